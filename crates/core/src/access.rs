@@ -1,0 +1,244 @@
+//! The one decision: may this key do that, now?
+//!
+//! [`decide`] is pure and is the only place where access is judged; the server, both adapters and the dashboard
+//! call it. Denials have a fixed order, that of [`Denial`]: the first that applies is the answer. What a
+//! restriction needs and the request lacks denies.
+
+use std::{net::IpAddr, sync::LazyLock};
+
+use jiff::Timestamp;
+
+use crate::{
+    AccountId, ApiKey, Application, Catalogue, Family, Mode, OperatingModel, RequestPath, ScopeSet, Status,
+    feature::Feature, route::Template, text::is_reference,
+};
+
+/// Why a key is denied, in the order in which it is judged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub enum Denial {
+    /// Never made here, or not visible to who asks.
+    UnknownKey,
+    /// Revoked.
+    Revoked,
+    /// Past its `expires_at`.
+    Expired,
+    /// Suspended.
+    Suspended,
+    /// Its application is disabled.
+    ApplicationDisabled,
+    /// Live where test is needed, or the other way round.
+    WrongMode,
+    /// The client's address is in none of its networks, or not known.
+    IpNotAllowed,
+    /// The request is none of its routes, or not known.
+    RouteNotAllowed,
+    /// The merchant is none of its merchants, or not known.
+    MerchantNotAllowed,
+    /// It lacks a needed scope.
+    InsufficientScope,
+    /// Its allowance is used up. Judged last, by the verifier, so that no other denial costs allowance.
+    RateLimited,
+}
+
+impl Denial {
+    /// All denials, in order.
+    pub const ALL: [Self; 11] = [
+        Self::UnknownKey,
+        Self::Revoked,
+        Self::Expired,
+        Self::Suspended,
+        Self::ApplicationDisabled,
+        Self::WrongMode,
+        Self::IpNotAllowed,
+        Self::RouteNotAllowed,
+        Self::MerchantNotAllowed,
+        Self::InsufficientScope,
+        Self::RateLimited,
+    ];
+
+    /// Its stable code.
+    #[must_use]
+    pub fn code(self) -> &'static str {
+        self.row().0
+    }
+
+    /// What it says as the title of a problem.
+    #[must_use]
+    pub fn title(self) -> &'static str {
+        self.row().1
+    }
+
+    /// What it says as the detail of a problem.
+    #[must_use]
+    pub fn detail(self) -> &'static str {
+        self.row().2
+    }
+
+    fn row(self) -> (&'static str, &'static str, &'static str) {
+        match self {
+            Self::UnknownKey => ("unknown_key", "Unknown key", "The key is unknown."),
+            Self::Revoked => ("revoked", "Key revoked", "The key was revoked."),
+            Self::Expired => ("expired", "Key expired", "The key has expired."),
+            Self::Suspended => ("suspended", "Key suspended", "The key is suspended."),
+            Self::ApplicationDisabled => {
+                ("application_disabled", "Application disabled", "The key's application is disabled.")
+            }
+            Self::WrongMode => ("wrong_mode", "Wrong mode", "The key is of the other mode: live and test never mix."),
+            Self::IpNotAllowed => {
+                ("ip_not_allowed", "Address not allowed", "The key may not be used from this address.")
+            }
+            Self::RouteNotAllowed => {
+                ("route_not_allowed", "Route not allowed", "The key may not be used for this method and path.")
+            }
+            Self::MerchantNotAllowed => {
+                ("merchant_not_allowed", "Merchant not allowed", "The key may not be used for this merchant.")
+            }
+            Self::InsufficientScope => ("insufficient_scope", "Insufficient scope", "The key lacks a needed scope."),
+            Self::RateLimited => ("rate_limited", "Too many requests", "The key's allowance is used up."),
+        }
+    }
+}
+
+/// Everything [`decide`] judges of one key: the key, and what it depends on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Record {
+    /// The key.
+    pub key: ApiKey,
+    /// False while the key's application is disabled.
+    pub application_enabled: bool,
+    /// How the key's account does business.
+    pub operating_model: OperatingModel,
+    /// The scopes the key satisfies, expanded.
+    pub scopes: ScopeSet,
+}
+
+impl Record {
+    /// The record of a key.
+    #[must_use]
+    pub fn new(key: ApiKey, application: Option<&Application>, model: OperatingModel, catalogue: &Catalogue) -> Self {
+        Self {
+            scopes: catalogue.expand(key.family, &key.grants.scopes),
+            application_enabled: application.is_none_or(|application| application.is_enabled),
+            operating_model: model,
+            key,
+        }
+    }
+}
+
+/// Who asks about keys, when it may not see all of them: an `sk_` key sees those of its own account, an
+/// `sk_test_` key only the test keys among them.
+#[derive(Debug, Clone, Copy)]
+pub struct Viewer<'a> {
+    /// The only account it sees.
+    pub account_id: &'a AccountId,
+    /// The only mode it sees, when it does not see both.
+    pub mode: Option<Mode>,
+}
+
+/// What a request needs from the key it carries. Each `None` is something the request does not tell.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Need<'a> {
+    /// Who asks; `None` sees every key.
+    pub viewer: Option<Viewer<'a>>,
+    /// All of these scopes.
+    pub scopes: ScopeSet,
+    /// Exactly this mode.
+    pub mode: Option<Mode>,
+    /// The method of the request, as sent.
+    pub method: Option<&'a str>,
+    /// The path of the request.
+    pub path: Option<RequestPath<'a>>,
+    /// The merchant it is about.
+    pub merchant: Option<&'a str>,
+    /// The address it comes from.
+    pub client_ip: Option<IpAddr>,
+}
+
+/// The key may.
+#[derive(Debug, Clone, Copy)]
+pub struct Grant<'a> {
+    /// What is known of the key.
+    pub record: &'a Record,
+    /// The merchant the request is about, when it names one that the key may be used for.
+    pub merchant: Option<&'a str>,
+}
+
+/// What a publishable key can call (storlaunch, "Key types recap").
+static PUBLISHABLE: LazyLock<[Template; 3]> = LazyLock::new(|| {
+    [
+        Template::new("GET", "/v1/storefront/public/*"),
+        Template::new("GET", "/v1/storefront/products"),
+        Template::new("GET", "/v1/storefront/products/{id}"),
+    ]
+});
+
+/// Whether the key may do what is needed at `now`.
+///
+/// # Errors
+/// The first [`Denial`] that applies, in their order. `UnknownKey` only where the viewer may not see the key;
+/// never `RateLimited`: the verifier counts.
+pub fn decide<'a>(record: &'a Record, need: &Need<'a>, now: Timestamp) -> Result<Grant<'a>, Denial> {
+    let key = &record.key;
+    if let Some(viewer) = need.viewer
+        && (*viewer.account_id != key.account_id || viewer.mode.is_some_and(|mode| mode != key.mode))
+    {
+        return Err(Denial::UnknownKey);
+    }
+    match key.status(now) {
+        Status::Revoked => return Err(Denial::Revoked),
+        Status::Expired => return Err(Denial::Expired),
+        Status::Suspended => return Err(Denial::Suspended),
+        Status::Active => {}
+    }
+    if !record.application_enabled {
+        return Err(Denial::ApplicationDisabled);
+    }
+    if need.mode.is_some_and(|mode| mode != key.mode) {
+        return Err(Denial::WrongMode);
+    }
+    if let Some(networks) = &key.grants.allowed_ips
+        && !need.client_ip.is_some_and(|address| networks.contains(address))
+    {
+        return Err(Denial::IpNotAllowed);
+    }
+    if !route_allowed(record, need) {
+        return Err(Denial::RouteNotAllowed);
+    }
+    if !merchant_allowed(record, need) {
+        return Err(Denial::MerchantNotAllowed);
+    }
+    if !record.scopes.contains_all(need.scopes) {
+        return Err(Denial::InsufficientScope);
+    }
+    Ok(Grant { record, merchant: need.merchant })
+}
+
+/// Publishable keys have their own list of routes, scoped keys those of their features as far as the account's
+/// operating model has them today; any other key may call every route.
+fn route_allowed(record: &Record, need: &Need<'_>) -> bool {
+    let key = &record.key;
+    let publishable = key.family == Family::Publishable;
+    if !publishable && !key.grants.is_scoped() {
+        return true;
+    }
+    let (Some(method), Some(path)) = (need.method, need.path) else { return false };
+    if publishable {
+        return PUBLISHABLE.iter().any(|route| route.matches(method, path));
+    }
+    let model = record.operating_model.features();
+    let mut features: &[Feature] = model;
+    if let Some(own) = &key.grants.features {
+        features = own;
+    }
+    features.iter().any(|feature| model.contains(feature) && feature.allows(method, path))
+}
+
+/// A key bound to merchants needs one of them; for any other key a merchant only has to be well-formed.
+fn merchant_allowed(record: &Record, need: &Need<'_>) -> bool {
+    match &record.key.grants.merchants {
+        Some(merchants) => need.merchant.is_some_and(|merchant| merchants.iter().any(|m| m == merchant)),
+        None => need.merchant.is_none_or(is_reference),
+    }
+}

@@ -1,0 +1,116 @@
+//! Accounts: the tenants. An account needs no creation; it exists once somebody's token names it.
+
+use std::{fmt, str::FromStr, sync::Arc};
+
+use crate::{Invalid, feature::Feature, text::is_reference};
+
+/// The id of an account, given by the issuer of management tokens: `[A-Za-z0-9._:@-]{1,128}`.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize), serde(transparent))]
+pub struct AccountId(Arc<str>);
+
+impl AccountId {
+    /// The id as text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for AccountId {
+    type Err = Invalid;
+
+    fn from_str(text: &str) -> Result<Self, Invalid> {
+        if is_reference(text) {
+            Ok(Self(text.into()))
+        } else {
+            Err(Invalid::new("must be 1 to 128 characters out of A-Z a-z 0-9 . _ : @ -"))
+        }
+    }
+}
+impl fmt::Display for AccountId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+impl fmt::Debug for AccountId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&self.0, f)
+    }
+}
+
+/// What is kept of an account.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Account {
+    /// Whose it is.
+    pub id: AccountId,
+    /// How the account does business; bounds what its scoped keys can do.
+    pub operating_model: OperatingModel,
+}
+
+impl Account {
+    /// An account nobody has set anything for.
+    #[must_use]
+    pub fn new(id: AccountId) -> Self {
+        Self { id, operating_model: OperatingModel::default() }
+    }
+}
+
+/// The four operating models of the hellgate document. They bound which features a scoped key can have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub enum OperatingModel {
+    /// One merchant: no scoped keys.
+    #[default]
+    PrimaryMerchant,
+    /// A platform or marketplace: no scoped keys.
+    Platform,
+    /// Scoped keys with all five features.
+    Ecosystem,
+    /// Scoped keys that can only forward.
+    ManagedEcosystem,
+}
+
+impl OperatingModel {
+    /// All models, in the document's order.
+    pub const ALL: [Self; 4] = [Self::PrimaryMerchant, Self::Platform, Self::Ecosystem, Self::ManagedEcosystem];
+
+    /// Its name, as stored and as printed.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::PrimaryMerchant => "primary_merchant",
+            Self::Platform => "platform",
+            Self::Ecosystem => "ecosystem",
+            Self::ManagedEcosystem => "managed_ecosystem",
+        }
+    }
+
+    /// The features a scoped key of such an account can have (hellgate, "Ecosystems" and "Managed Ecosystems").
+    /// Empty where scoped keys are not available.
+    #[must_use]
+    pub fn features(self) -> &'static [Feature] {
+        match self {
+            Self::PrimaryMerchant | Self::Platform => &[],
+            Self::Ecosystem => &Feature::ALL,
+            Self::ManagedEcosystem => &[Feature::PaymentDataForward, Feature::CardholderDataForward],
+        }
+    }
+}
+
+impl FromStr for OperatingModel {
+    type Err = Invalid;
+
+    fn from_str(text: &str) -> Result<Self, Invalid> {
+        Self::ALL
+            .into_iter()
+            .find(|model| model.as_str() == text)
+            .ok_or_else(|| Invalid::new("must be one of primary_merchant, platform, ecosystem, managed_ecosystem"))
+    }
+}
+impl fmt::Display for OperatingModel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}

@@ -1,0 +1,174 @@
+//! An API key as it is kept: everything but its text.
+
+use jiff::Timestamp;
+
+use crate::{
+    AccountId, ApplicationId, Family, IpList, KeyId, Mode, RateLimit, Scope, feature::Feature, metadata::Metadata,
+};
+
+/// Why a key of a deleted application was revoked.
+pub const APPLICATION_DELETED: &str = "application_deleted";
+
+/// An API key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ApiKey {
+    /// Its id.
+    pub id: KeyId,
+    /// Whose it is.
+    pub account_id: AccountId,
+    /// Its application, for keys of the application family.
+    pub application_id: Option<ApplicationId>,
+    /// Its label.
+    pub name: String,
+    /// Which documented key system it belongs to.
+    pub family: Family,
+    /// Live or test.
+    pub mode: Mode,
+    /// The shown beginning: `ck_live_` + 6 characters, `ks_live_` + 4, `sk_live_`, `pk_live_`.
+    pub prefix: String,
+    /// The last four characters.
+    pub last4: String,
+    /// What it may do.
+    pub grants: Grants,
+    /// What the caller attached.
+    pub metadata: Option<Metadata>,
+    /// When it was made.
+    pub created_at: Timestamp,
+    /// The key that made it, if a key did.
+    pub created_by: Option<KeyId>,
+    /// The last *successful* verification, as far as it has been written down.
+    pub last_used_at: Option<Timestamp>,
+    /// Since when it is suspended, if it is.
+    pub suspended_at: Option<Timestamp>,
+    /// When it was revoked, if it was.
+    pub revoked_at: Option<Timestamp>,
+    /// Why it was revoked, if somebody said so.
+    pub revoked_reason: Option<String>,
+    /// The key this one succeeds.
+    pub rotated_from: Option<KeyId>,
+    /// The key that succeeds this one.
+    pub rotated_to: Option<KeyId>,
+}
+
+/// What a key may do, and until when. Each `None` is the absence of a restriction.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Grants {
+    /// The scopes as given at creation; see [`crate::Catalogue::expand`] for what they satisfy.
+    pub scopes: Vec<Scope>,
+    /// The merchants a scoped key is bound to; never an empty list.
+    pub merchants: Option<Vec<String>>,
+    /// The features a scoped key is bound to; never an empty list.
+    pub features: Option<Vec<Feature>>,
+    /// The networks it may be used from.
+    pub allowed_ips: Option<IpList>,
+    /// How often it may be used.
+    pub rate_limit: Option<RateLimit>,
+    /// When it ends.
+    pub expires_at: Option<Timestamp>,
+}
+
+impl Grants {
+    /// Whether the key is a scoped key of hellgate's.
+    #[must_use]
+    pub fn is_scoped(&self) -> bool {
+        self.merchants.is_some() || self.features.is_some()
+    }
+}
+
+/// Where a key stands. The first that applies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub enum Status {
+    /// Ended by somebody, for good.
+    Revoked,
+    /// Past its `expires_at`.
+    Expired,
+    /// Stopped until resumed.
+    Suspended,
+    /// Usable.
+    Active,
+}
+
+impl Status {
+    /// Its name, as printed.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Revoked => "revoked",
+            Self::Expired => "expired",
+            Self::Suspended => "suspended",
+            Self::Active => "active",
+        }
+    }
+}
+
+/// What a transition did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[must_use]
+pub enum Transition {
+    /// The key is different now.
+    Changed,
+    /// It was so already; nothing is to be written.
+    AlreadySo,
+}
+
+/// The key is revoked, and revocation is final.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the key is revoked")]
+pub struct IsRevoked;
+
+impl ApiKey {
+    /// Where the key stands at `now`.
+    #[must_use]
+    pub fn status(&self, now: Timestamp) -> Status {
+        if self.revoked_at.is_some() {
+            Status::Revoked
+        } else if self.grants.expires_at.is_some_and(|end| end <= now) {
+            Status::Expired
+        } else if self.suspended_at.is_some() {
+            Status::Suspended
+        } else {
+            Status::Active
+        }
+    }
+
+    /// Ends the key for good. A second revocation changes nothing, not even the reason.
+    pub fn revoke(&mut self, now: Timestamp, reason: Option<String>) -> Transition {
+        if self.revoked_at.is_some() {
+            return Transition::AlreadySo;
+        }
+        self.revoked_at = Some(now);
+        self.revoked_reason = reason;
+        Transition::Changed
+    }
+
+    /// Stops the key until it is resumed.
+    ///
+    /// # Errors
+    /// [`IsRevoked`].
+    pub fn suspend(&mut self, now: Timestamp) -> Result<Transition, IsRevoked> {
+        if self.revoked_at.is_some() {
+            return Err(IsRevoked);
+        }
+        if self.suspended_at.is_some() {
+            return Ok(Transition::AlreadySo);
+        }
+        self.suspended_at = Some(now);
+        Ok(Transition::Changed)
+    }
+
+    /// Lets a suspended key work again.
+    ///
+    /// # Errors
+    /// [`IsRevoked`].
+    pub fn resume(&mut self) -> Result<Transition, IsRevoked> {
+        if self.revoked_at.is_some() {
+            return Err(IsRevoked);
+        }
+        Ok(match self.suspended_at.take() {
+            Some(_) => Transition::Changed,
+            None => Transition::AlreadySo,
+        })
+    }
+}

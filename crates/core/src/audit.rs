@@ -1,0 +1,355 @@
+//! The audit log: one entry per change, chained by hashes in each account.
+//!
+//! Each entry's hash covers all its members and the hash before it, so an edit, an insertion or a gap breaks the
+//! chain. Truncation and rewriting from some entry on are found by whoever kept an earlier hash: see [`verify`].
+
+use std::{fmt, net::IpAddr, str::FromStr};
+
+use jiff::Timestamp;
+use serde_json::Value;
+use sha2::{Digest as _, Sha256};
+
+use crate::{AccountId, ApplicationId, AuditId, Invalid, KeyId, Mode};
+
+/// What was done. The name on the wire is `thing.verb`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Action {
+    /// A key was made.
+    ApiKeyCreated,
+    /// A key's grants or labels were changed.
+    ApiKeyUpdated,
+    /// A key was ended.
+    ApiKeyRevoked,
+    /// A key was stopped.
+    ApiKeySuspended,
+    /// A stopped key works again.
+    ApiKeyResumed,
+    /// A key got a successor.
+    ApiKeyRotated,
+    /// An application was made.
+    ApplicationCreated,
+    /// An application's name or description was changed.
+    ApplicationUpdated,
+    /// An application was enabled.
+    ApplicationEnabled,
+    /// An application was disabled.
+    ApplicationDisabled,
+    /// An application was deleted.
+    ApplicationDeleted,
+    /// An account's operating model was set.
+    AccountUpdated,
+}
+
+impl Action {
+    /// All actions.
+    pub const ALL: [Self; 12] = [
+        Self::ApiKeyCreated,
+        Self::ApiKeyUpdated,
+        Self::ApiKeyRevoked,
+        Self::ApiKeySuspended,
+        Self::ApiKeyResumed,
+        Self::ApiKeyRotated,
+        Self::ApplicationCreated,
+        Self::ApplicationUpdated,
+        Self::ApplicationEnabled,
+        Self::ApplicationDisabled,
+        Self::ApplicationDeleted,
+        Self::AccountUpdated,
+    ];
+
+    /// Its name.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::ApiKeyCreated => "api_key.created",
+            Self::ApiKeyUpdated => "api_key.updated",
+            Self::ApiKeyRevoked => "api_key.revoked",
+            Self::ApiKeySuspended => "api_key.suspended",
+            Self::ApiKeyResumed => "api_key.resumed",
+            Self::ApiKeyRotated => "api_key.rotated",
+            Self::ApplicationCreated => "application.created",
+            Self::ApplicationUpdated => "application.updated",
+            Self::ApplicationEnabled => "application.enabled",
+            Self::ApplicationDisabled => "application.disabled",
+            Self::ApplicationDeleted => "application.deleted",
+            Self::AccountUpdated => "account.updated",
+        }
+    }
+}
+
+impl FromStr for Action {
+    type Err = Invalid;
+
+    fn from_str(text: &str) -> Result<Self, Invalid> {
+        Self::ALL
+            .into_iter()
+            .find(|action| action.as_str() == text)
+            .ok_or_else(|| Invalid::new(format!("must be one of {}", Self::ALL.map(Self::as_str).join(", "))))
+    }
+}
+
+/// Who did it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Actor {
+    /// What sort of caller.
+    pub kind: ActorKind,
+    /// The `sub` of a token, the id of a key, or the operating system's user for the command line.
+    pub id: String,
+}
+
+/// What sort of caller did something.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub enum ActorKind {
+    /// A management token of the account.
+    Merchant,
+    /// A management token with the role `operator`.
+    Operator,
+    /// An API key.
+    ApiKey,
+    /// Somebody at the server's command line.
+    Cli,
+}
+
+impl ActorKind {
+    /// All kinds.
+    pub const ALL: [Self; 4] = [Self::Merchant, Self::Operator, Self::ApiKey, Self::Cli];
+
+    /// Its name.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Merchant => "merchant",
+            Self::Operator => "operator",
+            Self::ApiKey => "api_key",
+            Self::Cli => "cli",
+        }
+    }
+}
+
+/// What it was done to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Target {
+    /// What sort of thing.
+    pub kind: TargetKind,
+    /// Its id, hyphenated.
+    pub id: String,
+    /// The mode of a key; an `sk_test_` sees only entries about test keys.
+    pub mode: Option<Mode>,
+}
+
+impl Target {
+    /// A key.
+    #[must_use]
+    pub fn key(id: KeyId, mode: Mode) -> Self {
+        Self { kind: TargetKind::ApiKey, id: id.to_string(), mode: Some(mode) }
+    }
+
+    /// An application.
+    #[must_use]
+    pub fn application(id: ApplicationId) -> Self {
+        Self { kind: TargetKind::Application, id: id.to_string(), mode: None }
+    }
+
+    /// An account.
+    #[must_use]
+    pub fn account(id: &AccountId) -> Self {
+        Self { kind: TargetKind::Account, id: id.to_string(), mode: None }
+    }
+}
+
+/// What sort of thing something was done to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub enum TargetKind {
+    /// An API key.
+    ApiKey,
+    /// An application.
+    Application,
+    /// An account.
+    Account,
+}
+
+impl TargetKind {
+    /// All kinds.
+    pub const ALL: [Self; 3] = [Self::ApiKey, Self::Application, Self::Account];
+
+    /// Its name.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::ApiKey => "api_key",
+            Self::Application => "application",
+            Self::Account => "account",
+        }
+    }
+}
+
+/// A link of the chain: SHA-256, printed as 64 hex digits.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Hash([u8; 32]);
+
+impl Hash {
+    /// What stands before the first entry of an account.
+    pub const GENESIS: Self = Self([0; 32]);
+
+    /// The 32 bytes.
+    #[must_use]
+    pub fn as_bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+
+    /// The hash with these bytes.
+    #[must_use]
+    pub fn from_bytes(bytes: [u8; 32]) -> Self {
+        Self(bytes)
+    }
+}
+
+impl FromStr for Hash {
+    type Err = Invalid;
+
+    fn from_str(text: &str) -> Result<Self, Invalid> {
+        let invalid = || Invalid::new("must be 64 hex digits");
+        if text.len() != 64 || !text.bytes().all(|b| b.is_ascii_hexdigit()) {
+            return Err(invalid());
+        }
+        let mut bytes = [0; 32];
+        for (i, byte) in bytes.iter_mut().enumerate() {
+            *byte = u8::from_str_radix(&text[2 * i..2 * i + 2], 16).map_err(|_| invalid())?;
+        }
+        Ok(Self(bytes))
+    }
+}
+impl fmt::Display for Hash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+impl fmt::Debug for Hash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// What a change says about itself, before it has a place in the chain.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Draft {
+    /// A fresh id.
+    pub id: AuditId,
+    /// Whose log it goes into.
+    pub account_id: AccountId,
+    /// When.
+    pub occurred_at: Timestamp,
+    /// What was done.
+    pub action: Action,
+    /// By whom.
+    pub actor: Actor,
+    /// To what.
+    pub target: Target,
+    /// The request's id, when a request did it.
+    pub request_id: Option<String>,
+    /// The caller's address, when known.
+    pub ip: Option<IpAddr>,
+    /// What is different, as an object; never a secret.
+    pub changes: Value,
+}
+
+/// Where an account's chain ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Head {
+    /// The number of the last entry; 0 before the first.
+    pub seq: u64,
+    /// Its hash.
+    pub hash: Hash,
+}
+
+impl Head {
+    /// Before the first entry.
+    pub const GENESIS: Self = Self { seq: 0, hash: Hash::GENESIS };
+}
+
+/// An entry of the log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    /// What it says.
+    pub draft: Draft,
+    /// Its number in the account's chain, from 1, without gaps.
+    pub seq: u64,
+    /// Covers the entry and the hash before it.
+    pub hash: Hash,
+}
+
+impl Draft {
+    /// Gives the entry its place behind `head`.
+    #[must_use]
+    pub fn seal(self, head: Head) -> Entry {
+        let seq = head.seq + 1;
+        Entry { hash: self.hash(seq, head.hash), seq, draft: self }
+    }
+
+    /// SHA-256 over every member, each with its length before it, so that no two entries read the same.
+    fn hash(&self, seq: u64, previous: Hash) -> Hash {
+        let mut hasher = Sha256::new();
+        let mut member = |bytes: &[u8]| {
+            hasher.update((bytes.len() as u64).to_be_bytes());
+            hasher.update(bytes);
+        };
+        member(b"tollkey audit entry 1");
+        member(previous.as_bytes());
+        member(&seq.to_be_bytes());
+        member(self.id.as_bytes());
+        member(self.account_id.as_str().as_bytes());
+        member(&self.occurred_at.as_microsecond().to_be_bytes());
+        member(self.action.as_str().as_bytes());
+        member(self.actor.kind.as_str().as_bytes());
+        member(self.actor.id.as_bytes());
+        member(self.target.kind.as_str().as_bytes());
+        member(self.target.id.as_bytes());
+        member(self.target.mode.map_or("", Mode::as_str).as_bytes());
+        member(self.request_id.as_deref().unwrap_or_default().as_bytes());
+        member(self.ip.map(|ip| ip.to_string()).unwrap_or_default().as_bytes());
+        member(self.changes.to_string().as_bytes());
+        Hash(hasher.finalize().into())
+    }
+}
+
+/// The log is not what was written.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ChainError {
+    /// Entries are missing or were inserted before this one.
+    #[error("entry {expected} of account {account} is missing: the next one there is {found}")]
+    Gap {
+        /// Whose log.
+        account: AccountId,
+        /// The number that should come next.
+        expected: u64,
+        /// The number that does.
+        found: u64,
+    },
+    /// This entry, or the one before it, is not what was written.
+    #[error("entry {seq} of account {account} was changed, or follows a changed one")]
+    Broken {
+        /// Whose log.
+        account: AccountId,
+        /// Which entry.
+        seq: u64,
+    },
+}
+
+/// Checks the next entry of an account's chain and moves the head to it. Start with [`Head::GENESIS`].
+///
+/// # Errors
+/// [`ChainError`] at the first entry that does not follow.
+pub fn verify(head: Head, entry: &Entry) -> Result<Head, ChainError> {
+    let account = || entry.draft.account_id.clone();
+    if entry.seq != head.seq + 1 {
+        return Err(ChainError::Gap { account: account(), expected: head.seq + 1, found: entry.seq });
+    }
+    if entry.draft.hash(entry.seq, head.hash) != entry.hash {
+        return Err(ChainError::Broken { account: account(), seq: entry.seq });
+    }
+    Ok(Head { seq: entry.seq, hash: entry.hash })
+}

@@ -1,0 +1,81 @@
+//! Features: the endpoints a scoped key can be given (hellgate, "Scoped API Keys").
+
+use std::sync::LazyLock;
+
+use crate::{
+    Invalid,
+    route::{RequestPath, Template},
+};
+
+/// One feature of a scoped key: a method and a path template.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub enum Feature {
+    /// `GET /tokens`: list tokens.
+    #[cfg_attr(feature = "serde", serde(rename = "tokens.list"))]
+    TokensList,
+    /// `GET /tokens/{id}`: retrieve token details.
+    #[cfg_attr(feature = "serde", serde(rename = "tokens.retrieve"))]
+    TokensRetrieve,
+    /// `GET /tokens/{id}/payment-data`: list payment data bundles.
+    #[cfg_attr(feature = "serde", serde(rename = "payment_data.list"))]
+    PaymentDataList,
+    /// `POST /payment-data/{id}/forward`: forward payment data.
+    #[cfg_attr(feature = "serde", serde(rename = "payment_data.forward"))]
+    PaymentDataForward,
+    /// `POST /forward`: forward cardholder data.
+    #[cfg_attr(feature = "serde", serde(rename = "cardholder_data.forward"))]
+    CardholderDataForward,
+}
+
+/// The rows of the document, in its order.
+static ROUTES: LazyLock<[Template; 5]> = LazyLock::new(|| {
+    [
+        Template::new("GET", "/tokens"),
+        Template::new("GET", "/tokens/{id}"),
+        Template::new("GET", "/tokens/{id}/payment-data"),
+        Template::new("POST", "/payment-data/{id}/forward"),
+        Template::new("POST", "/forward"),
+    ]
+});
+
+impl Feature {
+    /// All features, in the document's order.
+    pub const ALL: [Self; 5] = [
+        Self::TokensList,
+        Self::TokensRetrieve,
+        Self::PaymentDataList,
+        Self::PaymentDataForward,
+        Self::CardholderDataForward,
+    ];
+
+    /// Its name, as stored and as printed.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::TokensList => "tokens.list",
+            Self::TokensRetrieve => "tokens.retrieve",
+            Self::PaymentDataList => "payment_data.list",
+            Self::PaymentDataForward => "payment_data.forward",
+            Self::CardholderDataForward => "cardholder_data.forward",
+        }
+    }
+
+    /// The feature of that name.
+    ///
+    /// # Errors
+    /// [`Invalid`] listing the valid ones.
+    pub fn parse(name: &str) -> Result<Self, Invalid> {
+        Self::ALL
+            .into_iter()
+            .find(|feature| feature.as_str() == name)
+            .ok_or_else(|| Invalid::new(format!("must be one of {}", Self::ALL.map(Self::as_str).join(", "))))
+    }
+
+    /// Whether this feature covers the request.
+    #[must_use]
+    pub fn allows(self, method: &str, path: RequestPath<'_>) -> bool {
+        ROUTES[self as usize].matches(method, path)
+    }
+}

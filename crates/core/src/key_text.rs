@@ -1,0 +1,226 @@
+//! The text of a key: `<family>_<mode>_<32 base-62 characters>`.
+//!
+//! The characters come unbiased from the operating system's generator, 190 bits of them, so a plain SHA-256
+//! of the whole text is enough to look a key up and nothing can be computed back from it. The text exists
+//! from its making to its one response, in [`KeyText`].
+
+use std::fmt;
+
+use rand::{CryptoRng, RngExt as _, distr::Alphanumeric};
+use sha2::{Digest as _, Sha256};
+use zeroize::{Zeroize, ZeroizeOnDrop};
+
+/// How many random characters end a key.
+pub const RANDOM_LEN: usize = 32;
+
+/// Which of the documented key systems a key belongs to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub enum Family {
+    /// `ck_`, commerce keys (pepay, crypto-checkout, hellgate).
+    Commerce,
+    /// `ks_`, keys of applications (kadosei).
+    Application,
+    /// `sk_`, secret account keys (storlaunch).
+    Secret,
+    /// `pk_`, publishable account keys (storlaunch).
+    Publishable,
+}
+
+impl Family {
+    /// All families.
+    pub const ALL: [Self; 4] = [Self::Commerce, Self::Application, Self::Secret, Self::Publishable];
+
+    /// What a key of this family starts with: `ck`, `ks`, `sk`, `pk`.
+    #[must_use]
+    pub fn prefix(self) -> &'static str {
+        match self {
+            Self::Commerce => "ck",
+            Self::Application => "ks",
+            Self::Secret => "sk",
+            Self::Publishable => "pk",
+        }
+    }
+
+    /// Its name, as stored and as printed.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Commerce => "commerce",
+            Self::Application => "application",
+            Self::Secret => "secret",
+            Self::Publishable => "publishable",
+        }
+    }
+
+    /// How many of the random characters are shown later, behind family and mode.
+    #[must_use]
+    pub fn shown(self) -> usize {
+        match self {
+            Self::Commerce => 6,
+            Self::Application => 4,
+            Self::Secret | Self::Publishable => 0,
+        }
+    }
+}
+
+/// Whether a key moves real money.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub enum Mode {
+    /// Real payments, real funds.
+    #[default]
+    Live,
+    /// Development and staging.
+    Test,
+}
+
+impl Mode {
+    /// Both modes.
+    pub const ALL: [Self; 2] = [Self::Live, Self::Test];
+
+    /// Its name, as it stands in a key and in JSON.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Live => "live",
+            Self::Test => "test",
+        }
+    }
+
+    /// The mode of that name.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|mode| mode.as_str() == text)
+    }
+}
+
+/// What sort of credential a text is, by its shape alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// An API key.
+    Key(Family, Mode),
+    /// `tks_` + 32: the credential of a resource server, no API key.
+    ServiceKey,
+}
+
+impl Kind {
+    /// Reads the shape of a credential. `None` for everything that was never made here: such a text needs no
+    /// look-up to be unknown.
+    ///
+    /// ```
+    /// use tollkey_core::key_text::{Family, Kind, Mode};
+    /// let example = format!("ck_test_{}", "a".repeat(32));
+    /// assert_eq!(Kind::of(&example), Some(Kind::Key(Family::Commerce, Mode::Test)));
+    /// assert_eq!(Kind::of("ck_test_tooshort"), None);
+    /// ```
+    #[must_use]
+    pub fn of(text: &str) -> Option<Self> {
+        let (prefix, random) = text.rsplit_once('_')?;
+        if random.len() != RANDOM_LEN || !random.bytes().all(|b| b.is_ascii_alphanumeric()) {
+            return None;
+        }
+        if prefix == "tks" {
+            return Some(Self::ServiceKey);
+        }
+        let (family, mode) = prefix.split_once('_')?;
+        let family = Family::ALL.into_iter().find(|f| f.prefix() == family)?;
+        Some(Self::Key(family, Mode::parse(mode)?))
+    }
+
+    fn prefix(self) -> String {
+        match self {
+            Self::Key(family, mode) => format!("{}_{}_", family.prefix(), mode.as_str()),
+            Self::ServiceKey => "tks_".to_owned(),
+        }
+    }
+}
+
+/// Cuts the optional `secret-token:` of RFC 8959 from a presented credential.
+#[must_use]
+pub fn without_scheme(presented: &str) -> &str {
+    presented.strip_prefix("secret-token:").unwrap_or(presented)
+}
+
+/// The whole text of a key: a secret. Hidden by `Debug`, wiped when dropped, shown only by [`KeyText::expose`].
+#[derive(Clone, Zeroize, ZeroizeOnDrop)]
+pub struct KeyText(String);
+
+impl KeyText {
+    /// Makes a new credential of that kind.
+    pub fn mint(kind: Kind, rng: &mut (impl CryptoRng + ?Sized)) -> Self {
+        let mut text = kind.prefix();
+        text.reserve_exact(RANDOM_LEN); // so that growing leaves no copy behind
+        for _ in 0..RANDOM_LEN {
+            text.push(char::from(rng.sample(Alphanumeric)));
+        }
+        Self(text)
+    }
+
+    /// The text itself, for the one response that carries it.
+    #[must_use]
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+
+    /// What is stored instead.
+    #[must_use]
+    pub fn digest(&self) -> Digest {
+        Digest::of(&self.0)
+    }
+
+    /// What is shown later: family, mode and the family's number of characters.
+    #[must_use]
+    pub fn shown_prefix(&self) -> String {
+        let shown = match Kind::of(&self.0) {
+            Some(Kind::Key(family, _)) => family.shown(),
+            Some(Kind::ServiceKey) | None => 0,
+        };
+        self.0[..self.0.len() - RANDOM_LEN + shown].to_owned()
+    }
+
+    /// The last four characters, shown later to tell keys apart.
+    #[must_use]
+    pub fn last4(&self) -> String {
+        self.0[self.0.len() - 4..].to_owned()
+    }
+}
+
+impl fmt::Debug for KeyText {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("KeyText(redacted)")
+    }
+}
+
+/// SHA-256 of the whole text of a credential: how it is stored and found. Hidden by `Debug`, because a leaked
+/// digest tells that a guessed key exists.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Digest([u8; 32]);
+
+impl Digest {
+    /// The digest of a presented text.
+    #[must_use]
+    pub fn of(text: &str) -> Self {
+        Self(Sha256::digest(text.as_bytes()).into())
+    }
+
+    /// The 32 bytes.
+    #[must_use]
+    pub fn as_bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+
+    /// The digest with these bytes.
+    #[must_use]
+    pub fn from_bytes(bytes: [u8; 32]) -> Self {
+        Self(bytes)
+    }
+}
+
+impl fmt::Debug for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Digest(redacted)")
+    }
+}

@@ -1,0 +1,119 @@
+//! Networks a key may be used from.
+
+use std::net::IpAddr;
+
+use ipnet::{IpNet, Ipv4Net};
+
+use crate::Invalid;
+
+/// A non-empty list of networks in CIDR form, host bits zero. IPv4-mapped IPv6 counts as IPv4, in the list and
+/// in what is judged.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize), serde(transparent))]
+pub struct IpList(Vec<IpNet>);
+
+impl IpList {
+    /// How many networks a list can have.
+    pub const MAX: usize = 100;
+
+    /// Reads a list of CIDR texts.
+    ///
+    /// # Errors
+    /// [`Invalid`] when the list is empty or has more than [`IpList::MAX`] networks, or a text is no CIDR or has
+    /// host bits set.
+    ///
+    /// ```
+    /// use tollkey_core::IpList;
+    /// let list = IpList::parse(["203.0.113.0/24", "2001:db8::/32"]).unwrap();
+    /// assert!(list.contains("::ffff:203.0.113.9".parse().unwrap()));
+    /// assert!(!list.contains("203.0.114.1".parse().unwrap()));
+    /// assert_eq!(
+    ///     IpList::parse(["203.0.113.9/24"]).unwrap_err().to_string(),
+    ///     "\"203.0.113.9/24\" has host bits set; did you mean 203.0.113.0/24?"
+    /// );
+    /// ```
+    pub fn parse<'a>(cidrs: impl IntoIterator<Item = &'a str>) -> Result<Self, Invalid> {
+        let mut networks = Vec::new();
+        for cidr in cidrs {
+            let network = parse_network(cidr)?;
+            if !networks.contains(&network) {
+                networks.push(network);
+            }
+            if networks.len() > Self::MAX {
+                return Err(Invalid::new(format!("must have at most {} networks", Self::MAX)));
+            }
+        }
+        if networks.is_empty() {
+            return Err(Invalid::new("must not be empty; leave it out to allow every address"));
+        }
+        Ok(Self(networks))
+    }
+
+    /// Whether the address is in one of the networks.
+    #[must_use]
+    pub fn contains(&self, address: IpAddr) -> bool {
+        let address = address.to_canonical();
+        self.0.iter().any(|network| network.contains(&address))
+    }
+
+    /// Whether every address of `other` is in this list, judged network by network.
+    #[must_use]
+    pub fn covers(&self, other: &Self) -> bool {
+        other.0.iter().all(|inner| self.0.iter().any(|outer| outer.contains(inner)))
+    }
+
+    /// The networks, as given, mapped ones as IPv4.
+    #[must_use]
+    pub fn networks(&self) -> &[IpNet] {
+        &self.0
+    }
+}
+
+/// Reads one CIDR text with zero host bits.
+///
+/// # Errors
+/// [`Invalid`] when it is no CIDR or has host bits set.
+pub fn parse_network(cidr: &str) -> Result<IpNet, Invalid> {
+    let shown: String = cidr.chars().take(64).collect();
+    let network: IpNet = cidr.parse().map_err(|_| {
+        Invalid::new(match cidr.parse::<IpAddr>() {
+            Ok(address) => format!("{shown:?} is not a CIDR network; did you mean {}?", IpNet::from(address)),
+            Err(_) => format!("{shown:?} is not a CIDR network such as 203.0.113.0/24"),
+        })
+    })?;
+    if network.addr() != network.network() {
+        return Err(Invalid::new(format!("{shown:?} has host bits set; did you mean {}?", network.trunc())));
+    }
+    Ok(match network {
+        IpNet::V6(v6) if v6.prefix_len() >= 96 => match v6.addr().to_ipv4_mapped() {
+            Some(v4) => Ipv4Net::new(v4, v6.prefix_len() - 96).map_or(network, IpNet::V4),
+            None => network,
+        },
+        _ => network,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mapped_addresses_count_as_ipv4_on_both_sides() {
+        let mapped = IpList::parse(["::ffff:10.1.0.0/112"]).unwrap();
+        assert_eq!(mapped, IpList::parse(["10.1.0.0/16"]).unwrap());
+        assert!(mapped.contains("10.1.2.3".parse().unwrap()));
+        assert!(mapped.contains("::ffff:10.1.2.3".parse().unwrap()));
+        assert!(!mapped.contains("10.2.0.0".parse().unwrap()));
+        assert!(!IpList::parse(["::/0"]).unwrap().contains("10.1.2.3".parse().unwrap()));
+    }
+
+    #[test]
+    fn what_is_no_network_is_refused() {
+        for cidr in ["", "10.0.0.0", "10.0.0.0/33", "10.0.0.1/24", "::1/64", "10.0.0/8", " 10.0.0.0/8", "x"] {
+            assert!(IpList::parse([cidr]).is_err(), "{cidr:?}");
+        }
+        assert!(IpList::parse([]).is_err());
+        let many: Vec<String> = (0..=IpList::MAX).map(|i| format!("10.0.{i}.0/24")).collect();
+        assert!(IpList::parse(many.iter().map(String::as_str)).is_err());
+    }
+}

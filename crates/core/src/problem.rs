@@ -1,0 +1,259 @@
+//! Everything that can go wrong, in words first and then as a status (RFC 9457).
+//!
+//! A [`Problem`] is what happened; how it is said is a surface's business.
+
+use std::fmt;
+
+use crate::{Denial, Scope};
+
+/// One sort of problem. Its code is stable and snake_case; title and status follow from it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ProblemCode {
+    /// Members, parameters or headers break a rule; [`Problem::errors`] names them.
+    ValidationFailed,
+    /// The body is no JSON.
+    MalformedJson,
+    /// More than one credential, or one twice.
+    MultipleCredentials,
+    /// An application holds as many usable keys as it can.
+    ApplicationKeyLimitReached,
+    /// A key that can be revoked once was revoked before (kadosei).
+    KeyAlreadyRevoked,
+    /// No credential.
+    MissingCredentials,
+    /// A management token that does not verify.
+    InvalidToken,
+    /// A key that is unknown or revoked; which of the two is not told.
+    InvalidApiKey,
+    /// A valid credential of the wrong kind, or without the right.
+    Forbidden,
+    /// A gateway requirement that nobody can read. The operator's mistake; it denies.
+    InvalidRequirement,
+    /// A key is denied; see [`Denial`]. Never holds the first two or `RateLimited`.
+    Denied(Denial),
+    /// The key's allowance is used up.
+    RateLimited,
+    /// No such thing, or somebody else's.
+    NotFound,
+    /// The path exists, the method does not.
+    MethodNotAllowed,
+    /// An application of that name is there already.
+    ApplicationNameTaken,
+    /// The body is larger than accepted.
+    PayloadTooLarge,
+    /// The body is not `application/json`, or not `application/x-www-form-urlencoded` where that is needed.
+    UnsupportedMediaType,
+    /// A mistake of ours.
+    InternalError,
+    /// The store cannot be reached, or too much is waiting for it.
+    Unavailable,
+}
+
+impl ProblemCode {
+    /// The code, its HTTP status and its title: the one table of problems.
+    #[must_use]
+    pub fn row(self) -> (&'static str, u16, &'static str) {
+        match self {
+            Self::ValidationFailed => ("validation_failed", 400, "The request is not valid"),
+            Self::MalformedJson => ("malformed_json", 400, "The body is not valid JSON"),
+            Self::MultipleCredentials => ("multiple_credentials", 400, "More than one credential"),
+            Self::ApplicationKeyLimitReached => {
+                ("application_key_limit_reached", 400, "Maximum number of API keys reached")
+            }
+            Self::KeyAlreadyRevoked => ("key_already_revoked", 400, "The key is already revoked"),
+            Self::MissingCredentials => ("missing_credentials", 401, "A credential is needed"),
+            Self::InvalidToken => ("invalid_token", 401, "The management token is not valid"),
+            Self::InvalidApiKey => ("invalid_api_key", 401, "The API key is not valid"),
+            Self::Forbidden => ("forbidden", 403, "Not allowed"),
+            Self::InvalidRequirement => ("invalid_requirement", 403, "The gateway's requirement cannot be read"),
+            Self::Denied(denial) => (denial.code(), 403, denial.title()),
+            Self::RateLimited => ("rate_limited", 429, "Too many requests"),
+            Self::NotFound => ("not_found", 404, "Not found"),
+            Self::MethodNotAllowed => ("method_not_allowed", 405, "Method not allowed"),
+            Self::ApplicationNameTaken => ("application_name_taken", 409, "The application name is taken"),
+            Self::PayloadTooLarge => ("payload_too_large", 413, "The body is too large"),
+            Self::UnsupportedMediaType => ("unsupported_media_type", 415, "Unsupported media type"),
+            Self::InternalError => ("internal_error", 500, "Something went wrong on our side"),
+            Self::Unavailable => ("unavailable", 503, "Temporarily unavailable"),
+        }
+    }
+
+    /// The stable code.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        self.row().0
+    }
+
+    /// The HTTP status.
+    #[must_use]
+    pub fn status(self) -> u16 {
+        self.row().1
+    }
+
+    /// The title, the same for every occurrence.
+    #[must_use]
+    pub fn title(self) -> &'static str {
+        self.row().2
+    }
+
+    /// A stable URI for this sort of problem. Rate limiting has a registered one.
+    #[must_use]
+    pub fn type_uri(self) -> String {
+        match self {
+            Self::RateLimited => "https://iana.org/assignments/http-problem-types#quota-exceeded".to_owned(),
+            _ => format!("urn:tollkey:problem:{}", self.as_str()),
+        }
+    }
+}
+
+/// Something went wrong, for the caller to read. Never holds a secret, nor a name of a table, file or type.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem {
+    /// What sort.
+    pub code: ProblemCode,
+    /// This occurrence, in a sentence.
+    pub detail: String,
+    /// For validation: each member and the rule it breaks.
+    pub errors: Vec<FieldError>,
+    /// Whole seconds after which trying again makes sense.
+    pub retry_after: Option<u64>,
+    /// The scopes that would have been needed, for the challenge of RFC 6750.
+    pub needed_scopes: Vec<Scope>,
+    /// The methods that exist here, for `Allow`.
+    pub allowed_methods: Vec<String>,
+}
+
+impl Problem {
+    /// A problem of that sort.
+    #[must_use]
+    pub fn new(code: ProblemCode, detail: impl Into<String>) -> Self {
+        Self {
+            code,
+            detail: detail.into(),
+            errors: Vec::new(),
+            retry_after: None,
+            needed_scopes: Vec::new(),
+            allowed_methods: Vec::new(),
+        }
+    }
+
+    /// A validation problem about one member.
+    #[must_use]
+    pub fn field(pointer: impl Into<String>, detail: impl Into<String>) -> Self {
+        Self::validation(vec![FieldError { pointer: pointer.into(), detail: detail.into() }])
+    }
+
+    /// A validation problem about these members.
+    #[must_use]
+    pub fn validation(errors: Vec<FieldError>) -> Self {
+        let detail = match errors.as_slice() {
+            [one] => one.to_string(),
+            several => format!("{} members break a rule; see errors.", several.len()),
+        };
+        Self { errors, ..Self::new(ProblemCode::ValidationFailed, detail) }
+    }
+
+    /// No such thing, or somebody else's: one answer for both, so that ids cannot be probed.
+    #[must_use]
+    pub fn not_found() -> Self {
+        Self::new(ProblemCode::NotFound, "There is no such resource in this account.")
+    }
+
+    /// A valid credential of the wrong kind.
+    #[must_use]
+    pub fn forbidden(detail: impl Into<String>) -> Self {
+        Self::new(ProblemCode::Forbidden, detail)
+    }
+
+    /// The key is not accepted; unknown and revoked read the same.
+    #[must_use]
+    pub fn invalid_api_key() -> Self {
+        Self::new(ProblemCode::InvalidApiKey, "The API key is unknown or was revoked.")
+    }
+
+    /// The store cannot be reached, or too much is waiting for it.
+    #[must_use]
+    pub fn unavailable() -> Self {
+        Self {
+            retry_after: Some(1),
+            ..Self::new(ProblemCode::Unavailable, "The service cannot answer right now; try again.")
+        }
+    }
+
+    /// How a denial is said over HTTP (contract, section 5): unknown and revoked are one 401, an exhausted
+    /// allowance is 429, everything else 403 with its own code.
+    #[must_use]
+    pub fn denied(denial: Denial) -> Self {
+        match denial {
+            Denial::UnknownKey | Denial::Revoked => Self::invalid_api_key(),
+            Denial::RateLimited => Self::new(ProblemCode::RateLimited, "The key's allowance is used up."),
+            other => Self::new(ProblemCode::Denied(other), other.detail()),
+        }
+    }
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.code.as_str(), self.detail)
+    }
+}
+impl std::error::Error for Problem {}
+
+/// A member and the rule it breaks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FieldError {
+    /// Where: a JSON pointer into the body (`/name`), or the name of a query parameter or header.
+    pub pointer: String,
+    /// The rule.
+    pub detail: String,
+}
+
+impl fmt::Display for FieldError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.pointer.as_str() {
+            "" => write!(f, "{}", self.detail),
+            pointer => write!(f, "{pointer} {}", self.detail),
+        }
+    }
+}
+
+/// A value breaks a rule; the text says which. Who knows the member's name adds it: see [`Checks`].
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct Invalid(String);
+
+impl Invalid {
+    /// Breaks this rule.
+    pub fn new(rule: impl Into<String>) -> Self {
+        Self(rule.into())
+    }
+}
+
+/// Collects what is wrong with a request, so that a caller learns of all of it at once.
+///
+/// ```
+/// use tollkey_core::{Application, Checks};
+/// let mut checks = Checks::default();
+/// let name = checks.member("/name", Application::parse_name(""));
+/// let description = checks.member("/description", Application::parse_description(None));
+/// let (Some(name), Some(description)) = (name, description) else {
+///     assert_eq!(checks.into_problem().errors[0].to_string(), "/name must have 1 to 100 characters");
+///     return;
+/// };
+/// # unreachable!("{name} {description:?}");
+/// ```
+#[derive(Debug, Default)]
+pub struct Checks(Vec<FieldError>);
+
+impl Checks {
+    /// The value, or `None` with its error kept under that pointer.
+    pub fn member<T>(&mut self, pointer: &str, value: Result<T, Invalid>) -> Option<T> {
+        value.map_err(|rule| self.0.push(FieldError { pointer: pointer.to_owned(), detail: rule.0 })).ok()
+    }
+
+    /// The validation problem of everything collected.
+    #[must_use]
+    pub fn into_problem(self) -> Problem {
+        Problem::validation(self.0)
+    }
+}

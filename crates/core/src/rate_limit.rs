@@ -1,0 +1,51 @@
+//! How often a key may be used.
+
+use std::{num::NonZeroU32, time::Duration};
+
+use crate::Invalid;
+
+/// At most `limit` uses in `window_seconds`, counted by each verifier for itself (GCRA: the whole limit may be
+/// used at once and then comes back evenly).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RateLimit {
+    limit: NonZeroU32,
+    window_seconds: NonZeroU32,
+}
+
+impl RateLimit {
+    /// The largest limit.
+    pub const MAX_LIMIT: u32 = 1_000_000;
+    /// The longest window: a day.
+    pub const MAX_WINDOW_SECONDS: u32 = 86_400;
+
+    /// A rate limit.
+    ///
+    /// # Errors
+    /// [`Invalid`] unless 1 ≤ `limit` ≤ 1 000 000 and 1 ≤ `window_seconds` ≤ 86 400.
+    pub fn new(limit: i64, window_seconds: i64) -> Result<Self, Invalid> {
+        let within = |value: i64, max: u32| u32::try_from(value).ok().filter(|v| *v <= max).and_then(NonZeroU32::new);
+        let limit = within(limit, Self::MAX_LIMIT)
+            .ok_or_else(|| Invalid::new(format!("limit must be 1 to {}", Self::MAX_LIMIT)))?;
+        let window_seconds = within(window_seconds, Self::MAX_WINDOW_SECONDS)
+            .ok_or_else(|| Invalid::new(format!("the window must be 1 to {} seconds", Self::MAX_WINDOW_SECONDS)))?;
+        Ok(Self { limit, window_seconds })
+    }
+
+    /// How many uses.
+    #[must_use]
+    pub fn limit(self) -> NonZeroU32 {
+        self.limit
+    }
+
+    /// In how many seconds.
+    #[must_use]
+    pub fn window_seconds(self) -> NonZeroU32 {
+        self.window_seconds
+    }
+
+    /// The window as a duration.
+    #[must_use]
+    pub fn window(self) -> Duration {
+        Duration::from_secs(self.window_seconds.get().into())
+    }
+}

@@ -1,0 +1,48 @@
+//! Texts that people give to things: names, labels, descriptions, reasons.
+
+use crate::Invalid;
+
+/// Reads a text of 1 to `max` characters after trimming white space at both ends.
+///
+/// # Errors
+/// [`Invalid`] when it is empty, longer than `max` characters (Unicode scalar values) or has a control character.
+///
+/// ```
+/// use tollkey_core::text::required;
+/// assert_eq!(required("  Web store ", 100).unwrap(), "Web store");
+/// assert_eq!(required("  ", 100).unwrap_err().to_string(), "must have 1 to 100 characters");
+/// ```
+pub fn required(text: &str, max: usize) -> Result<String, Invalid> {
+    let text = printable(text)?;
+    if text.is_empty() || text.chars().count() > max {
+        return Err(Invalid::new(format!("must have 1 to {max} characters")));
+    }
+    Ok(text.to_owned())
+}
+
+/// Reads a text of at most `max` characters; an empty one counts as none.
+///
+/// # Errors
+/// [`Invalid`] as for [`required`], but for the empty text.
+pub fn optional(text: Option<&str>, max: usize) -> Result<Option<String>, Invalid> {
+    match text.map(printable).transpose()? {
+        None | Some("") => Ok(None),
+        Some(text) if text.chars().count() > max => Err(Invalid::new(format!("must have at most {max} characters"))),
+        Some(text) => Ok(Some(text.to_owned())),
+    }
+}
+
+fn printable(text: &str) -> Result<&str, Invalid> {
+    if text.chars().any(char::is_control) {
+        return Err(Invalid::new("must not have control characters"));
+    }
+    Ok(text.trim())
+}
+
+/// Whether `text` is an identifier of somebody else's making that we keep and compare: an account, a
+/// merchant. `[A-Za-z0-9._:@-]{1,128}`.
+#[must_use]
+pub fn is_reference(text: &str) -> bool {
+    (1..=128).contains(&text.len())
+        && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b':' | b'@' | b'-'))
+}
