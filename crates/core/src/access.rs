@@ -142,6 +142,9 @@ pub struct Viewer<'a> {
 pub struct Need<'a> {
     /// Who asks; `None` sees every key.
     pub viewer: Option<Viewer<'a>>,
+    /// The key is only asked who it is (`/whoami`, our own surfaces): routes, merchants and scopes, which are
+    /// about the protected API, do not matter.
+    pub identity_only: bool,
     /// All of these scopes.
     pub scopes: ScopeSet,
     /// Exactly this mode.
@@ -202,6 +205,9 @@ pub fn decide<'a>(record: &'a Record, need: &Need<'a>, now: Timestamp) -> Result
         && !need.client_ip.is_some_and(|address| networks.contains(address))
     {
         return Err(Denial::IpNotAllowed);
+    }
+    if need.identity_only {
+        return Ok(Grant { record, merchant: None });
     }
     if !route_allowed(record, need) {
         return Err(Denial::RouteNotAllowed);

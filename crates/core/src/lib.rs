@@ -13,6 +13,7 @@
 //! | [`scope`], [`feature`], [`route`], [`network`], [`rate_limit`] | what a key can be restricted to |
 //! | [`access`] | the one decision: may this key do that, now? |
 //! | [`audit`] | entries and the hash chain over them |
+//! | [`change`] | the change counter that verifiers follow |
 //! | [`problem`] | everything that can go wrong, in words and as a status |
 #![forbid(unsafe_code)]
 
@@ -21,6 +22,7 @@ pub mod account;
 pub mod api_key;
 pub mod application;
 pub mod audit;
+pub mod change;
 pub mod feature;
 pub mod id;
 pub mod key_text;
@@ -38,6 +40,7 @@ pub use access::{Denial, Grant, Need, Record, Viewer, decide};
 pub use account::{Account, AccountId, OperatingModel};
 pub use api_key::{ApiKey, Grants, Status};
 pub use application::Application;
+pub use change::{Changed, Seq, VerifierId};
 pub use id::{ApplicationId, AuditId, Id, KeyId, ServiceKeyId};
 pub use jiff::Timestamp;
 pub use key_text::{Digest, Family, KeyText, Mode};

@@ -9,7 +9,7 @@ use crate::{Family, Invalid};
 
 /// The name of a scope, such as `links:read`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize), serde(transparent))]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(transparent))]
 pub struct Scope(Cow<'static, str>);
 
 impl Scope {

@@ -1,0 +1,40 @@
+//! Members of a JSON merge patch (RFC 7396): absent, null and a value are three different things.
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+/// A member of a merge patch. Declare it with `#[serde(default, skip_serializing_if = "Patch::is_absent")]`.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum Patch<T> {
+    /// Not in the body: leave it as it is.
+    #[default]
+    Absent,
+    /// `null`: clear it.
+    Null,
+    /// Set it to this.
+    Value(T),
+}
+
+impl<T> Patch<T> {
+    /// Whether the member is not in the body.
+    pub fn is_absent(&self) -> bool {
+        matches!(self, Self::Absent)
+    }
+}
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Patch<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Ok(match Option::deserialize(deserializer)? {
+            Some(value) => Self::Value(value),
+            None => Self::Null,
+        })
+    }
+}
+
+impl<T: Serialize> Serialize for Patch<T> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Value(value) => serializer.serialize_some(value),
+            Self::Absent | Self::Null => serializer.serialize_none(),
+        }
+    }
+}

@@ -1,0 +1,66 @@
+//! Errors (RFC 9457), everywhere but on the account surface.
+
+use serde::{Deserialize, Serialize};
+use tollkey_core as core;
+
+/// The media type of [`Problem`].
+pub const MEDIA_TYPE: &str = "application/problem+json";
+
+/// What went wrong.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Problem {
+    /// A stable URI for this sort of problem.
+    #[cfg_attr(feature = "openapi", schema(example = "urn:tollkey:problem:validation_failed"))]
+    pub r#type: String,
+    /// The sort of problem in a few words.
+    #[cfg_attr(feature = "openapi", schema(example = "The request is not valid"))]
+    pub title: String,
+    /// The HTTP status.
+    #[cfg_attr(feature = "openapi", schema(example = 400))]
+    pub status: u16,
+    /// This occurrence in a sentence.
+    #[cfg_attr(feature = "openapi", schema(example = "/name must have 1 to 100 characters"))]
+    pub detail: String,
+    /// A stable snake_case code to switch on.
+    #[cfg_attr(feature = "openapi", schema(example = "validation_failed"))]
+    pub code: String,
+    /// The id of the request, as in `X-Request-Id`.
+    #[cfg_attr(feature = "openapi", schema(example = "req_01K30DW000E008000000000001"))]
+    pub request_id: String,
+    /// For validation problems: each member and the rule it breaks.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub errors: Vec<FieldError>,
+}
+
+/// A member and the rule it breaks.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct FieldError {
+    /// A JSON pointer into the body, or the name of a query parameter or header.
+    #[cfg_attr(feature = "openapi", schema(example = "/name"))]
+    pub pointer: String,
+    /// The rule.
+    #[cfg_attr(feature = "openapi", schema(example = "must have 1 to 100 characters"))]
+    pub detail: String,
+}
+
+impl Problem {
+    /// The problem as this request's answer.
+    #[must_use]
+    pub fn new(problem: &core::Problem, request_id: &str) -> Self {
+        let (code, status, title) = problem.code.row();
+        let errors = problem.errors.iter();
+        Self {
+            r#type: problem.code.type_uri(),
+            title: title.to_owned(),
+            status,
+            detail: problem.detail.clone(),
+            code: code.to_owned(),
+            request_id: request_id.to_owned(),
+            errors: errors
+                .map(|error| FieldError { pointer: error.pointer.clone(), detail: error.detail.clone() })
+                .collect(),
+        }
+    }
+}

@@ -1,0 +1,169 @@
+//! Times on the wire: whole seconds, as RFC 3339 or as Unix time, as the surface's document has it.
+
+use std::fmt;
+
+use jiff::{SignedDuration, Timestamp, Unit};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+
+/// An instant, printed as `2026-02-23T12:00:00Z`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[cfg_attr(
+    feature = "openapi",
+    derive(utoipa::ToSchema),
+    schema(value_type = String, format = DateTime, example = "2026-02-23T12:00:00Z")
+)]
+pub struct Rfc3339(Timestamp);
+
+/// An instant, printed as whole seconds since 1970.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema), schema(value_type = i64, example = 1_771_848_000))]
+pub struct UnixSeconds(Timestamp);
+
+/// An instant in a request: Unix seconds or RFC 3339.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema), schema(value_type = MomentSchema))]
+pub struct Moment(Timestamp);
+
+/// How [`Moment`] describes itself.
+#[cfg(feature = "openapi")]
+#[derive(utoipa::ToSchema, Serialize)]
+#[serde(untagged)]
+#[expect(dead_code, reason = "only its schema is used")]
+enum MomentSchema {
+    /// Whole seconds since 1970.
+    Unix(i64),
+    /// RFC 3339, such as `2027-01-01T00:00:00Z`.
+    #[schema(format = DateTime)]
+    Text(String),
+}
+
+impl From<Timestamp> for Rfc3339 {
+    fn from(at: Timestamp) -> Self {
+        Self(whole_seconds(at))
+    }
+}
+impl From<Timestamp> for UnixSeconds {
+    fn from(at: Timestamp) -> Self {
+        Self(whole_seconds(at))
+    }
+}
+impl From<Timestamp> for Moment {
+    fn from(at: Timestamp) -> Self {
+        Self(at)
+    }
+}
+impl From<Rfc3339> for Timestamp {
+    fn from(at: Rfc3339) -> Self {
+        at.0
+    }
+}
+impl From<UnixSeconds> for Timestamp {
+    fn from(at: UnixSeconds) -> Self {
+        at.0
+    }
+}
+impl From<Moment> for Timestamp {
+    fn from(at: Moment) -> Self {
+        at.0
+    }
+}
+
+/// Cuts the part below a second, towards the past: a time never reads later than it was.
+fn whole_seconds(at: Timestamp) -> Timestamp {
+    Timestamp::from_second(at.as_second())
+        .map_or(at, |cut| if cut > at { cut.checked_sub(SignedDuration::from_secs(1)).unwrap_or(cut) } else { cut })
+}
+
+impl Serialize for Rfc3339 {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&self.0)
+    }
+}
+impl<'de> Deserialize<'de> for Rfc3339 {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Moment::deserialize(deserializer).map(|moment| Self(moment.0))
+    }
+}
+impl Serialize for UnixSeconds {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_i64(self.0.as_second())
+    }
+}
+impl<'de> Deserialize<'de> for UnixSeconds {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Moment::deserialize(deserializer).map(|moment| Self(moment.0))
+    }
+}
+impl Serialize for Moment {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&self.0.round(Unit::Second).unwrap_or(self.0))
+    }
+}
+
+impl<'de> Deserialize<'de> for Moment {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(MomentVisitor)
+    }
+}
+
+impl std::str::FromStr for Moment {
+    type Err = &'static str;
+
+    /// Reads Unix seconds or RFC 3339, as they stand in a query.
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let parsed = match text.parse::<i64>() {
+            Ok(seconds) => Timestamp::from_second(seconds),
+            Err(_) => text.parse(),
+        };
+        parsed.map(Self).map_err(|_| EXPECTED)
+    }
+}
+
+const EXPECTED: &str = "must be Unix seconds or an RFC 3339 time such as 2027-01-01T00:00:00Z";
+
+struct MomentVisitor;
+
+impl de::Visitor<'_> for MomentVisitor {
+    type Value = Moment;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Unix seconds or an RFC 3339 time such as 2027-01-01T00:00:00Z")
+    }
+
+    fn visit_i64<E: de::Error>(self, seconds: i64) -> Result<Moment, E> {
+        Timestamp::from_second(seconds).map(Moment).map_err(|_| E::custom(EXPECTED))
+    }
+
+    fn visit_u64<E: de::Error>(self, seconds: u64) -> Result<Moment, E> {
+        i64::try_from(seconds).map_err(|_| E::custom(EXPECTED)).and_then(|seconds| self.visit_i64(seconds))
+    }
+
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<Moment, E> {
+        text.parse().map(Moment).map_err(|_| E::custom(EXPECTED))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_whole_seconds() {
+        let at: Timestamp = "2026-02-23T12:00:00.999999Z".parse().unwrap();
+        assert_eq!(serde_json::to_string(&Rfc3339::from(at)).unwrap(), "\"2026-02-23T12:00:00Z\"");
+        assert_eq!(serde_json::to_string(&UnixSeconds::from(at)).unwrap(), "1771848000");
+        let before_1970: Timestamp = "1969-12-31T23:59:58.5Z".parse().unwrap();
+        assert_eq!(serde_json::to_string(&UnixSeconds::from(before_1970)).unwrap(), "-2");
+    }
+
+    #[test]
+    fn a_moment_is_unix_seconds_or_rfc_3339() {
+        let at: Timestamp = "2026-02-23T12:00:00Z".parse().unwrap();
+        for text in ["1771848000", "\"2026-02-23T12:00:00Z\"", "\"2026-02-23T13:00:00+01:00\""] {
+            assert_eq!(serde_json::from_str::<Moment>(text).unwrap(), Moment::from(at), "{text}");
+        }
+        for text in ["1771848000.5", "\"2026-02-23\"", "\"1771848000\"", "true", "9223372036854775807", "[]"] {
+            assert!(serde_json::from_str::<Moment>(text).is_err(), "{text}");
+        }
+    }
+}

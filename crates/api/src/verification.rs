@@ -1,0 +1,275 @@
+//! Verification: snake_case, Unix seconds.
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use tollkey_core::{Denial, Family, Mode, Scope, Status, feature::Feature};
+
+use crate::{Secret, time::UnixSeconds};
+
+/// The body of `POST /verify`: a presented key and what the request it came with needs. What a restriction of
+/// the key needs and this body lacks, denies.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct VerifyRequest {
+    /// The key, as it was presented.
+    #[cfg_attr(feature = "openapi", schema(example = "ck_test_YOUR_KEY_HERE"))]
+    pub key: Secret,
+    /// The method of the request, as sent. HEAD counts as GET.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(example = "POST", max_length = 32))]
+    pub method: Option<String>,
+    /// The path of the request, as sent; a query is cut.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(example = "/api/v1/sessions", max_length = 8192))]
+    pub path: Option<String>,
+    /// All of these scopes are needed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(example = json!(["sessions:write"]), max_items = 128))]
+    pub scopes: Option<Vec<String>>,
+    /// This mode is needed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mode: Option<Mode>,
+    /// The merchant the request is about.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(example = "merchant_42", max_length = 128))]
+    pub merchant: Option<String>,
+    /// The address the request came from, as the resource server saw it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(example = "203.0.113.7"))]
+    pub client_ip: Option<String>,
+}
+
+/// The answer of `POST /verify`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[expect(clippy::large_enum_variant, reason = "lives for one response")]
+pub enum VerifyResponse {
+    /// The key may.
+    Valid(Valid),
+    /// The key may not.
+    Invalid(Invalid),
+}
+
+/// The key may do what was asked.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema), schema(as = VerifyValid))]
+pub struct Valid {
+    /// Always true.
+    #[cfg_attr(feature = "openapi", schema(example = true))]
+    pub valid: bool,
+    /// Always `valid`.
+    #[cfg_attr(feature = "openapi", schema(example = "valid"))]
+    pub code: String,
+    /// The key.
+    pub key: VerifiedKey,
+    /// What is left of its allowance, at this verifier; null when it is unlimited.
+    pub rate_limit: Option<RateLimitState>,
+}
+
+/// The key may not.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema), schema(as = VerifyInvalid))]
+pub struct Invalid {
+    /// Always false.
+    #[cfg_attr(feature = "openapi", schema(example = false))]
+    pub valid: bool,
+    /// Why: the first that applies.
+    pub code: Denial,
+}
+
+/// What a verification tells of a key.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct VerifiedKey {
+    /// Its id.
+    #[cfg_attr(feature = "openapi", schema(example = "0198c0de-0000-7000-8000-000000000002"))]
+    pub id: String,
+    /// Whose it is.
+    #[cfg_attr(feature = "openapi", schema(example = "acme"))]
+    pub account_id: String,
+    /// Its application, for keys of applications.
+    #[cfg_attr(feature = "openapi", schema(example = "0198c0de-0000-7000-8000-000000000001"))]
+    pub application_id: Option<String>,
+    /// Its label.
+    #[cfg_attr(feature = "openapi", schema(example = "Primary checkout key"))]
+    pub name: String,
+    /// Which key system it belongs to.
+    pub family: Family,
+    /// Live or test.
+    pub mode: Mode,
+    /// All scopes it satisfies: `commerce` is printed with those it implies.
+    #[cfg_attr(feature = "openapi", schema(value_type = Vec<String>, example = json!(["sessions:write"])))]
+    pub scopes: Vec<Scope>,
+    /// The merchants it is bound to; null is any.
+    pub merchants: Option<Vec<String>>,
+    /// The features it is bound to; null is any.
+    pub features: Option<Vec<Feature>>,
+    /// When it ends; null is never.
+    pub expires_at: Option<UnixSeconds>,
+    /// What was attached to it.
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<Object>))]
+    pub metadata: Option<Map<String, Value>>,
+}
+
+/// What is left of a key's allowance.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct RateLimitState {
+    /// How many uses there are in a window.
+    #[cfg_attr(feature = "openapi", schema(example = 100))]
+    pub limit: u32,
+    /// How many are left now.
+    #[cfg_attr(feature = "openapi", schema(example = 42))]
+    pub remaining: u32,
+    /// In how many seconds all are back.
+    #[cfg_attr(feature = "openapi", schema(example = 17))]
+    pub reset_seconds: u64,
+}
+
+/// The body of `POST /verify/batch`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct VerifyBatchRequest {
+    /// 1 to 100 verifications, each judged for itself.
+    #[cfg_attr(feature = "openapi", schema(min_items = 1, max_items = 100))]
+    pub requests: Vec<VerifyRequest>,
+}
+
+/// The answer of `POST /verify/batch`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct VerifyBatchResponse {
+    /// The answers, in the order of the requests.
+    pub results: Vec<VerifyResponse>,
+}
+
+/// The form of `POST /introspect` (RFC 7662, section 2.1) with the optional fields of `POST /verify`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct IntrospectRequest {
+    /// The key, as it was presented.
+    #[cfg_attr(feature = "openapi", schema(example = "ck_test_YOUR_KEY_HERE"))]
+    pub token: Secret,
+    /// Accepted and not needed: a key's text tells what it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub token_type_hint: Option<String>,
+    /// The method of the request, as sent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub method: Option<String>,
+    /// The path of the request, as sent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path: Option<String>,
+    /// All of these scopes are needed, separated by spaces.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(example = "sessions:read sessions:write"))]
+    pub scopes: Option<String>,
+    /// This mode is needed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mode: Option<Mode>,
+    /// The merchant the request is about.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub merchant: Option<String>,
+    /// The address the request came from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub client_ip: Option<String>,
+}
+
+/// The answer of `POST /introspect` (RFC 7662, section 2.2). An inactive key is exactly `{"active":false}`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct IntrospectResponse {
+    /// Whether the key may.
+    #[cfg_attr(feature = "openapi", schema(example = true))]
+    pub active: bool,
+    /// All scopes it satisfies, separated by spaces.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(example = "sessions:read sessions:write"))]
+    pub scope: Option<String>,
+    /// Its application, for keys of applications.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub client_id: Option<String>,
+    /// Its account.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(example = "acme"))]
+    pub sub: Option<String>,
+    /// `Bearer`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub token_type: Option<String>,
+    /// When it ends.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exp: Option<UnixSeconds>,
+    /// When it was made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub iat: Option<UnixSeconds>,
+    /// Its id.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub jti: Option<String>,
+    /// Live or test (an extension).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mode: Option<Mode>,
+}
+
+impl IntrospectResponse {
+    /// `{"active":false}`.
+    #[must_use]
+    pub fn inactive() -> Self {
+        Self {
+            active: false,
+            scope: None,
+            client_id: None,
+            sub: None,
+            token_type: None,
+            exp: None,
+            iat: None,
+            jti: None,
+            mode: None,
+        }
+    }
+}
+
+/// The answer of `GET /whoami`: the key that asks. A publishable key learns only the first four members.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct WhoAmI {
+    /// Its id.
+    #[cfg_attr(feature = "openapi", schema(example = "0198c0de-0000-7000-8000-000000000002"))]
+    pub id: String,
+    /// Which key system it belongs to.
+    pub family: Family,
+    /// Live or test.
+    pub mode: Mode,
+    /// Where it stands: always `active`, any other key is denied.
+    pub status: Status,
+    /// Everything else, not for publishable keys.
+    #[serde(flatten, default, skip_serializing_if = "Option::is_none")]
+    pub rest: Option<WhoAmIRest>,
+}
+
+/// What a key that is not publishable learns of itself besides.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct WhoAmIRest {
+    /// Whose it is.
+    #[cfg_attr(feature = "openapi", schema(example = "acme"))]
+    pub account_id: String,
+    /// Its application, for keys of applications.
+    pub application_id: Option<String>,
+    /// Its label.
+    #[cfg_attr(feature = "openapi", schema(example = "Primary checkout key"))]
+    pub name: String,
+    /// All scopes it satisfies.
+    #[cfg_attr(feature = "openapi", schema(value_type = Vec<String>, example = json!(["sessions:write"])))]
+    pub scopes: Vec<Scope>,
+    /// The merchants it is bound to; null is any.
+    pub merchants: Option<Vec<String>>,
+    /// The features it is bound to; null is any.
+    pub features: Option<Vec<Feature>>,
+    /// When it was made.
+    pub created_at: UnixSeconds,
+    /// When it ends; null is never.
+    pub expires_at: Option<UnixSeconds>,
+}
