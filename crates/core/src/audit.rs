@@ -290,13 +290,15 @@ impl Draft {
         Entry { hash: self.hash(seq, head.hash), seq, draft: self }
     }
 
-    /// SHA-256 over every member, each with its length before it, so that no two entries read the same.
+    /// SHA-256 over every member, each with its length before it, so that no two entries read the same. An absent
+    /// member has a length that no present one can have.
     fn hash(&self, seq: u64, previous: Hash) -> Hash {
         let mut hasher = Sha256::new();
-        let mut member = |bytes: &[u8]| {
-            hasher.update((bytes.len() as u64).to_be_bytes());
-            hasher.update(bytes);
+        let mut optional = |bytes: Option<&[u8]>| {
+            hasher.update(bytes.map_or(u64::MAX, |bytes| bytes.len() as u64).to_be_bytes());
+            hasher.update(bytes.unwrap_or_default());
         };
+        let mut member = |bytes: &[u8]| optional(Some(bytes));
         member(b"tollkey audit entry 1");
         member(previous.as_bytes());
         member(&seq.to_be_bytes());
@@ -308,10 +310,10 @@ impl Draft {
         member(self.actor.id.as_bytes());
         member(self.target.kind.as_str().as_bytes());
         member(self.target.id.as_bytes());
-        member(self.target.mode.map_or("", Mode::as_str).as_bytes());
-        member(self.request_id.as_deref().unwrap_or_default().as_bytes());
-        member(self.ip.map(|ip| ip.to_string()).unwrap_or_default().as_bytes());
         member(self.changes.to_string().as_bytes());
+        optional(self.target.mode.map(|mode| mode.as_str().as_bytes()));
+        optional(self.request_id.as_deref().map(str::as_bytes));
+        optional(self.ip.map(|ip| ip.to_string()).as_deref().map(str::as_bytes));
         Hash(hasher.finalize().into())
     }
 }
@@ -337,6 +339,16 @@ pub enum ChainError {
         /// Which entry.
         seq: u64,
     },
+}
+
+impl ChainError {
+    /// Whose log it is.
+    #[must_use]
+    pub fn account(&self) -> &AccountId {
+        match self {
+            Self::Gap { account, .. } | Self::Broken { account, .. } => account,
+        }
+    }
 }
 
 /// Checks the next entry of an account's chain and moves the head to it. Start with [`Head::GENESIS`].

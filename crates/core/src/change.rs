@@ -5,11 +5,9 @@
 
 use std::fmt;
 
-use rand::TryRng as _;
-use rand::rngs::{SysError, SysRng};
+use rand::CryptoRng;
 
-use crate::account::AccountId;
-use crate::id::{ApplicationId, KeyId, ServiceKeyId};
+use crate::{AccountId, ApplicationId, KeyId, ServiceKeyId};
 
 /// A value of the change counter. It grows by one with each change and never falls in one database;
 /// a reader that sees it fall is talking to a database that was restored or failed over.
@@ -40,14 +38,11 @@ pub enum Changed {
 pub struct VerifierId([u8; 16]);
 
 impl VerifierId {
-    /// A new id.
-    ///
-    /// # Errors
-    /// When the operating system has no randomness to give.
-    pub fn random() -> Result<Self, SysError> {
+    /// A new id, from `rng`.
+    pub fn new(rng: &mut (impl CryptoRng + ?Sized)) -> Self {
         let mut bytes = [0; 16];
-        SysRng.try_fill_bytes(&mut bytes)?;
-        Ok(Self(bytes))
+        rng.fill_bytes(&mut bytes);
+        Self(bytes)
     }
 
     /// The id with these bytes, as it was stored.

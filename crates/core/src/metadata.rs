@@ -12,21 +12,21 @@ pub struct Metadata(Map<String, Value>);
 impl Metadata {
     /// The most bytes of its compact JSON.
     pub const MAX_BYTES: usize = 4096;
+    /// The most levels of nesting. Readers of JSON give up at some depth (serde_json at 128), and metadata is printed
+    /// inside other objects: in answers, and in the audit log.
+    pub const MAX_DEPTH: usize = 64;
 
     /// Takes an object.
     ///
     /// # Errors
-    /// [`Invalid`] when its compact JSON is larger than [`Metadata::MAX_BYTES`] or holds a NUL character,
-    /// which PostgreSQL cannot keep.
+    /// [`Invalid`] when its compact JSON is larger than [`Metadata::MAX_BYTES`], it nests deeper than
+    /// [`Metadata::MAX_DEPTH`] or holds a NUL character, which PostgreSQL cannot keep.
     pub fn new(object: Map<String, Value>) -> Result<Self, Invalid> {
         let metadata = Self(object);
-        let text = metadata.to_json();
-        if text.len() > Self::MAX_BYTES {
+        if metadata.to_json().len() > Self::MAX_BYTES {
             return Err(Invalid::new(format!("must be at most {} bytes of JSON", Self::MAX_BYTES)));
         }
-        if text.contains("\\u0000") {
-            return Err(Invalid::new("must not have NUL characters"));
-        }
+        check_object(&metadata.0, Self::MAX_DEPTH)?;
         Ok(metadata)
     }
 
@@ -41,4 +41,33 @@ impl Metadata {
     pub fn to_json(&self) -> String {
         Value::Object(self.0.clone()).to_string()
     }
+}
+
+fn check_object(object: &Map<String, Value>, levels: usize) -> Result<(), Invalid> {
+    let Some(below) = levels.checked_sub(1) else { return Err(too_deep()) };
+    object.iter().try_for_each(|(name, value)| {
+        check_text(name)?;
+        check(value, below)
+    })
+}
+
+fn check(value: &Value, levels: usize) -> Result<(), Invalid> {
+    match value {
+        Value::Object(object) => check_object(object, levels),
+        Value::Array(items) => {
+            let Some(below) = levels.checked_sub(1) else { return Err(too_deep()) };
+            items.iter().try_for_each(|item| check(item, below))
+        }
+        Value::String(text) => check_text(text),
+        Value::Null | Value::Bool(_) | Value::Number(_) => Ok(()),
+    }
+}
+
+/// Looks at the text itself: in its JSON a NUL and a written backslash followed by `u0000` look alike.
+fn check_text(text: &str) -> Result<(), Invalid> {
+    if text.contains('\0') { Err(Invalid::new("must not have NUL characters")) } else { Ok(()) }
+}
+
+fn too_deep() -> Invalid {
+    Invalid::new(format!("must nest at most {} levels deep", Metadata::MAX_DEPTH))
 }

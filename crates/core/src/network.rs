@@ -75,7 +75,9 @@ impl IpList {
 /// [`Invalid`] when it is no CIDR or has host bits set.
 pub fn parse_network(cidr: &str) -> Result<IpNet, Invalid> {
     let shown: String = cidr.chars().take(64).collect();
-    let network: IpNet = cidr.parse().map_err(|_| {
+    // The standard library refuses octets with leading zeros, which some readers take for octal; ipnet does not.
+    let unclear = cidr.split_once('/').is_some_and(|(address, _)| address.parse::<IpAddr>().is_err());
+    let network = cidr.parse::<IpNet>().ok().filter(|_| !unclear).ok_or_else(|| {
         Invalid::new(match cidr.parse::<IpAddr>() {
             Ok(address) => format!("{shown:?} is not a CIDR network; did you mean {}?", IpNet::from(address)),
             Err(_) => format!("{shown:?} is not a CIDR network such as 203.0.113.0/24"),
@@ -137,7 +139,9 @@ mod tests {
 
     #[test]
     fn what_is_no_network_is_refused() {
-        for cidr in ["", "10.0.0.0", "10.0.0.0/33", "10.0.0.1/24", "::1/64", "10.0.0/8", " 10.0.0.0/8", "x"] {
+        for cidr in
+            ["", "10.0.0.0", "10.0.0.0/33", "10.0.0.1/24", "::1/64", "10.0.0/8", " 10.0.0.0/8", "010.0.0.0/8", "x"]
+        {
             assert!(IpList::parse([cidr]).is_err(), "{cidr:?}");
         }
         assert!(IpList::parse([]).is_err());

@@ -37,6 +37,8 @@ pub enum ProblemCode {
     NotFound,
     /// The path exists, the method does not.
     MethodNotAllowed,
+    /// The body did not arrive in time.
+    RequestTimeout,
     /// An application of that name is there already.
     ApplicationNameTaken,
     /// The body is larger than accepted.
@@ -70,6 +72,7 @@ impl ProblemCode {
             Self::RateLimited => ("rate_limited", 429, "Too many requests"),
             Self::NotFound => ("not_found", 404, "Not found"),
             Self::MethodNotAllowed => ("method_not_allowed", 405, "Method not allowed"),
+            Self::RequestTimeout => ("request_timeout", 408, "The request took too long"),
             Self::ApplicationNameTaken => ("application_name_taken", 409, "The application name is taken"),
             Self::PayloadTooLarge => ("payload_too_large", 413, "The body is too large"),
             Self::UnsupportedMediaType => ("unsupported_media_type", 415, "Unsupported media type"),

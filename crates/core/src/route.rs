@@ -36,18 +36,38 @@ impl<'a> RequestPath<'a> {
     /// `\`, `#` or anything but printable ASCII. A trailing slash leaves an empty last segment.
     #[must_use]
     pub fn is_unambiguous(self) -> bool {
-        let Some(segments) = self.0.strip_prefix('/') else { return false };
-        if !self.0.bytes().all(|b| b.is_ascii_graphic() && !matches!(b, b';' | b'\\' | b'#')) {
+        let mut bytes = self.0.bytes();
+        if bytes.next() != Some(b'/') {
             return false;
         }
-        let escapes_are_plain = self.0.split('%').skip(1).all(|rest| {
-            rest.get(..2).is_some_and(|hex| {
-                u8::from_str_radix(hex, 16).is_ok_and(|byte| {
-                    hex.bytes().all(|b| b.is_ascii_hexdigit()) && !matches!(byte, b'.' | b'/' | b'\\' | 0 | b'%')
-                })
-            })
-        });
-        escapes_are_plain && (segments.is_empty() || segments.split('/').all(|s| !matches!(s, "" | "." | "..")))
+        // One walk, because this is on the way of every verification that is about a route: how long the current segment is,
+        // and whether it has been nothing but dots.
+        let (mut length, mut dots) = (0usize, true);
+        while let Some(byte) = bytes.next() {
+            match byte {
+                b'/' => {
+                    if dots && length <= 2 {
+                        return false;
+                    }
+                    (length, dots) = (0, true);
+                    continue;
+                }
+                b';' | b'\\' | b'#' => return false,
+                b'%' => {
+                    let hex = |byte: Option<u8>| char::from(byte?).to_digit(16);
+                    let (Some(high), Some(low)) = (hex(bytes.next()), hex(bytes.next())) else { return false };
+                    if matches!(u8::try_from(high << 4 | low), Ok(b'.' | b'/' | b'\\' | 0 | b'%') | Err(_)) {
+                        return false;
+                    }
+                    dots = false;
+                }
+                b'.' => {}
+                _ if byte.is_ascii_graphic() => dots = false,
+                _ => return false,
+            }
+            length += 1;
+        }
+        self.0.len() == 1 || !(dots && length <= 2)
     }
 }
 
@@ -90,19 +110,18 @@ impl Template {
     #[must_use]
     pub fn matches(&self, method: &str, path: RequestPath<'_>) -> bool {
         let method = if method == "HEAD" { "GET" } else { method };
-        if method != self.method || !path.is_unambiguous() {
-            return false;
-        }
-        let mut given = path.0.split('/').skip(1).filter(|s| !s.is_empty());
+        // Whether the path can be read in two ways is looked at last: most templates do not match anyway.
+        method == self.method && self.matches_segments(path) && path.is_unambiguous()
+    }
+
+    fn matches_segments(&self, path: RequestPath<'_>) -> bool {
+        let mut given = path.0.as_bytes().split(|byte| *byte == b'/').skip(1).filter(|segment| !segment.is_empty());
         for segment in &self.segments {
-            let matched = match (segment, given.next()) {
-                (Segment::Literal(literal), Some(segment)) => *literal == segment,
-                (Segment::One, Some(_)) => true,
+            match (segment, given.next()) {
+                (Segment::Literal(literal), Some(given)) if literal.as_bytes() == given => {}
+                (Segment::One, Some(_)) => {}
                 (Segment::Rest, Some(_)) => return true,
-                (_, None) => false,
-            };
-            if !matched {
-                return false;
+                _ => return false,
             }
         }
         given.next().is_none()

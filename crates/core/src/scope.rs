@@ -208,6 +208,12 @@ impl Catalogue {
         self.scopes.iter().enumerate().filter(move |(i, _)| set.0 & (1 << i) != 0).map(|(_, scope)| scope)
     }
 
+    /// The scopes of a set, separated by spaces (RFC 6749, section 3.3).
+    #[must_use]
+    pub fn joined(&self, set: ScopeSet) -> String {
+        self.names(set).map(Scope::as_str).collect::<Vec<_>>().join(" ")
+    }
+
     fn index(&self, name: &str) -> Option<usize> {
         self.scopes.iter().position(|scope| scope.as_str() == name)
     }

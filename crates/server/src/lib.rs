@@ -1,1 +1,30 @@
-//! x
+//! The Tollkey server.
+//!
+//! | room | says |
+//! |---|---|
+//! | [`surfaces`] | the page of routes; how requests and answers read |
+//! | [`caller`] | who is calling |
+//! | [`service`] | what happens |
+//! | [`state`] | what a request may use |
+//! | [`edge`], [`body`] | what every request goes through, and what it brings |
+//! | [`config`], [`dev_mode`] | settings, and what stands in for them on a developer's machine |
+//! | [`cli`] | one file per subcommand |
+//! | [`server`] | everything put together and set running |
+//! | [`openapi`] | the document of what is mounted |
+//! | [`source`] | the store as the verifier's source of keys |
+#![forbid(unsafe_code)]
+
+pub mod body;
+pub mod caller;
+pub mod cli;
+pub mod config;
+pub mod dev_mode;
+pub mod edge;
+pub mod openapi;
+pub mod random;
+pub mod server;
+pub mod service;
+pub mod source;
+pub mod state;
+pub mod surfaces;
+pub mod telemetry;

@@ -1,1 +1,47 @@
-//! x
+//! How Tollkey keeps things: diesel over SQLite and PostgreSQL.
+//!
+//! A [`Store`] is opened from a URL. [`Store::read`] gives a [`Reader`] on one snapshot, [`Store::write`] a
+//! [`Writer`] on one transaction; both hop to the blocking pool there and nowhere else. What belongs to a tenant is
+//! reached through [`Reader::account`] and [`Writer::account`] alone, which filter by account, so a query cannot
+//! cross tenants. The exceptions are modules of their own, each saying why:
+//!
+//! | module | asks across accounts because |
+//! |---|---|
+//! | [`verification`] | a presented key is all that is known |
+//! | [`leases`] | verifiers follow the changes of all accounts |
+//! | [`usage`] | counts of all accounts are flushed in one batch |
+//! | [`service_keys`] | they belong to the operator, not to an account |
+//! | [`audit_export`] | the operator verifies all chains |
+#![forbid(unsafe_code)]
+
+pub mod account;
+pub mod audit_export;
+mod connection;
+mod error;
+pub mod leases;
+mod migrations;
+mod rows;
+mod schema;
+pub mod service_keys;
+mod store;
+#[cfg(feature = "test-util")]
+pub mod testing;
+pub mod usage;
+pub mod verification;
+mod wake;
+
+pub use account::{AccountReader, AccountWriter, AuditFilter, DayUsage, KeyCursor, Paged};
+pub use connection::{Backend, BadUrl};
+pub use error::{Error, UniqueViolation};
+pub use leases::{Behind, ChangeLog};
+pub use migrations::SchemaError;
+pub use store::{Change, OpenError, OpenOptions, Reader, Store, Writer, Written};
+pub use usage::Usage;
+pub use verification::{FoundKey, Snapshot};
+pub use wake::Listener;
+
+// The two C libraries are linked through diesel; naming them pins how they are built (see the workspace manifest).
+use libsqlite3_sys as _;
+#[cfg(feature = "pg-tls")]
+use openssl_sys as _;
+use pq_sys as _;

@@ -1,1 +1,62 @@
-//! x
+//! Verification from memory, and revocation without a window.
+//!
+//! A [`Verifier`] answers whether a key may do something. Keys it has seen are answered from memory, without the
+//! store; and yet a revocation returns only when no verifier can still say yes. Three things make that so:
+//!
+//! - the store counts changes ([`Seq`]); a verifier knows up to which one it has forgotten what was changed;
+//! - a verifier answers from memory only while it holds a *lease*, which it gets only for the newest count;
+//! - whoever makes a change waits, before answering, until every other verifier has either reported that change as
+//!   applied or lost its lease ([`Verifier::settle`]).
+//!
+//! The rules were explored with a model checker; the comments in `memory.rs` and `follow.rs` name the ones that must
+//! not be loosened.
+//!
+//! | module | says |
+//! |---|---|
+//! | [`source`] | where keys, changes and leases come from |
+//! | `verifier` | one verification: memory, else the source; then the judgement |
+//! | `memory` | what is remembered, under which lease, and how it is forgotten |
+//! | `follow` | keeping the lease, applying changes, waiting for others |
+//! | [`verdict`], [`usage`] | what a verification answers, and what is counted of it |
+//! | `rate` | allowances |
+//! | [`clock`] | the clock of a real machine |
+//!
+//! ```
+//! use std::sync::Arc;
+//! use tollkey_core::{KeyText, Need, VerifierId};
+//! use tollkey_verifier::{Settings, Verifier, testing::{ManualClock, MemorySource, record}};
+//!
+//! # tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap().block_on(async {
+//! let source = MemorySource::default();
+//! let text = format!("ck_test_{}", "a".repeat(32));
+//! source.put(&text, record(&text));
+//!
+//! let clock = Arc::new(ManualClock::default());
+//! let id = VerifierId::from_bytes([1; 16]);
+//! let verifier = Verifier::new(id, source, clock, Settings::default()).await.unwrap();
+//! let verdict = verifier.verify(&text, &Need::default()).await.unwrap();
+//! assert_eq!(verdict.outcome, Ok(()));
+//! # });
+//! ```
+#![forbid(unsafe_code)]
+
+pub mod clock;
+mod follow;
+mod memory;
+mod rate;
+pub mod source;
+mod stats;
+#[cfg(any(test, feature = "test-util"))]
+pub mod testing;
+pub mod usage;
+pub mod verdict;
+mod verifier;
+
+pub use clock::SystemClock;
+pub use follow::margin;
+pub use source::{ChangeLog, ServiceSnapshot, Snapshot, Source, Unavailable};
+pub use stats::Stats;
+pub use tollkey_core::{Changed, Seq, VerifierId};
+pub use usage::Usage;
+pub use verdict::{Known, RateStatus, Verdict};
+pub use verifier::{Settings, Verifier};

@@ -1,0 +1,409 @@
+//! `decide` as the tables of the documents: a row there is a row here.
+
+use tollkey_core::{
+    Application, ApplicationId, Catalogue, Denial, Family, IpList, Mode, OperatingModel, Record, Scope, Timestamp,
+    feature::Feature,
+};
+
+use crate::support::{Request, account, key, now, record};
+
+/// hellgate, "Scoped API Keys": the endpoint of each feature, here with an id in it.
+const FEATURES: [(Feature, &str, &str); 5] = [
+    (Feature::TokensList, "GET", "/tokens"),
+    (Feature::TokensRetrieve, "GET", "/tokens/tok_1"),
+    (Feature::PaymentDataList, "GET", "/tokens/tok_1/payment-data"),
+    (Feature::PaymentDataForward, "POST", "/payment-data/pd_1/forward"),
+    (Feature::CardholderDataForward, "POST", "/forward"),
+];
+
+/// The same document, "Ecosystems" and "Managed Ecosystems": which of those five each operating model has.
+const MODELS: [(OperatingModel, [bool; 5]); 4] = [
+    (OperatingModel::PrimaryMerchant, [false; 5]),
+    (OperatingModel::Platform, [false; 5]),
+    (OperatingModel::Ecosystem, [true; 5]),
+    (OperatingModel::ManagedEcosystem, [false, false, false, true, true]),
+];
+
+fn scoped(model: OperatingModel, merchants: Option<&[&str]>, features: Option<&[Feature]>) -> Record {
+    let mut key = key(Family::Commerce, Mode::Live);
+    key.grants.scopes = vec![Scope::COMMERCE];
+    key.grants.merchants = merchants.map(|all| all.iter().map(|&m| m.to_owned()).collect());
+    key.grants.features = features.map(<[Feature]>::to_vec);
+    Record::new(key, None, model, &Catalogue::default())
+}
+
+fn denied_route_unless(allowed: bool) -> Result<(), Denial> {
+    if allowed { Ok(()) } else { Err(Denial::RouteNotAllowed) }
+}
+
+#[test]
+fn a_feature_allows_its_row_where_the_operating_model_has_it() {
+    for (model, available) in MODELS {
+        for (i, (feature, ..)) in FEATURES.into_iter().enumerate() {
+            let record = scoped(model, None, Some(&[feature]));
+            for (j, (_, method, path)) in FEATURES.into_iter().enumerate() {
+                let expected = denied_route_unless(i == j && available[i]);
+                for path in [path.to_owned(), format!("/api{path}"), format!("{path}?page=2")] {
+                    let judged = Request::new(method, &path).judged_by(&record).map(drop);
+                    assert_eq!(judged, expected, "{model}: {feature:?} for {method} {path}");
+                }
+            }
+        }
+        assert_eq!(available.map(|a| a as usize).iter().sum::<usize>(), model.features().len(), "{model}");
+    }
+}
+
+#[test]
+fn merchants_alone_mean_every_feature_of_the_operating_model() {
+    for (model, available) in MODELS {
+        let record = scoped(model, Some(&["m-1", "m-2"]), None);
+        for (i, (_, method, path)) in FEATURES.into_iter().enumerate() {
+            for merchant in ["m-1", "m-2"] {
+                let judged = Request::new(method, path).merchant(merchant).judged_by(&record).map(|m| m.is_some());
+                assert_eq!(judged, denied_route_unless(available[i]).map(|()| true), "{model}: {method} {path}");
+            }
+        }
+    }
+}
+
+#[test]
+fn several_features_allow_several_rows_and_no_other() {
+    let record = scoped(OperatingModel::Ecosystem, None, Some(&[Feature::TokensList, Feature::CardholderDataForward]));
+    let allowed = FEATURES.map(|(_, method, path)| Request::new(method, path).is_granted(&record));
+    assert_eq!(allowed, [true, false, false, false, true]);
+}
+
+#[test]
+fn a_scoped_key_may_call_nothing_beside_its_rows() {
+    let record = scoped(OperatingModel::Ecosystem, None, Some(&Feature::ALL));
+    for (method, path) in [
+        ("POST", "/tokens"),
+        ("DELETE", "/tokens/tok_1"),
+        ("POST", "/tokens/tok_1/payment-data"),
+        ("GET", "/tokens/tok_1/payment-data/pd_1"),
+        ("GET", "/payment-data/pd_1/forward"),
+        ("HEAD", "/forward"),
+        ("POST", "/payment-data/forward"),
+        ("POST", "/payment-data/pd_1"),
+        ("POST", "/forward/pd_1"),
+        ("POST", "/payment-data/../forward"),
+        ("get", "/tokens"),
+        ("GET", "/tokens/"),
+        ("GET", "/"),
+        ("GET", "/api/v1/api-keys"),
+    ] {
+        assert_eq!(Request::new(method, path).judged_by(&record), Err(Denial::RouteNotAllowed), "{method} {path}");
+    }
+}
+
+/// storlaunch, "Key types recap".
+#[test]
+fn a_publishable_key_may_call_the_public_catalogue_and_nothing_else() {
+    let rows = [
+        ("GET", "/v1/storefront/public/categories", true),
+        ("HEAD", "/v1/storefront/public/categories", true),
+        ("GET", "/v1/storefront/public/categories/c_1/products", true),
+        ("GET", "/api/v1/storefront/public/categories", true),
+        ("GET", "/v1/storefront/products", true),
+        ("GET", "/v1/storefront/products?limit=2", true),
+        ("GET", "/v1/storefront/products/p_1", true),
+        ("HEAD", "/v1/storefront/products/p_1", true),
+        ("GET", "/v1/storefront/public", false),
+        ("GET", "/v1/storefront/public/", false),
+        ("POST", "/v1/storefront/public/categories", false),
+        ("POST", "/v1/storefront/products", false),
+        ("PATCH", "/v1/storefront/products/p_1", false),
+        ("DELETE", "/v1/storefront/products/p_1", false),
+        ("OPTIONS", "/v1/storefront/products", false),
+        ("GET", "/v1/storefront/products/p_1/reviews", false),
+        ("GET", "/v1/storefront/public/../orders", false),
+        ("GET", "/v1/storefront/public/%2e%2e/orders", false),
+        ("GET", "/v1/storefront/public//orders", false),
+        ("GET", "/v1/storefront/orders", false),
+        ("GET", "/v1/account/api-keys", false),
+        ("POST", "/v1/account/api-keys", false),
+        ("GET", "/tokens", false),
+        ("GET", "/", false),
+    ];
+    for mode in Mode::ALL {
+        let record = record(key(Family::Publishable, mode));
+        for (method, path, allowed) in rows {
+            let judged = Request::new(method, path).judged_by(&record).map(drop);
+            assert_eq!(judged, denied_route_unless(allowed), "{method} {path}");
+        }
+        let scoped = Request::new("GET", "/v1/storefront/products").scopes(&["events:read"]);
+        assert_eq!(scoped.judged_by(&record), Err(Denial::InsufficientScope), "it holds no scope at all");
+    }
+}
+
+/// crypto-checkout, "Available scopes": nine of them, `write` without `read`.
+const NINE: [&str; 9] = [
+    "links:read",
+    "links:write",
+    "sessions:read",
+    "sessions:write",
+    "webhooks:read",
+    "webhooks:write",
+    "events:read",
+    "customers:read",
+    "customers:write",
+];
+
+fn with_scopes(family: Family, names: &[&str]) -> Record {
+    let mut key = key(family, Mode::Live);
+    key.grants.scopes = Catalogue::default().parse_list(names.iter().copied()).unwrap();
+    record(key)
+}
+
+#[test]
+fn each_of_the_nine_scopes_grants_exactly_its_row() {
+    for family in [Family::Commerce, Family::Application] {
+        for held in NINE {
+            let record = with_scopes(family, &[held]);
+            for wanted in NINE.into_iter().chain(["commerce"]) {
+                let expected = if held == wanted { Ok(None) } else { Err(Denial::InsufficientScope) };
+                let request = Request::default().scopes(&[wanted]);
+                assert_eq!(request.judged_by(&record), expected, "{held} for {wanted}");
+            }
+        }
+        let all_nine = with_scopes(family, &NINE);
+        assert!(Request::default().scopes(&NINE).is_granted(&all_nine));
+        assert!(!Request::default().scopes(&["commerce"]).is_granted(&all_nine), "the nine do not imply commerce");
+        let commerce = with_scopes(family, &["commerce"]);
+        for wanted in NINE.into_iter().chain(["commerce"]) {
+            assert!(Request::default().scopes(&[wanted]).is_granted(&commerce), "commerce for {wanted}");
+        }
+    }
+}
+
+#[test]
+fn all_needed_scopes_are_needed() {
+    let record = with_scopes(Family::Commerce, &["links:read", "events:read"]);
+    let judged = |names: &[&str]| Request::default().scopes(names).judged_by(&record).map(drop);
+    assert_eq!(judged(&[]), Ok(()));
+    assert_eq!(judged(&["links:read", "events:read"]), Ok(()));
+    assert_eq!(judged(&["links:read", "links:write"]), Err(Denial::InsufficientScope));
+}
+
+#[test]
+fn a_secret_key_satisfies_every_scope() {
+    let record = record(key(Family::Secret, Mode::Live));
+    assert!(Request::new("DELETE", "/anything").scopes(&NINE).is_granted(&record));
+    assert!(Request::default().scopes(&["commerce"]).is_granted(&record));
+}
+
+#[test]
+fn modes_never_cross() {
+    for family in [Family::Commerce, Family::Application, Family::Secret] {
+        for own in Mode::ALL {
+            let record = record(key(family, own));
+            for wanted in Mode::ALL {
+                let request = Request { mode: Some(wanted), ..Request::default() };
+                let expected = if own == wanted { Ok(None) } else { Err(Denial::WrongMode) };
+                assert_eq!(request.judged_by(&record), expected, "{own:?} where {wanted:?} is needed");
+            }
+            assert!(Request::default().is_granted(&record), "where no mode is needed, either will do");
+        }
+    }
+}
+
+/// One way to make a request fail, and the denial it should end in.
+type Breakage = (Denial, &'static [fn(&mut Record, &mut Request)]);
+
+/// Every denial `decide` can give, in each way it can come about.
+const BREAKAGES: [Breakage; 10] = [
+    (
+        Denial::UnknownKey,
+        &[
+            |_, request| request.viewer = Some((account("other"), None)),
+            |_, request| request.viewer = Some((account("acme"), Some(Mode::Test))),
+        ],
+    ),
+    (Denial::Revoked, &[|record, _| record.key.revoked_at = Some(now())]),
+    (Denial::Expired, &[|record, _| record.key.grants.expires_at = Some(now())]),
+    (Denial::Suspended, &[|record, _| record.key.suspended_at = Some(now())]),
+    (Denial::ApplicationDisabled, &[|record, _| record.application_enabled = false]),
+    (Denial::WrongMode, &[|_, request| request.mode = Some(Mode::Test)]),
+    (
+        Denial::IpNotAllowed,
+        &[
+            |_, request| request.client_ip = None,
+            |_, request| request.client_ip = Some("198.51.100.1".parse().unwrap()),
+        ],
+    ),
+    (
+        Denial::RouteNotAllowed,
+        &[
+            |_, request| request.method = None,
+            |_, request| request.path = None,
+            |_, request| request.path = Some("/tokens/..".into()),
+            |record, _| record.operating_model = OperatingModel::Platform,
+        ],
+    ),
+    (
+        Denial::MerchantNotAllowed,
+        &[|_, request| request.merchant = None, |_, request| request.merchant = Some("m-2".into())],
+    ),
+    (Denial::InsufficientScope, &[|record, _| record.scopes = Default::default()]),
+];
+
+/// A key with every restriction there is, and a request that satisfies them all.
+fn restricted() -> (Record, Request) {
+    let mut record = scoped(OperatingModel::Ecosystem, Some(&["m-1"]), Some(&[Feature::TokensList]));
+    record.key.grants.allowed_ips = Some(IpList::parse(["203.0.113.0/24"]).unwrap());
+    record.key.grants.expires_at = Some(now() + std::time::Duration::from_micros(1));
+    let request = Request {
+        viewer: Some((account("acme"), Some(Mode::Live))),
+        mode: Some(Mode::Live),
+        client_ip: Some("203.0.113.9".parse().unwrap()),
+        ..Request::new("GET", "/tokens").merchant("m-1").scopes(&["commerce"])
+    };
+    (record, request)
+}
+
+#[test]
+fn of_several_reasons_the_first_in_the_order_of_denials_is_the_answer() {
+    first_reason_wins(false, |_| true);
+}
+
+/// Who a key is may be asked whatever it is restricted to, but not from elsewhere, nor of a key that has ended.
+#[test]
+fn a_request_for_the_identity_alone_is_judged_without_routes_merchants_and_scopes() {
+    first_reason_wins(true, |denial| denial <= Denial::IpNotAllowed);
+}
+
+fn first_reason_wins(identity_only: bool, matters: fn(Denial) -> bool) {
+    assert_eq!(BREAKAGES.map(|(denial, _)| denial)[..], Denial::ALL[..10]);
+    // Every combination of ways: digit d of `combination` is 0 for "not broken", else which way.
+    let combinations: usize = BREAKAGES.iter().map(|(_, ways)| ways.len() + 1).product();
+    for combination in 0..combinations {
+        let (mut record, mut request) = restricted();
+        request.identity_only = identity_only;
+        let mut rest = combination;
+        let mut expected = Ok(());
+        for (denial, ways) in BREAKAGES {
+            let way = rest % (ways.len() + 1);
+            rest /= ways.len() + 1;
+            if way > 0 {
+                ways[way - 1](&mut record, &mut request);
+                expected = expected.and(if matters(denial) { Err(denial) } else { Ok(()) });
+            }
+        }
+        assert_eq!(request.judged_by(&record).map(drop), expected, "{record:?} {request:?}");
+    }
+}
+
+#[test]
+fn what_a_restriction_needs_and_the_request_lacks_denies() {
+    let silent = Request::default();
+    let granted = Ok(None);
+
+    let features = scoped(OperatingModel::Ecosystem, None, Some(&Feature::ALL));
+    let only_method = Request { method: Some("GET".into()), ..Request::default() };
+    let only_path = Request { path: Some("/tokens".into()), ..Request::default() };
+    for request in [&silent, &only_method, &only_path] {
+        assert_eq!(request.judged_by(&features), Err(Denial::RouteNotAllowed), "{request:?}");
+        assert_eq!(request.judged_by(&record(key(Family::Publishable, Mode::Live))), Err(Denial::RouteNotAllowed));
+        assert_eq!(request.judged_by(&record(key(Family::Commerce, Mode::Live))), granted);
+    }
+
+    let merchants = scoped(OperatingModel::Ecosystem, Some(&["m-1"]), None);
+    assert_eq!(silent.judged_by(&merchants), Err(Denial::RouteNotAllowed));
+    assert_eq!(Request::new("GET", "/tokens").judged_by(&merchants), Err(Denial::MerchantNotAllowed));
+
+    let mut networks = record(key(Family::Secret, Mode::Live));
+    networks.key.grants.allowed_ips = Some(IpList::parse(["0.0.0.0/0", "::/0"]).unwrap());
+    assert_eq!(silent.judged_by(&networks), Err(Denial::IpNotAllowed));
+    let from = |ip: &str| Request { client_ip: Some(ip.parse().unwrap()), ..Request::default() };
+    assert_eq!(from("203.0.113.9").judged_by(&networks), granted);
+    assert_eq!(from("2001:db8::1").judged_by(&networks), granted);
+}
+
+#[test]
+fn a_merchant_is_compared_exactly() {
+    let record = scoped(OperatingModel::Ecosystem, Some(&["m-1", "Shop"]), None);
+    for (merchant, allowed) in [
+        ("m-1", true),
+        ("Shop", true),
+        ("shop", false),
+        ("m-1 ", false),
+        ("m-1,Shop", false),
+        ("m-11", false),
+        ("", false),
+    ] {
+        let judged = Request::new("GET", "/tokens").merchant(merchant).judged_by(&record).map(drop);
+        assert_eq!(judged, if allowed { Ok(()) } else { Err(Denial::MerchantNotAllowed) }, "{merchant:?}");
+    }
+}
+
+#[test]
+fn a_key_of_all_merchants_takes_any_well_formed_one() {
+    let record = record(key(Family::Commerce, Mode::Live));
+    let judged = |merchant: &str| Request::default().merchant(merchant).judged_by(&record);
+    assert_eq!(judged("m-1"), Ok(Some("m-1".to_owned())));
+    for malformed in ["", "a b", "a\r\nx: y", "é", &"m".repeat(129)] {
+        assert_eq!(judged(malformed), Err(Denial::MerchantNotAllowed), "{malformed:?}");
+    }
+}
+
+#[test]
+fn a_viewer_sees_its_own_account_and_a_test_viewer_only_test_keys() {
+    let rows = [
+        (None, Mode::Live, true),
+        (None, Mode::Test, true),
+        (Some(("acme", None)), Mode::Live, true),
+        (Some(("acme", None)), Mode::Test, true),
+        (Some(("acme", Some(Mode::Test))), Mode::Test, true),
+        (Some(("acme", Some(Mode::Test))), Mode::Live, false),
+        (Some(("Acme", None)), Mode::Live, false),
+        (Some(("other", None)), Mode::Live, false),
+        (Some(("other", Some(Mode::Test))), Mode::Test, false),
+    ];
+    for (viewer, mode, sees) in rows {
+        let request = Request { viewer: viewer.map(|(id, mode)| (account(id), mode)), ..Request::default() };
+        let expected = if sees { Ok(None) } else { Err(Denial::UnknownKey) };
+        assert_eq!(request.judged_by(&record(key(Family::Commerce, mode))), expected, "{viewer:?} {mode:?}");
+    }
+}
+
+#[test]
+fn a_key_ends_at_the_very_moment_it_expires() {
+    let ends_in = |micros: i64| {
+        let mut key = key(Family::Commerce, Mode::Live);
+        key.grants.expires_at = Some(Timestamp::from_microsecond(now().as_microsecond() + micros).unwrap());
+        Request::default().judged_by(&record(key)).map(drop)
+    };
+    assert_eq!(ends_in(1), Ok(()));
+    assert_eq!(ends_in(0), Err(Denial::Expired));
+    assert_eq!(ends_in(-1), Err(Denial::Expired));
+}
+
+#[test]
+fn a_disabled_application_takes_its_keys_with_it_until_it_is_enabled() {
+    let id = ApplicationId::from_bytes([1; 16]);
+    let mut application = Application {
+        id,
+        account_id: account("acme"),
+        name: "Web store".into(),
+        description: None,
+        is_enabled: false,
+        created_at: now(),
+    };
+    let mut key = key(Family::Application, Mode::Live);
+    key.application_id = Some(id);
+    let judged = |application: &Application| {
+        let record = Record::new(key.clone(), Some(application), OperatingModel::default(), &Catalogue::default());
+        Request::default().judged_by(&record).map(drop)
+    };
+    assert_eq!(judged(&application), Err(Denial::ApplicationDisabled));
+    application.is_enabled = true;
+    assert_eq!(judged(&application), Ok(()));
+}
+
+#[test]
+fn the_operating_model_bounds_only_scoped_keys() {
+    for (model, _) in MODELS {
+        let record = Record::new(key(Family::Commerce, Mode::Live), None, model, &Catalogue::default());
+        assert!(Request::new("DELETE", "/anything/at/all").is_granted(&record), "{model}");
+    }
+}

@@ -1,0 +1,167 @@
+//! The text of a key: minting is unbiased, parsing accepts exactly what is minted, nothing shows a secret.
+
+use std::collections::HashSet;
+
+use proptest::prelude::*;
+use tollkey_core::{
+    Digest, Family, KeyText, Mode,
+    key_text::{Kind, RANDOM_LEN, without_scheme},
+};
+
+use crate::support::{one_of, rng};
+
+const SYMBOLS: &[u8; 62] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789";
+
+/// Every kind of credential and what its text begins with, as the documents have it.
+const KINDS: [(&str, Kind); 9] = [
+    ("ck_live_", Kind::Key(Family::Commerce, Mode::Live)),
+    ("ck_test_", Kind::Key(Family::Commerce, Mode::Test)),
+    ("ks_live_", Kind::Key(Family::Application, Mode::Live)),
+    ("ks_test_", Kind::Key(Family::Application, Mode::Test)),
+    ("sk_live_", Kind::Key(Family::Secret, Mode::Live)),
+    ("sk_test_", Kind::Key(Family::Secret, Mode::Test)),
+    ("pk_live_", Kind::Key(Family::Publishable, Mode::Live)),
+    ("pk_test_", Kind::Key(Family::Publishable, Mode::Test)),
+    ("tks_", Kind::ServiceKey),
+];
+
+/// The shape of a credential, said a second time.
+fn expected(text: &str) -> Option<Kind> {
+    KINDS.into_iter().find_map(|(prefix, kind)| {
+        let random = text.strip_prefix(prefix)?;
+        (random.len() == 32 && random.bytes().all(|b| SYMBOLS.contains(&b))).then_some(kind)
+    })
+}
+
+fn minted() -> impl Strategy<Value = String> {
+    (one_of(KINDS), any::<u64>()).prop_map(|((_, kind), seed)| KeyText::mint(kind, &mut rng(seed)).expose().to_owned())
+}
+
+proptest! {
+    #[test]
+    fn what_is_minted_is_read_again(seed: u64, (prefix, kind) in one_of(KINDS)) {
+        let key = KeyText::mint(kind, &mut rng(seed));
+        let text = key.expose();
+        prop_assert_eq!(text.len(), prefix.len() + RANDOM_LEN);
+        prop_assert_eq!(RANDOM_LEN, 32);
+        prop_assert_eq!(expected(text), Some(kind));
+        prop_assert_eq!(Kind::of(text), Some(kind));
+        let shown = match &prefix[..3] { "ck_" => 6, "ks_" => 4, _ => 0 };
+        prop_assert_eq!(key.shown_prefix(), &text[..prefix.len() + shown]);
+        prop_assert_eq!(key.last4(), &text[text.len() - 4..]);
+        prop_assert_eq!(key.digest(), Digest::of(text));
+        let with_scheme = format!("secret-token:{text}");
+        prop_assert_eq!(without_scheme(&with_scheme), text);
+        prop_assert_eq!(without_scheme(text), text);
+    }
+
+    #[test]
+    fn a_character_less_is_no_key(text in minted(), at: prop::sample::Index) {
+        let mut text = text;
+        text.remove(at.index(text.len()));
+        prop_assert_eq!(Kind::of(&text), None);
+    }
+
+    #[test]
+    fn a_character_more_is_no_key(text in minted(), at: prop::sample::Index, c: char) {
+        let mut text = text;
+        text.insert(at.index(text.len() + 1), c);
+        prop_assert_eq!(Kind::of(&text), None);
+    }
+
+    #[test]
+    fn another_character_is_another_key_or_none(text in minted(), at: prop::sample::Index, c: char) {
+        let mut changed: Vec<char> = text.chars().collect();
+        let at = at.index(changed.len());
+        changed[at] = c;
+        let changed: String = changed.into_iter().collect();
+        prop_assert_eq!(Kind::of(&changed), expected(&changed));
+        if !c.is_ascii_alphanumeric() && changed != text {
+            prop_assert_eq!(Kind::of(&changed), None);
+        }
+    }
+
+    #[test]
+    fn arbitrary_text_is_read_without_panic(text in prop_oneof![
+        any::<String>(), "\\PC{0,80}", "[ckstp_]{0,6}(_|live|test|LIVE){0,3}_[0-9A-Za-z_é]{28,36}",
+    ]) {
+        prop_assert_eq!(Kind::of(&text), expected(&text));
+        let _ = without_scheme(&text);
+        let _ = Digest::of(&text);
+    }
+
+    #[test]
+    fn different_texts_have_different_digests(a in minted(), b in minted()) {
+        prop_assert_eq!(a == b, Digest::of(&a) == Digest::of(&b));
+    }
+}
+
+#[test]
+fn neither_the_text_nor_its_digest_is_shown() {
+    let key = KeyText::mint(Kind::Key(Family::Secret, Mode::Live), &mut rng(1));
+    let hex: String = key.digest().as_bytes().iter().map(|byte| format!("{byte:02x}")).collect();
+    for shown in [
+        format!("{key:?}"),
+        format!("{key:#?}"),
+        format!("{:?}", Some(&key)),
+        format!("{:?}", key.digest()),
+        format!("{:#?}", [key.digest()]),
+    ] {
+        assert!(!shown.contains(key.expose()) && !shown.contains(&key.last4()), "{shown}");
+        assert!(!shown.contains(&hex[..8]) && !shown.contains(char::is_numeric), "{shown}");
+    }
+}
+
+/// How far 62 counts are from even: the statistic of Pearson's test, 61 degrees of freedom.
+fn chi_square(counts: [u32; 62]) -> f64 {
+    let mean = f64::from(counts.iter().sum::<u32>()) / 62.0;
+    counts.iter().map(|&count| (f64::from(count) - mean).powi(2) / mean).sum()
+}
+
+fn index(symbol: u8) -> usize {
+    SYMBOLS.iter().position(|&s| s == symbol).expect("minting uses the 62 symbols only")
+}
+
+/// Even counts exceed this once in a million.
+const BOUND: f64 = 130.0;
+
+#[test]
+fn every_symbol_is_as_likely_at_every_place() {
+    let mut rng = rng(2026);
+    let mut places = [[0_u32; 62]; RANDOM_LEN];
+    let mut seen = HashSet::new();
+    for _ in 0..20_000 {
+        let key = KeyText::mint(Kind::ServiceKey, &mut rng);
+        let random = key.expose().strip_prefix("tks_").unwrap().to_owned();
+        for (place, symbol) in random.bytes().enumerate() {
+            places[place][index(symbol)] += 1;
+        }
+        assert!(seen.insert(random), "minted twice");
+    }
+    for (place, counts) in places.into_iter().enumerate() {
+        let statistic = chi_square(counts);
+        assert!(statistic < BOUND, "place {place}: {statistic}");
+    }
+    let all: [u32; 62] = std::array::from_fn(|symbol| places.iter().map(|counts| counts[symbol]).sum());
+    assert!(chi_square(all) < BOUND, "{}", chi_square(all));
+}
+
+/// The usual mistake, a byte modulo 62, does not pass the test above.
+#[test]
+fn the_test_of_evenness_finds_a_biased_choice() {
+    use rand::Rng as _;
+    let mut rng = rng(2026);
+    let mut counts = [0; 62];
+    for _ in 0..20_000 {
+        counts[usize::from(rng.next_u32() as u8) % 62] += 1;
+    }
+    assert!(chi_square(counts) > BOUND, "{}", chi_square(counts));
+}
+
+#[test]
+fn the_same_randomness_mints_the_same_key_and_other_randomness_another() {
+    let kind = Kind::Key(Family::Commerce, Mode::Test);
+    let mint = |seed| KeyText::mint(kind, &mut rng(seed)).expose().to_owned();
+    assert_eq!(mint(1), mint(1));
+    assert_ne!(mint(1), mint(2));
+}

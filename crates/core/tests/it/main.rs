@@ -1,0 +1,15 @@
+//! The rules of core from outside: documented tables row by row, properties over random input, and vectors that
+//! every release has to reproduce.
+
+mod access;
+mod audit;
+mod id;
+mod key_text;
+mod metadata;
+mod network;
+mod restrictions;
+mod route;
+mod scope;
+mod support;
+mod text;
+mod vectors;

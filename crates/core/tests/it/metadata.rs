@@ -1,0 +1,83 @@
+//! Metadata: bounded, and the same when read back.
+
+use proptest::prelude::*;
+use serde_json::{Map, Value, json};
+use tollkey_core::metadata::Metadata;
+
+fn object(value: Value) -> Map<String, Value> {
+    match value {
+        Value::Object(object) => object,
+        other => panic!("{other} is no object"),
+    }
+}
+
+/// JSON as callers send it: every kind of value, a few levels deep.
+pub(crate) fn any_json() -> impl Strategy<Value = Value> {
+    let leaf = prop_oneof![
+        Just(Value::Null),
+        any::<bool>().prop_map(Value::from),
+        any::<i64>().prop_map(Value::from),
+        any::<u64>().prop_map(Value::from),
+        any::<f64>().prop_map(Value::from),
+        "[^\\x00]{0,8}".prop_map(Value::from),
+    ];
+    leaf.prop_recursive(3, 16, 4, |inner| {
+        prop_oneof![
+            prop::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
+            prop::collection::vec(("[a-zé\"\\\\]{0,6}", inner), 0..4)
+                .prop_map(|members| Value::Object(members.into_iter().collect())),
+        ]
+    })
+}
+
+pub(crate) fn any_object() -> impl Strategy<Value = Map<String, Value>> {
+    prop::collection::vec(("[a-z]{1,6}", any_json()), 0..4).prop_map(|members| members.into_iter().collect())
+}
+
+proptest! {
+    /// Also the order of members, and numbers to the last bit: the store keeps the text, and the audit chain hashes it.
+    #[test]
+    fn what_is_kept_reads_back_the_same(given in any_object()) {
+        let metadata = Metadata::new(given.clone()).unwrap();
+        let read = object(serde_json::from_str(&metadata.to_json()).unwrap());
+        prop_assert_eq!(&read, &given);
+        prop_assert_eq!(Metadata::new(read).unwrap().to_json(), metadata.to_json());
+    }
+
+    #[test]
+    fn any_number_reads_back_as_the_same_text(number: f64) {
+        let text = json!(number).to_string();
+        let read: Value = serde_json::from_str(&text).unwrap();
+        prop_assert_eq!(read.to_string(), text);
+    }
+}
+
+#[test]
+fn it_is_at_most_4_kib() {
+    let of_size = |bytes: usize| Metadata::new(object(json!({ "a": "x".repeat(bytes - r#"{"a":""}"#.len()) })));
+    assert_eq!(of_size(4096).unwrap().to_json().len(), 4096);
+    assert_eq!(of_size(4097).unwrap_err().to_string(), "must be at most 4096 bytes of JSON");
+}
+
+#[test]
+fn it_has_no_nul_anywhere() {
+    for refused in [json!({"a": "\0"}), json!({"a\0": 1}), json!({"a": [{"b": ["x\0y"]}]}), json!({"a": {"\0": {}}})] {
+        let error = Metadata::new(object(refused)).unwrap_err();
+        assert_eq!(error.to_string(), "must not have NUL characters");
+    }
+    // A backslash and "u0000", as somebody wrote it, is no NUL.
+    assert!(Metadata::new(object(json!({"a": r"\u0000"}))).is_ok());
+}
+
+#[test]
+fn it_nests_at_most_64_levels_and_so_can_be_read_inside_other_objects() {
+    let nested = |levels: usize, level: fn(Value) -> Value| {
+        object(json!({ "a": (1..levels).fold(Value::Null, |inner, _| level(inner)) }))
+    };
+    for level in [|inner| json!([inner]), |inner| json!({ "b": inner })] {
+        let deepest = Metadata::new(nested(64, level)).unwrap();
+        let entry = json!({ "changes": { "metadata": { "from": null, "to": deepest.object() } } });
+        assert_eq!(serde_json::from_str::<Value>(&entry.to_string()).unwrap(), entry);
+        assert_eq!(Metadata::new(nested(65, level)).unwrap_err().to_string(), "must nest at most 64 levels deep");
+    }
+}

@@ -1,0 +1,232 @@
+//! Whatever a key may do, a further restriction never lets it do more.
+
+use std::net::IpAddr;
+
+use proptest::{
+    prelude::*,
+    strategy::ValueTree as _,
+    test_runner::{Config, TestRunner},
+};
+use tollkey_core::{Family, IpList, Mode, OperatingModel, Record, Scope, ScopeSet, feature::Feature};
+
+use crate::support::{Request, account, key, needed, now, one_of, record};
+
+const MERCHANTS: [&str; 3] = ["m-1", "m-2", "m-3"];
+const NETWORKS: [&str; 4] = ["203.0.113.0/24", "203.0.113.128/25", "2001:db8::/32", "0.0.0.0/0"];
+const PATHS: [&str; 12] = [
+    "/tokens",
+    "/api/tokens",
+    "/tokens/tok_1",
+    "/tokens/tok_1/payment-data",
+    "/payment-data/pd_1/forward",
+    "/forward",
+    "/v1/storefront/products",
+    "/v1/storefront/products/p_1",
+    "/v1/storefront/public/a/b",
+    "/orders",
+    "/tokens/..",
+    "",
+];
+
+fn some_of<T: Clone + std::fmt::Debug + 'static>(items: &'static [T]) -> impl Strategy<Value = Vec<T>> {
+    prop::sample::subsequence(items, 1..=items.len())
+}
+
+fn networks() -> impl Strategy<Value = IpList> {
+    some_of(&NETWORKS).prop_map(|cidrs| IpList::parse(cidrs).unwrap())
+}
+
+fn merchants() -> impl Strategy<Value = Vec<String>> {
+    some_of(&MERCHANTS).prop_map(|all| all.into_iter().map(str::to_owned).collect())
+}
+
+fn scopes() -> impl Strategy<Value = Vec<Scope>> {
+    prop::sample::subsequence(Scope::BUILT_IN.to_vec(), 0..3)
+}
+
+fn needed_scopes() -> impl Strategy<Value = ScopeSet> {
+    scopes().prop_map(|scopes| needed(&scopes.iter().map(Scope::as_str).collect::<Vec<_>>()))
+}
+
+fn rarely() -> impl Strategy<Value = bool> {
+    prop::bool::weighted(0.05)
+}
+
+prop_compose! {
+    fn any_record()(
+        family in one_of(Family::ALL), mode in one_of(Mode::ALL), model in one_of(OperatingModel::ALL),
+        scopes in prop_oneof![2 => Just(vec![Scope::COMMERCE]), 1 => scopes()],
+        merchants in prop::option::of(merchants()), features in prop::option::of(some_of(&Feature::ALL)),
+        allowed_ips in prop::option::of(networks()),
+        (revoked, expired, suspended, disabled) in (rarely(), rarely(), rarely(), rarely()),
+    ) -> Record {
+        let mut key = key(family, mode);
+        key.grants.scopes = scopes;
+        if family == Family::Commerce {
+            (key.grants.merchants, key.grants.features) = (merchants, features);
+        }
+        key.grants.allowed_ips = allowed_ips;
+        key.grants.expires_at = expired.then(now);
+        key.revoked_at = revoked.then(now);
+        key.suspended_at = suspended.then(now);
+        Record { application_enabled: !disabled, operating_model: model, ..record(key) }
+    }
+}
+
+prop_compose! {
+    fn any_request()(
+        viewer in prop::option::weighted(0.2, (one_of(["acme", "acme", "other"]), prop::option::of(one_of(Mode::ALL)))),
+        identity_only in rarely(), scopes in needed_scopes(), mode in prop::option::weighted(0.3, one_of(Mode::ALL)),
+        method in prop::option::weighted(0.9, one_of(["GET", "POST", "HEAD"])),
+        path in prop::option::weighted(0.9, one_of(PATHS)),
+        merchant in prop::option::weighted(0.8, one_of(["m-1", "m-2", "m-3", "m-4", "a b"])),
+        client_ip in prop::option::weighted(
+            0.8, one_of(["203.0.113.1", "203.0.113.200", "::ffff:203.0.113.1", "192.0.2.1", "2001:db8::1", "2001:db9::1"])
+        ),
+    ) -> Request {
+        Request {
+            viewer: viewer.map(|(id, mode)| (account(id), mode)),
+            identity_only,
+            scopes,
+            mode,
+            method: method.map(str::to_owned),
+            path: path.map(str::to_owned),
+            merchant: merchant.map(str::to_owned),
+            client_ip: client_ip.map(|ip| ip.parse::<IpAddr>().unwrap()),
+        }
+    }
+}
+
+/// Something that can be done to a key or asked of a request, and that should never help.
+#[derive(Debug, Clone)]
+enum Restriction {
+    Networks(IpList),
+    Merchants(Vec<String>),
+    Features(Vec<Feature>),
+    ManagedEcosystem,
+    NoEcosystem,
+    Expire,
+    Suspend,
+    Revoke,
+    DisableApplication,
+    TakeScope(usize),
+    NeedMode(Mode),
+    NeedScopes(ScopeSet),
+    View(&'static str, Option<Mode>),
+}
+
+fn restriction() -> impl Strategy<Value = Restriction> {
+    use Restriction::*;
+    prop_oneof![
+        networks().prop_map(Networks),
+        merchants().prop_map(Merchants),
+        some_of(&Feature::ALL).prop_map(Features),
+        Just(ManagedEcosystem),
+        Just(NoEcosystem),
+        Just(Expire),
+        Just(Suspend),
+        Just(Revoke),
+        Just(DisableApplication),
+        (0..3_usize).prop_map(TakeScope),
+        one_of(Mode::ALL).prop_map(NeedMode),
+        needed_scopes().prop_map(NeedScopes),
+        (one_of(["acme", "other"]), prop::option::of(one_of(Mode::ALL))).prop_map(|(id, mode)| View(id, mode)),
+    ]
+}
+
+impl Restriction {
+    /// Adds the restriction to those that are there.
+    fn apply(&self, record: &mut Record, request: &mut Request) {
+        let key = &mut record.key;
+        let grants = &mut key.grants;
+        match self {
+            Self::Networks(networks) => {
+                if grants.allowed_ips.as_ref().is_none_or(|own| own.covers(networks)) {
+                    grants.allowed_ips = Some(networks.clone());
+                }
+            }
+            Self::Merchants(merchants) => narrow(&mut grants.merchants, merchants),
+            Self::Features(features) => narrow(&mut grants.features, features),
+            Self::ManagedEcosystem => {
+                if record.operating_model == OperatingModel::Ecosystem {
+                    record.operating_model = OperatingModel::ManagedEcosystem;
+                }
+            }
+            Self::NoEcosystem => record.operating_model = OperatingModel::PrimaryMerchant,
+            Self::Expire => grants.expires_at = Some(now()),
+            Self::Suspend => key.suspended_at = Some(now()),
+            Self::Revoke => key.revoked_at = Some(now()),
+            Self::DisableApplication => record.application_enabled = false,
+            Self::TakeScope(index) => {
+                if *index < grants.scopes.len() {
+                    grants.scopes.remove(*index);
+                    let (application_enabled, operating_model) = (record.application_enabled, record.operating_model);
+                    *record =
+                        Record { application_enabled, operating_model, ..crate::support::record(record.key.clone()) };
+                }
+            }
+            Self::NeedMode(mode) => {
+                request.mode.get_or_insert(*mode);
+            }
+            Self::NeedScopes(scopes) => request.scopes = request.scopes.union(*scopes),
+            Self::View(id, mode) => {
+                request.viewer.get_or_insert((account(id), *mode));
+            }
+        }
+    }
+}
+
+/// What was allowed and is allowed still; a list that would end up empty stays as it is.
+fn narrow<T: Clone + PartialEq>(list: &mut Option<Vec<T>>, to: &[T]) {
+    let narrowed = match list {
+        Some(own) => own.iter().filter(|item| to.contains(item)).cloned().collect(),
+        None => to.to_vec(),
+    };
+    if !narrowed.is_empty() {
+        *list = Some(narrowed);
+    }
+}
+
+proptest! {
+    #![proptest_config(Config::with_cases(1024))]
+
+    #[test]
+    fn a_restriction_never_turns_a_denial_into_a_grant(
+        (mut record, mut request) in (any_record(), any_request()),
+        restrictions in prop::collection::vec(restriction(), 1..4),
+    ) {
+        let before = request.judged_by(&record).map(drop);
+        for restriction in &restrictions {
+            restriction.apply(&mut record, &mut request);
+        }
+        let after = request.judged_by(&record).map(drop);
+        prop_assert!(before.is_ok() || after.is_err(), "{before:?}, then granted under {restrictions:?}");
+    }
+
+    #[test]
+    fn a_request_that_tells_less_is_never_granted_more(
+        (record, request) in (any_record(), any_request()), (method, path, ip, merchant) in any::<(bool, bool, bool, bool)>(),
+    ) {
+        // A malformed merchant is denied as such; leaving it out is not a request that tells less.
+        prop_assume!(request.merchant.as_deref() != Some("a b"));
+        let mut less = request.clone();
+        less.method = less.method.filter(|_| method);
+        less.path = less.path.filter(|_| path);
+        less.client_ip = less.client_ip.filter(|_| ip);
+        less.merchant = less.merchant.filter(|_| merchant);
+        prop_assert!(request.is_granted(&record) || !less.is_granted(&record));
+    }
+}
+
+/// The properties above would hold for a `decide` that always denies, or never: both answers have to come up.
+#[test]
+fn the_random_requests_are_granted_and_denied_often_enough() {
+    let mut runner = TestRunner::deterministic();
+    let granted = (0..4000)
+        .filter(|_| {
+            let (record, request) = (any_record(), any_request()).new_tree(&mut runner).unwrap().current();
+            request.is_granted(&record)
+        })
+        .count();
+    assert!((200..3800).contains(&granted), "{granted} of 4000 granted");
+}

@@ -1,0 +1,141 @@
+//! Routes: what is ambiguous matches nothing, and everything else as the template says.
+
+use proptest::prelude::*;
+use tollkey_core::{RequestPath, route::Template};
+
+use crate::support::one_of;
+
+/// Wide templates: whatever they refuse, narrower ones refuse.
+const TEMPLATES: [(&str, usize); 5] = [("/*", 1), ("/{a}", 1), ("/{a}/{b}", 2), ("/{a}/*", 2), ("/{a}/{b}/{c}", 3)];
+
+fn segment() -> impl Strategy<Value = String> {
+    prop_oneof![
+        4 => "[A-Za-z0-9_~!$&'()*+,=:@-]{1,8}",
+        1 => "[a-z.]{0,3}[a-z][a-z.]{0,3}",
+        1 => "%[2-7][0-9A-F]".prop_filter("hazards are below", |s| {
+            !matches!(&s[1..], "2E" | "2F" | "5C" | "25")
+        }),
+        1 => Just("...".to_owned()),
+    ]
+}
+
+fn segments() -> impl Strategy<Value = Vec<String>> {
+    prop::collection::vec(segment(), 1..5)
+}
+
+/// Segments that two readers of a path may take for different ones.
+const HAZARDOUS_SEGMENTS: [&str; 3] = ["", ".", ".."];
+
+/// What makes any segment such a one.
+const HAZARDS: [&str; 20] = [
+    "%2e", "%2E", "%2f", "%2F", "%5c", "%5C", "%00", "%25", "%252e", "%", "%2", "%g0", "%0g", "%+1", ";", ";v=1", "\\",
+    "#", " ", "é",
+];
+
+fn path_of(segments: &[String]) -> String {
+    format!("/{}", segments.join("/"))
+}
+
+fn matches(template: &'static str, method: &str, path: RequestPath<'_>) -> bool {
+    Template::new("GET", template).matches(method, path)
+}
+
+proptest! {
+    #[test]
+    fn a_name_is_one_segment_and_a_star_the_rest(segments in segments(), query in prop::option::of("\\PC{0,12}")) {
+        let mut raw = path_of(&segments);
+        if let Some(query) = query {
+            raw = format!("{raw}?{query}");
+        }
+        for (template, length) in TEMPLATES {
+            let expected = if template.ends_with('*') { segments.len() >= length } else { segments.len() == length };
+            for method in ["GET", "HEAD"] {
+                prop_assert_eq!(matches(template, method, RequestPath::new(&raw, "")), expected, "{} {}", template, raw);
+            }
+            prop_assert!(!matches(template, "POST", RequestPath::new(&raw, "")));
+        }
+    }
+
+    #[test]
+    fn literals_compare_as_sent(segments in segments()) {
+        let own: &'static str = path_of(&segments).leak();
+        prop_assume!(segments.iter().all(|s| s != "*" && !s.starts_with('{')));
+        prop_assert!(matches(own, "GET", RequestPath::new(own, "")));
+        let other = format!("{own}x");
+        prop_assert!(!matches(own, "GET", RequestPath::new(&other, "")));
+    }
+
+    #[test]
+    fn what_is_ambiguous_matches_nothing(
+        mut segments in segments(), at: prop::sample::Index, base in one_of(["", "/api"]),
+        (segment, hazard, instead) in (one_of(HAZARDOUS_SEGMENTS), one_of(HAZARDS), any::<bool>()),
+    ) {
+        if instead {
+            segments.insert(at.index(segments.len() + 1), segment.to_owned());
+        } else {
+            at.get_mut(&mut segments).push_str(hazard);
+        }
+        let raw = format!("{base}{}", path_of(&segments));
+        let path = RequestPath::new(&raw, "/api");
+        prop_assert!(!path.is_unambiguous(), "{raw}");
+        for (template, _) in TEMPLATES {
+            prop_assert!(!matches(template, "GET", path), "{template} {raw}");
+        }
+    }
+
+    /// Whatever the path, if it counts as unambiguous, decoding its escapes once leaves the same segments and nothing
+    /// left to decode.
+    #[test]
+    fn an_unambiguous_path_reads_the_same_decoded(raw in prop_oneof![
+        any::<String>(), "/[a-c./%;2eEfF05cC]{0,12}", "(/([a-z.]{0,3}|%[0-9a-f]{2}|%[0-9A-F]{2})){0,5}",
+    ]) {
+        let path = RequestPath::new(&raw, "/api");
+        if path.is_unambiguous() {
+            let decoded = decode(path.as_str());
+            let segments = |bytes: &[u8]| bytes.split(|&b| b == b'/').map(<[u8]>::to_vec).collect::<Vec<_>>();
+            prop_assert_eq!(segments(&decoded).len(), segments(path.as_str().as_bytes()).len());
+            prop_assert!(!decoded.contains(&b'%') && !decoded.contains(&b'\\') && !decoded.contains(&0));
+            prop_assert!(!segments(&decoded).iter().any(|s| s == b"." || s == b".."));
+            prop_assert!(path.as_str() == "/" || !segments(&decoded)[1..].iter().any(Vec::is_empty));
+        }
+    }
+
+    #[test]
+    fn arbitrary_requests_never_panic(method: String, raw: String, base in "(/[a-z]{0,4}){0,3}") {
+        let path = RequestPath::new(&raw, &base);
+        prop_assert!(raw.contains(path.as_str()));
+        for (template, _) in TEMPLATES {
+            if matches(template, &method, path) {
+                prop_assert!(path.is_unambiguous() && (method == "GET" || method == "HEAD"));
+            }
+        }
+    }
+
+    #[test]
+    fn the_base_is_cut_once_and_as_whole_segments(segments in segments(), base in "/[a-z]{1,4}(/[a-z]{1,4})?") {
+        let path = path_of(&segments);
+        let with_base = format!("{base}{path}");
+        let twice = format!("{base}{base}{path}");
+        let longer = format!("{base}x{path}");
+        prop_assert_eq!(RequestPath::new(&with_base, &base).as_str(), path);
+        prop_assert_eq!(RequestPath::new(&twice, &base).as_str(), with_base);
+        prop_assert_eq!(RequestPath::new(&longer, &base).as_str(), longer.as_str());
+        prop_assert_eq!(RequestPath::new(&base, &base).as_str(), base.as_str());
+    }
+}
+
+fn decode(path: &str) -> Vec<u8> {
+    let mut decoded = Vec::new();
+    let mut rest = path.as_bytes();
+    while let Some((&first, behind)) = rest.split_first() {
+        if first == b'%' {
+            let hex = std::str::from_utf8(&behind[..2]).unwrap();
+            decoded.push(u8::from_str_radix(hex, 16).unwrap());
+            rest = &behind[2..];
+        } else {
+            decoded.push(first);
+            rest = behind;
+        }
+    }
+    decoded
+}

@@ -1,0 +1,112 @@
+//! Records and requests to judge.
+
+use std::{fmt::Debug, net::IpAddr};
+
+use proptest::prelude::*;
+use rand::{SeedableRng as _, rngs::StdRng};
+use tollkey_core::{
+    AccountId, ApiKey, Catalogue, Denial, Family, Grants, KeyId, Mode, Need, OperatingModel, Record, RequestPath,
+    ScopeSet, Timestamp, Viewer, decide,
+};
+
+/// Randomness that repeats.
+pub(crate) fn rng(seed: u64) -> StdRng {
+    StdRng::seed_from_u64(seed)
+}
+
+pub(crate) fn account(id: &str) -> AccountId {
+    id.parse().unwrap()
+}
+
+/// The moment at which everything is judged.
+pub(crate) fn now() -> Timestamp {
+    Timestamp::from_second(1_800_000_000).unwrap()
+}
+
+/// A key of `acme` without a restriction.
+pub(crate) fn key(family: Family, mode: Mode) -> ApiKey {
+    ApiKey {
+        id: KeyId::from_bytes([7; 16]),
+        account_id: account("acme"),
+        application_id: None,
+        name: "A key".into(),
+        family,
+        mode,
+        prefix: format!("{}_{}_", family.prefix(), mode.as_str()),
+        last4: "wxyz".into(),
+        grants: Grants::default(),
+        metadata: None,
+        created_at: Timestamp::from_second(1_700_000_000).unwrap(),
+        created_by: None,
+        last_used_at: None,
+        suspended_at: None,
+        revoked_at: None,
+        revoked_reason: None,
+        rotated_from: None,
+        rotated_to: None,
+    }
+}
+
+/// The record of a key whose account is an ecosystem, with the built-in scopes.
+pub(crate) fn record(key: ApiKey) -> Record {
+    Record::new(key, None, OperatingModel::Ecosystem, &Catalogue::default())
+}
+
+/// The needed scopes of these names.
+pub(crate) fn needed(names: &[&str]) -> ScopeSet {
+    Catalogue::default().needed(names.iter().copied()).unwrap()
+}
+
+/// A request, owning what a [`Need`] borrows.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Request {
+    pub(crate) viewer: Option<(AccountId, Option<Mode>)>,
+    pub(crate) identity_only: bool,
+    pub(crate) scopes: ScopeSet,
+    pub(crate) mode: Option<Mode>,
+    pub(crate) method: Option<String>,
+    pub(crate) path: Option<String>,
+    pub(crate) merchant: Option<String>,
+    pub(crate) client_ip: Option<IpAddr>,
+}
+
+impl Request {
+    pub(crate) fn new(method: &str, path: &str) -> Self {
+        Self { method: Some(method.into()), path: Some(path.into()), ..Self::default() }
+    }
+
+    pub(crate) fn merchant(self, merchant: &str) -> Self {
+        Self { merchant: Some(merchant.into()), ..self }
+    }
+
+    pub(crate) fn scopes(self, names: &[&str]) -> Self {
+        Self { scopes: needed(names), ..self }
+    }
+
+    /// Judges the request now; `Ok` is the merchant it was granted for.
+    pub(crate) fn judged_by(&self, record: &Record) -> Result<Option<String>, Denial> {
+        let need = Need {
+            viewer: self.viewer.as_ref().map(|(account_id, mode)| Viewer { account_id, mode: *mode }),
+            identity_only: self.identity_only,
+            scopes: self.scopes,
+            mode: self.mode,
+            method: self.method.as_deref(),
+            path: self.path.as_deref().map(|path| RequestPath::new(path, "/api")),
+            merchant: self.merchant.as_deref(),
+            client_ip: self.client_ip,
+        };
+        decide(record, &need, now()).map(|grant| {
+            assert_eq!(grant.record, record);
+            grant.merchant.map(str::to_owned)
+        })
+    }
+
+    pub(crate) fn is_granted(&self, record: &Record) -> bool {
+        self.judged_by(record).is_ok()
+    }
+}
+
+/// One of these.
+pub(crate) fn one_of<T: Clone + Debug + 'static>(items: impl Into<Vec<T>>) -> impl Strategy<Value = T> {
+    prop::sample::select(items.into())
+}

@@ -1,0 +1,295 @@
+//! What a request brings: its body and its query, read into the words of `tollkey-api`.
+//!
+//! Both are taken in first and read by the handler once the caller is known, so that nobody learns from a 400
+//! what a 401 should hide. Errors name the member and the rule, and never repeat a value.
+
+use std::time::Duration;
+
+use actix_web::{
+    FromRequest, HttpMessage as _, HttpRequest,
+    dev::Payload,
+    http::header::{CONTENT_ENCODING, CONTENT_LENGTH},
+    web::{Bytes, BytesMut},
+};
+use futures_util::{StreamExt as _, future::LocalBoxFuture};
+use serde::de::DeserializeOwned;
+use tollkey_core::{Problem, ProblemCode};
+
+use crate::edge::Refusal;
+
+/// The largest body.
+pub const MAX_BODY: usize = 64 * 1024;
+/// How long a caller may take to send it.
+const BODY_TIMEOUT: Duration = Duration::from_secs(15);
+
+const JSON: &str = "application/json";
+const FORM: &str = "application/x-www-form-urlencoded";
+
+/// A body as it came, not yet read.
+#[derive(Debug)]
+pub struct Body {
+    bytes: Result<Bytes, Problem>,
+    content_type: String,
+}
+
+impl FromRequest for Body {
+    type Error = Refusal;
+    type Future = LocalBoxFuture<'static, Result<Self, Refusal>>;
+
+    fn from_request(request: &HttpRequest, payload: &mut Payload) -> Self::Future {
+        let content_type = request.content_type().to_ascii_lowercase();
+        let announced = request.headers().get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
+        let encoded = request.headers().get(CONTENT_ENCODING).is_some_and(|value| value != "identity");
+        let payload = payload.take();
+        Box::pin(async move {
+            let bytes = if encoded {
+                Err(Problem::new(ProblemCode::UnsupportedMediaType, "The body must not be compressed."))
+            } else if announced.is_some_and(|length: usize| length > MAX_BODY) {
+                Err(too_large())
+            } else {
+                tokio::time::timeout(BODY_TIMEOUT, collect(payload)).await.unwrap_or_else(|_| {
+                    Err(Problem::new(ProblemCode::RequestTimeout, "The body did not arrive in time."))
+                })
+            };
+            Ok(Self { bytes, content_type })
+        })
+    }
+}
+
+async fn collect(mut payload: Payload) -> Result<Bytes, Problem> {
+    let mut bytes = BytesMut::new();
+    while let Some(chunk) = payload.next().await {
+        let chunk = chunk.map_err(|_| Problem::new(ProblemCode::MalformedJson, "The body broke off."))?;
+        if bytes.len() + chunk.len() > MAX_BODY {
+            return Err(too_large());
+        }
+        bytes.extend_from_slice(&chunk);
+    }
+    Ok(bytes.freeze())
+}
+
+fn too_large() -> Problem {
+    Problem::new(ProblemCode::PayloadTooLarge, format!("The body must be at most {MAX_BODY} bytes."))
+}
+
+impl Body {
+    /// The body as a JSON object.
+    ///
+    /// # Errors
+    /// 413, 415, or 400 that names the member and the rule, or line and column.
+    pub fn json<T: DeserializeOwned>(&self) -> Result<T, Problem> {
+        let bytes = self.typed(JSON)?;
+        let malformed = |error: &serde_json::Error| {
+            let (line, column) = (error.line(), error.column());
+            let reason = without_position(&error.to_string()).to_owned();
+            Problem::new(ProblemCode::MalformedJson, format!("Line {line}, column {column}: {reason}."))
+        };
+        // Serde would also read a struct from an array.
+        if bytes.trim_ascii_start().first() == Some(&b'[') {
+            serde_json::from_slice::<serde::de::IgnoredAny>(bytes).map_err(|error| malformed(&error))?;
+            return Err(Problem::field("", "The body must be a JSON object."));
+        }
+        let mut deserializer = serde_json::Deserializer::from_slice(bytes);
+        let value = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
+            if error.inner().is_data() {
+                let pointer = error.path().iter().map(segment).collect();
+                rule(pointer, &error.inner().to_string())
+            } else {
+                malformed(error.inner())
+            }
+        })?;
+        deserializer.end().map_err(|error| malformed(&error))?;
+        Ok(value)
+    }
+
+    /// The body as a form.
+    ///
+    /// # Errors
+    /// 413, 415, or 400 that names the member and the rule.
+    pub fn form<T: DeserializeOwned>(&self) -> Result<T, Problem> {
+        let bytes = self.typed(FORM)?;
+        read_pairs(bytes, "/")
+    }
+
+    fn typed(&self, expected: &str) -> Result<&Bytes, Problem> {
+        let bytes = self.bytes.as_ref().map_err(Clone::clone)?;
+        if self.content_type != expected {
+            return Err(Problem::new(ProblemCode::UnsupportedMediaType, format!("The body must be {expected}.")));
+        }
+        Ok(bytes)
+    }
+}
+
+/// The query, not yet read.
+#[derive(Debug)]
+pub struct Query(String);
+
+impl FromRequest for Query {
+    type Error = Refusal;
+    type Future = std::future::Ready<Result<Self, Refusal>>;
+
+    fn from_request(request: &HttpRequest, _: &mut Payload) -> Self::Future {
+        std::future::ready(Ok(Self(request.query_string().to_owned())))
+    }
+}
+
+impl Query {
+    /// The query's parameters.
+    ///
+    /// # Errors
+    /// 400 that names the parameter and the rule.
+    pub fn read<T: DeserializeOwned>(&self) -> Result<T, Problem> {
+        read_pairs(self.0.as_bytes(), "")
+    }
+}
+
+fn read_pairs<T: DeserializeOwned>(text: &[u8], root: &str) -> Result<T, Problem> {
+    let pairs = serde_urlencoded::Deserializer::new(form_urlencoded::parse(text));
+    serde_path_to_error::deserialize(pairs).map_err(|error| {
+        let pointer: String = error.path().iter().map(segment).collect();
+        let mut problem = rule(pointer, &error.inner().to_string());
+        for error in &mut problem.errors {
+            error.pointer = format!("{root}{}", error.pointer.trim_start_matches('/'));
+        }
+        Problem::validation(problem.errors)
+    })
+}
+
+/// One step of a JSON pointer (RFC 6901).
+fn segment(segment: &serde_path_to_error::Segment) -> String {
+    use serde_path_to_error::Segment::{Enum, Map, Seq, Unknown};
+    match segment {
+        Seq { index } => format!("/{index}"),
+        Map { key } | Enum { variant: key } => format!("/{}", escape(key)),
+        Unknown => String::new(),
+    }
+}
+
+fn escape(member: &str) -> String {
+    member.chars().take(64).collect::<String>().replace('~', "~0").replace('/', "~1")
+}
+
+/// Says serde's words about a member in ours: which member, which rule, without the value and without the names
+/// of our types.
+fn rule(pointer: String, message: &str) -> Problem {
+    let message = without_position(message);
+    let quoted =
+        |prefix: &str| message.strip_prefix(prefix).and_then(|rest| rest.rsplit_once('`').or(Some((rest, ""))));
+    if let Some(name) = message.strip_prefix("missing field `").and_then(|rest| rest.strip_suffix('`')) {
+        return Problem::field(format!("{pointer}/{}", escape(name)), "is required");
+    }
+    if let Some(name) = message.strip_prefix("duplicate field `").and_then(|rest| rest.strip_suffix('`')) {
+        return Problem::field(at(&pointer, name), "is given twice");
+    }
+    if let Some((name, _)) = message.strip_prefix("unknown field `").and_then(|rest| rest.split_once("`, ")) {
+        return Problem::field(at(&pointer, name), "is unknown");
+    }
+    if quoted("unknown variant `").is_some() {
+        let expected = message.rsplit_once("expected ").map_or("", |(_, expected)| expected).replace('`', "");
+        let expected = expected.trim_start_matches("one of ");
+        return Problem::field(pointer, format!("must be one of {}", expected.replace(" or ", ", ")));
+    }
+    if let Some((_, expected)) = message.rsplit_once(", expected ")
+        && message.starts_with("invalid ")
+    {
+        return Problem::field(pointer, format!("must be {}", in_our_words(expected)));
+    }
+    let is_number = ["invalid digit", "number too", "cannot parse integer"].iter().any(|m| message.starts_with(m));
+    let rule = if is_number { "must be a whole number within its range" } else { message };
+    Problem::field(pointer, rule)
+}
+
+/// The pointer of a member that may already be the last step.
+fn at(pointer: &str, name: &str) -> String {
+    let step = format!("/{}", escape(name));
+    if pointer.ends_with(&step) { pointer.to_owned() } else { format!("{pointer}{step}") }
+}
+
+fn in_our_words(expected: &str) -> &str {
+    match expected {
+        "i64" | "u64" | "i32" | "u32" => "a whole number within its range",
+        "a sequence" => "an array",
+        "a map" => "an object",
+        expected if expected.starts_with("struct ") => "an object",
+        expected => expected,
+    }
+}
+
+/// Serde's message without where it stands.
+fn without_position(message: &str) -> &str {
+    message.rsplit_once(" at line ").map_or(message, |(message, _)| message)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde::Deserialize;
+    use tollkey_api::applications::CreateKey;
+
+    use super::*;
+
+    fn json<T: DeserializeOwned>(text: &str) -> Result<T, Problem> {
+        Body { bytes: Ok(Bytes::copy_from_slice(text.as_bytes())), content_type: JSON.to_owned() }.json()
+    }
+
+    fn said(problem: Problem) -> String {
+        match problem.errors.as_slice() {
+            [] => format!("{}: {}", problem.code.as_str(), problem.detail),
+            errors => errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "),
+        }
+    }
+
+    #[test]
+    fn a_bad_body_is_told_by_member_and_rule_without_its_value() {
+        for (body, expected) in [
+            (r#"{}"#, "/description is required"),
+            (r#"{"description":5}"#, "/description must be a string"),
+            (r#"{"description":"d","description":"e"}"#, "/description is given twice"),
+            (r#"{"description":"d","owner":"x"}"#, "/owner is unknown"),
+            (r#"{"description":"d","mode":"s3cret"}"#, "/mode must be one of live, test"),
+            (r#"{"description":"d","scopes":"s3cret"}"#, "/scopes must be an array"),
+            (r#"{"description":"d","scopes":["a",7]}"#, "/scopes/1 must be a string"),
+            (r#"{"description":"d","metadata":[1]}"#, "/metadata must be an object"),
+            (r#"{"description":"d","rateLimit":{"limit":1}}"#, "/rateLimit/windowSeconds is required"),
+            (
+                r#"{"description":"d","rateLimit":{"limit":"s3cret","windowSeconds":1}}"#,
+                "/rateLimit/limit must be a whole number within its range",
+            ),
+            (
+                r#"{"description":"d","expiresAt":"s3cret"}"#,
+                "/expiresAt must be Unix seconds or an RFC 3339 time such as 2027-01-01T00:00:00Z",
+            ),
+            (r#"["d"]"#, "The body must be a JSON object."),
+            (r#""s3cret""#, " must be an object"),
+            (r#"{"description":"#, "malformed_json: Line 1, column 15: EOF while parsing a value."),
+            ("", "malformed_json: Line 1, column 0: EOF while parsing a value."),
+            (r#"{"description":"d"} x"#, "malformed_json: Line 1, column 21: trailing characters."),
+            ("{\"description\":\n  nope}", "malformed_json: Line 2, column 4: expected ident."),
+        ] {
+            assert_eq!(said(json::<CreateKey>(body).unwrap_err()).trim(), expected.trim(), "{body}");
+        }
+        let not_utf8 =
+            Body { bytes: Ok(Bytes::from_static(b"{\"description\":\"\xff\"}")), content_type: JSON.to_owned() };
+        let problem = not_utf8.json::<CreateKey>().unwrap_err();
+        assert_eq!(said(problem), "malformed_json: Line 1, column 17: invalid unicode code point.");
+    }
+
+    #[test]
+    fn a_bad_query_is_told_by_parameter_and_rule() {
+        #[derive(Debug, Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct Paging {
+            #[expect(dead_code, reason = "read, not used")]
+            page: Option<u32>,
+        }
+        for (query, expected) in [
+            ("page=x", "page must be a whole number within its range"),
+            ("page=-1", "page must be a whole number within its range"),
+            ("page=99999999999", "page must be a whole number within its range"),
+            ("page=", "page must be a whole number within its range"),
+            ("pages=1", "pages is unknown"),
+            ("page=1&page=2", "page is given twice"),
+        ] {
+            assert_eq!(said(Query(query.to_owned()).read::<Paging>().unwrap_err()), expected, "{query}");
+        }
+    }
+}

@@ -1,0 +1,285 @@
+//! The keys that management tokens are checked with, and a set of them fetched from their issuer.
+//!
+//! The algorithms a key is good for follow from the key, never from a token: a token that asks for another one is
+//! refused, which ends the confusion of a public key with an HMAC secret. Symmetric keys of a set are ignored.
+
+use std::{
+    error::Error as _,
+    fmt,
+    net::IpAddr,
+    ops::RangeInclusive,
+    str::FromStr,
+    sync::{Arc, PoisonError, RwLock},
+    time::Duration,
+};
+
+use jiff::{SignedDuration, Timestamp};
+use jsonwebtoken::{
+    Algorithm, DecodingKey,
+    jwk::{AlgorithmParameters, EllipticCurve, Jwk, KeyAlgorithm, KeyOperations, PublicKeyUse},
+};
+use reqwest::{Client, StatusCode, Url, header, redirect};
+use tokio::sync::Mutex;
+use tollkey_core::Invalid;
+
+use super::jwt::TokenError;
+use crate::config::is_loopback;
+
+/// The least time between two fetches of a set, whatever asks for one: a caller can invent as many key ids as it
+/// likes.
+pub const FETCH_INTERVAL: SignedDuration = SignedDuration::from_secs(30);
+/// How long a set is used without asking again. Bounds how long a key that its issuer withdrew still counts.
+pub const MAX_AGE: SignedDuration = SignedDuration::from_mins(10);
+/// The longest a fetch may take, from its first to its last byte.
+const FETCH_TIMEOUT: Duration = Duration::from_secs(5);
+/// The most bytes a set may have.
+const BODY_MAX: usize = 64 * 1024;
+/// The sizes of RSA modulus that are accepted, in bytes: 2048 to 8192 bits, and one for a zero that some put first.
+const RSA_MODULUS: RangeInclusive<usize> = 256..=1025;
+
+/// The address of a key set: https, or http on this machine only; without a password in it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct JwksUrl(Url);
+
+impl JwksUrl {
+    fn is_local(&self) -> bool {
+        let host = self.0.host_str().unwrap_or_default();
+        let address = host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
+        host == "localhost" || address.is_ok_and(is_loopback)
+    }
+}
+
+impl FromStr for JwksUrl {
+    type Err = Invalid;
+
+    fn from_str(text: &str) -> Result<Self, Invalid> {
+        let url = Self(text.parse().map_err(|_| Invalid::new("must be a URL"))?);
+        if !url.0.username().is_empty() || url.0.password().is_some() {
+            return Err(Invalid::new("must not have a user name or password"));
+        }
+        match url.0.scheme() {
+            "https" => Ok(url),
+            "http" if url.is_local() => Ok(url),
+            _ => Err(Invalid::new("must be https, or http on this machine")),
+        }
+    }
+}
+
+impl fmt::Display for JwksUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&self.0, f)
+    }
+}
+
+/// A key and the algorithms it is good for, all of one family.
+#[derive(Debug, Clone)]
+pub(super) struct VerifyingKey {
+    pub(super) id: Option<String>,
+    pub(super) key: DecodingKey,
+    pub(super) algorithms: Vec<Algorithm>,
+}
+
+impl VerifyingKey {
+    /// A shared secret: HS256 and nothing else.
+    pub(super) fn hs256(secret: &[u8]) -> Self {
+        Self { id: None, key: DecodingKey::from_secret(secret), algorithms: vec![Algorithm::HS256] }
+    }
+
+    /// A public key out of a PEM file, with the same algorithms as if it stood in a set.
+    pub(super) fn from_pem(pem: &[u8]) -> Option<Self> {
+        let key = DecodingKey::from_rsa_pem(pem)
+            .or_else(|_| DecodingKey::from_ec_pem(pem))
+            .or_else(|_| DecodingKey::from_ed_pem(pem))
+            .ok()?;
+        Self::from_jwk(&Jwk::from_decoding_key(&key, None).ok()?)
+    }
+
+    /// A public key of a set. `None` for what is not meant for signatures, is symmetric, weak or unknown to us.
+    ///
+    /// RSA keys without an `alg` are good for RS256 and PS256, which differ in padding only; with one, for that one.
+    fn from_jwk(jwk: &Jwk) -> Option<Self> {
+        let meant_for_signatures = jwk.common.public_key_use.as_ref().is_none_or(|it| *it == PublicKeyUse::Signature)
+            && jwk.common.key_operations.as_ref().is_none_or(|them| them.contains(&KeyOperations::Verify));
+        if !meant_for_signatures {
+            return None;
+        }
+        let possible: &[Algorithm] = match &jwk.algorithm {
+            AlgorithmParameters::RSA(rsa) if RSA_MODULUS.contains(&(rsa.n.len() * 3 / 4)) => &[
+                Algorithm::RS256,
+                Algorithm::PS256,
+                Algorithm::RS384,
+                Algorithm::PS384,
+                Algorithm::RS512,
+                Algorithm::PS512,
+            ],
+            AlgorithmParameters::EllipticCurve(ec) if ec.curve == EllipticCurve::P256 => &[Algorithm::ES256],
+            AlgorithmParameters::EllipticCurve(ec) if ec.curve == EllipticCurve::P384 => &[Algorithm::ES384],
+            AlgorithmParameters::OctetKeyPair(okp) if okp.curve == EllipticCurve::Ed25519 => &[Algorithm::EdDSA],
+            _ => return None,
+        };
+        let algorithms = match jwk.common.key_algorithm {
+            None => possible.iter().copied().take(2).collect(),
+            Some(named) => vec![*possible.iter().find(|algorithm| KeyAlgorithm::from(**algorithm) == named)?],
+        };
+        let key = DecodingKey::from_jwk(jwk).ok()?;
+        let well_sized = match possible[0] {
+            // An uncompressed point: a byte and two coordinates.
+            Algorithm::ES256 => key.try_get_as_bytes().is_ok_and(|point| point.len() == 65),
+            Algorithm::ES384 => key.try_get_as_bytes().is_ok_and(|point| point.len() == 97),
+            Algorithm::EdDSA => key.try_get_as_bytes().is_ok_and(|point| point.len() == 32),
+            _ => true,
+        };
+        well_sized.then(|| Self { id: jwk.common.key_id.clone(), key, algorithms })
+    }
+}
+
+/// The keys of a set as they were fetched.
+#[derive(Debug, Default)]
+pub(super) struct Keys {
+    keys: Vec<VerifyingKey>,
+    fetched_at: Option<Timestamp>,
+}
+
+impl Keys {
+    /// The keys a token with that key id may be signed with. One without a key id may be signed with the only key
+    /// there is; among several nobody guesses.
+    pub(super) fn for_id<'a>(&'a self, id: Option<&'a str>) -> impl Iterator<Item = &'a VerifyingKey> {
+        let only = self.keys.len() == 1;
+        self.keys.iter().filter(move |key| match id {
+            Some(_) => key.id.as_deref() == id,
+            None => only,
+        })
+    }
+
+    fn is_outdated(&self, now: Timestamp) -> bool {
+        self.fetched_at.is_none_or(|at| distance(at, now) >= MAX_AGE)
+    }
+}
+
+/// How far two readings of the wall clock are apart. One that was set back counts like one set forward, so that
+/// nothing waits for it to catch up.
+fn distance(one: Timestamp, other: Timestamp) -> SignedDuration {
+    one.duration_since(other).abs()
+}
+
+/// A key set at an address of its issuer.
+pub(super) struct KeySet {
+    url: JwksUrl,
+    client: Client,
+    keys: RwLock<Arc<Keys>>,
+    /// When a fetch last began. Held while one is on its way, so that there is one at a time.
+    last_fetch: Arc<Mutex<Option<Timestamp>>>,
+}
+
+impl KeySet {
+    /// A set of which nothing is known yet.
+    pub(super) fn new(url: JwksUrl) -> Result<Arc<Self>, reqwest::Error> {
+        let mut client = Client::builder()
+            .user_agent(concat!("tollkey/", env!("CARGO_PKG_VERSION")))
+            .timeout(FETCH_TIMEOUT)
+            // Fetches are minutes apart: a kept connection would only go stale.
+            .pool_max_idle_per_host(0)
+            // Another host's keys would be as good as ours if it could redirect us there.
+            .redirect(redirect::Policy::none())
+            .https_only(url.0.scheme() == "https");
+        if url.is_local() {
+            client = client.no_proxy();
+        }
+        let client = client.build()?;
+        Ok(Arc::new(Self { url, client, keys: RwLock::default(), last_fetch: Arc::default() }))
+    }
+
+    /// The keys as they are now known, fetched again when they are too old, or when none has that id.
+    pub(super) async fn keys(self: &Arc<Self>, id: Option<&str>, now: Timestamp) -> Result<Arc<Keys>, TokenError> {
+        let mut keys = self.known();
+        if keys.is_outdated(now) {
+            keys = self.fetched_after(&keys, now).await;
+        }
+        if id.is_some() && keys.for_id(id).next().is_none() {
+            keys = self.fetched_after(&keys, now).await;
+        }
+        if keys.fetched_at.is_none() { Err(TokenError::KeysUnavailable) } else { Ok(keys) }
+    }
+
+    fn known(&self) -> Arc<Keys> {
+        Arc::clone(&self.keys.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Newer keys than `old`, if they can be had: those that somebody else fetched in the meantime, or those of a
+    /// fetch now. After a failed fetch, and within [`FETCH_INTERVAL`] of the last one, the old keys stay.
+    async fn fetched_after(self: &Arc<Self>, old: &Arc<Keys>, now: Timestamp) -> Arc<Keys> {
+        let mut last_fetch = Arc::clone(&self.last_fetch).lock_owned().await;
+        let known = self.known();
+        if !Arc::ptr_eq(old, &known) || last_fetch.is_some_and(|at| distance(at, now) < FETCH_INTERVAL) {
+            return known;
+        }
+        *last_fetch = Some(now);
+        let set = Arc::clone(self);
+        // A task of its own, holding the lock: a caller that goes away must not take the fetch with it.
+        let fetch = tokio::spawn(async move {
+            match set.fetch().await {
+                Ok(keys) => {
+                    tracing::info!(url = %set.url, usable_keys = keys.len(), "fetched the keys of management tokens");
+                    let keys = Arc::new(Keys { keys, fetched_at: Some(now) });
+                    *set.keys.write().unwrap_or_else(PoisonError::into_inner) = keys;
+                }
+                Err(error) => {
+                    tracing::warn!(url = %set.url, %error, "cannot fetch the keys of management tokens");
+                }
+            }
+            drop(last_fetch);
+        });
+        if fetch.await.is_err() {
+            tracing::error!(url = %self.url, "the fetch of the keys of management tokens broke off");
+        }
+        self.known()
+    }
+
+    async fn fetch(&self) -> Result<Vec<VerifyingKey>, FetchError> {
+        let request = self.client.get(self.url.0.clone()).header(header::ACCEPT, "application/json");
+        let mut response = request.send().await?;
+        if response.status() != StatusCode::OK {
+            return Err(FetchError::Status(response.status()));
+        }
+        let mut body = Vec::new();
+        while let Some(chunk) = response.chunk().await? {
+            if body.len() + chunk.len() > BODY_MAX {
+                return Err(FetchError::TooLarge);
+            }
+            body.extend_from_slice(&chunk);
+        }
+        let set: serde_json::Value = serde_json::from_slice(&body).map_err(|_| FetchError::NotASet)?;
+        let keys = set.get("keys").and_then(serde_json::Value::as_array).ok_or(FetchError::NotASet)?;
+        // A key nobody here understands is skipped (RFC 7517, section 5), so each is read by itself.
+        let jwks = keys.iter().filter_map(|key| serde_json::from_value::<Jwk>(key.clone()).ok());
+        Ok(jwks.filter_map(|jwk| VerifyingKey::from_jwk(&jwk)).collect())
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+enum FetchError {
+    #[error("{0}")]
+    Http(String),
+    #[error("answered {0}, not 200")]
+    Status(StatusCode),
+    #[error("is larger than {BODY_MAX} bytes")]
+    TooLarge,
+    #[error("is not a JSON Web Key Set")]
+    NotASet,
+}
+
+impl From<reqwest::Error> for FetchError {
+    fn from(error: reqwest::Error) -> Self {
+        let error = error.without_url();
+        let mut text = error.to_string();
+        let mut source = error.source();
+        while let Some(cause) = source {
+            text = format!("{text}: {cause}");
+            source = cause.source();
+        }
+        Self::Http(text.chars().take(300).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests;

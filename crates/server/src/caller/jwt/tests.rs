@@ -1,0 +1,437 @@
+//! Which tokens are refused, and why. Keys are made when the tests run.
+
+use std::sync::LazyLock;
+
+use aws_lc_rs::{
+    encoding::AsDer as _,
+    hmac,
+    rand::SystemRandom,
+    rsa::KeySize,
+    signature::{
+        ECDSA_P256_SHA256_FIXED_SIGNING, ECDSA_P384_SHA384_FIXED_SIGNING, EcdsaKeyPair, Ed25519KeyPair, KeyPair as _,
+        RSA_PKCS1_SHA256, RSA_PKCS1_SHA384, RSA_PSS_SHA256, RsaEncoding, RsaKeyPair,
+    },
+};
+use base64::{
+    Engine as _,
+    engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD},
+};
+use serde_json::json;
+
+use super::*;
+
+/// One RSA key for all tests: they are slow to make.
+pub(in crate::caller) static RSA: LazyLock<RsaKeyPair> =
+    LazyLock::new(|| RsaKeyPair::generate(KeySize::Rsa2048).unwrap());
+
+/// The time it is in the tests.
+pub(in crate::caller) fn now() -> Timestamp {
+    Timestamp::from_second(1_800_000_000).unwrap()
+}
+
+pub(in crate::caller) fn secret() -> Secret {
+    Secret::new("s".repeat(HS256_SECRET_MIN))
+}
+
+pub(in crate::caller) fn rules() -> ClaimRules {
+    ClaimRules {
+        issuer: None,
+        audience: None,
+        account_claim: "account_id".to_owned(),
+        roles_claim: Some("roles".to_owned()),
+    }
+}
+
+pub(in crate::caller) fn base64url(bytes: impl AsRef<[u8]>) -> String {
+    URL_SAFE_NO_PAD.encode(bytes)
+}
+
+/// A token of these parts, signed by `sign` whatever the header says.
+pub(in crate::caller) fn token(header: &Value, claims: &Value, sign: impl FnOnce(&[u8]) -> Vec<u8>) -> String {
+    let message = format!("{}.{}", base64url(header.to_string()), base64url(claims.to_string()));
+    let signature = sign(message.as_bytes());
+    format!("{message}.{}", base64url(signature))
+}
+
+pub(in crate::caller) fn sign_hs256(secret: &[u8]) -> impl Fn(&[u8]) -> Vec<u8> + use<> {
+    let key = hmac::Key::new(hmac::HMAC_SHA256, secret);
+    move |message| hmac::sign(&key, message).as_ref().to_vec()
+}
+
+pub(in crate::caller) fn sign_rsa(padding: &'static dyn RsaEncoding) -> impl Fn(&[u8]) -> Vec<u8> {
+    move |message| {
+        let mut signature = vec![0; RSA.public_modulus_len()];
+        RSA.sign(padding, &SystemRandom::new(), message, &mut signature).unwrap();
+        signature
+    }
+}
+
+pub(in crate::caller) fn sign_ec(key: &EcdsaKeyPair) -> impl Fn(&[u8]) -> Vec<u8> {
+    |message| key.sign(&SystemRandom::new(), message).unwrap().as_ref().to_vec()
+}
+
+fn pem(label: &str, der: &[u8]) -> Vec<u8> {
+    let text = STANDARD.encode(der);
+    let lines: Vec<&str> = text.as_bytes().chunks(64).map(|line| str::from_utf8(line).unwrap()).collect();
+    format!("-----BEGIN {label}-----\n{}\n-----END {label}-----\n", lines.join("\n")).into_bytes()
+}
+
+fn rsa_pem() -> Vec<u8> {
+    pem("PUBLIC KEY", RSA.public_key().as_der().unwrap().as_ref())
+}
+
+fn claims() -> Value {
+    json!({"sub": "ann", "account_id": "acme", "exp": now().as_second() + 60})
+}
+
+/// The claims with one of them changed; `null` takes it out.
+fn with(name: &str, value: Value) -> Value {
+    let mut claims = claims();
+    claims[name] = value;
+    claims
+}
+
+/// The outcome of an HS256 token with these claims.
+async fn judged_by(rules: ClaimRules, claims: &Value) -> Result<Claims, TokenError> {
+    let header = json!({"alg": "HS256", "typ": "JWT"});
+    let token = token(&header, claims, sign_hs256(secret().expose().as_bytes()));
+    TokenVerifier::hs256(&secret(), rules).unwrap().verify(&token, now()).await
+}
+
+async fn judged(claims: &Value) -> Result<Claims, TokenError> {
+    judged_by(rules(), claims).await
+}
+
+#[tokio::test]
+async fn a_valid_token_says_who_it_is() {
+    let expires_at = Timestamp::from_second(now().as_second() + 60).unwrap();
+    let expected = Claims {
+        subject: "ann".to_owned(),
+        account: Some("acme".parse().unwrap()),
+        roles: vec!["operator".to_owned()],
+        expires_at,
+    };
+    let claims = judged(&with("roles", json!(["operator"]))).await.unwrap();
+    assert_eq!(claims, expected);
+    assert!(claims.has_role("operator") && !claims.has_role("service"));
+}
+
+#[tokio::test]
+async fn claims_that_are_refused() {
+    let at = now().as_second();
+    for (name, value, expected) in [
+        ("exp", json!(null), TokenError::Claim("exp")),
+        ("exp", json!("1900000000"), TokenError::Claim("exp")),
+        ("exp", json!(-1), TokenError::Claim("exp")),
+        // Milliseconds: a token of that kind would never end.
+        ("exp", json!((at + 60) * 1000), TokenError::Claim("exp")),
+        ("exp", json!(1e300), TokenError::Claim("exp")),
+        ("exp", json!(at - 30), TokenError::Expired),
+        ("exp", json!(0), TokenError::Expired),
+        ("nbf", json!(at + 31), TokenError::NotYetValid),
+        ("nbf", json!("soon"), TokenError::Claim("nbf")),
+        ("sub", json!(null), TokenError::Claim("sub")),
+        ("sub", json!(""), TokenError::Claim("sub")),
+        ("sub", json!(7), TokenError::Claim("sub")),
+        ("sub", json!("a\nb"), TokenError::Claim("sub")),
+        ("sub", json!("a".repeat(256)), TokenError::Claim("sub")),
+        // Meant for somebody, and nobody has told us that we are that one (RFC 7519, section 4.1.3).
+        ("aud", json!("another"), TokenError::Audience),
+        ("aud", json!(["another"]), TokenError::Audience),
+        ("aud", json!(7), TokenError::Audience),
+    ] {
+        assert_eq!(judged(&with(name, value.clone())).await.unwrap_err(), expected, "{name} {value}");
+    }
+}
+
+#[tokio::test]
+async fn claims_that_are_accepted() {
+    let at = now().as_second();
+    for (name, value) in [
+        ("exp", json!(at - 29)),
+        ("exp", json!(at as f64 + 60.5)),
+        ("nbf", json!(at + 30)),
+        ("nbf", json!(null)),
+        ("iat", json!(at + 1000)),
+        ("iss", json!("whoever")),
+        ("aud", json!(null)),
+        ("sub", json!("a".repeat(255))),
+    ] {
+        assert!(judged(&with(name, value.clone())).await.is_ok(), "{name} {value}");
+    }
+}
+
+#[tokio::test]
+async fn issuer_and_audience_are_required_when_configured() {
+    let rules = ClaimRules { issuer: Some("https://i.example".into()), audience: Some("tollkey".into()), ..rules() };
+    for (issuer, audience, expected) in [
+        (json!("https://i.example"), json!("tollkey"), None),
+        (json!("https://i.example"), json!(["other", "tollkey"]), None),
+        (json!("https://i.example/"), json!("tollkey"), Some(TokenError::Issuer)),
+        (json!("https://i.example"), json!("Tollkey"), Some(TokenError::Audience)),
+        (json!("https://i.example"), json!([]), Some(TokenError::Audience)),
+        (json!("https://i.example"), json!(["tollkey", 7]), Some(TokenError::Claim("aud"))),
+        (json!(null), json!("tollkey"), Some(TokenError::Claim("iss"))),
+        (json!("https://i.example"), json!(null), Some(TokenError::Claim("aud"))),
+    ] {
+        let mut claims = claims();
+        claims["iss"] = issuer.clone();
+        claims["aud"] = audience.clone();
+        assert_eq!(judged_by(rules.clone(), &claims).await.err(), expected, "{issuer} {audience}");
+    }
+}
+
+#[tokio::test]
+async fn an_account_that_can_be_none_is_none() {
+    for account in [json!(null), json!(""), json!("a b"), json!(7), json!(["acme"]), json!("a".repeat(129))] {
+        assert_eq!(judged(&with("account_id", account.clone())).await.unwrap().account, None, "{account}");
+    }
+    let rules = ClaimRules { account_claim: "org".into(), ..rules() };
+    assert_eq!(judged_by(rules.clone(), &claims()).await.unwrap().account, None, "no fallback");
+    assert_eq!(judged_by(rules, &with("org", json!("b"))).await.unwrap().account.unwrap().as_str(), "b");
+}
+
+#[tokio::test]
+async fn roles_are_strings_in_an_array_or_in_one_string() {
+    for (value, expected) in [
+        (json!(["operator", "service"]), vec!["operator", "service"]),
+        (json!("operator  service"), vec!["operator", "service"]),
+        (json!(["operator service"]), vec!["operator service"]),
+        (json!(""), vec![]),
+        (json!(["operator", 7]), vec![]),
+        (json!({"operator": true}), vec![]),
+        (json!(true), vec![]),
+        (json!(null), vec![]),
+    ] {
+        assert_eq!(judged(&with("roles", value.clone())).await.unwrap().roles, expected, "{value}");
+    }
+    let off = ClaimRules { roles_claim: None, ..rules() };
+    assert!(judged_by(off, &with("roles", json!(["operator"]))).await.unwrap().roles.is_empty());
+}
+
+#[tokio::test]
+async fn headers_that_are_refused() {
+    let verifier = TokenVerifier::hs256(&secret(), rules()).unwrap();
+    let sign = sign_hs256(secret().expose().as_bytes());
+    for (header, expected) in [
+        (json!({"alg": "none"}), TokenError::Malformed),
+        (json!({"alg": "None"}), TokenError::Malformed),
+        (json!({"alg": ""}), TokenError::Malformed),
+        (json!({"typ": "JWT"}), TokenError::Malformed),
+        (json!([]), TokenError::Malformed),
+        (json!({"alg": "HS512"}), TokenError::Algorithm),
+        (json!({"alg": "RS256"}), TokenError::Algorithm),
+        (json!({"alg": "ES256"}), TokenError::Algorithm),
+        (json!({"alg": "HS256", "crit": ["exp"]}), TokenError::Critical),
+        (json!({"alg": "HS256", "crit": []}), TokenError::Critical),
+        (json!({"alg": "HS256", "crit": ["b64"], "b64": false}), TokenError::Critical),
+    ] {
+        let refused = verifier.verify(&token(&header, &claims(), &sign), now()).await.unwrap_err();
+        assert_eq!(refused, expected, "{header}");
+    }
+    let unsigned = token(&json!({"alg": "none"}), &claims(), |_| Vec::new());
+    assert_eq!(verifier.verify(&unsigned, now()).await.unwrap_err(), TokenError::Malformed);
+    let unsigned = token(&json!({"alg": "HS256"}), &claims(), |_| Vec::new());
+    assert_eq!(verifier.verify(&unsigned, now()).await.unwrap_err(), TokenError::Signature);
+}
+
+#[tokio::test]
+async fn keys_a_token_brings_along_are_ignored() {
+    let verifier = TokenVerifier::hs256(&secret(), rules()).unwrap();
+    let own = [b'x'; 32];
+    let embedded = json!({
+        "alg": "HS256",
+        "jku": "https://evil.example/jwks",
+        "x5u": "https://evil.example/x5u",
+        "jwk": {"kty": "oct", "k": base64url(own)},
+    });
+    let forged = token(&embedded, &claims(), sign_hs256(&own));
+    assert_eq!(verifier.verify(&forged, now()).await.unwrap_err(), TokenError::Signature);
+    let honest = token(&embedded, &claims(), sign_hs256(secret().expose().as_bytes()));
+    assert!(verifier.verify(&honest, now()).await.is_ok());
+}
+
+#[tokio::test]
+async fn texts_that_are_no_tokens() {
+    let verifier = TokenVerifier::hs256(&secret(), rules()).unwrap();
+    let good = token(&json!({"alg": "HS256"}), &claims(), sign_hs256(secret().expose().as_bytes()));
+    let (message, signature) = good.rsplit_once('.').unwrap();
+    let (header, payload) = message.split_once('.').unwrap();
+    let changed = base64url(with("account_id", json!("victim")).to_string());
+    for text in [
+        String::new(),
+        "..".to_owned(),
+        "a.b".to_owned(),
+        message.to_owned(),
+        format!("{good}.x"),
+        format!(" {good}"),
+        format!("{good}="),
+        format!("{header}.{changed}.{signature}"),
+        format!("{header}.{payload}."),
+        format!("{header}.{payload}.{}", base64url("another")),
+        format!("ck_live_{}", "a".repeat(32)),
+    ] {
+        let error = verifier.verify(&text, now()).await.unwrap_err();
+        assert!(matches!(error, TokenError::Malformed | TokenError::Signature), "{text}: {error}");
+    }
+    assert!(verifier.verify(&good, now()).await.is_ok());
+    let no_object = token(&json!({"alg": "HS256"}), &json!([1]), sign_hs256(secret().expose().as_bytes()));
+    assert_eq!(verifier.verify(&no_object, now()).await.unwrap_err(), TokenError::Malformed);
+}
+
+#[tokio::test]
+async fn a_long_token_is_not_looked_at() {
+    let sized = |size: usize| {
+        let filler = with("filler", json!("f".repeat(size)));
+        token(&json!({"alg": "HS256"}), &filler, sign_hs256(secret().expose().as_bytes()))
+    };
+    let verifier = TokenVerifier::hs256(&secret(), rules()).unwrap();
+    assert!(verifier.verify(&sized(5_900), now()).await.is_ok());
+    assert_eq!(verifier.verify(&sized(6_200), now()).await.unwrap_err(), TokenError::TooLarge);
+}
+
+#[tokio::test]
+async fn a_public_key_is_good_for_its_own_algorithms_only() {
+    let p256 = EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING).unwrap();
+    let p384 = EcdsaKeyPair::generate(&ECDSA_P384_SHA384_FIXED_SIGNING).unwrap();
+    let ed = Ed25519KeyPair::generate().unwrap();
+    let pems = [
+        ("RSA", rsa_pem()),
+        ("P-256", pem("PUBLIC KEY", p256.public_key().as_der().unwrap().as_ref())),
+        ("P-384", pem("PUBLIC KEY", p384.public_key().as_der().unwrap().as_ref())),
+        ("Ed25519", pem("PUBLIC KEY", ed.public_key().as_der().unwrap().as_ref())),
+    ];
+    let signed = |algorithm: &str, sign: &dyn Fn(&[u8]) -> Vec<u8>| token(&json!({"alg": algorithm}), &claims(), sign);
+    let tokens = [
+        ("RSA", signed("RS256", &sign_rsa(&RSA_PKCS1_SHA256))),
+        ("RSA", signed("PS256", &sign_rsa(&RSA_PSS_SHA256))),
+        ("nobody", signed("RS384", &sign_rsa(&RSA_PKCS1_SHA384))),
+        ("P-256", signed("ES256", &sign_ec(&p256))),
+        ("P-384", signed("ES384", &sign_ec(&p384))),
+        ("nobody", signed("ES256", &sign_ec(&p384))),
+        ("Ed25519", signed("EdDSA", &|message| ed.sign(message).as_ref().to_vec())),
+        ("nobody", signed("none", &|_| Vec::new())),
+    ];
+    for (key, pem) in &pems {
+        let verifier = TokenVerifier::public_key(pem, rules()).unwrap();
+        for (signer, token) in &tokens {
+            let accepted = verifier.verify(token, now()).await.is_ok();
+            assert_eq!(accepted, key == signer, "{key} judges {token}");
+        }
+        // The confusion: a public key, which everybody has, taken for the secret of an HMAC.
+        let point = match *key {
+            "RSA" => RSA.public_key().as_ref().to_vec(),
+            "P-256" => p256.public_key().as_ref().to_vec(),
+            "P-384" => p384.public_key().as_ref().to_vec(),
+            _ => ed.public_key().as_ref().to_vec(),
+        };
+        for secret in [pem.as_slice(), point.as_slice()] {
+            let forged = signed("HS256", &sign_hs256(secret));
+            assert_eq!(verifier.verify(&forged, now()).await.unwrap_err(), TokenError::Algorithm, "{key}");
+        }
+    }
+}
+
+#[test]
+fn files_that_hold_no_usable_public_key() {
+    let private = RSA.as_der().unwrap();
+    let weak = base64_weak_rsa();
+    for (file, expected) in [
+        (pem("PRIVATE KEY", private.as_ref()), "is a private key"),
+        (pem("CERTIFICATE", rsa_pem().as_slice()), "is a certificate"),
+        (pem("PUBLIC KEY", b"nonsense"), "must be RSA"),
+        (weak, "must be RSA"),
+        (b"nonsense".to_vec(), "must be RSA"),
+        (Vec::new(), "must be RSA"),
+    ] {
+        let error = TokenVerifier::public_key(&file, rules()).unwrap_err().to_string();
+        assert!(error.contains(expected), "{error}");
+    }
+}
+
+/// An RSA public key of 1024 bits (PKCS #1): a sequence of two integers.
+fn base64_weak_rsa() -> Vec<u8> {
+    let mut der = vec![0x30, 0x81, 0x89, 0x02, 0x81, 0x81, 0x00];
+    der.extend([0xc5; 128]);
+    der.extend([0x02, 0x03, 0x01, 0x00, 0x01]);
+    pem("RSA PUBLIC KEY", &der)
+}
+
+#[test]
+fn secrets_have_a_least_length() {
+    let short = Secret::new("s".repeat(31));
+    assert!(matches!(TokenVerifier::hs256(&short, rules()).unwrap_err(), KeySetupError::WeakSecret));
+}
+
+#[tokio::test]
+async fn settings_name_the_key_source() {
+    let settings = |source| TokenSettings {
+        source,
+        issuer: None,
+        audience: None,
+        account_claim: "account_id".into(),
+        roles_claim: Some("roles".into()),
+    };
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("key.pem");
+    fs::write(&path, rsa_pem()).unwrap();
+    let hs256 = token(&json!({"alg": "HS256"}), &claims(), sign_hs256(secret().expose().as_bytes()));
+    let rs256 = token(&json!({"alg": "RS256"}), &claims(), sign_rsa(&RSA_PKCS1_SHA256));
+
+    let verifier = TokenVerifier::open(&settings(TokenSource::Hs256(secret())), None).unwrap();
+    assert!(verifier.verify(&hs256, now()).await.is_ok());
+    let verifier = TokenVerifier::open(&settings(TokenSource::PublicKeyFile(path)), None).unwrap();
+    assert!(verifier.verify(&rs256, now()).await.is_ok());
+    assert_eq!(verifier.warm_up(now()).await, Ok(()));
+    let verifier = TokenVerifier::open(&settings(TokenSource::Development), Some(&secret())).unwrap();
+    assert!(verifier.verify(&hs256, now()).await.is_ok());
+
+    let error = TokenVerifier::open(&settings(TokenSource::Development), None).unwrap_err();
+    assert!(matches!(error, KeySetupError::NoSource));
+    let error = TokenVerifier::open(&settings(TokenSource::PublicKeyFile("missing.pem".into())), None).unwrap_err();
+    assert!(error.to_string().contains("missing.pem"), "{error}");
+}
+
+fn new_token() -> NewToken {
+    NewToken {
+        subject: "ann".into(),
+        account: Some("acme".parse().unwrap()),
+        roles: vec!["operator".into(), "service".into()],
+        lifetime: DEFAULT_LIFETIME,
+    }
+}
+
+#[tokio::test]
+async fn a_minted_token_is_accepted_until_it_ends() {
+    let rules = ClaimRules { issuer: Some("me".into()), audience: Some("us".into()), ..rules() };
+    let verifier = TokenVerifier::hs256(&secret(), rules.clone()).unwrap();
+    let token = mint(&secret(), &rules, &new_token(), now()).unwrap();
+    let claims = verifier.verify(&token, now()).await.unwrap();
+    assert_eq!(claims.account, new_token().account);
+    assert_eq!(claims.roles, new_token().roles);
+    assert_eq!(claims.expires_at, now().checked_add(DEFAULT_LIFETIME).unwrap());
+    let later = claims.expires_at.checked_add(LEEWAY).unwrap();
+    assert_eq!(verifier.verify(&token, later).await.unwrap_err(), TokenError::Expired);
+    let other = TokenVerifier::hs256(&Secret::new("o".repeat(32)), rules).unwrap();
+    assert_eq!(other.verify(&token, now()).await.unwrap_err(), TokenError::Signature);
+}
+
+#[test]
+fn tokens_that_cannot_be_minted() {
+    let sub_is_account = ClaimRules { account_claim: "sub".into(), ..rules() };
+    let no_roles = ClaimRules { roles_claim: None, ..rules() };
+    let error = |rules: &ClaimRules, token: &NewToken| mint(&secret(), rules, token, now()).unwrap_err();
+    assert!(matches!(error(&sub_is_account, &new_token()), MintError::Clash));
+    assert!(matches!(error(&no_roles, &new_token()), MintError::NoRolesClaim));
+    let nobody = NewToken { subject: String::new(), ..new_token() };
+    assert!(matches!(error(&rules(), &nobody), MintError::Refused(TokenError::Claim("sub"))));
+    for lifetime in [SignedDuration::ZERO, SignedDuration::from_secs(-5), SignedDuration::MAX] {
+        assert!(matches!(error(&rules(), &NewToken { lifetime, ..new_token() }), MintError::Lifetime));
+    }
+}
+
+#[test]
+fn nothing_shows_a_secret() {
+    let shown = format!("{:?}", TokenVerifier::hs256(&secret(), rules()).unwrap());
+    assert!(!shown.contains("sss"), "{shown}");
+}

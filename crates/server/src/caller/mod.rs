@@ -1,0 +1,346 @@
+//! Who is calling: the signature of a handler says who may call it.
+//!
+//! | extractor | who |
+//! |---|---|
+//! | [`Merchant`] | a management token of an account, or an operator's with `?account=` |
+//! | [`Operator`] | a management token with the role `operator` |
+//! | [`Verifying`] | a service key, a token with the role `service`, or an `sk_` key for its own account |
+//! | [`PresentedKey`] | an API key of any family, about itself |
+//!
+//! A valid credential of the wrong kind is 403, an invalid one 401, none 401, several 400.
+
+mod credential;
+pub mod jwks;
+pub mod jwt;
+
+use std::{net::IpAddr, sync::Arc};
+
+use actix_web::{FromRequest, HttpMessage as _, HttpRequest, dev::Payload, http::header::HeaderName, web};
+use futures_util::future::LocalBoxFuture;
+use tollkey_core::{
+    AccountId, AuditId, Family, Invalid, Mode, Need, Problem, ProblemCode, ServiceKeyId, Viewer,
+    audit::{Action, Actor, ActorKind, Draft, Target},
+    key_text::{Kind, without_scheme},
+    network::client_address,
+};
+
+use tollkey_verifier::Known;
+
+pub use credential::{Credential, credential};
+
+use crate::{edge::Refusal, state::State};
+
+const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+
+/// The id of a request, `X-Request-Id`; put beside the request by the edge.
+#[derive(Debug, Clone)]
+pub struct RequestId(pub Arc<str>);
+
+/// The id of this request.
+pub fn request_id(request: &HttpRequest) -> Arc<str> {
+    request.extensions().get::<RequestId>().map_or_else(|| Arc::from(""), |id| Arc::clone(&id.0))
+}
+
+/// The state every handler has.
+fn state(request: &HttpRequest) -> Result<web::Data<State>, Refusal> {
+    request
+        .app_data::<web::Data<State>>()
+        .cloned()
+        .ok_or_else(|| Problem::new(ProblemCode::InternalError, "The server is not set up.").into())
+}
+
+/// The address a gateway's request comes from: the last hop of `X-Forwarded-For` that is no trusted proxy. `None`
+/// when the gateway does not tell.
+pub fn forwarded_ip(request: &HttpRequest, state: &State) -> Option<IpAddr> {
+    let peer = request.peer_addr().map(|peer| peer.ip());
+    let hops: Option<Vec<&str>> = request.headers().get_all(FORWARDED_FOR).map(|hops| hops.to_str().ok()).collect();
+    client_address(peer, &hops?.join(","), &state.policy.trusted_proxies)
+}
+
+/// The address a request to our own surfaces comes from: as for gateways, but what no proxy forwarded comes from
+/// the peer itself.
+pub fn client_ip(request: &HttpRequest, state: &State) -> Option<IpAddr> {
+    if request.headers().contains_key(FORWARDED_FOR) {
+        return forwarded_ip(request, state);
+    }
+    request.peer_addr().map(|peer| peer.ip().to_canonical())
+}
+
+/// A credential that was found valid, and whose it is.
+enum Caller {
+    Token(jwt::Claims),
+    ServiceKey(ServiceKeyId),
+    Key(Known),
+}
+
+/// Judges an API key, and says a denial as HTTP does.
+async fn judge(state: &State, text: &str, need: &Need<'_>) -> Result<Known, Problem> {
+    let verdict = state.verify(text, need).await?;
+    match (verdict.outcome, verdict.record) {
+        (Ok(()), Some(key)) => Ok(key),
+        (Ok(()), None) => Err(Problem::invalid_api_key()),
+        (Err(denial), _) => {
+            let retry_after = verdict.retry_after_seconds.map(u64::from);
+            Err(Problem { retry_after, ..Problem::denied(denial) })
+        }
+    }
+}
+
+/// Judges the API key that a request presents by what a gateway needs.
+///
+/// # Errors
+/// As for every caller: none 401, several 400, invalid 401, of the wrong kind 403; and the denial.
+pub async fn judge_presented(request: &HttpRequest, state: &State, need: &Need<'_>) -> Result<Known, Problem> {
+    if let Credential::One(text) = credential(request.headers())
+        && matches!(Kind::of(without_scheme(text)), Some(Kind::Key(..)))
+    {
+        return judge(state, text, need).await;
+    }
+    // Whatever else it is, it is no key: missing, several, invalid, or of the wrong kind.
+    match identify(request, state).await {
+        Err(problem) => Err(problem),
+        // Verification knows service keys no more than any other text that is no API key.
+        Ok(Caller::ServiceKey(_)) => Err(Problem::invalid_api_key()),
+        Ok(_) => Err(Problem::forbidden(NEEDS_KEY)),
+    }
+}
+
+/// Finds out who presents the request's one credential.
+async fn identify(request: &HttpRequest, state: &State) -> Result<Caller, Problem> {
+    let text = match credential(request.headers()) {
+        Credential::None => {
+            return Err(Problem::new(ProblemCode::MissingCredentials, "Present a credential as Bearer."));
+        }
+        Credential::Several => return Err(several()),
+        Credential::Unreadable => return Err(Problem::invalid_api_key()),
+        Credential::One(text) => text,
+    };
+    match Kind::of(without_scheme(text)) {
+        Some(Kind::Key(..)) => {
+            let need = Need { identity_only: true, client_ip: client_ip(request, state), ..Need::default() };
+            judge(state, text, &need).await.map(Caller::Key)
+        }
+        Some(Kind::ServiceKey) => {
+            let id = state.verifier.verify_service_key(text).await.map_err(|_| Problem::unavailable())?;
+            id.map(Caller::ServiceKey).ok_or_else(Problem::invalid_api_key)
+        }
+        // A management token has three parts; anything else can only be meant as a key.
+        None if text.split('.').count() != 3 => Err(Problem::invalid_api_key()),
+        None => {
+            let claims = state.tokens.verify(text, state.clock.now()).await.map_err(|error| {
+                tracing::debug!(%error, "a management token was refused");
+                if error.is_unavailable() {
+                    return Problem::unavailable();
+                }
+                Problem::new(ProblemCode::InvalidToken, "The management token is not valid, or has expired.")
+            })?;
+            if state.policy.development && is_forwarded(request) {
+                return Err(Problem::forbidden(
+                    "Development mode takes no management requests that came through a proxy; configure a token source.",
+                ));
+            }
+            Ok(Caller::Token(claims))
+        }
+    }
+}
+
+/// More than one credential: nobody can tell which one is meant.
+pub fn several() -> Problem {
+    Problem::new(ProblemCode::MultipleCredentials, "Present exactly one credential, once.")
+}
+
+fn is_forwarded(request: &HttpRequest) -> bool {
+    let mut names = request.headers().keys();
+    names.any(|name| name == "forwarded" || name.as_str().starts_with("x-forwarded-"))
+}
+
+/// The `account` parameter of the query, when there is one.
+fn account_parameter(request: &HttpRequest) -> Result<Option<AccountId>, Problem> {
+    let pairs: Vec<(String, String)> = serde_urlencoded::from_str(request.query_string()).unwrap_or_default();
+    let mut accounts = pairs.into_iter().filter(|(name, _)| name == "account");
+    match (accounts.next(), accounts.next()) {
+        (None, _) => Ok(None),
+        (Some((_, account)), None) => {
+            account.parse().map(Some).map_err(|rule: Invalid| Problem::field("account", rule.to_string()))
+        }
+        (Some(_), Some(_)) => Err(Problem::field("account", "is given twice")),
+    }
+}
+
+/// Somebody managing an account: who, on whose behalf, in which request. Everything an audit entry needs.
+#[derive(Debug, Clone)]
+pub struct Manager {
+    /// The account that is managed.
+    pub account_id: AccountId,
+    /// Who manages it.
+    pub actor: Actor,
+    /// The request it happens in; none at the command line.
+    pub request_id: Option<Arc<str>>,
+    /// Where the request came from.
+    pub ip: Option<IpAddr>,
+}
+
+impl Manager {
+    fn new(request: &HttpRequest, state: &State, account_id: AccountId, kind: ActorKind, id: &str) -> Self {
+        Self {
+            account_id,
+            actor: Actor { kind, id: id.to_owned() },
+            request_id: Some(request_id(request)),
+            ip: client_ip(request, state),
+        }
+    }
+
+    /// What the audit log will say about a change of theirs, made now.
+    pub fn draft(&self, state: &State, action: Action, target: Target, changes: serde_json::Value) -> Draft {
+        let occurred_at = state.clock.now();
+        Draft {
+            id: state.random.with(|rng| AuditId::new(occurred_at, rng)),
+            account_id: self.account_id.clone(),
+            occurred_at,
+            action,
+            actor: self.actor.clone(),
+            target,
+            request_id: self.request_id.as_deref().map(str::to_owned),
+            ip: self.ip,
+            changes,
+        }
+    }
+}
+
+/// A management token of an account, or an operator's with `?account=`.
+#[derive(Debug)]
+pub struct Merchant(pub Manager);
+
+/// A management token with the role `operator`.
+#[derive(Debug)]
+pub struct Operator {
+    /// The token's `sub`.
+    pub subject: String,
+    /// The request.
+    pub request_id: Arc<str>,
+    /// Where it came from.
+    pub ip: Option<IpAddr>,
+}
+
+impl Operator {
+    /// The operator as manager of an account.
+    #[must_use]
+    pub fn manage(self, account_id: AccountId) -> Manager {
+        let actor = Actor { kind: ActorKind::Operator, id: self.subject };
+        Manager { account_id, actor, request_id: Some(self.request_id), ip: self.ip }
+    }
+}
+
+/// Somebody who may verify keys.
+#[derive(Debug)]
+pub enum Verifying {
+    /// A resource server: keys of all accounts.
+    Service,
+    /// An `sk_` key: keys of its own account.
+    SecretKey(Known),
+}
+
+impl Verifying {
+    /// What it may see.
+    #[must_use]
+    pub fn viewer(&self) -> Option<Viewer<'_>> {
+        match self {
+            Self::Service => None,
+            Self::SecretKey(record) => Some(Viewer {
+                account_id: &record.key.account_id,
+                mode: (record.key.mode == Mode::Test).then_some(Mode::Test),
+            }),
+        }
+    }
+}
+
+/// An API key of any family, about itself.
+#[derive(Debug)]
+pub struct PresentedKey {
+    /// What is known of it.
+    pub record: Known,
+    /// The key as manager of itself.
+    pub manager: Manager,
+}
+
+const NEEDS_KEY: &str = "This needs an API key.";
+const NEEDS_TOKEN: &str = "This needs a management token.";
+
+impl Merchant {
+    async fn extract(request: &HttpRequest) -> Result<Self, Refusal> {
+        let state = state(request)?;
+        let Caller::Token(claims) = identify(request, &state).await? else {
+            return Err(Problem::forbidden(NEEDS_TOKEN).into());
+        };
+        let operator = claims.has_role("operator");
+        let account = match (account_parameter(request)?, claims.account) {
+            (Some(account), _) if operator => account,
+            (None, _) if operator => {
+                return Err(Problem::field("account", "is required: an operator says whose account").into());
+            }
+            (Some(_), _) => return Err(Problem::forbidden("Only an operator may name an account.").into()),
+            (None, Some(account)) => account,
+            (None, None) => return Err(Problem::forbidden("The management token names no account.").into()),
+        };
+        let kind = if operator { ActorKind::Operator } else { ActorKind::Merchant };
+        Ok(Self(Manager::new(request, &state, account, kind, &claims.subject)))
+    }
+}
+
+impl Operator {
+    async fn extract(request: &HttpRequest) -> Result<Self, Refusal> {
+        let state = state(request)?;
+        match identify(request, &state).await? {
+            Caller::Token(claims) if claims.has_role("operator") => {
+                Ok(Self { subject: claims.subject, request_id: request_id(request), ip: client_ip(request, &state) })
+            }
+            _ => Err(Problem::forbidden("This needs a management token with the role operator.").into()),
+        }
+    }
+}
+
+impl Verifying {
+    async fn extract(request: &HttpRequest) -> Result<Self, Refusal> {
+        let state = state(request)?;
+        match identify(request, &state).await? {
+            Caller::ServiceKey(id) => {
+                tracing::trace!(service_key = %id, "a resource server asks");
+                Ok(Self::Service)
+            }
+            Caller::Token(claims) if claims.has_role("service") => Ok(Self::Service),
+            Caller::Key(record) if record.key.family == Family::Secret => Ok(Self::SecretKey(record)),
+            _ => {
+                Err(Problem::forbidden("This needs a service key, a token with the role service, or a secret key.")
+                    .into())
+            }
+        }
+    }
+}
+
+impl PresentedKey {
+    async fn extract(request: &HttpRequest) -> Result<Self, Refusal> {
+        let state = state(request)?;
+        let Caller::Key(record) = identify(request, &state).await? else {
+            return Err(Problem::forbidden(NEEDS_KEY).into());
+        };
+        let id = record.key.id.to_string();
+        let manager = Manager::new(request, &state, record.key.account_id.clone(), ActorKind::ApiKey, &id);
+        Ok(Self { record, manager })
+    }
+}
+
+/// Actix asks for the same few lines for each extractor.
+macro_rules! from_request {
+    ($($extractor:ty),*) => {$(
+        impl FromRequest for $extractor {
+            type Error = Refusal;
+            type Future = LocalBoxFuture<'static, Result<Self, Refusal>>;
+
+            fn from_request(request: &HttpRequest, _: &mut Payload) -> Self::Future {
+                let request = request.clone();
+                Box::pin(async move { Self::extract(&request).await })
+            }
+        }
+    )*};
+}
+from_request!(Merchant, Operator, Verifying, PresentedKey);

@@ -1,0 +1,38 @@
+//! `tollkey account`
+
+use std::process::ExitCode;
+
+use tollkey_core::{Account, AccountId, OperatingModel};
+
+use super::{manager, open};
+use crate::{config::Settings, service::accounts};
+
+/// What to do with an account.
+#[derive(Debug, clap::Subcommand)]
+pub(super) enum Command {
+    /// Show it.
+    Show {
+        /// Its id, as management tokens name it.
+        id: AccountId,
+    },
+    /// Set how it does business; applies to keys already made.
+    Set {
+        /// Its id, as management tokens name it.
+        id: AccountId,
+        /// `primary_merchant`, `platform`, `ecosystem` or `managed_ecosystem`.
+        #[arg(long, value_name = "MODEL")]
+        operating_model: OperatingModel,
+    },
+}
+
+pub(super) async fn run(settings: &Settings, command: Command) -> anyhow::Result<ExitCode> {
+    let state = open(settings).await?;
+    let account: Account = match command {
+        Command::Show { id } => accounts::get(&state, id).await?,
+        Command::Set { id, operating_model } => {
+            accounts::set_operating_model(&state, &manager(id), operating_model).await?
+        }
+    };
+    println!("{}  operating_model={}", account.id, account.operating_model);
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,49 @@
+//! `tollkey service-key`
+
+use std::process::ExitCode;
+
+use tollkey_core::{ServiceKey, ServiceKeyId};
+
+use super::open;
+use crate::{config::Settings, service::service_keys};
+
+/// What to do with service keys.
+#[derive(Debug, clap::Subcommand)]
+pub(super) enum Command {
+    /// Make one and print it, this once.
+    Create {
+        /// What it is for.
+        name: String,
+    },
+    /// List them, newest first.
+    List,
+    /// Revoke one; it is dead everywhere once this returns.
+    Revoke {
+        /// Its id.
+        id: String,
+    },
+}
+
+pub(super) async fn run(settings: &Settings, command: Command) -> anyhow::Result<ExitCode> {
+    let state = open(settings).await?;
+    match command {
+        Command::Create { name } => {
+            let name = ServiceKey::parse_name(&name).map_err(|rule| anyhow::anyhow!("the name {rule}"))?;
+            let (key, text) = service_keys::create(&state, name).await?;
+            eprintln!("service key {} for {}; it is not shown again:", key.id, key.name);
+            println!("{}", text.expose());
+        }
+        Command::List => {
+            for key in service_keys::list(&state).await? {
+                let revoked = key.revoked_at.map(|at| format!("  revoked {at:.0}")).unwrap_or_default();
+                println!("{}  …{}  {:.0}  {}{revoked}", key.id, key.last4, key.created_at, key.name);
+            }
+        }
+        Command::Revoke { id } => {
+            let id: ServiceKeyId = id.parse()?;
+            service_keys::revoke(&state, id).await?;
+            println!("revoked {id}");
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,45 @@
+//! `tollkey token`
+
+use std::process::ExitCode;
+
+use anyhow::ensure;
+use jiff::SignedDuration;
+use tollkey_core::{AccountId, Clock as _};
+use tollkey_verifier::SystemClock;
+
+use crate::{
+    caller::jwt::{self, ClaimRules, NewToken},
+    config::Settings,
+    dev_mode,
+    random::Random,
+};
+
+/// What the token says.
+#[derive(Debug, clap::Args)]
+pub(super) struct Arguments {
+    /// The account it manages.
+    #[arg(long, value_name = "ID")]
+    account: Option<AccountId>,
+    /// A role it has: operator or service. Repeatable.
+    #[arg(long = "role", value_name = "ROLE", value_parser = ["operator", "service"])]
+    roles: Vec<String>,
+    /// Who it is for, its `sub`.
+    #[arg(long, value_name = "SUBJECT", default_value = dev_mode::DEFAULT_SUBJECT)]
+    subject: String,
+    /// How many seconds it is valid.
+    #[arg(long, value_name = "SECONDS", default_value_t = jwt::DEFAULT_LIFETIME.as_secs())]
+    ttl: i64,
+}
+
+pub(super) fn run(settings: &Settings, arguments: Arguments) -> anyhow::Result<ExitCode> {
+    ensure!(arguments.account.is_some() || !arguments.roles.is_empty(), "give --account, --role, or both");
+    let secret = dev_mode::signing_secret(settings, &Random::system())?;
+    let token = NewToken {
+        subject: arguments.subject,
+        account: arguments.account,
+        roles: arguments.roles,
+        lifetime: SignedDuration::from_secs(arguments.ttl),
+    };
+    println!("{}", jwt::mint(&secret, &ClaimRules::from(&settings.tokens), &token, SystemClock.now())?);
+    Ok(ExitCode::SUCCESS)
+}

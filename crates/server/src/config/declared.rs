@@ -1,0 +1,222 @@
+//! The settings there are.
+
+use super::{Form, Setting};
+
+/// The configuration file. The one setting that is no member of it.
+pub const CONFIG: Setting = Setting {
+    env: "TOLLKEY_CONFIG",
+    flag: Some("config"),
+    form: Form::Text("PATH"),
+    default: None,
+    help: "Configuration file; without it ./tollkey.toml when that exists",
+};
+
+pub(super) const LISTEN: Setting = Setting {
+    env: "TOLLKEY_LISTEN",
+    flag: Some("listen"),
+    form: Form::Text("ADDRESS:PORT"),
+    default: Some("127.0.0.1:8080"),
+    help: "Where to listen; port 0 picks a free one",
+};
+pub(super) const WORKERS: Setting = Setting {
+    env: "TOLLKEY_WORKERS",
+    flag: Some("workers"),
+    form: Form::Number,
+    default: None,
+    help: "Threads that answer requests; as many as there are cores when not set",
+};
+pub(super) const METRICS_LISTEN: Setting = Setting {
+    env: "TOLLKEY_METRICS_LISTEN",
+    flag: Some("metrics-listen"),
+    form: Form::Text("ADDRESS:PORT"),
+    default: None,
+    help: "Where to serve /metrics for Prometheus; off when not set",
+};
+pub(super) const ROUTE_BASE: Setting = Setting {
+    env: "TOLLKEY_ROUTE_BASE",
+    flag: Some("route-base"),
+    form: Form::Text("PATH"),
+    default: Some("/api"),
+    help: "Cut once from the path of a verified request before it is compared with the routes of a key; / cuts nothing",
+};
+pub(super) const MERCHANT_HEADER: Setting = Setting {
+    env: "TOLLKEY_MERCHANT_HEADER",
+    flag: Some("merchant-header"),
+    form: Form::Text("NAME"),
+    default: Some("x-merchant-id"),
+    help: "Request header in which a gateway's request names its merchant",
+};
+pub(super) const TRUSTED_PROXIES: Setting = Setting {
+    env: "TOLLKEY_TRUSTED_PROXIES",
+    flag: Some("trusted-proxies"),
+    form: Form::List("CIDR,..."),
+    default: Some("127.0.0.0/8,::1/128"),
+    help: "Networks whose entry in X-Forwarded-For is believed; none trusts nobody",
+};
+pub(super) const LOG: Setting = Setting {
+    env: "TOLLKEY_LOG",
+    flag: Some("log"),
+    form: Form::Text("FILTER"),
+    default: Some("info"),
+    help: "What is logged: a level, or directives such as info,tollkey_server=debug",
+};
+pub(super) const LOG_FORMAT: Setting = Setting {
+    env: "TOLLKEY_LOG_FORMAT",
+    flag: Some("log-format"),
+    form: Form::Text("FORMAT"),
+    default: Some("pretty"),
+    help: "How logs are written to stderr: pretty or json",
+};
+
+pub(super) const DATABASE_URL: Setting = Setting {
+    env: "DATABASE_URL",
+    flag: Some("database-url"),
+    form: Form::Text("URL"),
+    default: Some("sqlite://tollkey.db"),
+    help: "Where everything is kept: sqlite://PATH, sqlite://:memory: or postgres://USER:PASSWORD@HOST/NAME",
+};
+pub(super) const DATABASE_URL_FILE: Setting = Setting {
+    env: "DATABASE_URL_FILE",
+    flag: Some("database-url-file"),
+    form: Form::Text("PATH"),
+    default: None,
+    help: "File that holds DATABASE_URL",
+};
+pub(super) const DATABASE_POOL: Setting = Setting {
+    env: "TOLLKEY_DATABASE_POOL",
+    flag: Some("database-pool"),
+    form: Form::Number,
+    default: Some("8"),
+    help: "Most connections to the database",
+};
+pub(super) const MIGRATE: Setting = Setting {
+    env: "TOLLKEY_MIGRATE",
+    flag: Some("migrate"),
+    form: Form::Switch,
+    default: Some("false"),
+    help: "Migrate PostgreSQL when the server starts; SQLite always is",
+};
+
+pub(super) const JWT_HS256_SECRET: Setting = Setting {
+    env: "TOLLKEY_JWT_HS256_SECRET",
+    flag: None,
+    form: Form::Text("SECRET"),
+    default: None,
+    help: "Management tokens are signed with this secret of at least 32 bytes (HS256)",
+};
+pub(super) const JWT_HS256_SECRET_FILE: Setting = Setting {
+    env: "TOLLKEY_JWT_HS256_SECRET_FILE",
+    flag: Some("jwt-hs256-secret-file"),
+    form: Form::Text("PATH"),
+    default: None,
+    help: "File that holds TOLLKEY_JWT_HS256_SECRET",
+};
+pub(super) const JWT_PUBLIC_KEY_FILE: Setting = Setting {
+    env: "TOLLKEY_JWT_PUBLIC_KEY_FILE",
+    flag: Some("jwt-public-key-file"),
+    form: Form::Text("PATH"),
+    default: None,
+    help: "Management tokens are signed with the key whose public half this PEM file holds (RSA, P-256, P-384, Ed25519)",
+};
+pub(super) const JWT_JWKS_URL: Setting = Setting {
+    env: "TOLLKEY_JWT_JWKS_URL",
+    flag: Some("jwt-jwks-url"),
+    form: Form::Text("URL"),
+    default: None,
+    help: "Management tokens are signed with a key of the set at this https URL",
+};
+pub(super) const JWT_ISSUER: Setting = Setting {
+    env: "TOLLKEY_JWT_ISSUER",
+    flag: Some("jwt-issuer"),
+    form: Form::Text("ISSUER"),
+    default: None,
+    help: "Who issues management tokens (iss); must be set with a public key file or a JWKS URL",
+};
+pub(super) const JWT_AUDIENCE: Setting = Setting {
+    env: "TOLLKEY_JWT_AUDIENCE",
+    flag: Some("jwt-audience"),
+    form: Form::Text("AUDIENCE"),
+    default: None,
+    help: "Whom management tokens are for (aud); must be set with a public key file or a JWKS URL. \
+           A token with an audience is refused where none is set",
+};
+pub(super) const JWT_ACCOUNT_CLAIM: Setting = Setting {
+    env: "TOLLKEY_JWT_ACCOUNT_CLAIM",
+    flag: Some("jwt-account-claim"),
+    form: Form::Text("CLAIM"),
+    default: Some("account_id"),
+    help: "Claim that names the account of a management token",
+};
+pub(super) const JWT_ROLES_CLAIM: Setting = Setting {
+    env: "TOLLKEY_JWT_ROLES_CLAIM",
+    flag: Some("jwt-roles-claim"),
+    form: Form::Text("CLAIM"),
+    default: None,
+    help: "Claim that holds roles (operator, service); roles with HS256 secrets, \
+           with the other two sources nobody has a role until it is set",
+};
+
+pub(super) const APPLICATION_KEY_LIMIT: Setting = Setting {
+    env: "TOLLKEY_APPLICATION_KEY_LIMIT",
+    flag: Some("application-key-limit"),
+    form: Form::Number,
+    default: Some("20"),
+    help: "Most keys of one application that are neither revoked nor expired",
+};
+pub(super) const ACCOUNT_KEY_LIMIT: Setting = Setting {
+    env: "TOLLKEY_ACCOUNT_KEY_LIMIT",
+    flag: Some("account-key-limit"),
+    form: Form::Number,
+    default: None,
+    help: "Most commerce keys of one account that are neither revoked nor expired; no limit when not set",
+};
+pub(super) const SCOPES: Setting = Setting {
+    env: "TOLLKEY_SCOPES",
+    flag: Some("scopes"),
+    form: Form::List("SCOPE,..."),
+    default: None,
+    help: "Scopes there are besides the built-in ones",
+};
+pub(super) const COMMERCE_SCOPES: Setting = Setting {
+    env: "TOLLKEY_COMMERCE_SCOPES",
+    flag: Some("commerce-scopes"),
+    form: Form::List("SCOPE,..."),
+    default: None,
+    help: "Those of TOLLKEY_SCOPES that the scope commerce implies",
+};
+pub(super) const REMEMBERED_KEYS: Setting = Setting {
+    env: "TOLLKEY_REMEMBERED_KEYS",
+    flag: Some("remembered-keys"),
+    form: Form::Number,
+    default: Some("1000000"),
+    help: "Most keys that are remembered to be verified from memory",
+};
+
+/// All members of the configuration file, in the order in which `--help` shows them.
+pub const SETTINGS: &[Setting] = &[
+    LISTEN,
+    DATABASE_URL,
+    DATABASE_URL_FILE,
+    DATABASE_POOL,
+    MIGRATE,
+    WORKERS,
+    METRICS_LISTEN,
+    TRUSTED_PROXIES,
+    MERCHANT_HEADER,
+    ROUTE_BASE,
+    LOG,
+    LOG_FORMAT,
+    JWT_HS256_SECRET,
+    JWT_HS256_SECRET_FILE,
+    JWT_PUBLIC_KEY_FILE,
+    JWT_JWKS_URL,
+    JWT_ISSUER,
+    JWT_AUDIENCE,
+    JWT_ACCOUNT_CLAIM,
+    JWT_ROLES_CLAIM,
+    APPLICATION_KEY_LIMIT,
+    ACCOUNT_KEY_LIMIT,
+    SCOPES,
+    COMMERCE_SCOPES,
+    REMEMBERED_KEYS,
+];

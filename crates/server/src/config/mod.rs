@@ -1,0 +1,283 @@
+//! Every setting, documented where it is declared, and the checked whole of them: [`Settings`].
+//!
+//! A setting is an environment variable, a member of an optional `tollkey.toml` (its name in lower case, without
+//! `TOLLKEY_`) and, unless it is a secret, a flag. Flag wins over environment over file over default. An empty
+//! value is an error, not "unset"; so is an unknown member of the file. A secret can stand in a file of its own,
+//! named by the same setting with `_FILE` behind it.
+
+mod declared;
+mod rules;
+mod secret;
+mod setting;
+mod sources;
+
+use std::{
+    ffi::OsString,
+    net::{IpAddr, SocketAddr},
+    path::{Path, PathBuf},
+    thread,
+};
+
+use tollkey_core::{Catalogue, Invalid, IpList};
+
+use self::declared::*;
+use self::sources::{Sources, invalid};
+pub use self::{
+    declared::{CONFIG, SETTINGS},
+    secret::Secret,
+    setting::{Form, Setting},
+    sources::{ConfigError, Options, Source},
+};
+use crate::caller::jwks::JwksUrl;
+
+/// The fewest bytes of a secret that signs tokens: the output of SHA-256 (RFC 7518, section 3.2).
+pub const HS256_SECRET_MIN: usize = 32;
+
+/// The file that is read when nobody names one, if it is there.
+pub const DEFAULT_FILE: &str = "tollkey.toml";
+
+/// All settings, checked.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// `TOLLKEY_LISTEN`.
+    pub listen: SocketAddr,
+    /// `TOLLKEY_WORKERS`, at least 1.
+    pub workers: usize,
+    /// `TOLLKEY_METRICS_LISTEN`; `None` when metrics are off.
+    pub metrics_listen: Option<SocketAddr>,
+    /// `TOLLKEY_TRUSTED_PROXIES`; `None` when nobody is trusted.
+    pub trusted_proxies: Option<IpList>,
+    /// `TOLLKEY_MERCHANT_HEADER`, in lower case.
+    pub merchant_header: String,
+    /// `TOLLKEY_ROUTE_BASE`, without a slash at its end; empty when nothing is cut.
+    pub route_base: String,
+    /// What is logged, and how.
+    pub log: LogSettings,
+    /// `DATABASE_URL`.
+    pub database: Database,
+    /// `TOLLKEY_DATABASE_POOL`, at least 1.
+    pub database_pool: u32,
+    /// `TOLLKEY_MIGRATE`.
+    pub migrate: bool,
+    /// What is known of management tokens.
+    pub tokens: TokenSettings,
+    /// `TOLLKEY_APPLICATION_KEY_LIMIT`, at least 1.
+    pub application_key_limit: u32,
+    /// `TOLLKEY_ACCOUNT_KEY_LIMIT`, at least 1; `None` for no limit.
+    pub account_key_limit: Option<u32>,
+    /// The built-in scopes, `TOLLKEY_SCOPES` and `TOLLKEY_COMMERCE_SCOPES`.
+    pub catalogue: Catalogue,
+    /// `TOLLKEY_REMEMBERED_KEYS`, at least 1.
+    pub remembered_keys: usize,
+}
+
+/// What is logged, and how.
+#[derive(Debug, Clone)]
+pub struct LogSettings {
+    /// `TOLLKEY_LOG`: directives that `EnvFilter` reads.
+    pub filter: String,
+    /// `TOLLKEY_LOG_FORMAT`.
+    pub format: LogFormat,
+}
+
+/// How logs are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    /// A line for people.
+    Pretty,
+    /// A JSON object a line.
+    Json,
+}
+
+/// Where everything is kept.
+#[derive(Debug, Clone)]
+pub struct Database {
+    /// The URL; it may hold a password.
+    pub url: Secret,
+    /// What it leads to.
+    pub kind: DatabaseKind,
+}
+
+/// What a database URL leads to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DatabaseKind {
+    /// A PostgreSQL server.
+    Postgres,
+    /// An SQLite file.
+    SqliteFile(PathBuf),
+    /// An SQLite database that ends with the process.
+    SqliteMemory,
+}
+
+/// What is known of management tokens.
+#[derive(Debug, Clone)]
+pub struct TokenSettings {
+    /// Whose signature counts.
+    pub source: TokenSource,
+    /// `TOLLKEY_JWT_ISSUER`. Always there with a public key file or a JWKS URL.
+    pub issuer: Option<String>,
+    /// `TOLLKEY_JWT_AUDIENCE`. Always there with a public key file or a JWKS URL.
+    pub audience: Option<String>,
+    /// `TOLLKEY_JWT_ACCOUNT_CLAIM`.
+    pub account_claim: String,
+    /// `TOLLKEY_JWT_ROLES_CLAIM`; `None` when tokens carry no roles.
+    pub roles_claim: Option<String>,
+}
+
+/// Whose signature on a management token counts.
+#[derive(Debug, Clone)]
+pub enum TokenSource {
+    /// `TOLLKEY_JWT_HS256_SECRET`: everybody's who holds this secret of at least [`HS256_SECRET_MIN`] bytes.
+    Hs256(Secret),
+    /// `TOLLKEY_JWT_PUBLIC_KEY_FILE`: that of the key whose public half is in this PEM file.
+    PublicKeyFile(PathBuf),
+    /// `TOLLKEY_JWT_JWKS_URL`: that of a key in the set found there.
+    Jwks(JwksUrl),
+    /// None is set: development mode, see [`crate::dev_mode`].
+    Development,
+}
+
+impl Settings {
+    /// The settings of this process: these flags, its environment, its configuration file.
+    ///
+    /// # Errors
+    /// [`ConfigError`] for the first setting that cannot be used.
+    pub fn load(options: &Options) -> Result<Self, ConfigError> {
+        Self::resolve(options, &|name| std::env::var_os(name), Path::new(DEFAULT_FILE))
+    }
+
+    /// The settings of these flags, this environment and this configuration file; the file may be absent unless
+    /// flag or environment name another one.
+    ///
+    /// # Errors
+    /// [`ConfigError`] for the first setting that cannot be used.
+    pub fn resolve(
+        options: &Options,
+        env: &dyn Fn(&str) -> Option<OsString>,
+        default_file: &Path,
+    ) -> Result<Self, ConfigError> {
+        let sources = Sources::open(options, env, default_file)?;
+        Ok(Self {
+            listen: required(&sources, &LISTEN, rules::socket_address)?,
+            workers: match sources.parse(&WORKERS, |text| rules::number(text, 1, 1024))? {
+                Some(workers) => workers,
+                None => thread::available_parallelism().map_or(1, usize::from),
+            },
+            metrics_listen: sources.parse(&METRICS_LISTEN, rules::socket_address)?,
+            trusted_proxies: required(&sources, &TRUSTED_PROXIES, rules::trusted_proxies)?,
+            merchant_header: required(&sources, &MERCHANT_HEADER, rules::header_name)?,
+            route_base: required(&sources, &ROUTE_BASE, rules::route_base)?,
+            log: LogSettings {
+                filter: required(&sources, &LOG, rules::log_filter)?,
+                format: required(&sources, &LOG_FORMAT, rules::log_format)?,
+            },
+            database: database(&sources)?,
+            database_pool: required(&sources, &DATABASE_POOL, |text| rules::number(text, 1, 1000))?,
+            migrate: required(&sources, &MIGRATE, rules::switch)?,
+            tokens: tokens(&sources)?,
+            application_key_limit: required(&sources, &APPLICATION_KEY_LIMIT, |text| rules::number(text, 1, 10_000))?,
+            account_key_limit: sources.parse(&ACCOUNT_KEY_LIMIT, |text| rules::number(text, 1, 1_000_000))?,
+            catalogue: catalogue(&sources)?,
+            remembered_keys: required(&sources, &REMEMBERED_KEYS, |text| rules::number(text, 1, 100_000_000))?,
+        })
+    }
+}
+
+/// A setting that has a default.
+fn required<T>(
+    sources: &Sources<'_>,
+    setting: &Setting,
+    rule: impl FnOnce(&str) -> Result<T, Invalid>,
+) -> Result<T, ConfigError> {
+    let value = sources.parse(setting, rule)?;
+    value.ok_or_else(|| invalid(setting, Source::Default, Invalid::new("must be set")))
+}
+
+fn database(sources: &Sources<'_>) -> Result<Database, ConfigError> {
+    let Some((url, from)) = sources.secret(&DATABASE_URL, &DATABASE_URL_FILE)? else {
+        return Err(invalid(&DATABASE_URL, Source::Default, Invalid::new("must be set")));
+    };
+    match rules::database_kind(url.expose()) {
+        Ok(kind) => Ok(Database { url, kind }),
+        Err(rule) => Err(invalid(&DATABASE_URL, from, rule)),
+    }
+}
+
+fn catalogue(sources: &Sources<'_>) -> Result<Catalogue, ConfigError> {
+    let names = |text: &str| rules::list(text).map(|names| names.into_iter().map(str::to_owned).collect::<Vec<_>>());
+    let added = sources.parse(&SCOPES, names)?.unwrap_or_default();
+    let implied = sources.parse(&COMMERCE_SCOPES, |text| {
+        let implied = names(text)?;
+        match implied.iter().find(|name| !added.contains(name)) {
+            Some(name) => Err(Invalid::new(format!("{name:?} must also be in TOLLKEY_SCOPES"))),
+            None => Ok(implied),
+        }
+    })?;
+    let implied = implied.unwrap_or_default();
+    let mut catalogue = Catalogue::default();
+    sources.parse(&SCOPES, |_| added.iter().try_for_each(|name| catalogue.add(name, implied.contains(name))))?;
+    Ok(catalogue)
+}
+
+fn tokens(sources: &Sources<'_>) -> Result<TokenSettings, ConfigError> {
+    let secret = sources.secret(&JWT_HS256_SECRET, &JWT_HS256_SECRET_FILE)?;
+    let key_file = sources.get(&JWT_PUBLIC_KEY_FILE)?;
+    let jwks = sources.get(&JWT_JWKS_URL)?;
+    let mut set: Vec<(&'static str, Source)> = Vec::new();
+    set.extend(secret.as_ref().map(|(_, from)| (JWT_HS256_SECRET.env, from.clone())));
+    set.extend(key_file.as_ref().map(|given| (JWT_PUBLIC_KEY_FILE.env, given.from.clone())));
+    set.extend(jwks.map(|given| (JWT_JWKS_URL.env, given.from)));
+    if let [(first, first_from), (second, second_from), ..] = set.as_slice() {
+        return Err(ConfigError::Exclusive {
+            first,
+            first_from: first_from.clone(),
+            second,
+            second_from: second_from.clone(),
+        });
+    }
+
+    let issuer = sources.parse(&JWT_ISSUER, rules::text)?;
+    let audience = sources.parse(&JWT_AUDIENCE, rules::text)?;
+    let checked_only = secret.is_none() && !set.is_empty();
+    if let Some((because, from)) = set.into_iter().next()
+        && checked_only
+    {
+        for (needed, value) in [(JWT_ISSUER.env, &issuer), (JWT_AUDIENCE.env, &audience)] {
+            if value.is_none() {
+                return Err(ConfigError::Missing { needed, because, from });
+            }
+        }
+    }
+
+    let source = match (secret, key_file) {
+        (Some((secret, from)), _) if secret.expose().len() < HS256_SECRET_MIN => {
+            let rule = Invalid::new(format!("must have at least {HS256_SECRET_MIN} bytes"));
+            return Err(invalid(&JWT_HS256_SECRET, from, rule));
+        }
+        (Some((secret, _)), _) => TokenSource::Hs256(secret),
+        (None, Some(path)) => TokenSource::PublicKeyFile(path.text.as_str().into()),
+        (None, None) => match sources.parse(&JWT_JWKS_URL, str::parse)? {
+            Some(url) => TokenSource::Jwks(url),
+            None => TokenSource::Development,
+        },
+    };
+    Ok(TokenSettings {
+        source,
+        issuer,
+        audience,
+        account_claim: required(sources, &JWT_ACCOUNT_CLAIM, rules::text)?,
+        roles_claim: match sources.parse(&JWT_ROLES_CLAIM, rules::text)? {
+            None if !checked_only => Some("roles".to_owned()),
+            claim => claim,
+        },
+    })
+}
+
+/// Whether only this machine reaches that address.
+#[must_use]
+pub fn is_loopback(address: IpAddr) -> bool {
+    address.to_canonical().is_loopback()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,118 @@
+//! What a value must look like. Each rule reads text and says what is wrong with it.
+
+use std::{
+    fmt,
+    net::{Ipv4Addr, SocketAddr},
+    str::FromStr,
+};
+
+use tollkey_core::{Invalid, IpList, RequestPath};
+use tracing_subscriber::EnvFilter;
+
+use super::{DatabaseKind, LogFormat};
+
+/// Headers that already say something else; a merchant named in one of them would be nonsense or a leak.
+const TAKEN_HEADERS: [&str; 9] = [
+    "authorization",
+    "x-api-key",
+    "x-commerce-api-key",
+    "cookie",
+    "host",
+    "forwarded",
+    "x-forwarded-for",
+    "x-request-id",
+    "content-length",
+];
+
+pub(super) fn number<T: FromStr + PartialOrd + fmt::Display>(text: &str, least: T, most: T) -> Result<T, Invalid> {
+    match text.parse() {
+        Ok(number) if (&least..=&most).contains(&&number) => Ok(number),
+        _ => Err(Invalid::new(format!("must be a whole number from {least} to {most}"))),
+    }
+}
+
+pub(super) fn switch(text: &str) -> Result<bool, Invalid> {
+    text.parse().map_err(|_| Invalid::new("must be true or false"))
+}
+
+pub(super) fn socket_address(text: &str) -> Result<SocketAddr, Invalid> {
+    if let Some(port) = text.strip_prefix("localhost:").and_then(|port| port.parse().ok()) {
+        return Ok((Ipv4Addr::LOCALHOST, port).into());
+    }
+    text.parse().map_err(|_| Invalid::new("must be an address and a port, such as 127.0.0.1:8080 or [::]:8080"))
+}
+
+pub(super) fn list(text: &str) -> Result<Vec<&str>, Invalid> {
+    let entries: Vec<&str> = text.split(',').map(str::trim).collect();
+    if entries.contains(&"") {
+        return Err(Invalid::new("must not have an empty entry"));
+    }
+    Ok(entries)
+}
+
+pub(super) fn trusted_proxies(text: &str) -> Result<Option<IpList>, Invalid> {
+    match text {
+        "none" => Ok(None),
+        _ => IpList::parse(list(text)?).map(Some),
+    }
+}
+
+pub(super) fn header_name(text: &str) -> Result<String, Invalid> {
+    // RFC 9110, section 5.6.2: a token.
+    let well_formed =
+        text.len() <= 64 && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b));
+    let name = text.to_ascii_lowercase();
+    if !well_formed {
+        return Err(Invalid::new("must be the name of a header"));
+    }
+    if TAKEN_HEADERS.contains(&name.as_str()) || name.starts_with("x-auth-") {
+        return Err(Invalid::new(format!("must be a header of its own; {name} already says something else")));
+    }
+    Ok(name)
+}
+
+pub(super) fn route_base(text: &str) -> Result<String, Invalid> {
+    if text == "/" {
+        return Ok(String::new());
+    }
+    let plain = !text.contains(['?', '%', '{', '*']) && RequestPath::new(text, "").is_unambiguous();
+    if plain {
+        Ok(text.to_owned())
+    } else {
+        Err(Invalid::new("must be a path such as /api, without a slash at its end, or /"))
+    }
+}
+
+pub(super) fn log_filter(text: &str) -> Result<String, Invalid> {
+    match EnvFilter::try_new(text) {
+        Ok(_) => Ok(text.to_owned()),
+        Err(error) => Err(Invalid::new(format!("must be log directives: {error}"))),
+    }
+}
+
+pub(super) fn log_format(text: &str) -> Result<LogFormat, Invalid> {
+    match text {
+        "pretty" => Ok(LogFormat::Pretty),
+        "json" => Ok(LogFormat::Json),
+        _ => Err(Invalid::new("must be pretty or json")),
+    }
+}
+
+/// Says nothing of the URL itself: it may hold a password.
+pub(super) fn database_kind(url: &str) -> Result<DatabaseKind, Invalid> {
+    if url.starts_with("postgres://") || url.starts_with("postgresql://") {
+        return Ok(DatabaseKind::Postgres);
+    }
+    match url.strip_prefix("sqlite://") {
+        Some(":memory:") => Ok(DatabaseKind::SqliteMemory),
+        Some(path) if !path.is_empty() && !path.ends_with('/') && !path.contains('?') => {
+            Ok(DatabaseKind::SqliteFile(path.into()))
+        }
+        Some(_) => Err(Invalid::new("must name a file, such as sqlite://tollkey.db, without options behind it")),
+        None => Err(Invalid::new("must begin with sqlite:// or postgres://")),
+    }
+}
+
+pub(super) fn text(text: &str) -> Result<String, Invalid> {
+    Ok(text.to_owned())
+}

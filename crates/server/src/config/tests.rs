@@ -1,0 +1,398 @@
+//! Each source, each rule.
+
+use std::{collections::HashSet, fs};
+
+use clap::Parser;
+use tollkey_core::{Family, Scope};
+
+use super::*;
+
+#[derive(Parser)]
+struct Cli {
+    #[command(flatten)]
+    options: Options,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(clap::Subcommand)]
+enum Command {
+    Serve,
+}
+
+/// The settings of these flags, variables and configuration file; an error as it would be printed.
+fn resolve(flags: &[&str], variables: &[(&str, &str)], file: Option<&str>) -> Result<Settings, String> {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join(DEFAULT_FILE);
+    if let Some(text) = file {
+        fs::write(&path, text).unwrap();
+    }
+    let cli = Cli::try_parse_from([&["tollkey"], flags].concat()).map_err(|error| error.to_string())?;
+    let env = |name: &str| variables.iter().find(|(known, _)| *known == name).map(|(_, value)| OsString::from(value));
+    Settings::resolve(&cli.options, &env, &path).map_err(|error| error.to_string())
+}
+
+fn environment(variables: &[(&str, &str)]) -> Result<Settings, String> {
+    resolve(&[], variables, None)
+}
+
+/// A secret that must turn up nowhere.
+fn canary() -> String {
+    "canary-".repeat(6)
+}
+
+fn secret_file(text: &str) -> (tempfile::TempDir, String) {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("secret");
+    fs::write(&path, text).unwrap();
+    (directory, path.to_str().unwrap().to_owned())
+}
+
+#[test]
+fn defaults_are_those_of_the_contract() {
+    let settings = environment(&[]).unwrap();
+    assert_eq!(settings.listen.to_string(), "127.0.0.1:8080");
+    assert!(settings.workers >= 1);
+    assert_eq!(settings.metrics_listen, None);
+    assert_eq!(settings.trusted_proxies, Some(IpList::parse(["127.0.0.0/8", "::1/128"]).unwrap()));
+    assert_eq!(settings.merchant_header, "x-merchant-id");
+    assert_eq!(settings.route_base, "/api");
+    assert_eq!((settings.log.filter.as_str(), settings.log.format), ("info", LogFormat::Pretty));
+    assert_eq!(settings.database.url.expose(), "sqlite://tollkey.db");
+    assert_eq!(settings.database.kind, DatabaseKind::SqliteFile("tollkey.db".into()));
+    assert!(!settings.migrate);
+    assert!(matches!(settings.tokens.source, TokenSource::Development));
+    assert_eq!(settings.tokens.account_claim, "account_id");
+    assert_eq!(settings.tokens.roles_claim.as_deref(), Some("roles"));
+    assert_eq!((settings.application_key_limit, settings.account_key_limit), (20, None));
+    assert_eq!(settings.catalogue, Catalogue::default());
+    assert_eq!(settings.remembered_keys, 1_000_000);
+}
+
+#[test]
+fn a_flag_wins_over_the_environment_and_that_over_the_file() {
+    let file = Some("merchant_header = \"x-file\"");
+    let variables = [("TOLLKEY_MERCHANT_HEADER", "x-env")];
+    let flags = ["--merchant-header", "x-flag"];
+    let header =
+        |flags: &[&str], variables: &[(&str, &str)], file| resolve(flags, variables, file).unwrap().merchant_header;
+    assert_eq!(header(&[], &[], None), "x-merchant-id");
+    assert_eq!(header(&[], &[], file), "x-file");
+    assert_eq!(header(&[], &variables, file), "x-env");
+    assert_eq!(header(&flags, &variables, file), "x-flag");
+}
+
+#[test]
+fn flags_stand_before_or_after_the_subcommand() {
+    for flags in [["--workers", "3", "serve"], ["serve", "--workers", "3"]] {
+        assert_eq!(resolve(&flags, &[], None).unwrap().workers, 3, "{flags:?}");
+    }
+    assert!(Cli::try_parse_from(["tollkey", "serve"]).unwrap().command.is_some());
+}
+
+#[test]
+fn a_switch_means_true_when_it_stands_alone() {
+    assert!(resolve(&["--migrate"], &[], None).unwrap().migrate);
+    assert!(resolve(&["--migrate", "serve"], &[], None).unwrap().migrate);
+    assert!(!resolve(&["--migrate=false"], &[("TOLLKEY_MIGRATE", "true")], None).unwrap().migrate);
+}
+
+#[test]
+fn an_empty_value_is_an_error_even_where_another_one_wins() {
+    for setting in SETTINGS {
+        for empty in ["", "  "] {
+            let error = environment(&[(setting.env, empty)]).unwrap_err();
+            let expected = format!("{} (environment): must not be empty; leave it out instead", setting.env);
+            assert_eq!(error, expected);
+        }
+    }
+    let error = resolve(&["--listen", "127.0.0.1:1"], &[("TOLLKEY_LISTEN", "")], None).unwrap_err();
+    assert!(error.starts_with("TOLLKEY_LISTEN (environment)"), "{error}");
+    let error = resolve(&["--log", ""], &[], None).unwrap_err();
+    assert!(error.starts_with("TOLLKEY_LOG (flag --log)"), "{error}");
+    let error = resolve(&[], &[], Some("log = ''")).unwrap_err();
+    assert!(error.starts_with("TOLLKEY_LOG (") && error.contains("tollkey.toml"), "{error}");
+    assert!(environment(&[("TOLLKEY_CONFIG", "")]).unwrap_err().starts_with("TOLLKEY_CONFIG (environment)"));
+}
+
+#[test]
+fn names_follow_one_rule() {
+    let variables: HashSet<_> = SETTINGS.iter().map(|setting| setting.env).collect();
+    assert_eq!(variables.len(), SETTINGS.len());
+    for setting in SETTINGS.iter().chain([&CONFIG]) {
+        match setting.flag {
+            Some(flag) => assert_eq!(flag.replace('-', "_"), setting.member()),
+            None => assert_eq!(setting.env, "TOLLKEY_JWT_HS256_SECRET", "the only one without a flag"),
+        }
+        assert!(
+            setting.env == "DATABASE_URL" || setting.env == "DATABASE_URL_FILE" || setting.env.starts_with("TOLLKEY_")
+        );
+        assert!(!setting.help.ends_with('.') && setting.help.len() > 10);
+    }
+}
+
+#[test]
+fn the_file_can_hold_every_setting_in_the_type_that_fits() {
+    let settings = resolve(
+        &[],
+        &[],
+        Some(&format!(
+            r#"
+            listen = "[::1]:0"
+            database_url = "postgres://tollkey@localhost/tollkey"
+            database_pool = 4
+            migrate = true
+            workers = 2
+            metrics_listen = "127.0.0.1:9090"
+            trusted_proxies = ["10.0.0.0/8", "192.0.2.0/24"]
+            merchant_header = "X-Shop"
+            route_base = "/"
+            log = "warn,tollkey_server=debug"
+            log_format = "json"
+            jwt_hs256_secret = "{}"
+            jwt_issuer = "https://issuer.example"
+            jwt_audience = "tollkey"
+            jwt_account_claim = "org"
+            jwt_roles_claim = "https://example.com/roles"
+            application_key_limit = 5
+            account_key_limit = 100
+            scopes = "refunds:read,refunds:write"
+            commerce_scopes = ["refunds:read"]
+            remembered_keys = 10
+            "#,
+            canary()
+        )),
+    )
+    .unwrap();
+    assert_eq!(settings.listen.to_string(), "[::1]:0");
+    assert_eq!(settings.database.kind, DatabaseKind::Postgres);
+    assert_eq!((settings.database_pool, settings.migrate, settings.workers), (4, true, 2));
+    assert_eq!(settings.trusted_proxies.unwrap().networks().len(), 2);
+    assert_eq!((settings.merchant_header.as_str(), settings.route_base.as_str()), ("x-shop", ""));
+    assert_eq!(settings.log.format, LogFormat::Json);
+    assert!(matches!(settings.tokens.source, TokenSource::Hs256(secret) if secret.expose() == canary()));
+    assert_eq!(settings.tokens.issuer.as_deref(), Some("https://issuer.example"));
+    assert_eq!(settings.tokens.roles_claim.as_deref(), Some("https://example.com/roles"));
+    assert_eq!((settings.application_key_limit, settings.account_key_limit), (5, Some(100)));
+    assert_eq!(settings.remembered_keys, 10);
+    let commerce = settings.catalogue.expand(Family::Commerce, &[Scope::COMMERCE]);
+    assert!(commerce.contains_all(settings.catalogue.needed(["refunds:read"]).unwrap()));
+    assert!(!commerce.contains_all(settings.catalogue.needed(["refunds:write"]).unwrap()));
+}
+
+#[test]
+fn the_file_refuses_what_it_does_not_know() {
+    for (file, expected) in [
+        ("lisen = \"127.0.0.1:1\"", "unknown member \"lisen\""),
+        ("[listen]\nport = 1", "TOLLKEY_LISTEN"),
+        ("config = \"x\"", "unknown member \"config\""),
+        ("workers = \"2\"", "must be an integer"),
+        ("listen = 8080", "must be a string"),
+        ("migrate = \"yes\"", "must be true or false"),
+        ("scopes = [1]", "must be an array of strings without commas"),
+        ("scopes = [\"a,b\"]", "must be an array of strings without commas"),
+        ("scopes = 1", "must be an array of strings"),
+        ("workers = 1\nworkers = 2", "line 2: duplicate key"),
+    ] {
+        let error = resolve(&[], &[], Some(file)).unwrap_err();
+        assert!(error.contains(expected) && error.contains("tollkey.toml"), "{file}: {error}");
+    }
+}
+
+#[test]
+fn a_broken_file_is_not_quoted() {
+    for line in [
+        format!("jwt_hs256_secret = {}", canary()),
+        format!("jwt_hs256_secret = \"{}", canary()),
+        format!("jwt_hs256_secret = \"{}\" \"{}\"", canary(), canary()),
+        format!("jwt_hs256_secret = [\"{}\"]", canary()),
+        format!("jwt_hs256_secret.x = \"{}\"", canary()),
+    ] {
+        let error = resolve(&[], &[], Some(&format!("workers = 1\n{line}"))).unwrap_err();
+        assert!(!error.contains("canary"), "{error}");
+        assert!(error.contains("line 2") || error.contains("must be a string"), "{error}");
+    }
+}
+
+#[test]
+fn a_named_file_must_be_there() {
+    let (_directory, path) = secret_file("workers = 7");
+    assert_eq!(resolve(&["--config", &path], &[], Some("workers = 1")).unwrap().workers, 7);
+    assert_eq!(environment(&[("TOLLKEY_CONFIG", &path)]).unwrap().workers, 7);
+    let error = environment(&[("TOLLKEY_CONFIG", "missing.toml")]).unwrap_err();
+    assert!(error.starts_with("configuration file missing.toml: "), "{error}");
+}
+
+#[test]
+fn rules() {
+    let long = "1".repeat(60);
+    for (variable, value, rule) in [
+        ("TOLLKEY_LISTEN", "8080", "must be an address and a port"),
+        ("TOLLKEY_LISTEN", "example.com:80", "must be an address and a port"),
+        ("TOLLKEY_METRICS_LISTEN", "off", "must be an address and a port"),
+        ("TOLLKEY_WORKERS", "0", "must be a whole number from 1 to 1024"),
+        ("TOLLKEY_WORKERS", "many", "must be a whole number from 1 to 1024"),
+        ("TOLLKEY_WORKERS", &long, "must be a whole number from 1 to 1024"),
+        ("TOLLKEY_DATABASE_POOL", "-1", "must be a whole number"),
+        ("TOLLKEY_APPLICATION_KEY_LIMIT", "0", "must be a whole number"),
+        ("TOLLKEY_ACCOUNT_KEY_LIMIT", "0", "must be a whole number"),
+        ("TOLLKEY_REMEMBERED_KEYS", "0", "must be a whole number"),
+        ("TOLLKEY_MIGRATE", "1", "must be true or false"),
+        ("TOLLKEY_TRUSTED_PROXIES", "10.0.0.1", "did you mean 10.0.0.1/32?"),
+        ("TOLLKEY_TRUSTED_PROXIES", "10.0.0.1/8", "has host bits set"),
+        ("TOLLKEY_TRUSTED_PROXIES", "10.0.0.0/8,", "must not have an empty entry"),
+        ("TOLLKEY_MERCHANT_HEADER", "x merchant", "must be the name of a header"),
+        ("TOLLKEY_MERCHANT_HEADER", "Authorization", "already says something else"),
+        ("TOLLKEY_MERCHANT_HEADER", "X-Auth-Key-Id", "already says something else"),
+        ("TOLLKEY_ROUTE_BASE", "api", "must be a path such as /api"),
+        ("TOLLKEY_ROUTE_BASE", "/api/", "must be a path such as /api"),
+        ("TOLLKEY_ROUTE_BASE", "/a/../b", "must be a path such as /api"),
+        ("TOLLKEY_LOG", "info,=", "must be log directives"),
+        ("TOLLKEY_LOG_FORMAT", "xml", "must be pretty or json"),
+        ("DATABASE_URL", "mysql://localhost", "must begin with sqlite:// or postgres://"),
+        ("DATABASE_URL", "tollkey.db", "must begin with sqlite:// or postgres://"),
+        ("DATABASE_URL", "sqlite://", "must name a file"),
+        ("DATABASE_URL", "sqlite://a.db?mode=ro", "must name a file"),
+        ("TOLLKEY_SCOPES", "Refunds", "must be 1 to 64 characters"),
+        ("TOLLKEY_SCOPES", "links:read", "is there already"),
+        ("TOLLKEY_COMMERCE_SCOPES", "refunds:read", "must also be in TOLLKEY_SCOPES"),
+        ("TOLLKEY_JWT_JWKS_URL", "http://issuer.example/jwks", "must be https"),
+        ("TOLLKEY_JWT_JWKS_URL", "https://u:p@issuer.example/jwks", "must not have a user name or password"),
+        ("TOLLKEY_JWT_JWKS_URL", "issuer.example", "must be a URL"),
+    ] {
+        let mut variables = vec![(variable, value)];
+        if variable == "TOLLKEY_JWT_JWKS_URL" {
+            variables.extend([("TOLLKEY_JWT_ISSUER", "i"), ("TOLLKEY_JWT_AUDIENCE", "a")]);
+        }
+        let error = environment(&variables).unwrap_err();
+        assert!(error.starts_with(&format!("{variable} (environment): ")) && error.contains(rule), "{value}: {error}");
+    }
+}
+
+#[test]
+fn what_the_rules_accept() {
+    let listen = environment(&[("TOLLKEY_LISTEN", "localhost:9000")]).unwrap().listen;
+    assert_eq!(listen.to_string(), "127.0.0.1:9000");
+    assert_eq!(environment(&[("TOLLKEY_TRUSTED_PROXIES", "none")]).unwrap().trusted_proxies, None);
+    let proxies = environment(&[("TOLLKEY_TRUSTED_PROXIES", "10.0.0.0/8, fd00::/8")]).unwrap().trusted_proxies;
+    assert_eq!(proxies.unwrap().networks().len(), 2);
+    for (url, kind) in [
+        ("sqlite://:memory:", DatabaseKind::SqliteMemory),
+        ("sqlite://data/keys.db", DatabaseKind::SqliteFile("data/keys.db".into())),
+        ("sqlite:///var/lib/tollkey/keys.db", DatabaseKind::SqliteFile("/var/lib/tollkey/keys.db".into())),
+        ("postgres://localhost/keys", DatabaseKind::Postgres),
+        ("postgresql:///keys?host=/run/postgresql", DatabaseKind::Postgres),
+    ] {
+        assert_eq!(environment(&[("DATABASE_URL", url)]).unwrap().database.kind, kind);
+    }
+}
+
+#[test]
+fn a_secret_can_stand_in_a_file() {
+    for text in [canary(), format!("{}\n", canary()), format!("{}\r\n", canary())] {
+        let (_directory, path) = secret_file(&text);
+        let settings = environment(&[("TOLLKEY_JWT_HS256_SECRET_FILE", &path)]).unwrap();
+        assert!(matches!(settings.tokens.source, TokenSource::Hs256(secret) if secret.expose() == canary()));
+    }
+    let (_directory, path) = secret_file("sqlite://:memory:\n");
+    let by_flag = resolve(&["--database-url-file", &path], &[], None).unwrap();
+    assert_eq!(by_flag.database.kind, DatabaseKind::SqliteMemory);
+    let by_file = resolve(&[], &[], Some(&format!("database_url_file = '{path}'"))).unwrap();
+    assert_eq!(by_file.database.kind, DatabaseKind::SqliteMemory);
+}
+
+#[test]
+fn a_secret_and_its_file_exclude_each_other() {
+    let (_directory, path) = secret_file(&canary());
+    let secret = canary();
+    for (name, value) in [("TOLLKEY_JWT_HS256_SECRET", secret.as_str()), ("DATABASE_URL", "sqlite://:memory:")] {
+        let file = format!("{name}_FILE");
+        let error = environment(&[(name, value), (&file, &path)]).unwrap_err();
+        assert_eq!(error, format!("{name} (environment) and {file} (environment) exclude each other; set one of them"));
+    }
+    let error = resolve(&["--database-url", "sqlite://a.db"], &[("DATABASE_URL_FILE", &path)], None).unwrap_err();
+    assert!(error.contains("(flag --database-url) and DATABASE_URL_FILE (environment) exclude"), "{error}");
+}
+
+#[test]
+fn a_file_without_a_secret_is_refused() {
+    for text in ["", "\n", " \n"] {
+        let (_directory, path) = secret_file(text);
+        let error = environment(&[("TOLLKEY_JWT_HS256_SECRET_FILE", &path)]).unwrap_err();
+        assert!(error.contains("is empty"), "{error}");
+    }
+    let error = environment(&[("DATABASE_URL_FILE", "missing")]).unwrap_err();
+    assert!(error.starts_with("DATABASE_URL_FILE (environment): file missing: "), "{error}");
+    let (_directory, path) = secret_file(&"x".repeat(70_000));
+    let error = environment(&[("DATABASE_URL_FILE", &path)]).unwrap_err();
+    assert!(error.contains("is larger than"), "{error}");
+}
+
+#[test]
+fn no_error_and_no_debug_shows_a_secret() {
+    let short = &canary()[..31];
+    let error = environment(&[("TOLLKEY_JWT_HS256_SECRET", short)]).unwrap_err();
+    assert_eq!(error, "TOLLKEY_JWT_HS256_SECRET (environment): must have at least 32 bytes");
+    let (_directory, path) = secret_file(short);
+    let error = environment(&[("TOLLKEY_JWT_HS256_SECRET_FILE", &path)]).unwrap_err();
+    assert!(error.ends_with("must have at least 32 bytes") && !error.contains("canary"), "{error}");
+    for url in ["mysql://u:canary@h/d", "sqlite://canary?x", "canary"] {
+        assert!(!environment(&[("DATABASE_URL", url)]).unwrap_err().contains("canary"));
+    }
+
+    let url = "postgres://u:canary@localhost/d";
+    let cli = Cli::try_parse_from(["tollkey", "--database-url", url]).unwrap();
+    assert_eq!(format!("{:?}", cli.options), "{\"database-url\"}");
+    let secret = canary();
+    let settings = environment(&[("DATABASE_URL", url), ("TOLLKEY_JWT_HS256_SECRET", &secret)]).unwrap();
+    assert!(!format!("{settings:?}").contains("canary"));
+}
+
+#[test]
+fn the_secret_of_tokens_is_no_flag() {
+    let error = Cli::try_parse_from(["tollkey", "--jwt-hs256-secret", "x"]).err().unwrap();
+    assert_eq!(error.kind(), clap::error::ErrorKind::UnknownArgument);
+}
+
+#[test]
+fn tokens_have_one_source() {
+    let secret = canary();
+    let error =
+        environment(&[("TOLLKEY_JWT_HS256_SECRET", &secret), ("TOLLKEY_JWT_JWKS_URL", "https://issuer.example/jwks")])
+            .unwrap_err();
+    assert_eq!(
+        error,
+        "TOLLKEY_JWT_HS256_SECRET (environment) and TOLLKEY_JWT_JWKS_URL (environment) exclude each other; set one of them"
+    );
+    let error = resolve(&["--jwt-public-key-file", "key.pem"], &[], Some("jwt_jwks_url = 'https://issuer.example'"))
+        .unwrap_err();
+    assert!(error.starts_with("TOLLKEY_JWT_PUBLIC_KEY_FILE (flag --jwt-public-key-file) and"), "{error}");
+}
+
+#[test]
+fn public_keys_need_issuer_and_audience_and_give_no_roles_by_default() {
+    for source in [
+        ("TOLLKEY_JWT_PUBLIC_KEY_FILE", "key.pem"),
+        ("TOLLKEY_JWT_JWKS_URL", "https://issuer.example/jwks"),
+        ("TOLLKEY_JWT_JWKS_URL", "http://127.0.0.1:8081/jwks"),
+        ("TOLLKEY_JWT_JWKS_URL", "http://[::1]:8081/jwks"),
+        ("TOLLKEY_JWT_JWKS_URL", "http://localhost:8081/jwks"),
+    ] {
+        let (issuer, audience) = (("TOLLKEY_JWT_ISSUER", "i"), ("TOLLKEY_JWT_AUDIENCE", "a"));
+        let error = environment(&[source, audience]).unwrap_err();
+        assert_eq!(error, format!("TOLLKEY_JWT_ISSUER must be set, because {} is (environment)", source.0));
+        let error = environment(&[source, issuer]).unwrap_err();
+        assert_eq!(error, format!("TOLLKEY_JWT_AUDIENCE must be set, because {} is (environment)", source.0));
+        let settings = environment(&[source, issuer, audience]).unwrap();
+        assert!(matches!(settings.tokens.source, TokenSource::PublicKeyFile(_) | TokenSource::Jwks(_)));
+        assert_eq!(settings.tokens.roles_claim, None);
+        let settings = environment(&[source, issuer, audience, ("TOLLKEY_JWT_ROLES_CLAIM", "groups")]).unwrap();
+        assert_eq!(settings.tokens.roles_claim.as_deref(), Some("groups"));
+    }
+}
+
+#[test]
+fn help_names_variable_and_default() {
+    let help = <Cli as clap::CommandFactory>::command().render_long_help().to_string();
+    assert!(help.contains("Where to listen; port 0 picks a free one [default: 127.0.0.1:8080] [env: TOLLKEY_LISTEN]"));
+}

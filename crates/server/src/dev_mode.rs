@@ -1,0 +1,261 @@
+//! Development mode: what a server does when no key source for management tokens is set.
+//!
+//! It makes its own HS256 secret, keeps it beside the database, and tells its owner how to make the first call.
+//! That is comfortable and would be a hole anywhere but on the owner's machine, so it exists only on SQLite and a
+//! loopback address.
+
+use std::{
+    ffi::OsString,
+    fmt::Write as _,
+    fs::{self, File, OpenOptions},
+    io::{self, Read as _, Write as _},
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    thread,
+    time::Duration,
+};
+
+use jiff::Timestamp;
+use tollkey_core::AccountId;
+use zeroize::Zeroizing;
+
+use crate::{
+    caller::jwt::{self, ClaimRules, MintError, NewToken},
+    config::{DatabaseKind, HS256_SECRET_MIN, Secret, Settings, TokenSource, is_loopback},
+    random::Random,
+};
+
+/// What stands behind the name of the database file in that of the secret's file.
+pub const SECRET_SUFFIX: &str = ".jwt-secret";
+/// The account of the example in the start-up message.
+pub const EXAMPLE_ACCOUNT: &str = "acme";
+/// The subject of tokens nobody named one for.
+pub const DEFAULT_SUBJECT: &str = "developer";
+
+/// How long a file that another process has just created may stay without its content.
+const OTHER_PROCESS_WRITES: Duration = Duration::from_millis(500);
+
+/// Development mode is not possible, or its secret cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum DevModeError {
+    /// Not on SQLite.
+    #[error(
+        "PostgreSQL needs a key source for management tokens: set one of TOLLKEY_JWT_HS256_SECRET, \
+         TOLLKEY_JWT_PUBLIC_KEY_FILE, TOLLKEY_JWT_JWKS_URL (development mode is for SQLite only)"
+    )]
+    NotSqlite,
+    /// Others can reach it.
+    #[error(
+        "listening on {0}, which is not a loopback address, needs a key source for management tokens: set one of \
+         TOLLKEY_JWT_HS256_SECRET, TOLLKEY_JWT_PUBLIC_KEY_FILE, TOLLKEY_JWT_JWKS_URL, or listen on 127.0.0.1"
+    )]
+    NotLoopback(SocketAddr),
+    /// Others can read the secret.
+    #[error(
+        "{path} can be read by other users of this machine (mode {mode:o}); delete it, or take their rights away \
+         with chmod 600 if nobody has read it"
+    )]
+    Exposed {
+        /// The file.
+        path: String,
+        /// Its permission bits.
+        mode: u32,
+    },
+    /// The file is not ours.
+    #[error("{0} holds no secret of at least {HS256_SECRET_MIN} bytes; delete it, and the next start makes a new one")]
+    NoSecret(String),
+    /// The file can be neither made nor read.
+    #[error("cannot keep the development secret in {path}: {error}")]
+    File {
+        /// The file.
+        path: String,
+        /// Why not.
+        error: io::Error,
+    },
+    /// Only the server knows the secret.
+    #[error(
+        "the server keeps its database and its secret in memory, so no other process can make a token for it; \
+         use the token it printed, or set TOLLKEY_JWT_HS256_SECRET for both"
+    )]
+    SecretInMemory,
+    /// Somebody else makes the tokens.
+    #[error("management tokens are issued elsewhere: with a public key or a JWKS URL Tollkey only checks them")]
+    IssuedElsewhere,
+    /// The message's token cannot be made.
+    #[error(transparent)]
+    Token(#[from] MintError),
+}
+
+/// A server in development mode.
+#[derive(Debug)]
+pub struct DevMode {
+    secret: Secret,
+    /// Where the secret is kept; `None` in memory.
+    kept_in: Option<PathBuf>,
+    rules: ClaimRules,
+}
+
+impl DevMode {
+    /// Enters development mode if these settings leave it to us, that is, have no key source for tokens; `None` when
+    /// they have one. Creates the secret when it is not there yet.
+    ///
+    /// # Errors
+    /// [`DevModeError`] when the database or the address forbids it, or the secret cannot be kept.
+    pub fn enter(settings: &Settings, random: &Random) -> Result<Option<Self>, DevModeError> {
+        let TokenSource::Development = settings.tokens.source else { return Ok(None) };
+        if !is_loopback(settings.listen.ip()) {
+            return Err(DevModeError::NotLoopback(settings.listen));
+        }
+        let kept_in = match &settings.database.kind {
+            DatabaseKind::Postgres => return Err(DevModeError::NotSqlite),
+            DatabaseKind::SqliteMemory => None,
+            DatabaseKind::SqliteFile(database) => Some(secret_path(database)),
+        };
+        let secret = match &kept_in {
+            None => new_secret(random),
+            Some(path) => kept_secret(path, random)?,
+        };
+        Ok(Some(Self { secret, kept_in, rules: ClaimRules::from(&settings.tokens) }))
+    }
+
+    /// The secret that signs tokens.
+    #[must_use]
+    pub fn secret(&self) -> &Secret {
+        &self.secret
+    }
+
+    /// What to print once the server listens at `base_url`, such as `http://127.0.0.1:8080`: where everything is,
+    /// a token, and a line to paste. It holds a credential and belongs on stdout, not in a log.
+    ///
+    /// # Errors
+    /// [`DevModeError::Token`] when the settings leave no room for a valid token.
+    pub fn message(&self, base_url: &str, now: Timestamp, random: &Random) -> Result<String, DevModeError> {
+        let token = Zeroizing::new(jwt::mint(
+            &self.secret,
+            &self.rules,
+            &NewToken {
+                subject: if self.rules.account_claim == "sub" { EXAMPLE_ACCOUNT } else { DEFAULT_SUBJECT }.to_owned(),
+                account: EXAMPLE_ACCOUNT.parse::<AccountId>().ok(),
+                roles: Vec::new(),
+                lifetime: jwt::DEFAULT_LIFETIME,
+            },
+            now,
+        )?);
+        let kept = match &self.kept_in {
+            Some(path) => format!("The secret that signs tokens is kept in {}.", path.display()),
+            None => "The database and the secret that signs tokens are gone when the server stops.".to_owned(),
+        };
+        let more = match &self.kept_in {
+            Some(_) => "; `tollkey token --account acme` makes another",
+            None => "",
+        };
+        // Names are unique, and the line should work at every start.
+        let name = random.with(|rng| format!("Example {:04x}", rng.next_u32() & 0xffff));
+        Ok(format!(
+            "Development mode: no key source for management tokens is set. {kept}\n\
+             \n\
+             API:        {base_url}/api/v1\n\
+             Swagger UI: {base_url}/docs/\n\
+             Token for account {EXAMPLE_ACCOUNT}, valid for {hours} hours{more}:\n\
+             {token}\n\
+             \n\
+             Make an application:\n\
+             curl -sS -X POST '{base_url}/api/v1/applications' -H 'Authorization: Bearer {token}' \
+             -H 'Content-Type: application/json' -d '{{\"name\":\"{name}\"}}'\n",
+            hours = jwt::DEFAULT_LIFETIME.as_hours(),
+            token = *token,
+        ))
+    }
+}
+
+/// The secret with which `tollkey token` signs: the configured one, or that of development mode.
+///
+/// # Errors
+/// [`DevModeError`] when there is none that this process could have.
+pub fn signing_secret(settings: &Settings, random: &Random) -> Result<Secret, DevModeError> {
+    match &settings.tokens.source {
+        TokenSource::Hs256(secret) => return Ok(secret.clone()),
+        TokenSource::PublicKeyFile(_) | TokenSource::Jwks(_) => return Err(DevModeError::IssuedElsewhere),
+        TokenSource::Development => {}
+    }
+    match DevMode::enter(settings, random)? {
+        Some(DevMode { secret, kept_in: Some(_), .. }) => Ok(secret),
+        _ => Err(DevModeError::SecretInMemory),
+    }
+}
+
+fn secret_path(database: &Path) -> PathBuf {
+    let mut path = OsString::from(database);
+    path.push(SECRET_SUFFIX);
+    path.into()
+}
+
+/// 32 random bytes in hexadecimal.
+fn new_secret(random: &Random) -> Secret {
+    let mut bytes = Zeroizing::new([0_u8; HS256_SECRET_MIN]);
+    random.with(|rng| rng.fill_bytes(bytes.as_mut_slice()));
+    let mut text = Zeroizing::new(String::with_capacity(2 * HS256_SECRET_MIN));
+    for byte in bytes.iter() {
+        let _ = write!(text, "{byte:02x}");
+    }
+    Secret::new(text.as_str())
+}
+
+/// The secret in that file, made and written if there is no such file. Whoever creates the file writes it; everybody
+/// else reads what is there.
+fn kept_secret(path: &Path, random: &Random) -> Result<Secret, DevModeError> {
+    let fail = |error| DevModeError::File { path: path.display().to_string(), error };
+    let mut options = OpenOptions::new();
+    options.write(true).create_new(true);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    match options.open(path) {
+        Ok(mut file) => {
+            let secret = new_secret(random);
+            let line = Zeroizing::new(format!("{}\n", secret.expose()));
+            let written = file.write_all(line.as_bytes()).and_then(|()| file.sync_all());
+            if let Err(error) = written {
+                // Half a secret would be refused at every later start.
+                let _ = fs::remove_file(path);
+                return Err(fail(error));
+            }
+            Ok(secret)
+        }
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            let mut waited = Duration::ZERO;
+            loop {
+                match read_secret(path)? {
+                    Some(secret) => return Ok(secret),
+                    None if waited < OTHER_PROCESS_WRITES => {
+                        let step = Duration::from_millis(20);
+                        thread::sleep(step);
+                        waited += step;
+                    }
+                    None => return Err(DevModeError::NoSecret(path.display().to_string())),
+                }
+            }
+        }
+        Err(error) => Err(fail(error)),
+    }
+}
+
+/// The secret in that file; `None` when what is in it is too short to be one.
+fn read_secret(path: &Path) -> Result<Option<Secret>, DevModeError> {
+    let fail = |error| DevModeError::File { path: path.display().to_string(), error };
+    let file = File::open(path).map_err(fail)?;
+    #[cfg(unix)]
+    {
+        let metadata = file.metadata().map_err(fail)?;
+        let mode = std::os::unix::fs::PermissionsExt::mode(&metadata.permissions()) & 0o777;
+        if mode & 0o077 != 0 {
+            return Err(DevModeError::Exposed { path: path.display().to_string(), mode });
+        }
+    }
+    let mut text = Zeroizing::new(String::new());
+    file.take(1024).read_to_string(&mut text).map_err(fail)?;
+    let secret = text.trim_end();
+    Ok((secret.len() >= HS256_SECRET_MIN).then(|| Secret::new(secret)))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,169 @@
+//! Where development mode is entered, what it keeps and what it prints.
+
+use std::fs;
+
+use clap::Parser;
+
+use super::*;
+use crate::{caller::jwt::TokenVerifier, config::Options};
+
+#[derive(Parser)]
+struct Cli {
+    #[command(flatten)]
+    options: Options,
+}
+
+fn settings(flags: &[&str]) -> Settings {
+    let cli = Cli::parse_from([&["tollkey"], flags].concat());
+    Settings::resolve(&cli.options, &|_| None, Path::new("no-such-file.toml")).unwrap()
+}
+
+fn on_file(directory: &Path) -> Settings {
+    settings(&["--database-url", &format!("sqlite://{}/keys.db", directory.display())])
+}
+
+fn now() -> Timestamp {
+    Timestamp::from_second(1_800_000_000).unwrap()
+}
+
+fn entered(settings: &Settings) -> Result<DevMode, DevModeError> {
+    DevMode::enter(settings, &Random::system()).map(|mode| mode.expect("no key source is set"))
+}
+
+#[test]
+fn it_is_for_sqlite_and_a_loopback_address_only() {
+    for (flags, expected) in [
+        (
+            ["--listen", "0.0.0.0:80", "--database-url", "sqlite://:memory:"],
+            "0.0.0.0:80, which is not a loopback address",
+        ),
+        (["--listen", "[::]:80", "--database-url", "sqlite://:memory:"], "which is not a loopback address"),
+        (["--listen", "127.0.0.1:80", "--database-url", "postgres:///d"], "PostgreSQL needs a key source"),
+    ] {
+        let error = entered(&settings(&flags)).unwrap_err().to_string();
+        assert!(error.contains(expected) && error.contains("TOLLKEY_JWT_HS256_SECRET"), "{error}");
+    }
+    for listen in ["127.0.0.1:0", "127.9.9.9:0", "[::1]:0", "[::ffff:127.0.0.1]:0"] {
+        entered(&settings(&["--listen", listen, "--database-url", "sqlite://:memory:"])).unwrap();
+    }
+}
+
+#[test]
+fn a_key_source_ends_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("secret");
+    fs::write(&path, "s".repeat(32)).unwrap();
+    let with_source = settings(&["--listen", "0.0.0.0:80", "--jwt-hs256-secret-file", path.to_str().unwrap()]);
+    assert!(DevMode::enter(&with_source, &Random::system()).unwrap().is_none());
+    assert_eq!(signing_secret(&with_source, &Random::system()).unwrap().expose(), "s".repeat(32));
+    let elsewhere = settings(&["--jwt-public-key-file", "k.pem", "--jwt-issuer", "i", "--jwt-audience", "a"]);
+    let error = signing_secret(&elsewhere, &Random::system()).unwrap_err();
+    assert!(matches!(error, DevModeError::IssuedElsewhere));
+}
+
+#[test]
+fn the_secret_is_made_once_and_kept_beside_the_database() {
+    let directory = tempfile::tempdir().unwrap();
+    let settings = on_file(directory.path());
+    let first = entered(&settings).unwrap();
+    let path = directory.path().join("keys.db.jwt-secret");
+    assert_eq!(fs::read_to_string(&path).unwrap(), format!("{}\n", first.secret().expose()));
+    assert_eq!(first.secret().expose().len(), 64);
+    assert_eq!(entered(&settings).unwrap().secret(), first.secret());
+    assert_eq!(&signing_secret(&settings, &Random::system()).unwrap(), first.secret());
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt as _;
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn a_secret_that_others_can_read_is_refused() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let directory = tempfile::tempdir().unwrap();
+    let settings = on_file(directory.path());
+    entered(&settings).unwrap();
+    let path = directory.path().join("keys.db.jwt-secret");
+    for mode in [0o640, 0o604, 0o644, 0o660] {
+        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+        let error = entered(&settings).unwrap_err();
+        assert!(matches!(error, DevModeError::Exposed { .. }), "{error}");
+        assert!(error.to_string().contains(&format!("(mode {mode:o})")), "{error}");
+    }
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o400)).unwrap();
+    entered(&settings).unwrap();
+}
+
+#[test]
+fn a_file_without_a_secret_is_refused_and_stays() {
+    let directory = tempfile::tempdir().unwrap();
+    let settings = on_file(directory.path());
+    entered(&settings).unwrap();
+    let path = directory.path().join("keys.db.jwt-secret");
+    fs::write(&path, "short\n").unwrap();
+    assert!(matches!(entered(&settings).unwrap_err(), DevModeError::NoSecret(_)));
+    assert_eq!(fs::read_to_string(&path).unwrap(), "short\n");
+}
+
+#[test]
+fn starting_twice_at_once_gives_one_secret() {
+    let directory = tempfile::tempdir().unwrap();
+    let settings = on_file(directory.path());
+    let secrets: Vec<Secret> = thread::scope(|scope| {
+        let starts: Vec<_> = (0..8).map(|_| scope.spawn(|| entered(&settings).unwrap().secret().clone())).collect();
+        starts.into_iter().map(|start| start.join().unwrap()).collect()
+    });
+    assert!(secrets.iter().all(|secret| *secret == secrets[0]));
+}
+
+#[test]
+fn a_directory_that_is_missing_is_named() {
+    let error = entered(&settings(&["--database-url", "sqlite://no/such/dir/keys.db"])).unwrap_err().to_string();
+    assert!(error.contains("no/such/dir/keys.db.jwt-secret"), "{error}");
+}
+
+#[test]
+fn in_memory_every_start_has_its_own_secret_and_no_other_process_has_it() {
+    let memory = settings(&["--database-url", "sqlite://:memory:"]);
+    assert_ne!(entered(&memory).unwrap().secret(), entered(&memory).unwrap().secret());
+    let error = signing_secret(&memory, &Random::system()).unwrap_err();
+    assert!(matches!(error, DevModeError::SecretInMemory));
+}
+
+#[tokio::test]
+async fn the_message_has_a_line_that_works_when_pasted() {
+    for flags in [
+        vec!["--database-url", "sqlite://:memory:"],
+        vec!["--database-url", "sqlite://:memory:", "--jwt-issuer", "me", "--jwt-audience", "us"],
+        vec!["--database-url", "sqlite://:memory:", "--jwt-account-claim", "sub"],
+    ] {
+        let settings = settings(&flags);
+        let mode = entered(&settings).unwrap();
+        let message = mode.message("http://127.0.0.1:4711", now(), &Random::system()).unwrap();
+        assert!(message.contains("Swagger UI: http://127.0.0.1:4711/docs/\n"), "{message}");
+        assert!(
+            message.contains("curl -sS -X POST 'http://127.0.0.1:4711/api/v1/applications' -H 'Authorization: Bearer ")
+        );
+
+        let token = message.lines().find(|line| line.starts_with("eyJ")).unwrap();
+        assert_eq!(message.matches(token).count(), 2);
+        let verifier = TokenVerifier::open(&settings.tokens, Some(mode.secret())).unwrap();
+        let claims = verifier.verify(token, now()).await.unwrap();
+        assert_eq!(claims.account.unwrap().as_str(), EXAMPLE_ACCOUNT);
+        assert!(claims.roles.is_empty());
+
+        let body = message.split(" -d '").nth(1).unwrap().trim_end().trim_end_matches('\'');
+        let body: serde_json::Value = serde_json::from_str(body).unwrap();
+        assert!(body["name"].as_str().unwrap().starts_with("Example "));
+        assert_eq!(body.as_object().unwrap().len(), 1);
+        assert!(!message.contains(mode.secret().expose()));
+    }
+}
+
+#[test]
+fn nothing_of_it_shows_the_secret() {
+    let mode = entered(&settings(&["--database-url", "sqlite://:memory:"])).unwrap();
+    assert!(!format!("{mode:?}").contains(mode.secret().expose()));
+}

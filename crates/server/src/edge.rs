@@ -1,0 +1,176 @@
+//! The edge of the server: what every request goes through, whatever its surface.
+//!
+//! Gives the request an id, answers HEAD as GET, renders every problem in one place, sets the headers all
+//! answers share, counts and logs.
+
+use std::{sync::Arc, time::Instant};
+
+use actix_web::{
+    Error, HttpMessage as _, HttpResponse, ResponseError,
+    body::{EitherBody, MessageBody},
+    dev::{ServiceRequest, ServiceResponse},
+    http::{
+        Method, StatusCode,
+        header::{self, HeaderName, HeaderValue},
+    },
+    middleware::Next,
+    web,
+};
+use tollkey_api::problem as wire;
+use tollkey_core::{Problem, ProblemCode, Scope};
+use ulid::Ulid;
+
+use crate::{caller::RequestId, state::State, telemetry};
+
+const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// Where the gateway routes live; they answer any method themselves and send no header but their own.
+pub const GATEWAY_PREFIX: &str = "/api/v1/authz/";
+
+/// A problem on its way to the caller. Rendered by [`edge`], which knows the request.
+#[derive(Debug)]
+pub struct Refusal(pub Problem);
+
+impl From<Problem> for Refusal {
+    fn from(problem: Problem) -> Self {
+        Self(problem)
+    }
+}
+impl std::fmt::Display for Refusal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.fmt(f)
+    }
+}
+impl ResponseError for Refusal {
+    fn status_code(&self) -> StatusCode {
+        StatusCode::from_u16(self.0.code.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
+    }
+
+    fn error_response(&self) -> HttpResponse {
+        HttpResponse::new(self.status_code())
+    }
+}
+
+/// What a handler answers.
+pub type Answer = Result<HttpResponse, Refusal>;
+
+/// The outermost middleware.
+///
+/// # Errors
+/// None of ours: they become answers here.
+pub async fn edge<B: MessageBody + 'static>(
+    state: web::Data<State>,
+    mut request: ServiceRequest,
+    next: Next<B>,
+) -> Result<ServiceResponse<EitherBody<B>>, Error> {
+    let started = Instant::now();
+    let method = request.method().clone();
+    let gateway = request.path().starts_with(GATEWAY_PREFIX);
+    if method == Method::HEAD && !gateway {
+        request.head_mut().method = Method::GET;
+    }
+    let id = inbound_request_id(&request).unwrap_or_else(|| new_request_id(&state));
+    request.extensions_mut().insert(RequestId(Arc::clone(&id)));
+
+    // Routing and handlers answer with a response even where they fail; an error here is actix's own affair.
+    let (http_request, response) = next.call(request).await?.into_parts();
+    let mut response = match response.error().map(problem_of) {
+        Some(problem) => problem_response(&problem, &id).map_into_right_body(),
+        None => response.map_into_left_body(),
+    };
+
+    let status = response.status();
+    let quiet = gateway && status == StatusCode::OK;
+    let headers = response.headers_mut();
+    if let Ok(id) = HeaderValue::from_str(&id) {
+        headers.insert(X_REQUEST_ID, id);
+    }
+    if !quiet {
+        headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+        if http_request.path().starts_with("/api/") || status.is_client_error() || status.is_server_error() {
+            headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        }
+    }
+
+    // The template, never the path: a path can hold anything, a secret included.
+    let route = http_request.match_pattern();
+    let elapsed = started.elapsed();
+    telemetry::record_request(method.as_str(), route.as_deref(), status.as_u16(), elapsed);
+    tracing::info!(
+        target: "tollkey::http",
+        request_id = %id, method = method.as_str(), route = route.as_deref().unwrap_or("-"), status = status.as_u16(),
+        duration_us = u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX), "answered"
+    );
+    Ok(ServiceResponse::new(http_request, response))
+}
+
+/// An inbound id is kept when it is well-formed: 1 to 128 characters out of `A-Z a-z 0-9 . _ : -`.
+fn inbound_request_id(request: &ServiceRequest) -> Option<Arc<str>> {
+    let mut values = request.headers().get_all(X_REQUEST_ID);
+    let (Some(value), None) = (values.next(), values.next()) else { return None };
+    let well_formed = |b: &u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b':' | b'-');
+    let text = value.to_str().ok()?;
+    ((1..=128).contains(&text.len()) && text.as_bytes().iter().all(well_formed)).then(|| Arc::from(text))
+}
+
+/// `req_` and a ULID.
+fn new_request_id(state: &State) -> Arc<str> {
+    let millis = u64::try_from(state.clock.now().as_millisecond()).unwrap_or(0);
+    let mut random = [0; 16];
+    state.random.with(|rng| rand::Rng::fill_bytes(rng, &mut random));
+    format!("req_{}", Ulid::from_parts(millis, u128::from_be_bytes(random))).into()
+}
+
+/// What an actix error says in our words. Those of ours carry their problem; the others come from actix itself.
+fn problem_of(error: &Error) -> Problem {
+    if let Some(Refusal(problem)) = error.as_error() {
+        return problem.clone();
+    }
+    let status = error.as_response_error().status_code();
+    match status.as_u16() {
+        404 => Problem::not_found(),
+        413 => Problem::new(ProblemCode::PayloadTooLarge, "The request is too large."),
+        400..=499 => Problem::validation(vec![tollkey_core::FieldError {
+            pointer: String::new(),
+            detail: "The request cannot be read.".to_owned(),
+        }]),
+        _ => {
+            tracing::error!(%error, "an error nobody expected");
+            Problem::new(ProblemCode::InternalError, "Something went wrong on our side.")
+        }
+    }
+}
+
+/// A problem as `application/problem+json`, with the headers that belong to it.
+fn problem_response(problem: &Problem, request_id: &str) -> HttpResponse {
+    let status = StatusCode::from_u16(problem.code.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    let mut response = HttpResponse::build(status);
+    if let Some(challenge) = challenge(problem) {
+        response.insert_header((header::WWW_AUTHENTICATE, challenge));
+    }
+    if let Some(seconds) = problem.retry_after {
+        response.insert_header((header::RETRY_AFTER, seconds));
+    }
+    if !problem.allowed_methods.is_empty() {
+        response.insert_header((header::ALLOW, problem.allowed_methods.join(", ")));
+    }
+    response.content_type(wire::MEDIA_TYPE);
+    response.body(serde_json::to_string(&wire::Problem::new(problem, request_id)).unwrap_or_default())
+}
+
+/// The challenge of RFC 6750, section 3.
+fn challenge(problem: &Problem) -> Option<String> {
+    let error = match problem.code {
+        ProblemCode::MissingCredentials => return Some("Bearer realm=\"tollkey\"".to_owned()),
+        ProblemCode::MultipleCredentials => "invalid_request",
+        ProblemCode::InvalidToken | ProblemCode::InvalidApiKey => "invalid_token",
+        ProblemCode::Denied(tollkey_core::Denial::InsufficientScope) => "insufficient_scope",
+        _ => return None,
+    };
+    let mut challenge =
+        format!("Bearer realm=\"tollkey\", error=\"{error}\", error_description=\"{}\"", problem.detail);
+    if !problem.needed_scopes.is_empty() {
+        let scopes = problem.needed_scopes.iter().map(Scope::as_str).collect::<Vec<_>>().join(" ");
+        challenge.push_str(&format!(", scope=\"{scopes}\""));
+    }
+    Some(challenge)
+}

@@ -1,0 +1,184 @@
+//! The OpenAPI document, collected from the mounted routes.
+//!
+//! A handler says what is its own; what every operation shares (the errors that follow from its caller, its body
+//! and its path) is added here from the operation itself, so that it cannot be forgotten.
+
+use std::sync::LazyLock;
+
+use actix_web::{App, http::Method};
+use tollkey_api::problem::{MEDIA_TYPE, Problem};
+use utoipa::{
+    PartialSchema as _, ToSchema as _,
+    openapi::{
+        ContentBuilder, HeaderBuilder, InfoBuilder, LicenseBuilder, ObjectBuilder, OpenApi, Ref, RefOr,
+        ResponseBuilder, Type,
+        path::{Operation, ParameterBuilder, ParameterIn, PathItem},
+        security::{ApiKey, ApiKeyValue, Http, HttpAuthScheme, HttpBuilder, SecurityScheme},
+        tag::TagBuilder,
+    },
+};
+use utoipa_actix_web::AppExt as _;
+
+use crate::surfaces;
+
+/// The document.
+#[must_use]
+pub fn document() -> OpenApi {
+    let (_, mut api) = App::new().into_utoipa_app().configure(surfaces::routes).split_for_parts();
+    api.info = InfoBuilder::new()
+        .title("Tollkey")
+        .version(env!("CARGO_PKG_VERSION"))
+        .description(Some(include_str!("openapi.md")))
+        .license(Some(LicenseBuilder::new().name("MIT OR Apache-2.0").identifier(Some("MIT OR Apache-2.0")).build()))
+        .contact(None::<utoipa::openapi::Contact>)
+        .build();
+    api.tags = Some(
+        [
+            ("applications", "Applications and the keys that belong to them."),
+            ("verification", "May this key do that? For resource servers, and for keys about themselves."),
+            ("gateways", "The same question in the dialects of nginx, Traefik, Caddy and Envoy."),
+            ("audit log", "Who changed what."),
+            ("operator", "Accounts and service keys, for whoever runs the server."),
+            ("health", "For orchestrators and tools."),
+        ]
+        .map(|(name, words)| TagBuilder::new().name(name).description(Some(words)).build())
+        .into(),
+    );
+    let components = api.components.get_or_insert_default();
+    for (name, scheme) in security_schemes() {
+        components.add_security_scheme(name, scheme);
+    }
+    let mut schemas = vec![(Problem::name().into_owned(), Problem::schema())];
+    Problem::schemas(&mut schemas);
+    components.schemas.extend(schemas);
+    for (path, item) in &mut api.paths.paths {
+        for operation in operations_mut(item) {
+            complete(path, operation);
+        }
+    }
+    api
+}
+
+/// The document as JSON, made once.
+#[must_use]
+pub fn json() -> &'static str {
+    static JSON: LazyLock<String> = LazyLock::new(|| {
+        let mut json = document().to_pretty_json().unwrap_or_default();
+        json.push('\n');
+        json
+    });
+    &JSON
+}
+
+/// Every operation: its path template and its method.
+pub fn operations() -> impl Iterator<Item = (String, Method)> {
+    document().paths.paths.into_iter().flat_map(|(path, item)| {
+        let methods = [
+            (Method::GET, item.get.is_some()),
+            (Method::POST, item.post.is_some()),
+            (Method::PUT, item.put.is_some()),
+            (Method::PATCH, item.patch.is_some()),
+            (Method::DELETE, item.delete.is_some()),
+        ];
+        methods.into_iter().filter(|(_, there)| *there).map(move |(method, _)| (path.clone(), method))
+    })
+}
+
+fn operations_mut(item: &mut PathItem) -> impl Iterator<Item = &mut Operation> {
+    [&mut item.get, &mut item.post, &mut item.put, &mut item.patch, &mut item.delete]
+        .into_iter()
+        .filter_map(Option::as_mut)
+}
+
+fn bearer(format: &str, description: &str) -> SecurityScheme {
+    let http: Http =
+        HttpBuilder::new().scheme(HttpAuthScheme::Bearer).bearer_format(format).description(Some(description)).build();
+    SecurityScheme::Http(http)
+}
+
+fn header(name: &str) -> SecurityScheme {
+    SecurityScheme::ApiKey(ApiKey::Header(ApiKeyValue::with_description(name, "An API key.")))
+}
+
+fn security_schemes() -> [(&'static str, SecurityScheme); 6] {
+    [
+        ("management_token", bearer("JWT", "A management token: `sub`, the account claim, `exp`; or one with a role.")),
+        ("service_key", bearer("tks_…", "The key of a resource server or gateway, made by an operator.")),
+        ("secret_key", bearer("sk_…", "A secret account key.")),
+        ("api_key", bearer("ck_… ks_… sk_… pk_…", "An API key of any family.")),
+        ("x_api_key", header("x-api-key")),
+        ("x_commerce_api_key", header("x-commerce-api-key")),
+    ]
+}
+
+/// Adds what an operation shares with the others of its kind.
+fn complete(path: &str, operation: &mut Operation) {
+    let schemes: Vec<String> = operation.security.iter().flatten().flat_map(requirement_names).collect();
+    let tag = operation.tags.iter().flatten().next().cloned().unwrap_or_default();
+    let has = |scheme: &str| schemes.iter().any(|name| name == scheme);
+    if tag == "health" {
+        return;
+    }
+    if matches!(tag.as_str(), "applications" | "audit log") {
+        let parameters = operation.parameters.get_or_insert_default();
+        if !parameters.iter().any(|parameter| matches!(parameter, RefOr::T(parameter) if parameter.name == "account")) {
+            parameters.push(
+                ParameterBuilder::new()
+                    .name("account")
+                    .parameter_in(ParameterIn::Query)
+                    .description(Some("For operators only: whose."))
+                    .schema(Some(ObjectBuilder::new().schema_type(Type::String)))
+                    .build()
+                    .into(),
+            );
+        }
+    }
+    let mut add = |status: &str, words: &str, headers: &[(&str, &str)]| {
+        operation.responses.responses.entry(status.to_owned()).or_insert_with(|| problem(words, headers));
+    };
+    if operation.request_body.is_some() {
+        add("413", "`payload_too_large`: the body is over 64 KiB.", &[]);
+        add("415", "`unsupported_media_type`.", &[]);
+    }
+    add("400", "`validation_failed`, `malformed_json` or `multiple_credentials`.", &[]);
+    add(
+        "401",
+        if has("management_token") {
+            "`missing_credentials`, `invalid_token` or `invalid_api_key`."
+        } else {
+            "`missing_credentials` or `invalid_api_key`: unknown and revoked read the same."
+        },
+        &[("WWW-Authenticate", "The challenge of RFC 6750.")],
+    );
+    add(
+        "403",
+        if tag == "gateways" {
+            "The denial's code, or `invalid_requirement`."
+        } else {
+            "`forbidden`, or the code of a denial."
+        },
+        &[],
+    );
+    if has("api_key") {
+        add("429", "`rate_limited`.", &[("Retry-After", "Seconds after which one use is possible.")]);
+    }
+    if path.contains('{') && tag != "gateways" {
+        add("404", "`not_found`: there is no such thing in this account.", &[]);
+    }
+    add("503", "`unavailable`: the store cannot be reached.", &[("Retry-After", "Seconds.")]);
+}
+
+fn requirement_names(requirement: &utoipa::openapi::SecurityRequirement) -> Vec<String> {
+    let value = serde_json::to_value(requirement).unwrap_or_default();
+    value.as_object().map(|names| names.keys().cloned().collect()).unwrap_or_default()
+}
+
+fn problem(words: &str, headers: &[(&str, &str)]) -> RefOr<utoipa::openapi::Response> {
+    let content = ContentBuilder::new().schema(Some(Ref::from_schema_name(Problem::name()))).build();
+    let mut response = ResponseBuilder::new().description(words).content(MEDIA_TYPE, content);
+    for (name, words) in headers {
+        let schema = ObjectBuilder::new().schema_type(Type::String).build();
+        response = response.header(*name, HeaderBuilder::new().schema(Some(schema)).description(Some(*words)).build());
+    }
+    response.build().into()
+}

@@ -1,0 +1,75 @@
+//! Randomness, as an argument: a cheap handle that a test can seed.
+
+use std::{
+    fmt,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use rand::{CryptoRng, rand_core::UnwrapErr, rngs::SysRng};
+
+/// A generator fit for keys and secrets, shared by everything that needs one.
+#[derive(Clone)]
+pub struct Random(Arc<Mutex<dyn CryptoRng + Send>>);
+
+impl Random {
+    /// The operating system's generator.
+    ///
+    /// Its failure is a panic of the request that needed it: a machine that cannot give random bytes must not
+    /// hand out keys, and none of the platforms we run on fails once it has booted.
+    #[must_use]
+    pub fn system() -> Self {
+        Self::new(UnwrapErr(SysRng))
+    }
+
+    /// A generator of the caller's choice: tests pass a seeded one, so that what they see is the same each time.
+    pub fn new(rng: impl CryptoRng + Send + 'static) -> Self {
+        Self(Arc::new(Mutex::new(rng)))
+    }
+
+    /// Lends the generator for as long as `take` runs.
+    pub fn with<T>(&self, take: impl FnOnce(&mut dyn CryptoRng) -> T) -> T {
+        // A panic of an earlier borrower leaves a generator that is as good as before.
+        let mut rng = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        take(&mut *rng)
+    }
+}
+
+impl fmt::Debug for Random {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // The state of a seeded generator tells every key it will make.
+        f.write_str("Random(..)")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rand::{SeedableRng as _, rngs::StdRng};
+    use tollkey_core::{Family, KeyText, Mode, key_text::Kind};
+
+    use super::*;
+
+    #[test]
+    fn a_seeded_generator_repeats_itself_and_the_systems_does_not() {
+        let seeded = || Random::new(StdRng::seed_from_u64(7)).with(|rng| rng.next_u64());
+        assert_eq!(seeded(), seeded());
+        let system = Random::system();
+        assert_ne!(system.with(|rng| rng.next_u64()), system.with(|rng| rng.next_u64()));
+    }
+
+    #[test]
+    fn a_clone_is_the_same_generator() {
+        let random = Random::new(StdRng::seed_from_u64(7));
+        assert_ne!(random.with(|rng| rng.next_u64()), random.clone().with(|rng| rng.next_u64()));
+    }
+
+    #[test]
+    fn it_mints_keys() {
+        let key = Random::system().with(|rng| KeyText::mint(Kind::Key(Family::Commerce, Mode::Test), rng));
+        assert_eq!(Kind::of(key.expose()), Some(Kind::Key(Family::Commerce, Mode::Test)));
+    }
+
+    #[test]
+    fn debug_shows_nothing_of_it() {
+        assert_eq!(format!("{:?}", Random::new(StdRng::seed_from_u64(7))), "Random(..)");
+    }
+}

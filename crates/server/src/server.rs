@@ -1,0 +1,292 @@
+//! Everything put together and set running: state, routes, background tasks, an orderly end.
+
+use std::{
+    io,
+    net::SocketAddr,
+    sync::{Arc, LazyLock, atomic::Ordering},
+    time::Duration,
+};
+
+use actix_web::{
+    App, HttpRequest, HttpResponse, HttpServer,
+    dev::{ResourceDef, ResourcePath as _, ServerHandle},
+    http::{Method, header},
+    middleware::from_fn,
+    web,
+};
+use anyhow::Context as _;
+use tokio::{sync::watch, task::JoinHandle};
+use tollkey_core::{Clock, Problem, ProblemCode, VerifierId};
+use tollkey_store::{Backend, OpenOptions, Store};
+use tollkey_verifier::Verifier;
+use utoipa_actix_web::AppExt as _;
+use utoipa_swagger_ui::{Config, SwaggerUi};
+
+use crate::{
+    caller::jwt::TokenVerifier,
+    config::Settings,
+    dev_mode::DevMode,
+    edge::{Answer, edge},
+    openapi,
+    random::Random,
+    source::StoreSource,
+    state::{Policy, State},
+    surfaces,
+    telemetry::{self, Metrics},
+};
+
+/// How often usage is written down.
+const FLUSH_INTERVAL: Duration = Duration::from_secs(5);
+/// How long an idle connection is kept.
+const KEEP_ALIVE: Duration = Duration::from_secs(75);
+/// How long a client may take to send a request's head.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long requests under way may take once the server stops.
+const DRAIN_SECONDS: u64 = 15;
+
+/// Opens the store that the settings name.
+///
+/// # Errors
+/// When the URL is no good or the file cannot be made.
+pub fn open_store(settings: &Settings, clock: Arc<dyn Clock>) -> anyhow::Result<Store> {
+    let options = OpenOptions { pool_size: settings.database_pool, ..OpenOptions::new(settings.database.url.expose()) };
+    Ok(Store::open(options, clock)?)
+}
+
+/// SQLite is migrated on start, PostgreSQL when told so; otherwise its schema must be this build's.
+///
+/// # Errors
+/// When the schema is older or newer than this build, or the store cannot be reached.
+pub fn prepare_schema(settings: &Settings, store: &Store) -> anyhow::Result<()> {
+    if store.backend() == Backend::Sqlite || settings.migrate {
+        store.migrate()?;
+    }
+    Ok(store.check_schema()?)
+}
+
+/// What [`open`] gives.
+#[derive(Debug)]
+pub struct Opened {
+    /// What requests may use.
+    pub state: State,
+    /// Set in development mode.
+    pub development: Option<DevMode>,
+}
+
+/// Opens everything that the settings name, short of a socket.
+///
+/// # Errors
+/// A sentence that says what to change.
+pub async fn open(settings: &Settings, clock: Arc<dyn Clock>, random: Random) -> anyhow::Result<Opened> {
+    let development = DevMode::enter(settings, &random)?;
+    let tokens = TokenVerifier::open(&settings.tokens, development.as_ref().map(DevMode::secret))?;
+    if let Err(error) = tokens.warm_up(clock.now()).await {
+        tracing::warn!(%error, "management requests are refused until the issuer's keys can be fetched");
+    }
+    let store = open_store(settings, Arc::clone(&clock))?;
+    prepare_schema(settings, &store)?;
+    let catalogue = Arc::new(settings.catalogue.clone());
+    let source = StoreSource::new(store.clone(), Arc::clone(&catalogue));
+    let id = random.with(|rng| VerifierId::new(rng));
+    let limits = tollkey_verifier::Settings { max_entries: settings.remembered_keys, ..Default::default() };
+    let verifier = Verifier::new(id, source, Arc::clone(&clock), limits).await.context("the store cannot be asked")?;
+    let policy = Policy {
+        trusted_proxies: settings.trusted_proxies.as_ref().map_or_else(Vec::new, |list| list.networks().to_vec()),
+        merchant_header: settings.merchant_header.parse().context("the merchant header is no header name")?,
+        route_base: settings.route_base.clone(),
+        application_key_limit: settings.application_key_limit,
+        development: development.is_some(),
+    };
+    let state = State {
+        store,
+        verifier,
+        clock,
+        random,
+        tokens,
+        catalogue,
+        policy,
+        draining: std::sync::atomic::AtomicBool::new(false),
+    };
+    Ok(Opened { state, development })
+}
+
+/// A running server.
+#[derive(Debug)]
+pub struct Running {
+    address: SocketAddr,
+    metrics_address: Option<SocketAddr>,
+    state: web::Data<State>,
+    handles: Vec<ServerHandle>,
+    servers: Vec<JoinHandle<io::Result<()>>>,
+    background: Vec<JoinHandle<()>>,
+    stop: watch::Sender<bool>,
+}
+
+/// Binds the sockets and begins to answer. Needs an actix runtime.
+///
+/// # Errors
+/// When an address cannot be bound.
+pub fn start(settings: &Settings, state: State, metrics: Option<Metrics>) -> anyhow::Result<Running> {
+    let state = web::Data::new(state);
+    let (stop, stopping) = watch::channel(false);
+    let shared = state.clone();
+    let server = HttpServer::new(move || {
+        let (app, _) =
+            App::new().app_data(shared.clone()).into_utoipa_app().configure(surfaces::routes).split_for_parts();
+        app.route("/docs", web::get().to(docs))
+            .service(SwaggerUi::new("/docs/{_:.*}").config(Config::from("/openapi.json").validator_url("none")))
+            .default_service(web::to(unmatched))
+            .wrap(from_fn(edge))
+    })
+    .workers(settings.workers)
+    .keep_alive(KEEP_ALIVE)
+    .client_request_timeout(HEAD_TIMEOUT)
+    .shutdown_timeout(DRAIN_SECONDS)
+    .disable_signals()
+    .bind(settings.listen)
+    .with_context(|| format!("cannot listen on {}", settings.listen))?;
+    let address = server.addrs().first().copied().context("no socket was bound")?;
+    let server = server.run();
+    let mut handles = vec![server.handle()];
+    let mut servers = vec![tokio::spawn(server)];
+
+    let mut metrics_address = None;
+    if let (Some(listen), Some(metrics)) = (settings.metrics_listen, metrics.clone()) {
+        let shared = state.clone();
+        let server = HttpServer::new(move || {
+            App::new()
+                .app_data(shared.clone())
+                .app_data(web::Data::new(metrics.clone()))
+                .route("/metrics", web::get().to(render_metrics))
+        })
+        .workers(1)
+        .shutdown_timeout(1)
+        .disable_signals()
+        .bind(listen)
+        .with_context(|| format!("cannot listen on {listen}"))?;
+        metrics_address = server.addrs().first().copied();
+        let server = server.run();
+        handles.push(server.handle());
+        servers.push(tokio::spawn(server));
+    }
+
+    let background = vec![
+        tokio::spawn(keep_lease(state.clone(), stopping.clone())),
+        tokio::spawn(keep_usage(state.clone(), metrics, stopping)),
+    ];
+    Ok(Running { address, metrics_address, state, handles, servers, background, stop })
+}
+
+impl Running {
+    /// Where it listens.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Where it serves metrics.
+    #[must_use]
+    pub fn metrics_address(&self) -> Option<SocketAddr> {
+        self.metrics_address
+    }
+
+    /// What its requests use.
+    #[must_use]
+    pub fn state(&self) -> &web::Data<State> {
+        &self.state
+    }
+
+    /// Runs until SIGTERM or SIGINT, then stops in good order.
+    ///
+    /// # Errors
+    /// When signals cannot be awaited, or a server ends by itself.
+    pub async fn until_signal(mut self) -> anyhow::Result<()> {
+        use tokio::signal::unix::{SignalKind, signal};
+        let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+        let server = self.servers.first_mut().context("no server was started")?;
+        tokio::select! {
+            _ = terminate.recv() => tracing::info!("SIGTERM: stopping"),
+            _ = interrupt.recv() => tracing::info!("SIGINT: stopping"),
+            ended = server => {
+                ended??;
+                anyhow::bail!("the server ended by itself");
+            }
+        }
+        self.stop().await;
+        Ok(())
+    }
+
+    /// Stops: not ready any more, no new connections, requests under way are finished, what was counted is written down.
+    pub async fn stop(self) {
+        self.state.draining.store(true, Ordering::Release);
+        for handle in &self.handles {
+            handle.stop(true).await;
+        }
+        // The receivers may be gone already; then there is nobody to tell.
+        let _ = self.stop.send(true);
+        for task in self.background {
+            if let Err(error) = task.await {
+                tracing::error!(%error, "a background task failed");
+            }
+        }
+        self.state.verifier.stop().await;
+    }
+}
+
+/// Keeps the verifier's lease until the server stops.
+async fn keep_lease(state: web::Data<State>, stopping: watch::Receiver<bool>) {
+    state.verifier.clone().run(stopped(stopping)).await;
+}
+
+async fn stopped(mut stopping: watch::Receiver<bool>) {
+    // An error means that the sender is gone, and the server with it.
+    let _ = stopping.wait_for(|stop| *stop).await;
+}
+
+/// Writes usage down every few seconds and once more at the end.
+async fn keep_usage(state: web::Data<State>, metrics: Option<Metrics>, stopping: watch::Receiver<bool>) {
+    let mut end = std::pin::pin!(stopped(stopping));
+    loop {
+        let last = tokio::select! {
+            () = tokio::time::sleep(FLUSH_INTERVAL) => false,
+            () = &mut end => true,
+        };
+        state.flush_usage().await;
+        if let Some(metrics) = &metrics {
+            metrics.upkeep();
+        }
+        if last {
+            return;
+        }
+    }
+}
+
+async fn render_metrics(state: web::Data<State>, metrics: web::Data<Metrics>) -> HttpResponse {
+    telemetry::record_verifier(&state.verifier.stats());
+    HttpResponse::Ok().content_type("text/plain; version=0.0.4; charset=utf-8").body(metrics.render())
+}
+
+async fn docs() -> HttpResponse {
+    HttpResponse::PermanentRedirect().insert_header((header::LOCATION, "/docs/")).finish()
+}
+
+/// What no route matches: 405 where the path exists with another method, else 404.
+async fn unmatched(request: HttpRequest) -> Answer {
+    static PATHS: LazyLock<Vec<(ResourceDef, Method)>> =
+        LazyLock::new(|| openapi::operations().map(|(path, method)| (ResourceDef::new(path), method)).collect());
+    let mut allowed: Vec<String> = PATHS
+        .iter()
+        .filter(|(path, _)| path.is_match(request.uri().path().path()))
+        .map(|(_, method)| method.to_string())
+        .collect();
+    if allowed.is_empty() {
+        return Err(Problem::new(ProblemCode::NotFound, "There is nothing at this path.").into());
+    }
+    if allowed.iter().any(|method| method == "GET") {
+        allowed.push("HEAD".to_owned());
+    }
+    let detail = format!("This path takes {}.", allowed.join(", "));
+    let mut problem = Problem::new(ProblemCode::MethodNotAllowed, detail);
+    problem.allowed_methods = allowed;
+    Err(problem.into())
+}

@@ -1,0 +1,44 @@
+//! Accounts.
+
+use serde_json::json;
+use tollkey_core::{
+    Account, AccountId, OperatingModel, Problem,
+    audit::{Action, Target},
+};
+
+use crate::{caller::Manager, state::State};
+
+/// An account; one nobody has set anything for is as good as any.
+///
+/// # Errors
+/// `unavailable`.
+pub async fn get(state: &State, id: AccountId) -> Result<Account, Problem> {
+    state.read(move |db| db.account(&id).get()).await
+}
+
+/// Sets how the managed account does business. Applies to keys already made.
+///
+/// # Errors
+/// `unavailable`.
+pub async fn set_operating_model(state: &State, by: &Manager, model: OperatingModel) -> Result<Account, Problem> {
+    let now = state.clock.now();
+    let account_id = by.account_id.clone();
+    let mut draft = by.draft(state, Action::AccountUpdated, Target::account(&account_id), json!({}));
+    let (account, changed) = state
+        .change(move |tx| {
+            let mut account = tx.account(&account_id);
+            let before = account.get()?.operating_model;
+            let changed = before != model;
+            if changed {
+                draft.changes = json!({"operating_model": [before.as_str(), model.as_str()]});
+                account.set_operating_model(model, now)?;
+                account.append(draft)?;
+            }
+            Ok((Account { id: account_id, operating_model: model }, changed))
+        })
+        .await?;
+    if !changed {
+        state.settle_current().await?;
+    }
+    Ok(account)
+}

@@ -1,0 +1,206 @@
+//! Applications.
+
+use serde_json::{Map, Value, json};
+use tollkey_core::{
+    ApiKey, Application, ApplicationId, Problem,
+    api_key::{APPLICATION_DELETED, Transition},
+    audit::{Action, Target},
+};
+
+use super::{Page, api_keys};
+use crate::{caller::Manager, state::State};
+
+/// How many keys of each application `include=apiKeys` shows; the rest has a list of its own.
+const INCLUDED_KEYS: u32 = 100;
+/// How many keys are read at a time while an application is deleted.
+const REVOKED_AT_ONCE: u32 = 500;
+
+/// Makes an application.
+///
+/// # Errors
+/// `application_name_taken`.
+pub async fn create(
+    state: &State,
+    by: &Manager,
+    name: String,
+    description: Option<String>,
+) -> Result<Application, Problem> {
+    let now = state.clock.now();
+    let application = Application {
+        id: state.random.with(|rng| ApplicationId::new(now, rng)),
+        account_id: by.account_id.clone(),
+        name,
+        description,
+        is_enabled: true,
+        created_at: now,
+    };
+    let changes = json!({"name": application.name, "description": application.description});
+    let draft = by.draft(state, Action::ApplicationCreated, Target::application(application.id), changes);
+    state
+        .change(move |tx| {
+            let mut account = tx.account(&application.account_id);
+            account.insert_application(&application)?;
+            account.append(draft)?;
+            Ok(application)
+        })
+        .await
+}
+
+/// A page of the account's applications, newest first, each with its keys when asked for.
+///
+/// # Errors
+/// `unavailable`.
+pub async fn page(
+    state: &State,
+    by: &Manager,
+    page: u32,
+    limit: u32,
+    with_keys: bool,
+) -> Result<Page<(Application, Vec<ApiKey>)>, Problem> {
+    let account_id = by.account_id.clone();
+    state
+        .read(move |db| {
+            let mut account = db.account(&account_id);
+            let found = account.applications(page, limit)?;
+            let mut keys = Vec::new();
+            if with_keys {
+                let ids: Vec<ApplicationId> = found.items.iter().map(|application| application.id).collect();
+                keys = account.keys_of_applications(&ids, INCLUDED_KEYS)?;
+            }
+            let mut items: Vec<(Application, Vec<ApiKey>)> =
+                found.items.into_iter().map(|application| (application, Vec::new())).collect();
+            for key in keys {
+                if let Some((_, keys)) =
+                    items.iter_mut().find(|(application, _)| key.application_id == Some(application.id))
+                {
+                    keys.push(key);
+                }
+            }
+            Ok(Page { items, total: found.total })
+        })
+        .await
+}
+
+/// One application.
+///
+/// # Errors
+/// `not_found`.
+pub async fn get(state: &State, by: &Manager, id: ApplicationId) -> Result<Application, Problem> {
+    let account_id = by.account_id.clone();
+    state.read(move |db| db.account(&account_id).application(&id)).await?.ok_or_else(Problem::not_found)
+}
+
+/// Changes the name or the description; `None` leaves it as it is.
+///
+/// # Errors
+/// `not_found`, `application_name_taken`.
+pub async fn update(
+    state: &State,
+    by: &Manager,
+    id: ApplicationId,
+    name: Option<String>,
+    description: Option<Option<String>>,
+) -> Result<Application, Problem> {
+    modify(state, by, id, Action::ApplicationUpdated, move |application| {
+        let mut changes = Map::new();
+        if let Some(name) = name.filter(|name| *name != application.name) {
+            changes.insert("name".to_owned(), json!([application.name, name]));
+            application.name = name;
+        }
+        if let Some(description) = description.filter(|description| *description != application.description) {
+            changes.insert("description".to_owned(), json!([application.description, description]));
+            application.description = description;
+        }
+        changes
+    })
+    .await
+}
+
+/// Enables or disables an application; once answered, it holds for all of its keys.
+///
+/// # Errors
+/// `not_found`.
+pub async fn set_enabled(
+    state: &State,
+    by: &Manager,
+    id: ApplicationId,
+    enabled: bool,
+) -> Result<Application, Problem> {
+    let action = if enabled { Action::ApplicationEnabled } else { Action::ApplicationDisabled };
+    modify(state, by, id, action, move |application| {
+        let mut changes = Map::new();
+        if application.is_enabled != enabled {
+            changes.insert("isEnabled".to_owned(), json!([application.is_enabled, enabled]));
+            application.is_enabled = enabled;
+        }
+        changes
+    })
+    .await
+}
+
+/// Changes an application in one transaction with its audit entry and its invalidation. `edit` says what is
+/// different, as `[before, after]`; nothing different writes nothing.
+async fn modify(
+    state: &State,
+    by: &Manager,
+    id: ApplicationId,
+    action: Action,
+    edit: impl FnOnce(&mut Application) -> Map<String, Value> + Send + 'static,
+) -> Result<Application, Problem> {
+    let mut draft = by.draft(state, action, Target::application(id), Value::Null);
+    let account_id = by.account_id.clone();
+    let (application, changed) = state
+        .change(move |tx| {
+            let mut account = tx.account(&account_id);
+            let mut application = account.lock_application(&id)?.ok_or_else(Problem::not_found)?;
+            let changes = edit(&mut application);
+            let changed = !changes.is_empty();
+            if changed {
+                draft.changes = Value::Object(changes);
+                account.update_application(&application)?;
+                account.append(draft)?;
+            }
+            Ok((application, changed))
+        })
+        .await?;
+    if !changed {
+        state.settle_current().await?;
+    }
+    Ok(application)
+}
+
+/// Deletes an application and revokes its keys.
+///
+/// # Errors
+/// `not_found`.
+pub async fn delete(state: &State, by: &Manager, id: ApplicationId) -> Result<(), Problem> {
+    let now = state.clock.now();
+    let key_drafts = api_keys::revocation_drafts(state, by.clone());
+    let draft = by.draft(state, Action::ApplicationDeleted, Target::application(id), json!({}));
+    let account_id = by.account_id.clone();
+    state
+        .change(move |tx| {
+            let mut account = tx.account(&account_id);
+            account.lock_application(&id)?.ok_or_else(Problem::not_found)?;
+            // Entries are appended last: from then on this holds the account's chain, and who holds a key wants that.
+            let mut entries = Vec::new();
+            loop {
+                let keys = account.lock_unrevoked(&id, REVOKED_AT_ONCE)?;
+                if keys.is_empty() {
+                    break;
+                }
+                for mut key in keys {
+                    let Transition::Changed = key.revoke(now, Some(APPLICATION_DELETED.to_owned())) else { continue };
+                    account.save_key(&key)?;
+                    entries.push(key_drafts(&key));
+                }
+            }
+            account.delete_application(&id, now)?;
+            for entry in entries {
+                account.append(entry)?;
+            }
+            account.append(draft)?;
+            Ok(())
+        })
+        .await
+}

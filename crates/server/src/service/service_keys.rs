@@ -1,0 +1,48 @@
+//! Service keys: what resource servers present. They belong to the operator, not to an account, so they have no
+//! place in an account's audit log.
+
+use tollkey_core::{KeyText, Problem, ServiceKey, ServiceKeyId, api_key::Transition, key_text::Kind};
+
+use crate::state::State;
+
+/// How many are listed.
+const LISTED: u32 = 1000;
+
+/// Makes a service key. The text is in the answer and nowhere else.
+///
+/// # Errors
+/// `unavailable`.
+pub async fn create(state: &State, name: String) -> Result<(ServiceKey, KeyText), Problem> {
+    let now = state.clock.now();
+    let (id, text) = state.random.with(|rng| (ServiceKeyId::new(now, rng), KeyText::mint(Kind::ServiceKey, rng)));
+    let key = ServiceKey { id, name, last4: text.last4(), created_at: now, revoked_at: None };
+    let digest = text.digest();
+    let key = state
+        .change(move |tx| {
+            tx.insert_service_key(&key, &digest)?;
+            Ok(key)
+        })
+        .await?;
+    Ok((key, text))
+}
+
+/// Service keys, newest first.
+///
+/// # Errors
+/// `unavailable`.
+pub async fn list(state: &State) -> Result<Vec<ServiceKey>, Problem> {
+    state.read(|db| db.service_keys(LISTED)).await
+}
+
+/// Revokes a service key; a repeat changes nothing. Either way it is dead everywhere once this returns.
+///
+/// # Errors
+/// `not_found`.
+pub async fn revoke(state: &State, id: ServiceKeyId) -> Result<(), Problem> {
+    let now = state.clock.now();
+    let transition = state.change(move |tx| tx.revoke_service_key(&id, now)?.ok_or_else(Problem::not_found)).await?;
+    if transition == Transition::AlreadySo {
+        state.settle_current().await?;
+    }
+    Ok(())
+}

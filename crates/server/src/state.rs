@@ -1,0 +1,151 @@
+//! What a request may use. Passed, never global.
+
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use actix_web::http::header::HeaderName;
+use ipnet::IpNet;
+use tollkey_core::{Catalogue, Clock, Denial, Need, Problem};
+use tollkey_store::{Reader, Store, Writer};
+use tollkey_verifier::{Verdict, Verifier};
+
+use crate::{caller::jwt::TokenVerifier, random::Random, source::StoreSource, telemetry};
+
+/// What a request may use.
+pub struct State {
+    /// Where everything is kept.
+    pub store: Store,
+    /// Where keys are answered from memory.
+    pub verifier: Verifier<StoreSource>,
+    /// The time.
+    pub clock: Arc<dyn Clock>,
+    /// Randomness.
+    pub random: Random,
+    /// Who checks management tokens.
+    pub tokens: TokenVerifier,
+    /// The scopes there are.
+    pub catalogue: Arc<Catalogue>,
+    /// What the operator decided.
+    pub policy: Policy,
+    /// Set while the server stops: it is no longer ready.
+    pub draining: AtomicBool,
+}
+
+/// What the operator decided, as far as requests are judged by it.
+#[derive(Debug, Clone)]
+pub struct Policy {
+    /// Proxies whose `X-Forwarded-For` is believed.
+    pub trusted_proxies: Vec<IpNet>,
+    /// The header in which gateways pass the merchant a request is about.
+    pub merchant_header: HeaderName,
+    /// Cut once from the path of a request before routes are matched.
+    pub route_base: String,
+    /// How many usable keys an application can hold.
+    pub application_key_limit: u32,
+    /// Whether this is development mode, which takes no management requests through a proxy.
+    pub development: bool,
+}
+
+impl State {
+    /// Reads from the store.
+    ///
+    /// # Errors
+    /// `unavailable` when it cannot be reached.
+    pub async fn read<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut Reader<'_>) -> Result<T, tollkey_store::Error> + Send + 'static,
+    ) -> Result<T, Problem> {
+        self.store.read(work).await.map_err(Problem::from)
+    }
+
+    /// Writes to the store in one transaction. When the transaction changed something that verifiers remember, this
+    /// returns only once none of them, anywhere, can answer from what was.
+    ///
+    /// # Errors
+    /// What `work` returns, with nothing written; `unavailable` when the store cannot be reached.
+    pub async fn change<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut Writer<'_>) -> Result<T, Problem> + Send + 'static,
+    ) -> Result<T, Problem> {
+        let written = self.store.write(work).await?;
+        if let Some(change) = written.change {
+            let started = self.clock.elapsed();
+            self.verifier.settle(change.seq, change.at).await;
+            telemetry::record_settle(self.clock.elapsed().saturating_sub(started));
+        }
+        Ok(written.value)
+    }
+
+    /// Waits until every change committed so far holds everywhere. For answering "it is so already": whoever made it
+    /// so may have died before everybody knew.
+    ///
+    /// # Errors
+    /// `unavailable` when the store cannot be asked.
+    pub async fn settle_current(&self) -> Result<(), Problem> {
+        self.verifier.settle_current().await.map_err(|_| Problem::unavailable())
+    }
+
+    /// Judges a presented key.
+    ///
+    /// # Errors
+    /// `unavailable` when the key is not remembered and the store cannot be asked.
+    pub async fn verify(&self, presented: &str, need: &Need<'_>) -> Result<Verdict, Problem> {
+        let verdict = self.verifier.verify(presented, need).await;
+        // Outcomes of known keys are counted with their usage, in batches.
+        match &verdict {
+            Ok(verdict) if verdict.outcome != Err(Denial::UnknownKey) => {}
+            Ok(_) => telemetry::record_verifications(Denial::UnknownKey.code(), 1),
+            Err(_) => telemetry::record_verifications("unavailable", 1),
+        }
+        verdict.map_err(|_| Problem::unavailable())
+    }
+
+    /// Writes down what was counted while verifying. What cannot be written is kept for the next time.
+    pub async fn flush_usage(&self) {
+        let counted = self.verifier.take_usage();
+        if counted.is_empty() {
+            return;
+        }
+        let rows: Vec<tollkey_store::Usage> = counted
+            .iter()
+            .map(|usage| tollkey_store::Usage {
+                key_id: usage.key_id,
+                day: usage.day,
+                outcome: usage.outcome,
+                count: usage.count,
+                last_used_at: usage.last_used_at,
+            })
+            .collect();
+        match self.store.add_usage(rows).await {
+            Ok(()) => {
+                for usage in &counted {
+                    telemetry::record_verifications(usage.outcome.map_or("valid", Denial::code), usage.count);
+                }
+            }
+            Err(error) => {
+                tracing::warn!(%error, "usage could not be written down; it is kept for the next time");
+                self.verifier.restore_usage(counted);
+            }
+        }
+    }
+
+    /// Whether requests can be answered: the store answers, its schema is this build's, and the server is not stopping.
+    pub async fn is_ready(&self) -> bool {
+        if self.draining.load(Ordering::Acquire) || self.store.ping().await.is_err() {
+            return false;
+        }
+        let store = self.store.clone();
+        tokio::task::spawn_blocking(move || store.check_schema()).await.is_ok_and(|checked| checked.is_ok())
+    }
+}
+
+impl fmt::Debug for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("State").field("policy", &self.policy).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,224 @@
+//! Applications and their keys (kadosei). A management token of the account calls it, or an operator with
+//! `?account=`.
+
+mod present;
+
+use actix_web::{HttpResponse, delete, get, http::header, patch, post, web};
+use tollkey_api::{Patch, applications as api};
+use tollkey_core::{Application, Checks, Id, Invalid, Problem};
+
+use self::present::{created_key, included_key, key, shown};
+use super::{paging, path_id};
+use crate::{
+    body::{Body, Query},
+    caller::Merchant,
+    edge::Answer,
+    service::{api_keys, applications},
+    state::State,
+};
+
+/// Create an application.
+///
+/// An application groups the keys of one integration: one for the production store, another for staging.
+#[utoipa::path(
+    tag = "applications",
+    operation_id = "createApplication",
+    security(("management_token" = [])),
+    request_body(content = api::CreateApplication),
+    responses(
+        (status = 201, description = "The application.", body = api::Application, headers(("Location" = String, description = "Where it is."))),
+        (status = 409, description = "`application_name_taken`: the account has an application of that name.", body = tollkey_api::problem::Problem, content_type = "application/problem+json"),
+    )
+)]
+#[post("/applications")]
+pub async fn create(state: web::Data<State>, merchant: Merchant, body: Body) -> Answer {
+    let body: api::CreateApplication = body.json()?;
+    let mut checks = Checks::default();
+    let name = checks.member("/name", Application::parse_name(&body.name));
+    let description = checks.member("/description", Application::parse_description(body.description.as_deref()));
+    let (Some(name), Some(description)) = (name, description) else { return Err(checks.into_problem().into()) };
+    let application = applications::create(&state, &merchant.0, name, description).await?;
+    Ok(HttpResponse::Created()
+        .insert_header((header::LOCATION, format!("/api/v1/applications/{}", application.id)))
+        .json(shown(&application, None)))
+}
+
+/// List applications.
+///
+/// Newest first. A page past the end is empty.
+#[utoipa::path(
+    tag = "applications",
+    operation_id = "listApplications",
+    security(("management_token" = [])),
+    params(api::ListApplications),
+    responses((status = 200, description = "A page of applications.", body = api::Page<api::Application>))
+)]
+#[get("/applications")]
+pub async fn list(state: web::Data<State>, merchant: Merchant, query: Query) -> Answer {
+    let query: api::ListApplications = query.read()?;
+    let (page, limit) = paging(query.page, query.limit)?;
+    let include = query.include.is_some();
+    let found = applications::page(&state, &merchant.0, page, limit, include).await?;
+    let now = state.clock.now();
+    let items = found.items.iter().map(|(application, keys)| {
+        let keys = include.then(|| keys.iter().map(|key| included_key(key, now)).collect());
+        shown(application, keys)
+    });
+    Ok(HttpResponse::Ok().json(api::Page::new(items.collect(), page, limit, found.total)))
+}
+
+/// Retrieve an application.
+#[utoipa::path(
+    tag = "applications",
+    operation_id = "getApplication",
+    security(("management_token" = [])),
+    params(("id" = String, Path, description = "The application's id.")),
+    responses((status = 200, description = "The application.", body = api::Application))
+)]
+#[get("/applications/{id}")]
+pub async fn get(state: web::Data<State>, merchant: Merchant, id: web::Path<String>) -> Answer {
+    let application = applications::get(&state, &merchant.0, path_id(&id)?).await?;
+    Ok(HttpResponse::Ok().json(shown(&application, None)))
+}
+
+/// Change an application's name or description.
+///
+/// A JSON merge patch (RFC 7396): what is absent stays, `"description": null` clears it.
+#[utoipa::path(
+    tag = "applications",
+    operation_id = "updateApplication",
+    security(("management_token" = [])),
+    params(("id" = String, Path, description = "The application's id.")),
+    request_body(content = api::UpdateApplication),
+    responses(
+        (status = 200, description = "The application.", body = api::Application),
+        (status = 409, description = "`application_name_taken`: the account has an application of that name.", body = tollkey_api::problem::Problem, content_type = "application/problem+json"),
+    )
+)]
+#[patch("/applications/{id}")]
+pub async fn update(state: web::Data<State>, merchant: Merchant, id: web::Path<String>, body: Body) -> Answer {
+    let body: api::UpdateApplication = body.json()?;
+    let id = path_id(&id)?;
+    let mut checks = Checks::default();
+    let name = checks.member(
+        "/name",
+        match &body.name {
+            Patch::Absent => Ok(None),
+            Patch::Null => Err(Invalid::new("cannot be cleared")),
+            Patch::Value(name) => Application::parse_name(name).map(Some),
+        },
+    );
+    let description = checks.member(
+        "/description",
+        match &body.description {
+            Patch::Absent => Ok(None),
+            Patch::Null => Ok(Some(None)),
+            Patch::Value(description) => Application::parse_description(Some(description)).map(Some),
+        },
+    );
+    let (Some(name), Some(description)) = (name, description) else { return Err(checks.into_problem().into()) };
+    let application = applications::update(&state, &merchant.0, id, name, description).await?;
+    Ok(HttpResponse::Ok().json(shown(&application, None)))
+}
+
+/// Delete an application.
+///
+/// Revokes all of its keys with the reason `application_deleted`; the name becomes free.
+#[utoipa::path(
+    tag = "applications",
+    operation_id = "deleteApplication",
+    security(("management_token" = [])),
+    params(("id" = String, Path, description = "The application's id.")),
+    responses((status = 204, description = "It is deleted, and none of its keys works anywhere."))
+)]
+#[delete("/applications/{id}")]
+pub async fn delete(state: web::Data<State>, merchant: Merchant, id: web::Path<String>) -> Answer {
+    applications::delete(&state, &merchant.0, path_id(&id)?).await?;
+    Ok(HttpResponse::NoContent().finish())
+}
+
+/// Enable or disable an application.
+///
+/// While it is disabled, verification denies its keys as `application_disabled`; enabling brings them back.
+#[utoipa::path(
+    tag = "applications",
+    operation_id = "setApplicationStatus",
+    security(("management_token" = [])),
+    params(("id" = String, Path, description = "The application's id.")),
+    request_body(content = api::SetApplicationStatus),
+    responses((status = 200, description = "The application; the change holds everywhere.", body = api::Application))
+)]
+#[patch("/applications/{id}/status")]
+pub async fn set_status(state: web::Data<State>, merchant: Merchant, id: web::Path<String>, body: Body) -> Answer {
+    let body: api::SetApplicationStatus = body.json()?;
+    let application = applications::set_enabled(&state, &merchant.0, path_id(&id)?, body.is_enabled).await?;
+    Ok(HttpResponse::Ok().json(shown(&application, None)))
+}
+
+/// Generate an API key.
+///
+/// `fullKey` is in this answer and in no other. An application holds at most 20 keys (a setting) that are neither
+/// revoked nor expired.
+#[utoipa::path(
+    tag = "applications",
+    operation_id = "createApplicationKey",
+    security(("management_token" = [])),
+    params(("id" = String, Path, description = "The application's id.")),
+    request_body(content = api::CreateKey),
+    responses(
+        (status = 201, description = "The key, with its text.", body = api::CreatedKey),
+        (status = 400, description = "A member breaks a rule, or `application_key_limit_reached`.", body = tollkey_api::problem::Problem, content_type = "application/problem+json"),
+    )
+)]
+#[post("/applications/{id}/api-keys")]
+pub async fn create_key(state: web::Data<State>, merchant: Merchant, id: web::Path<String>, body: Body) -> Answer {
+    let body: api::CreateKey = body.json()?;
+    let id = path_id(&id)?;
+    let wanted = present::new_key(body, &state.catalogue, state.clock.now())?;
+    let (made, text) = api_keys::create_for_application(&state, &merchant.0, id, wanted).await?;
+    Ok(HttpResponse::Created().json(created_key(&made, id, &text)))
+}
+
+/// List an application's keys.
+///
+/// Newest first, revoked ones included. A page past the end is empty.
+#[utoipa::path(
+    tag = "applications",
+    operation_id = "listApplicationKeys",
+    security(("management_token" = [])),
+    params(("id" = String, Path, description = "The application's id."), api::ListKeys),
+    responses((status = 200, description = "A page of keys.", body = api::Page<api::Key>))
+)]
+#[get("/applications/{id}/api-keys")]
+pub async fn list_keys(state: web::Data<State>, merchant: Merchant, id: web::Path<String>, query: Query) -> Answer {
+    let query: api::ListKeys = query.read()?;
+    let id = path_id(&id)?;
+    let (page, limit) = paging(query.page, query.limit)?;
+    let found = api_keys::page_of_application(&state, &merchant.0, id, page, limit).await?;
+    let now = state.clock.now();
+    let items = found.items.iter().map(|found| key(found, id, now)).collect();
+    Ok(HttpResponse::Ok().json(api::Page::new(items, page, limit, found.total)))
+}
+
+/// Revoke an API key.
+///
+/// The key is dead everywhere once this is answered; the other keys of the application go on working.
+#[utoipa::path(
+    tag = "applications",
+    operation_id = "revokeApplicationKey",
+    security(("management_token" = [])),
+    params(("id" = String, Path, description = "The application's id."), ("keyId" = String, Path, description = "The key's id.")),
+    responses(
+        (status = 204, description = "It is revoked."),
+        (status = 400, description = "`key_already_revoked`.", body = tollkey_api::problem::Problem, content_type = "application/problem+json"),
+    )
+)]
+#[delete("/applications/{id}/api-keys/{keyId}")]
+pub async fn revoke_key(state: web::Data<State>, merchant: Merchant, path: web::Path<(String, String)>) -> Answer {
+    let (application, key): (Id<Application>, _) = (path_id(&path.0)?, path_id(&path.1)?);
+    if !api_keys::revoke_of_application(&state, &merchant.0, application, key).await? {
+        let code = tollkey_core::ProblemCode::KeyAlreadyRevoked;
+        return Err(Problem::new(code, "The key was revoked before; it stays revoked.").into());
+    }
+    Ok(HttpResponse::NoContent().finish())
+}

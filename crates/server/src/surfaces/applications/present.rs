@@ -1,0 +1,109 @@
+//! How applications and their keys read on this surface, and how its requests read as ours.
+
+use jiff::Timestamp;
+use tollkey_api::{Secret, applications as api};
+use tollkey_core::{
+    ApiKey, Application, ApplicationId, Catalogue, Checks, Grants, Invalid, IpList, KeyText, Problem, RateLimit, Scope,
+    metadata::Metadata, text,
+};
+
+use crate::service::api_keys::NewKey;
+
+pub(super) fn shown(application: &Application, api_keys: Option<Vec<api::IncludedKey>>) -> api::Application {
+    api::Application {
+        id: application.id.to_string(),
+        name: application.name.clone(),
+        description: application.description.clone(),
+        is_enabled: application.is_enabled,
+        created_at: application.created_at.into(),
+        api_keys,
+    }
+}
+
+pub(super) fn included_key(key: &ApiKey, now: Timestamp) -> api::IncludedKey {
+    api::IncludedKey {
+        id: key.id.to_string(),
+        key_prefix: key.prefix.clone(),
+        description: key.name.clone(),
+        status: key.status(now),
+    }
+}
+
+pub(super) fn created_key(key: &ApiKey, application_id: ApplicationId, text: &KeyText) -> api::CreatedKey {
+    api::CreatedKey {
+        id: key.id.to_string(),
+        application_id: application_id.to_string(),
+        full_key: Secret::new(text.expose()),
+        key_prefix: key.prefix.clone(),
+        description: key.name.clone(),
+        created_at: key.created_at.into(),
+    }
+}
+
+pub(super) fn key(key: &ApiKey, application_id: ApplicationId, now: Timestamp) -> api::Key {
+    let grants = &key.grants;
+    api::Key {
+        id: key.id.to_string(),
+        key_prefix: key.prefix.clone(),
+        description: key.name.clone(),
+        status: key.status(now),
+        application_id: application_id.to_string(),
+        last4: key.last4.clone(),
+        mode: key.mode,
+        scopes: grants.scopes.clone(),
+        allowed_ips: grants.allowed_ips.as_ref().map(|list| list.networks().iter().map(ToString::to_string).collect()),
+        rate_limit: grants.rate_limit.map(|limit| api::RateLimit {
+            limit: limit.limit().get().into(),
+            window_seconds: limit.window_seconds().get().into(),
+        }),
+        metadata: key.metadata.as_ref().map(|metadata| metadata.object().clone()),
+        created_at: key.created_at.into(),
+        expires_at: grants.expires_at.map(Into::into),
+        last_used_at: key.last_used_at.map(Into::into),
+        revoked_at: key.revoked_at.map(Into::into),
+        revoked_reason: key.revoked_reason.clone(),
+    }
+}
+
+/// The key a request asks for.
+///
+/// # Errors
+/// A validation problem that names every member that breaks a rule.
+pub(super) fn new_key(body: api::CreateKey, catalogue: &Catalogue, now: Timestamp) -> Result<NewKey, Problem> {
+    let mut checks = Checks::default();
+    let name = checks.member("/description", text::required(&body.description, 255));
+    let scopes = checks.member(
+        "/scopes",
+        match &body.scopes {
+            None => Ok(vec![Scope::COMMERCE]),
+            Some(names) => catalogue.parse_list(names.iter().map(String::as_str)),
+        },
+    );
+    let expires_at = checks.member(
+        "/expiresAt",
+        match body.expires_at.map(Timestamp::from) {
+            Some(end) if end <= now => Err(Invalid::new("must be in the future")),
+            end => Ok(end),
+        },
+    );
+    let allowed_ips = checks.member(
+        "/allowedIps",
+        body.allowed_ips.as_ref().map(|list| IpList::parse(list.iter().map(String::as_str))).transpose(),
+    );
+    let rate_limit = checks.member(
+        "/rateLimit",
+        body.rate_limit.map(|limit| RateLimit::new(limit.limit, limit.window_seconds)).transpose(),
+    );
+    let metadata = checks.member("/metadata", body.metadata.map(Metadata::new).transpose());
+    let (Some(name), Some(scopes), Some(expires_at), Some(allowed_ips), Some(rate_limit), Some(metadata)) =
+        (name, scopes, expires_at, allowed_ips, rate_limit, metadata)
+    else {
+        return Err(checks.into_problem());
+    };
+    Ok(NewKey {
+        name,
+        mode: body.mode.unwrap_or_default(),
+        grants: Grants { scopes, expires_at, allowed_ips, rate_limit, ..Grants::default() },
+        metadata,
+    })
+}

@@ -1,0 +1,33 @@
+//! The audit log.
+
+mod present;
+
+use actix_web::{HttpResponse, get, http::header, web};
+use tollkey_api::audit as api;
+
+use crate::{body::Query, caller::Merchant, edge::Answer, service::audit, state::State};
+
+/// List the audit log.
+///
+/// Newest first, one entry per change, written in the change's own transaction. Each entry's hash covers the one
+/// before it in the account; `tollkey audit verify` checks the chain. A `Link` header with `rel="next"` leads on.
+#[utoipa::path(
+    tag = "audit log",
+    operation_id = "listAuditLog",
+    security(("management_token" = [])),
+    params(api::ListAuditLog),
+    responses((status = 200, description = "Entries.", body = Vec<api::AuditEntry>, headers(("Link" = String, description = "Where the next entries are, with `rel=\"next\"`; absent at the end."))))
+)]
+#[get("/audit-log")]
+pub async fn list(state: web::Data<State>, merchant: Merchant, query: Query) -> Answer {
+    let query: api::ListAuditLog = query.read()?;
+    let filter = present::filter(&query)?;
+    let found = audit::list(&state, &merchant.0, filter).await?;
+    let mut response = HttpResponse::Ok();
+    if let Some(next) = found.next {
+        let next = api::ListAuditLog { cursor: Some(next.to_string()), ..query };
+        let query = serde_urlencoded::to_string(next).unwrap_or_default();
+        response.insert_header((header::LINK, format!("</api/v1/audit-log?{query}>; rel=\"next\"")));
+    }
+    Ok(response.json(found.entries.iter().map(present::entry).collect::<Vec<_>>()))
+}

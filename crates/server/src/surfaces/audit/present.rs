@@ -1,0 +1,51 @@
+//! How audit entries read, and what can be asked of the log.
+
+use jiff::Timestamp;
+use tollkey_api::{audit as api, time::Moment};
+use tollkey_core::{Checks, Invalid, Problem, audit::Entry};
+
+use crate::{service::audit::Filter, surfaces::within};
+
+pub(super) fn entry(entry: &Entry) -> api::AuditEntry {
+    let draft = &entry.draft;
+    api::AuditEntry {
+        id: draft.id.to_string(),
+        occurred_at: draft.occurred_at.into(),
+        action: draft.action.as_str().to_owned(),
+        actor: api::AuditActor { r#type: draft.actor.kind, id: draft.actor.id.clone() },
+        target: api::AuditTarget { r#type: draft.target.kind, id: draft.target.id.clone() },
+        request_id: draft.request_id.clone(),
+        ip: draft.ip.map(|ip| ip.to_string()),
+        changes: draft.changes.clone(),
+        hash: entry.hash.to_string(),
+    }
+}
+
+/// Reads what is asked of the log.
+///
+/// # Errors
+/// A validation problem that names every parameter that breaks a rule.
+pub(super) fn filter(query: &api::ListAuditLog) -> Result<Filter, Problem> {
+    let mut checks = Checks::default();
+    let time = |text: &Option<String>| {
+        let moment = text.as_deref().map(str::parse::<Moment>).transpose();
+        moment.map(|moment| moment.map(Timestamp::from)).map_err(Invalid::new)
+    };
+    let limit = checks.member("limit", within(query.limit, 100, 1..=100));
+    let before = checks.member(
+        "cursor",
+        match query.cursor.as_deref().map(str::parse::<u64>) {
+            None => Ok(None),
+            Some(Ok(seq)) => Ok(Some(seq)),
+            Some(Err(_)) => Err(Invalid::new("must be one that a Link header gave")),
+        },
+    );
+    let action = checks.member("action", query.action.as_deref().map(str::parse).transpose());
+    let since = checks.member("since", time(&query.since));
+    let until = checks.member("until", time(&query.until));
+    let (Some(limit), Some(before), Some(action), Some(since), Some(until)) = (limit, before, action, since, until)
+    else {
+        return Err(checks.into_problem());
+    };
+    Ok(Filter { limit, before, action, target_id: query.target_id.clone(), since, until })
+}

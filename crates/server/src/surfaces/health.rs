@@ -1,0 +1,45 @@
+//! Is the server there, can it work, what can it do.
+
+use actix_web::{HttpResponse, get, http::header, web};
+use tollkey_core::Problem;
+
+use crate::{edge::Answer, openapi, state::State};
+
+/// Whether the process runs.
+///
+/// Depends on nothing: use it to decide on a restart.
+#[utoipa::path(tag = "health", operation_id = "livez", responses((status = 200, description = "It runs.", body = String, content_type = "text/plain", example = "ok")))]
+#[get("/livez")]
+pub async fn live() -> HttpResponse {
+    HttpResponse::Ok().content_type("text/plain; charset=utf-8").body("ok")
+}
+
+/// Whether the server can work.
+///
+/// The store answers, its schema is this build's, and the server is not stopping: use it to decide on traffic.
+#[utoipa::path(
+    tag = "health",
+    operation_id = "readyz",
+    responses(
+        (status = 200, description = "It can work.", body = String, content_type = "text/plain", example = "ok"),
+        (status = 503, description = "The store cannot be reached, its schema is another build's, or the server is stopping.", body = tollkey_api::problem::Problem, content_type = "application/problem+json"),
+    )
+)]
+#[get("/readyz")]
+pub async fn ready(state: web::Data<State>) -> Answer {
+    if state.is_ready().await {
+        Ok(HttpResponse::Ok().content_type("text/plain; charset=utf-8").body("ok"))
+    } else {
+        Err(Problem::unavailable().into())
+    }
+}
+
+/// This document.
+#[utoipa::path(tag = "health", operation_id = "openapi", responses((status = 200, description = "The OpenAPI 3.1 document.", body = Object, content_type = "application/json")))]
+#[get("/openapi.json")]
+pub async fn document() -> HttpResponse {
+    HttpResponse::Ok()
+        .insert_header((header::CACHE_CONTROL, "no-cache"))
+        .content_type("application/json")
+        .body(openapi::json())
+}

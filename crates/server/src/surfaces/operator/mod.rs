@@ -1,0 +1,122 @@
+//! What operators manage: accounts and service keys.
+
+use actix_web::{HttpResponse, delete, get, post, put, web};
+use tollkey_api::{Secret, operator as api};
+use tollkey_core::{Account, AccountId, Problem, ServiceKey};
+
+use super::path_id;
+use crate::{
+    body::Body,
+    caller::Operator,
+    edge::Answer,
+    service::{accounts, service_keys},
+    state::State,
+};
+
+/// Retrieve an account.
+///
+/// An account needs no creation: one that nobody has set anything for has the default operating model.
+#[utoipa::path(
+    tag = "operator",
+    operation_id = "getAccount",
+    security(("management_token" = [])),
+    params(("id" = String, Path, description = "The account's id, as management tokens name it.")),
+    responses((status = 200, description = "The account.", body = api::Account))
+)]
+#[get("/accounts/{id}")]
+pub async fn get_account(state: web::Data<State>, _operator: Operator, id: web::Path<String>) -> Answer {
+    let account = accounts::get(&state, account_id(&id)?).await?;
+    Ok(HttpResponse::Ok().json(shown_account(&account)))
+}
+
+/// Set an account's operating model.
+///
+/// Holds at once for keys already made: what the model does not have, their scoped keys cannot do.
+#[utoipa::path(
+    tag = "operator",
+    operation_id = "putAccount",
+    security(("management_token" = [])),
+    params(("id" = String, Path, description = "The account's id, as management tokens name it.")),
+    request_body(content = api::PutAccount),
+    responses((status = 200, description = "The account; the change holds everywhere.", body = api::Account))
+)]
+#[put("/accounts/{id}")]
+pub async fn put_account(state: web::Data<State>, operator: Operator, id: web::Path<String>, body: Body) -> Answer {
+    let body: api::PutAccount = body.json()?;
+    let manager = operator.manage(account_id(&id)?);
+    let account = accounts::set_operating_model(&state, &manager, body.operating_model).await?;
+    Ok(HttpResponse::Ok().json(shown_account(&account)))
+}
+
+/// Create a service key.
+///
+/// What a resource server or gateway presents to verify keys of all accounts. `key` is in this answer and in no other.
+#[utoipa::path(
+    tag = "operator",
+    operation_id = "createServiceKey",
+    security(("management_token" = [])),
+    request_body(content = api::CreateServiceKey),
+    responses((status = 201, description = "The service key, with its text.", body = api::CreatedServiceKey))
+)]
+#[post("/service-keys")]
+pub async fn create_service_key(state: web::Data<State>, operator: Operator, body: Body) -> Answer {
+    let body: api::CreateServiceKey = body.json()?;
+    let name = ServiceKey::parse_name(&body.name).map_err(|rule| Problem::field("/name", rule.to_string()))?;
+    let (key, text) = service_keys::create(&state, name).await?;
+    tracing::info!(service_key = %key.id, operator = operator.subject, "a service key was created");
+    Ok(HttpResponse::Created().json(api::CreatedServiceKey {
+        id: key.id.to_string(),
+        name: key.name,
+        key: Secret::new(text.expose()),
+        created_at: key.created_at.into(),
+    }))
+}
+
+/// List service keys.
+///
+/// Newest first, revoked ones included, at most 1000.
+#[utoipa::path(
+    tag = "operator",
+    operation_id = "listServiceKeys",
+    security(("management_token" = [])),
+    responses((status = 200, description = "The service keys.", body = Vec<api::ServiceKey>))
+)]
+#[get("/service-keys")]
+pub async fn list_service_keys(state: web::Data<State>, _operator: Operator) -> Answer {
+    let keys = service_keys::list(&state).await?;
+    let shown = keys.into_iter().map(|key| api::ServiceKey {
+        id: key.id.to_string(),
+        name: key.name,
+        last4: key.last4,
+        created_at: key.created_at.into(),
+        revoked_at: key.revoked_at.map(Into::into),
+    });
+    Ok(HttpResponse::Ok().json(shown.collect::<Vec<_>>()))
+}
+
+/// Revoke a service key.
+///
+/// It is dead everywhere once this is answered. A repeat changes nothing.
+#[utoipa::path(
+    tag = "operator",
+    operation_id = "revokeServiceKey",
+    security(("management_token" = [])),
+    params(("id" = String, Path, description = "The service key's id.")),
+    responses((status = 204, description = "It is revoked."))
+)]
+#[delete("/service-keys/{id}")]
+pub async fn revoke_service_key(state: web::Data<State>, operator: Operator, id: web::Path<String>) -> Answer {
+    let id = path_id(&id)?;
+    service_keys::revoke(&state, id).await?;
+    tracing::info!(service_key = %id, operator = operator.subject, "a service key was revoked");
+    Ok(HttpResponse::NoContent().finish())
+}
+
+/// The account in a path. A malformed id is answered as an unknown one.
+fn account_id(text: &str) -> Result<AccountId, Problem> {
+    text.parse().map_err(|_| Problem::not_found())
+}
+
+fn shown_account(account: &Account) -> api::Account {
+    api::Account { id: account.id.to_string(), operating_model: account.operating_model }
+}

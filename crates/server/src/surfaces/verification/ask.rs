@@ -1,0 +1,144 @@
+//! Verification asked for by resource servers.
+
+use actix_web::{HttpResponse, post, web};
+use tollkey_api::verification as api;
+use tollkey_core::{Checks, Invalid, Need, Problem, RequestPath, text::is_reference};
+
+use super::present;
+use crate::{body::Body, caller::Verifying, edge::Answer, state::State};
+
+/// How many verifications one batch holds.
+const MAX_BATCH: usize = 100;
+
+/// Verify a key.
+///
+/// Says whether a presented key may do what its request needs. A denied key is an answer, not an error: 200 with
+/// `"valid": false` and the first reason that applies. What a restriction of the key needs and this body lacks,
+/// denies: a key with an IP list needs `client_ip`, one with routes `method` and `path`, one with merchants
+/// `merchant`. An `sk_` key sees the keys of its own account only, an `sk_test_` key the test keys among them; any
+/// other is `unknown_key`.
+#[utoipa::path(
+    tag = "verification",
+    operation_id = "verify",
+    security(("service_key" = []), ("secret_key" = []), ("management_token" = [])),
+    request_body(content = api::VerifyRequest),
+    responses((status = 200, description = "The verdict.", body = api::VerifyResponse))
+)]
+#[post("/verify")]
+pub async fn verify(state: web::Data<State>, caller: Verifying, body: Body) -> Answer {
+    let request: api::VerifyRequest = body.json()?;
+    let need = need(&state, &caller, &request).map_err(Checks::into_problem)?;
+    let verdict = state.verify(request.key.expose(), &need).await?;
+    Ok(HttpResponse::Ok().json(present::verdict(&verdict, &state.catalogue)))
+}
+
+/// Verify up to 100 keys.
+///
+/// Each is judged for itself, as by `POST /verify`. One request that breaks a rule refuses the whole batch.
+#[utoipa::path(
+    tag = "verification",
+    operation_id = "verifyBatch",
+    security(("service_key" = []), ("secret_key" = []), ("management_token" = [])),
+    request_body(content = api::VerifyBatchRequest),
+    responses((status = 200, description = "The verdicts, in the order of the requests.", body = api::VerifyBatchResponse))
+)]
+#[post("/verify/batch")]
+pub async fn verify_batch(state: web::Data<State>, caller: Verifying, body: Body) -> Answer {
+    let batch: api::VerifyBatchRequest = body.json()?;
+    if !(1..=MAX_BATCH).contains(&batch.requests.len()) {
+        return Err(Problem::field("/requests", format!("must have 1 to {MAX_BATCH} items")).into());
+    }
+    let mut needs = Vec::with_capacity(batch.requests.len());
+    let mut errors = Vec::new();
+    for (i, request) in batch.requests.iter().enumerate() {
+        match need(&state, &caller, request) {
+            Ok(need) => needs.push(need),
+            Err(checks) => errors.extend(checks.into_problem().errors.into_iter().map(|mut error| {
+                error.pointer = format!("/requests/{i}{}", error.pointer);
+                error
+            })),
+        }
+    }
+    if !errors.is_empty() {
+        return Err(Problem::validation(errors).into());
+    }
+    let mut results = Vec::with_capacity(needs.len());
+    for (request, need) in batch.requests.iter().zip(&needs) {
+        let verdict = state.verify(request.key.expose(), need).await?;
+        results.push(present::verdict(&verdict, &state.catalogue));
+    }
+    Ok(HttpResponse::Ok().json(api::VerifyBatchResponse { results }))
+}
+
+/// Introspect a key (RFC 7662).
+///
+/// The standard form, with the optional fields of `POST /verify` as extensions. A key that may not do what is
+/// needed, for whatever reason, is exactly `{"active":false}`.
+#[utoipa::path(
+    tag = "verification",
+    operation_id = "introspect",
+    security(("service_key" = []), ("secret_key" = []), ("management_token" = [])),
+    request_body(content = api::IntrospectRequest, content_type = "application/x-www-form-urlencoded"),
+    responses((status = 200, description = "What the key is.", body = api::IntrospectResponse))
+)]
+#[post("/introspect")]
+pub async fn introspect(state: web::Data<State>, caller: Verifying, body: Body) -> Answer {
+    let form: api::IntrospectRequest = body.form()?;
+    let request = api::VerifyRequest {
+        key: form.token,
+        method: form.method,
+        path: form.path,
+        scopes: form.scopes.map(|scopes| scopes.split_ascii_whitespace().map(str::to_owned).collect()),
+        mode: form.mode,
+        merchant: form.merchant,
+        client_ip: form.client_ip,
+    };
+    let need = need(&state, &caller, &request).map_err(Checks::into_problem)?;
+    let verdict = state.verify(request.key.expose(), &need).await?;
+    Ok(HttpResponse::Ok().json(present::introspection(&verdict, &state.catalogue)))
+}
+
+/// What a request says that it needs.
+fn need<'a>(state: &'a State, caller: &'a Verifying, request: &'a api::VerifyRequest) -> Result<Need<'a>, Checks> {
+    let mut checks = Checks::default();
+    let at_most = |text: Option<&'a str>, max: usize| match text {
+        Some(text) if text.len() > max => Err(Invalid::new(format!("must have at most {max} characters"))),
+        text => Ok(text),
+    };
+    let names = request.scopes.as_deref().unwrap_or_default();
+    let scopes = checks.member("/scopes", state.catalogue.needed(names.iter().map(String::as_str)));
+    let method = checks.member("/method", at_most(request.method.as_deref(), 32));
+    let path = checks.member("/path", at_most(request.path.as_deref(), 8192));
+    let merchant = checks.member(
+        "/merchant",
+        match request.merchant.as_deref() {
+            Some(merchant) if !is_reference(merchant) => {
+                Err(Invalid::new("must be 1 to 128 characters out of A-Z a-z 0-9 . _ : @ -"))
+            }
+            merchant => Ok(merchant),
+        },
+    );
+    let client_ip = checks.member(
+        "/client_ip",
+        match request.client_ip.as_deref().map(str::parse) {
+            None => Ok(None),
+            Some(Ok(address)) => Ok(Some(address)),
+            Some(Err(_)) => Err(Invalid::new("must be an IPv4 or IPv6 address")),
+        },
+    );
+    let (Some(scopes), Some(method), Some(path), Some(merchant), Some(client_ip)) =
+        (scopes, method, path, merchant, client_ip)
+    else {
+        return Err(checks);
+    };
+    Ok(Need {
+        viewer: caller.viewer(),
+        identity_only: false,
+        scopes,
+        mode: request.mode,
+        method,
+        path: path.map(|path| RequestPath::new(path, &state.policy.route_base)),
+        merchant,
+        client_ip,
+    })
+}

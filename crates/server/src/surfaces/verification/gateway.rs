@@ -1,0 +1,265 @@
+//! Verification asked for by gateways in their own dialects: Traefik and Caddy, nginx, Envoy.
+//!
+//! The key is the credential; the gateway needs none of its own. What is required comes only from what the
+//! operator writes into the gateway's configuration. Each dialect reads its own headers only. No body is read. An
+//! allowing answer is exactly 200 and always has all `X-Auth-*` headers, so that a gateway that copies them
+//! replaces whatever the client sent under those names.
+
+use actix_web::{
+    HttpRequest, HttpResponse,
+    dev::{AppService, HttpServiceFactory},
+    http::header::HeaderName,
+    web,
+};
+use tollkey_core::{Denial, Invalid, Mode, Need, Problem, ProblemCode, RequestPath, Scope, ScopeSet};
+use utoipa_actix_web::OpenApiFactory;
+
+use crate::{
+    caller::{forwarded_ip, judge_presented},
+    edge::{Answer, GATEWAY_PREFIX},
+    state::State,
+};
+
+/// What the operator requires of every key on a route.
+#[derive(Debug, Default)]
+struct Requirement {
+    scopes: ScopeSet,
+    names: Vec<Scope>,
+    mode: Option<Mode>,
+}
+
+impl Requirement {
+    /// Reads `scope` (repeatable) and `mode` (once).
+    fn read<'a>(state: &State, pairs: impl IntoIterator<Item = (&'a str, &'a str)>) -> Result<Self, Invalid> {
+        let mut requirement = Self::default();
+        for (name, value) in pairs {
+            match name {
+                "scope" => {
+                    requirement.scopes = requirement.scopes.union(state.catalogue.needed([value])?);
+                    requirement.names.push(state.catalogue.parse(value)?);
+                }
+                "mode" if requirement.mode.is_none() => {
+                    requirement.mode =
+                        Some(Mode::parse(value).ok_or_else(|| Invalid::new("mode must be live or test"))?);
+                }
+                "mode" => return Err(Invalid::new("mode is given twice")),
+                _ => return Err(Invalid::new("only scope and mode can be required")),
+            }
+        }
+        Ok(requirement)
+    }
+
+    /// From the query of the URL that the operator configured.
+    fn from_query(state: &State, query: &str) -> Result<Self, Invalid> {
+        let pairs: Vec<(String, String)> =
+            serde_urlencoded::from_str(query).map_err(|_| Invalid::new("the query cannot be read"))?;
+        Self::read(state, pairs.iter().map(|(name, value)| (name.as_str(), value.as_str())))
+    }
+
+    /// From a raw path segment such as `scope=links:read;mode=live`, or `-` for none.
+    fn from_segment(state: &State, segment: &str) -> Result<Self, Invalid> {
+        if segment == "-" {
+            return Ok(Self::default());
+        }
+        let pairs: Option<Vec<_>> = segment.split(';').map(|pair| pair.split_once('=')).collect();
+        Self::read(state, pairs.ok_or_else(|| Invalid::new("must be -, or name=value pairs joined by ;"))?)
+    }
+}
+
+/// The request a gateway asks about.
+struct Asked<'a> {
+    method: Option<&'a str>,
+    uri: Option<&'a str>,
+    requirement: Result<Requirement, Invalid>,
+}
+
+/// The one answer of all dialects.
+async fn answer(request: &HttpRequest, state: &State, asked: Asked<'_>) -> Answer {
+    let merchant = merchant(request, &state.policy.merchant_header);
+    let requirement = match asked.requirement {
+        Ok(requirement) => requirement,
+        Err(rule) => {
+            // Credentials are judged first, so that a mistake in the configuration tells a stranger nothing.
+            let identity = Need { identity_only: true, client_ip: forwarded_ip(request, state), ..Need::default() };
+            judge_presented(request, state, &identity).await?;
+            tracing::warn!(%rule, "a gateway requires something that cannot be read; its requests are denied");
+            let detail = "The gateway requires something unknown; its operator's log says what.";
+            return Err(Problem::new(ProblemCode::InvalidRequirement, detail).into());
+        }
+    };
+    let need = Need {
+        viewer: None,
+        identity_only: false,
+        scopes: requirement.scopes,
+        mode: requirement.mode,
+        method: asked.method,
+        path: asked.uri.map(|uri| RequestPath::new(uri, &state.policy.route_base)),
+        merchant: merchant.as_deref(),
+        client_ip: forwarded_ip(request, state),
+    };
+    let record = judge_presented(request, state, &need).await.map_err(|mut problem| {
+        if problem.code == ProblemCode::Denied(Denial::InsufficientScope) {
+            problem.needed_scopes = requirement.names;
+        }
+        problem
+    })?;
+    let key = &record.key;
+    Ok(HttpResponse::Ok()
+        .insert_header(("x-auth-key-id", key.id.to_string()))
+        .insert_header(("x-auth-account-id", key.account_id.as_str()))
+        .insert_header(("x-auth-application-id", key.application_id.map(|id| id.to_string()).unwrap_or_default()))
+        .insert_header(("x-auth-mode", key.mode.as_str()))
+        .insert_header(("x-auth-scopes", state.catalogue.joined(record.scopes)))
+        .insert_header(("x-auth-merchant-id", merchant.unwrap_or_default()))
+        .finish())
+}
+
+/// The merchant a request is about. A repeated or unreadable header reads as something no merchant is called, so
+/// that it denies.
+fn merchant(request: &HttpRequest, name: &HeaderName) -> Option<String> {
+    let values: Vec<&str> = request.headers().get_all(name).map(|value| value.to_str().unwrap_or("?")).collect();
+    match values.as_slice() {
+        [] | [""] => None,
+        values => Some(values.join(",")),
+    }
+}
+
+/// A header that is there exactly once.
+fn single<'a>(request: &'a HttpRequest, name: &'static str) -> Option<&'a str> {
+    let mut values = request.headers().get_all(HeaderName::from_static(name));
+    match (values.next(), values.next()) {
+        (Some(value), None) => value.to_str().ok(),
+        _ => None,
+    }
+}
+
+/// Forward authentication (Traefik, Caddy).
+///
+/// Any method. The request judged is the one in `X-Forwarded-Method` and `X-Forwarded-Uri`.
+#[utoipa::path(
+    get,
+    path = "/authz/forward-auth",
+    tag = "gateways",
+    operation_id = "forwardAuth",
+    security(("api_key" = []), ("x_api_key" = []), ("x_commerce_api_key" = [])),
+    params(
+        ("scope" = Option<Vec<String>>, Query, description = "A scope every key needs; repeatable."),
+        ("mode" = Option<Mode>, Query, description = "The mode every key needs."),
+        ("X-Forwarded-Method" = Option<String>, Header, description = "The method of the request."),
+        ("X-Forwarded-Uri" = Option<String>, Header, description = "Its path and query, as sent."),
+        ("X-Forwarded-For" = Option<String>, Header, description = "Where it came from."),
+    ),
+    responses((status = 200, description = "Allowed; who it is stands in the `X-Auth-*` headers, all of them present, empty when there is none.", headers(
+        ("X-Auth-Key-Id" = String), ("X-Auth-Account-Id" = String), ("X-Auth-Application-Id" = String),
+        ("X-Auth-Mode" = String), ("X-Auth-Scopes" = String), ("X-Auth-Merchant-Id" = String),
+    )))
+)]
+pub async fn forward_auth(request: HttpRequest, state: web::Data<State>) -> Answer {
+    let asked = Asked {
+        method: single(&request, "x-forwarded-method"),
+        uri: single(&request, "x-forwarded-uri"),
+        requirement: Requirement::from_query(&state, request.query_string()),
+    };
+    answer(&request, &state, asked).await
+}
+
+/// Authentication by subrequest (nginx).
+///
+/// Any method. The request judged is the one in `X-Original-Method` and `X-Original-URI`.
+#[utoipa::path(
+    get,
+    path = "/authz/auth-request",
+    tag = "gateways",
+    operation_id = "authRequest",
+    security(("api_key" = []), ("x_api_key" = []), ("x_commerce_api_key" = [])),
+    params(
+        ("scope" = Option<Vec<String>>, Query, description = "A scope every key needs; repeatable."),
+        ("mode" = Option<Mode>, Query, description = "The mode every key needs."),
+        ("X-Original-Method" = Option<String>, Header, description = "The method of the request."),
+        ("X-Original-URI" = Option<String>, Header, description = "Its path and query, as sent."),
+        ("X-Forwarded-For" = Option<String>, Header, description = "Where it came from."),
+    ),
+    responses((status = 200, description = "Allowed; who it is stands in the `X-Auth-*` headers, all of them present, empty when there is none.", headers(
+        ("X-Auth-Key-Id" = String), ("X-Auth-Account-Id" = String), ("X-Auth-Application-Id" = String),
+        ("X-Auth-Mode" = String), ("X-Auth-Scopes" = String), ("X-Auth-Merchant-Id" = String),
+    )))
+)]
+pub async fn auth_request(request: HttpRequest, state: web::Data<State>) -> Answer {
+    let asked = Asked {
+        method: single(&request, "x-original-method"),
+        uri: single(&request, "x-original-uri"),
+        requirement: Requirement::from_query(&state, request.query_string()),
+    };
+    answer(&request, &state, asked).await
+}
+
+/// External authorization over HTTP (Envoy).
+///
+/// Any method. `path_prefix` of the filter ends in the requirements, then follow the real path and query of the
+/// request, which has its real method.
+#[utoipa::path(
+    get,
+    path = "/authz/ext-authz/{requirements}/{tail}",
+    tag = "gateways",
+    operation_id = "extAuthz",
+    security(("api_key" = []), ("x_api_key" = []), ("x_commerce_api_key" = [])),
+    params(
+        ("requirements" = String, Path, description = "`-`, or pairs such as `scope=links:read;mode=live`.", example = "scope=links:read;mode=live"),
+        ("tail" = String, Path, description = "The path of the request, as sent."),
+        ("X-Forwarded-For" = Option<String>, Header, description = "Where it came from."),
+    ),
+    responses((status = 200, description = "Allowed; who it is stands in the `X-Auth-*` headers, all of them present, empty when there is none.", headers(
+        ("X-Auth-Key-Id" = String), ("X-Auth-Account-Id" = String), ("X-Auth-Application-Id" = String),
+        ("X-Auth-Mode" = String), ("X-Auth-Scopes" = String), ("X-Auth-Merchant-Id" = String),
+    )))
+)]
+pub async fn ext_authz(request: HttpRequest, state: web::Data<State>) -> Answer {
+    // On the raw path: the router has already decoded what it matched.
+    let raw = request.uri().path();
+    let rest = raw.strip_prefix(GATEWAY_PREFIX).and_then(|rest| rest.strip_prefix("ext-authz/"));
+    let Some((segment, slash)) = rest.and_then(|rest| Some((rest, rest.find('/')?))) else {
+        return Err(Problem::not_found().into());
+    };
+    let asked = Asked {
+        method: Some(request.method().as_str()),
+        uri: Some(&segment[slash..]),
+        requirement: Requirement::from_segment(&state, &segment[..slash]),
+    };
+    answer(&request, &state, asked).await
+}
+
+/// Mounts a handler for every method under one path, with its description. Actix's route macros need the methods
+/// listed, and a gateway may pass on any.
+macro_rules! any_method {
+    ($(#[$doc:meta])* $name:ident, $path:literal, $handler:ident, $described:ident) => {
+        $(#[$doc])*
+        pub struct $name;
+
+        impl HttpServiceFactory for $name {
+            fn register(self, config: &mut AppService) {
+                web::resource($path).to($handler).register(config);
+            }
+        }
+        impl OpenApiFactory for $name {
+            fn paths(&self) -> utoipa::openapi::path::Paths {
+                OpenApiFactory::paths(&$described)
+            }
+
+            fn schemas(&self, schemas: &mut Vec<(String, utoipa::openapi::RefOr<utoipa::openapi::schema::Schema>)>) {
+                OpenApiFactory::schemas(&$described, schemas);
+            }
+        }
+    };
+}
+any_method!(
+    /// `ANY /authz/forward-auth`
+    ForwardAuth, "/authz/forward-auth", forward_auth, __path_forward_auth
+);
+any_method!(
+    /// `ANY /authz/auth-request`
+    AuthRequest, "/authz/auth-request", auth_request, __path_auth_request
+);
+any_method!(
+    /// `ANY /authz/ext-authz/{requirements}/{tail}`
+    ExtAuthz, "/authz/ext-authz/{requirements}/{tail:.*}", ext_authz, __path_ext_authz
+);

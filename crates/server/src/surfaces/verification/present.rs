@@ -1,0 +1,76 @@
+//! How verdicts read.
+
+use jiff::Timestamp;
+use tollkey_api::verification as api;
+use tollkey_core::{Catalogue, Family, Record};
+use tollkey_verifier::Verdict;
+
+pub(super) fn verdict(verdict: &Verdict, catalogue: &Catalogue) -> api::VerifyResponse {
+    let record = match (verdict.outcome, verdict.record.as_deref()) {
+        (Ok(()), Some(record)) => record,
+        (Ok(()), None) => return invalid(tollkey_core::Denial::UnknownKey),
+        (Err(denial), _) => return invalid(denial),
+    };
+    api::VerifyResponse::Valid(api::Valid {
+        valid: true,
+        code: "valid".to_owned(),
+        key: verified_key(record, catalogue),
+        rate_limit: verdict.rate.map(|rate| api::RateLimitState {
+            limit: rate.limit,
+            remaining: rate.remaining,
+            reset_seconds: rate.reset_seconds.into(),
+        }),
+    })
+}
+
+fn invalid(code: tollkey_core::Denial) -> api::VerifyResponse {
+    api::VerifyResponse::Invalid(api::Invalid { valid: false, code })
+}
+
+fn verified_key(record: &Record, catalogue: &Catalogue) -> api::VerifiedKey {
+    let key = &record.key;
+    api::VerifiedKey {
+        id: key.id.to_string(),
+        account_id: key.account_id.to_string(),
+        application_id: key.application_id.map(|id| id.to_string()),
+        name: key.name.clone(),
+        family: key.family,
+        mode: key.mode,
+        scopes: catalogue.names(record.scopes).cloned().collect(),
+        merchants: key.grants.merchants.clone(),
+        features: key.grants.features.clone(),
+        expires_at: key.grants.expires_at.map(Into::into),
+        metadata: key.metadata.as_ref().map(|metadata| metadata.object().clone()),
+    }
+}
+
+pub(super) fn introspection(verdict: &Verdict, catalogue: &Catalogue) -> api::IntrospectResponse {
+    let Some(record) = verdict.allowed() else { return api::IntrospectResponse::inactive() };
+    let key = &record.key;
+    api::IntrospectResponse {
+        active: true,
+        scope: Some(catalogue.joined(record.scopes)),
+        client_id: key.application_id.map(|id| id.to_string()),
+        sub: Some(key.account_id.to_string()),
+        token_type: Some("Bearer".to_owned()),
+        exp: key.grants.expires_at.map(Into::into),
+        iat: Some(key.created_at.into()),
+        jti: Some(key.id.to_string()),
+        mode: Some(key.mode),
+    }
+}
+
+pub(super) fn whoami(record: &Record, catalogue: &Catalogue, now: Timestamp) -> api::WhoAmI {
+    let key = &record.key;
+    let rest = (key.family != Family::Publishable).then(|| api::WhoAmIRest {
+        account_id: key.account_id.to_string(),
+        application_id: key.application_id.map(|id| id.to_string()),
+        name: key.name.clone(),
+        scopes: catalogue.names(record.scopes).cloned().collect(),
+        merchants: key.grants.merchants.clone(),
+        features: key.grants.features.clone(),
+        created_at: key.created_at.into(),
+        expires_at: key.grants.expires_at.map(Into::into),
+    });
+    api::WhoAmI { id: key.id.to_string(), family: key.family, mode: key.mode, status: key.status(now), rest }
+}

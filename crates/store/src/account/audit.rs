@@ -1,0 +1,136 @@
+//! The audit log of an account.
+
+use diesel::{
+    prelude::*,
+    sql_query,
+    sql_types::{BigInt, Binary, Text},
+};
+use tollkey_core::{
+    Mode, Timestamp,
+    audit::{Action, Draft, Entry, Hash, Head},
+    time::to_micros,
+};
+
+use super::{AccountReader, AccountWriter};
+use crate::{
+    Error,
+    connection::multi::MultiBackend,
+    rows::{self, EntryRow},
+    schema::{audit_heads, audit_log},
+};
+
+/// Which entries. Each `None` is no filter.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct AuditFilter {
+    /// With this action.
+    pub action: Option<Action>,
+    /// About the thing with this id, hyphenated.
+    pub target_id: Option<String>,
+    /// Not before.
+    pub since: Option<Timestamp>,
+    /// Before.
+    pub until: Option<Timestamp>,
+    /// About keys of this mode.
+    pub mode: Option<Mode>,
+}
+
+/// Takes the account's place in its chain and keeps others from it until the end of the transaction, in one
+/// statement: the update that changes nothing locks the row on PostgreSQL.
+const LOCK_HEAD: &str = "INSERT INTO audit_heads (account_id, seq, hash) VALUES ($1, 0, $2) \
+    ON CONFLICT (account_id) DO UPDATE SET account_id = excluded.account_id RETURNING seq, hash";
+
+#[derive(QueryableByName)]
+struct HeadRow {
+    #[diesel(sql_type = BigInt)]
+    seq: i64,
+    #[diesel(sql_type = Binary)]
+    hash: Vec<u8>,
+}
+
+impl AccountReader<'_> {
+    /// The account's entries, newest first, behind the one with this number.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub fn audit_log(&mut self, filter: &AuditFilter, before: Option<u64>, limit: u32) -> Result<Vec<Entry>, Error> {
+        let mut query = audit_log::table
+            .filter(audit_log::account_id.eq(self.account.as_str()))
+            .order(audit_log::seq.desc())
+            .limit(limit.into())
+            .select(EntryRow::as_select())
+            .into_boxed::<MultiBackend>();
+        if let Some(before) = before {
+            query = query.filter(audit_log::seq.lt(i64::try_from(before).unwrap_or(i64::MAX)));
+        }
+        if let Some(action) = filter.action {
+            query = query.filter(audit_log::action.eq(action.as_str()));
+        }
+        if let Some(target) = &filter.target_id {
+            query = query.filter(audit_log::target_id.eq(target.clone()));
+        }
+        if let Some(since) = filter.since {
+            query = query.filter(audit_log::occurred_at.ge(rows::micros(since)));
+        }
+        if let Some(until) = filter.until {
+            query = query.filter(audit_log::occurred_at.lt(rows::micros(until)));
+        }
+        if let Some(mode) = filter.mode {
+            query = query.filter(audit_log::target_mode.eq(mode.as_str()));
+        }
+        let rows: Vec<EntryRow> = query.load(self.conn)?;
+        rows.into_iter().map(TryInto::try_into).collect()
+    }
+
+    /// Where the account's chain ends.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub fn audit_head(&mut self) -> Result<Head, Error> {
+        let row: Option<(i64, Vec<u8>)> = audit_heads::table
+            .find(self.account.as_str())
+            .select((audit_heads::seq, audit_heads::hash))
+            .first(self.conn)
+            .optional()?;
+        row.map_or(Ok(Head::GENESIS), |(seq, hash)| Ok(Head { seq: rows::unsigned(seq)?, hash: rows::hash(&hash)? }))
+    }
+}
+
+impl AccountWriter<'_> {
+    /// Holds the whole account until the end of the transaction, for who counts its keys and then adds one. It is the
+    /// end of the account's audit chain that is held, which every change of the account needs anyway.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub fn lock(&mut self) -> Result<(), Error> {
+        self.lock_head().map(drop)
+    }
+
+    fn lock_head(&mut self) -> Result<Head, Error> {
+        let row: HeadRow = sql_query(LOCK_HEAD)
+            .bind::<Text, _>(self.account.as_str())
+            .bind::<Binary, _>(Hash::GENESIS.as_bytes().as_slice())
+            .get_result(self.conn)?;
+        Ok(Head { seq: rows::unsigned(row.seq)?, hash: rows::hash(&row.hash)? })
+    }
+
+    /// Adds an entry to the account's chain. Best called last: until the end of the transaction no other change of
+    /// the account can go past this.
+    ///
+    /// # Errors
+    /// [`Error`]; [`Error::NotFound`] when the entry says it is another account's.
+    pub fn append(&mut self, draft: Draft) -> Result<Entry, Error> {
+        if draft.account_id != *self.account {
+            return Err(Error::NotFound);
+        }
+        // Returned as it will be read.
+        let draft = Draft { occurred_at: to_micros(draft.occurred_at), ..draft };
+        let entry = draft.seal(self.lock_head()?);
+        let row = EntryRow::try_from(&entry)?;
+        let seq = row.seq;
+        diesel::insert_into(audit_log::table).values(row).execute(self.conn)?;
+        diesel::update(audit_heads::table.find(self.account.as_str()))
+            .set((audit_heads::seq.eq(seq), audit_heads::hash.eq(entry.hash.as_bytes().as_slice())))
+            .execute(self.conn)?;
+        Ok(entry)
+    }
+}

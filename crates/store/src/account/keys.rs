@@ -1,0 +1,279 @@
+//! The keys of an account, and how they were used.
+
+use diesel::prelude::*;
+use tollkey_core::{ApiKey, ApplicationId, Denial, Digest, Family, KeyId, Mode, Timestamp, change::Changed};
+
+use super::{AccountReader, AccountWriter, Paged, offset};
+use crate::{
+    Error,
+    connection::{AnyConnection, multi::MultiBackend},
+    rows::{self, KeyRow, KeyState},
+    schema::{api_keys, key_usage},
+};
+
+/// Where a list of keys goes on: behind this key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct KeyCursor {
+    /// When the last key seen was made.
+    pub created_at: Timestamp,
+    /// Its id.
+    pub id: KeyId,
+}
+
+impl From<&ApiKey> for KeyCursor {
+    fn from(key: &ApiKey) -> Self {
+        Self { created_at: key.created_at, id: key.id }
+    }
+}
+
+/// How often a key was verified with one outcome on one day.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DayUsage {
+    /// The day, in days since 1970-01-01 (UTC).
+    pub day: i32,
+    /// Why it was denied; `None` when it was valid.
+    pub outcome: Option<Denial>,
+    /// How often.
+    pub count: u64,
+}
+
+fn names(families: &[Family]) -> Vec<&'static str> {
+    families.iter().map(|family| family.as_str()).collect()
+}
+
+fn read(rows: Vec<KeyRow>) -> Result<Vec<ApiKey>, Error> {
+    rows.into_iter().map(TryInto::try_into).collect()
+}
+
+impl AccountReader<'_> {
+    /// The key with this id, if it is of one of these families: a surface does not see those of the others.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub fn key(&mut self, families: &[Family], id: &KeyId) -> Result<Option<ApiKey>, Error> {
+        let row: Option<KeyRow> = api_keys::table
+            .find(id.as_bytes().as_slice())
+            .filter(api_keys::account_id.eq(self.account.as_str()))
+            .filter(api_keys::family.eq_any(names(families)))
+            .select(KeyRow::as_select())
+            .first(self.conn)
+            .optional()?;
+        row.map(TryInto::try_into).transpose()
+    }
+
+    /// The keys of these families, and of that mode if one is given, newest first, behind a cursor.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub fn keys(
+        &mut self,
+        families: &[Family],
+        mode: Option<Mode>,
+        after: Option<KeyCursor>,
+        limit: u32,
+    ) -> Result<Vec<ApiKey>, Error> {
+        let mut query = api_keys::table
+            .filter(api_keys::account_id.eq(self.account.as_str()))
+            .filter(api_keys::family.eq_any(names(families)))
+            .order((api_keys::created_at.desc(), api_keys::id.desc()))
+            .limit(limit.into())
+            .select(KeyRow::as_select())
+            .into_boxed::<MultiBackend>();
+        if let Some(mode) = mode {
+            query = query.filter(api_keys::mode.eq(mode.as_str()));
+        }
+        if let Some(KeyCursor { created_at, id }) = after {
+            let at = rows::micros(created_at);
+            query = query.filter(
+                api_keys::created_at
+                    .lt(at)
+                    .or(api_keys::created_at.eq(at).and(api_keys::id.lt(id.as_bytes().to_vec()))),
+            );
+        }
+        read(query.load(self.conn)?)
+    }
+
+    /// A page of the keys of an application, newest first, revoked ones included. Pages count from 1.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub fn application_keys(
+        &mut self,
+        application: &ApplicationId,
+        page: u32,
+        limit: u32,
+    ) -> Result<Paged<ApiKey>, Error> {
+        let total: i64 = api_keys::table
+            .filter(api_keys::account_id.eq(self.account.as_str()))
+            .filter(api_keys::application_id.eq(application.as_bytes().as_slice()))
+            .count()
+            .get_result(self.conn)?;
+        let rows: Vec<KeyRow> = api_keys::table
+            .filter(api_keys::account_id.eq(self.account.as_str()))
+            .filter(api_keys::application_id.eq(application.as_bytes().as_slice()))
+            .order((api_keys::created_at.desc(), api_keys::id.desc()))
+            .limit(limit.into())
+            .offset(offset(page, limit))
+            .select(KeyRow::as_select())
+            .load(self.conn)?;
+        Ok(Paged { items: read(rows)?, total: rows::unsigned(total)? })
+    }
+
+    /// The newest keys of each of these applications, at most `most_each` of each, in the order of the applications.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub fn keys_of_applications(
+        &mut self,
+        applications: &[ApplicationId],
+        most_each: u32,
+    ) -> Result<Vec<ApiKey>, Error> {
+        let mut keys = Vec::new();
+        // A query each, along the index: one for all of them would read every revoked key there ever was.
+        for application in applications {
+            let rows: Vec<KeyRow> = api_keys::table
+                .filter(api_keys::account_id.eq(self.account.as_str()))
+                .filter(api_keys::application_id.eq(application.as_bytes().as_slice()))
+                .order((api_keys::created_at.desc(), api_keys::id.desc()))
+                .limit(most_each.into())
+                .select(KeyRow::as_select())
+                .load(self.conn)?;
+            keys.append(&mut read(rows)?);
+        }
+        Ok(keys)
+    }
+
+    /// How many keys of an application are neither revoked nor expired. Exact for who holds the application by
+    /// [`AccountWriter::lock_application`].
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub fn count_usable(&mut self, application: &ApplicationId, now: Timestamp) -> Result<u64, Error> {
+        let count: i64 = api_keys::table
+            .filter(api_keys::account_id.eq(self.account.as_str()))
+            .filter(api_keys::application_id.eq(application.as_bytes().as_slice()))
+            .filter(api_keys::revoked_at.is_null())
+            .filter(api_keys::expires_at.is_null().or(api_keys::expires_at.gt(rows::micros(now))))
+            .count()
+            .get_result(self.conn)?;
+        rows::unsigned(count)
+    }
+
+    /// How many keys of these families are neither revoked nor expired. Exact for who holds the account by
+    /// [`AccountWriter::lock`].
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub fn count_usable_of(&mut self, families: &[Family], now: Timestamp) -> Result<u64, Error> {
+        let count: i64 = api_keys::table
+            .filter(api_keys::account_id.eq(self.account.as_str()))
+            .filter(api_keys::family.eq_any(names(families)))
+            .filter(api_keys::revoked_at.is_null())
+            .filter(api_keys::expires_at.is_null().or(api_keys::expires_at.gt(rows::micros(now))))
+            .count()
+            .get_result(self.conn)?;
+        rows::unsigned(count)
+    }
+
+    /// How a key was used since a day, by day and outcome, the newest day first.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub fn usage(&mut self, key: &KeyId, since_day: i32) -> Result<Vec<DayUsage>, Error> {
+        let rows: Vec<(i32, String, i64)> = key_usage::table
+            .inner_join(api_keys::table.on(api_keys::id.eq(key_usage::key_id)))
+            .filter(api_keys::account_id.eq(self.account.as_str()))
+            .filter(key_usage::key_id.eq(key.as_bytes().as_slice()))
+            .filter(key_usage::day.ge(since_day))
+            .order((key_usage::day.desc(), key_usage::outcome))
+            .select((key_usage::day, key_usage::outcome, key_usage::count))
+            .load(self.conn)?;
+        rows.into_iter()
+            .map(|(day, outcome, count)| {
+                Ok(DayUsage { day, outcome: rows::outcome(&outcome)?, count: rows::unsigned(count)? })
+            })
+            .collect()
+    }
+}
+
+impl AccountWriter<'_> {
+    /// The key, held until the end of the transaction, for who changes it by what it is.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub fn lock_key(&mut self, families: &[Family], id: &KeyId) -> Result<Option<ApiKey>, Error> {
+        if let AnyConnection::Postgres(conn) = &mut *self.reader.conn {
+            api_keys::table
+                .find(id.as_bytes().as_slice())
+                .filter(api_keys::account_id.eq(self.reader.account.as_str()))
+                .select(api_keys::created_at)
+                .for_update()
+                .first::<i64>(conn)
+                .optional()?;
+        }
+        self.key(families, id)
+    }
+
+    /// Adds a key. Nothing is to be forgotten for it: verifiers do not remember what they do not know.
+    ///
+    /// # Errors
+    /// [`Error::Unique`]; [`Error::NotFound`] when it says it is another account's, [`Error::Other`] when its
+    /// application is.
+    pub fn insert_key(&mut self, key: &ApiKey, digest: &Digest) -> Result<(), Error> {
+        if key.account_id != *self.account {
+            return Err(Error::NotFound);
+        }
+        diesel::insert_into(api_keys::table)
+            .values((KeyRow::from(key), api_keys::digest.eq(digest.as_bytes().as_slice())))
+            .execute(self.conn)?;
+        Ok(())
+    }
+
+    /// Writes what use-cases change of a key: its name, grants, metadata, suspension, revocation and successor. Leaves
+    /// `last_used_at` alone, which verification may have moved meanwhile, and what never changes.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] when it is not there.
+    pub fn save_key(&mut self, key: &ApiKey) -> Result<(), Error> {
+        let written = diesel::update(
+            api_keys::table.find(key.id.as_bytes().as_slice()).filter(api_keys::account_id.eq(self.account.as_str())),
+        )
+        .set(KeyState::from(key))
+        .execute(self.conn)?;
+        if written == 0 {
+            return Err(Error::NotFound);
+        }
+        self.changed(Changed::Key(key.id));
+        Ok(())
+    }
+
+    /// Keys of an application that are not revoked, at most `limit`, held until the end of the transaction. To revoke
+    /// them all, revoke and save these and ask again until there are none.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub fn lock_unrevoked(&mut self, application: &ApplicationId, limit: u32) -> Result<Vec<ApiKey>, Error> {
+        let bytes = application.as_bytes().as_slice();
+        if let AnyConnection::Postgres(conn) = &mut *self.reader.conn {
+            api_keys::table
+                .filter(api_keys::account_id.eq(self.reader.account.as_str()))
+                .filter(api_keys::application_id.eq(bytes))
+                .filter(api_keys::revoked_at.is_null())
+                .order(api_keys::id) // one order for all who lock several
+                .limit(limit.into())
+                .select(api_keys::id)
+                .for_update()
+                .load::<Vec<u8>>(conn)?;
+        }
+        read(
+            api_keys::table
+                .filter(api_keys::account_id.eq(self.account.as_str()))
+                .filter(api_keys::application_id.eq(bytes))
+                .filter(api_keys::revoked_at.is_null())
+                .order(api_keys::id)
+                .limit(limit.into())
+                .select(KeyRow::as_select())
+                .load(self.conn)?,
+        )
+    }
+}

@@ -1,0 +1,117 @@
+//! What belongs to one account. Every query here is filtered by it, so that no caller can cross tenants.
+
+mod applications;
+mod audit;
+mod keys;
+
+use std::ops::{Deref, DerefMut};
+
+use diesel::{prelude::*, sql_query, sql_types::Text};
+use tollkey_core::{Account, AccountId, OperatingModel, Timestamp, change::Changed};
+
+pub use audit::AuditFilter;
+pub use keys::{DayUsage, KeyCursor};
+
+use crate::{Error, Reader, Writer, connection::AnyConnection, rows, schema::accounts};
+
+/// Reads what belongs to one account.
+pub struct AccountReader<'a> {
+    conn: &'a mut AnyConnection,
+    account: &'a AccountId,
+}
+
+/// Reads and writes what belongs to one account.
+pub struct AccountWriter<'a> {
+    reader: AccountReader<'a>,
+    changed: &'a mut Vec<Changed>,
+}
+
+impl<'a> Deref for AccountWriter<'a> {
+    type Target = AccountReader<'a>;
+
+    fn deref(&self) -> &AccountReader<'a> {
+        &self.reader
+    }
+}
+impl DerefMut for AccountWriter<'_> {
+    fn deref_mut(&mut self) -> &mut Self::Target {
+        &mut self.reader
+    }
+}
+
+/// One page of a list, and how many things the whole list has.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Paged<T> {
+    /// The things of the page, newest first. Empty past the end.
+    pub items: Vec<T>,
+    /// How many there are on all pages.
+    pub total: u64,
+}
+
+/// The number of rows before a page; pages count from 1.
+fn offset(page: u32, limit: u32) -> i64 {
+    i64::from(page.saturating_sub(1)) * i64::from(limit)
+}
+
+impl Reader<'_> {
+    /// What belongs to this account.
+    pub fn account<'a>(&'a mut self, account: &'a AccountId) -> AccountReader<'a> {
+        AccountReader { conn: self.conn, account }
+    }
+}
+
+impl Writer<'_> {
+    /// What belongs to this account.
+    pub fn account<'a>(&'a mut self, account: &'a AccountId) -> AccountWriter<'a> {
+        let (conn, changed) = self.parts();
+        AccountWriter { reader: AccountReader { conn, account }, changed }
+    }
+}
+
+impl AccountReader<'_> {
+    /// The account. One that nothing was set for has the default operating model.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub fn get(&mut self) -> Result<Account, Error> {
+        let model: Option<String> = accounts::table
+            .find(self.account.as_str())
+            .select(accounts::operating_model)
+            .first(self.conn)
+            .optional()?;
+        let operating_model = model.as_deref().map(rows::operating_model).transpose()?.unwrap_or_default();
+        Ok(Account { id: self.account.clone(), operating_model })
+    }
+}
+
+/// Changes nothing when the model is that already, so that the number of rows tells.
+const SET_MODEL: &str = "INSERT INTO accounts (id, operating_model, updated_at) VALUES ($1, $2, $3) \
+    ON CONFLICT (id) DO UPDATE SET operating_model = excluded.operating_model, updated_at = excluded.updated_at \
+    WHERE accounts.operating_model <> excluded.operating_model";
+
+impl AccountWriter<'_> {
+    /// Notes, once, that verifiers have to forget something.
+    fn changed(&mut self, what: Changed) {
+        if !self.changed.contains(&what) {
+            self.changed.push(what);
+        }
+    }
+
+    /// Sets how the account does business. Verifiers forget its keys if that is another model than before.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub fn set_operating_model(&mut self, model: OperatingModel, at: Timestamp) -> Result<(), Error> {
+        let before = self.get()?.operating_model;
+        let written = sql_query(SET_MODEL)
+            .bind::<Text, _>(self.account.as_str())
+            .bind::<Text, _>(model.as_str())
+            .bind::<diesel::sql_types::BigInt, _>(rows::micros(at))
+            .execute(self.conn)?;
+        if written > 0 || before != model {
+            let account = self.account.clone();
+            self.changed(Changed::Account(account));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,235 @@
+//! The change counter, the log of changes and the leases of verifiers.
+//!
+//! Not bound to a tenant: a verifier remembers keys of all accounts. The rules are those of the project's design
+//! ("revocation without a window"); each statement here is one of them, and changing one needs a model that says it
+//! may be changed.
+
+use std::time::Duration;
+
+use diesel::{
+    connection::SimpleConnection as _,
+    prelude::*,
+    sql_query,
+    sql_types::{BigInt, Binary},
+};
+use tollkey_core::change::{Changed, Seq, VerifierId};
+
+use crate::{
+    Error, Store,
+    connection::AnyConnection,
+    rows,
+    schema::{change_counter, changes, settings, verifiers},
+    wake,
+};
+
+/// How many changes are kept. A verifier further behind sees a gap and forgets everything.
+pub const KEPT_CHANGES: i64 = 10_000;
+
+/// The log of changes after some value of the counter.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ChangeLog {
+    /// The counter, read in the same snapshot.
+    pub current: Seq,
+    /// The changes in order. Ends before `current` when there are more than were asked for; begins later than the
+    /// next one when what was asked for is no longer kept.
+    pub changes: Vec<(Seq, Changed)>,
+}
+
+/// A verifier that has not applied a change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Behind {
+    /// Who.
+    pub verifier: VerifierId,
+    /// How often it has renewed its lease; whether this moves tells whether it lives.
+    pub renewals: i64,
+}
+
+/// Raises the counter for these changes and notes them. `None` when there are none. The counter's row lock, held
+/// until the commit, makes the counter the order of the commits, without gaps.
+pub(crate) fn raise_counter(conn: &mut AnyConnection, changed: &[Changed]) -> Result<Option<Seq>, Error> {
+    if changed.is_empty() {
+        return Ok(None);
+    }
+    let count = i64::try_from(changed.len()).map_err(|_| Error::Other)?;
+    let last: i64 = diesel::update(change_counter::table)
+        .set(change_counter::seq.eq(change_counter::seq + count))
+        .returning(change_counter::seq)
+        .get_result(conn)?;
+    for (seq, change) in (last - count + 1..).zip(changed) {
+        let (kind, what) = to_text(change);
+        diesel::insert_into(changes::table)
+            .values((changes::seq.eq(seq), changes::kind.eq(kind), changes::what.eq(what)))
+            .execute(conn)?;
+    }
+    diesel::delete(changes::table.filter(changes::seq.le(last - KEPT_CHANGES))).execute(conn)?;
+    if let AnyConnection::Postgres(conn) = conn {
+        conn.batch_execute(&format!("NOTIFY {}", wake::CHANNEL))?; // sent by the commit
+    }
+    Ok(Some(Seq(last)))
+}
+
+fn to_text(change: &Changed) -> (&'static str, String) {
+    match change {
+        Changed::Key(id) => ("key", id.to_string()),
+        Changed::Application(id) => ("application", id.to_string()),
+        Changed::Account(id) => ("account", id.to_string()),
+        Changed::ServiceKey(id) => ("service_key", id.to_string()),
+    }
+}
+
+fn from_text(kind: &str, what: &str) -> Result<Changed, Error> {
+    let corrupt = || Error::corrupt("change");
+    Ok(match kind {
+        "key" => Changed::Key(what.parse().map_err(|_| corrupt())?),
+        "application" => Changed::Application(what.parse().map_err(|_| corrupt())?),
+        "account" => Changed::Account(rows::account_id(what)?),
+        "service_key" => Changed::ServiceKey(what.parse().map_err(|_| corrupt())?),
+        _ => return Err(corrupt()),
+    })
+}
+
+/// PostgreSQL: one statement. The share lock waits for a revoker between its UPDATE and its commit and then sees its
+/// counter; without it, a verifier whose row is not there yet could slip in beside that revoker.
+const RENEW_POSTGRES: &str = "WITH c AS (SELECT seq FROM change_counter FOR SHARE) \
+    INSERT INTO verifiers (id, applied_seq, renewals) SELECT $1, $2, 1 FROM c WHERE seq = $3 \
+    ON CONFLICT (id) DO UPDATE SET applied_seq = excluded.applied_seq, renewals = verifiers.renewals + 1";
+/// SQLite: the same under the one write lock. Its `$1` are named parameters, numbered as they first appear.
+const RENEW_SQLITE: &str = "INSERT INTO verifiers (id, applied_seq, renewals) \
+    SELECT $1, $2, 1 FROM change_counter WHERE seq = $3 \
+    ON CONFLICT (id) DO UPDATE SET applied_seq = excluded.applied_seq, renewals = verifiers.renewals + 1";
+
+impl Store {
+    /// The changes after `after`, at most `limit` of them, and the counter, in one snapshot.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub async fn changes_after(&self, after: Seq, limit: u32) -> Result<ChangeLog, Error> {
+        self.lease_read(move |conn| {
+            // One statement is one snapshot. With no change after `after` there is one row, without a change.
+            let rows: Vec<(i64, Option<i64>, Option<String>, Option<String>)> = change_counter::table
+                .left_join(changes::table.on(changes::seq.gt(after.0)))
+                .order(changes::seq.asc())
+                .limit(limit.max(1).into())
+                .select((
+                    change_counter::seq,
+                    changes::seq.nullable(),
+                    changes::kind.nullable(),
+                    changes::what.nullable(),
+                ))
+                .load(conn)?;
+            let current = rows.first().map(|row| Seq(row.0)).ok_or_else(|| Error::corrupt("change counter"))?;
+            let changes = rows.iter().filter_map(|row| match row {
+                (_, Some(seq), Some(kind), Some(what)) => Some(from_text(kind, what).map(|what| (Seq(*seq), what))),
+                _ => None,
+            });
+            Ok(ChangeLog { current, changes: changes.collect::<Result<_, Error>>()? })
+        })
+        .await
+    }
+
+    /// Takes or renews a verifier's lease. `evicted` is the value up to which it has finished evicting, `reported`
+    /// what it answers for (with its subscribers, never more than `evicted`). False when the counter is not at
+    /// `evicted`: apply the missing changes and try again. A lease counts from before the call.
+    ///
+    /// # Errors
+    /// [`Error`]; whether the lease was renewed is then unknown, so it was not.
+    pub async fn renew(&self, verifier: VerifierId, reported: Seq, evicted: Seq) -> Result<bool, Error> {
+        self.lease_one(move |conn| {
+            let sql = match conn {
+                AnyConnection::Postgres(_) => RENEW_POSTGRES,
+                AnyConnection::Sqlite(_) => RENEW_SQLITE,
+            };
+            let written = sql_query(sql)
+                .bind::<Binary, _>(verifier.as_bytes().as_slice())
+                .bind::<BigInt, _>(reported.0)
+                .bind::<BigInt, _>(evicted.0)
+                .execute(conn)?;
+            Ok(written == 1)
+        })
+        .await
+    }
+
+    /// Tells how far a verifier has applied changes, without extending its lease. Nothing happens when its row is
+    /// gone: its next renewal makes one.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub async fn report(&self, verifier: VerifierId, applied: Seq) -> Result<(), Error> {
+        self.lease_one(move |conn| {
+            diesel::update(verifiers::table.find(verifier.as_bytes().as_slice()))
+                .set(verifiers::applied_seq.eq(applied.0))
+                .execute(conn)?;
+            Ok(())
+        })
+        .await
+    }
+
+    /// Removes a verifier that has stopped answering from memory.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub async fn unregister(&self, verifier: VerifierId) -> Result<(), Error> {
+        self.lease_one(move |conn| {
+            diesel::delete(verifiers::table.find(verifier.as_bytes().as_slice())).execute(conn)?;
+            Ok(())
+        })
+        .await
+    }
+
+    /// The other verifiers that have not applied everything up to `seq`.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub async fn behind(&self, seq: Seq, except: VerifierId) -> Result<Vec<Behind>, Error> {
+        self.lease_read(move |conn| {
+            let rows: Vec<(Vec<u8>, i64)> = verifiers::table
+                .filter(verifiers::applied_seq.lt(seq.0))
+                .filter(verifiers::id.ne(except.as_bytes().as_slice()))
+                .order(verifiers::id)
+                .select((verifiers::id, verifiers::renewals))
+                .load(conn)?;
+            rows.into_iter()
+                .map(|(id, renewals)| {
+                    let id: [u8; 16] = id.try_into().map_err(|_| Error::corrupt("verifier"))?;
+                    Ok(Behind { verifier: VerifierId::from_bytes(id), renewals })
+                })
+                .collect()
+        })
+        .await
+    }
+
+    /// Removes the row of a verifier that has not renewed since it was seen with that many renewals: it is gone or cut
+    /// off, and its lease has ended. One that has renewed keeps its row, or the next revoker would not wait for it.
+    /// Returns whether the row was removed.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub async fn remove_if_not_renewed(&self, verifier: VerifierId, renewals: i64) -> Result<bool, Error> {
+        self.lease_one(move |conn| {
+            let removed = diesel::delete(
+                verifiers::table
+                    .filter(verifiers::id.eq(verifier.as_bytes().as_slice()))
+                    .filter(verifiers::renewals.eq(renewals)),
+            )
+            .execute(conn)?;
+            Ok(removed == 1)
+        })
+        .await
+    }
+
+    /// How long a lease lasts. Kept in the database so that replicas cannot disagree.
+    ///
+    /// # Errors
+    /// [`Error`]; [`Error::Corrupt`] unless it is 100 ms to a minute.
+    pub async fn lease_length(&self) -> Result<Duration, Error> {
+        self.lease_read(|conn| {
+            let value: String =
+                settings::table.find("lease_ms").select(settings::value).first(conn).optional()?.unwrap_or_default();
+            match value.parse() {
+                Ok(millis @ 100..=60_000) => Ok(Duration::from_millis(millis)),
+                _ => Err(Error::corrupt("lease length")),
+            }
+        })
+        .await
+    }
+}

@@ -1,0 +1,406 @@
+//! Rows, and how they become the core's types and back. What cannot be read is [`Error::Corrupt`]: the log names the
+//! thing, never the value.
+
+use diesel::prelude::*;
+use serde_json::Value;
+use tollkey_core::{
+    AccountId, ApiKey, Application, Denial, Family, Grants, Id, IpList, Mode, OperatingModel, RateLimit, Scope,
+    ServiceKey, Timestamp,
+    audit::{self, Action, Actor, ActorKind, Draft, Entry, Target, TargetKind},
+    feature::Feature,
+    metadata::Metadata,
+};
+
+use crate::{
+    Error,
+    schema::{api_keys, applications, audit_log, service_keys},
+};
+
+pub(crate) fn micros(at: Timestamp) -> i64 {
+    at.as_microsecond()
+}
+
+pub(crate) fn timestamp(micros: i64) -> Result<Timestamp, Error> {
+    Timestamp::from_microsecond(micros).map_err(|_| Error::corrupt("time"))
+}
+
+fn optional_timestamp(micros: Option<i64>) -> Result<Option<Timestamp>, Error> {
+    micros.map(timestamp).transpose()
+}
+
+pub(crate) fn id<Of>(bytes: &[u8]) -> Result<Id<Of>, Error> {
+    bytes.try_into().map(Id::from_bytes).map_err(|_| Error::corrupt("id"))
+}
+
+fn optional_id<Of>(bytes: Option<&[u8]>) -> Result<Option<Id<Of>>, Error> {
+    bytes.map(id).transpose()
+}
+
+pub(crate) fn account_id(text: &str) -> Result<AccountId, Error> {
+    text.parse().map_err(|_| Error::corrupt("account id"))
+}
+
+pub(crate) fn operating_model(text: &str) -> Result<OperatingModel, Error> {
+    text.parse().map_err(|_| Error::corrupt("operating model"))
+}
+
+fn mode(text: &str) -> Result<Mode, Error> {
+    Mode::parse(text).ok_or_else(|| Error::corrupt("mode"))
+}
+
+fn family(text: &str) -> Result<Family, Error> {
+    Family::ALL.into_iter().find(|family| family.as_str() == text).ok_or_else(|| Error::corrupt("family"))
+}
+
+pub(crate) fn hash(bytes: &[u8]) -> Result<audit::Hash, Error> {
+    bytes.try_into().map(audit::Hash::from_bytes).map_err(|_| Error::corrupt("hash"))
+}
+
+/// A number that is never negative.
+pub(crate) fn unsigned(number: i64) -> Result<u64, Error> {
+    number.try_into().map_err(|_| Error::corrupt("number"))
+}
+
+/// What a verification ended in, as stored: a denial's code, or `valid`.
+pub(crate) fn outcome_text(outcome: Option<Denial>) -> &'static str {
+    outcome.map_or("valid", Denial::code)
+}
+
+pub(crate) fn outcome(text: &str) -> Result<Option<Denial>, Error> {
+    if text == "valid" {
+        return Ok(None);
+    }
+    Denial::ALL.into_iter().find(|denial| denial.code() == text).map(Some).ok_or_else(|| Error::corrupt("outcome"))
+}
+
+/// An application.
+#[derive(Queryable, Selectable, Insertable)]
+#[diesel(table_name = applications, treat_none_as_default_value = false)]
+pub(crate) struct ApplicationRow {
+    id: Vec<u8>,
+    account_id: String,
+    name: String,
+    description: Option<String>,
+    is_enabled: bool,
+    created_at: i64,
+    deleted_at: Option<i64>,
+}
+
+impl From<&Application> for ApplicationRow {
+    fn from(application: &Application) -> Self {
+        Self {
+            id: application.id.as_bytes().to_vec(),
+            account_id: application.account_id.as_str().to_owned(),
+            name: application.name.clone(),
+            description: application.description.clone(),
+            is_enabled: application.is_enabled,
+            created_at: micros(application.created_at),
+            deleted_at: None,
+        }
+    }
+}
+
+impl TryFrom<ApplicationRow> for Application {
+    type Error = Error;
+
+    fn try_from(row: ApplicationRow) -> Result<Self, Error> {
+        Ok(Self {
+            id: id(&row.id)?,
+            account_id: account_id(&row.account_id)?,
+            name: row.name,
+            description: row.description,
+            // Only verification sees deleted ones; to it they are as good as disabled.
+            is_enabled: row.is_enabled && row.deleted_at.is_none(),
+            created_at: timestamp(row.created_at)?,
+        })
+    }
+}
+
+/// A key, without its digest.
+#[derive(Queryable, Selectable, Insertable)]
+#[diesel(table_name = api_keys, treat_none_as_default_value = false)]
+pub(crate) struct KeyRow {
+    id: Vec<u8>,
+    account_id: String,
+    application_id: Option<Vec<u8>>,
+    name: String,
+    family: String,
+    mode: String,
+    prefix: String,
+    last4: String,
+    scopes: String,
+    merchants: Option<String>,
+    features: Option<String>,
+    allowed_ips: Option<String>,
+    rate_limit_limit: Option<i32>,
+    rate_limit_window_seconds: Option<i32>,
+    expires_at: Option<i64>,
+    metadata: Option<String>,
+    created_at: i64,
+    created_by: Option<Vec<u8>>,
+    last_used_at: Option<i64>,
+    suspended_at: Option<i64>,
+    revoked_at: Option<i64>,
+    revoked_reason: Option<String>,
+    rotated_from: Option<Vec<u8>>,
+    rotated_to: Option<Vec<u8>>,
+}
+
+/// The columns of a key that use-cases change: never `last_used_at`, which verification writes meanwhile.
+#[derive(AsChangeset)]
+#[diesel(table_name = api_keys, treat_none_as_null = true)]
+pub(crate) struct KeyState {
+    name: String,
+    scopes: String,
+    merchants: Option<String>,
+    features: Option<String>,
+    allowed_ips: Option<String>,
+    rate_limit_limit: Option<i32>,
+    rate_limit_window_seconds: Option<i32>,
+    expires_at: Option<i64>,
+    metadata: Option<String>,
+    suspended_at: Option<i64>,
+    revoked_at: Option<i64>,
+    revoked_reason: Option<String>,
+    rotated_to: Option<Vec<u8>>,
+}
+
+impl From<&ApiKey> for KeyState {
+    fn from(key: &ApiKey) -> Self {
+        let grants = &key.grants;
+        // Both numbers are far below i32::MAX: see RateLimit.
+        let number = |number: std::num::NonZeroU32| i32::try_from(number.get()).unwrap_or(i32::MAX);
+        Self {
+            name: key.name.clone(),
+            scopes: grants.scopes.iter().map(Scope::as_str).collect::<Vec<_>>().join(" "),
+            merchants: grants.merchants.as_ref().map(|list| array(list.iter().map(String::as_str))),
+            features: grants.features.as_ref().map(|list| array(list.iter().map(|feature| feature.as_str()))),
+            allowed_ips: grants.allowed_ips.as_ref().map(|list| {
+                let networks: Vec<String> = list.networks().iter().map(ToString::to_string).collect();
+                array(networks.iter().map(String::as_str))
+            }),
+            rate_limit_limit: grants.rate_limit.map(|limit| number(limit.limit())),
+            rate_limit_window_seconds: grants.rate_limit.map(|limit| number(limit.window_seconds())),
+            expires_at: grants.expires_at.map(micros),
+            metadata: key.metadata.as_ref().map(Metadata::to_json),
+            suspended_at: key.suspended_at.map(micros),
+            revoked_at: key.revoked_at.map(micros),
+            revoked_reason: key.revoked_reason.clone(),
+            rotated_to: key.rotated_to.map(bytes),
+        }
+    }
+}
+
+impl From<&ApiKey> for KeyRow {
+    fn from(key: &ApiKey) -> Self {
+        let state = KeyState::from(key);
+        Self {
+            id: bytes(key.id),
+            account_id: key.account_id.as_str().to_owned(),
+            application_id: key.application_id.map(bytes),
+            name: state.name,
+            family: key.family.as_str().to_owned(),
+            mode: key.mode.as_str().to_owned(),
+            prefix: key.prefix.clone(),
+            last4: key.last4.clone(),
+            scopes: state.scopes,
+            merchants: state.merchants,
+            features: state.features,
+            allowed_ips: state.allowed_ips,
+            rate_limit_limit: state.rate_limit_limit,
+            rate_limit_window_seconds: state.rate_limit_window_seconds,
+            expires_at: state.expires_at,
+            metadata: state.metadata,
+            created_at: micros(key.created_at),
+            created_by: key.created_by.map(bytes),
+            last_used_at: key.last_used_at.map(micros),
+            suspended_at: state.suspended_at,
+            revoked_at: state.revoked_at,
+            revoked_reason: state.revoked_reason,
+            rotated_from: key.rotated_from.map(bytes),
+            rotated_to: state.rotated_to,
+        }
+    }
+}
+
+impl TryFrom<KeyRow> for ApiKey {
+    type Error = Error;
+
+    fn try_from(row: KeyRow) -> Result<Self, Error> {
+        let rate_limit = match (row.rate_limit_limit, row.rate_limit_window_seconds) {
+            (None, None) => None,
+            (Some(limit), Some(window)) => {
+                Some(RateLimit::new(limit.into(), window.into()).map_err(|_| Error::corrupt("rate limit"))?)
+            }
+            _ => return Err(Error::corrupt("rate limit")),
+        };
+        let features = strings(row.features, "features")?.map(|names| {
+            names.iter().map(|name| Feature::parse(name).map_err(|_| Error::corrupt("features"))).collect()
+        });
+        let networks = strings(row.allowed_ips, "networks")?;
+        let allowed_ips =
+            networks.map(|list| IpList::parse(list.iter().map(String::as_str)).map_err(|_| Error::corrupt("networks")));
+        let metadata = row.metadata.map(|text| match serde_json::from_str(&text) {
+            Ok(Value::Object(object)) => Metadata::new(object).map_err(|_| Error::corrupt("metadata")),
+            _ => Err(Error::corrupt("metadata")),
+        });
+        let grants = Grants {
+            scopes: row.scopes.split_ascii_whitespace().map(|name| Scope::named(name.to_owned())).collect(),
+            merchants: strings(row.merchants, "merchants")?,
+            features: features.transpose()?,
+            allowed_ips: allowed_ips.transpose()?,
+            rate_limit,
+            expires_at: optional_timestamp(row.expires_at)?,
+        };
+        // A restriction that restricts to nothing is never written; read as one it would deny, as an absent one allow.
+        if grants.merchants.as_ref().is_some_and(Vec::is_empty) || grants.features.as_ref().is_some_and(Vec::is_empty) {
+            return Err(Error::corrupt("restriction"));
+        }
+        Ok(Self {
+            id: id(&row.id)?,
+            account_id: account_id(&row.account_id)?,
+            application_id: optional_id(row.application_id.as_deref())?,
+            name: row.name,
+            family: family(&row.family)?,
+            mode: mode(&row.mode)?,
+            prefix: row.prefix,
+            last4: row.last4,
+            grants,
+            metadata: metadata.transpose()?,
+            created_at: timestamp(row.created_at)?,
+            created_by: optional_id(row.created_by.as_deref())?,
+            last_used_at: optional_timestamp(row.last_used_at)?,
+            suspended_at: optional_timestamp(row.suspended_at)?,
+            revoked_at: optional_timestamp(row.revoked_at)?,
+            revoked_reason: row.revoked_reason,
+            rotated_from: optional_id(row.rotated_from.as_deref())?,
+            rotated_to: optional_id(row.rotated_to.as_deref())?,
+        })
+    }
+}
+
+fn bytes<Of>(id: Id<Of>) -> Vec<u8> {
+    id.as_bytes().to_vec()
+}
+
+fn array<'a>(texts: impl Iterator<Item = &'a str>) -> String {
+    Value::from_iter(texts).to_string()
+}
+
+fn strings(json: Option<String>, what: &'static str) -> Result<Option<Vec<String>>, Error> {
+    let Some(json) = json else { return Ok(None) };
+    let Ok(Value::Array(values)) = serde_json::from_str(&json) else { return Err(Error::corrupt(what)) };
+    let texts = values.into_iter().map(|value| match value {
+        Value::String(text) => Ok(text),
+        _ => Err(Error::corrupt(what)),
+    });
+    texts.collect::<Result<_, _>>().map(Some)
+}
+
+/// An entry of the audit log.
+#[derive(Queryable, Selectable, Insertable)]
+#[diesel(table_name = audit_log, treat_none_as_default_value = false)]
+pub(crate) struct EntryRow {
+    pub(crate) account_id: String,
+    pub(crate) seq: i64,
+    id: Vec<u8>,
+    occurred_at: i64,
+    action: String,
+    actor_kind: String,
+    actor_id: String,
+    target_kind: String,
+    target_id: String,
+    target_mode: Option<String>,
+    request_id: Option<String>,
+    ip: Option<String>,
+    changes: String,
+    hash: Vec<u8>,
+}
+
+impl TryFrom<&Entry> for EntryRow {
+    type Error = Error;
+
+    fn try_from(Entry { draft, seq, hash }: &Entry) -> Result<Self, Error> {
+        Ok(Self {
+            account_id: draft.account_id.as_str().to_owned(),
+            seq: i64::try_from(*seq).map_err(|_| Error::corrupt("audit head"))?,
+            id: bytes(draft.id),
+            occurred_at: micros(draft.occurred_at),
+            action: draft.action.as_str().to_owned(),
+            actor_kind: draft.actor.kind.as_str().to_owned(),
+            actor_id: draft.actor.id.clone(),
+            target_kind: draft.target.kind.as_str().to_owned(),
+            target_id: draft.target.id.clone(),
+            target_mode: draft.target.mode.map(|mode| mode.as_str().to_owned()),
+            request_id: draft.request_id.clone(),
+            ip: draft.ip.map(|ip| ip.to_string()),
+            changes: draft.changes.to_string(),
+            hash: hash.as_bytes().to_vec(),
+        })
+    }
+}
+
+impl TryFrom<EntryRow> for Entry {
+    type Error = Error;
+
+    fn try_from(row: EntryRow) -> Result<Self, Error> {
+        let corrupt = || Error::corrupt("audit entry");
+        let action: Action = row.action.parse().map_err(|_| corrupt())?;
+        let actor_kind = ActorKind::ALL.into_iter().find(|kind| kind.as_str() == row.actor_kind).ok_or_else(corrupt)?;
+        let target_kind =
+            TargetKind::ALL.into_iter().find(|kind| kind.as_str() == row.target_kind).ok_or_else(corrupt)?;
+        let draft = Draft {
+            id: id(&row.id)?,
+            account_id: account_id(&row.account_id)?,
+            occurred_at: timestamp(row.occurred_at)?,
+            action,
+            actor: Actor { kind: actor_kind, id: row.actor_id },
+            target: Target {
+                kind: target_kind,
+                id: row.target_id,
+                mode: row.target_mode.as_deref().map(mode).transpose()?,
+            },
+            request_id: row.request_id,
+            ip: row.ip.map(|ip| ip.parse().map_err(|_| corrupt())).transpose()?,
+            changes: serde_json::from_str(&row.changes).map_err(|_| corrupt())?,
+        };
+        Ok(Self { draft, seq: unsigned(row.seq)?, hash: hash(&row.hash)? })
+    }
+}
+
+/// A service key.
+#[derive(Queryable, Selectable, Insertable)]
+#[diesel(table_name = service_keys, treat_none_as_default_value = false)]
+pub(crate) struct ServiceKeyRow {
+    id: Vec<u8>,
+    name: String,
+    last4: String,
+    created_at: i64,
+    revoked_at: Option<i64>,
+}
+
+impl From<&ServiceKey> for ServiceKeyRow {
+    fn from(key: &ServiceKey) -> Self {
+        Self {
+            id: bytes(key.id),
+            name: key.name.clone(),
+            last4: key.last4.clone(),
+            created_at: micros(key.created_at),
+            revoked_at: key.revoked_at.map(micros),
+        }
+    }
+}
+
+impl TryFrom<ServiceKeyRow> for ServiceKey {
+    type Error = Error;
+
+    fn try_from(row: ServiceKeyRow) -> Result<Self, Error> {
+        Ok(Self {
+            id: id(&row.id)?,
+            name: row.name,
+            last4: row.last4,
+            created_at: timestamp(row.created_at)?,
+            revoked_at: optional_timestamp(row.revoked_at)?,
+        })
+    }
+}

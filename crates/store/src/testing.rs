@@ -1,0 +1,274 @@
+//! Databases for tests: a fresh SQLite file, and a fresh database in a private PostgreSQL.
+//!
+//! ```no_run
+//! for database in tollkey_store::testing::backends() {
+//!     let store = database.store();
+//!     assert!(store.check_schema().is_ok());
+//! }
+//! ```
+//!
+//! The PostgreSQL is one cluster per test binary, on a socket in a temporary directory, without TCP and without fsync.
+//! A shell watches over it: when this process ends, even by being killed, the pipe between them closes and the shell
+//! stops the cluster and removes its directory. Where no PostgreSQL is installed its half of the tests is left out,
+//! loudly; with `TOLLKEY_TEST_REQUIRE_POSTGRES=1` that is a panic.
+
+use std::{
+    io::{BufRead as _, BufReader, Write as _},
+    os::unix::process::CommandExt as _,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use diesel::connection::SimpleConnection as _;
+use jiff::Timestamp;
+use tollkey_core::{Clock, time::to_micros};
+
+use crate::{
+    Backend, OpenOptions, Store,
+    connection::{Target, Use, establish},
+};
+
+/// A private PostgreSQL.
+#[derive(Debug)]
+pub struct Postgres {
+    directory: String,
+    next: AtomicU32,
+    /// Its standard input is the pipe whose end stops the cluster.
+    _watchdog: Child,
+}
+
+/// Starts the cluster, says where it is, and stops it when the pipe closes. ICU sorts unlike bytes do, so a missing
+/// COLLATE "C" is found; where the build lacks ICU, C has to do.
+const WATCHDOG: &str = r#"
+trap '' INT TERM HUP
+directory=$(mktemp -d /tmp/tkpg.XXXXXX) || exit 1
+stop() {
+    "$TOLLKEY_TEST_PG_BIN/pg_ctl" -D "$directory/data" -m immediate stop >/dev/null 2>&1
+    rm -rf "$directory"
+}
+init() { "$TOLLKEY_TEST_PG_BIN/initdb" -D "$directory/data" -U postgres -A trust -E UTF8 --no-sync "$@" >>"$directory/log" 2>&1; }
+init --locale=C --locale-provider=icu --icu-locale=en || { rm -rf "$directory/data"; init --locale=C; } ||
+    { cat "$directory/log" >&2; stop; exit 1; }
+"$TOLLKEY_TEST_PG_BIN/pg_ctl" -D "$directory/data" -l "$directory/log" -w -t 120 -o "-k $directory -c listen_addresses='' \
+    -c fsync=off -c full_page_writes=off -c max_connections=300 -c shared_buffers=32MB -c autovacuum=off" start \
+    </dev/null >/dev/null 2>&1 || { cat "$directory/log" >&2; stop; exit 1; }
+echo "$directory"
+cat >/dev/null
+stop
+"#;
+
+impl Postgres {
+    /// The cluster of this process, started when first asked for. `None` where no PostgreSQL is installed.
+    ///
+    /// # Panics
+    /// When it cannot be started, or is not installed and `TOLLKEY_TEST_REQUIRE_POSTGRES` is 1.
+    pub fn shared() -> Option<&'static Self> {
+        static SHARED: OnceLock<Option<Postgres>> = OnceLock::new();
+        SHARED
+            .get_or_init(|| {
+                let Some(bin) = find_binaries() else {
+                    let required = std::env::var("TOLLKEY_TEST_REQUIRE_POSTGRES").is_ok_and(|value| value == "1");
+                    assert!(!required, "no initdb found, but TOLLKEY_TEST_REQUIRE_POSTGRES=1");
+                    // Past the test harness, which would swallow it.
+                    let _ = writeln!(
+                        std::io::stderr(),
+                        "\nWARNING: PostgreSQL is not installed (no initdb): its half of these tests does NOT run\n"
+                    );
+                    return None;
+                };
+                Some(Self::start(&bin))
+            })
+            .as_ref()
+    }
+
+    fn start(bin: &Path) -> Self {
+        let mut command = if is_root() {
+            // PostgreSQL refuses to run as root.
+            let program = if on_path("runuser").is_some() { "runuser" } else { "su" };
+            let mut command = Command::new(program);
+            command.args(["-s", "/bin/sh", "postgres", "-c", WATCHDOG]);
+            command
+        } else {
+            let mut command = Command::new("/bin/sh");
+            command.args(["-c", WATCHDOG]);
+            command
+        };
+        let mut watchdog = command
+            .env("TOLLKEY_TEST_PG_BIN", bin)
+            .env("LC_ALL", "C")
+            .current_dir("/")
+            .process_group(0) // an interrupt of the tests must not kill it before it has cleaned up
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("the shell that watches over PostgreSQL starts");
+        let mut line = String::new();
+        let out = watchdog.stdout.take().expect("it was piped");
+        BufReader::new(out).read_line(&mut line).expect("the shell can be read");
+        assert!(line.starts_with('/'), "PostgreSQL did not start; its log is above");
+        Self { directory: line.trim().to_owned(), next: AtomicU32::new(0), _watchdog: watchdog }
+    }
+
+    fn url(&self, database: &str) -> String {
+        format!("postgres:///{database}?host={}&user=postgres", self.directory)
+    }
+
+    fn run(&self, sql: &str) {
+        let target = Target::Postgres(self.url("postgres"));
+        establish(&target, Use::Migrate).and_then(|mut conn| Ok(conn.batch_execute(sql)?)).expect(sql);
+    }
+
+    /// A fresh, empty database, dropped with what is returned.
+    ///
+    /// # Panics
+    /// When it cannot be made.
+    pub fn database(&'static self) -> Database {
+        let name = format!("t{}", self.next.fetch_add(1, Ordering::Relaxed));
+        self.run(&format!("CREATE DATABASE {name}"));
+        Database { url: self.url(&name), place: Place::Postgres { server: self, name } }
+    }
+}
+
+/// A fresh, empty database for one test.
+#[derive(Debug)]
+pub struct Database {
+    url: String,
+    place: Place,
+}
+
+#[derive(Debug)]
+enum Place {
+    Sqlite { directory: tempfile::TempDir },
+    Postgres { server: &'static Postgres, name: String },
+}
+
+impl Database {
+    /// A fresh SQLite file.
+    ///
+    /// # Panics
+    /// When there is no place for it.
+    #[must_use]
+    pub fn sqlite() -> Self {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let url = format!("sqlite://{}/tollkey.db", directory.path().display());
+        Self { url, place: Place::Sqlite { directory } }
+    }
+
+    /// Its URL.
+    #[must_use]
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// Which database it is.
+    #[must_use]
+    pub fn backend(&self) -> Backend {
+        match self.place {
+            Place::Sqlite { .. } => Backend::Sqlite,
+            Place::Postgres { .. } => Backend::Postgres,
+        }
+    }
+
+    /// The directory of a SQLite file.
+    #[must_use]
+    pub fn directory(&self) -> Option<&Path> {
+        match &self.place {
+            Place::Sqlite { directory } => Some(directory.path()),
+            Place::Postgres { .. } => None,
+        }
+    }
+
+    /// Opens and migrates it, on the real clock.
+    ///
+    /// # Panics
+    /// When that fails.
+    #[must_use]
+    pub fn store(&self) -> Store {
+        self.store_with(Arc::new(RealClock::default()))
+    }
+
+    /// Opens and migrates it, on that clock.
+    ///
+    /// # Panics
+    /// When that fails.
+    #[must_use]
+    pub fn store_with(&self, clock: Arc<dyn Clock>) -> Store {
+        let options = OpenOptions { acquire_timeout: Duration::from_secs(20), ..OpenOptions::new(&self.url) };
+        let store = Store::open(options, clock).expect("the store opens");
+        store.migrate().expect("the store is migrated");
+        store
+    }
+
+    /// Runs SQL past the store, on a connection of its own: what an operator, an accident or an attacker does.
+    ///
+    /// # Panics
+    /// When that fails.
+    pub fn sql(&self, sql: &str) {
+        let target = Target::parse(&self.url, false, |_| None).expect("the URL is good");
+        establish(&target, Use::Migrate).and_then(|mut conn| Ok(conn.batch_execute(sql)?)).expect(sql);
+    }
+}
+
+impl Drop for Database {
+    fn drop(&mut self) {
+        if let Place::Postgres { server, name } = &self.place
+            && !std::thread::panicking()
+        {
+            server.run(&format!("DROP DATABASE IF EXISTS {name} WITH (FORCE)"));
+        }
+    }
+}
+
+/// A fresh database of each backend that is there; SQLite always is.
+#[must_use]
+pub fn backends() -> Vec<Database> {
+    let postgres = Postgres::shared().map(Postgres::database);
+    [Some(Database::sqlite()), postgres].into_iter().flatten().collect()
+}
+
+/// The machine's clocks.
+#[derive(Debug)]
+pub struct RealClock(Instant);
+
+impl Default for RealClock {
+    fn default() -> Self {
+        Self(Instant::now())
+    }
+}
+
+impl Clock for RealClock {
+    fn now(&self) -> Timestamp {
+        to_micros(Timestamp::now())
+    }
+
+    fn elapsed(&self) -> Duration {
+        self.0.elapsed()
+    }
+}
+
+fn find_binaries() -> Option<PathBuf> {
+    let beside = |initdb: PathBuf| Some(initdb.canonicalize().ok()?.parent()?.to_owned());
+    if let Some(found) = on_path("initdb").and_then(beside) {
+        return Some(found);
+    }
+    let version = |path: &PathBuf| path.file_name()?.to_str()?.parse::<u32>().ok();
+    let mut versions: Vec<PathBuf> =
+        std::fs::read_dir("/usr/lib/postgresql").ok()?.filter_map(|entry| Some(entry.ok()?.path())).collect();
+    versions.sort_by_key(version);
+    versions.into_iter().rev().map(|path| path.join("bin")).find(|bin| bin.join("initdb").is_file())
+}
+
+fn on_path(program: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH")?;
+    std::env::split_paths(&path).map(|directory| directory.join(program)).find(|file| file.is_file())
+}
+
+fn is_root() -> bool {
+    let id = Command::new("id").arg("-u").output();
+    id.is_ok_and(|output| output.stdout.trim_ascii() == b"0")
+}

@@ -1,0 +1,84 @@
+//! Writing down what verification counted.
+//!
+//! Not bound to a tenant: verifiers flush the counts of all accounts in one batch. Reading them is, see
+//! [`crate::AccountReader::usage`].
+
+use diesel::{
+    prelude::*,
+    sql_query,
+    sql_types::{BigInt, Binary, Integer, Text},
+};
+use tollkey_core::{Denial, KeyId, Timestamp};
+
+use crate::{Error, Store, rows, schema::key_usage, store::Writer};
+
+/// How often a key was verified with one outcome on one day.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Usage {
+    /// Which key.
+    pub key_id: KeyId,
+    /// The day, in days since 1970-01-01 (UTC).
+    pub day: i32,
+    /// Why it was denied; `None` when it was valid.
+    pub outcome: Option<Denial>,
+    /// How often since the last flush.
+    pub count: u64,
+    /// When it was last valid, if it was since the last flush.
+    pub last_used_at: Option<Timestamp>,
+}
+
+/// The same text on both backends. A key that is not there, after a restore for instance, is skipped.
+const ADD: &str = "INSERT INTO key_usage (key_id, day, outcome, count) \
+    SELECT $1, $2, $3, $4 WHERE EXISTS (SELECT 1 FROM api_keys WHERE id = $1) \
+    ON CONFLICT (key_id, day, outcome) DO UPDATE SET count = key_usage.count + excluded.count";
+/// Touches only this column, and never takes it back: replicas flush in any order.
+const USED: &str =
+    "UPDATE api_keys SET last_used_at = $1 WHERE id = $2 AND (last_used_at IS NULL OR last_used_at < $1)";
+
+impl Store {
+    /// Adds a batch of counts, all or nothing, so that one that failed can be tried again.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub async fn add_usage(&self, batch: Vec<Usage>) -> Result<(), Error> {
+        if batch.is_empty() {
+            return Ok(());
+        }
+        // Nothing here is remembered by verifiers, so there is no change to wait for.
+        let _ = self.write(move |tx| tx.add_usage(batch)).await?;
+        Ok(())
+    }
+
+    /// Forgets the counts of days before `day`; returns how many rows that were.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub async fn prune_usage(&self, day: i32) -> Result<usize, Error> {
+        let pruned = self.write(move |tx| {
+            Ok::<_, Error>(diesel::delete(key_usage::table.filter(key_usage::day.lt(day))).execute(tx.conn)?)
+        });
+        Ok(pruned.await?.value)
+    }
+}
+
+impl Writer<'_> {
+    fn add_usage(&mut self, mut batch: Vec<Usage>) -> Result<(), Error> {
+        // One order for all replicas, or two flushes could wait for each other's rows.
+        batch.sort_by_key(|usage| (usage.key_id, usage.day, rows::outcome_text(usage.outcome)));
+        for usage in &batch {
+            sql_query(ADD)
+                .bind::<Binary, _>(usage.key_id.as_bytes().as_slice())
+                .bind::<Integer, _>(usage.day)
+                .bind::<Text, _>(rows::outcome_text(usage.outcome))
+                .bind::<BigInt, _>(i64::try_from(usage.count).unwrap_or(i64::MAX))
+                .execute(self.conn)?;
+            if let Some(at) = usage.last_used_at {
+                sql_query(USED)
+                    .bind::<BigInt, _>(rows::micros(at))
+                    .bind::<Binary, _>(usage.key_id.as_bytes().as_slice())
+                    .execute(self.conn)?;
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,83 @@
+//! Finding a presented key by its digest.
+//!
+//! Not bound to a tenant: whose key it is, is what verification finds out. Who may learn of it is judged afterwards,
+//! by [`tollkey_core::decide`].
+
+use diesel::prelude::*;
+use tollkey_core::{ApiKey, Application, Digest, OperatingModel, ServiceKey, change::Seq};
+
+use crate::{
+    Error, Store, rows,
+    rows::{ApplicationRow, KeyRow, ServiceKeyRow},
+    schema::{accounts, api_keys, applications, change_counter, service_keys},
+};
+
+/// What was found, and the change counter in the same snapshot.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Snapshot<T> {
+    /// The counter: every change up to it is in what was found, none after it.
+    pub seq: Seq,
+    /// What was found.
+    pub found: Option<T>,
+}
+
+/// A key and all it depends on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FoundKey {
+    /// The key, whatever its status.
+    pub key: ApiKey,
+    /// Its application; one that was deleted reads as disabled.
+    pub application: Option<Application>,
+    /// How its account does business.
+    pub operating_model: OperatingModel,
+}
+
+impl Store {
+    /// The key with this digest, in one statement and so in one snapshot with the change counter.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub async fn find_by_digest(&self, digest: Digest) -> Result<Snapshot<FoundKey>, Error> {
+        self.read_one(move |conn| {
+            let (seq, key, application, model): (i64, Option<KeyRow>, Option<ApplicationRow>, Option<String>) =
+                change_counter::table
+                    .left_join(api_keys::table.on(api_keys::digest.eq(digest.as_bytes().to_vec())))
+                    .left_join(applications::table.on(api_keys::application_id.eq(applications::id.nullable())))
+                    .left_join(accounts::table.on(accounts::id.eq(api_keys::account_id)))
+                    .select((
+                        change_counter::seq,
+                        Option::<KeyRow>::as_select(),
+                        Option::<ApplicationRow>::as_select(),
+                        accounts::operating_model.nullable(),
+                    ))
+                    .first(conn)?;
+            let found = key.map(|key| {
+                Ok::<_, Error>(FoundKey {
+                    key: key.try_into()?,
+                    application: application.map(TryInto::try_into).transpose()?,
+                    operating_model: model.as_deref().map(rows::operating_model).transpose()?.unwrap_or_default(),
+                })
+            });
+            Ok(Snapshot { seq: Seq(seq), found: found.transpose()? })
+        })
+        .await
+    }
+
+    /// The service key with this digest, unless it was revoked.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub async fn find_service_key(&self, digest: Digest) -> Result<Snapshot<ServiceKey>, Error> {
+        self.read_one(move |conn| {
+            let (seq, key): (i64, Option<ServiceKeyRow>) =
+                change_counter::table
+                    .left_join(service_keys::table.on(
+                        service_keys::digest.eq(digest.as_bytes().to_vec()).and(service_keys::revoked_at.is_null()),
+                    ))
+                    .select((change_counter::seq, Option::<ServiceKeyRow>::as_select()))
+                    .first(conn)?;
+            Ok(Snapshot { seq: Seq(seq), found: key.map(TryInto::try_into).transpose()? })
+        })
+        .await
+    }
+}

@@ -1,0 +1,254 @@
+//! Keeping the lease, applying changes, waiting for others.
+//!
+//! The rules that must not be loosened:
+//!
+//! - A lease counts from before it was asked for, and is granted only by a renewal at exactly the change up to which
+//!   everything has been evicted.
+//! - Holders of a lease subtract the margin, those who wait for its end add it.
+//! - Reporting what has been applied extends no lease.
+//! - A silent verifier may be removed only a lease and a margin after its renewals were read, and only if they have not
+//!   moved since. One that renews is alive, and its row is what the next revoker waits for.
+
+use std::{collections::HashMap, pin::pin, time::Duration};
+
+use tokio::time::{sleep, timeout};
+use tollkey_core::{Seq, VerifierId};
+
+use crate::{
+    clock::nanos,
+    source::{Source, Unavailable},
+    stats::count,
+    verifier::{Inner, Verifier},
+};
+
+/// How many changes are read at once.
+const CHANGES: usize = 1000;
+/// Between two looks at what others have applied: at first this long, then twice as long each time,
+const FIRST_PAUSE: Duration = Duration::from_millis(1);
+/// but no longer than this.
+const LONGEST_PAUSE: Duration = Duration::from_millis(25);
+
+/// By how much two clocks may drift apart over a lease: a thousandth of it (quartz drifts by less than a tenth of
+/// that, and NTP slews by at most half of it) and a millisecond for the grain of clocks.
+#[must_use]
+pub fn margin(lease: Duration) -> Duration {
+    lease / 1000 + Duration::from_millis(1)
+}
+
+impl<S: Source> Verifier<S> {
+    /// Keeps the lease: renews each third of it, applies changes, reports them. Ends when `shutdown` does, with
+    /// [`Verifier::stop`]. While the source is unavailable it keeps trying; the lease then ends by itself.
+    pub async fn run(self, shutdown: impl Future<Output = ()>) {
+        let inner = &*self.0;
+        let mut shutdown = pin!(shutdown);
+        let mut reported = Seq::default();
+        let mut connected = true;
+        'running: loop {
+            let renewed = tokio::select! {
+                () = &mut shutdown => break,
+                renewed = inner.within(inner.lease, inner.renew()) => renewed,
+            };
+            if renewed.is_ok() != connected {
+                connected = renewed.is_ok();
+                if connected {
+                    tracing::info!("the lease is renewed again; keys are answered from memory");
+                } else {
+                    tracing::warn!("the lease cannot be renewed; when it ends, every verification asks the source");
+                }
+            }
+            // After a failure sooner, so that a short outage costs no lease.
+            let pause = match renewed {
+                Ok(seq) => {
+                    reported = seq;
+                    inner.lease / 3
+                }
+                Err(Unavailable) => inner.lease / 10,
+            };
+            let mut due = pin!(sleep(pause.max(FIRST_PAUSE)));
+            loop {
+                tokio::select! {
+                    () = &mut shutdown => break 'running,
+                    () = &mut due => break,
+                    () = inner.poked.notified() => {}
+                }
+                if let Ok(seq) = inner.within(inner.lease, inner.follow(reported)).await {
+                    reported = seq;
+                }
+            }
+        }
+        self.stop().await;
+    }
+
+    /// Tells [`Verifier::run`] that something may have changed.
+    pub fn poke(&self) {
+        self.0.poked.notify_one();
+    }
+
+    /// Waits until change `seq` holds everywhere: until no verifier, this one included, can still answer from before
+    /// it. `since` is the clock's `elapsed`, read after the statement that raised the counter and before the commit.
+    ///
+    /// It takes as long as the slowest verifier needs to apply the change; at most, when one is silent or the source
+    /// fails, a lease and a margin, and once for a silent one a little more to remove it.
+    pub async fn settle(&self, seq: Seq, since: Duration) {
+        let inner = &*self.0;
+        let started = inner.clock.elapsed();
+        inner.settle(seq, since).await;
+        let waited = inner.clock.elapsed().saturating_sub(started);
+        count(&inner.counters.settles);
+        inner.counters.settle_nanos.fetch_add(nanos(waited), std::sync::atomic::Ordering::Relaxed);
+    }
+
+    /// Waits until all changes made so far hold everywhere. For answers that say "it is so already": who made it so
+    /// may still be waiting, or have died waiting.
+    ///
+    /// # Errors
+    /// [`Unavailable`] when the source does not say where the change counter stands.
+    pub async fn settle_current(&self) -> Result<(), Unavailable> {
+        let inner = &*self.0;
+        let seq = inner.within(inner.lease, inner.catch_up(None)).await?;
+        // Read afterwards: every lease that does not cover `seq` was asked for before `seq` was committed.
+        self.settle(seq, inner.clock.elapsed()).await;
+        Ok(())
+    }
+
+    /// Stops answering from memory, for good, and then takes this verifier off the list of those to be waited for.
+    pub async fn stop(&self) {
+        let inner = &*self.0;
+        inner.memory.stop();
+        if inner.within(inner.lease, inner.source.unregister(inner.id)).await.is_err() {
+            tracing::warn!("could not unregister; the next change waits for this verifier's lease");
+        }
+    }
+}
+
+impl<S: Source> Inner<S> {
+    /// Renews the lease, after applying what is missing for it. Answers the change that was reported with it.
+    async fn renew(&self) -> Result<Seq, Unavailable> {
+        let mut pause = FIRST_PAUSE;
+        loop {
+            let (applied, generation) = self.memory.applied();
+            let asked = self.clock.elapsed();
+            if self.source.renew(self.id, applied, applied).await? {
+                let end = (asked + self.lease).saturating_sub(self.margin);
+                self.memory.grant(generation, nanos(end));
+                return Ok(applied);
+            }
+            if self.catch_up(None).await? == applied {
+                // Refused although nothing is missing: a change is being committed right now.
+                sleep(pause).await;
+                pause = (pause * 2).min(LONGEST_PAUSE);
+            }
+        }
+    }
+
+    /// Applies what is missing and reports it, if `reported` was less. Answers what is reported now.
+    async fn follow(&self, reported: Seq) -> Result<Seq, Unavailable> {
+        let applied = self.catch_up(None).await?;
+        if applied != reported {
+            self.source.report(self.id, applied).await?;
+        }
+        Ok(applied)
+    }
+
+    /// Applies all changes made so far, or at least those up to `enough`. Answers up to which change all are applied.
+    pub(crate) async fn catch_up(&self, enough: Option<Seq>) -> Result<Seq, Unavailable> {
+        let _applying = self.applying.lock().await;
+        loop {
+            let (applied, _) = self.memory.applied();
+            if enough.is_some_and(|seq| applied >= seq) {
+                return Ok(applied);
+            }
+            let log = self.source.changes_after(applied, CHANGES).await?;
+            if self.memory.apply(&log) {
+                return Ok(log.current);
+            }
+        }
+    }
+
+    async fn settle(&self, seq: Seq, since: Duration) {
+        let whole = self.lease + self.margin;
+        let over = since + whole; // every lease that does not cover `seq` has ended then
+        let first = self.until(over, self.source.behind(seq, self.id)).await;
+        let seen_at = self.clock.elapsed();
+
+        if self.until(over, self.catch_up(Some(seq))).await.is_err() {
+            // This process must not say yes either. A renewal that is still under way grants nothing any more.
+            self.memory.drop_lease();
+            tracing::warn!(seq = seq.0, "a change could not be applied here; nothing is answered from memory");
+        }
+        // Somebody else may be waiting for this verifier, too.
+        self.poked.notify_one();
+
+        let first = match first {
+            Ok(rows) if rows.is_empty() => return,
+            Ok(rows) => Some(rows),
+            Err(Unavailable) => None,
+        };
+        let mut pause = FIRST_PAUSE;
+        while self.pause_until(over, pause).await {
+            if self.until(over, self.source.behind(seq, self.id)).await.is_ok_and(|rows| rows.is_empty()) {
+                return;
+            }
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+
+        count(&self.counters.settles_over_a_lease);
+        tracing::warn!(
+            seq = seq.0,
+            verifiers = ?first.iter().flatten().map(|(id, _)| id).collect::<Vec<_>>(),
+            "a change had to wait for a whole lease: some verifier did not report, or the source failed"
+        );
+        // A first look that came late would hold the answer back for as long again; leave it to the next change then.
+        if let Some(rows) = first
+            && seen_at.saturating_sub(since) <= whole / 10
+        {
+            self.remove_silent(seq, rows.into_iter().collect(), seen_at + whole).await;
+        }
+    }
+
+    /// Removes those of `seen` that are behind `seq` and have not renewed until `silent_until`, a lease and a margin
+    /// after they were seen: no lease of theirs is left.
+    async fn remove_silent(&self, seq: Seq, seen: HashMap<VerifierId, u64>, silent_until: Duration) {
+        while self.pause_until(silent_until, LONGEST_PAUSE).await {}
+        let removed = self.within(self.lease, async {
+            for (id, renewals) in self.source.behind(seq, self.id).await? {
+                if seen.get(&id) == Some(&renewals) {
+                    tracing::warn!(verifier = %id, "removing a verifier that has been silent for a lease");
+                    self.source.remove_if_not_renewed(id, renewals).await?;
+                }
+            }
+            Ok(())
+        });
+        if removed.await.is_err() {
+            tracing::warn!("could not remove silent verifiers; the next change waits for them again");
+        }
+    }
+
+    /// Sleeps for `pause`, but not beyond `end`. False when `end` is there.
+    async fn pause_until(&self, end: Duration, pause: Duration) -> bool {
+        let left = end.saturating_sub(self.clock.elapsed());
+        if left.is_zero() {
+            return false;
+        }
+        sleep(pause.min(left)).await;
+        true
+    }
+
+    /// An answer that comes before `end`.
+    async fn until<T>(
+        &self,
+        end: Duration,
+        answer: impl Future<Output = Result<T, Unavailable>>,
+    ) -> Result<T, Unavailable> {
+        self.within(end.saturating_sub(self.clock.elapsed()), answer).await
+    }
+
+    /// An answer that comes within `limit`.
+    pub(crate) async fn within<T>(
+        &self,
+        limit: Duration,
+        answer: impl Future<Output = Result<T, Unavailable>>,
+    ) -> Result<T, Unavailable> {
+        timeout(limit, answer).await.unwrap_or(Err(Unavailable))
+    }
+}

@@ -1,0 +1,410 @@
+//! What is remembered, under which lease, and how it is forgotten.
+//!
+//! Three rules make it safe to answer from here. They come from a model; none may be loosened without one.
+//!
+//! - The lease is looked at first, the entry afterwards. The other way round, an entry could be found, evicted while
+//!   its reader is paused, and then accepted under a lease that was granted because of that eviction.
+//! - Entries are evicted under the same lock under which they are inserted, and an answer of the source is inserted
+//!   only if no change beyond the counter value it came with has begun to be applied. So a slow answer never puts
+//!   back what a change has just removed.
+//! - A log with a gap, or a counter below ours (a database that was restored or failed over), ends everything at
+//!   once: all entries, the lease, and whatever answer or renewal is still under way.
+
+use std::{
+    collections::{BTreeSet, HashMap, VecDeque, hash_map::RandomState},
+    hash::{BuildHasher, Hasher},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+};
+
+use papaya::HashMap as Map;
+use tollkey_core::{AccountId, ApplicationId, Changed, Digest, KeyId, Record, Seq, ServiceKeyId};
+
+use crate::{
+    rate::{Allowance, Allowances},
+    source::ChangeLog,
+    stats::count,
+    usage::Tally,
+};
+
+/// How many service keys are remembered. Each stands for a resource server or gateway: there are few.
+const MAX_SERVICE_KEYS: usize = 1024;
+
+/// How many entries are given a second chance before one goes without, so that no single miss pays for all.
+const SECOND_CHANCES: usize = 64;
+
+/// A remembered key, and what belongs to it alone.
+pub(crate) struct Entry {
+    pub(crate) record: Record,
+    pub(crate) allowance: Option<Arc<Allowance>>,
+    pub(crate) tally: Tally,
+    /// Whether it was used since the eviction hand passed.
+    touched: AtomicBool,
+}
+
+impl Entry {
+    pub(crate) fn new(record: Record, allowance: Option<Arc<Allowance>>) -> Self {
+        Self { record, allowance, tally: Tally::default(), touched: AtomicBool::new(false) }
+    }
+}
+
+impl std::fmt::Debug for Entry {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Entry").field("record", &self.record).finish_non_exhaustive()
+    }
+}
+
+/// The state of the memory at which an answer of the source was asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Generation(u64);
+
+/// Everything remembered.
+pub(crate) struct Memory {
+    keys: Map<Digest, Arc<Entry>, DigestHash>,
+    service_keys: Map<Digest, ServiceKeyId, DigestHash>,
+    /// Until when it may be answered from here, in nanoseconds of the clock, margin subtracted. Written only under
+    /// the lock of `books`.
+    lease_end: AtomicU64,
+    books: Mutex<Books>,
+    max: usize,
+    evictions: AtomicU64,
+    changed: AtomicU64,
+    forgotten: AtomicU64,
+}
+
+/// What is behind the lock: how far changes are applied, and where everything is that a change could be about.
+struct Books {
+    /// Everything up to this change has been evicted. Applying and evicting happen in one critical section, so this
+    /// one number is both the model's `applying` and its `evicted`.
+    applied: Seq,
+    generation: u64,
+    stopped: bool,
+    slots: Vec<Option<(Digest, Arc<Entry>)>>,
+    free: Vec<u32>,
+    hand: usize,
+    by_key: HashMap<KeyId, u32>,
+    by_application: BTreeSet<(ApplicationId, u32)>,
+    by_account: BTreeSet<(AccountId, u32)>,
+    service_keys: VecDeque<Digest>,
+    allowances: Allowances,
+}
+
+impl Memory {
+    /// An empty memory of at most `max` keys, for which every change up to `applied` is no news.
+    pub(crate) fn new(max: usize, applied: Seq) -> Self {
+        let max = max.min(u32::MAX as usize);
+        let hash = DigestHash::random();
+        Self {
+            keys: Map::builder().hasher(hash).build(),
+            service_keys: Map::builder().hasher(hash).build(),
+            lease_end: AtomicU64::new(0),
+            books: Mutex::new(Books {
+                applied,
+                generation: 0,
+                stopped: false,
+                slots: Vec::new(),
+                free: Vec::new(),
+                hand: 0,
+                by_key: HashMap::new(),
+                by_application: BTreeSet::new(),
+                by_account: BTreeSet::new(),
+                service_keys: VecDeque::new(),
+                allowances: Allowances::new(max),
+            }),
+            max,
+            evictions: AtomicU64::new(0),
+            changed: AtomicU64::new(0),
+            forgotten: AtomicU64::new(0),
+        }
+    }
+
+    fn books(&self) -> MutexGuard<'_, Books> {
+        // After a panic in the middle of an eviction `applied` has not moved yet: the same change is applied again.
+        self.books.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The key with that digest, if it is remembered and may be answered from memory at `elapsed`.
+    pub(crate) fn recall(&self, digest: &Digest, elapsed: u64) -> Option<Arc<Entry>> {
+        if !self.may_answer(elapsed) {
+            return None;
+        }
+        let entry = Arc::clone(self.keys.pin().get(digest)?);
+        // Looked at before it is written, so that readers of one key leave its cache line to each other.
+        if !entry.touched.load(Ordering::Relaxed) {
+            entry.touched.store(true, Ordering::Relaxed);
+        }
+        Some(entry)
+    }
+
+    /// The service key with that digest, under the same conditions.
+    pub(crate) fn recall_service_key(&self, digest: &Digest, elapsed: u64) -> Option<ServiceKeyId> {
+        if self.may_answer(elapsed) { self.service_keys.pin().get(digest).copied() } else { None }
+    }
+
+    /// Whether the lease lasts at `elapsed`. To be asked before an entry is looked up.
+    fn may_answer(&self, elapsed: u64) -> bool {
+        elapsed < self.lease_end.load(Ordering::SeqCst)
+    }
+
+    /// To be taken before the source is asked, and given back with its answer.
+    pub(crate) fn generation(&self) -> Generation {
+        Generation(self.books().generation)
+    }
+
+    /// Takes in an answer of the source: remembers it if that is safe, and in any case prepares it to be judged once.
+    pub(crate) fn learn(
+        &self,
+        digest: &Digest,
+        seq: Seq,
+        asked: Generation,
+        record: Record,
+        elapsed: u64,
+    ) -> Arc<Entry> {
+        let mut books = self.books();
+        let fresh = books.is_fresh(seq, asked);
+        let limit = record.key.grants.rate_limit;
+        let allowance = limit.map(|limit| books.allowances.of(record.key.id, limit, fresh, elapsed));
+        let entry = Arc::new(Entry::new(record, allowance));
+        if fresh && self.max > 0 {
+            self.insert(&mut books, digest, &entry);
+        }
+        entry
+    }
+
+    /// Takes in a service key: remembers it if that is safe.
+    pub(crate) fn learn_service_key(&self, digest: &Digest, seq: Seq, asked: Generation, id: ServiceKeyId) {
+        let mut books = self.books();
+        if !books.is_fresh(seq, asked) || self.service_keys.pin().insert(*digest, id).is_some() {
+            return;
+        }
+        books.service_keys.push_back(*digest);
+        if books.service_keys.len() > MAX_SERVICE_KEYS
+            && let Some(oldest) = books.service_keys.pop_front()
+        {
+            self.service_keys.pin().remove(&oldest);
+        }
+    }
+
+    fn insert(&self, books: &mut Books, digest: &Digest, entry: &Arc<Entry>) {
+        if let Some(&slot) = books.by_key.get(&entry.record.key.id) {
+            self.remove(books, slot); // another request asked for the same key at the same time
+        }
+        if books.free.is_empty() && books.slots.len() >= self.max {
+            let slot = books.next_to_go();
+            self.remove(books, slot);
+            count(&self.evictions);
+        }
+        books.enter(*digest, entry);
+        self.keys.pin().insert(*digest, Arc::clone(entry));
+    }
+
+    fn remove(&self, books: &mut Books, slot: u32) {
+        if let Some(digest) = books.leave(slot) {
+            self.keys.pin().remove(&digest);
+        }
+    }
+
+    /// Applies what has changed after the change up to which everything is applied. True when nothing is missing up to
+    /// the log's current value, false when the rest has to be asked for.
+    pub(crate) fn apply(&self, log: &ChangeLog) -> bool {
+        let mut books = self.books();
+        let before = books.applied;
+        let gapless = log.changes.iter().zip(before.0 + 1..).all(|((seq, _), expected)| seq.0 == expected);
+        let last = log.changes.last().map_or(before, |(seq, _)| *seq);
+        // No news while the counter has moved is a gap too: those changes are no longer known.
+        if !gapless || last > log.current || (log.changes.is_empty() && log.current != before) {
+            self.forget(&mut books, log.current);
+            return true;
+        }
+        for (seq, changed) in &log.changes {
+            self.evict(&mut books, changed);
+            books.applied = *seq; // only now that nothing of it is left
+        }
+        last == log.current
+    }
+
+    fn evict(&self, books: &mut Books, changed: &Changed) {
+        let slots: Vec<u32> = match changed {
+            Changed::Key(id) => books.by_key.get(id).copied().into_iter().collect(),
+            Changed::Application(id) => {
+                books.by_application.range((*id, 0)..=(*id, u32::MAX)).map(|(_, slot)| *slot).collect()
+            }
+            Changed::Account(id) => {
+                books.by_account.range((id.clone(), 0)..=(id.clone(), u32::MAX)).map(|(_, slot)| *slot).collect()
+            }
+            Changed::ServiceKey(id) => {
+                let known = self.service_keys.pin();
+                known.retain(|_, remembered| remembered != id);
+                books.service_keys.retain(|digest| known.contains_key(digest));
+                return;
+            }
+        };
+        self.changed.fetch_add(slots.len() as u64, Ordering::Relaxed);
+        for slot in slots {
+            self.remove(books, slot);
+        }
+    }
+
+    fn forget(&self, books: &mut Books, applied: Seq) {
+        tracing::warn!(
+            from = books.applied.0,
+            to = applied.0,
+            "the log of changes does not go on from where it was left; everything remembered is forgotten"
+        );
+        count(&self.forgotten);
+        self.end_lease(books);
+        self.keys.pin().clear();
+        self.service_keys.pin().clear();
+        books.slots.clear();
+        books.free.clear();
+        books.hand = 0;
+        books.by_key.clear();
+        books.by_application.clear();
+        books.by_account.clear();
+        books.service_keys.clear();
+        books.applied = applied;
+    }
+
+    /// From here on nothing is answered from memory until a lease is granted that was asked for afterwards.
+    fn end_lease(&self, books: &mut Books) {
+        books.generation += 1;
+        self.lease_end.store(0, Ordering::SeqCst);
+    }
+
+    /// Stops answering from memory until the next renewal.
+    pub(crate) fn drop_lease(&self) {
+        self.end_lease(&mut self.books());
+    }
+
+    /// Stops answering from memory for good.
+    pub(crate) fn stop(&self) {
+        let mut books = self.books();
+        books.stopped = true;
+        self.end_lease(&mut books);
+    }
+
+    /// A lease until `end`, if nothing has ended leases since it was `asked` for.
+    pub(crate) fn grant(&self, asked: Generation, end: u64) {
+        let books = self.books();
+        if books.generation == asked.0 && !books.stopped {
+            self.lease_end.fetch_max(end, Ordering::SeqCst);
+        }
+    }
+
+    /// Up to which change everything is applied, and the state in which that is so.
+    pub(crate) fn applied(&self) -> (Seq, Generation) {
+        let books = self.books();
+        (books.applied, Generation(books.generation))
+    }
+
+    pub(crate) fn lease_end(&self) -> u64 {
+        self.lease_end.load(Ordering::SeqCst)
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.keys.len()
+    }
+
+    /// Keys evicted for room, keys evicted by changes, and how often all were forgotten.
+    pub(crate) fn evicted(&self) -> [u64; 3] {
+        [&self.evictions, &self.changed, &self.forgotten].map(|counter| counter.load(Ordering::Relaxed))
+    }
+}
+
+impl Books {
+    /// Whether an answer that came with `seq` shows every change that has begun to be applied.
+    fn is_fresh(&self, seq: Seq, asked: Generation) -> bool {
+        !self.stopped && self.generation == asked.0 && seq >= self.applied
+    }
+
+    fn enter(&mut self, digest: Digest, entry: &Arc<Entry>) {
+        let slot = self.free.pop().unwrap_or_else(|| {
+            self.slots.push(None);
+            (self.slots.len() - 1) as u32 // at most `max`, which fits
+        });
+        let key = &entry.record.key;
+        self.by_key.insert(key.id, slot);
+        self.by_account.insert((key.account_id.clone(), slot));
+        if let Some(application) = key.application_id {
+            self.by_application.insert((application, slot));
+        }
+        self.slots[slot as usize] = Some((digest, Arc::clone(entry)));
+    }
+
+    fn leave(&mut self, slot: u32) -> Option<Digest> {
+        let (digest, entry) = self.slots.get_mut(slot as usize)?.take()?;
+        let key = &entry.record.key;
+        self.by_key.remove(&key.id);
+        self.by_account.remove(&(key.account_id.clone(), slot));
+        if let Some(application) = key.application_id {
+            self.by_application.remove(&(application, slot));
+        }
+        self.free.push(slot);
+        Some(digest)
+    }
+
+    /// The entry to make room: first in, first out, but one that was used since the hand last passed stays a turn.
+    fn next_to_go(&mut self) -> u32 {
+        for _ in 0..SECOND_CHANCES {
+            let slot = self.advance();
+            let used = self.slots[slot as usize]
+                .as_ref()
+                .is_some_and(|(_, entry)| entry.touched.swap(false, Ordering::Relaxed));
+            if !used {
+                return slot;
+            }
+        }
+        self.advance()
+    }
+
+    fn advance(&mut self) -> u32 {
+        let slot = self.hand % self.slots.len();
+        self.hand = slot + 1;
+        slot as u32
+    }
+}
+
+/// Hashes digests. They are evenly spread already, so eight of their bytes are enough; mixed with numbers nobody
+/// outside knows, so that nobody can choose keys that fall together.
+#[derive(Clone, Copy)]
+struct DigestHash {
+    add: u64,
+    multiply: u64,
+}
+
+impl DigestHash {
+    fn random() -> Self {
+        let random = RandomState::new();
+        Self { add: random.hash_one(0), multiply: random.hash_one(1) | 1 }
+    }
+}
+
+impl BuildHasher for DigestHash {
+    type Hasher = DigestHasher;
+
+    fn build_hasher(&self) -> DigestHasher {
+        DigestHasher { keys: *self, hash: 0 }
+    }
+}
+
+struct DigestHasher {
+    keys: DigestHash,
+    hash: u64,
+}
+
+impl Hasher for DigestHasher {
+    fn write(&mut self, bytes: &[u8]) {
+        let start = bytes.first_chunk().map_or(0, |eight| u64::from_le_bytes(*eight));
+        let product = u128::from(start ^ self.keys.add) * u128::from(self.keys.multiply);
+        self.hash ^= (product as u64) ^ ((product >> 64) as u64);
+    }
+
+    /// The length of a digest tells nothing.
+    fn write_usize(&mut self, _: usize) {}
+
+    fn finish(&self) -> u64 {
+        self.hash
+    }
+}

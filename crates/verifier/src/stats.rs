@@ -1,0 +1,83 @@
+//! What a verifier tells about itself, for metrics.
+
+use std::{
+    sync::atomic::{AtomicU64, AtomicUsize, Ordering},
+    time::Duration,
+};
+
+use tollkey_core::Seq;
+
+/// The state of a verifier and what it has done since it was started. Counters only grow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Stats {
+    /// Verifications answered from memory, of keys and of service keys.
+    pub hits: u64,
+    /// Verifications that asked the source.
+    pub misses: u64,
+    /// Verifications that needed an answer of the source and got none.
+    pub unavailable: u64,
+    /// Keys remembered now.
+    pub entries: usize,
+    /// Keys forgotten to make room for others.
+    pub evictions: u64,
+    /// Keys forgotten because something changed.
+    pub changed: u64,
+    /// How often everything was forgotten: the log of changes had a gap, or the counter went back.
+    pub forgotten: u64,
+    /// The change up to which everything is applied.
+    pub seq: Seq,
+    /// How long this verifier may still answer from memory.
+    pub lease_left: Duration,
+    /// Changes that have been waited for ([`crate::Verifier::settle`]).
+    pub settles: u64,
+    /// How long all of those waited together.
+    pub settle_wait: Duration,
+    /// How many of them waited for a whole lease, because some verifier did not report.
+    pub settles_over_a_lease: u64,
+    /// Usage counts that were dropped because nobody fetched them.
+    pub usage_dropped: u64,
+}
+
+/// The counters behind [`Stats`].
+#[derive(Debug, Default)]
+pub(crate) struct Counters {
+    pub(crate) hits: Striped,
+    pub(crate) misses: AtomicU64,
+    pub(crate) unavailable: AtomicU64,
+    pub(crate) settles: AtomicU64,
+    pub(crate) settle_nanos: AtomicU64,
+    pub(crate) settles_over_a_lease: AtomicU64,
+}
+
+/// Adds one to a counter that orders nothing.
+pub(crate) fn count(counter: &AtomicU64) {
+    counter.fetch_add(1, Ordering::Relaxed);
+}
+
+/// A counter for the hot path: threads count in places of their own, so that they do not take a cache line from
+/// each other with every verification.
+#[derive(Debug, Default)]
+pub(crate) struct Striped([Stripe; STRIPES]);
+
+const STRIPES: usize = 16;
+
+#[derive(Debug, Default)]
+#[repr(align(128))] // two cache lines: processors fetch them in pairs
+struct Stripe(AtomicU64);
+
+thread_local! {
+    static MINE: usize = {
+        static NEXT: AtomicUsize = AtomicUsize::new(0);
+        NEXT.fetch_add(1, Ordering::Relaxed) % STRIPES
+    };
+}
+
+impl Striped {
+    pub(crate) fn count(&self) {
+        count(&self.0[MINE.with(|mine| *mine)].0);
+    }
+
+    pub(crate) fn sum(&self) -> u64 {
+        self.0.iter().map(|stripe| stripe.0.load(Ordering::Relaxed)).sum()
+    }
+}

@@ -1,0 +1,257 @@
+//! One verification: memory, else the source; then the judgement.
+
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use tokio::{
+    sync::{Mutex, Notify, Semaphore, SemaphorePermit},
+    time::timeout,
+};
+use tollkey_core::{
+    Clock, Denial, Digest, Need, Seq, ServiceKeyId, VerifierId, decide,
+    key_text::{Kind, without_scheme},
+};
+
+use crate::{
+    clock::nanos,
+    follow::margin,
+    memory::{Entry, Memory},
+    source::{Source, Unavailable},
+    stats::{Counters, Stats, count},
+    usage::{Ledger, Usage},
+    verdict::{Known, Verdict},
+};
+
+/// The bounds of a verifier.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Settings {
+    /// How many keys are remembered. Beyond that, keys not used lately are forgotten.
+    pub max_entries: usize,
+    /// How many verifications may ask the source at the same time.
+    pub max_misses: usize,
+    /// How long one more waits for its turn before it is answered [`Unavailable`].
+    pub miss_wait: Duration,
+}
+
+impl Default for Settings {
+    /// A million keys; 64 questions at a time; one second.
+    fn default() -> Self {
+        Self { max_entries: 1_000_000, max_misses: 64, miss_wait: Duration::from_secs(1) }
+    }
+}
+
+/// Verifies keys. Cheap to clone; all clones share one memory.
+///
+/// It answers from memory only while [`Verifier::run`] runs somewhere, which keeps the lease. Without, every
+/// verification asks the source.
+pub struct Verifier<S>(pub(crate) Arc<Inner<S>>);
+
+impl<S> Clone for Verifier<S> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+}
+
+impl<S> std::fmt::Debug for Verifier<S> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Verifier").field(&self.0.id).finish_non_exhaustive()
+    }
+}
+
+pub(crate) struct Inner<S> {
+    pub(crate) id: VerifierId,
+    pub(crate) source: S,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) lease: Duration,
+    pub(crate) margin: Duration,
+    pub(crate) memory: Memory,
+    /// Held while changes are read and applied, so that a log is always applied to the state it was asked for.
+    pub(crate) applying: Mutex<()>,
+    pub(crate) poked: Notify,
+    pub(crate) counters: Counters,
+    ledger: Ledger,
+    misses: Semaphore,
+    miss_wait: Duration,
+}
+
+impl<S: Source> Verifier<S> {
+    /// A verifier that remembers nothing yet. `id` must be new for each start of a process. `clock` must be the one
+    /// by which the `since` of [`Verifier::settle`] is read.
+    ///
+    /// # Errors
+    /// [`Unavailable`] when the source does not tell the length of leases and where the change counter stands.
+    pub async fn new(
+        id: VerifierId,
+        source: S,
+        clock: Arc<dyn Clock>,
+        settings: Settings,
+    ) -> Result<Self, Unavailable> {
+        let lease = source.lease_length().await?;
+        // With nothing remembered, all that has changed so far is no news.
+        let applied = source.changes_after(Seq::default(), 1).await?.current;
+        Ok(Self(Arc::new(Inner {
+            id,
+            source,
+            clock,
+            lease,
+            margin: margin(lease),
+            memory: Memory::new(settings.max_entries, applied),
+            applying: Mutex::new(()),
+            poked: Notify::new(),
+            counters: Counters::default(),
+            ledger: Ledger::new(settings.max_entries.saturating_mul(2).clamp(1024, 4_000_000)),
+            misses: Semaphore::new(settings.max_misses.clamp(1, Semaphore::MAX_PERMITS)),
+            miss_wait: settings.miss_wait,
+        })))
+    }
+
+    /// Who this verifier is to the others.
+    #[must_use]
+    pub fn id(&self) -> VerifierId {
+        self.0.id
+    }
+
+    /// Where this verifier's keys come from.
+    #[must_use]
+    pub fn source(&self) -> &S {
+        &self.0.source
+    }
+
+    /// Whether the presented text is a key that may do what is needed, now.
+    ///
+    /// # Errors
+    /// [`Unavailable`] when it has to be asked for and the source does not answer, or too many are asking already.
+    pub async fn verify(&self, presented: &str, need: &Need<'_>) -> Result<Verdict, Unavailable> {
+        let text = without_scheme(presented);
+        let Some(Kind::Key(..)) = Kind::of(text) else { return Ok(Verdict::unknown()) };
+        let digest = Digest::of(text);
+        let elapsed = nanos(self.0.clock.elapsed());
+        match self.0.memory.recall(&digest, elapsed) {
+            Some(entry) => {
+                self.0.counters.hits.count();
+                Ok(self.0.judge(entry, need, elapsed))
+            }
+            None => self.0.ask(&digest, need).await,
+        }
+    }
+
+    /// Which service key the presented text is, if it is one.
+    ///
+    /// # Errors
+    /// [`Unavailable`], as for [`Verifier::verify`].
+    pub async fn verify_service_key(&self, presented: &str) -> Result<Option<ServiceKeyId>, Unavailable> {
+        let text = without_scheme(presented);
+        if Kind::of(text) != Some(Kind::ServiceKey) {
+            return Ok(None);
+        }
+        let digest = Digest::of(text);
+        match self.0.memory.recall_service_key(&digest, nanos(self.0.clock.elapsed())) {
+            Some(id) => {
+                self.0.counters.hits.count();
+                Ok(Some(id))
+            }
+            None => self.0.ask_service_key(&digest).await,
+        }
+    }
+
+    /// What has been counted since the last time, for at most [`crate::usage::BATCH`] keys: fetch until nothing
+    /// comes. No two rows are about the same key, day and outcome.
+    #[must_use]
+    pub fn take_usage(&self) -> Vec<Usage> {
+        self.0.ledger.take(self.0.clock.now())
+    }
+
+    /// Puts back what could not be written down; the next [`Verifier::take_usage`] gives it again.
+    pub fn restore_usage(&self, rows: Vec<Usage>) {
+        self.0.ledger.restore(rows);
+    }
+
+    /// The state of this verifier and what it has done.
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        let Inner { memory, counters, clock, ledger, .. } = &*self.0;
+        let [evictions, changed, forgotten] = memory.evicted();
+        let left = memory.lease_end().saturating_sub(nanos(clock.elapsed()));
+        Stats {
+            hits: counters.hits.sum(),
+            misses: counters.misses.load(Ordering::Relaxed),
+            unavailable: counters.unavailable.load(Ordering::Relaxed),
+            entries: memory.len(),
+            evictions,
+            changed,
+            forgotten,
+            seq: memory.applied().0,
+            lease_left: Duration::from_nanos(left),
+            settles: counters.settles.load(Ordering::Relaxed),
+            settle_wait: Duration::from_nanos(counters.settle_nanos.load(Ordering::Relaxed)),
+            settles_over_a_lease: counters.settles_over_a_lease.load(Ordering::Relaxed),
+            usage_dropped: ledger.dropped(),
+        }
+    }
+}
+
+impl<S: Source> Inner<S> {
+    /// Judges a key and counts the outcome. The allowance comes last, so that no other denial costs any.
+    fn judge(&self, entry: Arc<Entry>, need: &Need<'_>, elapsed: u64) -> Verdict {
+        let now = self.clock.now();
+        let mut outcome = decide(&entry.record, need, now).map(|_| ());
+        if outcome == Err(Denial::UnknownKey) {
+            return Verdict::unknown(); // a key the viewer may not see
+        }
+        let (mut rate, mut retry_after_seconds) = (None, None);
+        if outcome.is_ok()
+            && let Some(allowance) = &entry.allowance
+        {
+            let (status, taken) = allowance.take(elapsed);
+            rate = Some(status);
+            outcome = taken.map_err(|seconds| {
+                retry_after_seconds = Some(seconds);
+                Denial::RateLimited
+            });
+        }
+        self.ledger.count(&entry, outcome, now);
+        Verdict { outcome, record: Some(Known(entry)), rate, retry_after_seconds }
+    }
+
+    async fn ask(&self, digest: &Digest, need: &Need<'_>) -> Result<Verdict, Unavailable> {
+        let turn = self.turn().await?;
+        let generation = self.memory.generation();
+        let snapshot = self.heard(self.source.find(digest).await)?;
+        drop(turn);
+        // An unknown key is not remembered: it could be created a moment later.
+        let Some(record) = snapshot.record else { return Ok(Verdict::unknown()) };
+        let elapsed = nanos(self.clock.elapsed());
+        let entry = self.memory.learn(digest, snapshot.seq, generation, record, elapsed);
+        Ok(self.judge(entry, need, elapsed))
+    }
+
+    async fn ask_service_key(&self, digest: &Digest) -> Result<Option<ServiceKeyId>, Unavailable> {
+        let turn = self.turn().await?;
+        let generation = self.memory.generation();
+        let snapshot = self.heard(self.source.find_service_key(digest).await)?;
+        drop(turn);
+        if let Some(id) = snapshot.id {
+            self.memory.learn_service_key(digest, snapshot.seq, generation, id);
+        }
+        Ok(snapshot.id)
+    }
+
+    /// Waits for a turn to ask the source, for a while.
+    async fn turn(&self) -> Result<SemaphorePermit<'_>, Unavailable> {
+        count(&self.counters.misses);
+        if let Ok(permit) = self.misses.try_acquire() {
+            return Ok(permit);
+        }
+        let permit = timeout(self.miss_wait, self.misses.acquire()).await;
+        self.heard(permit.map_err(|_| Unavailable).and_then(|permit| permit.map_err(|_| Unavailable)))
+    }
+
+    fn heard<T>(&self, answer: Result<T, Unavailable>) -> Result<T, Unavailable> {
+        if answer.is_err() {
+            count(&self.counters.unavailable);
+        }
+        answer
+    }
+}

@@ -1,0 +1,11 @@
+DROP TABLE settings;
+DROP TABLE verifiers;
+DROP TABLE changes;
+DROP TABLE change_counter;
+DROP TABLE service_keys;
+DROP TABLE audit_heads;
+DROP TABLE audit_log;
+DROP TABLE key_usage;
+DROP TABLE api_keys;
+DROP TABLE applications;
+DROP TABLE accounts;
