@@ -1,1 +1,44 @@
-fn main() {}
+//! Tasks of this repository: `cargo xtask <task>`. One match over small commands, one file each.
+#![forbid(unsafe_code)]
+
+mod ci;
+mod openapi;
+
+use std::{
+    env,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+const USAGE: &str = "\
+Tasks: cargo xtask <task>
+
+  openapi          write openapi/tollkey.json from the mounted routes
+  openapi --check  compare it with them instead; exits 1 when they differ
+  ci               run .ci/run, everything a change has to pass";
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = env::args().skip(1).collect();
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let done = match arguments.as_slice() {
+        ["openapi"] => openapi::write(),
+        ["openapi", "--check"] => openapi::check(),
+        ["ci"] => ci::run(),
+        _ => {
+            eprintln!("{USAGE}");
+            return ExitCode::from(2);
+        }
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The root of the repository, wherever a task is called from.
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(1).unwrap_or(Path::new(".")).to_owned()
+}

@@ -40,8 +40,8 @@ impl<'a> RequestPath<'a> {
         if bytes.next() != Some(b'/') {
             return false;
         }
-        // One walk, because this is on the way of every verification that is about a route: how long the current segment is,
-        // and whether it has been nothing but dots.
+        // One walk, because every verification that is about a route comes along here. Of the current segment it
+        // keeps how long it is and whether it has been nothing but dots.
         let (mut length, mut dots) = (0usize, true);
         while let Some(byte) = bytes.next() {
             match byte {

@@ -17,7 +17,7 @@ use actix_web::{
 use anyhow::Context as _;
 use tokio::{sync::watch, task::JoinHandle};
 use tollkey_core::{Clock, Problem, ProblemCode, VerifierId};
-use tollkey_store::{Backend, OpenOptions, Store};
+use tollkey_store::{Backend, Listener, OpenOptions, Store};
 use tollkey_verifier::Verifier;
 use utoipa_actix_web::AppExt as _;
 use utoipa_swagger_ui::{Config, SwaggerUi};
@@ -37,6 +37,8 @@ use crate::{
 
 /// How often usage is written down.
 const FLUSH_INTERVAL: Duration = Duration::from_secs(5);
+/// How often old usage is deleted.
+const PRUNE_INTERVAL: Duration = Duration::from_secs(6 * 3600);
 /// How long an idle connection is kept.
 const KEEP_ALIVE: Duration = Duration::from_secs(75);
 /// How long a client may take to send a request's head.
@@ -120,6 +122,8 @@ pub struct Running {
     servers: Vec<JoinHandle<io::Result<()>>>,
     background: Vec<JoinHandle<()>>,
     stop: watch::Sender<bool>,
+    /// Wakes the verifier when another replica changes something; until it is dropped.
+    _listener: Option<Listener>,
 }
 
 /// Binds the sockets and begins to answer. Needs an actix runtime.
@@ -170,11 +174,13 @@ pub fn start(settings: &Settings, state: State, metrics: Option<Metrics>) -> any
         servers.push(tokio::spawn(server));
     }
 
+    let verifier = state.verifier.clone();
+    let listener = state.store.listen(move || verifier.poke()).context("no thread to listen for changes")?;
     let background = vec![
         tokio::spawn(keep_lease(state.clone(), stopping.clone())),
         tokio::spawn(keep_usage(state.clone(), metrics, stopping)),
     ];
-    Ok(Running { address, metrics_address, state, handles, servers, background, stop })
+    Ok(Running { address, metrics_address, state, handles, servers, background, stop, _listener: listener })
 }
 
 impl Running {
@@ -246,9 +252,14 @@ async fn stopped(mut stopping: watch::Receiver<bool>) {
 /// Writes usage down every few seconds and once more at the end.
 async fn keep_usage(state: web::Data<State>, metrics: Option<Metrics>, stopping: watch::Receiver<bool>) {
     let mut end = std::pin::pin!(stopped(stopping));
+    let mut prune = tokio::time::interval(PRUNE_INTERVAL);
     loop {
         let last = tokio::select! {
             () = tokio::time::sleep(FLUSH_INTERVAL) => false,
+            _ = prune.tick() => {
+                state.prune_usage().await;
+                continue;
+            }
             () = &mut end => true,
         };
         state.flush_usage().await;

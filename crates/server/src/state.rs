@@ -16,6 +16,9 @@ use tollkey_verifier::{Verdict, Verifier};
 
 use crate::{caller::jwt::TokenVerifier, random::Random, source::StoreSource, telemetry};
 
+/// For how many days usage is kept: a year and a month, so that a month can be compared with the year before.
+const USAGE_KEPT_DAYS: i32 = 400;
+
 /// What a request may use.
 pub struct State {
     /// Where everything is kept.
@@ -107,30 +110,34 @@ impl State {
 
     /// Writes down what was counted while verifying. What cannot be written is kept for the next time.
     pub async fn flush_usage(&self) {
-        let counted = self.verifier.take_usage();
-        if counted.is_empty() {
-            return;
-        }
-        let rows: Vec<tollkey_store::Usage> = counted
-            .iter()
-            .map(|usage| tollkey_store::Usage {
+        loop {
+            let counted = self.verifier.take_usage();
+            if counted.is_empty() {
+                return;
+            }
+            let rows = counted.iter().map(|usage| tollkey_store::Usage {
                 key_id: usage.key_id,
                 day: usage.day,
                 outcome: usage.outcome,
                 count: usage.count,
                 last_used_at: usage.last_used_at,
-            })
-            .collect();
-        match self.store.add_usage(rows).await {
-            Ok(()) => {
-                for usage in &counted {
-                    telemetry::record_verifications(usage.outcome.map_or("valid", Denial::code), usage.count);
-                }
-            }
-            Err(error) => {
+            });
+            if let Err(error) = self.store.add_usage(rows.collect()).await {
                 tracing::warn!(%error, "usage could not be written down; it is kept for the next time");
                 self.verifier.restore_usage(counted);
+                return;
             }
+            for usage in &counted {
+                telemetry::record_verifications(usage.outcome.map_or("valid", Denial::code), usage.count);
+            }
+        }
+    }
+
+    /// Deletes usage that is older than anybody looks at.
+    pub async fn prune_usage(&self) {
+        let today = i32::try_from(self.clock.now().as_second().div_euclid(86_400)).unwrap_or(i32::MAX);
+        if let Err(error) = self.store.prune_usage(today - USAGE_KEPT_DAYS).await {
+            tracing::warn!(%error, "old usage could not be deleted; it is tried again");
         }
     }
 

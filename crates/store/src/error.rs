@@ -52,7 +52,7 @@ impl From<Diesel> for Error {
     fn from(error: Diesel) -> Self {
         let classified = classify(&error);
         match &classified {
-            Self::Unique(_) | Self::NotFound => tracing::debug!(error = %Redacted(&error), "refused by the database"),
+            Self::Unique(_) => tracing::debug!(error = %Redacted(&error), "refused by the database"),
             Self::Busy => tracing::warn!(error = %Redacted(&error), "the database is busy"),
             _ => tracing::error!(error = %Redacted(&error), "the database failed"),
         }
@@ -62,7 +62,8 @@ impl From<Diesel> for Error {
 
 fn classify(error: &Diesel) -> Error {
     match error {
-        Diesel::NotFound => Error::NotFound,
+        // What may be missing is asked for with `.optional()`: this is a row that has to be there.
+        Diesel::NotFound => Error::Corrupt("row"),
         Diesel::DatabaseError(kind, info) => match kind {
             DatabaseErrorKind::UniqueViolation => {
                 // PostgreSQL names the constraint, SQLite the columns in its message.

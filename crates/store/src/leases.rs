@@ -44,6 +44,14 @@ pub struct Behind {
     pub renewals: i64,
 }
 
+#[derive(Queryable, Selectable)]
+#[diesel(table_name = changes)]
+struct ChangeRow {
+    seq: i64,
+    kind: String,
+    what: String,
+}
+
 /// Raises the counter for these changes and notes them. `None` when there are none. The counter's row lock, held
 /// until the commit, makes the counter the order of the commits, without gaps.
 pub(crate) fn raise_counter(conn: &mut AnyConnection, changed: &[Changed]) -> Result<Option<Seq>, Error> {
@@ -106,22 +114,15 @@ impl Store {
     pub async fn changes_after(&self, after: Seq, limit: u32) -> Result<ChangeLog, Error> {
         self.lease_read(move |conn| {
             // One statement is one snapshot. With no change after `after` there is one row, without a change.
-            let rows: Vec<(i64, Option<i64>, Option<String>, Option<String>)> = change_counter::table
+            let rows: Vec<(i64, Option<ChangeRow>)> = change_counter::table
                 .left_join(changes::table.on(changes::seq.gt(after.0)))
                 .order(changes::seq.asc())
                 .limit(limit.max(1).into())
-                .select((
-                    change_counter::seq,
-                    changes::seq.nullable(),
-                    changes::kind.nullable(),
-                    changes::what.nullable(),
-                ))
+                .select((change_counter::seq, Option::<ChangeRow>::as_select()))
                 .load(conn)?;
             let current = rows.first().map(|row| Seq(row.0)).ok_or_else(|| Error::corrupt("change counter"))?;
-            let changes = rows.iter().filter_map(|row| match row {
-                (_, Some(seq), Some(kind), Some(what)) => Some(from_text(kind, what).map(|what| (Seq(*seq), what))),
-                _ => None,
-            });
+            let changes = rows.into_iter().filter_map(|(_, change)| change);
+            let changes = changes.map(|row| Ok((Seq(row.seq), from_text(&row.kind, &row.what)?)));
             Ok(ChangeLog { current, changes: changes.collect::<Result<_, Error>>()? })
         })
         .await

@@ -287,7 +287,7 @@ impl Store {
         self.hop(|inner| &inner.read, |inner, conn| inner.read(conn, work)).await
     }
 
-    /// [`Store::read`] without a runtime.
+    /// [`Store::read`] without a runtime, for the command line.
     ///
     /// # Errors
     /// As [`Store::read`].
@@ -312,7 +312,7 @@ impl Store {
         self.hop(|inner| &inner.write, |inner, conn| inner.write(conn, work)).await
     }
 
-    /// [`Store::write`] without a runtime.
+    /// [`Store::write`] without a runtime, for the command line.
     ///
     /// # Errors
     /// As [`Store::write`].

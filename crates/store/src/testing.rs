@@ -24,13 +24,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use diesel::connection::SimpleConnection as _;
+use diesel::{RunQueryDsl as _, connection::SimpleConnection as _};
 use jiff::Timestamp;
 use tollkey_core::{Clock, time::to_micros};
 
 use crate::{
     Backend, OpenOptions, Store,
-    connection::{Target, Use, establish},
+    connection::{AnyConnection, Target, Use, establish},
 };
 
 /// A private PostgreSQL.
@@ -119,8 +119,7 @@ impl Postgres {
     }
 
     fn run(&self, sql: &str) {
-        let target = Target::Postgres(self.url("postgres"));
-        establish(&target, Use::Migrate).and_then(|mut conn| Ok(conn.batch_execute(sql)?)).expect(sql);
+        connect(&self.url("postgres")).batch_execute(sql).expect(sql);
     }
 
     /// A fresh, empty database, dropped with what is returned.
@@ -209,9 +208,65 @@ impl Database {
     /// # Panics
     /// When that fails.
     pub fn sql(&self, sql: &str) {
-        let target = Target::parse(&self.url, false, |_| None).expect("the URL is good");
-        establish(&target, Use::Migrate).and_then(|mut conn| Ok(conn.batch_execute(sql)?)).expect(sql);
+        connect(&self.url).batch_execute(sql).expect(sql);
     }
+}
+
+impl Database {
+    /// Every table and column of it, sorted, as `table.column`.
+    ///
+    /// # Panics
+    /// When it cannot be asked.
+    #[must_use]
+    pub fn columns(&self) -> Vec<String> {
+        #[derive(diesel::QueryableByName)]
+        struct Name {
+            #[diesel(sql_type = diesel::sql_types::Text)]
+            name: String,
+        }
+        let sql = match self.backend() {
+            Backend::Sqlite => {
+                "SELECT tables.name || '.' || columns.name AS name \
+                 FROM sqlite_master AS tables, pragma_table_info(tables.name) AS columns WHERE tables.type = 'table'"
+            }
+            Backend::Postgres => {
+                "SELECT table_name || '.' || column_name AS name FROM information_schema.columns \
+                 WHERE table_schema = 'public'"
+            }
+        };
+        let names: Vec<Name> = diesel::sql_query(sql).load(&mut connect(&self.url)).expect("the columns");
+        let mut names: Vec<String> = names.into_iter().map(|row| row.name).collect();
+        names.sort();
+        names
+    }
+
+    /// On PostgreSQL: ends all connections to it and refuses new ones, or lets them in again.
+    ///
+    /// # Panics
+    /// When that fails, and on SQLite.
+    pub fn refuse_connections(&self, refuse: bool) {
+        let Place::Postgres { server, name } = &self.place else { panic!("a SQLite file has no server") };
+        server.run(&format!("ALTER DATABASE {name} WITH ALLOW_CONNECTIONS {}", !refuse));
+        if refuse {
+            server.run(&format!("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'"));
+        }
+    }
+}
+
+fn connect(url: &str) -> AnyConnection {
+    let target = Target::parse(url, false, |_| None).expect("the URL is good");
+    establish(&target, Use::Migrate).expect("a connection")
+}
+
+/// Runs SQL in a transaction of its own and holds that open while `during` runs: another process, slow to commit.
+///
+/// # Panics
+/// When that fails.
+pub fn hold(url: &str, sql: &str, during: impl FnOnce()) {
+    let mut conn = connect(url);
+    conn.batch_execute(&format!("BEGIN; {sql};")).expect(sql);
+    during();
+    conn.batch_execute("COMMIT").expect("the commit");
 }
 
 impl Drop for Database {

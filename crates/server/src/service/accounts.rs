@@ -28,10 +28,9 @@ pub async fn set_operating_model(state: &State, by: &Manager, model: OperatingMo
         .change(move |tx| {
             let mut account = tx.account(&account_id);
             let before = account.get()?.operating_model;
-            let changed = before != model;
+            let changed = account.set_operating_model(model, now)?;
             if changed {
                 draft.changes = json!({"operating_model": [before.as_str(), model.as_str()]});
-                account.set_operating_model(model, now)?;
                 account.append(draft)?;
             }
             Ok((Account { id: account_id, operating_model: model }, changed))

@@ -6,7 +6,11 @@ mod keys;
 
 use std::ops::{Deref, DerefMut};
 
-use diesel::{prelude::*, sql_query, sql_types::Text};
+use diesel::{
+    prelude::*,
+    sql_query,
+    sql_types::{BigInt, Text},
+};
 use tollkey_core::{Account, AccountId, OperatingModel, Timestamp, change::Changed};
 
 pub use audit::AuditFilter;
@@ -84,10 +88,8 @@ impl AccountReader<'_> {
     }
 }
 
-/// Changes nothing when the model is that already, so that the number of rows tells.
 const SET_MODEL: &str = "INSERT INTO accounts (id, operating_model, updated_at) VALUES ($1, $2, $3) \
-    ON CONFLICT (id) DO UPDATE SET operating_model = excluded.operating_model, updated_at = excluded.updated_at \
-    WHERE accounts.operating_model <> excluded.operating_model";
+    ON CONFLICT (id) DO UPDATE SET operating_model = excluded.operating_model, updated_at = excluded.updated_at";
 
 impl AccountWriter<'_> {
     /// Notes, once, that verifiers have to forget something.
@@ -97,21 +99,23 @@ impl AccountWriter<'_> {
         }
     }
 
-    /// Sets how the account does business. Verifiers forget its keys if that is another model than before.
+    /// Sets how the account does business. Returns whether that is another model than before; verifiers forget its
+    /// keys then.
     ///
     /// # Errors
     /// [`Error`].
-    pub fn set_operating_model(&mut self, model: OperatingModel, at: Timestamp) -> Result<(), Error> {
-        let before = self.get()?.operating_model;
-        let written = sql_query(SET_MODEL)
+    pub fn set_operating_model(&mut self, model: OperatingModel, at: Timestamp) -> Result<bool, Error> {
+        self.lock()?; // or what was read could change before the write
+        if self.get()?.operating_model == model {
+            return Ok(false);
+        }
+        sql_query(SET_MODEL)
             .bind::<Text, _>(self.account.as_str())
             .bind::<Text, _>(model.as_str())
-            .bind::<diesel::sql_types::BigInt, _>(rows::micros(at))
+            .bind::<BigInt, _>(rows::micros(at))
             .execute(self.conn)?;
-        if written > 0 || before != model {
-            let account = self.account.clone();
-            self.changed(Changed::Account(account));
-        }
-        Ok(())
+        let account = self.account.clone();
+        self.changed(Changed::Account(account));
+        Ok(true)
     }
 }

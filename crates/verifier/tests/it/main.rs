@@ -1,1 +1,9 @@
+//! A verifier over a source in memory, on clocks that stand still.
 
+mod judging;
+mod leases;
+mod limits;
+mod memory;
+mod settling;
+mod usage;
+mod world;

@@ -1,0 +1,427 @@
+//! A server for a test: real HTTP on a loopback port, a real store, a clock that stands still and seeded randomness.
+
+use std::{
+    ffi::OsString,
+    fmt,
+    path::Path,
+    sync::{Arc, LazyLock},
+    time::Duration,
+};
+
+use rand::{SeedableRng as _, rngs::StdRng};
+use serde_json::{Value, json};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+};
+use tollkey_core::{AccountId, ApiKey, Clock as _, Family, Grants, KeyId, KeyText, Mode, Scope, key_text::Kind};
+use tollkey_server::{
+    caller::jwt::{ClaimRules, NewToken, mint},
+    config::{Options, Secret, Settings},
+    random::Random,
+    server::{self, Running},
+};
+use tollkey_store::testing::{Database, backends};
+use tollkey_verifier::testing::ManualClock;
+
+/// Signs the management tokens of tests.
+pub const SECRET: &str = "an example secret for tests, 32+ bytes";
+
+/// A running server.
+pub struct App {
+    pub database: Database,
+    pub clock: ManualClock,
+    pub settings: Settings,
+    running: Running,
+}
+
+/// Runs a test on each backend.
+pub async fn each_backend(test: impl AsyncFn(&App)) {
+    each_backend_with(&[], test).await;
+}
+
+/// Runs a test on each backend, with these settings besides the usual ones.
+pub async fn each_backend_with(settings: &[(&str, &str)], test: impl AsyncFn(&App)) {
+    for database in backends() {
+        let app = App::start(database, settings).await;
+        test(&app).await;
+        app.stop().await;
+    }
+}
+
+/// The settings of a test server.
+pub fn settings(database_url: &str, extra: &[(&str, &str)]) -> Settings {
+    let env = |name: &str| -> Option<OsString> {
+        if let Some((_, value)) = extra.iter().find(|(key, _)| *key == name) {
+            return (!value.is_empty()).then(|| value.into()); // "" takes one of the usual settings away
+        }
+        let value = match name {
+            "TOLLKEY_LISTEN" => "127.0.0.1:0",
+            "TOLLKEY_WORKERS" => "1",
+            "TOLLKEY_DATABASE_POOL" => "2",
+            "TOLLKEY_MIGRATE" => "true",
+            "TOLLKEY_JWT_HS256_SECRET" => SECRET,
+            "DATABASE_URL" => database_url,
+            _ => return None,
+        };
+        Some(value.into())
+    };
+    Settings::resolve(&Options::default(), &env, Path::new("no such file")).expect("settings of a test")
+}
+
+impl App {
+    /// Starts a server on a fresh database.
+    pub async fn start(database: Database, extra: &[(&str, &str)]) -> Self {
+        let settings = settings(database.url(), extra);
+        let clock = ManualClock::default();
+        let random = Random::new(StdRng::seed_from_u64(1));
+        let opened = server::open(&settings, Arc::new(clock.clone()), random).await.expect("the server opens");
+        let running = server::start(&settings, opened.state, None).expect("the server starts");
+        Self { database, clock, settings, running }
+    }
+
+    /// A second server on the same database: another replica.
+    pub async fn replica(&self) -> Running {
+        let random = Random::new(StdRng::seed_from_u64(2));
+        let opened = server::open(&self.settings, Arc::new(self.clock.clone()), random).await.expect("a replica opens");
+        server::start(&self.settings, opened.state, None).expect("a replica starts")
+    }
+
+    pub async fn stop(self) {
+        self.running.stop().await;
+    }
+
+    pub fn running(&self) -> &Running {
+        &self.running
+    }
+
+    /// A management token of an account.
+    pub fn merchant(&self, account: &str) -> String {
+        self.token(Some(account), &[])
+    }
+
+    /// A management token with the role `operator`.
+    pub fn operator(&self) -> String {
+        self.token(None, &["operator"])
+    }
+
+    /// A management token with the role `service`.
+    pub fn service(&self) -> String {
+        self.token(None, &["service"])
+    }
+
+    pub fn token(&self, account: Option<&str>, roles: &[&str]) -> String {
+        let token = NewToken {
+            subject: "user_1".to_owned(),
+            account: account.map(|account| account.parse().expect("an account id")),
+            roles: roles.iter().map(ToString::to_string).collect(),
+            lifetime: jiff::SignedDuration::from_hours(24 * 365),
+        };
+        let rules = ClaimRules::from(&self.settings.tokens);
+        mint(&Secret::new(SECRET), &rules, &token, self.clock.now()).expect("a token")
+    }
+
+    pub fn get(&self, path: &str) -> Call {
+        self.call("GET", path)
+    }
+
+    pub fn post(&self, path: &str, body: Value) -> Call {
+        self.call("POST", path).json(body)
+    }
+
+    pub fn patch(&self, path: &str, body: Value) -> Call {
+        self.call("PATCH", path).json(body)
+    }
+
+    pub fn put(&self, path: &str, body: Value) -> Call {
+        self.call("PUT", path).json(body)
+    }
+
+    pub fn delete(&self, path: &str) -> Call {
+        self.call("DELETE", path)
+    }
+
+    /// A request; a path that does not begin with a room of its own is below `/api/v1`.
+    pub fn call(&self, method: &str, path: &str) -> Call {
+        Call::new(self.running.address(), method, path)
+    }
+
+    /// So many seconds from now, as RFC 3339.
+    pub fn in_seconds(&self, seconds: i64) -> String {
+        (self.clock.now() + jiff::SignedDuration::from_secs(seconds)).to_string()
+    }
+
+    /// Makes an application; gives its id.
+    pub async fn application(&self, token: &str, name: &str) -> String {
+        let reply = self.post("/applications", json!({"name": name})).bearer(token).await;
+        assert_eq!(reply.status, 201, "{reply}");
+        reply.json()["id"].as_str().expect("an id").to_owned()
+    }
+
+    /// Makes a key for an application from a body with its `description` filled in.
+    pub async fn key(&self, token: &str, application: &str, mut body: Value) -> Key {
+        body["description"] = json!("Checkout");
+        let reply = self.post(&format!("/applications/{application}/api-keys"), body).bearer(token).await;
+        assert_eq!(reply.status, 201, "{reply}");
+        let json = reply.json();
+        let text = |member: &str| json[member].as_str().expect("a text").to_owned();
+        Key { id: text("id"), text: text("fullKey") }
+    }
+
+    /// Makes a service key.
+    pub async fn service_key(&self) -> Key {
+        let reply = self.post("/service-keys", json!({"name": "gateway"})).bearer(&self.operator()).await;
+        assert_eq!(reply.status, 201, "{reply}");
+        let json = reply.json();
+        let text = |member: &str| json[member].as_str().expect("a text").to_owned();
+        Key { id: text("id"), text: text("key") }
+    }
+
+    /// Puts a key into the store whose surface is not there yet, or that has grants no surface gives.
+    pub async fn insert_key_with(&self, account: &str, family: Family, mode: Mode, grants: Grants) -> String {
+        let text = self.running.state().random.with(|rng| KeyText::mint(Kind::Key(family, mode), rng));
+        self.insert(account, &text, |key| key.grants = grants).await.text
+    }
+
+    /// Puts a key with that text into the store: scope `commerce`, no restriction, but for what `edit` makes of it.
+    pub async fn insert(&self, account: &str, text: &KeyText, edit: impl FnOnce(&mut ApiKey)) -> Key {
+        let Some(Kind::Key(family, mode)) = Kind::of(text.expose()) else { panic!("no text of an API key") };
+        let now = self.clock.now();
+        let state = self.running.state();
+        let id = state.random.with(|rng| KeyId::new(now, rng));
+        let account_id: AccountId = account.parse().expect("an account id");
+        let mut key = ApiKey {
+            id,
+            account_id: account_id.clone(),
+            application_id: None,
+            name: "Example".to_owned(),
+            family,
+            mode,
+            prefix: text.shown_prefix(),
+            last4: text.last4(),
+            grants: Grants { scopes: vec![Scope::COMMERCE], ..Grants::default() },
+            metadata: None,
+            created_at: now,
+            created_by: None,
+            last_used_at: None,
+            suspended_at: None,
+            revoked_at: None,
+            revoked_reason: None,
+            rotated_from: None,
+            rotated_to: None,
+        };
+        edit(&mut key);
+        let digest = text.digest();
+        let inserted = state.store.write(move |tx| tx.account(&account_id).insert_key(&key, &digest)).await;
+        inserted.expect("a key in the store");
+        Key { id: id.to_string(), text: text.expose().to_owned() }
+    }
+
+    /// Changes a key in the store as a surface would that is not there yet; it holds once this returns.
+    pub async fn edit_key(&self, account: &str, id: &str, edit: impl FnOnce(&mut ApiKey) + Send + 'static) {
+        let account: AccountId = account.parse().expect("an account id");
+        let id: KeyId = id.parse().expect("the id of a key");
+        let changed = self.running.state().change(move |tx| {
+            let mut account = tx.account(&account);
+            let mut key = account.lock_key(&Family::ALL, &id)?.expect("that key");
+            edit(&mut key);
+            Ok(account.save_key(&key)?)
+        });
+        changed.await.expect("a change");
+    }
+
+    /// As [`Self::insert_key_with`], without any restriction.
+    pub async fn insert_key(&self, account: &str, family: Family, mode: Mode) -> String {
+        let grants = Grants { scopes: vec![Scope::COMMERCE], ..Grants::default() };
+        self.insert_key_with(account, family, mode, grants).await
+    }
+
+    /// What `POST /verify` says about a key, asked with the role `service`.
+    pub async fn verify(&self, key: &str, mut need: Value) -> Value {
+        need["key"] = json!(key);
+        let reply = self.post("/verify", need).bearer(&self.service()).await;
+        assert_eq!(reply.status, 200, "{reply}");
+        reply.json()
+    }
+
+    /// The `code` of a verification that needs nothing.
+    pub async fn code(&self, key: &str) -> String {
+        self.verify(key, json!({})).await["code"].as_str().expect("a code").to_owned()
+    }
+}
+
+/// A key that was made.
+pub struct Key {
+    pub id: String,
+    pub text: String,
+}
+
+/// A request to be sent; `.await` sends it. Written to the socket as it is: nothing tidies its path or its headers.
+pub struct Call {
+    address: std::net::SocketAddr,
+    method: String,
+    path: String,
+    headers: Vec<(String, Vec<u8>)>,
+    body: Vec<u8>,
+}
+
+impl Call {
+    pub fn new(address: std::net::SocketAddr, method: &str, path: &str) -> Self {
+        let own = ["/livez", "/readyz", "/openapi.json", "/docs", "/api", "/v1", "/nothing"];
+        let path = if own.iter().any(|room| path.starts_with(room)) { path.to_owned() } else { format!("/api/v1{path}") };
+        Self { address, method: method.to_owned(), path, headers: Vec::new(), body: Vec::new() }
+    }
+
+    pub fn bearer(self, credential: &str) -> Self {
+        self.header("authorization", &format!("Bearer {credential}"))
+    }
+
+    pub fn header(mut self, name: &str, value: impl AsRef<[u8]>) -> Self {
+        self.headers.push((name.to_owned(), value.as_ref().to_vec()));
+        self
+    }
+
+    pub fn json(self, body: Value) -> Self {
+        self.header("content-type", "application/json").body(body.to_string())
+    }
+
+    pub fn form(self, body: &str) -> Self {
+        self.header("content-type", "application/x-www-form-urlencoded").body(body)
+    }
+
+    pub fn body(mut self, body: impl Into<Vec<u8>>) -> Self {
+        self.body = body.into();
+        self
+    }
+
+    /// A body in chunks of 4 KiB, without its length told beforehand.
+    pub fn chunked(self, body: &[u8]) -> Self {
+        let mut chunks = Vec::new();
+        for chunk in body.chunks(4096) {
+            chunks.extend_from_slice(format!("{:x}\r\n", chunk.len()).as_bytes());
+            chunks.extend_from_slice(chunk);
+            chunks.extend_from_slice(b"\r\n");
+        }
+        chunks.extend_from_slice(b"0\r\n\r\n");
+        self.header("transfer-encoding", "chunked").body(chunks)
+    }
+
+    async fn send(self) -> Reply {
+        let mut request = format!("{} {} HTTP/1.1\r\nhost: {}\r\nconnection: close\r\n", self.method, self.path, self.address)
+            .into_bytes();
+        for (name, value) in &self.headers {
+            request.extend_from_slice(format!("{name}: ").as_bytes());
+            request.extend_from_slice(value);
+            request.extend_from_slice(b"\r\n");
+        }
+        let tells_length = |(name, _): &(String, _)| name == "content-length" || name == "transfer-encoding";
+        if !self.body.is_empty() && !self.headers.iter().any(tells_length) {
+            request.extend_from_slice(format!("content-length: {}\r\n", self.body.len()).as_bytes());
+        }
+        request.extend_from_slice(b"\r\n");
+        let exchange = async {
+            let mut stream = TcpStream::connect(self.address).await?;
+            stream.write_all(&request).await?;
+            // A server that refuses a body early may close while we still write; its answer counts.
+            let _ = stream.write_all(&self.body).await;
+            let mut reply = Vec::new();
+            let _ = stream.read_to_end(&mut reply).await;
+            std::io::Result::Ok(reply)
+        };
+        let reply = tokio::time::timeout(Duration::from_secs(30), exchange).await.expect("an answer in time").expect("an answer");
+        Reply::parse(&reply)
+    }
+}
+
+impl IntoFuture for Call {
+    type Output = Reply;
+    type IntoFuture = std::pin::Pin<Box<dyn Future<Output = Reply>>>;
+
+    fn into_future(self) -> Self::IntoFuture {
+        Box::pin(self.send())
+    }
+}
+
+/// An answer. Prints whole, with the text of every key taken out.
+pub struct Reply {
+    pub status: u16,
+    pub headers: Vec<(String, String)>,
+    pub body: String,
+}
+
+impl Reply {
+    fn parse(bytes: &[u8]) -> Self {
+        let text = String::from_utf8_lossy(bytes);
+        let (head, body) = text.split_once("\r\n\r\n").unwrap_or_else(|| panic!("no HTTP answer: {text:?}"));
+        let mut lines = head.lines();
+        let status = lines.next().and_then(|line| line.split(' ').nth(1)?.parse().ok()).expect("a status");
+        let mut headers: Vec<(String, String)> = lines
+            .filter_map(|line| line.split_once(':'))
+            .map(|(name, value)| (name.to_ascii_lowercase(), value.trim().to_owned()))
+            .collect();
+        headers.sort();
+        Self { status, headers, body: body.to_owned() }
+    }
+
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.iter().find(|(own, _)| own == name).map(|(_, value)| value.as_str())
+    }
+
+    pub fn json(&self) -> Value {
+        serde_json::from_str(&self.body).unwrap_or_else(|error| panic!("{error}: {self}"))
+    }
+
+    /// The problem's code.
+    pub fn code(&self) -> String {
+        self.json()["code"].as_str().unwrap_or_default().to_owned()
+    }
+
+    /// The problem's errors, each as its pointer and the rule.
+    pub fn errors(&self) -> Vec<String> {
+        let json = self.json();
+        let errors = json["errors"].as_array().map(Vec::as_slice).unwrap_or_default();
+        let text = |error: &Value, member: &str| error[member].as_str().unwrap_or("?").to_owned();
+        errors.iter().map(|error| format!("{} {}", text(error, "pointer"), text(error, "detail"))).collect()
+    }
+}
+
+impl fmt::Display for Reply {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{}", self.status)?;
+        for (name, value) in &self.headers {
+            if !matches!(name.as_str(), "date" | "content-length" | "connection") {
+                writeln!(f, "{name}: {value}")?;
+            }
+        }
+        write!(f, "\n{}", without_secrets(&self.body))
+    }
+}
+
+/// A text without the random part of any key in it.
+pub fn without_secrets(text: &str) -> String {
+    static FAMILIES: LazyLock<Vec<String>> = LazyLock::new(|| {
+        let keys = ["ck", "ks", "sk", "pk"].into_iter().flat_map(|f| ["live", "test"].map(|mode| format!("{f}_{mode}_")));
+        keys.chain(["tks_".to_owned()]).collect()
+    });
+    let mut text = text.to_owned();
+    for prefix in FAMILIES.iter() {
+        let mut from = 0;
+        while let Some(at) = text[from..].find(prefix.as_str()).map(|at| from + at + prefix.len()) {
+            let random = text[at..].bytes().take_while(u8::is_ascii_alphanumeric).count();
+            if random == 32 {
+                text.replace_range(at..at + random, "(32)");
+            }
+            from = at;
+        }
+    }
+    text
+}
+
+/// Asserts a whole answer against an inline snapshot, the same on each backend.
+#[macro_export]
+macro_rules! assert_answer {
+    ($reply:expr, @$snapshot:literal) => {{
+        let reply = &$reply; // awaited here: what follows is a closure
+        insta::allow_duplicates! { insta::assert_snapshot!(reply, @$snapshot) }
+    }};
+}

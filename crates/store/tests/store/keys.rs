@@ -1,0 +1,341 @@
+use std::sync::Arc;
+
+use tollkey_core::{
+    ApiKey, Changed, Family, Grants, IpList, Mode, OperatingModel, RateLimit, Scope, Seq, api_key::Transition,
+    feature::Feature, metadata::Metadata,
+};
+use tollkey_store::{Error, KeyCursor, UniqueViolation, Usage};
+
+use crate::{Actions as _, acme, application, application_key, at, digest, each, id, key, other};
+
+fn everything(number: u64) -> ApiKey {
+    let Ok(serde_json::Value::Object(object)) =
+        serde_json::from_str(r#"{"z":1,"a":{"ü":[0.1,1e300,12345678901234567890]},"n":null}"#)
+    else {
+        panic!("an object")
+    };
+    ApiKey {
+        grants: Grants {
+            scopes: vec![Scope::LINKS_WRITE, Scope::named("orders:read")],
+            merchants: Some(vec!["m-1".into(), "m-2".into()]),
+            features: Some(vec![Feature::TokensList, Feature::CardholderDataForward]),
+            allowed_ips: Some(IpList::parse(["10.0.0.0/8", "2001:db8::/32"]).unwrap()),
+            rate_limit: Some(RateLimit::new(1_000_000, 86_400).unwrap()),
+            expires_at: Some(at(1_000)),
+        },
+        metadata: Some(Metadata::new(object).unwrap()),
+        created_by: Some(id(77)),
+        last_used_at: Some(at(20)),
+        suspended_at: Some(at(30)),
+        revoked_at: Some(at(40)),
+        revoked_reason: Some("leaked, \"really\"".into()),
+        rotated_from: Some(id(78)),
+        rotated_to: Some(id(79)),
+        ..key(number, &acme())
+    }
+}
+
+#[test]
+fn a_key_is_read_as_it_was_written() {
+    each(async |database| {
+        let store = database.store();
+        let plain = ApiKey { grants: Grants::default(), family: Family::Secret, ..key(2, &acme()) };
+        for made in [everything(1), plain] {
+            store.add_key(&made).await.unwrap();
+            assert_eq!(store.key(&acme(), made.id).await, Some(made));
+        }
+    });
+}
+
+#[test]
+fn saving_writes_what_use_cases_change_and_nothing_else() {
+    each(async |database| {
+        let store = database.store();
+        let made = key(1, &acme());
+        store.add_key(&made).await.unwrap();
+        store.add_key(&key(2, &acme())).await.unwrap();
+        // Verified while somebody holds an older copy of it.
+        let used = Usage { key_id: id(1), day: 1, outcome: None, count: 1, last_used_at: Some(at(50)) };
+        store.add_usage(vec![used]).await.unwrap();
+
+        let saved = ApiKey { id: id(1), last_used_at: None, ..everything(9) };
+        let written = store.save_key(&saved).await.unwrap();
+        let log = store.changes_after(Seq(0), 10).await.unwrap();
+        assert_eq!(log.changes, [(written.change.unwrap().seq, Changed::Key(id(1)))]);
+        let expected = ApiKey {
+            created_at: made.created_at,
+            created_by: None,
+            rotated_from: None,
+            last_used_at: Some(at(50)),
+            ..saved
+        };
+        assert_eq!(store.key(&acme(), id(1)).await, Some(expected.clone()));
+
+        // And back to nothing: every restriction can be lifted again.
+        let lifted = ApiKey { last_used_at: Some(at(50)), ..made };
+        let _ = store.save_key(&lifted).await.unwrap();
+        assert_eq!(store.key(&acme(), id(1)).await, Some(lifted));
+        assert_eq!(store.key(&acme(), id(2)).await, Some(key(2, &acme())), "an unrelated key is as it was");
+    });
+}
+
+#[test]
+fn a_digest_and_an_id_are_unique_across_accounts() {
+    each(async |database| {
+        let store = database.store();
+        store.add_key(&key(1, &acme())).await.unwrap();
+        let same_digest = store.write(|tx| tx.account(&other()).insert_key(&key(2, &other()), &digest(1))).await;
+        assert_eq!(same_digest, Err(Error::Unique(UniqueViolation::KeyDigest)));
+        let same_id = store.write(|tx| tx.account(&other()).insert_key(&key(1, &other()), &digest(2))).await;
+        assert_eq!(same_id, Err(Error::Unique(UniqueViolation::Other)));
+        assert_eq!(store.key(&other(), id(1)).await, None);
+    });
+}
+
+#[test]
+fn lists_are_newest_first_by_family_and_mode_and_go_on_behind_a_cursor() {
+    each(async |database| {
+        let store = database.store();
+        for number in 1..=6 {
+            let mode = if number % 2 == 0 { Mode::Test } else { Mode::Live };
+            // Two keys per instant: the id decides between them.
+            let created_at = at(i64::try_from(number / 2).unwrap());
+            store.add_key(&ApiKey { mode, created_at, ..key(number, &acme()) }).await.unwrap();
+        }
+        store.add_key(&ApiKey { family: Family::Secret, ..key(7, &acme()) }).await.unwrap();
+        store.add_key(&key(8, &other())).await.unwrap();
+
+        let list = async |families: &'static [Family], mode, after, limit| {
+            let keys = store.read(move |db| db.account(&acme()).keys(families, mode, after, limit)).await.unwrap();
+            keys.iter().map(|key| u64::from_be_bytes(key.id.as_bytes()[8..].try_into().unwrap())).collect::<Vec<_>>()
+        };
+        let commerce: &[Family] = &[Family::Commerce];
+        assert_eq!(list(commerce, None, None, 10).await, [6, 5, 4, 3, 2, 1]);
+        assert_eq!(list(commerce, Some(Mode::Test), None, 10).await, [6, 4, 2]);
+        assert_eq!(list(&[Family::Secret, Family::Publishable], None, None, 10).await, [7]);
+        assert_eq!(list(&[], None, None, 10).await, [0; 0]);
+
+        let mut seen = Vec::new();
+        let mut after = None;
+        loop {
+            let page = store.read(move |db| db.account(&acme()).keys(commerce, None, after, 2)).await.unwrap();
+            let Some(last) = page.last() else { break };
+            after = Some(KeyCursor::from(last));
+            seen.extend(page.iter().map(|key| key.id));
+        }
+        assert_eq!(seen, [6, 5, 4, 3, 2, 1].map(id));
+    });
+}
+
+#[test]
+fn keys_of_applications_are_paged_listed_counted_and_held() {
+    each(async |database| {
+        let store = database.store();
+        for number in [1, 2] {
+            store.add_application(&application(number, &acme())).await.unwrap();
+        }
+        for number in 11..=15 {
+            store.add_key(&application_key(number, &acme(), id(1))).await.unwrap();
+        }
+        store.add_key(&application_key(21, &acme(), id(2))).await.unwrap();
+        let mut revoked = application_key(11, &acme(), id(1));
+        assert_eq!(revoked.revoke(at(50), None), Transition::Changed);
+        let _ = store.save_key(&revoked).await.unwrap();
+        let mut ending = application_key(12, &acme(), id(1));
+        ending.grants.expires_at = Some(at(60));
+        let _ = store.save_key(&ending).await.unwrap();
+        let mut suspended = application_key(13, &acme(), id(1));
+        assert_eq!(suspended.suspend(at(50)), Ok(Transition::Changed));
+        let _ = store.save_key(&suspended).await.unwrap();
+
+        let page = store.read(|db| db.account(&acme()).application_keys(&id(1), 2, 2)).await.unwrap();
+        assert_eq!((page.total, page.items.iter().map(|key| key.id).collect()), (5, vec![id(13), id(12)]));
+        let each = store.read(|db| db.account(&acme()).keys_of_applications(&[id(2), id(1)], 2)).await.unwrap();
+        assert_eq!(each.iter().map(|key| key.id).collect::<Vec<_>>(), [21, 15, 14].map(id));
+        for (now, usable) in [(at(59), 4), (at(60), 3)] {
+            let count = store.read(move |db| db.account(&acme()).count_usable(&id(1), now)).await.unwrap();
+            assert_eq!(count, usable);
+            let of_family = store.read(move |db| db.account(&acme()).count_usable_of(&[Family::Application], now));
+            assert_eq!(of_family.await, Ok(usable + 1));
+        }
+        let held = store.write(|tx| tx.account(&acme()).lock_unrevoked(&id(1), 3)).await.unwrap();
+        assert_eq!(held.value.iter().map(|key| key.id).collect::<Vec<_>>(), [12, 13, 14].map(id));
+        assert_eq!(held.change, None);
+    });
+}
+
+#[test]
+fn an_application_family_key_needs_an_application_of_its_own_account() {
+    each(async |database| {
+        let store = database.store();
+        store.add_application(&application(1, &other())).await.unwrap();
+        assert!(store.add_key(&application_key(11, &acme(), id(1))).await.is_err());
+        let without = ApiKey { application_id: None, ..application_key(12, &acme(), id(1)) };
+        assert!(store.add_key(&without).await.is_err());
+        assert_eq!(store.key(&acme(), id(11)).await, None);
+    });
+}
+
+#[test]
+fn another_account_sees_nothing_and_changes_nothing() {
+    each(async |database| {
+        let store = database.store();
+        store.add_application(&application(1, &acme())).await.unwrap();
+        let made = application_key(11, &acme(), id(1));
+        store.add_key(&made).await.unwrap();
+        store.add_key(&key(12, &acme())).await.unwrap();
+        let used = Usage { key_id: id(11), day: 1, outcome: None, count: 1, last_used_at: None };
+        store.add_usage(vec![used]).await.unwrap();
+        let seen = store.read(|db| {
+            let account = other();
+            let mut theirs = db.account(&account);
+            Ok([
+                theirs.key(&Family::ALL, &id(11))?.is_some(),
+                !theirs.keys(&Family::ALL, None, None, 10)?.is_empty(),
+                theirs.application_keys(&id(1), 1, 10)?.total > 0,
+                !theirs.application_keys(&id(1), 1, 10)?.items.is_empty(),
+                !theirs.keys_of_applications(&[id(1)], 10)?.is_empty(),
+                theirs.count_usable(&id(1), at(0))? > 0,
+                theirs.count_usable_of(&Family::ALL, at(0))? > 0,
+                !theirs.usage(&id(11), 0)?.is_empty(),
+            ])
+        });
+        assert_eq!(seen.await.unwrap(), [false; 8]);
+        let locked = store.write(|tx| {
+            let account = other();
+            let mut theirs = tx.account(&account);
+            Ok::<_, Error>((theirs.lock_key(&Family::ALL, &id(11))?, theirs.lock_unrevoked(&id(1), 10)?))
+        });
+        assert_eq!(locked.await.unwrap().value, (None, vec![]));
+
+        let mut theirs = made.clone();
+        assert_eq!(theirs.revoke(at(99), None), Transition::Changed);
+        let saved = theirs.clone();
+        assert_eq!(store.write(move |tx| tx.account(&other()).save_key(&saved)).await, Err(Error::NotFound));
+        theirs.id = id(13);
+        let inserted = store.write(move |tx| tx.account(&other()).insert_key(&theirs, &digest(13))).await;
+        assert_eq!(inserted, Err(Error::NotFound));
+        let written =
+            store.write(|tx| tx.account(&other()).set_operating_model(OperatingModel::Ecosystem, at(1))).await.unwrap();
+        assert!(written.change.is_some());
+
+        assert_eq!(store.key(&acme(), id(11)).await, Some(made));
+        assert_eq!(store.key(&acme(), id(12)).await, Some(key(12, &acme())));
+        let model = store.read(|db| db.account(&acme()).get()).await.unwrap().operating_model;
+        assert_eq!(model, OperatingModel::default());
+    });
+}
+
+#[test]
+fn a_key_of_another_family_is_not_found() {
+    each(async |database| {
+        let store = database.store();
+        store.add_key(&key(1, &acme())).await.unwrap();
+        let found = store.read(|db| db.account(&acme()).key(&[Family::Secret, Family::Publishable], &id(1)));
+        assert_eq!(found.await.unwrap(), None);
+        let locked = store.write(|tx| tx.account(&acme()).lock_key(&[Family::Secret], &id(1))).await.unwrap();
+        assert_eq!(locked.value, None);
+    });
+}
+
+#[test]
+fn an_account_has_the_default_model_until_one_is_set() {
+    each(async |database| {
+        let store = database.store();
+        let model = async || store.read(|db| db.account(&acme()).get()).await.unwrap().operating_model;
+        let set = async |model| {
+            store.write(move |tx| tx.account(&acme()).set_operating_model(model, at(1))).await.unwrap().change
+        };
+        assert_eq!(model().await, OperatingModel::PrimaryMerchant);
+        assert_eq!(set(OperatingModel::PrimaryMerchant).await, None, "the default is no change");
+        let change = set(OperatingModel::Ecosystem).await.unwrap();
+        assert_eq!(store.changes_after(Seq(0), 9).await.unwrap().changes, [(change.seq, Changed::Account(acme()))]);
+        assert_eq!(model().await, OperatingModel::Ecosystem);
+        assert_eq!(set(OperatingModel::Ecosystem).await, None, "the same again is no change");
+        assert!(set(OperatingModel::PrimaryMerchant).await.is_some());
+        assert_eq!(model().await, OperatingModel::PrimaryMerchant);
+    });
+}
+
+#[test]
+fn a_limit_holds_under_parallel_creation() {
+    each(async |database| {
+        let store = Arc::new(database.store());
+        store.add_application(&application(1, &acme())).await.unwrap();
+        let tasks: Vec<_> = (0..16)
+            .map(|number| {
+                let store = store.clone();
+                tokio::spawn(async move {
+                    let made = store.write(move |tx| {
+                        let account = acme();
+                        let mut mine = tx.account(&account);
+                        mine.lock_application(&id(1))?.ok_or(Error::NotFound)?;
+                        if mine.count_usable(&id(1), at(0))? >= 5 {
+                            return Err(Error::NotFound);
+                        }
+                        mine.insert_key(&application_key(100 + number, &account, id(1)), &digest(100 + number))
+                    });
+                    made.await.is_ok()
+                })
+            })
+            .collect();
+        let mut made = 0;
+        for task in tasks {
+            made += u32::from(task.await.unwrap());
+        }
+        assert_eq!(made, 5);
+        assert_eq!(store.read(|db| db.account(&acme()).count_usable(&id(1), at(0))).await.unwrap(), 5);
+    });
+}
+
+#[test]
+fn the_whole_account_can_be_held() {
+    each(async |database| {
+        let store = Arc::new(database.store());
+        let tasks: Vec<_> = (0..12)
+            .map(|number| {
+                let store = store.clone();
+                tokio::spawn(async move {
+                    let made = store.write(move |tx| {
+                        let account = acme();
+                        let mut mine = tx.account(&account);
+                        mine.lock()?;
+                        if mine.count_usable_of(&[Family::Commerce], at(0))? >= 3 {
+                            return Err(Error::NotFound);
+                        }
+                        mine.insert_key(&key(100 + number, &account), &digest(100 + number))
+                    });
+                    made.await.is_ok()
+                })
+            })
+            .collect();
+        let mut made = 0;
+        for task in tasks {
+            made += u32::from(task.await.unwrap());
+        }
+        assert_eq!(made, 3);
+    });
+}
+
+#[test]
+fn what_makes_no_sense_in_the_database_is_refused_not_guessed() {
+    each(async |database| {
+        let store = database.store();
+        store.add_key(&everything(1)).await.unwrap();
+        for column in [
+            "features = '[\"everything\"]'",
+            "features = '[]'",
+            "merchants = '{}'",
+            "merchants = '[]'",
+            "allowed_ips = '[\"10.0.0.1/8\"]'",
+            "metadata = '[]'",
+            "rate_limit_limit = 2000000",
+        ] {
+            database.sql(&format!("UPDATE api_keys SET {column}"));
+            let found = store.read(|db| db.account(&acme()).key(&Family::ALL, &id(1))).await;
+            assert!(matches!(found, Err(Error::Corrupt(_))), "{column}: {found:?}");
+            assert!(matches!(store.find_by_digest(digest(1)).await, Err(Error::Corrupt(_))), "{column}");
+            let _ = store.save_key(&everything(1)).await.unwrap();
+        }
+    });
+}

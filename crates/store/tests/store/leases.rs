@@ -1,0 +1,204 @@
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use tollkey_core::{Changed, Seq, VerifierId};
+use tollkey_store::{Backend, Behind, Error, Store, testing::hold};
+
+use crate::{Actions as _, acme, each, id, key};
+
+fn verifier(number: u8) -> VerifierId {
+    VerifierId::from_bytes([number; 16])
+}
+
+async fn change(store: &Store, what: Changed) -> Seq {
+    let written = store.write(move |tx| {
+        tx.changed(what);
+        Ok::<_, Error>(())
+    });
+    written.await.unwrap().change.unwrap().seq
+}
+
+#[test]
+fn the_counter_numbers_changes_without_gaps() {
+    each(async |database| {
+        let store = database.store();
+        let empty = store.changes_after(Seq(0), 10).await.unwrap();
+        assert_eq!((empty.current, empty.changes), (Seq(0), vec![]));
+        let all =
+            [Changed::Key(id(1)), Changed::Application(id(2)), Changed::Account(acme()), Changed::ServiceKey(id(3))];
+        let several = all.clone();
+        let written = store.write(move |tx| {
+            // Twice is once.
+            several.iter().chain(&several).for_each(|what| tx.changed(what.clone()));
+            Ok::<_, Error>(())
+        });
+        assert_eq!(written.await.unwrap().change.unwrap().seq, Seq(4));
+        assert_eq!(change(&store, Changed::Key(id(9))).await, Seq(5));
+
+        let log = store.changes_after(Seq(0), 4).await.unwrap();
+        assert_eq!(log.current, Seq(5));
+        assert_eq!(log.changes, (1..).map(Seq).zip(all).collect::<Vec<_>>());
+        let log = store.changes_after(Seq(4), 4).await.unwrap();
+        assert_eq!(log.changes, [(Seq(5), Changed::Key(id(9)))]);
+        assert_eq!(store.changes_after(Seq(5), 4).await.unwrap().changes, []);
+        // Asked from beyond: the caller sees a counter below its own and forgets everything.
+        assert_eq!(store.changes_after(Seq(50), 4).await.unwrap().current, Seq(5));
+    });
+}
+
+#[test]
+fn concurrent_changes_get_different_numbers_in_the_order_of_their_commits() {
+    each(async |database| {
+        let store = Arc::new(database.store());
+        let tasks: Vec<_> = (0..16)
+            .map(|number| {
+                let store = store.clone();
+                tokio::spawn(async move { change(&store, Changed::Key(id(number))).await })
+            })
+            .collect();
+        let mut numbers = Vec::new();
+        for task in tasks {
+            numbers.push(task.await.unwrap().0);
+        }
+        numbers.sort_unstable();
+        assert_eq!(numbers, (1..=16).collect::<Vec<_>>());
+        let log = store.changes_after(Seq(0), 100).await.unwrap();
+        assert_eq!(log.changes.iter().map(|(seq, _)| seq.0).collect::<Vec<_>>(), numbers);
+    });
+}
+
+#[test]
+fn old_changes_are_forgotten_and_that_shows_as_a_gap() {
+    each(async |database| {
+        let store = database.store();
+        change(&store, Changed::Key(id(1))).await;
+        database.sql("UPDATE change_counter SET seq = 10001");
+        assert_eq!(change(&store, Changed::Key(id(2))).await, Seq(10_002));
+        let log = store.changes_after(Seq(0), 10).await.unwrap();
+        assert_eq!(log.changes, [(Seq(10_002), Changed::Key(id(2)))]);
+    });
+}
+
+#[test]
+fn a_lease_is_only_for_who_has_evicted_everything() {
+    each(async |database| {
+        let store = database.store();
+        assert_eq!(store.lease_length().await, Ok(Duration::from_secs(3)));
+        assert!(store.renew(verifier(1), Seq(0), Seq(0)).await.unwrap());
+        change(&store, Changed::Key(id(1))).await;
+        assert!(!store.renew(verifier(1), Seq(0), Seq(0)).await.unwrap(), "behind");
+        assert!(!store.renew(verifier(2), Seq(0), Seq(0)).await.unwrap(), "behind, and new");
+        assert!(!store.renew(verifier(2), Seq(2), Seq(2)).await.unwrap(), "ahead, of a restored database");
+        let behind = |renewals| vec![Behind { verifier: verifier(1), renewals }];
+        assert_eq!(store.behind(Seq(1), verifier(9)).await.unwrap(), behind(1), "a refused renewal does not count");
+
+        // It renews by what it has evicted, and reports less for a slow subscriber.
+        assert!(store.renew(verifier(1), Seq(0), Seq(1)).await.unwrap());
+        assert_eq!(store.behind(Seq(1), verifier(9)).await.unwrap(), behind(2));
+        assert_eq!(store.behind(Seq(1), verifier(1)).await.unwrap(), [], "nobody waits for himself");
+        store.report(verifier(1), Seq(1)).await.unwrap();
+        assert_eq!(store.behind(Seq(1), verifier(9)).await.unwrap(), []);
+        assert_eq!(store.behind(Seq(2), verifier(9)).await.unwrap(), behind(2), "reporting is no renewal");
+    });
+}
+
+#[test]
+fn a_row_goes_with_its_verifier_or_when_it_has_not_renewed() {
+    each(async |database| {
+        let store = database.store();
+        for number in [1, 2, 3] {
+            assert!(store.renew(verifier(number), Seq(0), Seq(0)).await.unwrap());
+        }
+        change(&store, Changed::Key(id(1))).await;
+        assert_eq!(store.behind(Seq(1), verifier(9)).await.unwrap().len(), 3);
+        store.unregister(verifier(1)).await.unwrap();
+        assert!(store.renew(verifier(2), Seq(0), Seq(1)).await.unwrap());
+        assert!(!store.remove_if_not_renewed(verifier(2), 1).await.unwrap(), "alive");
+        assert!(store.remove_if_not_renewed(verifier(3), 1).await.unwrap(), "gone");
+        let left = store.behind(Seq(1), verifier(9)).await.unwrap();
+        assert_eq!(left, [Behind { verifier: verifier(2), renewals: 2 }]);
+
+        // One that was thought gone: reporting finds no row, renewing makes one.
+        store.report(verifier(3), Seq(1)).await.unwrap();
+        assert!(store.renew(verifier(3), Seq(1), Seq(1)).await.unwrap());
+        let behind = store.behind(Seq(2), verifier(2)).await.unwrap();
+        assert_eq!(behind, [Behind { verifier: verifier(3), renewals: 1 }]);
+    });
+}
+
+/// The share lock: a verifier whose row is not there must not slip in between a revoker's UPDATE and its commit.
+#[test]
+fn a_first_renewal_waits_for_a_revoker_and_then_sees_its_change() {
+    each(async |database| {
+        let store = database.store();
+        let url = database.url().to_owned();
+        let (raised, is_raised) = std::sync::mpsc::channel();
+        let revoker = std::thread::spawn(move || {
+            // As another process: a transaction that has raised the counter and takes its time to commit.
+            hold(&url, "UPDATE change_counter SET seq = seq + 1", || {
+                raised.send(()).unwrap();
+                std::thread::sleep(Duration::from_millis(400));
+            });
+        });
+        is_raised.recv().unwrap();
+        let begun = Instant::now();
+        let renewed = store.renew(verifier(1), Seq(0), Seq(0)).await.unwrap();
+        assert!(begun.elapsed() > Duration::from_millis(200), "it waited");
+        assert!(!renewed, "and saw the change");
+        assert_eq!(store.behind(Seq(9), verifier(9)).await.unwrap(), []);
+        revoker.join().unwrap();
+    });
+}
+
+#[test]
+fn a_change_is_told_to_who_listens() {
+    each(async |database| {
+        let store = database.store();
+        let woken = Arc::new(AtomicU32::new(0));
+        let count = woken.clone();
+        let listener = store
+            .listen(move || {
+                count.fetch_add(1, Ordering::SeqCst);
+            })
+            .unwrap();
+        assert_eq!(listener.is_some(), database.backend() == Backend::Postgres);
+        if listener.is_none() {
+            return;
+        }
+        let until = async |at_least| {
+            for _ in 0..500 {
+                if woken.load(Ordering::SeqCst) >= at_least {
+                    return;
+                }
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            panic!("not woken");
+        };
+        until(1).await; // once for what happened before
+        let mut revoked = key(1, &acme());
+        store.add_key(&revoked).await.unwrap();
+        let _ = revoked.revoke(crate::at(5), None);
+        let _ = store.save_key(&revoked).await.unwrap();
+        until(2).await;
+    });
+}
+
+#[test]
+fn a_lease_length_that_makes_no_sense_is_refused() {
+    each(async |database| {
+        let store = database.store();
+        for value in ["", "0", "99", "60001", "3s", "-1"] {
+            database.sql(&format!("UPDATE settings SET value = '{value}' WHERE name = 'lease_ms'"));
+            assert!(matches!(store.lease_length().await, Err(Error::Corrupt(_))), "{value}");
+        }
+        database.sql("UPDATE settings SET value = '500' WHERE name = 'lease_ms'");
+        assert_eq!(store.lease_length().await, Ok(Duration::from_millis(500)));
+        database.sql("DELETE FROM settings");
+        assert!(store.lease_length().await.is_err());
+    });
+}

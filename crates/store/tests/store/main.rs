@@ -1,0 +1,152 @@
+//! The store over both backends: every test runs on a fresh SQLite file and, where PostgreSQL is installed, on a fresh
+//! database of a private cluster.
+
+mod applications;
+mod audit;
+mod keys;
+mod leases;
+mod opening;
+mod service_keys;
+mod transactions;
+mod usage;
+mod verification;
+
+use tollkey_core::{
+    AccountId, ApiKey, Application, ApplicationId, Digest, Family, Grants, Id, KeyId, Mode, Scope, Timestamp,
+    audit::{Action, Actor, ActorKind, Draft, Target},
+};
+use tollkey_store::{
+    Error, Store, Written,
+    testing::{Database, backends},
+};
+
+/// Runs a test on every backend that is there.
+fn each(test: impl AsyncFn(&Database)) {
+    for database in backends() {
+        eprintln!("on {}", database.backend().as_str());
+        on(&database, &test);
+    }
+}
+
+fn on(database: &Database, test: impl AsyncFn(&Database)) {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    runtime.block_on(test(database));
+}
+
+fn account(name: &str) -> AccountId {
+    name.parse().unwrap()
+}
+
+fn acme() -> AccountId {
+    account("acme")
+}
+
+fn other() -> AccountId {
+    account("other")
+}
+
+/// Seconds after some moment, as a time.
+fn at(second: i64) -> Timestamp {
+    Timestamp::from_second(1_800_000_000 + second).unwrap()
+}
+
+/// An id that sorts by its number.
+fn id<Of>(number: u64) -> Id<Of> {
+    let mut bytes = [0; 16];
+    bytes[8..].copy_from_slice(&number.to_be_bytes());
+    Id::from_bytes(bytes)
+}
+
+fn application(number: u64, account: &AccountId) -> Application {
+    Application {
+        id: id(number),
+        account_id: account.clone(),
+        name: format!("application {number}"),
+        description: None,
+        is_enabled: true,
+        created_at: at(i64::try_from(number).unwrap()),
+    }
+}
+
+fn key(number: u64, account: &AccountId) -> ApiKey {
+    ApiKey {
+        id: id(number),
+        account_id: account.clone(),
+        application_id: None,
+        name: format!("key {number}"),
+        family: Family::Commerce,
+        mode: Mode::Live,
+        prefix: "ck_live_abcdef".into(),
+        last4: "wxyz".into(),
+        grants: Grants { scopes: vec![Scope::COMMERCE], ..Grants::default() },
+        metadata: None,
+        created_at: at(i64::try_from(number).unwrap()),
+        created_by: None,
+        last_used_at: None,
+        suspended_at: None,
+        revoked_at: None,
+        revoked_reason: None,
+        rotated_from: None,
+        rotated_to: None,
+    }
+}
+
+fn application_key(number: u64, account: &AccountId, application: ApplicationId) -> ApiKey {
+    ApiKey { family: Family::Application, application_id: Some(application), ..key(number, account) }
+}
+
+fn digest(number: u64) -> Digest {
+    Digest::of(&number.to_string())
+}
+
+fn draft(number: u64, account: &AccountId) -> Draft {
+    let key: KeyId = id(number);
+    Draft {
+        id: id(number),
+        account_id: account.clone(),
+        occurred_at: at(i64::try_from(number).unwrap()),
+        action: Action::ApiKeyCreated,
+        actor: Actor { kind: ActorKind::Merchant, id: "user-1".into() },
+        target: Target::key(key, Mode::Live),
+        request_id: Some("req_1".into()),
+        ip: Some("2001:db8::1".parse().unwrap()),
+        changes: serde_json::json!({"z": 1, "name": "ü \u{0} \"", "a": [0.1, 1e300, -0.0, 123_456_789.123_456_78]}),
+    }
+}
+
+/// What a test does to the store, in words.
+trait Actions {
+    async fn add_application(&self, application: &Application) -> Result<(), Error>;
+    async fn add_key(&self, key: &ApiKey) -> Result<(), Error>;
+    async fn save_key(&self, key: &ApiKey) -> Result<Written<()>, Error>;
+    async fn key(&self, account: &AccountId, id: KeyId) -> Option<ApiKey>;
+}
+
+impl Actions for Store {
+    async fn add_application(&self, application: &Application) -> Result<(), Error> {
+        let application = application.clone();
+        let written =
+            self.write(move |tx| tx.account(&application.account_id).insert_application(&application)).await?;
+        assert_eq!(written.change, None, "a new application is nothing to forget");
+        Ok(())
+    }
+
+    /// The digest is that of the id's number.
+    async fn add_key(&self, key: &ApiKey) -> Result<(), Error> {
+        let key = key.clone();
+        let number = u64::from_be_bytes(key.id.as_bytes()[8..].try_into().unwrap());
+        let written = self.write(move |tx| tx.account(&key.account_id).insert_key(&key, &digest(number))).await?;
+        assert_eq!(written.change, None, "a new key is nothing to forget");
+        Ok(())
+    }
+
+    async fn save_key(&self, key: &ApiKey) -> Result<Written<()>, Error> {
+        let key = key.clone();
+        self.write(move |tx| tx.account(&key.account_id).save_key(&key)).await
+    }
+
+    async fn key(&self, account: &AccountId, id: KeyId) -> Option<ApiKey> {
+        let account = account.clone();
+        self.read(move |db| db.account(&account).key(&Family::ALL, &id)).await.unwrap()
+    }
+}

@@ -1,0 +1,212 @@
+use std::{os::unix::fs::PermissionsExt as _, sync::Arc, time::Duration};
+
+use tollkey_core::Seq;
+use tollkey_store::{
+    Backend, BadUrl, Error, OpenError, OpenOptions, SchemaError, Store,
+    testing::{Database, RealClock, backends},
+};
+
+use crate::{Actions as _, acme, each, id, key, on};
+
+fn open(url: &str) -> Result<Store, OpenError> {
+    Store::open(OpenOptions::new(url), Arc::new(RealClock::default()))
+}
+
+#[test]
+fn a_reopened_database_has_everything() {
+    each(async |database| {
+        let store = database.store();
+        store.add_key(&key(1, &acme())).await.unwrap();
+        drop(store);
+        let store = open(database.url()).unwrap();
+        assert_eq!(store.check_schema(), Ok(()));
+        assert_eq!(store.backend(), database.backend());
+        assert_eq!(store.key(&acme(), id(1)).await, Some(key(1, &acme())));
+        store.ping().await.unwrap();
+    });
+}
+
+#[test]
+fn two_stores_on_one_database_see_each_other() {
+    each(async |database| {
+        let (one, two) = (database.store(), database.store());
+        let tasks = (0..40).map(|number| {
+            let store = if number % 2 == 0 { one.clone() } else { two.clone() };
+            tokio::spawn(async move {
+                let mut made = key(number, &acme());
+                store.add_key(&made).await?;
+                let _ = made.revoke(crate::at(99), None);
+                store.save_key(&made).await.map(drop)
+            })
+        });
+        for task in tasks.collect::<Vec<_>>() {
+            task.await.unwrap().unwrap();
+        }
+        for store in [one, two] {
+            assert_eq!(store.changes_after(Seq(0), 100).await.unwrap().changes.len(), 40);
+        }
+    });
+}
+
+#[test]
+fn an_older_and_a_newer_schema_are_told_and_migrating_twice_is_fine() {
+    for database in backends() {
+        let store = open(database.url()).unwrap();
+        assert_eq!(store.check_schema(), Err(SchemaError::Older { missing: 1 }));
+        assert_eq!(store.check_schema(), Err(SchemaError::Older { missing: 1 }), "asking changes nothing");
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                let url = database.url();
+                scope.spawn(move || open(url).unwrap().migrate().unwrap());
+            }
+        });
+        assert_eq!(store.migrate(), Ok(()));
+        assert_eq!(store.check_schema(), Ok(()));
+        database.sql("INSERT INTO __diesel_schema_migrations (version) VALUES ('29991231235959')");
+        assert_eq!(store.check_schema(), Err(SchemaError::Newer));
+        assert_eq!(store.migrate(), Err(SchemaError::Newer));
+    }
+}
+
+#[test]
+fn both_backends_have_the_same_tables_and_columns() {
+    let described: Vec<String> = backends()
+        .iter()
+        .map(|database| {
+            let _migrated = database.store();
+            database.columns().join("\n")
+        })
+        .collect();
+    assert!(described[0].contains("api_keys.digest"), "{}", described[0]);
+    for other in &described[1..] {
+        assert_eq!(&described[0], other);
+    }
+}
+
+#[test]
+fn a_sqlite_file_is_for_its_owner_alone() {
+    let database = Database::sqlite();
+    let store = database.store();
+    on(&database, async |_| store.add_key(&key(1, &acme())).await.unwrap());
+    let mut files = 0;
+    for file in std::fs::read_dir(database.directory().unwrap()).unwrap() {
+        let file = file.unwrap();
+        assert_eq!(file.metadata().unwrap().permissions().mode() & 0o777, 0o600, "{:?}", file.path());
+        files += 1;
+    }
+    assert_eq!(files, 3, "the file, its log and the log's index");
+    assert_eq!(store.file(), Some(database.directory().unwrap().join("tollkey.db").as_path()));
+}
+
+#[test]
+fn a_memory_database_lives_as_long_as_its_store() {
+    let database = Database::sqlite(); // only for its runtime
+    on(&database, async |_| {
+        let store = open("sqlite://:memory:").unwrap();
+        assert!(store.is_in_memory());
+        assert_eq!(store.file(), None);
+        store.migrate().unwrap();
+        assert_eq!(store.check_schema(), Ok(()));
+        store.add_key(&key(1, &acme())).await.unwrap();
+        let panicking = store.clone();
+        let panicked = tokio::spawn(async move {
+            let _ = panicking.write(|_| -> Result<(), Error> { panic!("on purpose") }).await;
+        });
+        assert!(panicked.await.is_err());
+        let tasks: Vec<_> = (2..30)
+            .map(|number| {
+                let store = store.clone();
+                tokio::spawn(async move { store.add_key(&key(number, &acme())).await })
+            })
+            .collect();
+        for task in tasks {
+            task.await.unwrap().unwrap();
+        }
+        assert_eq!(store.key(&acme(), id(1)).await, Some(key(1, &acme())));
+        assert!(store.renew(tollkey_core::VerifierId::from_bytes([1; 16]), Seq(0), Seq(0)).await.unwrap());
+    });
+}
+
+#[test]
+fn what_cannot_be_opened_says_why_without_the_password() {
+    assert!(matches!(open("mysql://x"), Err(OpenError::Url(BadUrl::Scheme))));
+    let missing = open("sqlite:///no/such/directory/tollkey.db").unwrap_err().to_string();
+    assert!(missing.contains("/no/such/directory/tollkey.db"), "{missing}");
+    let refused = open("postgres://user:s3cret@127.0.0.1:1/tollkey").unwrap_err().to_string();
+    assert!(refused.contains("127.0.0.1") && !refused.contains("s3cret"), "{refused}");
+    let options = OpenOptions::new("postgres://user:s3cret@127.0.0.1:1/tollkey");
+    assert!(!format!("{options:?}").contains("s3cret"));
+    let remote = open("postgres://user:s3cret@db.example/tollkey").unwrap_err().to_string();
+    assert!(remote.contains("pg-tls") && !remote.contains("s3cret"), "{remote}");
+}
+
+#[test]
+fn a_lost_connection_is_replaced() {
+    for database in backends().into_iter().filter(|database| database.backend() == Backend::Postgres) {
+        on(&database, async |database| {
+            let store = database.store();
+            store.add_key(&key(1, &acme())).await.unwrap();
+            let others = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
+                          WHERE datname = current_database() AND pid <> pg_backend_pid()";
+            // Several connections, all lost at once: at most the first use notices.
+            let reads: Vec<_> = (0..8)
+                .map(|_| {
+                    tokio::spawn({
+                        let store = store.clone();
+                        async move {
+                            store
+                                .read(|_| {
+                                    std::thread::sleep(Duration::from_millis(50));
+                                    Ok(())
+                                })
+                                .await
+                        }
+                    })
+                })
+                .collect();
+            for read in reads {
+                read.await.unwrap().unwrap();
+            }
+            database.sql(others);
+            let failures = async |times: usize| {
+                let mut failed = 0;
+                for _ in 0..times {
+                    match store.read(|db| db.account(&acme()).key(&tollkey_core::Family::ALL, &id(1))).await {
+                        Ok(found) => assert!(found.is_some()),
+                        Err(error) => {
+                            assert_eq!(error, Error::Unavailable);
+                            failed += 1;
+                        }
+                    }
+                }
+                failed
+            };
+            assert!(failures(20).await <= 1);
+            // After a rest nobody notices at all.
+            database.sql(others);
+            tokio::time::sleep(Duration::from_millis(1_100)).await;
+            assert_eq!(failures(20).await, 0);
+            let _ = store.save_key(&key(1, &acme())).await.unwrap();
+        });
+    }
+}
+
+#[test]
+fn a_server_that_goes_away_is_unavailable() {
+    for database in backends().into_iter().filter(|database| database.backend() == Backend::Postgres) {
+        on(&database, async |database| {
+            let _migrated = database.store();
+            let options =
+                OpenOptions { acquire_timeout: Duration::from_millis(300), ..OpenOptions::new(database.url()) };
+            let store = Store::open(options, Arc::new(RealClock::default())).unwrap();
+            store.ping().await.unwrap();
+            database.refuse_connections(true);
+            // The connection in the pool notices, and no new one can be made.
+            for _ in 0..2 {
+                assert_eq!(store.ping().await, Err(Error::Unavailable));
+            }
+            database.refuse_connections(false);
+            store.ping().await.unwrap();
+        });
+    }
+}

@@ -1,0 +1,73 @@
+use tollkey_core::{Denial, Seq};
+use tollkey_store::{DayUsage, Usage};
+
+use crate::{Actions as _, acme, at, each, id, key};
+
+fn usage(number: u64, day: i32, outcome: Option<Denial>, count: u64) -> Usage {
+    Usage { key_id: id(number), day, outcome, count, last_used_at: None }
+}
+
+#[test]
+fn counts_add_up_by_key_day_and_outcome() {
+    each(async |database| {
+        let store = database.store();
+        store.add_key(&key(1, &acme())).await.unwrap();
+        store.add_key(&key(2, &acme())).await.unwrap();
+        store.add_usage(vec![]).await.unwrap();
+        let batch = vec![
+            usage(1, 20_000, None, 5),
+            usage(1, 20_001, None, 1),
+            usage(1, 20_000, Some(Denial::RateLimited), 2),
+            usage(2, 20_000, None, 7),
+            usage(99, 20_000, None, 1), // no such key: skipped
+        ];
+        store.add_usage(batch.clone()).await.unwrap();
+        store.add_usage(batch).await.unwrap();
+        let read = store.read(|db| db.account(&acme()).usage(&id(1), 0)).await.unwrap();
+        let rate_limited = Some(Denial::RateLimited);
+        assert_eq!(
+            read,
+            [
+                DayUsage { day: 20_001, outcome: None, count: 2 },
+                DayUsage { day: 20_000, outcome: rate_limited, count: 4 },
+                DayUsage { day: 20_000, outcome: None, count: 10 },
+            ]
+        );
+        let since = store.read(|db| db.account(&acme()).usage(&id(1), 20_001)).await.unwrap();
+        assert_eq!(since.len(), 1);
+        assert_eq!(store.read(|db| db.account(&acme()).usage(&id(99), 0)).await.unwrap(), []);
+        assert_eq!(store.prune_usage(20_001).await.unwrap(), 3);
+        assert_eq!(store.read(|db| db.account(&acme()).usage(&id(1), 0)).await.unwrap(), since);
+    });
+}
+
+#[test]
+fn every_outcome_is_kept() {
+    each(async |database| {
+        let store = database.store();
+        store.add_key(&key(1, &acme())).await.unwrap();
+        store.add_usage(Denial::ALL.map(|denial| usage(1, 1, Some(denial), 1)).to_vec()).await.unwrap();
+        let read = store.read(|db| db.account(&acme()).usage(&id(1), 0)).await.unwrap();
+        for denial in Denial::ALL {
+            assert!(read.contains(&DayUsage { day: 1, outcome: Some(denial), count: 1 }), "{denial:?}");
+        }
+    });
+}
+
+#[test]
+fn last_used_only_moves_forward_and_is_nothing_to_forget() {
+    each(async |database| {
+        let store = database.store();
+        store.add_key(&key(1, &acme())).await.unwrap();
+        for (used, expected) in [(at(10), at(10)), (at(5), at(10)), (at(11), at(11))] {
+            let batch = vec![Usage { last_used_at: Some(used), ..usage(1, 1, None, 1) }];
+            store.add_usage(batch).await.unwrap();
+            let found = store.key(&acme(), id(1)).await.unwrap();
+            assert_eq!(found.last_used_at, Some(expected));
+        }
+        assert_eq!(store.changes_after(Seq(0), 1).await.unwrap().current, Seq(0));
+        let mut expected = key(1, &acme());
+        expected.last_used_at = Some(at(11));
+        assert_eq!(store.key(&acme(), id(1)).await, Some(expected), "nothing else of it has changed");
+    });
+}

@@ -1,0 +1,150 @@
+//! Memory counts only while the lease does; and how many may ask at the same time.
+
+use std::time::Duration;
+
+use tokio::time::sleep;
+use tollkey_core::{Clock, Denial, Need};
+use tollkey_verifier::{
+    Settings, Unavailable, margin,
+    testing::{ManualClock, MemorySource, record},
+};
+
+use crate::world::{LEASE, World, leaseless, text};
+
+#[tokio::test(start_paused = true)]
+async fn the_lease_is_renewed_before_it_ends() {
+    let world = World::new(1).await;
+    assert!(world.one.asks(0).await);
+    for _ in 0..100 {
+        sleep(Duration::from_millis(333)).await;
+        assert!(!world.one.asks(0).await);
+        let left = world.one.verifier.stats().lease_left;
+        assert!(left >= LEASE / 2 && left <= LEASE - margin(LEASE), "{left:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_a_lease_every_verification_asks() {
+    let (source, clock) = (MemorySource::default(), ManualClock::default());
+    source.put(&text(0), record(&text(0)));
+    let verifier = leaseless(&source, &clock).await;
+    for n in 1..=3 {
+        assert_eq!(verifier.verify(&text(0), &Need::default()).await.unwrap().outcome, Ok(()));
+        assert_eq!(source.finds(), n);
+    }
+    source.change(&text(0), |it| it.key.suspended_at = Some(clock.now()));
+    assert_eq!(verifier.verify(&text(0), &Need::default()).await.unwrap().outcome, Err(Denial::Suspended));
+}
+
+#[tokio::test(start_paused = true)]
+async fn while_the_source_is_down_memory_answers_until_the_lease_ends() {
+    let world = World::new(2).await;
+    let one = &world.one.verifier;
+    assert_eq!(world.one.outcome(0).await, Ok(()));
+    world.source.set_down(true);
+    let down_at = world.clock.elapsed();
+    assert_eq!(one.verify(&text(1), &Need::default()).await.unwrap_err(), Unavailable, "not remembered");
+    while !one.stats().lease_left.is_zero() {
+        assert_eq!(world.one.outcome(0).await, Ok(()));
+        sleep(Duration::from_millis(1)).await;
+    }
+    assert!(world.clock.elapsed() - down_at <= LEASE - margin(LEASE) + Duration::from_millis(1));
+    assert_eq!(one.verify(&text(0), &Need::default()).await.unwrap_err(), Unavailable);
+    assert_eq!(one.stats().unavailable, 2);
+
+    // Once it is back, so is memory; what was remembered is still good, because every change is applied first.
+    world.source.set_down(false);
+    sleep(LEASE).await;
+    assert!(!world.one.asks(0).await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_changed_during_an_outage_is_applied_before_memory_answers_again() {
+    let world = World::new(2).await;
+    assert_eq!((world.one.outcome(0).await, world.one.outcome(1).await), (Ok(()), Ok(())));
+    world.source.set_down(true);
+    sleep(LEASE * 2).await;
+    world.revoke(0);
+    world.source.set_down(false);
+    sleep(LEASE).await;
+    assert_eq!(world.one.outcome(0).await, Err(Denial::Revoked));
+    assert!(!world.one.asks(1).await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn renewing_goes_on_under_steady_changes() {
+    let world = World::new(1).await;
+    let busy = tokio::spawn({
+        let source = world.source.clone();
+        async move {
+            loop {
+                source.change(&text(0), |_| ());
+                sleep(Duration::from_micros(700)).await;
+            }
+        }
+    });
+    for _ in 0..30 {
+        sleep(LEASE / 10).await;
+        assert!(world.one.verifier.stats().lease_left > LEASE / 2);
+    }
+    busy.abort();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_poke_brings_changes_at_once_and_reports_them() {
+    let world = World::new(1).await;
+    sleep(Duration::from_millis(10)).await;
+    let (seq, _) = world.revoke(0);
+    let before = world.clock.elapsed();
+    world.one.verifier.poke();
+    while world.source.verifiers()[&world.one.verifier.id()].0 < seq {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(world.clock.elapsed(), before, "no time passed");
+    let renewals = world.source.verifiers()[&world.one.verifier.id()].1;
+    assert_eq!(renewals, 1, "reporting is no renewal");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stopped_verifier_answers_nothing_from_memory_and_is_waited_for_by_nobody() {
+    let world = World::new(1).await;
+    assert!(world.one.asks(0).await);
+    let source = world.source.clone();
+    let one = world.one.stop().await;
+    assert!(source.verifiers().is_empty());
+    let before = source.finds();
+    assert_eq!(one.verify(&text(0), &Need::default()).await.unwrap().outcome, Ok(()));
+    assert_eq!(one.verify(&text(0), &Need::default()).await.unwrap().outcome, Ok(()));
+    assert_eq!(source.finds(), before + 2);
+    assert!(one.stats().lease_left.is_zero());
+}
+
+#[tokio::test(start_paused = true)]
+async fn too_many_at_a_time_are_told_to_come_back() {
+    let settings = Settings { max_misses: 2, miss_wait: Duration::from_millis(100), ..Settings::default() };
+    let world = World::with(4, settings).await;
+    assert_eq!(world.one.outcome(3).await, Ok(()));
+    let held = world.source.hold().await;
+    let verify = |n| {
+        let verifier = world.one.verifier.clone();
+        tokio::spawn(async move { verifier.verify(&text(n), &Need::default()).await.map(|verdict| verdict.outcome) })
+    };
+    let (first, second, third) = (verify(0), verify(1), verify(2));
+    let before = world.clock.elapsed();
+    assert_eq!(third.await.unwrap(), Err(Unavailable));
+    assert!(world.clock.elapsed() - before >= Duration::from_millis(100));
+    assert_eq!(world.one.outcome(3).await, Ok(()), "what is remembered needs no turn");
+    drop(held);
+    assert_eq!((first.await.unwrap(), second.await.unwrap()), (Ok(Ok(())), Ok(Ok(()))));
+    assert_eq!(verify(2).await.unwrap(), Ok(Ok(())));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_verifier_cannot_begin_without_its_source() {
+    let source = MemorySource::default();
+    source.set_down(true);
+    let clock = std::sync::Arc::new(ManualClock::default());
+    let id = tollkey_core::VerifierId::from_bytes([1; 16]);
+    let verifier = tollkey_verifier::Verifier::new(id, source, clock, Settings::default()).await;
+    assert_eq!(verifier.err(), Some(Unavailable));
+}

@@ -1,0 +1,114 @@
+//! Rate limits: exact, last, and no new allowance for an old key.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::time::sleep;
+use tollkey_core::{Denial, IpList, Need, RateLimit};
+use tollkey_verifier::{Settings, testing::record};
+
+use crate::world::{World, text};
+
+async fn limited(limit: i64, window: i64, settings: Settings) -> World {
+    let world = World::with(0, settings).await;
+    for n in 0..10 {
+        let mut it = record(&text(n));
+        it.key.grants.rate_limit = RateLimit::new(limit, window).ok();
+        world.source.put(&text(n), it);
+    }
+    world
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_tells_what_is_left() {
+    let world = limited(2, 60, Settings::default()).await;
+    let first = world.one.verify(0).await;
+    let rate = first.rate.unwrap();
+    assert_eq!((rate.limit, rate.window_seconds, rate.remaining, rate.reset_seconds), (2, 60, 1, 30));
+    assert_eq!(first.retry_after_seconds, None);
+    assert_eq!(world.one.verify(0).await.rate.unwrap().remaining, 0);
+
+    let refused = world.one.verify(0).await;
+    assert_eq!((refused.outcome, refused.retry_after_seconds), (Err(Denial::RateLimited), Some(30)));
+    assert_eq!((refused.rate.unwrap().remaining, refused.rate.unwrap().reset_seconds), (0, 60));
+    assert!(refused.record.is_some());
+    sleep(Duration::from_millis(29_500)).await;
+    assert_eq!(world.one.verify(0).await.retry_after_seconds, Some(1));
+    sleep(Duration::from_millis(500)).await;
+    assert_eq!(world.one.outcome(0).await, Ok(()));
+    assert_eq!(world.one.outcome(1).await, Ok(()), "each key has its own");
+}
+
+#[test]
+fn it_is_exact_under_parallel_requests() {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(4).enable_time().build().unwrap();
+    runtime.block_on(async {
+        let world = Arc::new(limited(50, 86_400, Settings::default()).await);
+        let asking: Vec<_> = (0..200)
+            .map(|_| {
+                let world = Arc::clone(&world);
+                tokio::spawn(async move { world.one.outcome(0).await })
+            })
+            .collect();
+        let mut allowed = 0;
+        for asking in asking {
+            match asking.await.unwrap() {
+                Ok(()) => allowed += 1,
+                other => assert_eq!(other, Err(Denial::RateLimited)),
+            }
+        }
+        assert_eq!(allowed, 50);
+    });
+}
+
+#[tokio::test(start_paused = true)]
+async fn another_denial_costs_no_allowance() {
+    let world = limited(1, 60, Settings::default()).await;
+    let mut it = record(&text(0));
+    it.key.grants.rate_limit = RateLimit::new(1, 60).ok();
+    it.key.grants.allowed_ips = IpList::parse(["203.0.113.0/24"]).ok();
+    world.source.put(&text(0), it);
+    for _ in 0..5 {
+        let verdict = world.one.verify(0).await;
+        assert_eq!((verdict.outcome, verdict.rate), (Err(Denial::IpNotAllowed), None));
+    }
+    let need = Need { client_ip: Some([203, 0, 113, 1].into()), ..Need::default() };
+    assert_eq!(world.one.verifier.verify(&text(0), &need).await.unwrap().outcome, Ok(()));
+    assert_eq!(world.one.verifier.verify(&text(0), &need).await.unwrap().outcome, Err(Denial::RateLimited));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_change_of_the_key_gives_no_new_allowance_but_a_new_limit_does() {
+    let world = limited(1, 60, Settings::default()).await;
+    assert_eq!(world.one.outcome(0).await, Ok(()));
+    world.source.change(&text(0), |it| it.key.name = "renamed".to_owned());
+    world.one.verifier.settle_current().await.unwrap();
+    let refused = world.one.verify(0).await;
+    assert_eq!(refused.outcome, Err(Denial::RateLimited));
+    assert_eq!(refused.record.unwrap().key.name, "renamed");
+
+    world.source.change(&text(0), |it| it.key.grants.rate_limit = RateLimit::new(3, 60).ok());
+    world.one.verifier.settle_current().await.unwrap();
+    assert_eq!(world.one.verify(0).await.rate.unwrap().remaining, 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_key_that_was_forgotten_for_room_gets_no_new_allowance() {
+    let world = limited(1, 600, Settings { max_entries: 4, ..Settings::default() }).await;
+    for n in 0..4 {
+        assert_eq!(world.one.outcome(n).await, Ok(()));
+    }
+    world.source.put(&text(99), record(&text(99))); // without a limit: takes room among keys, not among allowances
+    assert_eq!(world.one.outcome(99).await, Ok(()));
+    for n in 0..4 {
+        assert_eq!(world.one.outcome(n).await, Err(Denial::RateLimited));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_a_lease_limits_hold_too() {
+    let world = limited(1, 600, Settings::default()).await;
+    let one = world.one.stop().await;
+    let need = Need::default();
+    assert_eq!(one.verify(&text(0), &need).await.unwrap().outcome, Ok(()));
+    assert_eq!(one.verify(&text(0), &need).await.unwrap().outcome, Err(Denial::RateLimited));
+}

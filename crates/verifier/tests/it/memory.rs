@@ -1,0 +1,297 @@
+//! What is remembered, what is not, and what makes it go.
+
+use tollkey_core::{ApplicationId, Changed, Denial, Family, KeyId, Need, Seq, ServiceKeyId};
+use tollkey_verifier::{
+    Settings, Source,
+    testing::{account, record},
+};
+
+use crate::world::{World, text};
+
+#[tokio::test(start_paused = true)]
+async fn a_key_is_asked_for_once() {
+    let world = World::new(2).await;
+    assert!(world.one.asks(0).await);
+    assert!(!world.one.asks(0).await);
+    assert!(world.one.asks(1).await);
+    let stats = world.one.verifier.stats();
+    assert_eq!((stats.hits, stats.misses, stats.entries), (1, 2, 2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_unknown_key_is_not_remembered() {
+    let world = World::new(0).await;
+    assert_eq!(world.one.outcome(0).await, Err(Denial::UnknownKey));
+    assert_eq!(world.one.outcome(0).await, Err(Denial::UnknownKey));
+    assert_eq!(world.source.finds(), 2);
+    world.source.put(&text(0), record(&text(0))); // creating a key is no change that anybody is told of
+    assert_eq!(world.one.outcome(0).await, Ok(()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_revocation_evicts_its_key_and_no_other() {
+    let world = World::new(2).await;
+    assert_eq!((world.one.outcome(0).await, world.one.outcome(1).await), (Ok(()), Ok(())));
+    let (seq, since) = world.revoke(0);
+    world.one.verifier.settle(seq, since).await;
+    assert_eq!(world.one.outcome(0).await, Err(Denial::Revoked));
+    assert!(!world.one.asks(1).await);
+    assert_eq!(world.one.verifier.stats().changed, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_change_of_an_application_or_an_account_evicts_all_its_keys_and_no_others() {
+    let world = World::new(0).await;
+    let [a, b] = [1, 2].map(|n| ApplicationId::from_bytes([n; 16]));
+    for (n, application, owner) in [(0, Some(a), "acme"), (1, Some(a), "acme"), (2, Some(b), "acme"), (3, None, "b")] {
+        let mut it = record(&text(n));
+        it.key.application_id = application;
+        it.key.account_id = account(owner);
+        it.key.family = Family::Application;
+        world.source.put(&text(n), it);
+    }
+    let remember_all = async || {
+        for n in 0..4 {
+            assert_eq!(world.one.outcome(n).await, Ok(()));
+        }
+    };
+    let asks = async || {
+        let mut asks = [false; 4];
+        for (n, asks) in asks.iter_mut().enumerate() {
+            *asks = world.one.asks(n).await;
+        }
+        asks
+    };
+
+    remember_all().await;
+    let disable = |it: &mut tollkey_core::Record| it.application_enabled = it.key.application_id != Some(a);
+    world.source.change_all(Changed::Application(a), disable);
+    world.one.verifier.settle_current().await.unwrap();
+    assert_eq!(world.one.outcome(1).await, Err(Denial::ApplicationDisabled));
+    assert_eq!(asks().await, [true, false, false, false]);
+
+    world.source.change_all(Changed::Account(account("acme")), |it| it.application_enabled = true);
+    world.one.verifier.settle_current().await.unwrap();
+    assert_eq!(asks().await, [true, true, true, false]);
+    remember_all().await;
+
+    world.source.change_all(Changed::Account(account("acm")), |_| ());
+    world.source.change_all(Changed::Key(KeyId::from_bytes([7; 16])), |_| ());
+    world.one.verifier.settle_current().await.unwrap();
+    assert_eq!(asks().await, [false; 4]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_that_a_change_has_overtaken_is_not_remembered() {
+    let world = World::new(1).await;
+    let held = world.source.hold().await;
+    let slow = tokio::spawn({
+        let verifier = world.one.verifier.clone();
+        async move { verifier.verify(&text(0), &Need::default()).await.unwrap().outcome }
+    });
+    while world.source.finds() == 0 {
+        tokio::task::yield_now().await; // until the old state has been read, but not delivered
+    }
+    let (seq, since) = world.revoke(0);
+    world.one.verifier.settle(seq, since).await;
+    drop(held);
+    assert_eq!(slow.await.unwrap(), Ok(()), "that request had begun before");
+    assert_eq!(world.one.verifier.stats().entries, 0);
+    assert_eq!(world.one.outcome(0).await, Err(Denial::Revoked));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_from_before_everything_was_forgotten_is_not_remembered() {
+    let world = World::new(1).await;
+    for _ in 0..5 {
+        world.source.change_all(Changed::Key(KeyId::from_bytes([7; 16])), |_| ());
+    }
+    world.one.verifier.settle_current().await.unwrap();
+    let held = world.source.hold().await;
+    let slow = tokio::spawn({
+        let verifier = world.one.verifier.clone();
+        async move { verifier.verify(&text(0), &Need::default()).await.unwrap().outcome }
+    });
+    while world.source.finds() == 0 {
+        tokio::task::yield_now().await;
+    }
+    // The database is restored from a backup. The answer under way bears a higher number than everything after it.
+    world.source.restore(Seq(2));
+    world.one.verifier.settle_current().await.unwrap();
+    drop(held);
+    assert_eq!(slow.await.unwrap(), Ok(()));
+    assert_eq!(world.one.verifier.stats().entries, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_gap_in_the_log_makes_it_forget_everything() {
+    let world = World::new(3).await;
+    for n in 0..3 {
+        assert_eq!(world.one.outcome(n).await, Ok(()));
+    }
+    world.revoke(0);
+    let (seq, since) = world.revoke(1);
+    world.source.prune(Seq(seq.0 - 1)); // the log no longer tells of key 0
+    world.one.verifier.settle(seq, since).await;
+    assert_eq!(world.one.verifier.stats().entries, 0);
+    assert_eq!(world.one.outcome(0).await, Err(Denial::Revoked));
+    assert_eq!(world.one.verifier.stats().forgotten, 1);
+    assert_eq!(world.one.verifier.stats().seq, seq);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_log_that_is_gone_altogether_is_a_gap_too() {
+    let world = World::new(1).await;
+    assert_eq!(world.one.outcome(0).await, Ok(()));
+    let (seq, since) = world.revoke(0);
+    world.source.prune(seq);
+    world.one.verifier.settle(seq, since).await;
+    assert_eq!(world.one.outcome(0).await, Err(Denial::Revoked));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_counter_that_goes_back_makes_it_forget_everything() {
+    let world = World::new(2).await;
+    let (seq, since) = world.revoke(1);
+    world.one.verifier.settle(seq, since).await;
+    assert_eq!(world.one.outcome(0).await, Ok(()));
+    world.source.restore(Seq(0));
+    world.source.put(&text(0), {
+        let mut it = record(&text(0));
+        it.key.suspended_at = Some(it.key.created_at);
+        it
+    });
+    world.one.verifier.settle_current().await.unwrap();
+    let stats = world.one.verifier.stats();
+    assert_eq!((stats.entries, stats.seq, stats.forgotten), (0, Seq(0), 1));
+    assert_eq!(world.one.outcome(0).await, Err(Denial::Suspended));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_long_log_is_read_in_pieces() {
+    let world = World::new(1).await;
+    assert_eq!(world.one.outcome(0).await, Ok(()));
+    for n in 0..2500u16 {
+        let [high, low] = n.to_be_bytes();
+        let mut id = [low; 16];
+        id[0] = high;
+        world.source.change_all(Changed::Key(KeyId::from_bytes(id)), |_| ());
+    }
+    world.one.verifier.settle_current().await.unwrap();
+    assert_eq!(world.one.verifier.stats().seq, Seq(2500));
+    assert_eq!(world.one.verifier.stats().forgotten, 0);
+    assert!(!world.one.asks(0).await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_more_is_remembered_than_allowed_and_what_is_used_stays() {
+    let world = World::with(300, Settings { max_entries: 10, ..Settings::default() }).await;
+    for n in 0..300 {
+        assert_eq!(world.one.outcome(n).await, Ok(()));
+        assert!(!world.one.asks(0).await, "key 0 is used all the time");
+        assert!(world.one.verifier.stats().entries <= 10);
+    }
+    assert_eq!(world.one.verifier.stats().evictions, 290);
+    // What was evicted for room left nothing behind that a change could stumble over.
+    world.source.change_all(Changed::Account(account("acme")), |_| ());
+    world.one.verifier.settle_current().await.unwrap();
+    assert_eq!(world.one.verifier.stats().entries, 0);
+    for n in 0..20 {
+        assert_eq!(world.one.outcome(n).await, Ok(()));
+    }
+    assert_eq!(world.one.verifier.stats().entries, 10);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_memory_for_nothing_remembers_nothing() {
+    let world = World::with(1, Settings { max_entries: 0, ..Settings::default() }).await;
+    assert!(world.one.asks(0).await && world.one.asks(0).await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_key_asked_for_twice_at_the_same_time_is_remembered_once() {
+    let world = World::new(1).await;
+    let held = world.source.hold().await;
+    let asking: Vec<_> = (0..5)
+        .map(|_| {
+            let verifier = world.one.verifier.clone();
+            tokio::spawn(async move { verifier.verify(&text(0), &Need::default()).await.unwrap().outcome })
+        })
+        .collect();
+    while world.source.finds() < 5 {
+        tokio::task::yield_now().await;
+    }
+    drop(held);
+    for asking in asking {
+        assert_eq!(asking.await.unwrap(), Ok(()));
+    }
+    assert_eq!(world.one.verifier.stats().entries, 1);
+    let (seq, since) = world.revoke(0);
+    world.one.verifier.settle(seq, since).await;
+    assert_eq!(world.one.verifier.stats().entries, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn service_keys_are_remembered_and_evicted_alike() {
+    let world = World::new(1).await;
+    let one = &world.one.verifier;
+    let (key, other) = (format!("tks_{}", "a".repeat(32)), format!("tks_{}", "b".repeat(32)));
+    let (id, other_id) = (ServiceKeyId::from_bytes([1; 16]), ServiceKeyId::from_bytes([2; 16]));
+    world.source.put_service_key(&key, id);
+    world.source.put_service_key(&other, other_id);
+    assert_eq!(one.verify_service_key(&text(0)).await, Ok(None));
+    assert_eq!(one.verify_service_key("tks_short").await, Ok(None));
+    assert_eq!(world.source.finds(), 0);
+    for _ in 0..3 {
+        assert_eq!(one.verify_service_key(&key).await, Ok(Some(id)));
+        assert_eq!(one.verify_service_key(&other).await, Ok(Some(other_id)));
+    }
+    assert_eq!(world.source.finds(), 2);
+    let unknown = format!("tks_{}", "c".repeat(32));
+    assert_eq!(one.verify_service_key(&unknown).await, Ok(None));
+    assert_eq!(one.verify_service_key(&unknown).await, Ok(None));
+    assert_eq!(world.source.finds(), 4, "an unknown one is not remembered");
+
+    world.source.revoke_service_key(id);
+    one.settle_current().await.unwrap();
+    assert_eq!(one.verify_service_key(&key).await, Ok(None));
+    assert_eq!(one.verify_service_key(&other).await, Ok(Some(other_id)));
+    assert_eq!(world.source.finds(), 5);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_overtaken_answer_about_a_service_key_is_not_remembered() {
+    let world = World::new(0).await;
+    let (key, id) = (format!("tks_{}", "a".repeat(32)), ServiceKeyId::from_bytes([1; 16]));
+    world.source.put_service_key(&key, id);
+    let held = world.source.hold().await;
+    let slow = tokio::spawn({
+        let (verifier, key) = (world.one.verifier.clone(), key.clone());
+        async move { verifier.verify_service_key(&key).await }
+    });
+    while world.source.finds() == 0 {
+        tokio::task::yield_now().await;
+    }
+    world.source.revoke_service_key(id);
+    world.one.verifier.settle_current().await.unwrap();
+    drop(held);
+    assert_eq!(slow.await.unwrap(), Ok(Some(id)));
+    assert_eq!(world.one.verifier.verify_service_key(&key).await, Ok(None));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_number_of_remembered_service_keys_is_bounded() {
+    let world = World::new(0).await;
+    for n in 0..1100u32 {
+        let mut id = [0; 16];
+        id[..4].copy_from_slice(&n.to_be_bytes());
+        world.source.put_service_key(&format!("tks_{n:032}"), ServiceKeyId::from_bytes(id));
+        assert!(world.one.verifier.verify_service_key(&format!("tks_{n:032}")).await.unwrap().is_some());
+    }
+    let before = world.source.finds();
+    for n in 0..1100 {
+        let _ = world.one.verifier.verify_service_key(&format!("tks_{n:032}")).await;
+    }
+    assert!(world.source.finds() > before, "the first ones were forgotten");
+    assert!(world.source.changes_after(Seq(0), 1).await.is_ok());
+}

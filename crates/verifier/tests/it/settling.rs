@@ -1,0 +1,222 @@
+//! After a change has been settled, no verifier answers from before it; and how long that takes.
+
+use std::time::Duration;
+
+use tokio::time::{sleep, timeout};
+use tollkey_core::{Clock, Denial, Need};
+use tollkey_verifier::{Source, Unavailable, Verifier, margin};
+
+use crate::world::{LEASE, World, text};
+
+const SOON: Duration = Duration::from_millis(30);
+
+#[tokio::test(start_paused = true)]
+async fn alone_nobody_waits() {
+    let world = World::new(1).await;
+    assert_eq!(world.one.outcome(0).await, Ok(()));
+    let (seq, since) = world.revoke(0);
+    world.one.verifier.settle(seq, since).await;
+    assert_eq!(world.clock.elapsed(), since);
+    assert_eq!(world.one.outcome(0).await, Err(Denial::Revoked));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_living_verifier_is_waited_for() {
+    let world = World::new(1).await;
+    let two = world.another(2).await;
+    assert_eq!((world.one.outcome(0).await, two.outcome(0).await), (Ok(()), Ok(())));
+    sleep(Duration::from_millis(10)).await;
+    let (seq, since) = world.revoke(0);
+    world.one.verifier.settle(seq, since).await;
+    assert_eq!(two.outcome(0).await, Err(Denial::Revoked));
+    let took = world.clock.elapsed() - since;
+    assert!(took > Duration::ZERO && took <= LEASE / 3 + SOON, "{took:?}: polling finds it at the next renewal");
+    let stats = world.one.verifier.stats();
+    assert_eq!((stats.settles, stats.settles_over_a_lease, stats.settle_wait), (1, 0, took));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_woken_verifier_makes_it_quick() {
+    let world = World::new(1).await;
+    let two = world.another(2).await;
+    assert_eq!(two.outcome(0).await, Ok(()));
+    let (seq, since) = world.revoke(0);
+    two.verifier.poke(); // as a NOTIFY would
+    world.one.verifier.settle(seq, since).await;
+    assert!(world.clock.elapsed() - since <= Duration::from_millis(2));
+    assert_eq!(two.outcome(0).await, Err(Denial::Revoked));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_dead_verifier_costs_one_lease_once() {
+    let world = World::new(2).await;
+    let two = world.another(2).await;
+    assert_eq!((two.outcome(0).await, two.outcome(1).await), (Ok(()), Ok(())));
+    let two = two.freeze().await;
+
+    let (seq, since) = world.revoke(0);
+    world.one.verifier.settle(seq, since).await;
+    let took = world.clock.elapsed() - since;
+    assert!(took >= LEASE && took <= LEASE + margin(LEASE) + SOON, "{took:?}");
+    assert_eq!(world.source.verifiers().len(), 1, "its row is gone");
+    // It wakes up: its lease has ended, so it asks.
+    assert_eq!(two.verify(&text(0), &Need::default()).await.unwrap().outcome, Err(Denial::Revoked));
+
+    let (seq, since) = world.revoke(1);
+    world.one.verifier.settle(seq, since).await;
+    assert_eq!(world.clock.elapsed(), since, "nobody waits for it again");
+    assert_eq!(two.verify(&text(1), &Need::default()).await.unwrap().outcome, Err(Denial::Revoked));
+    assert_eq!(world.one.verifier.stats().settles_over_a_lease, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_frozen_verifier_may_answer_until_the_change_is_settled_and_not_after() {
+    let world = World::new(1).await;
+    let two = world.another(2).await;
+    assert_eq!(two.outcome(0).await, Ok(()));
+    let two = two.freeze().await;
+    let (seq, since) = world.revoke(0);
+    let settling = tokio::spawn({
+        let one = world.one.verifier.clone();
+        async move { one.settle(seq, since).await }
+    });
+    let mut yes_until = since;
+    while !settling.is_finished() {
+        if two.verify(&text(0), &Need::default()).await.unwrap().outcome.is_ok() {
+            yes_until = world.clock.elapsed();
+        }
+        sleep(Duration::from_micros(500)).await;
+    }
+    let settled_at = world.clock.elapsed();
+    assert!(yes_until > since, "its lease was alive");
+    assert!(settled_at - yes_until >= margin(LEASE), "{yes_until:?} {settled_at:?}");
+    assert_eq!(two.verify(&text(0), &Need::default()).await.unwrap().outcome, Err(Denial::Revoked));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_verifier_that_renews_keeps_its_row_however_far_behind_it_reports() {
+    let world = World::new(1).await;
+    let (seq, since) = world.revoke(0);
+    // A replica that has applied the change itself but waits for a slow subscriber.
+    let slow = tollkey_core::VerifierId::from_bytes([2; 16]);
+    let renewing = tokio::spawn({
+        let source = world.source.clone();
+        async move {
+            loop {
+                assert!(source.renew(slow, tollkey_core::Seq(0), seq).await.unwrap());
+                sleep(LEASE / 3).await;
+            }
+        }
+    });
+    sleep(Duration::from_millis(1)).await;
+    world.one.verifier.settle(seq, since).await;
+    let took = world.clock.elapsed() - since;
+    assert!(took >= LEASE + margin(LEASE) && took <= LEASE + margin(LEASE) + SOON, "{took:?}");
+    assert!(world.source.verifiers().contains_key(&slow));
+    renewing.abort();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_row_is_not_removed_before_a_lease_has_passed_since_it_was_seen() {
+    let world = World::new(1).await;
+    let (seq, since) = world.revoke(0);
+    // It renews once, after the change and just before the revoker gets to look: its lease ends later than the
+    // revoker's wait, and covers this change but not the next.
+    sleep(LEASE / 2).await;
+    let late = tollkey_core::VerifierId::from_bytes([2; 16]);
+    assert!(world.source.renew(late, tollkey_core::Seq(0), seq).await.unwrap());
+    let lease_of_late = world.clock.elapsed() + LEASE;
+    world.one.verifier.settle(seq, since).await;
+    let now = world.clock.elapsed();
+    assert!(now - since <= LEASE + margin(LEASE) + SOON);
+    assert!(now < lease_of_late && world.source.verifiers().contains_key(&late));
+}
+
+#[tokio::test(start_paused = true)]
+async fn when_the_source_fails_it_waits_a_lease_and_this_process_says_no_at_once() {
+    let world = World::new(1).await;
+    assert_eq!(world.one.outcome(0).await, Ok(()));
+    let (seq, since) = world.revoke(0);
+    world.source.set_down(true);
+    let settling = tokio::spawn({
+        let one = world.one.verifier.clone();
+        async move { one.settle(seq, since).await }
+    });
+    sleep(Duration::from_millis(1)).await;
+    let answer = world.one.verifier.verify(&text(0), &Need::default()).await;
+    assert_eq!(answer.unwrap_err(), Unavailable);
+    settling.await.unwrap();
+    let took = world.clock.elapsed() - since;
+    assert!(took >= LEASE + margin(LEASE) && took <= LEASE + margin(LEASE) + SOON, "{took:?}");
+    world.source.set_down(false);
+    sleep(LEASE).await;
+    assert_eq!(world.one.outcome(0).await, Err(Denial::Revoked));
+}
+
+#[tokio::test(start_paused = true)]
+async fn already_so_waits_like_the_change_itself() {
+    let world = World::new(1).await;
+    let two = world.another(2).await;
+    assert_eq!(two.outcome(0).await, Ok(()));
+    world.revoke(0); // by a caller who dies before settling
+    world.one.verifier.settle_current().await.unwrap();
+    assert_eq!(two.outcome(0).await, Err(Denial::Revoked));
+
+    let before = world.clock.elapsed();
+    world.one.verifier.settle_current().await.unwrap();
+    assert_eq!(world.clock.elapsed(), before, "nothing is new");
+
+    world.source.set_down(true);
+    assert_eq!(world.one.verifier.settle_current().await, Err(Unavailable));
+}
+
+#[tokio::test(start_paused = true)]
+async fn two_revokers_do_not_wait_for_each_other() {
+    let world = World::new(2).await;
+    let two = world.another(2).await;
+    for n in 0..2 {
+        assert_eq!((world.one.outcome(n).await, two.outcome(n).await), (Ok(()), Ok(())));
+    }
+    let (a, since_a) = world.revoke(0);
+    let (b, since_b) = world.revoke(1);
+    let both = async { tokio::join!(world.one.verifier.settle(a, since_a), two.verifier.settle(b, since_b)) };
+    timeout(SOON, both).await.unwrap();
+    for n in 0..2 {
+        assert_eq!(world.one.outcome(n).await, Err(Denial::Revoked));
+        assert_eq!(two.outcome(n).await, Err(Denial::Revoked));
+    }
+}
+
+/// Real threads, real time: whoever begins after a revocation was answered hears no.
+#[test]
+fn under_load_nobody_says_yes_after_a_revocation_was_answered() {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(4).enable_time().build().unwrap();
+    runtime.block_on(async {
+        let world = World::new(50).await;
+        let others = [world.another(2).await, world.another(3).await];
+        let verifiers: Vec<_> =
+            others.iter().map(|it| it.verifier.clone()).chain([world.one.verifier.clone()]).collect();
+        let noise: Vec<_> = verifiers
+            .iter()
+            .cloned()
+            .map(|verifier| {
+                tokio::spawn(async move {
+                    for n in (0..50).cycle() {
+                        let _ = verifier.verify(&text(n), &Need::default()).await;
+                        tokio::task::yield_now().await;
+                    }
+                })
+            })
+            .collect();
+        for n in 0..50 {
+            let (seq, since) = world.revoke(n);
+            verifiers.iter().for_each(Verifier::poke); // as a NOTIFY would
+            verifiers[n % 3].settle(seq, since).await;
+            for verifier in &verifiers {
+                let verdict = verifier.verify(&text(n), &Need::default()).await.unwrap();
+                assert_eq!(verdict.outcome, Err(Denial::Revoked));
+            }
+        }
+        noise.iter().for_each(tokio::task::JoinHandle::abort);
+    });
+}

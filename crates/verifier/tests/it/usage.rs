@@ -1,0 +1,161 @@
+//! Counting: nothing is lost, nothing twice, and a hit does not allocate.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use tokio::time::sleep;
+use tollkey_core::{Clock, Denial, IpList, Need};
+use tollkey_verifier::{
+    Settings, Usage,
+    testing::{START, record},
+};
+
+use crate::world::{World, text};
+
+const TODAY: i32 = (START / 86_400) as i32;
+
+/// Everything counted, by key, day and outcome.
+fn sums(rows: &[Usage]) -> BTreeMap<(String, i32, Option<&'static str>), u64> {
+    let mut sums = BTreeMap::new();
+    for row in rows {
+        let outcome = row.outcome.map(Denial::code);
+        *sums.entry((row.key_id.to_string(), row.day, outcome)).or_default() += row.count;
+    }
+    sums
+}
+
+fn id(n: usize) -> String {
+    record(&text(n)).key.id.to_string()
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_outcome_is_counted_per_key_whether_asked_for_or_remembered() {
+    let world = World::new(2).await;
+    let mut bound = record(&text(1));
+    bound.key.grants.allowed_ips = IpList::parse(["203.0.113.0/24"]).ok();
+    world.source.put(&text(1), bound);
+    for _ in 0..3 {
+        assert_eq!(world.one.outcome(0).await, Ok(()));
+        assert_eq!(world.one.outcome(1).await, Err(Denial::IpNotAllowed));
+        assert_eq!(world.one.outcome(7).await, Err(Denial::UnknownKey));
+    }
+    sleep(Duration::from_millis(5)).await;
+    let last = world.clock.now();
+    assert_eq!(world.one.outcome(0).await, Ok(()));
+
+    let rows = world.one.verifier.take_usage();
+    assert_eq!(sums(&rows), BTreeMap::from([((id(0), TODAY, None), 4), ((id(1), TODAY, Some("ip_not_allowed")), 3)]));
+    for row in rows {
+        assert_eq!(row.last_used_at, row.outcome.is_none().then_some(last));
+    }
+    assert!(world.one.verifier.take_usage().is_empty());
+    assert_eq!(world.one.outcome(0).await, Ok(()));
+    assert_eq!(sums(&world.one.verifier.take_usage()), BTreeMap::from([((id(0), TODAY, None), 1)]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_forgotten_meanwhile_is_counted_in_one_row() {
+    let world = World::new(1).await;
+    assert_eq!((world.one.outcome(0).await, world.one.outcome(0).await), (Ok(()), Ok(())));
+    world.source.change(&text(0), |_| ());
+    world.one.verifier.settle_current().await.unwrap();
+    assert_eq!(world.one.verifier.stats().entries, 0);
+    assert_eq!(world.one.outcome(0).await, Ok(()));
+    let rows = world.one.verifier.take_usage();
+    assert_eq!(rows.len(), 1);
+    assert_eq!(rows[0].count, 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_could_not_be_written_down_comes_again() {
+    let world = World::new(1).await;
+    assert_eq!(world.one.outcome(0).await, Ok(()));
+    let rows = world.one.verifier.take_usage();
+    let used_at = rows[0].last_used_at;
+    world.one.verifier.restore_usage(rows.clone());
+    assert_eq!(world.one.verifier.take_usage(), rows);
+
+    world.one.verifier.restore_usage(rows);
+    sleep(Duration::from_secs(1)).await;
+    assert_eq!(world.one.outcome(0).await, Ok(()));
+    let rows = world.one.verifier.take_usage();
+    assert_eq!((rows.len(), rows[0].count), (1, 2));
+    assert!(rows[0].last_used_at > used_at);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_new_day_is_a_new_row() {
+    let world = World::new(1).await;
+    assert_eq!(world.one.outcome(0).await, Ok(()));
+    let rows = world.one.verifier.take_usage();
+    world.one.verifier.restore_usage(rows);
+    sleep(Duration::from_secs(86_400)).await;
+    assert_eq!(world.one.outcome(0).await, Ok(()));
+    let expected = BTreeMap::from([((id(0), TODAY, None), 1), ((id(0), TODAY + 1, None), 1)]);
+    assert_eq!(sums(&world.one.verifier.take_usage()), expected);
+}
+
+#[tokio::test(start_paused = true)]
+async fn it_is_fetched_in_batches_and_kept_within_bounds() {
+    let world = World::with(11_000, Settings { max_entries: 6000, ..Settings::default() }).await;
+    for n in 0..11_000 {
+        assert_eq!(world.one.outcome(n).await, Ok(()));
+    }
+    let (first, second) = (world.one.verifier.take_usage(), world.one.verifier.take_usage());
+    assert_eq!((first.len(), second.len()), (10_000, 1000));
+    assert!(world.one.verifier.take_usage().is_empty());
+    assert_eq!(world.one.verifier.stats().usage_dropped, 0);
+
+    // Nobody fetches for long: the bound holds, and what did not fit is told.
+    for n in (0..11_000).chain(0..11_000) {
+        assert_eq!(world.one.outcome(n).await, Ok(()));
+    }
+    assert_eq!(world.one.verifier.stats().usage_dropped, 10_000);
+}
+
+#[test]
+fn nothing_is_lost_or_counted_twice_while_others_fetch() {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(4).enable_time().build().unwrap();
+    let total = runtime.block_on(async {
+        let world = World::new(3).await;
+        let verifying: Vec<_> = (0..3)
+            .map(|_| {
+                let verifier = world.one.verifier.clone();
+                tokio::spawn(async move {
+                    for n in 0..10_000 {
+                        verifier.verify(&text(n % 3), &Need::default()).await.unwrap();
+                        if n % 64 == 0 {
+                            tokio::task::yield_now().await;
+                        }
+                    }
+                })
+            })
+            .collect();
+        let mut total = 0;
+        while !verifying.iter().all(tokio::task::JoinHandle::is_finished) {
+            total += world.one.verifier.take_usage().iter().map(|row| row.count).sum::<u64>();
+            tokio::task::yield_now().await;
+        }
+        total + world.one.verifier.take_usage().iter().map(|row| row.count).sum::<u64>()
+    });
+    assert_eq!(total, 30_000);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_hit_does_not_allocate() {
+    let world = World::new(1).await;
+    assert_eq!(world.one.outcome(0).await, Ok(()));
+    let key = text(0);
+    // The first ones may set up what a thread keeps for itself.
+    world.one.verifier.verify(&key, &Need::default()).await.unwrap();
+    let mut hits = std::pin::pin!(async {
+        for _ in 0..100 {
+            let verdict = world.one.verifier.verify(&key, &Need::default()).await.unwrap();
+            assert_eq!(verdict.outcome, Ok(()));
+        }
+    });
+    let allocations = allocation_counter::measure(|| {
+        let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+        assert!(hits.as_mut().poll(&mut context).is_ready());
+    });
+    assert_eq!(allocations.count_total, 0);
+}

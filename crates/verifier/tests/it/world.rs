@@ -1,0 +1,108 @@
+//! What the tests have in common.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::{sync::oneshot, task::JoinHandle};
+use tollkey_core::{Clock, Denial, Need, Seq, VerifierId};
+use tollkey_verifier::{
+    Settings, Verdict, Verifier,
+    testing::{ManualClock, MemorySource, TokioClock, record},
+};
+
+pub(crate) const LEASE: Duration = Duration::from_secs(3);
+
+/// The text of a key: as many different ones as there are numbers.
+pub(crate) fn text(n: usize) -> String {
+    format!("ck_test_{n:032}")
+}
+
+/// A source with that many keys, and a verifier that keeps its lease, on tokio's paused clock.
+pub(crate) struct World {
+    pub(crate) source: MemorySource,
+    pub(crate) clock: Arc<TokioClock>,
+    pub(crate) one: Running,
+}
+
+impl World {
+    pub(crate) async fn new(keys: usize) -> Self {
+        Self::with(keys, Settings::default()).await
+    }
+
+    pub(crate) async fn with(keys: usize, settings: Settings) -> Self {
+        let source = MemorySource::default();
+        for n in 0..keys {
+            source.put(&text(n), record(&text(n)));
+        }
+        let clock = Arc::new(TokioClock::start());
+        let one = Running::start(1, &source, &clock, settings).await;
+        Self { source, clock, one }
+    }
+
+    /// One more verifier of the same source.
+    pub(crate) async fn another(&self, id: u8) -> Running {
+        Running::start(id, &self.source, &self.clock, Settings::default()).await
+    }
+
+    /// Revokes a key, as a server does: the change, then what [`Verifier::settle`] has to know of it.
+    pub(crate) fn revoke(&self, n: usize) -> (Seq, Duration) {
+        let seq = self.source.change(&text(n), |record| record.key.revoked_at = Some(self.clock.now()));
+        (seq, self.clock.elapsed())
+    }
+}
+
+/// A verifier and the task that keeps its lease.
+pub(crate) struct Running {
+    pub(crate) verifier: Verifier<MemorySource>,
+    shutdown: oneshot::Sender<()>,
+    task: JoinHandle<()>,
+}
+
+impl Running {
+    async fn start(id: u8, source: &MemorySource, clock: &Arc<TokioClock>, settings: Settings) -> Self {
+        let id = VerifierId::from_bytes([id; 16]);
+        let verifier = Verifier::new(id, source.clone(), clock.clone(), settings).await.unwrap();
+        let (shutdown, stop) = oneshot::channel();
+        let task = tokio::spawn(verifier.clone().run(async {
+            let _ = stop.await;
+        }));
+        while verifier.stats().lease_left.is_zero() {
+            tokio::task::yield_now().await;
+        }
+        Self { verifier, shutdown, task }
+    }
+
+    /// Ends it in good order.
+    pub(crate) async fn stop(self) -> Verifier<MemorySource> {
+        self.shutdown.send(()).unwrap();
+        self.task.await.unwrap();
+        self.verifier
+    }
+
+    /// Ends it as a crash or a pause would: its row stays, nothing is renewed, what it holds it keeps.
+    pub(crate) async fn freeze(self) -> Verifier<MemorySource> {
+        self.task.abort();
+        let _ = self.task.await;
+        self.verifier
+    }
+
+    pub(crate) async fn verify(&self, n: usize) -> Verdict {
+        self.verifier.verify(&text(n), &Need::default()).await.unwrap()
+    }
+
+    pub(crate) async fn outcome(&self, n: usize) -> Result<(), Denial> {
+        self.verify(n).await.outcome
+    }
+
+    /// Whether verifying that key asks the source.
+    pub(crate) async fn asks(&self, n: usize) -> bool {
+        let before = self.verifier.source().finds();
+        self.verify(n).await;
+        self.verifier.source().finds() > before
+    }
+}
+
+/// A verifier without a lease, on a clock that moves only by hand: every verification asks the source.
+pub(crate) async fn leaseless(source: &MemorySource, clock: &ManualClock) -> Verifier<MemorySource> {
+    let id = VerifierId::from_bytes([9; 16]);
+    Verifier::new(id, source.clone(), Arc::new(clock.clone()), Settings::default()).await.unwrap()
+}
