@@ -254,8 +254,9 @@ impl<T> Page<T> {
 #[serde(deny_unknown_fields)]
 #[cfg_attr(feature = "openapi", derive(utoipa::IntoParams), into_params(parameter_in = Query))]
 pub struct ListApplications {
-    /// Adds each application's keys.
+    /// Adds each application's keys, the newest 100 of each.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", param(inline))]
     pub include: Option<Include>,
     /// Which page, from 1; 1 when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]

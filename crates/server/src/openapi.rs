@@ -137,6 +137,7 @@ fn complete(path: &str, operation: &mut Operation) {
         operation.responses.responses.entry(status.to_owned()).or_insert_with(|| problem(words, headers));
     };
     if operation.request_body.is_some() {
+        add("408", "`request_timeout`: the body did not arrive in time.", &[]);
         add("413", "`payload_too_large`: the body is over 64 KiB.", &[]);
         add("415", "`unsupported_media_type`.", &[]);
     }

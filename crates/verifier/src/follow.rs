@@ -43,7 +43,7 @@ impl<S: Source> Verifier<S> {
         let mut shutdown = pin!(shutdown);
         let mut reported = Seq::default();
         let mut connected = true;
-        'running: loop {
+        'running: while !inner.memory.is_stopped() {
             let renewed = tokio::select! {
                 () = &mut shutdown => break,
                 renewed = inner.within(inner.lease, inner.renew()) => renewed,
@@ -73,6 +73,9 @@ impl<S: Source> Verifier<S> {
                 }
                 if let Ok(seq) = inner.within(inner.lease, inner.follow(reported)).await {
                     reported = seq;
+                }
+                if inner.memory.has_lost_lease() {
+                    break; // no need to wait for the next third
                 }
             }
         }
@@ -115,6 +118,7 @@ impl<S: Source> Verifier<S> {
     pub async fn stop(&self) {
         let inner = &*self.0;
         inner.memory.stop();
+        inner.poked.notify_one(); // so that a `run` that did not call this ends, too
         if inner.within(inner.lease, inner.source.unregister(inner.id)).await.is_err() {
             tracing::warn!("could not unregister; the next change waits for this verifier's lease");
         }
@@ -130,8 +134,10 @@ impl<S: Source> Inner<S> {
             let asked = self.clock.elapsed();
             if self.source.renew(self.id, applied, applied).await? {
                 let end = (asked + self.lease).saturating_sub(self.margin);
-                self.memory.grant(generation, nanos(end));
-                return Ok(applied);
+                if self.memory.grant(generation, nanos(end)) || self.memory.is_stopped() {
+                    return Ok(applied);
+                }
+                continue; // everything was forgotten meanwhile; what was renewed is not what is remembered now
             }
             if self.catch_up(None).await? == applied {
                 // Refused although nothing is missing: a change is being committed right now.

@@ -285,12 +285,23 @@ impl Memory {
         self.end_lease(&mut books);
     }
 
-    /// A lease until `end`, if nothing has ended leases since it was `asked` for.
-    pub(crate) fn grant(&self, asked: Generation, end: u64) {
+    /// A lease until `end`, unless leases have been ended since it was `asked` for. Whether it was granted.
+    pub(crate) fn grant(&self, asked: Generation, end: u64) -> bool {
         let books = self.books();
-        if books.generation == asked.0 && !books.stopped {
+        let valid = books.generation == asked.0 && !books.stopped;
+        if valid {
             self.lease_end.fetch_max(end, Ordering::SeqCst);
         }
+        valid
+    }
+
+    pub(crate) fn is_stopped(&self) -> bool {
+        self.books().stopped
+    }
+
+    /// Whether the last lease was ended before its time, and none has been granted since.
+    pub(crate) fn has_lost_lease(&self) -> bool {
+        self.lease_end() == 0
     }
 
     /// Up to which change everything is applied, and the state in which that is so.

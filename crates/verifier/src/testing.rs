@@ -235,7 +235,7 @@ impl MemorySource {
         state.verifiers.clear();
     }
 
-    /// Keeps answers to `find` and `find_service_key` back, once they have been read, until this is dropped.
+    /// Keeps answers to `find`, `find_service_key` and `renew` back, once they have been made, until this is dropped.
     pub async fn hold(&self) -> OwnedRwLockWriteGuard<()> {
         Arc::clone(&self.0.gate).write_owned().await
     }
@@ -293,13 +293,17 @@ impl Source for MemorySource {
     }
 
     async fn renew(&self, id: VerifierId, reported: Seq, evicted: Seq) -> Result<bool, Unavailable> {
-        let mut state = self.answer()?;
-        if state.seq != evicted {
-            return Ok(false);
-        }
-        let row = state.verifiers.entry(id).or_default();
-        *row = (reported, row.1 + 1);
-        Ok(true)
+        let current = {
+            let mut state = self.answer()?;
+            let current = state.seq == evicted;
+            if current {
+                let row = state.verifiers.entry(id).or_default();
+                *row = (reported, row.1 + 1);
+            }
+            current
+        };
+        let _delivered = self.0.gate.read().await;
+        Ok(current)
     }
 
     async fn report(&self, id: VerifierId, applied: Seq) -> Result<(), Unavailable> {

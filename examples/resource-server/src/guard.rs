@@ -10,8 +10,10 @@ use actix_web::{
 };
 use anyhow::Context as _;
 use reqwest::{Client, Url, redirect};
+use serde::Serialize;
 use tollkey_api::{
-    Secret, problem,
+    Secret,
+    problem::MEDIA_TYPE,
     verification::{VerifiedKey, VerifyRequest, VerifyResponse},
 };
 use tollkey_core::{Denial, Problem, ProblemCode};
@@ -120,6 +122,16 @@ fn merchant(request: &HttpRequest) -> Result<Option<String>, Problem> {
     }
 }
 
+/// A problem as RFC 9457 writes it.
+#[derive(Debug, Serialize)]
+struct Body<'a> {
+    r#type: String,
+    title: &'static str,
+    status: u16,
+    detail: &'a str,
+    code: &'static str,
+}
+
 /// The request ends here.
 #[derive(Debug)]
 pub(crate) struct Refused {
@@ -156,8 +168,10 @@ impl ResponseError for Refused {
         if let Some(seconds) = self.problem.retry_after {
             response.insert_header((header::RETRY_AFTER, seconds));
         }
-        let body = problem::Problem::new(&self.problem, "");
+        let (code, status, title) = self.problem.code.row();
+        let r#type = self.problem.code.type_uri();
+        let body = Body { r#type, title, status, detail: &self.problem.detail, code };
         // In this order: `json` keeps a content type that is there.
-        response.content_type(problem::MEDIA_TYPE).json(body)
+        response.content_type(MEDIA_TYPE).json(body)
     }
 }

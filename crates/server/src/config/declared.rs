@@ -163,13 +163,6 @@ pub(super) const APPLICATION_KEY_LIMIT: Setting = Setting {
     default: Some("20"),
     help: "Most keys of one application that are neither revoked nor expired",
 };
-pub(super) const ACCOUNT_KEY_LIMIT: Setting = Setting {
-    env: "TOLLKEY_ACCOUNT_KEY_LIMIT",
-    flag: Some("account-key-limit"),
-    form: Form::Number,
-    default: None,
-    help: "Most commerce keys of one account that are neither revoked nor expired; no limit when not set",
-};
 pub(super) const SCOPES: Setting = Setting {
     env: "TOLLKEY_SCOPES",
     flag: Some("scopes"),
@@ -215,7 +208,6 @@ pub const SETTINGS: &[Setting] = &[
     JWT_ACCOUNT_CLAIM,
     JWT_ROLES_CLAIM,
     APPLICATION_KEY_LIMIT,
-    ACCOUNT_KEY_LIMIT,
     SCOPES,
     COMMERCE_SCOPES,
     REMEMBERED_KEYS,

@@ -63,8 +63,6 @@ pub struct Settings {
     pub tokens: TokenSettings,
     /// `TOLLKEY_APPLICATION_KEY_LIMIT`, at least 1.
     pub application_key_limit: u32,
-    /// `TOLLKEY_ACCOUNT_KEY_LIMIT`, at least 1; `None` for no limit.
-    pub account_key_limit: Option<u32>,
     /// The built-in scopes, `TOLLKEY_SCOPES` and `TOLLKEY_COMMERCE_SCOPES`.
     pub catalogue: Catalogue,
     /// `TOLLKEY_REMEMBERED_KEYS`, at least 1.
@@ -176,7 +174,6 @@ impl Settings {
             migrate: required(&sources, &MIGRATE, rules::switch)?,
             tokens: tokens(&sources)?,
             application_key_limit: required(&sources, &APPLICATION_KEY_LIMIT, |text| rules::number(text, 1, 10_000))?,
-            account_key_limit: sources.parse(&ACCOUNT_KEY_LIMIT, |text| rules::number(text, 1, 1_000_000))?,
             catalogue: catalogue(&sources)?,
             remembered_keys: required(&sources, &REMEMBERED_KEYS, |text| rules::number(text, 1, 100_000_000))?,
         })

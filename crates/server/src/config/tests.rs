@@ -64,7 +64,7 @@ fn defaults_are_those_of_the_contract() {
     assert!(matches!(settings.tokens.source, TokenSource::Development));
     assert_eq!(settings.tokens.account_claim, "account_id");
     assert_eq!(settings.tokens.roles_claim.as_deref(), Some("roles"));
-    assert_eq!((settings.application_key_limit, settings.account_key_limit), (20, None));
+    assert_eq!(settings.application_key_limit, 20);
     assert_eq!(settings.catalogue, Catalogue::default());
     assert_eq!(settings.remembered_keys, 1_000_000);
 }
@@ -155,7 +155,6 @@ fn the_file_can_hold_every_setting_in_the_type_that_fits() {
             jwt_account_claim = "org"
             jwt_roles_claim = "https://example.com/roles"
             application_key_limit = 5
-            account_key_limit = 100
             scopes = "refunds:read,refunds:write"
             commerce_scopes = ["refunds:read"]
             remembered_keys = 10
@@ -173,7 +172,7 @@ fn the_file_can_hold_every_setting_in_the_type_that_fits() {
     assert!(matches!(settings.tokens.source, TokenSource::Hs256(secret) if secret.expose() == canary()));
     assert_eq!(settings.tokens.issuer.as_deref(), Some("https://issuer.example"));
     assert_eq!(settings.tokens.roles_claim.as_deref(), Some("https://example.com/roles"));
-    assert_eq!((settings.application_key_limit, settings.account_key_limit), (5, Some(100)));
+    assert_eq!(settings.application_key_limit, 5);
     assert_eq!(settings.remembered_keys, 10);
     let commerce = settings.catalogue.expand(Family::Commerce, &[Scope::COMMERCE]);
     assert!(commerce.contains_all(settings.catalogue.needed(["refunds:read"]).unwrap()));
@@ -235,7 +234,6 @@ fn rules() {
         ("TOLLKEY_WORKERS", &long, "must be a whole number from 1 to 1024"),
         ("TOLLKEY_DATABASE_POOL", "-1", "must be a whole number"),
         ("TOLLKEY_APPLICATION_KEY_LIMIT", "0", "must be a whole number"),
-        ("TOLLKEY_ACCOUNT_KEY_LIMIT", "0", "must be a whole number"),
         ("TOLLKEY_REMEMBERED_KEYS", "0", "must be a whole number"),
         ("TOLLKEY_MIGRATE", "1", "must be true or false"),
         ("TOLLKEY_TRUSTED_PROXIES", "10.0.0.1", "did you mean 10.0.0.1/32?"),

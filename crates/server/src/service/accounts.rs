@@ -27,6 +27,7 @@ pub async fn set_operating_model(state: &State, by: &Manager, model: OperatingMo
     let (account, changed) = state
         .change(move |tx| {
             let mut account = tx.account(&account_id);
+            account.lock()?;
             let before = account.get()?.operating_model;
             let changed = account.set_operating_model(model, now)?;
             if changed {

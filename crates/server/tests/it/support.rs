@@ -179,8 +179,12 @@ impl App {
 
     /// Puts a key into the store whose surface is not there yet, or that has grants no surface gives.
     pub async fn insert_key_with(&self, account: &str, family: Family, mode: Mode, grants: Grants) -> String {
-        let text = self.running.state().random.with(|rng| KeyText::mint(Kind::Key(family, mode), rng));
-        self.insert(account, &text, |key| key.grants = grants).await.text
+        self.insert(account, &self.mint(family, mode), |key| key.grants = grants).await.text
+    }
+
+    /// The text of a key that is nowhere yet.
+    pub fn mint(&self, family: Family, mode: Mode) -> KeyText {
+        self.running.state().random.with(|rng| KeyText::mint(Kind::Key(family, mode), rng))
     }
 
     /// Puts a key with that text into the store: scope `commerce`, no restriction, but for what `edit` makes of it.
@@ -267,7 +271,7 @@ pub struct Call {
 
 impl Call {
     pub fn new(address: std::net::SocketAddr, method: &str, path: &str) -> Self {
-        let own = ["/livez", "/readyz", "/openapi.json", "/docs", "/api", "/v1", "/nothing"];
+        let own = ["/livez", "/readyz", "/openapi.json", "/docs", "/metrics", "/api", "/v1", "/nothing"];
         let path = if own.iter().any(|room| path.starts_with(room)) { path.to_owned() } else { format!("/api/v1{path}") };
         Self { address, method: method.to_owned(), path, headers: Vec::new(), body: Vec::new() }
     }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use tokio::time::sleep;
-use tollkey_core::{Clock, Denial, Need};
+use tollkey_core::{Clock, Denial, Need, Seq};
 use tollkey_verifier::{
     Settings, Unavailable, margin,
     testing::{ManualClock, MemorySource, record},
@@ -103,6 +103,49 @@ async fn a_poke_brings_changes_at_once_and_reports_them() {
     assert_eq!(world.clock.elapsed(), before, "no time passed");
     let renewals = world.source.verifiers()[&world.one.verifier.id()].1;
     assert_eq!(renewals, 1, "reporting is no renewal");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_renewal_from_before_everything_was_forgotten_grants_nothing() {
+    let world = World::new(1).await;
+    let (seq, since) = world.revoke(0);
+    world.one.verifier.settle(seq, since).await;
+    let held = world.source.hold().await;
+    sleep(LEASE / 3 + Duration::from_millis(1)).await;
+    assert_eq!(world.source.verifiers()[&world.one.verifier.id()].1, 2, "renewed, but not answered");
+    world.source.restore(Seq(0)); // a revoker on the restored database finds no row to wait for
+    world.one.verifier.settle_current().await.unwrap();
+    assert!(world.one.verifier.stats().lease_left.is_zero());
+    world.source.set_down(true);
+    drop(held);
+    sleep(Duration::from_millis(1)).await;
+    assert!(world.one.verifier.stats().lease_left.is_zero());
+    world.source.set_down(false);
+    sleep(LEASE / 3).await;
+    assert!(!world.one.verifier.stats().lease_left.is_zero());
+}
+
+#[tokio::test(start_paused = true)]
+async fn after_forgetting_everything_the_lease_is_renewed_at_once() {
+    let world = World::new(1).await;
+    let (seq, since) = world.revoke(0);
+    world.source.prune(seq);
+    let before = world.clock.elapsed();
+    world.one.verifier.settle(seq, since).await;
+    assert!(world.one.verifier.stats().lease_left.is_zero());
+    while world.one.verifier.stats().lease_left.is_zero() {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(world.clock.elapsed(), before);
+}
+
+#[tokio::test(start_paused = true)]
+async fn stopping_a_verifier_ends_its_task() {
+    let world = World::new(1).await;
+    world.one.verifier.stop().await;
+    world.one.ended().await;
+    sleep(LEASE).await;
+    assert!(world.source.verifiers().is_empty());
 }
 
 #[tokio::test(start_paused = true)]

@@ -78,6 +78,11 @@ impl Running {
         self.verifier
     }
 
+    /// Waits until its task has ended by itself.
+    pub(crate) async fn ended(self) {
+        self.task.await.unwrap();
+    }
+
     /// Ends it as a crash or a pause would: its row stays, nothing is renewed, what it holds it keeps.
     pub(crate) async fn freeze(self) -> Verifier<MemorySource> {
         self.task.abort();

@@ -1,0 +1,424 @@
+//! The built binary as a process of its own. Its environment is what a test puts there and nothing else, its working
+//! directory is empty, and all it prints is kept.
+
+use std::{
+    fmt, fs, io,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::{ExitStatus, Stdio},
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use jiff::Timestamp;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+    process::{Child, Command},
+    time::{sleep, timeout},
+};
+use tollkey_server::{
+    caller::jwt::{ClaimRules, NewToken, mint},
+    config::Secret,
+};
+use tollkey_store::testing::Database;
+
+use crate::support::{Call, Key, Reply, SECRET, settings, without_secrets};
+
+/// The longest anything here may take; a bound on a broken test, no promise.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// How the binary is started.
+#[derive(Clone)]
+pub struct Tollkey {
+    directory: Arc<TempDir>,
+    outputs: Arc<TempDir>,
+    environment: Vec<(String, String)>,
+    started: Arc<AtomicU32>,
+}
+
+impl Tollkey {
+    /// In an empty directory, without any setting.
+    pub fn bare() -> Self {
+        let new = || Arc::new(tempfile::tempdir().expect("a temporary directory"));
+        Self { directory: new(), outputs: new(), environment: Vec::new(), started: Arc::default() }
+    }
+
+    /// In development mode, on a port of its own.
+    pub fn development() -> Self {
+        Self::bare().with("TOLLKEY_LISTEN", "127.0.0.1:0")
+    }
+
+    /// On that database, migrated on start, with tokens signed by the secret of tests.
+    pub fn on(database: &Database) -> Self {
+        Self::development()
+            .with("DATABASE_URL", database.url())
+            .with("TOLLKEY_MIGRATE", "true")
+            .with("TOLLKEY_DATABASE_POOL", "4")
+            .with("TOLLKEY_JWT_HS256_SECRET", SECRET)
+    }
+
+    /// With this variable, whatever it was before.
+    pub fn with(mut self, name: &str, value: &str) -> Self {
+        self.environment.retain(|(set, _)| set != name);
+        self.environment.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// Without this variable.
+    pub fn without(mut self, name: &str) -> Self {
+        self.environment.retain(|(set, _)| set != name);
+        self
+    }
+
+    /// Its working directory.
+    pub fn directory(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// What a process started in its place would have for an environment.
+    pub fn environment(&self) -> impl Iterator<Item = (String, String)> {
+        let path = std::env::var("PATH").unwrap_or_default();
+        let base = [("PATH".to_owned(), path), ("RUST_BACKTRACE".to_owned(), "0".to_owned())];
+        base.into_iter().chain(self.environment.clone())
+    }
+
+    fn spawn(&self, arguments: &[&str]) -> Process {
+        // Files, not pipes: nobody has to read them for the process to go on.
+        let number = self.started.fetch_add(1, Ordering::Relaxed);
+        let file = |name: &str| self.outputs.path().join(format!("{number}.{name}"));
+        let (stdout, stderr) = (file("out"), file("err"));
+        let create = |path: &PathBuf| fs::File::create_new(path).expect("a file for the output");
+        let child = Command::new(env!("CARGO_BIN_EXE_tollkey"))
+            .args(arguments)
+            .env_clear()
+            .envs(self.environment())
+            .current_dir(self.directory())
+            .stdin(Stdio::null())
+            .stdout(create(&stdout))
+            .stderr(create(&stderr))
+            .kill_on_drop(true)
+            .spawn()
+            .expect("the binary starts");
+        Process { child, stdout, stderr, _outputs: Arc::clone(&self.outputs) }
+    }
+
+    /// Runs a command to its end.
+    pub async fn run(&self, arguments: &[&str]) -> Finished {
+        self.spawn(arguments).finished().await
+    }
+
+    /// As [`Self::run`], for a command that must succeed; gives what it printed, without the line break at its end.
+    pub async fn answer(&self, arguments: &[&str]) -> String {
+        let finished = self.run(arguments).await;
+        assert!(finished.success(), "{arguments:?}: {finished}");
+        finished.stdout.trim_end().to_owned()
+    }
+
+    /// Runs a server until it listens.
+    pub async fn serve(&self) -> Server {
+        self.serve_with(&[]).await
+    }
+
+    /// As [`Self::serve`], with arguments.
+    pub async fn serve_with(&self, arguments: &[&str]) -> Server {
+        self.start(arguments).await.unwrap_or_else(|finished| panic!("the server did not start: {finished}"))
+    }
+
+    /// Runs a server until it listens, or until it ends without.
+    pub async fn start(&self, arguments: &[&str]) -> Result<Server, Finished> {
+        let mut process = self.spawn(arguments);
+        let begun = Instant::now();
+        loop {
+            if let Some(address) = process.listening() {
+                return Ok(Server { address, started_in: begun.elapsed(), process });
+            }
+            if process.child.try_wait().expect("the process can be asked").is_some() {
+                return Err(process.finished().await);
+            }
+            assert!(begun.elapsed() < PATIENCE, "it neither listens nor ends: {}", process.so_far());
+            sleep(Duration::from_millis(2)).await;
+        }
+    }
+}
+
+struct Process {
+    child: Child,
+    stdout: PathBuf,
+    stderr: PathBuf,
+    _outputs: Arc<TempDir>,
+}
+
+impl Process {
+    /// The address in the line that says where it listens.
+    fn listening(&self) -> Option<SocketAddr> {
+        let stdout = read(&self.stdout);
+        let (line, _) = stdout.strip_prefix("listening on http://")?.split_once('\n')?;
+        Some(line.parse().expect("an address"))
+    }
+
+    fn so_far(&self) -> Finished {
+        Finished { code: None, stdout: read(&self.stdout), stderr: read(&self.stderr) }
+    }
+
+    async fn finished(mut self) -> Finished {
+        let ended = timeout(PATIENCE, self.child.wait()).await;
+        let status: ExitStatus = match ended {
+            Ok(status) => status.expect("the process can be awaited"),
+            Err(_) => panic!("it does not end: {}", self.so_far()),
+        };
+        Finished { code: status.code(), ..self.so_far() }
+    }
+}
+
+fn read(path: &Path) -> String {
+    String::from_utf8_lossy(&fs::read(path).expect("the output")).into_owned()
+}
+
+/// A process that has ended. Prints whole, with the text of every key taken out.
+pub struct Finished {
+    /// `None` when a signal ended it.
+    pub code: Option<i32>,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+impl Finished {
+    pub fn success(&self) -> bool {
+        self.code == Some(0)
+    }
+
+    /// Asserts that it failed with one sentence that holds these words; gives the sentence.
+    pub fn refused(&self, words: &[&str]) -> &str {
+        assert!(self.code.is_some_and(|code| code != 0), "{self}");
+        assert!(!self.stderr.contains("panicked"), "{self}");
+        for word in words {
+            assert!(self.stderr.contains(word), "no {word:?}: {self}");
+        }
+        &self.stderr
+    }
+}
+
+impl fmt::Display for Finished {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let text = format!("exit {:?}\n--- stdout\n{}\n--- stderr\n{}", self.code, self.stdout, self.stderr);
+        f.write_str(&without_secrets(&text))
+    }
+}
+
+/// A running server. Killed when dropped.
+pub struct Server {
+    pub address: SocketAddr,
+    /// From its start until it listened.
+    pub started_in: Duration,
+    process: Process,
+}
+
+impl Server {
+    pub fn stdout(&self) -> String {
+        read(&self.process.stdout)
+    }
+
+    pub fn stderr(&self) -> String {
+        read(&self.process.stderr)
+    }
+
+    /// Sends a signal, such as `TERM`.
+    pub async fn signal(&self, name: &str) {
+        let pid = self.process.child.id().expect("it runs");
+        let sent = Command::new("sh").args(["-c", &format!("kill -{name} {pid}")]).status().await;
+        assert!(sent.expect("a shell").success(), "signal {name}");
+    }
+
+    /// Ends it as a power cut would.
+    pub async fn kill(mut self) {
+        self.process.child.kill().await.expect("it is killed");
+    }
+
+    /// Waits for its end.
+    pub async fn ended(self) -> Finished {
+        self.process.finished().await
+    }
+
+    /// Stops it in good order.
+    pub async fn stop(self) -> Finished {
+        self.signal("TERM").await;
+        let finished = self.ended().await;
+        assert_eq!(finished.code, Some(0), "{finished}");
+        finished
+    }
+
+    pub fn call(&self, method: &str, path: &str) -> Call {
+        Call::new(self.address, method, path)
+    }
+
+    pub fn get(&self, path: &str) -> Call {
+        self.call("GET", path)
+    }
+
+    pub fn post(&self, path: &str, body: Value) -> Call {
+        self.call("POST", path).json(body)
+    }
+
+    pub fn patch(&self, path: &str, body: Value) -> Call {
+        self.call("PATCH", path).json(body)
+    }
+
+    pub fn put(&self, path: &str, body: Value) -> Call {
+        self.call("PUT", path).json(body)
+    }
+
+    pub fn delete(&self, path: &str) -> Call {
+        self.call("DELETE", path)
+    }
+
+    /// Makes an application; gives its id.
+    pub async fn application(&self, token: &str, name: &str) -> String {
+        let reply = self.post("/applications", json!({"name": name})).bearer(token).await;
+        assert_eq!(reply.status, 201, "{reply}");
+        member(&reply, "id")
+    }
+
+    /// Makes a key for an application.
+    pub async fn key(&self, token: &str, application: &str) -> Key {
+        let body = json!({"description": "Checkout"});
+        let reply = self.post(&format!("/applications/{application}/api-keys"), body).bearer(token).await;
+        assert_eq!(reply.status, 201, "{reply}");
+        Key { id: member(&reply, "id"), text: member(&reply, "fullKey") }
+    }
+
+    /// Makes a service key.
+    pub async fn service_key(&self) -> Key {
+        let reply = self.post("/service-keys", json!({"name": "gateway"})).bearer(&operator()).await;
+        assert_eq!(reply.status, 201, "{reply}");
+        Key { id: member(&reply, "id"), text: member(&reply, "key") }
+    }
+
+    /// The `code` of a verification that needs nothing, asked with the role `service`.
+    pub async fn code(&self, key: &str) -> String {
+        let reply = self.post("/verify", json!({"key": key})).bearer(&service()).await;
+        assert_eq!(reply.status, 200, "{reply}");
+        member(&reply, "code")
+    }
+
+    /// The codes of many keys, in their order.
+    pub async fn codes(&self, keys: &[&str]) -> Vec<String> {
+        let mut codes = Vec::new();
+        for keys in keys.chunks(100) {
+            let requests: Vec<Value> = keys.iter().map(|key| json!({"key": key})).collect();
+            let reply = self.post("/verify/batch", json!({"requests": requests})).bearer(&service()).await;
+            assert_eq!(reply.status, 200, "{reply}");
+            let json = reply.json();
+            let results = json["results"].as_array().expect("results");
+            codes.extend(results.iter().map(|result| result["code"].as_str().expect("a code").to_owned()));
+        }
+        codes
+    }
+}
+
+/// A text in an answer.
+pub fn member(reply: &Reply, name: &str) -> String {
+    reply.json()[name].as_str().unwrap_or_else(|| panic!("no {name}: {reply}")).to_owned()
+}
+
+/// A management token of an account, on the machine's clock.
+pub fn merchant(account: &str) -> String {
+    token(Some(account), &[])
+}
+
+/// One with the role `operator`.
+pub fn operator() -> String {
+    token(None, &["operator"])
+}
+
+/// One with the role `service`.
+pub fn service() -> String {
+    token(None, &["service"])
+}
+
+fn token(account: Option<&str>, roles: &[&str]) -> String {
+    let token = NewToken {
+        subject: "user_1".to_owned(),
+        account: account.map(|account| account.parse().expect("an account id")),
+        roles: roles.iter().map(ToString::to_string).collect(),
+        lifetime: jiff::SignedDuration::from_hours(1),
+    };
+    let rules = ClaimRules::from(&settings("sqlite://:memory:", &[]).tokens);
+    mint(&Secret::new(SECRET), &rules, &token, Timestamp::now()).expect("a token")
+}
+
+/// A request on a connection of its own, sent as a test likes: piece by piece, again, or to a server that dies.
+pub struct Connection {
+    address: SocketAddr,
+    stream: TcpStream,
+}
+
+impl Connection {
+    /// `None` when nobody listens.
+    pub async fn open(address: SocketAddr) -> Option<Self> {
+        Some(Self { address, stream: TcpStream::connect(address).await.ok()? })
+    }
+
+    /// A whole request; the connection stays open.
+    pub async fn send(&mut self, method: &str, path: &str, token: &str, body: &str) -> io::Result<()> {
+        let head = self.head(method, path, token, body, "");
+        self.stream.write_all(format!("{head}{body}").as_bytes()).await
+    }
+
+    /// A request without its body, up to where the server says that it waits for that.
+    pub async fn begin(&mut self, method: &str, path: &str, token: &str, body: &str) {
+        let head = self.head(method, path, token, body, "expect: 100-continue\r\n");
+        self.stream.write_all(head.as_bytes()).await.expect("sent");
+        const CONTINUE: &str = "HTTP/1.1 100 Continue\r\n\r\n";
+        let mut answer = [0; CONTINUE.len()];
+        let read = timeout(PATIENCE, self.stream.read_exact(&mut answer)).await.expect("an answer in time");
+        read.expect("an answer");
+        assert_eq!(str::from_utf8(&answer), Ok(CONTINUE));
+    }
+
+    /// The body that was begun.
+    pub async fn finish(&mut self, body: &str) {
+        self.stream.write_all(body.as_bytes()).await.expect("sent");
+    }
+
+    fn head(&self, method: &str, path: &str, token: &str, body: &str, more: &str) -> String {
+        format!(
+            "{method} {path} HTTP/1.1\r\nhost: {}\r\nauthorization: Bearer {token}\r\n\
+             content-type: application/json\r\ncontent-length: {}\r\n{more}\r\n",
+            self.address,
+            body.len()
+        )
+    }
+
+    /// Status and body of a whole answer; `None` when the connection ends before that is there.
+    pub async fn answer(&mut self) -> Option<(u16, String)> {
+        let mut bytes = Vec::new();
+        let mut buffer = [0; 4096];
+        loop {
+            if let Some(answer) = whole(&bytes) {
+                return Some(answer);
+            }
+            let read = timeout(PATIENCE, self.stream.read(&mut buffer)).await.expect("an answer or an end in time");
+            match read {
+                Ok(0) | Err(_) => return None,
+                Ok(count) => bytes.extend_from_slice(&buffer[..count]),
+            }
+        }
+    }
+}
+
+fn whole(bytes: &[u8]) -> Option<(u16, String)> {
+    let text = std::str::from_utf8(bytes).ok()?;
+    let (head, body) = text.split_once("\r\n\r\n")?;
+    let status = head.split(' ').nth(1)?.parse().ok()?;
+    let length = head.lines().find_map(|line| {
+        let (name, value) = line.split_once(':')?;
+        name.eq_ignore_ascii_case("content-length").then(|| value.trim().parse().ok())?
+    });
+    (body.len() == length.unwrap_or(0)).then(|| (status, body.to_owned()))
+}

@@ -1,0 +1,360 @@
+//! The command line: what each command does, and what it says when it cannot.
+
+use std::{fs, path::Path};
+
+use serde_json::json;
+use tollkey_store::testing::{Database, backends};
+
+use crate::{
+    binary::{Server, Tollkey, member, merchant, operator},
+    support::SECRET,
+};
+
+#[actix_web::test]
+async fn help_names_every_command_and_setting() {
+    let help = Tollkey::bare().answer(&["--help"]).await;
+    for command in ["serve", "migrate", "token", "service-key", "openapi", "audit", "account", "healthcheck"] {
+        assert!(help.lines().any(|line| line.trim_start().starts_with(&format!("{command} "))), "{command}: {help}");
+    }
+    for setting in tollkey_server::config::SETTINGS {
+        let Some(flag) = setting.flag else { continue };
+        assert!(help.contains(&format!("--{flag}")) && help.contains(setting.env), "{}: {help}", setting.env);
+    }
+    assert!(!help.contains("--jwt-hs256-secret "), "a secret has no flag: {help}");
+    for command in [&["audit", "verify", "--help"][..], &["service-key", "--help"], &["account", "set", "--help"]] {
+        Tollkey::bare().answer(command).await;
+    }
+    assert!(Tollkey::bare().answer(&["--version"]).await.starts_with("tollkey "));
+}
+
+#[actix_web::test]
+async fn what_is_unknown_is_refused() {
+    for arguments in
+        [&["--no-such-flag"][..], &["no-such-command"], &["account", "show"], &["token", "--role", "admin"]]
+    {
+        let finished = Tollkey::bare().run(arguments).await;
+        assert_eq!(finished.code, Some(2), "{finished}");
+        assert!(finished.stderr.contains("--help") && finished.stdout.is_empty(), "{finished}");
+    }
+    // A secret on a command line is refused without being repeated.
+    let canary = "canary-".repeat(8);
+    for arguments in [
+        &[&format!("--jwt-hs256-secret={canary}")[..]][..],
+        &["--jwt-hs256-secret", &canary],
+        &["serve", &format!("--jwt-hs256-secret={canary}")],
+    ] {
+        let finished = Tollkey::bare().run(arguments).await;
+        assert_eq!(finished.code, Some(2), "{finished}");
+        assert!(!finished.stderr.contains(&canary), "{finished}");
+    }
+}
+
+#[actix_web::test]
+async fn openapi_is_the_document_in_the_repository() {
+    let tollkey = Tollkey::bare();
+    let document = tollkey.run(&["openapi"]).await;
+    assert!(document.success() && document.stderr.is_empty(), "{document}");
+    assert!(fs::read_dir(tollkey.directory()).expect("its directory").next().is_none(), "it opens no database");
+    let kept = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../openapi/tollkey.json");
+    let kept = fs::read_to_string(kept).expect("the document");
+    assert!(document.stdout == kept, "openapi/tollkey.json is out of date; run `cargo xtask openapi`");
+
+    let server = Tollkey::development().serve().await;
+    assert!(server.get("/openapi.json").await.body.contains("\"openapi\""));
+}
+
+#[actix_web::test]
+async fn tokens_are_made_where_the_secret_is() {
+    let tollkey = Tollkey::development();
+    let server = tollkey.serve().await;
+    let token = tollkey.answer(&["token", "--account", "acme"]).await;
+    server.application(&token, "Web Store").await;
+    let other = tollkey.answer(&["token", "--account", "globex", "--subject", "user_7", "--ttl", "60"]).await;
+    let list = server.get("/applications").bearer(&other).await;
+    assert_eq!(list.json()["totalItems"], 0, "{list}");
+    assert_eq!(server.get("/accounts/acme").bearer(&token).await.status, 403);
+    let operator = tollkey.answer(&["token", "--role", "operator"]).await;
+    assert_eq!(server.get("/accounts/acme").bearer(&operator).await.status, 200);
+    assert_eq!(server.get("/applications?account=acme").bearer(&operator).await.json()["totalItems"], 1);
+    let service = tollkey.answer(&["token", "--role", "service"]).await;
+    let verify = server.post("/verify", json!({"key": format!("ks_test_{}", "a".repeat(32))})).bearer(&service);
+    assert_eq!(member(&verify.await, "code"), "unknown_key");
+
+    tollkey.run(&["token"]).await.refused(&["--account", "--role"]);
+    tollkey.run(&["token", "--account", "a b"]).await.refused(&["--account"]);
+    for ttl in ["0", "-5", "99999999999"] {
+        tollkey.run(&["token", "--account", "acme", &format!("--ttl={ttl}")]).await.refused(&[]);
+    }
+
+    // The configured secret is the same everywhere.
+    let configured = Tollkey::bare().with("TOLLKEY_JWT_HS256_SECRET", SECRET);
+    let token = configured.answer(&["token", "--account", "acme"]).await;
+    let server = Tollkey::on(&Database::sqlite()).serve().await;
+    assert_eq!(server.get("/applications").bearer(&token).await.status, 200);
+    assert!(!configured.directory().join("tollkey.db").exists(), "a token needs no database");
+}
+
+#[actix_web::test]
+async fn service_keys_are_made_listed_and_revoked() {
+    for database in backends() {
+        let tollkey = Tollkey::on(&database);
+        let server = tollkey.serve().await;
+        let made = tollkey.run(&["service-key", "create", "checkout gateway"]).await;
+        assert!(made.success(), "{made}");
+        let text = made.stdout.trim_end();
+        assert!(text.starts_with("tks_") && text.len() == 36 && made.stdout.lines().count() == 1, "{made}");
+        assert!(made.stderr.contains("checkout gateway") && !made.stderr.contains(text), "{made}");
+
+        let list = tollkey.answer(&["service-key", "list"]).await;
+        assert!(list.contains("checkout gateway") && list.contains(&text[32..]) && !list.contains(text), "{list}");
+        let id = list.split_whitespace().next().expect("an id");
+        assert!(made.stderr.contains(id), "{made}");
+
+        let unknown = json!({"key": format!("ks_test_{}", "a".repeat(32))});
+        let ask = async || server.post("/verify", unknown.clone()).bearer(text).await.status;
+        assert_eq!((ask().await, ask().await), (200, 200), "the server remembers it now");
+        assert_eq!(tollkey.answer(&["service-key", "revoke", id]).await, format!("revoked {id}"));
+        assert_eq!(ask().await, 401, "the other process had said that it is revoked");
+        tollkey.answer(&["service-key", "revoke", id]).await;
+        assert!(tollkey.answer(&["service-key", "list"]).await.contains("revoked"));
+
+        tollkey.run(&["service-key", "create", ""]).await.refused(&["the name"]);
+        tollkey.run(&["service-key", "revoke", "no-id"]).await.refused(&["tollkey: "]);
+        tollkey.run(&["service-key", "revoke", "0198c0de-0000-7000-8000-000000000001"]).await.refused(&["tollkey: "]);
+    }
+}
+
+#[actix_web::test]
+async fn accounts_are_shown_and_set() {
+    for database in backends() {
+        let tollkey = Tollkey::on(&database);
+        let server = tollkey.serve().await;
+        let show = ["account", "show", "acme"];
+        assert_eq!(tollkey.answer(&show).await, "acme  operating_model=primary_merchant");
+        let set = ["account", "set", "acme", "--operating-model", "ecosystem"];
+        assert_eq!(tollkey.answer(&set).await, "acme  operating_model=ecosystem");
+        assert_eq!(tollkey.answer(&set).await, "acme  operating_model=ecosystem");
+        assert_eq!(tollkey.answer(&show).await, "acme  operating_model=ecosystem");
+        let account = server.get("/accounts/acme").bearer(&operator()).await;
+        assert_eq!(member(&account, "operating_model"), "ecosystem");
+        let log = server.get("/audit-log").bearer(&merchant("acme")).await.json();
+        assert_eq!(log.as_array().map(Vec::len), Some(1), "one change, one entry: {log}");
+        assert_eq!((&log[0]["action"], &log[0]["actor"]["type"]), (&json!("account.updated"), &json!("cli")), "{log}");
+        tollkey.run(&["account", "show", "a b"]).await.refused(&["a b"]);
+        tollkey.run(&["account", "set", "acme", "--operating-model", "shop"]).await.refused(&["shop"]);
+    }
+}
+
+/// A log of four entries for each of two accounts; gives the heads that `tollkey audit verify` prints.
+async fn two_logs(tollkey: &Tollkey, server: &Server) -> Vec<String> {
+    for account in ["acme", "globex"] {
+        let application = server.application(&merchant(account), "Web Store").await;
+        for _ in 0..3 {
+            server.key(&merchant(account), &application).await;
+        }
+    }
+    heads(&tollkey.answer(&["audit", "verify"]).await)
+}
+
+fn heads(report: &str) -> Vec<String> {
+    let lines = report.lines().filter_map(|line| line.split_once(" head "));
+    lines.map(|(_, head)| head.to_owned()).collect()
+}
+
+#[actix_web::test]
+async fn a_whole_audit_log_is_called_whole() {
+    for database in backends() {
+        let tollkey = Tollkey::on(&database);
+        assert_eq!(tollkey.answer(&["audit", "verify"]).await, "the audit log is whole", "an empty one too");
+        let server = tollkey.serve().await;
+        let heads = two_logs(&tollkey, &server).await;
+        assert_eq!(heads.len(), 2);
+        let report = tollkey.answer(&["audit", "verify", "--head", &heads[0], "--head", &heads[1]]).await;
+        let expected =
+            ["acme", "globex"].iter().zip(&heads).map(|(account, head)| format!("{account}  4 entries  head {head}\n"));
+        assert_eq!(report, format!("{}the audit log is whole", expected.collect::<String>()));
+        // A head stays good while the log grows, and can be one account's.
+        server.application(&merchant("acme"), "Second Store").await;
+        let report = tollkey.answer(&["audit", "verify", "--account", "acme", "--head", &heads[0]]).await;
+        assert!(report.starts_with("acme  5 entries") && !report.contains("globex"), "{report}");
+
+        tollkey.run(&["audit", "verify", "--head", "abc"]).await.refused(&["--head"]);
+        tollkey.run(&["audit", "verify", "--head", &"0".repeat(64)]).await.refused(&["no entry has the hash"]);
+    }
+}
+
+#[actix_web::test]
+async fn what_was_done_to_an_audit_log_is_found() {
+    let edit = "UPDATE audit_log SET actor_id = 'nobody' WHERE account_id = 'acme' AND seq = 2";
+    let gap = "DELETE FROM audit_log WHERE account_id = 'acme' AND seq = 2";
+    let cut = "DELETE FROM audit_log WHERE account_id = 'acme' AND seq = 4";
+    // Removes an entry and closes the gap.
+    let closed = "DELETE FROM audit_log WHERE account_id = 'acme' AND seq = 3; \
+                  UPDATE audit_log SET seq = 3 WHERE account_id = 'acme' AND seq = 4";
+    let swapped = "UPDATE audit_log SET seq = 9 WHERE account_id = 'acme' AND seq = 2; \
+                   UPDATE audit_log SET seq = 2 WHERE account_id = 'acme' AND seq = 3; \
+                   UPDATE audit_log SET seq = 3 WHERE account_id = 'acme' AND seq = 9";
+    let moved = "UPDATE audit_log SET account_id = 'initech' WHERE account_id = 'acme'";
+    let inserted = "INSERT INTO audit_log (account_id, seq, id, occurred_at, action, actor_kind, actor_id, target_kind, \
+                    target_id, changes, hash) SELECT account_id, 5, target_id_bytes, occurred_at, action, actor_kind, \
+                    actor_id, target_kind, target_id, changes, hash FROM (SELECT audit_log.*, \
+                    (SELECT id FROM applications LIMIT 1) AS target_id_bytes FROM audit_log) AS entries \
+                    WHERE account_id = 'acme' AND seq = 4";
+    for (what, sql, words) in [
+        ("an edit", edit, "entry 2 of account acme was changed"),
+        ("a gap", gap, "entry 2 of account acme is missing"),
+        ("a cut", cut, "the log of account acme ends at entry 3, not at 4"),
+        ("a closed gap", closed, "entry 3 of account acme was changed"),
+        ("a swap", swapped, "entry 2 of account acme was changed"),
+        ("a move", moved, "entry 1 of account initech was changed"),
+        ("an insertion", inserted, "entry 5 of account acme was changed"),
+    ] {
+        for database in backends() {
+            let tollkey = Tollkey::on(&database);
+            let server = tollkey.serve().await;
+            two_logs(&tollkey, &server).await;
+            server.stop().await;
+            database.sql(sql);
+            let finished = tollkey.run(&["audit", "verify"]).await;
+            assert_eq!(finished.code, Some(1), "{what}: {finished}");
+            assert!(finished.stderr.contains(words), "{what}: {finished}");
+            assert!(!finished.stdout.contains("whole"), "{what}: {finished}");
+            assert!(finished.stdout.contains("globex  4 entries"), "the other account is looked at: {finished}");
+            assert!(!finished.stderr.contains("globex"), "nothing is said against it: {finished}");
+            if what != "a move" {
+                tollkey.answer(&["audit", "verify", "--account", "globex"]).await;
+            }
+        }
+    }
+}
+
+#[actix_web::test]
+async fn a_kept_head_finds_what_the_database_cannot_tell() {
+    let cut = "DELETE FROM audit_log WHERE account_id = 'acme' AND seq = 4; \
+               UPDATE audit_heads SET seq = 3, hash = (SELECT hash FROM audit_log WHERE account_id = 'acme' AND seq = 3) \
+               WHERE account_id = 'acme'";
+    let erased = "DELETE FROM audit_log WHERE account_id = 'acme'; DELETE FROM audit_heads WHERE account_id = 'acme'";
+    for (what, sql) in [("a cut that moves the end", cut), ("an erased log", erased)] {
+        for database in backends() {
+            let tollkey = Tollkey::on(&database);
+            let server = tollkey.serve().await;
+            let heads = two_logs(&tollkey, &server).await;
+            server.stop().await;
+            database.sql(sql);
+            assert!(
+                tollkey.run(&["audit", "verify"]).await.success(),
+                "{what}: nothing in the database contradicts it"
+            );
+            let finished = tollkey.run(&["audit", "verify", "--head", &heads[0], "--head", &heads[1]]).await;
+            assert_eq!(finished.code, Some(1), "{what}: {finished}");
+            let words = format!("no entry has the hash {}: a log was cut off or rewritten", heads[0]);
+            assert!(finished.stderr.contains(&words) && !finished.stderr.contains(&heads[1]), "{what}: {finished}");
+        }
+    }
+}
+
+#[actix_web::test]
+async fn healthcheck_asks_the_server() {
+    let tollkey = Tollkey::development();
+    let server = tollkey.serve().await;
+    let listen = server.address.to_string();
+    assert_eq!(tollkey.answer(&["healthcheck", "--listen", &listen]).await, "ready");
+    let unspecified = format!("0.0.0.0:{}", server.address.port());
+    assert_eq!(Tollkey::bare().answer(&["healthcheck", "--listen", &unspecified]).await, "ready");
+    server.stop().await;
+    tollkey.run(&["healthcheck", "--listen", &listen]).await.refused(&["tollkey: "]);
+    tollkey.run(&["healthcheck"]).await.refused(&["--listen"]);
+}
+
+#[actix_web::test]
+async fn healthcheck_fails_when_the_server_is_not_ready() {
+    let database = Database::sqlite();
+    let tollkey = Tollkey::on(&database);
+    let server = tollkey.serve().await;
+    database.sql("INSERT INTO __diesel_schema_migrations (version) VALUES ('29990101000000')");
+    let finished = tollkey.run(&["healthcheck", "--listen", &server.address.to_string()]).await;
+    assert_eq!((finished.code, finished.stdout.as_str()), (Some(1), "not ready\n"), "{finished}");
+}
+
+#[actix_web::test]
+async fn settings_that_cannot_be_are_one_sentence() {
+    let secret = "canary-".repeat(6);
+    let bare = Tollkey::bare;
+    let path = |tollkey: &Tollkey, name: &str, content: &str| {
+        let path = tollkey.directory().join(name);
+        fs::write(&path, content).expect("a file");
+        path.to_str().expect("UTF-8").to_owned()
+    };
+    let with_file = |content: &str| {
+        let tollkey = bare();
+        path(&tollkey, "tollkey.toml", content);
+        tollkey
+    };
+    let both = bare().with("TOLLKEY_JWT_HS256_SECRET", &secret);
+    let file = path(&both, "secret", &secret);
+    let pem = bare().with("TOLLKEY_JWT_HS256_SECRET", &secret).with("TOLLKEY_JWT_PUBLIC_KEY_FILE", "key.pem");
+    let cases: Vec<(Tollkey, &[&str])> = vec![
+        (bare().with("TOLLKEY_LOG", ""), &["TOLLKEY_LOG (environment)", "must not be empty"]),
+        (bare().with("TOLLKEY_JWT_HS256_SECRET", ""), &["TOLLKEY_JWT_HS256_SECRET (environment)", "must not be empty"]),
+        (bare().with("DATABASE_URL", " "), &["DATABASE_URL (environment)", "must not be empty"]),
+        (bare().with("TOLLKEY_JWT_HS256_SECRET", &secret[..31]), &["TOLLKEY_JWT_HS256_SECRET", "at least 32 bytes"]),
+        (
+            both.with("TOLLKEY_JWT_HS256_SECRET_FILE", &file),
+            &[
+                "TOLLKEY_JWT_HS256_SECRET (environment)",
+                "TOLLKEY_JWT_HS256_SECRET_FILE (environment)",
+                "exclude each other",
+            ],
+        ),
+        (pem, &["TOLLKEY_JWT_HS256_SECRET", "TOLLKEY_JWT_PUBLIC_KEY_FILE", "exclude each other"]),
+        (
+            bare()
+                .with("TOLLKEY_JWT_PUBLIC_KEY_FILE", "a.pem")
+                .with("TOLLKEY_JWT_JWKS_URL", "https://id.example.com/jwks"),
+            &["TOLLKEY_JWT_PUBLIC_KEY_FILE", "TOLLKEY_JWT_JWKS_URL", "exclude each other"],
+        ),
+        (bare().with("TOLLKEY_JWT_PUBLIC_KEY_FILE", "a.pem"), &["TOLLKEY_JWT_ISSUER must be set"]),
+        (bare().with("TOLLKEY_JWT_HS256_SECRET_FILE", "nowhere"), &["TOLLKEY_JWT_HS256_SECRET_FILE", "nowhere"]),
+        (bare().with("TOLLKEY_WORKERS", "many"), &["TOLLKEY_WORKERS", "whole number"]),
+        (bare().with("TOLLKEY_LISTEN", "here"), &["TOLLKEY_LISTEN", "an address and a port"]),
+        (bare().with("TOLLKEY_LOG_FORMAT", "xml"), &["TOLLKEY_LOG_FORMAT", "pretty or json"]),
+        (bare().with("TOLLKEY_CONFIG", "nowhere.toml"), &["nowhere.toml"]),
+        (bare().with("DATABASE_URL", &format!("mysql://root:{secret}@db/keys")), &["DATABASE_URL", "postgres://"]),
+        (bare().with("DATABASE_URL", &format!("sqlite://keys.db?key={secret}")), &["DATABASE_URL", "must name a file"]),
+        (
+            bare()
+                .with("DATABASE_URL", &format!("postgres://u:{secret}@db.example.com/keys"))
+                .with("TOLLKEY_JWT_HS256_SECRET", SECRET),
+            &["TLS", "pg-tls"],
+        ),
+        (
+            bare()
+                .with("DATABASE_URL", &format!("postgres://u:{secret}@127.0.0.1:1/keys"))
+                .with("TOLLKEY_JWT_HS256_SECRET", SECRET),
+            &["tollkey: "],
+        ),
+        (
+            with_file(&format!("jwt_secret = \"{secret}\"\n")),
+            &["tollkey.toml", "unknown member \"jwt_secret\"", "jwt_hs256_secret"],
+        ),
+        (with_file(&format!("listen = \"127.0.0.1:0\"\njwt_hs256_secret = \"{secret}\n")), &["tollkey.toml", "line 2"]),
+        (with_file(&format!("jwt_hs256_secret = {secret}\n")), &["tollkey.toml", "line 1"]),
+        (with_file(&format!("workers = \"{secret}\"\n")), &["TOLLKEY_WORKERS", "must be an integer"]),
+        (with_file("jwt_hs256_secret = \"\"\n"), &["TOLLKEY_JWT_HS256_SECRET", "tollkey.toml", "must not be empty"]),
+        (
+            with_file(&format!("jwt_hs256_secret = \"{secret}\"\n"))
+                .with("TOLLKEY_JWT_JWKS_URL", "https://id.example.com/jwks"),
+            &["TOLLKEY_JWT_HS256_SECRET", "tollkey.toml", "TOLLKEY_JWT_JWKS_URL (environment)", "exclude each other"],
+        ),
+    ];
+    for (tollkey, words) in cases {
+        let tollkey = tollkey.with("RUST_BACKTRACE", "1");
+        let finished = tollkey.start(&[]).await.err().expect("it does not start");
+        finished.refused(words);
+        assert_eq!((finished.code, finished.stdout.as_str()), (Some(1), ""), "{finished}");
+        assert!(!finished.stderr.contains("canary"), "{finished}");
+        let sentence = finished.stderr.lines().filter(|line| line.starts_with("tollkey: ")).count();
+        assert_eq!(sentence, 1, "{finished}");
+        assert!(!finished.stderr.contains("backtrace"), "{finished}");
+    }
+}

@@ -1,0 +1,346 @@
+//! What every request goes through, whatever its surface.
+
+use std::{
+    io,
+    sync::{
+        Arc, Mutex, Once, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use rand::{SeedableRng as _, rngs::StdRng};
+use serde_json::json;
+use tollkey_core::{Clock as _, Digest, Family, Mode};
+use tollkey_server::{
+    caller::jwt::{ClaimRules, NewToken, mint},
+    random::Random,
+    server,
+};
+use tollkey_store::{Backend, testing::Database};
+use tollkey_verifier::testing::ManualClock;
+use tracing_subscriber::{
+    Layer as _,
+    filter::dynamic_filter_fn,
+    fmt::{self, format::FmtSpan},
+    layer::SubscriberExt as _,
+    util::SubscriberInitExt as _,
+};
+
+use crate::support::{App, Call, SECRET, each_backend, settings};
+
+/// Whether it is one of ours: `req_` and a ULID.
+fn is_made_here(id: &str) -> bool {
+    let crockford = |b: u8| b.is_ascii_digit() || (b.is_ascii_uppercase() && !b"ILOU".contains(&b));
+    id.strip_prefix("req_").is_some_and(|ulid| ulid.len() == 26 && ulid.bytes().all(crockford))
+}
+
+#[actix_web::test]
+async fn a_request_id_is_kept_when_well_formed_and_made_otherwise() {
+    each_backend(async |app: &App| {
+        let key = app.insert_key("acme", Family::Commerce, Mode::Live).await;
+        let longest = "x".repeat(128);
+        for id in ["a", "req_01KDVDNA00HXPX69B46WBKBWSC", "0af76519-16cd.43dd:8448_Z", longest.as_str()] {
+            for call in [app.get("/nothing"), app.get("/livez"), app.get("/whoami"), app.get("/authz/forward-auth").bearer(&key)] {
+                let reply = call.header("x-request-id", id).await;
+                assert_eq!(reply.header("x-request-id"), Some(id), "{reply}");
+                assert!(reply.status == 200 || reply.json()["request_id"] == id, "{reply}");
+            }
+        }
+        let too_long = "x".repeat(129);
+        let mut made = std::collections::BTreeSet::new();
+        for id in ["", "a b", "a,b", "é", "<script>", "a/b", "a\"b", "a;b", "a%0d%0ab", too_long.as_str()] {
+            let reply = app.get("/nothing").header("x-request-id", id).await;
+            let own = reply.header("x-request-id").unwrap().to_owned();
+            assert!(is_made_here(&own), "{id:?}: {own}");
+            assert_eq!(reply.json()["request_id"], own);
+            made.insert(own);
+        }
+        let twice = app.get("/nothing").header("x-request-id", "a").header("x-request-id", "a").await;
+        assert!(twice.header("x-request-id").is_some_and(is_made_here), "{twice}");
+        for path in ["/livez", "/whoami", "/authz/forward-auth", "/docs/", "/docs", "/openapi.json"] {
+            let reply = app.get(path).await;
+            assert_eq!(reply.headers.iter().filter(|(name, _)| name == "x-request-id").count(), 1, "{path}");
+            let own = reply.header("x-request-id").unwrap().to_owned();
+            assert!(is_made_here(&own), "{path}: {own}");
+            made.insert(own);
+        }
+        assert_eq!(made.len(), 16, "each is its own: {made:?}");
+    })
+    .await;
+}
+
+#[actix_web::test]
+async fn answers_of_the_api_and_errors_are_not_stored_by_anybody() {
+    each_backend(async |app: &App| {
+        let token = app.merchant("acme");
+        let key = app.insert_key("acme", Family::Secret, Mode::Live).await;
+        for call in [
+            app.get("/applications").bearer(&token),
+            app.post("/applications", json!({"name": "Web Store"})).bearer(&token),
+            app.get("/applications"),
+            app.get("/applications/x").bearer(&token),
+            app.post("/verify", json!({"key": key})).bearer(&key),
+            app.post("/verify", json!({})).bearer(&key),
+            app.call("POST", "/introspect").form("token=x").bearer(&key),
+            app.get("/whoami").bearer(&key),
+            app.get("/audit-log").bearer(&token),
+            app.get("/service-keys").bearer(&app.operator()),
+            app.get("/authz/forward-auth"),
+            app.get("/nothing"),
+            app.get("/docs/nothing"),
+            app.call("PUT", "/livez"),
+        ] {
+            let reply = call.await;
+            assert_eq!(reply.header("cache-control"), Some("no-store"), "{reply}");
+            assert_eq!(reply.header("x-content-type-options"), Some("nosniff"), "{reply}");
+            for ours in ["server", "x-powered-by", "set-cookie"] {
+                assert_eq!(reply.header(ours), None, "{reply}");
+            }
+            if reply.status >= 400 {
+                assert_eq!(reply.header("content-type"), Some("application/problem+json"), "{reply}");
+            }
+        }
+    })
+    .await;
+}
+
+#[actix_web::test]
+async fn a_stopping_server_is_alive_and_not_ready() {
+    each_backend(async |app: &App| {
+        let ready = app.get("/readyz").await;
+        assert_eq!((ready.status, ready.body.as_str()), (200, "ok"));
+        app.running().state().draining.store(true, Ordering::Release);
+        let draining = app.get("/readyz").await;
+        assert_eq!((draining.status, draining.code().as_str()), (503, "unavailable"));
+        assert_eq!(draining.header("content-type"), Some("application/problem+json"));
+        assert_eq!(app.get("/livez").await.status, 200);
+        // What still comes is answered.
+        assert_eq!(app.get("/applications").bearer(&app.merchant("acme")).await.status, 200);
+        app.running().state().draining.store(false, Ordering::Release);
+        assert_eq!(app.get("/readyz").await.status, 200);
+        if app.database.backend() == Backend::Postgres {
+            app.database.refuse_connections(true);
+            assert_eq!((app.get("/readyz").await.status, app.get("/livez").await.status), (503, 200));
+            app.database.refuse_connections(false);
+            assert_eq!(app.get("/readyz").await.status, 200);
+        }
+    })
+    .await;
+}
+
+/// Development mode exists on SQLite only.
+#[actix_web::test]
+async fn development_mode_takes_no_management_request_that_came_through_a_proxy() {
+    let database = Database::sqlite();
+    let settings = settings(database.url(), &[("TOLLKEY_JWT_HS256_SECRET", "")]);
+    let clock = ManualClock::default();
+    let random = Random::new(StdRng::seed_from_u64(1));
+    let opened = server::open(&settings, Arc::new(clock.clone()), random).await.unwrap();
+    let new = NewToken {
+        subject: "developer".to_owned(),
+        account: "acme".parse().ok(),
+        roles: vec!["operator".to_owned(), "service".to_owned()],
+        lifetime: jiff::SignedDuration::from_hours(1),
+    };
+    let secret = opened.development.as_ref().unwrap().secret().clone();
+    let token = mint(&secret, &ClaimRules::from(&settings.tokens), &new, clock.now()).unwrap();
+    let running = server::start(&settings, opened.state, None).unwrap();
+    let call = |method: &str, path: &str| Call::new(running.address(), method, path);
+    let made = call("POST", "/service-keys").bearer(&token).json(json!({"name": "gateway"})).await;
+    assert_eq!(made.status, 201, "{made}");
+    let service_key = made.json()["key"].as_str().unwrap().to_owned();
+    assert_eq!(call("GET", "/applications?account=acme").bearer(&token).await.status, 200);
+    for (name, value) in [
+        ("forwarded", "for=203.0.113.7"),
+        ("Forwarded", ""),
+        ("x-forwarded-for", "127.0.0.1"),
+        ("x-forwarded-proto", "https"),
+        ("X-Forwarded-Host", "api.example"),
+        ("x-forwarded-anything", "x"),
+    ] {
+        for path in ["/applications?account=acme", "/audit-log?account=acme", "/accounts/acme", "/service-keys"] {
+            let reply = call("GET", path).bearer(&token).header(name, value).await;
+            assert_eq!((reply.status, reply.code().as_str()), (403, "forbidden"), "{path} {name}");
+        }
+        // Resource servers and gateways are no management.
+        let verify = call("POST", "/verify").bearer(&service_key).json(json!({"key": "x"}));
+        assert_eq!(verify.header(name, value).await.status, 200, "{name}");
+        let gateway = call("GET", "/authz/forward-auth").header("x-api-key", "x").header(name, value);
+        assert_eq!(gateway.await.code(), "invalid_api_key", "{name}");
+    }
+    // Nor does it tell a stranger what mode it is in.
+    let reply = call("GET", "/applications").header("x-forwarded-for", "203.0.113.7").bearer("a.b.c").await;
+    assert_eq!(reply.code(), "invalid_token");
+    running.stop().await;
+}
+
+/// Everything logged while [`LISTENING`], by whatever test.
+static CAPTURED: Mutex<Vec<u8>> = Mutex::new(Vec::new());
+static LISTENING: AtomicBool = AtomicBool::new(false);
+
+struct Captured;
+
+impl io::Write for Captured {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        CAPTURED.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Takes in every event and span of every library at TRACE while `LISTENING`. A subscriber is the whole process's,
+/// because the server has threads of its own.
+fn install_subscriber() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let layer = fmt::layer().with_writer(|| Captured).with_ansi(false).with_span_events(FmtSpan::FULL);
+        let while_listening = dynamic_filter_fn(|_, _| LISTENING.load(Ordering::Relaxed));
+        tracing_subscriber::registry().with(layer.with_filter(while_listening)).init();
+    });
+}
+
+#[actix_web::test]
+async fn no_secret_is_ever_logged_not_even_at_trace() {
+    install_subscriber();
+    LISTENING.store(true, Ordering::Relaxed);
+    let mut secrets = vec![SECRET.to_owned()];
+    // Seeded otherwise than every other test, whose keys may stand in the same log.
+    let mut rng = StdRng::seed_from_u64(0xCA_9A_57);
+    for database in tollkey_store::testing::backends() {
+        let settings = settings(database.url(), &[]);
+        let clock = ManualClock::default();
+        let random = Random::new(StdRng::from_rng(&mut rng));
+        let opened = server::open(&settings, Arc::new(clock.clone()), random).await.unwrap();
+        let running = server::start(&settings, opened.state, None).unwrap();
+        secrets.extend(tell_a_story(&running, &clock, &settings).await);
+        if database.backend() == Backend::Postgres {
+            database.refuse_connections(true);
+            for secret in &secrets {
+                let reply = Call::new(running.address(), "GET", "/whoami").header("x-api-key", secret).await;
+                assert!(reply.status >= 400, "{reply}");
+            }
+            database.refuse_connections(false);
+        }
+        running.stop().await;
+    }
+    tracing::trace!("the end of the story");
+    LISTENING.store(false, Ordering::Relaxed);
+    let log = String::from_utf8_lossy(&CAPTURED.lock().unwrap_or_else(PoisonError::into_inner)).into_owned();
+    for heard in ["the end of the story", "answered", "route=\"/api/v1/applications/{id}/api-keys\"", "a service key was created"] {
+        assert!(log.contains(heard), "{heard} is not in the log: it would not hear a secret either");
+    }
+    assert!(log.contains(" TRACE ") && log.contains(" DEBUG "));
+    assert!(secrets.len() > 10);
+    for secret in &secrets {
+        // The random part alone is as good as the whole.
+        let random = secret.rsplit(['_', '.']).next().unwrap_or(secret);
+        if let Some(at) = log.find(random) {
+            let line = log[..at].rfind('\n').map_or(0, |at| at + 1);
+            panic!("a secret was logged behind: {}", &log[line..at]);
+        }
+        let digest: String = Digest::of(secret).as_bytes().iter().map(|byte| format!("{byte:02x}")).collect();
+        assert!(!log.to_ascii_lowercase().contains(&digest), "the digest of a secret was logged");
+    }
+}
+
+/// Sends secrets everywhere a client may put them; gives them all.
+async fn tell_a_story(
+    running: &server::Running,
+    clock: &ManualClock,
+    settings: &tollkey_server::config::Settings,
+) -> Vec<String> {
+    let call = |method: &str, path: &str| Call::new(running.address(), method, path);
+    let token = |account: Option<&str>, roles: &[&str], hours: i64| {
+        let new = NewToken {
+            subject: "user_1".to_owned(),
+            account: account.map(|account| account.parse().unwrap()),
+            roles: roles.iter().map(ToString::to_string).collect(),
+            lifetime: jiff::SignedDuration::from_hours(hours),
+        };
+        mint(&tollkey_server::config::Secret::new(SECRET), &ClaimRules::from(&settings.tokens), &new, clock.now()).unwrap()
+    };
+    let merchant = token(Some("canary"), &[], 24);
+    let operator = token(None, &["operator"], 24);
+    let service = token(None, &["service"], 24);
+    let expired = token(Some("canary"), &[], 1);
+    clock.advance(std::time::Duration::from_secs(3700));
+    let forged = format!("{}x", &merchant[..merchant.len() - 2]);
+
+    // Answers that may hold a secret, once.
+    let application = call("POST", "/applications").bearer(&merchant).json(json!({"name": "Canary"})).await;
+    let application = application.json()["id"].as_str().unwrap().to_owned();
+    let keys = format!("/applications/{application}/api-keys");
+    let mut made = Vec::new();
+    for body in [json!({"description": "d"}), json!({"description": "d", "mode": "test"})] {
+        let reply = call("POST", &keys).bearer(&merchant).json(body).await.json();
+        made.push((reply["id"].as_str().unwrap().to_owned(), reply["fullKey"].as_str().unwrap().to_owned()));
+    }
+    let reply = call("POST", "/service-keys").bearer(&operator).json(json!({"name": "canary"})).await.json();
+    let (service_id, service_key) = (reply["id"].as_str().unwrap(), reply["key"].as_str().unwrap().to_owned());
+    let unknown = running.state().random.with(|rng| {
+        let kind = tollkey_core::key_text::Kind::Key(Family::Secret, Mode::Live);
+        tollkey_core::KeyText::mint(kind, rng).expose().to_owned()
+    });
+
+    let mut calls = Vec::new();
+    for key in [&made[0].1, &made[1].1, &service_key, &unknown, &merchant, &expired, &forged] {
+        for (name, value) in [
+            ("authorization", format!("Bearer {key}")),
+            ("authorization", format!("Basic {key}")),
+            ("authorization", key.to_string()),
+            ("x-api-key", key.to_string()),
+            ("x-commerce-api-key", format!("{key}, {key}")),
+            ("cookie", format!("key={key}")),
+            ("x-merchant-id", key.to_string()),
+            ("x-forwarded-for", key.to_string()),
+            ("x-forwarded-uri", format!("/x?api_key={key}")),
+        ] {
+            for path in ["/whoami", "/authz/forward-auth", "/authz/ext-authz/-/x", "/applications", "/service-keys"] {
+                calls.push(call("GET", path).header(name, &value));
+            }
+            calls.push(call("POST", "/verify").header(name, &value).json(json!({"key": key})));
+        }
+        for path in [
+            format!("/whoami?key={key}"),
+            format!("/nothing/{key}"),
+            format!("/authz/auth-request?api_key={key}"),
+            format!("/authz/ext-authz/-/{key}?key={key}"),
+        ] {
+            calls.push(call("GET", &path).bearer(&made[0].1));
+        }
+        calls.push(call("GET", &format!("/applications/{key}")).bearer(&merchant));
+        calls.push(call("DELETE", &format!("/service-keys/{key}")).bearer(&operator));
+        calls.push(call("POST", "/applications").bearer(&merchant).json(json!({"name": 7, "description": key})));
+        calls.push(call("POST", "/applications").bearer(&merchant).json(json!({ key.as_str(): key })));
+        calls.push(call("POST", "/applications").bearer(&merchant).header("content-type", key).body(key.as_bytes()));
+        for credential in [&service, &service_key] {
+            calls.push(call("POST", "/verify").bearer(credential).json(json!({"key": key})));
+            calls.push(call("POST", "/verify").bearer(credential).json(json!({"key": key, "path": key, "merchant": key})));
+            calls.push(call("POST", "/verify/batch").bearer(credential).json(json!({"requests": [{"key": key}]})));
+            calls.push(call("POST", "/introspect").bearer(credential).form(&format!("token={key}&client_ip={key}")));
+            calls.push(call("POST", "/introspect").bearer(credential).form(&format!("token={key}")));
+        }
+    }
+    for path in [keys.as_str(), "/applications?include=apiKeys", "/audit-log"] {
+        calls.push(call("GET", path).bearer(&merchant));
+    }
+    calls.push(call("GET", "/service-keys").bearer(&operator));
+    calls.push(call("DELETE", &format!("/service-keys/{service_id}")).bearer(&operator));
+    calls.push(call("DELETE", &format!("{keys}/{}", made[0].0)).bearer(&merchant));
+    calls.push(call("DELETE", "/whoami").bearer(&made[1].1));
+    for call in calls {
+        let reply = call.await;
+        // No later answer holds one, but for a member's name that the caller made of it.
+        let told = reply.status == 400 && reply.code() == "validation_failed";
+        for secret in [&made[0].1, &made[1].1, &service_key, &merchant] {
+            assert!(told || !reply.body.contains(secret.as_str()), "{reply}");
+        }
+    }
+    running.state().flush_usage().await;
+    let mut secrets = vec![service_key, unknown, merchant, operator, service, expired];
+    secrets.extend(made.into_iter().map(|(_, text)| text));
+    secrets
+}

@@ -1,0 +1,434 @@
+//! What is sent in that nobody can use: each gets a clear problem, and nothing is written.
+
+use serde_json::{Value, json};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+};
+
+use crate::{
+    assert_answer,
+    support::{App, Call, Reply, each_backend},
+};
+
+/// An error says everything an error has to say, and nothing about how we are made.
+fn assert_problem(reply: &Reply, context: &str) {
+    assert_eq!(reply.header("content-type"), Some("application/problem+json"), "{context}: {reply}");
+    assert_eq!(reply.header("cache-control"), Some("no-store"), "{context}: {reply}");
+    assert_eq!(reply.header("x-content-type-options"), Some("nosniff"), "{context}: {reply}");
+    let json = reply.json();
+    let members: Vec<&str> = json.as_object().unwrap().keys().map(String::as_str).collect();
+    assert_eq!(members[..6], ["type", "title", "status", "detail", "code", "request_id"], "{context}: {reply}");
+    assert!(members.len() == 6 || members[6..] == ["errors"], "{context}: {reply}");
+    assert_eq!(members.contains(&"errors"), reply.code() == "validation_failed", "{context}: {reply}");
+    assert_eq!(json["status"], reply.status, "{context}: {reply}");
+    assert_eq!(json["request_id"].as_str(), reply.header("x-request-id"), "{context}: {reply}");
+    for member in ["type", "title", "detail", "code"] {
+        assert!(json[member].as_str().is_some_and(|text| !text.is_empty()), "{context}: {reply}");
+    }
+    let body = reply.body.to_ascii_lowercase();
+    for ours in ["serde", "diesel", "sqlite", "postgres", "actix", "struct", "::", ".rs", "tollkey_", "api_keys"] {
+        assert!(!body.contains(ours), "{context} names {ours}: {reply}");
+    }
+}
+
+/// Everything an account and the operator can see.
+async fn world(app: &App, token: &str) -> Vec<Value> {
+    let operator = app.operator();
+    let mut seen = Vec::new();
+    for (path, token) in [
+        ("/applications?include=apiKeys&limit=100", token),
+        ("/audit-log", token),
+        ("/service-keys", &operator),
+        ("/accounts/acme", &operator),
+    ] {
+        let reply = app.get(path).bearer(token).await;
+        assert_eq!(reply.status, 200, "{reply}");
+        seen.push(reply.json());
+    }
+    seen
+}
+
+/// Every operation with a JSON body, and who may call it.
+async fn writers(app: &App) -> Vec<(&'static str, String, String)> {
+    let token = app.merchant("acme");
+    let application = app.application(&token, "Web Store").await;
+    app.key(&token, &application, json!({})).await;
+    let path = format!("/applications/{application}");
+    vec![
+        ("POST", "/applications".to_owned(), token.clone()),
+        ("PATCH", path.clone(), token.clone()),
+        ("PATCH", format!("{path}/status"), token.clone()),
+        ("POST", format!("{path}/api-keys"), token),
+        ("POST", "/verify".to_owned(), app.service()),
+        ("POST", "/verify/batch".to_owned(), app.service()),
+        ("PUT", "/accounts/acme".to_owned(), app.operator()),
+        ("POST", "/service-keys".to_owned(), app.operator()),
+    ]
+}
+
+#[actix_web::test]
+async fn a_body_that_is_no_json_object_is_400_everywhere_and_nothing_is_written() {
+    let nested = |open: &str, close: &str| format!("{{\"metadata\":{}{}}}", open.repeat(20_000), close.repeat(20_000));
+    let bodies: Vec<(&str, Vec<u8>)> = vec![
+        ("empty", b"".to_vec()),
+        ("blank", b" \n ".to_vec()),
+        ("half", b"{\"name\": \"x\"".to_vec()),
+        ("half a text", b"{\"name\": \"x".to_vec()),
+        ("no quotes", b"{name: \"x\"}".to_vec()),
+        ("single quotes", b"{'name': 'x'}".to_vec()),
+        ("trailing comma", b"{\"name\": \"x\",}".to_vec()),
+        ("two objects", b"{\"name\": \"x\"}{\"name\": \"y\"}".to_vec()),
+        ("comment", b"{\"name\": \"x\" /* why */}".to_vec()),
+        ("form", b"name=x".to_vec()),
+        ("markup", b"<name>x</name>".to_vec()),
+        ("array", b"[\"x\"]".to_vec()),
+        ("array of objects", b" [{\"name\": \"x\"}]".to_vec()),
+        ("half an array", b"[\"x\"".to_vec()),
+        ("text", b"\"x\"".to_vec()),
+        ("number", b"1".to_vec()),
+        ("true", b"true".to_vec()),
+        ("null", b"null".to_vec()),
+        ("NUL", b"\0".to_vec()),
+        ("raw NUL in a text", b"{\"name\": \"a\0b\"}".to_vec()),
+        ("raw newline in a text", b"{\"name\": \"a\nb\"}".to_vec()),
+        ("lone surrogate", b"{\"name\": \"\\ud800\"}".to_vec()),
+        ("not UTF-8", b"{\"name\": \"\xff\xfe\"}".to_vec()),
+        ("overlong UTF-8", b"{\"name\": \"\xc0\xaf\"}".to_vec()),
+        ("UTF-16", "{\"name\": \"x\"}".encode_utf16().flat_map(u16::to_le_bytes).collect()),
+        ("byte order mark", b"\xef\xbb\xbf{\"name\": \"x\"}".to_vec()),
+        ("unknown member", b"{\"nmae\": \"x\"}".to_vec()),
+        ("member twice", b"{\"name\": \"x\", \"name\": \"x\"}".to_vec()),
+        ("deep arrays", nested("[", "]").into_bytes()),
+        ("deep objects", nested("{\"a\":", "").into_bytes()),
+        ("deep, no object", "[".repeat(60_000).into_bytes()),
+        ("endless number", format!("{{\"name\": {}}}", "9".repeat(50_000)).into_bytes()),
+        ("number out of range", b"{\"name\": 1e999}".to_vec()),
+    ];
+    each_backend(async |app: &App| {
+        let writers = writers(app).await;
+        let token = app.merchant("acme");
+        let before = world(app, &token).await;
+        for (method, path, token) in &writers {
+            for (name, body) in &bodies {
+                let context = format!("{method} {path} {name}");
+                let call = app.call(method, path).bearer(token).header("content-type", "application/json");
+                let reply = call.body(body.clone()).await;
+                assert_eq!(reply.status, 400, "{context}: {reply}");
+                assert!(["malformed_json", "validation_failed"].contains(&reply.code().as_str()), "{context}: {reply}");
+                if reply.code() == "malformed_json" {
+                    let detail = reply.json()["detail"].as_str().unwrap().to_owned();
+                    assert!(detail.starts_with("Line ") && detail.contains(", column "), "{context}: {reply}");
+                }
+                assert!(reply.body.len() < 2000, "{context}: {reply}");
+                assert_problem(&reply, &context);
+            }
+        }
+        assert_eq!(world(app, &token).await, before);
+    })
+    .await;
+}
+
+#[actix_web::test]
+async fn malformed_json_is_told_by_line_and_column() {
+    each_backend(async |app: &App| {
+        let token = app.merchant("acme");
+        let send = |body: &str| {
+            app.call("POST", "/applications").bearer(&token).header("content-type", "application/json").body(body)
+        };
+        assert_answer!(send("{\n  \"name\": \"Web Store\",\n  \"description\": oops\n}").await, @"");
+        assert_answer!(send("{\"name\": \"a\", \"name\": \"b\"}").await, @"");
+        assert_answer!(send("[{\"name\": \"a\"}]").await, @"");
+        assert_answer!(send("{\"name\": 7}").await, @"");
+    })
+    .await;
+}
+
+#[actix_web::test]
+async fn each_member_is_refused_by_name_when_unknown_or_of_the_wrong_type() {
+    each_backend(async |app: &App| {
+        let writers = writers(app).await;
+        let token = app.merchant("acme");
+        let before = world(app, &token).await;
+        let long = "x".repeat(60_000);
+        for (method, path, token) in &writers {
+            let send = async |body: Value| app.call(method, path).bearer(token).json(body).await;
+            // A member with a value that could be a secret: its name comes back, never its value.
+            let reply = send(json!({"surprise": "s3cret-value"})).await;
+            assert_eq!(reply.errors(), ["/surprise is unknown"], "{method} {path}");
+            assert!(!reply.body.contains("s3cret"), "{reply}");
+            assert_problem(&reply, path);
+            let reply = send(json!({"a/b~c": 1})).await;
+            assert_eq!(reply.errors(), ["/a~1b~0c is unknown"], "{method} {path}");
+            // A name of any length is not repeated whole.
+            let reply = send(json!({ long.as_str(): 1 })).await;
+            assert_eq!(reply.status, 400, "{method} {path}");
+            assert!(reply.body.len() < 2000, "{method} {path}: {}", reply.body.len());
+        }
+        let application = &writers[1].1;
+        let keys = format!("{application}/api-keys");
+        let cases = [
+            ("POST", "/applications", json!({"name": ["x"]}), "/name must be a string"),
+            ("POST", "/applications", json!({"name": {"x": 1}}), "/name must be a string"),
+            ("POST", "/applications", json!({"name": "x", "description": 1}), "/description must be a string"),
+            ("POST", "/applications", json!({"name": long}), "/name must have 1 to 100 characters"),
+            ("POST", "/applications", json!({"name": "a\u{0}"}), "/name must not have control characters"),
+            ("POST", "/applications", json!({"name": "a\u{7f}"}), "/name must not have control characters"),
+            ("PATCH", application, json!({"name": false}), "/name must be a string"),
+            ("PATCH", application, json!({"description": long}), "/description must have at most 500 characters"),
+            ("POST", &keys, json!({"description": true}), "/description must be a string"),
+            ("POST", &keys, json!({"description": "d", "mode": 1}), "/mode must be one of live, test"),
+            ("POST", &keys, json!({"description": "d", "scopes": {"a": 1}}), "/scopes must be an array"),
+            ("POST", &keys, json!({"description": "d", "scopes": [null]}), "/scopes/0 must be a string"),
+            ("POST", &keys, json!({"description": "d", "allowedIps": "10.0.0.0/8"}), "/allowedIps must be an array"),
+            ("POST", &keys, json!({"description": "d", "rateLimit": 5}), "/rateLimit must be an object"),
+            (
+                "POST",
+                &keys,
+                json!({"description": "d", "rateLimit": {"limit": 1.5, "windowSeconds": 1}}),
+                "/rateLimit/limit must be a whole number within its range",
+            ),
+            (
+                "POST",
+                &keys,
+                json!({"description": "d", "rateLimit": {"limit": 1, "windowSeconds": 1, "burst": 2}}),
+                "/rateLimit/burst is unknown",
+            ),
+            ("POST", &keys, json!({"description": "d", "metadata": "x"}), "/metadata must be an object"),
+            ("POST", &keys, json!({"description": "d", "metadata": []}), "/metadata must be an object"),
+            (
+                "POST",
+                &keys,
+                json!({"description": "d", "expiresAt": true}),
+                "/expiresAt must be Unix seconds or an RFC 3339 time such as 2027-01-01T00:00:00Z",
+            ),
+        ];
+        for (method, path, body, expected) in cases {
+            let reply = app.call(method, path).bearer(&token).json(body.clone()).await;
+            assert_eq!((reply.status, reply.errors()), (400, vec![expected.to_owned()]), "{method} {path}");
+            assert_problem(&reply, path);
+        }
+        assert_eq!(world(app, &token).await, before);
+    })
+    .await;
+}
+
+#[actix_web::test]
+async fn a_body_over_64_kib_is_413_however_it_comes() {
+    each_backend(async |app: &App| {
+        let writers = writers(app).await;
+        let token = app.merchant("acme");
+        let before = world(app, &token).await;
+        let body = |size: usize| format!("{{\"name\":\"{}\"}}", "x".repeat(size - 11)).into_bytes();
+        let json = |method: &str, path: &str, token: &str| {
+            app.call(method, path).bearer(token).header("content-type", "application/json")
+        };
+        for (method, path, token) in &writers {
+            let call = || json(method, path, token);
+            for (name, reply) in [
+                ("with its length", call().body(body(65_537)).await),
+                ("in chunks", call().chunked(&body(65_537)).await),
+                ("much of it", call().body(body(400_000)).await),
+                ("much of it in chunks", call().chunked(&body(400_000)).await),
+                ("announced and never sent", call().header("content-length", "10000000000").await),
+            ] {
+                let context = format!("{method} {path} {name}");
+                assert_eq!((reply.status, reply.code().as_str()), (413, "payload_too_large"), "{context}");
+                assert_problem(&reply, &context);
+            }
+        }
+        // What just fits is read.
+        for reply in [
+            json("POST", "/applications", &token).body(body(65_536)).await,
+            json("POST", "/applications", &token).chunked(&body(65_536)).await,
+        ] {
+            assert_eq!(reply.errors(), ["/name must have 1 to 100 characters"]);
+        }
+        let form = app.call("POST", "/introspect").bearer(&app.service()).form(&format!("token={}", "x".repeat(65_536)));
+        assert_eq!(form.await.status, 413);
+        // A stranger learns nothing of any of it, whatever the size.
+        let reply = app.call("POST", "/applications").header("content-type", "text/plain").body(body(65_537)).await;
+        assert_eq!(reply.status, 401);
+        assert_eq!(world(app, &token).await, before);
+    })
+    .await;
+}
+
+#[actix_web::test]
+async fn a_wrong_content_type_or_a_compressed_body_is_415() {
+    each_backend(async |app: &App| {
+        let writers = writers(app).await;
+        let token = app.merchant("acme");
+        let before = world(app, &token).await;
+        for (method, path, token) in &writers {
+            for content_type in [
+                None,
+                Some(""),
+                Some("text/plain"),
+                Some("text/json"),
+                Some("application/jsonp"),
+                Some("application/x-www-form-urlencoded"),
+                Some("multipart/form-data; boundary=x"),
+                Some("application/json, text/plain"),
+            ] {
+                let call = app.call(method, path).bearer(token).body("{\"name\": \"x\"}");
+                let reply = match content_type {
+                    Some(content_type) => call.header("content-type", content_type).await,
+                    None => call.await,
+                };
+                let context = format!("{method} {path} {content_type:?}");
+                assert_eq!((reply.status, reply.code().as_str()), (415, "unsupported_media_type"), "{context}");
+                assert_problem(&reply, &context);
+            }
+            for encoding in ["gzip", "br", "deflate", "identity, gzip", "x"] {
+                let call = app.call(method, path).bearer(token).header("content-encoding", encoding);
+                let reply = call.json(json!({"name": "x"})).await;
+                let context = format!("{method} {path} {encoding}");
+                assert_eq!((reply.status, reply.code().as_str()), (415, "unsupported_media_type"), "{context}");
+                assert_problem(&reply, &context);
+            }
+        }
+        assert_eq!(world(app, &token).await, before);
+        for content_type in ["application/json", "application/json; charset=utf-8", "Application/JSON;charset=UTF-8"] {
+            let call = app.call("POST", "/applications").bearer(&token).header("content-type", content_type);
+            let reply = call.header("content-encoding", "identity").body(json!({"name": content_type}).to_string()).await;
+            assert_eq!(reply.status, 201, "{content_type}: {reply}");
+        }
+    })
+    .await;
+}
+
+#[actix_web::test]
+async fn a_wrong_method_is_405_with_what_is_allowed() {
+    each_backend(async |app: &App| {
+        let token = app.merchant("acme");
+        assert_answer!(app.call("PUT", "/applications").bearer(&token).await, @"");
+        for (path, allow) in [
+            ("/livez", "GET, HEAD"),
+            ("/openapi.json", "GET, HEAD"),
+            ("/applications", "POST, GET, HEAD"),
+            ("/applications/x", "GET, PATCH, DELETE, HEAD"),
+            ("/applications/x/status", "PATCH"),
+            ("/applications/x/api-keys", "POST, GET, HEAD"),
+            ("/applications/x/api-keys/y", "DELETE"),
+            ("/verify", "POST"),
+            ("/verify/batch", "POST"),
+            ("/introspect", "POST"),
+            ("/whoami", "GET, DELETE, HEAD"),
+            ("/audit-log", "GET, HEAD"),
+            ("/accounts/acme", "GET, PUT, HEAD"),
+            ("/service-keys", "POST, GET, HEAD"),
+            ("/service-keys/x", "DELETE"),
+        ] {
+            let sorted = |list: &str| {
+                let mut names: Vec<String> = list.split(", ").map(str::to_owned).collect();
+                names.sort();
+                names
+            };
+            for method in ["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "BREW"] {
+                if sorted(allow).iter().any(|allowed| allowed == method) {
+                    continue;
+                }
+                let reply = app.call(method, path).await;
+                let context = format!("{method} {path}");
+                assert_eq!((reply.status, reply.code().as_str()), (405, "method_not_allowed"), "{context}");
+                assert_eq!(reply.header("allow").map(sorted), Some(sorted(allow)), "{context}");
+                assert_problem(&reply, &context);
+            }
+            let head = app.call("HEAD", path).await;
+            assert_eq!(head.status == 405, !allow.contains("HEAD"), "HEAD {path}: {head}");
+            assert_eq!(head.body, "", "HEAD {path}");
+        }
+    })
+    .await;
+}
+
+#[actix_web::test]
+async fn head_is_answered_as_get_without_its_body() {
+    each_backend(async |app: &App| {
+        let token = app.merchant("acme");
+        let id = app.application(&token, "Web Store").await;
+        for path in ["/livez", "/readyz", "/openapi.json", "/applications", &format!("/applications/{id}"), "/audit-log"] {
+            let get = app.get(path).bearer(&token).await;
+            let head = app.call("HEAD", path).bearer(&token).await;
+            assert_eq!((head.status, head.body.as_str()), (200, ""), "{path}");
+            for name in ["content-type", "content-length", "cache-control"] {
+                assert_eq!(head.header(name), get.header(name), "{path} {name}");
+            }
+        }
+        assert_eq!(app.call("HEAD", "/applications").await.status, 401);
+    })
+    .await;
+}
+
+#[actix_web::test]
+async fn an_unknown_path_is_404_and_every_error_is_a_problem() {
+    each_backend(async |app: &App| {
+        let token = app.merchant("acme");
+        assert_answer!(app.get("/nothing").await, @"");
+        for path in [
+            "/nothing/at/all",
+            "/api",
+            "/api/v1",
+            "/api/v1/",
+            "/api/v2/applications",
+            "/api/v1/applications/",
+            "/api/v1//applications",
+            "/api/v1/APPLICATIONS",
+            "/api/v1/applications/x/api-keys/y/z",
+            "/api/v1/%61pplications%2f",
+            "/livez/",
+            "/readyz/../livez",
+        ] {
+            for method in ["GET", "POST", "DELETE"] {
+                let reply = app.call(method, path).bearer(&token).await;
+                assert_eq!((reply.status, reply.code().as_str()), (404, "not_found"), "{method} {path}");
+                assert_problem(&reply, path);
+            }
+        }
+        // Ids nobody could have: the same 404 as for one that is not there.
+        let long = "x".repeat(5000);
+        for id in ["%00", "%ff%fe", "..", "%2e%2e", "'%20OR%201=1", "1", "%F0%9F%94%91", long.as_str()] {
+            for path in [format!("/applications/{id}"), format!("/applications/{id}/api-keys")] {
+                let reply = app.get(&path).bearer(&token).await;
+                assert_eq!((reply.status, reply.code().as_str()), (404, "not_found"), "{path} {reply}");
+                assert_problem(&reply, &path);
+            }
+        }
+        for query in ["page=%ff", "%00=1", "page=1%00", "&&=&", "page"] {
+            let reply = app.get(&format!("/applications?{query}")).bearer(&token).await;
+            assert_eq!((reply.status, reply.code().as_str()), (400, "validation_failed"), "{query} {reply}");
+            assert_problem(&reply, query);
+        }
+    })
+    .await;
+}
+
+/// What is no HTTP is refused by actix before it is a request; it has a status and tells nothing.
+#[actix_web::test]
+async fn what_is_no_http_is_refused_without_a_word_about_us() {
+    each_backend(async |app: &App| {
+        let address = app.running().address();
+        let long = format!("GET / HTTP/1.1\r\nx-long: {}\r\n\r\n", "x".repeat(300_000));
+        for bytes in [
+            &b"nonsense\r\n\r\n"[..],
+            b"GET / HTTP/1.1\r\nno colon\r\n\r\n",
+            b"GET /\xff HTTP/1.1\r\nhost: x\r\n\r\n",
+            b"POST / HTTP/1.1\r\ncontent-length: x\r\n\r\n",
+            b"POST / HTTP/1.1\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\n",
+            b"POST / HTTP/1.1\r\ncontent-length: 5\r\ntransfer-encoding: chunked\r\n\r\n",
+            long.as_bytes(),
+        ] {
+            let mut stream = TcpStream::connect(address).await.unwrap();
+            let _ = stream.write_all(bytes).await;
+            let _ = stream.shutdown().await;
+            let mut reply = Vec::new();
+            let _ = stream.read_to_end(&mut reply).await;
+            let reply = String::from_utf8_lossy(&reply).to_ascii_lowercase();
+            assert!(reply.is_empty() || reply.starts_with("http/1.1 4"), "{reply}");
+            assert!(!reply.contains("actix") && !reply.contains("server:") && !reply.contains("rust"), "{reply}");
+        }
+        assert_eq!(Call::new(address, "GET", "/livez").await.body, "ok");
+    })
+    .await;
+}

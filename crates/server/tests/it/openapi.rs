@@ -1,0 +1,123 @@
+//! The OpenAPI document and the Swagger UI.
+
+use std::collections::BTreeSet;
+
+use serde_json::Value;
+
+use crate::support::{App, each_backend};
+
+fn document() -> Value {
+    serde_json::from_str(tollkey_server::openapi::json()).expect("the document is JSON")
+}
+
+/// Every value under a member of that name, wherever it stands.
+fn all<'a>(value: &'a Value, name: &str, found: &mut Vec<&'a Value>) {
+    match value {
+        Value::Object(members) => {
+            found.extend(members.get(name));
+            members.values().for_each(|member| all(member, name, found));
+        }
+        Value::Array(items) => items.iter().for_each(|item| all(item, name, found)),
+        _ => {}
+    }
+}
+
+fn operations(document: &Value) -> Vec<(String, &Value)> {
+    let paths = document["paths"].as_object().expect("paths");
+    let methods = ["get", "post", "put", "patch", "delete"];
+    paths
+        .iter()
+        .flat_map(|(path, item)| methods.iter().map(move |method| (format!("{method} {path}"), &item[*method])))
+        .filter(|(_, operation)| operation.is_object())
+        .collect()
+}
+
+#[test]
+fn every_reference_leads_somewhere() {
+    let document = document();
+    let mut references = Vec::new();
+    all(&document, "$ref", &mut references);
+    assert!(references.len() > 50);
+    for reference in references {
+        let pointer = reference.as_str().and_then(|text| text.strip_prefix('#')).expect("a reference within the document");
+        assert!(document.pointer(pointer).is_some(), "{pointer} is nowhere");
+    }
+}
+
+#[test]
+fn every_operation_has_words_a_unique_id_its_parameters_and_its_errors() {
+    let document = document();
+    assert_eq!(document["openapi"], "3.1.0");
+    let schemes: BTreeSet<&String> =
+        document["components"]["securitySchemes"].as_object().expect("security schemes").keys().collect();
+    let mut ids = BTreeSet::new();
+    for (name, operation) in operations(&document) {
+        assert!(operation["summary"].as_str().is_some_and(|words| words.len() > 8), "{name} has no words");
+        assert!(ids.insert(operation["operationId"].as_str().expect("an operation id")), "{name} has another's id");
+        assert!(operation["tags"][0].is_string(), "{name} has no tag");
+        let responses = operation["responses"].as_object().expect("responses");
+        for (status, response) in responses {
+            assert!(response["description"].as_str().is_some_and(|words| !words.is_empty()), "{name} {status}");
+            if !status.starts_with('2') {
+                assert!(response["content"]["application/problem+json"]["schema"]["$ref"].is_string(), "{name} {status}");
+            }
+        }
+        let path = name.split_once(' ').expect("a path").1;
+        for parameter in path.split('{').skip(1).filter_map(|rest| rest.split('}').next()) {
+            let described = operation["parameters"].as_array().into_iter().flatten();
+            let mut of_this_name = described.filter(|own| own["name"] == parameter && own["in"] == "path");
+            assert!(of_this_name.any(|own| own["required"] == true && own["description"].is_string()), "{name} {parameter}");
+        }
+        if operation["tags"][0] == "health" {
+            continue;
+        }
+        for status in ["400", "401", "403", "503"] {
+            assert!(responses.contains_key(status), "{name} {status}");
+        }
+        for requirement in operation["security"].as_array().expect("who may call it") {
+            for scheme in requirement.as_object().expect("a scheme").keys() {
+                assert!(schemes.contains(scheme), "{name} {scheme}");
+            }
+        }
+    }
+}
+
+#[test]
+fn every_member_of_a_body_has_words() {
+    let document = document();
+    for (name, schema) in document["components"]["schemas"].as_object().expect("schemas") {
+        for (member, words) in schema["properties"].as_object().into_iter().flatten() {
+            let mut descriptions = Vec::new();
+            all(words, "description", &mut descriptions);
+            assert!(!descriptions.is_empty() || words["$ref"].is_string(), "{name}.{member} has no words");
+        }
+    }
+}
+
+#[test]
+fn the_committed_document_is_the_servers() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../openapi/tollkey.json");
+    let committed = std::fs::read_to_string(path).expect("openapi/tollkey.json");
+    assert!(committed == tollkey_server::openapi::json(), "run `cargo xtask openapi` and commit what it writes");
+}
+
+#[actix_web::test]
+async fn the_document_and_the_swagger_ui_come_from_our_own_server() {
+    each_backend(async |app: &App| {
+        let reply = app.get("/openapi.json").await;
+        assert_eq!((reply.status, reply.header("content-type")), (200, Some("application/json")));
+        assert_eq!(reply.body, tollkey_server::openapi::json());
+        let redirect = app.get("/docs").await;
+        assert_eq!((redirect.status, redirect.header("location")), (308, Some("/docs/")));
+        let page = app.get("/docs/").await;
+        assert_eq!(page.status, 200);
+        assert!(!page.body.contains("://"), "{}", page.body);
+        for asset in ["swagger-ui.css", "swagger-ui-bundle.js", "swagger-ui-standalone-preset.js", "swagger-initializer.js"] {
+            assert_eq!(app.get(&format!("/docs/{asset}")).await.status, 200, "{asset}");
+        }
+        let setup = app.get("/docs/swagger-initializer.js").await.body;
+        assert!(setup.contains("/openapi.json") && setup.contains("\"validatorUrl\": \"none\""), "{setup}");
+        assert_eq!(app.get("/docs/nothing").await.status, 404);
+    })
+    .await;
+}

@@ -1,0 +1,128 @@
+//! What a key can do about itself.
+
+use std::time::Duration;
+
+use serde_json::json;
+use tollkey_core::{Clock as _, Family, Grants, IpList, Mode, RateLimit, Scope, feature::Feature};
+
+use crate::{
+    assert_answer,
+    support::{App, each_backend},
+};
+
+#[actix_web::test]
+async fn a_key_learns_what_it_is() {
+    each_backend(async |app: &App| {
+        let token = app.merchant("acme");
+        let application = app.application(&token, "Web Store").await;
+        let wanted = json!({"mode": "test", "scopes": ["links:read"], "expiresAt": "2100-01-01T00:00:00Z"});
+        let key = app.key(&token, &application, wanted).await.text;
+        assert_answer!(app.get("/whoami").bearer(&key).await, @"");
+        // In whichever header, by HEAD too; with a trailing query nobody reads.
+        let body = app.get("/whoami").bearer(&key).await.body;
+        for call in [
+            app.get("/whoami").header("x-api-key", &key),
+            app.get("/whoami").header("X-Commerce-Api-Key", &key),
+            app.get("/whoami").bearer(&format!("secret-token:{key}")),
+        ] {
+            assert_eq!(call.await.body, body);
+        }
+        let head = app.call("HEAD", "/whoami").bearer(&key).await;
+        assert_eq!((head.status, head.body.as_str()), (200, ""));
+        assert_eq!(head.header("content-length"), Some(body.len().to_string().as_str()));
+    })
+    .await;
+}
+
+#[actix_web::test]
+async fn a_publishable_key_learns_only_id_family_mode_and_status() {
+    each_backend(async |app: &App| {
+        let key = app.insert_key("acme", Family::Publishable, Mode::Live).await;
+        assert_answer!(app.get("/whoami").bearer(&key).await, @"");
+    })
+    .await;
+}
+
+#[actix_web::test]
+async fn routes_merchants_and_scopes_do_not_matter_but_everything_else_does() {
+    each_backend(async |app: &App| {
+        let insert = async |grants| app.insert_key_with("acme", Family::Commerce, Mode::Live, grants).await;
+        let bound = Grants {
+            scopes: vec![Scope::LINKS_READ],
+            merchants: Some(vec!["m_1".to_owned()]),
+            features: Some(vec![Feature::TokensList]),
+            ..Grants::default()
+        };
+        let shown = app.get("/whoami").bearer(&insert(bound.clone()).await).await.json();
+        assert_eq!((&shown["merchants"], &shown["features"]), (&json!(["m_1"]), &json!(["tokens.list"])));
+
+        let rate_limit = RateLimit::new(1, 60).ok();
+        let limited = insert(Grants { rate_limit, ..bound.clone() }).await;
+        assert_eq!(app.get("/whoami").bearer(&limited).await.status, 200);
+        let refused = app.get("/whoami").bearer(&limited).await;
+        assert_eq!((refused.status, refused.code().as_str(), refused.header("retry-after")), (429, "rate_limited", Some("60")));
+
+        let here = insert(Grants { allowed_ips: IpList::parse(["127.0.0.0/8"]).ok(), ..bound.clone() }).await;
+        let there = insert(Grants { allowed_ips: IpList::parse(["203.0.113.0/24"]).ok(), ..bound.clone() }).await;
+        for (key, hops, status) in [
+            (&here, None, 200),
+            (&here, Some("203.0.113.9"), 403),
+            (&there, None, 403),
+            (&there, Some("203.0.113.9"), 200),
+            (&there, Some("203.0.113.9, 198.51.100.1"), 403),
+            (&there, Some("nonsense"), 403),
+        ] {
+            let call = app.get("/whoami").bearer(key);
+            let reply = match hops {
+                Some(hops) => call.header("x-forwarded-for", hops).await,
+                None => call.await,
+            };
+            assert_eq!(reply.status, status, "{hops:?}");
+            assert!(status == 200 || reply.code() == "ip_not_allowed");
+        }
+
+        let expiring = insert(Grants { expires_at: Some(app.clock.now() + Duration::from_secs(1)), ..bound }).await;
+        assert_eq!(app.get("/whoami").bearer(&expiring).await.status, 200);
+        app.clock.advance(Duration::from_secs(1));
+        assert_eq!(app.get("/whoami").bearer(&expiring).await.code(), "expired");
+        let text = app.mint(Family::Secret, Mode::Live);
+        let suspended = app.insert("acme", &text, |key| key.suspended_at = Some(key.created_at)).await;
+        assert_eq!(app.get("/whoami").bearer(&suspended.text).await.code(), "suspended");
+    })
+    .await;
+}
+
+#[actix_web::test]
+async fn a_key_of_any_family_but_publishable_revokes_itself() {
+    each_backend(async |app: &App| {
+        let token = app.merchant("acme");
+        let application = app.application(&token, "Web Store").await;
+        let made = app.key(&token, &application, json!({})).await;
+        let commerce = app.insert("acme", &app.mint(Family::Commerce, Mode::Test), |_| ()).await;
+        let secret = app.insert("acme", &app.mint(Family::Secret, Mode::Live), |_| ()).await;
+        let kept = app.insert_key("acme", Family::Secret, Mode::Live).await;
+        for key in [&made, &commerce, &secret] {
+            assert_eq!(app.code(&key.text).await, "valid");
+            let reply = app.delete("/whoami").bearer(&key.text).await;
+            assert_eq!((reply.status, reply.body.as_str()), (204, ""));
+            assert_eq!(app.code(&key.text).await, "revoked");
+            for method in ["GET", "DELETE"] {
+                let reply = app.call(method, "/whoami").bearer(&key.text).await;
+                assert_eq!((reply.status, reply.code().as_str()), (401, "invalid_api_key"));
+            }
+            let log = app.get(&format!("/audit-log?action=api_key.revoked&target_id={}", key.id)).bearer(&token).await.json();
+            assert_eq!(log.as_array().map(Vec::len), Some(1));
+            assert_eq!(log[0]["actor"], json!({"type": "api_key", "id": key.id}));
+            assert_eq!(log[0]["changes"], json!({"status": "revoked", "reason": "self_revoked"}));
+        }
+        assert_eq!(app.code(&kept).await, "valid");
+        let row = app.get(&format!("/applications/{application}/api-keys")).bearer(&token).await.json()["items"][0].clone();
+        assert_eq!((&row["status"], &row["revokedReason"]), (&json!("revoked"), &json!("self_revoked")));
+
+        let publishable = app.insert_key("acme", Family::Publishable, Mode::Live).await;
+        let reply = app.delete("/whoami").bearer(&publishable).await;
+        assert_eq!((reply.status, reply.code().as_str()), (403, "forbidden"));
+        assert_eq!(app.get("/whoami").bearer(&publishable).await.status, 200);
+    })
+    .await;
+}
