@@ -23,6 +23,8 @@ pub const MAX_BODY: usize = 64 * 1024;
 const BODY_TIMEOUT: Duration = Duration::from_secs(15);
 
 const JSON: &str = "application/json";
+/// RFC 7396, section 4.
+const MERGE_PATCH: &str = "application/merge-patch+json";
 const FORM: &str = "application/x-www-form-urlencoded";
 
 /// A body as it came, not yet read.
@@ -78,28 +80,15 @@ impl Body {
     /// # Errors
     /// 413, 415, or 400 that names the member and the rule, or line and column.
     pub fn json<T: DeserializeOwned>(&self) -> Result<T, Problem> {
-        let bytes = self.typed(JSON)?;
-        let malformed = |error: &serde_json::Error| {
-            let (line, column) = (error.line(), error.column());
-            let reason = without_position(&error.to_string()).to_owned();
-            Problem::new(ProblemCode::MalformedJson, format!("Line {line}, column {column}: {reason}."))
-        };
-        // Serde would also read a struct from an array.
-        if bytes.trim_ascii_start().first() == Some(&b'[') {
-            serde_json::from_slice::<serde::de::IgnoredAny>(bytes).map_err(|error| malformed(&error))?;
-            return Err(Problem::field("", "The body must be a JSON object."));
-        }
-        let mut deserializer = serde_json::Deserializer::from_slice(bytes);
-        let value = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
-            if error.inner().is_data() {
-                let pointer = error.path().iter().map(segment).collect();
-                rule(pointer, &error.inner().to_string())
-            } else {
-                malformed(error.inner())
-            }
-        })?;
-        deserializer.end().map_err(|error| malformed(&error))?;
-        Ok(value)
+        read_json(self.typed(&[JSON])?)
+    }
+
+    /// The body as a JSON merge patch, which may also call itself JSON.
+    ///
+    /// # Errors
+    /// As for [`Body::json`].
+    pub fn merge_patch<T: DeserializeOwned>(&self) -> Result<T, Problem> {
+        read_json(self.typed(&[JSON, MERGE_PATCH])?)
     }
 
     /// The body as a form.
@@ -107,13 +96,14 @@ impl Body {
     /// # Errors
     /// 413, 415, or 400 that names the member and the rule.
     pub fn form<T: DeserializeOwned>(&self) -> Result<T, Problem> {
-        let bytes = self.typed(FORM)?;
+        let bytes = self.typed(&[FORM])?;
         read_pairs(bytes, "/")
     }
 
-    fn typed(&self, expected: &str) -> Result<&Bytes, Problem> {
+    fn typed(&self, expected: &[&str]) -> Result<&Bytes, Problem> {
         let bytes = self.bytes.as_ref().map_err(Clone::clone)?;
-        if self.content_type != expected {
+        if !expected.contains(&self.content_type.as_str()) {
+            let expected = expected.join(" or ");
             return Err(Problem::new(ProblemCode::UnsupportedMediaType, format!("The body must be {expected}.")));
         }
         Ok(bytes)
@@ -141,6 +131,30 @@ impl Query {
     pub fn read<T: DeserializeOwned>(&self) -> Result<T, Problem> {
         read_pairs(self.0.as_bytes(), "")
     }
+}
+
+fn read_json<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
+    let malformed = |error: &serde_json::Error| {
+        let (line, column) = (error.line(), error.column());
+        let reason = without_position(&error.to_string()).to_owned();
+        Problem::new(ProblemCode::MalformedJson, format!("Line {line}, column {column}: {reason}."))
+    };
+    // Serde would also read a struct from an array.
+    if bytes.trim_ascii_start().first() == Some(&b'[') {
+        serde_json::from_slice::<serde::de::IgnoredAny>(bytes).map_err(|error| malformed(&error))?;
+        return Err(Problem::field("", "The body must be a JSON object."));
+    }
+    let mut deserializer = serde_json::Deserializer::from_slice(bytes);
+    let value = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
+        if error.inner().is_data() {
+            let pointer = error.path().iter().map(segment).collect();
+            rule(pointer, &error.inner().to_string())
+        } else {
+            malformed(error.inner())
+        }
+    })?;
+    deserializer.end().map_err(|error| malformed(&error))?;
+    Ok(value)
 }
 
 fn read_pairs<T: DeserializeOwned>(text: &[u8], root: &str) -> Result<T, Problem> {

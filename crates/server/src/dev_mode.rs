@@ -191,7 +191,7 @@ fn secret_path(database: &Path) -> PathBuf {
 }
 
 /// 32 random bytes in hexadecimal.
-fn new_secret(random: &Random) -> Secret {
+pub(crate) fn new_secret(random: &Random) -> Secret {
     let mut bytes = Zeroizing::new([0_u8; HS256_SECRET_MIN]);
     random.with(|rng| rng.fill_bytes(bytes.as_mut_slice()));
     let mut text = Zeroizing::new(String::with_capacity(2 * HS256_SECRET_MIN));

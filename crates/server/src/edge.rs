@@ -73,18 +73,19 @@ pub async fn edge<B: MessageBody + 'static>(
 
     // Routing and handlers answer with a response even where they fail; an error here is actix's own affair.
     let (http_request, response) = next.call(request).await?.into_parts();
-    let mut response = match response.error().map(problem_of) {
+    let problem = response.error().map(problem_of).or_else(|| unsaid(&response));
+    let mut response = match problem {
         Some(problem) => problem_response(&problem, &id).map_into_right_body(),
         None => response.map_into_left_body(),
     };
 
     let status = response.status();
-    let quiet = gateway && status == StatusCode::OK;
     let headers = response.headers_mut();
     if let Ok(id) = HeaderValue::from_str(&id) {
         headers.insert(X_REQUEST_ID, id);
     }
-    if !quiet {
+    // A gateway may copy every header it gets into the request or the answer it passes on.
+    if !gateway {
         headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
         if http_request.path().starts_with("/api/") || status.is_client_error() || status.is_server_error() {
             headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
@@ -138,6 +139,12 @@ fn problem_of(error: &Error) -> Problem {
             Problem::new(ProblemCode::InternalError, "Something went wrong on our side.")
         }
     }
+}
+
+/// What a refusal without a body would say: the Swagger UI's own files have such.
+fn unsaid<B>(response: &HttpResponse<B>) -> Option<Problem> {
+    let silent = response.status() == StatusCode::NOT_FOUND && !response.headers().contains_key(header::CONTENT_TYPE);
+    silent.then(|| Problem::new(ProblemCode::NotFound, "There is nothing at this path."))
 }
 
 /// A problem as `application/problem+json`, with the headers that belong to it.

@@ -147,7 +147,7 @@ fn complete(path: &str, operation: &mut Operation) {
         if has("management_token") {
             "`missing_credentials`, `invalid_token` or `invalid_api_key`."
         } else {
-            "`missing_credentials` or `invalid_api_key`: unknown and revoked read the same."
+            "`missing_credentials`, `invalid_api_key` (unknown and revoked read the same) or `invalid_token`."
         },
         &[("WWW-Authenticate", "The challenge of RFC 6750.")],
     );
@@ -160,7 +160,7 @@ fn complete(path: &str, operation: &mut Operation) {
         },
         &[],
     );
-    if has("api_key") {
+    if has("api_key") || has("secret_key") {
         add("429", "`rate_limited`.", &[("Retry-After", "Seconds after which one use is possible.")]);
     }
     if path.contains('{') && tag != "gateways" {

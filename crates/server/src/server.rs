@@ -3,7 +3,10 @@
 use std::{
     io,
     net::SocketAddr,
-    sync::{Arc, LazyLock, atomic::Ordering},
+    sync::{
+        Arc, LazyLock,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -15,6 +18,7 @@ use actix_web::{
     web,
 };
 use anyhow::Context as _;
+use futures_util::future::select_all;
 use tokio::{sync::watch, task::JoinHandle};
 use tollkey_core::{Clock, Problem, ProblemCode, VerifierId};
 use tollkey_store::{Backend, Listener, OpenOptions, Store};
@@ -66,6 +70,35 @@ pub fn prepare_schema(settings: &Settings, store: &Store) -> anyhow::Result<()> 
     Ok(store.check_schema()?)
 }
 
+/// What requests use, on top of a store that is ready, with whoever is to check management tokens.
+///
+/// # Errors
+/// A sentence that says what to change.
+pub async fn assemble(
+    settings: &Settings,
+    clock: Arc<dyn Clock>,
+    random: Random,
+    tokens: TokenVerifier,
+    development: bool,
+) -> anyhow::Result<State> {
+    let store = open_store(settings, Arc::clone(&clock))?;
+    prepare_schema(settings, &store)?;
+    let catalogue = Arc::new(settings.catalogue.clone());
+    let source = StoreSource::new(store.clone(), Arc::clone(&catalogue));
+    let id = random.with(|rng| VerifierId::new(rng));
+    let limits = tollkey_verifier::Settings { max_entries: settings.remembered_keys, ..Default::default() };
+    let verifier = Verifier::new(id, source, Arc::clone(&clock), limits).await.context("the store cannot be asked")?;
+    tracing::info!(verifier = %id, "other replicas know this process by this id");
+    let policy = Policy {
+        trusted_proxies: settings.trusted_proxies.as_ref().map_or_else(Vec::new, |list| list.networks().to_vec()),
+        merchant_header: settings.merchant_header.parse().context("the merchant header is no header name")?,
+        route_base: settings.route_base.clone(),
+        application_key_limit: settings.application_key_limit,
+        development,
+    };
+    Ok(State { store, verifier, clock, random, tokens, catalogue, policy, draining: AtomicBool::new(false) })
+}
+
 /// What [`open`] gives.
 #[derive(Debug)]
 pub struct Opened {
@@ -85,30 +118,7 @@ pub async fn open(settings: &Settings, clock: Arc<dyn Clock>, random: Random) ->
     if let Err(error) = tokens.warm_up(clock.now()).await {
         tracing::warn!(%error, "management requests are refused until the issuer's keys can be fetched");
     }
-    let store = open_store(settings, Arc::clone(&clock))?;
-    prepare_schema(settings, &store)?;
-    let catalogue = Arc::new(settings.catalogue.clone());
-    let source = StoreSource::new(store.clone(), Arc::clone(&catalogue));
-    let id = random.with(|rng| VerifierId::new(rng));
-    let limits = tollkey_verifier::Settings { max_entries: settings.remembered_keys, ..Default::default() };
-    let verifier = Verifier::new(id, source, Arc::clone(&clock), limits).await.context("the store cannot be asked")?;
-    let policy = Policy {
-        trusted_proxies: settings.trusted_proxies.as_ref().map_or_else(Vec::new, |list| list.networks().to_vec()),
-        merchant_header: settings.merchant_header.parse().context("the merchant header is no header name")?,
-        route_base: settings.route_base.clone(),
-        application_key_limit: settings.application_key_limit,
-        development: development.is_some(),
-    };
-    let state = State {
-        store,
-        verifier,
-        clock,
-        random,
-        tokens,
-        catalogue,
-        policy,
-        draining: std::sync::atomic::AtomicBool::new(false),
-    };
+    let state = assemble(settings, clock, random, tokens, development.is_some()).await?;
     Ok(Opened { state, development })
 }
 
@@ -209,13 +219,18 @@ impl Running {
     pub async fn until_signal(mut self) -> anyhow::Result<()> {
         use tokio::signal::unix::{SignalKind, signal};
         let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-        let server = self.servers.first_mut().context("no server was started")?;
+        let servers = select_all(self.servers.iter_mut());
+        let background = select_all(self.background.iter_mut());
         tokio::select! {
             _ = terminate.recv() => tracing::info!("SIGTERM: stopping"),
             _ = interrupt.recv() => tracing::info!("SIGINT: stopping"),
-            ended = server => {
+            (ended, ..) = servers => {
                 ended??;
-                anyhow::bail!("the server ended by itself");
+                anyhow::bail!("a server ended by itself");
+            }
+            (ended, ..) = background => {
+                ended?;
+                anyhow::bail!("a background task ended by itself");
             }
         }
         self.stop().await;

@@ -12,7 +12,7 @@ use actix_web::http::header::HeaderName;
 use ipnet::IpNet;
 use tollkey_core::{Catalogue, Clock, Denial, Need, Problem};
 use tollkey_store::{Reader, Store, Writer};
-use tollkey_verifier::{Verdict, Verifier};
+use tollkey_verifier::{Verdict, Verifier, usage::BATCH};
 
 use crate::{caller::jwt::TokenVerifier, random::Random, source::StoreSource, telemetry};
 
@@ -129,6 +129,10 @@ impl State {
             }
             for usage in &counted {
                 telemetry::record_verifications(usage.outcome.map_or("valid", Denial::code), usage.count);
+            }
+            // A short batch was the last one; keys that are used again meanwhile wait for the next time.
+            if counted.len() < BATCH {
+                return;
             }
         }
     }

@@ -17,8 +17,12 @@ use tollkey_core::audit::{Actor, ActorKind};
 use tollkey_verifier::SystemClock;
 
 use crate::{
-    caller::Manager,
-    config::{Options, Settings},
+    caller::{
+        Manager,
+        jwt::{ClaimRules, TokenVerifier},
+    },
+    config::{DatabaseKind, Options, Settings},
+    dev_mode,
     random::Random,
     server,
     state::State,
@@ -96,11 +100,22 @@ fn block_on<T>(command: impl Future<Output = anyhow::Result<T>>) -> anyhow::Resu
 
 /// What the server works with, without the server. Changes made with it hold on running servers once they return.
 async fn open(settings: &Settings) -> anyhow::Result<State> {
-    Ok(server::open(settings, Arc::new(SystemClock), Random::system()).await?.state)
+    anyhow::ensure!(
+        settings.database.kind != DatabaseKind::SqliteMemory,
+        "a database in memory is its server's alone; set DATABASE_URL to the one that the server uses"
+    );
+    // No request comes in here, so nobody's token needs to be trusted: a secret that nobody has.
+    let random = Random::system();
+    let nobody = TokenVerifier::hs256(&dev_mode::new_secret(&random), ClaimRules::from(&settings.tokens))?;
+    server::assemble(settings, Arc::new(SystemClock), random, nobody, false).await
 }
 
 /// Somebody at the command line, managing an account.
 fn manager(account_id: tollkey_core::AccountId) -> Manager {
-    let user = std::env::var("USER").ok().filter(|user| !user.is_empty()).unwrap_or_else(|| "unknown".to_owned());
-    Manager { account_id, actor: Actor { kind: ActorKind::Cli, id: user }, request_id: None, ip: None }
+    Manager { account_id, actor: Actor { kind: ActorKind::Cli, id: user() }, request_id: None, ip: None }
+}
+
+/// Who is at the command line, by the operating system's word.
+fn user() -> String {
+    std::env::var("USER").ok().filter(|user| !user.is_empty()).unwrap_or_else(|| "unknown".to_owned())
 }

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use tollkey_core::{ServiceKey, ServiceKeyId};
 
-use super::open;
+use super::{open, user};
 use crate::{config::Settings, service::service_keys};
 
 /// What to do with service keys.
@@ -29,7 +29,7 @@ pub(super) async fn run(settings: &Settings, command: Command) -> anyhow::Result
     match command {
         Command::Create { name } => {
             let name = ServiceKey::parse_name(&name).map_err(|rule| anyhow::anyhow!("the name {rule}"))?;
-            let (key, text) = service_keys::create(&state, name).await?;
+            let (key, text) = service_keys::create(&state, &user(), name).await?;
             eprintln!("service key {} for {}; it is not shown again:", key.id, key.name);
             println!("{}", text.expose());
         }
@@ -41,7 +41,7 @@ pub(super) async fn run(settings: &Settings, command: Command) -> anyhow::Result
         }
         Command::Revoke { id } => {
             let id: ServiceKeyId = id.parse()?;
-            service_keys::revoke(&state, id).await?;
+            service_keys::revoke(&state, &user(), id).await?;
             println!("revoked {id}");
         }
     }

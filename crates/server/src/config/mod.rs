@@ -194,6 +194,11 @@ fn database(sources: &Sources<'_>) -> Result<Database, ConfigError> {
     let Some((url, from)) = sources.secret(&DATABASE_URL, &DATABASE_URL_FILE)? else {
         return Err(invalid(&DATABASE_URL, Source::Default, Invalid::new("must be set")));
     };
+    // Everybody on the machine can read a command line.
+    if matches!(from, Source::Flag(_)) && rules::has_password(url.expose()) {
+        let rule = "must not have a password on the command line; put it into the environment or a file";
+        return Err(invalid(&DATABASE_URL, from, Invalid::new(rule)));
+    }
     match rules::database_kind(url.expose()) {
         Ok(kind) => Ok(Database { url, kind }),
         Err(rule) => Err(invalid(&DATABASE_URL, from, rule)),

@@ -113,6 +113,14 @@ pub(super) fn database_kind(url: &str) -> Result<DatabaseKind, Invalid> {
     }
 }
 
+/// Whether a database URL holds a password: behind its user, or as a parameter.
+pub(super) fn has_password(url: &str) -> bool {
+    let (_, rest) = url.split_once("://").unwrap_or(("", url));
+    let authority = rest.split(['/', '?']).next().unwrap_or_default();
+    let behind_user = authority.rsplit_once('@').is_some_and(|(user, _)| user.contains(':'));
+    behind_user || rest.split_once('?').is_some_and(|(_, parameters)| parameters.contains("password="))
+}
+
 pub(super) fn text(text: &str) -> Result<String, Invalid> {
     Ok(text.to_owned())
 }

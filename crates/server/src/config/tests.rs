@@ -347,6 +347,19 @@ fn no_error_and_no_debug_shows_a_secret() {
 }
 
 #[test]
+fn a_database_url_with_a_password_is_no_flag() {
+    for url in ["postgres://me:canary@db.example/tollkey", "postgres://db.example/tollkey?user=me&password=canary"] {
+        let error = resolve(&[&format!("--database-url={url}")], &[], None).unwrap_err();
+        assert!(error.contains("must not have a password on the command line"), "{error}");
+        assert!(!error.contains("canary"), "{error}");
+        assert!(environment(&[("DATABASE_URL", url)]).is_ok());
+    }
+    for url in ["postgres://me@db.example:5432/tollkey", "sqlite://keys.db"] {
+        assert!(resolve(&[&format!("--database-url={url}")], &[], None).is_ok(), "{url}");
+    }
+}
+
+#[test]
 fn the_secret_of_tokens_is_no_flag() {
     let error = Cli::try_parse_from(["tollkey", "--jwt-hs256-secret", "x"]).err().unwrap();
     assert_eq!(error.kind(), clap::error::ErrorKind::UnknownArgument);

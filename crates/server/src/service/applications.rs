@@ -130,7 +130,7 @@ pub async fn set_enabled(
     modify(state, by, id, action, move |application| {
         let mut changes = Map::new();
         if application.is_enabled != enabled {
-            changes.insert("isEnabled".to_owned(), json!([application.is_enabled, enabled]));
+            changes.insert("is_enabled".to_owned(), json!([application.is_enabled, enabled]));
             application.is_enabled = enabled;
         }
         changes

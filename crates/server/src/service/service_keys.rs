@@ -1,5 +1,5 @@
 //! Service keys: what resource servers present. They belong to the operator, not to an account, so they have no
-//! place in an account's audit log.
+//! place in an account's audit log; the server's log says who (`by`) made and revoked them.
 
 use tollkey_core::{KeyText, Problem, ServiceKey, ServiceKeyId, api_key::Transition, key_text::Kind};
 
@@ -12,7 +12,7 @@ const LISTED: u32 = 1000;
 ///
 /// # Errors
 /// `unavailable`.
-pub async fn create(state: &State, name: String) -> Result<(ServiceKey, KeyText), Problem> {
+pub async fn create(state: &State, by: &str, name: String) -> Result<(ServiceKey, KeyText), Problem> {
     let now = state.clock.now();
     let (id, text) = state.random.with(|rng| (ServiceKeyId::new(now, rng), KeyText::mint(Kind::ServiceKey, rng)));
     let key = ServiceKey { id, name, last4: text.last4(), created_at: now, revoked_at: None };
@@ -23,6 +23,7 @@ pub async fn create(state: &State, name: String) -> Result<(ServiceKey, KeyText)
             Ok(key)
         })
         .await?;
+    tracing::info!(service_key = %key.id, name = key.name, by, "a service key was created");
     Ok((key, text))
 }
 
@@ -38,11 +39,13 @@ pub async fn list(state: &State) -> Result<Vec<ServiceKey>, Problem> {
 ///
 /// # Errors
 /// `not_found`.
-pub async fn revoke(state: &State, id: ServiceKeyId) -> Result<(), Problem> {
+pub async fn revoke(state: &State, by: &str, id: ServiceKeyId) -> Result<(), Problem> {
     let now = state.clock.now();
     let transition = state.change(move |tx| tx.revoke_service_key(&id, now)?.ok_or_else(Problem::not_found)).await?;
     if transition == Transition::AlreadySo {
         state.settle_current().await?;
+        return Ok(());
     }
+    tracing::info!(service_key = %id, by, "a service key was revoked");
     Ok(())
 }

@@ -401,14 +401,18 @@ async fn deleting_an_application_revokes_its_keys() {
         }
         let path = format!("/applications/{id}");
         assert_eq!(app.delete(&path).bearer(&token).await.status, 204);
-        assert_eq!((app.code(&first.text).await.as_str(), app.code(&second.text).await.as_str()), ("revoked", "revoked"));
+        assert_eq!(
+            (app.code(&first.text).await.as_str(), app.code(&second.text).await.as_str()),
+            ("revoked", "revoked")
+        );
         assert_eq!(app.code(&other.text).await, "valid");
         for path in [path.clone(), format!("{path}/api-keys")] {
             assert_eq!(app.get(&path).bearer(&token).await.status, 404);
         }
         assert_eq!(app.delete(&path).bearer(&token).await.status, 404);
         let log = app.get("/audit-log").bearer(&token).await.json();
-        let actions: Vec<&str> = log.as_array().unwrap().iter().map(|entry| entry["action"].as_str().unwrap()).collect();
+        let actions: Vec<&str> =
+            log.as_array().unwrap().iter().map(|entry| entry["action"].as_str().unwrap()).collect();
         assert_eq!(actions[..3], ["application.deleted", "api_key.revoked", "api_key.revoked"]);
         assert_eq!(log[1]["changes"], json!({"status": "revoked", "reason": "application_deleted"}));
     })

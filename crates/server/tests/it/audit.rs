@@ -103,7 +103,8 @@ async fn a_story_is_told_newest_first_and_its_chain_holds() {
             assert_eq!(shown["ip"], "127.0.0.1");
         }
         // Many at once keep the chain whole.
-        let calls = (0..20).map(|n| app.post("/applications", json!({"name": n.to_string()})).bearer(&token).into_future());
+        let calls =
+            (0..20).map(|n| app.post("/applications", json!({"name": n.to_string()})).bearer(&token).into_future());
         assert!(futures_util::future::join_all(calls).await.iter().all(|reply| reply.status == 201));
         assert_eq!(chain(app, "acme").await.len(), STORY.len() + 20);
         // The database's owner changing it is found.
@@ -245,7 +246,10 @@ async fn pages_lead_on_by_link_and_end() {
             app.application(&token, &format!("Meanwhile {}", sizes.len())).await;
             let Some(link) = page.header("link") else { break };
             path = link.strip_prefix('<').and_then(|rest| rest.strip_suffix(">; rel=\"next\"")).unwrap().to_owned();
-            assert!(path.starts_with("/api/v1/audit-log?") && path.contains("limit=4") && path.contains("since=0"), "{path}");
+            assert!(
+                path.starts_with("/api/v1/audit-log?") && path.contains("limit=4") && path.contains("since=0"),
+                "{path}"
+            );
         }
         assert_eq!(sizes, [4, 4, 1]);
         assert_eq!(Value::Array(found), whole.json());
@@ -255,7 +259,8 @@ async fn pages_lead_on_by_link_and_end() {
         let exact = log(app, &token, "?limit=12").await;
         assert_eq!((exact.json().as_array().map(Vec::len), exact.header("link")), (Some(12), None));
         // The default is the most.
-        let calls = (0..100).map(|n| app.post("/applications", json!({"name": n.to_string()})).bearer(&token).into_future());
+        let calls =
+            (0..100).map(|n| app.post("/applications", json!({"name": n.to_string()})).bearer(&token).into_future());
         futures_util::future::join_all(calls).await;
         let most = log(app, &token, "").await;
         assert_eq!(most.json().as_array().map(Vec::len), Some(100));

@@ -154,7 +154,10 @@ async fn nobody_is_401_and_two_credentials_are_400_everywhere_but_on_public_rout
             let merchant = &callers.merchant;
             let twice = call(app, method, template, &things).bearer(merchant).bearer(merchant).await;
             assert_eq!((twice.status, twice.code().as_str()), (400, "multiple_credentials"), "{method} {template}");
-            let both = call(app, method, template, &things).bearer(merchant).header("x-api-key", &callers.application_key).await;
+            let both = call(app, method, template, &things)
+                .bearer(merchant)
+                .header("x-api-key", &callers.application_key)
+                .await;
             assert_eq!((both.status, both.code().as_str()), (400, "multiple_credentials"), "{method} {template}");
         }
     })
@@ -238,8 +241,11 @@ async fn another_accounts_things_are_404_as_unknown_ones_and_stay_as_they_are() 
             key: "0198c0de-0000-7000-8000-000000000002".to_owned(),
             service_key: things.service_key.clone(),
         };
-        let malformed = Things { application: "x".to_owned(), key: "y".to_owned(), service_key: things.service_key.clone() };
-        for (method, template, _) in TABLE.into_iter().filter(|(_, path, who)| *who == Merchant && path.contains("{id}")) {
+        let malformed =
+            Things { application: "x".to_owned(), key: "y".to_owned(), service_key: things.service_key.clone() };
+        for (method, template, _) in
+            TABLE.into_iter().filter(|(_, path, who)| *who == Merchant && path.contains("{id}"))
+        {
             let mut bodies = BTreeSet::new();
             for things in [&things, &unknown, &malformed] {
                 let reply = call(app, method, template, things).bearer(&callers.other_merchant).await;
@@ -269,7 +275,11 @@ async fn an_operator_manages_any_account_by_name_and_nobody_else_does() {
         assert_eq!(app.get("/audit-log?account=acme").bearer(operator).await.status, 200);
         for query in ["", "?account=", "?account=a%20b", "?account=acme&account=acme"] {
             let reply = app.get(&format!("{path}{query}")).bearer(operator).await;
-            assert_eq!((reply.status, reply.json()["errors"][0]["pointer"].as_str()), (400, Some("account")), "{query}");
+            assert_eq!(
+                (reply.status, reply.json()["errors"][0]["pointer"].as_str()),
+                (400, Some("account")),
+                "{query}"
+            );
         }
         // Not even with one's own account's name.
         for token in [&callers.merchant, &callers.other_merchant] {

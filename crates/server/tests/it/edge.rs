@@ -40,7 +40,12 @@ async fn a_request_id_is_kept_when_well_formed_and_made_otherwise() {
         let key = app.insert_key("acme", Family::Commerce, Mode::Live).await;
         let longest = "x".repeat(128);
         for id in ["a", "req_01KDVDNA00HXPX69B46WBKBWSC", "0af76519-16cd.43dd:8448_Z", longest.as_str()] {
-            for call in [app.get("/nothing"), app.get("/livez"), app.get("/whoami"), app.get("/authz/forward-auth").bearer(&key)] {
+            for call in [
+                app.get("/nothing"),
+                app.get("/livez"),
+                app.get("/whoami"),
+                app.get("/authz/forward-auth").bearer(&key),
+            ] {
                 let reply = call.header("x-request-id", id).await;
                 assert_eq!(reply.header("x-request-id"), Some(id), "{reply}");
                 assert!(reply.status == 200 || reply.json()["request_id"] == id, "{reply}");
@@ -229,7 +234,12 @@ async fn no_secret_is_ever_logged_not_even_at_trace() {
     tracing::trace!("the end of the story");
     LISTENING.store(false, Ordering::Relaxed);
     let log = String::from_utf8_lossy(&CAPTURED.lock().unwrap_or_else(PoisonError::into_inner)).into_owned();
-    for heard in ["the end of the story", "answered", "route=\"/api/v1/applications/{id}/api-keys\"", "a service key was created"] {
+    for heard in [
+        "the end of the story",
+        "answered",
+        "route=\"/api/v1/applications/{id}/api-keys\"",
+        "a service key was created",
+    ] {
         assert!(log.contains(heard), "{heard} is not in the log: it would not hear a secret either");
     }
     assert!(log.contains(" TRACE ") && log.contains(" DEBUG "));
@@ -260,7 +270,8 @@ async fn tell_a_story(
             roles: roles.iter().map(ToString::to_string).collect(),
             lifetime: jiff::SignedDuration::from_hours(hours),
         };
-        mint(&tollkey_server::config::Secret::new(SECRET), &ClaimRules::from(&settings.tokens), &new, clock.now()).unwrap()
+        mint(&tollkey_server::config::Secret::new(SECRET), &ClaimRules::from(&settings.tokens), &new, clock.now())
+            .unwrap()
     };
     let merchant = token(Some("canary"), &[], 24);
     let operator = token(None, &["operator"], 24);
@@ -318,7 +329,9 @@ async fn tell_a_story(
         calls.push(call("POST", "/applications").bearer(&merchant).header("content-type", key).body(key.as_bytes()));
         for credential in [&service, &service_key] {
             calls.push(call("POST", "/verify").bearer(credential).json(json!({"key": key})));
-            calls.push(call("POST", "/verify").bearer(credential).json(json!({"key": key, "path": key, "merchant": key})));
+            calls.push(
+                call("POST", "/verify").bearer(credential).json(json!({"key": key, "path": key, "merchant": key})),
+            );
             calls.push(call("POST", "/verify/batch").bearer(credential).json(json!({"requests": [{"key": key}]})));
             calls.push(call("POST", "/introspect").bearer(credential).form(&format!("token={key}&client_ip={key}")));
             calls.push(call("POST", "/introspect").bearer(credential).form(&format!("token={key}")));

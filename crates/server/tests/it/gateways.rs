@@ -320,7 +320,9 @@ async fn a_requirement_nobody_can_read_denies_but_only_who_has_a_key() {
             }
         }
         // Envoy's segment is raw, and empty pairs are no requirement anybody wrote.
-        for segment in ["scope=links%3Aread", "%2d", "--", "", "scope=links:read;", ";", "-;mode=live", "mode=live&mode=test"] {
+        for segment in
+            ["scope=links%3Aread", "%2d", "--", "", "scope=links:read;", ";", "-;mode=live", "mode=live&mode=test"]
+        {
             let reply = app.get(&format!("/authz/ext-authz/{segment}/x")).bearer(&key).await;
             assert_eq!(outcome(&reply), denied(403, "invalid_requirement"), "{segment}");
         }

@@ -244,7 +244,8 @@ async fn a_body_over_64_kib_is_413_however_it_comes() {
         ] {
             assert_eq!(reply.errors(), ["/name must have 1 to 100 characters"]);
         }
-        let form = app.call("POST", "/introspect").bearer(&app.service()).form(&format!("token={}", "x".repeat(65_536)));
+        let form =
+            app.call("POST", "/introspect").bearer(&app.service()).form(&format!("token={}", "x".repeat(65_536)));
         assert_eq!(form.await.status, 413);
         // A stranger learns nothing of any of it, whatever the size.
         let reply = app.call("POST", "/applications").header("content-type", "text/plain").body(body(65_537)).await;
@@ -291,7 +292,8 @@ async fn a_wrong_content_type_or_a_compressed_body_is_415() {
         assert_eq!(world(app, &token).await, before);
         for content_type in ["application/json", "application/json; charset=utf-8", "Application/JSON;charset=UTF-8"] {
             let call = app.call("POST", "/applications").bearer(&token).header("content-type", content_type);
-            let reply = call.header("content-encoding", "identity").body(json!({"name": content_type}).to_string()).await;
+            let reply =
+                call.header("content-encoding", "identity").body(json!({"name": content_type}).to_string()).await;
             assert_eq!(reply.status, 201, "{content_type}: {reply}");
         }
     })
@@ -348,7 +350,9 @@ async fn head_is_answered_as_get_without_its_body() {
     each_backend(async |app: &App| {
         let token = app.merchant("acme");
         let id = app.application(&token, "Web Store").await;
-        for path in ["/livez", "/readyz", "/openapi.json", "/applications", &format!("/applications/{id}"), "/audit-log"] {
+        for path in
+            ["/livez", "/readyz", "/openapi.json", "/applications", &format!("/applications/{id}"), "/audit-log"]
+        {
             let get = app.get(path).bearer(&token).await;
             let head = app.call("HEAD", path).bearer(&token).await;
             assert_eq!((head.status, head.body.as_str()), (200, ""), "{path}");

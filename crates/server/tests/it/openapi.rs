@@ -39,7 +39,8 @@ fn every_reference_leads_somewhere() {
     all(&document, "$ref", &mut references);
     assert!(references.len() > 50);
     for reference in references {
-        let pointer = reference.as_str().and_then(|text| text.strip_prefix('#')).expect("a reference within the document");
+        let pointer =
+            reference.as_str().and_then(|text| text.strip_prefix('#')).expect("a reference within the document");
         assert!(document.pointer(pointer).is_some(), "{pointer} is nowhere");
     }
 }
@@ -59,14 +60,20 @@ fn every_operation_has_words_a_unique_id_its_parameters_and_its_errors() {
         for (status, response) in responses {
             assert!(response["description"].as_str().is_some_and(|words| !words.is_empty()), "{name} {status}");
             if !status.starts_with('2') {
-                assert!(response["content"]["application/problem+json"]["schema"]["$ref"].is_string(), "{name} {status}");
+                assert!(
+                    response["content"]["application/problem+json"]["schema"]["$ref"].is_string(),
+                    "{name} {status}"
+                );
             }
         }
         let path = name.split_once(' ').expect("a path").1;
         for parameter in path.split('{').skip(1).filter_map(|rest| rest.split('}').next()) {
             let described = operation["parameters"].as_array().into_iter().flatten();
             let mut of_this_name = described.filter(|own| own["name"] == parameter && own["in"] == "path");
-            assert!(of_this_name.any(|own| own["required"] == true && own["description"].is_string()), "{name} {parameter}");
+            assert!(
+                of_this_name.any(|own| own["required"] == true && own["description"].is_string()),
+                "{name} {parameter}"
+            );
         }
         if operation["tags"][0] == "health" {
             continue;
@@ -112,7 +119,9 @@ async fn the_document_and_the_swagger_ui_come_from_our_own_server() {
         let page = app.get("/docs/").await;
         assert_eq!(page.status, 200);
         assert!(!page.body.contains("://"), "{}", page.body);
-        for asset in ["swagger-ui.css", "swagger-ui-bundle.js", "swagger-ui-standalone-preset.js", "swagger-initializer.js"] {
+        for asset in
+            ["swagger-ui.css", "swagger-ui-bundle.js", "swagger-ui-standalone-preset.js", "swagger-initializer.js"]
+        {
             assert_eq!(app.get(&format!("/docs/{asset}")).await.status, 200, "{asset}");
         }
         let setup = app.get("/docs/swagger-initializer.js").await.body;

@@ -8,7 +8,7 @@ use std::{
 use futures_util::future::join_all;
 use serde_json::{Value, json};
 use tokio::time::{sleep, timeout};
-use tollkey_core::{Family, Feature, Grants, Mode, Scope, Seq, VerifierId};
+use tollkey_core::{Family, Grants, Mode, Scope, Seq, VerifierId, feature::Feature};
 use tollkey_store::testing::{Database, backends};
 
 use crate::{

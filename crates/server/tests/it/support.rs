@@ -272,7 +272,8 @@ pub struct Call {
 impl Call {
     pub fn new(address: std::net::SocketAddr, method: &str, path: &str) -> Self {
         let own = ["/livez", "/readyz", "/openapi.json", "/docs", "/metrics", "/api", "/v1", "/nothing"];
-        let path = if own.iter().any(|room| path.starts_with(room)) { path.to_owned() } else { format!("/api/v1{path}") };
+        let path =
+            if own.iter().any(|room| path.starts_with(room)) { path.to_owned() } else { format!("/api/v1{path}") };
         Self { address, method: method.to_owned(), path, headers: Vec::new(), body: Vec::new() }
     }
 
@@ -311,8 +312,9 @@ impl Call {
     }
 
     async fn send(self) -> Reply {
-        let mut request = format!("{} {} HTTP/1.1\r\nhost: {}\r\nconnection: close\r\n", self.method, self.path, self.address)
-            .into_bytes();
+        let mut request =
+            format!("{} {} HTTP/1.1\r\nhost: {}\r\nconnection: close\r\n", self.method, self.path, self.address)
+                .into_bytes();
         for (name, value) in &self.headers {
             request.extend_from_slice(format!("{name}: ").as_bytes());
             request.extend_from_slice(value);
@@ -332,7 +334,10 @@ impl Call {
             let _ = stream.read_to_end(&mut reply).await;
             std::io::Result::Ok(reply)
         };
-        let reply = tokio::time::timeout(Duration::from_secs(30), exchange).await.expect("an answer in time").expect("an answer");
+        let reply = tokio::time::timeout(Duration::from_secs(30), exchange)
+            .await
+            .expect("an answer in time")
+            .expect("an answer");
         Reply::parse(&reply)
     }
 }
@@ -404,7 +409,8 @@ impl fmt::Display for Reply {
 /// A text without the random part of any key in it.
 pub fn without_secrets(text: &str) -> String {
     static FAMILIES: LazyLock<Vec<String>> = LazyLock::new(|| {
-        let keys = ["ck", "ks", "sk", "pk"].into_iter().flat_map(|f| ["live", "test"].map(|mode| format!("{f}_{mode}_")));
+        let keys =
+            ["ck", "ks", "sk", "pk"].into_iter().flat_map(|f| ["live", "test"].map(|mode| format!("{f}_{mode}_")));
         keys.chain(["tks_".to_owned()]).collect()
     });
     let mut text = text.to_owned();

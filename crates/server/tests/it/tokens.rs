@@ -76,7 +76,11 @@ async fn a_token_that_is_not_valid_is_401_and_the_answer_does_not_say_why() {
             ("another alg", token(&json!({"alg": "HS512"}), &claims(app, "x", Value::Null), hs256(SECRET.as_bytes()))),
             (
                 "critical",
-                token(&json!({"alg": "HS256", "crit": ["x"], "x": 1}), &claims(app, "x", Value::Null), hs256(SECRET.as_bytes())),
+                token(
+                    &json!({"alg": "HS256", "crit": ["x"], "x": 1}),
+                    &claims(app, "x", Value::Null),
+                    hs256(SECRET.as_bytes()),
+                ),
             ),
             ("no claims", token(&header, &json!(["acme"]), hs256(SECRET.as_bytes()))),
             ("no JSON", format!("{}.{}.{signature}", URL_SAFE_NO_PAD.encode("x"), URL_SAFE_NO_PAD.encode("y"))),
@@ -108,7 +112,15 @@ async fn a_valid_token_that_names_no_account_is_403() {
     each_backend(async |app: &App| {
         app.application(&app.merchant("acme"), "Web Store").await;
         let signed = |claims: &Value| token(&json!({"alg": "HS256"}), claims, hs256(SECRET.as_bytes()));
-        for account in [Value::Null, json!(""), json!("a b"), json!(7), json!(["acme"]), json!("x".repeat(129)), json!("acme\u{0}")] {
+        for account in [
+            Value::Null,
+            json!(""),
+            json!("a b"),
+            json!(7),
+            json!(["acme"]),
+            json!("x".repeat(129)),
+            json!("acme\u{0}"),
+        ] {
             let reply = app.get("/applications").bearer(&signed(&claims(app, "account_id", account.clone()))).await;
             assert_eq!((reply.status, reply.code().as_str()), (403, "forbidden"), "{account}");
         }
@@ -124,7 +136,9 @@ async fn a_valid_token_that_names_no_account_is_403() {
             assert_eq!(reply.json()["totalItems"], 0, "{account}");
         }
         // Roles that are none.
-        for roles in [json!("operators"), json!(["OPERATOR"]), json!({"operator": true}), json!(true), json!(["operator", 1])] {
+        for roles in
+            [json!("operators"), json!(["OPERATOR"]), json!({"operator": true}), json!(true), json!(["operator", 1])]
+        {
             let reply = app.get("/accounts/acme").bearer(&signed(&claims(app, "roles", roles.clone()))).await;
             assert_eq!((reply.status, reply.code().as_str()), (403, "forbidden"), "{roles}");
         }

@@ -471,7 +471,8 @@ async fn a_secret_key_sees_the_keys_of_its_own_account_and_a_test_one_only_test_
         ] {
             for (name, key) in &keys {
                 let reply = app.post("/verify", json!({"key": key})).bearer(&keys[viewer]).await;
-                let introspected = app.call("POST", "/introspect").form(&format!("token={key}")).bearer(&keys[viewer]).await;
+                let introspected =
+                    app.call("POST", "/introspect").form(&format!("token={key}")).bearer(&keys[viewer]).await;
                 if sees.contains(&name.as_str()) {
                     assert_eq!(reply.json()["valid"], true, "{viewer} asks about {name}");
                     assert_eq!(introspected.json()["active"], true, "{viewer} asks about {name}");
@@ -500,7 +501,8 @@ async fn verify_a_batch_in_the_order_of_its_requests() {
         let key = app.key(&token, &application, json!({"scopes": ["links:read"]})).await;
         let limited = app.key(&token, &application, json!({"rateLimit": {"limit": 2, "windowSeconds": 60}})).await;
         let service = app.service();
-        let batch = async |requests: Value| app.post("/verify/batch", json!({"requests": requests})).bearer(&service).await;
+        let batch =
+            async |requests: Value| app.post("/verify/batch", json!({"requests": requests})).bearer(&service).await;
         let requests = json!([
             {"key": limited.text},
             {"key": key.text, "scopes": ["links:write"]},
@@ -521,7 +523,10 @@ async fn verify_a_batch_in_the_order_of_its_requests() {
         assert_eq!(reply.json()["results"].as_array().map(Vec::len), Some(100));
         for count in [0, 101] {
             let refused = batch(json!(vec![json!({"key": key.text}); count])).await;
-            assert_eq!((refused.status, refused.errors()), (400, vec!["/requests must have 1 to 100 items".to_owned()]));
+            assert_eq!(
+                (refused.status, refused.errors()),
+                (400, vec!["/requests must have 1 to 100 items".to_owned()])
+            );
         }
         // One that breaks a rule refuses all, each named, and none is judged: the allowance is as it was.
         app.clock.advance(Duration::from_secs(60));
@@ -583,7 +588,8 @@ async fn introspect_a_key() {
     each_backend(async |app: &App| {
         let token = app.merchant("acme");
         let application = app.application(&token, "Web Store").await;
-        let wanted = json!({"mode": "test", "scopes": ["sessions:read", "sessions:write"], "expiresAt": "2100-01-01T00:00:00Z"});
+        let wanted =
+            json!({"mode": "test", "scopes": ["sessions:read", "sessions:write"], "expiresAt": "2100-01-01T00:00:00Z"});
         let key: Key = app.key(&token, &application, wanted).await;
         let plain = app.insert_key("acme", Family::Commerce, Mode::Live).await;
         let service = app.service_key().await.text;

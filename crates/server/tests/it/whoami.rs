@@ -60,7 +60,10 @@ async fn routes_merchants_and_scopes_do_not_matter_but_everything_else_does() {
         let limited = insert(Grants { rate_limit, ..bound.clone() }).await;
         assert_eq!(app.get("/whoami").bearer(&limited).await.status, 200);
         let refused = app.get("/whoami").bearer(&limited).await;
-        assert_eq!((refused.status, refused.code().as_str(), refused.header("retry-after")), (429, "rate_limited", Some("60")));
+        assert_eq!(
+            (refused.status, refused.code().as_str(), refused.header("retry-after")),
+            (429, "rate_limited", Some("60"))
+        );
 
         let here = insert(Grants { allowed_ips: IpList::parse(["127.0.0.0/8"]).ok(), ..bound.clone() }).await;
         let there = insert(Grants { allowed_ips: IpList::parse(["203.0.113.0/24"]).ok(), ..bound.clone() }).await;
@@ -110,13 +113,15 @@ async fn a_key_of_any_family_but_publishable_revokes_itself() {
                 let reply = app.call(method, "/whoami").bearer(&key.text).await;
                 assert_eq!((reply.status, reply.code().as_str()), (401, "invalid_api_key"));
             }
-            let log = app.get(&format!("/audit-log?action=api_key.revoked&target_id={}", key.id)).bearer(&token).await.json();
+            let log =
+                app.get(&format!("/audit-log?action=api_key.revoked&target_id={}", key.id)).bearer(&token).await.json();
             assert_eq!(log.as_array().map(Vec::len), Some(1));
             assert_eq!(log[0]["actor"], json!({"type": "api_key", "id": key.id}));
             assert_eq!(log[0]["changes"], json!({"status": "revoked", "reason": "self_revoked"}));
         }
         assert_eq!(app.code(&kept).await, "valid");
-        let row = app.get(&format!("/applications/{application}/api-keys")).bearer(&token).await.json()["items"][0].clone();
+        let row =
+            app.get(&format!("/applications/{application}/api-keys")).bearer(&token).await.json()["items"][0].clone();
         assert_eq!((&row["status"], &row["revokedReason"]), (&json!("revoked"), &json!("self_revoked")));
 
         let publishable = app.insert_key("acme", Family::Publishable, Mode::Live).await;

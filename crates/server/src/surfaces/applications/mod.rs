@@ -97,7 +97,7 @@ pub async fn get(state: web::Data<State>, merchant: Merchant, id: web::Path<Stri
 )]
 #[patch("/applications/{id}")]
 pub async fn update(state: web::Data<State>, merchant: Merchant, id: web::Path<String>, body: Body) -> Answer {
-    let body: api::UpdateApplication = body.json()?;
+    let body: api::UpdateApplication = body.merge_patch()?;
     let id = path_id(&id)?;
     let mut checks = Checks::default();
     let name = checks.member(

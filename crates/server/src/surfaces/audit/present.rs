@@ -2,7 +2,7 @@
 
 use jiff::Timestamp;
 use tollkey_api::{audit as api, time::Moment};
-use tollkey_core::{Checks, Invalid, Problem, audit::Entry};
+use tollkey_core::{Checks, Invalid, KeyId, Problem, audit::Entry};
 
 use crate::{service::audit::Filter, surfaces::within};
 
@@ -47,5 +47,8 @@ pub(super) fn filter(query: &api::ListAuditLog) -> Result<Filter, Problem> {
     else {
         return Err(checks.into_problem());
     };
-    Ok(Filter { limit, before, action, target_id: query.target_id.clone(), since, until })
+    // A key's id in either form; every other id as it is.
+    let target_id =
+        query.target_id.as_ref().map(|id| id.parse::<KeyId>().map_or_else(|_| id.clone(), |id| id.to_string()));
+    Ok(Filter { limit, before, action, target_id, since, until })
 }

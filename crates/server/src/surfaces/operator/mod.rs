@@ -62,8 +62,7 @@ pub async fn put_account(state: web::Data<State>, operator: Operator, id: web::P
 pub async fn create_service_key(state: web::Data<State>, operator: Operator, body: Body) -> Answer {
     let body: api::CreateServiceKey = body.json()?;
     let name = ServiceKey::parse_name(&body.name).map_err(|rule| Problem::field("/name", rule.to_string()))?;
-    let (key, text) = service_keys::create(&state, name).await?;
-    tracing::info!(service_key = %key.id, operator = operator.subject, "a service key was created");
+    let (key, text) = service_keys::create(&state, &operator.subject, name).await?;
     Ok(HttpResponse::Created().json(api::CreatedServiceKey {
         id: key.id.to_string(),
         name: key.name,
@@ -107,8 +106,7 @@ pub async fn list_service_keys(state: web::Data<State>, _operator: Operator) -> 
 #[delete("/service-keys/{id}")]
 pub async fn revoke_service_key(state: web::Data<State>, operator: Operator, id: web::Path<String>) -> Answer {
     let id = path_id(&id)?;
-    service_keys::revoke(&state, id).await?;
-    tracing::info!(service_key = %id, operator = operator.subject, "a service key was revoked");
+    service_keys::revoke(&state, &operator.subject, id).await?;
     Ok(HttpResponse::NoContent().finish())
 }
 

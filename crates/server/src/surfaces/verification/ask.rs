@@ -102,7 +102,7 @@ pub async fn introspect(state: web::Data<State>, caller: Verifying, body: Body) 
 fn need<'a>(state: &'a State, caller: &'a Verifying, request: &'a api::VerifyRequest) -> Result<Need<'a>, Checks> {
     let mut checks = Checks::default();
     let at_most = |text: Option<&'a str>, max: usize| match text {
-        Some(text) if text.len() > max => Err(Invalid::new(format!("must have at most {max} characters"))),
+        Some(text) if text.len() > max => Err(Invalid::new(format!("must have at most {max} bytes"))),
         text => Ok(text),
     };
     let names = request.scopes.as_deref().unwrap_or_default();
