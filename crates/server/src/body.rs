@@ -146,15 +146,24 @@ fn read_json<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
     }
     let mut deserializer = serde_json::Deserializer::from_slice(bytes);
     let value = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
+        let pointer = || error.path().iter().map(segment).collect();
         if error.inner().is_data() {
-            let pointer = error.path().iter().map(segment).collect();
-            rule(pointer, &error.inner().to_string())
+            rule(pointer(), &error.inner().to_string())
+        } else if is_no_text(error.inner(), bytes) {
+            Problem::field(pointer(), "must be a string")
         } else {
             malformed(error.inner())
         }
     })?;
     deserializer.end().map_err(|error| malformed(&error))?;
     Ok(value)
+}
+
+/// Whether the body is JSON after all, and what stands where one of a few words should is no text: serde calls that a
+/// mistake of syntax.
+fn is_no_text(error: &serde_json::Error, bytes: &[u8]) -> bool {
+    without_position(&error.to_string()) == "expected value"
+        && serde_json::from_slice::<serde::de::IgnoredAny>(bytes).is_ok()
 }
 
 fn read_pairs<T: DeserializeOwned>(text: &[u8], root: &str) -> Result<T, Problem> {
@@ -260,6 +269,8 @@ mod tests {
             (r#"{"description":"d","description":"e"}"#, "/description is given twice"),
             (r#"{"description":"d","owner":"x"}"#, "/owner is unknown"),
             (r#"{"description":"d","mode":"s3cret"}"#, "/mode must be one of live, test"),
+            (r#"{"description":"d","mode":7}"#, "/mode must be a string"),
+            (r#"{"description":"d","mode":oops}"#, "malformed_json: Line 1, column 27: expected value."),
             (r#"{"description":"d","scopes":"s3cret"}"#, "/scopes must be an array"),
             (r#"{"description":"d","scopes":["a",7]}"#, "/scopes/1 must be a string"),
             (r#"{"description":"d","metadata":[1]}"#, "/metadata must be an object"),

@@ -19,7 +19,11 @@ use actix_web::{
 };
 use anyhow::Context as _;
 use futures_util::future::select_all;
-use tokio::{sync::watch, task::JoinHandle};
+use tokio::{
+    signal::unix::{Signal, SignalKind, signal},
+    sync::watch,
+    task::JoinHandle,
+};
 use tollkey_core::{Clock, Problem, ProblemCode, VerifierId};
 use tollkey_store::{Backend, Listener, OpenOptions, Store};
 use tollkey_verifier::Verifier;
@@ -122,6 +126,24 @@ pub async fn open(settings: &Settings, clock: Arc<dyn Clock>, random: Random) ->
     Ok(Opened { state, development })
 }
 
+/// The signals that stop a server.
+#[derive(Debug)]
+pub struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    /// From now on SIGTERM and SIGINT no longer end the process: whoever waits for them does. To be called before the
+    /// world is told that the server listens; a signal that comes before somebody waits is kept.
+    ///
+    /// # Errors
+    /// When signals cannot be awaited.
+    pub fn catch() -> io::Result<Self> {
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+}
+
 /// A running server.
 #[derive(Debug)]
 pub struct Running {
@@ -215,10 +237,9 @@ impl Running {
     /// Runs until SIGTERM or SIGINT, then stops in good order.
     ///
     /// # Errors
-    /// When signals cannot be awaited, or a server ends by itself.
-    pub async fn until_signal(mut self) -> anyhow::Result<()> {
-        use tokio::signal::unix::{SignalKind, signal};
-        let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    /// When a server ends by itself.
+    pub async fn until_signal(mut self, signals: Signals) -> anyhow::Result<()> {
+        let Signals { mut terminate, mut interrupt } = signals;
         let servers = select_all(self.servers.iter_mut());
         let background = select_all(self.background.iter_mut());
         tokio::select! {

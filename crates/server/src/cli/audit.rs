@@ -7,13 +7,17 @@ use std::{
     sync::Arc,
 };
 
+use anyhow::{bail, ensure};
 use tollkey_core::{
     AccountId,
     audit::{self, ChainError, Hash, Head},
 };
 use tollkey_verifier::SystemClock;
 
-use crate::{config::Settings, server};
+use crate::{
+    config::{DatabaseKind, Settings},
+    server,
+};
 
 /// How many accounts are read at a time.
 const PAGE: u32 = 500;
@@ -34,6 +38,12 @@ pub(super) enum Command {
 
 pub(super) fn run(settings: &Settings, command: Command) -> anyhow::Result<ExitCode> {
     let Command::Verify { account, heads } = command;
+    // Where there is no log, one that was cut off to nothing looks whole.
+    match &settings.database.kind {
+        DatabaseKind::Postgres => {}
+        DatabaseKind::SqliteFile(path) => ensure!(path.exists(), "there is no database at {}", path.display()),
+        DatabaseKind::SqliteMemory => bail!("a database in memory has no audit log that could be checked"),
+    }
     let store = server::open_store(settings, Arc::new(SystemClock))?;
     server::prepare_schema(settings, &store)?;
 

@@ -1,10 +1,19 @@
 //! `tollkey serve`
 
-use std::{process::ExitCode, sync::Arc};
+use std::{
+    io::{self, Write as _},
+    process::ExitCode,
+    sync::Arc,
+};
 
 use tollkey_verifier::SystemClock;
 
-use crate::{config::Settings, random::Random, server, telemetry::Metrics};
+use crate::{
+    config::Settings,
+    random::Random,
+    server::{self, Signals},
+    telemetry::Metrics,
+};
 
 pub(super) fn run(settings: &Settings) -> anyhow::Result<ExitCode> {
     actix_web::rt::System::new().block_on(async {
@@ -13,13 +22,16 @@ pub(super) fn run(settings: &Settings) -> anyhow::Result<ExitCode> {
         let opened = server::open(settings, Arc::new(SystemClock), random.clone()).await?;
         let development = opened.development;
         let clock = Arc::clone(&opened.state.clock);
+        let signals = Signals::catch()?;
         let running = server::start(settings, opened.state, Some(metrics))?;
         let base_url = format!("http://{}", running.address());
-        println!("listening on {base_url}");
+        let mut stdout = io::stdout();
+        // Whoever started this may read the first line only: nobody listening is no reason not to serve.
+        let _ = writeln!(stdout, "listening on {base_url}");
         if let Some(development) = development {
-            println!("\n{}", development.message(&base_url, clock.now(), &random)?);
+            let _ = writeln!(stdout, "\n{}", development.message(&base_url, clock.now(), &random)?);
         }
-        running.until_signal().await?;
+        running.until_signal(signals).await?;
         Ok(ExitCode::SUCCESS)
     })
 }

@@ -88,23 +88,22 @@ impl Tollkey {
         base.into_iter().chain(self.environment.clone())
     }
 
+    /// It, about to be started without input. Killed when dropped.
+    pub fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_tollkey"));
+        command.args(arguments).env_clear().envs(self.environment()).current_dir(self.directory());
+        command.stdin(Stdio::null()).kill_on_drop(true);
+        command
+    }
+
     fn spawn(&self, arguments: &[&str]) -> Process {
         // Files, not pipes: nobody has to read them for the process to go on.
         let number = self.started.fetch_add(1, Ordering::Relaxed);
         let file = |name: &str| self.outputs.path().join(format!("{number}.{name}"));
         let (stdout, stderr) = (file("out"), file("err"));
         let create = |path: &PathBuf| fs::File::create_new(path).expect("a file for the output");
-        let child = Command::new(env!("CARGO_BIN_EXE_tollkey"))
-            .args(arguments)
-            .env_clear()
-            .envs(self.environment())
-            .current_dir(self.directory())
-            .stdin(Stdio::null())
-            .stdout(create(&stdout))
-            .stderr(create(&stderr))
-            .kill_on_drop(true)
-            .spawn()
-            .expect("the binary starts");
+        let mut command = self.command(arguments);
+        let child = command.stdout(create(&stdout)).stderr(create(&stderr)).spawn().expect("the binary starts");
         Process { child, stdout, stderr, _outputs: Arc::clone(&self.outputs) }
     }
 
@@ -136,7 +135,7 @@ impl Tollkey {
         let begun = Instant::now();
         loop {
             if let Some(address) = process.listening() {
-                return Ok(Server { address, started_in: begun.elapsed(), process });
+                return Ok(Server { address, process });
             }
             if process.child.try_wait().expect("the process can be asked").is_some() {
                 return Err(process.finished().await);
@@ -214,8 +213,6 @@ impl fmt::Display for Finished {
 /// A running server. Killed when dropped.
 pub struct Server {
     pub address: SocketAddr,
-    /// From its start until it listened.
-    pub started_in: Duration,
     process: Process,
 }
 

@@ -82,7 +82,7 @@ async fn tokens_are_made_where_the_secret_is() {
 
     tollkey.run(&["token"]).await.refused(&["--account", "--role"]);
     tollkey.run(&["token", "--account", "a b"]).await.refused(&["--account"]);
-    for ttl in ["0", "-5", "99999999999"] {
+    for ttl in ["0", "-5", &i64::MAX.to_string()] {
         tollkey.run(&["token", "--account", "acme", &format!("--ttl={ttl}")]).await.refused(&[]);
     }
 
@@ -165,6 +165,7 @@ fn heads(report: &str) -> Vec<String> {
 async fn a_whole_audit_log_is_called_whole() {
     for database in backends() {
         let tollkey = Tollkey::on(&database);
+        tollkey.answer(&["migrate"]).await;
         assert_eq!(tollkey.answer(&["audit", "verify"]).await, "the audit log is whole", "an empty one too");
         let server = tollkey.serve().await;
         let heads = two_logs(&tollkey, &server).await;
@@ -181,6 +182,14 @@ async fn a_whole_audit_log_is_called_whole() {
         tollkey.run(&["audit", "verify", "--head", "abc"]).await.refused(&["--head"]);
         tollkey.run(&["audit", "verify", "--head", &"0".repeat(64)]).await.refused(&["no entry has the hash"]);
     }
+}
+
+#[actix_web::test]
+async fn an_audit_log_that_is_not_there_is_not_called_whole() {
+    let tollkey = Tollkey::bare();
+    tollkey.run(&["audit", "verify"]).await.refused(&["there is no database at tollkey.db"]);
+    assert_eq!(fs::read_dir(tollkey.directory()).expect("its directory").count(), 0, "none is made");
+    tollkey.run(&["audit", "verify", "--database-url", "sqlite://:memory:"]).await.refused(&["in memory"]);
 }
 
 #[actix_web::test]

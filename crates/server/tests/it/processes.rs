@@ -5,6 +5,7 @@ use std::{
     io::Write as _,
     net::{SocketAddr, TcpListener},
     os::unix::fs::PermissionsExt as _,
+    process::Stdio,
     sync::atomic::{AtomicUsize, Ordering},
     time::{Duration, Instant},
 };
@@ -23,7 +24,7 @@ use tollkey_store::{
 
 use crate::{
     binary::{Connection, Finished, Server, Tollkey, member, merchant, operator, service},
-    support::{App, Key, each_backend},
+    support::{App, Call, Key, SECRET, each_backend},
 };
 
 /// How often the server is killed.
@@ -236,6 +237,31 @@ async fn sigterm_and_sigint_stop_in_good_order() {
             server.stop().await;
         }
     }
+}
+
+#[actix_web::test]
+async fn a_signal_counts_from_the_moment_it_listens() {
+    for _ in 0..10 {
+        let server = Tollkey::development().serve().await;
+        server.stop().await;
+    }
+}
+
+/// A supervisor may have closed its end of the pipe.
+#[actix_web::test]
+async fn nobody_has_to_read_what_it_prints() {
+    let address = SocketAddr::from(([127, 0, 0, 1], free_port()));
+    let tollkey = Tollkey::development().with("TOLLKEY_LISTEN", &address.to_string());
+    let (reader, writer) = std::io::pipe().expect("a pipe");
+    drop(reader);
+    let mut server = tollkey.command(&["serve"]).stdout(writer).stderr(Stdio::null()).spawn().expect("it starts");
+    while Connection::open(address).await.is_none() {
+        assert!(server.try_wait().expect("it can be asked").is_none(), "it ended");
+        sleep(Duration::from_millis(5)).await;
+    }
+    sleep(Duration::from_millis(200)).await; // it has printed by now
+    assert_eq!(Call::new(address, "GET", "/livez").await.status, 200);
+    assert!(server.try_wait().expect("it can be asked").is_none(), "it ended");
 }
 
 #[actix_web::test]
@@ -468,7 +494,7 @@ async fn metrics_have_a_listener_of_their_own() {
         // Outcomes of known keys are counted with the usage, every few seconds.
         let text = timeout(Duration::from_secs(30), async {
             loop {
-                let reply = crate::support::Call::new(metrics, "GET", "/metrics").await;
+                let reply = Call::new(metrics, "GET", "/metrics").await;
                 assert_eq!(reply.status, 200, "{reply}");
                 assert!(reply.header("content-type").is_some_and(|of| of.starts_with("text/plain")), "{reply}");
                 if reply.body.contains("tollkey_verifications_total{outcome=\"valid\"} 1") {
@@ -548,7 +574,7 @@ impl Canaries {
 #[actix_web::test]
 async fn no_secret_is_logged_or_kept() {
     for database in backends() {
-        let mut canaries = Canaries(vec![("the signing secret", crate::support::SECRET.to_owned())]);
+        let mut canaries = Canaries(vec![("the signing secret", SECRET.to_owned())]);
         let mut tollkey = Tollkey::on(&database).with("TOLLKEY_LOG", "trace");
         if database.backend() == Backend::Postgres {
             let password = "canary-of-the-database";
@@ -595,11 +621,8 @@ async fn no_secret_is_logged_or_kept() {
             server.get("/authz/forward-auth").bearer(&unknown),
             // Bodies that are refused.
             server.call("POST", "/verify").json(json!({})).body(format!("{{\"key\": \"{text}\" oops")).bearer(&service),
-            server.post("/verify", json!({"keys": text, text.as_str(): 1})).bearer(&service),
             server.post("/verify", json!({"key": {"text": text}})).bearer(&service),
-            server.post("/verify", json!({"key": unknown, "scopes": [text]})).bearer(&service),
             server.call("POST", "/verify").header("content-type", "text/plain").body(in_json).bearer(&service),
-            server.call("POST", "/introspect").form(&format!("token={text}&{text}={text}")).bearer(&service),
             // A key where it does not belong.
             server.get("/applications").bearer(text),
             server.get("/applications").bearer(&gateway.text),
@@ -613,6 +636,14 @@ async fn no_secret_is_logged_or_kept() {
             for (name, value) in &reply.headers {
                 canaries.assert_absent(name, value);
             }
+        }
+        // What is unknown is named to whoever sent it, and to nobody else.
+        for call in [
+            server.post("/verify", json!({"keys": text, text.as_str(): 1})).bearer(&service),
+            server.post("/verify", json!({"key": unknown, "scopes": [text]})).bearer(&service),
+            server.call("POST", "/introspect").form(&format!("token={text}&{text}={text}")).bearer(&service),
+        ] {
+            assert_eq!(call.await.status, 400);
         }
         let revoke = server.delete(&format!("/service-keys/{}", gateway.id)).bearer(&operator);
         assert_eq!(revoke.await.status, 204);

@@ -143,10 +143,10 @@ async fn every_change_holds(
     if let Some(scoped) = scoped {
         let scoped = Key { id: String::new(), text: scoped.to_owned() };
         for (model, expected) in [
-            ("managed_ecosystem", "valid"),
-            ("primary_merchant", "route_not_allowed"),
             ("ecosystem", "valid"),
-            ("platform", "route_not_allowed"),
+            ("managed_ecosystem", "route_not_allowed"),
+            ("ecosystem", "valid"),
+            ("primary_merchant", "route_not_allowed"),
         ] {
             done(one.call("PUT", "/accounts/acme").json(json!({"operating_model": model})).bearer(operator), 200).await;
             says(&scoped, expected, model).await;

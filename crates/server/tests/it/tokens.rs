@@ -93,11 +93,21 @@ async fn a_token_that_is_not_valid_is_401_and_the_answer_does_not_say_why() {
                 assert_eq!((reply.status, reply.code().as_str()), (401, "invalid_token"), "{name} {path}: {reply}");
                 let challenge = reply.header("www-authenticate").unwrap_or_default().to_owned();
                 assert!(challenge.contains("error=\"invalid_token\""), "{name}: {challenge}");
-                answers.insert(reply.to_string());
+                // Behind a gateway, which gets fewer headers, the same words.
+                answers.insert(if path.starts_with("/authz") { reply.body } else { reply.to_string() });
             }
         }
-        assert_eq!(answers.len(), 1, "{answers:?}");
-        assert_answer!(app.get("/applications").bearer("a.b.c").header("x-request-id", "same").await, @"");
+        assert_eq!(answers.len(), 2, "{answers:?}");
+        assert_answer!(app.get("/applications").bearer("a.b.c").header("x-request-id", "same").await, @r#"
+        401
+        cache-control: no-store
+        content-type: application/problem+json
+        www-authenticate: Bearer realm="tollkey", error="invalid_token", error_description="The management token is not valid, or has expired."
+        x-content-type-options: nosniff
+        x-request-id: same
+
+        {"type":"urn:tollkey:problem:invalid_token","title":"The management token is not valid","status":401,"detail":"The management token is not valid, or has expired.","code":"invalid_token","request_id":"same"}
+        "#);
         // An almost expired one, as far as clocks may differ.
         let late = signed(&claims(app, "exp", json!(now - 29)));
         assert_eq!(app.get("/applications").bearer(&late).await.status, 200);

@@ -17,7 +17,15 @@ async fn a_key_learns_what_it_is() {
         let application = app.application(&token, "Web Store").await;
         let wanted = json!({"mode": "test", "scopes": ["links:read"], "expiresAt": "2100-01-01T00:00:00Z"});
         let key = app.key(&token, &application, wanted).await.text;
-        assert_answer!(app.get("/whoami").bearer(&key).await, @"");
+        assert_answer!(app.get("/whoami").bearer(&key).await, @r#"
+        200
+        cache-control: no-store
+        content-type: application/json
+        x-content-type-options: nosniff
+        x-request-id: req_01KDVDNA00PAEQWST1E1DC3WJS
+
+        {"id":"019b76da-a800-7a88-a527-a819b062c680","family":"application","mode":"test","status":"active","account_id":"acme","application_id":"019b76da-a800-7474-bdc5-e24d2a413b15","name":"Checkout","scopes":["links:read"],"merchants":null,"features":null,"created_at":1767225600,"expires_at":4102444800}
+        "#);
         // In whichever header, by HEAD too; with a trailing query nobody reads.
         let body = app.get("/whoami").bearer(&key).await.body;
         for call in [
@@ -38,7 +46,15 @@ async fn a_key_learns_what_it_is() {
 async fn a_publishable_key_learns_only_id_family_mode_and_status() {
     each_backend(async |app: &App| {
         let key = app.insert_key("acme", Family::Publishable, Mode::Live).await;
-        assert_answer!(app.get("/whoami").bearer(&key).await, @"");
+        assert_answer!(app.get("/whoami").bearer(&key).await, @r#"
+        200
+        cache-control: no-store
+        content-type: application/json
+        x-content-type-options: nosniff
+        x-request-id: req_01KDVDNA00REDGZ142A0ZS1JJ3
+
+        {"id":"019b76da-a800-7878-88e1-d9d87054ed4c","family":"publishable","mode":"live","status":"active"}
+        "#);
     })
     .await;
 }
