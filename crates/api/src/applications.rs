@@ -116,8 +116,8 @@ pub struct CreateKey {
     /// How often it may be used, counted by each verifier for itself. Unlimited, when absent or null.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rate_limit: Option<RateLimit>,
-    /// An object of at most 4 KiB of JSON, kept and given back.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    /// An object of at most 4 KiB of JSON, kept and given back. Whole numbers beyond 64 bits come back as floating point.
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "crate::metadata::object")]
     #[cfg_attr(feature = "openapi", schema(value_type = Option<Object>, example = json!({"owner": "checkout"})))]
     pub metadata: Option<Map<String, Value>>,
 }

@@ -7,6 +7,7 @@
 
 pub mod applications;
 pub mod audit;
+mod metadata;
 pub mod operator;
 pub mod patch;
 pub mod problem;

@@ -113,10 +113,26 @@ impl std::str::FromStr for Moment {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let parsed = match text.parse::<i64>() {
             Ok(seconds) => Timestamp::from_second(seconds),
-            Err(_) => text.parse(),
+            Err(_) if is_rfc_3339(text) => text.parse(),
+            Err(_) => return Err(EXPECTED),
         };
         parsed.map(Self).map_err(|_| EXPECTED)
     }
+}
+
+/// Whether a text has the shape of RFC 3339, section 5.6. The parser reads more than that: spaces, signed years,
+/// names of time zones.
+fn is_rfc_3339(text: &str) -> bool {
+    let shape = |text: &str, shape: &str| {
+        text.len() == shape.len()
+            && text.bytes().zip(shape.bytes()).all(|(b, s)| if s == b'0' { b.is_ascii_digit() } else { b == s })
+    };
+    let Some((seconds, rest)) = text.split_at_checked(19) else { return false };
+    let zone = rest.strip_prefix('.').map_or(rest, |rest| rest.trim_start_matches(|c: char| c.is_ascii_digit()));
+    let fraction = &rest[..rest.len() - zone.len()];
+    shape(&seconds.to_ascii_uppercase(), "0000-00-00T00:00:00")
+        && fraction != "."
+        && (zone.eq_ignore_ascii_case("z") || shape(zone, "+00:00") || shape(zone, "-00:00"))
 }
 
 const EXPECTED: &str = "must be Unix seconds or an RFC 3339 time such as 2027-01-01T00:00:00Z";
@@ -139,6 +155,9 @@ impl de::Visitor<'_> for MomentVisitor {
     }
 
     fn visit_str<E: de::Error>(self, text: &str) -> Result<Moment, E> {
+        if !is_rfc_3339(text) {
+            return Err(E::custom(EXPECTED));
+        }
         text.parse().map(Moment).map_err(|_| E::custom(EXPECTED))
     }
 }
@@ -161,6 +180,21 @@ mod tests {
         let at: Timestamp = "2026-02-23T12:00:00Z".parse().unwrap();
         for text in ["1771848000", "\"2026-02-23T12:00:00Z\"", "\"2026-02-23T13:00:00+01:00\""] {
             assert_eq!(serde_json::from_str::<Moment>(text).unwrap(), Moment::from(at), "{text}");
+        }
+        for text in ["\"2026-02-23T12:00:00.5z\"", "\"2026-02-23t07:00:00-05:00\""] {
+            assert!(serde_json::from_str::<Moment>(text).is_ok(), "{text}");
+        }
+        for text in [
+            "\"2026-02-23 12:00:00Z\"",
+            "\"+002026-02-23T12:00:00Z\"",
+            "\"2026-02-23T12:00Z\"",
+            "\"2026-02-23T12:00:00\"",
+            "\"2026-02-23T12:00:00.Z\"",
+            "\"2026-02-23T12:00:00+00\"",
+            "\"2026-02-23T12:00:00Z[Europe/Berlin]\"",
+            "\"2026-02-23T12:00:00é\"",
+        ] {
+            assert!(serde_json::from_str::<Moment>(text).is_err(), "{text}");
         }
         for text in ["1771848000.5", "\"2026-02-23\"", "\"1771848000\"", "true", "9223372036854775807", "[]"] {
             assert!(serde_json::from_str::<Moment>(text).is_err(), "{text}");

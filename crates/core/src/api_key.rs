@@ -3,7 +3,8 @@
 use jiff::Timestamp;
 
 use crate::{
-    AccountId, ApplicationId, Family, IpList, KeyId, Mode, RateLimit, Scope, feature::Feature, metadata::Metadata,
+    AccountId, ApplicationId, Family, IpList, KeyId, KeyText, Mode, RateLimit, Scope, feature::Feature,
+    metadata::Metadata,
 };
 
 /// Why a key of a deleted application was revoked.
@@ -119,6 +120,33 @@ pub enum Transition {
 pub struct IsRevoked;
 
 impl ApiKey {
+    /// A key whose text was made just now. Nothing restricts it yet, and it has no name: what is wanted of it is
+    /// added by whoever makes it.
+    #[must_use]
+    pub fn new(id: KeyId, account_id: AccountId, text: &KeyText, kind: (Family, Mode), now: Timestamp) -> Self {
+        let (family, mode) = kind;
+        Self {
+            id,
+            account_id,
+            application_id: None,
+            name: String::new(),
+            family,
+            mode,
+            prefix: text.shown_prefix(),
+            last4: text.last4(),
+            grants: Grants::default(),
+            metadata: None,
+            created_at: now,
+            created_by: None,
+            last_used_at: None,
+            suspended_at: None,
+            revoked_at: None,
+            revoked_reason: None,
+            rotated_from: None,
+            rotated_to: None,
+        }
+    }
+
     /// Where the key stands at `now`.
     #[must_use]
     pub fn status(&self, now: Timestamp) -> Status {

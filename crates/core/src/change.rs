@@ -33,6 +33,16 @@ pub enum Changed {
     ServiceKey(ServiceKeyId),
 }
 
+/// The changes after some value of the counter, and the counter itself, read from one state.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ChangeLog {
+    /// The counter.
+    pub current: Seq,
+    /// The changes, oldest first. Ends before `current` when there are more than were asked for; begins later than
+    /// the next one when what was asked for is no longer kept.
+    pub changes: Vec<(Seq, Changed)>,
+}
+
 /// Who answers from memory: random per process start, so that a restarted process is a new verifier.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct VerifierId([u8; 16]);

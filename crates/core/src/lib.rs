@@ -13,7 +13,7 @@
 //! | [`scope`], [`feature`], [`route`], [`network`], [`rate_limit`] | what a key can be restricted to |
 //! | [`access`] | the one decision: may this key do that, now? |
 //! | [`audit`] | entries and the hash chain over them |
-//! | [`change`] | the change counter that verifiers follow |
+//! | [`change`], [`usage`] | what verifiers and the store tell each other: what changed, what was used |
 //! | [`problem`] | everything that can go wrong, in words and as a status |
 #![forbid(unsafe_code)]
 
@@ -35,12 +35,13 @@ pub mod scope;
 pub mod service_key;
 pub mod text;
 pub mod time;
+pub mod usage;
 
 pub use access::{Denial, Grant, Need, Record, Viewer, decide};
 pub use account::{Account, AccountId, OperatingModel};
 pub use api_key::{ApiKey, Grants, Status};
 pub use application::Application;
-pub use change::{Changed, Seq, VerifierId};
+pub use change::{ChangeLog, Changed, Seq, VerifierId};
 pub use id::{ApplicationId, AuditId, Id, KeyId, ServiceKeyId};
 pub use jiff::Timestamp;
 pub use key_text::{Digest, Family, KeyText, Mode};
@@ -51,3 +52,4 @@ pub use route::RequestPath;
 pub use scope::{Catalogue, Scope, ScopeSet};
 pub use service_key::ServiceKey;
 pub use time::Clock;
+pub use usage::Usage;

@@ -33,10 +33,11 @@ pub fn optional(text: Option<&str>, max: usize) -> Result<Option<String>, Invali
 }
 
 fn printable(text: &str) -> Result<&str, Invalid> {
+    let text = text.trim();
     if text.chars().any(char::is_control) {
         return Err(Invalid::new("must not have control characters"));
     }
-    Ok(text.trim())
+    Ok(text)
 }
 
 /// Whether `text` is an identifier of somebody else's making that we keep and compare: an account, a

@@ -274,6 +274,8 @@ mod tests {
             (r#"{"description":"d","scopes":"s3cret"}"#, "/scopes must be an array"),
             (r#"{"description":"d","scopes":["a",7]}"#, "/scopes/1 must be a string"),
             (r#"{"description":"d","metadata":[1]}"#, "/metadata must be an object"),
+            (r#"{"description":"d","metadata":{"a":1,"a":2}}"#, "/metadata/a is given twice"),
+            (r#"{"description":"d","metadata":{"x":[{"a":1,"a":2}]}}"#, "/metadata/x/0/a is given twice"),
             (r#"{"description":"d","rateLimit":{"limit":1}}"#, "/rateLimit/windowSeconds is required"),
             (
                 r#"{"description":"d","rateLimit":{"limit":"s3cret","windowSeconds":1}}"#,

@@ -43,8 +43,7 @@ impl Source for StoreSource {
 
     async fn changes_after(&self, seq: Seq, limit: usize) -> Result<ChangeLog, Unavailable> {
         let limit = u32::try_from(limit).unwrap_or(u32::MAX);
-        let log = self.store.changes_after(seq, limit).await.map_err(unavailable)?;
-        Ok(ChangeLog { current: log.current, changes: log.changes })
+        self.store.changes_after(seq, limit).await.map_err(unavailable)
     }
 
     async fn lease_length(&self) -> Result<Duration, Unavailable> {

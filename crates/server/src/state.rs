@@ -115,14 +115,7 @@ impl State {
             if counted.is_empty() {
                 return;
             }
-            let rows = counted.iter().map(|usage| tollkey_store::Usage {
-                key_id: usage.key_id,
-                day: usage.day,
-                outcome: usage.outcome,
-                count: usage.count,
-                last_used_at: usage.last_used_at,
-            });
-            if let Err(error) = self.store.add_usage(rows.collect()).await {
+            if let Err(error) = self.store.add_usage(counted.clone()).await {
                 tracing::warn!(%error, "usage could not be written down; it is kept for the next time");
                 self.verifier.restore_usage(counted);
                 return;

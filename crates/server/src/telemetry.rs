@@ -128,11 +128,17 @@ fn describe() {
     describe_gauge!(BUILD_INFO, Unit::Count, "The version that runs.");
 }
 
+/// A method's name, or `other` for one that somebody made up: that could be anything.
+#[must_use]
+pub fn known_method(method: &str) -> &'static str {
+    const METHODS: [&str; 7] = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"];
+    METHODS.into_iter().find(|known| *known == method).unwrap_or("other")
+}
+
 /// Counts an answered request. `route` is the template it matched, `None` when it matched none: a path that somebody
 /// made up is no label.
 pub fn record_request(method: &str, route: Option<&str>, status: u16, took: Duration) {
-    const METHODS: [&str; 7] = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"];
-    let method = METHODS.into_iter().find(|known| *known == method).unwrap_or("other");
+    let method = known_method(method);
     let route = route.unwrap_or("unmatched").to_owned();
     counter!(HTTP_REQUESTS, "method" => method, "route" => route.clone(), "status" => status.to_string()).increment(1);
     histogram!(HTTP_REQUEST_DURATION, "method" => method, "route" => route).record(took);

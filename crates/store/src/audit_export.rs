@@ -7,7 +7,7 @@ use std::ops::ControlFlow;
 use diesel::prelude::*;
 use tollkey_core::{
     AccountId,
-    audit::{Entry, Head},
+    audit::{ChainError, Entry, Head},
 };
 
 use crate::{
@@ -22,14 +22,14 @@ const PAGE: i64 = 500;
 
 impl Reader<'_> {
     /// Hands every entry, of one account or of all, to `each`, by account and then in the order of the chain, until
-    /// it breaks.
+    /// it breaks. An entry that cannot be read is a broken link of its chain.
     ///
     /// # Errors
     /// [`Error`].
     pub fn for_each_audit_entry<B>(
         &mut self,
         account: Option<&AccountId>,
-        mut each: impl FnMut(Entry) -> ControlFlow<B>,
+        mut each: impl FnMut(Result<Entry, ChainError>) -> ControlFlow<B>,
     ) -> Result<ControlFlow<B>, Error> {
         let mut last: Option<(String, i64)> = None;
         loop {
@@ -54,7 +54,9 @@ impl Reader<'_> {
                 return Ok(ControlFlow::Continue(()));
             }
             for row in page {
-                if let ControlFlow::Break(value) = each(row.try_into()?) {
+                let (account, seq) = (rows::account_id(&row.account_id)?, rows::unsigned(row.seq)?);
+                let entry = row.try_into().map_err(|_: Error| ChainError::Broken { account, seq });
+                if let ControlFlow::Break(value) = each(entry) {
                     return Ok(ControlFlow::Break(value));
                 }
             }

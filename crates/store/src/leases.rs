@@ -12,7 +12,7 @@ use diesel::{
     sql_query,
     sql_types::{BigInt, Binary},
 };
-use tollkey_core::change::{Changed, Seq, VerifierId};
+use tollkey_core::change::{ChangeLog, Changed, Seq, VerifierId};
 
 use crate::{
     Error, Store,
@@ -24,16 +24,6 @@ use crate::{
 
 /// How many changes are kept. A verifier further behind sees a gap and forgets everything.
 pub const KEPT_CHANGES: i64 = 10_000;
-
-/// The log of changes after some value of the counter.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ChangeLog {
-    /// The counter, read in the same snapshot.
-    pub current: Seq,
-    /// The changes in order. Ends before `current` when there are more than were asked for; begins later than the
-    /// next one when what was asked for is no longer kept.
-    pub changes: Vec<(Seq, Changed)>,
-}
 
 /// A verifier that has not applied a change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

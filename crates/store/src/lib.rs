@@ -33,10 +33,9 @@ mod wake;
 pub use account::{AccountReader, AccountWriter, AuditFilter, DayUsage, KeyCursor, Paged};
 pub use connection::{Backend, BadUrl};
 pub use error::{Error, UniqueViolation};
-pub use leases::{Behind, ChangeLog};
+pub use leases::Behind;
 pub use migrations::SchemaError;
 pub use store::{Change, OpenError, OpenOptions, Reader, Store, Writer, Written};
-pub use usage::Usage;
 pub use verification::{FoundKey, Snapshot};
 pub use wake::Listener;
 

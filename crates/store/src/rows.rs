@@ -364,6 +364,12 @@ impl TryFrom<EntryRow> for Entry {
             ip: row.ip.map(|ip| ip.parse().map_err(|_| corrupt())).transpose()?,
             changes: serde_json::from_str(&row.changes).map_err(|_| corrupt())?,
         };
+        // The hash is of the value; a text that reads as the same value but says something else to another reader
+        // (a member twice, white space) is not what was written.
+        let written = draft.changes.to_string();
+        if written != row.changes {
+            return Err(corrupt());
+        }
         Ok(Self { draft, seq: unsigned(row.seq)?, hash: hash(&row.hash)? })
     }
 }

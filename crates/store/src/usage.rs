@@ -8,24 +8,9 @@ use diesel::{
     sql_query,
     sql_types::{BigInt, Binary, Integer, Text},
 };
-use tollkey_core::{Denial, KeyId, Timestamp};
+use tollkey_core::Usage;
 
 use crate::{Error, Store, rows, schema::key_usage, store::Writer};
-
-/// How often a key was verified with one outcome on one day.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Usage {
-    /// Which key.
-    pub key_id: KeyId,
-    /// The day, in days since 1970-01-01 (UTC).
-    pub day: i32,
-    /// Why it was denied; `None` when it was valid.
-    pub outcome: Option<Denial>,
-    /// How often since the last flush.
-    pub count: u64,
-    /// When it was last valid, if it was since the last flush.
-    pub last_used_at: Option<Timestamp>,
-}
 
 /// The same text on both backends. A key that is not there, after a restore for instance, is skipped.
 const ADD: &str = "INSERT INTO key_usage (key_id, day, outcome, count) \

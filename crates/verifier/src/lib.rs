@@ -54,9 +54,8 @@ mod verifier;
 
 pub use clock::SystemClock;
 pub use follow::margin;
-pub use source::{ChangeLog, ServiceSnapshot, Snapshot, Source, Unavailable};
+pub use source::{ServiceSnapshot, Snapshot, Source, Unavailable};
 pub use stats::Stats;
-pub use tollkey_core::{Changed, Seq, VerifierId};
-pub use usage::Usage;
+pub use tollkey_core::{ChangeLog, Changed, Seq, Usage, VerifierId};
 pub use verdict::{Known, RateStatus, Verdict};
 pub use verifier::{Settings, Verifier};

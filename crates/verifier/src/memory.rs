@@ -20,11 +20,10 @@ use std::{
 };
 
 use papaya::HashMap as Map;
-use tollkey_core::{AccountId, ApplicationId, Changed, Digest, KeyId, Record, Seq, ServiceKeyId};
+use tollkey_core::{AccountId, ApplicationId, ChangeLog, Changed, Digest, KeyId, Record, Seq, ServiceKeyId};
 
 use crate::{
     rate::{Allowance, Allowances},
-    source::ChangeLog,
     stats::count,
     usage::Tally,
 };

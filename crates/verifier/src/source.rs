@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tollkey_core::{Changed, Digest, Record, Seq, ServiceKeyId, VerifierId};
+use tollkey_core::{ChangeLog, Digest, Record, Seq, ServiceKeyId, VerifierId};
 
 /// The source cannot be asked, or did not answer in time. It has logged why.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -25,15 +25,6 @@ pub struct ServiceSnapshot {
     pub seq: Seq,
     /// The service key with that digest, if there is one that is not revoked.
     pub id: Option<ServiceKeyId>,
-}
-
-/// What has changed since some point.
-#[derive(Debug, Clone)]
-pub struct ChangeLog {
-    /// The change counter, from the same state of the source as `changes`.
-    pub current: Seq,
-    /// The changes after the point asked for, oldest first, as far as they are still known and within the limit.
-    pub changes: Vec<(Seq, Changed)>,
 }
 
 /// Where a [`crate::Verifier`] learns what it knows. Every call must end in bounded time, and must read and write

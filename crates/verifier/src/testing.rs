@@ -11,11 +11,11 @@ use tokio::{
     time::Instant,
 };
 use tollkey_core::{
-    AccountId, ApiKey, Catalogue, Changed, Clock, Digest, Grants, KeyId, OperatingModel, Record, Scope, Seq,
+    AccountId, ApiKey, Catalogue, ChangeLog, Changed, Clock, Digest, Grants, KeyId, OperatingModel, Record, Scope, Seq,
     ServiceKeyId, Timestamp, VerifierId, key_text::Kind,
 };
 
-use crate::source::{ChangeLog, ServiceSnapshot, Snapshot, Source, Unavailable};
+use crate::source::{ServiceSnapshot, Snapshot, Source, Unavailable};
 
 /// The start of every test clock: 2026-01-01T00:00:00Z.
 pub const START: i64 = 1_767_225_600;

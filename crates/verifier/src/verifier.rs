@@ -10,7 +10,7 @@ use tokio::{
     time::timeout,
 };
 use tollkey_core::{
-    Clock, Denial, Digest, Need, Seq, ServiceKeyId, VerifierId, decide,
+    Clock, Denial, Digest, Need, Seq, ServiceKeyId, Usage, VerifierId, decide,
     key_text::{Kind, without_scheme},
 };
 
@@ -20,7 +20,7 @@ use crate::{
     memory::{Entry, Memory},
     source::{Source, Unavailable},
     stats::{Counters, Stats, count},
-    usage::{Ledger, Usage},
+    usage::Ledger,
     verdict::{Known, Verdict},
 };
 

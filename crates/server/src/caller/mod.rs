@@ -273,14 +273,17 @@ impl Merchant {
             return Err(Problem::forbidden(NEEDS_TOKEN).into());
         };
         let operator = claims.has_role("operator");
-        let account = match (account_parameter(request)?, claims.account) {
+        let named = account_parameter(request);
+        if !operator && !matches!(named, Ok(None)) {
+            return Err(Problem::forbidden("Only an operator may name an account.").into());
+        }
+        let account = match (named?, claims.account) {
             (Some(account), _) if operator => account,
             (None, _) if operator => {
                 return Err(Problem::field("account", "is required: an operator says whose account").into());
             }
-            (Some(_), _) => return Err(Problem::forbidden("Only an operator may name an account.").into()),
-            (None, Some(account)) => account,
-            (None, None) => return Err(Problem::forbidden("The management token names no account.").into()),
+            (_, Some(account)) => account,
+            (_, None) => return Err(Problem::forbidden("The management token names no account.").into()),
         };
         let kind = if operator { ActorKind::Operator } else { ActorKind::Merchant };
         Ok(Self(Manager::new(request, &state, account, kind, &claims.subject)))

@@ -1,7 +1,7 @@
 //! `tollkey audit verify`
 
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     ops::ControlFlow,
     process::ExitCode,
     sync::Arc,
@@ -45,19 +45,19 @@ pub(super) fn run(settings: &Settings, command: Command) -> anyhow::Result<ExitC
         DatabaseKind::SqliteMemory => bail!("a database in memory has no audit log that could be checked"),
     }
     let store = server::open_store(settings, Arc::new(SystemClock))?;
-    server::prepare_schema(settings, &store)?;
+    store.check_schema()?; // and no migration: who checks a database leaves it as it is
 
     let mut missing: HashSet<Hash> = heads.into_iter().collect();
     let mut ends: BTreeMap<AccountId, Head> = BTreeMap::new();
     let mut broken: Vec<ChainError> = Vec::new();
     let kept_ends = store.read_blocking(|db| {
         let _never_broken = db.for_each_audit_entry(account.as_ref(), |entry| {
-            let account = &entry.draft.account_id;
-            if broken.last().is_some_and(|error| error.account() == account) {
+            let account = entry.as_ref().map_or_else(ChainError::account, |entry| &entry.draft.account_id).clone();
+            if broken.last().is_some_and(|error| *error.account() == account) {
                 return ControlFlow::<()>::Continue(()); // everything behind the first break is broken too
             }
-            let head = ends.entry(account.clone()).or_insert(Head::GENESIS);
-            match audit::verify(*head, &entry) {
+            let head = ends.entry(account).or_insert(Head::GENESIS);
+            match entry.and_then(|entry| audit::verify(*head, &entry)) {
                 Ok(next) => {
                     *head = next;
                     missing.remove(&next.hash);
@@ -80,11 +80,18 @@ pub(super) fn run(settings: &Settings, command: Command) -> anyhow::Result<ExitC
         }
     })?;
 
+    let kept_ends: BTreeMap<AccountId, Head> = kept_ends.into_iter().collect();
+    if let Some(account) = &account {
+        let nothing = kept_ends.get(account) == Some(&Head::GENESIS) && !ends.contains_key(account);
+        ensure!(!nothing, "account {account} has no audit log");
+    }
     let mut faults: Vec<String> = broken.iter().map(ToString::to_string).collect();
-    for (account, kept) in kept_ends {
-        let end = ends.get(&account).copied().unwrap_or(Head::GENESIS);
-        if end != kept && !broken.iter().any(|error| *error.account() == account) {
-            faults.push(format!("the log of account {account} ends at entry {}, not at {}", end.seq, kept.seq));
+    let accounts: BTreeSet<&AccountId> = kept_ends.keys().chain(ends.keys()).collect();
+    for account in accounts {
+        let end = |heads: &BTreeMap<AccountId, Head>| heads.get(account).copied().unwrap_or(Head::GENESIS);
+        let (found, kept) = (end(&ends), end(&kept_ends));
+        if found != kept && !broken.iter().any(|error| error.account() == account) {
+            faults.push(format!("the log of account {account} ends at entry {}, not at {}", found.seq, kept.seq));
         }
     }
     faults.extend(missing.iter().map(|hash| format!("no entry has the hash {hash}: a log was cut off or rewritten")));

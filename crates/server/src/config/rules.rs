@@ -12,7 +12,14 @@ use tracing_subscriber::EnvFilter;
 use super::{DatabaseKind, LogFormat};
 
 /// Headers that already say something else; a merchant named in one of them would be nonsense or a leak.
-const TAKEN_HEADERS: [&str; 9] = [
+const TAKEN_HEADERS: [&str; 16] = [
+    "x-forwarded-method",
+    "x-forwarded-uri",
+    "x-original-method",
+    "x-original-uri",
+    "transfer-encoding",
+    "content-length",
+    "connection",
     "authorization",
     "x-api-key",
     "x-commerce-api-key",

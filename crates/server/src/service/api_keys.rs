@@ -38,24 +38,11 @@ impl NewKey {
         let (id, text) =
             state.random.with(|rng| (KeyId::new(now, rng), KeyText::mint(Kind::Key(family, self.mode), rng)));
         let key = ApiKey {
-            id,
-            account_id: by.account_id.clone(),
             application_id,
             name: self.name,
-            family,
-            mode: self.mode,
-            prefix: text.shown_prefix(),
-            last4: text.last4(),
             grants: self.grants,
             metadata: self.metadata,
-            created_at: now,
-            created_by: None,
-            last_used_at: None,
-            suspended_at: None,
-            revoked_at: None,
-            revoked_reason: None,
-            rotated_from: None,
-            rotated_to: None,
+            ..ApiKey::new(id, by.account_id.clone(), &text, (family, self.mode), now)
         };
         (key, text)
     }
@@ -149,7 +136,7 @@ pub async fn revoke_of_application(
     application_id: ApplicationId,
     id: KeyId,
 ) -> Result<bool, Problem> {
-    revoke_where(state, by, id, None, move |key| key.application_id == Some(application_id)).await
+    revoke_where(state, by, Some(application_id), id, None).await
 }
 
 /// Revokes a key of the account, of whatever family. False when it was revoked before.
@@ -157,15 +144,16 @@ pub async fn revoke_of_application(
 /// # Errors
 /// `not_found`.
 pub async fn revoke(state: &State, by: &Manager, id: KeyId, reason: Option<String>) -> Result<bool, Problem> {
-    revoke_where(state, by, id, reason, |_| true).await
+    revoke_where(state, by, None, id, reason).await
 }
 
+/// Of whatever application, unless one is given: then it has to be there, and the key has to be its own.
 async fn revoke_where(
     state: &State,
     by: &Manager,
+    application_id: Option<ApplicationId>,
     id: KeyId,
     reason: Option<String>,
-    is_meant: impl FnOnce(&ApiKey) -> bool + Send + 'static,
 ) -> Result<bool, Problem> {
     let now = state.clock.now();
     let drafts = revocation_drafts(state, by.clone());
@@ -173,8 +161,12 @@ async fn revoke_where(
     let revoked = state
         .change(move |tx| {
             let mut account = tx.account(&account_id);
-            let key = account.lock_key(&Family::ALL, &id)?.filter(is_meant);
-            let mut key = key.ok_or_else(Problem::not_found)?;
+            if let Some(id) = &application_id {
+                account.lock_application(id)?.ok_or_else(Problem::not_found)?;
+            }
+            let key = account.lock_key(&Family::ALL, &id)?;
+            let meant = key.filter(|key| application_id.is_none() || key.application_id == application_id);
+            let mut key = meant.ok_or_else(Problem::not_found)?;
             let transition = key.revoke(now, reason);
             if transition == Transition::Changed {
                 account.save_key(&key)?;

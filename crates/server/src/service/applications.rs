@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value, json};
 use tollkey_core::{
-    ApiKey, Application, ApplicationId, Problem,
+    ApiKey, Application, ApplicationId, Problem, ProblemCode,
     api_key::{APPLICATION_DELETED, Transition},
     audit::{Action, Target},
 };
@@ -178,7 +178,7 @@ pub async fn delete(state: &State, by: &Manager, id: ApplicationId) -> Result<()
     let key_drafts = api_keys::revocation_drafts(state, by.clone());
     let draft = by.draft(state, Action::ApplicationDeleted, Target::application(id), json!({}));
     let account_id = by.account_id.clone();
-    state
+    let deleted = state
         .change(move |tx| {
             let mut account = tx.account(&account_id);
             account.lock_application(&id)?.ok_or_else(Problem::not_found)?;
@@ -202,5 +202,10 @@ pub async fn delete(state: &State, by: &Manager, id: ApplicationId) -> Result<()
             account.append(draft)?;
             Ok(())
         })
-        .await
+        .await;
+    if matches!(&deleted, Err(problem) if problem.code == ProblemCode::NotFound) {
+        // It may be gone because somebody deletes it right now: 404 says that it is.
+        state.settle_current().await?;
+    }
+    deleted
 }

@@ -410,6 +410,7 @@ async fn deleting_an_application_revokes_its_keys() {
             assert_eq!(app.get(&path).bearer(&token).await.status, 404);
         }
         assert_eq!(app.delete(&path).bearer(&token).await.status, 404);
+        assert_eq!(app.delete(&format!("{path}/api-keys/{}", first.id)).bearer(&token).await.status, 404);
         let log = app.get("/audit-log").bearer(&token).await.json();
         let actions: Vec<&str> =
             log.as_array().unwrap().iter().map(|entry| entry["action"].as_str().unwrap()).collect();

@@ -27,7 +27,7 @@ async fn chain(app: &App, account: &str) -> Vec<Entry> {
     let read = app.running().state().read(move |db| {
         let mut entries = Vec::new();
         let _ = db.for_each_audit_entry(Some(&account), |entry| {
-            entries.push(entry);
+            entries.push(entry.expect("an entry that can be read"));
             ControlFlow::<()>::Continue(())
         })?;
         Ok((entries, db.account(&account).audit_head()?))
@@ -128,12 +128,15 @@ async fn a_story_is_told_newest_first_and_its_chain_holds() {
         let account = "acme".parse().unwrap();
         let mut head = Head::GENESIS;
         let found = app.running().state().read(move |db| {
-            db.for_each_audit_entry(Some(&account), |entry| match verify(head, &entry) {
-                Ok(next) => {
-                    head = next;
-                    ControlFlow::Continue(())
+            db.for_each_audit_entry(Some(&account), |entry| {
+                let entry = entry.expect("an entry that can be read");
+                match verify(head, &entry) {
+                    Ok(next) => {
+                        head = next;
+                        ControlFlow::Continue(())
+                    }
+                    Err(_) => ControlFlow::Break(entry.seq),
                 }
-                Err(_) => ControlFlow::Break(entry.seq),
             })
         });
         assert_eq!(found.await.unwrap(), ControlFlow::Break(3));

@@ -283,8 +283,10 @@ async fn an_operator_manages_any_account_by_name_and_nobody_else_does() {
         }
         // Not even with one's own account's name.
         for token in [&callers.merchant, &callers.other_merchant] {
-            let reply = app.get(&format!("{path}?account=acme")).bearer(token).await;
-            assert_eq!((reply.status, reply.code().as_str()), (403, "forbidden"));
+            for query in ["?account=acme", "?account=", "?account=acme&account=acme"] {
+                let reply = app.get(&format!("{path}{query}")).bearer(token).await;
+                assert_eq!((reply.status, reply.code().as_str()), (403, "forbidden"), "{query}");
+            }
         }
     })
     .await;

@@ -174,6 +174,7 @@ async fn a_whole_audit_log_is_called_whole() {
         let expected =
             ["acme", "globex"].iter().zip(&heads).map(|(account, head)| format!("{account}  4 entries  head {head}\n"));
         assert_eq!(report, format!("{}the audit log is whole", expected.collect::<String>()));
+        tollkey.run(&["audit", "verify", "--account", "acmee"]).await.refused(&["account acmee has no audit log"]);
         // A head stays good while the log grows, and can be one account's.
         server.application(&merchant("acme"), "Second Store").await;
         let report = tollkey.answer(&["audit", "verify", "--account", "acme", "--head", &heads[0]]).await;
@@ -190,11 +191,21 @@ async fn an_audit_log_that_is_not_there_is_not_called_whole() {
     tollkey.run(&["audit", "verify"]).await.refused(&["there is no database at tollkey.db"]);
     assert_eq!(fs::read_dir(tollkey.directory()).expect("its directory").count(), 0, "none is made");
     tollkey.run(&["audit", "verify", "--database-url", "sqlite://:memory:"]).await.refused(&["in memory"]);
+    // Nor is an emptied file made into a database first.
+    fs::write(tollkey.directory().join("tollkey.db"), "").expect("an empty file");
+    for _ in 0..2 {
+        tollkey.run(&["audit", "verify"]).await.refused(&["schema"]);
+    }
 }
 
 #[actix_web::test]
 async fn what_was_done_to_an_audit_log_is_found() {
     let edit = "UPDATE audit_log SET actor_id = 'nobody' WHERE account_id = 'acme' AND seq = 2";
+    // Reads as the same value, but says something else to whoever takes the first of two.
+    let twice = "UPDATE audit_log SET changes = '{\"name\":\"evil\",' || substr(changes, 2) \
+                 WHERE account_id = 'acme' AND seq = 2";
+    let unreadable = "UPDATE audit_log SET action = 'api_key.borrowed' WHERE account_id = 'acme' AND seq = 2";
+    let headless = "DELETE FROM audit_heads WHERE account_id = 'acme'";
     let gap = "DELETE FROM audit_log WHERE account_id = 'acme' AND seq = 2";
     let cut = "DELETE FROM audit_log WHERE account_id = 'acme' AND seq = 4";
     // Removes an entry and closes the gap.
@@ -211,6 +222,9 @@ async fn what_was_done_to_an_audit_log_is_found() {
                     WHERE account_id = 'acme' AND seq = 4";
     for (what, sql, words) in [
         ("an edit", edit, "entry 2 of account acme was changed"),
+        ("a member twice", twice, "entry 2 of account acme was changed"),
+        ("an unreadable action", unreadable, "entry 2 of account acme was changed"),
+        ("no head", headless, "the log of account acme ends at entry 4, not at 0"),
         ("a gap", gap, "entry 2 of account acme is missing"),
         ("a cut", cut, "the log of account acme ends at entry 3, not at 4"),
         ("a closed gap", closed, "entry 3 of account acme was changed"),

@@ -417,14 +417,12 @@ async fn envoy_is_answered_for_the_raw_path_and_the_real_method() {
         // Dots that name the route of another dialect stay a path of this one.
         let reply = app.get("/authz/ext-authz/-/../../forward-auth").bearer(&retrieve).await;
         assert_eq!(outcome(&reply), denied(403, "route_not_allowed"));
-        for path in [
-            "/authz/ext-authz/-",
-            "/authz/ext-authz//x",
-            "/authz/ext-authz/",
-            "/authz/ext-authz",
-            "/authz/",
-            "/authz/other",
-        ] {
+        // Without requirements nobody is let through, and a stranger does not learn why.
+        for path in ["/authz/ext-authz/-", "/authz/ext-authz//x", "/authz/ext-authz/", "/authz/ext-authz"] {
+            assert_eq!(outcome(&app.get(path).bearer(&free).await), denied(403, "invalid_requirement"), "{path}");
+            assert_eq!(outcome(&app.get(path).await), denied(401, "missing_credentials"), "{path}");
+        }
+        for path in ["/authz/", "/authz/other", "/authz/ext-authzx/-/a"] {
             assert_eq!(outcome(&app.get(path).bearer(&free).await), denied(404, "not_found"), "{path}");
         }
     })

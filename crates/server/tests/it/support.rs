@@ -195,24 +195,9 @@ impl App {
         let id = state.random.with(|rng| KeyId::new(now, rng));
         let account_id: AccountId = account.parse().expect("an account id");
         let mut key = ApiKey {
-            id,
-            account_id: account_id.clone(),
-            application_id: None,
             name: "Example".to_owned(),
-            family,
-            mode,
-            prefix: text.shown_prefix(),
-            last4: text.last4(),
             grants: Grants { scopes: vec![Scope::COMMERCE], ..Grants::default() },
-            metadata: None,
-            created_at: now,
-            created_by: None,
-            last_used_at: None,
-            suspended_at: None,
-            revoked_at: None,
-            revoked_reason: None,
-            rotated_from: None,
-            rotated_to: None,
+            ..ApiKey::new(id, account_id.clone(), text, (family, mode), now)
         };
         edit(&mut key);
         let digest = text.digest();

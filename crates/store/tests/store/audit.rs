@@ -18,6 +18,7 @@ async fn append(store: &Store, draft: Draft) -> Result<Entry, Error> {
 fn verify(db: &mut Reader<'_>, only: Option<&AccountId>) -> Result<Result<Vec<(AccountId, Head)>, ChainError>, Error> {
     let mut heads: Vec<(AccountId, Head)> = Vec::new();
     let outcome = db.for_each_audit_entry(only, |entry| {
+        let entry = entry.unwrap();
         let account = &entry.draft.account_id;
         if heads.last().is_none_or(|(last, _)| last != account) {
             heads.push((account.clone(), Head::GENESIS));

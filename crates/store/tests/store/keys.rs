@@ -1,10 +1,11 @@
 use std::sync::Arc;
 
+use tollkey_core::Usage;
 use tollkey_core::{
     ApiKey, Changed, Family, Grants, IpList, Mode, OperatingModel, RateLimit, Scope, Seq, api_key::Transition,
     feature::Feature, metadata::Metadata,
 };
-use tollkey_store::{Error, KeyCursor, UniqueViolation, Usage};
+use tollkey_store::{Error, KeyCursor, UniqueViolation};
 
 use crate::{Actions as _, acme, application, application_key, at, digest, each, id, key, other};
 

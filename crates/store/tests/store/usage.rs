@@ -1,5 +1,6 @@
+use tollkey_core::Usage;
 use tollkey_core::{Denial, Seq};
-use tollkey_store::{DayUsage, Usage};
+use tollkey_store::DayUsage;
 
 use crate::{Actions as _, acme, at, each, id, key};
 

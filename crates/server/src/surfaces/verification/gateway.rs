@@ -34,9 +34,11 @@ impl Requirement {
         let mut requirement = Self::default();
         for (name, value) in pairs {
             match name {
+                // Said without the value: an operator may have passed on what a client sent.
                 "scope" => {
-                    requirement.scopes = requirement.scopes.union(state.catalogue.needed([value])?);
-                    requirement.names.push(state.catalogue.parse(value)?);
+                    let scope = state.catalogue.parse(value).map_err(|_| Invalid::new("it names an unknown scope"))?;
+                    requirement.scopes = requirement.scopes.union(state.catalogue.needed([scope.as_str()])?);
+                    requirement.names.push(scope);
                 }
                 "mode" if requirement.mode.is_none() => {
                     requirement.mode =
@@ -215,17 +217,12 @@ pub async fn auth_request(request: HttpRequest, state: web::Data<State>) -> Answ
 )]
 pub async fn ext_authz(request: HttpRequest, state: web::Data<State>) -> Answer {
     // On the raw path: the router has already decoded what it matched.
-    let raw = request.uri().path();
-    let rest = raw.strip_prefix(GATEWAY_PREFIX).and_then(|rest| rest.strip_prefix("ext-authz/"));
-    let Some((segment, slash)) = rest.and_then(|rest| Some((rest, rest.find('/')?))) else {
-        return Err(Problem::not_found().into());
+    let raw = request.uri().path().strip_prefix(GATEWAY_PREFIX).and_then(|rest| rest.strip_prefix("ext-authz/"));
+    let (requirement, uri) = match raw.and_then(|rest| Some(rest.split_at(rest.find('/')?))) {
+        Some((segment, uri)) => (Requirement::from_segment(&state, segment), Some(uri)),
+        None => (Err(Invalid::new("path_prefix must end in the requirements, or in -")), None),
     };
-    let asked = Asked {
-        method: Some(request.method().as_str()),
-        uri: Some(&segment[slash..]),
-        requirement: Requirement::from_segment(&state, &segment[..slash]),
-    };
-    answer(&request, &state, asked).await
+    answer(&request, &state, Asked { method: Some(request.method().as_str()), uri, requirement }).await
 }
 
 /// Mounts a handler for every method under one path, with its description. Actix's route macros need the methods
@@ -261,5 +258,5 @@ any_method!(
 );
 any_method!(
     /// `ANY /authz/ext-authz/{requirements}/{tail}`
-    ExtAuthz, "/authz/ext-authz/{requirements}/{tail:.*}", ext_authz, __path_ext_authz
+    ExtAuthz, "/authz/ext-authz{tail:(/.*)?}", ext_authz, __path_ext_authz
 );
