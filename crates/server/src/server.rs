@@ -92,7 +92,6 @@ pub async fn assemble(
     let id = random.with(|rng| VerifierId::new(rng));
     let limits = tollkey_verifier::Settings { max_entries: settings.remembered_keys, ..Default::default() };
     let verifier = Verifier::new(id, source, Arc::clone(&clock), limits).await.context("the store cannot be asked")?;
-    tracing::info!(verifier = %id, "other replicas know this process by this id");
     let policy = Policy {
         trusted_proxies: settings.trusted_proxies.as_ref().map_or_else(Vec::new, |list| list.networks().to_vec()),
         merchant_header: settings.merchant_header.parse().context("the merchant header is no header name")?,
@@ -123,6 +122,7 @@ pub async fn open(settings: &Settings, clock: Arc<dyn Clock>, random: Random) ->
         tracing::warn!(%error, "management requests are refused until the issuer's keys can be fetched");
     }
     let state = assemble(settings, clock, random, tokens, development.is_some()).await?;
+    tracing::info!(verifier = %state.verifier.id(), "other replicas know this process by this id");
     Ok(Opened { state, development })
 }
 

@@ -7,7 +7,6 @@
 
 mod declared;
 mod rules;
-mod secret;
 mod setting;
 mod sources;
 
@@ -18,13 +17,13 @@ use std::{
     thread,
 };
 
+pub use tollkey_api::Secret;
 use tollkey_core::{Catalogue, Invalid, IpList};
 
 use self::declared::*;
 use self::sources::{Sources, invalid};
 pub use self::{
     declared::{CONFIG, SETTINGS},
-    secret::Secret,
     setting::{Form, Setting},
     sources::{ConfigError, Options, Source},
 };
