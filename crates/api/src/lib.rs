@@ -5,8 +5,10 @@
 //! OpenAPI document.
 #![forbid(unsafe_code)]
 
+pub mod account;
 pub mod applications;
 pub mod audit;
+pub mod commerce;
 mod metadata;
 pub mod operator;
 pub mod patch;

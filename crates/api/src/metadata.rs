@@ -8,6 +8,8 @@ use serde::{
 };
 use serde_json::{Map, Number, Value};
 
+use crate::Patch;
+
 /// Reads an object, or null. For `#[serde(deserialize_with = "…")]`.
 ///
 /// # Errors
@@ -18,6 +20,14 @@ pub(crate) fn object<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Optio
         Some(Strict(Value::Object(object))) => Ok(Some(object)),
         Some(_) => Err(de::Error::custom("must be an object")),
     }
+}
+
+/// Reads a merge patch of an object. For `#[serde(default, deserialize_with = "…")]`.
+///
+/// # Errors
+/// As for [`object`].
+pub(crate) fn patch<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Patch<Map<String, Value>>, D::Error> {
+    Ok(object(deserializer)?.map_or(Patch::Null, Patch::Value))
 }
 
 /// A value whose objects have no member twice; serde_json would keep the last one.

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// A member of a merge patch. Declare it with `#[serde(default, skip_serializing_if = "Patch::is_absent")]`.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Patch<T> {
     /// Not in the body: leave it as it is.
     #[default]

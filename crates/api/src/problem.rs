@@ -45,12 +45,17 @@ pub struct FieldError {
     pub detail: String,
 }
 
+impl From<&core::FieldError> for FieldError {
+    fn from(error: &core::FieldError) -> Self {
+        Self { pointer: error.pointer.clone(), detail: error.detail.clone() }
+    }
+}
+
 impl Problem {
     /// The problem as this request's answer.
     #[must_use]
     pub fn new(problem: &core::Problem, request_id: &str) -> Self {
         let (code, status, title) = problem.code.row();
-        let errors = problem.errors.iter();
         Self {
             r#type: problem.code.type_uri(),
             title: title.to_owned(),
@@ -58,9 +63,7 @@ impl Problem {
             detail: problem.detail.clone(),
             code: code.to_owned(),
             request_id: request_id.to_owned(),
-            errors: errors
-                .map(|error| FieldError { pointer: error.pointer.clone(), detail: error.detail.clone() })
-                .collect(),
+            errors: problem.errors.iter().map(FieldError::from).collect(),
         }
     }
 }

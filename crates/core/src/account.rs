@@ -2,7 +2,7 @@
 
 use std::{fmt, str::FromStr, sync::Arc};
 
-use crate::{Invalid, feature::Feature, text::is_reference};
+use crate::{Grants, Invalid, Problem, ProblemCode, feature::Feature, text::is_reference};
 
 /// The id of an account, given by the issuer of management tokens: `[A-Za-z0-9._:@-]{1,128}`.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -95,6 +95,31 @@ impl OperatingModel {
             Self::PrimaryMerchant | Self::Platform => &[],
             Self::Ecosystem => &Feature::ALL,
             Self::ManagedEcosystem => &[Feature::PaymentDataForward, Feature::CardholderDataForward],
+        }
+    }
+
+    /// Whether a key with these grants can be made in such an account.
+    ///
+    /// # Errors
+    /// `scoped_keys_unavailable` for a scoped key where there are none, `feature_unavailable` for a feature the model
+    /// does not have.
+    pub fn check(self, grants: &Grants) -> Result<(), Problem> {
+        if !grants.is_scoped() {
+            return Ok(());
+        }
+        let available = self.features();
+        if available.is_empty() {
+            return Err(Problem::new(
+                ProblemCode::ScopedKeysUnavailable,
+                format!("Accounts with the operating model {self} have no scoped keys."),
+            ));
+        }
+        match grants.features.iter().flatten().find(|feature| !available.contains(feature)) {
+            None => Ok(()),
+            Some(feature) => Err(Problem::new(
+                ProblemCode::FeatureUnavailable,
+                format!("The feature {} is not available with the operating model {self}.", feature.as_str()),
+            )),
         }
     }
 }

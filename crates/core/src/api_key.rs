@@ -1,9 +1,9 @@
 //! An API key as it is kept: everything but its text.
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 
 use crate::{
-    AccountId, ApplicationId, Family, IpList, KeyId, KeyText, Mode, RateLimit, Scope, feature::Feature,
+    AccountId, ApplicationId, Family, Invalid, IpList, KeyId, KeyText, Mode, RateLimit, Scope, feature::Feature,
     metadata::Metadata,
 };
 
@@ -49,6 +49,8 @@ pub struct ApiKey {
     pub rotated_from: Option<KeyId>,
     /// The key that succeeds this one.
     pub rotated_to: Option<KeyId>,
+    /// When it got its successor.
+    pub rotated_at: Option<Timestamp>,
 }
 
 /// What a key may do, and until when. Each `None` is the absence of a restriction.
@@ -73,6 +75,17 @@ impl Grants {
     #[must_use]
     pub fn is_scoped(&self) -> bool {
         self.merchants.is_some() || self.features.is_some()
+    }
+
+    /// Reads when a key shall end.
+    ///
+    /// # Errors
+    /// [`Invalid`] unless that lies in the future.
+    pub fn parse_end(end: Option<Timestamp>, now: Timestamp) -> Result<Option<Timestamp>, Invalid> {
+        match end {
+            Some(end) if end <= now => Err(Invalid::new("must be in the future")),
+            end => Ok(end),
+        }
     }
 }
 
@@ -114,10 +127,22 @@ pub enum Transition {
     AlreadySo,
 }
 
-/// The key is revoked, and revocation is final.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the key is revoked")]
-pub struct IsRevoked;
+/// Why a key cannot be changed as somebody wants.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, thiserror::Error)]
+pub enum Unchangeable {
+    /// Revocation is final.
+    #[error("The key is revoked.")]
+    Revoked,
+    /// It has ended.
+    #[error("The key has expired.")]
+    Expired,
+    /// It is suspended; resume it first.
+    #[error("The key is suspended.")]
+    Suspended,
+    /// It has a successor; rotate that one.
+    #[error("The key was rotated before; its successor can be rotated.")]
+    AlreadyRotated,
+}
 
 impl ApiKey {
     /// A key whose text was made just now. Nothing restricts it yet, and it has no name: what is wanted of it is
@@ -144,6 +169,7 @@ impl ApiKey {
             revoked_reason: None,
             rotated_from: None,
             rotated_to: None,
+            rotated_at: None,
         }
     }
 
@@ -152,7 +178,8 @@ impl ApiKey {
     pub fn status(&self, now: Timestamp) -> Status {
         if self.revoked_at.is_some() {
             Status::Revoked
-        } else if self.grants.expires_at.is_some_and(|end| end <= now) {
+        } else if self.grants.expires_at.is_some_and(|end| end <= now || self.rotated_at.is_some_and(|at| end <= at)) {
+            // A key that ended with its rotation is over whatever a replica's clock says.
             Status::Expired
         } else if self.suspended_at.is_some() {
             Status::Suspended
@@ -174,10 +201,10 @@ impl ApiKey {
     /// Stops the key until it is resumed.
     ///
     /// # Errors
-    /// [`IsRevoked`].
-    pub fn suspend(&mut self, now: Timestamp) -> Result<Transition, IsRevoked> {
+    /// [`Unchangeable::Revoked`].
+    pub fn suspend(&mut self, now: Timestamp) -> Result<Transition, Unchangeable> {
         if self.revoked_at.is_some() {
-            return Err(IsRevoked);
+            return Err(Unchangeable::Revoked);
         }
         if self.suspended_at.is_some() {
             return Ok(Transition::AlreadySo);
@@ -189,14 +216,82 @@ impl ApiKey {
     /// Lets a suspended key work again.
     ///
     /// # Errors
-    /// [`IsRevoked`].
-    pub fn resume(&mut self) -> Result<Transition, IsRevoked> {
+    /// [`Unchangeable::Revoked`].
+    pub fn resume(&mut self) -> Result<Transition, Unchangeable> {
         if self.revoked_at.is_some() {
-            return Err(IsRevoked);
+            return Err(Unchangeable::Revoked);
         }
         Ok(match self.suspended_at.take() {
             Some(_) => Transition::Changed,
             None => Transition::AlreadySo,
         })
+    }
+
+    /// Whether what the key may do can still be changed.
+    ///
+    /// # Errors
+    /// [`Unchangeable::Revoked`], [`Unchangeable::Expired`].
+    pub fn changeable(&self, now: Timestamp) -> Result<(), Unchangeable> {
+        match self.status(now) {
+            Status::Revoked => Err(Unchangeable::Revoked),
+            Status::Expired => Err(Unchangeable::Expired),
+            Status::Suspended | Status::Active => Ok(()),
+        }
+    }
+
+    /// Gives the key a successor with the same grants and the same end, and lets the key itself end after the
+    /// overlap, unless it ends sooner anyway. Each names the other.
+    ///
+    /// # Errors
+    /// [`Unchangeable`] unless the key is active and has no successor yet.
+    pub fn rotate(
+        &mut self,
+        id: KeyId,
+        text: &KeyText,
+        overlap: Overlap,
+        now: Timestamp,
+    ) -> Result<Self, Unchangeable> {
+        self.changeable(now)?;
+        if self.suspended_at.is_some() {
+            return Err(Unchangeable::Suspended);
+        }
+        if self.rotated_to.is_some() {
+            return Err(Unchangeable::AlreadyRotated);
+        }
+        let successor = Self {
+            application_id: self.application_id,
+            name: self.name.clone(),
+            grants: self.grants.clone(),
+            metadata: self.metadata.clone(),
+            created_by: self.created_by,
+            rotated_from: Some(self.id),
+            ..Self::new(id, self.account_id.clone(), text, (self.family, self.mode), now)
+        };
+        let end = now.saturating_add(overlap.0).unwrap_or(Timestamp::MAX);
+        self.grants.expires_at = Some(self.grants.expires_at.map_or(end, |own| own.min(end)));
+        self.rotated_to = Some(id);
+        self.rotated_at = Some(now);
+        Ok(successor)
+    }
+}
+
+/// For how long a rotated key goes on working beside its successor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Overlap(SignedDuration);
+
+impl Overlap {
+    /// The longest: a week.
+    pub const MAX_SECONDS: i64 = 604_800;
+
+    /// Reads a number of seconds.
+    ///
+    /// # Errors
+    /// [`Invalid`] unless 0 to [`Overlap::MAX_SECONDS`].
+    pub fn parse(seconds: i64) -> Result<Self, Invalid> {
+        if (0..=Self::MAX_SECONDS).contains(&seconds) {
+            Ok(Self(SignedDuration::from_secs(seconds)))
+        } else {
+            Err(Invalid::new(format!("must be 0 to {}", Self::MAX_SECONDS)))
+        }
     }
 }

@@ -73,6 +73,24 @@ impl Feature {
             .ok_or_else(|| Invalid::new(format!("must be one of {}", Self::ALL.map(Self::as_str).join(", "))))
     }
 
+    /// Reads the features of a scoped key in the order given, a repeated one once.
+    ///
+    /// # Errors
+    /// [`Invalid`] for an unknown name and for an empty list.
+    pub fn parse_list<'a>(names: impl IntoIterator<Item = &'a str>) -> Result<Vec<Self>, Invalid> {
+        let mut features = Vec::new();
+        for name in names {
+            let feature = Self::parse(name)?;
+            if !features.contains(&feature) {
+                features.push(feature);
+            }
+        }
+        if features.is_empty() {
+            return Err(Invalid::new("must not be empty; leave it out to have no such restriction"));
+        }
+        Ok(features)
+    }
+
     /// Whether this feature covers the request.
     #[must_use]
     pub fn allows(self, method: &str, path: RequestPath<'_>) -> bool {

@@ -21,7 +21,9 @@ impl Entity for ApiKey {
 }
 impl Entity for Application {}
 impl Entity for ServiceKey {}
-impl Entity for audit::Entry {}
+impl Entity for audit::Entry {
+    const PREFIX: Option<&'static str> = Some("aud_");
+}
 
 /// The id of an API key. Prints hyphenated; [`Id::crockford`] gives the other form; both parse.
 pub type KeyId = Id<ApiKey>;

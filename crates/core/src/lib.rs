@@ -12,6 +12,7 @@
 //! | [`application`], [`account`], [`service_key`] | what keys belong to, and what resource servers present |
 //! | [`scope`], [`feature`], [`route`], [`network`], [`rate_limit`] | what a key can be restricted to |
 //! | [`access`] | the one decision: may this key do that, now? |
+//! | [`ceiling`] | nobody makes a key beyond what they hold |
 //! | [`audit`] | entries and the hash chain over them |
 //! | [`change`], [`usage`] | what verifiers and the store tell each other: what changed, what was used |
 //! | [`problem`] | everything that can go wrong, in words and as a status |
@@ -22,6 +23,7 @@ pub mod account;
 pub mod api_key;
 pub mod application;
 pub mod audit;
+pub mod ceiling;
 pub mod change;
 pub mod feature;
 pub mod id;

@@ -30,6 +30,19 @@ impl Metadata {
         Ok(metadata)
     }
 
+    /// This after a JSON merge patch (RFC 7396): members that are null go, objects are merged, others replaced.
+    ///
+    /// # Errors
+    /// [`Invalid`] as for [`Metadata::new`].
+    pub fn merged(&self, patch: Map<String, Value>) -> Result<Self, Invalid> {
+        let mut merged = Value::Object(self.0.clone());
+        json_patch::merge(&mut merged, &Value::Object(patch));
+        match merged {
+            Value::Object(object) => Self::new(object),
+            _ => Err(Invalid::new("must be an object")),
+        }
+    }
+
     /// The object.
     #[must_use]
     pub fn object(&self) -> &Map<String, Value> {

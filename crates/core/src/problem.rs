@@ -4,7 +4,7 @@
 
 use std::fmt;
 
-use crate::{Denial, Scope};
+use crate::{Denial, Scope, api_key::Unchangeable};
 
 /// One sort of problem. Its code is stable and snake_case; title and status follow from it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -27,6 +27,12 @@ pub enum ProblemCode {
     InvalidApiKey,
     /// A valid credential of the wrong kind, or without the right.
     Forbidden,
+    /// The account's operating model has no scoped keys (hellgate).
+    ScopedKeysUnavailable,
+    /// The account's operating model does not have that feature (hellgate).
+    FeatureUnavailable,
+    /// The account holds as many usable keys as it can.
+    KeyLimitReached,
     /// A gateway requirement that nobody can read. The operator's mistake; it denies.
     InvalidRequirement,
     /// A key is denied; see [`Denial`]. Never holds the first two or `RateLimited`.
@@ -41,6 +47,14 @@ pub enum ProblemCode {
     RequestTimeout,
     /// An application of that name is there already.
     ApplicationNameTaken,
+    /// The key does not stand where this change needs it to.
+    KeyUnchangeable(Unchangeable),
+    /// A request with the same Idempotency-Key is still being worked on.
+    IdempotencyInProgress,
+    /// The first answer to this Idempotency-Key was kept, and can be opened no more.
+    IdempotencyReplayUnavailable,
+    /// The same Idempotency-Key came with another body before.
+    IdempotencyMismatch,
     /// The body is larger than accepted.
     PayloadTooLarge,
     /// The body is not `application/json`, or not `application/x-www-form-urlencoded` where that is needed.
@@ -67,6 +81,9 @@ impl ProblemCode {
             Self::InvalidToken => ("invalid_token", 401, "The management token is not valid"),
             Self::InvalidApiKey => ("invalid_api_key", 401, "The API key is not valid"),
             Self::Forbidden => ("forbidden", 403, "Not allowed"),
+            Self::ScopedKeysUnavailable => ("scoped_keys_unavailable", 403, "Scoped keys are not available"),
+            Self::FeatureUnavailable => ("feature_unavailable", 403, "The feature is not available"),
+            Self::KeyLimitReached => ("key_limit_reached", 403, "Maximum number of API keys reached"),
             Self::InvalidRequirement => ("invalid_requirement", 403, "The gateway's requirement cannot be read"),
             Self::Denied(denial) => (denial.code(), 403, denial.title()),
             Self::RateLimited => ("rate_limited", 429, "Too many requests"),
@@ -74,6 +91,17 @@ impl ProblemCode {
             Self::MethodNotAllowed => ("method_not_allowed", 405, "Method not allowed"),
             Self::RequestTimeout => ("request_timeout", 408, "The request took too long"),
             Self::ApplicationNameTaken => ("application_name_taken", 409, "The application name is taken"),
+            Self::KeyUnchangeable(why) => match why {
+                Unchangeable::Revoked => ("key_revoked", 409, "The key is revoked"),
+                Unchangeable::Expired => ("key_expired", 409, "The key has expired"),
+                Unchangeable::Suspended => ("key_suspended", 409, "The key is suspended"),
+                Unchangeable::AlreadyRotated => ("key_already_rotated", 409, "The key was rotated before"),
+            },
+            Self::IdempotencyInProgress => ("idempotency_in_progress", 409, "The first request is still running"),
+            Self::IdempotencyReplayUnavailable => {
+                ("idempotency_replay_unavailable", 409, "The first answer cannot be given again")
+            }
+            Self::IdempotencyMismatch => ("idempotency_mismatch", 422, "The Idempotency-Key was used before"),
             Self::PayloadTooLarge => ("payload_too_large", 413, "The body is too large"),
             Self::UnsupportedMediaType => ("unsupported_media_type", 415, "Unsupported media type"),
             Self::InternalError => ("internal_error", 500, "Something went wrong on our side"),
@@ -195,6 +223,12 @@ impl Problem {
     }
 }
 
+impl From<Unchangeable> for Problem {
+    fn from(why: Unchangeable) -> Self {
+        Self::new(ProblemCode::KeyUnchangeable(why), why.to_string())
+    }
+}
+
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {}", self.code.as_str(), self.detail)
@@ -252,6 +286,12 @@ impl Checks {
     /// The value, or `None` with its error kept under that pointer.
     pub fn member<T>(&mut self, pointer: &str, value: Result<T, Invalid>) -> Option<T> {
         value.map_err(|rule| self.0.push(FieldError { pointer: pointer.to_owned(), detail: rule.0 })).ok()
+    }
+
+    /// Whether nothing was wrong so far.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
     }
 
     /// The validation problem of everything collected.

@@ -48,4 +48,11 @@ impl RateLimit {
     pub fn window(self) -> Duration {
         Duration::from_secs(self.window_seconds.get().into())
     }
+
+    /// Whether this allows nothing that the other does not: neither more uses at once nor more in the long run.
+    #[must_use]
+    pub fn is_within(self, other: Self) -> bool {
+        let rate = |limit: Self, window: Self| u64::from(limit.limit.get()) * u64::from(window.window_seconds.get());
+        self.limit <= other.limit && rate(self, other) <= rate(other, self)
+    }
 }

@@ -47,3 +47,29 @@ pub fn is_reference(text: &str) -> bool {
     (1..=128).contains(&text.len())
         && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b':' | b'@' | b'-'))
 }
+
+/// The most references in one list.
+pub const MAX_REFERENCES: usize = 100;
+
+/// Reads a list of references (the merchants of a scoped key) in the order given, a repeated one once.
+///
+/// # Errors
+/// [`Invalid`] for an empty list, one of more than [`MAX_REFERENCES`], and for what is no reference.
+pub fn references<'a>(texts: impl IntoIterator<Item = &'a str>) -> Result<Vec<String>, Invalid> {
+    let mut references: Vec<String> = Vec::new();
+    for text in texts {
+        if !is_reference(text) {
+            return Err(Invalid::new("each must be 1 to 128 characters out of A-Z a-z 0-9 . _ : @ -"));
+        }
+        if !references.iter().any(|known| known == text) {
+            references.push(text.to_owned());
+        }
+        if references.len() > MAX_REFERENCES {
+            return Err(Invalid::new(format!("must have at most {MAX_REFERENCES} items")));
+        }
+    }
+    if references.is_empty() {
+        return Err(Invalid::new("must not be empty; leave it out to have no such restriction"));
+    }
+    Ok(references)
+}

@@ -83,6 +83,22 @@ impl Body {
         read_json(self.typed(&[JSON])?)
     }
 
+    /// The body as a JSON object; none at all counts as `{}`.
+    ///
+    /// # Errors
+    /// As for [`Body::json`].
+    pub fn json_or_nothing<T: DeserializeOwned>(&self) -> Result<T, Problem> {
+        if self.bytes()?.is_empty() { read_json(b"{}") } else { self.json() }
+    }
+
+    /// The body as it came.
+    ///
+    /// # Errors
+    /// 408, 413, 415.
+    pub fn bytes(&self) -> Result<&Bytes, Problem> {
+        self.bytes.as_ref().map_err(Clone::clone)
+    }
+
     /// The body as a JSON merge patch, which may also call itself JSON.
     ///
     /// # Errors
@@ -101,7 +117,7 @@ impl Body {
     }
 
     fn typed(&self, expected: &[&str]) -> Result<&Bytes, Problem> {
-        let bytes = self.bytes.as_ref().map_err(Clone::clone)?;
+        let bytes = self.bytes()?;
         if !expected.contains(&self.content_type.as_str()) {
             let expected = expected.join(" or ");
             return Err(Problem::new(ProblemCode::UnsupportedMediaType, format!("The body must be {expected}.")));

@@ -6,7 +6,7 @@
 use std::{sync::Arc, time::Instant};
 
 use actix_web::{
-    Error, HttpMessage as _, HttpResponse, ResponseError,
+    Error, HttpMessage as _, HttpResponse, HttpResponseBuilder, ResponseError,
     body::{EitherBody, MessageBody},
     dev::{ServiceRequest, ServiceResponse},
     http::{
@@ -16,13 +16,24 @@ use actix_web::{
     middleware::Next,
     web,
 };
-use tollkey_api::problem as wire;
+use tollkey_api::{
+    account::{ErrorBody, ErrorEnvelope, Meta},
+    problem as wire,
+};
 use tollkey_core::{Problem, ProblemCode, Scope};
 use ulid::Ulid;
 
-use crate::{caller::RequestId, state::State, telemetry};
+use crate::{
+    caller::{Allowance, RequestId},
+    state::State,
+    surfaces::account::is_account_path,
+    telemetry,
+};
 
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+// draft-ietf-httpapi-ratelimit-headers-11.
+const RATE_LIMIT: HeaderName = HeaderName::from_static("ratelimit");
+const RATE_LIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
 /// Where the gateway routes live; they answer any method themselves and send no header but their own.
 pub const GATEWAY_PREFIX: &str = "/api/v1/authz/";
 
@@ -68,14 +79,26 @@ pub async fn edge<B: MessageBody + 'static>(
     if method == Method::HEAD && !gateway {
         request.head_mut().method = Method::GET;
     }
-    let id = inbound_request_id(&request).unwrap_or_else(|| new_request_id(&state));
+    // As the router sees it, so that an escape in the path does not change whose it is.
+    let account = is_account_path(request.match_info().as_str());
+    let id = inbound_request_id(&request, account).unwrap_or_else(|| new_request_id(&state));
     request.extensions_mut().insert(RequestId(Arc::clone(&id)));
 
     // Routing and handlers answer with a response even where they fail; an error here is actix's own affair.
     let (http_request, response) = next.call(request).await?.into_parts();
     let problem = response.error().map(problem_of).or_else(|| unsaid(&response));
     let mut response = match problem {
-        Some(problem) => problem_response(&problem, &id).map_into_right_body(),
+        Some(problem) => {
+            let mut response = problem_response(&problem);
+            let whole = if account {
+                let meta = Meta { request_id: id.to_string(), timestamp: state.clock.now().into() };
+                response.json(ErrorEnvelope { data: (), error: ErrorBody::new(&problem), meta })
+            } else {
+                let body = serde_json::to_string(&wire::Problem::new(&problem, &id)).unwrap_or_default();
+                response.content_type(wire::MEDIA_TYPE).body(body)
+            };
+            whole.map_into_right_body()
+        }
         None => response.map_into_left_body(),
     };
 
@@ -87,8 +110,17 @@ pub async fn edge<B: MessageBody + 'static>(
     // A gateway may copy every header it gets into the request or the answer it passes on.
     if !gateway {
         headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-        if http_request.path().starts_with("/api/") || status.is_client_error() || status.is_server_error() {
+        if account || http_request.path().starts_with("/api/") || status.is_client_error() || status.is_server_error() {
             headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        }
+    }
+
+    // A gateway's caller is told what is left only when that is nothing.
+    if (!gateway || status == StatusCode::TOO_MANY_REQUESTS)
+        && let Some(allowance) = http_request.extensions().get::<Allowance>()
+    {
+        for (name, value) in rate_limit_fields(allowance) {
+            headers.insert(name, value);
         }
     }
 
@@ -104,15 +136,31 @@ pub async fn edge<B: MessageBody + 'static>(
     Ok(ServiceResponse::new(http_request, response))
 }
 
+/// What is left of the calling key's rate limit. After a refusal, `t` is when a use is possible again, which is what
+/// `Retry-After` says too.
+fn rate_limit_fields(Allowance { rate, retry_after_seconds }: &Allowance) -> Vec<(HeaderName, HeaderValue)> {
+    let (quota, window, left) = (rate.limit, rate.window_seconds, rate.remaining);
+    let reset = retry_after_seconds.unwrap_or(rate.reset_seconds);
+    let fields = [
+        (RATE_LIMIT_POLICY, format!("\"key\";q={quota};w={window}")),
+        (RATE_LIMIT, format!("\"key\";r={left};t={reset}")),
+    ];
+    fields.into_iter().filter_map(|(name, value)| Some((name, HeaderValue::try_from(value).ok()?))).collect()
+}
+
 /// An inbound id is kept when it is well-formed, 1 to 128 characters out of `A-Z a-z 0-9 . _ : -`, and looks like no
-/// credential.
-fn inbound_request_id(request: &ServiceRequest) -> Option<Arc<str>> {
+/// credential. The account surface has ids of one form, `req_` and a ULID, and keeps no other.
+fn inbound_request_id(request: &ServiceRequest, account: bool) -> Option<Arc<str>> {
     let mut values = request.headers().get_all(X_REQUEST_ID);
     let (Some(value), None) = (values.next(), values.next()) else { return None };
     let well_formed = |b: &u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b':' | b'-');
     let text = value.to_str().ok()?;
     // It is logged and kept in the audit log: a credential that somebody put there by mistake must not be.
     let like_a_credential = ["_live_", "_test_", "tks_", "eyJ"].iter().any(|part| text.contains(part));
+    if account {
+        let ulid = text.strip_prefix("req_").filter(|ulid| matches!(ulid.as_bytes().first(), Some(b'0'..=b'7')));
+        return ulid.is_some_and(|ulid| Ulid::from_string(ulid).is_ok()).then(|| Arc::from(text));
+    }
     let kept = (1..=128).contains(&text.len()) && text.as_bytes().iter().all(well_formed) && !like_a_credential;
     kept.then(|| Arc::from(text))
 }
@@ -151,8 +199,8 @@ fn unsaid<B>(response: &HttpResponse<B>) -> Option<Problem> {
     silent.then(|| Problem::new(ProblemCode::NotFound, "There is nothing at this path."))
 }
 
-/// A problem as `application/problem+json`, with the headers that belong to it.
-fn problem_response(problem: &Problem, request_id: &str) -> HttpResponse {
+/// The head of a problem, with the headers that belong to it. Its body is the surface's.
+fn problem_response(problem: &Problem) -> HttpResponseBuilder {
     let status = StatusCode::from_u16(problem.code.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let mut response = HttpResponse::build(status);
     if let Some(challenge) = challenge(problem) {
@@ -164,8 +212,7 @@ fn problem_response(problem: &Problem, request_id: &str) -> HttpResponse {
     if !problem.allowed_methods.is_empty() {
         response.insert_header((header::ALLOW, problem.allowed_methods.join(", ")));
     }
-    response.content_type(wire::MEDIA_TYPE);
-    response.body(serde_json::to_string(&wire::Problem::new(problem, request_id)).unwrap_or_default())
+    response
 }
 
 /// The challenge of RFC 6750, section 3.

@@ -6,7 +6,10 @@
 use std::sync::LazyLock;
 
 use actix_web::{App, http::Method};
-use tollkey_api::problem::{MEDIA_TYPE, Problem};
+use tollkey_api::{
+    account::ErrorEnvelope,
+    problem::{MEDIA_TYPE, Problem},
+};
 use utoipa::{
     PartialSchema as _, ToSchema as _,
     openapi::{
@@ -35,6 +38,12 @@ pub fn document() -> OpenApi {
     api.tags = Some(
         [
             ("applications", "Applications and the keys that belong to them."),
+            ("commerce keys", "Keys for commerce operations, scoped keys among them: made, changed, suspended, rotated, revoked."),
+            (
+                "account keys",
+                "Secret and publishable keys of an account, managed by a secret key. Every answer is an envelope. The same \
+                 paths are there without `/api` too.",
+            ),
             ("verification", "May this key do that? For resource servers, and for keys about themselves."),
             ("gateways", "The same question in the dialects of nginx, Traefik, Caddy and Envoy."),
             ("audit log", "Who changed what."),
@@ -48,8 +57,12 @@ pub fn document() -> OpenApi {
     for (name, scheme) in security_schemes() {
         components.add_security_scheme(name, scheme);
     }
-    let mut schemas = vec![(Problem::name().into_owned(), Problem::schema())];
+    let mut schemas = vec![
+        (Problem::name().into_owned(), Problem::schema()),
+        (ErrorEnvelope::name().into_owned(), ErrorEnvelope::schema()),
+    ];
     Problem::schemas(&mut schemas);
+    ErrorEnvelope::schemas(&mut schemas);
     components.schemas.extend(schemas);
     for (path, item) in &mut api.paths.paths {
         for operation in operations_mut(item) {
@@ -119,20 +132,16 @@ fn complete(path: &str, operation: &mut Operation) {
     if tag == "health" {
         return;
     }
-    if matches!(tag.as_str(), "applications" | "audit log") {
-        let parameters = operation.parameters.get_or_insert_default();
-        if !parameters.iter().any(|parameter| matches!(parameter, RefOr::T(parameter) if parameter.name == "account")) {
-            parameters.push(
-                ParameterBuilder::new()
-                    .name("account")
-                    .parameter_in(ParameterIn::Query)
-                    .description(Some("For operators only: whose."))
-                    .schema(Some(ObjectBuilder::new().schema_type(Type::String)))
-                    .build()
-                    .into(),
-            );
-        }
+    if matches!(tag.as_str(), "applications" | "commerce keys" | "account keys" | "audit log") {
+        add_parameter(operation, "account", ParameterIn::Query, "For operators only: whose.");
     }
+    let creates = operation.responses.responses.contains_key("201");
+    if creates {
+        let words = "16 to 255 characters, the same for each attempt at one logical request: a second one gets the first \
+                     answer again, with `Idempotent-Replayed: true`. Kept for 24 hours.";
+        add_parameter(operation, "Idempotency-Key", ParameterIn::Header, words);
+    }
+    let problem = if tag == "account keys" { enveloped_problem } else { problem };
     let mut add = |status: &str, words: &str, headers: &[(&str, &str)]| {
         operation.responses.responses.entry(status.to_owned()).or_insert_with(|| problem(words, headers));
     };
@@ -140,6 +149,10 @@ fn complete(path: &str, operation: &mut Operation) {
         add("408", "`request_timeout`: the body did not arrive in time.", &[]);
         add("413", "`payload_too_large`: the body is over 64 KiB.", &[]);
         add("415", "`unsupported_media_type`.", &[]);
+    }
+    if creates {
+        add("409", "`idempotency_in_progress`: the first request with this Idempotency-Key is still running.", &[]);
+        add("422", "`idempotency_mismatch`: this Idempotency-Key came with another body before.", &[]);
     }
     add("400", "`validation_failed`, `malformed_json` or `multiple_credentials`.", &[]);
     add(
@@ -161,7 +174,15 @@ fn complete(path: &str, operation: &mut Operation) {
         &[],
     );
     if has("api_key") || has("secret_key") {
-        add("429", "`rate_limited`.", &[("Retry-After", "Seconds after which one use is possible.")]);
+        add(
+            "429",
+            "`rate_limited`.",
+            &[
+                ("Retry-After", "Seconds after which one use is possible."),
+                ("RateLimit", "What is left, as in draft-ietf-httpapi-ratelimit-headers-11."),
+                ("RateLimit-Policy", "The limit, likewise."),
+            ],
+        );
     }
     if path.contains('{') && tag != "gateways" {
         add("404", "`not_found`: there is no such thing in this account.", &[]);
@@ -174,9 +195,34 @@ fn requirement_names(requirement: &utoipa::openapi::SecurityRequirement) -> Vec<
     value.as_object().map(|names| names.keys().cloned().collect()).unwrap_or_default()
 }
 
+/// Adds a parameter that several operations share, unless the operation describes it itself.
+fn add_parameter(operation: &mut Operation, name: &str, place: ParameterIn, words: &str) {
+    let parameters = operation.parameters.get_or_insert_default();
+    if parameters.iter().any(|parameter| matches!(parameter, RefOr::T(parameter) if parameter.name == name)) {
+        return;
+    }
+    parameters.push(
+        ParameterBuilder::new()
+            .name(name)
+            .parameter_in(place)
+            .description(Some(words))
+            .schema(Some(ObjectBuilder::new().schema_type(Type::String)))
+            .build()
+            .into(),
+    );
+}
+
 fn problem(words: &str, headers: &[(&str, &str)]) -> RefOr<utoipa::openapi::Response> {
-    let content = ContentBuilder::new().schema(Some(Ref::from_schema_name(Problem::name()))).build();
-    let mut response = ResponseBuilder::new().description(words).content(MEDIA_TYPE, content);
+    refusal(&Problem::name(), MEDIA_TYPE, words, headers)
+}
+
+fn enveloped_problem(words: &str, headers: &[(&str, &str)]) -> RefOr<utoipa::openapi::Response> {
+    refusal(&ErrorEnvelope::name(), "application/json", words, headers)
+}
+
+fn refusal(schema: &str, media_type: &str, words: &str, headers: &[(&str, &str)]) -> RefOr<utoipa::openapi::Response> {
+    let content = ContentBuilder::new().schema(Some(Ref::from_schema_name(schema))).build();
+    let mut response = ResponseBuilder::new().description(words).content(media_type, content);
     for (name, words) in headers {
         let schema = ObjectBuilder::new().schema_type(Type::String).build();
         response = response.header(*name, HeaderBuilder::new().schema(Some(schema)).description(Some(*words)).build());

@@ -12,7 +12,7 @@ use std::{
 
 use actix_web::{
     App, HttpRequest, HttpResponse, HttpServer,
-    dev::{ResourceDef, ResourcePath as _, ServerHandle},
+    dev::{ResourceDef, ServerHandle},
     http::{Method, header},
     middleware::from_fn,
     web,
@@ -32,11 +32,12 @@ use utoipa_swagger_ui::{Config, SwaggerUi};
 
 use crate::{
     caller::jwt::TokenVerifier,
-    config::Settings,
-    dev_mode::DevMode,
+    config::{Secret, Settings, TokenSource},
+    dev_mode::{DevMode, new_secret},
     edge::{Answer, edge},
     openapi,
     random::Random,
+    service::idempotency::Sealer,
     source::StoreSource,
     state::{Policy, State},
     surfaces,
@@ -45,8 +46,8 @@ use crate::{
 
 /// How often usage is written down.
 const FLUSH_INTERVAL: Duration = Duration::from_secs(5);
-/// How often old usage is deleted.
-const PRUNE_INTERVAL: Duration = Duration::from_secs(6 * 3600);
+/// How often old usage and old kept answers are deleted.
+const PRUNE_INTERVAL: Duration = Duration::from_secs(3600);
 /// How long an idle connection is kept.
 const KEEP_ALIVE: Duration = Duration::from_secs(75);
 /// How long a client may take to send a request's head.
@@ -83,7 +84,7 @@ pub async fn assemble(
     clock: Arc<dyn Clock>,
     random: Random,
     tokens: TokenVerifier,
-    development: bool,
+    development: Option<&DevMode>,
 ) -> anyhow::Result<State> {
     let store = open_store(settings, Arc::clone(&clock))?;
     prepare_schema(settings, &store)?;
@@ -97,9 +98,23 @@ pub async fn assemble(
         merchant_header: settings.merchant_header.parse().context("the merchant header is no header name")?,
         route_base: settings.route_base.clone(),
         application_key_limit: settings.application_key_limit,
-        development,
+        account_key_limit: settings.account_key_limit,
+        development: development.is_some(),
     };
-    Ok(State { store, verifier, clock, random, tokens, catalogue, policy, draining: AtomicBool::new(false) })
+    // Without one, what this process keeps only this process can open.
+    let sealer = match sealing_secret(settings, development) {
+        Some(secret) => Sealer::new(secret.expose().as_bytes()),
+        None => Sealer::new(new_secret(&random).expose().as_bytes()),
+    };
+    Ok(State { store, verifier, clock, random, tokens, catalogue, sealer, policy, draining: AtomicBool::new(false) })
+}
+
+/// The secret behind kept answers: its own, or the one that signs management tokens, if this process has one.
+fn sealing_secret<'a>(settings: &'a Settings, development: Option<&'a DevMode>) -> Option<&'a Secret> {
+    match (&settings.sealing_secret, &settings.tokens.source) {
+        (Some(secret), _) | (None, TokenSource::Hs256(secret)) => Some(secret),
+        (None, _) => development.map(DevMode::secret),
+    }
 }
 
 /// What [`open`] gives.
@@ -121,7 +136,13 @@ pub async fn open(settings: &Settings, clock: Arc<dyn Clock>, random: Random) ->
     if let Err(error) = tokens.warm_up(clock.now()).await {
         tracing::warn!(%error, "management requests are refused until the issuer's keys can be fetched");
     }
-    let state = assemble(settings, clock, random, tokens, development.is_some()).await?;
+    if sealing_secret(settings, development.as_ref()).is_none() {
+        tracing::warn!(
+            "TOLLKEY_SEALING_SECRET is not set: an answer kept for an Idempotency-Key can be given again only by the \
+             process that gave it"
+        );
+    }
+    let state = assemble(settings, clock, random, tokens, development.as_ref()).await?;
     tracing::info!(verifier = %state.verifier.id(), "other replicas know this process by this id");
     Ok(Opened { state, development })
 }
@@ -169,7 +190,8 @@ pub fn start(settings: &Settings, state: State, metrics: Option<Metrics>) -> any
     let server = HttpServer::new(move || {
         let (app, _) =
             App::new().app_data(shared.clone()).into_utoipa_app().configure(surfaces::routes).split_for_parts();
-        app.route("/docs", web::get().to(docs))
+        app.configure(surfaces::account::under_v1)
+            .route("/docs", web::get().to(docs))
             .service(SwaggerUi::new("/docs/{_:.*}").config(Config::from("/openapi.json").validator_url("none")))
             .default_service(web::to(unmatched))
             .wrap(from_fn(edge))
@@ -294,6 +316,7 @@ async fn keep_usage(state: web::Data<State>, metrics: Option<Metrics>, stopping:
             () = tokio::time::sleep(FLUSH_INTERVAL) => false,
             _ = prune.tick() => {
                 state.prune_usage().await;
+                state.prune_kept_answers().await;
                 continue;
             }
             () = &mut end => true,
@@ -321,11 +344,9 @@ async fn docs() -> HttpResponse {
 async fn unmatched(request: HttpRequest) -> Answer {
     static PATHS: LazyLock<Vec<(ResourceDef, Method)>> =
         LazyLock::new(|| openapi::operations().map(|(path, method)| (ResourceDef::new(path), method)).collect());
-    let mut allowed: Vec<String> = PATHS
-        .iter()
-        .filter(|(path, _)| path.is_match(request.uri().path().path()))
-        .map(|(_, method)| method.to_string())
-        .collect();
+    let path = surfaces::account::under_api(request.uri().path());
+    let mut allowed: Vec<String> =
+        PATHS.iter().filter(|(template, _)| template.is_match(&path)).map(|(_, method)| method.to_string()).collect();
     if allowed.is_empty() {
         return Err(Problem::new(ProblemCode::NotFound, "There is nothing at this path.").into());
     }

@@ -14,7 +14,7 @@ use tollkey_core::{Catalogue, Clock, Denial, Need, Problem};
 use tollkey_store::{Reader, Store, Writer};
 use tollkey_verifier::{Verdict, Verifier, usage::BATCH};
 
-use crate::{caller::jwt::TokenVerifier, random::Random, source::StoreSource, telemetry};
+use crate::{caller::jwt::TokenVerifier, random::Random, service::idempotency::Sealer, source::StoreSource, telemetry};
 
 /// For how many days usage is kept: a year and a month, so that a month can be compared with the year before.
 const USAGE_KEPT_DAYS: i32 = 400;
@@ -33,6 +33,8 @@ pub struct State {
     pub tokens: TokenVerifier,
     /// The scopes there are.
     pub catalogue: Arc<Catalogue>,
+    /// Seals what is kept for requests that are sent again.
+    pub sealer: Sealer,
     /// What the operator decided.
     pub policy: Policy,
     /// Set while the server stops: it is no longer ready.
@@ -50,6 +52,8 @@ pub struct Policy {
     pub route_base: String,
     /// How many usable keys an application can hold.
     pub application_key_limit: u32,
+    /// How many usable commerce keys, and how many usable account keys, an account can hold; `None` is unlimited.
+    pub account_key_limit: Option<u32>,
     /// Whether this is development mode, which takes no management requests through a proxy.
     pub development: bool,
 }

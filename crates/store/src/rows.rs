@@ -144,6 +144,7 @@ pub(crate) struct KeyRow {
     revoked_reason: Option<String>,
     rotated_from: Option<Vec<u8>>,
     rotated_to: Option<Vec<u8>>,
+    rotated_at: Option<i64>,
 }
 
 /// The columns of a key that use-cases change: never `last_used_at`, which verification writes meanwhile.
@@ -163,6 +164,7 @@ pub(crate) struct KeyState {
     revoked_at: Option<i64>,
     revoked_reason: Option<String>,
     rotated_to: Option<Vec<u8>>,
+    rotated_at: Option<i64>,
 }
 
 impl From<&ApiKey> for KeyState {
@@ -187,6 +189,7 @@ impl From<&ApiKey> for KeyState {
             revoked_at: key.revoked_at.map(micros),
             revoked_reason: key.revoked_reason.clone(),
             rotated_to: key.rotated_to.map(bytes),
+            rotated_at: key.rotated_at.map(micros),
         }
     }
 }
@@ -219,6 +222,7 @@ impl From<&ApiKey> for KeyRow {
             revoked_reason: state.revoked_reason,
             rotated_from: key.rotated_from.map(bytes),
             rotated_to: state.rotated_to,
+            rotated_at: state.rotated_at,
         }
     }
 }
@@ -275,6 +279,7 @@ impl TryFrom<KeyRow> for ApiKey {
             revoked_reason: row.revoked_reason,
             rotated_from: optional_id(row.rotated_from.as_deref())?,
             rotated_to: optional_id(row.rotated_to.as_deref())?,
+            rotated_at: optional_timestamp(row.rotated_at)?,
         })
     }
 }

@@ -49,6 +49,16 @@ table! {
         revoked_reason -> Nullable<Text>,
         rotated_from -> Nullable<Binary>,
         rotated_to -> Nullable<Binary>,
+        rotated_at -> Nullable<BigInt>,
+    }
+}
+
+table! {
+    kept_answers (id) {
+        id -> Binary,
+        fingerprint -> Binary,
+        sealed -> Binary,
+        created_at -> BigInt,
     }
 }
 

@@ -116,6 +116,7 @@ pub fn record(text: &str) -> Record {
         revoked_reason: None,
         rotated_from: None,
         rotated_to: None,
+        rotated_at: None,
     };
     Record::new(key, None, OperatingModel::default(), &Catalogue::default())
 }

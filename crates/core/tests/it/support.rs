@@ -44,6 +44,7 @@ pub(crate) fn key(family: Family, mode: Mode) -> ApiKey {
         revoked_reason: None,
         rotated_from: None,
         rotated_to: None,
+        rotated_at: None,
     }
 }
 

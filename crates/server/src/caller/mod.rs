@@ -3,6 +3,7 @@
 //! | extractor | who |
 //! |---|---|
 //! | [`Merchant`] | a management token of an account, or an operator's with `?account=` |
+//! | [`AccountHolder`] | a Merchant, or an `sk_` key for its own account |
 //! | [`Operator`] | a management token with the role `operator` |
 //! | [`Verifying`] | a service key, a token with the role `service`, or an `sk_` key for its own account |
 //! | [`PresentedKey`] | an API key of any family, about itself |
@@ -23,8 +24,7 @@ use tollkey_core::{
     key_text::{Kind, without_scheme},
     network::client_address,
 };
-
-use tollkey_verifier::Known;
+use tollkey_verifier::{Known, RateStatus};
 
 pub use credential::{Credential, credential};
 
@@ -73,9 +73,22 @@ enum Caller {
     Key(Known),
 }
 
+/// What is left of the rate limit of the key that called, for the fields of the answer; put beside the request.
+#[derive(Debug, Clone, Copy)]
+pub struct Allowance {
+    /// As after this call.
+    pub rate: RateStatus,
+    /// In how many whole seconds a use is possible again, when none is left.
+    pub retry_after_seconds: Option<u32>,
+}
+
 /// Judges an API key, and says a denial as HTTP does.
-async fn judge(state: &State, text: &str, need: &Need<'_>) -> Result<Known, Problem> {
+async fn judge(request: &HttpRequest, state: &State, text: &str, need: &Need<'_>) -> Result<Known, Problem> {
     let verdict = state.verify(text, need).await?;
+    if let Some(rate) = verdict.rate {
+        let retry_after_seconds = verdict.retry_after_seconds;
+        request.extensions_mut().insert(Allowance { rate, retry_after_seconds });
+    }
     match (verdict.outcome, verdict.record) {
         (Ok(()), Some(key)) => Ok(key),
         (Ok(()), None) => Err(Problem::invalid_api_key()),
@@ -94,7 +107,7 @@ pub async fn judge_presented(request: &HttpRequest, state: &State, need: &Need<'
     if let Credential::One(text) = credential(request.headers())
         && matches!(Kind::of(without_scheme(text)), Some(Kind::Key(..)))
     {
-        return judge(state, text, need).await;
+        return judge(request, state, text, need).await;
     }
     // Whatever else it is, it is no key: missing, several, invalid, or of the wrong kind.
     match identify(request, state).await {
@@ -118,7 +131,7 @@ async fn identify(request: &HttpRequest, state: &State) -> Result<Caller, Proble
     match Kind::of(without_scheme(text)) {
         Some(Kind::Key(..)) => {
             let need = Need { identity_only: true, client_ip: client_ip(request, state), ..Need::default() };
-            judge(state, text, &need).await.map(Caller::Key)
+            judge(request, state, text, &need).await.map(Caller::Key)
         }
         Some(Kind::ServiceKey) => {
             let id = state.verifier.verify_service_key(text).await.map_err(|_| Problem::unavailable())?;
@@ -178,6 +191,8 @@ pub struct Manager {
     pub request_id: Option<Arc<str>>,
     /// Where the request came from.
     pub ip: Option<IpAddr>,
+    /// The key that manages, if one does: what it makes stays beneath it.
+    pub key: Option<Known>,
 }
 
 impl Manager {
@@ -187,22 +202,46 @@ impl Manager {
             actor: Actor { kind, id: id.to_owned() },
             request_id: Some(request_id(request)),
             ip: client_ip(request, state),
+            key: None,
         }
+    }
+
+    fn of_key(request: &HttpRequest, state: &State, key: Known) -> Self {
+        let id = key.key.id.to_string();
+        let manager = Self::new(request, state, key.key.account_id.clone(), ActorKind::ApiKey, &id);
+        Self { key: Some(key), ..manager }
+    }
+
+    /// The only mode they see, if they do not see both: a test key sees test keys.
+    #[must_use]
+    pub fn sees(&self) -> Option<Mode> {
+        self.key.as_ref().map(|key| key.key.mode).filter(|mode| *mode == Mode::Test)
     }
 
     /// What the audit log will say about a change of theirs, made now.
     pub fn draft(&self, state: &State, action: Action, target: Target, changes: serde_json::Value) -> Draft {
-        let occurred_at = state.clock.now();
-        Draft {
-            id: state.random.with(|rng| AuditId::new(occurred_at, rng)),
-            account_id: self.account_id.clone(),
-            occurred_at,
-            action,
-            actor: self.actor.clone(),
-            target,
-            request_id: self.request_id.as_deref().map(str::to_owned),
-            ip: self.ip,
-            changes,
+        self.drafts(state)(action, target, changes)
+    }
+
+    /// Makes audit entries inside a transaction, where clock and randomness are not at hand.
+    pub fn drafts(
+        &self,
+        state: &State,
+    ) -> impl Fn(Action, Target, serde_json::Value) -> Draft + Send + Sync + use<> + 'static {
+        let (by, random, clock) = (self.clone(), state.random.clone(), Arc::clone(&state.clock));
+        move |action, target, changes| {
+            let occurred_at = clock.now();
+            Draft {
+                id: random.with(|rng| AuditId::new(occurred_at, rng)),
+                account_id: by.account_id.clone(),
+                occurred_at,
+                action,
+                actor: by.actor.clone(),
+                target,
+                request_id: by.request_id.as_deref().map(str::to_owned),
+                ip: by.ip,
+                changes,
+            }
         }
     }
 }
@@ -211,11 +250,15 @@ impl Manager {
 #[derive(Debug)]
 pub struct Merchant(pub Manager);
 
+/// A Merchant, or an `sk_` key for its own account.
+#[derive(Debug)]
+pub struct AccountHolder(pub Manager);
+
 /// A management token with the role `operator`.
 #[derive(Debug)]
 pub struct Operator {
-    /// The token's `sub`.
-    pub subject: String,
+    /// The operator; the id is the token's `sub`.
+    pub actor: Actor,
     /// The request.
     pub request_id: Arc<str>,
     /// Where it came from.
@@ -226,8 +269,7 @@ impl Operator {
     /// The operator as manager of an account.
     #[must_use]
     pub fn manage(self, account_id: AccountId) -> Manager {
-        let actor = Actor { kind: ActorKind::Operator, id: self.subject };
-        Manager { account_id, actor, request_id: Some(self.request_id), ip: self.ip }
+        Manager { account_id, actor: self.actor, request_id: Some(self.request_id), ip: self.ip, key: None }
     }
 }
 
@@ -265,28 +307,48 @@ pub struct PresentedKey {
 
 const NEEDS_KEY: &str = "This needs an API key.";
 const NEEDS_TOKEN: &str = "This needs a management token.";
+const ONLY_OPERATORS: &str = "Only an operator may name an account.";
+
+/// Whose account a management token manages in this request.
+fn manager(request: &HttpRequest, state: &State, claims: jwt::Claims) -> Result<Manager, Problem> {
+    let operator = claims.has_role("operator");
+    let named = account_parameter(request);
+    if !operator && !matches!(named, Ok(None)) {
+        return Err(Problem::forbidden(ONLY_OPERATORS));
+    }
+    let account = match (named?, claims.account) {
+        (Some(account), _) if operator => account,
+        (None, _) if operator => {
+            return Err(Problem::field("account", "is required: an operator says whose account"));
+        }
+        (_, Some(account)) => account,
+        (_, None) => return Err(Problem::forbidden("The management token names no account.")),
+    };
+    let kind = if operator { ActorKind::Operator } else { ActorKind::Merchant };
+    Ok(Manager::new(request, state, account, kind, &claims.subject))
+}
 
 impl Merchant {
     async fn extract(request: &HttpRequest) -> Result<Self, Refusal> {
         let state = state(request)?;
-        let Caller::Token(claims) = identify(request, &state).await? else {
-            return Err(Problem::forbidden(NEEDS_TOKEN).into());
-        };
-        let operator = claims.has_role("operator");
-        let named = account_parameter(request);
-        if !operator && !matches!(named, Ok(None)) {
-            return Err(Problem::forbidden("Only an operator may name an account.").into());
+        match identify(request, &state).await? {
+            Caller::Token(claims) => Ok(Self(manager(request, &state, claims)?)),
+            _ => Err(Problem::forbidden(NEEDS_TOKEN).into()),
         }
-        let account = match (named?, claims.account) {
-            (Some(account), _) if operator => account,
-            (None, _) if operator => {
-                return Err(Problem::field("account", "is required: an operator says whose account").into());
-            }
-            (_, Some(account)) => account,
-            (_, None) => return Err(Problem::forbidden("The management token names no account.").into()),
-        };
-        let kind = if operator { ActorKind::Operator } else { ActorKind::Merchant };
-        Ok(Self(Manager::new(request, &state, account, kind, &claims.subject)))
+    }
+}
+
+impl AccountHolder {
+    async fn extract(request: &HttpRequest) -> Result<Self, Refusal> {
+        let state = state(request)?;
+        match identify(request, &state).await? {
+            Caller::Token(claims) => Ok(Self(manager(request, &state, claims)?)),
+            Caller::Key(key) if key.key.family == Family::Secret => match account_parameter(request) {
+                Ok(None) => Ok(Self(Manager::of_key(request, &state, key))),
+                _ => Err(Problem::forbidden(ONLY_OPERATORS).into()),
+            },
+            _ => Err(Problem::forbidden("This needs a secret key or a management token.").into()),
+        }
     }
 }
 
@@ -295,7 +357,8 @@ impl Operator {
         let state = state(request)?;
         match identify(request, &state).await? {
             Caller::Token(claims) if claims.has_role("operator") => {
-                Ok(Self { subject: claims.subject, request_id: request_id(request), ip: client_ip(request, &state) })
+                let actor = Actor { kind: ActorKind::Operator, id: claims.subject };
+                Ok(Self { actor, request_id: request_id(request), ip: client_ip(request, &state) })
             }
             _ => Err(Problem::forbidden("This needs a management token with the role operator.").into()),
         }
@@ -326,8 +389,7 @@ impl PresentedKey {
         let Caller::Key(record) = identify(request, &state).await? else {
             return Err(Problem::forbidden(NEEDS_KEY).into());
         };
-        let id = record.key.id.to_string();
-        let manager = Manager::new(request, &state, record.key.account_id.clone(), ActorKind::ApiKey, &id);
+        let manager = Manager::of_key(request, &state, record.clone());
         Ok(Self { record, manager })
     }
 }
@@ -346,4 +408,4 @@ macro_rules! from_request {
         }
     )*};
 }
-from_request!(Merchant, Operator, Verifying, PresentedKey);
+from_request!(Merchant, AccountHolder, Operator, Verifying, PresentedKey);

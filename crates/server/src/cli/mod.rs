@@ -107,12 +107,12 @@ async fn open(settings: &Settings) -> anyhow::Result<State> {
     // No request comes in here, so nobody's token needs to be trusted: a secret that nobody has.
     let random = Random::system();
     let nobody = TokenVerifier::hs256(&dev_mode::new_secret(&random), ClaimRules::from(&settings.tokens))?;
-    server::assemble(settings, Arc::new(SystemClock), random, nobody, false).await
+    server::assemble(settings, Arc::new(SystemClock), random, nobody, None).await
 }
 
 /// Somebody at the command line, managing an account.
 fn manager(account_id: tollkey_core::AccountId) -> Manager {
-    Manager { account_id, actor: Actor { kind: ActorKind::Cli, id: user() }, request_id: None, ip: None }
+    Manager { account_id, actor: Actor { kind: ActorKind::Cli, id: user() }, request_id: None, ip: None, key: None }
 }
 
 /// Who is at the command line, by the operating system's word.

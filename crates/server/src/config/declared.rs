@@ -156,12 +156,36 @@ pub(super) const JWT_ROLES_CLAIM: Setting = Setting {
            with the other two sources nobody has a role until it is set",
 };
 
+pub(super) const SEALING_SECRET: Setting = Setting {
+    env: "TOLLKEY_SEALING_SECRET",
+    flag: None,
+    form: Form::Text("SECRET"),
+    default: None,
+    help: "Secret of at least 32 bytes, the same for all replicas, that seals the answers kept for Idempotency-Key; \
+           made from TOLLKEY_JWT_HS256_SECRET when not set, and new at each start when there is none either",
+};
+pub(super) const SEALING_SECRET_FILE: Setting = Setting {
+    env: "TOLLKEY_SEALING_SECRET_FILE",
+    flag: Some("sealing-secret-file"),
+    form: Form::Text("PATH"),
+    default: None,
+    help: "File that holds TOLLKEY_SEALING_SECRET",
+};
+
 pub(super) const APPLICATION_KEY_LIMIT: Setting = Setting {
     env: "TOLLKEY_APPLICATION_KEY_LIMIT",
     flag: Some("application-key-limit"),
     form: Form::Number,
     default: Some("20"),
     help: "Most keys of one application that are neither revoked nor expired",
+};
+pub(super) const ACCOUNT_KEY_LIMIT: Setting = Setting {
+    env: "TOLLKEY_ACCOUNT_KEY_LIMIT",
+    flag: Some("account-key-limit"),
+    form: Form::Number,
+    default: None,
+    help: "Most commerce keys, and most account keys, of one account that are neither revoked nor expired; \
+           unlimited when not set",
 };
 pub(super) const SCOPES: Setting = Setting {
     env: "TOLLKEY_SCOPES",
@@ -207,7 +231,10 @@ pub const SETTINGS: &[Setting] = &[
     JWT_AUDIENCE,
     JWT_ACCOUNT_CLAIM,
     JWT_ROLES_CLAIM,
+    SEALING_SECRET,
+    SEALING_SECRET_FILE,
     APPLICATION_KEY_LIMIT,
+    ACCOUNT_KEY_LIMIT,
     SCOPES,
     COMMERCE_SCOPES,
     REMEMBERED_KEYS,

@@ -60,8 +60,12 @@ pub struct Settings {
     pub migrate: bool,
     /// What is known of management tokens.
     pub tokens: TokenSettings,
+    /// `TOLLKEY_SEALING_SECRET`, at least [`HS256_SECRET_MIN`] bytes.
+    pub sealing_secret: Option<Secret>,
     /// `TOLLKEY_APPLICATION_KEY_LIMIT`, at least 1.
     pub application_key_limit: u32,
+    /// `TOLLKEY_ACCOUNT_KEY_LIMIT`, at least 1; `None` is unlimited.
+    pub account_key_limit: Option<u32>,
     /// The built-in scopes, `TOLLKEY_SCOPES` and `TOLLKEY_COMMERCE_SCOPES`.
     pub catalogue: Catalogue,
     /// `TOLLKEY_REMEMBERED_KEYS`, at least 1.
@@ -172,7 +176,9 @@ impl Settings {
             database_pool: required(&sources, &DATABASE_POOL, |text| rules::number(text, 1, 1000))?,
             migrate: required(&sources, &MIGRATE, rules::switch)?,
             tokens: tokens(&sources)?,
+            sealing_secret: sealing_secret(&sources)?,
             application_key_limit: required(&sources, &APPLICATION_KEY_LIMIT, |text| rules::number(text, 1, 10_000))?,
+            account_key_limit: sources.parse(&ACCOUNT_KEY_LIMIT, |text| rules::number(text, 1, 1_000_000))?,
             catalogue: catalogue(&sources)?,
             remembered_keys: required(&sources, &REMEMBERED_KEYS, |text| rules::number(text, 1, 100_000_000))?,
         })
@@ -202,6 +208,19 @@ fn database(sources: &Sources<'_>) -> Result<Database, ConfigError> {
         Ok(kind) => Ok(Database { url, kind }),
         Err(rule) => Err(invalid(&DATABASE_URL, from, rule)),
     }
+}
+
+fn sealing_secret(sources: &Sources<'_>) -> Result<Option<Secret>, ConfigError> {
+    let secret = sources.secret(&SEALING_SECRET, &SEALING_SECRET_FILE)?;
+    secret.map(|(secret, from)| long_enough(&SEALING_SECRET, secret, from)).transpose()
+}
+
+/// A secret of [`HS256_SECRET_MIN`] bytes or more.
+fn long_enough(setting: &Setting, secret: Secret, from: Source) -> Result<Secret, ConfigError> {
+    if secret.expose().len() < HS256_SECRET_MIN {
+        return Err(invalid(setting, from, Invalid::new(format!("must have at least {HS256_SECRET_MIN} bytes"))));
+    }
+    Ok(secret)
 }
 
 fn catalogue(sources: &Sources<'_>) -> Result<Catalogue, ConfigError> {
@@ -251,11 +270,7 @@ fn tokens(sources: &Sources<'_>) -> Result<TokenSettings, ConfigError> {
     }
 
     let source = match (secret, key_file) {
-        (Some((secret, from)), _) if secret.expose().len() < HS256_SECRET_MIN => {
-            let rule = Invalid::new(format!("must have at least {HS256_SECRET_MIN} bytes"));
-            return Err(invalid(&JWT_HS256_SECRET, from, rule));
-        }
-        (Some((secret, _)), _) => TokenSource::Hs256(secret),
+        (Some((secret, from)), _) => TokenSource::Hs256(long_enough(&JWT_HS256_SECRET, secret, from)?),
         (None, Some(path)) => TokenSource::PublicKeyFile(path.text.as_str().into()),
         (None, None) => match sources.parse(&JWT_JWKS_URL, str::parse)? {
             Some(url) => TokenSource::Jwks(url),

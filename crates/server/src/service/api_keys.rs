@@ -1,16 +1,29 @@
-//! API keys.
+//! API keys: made, changed, stopped, succeeded and ended, whatever their family.
 
-use serde_json::json;
+use serde_json::{Map, Value, json};
 use tollkey_core::{
-    ApiKey, ApplicationId, AuditId, Family, Grants, KeyId, KeyText, Mode, Problem, ProblemCode,
-    api_key::Transition,
+    ApiKey, ApplicationId, Family, Grants, KeyId, KeyText, Mode, Problem, ProblemCode, Status,
+    api_key::{Overlap, Transition, Unchangeable},
     audit::{Action, Draft, Target},
+    ceiling,
     key_text::Kind,
     metadata::Metadata,
 };
+use tollkey_store::{AccountWriter, KeyCursor};
 
-use super::Page;
+use super::{
+    Page,
+    idempotency::{self, Answered, Creating, Said},
+};
 use crate::{caller::Manager, state::State};
+
+/// The keys of the commerce surface.
+pub const COMMERCE: &[Family] = &[Family::Commerce];
+/// The keys of the account surface.
+pub const ACCOUNT: &[Family] = &[Family::Secret, Family::Publishable];
+
+/// A new key, and its text for the one answer that holds it.
+pub type Made = (ApiKey, KeyText);
 
 /// What somebody wants a new key to be.
 #[derive(Debug, Clone)]
@@ -26,45 +39,128 @@ pub struct NewKey {
 }
 
 impl NewKey {
-    /// Makes the key and its text. Nothing is written yet.
+    /// Makes the key and its text, beneath the key that makes it. Nothing is written yet.
     fn mint(
         self,
         state: &State,
         by: &Manager,
         family: Family,
         application_id: Option<ApplicationId>,
-    ) -> (ApiKey, KeyText) {
+    ) -> Result<Made, Problem> {
+        let grants = match &by.key {
+            Some(maker) => ceiling::beneath(&maker.key, self.mode, self.grants)?,
+            None => self.grants,
+        };
         let now = state.clock.now();
         let (id, text) =
             state.random.with(|rng| (KeyId::new(now, rng), KeyText::mint(Kind::Key(family, self.mode), rng)));
         let key = ApiKey {
             application_id,
             name: self.name,
-            grants: self.grants,
+            grants,
             metadata: self.metadata,
+            created_by: by.key.as_ref().map(|maker| maker.key.id),
             ..ApiKey::new(id, by.account_id.clone(), &text, (family, self.mode), now)
         };
-        (key, text)
+        Ok((key, text))
     }
 }
 
-/// What the audit log says of a new key: what it is and what it may do, never its text.
-fn described(key: &ApiKey) -> serde_json::Value {
+/// What the audit log says of a new key: what it is and what it may do, never its text. Nor its metadata: the log is
+/// for ever, and metadata may be about people.
+fn described(key: &ApiKey) -> Map<String, Value> {
     let grants = &key.grants;
-    json!({
-        "name": key.name,
-        "family": key.family.as_str(),
-        "mode": key.mode.as_str(),
-        "prefix": key.prefix,
-        "last4": key.last4,
-        "application_id": key.application_id.map(|id| id.to_string()),
-        "scopes": grants.scopes.iter().map(ToString::to_string).collect::<Vec<_>>(),
-        "merchants": grants.merchants,
-        "features": grants.features.as_ref().map(|all| all.iter().map(|feature| feature.as_str()).collect::<Vec<_>>()),
-        "allowed_ips": grants.allowed_ips.as_ref().map(|list| list.networks().iter().map(ToString::to_string).collect::<Vec<_>>()),
-        "rate_limit": grants.rate_limit.map(|limit| json!({"limit": limit.limit(), "window_seconds": limit.window_seconds()})),
-        "expires_at": grants.expires_at.map(|end| end.as_second()),
+    let mut members = Map::new();
+    let mut member = |name: &str, value: Value| members.insert(name.to_owned(), value);
+    member("name", json!(key.name));
+    member("family", json!(key.family.as_str()));
+    member("mode", json!(key.mode.as_str()));
+    member("prefix", json!(key.prefix));
+    member("last4", json!(key.last4));
+    member("application_id", json!(key.application_id.map(|id| id.to_string())));
+    member("scopes", grants.scopes.iter().map(ToString::to_string).collect());
+    member("merchants", json!(grants.merchants));
+    let features = grants.features.as_ref();
+    member("features", json!(features.map(|all| all.iter().map(|feature| feature.as_str()).collect::<Vec<_>>())));
+    let networks = grants.allowed_ips.as_ref();
+    member(
+        "allowed_ips",
+        json!(networks.map(|list| list.networks().iter().map(ToString::to_string).collect::<Vec<_>>())),
+    );
+    let limit = grants.rate_limit;
+    member(
+        "rate_limit",
+        json!(limit.map(|limit| json!({"limit": limit.limit(), "window_seconds": limit.window_seconds()}))),
+    );
+    member("expires_at", json!(grants.expires_at.map(|end| end.as_second())));
+    if let Some(maker) = key.created_by {
+        member("created_by", json!(maker.to_string()));
+    }
+    members
+}
+
+/// What is different, as `[before, after]`.
+fn differences(before: &ApiKey, after: &ApiKey) -> Map<String, Value> {
+    let mut changes = Map::new();
+    for ((name, was), (_, is)) in described(before).into_iter().zip(described(after)) {
+        if was != is {
+            changes.insert(name, json!([was, is]));
+        }
+    }
+    if before.metadata != after.metadata {
+        changes.insert("metadata".to_owned(), json!("changed"));
+    }
+    changes
+}
+
+/// Makes a commerce or account key. The text is in the answer and nowhere else.
+///
+/// # Errors
+/// `forbidden` for what lies beyond the key that makes it, `scoped_keys_unavailable`, `feature_unavailable`,
+/// `key_limit_reached`.
+pub async fn create(
+    state: &State,
+    by: &Manager,
+    family: Family,
+    wanted: NewKey,
+    creating: Creating,
+    say: impl FnOnce(Made) -> Answered + Send + 'static,
+) -> Result<Said, Problem> {
+    let (key, text) = wanted.mint(state, by, family, None)?;
+    let draft = by.draft(state, Action::ApiKeyCreated, Target::key(key.id, key.mode), described(&key).into());
+    let limit = state.policy.account_key_limit;
+    let digest = text.digest();
+    idempotency::create(state, creating, say, move |tx| {
+        let mut account = tx.account(&key.account_id);
+        if let Some(maker) = key.created_by {
+            // A key that was ended while its request was under way makes no other.
+            let maker = account.lock_key(ACCOUNT, &maker)?;
+            if maker.is_none_or(|maker| maker.status(key.created_at) != Status::Active) {
+                return Err(Problem::invalid_api_key());
+            }
+        }
+        account.get()?.operating_model.check(&key.grants)?;
+        check_limit(&mut account, &key, limit, 1)?;
+        account.insert_key(&key, &digest)?;
+        account.append(draft)?;
+        Ok((key, text))
     })
+    .await
+}
+
+/// Whether the account has room for so many more keys of that key's surface. Holds the account, so that counting and
+/// inserting are one step.
+fn check_limit(account: &mut AccountWriter<'_>, key: &ApiKey, limit: Option<u32>, more: u64) -> Result<(), Problem> {
+    let Some(limit) = limit else { return Ok(()) };
+    let families = if key.family == Family::Commerce { COMMERCE } else { ACCOUNT };
+    account.lock()?;
+    if account.count_usable_of(families, key.created_at)? + more > u64::from(limit) {
+        return Err(Problem::new(
+            ProblemCode::KeyLimitReached,
+            format!("The account can have {limit} such keys that are neither revoked nor expired; revoke one first."),
+        ));
+    }
+    Ok(())
 }
 
 /// Makes a key for an application. The text is in the answer and nowhere else.
@@ -76,28 +172,106 @@ pub async fn create_for_application(
     by: &Manager,
     application_id: ApplicationId,
     wanted: NewKey,
-) -> Result<(ApiKey, KeyText), Problem> {
-    let (key, text) = wanted.mint(state, by, Family::Application, Some(application_id));
-    let draft = by.draft(state, Action::ApiKeyCreated, Target::key(key.id, key.mode), described(&key));
+    creating: Creating,
+    say: impl FnOnce(Made) -> Answered + Send + 'static,
+) -> Result<Said, Problem> {
+    let (key, text) = wanted.mint(state, by, Family::Application, Some(application_id))?;
+    let draft = by.draft(state, Action::ApiKeyCreated, Target::key(key.id, key.mode), described(&key).into());
     let limit = state.policy.application_key_limit;
     let digest = text.digest();
-    let key = state
-        .change(move |tx| {
-            let mut account = tx.account(&key.account_id);
-            // The lock makes counting and inserting one step for this application.
-            account.lock_application(&application_id)?.ok_or_else(Problem::not_found)?;
-            if account.count_usable(&application_id, key.created_at)? >= u64::from(limit) {
-                return Err(Problem::new(
-                    ProblemCode::ApplicationKeyLimitReached,
-                    format!("The application has {limit} keys that are neither revoked nor expired; revoke one first."),
-                ));
-            }
-            account.insert_key(&key, &digest)?;
-            account.append(draft)?;
-            Ok(key)
-        })
-        .await?;
-    Ok((key, text))
+    idempotency::create(state, creating, say, move |tx| {
+        let mut account = tx.account(&key.account_id);
+        // The lock makes counting and inserting one step for this application.
+        account.lock_application(&application_id)?.ok_or_else(Problem::not_found)?;
+        if account.count_usable(&application_id, key.created_at)? >= u64::from(limit) {
+            return Err(Problem::new(
+                ProblemCode::ApplicationKeyLimitReached,
+                format!("The application has {limit} keys that are neither revoked nor expired; revoke one first."),
+            ));
+        }
+        account.insert_key(&key, &digest)?;
+        account.append(draft)?;
+        Ok((key, text))
+    })
+    .await
+}
+
+/// Gives a commerce key a successor with the same grants, and lets the key itself end after the overlap.
+///
+/// # Errors
+/// `not_found`; `key_revoked`, `key_expired`, `key_suspended`, `key_already_rotated`; `key_limit_reached` when both
+/// would be one too many; `scoped_keys_unavailable`, `feature_unavailable` when the successor could not be made today.
+pub async fn rotate(
+    state: &State,
+    by: &Manager,
+    id: KeyId,
+    overlap: Overlap,
+    creating: Creating,
+    say: impl FnOnce(Made) -> Answered + Send + 'static,
+) -> Result<Said, Problem> {
+    let now = state.clock.now();
+    let account_id = by.account_id.clone();
+    let (drafts, random) = (by.drafts(state), state.random.clone());
+    let limit = state.policy.account_key_limit;
+    idempotency::create(state, creating, say, move |tx| {
+        let mut account = tx.account(&account_id);
+        let before = account.lock_key(COMMERCE, &id)?.ok_or_else(Problem::not_found)?;
+        let mut key = before.clone();
+        let (new_id, text) =
+            random.with(|rng| (KeyId::new(now, rng), KeyText::mint(Kind::Key(key.family, key.mode), rng)));
+        let successor = key.rotate(new_id, &text, overlap, now)?;
+        account.get()?.operating_model.check(&successor.grants)?;
+        // Only when the old key goes on for a while are there more keys than before.
+        if key.status(now) == Status::Active {
+            check_limit(&mut account, &successor, limit, 1)?;
+        }
+        account.insert_key(&successor, &text.digest())?;
+        account.save_key(&key)?;
+        let mut changes = differences(&before, &key);
+        changes.insert("rotated_to".to_owned(), json!(new_id.to_string()));
+        changes.insert("successor".to_owned(), described(&successor).into());
+        account.append(drafts(Action::ApiKeyRotated, Target::key(id, key.mode), changes.into()))?;
+        Ok((successor, text))
+    })
+    .await
+}
+
+/// The key with this id, of one of these families.
+///
+/// # Errors
+/// `not_found`.
+pub async fn get(state: &State, by: &Manager, families: &'static [Family], id: KeyId) -> Result<ApiKey, Problem> {
+    let (account_id, sees) = (by.account_id.clone(), by.sees());
+    let key = state.read(move |db| db.account(&account_id).key(families, &id)).await?;
+    key.filter(|key| sees.is_none_or(|mode| mode == key.mode)).ok_or_else(Problem::not_found)
+}
+
+/// Keys, and where to go on.
+#[derive(Debug)]
+pub struct Found {
+    /// The keys, newest first.
+    pub keys: Vec<ApiKey>,
+    /// Where the next ones begin; `None` at the end.
+    pub next: Option<KeyCursor>,
+}
+
+/// The account's keys of these families, newest first, revoked ones included.
+///
+/// # Errors
+/// `unavailable`.
+pub async fn list(
+    state: &State,
+    by: &Manager,
+    families: &'static [Family],
+    after: Option<KeyCursor>,
+    limit: u32,
+) -> Result<Found, Problem> {
+    let (account_id, sees) = (by.account_id.clone(), by.sees());
+    let mut keys = state.read(move |db| db.account(&account_id).keys(families, sees, after, limit + 1)).await?;
+    let more = keys.len() > limit as usize;
+    keys.truncate(limit as usize);
+    let next = keys.last().filter(|_| more).map(KeyCursor::from);
+    Ok(Found { keys, next })
 }
 
 /// A page of an application's keys, newest first, revoked ones included.
@@ -112,17 +286,72 @@ pub async fn page_of_application(
     limit: u32,
 ) -> Result<Page<ApiKey>, Problem> {
     let account_id = by.account_id.clone();
-    let found = state
-        .read(move |db| {
-            let mut account = db.account(&account_id);
-            match account.application(&application_id)? {
-                Some(_) => account.application_keys(&application_id, page, limit).map(Some),
-                None => Ok(None),
+    let found = state.read(move |db| {
+        let mut account = db.account(&account_id);
+        match account.application(&application_id)? {
+            Some(_) => account.application_keys(&application_id, page, limit).map(Some),
+            None => Ok(None),
+        }
+    });
+    found.await?.ok_or_else(Problem::not_found)
+}
+
+/// Changes a commerce key. `edit` changes it in place; nothing different writes nothing.
+///
+/// # Errors
+/// `not_found`, `key_revoked`, `key_expired`, what `edit` returns, and `scoped_keys_unavailable` or
+/// `feature_unavailable` for restrictions the account's model does not have.
+pub async fn update(
+    state: &State,
+    by: &Manager,
+    id: KeyId,
+    edit: impl FnOnce(&mut ApiKey) -> Result<(), Problem> + Send + 'static,
+) -> Result<ApiKey, Problem> {
+    let now = state.clock.now();
+    let account_id = by.account_id.clone();
+    let drafts = by.drafts(state);
+    let (key, changed) = state
+        .change(move |tx| {
+            let mut account = tx.account(&account_id);
+            let before = account.lock_key(COMMERCE, &id)?.ok_or_else(Problem::not_found)?;
+            before.changeable(now)?;
+            let mut key = before.clone();
+            edit(&mut key)?;
+            if (&key.grants.merchants, &key.grants.features) != (&before.grants.merchants, &before.grants.features) {
+                account.get()?.operating_model.check(&key.grants)?;
             }
+            let changed = key != before;
+            if changed {
+                account.save_key(&key)?;
+                let changes = differences(&before, &key).into();
+                account.append(drafts(Action::ApiKeyUpdated, Target::key(id, key.mode), changes))?;
+            }
+            Ok((key, changed))
         })
-        .await?
-        .ok_or_else(Problem::not_found)?;
-    Ok(Page { items: found.items, total: found.total })
+        .await?;
+    if !changed {
+        state.settle_current().await?;
+    }
+    Ok(key)
+}
+
+/// Stops a commerce key until it is resumed; a repeat changes nothing.
+///
+/// # Errors
+/// `not_found`, `key_revoked`.
+pub async fn suspend(state: &State, by: &Manager, id: KeyId) -> Result<ApiKey, Problem> {
+    let now = state.clock.now();
+    let which = Which { families: COMMERCE, application_id: None, id };
+    Ok(transition(state, by, which, Action::ApiKeySuspended, move |key| key.suspend(now)).await?.0)
+}
+
+/// Lets a suspended commerce key work again; a repeat changes nothing.
+///
+/// # Errors
+/// `not_found`, `key_revoked`.
+pub async fn resume(state: &State, by: &Manager, id: KeyId) -> Result<ApiKey, Problem> {
+    let which = Which { families: COMMERCE, application_id: None, id };
+    Ok(transition(state, by, which, Action::ApiKeyResumed, ApiKey::resume).await?.0)
 }
 
 /// Revokes a key of an application. False when it was revoked before; either way it is dead everywhere once this
@@ -136,67 +365,95 @@ pub async fn revoke_of_application(
     application_id: ApplicationId,
     id: KeyId,
 ) -> Result<bool, Problem> {
-    revoke_where(state, by, Some(application_id), id, None).await
+    let which = Which { families: &[Family::Application], application_id: Some(application_id), id };
+    Ok(revoke_which(state, by, which, None).await?.1)
 }
 
-/// Revokes a key of the account, of whatever family. False when it was revoked before.
+/// Revokes a key of the account that is of one of these families; a repeat changes nothing.
 ///
 /// # Errors
 /// `not_found`.
-pub async fn revoke(state: &State, by: &Manager, id: KeyId, reason: Option<String>) -> Result<bool, Problem> {
-    revoke_where(state, by, None, id, reason).await
-}
-
-/// Of whatever application, unless one is given: then it has to be there, and the key has to be its own.
-async fn revoke_where(
+pub async fn revoke(
     state: &State,
     by: &Manager,
-    application_id: Option<ApplicationId>,
+    families: &'static [Family],
     id: KeyId,
     reason: Option<String>,
-) -> Result<bool, Problem> {
+) -> Result<ApiKey, Problem> {
+    Ok(revoke_which(state, by, Which { families, application_id: None, id }, reason).await?.0)
+}
+
+async fn revoke_which(
+    state: &State,
+    by: &Manager,
+    which: Which,
+    reason: Option<String>,
+) -> Result<(ApiKey, bool), Problem> {
     let now = state.clock.now();
-    let drafts = revocation_drafts(state, by.clone());
-    let account_id = by.account_id.clone();
-    let revoked = state
+    transition(state, by, which, Action::ApiKeyRevoked, move |key| Ok(key.revoke(now, reason))).await
+}
+
+/// One key, as a surface names it.
+struct Which {
+    families: &'static [Family],
+    /// It has to be this application's, and that has to be there.
+    application_id: Option<ApplicationId>,
+    id: KeyId,
+}
+
+/// Takes a key from one status to another in one transaction with its audit entry and its invalidation. Also returns
+/// whether that changed anything; either way it holds everywhere.
+async fn transition(
+    state: &State,
+    by: &Manager,
+    which: Which,
+    action: Action,
+    step: impl FnOnce(&mut ApiKey) -> Result<Transition, Unchangeable> + Send + 'static,
+) -> Result<(ApiKey, bool), Problem> {
+    let now = state.clock.now();
+    let Which { families, application_id, id } = which;
+    let (account_id, sees) = (by.account_id.clone(), by.sees());
+    let drafts = by.drafts(state);
+    let (key, changed) = state
         .change(move |tx| {
             let mut account = tx.account(&account_id);
             if let Some(id) = &application_id {
                 account.lock_application(id)?.ok_or_else(Problem::not_found)?;
             }
-            let key = account.lock_key(&Family::ALL, &id)?;
-            let meant = key.filter(|key| application_id.is_none() || key.application_id == application_id);
-            let mut key = meant.ok_or_else(Problem::not_found)?;
-            let transition = key.revoke(now, reason);
-            if transition == Transition::Changed {
+            let key = account.lock_key(families, &id)?;
+            let is_meant = |key: &ApiKey| {
+                sees.is_none_or(|mode| mode == key.mode)
+                    && (application_id.is_none() || key.application_id == application_id)
+            };
+            let mut key = key.filter(is_meant).ok_or_else(Problem::not_found)?;
+            let changed = step(&mut key)? == Transition::Changed;
+            if changed {
                 account.save_key(&key)?;
-                account.append(drafts(&key))?;
+                account.append(drafts(action, Target::key(key.id, key.mode), status_change(&key, now)))?;
             }
-            Ok(transition == Transition::Changed)
+            Ok((key, changed))
         })
         .await?;
-    if !revoked {
-        // Whoever revoked it may have died before everybody knew.
+    if !changed {
+        // Whoever made it so may have died before everybody knew.
         state.settle_current().await?;
     }
-    Ok(revoked)
+    Ok((key, changed))
 }
 
-/// Makes the audit entries of revocations inside a transaction, where clock and randomness are not at hand.
-pub(super) fn revocation_drafts(state: &State, by: Manager) -> impl Fn(&ApiKey) -> Draft + Send + 'static {
-    let (random, clock) = (state.random.clone(), std::sync::Arc::clone(&state.clock));
-    move |key| {
-        let occurred_at = clock.now();
-        Draft {
-            id: random.with(|rng| AuditId::new(occurred_at, rng)),
-            account_id: by.account_id.clone(),
-            occurred_at,
-            action: Action::ApiKeyRevoked,
-            actor: by.actor.clone(),
-            target: Target::key(key.id, key.mode),
-            request_id: by.request_id.as_deref().map(str::to_owned),
-            ip: by.ip,
-            changes: json!({"status": "revoked", "reason": key.revoked_reason}),
-        }
+/// What the audit log says of a key whose status was changed.
+fn status_change(key: &ApiKey, now: tollkey_core::Timestamp) -> Value {
+    match key.status(now) {
+        Status::Revoked => json!({"status": "revoked", "reason": key.revoked_reason}),
+        status => json!({"status": status.as_str()}),
     }
+}
+
+/// The audit entry of a key revoked inside somebody's larger transaction.
+pub(super) fn revocation(
+    drafts: &impl Fn(Action, Target, Value) -> Draft,
+    key: &ApiKey,
+    now: tollkey_core::Timestamp,
+) -> Draft {
+    drafts(Action::ApiKeyRevoked, Target::key(key.id, key.mode), status_change(key, now))
 }

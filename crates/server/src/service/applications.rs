@@ -7,7 +7,10 @@ use tollkey_core::{
     audit::{Action, Target},
 };
 
-use super::{Page, api_keys};
+use super::{
+    Page, api_keys,
+    idempotency::{self, Answered, Creating, Said},
+};
 use crate::{caller::Manager, state::State};
 
 /// How many keys of each application `include=apiKeys` shows; the rest has a list of its own.
@@ -24,7 +27,9 @@ pub async fn create(
     by: &Manager,
     name: String,
     description: Option<String>,
-) -> Result<Application, Problem> {
+    creating: Creating,
+    say: impl FnOnce(Application) -> Answered + Send + 'static,
+) -> Result<Said, Problem> {
     let now = state.clock.now();
     let application = Application {
         id: state.random.with(|rng| ApplicationId::new(now, rng)),
@@ -36,14 +41,13 @@ pub async fn create(
     };
     let changes = json!({"name": application.name, "description": application.description});
     let draft = by.draft(state, Action::ApplicationCreated, Target::application(application.id), changes);
-    state
-        .change(move |tx| {
-            let mut account = tx.account(&application.account_id);
-            account.insert_application(&application)?;
-            account.append(draft)?;
-            Ok(application)
-        })
-        .await
+    idempotency::create(state, creating, say, move |tx| {
+        let mut account = tx.account(&application.account_id);
+        account.insert_application(&application)?;
+        account.append(draft)?;
+        Ok(application)
+    })
+    .await
 }
 
 /// A page of the account's applications, newest first, each with its keys when asked for.
@@ -175,7 +179,7 @@ async fn modify(
 /// `not_found`.
 pub async fn delete(state: &State, by: &Manager, id: ApplicationId) -> Result<(), Problem> {
     let now = state.clock.now();
-    let key_drafts = api_keys::revocation_drafts(state, by.clone());
+    let drafts = by.drafts(state);
     let draft = by.draft(state, Action::ApplicationDeleted, Target::application(id), json!({}));
     let account_id = by.account_id.clone();
     let deleted = state
@@ -192,7 +196,7 @@ pub async fn delete(state: &State, by: &Manager, id: ApplicationId) -> Result<()
                 for mut key in keys {
                     let Transition::Changed = key.revoke(now, Some(APPLICATION_DELETED.to_owned())) else { continue };
                     account.save_key(&key)?;
-                    entries.push(key_drafts(&key));
+                    entries.push(api_keys::revocation(&drafts, &key, now));
                 }
             }
             account.delete_application(&id, now)?;

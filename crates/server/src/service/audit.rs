@@ -41,7 +41,7 @@ pub struct Found {
 /// `unavailable`.
 pub async fn list(state: &State, by: &Manager, filter: Filter) -> Result<Found, Problem> {
     let account_id = by.account_id.clone();
-    let limit = filter.limit;
+    let (limit, mode) = (filter.limit, by.sees());
     let mut entries = state
         .read(move |db| {
             let wanted = AuditFilter {
@@ -49,7 +49,7 @@ pub async fn list(state: &State, by: &Manager, filter: Filter) -> Result<Found, 
                 target_id: filter.target_id,
                 since: filter.since,
                 until: filter.until,
-                mode: None,
+                mode,
             };
             db.account(&account_id).audit_log(&wanted, filter.before, limit + 1)
         })

@@ -6,13 +6,7 @@ pub mod accounts;
 pub mod api_keys;
 pub mod applications;
 pub mod audit;
+pub mod idempotency;
 pub mod service_keys;
 
-/// A page of a counted list.
-#[derive(Debug)]
-pub struct Page<T> {
-    /// The items of this page.
-    pub items: Vec<T>,
-    /// How many items there are in all.
-    pub total: u64,
-}
+pub use tollkey_store::Paged as Page;

@@ -3,19 +3,28 @@
 
 use tollkey_core::{KeyText, Problem, ServiceKey, ServiceKeyId, api_key::Transition, key_text::Kind};
 
+use super::idempotency::{self, Answered, Creating, Said};
 use crate::state::State;
 
 /// How many are listed.
 const LISTED: u32 = 1000;
+
+fn mint(state: &State, name: String) -> (ServiceKey, KeyText) {
+    let now = state.clock.now();
+    let (id, text) = state.random.with(|rng| (ServiceKeyId::new(now, rng), KeyText::mint(Kind::ServiceKey, rng)));
+    (ServiceKey { id, name, last4: text.last4(), created_at: now, revoked_at: None }, text)
+}
+
+fn log_creation(id: ServiceKeyId, by: &str) {
+    tracing::info!(service_key = %id, by, "a service key was created");
+}
 
 /// Makes a service key. The text is in the answer and nowhere else.
 ///
 /// # Errors
 /// `unavailable`.
 pub async fn create(state: &State, by: &str, name: String) -> Result<(ServiceKey, KeyText), Problem> {
-    let now = state.clock.now();
-    let (id, text) = state.random.with(|rng| (ServiceKeyId::new(now, rng), KeyText::mint(Kind::ServiceKey, rng)));
-    let key = ServiceKey { id, name, last4: text.last4(), created_at: now, revoked_at: None };
+    let (key, text) = mint(state, name);
     let digest = text.digest();
     let key = state
         .change(move |tx| {
@@ -23,8 +32,32 @@ pub async fn create(state: &State, by: &str, name: String) -> Result<(ServiceKey
             Ok(key)
         })
         .await?;
-    tracing::info!(service_key = %key.id, name = key.name, by, "a service key was created");
+    log_creation(key.id, by);
     Ok((key, text))
+}
+
+/// [`create`] for a request that may be sent again.
+///
+/// # Errors
+/// `unavailable`, and those of [`idempotency::create`].
+pub async fn create_once(
+    state: &State,
+    by: &str,
+    name: String,
+    creating: Creating,
+    say: impl FnOnce((ServiceKey, KeyText)) -> Answered + Send + 'static,
+) -> Result<Said, Problem> {
+    let (key, text) = mint(state, name);
+    let (id, digest) = (key.id, text.digest());
+    let said = idempotency::create(state, creating, say, move |tx| {
+        tx.insert_service_key(&key, &digest)?;
+        Ok((key, text))
+    })
+    .await?;
+    if !said.replayed {
+        log_creation(id, by);
+    }
+    Ok(said)
 }
 
 /// Service keys, newest first.

@@ -1,10 +1,14 @@
 //! The page of routes. A surface is a room: its case, its times and its words live in its `present` and in
 //! `tollkey-api`; what happens is in `service`.
 
+pub mod account;
 pub mod applications;
 pub mod audit;
+pub mod commerce;
 pub mod health;
+mod members;
 pub mod operator;
+mod retry;
 pub mod verification;
 
 use tollkey_core::{Checks, Id, Invalid, Problem, id::Entity};
@@ -24,6 +28,21 @@ pub fn routes(config: &mut ServiceConfig<'_>) {
             .service(applications::create_key)
             .service(applications::list_keys)
             .service(applications::revoke_key)
+            // Commerce keys (pepay, crypto-checkout, hellgate)
+            .service(commerce::create)
+            .service(commerce::list)
+            .service(commerce::get)
+            .service(commerce::update)
+            .service(commerce::revoke)
+            .service(commerce::suspend)
+            .service(commerce::resume)
+            .service(commerce::rotate)
+            // Account keys (storlaunch); also under /v1, see account::under_v1
+            .service(account::create)
+            .service(account::list)
+            .service(account::delete)
+            .service(account::revoke)
+            .service(account::audit_log)
             // Verification
             .service(verification::verify)
             .service(verification::verify_batch)

@@ -32,6 +32,7 @@ fn everything(number: u64) -> ApiKey {
         revoked_reason: Some("leaked, \"really\"".into()),
         rotated_from: Some(id(78)),
         rotated_to: Some(id(79)),
+        rotated_at: Some(at(50)),
         ..key(number, &acme())
     }
 }

@@ -88,6 +88,7 @@ fn key(number: u64, account: &AccountId) -> ApiKey {
         revoked_reason: None,
         rotated_from: None,
         rotated_to: None,
+        rotated_at: None,
     }
 }
 

@@ -3,17 +3,20 @@
 
 mod present;
 
-use actix_web::{HttpResponse, delete, get, http::header, patch, post, web};
+use actix_web::{HttpResponse, delete, get, patch, post, web};
 use tollkey_api::{Patch, applications as api};
 use tollkey_core::{Application, Checks, Id, Invalid, Problem};
 
 use self::present::{created_key, included_key, key, shown};
-use super::{paging, path_id};
+use super::{
+    paging, path_id,
+    retry::{Retry, plain},
+};
 use crate::{
     body::{Body, Query},
     caller::Merchant,
     edge::Answer,
-    service::{api_keys, applications},
+    service::{api_keys, applications, idempotency::Answered},
     state::State,
 };
 
@@ -31,16 +34,20 @@ use crate::{
     )
 )]
 #[post("/applications")]
-pub async fn create(state: web::Data<State>, merchant: Merchant, body: Body) -> Answer {
-    let body: api::CreateApplication = body.json()?;
-    let mut checks = Checks::default();
-    let name = checks.member("/name", Application::parse_name(&body.name));
-    let description = checks.member("/description", Application::parse_description(body.description.as_deref()));
-    let (Some(name), Some(description)) = (name, description) else { return Err(checks.into_problem().into()) };
-    let application = applications::create(&state, &merchant.0, name, description).await?;
-    Ok(HttpResponse::Created()
-        .insert_header((header::LOCATION, format!("/api/v1/applications/{}", application.id)))
-        .json(shown(&application, None)))
+pub async fn create(state: web::Data<State>, merchant: Merchant, retry: Retry, body: Body) -> Answer {
+    let by = &merchant.0;
+    let make = async |creating| {
+        let body: api::CreateApplication = body.json()?;
+        let mut checks = Checks::default();
+        let name = checks.member("/name", Application::parse_name(&body.name));
+        let description = checks.member("/description", Application::parse_description(body.description.as_deref()));
+        let (Some(name), Some(description)) = (name, description) else { return Err(checks.into_problem()) };
+        applications::create(&state, by, name, description, creating, |application| {
+            Answered::created(&shown(&application, None)).at(format!("/api/v1/applications/{}", application.id))
+        })
+        .await
+    };
+    Ok(plain(&retry.once(&state, by, &body, make).await?))
 }
 
 /// List applications.
@@ -171,12 +178,24 @@ pub async fn set_status(state: web::Data<State>, merchant: Merchant, id: web::Pa
     )
 )]
 #[post("/applications/{id}/api-keys")]
-pub async fn create_key(state: web::Data<State>, merchant: Merchant, id: web::Path<String>, body: Body) -> Answer {
-    let body: api::CreateKey = body.json()?;
-    let id = path_id(&id)?;
-    let wanted = present::new_key(body, &state.catalogue, state.clock.now())?;
-    let (made, text) = api_keys::create_for_application(&state, &merchant.0, id, wanted).await?;
-    Ok(HttpResponse::Created().json(created_key(&made, id, &text)))
+pub async fn create_key(
+    state: web::Data<State>,
+    merchant: Merchant,
+    id: web::Path<String>,
+    retry: Retry,
+    body: Body,
+) -> Answer {
+    let by = &merchant.0;
+    let make = async |creating| {
+        let body: api::CreateKey = body.json()?;
+        let id = path_id(&id)?;
+        let wanted = present::new_key(body, &state.catalogue, state.clock.now())?;
+        api_keys::create_for_application(&state, by, id, wanted, creating, move |(key, text)| {
+            Answered::created(&created_key(&key, id, &text))
+        })
+        .await
+    };
+    Ok(plain(&retry.once(&state, by, &body, make).await?))
 }
 
 /// List an application's keys.

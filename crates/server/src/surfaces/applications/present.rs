@@ -3,11 +3,11 @@
 use jiff::Timestamp;
 use tollkey_api::{Secret, applications as api};
 use tollkey_core::{
-    ApiKey, Application, ApplicationId, Catalogue, Checks, Grants, Invalid, IpList, KeyText, Problem, RateLimit, Scope,
-    metadata::Metadata, text,
+    ApiKey, Application, ApplicationId, Catalogue, Checks, Grants, KeyText, Problem, RateLimit, metadata::Metadata,
+    text,
 };
 
-use crate::service::api_keys::NewKey;
+use crate::{service::api_keys::NewKey, surfaces::members};
 
 pub(super) fn shown(application: &Application, api_keys: Option<Vec<api::IncludedKey>>) -> api::Application {
     api::Application {
@@ -51,11 +51,8 @@ pub(super) fn key(key: &ApiKey, application_id: ApplicationId, now: Timestamp) -
         last4: key.last4.clone(),
         mode: key.mode,
         scopes: grants.scopes.clone(),
-        allowed_ips: grants.allowed_ips.as_ref().map(|list| list.networks().iter().map(ToString::to_string).collect()),
-        rate_limit: grants.rate_limit.map(|limit| api::RateLimit {
-            limit: limit.limit().get().into(),
-            window_seconds: limit.window_seconds().get().into(),
-        }),
+        allowed_ips: members::shown_networks(grants.allowed_ips.as_ref()),
+        rate_limit: grants.rate_limit.map(members::shown_rate_limit),
         metadata: key.metadata.as_ref().map(|metadata| metadata.object().clone()),
         created_at: key.created_at.into(),
         expires_at: grants.expires_at.map(Into::into),
@@ -72,24 +69,9 @@ pub(super) fn key(key: &ApiKey, application_id: ApplicationId, now: Timestamp) -
 pub(super) fn new_key(body: api::CreateKey, catalogue: &Catalogue, now: Timestamp) -> Result<NewKey, Problem> {
     let mut checks = Checks::default();
     let name = checks.member("/description", text::required(&body.description, 255));
-    let scopes = checks.member(
-        "/scopes",
-        match &body.scopes {
-            None => Ok(vec![Scope::COMMERCE]),
-            Some(names) => catalogue.parse_list(names.iter().map(String::as_str)),
-        },
-    );
-    let expires_at = checks.member(
-        "/expiresAt",
-        match body.expires_at.map(Timestamp::from) {
-            Some(end) if end <= now => Err(Invalid::new("must be in the future")),
-            end => Ok(end),
-        },
-    );
-    let allowed_ips = checks.member(
-        "/allowedIps",
-        body.allowed_ips.as_ref().map(|list| IpList::parse(list.iter().map(String::as_str))).transpose(),
-    );
+    let scopes = checks.member("/scopes", members::scopes(body.scopes.as_deref(), catalogue));
+    let expires_at = checks.member("/expiresAt", members::end(body.expires_at, now));
+    let allowed_ips = checks.member("/allowedIps", members::networks(body.allowed_ips.as_deref()));
     let rate_limit = checks.member(
         "/rateLimit",
         body.rate_limit.map(|limit| RateLimit::new(limit.limit, limit.window_seconds)).transpose(),

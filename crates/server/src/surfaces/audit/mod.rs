@@ -5,6 +5,8 @@ mod present;
 use actix_web::{HttpResponse, get, http::header, web};
 use tollkey_api::audit as api;
 
+pub(super) use self::present::filter;
+
 use crate::{body::Query, caller::Merchant, edge::Answer, service::audit, state::State};
 
 /// List the audit log.
@@ -21,7 +23,7 @@ use crate::{body::Query, caller::Merchant, edge::Answer, service::audit, state::
 #[get("/audit-log")]
 pub async fn list(state: web::Data<State>, merchant: Merchant, query: Query) -> Answer {
     let query: api::ListAuditLog = query.read()?;
-    let filter = present::filter(&query)?;
+    let filter = filter(&query)?;
     let found = audit::list(&state, &merchant.0, filter).await?;
     let mut response = HttpResponse::Ok();
     if let Some(next) = found.next {

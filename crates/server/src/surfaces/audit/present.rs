@@ -25,7 +25,7 @@ pub(super) fn entry(entry: &Entry) -> api::AuditEntry {
 ///
 /// # Errors
 /// A validation problem that names every parameter that breaks a rule.
-pub(super) fn filter(query: &api::ListAuditLog) -> Result<Filter, Problem> {
+pub(crate) fn filter(query: &api::ListAuditLog) -> Result<Filter, Problem> {
     let mut checks = Checks::default();
     let time = |text: &Option<String>| {
         let moment = text.as_deref().map(str::parse::<Moment>).transpose();
@@ -37,7 +37,7 @@ pub(super) fn filter(query: &api::ListAuditLog) -> Result<Filter, Problem> {
         match query.cursor.as_deref().map(str::parse::<u64>) {
             None => Ok(None),
             Some(Ok(seq)) => Ok(Some(seq)),
-            Some(Err(_)) => Err(Invalid::new("must be one that a Link header gave")),
+            Some(Err(_)) => Err(Invalid::new("must be one that an earlier answer gave")),
         },
     );
     let action = checks.member("action", query.action.as_deref().map(str::parse).transpose());

@@ -4,12 +4,15 @@ use actix_web::{HttpResponse, delete, get, post, put, web};
 use tollkey_api::{Secret, operator as api};
 use tollkey_core::{Account, AccountId, Problem, ServiceKey};
 
-use super::path_id;
+use super::{
+    path_id,
+    retry::{Retry, plain},
+};
 use crate::{
     body::Body,
     caller::Operator,
     edge::Answer,
-    service::{accounts, service_keys},
+    service::{accounts, idempotency::Answered, service_keys},
     state::State,
 };
 
@@ -59,16 +62,21 @@ pub async fn put_account(state: web::Data<State>, operator: Operator, id: web::P
     responses((status = 201, description = "The service key, with its text.", body = api::CreatedServiceKey))
 )]
 #[post("/service-keys")]
-pub async fn create_service_key(state: web::Data<State>, operator: Operator, body: Body) -> Answer {
-    let body: api::CreateServiceKey = body.json()?;
-    let name = ServiceKey::parse_name(&body.name).map_err(|rule| Problem::field("/name", rule.to_string()))?;
-    let (key, text) = service_keys::create(&state, &operator.subject, name).await?;
-    Ok(HttpResponse::Created().json(api::CreatedServiceKey {
-        id: key.id.to_string(),
-        name: key.name,
-        key: Secret::new(text.expose()),
-        created_at: key.created_at.into(),
-    }))
+pub async fn create_service_key(state: web::Data<State>, operator: Operator, retry: Retry, body: Body) -> Answer {
+    let make = async |creating| {
+        let body: api::CreateServiceKey = body.json()?;
+        let name = ServiceKey::parse_name(&body.name).map_err(|rule| Problem::field("/name", rule.to_string()))?;
+        service_keys::create_once(&state, &operator.actor.id, name, creating, |(key, text)| {
+            Answered::created(&api::CreatedServiceKey {
+                id: key.id.to_string(),
+                name: key.name,
+                key: Secret::new(text.expose()),
+                created_at: key.created_at.into(),
+            })
+        })
+        .await
+    };
+    Ok(plain(&retry.once_without_account(&state, &operator.actor, &body, make).await?))
 }
 
 /// List service keys.
@@ -106,7 +114,7 @@ pub async fn list_service_keys(state: web::Data<State>, _operator: Operator) -> 
 #[delete("/service-keys/{id}")]
 pub async fn revoke_service_key(state: web::Data<State>, operator: Operator, id: web::Path<String>) -> Answer {
     let id = path_id(&id)?;
-    service_keys::revoke(&state, &operator.subject, id).await?;
+    service_keys::revoke(&state, &operator.actor.id, id).await?;
     Ok(HttpResponse::NoContent().finish())
 }
 

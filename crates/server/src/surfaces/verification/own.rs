@@ -36,6 +36,7 @@ pub async fn revoke_whoami(state: web::Data<State>, key: PresentedKey) -> Answer
     if key.record.key.family == Family::Publishable {
         return Err(Problem::forbidden("A publishable key cannot revoke itself.").into());
     }
-    api_keys::revoke(&state, &key.manager, key.record.key.id, Some("self_revoked".to_owned())).await?;
+    let reason = Some("self_revoked".to_owned());
+    api_keys::revoke(&state, &key.manager, &Family::ALL, key.record.key.id, reason).await?;
     Ok(HttpResponse::NoContent().finish())
 }

@@ -1,0 +1,174 @@
+//! Account keys (storlaunch). An `sk_` key manages the keys of its own account; a management token makes the first.
+//!
+//! Mounted under `/api/v1`, and once more under `/v1`, where the document has it. Every answer is an envelope, errors
+//! too; those the edge makes.
+
+mod present;
+
+use actix_web::{HttpRequest, HttpResponse, delete, get, post, web};
+use tollkey_api::{account as api, audit::ListAuditLog};
+use tollkey_core::{Checks, Family};
+
+use self::present::{created_key, enveloped, enveloped_list, key, new_key};
+use super::{
+    audit, members, path_id,
+    retry::{Retry, respond},
+    within,
+};
+use crate::{
+    body::{Body, Query},
+    caller::AccountHolder,
+    edge::Answer,
+    service::{self, api_keys, idempotency::Answered},
+    state::State,
+};
+
+/// How many keys a list has, at most and when nobody says.
+const LISTED: u32 = 1000;
+
+/// Mounts the surface where the document has it; the OpenAPI document describes it under `/api/v1`.
+pub fn under_v1(config: &mut web::ServiceConfig) {
+    let scope = web::scope("/v1").service(create).service(list).service(delete).service(revoke).service(audit_log);
+    config.service(scope);
+}
+
+/// Whether this path is the surface's own, or one that nobody has under `/v1`.
+#[must_use]
+pub fn is_account_path(path: &str) -> bool {
+    let below = |room: &str| path.strip_prefix(room).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
+    below("/v1") || below("/api/v1/account")
+}
+
+/// The path under which the OpenAPI document has this one.
+#[must_use]
+pub fn under_api(path: &str) -> String {
+    if path.starts_with("/v1/") { format!("/api{path}") } else { path.to_owned() }
+}
+
+/// Create an account key.
+///
+/// `value` is in this answer and in no other. A key that makes keys makes none beyond itself: a test key only test keys,
+/// and its networks, its end and its rate limit are passed on.
+#[utoipa::path(
+    tag = "account keys",
+    operation_id = "createAccountKey",
+    security(("secret_key" = []), ("management_token" = [])),
+    request_body(content = api::CreateKey),
+    responses((status = 201, description = "The key, with its text.", body = api::Envelope<api::CreatedKey>))
+)]
+#[post("/account/api-keys")]
+pub async fn create(
+    request: HttpRequest,
+    state: web::Data<State>,
+    holder: AccountHolder,
+    retry: Retry,
+    body: Body,
+) -> Answer {
+    let by = &holder.0;
+    let make = async |creating| {
+        let body: api::CreateKey = body.json()?;
+        let family = match body.access {
+            api::Access::Secret => Family::Secret,
+            api::Access::Publishable => Family::Publishable,
+        };
+        let wanted = new_key(body, state.clock.now())?;
+        api_keys::create(&state, by, family, wanted, creating, |(key, text)| {
+            Answered::created(&created_key(&key, &text))
+        })
+        .await
+    };
+    let said = retry.once(&state, by, &body, make).await?;
+    let whole = present::enveloped_text(&request, &state, said.answered.body.expose())?;
+    Ok(respond(&said, whole))
+}
+
+/// List account keys.
+///
+/// Newest first, revoked ones included; a test key sees test keys. `meta.nextCursor` leads on.
+#[utoipa::path(
+    tag = "account keys",
+    operation_id = "listAccountKeys",
+    security(("secret_key" = []), ("management_token" = [])),
+    params(api::ListKeys),
+    responses((status = 200, description = "The keys.", body = api::ListEnvelope<api::Key>))
+)]
+#[get("/account/api-keys")]
+pub async fn list(request: HttpRequest, state: web::Data<State>, holder: AccountHolder, query: Query) -> Answer {
+    let query: api::ListKeys = query.read()?;
+    let mut checks = Checks::default();
+    let limit = checks.member("limit", within(query.limit, LISTED, 1..=LISTED));
+    let after = checks.member("cursor", members::cursor(query.cursor.as_deref()));
+    let (Some(limit), Some(after)) = (limit, after) else { return Err(checks.into_problem().into()) };
+    let found = api_keys::list(&state, &holder.0, api_keys::ACCOUNT, after, limit).await?;
+    let keys = found.keys.iter().map(key).collect();
+    let next = found.next.map(members::shown_cursor);
+    Ok(HttpResponse::Ok().json(enveloped_list(&request, &state, keys, next)))
+}
+
+/// Revoke an account key.
+///
+/// For good; it is dead everywhere once this is answered. A repeat changes nothing.
+#[utoipa::path(
+    tag = "account keys",
+    operation_id = "deleteAccountKey",
+    security(("secret_key" = []), ("management_token" = [])),
+    params(("id" = String, Path, description = "The key's id.")),
+    responses((status = 200, description = "The key, revoked.", body = api::Envelope<api::Key>))
+)]
+#[delete("/account/api-keys/{id}")]
+pub async fn delete(
+    request: HttpRequest,
+    state: web::Data<State>,
+    holder: AccountHolder,
+    id: web::Path<String>,
+) -> Answer {
+    end(&request, &state, &holder, &id).await
+}
+
+/// Revoke an account key, for clients that post.
+///
+/// The same as `DELETE`.
+#[utoipa::path(
+    tag = "account keys",
+    operation_id = "revokeAccountKey",
+    security(("secret_key" = []), ("management_token" = [])),
+    params(("id" = String, Path, description = "The key's id.")),
+    request_body(content = Option<tollkey_api::commerce::Nothing>),
+    responses((status = 200, description = "The key, revoked.", body = api::Envelope<api::Key>))
+)]
+#[post("/account/api-keys/{id}/revoke")]
+pub async fn revoke(
+    request: HttpRequest,
+    state: web::Data<State>,
+    holder: AccountHolder,
+    id: web::Path<String>,
+    body: Body,
+) -> Answer {
+    let tollkey_api::commerce::Nothing {} = body.json_or_nothing()?;
+    end(&request, &state, &holder, &id).await
+}
+
+async fn end(request: &HttpRequest, state: &State, holder: &AccountHolder, id: &str) -> Answer {
+    let revoked = api_keys::revoke(state, &holder.0, api_keys::ACCOUNT, path_id(id)?, None).await?;
+    Ok(HttpResponse::Ok().json(enveloped(request, state, key(&revoked))))
+}
+
+/// List the audit log.
+///
+/// Newest first, one entry per change; a test key sees the entries about test keys. `meta.nextCursor` leads on.
+#[utoipa::path(
+    tag = "account keys",
+    operation_id = "listAccountAuditLog",
+    security(("secret_key" = []), ("management_token" = [])),
+    params(api::ListAuditLog),
+    responses((status = 200, description = "Entries.", body = api::ListEnvelope<api::AuditEntry>))
+)]
+#[get("/account/audit-log")]
+pub async fn audit_log(request: HttpRequest, state: web::Data<State>, holder: AccountHolder, query: Query) -> Answer {
+    let api::ListAuditLog { limit, cursor, action, account: _ } = query.read()?;
+    let filter = audit::filter(&ListAuditLog { limit, cursor, action, ..ListAuditLog::default() })?;
+    let found = service::audit::list(&state, &holder.0, filter).await?;
+    let entries = found.entries.iter().map(present::entry).collect();
+    let next = found.next.map(|next| next.to_string());
+    Ok(HttpResponse::Ok().json(enveloped_list(&request, &state, entries, next)))
+}

@@ -1,0 +1,131 @@
+//! How account keys and their envelope read, and how requests about them read as ours.
+
+use actix_web::HttpRequest;
+use jiff::Timestamp;
+use serde_json::value::RawValue;
+use tollkey_api::{Secret, account as api};
+use tollkey_core::{
+    ApiKey, Checks, Family, Grants, KeyId, KeyText, Problem, ProblemCode, RateLimit,
+    audit::{ActorKind, Entry, TargetKind},
+    metadata::Metadata,
+    text,
+};
+
+use crate::{caller::request_id, service::api_keys::NewKey, state::State, surfaces::members};
+
+/// An answer around what was asked for.
+pub(super) fn enveloped<T>(request: &HttpRequest, state: &State, data: T) -> api::Envelope<T> {
+    let meta = api::Meta { request_id: request_id(request).to_string(), timestamp: state.clock.now().into() };
+    api::Envelope { data, error: (), meta }
+}
+
+/// An answer around JSON that is written already, as text.
+///
+/// # Errors
+/// `internal_error` when that is no JSON.
+pub(super) fn enveloped_text(request: &HttpRequest, state: &State, json: &str) -> Result<String, Problem> {
+    let data: Result<&RawValue, _> = serde_json::from_str(json);
+    let whole = data.and_then(|data| serde_json::to_string(&enveloped(request, state, data)));
+    whole.map_err(|_| Problem::new(ProblemCode::InternalError, "Something went wrong on our side."))
+}
+
+/// An answer around a list.
+pub(super) fn enveloped_list<T>(
+    request: &HttpRequest,
+    state: &State,
+    data: Vec<T>,
+    next_cursor: Option<String>,
+) -> api::ListEnvelope<T> {
+    let request_id = request_id(request).to_string();
+    let meta = api::ListMeta { request_id, timestamp: state.clock.now().into(), next_cursor };
+    api::ListEnvelope { data, error: (), meta }
+}
+
+fn access(key: &ApiKey) -> api::Access {
+    if key.family == Family::Publishable { api::Access::Publishable } else { api::Access::Secret }
+}
+
+fn extras(key: &ApiKey) -> api::Extras {
+    let grants = &key.grants;
+    api::Extras {
+        expires_at: grants.expires_at.map(Into::into),
+        allowed_ips: members::shown_networks(grants.allowed_ips.as_ref()),
+        rate_limit: grants.rate_limit.map(members::shown_rate_limit),
+        metadata: key.metadata.as_ref().map(|metadata| metadata.object().clone()),
+    }
+}
+
+pub(super) fn created_key(key: &ApiKey, text: &KeyText) -> api::CreatedKey {
+    api::CreatedKey {
+        id: key.id.crockford(),
+        name: key.name.clone(),
+        environment: key.mode,
+        access: access(key),
+        value: Secret::new(text.expose()),
+        created_at: key.created_at.into(),
+        extras: extras(key),
+    }
+}
+
+pub(super) fn key(key: &ApiKey) -> api::Key {
+    api::Key {
+        id: key.id.crockford(),
+        name: key.name.clone(),
+        prefix: key.prefix.clone(),
+        last4: key.last4.clone(),
+        environment: key.mode,
+        access: access(key),
+        created_at: key.created_at.into(),
+        last_used_at: key.last_used_at.map(Into::into),
+        revoked_at: key.revoked_at.map(Into::into),
+        extras: extras(key),
+    }
+}
+
+/// The key a request asks for. Scopes mean nothing here: a secret key has all, a publishable one none.
+///
+/// # Errors
+/// A validation problem that names every member that breaks a rule.
+pub(super) fn new_key(body: api::CreateKey, now: Timestamp) -> Result<NewKey, Problem> {
+    let mut checks = Checks::default();
+    let name = checks.member("/name", text::required(&body.name, 100));
+    let expires_at = checks.member("/expiresAt", members::end(body.expires_at, now));
+    let allowed_ips = checks.member("/allowedIps", members::networks(body.allowed_ips.as_deref()));
+    let rate_limit = checks.member(
+        "/rateLimit",
+        body.rate_limit.map(|limit| RateLimit::new(limit.limit, limit.window_seconds)).transpose(),
+    );
+    let metadata = checks.member("/metadata", body.metadata.map(Metadata::new).transpose());
+    let (Some(name), Some(expires_at), Some(allowed_ips), Some(rate_limit), Some(metadata)) =
+        (name, expires_at, allowed_ips, rate_limit, metadata)
+    else {
+        return Err(checks.into_problem());
+    };
+    let grants = Grants { allowed_ips, rate_limit, expires_at, ..Grants::default() };
+    Ok(NewKey { name, mode: body.environment, grants, metadata })
+}
+
+/// Ids of keys have this surface's form here too.
+pub(super) fn entry(entry: &Entry) -> api::AuditEntry {
+    let draft = &entry.draft;
+    let key_id = |id: &str| id.parse::<KeyId>().map_or_else(|_| id.to_owned(), |id| id.crockford());
+    let actor_id = match draft.actor.kind {
+        ActorKind::ApiKey => key_id(&draft.actor.id),
+        ActorKind::Merchant | ActorKind::Operator | ActorKind::Cli => draft.actor.id.clone(),
+    };
+    let target_id = match draft.target.kind {
+        TargetKind::ApiKey => key_id(&draft.target.id),
+        TargetKind::Application | TargetKind::Account => draft.target.id.clone(),
+    };
+    api::AuditEntry {
+        id: draft.id.crockford(),
+        occurred_at: draft.occurred_at.into(),
+        action: draft.action.as_str().to_owned(),
+        actor: api::Actor { r#type: draft.actor.kind, id: actor_id },
+        target: api::Target { r#type: draft.target.kind, id: target_id },
+        request_id: draft.request_id.clone(),
+        ip: draft.ip.map(|ip| ip.to_string()),
+        changes: draft.changes.clone(),
+        hash: entry.hash.to_string(),
+    }
+}

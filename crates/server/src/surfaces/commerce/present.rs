@@ -1,0 +1,216 @@
+//! How commerce keys read, and how requests about them read as ours.
+
+use jiff::Timestamp;
+use tollkey_api::{Patch, Secret, commerce as api};
+use tollkey_core::{
+    ApiKey, Catalogue, Checks, Grants, Invalid, IpList, KeyText, Problem, RateLimit, Scope, feature::Feature,
+    metadata::Metadata, text,
+};
+
+use crate::{service::api_keys::NewKey, surfaces::members};
+
+pub(super) fn created_key(key: &ApiKey, text: &KeyText) -> api::CreatedKey {
+    let grants = &key.grants;
+    api::CreatedKey {
+        key_id: key.id.to_string(),
+        name: key.name.clone(),
+        scope: api::KeyScope::Commerce,
+        api_key: Secret::new(text.expose()),
+        expires_at: grants.expires_at.map(Into::into),
+        mode: key.mode,
+        scopes: grants.scopes.clone(),
+        prefix: key.prefix.clone(),
+        merchants: grants.merchants.clone(),
+        features: grants.features.clone(),
+        created_at: key.created_at.into(),
+    }
+}
+
+pub(super) fn key(key: &ApiKey, now: Timestamp) -> api::Key {
+    let grants = &key.grants;
+    api::Key {
+        key_id: key.id.to_string(),
+        name: key.name.clone(),
+        scope: api::KeyScope::Commerce,
+        status: key.status(now),
+        expires_at: grants.expires_at.map(Into::into),
+        last_used_at: key.last_used_at.map(Into::into),
+        created_at: key.created_at.into(),
+        revoked_at: key.revoked_at.map(Into::into),
+        revoked_reason: key.revoked_reason.clone(),
+        mode: key.mode,
+        scopes: grants.scopes.clone(),
+        prefix: key.prefix.clone(),
+        last4: key.last4.clone(),
+        merchants: grants.merchants.clone(),
+        features: grants.features.clone(),
+        allowed_ips: members::shown_networks(grants.allowed_ips.as_ref()),
+        rate_limit: grants.rate_limit.map(|limit| api::RateLimit {
+            limit: limit.limit().get().into(),
+            window_seconds: limit.window_seconds().get().into(),
+        }),
+        metadata: key.metadata.as_ref().map(|metadata| metadata.object().clone()),
+        rotated_from: key.rotated_from.map(|id| id.to_string()),
+        rotated_to: key.rotated_to.map(|id| id.to_string()),
+    }
+}
+
+fn name(name: &str) -> Result<String, Invalid> {
+    text::required(name, 255)
+}
+
+fn merchants(list: &[String]) -> Result<Vec<String>, Invalid> {
+    text::references(list.iter().map(String::as_str))
+}
+
+fn features(list: &[String]) -> Result<Vec<Feature>, Invalid> {
+    Feature::parse_list(list.iter().map(String::as_str))
+}
+
+/// The key a request asks for.
+///
+/// # Errors
+/// A validation problem that names every member that breaks a rule.
+pub(super) fn new_key(body: api::CreateKey, catalogue: &Catalogue, now: Timestamp) -> Result<NewKey, Problem> {
+    let mut checks = Checks::default();
+    let name = checks.member("/name", name(&body.name));
+    let scopes = checks.member("/scopes", members::scopes(body.scopes.as_deref(), catalogue));
+    let expires_at = checks.member("/expires_at", members::end(body.expires_at, now));
+    let merchants = checks.member("/merchants", body.merchants.as_deref().map(merchants).transpose());
+    let features = checks.member("/features", body.features.as_deref().map(features).transpose());
+    let allowed_ips = checks.member("/allowed_ips", members::networks(body.allowed_ips.as_deref()));
+    let rate_limit = checks.member(
+        "/rate_limit",
+        body.rate_limit.map(|limit| RateLimit::new(limit.limit, limit.window_seconds)).transpose(),
+    );
+    let metadata = checks.member("/metadata", body.metadata.map(Metadata::new).transpose());
+    let (
+        Some(name),
+        Some(scopes),
+        Some(expires_at),
+        Some(merchants),
+        Some(features),
+        Some(allowed_ips),
+        Some(rate_limit),
+        Some(metadata),
+    ) = (name, scopes, expires_at, merchants, features, allowed_ips, rate_limit, metadata)
+    else {
+        return Err(checks.into_problem());
+    };
+    let grants = Grants { scopes, merchants, features, allowed_ips, rate_limit, expires_at };
+    Ok(NewKey { name, mode: body.mode.unwrap_or_default(), grants, metadata })
+}
+
+/// A member of a merge patch: what it becomes, if it is there. Null is `cleared`.
+fn member<T, U>(
+    patch: Patch<T>,
+    cleared: Result<U, Invalid>,
+    read: impl FnOnce(T) -> Result<U, Invalid>,
+) -> Result<Option<U>, Invalid> {
+    match patch {
+        Patch::Absent => Ok(None),
+        Patch::Null => cleared.map(Some),
+        Patch::Value(value) => read(value).map(Some),
+    }
+}
+
+fn cannot_be_cleared<T>() -> Result<T, Invalid> {
+    Err(Invalid::new("cannot be cleared"))
+}
+
+/// The change a request asks for. What does not depend on the key is checked here, the rest when it is made.
+///
+/// # Errors
+/// A validation problem that names every member that breaks a rule; the change itself can fail so too.
+pub(super) fn edit(
+    body: api::UpdateKey,
+    catalogue: &Catalogue,
+    now: Timestamp,
+) -> Result<impl FnOnce(&mut ApiKey) -> Result<(), Problem> + Send + use<> + 'static, Problem> {
+    let mut checks = Checks::default();
+    let name = checks.member("/name", member(body.name, cannot_be_cleared(), |text| name(&text)));
+    let mode = checks.member("/mode", member(body.mode, cannot_be_cleared(), Ok));
+    let scopes = checks.member(
+        "/scopes",
+        member(body.scopes, Ok(vec![Scope::COMMERCE]), |names| members::scopes(Some(&names), catalogue)),
+    );
+    let expires_at =
+        checks.member("/expires_at", member(body.expires_at, Ok(None), |end| members::end(Some(end), now)));
+    // Null is no news for a key that has none; whether it has any is known later.
+    let merchants = checks.member("/merchants", member(body.merchants, Ok(None), |list| merchants(&list).map(Some)));
+    let features = checks.member("/features", member(body.features, Ok(None), |list| features(&list).map(Some)));
+    let allowed_ips: Option<Option<Option<IpList>>> =
+        checks.member("/allowed_ips", member(body.allowed_ips, Ok(None), |list| members::networks(Some(&list))));
+    let (Some(name), Some(mode), Some(scopes), Some(expires_at), Some(merchants), Some(features), Some(allowed_ips)) =
+        (name, mode, scopes, expires_at, merchants, features, allowed_ips)
+    else {
+        return Err(checks.into_problem());
+    };
+    let (limit_patch, metadata_patch) = (body.rate_limit, body.metadata);
+    Ok(move |key: &mut ApiKey| {
+        let mut checks = Checks::default();
+        if mode.is_some_and(|mode| mode != key.mode) {
+            checks.member::<()>("/mode", Err(Invalid::new("cannot be changed: it stands in the key")));
+        }
+        set_restriction(&mut key.grants.merchants, merchants, "/merchants", &mut checks);
+        set_restriction(&mut key.grants.features, features, "/features", &mut checks);
+        let rate_limit = checks.member("/rate_limit", merged_limit(key.grants.rate_limit, limit_patch));
+        let metadata = checks.member("/metadata", merged_metadata(key.metadata.as_ref(), metadata_patch));
+        let (Some(rate_limit), Some(metadata), true) = (rate_limit, metadata, checks.is_empty()) else {
+            return Err(checks.into_problem());
+        };
+        key.grants.rate_limit = rate_limit;
+        key.metadata = metadata;
+        set(&mut key.name, name);
+        set(&mut key.grants.scopes, scopes);
+        set(&mut key.grants.expires_at, expires_at);
+        set(&mut key.grants.allowed_ips, allowed_ips);
+        Ok(())
+    })
+}
+
+fn set<T>(member: &mut T, value: Option<T>) {
+    if let Some(value) = value {
+        *member = value;
+    }
+}
+
+/// Sets what makes a key a scoped key; once set it cannot be cleared, or the key could do more than ever.
+fn set_restriction<T>(member: &mut Option<T>, patch: Option<Option<T>>, pointer: &str, checks: &mut Checks) {
+    match patch {
+        Some(None) if member.is_some() => {
+            checks.member::<()>(pointer, cannot_be_cleared());
+        }
+        Some(value) => *member = value,
+        None => {}
+    }
+}
+
+/// The rate limit after a merge patch.
+fn merged_limit(own: Option<RateLimit>, patch: Patch<api::UpdateRateLimit>) -> Result<Option<RateLimit>, Invalid> {
+    let patch = match patch {
+        Patch::Absent => return Ok(own),
+        Patch::Null => return Ok(None),
+        Patch::Value(patch) => patch,
+    };
+    let merged = |patch: Patch<i64>, own: Option<i64>, name: &str| match patch {
+        Patch::Value(value) => Ok(value),
+        Patch::Absent => own.ok_or_else(|| Invalid::new(format!("needs {name}"))),
+        Patch::Null => Err(Invalid::new(format!("needs {name}"))),
+    };
+    let limit = merged(patch.limit, own.map(|own| own.limit().get().into()), "limit")?;
+    let window = merged(patch.window_seconds, own.map(|own| own.window_seconds().get().into()), "window_seconds")?;
+    RateLimit::new(limit, window).map(Some)
+}
+
+/// The metadata after a merge patch.
+fn merged_metadata(
+    own: Option<&Metadata>,
+    patch: Patch<serde_json::Map<String, serde_json::Value>>,
+) -> Result<Option<Metadata>, Invalid> {
+    match patch {
+        Patch::Absent => Ok(own.cloned()),
+        Patch::Null => Ok(None),
+        Patch::Value(patch) => own.cloned().unwrap_or_default().merged(patch).map(Some),
+    }
+}

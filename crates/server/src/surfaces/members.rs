@@ -1,0 +1,54 @@
+//! Members that new keys have on every surface, whatever they are called there: how they are read, and how printed.
+
+use jiff::Timestamp;
+use tollkey_api::{applications, time::Moment};
+use tollkey_core::{Catalogue, Grants, Invalid, IpList, RateLimit, Scope};
+use tollkey_store::KeyCursor;
+
+fn strs(texts: &[String]) -> impl Iterator<Item = &str> {
+    texts.iter().map(String::as_str)
+}
+
+/// Exactly these scopes; the default when none are given.
+pub fn scopes(names: Option<&[String]>, catalogue: &Catalogue) -> Result<Vec<Scope>, Invalid> {
+    match names {
+        None => Ok(vec![Scope::COMMERCE]),
+        Some(names) => catalogue.parse_list(strs(names)),
+    }
+}
+
+/// When a key ends: in the future, or never.
+pub fn end(end: Option<Moment>, now: Timestamp) -> Result<Option<Timestamp>, Invalid> {
+    Grants::parse_end(end.map(Timestamp::from), now)
+}
+
+/// The networks a key may be used from.
+pub fn networks(cidrs: Option<&[String]>) -> Result<Option<IpList>, Invalid> {
+    cidrs.map(|cidrs| IpList::parse(strs(cidrs))).transpose()
+}
+
+/// The networks, printed.
+pub fn shown_networks(list: Option<&IpList>) -> Option<Vec<String>> {
+    list.map(|list| list.networks().iter().map(ToString::to_string).collect())
+}
+
+/// A rate limit, printed in camelCase.
+pub fn shown_rate_limit(limit: RateLimit) -> applications::RateLimit {
+    applications::RateLimit { limit: limit.limit().get().into(), window_seconds: limit.window_seconds().get().into() }
+}
+
+/// A place in a list of keys, as a caller gives it back.
+pub fn cursor(text: Option<&str>) -> Result<Option<KeyCursor>, Invalid> {
+    let Some(text) = text else { return Ok(None) };
+    let read = || {
+        let (micros, id) = text.split_once('.')?;
+        let created_at = Timestamp::from_microsecond(micros.parse().ok()?).ok()?;
+        Some(KeyCursor { created_at, id: id.parse().ok()? })
+    };
+    read().map(Some).ok_or_else(|| Invalid::new("must be one that an earlier answer gave"))
+}
+
+/// A place in a list of keys, for a caller to give back.
+pub fn shown_cursor(cursor: KeyCursor) -> String {
+    format!("{}.{}", cursor.created_at.as_microsecond(), cursor.id)
+}

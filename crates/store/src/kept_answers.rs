@@ -1,0 +1,112 @@
+//! Kept answers: what was said to a request that may be sent again (Idempotency-Key).
+//!
+//! Their id is a hash that covers account and caller, so no caller finds another's. What is kept is sealed before it
+//! comes here.
+
+use diesel::{
+    prelude::*,
+    sql_query,
+    sql_types::{BigInt, Bool},
+};
+use tollkey_core::Timestamp;
+
+use crate::{
+    Error, Reader, Store, Writer,
+    connection::AnyConnection,
+    rows::{self, micros},
+    schema::kept_answers,
+};
+
+/// An answer that is kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KeptAnswer {
+    /// A hash of the caller, the request's place and its Idempotency-Key.
+    pub id: [u8; 32],
+    /// A hash of the request's body.
+    pub fingerprint: [u8; 32],
+    /// The answer, sealed.
+    pub sealed: Vec<u8>,
+    /// When.
+    pub created_at: Timestamp,
+}
+
+#[derive(QueryableByName)]
+struct Locked {
+    #[diesel(sql_type = Bool)]
+    locked: bool,
+}
+
+impl Reader<'_> {
+    /// The answer with this id, if it was kept after `since`.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub fn kept_answer(&mut self, id: &[u8; 32], since: Timestamp) -> Result<Option<KeptAnswer>, Error> {
+        let row: Option<(Vec<u8>, Vec<u8>, i64)> = kept_answers::table
+            .find(id.as_slice())
+            .filter(kept_answers::created_at.gt(micros(since)))
+            .select((kept_answers::fingerprint, kept_answers::sealed, kept_answers::created_at))
+            .first(self.conn)
+            .optional()?;
+        row.map(|(fingerprint, sealed, created_at)| {
+            Ok(KeptAnswer {
+                id: *id,
+                fingerprint: fingerprint.try_into().map_err(|_| Error::corrupt("fingerprint"))?,
+                sealed,
+                created_at: rows::timestamp(created_at)?,
+            })
+        })
+        .transpose()
+    }
+}
+
+impl Writer<'_> {
+    /// Reserves an id until the end of the transaction, without waiting: false when another transaction has it.
+    /// SQLite has one transaction that writes at a time.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub fn reserve_answer(&mut self, id: &[u8; 32]) -> Result<bool, Error> {
+        let (conn, _) = self.parts();
+        let AnyConnection::Postgres(conn) = conn else { return Ok(true) };
+        // The first 64 bits: should two ids ever share them, one request is told to try again, no more.
+        let [a, b, c, d, e, f, g, h, ..] = *id;
+        let number = i64::from_be_bytes([a, b, c, d, e, f, g, h]);
+        let row: Locked =
+            sql_query("SELECT pg_try_advisory_xact_lock($1) AS locked").bind::<BigInt, _>(number).get_result(conn)?;
+        Ok(row.locked)
+    }
+
+    /// Keeps an answer, instead of an older one with the same id. To be called by who has reserved the id.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub fn keep_answer(&mut self, answer: &KeptAnswer) -> Result<(), Error> {
+        let (conn, _) = self.parts();
+        diesel::delete(kept_answers::table.find(answer.id.as_slice())).execute(conn)?;
+        diesel::insert_into(kept_answers::table)
+            .values((
+                kept_answers::id.eq(answer.id.as_slice()),
+                kept_answers::fingerprint.eq(answer.fingerprint.as_slice()),
+                kept_answers::sealed.eq(&answer.sealed),
+                kept_answers::created_at.eq(micros(answer.created_at)),
+            ))
+            .execute(conn)?;
+        Ok(())
+    }
+}
+
+impl Store {
+    /// Forgets the answers kept until `until`; returns how many those were.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub async fn prune_kept_answers(&self, until: Timestamp) -> Result<usize, Error> {
+        let pruned = self.write(move |tx| {
+            let (conn, _) = tx.parts();
+            let old = kept_answers::table.filter(kept_answers::created_at.le(micros(until)));
+            Ok::<_, Error>(diesel::delete(old).execute(conn)?)
+        });
+        Ok(pruned.await?.value)
+    }
+}

@@ -1,0 +1,12 @@
+-- When a key got its successor.
+ALTER TABLE api_keys ADD COLUMN rotated_at INTEGER NULL;
+
+-- Answers to requests that had an Idempotency-Key. The id is a hash of that key and of whose it is; without the key
+-- and a secret that is not in the database, what is sealed stays shut.
+CREATE TABLE kept_answers (
+    id BLOB NOT NULL PRIMARY KEY CHECK (length(id) = 32),
+    fingerprint BLOB NOT NULL CHECK (length(fingerprint) = 32),
+    sealed BLOB NOT NULL,
+    created_at INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE INDEX kept_answers_by_time ON kept_answers (created_at);
