@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use serde_json::{Value, json};
 use tollkey_core::{Family, KeyText, Mode, key_text::Kind};
 
-use crate::support::{App, Call, each_backend};
+use crate::support::{App, Call, Reply, each_backend};
 
 /// Who may call an operation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -15,6 +15,8 @@ enum Who {
     Public,
     /// A management token of the account; an operator with `?account=`.
     Merchant,
+    /// A Merchant, or a secret key of the account.
+    Account,
     /// A management token with the role `operator`.
     Operator,
     /// A service key, a token with the role `service`, a secret key.
@@ -23,10 +25,10 @@ enum Who {
     Key,
 }
 
-use Who::{Key, Merchant, Operator, Public, Verifying};
+use Who::{Account, Key, Merchant, Operator, Public, Verifying};
 
 /// One row per operation. A new operation without a row fails `every_operation_has_a_row`.
-const TABLE: [(&str, &str, Who); 26] = [
+const TABLE: [(&str, &str, Who); 39] = [
     ("GET", "/livez", Public),
     ("GET", "/readyz", Public),
     ("GET", "/openapi.json", Public),
@@ -39,6 +41,19 @@ const TABLE: [(&str, &str, Who); 26] = [
     ("POST", "/api/v1/applications/{id}/api-keys", Merchant),
     ("GET", "/api/v1/applications/{id}/api-keys", Merchant),
     ("DELETE", "/api/v1/applications/{id}/api-keys/{keyId}", Merchant),
+    ("POST", "/api/v1/api-keys", Merchant),
+    ("GET", "/api/v1/api-keys", Merchant),
+    ("GET", "/api/v1/api-keys/{id}", Merchant),
+    ("PATCH", "/api/v1/api-keys/{id}", Merchant),
+    ("POST", "/api/v1/api-keys/{id}/revoke", Merchant),
+    ("POST", "/api/v1/api-keys/{id}/suspend", Merchant),
+    ("POST", "/api/v1/api-keys/{id}/resume", Merchant),
+    ("POST", "/api/v1/api-keys/{id}/rotate", Merchant),
+    ("POST", "/api/v1/account/api-keys", Account),
+    ("GET", "/api/v1/account/api-keys", Account),
+    ("DELETE", "/api/v1/account/api-keys/{id}", Account),
+    ("POST", "/api/v1/account/api-keys/{id}/revoke", Account),
+    ("GET", "/api/v1/account/audit-log", Account),
     ("POST", "/api/v1/verify", Verifying),
     ("POST", "/api/v1/verify/batch", Verifying),
     ("POST", "/api/v1/introspect", Verifying),
@@ -55,6 +70,32 @@ const TABLE: [(&str, &str, Who); 26] = [
     ("DELETE", "/api/v1/service-keys/{id}", Operator),
 ];
 
+/// The table, and the account surface once more where its document has it.
+fn rows() -> impl Iterator<Item = (&'static str, &'static str, Who)> {
+    let again = TABLE.into_iter().filter(|(_, _, who)| *who == Account);
+    TABLE.into_iter().chain(again.map(|(method, path, who)| (method, path.trim_start_matches("/api"), who)))
+}
+
+/// A refusal's code, with the account surface's word for it where that is the surface.
+fn code(reply: &Reply, template: &str) -> String {
+    if !template.contains("/account/") {
+        return reply.code();
+    }
+    let json = reply.json();
+    assert!(json["data"].is_null(), "{reply}");
+    assert_eq!(json["meta"]["requestId"].as_str(), reply.header("x-request-id"), "{reply}");
+    json["error"]["code"].as_str().unwrap_or_default().to_owned()
+}
+
+fn expected<'a>(template: &str, status: u16, code: &'a str) -> (u16, &'a str) {
+    match (template.contains("/account/"), status) {
+        (true, 400) => (status, "VALIDATION_ERROR"),
+        (true, 401) => (status, "INVALID_API_KEY"),
+        (true, 403) => (status, "FORBIDDEN"),
+        _ => (status, code),
+    }
+}
+
 /// What each kind of caller presents. `own` is the account that the things in the paths belong to.
 struct Callers {
     merchant: String,
@@ -64,13 +105,18 @@ struct Callers {
     service: String,
     service_key: String,
     application_key: String,
+    commerce_key: String,
+    publishable_key: String,
     secret_key: String,
+    other_secret_keys: [String; 2],
 }
 
 /// Ids of things that are there, to fill into the templates.
 struct Things {
     application: String,
     key: String,
+    commerce_key: String,
+    account_key: String,
     service_key: String,
 }
 
@@ -79,6 +125,9 @@ async fn prepare(app: &App) -> (Callers, Things) {
     let application = app.application(&merchant, "Web Store").await;
     let key = app.key(&merchant, &application, json!({})).await;
     let service_key = app.service_key().await;
+    let insert = async |family| app.insert("acme", &app.mint(family, Mode::Live), |_| ()).await;
+    let commerce_key = insert(Family::Commerce).await;
+    let account_key = insert(Family::Secret).await;
     let callers = Callers {
         other_merchant: app.merchant("globex"),
         accountless: app.token(None, &[]),
@@ -86,10 +135,23 @@ async fn prepare(app: &App) -> (Callers, Things) {
         service: app.service(),
         service_key: service_key.text,
         application_key: key.text,
+        commerce_key: commerce_key.text,
+        publishable_key: app.insert_key("acme", Family::Publishable, Mode::Live).await,
         secret_key: app.insert_key("acme", Family::Secret, Mode::Live).await,
+        other_secret_keys: [
+            app.insert_key("globex", Family::Secret, Mode::Live).await,
+            app.insert_key("globex", Family::Secret, Mode::Test).await,
+        ],
         merchant,
     };
-    (callers, Things { application, key: key.id, service_key: service_key.id })
+    let things = Things {
+        application,
+        key: key.id,
+        commerce_key: commerce_key.id,
+        account_key: account_key.id,
+        service_key: service_key.id,
+    };
+    (callers, things)
 }
 
 fn call(app: &App, method: &str, template: &str, things: &Things) -> Call {
@@ -97,6 +159,10 @@ fn call(app: &App, method: &str, template: &str, things: &Things) -> Call {
         "acme"
     } else if template.contains("service-keys") {
         &things.service_key
+    } else if template.contains("account/") {
+        &things.account_key
+    } else if template.starts_with("/api/v1/api-keys") {
+        &things.commerce_key
     } else {
         &things.application
     };
@@ -115,11 +181,14 @@ fn call(app: &App, method: &str, template: &str, things: &Things) -> Call {
 
 /// A body that would be accepted.
 fn body(method: &str, template: &str) -> Option<Value> {
-    let body = match (method, template.trim_start_matches("/api/v1")) {
+    let body = match (method, template.trim_start_matches("/api").trim_start_matches("/v1")) {
         ("POST", "/applications") => json!({"name": "Another"}),
         ("PATCH", "/applications/{id}") => json!({"description": "Changed"}),
         ("PATCH", "/applications/{id}/status") => json!({"isEnabled": false}),
         ("POST", "/applications/{id}/api-keys") => json!({"description": "Another"}),
+        ("POST", "/api-keys") => json!({"name": "Another"}),
+        ("PATCH", "/api-keys/{id}") => json!({"name": "Changed"}),
+        ("POST", "/account/api-keys") => json!({"name": "Another", "environment": "test", "access": "secret"}),
         ("POST", "/verify") => json!({"key": "x"}),
         ("POST", "/verify/batch") => json!({"requests": [{"key": "x"}]}),
         ("POST", "/introspect") => json!("token=x"),
@@ -143,22 +212,26 @@ fn every_operation_has_a_row() {
 async fn nobody_is_401_and_two_credentials_are_400_everywhere_but_on_public_routes() {
     each_backend(async |app: &App| {
         let (callers, things) = prepare(app).await;
-        for (method, template, who) in TABLE.into_iter() {
+        for (method, template, who) in rows() {
             let nobody = call(app, method, template, &things).await;
             if who == Public {
                 assert_eq!(nobody.status, 200, "{method} {template} {nobody}");
                 continue;
             }
-            assert_eq!((nobody.status, nobody.code().as_str()), (401, "missing_credentials"), "{method} {template}");
+            let is = |reply: &Reply, status, word| {
+                let found = (reply.status, &*code(reply, template));
+                assert_eq!(found, expected(template, status, word), "{method} {template} {reply}");
+            };
+            is(&nobody, 401, "missing_credentials");
             assert_eq!(nobody.header("www-authenticate"), Some("Bearer realm=\"tollkey\""), "{method} {template}");
             let merchant = &callers.merchant;
             let twice = call(app, method, template, &things).bearer(merchant).bearer(merchant).await;
-            assert_eq!((twice.status, twice.code().as_str()), (400, "multiple_credentials"), "{method} {template}");
+            is(&twice, 400, "multiple_credentials");
             let both = call(app, method, template, &things)
                 .bearer(merchant)
                 .header("x-api-key", &callers.application_key)
                 .await;
-            assert_eq!((both.status, both.code().as_str()), (400, "multiple_credentials"), "{method} {template}");
+            is(&both, 400, "multiple_credentials");
         }
     })
     .await;
@@ -179,14 +252,16 @@ async fn an_invalid_credential_is_401_everywhere() {
             (unknown(Kind::Key(Family::Secret, Mode::Test)), "invalid_api_key"),
             (unknown(Kind::ServiceKey), "invalid_api_key"),
         ];
-        for (method, template, who) in TABLE.into_iter() {
+        for (method, template, who) in rows() {
             for (credential, code) in invalid.iter().filter(|_| who != Public) {
                 let reply = call(app, method, template, &things).bearer(credential).await;
-                assert_eq!((reply.status, reply.code().as_str()), (401, *code), "{method} {template}");
+                let found = (reply.status, &*self::code(&reply, template));
+                assert_eq!(found, expected(template, 401, code), "{method} {template}");
             }
             if who != Public {
                 let basic = call(app, method, template, &things).header("authorization", "Basic YTpi").await;
-                assert_eq!((basic.status, basic.code().as_str()), (401, "invalid_api_key"), "{method} {template}");
+                let found = (basic.status, &*code(&basic, template));
+                assert_eq!(found, expected(template, 401, "invalid_api_key"), "{method} {template}");
             }
         }
     })
@@ -204,22 +279,26 @@ async fn a_valid_credential_of_the_wrong_kind_is_403_everywhere() {
             ("service", &callers.service),
             ("service_key", &callers.service_key),
             ("application_key", &callers.application_key),
+            ("commerce_key", &callers.commerce_key),
+            ("publishable_key", &callers.publishable_key),
             ("secret_key", &callers.secret_key),
         ];
-        for (method, template, who) in TABLE.into_iter() {
+        for (method, template, who) in rows() {
             let right: &[&str] = match who {
                 Public => continue,
                 Merchant => &["merchant", "operator"],
+                Account => &["merchant", "operator", "secret_key"],
                 Operator => &["operator"],
                 Verifying => &["service", "service_key", "secret_key"],
-                Key => &["application_key", "secret_key"],
+                Key => &["application_key", "commerce_key", "publishable_key", "secret_key"],
             };
             for (name, credential) in all.iter().filter(|(name, _)| !right.contains(name)) {
                 let reply = call(app, method, template, &things).bearer(credential).await;
                 // To a gateway a service key is no API key, and so as good as unknown.
                 let gateway_service = template.contains("/authz/") && *name == "service_key";
-                let expected = if gateway_service { (401, "invalid_api_key") } else { (403, "forbidden") };
-                assert_eq!((reply.status, reply.code().as_str()), expected, "{method} {template} as {name}: {reply}");
+                let (status, word) = if gateway_service { (401, "invalid_api_key") } else { (403, "forbidden") };
+                let found = (reply.status, &*code(&reply, template));
+                assert_eq!(found, expected(template, status, word), "{method} {template} as {name}: {reply}");
             }
         }
         // And nothing of all that did anything.
@@ -231,34 +310,69 @@ async fn a_valid_credential_of_the_wrong_kind_is_403_everywhere() {
     .await;
 }
 
+/// Everything an account has, as it is printed.
+async fn everything(app: &App, merchant: &str) -> Vec<String> {
+    let mut all = Vec::new();
+    for path in ["/applications?include=apiKeys", "/api-keys", "/audit-log"] {
+        all.push(app.get(path).bearer(merchant).await.body);
+    }
+    all.push(app.get("/account/api-keys").bearer(merchant).await.json()["data"].to_string());
+    all
+}
+
 #[actix_web::test]
 async fn another_accounts_things_are_404_as_unknown_ones_and_stay_as_they_are() {
     each_backend(async |app: &App| {
         let (callers, things) = prepare(app).await;
-        let before = app.get("/applications?include=apiKeys").bearer(&callers.merchant).await.body;
-        let unknown = Things {
-            application: "0198c0de-0000-7000-8000-000000000001".to_owned(),
-            key: "0198c0de-0000-7000-8000-000000000002".to_owned(),
+        let before = everything(app, &callers.merchant).await;
+        let others = everything(app, &callers.other_merchant).await;
+        let like = |key: &str| Things {
+            application: key.to_owned(),
+            key: key.to_owned(),
+            commerce_key: key.to_owned(),
+            account_key: key.to_owned(),
             service_key: things.service_key.clone(),
         };
-        let malformed =
-            Things { application: "x".to_owned(), key: "y".to_owned(), service_key: things.service_key.clone() };
-        for (method, template, _) in
-            TABLE.into_iter().filter(|(_, path, who)| *who == Merchant && path.contains("{id}"))
-        {
+        // Another surface's thing is none of this one's either, its own account's included.
+        let unknown = like("0198c0de-0000-7000-8000-000000000001");
+        let malformed = like("x");
+        let of_another_surface = Things {
+            application: things.commerce_key.clone(),
+            key: things.account_key.clone(),
+            commerce_key: things.key.clone(),
+            account_key: things.commerce_key.clone(),
+            service_key: things.service_key.clone(),
+        };
+        let mut walked = 0;
+        for (method, template, who) in rows().filter(|(_, path, _)| path.contains("{id}")) {
+            let callers: &[&String] = match who {
+                Merchant => &[&callers.other_merchant],
+                Account => &[&callers.other_merchant, &callers.other_secret_keys[0], &callers.other_secret_keys[1]],
+                _ => continue,
+            };
             let mut bodies = BTreeSet::new();
-            for things in [&things, &unknown, &malformed] {
-                let reply = call(app, method, template, things).bearer(&callers.other_merchant).await;
-                assert_eq!(reply.status, 404, "{method} {template}");
-                let mut body = reply.json();
-                body.as_object_mut().expect("an object").remove("request_id");
-                bodies.insert(body.to_string());
+            for caller in callers {
+                for things in [&things, &unknown, &malformed, &of_another_surface] {
+                    let reply = call(app, method, template, things).bearer(caller).await;
+                    assert_eq!(reply.status, 404, "{method} {template}");
+                    let id = reply.header("x-request-id").unwrap_or_default();
+                    bodies.insert(reply.body.replace(id, "(id)"));
+                    walked += 1;
+                }
             }
             assert_eq!(bodies.len(), 1, "{method} {template} tells them apart: {bodies:?}");
         }
-        assert_eq!(app.get("/applications").bearer(&callers.other_merchant).await.json()["totalItems"], 0);
-        assert_eq!(app.get("/audit-log").bearer(&callers.other_merchant).await.body, "[]");
-        assert_eq!(app.get("/applications?include=apiKeys").bearer(&callers.merchant).await.body, before);
+        assert!(walked > 80, "{walked}");
+        let mut own = [&callers.merchant, &callers.secret_key].into_iter().cycle();
+        for (method, template, who) in rows().filter(|(_, path, _)| path.contains("{id}")) {
+            if matches!(who, Merchant | Account) {
+                let caller = if who == Merchant { &callers.merchant } else { own.next().expect("a caller") };
+                let reply = call(app, method, template, &of_another_surface).bearer(caller).await;
+                assert_eq!(reply.status, 404, "{method} {template}: {reply}");
+            }
+        }
+        assert_eq!(everything(app, &callers.other_merchant).await, others);
+        assert_eq!(everything(app, &callers.merchant).await, before);
     })
     .await;
 }
