@@ -3,6 +3,7 @@
 
 mod applications;
 mod audit;
+mod kept_answers;
 mod keys;
 mod leases;
 mod opening;
