@@ -1,6 +1,8 @@
 //! Tasks of this repository: `cargo xtask <task>`. One match over small commands, one file each.
 #![forbid(unsafe_code)]
 
+#[cfg(target_os = "linux")]
+mod bench;
 mod ci;
 mod openapi;
 
@@ -15,6 +17,7 @@ Tasks: cargo xtask <task>
 
   openapi          write openapi/tollkey.json from the mounted routes
   openapi --check  compare it with them instead; exits 1 when they differ
+  bench http       measure forward authentication next to nginx (Linux; builds a release first)
   ci               run .ci/run, everything a change has to pass";
 
 fn main() -> ExitCode {
@@ -23,6 +26,8 @@ fn main() -> ExitCode {
     let done = match arguments.as_slice() {
         ["openapi"] => openapi::write(),
         ["openapi", "--check"] => openapi::check(),
+        #[cfg(target_os = "linux")]
+        ["bench", "http"] => bench::http::run(),
         ["ci"] => ci::run(),
         _ => {
             eprintln!("{USAGE}");

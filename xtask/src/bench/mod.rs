@@ -1,0 +1,6 @@
+//! `cargo xtask bench <what>`: measurements that need more than one process. They print and judge nothing: a machine
+//! that does other things as well would make a liar of any limit.
+
+pub(crate) mod http;
+mod load;
+mod servers;

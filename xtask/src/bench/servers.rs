@@ -1,0 +1,296 @@
+//! The servers that are measured: ours with keys in it, and nginx with the same keys in a map.
+
+use std::{
+    env,
+    fmt::Write as _,
+    fs,
+    io::{BufRead as _, BufReader, Read as _, Write as _},
+    net::{SocketAddr, TcpListener, TcpStream},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, bail, ensure};
+use rustix::{
+    process::{Pid, Signal, kill_process},
+    thread::{CpuSet, sched_getaffinity, sched_setaffinity},
+};
+use serde_json::{Value, json};
+
+use super::load::Answer;
+
+/// How many applications hold the keys. An application holds at most 20 by default.
+const APPLICATIONS: usize = 50;
+const KEYS_OF_EACH: usize = 20;
+/// The only scope of every key.
+pub(super) const SCOPE: &str = "links:read";
+/// The route that is measured, on both servers.
+pub(super) const ROUTE: &str = "/api/v1/authz/forward-auth";
+/// The account of all keys.
+const ACCOUNT: &str = "bench";
+
+/// How long a server may take to listen, and to end.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// The processors of the generator and of the servers, so that they do not take each other's place.
+pub(super) struct Processors(Option<(CpuSet, CpuSet)>);
+
+impl Processors {
+    /// The first for this thread, which moves there, the second for the servers. With one processor nothing is pinned.
+    pub(super) fn divide() -> anyhow::Result<Self> {
+        let ours = sched_getaffinity(None)?;
+        let mut each = (0..CpuSet::MAX_CPU).filter(|number| ours.is_set(*number)).map(|number| {
+            let mut one = CpuSet::new();
+            one.set(number);
+            one
+        });
+        let (Some(generator), Some(servers)) = (each.next(), each.next()) else { return Ok(Self(None)) };
+        sched_setaffinity(None, &generator)?;
+        Ok(Self(Some((generator, servers))))
+    }
+
+    /// Whether anything is pinned.
+    pub(super) fn are_divided(&self) -> bool {
+        self.0.is_some()
+    }
+
+    /// Starts a server in its place: a process begins where the thread that starts it is.
+    fn start(&self, command: &mut Command) -> anyhow::Result<Process> {
+        if let Some((_, servers)) = &self.0 {
+            sched_setaffinity(None, servers)?;
+        }
+        let child = command.spawn();
+        if let Some((generator, _)) = &self.0 {
+            sched_setaffinity(None, generator)?;
+        }
+        Ok(Process(child.with_context(|| format!("cannot start {}", command.get_program().display()))?))
+    }
+}
+
+/// A process that ends with its value.
+pub(super) struct Process(Child);
+
+impl Process {
+    /// How long it and its children have computed so far, in all threads; `None` where the kernel does not say.
+    pub(super) fn computed(&self) -> Option<Duration> {
+        let pid = self.0.id();
+        let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).ok()?;
+        let children = children.split_ascii_whitespace().map(str::to_owned);
+        let mut nanos = 0;
+        for pid in std::iter::once(pid.to_string()).chain(children) {
+            for thread in fs::read_dir(format!("/proc/{pid}/task")).ok()? {
+                let text = fs::read_to_string(thread.ok()?.path().join("schedstat")).ok()?;
+                nanos += text.split_ascii_whitespace().next()?.parse::<u64>().ok()?;
+            }
+        }
+        Some(Duration::from_nanos(nanos))
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // A plain kill would leave nginx's worker behind.
+        if let Some(pid) = Pid::from_raw(self.0.id().cast_signed()) {
+            let _ = kill_process(pid, Signal::TERM);
+        }
+        let since = Instant::now();
+        while matches!(self.0.try_wait(), Ok(None)) {
+            if since.elapsed() > PATIENCE {
+                let _ = self.0.kill();
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
+    }
+}
+
+/// A server that listens.
+pub(super) struct Server {
+    pub(super) address: SocketAddr,
+    pub(super) process: Process,
+}
+
+/// A key that was made.
+pub(super) struct Key {
+    pub(super) text: String,
+    id: String,
+    application_id: String,
+}
+
+/// Builds our server as it is released, and says where the program is.
+pub(super) fn build() -> anyhow::Result<PathBuf> {
+    let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut command = Command::new(cargo);
+    command.args(["build", "--release", "--package", "tollkey-server"]).current_dir(crate::root());
+    ensure!(command.status().context("cannot run cargo")?.success(), "the server does not build");
+    // Beside the directory this program was built into, wherever that is.
+    let target = env::current_exe()?.ancestors().nth(2).context("this program has no directory")?.to_owned();
+    Ok(target.join("release").join("tollkey"))
+}
+
+/// Our server in development mode, on an empty database, with one worker, metrics on and logs at `warn`.
+pub(super) struct Tollkey {
+    pub(super) server: Server,
+    pub(super) keys: Vec<Key>,
+}
+
+impl Tollkey {
+    /// Starts it and makes the keys, as a user would.
+    pub(super) fn start(program: &Path, directory: &Path, processors: &Processors) -> anyhow::Result<Self> {
+        let mut serve = tollkey(program, directory);
+        serve.args(["serve", "--listen", "127.0.0.1:0", "--workers", "1"]);
+        serve.args(["--metrics-listen", "127.0.0.1:0", "--log", "warn"]);
+        let mut process = processors.start(serve.stdout(Stdio::piped()))?;
+        let mut line = String::new();
+        BufReader::new(process.0.stdout.take().context("no stdout")?).read_line(&mut line)?;
+        let address = line.trim().strip_prefix("listening on http://").context("the server did not start")?.parse()?;
+
+        let token = tollkey(program, directory).args(["token", "--account", ACCOUNT]).output()?;
+        ensure!(token.status.success(), "no token: {}", String::from_utf8_lossy(&token.stderr));
+        let mut manager = Manager {
+            stream: TcpStream::connect(address)?,
+            host: address,
+            token: String::from_utf8(token.stdout)?.trim().to_owned(),
+        };
+        let mut keys = Vec::with_capacity(APPLICATIONS * KEYS_OF_EACH);
+        for number in 0..APPLICATIONS {
+            let application = manager.post("/api/v1/applications", &json!({ "name": format!("bench {number}") }))?;
+            let path = format!("/api/v1/applications/{}/api-keys", text(&application, "id")?);
+            for number in 0..KEYS_OF_EACH {
+                let key = manager.post(&path, &json!({ "description": format!("{number}"), "scopes": [SCOPE] }))?;
+                keys.push(Key {
+                    text: text(&key, "fullKey")?,
+                    id: text(&key, "id")?,
+                    application_id: text(&key, "applicationId")?,
+                });
+            }
+        }
+        Ok(Self { server: Server { address, process }, keys })
+    }
+}
+
+/// Our program, with nothing set that somebody may have set for a server of theirs.
+fn tollkey(program: &Path, directory: &Path) -> Command {
+    let mut command = Command::new(program);
+    let names = env::vars_os().map(|(name, _)| name);
+    for name in names.filter(|name| ["TOLLKEY_", "DATABASE_URL"].iter().any(|ours| starts_with(name, ours))) {
+        command.env_remove(name);
+    }
+    command.current_dir(directory).env("DATABASE_URL", "sqlite://bench.db");
+    command
+}
+
+fn starts_with(name: &std::ffi::OsStr, with: &str) -> bool {
+    name.as_encoded_bytes().starts_with(with.as_bytes())
+}
+
+fn text(answer: &Value, member: &str) -> anyhow::Result<String> {
+    Ok(answer[member].as_str().with_context(|| format!("an answer without {member}"))?.to_owned())
+}
+
+/// Somebody who makes applications and keys.
+struct Manager {
+    stream: TcpStream,
+    host: SocketAddr,
+    token: String,
+}
+
+impl Manager {
+    /// Makes something.
+    fn post(&mut self, path: &str, body: &Value) -> anyhow::Result<Value> {
+        let body = body.to_string();
+        let (host, token, length) = (self.host, &self.token, body.len());
+        let request = format!(
+            "POST {path} HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer {token}\r\n\
+             Content-Type: application/json\r\nContent-Length: {length}\r\n\r\n{body}"
+        );
+        self.stream.write_all(request.as_bytes())?;
+        let mut come = Vec::new();
+        loop {
+            let mut more = [0; 4096];
+            let count = self.stream.read(&mut more)?;
+            ensure!(count > 0, "the server closed the connection");
+            come.extend_from_slice(&more[..count]);
+            if let Some(answer) = Answer::read(&come)? {
+                let body = &come[answer.body..answer.end];
+                ensure!(answer.status == 201, "{path}: {} {}", answer.status, String::from_utf8_lossy(body));
+                return Ok(serde_json::from_slice(body)?);
+            }
+        }
+    }
+}
+
+/// Where nginx is: in the path, or where Debian has it, which is in root's path only.
+pub(super) fn nginx() -> Option<PathBuf> {
+    let directories = env::var_os("PATH").unwrap_or_default();
+    let directories = env::split_paths(&directories).chain([PathBuf::from("/usr/sbin")]);
+    directories.map(|directory| directory.join("nginx")).find(|program| program.is_file())
+}
+
+/// Starts nginx with one worker and the keys in static maps. It answers with the headers we answer with.
+pub(super) fn start_nginx(
+    program: &Path,
+    directory: &Path,
+    keys: &[Key],
+    processors: &Processors,
+) -> anyhow::Result<Server> {
+    // Free a moment ago. Should somebody take it in between, nginx says so and ends.
+    let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
+    let configuration = directory.join("nginx.conf");
+    fs::write(&configuration, nginx_configuration(address, keys)?)?;
+    let mut command = Command::new(program);
+    command.arg("-p").arg(directory).arg("-c").arg(&configuration).args(["-e", "stderr"]);
+    let mut process = processors.start(&mut command)?;
+    let since = Instant::now();
+    while TcpStream::connect(address).is_err() {
+        if let Some(status) = process.0.try_wait()? {
+            bail!("nginx ended by itself: {status}");
+        }
+        ensure!(since.elapsed() < PATIENCE, "nginx does not listen");
+        thread::sleep(Duration::from_millis(20));
+    }
+    Ok(Server { address, process })
+}
+
+fn nginx_configuration(address: SocketAddr, keys: &[Key]) -> anyhow::Result<String> {
+    let (mut ids, mut applications) = (String::new(), String::new());
+    for Key { text, id, application_id } in keys {
+        writeln!(ids, "    \"Bearer {text}\" {id};")?;
+        writeln!(applications, "    \"Bearer {text}\" {application_id};")?;
+    }
+    Ok(format!(
+        r#"daemon off;
+worker_processes 1;
+pid nginx.pid;
+error_log stderr warn;
+events {{ worker_connections 1024; }}
+http {{
+  access_log off;
+  keepalive_requests 1000000000;
+  client_body_temp_path body; proxy_temp_path proxy; fastcgi_temp_path fastcgi; uwsgi_temp_path uwsgi; scgi_temp_path scgi;
+  map_hash_max_size 65536;
+  map_hash_bucket_size 256;
+  map $http_authorization $key_id {{
+    default "";
+{ids}  }}
+  map $http_authorization $application_id {{
+    default "";
+{applications}  }}
+  server {{
+    listen {address};
+    location = {ROUTE} {{
+      if ($key_id = "") {{ return 401; }}
+      add_header X-Auth-Key-Id $key_id;
+      add_header X-Auth-Account-Id {ACCOUNT};
+      add_header X-Auth-Application-Id $application_id;
+      add_header X-Auth-Mode live;
+      add_header X-Auth-Scopes {SCOPE};
+      add_header X-Request-Id $request_id;
+      return 200;
+    }}
+  }}
+}}
+"#
+    ))
+}
