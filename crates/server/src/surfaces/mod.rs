@@ -18,6 +18,10 @@ use utoipa_actix_web::{scope, service_config::ServiceConfig};
 pub fn routes(config: &mut ServiceConfig<'_>) {
     config.service(health::live).service(health::ready).service(health::document).service(
         scope("/api/v1")
+            // Gateways. First, because routes are tried in turn and nothing is asked as often
+            .service(verification::ForwardAuth)
+            .service(verification::AuthRequest)
+            .service(verification::ExtAuthz)
             // Applications and their keys (kadosei)
             .service(applications::create)
             .service(applications::list)
@@ -49,9 +53,6 @@ pub fn routes(config: &mut ServiceConfig<'_>) {
             .service(verification::introspect)
             .service(verification::whoami)
             .service(verification::revoke_whoami)
-            .service(verification::ForwardAuth)
-            .service(verification::AuthRequest)
-            .service(verification::ExtAuthz)
             // Audit log
             .service(audit::list)
             // Operator
