@@ -70,6 +70,7 @@ pub type Answer = Result<HttpResponse, Refusal>;
 /// None of ours: they become answers here.
 pub async fn edge<B: MessageBody + 'static>(
     state: web::Data<State>,
+    requests: web::Data<telemetry::Requests>,
     mut request: ServiceRequest,
     next: Next<B>,
 ) -> Result<ServiceResponse<EitherBody<B>>, Error> {
@@ -127,7 +128,7 @@ pub async fn edge<B: MessageBody + 'static>(
     // The template, never the path: a path can hold anything, a secret included.
     let route = http_request.match_pattern();
     let elapsed = started.elapsed();
-    telemetry::record_request(method.as_str(), route.as_deref(), status.as_u16(), elapsed);
+    requests.record(method.as_str(), route.as_deref(), status.as_u16(), elapsed);
     tracing::info!(
         target: "tollkey::http",
         request_id = %id, method = telemetry::known_method(method.as_str()), route = route.as_deref().unwrap_or("-"), status = status.as_u16(),

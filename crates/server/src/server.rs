@@ -190,7 +190,8 @@ pub fn start(settings: &Settings, state: State, metrics: Option<Metrics>) -> any
     let server = HttpServer::new(move || {
         let (app, _) =
             App::new().app_data(shared.clone()).into_utoipa_app().configure(surfaces::routes).split_for_parts();
-        app.configure(surfaces::account::under_v1)
+        app.app_data(web::Data::new(telemetry::Requests::default()))
+            .configure(surfaces::account::under_v1)
             .route("/docs", web::get().to(docs))
             .service(SwaggerUi::new("/docs/{_:.*}").config(Config::from("/openapi.json").validator_url("none")))
             .default_service(web::to(unmatched))

@@ -4,11 +4,15 @@
 //! no label is taken from what a caller sends: the number of series is bounded by the program itself.
 
 use std::{
+    cell::RefCell,
+    collections::HashMap,
     io::{self, IsTerminal as _},
     time::Duration,
 };
 
-use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
+use metrics::{
+    Counter, Histogram, Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram,
+};
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
 use tollkey_verifier::Stats;
 use tracing_subscriber::{
@@ -135,13 +139,50 @@ pub fn known_method(method: &str) -> &'static str {
     METHODS.into_iter().find(|known| *known == method).unwrap_or("other")
 }
 
-/// Counts an answered request. `route` is the template it matched, `None` when it matched none: a path that somebody
-/// made up is no label.
-pub fn record_request(method: &str, route: Option<&str>, status: u16, took: Duration) {
-    let method = known_method(method);
-    let route = route.unwrap_or("unmatched").to_owned();
-    counter!(HTTP_REQUESTS, "method" => method, "route" => route.clone(), "status" => status.to_string()).increment(1);
-    histogram!(HTTP_REQUEST_DURATION, "method" => method, "route" => route).record(took);
+/// Counts answered requests. Each worker has one of its own, which keeps the series it has met: to find a series by its
+/// labels takes longer than to count in it. There are no more of them than routes, methods and statuses allow.
+#[derive(Default)]
+pub struct Requests(RefCell<HashMap<Box<str>, Vec<Series>>>);
+
+/// The series of one route, method and status.
+struct Series {
+    method: &'static str,
+    status: u16,
+    requests: Counter,
+    duration: Histogram,
+}
+
+impl Requests {
+    /// Counts an answered request. `route` is the template it matched, `None` when it matched none: a path that
+    /// somebody made up is no label.
+    pub fn record(&self, method: &str, route: Option<&str>, status: u16, took: Duration) {
+        let (method, route) = (known_method(method), route.unwrap_or("unmatched"));
+        let mut routes = self.0.borrow_mut();
+        if !routes.contains_key(route) {
+            routes.insert(route.into(), Vec::new());
+        }
+        let Some(known) = routes.get_mut(route) else { return };
+        let place = known.iter().position(|series| series.method == method && series.status == status);
+        let place = place.unwrap_or_else(|| {
+            known.push(Series::new(method, route, status));
+            known.len() - 1
+        });
+        let Series { requests, duration, .. } = &known[place];
+        requests.increment(1);
+        duration.record(took);
+    }
+}
+
+impl Series {
+    fn new(method: &'static str, route: &str, status: u16) -> Self {
+        let (route, code) = (route.to_owned(), status.to_string());
+        Self {
+            method,
+            status,
+            requests: counter!(HTTP_REQUESTS, "method" => method, "route" => route.clone(), "status" => code),
+            duration: histogram!(HTTP_REQUEST_DURATION, "method" => method, "route" => route),
+        }
+    }
 }
 
 /// Counts verifications with that outcome: `valid`, or the code of the denial.
@@ -183,19 +224,21 @@ mod tests {
     #[test]
     fn requests_are_counted_by_template() {
         let text = rendered(|| {
-            record_request("GET", Some("/api/v1/applications/{id}"), 200, Duration::from_millis(3));
-            record_request("GET", Some("/api/v1/applications/{id}"), 200, Duration::from_millis(30));
+            let requests = Requests::default();
+            requests.record("GET", Some("/api/v1/applications/{id}"), 200, Duration::from_millis(3));
+            requests.record("GET", Some("/api/v1/applications/{id}"), 200, Duration::from_millis(30));
+            requests.record("GET", Some("/api/v1/applications/{id}"), 404, Duration::from_millis(3));
         });
         let labels = r#"method="GET",route="/api/v1/applications/{id}""#;
         assert!(text.contains(&format!("tollkey_http_requests_total{{{labels},status=\"200\"}} 2")), "{text}");
-        assert!(text.contains(&format!("duration_seconds_bucket{{{labels},le=\"0.005\"}} 1")), "{text}");
-        assert!(text.contains(&format!("duration_seconds_count{{{labels}}} 2")), "{text}");
+        assert!(text.contains(&format!("duration_seconds_bucket{{{labels},le=\"0.005\"}} 2")), "{text}");
+        assert!(text.contains(&format!("duration_seconds_count{{{labels}}} 3")), "{text}");
         assert!(text.contains("# HELP tollkey_http_requests_total Requests answered"), "{text}");
     }
 
     #[test]
     fn what_a_caller_makes_up_is_no_label() {
-        let text = rendered(|| record_request("BREW", None, 404, Duration::ZERO));
+        let text = rendered(|| Requests::default().record("BREW", None, 404, Duration::ZERO));
         assert!(text.contains(r#"method="other",route="unmatched",status="404""#), "{text}");
         assert!(!text.contains("BREW"));
     }
