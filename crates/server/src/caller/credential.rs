@@ -1,9 +1,10 @@
 //! The one credential of a request, and the headers it can stand in.
 
-use actix_web::http::header::HeaderMap;
+use actix_web::http::header::{self, HeaderMap, HeaderName};
 
 /// The headers a credential can stand in.
-const HEADERS: [&str; 3] = ["authorization", "x-api-key", "x-commerce-api-key"];
+static HEADERS: [HeaderName; 3] =
+    [header::AUTHORIZATION, HeaderName::from_static("x-api-key"), HeaderName::from_static("x-commerce-api-key")];
 
 /// What a request presents.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,13 +21,13 @@ pub enum Credential<'a> {
 
 /// Finds the credential in `Authorization: Bearer`, `x-api-key` and `x-commerce-api-key`. The query is never read.
 pub fn credential(headers: &HeaderMap) -> Credential<'_> {
-    let mut found = HEADERS.into_iter().flat_map(|name| headers.get_all(name).map(move |value| (name, value)));
+    let mut found = HEADERS.iter().flat_map(|name| headers.get_all(name).map(move |value| (name, value)));
     let Some((name, value)) = found.next() else { return Credential::None };
     if found.next().is_some() {
         return Credential::Several;
     }
     let Ok(text) = value.to_str() else { return Credential::Unreadable };
-    let text = if name == "authorization" {
+    let text = if *name == header::AUTHORIZATION {
         match text.trim().split_once(' ') {
             Some((scheme, text)) if scheme.eq_ignore_ascii_case("bearer") => text.trim(),
             _ => return Credential::Unreadable,
@@ -44,7 +45,7 @@ pub fn credential(headers: &HeaderMap) -> Credential<'_> {
 
 #[cfg(test)]
 mod tests {
-    use actix_web::http::header::{HeaderName, HeaderValue};
+    use actix_web::http::header::HeaderValue;
 
     use super::*;
 

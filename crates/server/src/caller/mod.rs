@@ -14,7 +14,7 @@ mod credential;
 pub mod jwks;
 pub mod jwt;
 
-use std::{net::IpAddr, sync::Arc};
+use std::{borrow::Cow, net::IpAddr, sync::Arc};
 
 use actix_web::{FromRequest, HttpMessage as _, HttpRequest, dev::Payload, http::header::HeaderName, web};
 use futures_util::future::LocalBoxFuture;
@@ -53,8 +53,15 @@ fn state(request: &HttpRequest) -> Result<web::Data<State>, Refusal> {
 /// when the gateway does not tell.
 pub fn forwarded_ip(request: &HttpRequest, state: &State) -> Option<IpAddr> {
     let peer = request.peer_addr().map(|peer| peer.ip());
-    let hops: Option<Vec<&str>> = request.headers().get_all(FORWARDED_FOR).map(|hops| hops.to_str().ok()).collect();
-    client_address(peer, &hops?.join(","), &state.policy.trusted_proxies)
+    let hops = match request.headers().get_all(FORWARDED_FOR).as_slice() {
+        [] => Cow::Borrowed(""),
+        [hops] => Cow::Borrowed(hops.to_str().ok()?),
+        several => {
+            let several: Option<Vec<&str>> = several.iter().map(|hops| hops.to_str().ok()).collect();
+            Cow::Owned(several?.join(","))
+        }
+    };
+    client_address(peer, &hops, &state.policy.trusted_proxies)
 }
 
 /// The address a request to our own surfaces comes from: as for gateways, but what no proxy forwarded comes from

@@ -8,8 +8,11 @@
 use actix_web::{
     HttpRequest, HttpResponse,
     dev::{AppService, HttpServiceFactory},
-    http::header::HeaderName,
-    web,
+    http::{
+        StatusCode,
+        header::{HeaderName, HeaderValue},
+    },
+    web::{self, Bytes},
 };
 use tollkey_core::{Denial, Invalid, Mode, Need, Problem, ProblemCode, RequestPath, Scope, ScopeSet};
 use utoipa_actix_web::OpenApiFactory;
@@ -19,6 +22,17 @@ use crate::{
     edge::{Answer, GATEWAY_PREFIX},
     state::State,
 };
+
+const X_FORWARDED_METHOD: HeaderName = HeaderName::from_static("x-forwarded-method");
+const X_FORWARDED_URI: HeaderName = HeaderName::from_static("x-forwarded-uri");
+const X_ORIGINAL_METHOD: HeaderName = HeaderName::from_static("x-original-method");
+const X_ORIGINAL_URI: HeaderName = HeaderName::from_static("x-original-uri");
+const X_AUTH_KEY_ID: HeaderName = HeaderName::from_static("x-auth-key-id");
+const X_AUTH_ACCOUNT_ID: HeaderName = HeaderName::from_static("x-auth-account-id");
+const X_AUTH_APPLICATION_ID: HeaderName = HeaderName::from_static("x-auth-application-id");
+const X_AUTH_MODE: HeaderName = HeaderName::from_static("x-auth-mode");
+const X_AUTH_SCOPES: HeaderName = HeaderName::from_static("x-auth-scopes");
+const X_AUTH_MERCHANT_ID: HeaderName = HeaderName::from_static("x-auth-merchant-id");
 
 /// What the operator requires of every key on a route.
 #[derive(Debug, Default)]
@@ -30,10 +44,11 @@ struct Requirement {
 
 impl Requirement {
     /// Reads `scope` (repeatable) and `mode` (once).
-    fn read<'a>(state: &State, pairs: impl IntoIterator<Item = (&'a str, &'a str)>) -> Result<Self, Invalid> {
+    fn read<T: AsRef<str>>(state: &State, pairs: impl IntoIterator<Item = (T, T)>) -> Result<Self, Invalid> {
         let mut requirement = Self::default();
         for (name, value) in pairs {
-            match name {
+            let value = value.as_ref();
+            match name.as_ref() {
                 // Said without the value: an operator may have passed on what a client sent.
                 "scope" => {
                     let scope = state.catalogue.parse(value).map_err(|_| Invalid::new("it names an unknown scope"))?;
@@ -53,9 +68,7 @@ impl Requirement {
 
     /// From the query of the URL that the operator configured.
     fn from_query(state: &State, query: &str) -> Result<Self, Invalid> {
-        let pairs: Vec<(String, String)> =
-            serde_urlencoded::from_str(query).map_err(|_| Invalid::new("the query cannot be read"))?;
-        Self::read(state, pairs.iter().map(|(name, value)| (name.as_str(), value.as_str())))
+        Self::read(state, form_urlencoded::parse(query.as_bytes()))
     }
 
     /// From a raw path segment such as `scope=links:read;mode=live`, or `-` for none.
@@ -106,14 +119,25 @@ async fn answer(request: &HttpRequest, state: &State, asked: Asked<'_>) -> Answe
         problem
     })?;
     let key = &record.key;
-    Ok(HttpResponse::Ok()
-        .insert_header(("x-auth-key-id", key.id.to_string()))
-        .insert_header(("x-auth-account-id", key.account_id.as_str()))
-        .insert_header(("x-auth-application-id", key.application_id.map(|id| id.to_string()).unwrap_or_default()))
-        .insert_header(("x-auth-mode", key.mode.as_str()))
-        .insert_header(("x-auth-scopes", state.catalogue.joined(record.scopes)))
-        .insert_header(("x-auth-merchant-id", merchant.unwrap_or_default()))
-        .finish())
+    let application = key.application_id.map(|id| id.to_string()).unwrap_or_default();
+    let mut response = HttpResponse::new(StatusCode::OK);
+    for (name, value) in [
+        (X_AUTH_KEY_ID, key.id.to_string()),
+        (X_AUTH_ACCOUNT_ID, key.account_id.as_str().to_owned()),
+        (X_AUTH_APPLICATION_ID, application),
+        (X_AUTH_MODE, key.mode.as_str().to_owned()),
+        (X_AUTH_SCOPES, state.catalogue.joined(record.scopes)),
+        (X_AUTH_MERCHANT_ID, merchant.unwrap_or_default()),
+    ] {
+        response.headers_mut().insert(name, field_value(value)?);
+    }
+    Ok(response)
+}
+
+/// A text as the value of a header, without a copy of it.
+fn field_value(text: String) -> Result<HeaderValue, Problem> {
+    HeaderValue::from_maybe_shared(Bytes::from(text))
+        .map_err(|_| Problem::new(ProblemCode::InternalError, "Something went wrong on our side."))
 }
 
 /// The merchant a request is about. A repeated or unreadable header reads as something no merchant is called, so
@@ -127,10 +151,9 @@ fn merchant(request: &HttpRequest, name: &HeaderName) -> Option<String> {
 }
 
 /// A header that is there exactly once.
-fn single<'a>(request: &'a HttpRequest, name: &'static str) -> Option<&'a str> {
-    let mut values = request.headers().get_all(HeaderName::from_static(name));
-    match (values.next(), values.next()) {
-        (Some(value), None) => value.to_str().ok(),
+fn single(request: &HttpRequest, name: HeaderName) -> Option<&str> {
+    match request.headers().get_all(name).as_slice() {
+        [value] => value.to_str().ok(),
         _ => None,
     }
 }
@@ -158,8 +181,8 @@ fn single<'a>(request: &'a HttpRequest, name: &'static str) -> Option<&'a str> {
 )]
 pub async fn forward_auth(request: HttpRequest, state: web::Data<State>) -> Answer {
     let asked = Asked {
-        method: single(&request, "x-forwarded-method"),
-        uri: single(&request, "x-forwarded-uri"),
+        method: single(&request, X_FORWARDED_METHOD),
+        uri: single(&request, X_FORWARDED_URI),
         requirement: Requirement::from_query(&state, request.query_string()),
     };
     answer(&request, &state, asked).await
@@ -188,8 +211,8 @@ pub async fn forward_auth(request: HttpRequest, state: web::Data<State>) -> Answ
 )]
 pub async fn auth_request(request: HttpRequest, state: web::Data<State>) -> Answer {
     let asked = Asked {
-        method: single(&request, "x-original-method"),
-        uri: single(&request, "x-original-uri"),
+        method: single(&request, X_ORIGINAL_METHOD),
+        uri: single(&request, X_ORIGINAL_URI),
         requirement: Requirement::from_query(&state, request.query_string()),
     };
     answer(&request, &state, asked).await
