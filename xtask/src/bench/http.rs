@@ -128,8 +128,8 @@ fn request(target: &str, key: &Key) -> Vec<u8> {
 #[expect(clippy::print_stdout, reason = "it is what was asked for")]
 fn print(subjects: &[Subject<'_>], measured: &[Vec<Measured>], compared: Option<usize>) {
     println!(
-        "{:<18} {:>11} {:>6}  {:>8} {:>6}  {:>8} {:>6}  {:>10} {:>9}",
-        "server", "requests/s", "ratio", "p50 µs", "ratio", "p99 µs", "ratio", "cpu µs/req", "generator"
+        "{:<18} {:>11} {:>6}  {:>8} {:>6}  {:>8} {:>6}  {:>10} {:>6}  {:>9}",
+        "server", "requests/s", "ratio", "p50 µs", "ratio", "p99 µs", "ratio", "cpu µs/req", "ratio", "generator"
     );
     for (subject, own) in subjects.iter().zip(measured) {
         // Within a round, because two servers that are asked one after the other see the same machine.
@@ -141,17 +141,18 @@ fn print(subjects: &[Subject<'_>], measured: &[Vec<Measured>], compared: Option<
         let (rate, rate_ratio) = of(&|it| it.round.rate());
         let (p50, p50_ratio) = of(&|it| it.round.latency(0.50));
         let (p99, p99_ratio) = of(&|it| it.round.latency(0.99));
-        let (computed, _) = of(&|it| it.computed.unwrap_or(f64::NAN));
+        let (computed, computed_ratio) = of(&|it| it.computed.unwrap_or(f64::NAN));
         let (busy, _) = of(&|it| it.round.busy());
         println!(
-            "{:<18} {rate:>11.0} {rate_ratio:>6.2}  {p50:>8.0} {p50_ratio:>6.2}  {p99:>8.0} {p99_ratio:>6.2}  {computed:>10.2} {:>7.0} %",
+            "{:<18} {rate:>11.0} {rate_ratio:>6.2}  {p50:>8.0} {p50_ratio:>6.2}  {p99:>8.0} {p99_ratio:>6.2}  {computed:>10.2} {computed_ratio:>6.2}  {:>7.0} %",
             subject.name,
             busy * 100.0
         );
     }
     println!(
-        "\nMedians over the rounds; ratios to nginx. \"cpu µs/req\" is what the server computed for a request, \"generator\"\n\
-         how busy the generator was: near 100 % it is what limits, and the servers differ by more than the rates say."
+        "\nMedians over the rounds; ratios are to nginx. \"cpu µs/req\" is what the server computed for a request: it says most\n\
+         when the machine does other things as well. \"generator\" is how busy the generator was: near 100 % it is what\n\
+         limits, and the servers differ by more than the rates say."
     );
 }
 
