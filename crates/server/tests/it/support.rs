@@ -69,6 +69,20 @@ pub fn settings(database_url: &str, extra: &[(&str, &str)]) -> Settings {
     Settings::resolve(&Options::default(), &env, Path::new("no such file")).expect("settings of a test")
 }
 
+/// Runs a test on each backend beside a second replica with that clock. Leases are short: two replicas on one SQLite
+/// file cannot wake each other, so a change waits until the other's lease is over.
+pub async fn each_backend_with_replica(clock: Option<&ManualClock>, test: impl AsyncFn(&App, &Running)) {
+    for database in backends() {
+        let _migrated = database.store();
+        database.sql("UPDATE settings SET value = '300' WHERE name = 'lease_ms'");
+        let app = App::start(database, &[]).await;
+        let replica = app.replica_at(clock.unwrap_or(&app.clock)).await;
+        test(&app, &replica).await;
+        replica.stop().await;
+        app.stop().await;
+    }
+}
+
 impl App {
     /// Starts a server on a fresh database.
     pub async fn start(database: Database, extra: &[(&str, &str)]) -> Self {
@@ -82,8 +96,13 @@ impl App {
 
     /// A second server on the same database: another replica.
     pub async fn replica(&self) -> Running {
+        self.replica_at(&self.clock).await
+    }
+
+    /// A replica with a clock of its own.
+    pub async fn replica_at(&self, clock: &ManualClock) -> Running {
         let random = Random::new(StdRng::seed_from_u64(2));
-        let opened = server::open(&self.settings, Arc::new(self.clock.clone()), random).await.expect("a replica opens");
+        let opened = server::open(&self.settings, Arc::new(clock.clone()), random).await.expect("a replica opens");
         server::start(&self.settings, opened.state, None).expect("a replica starts")
     }
 
@@ -166,6 +185,25 @@ impl App {
         let json = reply.json();
         let text = |member: &str| json[member].as_str().expect("a text").to_owned();
         Key { id: text("id"), text: text("fullKey") }
+    }
+
+    /// Makes a commerce key from a body, with a `name` where it has none.
+    pub async fn commerce_key(&self, token: &str, mut body: Value) -> Key {
+        if body.get("name").is_none() {
+            body["name"] = json!("Commerce Server Key");
+        }
+        let reply = self.post("/api-keys", body).bearer(token).await;
+        assert_eq!(reply.status, 201, "{reply}");
+        let json = reply.json();
+        let text = |member: &str| json[member].as_str().expect("a text").to_owned();
+        Key { id: text("key_id"), text: text("api_key") }
+    }
+
+    /// Says how an account does business.
+    pub async fn set_model(&self, account: &str, model: &str) {
+        let path = format!("/accounts/{account}");
+        let reply = self.put(&path, json!({"operating_model": model})).bearer(&self.operator()).await;
+        assert_eq!(reply.status, 200, "{reply}");
     }
 
     /// Makes a service key.

@@ -1,0 +1,1217 @@
+//! Commerce keys as pepay's document has them, read from top to bottom, and what the contract adds to it: suspension,
+//! changes and the limit of keys.
+
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use serde_json::{Value, json};
+use tollkey_core::{Family, KeyId, Mode};
+use tollkey_server::server::Running;
+use tollkey_verifier::testing::START;
+
+use crate::{
+    assert_answer,
+    support::{App, Call, Key, Reply, each_backend, each_backend_with, each_backend_with_replica},
+};
+
+fn path(key: &Key) -> String {
+    format!("/api-keys/{}", key.id)
+}
+
+fn crockford(id: &str) -> String {
+    id.parse::<KeyId>().expect("the id of a key").crockford()
+}
+
+/// The row of a key.
+async fn row(app: &App, token: &str, key: &Key) -> Value {
+    let reply = app.get(&path(key)).bearer(token).await;
+    assert_eq!(reply.status, 200, "{reply}");
+    reply.json()
+}
+
+/// The `status` that row has.
+async fn status(app: &App, token: &str, key: &Key) -> String {
+    row(app, token, key).await["status"].as_str().expect("a status").to_owned()
+}
+
+/// One of `suspend`, `resume` and `revoke`, without a body.
+fn act(app: &App, token: &str, key: &Key, action: &str) -> Call {
+    app.call("POST", &format!("{}/{action}", path(key))).bearer(token)
+}
+
+/// Action and changes of every audit entry about a key, the oldest first.
+async fn log(app: &App, token: &str, key: &Key) -> Vec<(String, Value)> {
+    let entries = app.get(&format!("/audit-log?target_id={}", key.id)).bearer(token).await.json();
+    let entries = entries.as_array().expect("an array").iter().rev();
+    entries.map(|entry| (entry["action"].as_str().unwrap().to_owned(), entry["changes"].clone())).collect()
+}
+
+/// Where the `Link` header leads on.
+fn next(reply: &Reply) -> Option<String> {
+    let link = reply.header("link")?;
+    let target = link.strip_prefix('<').and_then(|rest| rest.strip_suffix(">; rel=\"next\""));
+    Some(target.unwrap_or_else(|| panic!("{link}")).to_owned())
+}
+
+fn ids(list: &Value) -> Vec<String> {
+    list.as_array().expect("an array").iter().map(|row| row["key_id"].as_str().unwrap().to_owned()).collect()
+}
+
+// Request: list
+
+#[actix_web::test]
+async fn list_commerce_api_keys() {
+    each_backend(async |app: &App| {
+        let token = app.merchant("acme");
+        assert_answer!(app.get("/api-keys?scope=commerce").bearer(&token).await, @"
+        200
+        cache-control: no-store
+        content-type: application/json
+        x-content-type-options: nosniff
+        x-request-id: req_01KDVDNA00HXPX69B46WBKBWSC
+
+        []
+        ");
+        app.set_model("acme", "ecosystem").await;
+        let first = app.commerce_key(&token, json!({"expires_at": null})).await;
+        app.clock.advance(Duration::from_secs(60));
+        let revoked = app.commerce_key(&token, json!({"name": "Old", "expires_at": START + 86_400})).await;
+        let reply = app.post(&format!("{}/revoke", path(&revoked)), json!({"reason": "leaked"})).bearer(&token).await;
+        assert_eq!(reply.status, 200);
+        app.clock.advance(Duration::from_secs(60));
+        app.commerce_key(
+            &token,
+            json!({
+                "name": "Partner", "mode": "test", "scopes": ["sessions:write", "links:read"],
+                "merchants": ["m_1", "m_2"], "features": ["tokens.list"], "allowed_ips": ["203.0.113.0/24", "2001:db8::/32"],
+                "rate_limit": {"limit": 5, "window_seconds": 60}, "metadata": {"owner": "checkout"}
+            }),
+        )
+        .await;
+        assert_eq!(app.get("/whoami").header("x-commerce-api-key", &first.text).await.status, 200);
+        app.running().state().flush_usage().await;
+        assert_answer!(app.get("/api-keys?scope=commerce").bearer(&token).await, @r#"
+        200
+        cache-control: no-store
+        content-type: application/json
+        x-content-type-options: nosniff
+        x-request-id: req_01KDVDRZ60E914J7TKNP8Y7748
+
+        [{"key_id":"019b76dc-7cc0-7b9a-bb01-696bec22ee83","name":"Partner","scope":"commerce","status":"active","expires_at":null,"last_used_at":null,"created_at":1767225720,"revoked_at":null,"revoked_reason":null,"mode":"test","scopes":["sessions:write","links:read"],"prefix":"ck_test_zhqKD6","last4":"o91T","merchants":["m_1","m_2"],"features":["tokens.list"],"allowed_ips":["203.0.113.0/24","2001:db8::/32"],"rate_limit":{"limit":5,"window_seconds":60},"metadata":{"owner":"checkout"},"rotated_from":null,"rotated_to":null},{"key_id":"019b76db-9260-7503-9279-5d0b3f0c00aa","name":"Old","scope":"commerce","status":"revoked","expires_at":1767312000,"last_used_at":null,"created_at":1767225660,"revoked_at":1767225660,"revoked_reason":"leaked","mode":"live","scopes":["commerce"],"prefix":"ck_live_B9yQSD","last4":"4emO","merchants":null,"features":null,"allowed_ips":null,"rate_limit":null,"metadata":null,"rotated_from":null,"rotated_to":null},{"key_id":"019b76da-a800-7819-b062-c680488a0d74","name":"Commerce Server Key","scope":"commerce","status":"active","expires_at":null,"last_used_at":1767225720,"created_at":1767225600,"revoked_at":null,"revoked_reason":null,"mode":"live","scopes":["commerce"],"prefix":"ck_live_aDz7zb","last4":"CHXQ","merchants":null,"features":null,"allowed_ips":null,"rate_limit":null,"metadata":null,"rotated_from":null,"rotated_to":null}]
+        "#);
+    })
+    .await;
+}
+
+#[actix_web::test]
+async fn the_scope_may_be_left_out_and_keys_of_other_families_and_accounts_are_no_part_of_the_list() {
+    each_backend(async |app: &App| {
+        let token = app.merchant("acme");
+        let key = app.commerce_key(&token, json!({})).await;
+        app.commerce_key(&app.merchant("globex"), json!({})).await;
+        for family in [Family::Secret, Family::Publishable] {
+            app.insert_key("acme", family, Mode::Live).await;
+        }
+        let application = app.application(&token, "Web Store").await;
+        app.key(&token, &application, json!({})).await;
+        for query in ["", "?scope=commerce", "?limit=1000"] {
+            let reply = app.get(&format!("/api-keys{query}")).bearer(&token).await;
+            assert_eq!((ids(&reply.json()), next(&reply)), (vec![key.id.clone()], None), "{query}");
+        }
+        let operator = app.operator();
+        let reply = app.get("/api-keys?account=acme").bearer(&operator).await;
+        assert_eq!(ids(&reply.json()), [key.id.as_str()]);
+    })
+    .await;
+}
+
+#[actix_web::test]
+async fn a_list_leads_on_to_its_end_without_gaps_or_doubles() {
+    each_backend(async |app: &App| {
+        let token = app.merchant("acme");
+        let mut made = Vec::new();
+        for count in [1, 7, 1, 8, 4] {
+            for _ in 0..count {
+                made.push(app.commerce_key(&token, json!({})).await.id); // made in one moment
+            }
+            app.clock.advance(Duration::from_millis(700)); // a second here and there
+        }
+        let all = ids(&app.get("/api-keys").bearer(&token).await.json());
+        let sorted = |ids: &[String]| {
+            let mut ids = ids.to_vec();
+            ids.sort();
+            ids
+        };
+        assert_eq!(sorted(&all), sorted(&made));
+        let moments = |ids: &[String]| {
+            let times = ids.iter().map(|id| made.iter().position(|own| own == id).unwrap());
+            times.map(|at| [0, 1, 1, 1, 1, 1, 1, 1, 2, 3, 3, 3, 3, 3, 3, 3, 3, 4, 4, 4, 4][at]).collect::<Vec<u8>>()
+        };
+        assert!(moments(&all).is_sorted_by(|a, b| a >= b), "newest first: {:?}", moments(&all));
+
+        for limit in [1, 2, 3, 7, 20, 21, 22, 1000] {
+            let mut found = Vec::new();
+            let mut at = Some(format!("/api-keys?limit={limit}&scope=commerce"));
+            let mut pages = 0;
+            while let Some(path) = at {
+                let reply = app.get(&path).bearer(&token).await;
+                assert_eq!(reply.status, 200, "{path} {reply}");
+                let page = ids(&reply.json());
+                at = next(&reply);
+                assert!(at.is_none() || page.len() == limit, "only the last page is not full");
+                found.extend(page);
+                pages += 1;
+            }
+            assert_eq!(found, all, "limit {limit}");
+            assert_eq!(pages, all.len().div_ceil(limit).max(1), "limit {limit}");
+        }
+
+        // A key made or revoked meanwhile moves nothing.
+        let reply = app.get("/api-keys?limit=10").bearer(&token).await;
+        app.commerce_key(&token, json!({})).await;
+        let gone = Key { id: all[9].clone(), text: String::new() };
+        assert_eq!(act(app, &token, &gone, "revoke").await.status, 200);
+        let rest = app.get(&next(&reply).expect("a second page")).bearer(&token).await;
+        assert_eq!(ids(&rest.json()), all[10..20]);
+
+        // An operator is led on within the account it asked for; elsewhere a cursor shows nothing of it.
+        let reply = app.get("/api-keys?account=acme&limit=20").bearer(&app.operator()).await;
+        let on = next(&reply).expect("a second page");
+        assert_eq!(app.get(&on).bearer(&app.operator()).await.json().as_array().unwrap().len(), 2);
+        let cursor = next(&app.get("/api-keys?limit=1").bearer(&token).await).unwrap();
+        assert_eq!(app.get(&cursor).bearer(&app.merchant("globex")).await.json(), json!([]));
+    })
+    .await;
+}
+
+#[actix_web::test]
+async fn a_query_that_cannot_be_read_is_400() {
+    each_backend(async |app: &App| {
+        let token = app.merchant("acme");
+        app.commerce_key(&token, json!({})).await;
+        let limit = "must be 1 to 1000";
+        let cursor = "must be one that an earlier answer gave";
+        for (query, error) in [
+            ("scope=payments", "scope must be one of commerce".to_owned()),
+            ("scope=", "scope must be one of commerce".to_owned()),
+            ("scope=commerce&scope=commerce", "scope is given twice".to_owned()),
+            ("limit=0", format!("limit {limit}")),
+            ("limit=1001", format!("limit {limit}")),
+            ("limit=-1", "limit must be a whole number within its range".to_owned()),
+            ("limit=ten", "limit must be a whole number within its range".to_owned()),
+            ("cursor=x", format!("cursor {cursor}")),
+            ("cursor=", format!("cursor {cursor}")),
+            ("cursor=1.2", format!("cursor {cursor}")),
+            ("page=1", "page is unknown".to_owned()),
+            ("status=active", "status is unknown".to_owned()),
+            ("Scope=commerce", "Scope is unknown".to_owned()),
+        ] {
+            let reply = app.get(&format!("/api-keys?{query}")).bearer(&token).await;
+            assert_eq!((reply.status, reply.errors()), (400, vec![error]), "{query}");
+        }
+        assert_eq!(app.get("/api-keys?account=acme").bearer(&token).await.code(), "forbidden");
+    })
+    .await;
+}
+
+// Request: create
+
+#[actix_web::test]
+async fn create_a_commerce_api_key() {
+    each_backend(async |app: &App| {
+        let token = app.merchant("acme");
+        let body = json!({"name": "Commerce Server Key", "expires_at": null});
+        assert_answer!(app.post("/api-keys", body).bearer(&token).await, @r#"
+        201
+        cache-control: no-store
+        content-type: application/json
+        location: /api/v1/api-keys/019b76da-a800-7474-bdc5-e24d2a413b15
+        x-content-type-options: nosniff
+        x-request-id: req_01KDVDNA00HXPX69B46WBKBWSC
+
+        {"key_id":"019b76da-a800-7474-bdc5-e24d2a413b15","name":"Commerce Server Key","scope":"commerce","api_key":"ck_live_(32)","expires_at":null,"mode":"live","scopes":["commerce"],"prefix":"ck_live_9yYtHh","merchants":null,"features":null,"created_at":1767225600}
+        "#);
+        app.set_model("acme", "ecosystem").await;
+        let body = json!({
+            "name": "  Partner\u{a0}", "scope": "commerce", "mode": "test", "scopes": ["links:read", "commerce", "links:read"],
+            "expires_at": START + 60, "merchants": ["m_2", "m_1", "m_2"], "features": ["cardholder_data.forward", "tokens.list"],
+            "allowed_ips": ["203.0.113.7/32", "2001:db8::/32"], "rate_limit": {"limit": 5, "window_seconds": 60},
+            "metadata": {"owner": "checkout", "n": 1.5}
+        });
+        assert_answer!(app.post("/api-keys", body).bearer(&token).await, @r#"
+        201
+        cache-control: no-store
+        content-type: application/json
+        location: /api/v1/api-keys/019b76da-a800-7e67-8170-5ac1f259c85a
+        x-content-type-options: nosniff
+        x-request-id: req_01KDVDNA00NCR9TXZM51K51CMX
+
+        {"key_id":"019b76da-a800-7e67-8170-5ac1f259c85a","name":"Partner","scope":"commerce","api_key":"ck_test_(32)","expires_at":1767225660,"mode":"test","scopes":["links:read","commerce"],"prefix":"ck_test_eDPB9y","merchants":["m_2","m_1"],"features":["cardholder_data.forward","tokens.list"],"created_at":1767225600}
+        "#);
+    })
+    .await;
+}
+
+#[actix_web::test]
+async fn the_key_is_in_the_answer_that_made_it_and_never_again() {
+    each_backend(async |app: &App| {
+        let token = app.merchant("acme");
+        let key = app.commerce_key(&token, json!({"metadata": {"a": 1}})).await;
+        let random = &key.text["ck_live_".len()..];
+        for path in ["/api-keys".to_owned(), path(&key), "/audit-log".to_owned()] {
+            let body = app.get(&path).bearer(&token).await.body;
+            assert!(body.contains(&key.id) && !body.contains(random), "{path}");
+        }
+        let patched = app.patch(&path(&key), json!({"name": "New"})).bearer(&token).await.body;
+        assert!(!patched.contains(random));
+        assert_eq!(row(app, &token, &key).await["last4"], key.text[key.text.len() - 4..]);
+    })
+    .await;
+}
+
+#[actix_web::test]
+async fn what_may_be_left_out_may_be_null() {
+    each_backend(async |app: &App| {
+        let token = app.merchant("acme");
+        let bare = app.commerce_key(&token, json!({"name": "n"})).await;
+        let bare = row(app, &token, &bare).await;
+        assert_eq!((&bare["mode"], &bare["scopes"]), (&json!("live"), &json!(["commerce"])));
+        let members =
+            ["scope", "mode", "scopes", "expires_at", "merchants", "features", "allowed_ips", "rate_limit", "metadata"];
+        let mut all = json!({"name": "n"});
+        for member in members {
+            all[member] = Value::Null;
+            let key = app.commerce_key(&token, json!({"name": "n", member: null})).await;
+            assert_same_but_who(&row(app, &token, &key).await, &bare, member);
+        }
+        let key = app.commerce_key(&token, all).await;
+        assert_same_but_who(&row(app, &token, &key).await, &bare, "all of them");
+        let key = app.commerce_key(&token, json!({"metadata": {}})).await;
+        assert_eq!(row(app, &token, &key).await["metadata"], json!({}));
+    })
+    .await;
+}
+
+fn assert_same_but_who(row: &Value, other: &Value, why: &str) {
+    let (mut row, mut other) = (row.clone(), other.clone());
+    for row in [&mut row, &mut other] {
+        for member in ["key_id", "prefix", "last4"] {
+            row[member] = Value::Null;
+        }
+    }
+    assert_eq!(row, other, "{why}");
+}
+
+#[actix_web::test]
+async fn a_key_ends_at_a_time_of_either_form_that_lies_in_the_future() {
+    each_backend(async |app: &App| {
+        let token = app.merchant("acme");
+        for (end, shown) in [
+            (Value::Null, Value::Null),
+            (json!(START + 1), json!(START + 1)),
+            (json!("2026-01-01T00:00:01Z"), json!(START + 1)),
+            (json!("2026-01-01T02:00:01+02:00"), json!(START + 1)),
+            (json!("2026-01-01T00:00:01.999Z"), json!(START + 1)),
+            (json!("2100-01-01T00:00:00Z"), json!(4_102_444_800_i64)),
+        ] {
+            let body = json!({"name": "n", "expires_at": end});
+            let reply = app.post("/api-keys", body).bearer(&token).await;
+            assert_eq!((reply.status, &reply.json()["expires_at"]), (201, &shown), "{end}");
+            let id = reply.json()["key_id"].as_str().unwrap().to_owned();
+            assert_eq!(row(app, &token, &Key { id, text: String::new() }).await["expires_at"], shown, "{end}");
+        }
+        let form = "/expires_at must be Unix seconds or an RFC 3339 time such as 2027-01-01T00:00:00Z";
+        let future = "/expires_at must be in the future";
+        for (end, error) in [
+            (json!(START), future),
+            (json!(START - 1), future),
+            (json!(0), future),
+            (json!(-1), future),
+            (json!("2026-01-01T00:00:00Z"), future),
+            (json!((START + 1) as f64 + 0.5), form),
+            (json!("2027-01-01"), form),
+            (json!("2027-01-01T00:00:00"), form),
+            (json!(""), form),
+            (json!((START + 1).to_string()), form),
+            (json!(i64::MAX), form),
+            (json!(true), form),
+            (json!([]), form),
+        ] {
+            let reply = app.post("/api-keys", json!({"name": "n", "expires_at": end})).bearer(&token).await;
+            assert_eq!((reply.status, reply.errors()), (400, vec![error.to_owned()]), "{end}");
+        }
+    })
+    .await;
+}
+
+#[actix_web::test]
+async fn a_body_that_breaks_a_rule_is_refused_by_member_and_makes_nothing() {
+    each_backend(async |app: &App| {
+        let token = app.merchant("acme");
+        app.set_model("acme", "ecosystem").await;
+        let empty = "must not be empty; leave it out to have no such restriction";
+        let reference = "each must be 1 to 128 characters out of A-Z a-z 0-9 . _ : @ -";
+        let cases = [
+            (json!({}), "/name is required".to_owned()),
+            (json!({"name": null}), "/name must be a string".to_owned()),
+            (json!({"name": 5}), "/name must be a string".to_owned()),
+            (json!({"name": ""}), "/name must have 1 to 255 characters".to_owned()),
+            (json!({"name": " \t\n "}), "/name must have 1 to 255 characters".to_owned()),
+            (json!({"name": "x".repeat(256)}), "/name must have 1 to 255 characters".to_owned()),
+            (json!({"name": "a\u{7}b"}), "/name must not have control characters".to_owned()),
+            (json!({"name": "n", "scope": "payments"}), "/scope must be one of commerce".to_owned()),
+            (json!({"name": "n", "scope": ["commerce"]}), "/scope must be a string".to_owned()),
+            (json!({"name": "n", "mode": "sandbox"}), "/mode must be one of live, test".to_owned()),
+            (json!({"name": "n", "mode": "LIVE"}), "/mode must be one of live, test".to_owned()),
+            (json!({"name": "n", "mode": []}), "/mode must be a string".to_owned()),
+            (
+                json!({"name": "n", "scopes": []}),
+                "/scopes must not be empty; leave it out for the default, [\"commerce\"]".to_owned(),
+            ),
+            (json!({"name": "n", "scopes": "links:read"}), "/scopes must be an array".to_owned()),
+            (json!({"name": "n", "scopes": [null]}), "/scopes/0 must be a string".to_owned()),
+            (json!({"name": "n", "merchants": []}), format!("/merchants {empty}")),
+            (json!({"name": "n", "merchants": [""]}), format!("/merchants {reference}")),
+            (json!({"name": "n", "merchants": ["m 1"]}), format!("/merchants {reference}")),
+            (json!({"name": "n", "merchants": ["*"]}), format!("/merchants {reference}")),
+            (json!({"name": "n", "merchants": ["m".repeat(129)]}), format!("/merchants {reference}")),
+            (
+                json!({"name": "n", "merchants": (0..101).map(|n| format!("m_{n}")).collect::<Vec<_>>()}),
+                "/merchants must have at most 100 items".to_owned(),
+            ),
+            (json!({"name": "n", "features": []}), format!("/features {empty}")),
+            (
+                json!({"name": "n", "features": ["tokens.delete"]}),
+                "/features must be one of tokens.list, tokens.retrieve, payment_data.list, payment_data.forward, \
+                 cardholder_data.forward"
+                    .to_owned(),
+            ),
+            (
+                json!({"name": "n", "allowed_ips": []}),
+                "/allowed_ips must not be empty; leave it out to allow every address".to_owned(),
+            ),
+            (
+                json!({"name": "n", "allowed_ips": ["10.0.0.1/8"]}),
+                "/allowed_ips \"10.0.0.1/8\" has host bits set; did you mean 10.0.0.0/8?".to_owned(),
+            ),
+            (json!({"name": "n", "rate_limit": []}), "/rate_limit must be an object".to_owned()),
+            (json!({"name": "n", "rate_limit": {}}), "/rate_limit/limit is required".to_owned()),
+            (json!({"name": "n", "rate_limit": {"limit": 1}}), "/rate_limit/window_seconds is required".to_owned()),
+            (
+                json!({"name": "n", "rate_limit": {"limit": 1, "window_seconds": 86_401}}),
+                "/rate_limit the window must be 1 to 86400 seconds".to_owned(),
+            ),
+            (
+                json!({"name": "n", "rate_limit": {"limit": 1, "window_seconds": 1, "burst": 9}}),
+                "/rate_limit/burst is unknown".to_owned(),
+            ),
+            (json!({"name": "n", "metadata": []}), "/metadata must be an object".to_owned()),
+            (
+                json!({"name": "n", "metadata": {"x": "y".repeat(4096)}}),
+                "/metadata must be at most 4096 bytes of JSON".to_owned(),
+            ),
+            // Members of other surfaces, and what nobody may choose.
+            (json!({"name": "n", "expiresAt": null}), "/expiresAt is unknown".to_owned()),
+            (json!({"name": "n", "description": "d"}), "/description is unknown".to_owned()),
+            (json!({"name": "n", "account_id": "globex"}), "/account_id is unknown".to_owned()),
+            (json!({"name": "n", "application_id": null}), "/application_id is unknown".to_owned()),
+            (json!({"name": "n", "family": "secret"}), "/family is unknown".to_owned()),
+            (json!({"name": "n", "status": "active"}), "/status is unknown".to_owned()),
+            (json!({"name": "n", "rotated_from": null}), "/rotated_from is unknown".to_owned()),
+            (json!({"name": "n", "api_key": "x"}), "/api_key is unknown".to_owned()),
+            (json!([{"name": "n"}]), " The body must be a JSON object.".to_owned()),
+        ];
+        for (body, error) in cases {
+            let reply = app.post("/api-keys", body.clone()).bearer(&token).await;
+            assert_eq!((reply.status, reply.errors()), (400, vec![error]), "{body}");
+        }
+        // All that is wrong with the values is told at once.
+        let body = json!({
+            "name": "", "scopes": [], "expires_at": 0, "merchants": [], "features": [], "allowed_ips": [],
+            "rate_limit": {"limit": 0, "window_seconds": 0}, "metadata": {"x": "\u{0}"}
+        });
+        let reply = app.post("/api-keys", body).bearer(&token).await;
+        let pointers: Vec<String> =
+            reply.errors().iter().map(|error| error.split(' ').next().unwrap().to_owned()).collect();
+        assert_eq!(
+            pointers,
+            ["/name", "/scopes", "/expires_at", "/merchants", "/features", "/allowed_ips", "/rate_limit", "/metadata"]
+        );
+        assert_eq!(app.get("/api-keys").bearer(&token).await.json(), json!([]));
+        assert_eq!(app.get("/audit-log?action=api_key.created").bearer(&token).await.json(), json!([]));
+
+        let longest = "é".repeat(255);
+        let reply = app.post("/api-keys", json!({"name": longest})).bearer(&token).await;
+        assert_eq!((reply.status, &reply.json()["name"]), (201, &json!(longest)));
+    })
+    .await;
+}
+
+// Request: revoke
+
+#[actix_web::test]
+async fn revoke_a_commerce_api_key() {
+    each_backend(async |app: &App| {
+        let token = app.merchant("acme");
+        let key = app.commerce_key(&token, json!({})).await;
+        let other = app.commerce_key(&token, json!({})).await;
+        assert_eq!(app.code(&key.text).await, "valid");
+        app.clock.advance(Duration::from_secs(5));
+        assert_answer!(act(app, &token, &key, "revoke").await, @r#"
+        200
+        cache-control: no-store
+        content-type: application/json
+        x-content-type-options: nosniff
+        x-request-id: req_01KDVDNEW8D9XFSK1DK65GCCHR
+
+        {"message":"API key revoked successfully"}
+        "#);
+        assert_eq!(app.code(&key.text).await, "revoked");
+        assert_eq!(app.code(&other.text).await, "valid");
+        let revoked = row(app, &token, &key).await;
+        assert_eq!(
+            [&revoked["status"], &revoked["revoked_at"], &revoked["revoked_reason"]],
+            [&json!("revoked"), &json!(START + 5), &Value::Null]
+        );
+        // A repeat changes nothing, not even the reason, and is no entry.
+        app.clock.advance(Duration::from_secs(5));
+        let again = app.post(&format!("{}/revoke", path(&key)), json!({"reason": "again"})).bearer(&token).await;
+        assert_eq!((again.status, again.body.as_str()), (200, r#"{"message":"API key revoked successfully"}"#));
+        assert_eq!(row(app, &token, &key).await, revoked);
+        let actions: Vec<String> = log(app, &token, &key).await.into_iter().map(|(action, _)| action).collect();
+        assert_eq!(actions, ["api_key.created", "api_key.revoked"]);
+    })
+    .await;
+}
+
+#[actix_web::test]
+async fn a_revocation_takes_no_body_an_empty_one_or_a_reason_and_either_form_of_the_id() {
+    each_backend(async |app: &App| {
+        let token = app.merchant("acme");
+        let longest = "é".repeat(255);
+        for (body, reason) in [
+            (None, Value::Null),
+            (Some(json!({})), Value::Null),
+            (Some(json!({"reason": null})), Value::Null),
+            (Some(json!({"reason": "  "})), Value::Null),
+            (Some(json!({"reason": " leaked "})), json!("leaked")),
+            (Some(json!({"reason": longest})), json!(longest)),
+        ] {
+            let key = app.commerce_key(&token, json!({})).await;
+            let call = app.call("POST", &format!("/api-keys/{}/revoke", crockford(&key.id))).bearer(&token);
+            let reply = body.clone().map_or_else(
+                || call,
+                |body| app.post(&format!("/api-keys/{}/revoke", crockford(&key.id)), body).bearer(&token),
+            );
+            let reply = reply.await;
+            assert_eq!(reply.status, 200, "{body:?} {reply}");
+            assert_eq!(row(app, &token, &key).await["revoked_reason"], reason, "{body:?}");
+            let changes = json!({"status": "revoked", "reason": reason});
+            assert_eq!(log(app, &token, &key).await[1], ("api_key.revoked".to_owned(), changes));
+        }
+        let key = app.commerce_key(&token, json!({})).await;
+        for (body, error) in [
+            (json!({"reason": "x".repeat(256)}), "/reason must have at most 255 characters"),
+            (json!({"reason": "a\u{1b}b"}), "/reason must not have control characters"),
+            (json!({"reason": 7}), "/reason must be a string"),
+            (json!({"because": "x"}), "/because is unknown"),
+            (json!([]), " The body must be a JSON object."),
+        ] {
+            let reply = app.post(&format!("{}/revoke", path(&key)), body.clone()).bearer(&token).await;
+            assert_eq!((reply.status, reply.errors()), (400, vec![error.to_owned()]), "{body}");
+        }
+        let form = act(app, &token, &key, "revoke").form("reason=x").await;
+        assert_eq!((form.status, form.code().as_str()), (415, "unsupported_media_type"));
+        assert_eq!(status(app, &token, &key).await, "active");
+    })
+    .await;
+}
+
+// Authentication and errors
+
+#[actix_web::test]
+async fn key_management_uses_a_management_token() {
+    each_backend(async |app: &App| {
+        let token = app.merchant("acme");
+        let key = app.commerce_key(&token, json!({})).await;
+        let secret = app.insert_key("acme", Family::Secret, Mode::Live).await;
+        let calls = |app: &App| {
+            let at = path(&key);
+            [
+                app.get("/api-keys?scope=commerce"),
+                app.post("/api-keys", json!({"name": "n"})),
+                app.get(&at),
+                app.patch(&at, json!({"name": "n"})),
+                app.call("POST", &format!("{at}/revoke")),
+                app.call("POST", &format!("{at}/suspend")),
+                app.call("POST", &format!("{at}/resume")),
+                app.call("POST", &format!("{at}/rotate")),
+            ]
+        };
+        for call in calls(app) {
+            let reply = call.await;
+            assert_eq!((reply.status, reply.code().as_str()), (401, "missing_credentials"));
+            assert!(reply.header("www-authenticate").is_some_and(|challenge| challenge.starts_with("Bearer")));
+        }
+        for call in calls(app) {
+            let reply = call.bearer("a.b.c").await;
+            assert_eq!((reply.status, reply.code().as_str()), (401, "invalid_token"));
+        }
+        for valid in [&key.text, &secret, &app.service_key().await.text, &app.service()] {
+            for call in calls(app) {
+                let reply = call.bearer(valid).await;
+                assert_eq!((reply.status, reply.code().as_str()), (403, "forbidden"));
+            }
+        }
+        for call in calls(app) {
+            let reply = call.header("x-commerce-api-key", &key.text).await;
+            assert_eq!((reply.status, reply.code().as_str()), (403, "forbidden"));
+        }
+        assert_eq!(status(app, &token, &key).await, "active");
+        assert_eq!(ids(&app.get("/api-keys").bearer(&token).await.json()), [key.id.as_str()]);
+    })
+    .await;
+}
+
+#[actix_web::test]
+async fn commerce_operations_use_x_commerce_api_key() {
+    each_backend(async |app: &App| {
+        let token = app.merchant("acme");
+        let key = app.commerce_key(&token, json!({})).await;
+        let gone = app.commerce_key(&token, json!({})).await;
+        assert_eq!(act(app, &token, &gone, "revoke").await.status, 200);
+        let suspended = app.commerce_key(&token, json!({})).await;
+        assert_eq!(act(app, &token, &suspended, "suspend").await.status, 200);
+        let expired = app.commerce_key(&token, json!({"expires_at": START + 10})).await;
+        app.clock.advance(Duration::from_secs(10));
+        assert_answer!(app.get("/whoami").header("x-commerce-api-key", &key.text).await, @r#"
+        200
+        cache-control: no-store
+        content-type: application/json
+        x-content-type-options: nosniff
+        x-request-id: req_01KDVDNKRGAQ4W691G5322W014
+
+        {"id":"019b76da-a800-7474-bdc5-e24d2a413b15","family":"commerce","mode":"live","status":"active","account_id":"acme","application_id":null,"name":"Commerce Server Key","scopes":["commerce","links:read","links:write","sessions:read","sessions:write","webhooks:read","webhooks:write","events:read","customers:read","customers:write"],"merchants":null,"features":null,"created_at":1767225600,"expires_at":null}
+        "#);
+        assert_answer!(app.get("/whoami").await, @r#"
+        401
+        cache-control: no-store
+        content-type: application/problem+json
+        www-authenticate: Bearer realm="tollkey"
+        x-content-type-options: nosniff
+        x-request-id: req_01KDVDNKRGMMYS0CFFQTCVJ070
+
+        {"type":"urn:tollkey:problem:missing_credentials","title":"A credential is needed","status":401,"detail":"Present a credential as Bearer.","code":"missing_credentials","request_id":"req_01KDVDNKRGMMYS0CFFQTCVJ070"}
+        "#);
+        assert_answer!(app.get("/whoami").header("x-commerce-api-key", &gone.text).await, @r#"
+        401
+        cache-control: no-store
+        content-type: application/problem+json
+        www-authenticate: Bearer realm="tollkey", error="invalid_token", error_description="The API key is unknown or was revoked."
+        x-content-type-options: nosniff
+        x-request-id: req_01KDVDNKRGXKQ6TD12KNEQ85FY
+
+        {"type":"urn:tollkey:problem:invalid_api_key","title":"The API key is not valid","status":401,"detail":"The API key is unknown or was revoked.","code":"invalid_api_key","request_id":"req_01KDVDNKRGXKQ6TD12KNEQ85FY"}
+        "#);
+        assert_answer!(app.get("/whoami").header("x-commerce-api-key", &suspended.text).await, @r#"
+        403
+        cache-control: no-store
+        content-type: application/problem+json
+        x-content-type-options: nosniff
+        x-request-id: req_01KDVDNKRGYAN7R9TDP6ZFX3V4
+
+        {"type":"urn:tollkey:problem:suspended","title":"Key suspended","status":403,"detail":"The key is suspended.","code":"suspended","request_id":"req_01KDVDNKRGYAN7R9TDP6ZFX3V4"}
+        "#);
+        assert_answer!(app.get("/whoami").header("x-commerce-api-key", &expired.text).await, @r#"
+        403
+        cache-control: no-store
+        content-type: application/problem+json
+        x-content-type-options: nosniff
+        x-request-id: req_01KDVDNKRGJRMMAS0GCK8A4M5G
+
+        {"type":"urn:tollkey:problem:expired","title":"Key expired","status":403,"detail":"The key has expired.","code":"expired","request_id":"req_01KDVDNKRGJRMMAS0GCK8A4M5G"}
+        "#);
+
+        let unknown = app.mint(Family::Commerce, Mode::Live).expose().to_owned();
+        for at in ["/whoami", "/authz/forward-auth", "/authz/auth-request", "/authz/ext-authz/-/orders"] {
+            assert_eq!(app.get(at).await.status, 401, "{at}");
+            for (key, status, code) in [
+                (&key.text, 200, ""),
+                (&unknown, 401, "invalid_api_key"),
+                (&gone.text, 401, "invalid_api_key"),
+                (&"ck_live_short".to_owned(), 401, "invalid_api_key"),
+                (&suspended.text, 403, "suspended"),
+                (&expired.text, 403, "expired"),
+            ] {
+                let reply = app.get(at).header("x-commerce-api-key", key).await;
+                assert_eq!(reply.status, status, "{at} {code} {reply}");
+                if status != 200 {
+                    assert_eq!(reply.code(), code, "{at}");
+                }
+            }
+            let twice = app.get(at).header("x-commerce-api-key", &key.text).bearer(&key.text).await;
+            assert_eq!((twice.status, twice.code().as_str()), (400, "multiple_credentials"), "{at}");
+            let query = app.get(&format!("{at}?x-commerce-api-key={}", key.text)).await;
+            assert_ne!(query.status, 200, "{at}: never from the query");
+        }
+        for (key, expected) in [(&key, "active"), (&gone, "revoked"), (&suspended, "suspended"), (&expired, "expired")] {
+            assert_eq!(status(app, &token, key).await, expected);
+        }
+    })
+    .await;
+}
+
+#[actix_web::test]
+async fn last_used_at_moves_with_each_success_and_with_nothing_else() {
+    each_backend(async |app: &App| {
+        let token = app.merchant("acme");
+        let key = app.commerce_key(&token, json!({"scopes": ["links:read"]})).await;
+        let last_used = async || {
+            app.running().state().flush_usage().await;
+            row(app, &token, &key).await["last_used_at"].clone()
+        };
+        assert_eq!(last_used().await, Value::Null);
+        let at = |app: &App, path: &str| app.get(path).header("x-commerce-api-key", &key.text);
+        assert_eq!(at(app, "/whoami").await.status, 200);
+        assert_eq!(last_used().await, json!(START));
+        app.clock.advance(Duration::from_secs(7));
+        assert_eq!(at(app, "/authz/forward-auth?scope=links:read").await.status, 200);
+        assert_eq!(last_used().await, json!(START + 7));
+        // Denials, management and suspension leave it where it was.
+        app.clock.advance(Duration::from_secs(7));
+        assert_eq!(at(app, "/authz/forward-auth?scope=links:write").await.status, 403);
+        assert_eq!(app.patch(&path(&key), json!({"name": "New"})).bearer(&token).await.status, 200);
+        assert_eq!(act(app, &token, &key, "suspend").await.status, 200);
+        assert_eq!(at(app, "/whoami").await.status, 403);
+        assert_eq!(last_used().await, json!(START + 7));
+        // What is not yet written down survives a change of the key, and its end.
+        assert_eq!(act(app, &token, &key, "resume").await.status, 200);
+        assert_eq!(at(app, "/whoami").await.status, 200);
+        assert_eq!(app.patch(&path(&key), json!({"name": "Newer"})).bearer(&token).await.status, 200);
+        assert_eq!(last_used().await, json!(START + 14));
+        app.clock.advance(Duration::from_secs(7));
+        assert_eq!(at(app, "/whoami").await.status, 200);
+        assert_eq!(act(app, &token, &key, "revoke").await.status, 200);
+        assert_eq!(last_used().await, json!(START + 21));
+        assert_eq!(row(app, &token, &key).await["name"], "Newer", "writing it down changes nothing else");
+    })
+    .await;
+}
+
+// What the contract adds: get
+
+#[actix_web::test]
+async fn a_key_is_read_by_either_form_of_its_id_as_its_row_in_the_list() {
+    each_backend(async |app: &App| {
+        let token = app.merchant("acme");
+        let key = app.commerce_key(&token, json!({"metadata": {"a": [1]}})).await;
+        let list = app.get("/api-keys").bearer(&token).await.json();
+        for id in [key.id.clone(), crockford(&key.id), crockford(&key.id).to_lowercase()] {
+            let reply = app.get(&format!("/api-keys/{id}")).bearer(&token).await;
+            assert_eq!(reply.json(), list[0], "{id}");
+        }
+        let head = app.call("HEAD", &path(&key)).bearer(&token).await;
+        assert_eq!((head.status, head.body.as_str()), (200, ""));
+    })
+    .await;
+}
+
+#[actix_web::test]
+async fn anothers_key_a_key_of_another_family_and_what_is_no_id_are_the_same_404() {
+    each_backend(async |app: &App| {
+        let token = app.merchant("acme");
+        let theirs = app.commerce_key(&app.merchant("globex"), json!({})).await;
+        let application = app.application(&token, "Web Store").await;
+        let of_application = app.key(&token, &application, json!({})).await;
+        let secret = app.insert("acme", &app.mint(Family::Secret, Mode::Live), |_| ()).await;
+        let publishable = app.insert("acme", &app.mint(Family::Publishable, Mode::Test), |_| ()).await;
+        let unknown = "01890000-0000-7000-8000-000000000000".to_owned();
+        let ids = [
+            unknown.clone(),
+            crockford(&unknown),
+            theirs.id.clone(),
+            crockford(&theirs.id),
+            of_application.id.clone(),
+            secret.id.clone(),
+            publishable.id.clone(),
+            application,
+            "nonsense".to_owned(),
+            "%20".to_owned(),
+        ];
+        for (method, rest, body) in [
+            ("GET", "", None),
+            ("PATCH", "", Some(json!({"name": "Mine"}))),
+            ("POST", "/revoke", None),
+            ("POST", "/suspend", None),
+            ("POST", "/resume", None),
+            ("POST", "/rotate", None),
+        ] {
+            let mut answers = Vec::new();
+            for id in &ids {
+                let call = app.call(method, &format!("/api-keys/{id}{rest}")).bearer(&token);
+                let call = call.header("x-request-id", "same");
+                let call = if let Some(body) = &body { call.json(body.clone()) } else { call };
+                let reply = call.await;
+                assert_eq!((reply.status, reply.code().as_str()), (404, "not_found"), "{method} {id}{rest}");
+                answers.push(reply.to_string());
+            }
+            answers.dedup();
+            assert_eq!(answers.len(), 1, "{method} {rest}");
+        }
+        let theirs = row(app, &app.merchant("globex"), &theirs).await;
+        assert_eq!((&theirs["status"], &theirs["name"]), (&json!("active"), &json!("Commerce Server Key")));
+        for key in [&of_application.text, &secret.text] {
+            assert_eq!(app.code(key).await, "valid");
+        }
+    })
+    .await;
+}
+
+// Suspend and resume
+
+#[actix_web::test]
+async fn suspend_and_resume_a_key() {
+    each_backend(async |app: &App| {
+        let token = app.merchant("acme");
+        let key = app.commerce_key(&token, json!({})).await;
+        let active = row(app, &token, &key).await;
+        assert_eq!(app.code(&key.text).await, "valid");
+        assert_answer!(act(app, &token, &key, "suspend").await, @r#"
+        200
+        cache-control: no-store
+        content-type: application/json
+        x-content-type-options: nosniff
+        x-request-id: req_01KDVDNA00YGM6CM5JKNZ6EGBG
+
+        {"key_id":"019b76da-a800-7474-bdc5-e24d2a413b15","name":"Commerce Server Key","scope":"commerce","status":"suspended","expires_at":null,"last_used_at":null,"created_at":1767225600,"revoked_at":null,"revoked_reason":null,"mode":"live","scopes":["commerce"],"prefix":"ck_live_9yYtHh","last4":"fmUQ","merchants":null,"features":null,"allowed_ips":null,"rate_limit":null,"metadata":null,"rotated_from":null,"rotated_to":null}
+        "#);
+        assert_eq!(app.code(&key.text).await, "suspended");
+        let again = act(app, &token, &key, "suspend").json(json!({})).await;
+        assert_eq!((again.status, &again.json()), (200, &row(app, &token, &key).await));
+        let resumed = act(app, &token, &key, "resume").await;
+        assert_eq!((resumed.status, &resumed.json()), (200, &active));
+        assert_eq!(app.code(&key.text).await, "valid");
+        assert_eq!(act(app, &token, &key, "resume").json(json!({})).await.json(), active);
+        // Repeats are no entries.
+        assert_eq!(
+            log(app, &token, &key).await[1..],
+            [
+                ("api_key.suspended".to_owned(), json!({"status": "suspended"})),
+                ("api_key.resumed".to_owned(), json!({"status": "active"})),
+            ]
+        );
+        for action in ["suspend", "resume"] {
+            let reply = act(app, &token, &key, action).json(json!({"reason": "x"})).await;
+            assert_eq!((reply.status, reply.errors()), (400, vec!["/reason is unknown".to_owned()]), "{action}");
+        }
+    })
+    .await;
+}
+
+#[actix_web::test]
+async fn a_revoked_key_is_neither_suspended_resumed_changed_nor_rotated_and_an_expired_one_not_changed() {
+    each_backend(async |app: &App| {
+        let token = app.merchant("acme");
+        let revoked = app.commerce_key(&token, json!({})).await;
+        let suspended = app.commerce_key(&token, json!({})).await;
+        assert_eq!(act(app, &token, &suspended, "suspend").await.status, 200);
+        for key in [&revoked, &suspended] {
+            assert_eq!(act(app, &token, key, "revoke").await.status, 200);
+        }
+        let expired = app.commerce_key(&token, json!({"expires_at": START + 1})).await;
+        app.clock.advance(Duration::from_secs(1));
+        assert_answer!(act(app, &token, &revoked, "resume").await, @r#"
+        409
+        cache-control: no-store
+        content-type: application/problem+json
+        x-content-type-options: nosniff
+        x-request-id: req_01KDVDNAZ856T343WG6WYETWJ2
+
+        {"type":"urn:tollkey:problem:key_revoked","title":"The key is revoked","status":409,"detail":"The key is revoked.","code":"key_revoked","request_id":"req_01KDVDNAZ856T343WG6WYETWJ2"}
+        "#);
+        assert_answer!(app.patch(&path(&expired), json!({"expires_at": null})).bearer(&token).await, @r#"
+        409
+        cache-control: no-store
+        content-type: application/problem+json
+        x-content-type-options: nosniff
+        x-request-id: req_01KDVDNAZ8KJ4FK80SK4G2M22B
+
+        {"type":"urn:tollkey:problem:key_expired","title":"The key has expired","status":409,"detail":"The key has expired.","code":"key_expired","request_id":"req_01KDVDNAZ8KJ4FK80SK4G2M22B"}
+        "#);
+        for key in [&revoked, &suspended] {
+            let before = row(app, &token, key).await;
+            for action in ["suspend", "resume", "rotate"] {
+                let reply = act(app, &token, key, action).await;
+                assert_eq!((reply.status, reply.code().as_str()), (409, "key_revoked"), "{action}");
+            }
+            for patch in [json!({"name": "New"}), json!({"expires_at": null}), json!({})] {
+                let reply = app.patch(&path(key), patch.clone()).bearer(&token).await;
+                assert_eq!((reply.status, reply.code().as_str()), (409, "key_revoked"), "{patch}");
+            }
+            assert_eq!(row(app, &token, key).await, before);
+            assert_eq!(app.code(&key.text).await, "revoked");
+        }
+        for patch in [json!({"name": "New"}), json!({"expires_at": START + 1000}), json!({})] {
+            let reply = app.patch(&path(&expired), patch.clone()).bearer(&token).await;
+            assert_eq!((reply.status, reply.code().as_str()), (409, "key_expired"), "{patch}");
+        }
+        let rotated = act(app, &token, &expired, "rotate").await;
+        assert_eq!((rotated.status, rotated.code().as_str()), (409, "key_expired"));
+        assert_eq!(app.code(&expired.text).await, "expired");
+        // Suspending or resuming it is possible, and no way back.
+        for action in ["suspend", "resume"] {
+            let reply = act(app, &token, &expired, action).await;
+            assert_eq!((reply.status, &reply.json()["status"]), (200, &json!("expired")), "{action}");
+            assert_eq!(app.code(&expired.text).await, "expired");
+        }
+        // A suspended key can be changed, and stays suspended.
+        let key = app.commerce_key(&token, json!({})).await;
+        assert_eq!(act(app, &token, &key, "suspend").await.status, 200);
+        let reply = app.patch(&path(&key), json!({"name": "New"})).bearer(&token).await;
+        assert_eq!((reply.status, &reply.json()["status"]), (200, &json!("suspended")));
+        // And revoked: that comes first.
+        assert_eq!(act(app, &token, &key, "revoke").await.status, 200);
+        assert_eq!(status(app, &token, &key).await, "revoked");
+        assert_eq!(act(app, &token, &expired, "revoke").await.status, 200);
+        assert_eq!(status(app, &token, &expired).await, "revoked");
+    })
+    .await;
+}
+
+// Patch
+
+/// A key with everything there is.
+async fn full(app: &App, token: &str) -> Key {
+    let body = json!({
+        "name": "Server", "scopes": ["links:read", "links:write"], "expires_at": START + 1000,
+        "merchants": ["m_1"], "features": ["tokens.list"], "allowed_ips": ["203.0.113.0/24"],
+        "rate_limit": {"limit": 5, "window_seconds": 60}, "metadata": {"a": {"b": 1, "c": 2}, "d": [1, 2]}
+    });
+    app.commerce_key(token, body).await
+}
+
+#[actix_web::test]
+async fn a_merge_patch_leaves_what_is_absent_clears_what_is_null_and_sets_what_has_a_value() {
+    each_backend(async |app: &App| {
+        let token = app.merchant("acme");
+        app.set_model("acme", "ecosystem").await;
+        let end = START + 1000;
+        let was = json!({"limit": 5, "window_seconds": 60});
+        let cases = [
+            (json!({"name": " New "}), json!({"name": "New"}), json!({"name": ["Server", "New"]})),
+            (json!({"mode": "live"}), json!({}), json!({})),
+            (
+                json!({"scopes": ["customers:read"]}),
+                json!({"scopes": ["customers:read"]}),
+                json!({"scopes": [["links:read", "links:write"], ["customers:read"]]}),
+            ),
+            (
+                json!({"scopes": null}),
+                json!({"scopes": ["commerce"]}),
+                json!({"scopes": [["links:read", "links:write"], ["commerce"]]}),
+            ),
+            (json!({"expires_at": null}), json!({"expires_at": null}), json!({"expires_at": [end, null]})),
+            (json!({"expires_at": START + 5}), json!({"expires_at": START + 5}), json!({"expires_at": [end, START + 5]})),
+            (
+                json!({"expires_at": "2026-01-01T01:00:00+00:00"}),
+                json!({"expires_at": START + 3600}),
+                json!({"expires_at": [end, START + 3600]}),
+            ),
+            (
+                json!({"merchants": ["m_3", "m_2"]}),
+                json!({"merchants": ["m_3", "m_2"]}),
+                json!({"merchants": [["m_1"], ["m_3", "m_2"]]}),
+            ),
+            (
+                json!({"features": ["tokens.retrieve"]}),
+                json!({"features": ["tokens.retrieve"]}),
+                json!({"features": [["tokens.list"], ["tokens.retrieve"]]}),
+            ),
+            (
+                json!({"allowed_ips": ["2001:db8::/32"]}),
+                json!({"allowed_ips": ["2001:db8::/32"]}),
+                json!({"allowed_ips": [["203.0.113.0/24"], ["2001:db8::/32"]]}),
+            ),
+            (json!({"allowed_ips": null}), json!({"allowed_ips": null}), json!({"allowed_ips": [["203.0.113.0/24"], null]})),
+            (
+                json!({"rate_limit": {"limit": 9}}),
+                json!({"rate_limit": {"limit": 9, "window_seconds": 60}}),
+                json!({"rate_limit": [was, {"limit": 9, "window_seconds": 60}]}),
+            ),
+            (
+                json!({"rate_limit": {"window_seconds": 1}}),
+                json!({"rate_limit": {"limit": 5, "window_seconds": 1}}),
+                json!({"rate_limit": [was, {"limit": 5, "window_seconds": 1}]}),
+            ),
+            (
+                json!({"rate_limit": {"limit": 1, "window_seconds": 2}}),
+                json!({"rate_limit": {"limit": 1, "window_seconds": 2}}),
+                json!({"rate_limit": [was, {"limit": 1, "window_seconds": 2}]}),
+            ),
+            (json!({"rate_limit": {}}), json!({}), json!({})),
+            (json!({"rate_limit": null}), json!({"rate_limit": null}), json!({"rate_limit": [was, null]})),
+            // Metadata may be about people: the log, which is for ever, only says that it changed.
+            (json!({"metadata": null}), json!({"metadata": null}), json!({"metadata": "changed"})),
+            (json!({"metadata": {}}), json!({}), json!({})),
+            (
+                json!({"metadata": {"a": {"b": null, "e": 3}, "d": {"x": null, "y": 1}, "z": null}}),
+                json!({"metadata": {"a": {"c": 2, "e": 3}, "d": {"y": 1}}}),
+                json!({"metadata": "changed"}),
+            ),
+            (
+                json!({"metadata": {"a": 1, "f": [null]}}),
+                json!({"metadata": {"a": 1, "d": [1, 2], "f": [null]}}),
+                json!({"metadata": "changed"}),
+            ),
+            (json!({"metadata": {"d": [1, 2]}}), json!({}), json!({})),
+            (
+                json!({"name": "Server", "scopes": ["links:read", "links:write"], "expires_at": end}),
+                json!({}),
+                json!({}),
+            ),
+            (
+                json!({"name": "New", "allowed_ips": null, "rate_limit": null}),
+                json!({"name": "New", "allowed_ips": null, "rate_limit": null}),
+                json!({"name": ["Server", "New"], "allowed_ips": [["203.0.113.0/24"], null], "rate_limit": [was, null]}),
+            ),
+            (json!({}), json!({}), json!({})),
+        ];
+        let other = full(app, &token).await;
+        let untouched = row(app, &token, &other).await;
+        for (patch, differs, changes) in cases {
+            let key = full(app, &token).await;
+            let mut expected = row(app, &token, &key).await;
+            for (member, value) in differs.as_object().unwrap() {
+                expected[member] = value.clone();
+            }
+            let reply = app.patch(&path(&key), patch.clone()).bearer(&token).await;
+            assert_eq!((reply.status, &reply.json()), (200, &expected), "{patch}");
+            assert_eq!(row(app, &token, &key).await, expected, "{patch}");
+            let mut entries = vec![];
+            if changes != json!({}) {
+                entries.push(("api_key.updated".to_owned(), changes));
+            }
+            assert_eq!(log(app, &token, &key).await[1..], entries, "{patch}");
+            // A repeat finds it so already.
+            assert_eq!(app.patch(&path(&key), patch.clone()).bearer(&token).await.json(), expected, "{patch}");
+            assert_eq!(log(app, &token, &key).await.len(), 1 + entries.len(), "{patch}");
+        }
+        assert_eq!(row(app, &token, &other).await, untouched);
+    })
+    .await;
+}
+
+#[actix_web::test]
+async fn a_merge_patch_of_a_key_without_anything() {
+    each_backend(async |app: &App| {
+        let token = app.merchant("acme");
+        app.set_model("acme", "ecosystem").await;
+        for (patch, differs) in [
+            // Null is no news where there is nothing.
+            (json!({"expires_at": null, "merchants": null, "features": null}), json!({})),
+            (json!({"allowed_ips": null, "rate_limit": null, "metadata": null, "scopes": null}), json!({})),
+            (json!({"merchants": ["m_1"]}), json!({"merchants": ["m_1"]})),
+            (json!({"features": ["tokens.list"]}), json!({"features": ["tokens.list"]})),
+            (json!({"allowed_ips": ["192.0.2.1/32"]}), json!({"allowed_ips": ["192.0.2.1/32"]})),
+            (
+                json!({"rate_limit": {"limit": 1, "window_seconds": 2}}),
+                json!({"rate_limit": {"limit": 1, "window_seconds": 2}}),
+            ),
+            (json!({"metadata": {"a": null, "b": {"c": null, "d": 1}}}), json!({"metadata": {"b": {"d": 1}}})),
+        ] {
+            let key = app.commerce_key(&token, json!({})).await;
+            let mut expected = row(app, &token, &key).await;
+            for (member, value) in differs.as_object().unwrap() {
+                expected[member] = value.clone();
+            }
+            // As what it is, too.
+            let call = app.call("PATCH", &path(&key)).header("content-type", "application/merge-patch+json");
+            let reply = call.body(patch.to_string()).bearer(&token).await;
+            assert_eq!((reply.status, &reply.json()), (200, &expected), "{patch}");
+        }
+        let key = app.commerce_key(&token, json!({})).await;
+        for (patch, error) in [
+            (json!({"rate_limit": {}}), "/rate_limit needs limit"),
+            (json!({"rate_limit": {"limit": 5}}), "/rate_limit needs window_seconds"),
+            (json!({"rate_limit": {"window_seconds": 5}}), "/rate_limit needs limit"),
+        ] {
+            let reply = app.patch(&path(&key), patch.clone()).bearer(&token).await;
+            assert_eq!((reply.status, reply.errors()), (400, vec![error.to_owned()]), "{patch}");
+        }
+    })
+    .await;
+}
+
+#[actix_web::test]
+async fn a_merge_patch_that_breaks_a_rule_changes_nothing() {
+    each_backend(async |app: &App| {
+        let token = app.merchant("acme");
+        app.set_model("acme", "ecosystem").await;
+        let key = full(app, &token).await;
+        let before = row(app, &token, &key).await;
+        let cleared = |member: &str| vec![format!("/{member} cannot be cleared")];
+        let empty = "must not be empty; leave it out to have no such restriction";
+        let one = |error: &str| vec![error.to_owned()];
+        let cases = [
+            (json!({"name": null}), cleared("name")),
+            (json!({"name": " "}), one("/name must have 1 to 255 characters")),
+            (json!({"mode": null}), cleared("mode")),
+            (json!({"mode": "test"}), one("/mode cannot be changed: it stands in the key")),
+            (json!({"mode": "none"}), one("/mode must be one of live, test")),
+            (json!({"scopes": []}), one("/scopes must not be empty; leave it out for the default, [\"commerce\"]")),
+            (json!({"expires_at": START}), one("/expires_at must be in the future")),
+            (json!({"merchants": null}), cleared("merchants")),
+            (json!({"features": null}), cleared("features")),
+            (
+                json!({"merchants": null, "features": null, "mode": "test", "name": "New"}),
+                vec![
+                    "/mode cannot be changed: it stands in the key".to_owned(),
+                    "/merchants cannot be cleared".to_owned(),
+                    "/features cannot be cleared".to_owned(),
+                ],
+            ),
+            (json!({"merchants": []}), vec![format!("/merchants {empty}")]),
+            (json!({"features": []}), vec![format!("/features {empty}")]),
+            (json!({"allowed_ips": []}), one("/allowed_ips must not be empty; leave it out to allow every address")),
+            (json!({"rate_limit": {"limit": null}}), one("/rate_limit needs limit")),
+            (json!({"rate_limit": {"limit": 0}}), one("/rate_limit limit must be 1 to 1000000")),
+            (json!({"rate_limit": []}), one("/rate_limit must be an object")),
+            (json!({"rate_limit": {"burst": 1}}), one("/rate_limit/burst is unknown")),
+            (json!({"metadata": []}), one("/metadata must be an object")),
+            (json!({"metadata": "x"}), one("/metadata must be an object")),
+            (json!({"metadata": {"x": "y".repeat(4060)}}), one("/metadata must be at most 4096 bytes of JSON")),
+            (json!({"scope": "commerce"}), one("/scope is unknown")),
+            (json!({"status": "active"}), one("/status is unknown")),
+            (json!({"key_id": key.id}), one("/key_id is unknown")),
+            (json!({"account_id": "globex"}), one("/account_id is unknown")),
+            (json!({"revoked_at": null}), one("/revoked_at is unknown")),
+            (json!([]), one(" The body must be a JSON object.")),
+            (json!(null), one(" must be an object")),
+        ];
+        for (patch, errors) in cases {
+            let reply = app.patch(&path(&key), patch.clone()).bearer(&token).await;
+            assert_eq!((reply.status, reply.errors()), (400, errors), "{patch}");
+        }
+        let form = app.call("PATCH", &path(&key)).form("name=x").bearer(&token).await;
+        assert_eq!(form.status, 415);
+        assert_eq!(row(app, &token, &key).await, before);
+        assert_eq!(log(app, &token, &key).await.len(), 1);
+    })
+    .await;
+}
+
+// Changes hold once answered
+
+#[actix_web::test]
+async fn every_change_holds_for_remembered_keys_and_on_a_replica_once_it_is_answered() {
+    each_backend_with_replica(None, async |app: &App, replica: &Running| {
+        let token = app.merchant("acme");
+        app.set_model("acme", "ecosystem").await;
+        let key = app.commerce_key(&token, json!({})).await;
+        let need = json!({
+            "key": key.text, "method": "GET", "path": "/tokens", "merchant": "m_1", "client_ip": "203.0.113.7",
+            "scopes": ["links:read"]
+        });
+        let says = async |expected: &str, after: &str| {
+            for at in [app.running().address(), replica.address()] {
+                for _ in 0..2 {
+                    let call = Call::new(at, "POST", "/verify").json(need.clone()).bearer(&app.service());
+                    assert_eq!(call.await.json()["code"], expected, "{after}");
+                }
+            }
+        };
+        says("valid", "made").await;
+        for (action, expected) in [("suspend", "suspended"), ("resume", "valid")] {
+            assert_eq!(act(app, &token, &key, action).await.status, 200);
+            says(expected, action).await;
+        }
+        for (patch, expected) in [
+            (json!({"scopes": ["links:write"]}), "insufficient_scope"),
+            (json!({"scopes": null}), "valid"),
+            (json!({"allowed_ips": ["198.51.100.0/24"]}), "ip_not_allowed"),
+            (json!({"allowed_ips": ["203.0.113.0/24"]}), "valid"),
+            (json!({"merchants": ["m_2"]}), "merchant_not_allowed"),
+            (json!({"merchants": ["m_1"]}), "valid"),
+            (json!({"features": ["tokens.retrieve"]}), "route_not_allowed"),
+            (json!({"features": ["tokens.list"]}), "valid"),
+            (json!({"rate_limit": {"limit": 1000, "window_seconds": 1}}), "valid"),
+            (json!({"name": "New", "metadata": {"a": 1}}), "valid"),
+        ] {
+            let reply = app.patch(&path(&key), patch.clone()).bearer(&token).await;
+            assert_eq!(reply.status, 200, "{patch} {reply}");
+            says(expected, &patch.to_string()).await;
+        }
+        assert_eq!(app.verify(&key.text, need.clone()).await["key"]["name"], "New");
+        let reply = app.patch(&path(&key), json!({"expires_at": START + 60})).bearer(&token).await;
+        assert_eq!(reply.status, 200);
+        says("valid", "an end").await;
+        let reply = app.patch(&path(&key), json!({"expires_at": START + 120})).bearer(&token).await;
+        assert_eq!(reply.status, 200);
+        app.clock.advance(Duration::from_secs(119));
+        says("valid", "a later end").await;
+        app.clock.advance(Duration::from_secs(1));
+        says("expired", "its end").await;
+        assert_eq!(act(app, &token, &key, "revoke").await.status, 200);
+        says("revoked", "revoked").await;
+    })
+    .await;
+}
+
+// The limit of keys
+
+#[actix_web::test]
+async fn an_account_has_as_many_usable_commerce_keys_as_the_setting_says() {
+    each_backend_with(&[("TOLLKEY_ACCOUNT_KEY_LIMIT", "2")], async |app: &App| {
+        let token = app.merchant("acme");
+        let create = |body: Value| app.post("/api-keys", body).bearer(&token);
+        let first = app.commerce_key(&token, json!({"expires_at": START + 60})).await;
+        let second = app.commerce_key(&token, json!({})).await;
+        assert_answer!(create(json!({"name": "n"})).await, @r#"
+        403
+        cache-control: no-store
+        content-type: application/problem+json
+        x-content-type-options: nosniff
+        x-request-id: req_01KDVDNA00PHGSG3NSVB3Y7GEW
+
+        {"type":"urn:tollkey:problem:key_limit_reached","title":"Maximum number of API keys reached","status":403,"detail":"The account can have 2 such keys that are neither revoked nor expired; revoke one first.","code":"key_limit_reached","request_id":"req_01KDVDNA00PHGSG3NSVB3Y7GEW"}
+        "#);
+        // A suspended key counts, a revoked one does not, an expired one neither.
+        assert_eq!(act(app, &token, &second, "suspend").await.status, 200);
+        assert_eq!(create(json!({"name": "n"})).await.code(), "key_limit_reached");
+        assert_eq!(act(app, &token, &second, "revoke").await.status, 200);
+        app.commerce_key(&token, json!({})).await;
+        assert_eq!(create(json!({"name": "n"})).await.code(), "key_limit_reached");
+        app.clock.advance(Duration::from_secs(60));
+        assert_eq!(status(app, &token, &first).await, "expired");
+        app.commerce_key(&token, json!({"mode": "test"})).await;
+        assert_eq!(create(json!({"name": "n", "mode": "test"})).await.code(), "key_limit_reached");
+        assert_eq!(ids(&app.get("/api-keys").bearer(&token).await.json()).len(), 4);
+        // Other accounts and other families have limits of their own.
+        app.commerce_key(&app.merchant("globex"), json!({})).await;
+        let application = app.application(&token, "Web Store").await;
+        app.key(&token, &application, json!({})).await;
+    })
+    .await;
+}
+
+#[actix_web::test]
+async fn the_limit_of_keys_is_exact_under_fifty_parallel_creations() {
+    each_backend_with(&[("TOLLKEY_ACCOUNT_KEY_LIMIT", "7")], async |app: &App| {
+        let token = app.merchant("acme");
+        let replica = app.replica().await;
+        let addresses = [app.running().address(), replica.address()];
+        let calls = (0..50).map(|n| {
+            let call = Call::new(addresses[n % 2], "POST", "/api-keys").json(json!({"name": "n"})).bearer(&token);
+            call.into_future()
+        });
+        let replies = join_all(calls).await;
+        let made = replies.iter().filter(|reply| reply.status == 201).count();
+        let refused = replies.iter().filter(|reply| reply.status == 403 && reply.code() == "key_limit_reached").count();
+        assert_eq!((made, refused), (7, 43), "{:?}", replies.iter().map(|reply| reply.status).collect::<Vec<_>>());
+        assert_eq!(ids(&app.get("/api-keys").bearer(&token).await.json()).len(), 7);
+        let entries = app.get("/audit-log?action=api_key.created").bearer(&token).await.json();
+        assert_eq!(entries.as_array().unwrap().len(), 7);
+        replica.stop().await;
+    })
+    .await;
+}
