@@ -114,7 +114,7 @@ pub struct CreateKey {
     #[cfg_attr(feature = "openapi", schema(example = json!(["203.0.113.0/24"]), min_items = 1, max_items = 100))]
     pub allowed_ips: Option<Vec<String>>,
     /// How often it may be used, counted by each verifier for itself. Unlimited, when absent or null.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "crate::object::option")]
     pub rate_limit: Option<RateLimit>,
     /// An object of at most 4 KiB of JSON, kept and given back. Whole numbers beyond 64 bits come back as floating point.
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "crate::metadata::object")]

@@ -67,7 +67,7 @@ pub struct CreateKey {
     #[cfg_attr(feature = "openapi", schema(example = json!(["203.0.113.0/24"]), min_items = 1, max_items = 100))]
     pub allowed_ips: Option<Vec<String>>,
     /// How often it may be used, counted by each verifier for itself. Unlimited, when absent or null.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "crate::object::option")]
     pub rate_limit: Option<RateLimit>,
     /// An object of at most 4 KiB of JSON, kept and given back. Whole numbers beyond 64 bits come back as floating point.
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "crate::metadata::object")]
@@ -109,7 +109,7 @@ pub struct UpdateKey {
     #[cfg_attr(feature = "openapi", schema(value_type = Option<Vec<String>>, min_items = 1))]
     pub allowed_ips: Patch<Vec<String>>,
     /// How often it may be used, merged with what there is; null is unlimited.
-    #[serde(default, skip_serializing_if = "Patch::is_absent")]
+    #[serde(default, skip_serializing_if = "Patch::is_absent", deserialize_with = "crate::object::patch")]
     #[cfg_attr(feature = "openapi", schema(value_type = Option<UpdateRateLimit>))]
     pub rate_limit: Patch<UpdateRateLimit>,
     /// Merged with what there is, member by member; null clears it.

@@ -10,6 +10,7 @@ pub mod applications;
 pub mod audit;
 pub mod commerce;
 mod metadata;
+mod object;
 pub mod operator;
 pub mod patch;
 pub mod problem;

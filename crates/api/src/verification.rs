@@ -134,6 +134,7 @@ pub struct RateLimitState {
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct VerifyBatchRequest {
     /// 1 to 100 verifications, each judged for itself.
+    #[serde(deserialize_with = "crate::object::list")]
     #[cfg_attr(feature = "openapi", schema(min_items = 1, max_items = 100))]
     pub requests: Vec<VerifyRequest>,
 }

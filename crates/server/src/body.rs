@@ -293,6 +293,7 @@ mod tests {
             (r#"{"description":"d","metadata":{"a":1,"a":2}}"#, "/metadata/a is given twice"),
             (r#"{"description":"d","metadata":{"x":[{"a":1,"a":2}]}}"#, "/metadata/x/0/a is given twice"),
             (r#"{"description":"d","rateLimit":{"limit":1}}"#, "/rateLimit/windowSeconds is required"),
+            (r#"{"description":"d","rateLimit":[1,60]}"#, "/rateLimit must be an object"),
             (
                 r#"{"description":"d","rateLimit":{"limit":"s3cret","windowSeconds":1}}"#,
                 "/rateLimit/limit must be a whole number within its range",
@@ -310,6 +311,8 @@ mod tests {
         ] {
             assert_eq!(said(json::<CreateKey>(body).unwrap_err()).trim(), expected.trim(), "{body}");
         }
+        let batch = json::<tollkey_api::verification::VerifyBatchRequest>(r#"{"requests":[{"key":"k"},["k"]]}"#);
+        assert_eq!(said(batch.unwrap_err()), "/requests/1 must be an object");
         let not_utf8 =
             Body { bytes: Ok(Bytes::from_static(b"{\"description\":\"\xff\"}")), content_type: JSON.to_owned() };
         let problem = not_utf8.json::<CreateKey>().unwrap_err();
