@@ -395,6 +395,7 @@ async fn a_body_that_breaks_a_rule_is_refused_by_member_and_makes_nothing() {
                 "/allowed_ips \"10.0.0.1/8\" has host bits set; did you mean 10.0.0.0/8?".to_owned(),
             ),
             (json!({"name": "n", "rate_limit": []}), "/rate_limit must be an object".to_owned()),
+            (json!({"name": "n", "rate_limit": [1, 60]}), "/rate_limit must be an object".to_owned()),
             (json!({"name": "n", "rate_limit": {}}), "/rate_limit/limit is required".to_owned()),
             (json!({"name": "n", "rate_limit": {"limit": 1}}), "/rate_limit/window_seconds is required".to_owned()),
             (
@@ -964,6 +965,12 @@ async fn a_merge_patch_leaves_what_is_absent_clears_what_is_null_and_sets_what_h
                 json!({"metadata": "changed"}),
             ),
             (json!({"metadata": {"d": [1, 2]}}), json!({}), json!({})),
+            // Up to 4096 bytes with what is there already.
+            (
+                json!({"metadata": {"x": "y".repeat(4060)}}),
+                json!({"metadata": {"a": {"b": 1, "c": 2}, "d": [1, 2], "x": "y".repeat(4060)}}),
+                json!({"metadata": "changed"}),
+            ),
             (
                 json!({"name": "Server", "scopes": ["links:read", "links:write"], "expires_at": end}),
                 json!({}),
@@ -1076,10 +1083,11 @@ async fn a_merge_patch_that_breaks_a_rule_changes_nothing() {
             (json!({"rate_limit": {"limit": null}}), one("/rate_limit needs limit")),
             (json!({"rate_limit": {"limit": 0}}), one("/rate_limit limit must be 1 to 1000000")),
             (json!({"rate_limit": []}), one("/rate_limit must be an object")),
+            (json!({"rate_limit": [9, 9]}), one("/rate_limit must be an object")),
             (json!({"rate_limit": {"burst": 1}}), one("/rate_limit/burst is unknown")),
             (json!({"metadata": []}), one("/metadata must be an object")),
             (json!({"metadata": "x"}), one("/metadata must be an object")),
-            (json!({"metadata": {"x": "y".repeat(4060)}}), one("/metadata must be at most 4096 bytes of JSON")),
+            (json!({"metadata": {"x": "y".repeat(4061)}}), one("/metadata must be at most 4096 bytes of JSON")),
             (json!({"scope": "commerce"}), one("/scope is unknown")),
             (json!({"status": "active"}), one("/status is unknown")),
             (json!({"key_id": key.id}), one("/key_id is unknown")),
