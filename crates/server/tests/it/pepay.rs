@@ -1,11 +1,11 @@
 //! Commerce keys as pepay's document has them, read from top to bottom, and what the contract adds to it: suspension,
 //! changes and the limit of keys.
 
-use std::time::Duration;
+use std::{collections::HashSet, time::Duration};
 
 use futures_util::future::join_all;
 use serde_json::{Value, json};
-use tollkey_core::{Family, KeyId, Mode};
+use tollkey_core::{AccountId, ApiKey, Clock as _, Family, KeyId, KeyText, Mode};
 use tollkey_server::server::Running;
 use tollkey_verifier::testing::START;
 
@@ -180,6 +180,41 @@ async fn a_list_leads_on_to_its_end_without_gaps_or_doubles() {
         assert_eq!(app.get(&on).bearer(&app.operator()).await.json().as_array().unwrap().len(), 2);
         let cursor = next(&app.get("/api-keys?limit=1").bearer(&token).await).unwrap();
         assert_eq!(app.get(&cursor).bearer(&app.merchant("globex")).await.json(), json!([]));
+    })
+    .await;
+}
+
+#[actix_web::test]
+async fn a_list_has_1000_keys_when_nobody_says_how_many() {
+    each_backend(async |app: &App| {
+        let token = app.merchant("acme");
+        let (state, now) = (app.running().state(), app.clock.now());
+        let account: AccountId = "acme".parse().expect("an account id");
+        let keys: Vec<(ApiKey, KeyText)> = (0..1001)
+            .map(|n| {
+                let text = app.mint(Family::Commerce, Mode::Live);
+                let id = state.random.with(|rng| KeyId::new(now, rng));
+                let key = ApiKey::new(id, account.clone(), &text, (Family::Commerce, Mode::Live), now);
+                (ApiKey { name: format!("Key {n}"), ..key }, text)
+            })
+            .collect();
+        let inserted = state.store.write(move |tx| {
+            let mut account = tx.account(&account);
+            keys.iter().try_for_each(|(key, text)| account.insert_key(key, &text.digest()))
+        });
+        let _ = inserted.await.expect("keys in the store");
+        let mut found = Vec::new();
+        let mut at = Some("/api-keys".to_owned());
+        let mut sizes = Vec::new();
+        while let Some(path) = at {
+            let reply = app.get(&path).bearer(&token).await;
+            let page = ids(&reply.json());
+            sizes.push(page.len());
+            found.extend(page);
+            at = next(&reply);
+        }
+        assert_eq!(sizes, [1000, 1]);
+        assert_eq!(found.iter().collect::<HashSet<_>>().len(), 1001);
     })
     .await;
 }
@@ -1161,6 +1196,56 @@ async fn every_change_holds_for_remembered_keys_and_on_a_replica_once_it_is_answ
         says("expired", "its end").await;
         assert_eq!(act(app, &token, &key, "revoke").await.status, 200);
         says("revoked", "revoked").await;
+    })
+    .await;
+}
+
+#[actix_web::test]
+async fn parallel_changes_of_one_key_lose_nothing_and_are_told_once_each() {
+    each_backend(async |app: &App| {
+        let replica = app.replica().await;
+        let token = app.merchant("acme");
+        let key = app.commerce_key(&token, json!({})).await;
+        let at = |n: usize| [app.running().address(), replica.address()][n % 2];
+        let all = async |calls: Vec<Call>| {
+            let replies = join_all(calls.into_iter().map(IntoFuture::into_future)).await;
+            let statuses: Vec<u16> = replies.iter().map(|reply| reply.status).collect();
+            assert!(statuses.iter().all(|status| *status == 200), "{statuses:?}");
+        };
+        let count = async |action: &str| log(app, &token, &key).await.iter().filter(|(own, _)| own == action).count();
+        // Each adds a member of its own, while the key is used.
+        let patch = |n: usize| {
+            let body = json!({"metadata": {(format!("n_{n}")): n}});
+            Call::new(at(n), "PATCH", &path(&key)).json(body).bearer(&token)
+        };
+        let verify =
+            |n: usize| Call::new(at(n), "POST", "/verify").json(json!({"key": key.text})).bearer(&app.service());
+        all((0..20).map(patch).chain((0..20).map(verify)).collect()).await;
+        app.running().state().flush_usage().await;
+        let metadata = row(app, &token, &key).await["metadata"].clone();
+        assert_eq!(metadata.as_object().unwrap().len(), 20, "{metadata}");
+        assert_eq!(count("api_key.updated").await, 20);
+        for action in ["suspend", "resume"] {
+            all((0..10)
+                .map(|n| Call::new(at(n), "POST", &format!("{}/{action}", path(&key))).bearer(&token))
+                .collect())
+            .await;
+        }
+        assert_eq!((count("api_key.suspended").await, count("api_key.resumed").await), (1, 1));
+        let revoke = |n: usize| {
+            let body = json!({"reason": format!("reason {n}")});
+            Call::new(at(n), "POST", &format!("{}/revoke", path(&key))).json(body).bearer(&token)
+        };
+        all((0..20).map(revoke).chain((0..20).map(verify)).collect()).await;
+        for running in [app.running(), &replica] {
+            running.state().flush_usage().await;
+        }
+        assert_eq!(count("api_key.revoked").await, 1);
+        let (_, changes) = log(app, &token, &key).await.pop().expect("the revocation");
+        let row = row(app, &token, &key).await;
+        assert_eq!((&row["status"], &row["revoked_reason"]), (&json!("revoked"), &changes["reason"]));
+        assert_eq!(app.code(&key.text).await, "revoked");
+        replica.stop().await;
     })
     .await;
 }

@@ -374,6 +374,31 @@ async fn the_overlap_is_0_to_604800_seconds() {
 }
 
 #[actix_web::test]
+async fn in_the_overlap_the_old_key_is_changed_like_any_key_its_end_included() {
+    each_backend(async |app: &App| {
+        let token = app.merchant("acme");
+        let old = app.commerce_key(&token, json!({})).await;
+        let new = made(&rotate(app, &token, &old, json!({"overlap_seconds": 60})).await);
+        let patch = async |body: Value| {
+            let reply = app.patch(&path(&old), body).bearer(&token).await;
+            assert_eq!(reply.status, 200, "{reply}");
+            assert_eq!(reply.json()["rotated_to"], new.id);
+        };
+        patch(json!({"name": "Old", "scopes": ["links:read"]})).await;
+        let successor = row(app, &token, &new).await;
+        assert_eq!((&successor["name"], &successor["scopes"]), (&json!("Commerce Server Key"), &json!(["commerce"])));
+        patch(json!({"expires_at": START + 90})).await;
+        app.clock.advance(Duration::from_secs(89));
+        assert_eq!(codes(app, [&old, &new]).await, ["valid", "valid"]);
+        app.clock.advance(Duration::from_secs(1));
+        assert_eq!(codes(app, [&old, &new]).await, ["expired", "valid"]);
+        let reply = app.patch(&path(&old), json!({"expires_at": null})).bearer(&token).await;
+        assert_eq!((reply.status, reply.code().as_str()), (409, "key_expired"));
+    })
+    .await;
+}
+
+#[actix_web::test]
 async fn an_overlap_needs_room_for_both_keys() {
     each_backend_with(&[("TOLLKEY_ACCOUNT_KEY_LIMIT", "2")], async |app: &App| {
         let token = app.merchant("acme");
