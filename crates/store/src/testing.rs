@@ -240,6 +240,37 @@ impl Database {
         names
     }
 
+    /// Every value of every column, one a line as `table.column: value`, bytes as hexadecimal digits: what somebody has
+    /// who gets hold of a dump.
+    ///
+    /// # Panics
+    /// When it cannot be asked.
+    #[must_use]
+    pub fn dump(&self) -> String {
+        #[derive(diesel::QueryableByName)]
+        struct Cell {
+            #[diesel(sql_type = diesel::sql_types::Text)]
+            value: String,
+        }
+        let mut conn = connect(&self.url);
+        let mut dump = String::new();
+        for name in self.columns() {
+            let (table, column) = name.split_once('.').expect("a table and a column");
+            let shown = match self.backend() {
+                Backend::Sqlite => format!(
+                    "CASE typeof(\"{column}\") WHEN 'blob' THEN lower(hex(\"{column}\")) ELSE CAST(\"{column}\" AS TEXT) END"
+                ),
+                Backend::Postgres => format!("\"{column}\"::text"),
+            };
+            let sql = format!("SELECT {shown} AS value FROM \"{table}\" WHERE \"{column}\" IS NOT NULL");
+            let cells: Vec<Cell> = diesel::sql_query(sql).load(&mut conn).expect("the values of a column");
+            for Cell { value } in cells {
+                dump.push_str(&format!("{name}: {value}\n"));
+            }
+        }
+        dump
+    }
+
     /// On PostgreSQL: ends all connections to it and refuses new ones, or lets them in again.
     ///
     /// # Panics

@@ -3,6 +3,7 @@
 
 mod access;
 mod audit;
+mod ceiling;
 mod id;
 mod key_text;
 mod metadata;

@@ -96,14 +96,23 @@ impl App {
 
     /// A second server on the same database: another replica.
     pub async fn replica(&self) -> Running {
-        self.replica_at(&self.clock).await
+        self.replica_like(&self.settings, &self.clock).await
     }
 
     /// A replica with a clock of its own.
     pub async fn replica_at(&self, clock: &ManualClock) -> Running {
+        self.replica_like(&self.settings, clock).await
+    }
+
+    /// A replica with settings of its own.
+    pub async fn replica_with(&self, settings: &Settings) -> Running {
+        self.replica_like(settings, &self.clock).await
+    }
+
+    async fn replica_like(&self, settings: &Settings, clock: &ManualClock) -> Running {
         let random = Random::new(StdRng::seed_from_u64(2));
-        let opened = server::open(&self.settings, Arc::new(clock.clone()), random).await.expect("a replica opens");
-        server::start(&self.settings, opened.state, None).expect("a replica starts")
+        let opened = server::open(settings, Arc::new(clock.clone()), random).await.expect("a replica opens");
+        server::start(settings, opened.state, None).expect("a replica starts")
     }
 
     pub async fn stop(self) {
@@ -343,7 +352,20 @@ impl Call {
         self.header("transfer-encoding", "chunked").body(chunks)
     }
 
-    async fn send(self) -> Reply {
+    /// Sends the head alone: the server knows who calls and waits for the body.
+    pub async fn hold_body(self) -> HeldBack {
+        let mut stream = TcpStream::connect(self.address).await.expect("a connection");
+        stream.write_all(&self.head()).await.expect("the server reads");
+        HeldBack { stream, body: self.body }
+    }
+
+    /// Sends the whole request and hangs up without waiting for the answer.
+    pub async fn hang_up(self) {
+        let mut held = self.hold_body().await;
+        held.stream.write_all(&held.body).await.expect("the server reads");
+    }
+
+    fn head(&self) -> Vec<u8> {
         let mut request =
             format!("{} {} HTTP/1.1\r\nhost: {}\r\nconnection: close\r\n", self.method, self.path, self.address)
                 .into_bytes();
@@ -357,26 +379,50 @@ impl Call {
             request.extend_from_slice(format!("content-length: {}\r\n", self.body.len()).as_bytes());
         }
         request.extend_from_slice(b"\r\n");
+        request
+    }
+
+    async fn send(self) -> Reply {
         let exchange = async {
             let mut stream = TcpStream::connect(self.address).await?;
-            stream.write_all(&request).await?;
+            stream.write_all(&self.head()).await?;
             // A server that refuses a body early may close while we still write; its answer counts.
             let _ = stream.write_all(&self.body).await;
-            // A server that has left a body unread lingers before it closes; its answer is there long before.
-            let (mut reply, mut buffer) = (Vec::new(), [0; 8192]);
-            while !is_whole(&reply, self.method == "HEAD") {
-                match stream.read(&mut buffer).await {
-                    Ok(0) | Err(_) => break,
-                    Ok(read) => reply.extend_from_slice(&buffer[..read]),
-                }
-            }
-            std::io::Result::Ok(reply)
+            std::io::Result::Ok(read(stream, self.method == "HEAD").await)
         };
         let reply = tokio::time::timeout(Duration::from_secs(30), exchange)
             .await
             .expect("an answer in time")
             .expect("an answer");
         Reply::parse(&reply)
+    }
+}
+
+/// What the server answers on this connection.
+async fn read(mut stream: TcpStream, to_head: bool) -> Vec<u8> {
+    // A server that has left a body unread lingers before it closes; its answer is there long before.
+    let (mut reply, mut buffer) = (Vec::new(), [0; 8192]);
+    while !is_whole(&reply, to_head) {
+        match stream.read(&mut buffer).await {
+            Ok(0) | Err(_) => break,
+            Ok(read) => reply.extend_from_slice(&buffer[..read]),
+        }
+    }
+    reply
+}
+
+/// A request whose head was sent, and whose body was not.
+pub struct HeldBack {
+    stream: TcpStream,
+    body: Vec<u8>,
+}
+
+impl HeldBack {
+    /// Sends the body and reads the answer.
+    pub async fn send_body(mut self) -> Reply {
+        let _ = self.stream.write_all(&self.body).await;
+        let reply = tokio::time::timeout(Duration::from_secs(30), read(self.stream, false)).await;
+        Reply::parse(&reply.expect("an answer in time"))
     }
 }
 

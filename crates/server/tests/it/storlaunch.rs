@@ -1,0 +1,1087 @@
+//! Account keys, in the order of the storlaunch document: list, create, revoke, key types recap, events. What the
+//! document leaves open (the envelope of errors, paging, who may call) follows.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tollkey_core::{Clock as _, Family, KeyId, Mode};
+use tollkey_store::Backend;
+
+use crate::{
+    assert_answer,
+    support::{App, Call, Key, Reply, each_backend, eventually},
+};
+
+/// Where the document has the surface, and where the other surfaces are.
+const MOUNTS: [&str; 2] = ["/v1", "/api/v1"];
+const KEYS: &str = "/v1/account/api-keys";
+const AUDIT_LOG: &str = "/v1/account/audit-log";
+
+/// The body of a request for a key.
+pub fn wanted(environment: &str, access: &str) -> Value {
+    json!({"name": "Production webhook handler", "environment": environment, "access": access})
+}
+
+/// Makes an account key.
+pub async fn make(app: &App, by: &str, body: Value) -> Key {
+    let reply = app.post(KEYS, body).bearer(by).await;
+    assert_eq!(reply.status, 201, "{reply}");
+    made(&reply)
+}
+
+/// The key that an answer says was made.
+pub fn made(reply: &Reply) -> Key {
+    let data = reply.json()["data"].clone();
+    let text = |member: &str| data[member].as_str().unwrap_or_else(|| panic!("no {member}: {reply}")).to_owned();
+    Key { id: text("id"), text: text("value") }
+}
+
+/// The names of an object's members, in their order.
+fn members(object: &Value) -> Vec<&str> {
+    object.as_object().expect("an object").keys().map(String::as_str).collect()
+}
+
+fn is_request_id(text: &str) -> bool {
+    let crockford = |b: u8| matches!(b, b'0'..=b'9' | b'A'..=b'Z') && !matches!(b, b'I' | b'L' | b'O' | b'U');
+    text.strip_prefix("req_").is_some_and(|ulid| ulid.len() == 26 && ulid.bytes().all(crockford))
+}
+
+/// Asserts that an answer is an envelope, whatever is in it; gives its JSON.
+pub fn envelope(app: &App, reply: &Reply) -> Value {
+    let json = reply.json();
+    assert_eq!(members(&json), ["data", "error", "meta"], "{reply}");
+    assert_ne!(json["data"].is_null(), json["error"].is_null(), "{reply}");
+    assert_eq!(json["error"].is_null(), reply.status < 400, "{reply}");
+    let own = json["meta"]["requestId"].as_str().expect("a request id");
+    assert!(is_request_id(own), "{reply}");
+    assert_eq!(reply.header("x-request-id"), Some(own), "{reply}");
+    let whole_seconds = jiff::Timestamp::from_second(app.clock.now().as_second()).expect("a time").to_string();
+    assert_eq!(json["meta"]["timestamp"], whole_seconds, "{reply}");
+    assert_eq!(reply.header("content-type"), Some("application/json"), "{reply}");
+    assert_eq!(reply.header("cache-control"), Some("no-store"), "{reply}");
+    json
+}
+
+/// Status and code of a refusal in its envelope.
+pub fn refusal(app: &App, reply: &Reply) -> (u16, String) {
+    let error = envelope(app, reply)["error"].clone();
+    assert!(error["message"].as_str().is_some_and(|message| !message.is_empty()), "{reply}");
+    assert!(members(&error).iter().all(|member| ["code", "message", "details"].contains(member)), "{reply}");
+    (reply.status, error["code"].as_str().expect("a code").to_owned())
+}
+
+fn refused(status: u16, code: &str) -> (u16, String) {
+    (status, code.to_owned())
+}
+
+/// The rules that a 400 names, each with its pointer.
+pub fn rules(app: &App, reply: &Reply) -> Vec<String> {
+    assert_eq!(refusal(app, reply), refused(400, "VALIDATION_ERROR"), "{reply}");
+    let errors = reply.json()["error"]["details"]["errors"].clone();
+    let text = |error: &Value, member: &str| error[member].as_str().unwrap_or("?").to_owned();
+    let errors = errors.as_array().cloned().unwrap_or_default();
+    errors.iter().map(|error| format!("{} {}", text(error, "pointer"), text(error, "detail"))).collect()
+}
+
+/// The `data` of a list.
+async fn data(app: &App, path: &str, by: &str) -> Vec<Value> {
+    let reply = app.get(path).bearer(by).await;
+    assert_eq!(reply.status, 200, "{reply}");
+    envelope(app, &reply)["data"].as_array().expect("an array").clone()
+}
+
+fn ids(rows: &[Value]) -> Vec<&str> {
+    rows.iter().map(|row| row["id"].as_str().expect("an id")).collect()
+}
+
+/// The secret key of acme that everything else is done with.
+async fn secret_key(app: &App, environment: &str) -> Key {
+    make(app, &app.merchant("acme"), wanted(environment, "secret")).await
+}
+
+// List
+
+#[actix_web::test]
+async fn list_keys_newest_first_with_metadata_only() {
+    each_backend(async |app: &App| {
+        let first = secret_key(app, "live").await;
+        app.clock.advance(Duration::from_secs(60));
+        let second = make(app, &first.text, wanted("test", "publishable")).await;
+        assert_eq!(app.delete(&format!("{KEYS}/{}", second.id)).bearer(&first.text).await.status, 200);
+        app.running().state().flush_usage().await;
+        assert_answer!(app.get(KEYS).bearer(&first.text).await, @r#"
+        200
+        cache-control: no-store
+        content-type: application/json
+        x-content-type-options: nosniff
+        x-request-id: req_01KDVDQ4K03R79WC4VYM43RKXG
+
+        {"data":[{"id":"key_01KDVDQ4K0FKQ987VA03V5Y7JK","name":"Production webhook handler","prefix":"pk_test_","last4":"NsyM","environment":"test","access":"publishable","createdAt":"2026-01-01T00:01:00Z","lastUsedAt":null,"revokedAt":"2026-01-01T00:01:00Z"},{"id":"key_01KDVDNA00EHTBVHF29MN42ERN","name":"Production webhook handler","prefix":"sk_live_","last4":"fmUQ","environment":"live","access":"secret","createdAt":"2026-01-01T00:00:00Z","lastUsedAt":"2026-01-01T00:01:00Z","revokedAt":null}],"error":null,"meta":{"requestId":"req_01KDVDQ4K03R79WC4VYM43RKXG","timestamp":"2026-01-01T00:01:00Z","nextCursor":null}}
+        "#);
+        let rows = data(app, KEYS, &first.text).await;
+        for row in &rows {
+            let documented =
+                ["id", "name", "prefix", "last4", "environment", "access", "createdAt", "lastUsedAt", "revokedAt"];
+            assert_eq!(members(row), documented);
+        }
+        // Prefix and last4 are enough to tell which key is which.
+        assert!(first.text.starts_with("sk_live_") && first.text.ends_with(rows[1]["last4"].as_str().unwrap()));
+        assert!(second.text.starts_with("pk_test_") && second.text.ends_with(rows[0]["last4"].as_str().unwrap()));
+        let listed = app.get(KEYS).bearer(&first.text).await.body;
+        assert!(!listed.contains(&first.text[8..]) && !listed.contains(&second.text[8..]));
+    })
+    .await;
+}
+
+#[actix_web::test]
+async fn last_used_is_null_and_then_moves() {
+    each_backend(async |app: &App| {
+        let token = app.merchant("acme");
+        let key = secret_key(app, "live").await;
+        let last_used = async || {
+            app.running().state().flush_usage().await;
+            data(app, KEYS, &token).await[0]["lastUsedAt"].clone()
+        };
+        assert_eq!(last_used().await, Value::Null);
+        data(app, KEYS, &key.text).await;
+        assert_eq!(last_used().await, "2026-01-01T00:00:00Z");
+        app.clock.advance(Duration::from_millis(90_500));
+        assert_eq!(last_used().await, "2026-01-01T00:00:00Z", "a list asked for by somebody else is no use");
+        assert_eq!(app.code(&key.text).await, "valid");
+        assert_eq!(last_used().await, "2026-01-01T00:01:30Z");
+    })
+    .await;
+}
+
+#[actix_web::test]
+async fn a_list_is_paged_by_limit_and_cursor() {
+    each_backend(async |app: &App| {
+        let token = app.merchant("acme");
+        let mut made = Vec::new();
+        for i in 0..5 {
+            made.push(make(app, &token, wanted("live", "secret")).await.id);
+            // Two in the same instant: the cursor has to tell them apart.
+            app.clock.advance(Duration::from_secs(i % 2));
+        }
+        // Neither another account's nor keys of other families.
+        make(app, &app.merchant("globex"), wanted("live", "secret")).await;
+        app.insert_key("acme", Family::Commerce, Mode::Live).await;
+        // Newest first; in one instant by id.
+        made.sort_by(|a, b| b.cmp(a));
+        let (mut seen, mut cursor, mut sizes) = (Vec::new(), None::<String>, Vec::new());
+        loop {
+            let after = cursor.as_ref().map(|cursor| format!("&cursor={cursor}")).unwrap_or_default();
+            let page = envelope(app, &app.get(&format!("{KEYS}?limit=2{after}")).bearer(&token).await);
+            let rows = page["data"].as_array().unwrap();
+            sizes.push(rows.len());
+            seen.extend(ids(rows).into_iter().map(str::to_owned));
+            assert_eq!(members(&page["meta"]), ["requestId", "timestamp", "nextCursor"]);
+            match page["meta"]["nextCursor"].as_str() {
+                Some(next) => cursor = Some(next.to_owned()),
+                None => break,
+            }
+        }
+        assert_eq!((seen, sizes), (made.clone(), vec![2, 2, 1]));
+        assert_eq!(ids(&data(app, &format!("{KEYS}?limit=5"), &token).await), made);
+        for (query, rule) in [
+            ("limit=0", "limit must be 1 to 1000"),
+            ("limit=1001", "limit must be 1 to 1000"),
+            ("limit=x", "limit must be a whole number within its range"),
+            ("limit=1&limit=1", "limit is given twice"),
+            ("cursor=x", "cursor must be one that an earlier answer gave"),
+            ("cursor=", "cursor must be one that an earlier answer gave"),
+            ("page=1", "page is unknown"),
+        ] {
+            assert_eq!(rules(app, &app.get(&format!("{KEYS}?{query}")).bearer(&token).await), [rule], "{query}");
+        }
+    })
+    .await;
+}
+
+// Create
+
+#[actix_web::test]
+async fn create_a_key() {
+    each_backend(async |app: &App| {
+        let token = app.merchant("acme");
+        let body = json!({"name": "  Production webhook handler ", "environment": "live", "access": "secret"});
+        let first = app.post(KEYS, body).bearer(&token).await;
+        assert_answer!(first, @r#"
+        201
+        cache-control: no-store
+        content-type: application/json
+        x-content-type-options: nosniff
+        x-request-id: req_01KDVDNA00HXPX69B46WBKBWSC
+
+        {"data":{"id":"key_01KDVDNA00EHTBVHF29MN42ERN","name":"Production webhook handler","environment":"live","access":"secret","value":"sk_live_(32)","createdAt":"2026-01-01T00:00:00Z"},"error":null,"meta":{"requestId":"req_01KDVDNA00HXPX69B46WBKBWSC","timestamp":"2026-01-01T00:00:00Z"}}
+        "#);
+        let key = made(&first);
+        app.clock.advance(Duration::from_millis(1700));
+        assert_answer!(app.post(KEYS, wanted("test", "publishable")).bearer(&key.text).await, @r#"
+        201
+        cache-control: no-store
+        content-type: application/json
+        x-content-type-options: nosniff
+        x-request-id: req_01KDVDNBN40QT6EFQNM6ZM32RB
+
+        {"data":{"id":"key_01KDVDNBN4FKQ987VA03V5Y7JK","name":"Production webhook handler","environment":"test","access":"publishable","value":"pk_test_(32)","createdAt":"2026-01-01T00:00:01Z"},"error":null,"meta":{"requestId":"req_01KDVDNBN40QT6EFQNM6ZM32RB","timestamp":"2026-01-01T00:00:01Z"}}
+        "#);
+        let data = first.json()["data"].clone();
+        assert_eq!(members(&data), ["id", "name", "environment", "access", "value", "createdAt"]);
+        assert_eq!(key.text.len(), "sk_live_".len() + 32);
+        assert!(key.text["sk_live_".len()..].bytes().all(|b| b.is_ascii_alphanumeric()));
+        // The value is in no other answer.
+        for path in [KEYS, AUDIT_LOG, "/audit-log"] {
+            let by = if path == "/audit-log" { &token } else { &key.text };
+            assert!(!app.get(path).bearer(by).await.body.contains(&key.text[8..]), "{path}");
+        }
+    })
+    .await;
+}
+
+#[actix_web::test]
+async fn name_environment_and_access_are_required_and_of_their_kind() {
+    each_backend(async |app: &App| {
+        let token = app.merchant("acme");
+        let now = app.in_seconds(0);
+        for (member, value, rule) in [
+            ("name", Value::Null, "/name must be a string"),
+            ("name", json!(""), "/name must have 1 to 100 characters"),
+            ("name", json!("   "), "/name must have 1 to 100 characters"),
+            ("name", json!("é".repeat(101)), "/name must have 1 to 100 characters"),
+            ("name", json!("a\u{7}b"), "/name must not have control characters"),
+            ("name", json!(7), "/name must be a string"),
+            ("environment", Value::Null, "/environment must be a string"),
+            ("environment", json!("Live"), "/environment must be one of live, test"),
+            ("environment", json!("sandbox"), "/environment must be one of live, test"),
+            ("environment", json!(["live"]), "/environment must be a string"),
+            ("access", json!("admin"), "/access must be one of secret, publishable"),
+            ("access", json!("Secret"), "/access must be one of secret, publishable"),
+            ("access", json!(1), "/access must be a string"),
+            ("scopes", json!(["commerce"]), "/scopes is unknown"),
+            ("mode", json!("live"), "/mode is unknown"),
+            ("accountId", json!("globex"), "/accountId is unknown"),
+            ("expires_at", json!(1), "/expires_at is unknown"),
+            ("expiresAt", json!(now), "/expiresAt must be in the future"),
+            ("allowedIps", json!([]), "/allowedIps must not be empty; leave it out to allow every address"),
+            (
+                "allowedIps",
+                json!(["10.0.0.1/8"]),
+                "/allowedIps \"10.0.0.1/8\" has host bits set; did you mean 10.0.0.0/8?",
+            ),
+            ("rateLimit", json!({"limit": 0, "windowSeconds": 1}), "/rateLimit limit must be 1 to 1000000"),
+            (
+                "rateLimit",
+                json!({"limit": 1, "windowSeconds": 86_401}),
+                "/rateLimit the window must be 1 to 86400 seconds",
+            ),
+            ("rateLimit", json!({"limit": 1}), "/rateLimit/windowSeconds is required"),
+            ("metadata", json!({"x": "y".repeat(4096)}), "/metadata must be at most 4096 bytes of JSON"),
+            ("metadata", json!(["x"]), "/metadata must be an object"),
+        ] {
+            let mut body = wanted("live", "secret");
+            body[member] = value;
+            assert_eq!(rules(app, &app.post(KEYS, body.clone()).bearer(&token).await), [rule], "{body}");
+        }
+        for member in ["name", "environment", "access"] {
+            let mut body = wanted("live", "secret");
+            body.as_object_mut().unwrap().remove(member);
+            let rule = format!("/{member} is required");
+            assert_eq!(rules(app, &app.post(KEYS, body).bearer(&token).await), [rule]);
+        }
+        // All of them at once.
+        let mut body = wanted("live", "secret");
+        (body["name"], body["expiresAt"], body["allowedIps"]) = (json!(""), json!(0), json!(["x"]));
+        assert_answer!(app.post(KEYS, body).bearer(&token).await, @r#"
+        400
+        cache-control: no-store
+        content-type: application/json
+        x-content-type-options: nosniff
+        x-request-id: req_01KDVDNA007YN2G8RB5BG00N8E
+
+        {"data":null,"error":{"code":"VALIDATION_ERROR","message":"3 members break a rule; see errors.","details":{"code":"validation_failed","errors":[{"pointer":"/name","detail":"must have 1 to 100 characters"},{"pointer":"/expiresAt","detail":"must be in the future"},{"pointer":"/allowedIps","detail":"\"x\" is not a CIDR network such as 203.0.113.0/24"}]}},"meta":{"requestId":"req_01KDVDNA007YN2G8RB5BG00N8E","timestamp":"2026-01-01T00:00:00Z"}}
+        "#);
+        assert_eq!(data(app, KEYS, &token).await, Vec::<Value>::new());
+        assert_eq!(data(app, AUDIT_LOG, &token).await, Vec::<Value>::new());
+        for name in ["a".repeat(100), "é".repeat(100)] {
+            let key = app.post(KEYS, json!({"name": name, "environment": "test", "access": "secret"})).bearer(&token);
+            assert_eq!(key.await.json()["data"]["name"], name);
+        }
+    })
+    .await;
+}
+
+#[actix_web::test]
+async fn what_the_document_does_not_know_is_printed_only_when_it_is_set() {
+    each_backend(async |app: &App| {
+        let token = app.merchant("acme");
+        let mut body = wanted("live", "secret");
+        for member in ["expiresAt", "allowedIps", "rateLimit", "metadata"] {
+            body[member] = Value::Null; // as absent
+        }
+        let plain = app.post(KEYS, body).bearer(&token).await.json();
+        assert_eq!(members(&plain["data"]), ["id", "name", "environment", "access", "value", "createdAt"]);
+        let mut body = wanted("test", "publishable");
+        body["expiresAt"] = json!("2026-02-01T01:00:00+01:00");
+        body["allowedIps"] = json!(["203.0.113.0/24", "::ffff:10.0.0.0/104"]);
+        body["rateLimit"] = json!({"limit": 10, "windowSeconds": 60});
+        body["metadata"] = json!({"owner": "checkout", "b": [1, null], "a": {}});
+        assert_answer!(app.post(KEYS, body).bearer(&token).await, @r#"
+        201
+        cache-control: no-store
+        content-type: application/json
+        x-content-type-options: nosniff
+        x-request-id: req_01KDVDNA000QT6EFQNM6ZM32RB
+
+        {"data":{"id":"key_01KDVDNA00FKQ987VA03V5Y7JK","name":"Production webhook handler","environment":"test","access":"publishable","value":"pk_test_(32)","createdAt":"2026-01-01T00:00:00Z","expiresAt":"2026-02-01T00:00:00Z","allowedIps":["203.0.113.0/24","10.0.0.0/8"],"rateLimit":{"limit":10,"windowSeconds":60},"metadata":{"owner":"checkout","b":[1,null],"a":{}}},"error":null,"meta":{"requestId":"req_01KDVDNA000QT6EFQNM6ZM32RB","timestamp":"2026-01-01T00:00:00Z"}}
+        "#);
+        let row = data(app, KEYS, &token).await[0].clone();
+        assert_eq!(members(&row)[9..], ["expiresAt", "allowedIps", "rateLimit", "metadata"]);
+        assert_eq!(row["expiresAt"], "2026-02-01T00:00:00Z");
+        assert_eq!(row["allowedIps"], json!(["203.0.113.0/24", "10.0.0.0/8"]));
+        assert_eq!(row["rateLimit"], json!({"limit": 10, "windowSeconds": 60}));
+        assert_eq!(row["metadata"].to_string(), r#"{"owner":"checkout","b":[1,null],"a":{}}"#);
+    })
+    .await;
+}
+
+// Revoke
+
+#[actix_web::test]
+async fn revoke_a_key_by_delete_or_by_post() {
+    each_backend(async |app: &App| {
+        let owner = secret_key(app, "live").await;
+        let (deleted, posted) = (
+            make(app, &owner.text, wanted("live", "secret")).await,
+            make(app, &owner.text, wanted("live", "secret")).await,
+        );
+        for key in [&deleted, &posted] {
+            assert_eq!(app.get(KEYS).bearer(&key.text).await.status, 200);
+        }
+        app.running().state().flush_usage().await;
+        app.clock.advance(Duration::from_secs(5));
+        assert_answer!(app.delete(&format!("{KEYS}/{}", deleted.id)).bearer(&owner.text).await, @r#"
+        200
+        cache-control: no-store
+        content-type: application/json
+        x-content-type-options: nosniff
+        x-request-id: req_01KDVDNEW897AARKP3R8654ZN1
+
+        {"data":{"id":"key_01KDVDNA00FKQ987VA03V5Y7JK","name":"Production webhook handler","prefix":"sk_live_","last4":"NsyM","environment":"live","access":"secret","createdAt":"2026-01-01T00:00:00Z","lastUsedAt":"2026-01-01T00:00:00Z","revokedAt":"2026-01-01T00:00:05Z"},"error":null,"meta":{"requestId":"req_01KDVDNEW897AARKP3R8654ZN1","timestamp":"2026-01-01T00:00:05Z"}}
+        "#);
+        let row = app.call("POST", &format!("{KEYS}/{}/revoke", posted.id)).bearer(&owner.text).await;
+        assert_eq!(row.status, 200, "{row}");
+        let row = envelope(app, &row)["data"].clone();
+        assert_eq!((row["id"].as_str(), row["revokedAt"].as_str()), (Some(&*posted.id), Some("2026-01-01T00:00:05Z")));
+        for key in [&deleted, &posted] {
+            let denied = app.get(KEYS).bearer(&key.text).await;
+            assert_eq!(refusal(app, &denied), refused(401, "INVALID_API_KEY"));
+            assert_eq!(app.code(&key.text).await, "revoked");
+        }
+        assert_answer!(app.get(KEYS).bearer(&deleted.text).await, @r#"
+        401
+        cache-control: no-store
+        content-type: application/json
+        www-authenticate: Bearer realm="tollkey", error="invalid_token", error_description="The API key is unknown or was revoked."
+        x-content-type-options: nosniff
+        x-request-id: req_01KDVDNEW8Q340Z7PASX79EXQC
+
+        {"data":null,"error":{"code":"INVALID_API_KEY","message":"The API key is unknown or was revoked."},"meta":{"requestId":"req_01KDVDNEW8Q340Z7PASX79EXQC","timestamp":"2026-01-01T00:00:05Z"}}
+        "#);
+
+        // A repeat, by either way, answers the same row and leaves no second entry. There is no way back.
+        app.clock.advance(Duration::from_secs(5));
+        for (method, path) in [
+            ("DELETE", format!("{KEYS}/{}", deleted.id)),
+            ("POST", format!("{KEYS}/{}/revoke", deleted.id)),
+            ("POST", format!("/api{KEYS}/{}/revoke", deleted.id)),
+        ] {
+            let again = app.call(method, &path).bearer(&owner.text).await;
+            assert_eq!(again.status, 200, "{again}");
+            assert_eq!(envelope(app, &again)["data"]["revokedAt"], "2026-01-01T00:00:05Z");
+        }
+        assert_eq!(data(app, &format!("{AUDIT_LOG}?action=api_key.revoked"), &owner.text).await.len(), 2);
+        // The other keys are as they were.
+        assert_eq!(app.code(&owner.text).await, "valid");
+        let rows = data(app, KEYS, &owner.text).await;
+        assert_eq!(rows.iter().filter(|row| row["revokedAt"].is_null()).count(), 1);
+    })
+    .await;
+}
+
+#[actix_web::test]
+async fn the_post_that_revokes_takes_no_members() {
+    each_backend(async |app: &App| {
+        let owner = secret_key(app, "live").await;
+        let path = format!("{KEYS}/{}/revoke", make(app, &owner.text, wanted("live", "secret")).await.id);
+        let refused_members = app.post(&path, json!({"reason": "x"})).bearer(&owner.text).await;
+        assert_eq!(rules(app, &refused_members), ["/reason is unknown"]);
+        let refused_text = app.call("POST", &path).header("content-type", "text/plain").body("x").bearer(&owner.text);
+        assert_eq!(refusal(app, &refused_text.await), refused(415, "UNSUPPORTED_MEDIA_TYPE"));
+        assert_eq!(app.post(&path, json!({})).bearer(&owner.text).await.status, 200);
+    })
+    .await;
+}
+
+#[actix_web::test]
+async fn a_key_can_revoke_itself_and_is_gone() {
+    each_backend(async |app: &App| {
+        let key = secret_key(app, "test").await;
+        let path = format!("{KEYS}/{}", key.id);
+        assert_eq!(app.delete(&path).bearer(&key.text).await.status, 200);
+        assert_eq!(refusal(app, &app.delete(&path).bearer(&key.text).await), refused(401, "INVALID_API_KEY"));
+    })
+    .await;
+}
+
+#[actix_web::test]
+async fn an_id_is_read_in_both_forms_and_printed_in_this_surfaces_own() {
+    each_backend(async |app: &App| {
+        let owner = secret_key(app, "live").await;
+        let key = make(app, &owner.text, wanted("live", "secret")).await;
+        let id: KeyId = key.id.parse().unwrap();
+        assert_eq!((key.id.len(), key.id.as_str()), (30, id.crockford().as_str()));
+        for form in [id.to_string(), id.crockford(), id.crockford().to_lowercase()] {
+            let reply = app.delete(&format!("{KEYS}/{form}")).bearer(&owner.text).await;
+            assert_eq!((reply.status, reply.json()["data"]["id"].as_str()), (200, Some(&*key.id)), "{form}: {reply}");
+        }
+        // A malformed id is an unknown one.
+        let unknown = KeyId::from_bytes([9; 16]);
+        let mut bodies = Vec::new();
+        for form in [unknown.crockford(), unknown.to_string(), "x".to_owned(), "key_".to_owned(), format!("{id}0")] {
+            for (method, rest) in [("DELETE", ""), ("POST", "/revoke")] {
+                let reply = app.call(method, &format!("{KEYS}/{form}{rest}")).bearer(&owner.text).await;
+                assert_eq!(refusal(app, &reply), refused(404, "NOT_FOUND"), "{form}");
+                bodies.push(reply.json()["error"].clone());
+            }
+        }
+        bodies.dedup();
+        assert_eq!(bodies.len(), 1, "{bodies:?}");
+    })
+    .await;
+}
+
+// Key types recap
+
+#[actix_web::test]
+async fn key_types_recap() {
+    each_backend(async |app: &App| {
+        let token = app.merchant("acme");
+        for (prefix, environment, access) in [
+            ("pk_test_", "test", "publishable"),
+            ("pk_live_", "live", "publishable"),
+            ("sk_test_", "test", "secret"),
+            ("sk_live_", "live", "secret"),
+        ] {
+            let key = make(app, &token, wanted(environment, access)).await;
+            assert!(key.text.starts_with(prefix), "{prefix}");
+            let rows = data(app, KEYS, &token).await;
+            let row = rows.iter().find(|row| row["id"] == key.id.as_str()).expect("its row");
+            assert_eq!(
+                (&row["prefix"], &row["environment"], &row["access"]),
+                (&json!(prefix), &json!(environment), &json!(access))
+            );
+            // Full account access, or the public catalogue alone.
+            let lists = app.get(KEYS).bearer(&key.text).await;
+            let catalogue = json!({"method": "GET", "path": "/v1/storefront/products"});
+            assert_eq!(app.verify(&key.text, catalogue).await["valid"], true, "{prefix}");
+            let order =
+                app.verify(&key.text, json!({"method": "POST", "path": "/v1/orders", "scopes": ["links:write"]}));
+            if access == "secret" {
+                assert_eq!(lists.status, 200, "{prefix}");
+                assert_eq!(order.await["valid"], true, "{prefix}");
+            } else {
+                assert_eq!(refusal(app, &lists), refused(403, "FORBIDDEN"), "{prefix}");
+                assert_eq!(order.await["code"], "route_not_allowed", "{prefix}");
+            }
+        }
+    })
+    .await;
+}
+
+#[actix_web::test]
+async fn a_publishable_key_can_only_call_the_documented_routes() {
+    each_backend(async |app: &App| {
+        let token = app.merchant("acme");
+        let service = app.service();
+        for environment in ["test", "live"] {
+            let key = make(app, &token, wanted(environment, "publishable")).await.text;
+            for (method, path, allowed) in [
+                // GET /v1/storefront/public/*
+                ("GET", "/v1/storefront/public/banner", true),
+                ("GET", "/v1/storefront/public/a/b/c", true),
+                ("HEAD", "/v1/storefront/public/banner", true),
+                ("GET", "/api/v1/storefront/public/banner", true),
+                ("GET", "/v1/storefront/public", false),
+                ("GET", "/v1/storefront/public/", false),
+                ("GET", "/v1/storefront/publicity/x", false),
+                ("POST", "/v1/storefront/public/banner", false),
+                // GET /v1/storefront/products
+                ("GET", "/v1/storefront/products", true),
+                ("HEAD", "/v1/storefront/products", true),
+                ("GET", "/v1/storefront/products?page=2", true),
+                ("GET", "/api/v1/storefront/products", true),
+                ("POST", "/v1/storefront/products", false),
+                ("DELETE", "/v1/storefront/products", false),
+                ("OPTIONS", "/v1/storefront/products", false),
+                ("get", "/v1/storefront/products", false),
+                ("GET", "/v1/storefront/Products", false),
+                ("GET", "/v1/storefront/products/", false),
+                // GET /v1/storefront/products/:id
+                ("GET", "/v1/storefront/products/prod_1", true),
+                ("HEAD", "/v1/storefront/products/prod_1", true),
+                ("GET", "/api/v1/storefront/products/prod_1?expand=x", true),
+                ("PATCH", "/v1/storefront/products/prod_1", false),
+                ("GET", "/v1/storefront/products/prod_1/reviews", false),
+                // Anything else, and whatever could be read as something else.
+                ("GET", "/v1/storefront", false),
+                ("GET", "/v1/storefront/cart", false),
+                ("GET", "/v1/account/api-keys", false),
+                ("GET", "/storefront/products", false),
+                ("GET", "/v2/storefront/products", false),
+                ("GET", "/api/api/v1/storefront/products", false),
+                ("GET", "//v1/storefront/products", false),
+                ("GET", "/v1/storefront/public/../cart", false),
+                ("GET", "/v1/storefront/public/%2e%2e/cart", false),
+                ("GET", "/v1/storefront/public/..%2fcart", false),
+                ("GET", "/v1/storefront/products/..;/cart", false),
+                ("GET", "/v1/storefront/products/a%00", false),
+                ("GET", "/v1/storefront/products/a%252fb", false),
+                ("GET", "/v1/storefront/products/a%5cb", false),
+                ("GET", "/", false),
+                ("GET", "", false),
+            ] {
+                let body = json!({"key": key, "method": method, "path": path});
+                let verdict = app.post("/verify", body).bearer(&service).await.json();
+                let forwarded = app
+                    .get("/authz/forward-auth")
+                    .header("x-forwarded-method", method)
+                    .header("x-forwarded-uri", path)
+                    .header("x-api-key", &key)
+                    .await;
+                let said = (verdict["code"].as_str().unwrap().to_owned(), forwarded.status);
+                let expected = if allowed { ("valid", 200) } else { ("route_not_allowed", 403) };
+                assert_eq!(said, (expected.0.to_owned(), expected.1), "{method} {path}");
+                if !allowed {
+                    assert_eq!(forwarded.code(), "route_not_allowed", "{method} {path}");
+                }
+            }
+            // No method or no path is no documented route.
+            for need in [json!({}), json!({"method": "GET"}), json!({"path": "/v1/storefront/products"})] {
+                assert_eq!(app.verify(&key, need).await["code"], "route_not_allowed");
+            }
+        }
+    })
+    .await;
+}
+
+/// Every operation of the surface on each mount, on a key with that id.
+fn operations(app: &App, id: &str) -> Vec<(String, Call)> {
+    let on = |mount: &str| {
+        let keys = format!("{mount}/account/api-keys");
+        [
+            ("list", app.get(&keys)),
+            ("create", app.post(&keys, wanted("test", "secret"))),
+            ("delete", app.delete(&format!("{keys}/{id}"))),
+            ("revoke", app.call("POST", &format!("{keys}/{id}/revoke"))),
+            ("audit log", app.get(&format!("{mount}/account/audit-log"))),
+        ]
+        .map(|(name, call)| (format!("{name} under {mount}"), call))
+    };
+    MOUNTS.into_iter().flat_map(on).collect()
+}
+
+#[actix_web::test]
+async fn every_operation_is_under_both_mounts() {
+    each_backend(async |app: &App| {
+        let owner = secret_key(app, "live").await;
+        let key = make(app, &owner.text, wanted("live", "secret")).await;
+        let mut answers: Vec<(u16, Value)> = Vec::new();
+        for (name, call) in operations(app, &key.id) {
+            let reply = call.bearer(&owner.text).await;
+            assert_eq!(reply.status, if name.starts_with("create") { 201 } else { 200 }, "{name}: {reply}");
+            answers.push((reply.status, envelope(app, &reply)["data"].clone()));
+        }
+        // What was revoked under one mount is revoked under the other.
+        let (v1, api) = answers.split_at(5);
+        assert_eq!((&v1[2], &v1[3]), (&api[2], &api[3]));
+        assert_eq!((api[0].1.as_array().unwrap().len(), v1[0].1.as_array().unwrap().len()), (3, 2));
+    })
+    .await;
+}
+
+#[actix_web::test]
+async fn only_secret_keys_and_management_tokens_may_call() {
+    each_backend(async |app: &App| {
+        let token = app.merchant("acme");
+        let owner = secret_key(app, "live").await;
+        let application = app.application(&token, "Web Store").await;
+        let publishable = make(app, &owner.text, wanted("live", "publishable")).await.text;
+        let commerce = app.insert_key("acme", Family::Commerce, Mode::Live).await;
+        let application_key = app.key(&token, &application, json!({})).await.text;
+        let service_key = app.service_key().await.text;
+        let before = data(app, KEYS, &token).await;
+        for (who, credential) in [
+            ("pk_", &publishable),
+            ("ck_", &commerce),
+            ("ks_", &application_key),
+            ("tks_", &service_key),
+            ("a token with the role service", &app.service()),
+            ("a token of no account", &app.token(None, &[])),
+        ] {
+            for (name, call) in operations(app, &owner.id) {
+                assert_eq!(refusal(app, &call.bearer(credential).await), refused(403, "FORBIDDEN"), "{who}: {name}");
+            }
+        }
+        for (name, call) in operations(app, &owner.id) {
+            assert_eq!(refusal(app, &call.await), refused(401, "INVALID_API_KEY"), "nobody: {name}");
+        }
+        assert_eq!(data(app, KEYS, &token).await, before);
+        // As Bearer, or in either of the other headers; not twice, and not in the query.
+        for header in ["x-api-key", "x-commerce-api-key"] {
+            assert_eq!(app.get(KEYS).header(header, &owner.text).await.status, 200, "{header}");
+            let twice = app.get(KEYS).bearer(&owner.text).header(header, &owner.text).await;
+            assert_eq!(refusal(app, &twice), refused(400, "VALIDATION_ERROR"), "{header}");
+        }
+        let in_query = app.get(&format!("{KEYS}?api_key={}", owner.text)).await;
+        assert_eq!(refusal(app, &in_query), refused(401, "INVALID_API_KEY"));
+    })
+    .await;
+}
+
+#[actix_web::test]
+async fn only_an_operator_names_an_account() {
+    each_backend(async |app: &App| {
+        let (token, operator) = (app.merchant("acme"), app.operator());
+        let owner = secret_key(app, "live").await;
+        let named = |call: &str| format!("{call}?account=acme");
+        let made_for = app.post(&named(KEYS), wanted("live", "secret")).bearer(&operator).await;
+        assert_eq!(made_for.status, 201, "{made_for}");
+        let key = made(&made_for);
+        assert_eq!(data(app, &named(KEYS), &operator).await, data(app, KEYS, &token).await);
+        assert_eq!(data(app, &format!("{KEYS}?account=globex"), &operator).await, Vec::<Value>::new());
+        let log = data(app, &named(AUDIT_LOG), &operator).await;
+        assert_eq!(log[0]["actor"], json!({"type": "operator", "id": "user_1"}));
+        for mount in MOUNTS {
+            let keys = format!("{mount}/account/api-keys");
+            for (who, credential) in [("merchant", &token), ("sk_", &owner.text)] {
+                for call in [
+                    app.get(&named(&keys)),
+                    app.post(&named(&keys), wanted("live", "secret")),
+                    app.delete(&named(&format!("{keys}/{}", key.id))),
+                    app.call("POST", &named(&format!("{keys}/{}/revoke", key.id))),
+                    app.get(&named(&format!("{mount}/account/audit-log"))),
+                    app.get(&format!("{keys}?account=acme&account=acme")),
+                    app.get(&format!("{keys}?account=")),
+                    app.get(&format!("{keys}?%61ccount=acme")),
+                ] {
+                    assert_eq!(refusal(app, &call.bearer(credential).await), refused(403, "FORBIDDEN"), "{who}");
+                }
+            }
+            for query in ["", "?account=", "?account=acme&account=acme", "?account=a%20b"] {
+                let reply = app.get(&format!("{keys}{query}")).bearer(&operator).await;
+                assert_eq!(refusal(app, &reply), refused(400, "VALIDATION_ERROR"), "{query}");
+            }
+        }
+        assert_eq!(app.delete(&named(&format!("{KEYS}/{}", key.id))).bearer(&operator).await.status, 200);
+        assert_eq!(app.code(&key.text).await, "revoked");
+    })
+    .await;
+}
+
+#[actix_web::test]
+async fn a_test_key_sees_makes_and_revokes_test_keys_only_a_live_key_both() {
+    each_backend(async |app: &App| {
+        let token = app.merchant("acme");
+        let (live, test) = (secret_key(app, "live").await, secret_key(app, "test").await);
+        let other = make(app, &token, wanted("live", "publishable")).await;
+        assert_eq!(ids(&data(app, KEYS, &test.text).await), [&test.id]);
+        assert_eq!(ids(&data(app, KEYS, &live.text).await), [&other.id, &test.id, &live.id]);
+
+        for access in ["secret", "publishable"] {
+            let refused_live = app.post(KEYS, wanted("live", access)).bearer(&test.text).await;
+            assert_eq!(refusal(app, &refused_live), refused(403, "FORBIDDEN"));
+            for by in [&test, &live] {
+                make(app, &by.text, wanted("test", access)).await;
+            }
+            make(app, &live.text, wanted("live", access)).await;
+        }
+        // A live key is to it what an unknown one is.
+        let unknown = KeyId::from_bytes([9; 16]).crockford();
+        for (method, rest) in [("DELETE", ""), ("POST", "/revoke")] {
+            let mut errors = Vec::new();
+            for id in [&unknown, &live.id, &other.id, &other.id.parse::<KeyId>().unwrap().to_string()] {
+                let reply = app.call(method, &format!("{KEYS}/{id}{rest}")).bearer(&test.text).await;
+                assert_eq!(refusal(app, &reply), refused(404, "NOT_FOUND"));
+                errors.push(reply.json()["error"].clone());
+            }
+            errors.dedup();
+            assert_eq!(errors.len(), 1, "{errors:?}");
+        }
+        assert_eq!(app.code(&live.text).await, "valid");
+        assert_eq!(
+            app.verify(&other.text, json!({"method": "GET", "path": "/v1/storefront/products"})).await["valid"],
+            true
+        );
+        let second = make(app, &test.text, wanted("test", "secret")).await;
+        assert_eq!(app.delete(&format!("{KEYS}/{}", second.id)).bearer(&test.text).await.status, 200);
+        assert_eq!(app.delete(&format!("{KEYS}/{}", test.id)).bearer(&live.text).await.status, 200);
+        assert_eq!(app.delete(&format!("{KEYS}/{}", other.id)).bearer(&live.text).await.status, 200);
+        assert_eq!(data(app, KEYS, &live.text).await.len(), 10);
+    })
+    .await;
+}
+
+// Events: the audit log
+
+#[actix_web::test]
+async fn the_audit_log_has_an_entry_for_a_key_created_and_for_one_revoked() {
+    each_backend(async |app: &App| {
+        let token = app.merchant("acme");
+        let first = secret_key(app, "live").await;
+        app.clock.advance(Duration::from_secs(1));
+        let second = make(app, &first.text, wanted("test", "publishable")).await;
+        app.clock.advance(Duration::from_secs(1));
+        assert_eq!(app.delete(&format!("{KEYS}/{}", second.id)).bearer(&first.text).await.status, 200);
+        assert_answer!(app.get(AUDIT_LOG).bearer(&first.text).await, @r#"
+        200
+        cache-control: no-store
+        content-type: application/json
+        x-content-type-options: nosniff
+        x-request-id: req_01KDVDNBYG3R79WC4VYM43RKXG
+
+        {"data":[{"id":"aud_01KDVDNBYGFR9SZRSGRSN7NZ6C","occurredAt":"2026-01-01T00:00:02Z","action":"api_key.revoked","actor":{"type":"api_key","id":"key_01KDVDNA00EHTBVHF29MN42ERN"},"target":{"type":"api_key","id":"key_01KDVDNAZ8FKQ987VA03V5Y7JK"},"requestId":"req_01KDVDNBYGPHGSG3NSVB3Y7GEW","ip":"127.0.0.1","changes":{"status":"revoked","reason":null},"hash":"12d988ced7ef83c6d054cd6aeb099a073f0a2bfdf5f1fe0a99079595ebe1c316"},{"id":"aud_01KDVDNAZ8FXQT36S0382XCT5P","occurredAt":"2026-01-01T00:00:01Z","action":"api_key.created","actor":{"type":"api_key","id":"key_01KDVDNA00EHTBVHF29MN42ERN"},"target":{"type":"api_key","id":"key_01KDVDNAZ8FKQ987VA03V5Y7JK"},"requestId":"req_01KDVDNAZ80QT6EFQNM6ZM32RB","ip":"127.0.0.1","changes":{"name":"Production webhook handler","family":"publishable","mode":"test","prefix":"pk_test_","last4":"NsyM","application_id":null,"scopes":[],"merchants":null,"features":null,"allowed_ips":null,"rate_limit":null,"expires_at":null,"created_by":"019b76da-a800-7474-bdc5-e24d2a413b15"},"hash":"31889cff36e71971e8fc260a99968e459f2cb9a55374034967a2822233d84b69"},{"id":"aud_01KDVDNA00EEQ8RFQSKE6Z4KM1","occurredAt":"2026-01-01T00:00:00Z","action":"api_key.created","actor":{"type":"merchant","id":"user_1"},"target":{"type":"api_key","id":"key_01KDVDNA00EHTBVHF29MN42ERN"},"requestId":"req_01KDVDNA00HXPX69B46WBKBWSC","ip":"127.0.0.1","changes":{"name":"Production webhook handler","family":"secret","mode":"live","prefix":"sk_live_","last4":"fmUQ","application_id":null,"scopes":[],"merchants":null,"features":null,"allowed_ips":null,"rate_limit":null,"expires_at":null},"hash":"8c431542bcba973f5862b3d14705ae3b86ffacb4da0da9c26a838c6f9c2067ab"}],"error":null,"meta":{"requestId":"req_01KDVDNBYG3R79WC4VYM43RKXG","timestamp":"2026-01-01T00:00:02Z","nextCursor":null}}
+        "#);
+        let log = data(app, AUDIT_LOG, &first.text).await;
+        let actions: Vec<&str> = log.iter().map(|entry| entry["action"].as_str().unwrap()).collect();
+        assert_eq!(actions, ["api_key.revoked", "api_key.created", "api_key.created"]);
+        for entry in &log {
+            assert!(entry["id"].as_str().unwrap().starts_with("aud_"), "{entry}");
+            assert!(is_request_id(entry["requestId"].as_str().unwrap()), "{entry}");
+        }
+        assert_eq!(log[0]["target"], json!({"type": "api_key", "id": second.id}));
+        assert_eq!(log[0]["actor"], json!({"type": "api_key", "id": first.id}));
+        assert_eq!(log[2]["actor"], json!({"type": "merchant", "id": "user_1"}));
+        assert_eq!(log[1]["changes"]["created_by"], first.id.parse::<KeyId>().unwrap().to_string());
+        assert_eq!(data(app, AUDIT_LOG, &token).await, log);
+        // The same entries as the account's whole log has, with their ids in its form.
+        let whole = app.get("/audit-log").bearer(&token).await.json();
+        let hashes = |log: &[Value]| log.iter().map(|entry| entry["hash"].clone()).collect::<Vec<_>>();
+        assert_eq!(hashes(whole.as_array().unwrap()), hashes(&log));
+        assert_eq!(whole[0]["target"]["id"], second.id.parse::<KeyId>().unwrap().to_string());
+    })
+    .await;
+}
+
+#[actix_web::test]
+async fn the_audit_log_is_paged_and_filtered() {
+    each_backend(async |app: &App| {
+        let token = app.merchant("acme");
+        let live = secret_key(app, "live").await;
+        let test = secret_key(app, "test").await;
+        let application = app.application(&token, "Web Store").await;
+        app.key(&token, &application, json!({"mode": "live"})).await;
+        let test_application_key = app.key(&token, &application, json!({"mode": "test"})).await;
+        let gone = make(app, &live.text, wanted("test", "secret")).await;
+        assert_eq!(app.delete(&format!("{KEYS}/{}", gone.id)).bearer(&live.text).await.status, 200);
+
+        let all = data(app, AUDIT_LOG, &live.text).await;
+        assert_eq!(all.len(), 7);
+        let (mut seen, mut cursor) = (Vec::new(), None::<String>);
+        loop {
+            let after = cursor.as_ref().map(|cursor| format!("&cursor={cursor}")).unwrap_or_default();
+            let page = envelope(app, &app.get(&format!("{AUDIT_LOG}?limit=3{after}")).bearer(&live.text).await);
+            seen.extend(page["data"].as_array().unwrap().clone());
+            match page["meta"]["nextCursor"].as_str() {
+                Some(next) => cursor = Some(next.to_owned()),
+                None => break,
+            }
+        }
+        assert_eq!(seen, all);
+
+        // A test key sees the entries about test keys, whatever their family, and no others; its pages too.
+        let target = |entry: &Value| entry["target"]["id"].as_str().unwrap().to_owned();
+        let seen: Vec<String> = data(app, AUDIT_LOG, &test.text).await.iter().map(target).collect();
+        let in_test = test_application_key.id.parse::<KeyId>().unwrap().crockford();
+        assert_eq!(seen, [&gone.id, &gone.id, &in_test, &test.id].map(String::as_str));
+        let page = envelope(app, &app.get(&format!("{AUDIT_LOG}?limit=4")).bearer(&test.text).await);
+        assert_eq!(page["meta"]["nextCursor"], Value::Null);
+
+        let revoked = data(app, &format!("{AUDIT_LOG}?action=api_key.revoked"), &live.text).await;
+        assert_eq!(revoked.iter().map(target).collect::<Vec<_>>(), [gone.id.as_str()]);
+        assert_eq!(data(app, &format!("{AUDIT_LOG}?action=api_key.created"), &live.text).await.len(), 5);
+        for (query, rule) in [
+            ("limit=0", "limit must be 1 to 100"),
+            ("limit=101", "limit must be 1 to 100"),
+            ("cursor=x", "cursor must be one that an earlier answer gave"),
+            ("since=2026-01-01T00:00:00Z", "since is unknown"),
+        ] {
+            assert_eq!(rules(app, &app.get(&format!("{AUDIT_LOG}?{query}")).bearer(&live.text).await), [rule]);
+        }
+        let unknown_action = app.get(&format!("{AUDIT_LOG}?action=x")).bearer(&live.text).await;
+        assert_eq!(rules(app, &unknown_action).len(), 1);
+    })
+    .await;
+}
+
+// The envelope of everything that goes wrong
+
+#[actix_web::test]
+async fn every_error_has_its_code_in_an_envelope() {
+    each_backend(async |app: &App| {
+        let token = app.merchant("acme");
+        let owner = secret_key(app, "live").await;
+        let gone = make(app, &owner.text, wanted("live", "secret")).await;
+        assert_eq!(app.delete(&format!("{KEYS}/{}", gone.id)).bearer(&owner.text).await.status, 200);
+        let mut body = wanted("live", "secret");
+        body["rateLimit"] = json!({"limit": 1, "windowSeconds": 60});
+        let limited = make(app, &token, body).await;
+        let unknown = app.mint(Family::Secret, Mode::Live);
+        for mount in MOUNTS {
+            let keys = format!("{mount}/account/api-keys");
+            let create = || app.post(&keys, wanted("live", "secret"));
+            let broken = |body: &str| app.call("POST", &keys).header("content-type", "application/json").body(body);
+            for (call, status, code) in [
+                (app.get(&keys), 401, "INVALID_API_KEY"),
+                (app.get(&keys).bearer(unknown.expose()), 401, "INVALID_API_KEY"),
+                (app.get(&keys).bearer(&gone.text), 401, "INVALID_API_KEY"),
+                (app.get(&keys).bearer("x"), 401, "INVALID_API_KEY"),
+                (app.get(&keys).bearer("a.b.c"), 401, "INVALID_API_KEY"),
+                (app.get(&keys).header("authorization", "Basic eDp5"), 401, "INVALID_API_KEY"),
+                (create(), 401, "INVALID_API_KEY"),
+                // Who is not known learns nothing about a body.
+                (broken("{"), 401, "INVALID_API_KEY"),
+                (app.get(&keys).bearer(&owner.text).bearer(&owner.text), 400, "VALIDATION_ERROR"),
+                (broken("{").bearer(&owner.text), 400, "VALIDATION_ERROR"),
+                (broken("[]").bearer(&owner.text), 400, "VALIDATION_ERROR"),
+                (broken("").bearer(&owner.text), 400, "VALIDATION_ERROR"),
+                (app.delete(&format!("{keys}/x")).bearer(&owner.text), 404, "NOT_FOUND"),
+                (app.get(&format!("{keys}/{}", owner.id)).bearer(&owner.text), 405, "METHOD_NOT_ALLOWED"),
+                (
+                    broken(&format!("{{\"name\":\"{}\"}}", "x".repeat(70_000))).bearer(&owner.text),
+                    413,
+                    "PAYLOAD_TOO_LARGE",
+                ),
+                (
+                    app.call("POST", &keys)
+                        .chunked(&[b' '; 70_000])
+                        .header("content-type", "application/json")
+                        .bearer(&owner.text),
+                    413,
+                    "PAYLOAD_TOO_LARGE",
+                ),
+                (
+                    app.call("POST", &keys).header("content-type", "text/plain").body("{}").bearer(&owner.text),
+                    415,
+                    "UNSUPPORTED_MEDIA_TYPE",
+                ),
+                (app.call("POST", &keys).body("{}").bearer(&owner.text), 415, "UNSUPPORTED_MEDIA_TYPE"),
+                (create().header("content-encoding", "gzip").bearer(&owner.text), 415, "UNSUPPORTED_MEDIA_TYPE"),
+                (create().header("idempotency-key", "short").bearer(&owner.text), 400, "VALIDATION_ERROR"),
+            ] {
+                let reply = call.await;
+                assert_eq!(refusal(app, &reply), refused(status, code), "{reply}");
+            }
+            // 409 and 422
+            let key = format!("an idempotency key of {mount}");
+            assert_eq!(create().header("idempotency-key", &key).bearer(&owner.text).await.status, 201);
+            let other = app.post(&keys, wanted("test", "secret")).header("idempotency-key", &key).bearer(&owner.text);
+            assert_eq!(refusal(app, &other.await), refused(422, "IDEMPOTENCY_MISMATCH"));
+            app.database.sql("UPDATE kept_answers SET sealed = fingerprint");
+            let unreadable = create().header("idempotency-key", &key).bearer(&owner.text).await;
+            assert_eq!(refusal(app, &unreadable), refused(409, "CONFLICT"));
+            assert_eq!(unreadable.json()["error"]["details"]["code"], "idempotency_replay_unavailable");
+        }
+        // 429
+        assert_eq!(app.get(KEYS).bearer(&limited.text).await.status, 200);
+        assert_answer!(app.get(KEYS).bearer(&limited.text).await, @r#"
+        429
+        cache-control: no-store
+        content-type: application/json
+        ratelimit: "key";r=0;t=60
+        ratelimit-policy: "key";q=1;w=60
+        retry-after: 60
+        x-content-type-options: nosniff
+        x-request-id: req_01KDVDNA005Z6FVABXAW0DBHFX
+
+        {"data":null,"error":{"code":"RATE_LIMITED","message":"The key's allowance is used up."},"meta":{"requestId":"req_01KDVDNA005Z6FVABXAW0DBHFX","timestamp":"2026-01-01T00:00:00Z"}}
+        "#);
+        // 500: what was lost is no business of the caller's.
+        app.database.sql("ALTER TABLE audit_log RENAME TO lost");
+        let reply = app.get(AUDIT_LOG).bearer(&owner.text).await;
+        assert_eq!(refusal(app, &reply), refused(500, "INTERNAL_ERROR"));
+        assert!(!reply.body.contains("audit_log") && !reply.body.contains("lost"), "{reply}");
+        app.database.sql("ALTER TABLE lost RENAME TO audit_log");
+        // 503
+        if app.database.backend() == Backend::Postgres {
+            app.database.refuse_connections(true);
+            let reply = app.get(KEYS).bearer(&token).await;
+            assert_eq!(refusal(app, &reply), refused(503, "UNAVAILABLE"), "{reply}");
+            assert_eq!(reply.header("retry-after"), Some("1"));
+            app.database.refuse_connections(false);
+            eventually("the store is back", async || app.get(KEYS).bearer(&token).await.status == 200).await;
+        }
+    })
+    .await;
+}
+
+#[actix_web::test]
+async fn every_path_under_v1_answers_in_an_envelope() {
+    each_backend(async |app: &App| {
+        let owner = secret_key(app, "live").await;
+        for method in ["GET", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "PROPFIND"] {
+            for path in [
+                "/v1",
+                "/v1/",
+                "/v1/x",
+                "/v1//",
+                "/v1//account/api-keys",
+                "/v1/account",
+                "/v1/account/",
+                "/v1/account/api-keys/",
+                "/v1/account/api-keys/x/y",
+                "/v1/account/api-keys/x/revoke/",
+                "/v1/Account/api-keys",
+                "/v1/applications",
+                "/v1/whoami",
+                "/v1/livez",
+                "/v1/../livez",
+                "/v1/%2e%2e/livez",
+                "/v1/x?account=acme",
+                "/v1/account/api%2dkeysx",
+                "/v1/%zz",
+                "/api/v1/account",
+                "/api/v1/account/",
+                "/api/v1/account/x",
+                "/api/v1/account/api-keys/x/y",
+                "/%761/x",
+                "/api/%761/account/x",
+            ] {
+                let reply = app.call(method, path).bearer(&owner.text).await;
+                assert_eq!(refusal(app, &reply), refused(404, "NOT_FOUND"), "{method} {path}");
+            }
+        }
+        // Those beside it have problems.
+        for path in ["/v1x", "/api/v1/accountx", "/api/v1/accounts", "/api/v1", "/"] {
+            let reply = Call::new(app.running().address(), "GET", path);
+            let reply = if path == "/" || path == "/v1x" { reply } else { app.get(path) }.await;
+            assert_eq!(reply.header("content-type"), Some("application/problem+json"), "{path}: {reply}");
+        }
+        // An escape of what needs none is the same path.
+        for path in ["/%761/account/api-keys", "/v1/account/%61pi-keys", "/api/v1/acc%6Funt/api-keys"] {
+            let reply = app.get(path).bearer(&owner.text).await;
+            assert_eq!(reply.status, 200, "{path}: {reply}");
+            envelope(app, &reply);
+            assert_eq!(refusal(app, &app.get(path).await), refused(401, "INVALID_API_KEY"), "{path}");
+        }
+    })
+    .await;
+}
+
+#[actix_web::test]
+async fn a_wrong_method_is_405_with_those_that_are_there() {
+    each_backend(async |app: &App| {
+        for mount in MOUNTS {
+            for (path, allow) in [
+                ("/account/api-keys", "GET, POST, HEAD"),
+                ("/account/api-keys/x", "DELETE"),
+                ("/account/api-keys/x/revoke", "POST"),
+                ("/account/audit-log", "GET, HEAD"),
+            ] {
+                for method in ["PUT", "PATCH", "OPTIONS", "PROPFIND"] {
+                    let reply = app.call(method, &format!("{mount}{path}")).await;
+                    assert_eq!(refusal(app, &reply), refused(405, "METHOD_NOT_ALLOWED"), "{method} {mount}{path}");
+                    assert_eq!(reply.header("allow"), Some(allow), "{method} {mount}{path}");
+                }
+            }
+        }
+    })
+    .await;
+}
+
+#[actix_web::test]
+async fn head_is_get_without_the_body() {
+    each_backend(async |app: &App| {
+        let owner = secret_key(app, "live").await;
+        for (path, status) in [(KEYS, 200), (AUDIT_LOG, 200), ("/v1/x", 404)] {
+            let get = app.get(path).bearer(&owner.text).await;
+            let head = app.call("HEAD", path).bearer(&owner.text).await;
+            assert_eq!((head.status, head.body.as_str()), (status, ""), "{path}");
+            assert_eq!(head.header("content-length"), get.header("content-length"), "{path}");
+            assert!(head.header("x-request-id").is_some_and(is_request_id), "{path}");
+        }
+    })
+    .await;
+}
+
+#[actix_web::test]
+async fn a_request_id_is_kept_when_it_has_the_surfaces_form() {
+    each_backend(async |app: &App| {
+        let owner = secret_key(app, "live").await;
+        let own = "req_01KDVDNA00ZZZZZZZZZZZZZZZZ";
+        for (call, status) in [
+            (app.get(KEYS).bearer(&owner.text), 200),
+            (app.get(KEYS), 401),
+            (app.get("/v1/x"), 404),
+            (app.get("/api/v1/account/x"), 404),
+        ] {
+            let reply = call.header("X-Request-Id", own).await;
+            assert_eq!((reply.status, envelope(app, &reply)["meta"]["requestId"].as_str()), (status, Some(own)));
+        }
+        // It is in the log of what the request did, too.
+        app.post(KEYS, wanted("live", "secret")).header("x-request-id", own).bearer(&owner.text).await;
+        assert_eq!(data(app, AUDIT_LOG, &owner.text).await[0]["requestId"], own);
+        for other in [
+            "a-b-c",
+            "01KDVDNA00ZZZZZZZZZZZZZZZZ",
+            "req_01KDVDNA00ZZZZZZZZZZZZZZZ",
+            "req_01KDVDNA00ZZZZZZZZZZZZZZZZZ",
+            "req_81KDVDNA00ZZZZZZZZZZZZZZZZ",
+            "req_01KDVDNA00ZZZZZZZZZZZZZZZU",
+            "req_01KDVDNA00ZZZZZZZZZZZZZZZI",
+            "REQ_01KDVDNA00ZZZZZZZZZZZZZZZZ",
+            "req_",
+            "",
+        ] {
+            let reply = app.get(KEYS).bearer(&owner.text).header("x-request-id", other).await;
+            assert_ne!(envelope(app, &reply)["meta"]["requestId"], other);
+        }
+        let twice = app.get(KEYS).bearer(&owner.text).header("x-request-id", own).header("x-request-id", own).await;
+        assert_ne!(envelope(app, &twice)["meta"]["requestId"], own);
+    })
+    .await;
+}
+
+#[actix_web::test]
+async fn an_account_has_as_many_account_keys_as_it_may() {
+    for database in tollkey_store::testing::backends() {
+        let app = App::start(database, &[("TOLLKEY_ACCOUNT_KEY_LIMIT", "2")]).await;
+        let owner = secret_key(&app, "live").await;
+        let second = make(&app, &owner.text, wanted("test", "publishable")).await;
+        let third = app.post(KEYS, wanted("live", "secret")).bearer(&owner.text).await;
+        assert_eq!(refusal(&app, &third), refused(403, "FORBIDDEN"));
+        assert_eq!(third.json()["error"]["details"]["code"], "key_limit_reached");
+        // Those of another surface and of another account have a count of their own.
+        make(&app, &app.merchant("globex"), wanted("live", "secret")).await;
+        assert_eq!(app.post("/api-keys", json!({"name": "x"})).bearer(&app.merchant("acme")).await.status, 201);
+        assert_eq!(app.delete(&format!("{KEYS}/{}", second.id)).bearer(&owner.text).await.status, 200);
+        make(&app, &owner.text, wanted("live", "secret")).await;
+        app.stop().await;
+    }
+}
+
+#[actix_web::test]
+async fn an_expired_key_is_403_and_says_so() {
+    each_backend(async |app: &App| {
+        let mut body = wanted("live", "secret");
+        body["expiresAt"] = json!(app.in_seconds(60));
+        let key = make(app, &app.merchant("acme"), body).await;
+        assert_eq!(app.get(KEYS).bearer(&key.text).await.status, 200);
+        app.clock.advance(Duration::from_secs(60));
+        let reply = app.get(KEYS).bearer(&key.text).await;
+        assert_eq!(refusal(app, &reply), refused(403, "FORBIDDEN"));
+        assert_eq!(reply.json()["error"]["details"]["code"], "expired");
+        assert!(app.clock.now() > "2026-01-01T00:00:59Z".parse().unwrap());
+    })
+    .await;
+}
