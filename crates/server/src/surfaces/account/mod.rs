@@ -42,7 +42,7 @@ pub fn is_account_path(path: &str) -> bool {
 /// The path under which the OpenAPI document has this one.
 #[must_use]
 pub fn under_api(path: &str) -> String {
-    if path.starts_with("/v1/") { format!("/api{path}") } else { path.to_owned() }
+    if path.starts_with("/v1/account/") { format!("/api{path}") } else { path.to_owned() }
 }
 
 /// Create an account key.
