@@ -227,6 +227,19 @@ impl ApiKey {
         })
     }
 
+    /// Moves the key's end. Once rotated it can end sooner, not later: the overlap is a promise.
+    ///
+    /// # Errors
+    /// [`Invalid`] for a later end of a key that has a successor.
+    pub fn set_end(&mut self, end: Option<Timestamp>) -> Result<(), Invalid> {
+        let later = |own: Timestamp| end.is_none_or(|end| end > own);
+        if self.rotated_to.is_some() && self.grants.expires_at.is_some_and(later) {
+            return Err(Invalid::new("cannot be later: the key was rotated, and its successor is there"));
+        }
+        self.grants.expires_at = end;
+        Ok(())
+    }
+
     /// Whether what the key may do can still be changed.
     ///
     /// # Errors

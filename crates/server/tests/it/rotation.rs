@@ -374,7 +374,7 @@ async fn the_overlap_is_0_to_604800_seconds() {
 }
 
 #[actix_web::test]
-async fn in_the_overlap_the_old_key_is_changed_like_any_key_its_end_included() {
+async fn in_the_overlap_the_old_key_is_changed_like_any_key_but_ends_no_later() {
     each_backend(async |app: &App| {
         let token = app.merchant("acme");
         let old = app.commerce_key(&token, json!({})).await;
@@ -387,13 +387,25 @@ async fn in_the_overlap_the_old_key_is_changed_like_any_key_its_end_included() {
         patch(json!({"name": "Old", "scopes": ["links:read"]})).await;
         let successor = row(app, &token, &new).await;
         assert_eq!((&successor["name"], &successor["scopes"]), (&json!("Commerce Server Key"), &json!(["commerce"])));
-        patch(json!({"expires_at": START + 90})).await;
-        app.clock.advance(Duration::from_secs(89));
+        patch(json!({"expires_at": START + 60})).await;
+        patch(json!({"expires_at": START + 30})).await;
+        for later in [json!(null), json!(START + 31), json!(START + 60)] {
+            let reply = app.patch(&path(&old), json!({"name": "x", "expires_at": later})).bearer(&token).await;
+            let rule = "/expires_at cannot be later: the key was rotated, and its successor is there".to_owned();
+            assert_eq!((reply.status, reply.errors()), (400, vec![rule]));
+        }
+        assert_eq!(row(app, &token, &old).await["name"], "Old");
+        app.clock.advance(Duration::from_secs(29));
         assert_eq!(codes(app, [&old, &new]).await, ["valid", "valid"]);
         app.clock.advance(Duration::from_secs(1));
         assert_eq!(codes(app, [&old, &new]).await, ["expired", "valid"]);
         let reply = app.patch(&path(&old), json!({"expires_at": null})).bearer(&token).await;
         assert_eq!((reply.status, reply.code().as_str()), (409, "key_expired"));
+        // The successor's end is its own.
+        let reply = app.patch(&path(&new), json!({"expires_at": START + 1000})).bearer(&token).await;
+        assert_eq!(reply.status, 200, "{reply}");
+        let reply = app.patch(&path(&new), json!({"expires_at": null})).bearer(&token).await;
+        assert_eq!(reply.status, 200, "{reply}");
     })
     .await;
 }

@@ -312,7 +312,7 @@ pub struct Call {
 
 impl Call {
     pub fn new(address: std::net::SocketAddr, method: &str, path: &str) -> Self {
-        let own = ["/livez", "/readyz", "/openapi.json", "/docs", "/metrics", "/api/", "/v1", "/nothing"];
+        let own = ["/livez", "/readyz", "/openapi.json", "/docs", "/metrics", "/api/", "/v1", "/%761", "/nothing"];
         let is_whole = path == "/api" || own.iter().any(|room| path.starts_with(room));
         let path = if is_whole { path.to_owned() } else { format!("/api/v1{path}") };
         Self { address, method: method.to_owned(), path, headers: Vec::new(), body: Vec::new() }

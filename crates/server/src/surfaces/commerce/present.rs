@@ -154,6 +154,9 @@ pub(super) fn edit(
         }
         set_restriction(&mut key.grants.merchants, merchants, "/merchants", &mut checks);
         set_restriction(&mut key.grants.features, features, "/features", &mut checks);
+        if let Some(end) = expires_at {
+            checks.member("/expires_at", key.set_end(end));
+        }
         let rate_limit = checks.member("/rate_limit", merged_limit(key.grants.rate_limit, limit_patch));
         let metadata = checks.member("/metadata", merged_metadata(key.metadata.as_ref(), metadata_patch));
         let (Some(rate_limit), Some(metadata), true) = (rate_limit, metadata, checks.is_empty()) else {
@@ -163,7 +166,6 @@ pub(super) fn edit(
         key.metadata = metadata;
         set(&mut key.name, name);
         set(&mut key.grants.scopes, scopes);
-        set(&mut key.grants.expires_at, expires_at);
         set(&mut key.grants.allowed_ips, allowed_ips);
         Ok(())
     })
