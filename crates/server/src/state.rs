@@ -12,7 +12,7 @@ use actix_web::http::header::HeaderName;
 use ipnet::IpNet;
 use tollkey_core::{Catalogue, Clock, Denial, Need, Problem};
 use tollkey_store::{Reader, Store, Writer};
-use tollkey_verifier::{Verdict, Verifier, usage::BATCH};
+use tollkey_verifier::{Unavailable, Verdict, Verifier, usage::BATCH};
 
 use crate::{caller::jwt::TokenVerifier, random::Random, service::idempotency::Sealer, source::StoreSource, telemetry};
 
@@ -102,7 +102,18 @@ impl State {
     /// # Errors
     /// `unavailable` when the key is not remembered and the store cannot be asked.
     pub async fn verify(&self, presented: &str, need: &Need<'_>) -> Result<Verdict, Problem> {
-        let verdict = self.verifier.verify(presented, need).await;
+        Self::counted(self.verifier.verify(presented, need).await)
+    }
+
+    /// Judges a presented key whose request is refused whatever the verdict: that is no use of it.
+    ///
+    /// # Errors
+    /// As for [`State::verify`].
+    pub async fn look(&self, presented: &str, need: &Need<'_>) -> Result<Verdict, Problem> {
+        Self::counted(self.verifier.look(presented, need).await)
+    }
+
+    fn counted(verdict: Result<Verdict, Unavailable>) -> Result<Verdict, Problem> {
         // Outcomes of known keys are counted with their usage, in batches.
         match &verdict {
             Ok(verdict) if verdict.outcome != Err(Denial::UnknownKey) => {}

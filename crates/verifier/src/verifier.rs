@@ -124,6 +124,19 @@ impl<S: Source> Verifier<S> {
     /// # Errors
     /// [`Unavailable`] when it has to be asked for and the source does not answer, or too many are asking already.
     pub async fn verify(&self, presented: &str, need: &Need<'_>) -> Result<Verdict, Unavailable> {
+        self.verdict(presented, need, true).await
+    }
+
+    /// [`Verifier::verify`] for a request that is refused whatever the verdict: it takes nothing from the key's rate
+    /// limit, and is no use of the key.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn look(&self, presented: &str, need: &Need<'_>) -> Result<Verdict, Unavailable> {
+        self.verdict(presented, need, false).await
+    }
+
+    async fn verdict(&self, presented: &str, need: &Need<'_>, is_use: bool) -> Result<Verdict, Unavailable> {
         let text = without_scheme(presented);
         let Some(Kind::Key(..)) = Kind::of(text) else { return Ok(Verdict::unknown()) };
         let digest = Digest::of(text);
@@ -131,9 +144,9 @@ impl<S: Source> Verifier<S> {
         match self.0.memory.recall(&digest, elapsed) {
             Some(entry) => {
                 self.0.counters.hits.count();
-                Ok(self.0.judge(entry, need, elapsed))
+                Ok(self.0.judge(entry, need, elapsed, is_use))
             }
-            None => self.0.ask(&digest, need).await,
+            None => self.0.ask(&digest, need, is_use).await,
         }
     }
 
@@ -194,13 +207,16 @@ impl<S: Source> Verifier<S> {
 
 impl<S: Source> Inner<S> {
     /// Judges a key and counts the outcome. The allowance comes last, so that no other denial costs any.
-    fn judge(&self, entry: Arc<Entry>, need: &Need<'_>, elapsed: u64) -> Verdict {
+    fn judge(&self, entry: Arc<Entry>, need: &Need<'_>, elapsed: u64, is_use: bool) -> Verdict {
         let now = self.clock.now();
         let mut outcome = decide(&entry.record, need, now).map(|_| ());
         if outcome == Err(Denial::UnknownKey) {
             return Verdict::unknown(); // a key the viewer may not see
         }
         let (mut rate, mut retry_after_seconds) = (None, None);
+        if !is_use {
+            return Verdict { outcome, record: Some(Known(entry)), rate, retry_after_seconds };
+        }
         if outcome.is_ok()
             && let Some(allowance) = &entry.allowance
         {
@@ -215,7 +231,7 @@ impl<S: Source> Inner<S> {
         Verdict { outcome, record: Some(Known(entry)), rate, retry_after_seconds }
     }
 
-    async fn ask(&self, digest: &Digest, need: &Need<'_>) -> Result<Verdict, Unavailable> {
+    async fn ask(&self, digest: &Digest, need: &Need<'_>, is_use: bool) -> Result<Verdict, Unavailable> {
         let turn = self.turn().await?;
         let generation = self.memory.generation();
         let snapshot = self.heard(self.source.find(digest).await)?;
@@ -224,7 +240,7 @@ impl<S: Source> Inner<S> {
         let Some(record) = snapshot.record else { return Ok(Verdict::unknown()) };
         let elapsed = nanos(self.clock.elapsed());
         let entry = self.memory.learn(digest, snapshot.seq, generation, record, elapsed);
-        Ok(self.judge(entry, need, elapsed))
+        Ok(self.judge(entry, need, elapsed, is_use))
     }
 
     async fn ask_service_key(&self, digest: &Digest) -> Result<Option<ServiceKeyId>, Unavailable> {

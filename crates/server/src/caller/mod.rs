@@ -24,7 +24,7 @@ use tollkey_core::{
     key_text::{Kind, without_scheme},
     network::client_address,
 };
-use tollkey_verifier::{Known, RateStatus};
+use tollkey_verifier::{Known, RateStatus, Verdict};
 
 pub use credential::{Credential, credential};
 
@@ -96,6 +96,15 @@ async fn judge(request: &HttpRequest, state: &State, text: &str, need: &Need<'_>
         let retry_after_seconds = verdict.retry_after_seconds;
         request.extensions_mut().insert(Allowance { rate, retry_after_seconds });
     }
+    known(verdict)
+}
+
+/// Judges an API key that will be refused all the same: in the order of all denials, but as no use of it.
+async fn look(state: &State, text: &str, need: &Need<'_>) -> Result<Known, Problem> {
+    known(state.look(text, need).await?)
+}
+
+fn known(verdict: Verdict) -> Result<Known, Problem> {
     match (verdict.outcome, verdict.record) {
         (Ok(()), Some(key)) => Ok(key),
         (Ok(()), None) => Err(Problem::invalid_api_key()),
@@ -116,17 +125,36 @@ pub async fn judge_presented(request: &HttpRequest, state: &State, need: &Need<'
     {
         return judge(request, state, text, need).await;
     }
-    // Whatever else it is, it is no key: missing, several, invalid, or of the wrong kind.
-    match identify(request, state).await {
-        Err(problem) => Err(problem),
+    Err(no_key(request, state).await)
+}
+
+/// What to say of a presented key before the request is refused for a mistake of the gateway's: a stranger learns
+/// nothing of that, and the key's rate limit does not pay for it.
+///
+/// # Errors
+/// As [`judge_presented`], but for `rate_limited`.
+pub async fn look_at_presented(request: &HttpRequest, state: &State, need: &Need<'_>) -> Result<Known, Problem> {
+    if let Credential::One(text) = credential(request.headers())
+        && matches!(Kind::of(without_scheme(text)), Some(Kind::Key(..)))
+    {
+        return look(state, text, need).await;
+    }
+    Err(no_key(request, state).await)
+}
+
+/// Whatever it is that a request presents, it is no key: missing, several, invalid, or of the wrong kind.
+async fn no_key(request: &HttpRequest, state: &State) -> Problem {
+    match identify(request, state, &[]).await {
+        Err(problem) => problem,
         // Verification knows service keys no more than any other text that is no API key.
-        Ok(Caller::ServiceKey(_)) => Err(Problem::invalid_api_key()),
-        Ok(_) => Err(Problem::forbidden(NEEDS_KEY)),
+        Ok(Caller::ServiceKey(_)) => Problem::invalid_api_key(),
+        Ok(_) => Problem::forbidden(NEEDS_KEY),
     }
 }
 
-/// Finds out who presents the request's one credential.
-async fn identify(request: &HttpRequest, state: &State) -> Result<Caller, Problem> {
+/// Finds out who presents the request's one credential. A key of a family that is not `wanted` here will be refused, and
+/// is not used by that.
+async fn identify(request: &HttpRequest, state: &State, wanted: &[Family]) -> Result<Caller, Problem> {
     let text = match credential(request.headers()) {
         Credential::None => {
             return Err(Problem::new(ProblemCode::MissingCredentials, "Present a credential as Bearer."));
@@ -136,9 +164,13 @@ async fn identify(request: &HttpRequest, state: &State) -> Result<Caller, Proble
         Credential::One(text) => text,
     };
     match Kind::of(without_scheme(text)) {
-        Some(Kind::Key(..)) => {
+        Some(Kind::Key(family, _)) => {
             let need = Need { identity_only: true, client_ip: client_ip(request, state), ..Need::default() };
-            judge(request, state, text, &need).await.map(Caller::Key)
+            let key = match wanted.contains(&family) {
+                true => judge(request, state, text, &need).await,
+                false => look(state, text, &need).await,
+            };
+            key.map(Caller::Key)
         }
         Some(Kind::ServiceKey) => {
             let id = state.verifier.verify_service_key(text).await.map_err(|_| Problem::unavailable())?;
@@ -338,7 +370,7 @@ fn manager(request: &HttpRequest, state: &State, claims: jwt::Claims) -> Result<
 impl Merchant {
     async fn extract(request: &HttpRequest) -> Result<Self, Refusal> {
         let state = state(request)?;
-        match identify(request, &state).await? {
+        match identify(request, &state, &[]).await? {
             Caller::Token(claims) => Ok(Self(manager(request, &state, claims)?)),
             _ => Err(Problem::forbidden(NEEDS_TOKEN).into()),
         }
@@ -348,7 +380,7 @@ impl Merchant {
 impl AccountHolder {
     async fn extract(request: &HttpRequest) -> Result<Self, Refusal> {
         let state = state(request)?;
-        match identify(request, &state).await? {
+        match identify(request, &state, &[Family::Secret]).await? {
             Caller::Token(claims) => Ok(Self(manager(request, &state, claims)?)),
             Caller::Key(key) if key.key.family == Family::Secret => match account_parameter(request) {
                 Ok(None) => Ok(Self(Manager::of_key(request, &state, key))),
@@ -362,7 +394,7 @@ impl AccountHolder {
 impl Operator {
     async fn extract(request: &HttpRequest) -> Result<Self, Refusal> {
         let state = state(request)?;
-        match identify(request, &state).await? {
+        match identify(request, &state, &[]).await? {
             Caller::Token(claims) if claims.has_role("operator") => {
                 let actor = Actor { kind: ActorKind::Operator, id: claims.subject };
                 Ok(Self { actor, request_id: request_id(request), ip: client_ip(request, &state) })
@@ -375,7 +407,7 @@ impl Operator {
 impl Verifying {
     async fn extract(request: &HttpRequest) -> Result<Self, Refusal> {
         let state = state(request)?;
-        match identify(request, &state).await? {
+        match identify(request, &state, &[Family::Secret]).await? {
             Caller::ServiceKey(id) => {
                 tracing::trace!(service_key = %id, "a resource server asks");
                 Ok(Self::Service)
@@ -393,7 +425,7 @@ impl Verifying {
 impl PresentedKey {
     async fn extract(request: &HttpRequest) -> Result<Self, Refusal> {
         let state = state(request)?;
-        let Caller::Key(record) = identify(request, &state).await? else {
+        let Caller::Key(record) = identify(request, &state, &Family::ALL).await? else {
             return Err(Problem::forbidden(NEEDS_KEY).into());
         };
         let manager = Manager::of_key(request, &state, record.clone());

@@ -18,7 +18,7 @@ use tollkey_core::{Denial, Invalid, Mode, Need, Problem, ProblemCode, RequestPat
 use utoipa_actix_web::OpenApiFactory;
 
 use crate::{
-    caller::{forwarded_ip, judge_presented},
+    caller::{forwarded_ip, judge_presented, look_at_presented},
     edge::{Answer, GATEWAY_PREFIX},
     state::State,
 };
@@ -96,7 +96,7 @@ async fn answer(request: &HttpRequest, state: &State, asked: Asked<'_>) -> Answe
         Err(rule) => {
             // Credentials are judged first, so that a mistake in the configuration tells a stranger nothing.
             let identity = Need { identity_only: true, client_ip: forwarded_ip(request, state), ..Need::default() };
-            judge_presented(request, state, &identity).await?;
+            look_at_presented(request, state, &identity).await?;
             tracing::warn!(%rule, "a gateway requires something that cannot be read; its requests are denied");
             let detail = "The gateway requires something unknown; its operator's log says what.";
             return Err(Problem::new(ProblemCode::InvalidRequirement, detail).into());
