@@ -320,3 +320,6 @@ impl fmt::Debug for Reservation {
         f.write_str("Reservation(..)")
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,1 +1,548 @@
+//! How often a key may be used, and from where: exact, told in the fields of draft-ietf-httpapi-ratelimit-headers-11,
+//! and judged by the address of whoever the request is about.
 
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use serde_json::{Value, json};
+use tollkey_core::{Clock as _, Family, Grants, IpList, Mode, RateLimit, Scope, feature::Feature};
+
+use crate::{
+    assert_answer,
+    storlaunch::{make, refusal, wanted},
+    support::{App, Call, Key, Reply, each_backend, each_backend_with},
+};
+
+/// A key of that family that may be used so often.
+async fn limited(app: &App, family: Family, limit: i64, window_seconds: i64) -> Key {
+    let rate_limit = RateLimit::new(limit, window_seconds).ok();
+    let grants = Grants { scopes: vec![Scope::COMMERCE], rate_limit, ..Grants::default() };
+    app.insert("acme", &app.mint(family, Mode::Live), |key| key.grants = grants).await
+}
+
+/// The fields about the rate limit: policy, what is left, and when to come back.
+fn fields(reply: &Reply) -> [Option<&str>; 3] {
+    ["ratelimit-policy", "ratelimit", "retry-after"].map(|name| reply.header(name))
+}
+
+const NONE: [Option<&str>; 3] = [None; 3];
+
+#[actix_web::test]
+async fn of_two_hundred_at_once_exactly_as_many_pass_as_may() {
+    each_backend(async |app: &App| {
+        for limit in [1, 7, 199, 200] {
+            let key = limited(app, Family::Commerce, limit, 1000).await.text;
+            let replies = join_all((0..200).map(|_| app.get("/whoami").bearer(&key).into_future())).await;
+            let passed = replies.iter().filter(|reply| reply.status == 200).count();
+            assert_eq!(passed, usize::try_from(limit).unwrap(), "whoami with {limit}");
+            assert!(replies.iter().all(|reply| matches!(reply.status, 200 | 429)), "whoami with {limit}");
+
+            let key = limited(app, Family::Commerce, limit, 1000).await.text;
+            let service = app.service();
+            let calls = (0..200).map(|_| app.post("/verify", json!({"key": key})).bearer(&service).into_future());
+            let verdicts: Vec<Value> = join_all(calls).await.iter().map(Reply::json).collect();
+            let mut left: Vec<i64> =
+                verdicts.iter().filter_map(|verdict| verdict["rate_limit"]["remaining"].as_i64()).collect();
+            left.sort_unstable();
+            // Each use took one of its own.
+            assert_eq!(left, (0..limit).collect::<Vec<_>>(), "verify with {limit}");
+            let denied = verdicts.iter().filter(|verdict| verdict["code"] == "rate_limited").count();
+            assert_eq!(denied, 200 - left.len(), "verify with {limit}");
+
+            let key = limited(app, Family::Commerce, limit, 1000).await.text;
+            let calls = (0..200).map(|_| app.get("/authz/forward-auth").header("x-api-key", &key).into_future());
+            let statuses: Vec<u16> = join_all(calls).await.iter().map(|reply| reply.status).collect();
+            let passed = statuses.iter().filter(|status| **status == 200).count();
+            assert_eq!(passed, usize::try_from(limit).unwrap(), "forward-auth with {limit}");
+        }
+    })
+    .await;
+}
+
+#[actix_web::test]
+async fn a_denial_for_another_reason_costs_no_allowance() {
+    each_backend(async |app: &App| {
+        assert_eq!(
+            app.put("/accounts/acme", json!({"operating_model": "ecosystem"})).bearer(&app.operator()).await.status,
+            200
+        );
+        let grants = Grants {
+            scopes: vec![Scope::COMMERCE],
+            merchants: Some(vec!["m_1".to_owned()]),
+            features: Some(vec![Feature::TokensList]),
+            allowed_ips: IpList::parse(["203.0.113.0/24"]).ok(),
+            rate_limit: RateLimit::new(3, 300).ok(),
+            ..Grants::default()
+        };
+        let key = app.insert("acme", &app.mint(Family::Commerce, Mode::Live), |key| key.grants = grants).await;
+        let need = json!({"method": "GET", "path": "/tokens", "merchant": "m_1", "client_ip": "203.0.113.7"});
+        let with = |member: &str, value: Value| {
+            let mut need = need.clone();
+            need[member] = value;
+            need
+        };
+        let without = |member: &str| {
+            let mut need = need.clone();
+            need.as_object_mut().unwrap().remove(member);
+            need
+        };
+        let remaining = async || app.verify(&key.text, need.clone()).await["rate_limit"]["remaining"].clone();
+        assert_eq!(remaining().await, 2);
+        for (need, code) in [
+            (with("mode", json!("test")), "wrong_mode"),
+            (with("client_ip", json!("198.51.100.7")), "ip_not_allowed"),
+            (without("client_ip"), "ip_not_allowed"),
+            (with("path", json!("/forward")), "route_not_allowed"),
+            (with("path", json!("/tokens/../forward")), "route_not_allowed"),
+            (without("path"), "route_not_allowed"),
+            (without("method"), "route_not_allowed"),
+            (with("merchant", json!("m_2")), "merchant_not_allowed"),
+            (without("merchant"), "merchant_not_allowed"),
+        ] {
+            for _ in 0..4 {
+                let verdict = app.verify(&key.text, need.clone()).await;
+                assert_eq!(verdict, json!({"valid": false, "code": code}), "{need}");
+            }
+        }
+        // Nor a use by somebody else's secret key, nor while it is suspended.
+        let stranger = app.insert_key("globex", Family::Secret, Mode::Live).await;
+        let id = key.id.clone();
+        for _ in 0..4 {
+            let verdict = app.post("/verify", json!({"key": key.text})).bearer(&stranger).await.json();
+            assert_eq!(verdict["code"], "unknown_key");
+        }
+        assert_eq!(
+            app.post(&format!("/api-keys/{id}/suspend"), json!({})).bearer(&app.merchant("acme")).await.status,
+            200
+        );
+        for _ in 0..4 {
+            assert_eq!(app.verify(&key.text, need.clone()).await["code"], "suspended");
+        }
+        assert_eq!(
+            app.post(&format!("/api-keys/{id}/resume"), json!({})).bearer(&app.merchant("acme")).await.status,
+            200
+        );
+        assert_eq!(remaining().await, 1);
+        assert_eq!(remaining().await, 0);
+        // Once nothing is left, what is wrong besides is still said first.
+        assert_eq!(app.verify(&key.text, need.clone()).await["code"], "rate_limited");
+        assert_eq!(app.verify(&key.text, with("mode", json!("test"))).await["code"], "wrong_mode");
+    })
+    .await;
+}
+
+#[actix_web::test]
+async fn a_denial_by_a_gateway_for_another_reason_costs_no_allowance() {
+    each_backend(async |app: &App| {
+        let grants =
+            Grants { scopes: vec![Scope::LINKS_READ], rate_limit: RateLimit::new(2, 300).ok(), ..Grants::default() };
+        let key = app.insert_key_with("acme", Family::Commerce, Mode::Live, grants).await;
+        let ask = |query: &str| app.get(&format!("/authz/forward-auth{query}")).header("x-api-key", &key);
+        for (query, code) in [
+            ("?scope=links:write", "insufficient_scope"),
+            ("?mode=test", "wrong_mode"),
+            ("?scope=nope", "invalid_requirement"),
+            ("?nope=1", "invalid_requirement"),
+        ] {
+            for _ in 0..3 {
+                let reply = ask(query).await;
+                assert_eq!((reply.status, reply.code().as_str()), (403, code), "{query}: {reply}");
+                assert_eq!(fields(&reply), NONE, "{query}");
+            }
+        }
+        let statuses = [ask("").await.status, ask("?scope=links:read").await.status, ask("").await.status];
+        assert_eq!(statuses, [200, 200, 429]);
+    })
+    .await;
+}
+
+/// Nor is that a use of it: `last_used` stays where it is.
+#[actix_web::test]
+async fn a_call_that_is_not_for_keys_of_that_family_costs_no_allowance() {
+    each_backend(async |app: &App| {
+        for family in [Family::Commerce, Family::Secret, Family::Publishable] {
+            let key = limited(app, family, 1, 300).await;
+            let mut calls = vec![
+                app.get("/applications"),
+                app.post("/applications", json!({"name": "x"})),
+                app.get("/api-keys"),
+                app.get("/audit-log"),
+                app.get("/service-keys"),
+            ];
+            if family != Family::Secret {
+                calls.push(app.get("/v1/account/api-keys"));
+                calls.push(app.post("/verify", json!({"key": key.text})));
+            }
+            for call in calls {
+                let reply = call.bearer(&key.text).await;
+                assert_eq!((reply.status, fields(&reply)), (403, NONE), "{family:?}: {reply}");
+            }
+            app.running().state().flush_usage().await;
+            assert!(!app.database.dump().contains("api_keys.last_used_at: "), "{family:?}");
+            let statuses =
+                [app.get("/whoami").bearer(&key.text).await.status, app.get("/whoami").bearer(&key.text).await.status];
+            assert_eq!(statuses, [200, 429], "{family:?}");
+            app.running().state().flush_usage().await;
+            assert!(app.database.dump().contains("api_keys.last_used_at: "), "{family:?}");
+            app.database.sql("UPDATE api_keys SET last_used_at = NULL");
+        }
+    })
+    .await;
+}
+
+#[actix_web::test]
+async fn what_is_left_is_told_to_the_key_that_calls() {
+    each_backend(async |app: &App| {
+        let key = limited(app, Family::Secret, 3, 30).await;
+        let other = app.insert_key("acme", Family::Commerce, Mode::Live).await;
+        assert_answer!(app.get("/whoami").bearer(&key.text).await, @r#"
+        200
+        cache-control: no-store
+        content-type: application/json
+        ratelimit: "key";r=2;t=10
+        ratelimit-policy: "key";q=3;w=30
+        x-content-type-options: nosniff
+        x-request-id: req_01KDVDNA003CSWMY1D5544XTEQ
+
+        {"id":"019b76da-a800-7878-88e1-d9d87054ed4c","family":"secret","mode":"live","status":"active","account_id":"acme","application_id":null,"name":"Example","scopes":["commerce","links:read","links:write","sessions:read","sessions:write","webhooks:read","webhooks:write","events:read","customers:read","customers:write"],"merchants":null,"features":null,"created_at":1767225600,"expires_at":null}
+        "#);
+        // Of the key that calls, not of the one that is verified; on the account surface too.
+        let verified = app.post("/verify", json!({"key": other})).bearer(&key.text).await;
+        assert_eq!(fields(&verified), [Some("\"key\";q=3;w=30"), Some("\"key\";r=1;t=20"), None]);
+        assert_eq!(verified.json()["rate_limit"], Value::Null);
+        let listed = app.get("/v1/account/api-keys").bearer(&key.text).await;
+        assert_eq!(fields(&listed), [Some("\"key\";q=3;w=30"), Some("\"key\";r=0;t=30"), None]);
+        // Nothing is left: t is when there is one again, and Retry-After says the same.
+        assert_answer!(app.get("/whoami").bearer(&key.text).await, @r#"
+        429
+        cache-control: no-store
+        content-type: application/problem+json
+        ratelimit: "key";r=0;t=10
+        ratelimit-policy: "key";q=3;w=30
+        retry-after: 10
+        x-content-type-options: nosniff
+        x-request-id: req_01KDVDNA00SFYGHBK03XJ9FD31
+
+        {"type":"https://iana.org/assignments/http-problem-types#quota-exceeded","title":"Too many requests","status":429,"detail":"The key's allowance is used up.","code":"rate_limited","request_id":"req_01KDVDNA00SFYGHBK03XJ9FD31"}
+        "#);
+        app.clock.advance(Duration::from_millis(2500));
+        let account = app.get("/v1/account/api-keys").bearer(&key.text).await;
+        assert_eq!(refusal(app, &account), (429, "RATE_LIMITED".to_owned()));
+        assert_eq!(fields(&account), [Some("\"key\";q=3;w=30"), Some("\"key\";r=0;t=8"), Some("8")]);
+        for call in [
+            app.post("/verify", json!({"key": other})),
+            app.call("POST", "/introspect").form("token=x"),
+            app.call("HEAD", "/whoami"),
+            app.delete("/whoami"),
+            app.post("/v1/account/api-keys", wanted("live", "secret")),
+        ] {
+            let reply = call.bearer(&key.text).await;
+            assert_eq!((reply.status, fields(&reply)), (429, fields(&account)), "{reply}");
+        }
+        assert_eq!(app.code(&key.text).await, "rate_limited", "it was not revoked by what it may no longer do");
+        // A key without a limit, a management token and a service key are told nothing.
+        let service_key = app.service_key().await.text;
+        for call in [
+            app.get("/whoami").bearer(&other),
+            app.get("/v1/account/api-keys").bearer(&app.merchant("acme")),
+            app.post("/verify", json!({"key": other})).bearer(&service_key),
+            // of a limited key, by somebody else: it stands in the body
+            app.post("/verify", json!({"key": key.text})).bearer(&service_key),
+        ] {
+            let reply = call.await;
+            assert_eq!((reply.status, fields(&reply)), (200, NONE), "{reply}");
+        }
+    })
+    .await;
+}
+
+#[actix_web::test]
+async fn a_gateway_tells_what_is_left_only_when_that_is_nothing() {
+    each_backend(async |app: &App| {
+        let application_key = limited(app, Family::Commerce, 6, 60).await.text;
+        let asks = || {
+            [
+                app.get("/authz/forward-auth").header("x-forwarded-method", "GET").header("x-forwarded-uri", "/x"),
+                app.get("/authz/auth-request").header("x-original-method", "GET").header("x-original-uri", "/x"),
+                app.get("/authz/ext-authz/-/x"),
+            ]
+            .map(|call| call.bearer(&application_key))
+        };
+        for call in asks().into_iter().chain(asks()) {
+            let reply = call.await;
+            assert_eq!((reply.status, fields(&reply)), (200, NONE), "{reply}");
+        }
+        let mut denied = Vec::new();
+        for call in asks() {
+            let reply = call.await;
+            let told = [Some("\"key\";q=6;w=60"), Some("\"key\";r=0;t=10"), Some("10")];
+            assert_eq!((reply.status, fields(&reply)), (429, told), "{reply}");
+            denied.push(reply);
+        }
+        assert_answer!(denied[0], @r#"
+        429
+        content-type: application/problem+json
+        ratelimit: "key";r=0;t=10
+        ratelimit-policy: "key";q=6;w=60
+        retry-after: 10
+        x-request-id: req_01KDVDNA00RKT71WK8SCKGNFA3
+
+        {"type":"https://iana.org/assignments/http-problem-types#quota-exceeded","title":"Too many requests","status":429,"detail":"The key's allowance is used up.","code":"rate_limited","request_id":"req_01KDVDNA00RKT71WK8SCKGNFA3"}
+        "#);
+    })
+    .await;
+}
+
+#[actix_web::test]
+async fn an_allowance_comes_back_evenly_by_the_clock() {
+    each_backend(async |app: &App| {
+        let key = limited(app, Family::Commerce, 3, 30).await.text;
+        let ask = async || {
+            let verdict = app.verify(&key, json!({})).await;
+            let state = &verdict["rate_limit"];
+            (verdict["valid"] == true)
+                .then(|| (state["remaining"].as_i64().unwrap(), state["reset_seconds"].as_i64().unwrap()))
+        };
+        // All at once.
+        assert_eq!(
+            [ask().await, ask().await, ask().await, ask().await],
+            [Some((2, 10)), Some((1, 20)), Some((0, 30)), None]
+        );
+        // One every ten seconds, not a moment before.
+        app.clock.advance(Duration::from_millis(9_999));
+        assert_eq!(ask().await, None);
+        app.clock.advance(Duration::from_millis(1));
+        assert_eq!([ask().await, ask().await], [Some((0, 30)), None]);
+        app.clock.advance(Duration::from_secs(25));
+        assert_eq!([ask().await, ask().await, ask().await], [Some((1, 15)), Some((0, 25)), None]);
+        // Never more than the whole.
+        app.clock.advance(Duration::from_secs(86_400));
+        assert_eq!(
+            [ask().await, ask().await, ask().await, ask().await],
+            [Some((2, 10)), Some((1, 20)), Some((0, 30)), None]
+        );
+        // The wall clock alone does nothing.
+        app.clock.set(app.clock.now() + jiff::SignedDuration::from_hours(1));
+        assert_eq!(ask().await, None);
+    })
+    .await;
+}
+
+#[actix_web::test]
+async fn each_verifier_counts_for_itself() {
+    each_backend(async |app: &App| {
+        let replica = app.replica().await;
+        let key = limited(app, Family::Commerce, 2, 60).await.text;
+        let there = || Call::new(replica.address(), "GET", "/whoami").bearer(&key).into_future();
+        let here = || app.get("/whoami").bearer(&key).into_future();
+        let statuses = [here().await.status, here().await.status, here().await.status];
+        assert_eq!(statuses, [200, 200, 429]);
+        let statuses = [there().await.status, there().await.status, there().await.status];
+        assert_eq!(statuses, [200, 200, 429]);
+        replica.stop().await;
+    })
+    .await;
+}
+
+/// A change to a key gives it no new allowance, unless its limit is what changed.
+#[actix_web::test]
+async fn a_changed_key_has_used_what_it_has_used() {
+    each_backend(async |app: &App| {
+        let token = app.merchant("acme");
+        let body = json!({"name": "Checkout", "rate_limit": {"limit": 2, "window_seconds": 60}});
+        let made = app.post("/api-keys", body).bearer(&token).await.json();
+        let (id, text) = (made["key_id"].as_str().unwrap(), made["api_key"].as_str().unwrap());
+        let path = format!("/api-keys/{id}");
+        assert_eq!(
+            [app.code(text).await, app.code(text).await, app.code(text).await],
+            ["valid", "valid", "rate_limited"]
+        );
+        assert_eq!(app.patch(&path, json!({"name": "checkout"})).bearer(&token).await.status, 200);
+        assert_eq!(app.post(&format!("{path}/suspend"), json!({})).bearer(&token).await.status, 200);
+        assert_eq!(app.post(&format!("{path}/resume"), json!({})).bearer(&token).await.status, 200);
+        assert_eq!(app.code(text).await, "rate_limited");
+        let raised = json!({"rate_limit": {"limit": 3, "window_seconds": 60}});
+        assert_eq!(app.patch(&path, raised).bearer(&token).await.status, 200);
+        let verdict = app.verify(text, json!({})).await;
+        assert_eq!(verdict["rate_limit"], json!({"limit": 3, "remaining": 2, "reset_seconds": 20}));
+        assert_eq!(app.patch(&path, json!({"rate_limit": null})).bearer(&token).await.status, 200);
+        assert_eq!(app.verify(text, json!({})).await["rate_limit"], Value::Null);
+    })
+    .await;
+}
+
+#[actix_web::test]
+async fn networks_with_host_bits_or_without_a_length_are_refused_when_they_are_given() {
+    each_backend(async |app: &App| {
+        let token = app.merchant("acme");
+        let application = app.application(&token, "Web Store").await;
+        let keys = format!("/applications/{application}/api-keys");
+        for (cidr, rule) in [
+            ("203.0.113.9/24", "\"203.0.113.9/24\" has host bits set; did you mean 203.0.113.0/24?"),
+            ("0.0.0.1/0", "\"0.0.0.1/0\" has host bits set; did you mean 0.0.0.0/0?"),
+            ("2001:db8::1/32", "\"2001:db8::1/32\" has host bits set; did you mean 2001:db8::/32?"),
+            ("::ffff:10.0.0.1/104", "\"::ffff:10.0.0.1/104\" has host bits set; did you mean ::ffff:10.0.0.0/104?"),
+            ("203.0.113.9", "\"203.0.113.9\" is not a CIDR network; did you mean 203.0.113.9/32?"),
+            ("::1", "\"::1\" is not a CIDR network; did you mean ::1/128?"),
+            ("010.0.0.0/8", "\"010.0.0.0/8\" is not a CIDR network such as 203.0.113.0/24"),
+            ("10.0.0.0/33", "\"10.0.0.0/33\" is not a CIDR network such as 203.0.113.0/24"),
+            ("example.com", "\"example.com\" is not a CIDR network such as 203.0.113.0/24"),
+        ] {
+            let list = json!(["198.51.100.0/24", cidr]);
+            for (path, body, pointer) in [
+                ("/api-keys", json!({"name": "x", "allowed_ips": list}), "/allowed_ips"),
+                (keys.as_str(), json!({"description": "x", "allowedIps": list}), "/allowedIps"),
+            ] {
+                let reply = app.post(path, body).bearer(&token).await;
+                assert_eq!((reply.status, reply.errors()), (400, vec![format!("{pointer} {rule}")]), "{cidr}");
+            }
+            let mut body = wanted("live", "secret");
+            body["allowedIps"] = list;
+            let reply = app.post("/v1/account/api-keys", body).bearer(&token).await;
+            assert_eq!(refusal(app, &reply), (400, "VALIDATION_ERROR".to_owned()));
+            assert_eq!(reply.json()["error"]["message"], format!("/allowedIps {rule}"));
+        }
+    })
+    .await;
+}
+
+/// The list of the key below.
+const NETWORKS: [&str; 4] = ["203.0.113.0/24", "198.51.100.7/32", "2001:db8::/32", "::ffff:192.0.2.0/120"];
+
+/// Addresses, and whether they are in it.
+const ADDRESSES: [(&str, bool); 16] = [
+    ("203.0.113.0", true),
+    ("203.0.113.255", true),
+    ("203.0.112.255", false),
+    ("203.0.114.0", false),
+    ("198.51.100.7", true),
+    ("198.51.100.8", false),
+    ("::ffff:203.0.113.9", true),
+    ("::ffff:cb00:7109", true),
+    ("::ffff:203.0.114.9", false),
+    ("192.0.2.1", true),
+    ("::ffff:192.0.2.1", true),
+    ("2001:db8::1", true),
+    ("2001:0DB8:ffff:ffff:ffff:ffff:ffff:ffff", true),
+    ("2001:db9::", false),
+    ("::203.0.113.9", false),
+    ("127.0.0.1", false),
+];
+
+async fn from_networks(app: &App) -> String {
+    let body = json!({"name": "Checkout", "allowed_ips": NETWORKS});
+    let reply = app.post("/api-keys", body).bearer(&app.merchant("acme")).await;
+    assert_eq!(reply.status, 201, "{reply}");
+    reply.json()["api_key"].as_str().unwrap().to_owned()
+}
+
+#[actix_web::test]
+async fn verify_judges_the_client_ip_it_is_told_and_nothing_else() {
+    each_backend(async |app: &App| {
+        let key = from_networks(app).await;
+        for (address, allowed) in ADDRESSES {
+            let verdict = app.verify(&key, json!({"client_ip": address})).await;
+            assert_eq!(verdict["code"], if allowed { "valid" } else { "ip_not_allowed" }, "{address}");
+        }
+        // Where the resource server's own request comes from says nothing about its client.
+        let ask =
+            |body: Value| app.post("/verify", body).bearer(&app.service()).header("x-forwarded-for", "203.0.113.9");
+        assert_eq!(ask(json!({"key": key})).await.json()["code"], "ip_not_allowed");
+        assert_eq!(ask(json!({"key": key, "client_ip": null})).await.json()["code"], "ip_not_allowed");
+        assert_eq!(ask(json!({"key": key, "client_ip": "127.0.0.1"})).await.json()["code"], "ip_not_allowed");
+        let outside = app.post("/verify", json!({"key": key, "client_ip": "203.0.113.9"})).bearer(&app.service());
+        assert_eq!(outside.header("x-forwarded-for", "198.51.100.99").await.json()["code"], "valid");
+        let batch = json!({"requests": [{"key": key}, {"key": key, "client_ip": "203.0.113.9"}]});
+        let batch =
+            app.post("/verify/batch", batch).bearer(&app.service()).header("x-forwarded-for", "203.0.113.9").await;
+        assert_eq!(
+            (&batch.json()["results"][0]["code"], &batch.json()["results"][1]["code"]),
+            (&json!("ip_not_allowed"), &json!("valid"))
+        );
+        let introspected = app.call("POST", "/introspect").form(&format!("token={key}")).bearer(&app.service());
+        assert_eq!(introspected.header("x-forwarded-for", "203.0.113.9").await.body, r#"{"active":false}"#);
+        for unreadable in
+            ["", "203.0.113", "203.0.113.9/32", "203.0.113.9:443", "[2001:db8::1]", "0313.0.113.9", "localhost"]
+        {
+            let reply = ask(json!({"key": key, "client_ip": unreadable})).await;
+            assert_eq!(reply.errors(), ["/client_ip must be an IPv4 or IPv6 address"], "{unreadable}");
+        }
+    })
+    .await;
+}
+
+#[actix_web::test]
+async fn a_gateway_is_believed_about_the_rightmost_hop_that_is_no_trusted_proxy() {
+    each_backend_with(&[("TOLLKEY_TRUSTED_PROXIES", "127.0.0.0/8, 10.0.0.0/8, 2001:dba::/48")], async |app: &App| {
+        let key = from_networks(app).await;
+        let paths = ["/authz/forward-auth", "/authz/auth-request", "/authz/ext-authz/-/x"];
+        let ask = async |hops: &[&str]| {
+            let mut outcomes = Vec::new();
+            for path in paths {
+                let call = app.get(path).header("x-api-key", &key);
+                let reply = hops.iter().fold(call, |call, hops| call.header("x-forwarded-for", hops)).await;
+                let code = if reply.status == 200 { String::new() } else { reply.code() };
+                outcomes.push((reply.status, code));
+            }
+            outcomes.dedup();
+            assert_eq!(outcomes.len(), 1, "{hops:?}: {outcomes:?}");
+            outcomes.remove(0)
+        };
+        for (address, allowed) in ADDRESSES.into_iter().filter(|(address, _)| *address != "127.0.0.1") {
+            let expected = if allowed { (200, String::new()) } else { (403, "ip_not_allowed".to_owned()) };
+            assert_eq!(ask(&[address]).await, expected, "{address}");
+        }
+        for (hops, allowed) in [
+            // What stands left of the rightmost untrusted hop could have been written by anybody.
+            (&["203.0.113.9, 198.51.100.99"][..], false),
+            (&["198.51.100.99, 203.0.113.9"], true),
+            (&["x, 203.0.113.9"], true),
+            (&["203.0.113.9,10.1.2.3 , 127.0.0.1"], true),
+            (&["198.51.100.99, 203.0.113.9, ::ffff:10.1.2.3"], true),
+            (&["203.0.113.9, 2001:dba::1"], true),
+            (&["203.0.113.9, 198.51.100.99, 10.1.2.3"], false),
+            // Several fields are one list, in their order.
+            (&["203.0.113.9", "198.51.100.99"], false),
+            (&["198.51.100.99", "203.0.113.9"], true),
+            (&["203.0.113.9", "10.1.2.3"], true),
+            // Missing, empty, unreadable, or nothing but proxies.
+            (&[], false),
+            (&[""], false),
+            (&["203.0.113.9, "], false),
+            (&["203.0.113.9, unknown"], false),
+            (&["203.0.113.9, 10.1.2.3:443"], false),
+            (&["203.0.113.9:443"], false),
+            (&["10.1.2.3, 127.0.0.1"], false),
+        ] {
+            let expected = if allowed { (200, String::new()) } else { (403, "ip_not_allowed".to_owned()) };
+            assert_eq!(ask(hops).await, expected, "{hops:?}");
+        }
+        // Other headers about addresses are nobody's word.
+        for (name, value) in
+            [("x-real-ip", "203.0.113.9"), ("forwarded", "for=203.0.113.9"), ("x-client-ip", "203.0.113.9")]
+        {
+            let reply = app.get(paths[0]).header("x-api-key", &key).header(name, value).await;
+            assert_eq!(reply.code(), "ip_not_allowed", "{name}");
+        }
+    })
+    .await;
+}
+
+/// Who is no trusted proxy is the client, whatever it says.
+#[actix_web::test]
+async fn a_peer_that_is_no_trusted_proxy_is_the_client() {
+    each_backend_with(&[("TOLLKEY_TRUSTED_PROXIES", "10.0.0.0/8")], async |app: &App| {
+        let key = from_networks(app).await;
+        let mut body = wanted("live", "secret");
+        body["allowedIps"] = json!(["127.0.0.0/8"]);
+        let here = make(app, &app.merchant("acme"), body).await.text;
+        for hops in ["203.0.113.9", "10.1.2.3", ""] {
+            let ask =
+                |key: &str| app.get("/authz/forward-auth").header("x-api-key", key).header("x-forwarded-for", hops);
+            assert_eq!(ask(&key).await.code(), "ip_not_allowed", "{hops}");
+            assert_eq!(ask(&here).await.status, 200, "{hops}");
+            assert_eq!(app.get("/whoami").bearer(&here).header("x-forwarded-for", hops).await.status, 200, "{hops}");
+        }
+    })
+    .await;
+}
