@@ -154,8 +154,10 @@ pub struct CreateKey {
     #[cfg_attr(feature = "openapi", schema(example = "Production CI", min_length = 1, max_length = 100))]
     pub name: String,
     /// Test keys see test data only.
+    #[serde(deserialize_with = "crate::word::required")]
     pub environment: Mode,
     /// What it can call.
+    #[serde(deserialize_with = "crate::word::required")]
     pub access: Access,
     /// When it ends; must be in the future. Never, or with the key that makes it, when absent or null.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -99,7 +99,7 @@ pub struct CreateKey {
     #[cfg_attr(feature = "openapi", schema(example = "Primary checkout key", min_length = 1, max_length = 255))]
     pub description: String,
     /// Live or test; `live` when absent.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "crate::word::option")]
     pub mode: Option<Mode>,
     /// Exactly these scopes; `["commerce"]` when absent or null. An empty list is refused.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -41,10 +41,10 @@ pub struct CreateKey {
     #[cfg_attr(feature = "openapi", schema(example = "Commerce Server Key", min_length = 1, max_length = 255))]
     pub name: String,
     /// What it is for; can be left out.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "crate::word::option")]
     pub scope: Option<KeyScope>,
     /// Live or test; `live` when absent.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "crate::word::option")]
     pub mode: Option<Mode>,
     /// Exactly these scopes; `["commerce"]` when absent or null. An empty list is refused.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -85,7 +85,7 @@ pub struct UpdateKey {
     #[cfg_attr(feature = "openapi", schema(value_type = Option<String>, max_length = 255))]
     pub name: Patch<String>,
     /// The mode it has; it stands in the key's text and cannot be changed.
-    #[serde(default, skip_serializing_if = "Patch::is_absent")]
+    #[serde(default, skip_serializing_if = "Patch::is_absent", deserialize_with = "crate::word::patch")]
     #[cfg_attr(feature = "openapi", schema(value_type = Option<Mode>))]
     pub mode: Patch<Mode>,
     /// Exactly these scopes; null gives the default, `["commerce"]`.

@@ -17,6 +17,7 @@ pub mod problem;
 pub mod secret;
 pub mod time;
 pub mod verification;
+mod word;
 
 pub use patch::Patch;
 pub use secret::Secret;

@@ -22,6 +22,7 @@ pub struct Account {
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct PutAccount {
     /// How the account does business.
+    #[serde(deserialize_with = "crate::word::required")]
     pub operating_model: OperatingModel,
 }
 

@@ -28,7 +28,7 @@ pub struct VerifyRequest {
     #[cfg_attr(feature = "openapi", schema(example = json!(["sessions:write"]), max_items = 128))]
     pub scopes: Option<Vec<String>>,
     /// This mode is needed.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "crate::word::option")]
     pub mode: Option<Mode>,
     /// The merchant the request is about.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -169,7 +169,7 @@ pub struct IntrospectRequest {
     #[cfg_attr(feature = "openapi", schema(example = "sessions:read sessions:write"))]
     pub scopes: Option<String>,
     /// This mode is needed.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "crate::word::option")]
     pub mode: Option<Mode>,
     /// The merchant the request is about.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -210,7 +210,7 @@ pub struct IntrospectResponse {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub jti: Option<String>,
     /// Live or test (an extension).
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "crate::word::option")]
     pub mode: Option<Mode>,
 }
 

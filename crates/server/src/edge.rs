@@ -76,12 +76,12 @@ pub async fn edge<B: MessageBody + 'static>(
 ) -> Result<ServiceResponse<EitherBody<B>>, Error> {
     let started = Instant::now();
     let method = request.method().clone();
-    let gateway = request.path().starts_with(GATEWAY_PREFIX);
+    // The path as the router sees it, so that an escape in it does not change whose it is.
+    let path = request.match_info().as_str();
+    let (gateway, account) = (path.starts_with(GATEWAY_PREFIX), is_account_path(path));
     if method == Method::HEAD && !gateway {
         request.head_mut().method = Method::GET;
     }
-    // As the router sees it, so that an escape in the path does not change whose it is.
-    let account = is_account_path(request.match_info().as_str());
     let id = inbound_request_id(&request, account).unwrap_or_else(|| new_request_id(&state));
     request.extensions_mut().insert(RequestId(Arc::clone(&id)));
 
@@ -111,7 +111,11 @@ pub async fn edge<B: MessageBody + 'static>(
     // A gateway may copy every header it gets into the request or the answer it passes on.
     if !gateway {
         headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-        if account || http_request.path().starts_with("/api/") || status.is_client_error() || status.is_server_error() {
+        if account
+            || http_request.match_info().as_str().starts_with("/api/")
+            || status.is_client_error()
+            || status.is_server_error()
+        {
             headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
         }
     }

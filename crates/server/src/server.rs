@@ -345,7 +345,7 @@ async fn docs() -> HttpResponse {
 async fn unmatched(request: HttpRequest) -> Answer {
     static PATHS: LazyLock<Vec<(ResourceDef, Method)>> =
         LazyLock::new(|| openapi::operations().map(|(path, method)| (ResourceDef::new(path), method)).collect());
-    let path = surfaces::account::under_api(request.uri().path());
+    let path = surfaces::account::under_api(request.match_info().as_str());
     let mut allowed: Vec<String> =
         PATHS.iter().filter(|(template, _)| template.is_match(&path)).map(|(_, method)| method.to_string()).collect();
     if allowed.is_empty() {

@@ -10,3 +10,6 @@ CREATE TABLE kept_answers (
     created_at BIGINT NOT NULL
 );
 CREATE INDEX kept_answers_by_time ON kept_answers (created_at);
+
+-- A test key reads the entries about test keys, which may be few among many.
+CREATE INDEX audit_log_by_mode ON audit_log (account_id, target_mode, seq DESC);

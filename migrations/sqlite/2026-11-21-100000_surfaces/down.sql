@@ -1,2 +1,3 @@
+DROP INDEX audit_log_by_mode;
 DROP TABLE kept_answers;
 ALTER TABLE api_keys DROP COLUMN rotated_at;

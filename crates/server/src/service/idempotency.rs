@@ -143,12 +143,18 @@ pub enum Begun {
 #[derive(Debug)]
 pub struct Creating(Option<Reservation>);
 
-struct Reservation {
+/// A request with an Idempotency-Key: where its answer is kept, and what opens it.
+struct Repeatable {
     id: [u8; 32],
     fingerprint: [u8; 32],
     key: LessSafeKey,
     nonce: [u8; NONCE_LEN],
     now: Timestamp,
+}
+
+/// The only request of its kind that this process is working on, until dropped.
+struct Reservation {
+    request: Repeatable,
     running: Running,
 }
 
@@ -164,13 +170,13 @@ pub async fn begin(
     body: &[u8],
 ) -> Result<Begun, Problem> {
     let Some(key) = key else { return Ok(Begun::Fresh(Creating(None))) };
-    let reservation = Reservation::new(state, place, &key, body)?;
-    let (id, since) = (reservation.id, reservation.since());
+    let request = Repeatable::new(state, place, &key, body)?;
+    let (id, since) = (request.id, request.since());
     // Looked up before the request is judged: what was valid then (an end in the future) need not be valid now.
     let Some(kept) = state.read(move |db| db.kept_answer(&id, since)).await? else {
-        return Ok(Begun::Fresh(Creating(Some(reservation))));
+        return Ok(Begun::Fresh(Creating(Some(request.reserve(&state.sealer)?))));
     };
-    let answered = reservation.open(&kept)?;
+    let answered = request.open(&kept)?;
     // The first request may have died while it waited until its change held everywhere.
     state.settle_current().await?;
     Ok(Begun::Replay(Said { answered, replayed: true }))
@@ -188,18 +194,19 @@ pub async fn create<T: 'static>(
 ) -> Result<Said, Problem> {
     let said = state
         .change(move |tx| {
-            if let Some(reservation) = &reservation {
-                if !tx.reserve_answer(&reservation.id)? {
+            let request = reservation.as_ref().map(|reservation| &reservation.request);
+            if let Some(request) = request {
+                if !tx.reserve_answer(&request.id)? {
                     return Err(in_progress());
                 }
-                // Another replica may have answered since this request began.
-                if let Some(kept) = tx.kept_answer(&reservation.id, reservation.since())? {
-                    return Ok(Said { answered: reservation.open(&kept)?, replayed: true });
+                // Somebody may have answered since this request began.
+                if let Some(kept) = tx.kept_answer(&request.id, request.since())? {
+                    return Ok(Said { answered: request.open(&kept)?, replayed: true });
                 }
             }
             let answered = say(work(tx)?);
-            if let Some(reservation) = &reservation {
-                tx.keep_answer(&reservation.seal(&answered)?)?;
+            if let Some(request) = request {
+                tx.keep_answer(&request.seal(&answered)?)?;
             }
             Ok(Said { answered, replayed: false })
         })
@@ -247,7 +254,7 @@ fn hash(parts: &[&[u8]]) -> [u8; 32] {
     hash
 }
 
-impl Reservation {
+impl Repeatable {
     fn new(state: &State, place: Place<'_>, key: &IdempotencyKey, body: &[u8]) -> Result<Self, Problem> {
         let key = key.0.as_bytes();
         let id = hash(&[
@@ -266,12 +273,16 @@ impl Reservation {
         let sealing_key = derived.and_then(|()| UnboundKey::new(&AES_256_GCM, &*sealing_key)).map_err(|_| broken())?;
         let mut nonce = [0; NONCE_LEN];
         state.random.with(|rng| rng.fill_bytes(&mut nonce));
-        let running = Arc::clone(&state.sealer.running);
-        if !running.lock().unwrap_or_else(PoisonError::into_inner).insert(id) {
+        let fingerprint = hash(&[b"body", &id, body]);
+        Ok(Self { id, fingerprint, key: LessSafeKey::new(sealing_key), nonce, now: state.clock.now() })
+    }
+
+    fn reserve(self, sealer: &Sealer) -> Result<Reservation, Problem> {
+        let running = Arc::clone(&sealer.running);
+        if !running.lock().unwrap_or_else(PoisonError::into_inner).insert(self.id) {
             return Err(in_progress());
         }
-        let fingerprint = hash(&[b"body", &id, body]);
-        Ok(Self { id, fingerprint, key: LessSafeKey::new(sealing_key), nonce, now: state.clock.now(), running })
+        Ok(Reservation { request: self, running })
     }
 
     fn since(&self) -> Timestamp {
@@ -311,7 +322,7 @@ impl Reservation {
 
 impl Drop for Reservation {
     fn drop(&mut self) {
-        self.running.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.id);
+        self.running.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.request.id);
     }
 }
 

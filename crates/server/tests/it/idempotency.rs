@@ -413,6 +413,26 @@ async fn another_replica_gives_the_same_answer() {
 }
 
 #[actix_web::test]
+async fn once_it_is_answered_each_of_many_repeats_gets_the_answer() {
+    each_backend(async |app: &App| {
+        for creating in every_creating_post(app).await {
+            let first = creating.call(app).header(IDEMPOTENCY_KEY, KEY).await;
+            assert_eq!(first.status, 201, "{first}");
+            let again = join_all((0..20).map(|_| creating.call(app).header(IDEMPOTENCY_KEY, KEY).into_future())).await;
+            for reply in again {
+                assert_eq!((reply.status, reply.header("idempotent-replayed")), (201, Some("true")), "{reply}");
+                assert_eq!(creating.made(app, &reply), creating.made(app, &first));
+            }
+            let other = |_| creating.with(app, creating.other_body.clone()).header(IDEMPOTENCY_KEY, KEY).into_future();
+            for reply in join_all((0..20).map(other)).await {
+                assert_eq!(reply.status, 422, "{reply}");
+            }
+        }
+    })
+    .await;
+}
+
+#[actix_web::test]
 async fn of_many_at_once_one_is_done_and_the_others_are_replayed_or_told_to_wait() {
     each_backend(async |app: &App| {
         let replica = app.replica().await;

@@ -42,6 +42,7 @@ async fn a_bad_account_is_told_by_member_and_a_malformed_id_is_404() {
         for (body, error) in [
             (json!({}), "/operating_model is required".to_owned()),
             (json!({"operating_model": null}), "/operating_model must be a string".to_owned()),
+            (json!({"operating_model": {"platform": null}}), "/operating_model must be a string".to_owned()),
             (json!({"operating_model": "Platform"}), format!("/operating_model {models}")),
             (json!({"operating_model": "platform", "id": "x"}), "/id is unknown".to_owned()),
         ] {

@@ -399,6 +399,8 @@ async fn a_body_that_breaks_a_rule_is_refused_by_member_and_makes_nothing() {
             (json!({"name": "n", "mode": "sandbox"}), "/mode must be one of live, test".to_owned()),
             (json!({"name": "n", "mode": "LIVE"}), "/mode must be one of live, test".to_owned()),
             (json!({"name": "n", "mode": []}), "/mode must be a string".to_owned()),
+            (json!({"name": "n", "mode": {"test": null}}), "/mode must be a string".to_owned()),
+            (json!({"name": "n", "scope": {"commerce": null}}), "/scope must be a string".to_owned()),
             (
                 json!({"name": "n", "scopes": []}),
                 "/scopes must not be empty; leave it out for the default, [\"commerce\"]".to_owned(),
@@ -1039,6 +1041,20 @@ async fn a_merge_patch_leaves_what_is_absent_clears_what_is_null_and_sets_what_h
             assert_eq!(log(app, &token, &key).await.len(), 1 + entries.len(), "{patch}");
         }
         assert_eq!(row(app, &token, &other).await, untouched);
+    })
+    .await;
+}
+
+#[actix_web::test]
+async fn an_empty_body_counts_as_an_empty_object() {
+    each_backend(async |app: &App| {
+        let token = app.merchant("acme");
+        let reply = app.call("POST", "/api-keys").bearer(&token).await;
+        assert_eq!((reply.status, reply.errors()), (400, vec!["/name is required".to_owned()]));
+        let key = app.commerce_key(&token, json!({})).await;
+        let before = row(app, &token, &key).await;
+        let reply = app.call("PATCH", &path(&key)).bearer(&token).await;
+        assert_eq!((reply.status, reply.json()), (200, before));
     })
     .await;
 }

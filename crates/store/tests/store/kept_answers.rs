@@ -53,7 +53,7 @@ fn an_answer_is_gone_with_the_transaction_that_kept_it() {
 fn an_id_is_reserved_by_one_transaction_at_a_time_and_nobody_waits() {
     each(async |database| {
         let store = database.store();
-        assert_eq!(store.write(|tx| tx.reserve_answer(&[1; 32])).await.unwrap().value, true);
+        assert!(store.write(|tx| tx.reserve_answer(&[1; 32])).await.unwrap().value);
         // SQLite has one writer: whoever is in a transaction is alone.
         if database.backend() == Backend::Postgres {
             let number = i64::from_be_bytes([1; 8]);
@@ -68,6 +68,6 @@ fn an_id_is_reserved_by_one_transaction_at_a_time_and_nobody_waits() {
             });
             assert_eq!(busy.await.unwrap(), Some((false, true)));
         }
-        assert_eq!(store.write(|tx| tx.reserve_answer(&[1; 32])).await.unwrap().value, true);
+        assert!(store.write(|tx| tx.reserve_answer(&[1; 32])).await.unwrap().value);
     });
 }

@@ -49,8 +49,8 @@ fn no_debug_output_holds_a_secret() {
     let printed = format!(
         "{key:?} {key:#?} {answered:?} {said:?} {:?} {:?} {sealer:?} {:?}",
         Begun::Replay(Said { answered: answered.clone(), replayed: false }),
-        Begun::Fresh(Creating(Some(reservation(&sealer)))),
-        Creating(Some(reservation(&sealer))),
+        Begun::Fresh(Creating(None)),
+        Creating(Some(request().reserve(&sealer).unwrap())),
     );
     for hidden in [KEY, text.as_str(), "aaaa", "a secret", "[1, 1"] {
         assert!(!printed.contains(hidden), "{hidden}: {printed}");
@@ -72,20 +72,14 @@ fn parts_of_a_hash_do_not_run_into_each_other() {
     assert_eq!(different.len(), hashes.len());
 }
 
-fn reservation(sealer: &Sealer) -> Reservation {
-    reservation_with(sealer, [1; 32], [2; 32], [7; 32])
+fn request() -> Repeatable {
+    request_with([1; 32], [2; 32], [7; 32])
 }
 
-/// A reservation that was made without a server around it.
-fn reservation_with(sealer: &Sealer, id: [u8; 32], fingerprint: [u8; 32], key: [u8; 32]) -> Reservation {
-    Reservation {
-        id,
-        fingerprint,
-        key: LessSafeKey::new(UnboundKey::new(&AES_256_GCM, &key).unwrap()),
-        nonce: [3; NONCE_LEN],
-        now: Timestamp::UNIX_EPOCH,
-        running: Arc::clone(&sealer.running),
-    }
+/// A request that came without a server around it.
+fn request_with(id: [u8; 32], fingerprint: [u8; 32], key: [u8; 32]) -> Repeatable {
+    let key = LessSafeKey::new(UnboundKey::new(&AES_256_GCM, &key).unwrap());
+    Repeatable { id, fingerprint, key, nonce: [3; NONCE_LEN], now: Timestamp::UNIX_EPOCH }
 }
 
 fn answer(text: &str) -> Answered {
@@ -94,20 +88,19 @@ fn answer(text: &str) -> Answered {
 
 #[test]
 fn what_was_sealed_is_opened_in_its_place_and_nowhere_else() {
-    let sealer = Sealer::new(b"a secret of the server");
-    let here = reservation(&sealer);
+    let here = request();
     let kept = here.seal(&answer("{\"a\":1}")).unwrap();
     let opened = here.open(&kept).unwrap();
     assert_eq!((opened.status, opened.location.as_deref(), opened.body.expose()), (201, Some("/here"), "{\"a\":1}"));
     assert!(!kept.sealed.windows(5).any(|window| window == b"\"a\":1"));
 
-    let code = |reservation: &Reservation, kept: &KeptAnswer| reservation.open(kept).unwrap_err().code;
-    let other_key = reservation_with(&sealer, [1; 32], [2; 32], [9; 32]);
+    let code = |request: &Repeatable, kept: &KeptAnswer| request.open(kept).unwrap_err().code;
+    let other_key = request_with([1; 32], [2; 32], [9; 32]);
     assert_eq!(code(&other_key, &kept), ProblemCode::IdempotencyReplayUnavailable);
-    let elsewhere = reservation_with(&sealer, [9; 32], [2; 32], [7; 32]);
+    let elsewhere = request_with([9; 32], [2; 32], [7; 32]);
     assert_eq!(code(&elsewhere, &kept), ProblemCode::IdempotencyReplayUnavailable);
     // Another body is told as such; a body's hash that somebody changed in the database opens nothing.
-    let other_body = reservation_with(&sealer, [1; 32], [9; 32], [7; 32]);
+    let other_body = request_with([1; 32], [9; 32], [7; 32]);
     assert_eq!(code(&other_body, &kept), ProblemCode::IdempotencyMismatch);
     let changed = KeptAnswer { fingerprint: [9; 32], ..kept.clone() };
     assert_eq!(code(&other_body, &changed), ProblemCode::IdempotencyReplayUnavailable);
@@ -121,9 +114,13 @@ fn what_was_sealed_is_opened_in_its_place_and_nowhere_else() {
 }
 
 #[test]
-fn a_place_is_free_again_when_its_reservation_goes() {
+fn a_place_is_one_requests_at_a_time_and_free_again_when_that_goes() {
     let sealer = Sealer::new(b"a secret of the server");
-    sealer.running.lock().unwrap().insert([1; 32]);
-    drop(reservation(&sealer));
+    let reservation = request().reserve(&sealer).unwrap();
+    assert_eq!(request().reserve(&sealer).unwrap_err().code, ProblemCode::IdempotencyInProgress);
+    let elsewhere = request_with([9; 32], [2; 32], [7; 32]).reserve(&sealer);
+    assert!(elsewhere.is_ok());
+    drop((reservation, elsewhere));
     assert!(sealer.running.lock().unwrap().is_empty());
+    assert!(request().reserve(&sealer).is_ok());
 }

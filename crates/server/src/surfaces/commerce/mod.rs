@@ -48,7 +48,7 @@ fn made((key, text): api_keys::Made) -> Answered {
 pub async fn create(state: web::Data<State>, merchant: Merchant, retry: Retry, body: Body) -> Answer {
     let by = &merchant.0;
     let make = async |creating| {
-        let wanted = new_key(body.json()?, &state.catalogue, state.clock.now())?;
+        let wanted = new_key(body.json_or_nothing()?, &state.catalogue, state.clock.now())?;
         api_keys::create(&state, by, Family::Commerce, wanted, creating, made).await
     };
     Ok(plain(&retry.once(&state, by, &body, make).await?))
@@ -114,7 +114,7 @@ pub async fn get(state: web::Data<State>, merchant: Merchant, id: web::Path<Stri
 )]
 #[patch("/api-keys/{id}")]
 pub async fn update(state: web::Data<State>, merchant: Merchant, id: web::Path<String>, body: Body) -> Answer {
-    let body: api::UpdateKey = body.merge_patch()?;
+    let body: api::UpdateKey = body.merge_patch_or_nothing()?;
     let id = path_id(&id)?;
     let now = state.clock.now();
     let edit = edit(body, &state.catalogue, now)?;

@@ -1,0 +1,56 @@
+//! Words out of a short list, read from texts. Serde would also read one from an object whose only member it names.
+
+use std::{fmt, marker::PhantomData};
+
+use serde::{
+    Deserialize, Deserializer,
+    de::{Error, IntoDeserializer, Visitor},
+};
+
+use crate::Patch;
+
+/// Reads a word. For `#[serde(deserialize_with = "…")]`.
+///
+/// # Errors
+/// For anything but a text, and for another word.
+pub(crate) fn required<'de, T: Deserialize<'de>, D: Deserializer<'de>>(deserializer: D) -> Result<T, D::Error> {
+    Word::deserialize(deserializer).map(|word| word.0)
+}
+
+/// Reads a word, or null. For `#[serde(default, deserialize_with = "…")]`.
+///
+/// # Errors
+/// As for [`required`].
+pub(crate) fn option<'de, T: Deserialize<'de>, D: Deserializer<'de>>(deserializer: D) -> Result<Option<T>, D::Error> {
+    Ok(Option::<Word<T>>::deserialize(deserializer)?.map(|word| word.0))
+}
+
+/// Reads a member of a merge patch that is a word. For `#[serde(default, deserialize_with = "…")]`.
+///
+/// # Errors
+/// As for [`required`].
+pub(crate) fn patch<'de, T: Deserialize<'de>, D: Deserializer<'de>>(deserializer: D) -> Result<Patch<T>, D::Error> {
+    Ok(option(deserializer)?.map_or(Patch::Null, Patch::Value))
+}
+
+struct Word<T>(T);
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Word<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_str(WordVisitor(PhantomData)).map(Self)
+    }
+}
+
+struct WordVisitor<T>(PhantomData<T>);
+
+impl<'de, T: Deserialize<'de>> Visitor<'de> for WordVisitor<T> {
+    type Value = T;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a string")
+    }
+
+    fn visit_str<E: Error>(self, text: &str) -> Result<T, E> {
+        T::deserialize(text.into_deserializer())
+    }
+}
