@@ -38,6 +38,24 @@ async fn an_answer_tells_what_is_left() {
     assert_eq!(world.one.outcome(1).await, Ok(()), "each key has its own");
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_look_takes_nothing_and_is_no_use() {
+    let world = limited(1, 60, Settings::default()).await;
+    let verifier = &world.one.verifier;
+    for _ in 0..3 {
+        let seen = verifier.look(text(0).as_str(), &Need::default()).await.unwrap();
+        assert_eq!((seen.outcome, seen.rate, seen.retry_after_seconds), (Ok(()), None, None));
+        assert!(seen.record.is_some());
+    }
+    assert!(verifier.take_usage().is_empty());
+    assert_eq!([world.one.outcome(0).await, world.one.outcome(0).await], [Ok(()), Err(Denial::RateLimited)]);
+    // It tells every denial but that one.
+    assert_eq!(verifier.look(text(0).as_str(), &Need::default()).await.unwrap().outcome, Ok(()));
+    world.revoke(0);
+    sleep(Duration::from_secs(3)).await;
+    assert_eq!(verifier.look(text(0).as_str(), &Need::default()).await.unwrap().outcome, Err(Denial::Revoked));
+}
+
 #[test]
 fn it_is_exact_under_parallel_requests() {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(4).enable_time().build().unwrap();
