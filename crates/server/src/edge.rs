@@ -174,7 +174,7 @@ fn inbound_request_id(request: &ServiceRequest, account: bool) -> Option<Arc<str
 fn new_request_id(state: &State) -> Arc<str> {
     let millis = u64::try_from(state.clock.now().as_millisecond()).unwrap_or(0);
     let mut random = [0; 16];
-    state.random.with(|rng| rand::Rng::fill_bytes(rng, &mut random));
+    state.random.for_names(|rng| rand::Rng::fill_bytes(rng, &mut random));
     format!("req_{}", Ulid::from_parts(millis, u128::from_be_bytes(random))).into()
 }
 

@@ -5,11 +5,20 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use rand::{CryptoRng, rand_core::UnwrapErr, rngs::SysRng};
+use rand::{
+    CryptoRng, SeedableRng as _,
+    rand_core::UnwrapErr,
+    rngs::{StdRng, SysRng},
+};
 
 /// A generator fit for keys and secrets, shared by everything that needs one.
 #[derive(Clone)]
-pub struct Random(Arc<Mutex<dyn CryptoRng + Send>>);
+pub struct Random {
+    secrets: Shared,
+    names: Shared,
+}
+
+type Shared = Arc<Mutex<dyn CryptoRng + Send>>;
 
 impl Random {
     /// The operating system's generator.
@@ -18,20 +27,34 @@ impl Random {
     /// hand out keys, and none of the platforms we run on fails once it has booted.
     #[must_use]
     pub fn system() -> Self {
-        Self::new(UnwrapErr(SysRng))
+        let mut system = UnwrapErr(SysRng);
+        // Every request takes some bytes for its id; asking the system each time costs more than judging a key.
+        let names = Arc::new(Mutex::new(StdRng::from_rng(&mut system)));
+        Self { secrets: Arc::new(Mutex::new(system)), names }
     }
 
     /// A generator of the caller's choice: tests pass a seeded one, so that what they see is the same each time.
     pub fn new(rng: impl CryptoRng + Send + 'static) -> Self {
-        Self(Arc::new(Mutex::new(rng)))
+        let secrets: Shared = Arc::new(Mutex::new(rng));
+        Self { names: Arc::clone(&secrets), secrets }
     }
 
     /// Lends the generator for as long as `take` runs.
     pub fn with<T>(&self, take: impl FnOnce(&mut dyn CryptoRng) -> T) -> T {
-        // A panic of an earlier borrower leaves a generator that is as good as before.
-        let mut rng = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        take(&mut *rng)
+        lend(&self.secrets, take)
     }
+
+    /// Lends a generator for names that nobody should guess but that open nothing, such as the ids of requests: seeded
+    /// by the operating system once, and cheap from then on.
+    pub fn for_names<T>(&self, take: impl FnOnce(&mut dyn CryptoRng) -> T) -> T {
+        lend(&self.names, take)
+    }
+}
+
+fn lend<T>(rng: &Shared, take: impl FnOnce(&mut dyn CryptoRng) -> T) -> T {
+    // A panic of an earlier borrower leaves a generator that is as good as before.
+    let mut rng = rng.lock().unwrap_or_else(PoisonError::into_inner);
+    take(&mut *rng)
 }
 
 impl fmt::Debug for Random {
@@ -43,7 +66,6 @@ impl fmt::Debug for Random {
 
 #[cfg(test)]
 mod tests {
-    use rand::{SeedableRng as _, rngs::StdRng};
     use tollkey_core::{Family, KeyText, Mode, key_text::Kind};
 
     use super::*;
@@ -54,6 +76,9 @@ mod tests {
         assert_eq!(seeded(), seeded());
         let system = Random::system();
         assert_ne!(system.with(|rng| rng.next_u64()), system.with(|rng| rng.next_u64()));
+        let other = Random::system();
+        assert_ne!(system.for_names(|rng| rng.next_u64()), system.for_names(|rng| rng.next_u64()));
+        assert_ne!(system.for_names(|rng| rng.next_u64()), other.for_names(|rng| rng.next_u64()));
     }
 
     #[test]
