@@ -76,6 +76,9 @@ pub struct ListAuditLog {
     /// Only entries about the thing with this id.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target_id: Option<String>,
+    /// Only what this caller did: the `sub` of a token, or the id of a key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub actor_id: Option<String>,
     /// Only entries at or after this time (Unix seconds or RFC 3339).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub since: Option<String>,

@@ -1,3 +1,4 @@
+DROP INDEX audit_log_by_actor;
 DROP INDEX audit_log_by_mode;
 DROP TABLE kept_answers;
 ALTER TABLE api_keys DROP COLUMN rotated_at;

@@ -13,3 +13,5 @@ CREATE INDEX kept_answers_by_time ON kept_answers (created_at);
 
 -- A test key reads the entries about test keys, which may be few among many.
 CREATE INDEX audit_log_by_mode ON audit_log (account_id, target_mode, seq DESC);
+-- What did that key do?
+CREATE INDEX audit_log_by_actor ON audit_log (account_id, actor_id, seq DESC);

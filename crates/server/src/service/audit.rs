@@ -20,6 +20,8 @@ pub struct Filter {
     pub action: Option<Action>,
     /// Only about the thing with this id.
     pub target_id: Option<String>,
+    /// Only what the caller with this id did.
+    pub actor_id: Option<String>,
     /// Only at or after this time.
     pub since: Option<Timestamp>,
     /// Only before this time.
@@ -47,6 +49,7 @@ pub async fn list(state: &State, by: &Manager, filter: Filter) -> Result<Found, 
             let wanted = AuditFilter {
                 action: filter.action,
                 target_id: filter.target_id,
+                actor_id: filter.actor_id,
                 since: filter.since,
                 until: filter.until,
                 mode,

@@ -191,6 +191,8 @@ async fn entries_are_filtered() {
         assert_eq!(by(&format!("?target_id={id}")).await, about);
         assert_eq!(by(&format!("?target_id={id}&action=application.enabled")).await, ["application.enabled"]);
         assert_eq!(by("?target_id=nobody").await, [""; 0]);
+        assert_eq!(by(&format!("?target_id={id}&actor_id=user_1")).await, about);
+        assert_eq!(by("?actor_id=nobody").await, [""; 0]);
         // At or after, and before; both forms of time.
         let at = |seconds: i64| start + seconds;
         let text = |seconds: i64| jiff::Timestamp::from_second(at(seconds)).unwrap().to_string();

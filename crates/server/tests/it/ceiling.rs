@@ -178,6 +178,11 @@ async fn the_log_says_which_key_made_a_key() {
         assert_eq!(log[0]["changes"]["rate_limit"], json!({"limit": 500, "window_seconds": 100}));
         assert_eq!(log[0]["changes"]["expires_at"], 1_767_229_200);
         assert_eq!(log[1]["actor"]["type"], "merchant");
+        // What a key made is found by the key, in either form of its id: a stolen one is revoked with what it made.
+        for id in [&maker.id, &maker_id] {
+            let made = app.get(&format!("/audit-log?action=api_key.created&actor_id={id}"));
+            assert_eq!(made.bearer(&app.merchant("acme")).await.json(), json!([log[0]]));
+        }
         assert_eq!(log[1]["changes"].get("created_by"), None);
     })
     .await;

@@ -26,6 +26,8 @@ pub struct AuditFilter {
     pub action: Option<Action>,
     /// About the thing with this id, hyphenated.
     pub target_id: Option<String>,
+    /// Done by the caller with this id.
+    pub actor_id: Option<String>,
     /// Not before.
     pub since: Option<Timestamp>,
     /// Before.
@@ -67,6 +69,9 @@ impl AccountReader<'_> {
         }
         if let Some(target) = &filter.target_id {
             query = query.filter(audit_log::target_id.eq(target.clone()));
+        }
+        if let Some(actor) = &filter.actor_id {
+            query = query.filter(audit_log::actor_id.eq(actor.clone()));
         }
         if let Some(since) = filter.since {
             query = query.filter(audit_log::occurred_at.ge(rows::micros(since)));

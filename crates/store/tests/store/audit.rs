@@ -83,6 +83,9 @@ fn entries_are_filtered_and_paged_within_the_account() {
         assert_eq!(list(AuditFilter { mode: Some(Mode::Test), ..all() }, None, 9).await, [6, 4, 2]);
         let target_id = Some(id::<tollkey_core::ApiKey>(1).to_string());
         assert_eq!(list(AuditFilter { target_id, ..all() }, None, 9).await, [4, 1]);
+        let by = |actor: &str| AuditFilter { actor_id: Some(actor.to_owned()), ..all() };
+        assert_eq!(list(by("user-1"), None, 9).await, list(all(), None, 9).await);
+        assert_eq!(list(by("user-2"), None, 9).await, [0; 0]);
         let times = AuditFilter { since: Some(at(2)), until: Some(at(4)), ..all() };
         assert_eq!(list(times, None, 9).await, [3, 2]);
         let everything = AuditFilter {
@@ -91,6 +94,7 @@ fn entries_are_filtered_and_paged_within_the_account() {
             since: Some(at(4)),
             until: Some(at(100)),
             target_id: Some(id::<tollkey_core::ApiKey>(2).to_string()),
+            actor_id: Some("user-1".to_owned()),
         };
         assert_eq!(list(everything, Some(6), 9).await, [5]);
     });

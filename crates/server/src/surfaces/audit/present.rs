@@ -48,7 +48,7 @@ pub(crate) fn filter(query: &api::ListAuditLog) -> Result<Filter, Problem> {
         return Err(checks.into_problem());
     };
     // A key's id in either form; every other id as it is.
-    let target_id =
-        query.target_id.as_ref().map(|id| id.parse::<KeyId>().map_or_else(|_| id.clone(), |id| id.to_string()));
-    Ok(Filter { limit, before, action, target_id, since, until })
+    let kept = |id: &String| id.parse::<KeyId>().map_or_else(|_| id.clone(), |id| id.to_string());
+    let (target_id, actor_id) = (query.target_id.as_ref().map(kept), query.actor_id.as_ref().map(kept));
+    Ok(Filter { limit, before, action, target_id, actor_id, since, until })
 }
