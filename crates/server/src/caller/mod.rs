@@ -120,12 +120,10 @@ fn known(verdict: Verdict) -> Result<Known, Problem> {
 /// # Errors
 /// As for every caller: none 401, several 400, invalid 401, of the wrong kind 403; and the denial.
 pub async fn judge_presented(request: &HttpRequest, state: &State, need: &Need<'_>) -> Result<Known, Problem> {
-    if let Credential::One(text) = credential(request.headers())
-        && matches!(Kind::of(without_scheme(text)), Some(Kind::Key(..)))
-    {
-        return judge(request, state, text, need).await;
+    match presented_key(request) {
+        Some(text) => judge(request, state, text, need).await,
+        None => Err(no_key(request, state).await),
     }
-    Err(no_key(request, state).await)
 }
 
 /// What to say of a presented key before the request is refused for a mistake of the gateway's: a stranger learns
@@ -134,12 +132,18 @@ pub async fn judge_presented(request: &HttpRequest, state: &State, need: &Need<'
 /// # Errors
 /// As [`judge_presented`], but for `rate_limited`.
 pub async fn look_at_presented(request: &HttpRequest, state: &State, need: &Need<'_>) -> Result<Known, Problem> {
-    if let Credential::One(text) = credential(request.headers())
-        && matches!(Kind::of(without_scheme(text)), Some(Kind::Key(..)))
-    {
-        return look(state, text, need).await;
+    match presented_key(request) {
+        Some(text) => look(state, text, need).await,
+        None => Err(no_key(request, state).await),
     }
-    Err(no_key(request, state).await)
+}
+
+/// The one credential of a request, if it has the shape of an API key.
+fn presented_key(request: &HttpRequest) -> Option<&str> {
+    match credential(request.headers()) {
+        Credential::One(text) if matches!(Kind::of(without_scheme(text)), Some(Kind::Key(..))) => Some(text),
+        _ => None,
+    }
 }
 
 /// Whatever it is that a request presents, it is no key: missing, several, invalid, or of the wrong kind.
@@ -166,9 +170,10 @@ async fn identify(request: &HttpRequest, state: &State, wanted: &[Family]) -> Re
     match Kind::of(without_scheme(text)) {
         Some(Kind::Key(family, _)) => {
             let need = Need { identity_only: true, client_ip: client_ip(request, state), ..Need::default() };
-            let key = match wanted.contains(&family) {
-                true => judge(request, state, text, &need).await,
-                false => look(state, text, &need).await,
+            let key = if wanted.contains(&family) {
+                judge(request, state, text, &need).await
+            } else {
+                look(state, text, &need).await
             };
             key.map(Caller::Key)
         }
