@@ -143,8 +143,10 @@ fn print(subjects: &[Subject<'_>], measured: &[Vec<Measured>], compared: Option<
         let (p99, p99_ratio) = of(&|it| it.round.latency(0.99));
         let (computed, computed_ratio) = of(&|it| it.computed.unwrap_or(f64::NAN));
         let (busy, _) = of(&|it| it.round.busy());
+        let [rate_ratio, p50_ratio, p99_ratio, computed, computed_ratio] =
+            [rate_ratio, p50_ratio, p99_ratio, computed, computed_ratio].map(decimals);
         println!(
-            "{:<18} {rate:>11.0} {rate_ratio:>6.2}  {p50:>8.0} {p50_ratio:>6.2}  {p99:>8.0} {p99_ratio:>6.2}  {computed:>10.2} {computed_ratio:>6.2}  {:>7.0} %",
+            "{:<18} {rate:>11.0} {rate_ratio:>6}  {p50:>8.0} {p50_ratio:>6}  {p99:>8.0} {p99_ratio:>6}  {computed:>10} {computed_ratio:>6}  {:>7.0} %",
             subject.name,
             busy * 100.0
         );
@@ -154,6 +156,11 @@ fn print(subjects: &[Subject<'_>], measured: &[Vec<Measured>], compared: Option<
          when the machine does other things as well. \"generator\" is how busy the generator was: near 100 % it is what\n\
          limits, and the servers differ by more than the rates say."
     );
+}
+
+/// Two decimals, or a dash for what could not be measured.
+fn decimals(value: f64) -> String {
+    if value.is_nan() { "-".to_owned() } else { format!("{value:.2}") }
 }
 
 fn median(values: impl Iterator<Item = f64>) -> f64 {
