@@ -9,6 +9,8 @@ use crate::{
 
 /// Why a key of a deleted application was revoked.
 pub const APPLICATION_DELETED: &str = "application_deleted";
+/// Why a key was revoked whose maker, a key, was: no key outlives the one that made it.
+pub const MAKER_REVOKED: &str = "maker_revoked";
 
 /// An API key.
 #[derive(Debug, Clone, PartialEq, Eq)]

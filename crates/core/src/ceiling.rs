@@ -1,7 +1,9 @@
 //! The ceiling: nobody makes a key beyond what they hold.
 //!
 //! A management token holds everything of its account. A key that makes keys passes on its own limits: what a
-//! request leaves out is taken from the maker, what it asks for beyond the maker is refused.
+//! request leaves out is taken from the maker, what it asks for beyond the maker is refused. Nor does a key outlive its
+//! maker: it ends with it or sooner, and is revoked with it
+//! ([`MAKER_REVOKED`](crate::api_key::MAKER_REVOKED)).
 
 use crate::{ApiKey, Grants, Mode, Problem};
 

@@ -1,6 +1,9 @@
 -- When a key got its successor.
 ALTER TABLE api_keys ADD COLUMN rotated_at INTEGER NULL;
 
+-- What a key made is revoked with it.
+CREATE INDEX api_keys_by_maker ON api_keys (created_by) WHERE created_by IS NOT NULL;
+
 -- Answers to requests that had an Idempotency-Key. The id is a hash of that key and of whose it is; without the key
 -- and a secret that is not in the database, what is sealed stays shut.
 CREATE TABLE kept_answers (

@@ -3,7 +3,7 @@
 use serde_json::{Map, Value, json};
 use tollkey_core::{
     ApiKey, ApplicationId, Family, Grants, KeyId, KeyText, Mode, Problem, ProblemCode, Status,
-    api_key::{Overlap, Transition, Unchangeable},
+    api_key::{MAKER_REVOKED, Overlap, Transition, Unchangeable},
     audit::{Action, Draft, Target},
     ceiling,
     key_text::Kind,
@@ -16,6 +16,9 @@ use super::{
     idempotency::{self, Answered, Creating, Said},
 };
 use crate::{caller::Manager, state::State};
+
+/// How many keys are read at a time while many are revoked.
+pub(super) const REVOKED_AT_ONCE: u32 = 500;
 
 /// The keys of the commerce surface.
 pub const COMMERCE: &[Family] = &[Family::Commerce];
@@ -369,7 +372,7 @@ pub async fn revoke_of_application(
     Ok(revoke_which(state, by, which, None).await?.1)
 }
 
-/// Revokes a key of the account that is of one of these families; a repeat changes nothing.
+/// Revokes a key of the account that is of one of these families, and the keys it made; a repeat changes nothing.
 ///
 /// # Errors
 /// `not_found`.
@@ -429,7 +432,15 @@ async fn transition(
             let changed = step(&mut key)? == Transition::Changed;
             if changed {
                 account.save_key(&key)?;
-                account.append(drafts(action, Target::key(key.id, key.mode), status_change(&key, now)))?;
+                let mut entries = vec![drafts(action, Target::key(key.id, key.mode), status_change(&key, now))];
+                if action == Action::ApiKeyRevoked {
+                    let made = revoke_what_it_made(&mut account, key.id, now)?;
+                    entries.extend(made.iter().map(|made| revocation(&drafts, made, now)));
+                }
+                // Last: from the first entry on this holds the account's chain, and who holds a key wants that.
+                for entry in entries {
+                    account.append(entry)?;
+                }
             }
             Ok((key, changed))
         })
@@ -439,6 +450,32 @@ async fn transition(
         state.settle_current().await?;
     }
     Ok((key, changed))
+}
+
+/// Revokes the keys that a key made, and what those made. Nobody adds to them meanwhile: who makes a key with a key
+/// holds the latter.
+fn revoke_what_it_made(
+    account: &mut AccountWriter<'_>,
+    maker: KeyId,
+    now: tollkey_core::Timestamp,
+) -> Result<Vec<ApiKey>, Problem> {
+    let mut revoked = Vec::new();
+    let mut makers = vec![maker];
+    while let Some(maker) = makers.pop() {
+        loop {
+            let made = account.lock_unrevoked_made_by(&maker, REVOKED_AT_ONCE)?;
+            if made.is_empty() {
+                break;
+            }
+            for mut key in made {
+                let Transition::Changed = key.revoke(now, Some(MAKER_REVOKED.to_owned())) else { continue };
+                account.save_key(&key)?;
+                makers.push(key.id);
+                revoked.push(key);
+            }
+        }
+    }
+    Ok(revoked)
 }
 
 /// What the audit log says of a key whose status was changed.

@@ -15,8 +15,6 @@ use crate::{caller::Manager, state::State};
 
 /// How many keys of each application `include=apiKeys` shows; the rest has a list of its own.
 const INCLUDED_KEYS: u32 = 100;
-/// How many keys are read at a time while an application is deleted.
-const REVOKED_AT_ONCE: u32 = 500;
 
 /// Makes an application.
 ///
@@ -189,7 +187,7 @@ pub async fn delete(state: &State, by: &Manager, id: ApplicationId) -> Result<()
             // Entries are appended last: from then on this holds the account's chain, and who holds a key wants that.
             let mut entries = Vec::new();
             loop {
-                let keys = account.lock_unrevoked(&id, REVOKED_AT_ONCE)?;
+                let keys = account.lock_unrevoked(&id, api_keys::REVOKED_AT_ONCE)?;
                 if keys.is_empty() {
                     break;
                 }

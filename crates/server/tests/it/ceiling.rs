@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use futures_util::future::{join, join_all};
 use serde_json::{Value, json};
 use tollkey_core::KeyId;
 
@@ -184,6 +185,76 @@ async fn the_log_says_which_key_made_a_key() {
             assert_eq!(made.bearer(&app.merchant("acme")).await.json(), json!([log[0]]));
         }
         assert_eq!(log[1]["changes"].get("created_by"), None);
+    })
+    .await;
+}
+
+#[actix_web::test]
+async fn a_key_is_revoked_with_the_key_that_made_it_and_with_that_ones_maker() {
+    each_backend(async |app: &App| {
+        let token = app.merchant("acme");
+        let maker = make(app, &token, wanted("live", "secret")).await;
+        let sibling = make(app, &token, wanted("live", "secret")).await;
+        let child = make(app, &maker.text, wanted("live", "secret")).await;
+        let catalogue = make(app, &maker.text, wanted("test", "publishable")).await;
+        let grandchild = make(app, &child.text, wanted("test", "secret")).await;
+        let of_sibling = make(app, &sibling.text, wanted("live", "secret")).await;
+        let foreign = make(app, &app.merchant("globex"), wanted("live", "secret")).await;
+        let codes = async |keys: &[&Key]| {
+            let mut codes = Vec::new();
+            for key in keys {
+                codes.push(app.code(&key.text).await);
+            }
+            codes
+        };
+        let (gone, stay) = ([&maker, &child, &catalogue, &grandchild], [&sibling, &of_sibling, &foreign]);
+        // Publishable keys may not do what is not asked for.
+        assert_eq!(codes(&gone).await, ["valid", "valid", "route_not_allowed", "valid"]);
+
+        // By one that was made, which does not save it.
+        let reply = app.delete(&format!("/v1/account/api-keys/{}", maker.id)).bearer(&child.text).await;
+        assert_eq!(reply.status, 200, "{reply}");
+        assert_eq!(codes(&gone).await, ["revoked"; 4]);
+        assert_eq!(codes(&stay).await, ["valid"; 3]);
+
+        let log = app.get("/audit-log?action=api_key.revoked").bearer(&token).await.json();
+        let said: Vec<_> = log.as_array().unwrap().iter().map(|entry| &entry["changes"]["reason"]).collect();
+        assert_eq!(said, [&json!("maker_revoked"), &json!("maker_revoked"), &json!("maker_revoked"), &Value::Null]);
+        let id = |key: &Key| key.id.parse::<KeyId>().unwrap().to_string();
+        assert_eq!(log[3]["target"]["id"], id(&maker));
+        for entry in log.as_array().unwrap() {
+            assert_eq!(entry["actor"], json!({"type": "api_key", "id": id(&child)}));
+        }
+        // A repeat adds nothing.
+        let reply = app.delete(&format!("/account/api-keys/{}", maker.id)).bearer(&token).await;
+        assert_eq!(reply.status, 200, "{reply}");
+        assert_eq!(app.get("/audit-log?action=api_key.revoked").bearer(&token).await.json(), log);
+
+        // What ends itself ends what it made.
+        assert_eq!(app.delete("/whoami").bearer(&sibling.text).await.status, 204);
+        assert_eq!(codes(&stay).await, ["revoked", "revoked", "valid"]);
+    })
+    .await;
+}
+
+#[actix_web::test]
+async fn a_key_made_while_its_maker_is_revoked_is_never_there_afterwards() {
+    each_backend(async |app: &App| {
+        let token = app.merchant("acme");
+        for _ in 0..5 {
+            let maker = make(app, &token, wanted("live", "secret")).await;
+            let makes =
+                join_all((0..10).map(|_| {
+                    app.post("/account/api-keys", wanted("live", "secret")).bearer(&maker.text).into_future()
+                }));
+            let revokes = app.delete(&format!("/account/api-keys/{}", maker.id)).bearer(&token).into_future();
+            let (made, revoked) = join(makes, revokes).await;
+            assert_eq!(revoked.status, 200, "{revoked}");
+            for reply in made.iter().filter(|reply| reply.status == 201) {
+                let text = envelope(app, reply)["data"]["value"].as_str().unwrap().to_owned();
+                assert_eq!(app.code(&text).await, "revoked");
+            }
+        }
     })
     .await;
 }

@@ -247,6 +247,36 @@ impl AccountWriter<'_> {
         Ok(())
     }
 
+    /// Keys made by this key that are not revoked, at most `limit`, held until the end of the transaction. To revoke them
+    /// all, revoke and save these and ask again until there are none.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub fn lock_unrevoked_made_by(&mut self, maker: &KeyId, limit: u32) -> Result<Vec<ApiKey>, Error> {
+        let bytes = maker.as_bytes().as_slice();
+        if let AnyConnection::Postgres(conn) = &mut *self.reader.conn {
+            api_keys::table
+                .filter(api_keys::account_id.eq(self.reader.account.as_str()))
+                .filter(api_keys::created_by.eq(bytes))
+                .filter(api_keys::revoked_at.is_null())
+                .order(api_keys::id) // one order for all who lock several
+                .limit(limit.into())
+                .select(api_keys::id)
+                .for_update()
+                .load::<Vec<u8>>(conn)?;
+        }
+        read(
+            api_keys::table
+                .filter(api_keys::account_id.eq(self.account.as_str()))
+                .filter(api_keys::created_by.eq(bytes))
+                .filter(api_keys::revoked_at.is_null())
+                .order(api_keys::id)
+                .limit(limit.into())
+                .select(KeyRow::as_select())
+                .load(self.conn)?,
+        )
+    }
+
     /// Keys of an application that are not revoked, at most `limit`, held until the end of the transaction. To revoke
     /// them all, revoke and save these and ask again until there are none.
     ///

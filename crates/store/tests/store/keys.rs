@@ -341,3 +341,33 @@ fn what_makes_no_sense_in_the_database_is_refused_not_guessed() {
         }
     });
 }
+
+#[test]
+fn the_keys_a_key_made_are_found_within_the_account_until_they_are_revoked() {
+    each(async |database| {
+        let store = database.store();
+        let made_by =
+            |number: u64, maker: Option<u64>, account| ApiKey { created_by: maker.map(id), ..key(number, account) };
+        let (acme, other) = (acme(), other());
+        for key in [
+            made_by(1, None, &acme),
+            made_by(2, Some(1), &acme),
+            made_by(3, Some(2), &acme),
+            made_by(4, Some(1), &acme),
+            made_by(5, Some(1), &other),
+        ] {
+            store.add_key(&key).await.unwrap();
+        }
+        let made = async |limit| {
+            let account = acme.clone();
+            let made = store.write(move |tx| tx.account(&account).lock_unrevoked_made_by(&id(1), limit)).await;
+            made.unwrap().value.into_iter().map(|key| key.id).collect::<Vec<_>>()
+        };
+        assert_eq!(made(10).await, [id(2), id(4)]);
+        assert_eq!(made(1).await, [id(2)]);
+        let mut revoked = made_by(2, Some(1), &acme);
+        let _ = revoked.revoke(at(9), None);
+        store.save_key(&revoked).await.unwrap();
+        assert_eq!(made(10).await, [id(4)]);
+    });
+}

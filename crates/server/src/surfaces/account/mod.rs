@@ -107,7 +107,7 @@ pub async fn list(request: HttpRequest, state: web::Data<State>, holder: Account
 
 /// Revoke an account key.
 ///
-/// For good; it is dead everywhere once this is answered. A repeat changes nothing.
+/// For good; it is dead everywhere once this is answered, and so is every key it made. A repeat changes nothing.
 #[utoipa::path(
     tag = "account keys",
     operation_id = "deleteAccountKey",
