@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value, json};
 use tollkey_core::{
-    ApiKey, ApplicationId, Family, Grants, KeyId, KeyText, Mode, Problem, ProblemCode, Status,
+    ApiKey, ApplicationId, Family, Grants, KeyId, KeyText, Mode, Problem, ProblemCode, Status, Timestamp,
     api_key::{MAKER_REVOKED, Overlap, Transition, Unchangeable},
     audit::{Action, Draft, Target},
     ceiling,
@@ -454,11 +454,7 @@ async fn transition(
 
 /// Revokes the keys that a key made, and what those made. Nobody adds to them meanwhile: who makes a key with a key
 /// holds the latter.
-fn revoke_what_it_made(
-    account: &mut AccountWriter<'_>,
-    maker: KeyId,
-    now: tollkey_core::Timestamp,
-) -> Result<Vec<ApiKey>, Problem> {
+fn revoke_what_it_made(account: &mut AccountWriter<'_>, maker: KeyId, now: Timestamp) -> Result<Vec<ApiKey>, Problem> {
     let mut revoked = Vec::new();
     let mut makers = vec![maker];
     while let Some(maker) = makers.pop() {
@@ -479,7 +475,7 @@ fn revoke_what_it_made(
 }
 
 /// What the audit log says of a key whose status was changed.
-fn status_change(key: &ApiKey, now: tollkey_core::Timestamp) -> Value {
+fn status_change(key: &ApiKey, now: Timestamp) -> Value {
     match key.status(now) {
         Status::Revoked => json!({"status": "revoked", "reason": key.revoked_reason}),
         status => json!({"status": status.as_str()}),
@@ -487,10 +483,6 @@ fn status_change(key: &ApiKey, now: tollkey_core::Timestamp) -> Value {
 }
 
 /// The audit entry of a key revoked inside somebody's larger transaction.
-pub(super) fn revocation(
-    drafts: &impl Fn(Action, Target, Value) -> Draft,
-    key: &ApiKey,
-    now: tollkey_core::Timestamp,
-) -> Draft {
+pub(super) fn revocation(drafts: &impl Fn(Action, Target, Value) -> Draft, key: &ApiKey, now: Timestamp) -> Draft {
     drafts(Action::ApiKeyRevoked, Target::key(key.id, key.mode), status_change(key, now))
 }

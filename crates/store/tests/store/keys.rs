@@ -367,7 +367,7 @@ fn the_keys_a_key_made_are_found_within_the_account_until_they_are_revoked() {
         assert_eq!(made(1).await, [id(2)]);
         let mut revoked = made_by(2, Some(1), &acme);
         let _ = revoked.revoke(at(9), None);
-        store.save_key(&revoked).await.unwrap();
+        let _ = store.save_key(&revoked).await.unwrap();
         assert_eq!(made(10).await, [id(4)]);
     });
 }

@@ -23,8 +23,8 @@ pub async fn whoami(state: web::Data<State>, key: PresentedKey) -> Answer {
 
 /// Revoke the presented key.
 ///
-/// For whoever finds a key where it should not be: it is dead everywhere once this is answered. Publishable keys,
-/// which are meant to be seen, cannot.
+/// For whoever finds a key where it should not be: it is dead everywhere once this is answered, and so is every key it
+/// made. Publishable keys, which are meant to be seen, cannot.
 #[utoipa::path(
     tag = "verification",
     operation_id = "revokeWhoami",
