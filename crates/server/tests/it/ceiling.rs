@@ -8,7 +8,7 @@ use tollkey_core::KeyId;
 
 use crate::{
     storlaunch::{envelope, made, make, refusal, rules, wanted},
-    support::{App, Key, Reply, each_backend, eventually},
+    support::{App, Call, Key, Reply, each_backend, eventually},
 };
 
 const KEYS: &str = "/v1/account/api-keys";
@@ -255,6 +255,41 @@ async fn a_key_made_while_its_maker_is_revoked_is_never_there_afterwards() {
                 assert_eq!(app.code(&text).await, "revoked");
             }
         }
+    })
+    .await;
+}
+
+#[actix_web::test]
+async fn generations_revoked_at_once_are_all_gone_and_each_once() {
+    each_backend(async |app: &App| {
+        let replica = app.replica().await;
+        let token = app.merchant("acme");
+        let mut all = Vec::new();
+        for _ in 0..3 {
+            let mut generations = vec![make(app, &token, wanted("live", "secret")).await];
+            for _ in 0..3 {
+                let maker = generations.last().unwrap().text.clone();
+                make(app, &maker, wanted("test", "publishable")).await;
+                generations.push(make(app, &maker, wanted("live", "secret")).await);
+            }
+            // The youngest first, the eldest first, by two servers.
+            let revokes = generations.iter().chain(generations.iter().rev()).enumerate().map(|(i, key)| {
+                let address = if i % 2 == 0 { app.running().address() } else { replica.address() };
+                Call::new(address, "DELETE", &format!("/account/api-keys/{}", key.id)).bearer(&token).into_future()
+            });
+            for reply in join_all(revokes.collect::<Vec<_>>()).await {
+                assert_eq!(reply.status, 200, "{reply}");
+            }
+            for key in &generations {
+                assert_eq!(app.code(&key.text).await, "revoked");
+            }
+            all.extend(generations);
+        }
+        let keys = app.get("/account/api-keys").bearer(&token).await.json();
+        assert!(keys["data"].as_array().unwrap().iter().all(|key| key["revokedAt"].is_string()), "{keys}");
+        let log = app.get("/audit-log?action=api_key.revoked").bearer(&token).await.json();
+        assert_eq!(log.as_array().unwrap().len(), keys["data"].as_array().unwrap().len(), "each once");
+        replica.stop().await;
     })
     .await;
 }
