@@ -18,7 +18,7 @@ use super::{
 use crate::{caller::Manager, state::State};
 
 /// How many keys are read at a time while many are revoked.
-pub(super) const REVOKED_AT_ONCE: u32 = 500;
+pub(super) const REVOKED_AT_ONCE: u32 = 200;
 
 /// The keys of the commerce surface.
 pub const COMMERCE: &[Family] = &[Family::Commerce];
@@ -383,7 +383,11 @@ pub async fn revoke(
     id: KeyId,
     reason: Option<String>,
 ) -> Result<ApiKey, Problem> {
-    Ok(revoke_which(state, by, Which { families, application_id: None, id }, reason).await?.0)
+    let (key, _) = revoke_which(state, by, Which { families, application_id: None, id }, reason).await?;
+    if key.family == Family::Secret {
+        revoke_what_it_made(state, by, key.id).await?;
+    }
+    Ok(key)
 }
 
 async fn revoke_which(
@@ -432,15 +436,7 @@ async fn transition(
             let changed = step(&mut key)? == Transition::Changed;
             if changed {
                 account.save_key(&key)?;
-                let mut entries = vec![drafts(action, Target::key(key.id, key.mode), status_change(&key, now))];
-                if action == Action::ApiKeyRevoked {
-                    let made = revoke_what_it_made(&mut account, key.id, now)?;
-                    entries.extend(made.iter().map(|made| revocation(&drafts, made, now)));
-                }
-                // Last: from the first entry on this holds the account's chain, and who holds a key wants that.
-                for entry in entries {
-                    account.append(entry)?;
-                }
+                account.append(drafts(action, Target::key(key.id, key.mode), status_change(&key, now)))?;
             }
             Ok((key, changed))
         })
@@ -452,26 +448,41 @@ async fn transition(
     Ok((key, changed))
 }
 
-/// Revokes the keys that a key made, and what those made. Nobody adds to them meanwhile: who makes a key with a key
-/// holds the latter.
-fn revoke_what_it_made(account: &mut AccountWriter<'_>, maker: KeyId, now: Timestamp) -> Result<Vec<ApiKey>, Problem> {
-    let mut revoked = Vec::new();
+/// Revokes the keys that a key made, and what those made, once it is revoked itself. In small transactions, so that
+/// nobody waits for somebody with thousands of keys; a repeat goes on where an earlier attempt was cut off.
+///
+/// Nobody adds to what a revoked key made: who makes a key with a key holds the latter and looks at it.
+async fn revoke_what_it_made(state: &State, by: &Manager, maker: KeyId) -> Result<(), Problem> {
     let mut makers = vec![maker];
-    while let Some(maker) = makers.pop() {
-        loop {
-            let made = account.lock_unrevoked_made_by(&maker, REVOKED_AT_ONCE)?;
-            if made.is_empty() {
-                break;
-            }
-            for mut key in made {
-                let Transition::Changed = key.revoke(now, Some(MAKER_REVOKED.to_owned())) else { continue };
-                account.save_key(&key)?;
-                makers.push(key.id);
-                revoked.push(key);
-            }
-        }
+    while !makers.is_empty() {
+        let these = makers.split_off(makers.len().saturating_sub(REVOKED_AT_ONCE as usize));
+        while revoke_some_made_by(state, by, these.clone()).await? {}
+        let account_id = by.account_id.clone();
+        makers.extend(state.read(move |db| db.account(&account_id).makers_made_by(&these)).await?);
     }
-    Ok(revoked)
+    Ok(())
+}
+
+/// Revokes some keys that one of these made; false when there are none left.
+async fn revoke_some_made_by(state: &State, by: &Manager, makers: Vec<KeyId>) -> Result<bool, Problem> {
+    let now = state.clock.now();
+    let (account_id, drafts) = (by.account_id.clone(), by.drafts(state));
+    state
+        .change(move |tx| {
+            let mut account = tx.account(&account_id);
+            let mut made = account.lock_unrevoked_made_by(&makers, REVOKED_AT_ONCE)?;
+            for key in &mut made {
+                if key.revoke(now, Some(MAKER_REVOKED.to_owned())) == Transition::Changed {
+                    account.save_key(key)?;
+                }
+            }
+            // Last: from the first entry on this holds the account's chain, and who holds a key wants that.
+            for key in &made {
+                account.append(revocation(&drafts, key, now))?;
+            }
+            Ok(!made.is_empty())
+        })
+        .await
 }
 
 /// What the audit log says of a key whose status was changed.

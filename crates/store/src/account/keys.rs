@@ -41,6 +41,10 @@ fn names(families: &[Family]) -> Vec<&'static str> {
     families.iter().map(|family| family.as_str()).collect()
 }
 
+fn bytes_of(ids: &[KeyId]) -> Vec<Vec<u8>> {
+    ids.iter().map(|id| id.as_bytes().to_vec()).collect()
+}
+
 fn read(rows: Vec<KeyRow>) -> Result<Vec<ApiKey>, Error> {
     rows.into_iter().map(TryInto::try_into).collect()
 }
@@ -175,6 +179,20 @@ impl AccountReader<'_> {
         rows::unsigned(count)
     }
 
+    /// The ids of the secret keys, which alone make keys, that were made by one of these; revoked ones too.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub fn makers_made_by(&mut self, makers: &[KeyId]) -> Result<Vec<KeyId>, Error> {
+        let ids: Vec<Vec<u8>> = api_keys::table
+            .filter(api_keys::account_id.eq(self.account.as_str()))
+            .filter(api_keys::created_by.eq_any(bytes_of(makers)))
+            .filter(api_keys::family.eq(Family::Secret.as_str()))
+            .select(api_keys::id)
+            .load(self.conn)?;
+        ids.iter().map(|id| rows::id(id)).collect()
+    }
+
     /// How a key was used since a day, by day and outcome, the newest day first.
     ///
     /// # Errors
@@ -247,17 +265,17 @@ impl AccountWriter<'_> {
         Ok(())
     }
 
-    /// Keys made by this key that are not revoked, at most `limit`, held until the end of the transaction. To revoke them
-    /// all, revoke and save these and ask again until there are none.
+    /// Keys made by one of these keys that are not revoked, at most `limit`, held until the end of the transaction. To
+    /// revoke them all, revoke and save these and ask again until there are none.
     ///
     /// # Errors
     /// [`Error`].
-    pub fn lock_unrevoked_made_by(&mut self, maker: &KeyId, limit: u32) -> Result<Vec<ApiKey>, Error> {
-        let bytes = maker.as_bytes().as_slice();
+    pub fn lock_unrevoked_made_by(&mut self, makers: &[KeyId], limit: u32) -> Result<Vec<ApiKey>, Error> {
+        let makers = bytes_of(makers);
         if let AnyConnection::Postgres(conn) = &mut *self.reader.conn {
             api_keys::table
                 .filter(api_keys::account_id.eq(self.reader.account.as_str()))
-                .filter(api_keys::created_by.eq(bytes))
+                .filter(api_keys::created_by.eq_any(makers.clone()))
                 .filter(api_keys::revoked_at.is_null())
                 .order(api_keys::id) // one order for all who lock several
                 .limit(limit.into())
@@ -268,7 +286,7 @@ impl AccountWriter<'_> {
         read(
             api_keys::table
                 .filter(api_keys::account_id.eq(self.account.as_str()))
-                .filter(api_keys::created_by.eq(bytes))
+                .filter(api_keys::created_by.eq_any(makers))
                 .filter(api_keys::revoked_at.is_null())
                 .order(api_keys::id)
                 .limit(limit.into())

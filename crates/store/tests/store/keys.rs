@@ -360,7 +360,7 @@ fn the_keys_a_key_made_are_found_within_the_account_until_they_are_revoked() {
         }
         let made = async |limit| {
             let account = acme.clone();
-            let made = store.write(move |tx| tx.account(&account).lock_unrevoked_made_by(&id(1), limit)).await;
+            let made = store.write(move |tx| tx.account(&account).lock_unrevoked_made_by(&[id(1), id(9)], limit)).await;
             made.unwrap().value.into_iter().map(|key| key.id).collect::<Vec<_>>()
         };
         assert_eq!(made(10).await, [id(2), id(4)]);
@@ -369,5 +369,9 @@ fn the_keys_a_key_made_are_found_within_the_account_until_they_are_revoked() {
         let _ = revoked.revoke(at(9), None);
         let _ = store.save_key(&revoked).await.unwrap();
         assert_eq!(made(10).await, [id(4)]);
+        let secret = ApiKey { family: tollkey_core::Family::Secret, ..made_by(6, Some(4), &acme) };
+        store.add_key(&secret).await.unwrap();
+        let found = store.read(|db| db.account(&crate::acme()).makers_made_by(&[id(1), id(4)])).await;
+        assert_eq!(found.unwrap(), [id(6)]);
     });
 }
