@@ -129,12 +129,8 @@ pub async fn create(
     creating: Creating,
     say: impl FnOnce(Made) -> Answered + Send + 'static,
 ) -> Result<Said, Problem> {
-    let (key, text) = wanted.mint(state, by, family, None)?;
-    let draft = by.draft(state, Action::ApiKeyCreated, Target::key(key.id, key.mode), described(&key).into());
     let limit = state.policy.account_key_limit;
-    let digest = text.digest();
-    idempotency::create(state, creating, say, move |tx| {
-        let mut account = tx.account(&key.account_id);
+    insert(state, by, (family, None), wanted, creating, say, move |account, key| {
         if let Some(maker) = key.created_by {
             // A key that was ended while its request was under way makes no other.
             let maker = account.lock_key(ACCOUNT, &maker)?;
@@ -143,7 +139,27 @@ pub async fn create(
             }
         }
         account.get()?.operating_model.check(&key.grants)?;
-        check_limit(&mut account, &key, limit, 1)?;
+        check_limit(account, key, limit, 1)
+    })
+    .await
+}
+
+/// Mints a key and writes it with its audit entry in one transaction, once `allow` has found that it may be there.
+async fn insert(
+    state: &State,
+    by: &Manager,
+    (family, application_id): (Family, Option<ApplicationId>),
+    wanted: NewKey,
+    creating: Creating,
+    say: impl FnOnce(Made) -> Answered + Send + 'static,
+    allow: impl FnOnce(&mut AccountWriter<'_>, &ApiKey) -> Result<(), Problem> + Send + 'static,
+) -> Result<Said, Problem> {
+    let (key, text) = wanted.mint(state, by, family, application_id)?;
+    let draft = by.draft(state, Action::ApiKeyCreated, Target::key(key.id, key.mode), described(&key).into());
+    let digest = text.digest();
+    idempotency::create(state, creating, say, move |tx| {
+        let mut account = tx.account(&key.account_id);
+        allow(&mut account, &key)?;
         account.insert_key(&key, &digest)?;
         account.append(draft)?;
         Ok((key, text))
@@ -178,12 +194,9 @@ pub async fn create_for_application(
     creating: Creating,
     say: impl FnOnce(Made) -> Answered + Send + 'static,
 ) -> Result<Said, Problem> {
-    let (key, text) = wanted.mint(state, by, Family::Application, Some(application_id))?;
-    let draft = by.draft(state, Action::ApiKeyCreated, Target::key(key.id, key.mode), described(&key).into());
     let limit = state.policy.application_key_limit;
-    let digest = text.digest();
-    idempotency::create(state, creating, say, move |tx| {
-        let mut account = tx.account(&key.account_id);
+    let home = (Family::Application, Some(application_id));
+    insert(state, by, home, wanted, creating, say, move |account, key| {
         // The lock makes counting and inserting one step for this application.
         account.lock_application(&application_id)?.ok_or_else(Problem::not_found)?;
         if account.count_usable(&application_id, key.created_at)? >= u64::from(limit) {
@@ -192,9 +205,7 @@ pub async fn create_for_application(
                 format!("The application has {limit} keys that are neither revoked nor expired; revoke one first."),
             ));
         }
-        account.insert_key(&key, &digest)?;
-        account.append(draft)?;
-        Ok((key, text))
+        Ok(())
     })
     .await
 }
@@ -470,12 +481,8 @@ async fn revoke_some_made_by(state: &State, by: &Manager, makers: Vec<KeyId>) ->
     state
         .change(move |tx| {
             let mut account = tx.account(&account_id);
-            let mut made = account.lock_unrevoked_made_by(&makers, REVOKED_AT_ONCE)?;
-            for key in &mut made {
-                if key.revoke(now, Some(MAKER_REVOKED.to_owned())) == Transition::Changed {
-                    account.save_key(key)?;
-                }
-            }
+            let made = account.lock_unrevoked_made_by(&makers, REVOKED_AT_ONCE)?;
+            let made = revoke_each(&mut account, made, MAKER_REVOKED, now)?;
             // Last: from the first entry on this holds the account's chain, and who holds a key wants that.
             for key in &made {
                 account.append(revocation(&drafts, key, now))?;
@@ -491,6 +498,23 @@ fn status_change(key: &ApiKey, now: Timestamp) -> Value {
         Status::Revoked => json!({"status": "revoked", "reason": key.revoked_reason}),
         status => json!({"status": status.as_str()}),
     }
+}
+
+/// Revokes keys inside somebody's larger transaction, for one reason. Gives those that were not revoked before.
+pub(super) fn revoke_each(
+    account: &mut AccountWriter<'_>,
+    keys: Vec<ApiKey>,
+    reason: &str,
+    now: Timestamp,
+) -> Result<Vec<ApiKey>, Problem> {
+    let mut revoked = Vec::with_capacity(keys.len());
+    for mut key in keys {
+        if key.revoke(now, Some(reason.to_owned())) == Transition::Changed {
+            account.save_key(&key)?;
+            revoked.push(key);
+        }
+    }
+    Ok(revoked)
 }
 
 /// The audit entry of a key revoked inside somebody's larger transaction.

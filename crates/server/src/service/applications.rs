@@ -3,7 +3,7 @@
 use serde_json::{Map, Value, json};
 use tollkey_core::{
     ApiKey, Application, ApplicationId, Problem, ProblemCode,
-    api_key::{APPLICATION_DELETED, Transition},
+    api_key::APPLICATION_DELETED,
     audit::{Action, Target},
 };
 
@@ -191,11 +191,8 @@ pub async fn delete(state: &State, by: &Manager, id: ApplicationId) -> Result<()
                 if keys.is_empty() {
                     break;
                 }
-                for mut key in keys {
-                    let Transition::Changed = key.revoke(now, Some(APPLICATION_DELETED.to_owned())) else { continue };
-                    account.save_key(&key)?;
-                    entries.push(api_keys::revocation(&drafts, &key, now));
-                }
+                let keys = api_keys::revoke_each(&mut account, keys, APPLICATION_DELETED, now)?;
+                entries.extend(keys.iter().map(|key| api_keys::revocation(&drafts, key, now)));
             }
             account.delete_application(&id, now)?;
             for entry in entries {

@@ -2,8 +2,13 @@
 
 use jiff::Timestamp;
 use tollkey_api::{applications, time::Moment};
-use tollkey_core::{Catalogue, Grants, Invalid, IpList, RateLimit, Scope};
+use tollkey_core::{Catalogue, Checks, Grants, Invalid, IpList, Problem, RateLimit, Scope};
 use tollkey_store::KeyCursor;
+
+use super::within;
+
+/// How many keys a list has, at most and when nobody says.
+const LISTED: u32 = 1000;
 
 fn strs(texts: &[String]) -> impl Iterator<Item = &str> {
     texts.iter().map(String::as_str)
@@ -32,13 +37,29 @@ pub fn shown_networks(list: Option<&IpList>) -> Option<Vec<String>> {
     list.map(|list| list.networks().iter().map(ToString::to_string).collect())
 }
 
+/// How often a key may be used, read in camelCase.
+pub fn rate_limit(limit: Option<applications::RateLimit>) -> Result<Option<RateLimit>, Invalid> {
+    limit.map(|limit| RateLimit::new(limit.limit, limit.window_seconds)).transpose()
+}
+
 /// A rate limit, printed in camelCase.
 pub fn shown_rate_limit(limit: RateLimit) -> applications::RateLimit {
     applications::RateLimit { limit: limit.limit().get().into(), window_seconds: limit.window_seconds().get().into() }
 }
 
+/// How many keys are listed, and behind which.
+pub fn listing(limit: Option<u32>, after: Option<&str>) -> Result<(u32, Option<KeyCursor>), Problem> {
+    let mut checks = Checks::default();
+    let limit = checks.member("limit", within(limit, LISTED, 1..=LISTED));
+    let after = checks.member("cursor", cursor(after));
+    match (limit, after) {
+        (Some(limit), Some(after)) => Ok((limit, after)),
+        _ => Err(checks.into_problem()),
+    }
+}
+
 /// A place in a list of keys, as a caller gives it back.
-pub fn cursor(text: Option<&str>) -> Result<Option<KeyCursor>, Invalid> {
+fn cursor(text: Option<&str>) -> Result<Option<KeyCursor>, Invalid> {
     let Some(text) = text else { return Ok(None) };
     let read = || {
         let (micros, id) = text.split_once('.')?;

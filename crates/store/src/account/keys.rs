@@ -214,6 +214,26 @@ impl AccountReader<'_> {
     }
 }
 
+/// Keys of the account that are not revoked and that a filter lets through, held until the end of the transaction. A
+/// macro, because what a function would have to say of the filter's type is longer than all of this.
+macro_rules! lock_unrevoked {
+    ($self:ident, $limit:ident, $filter:expr) => {{
+        let account = $self.reader.account.as_str();
+        let unrevoked = || {
+            api_keys::table
+                .filter(api_keys::account_id.eq(account))
+                .filter($filter)
+                .filter(api_keys::revoked_at.is_null())
+                .order(api_keys::id) // one order for all who lock several
+                .limit($limit.into())
+        };
+        if let AnyConnection::Postgres(conn) = &mut *$self.reader.conn {
+            unrevoked().select(api_keys::id).for_update().load::<Vec<u8>>(conn)?;
+        }
+        read(unrevoked().select(KeyRow::as_select()).load($self.conn)?)
+    }};
+}
+
 impl AccountWriter<'_> {
     /// The key, held until the end of the transaction, for who changes it by what it is.
     ///
@@ -271,28 +291,7 @@ impl AccountWriter<'_> {
     /// # Errors
     /// [`Error`].
     pub fn lock_unrevoked_made_by(&mut self, makers: &[KeyId], limit: u32) -> Result<Vec<ApiKey>, Error> {
-        let makers = bytes_of(makers);
-        if let AnyConnection::Postgres(conn) = &mut *self.reader.conn {
-            api_keys::table
-                .filter(api_keys::account_id.eq(self.reader.account.as_str()))
-                .filter(api_keys::created_by.eq_any(makers.clone()))
-                .filter(api_keys::revoked_at.is_null())
-                .order(api_keys::id) // one order for all who lock several
-                .limit(limit.into())
-                .select(api_keys::id)
-                .for_update()
-                .load::<Vec<u8>>(conn)?;
-        }
-        read(
-            api_keys::table
-                .filter(api_keys::account_id.eq(self.account.as_str()))
-                .filter(api_keys::created_by.eq_any(makers))
-                .filter(api_keys::revoked_at.is_null())
-                .order(api_keys::id)
-                .limit(limit.into())
-                .select(KeyRow::as_select())
-                .load(self.conn)?,
-        )
+        lock_unrevoked!(self, limit, api_keys::created_by.eq_any(bytes_of(makers)))
     }
 
     /// Keys of an application that are not revoked, at most `limit`, held until the end of the transaction. To revoke
@@ -301,27 +300,6 @@ impl AccountWriter<'_> {
     /// # Errors
     /// [`Error`].
     pub fn lock_unrevoked(&mut self, application: &ApplicationId, limit: u32) -> Result<Vec<ApiKey>, Error> {
-        let bytes = application.as_bytes().as_slice();
-        if let AnyConnection::Postgres(conn) = &mut *self.reader.conn {
-            api_keys::table
-                .filter(api_keys::account_id.eq(self.reader.account.as_str()))
-                .filter(api_keys::application_id.eq(bytes))
-                .filter(api_keys::revoked_at.is_null())
-                .order(api_keys::id) // one order for all who lock several
-                .limit(limit.into())
-                .select(api_keys::id)
-                .for_update()
-                .load::<Vec<u8>>(conn)?;
-        }
-        read(
-            api_keys::table
-                .filter(api_keys::account_id.eq(self.account.as_str()))
-                .filter(api_keys::application_id.eq(bytes))
-                .filter(api_keys::revoked_at.is_null())
-                .order(api_keys::id)
-                .limit(limit.into())
-                .select(KeyRow::as_select())
-                .load(self.conn)?,
-        )
+        lock_unrevoked!(self, limit, api_keys::application_id.eq(application.as_bytes().as_slice()))
     }
 }

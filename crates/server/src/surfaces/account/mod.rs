@@ -7,13 +7,12 @@ mod present;
 
 use actix_web::{HttpRequest, HttpResponse, delete, get, post, web};
 use tollkey_api::{account as api, audit::ListAuditLog};
-use tollkey_core::{Checks, Family};
+use tollkey_core::Family;
 
 use self::present::{created_key, enveloped, enveloped_list, key, new_key};
 use super::{
     audit, members, path_id,
     retry::{Retry, respond},
-    within,
 };
 use crate::{
     body::{Body, Query},
@@ -22,9 +21,6 @@ use crate::{
     service::{self, api_keys, idempotency::Answered},
     state::State,
 };
-
-/// How many keys a list has, at most and when nobody says.
-const LISTED: u32 = 1000;
 
 /// Mounts the surface where the document has it; the OpenAPI document describes it under `/api/v1`.
 pub fn under_v1(config: &mut web::ServiceConfig) {
@@ -95,10 +91,7 @@ pub async fn create(
 #[get("/account/api-keys")]
 pub async fn list(request: HttpRequest, state: web::Data<State>, holder: AccountHolder, query: Query) -> Answer {
     let query: api::ListKeys = query.read()?;
-    let mut checks = Checks::default();
-    let limit = checks.member("limit", within(query.limit, LISTED, 1..=LISTED));
-    let after = checks.member("cursor", members::cursor(query.cursor.as_deref()));
-    let (Some(limit), Some(after)) = (limit, after) else { return Err(checks.into_problem().into()) };
+    let (limit, after) = members::listing(query.limit, query.cursor.as_deref())?;
     let found = api_keys::list(&state, &holder.0, api_keys::ACCOUNT, after, limit).await?;
     let keys = found.keys.iter().map(key).collect();
     let next = found.next.map(members::shown_cursor);

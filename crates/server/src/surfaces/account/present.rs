@@ -5,7 +5,7 @@ use jiff::Timestamp;
 use serde_json::value::RawValue;
 use tollkey_api::{Secret, account as api};
 use tollkey_core::{
-    ApiKey, Checks, Family, Grants, KeyId, KeyText, Problem, ProblemCode, RateLimit,
+    ApiKey, Checks, Family, Grants, KeyId, KeyText, Problem, ProblemCode,
     audit::{ActorKind, Entry, TargetKind},
     metadata::Metadata,
     text,
@@ -91,10 +91,7 @@ pub(super) fn new_key(body: api::CreateKey, now: Timestamp) -> Result<NewKey, Pr
     let name = checks.member("/name", text::required(&body.name, 100));
     let expires_at = checks.member("/expiresAt", members::end(body.expires_at, now));
     let allowed_ips = checks.member("/allowedIps", members::networks(body.allowed_ips.as_deref()));
-    let rate_limit = checks.member(
-        "/rateLimit",
-        body.rate_limit.map(|limit| RateLimit::new(limit.limit, limit.window_seconds)).transpose(),
-    );
+    let rate_limit = checks.member("/rateLimit", members::rate_limit(body.rate_limit));
     let metadata = checks.member("/metadata", body.metadata.map(Metadata::new).transpose());
     let (Some(name), Some(expires_at), Some(allowed_ips), Some(rate_limit), Some(metadata)) =
         (name, expires_at, allowed_ips, rate_limit, metadata)

@@ -3,8 +3,7 @@
 use jiff::Timestamp;
 use tollkey_api::{Secret, applications as api};
 use tollkey_core::{
-    ApiKey, Application, ApplicationId, Catalogue, Checks, Grants, KeyText, Problem, RateLimit, metadata::Metadata,
-    text,
+    ApiKey, Application, ApplicationId, Catalogue, Checks, Grants, KeyText, Problem, metadata::Metadata, text,
 };
 
 use crate::{service::api_keys::NewKey, surfaces::members};
@@ -72,10 +71,7 @@ pub(super) fn new_key(body: api::CreateKey, catalogue: &Catalogue, now: Timestam
     let scopes = checks.member("/scopes", members::scopes(body.scopes.as_deref(), catalogue));
     let expires_at = checks.member("/expiresAt", members::end(body.expires_at, now));
     let allowed_ips = checks.member("/allowedIps", members::networks(body.allowed_ips.as_deref()));
-    let rate_limit = checks.member(
-        "/rateLimit",
-        body.rate_limit.map(|limit| RateLimit::new(limit.limit, limit.window_seconds)).transpose(),
-    );
+    let rate_limit = checks.member("/rateLimit", members::rate_limit(body.rate_limit));
     let metadata = checks.member("/metadata", body.metadata.map(Metadata::new).transpose());
     let (Some(name), Some(scopes), Some(expires_at), Some(allowed_ips), Some(rate_limit), Some(metadata)) =
         (name, scopes, expires_at, allowed_ips, rate_limit, metadata)

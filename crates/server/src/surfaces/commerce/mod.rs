@@ -5,13 +5,12 @@ mod present;
 
 use actix_web::{HttpResponse, get, http::header, patch, post, web};
 use tollkey_api::commerce as api;
-use tollkey_core::{Checks, Family, Problem, api_key::Overlap, text};
+use tollkey_core::{Family, Problem, api_key::Overlap, text};
 
 use self::present::{created_key, edit, key, new_key};
 use super::{
     members, path_id,
     retry::{Retry, plain},
-    within,
 };
 use crate::{
     body::{Body, Query},
@@ -23,8 +22,6 @@ use crate::{
 
 /// The words of a revocation, by the document.
 const REVOKED: &str = "API key revoked successfully";
-/// How many keys a list has, at most and when nobody says.
-const LISTED: u32 = 1000;
 
 fn made((key, text): api_keys::Made) -> Answered {
     Answered::created(&created_key(&key, &text)).at(format!("/api/v1/api-keys/{}", key.id))
@@ -67,10 +64,7 @@ pub async fn create(state: web::Data<State>, merchant: Merchant, retry: Retry, b
 #[get("/api-keys")]
 pub async fn list(state: web::Data<State>, merchant: Merchant, query: Query) -> Answer {
     let query: api::ListKeys = query.read()?;
-    let mut checks = Checks::default();
-    let limit = checks.member("limit", within(query.limit, LISTED, 1..=LISTED));
-    let after = checks.member("cursor", members::cursor(query.cursor.as_deref()));
-    let (Some(limit), Some(after)) = (limit, after) else { return Err(checks.into_problem().into()) };
+    let (limit, after) = members::listing(query.limit, query.cursor.as_deref())?;
     let found = api_keys::list(&state, &merchant.0, api_keys::COMMERCE, after, limit).await?;
     let mut response = HttpResponse::Ok();
     if let Some(next) = found.next {
