@@ -3,11 +3,11 @@
 //! Every change to an existing key, application, account or service key raises one counter in its own
 //! transaction. Verifiers follow that counter; none answers from memory without knowing where it stands.
 
-use std::fmt;
+use std::{fmt, str::FromStr};
 
 use rand::CryptoRng;
 
-use crate::{AccountId, ApplicationId, KeyId, ServiceKeyId};
+use crate::{AccountId, ApplicationId, Invalid, KeyId, ServiceKeyId};
 
 /// A value of the change counter. It grows by one with each change and never falls in one database;
 /// a reader that sees it fall is talking to a database that was restored or failed over.
@@ -33,14 +33,47 @@ pub enum Changed {
     ServiceKey(ServiceKeyId),
 }
 
-/// The changes after some value of the counter, and the counter itself, read from one state.
+/// A place in the log of changes: how many there have been, and when the last of them was made.
+///
+/// The counter alone does not tell two histories apart: a database that was restored, and has since been changed as
+/// often as before, shows the same count for something else. No two histories have made the same change in the same
+/// microsecond.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Default, Debug)]
+pub struct Position {
+    /// The value of the counter.
+    pub seq: Seq,
+    /// When the change that made it so was made, in microseconds since 1970; 0 before the first one.
+    pub at: i64,
+}
+
+impl fmt::Display for Position {
+    /// `42-1767225600000000`: what subscribers give back as their cursor.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-{}", self.seq, self.at)
+    }
+}
+
+impl FromStr for Position {
+    type Err = Invalid;
+
+    fn from_str(text: &str) -> Result<Self, Invalid> {
+        let parts = text.split_once('-').and_then(|(seq, at)| Some((seq.parse().ok()?, at.parse().ok()?)));
+        match parts {
+            Some((seq, at)) => Ok(Self { seq: Seq(seq), at }),
+            None => Err(Invalid::new("must be a cursor as it was given")),
+        }
+    }
+}
+
+/// The changes after some position, and where the counter stands, read from one state.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ChangeLog {
-    /// The counter.
-    pub current: Seq,
-    /// The changes, oldest first. Ends before `current` when there are more than were asked for; begins later than
-    /// the next one when what was asked for is no longer kept.
-    pub changes: Vec<(Seq, Changed)>,
+    /// Where the counter stands.
+    pub current: Position,
+    /// The changes, oldest first, each with the position it led to; they end before `current` when there are more
+    /// than were asked for. `None` when the log does not go on from the position that was asked about: it is no longer
+    /// kept, or belongs to another history. Whoever was there forgets everything.
+    pub changes: Option<Vec<(Position, Changed)>>,
 }
 
 /// Who answers from memory: random per process start, so that a restarted process is a new verifier.
@@ -77,5 +110,18 @@ impl fmt::Display for VerifierId {
 impl fmt::Debug for VerifierId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "VerifierId({self})")
+    }
+}
+
+impl FromStr for VerifierId {
+    type Err = Invalid;
+
+    /// The 32 hexadecimal digits of [`Display`](fmt::Display).
+    fn from_str(text: &str) -> Result<Self, Invalid> {
+        let invalid = || Invalid::new("must be 32 lower-case hexadecimal digits");
+        if text.len() != 32 || !text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) {
+            return Err(invalid());
+        }
+        u128::from_str_radix(text, 16).map(|number| Self(number.to_be_bytes())).map_err(|_| invalid())
     }
 }

@@ -43,7 +43,7 @@ pub use access::{Denial, Grant, Need, Record, Viewer, decide};
 pub use account::{Account, AccountId, OperatingModel};
 pub use api_key::{ApiKey, Grants, Status};
 pub use application::Application;
-pub use change::{ChangeLog, Changed, Seq, VerifierId};
+pub use change::{ChangeLog, Changed, Position, Seq, VerifierId};
 pub use id::{ApplicationId, AuditId, Id, KeyId, ServiceKeyId};
 pub use jiff::Timestamp;
 pub use key_text::{Digest, Family, KeyText, Mode};

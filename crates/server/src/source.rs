@@ -2,9 +2,9 @@
 
 use std::{sync::Arc, time::Duration};
 
-use tollkey_core::{Catalogue, Digest, Record, Seq, VerifierId};
+use tollkey_core::{Catalogue, Digest, Position, Record, Seq, VerifierId};
 use tollkey_store::Store;
-use tollkey_verifier::{ChangeLog, ServiceSnapshot, Snapshot, Source, Unavailable};
+use tollkey_verifier::{ChangeLog, Primary, ServiceSnapshot, Snapshot, Source, Unavailable};
 
 /// The store, and the catalogue that its scopes are read with.
 #[derive(Debug, Clone)]
@@ -34,23 +34,25 @@ impl Source for StoreSource {
             .map(|found| Record::new(found.key, found.application.as_ref(), found.operating_model, &self.catalogue));
         Ok(Snapshot { seq: snapshot.seq, record })
     }
+}
 
+impl Primary for StoreSource {
     async fn find_service_key(&self, digest: &Digest) -> Result<ServiceSnapshot, Unavailable> {
         let snapshot = self.store.find_service_key(*digest).await.map_err(unavailable)?;
         let usable = snapshot.found.filter(|key| key.revoked_at.is_none());
         Ok(ServiceSnapshot { seq: snapshot.seq, id: usable.map(|key| key.id) })
     }
 
-    async fn changes_after(&self, seq: Seq, limit: usize) -> Result<ChangeLog, Unavailable> {
+    async fn changes_after(&self, position: Position, limit: usize) -> Result<ChangeLog, Unavailable> {
         let limit = u32::try_from(limit).unwrap_or(u32::MAX);
-        self.store.changes_after(seq, limit).await.map_err(unavailable)
+        self.store.changes_after(position, limit).await.map_err(unavailable)
     }
 
     async fn lease_length(&self) -> Result<Duration, Unavailable> {
         self.store.lease_length().await.map_err(unavailable)
     }
 
-    async fn renew(&self, id: VerifierId, reported: Seq, evicted: Seq) -> Result<bool, Unavailable> {
+    async fn renew(&self, id: VerifierId, reported: Seq, evicted: Position) -> Result<bool, Unavailable> {
         self.store.renew(id, reported, evicted).await.map_err(unavailable)
     }
 

@@ -12,7 +12,10 @@ use diesel::{
     sql_query,
     sql_types::{BigInt, Binary},
 };
-use tollkey_core::change::{ChangeLog, Changed, Seq, VerifierId};
+use tollkey_core::{
+    Timestamp,
+    change::{ChangeLog, Changed, Position, Seq, VerifierId},
+};
 
 use crate::{
     Error, Store,
@@ -25,6 +28,9 @@ use crate::{
 /// How many changes are kept. A verifier further behind sees a gap and forgets everything.
 pub const KEPT_CHANGES: i64 = 10_000;
 
+/// How many changes are noted by one statement; PostgreSQL takes at most 65 535 parameters.
+const CHANGES_PER_STATEMENT: usize = 1000;
+
 /// A verifier that has not applied a change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Behind {
@@ -34,30 +40,44 @@ pub struct Behind {
     pub renewals: i64,
 }
 
-#[derive(Queryable, Selectable)]
+#[derive(Queryable, Selectable, Insertable)]
 #[diesel(table_name = changes)]
 struct ChangeRow {
     seq: i64,
     kind: String,
     what: String,
+    at: i64,
 }
 
-/// Raises the counter for these changes and notes them. `None` when there are none. The counter's row lock, held
-/// until the commit, makes the counter the order of the commits, without gaps.
-pub(crate) fn raise_counter(conn: &mut AnyConnection, changed: &[Changed]) -> Result<Option<Seq>, Error> {
-    if changed.is_empty() {
+/// Raises the counter for these changes, made at `at`, and notes them. `None` when there are none. The counter's row
+/// lock, held until the commit, makes the counter the order of the commits, without gaps.
+pub(crate) fn raise_counter(
+    conn: &mut AnyConnection,
+    changed: impl ExactSizeIterator<Item = Changed>,
+    at: Timestamp,
+) -> Result<Option<Seq>, Error> {
+    let count = i64::try_from(changed.len()).map_err(|_| Error::Other)?;
+    if count == 0 {
         return Ok(None);
     }
-    let count = i64::try_from(changed.len()).map_err(|_| Error::Other)?;
+    let at = rows::micros(at);
     let last: i64 = diesel::update(change_counter::table)
-        .set(change_counter::seq.eq(change_counter::seq + count))
+        .set((change_counter::seq.eq(change_counter::seq + count), change_counter::at.eq(at)))
         .returning(change_counter::seq)
         .get_result(conn)?;
-    for (seq, change) in (last - count + 1..).zip(changed) {
-        let (kind, what) = to_text(change);
-        diesel::insert_into(changes::table)
-            .values((changes::seq.eq(seq), changes::kind.eq(kind), changes::what.eq(what)))
-            .execute(conn)?;
+    let noted: Vec<ChangeRow> = (last - count + 1..)
+        .zip(changed)
+        .map(|(seq, change)| {
+            let (kind, what) = to_text(change);
+            ChangeRow { seq, kind: kind.to_owned(), what, at }
+        })
+        .collect();
+    for rows in noted.chunks(CHANGES_PER_STATEMENT) {
+        let insert = diesel::insert_into(changes::table).values(rows);
+        match conn {
+            AnyConnection::Postgres(conn) => insert.execute(conn)?,
+            AnyConnection::Sqlite(conn) => insert.execute(conn)?,
+        };
     }
     diesel::delete(changes::table.filter(changes::seq.le(last - KEPT_CHANGES))).execute(conn)?;
     if let AnyConnection::Postgres(conn) = conn {
@@ -66,7 +86,7 @@ pub(crate) fn raise_counter(conn: &mut AnyConnection, changed: &[Changed]) -> Re
     Ok(Some(Seq(last)))
 }
 
-fn to_text(change: &Changed) -> (&'static str, String) {
+fn to_text(change: Changed) -> (&'static str, String) {
     match change {
         Changed::Key(id) => ("key", id.to_string()),
         Changed::Application(id) => ("application", id.to_string()),
@@ -88,12 +108,12 @@ fn from_text(kind: &str, what: &str) -> Result<Changed, Error> {
 
 /// PostgreSQL: one statement. The share lock waits for a revoker between its UPDATE and its commit and then sees its
 /// counter; without it, a verifier whose row is not there yet could slip in beside that revoker.
-const RENEW_POSTGRES: &str = "WITH c AS (SELECT seq FROM change_counter FOR SHARE) \
-    INSERT INTO verifiers (id, applied_seq, renewals) SELECT $1, $2, 1 FROM c WHERE seq = $3 \
+const RENEW_POSTGRES: &str = "WITH c AS (SELECT seq, at FROM change_counter FOR SHARE) \
+    INSERT INTO verifiers (id, applied_seq, renewals) SELECT $1, $2, 1 FROM c WHERE seq = $3 AND at = $4 \
     ON CONFLICT (id) DO UPDATE SET applied_seq = excluded.applied_seq, renewals = verifiers.renewals + 1";
 /// SQLite: the same under the one write lock. Its `$1` are named parameters, numbered as they first appear.
 const RENEW_SQLITE: &str = "INSERT INTO verifiers (id, applied_seq, renewals) \
-    SELECT $1, $2, 1 FROM change_counter WHERE seq = $3 \
+    SELECT $1, $2, 1 FROM change_counter WHERE seq = $3 AND at = $4 \
     ON CONFLICT (id) DO UPDATE SET applied_seq = excluded.applied_seq, renewals = verifiers.renewals + 1";
 
 impl Store {
@@ -101,30 +121,41 @@ impl Store {
     ///
     /// # Errors
     /// [`Error`].
-    pub async fn changes_after(&self, after: Seq, limit: u32) -> Result<ChangeLog, Error> {
+    pub async fn changes_after(&self, after: Position, limit: u32) -> Result<ChangeLog, Error> {
         self.lease_read(move |conn| {
-            // One statement is one snapshot. With no change after `after` there is one row, without a change.
-            let rows: Vec<(i64, Option<ChangeRow>)> = change_counter::table
-                .left_join(changes::table.on(changes::seq.gt(after.0)))
+            // One statement is one snapshot. It begins with the change at `after` itself, to see whether the log goes
+            // on from there; where there is none, one row comes without a change.
+            let rows: Vec<(i64, i64, Option<ChangeRow>)> = change_counter::table
+                .left_join(changes::table.on(changes::seq.ge(after.seq.0)))
                 .order(changes::seq.asc())
-                .limit(limit.max(1).into())
-                .select((change_counter::seq, Option::<ChangeRow>::as_select()))
+                .limit(i64::from(limit.max(1)) + 1)
+                .select((change_counter::seq, change_counter::at, Option::<ChangeRow>::as_select()))
                 .load(conn)?;
-            let current = rows.first().map(|row| Seq(row.0)).ok_or_else(|| Error::corrupt("change counter"))?;
-            let changes = rows.into_iter().filter_map(|(_, change)| change);
-            let changes = changes.map(|row| Ok((Seq(row.seq), from_text(&row.kind, &row.what)?)));
-            Ok(ChangeLog { current, changes: changes.collect::<Result<_, Error>>()? })
+            let current = rows.first().map(|row| Position { seq: Seq(row.0), at: row.1 });
+            let current = current.ok_or_else(|| Error::corrupt("change counter"))?;
+            if after == current {
+                return Ok(ChangeLog { current, changes: Some(Vec::new()) });
+            }
+            let position = |row: &ChangeRow| Position { seq: Seq(row.seq), at: row.at };
+            let mut rows = rows.into_iter().filter_map(|(_, _, row)| row).peekable();
+            // No change led to the very beginning.
+            let joins = after == Position::default() || rows.next().is_some_and(|row| position(&row) == after);
+            if !joins || rows.peek().is_none_or(|row| row.seq != after.seq.0 + 1) {
+                return Ok(ChangeLog { current, changes: None });
+            }
+            let changes = rows.map(|row| Ok((position(&row), from_text(&row.kind, &row.what)?)));
+            Ok(ChangeLog { current, changes: Some(changes.take(limit as usize).collect::<Result<_, Error>>()?) })
         })
         .await
     }
 
-    /// Takes or renews a verifier's lease. `evicted` is the value up to which it has finished evicting, `reported`
+    /// Takes or renews a verifier's lease. `evicted` is the position up to which it has finished evicting, `reported`
     /// what it answers for (with its subscribers, never more than `evicted`). False when the counter is not at
     /// `evicted`: apply the missing changes and try again. A lease counts from before the call.
     ///
     /// # Errors
     /// [`Error`]; whether the lease was renewed is then unknown, so it was not.
-    pub async fn renew(&self, verifier: VerifierId, reported: Seq, evicted: Seq) -> Result<bool, Error> {
+    pub async fn renew(&self, verifier: VerifierId, reported: Seq, evicted: Position) -> Result<bool, Error> {
         self.lease_one(move |conn| {
             let sql = match conn {
                 AnyConnection::Postgres(_) => RENEW_POSTGRES,
@@ -133,7 +164,8 @@ impl Store {
             let written = sql_query(sql)
                 .bind::<Binary, _>(verifier.as_bytes().as_slice())
                 .bind::<BigInt, _>(reported.0)
-                .bind::<BigInt, _>(evicted.0)
+                .bind::<BigInt, _>(evicted.seq.0)
+                .bind::<BigInt, _>(evicted.at)
                 .execute(conn)?;
             Ok(written == 1)
         })

@@ -113,6 +113,7 @@ table! {
     change_counter (id) {
         id -> Integer,
         seq -> BigInt,
+        at -> BigInt,
     }
 }
 
@@ -121,6 +122,7 @@ table! {
         seq -> BigInt,
         kind -> Text,
         what -> Text,
+        at -> BigInt,
     }
 }
 

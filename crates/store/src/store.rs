@@ -432,7 +432,7 @@ impl Inner {
             let mut writer = Writer { reader: Reader { conn }, changed: Vec::new() };
             let value = work(&mut writer)?;
             let Writer { reader: Reader { conn }, changed } = writer;
-            let seq = leases::raise_counter(conn, &changed)?;
+            let seq = leases::raise_counter(conn, changed.into_iter(), self.clock.now())?;
             let change = seq.map(|seq| Change { seq, at: self.clock.elapsed() });
             Ok(Written { value, change })
         })

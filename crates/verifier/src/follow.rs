@@ -6,17 +6,18 @@
 //!   everything has been evicted.
 //! - Holders of a lease subtract the margin, those who wait for its end add it.
 //! - Reporting what has been applied extends no lease.
+//! - What is reported as applied is applied by every subscriber as well, as long as its lease lasts.
 //! - A silent verifier may be removed only a lease and a margin after its renewals were read, and only if they have not
 //!   moved since. One that renews is alive, and its row is what the next revoker waits for.
 
 use std::{collections::HashMap, pin::pin, time::Duration};
 
 use tokio::time::{sleep, timeout};
-use tollkey_core::{Seq, VerifierId};
+use tollkey_core::{Position, Seq, VerifierId};
 
 use crate::{
     clock::nanos,
-    source::{Source, Unavailable},
+    source::{Primary, Source, Unavailable},
     stats::count,
     verifier::{Inner, Verifier},
 };
@@ -35,7 +36,7 @@ pub fn margin(lease: Duration) -> Duration {
     lease / 1000 + Duration::from_millis(1)
 }
 
-impl<S: Source> Verifier<S> {
+impl<S: Primary> Verifier<S> {
     /// Keeps the lease: renews each third of it, applies changes, reports them. Ends when `shutdown` does, with
     /// [`Verifier::stop`]. While the source is unavailable it keeps trying; the lease then ends by itself.
     pub async fn run(self, shutdown: impl Future<Output = ()>) {
@@ -71,7 +72,7 @@ impl<S: Source> Verifier<S> {
                     () = &mut due => break,
                     () = inner.poked.notified() => {}
                 }
-                if let Ok(seq) = inner.within(inner.lease, inner.follow(reported)).await {
+                if let Ok(seq) = inner.within(inner.lease, inner.report(reported)).await {
                     reported = seq;
                 }
                 if inner.memory.has_lost_lease() {
@@ -108,34 +109,42 @@ impl<S: Source> Verifier<S> {
     /// [`Unavailable`] when the source does not say where the change counter stands.
     pub async fn settle_current(&self) -> Result<(), Unavailable> {
         let inner = &*self.0;
-        let seq = inner.within(inner.lease, inner.catch_up(None)).await?;
+        let seq = inner.within(inner.lease, inner.catch_up(None)).await?.seq;
         // Read afterwards: every lease that does not cover `seq` was asked for before `seq` was committed.
         self.settle(seq, inner.clock.elapsed()).await;
         Ok(())
     }
 
-    /// Stops answering from memory, for good, and then takes this verifier off the list of those to be waited for.
+    /// Stops answering from memory, for good; and then, once no subscriber holds a lease any more, takes this verifier
+    /// off the list of those to be waited for.
     pub async fn stop(&self) {
         let inner = &*self.0;
         inner.memory.stop();
         inner.poked.notify_one(); // so that a `run` that did not call this ends, too
+        while let Some(end) = inner.memory.subscribed_until() {
+            let left = end.saturating_sub(nanos(inner.clock.elapsed()));
+            if left == 0 {
+                break;
+            }
+            sleep(Duration::from_nanos(left)).await;
+        }
         if inner.within(inner.lease, inner.source.unregister(inner.id)).await.is_err() {
             tracing::warn!("could not unregister; the next change waits for this verifier's lease");
         }
     }
 }
 
-impl<S: Source> Inner<S> {
+impl<S: Primary> Inner<S> {
     /// Renews the lease, after applying what is missing for it. Answers the change that was reported with it.
     async fn renew(&self) -> Result<Seq, Unavailable> {
         let mut pause = FIRST_PAUSE;
         loop {
-            let (applied, generation) = self.memory.applied();
             let asked = self.clock.elapsed();
-            if self.source.renew(self.id, applied, applied).await? {
+            let (applied, generation, reported) = self.memory.applied_everywhere(nanos(asked));
+            if self.source.renew(self.id, reported, applied).await? {
                 let end = (asked + self.lease).saturating_sub(self.margin);
                 if self.memory.grant(generation, nanos(end)) || self.memory.is_stopped() {
-                    return Ok(applied);
+                    return Ok(reported);
                 }
                 continue; // everything was forgotten meanwhile; what was renewed is not what is remembered now
             }
@@ -147,25 +156,30 @@ impl<S: Source> Inner<S> {
         }
     }
 
-    /// Applies what is missing and reports it, if `reported` was less. Answers what is reported now.
-    async fn follow(&self, reported: Seq) -> Result<Seq, Unavailable> {
-        let applied = self.catch_up(None).await?;
+    /// Applies what is missing and reports what is applied everywhere, if `reported` was something else. Answers what
+    /// is reported now.
+    async fn report(&self, reported: Seq) -> Result<Seq, Unavailable> {
+        self.catch_up(None).await?;
+        let (.., applied) = self.memory.applied_everywhere(nanos(self.clock.elapsed()));
         if applied != reported {
             self.source.report(self.id, applied).await?;
         }
         Ok(applied)
     }
 
-    /// Applies all changes made so far, or at least those up to `enough`. Answers up to which change all are applied.
-    pub(crate) async fn catch_up(&self, enough: Option<Seq>) -> Result<Seq, Unavailable> {
+    /// Applies all changes made so far, or at least those up to `enough`. Answers up to where all are applied.
+    pub(crate) async fn catch_up(&self, enough: Option<Seq>) -> Result<Position, Unavailable> {
         let _applying = self.applying.lock().await;
         loop {
             let (applied, _) = self.memory.applied();
-            if enough.is_some_and(|seq| applied >= seq) {
+            if enough.is_some_and(|seq| applied.seq >= seq) {
                 return Ok(applied);
             }
             let log = self.source.changes_after(applied, CHANGES).await?;
-            if self.memory.apply(&log) {
+            let whole = self.memory.apply(&log);
+            let now = self.memory.applied().0;
+            self.applied.send_if_modified(|position| std::mem::replace(position, now) != now);
+            if whole {
                 return Ok(log.current);
             }
         }
@@ -185,15 +199,23 @@ impl<S: Source> Inner<S> {
         // Somebody else may be waiting for this verifier, too.
         self.poked.notify_one();
 
-        let first = match first {
-            Ok(rows) if rows.is_empty() => return,
-            Ok(rows) => Some(rows),
-            Err(Unavailable) => None,
-        };
+        let mut others = first.as_ref().ok().map(Vec::len);
+        let mut waited_for_subscribers = false;
         let mut pause = FIRST_PAUSE;
-        while self.pause_until(over, pause).await {
-            if self.until(over, self.source.behind(seq, self.id)).await.is_ok_and(|rows| rows.is_empty()) {
+        loop {
+            let (.., applied) = self.memory.applied_everywhere(nanos(self.clock.elapsed()));
+            if others == Some(0) && applied >= seq {
                 return;
+            }
+            if applied < seq && !std::mem::replace(&mut waited_for_subscribers, true) {
+                count(&self.counters.settles_for_subscribers);
+            }
+            if !self.pause_until(over, pause).await {
+                break;
+            }
+            if others != Some(0) {
+                let behind = self.until(over, self.source.behind(seq, self.id)).await;
+                others = behind.ok().map(|rows| rows.len());
             }
             pause = (pause * 2).min(LONGEST_PAUSE);
         }
@@ -202,10 +224,10 @@ impl<S: Source> Inner<S> {
         tracing::warn!(
             seq = seq.0,
             verifiers = ?first.iter().flatten().map(|(id, _)| id).collect::<Vec<_>>(),
-            "a change had to wait for a whole lease: some verifier did not report, or the source failed"
+            "a change had to wait for a whole lease: some verifier or subscriber did not report, or the source failed"
         );
         // A first look that came late would hold the answer back for as long again; leave it to the next change then.
-        if let Some(rows) = first
+        if let Ok(rows) = first
             && seen_at.saturating_sub(since) <= whole / 10
         {
             self.remove_silent(seq, rows.into_iter().collect(), seen_at + whole).await;
@@ -248,7 +270,9 @@ impl<S: Source> Inner<S> {
     ) -> Result<T, Unavailable> {
         self.within(end.saturating_sub(self.clock.elapsed()), answer).await
     }
+}
 
+impl<S: Source> Inner<S> {
     /// An answer that comes within `limit`.
     pub(crate) async fn within<T>(
         &self,

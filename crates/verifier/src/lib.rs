@@ -13,10 +13,12 @@
 //!
 //! | module | says |
 //! |---|---|
-//! | [`source`] | where keys, changes and leases come from |
+//! | [`source`] | where keys, changes and leases come from: a [`Primary`] or an [`Upstream`] |
 //! | `verifier` | one verification: memory, else the source; then the judgement |
 //! | `memory` | what is remembered, under which lease, and how it is forgotten |
-//! | `follow` | keeping the lease, applying changes, waiting for others |
+//! | `follow` | keeping the lease of a primary, applying changes, waiting for others |
+//! | `subscribers`, `serve` | granting leases to verifiers without a primary |
+//! | `subscribe` | being one of those |
 //! | [`verdict`], [`usage`] | what a verification answers, and what is counted of it |
 //! | `rate` | allowances |
 //! | [`clock`] | the clock of a real machine |
@@ -44,8 +46,11 @@ pub mod clock;
 mod follow;
 mod memory;
 mod rate;
+mod serve;
 pub mod source;
 mod stats;
+mod subscribe;
+mod subscribers;
 #[cfg(any(test, feature = "test-util"))]
 pub mod testing;
 pub mod usage;
@@ -54,8 +59,8 @@ mod verifier;
 
 pub use clock::SystemClock;
 pub use follow::margin;
-pub use source::{ServiceSnapshot, Snapshot, Source, Unavailable};
+pub use source::{News, Poll, Primary, ServiceSnapshot, Snapshot, Source, Unavailable, Upstream};
 pub use stats::Stats;
-pub use tollkey_core::{ChangeLog, Changed, Seq, Usage, VerifierId};
+pub use tollkey_core::{ChangeLog, Changed, Position, Seq, Usage, VerifierId};
 pub use verdict::{Known, RateStatus, Verdict};
 pub use verifier::{Settings, Verifier};

@@ -7,8 +7,8 @@
 //! - Entries are evicted under the same lock under which they are inserted, and an answer of the source is inserted
 //!   only if no change beyond the counter value it came with has begun to be applied. So a slow answer never puts
 //!   back what a change has just removed.
-//! - A log with a gap, or a counter below ours (a database that was restored or failed over), ends everything at
-//!   once: all entries, the lease, and whatever answer or renewal is still under way.
+//! - A log that does not go on from where we are (too much was missed, or the database was restored or failed over)
+//!   ends everything at once: all entries, the lease, and whatever answer or renewal is still under way.
 
 use std::{
     collections::{BTreeSet, HashMap, VecDeque, hash_map::RandomState},
@@ -17,19 +17,27 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
 use papaya::HashMap as Map;
-use tollkey_core::{AccountId, ApplicationId, ChangeLog, Changed, Digest, KeyId, Record, Seq, ServiceKeyId};
+use tollkey_core::{
+    AccountId, ApplicationId, ChangeLog, Changed, Digest, KeyId, Position, Record, Seq, ServiceKeyId, VerifierId,
+};
 
 use crate::{
     rate::{Allowance, Allowances},
+    source::News,
     stats::count,
+    subscribers::{Full, Subscribers},
     usage::Tally,
 };
 
 /// How many service keys are remembered. Each stands for a resource server or gateway: there are few.
 const MAX_SERVICE_KEYS: usize = 1024;
+
+/// How many changes are kept for subscribers. One further behind forgets everything.
+const RECENT_CHANGES: usize = 10_000;
 
 /// How many entries are given a second chance before one goes without, so that no single miss pays for all.
 const SECOND_CHANCES: usize = 64;
@@ -77,7 +85,11 @@ pub(crate) struct Memory {
 struct Books {
     /// Everything up to this change has been evicted. Applying and evicting happen in one critical section, so this
     /// one number is both the model's `applying` and its `evicted`.
-    applied: Seq,
+    applied: Position,
+    /// The changes that led to `applied`, for subscribers, and the position before the first of them.
+    recent: VecDeque<(Position, Changed)>,
+    before_recent: Position,
+    subscribers: Subscribers,
     generation: u64,
     stopped: bool,
     slots: Vec<Option<(Digest, Arc<Entry>)>>,
@@ -91,8 +103,9 @@ struct Books {
 }
 
 impl Memory {
-    /// An empty memory of at most `max` keys, for which every change up to `applied` is no news.
-    pub(crate) fn new(max: usize, applied: Seq) -> Self {
+    /// An empty memory of at most `max` keys, for which every change up to `applied` is no news. `margin`, in
+    /// nanoseconds, is added to the leases of subscribers.
+    pub(crate) fn new(max: usize, applied: Position, margin: u64) -> Self {
         let max = max.min(u32::MAX as usize);
         let hash = DigestHash::random();
         Self {
@@ -101,6 +114,9 @@ impl Memory {
             lease_end: AtomicU64::new(0),
             books: Mutex::new(Books {
                 applied,
+                recent: VecDeque::new(),
+                before_recent: applied,
+                subscribers: Subscribers::new(margin),
                 generation: 0,
                 stopped: false,
                 slots: Vec::new(),
@@ -205,23 +221,27 @@ impl Memory {
         }
     }
 
-    /// Applies what has changed after the change up to which everything is applied. True when nothing is missing up to
-    /// the log's current value, false when the rest has to be asked for.
+    /// Applies what has changed after the position up to which everything is applied. True when nothing is missing up
+    /// to the log's current position, false when the rest has to be asked for.
     pub(crate) fn apply(&self, log: &ChangeLog) -> bool {
         let mut books = self.books();
         let before = books.applied;
-        let gapless = log.changes.iter().zip(before.0 + 1..).all(|((seq, _), expected)| seq.0 == expected);
-        let last = log.changes.last().map_or(before, |(seq, _)| *seq);
-        // No news while the counter has moved is a gap too: those changes are no longer known.
-        if !gapless || last > log.current || (log.changes.is_empty() && log.current != before) {
+        let goes_on = |changes: &[(Position, Changed)]| {
+            let gapless = changes.iter().zip(before.seq.0 + 1..).all(|((at, _), expected)| at.seq.0 == expected);
+            let last = changes.last().map_or(before, |(at, _)| *at);
+            // No news while the counter has moved is a gap too.
+            gapless && (last == log.current || (last.seq < log.current.seq && !changes.is_empty()))
+        };
+        let Some(changes) = log.changes.as_deref().filter(|changes| goes_on(changes)) else {
             self.forget(&mut books, log.current);
             return true;
-        }
-        for (seq, changed) in &log.changes {
+        };
+        for (at, changed) in changes {
             self.evict(&mut books, changed);
-            books.applied = *seq; // only now that nothing of it is left
+            books.applied = *at; // only now that nothing of it is left
+            books.keep(*at, changed);
         }
-        last == log.current
+        books.applied == log.current
     }
 
     fn evict(&self, books: &mut Books, changed: &Changed) {
@@ -246,10 +266,10 @@ impl Memory {
         }
     }
 
-    fn forget(&self, books: &mut Books, applied: Seq) {
+    fn forget(&self, books: &mut Books, applied: Position) {
         tracing::warn!(
-            from = books.applied.0,
-            to = applied.0,
+            from = books.applied.seq.0,
+            to = applied.seq.0,
             "the log of changes does not go on from where it was left; everything remembered is forgotten"
         );
         count(&self.forgotten);
@@ -263,6 +283,9 @@ impl Memory {
         books.by_application.clear();
         books.by_account.clear();
         books.service_keys.clear();
+        books.recent.clear();
+        books.before_recent = applied;
+        books.subscribers.disown();
         books.applied = applied;
     }
 
@@ -303,10 +326,69 @@ impl Memory {
         self.lease_end() == 0
     }
 
-    /// Up to which change everything is applied, and the state in which that is so.
-    pub(crate) fn applied(&self) -> (Seq, Generation) {
+    /// Up to which position everything is applied, and the state in which that is so.
+    pub(crate) fn applied(&self) -> (Position, Generation) {
         let books = self.books();
         (books.applied, Generation(books.generation))
+    }
+
+    /// [`Memory::applied`], and up to which change everything is applied here and by every subscriber that may still
+    /// answer at `elapsed`.
+    pub(crate) fn applied_everywhere(&self, elapsed: u64) -> (Position, Generation, Seq) {
+        let mut books = self.books();
+        let reported = books.reported(elapsed);
+        (books.applied, Generation(books.generation), reported)
+    }
+
+    /// Takes down what a subscriber has applied. True when more is applied everywhere because of that.
+    pub(crate) fn acknowledge(&self, subscriber: VerifierId, position: Position, elapsed: u64) -> bool {
+        let mut books = self.books();
+        let before = books.reported(elapsed);
+        // What was applied of another history says nothing about this one.
+        if books.changes_after(position).is_some() {
+            books.subscribers.acknowledge(subscriber, position.seq);
+        }
+        books.reported(elapsed) > before
+    }
+
+    /// What a subscriber at `position` has to apply, at most `limit` changes, and the lease it may take afterwards.
+    pub(crate) fn serve(
+        &self,
+        subscriber: VerifierId,
+        position: Position,
+        limit: usize,
+        elapsed: u64,
+    ) -> Result<News, Full> {
+        let mut books = self.books();
+        let mut changes: Option<Vec<_>> =
+            books.changes_after(position).map(|changes| changes.take(limit.saturating_add(1)).cloned().collect());
+        let whole = changes.as_ref().is_none_or(|changes| changes.len() <= limit);
+        if let Some(changes) = &mut changes {
+            changes.truncate(limit);
+        }
+        // A lease comes only with all there is.
+        let left = if whole { self.lease_end().saturating_sub(elapsed) } else { 0 };
+        if left > 0 {
+            let applied = books.applied.seq;
+            books.subscribers.grant(subscriber, applied, elapsed.saturating_add(left), elapsed)?;
+        }
+        let log = ChangeLog { current: books.applied, changes };
+        Ok(News { log, lease: Duration::from_nanos(left) })
+    }
+
+    /// Takes a subscriber off that has stopped answering from memory.
+    pub(crate) fn leave(&self, subscriber: VerifierId) {
+        self.books().subscribers.leave(subscriber);
+    }
+
+    /// When no subscriber will hold a lease any more; `None` when none does.
+    pub(crate) fn subscribed_until(&self) -> Option<u64> {
+        self.books().subscribers.end()
+    }
+
+    /// How many subscribers hold a lease at `elapsed`.
+    pub(crate) fn subscribers(&self, elapsed: u64) -> usize {
+        self.books().subscribers.len(elapsed)
     }
 
     pub(crate) fn lease_end(&self) -> u64 {
@@ -326,7 +408,37 @@ impl Memory {
 impl Books {
     /// Whether an answer that came with `seq` shows every change that has begun to be applied.
     fn is_fresh(&self, seq: Seq, asked: Generation) -> bool {
-        !self.stopped && self.generation == asked.0 && seq >= self.applied
+        !self.stopped && self.generation == asked.0 && seq >= self.applied.seq
+    }
+
+    /// Up to which change everything is applied here and by every subscriber.
+    fn reported(&mut self, elapsed: u64) -> Seq {
+        let applied = self.applied.seq;
+        self.subscribers.acknowledged(elapsed).map_or(applied, |acknowledged| acknowledged.min(applied))
+    }
+
+    /// Keeps a change that was applied, for subscribers.
+    fn keep(&mut self, at: Position, changed: &Changed) {
+        if self.recent.len() >= RECENT_CHANGES
+            && let Some((oldest, _)) = self.recent.pop_front()
+        {
+            self.before_recent = oldest;
+        }
+        self.recent.push_back((at, changed.clone()));
+    }
+
+    /// The changes after `position`; `None` when that is no position of this log, or one from too long ago.
+    fn changes_after(&self, position: Position) -> Option<impl ExactSizeIterator<Item = &(Position, Changed)>> {
+        let first = if position == self.before_recent {
+            0
+        } else {
+            self.recent
+                .binary_search_by_key(&position.seq, |(at, _)| at.seq)
+                .ok()
+                .filter(|i| self.recent[*i].0 == position)?
+                + 1
+        };
+        Some(self.recent.range(first..))
     }
 
     fn enter(&mut self, digest: Digest, entry: &Arc<Entry>) {

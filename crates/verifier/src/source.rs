@@ -1,8 +1,12 @@
-//! Where keys, changes and leases come from: the store for a server, something else for whoever has no store.
+//! Where keys, changes and leases come from.
+//!
+//! There are two kinds of sources. A server has a [`Primary`], the store: it keeps its lease there, and waits there for
+//! others when it has changed something. A resource server has an [`Upstream`], a verifier in another process, whose
+//! lease its own nests in. What both have in common, a [`Source`], is all that verifying needs.
 
 use std::time::Duration;
 
-use tollkey_core::{ChangeLog, Digest, Record, Seq, ServiceKeyId, VerifierId};
+use tollkey_core::{ChangeLog, Digest, Position, Record, Seq, ServiceKeyId, Usage, VerifierId};
 
 /// The source cannot be asked, or did not answer in time. It has logged why.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -27,28 +31,35 @@ pub struct ServiceSnapshot {
     pub id: Option<ServiceKeyId>,
 }
 
-/// Where a [`crate::Verifier`] learns what it knows. Every call must end in bounded time, and must read and write
-/// the primary, never a standby.
+/// Where a [`crate::Verifier`] learns what keys are. Every call must end in bounded time.
 pub trait Source: Send + Sync + 'static {
     /// The key with that digest.
     fn find(&self, digest: &Digest) -> impl Future<Output = Result<Snapshot, Unavailable>> + Send;
+}
 
+/// The source itself: the database that the change counter and the leases are in. Every call must read and write the
+/// primary, never a standby.
+pub trait Primary: Source {
     /// The service key with that digest.
     fn find_service_key(&self, digest: &Digest) -> impl Future<Output = Result<ServiceSnapshot, Unavailable>> + Send;
 
-    /// At most `limit` changes after `seq`, and the current value of the counter.
-    fn changes_after(&self, seq: Seq, limit: usize) -> impl Future<Output = Result<ChangeLog, Unavailable>> + Send;
+    /// At most `limit` changes after `position`, and where the counter stands.
+    fn changes_after(
+        &self,
+        position: Position,
+        limit: usize,
+    ) -> impl Future<Output = Result<ChangeLog, Unavailable>> + Send;
 
     /// How long leases are, for all verifiers of this source. It may be changed only while none is running.
     fn lease_length(&self) -> impl Future<Output = Result<Duration, Unavailable>> + Send;
 
-    /// Writes that verifier `id` is alive and has applied everything up to `reported`; but only if the change counter
-    /// is exactly `evicted`. Whether it was so, all in one atomic step.
+    /// Writes that verifier `id` is alive and has, with its subscribers, applied everything up to `reported`; but only
+    /// if the change counter stands exactly at `evicted`. Whether it was so, all in one atomic step.
     fn renew(
         &self,
         id: VerifierId,
         reported: Seq,
-        evicted: Seq,
+        evicted: Position,
     ) -> impl Future<Output = Result<bool, Unavailable>> + Send;
 
     /// Writes that verifier `id` has applied everything up to `applied`, if it is registered. Extends no lease.
@@ -70,4 +81,42 @@ pub trait Source: Send + Sync + 'static {
         id: VerifierId,
         renewals: u64,
     ) -> impl Future<Output = Result<(), Unavailable>> + Send;
+}
+
+/// Another verifier, which holds a lease and grants shorter ones: what a process without a database subscribes to.
+/// A verifier of a [`Primary`] is one itself; over HTTP it is `POST /sync`.
+pub trait Upstream: Source {
+    /// Tells what has been applied, and waits a while for news.
+    fn poll(&self, poll: Poll) -> impl Future<Output = Result<News, Unavailable>> + Send;
+
+    /// Takes a subscriber off that has stopped answering from memory. `usage` is what it had still counted.
+    fn leave(&self, subscriber: VerifierId, usage: Vec<Usage>) -> impl Future<Output = Result<(), Unavailable>> + Send;
+}
+
+/// What a subscriber tells.
+#[derive(Debug, Clone)]
+pub struct Poll {
+    /// Who.
+    pub subscriber: VerifierId,
+    /// Up to where it has forgotten everything that was changed; the default where it remembers nothing.
+    pub position: Position,
+    /// How long it would wait for news. What it waits is no longer than a third of a lease.
+    pub wait: Duration,
+    /// What it has counted since its last poll, at most [`Poll::USAGE`] rows.
+    pub usage: Vec<Usage>,
+}
+
+impl Poll {
+    /// How many counts one poll takes along.
+    pub const USAGE: usize = 400;
+}
+
+/// What a subscriber is told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct News {
+    /// What has changed since its position.
+    pub log: ChangeLog,
+    /// For how long it may answer from memory, counted from before its poll, once it has applied all of `log`. Zero
+    /// when who was asked holds no lease, or `log` does not lead to where the counter stands.
+    pub lease: Duration,
 }

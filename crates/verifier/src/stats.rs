@@ -34,6 +34,10 @@ pub struct Stats {
     pub settle_wait: Duration,
     /// How many of them waited for a whole lease, because some verifier did not report.
     pub settles_over_a_lease: u64,
+    /// How many of them waited for a subscriber of this verifier.
+    pub settles_for_subscribers: u64,
+    /// How many subscribers hold a lease from this verifier now.
+    pub subscribers: usize,
     /// Usage counts that were dropped because nobody fetched them.
     pub usage_dropped: u64,
 }
@@ -47,6 +51,7 @@ pub(crate) struct Counters {
     pub(crate) settles: AtomicU64,
     pub(crate) settle_nanos: AtomicU64,
     pub(crate) settles_over_a_lease: AtomicU64,
+    pub(crate) settles_for_subscribers: AtomicU64,
 }
 
 /// Adds one to a counter that orders nothing.

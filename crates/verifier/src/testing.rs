@@ -11,11 +11,11 @@ use tokio::{
     time::Instant,
 };
 use tollkey_core::{
-    AccountId, ApiKey, Catalogue, ChangeLog, Changed, Clock, Digest, Grants, KeyId, OperatingModel, Record, Scope, Seq,
-    ServiceKeyId, Timestamp, VerifierId, key_text::Kind,
+    AccountId, ApiKey, Catalogue, ChangeLog, Changed, Clock, Digest, Grants, KeyId, OperatingModel, Position, Record,
+    Scope, Seq, ServiceKeyId, Timestamp, VerifierId, key_text::Kind,
 };
 
-use crate::source::{ServiceSnapshot, Snapshot, Source, Unavailable};
+use crate::source::{Primary, ServiceSnapshot, Snapshot, Source, Unavailable};
 
 /// The start of every test clock: 2026-01-01T00:00:00Z.
 pub const START: i64 = 1_767_225_600;
@@ -148,8 +148,10 @@ struct Shared {
 struct State {
     lease: Duration,
     down: bool,
-    seq: Seq,
-    changes: Vec<(Seq, Changed)>,
+    position: Position,
+    /// Counts all changes ever made, those of a history that was left too, in the place of time.
+    ever: i64,
+    changes: Vec<(Position, Changed)>,
     keys: HashMap<Digest, Record>,
     service_keys: HashMap<Digest, ServiceKeyId>,
     verifiers: HashMap<VerifierId, (Seq, u64)>,
@@ -163,7 +165,8 @@ impl Default for MemorySource {
             state: Mutex::new(State {
                 lease: Duration::from_secs(3),
                 down: false,
-                seq: Seq(0),
+                position: Position::default(),
+                ever: 0,
                 changes: Vec::new(),
                 keys: HashMap::new(),
                 service_keys: HashMap::new(),
@@ -198,7 +201,7 @@ impl MemorySource {
     /// Changes the key with that text, as one transaction. Answers the change.
     pub fn change(&self, text: &str, change: impl FnOnce(&mut Record)) -> Seq {
         let mut state = self.state();
-        let Some(record) = state.keys.get_mut(&Digest::of(text)) else { return state.seq };
+        let Some(record) = state.keys.get_mut(&Digest::of(text)) else { return state.position.seq };
         change(record);
         let changed = Changed::Key(record.key.id);
         state.changed(changed)
@@ -225,20 +228,26 @@ impl MemorySource {
 
     /// Forgets the log of changes up to `seq`, as a store that keeps only the newest does.
     pub fn prune(&self, seq: Seq) {
-        self.state().changes.retain(|(at, _)| *at > seq);
+        self.state().changes.retain(|(at, _)| at.seq > seq);
     }
 
     /// Sets the counter back, as a restored database does.
     pub fn restore(&self, seq: Seq) {
         let mut state = self.state();
-        state.changes.retain(|(at, _)| *at <= seq);
-        state.seq = seq;
+        state.changes.retain(|(at, _)| at.seq <= seq);
+        state.position = state.changes.last().map_or(Position { seq, at: 0 }, |(at, _)| *at);
         state.verifiers.clear();
     }
 
     /// Keeps answers to `find`, `find_service_key` and `renew` back, once they have been made, until this is dropped.
     pub async fn hold(&self) -> OwnedRwLockWriteGuard<()> {
         Arc::clone(&self.0.gate).write_owned().await
+    }
+
+    /// Where the change counter stands.
+    #[must_use]
+    pub fn position(&self) -> Position {
+        self.state().position
     }
 
     /// How often a key or a service key was looked for.
@@ -256,9 +265,10 @@ impl MemorySource {
 
 impl State {
     fn changed(&mut self, changed: Changed) -> Seq {
-        self.seq.0 += 1;
-        self.changes.push((self.seq, changed));
-        self.seq
+        self.ever += 1;
+        self.position = Position { seq: Seq(self.position.seq.0 + 1), at: self.ever };
+        self.changes.push((self.position, changed));
+        self.position.seq
     }
 }
 
@@ -267,36 +277,44 @@ impl Source for MemorySource {
         let snapshot = {
             let mut state = self.answer()?;
             state.finds += 1;
-            Snapshot { seq: state.seq, record: state.keys.get(digest).cloned() }
+            Snapshot { seq: state.position.seq, record: state.keys.get(digest).cloned() }
         };
         let _delivered = self.0.gate.read().await;
         Ok(snapshot)
     }
+}
 
+impl Primary for MemorySource {
     async fn find_service_key(&self, digest: &Digest) -> Result<ServiceSnapshot, Unavailable> {
         let snapshot = {
             let mut state = self.answer()?;
             state.finds += 1;
-            ServiceSnapshot { seq: state.seq, id: state.service_keys.get(digest).copied() }
+            ServiceSnapshot { seq: state.position.seq, id: state.service_keys.get(digest).copied() }
         };
         let _delivered = self.0.gate.read().await;
         Ok(snapshot)
     }
 
-    async fn changes_after(&self, seq: Seq, limit: usize) -> Result<ChangeLog, Unavailable> {
+    async fn changes_after(&self, position: Position, limit: usize) -> Result<ChangeLog, Unavailable> {
         let state = self.answer()?;
-        let changes = state.changes.iter().filter(|(at, _)| *at > seq).take(limit).cloned().collect();
-        Ok(ChangeLog { current: state.seq, changes })
+        let after = |at: &Position| at.seq > position.seq;
+        let known = position == state.position
+            || position == Position::default()
+            || state.changes.iter().any(|(at, _)| *at == position);
+        let whole =
+            state.changes.iter().filter(|(at, _)| after(at)).count() as i64 == state.position.seq.0 - position.seq.0;
+        let changes = || state.changes.iter().filter(|(at, _)| after(at)).take(limit).cloned().collect();
+        Ok(ChangeLog { current: state.position, changes: (known && whole).then(changes) })
     }
 
     async fn lease_length(&self) -> Result<Duration, Unavailable> {
         Ok(self.answer()?.lease)
     }
 
-    async fn renew(&self, id: VerifierId, reported: Seq, evicted: Seq) -> Result<bool, Unavailable> {
+    async fn renew(&self, id: VerifierId, reported: Seq, evicted: Position) -> Result<bool, Unavailable> {
         let current = {
             let mut state = self.answer()?;
-            let current = state.seq == evicted;
+            let current = state.position == evicted;
             if current {
                 let row = state.verifiers.entry(id).or_default();
                 *row = (reported, row.1 + 1);

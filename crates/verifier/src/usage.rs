@@ -95,12 +95,12 @@ impl Ledger {
         }
     }
 
-    /// Fetches the counts of at most [`BATCH`] keys.
-    pub(crate) fn take(&self, now: Timestamp) -> Vec<Usage> {
+    /// Fetches the counts of at most `max` keys, and as many that were put back.
+    pub(crate) fn take(&self, now: Timestamp, max: usize) -> Vec<Usage> {
         let (entries, restored): (Vec<_>, Vec<_>) = {
             let mut waiting = self.waiting();
-            let entries = waiting.entries.len().min(BATCH);
-            let restored = waiting.restored.len().min(BATCH);
+            let entries = waiting.entries.len().min(max);
+            let restored = waiting.restored.len().min(max);
             (waiting.entries.drain(..entries).collect(), waiting.restored.drain(..restored).collect())
         };
         let day = i32::try_from(now.as_second().div_euclid(SECONDS_PER_DAY)).unwrap_or(i32::MAX);

@@ -6,11 +6,11 @@ use std::{
 };
 
 use tokio::{
-    sync::{Mutex, Notify, Semaphore, SemaphorePermit},
+    sync::{Mutex, Notify, Semaphore, SemaphorePermit, watch},
     time::timeout,
 };
 use tollkey_core::{
-    Clock, Denial, Digest, Need, Seq, ServiceKeyId, Usage, VerifierId, decide,
+    Clock, Denial, Digest, Need, Position, ServiceKeyId, Usage, VerifierId, decide,
     key_text::{Kind, without_scheme},
 };
 
@@ -18,9 +18,9 @@ use crate::{
     clock::nanos,
     follow::margin,
     memory::{Entry, Memory},
-    source::{Source, Unavailable},
+    source::{Primary, Snapshot, Source, Unavailable},
     stats::{Counters, Stats, count},
-    usage::Ledger,
+    usage::{BATCH, Ledger},
     verdict::{Known, Verdict},
 };
 
@@ -44,8 +44,8 @@ impl Default for Settings {
 
 /// Verifies keys. Cheap to clone; all clones share one memory.
 ///
-/// It answers from memory only while [`Verifier::run`] runs somewhere, which keeps the lease. Without, every
-/// verification asks the source.
+/// It answers from memory only while something keeps its lease: [`Verifier::run`] where the source is a [`Primary`],
+/// [`Verifier::subscribe`] where it is an [`crate::Upstream`]. Without, every verification asks the source.
 pub struct Verifier<S>(pub(crate) Arc<Inner<S>>);
 
 impl<S> Clone for Verifier<S> {
@@ -64,19 +64,22 @@ pub(crate) struct Inner<S> {
     pub(crate) id: VerifierId,
     pub(crate) source: S,
     pub(crate) clock: Arc<dyn Clock>,
+    /// How long leases are; with an upstream, which grants other ones each time, only how long an answer may take.
     pub(crate) lease: Duration,
     pub(crate) margin: Duration,
     pub(crate) memory: Memory,
     /// Held while changes are read and applied, so that a log is always applied to the state it was asked for.
     pub(crate) applying: Mutex<()>,
+    /// Up to where everything is applied, for subscribers that wait for news.
+    pub(crate) applied: watch::Sender<Position>,
     pub(crate) poked: Notify,
     pub(crate) counters: Counters,
-    ledger: Ledger,
+    pub(crate) ledger: Ledger,
     misses: Semaphore,
     miss_wait: Duration,
 }
 
-impl<S: Source> Verifier<S> {
+impl<S: Primary> Verifier<S> {
     /// A verifier that remembers nothing yet. `id` must be new for each start of a process. `clock` must be the one
     /// by which the `since` of [`Verifier::settle`] is read.
     ///
@@ -90,21 +93,55 @@ impl<S: Source> Verifier<S> {
     ) -> Result<Self, Unavailable> {
         let lease = source.lease_length().await?;
         // With nothing remembered, all that has changed so far is no news.
-        let applied = source.changes_after(Seq::default(), 1).await?.current;
-        Ok(Self(Arc::new(Inner {
+        let applied = source.changes_after(Position::default(), 1).await?.current;
+        Ok(Self::with(id, source, clock, settings, lease, applied))
+    }
+
+    /// Which service key the presented text is, if it is one.
+    ///
+    /// # Errors
+    /// [`Unavailable`], as for [`Verifier::verify`].
+    pub async fn verify_service_key(&self, presented: &str) -> Result<Option<ServiceKeyId>, Unavailable> {
+        let text = without_scheme(presented);
+        if Kind::of(text) != Some(Kind::ServiceKey) {
+            return Ok(None);
+        }
+        let digest = Digest::of(text);
+        match self.0.memory.recall_service_key(&digest, nanos(self.0.clock.elapsed())) {
+            Some(id) => {
+                self.0.counters.hits.count();
+                Ok(Some(id))
+            }
+            None => self.0.ask_service_key(&digest).await,
+        }
+    }
+}
+
+impl<S: Source> Verifier<S> {
+    pub(crate) fn with(
+        id: VerifierId,
+        source: S,
+        clock: Arc<dyn Clock>,
+        settings: Settings,
+        lease: Duration,
+        applied: Position,
+    ) -> Self {
+        let margin = margin(lease);
+        Self(Arc::new(Inner {
             id,
             source,
             clock,
             lease,
-            margin: margin(lease),
-            memory: Memory::new(settings.max_entries, applied),
+            margin,
+            memory: Memory::new(settings.max_entries, applied, nanos(margin)),
             applying: Mutex::new(()),
+            applied: watch::Sender::new(applied),
             poked: Notify::new(),
             counters: Counters::default(),
             ledger: Ledger::new(settings.max_entries.saturating_mul(2).clamp(1024, 4_000_000)),
             misses: Semaphore::new(settings.max_misses.clamp(1, Semaphore::MAX_PERMITS)),
             miss_wait: settings.miss_wait,
-        })))
+        }))
     }
 
     /// Who this verifier is to the others.
@@ -150,30 +187,11 @@ impl<S: Source> Verifier<S> {
         }
     }
 
-    /// Which service key the presented text is, if it is one.
-    ///
-    /// # Errors
-    /// [`Unavailable`], as for [`Verifier::verify`].
-    pub async fn verify_service_key(&self, presented: &str) -> Result<Option<ServiceKeyId>, Unavailable> {
-        let text = without_scheme(presented);
-        if Kind::of(text) != Some(Kind::ServiceKey) {
-            return Ok(None);
-        }
-        let digest = Digest::of(text);
-        match self.0.memory.recall_service_key(&digest, nanos(self.0.clock.elapsed())) {
-            Some(id) => {
-                self.0.counters.hits.count();
-                Ok(Some(id))
-            }
-            None => self.0.ask_service_key(&digest).await,
-        }
-    }
-
     /// What has been counted since the last time, for at most [`crate::usage::BATCH`] keys: fetch until nothing
     /// comes. No two rows are about the same key, day and outcome.
     #[must_use]
     pub fn take_usage(&self) -> Vec<Usage> {
-        self.0.ledger.take(self.0.clock.now())
+        self.0.ledger.take(self.0.clock.now(), BATCH)
     }
 
     /// Puts back what could not be written down; the next [`Verifier::take_usage`] gives it again.
@@ -186,7 +204,8 @@ impl<S: Source> Verifier<S> {
     pub fn stats(&self) -> Stats {
         let Inner { memory, counters, clock, ledger, .. } = &*self.0;
         let [evictions, changed, forgotten] = memory.evicted();
-        let left = memory.lease_end().saturating_sub(nanos(clock.elapsed()));
+        let elapsed = nanos(clock.elapsed());
+        let left = memory.lease_end().saturating_sub(elapsed);
         Stats {
             hits: counters.hits.sum(),
             misses: counters.misses.load(Ordering::Relaxed),
@@ -195,11 +214,13 @@ impl<S: Source> Verifier<S> {
             evictions,
             changed,
             forgotten,
-            seq: memory.applied().0,
+            seq: memory.applied().0.seq,
             lease_left: Duration::from_nanos(left),
             settles: counters.settles.load(Ordering::Relaxed),
             settle_wait: Duration::from_nanos(counters.settle_nanos.load(Ordering::Relaxed)),
             settles_over_a_lease: counters.settles_over_a_lease.load(Ordering::Relaxed),
+            settles_for_subscribers: counters.settles_for_subscribers.load(Ordering::Relaxed),
+            subscribers: memory.subscribers(elapsed),
             usage_dropped: ledger.dropped(),
         }
     }
@@ -232,26 +253,21 @@ impl<S: Source> Inner<S> {
     }
 
     async fn ask(&self, digest: &Digest, need: &Need<'_>, is_use: bool) -> Result<Verdict, Unavailable> {
+        let (_, entry) = self.fetch(digest).await?;
+        // An unknown key is not remembered: it could be created a moment later.
+        let Some(entry) = entry else { return Ok(Verdict::unknown()) };
+        Ok(self.judge(entry, need, nanos(self.clock.elapsed()), is_use))
+    }
+
+    /// Asks the source for a key, and remembers it if that is safe.
+    pub(crate) async fn fetch(&self, digest: &Digest) -> Result<(Snapshot, Option<Arc<Entry>>), Unavailable> {
         let turn = self.turn().await?;
         let generation = self.memory.generation();
         let snapshot = self.heard(self.source.find(digest).await)?;
         drop(turn);
-        // An unknown key is not remembered: it could be created a moment later.
-        let Some(record) = snapshot.record else { return Ok(Verdict::unknown()) };
-        let elapsed = nanos(self.clock.elapsed());
-        let entry = self.memory.learn(digest, snapshot.seq, generation, record, elapsed);
-        Ok(self.judge(entry, need, elapsed, is_use))
-    }
-
-    async fn ask_service_key(&self, digest: &Digest) -> Result<Option<ServiceKeyId>, Unavailable> {
-        let turn = self.turn().await?;
-        let generation = self.memory.generation();
-        let snapshot = self.heard(self.source.find_service_key(digest).await)?;
-        drop(turn);
-        if let Some(id) = snapshot.id {
-            self.memory.learn_service_key(digest, snapshot.seq, generation, id);
-        }
-        Ok(snapshot.id)
+        let Some(record) = snapshot.record.clone() else { return Ok((snapshot, None)) };
+        let entry = self.memory.learn(digest, snapshot.seq, generation, record, nanos(self.clock.elapsed()));
+        Ok((snapshot, Some(entry)))
     }
 
     /// Waits for a turn to ask the source, for a while.
@@ -269,5 +285,18 @@ impl<S: Source> Inner<S> {
             count(&self.counters.unavailable);
         }
         answer
+    }
+}
+
+impl<S: Primary> Inner<S> {
+    async fn ask_service_key(&self, digest: &Digest) -> Result<Option<ServiceKeyId>, Unavailable> {
+        let turn = self.turn().await?;
+        let generation = self.memory.generation();
+        let snapshot = self.heard(self.source.find_service_key(digest).await)?;
+        drop(turn);
+        if let Some(id) = snapshot.id {
+            self.memory.learn_service_key(digest, snapshot.seq, generation, id);
+        }
+        Ok(snapshot.id)
     }
 }

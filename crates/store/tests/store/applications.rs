@@ -1,7 +1,7 @@
-use tollkey_core::{AccountId, Application, Changed};
+use tollkey_core::{AccountId, Application, Changed, Position};
 use tollkey_store::{Error, UniqueViolation};
 
-use crate::{Actions as _, acme, application, at, each, id, other};
+use crate::{Actions as _, acme, application, at, changes, each, id, other, position};
 
 #[test]
 fn an_application_is_found_changed_and_deleted() {
@@ -16,8 +16,7 @@ fn an_application_is_found_changed_and_deleted() {
         let update = changed.clone();
         let written = store.write(move |tx| tx.account(&acme()).update_application(&update)).await.unwrap();
         let seq = written.change.unwrap().seq;
-        let log = store.changes_after(tollkey_core::Seq(seq.0 - 1), 10).await.unwrap();
-        assert_eq!(log.changes, [(seq, Changed::Application(id(1)))]);
+        assert_eq!(changes(&store).await, [(seq, Changed::Application(id(1)))]);
         let found = store.read(|db| db.account(&acme()).application(&id(1))).await.unwrap();
         assert_eq!(found, Some(changed));
 
@@ -100,6 +99,6 @@ fn another_account_sees_nothing_and_changes_nothing() {
 
         let found = store.read(|db| db.account(&acme()).application(&id(1))).await.unwrap();
         assert_eq!(found, Some(made));
-        assert_eq!(store.changes_after(tollkey_core::Seq(0), 10).await.unwrap().current, tollkey_core::Seq(0));
+        assert_eq!(position(&store).await, Position::default());
     });
 }

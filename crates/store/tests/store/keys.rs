@@ -2,12 +2,12 @@ use std::sync::Arc;
 
 use tollkey_core::Usage;
 use tollkey_core::{
-    ApiKey, Changed, Family, Grants, IpList, Mode, OperatingModel, RateLimit, Scope, Seq, api_key::Transition,
+    ApiKey, Changed, Family, Grants, IpList, Mode, OperatingModel, RateLimit, Scope, api_key::Transition,
     feature::Feature, metadata::Metadata,
 };
 use tollkey_store::{Error, KeyCursor, UniqueViolation};
 
-use crate::{Actions as _, acme, application, application_key, at, digest, each, id, key, other};
+use crate::{Actions as _, acme, application, application_key, at, changes, digest, each, id, key, other};
 
 fn everything(number: u64) -> ApiKey {
     let Ok(serde_json::Value::Object(object)) =
@@ -62,8 +62,7 @@ fn saving_writes_what_use_cases_change_and_nothing_else() {
 
         let saved = ApiKey { id: id(1), last_used_at: None, ..everything(9) };
         let written = store.save_key(&saved).await.unwrap();
-        let log = store.changes_after(Seq(0), 10).await.unwrap();
-        assert_eq!(log.changes, [(written.change.unwrap().seq, Changed::Key(id(1)))]);
+        assert_eq!(changes(&store).await, [(written.change.unwrap().seq, Changed::Key(id(1)))]);
         let expected = ApiKey {
             created_at: made.created_at,
             created_by: None,
@@ -251,7 +250,7 @@ fn an_account_has_the_default_model_until_one_is_set() {
         assert_eq!(model().await, OperatingModel::PrimaryMerchant);
         assert_eq!(set(OperatingModel::PrimaryMerchant).await, None, "the default is no change");
         let change = set(OperatingModel::Ecosystem).await.unwrap();
-        assert_eq!(store.changes_after(Seq(0), 9).await.unwrap().changes, [(change.seq, Changed::Account(acme()))]);
+        assert_eq!(changes(&store).await, [(change.seq, Changed::Account(acme()))]);
         assert_eq!(model().await, OperatingModel::Ecosystem);
         assert_eq!(set(OperatingModel::Ecosystem).await, None, "the same again is no change");
         assert!(set(OperatingModel::PrimaryMerchant).await.is_some());

@@ -6,10 +6,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tollkey_core::{Changed, Seq, VerifierId};
+use tollkey_core::{ChangeLog, Changed, Position, Seq, VerifierId};
 use tollkey_store::{Backend, Behind, Error, Store, testing::hold};
 
-use crate::{Actions as _, acme, each, id, key};
+use crate::{Actions as _, acme, changes, each, id, key, position};
 
 fn verifier(number: u8) -> VerifierId {
     VerifierId::from_bytes([number; 16])
@@ -27,8 +27,7 @@ async fn change(store: &Store, what: Changed) -> Seq {
 fn the_counter_numbers_changes_without_gaps() {
     each(async |database| {
         let store = database.store();
-        let empty = store.changes_after(Seq(0), 10).await.unwrap();
-        assert_eq!((empty.current, empty.changes), (Seq(0), vec![]));
+        assert_eq!((position(&store).await, changes(&store).await), (Position::default(), vec![]));
         let all =
             [Changed::Key(id(1)), Changed::Application(id(2)), Changed::Account(acme()), Changed::ServiceKey(id(3))];
         let several = all.clone();
@@ -40,14 +39,15 @@ fn the_counter_numbers_changes_without_gaps() {
         assert_eq!(written.await.unwrap().change.unwrap().seq, Seq(4));
         assert_eq!(change(&store, Changed::Key(id(9))).await, Seq(5));
 
-        let log = store.changes_after(Seq(0), 4).await.unwrap();
-        assert_eq!(log.current, Seq(5));
-        assert_eq!(log.changes, (1..).map(Seq).zip(all).collect::<Vec<_>>());
-        let log = store.changes_after(Seq(4), 4).await.unwrap();
-        assert_eq!(log.changes, [(Seq(5), Changed::Key(id(9)))]);
-        assert_eq!(store.changes_after(Seq(5), 4).await.unwrap().changes, []);
-        // Asked from beyond: the caller sees a counter below its own and forgets everything.
-        assert_eq!(store.changes_after(Seq(50), 4).await.unwrap().current, Seq(5));
+        let expected: Vec<_> = (1..).map(Seq).zip(all.into_iter().chain([Changed::Key(id(9))])).collect();
+        assert_eq!(changes(&store).await, expected);
+        let log = store.changes_after(Position::default(), 4).await.unwrap();
+        assert_eq!((log.current.seq, log.changes.as_ref().map(Vec::len)), (Seq(5), Some(4)));
+        let fourth = log.changes.unwrap()[3].0;
+        let rest = vec![(log.current, Changed::Key(id(9)))];
+        assert_eq!(store.changes_after(fourth, 4).await, Ok(ChangeLog { current: log.current, changes: Some(rest) }));
+        let nothing = ChangeLog { current: log.current, changes: Some(vec![]) };
+        assert_eq!(store.changes_after(log.current, 4).await, Ok(nothing));
     });
 }
 
@@ -67,20 +67,40 @@ fn concurrent_changes_get_different_numbers_in_the_order_of_their_commits() {
         }
         numbers.sort_unstable();
         assert_eq!(numbers, (1..=16).collect::<Vec<_>>());
-        let log = store.changes_after(Seq(0), 100).await.unwrap();
-        assert_eq!(log.changes.iter().map(|(seq, _)| seq.0).collect::<Vec<_>>(), numbers);
+        assert_eq!(changes(&store).await.iter().map(|(seq, _)| seq.0).collect::<Vec<_>>(), numbers);
     });
 }
 
 #[test]
-fn old_changes_are_forgotten_and_that_shows_as_a_gap() {
+fn a_log_does_not_go_on_from_a_position_of_another_history() {
+    each(async |database| {
+        let store = database.store();
+        for number in 1..=3 {
+            change(&store, Changed::Key(id(number))).await;
+        }
+        let current = position(&store).await;
+        let log = store.changes_after(Position::default(), 10).await.unwrap();
+        let (second, _) = log.changes.unwrap()[1];
+        for (other, what) in [
+            (Position { seq: Seq(50), ..current }, "the counter went back"),
+            (Position { at: current.at - 1, ..current }, "it went back and came as far again"),
+            (Position { at: second.at - 1, ..second }, "it went back and was overtaken"),
+        ] {
+            assert_eq!(store.changes_after(other, 10).await, Ok(ChangeLog { current, changes: None }), "{what}");
+            assert_eq!(store.renew(verifier(1), Seq(0), other).await, Ok(false), "{what}");
+        }
+    });
+}
+
+#[test]
+fn old_changes_are_forgotten_and_the_log_says_so() {
     each(async |database| {
         let store = database.store();
         change(&store, Changed::Key(id(1))).await;
         database.sql("UPDATE change_counter SET seq = 10001");
         assert_eq!(change(&store, Changed::Key(id(2))).await, Seq(10_002));
-        let log = store.changes_after(Seq(0), 10).await.unwrap();
-        assert_eq!(log.changes, [(Seq(10_002), Changed::Key(id(2)))]);
+        let log = store.changes_after(Position::default(), 10).await.unwrap();
+        assert_eq!((log.current.seq, log.changes), (Seq(10_002), None));
     });
 }
 
@@ -89,16 +109,19 @@ fn a_lease_is_only_for_who_has_evicted_everything() {
     each(async |database| {
         let store = database.store();
         assert_eq!(store.lease_length().await, Ok(Duration::from_secs(3)));
-        assert!(store.renew(verifier(1), Seq(0), Seq(0)).await.unwrap());
+        let before = position(&store).await;
+        assert!(store.renew(verifier(1), Seq(0), before).await.unwrap());
         change(&store, Changed::Key(id(1))).await;
-        assert!(!store.renew(verifier(1), Seq(0), Seq(0)).await.unwrap(), "behind");
-        assert!(!store.renew(verifier(2), Seq(0), Seq(0)).await.unwrap(), "behind, and new");
-        assert!(!store.renew(verifier(2), Seq(2), Seq(2)).await.unwrap(), "ahead, of a restored database");
+        let now = position(&store).await;
+        assert!(!store.renew(verifier(1), Seq(0), before).await.unwrap(), "behind");
+        assert!(!store.renew(verifier(2), Seq(0), before).await.unwrap(), "behind, and new");
+        let ahead = Position { seq: Seq(2), ..now };
+        assert!(!store.renew(verifier(2), Seq(2), ahead).await.unwrap(), "ahead, of a restored database");
         let behind = |renewals| vec![Behind { verifier: verifier(1), renewals }];
         assert_eq!(store.behind(Seq(1), verifier(9)).await.unwrap(), behind(1), "a refused renewal does not count");
 
         // It renews by what it has evicted, and reports less for a slow subscriber.
-        assert!(store.renew(verifier(1), Seq(0), Seq(1)).await.unwrap());
+        assert!(store.renew(verifier(1), Seq(0), now).await.unwrap());
         assert_eq!(store.behind(Seq(1), verifier(9)).await.unwrap(), behind(2));
         assert_eq!(store.behind(Seq(1), verifier(1)).await.unwrap(), [], "nobody waits for himself");
         store.report(verifier(1), Seq(1)).await.unwrap();
@@ -112,12 +135,12 @@ fn a_row_goes_with_its_verifier_or_when_it_has_not_renewed() {
     each(async |database| {
         let store = database.store();
         for number in [1, 2, 3] {
-            assert!(store.renew(verifier(number), Seq(0), Seq(0)).await.unwrap());
+            assert!(store.renew(verifier(number), Seq(0), position(&store).await).await.unwrap());
         }
         change(&store, Changed::Key(id(1))).await;
         assert_eq!(store.behind(Seq(1), verifier(9)).await.unwrap().len(), 3);
         store.unregister(verifier(1)).await.unwrap();
-        assert!(store.renew(verifier(2), Seq(0), Seq(1)).await.unwrap());
+        assert!(store.renew(verifier(2), Seq(0), position(&store).await).await.unwrap());
         assert!(!store.remove_if_not_renewed(verifier(2), 1).await.unwrap(), "alive");
         assert!(store.remove_if_not_renewed(verifier(3), 1).await.unwrap(), "gone");
         let left = store.behind(Seq(1), verifier(9)).await.unwrap();
@@ -125,7 +148,7 @@ fn a_row_goes_with_its_verifier_or_when_it_has_not_renewed() {
 
         // One that was thought gone: reporting finds no row, renewing makes one.
         store.report(verifier(3), Seq(1)).await.unwrap();
-        assert!(store.renew(verifier(3), Seq(1), Seq(1)).await.unwrap());
+        assert!(store.renew(verifier(3), Seq(1), position(&store).await).await.unwrap());
         let behind = store.behind(Seq(2), verifier(2)).await.unwrap();
         assert_eq!(behind, [Behind { verifier: verifier(3), renewals: 1 }]);
     });
@@ -147,7 +170,7 @@ fn a_first_renewal_waits_for_a_revoker_and_then_sees_its_change() {
         });
         is_raised.recv().unwrap();
         let begun = Instant::now();
-        let renewed = store.renew(verifier(1), Seq(0), Seq(0)).await.unwrap();
+        let renewed = store.renew(verifier(1), Seq(0), Position::default()).await.unwrap();
         assert!(begun.elapsed() > Duration::from_millis(200), "it waited");
         assert!(!renewed, "and saw the change");
         assert_eq!(store.behind(Seq(9), verifier(9)).await.unwrap(), []);

@@ -13,7 +13,8 @@ mod usage;
 mod verification;
 
 use tollkey_core::{
-    AccountId, ApiKey, Application, ApplicationId, Digest, Family, Grants, Id, KeyId, Mode, Scope, Timestamp,
+    AccountId, ApiKey, Application, ApplicationId, Changed, Digest, Family, Grants, Id, KeyId, Mode, Position, Scope,
+    Seq, Timestamp,
     audit::{Action, Actor, ActorKind, Draft, Target},
 };
 use tollkey_store::{
@@ -32,6 +33,19 @@ fn each(test: impl AsyncFn(&Database)) {
 fn on(database: &Database, test: impl AsyncFn(&Database)) {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     runtime.block_on(test(database));
+}
+
+/// Where the change counter stands.
+async fn position(store: &Store) -> Position {
+    store.changes_after(Position::default(), 1).await.unwrap().current
+}
+
+/// All changes, without their times.
+async fn changes(store: &Store) -> Vec<(Seq, Changed)> {
+    let log = store.changes_after(Position::default(), 1000).await.unwrap();
+    let changes: Vec<_> = log.changes.expect("a whole log").into_iter().map(|(at, what)| (at.seq, what)).collect();
+    assert_eq!(changes.last().map_or(Seq(0), |(seq, _)| *seq), log.current.seq);
+    changes
 }
 
 fn account(name: &str) -> AccountId {

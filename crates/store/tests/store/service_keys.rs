@@ -1,7 +1,7 @@
 use tollkey_core::{Changed, Seq, ServiceKey, api_key::Transition};
 use tollkey_store::{Error, UniqueViolation};
 
-use crate::{at, digest, each, id};
+use crate::{at, changes, digest, each, id};
 
 fn service_key(number: u64) -> ServiceKey {
     ServiceKey {
@@ -36,8 +36,7 @@ fn a_service_key_is_made_found_listed_and_revoked() {
         assert_eq!(revoke(1).await, (Some(Transition::Changed), Some(Seq(1))));
         assert_eq!(revoke(1).await, (Some(Transition::AlreadySo), None));
         assert_eq!(revoke(9).await, (None, None));
-        let log = store.changes_after(Seq(0), 10).await.unwrap();
-        assert_eq!(log.changes, [(Seq(1), Changed::ServiceKey(id(1)))]);
+        assert_eq!(changes(&store).await, [(Seq(1), Changed::ServiceKey(id(1)))]);
         let found = store.find_service_key(digest(1)).await.unwrap();
         assert_eq!((found.seq, found.found), (Seq(1), None), "a revoked one verifies nothing");
         let kept = store.read(|db| db.service_key(&id(1))).await.unwrap().unwrap();

@@ -1,8 +1,8 @@
 //! What is remembered, what is not, and what makes it go.
 
-use tollkey_core::{ApplicationId, Changed, Denial, Family, KeyId, Need, Seq, ServiceKeyId};
+use tollkey_core::{ApplicationId, Changed, Denial, Family, KeyId, Need, Position, Seq, ServiceKeyId};
 use tollkey_verifier::{
-    Settings, Source,
+    Primary, Settings,
     testing::{account, record},
 };
 
@@ -293,5 +293,5 @@ async fn the_number_of_remembered_service_keys_is_bounded() {
         let _ = world.one.verifier.verify_service_key(&format!("tks_{n:032}")).await;
     }
     assert!(world.source.finds() > before, "the first ones were forgotten");
-    assert!(world.source.changes_after(Seq(0), 1).await.is_ok());
+    assert!(world.source.changes_after(Position::default(), 1).await.is_ok());
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::time::{sleep, timeout};
 use tollkey_core::{Clock, Denial, Need};
-use tollkey_verifier::{Source, Unavailable, Verifier, margin};
+use tollkey_verifier::{Primary, Unavailable, Verifier, margin};
 
 use crate::world::{LEASE, World, text};
 
@@ -103,7 +103,7 @@ async fn a_verifier_that_renews_keeps_its_row_however_far_behind_it_reports() {
         let source = world.source.clone();
         async move {
             loop {
-                assert!(source.renew(slow, tollkey_core::Seq(0), seq).await.unwrap());
+                assert!(source.renew(slow, tollkey_core::Seq(0), source.position()).await.unwrap());
                 sleep(LEASE / 3).await;
             }
         }
@@ -124,7 +124,7 @@ async fn a_row_is_not_removed_before_a_lease_has_passed_since_it_was_seen() {
     // revoker's wait, and covers this change but not the next.
     sleep(LEASE / 2).await;
     let late = tollkey_core::VerifierId::from_bytes([2; 16]);
-    assert!(world.source.renew(late, tollkey_core::Seq(0), seq).await.unwrap());
+    assert!(world.source.renew(late, tollkey_core::Seq(0), world.source.position()).await.unwrap());
     let lease_of_late = world.clock.elapsed() + LEASE;
     world.one.verifier.settle(seq, since).await;
     let now = world.clock.elapsed();

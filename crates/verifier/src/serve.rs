@@ -1,0 +1,65 @@
+//! Serving subscribers: a verifier of a store is what verifiers without one subscribe to.
+//!
+//! A poll is an acknowledgement, taken down as it comes, and a question, answered when there is something new. The
+//! rules are in `subscribers.rs`.
+
+use std::time::Duration;
+
+use tokio::time::timeout;
+use tollkey_core::{Digest, Usage, VerifierId};
+
+use crate::{
+    clock::nanos,
+    source::{News, Poll, Primary, Snapshot, Source, Unavailable, Upstream},
+    verifier::Verifier,
+};
+
+/// How many changes one answer brings.
+const CHANGES: usize = 500;
+
+impl<S: Primary> Source for Verifier<S> {
+    /// From memory, else from the source. No use of the key is counted: that is the subscriber's to judge.
+    async fn find(&self, digest: &Digest) -> Result<Snapshot, Unavailable> {
+        let inner = &*self.0;
+        // The position is read first. Whatever is found afterwards under a lease shows every change up to it.
+        let (applied, _) = inner.memory.applied();
+        match inner.memory.recall(digest, nanos(inner.clock.elapsed())) {
+            Some(entry) => {
+                inner.counters.hits.count();
+                Ok(Snapshot { seq: applied.seq, record: Some(entry.record.clone()) })
+            }
+            None => inner.fetch(digest).await.map(|(snapshot, _)| snapshot),
+        }
+    }
+}
+
+impl<S: Primary> Upstream for Verifier<S> {
+    async fn poll(&self, poll: Poll) -> Result<News, Unavailable> {
+        let inner = &*self.0;
+        self.restore_usage(poll.usage);
+        if inner.memory.acknowledge(poll.subscriber, poll.position, nanos(inner.clock.elapsed())) {
+            inner.poked.notify_one(); // there is more to report
+        }
+        let wait = poll.wait.min(inner.lease / 3);
+        if wait > Duration::ZERO {
+            let mut applied = inner.applied.subscribe();
+            // Whether it came or not, what there is by then is answered.
+            let _ = timeout(wait, applied.wait_for(|applied| *applied != poll.position)).await;
+        }
+        if inner.memory.is_stopped() {
+            return Err(Unavailable);
+        }
+        let news = inner.memory.serve(poll.subscriber, poll.position, CHANGES, nanos(inner.clock.elapsed()));
+        news.map_err(|_| {
+            tracing::warn!("there are too many subscribers; one more is refused");
+            Unavailable
+        })
+    }
+
+    async fn leave(&self, subscriber: VerifierId, usage: Vec<Usage>) -> Result<(), Unavailable> {
+        self.restore_usage(usage);
+        self.0.memory.leave(subscriber);
+        self.0.poked.notify_one();
+        Ok(())
+    }
+}

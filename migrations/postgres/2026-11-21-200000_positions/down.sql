@@ -1,0 +1,2 @@
+ALTER TABLE changes DROP COLUMN at;
+ALTER TABLE change_counter DROP COLUMN at;
