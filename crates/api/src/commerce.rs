@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
-use tollkey_core::{Mode, Scope, Status, feature::Feature};
+use tollkey_core::{Invalid, Mode, Scope, Status, feature::Feature};
 
 use crate::{
     Patch, Secret,
@@ -30,6 +30,20 @@ pub struct RateLimit {
     /// In how many seconds, 1 to 86 400.
     #[cfg_attr(feature = "openapi", schema(example = 60, minimum = 1, maximum = 86_400))]
     pub window_seconds: i64,
+}
+
+impl From<tollkey_core::RateLimit> for RateLimit {
+    fn from(limit: tollkey_core::RateLimit) -> Self {
+        Self { limit: limit.limit().get().into(), window_seconds: limit.window_seconds().get().into() }
+    }
+}
+
+impl TryFrom<RateLimit> for tollkey_core::RateLimit {
+    type Error = Invalid;
+
+    fn try_from(limit: RateLimit) -> Result<Self, Invalid> {
+        Self::new(limit.limit, limit.window_seconds)
+    }
 }
 
 /// The body of `POST /api-keys`.

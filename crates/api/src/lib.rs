@@ -15,6 +15,7 @@ pub mod operator;
 pub mod patch;
 pub mod problem;
 pub mod secret;
+pub mod sync;
 pub mod time;
 pub mod verification;
 mod word;

@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 
-use crate::{AccountId, ApplicationId, AuditId, Invalid, KeyId, Mode};
+use crate::{AccountId, ApplicationId, AuditId, Invalid, KeyId, Mode, hex};
 
 /// What was done. The name on the wire is `thing.verb`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -212,20 +212,12 @@ impl FromStr for Hash {
     type Err = Invalid;
 
     fn from_str(text: &str) -> Result<Self, Invalid> {
-        let invalid = || Invalid::new("must be 64 hex digits");
-        if text.len() != 64 || !text.bytes().all(|b| b.is_ascii_hexdigit()) {
-            return Err(invalid());
-        }
-        let mut bytes = [0; 32];
-        for (i, byte) in bytes.iter_mut().enumerate() {
-            *byte = u8::from_str_radix(&text[2 * i..2 * i + 2], 16).map_err(|_| invalid())?;
-        }
-        Ok(Self(bytes))
+        hex::read(text).map(Self).ok_or_else(|| Invalid::new("must be 64 hex digits"))
     }
 }
 impl fmt::Display for Hash {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+        hex::write(&self.0, f)
     }
 }
 impl fmt::Debug for Hash {

@@ -7,7 +7,7 @@ use std::{fmt, str::FromStr};
 
 use rand::CryptoRng;
 
-use crate::{AccountId, ApplicationId, Invalid, KeyId, ServiceKeyId};
+use crate::{AccountId, ApplicationId, Invalid, KeyId, ServiceKeyId, hex};
 
 /// A value of the change counter. It grows by one with each change and never falls in one database;
 /// a reader that sees it fall is talking to a database that was restored or failed over.
@@ -31,6 +31,33 @@ pub enum Changed {
     Account(AccountId),
     /// One service key.
     ServiceKey(ServiceKeyId),
+}
+
+impl Changed {
+    /// The word for what it is, as stored and on the wire, and its id.
+    #[must_use]
+    pub fn to_parts(&self) -> (&'static str, String) {
+        match self {
+            Self::Key(id) => ("key", id.to_string()),
+            Self::Application(id) => ("application", id.to_string()),
+            Self::Account(id) => ("account", id.to_string()),
+            Self::ServiceKey(id) => ("service_key", id.to_string()),
+        }
+    }
+
+    /// The reverse of [`Changed::to_parts`].
+    ///
+    /// # Errors
+    /// [`Invalid`] for another word, and for an id that is none of its kind.
+    pub fn from_parts(kind: &str, id: &str) -> Result<Self, Invalid> {
+        Ok(match kind {
+            "key" => Self::Key(id.parse()?),
+            "application" => Self::Application(id.parse()?),
+            "account" => Self::Account(id.parse()?),
+            "service_key" => Self::ServiceKey(id.parse()?),
+            _ => return Err(Invalid::new("must be key, application, account or service_key")),
+        })
+    }
 }
 
 /// A place in the log of changes: how many there have been, and when the last of them was made.
@@ -103,7 +130,7 @@ impl VerifierId {
 
 impl fmt::Display for VerifierId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+        hex::write(&self.0, f)
     }
 }
 
@@ -118,10 +145,6 @@ impl FromStr for VerifierId {
 
     /// The 32 hexadecimal digits of [`Display`](fmt::Display).
     fn from_str(text: &str) -> Result<Self, Invalid> {
-        let invalid = || Invalid::new("must be 32 lower-case hexadecimal digits");
-        if text.len() != 32 || !text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) {
-            return Err(invalid());
-        }
-        u128::from_str_radix(text, 16).map(|number| Self(number.to_be_bytes())).map_err(|_| invalid())
+        hex::read(text).map(Self).ok_or_else(|| Invalid::new("must be 32 hex digits"))
     }
 }

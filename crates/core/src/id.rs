@@ -8,7 +8,7 @@ use rand::Rng;
 use ulid::Ulid;
 use uuid::Uuid;
 
-use crate::{ApiKey, Application, ServiceKey, audit};
+use crate::{ApiKey, Application, Invalid, ServiceKey, audit};
 
 /// What an [`Id`] is the id of.
 pub trait Entity {
@@ -81,6 +81,12 @@ impl<Of: Entity> Id<Of> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("not an id")]
 pub struct NotAnId;
+
+impl From<NotAnId> for Invalid {
+    fn from(rule: NotAnId) -> Self {
+        Self::new(rule.to_string())
+    }
+}
 
 impl<Of: Entity> FromStr for Id<Of> {
     type Err = NotAnId;

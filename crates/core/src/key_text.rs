@@ -4,11 +4,13 @@
 //! of the whole text is enough to look a key up and nothing can be computed back from it. The text exists
 //! from its making to its one response, in [`KeyText`].
 
-use std::fmt;
+use std::{fmt, str::FromStr};
 
 use rand::{CryptoRng, RngExt as _, distr::Alphanumeric};
 use sha2::{Digest as _, Sha256};
 use zeroize::{Zeroize, ZeroizeOnDrop};
+
+use crate::{Invalid, hex};
 
 /// How many random characters end a key.
 pub const RANDOM_LEN: usize = 32;
@@ -219,6 +221,26 @@ impl Digest {
     #[must_use]
     pub fn from_bytes(bytes: [u8; 32]) -> Self {
         Self(bytes)
+    }
+
+    /// Prints it as 64 hexadecimal digits, which [`FromStr`] reads. There is no `Display`, so that no log shows one by
+    /// accident.
+    pub fn hex(&self) -> impl fmt::Display {
+        struct Hex([u8; 32]);
+        impl fmt::Display for Hex {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                hex::write(&self.0, f)
+            }
+        }
+        Hex(self.0)
+    }
+}
+
+impl FromStr for Digest {
+    type Err = Invalid;
+
+    fn from_str(text: &str) -> Result<Self, Invalid> {
+        hex::read(text).map(Self).ok_or_else(|| Invalid::new("must be 64 hex digits"))
     }
 }
 

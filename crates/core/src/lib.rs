@@ -26,6 +26,7 @@ pub mod audit;
 pub mod ceiling;
 pub mod change;
 pub mod feature;
+mod hex;
 pub mod id;
 pub mod key_text;
 pub mod metadata;

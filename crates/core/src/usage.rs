@@ -2,7 +2,7 @@
 
 use jiff::Timestamp;
 
-use crate::{Denial, KeyId};
+use crate::{Denial, Invalid, KeyId};
 
 /// How often a key was verified with one outcome on one day.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -17,4 +17,23 @@ pub struct Usage {
     pub count: u64,
     /// The last verification that succeeded; none with a denial.
     pub last_used_at: Option<Timestamp>,
+}
+
+/// The word for what a verification ended in: `valid`, or the code of the denial.
+#[must_use]
+pub fn outcome_code(outcome: Option<Denial>) -> &'static str {
+    outcome.map_or("valid", Denial::code)
+}
+
+/// The reverse of [`outcome_code`], for outcomes that are counted of a key: a key that is not known counts nothing.
+///
+/// # Errors
+/// [`Invalid`] for any other word.
+pub fn parse_outcome(code: &str) -> Result<Option<Denial>, Invalid> {
+    if code == outcome_code(None) {
+        return Ok(None);
+    }
+    let counted = Denial::ALL.into_iter().filter(|denial| *denial != Denial::UnknownKey);
+    let denial = counted.into_iter().find(|denial| denial.code() == code);
+    denial.map(Some).ok_or_else(|| Invalid::new("must be valid, or the code of a denial of a known key"))
 }

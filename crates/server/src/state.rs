@@ -10,7 +10,7 @@ use std::{
 
 use actix_web::http::header::HeaderName;
 use ipnet::IpNet;
-use tollkey_core::{Catalogue, Clock, Denial, Need, Problem};
+use tollkey_core::{Catalogue, Clock, Denial, Need, Problem, usage::outcome_code};
 use tollkey_store::{Reader, Store, Writer};
 use tollkey_verifier::{Unavailable, Verdict, Verifier, usage::BATCH};
 
@@ -136,7 +136,7 @@ impl State {
                 return;
             }
             for usage in &counted {
-                telemetry::record_verifications(usage.outcome.map_or("valid", Denial::code), usage.count);
+                telemetry::record_verifications(outcome_code(usage.outcome), usage.count);
             }
             // A short batch was the last one; keys that are used again meanwhile wait for the next time.
             if counted.len() < BATCH {

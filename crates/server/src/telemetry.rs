@@ -43,6 +43,12 @@ pub const CHANGE_SEQ: &str = "tollkey_change_seq";
 pub const SETTLE_WAIT: &str = "tollkey_settle_wait_seconds";
 /// Changes that had to wait for another verifier's lease to end.
 pub const SETTLE_LAPSES: &str = "tollkey_settle_lapsed_leases_total";
+/// Changes that had to wait for somebody, by `for`: `replica`, or `subscriber` of this one.
+pub const SETTLES_WAITED: &str = "tollkey_settles_waited_total";
+/// Resource servers that hold a lease from this replica.
+pub const SUBSCRIBERS: &str = "tollkey_subscribers";
+/// How often everything remembered was forgotten, because the log of changes did not go on.
+pub const FORGOTTEN: &str = "tollkey_forgotten_total";
 /// Which version runs; always 1.
 pub const BUILD_INFO: &str = "tollkey_build_info";
 
@@ -129,6 +135,9 @@ fn describe() {
     describe_gauge!(CHANGE_SEQ, Unit::Count, "The change up to which this replica is up to date.");
     describe_histogram!(SETTLE_WAIT, Unit::Seconds, "How long changes waited until they held on every verifier.");
     describe_counter!(SETTLE_LAPSES, Unit::Count, "Changes that waited for another verifier's lease to end.");
+    describe_counter!(SETTLES_WAITED, Unit::Count, "Changes that waited for another replica or for a subscriber.");
+    describe_gauge!(SUBSCRIBERS, Unit::Count, "Resource servers that hold a lease from this replica.");
+    describe_counter!(FORGOTTEN, Unit::Count, "How often everything remembered was forgotten at once.");
     describe_gauge!(BUILD_INFO, Unit::Count, "The version that runs.");
 }
 
@@ -196,6 +205,10 @@ pub fn record_verifier(stats: &Stats) {
     counter!(VERIFICATION_MISSES).absolute(stats.misses);
     counter!(EVICTIONS).absolute(stats.evictions + stats.changed);
     counter!(SETTLE_LAPSES).absolute(stats.settles_over_a_lease);
+    counter!(SETTLES_WAITED, "for" => "replica").absolute(stats.settles_for_verifiers);
+    counter!(SETTLES_WAITED, "for" => "subscriber").absolute(stats.settles_for_subscribers);
+    counter!(FORGOTTEN).absolute(stats.forgotten);
+    gauge!(SUBSCRIBERS).set(stats.subscribers as f64);
     gauge!(REMEMBERED_KEYS).set(stats.entries as f64);
     gauge!(LEASE_LEFT).set(stats.lease_left.as_secs_f64());
     gauge!(CHANGE_SEQ).set(stats.seq.0 as f64);

@@ -68,7 +68,7 @@ pub(crate) fn raise_counter(
     let noted: Vec<ChangeRow> = (last - count + 1..)
         .zip(changed)
         .map(|(seq, change)| {
-            let (kind, what) = to_text(change);
+            let (kind, what) = change.to_parts();
             ChangeRow { seq, kind: kind.to_owned(), what, at }
         })
         .collect();
@@ -84,26 +84,6 @@ pub(crate) fn raise_counter(
         conn.batch_execute(&format!("NOTIFY {}", wake::CHANNEL))?; // sent by the commit
     }
     Ok(Some(Seq(last)))
-}
-
-fn to_text(change: Changed) -> (&'static str, String) {
-    match change {
-        Changed::Key(id) => ("key", id.to_string()),
-        Changed::Application(id) => ("application", id.to_string()),
-        Changed::Account(id) => ("account", id.to_string()),
-        Changed::ServiceKey(id) => ("service_key", id.to_string()),
-    }
-}
-
-fn from_text(kind: &str, what: &str) -> Result<Changed, Error> {
-    let corrupt = || Error::corrupt("change");
-    Ok(match kind {
-        "key" => Changed::Key(what.parse().map_err(|_| corrupt())?),
-        "application" => Changed::Application(what.parse().map_err(|_| corrupt())?),
-        "account" => Changed::Account(rows::account_id(what)?),
-        "service_key" => Changed::ServiceKey(what.parse().map_err(|_| corrupt())?),
-        _ => return Err(corrupt()),
-    })
 }
 
 /// PostgreSQL: one statement. The share lock waits for a revoker between its UPDATE and its commit and then sees its
@@ -143,7 +123,9 @@ impl Store {
             if !joins || rows.peek().is_none_or(|row| row.seq != after.seq.0 + 1) {
                 return Ok(ChangeLog { current, changes: None });
             }
-            let changes = rows.map(|row| Ok((position(&row), from_text(&row.kind, &row.what)?)));
+            let changes = rows.map(|row| {
+                Ok((position(&row), Changed::from_parts(&row.kind, &row.what).map_err(|_| Error::corrupt("change"))?))
+            });
             Ok(ChangeLog { current, changes: Some(changes.take(limit as usize).collect::<Result<_, Error>>()?) })
         })
         .await

@@ -4,8 +4,8 @@
 use diesel::prelude::*;
 use serde_json::Value;
 use tollkey_core::{
-    AccountId, ApiKey, Application, Denial, Family, Grants, Id, IpList, Mode, OperatingModel, RateLimit, Scope,
-    ServiceKey, Timestamp,
+    AccountId, ApiKey, Application, Family, Grants, Id, IpList, Mode, OperatingModel, RateLimit, Scope, ServiceKey,
+    Timestamp,
     audit::{self, Action, Actor, ActorKind, Draft, Entry, Target, TargetKind},
     feature::Feature,
     metadata::Metadata,
@@ -59,18 +59,6 @@ pub(crate) fn hash(bytes: &[u8]) -> Result<audit::Hash, Error> {
 /// A number that is never negative.
 pub(crate) fn unsigned(number: i64) -> Result<u64, Error> {
     number.try_into().map_err(|_| Error::corrupt("number"))
-}
-
-/// What a verification ended in, as stored: a denial's code, or `valid`.
-pub(crate) fn outcome_text(outcome: Option<Denial>) -> &'static str {
-    outcome.map_or("valid", Denial::code)
-}
-
-pub(crate) fn outcome(text: &str) -> Result<Option<Denial>, Error> {
-    if text == "valid" {
-        return Ok(None);
-    }
-    Denial::ALL.into_iter().find(|denial| denial.code() == text).map(Some).ok_or_else(|| Error::corrupt("outcome"))
 }
 
 /// An application.

@@ -8,7 +8,7 @@ use diesel::{
     sql_query,
     sql_types::{BigInt, Binary, Integer, Text},
 };
-use tollkey_core::Usage;
+use tollkey_core::{Usage, usage::outcome_code};
 
 use crate::{Error, Store, rows, schema::key_usage, store::Writer};
 
@@ -49,12 +49,12 @@ impl Store {
 impl Writer<'_> {
     fn add_usage(&mut self, mut batch: Vec<Usage>) -> Result<(), Error> {
         // One order for all replicas, or two flushes could wait for each other's rows.
-        batch.sort_by_key(|usage| (usage.key_id, usage.day, rows::outcome_text(usage.outcome)));
+        batch.sort_by_key(|usage| (usage.key_id, usage.day, outcome_code(usage.outcome)));
         for usage in &batch {
             sql_query(ADD)
                 .bind::<Binary, _>(usage.key_id.as_bytes().as_slice())
                 .bind::<Integer, _>(usage.day)
-                .bind::<Text, _>(rows::outcome_text(usage.outcome))
+                .bind::<Text, _>(outcome_code(usage.outcome))
                 .bind::<BigInt, _>(i64::try_from(usage.count).unwrap_or(i64::MAX))
                 .execute(self.conn)?;
             if let Some(at) = usage.last_used_at {

@@ -200,6 +200,9 @@ impl<S: Primary> Inner<S> {
         self.poked.notify_one();
 
         let mut others = first.as_ref().ok().map(Vec::len);
+        if others.is_none_or(|others| others > 0) {
+            count(&self.counters.settles_for_verifiers);
+        }
         let mut waited_for_subscribers = false;
         let mut pause = FIRST_PAUSE;
         loop {

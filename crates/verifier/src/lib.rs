@@ -19,6 +19,7 @@
 //! | `follow` | keeping the lease of a primary, applying changes, waiting for others |
 //! | `subscribers`, `serve` | granting leases to verifiers without a primary |
 //! | `subscribe` | being one of those |
+//! | `http` (a feature) | a server of Tollkey as an upstream |
 //! | [`verdict`], [`usage`] | what a verification answers, and what is counted of it |
 //! | `rate` | allowances |
 //! | [`clock`] | the clock of a real machine |
@@ -44,6 +45,8 @@
 
 pub mod clock;
 mod follow;
+#[cfg(feature = "http")]
+pub mod http;
 mod memory;
 mod rate;
 mod serve;

@@ -244,6 +244,18 @@ impl Memory {
         books.applied == log.current
     }
 
+    /// Applies what an upstream told: everything that has changed up to `position`, or that nobody knows what has.
+    pub(crate) fn follow(&self, position: Position, changes: Option<&[Changed]>) {
+        let mut books = self.books();
+        match changes {
+            Some(changes) => {
+                changes.iter().for_each(|changed| self.evict(&mut books, changed));
+                books.applied = position; // only now that nothing of it is left
+            }
+            None => self.forget(&mut books, position),
+        }
+    }
+
     fn evict(&self, books: &mut Books, changed: &Changed) {
         let slots: Vec<u32> = match changed {
             Changed::Key(id) => books.by_key.get(id).copied().into_iter().collect(),
@@ -267,12 +279,15 @@ impl Memory {
     }
 
     fn forget(&self, books: &mut Books, applied: Position) {
-        tracing::warn!(
-            from = books.applied.seq.0,
-            to = applied.seq.0,
-            "the log of changes does not go on from where it was left; everything remembered is forgotten"
-        );
-        count(&self.forgotten);
+        // Who begins has nothing to forget.
+        if self.len() > 0 || self.lease_end() > 0 {
+            tracing::warn!(
+                from = books.applied.seq.0,
+                to = applied.seq.0,
+                "the log of changes does not go on from where it was left; everything remembered is forgotten"
+            );
+            count(&self.forgotten);
+        }
         self.end_lease(books);
         self.keys.pin().clear();
         self.service_keys.pin().clear();
@@ -360,20 +375,20 @@ impl Memory {
         elapsed: u64,
     ) -> Result<News, Full> {
         let mut books = self.books();
-        let mut changes: Option<Vec<_>> =
-            books.changes_after(position).map(|changes| changes.take(limit.saturating_add(1)).cloned().collect());
-        let whole = changes.as_ref().is_none_or(|changes| changes.len() <= limit);
-        if let Some(changes) = &mut changes {
-            changes.truncate(limit);
-        }
+        let missing = books.changes_after(position);
+        let whole = missing.as_ref().is_none_or(|changes| changes.len() <= limit);
+        let changes: Option<Vec<_>> = missing.map(|changes| changes.take(limit).cloned().collect());
+        let position = match changes.as_deref() {
+            Some([.., (last, _)]) if !whole => *last,
+            _ => books.applied,
+        };
         // A lease comes only with all there is.
         let left = if whole { self.lease_end().saturating_sub(elapsed) } else { 0 };
         if left > 0 {
-            let applied = books.applied.seq;
-            books.subscribers.grant(subscriber, applied, elapsed.saturating_add(left), elapsed)?;
+            books.subscribers.grant(subscriber, position.seq, elapsed.saturating_add(left), elapsed)?;
         }
-        let log = ChangeLog { current: books.applied, changes };
-        Ok(News { log, lease: Duration::from_nanos(left) })
+        let changes = changes.map(|changes| changes.into_iter().map(|(_, changed)| changed).collect());
+        Ok(News { position, changes, lease: Duration::from_nanos(left) })
     }
 
     /// Takes a subscriber off that has stopped answering from memory.

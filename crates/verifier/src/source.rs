@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use tollkey_core::{ChangeLog, Digest, Position, Record, Seq, ServiceKeyId, Usage, VerifierId};
+use tollkey_core::{ChangeLog, Changed, Digest, Position, Record, Seq, ServiceKeyId, Usage, VerifierId};
 
 /// The source cannot be asked, or did not answer in time. It has logged why.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -114,9 +114,12 @@ impl Poll {
 /// What a subscriber is told.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct News {
-    /// What has changed since its position.
-    pub log: ChangeLog,
-    /// For how long it may answer from memory, counted from before its poll, once it has applied all of `log`. Zero
-    /// when who was asked holds no lease, or `log` does not lead to where the counter stands.
+    /// Where the changes lead: its position once it has applied them.
+    pub position: Position,
+    /// What has changed since its position; `None` when the log does not go on from there and everything is to be
+    /// forgotten.
+    pub changes: Option<Vec<Changed>>,
+    /// For how long it may answer from memory, counted from before its poll, once it has applied the changes. Zero when
+    /// who was asked holds no lease, or there are more changes than one answer holds.
     pub lease: Duration,
 }

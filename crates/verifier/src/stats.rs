@@ -34,6 +34,8 @@ pub struct Stats {
     pub settle_wait: Duration,
     /// How many of them waited for a whole lease, because some verifier did not report.
     pub settles_over_a_lease: u64,
+    /// How many of them waited for another verifier of the source.
+    pub settles_for_verifiers: u64,
     /// How many of them waited for a subscriber of this verifier.
     pub settles_for_subscribers: u64,
     /// How many subscribers hold a lease from this verifier now.
@@ -51,6 +53,7 @@ pub(crate) struct Counters {
     pub(crate) settles: AtomicU64,
     pub(crate) settle_nanos: AtomicU64,
     pub(crate) settles_over_a_lease: AtomicU64,
+    pub(crate) settles_for_verifiers: AtomicU64,
     pub(crate) settles_for_subscribers: AtomicU64,
 }
 

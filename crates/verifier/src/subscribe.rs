@@ -61,7 +61,7 @@ impl<S: Upstream> Verifier<S> {
                     lease / 3
                 }
                 // More of the log is waiting.
-                Ok(News { log, .. }) if log.current != inner.memory.applied().0 => Duration::ZERO,
+                Ok(News { changes: Some(changes), .. }) if !changes.is_empty() => Duration::ZERO,
                 Ok(_) | Err(Unavailable) => {
                     tokio::select! {
                         () = &mut shutdown => break,
@@ -86,13 +86,12 @@ impl<S: Upstream> Verifier<S> {
         let asked = inner.clock.elapsed();
         let news = inner.within(wait + PATIENCE, inner.source.poll(poll)).await?;
         counted.was_told();
-        if inner.memory.apply(&news.log) {
-            // Only now that nothing is left of what was changed. Applying may have begun a new generation.
+        inner.memory.follow(news.position, news.changes.as_deref());
+        if !news.lease.is_zero() {
+            // Only now that nothing is left of what was changed. Forgetting everything began a new generation.
             let (_, generation) = inner.memory.applied();
             let end = (asked + news.lease).saturating_sub(margin(news.lease));
-            if !news.lease.is_zero() {
-                inner.memory.grant(generation, nanos(end));
-            }
+            inner.memory.grant(generation, nanos(end));
         }
         Ok(news)
     }

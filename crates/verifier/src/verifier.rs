@@ -219,6 +219,7 @@ impl<S: Source> Verifier<S> {
             settles: counters.settles.load(Ordering::Relaxed),
             settle_wait: Duration::from_nanos(counters.settle_nanos.load(Ordering::Relaxed)),
             settles_over_a_lease: counters.settles_over_a_lease.load(Ordering::Relaxed),
+            settles_for_verifiers: counters.settles_for_verifiers.load(Ordering::Relaxed),
             settles_for_subscribers: counters.settles_for_subscribers.load(Ordering::Relaxed),
             subscribers: memory.subscribers(elapsed),
             usage_dropped: ledger.dropped(),

@@ -340,6 +340,10 @@ impl Verifying {
     }
 }
 
+/// A resource server: a service key, or a management token with the role `service`.
+#[derive(Debug)]
+pub struct Service;
+
 /// An API key of any family, about itself.
 #[derive(Debug)]
 pub struct PresentedKey {
@@ -427,6 +431,17 @@ impl Verifying {
     }
 }
 
+impl Service {
+    async fn extract(request: &HttpRequest) -> Result<Self, Refusal> {
+        let state = state(request)?;
+        match identify(request, &state, &[]).await? {
+            Caller::ServiceKey(_) => Ok(Self),
+            Caller::Token(claims) if claims.has_role("service") => Ok(Self),
+            _ => Err(Problem::forbidden("This needs a service key, or a token with the role service.").into()),
+        }
+    }
+}
+
 impl PresentedKey {
     async fn extract(request: &HttpRequest) -> Result<Self, Refusal> {
         let state = state(request)?;
@@ -452,4 +467,4 @@ macro_rules! from_request {
         }
     )*};
 }
-from_request!(Merchant, AccountHolder, Operator, Verifying, PresentedKey);
+from_request!(Merchant, AccountHolder, Operator, Verifying, Service, PresentedKey);

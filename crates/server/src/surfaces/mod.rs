@@ -51,6 +51,8 @@ pub fn routes(config: &mut ServiceConfig<'_>) {
             .service(verification::verify)
             .service(verification::verify_batch)
             .service(verification::introspect)
+            .service(verification::sync)
+            .service(verification::sync_lookup)
             .service(verification::whoami)
             .service(verification::revoke_whoami)
             // Audit log

@@ -1,7 +1,9 @@
 //! The keys of an account, and how they were used.
 
 use diesel::prelude::*;
-use tollkey_core::{ApiKey, ApplicationId, Denial, Digest, Family, KeyId, Mode, Timestamp, change::Changed};
+use tollkey_core::{
+    ApiKey, ApplicationId, Denial, Digest, Family, KeyId, Mode, Timestamp, change::Changed, usage::parse_outcome,
+};
 
 use super::{AccountReader, AccountWriter, Paged, offset};
 use crate::{
@@ -208,7 +210,11 @@ impl AccountReader<'_> {
             .load(self.conn)?;
         rows.into_iter()
             .map(|(day, outcome, count)| {
-                Ok(DayUsage { day, outcome: rows::outcome(&outcome)?, count: rows::unsigned(count)? })
+                Ok(DayUsage {
+                    day,
+                    outcome: parse_outcome(&outcome).map_err(|_| Error::corrupt("outcome"))?,
+                    count: rows::unsigned(count)?,
+                })
             })
             .collect()
     }

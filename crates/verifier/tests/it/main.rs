@@ -5,5 +5,6 @@ mod leases;
 mod limits;
 mod memory;
 mod settling;
+mod subscribing;
 mod usage;
 mod world;

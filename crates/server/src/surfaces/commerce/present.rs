@@ -45,10 +45,7 @@ pub(super) fn key(key: &ApiKey, now: Timestamp) -> api::Key {
         merchants: grants.merchants.clone(),
         features: grants.features.clone(),
         allowed_ips: members::shown_networks(grants.allowed_ips.as_ref()),
-        rate_limit: grants.rate_limit.map(|limit| api::RateLimit {
-            limit: limit.limit().get().into(),
-            window_seconds: limit.window_seconds().get().into(),
-        }),
+        rate_limit: grants.rate_limit.map(Into::into),
         metadata: key.metadata.as_ref().map(|metadata| metadata.object().clone()),
         rotated_from: key.rotated_from.map(|id| id.to_string()),
         rotated_to: key.rotated_to.map(|id| id.to_string()),
@@ -79,10 +76,7 @@ pub(super) fn new_key(body: api::CreateKey, catalogue: &Catalogue, now: Timestam
     let merchants = checks.member("/merchants", body.merchants.as_deref().map(merchants).transpose());
     let features = checks.member("/features", body.features.as_deref().map(features).transpose());
     let allowed_ips = checks.member("/allowed_ips", members::networks(body.allowed_ips.as_deref()));
-    let rate_limit = checks.member(
-        "/rate_limit",
-        body.rate_limit.map(|limit| RateLimit::new(limit.limit, limit.window_seconds)).transpose(),
-    );
+    let rate_limit = checks.member("/rate_limit", body.rate_limit.map(RateLimit::try_from).transpose());
     let metadata = checks.member("/metadata", body.metadata.map(Metadata::new).transpose());
     let (
         Some(name),

@@ -1,0 +1,179 @@
+//! The subscription of verifiers: snake_case, Unix seconds.
+//!
+//! A process that verifies keys from its own memory polls `POST /sync`. Each poll says up to where it has forgotten
+//! what was changed, waits a while for news, and brings a lease: for so long, counted from before the poll was sent, the
+//! process may answer from memory, once it has applied the changes that came with it.
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use tollkey_core::{Family, Mode, OperatingModel, feature::Feature};
+
+use crate::{commerce::RateLimit, time::UnixSeconds};
+
+/// The body of `POST /sync`.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct SyncRequest {
+    /// Who polls: 128 random bits as hexadecimal digits, made anew by every start of a process and told to nobody else.
+    #[cfg_attr(feature = "openapi", schema(example = "0f1e2d3c4b5a69788796a5b4c3d2e1f0", pattern = "^[0-9a-f]{32}$"))]
+    pub subscriber: String,
+    /// The `cursor` of the last answer, once everything that came with it has been applied: whatever was changed has
+    /// been forgotten. Null or absent while nothing is remembered.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(example = "42-1771848000000000"))]
+    pub cursor: Option<String>,
+    /// For how many milliseconds the answer may wait for news; what it waits is at most a third of a lease. Not to be
+    /// used without a lease.
+    #[serde(default)]
+    #[cfg_attr(feature = "openapi", schema(example = 1000, maximum = 60_000))]
+    pub wait_ms: u32,
+    /// How keys were used since the last poll that was answered. What was sent with a poll whose answer was lost is
+    /// sent again, and may then count twice.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[cfg_attr(feature = "openapi", schema(max_items = 400))]
+    pub usage: Vec<Usage>,
+    /// True with the last poll of all: nothing is answered from memory any more, and nobody has to wait for it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub leave: bool,
+}
+
+/// How often a key was verified with one outcome.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema), schema(as = SyncUsage))]
+pub struct Usage {
+    /// The key.
+    #[cfg_attr(feature = "openapi", schema(example = "0198c0de-0000-7000-8000-000000000002"))]
+    pub key_id: String,
+    /// `valid`, or the code of the denial.
+    #[cfg_attr(feature = "openapi", schema(example = "valid"))]
+    pub outcome: String,
+    /// How often, at least 1.
+    #[cfg_attr(feature = "openapi", schema(example = 17, minimum = 1))]
+    pub count: u64,
+    /// The last of them, with the outcome `valid`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_used_at: Option<UnixSeconds>,
+}
+
+/// The answer of `POST /sync`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct SyncResponse {
+    /// Where the changes lead: to be sent with the next poll.
+    #[cfg_attr(feature = "openapi", schema(example = "43-1771848001250000"))]
+    pub cursor: String,
+    /// What has changed since the cursor that was sent, oldest first. Null when nobody knows: too much was missed, or
+    /// the database was restored. Everything remembered is to be forgotten then, service keys excepted.
+    pub changes: Option<Vec<Change>>,
+    /// For how many milliseconds, counted from before the poll was sent, keys may be answered from memory, once the
+    /// changes are applied. Zero when the server holds no lease itself, or there are more changes than one answer holds:
+    /// poll again. A shorter lease does not end a longer one from before. Clocks drift: keep a thousandth and a
+    /// millisecond back.
+    #[cfg_attr(feature = "openapi", schema(example = 2650))]
+    pub lease_ms: u64,
+}
+
+/// Something that is different from what may be remembered of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema), schema(as = SyncChange))]
+pub struct Change {
+    /// `key`, `application` (all of its keys), `account` (all of its keys) or `service_key`. Whoever reads another
+    /// word forgets everything.
+    #[serde(rename = "type")]
+    #[cfg_attr(feature = "openapi", schema(example = "key"))]
+    pub kind: String,
+    /// Its id.
+    #[cfg_attr(feature = "openapi", schema(example = "0198c0de-0000-7000-8000-000000000002"))]
+    pub id: String,
+}
+
+/// The body of `POST /sync/lookup`.
+#[derive(Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct LookupRequest {
+    /// The SHA-256 of the whole text of the presented key, as hexadecimal digits.
+    #[cfg_attr(
+        feature = "openapi",
+        schema(
+            example = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad",
+            pattern = "^[0-9a-f]{64}$"
+        )
+    )]
+    pub digest: String,
+}
+
+impl std::fmt::Debug for LookupRequest {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("LookupRequest(redacted)")
+    }
+}
+
+/// The answer of `POST /sync/lookup`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct LookupResponse {
+    /// Every change up to this one shows in the key. It may be remembered only if no later one has begun to be applied.
+    #[cfg_attr(feature = "openapi", schema(example = 43))]
+    pub seq: i64,
+    /// The key, whatever its status; null when there is none.
+    pub key: Option<KeyRecord>,
+}
+
+/// Everything a verification judges a key by.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct KeyRecord {
+    /// Its id.
+    #[cfg_attr(feature = "openapi", schema(example = "0198c0de-0000-7000-8000-000000000002"))]
+    pub id: String,
+    /// Whose it is.
+    #[cfg_attr(feature = "openapi", schema(example = "acme"))]
+    pub account_id: String,
+    /// Its application, for keys of applications.
+    pub application_id: Option<String>,
+    /// Its label.
+    #[cfg_attr(feature = "openapi", schema(example = "Primary checkout key"))]
+    pub name: String,
+    /// Which key system it belongs to.
+    pub family: Family,
+    /// Live or test.
+    pub mode: Mode,
+    /// Its shown beginning.
+    #[cfg_attr(feature = "openapi", schema(example = "ks_live_9f3a"))]
+    pub prefix: String,
+    /// Its last four characters.
+    #[cfg_attr(feature = "openapi", schema(example = "x7Qd"))]
+    pub last4: String,
+    /// All scopes it satisfies.
+    #[cfg_attr(feature = "openapi", schema(example = json!(["sessions:write"])))]
+    pub scopes: Vec<String>,
+    /// The merchants it is bound to; null is any.
+    pub merchants: Option<Vec<String>>,
+    /// The features it is bound to; null is any.
+    pub features: Option<Vec<Feature>>,
+    /// The networks it may be used from; null is any.
+    #[cfg_attr(feature = "openapi", schema(example = json!(["203.0.113.0/24"])))]
+    pub allowed_ips: Option<Vec<String>>,
+    /// How often it may be used, counted by each verifier for itself; null is unlimited.
+    pub rate_limit: Option<RateLimit>,
+    /// When it ends; null is never.
+    pub expires_at: Option<UnixSeconds>,
+    /// What was attached to it.
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<Object>))]
+    pub metadata: Option<Map<String, Value>>,
+    /// When it was made.
+    pub created_at: UnixSeconds,
+    /// Since when it is suspended; null when it is not.
+    pub suspended_at: Option<UnixSeconds>,
+    /// When it was revoked; null when it was not.
+    pub revoked_at: Option<UnixSeconds>,
+    /// When it got its successor; null when it has none. A key that ends no later is over whatever the clock says.
+    pub rotated_at: Option<UnixSeconds>,
+    /// False while its application is disabled.
+    pub application_enabled: bool,
+    /// How its account does business; bounds what its features allow.
+    pub operating_model: OperatingModel,
+}

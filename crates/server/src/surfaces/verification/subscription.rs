@@ -1,0 +1,148 @@
+//! The subscription of resource servers that verify keys from their own memory.
+
+use std::time::Duration;
+
+use actix_web::{HttpResponse, post, web};
+use tollkey_api::sync as api;
+use tollkey_core::{
+    Catalogue, Checks, Digest, Invalid, KeyId, Problem, Record, Timestamp, Usage, usage::parse_outcome,
+};
+use tollkey_verifier::{News, Poll, Source as _, Upstream as _};
+
+use crate::{
+    body::Body,
+    caller::Service,
+    edge::Answer,
+    state::State,
+    surfaces::{members, within},
+};
+
+/// How long a subscriber may ask to wait, in milliseconds. It waits a third of a lease at most, which is shorter.
+const MAX_WAIT: u32 = 60_000;
+
+/// Subscribe to changes.
+///
+/// For processes that verify keys from their own memory, as `tollkey-verifier` does. A poll says up to where everything
+/// that was changed has been forgotten (`cursor`), waits for news, and brings a lease: for `lease_ms`, counted from
+/// before the poll was sent, keys may be answered from memory, once the changes in the answer are applied. A change is
+/// answered to who made it only when every subscriber has acknowledged it by its next poll, or its lease is over; so poll
+/// again at once, and never answer from memory without a lease. The first poll has neither `cursor` nor `wait_ms`.
+/// `POST /sync/lookup` finds a key that is not remembered.
+///
+/// The rules, in this order for each verification: look whether the lease lasts; look the key up in memory. For
+/// each poll: apply the changes; take the lease; acknowledge.
+#[utoipa::path(
+    tag = "verification",
+    operation_id = "sync",
+    security(("service_key" = []), ("management_token" = [])),
+    request_body(content = api::SyncRequest),
+    responses((status = 200, description = "What has changed, and a lease.", body = api::SyncResponse))
+)]
+#[post("/sync")]
+pub async fn sync(state: web::Data<State>, _: Service, body: Body) -> Answer {
+    let request: api::SyncRequest = body.json()?;
+    let leave = request.leave;
+    let poll = read(request, state.clock.now())?;
+    if leave {
+        // Nothing is granted any more; the answer says so in the words of any other.
+        let cursor = poll.position.to_string();
+        state.verifier.leave(poll.subscriber, poll.usage).await.map_err(|_| Problem::unavailable())?;
+        return Ok(HttpResponse::Ok().json(api::SyncResponse { cursor, changes: Some(Vec::new()), lease_ms: 0 }));
+    }
+    let news = state.verifier.poll(poll).await.map_err(|_| Problem::unavailable())?;
+    Ok(HttpResponse::Ok().json(answer(news)))
+}
+
+/// Look a key up for one's own memory.
+///
+/// Everything a verification judges a key by, whatever its status, found by the digest of the presented text. Nothing is
+/// judged and nothing is counted here. Remember the key only if no change after `seq` has begun to be applied since the
+/// request was sent; otherwise judge this one request by it and forget it.
+#[utoipa::path(
+    tag = "verification",
+    operation_id = "syncLookup",
+    security(("service_key" = []), ("management_token" = [])),
+    request_body(content = api::LookupRequest),
+    responses((status = 200, description = "The key, if there is one.", body = api::LookupResponse))
+)]
+#[post("/sync/lookup")]
+pub async fn sync_lookup(state: web::Data<State>, _: Service, body: Body) -> Answer {
+    let request: api::LookupRequest = body.json()?;
+    let digest: Digest = request.digest.parse().map_err(|rule: Invalid| Problem::field("/digest", rule.to_string()))?;
+    let snapshot = state.verifier.find(&digest).await.map_err(|_| Problem::unavailable())?;
+    let key = snapshot.record.as_ref().map(|record| key_record(record, &state.catalogue));
+    Ok(HttpResponse::Ok().json(api::LookupResponse { seq: snapshot.seq.0, key }))
+}
+
+/// What a subscriber tells.
+fn read(request: api::SyncRequest, now: Timestamp) -> Result<Poll, Problem> {
+    let mut checks = Checks::default();
+    let subscriber = checks.member("/subscriber", request.subscriber.parse());
+    let position = checks.member("/cursor", request.cursor.map_or_else(|| Ok(Default::default()), |text| text.parse()));
+    let wait = checks.member("/wait_ms", within(Some(request.wait_ms), 0, 0..=MAX_WAIT));
+    if request.usage.len() > Poll::USAGE {
+        let rule = Invalid::new(format!("must have at most {} items", Poll::USAGE));
+        checks.member::<()>("/usage", Err(rule));
+    }
+    let mut usage = Vec::with_capacity(request.usage.len().min(Poll::USAGE));
+    for (i, row) in request.usage.iter().take(Poll::USAGE).enumerate() {
+        let key_id = checks.member(&format!("/usage/{i}/key_id"), row.key_id.parse::<KeyId>().map_err(Invalid::from));
+        let outcome = checks.member(&format!("/usage/{i}/outcome"), parse_outcome(&row.outcome));
+        let count = match row.count {
+            0 => Err(Invalid::new("must be at least 1")),
+            count => u32::try_from(count).map_err(|_| Invalid::new("must be at most 4294967295")),
+        };
+        let count = checks.member(&format!("/usage/{i}/count"), count);
+        let (Some(key_id), Some(outcome), Some(count)) = (key_id, outcome, count) else { continue };
+        // No use lies ahead of us, whatever the subscriber's clock says.
+        let last_used_at = row.last_used_at.map(|at| Timestamp::from(at).min(now)).filter(|_| outcome.is_none());
+        let day = i32::try_from(now.as_second().div_euclid(86_400)).unwrap_or(i32::MAX);
+        usage.push(Usage { key_id, day, outcome, count: count.into(), last_used_at });
+    }
+    match (subscriber, position, wait, checks.is_empty()) {
+        (Some(subscriber), Some(position), Some(wait), true) => {
+            Ok(Poll { subscriber, position, wait: Duration::from_millis(wait.into()), usage })
+        }
+        _ => Err(checks.into_problem()),
+    }
+}
+
+fn answer(news: News) -> api::SyncResponse {
+    let change = |changed: &tollkey_core::Changed| {
+        let (kind, id) = changed.to_parts();
+        api::Change { kind: kind.to_owned(), id }
+    };
+    api::SyncResponse {
+        cursor: news.position.to_string(),
+        changes: news.changes.map(|changes| changes.iter().map(change).collect()),
+        // Cut, not rounded: a lease must not get longer on the way.
+        lease_ms: u64::try_from(news.lease.as_millis()).unwrap_or(u64::MAX),
+    }
+}
+
+fn key_record(record: &Record, catalogue: &Catalogue) -> api::KeyRecord {
+    let (key, grants) = (&record.key, &record.key.grants);
+    api::KeyRecord {
+        id: key.id.to_string(),
+        account_id: key.account_id.to_string(),
+        application_id: key.application_id.map(|id| id.to_string()),
+        name: key.name.clone(),
+        family: key.family,
+        mode: key.mode,
+        prefix: key.prefix.clone(),
+        last4: key.last4.clone(),
+        scopes: catalogue.names(record.scopes).map(|scope| scope.as_str().to_owned()).collect(),
+        merchants: grants.merchants.clone(),
+        features: grants.features.clone(),
+        allowed_ips: members::shown_networks(grants.allowed_ips.as_ref()),
+        rate_limit: grants.rate_limit.map(Into::into),
+        expires_at: grants.expires_at.map(Into::into),
+        metadata: key.metadata.as_ref().map(|metadata| metadata.object().clone()),
+        created_at: key.created_at.into(),
+        suspended_at: key.suspended_at.map(Into::into),
+        revoked_at: key.revoked_at.map(Into::into),
+        rotated_at: key.rotated_at.map(Into::into),
+        application_enabled: record.application_enabled,
+        operating_model: record.operating_model,
+    }
+}

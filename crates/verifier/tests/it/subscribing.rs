@@ -1,0 +1,426 @@
+//! Leases that nest: a verifier without a store subscribes to one that has one.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::{sync::oneshot, task::JoinHandle, time::sleep};
+use tollkey_core::{Clock, Denial, Digest, Need, Seq, Usage, VerifierId};
+use tollkey_verifier::{
+    News, Poll, Settings, Snapshot, Source, Unavailable, Upstream, Verifier,
+    testing::{MemorySource, TokioClock},
+};
+
+use crate::world::{LEASE, World, leaseless, text};
+
+const SOON: Duration = Duration::from_millis(30);
+
+/// The way to one of several replicas, which can be cut.
+#[derive(Clone)]
+struct Link(Arc<Shared>);
+
+struct Shared {
+    replicas: Vec<Verifier<MemorySource>>,
+    to: AtomicUsize,
+    cut: AtomicBool,
+    /// Answers are made but not delivered.
+    loses_answers: AtomicBool,
+    finds: AtomicUsize,
+}
+
+impl Link {
+    fn to(replicas: &[&Verifier<MemorySource>]) -> Self {
+        Self(Arc::new(Shared {
+            replicas: replicas.iter().map(|replica| (*replica).clone()).collect(),
+            to: AtomicUsize::new(0),
+            cut: AtomicBool::new(false),
+            loses_answers: AtomicBool::new(false),
+            finds: AtomicUsize::new(0),
+        }))
+    }
+
+    fn set_cut(&self, cut: bool) {
+        self.0.cut.store(cut, Ordering::SeqCst);
+    }
+
+    fn replica(&self) -> Result<&Verifier<MemorySource>, Unavailable> {
+        if self.0.cut.load(Ordering::SeqCst) {
+            return Err(Unavailable);
+        }
+        Ok(&self.0.replicas[self.0.to.load(Ordering::SeqCst)])
+    }
+
+    fn delivered<T>(&self, answer: T) -> Result<T, Unavailable> {
+        if self.0.cut.load(Ordering::SeqCst) || self.0.loses_answers.load(Ordering::SeqCst) {
+            return Err(Unavailable);
+        }
+        Ok(answer)
+    }
+}
+
+impl Source for Link {
+    async fn find(&self, digest: &Digest) -> Result<Snapshot, Unavailable> {
+        self.0.finds.fetch_add(1, Ordering::SeqCst);
+        let answer = self.replica()?.find(digest).await?;
+        self.delivered(answer)
+    }
+}
+
+impl Upstream for Link {
+    async fn poll(&self, poll: Poll) -> Result<News, Unavailable> {
+        let answer = self.replica()?.poll(poll).await?;
+        self.delivered(answer)
+    }
+
+    async fn leave(&self, subscriber: VerifierId, usage: Vec<Usage>) -> Result<(), Unavailable> {
+        self.replica()?.leave(subscriber, usage).await
+    }
+}
+
+/// A subscriber and the task that keeps its subscription.
+struct Subscriber {
+    verifier: Verifier<Link>,
+    link: Link,
+    shutdown: oneshot::Sender<()>,
+    task: JoinHandle<()>,
+}
+
+impl Subscriber {
+    async fn start(id: u8, replicas: &[&Verifier<MemorySource>], clock: &Arc<TokioClock>) -> Self {
+        let link = Link::to(replicas);
+        let id = VerifierId::from_bytes([id; 16]);
+        let verifier = Verifier::subscriber(id, link.clone(), clock.clone(), Settings::default());
+        let (shutdown, stop) = oneshot::channel();
+        let task = tokio::spawn(verifier.clone().subscribe(async {
+            let _ = stop.await;
+        }));
+        while verifier.stats().lease_left.is_zero() {
+            tokio::task::yield_now().await;
+        }
+        Self { verifier, link, shutdown, task }
+    }
+
+    async fn outcome(&self, n: usize) -> Result<(), Denial> {
+        self.verifier.verify(&text(n), &Need::default()).await.unwrap().outcome
+    }
+
+    async fn asks(&self, n: usize) -> bool {
+        let before = self.link.0.finds.load(Ordering::SeqCst);
+        let _ = self.verifier.verify(&text(n), &Need::default()).await;
+        self.link.0.finds.load(Ordering::SeqCst) > before
+    }
+
+    /// What it holds it keeps, nothing is polled any more.
+    async fn freeze(self) -> (Verifier<Link>, Link) {
+        self.task.abort();
+        let _ = self.task.await;
+        (self.verifier, self.link)
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_subscriber_answers_from_its_own_memory() {
+    let world = World::new(1).await;
+    let far = Subscriber::start(7, &[&world.one.verifier], &world.clock).await;
+    assert!(far.asks(0).await);
+    for _ in 0..10 {
+        sleep(LEASE / 2).await;
+        assert!(!far.asks(0).await, "a lease follows upon the other");
+        assert_eq!(far.outcome(0).await, Ok(()));
+    }
+    assert_eq!(world.source.finds(), 1, "the replica asked its source once");
+    assert_eq!(world.one.verifier.stats().subscribers, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_replica_remembers_is_not_asked_of_its_source_for_a_subscriber() {
+    let world = World::new(1).await;
+    let far = Subscriber::start(7, &[&world.one.verifier], &world.clock).await;
+    assert_eq!(world.one.outcome(0).await, Ok(()));
+    assert_eq!(far.outcome(0).await, Ok(()));
+    assert!(!far.asks(0).await);
+    assert_eq!(world.source.finds(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_change_is_settled_only_once_the_subscriber_has_applied_it_and_that_is_quick() {
+    let world = World::new(2).await;
+    let other = world.another(2).await;
+    let far = Subscriber::start(7, &[&world.one.verifier], &world.clock).await;
+    for (n, revoker) in [&world.one, &other].into_iter().enumerate() {
+        assert_eq!((far.outcome(n).await, far.asks(n).await), (Ok(()), false));
+        sleep(Duration::from_millis(10)).await;
+        let (seq, since) = world.revoke(n);
+        world.one.verifier.poke(); // as a NOTIFY would
+        other.verifier.poke();
+        revoker.verifier.settle(seq, since).await;
+        let took = world.clock.elapsed() - since;
+        assert!(took < SOON, "the poll that hangs is answered at once, yet it took {took:?}");
+        assert_eq!(far.outcome(n).await, Err(Denial::Revoked), "revoked at {:?}", revoker.verifier.id());
+    }
+    let stats = world.one.verifier.stats();
+    assert_eq!((stats.settles_for_subscribers, stats.settles_over_a_lease), (1, 0));
+    assert_eq!(other.verifier.stats().settles_for_subscribers, 0, "it is the other's subscriber");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_frozen_subscriber_is_waited_for_until_its_lease_is_over() {
+    let world = World::new(1).await;
+    let other = world.another(2).await;
+    for revoker in [&world.one, &other] {
+        let far = Subscriber::start(7, &[&world.one.verifier], &world.clock).await;
+        world.source.change(&text(0), |record| record.key.revoked_at = None);
+        revoker.verifier.settle_current().await.unwrap();
+        assert_eq!(far.outcome(0).await, Ok(()));
+        let (frozen, link) = far.freeze().await;
+        let (seq, since) = world.revoke(0);
+        world.one.verifier.poke();
+        other.verifier.poke();
+        let settled = revoker.verifier.settle(seq, since);
+        let mut settled = std::pin::pin!(settled);
+        let mut said_yes = 0;
+        loop {
+            tokio::select! {
+                () = &mut settled => break,
+                () = sleep(Duration::from_millis(50)) => {
+                    let finds = link.0.finds.load(Ordering::SeqCst);
+                    let outcome = frozen.verify(&text(0), &Need::default()).await.unwrap().outcome;
+                    said_yes += usize::from(outcome.is_ok());
+                    assert_eq!(outcome.is_ok(), link.0.finds.load(Ordering::SeqCst) == finds);
+                }
+            }
+        }
+        assert!(said_yes > 0, "it answered from its lease meanwhile");
+        assert_eq!(frozen.verify(&text(0), &Need::default()).await.unwrap().outcome, Err(Denial::Revoked));
+        let took = world.clock.elapsed() - since;
+        assert!(took <= LEASE + tollkey_verifier::margin(LEASE) + SOON, "{took:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_lease_of_a_subscriber_ends_no_later_than_its_replicas() {
+    let world = World::new(1).await;
+    let far = Subscriber::start(7, &[&world.one.verifier], &world.clock).await;
+    assert_eq!(far.outcome(0).await, Ok(()));
+    let replica = world.one.freeze().await;
+    loop {
+        let (upper, lower) = (replica.stats().lease_left, far.verifier.stats().lease_left);
+        assert!(lower <= upper, "{lower:?} of {upper:?}");
+        if lower.is_zero() {
+            break;
+        }
+        assert!(!far.asks(0).await);
+        sleep(Duration::from_millis(20)).await;
+    }
+    assert!(far.asks(0).await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_that_is_cut_off_answers_until_its_lease_ends_and_then_not_at_all() {
+    let world = World::new(1).await;
+    let far = Subscriber::start(7, &[&world.one.verifier], &world.clock).await;
+    assert_eq!(far.outcome(0).await, Ok(()));
+    far.link.set_cut(true);
+    let cut_at = world.clock.elapsed();
+    while let Ok(verdict) = far.verifier.verify(&text(0), &Need::default()).await {
+        assert_eq!(verdict.outcome, Ok(()));
+        sleep(Duration::from_millis(20)).await;
+    }
+    assert!(world.clock.elapsed() - cut_at <= LEASE);
+    // The change meanwhile finds nobody to wait for any more.
+    sleep(LEASE).await;
+    let (seq, since) = world.revoke(0);
+    world.one.verifier.settle(seq, since).await;
+    assert_eq!(world.clock.elapsed(), since);
+    far.link.set_cut(false);
+    let back_at = world.clock.elapsed();
+    while far.verifier.stats().lease_left.is_zero() {
+        sleep(Duration::from_millis(10)).await;
+    }
+    assert!(world.clock.elapsed() - back_at < Duration::from_secs(1));
+    assert_eq!(far.outcome(0).await, Err(Denial::Revoked));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lease_that_never_arrived_is_waited_for_like_one_that_did() {
+    let world = World::new(1).await;
+    let far = Subscriber::start(7, &[&world.one.verifier], &world.clock).await;
+    assert_eq!(far.outcome(0).await, Ok(()));
+    far.link.0.loses_answers.store(true, Ordering::SeqCst);
+    sleep(LEASE / 2).await; // polls go on arriving, and acknowledge nothing new
+    let (seq, since) = world.revoke(0);
+    world.one.verifier.settle(seq, since).await;
+    assert!(far.verifier.stats().lease_left.is_zero(), "nothing is answered from before");
+    assert!(world.clock.elapsed() > since, "it was waited for");
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_has_left_is_not_waited_for() {
+    let world = World::new(1).await;
+    let far = Subscriber::start(7, &[&world.one.verifier], &world.clock).await;
+    assert_eq!(far.outcome(0).await, Ok(()));
+    far.shutdown.send(()).unwrap();
+    far.task.await.unwrap();
+    assert!(far.verifier.stats().lease_left.is_zero());
+    let (seq, since) = world.revoke(0);
+    world.one.verifier.settle(seq, since).await;
+    assert_eq!(world.clock.elapsed(), since);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_replica_that_stops_stays_listed_until_its_subscribers_leases_are_over() {
+    let world = World::new(1).await;
+    let far = Subscriber::start(7, &[&world.one.verifier], &world.clock).await;
+    assert_eq!(far.outcome(0).await, Ok(()));
+    let id = world.one.verifier.id();
+    let stopping = tokio::spawn(world.one.stop());
+    while !far.verifier.stats().lease_left.is_zero() {
+        assert!(world.source.verifiers().contains_key(&id));
+        sleep(Duration::from_millis(20)).await;
+    }
+    stopping.await.unwrap();
+    assert!(!world.source.verifiers().contains_key(&id));
+    assert_eq!(far.verifier.verify(&text(0), &Need::default()).await.unwrap().outcome, Ok(()), "by asking");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_replica_without_a_lease_grants_none() {
+    let world = World::new(1).await;
+    let clock = tollkey_verifier::testing::ManualClock::default();
+    let replica = leaseless(&world.source, &clock).await;
+    let poll = Poll {
+        subscriber: VerifierId::from_bytes([7; 16]),
+        position: world.source.position(),
+        wait: Duration::ZERO,
+        usage: Vec::new(),
+    };
+    let news = replica.poll(poll).await.unwrap();
+    assert_eq!((news.lease, news.changes), (Duration::ZERO, Some(Vec::new())));
+    assert_eq!(replica.stats().subscribers, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn between_replicas_nothing_has_to_be_forgotten() {
+    let world = World::new(2).await;
+    let other = world.another(2).await;
+    let far = Subscriber::start(7, &[&world.one.verifier, &other.verifier], &world.clock).await;
+    assert_eq!((far.outcome(0).await, far.outcome(1).await), (Ok(()), Ok(())));
+    for to in [1, 0, 1] {
+        far.link.0.to.store(to, Ordering::SeqCst);
+        sleep(LEASE).await;
+        assert!(!far.asks(0).await);
+    }
+    assert_eq!(far.verifier.stats().forgotten, 0);
+    // The one it left goes by the lease it granted last; the other one is answered at once.
+    sleep(LEASE).await;
+    let (seq, since) = world.revoke(0);
+    world.one.verifier.poke();
+    other.verifier.poke();
+    other.verifier.settle(seq, since).await;
+    assert!(world.clock.elapsed() - since < SOON);
+    assert_eq!((far.outcome(0).await, far.asks(1).await), (Err(Denial::Revoked), false));
+}
+
+#[tokio::test(start_paused = true)]
+async fn another_history_makes_replica_and_subscriber_forget_even_when_it_counted_as_far() {
+    let world = World::new(2).await;
+    let far = Subscriber::start(7, &[&world.one.verifier], &world.clock).await;
+    world.revoke(0);
+    world.one.verifier.poke();
+    sleep(SOON).await;
+    assert_eq!((far.outcome(0).await, far.outcome(1).await), (Err(Denial::Revoked), Ok(())));
+    // Restored to before the revocation, and changed as often again before anybody looked.
+    world.source.restore(Seq(0));
+    world.revoke(1);
+    assert_eq!(world.source.position().seq, Seq(1));
+    world.one.verifier.settle_current().await.unwrap();
+    sleep(LEASE).await;
+    assert_eq!(far.outcome(1).await, Err(Denial::Revoked));
+    assert_eq!((world.one.verifier.stats().forgotten, far.verifier.stats().forgotten), (1, 1),);
+}
+
+#[tokio::test(start_paused = true)]
+async fn more_changes_than_one_answer_holds_are_applied_before_there_is_a_lease() {
+    let world = World::new(2).await;
+    let far = Subscriber::start(7, &[&world.one.verifier], &world.clock).await;
+    assert_eq!(far.outcome(0).await, Ok(()));
+    far.link.set_cut(true);
+    for _ in 0..1200 {
+        world.source.change(&text(1), |_| {});
+    }
+    world.revoke(0);
+    world.one.verifier.settle_current().await.unwrap();
+    far.link.set_cut(false);
+    sleep(LEASE).await;
+    assert_eq!(far.outcome(0).await, Err(Denial::Revoked));
+    let stats = far.verifier.stats();
+    assert_eq!((stats.seq, stats.forgotten), (Seq(1201), 0), "all of them one by one");
+}
+
+#[tokio::test(start_paused = true)]
+async fn usage_is_told_upstream_and_comes_back_when_nobody_hears_it() {
+    let world = World::new(3).await;
+    let far = Subscriber::start(7, &[&world.one.verifier], &world.clock).await;
+    far.link.set_cut(true);
+    for _ in 0..5 {
+        far.verifier.verify(&text(0), &Need::default()).await.unwrap_err();
+    }
+    far.link.set_cut(false);
+    for _ in 0..5 {
+        assert_eq!(far.outcome(0).await, Ok(()));
+    }
+    let wrong_mode = Need { mode: Some(tollkey_core::Mode::Live), ..Need::default() };
+    far.verifier.verify(&text(0), &wrong_mode).await.unwrap();
+    far.link.set_cut(true);
+    sleep(Duration::from_secs(2)).await; // these polls fail, with the counts in them
+    far.link.set_cut(false);
+    sleep(Duration::from_secs(2)).await;
+    let mut told: Vec<_> = world.one.verifier.take_usage().iter().map(|row| (row.outcome, row.count)).collect();
+    told.sort_unstable();
+    assert_eq!(told, [(None, 5), (Some(Denial::WrongMode), 1)]);
+    // What is left at the end goes with the farewell.
+    assert_eq!(far.outcome(1).await, Ok(()));
+    far.shutdown.send(()).unwrap();
+    far.task.await.unwrap();
+    assert_eq!(world.one.verifier.take_usage().iter().map(|row| row.count).sum::<u64>(), 1);
+}
+
+#[test]
+fn under_load_no_subscriber_says_yes_after_a_revocation_was_answered() {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(4).enable_time().build().unwrap();
+    runtime.block_on(async {
+        let world = World::new(60).await;
+        let other = world.another(2).await;
+        let replicas = [world.one.verifier.clone(), other.verifier.clone()];
+        let mut far = Vec::new();
+        for id in 7..11 {
+            far.push(Subscriber::start(id, &[&replicas[usize::from(id) % 2]], &world.clock).await);
+        }
+        let noise: Vec<_> = far
+            .iter()
+            .map(|far| {
+                let verifier = far.verifier.clone();
+                tokio::spawn(async move {
+                    for n in (0..60).cycle() {
+                        let _ = verifier.verify(&text(n), &Need::default()).await;
+                        tokio::task::yield_now().await;
+                    }
+                })
+            })
+            .collect();
+        for n in 0..60 {
+            let (seq, since) = world.revoke(n);
+            replicas.iter().for_each(Verifier::poke);
+            replicas[n % 2].settle(seq, since).await;
+            for far in &far {
+                assert_eq!(far.outcome(n).await, Err(Denial::Revoked));
+            }
+        }
+        assert!(replicas.iter().all(|replica| replica.stats().settles_over_a_lease == 0));
+        noise.iter().for_each(JoinHandle::abort);
+    });
+}
