@@ -383,9 +383,9 @@ impl Memory {
             _ => books.applied,
         };
         // A lease comes only with all there is.
-        let left = if whole { self.lease_end().saturating_sub(elapsed) } else { 0 };
-        if left > 0 {
-            books.subscribers.grant(subscriber, position.seq, elapsed.saturating_add(left), elapsed)?;
+        let mut left = if whole { self.lease_end().saturating_sub(elapsed) } else { 0 };
+        if left > 0 && !books.subscribers.grant(subscriber, position.seq, elapsed.saturating_add(left), elapsed)? {
+            left = 0;
         }
         let changes = changes.map(|changes| changes.into_iter().map(|(_, changed)| changed).collect());
         Ok(News { position, changes, lease: Duration::from_nanos(left) })

@@ -22,6 +22,9 @@ struct Subscriber {
     acknowledged: Seq,
     /// The end of the longest lease it was ever granted here, in nanoseconds of this verifier's clock.
     lease_end: u64,
+    /// It answers nothing from memory any more. Kept as long as its lease would have lasted, because a poll of its may
+    /// still be hanging that must not list it again.
+    left: bool,
 }
 
 /// The subscribers of one verifier.
@@ -51,20 +54,30 @@ impl Subscribers {
     }
 
     /// Grants a lease until `lease_end` with an answer that leads to `answered`. One that holds no lease from here
-    /// can answer from memory only after applying that answer; one that does may still answer from before it.
-    pub(crate) fn grant(&mut self, id: VerifierId, answered: Seq, lease_end: u64, now: u64) -> Result<(), Full> {
+    /// can answer from memory only after applying that answer; one that does may still answer from before it. False
+    /// for one that has left.
+    pub(crate) fn grant(&mut self, id: VerifierId, answered: Seq, lease_end: u64, now: u64) -> Result<bool, Full> {
         self.drop_lapsed(now);
         if self.known.len() >= MAX && !self.known.contains_key(&id) {
             return Err(Full);
         }
-        let subscriber = self.known.entry(id).or_insert(Subscriber { acknowledged: answered, lease_end });
-        subscriber.lease_end = subscriber.lease_end.max(lease_end);
-        Ok(())
+        let new = Subscriber { acknowledged: answered, lease_end, left: false };
+        let subscriber = self.known.entry(id).or_insert(new);
+        if !subscriber.left {
+            subscriber.lease_end = subscriber.lease_end.max(lease_end);
+        }
+        Ok(!subscriber.left)
     }
 
-    /// Takes one off that has stopped answering from memory.
+    /// Takes one off that has stopped answering from memory for good.
     pub(crate) fn leave(&mut self, id: VerifierId) {
-        self.known.remove(&id);
+        if let Some(subscriber) = self.known.get_mut(&id) {
+            subscriber.left = true;
+        }
+    }
+
+    fn living(&self) -> impl Iterator<Item = &Subscriber> {
+        self.known.values().filter(|subscriber| !subscriber.left)
     }
 
     /// From here on nobody has acknowledged anything: the log is another one than theirs.
@@ -77,18 +90,18 @@ impl Subscribers {
     /// Up to which change everything is forgotten by all whose leases last at `now`; `None` without any.
     pub(crate) fn acknowledged(&mut self, now: u64) -> Option<Seq> {
         self.drop_lapsed(now);
-        self.known.values().map(|subscriber| subscriber.acknowledged).min()
+        self.living().map(|subscriber| subscriber.acknowledged).min()
     }
 
     /// When the last of their leases will be over.
     pub(crate) fn end(&self) -> Option<u64> {
-        self.known.values().map(|subscriber| subscriber.lease_end.saturating_add(self.margin)).max()
+        self.living().map(|subscriber| subscriber.lease_end.saturating_add(self.margin)).max()
     }
 
     /// How many hold a lease at `now`.
     pub(crate) fn len(&mut self, now: u64) -> usize {
         self.drop_lapsed(now);
-        self.known.len()
+        self.living().count()
     }
 }
 
@@ -136,8 +149,16 @@ mod tests {
         all.grant(id(1), Seq(3), 100, 0).unwrap();
         all.grant(id(1), Seq(3), 60, 50).unwrap();
         assert_eq!(all.acknowledged(99), Some(Seq(3)));
+    }
+
+    #[test]
+    fn who_has_left_stays_away_even_when_an_older_poll_of_its_is_answered_afterwards() {
+        let mut all = Subscribers::new(0);
+        all.grant(id(1), Seq(3), 100, 0).unwrap();
         all.leave(id(1));
-        assert_eq!(all.acknowledged(50), None);
+        assert_eq!((all.acknowledged(50), all.end(), all.len(50)), (None, None, 0));
+        assert_eq!(all.grant(id(1), Seq(3), 150, 50), Ok(false));
+        assert_eq!((all.acknowledged(60), all.end(), all.len(60)), (None, None, 0));
     }
 
     #[test]
@@ -156,7 +177,7 @@ mod tests {
             all.grant(id, Seq(1), 100, 0).unwrap();
         }
         assert_eq!(all.grant(id(9), Seq(1), 100, 99), Err(Full));
-        assert_eq!(all.grant(VerifierId::from_bytes([0; 16]), Seq(1), 100, 99), Ok(()), "who is known is served");
-        assert_eq!(all.grant(id(9), Seq(1), 200, 100), Ok(()));
+        assert_eq!(all.grant(VerifierId::from_bytes([0; 16]), Seq(1), 100, 99), Ok(true), "who is known is served");
+        assert_eq!(all.grant(id(9), Seq(1), 200, 100), Ok(true));
     }
 }

@@ -21,14 +21,16 @@ enum Who {
     Operator,
     /// A service key, a token with the role `service`, a secret key.
     Verifying,
+    /// A service key, a token with the role `service`.
+    Service,
     /// An API key, about itself.
     Key,
 }
 
-use Who::{Account, Key, Merchant, Operator, Public, Verifying};
+use Who::{Account, Key, Merchant, Operator, Public, Service, Verifying};
 
 /// One row per operation. A new operation without a row fails `every_operation_has_a_row`.
-const TABLE: [(&str, &str, Who); 39] = [
+const TABLE: [(&str, &str, Who); 41] = [
     ("GET", "/livez", Public),
     ("GET", "/readyz", Public),
     ("GET", "/openapi.json", Public),
@@ -57,6 +59,8 @@ const TABLE: [(&str, &str, Who); 39] = [
     ("POST", "/api/v1/verify", Verifying),
     ("POST", "/api/v1/verify/batch", Verifying),
     ("POST", "/api/v1/introspect", Verifying),
+    ("POST", "/api/v1/sync", Service),
+    ("POST", "/api/v1/sync/lookup", Service),
     ("GET", "/api/v1/whoami", Key),
     ("DELETE", "/api/v1/whoami", Key),
     ("GET", "/api/v1/authz/forward-auth", Key),
@@ -191,6 +195,8 @@ fn body(method: &str, template: &str) -> Option<Value> {
         ("POST", "/account/api-keys") => json!({"name": "Another", "environment": "test", "access": "secret"}),
         ("POST", "/verify") => json!({"key": "x"}),
         ("POST", "/verify/batch") => json!({"requests": [{"key": "x"}]}),
+        ("POST", "/sync") => json!({"subscriber": "0f1e2d3c4b5a69788796a5b4c3d2e1f0"}),
+        ("POST", "/sync/lookup") => json!({"digest": "00".repeat(32)}),
         ("POST", "/introspect") => json!("token=x"),
         ("PUT", "/accounts/{id}") => json!({"operating_model": "ecosystem"}),
         ("POST", "/service-keys") => json!({"name": "Another"}),
@@ -290,6 +296,7 @@ async fn a_valid_credential_of_the_wrong_kind_is_403_everywhere() {
                 Account => &["merchant", "operator", "secret_key"],
                 Operator => &["operator"],
                 Verifying => &["service", "service_key", "secret_key"],
+                Service => &["service", "service_key"],
                 Key => &["application_key", "commerce_key", "publishable_key", "secret_key"],
             };
             for (name, credential) in all.iter().filter(|(name, _)| !right.contains(name)) {

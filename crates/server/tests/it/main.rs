@@ -5,6 +5,7 @@ mod audit;
 mod authorization;
 mod binary;
 mod ceiling;
+mod changes;
 mod cli;
 mod crypto_checkout;
 mod edge;
