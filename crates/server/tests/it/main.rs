@@ -23,6 +23,7 @@ mod replicas;
 mod rotation;
 mod storlaunch;
 mod support;
+mod sync;
 mod tokens;
 mod verification;
 mod whoami;

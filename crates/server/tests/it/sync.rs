@@ -1,0 +1,330 @@
+//! The subscription of verifiers (`POST /sync`, `POST /sync/lookup`): what is on the wire, and resource servers that
+//! use it.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use serde_json::{Value, json};
+use tokio::time::{sleep, timeout};
+use tollkey_core::{Catalogue, Denial, Digest, Family, Grants, Mode, Need, Scope, VerifierId};
+use tollkey_store::testing::backends;
+use tollkey_verifier::{Settings, SystemClock, Unavailable, Verifier, http::HttpSource, usage::BATCH};
+
+use crate::{
+    binary::{Tollkey, merchant},
+    support::{App, Call, each_backend, each_backend_with},
+};
+
+const SUBSCRIBER: &str = "0f1e2d3c4b5a69788796a5b4c3d2e1f0";
+
+fn sync(app: &App, body: Value) -> Call {
+    app.post("/sync", body).bearer(&app.service())
+}
+
+async fn polled(app: &App, mut body: Value) -> Value {
+    body["subscriber"] = json!(SUBSCRIBER);
+    let reply = sync(app, body).await;
+    assert_eq!(reply.status, 200, "{reply}");
+    reply.json()
+}
+
+/// The replica has its lease: one that was just started asks for it.
+async fn leased(app: &App) {
+    while app.running().state().verifier.stats().lease_left.is_zero() {
+        sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[actix_web::test]
+async fn a_poll_brings_a_lease_and_what_has_changed_since_the_last_one() {
+    each_backend(async |app| {
+        leased(app).await;
+        let token = app.merchant("acme");
+        let key = app.commerce_key(&token, json!({})).await;
+        let application = app.application(&token, "Web Store").await;
+        let gateway = app.service_key().await;
+        let reply = sync(app, json!({"subscriber": SUBSCRIBER})).await;
+        assert_eq!(reply.header("cache-control"), Some("no-store"));
+        // The clock stands still: a lease of three seconds less its margin.
+        assert_eq!(reply.body, r#"{"cursor":"0-0","changes":[],"lease_ms":2996}"#);
+
+        let changes = [
+            app.post(&format!("/api-keys/{}/suspend", key.id), json!({})).bearer(&token),
+            app.patch(&format!("/applications/{application}/status"), json!({"isEnabled": false})).bearer(&token),
+            app.put("/accounts/acme", json!({"operating_model": "ecosystem"})).bearer(&app.operator()),
+        ];
+        let hanging = sync(app, json!({"subscriber": SUBSCRIBER, "cursor": "0-0", "wait_ms": 60000}));
+        let begun = Instant::now();
+        let (news, _) = tokio::join!(hanging, async {
+            let [first, second, third] = changes;
+            // The first is answered only when the subscriber has acknowledged it; nobody does so here.
+            let suspended = actix_web::rt::spawn(async move { first.await });
+            sleep(Duration::from_millis(20)).await;
+            assert!(!suspended.is_finished());
+            let left = async {
+                sleep(Duration::from_millis(300)).await;
+                polled(app, json!({"leave": true})).await
+            };
+            let (left, ..) = tokio::join!(left, second, third);
+            assert_eq!(left, json!({"cursor": "0-0", "changes": [], "lease_ms": 0}));
+            assert_eq!(suspended.await.expect("an answer").status, 200);
+        });
+        assert!(begun.elapsed() < Duration::from_secs(20));
+        assert_eq!(news.json()["changes"][0], json!({"type": "key", "id": key.id}), "{news}");
+
+        let revoked = app.delete(&format!("/service-keys/{}", gateway.id)).bearer(&app.operator()).await;
+        assert_eq!(revoked.status, 204, "{revoked}");
+        let body = json!({"subscriber": "ff".repeat(16), "cursor": "0-0"});
+        let all = sync(app, body).await.json();
+        let told: Vec<_> = all["changes"].as_array().expect("a list").iter().map(|change| &change["type"]).collect();
+        assert_eq!(told[0], "key");
+        assert_eq!(told[3], "service_key");
+        assert_eq!(all["changes"][3]["id"], gateway.id);
+        let mut middle = [told[1], told[2]].map(|word| word.as_str().expect("a word"));
+        middle.sort_unstable();
+        assert_eq!(middle, ["account", "application"]);
+        assert_eq!(all["cursor"], "4-1767225600000000");
+
+        // Where that leads there is nothing more; elsewhere nobody knows.
+        for (cursor, changes) in [
+            (json!("4-1767225600000000"), json!([])),
+            (json!("4-1767225600000001"), Value::Null),
+            (json!("9-1767225600000000"), Value::Null),
+            (Value::Null, all["changes"].clone()),
+        ] {
+            let body = json!({"subscriber": "ff".repeat(16), "cursor": cursor});
+            let reply = sync(app, body).await.json();
+            assert_eq!((&reply["changes"], &reply["cursor"]), (&changes, &all["cursor"]), "{cursor}");
+        }
+    })
+    .await;
+}
+
+#[actix_web::test]
+async fn a_poll_waits_no_longer_than_a_third_of_a_lease() {
+    each_backend(async |app| {
+        leased(app).await;
+        let begun = Instant::now();
+        let reply = polled(app, json!({"cursor": "0-0", "wait_ms": 60000})).await;
+        assert_eq!(reply["changes"], json!([]));
+        let waited = begun.elapsed();
+        assert!(waited >= Duration::from_secs(1) && waited < Duration::from_secs(30), "{waited:?}");
+    })
+    .await;
+}
+
+#[actix_web::test]
+async fn a_lookup_tells_everything_a_key_is_judged_by() {
+    each_backend(async |app| {
+        let token = app.merchant("acme");
+        app.set_model("acme", "ecosystem").await;
+        let lookup = async |text: &str| {
+            let body = json!({"digest": Digest::of(text).hex().to_string()});
+            let reply = app.post("/sync/lookup", body).bearer(&app.service()).await;
+            assert_eq!(reply.status, 200, "{reply}");
+            assert_eq!(reply.header("cache-control"), Some("no-store"));
+            reply.body
+        };
+        assert_eq!(lookup("nobody's").await, r#"{"seq":1,"key":null}"#);
+        let body = json!({
+            "mode": "test", "scopes": ["links:read", "links:write"], "merchants": ["m_1"], "features": ["tokens.list"],
+            "allowed_ips": ["203.0.113.0/24"], "rate_limit": {"limit": 100, "window_seconds": 60},
+            "expires_at": 1_800_000_000, "metadata": {"owner": "till"},
+        });
+        let key = app.commerce_key(&token, body).await;
+        let shown = format!(
+            r#"{{"seq":1,"key":{{"id":"{}","account_id":"acme","application_id":null,"name":"Commerce Server Key","family":"commerce","mode":"test","prefix":"{}","last4":"{}","scopes":["links:read","links:write"],"merchants":["m_1"],"features":["tokens.list"],"allowed_ips":["203.0.113.0/24"],"rate_limit":{{"limit":100,"window_seconds":60}},"expires_at":1800000000,"metadata":{{"owner":"till"}},"created_at":1767225600,"suspended_at":null,"revoked_at":null,"rotated_at":null,"application_enabled":true,"operating_model":"ecosystem"}}}}"#,
+            key.id,
+            &key.text[..14],
+            &key.text[36..],
+        );
+        assert_eq!(lookup(&key.text).await, shown);
+        app.post(&format!("/api-keys/{}/suspend", key.id), json!({})).bearer(&token).await;
+        let suspended: Value = serde_json::from_str(&lookup(&key.text).await).expect("JSON");
+        assert_eq!((&suspended["seq"], &suspended["key"]["suspended_at"]), (&json!(2), &json!(1_767_225_600)));
+        let application = app.application(&token, "Web Store").await;
+        let key = app.key(&token, &application, json!({})).await;
+        app.patch(&format!("/applications/{application}/status"), json!({"isEnabled": false})).bearer(&token).await;
+        let disabled: Value = serde_json::from_str(&lookup(&key.text).await).expect("JSON");
+        assert_eq!(
+            (&disabled["key"]["application_enabled"], &disabled["key"]["application_id"]),
+            (&json!(false), &json!(application))
+        );
+        // An API key, a service key: only the former are found.
+        let gateway = app.service_key().await;
+        assert!(lookup(&gateway.text).await.ends_with(r#""key":null}"#));
+    })
+    .await;
+}
+
+#[actix_web::test]
+async fn what_breaks_a_rule_is_named_and_subscribes_nobody() {
+    each_backend(async |app| {
+        leased(app).await;
+        let usage = |row: Value| json!({"subscriber": SUBSCRIBER, "usage": [row]});
+        let key = "0198c0de-0000-7000-8000-000000000002";
+        for (body, pointer, rule) in [
+            (json!({}), "/subscriber", "is required"),
+            (json!({"subscriber": "x"}), "/subscriber", "must be 32 hex digits"),
+            (json!({"subscriber": SUBSCRIBER, "cursor": "4"}), "/cursor", "must be a cursor as it was given"),
+            (json!({"subscriber": SUBSCRIBER, "wait_ms": 60001}), "/wait_ms", "must be 0 to 60000"),
+            (json!({"subscriber": SUBSCRIBER, "lease": 1}), "/lease", "is unknown"),
+            (usage(json!({"key_id": "x", "outcome": "valid", "count": 1})), "/usage/0/key_id", "not an id"),
+            (
+                usage(json!({"key_id": key, "outcome": "unknown_key", "count": 1})),
+                "/usage/0/outcome",
+                "must be valid, or the code of a denial of a known key",
+            ),
+            (usage(json!({"key_id": key, "outcome": "valid", "count": 0})), "/usage/0/count", "must be at least 1"),
+            (
+                usage(json!({"key_id": key, "outcome": "valid", "count": 4_294_967_296_u64})),
+                "/usage/0/count",
+                "must be at most 4294967295",
+            ),
+            (
+                json!({"subscriber": SUBSCRIBER, "usage": vec![json!({"key_id": key, "outcome": "valid", "count": 1}); 401]}),
+                "/usage",
+                "must have at most 400 items",
+            ),
+        ] {
+            let reply = sync(app, body).await;
+            let error = &reply.json()["errors"][0];
+            assert_eq!((reply.status, error["pointer"].as_str()), (400, Some(pointer)), "{reply}");
+            assert_eq!(error["detail"].as_str(), Some(rule), "{pointer}");
+        }
+        let reply = app.post("/sync/lookup", json!({"digest": "00"})).bearer(&app.service()).await;
+        assert_eq!((reply.status, reply.json()["errors"][0]["detail"].as_str()), (400, Some("must be 64 hex digits")));
+        assert_eq!(app.running().state().verifier.stats().subscribers, 0);
+    })
+    .await;
+}
+
+#[actix_web::test]
+async fn uses_told_by_a_subscriber_are_written_down_as_the_servers_own() {
+    each_backend(async |app| {
+        let token = app.merchant("acme");
+        let key = app.commerce_key(&token, json!({})).await;
+        let row = |outcome: &str, count: u32, at: Value| json!({"key_id": key.id, "outcome": outcome, "count": count, "last_used_at": at});
+        polled(app, json!({"usage": [row("valid", 5, json!(1_767_225_500)), row("wrong_mode", 2, Value::Null)]})).await;
+        // A clock that goes fast uses nothing ahead of ours.
+        polled(app, json!({"usage": [row("valid", 1, json!(1_999_999_999))], "leave": true})).await;
+        let state = app.running().state();
+        let told: Vec<_> = state.verifier.take_usage();
+        assert!(told.len() < BATCH);
+        state.verifier.restore_usage(told);
+        state.flush_usage().await;
+        let shown = app.get(&format!("/api-keys/{}", key.id)).bearer(&token).await.json();
+        assert_eq!(shown["last_used_at"], 1_767_225_600);
+        let (account, id) = ("acme".parse().expect("an account"), key.id.parse().expect("an id"));
+        let rows = state.store.read(move |db| db.account(&account).usage(&id, 0)).await.expect("usage");
+        let mut counts: Vec<_> = rows.iter().map(|row| (row.outcome, row.count)).collect();
+        counts.sort_unstable();
+        assert_eq!(counts, [(None, 6), (Some(Denial::WrongMode), 2)]);
+    })
+    .await;
+}
+
+fn subscriber(base: &str, service_key: &str) -> Verifier<HttpSource> {
+    let source = HttpSource::new(base, service_key, Arc::new(Catalogue::default())).expect("a source");
+    Verifier::subscriber(VerifierId::from_bytes([7; 16]), source, Arc::new(SystemClock), Settings::default())
+}
+
+/// What it says within a generous while.
+async fn says(verifier: &Verifier<HttpSource>, key: &str) -> Result<Result<(), Denial>, Unavailable> {
+    let verdict = timeout(Duration::from_secs(20), verifier.verify(key, &Need::default())).await;
+    verdict.expect("an answer in time").map(|verdict| verdict.outcome)
+}
+
+async fn until(what: &str, is_so: impl AsyncFn() -> bool) {
+    let asked = async {
+        while !is_so().await {
+            sleep(Duration::from_millis(10)).await;
+        }
+    };
+    assert!(timeout(Duration::from_secs(20), asked).await.is_ok(), "{what}");
+}
+
+#[actix_web::test]
+async fn a_resource_server_judges_by_every_grant_as_the_server_does() {
+    each_backend(async |app| {
+        let grants = Grants {
+            scopes: vec![Scope::LINKS_READ],
+            allowed_ips: Some(tollkey_core::IpList::parse(["203.0.113.0/24"]).expect("networks")),
+            rate_limit: Some(tollkey_core::RateLimit::new(2, 60).expect("a limit")),
+            ..Grants::default()
+        };
+        let key = app.insert_key_with("acme", Family::Commerce, Mode::Test, grants).await;
+        let gateway = app.service_key().await;
+        let far = subscriber(&format!("http://{}", app.running().address()), &gateway.text);
+        let catalogue = Catalogue::default();
+        let inside = Need { client_ip: Some([203, 0, 113, 7].into()), ..Need::default() };
+        for (need, expected) in [
+            (Need::default(), Err(Denial::IpNotAllowed)),
+            (Need { mode: Some(Mode::Live), ..inside }, Err(Denial::WrongMode)),
+            (
+                Need { scopes: catalogue.needed(["links:write"]).expect("scopes"), ..inside },
+                Err(Denial::InsufficientScope),
+            ),
+            (Need { scopes: catalogue.needed(["links:read"]).expect("scopes"), ..inside }, Ok(())),
+            (inside, Ok(())),
+            (inside, Err(Denial::RateLimited)),
+        ] {
+            assert_eq!(far.verify(&key, &need).await.expect("a verdict").outcome, expected, "{need:?}");
+        }
+        assert_eq!(says(&far, app.mint(Family::Secret, Mode::Live).expose()).await, Ok(Err(Denial::UnknownKey)));
+    })
+    .await;
+}
+
+#[actix_web::test]
+async fn a_service_key_that_is_refused_gets_no_lease_and_says_unavailable() {
+    each_backend_with(&[], async |app| {
+        leased(app).await;
+        let gateway = app.service_key().await;
+        let far = subscriber(&format!("http://{}", app.running().address()), &gateway.text);
+        let key = app.insert_key("acme", Family::Commerce, Mode::Test).await;
+        assert_eq!(says(&far, &key).await, Ok(Ok(())));
+        let revoked = app.delete(&format!("/service-keys/{}", gateway.id)).bearer(&app.operator()).await;
+        assert_eq!(revoked.status, 204);
+        assert_eq!(says(&far, &key).await, Err(Unavailable), "it remembered nothing without a lease");
+    })
+    .await;
+}
+
+#[actix_web::test]
+async fn a_resource_server_outlives_its_server_by_a_lease_and_no_longer() {
+    for database in backends() {
+        let tollkey = Tollkey::on(&database);
+        let server = tollkey.serve().await;
+        let application = server.application(&merchant("acme"), "Web Store").await;
+        let key = server.key(&merchant("acme"), &application).await;
+        let gateway = server.service_key().await;
+        let far = subscriber(&format!("http://{}", server.address), &gateway.text);
+        let running = tokio::spawn(far.clone().subscribe(std::future::pending()));
+        until("a lease", async || !far.stats().lease_left.is_zero()).await;
+        assert_eq!(says(&far, &key.text).await, Ok(Ok(())));
+
+        // Frozen: nobody answers, and connections stay open.
+        server.signal("STOP").await;
+        let hits = far.stats().hits;
+        assert_eq!(says(&far, &key.text).await, Ok(Ok(())));
+        assert_eq!(far.stats().hits, hits + 1, "from memory");
+        until("its lease ends", async || far.stats().lease_left.is_zero()).await;
+        assert_eq!(says(&far, &key.text).await, Err(Unavailable));
+        server.signal("CONT").await;
+        until("a lease again", async || !far.stats().lease_left.is_zero()).await;
+        assert_eq!(says(&far, &key.text).await, Ok(Ok(())));
+
+        // Revoked while it subscribes: at once.
+        let path = format!("/applications/{application}/api-keys/{}", key.id);
+        assert_eq!(server.delete(&path).bearer(&merchant("acme")).await.status, 204);
+        assert_eq!(says(&far, &key.text).await, Ok(Err(Denial::Revoked)));
+
+        server.kill().await;
+        until("its lease ends", async || far.stats().lease_left.is_zero()).await;
+        assert_eq!(says(&far, &key.text).await, Err(Unavailable));
+        running.abort();
+    }
+}
