@@ -31,14 +31,16 @@ pub struct Settings {
     pub max_entries: usize,
     /// How many verifications may ask the source at the same time.
     pub max_misses: usize,
-    /// How long one more waits for its turn before it is answered [`Unavailable`].
+    /// How many more may wait for their turn. Whoever comes then is answered [`Unavailable`] at once.
+    pub max_waiting: usize,
+    /// How long one waits for its turn before it is answered [`Unavailable`].
     pub miss_wait: Duration,
 }
 
 impl Default for Settings {
-    /// A million keys; 64 questions at a time; one second.
+    /// A million keys; 64 questions at a time, 1024 waiting; one second.
     fn default() -> Self {
-        Self { max_entries: 1_000_000, max_misses: 64, miss_wait: Duration::from_secs(1) }
+        Self { max_entries: 1_000_000, max_misses: 64, max_waiting: 1024, miss_wait: Duration::from_secs(1) }
     }
 }
 
@@ -76,6 +78,8 @@ pub(crate) struct Inner<S> {
     pub(crate) counters: Counters,
     pub(crate) ledger: Ledger,
     misses: Semaphore,
+    /// Places for those that wait for a permit of `misses`.
+    waiting: Semaphore,
     miss_wait: Duration,
 }
 
@@ -140,6 +144,7 @@ impl<S: Source> Verifier<S> {
             counters: Counters::default(),
             ledger: Ledger::new(settings.max_entries.saturating_mul(2).clamp(1024, 4_000_000)),
             misses: Semaphore::new(settings.max_misses.clamp(1, Semaphore::MAX_PERMITS)),
+            waiting: Semaphore::new(settings.max_waiting.min(Semaphore::MAX_PERMITS)),
             miss_wait: settings.miss_wait,
         }))
     }
@@ -271,13 +276,16 @@ impl<S: Source> Inner<S> {
         Ok((snapshot, Some(entry)))
     }
 
-    /// Waits for a turn to ask the source, for a while.
+    /// Waits for a turn to ask the source, for a while, and only where not too many wait already: a flood of keys that
+    /// nobody knows slows others that have to be asked for, and nothing else.
     async fn turn(&self) -> Result<SemaphorePermit<'_>, Unavailable> {
         count(&self.counters.misses);
         if let Ok(permit) = self.misses.try_acquire() {
             return Ok(permit);
         }
+        let place = self.heard(self.waiting.try_acquire().map_err(|_| Unavailable))?;
         let permit = timeout(self.miss_wait, self.misses.acquire()).await;
+        drop(place);
         self.heard(permit.map_err(|_| Unavailable).and_then(|permit| permit.map_err(|_| Unavailable)))
     }
 

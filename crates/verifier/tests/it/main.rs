@@ -4,6 +4,7 @@ mod judging;
 mod leases;
 mod limits;
 mod memory;
+mod misses;
 mod settling;
 mod subscribing;
 mod usage;
