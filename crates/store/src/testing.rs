@@ -37,6 +37,7 @@ use crate::{
 #[derive(Debug)]
 pub struct Postgres {
     directory: String,
+    bin: PathBuf,
     next: AtomicU32,
     /// Its standard input is the pipe whose end stops the cluster.
     _watchdog: Child,
@@ -54,9 +55,18 @@ stop() {
 init() { "$TOLLKEY_TEST_PG_BIN/initdb" -D "$directory/data" -U postgres -A trust -E UTF8 --no-sync "$@" >>"$directory/log" 2>&1; }
 init --locale=C --locale-provider=icu --icu-locale=en || { rm -rf "$directory/data"; init --locale=C; } ||
     { cat "$directory/log" >&2; stop; exit 1; }
-"$TOLLKEY_TEST_PG_BIN/pg_ctl" -D "$directory/data" -l "$directory/log" -w -t 120 -o "-k $directory -c listen_addresses='' \
-    -c fsync=off -c full_page_writes=off -c max_connections=300 -c shared_buffers=32MB -c autovacuum=off" start \
-    </dev/null >/dev/null 2>&1 || { cat "$directory/log" >&2; stop; exit 1; }
+cat >>"$directory/data/postgresql.conf" <<END
+unix_socket_directories = '$directory'
+listen_addresses = ''
+fsync = off
+full_page_writes = off
+max_connections = 300
+shared_buffers = 32MB
+autovacuum = off
+$TOLLKEY_TEST_PG_SETTINGS
+END
+"$TOLLKEY_TEST_PG_BIN/pg_ctl" -D "$directory/data" -l "$directory/log" -w -t 120 start </dev/null >/dev/null 2>&1 ||
+    { cat "$directory/log" >&2; stop; exit 1; }
 echo "$directory"
 cat >/dev/null
 stop
@@ -81,27 +91,24 @@ impl Postgres {
                     );
                     return None;
                 };
-                Some(Self::start(&bin))
+                Some(Self::start(bin, ""))
             })
             .as_ref()
     }
 
-    fn start(bin: &Path) -> Self {
-        let mut command = if is_root() {
-            // PostgreSQL refuses to run as root.
-            let program = if on_path("runuser").is_some() { "runuser" } else { "su" };
-            let mut command = Command::new(program);
-            command.args(["-s", "/bin/sh", "postgres", "-c", WATCHDOG]);
-            command
-        } else {
-            let mut command = Command::new("/bin/sh");
-            command.args(["-c", WATCHDOG]);
-            command
-        };
-        let mut watchdog = command
-            .env("TOLLKEY_TEST_PG_BIN", bin)
-            .env("LC_ALL", "C")
-            .current_dir("/")
+    /// A cluster for the caller alone, who may stop it, with these lines behind the usual ones in its
+    /// `postgresql.conf`. It lives as long as the process. `None` where [`Postgres::shared`] is `None`.
+    ///
+    /// # Panics
+    /// As there.
+    pub fn private(settings: &str) -> Option<&'static Self> {
+        let shared = Self::shared()?; // says so where there is none
+        Some(Box::leak(Box::new(Self::start(shared.bin.clone(), settings))))
+    }
+
+    fn start(bin: PathBuf, settings: &str) -> Self {
+        let mut watchdog = shell(WATCHDOG, &bin)
+            .env("TOLLKEY_TEST_PG_SETTINGS", settings)
             .process_group(0) // an interrupt of the tests must not kill it before it has cleaned up
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -111,7 +118,32 @@ impl Postgres {
         let out = watchdog.stdout.take().expect("it was piped");
         BufReader::new(out).read_line(&mut line).expect("the shell can be read");
         assert!(line.starts_with('/'), "PostgreSQL did not start; its log is above");
-        Self { directory: line.trim().to_owned(), next: AtomicU32::new(0), _watchdog: watchdog }
+        Self { directory: line.trim().to_owned(), bin, next: AtomicU32::new(0), _watchdog: watchdog }
+    }
+
+    /// Runs `pg_ctl` with these arguments, `-m fast restart` for instance, and waits until it is done.
+    ///
+    /// # Panics
+    /// When that fails.
+    pub fn control(&self, arguments: &str) {
+        let Self { directory, bin, .. } = self;
+        // Not through pipes, which the server would inherit.
+        let script = format!(
+            "exec \"$TOLLKEY_TEST_PG_BIN/pg_ctl\" -D {directory}/data -l {directory}/log -w -t 120 {arguments} \
+             </dev/null >/dev/null 2>&1"
+        );
+        let done = shell(&script, bin).process_group(0).status();
+        assert!(done.is_ok_and(|status| status.success()), "pg_ctl {arguments} failed");
+    }
+
+    /// Makes it a standby: it can be read and not written, until `pg_ctl promote`.
+    ///
+    /// # Panics
+    /// When that fails.
+    pub fn demote(&self) {
+        let done = shell(&format!("touch {}/data/standby.signal", self.directory), &self.bin).status();
+        assert!(done.is_ok_and(|status| status.success()), "the file cannot be made");
+        self.control("-m fast restart");
     }
 
     fn url(&self, database: &str) -> String {
@@ -335,6 +367,22 @@ impl Clock for RealClock {
     fn elapsed(&self) -> Duration {
         self.0.elapsed()
     }
+}
+
+/// A shell for PostgreSQL's programs, which refuse to run as root.
+fn shell(script: &str, bin: &Path) -> Command {
+    let mut command = if is_root() {
+        let program = if on_path("runuser").is_some() { "runuser" } else { "su" };
+        let mut command = Command::new(program);
+        command.args(["-s", "/bin/sh", "postgres", "-c", script]);
+        command
+    } else {
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", script]);
+        command
+    };
+    command.env("TOLLKEY_TEST_PG_BIN", bin).env("LC_ALL", "C").current_dir("/");
+    command
 }
 
 fn find_binaries() -> Option<PathBuf> {
