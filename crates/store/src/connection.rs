@@ -304,6 +304,9 @@ impl Manager {
 /// A pooled connection.
 pub(crate) struct Pooled {
     pub(crate) conn: AnyConnection,
+    /// Set by who had an error with it. diesel cannot tell a connection that the server has closed from a good one when
+    /// libpq could not write to it but still read what the server had said before.
+    pub(crate) is_suspect: bool,
     epoch: u64,
     checked_in: Instant,
 }
@@ -318,7 +321,8 @@ impl ManageConnection for Manager {
 
     fn connect(&self) -> Result<Pooled, ConnectError> {
         let epoch = self.epoch.load(Ordering::Relaxed);
-        Ok(Pooled { conn: establish(&self.target, self.purpose)?, epoch, checked_in: Instant::now() })
+        let conn = establish(&self.target, self.purpose)?;
+        Ok(Pooled { conn, is_suspect: false, epoch, checked_in: Instant::now() })
     }
 
     fn is_valid(&self, pooled: &mut Pooled) -> Result<(), ConnectError> {
@@ -334,10 +338,11 @@ impl ManageConnection for Manager {
 
     fn has_broken(&self, pooled: &mut Pooled) -> bool {
         pooled.checked_in = Instant::now();
+        let is_suspect = std::mem::take(&mut pooled.is_suspect);
         match &mut pooled.conn {
-            // A lost connection leaves its transaction manager in an error state.
+            // A lost connection leaves its transaction manager in an error state, mostly.
             AnyConnection::Postgres(conn) => {
-                let broken = conn.is_broken();
+                let broken = conn.is_broken() || (is_suspect && conn.ping().is_err());
                 if broken {
                     // If somebody else has raised it since, so much the better.
                     let (old, new) = (pooled.epoch, pooled.epoch + 1);

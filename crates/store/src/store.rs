@@ -292,8 +292,7 @@ impl Store {
     /// # Errors
     /// As [`Store::read`].
     pub fn read_blocking<T>(&self, work: impl FnOnce(&mut Reader<'_>) -> Result<T, Error>) -> Result<T, Error> {
-        let mut pooled = self.inner.read.connection()?;
-        self.inner.read(&mut pooled.conn, work)
+        self.inner.read.with(|conn| self.inner.read(conn, work))
     }
 
     /// Writes in one transaction: committed when the closure returns `Ok`, rolled back when it returns `Err` or
@@ -320,8 +319,7 @@ impl Store {
         &self,
         work: impl FnOnce(&mut Writer<'_>) -> Result<T, E>,
     ) -> Result<Written<T>, E> {
-        let mut pooled = self.inner.write.connection()?;
-        self.inner.write(&mut pooled.conn, work)
+        self.inner.write.with(|conn| self.inner.write(conn, work))
     }
 
     /// One read statement, which is a snapshot by itself, without the round trips of a transaction.
@@ -387,8 +385,7 @@ impl Store {
         let inner = self.inner.clone();
         let done = tokio::task::spawn_blocking(move || {
             let _turn = turn;
-            let mut pooled = lane.connection()?;
-            work(&inner, &mut pooled.conn)
+            lane.with(|conn| work(&inner, conn))
         });
         match done.await {
             Ok(result) => result,
@@ -411,6 +408,14 @@ impl Lane {
     fn connection(&self) -> Result<diesel::r2d2::PooledConnection<Manager>, Error> {
         // The pool's handler has logged why no connection could be made.
         self.pool.get().map_err(|_| Error::Unavailable)
+    }
+
+    /// Works with a connection, and has it looked at afterwards if that failed.
+    fn with<T, E: From<Error>>(&self, work: impl FnOnce(&mut AnyConnection) -> Result<T, E>) -> Result<T, E> {
+        let mut pooled = self.connection()?;
+        let result = work(&mut pooled.conn);
+        pooled.is_suspect = result.is_err();
+        result
     }
 }
 

@@ -3,7 +3,7 @@ use std::{os::unix::fs::PermissionsExt as _, sync::Arc, time::Duration};
 use tollkey_core::Seq;
 use tollkey_store::{
     Backend, BadUrl, Error, OpenError, OpenOptions, SchemaError, Store,
-    testing::{Database, RealClock, backends},
+    testing::{Database, Postgres, RealClock, backends},
 };
 
 use crate::{Actions as _, acme, changes, each, id, key, on, position};
@@ -191,6 +191,21 @@ fn a_lost_connection_is_replaced() {
             let _ = store.save_key(&key(1, &acme())).await.unwrap();
         });
     }
+}
+
+/// The server says something before it closes its connections, and libpq then takes them for good ones.
+#[test]
+fn a_restarted_server_costs_one_failure() {
+    let Some(postgres) = Postgres::private("") else { return };
+    on(&postgres.database(), async |database| {
+        let store = database.store();
+        for mode in ["fast", "immediate", "immediate"] {
+            store.ping().await.unwrap();
+            postgres.control(&format!("-m {mode} restart"));
+            let _ = store.ping().await;
+            store.ping().await.unwrap();
+        }
+    });
 }
 
 #[test]
