@@ -12,7 +12,7 @@
 //! | [`usage`] | counts of all accounts are flushed in one batch |
 //! | [`service_keys`] | they belong to the operator, not to an account |
 //! | [`audit_export`] | the operator verifies all chains |
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 pub mod account;
 pub mod audit_export;
@@ -41,8 +41,7 @@ pub use store::{Change, OpenError, OpenOptions, Reader, Store, Writer, Written};
 pub use verification::{FoundKey, Snapshot};
 pub use wake::Listener;
 
-// The two C libraries are linked through diesel; naming them pins how they are built (see the workspace manifest).
+// Linked through diesel; naming them pins how they are built (see the workspace manifest). So does `wake` for libpq.
 use libsqlite3_sys as _;
 #[cfg(feature = "pg-tls")]
 use openssl_sys as _;
-use pq_sys as _;

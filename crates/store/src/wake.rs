@@ -4,38 +4,57 @@
 //! at every renewal of their lease.
 
 use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    convert::Infallible,
+    ffi::CString,
+    io::{self, PipeReader, PipeWriter},
+    sync::mpsc::{self, Receiver, RecvTimeoutError},
+    thread::JoinHandle,
     time::Duration,
 };
 
-use diesel::{PgConnection, connection::SimpleConnection as _};
-
-use crate::{
-    Store,
-    connection::{AnyConnection, Target, Use, establish},
+use rustix::{
+    event::{PollFd, PollFlags, poll},
+    io::Errno,
+    time::Timespec,
 };
+
+use self::libpq::{Connection, Lost};
+use crate::{Store, connection::Target};
+
+#[expect(unsafe_code, reason = "libpq can be waited for only past diesel; what that is worth is measured there")]
+mod libpq;
 
 /// The channel of the notifications. They say nothing but that there is something.
 pub(crate) const CHANNEL: &str = "tollkey_changes";
 
-/// libpq cannot be waited for from outside, so a thread looks: 0.4 % of a core at this interval.
-const LOOK: Duration = Duration::from_millis(10);
+/// After so long a silence the server is asked for a sign of life. What stands between, a proxy for instance, may have
+/// lost the connection without telling, and then the kernel's own keep-alives notice nothing.
+const SILENCE: Duration = Duration::from_secs(30);
 /// How long after a lost connection a new one is tried.
 const AGAIN: Duration = Duration::from_secs(1);
+/// How long dropping a listener waits for its thread, which may be in the middle of connecting.
+const GOODBYE: Duration = Duration::from_secs(1);
 
 /// Listens until it is dropped.
 #[derive(Debug)]
 #[must_use = "dropping it ends the listening"]
 pub struct Listener {
-    stop: Arc<AtomicBool>,
+    /// Closing it is what ends the thread. Gone while dropping.
+    stop: Option<PipeWriter>,
+    /// Says that the thread has ended, by ending itself.
+    ended: Receiver<Infallible>,
+    thread: Option<JoinHandle<()>>,
 }
 
 impl Drop for Listener {
     fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
+        self.stop = None;
+        if self.ended.recv_timeout(GOODBYE) == Err(RecvTimeoutError::Disconnected)
+            && let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!("the thread that listens for changes panicked");
+        }
     }
 }
 
@@ -45,47 +64,85 @@ impl Store {
     ///
     /// # Errors
     /// When the thread cannot be started.
-    pub fn listen(&self, wake: impl Fn() + Send + 'static) -> std::io::Result<Option<Listener>> {
-        let target = self.target().clone();
-        if !matches!(target, Target::Postgres(_)) {
-            return Ok(None);
-        }
-        let stop = Arc::new(AtomicBool::new(false));
-        let listener = Listener { stop: stop.clone() };
-        std::thread::Builder::new().name("tollkey-listen".into()).spawn(move || {
-            while !stop.load(Ordering::Relaxed) {
-                if let Ok(AnyConnection::Postgres(mut conn)) = establish(&target, Use::Write)
-                    && conn.batch_execute(&format!("LISTEN {CHANNEL}")).is_ok()
-                {
-                    wake(); // for what happened while nobody listened
-                    look(&mut conn, &stop, &wake);
-                }
-                // In steps, so that dropping the listener ends the thread soon.
-                let mut waited = Duration::ZERO;
-                while waited < AGAIN && !stop.load(Ordering::Relaxed) {
-                    std::thread::sleep(LOOK);
-                    waited += LOOK;
-                }
-            }
+    pub fn listen(&self, wake: impl Fn() + Send + 'static) -> io::Result<Option<Listener>> {
+        let Target::Postgres(url) = self.target().clone() else { return Ok(None) };
+        let (stopped, stop) = io::pipe()?;
+        let (ending, ended) = mpsc::channel();
+        let thread = std::thread::Builder::new().name("tollkey-listen".into()).spawn(move || {
+            let _ending = ending;
+            keep_listening(&url, &stopped, &wake);
         })?;
-        Ok(Some(listener))
+        Ok(Some(Listener { stop: Some(stop), ended, thread: Some(thread) }))
     }
 }
 
-/// Looks for notifications until told to stop or the connection is lost.
-fn look(conn: &mut PgConnection, stop: &AtomicBool, wake: &impl Fn()) {
-    while !stop.load(Ordering::Relaxed) {
-        let mut any = false;
-        for notification in conn.notifications_iter() {
-            if notification.is_err() {
-                tracing::warn!("the connection that listens for changes was lost");
-                return;
+/// Why waiting has ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Woken {
+    /// The listener was dropped.
+    Stopped,
+    /// The connection has something to read.
+    Readable,
+    /// Nothing happened for that long.
+    Silence,
+}
+
+/// Listens on one connection after the other.
+fn keep_listening(url: &str, stopped: &PipeReader, wake: &impl Fn()) {
+    let mut connected = true;
+    loop {
+        let Err(Lost) = listen(url, stopped, || {
+            if !connected {
+                tracing::info!("listening for changes again");
+                connected = true;
             }
-            any = true;
+            wake();
+        }) else {
+            return;
+        };
+        if connected {
+            connected = false;
+            tracing::warn!("the connection that listens for changes is lost; without it revocations take longer");
         }
-        if any {
+        match wait(None, stopped, AGAIN) {
+            Ok(Woken::Stopped) => return,
+            Ok(_) => {}
+            Err(Lost) => std::thread::sleep(AGAIN), // no memory to wait with
+        }
+    }
+}
+
+/// Listens on one connection, until the listener is dropped.
+fn listen(url: &str, stopped: &PipeReader, mut wake: impl FnMut()) -> Result<(), Lost> {
+    let mut connection = Connection::open(url)?;
+    connection.execute(&CString::new(format!("LISTEN {CHANNEL}")).map_err(|_| Lost)?)?;
+    wake(); // for what happened while nobody listened
+    loop {
+        // Before waiting: what came along with an answer makes no socket readable.
+        if connection.take()? {
             wake();
         }
-        std::thread::sleep(LOOK);
+        match wait(Some(&connection), stopped, SILENCE)? {
+            Woken::Stopped => return Ok(()),
+            Woken::Readable => {}
+            Woken::Silence => connection.execute(c"SELECT 1")?,
+        }
+    }
+}
+
+/// Waits until the connection can be read, if there is one, or the listener is dropped; at most for that long.
+fn wait(connection: Option<&Connection>, stopped: &PipeReader, limit: Duration) -> Result<Woken, Lost> {
+    let limit = Timespec::try_from(limit).map_err(|_| Lost)?;
+    let mut watched = vec![PollFd::new(stopped, PollFlags::IN)];
+    if let Some(connection) = connection {
+        watched.push(PollFd::from_borrowed_fd(connection.socket()?, PollFlags::IN));
+    }
+    match poll(&mut watched, Some(&limit)) {
+        Ok(0) => Ok(Woken::Silence),
+        // Errors and the end of a stream count, too: reading then tells.
+        Ok(_) if watched[0].revents().is_empty() => Ok(Woken::Readable),
+        Ok(_) => Ok(Woken::Stopped),
+        Err(Errno::INTR) => Ok(Woken::Readable), // reading waits for nothing
+        Err(_) => Err(Lost),
     }
 }

@@ -1,15 +1,12 @@
 use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicU32, Ordering},
-    },
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use tollkey_core::{ChangeLog, Changed, Position, Seq, VerifierId};
-use tollkey_store::{Backend, Behind, Error, Store, testing::hold};
+use tollkey_store::{Behind, Error, Store, testing::hold};
 
-use crate::{Actions as _, acme, changes, each, id, key, position};
+use crate::{acme, changes, each, id, position};
 
 fn verifier(number: u8) -> VerifierId {
     VerifierId::from_bytes([number; 16])
@@ -175,39 +172,6 @@ fn a_first_renewal_waits_for_a_revoker_and_then_sees_its_change() {
         assert!(!renewed, "and saw the change");
         assert_eq!(store.behind(Seq(9), verifier(9)).await.unwrap(), []);
         revoker.join().unwrap();
-    });
-}
-
-#[test]
-fn a_change_is_told_to_who_listens() {
-    each(async |database| {
-        let store = database.store();
-        let woken = Arc::new(AtomicU32::new(0));
-        let count = woken.clone();
-        let listener = store
-            .listen(move || {
-                count.fetch_add(1, Ordering::SeqCst);
-            })
-            .unwrap();
-        assert_eq!(listener.is_some(), database.backend() == Backend::Postgres);
-        if listener.is_none() {
-            return;
-        }
-        let until = async |at_least| {
-            for _ in 0..500 {
-                if woken.load(Ordering::SeqCst) >= at_least {
-                    return;
-                }
-                tokio::time::sleep(Duration::from_millis(10)).await;
-            }
-            panic!("not woken");
-        };
-        until(1).await; // once for what happened before
-        let mut revoked = key(1, &acme());
-        store.add_key(&revoked).await.unwrap();
-        let _ = revoked.revoke(crate::at(5), None);
-        let _ = store.save_key(&revoked).await.unwrap();
-        until(2).await;
     });
 }
 

@@ -11,6 +11,7 @@ mod service_keys;
 mod transactions;
 mod usage;
 mod verification;
+mod wake;
 
 use tollkey_core::{
     AccountId, ApiKey, Application, ApplicationId, Changed, Digest, Family, Grants, Id, KeyId, Mode, Position, Scope,

@@ -1,0 +1,162 @@
+//! Waking by `NOTIFY`. Nothing here is timed but the ignored measurement; waits have a generous end.
+
+use std::{
+    fs,
+    sync::{
+        Arc,
+        mpsc::{self, Receiver, RecvTimeoutError, TryRecvError},
+    },
+    time::{Duration, Instant},
+};
+
+use tollkey_core::Changed;
+use tollkey_store::{
+    Backend, Error, Listener, OpenOptions, Store,
+    testing::{Database, Postgres, RealClock},
+};
+
+use crate::{each, id, on};
+
+/// Longer than a reconnection takes on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+async fn change(store: &Store) {
+    let written = store.write(|tx| {
+        tx.changed(Changed::Key(id(1)));
+        Ok::<_, Error>(())
+    });
+    let _ = written.await.unwrap();
+}
+
+/// Listens, and has been woken once, for what happened before. Each further wake-up is a message; the channel closes
+/// when the thread has ended. `None` on SQLite.
+fn listen(database: &Database, store: &Store) -> Option<(Listener, Receiver<Instant>)> {
+    let (sender, wakes) = mpsc::channel();
+    let wake = move || {
+        let _ = sender.send(Instant::now()); // nobody listens to who listens any more
+    };
+    let listener = store.listen(wake).unwrap();
+    assert_eq!(listener.is_some(), database.backend() == Backend::Postgres);
+    let listener = listener?;
+    woken(&wakes);
+    Some((listener, wakes))
+}
+
+fn woken(wakes: &Receiver<Instant>) {
+    wakes.recv_timeout(PATIENCE).expect("nobody was woken");
+}
+
+fn ended(wakes: &Receiver<Instant>) {
+    assert_eq!(wakes.recv_timeout(PATIENCE), Err(RecvTimeoutError::Disconnected), "the thread goes on");
+}
+
+/// Ends the connection that listens, and no other.
+const CUT: &str = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
+                   WHERE datname = current_database() AND query LIKE 'LISTEN%'";
+
+#[test]
+fn a_change_wakes_who_listens_once_until_he_is_dropped() {
+    each(async |database| {
+        let store = database.store();
+        let Some((listener, wakes)) = listen(database, &store) else { return };
+        for _ in 0..3 {
+            change(&store).await;
+            woken(&wakes);
+        }
+        assert_eq!(wakes.try_recv(), Err(TryRecvError::Empty), "once for each change");
+        drop(listener);
+        ended(&wakes);
+        change(&store).await;
+    });
+}
+
+#[test]
+fn other_channels_and_other_databases_do_not_matter() {
+    let Some(postgres) = Postgres::shared() else { return };
+    let (one, two) = (postgres.database(), postgres.database());
+    let (store, elsewhere) = (one.store(), two.store());
+    on(&one, async |one| {
+        let Some((_listener, wakes)) = listen(one, &store) else { panic!("it is PostgreSQL") };
+        change(&elsewhere).await;
+        one.sql("NOTIFY other_changes");
+        change(&store).await;
+        woken(&wakes);
+        assert_eq!(wakes.try_recv(), Err(TryRecvError::Empty));
+    });
+}
+
+#[test]
+fn a_cut_connection_is_replaced_and_wakes_for_what_was_missed() {
+    each(async |database| {
+        let store = database.store();
+        let Some((listener, wakes)) = listen(database, &store) else { return };
+        database.sql(CUT);
+        woken(&wakes);
+        assert_eq!(wakes.try_recv(), Err(TryRecvError::Empty), "once");
+        change(&store).await;
+        woken(&wakes);
+        // Dropped while it has no connection: the thread ends as well.
+        database.refuse_connections(true);
+        drop(listener);
+        ended(&wakes);
+        database.refuse_connections(false);
+    });
+}
+
+#[test]
+fn a_server_that_comes_back_is_listened_to_again() {
+    let Some(postgres) = Postgres::private("") else { return };
+    on(&postgres.database(), async |database| {
+        let _migrated = database.store();
+        // Which waits two seconds for a connection, not twenty.
+        let store = Store::open(OpenOptions::new(database.url()), Arc::new(RealClock::default())).unwrap();
+        let Some((_listener, wakes)) = listen(database, &store) else { panic!("it is PostgreSQL") };
+        for mode in ["fast", "immediate"] {
+            postgres.control(&format!("-m {mode} stop"));
+            assert_eq!(store.ping().await, Err(Error::Unavailable));
+            postgres.control("start");
+            woken(&wakes);
+            change(&store).await;
+            woken(&wakes);
+        }
+    });
+}
+
+#[test]
+#[ignore = "a measurement: cargo test -p tollkey-store --test store wake::measured -- --ignored --nocapture"]
+fn measured() {
+    each(async |database| {
+        let store = database.store();
+        let Some((listener, wakes)) = listen(database, &store) else { return };
+        let mut micros = Vec::new();
+        for round in 0..500 {
+            change(&store).await;
+            let committed = Instant::now();
+            let woken = wakes.recv_timeout(PATIENCE).unwrap();
+            micros.push(woken.saturating_duration_since(committed).as_micros());
+            // Not in step with anything that ticks.
+            tokio::time::sleep(Duration::from_micros(5_000 + round * 37 % 10_000)).await;
+        }
+        micros.sort_unstable();
+        let rest = Duration::from_secs(10);
+        let before = computed();
+        tokio::time::sleep(rest).await;
+        let busy = (computed() - before).as_secs_f64() / rest.as_secs_f64();
+        let (median, p99) = (micros[micros.len() / 2], micros[micros.len() * 99 / 100]);
+        eprintln!("from commit to wake-up: median {median} µs, p99 {p99} µs; at rest {:.3} % of a core", busy * 100.0);
+        drop(listener);
+    });
+}
+
+/// How long the listening thread has computed so far.
+fn computed() -> Duration {
+    let threads = fs::read_dir("/proc/self/task").unwrap().map(|thread| thread.unwrap().path());
+    let listening = |thread: &std::path::PathBuf| {
+        fs::read_to_string(thread.join("comm")).is_ok_and(|name| name.trim() == "tollkey-listen")
+    };
+    let nanos = threads.filter(listening).map(|thread| {
+        let text = fs::read_to_string(thread.join("schedstat")).unwrap();
+        text.split_ascii_whitespace().next().unwrap().parse::<u64>().unwrap()
+    });
+    Duration::from_nanos(nanos.sum())
+}
