@@ -15,7 +15,12 @@ use crate::{
     connection::AnyConnection,
     rows::{self, micros},
     schema::kept_answers,
+    store::STEP,
 };
+
+/// A step of forgetting; the same text on both backends.
+const PRUNE: &str = "DELETE FROM kept_answers WHERE id IN \
+    (SELECT id FROM kept_answers WHERE created_at <= $1 LIMIT $2)";
 
 /// An answer that is kept.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -102,11 +107,11 @@ impl Store {
     /// # Errors
     /// [`Error`].
     pub async fn prune_kept_answers(&self, until: Timestamp) -> Result<usize, Error> {
-        let pruned = self.write(move |tx| {
+        self.in_steps(move |tx| {
             let (conn, _) = tx.parts();
-            let old = kept_answers::table.filter(kept_answers::created_at.le(micros(until)));
-            Ok::<_, Error>(diesel::delete(old).execute(conn)?)
-        });
-        Ok(pruned.await?.value)
+            let until = micros(until);
+            Ok(sql_query(PRUNE).bind::<BigInt, _>(until).bind::<BigInt, _>(i64::from(STEP)).execute(conn)?)
+        })
+        .await
     }
 }

@@ -60,6 +60,9 @@ impl fmt::Debug for OpenOptions {
 /// behind.
 const LEASE_CONNECTIONS: u32 = 2;
 
+/// How many rows are deleted in one transaction, where many may have grown old.
+pub(crate) const STEP: u32 = 5_000;
+
 /// The store could not be opened. Made for whoever starts the server: names files and hosts, no password.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
@@ -320,6 +323,23 @@ impl Store {
         work: impl FnOnce(&mut Writer<'_>) -> Result<T, E>,
     ) -> Result<Written<T>, E> {
         self.inner.write.with(|conn| self.inner.write(conn, work))
+    }
+
+    /// Deletes in one small transaction after the other until one has less than [`STEP`] rows to delete: a day of ten
+    /// million keys would take longer than a statement may, and on SQLite longer than a lease lasts, which needs the
+    /// same lock. `delete` deletes at most [`STEP`] and says how many.
+    pub(crate) async fn in_steps(
+        &self,
+        delete: impl Fn(&mut Writer<'_>) -> Result<usize, Error> + Clone + Send + 'static,
+    ) -> Result<usize, Error> {
+        let mut all = 0;
+        loop {
+            let deleted = self.write(delete.clone()).await?.value;
+            all += deleted;
+            if deleted < STEP as usize {
+                return Ok(all);
+            }
+        }
     }
 
     /// One read statement, which is a snapshot by itself, without the round trips of a transaction.

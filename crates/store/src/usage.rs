@@ -10,7 +10,10 @@ use diesel::{
 };
 use tollkey_core::{Usage, usage::outcome_code};
 
-use crate::{Error, Store, rows, schema::key_usage, store::Writer};
+use crate::{
+    Error, Store, rows,
+    store::{STEP, Writer},
+};
 
 /// The same text on both backends. A key that is not there, after a restore for instance, is skipped.
 const ADD: &str = "INSERT INTO key_usage (key_id, day, outcome, count) \
@@ -19,6 +22,9 @@ const ADD: &str = "INSERT INTO key_usage (key_id, day, outcome, count) \
 /// Touches only this column, and never takes it back: replicas flush in any order.
 const USED: &str =
     "UPDATE api_keys SET last_used_at = $1 WHERE id = $2 AND (last_used_at IS NULL OR last_used_at < $1)";
+/// A step of forgetting; the same text on both backends.
+const PRUNE: &str = "DELETE FROM key_usage WHERE (key_id, day, outcome) IN \
+    (SELECT key_id, day, outcome FROM key_usage WHERE day < $1 LIMIT $2)";
 
 impl Store {
     /// Adds a batch of counts, all or nothing, so that one that failed can be tried again.
@@ -37,12 +43,12 @@ impl Store {
     /// Forgets the counts of days before `day`; returns how many rows that were.
     ///
     /// # Errors
-    /// [`Error`].
+    /// [`Error`]; what was forgotten before it stays forgotten.
     pub async fn prune_usage(&self, day: i32) -> Result<usize, Error> {
-        let pruned = self.write(move |tx| {
-            Ok::<_, Error>(diesel::delete(key_usage::table.filter(key_usage::day.lt(day))).execute(tx.conn)?)
-        });
-        Ok(pruned.await?.value)
+        self.in_steps(move |tx| {
+            Ok(sql_query(PRUNE).bind::<Integer, _>(day).bind::<BigInt, _>(i64::from(STEP)).execute(tx.conn)?)
+        })
+        .await
     }
 }
 

@@ -1,6 +1,6 @@
 use tollkey_core::Usage;
 use tollkey_core::{Denial, Position};
-use tollkey_store::DayUsage;
+use tollkey_store::{Backend, DayUsage};
 
 use crate::{Actions as _, acme, at, each, id, key, position};
 
@@ -39,6 +39,23 @@ fn counts_add_up_by_key_day_and_outcome() {
         assert_eq!(store.read(|db| db.account(&acme()).usage(&id(99), 0)).await.unwrap(), []);
         assert_eq!(store.prune_usage(20_001).await.unwrap(), 3);
         assert_eq!(store.read(|db| db.account(&acme()).usage(&id(1), 0)).await.unwrap(), since);
+    });
+}
+
+#[test]
+fn what_is_old_is_forgotten_in_steps() {
+    each(async |database| {
+        let store = database.store();
+        let ids = match database.backend() {
+            Backend::Sqlite => "SELECT randomblob(16), value, 'valid', 1 FROM generate",
+            Backend::Postgres => "SELECT decode(md5(value::text), 'hex'), value, 'valid', 1 FROM generate",
+        };
+        database.sql(&format!(
+            "WITH RECURSIVE generate(value) AS (SELECT 1 UNION ALL SELECT value + 1 FROM generate WHERE value < 12001) \
+             INSERT INTO key_usage (key_id, day, outcome, count) {ids}"
+        ));
+        assert_eq!(store.prune_usage(12_001).await, Ok(12_000));
+        assert_eq!(store.prune_usage(12_002).await, Ok(1));
     });
 }
 
