@@ -4,9 +4,9 @@ use std::{
 };
 
 use tollkey_core::{ChangeLog, Changed, Position, Seq, VerifierId};
-use tollkey_store::{Behind, Error, Store, testing::hold};
+use tollkey_store::{Backend, Behind, Error, Store, testing::hold};
 
-use crate::{acme, changes, each, id, position};
+use crate::{Actions as _, acme, changes, digest, each, id, key, position};
 
 fn verifier(number: u8) -> VerifierId {
     VerifierId::from_bytes([number; 16])
@@ -172,6 +172,45 @@ fn a_first_renewal_waits_for_a_revoker_and_then_sees_its_change() {
         assert!(!renewed, "and saw the change");
         assert_eq!(store.behind(Seq(9), verifier(9)).await.unwrap(), []);
         revoker.join().unwrap();
+    });
+}
+
+/// However short a lease is: renewals end in bounded time, and what verification asks for meanwhile does not wait.
+#[test]
+fn who_is_frozen_within_a_change_holds_up_renewals_and_nothing_else() {
+    each(async |database| {
+        if database.backend() == Backend::Sqlite {
+            return; // the one writer holds up all others, for 5 s
+        }
+        let store = database.store();
+        database.sql("UPDATE settings SET value = '100' WHERE name = 'lease_ms'");
+        store.add_key(&key(1, &acme())).await.unwrap();
+        let url = database.url().to_owned();
+        let (raised, is_raised) = std::sync::mpsc::channel();
+        let (thaw, thaws) = std::sync::mpsc::channel::<()>();
+        let frozen = std::thread::spawn(move || {
+            hold(&url, "UPDATE change_counter SET seq = seq + 1", || {
+                raised.send(()).unwrap();
+                let _ = thaws.recv_timeout(Duration::from_secs(20));
+            });
+        });
+        is_raised.recv().unwrap();
+        let renewal = tokio::spawn({
+            let store = store.clone();
+            async move { store.renew(verifier(1), Seq(0), Seq(0)).await }
+        });
+        for _ in 0..3 {
+            let found = store.find_by_digest(digest(1)).await.unwrap();
+            assert!(found.found.is_some() && found.seq == Seq(0));
+            assert_eq!(store.changes_after(Seq(0), 1).await.unwrap().current, Seq(0));
+            assert_eq!(store.behind(Seq(1), verifier(9)).await.unwrap(), []);
+        }
+        assert!(!renewal.is_finished());
+        assert_eq!(renewal.await.unwrap(), Err(Error::Busy), "the limit of waits for locks");
+        thaw.send(()).unwrap();
+        frozen.join().unwrap();
+        assert_eq!(store.renew(verifier(1), Seq(0), Seq(0)).await, Ok(false), "behind");
+        assert_eq!(store.renew(verifier(1), Seq(1), Seq(1)).await, Ok(true));
     });
 }
 

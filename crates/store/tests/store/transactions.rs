@@ -217,3 +217,22 @@ fn a_lock_somebody_holds_for_too_long_is_busy_not_for_ever() {
         assert!(store.write(|tx| tx.account(&acme()).lock_application(&id(1)).map(drop)).await.is_ok());
     });
 }
+
+/// Because it may hold the change counter, without which nobody renews a lease.
+#[test]
+fn a_transaction_that_rests_for_too_long_is_thrown_out() {
+    each(async |database| {
+        if database.backend() == Backend::Sqlite {
+            return; // which cannot tell
+        }
+        let store = database.store();
+        let rested = store.write(|tx| {
+            tx.account(&acme()).insert_key(&key(1, &acme()), &digest(1))?;
+            std::thread::sleep(Duration::from_millis(2_500));
+            Ok::<_, Error>(())
+        });
+        assert_eq!(rested.await, Err(Error::Unavailable));
+        assert_eq!(store.key(&acme(), id(1)).await, None);
+        store.add_key(&key(1, &acme())).await.unwrap();
+    });
+}
