@@ -8,9 +8,11 @@ use std::{
 };
 
 use diesel::{
-    Connection as _,
+    Connection as _, RunQueryDsl as _,
     connection::SimpleConnection as _,
+    define_sql_function,
     r2d2::{ManageConnection, R2D2Connection as _},
+    sql_types::Text,
 };
 
 pub(crate) use multi::AnyConnection;
@@ -233,15 +235,22 @@ pub(crate) enum Use {
     Migrate,
 }
 
-/// No limit of ours fits a migration of a large table; what else runs must not wait for ever, and must not hold the
-/// change counter's lock longer than a lease (3 s), because then no verifier could renew.
+/// What else runs must not wait for ever, and must not hold the change counter's lock longer than a lease (3 s), because
+/// then no verifier could renew. Where leases are made shorter, a process that is frozen while it changes something
+/// costs the others theirs until it is thrown out; they ask the database meanwhile.
 const POSTGRES_LIMITS: &str = "SET statement_timeout = 5000; SET lock_timeout = 1000; \
                                SET idle_in_transaction_session_timeout = 2000;";
+/// No limit of ours fits a migration of a large table.
 const POSTGRES_NO_LIMITS: &str = "SET statement_timeout = 0; SET lock_timeout = 0; \
                                   SET idle_in_transaction_session_timeout = 0;";
-/// Whatever the server's defaults are: what is answered as done must be done after a crash too.
-const POSTGRES_DURABLE: &str = "SELECT set_config('synchronous_commit', 'on', false) \
-                                WHERE current_setting('synchronous_commit') = 'off'";
+/// What is answered as done must be done after a crash too: whatever the server's default is now, and whatever it becomes
+/// while the connection lasts, which a setting of the session outlives.
+const POSTGRES_DURABLE: &str = "SELECT set_config('synchronous_commit', coalesce( \
+                                nullif(current_setting('synchronous_commit'), 'off'), 'on'), false);";
+/// Errors are told apart by their text, because diesel hands out no code for most. Only a superuser may set its language,
+/// or a role that was granted it, and an attempt of others would be an error in the server's log; so it is made in a
+/// block that swallows it.
+const POSTGRES_ENGLISH: &str = "DO $$ BEGIN SET lc_messages = 'C'; EXCEPTION WHEN insufficient_privilege THEN END $$";
 
 /// The busy timeout comes first: switching to WAL can meet another process doing the same.
 const SQLITE_SETUP: &str = "PRAGMA busy_timeout = 5000; PRAGMA foreign_keys = ON; PRAGMA synchronous = FULL; \
@@ -254,11 +263,30 @@ pub(crate) fn establish(target: &Target, purpose: Use) -> Result<AnyConnection, 
         Target::File(path) => sqlite(path, purpose, true),
         Target::Postgres(url) => {
             let mut conn = diesel::PgConnection::establish(url)?;
-            conn.batch_execute(if purpose == Use::Migrate { POSTGRES_NO_LIMITS } else { POSTGRES_LIMITS })?;
-            conn.batch_execute(POSTGRES_DURABLE)?;
+            let limits = if purpose == Use::Migrate { POSTGRES_NO_LIMITS } else { POSTGRES_LIMITS };
+            conn.batch_execute(&[limits, POSTGRES_DURABLE].concat())?;
+            if let Err(error) = conn.batch_execute(POSTGRES_ENGLISH) {
+                tracing::debug!(%error, "the language of the server's messages cannot be set"); // no PL/pgSQL, say
+            }
             Ok(AnyConnection::Postgres(conn))
         }
     }
+}
+
+/// A setting of the connection; `None` on SQLite.
+pub(crate) fn postgres_setting(conn: &mut AnyConnection, name: &str) -> diesel::QueryResult<Option<String>> {
+    define_sql_function! { fn current_setting(name: Text) -> Text; }
+    match conn {
+        AnyConnection::Postgres(conn) => diesel::select(current_setting(name)).get_result(conn).map(Some),
+        AnyConnection::Sqlite(_) => Ok(None),
+    }
+}
+
+/// Whether messages in that locale are in the language that errors are told apart in.
+pub(crate) fn is_english(locale: &str) -> bool {
+    ["C", "POSIX", "en"].iter().any(|english| {
+        locale.strip_prefix(english).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '_', '@', '-']))
+    })
 }
 
 fn sqlite(path: &str, purpose: Use, in_file: bool) -> Result<AnyConnection, ConnectError> {
@@ -356,9 +384,10 @@ impl ManageConnection for Manager {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "test-util"))]
 mod tests {
     use super::*;
+    use crate::testing::Postgres;
 
     fn parse(url: &str) -> Result<Target, BadUrl> {
         Target::parse(url, false, |_| None)
@@ -418,6 +447,67 @@ mod tests {
         assert!(url.starts_with("postgres:///t?connect_timeout=9&tcp_user_timeout="), "{url}");
         assert!(url.contains("&target_session_attrs=read-write"), "{url}");
         assert_eq!(url.matches("connect_timeout").count(), 1);
+    }
+
+    #[test]
+    fn english_is_recognized() {
+        for english in ["C", "C.UTF-8", "POSIX", "en_US.UTF-8", "en-GB", "en"] {
+            assert!(is_english(english), "{english}");
+        }
+        for other in ["", "de_DE.UTF-8", "Czech_Czech", "eng", "ca_ES"] {
+            assert!(!is_english(other), "{other}");
+        }
+    }
+
+    fn settings<const N: usize>(conn: &mut AnyConnection, names: [&str; N]) -> [String; N] {
+        names.map(|name| postgres_setting(conn, name).unwrap().unwrap())
+    }
+
+    #[test]
+    fn every_connection_has_limits_speaks_english_and_commits_to_disk() {
+        let Some(postgres) = Postgres::shared() else { return };
+        let database = postgres.database();
+        for setting in ["synchronous_commit = off", "lc_messages = 'C.UTF-8'", "lock_timeout = 0"] {
+            let sql = "DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET ', current_database()) || $s$";
+            database.sql(&format!("{sql}{setting}$s$; END $$"));
+        }
+        let target = Target::parse(database.url(), false, |_| None).unwrap();
+        let names = ["statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout"];
+        for (purpose, limits) in
+            [(Use::Read, ["5s", "1s", "2s"]), (Use::Write, ["5s", "1s", "2s"]), (Use::Migrate, ["0", "0", "0"])]
+        {
+            let mut conn = establish(&target, purpose).unwrap();
+            assert_eq!(settings(&mut conn, names), limits, "{purpose:?}");
+            assert_eq!(settings(&mut conn, ["synchronous_commit", "lc_messages"]), ["on", "C"]);
+        }
+
+        // Who may not set the language has the rest.
+        let Target::Postgres(url) = target else { panic!("it is PostgreSQL") };
+        database.sql("CREATE ROLE plain LOGIN");
+        let plain = Target::Postgres(url.replace("user=postgres", "user=plain"));
+        let mut conn = establish(&plain, Use::Write).unwrap();
+        assert_eq!(settings(&mut conn, names), ["5s", "1s", "2s"]);
+        assert_eq!(settings(&mut conn, ["synchronous_commit", "lc_messages"]), ["on", "C.UTF-8"]);
+
+        // A stricter default stays.
+        database.sql("ALTER ROLE plain SET synchronous_commit = remote_apply");
+        let mut conn = establish(&plain, Use::Write).unwrap();
+        assert_eq!(settings(&mut conn, ["synchronous_commit"]), ["remote_apply"]);
+    }
+
+    #[test]
+    fn a_setting_the_server_reads_anew_takes_no_durability_away() {
+        let Some(postgres) = Postgres::private("") else { return };
+        let database = postgres.database();
+        let target = Target::parse(database.url(), false, |_| None).unwrap();
+        let mut conn = establish(&target, Use::Write).unwrap();
+        postgres.configure("synchronous_commit = off");
+        postgres.configure("work_mem = 12345kB");
+        let since = Instant::now();
+        while settings(&mut conn, ["work_mem"]) != ["12345kB"] {
+            assert!(since.elapsed() < Duration::from_secs(20), "the server does not read its settings");
+        }
+        assert_eq!(settings(&mut conn, ["synchronous_commit"]), ["on"]);
     }
 
     #[test]

@@ -96,8 +96,9 @@ fn violated(name: &str) -> UniqueViolation {
     }
 }
 
-/// diesel hands out no error code for these, only the text. PostgreSQL's are in the language of its `lc_messages`;
-/// in another than English they count as [`Error::Other`], which is as safe and only reads worse.
+/// diesel hands out no error code for these, only the text. PostgreSQL's are in the language of its `lc_messages`, which
+/// a connection sets to English where it may; in another they count as [`Error::Other`], which is as safe and only reads
+/// worse. A lost connection is not told by its text.
 fn by_message(message: &str) -> Error {
     const BUSY: [&str; 6] = [
         "is locked", // SQLite: database, database table, database schema
@@ -107,7 +108,7 @@ fn by_message(message: &str) -> Error {
         "too many clients",
         "remaining connection slots",
     ];
-    const UNAVAILABLE: [&str; 8] = [
+    const UNAVAILABLE: [&str; 13] = [
         "disk I/O error",
         "is full",
         "No space left",
@@ -115,7 +116,13 @@ fn by_message(message: &str) -> Error {
         "unable to open database",
         "terminating connection",
         "the database system is",
+        // libpq's own, in English everywhere
         "server closed the connection",
+        "no connection to the server",
+        "could not receive data from server",
+        "could not send data to server",
+        "SSL SYSCALL error",
+        "SSL connection has been closed",
     ];
     let has = |texts: &[&str]| texts.iter().any(|text| message.contains(text));
     if has(&BUSY) {

@@ -23,7 +23,9 @@ use tollkey_core::{
 
 use crate::{
     Error,
-    connection::{AnyConnection, Backend, BadUrl, ConnectError, Manager, Target, Use, establish},
+    connection::{
+        AnyConnection, Backend, BadUrl, ConnectError, Manager, Target, Use, establish, is_english, postgres_setting,
+    },
     leases, migrations,
     migrations::SchemaError,
 };
@@ -207,7 +209,17 @@ impl Store {
         // The pool would try again until its timeout and hide why; the first connection is made here, for its error.
         // A memory database is its connection: the pool keeps the one it makes.
         if target != Target::Memory {
-            drop(establish(&target, Use::Write).map_err(|error| OpenError::Connect(error.to_string()))?);
+            let mut first = establish(&target, Use::Write).map_err(|error| OpenError::Connect(error.to_string()))?;
+            if let Ok(Some(locale)) = postgres_setting(&mut first, "lc_messages")
+                && !is_english(&locale)
+            {
+                tracing::warn!(
+                    %locale,
+                    "the database's messages are not in English and this role may not set their language: a lock that \
+                     is not had in time is answered 500 instead of 503. ALTER ROLE ... SET lc_messages = 'C', as a \
+                     superuser, mends it"
+                );
+            }
         }
         let inner = Inner { target, acquire_timeout: options.acquire_timeout, clock, read, write, lease };
         Ok(Self { inner: Arc::new(inner) })
@@ -266,15 +278,22 @@ impl Store {
         migrations::check(&mut pooled.conn)
     }
 
-    /// Whether the database answers.
+    /// Whether the database answers and, on PostgreSQL, takes changes: one that takes none cannot revoke a key.
     ///
     /// # Errors
-    /// [`Error`] when it does not.
+    /// [`Error`] when it does not, [`Error::Unavailable`] when it takes none.
     pub async fn ping(&self) -> Result<(), Error> {
-        self.hop(
-            |inner| &inner.read,
-            |inner, conn| inner.transact(conn, Mode::Autocommit, |conn| Ok(conn.batch_execute("SELECT 1")?)),
-        )
+        self.read_one(|conn| {
+            let read_only = match conn {
+                AnyConnection::Sqlite(conn) => conn.batch_execute("SELECT 1").map(|()| None),
+                postgres => postgres_setting(postgres, "transaction_read_only"),
+            };
+            if read_only?.as_deref() == Some("on") {
+                tracing::warn!("the database takes no changes");
+                return Err(Error::Unavailable);
+            }
+            Ok(())
+        })
         .await
     }
 

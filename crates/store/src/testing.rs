@@ -136,6 +136,18 @@ impl Postgres {
         assert!(done.is_ok_and(|status| status.success()), "pg_ctl {arguments} failed");
     }
 
+    /// Adds a line to its `postgresql.conf` and has that read again, which connections do before their next statement,
+    /// a moment later.
+    ///
+    /// # Panics
+    /// When that fails.
+    pub fn configure(&self, line: &str) {
+        let script = format!("echo \"{line}\" >>{}/data/postgresql.conf", self.directory);
+        let done = shell(&script, &self.bin).status();
+        assert!(done.is_ok_and(|status| status.success()), "{line} cannot be written");
+        self.control("reload");
+    }
+
     /// Makes it a standby: it can be read and not written, until `pg_ctl promote`.
     ///
     /// # Panics

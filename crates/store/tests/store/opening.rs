@@ -1,12 +1,24 @@
-use std::{os::unix::fs::PermissionsExt as _, sync::Arc, time::Duration};
+use std::{
+    os::unix::fs::PermissionsExt as _,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+        mpsc,
+    },
+    thread,
+    time::{Duration, Instant},
+};
 
-use tollkey_core::Seq;
+use tollkey_core::{Family, Seq};
 use tollkey_store::{
     Backend, BadUrl, Error, OpenError, OpenOptions, SchemaError, Store,
-    testing::{Database, Postgres, RealClock, backends},
+    testing::{Database, Postgres, RealClock, backends, hold},
 };
 
 use crate::{Actions as _, acme, changes, each, id, key, on, position};
+
+/// Longer than a server takes to come back on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 fn open(url: &str) -> Result<Store, OpenError> {
     Store::open(OpenOptions::new(url), Arc::new(RealClock::default()))
@@ -66,6 +78,46 @@ fn an_older_and_a_newer_schema_are_told_and_migrating_twice_is_fine() {
         assert_eq!(store.check_schema(), Err(SchemaError::Newer));
         assert_eq!(store.migrate(), Err(SchemaError::Newer));
     }
+}
+
+/// A process that dies while it migrates leaves neither the lock nor half a schema.
+#[test]
+fn a_migration_that_was_cut_off_is_in_nobodys_way() {
+    let Some(postgres) = Postgres::shared() else { return };
+    let database = postgres.database();
+    let url = database.url().to_owned();
+    let (begun, has_begun) = mpsc::channel();
+    let (over, is_over) = mpsc::channel::<()>();
+    // "tollkey" as bytes: the lock that migrations are run under.
+    let half = "SELECT pg_advisory_lock(x'746f6c6c6b6579'::bigint); CREATE TABLE accounts (half INTEGER)";
+    let dying = thread::spawn(move || {
+        hold(&url, half, || {
+            begun.send(()).unwrap();
+            let _ = is_over.recv_timeout(Duration::from_secs(20));
+        });
+    });
+    has_begun.recv().unwrap();
+    let waiting = thread::spawn({
+        let url = database.url().to_owned();
+        move || open(&url).unwrap().migrate()
+    });
+    database.sql(
+        "DO $$ BEGIN FOR i IN 1..2000 LOOP \
+         IF EXISTS (SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted AND database = \
+         (SELECT oid FROM pg_database WHERE datname = current_database())) THEN RETURN; END IF; \
+         PERFORM pg_sleep(0.01); END LOOP; RAISE 'nobody waits'; END $$",
+    );
+    assert!(!waiting.is_finished());
+    database.sql(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
+         WHERE datname = current_database() AND query LIKE '%half%' AND pid <> pg_backend_pid()",
+    );
+    assert_eq!(waiting.join().unwrap(), Ok(()));
+    over.send(()).unwrap();
+    assert!(dying.join().is_err(), "its connection was cut");
+    let store = open(database.url()).unwrap();
+    assert_eq!(store.check_schema(), Ok(()));
+    on(&database, async |_| store.add_key(&key(1, &acme())).await.unwrap());
 }
 
 #[test]
@@ -173,7 +225,7 @@ fn a_lost_connection_is_replaced() {
             let failures = async |times: usize| {
                 let mut failed = 0;
                 for _ in 0..times {
-                    match store.read(|db| db.account(&acme()).key(&tollkey_core::Family::ALL, &id(1))).await {
+                    match store.read(|db| db.account(&acme()).key(&Family::ALL, &id(1))).await {
                         Ok(found) => assert!(found.is_some()),
                         Err(error) => {
                             assert_eq!(error, Error::Unavailable);
@@ -205,6 +257,112 @@ fn a_restarted_server_costs_one_failure() {
             let _ = store.ping().await;
             store.ping().await.unwrap();
         }
+    });
+}
+
+/// Requests that come while the server restarts may fail, with an error that says so; nothing else happens, what was
+/// answered is there, and afterwards the connections cost a failure once.
+#[test]
+fn a_server_that_restarts_under_load_is_unavailable_for_a_while_and_loses_nothing() {
+    let Some(postgres) = Postgres::private("") else { return };
+    on(&postgres.database(), async |database| {
+        let _migrated = database.store();
+        let store = Store::open(OpenOptions::new(database.url()), Arc::new(RealClock::default())).unwrap();
+        let stop = Arc::new(AtomicBool::new(false));
+        let callers: Vec<_> = (0..12)
+            .map(|caller| {
+                let (store, stop) = (store.clone(), stop.clone());
+                tokio::spawn(async move {
+                    let (mut made, mut failed) = (Vec::new(), 0);
+                    for number in caller * 1_000_000.. {
+                        if stop.load(Ordering::Relaxed) {
+                            break;
+                        }
+                        let read = store.read(|db| db.account(&acme()).key(&Family::ALL, &id(1))).await.map(drop);
+                        let written = store.add_key(&key(number, &acme())).await;
+                        for result in [&read, &written] {
+                            match result {
+                                Ok(()) => {}
+                                Err(Error::Unavailable | Error::Busy) => failed += 1,
+                                Err(error) => panic!("{error:?}"),
+                            }
+                        }
+                        if written.is_ok() {
+                            made.push(number);
+                        }
+                    }
+                    (made, failed)
+                })
+            })
+            .collect();
+        for mode in ["fast", "immediate"] {
+            let count = async |store: &Store| {
+                let read = store.read(|db| db.account(&acme()).count_usable_of(&Family::ALL, crate::at(0))).await;
+                read.unwrap_or(0)
+            };
+            let before = count(&store).await;
+            let since = Instant::now();
+            while count(&store).await <= before {
+                assert!(since.elapsed() < PATIENCE, "no load");
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            let mode = format!("-m {mode} restart");
+            tokio::task::spawn_blocking(move || postgres.control(&mode)).await.unwrap();
+            // Everybody goes on: as many in a row as there are connections, without one that fails.
+            let mut in_a_row = 0;
+            let since = Instant::now();
+            while in_a_row < 20 {
+                assert!(since.elapsed() < PATIENCE, "it does not come back");
+                in_a_row = if store.ping().await.is_ok() { in_a_row + 1 } else { 0 };
+            }
+        }
+        stop.store(true, Ordering::Relaxed);
+        let (mut all_made, mut all_failed) = (0, 0);
+        for caller in callers {
+            let (made, failed) = caller.await.unwrap();
+            for &number in &made {
+                assert!(store.key(&acme(), id(number)).await.is_some(), "key {number} was answered and is not there");
+            }
+            (all_made, all_failed) = (all_made + made.len(), all_failed + failed);
+        }
+        eprintln!("{all_made} keys made, {all_failed} requests failed");
+        assert!(all_made > 0);
+    });
+}
+
+#[test]
+fn a_database_that_takes_no_changes_is_not_ready_and_not_connected_to() {
+    let Some(postgres) = Postgres::private("") else { return };
+    on(&postgres.database(), async |database| {
+        let _migrated = database.store();
+        let store = Store::open(OpenOptions::new(database.url()), Arc::new(RealClock::default())).unwrap();
+        let until = async |ready: bool| {
+            let since = Instant::now();
+            while store.ping().await != if ready { Ok(()) } else { Err(Error::Unavailable) } {
+                assert!(since.elapsed() < PATIENCE, "it does not become {ready}");
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        let add = async |number| store.add_key(&key(number, &acme())).await;
+        until(true).await;
+
+        // Connections that are there notice, new ones are not made.
+        postgres.configure("default_transaction_read_only = on");
+        until(false).await;
+        assert_eq!(add(1).await, Err(Error::Unavailable));
+        assert!(matches!(open(database.url()), Err(OpenError::Connect(_))));
+        postgres.configure("default_transaction_read_only = off");
+        until(true).await;
+        add(1).await.unwrap();
+
+        postgres.demote();
+        until(false).await;
+        assert_eq!(add(2).await, Err(Error::Unavailable));
+        assert!(matches!(open(database.url()), Err(OpenError::Connect(_))), "a standby");
+        postgres.control("promote");
+        until(true).await;
+        assert!(store.key(&acme(), id(1)).await.is_some());
+        add(2).await.unwrap();
     });
 }
 
