@@ -4,6 +4,7 @@
 #[cfg(target_os = "linux")]
 mod bench;
 mod ci;
+mod generate;
 mod openapi;
 
 use std::{
@@ -18,6 +19,10 @@ Tasks: cargo xtask <task>
   openapi          write openapi/tollkey.json from the mounted routes
   openapi --check  compare it with them instead; exits 1 when they differ
   bench http       measure forward authentication next to nginx (Linux; builds a release first)
+  bench keys       measure a database of ten million keys next to one of ten thousand (likewise; a quarter of an hour and
+                   12 GB of disk; --keys N for fewer)
+  generate --keys N [--accounts M] DATABASE_URL
+                   fill a migrated, empty database with keys that follow from their numbers, for measurements
   ci               run .ci/run, everything a change has to pass";
 
 fn main() -> ExitCode {
@@ -28,6 +33,9 @@ fn main() -> ExitCode {
         ["openapi", "--check"] => openapi::check(),
         #[cfg(target_os = "linux")]
         ["bench", "http"] => bench::http::run(),
+        #[cfg(target_os = "linux")]
+        ["bench", "keys", more @ ..] => bench::keys::run(more),
+        ["generate", more @ ..] => generate::run(more),
         ["ci"] => ci::run(),
         _ => {
             eprintln!("{USAGE}");

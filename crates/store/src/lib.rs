@@ -12,10 +12,13 @@
 //! | [`usage`] | counts of all accounts are flushed in one batch |
 //! | [`service_keys`] | they belong to the operator, not to an account |
 //! | [`audit_export`] | the operator verifies all chains |
+//! | `bulk` | measurements need keys of many accounts |
 #![deny(unsafe_code)]
 
 pub mod account;
 pub mod audit_export;
+#[cfg(feature = "bulk")]
+pub mod bulk;
 mod connection;
 mod error;
 pub mod kept_answers;

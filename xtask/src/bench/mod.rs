@@ -2,5 +2,6 @@
 //! that does other things as well would make a liar of any limit.
 
 pub(crate) mod http;
+pub(crate) mod keys;
 mod load;
 mod servers;
