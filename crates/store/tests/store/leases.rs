@@ -197,20 +197,20 @@ fn who_is_frozen_within_a_change_holds_up_renewals_and_nothing_else() {
         is_raised.recv().unwrap();
         let renewal = tokio::spawn({
             let store = store.clone();
-            async move { store.renew(verifier(1), Seq(0), Seq(0)).await }
+            async move { store.renew(verifier(1), Seq(0), Position::default()).await }
         });
         for _ in 0..3 {
             let found = store.find_by_digest(digest(1)).await.unwrap();
             assert!(found.found.is_some() && found.seq == Seq(0));
-            assert_eq!(store.changes_after(Seq(0), 1).await.unwrap().current, Seq(0));
+            assert_eq!(position(&store).await, Position::default());
             assert_eq!(store.behind(Seq(1), verifier(9)).await.unwrap(), []);
         }
         assert!(!renewal.is_finished());
         assert_eq!(renewal.await.unwrap(), Err(Error::Busy), "the limit of waits for locks");
         thaw.send(()).unwrap();
         frozen.join().unwrap();
-        assert_eq!(store.renew(verifier(1), Seq(0), Seq(0)).await, Ok(false), "behind");
-        assert_eq!(store.renew(verifier(1), Seq(1), Seq(1)).await, Ok(true));
+        assert_eq!(store.renew(verifier(1), Seq(0), Position::default()).await, Ok(false), "behind");
+        assert_eq!(store.renew(verifier(1), Seq(1), position(&store).await).await, Ok(true));
     });
 }
 
