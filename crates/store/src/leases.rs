@@ -36,7 +36,7 @@ const CHANGES_PER_STATEMENT: usize = 1000;
 pub struct Behind {
     /// Who.
     pub verifier: VerifierId,
-    /// How often it has renewed its lease; whether this moves tells whether it lives.
+    /// Another number after each renewal of its lease; whether this moves tells whether it lives.
     pub renewals: i64,
 }
 
@@ -88,12 +88,16 @@ pub(crate) fn raise_counter(
 
 /// PostgreSQL: one statement. The share lock waits for a revoker between its UPDATE and its commit and then sees its
 /// counter; without it, a verifier whose row is not there yet could slip in beside that revoker.
+///
+/// Renewals are counted from a random number: a row that was removed and made again must not look like the one that was
+/// silent to somebody else who is about to remove that.
 const RENEW_POSTGRES: &str = "WITH c AS (SELECT seq, at FROM change_counter FOR SHARE) \
-    INSERT INTO verifiers (id, applied_seq, renewals) SELECT $1, $2, 1 FROM c WHERE seq = $3 AND at = $4 \
+    INSERT INTO verifiers (id, applied_seq, renewals) \
+    SELECT $1, $2, (random() * 4611686018427387904)::bigint FROM c WHERE seq = $3 AND at = $4 \
     ON CONFLICT (id) DO UPDATE SET applied_seq = excluded.applied_seq, renewals = verifiers.renewals + 1";
 /// SQLite: the same under the one write lock. Its `$1` are named parameters, numbered as they first appear.
 const RENEW_SQLITE: &str = "INSERT INTO verifiers (id, applied_seq, renewals) \
-    SELECT $1, $2, 1 FROM change_counter WHERE seq = $3 AND at = $4 \
+    SELECT $1, $2, random() & 4611686018427387903 FROM change_counter WHERE seq = $3 AND at = $4 \
     ON CONFLICT (id) DO UPDATE SET applied_seq = excluded.applied_seq, renewals = verifiers.renewals + 1";
 
 impl Store {
@@ -203,7 +207,7 @@ impl Store {
         .await
     }
 
-    /// Removes the row of a verifier that has not renewed since it was seen with that many renewals: it is gone or cut
+    /// Removes the row of a verifier that has not renewed since it was seen with that number of renewals: it is gone or cut
     /// off, and its lease has ended. One that has renewed keeps its row, or the next revoker would not wait for it.
     /// Returns whether the row was removed.
     ///

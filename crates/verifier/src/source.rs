@@ -68,14 +68,15 @@ pub trait Primary: Source {
     /// Removes verifier `id`, which has stopped answering from memory.
     fn unregister(&self, id: VerifierId) -> impl Future<Output = Result<(), Unavailable>> + Send;
 
-    /// The verifiers, but for `except`, that have reported less than `seq`, each with how often it has renewed.
+    /// The verifiers, but for `except`, that have reported less than `seq`, each with a number that is another one
+    /// after each of its renewals, and does not come back when it is removed and renews again.
     fn behind(
         &self,
         seq: Seq,
         except: VerifierId,
     ) -> impl Future<Output = Result<Vec<(VerifierId, u64)>, Unavailable>> + Send;
 
-    /// Removes verifier `id` if it has renewed exactly `renewals` times.
+    /// Removes verifier `id` if that number is still `renewals`.
     fn remove_if_not_renewed(
         &self,
         id: VerifierId,

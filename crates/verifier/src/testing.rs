@@ -155,6 +155,8 @@ struct State {
     keys: HashMap<Digest, Record>,
     service_keys: HashMap<Digest, ServiceKeyId>,
     verifiers: HashMap<VerifierId, (Seq, u64)>,
+    /// How many renewals there have been, of all verifiers.
+    renewals: u64,
     finds: u64,
 }
 
@@ -171,6 +173,7 @@ impl Default for MemorySource {
                 keys: HashMap::new(),
                 service_keys: HashMap::new(),
                 verifiers: HashMap::new(),
+                renewals: 0,
                 finds: 0,
             }),
             gate: Arc::default(),
@@ -256,7 +259,7 @@ impl MemorySource {
         self.state().finds
     }
 
-    /// The registered verifiers: what they have reported, and how often they have renewed.
+    /// The registered verifiers: what they have reported, and the number of their last renewal among those of all.
     #[must_use]
     pub fn verifiers(&self) -> HashMap<VerifierId, (Seq, u64)> {
         self.state().verifiers.clone()
@@ -316,8 +319,10 @@ impl Primary for MemorySource {
             let mut state = self.answer()?;
             let current = state.position == evicted;
             if current {
+                state.renewals += 1; // of all together, so that no number comes back
+                let renewals = state.renewals;
                 let row = state.verifiers.entry(id).or_default();
-                *row = (reported, row.1 + 1);
+                *row = (reported, renewals);
             }
             current
         };
