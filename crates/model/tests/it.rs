@@ -160,7 +160,7 @@ fn larger_worlds() {
         },
     );
     explore(
-        "two verifiers, one at home, another change, stops",
+        "two verifiers, one at home, another change",
         Bounds { callers: &[(Wish::Revoke, Some(0)), (Wish::Change, None)], stops: true, ..TWO },
     );
     explore(

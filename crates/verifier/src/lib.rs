@@ -47,6 +47,7 @@ pub mod clock;
 mod follow;
 #[cfg(feature = "http")]
 pub mod http;
+mod locks;
 mod memory;
 mod rate;
 mod serve;

@@ -13,19 +13,16 @@
 use std::{
     collections::{BTreeSet, HashMap, VecDeque, hash_map::RandomState},
     hash::{BuildHasher, Hasher},
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering},
-    },
+    sync::{Arc, PoisonError, atomic::Ordering},
     time::Duration,
 };
 
-use papaya::HashMap as Map;
 use tollkey_core::{
     AccountId, ApplicationId, ChangeLog, Changed, Digest, KeyId, Position, Record, Seq, ServiceKeyId, VerifierId,
 };
 
 use crate::{
+    locks::{AtomicBool, AtomicU64, Map, Mutex, MutexGuard},
     rate::{Allowance, Allowances},
     source::News,
     stats::count,
