@@ -158,6 +158,12 @@ impl Postgres {
         self.control("-m fast restart");
     }
 
+    /// The Unix socket it listens on.
+    #[must_use]
+    pub fn socket(&self) -> PathBuf {
+        Path::new(&self.directory).join(".s.PGSQL.5432")
+    }
+
     fn url(&self, database: &str) -> String {
         format!("postgres:///{database}?host={}&user=postgres", self.directory)
     }
@@ -206,6 +212,16 @@ impl Database {
     #[must_use]
     pub fn url(&self) -> &str {
         &self.url
+    }
+
+    /// Its URL when its PostgreSQL is reached at that address, for instance through a proxy.
+    ///
+    /// # Panics
+    /// On SQLite.
+    #[must_use]
+    pub fn url_at(&self, address: std::net::SocketAddr) -> String {
+        let Place::Postgres { name, .. } = &self.place else { panic!("a SQLite file has no server") };
+        format!("postgres://postgres@{address}/{name}")
     }
 
     /// Which database it is.
