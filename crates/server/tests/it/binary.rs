@@ -210,6 +210,18 @@ impl fmt::Display for Finished {
     }
 }
 
+/// The number of a process.
+#[derive(Clone, Copy)]
+pub struct Pid(u32);
+
+impl Pid {
+    /// Sends a signal, such as `TERM`; false when nobody is there any more.
+    pub async fn signal(self, name: &str) -> bool {
+        let kill = format!("kill -{name} {} 2>/dev/null", self.0);
+        Command::new("sh").args(["-c", &kill]).status().await.expect("a shell").success()
+    }
+}
+
 /// A running server. Killed when dropped.
 pub struct Server {
     pub address: SocketAddr,
@@ -227,9 +239,12 @@ impl Server {
 
     /// Sends a signal, such as `TERM`.
     pub async fn signal(&self, name: &str) {
-        let pid = self.process.child.id().expect("it runs");
-        let sent = Command::new("sh").args(["-c", &format!("kill -{name} {pid}")]).status().await;
-        assert!(sent.expect("a shell").success(), "signal {name}");
+        assert!(self.pid().signal(name).await, "signal {name}");
+    }
+
+    /// By which it can be sent signals from elsewhere.
+    pub fn pid(&self) -> Pid {
+        Pid(self.process.child.id().expect("it runs"))
     }
 
     /// Ends it as a power cut would.

@@ -115,7 +115,7 @@ async fn changes_hold(one: &Server, other: &Server, tokens: &Tokens, name: &str)
 
 /// Makes leases short, so that two processes on one SQLite file, which cannot wake each other, are quick. The clock
 /// of the servers in this process stands still: no lease of theirs ends by itself, so nothing but forgetting helps.
-fn with_short_leases(database: &Database) {
+pub fn with_short_leases(database: &Database) {
     let _migrated = database.store();
     database.sql("UPDATE settings SET value = '300' WHERE name = 'lease_ms'");
 }

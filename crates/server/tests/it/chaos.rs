@@ -1,0 +1,695 @@
+//! Several real processes on one database, while processes are frozen and killed, PostgreSQL is restarted and the
+//! network between them is slow, mute or gone; and somebody asks about keys all the time.
+//!
+//! One promise is checked: no verification that began after a revocation was answered says that the key is valid.
+//! "Began" and "answered" are read from the one monotonic clock of this process: the one before the first byte of the
+//! request is written, the other once the answer is read. Besides: nothing is refused before its revocation was asked
+//! for, every revocation is answered in the end, and when the faults are over everybody verifies again.
+//!
+//! `cargo test` runs the short form. `cargo xtask chaos` runs the long one, which is the same with other numbers:
+//!
+//! | variable | |
+//! |---|---|
+//! | `TOLLKEY_CHAOS_SEED` | repeats a schedule of faults; otherwise it is random, and printed |
+//! | `TOLLKEY_CHAOS_REVOCATIONS` | how many revocations at least |
+//! | `TOLLKEY_CHAOS_SECONDS` | for how long at least |
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::{BTreeMap, VecDeque},
+    env,
+    fmt::Write as _,
+    io::{self, Write as _},
+    net::SocketAddr,
+    ops::Range,
+    time::{Duration, Instant},
+};
+
+use futures_util::future::join_all;
+use rand::{
+    RngExt as _, SeedableRng as _, TryRng as _,
+    rngs::{StdRng, SysRng},
+    seq::SliceRandom as _,
+};
+use serde_json::{Value, json};
+use tokio::time::{sleep, timeout};
+use tollkey_store::testing::{Database, Postgres};
+
+use crate::{
+    binary::{Connection, Server, Tollkey, member, merchant, service},
+    replicas::with_short_leases,
+    support::{Call, without_secrets},
+    wire::{Weather, Wire},
+};
+
+/// How long a lease is here ([`with_short_leases`]): many pass while the test runs.
+const LEASE: Duration = Duration::from_millis(300);
+/// How long most clients wait for a verification. Short, so that what waits at a frozen process has begun while it was
+/// frozen, and that a replica without PostgreSQL is asked for what it still remembers.
+const IMPATIENCE: Duration = Duration::from_millis(60);
+/// How long the others wait: longer than it takes to find out that PostgreSQL is gone.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// For how long a new key is shown to a replica that does not answer.
+const INTRODUCTION: Duration = Duration::from_millis(500);
+/// How many milliseconds a client waits for a change before it repeats the request, perhaps elsewhere. Some repeat at once, while the
+/// first request is still under way.
+const CHANGE_PATIENCE: [u64; 4] = [30, 1000, 1000, 1000];
+/// How long a change may take in the end, whatever happens meanwhile.
+const IN_THE_END: Duration = Duration::from_secs(60);
+/// Within which time everybody must verify again when the faults are over. A busy machine's time, no promise.
+const RECOVERY: Duration = Duration::from_secs(10);
+/// How many milliseconds of calm a lane lets pass between two faults: keys have to be remembered to be revoked.
+const CALM_BETWEEN: Range<u64> = 100..1500;
+/// For how long it is asked on after the last fault.
+const CALM: Duration = Duration::from_millis(500);
+/// Between two questions of a caller. The servers are to be asked all the time, not to be kept from renewing leases.
+const PAUSE: Duration = Duration::from_millis(3);
+/// How many keys that were revoked last are asked about.
+const REMEMBERED: usize = 16;
+/// Who revokes, at the same time.
+const REVOKERS: usize = 12;
+/// Who asks each replica, at the same time.
+const CALLERS: [Asking; 4] = [Asking::All, Asking::One, Asking::Suspect, Asking::Suspect];
+
+/// What goes wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Fault {
+    /// SIGSTOP, for less than a lease.
+    FrozenBriefly,
+    /// SIGSTOP, for more than a lease.
+    FrozenForLong,
+    /// SIGKILL, and a new process in its place.
+    Killed,
+    /// PostgreSQL is stopped in order and started.
+    DatabaseRestarted,
+    /// PostgreSQL crashes and is started.
+    DatabaseCrashed,
+    /// Everything between a replica and PostgreSQL takes longer.
+    Slow,
+    /// A replica hears nothing from PostgreSQL, or PostgreSQL nothing from it, while connections stay.
+    Mute,
+    /// A replica hears nothing of what others change, unless it looks.
+    Unheard,
+    /// A replica cannot reach PostgreSQL.
+    Cut,
+}
+
+impl Fault {
+    const OF_PROCESSES: [Self; 3] = [Self::FrozenBriefly, Self::FrozenForLong, Self::Killed];
+    const OF_THE_DATABASE: [Self; 6] =
+        [Self::DatabaseRestarted, Self::DatabaseCrashed, Self::Slow, Self::Mute, Self::Unheard, Self::Cut];
+}
+
+/// How much is to happen.
+struct Plan {
+    seed: u64,
+    replicas: usize,
+    revocations: usize,
+    time: Duration,
+    /// How often each lane goes through all faults, at least.
+    rounds: usize,
+}
+
+impl Plan {
+    /// These numbers, unless the environment says more.
+    fn at_least(replicas: usize, revocations: usize, rounds: usize) -> Self {
+        let number = |name: &str| -> Option<u64> {
+            let text = env::var(name).ok()?;
+            Some(text.parse().unwrap_or_else(|_| panic!("{name} must be a number, not {text:?}")))
+        };
+        let revocations = number("TOLLKEY_CHAOS_REVOCATIONS").map_or(revocations, |more| more as usize);
+        Self {
+            seed: number("TOLLKEY_CHAOS_SEED").unwrap_or_else(|| SysRng.try_next_u32().expect("randomness").into()),
+            replicas,
+            revocations,
+            time: Duration::from_secs(number("TOLLKEY_CHAOS_SECONDS").unwrap_or(0)),
+            rounds,
+        }
+    }
+}
+
+/// A key, and all that matters of what was heard about it.
+struct Key {
+    text: String,
+    /// When its revocation was asked for the first time.
+    asked: Option<Instant>,
+    /// When that was answered.
+    answered: Option<Instant>,
+}
+
+/// A place of the cluster: a process, or none for a moment.
+struct Replica {
+    tollkey: Tollkey,
+    server: RefCell<Option<Server>>,
+    /// Between it and PostgreSQL.
+    wire: Option<Wire>,
+}
+
+impl Replica {
+    fn address(&self) -> Option<SocketAddr> {
+        self.server.borrow().as_ref().map(|server| server.address)
+    }
+
+    /// Something of its process, once there is one: the other lane may be replacing it.
+    async fn present<T>(&self, take: impl Fn(&mut Option<Server>) -> Option<T>) -> T {
+        loop {
+            if let Some(taken) = take(&mut self.server.borrow_mut()) {
+                return taken;
+            }
+            sleep(PAUSE).await;
+        }
+    }
+}
+
+/// What is counted.
+#[derive(Default)]
+struct Counts {
+    verifications: Cell<u64>,
+    /// Of these, yes.
+    valid: Cell<u64>,
+    /// Requests for verification that were answered 503.
+    unavailable: Cell<u64>,
+    /// Requests for verification without an answer in time.
+    unanswered: Cell<u64>,
+    /// Requests for a change that had to be repeated.
+    repeated: Cell<u64>,
+    revocations: Cell<usize>,
+    /// Of these, keys that every replica had said yes to.
+    known_everywhere: Cell<usize>,
+    slowest: Cell<Duration>,
+    faults: RefCell<BTreeMap<Fault, u32>>,
+}
+
+fn add(counter: &Cell<u64>, count: u64) {
+    counter.set(counter.get() + count);
+}
+
+/// What a caller asks about.
+#[derive(Clone, Copy)]
+enum Asking {
+    /// All keys in play at once, and again if there is no answer soon.
+    All,
+    /// One after the other, with patience.
+    One,
+    /// One after the other of those that are being revoked or have just been, and again if there is no answer soon.
+    Suspect,
+}
+
+/// How a key is revoked.
+#[derive(Clone, Copy)]
+enum Revocation {
+    /// `POST /api-keys/{id}/revoke`: a repeat is answered as the first.
+    Repeatable,
+    /// `DELETE /applications/{id}/api-keys/{keyId}`: a repeat is told that it is one.
+    Once,
+}
+
+struct World {
+    plan: Plan,
+    begun: Instant,
+    replicas: Vec<Replica>,
+    postgres: Option<&'static Postgres>,
+    /// One at a time stops and starts PostgreSQL.
+    restarting: tokio::sync::Mutex<()>,
+    application: String,
+    /// Tokens last an hour; a run has to be shorter.
+    merchant: String,
+    service: String,
+    keys: RefCell<Vec<Key>>,
+    /// Keys that are not revoked, and those that were last.
+    in_play: RefCell<VecDeque<usize>>,
+    counts: Counts,
+    wrong: RefCell<Vec<String>>,
+    faults_are_over: Cell<bool>,
+    is_over: Cell<bool>,
+}
+
+impl World {
+    async fn start(plan: Plan, database: &Database, postgres: Option<&'static Postgres>) -> Self {
+        with_short_leases(database);
+        let replica = async |_| {
+            let wire = postgres.as_ref().map(|postgres| Wire::to(postgres.socket()));
+            let url = wire.as_ref().map_or_else(|| database.url().to_owned(), |wire| database.url_at(wire.address));
+            let tollkey = Tollkey::on(database)
+                .with("DATABASE_URL", &url)
+                .with("TOLLKEY_DATABASE_POOL", "8")
+                .with("TOLLKEY_LOG", "warn")
+                .with("TOLLKEY_APPLICATION_KEY_LIMIT", "10000");
+            let server = tollkey.serve().await;
+            Replica { tollkey, server: RefCell::new(Some(server)), wire }
+        };
+        let replicas = join_all((0..plan.replicas).map(replica)).await;
+        let (merchant, service) = (merchant("acme"), service());
+        let first = replicas[0].address().expect("it runs");
+        let made = Call::new(first, "POST", "/applications").json(json!({"name": "Web Store"})).bearer(&merchant).await;
+        let application = member(&made, "id");
+        Self {
+            plan,
+            begun: Instant::now(),
+            replicas,
+            postgres,
+            restarting: tokio::sync::Mutex::default(),
+            application,
+            merchant,
+            service,
+            keys: RefCell::default(),
+            in_play: RefCell::default(),
+            counts: Counts::default(),
+            wrong: RefCell::default(),
+            faults_are_over: Cell::new(false),
+            is_over: Cell::new(false),
+        }
+    }
+
+    /// Notes what must not be; everything ends soon afterwards.
+    fn wrong(&self, what: String) {
+        self.wrong.borrow_mut().push(format!("after {:.1?}: {what}", self.begun.elapsed()));
+        self.faults_are_over.set(true);
+        self.is_over.set(true);
+    }
+
+    /// Sends a request; gives when it began, the status and the body. `None` without an answer in time.
+    async fn exchange(
+        &self,
+        replica: usize,
+        kept: &mut Option<Connection>,
+        (method, path, token): (&str, &str, &str),
+        body: &str,
+        patience: Duration,
+    ) -> Option<(Instant, u16, String)> {
+        let exchange = async {
+            let mut connection = match kept.take() {
+                Some(connection) => connection,
+                None => Connection::open(self.replicas[replica].address()?).await?,
+            };
+            let began = Instant::now();
+            connection.send(method, &format!("/api/v1{path}"), token, body).await.ok()?;
+            let (status, body) = connection.answer().await?;
+            *kept = Some(connection);
+            Some((began, status, body))
+        };
+        timeout(patience, exchange).await.ok().flatten()
+    }
+
+    /// Repeats a change, at one replica after the other, until an answer counts.
+    async fn change<T>(
+        &self,
+        rng: &mut StdRng,
+        (method, path): (&str, &str),
+        body: &str,
+        counts: impl Fn(u16, &Value) -> Option<T>,
+    ) -> Option<(Instant, T)> {
+        let since = Instant::now();
+        loop {
+            let replica = rng.random_range(0..self.replicas.len());
+            let request = (method, path, self.merchant.as_str());
+            let patience = Duration::from_millis(CHANGE_PATIENCE[rng.random_range(0..CHANGE_PATIENCE.len())]);
+            let reply = self.exchange(replica, &mut None, request, body, patience).await;
+            let answered = Instant::now();
+            if let Some((_, status, body)) = reply {
+                let json = serde_json::from_str(&body).unwrap_or_default();
+                if let Some(value) = counts(status, &json) {
+                    return Some((answered, value));
+                }
+                if status != 503 {
+                    let body = without_secrets(&body);
+                    self.wrong(format!("replica {replica}: {method} {path} was answered {status}: {body}"));
+                }
+            }
+            if since.elapsed() > IN_THE_END {
+                self.wrong(format!("{method} {path} was not answered within {IN_THE_END:?}"));
+            }
+            if self.is_over.get() {
+                return None;
+            }
+            add(&self.counts.repeated, 1);
+            sleep(Duration::from_millis(rng.random_range(1..20))).await;
+        }
+    }
+
+    /// Makes a key; gives its number and its id.
+    async fn make_key(&self, rng: &mut StdRng, how: Revocation) -> Option<(usize, String)> {
+        let application = format!("/applications/{}/api-keys", self.application);
+        let (path, body, names) = match how {
+            Revocation::Repeatable => ("/api-keys", json!({"name": "Checkout"}), ("key_id", "api_key")),
+            Revocation::Once => (application.as_str(), json!({"description": "Checkout"}), ("id", "fullKey")),
+        };
+        let made = |status: u16, json: &Value| {
+            (status == 201).then(|| [names.0, names.1].map(|name| json[name].as_str().expect("a text").to_owned()))
+        };
+        let (_, [id, text]) = self.change(rng, ("POST", path), &body.to_string(), made).await?;
+        self.keys.borrow_mut().push(Key { text, asked: None, answered: None });
+        Some((self.keys.borrow().len() - 1, id))
+    }
+
+    /// Asks every replica until it says yes from memory, but none for long. Whether all did.
+    async fn introduce(&self, key: usize) -> bool {
+        let everybody = (0..self.replicas.len()).map(async |replica| {
+            let (mut connection, since) = (None, Instant::now());
+            while since.elapsed() < INTRODUCTION && !self.is_over.get() {
+                // The first answer may be the database's; the second is given from memory if there is a lease.
+                if self.ask(replica, &mut connection, &[key], INTRODUCTION).await == Some(1)
+                    && self.ask(replica, &mut connection, &[key], INTRODUCTION).await == Some(1)
+                {
+                    return true;
+                }
+                sleep(Duration::from_millis(5)).await;
+            }
+            false
+        });
+        join_all(everybody).await.into_iter().all(|yes| yes)
+    }
+
+    /// Asks about keys, and judges each answer. How many are valid; `None` when that was not said.
+    async fn ask(
+        &self,
+        replica: usize,
+        connection: &mut Option<Connection>,
+        keys: &[usize],
+        patience: Duration,
+    ) -> Option<usize> {
+        let requests: Vec<Value> = {
+            let known = self.keys.borrow();
+            keys.iter().map(|key| json!({"key": known[*key].text})).collect()
+        };
+        let (path, body) = match &requests[..] {
+            [one] => ("/verify", one.to_string()),
+            several => ("/verify/batch", json!({"requests": several}).to_string()),
+        };
+        let request = ("POST", path, self.service.as_str());
+        let Some((began, status, body)) = self.exchange(replica, connection, request, &body, patience).await else {
+            add(&self.counts.unanswered, 1);
+            return None;
+        };
+        match status {
+            200 => {
+                let answer: Value = serde_json::from_str(&body).expect("JSON");
+                let results = answer["results"].as_array().map_or(std::slice::from_ref(&answer), Vec::as_slice);
+                assert_eq!(results.len(), keys.len(), "an answer for each");
+                let codes = results.iter().map(|result| result["code"].as_str().expect("a code"));
+                Some(keys.iter().zip(codes).filter(|(key, code)| self.judge(**key, replica, began, code)).count())
+            }
+            503 => {
+                add(&self.counts.unavailable, 1);
+                None
+            }
+            _ => {
+                self.wrong(format!("replica {replica}: {path} was answered {status}: {}", without_secrets(&body)));
+                None
+            }
+        }
+    }
+
+    /// Compares what was said of a key with what must be said. Whether it is valid.
+    fn judge(&self, number: usize, replica: usize, began: Instant, code: &str) -> bool {
+        add(&self.counts.verifications, 1);
+        let keys = self.keys.borrow();
+        let key = &keys[number];
+        let wrong = match (code, key.asked, key.answered) {
+            ("valid", _, None) | ("revoked", Some(_), _) => None,
+            // Answered by now, perhaps while this verification was under way.
+            ("valid", _, Some(answered)) if began <= answered => None,
+            ("valid", _, Some(answered)) => Some(format!(
+                "key {number} was valid on replica {replica} for a verification that began {:?} after its revocation \
+                 was answered",
+                began - answered
+            )),
+            (_, None, _) => Some(format!("key {number} was {code} on replica {replica} before anybody revoked it")),
+            _ => Some(format!("key {number} was {code} on replica {replica}")),
+        };
+        drop(keys);
+        if let Some(wrong) = wrong {
+            self.wrong(wrong);
+        }
+        if code == "valid" {
+            add(&self.counts.valid, 1);
+        }
+        code == "valid"
+    }
+
+    /// A resource server: asks about what is in play without pause.
+    async fn caller(&self, replica: usize, how: Asking) {
+        let mut connection = None;
+        let mut turn = 0;
+        while !self.is_over.get() {
+            let keys = self.choose(how, turn);
+            turn += 1;
+            if keys.is_empty() || self.replicas[replica].address().is_none() {
+                sleep(PAUSE).await;
+                continue;
+            }
+            let patience = if matches!(how, Asking::One) { PATIENCE } else { IMPATIENCE };
+            self.ask(replica, &mut connection, &keys, patience).await;
+            sleep(PAUSE).await;
+        }
+    }
+
+    /// What to ask about in that turn.
+    fn choose(&self, how: Asking, turn: usize) -> Vec<usize> {
+        let (in_play, keys) = (self.in_play.borrow(), self.keys.borrow());
+        let suspect = |key: &&usize| keys[**key].asked.is_some_and(|asked| asked.elapsed() < 3 * LEASE);
+        let choice: Vec<usize> = match how {
+            Asking::All => return in_play.iter().copied().collect(),
+            Asking::One => in_play.iter().copied().collect(),
+            Asking::Suspect => in_play.iter().filter(suspect).copied().collect(),
+        };
+        choice.get(turn % choice.len().max(1)).copied().into_iter().collect()
+    }
+
+    /// A merchant: makes keys and revokes them.
+    async fn revoker(&self, mut rng: StdRng) {
+        while !self.faults_are_over.get() && self.revoke_one(&mut rng).await.is_some() {}
+    }
+
+    /// The life of a key; `None` when everything is over.
+    async fn revoke_one(&self, rng: &mut StdRng) -> Option<()> {
+        let how = if rng.random() { Revocation::Repeatable } else { Revocation::Once };
+        let (number, id) = self.make_key(rng, how).await?;
+        self.in_play.borrow_mut().push_back(number);
+        // Most keys are remembered everywhere when they are revoked; the others are just being asked for.
+        let everywhere = rng.random_bool(0.6) && self.introduce(number).await;
+        sleep(Duration::from_millis(rng.random_range(0..30))).await;
+
+        let asked = Instant::now();
+        self.keys.borrow_mut()[number].asked = Some(asked);
+        let (method, path) = match how {
+            Revocation::Repeatable => ("POST", format!("/api-keys/{id}/revoke")),
+            Revocation::Once => ("DELETE", format!("/applications/{}/api-keys/{id}", self.application)),
+        };
+        let body = if method == "POST" { "{}" } else { "" };
+        let revoked = |status: u16, json: &Value| {
+            (matches!(status, 200 | 204) || status == 400 && json["code"] == "key_already_revoked").then_some(())
+        };
+        let (answered, ()) = self.change(rng, (method, &path), body, revoked).await?;
+        self.keys.borrow_mut()[number].answered = Some(answered);
+
+        let counts = &self.counts;
+        counts.revocations.set(counts.revocations.get() + 1);
+        counts.known_everywhere.set(counts.known_everywhere.get() + usize::from(everywhere));
+        counts.slowest.set(counts.slowest.get().max(answered - asked));
+        let mut in_play = self.in_play.borrow_mut();
+        if in_play.len() > REVOKERS + REMEMBERED {
+            let keys = self.keys.borrow();
+            if let Some(oldest) = in_play.iter().position(|number| keys[*number].answered.is_some()) {
+                in_play.remove(oldest);
+            }
+        }
+        Some(())
+    }
+
+    /// Lets faults happen one after the other until there has been enough of everything. Two lanes make them overlap.
+    async fn lane(&self, mut rng: StdRng) {
+        let of_the_database = self.postgres.map_or(&[][..], |_| &Fault::OF_THE_DATABASE);
+        let mut faults = [&Fault::OF_PROCESSES, of_the_database].concat();
+        for round in 0.. {
+            let (revocations, time) = (self.counts.revocations.get(), self.begun.elapsed());
+            if round >= self.plan.rounds && revocations >= self.plan.revocations && time >= self.plan.time {
+                return;
+            }
+            faults.shuffle(&mut rng);
+            for fault in &faults {
+                sleep(Duration::from_millis(rng.random_range(CALM_BETWEEN))).await;
+                if self.is_over.get() {
+                    return;
+                }
+                self.inflict(*fault, &mut rng).await;
+            }
+        }
+    }
+
+    /// Lets one fault happen and repairs it. Whatever the other lane does, the same random numbers are drawn.
+    async fn inflict(&self, fault: Fault, rng: &mut StdRng) {
+        let replica = &self.replicas[rng.random_range(0..self.replicas.len())];
+        let (briefly, for_long) = (rng.random_range(0.1..0.8), rng.random_range(1.3..4.0));
+        let (mut requests, answers): (bool, bool) = (rng.random(), rng.random());
+        requests |= !answers;
+        let later = Duration::from_millis(rng.random_range(1..40));
+        let [briefly, for_long] = [briefly, for_long].map(|leases| LEASE.mul_f64(leases));
+
+        let weather = async |weather| {
+            let wire = replica.wire.as_ref().expect("a network");
+            wire.set(weather);
+            sleep(for_long).await;
+            wire.set(Weather::Clear);
+        };
+        match fault {
+            Fault::FrozenBriefly => self.freeze(replica, briefly).await,
+            Fault::FrozenForLong => self.freeze(replica, for_long).await,
+            Fault::Killed => self.kill(replica, briefly).await,
+            Fault::DatabaseRestarted => self.restart_database("-m fast stop", briefly).await,
+            Fault::DatabaseCrashed => self.restart_database("-m immediate stop", briefly).await,
+            Fault::Slow => weather(Weather::Slow(later)).await,
+            Fault::Mute => weather(Weather::Mute { requests, answers }).await,
+            Fault::Unheard => weather(Weather::Unheard).await,
+            Fault::Cut => weather(Weather::Cut).await,
+        }
+        *self.counts.faults.borrow_mut().entry(fault).or_default() += 1;
+    }
+
+    async fn freeze(&self, replica: &Replica, time: Duration) {
+        let pid = replica.present(|server| server.as_ref().map(Server::pid)).await;
+        pid.signal("STOP").await;
+        sleep(time).await;
+        pid.signal("CONT").await; // unless the other lane has killed it
+    }
+
+    async fn kill(&self, replica: &Replica, time: Duration) {
+        replica.present(Option::take).await.kill().await;
+        sleep(time).await;
+        let since = Instant::now();
+        loop {
+            // PostgreSQL may be out of its reach at this moment.
+            match replica.tollkey.start(&[]).await {
+                Ok(server) => {
+                    replica.server.replace(Some(server));
+                    return;
+                }
+                Err(finished) => assert!(since.elapsed() < IN_THE_END, "it does not start: {finished}"),
+            }
+        }
+    }
+
+    async fn restart_database(&self, stop: &'static str, time: Duration) {
+        let _alone = self.restarting.lock().await;
+        let postgres = self.postgres.expect("PostgreSQL");
+        let control = async |arguments| {
+            tokio::task::spawn_blocking(move || postgres.control(arguments)).await.expect("PostgreSQL obeys");
+        };
+        control(stop).await;
+        sleep(time).await;
+        control("start").await;
+    }
+
+    /// All that happens.
+    async fn run(&self) {
+        let mut rng = StdRng::seed_from_u64(self.plan.seed);
+        let mut fork = || StdRng::from_rng(&mut rng);
+        let lanes = [fork(), fork()];
+        let faults = async {
+            join_all(lanes.map(|rng| self.lane(rng))).await;
+            self.faults_are_over.set(true);
+        };
+        let revokers = join_all((0..REVOKERS).map(|_| self.revoker(fork())));
+        let callers = (0..self.replicas.len()).flat_map(|replica| CALLERS.map(|how| self.caller(replica, how)));
+        let story = async {
+            tokio::join!(faults, revokers);
+            sleep(CALM).await;
+            self.is_over.set(true);
+        };
+        tokio::join!(story, join_all(callers));
+    }
+
+    /// When the faults are over, everybody says yes to a new key and no to all that were revoked. How long it took
+    /// until everybody said yes.
+    async fn recovered(&self) -> Duration {
+        let since = Instant::now();
+        let mut rng = StdRng::seed_from_u64(self.plan.seed);
+        let (new, _) = self.make_key(&mut rng, Revocation::Repeatable).await.expect("a new key");
+        let keys = self.keys.borrow().len();
+        let revoked: Vec<usize> = (0..keys).filter(|key| self.keys.borrow()[*key].answered.is_some()).collect();
+        let everybody = (0..self.replicas.len()).map(async |replica| {
+            let mut connection = None;
+            self.insist(replica, &mut connection, &[new], 1).await;
+            let took = since.elapsed();
+            for keys in revoked.chunks(50) {
+                self.insist(replica, &mut connection, keys, 0).await;
+            }
+            took
+        });
+        join_all(everybody).await.into_iter().max().unwrap_or_default()
+    }
+
+    /// Asks until there is an answer.
+    async fn insist(&self, replica: usize, connection: &mut Option<Connection>, keys: &[usize], valid: usize) {
+        let since = Instant::now();
+        loop {
+            match self.ask(replica, connection, keys, PATIENCE).await {
+                Some(found) => return assert_eq!(found, valid, "valid keys on replica {replica}"),
+                None => assert!(since.elapsed() < RECOVERY, "replica {replica} does not verify again"),
+            }
+            sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    fn report(&self) -> String {
+        let Counts { verifications, valid, unavailable, unanswered, repeated, revocations, known_everywhere, .. } =
+            &self.counts;
+        let mut text = format!(
+            "chaos: seed {}, {} replicas, {:.1?}\n  {} revocations, {} of them known to every replica, the slowest {:.1?}; \
+             {} requests for changes repeated\n  {} verifications, {} of them valid; of the requests {} answered 503, {} \
+             not in time\n ",
+            self.plan.seed,
+            self.replicas.len(),
+            self.begun.elapsed(),
+            revocations.get(),
+            known_everywhere.get(),
+            self.counts.slowest.get(),
+            repeated.get(),
+            verifications.get(),
+            valid.get(),
+            unavailable.get(),
+            unanswered.get(),
+        );
+        for (fault, count) in self.counts.faults.borrow().iter() {
+            let _ = write!(text, " {fault:?} {count}");
+        }
+        text
+    }
+}
+
+/// Past the test harness, which shows nothing of a test that passes.
+fn say(text: &str) {
+    let _ = writeln!(io::stderr(), "\n{text}\n");
+}
+
+async fn revocations_hold(plan: Plan, database: &Database, postgres: Option<&'static Postgres>) {
+    say(&format!("chaos: TOLLKEY_CHAOS_SEED={} repeats this schedule of faults", plan.seed));
+    let world = World::start(plan, database, postgres).await;
+    world.run().await;
+    let right = |world: &World| {
+        let wrong = world.wrong.borrow();
+        assert!(wrong.is_empty(), "{}\n{}", world.report(), wrong.join("\n"));
+    };
+    right(&world);
+    world.is_over.set(false);
+    let recovery = world.recovered().await;
+    right(&world);
+    say(&format!("{}\n  recovered in {recovery:.1?}", world.report()));
+    for replica in &world.replicas {
+        let server = replica.server.take().expect("it runs");
+        server.stop().await;
+    }
+}
+
+#[actix_web::test]
+async fn revocations_hold_whatever_happens_on_postgresql() {
+    let Some(postgres) = Postgres::private("") else { return };
+    let database = postgres.database();
+    revocations_hold(Plan::at_least(3, 100, 1), &database, Some(postgres)).await;
+}
+
+#[actix_web::test]
+async fn revocations_hold_whatever_happens_on_one_sqlite_file() {
+    let database = Database::sqlite();
+    revocations_hold(Plan::at_least(2, 50, 3), &database, None).await;
+}

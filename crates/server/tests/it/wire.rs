@@ -1,0 +1,141 @@
+//! A network between a server and PostgreSQL that a test can make slow, mute or gone.
+
+use std::{
+    cell::Cell,
+    net::{SocketAddr, TcpListener},
+    path::PathBuf,
+    thread,
+    time::Duration,
+};
+
+use rand::{
+    RngExt as _, SeedableRng as _,
+    rngs::{StdRng, SysRng},
+};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
+    net::{TcpStream, UnixStream},
+    runtime::Builder,
+    sync::watch,
+    task::{LocalSet, spawn_local},
+    time::sleep,
+};
+
+/// What happens to bytes on their way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Weather {
+    /// They arrive.
+    Clear,
+    /// Each piece arrives later, by up to so much, in both directions: what is sent on two connections does not arrive
+    /// in the order in which it was sent.
+    Slow(Duration),
+    /// They do not arrive until the weather changes, on the way there or on the way back or on both.
+    Mute { requests: bool, answers: bool },
+    /// Notifications do not arrive until the weather changes, and everything else does.
+    Unheard,
+    /// Connections break and new ones are refused.
+    Cut,
+}
+
+/// What a client says that waits for notifications.
+const LISTEN: &[u8] = b"LISTEN ";
+
+/// Which way bytes go.
+#[derive(Clone, Copy)]
+enum Way {
+    There,
+    Back,
+}
+
+impl Weather {
+    fn holds_up(self, way: Way, listens: bool) -> bool {
+        match (self, way) {
+            (Self::Mute { requests, .. }, Way::There) => requests,
+            (Self::Mute { answers, .. }, Way::Back) => answers,
+            (Self::Unheard, Way::Back) => listens,
+            _ => false,
+        }
+    }
+}
+
+/// A TCP address behind which a Unix socket is. Gone when dropped. On a thread of its own, so that a busy test is no
+/// slow network.
+pub struct Wire {
+    pub address: SocketAddr,
+    weather: watch::Sender<Weather>,
+}
+
+impl Wire {
+    pub fn to(socket: PathBuf) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        listener.set_nonblocking(true).expect("it can be awaited");
+        let address = listener.local_addr().expect("its address");
+        let (weather, seen) = watch::channel(Weather::Clear);
+        thread::spawn(move || {
+            let runtime = Builder::new_current_thread().enable_all().build().expect("a runtime");
+            LocalSet::new().block_on(&runtime, accept(listener, socket, seen));
+        });
+        Self { address, weather }
+    }
+
+    pub fn set(&self, weather: Weather) {
+        self.weather.send_replace(weather);
+    }
+}
+
+/// Ends when the wire is dropped; what it has spawned ends with it.
+async fn accept(listener: TcpListener, socket: PathBuf, mut weather: watch::Receiver<Weather>) {
+    let listener = tokio::net::TcpListener::from_std(listener).expect("it is non-blocking");
+    loop {
+        tokio::select! {
+            accepted = listener.accept() => {
+                let (client, _) = accepted.expect("a connection");
+                spawn_local(carry(client, socket.clone(), weather.clone()));
+            }
+            changed = weather.changed() => if changed.is_err() {
+                return;
+            },
+        }
+    }
+}
+
+async fn carry(client: TcpStream, socket: PathBuf, mut weather: watch::Receiver<Weather>) {
+    if *weather.borrow() == Weather::Cut {
+        return;
+    }
+    let Ok(server) = UnixStream::connect(socket).await else { return };
+    let _ = client.set_nodelay(true);
+    let ((from_client, to_client), (from_server, to_server)) = (client.into_split(), server.into_split());
+    // Whether the client waits for notifications on this connection.
+    let listens = Cell::new(false);
+    let there = pump(from_client, to_server, Way::There, &listens, weather.clone());
+    let back = pump(from_server, to_client, Way::Back, &listens, weather.clone());
+    tokio::select! {
+        _ = there => {}
+        _ = back => {}
+        _ = weather.wait_for(|weather| *weather == Weather::Cut) => {}
+    }
+}
+
+/// Ends with either side; `None` always.
+async fn pump(
+    mut from: impl AsyncRead + Unpin,
+    mut to: impl AsyncWrite + Unpin,
+    way: Way,
+    listens: &Cell<bool>,
+    mut weather: watch::Receiver<Weather>,
+) -> Option<()> {
+    let mut rng = StdRng::try_from_rng(&mut SysRng).ok()?;
+    let mut piece = [0; 16 * 1024];
+    loop {
+        let count = from.read(&mut piece).await.ok().filter(|count| *count > 0)?;
+        if matches!(way, Way::There) && piece[..count].windows(LISTEN.len()).any(|bytes| bytes == LISTEN) {
+            listens.set(true);
+        }
+        let weather = *weather.wait_for(|weather| !weather.holds_up(way, listens.get())).await.ok()?;
+        if let Weather::Slow(later) = weather {
+            sleep(later.mul_f64(rng.random())).await;
+        }
+        to.write_all(&piece[..count]).await.ok()?;
+    }
+}
