@@ -16,6 +16,7 @@ mod idempotency;
 mod input;
 mod openapi;
 mod operator;
+mod outage;
 mod pepay;
 mod processes;
 mod rate_limits;
