@@ -4,8 +4,9 @@
 //! page is that protocol without the code around it. [`Protocol`] says which steps there are and what each does,
 //! [`State`] what there is to remember, [`Rule`] which rules the steps keep. A model checker
 //! ([stateright](https://www.stateright.rs)) takes the steps in every order: a process that pauses, dies, is cut off or
-//! hears of nothing is one whose next step comes late or never, so none of these needs a word of its own. What it looks for is
-//! one thing: **a verification that began after the revocation of its key was answered, and was answered yes**.
+//! hears of nothing is one whose next step comes late or never, so none of these needs a word of its own. What it
+//! looks for is one thing: **a verification that began after the revocation of its key was answered, and was answered
+//! yes**.
 //!
 //! `tests/it.rs` goes through everything with all rules kept and finds no such verification; and leaves each rule out
 //! in turn, and finds one. So no rule is missing, as far as the model reaches, and none is there for nothing.
@@ -19,8 +20,8 @@
 //!   have applied everything up to *n*; if the counter is exactly *n*". If it is not, it reads what has changed, evicts
 //!   it, and asks again. It *reports* what it has applied whenever that is more. It *fetches* a key it does not
 //!   remember, and remembers it only if no later change has begun to be applied.
-//! - A **caller** revokes our key, or changes something else, and waits: until no row of another verifier is behind its change, or
-//!   until a lease is over since its UPDATE. It removes rows that have been silent for a lease.
+//! - A **caller** revokes our key, or changes something else, and waits: until no row of another verifier is behind its
+//!   change, or until a lease is over since its UPDATE. It removes rows that have been silent for a lease.
 //! - A **repeat** finds the key revoked already, and waits in the same way for what the counter says now.
 //! - A **subscriber** is a resource server with a memory of its own, which has its lease and its changes from a
 //!   replica by polling it.
@@ -36,14 +37,16 @@
 //! - **Ticks and the worst clocks.** A tick is a piece of real time. A clock may be off by one tick over a lease, and
 //!   the margin is one tick. Only the worst matters: a holder whose clock is slow and may answer for longest, someone
 //!   waiting whose clock is fast; all steps may come later anyway. So a lease of `n` ticks lasts `n - 1 + 1` for its
-//!   holder and is waited for during `n + 1 - 1`: without either margin, one too few. (The margin of the product covers two
-//!   clocks that drift apart; here it is the drift of one from real time, half of that.)
+//!   holder and is waited for during `n + 1 - 1`: without either margin, one too many or too few. (The margin of the
+//!   product covers two clocks that drift apart; here it is the drift of one from real time, half of that.)
 //! - **A verification reads its clock together with the end of the lease.** In the code the clock is read a little
 //!   before. Between the two only a grant can change anything, and then the look could as well have come after it.
 //! - **Only verifications that begin after the answer.** All others may say yes.
 //! - **A fetch itself** is answered from a snapshot that was read after the verification began; only what it leaves in
 //!   memory can do harm.
 //! - **Restarts.** A process that starts again is another verifier, with an empty memory.
+//! - **Dropping the lease** when a change could not be applied in its own process is left out: by then a lease is over
+//!   anyway. The code does it all the same.
 //!
 //! Not in the model: databases that are restored to an older state (everything is forgotten then, which tests of the
 //! verifier cover), and SQL itself: that a statement is one step is for the tests of the store to show.

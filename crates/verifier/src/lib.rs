@@ -8,7 +8,7 @@
 //! - whoever makes a change waits, before answering, until every other verifier has either reported that change as
 //!   applied or lost its lease ([`Verifier::settle`]).
 //!
-//! The rules were explored with a model checker; the comments in `memory.rs` and `follow.rs` name the ones that must
+//! The rules are explored by a model checker, in the crate `tollkey-model`; the comments in `memory.rs` and `follow.rs` name the ones that must
 //! not be loosened.
 //!
 //! | module | says |
