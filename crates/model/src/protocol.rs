@@ -464,7 +464,7 @@ impl Protocol {
                 let (upto, left) = (replica.evicted, replica.lease);
                 let ours = (acknowledges + 1..=upto).contains(&state.change);
                 if self.keep(Rule::RegisteredWithReply) && self.keep(Rule::ReplyOfOneMoment) {
-                    self.register(state, at, acknowledges, left);
+                    self.register(state, at, acknowledges, upto, left);
                     state.subscriber.poll = Poll::Replied { age, upto, ours, left };
                 } else {
                     state.subscriber.poll = Poll::Begun { at, age, acknowledges, upto, ours, left };
@@ -477,7 +477,7 @@ impl Protocol {
                 if !self.keep(Rule::ReplyOfOneMoment) {
                     left = state.verifiers[usize::from(at)].memory.lease;
                 }
-                self.register(state, at, acknowledges, left);
+                self.register(state, at, acknowledges, upto, left);
                 state.subscriber.poll = Poll::Replied { age, upto, ours, left };
             }
             Action::TakeReply => {
@@ -618,10 +618,13 @@ impl Protocol {
         Some(())
     }
 
-    fn register(&self, state: &mut State, at: u8, acknowledges: u8, left: u8) {
+    fn register(&self, state: &mut State, at: u8, acknowledges: u8, upto: u8, left: u8) {
         let known = &mut state.subscriber.known[usize::from(at)];
         let given = if left > 0 { self.awaited(left) } else { 0 };
-        known.acknowledged = acknowledges;
+        // One that holds no lease from here can answer nothing before it has applied the reply. One that does may still
+        // answer from before; what it once acknowledged stays so.
+        let lives = known.lives > 0 && self.keep(Rule::AnswersAcknowledgeNothing);
+        known.acknowledged = if lives { known.acknowledged.max(acknowledges) } else { upto };
         known.lives = if self.keep(Rule::LargestLease) { known.lives.max(given) } else { given };
     }
 

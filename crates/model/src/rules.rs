@@ -93,6 +93,8 @@ rules! {
     OwnSubscribersToo,
     /// A subscriber is registered in the step that computes the reply to it.
     RegisteredWithReply,
+    /// For a subscriber that holds a lease from here, only what it has acknowledged itself counts, not what it was told.
+    AnswersAcknowledgeNothing,
     /// The changes in a reply and the lease that comes with them are of one moment.
     ReplyOfOneMoment,
     /// A subscriber's lease is no longer than what is left of its replica's.

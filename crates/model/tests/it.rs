@@ -83,6 +83,7 @@ fn world(rule: Rule) -> Bounds {
         Rule::RenewalsNeverRepeat => REMOVED_TWICE,
         Rule::ReportsLeast
         | Rule::RegisteredWithReply
+        | Rule::AnswersAcknowledgeNothing
         | Rule::ReplyOfOneMoment
         | Rule::LeasesNest
         | Rule::CountedFromPolling

@@ -33,6 +33,8 @@ use crate::source::{News, Poll, Snapshot, Source, Unavailable, Upstream};
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// and an answer that nobody was asked to wait for.
 const TIMEOUT: Duration = Duration::from_secs(2);
+/// For how long an idle connection is kept: not as long as the server does, so that none is used that it is closing.
+const IDLE: Duration = Duration::from_secs(30);
 /// The longest answer that is read: 500 changes, or one key with its metadata, are well below.
 const MAX_ANSWER: usize = 1024 * 1024;
 
@@ -77,6 +79,7 @@ impl HttpSource {
             .default_headers(HeaderMap::from_iter([(AUTHORIZATION, bearer)]))
             .user_agent(concat!("tollkey-rust/", env!("CARGO_PKG_VERSION")))
             .connect_timeout(CONNECT_TIMEOUT)
+            .pool_idle_timeout(IDLE)
             .redirect(Policy::none())
             .build()?;
         let bad = || SetupError::Url(base.to_owned());

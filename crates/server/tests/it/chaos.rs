@@ -1,5 +1,6 @@
 //! Several real processes on one database, while processes are frozen and killed, PostgreSQL is restarted and the
-//! network between them is slow, mute or gone; and somebody asks about keys all the time.
+//! network between them is slow, mute or gone; and somebody asks about keys all the time, the servers and resource
+//! servers that subscribe to them.
 //!
 //! One promise is checked: no verification that began after a revocation was answered says that the key is valid.
 //! "Began" and "answered" are read from the one monotonic clock of this process: the one before the first byte of the
@@ -22,6 +23,7 @@ use std::{
     io::{self, Write as _},
     net::SocketAddr,
     ops::Range,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -33,7 +35,9 @@ use rand::{
 };
 use serde_json::{Value, json};
 use tokio::time::{sleep, timeout};
+use tollkey_core::{Need, VerifierId, usage::outcome_code};
 use tollkey_store::testing::{Database, Postgres};
+use tollkey_verifier::{Settings, SystemClock, Verifier, http::HttpSource};
 
 use crate::{
     binary::{Connection, Server, Tollkey, member, merchant, service},
@@ -171,6 +175,13 @@ struct Counts {
     unavailable: Cell<u64>,
     /// Requests for verification without an answer in time.
     unanswered: Cell<u64>,
+    /// Verifications by resource servers that subscribe.
+    far: Cell<u64>,
+    /// Of these, from their own memory.
+    far_hits: Cell<u64>,
+    /// Subscriptions begun, and those of them that ended without a word.
+    subscriptions: Cell<u64>,
+    silent: Cell<u64>,
     /// Requests for a change that had to be repeated.
     repeated: Cell<u64>,
     revocations: Cell<usize>,
@@ -444,6 +455,53 @@ impl World {
         }
     }
 
+    /// A resource server with a memory of its own: one after the other subscribes to the replica and judges keys by itself.
+    /// Each ends when the replica is another process; in the middle, most fall silent and go on judging by the lease they
+    /// have, as if they were cut off.
+    async fn far_caller(&self, replica: usize, mut rng: StdRng) {
+        while !self.is_over.get() {
+            let Some(address) = self.replicas[replica].address() else {
+                sleep(PAUSE).await;
+                continue;
+            };
+            let source =
+                HttpSource::new(&format!("http://{address}"), &self.service, Arc::default()).expect("a source");
+            let id = VerifierId::from_bytes(rng.random());
+            let far = Verifier::subscriber(id, source, Arc::new(SystemClock), Settings::default());
+            let subscription = tokio::spawn(far.clone().subscribe(std::future::pending()));
+            add(&self.counts.subscriptions, 1);
+            let falls_silent = rng.random_bool(0.7).then(|| LEASE.mul_f64(rng.random_range(1.0..10.0)));
+            let begun = Instant::now();
+            let mut turn = 0;
+            while !self.is_over.get() && self.replicas[replica].address() == Some(address) {
+                if let Some(silent) = falls_silent
+                    && begun.elapsed() > silent
+                {
+                    if !subscription.is_finished() {
+                        add(&self.counts.silent, 1);
+                        subscription.abort();
+                    }
+                    if begun.elapsed() > silent + 2 * LEASE {
+                        break;
+                    }
+                }
+                for number in self.choose(if turn % 2 == 0 { Asking::Suspect } else { Asking::One }, turn) {
+                    let text = self.keys.borrow()[number].text.clone();
+                    let (began, hits) = (Instant::now(), far.stats().hits);
+                    let Ok(Ok(verdict)) = timeout(PATIENCE, far.verify(&text, &Need::default())).await else {
+                        continue;
+                    };
+                    add(&self.counts.far, 1);
+                    add(&self.counts.far_hits, far.stats().hits - hits);
+                    self.judge(number, replica, began, outcome_code(verdict.outcome.err()));
+                }
+                turn += 1;
+                sleep(PAUSE).await;
+            }
+            subscription.abort();
+        }
+    }
+
     /// What to ask about in that turn.
     fn choose(&self, how: Asking, turn: usize) -> Vec<usize> {
         let (in_play, keys) = (self.in_play.borrow(), self.keys.borrow());
@@ -591,12 +649,13 @@ impl World {
         };
         let revokers = join_all((0..REVOKERS).map(|_| self.revoker(fork())));
         let callers = (0..self.replicas.len()).flat_map(|replica| CALLERS.map(|how| self.caller(replica, how)));
+        let far_callers: Vec<_> = (0..self.replicas.len()).map(|replica| self.far_caller(replica, fork())).collect();
         let story = async {
             tokio::join!(faults, revokers);
             sleep(CALM).await;
             self.is_over.set(true);
         };
-        tokio::join!(story, join_all(callers));
+        tokio::join!(story, join_all(callers), join_all(far_callers));
     }
 
     /// When the faults are over, everybody says yes to a new key and no to all that were revoked. How long it took
@@ -649,6 +708,15 @@ impl World {
             valid.get(),
             unavailable.get(),
             unanswered.get(),
+        );
+        let Counts { far, far_hits, subscriptions, silent, .. } = &self.counts;
+        let _ = write!(
+            text,
+            " {} of the verifications by {} resource servers, {} from their own memory; {} of them fell silent\n ",
+            far.get(),
+            subscriptions.get(),
+            far_hits.get(),
+            silent.get(),
         );
         for (fault, count) in self.counts.faults.borrow().iter() {
             let _ = write!(text, " {fault:?} {count}");
