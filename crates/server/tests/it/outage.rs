@@ -155,9 +155,8 @@ async fn verification_while_postgresql_is_down() {
         let stopping = Instant::now();
         control("-m immediate stop").await;
         let gone = Instant::now();
-        for server in &servers {
-            needs_the_database(server, &token, &application, &[&remembered, &other]).await;
-        }
+        let keys = [&remembered, &other];
+        join_all(servers.iter().map(|server| needs_the_database(server, &token, &application, &keys))).await;
         sleep((LEASE + LONGER).saturating_sub(gone.elapsed())).await;
         for server in &servers {
             assert_eq!(server.get("/livez").await.status, 200);
