@@ -103,6 +103,7 @@ struct Inner {
 #[derive(Clone)]
 struct Lane {
     pool: Pool<Manager>,
+    acquire_timeout: Duration,
     gate: Arc<Semaphore>,
 }
 
@@ -188,7 +189,8 @@ impl Store {
         }
         let size = options.pool_size.max(1);
         let lane = |purpose, connections, callers: u32| Lane {
-            pool: pool(&target, purpose, connections, options.acquire_timeout),
+            pool: pool(&target, purpose, connections),
+            acquire_timeout: options.acquire_timeout,
             gate: Arc::new(Semaphore::new(callers as usize)),
         };
         let (read, write, lease) = match &target {
@@ -202,7 +204,7 @@ impl Store {
             }
             Target::Postgres(_) => {
                 let all = lane(Use::Write, size + LEASE_CONNECTIONS, size);
-                let lease = Lane { pool: all.pool.clone(), gate: Arc::new(Semaphore::new(LEASE_CONNECTIONS as usize)) };
+                let lease = Lane { gate: Arc::new(Semaphore::new(LEASE_CONNECTIONS as usize)), ..all.clone() };
                 (all.clone(), all, lease)
             }
         };
@@ -446,7 +448,7 @@ impl fmt::Debug for Store {
 impl Lane {
     fn connection(&self) -> Result<diesel::r2d2::PooledConnection<Manager>, Error> {
         // The pool's handler has logged why no connection could be made.
-        self.pool.get().map_err(|_| Error::Unavailable)
+        self.pool.get_timeout(self.acquire_timeout).map_err(|_| Error::Unavailable)
     }
 
     /// Works with a connection, and has it looked at afterwards if that failed.
@@ -552,11 +554,16 @@ fn create_file(path: &str) -> Result<(), OpenError> {
     }
 }
 
-fn pool(target: &Target, purpose: Use, size: u32, timeout: Duration) -> Pool<Manager> {
+/// The longest pause between two attempts to connect, and so the longest that verification stays away once the
+/// database is back.
+const LONGEST_PAUSE: Duration = Duration::from_millis(500);
+
+fn pool(target: &Target, purpose: Use, size: u32) -> Pool<Manager> {
     let builder = Pool::builder()
         .max_size(size)
         .min_idle(Some(0))
-        .connection_timeout(timeout)
+        // Not how long a call waits, which is said with each: r2d2 pauses for up to half of this between attempts.
+        .connection_timeout(LONGEST_PAUSE * 2)
         .test_on_check_out(true) // cheap: see Manager::is_valid
         .error_handler(Box::new(Log));
     let builder = match target {
