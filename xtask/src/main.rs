@@ -3,6 +3,7 @@
 
 #[cfg(target_os = "linux")]
 mod bench;
+mod chaos;
 mod ci;
 mod generate;
 mod openapi;
@@ -23,6 +24,9 @@ Tasks: cargo xtask <task>
                    12 GB of disk; --keys N for fewer)
   generate --keys N [--accounts M] DATABASE_URL
                    fill a migrated, empty database with keys that follow from their numbers, for measurements
+  bench revoke     measure how long a revocation takes until it holds on every replica (likewise; with PostgreSQL)
+  chaos            the fault test over real processes, in its long form: 1000 revocations on each database, or
+                   [--revocations N] [--minutes N]; [--seed N] repeats a schedule
   ci               run .ci/run, everything a change has to pass";
 
 fn main() -> ExitCode {
@@ -36,6 +40,8 @@ fn main() -> ExitCode {
         #[cfg(target_os = "linux")]
         ["bench", "keys", more @ ..] => bench::keys::run(more),
         ["generate", more @ ..] => generate::run(more),
+        ["bench", "revoke"] => bench::revoke::run(),
+        ["chaos", more @ ..] => chaos::run(more),
         ["ci"] => ci::run(),
         _ => {
             eprintln!("{USAGE}");

@@ -4,4 +4,5 @@
 pub(crate) mod http;
 pub(crate) mod keys;
 mod load;
+pub(crate) mod revoke;
 mod servers;

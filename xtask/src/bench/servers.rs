@@ -61,11 +61,11 @@ impl Processors {
         if let Some((_, servers)) = &self.0 {
             sched_setaffinity(None, servers)?;
         }
-        let child = command.spawn();
+        let process = Process::start(command);
         if let Some((generator, _)) = &self.0 {
             sched_setaffinity(None, generator)?;
         }
-        Ok(Process(child.with_context(|| format!("cannot start {}", command.get_program().display()))?))
+        process
     }
 }
 
@@ -73,6 +73,30 @@ impl Processors {
 pub(super) struct Process(Child);
 
 impl Process {
+    /// Starts it wherever there is room.
+    pub(super) fn start(command: &mut Command) -> anyhow::Result<Self> {
+        let child = command.spawn();
+        Ok(Self(child.with_context(|| format!("cannot start {}", command.get_program().display()))?))
+    }
+
+    fn pid(&self) -> anyhow::Result<Pid> {
+        Pid::from_raw(self.0.id().cast_signed()).context("no process")
+    }
+
+    /// Stops its clock, until the value is dropped.
+    pub(super) fn freeze(&self) -> anyhow::Result<Frozen> {
+        let pid = self.pid()?;
+        kill_process(pid, Signal::STOP).context("cannot freeze a process")?;
+        Ok(Frozen(pid))
+    }
+
+    /// Waits for the line with which our server says where it listens.
+    pub(super) fn listening(&mut self) -> anyhow::Result<SocketAddr> {
+        let mut line = String::new();
+        BufReader::new(self.0.stdout.take().context("no stdout")?).read_line(&mut line)?;
+        Ok(line.trim().strip_prefix("listening on http://").context("the server did not start")?.parse()?)
+    }
+
     /// How long it and its children have computed so far, in all threads; `None` where the kernel does not say.
     pub(super) fn computed(&self) -> Option<Duration> {
         let pid = self.0.id();
@@ -92,7 +116,7 @@ impl Process {
 impl Drop for Process {
     fn drop(&mut self) {
         // A plain kill would leave nginx's worker behind.
-        if let Some(pid) = Pid::from_raw(self.0.id().cast_signed()) {
+        if let Ok(pid) = self.pid() {
             let _ = kill_process(pid, Signal::TERM);
         }
         let since = Instant::now();
@@ -102,6 +126,15 @@ impl Drop for Process {
             }
             thread::sleep(Duration::from_millis(10));
         }
+    }
+}
+
+/// A process that goes on with its value's end.
+pub(super) struct Frozen(Pid);
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        let _ = kill_process(self.0, Signal::CONT);
     }
 }
 
@@ -142,23 +175,17 @@ impl Tollkey {
         serve.args(["serve", "--listen", "127.0.0.1:0", "--workers", "1"]);
         serve.args(["--metrics-listen", "127.0.0.1:0", "--log", "warn"]);
         let mut process = processors.start(serve.stdout(Stdio::piped()))?;
-        let mut line = String::new();
-        BufReader::new(process.0.stdout.take().context("no stdout")?).read_line(&mut line)?;
-        let address = line.trim().strip_prefix("listening on http://").context("the server did not start")?.parse()?;
-
-        let token = tollkey(program, directory).args(["token", "--account", ACCOUNT]).output()?;
-        ensure!(token.status.success(), "no token: {}", String::from_utf8_lossy(&token.stderr));
-        let mut manager = Manager {
-            stream: TcpStream::connect(address)?,
-            host: address,
-            token: String::from_utf8(token.stdout)?.trim().to_owned(),
-        };
+        let address = process.listening()?;
+        let token = token(&mut tollkey(program, directory))?;
+        let mut manager = Client::connect(address)?;
         let mut keys = Vec::with_capacity(APPLICATIONS * KEYS_OF_EACH);
         for number in 0..APPLICATIONS {
-            let application = manager.post("/api/v1/applications", &json!({ "name": format!("bench {number}") }))?;
+            let application =
+                manager.post(&token, "/api/v1/applications", &json!({ "name": format!("bench {number}") }))?;
             let path = format!("/api/v1/applications/{}/api-keys", text(&application, "id")?);
             for number in 0..KEYS_OF_EACH {
-                let key = manager.post(&path, &json!({ "description": format!("{number}"), "scopes": [SCOPE] }))?;
+                let key =
+                    manager.post(&token, &path, &json!({ "description": format!("{number}"), "scopes": [SCOPE] }))?;
                 keys.push(Key {
                     text: text(&key, "fullKey")?,
                     id: text(&key, "id")?,
@@ -171,7 +198,7 @@ impl Tollkey {
 }
 
 /// Our program, with nothing set that somebody may have set for a server of theirs.
-fn tollkey(program: &Path, directory: &Path) -> Command {
+pub(super) fn tollkey(program: &Path, directory: &Path) -> Command {
     let mut command = Command::new(program);
     let names = env::vars_os().map(|(name, _)| name);
     for name in names.filter(|name| ["TOLLKEY_", "DATABASE_URL"].iter().any(|ours| starts_with(name, ours))) {
@@ -185,24 +212,43 @@ fn starts_with(name: &std::ffi::OsStr, with: &str) -> bool {
     name.as_encoded_bytes().starts_with(with.as_bytes())
 }
 
-fn text(answer: &Value, member: &str) -> anyhow::Result<String> {
+/// A management token of the account of all keys, from our program.
+pub(super) fn token(tollkey: &mut Command) -> anyhow::Result<String> {
+    let token = tollkey.args(["token", "--account", ACCOUNT]).output()?;
+    ensure!(token.status.success(), "no token: {}", String::from_utf8_lossy(&token.stderr));
+    Ok(String::from_utf8(token.stdout)?.trim().to_owned())
+}
+
+/// A text in an answer.
+pub(super) fn text(answer: &Value, member: &str) -> anyhow::Result<String> {
     Ok(answer[member].as_str().with_context(|| format!("an answer without {member}"))?.to_owned())
 }
 
-/// Somebody who makes applications and keys.
-struct Manager {
+/// Somebody with a kept connection, one request at a time.
+pub(super) struct Client {
     stream: TcpStream,
     host: SocketAddr,
-    token: String,
 }
 
-impl Manager {
-    /// Makes something.
-    fn post(&mut self, path: &str, body: &Value) -> anyhow::Result<Value> {
-        let body = body.to_string();
-        let (host, token, length) = (self.host, &self.token, body.len());
+impl Client {
+    pub(super) fn connect(to: SocketAddr) -> anyhow::Result<Self> {
+        let stream = TcpStream::connect(to).with_context(|| format!("cannot connect to {to}"))?;
+        stream.set_nodelay(true)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        Ok(Self { stream, host: to })
+    }
+
+    /// Sends a request; gives the status and the body.
+    pub(super) fn send(
+        &mut self,
+        method: &str,
+        path: &str,
+        credential: &str,
+        body: &str,
+    ) -> anyhow::Result<(u16, Vec<u8>)> {
+        let (host, length) = (self.host, body.len());
         let request = format!(
-            "POST {path} HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer {token}\r\n\
+            "{method} {path} HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer {credential}\r\n\
              Content-Type: application/json\r\nContent-Length: {length}\r\n\r\n{body}"
         );
         self.stream.write_all(request.as_bytes())?;
@@ -213,11 +259,16 @@ impl Manager {
             ensure!(count > 0, "the server closed the connection");
             come.extend_from_slice(&more[..count]);
             if let Some(answer) = Answer::read(&come)? {
-                let body = &come[answer.body..answer.end];
-                ensure!(answer.status == 201, "{path}: {} {}", answer.status, String::from_utf8_lossy(body));
-                return Ok(serde_json::from_slice(body)?);
+                return Ok((answer.status, come[answer.body..answer.end].to_vec()));
             }
         }
+    }
+
+    /// Makes something.
+    pub(super) fn post(&mut self, token: &str, path: &str, body: &Value) -> anyhow::Result<Value> {
+        let (status, body) = self.send("POST", path, token, &body.to_string())?;
+        ensure!(status == 201, "{path}: {status} {}", String::from_utf8_lossy(&body));
+        Ok(serde_json::from_slice(&body)?)
     }
 }
 

@@ -1,0 +1,239 @@
+//! `cargo xtask bench revoke`: how long it takes until a revocation holds everywhere, next to what a creation costs.
+//!
+//! One, three and five server processes on one private PostgreSQL with its own settings for durability, and leases of
+//! the length that a fresh database has. Keys are made at a random replica, asked about at every one until it answers
+//! from memory, and revoked at a random one; creations and revocations take turns, so that whatever else the machine
+//! does hits them alike. Then a replica is frozen before each revocation: a fresh one each time, because the first
+//! revocation that waits for a silent replica removes it.
+
+use std::{
+    path::Path,
+    process::Stdio,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, ensure};
+use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
+use serde_json::json;
+use tollkey_store::testing::{Database, Postgres};
+
+use super::servers::{self, Client, Process};
+
+/// How many replicas.
+const REPLICAS: [usize; 3] = [1, 3, 5];
+/// How many keys are made and revoked.
+const KEYS: usize = 300;
+/// How many before that, so that every path is warm.
+const FIRST_KEYS: usize = 20;
+/// How often a replica is frozen.
+const FREEZES: usize = 7;
+/// The length of a lease in a fresh database.
+const LEASE: Duration = Duration::from_secs(3);
+/// What is aimed at: the median revocation next to the median creation,
+const AIM: f64 = 5.0;
+/// and one that waits for a frozen replica.
+const FROZEN_AIM: Duration = LEASE.saturating_add(Duration::from_millis(500));
+/// What a PostgreSQL for tests does without.
+const DURABLE: &str = "fsync = on\nfull_page_writes = on\nsynchronous_commit = on\nautovacuum = on\n\
+                       shared_buffers = 128MB";
+/// Signs the tokens of the benchmark.
+const SECRET: &str = "an example secret for benchmarks, 32+ bytes";
+
+/// Servers on one database.
+struct Cluster {
+    replicas: Vec<Replica>,
+    token: String,
+    application: String,
+    rng: StdRng,
+}
+
+/// A server, and a connection to it.
+struct Replica {
+    process: Process,
+    client: Client,
+}
+
+/// A key that was made.
+struct Key {
+    id: String,
+    text: String,
+}
+
+impl Cluster {
+    fn start(program: &Path, directory: &Path, database: &Database, replicas: usize) -> anyhow::Result<Self> {
+        let tollkey = || {
+            let mut command = servers::tollkey(program, directory);
+            command.env("DATABASE_URL", database.url()).env("TOLLKEY_JWT_HS256_SECRET", SECRET);
+            command
+        };
+        let start = |_| {
+            let mut serve = tollkey();
+            // Not `warn`: whoever waits for a frozen replica says so.
+            serve.args(["serve", "--migrate", "--listen", "127.0.0.1:0", "--log", "error"]);
+            let mut process = Process::start(serve.stdout(Stdio::piped()))?;
+            let address = process.listening()?;
+            Ok(Replica { process, client: Client::connect(address)? })
+        };
+        let mut replicas = (0..replicas).map(start).collect::<anyhow::Result<Vec<_>>>()?;
+        let token = servers::token(&mut tollkey())?;
+        let application = replicas[0].client.post(&token, "/api/v1/applications", &json!({"name": "bench"}))?;
+        let application = servers::text(&application, "id")?;
+        Ok(Self { replicas, token, application, rng: StdRng::seed_from_u64(1) })
+    }
+
+    fn any(&mut self) -> usize {
+        self.rng.random_range(0..self.replicas.len())
+    }
+
+    /// Makes a key at some replica; says how long that took.
+    fn create(&mut self) -> anyhow::Result<(Key, Duration)> {
+        let at = self.any();
+        let path = format!("/api/v1/applications/{}/api-keys", self.application);
+        let begun = Instant::now();
+        let made = self.replicas[at].client.post(&self.token, &path, &json!({"description": "bench"}))?;
+        let took = begun.elapsed();
+        Ok((Key { id: servers::text(&made, "id")?, text: servers::text(&made, "fullKey")? }, took))
+    }
+
+    /// Revokes a key there; says how long that took.
+    fn revoke(&mut self, at: usize, key: &Key) -> anyhow::Result<Duration> {
+        let path = format!("/api/v1/applications/{}/api-keys/{}", self.application, key.id);
+        let begun = Instant::now();
+        let (status, _) = self.replicas[at].client.send("DELETE", &path, &self.token, "")?;
+        let took = begun.elapsed();
+        ensure!(status == 204, "a revocation was answered {status}");
+        Ok(took)
+    }
+
+    /// Asks every replica about a key, several times: afterwards those with a lease have it in memory.
+    fn ask(&mut self, key: &Key, expected: u16) -> anyhow::Result<()> {
+        for replica in &mut self.replicas {
+            for _ in 0..2 {
+                let (status, _) = replica.client.send("GET", servers::ROUTE, &key.text, "")?;
+                ensure!(status == expected, "a key was answered {status} instead of {expected}");
+            }
+        }
+        Ok(())
+    }
+
+    /// How long keys take to be made and to be revoked.
+    fn measure(&mut self, keys: usize) -> anyhow::Result<(Times, Times)> {
+        let (mut created, mut revoked) = (Times::default(), Times::default());
+        for _ in 0..keys {
+            let (key, took) = self.create()?;
+            created.0.push(took);
+            self.ask(&key, 200)?;
+            let at = self.any();
+            revoked.0.push(self.revoke(at, &key)?);
+            self.ask(&key, 401)?;
+        }
+        Ok((created, revoked))
+    }
+
+    /// How long a revocation takes when another replica is frozen.
+    fn measure_frozen(&mut self, times: usize) -> anyhow::Result<Times> {
+        let mut revoked = Times::default();
+        for _ in 0..times {
+            let (key, _) = self.create()?;
+            self.ask(&key, 200)?;
+            let frozen = self.any();
+            let at = (frozen + self.rng.random_range(1..self.replicas.len())) % self.replicas.len();
+            let sleeping = self.replicas[frozen].process.freeze()?;
+            revoked.0.push(self.revoke(at, &key)?);
+            drop(sleeping);
+            self.ask(&key, 401)?;
+            // It has found its row gone and renewed: a revocation waits for it again, and not for long.
+            let (key, _) = self.create()?;
+            self.ask(&key, 200)?;
+            self.revoke(at, &key)?;
+        }
+        Ok(revoked)
+    }
+}
+
+/// How long something took, each time.
+#[derive(Default)]
+struct Times(Vec<Duration>);
+
+impl Times {
+    /// The time in milliseconds that this share of them did not exceed.
+    fn at(&self, share: f64) -> f64 {
+        let mut sorted = self.0.clone();
+        sorted.sort_unstable();
+        let rank = (share * sorted.len() as f64).ceil() as usize;
+        sorted.get(rank.saturating_sub(1)).map_or(f64::NAN, |time| time.as_secs_f64() * 1000.0)
+    }
+}
+
+/// What was measured with so many replicas.
+struct Row {
+    replicas: usize,
+    created: Times,
+    revoked: Times,
+    /// Empty where there is no other replica to freeze.
+    frozen: Times,
+}
+
+/// Measures and prints.
+pub(crate) fn run() -> anyhow::Result<()> {
+    let program = servers::build()?;
+    let postgres = Postgres::private(DURABLE).context("PostgreSQL is missing. Debian: apt-get install postgresql")?;
+    let directory = tempfile::tempdir()?;
+    eprintln!(
+        "PostgreSQL's data is in {}; {KEYS} keys for each number of replicas, {FREEZES} freezes",
+        postgres.socket().parent().unwrap_or(Path::new("?")).display()
+    );
+    let mut rows = Vec::new();
+    for replicas in REPLICAS {
+        eprintln!("measuring {replicas} ...");
+        let database = postgres.database();
+        let mut cluster = Cluster::start(&program, directory.path(), &database, replicas)?;
+        cluster.measure(FIRST_KEYS)?;
+        let (created, revoked) = cluster.measure(KEYS)?;
+        let frozen = if replicas > 1 { cluster.measure_frozen(FREEZES)? } else { Times::default() };
+        rows.push(Row { replicas, created, revoked, frozen });
+    }
+    print(&rows);
+    Ok(())
+}
+
+/// The table, in milliseconds.
+#[expect(clippy::print_stdout, reason = "it is what was asked for")]
+fn print(rows: &[Row]) {
+    println!(
+        "{:>8}  {:>10} {:>8}  {:>10} {:>8}  {:>6} {:>4}  {:>10} {:>8} {:>8}",
+        "replicas", "create p50", "p99", "revoke p50", "p99", "ratio", "aim", "frozen p50", "max", "aim"
+    );
+    for Row { replicas, created, revoked, frozen } in rows {
+        let ratio = revoked.at(0.5) / created.at(0.5);
+        let [frozen_median, frozen_max, frozen_aim] =
+            [frozen.at(0.5), frozen.at(1.0), FROZEN_AIM.as_secs_f64() * 1000.0]
+                .map(|millis| if frozen.0.is_empty() { "-".to_owned() } else { format!("{millis:.0}") });
+        println!(
+            "{replicas:>8}  {:>10.2} {:>8.2}  {:>10.2} {:>8.2}  {ratio:>6.2} {AIM:>4.1}  {frozen_median:>10} \
+             {frozen_max:>8} {frozen_aim:>8}",
+            created.at(0.5),
+            created.at(0.99),
+            revoked.at(0.5),
+            revoked.at(0.99),
+        );
+    }
+    println!(
+        "\nMilliseconds. \"ratio\" is that of the medians, of the same run; fsync and synchronous_commit are on. \"frozen\" is\n\
+         the first revocation after one of the other replicas was stopped by SIGSTOP: it waits for a lease of {} s, and the\n\
+         aim is half a second more. The next one waits for nobody.",
+        LEASE.as_secs()
+    );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_share_is_that_of_its_rank() {
+        let times = Times((1..=200).rev().map(Duration::from_millis).collect());
+        assert_eq!([0.5, 0.99, 1.0].map(|share| times.at(share)), [100.0, 198.0, 200.0]);
+        assert!(Times::default().at(0.5).is_nan());
+    }
+}
