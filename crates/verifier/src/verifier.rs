@@ -5,10 +5,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::{
-    sync::{Mutex, Notify, Semaphore, SemaphorePermit, watch},
-    time::timeout,
-};
+use tokio::sync::{Mutex, Notify, Semaphore, watch};
 use tollkey_core::{
     Clock, Denial, Digest, Need, Position, ServiceKeyId, Usage, VerifierId, decide,
     key_text::{Kind, without_scheme},
@@ -17,7 +14,7 @@ use tollkey_core::{
 use crate::{
     clock::nanos,
     follow::margin,
-    memory::{Entry, Memory},
+    memory::{Entry, Generation, Memory},
     source::{Primary, Snapshot, Source, Unavailable},
     stats::{Counters, Stats, count},
     usage::{BATCH, Ledger},
@@ -33,14 +30,14 @@ pub struct Settings {
     pub max_misses: usize,
     /// How many more may wait for their turn. Whoever comes then is answered [`Unavailable`] at once.
     pub max_waiting: usize,
-    /// How long one waits for its turn before it is answered [`Unavailable`].
-    pub miss_wait: Duration,
+    /// How long it may take until one has had its turn and its answer, before it is answered [`Unavailable`].
+    pub miss_limit: Duration,
 }
 
 impl Default for Settings {
-    /// A million keys; 64 questions at a time, 1024 waiting; one second.
+    /// A million keys; 64 questions at a time, 1024 waiting; two seconds.
     fn default() -> Self {
-        Self { max_entries: 1_000_000, max_misses: 64, max_waiting: 1024, miss_wait: Duration::from_secs(1) }
+        Self { max_entries: 1_000_000, max_misses: 64, max_waiting: 1024, miss_limit: Duration::from_secs(2) }
     }
 }
 
@@ -80,7 +77,7 @@ pub(crate) struct Inner<S> {
     misses: Semaphore,
     /// Places for those that wait for a permit of `misses`.
     waiting: Semaphore,
-    miss_wait: Duration,
+    miss_limit: Duration,
 }
 
 impl<S: Primary> Verifier<S> {
@@ -145,7 +142,7 @@ impl<S: Source> Verifier<S> {
             ledger: Ledger::new(settings.max_entries.saturating_mul(2).clamp(1024, 4_000_000)),
             misses: Semaphore::new(settings.max_misses.clamp(1, Semaphore::MAX_PERMITS)),
             waiting: Semaphore::new(settings.max_waiting.min(Semaphore::MAX_PERMITS)),
-            miss_wait: settings.miss_wait,
+            miss_limit: settings.miss_limit,
         }))
     }
 
@@ -267,42 +264,38 @@ impl<S: Source> Inner<S> {
 
     /// Asks the source for a key, and remembers it if that is safe.
     pub(crate) async fn fetch(&self, digest: &Digest) -> Result<(Snapshot, Option<Arc<Entry>>), Unavailable> {
-        let turn = self.turn().await?;
-        let generation = self.memory.generation();
-        let snapshot = self.heard(self.source.find(digest).await)?;
-        drop(turn);
+        let (snapshot, generation) = self.miss(self.source.find(digest)).await?;
         let Some(record) = snapshot.record.clone() else { return Ok((snapshot, None)) };
         let entry = self.memory.learn(digest, snapshot.seq, generation, record, nanos(self.clock.elapsed()));
         Ok((snapshot, Some(entry)))
     }
 
-    /// Waits for a turn to ask the source, for a while, and only where not too many wait already: a flood of keys that
-    /// nobody knows slows others that have to be asked for, and nothing else.
-    async fn turn(&self) -> Result<SemaphorePermit<'_>, Unavailable> {
+    /// Asks the source when it is this question's turn, all within the limit, and only where not too many wait already:
+    /// a flood of keys that nobody knows slows others that have to be asked for, and nothing else. Gives the answer with
+    /// the state of the memory at which it was asked for.
+    async fn miss<T>(
+        &self,
+        question: impl Future<Output = Result<T, Unavailable>>,
+    ) -> Result<(T, Generation), Unavailable> {
         count(&self.counters.misses);
-        if let Ok(permit) = self.misses.try_acquire() {
-            return Ok(permit);
-        }
-        let place = self.heard(self.waiting.try_acquire().map_err(|_| Unavailable))?;
-        let permit = timeout(self.miss_wait, self.misses.acquire()).await;
-        drop(place);
-        self.heard(permit.map_err(|_| Unavailable).and_then(|permit| permit.map_err(|_| Unavailable)))
-    }
-
-    fn heard<T>(&self, answer: Result<T, Unavailable>) -> Result<T, Unavailable> {
-        if answer.is_err() {
-            count(&self.counters.unavailable);
-        }
-        answer
+        let answer = self.within(self.miss_limit, async {
+            let _turn = match self.misses.try_acquire() {
+                Ok(turn) => turn,
+                Err(_) => {
+                    let _place = self.waiting.try_acquire().map_err(|_| Unavailable)?;
+                    self.misses.acquire().await.map_err(|_| Unavailable)?
+                }
+            };
+            let generation = self.memory.generation();
+            Ok((question.await?, generation))
+        });
+        answer.await.inspect_err(|_| count(&self.counters.unavailable))
     }
 }
 
 impl<S: Primary> Inner<S> {
     async fn ask_service_key(&self, digest: &Digest) -> Result<Option<ServiceKeyId>, Unavailable> {
-        let turn = self.turn().await?;
-        let generation = self.memory.generation();
-        let snapshot = self.heard(self.source.find_service_key(digest).await)?;
-        drop(turn);
+        let (snapshot, generation) = self.miss(self.source.find_service_key(digest)).await?;
         if let Some(id) = snapshot.id {
             self.memory.learn_service_key(digest, snapshot.seq, generation, id);
         }
