@@ -10,7 +10,7 @@
 //! - A silent verifier may be removed only a lease and a margin after its renewals were read, and only if they have not
 //!   moved since. One that renews is alive, and its row is what the next revoker waits for.
 
-use std::{collections::HashMap, pin::pin, time::Duration};
+use std::{collections::HashMap, pin::pin, sync::atomic::Ordering, time::Duration};
 
 use tokio::time::{sleep, timeout};
 use tollkey_core::{Position, Seq, VerifierId};
@@ -99,7 +99,7 @@ impl<S: Primary> Verifier<S> {
         inner.settle(seq, since).await;
         let waited = inner.clock.elapsed().saturating_sub(started);
         count(&inner.counters.settles);
-        inner.counters.settle_nanos.fetch_add(nanos(waited), std::sync::atomic::Ordering::Relaxed);
+        inner.counters.settle_nanos.fetch_add(nanos(waited), Ordering::Relaxed);
     }
 
     /// Waits until all changes made so far hold everywhere. For answers that say "it is so already": who made it so
@@ -138,7 +138,9 @@ impl<S: Primary> Inner<S> {
         loop {
             let asked = self.clock.elapsed();
             let (applied, generation, reported) = self.memory.applied_everywhere(nanos(asked));
-            if self.source.renew(self.id, reported, applied).await? {
+            let renewed = self.source.renew(self.id, reported, applied).await?;
+            self.failures.store(0, Ordering::Relaxed);
+            if renewed {
                 let end = (asked + self.lease).saturating_sub(self.margin);
                 if self.memory.grant(generation, nanos(end)) || self.memory.is_stopped() {
                     return Ok(reported);

@@ -1,7 +1,10 @@
 //! One verification: memory, else the source; then the judgement.
 
 use std::{
-    sync::{Arc, atomic::Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -20,6 +23,10 @@ use crate::{
     usage::{BATCH, Ledger},
     verdict::{Known, Verdict},
 };
+
+/// After so many questions without an answer, one after the other, the source is taken to give none: not after the
+/// first, which a connection that was cut costs.
+const FAILURES: u64 = 3;
 
 /// The bounds of a verifier.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -77,6 +84,9 @@ pub(crate) struct Inner<S> {
     misses: Semaphore,
     /// Places for those that wait for a permit of `misses`.
     waiting: Semaphore,
+    /// How many questions the source has left without an answer since the last one it gave.
+    pub(crate) failures: AtomicU64,
+    probe: Semaphore,
     miss_limit: Duration,
 }
 
@@ -142,6 +152,8 @@ impl<S: Source> Verifier<S> {
             ledger: Ledger::new(settings.max_entries.saturating_mul(2).clamp(1024, 4_000_000)),
             misses: Semaphore::new(settings.max_misses.clamp(1, Semaphore::MAX_PERMITS)),
             waiting: Semaphore::new(settings.max_waiting.min(Semaphore::MAX_PERMITS)),
+            failures: AtomicU64::new(0),
+            probe: Semaphore::new(1),
             miss_limit: settings.miss_limit,
         }))
     }
@@ -271,13 +283,25 @@ impl<S: Source> Inner<S> {
     }
 
     /// Asks the source when it is this question's turn, all within the limit, and only where not too many wait already:
-    /// a flood of keys that nobody knows slows others that have to be asked for, and nothing else. Gives the answer with
-    /// the state of the memory at which it was asked for.
+    /// a flood of keys that nobody knows slows others that have to be asked for, and nothing else. While the source gives
+    /// no answers, one question at a time finds out whether it does again, and all others are told at once. Gives the
+    /// answer with the state of the memory at which it was asked for.
     async fn miss<T>(
         &self,
         question: impl Future<Output = Result<T, Unavailable>>,
     ) -> Result<(T, Generation), Unavailable> {
         count(&self.counters.misses);
+        let answer = self.answer(question).await;
+        answer.inspect_err(|_| count(&self.counters.unavailable))
+    }
+
+    async fn answer<T>(
+        &self,
+        question: impl Future<Output = Result<T, Unavailable>>,
+    ) -> Result<(T, Generation), Unavailable> {
+        let fails = self.failures.load(Ordering::Relaxed) >= FAILURES;
+        let _probe = if fails { Some(self.probe.try_acquire().map_err(|_| Unavailable)?) } else { None };
+        let mut asked = false;
         let answer = self.within(self.miss_limit, async {
             let _turn = match self.misses.try_acquire() {
                 Ok(turn) => turn,
@@ -286,10 +310,17 @@ impl<S: Source> Inner<S> {
                     self.misses.acquire().await.map_err(|_| Unavailable)?
                 }
             };
+            asked = true;
             let generation = self.memory.generation();
             Ok((question.await?, generation))
         });
-        answer.await.inspect_err(|_| count(&self.counters.unavailable))
+        let answer = answer.await;
+        match &answer {
+            Ok(_) => self.failures.store(0, Ordering::Relaxed),
+            Err(Unavailable) if asked => count(&self.failures),
+            Err(Unavailable) => {} // it was nobody's fault but the others' in the queue
+        }
+        answer
     }
 }
 

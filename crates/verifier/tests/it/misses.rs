@@ -44,16 +44,21 @@ async fn a_flood_of_unknown_keys_neither_reaches_the_source_nor_queues_beyond_it
         assert!(asked.is_finished());
         assert_eq!(asked.await.unwrap(), Err(Unavailable));
     }
-    let unknown: Vec<Asked> = (100..110).map(|n| ask(&world.one.verifier, text(n))).collect();
-    let waiting = ask(&world.one.verifier, text(1));
+
+    // From then on one at a time finds out whether the source answers again.
+    let finds = world.source.finds();
+    let probe = ask(&world.one.verifier, text(1));
     sleep(Duration::from_millis(1)).await;
+    assert_eq!(ask(&world.one.verifier, text(200)).await.unwrap(), Err(Unavailable));
+    assert_eq!(world.source.finds(), finds + 1);
     drop(held);
-    for asked in unknown {
-        assert_eq!(asked.await.unwrap(), Ok(Err(Denial::UnknownKey)));
+    assert_eq!(probe.await.unwrap(), Ok(Ok(())));
+    let again: Vec<Asked> = (100..110).map(|n| ask(&world.one.verifier, text(n))).collect();
+    for asked in again {
+        assert_eq!(asked.await.unwrap(), Ok(Err(Denial::UnknownKey)), "everybody is answered again");
     }
-    assert_eq!(waiting.await.unwrap(), Ok(Ok(())), "its turn came");
     let stats = world.one.verifier.stats();
-    assert_eq!((stats.entries, stats.unavailable), (2, 1001), "what nobody knows is not remembered");
+    assert_eq!((stats.entries, stats.unavailable), (2, 1002), "what nobody knows is not remembered");
 }
 
 #[tokio::test(start_paused = true)]
