@@ -90,11 +90,11 @@ impl AccountReader<'_> {
         }
         if let Some(KeyCursor { created_at, id }) = after {
             let at = rows::micros(created_at);
-            query = query.filter(
-                api_keys::created_at
-                    .lt(at)
-                    .or(api_keys::created_at.eq(at).and(api_keys::id.lt(id.as_bytes().to_vec()))),
-            );
+            // Said in this way the index is entered where the page before ended. With `created_at < at OR ...` each page
+            // reads all those before it once more.
+            query = query
+                .filter(api_keys::created_at.le(at))
+                .filter(api_keys::created_at.lt(at).or(api_keys::id.lt(id.as_bytes().to_vec())));
         }
         read(query.load(self.conn)?)
     }
