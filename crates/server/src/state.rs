@@ -11,7 +11,7 @@ use std::{
 use actix_web::http::header::HeaderName;
 use ipnet::IpNet;
 use tollkey_core::{Catalogue, Clock, Denial, Need, Problem, usage::outcome_code};
-use tollkey_store::{Reader, Store, Writer};
+use tollkey_store::{Change, Reader, Store, Writer};
 use tollkey_verifier::{Unavailable, Verdict, Verifier, usage::BATCH};
 
 use crate::{caller::jwt::TokenVerifier, random::Random, service::idempotency::Sealer, source::StoreSource, telemetry};
@@ -81,11 +81,32 @@ impl State {
     ) -> Result<T, Problem> {
         let written = self.store.write(work).await?;
         if let Some(change) = written.change {
-            let started = self.clock.elapsed();
-            self.verifier.settle(change.seq, change.at).await;
-            telemetry::record_settle(self.clock.elapsed().saturating_sub(started));
+            self.settle(change).await;
         }
         Ok(written.value)
+    }
+
+    /// [`State::change`] for what may be so already: where the transaction changed nothing, whoever made it so before may
+    /// have died before everybody knew, and every change committed so far is waited for.
+    ///
+    /// # Errors
+    /// As for [`State::change`]; `unavailable` too when nothing was changed and the store does not say since when.
+    pub async fn ensure<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut Writer<'_>) -> Result<T, Problem> + Send + 'static,
+    ) -> Result<T, Problem> {
+        let written = self.store.write(work).await?;
+        match written.change {
+            Some(change) => self.settle(change).await,
+            None => self.settle_current().await?,
+        }
+        Ok(written.value)
+    }
+
+    async fn settle(&self, change: Change) {
+        let started = self.clock.elapsed();
+        self.verifier.settle(change.seq, change.at).await;
+        telemetry::record_settle(self.clock.elapsed().saturating_sub(started));
     }
 
     /// Waits until every change committed so far holds everywhere. For answering "it is so already": whoever made it

@@ -24,21 +24,16 @@ pub async fn set_operating_model(state: &State, by: &Manager, model: OperatingMo
     let now = state.clock.now();
     let account_id = by.account_id.clone();
     let mut draft = by.draft(state, Action::AccountUpdated, Target::account(&account_id), json!({}));
-    let (account, changed) = state
-        .change(move |tx| {
+    state
+        .ensure(move |tx| {
             let mut account = tx.account(&account_id);
             account.lock()?;
             let before = account.get()?.operating_model;
-            let changed = account.set_operating_model(model, now)?;
-            if changed {
+            if account.set_operating_model(model, now)? {
                 draft.changes = json!({"operating_model": [before.as_str(), model.as_str()]});
                 account.append(draft)?;
             }
-            Ok((Account { id: account_id, operating_model: model }, changed))
+            Ok(Account { id: account_id, operating_model: model })
         })
-        .await?;
-    if !changed {
-        state.settle_current().await?;
-    }
-    Ok(account)
+        .await
 }

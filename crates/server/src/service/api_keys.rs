@@ -324,8 +324,8 @@ pub async fn update(
     let now = state.clock.now();
     let account_id = by.account_id.clone();
     let drafts = by.drafts(state);
-    let (key, changed) = state
-        .change(move |tx| {
+    state
+        .ensure(move |tx| {
             let mut account = tx.account(&account_id);
             let before = account.lock_key(COMMERCE, &id)?.ok_or_else(Problem::not_found)?;
             before.changeable(now)?;
@@ -334,19 +334,14 @@ pub async fn update(
             if (&key.grants.merchants, &key.grants.features) != (&before.grants.merchants, &before.grants.features) {
                 account.get()?.operating_model.check(&key.grants)?;
             }
-            let changed = key != before;
-            if changed {
+            if key != before {
                 account.save_key(&key)?;
                 let changes = differences(&before, &key).into();
                 account.append(drafts(Action::ApiKeyUpdated, Target::key(id, key.mode), changes))?;
             }
-            Ok((key, changed))
+            Ok(key)
         })
-        .await?;
-    if !changed {
-        state.settle_current().await?;
-    }
-    Ok(key)
+        .await
 }
 
 /// Stops a commerce key until it is resumed; a repeat changes nothing.
@@ -432,8 +427,8 @@ async fn transition(
     let Which { families, application_id, id } = which;
     let (account_id, sees) = (by.account_id.clone(), by.sees());
     let drafts = by.drafts(state);
-    let (key, changed) = state
-        .change(move |tx| {
+    state
+        .ensure(move |tx| {
             let mut account = tx.account(&account_id);
             if let Some(id) = &application_id {
                 account.lock_application(id)?.ok_or_else(Problem::not_found)?;
@@ -451,12 +446,7 @@ async fn transition(
             }
             Ok((key, changed))
         })
-        .await?;
-    if !changed {
-        // Whoever made it so may have died before everybody knew.
-        state.settle_current().await?;
-    }
-    Ok((key, changed))
+        .await
 }
 
 /// Revokes the keys that a key made, and what those made, once it is revoked itself. In small transactions, so that

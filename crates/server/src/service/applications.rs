@@ -151,24 +151,19 @@ async fn modify(
 ) -> Result<Application, Problem> {
     let mut draft = by.draft(state, action, Target::application(id), Value::Null);
     let account_id = by.account_id.clone();
-    let (application, changed) = state
-        .change(move |tx| {
+    state
+        .ensure(move |tx| {
             let mut account = tx.account(&account_id);
             let mut application = account.lock_application(&id)?.ok_or_else(Problem::not_found)?;
             let changes = edit(&mut application);
-            let changed = !changes.is_empty();
-            if changed {
+            if !changes.is_empty() {
                 draft.changes = Value::Object(changes);
                 account.update_application(&application)?;
                 account.append(draft)?;
             }
-            Ok((application, changed))
+            Ok(application)
         })
-        .await?;
-    if !changed {
-        state.settle_current().await?;
-    }
-    Ok(application)
+        .await
 }
 
 /// Deletes an application and revokes its keys.

@@ -74,11 +74,9 @@ pub async fn list(state: &State) -> Result<Vec<ServiceKey>, Problem> {
 /// `not_found`.
 pub async fn revoke(state: &State, by: &str, id: ServiceKeyId) -> Result<(), Problem> {
     let now = state.clock.now();
-    let transition = state.change(move |tx| tx.revoke_service_key(&id, now)?.ok_or_else(Problem::not_found)).await?;
-    if transition == Transition::AlreadySo {
-        state.settle_current().await?;
-        return Ok(());
+    let transition = state.ensure(move |tx| tx.revoke_service_key(&id, now)?.ok_or_else(Problem::not_found)).await?;
+    if transition == Transition::Changed {
+        tracing::info!(service_key = %id, by, "a service key was revoked");
     }
-    tracing::info!(service_key = %id, by, "a service key was revoked");
     Ok(())
 }
