@@ -55,6 +55,9 @@ const FOLLOWED_AND_STOPPED: Bounds = Bounds { stops: true, ..FOLLOWED };
 /// A subscriber that keeps its replica from reporting, and a change that removes silent rows.
 const FOLLOWED_AND_REMOVED: Bounds = Bounds { subscriber: Following::Quiet, ..REMOVED };
 
+/// The same with a lease that is long enough to be renewed while the subscriber holds one.
+const FOLLOWED_FOR_LONGER_AND_REMOVED: Bounds = Bounds { lease: 2, ..FOLLOWED_AND_REMOVED };
+
 /// A world in which a rule is missed when it is not kept.
 fn world(rule: Rule) -> Bounds {
     match rule {
@@ -90,7 +93,7 @@ fn world(rule: Rule) -> Bounds {
         | Rule::AppliedBeforeTaken => FOLLOWED,
         Rule::OwnSubscribersToo => FOLLOWED_AT_HOME,
         Rule::LargestLease | Rule::SubscribersOutlived => FOLLOWED_AND_STOPPED,
-        Rule::SilenceFromLook => FOLLOWED_AND_REMOVED,
+        Rule::SilenceFromLook => FOLLOWED_FOR_LONGER_AND_REMOVED,
     }
 }
 
