@@ -19,7 +19,8 @@ pub struct SyncRequest {
     #[cfg_attr(feature = "openapi", schema(example = "0f1e2d3c4b5a69788796a5b4c3d2e1f0", pattern = "^[0-9a-f]{32}$"))]
     pub subscriber: String,
     /// The `cursor` of the last answer, once everything that came with it has been applied: whatever was changed has
-    /// been forgotten. Null or absent while nothing is remembered.
+    /// been forgotten. Null or absent in the first poll of all and in no other, however little is remembered: without it
+    /// nothing is acknowledged, and every change waits for the lease to end.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", schema(example = "42-1771848000000000"))]
     pub cursor: Option<String>,
@@ -61,15 +62,21 @@ pub struct Usage {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct SyncResponse {
+    /// The number of the last change that is in this answer or in one before: what a look-up has to show.
+    #[cfg_attr(feature = "openapi", schema(example = 43))]
+    pub seq: i64,
     /// Where the changes lead: to be sent with the next poll.
     #[cfg_attr(feature = "openapi", schema(example = "43-1771848001250000"))]
     pub cursor: String,
-    /// What has changed since the cursor that was sent, oldest first. Null when nobody knows: too much was missed, or
-    /// the database was restored. Everything remembered is to be forgotten then, service keys excepted.
+    /// What has changed since the cursor that was sent, oldest first; always there. Null when nobody knows: too much was
+    /// missed, the replica that answers is behind the one before, or the database was restored. Then every lease held so
+    /// far ends at once, everything remembered is forgotten, and look-ups under way are not remembered; only the lease in
+    /// this answer counts.
+    #[cfg_attr(feature = "openapi", schema(required))]
     pub changes: Option<Vec<Change>>,
     /// For how many milliseconds, counted from before the poll was sent, keys may be answered from memory, once the
     /// changes are applied. Zero when the server holds no lease itself, or there are more changes than one answer holds:
-    /// poll again. A shorter lease does not end a longer one from before. Clocks drift: keep a thousandth and a
+    /// poll again. A shorter lease does not end a longer one from before, unless `changes` is null. Clocks drift: keep a thousandth and a
     /// millisecond back.
     #[cfg_attr(feature = "openapi", schema(example = 2650))]
     pub lease_ms: u64,
@@ -115,7 +122,9 @@ impl std::fmt::Debug for LookupRequest {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct LookupResponse {
-    /// Every change up to this one shows in the key. It may be remembered only if no later one has begun to be applied.
+    /// Every change up to this one shows in the key. It may be remembered only if no later one was ever applied: if this
+    /// is at least the `seq` of every answer of `POST /sync` that was applied, or begun to be, by the time it is put into
+    /// memory.
     #[cfg_attr(feature = "openapi", schema(example = 43))]
     pub seq: i64,
     /// The key, whatever its status; null when there is none.

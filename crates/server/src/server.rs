@@ -46,6 +46,8 @@ use crate::{
 
 /// How often usage is written down.
 const FLUSH_INTERVAL: Duration = Duration::from_secs(5);
+/// How long the last flush may take.
+const LAST_FLUSH: Duration = Duration::from_secs(10);
 /// How often old usage and old kept answers are deleted.
 const PRUNE_INTERVAL: Duration = Duration::from_secs(3600);
 /// How long an idle connection is kept.
@@ -322,7 +324,14 @@ async fn keep_usage(state: web::Data<State>, metrics: Option<Metrics>, stopping:
             }
             () = &mut end => true,
         };
-        state.flush_usage().await;
+        if last {
+            // Who stops is not held up by counts; a database that takes them one by one gets what it can.
+            if tokio::time::timeout(LAST_FLUSH, state.flush_usage()).await.is_err() {
+                tracing::warn!("not all usage could be written down in time");
+            }
+        } else {
+            state.flush_usage().await;
+        }
         if let Some(metrics) = &metrics {
             metrics.upkeep();
         }

@@ -11,7 +11,7 @@ use std::{
 use actix_web::http::header::HeaderName;
 use ipnet::IpNet;
 use tollkey_core::{Catalogue, Clock, Denial, Need, Problem, usage::outcome_code};
-use tollkey_store::{Change, Reader, Store, Writer};
+use tollkey_store::{Change, Reader, SchemaError, Store, Writer};
 use tollkey_verifier::{Unavailable, Verdict, Verifier, usage::BATCH};
 
 use crate::{caller::jwt::TokenVerifier, random::Random, service::idempotency::Sealer, source::StoreSource, telemetry};
@@ -174,13 +174,14 @@ impl State {
         }
     }
 
-    /// Whether requests can be answered: the store answers, its schema is this build's, and the server is not stopping.
+    /// Whether requests can be answered: the store answers and takes changes, its schema is not older than this build's,
+    /// and the server is not stopping. A newer one works for the release before it: while servers are replaced one after
+    /// the other, those that are left are ready.
     pub async fn is_ready(&self) -> bool {
         if self.draining.load(Ordering::Acquire) || self.store.ping().await.is_err() {
             return false;
         }
-        let store = self.store.clone();
-        tokio::task::spawn_blocking(move || store.check_schema()).await.is_ok_and(|checked| checked.is_ok())
+        matches!(self.store.schema().await, Ok(()) | Err(SchemaError::Newer))
     }
 }
 

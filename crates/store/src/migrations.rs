@@ -36,6 +36,12 @@ pub enum SchemaError {
     Store(Error),
 }
 
+impl From<Error> for SchemaError {
+    fn from(error: Error) -> Self {
+        Self::Store(error)
+    }
+}
+
 /// An arbitrary number of ours: "tollkey" as bytes.
 const ADVISORY_LOCK: i64 = 0x0074_6f6c_6c6b_6579;
 
@@ -64,6 +70,9 @@ pub(crate) fn run(conn: &mut AnyConnection) -> Result<(), SchemaError> {
             // Held until the connection is closed; diesel itself takes no lock.
             conn.batch_execute(&format!("SELECT pg_advisory_lock({ADVISORY_LOCK})"))
                 .map_err(|error| failed(error.into()))?;
+            // Whoever waits for a table makes all others wait behind it, renewals of leases among them. Better to give
+            // up: nothing is lost, and it can be tried again when the dump is over that holds the table.
+            conn.batch_execute("SET lock_timeout = 2000").map_err(|error| failed(error.into()))?;
             conn.run_pending_migrations(POSTGRES).map(drop).map_err(failed)
         }
     }

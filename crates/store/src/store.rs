@@ -280,6 +280,14 @@ impl Store {
         migrations::check(&mut pooled.conn)
     }
 
+    /// [`Store::check_schema`] without blocking, in the order of requests.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn schema(&self) -> Result<(), SchemaError> {
+        self.hop(|inner| &inner.read, |_, conn| migrations::check(conn)).await
+    }
+
     /// Whether the database answers and, on PostgreSQL, takes changes: one that takes none cannot revoke a key.
     ///
     /// # Errors

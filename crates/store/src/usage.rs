@@ -15,10 +15,13 @@ use crate::{
     store::{STEP, Writer},
 };
 
-/// The same text on both backends. A key that is not there, after a restore for instance, is skipped.
+/// The same text on both backends. A key that is not there, after a restore for instance, is skipped. A count that would
+/// not fit stays at the most: an error would hold up those of all other keys.
 const ADD: &str = "INSERT INTO key_usage (key_id, day, outcome, count) \
     SELECT $1, $2, $3, $4 WHERE EXISTS (SELECT 1 FROM api_keys WHERE id = $1) \
-    ON CONFLICT (key_id, day, outcome) DO UPDATE SET count = key_usage.count + excluded.count";
+    ON CONFLICT (key_id, day, outcome) DO UPDATE SET count = CASE \
+    WHEN key_usage.count > 9223372036854775807 - excluded.count THEN 9223372036854775807 \
+    ELSE key_usage.count + excluded.count END";
 /// Touches only this column, and never takes it back: replicas flush in any order.
 const USED: &str =
     "UPDATE api_keys SET last_used_at = $1 WHERE id = $2 AND (last_used_at IS NULL OR last_used_at < $1)";

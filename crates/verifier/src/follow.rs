@@ -109,7 +109,7 @@ impl<S: Primary> Verifier<S> {
     /// [`Unavailable`] when the source does not say where the change counter stands.
     pub async fn settle_current(&self) -> Result<(), Unavailable> {
         let inner = &*self.0;
-        let seq = inner.within(inner.lease, inner.catch_up(None)).await?.seq;
+        let seq = inner.within(inner.lease, inner.catch_up()).await?.seq;
         // Read afterwards: every lease that does not cover `seq` was asked for before `seq` was committed.
         self.settle(seq, inner.clock.elapsed()).await;
         Ok(())
@@ -147,7 +147,7 @@ impl<S: Primary> Inner<S> {
                 }
                 continue; // everything was forgotten meanwhile; what was renewed is not what is remembered now
             }
-            if self.catch_up(None).await? == applied {
+            if self.catch_up().await? == applied {
                 // Refused although nothing is missing: a change is being committed right now.
                 sleep(pause).await;
                 pause = (pause * 2).min(LONGEST_PAUSE);
@@ -158,7 +158,7 @@ impl<S: Primary> Inner<S> {
     /// Applies what is missing and reports what is applied everywhere, if `reported` was something else. Answers what
     /// is reported now.
     async fn report(&self, reported: Seq) -> Result<Seq, Unavailable> {
-        self.catch_up(None).await?;
+        self.catch_up().await?;
         let (.., applied) = self.memory.applied_everywhere(nanos(self.clock.elapsed()));
         if applied != reported {
             self.source.report(self.id, applied).await?;
@@ -166,14 +166,11 @@ impl<S: Primary> Inner<S> {
         Ok(applied)
     }
 
-    /// Applies all changes made so far, or at least those up to `enough`. Answers up to where all are applied.
-    pub(crate) async fn catch_up(&self, enough: Option<Seq>) -> Result<Position, Unavailable> {
+    /// Applies all changes made so far. Answers up to where all are applied.
+    pub(crate) async fn catch_up(&self) -> Result<Position, Unavailable> {
         let _applying = self.applying.lock().await;
         loop {
             let (applied, _) = self.memory.applied();
-            if enough.is_some_and(|seq| applied.seq >= seq) {
-                return Ok(applied);
-            }
             let log = self.source.changes_after(applied, CHANGES).await?;
             let whole = self.memory.apply(&log);
             let now = self.memory.applied().0;
@@ -190,7 +187,7 @@ impl<S: Primary> Inner<S> {
         let first = self.until(over, self.source.behind(seq, self.id)).await;
         let seen_at = self.clock.elapsed();
 
-        if self.until(over, self.catch_up(Some(seq))).await.is_err() {
+        if self.until(over, self.catch_up()).await.is_err() {
             // This process must not say yes either. A renewal that is still under way grants nothing any more.
             self.memory.drop_lease();
             tracing::warn!(seq = seq.0, "a change could not be applied here; nothing is answered from memory");

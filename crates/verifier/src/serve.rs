@@ -36,7 +36,6 @@ impl<S: Primary> Source for Verifier<S> {
 impl<S: Primary> Upstream for Verifier<S> {
     async fn poll(&self, poll: Poll) -> Result<News, Unavailable> {
         let inner = &*self.0;
-        self.restore_usage(poll.usage);
         if inner.memory.acknowledge(poll.subscriber, poll.position, nanos(inner.clock.elapsed())) {
             inner.poked.notify_one(); // there is more to report
         }
@@ -50,10 +49,13 @@ impl<S: Primary> Upstream for Verifier<S> {
             return Err(Unavailable);
         }
         let news = inner.memory.serve(poll.subscriber, poll.position, CHANGES, nanos(inner.clock.elapsed()));
-        news.map_err(|_| {
+        let news = news.map_err(|_| {
             tracing::warn!("there are too many subscribers; one more is refused");
             Unavailable
-        })
+        })?;
+        // Only now that it will not be told again.
+        self.restore_usage(poll.usage);
+        Ok(news)
     }
 
     async fn leave(&self, subscriber: VerifierId, usage: Vec<Usage>) -> Result<(), Unavailable> {

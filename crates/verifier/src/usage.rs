@@ -15,8 +15,9 @@ use tollkey_core::{Denial, KeyId, Timestamp, Usage};
 
 use crate::memory::Entry;
 
-/// How many keys one fetch takes. There may be more: fetch until nothing comes.
-pub const BATCH: usize = 10_000;
+/// How many keys one fetch takes: as many as can be written down in one small transaction. There may be more: fetch until
+/// nothing comes.
+pub const BATCH: usize = 500;
 
 const SECONDS_PER_DAY: i64 = 86_400;
 

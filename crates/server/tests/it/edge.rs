@@ -122,6 +122,14 @@ async fn a_stopping_server_is_alive_and_not_ready() {
         assert_eq!(app.get("/applications").bearer(&app.merchant("acme")).await.status, 200);
         app.running().state().draining.store(false, Ordering::Release);
         assert_eq!(app.get("/readyz").await.status, 200);
+        // The next release has migrated: servers of this one are replaced one after the other, and ready until then.
+        app.database.sql("INSERT INTO __diesel_schema_migrations (version) VALUES ('29990101000000')");
+        assert_eq!(app.get("/readyz").await.status, 200);
+        app.database.sql("DELETE FROM __diesel_schema_migrations WHERE version = '29990101000000'");
+        app.database.sql("DELETE FROM __diesel_schema_migrations WHERE version = '20261121200000'");
+        assert_eq!(app.get("/readyz").await.status, 503, "an older one does not work");
+        app.database.sql("INSERT INTO __diesel_schema_migrations (version) VALUES ('20261121200000')");
+        assert_eq!(app.get("/readyz").await.status, 200);
         if app.database.backend() == Backend::Postgres {
             app.database.refuse_connections(true);
             assert_eq!((app.get("/readyz").await.status, app.get("/livez").await.status), (503, 200));

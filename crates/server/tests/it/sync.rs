@@ -48,7 +48,7 @@ async fn a_poll_brings_a_lease_and_what_has_changed_since_the_last_one() {
         let reply = sync(app, json!({"subscriber": SUBSCRIBER})).await;
         assert_eq!(reply.header("cache-control"), Some("no-store"));
         // The clock stands still: a lease of three seconds less its margin.
-        assert_eq!(reply.body, r#"{"cursor":"0-0","changes":[],"lease_ms":2996}"#);
+        assert_eq!(reply.body, r#"{"seq":0,"cursor":"0-0","changes":[],"lease_ms":2996}"#);
 
         let changes = [
             app.post(&format!("/api-keys/{}/suspend", key.id), json!({})).bearer(&token),
@@ -68,7 +68,7 @@ async fn a_poll_brings_a_lease_and_what_has_changed_since_the_last_one() {
                 polled(app, json!({"leave": true})).await
             };
             let (left, ..) = tokio::join!(left, second, third);
-            assert_eq!(left, json!({"cursor": "0-0", "changes": [], "lease_ms": 0}));
+            assert_eq!(left, json!({"seq": 0, "cursor": "0-0", "changes": [], "lease_ms": 0}));
             assert_eq!(suspended.await.expect("an answer").status, 200);
         });
         assert!(begun.elapsed() < Duration::from_secs(20));

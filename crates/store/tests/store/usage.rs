@@ -60,6 +60,23 @@ fn what_is_old_is_forgotten_in_steps() {
 }
 
 #[test]
+fn a_count_that_would_not_fit_holds_up_no_other() {
+    each(async |database| {
+        let store = database.store();
+        for number in [1, 2] {
+            store.add_key(&key(number, &acme())).await.unwrap();
+        }
+        for _ in 0..3 {
+            let most = usage(1, 1, None, u64::MAX);
+            store.add_usage(vec![most, usage(2, 1, None, 1)]).await.unwrap();
+        }
+        let read = async |number| store.read(move |db| db.account(&acme()).usage(&id(number), 0)).await.unwrap();
+        assert_eq!(read(1).await, [DayUsage { day: 1, outcome: None, count: i64::MAX as u64 }]);
+        assert_eq!(read(2).await, [DayUsage { day: 1, outcome: None, count: 3 }]);
+    });
+}
+
+#[test]
 fn every_outcome_is_kept() {
     each(async |database| {
         let store = database.store();

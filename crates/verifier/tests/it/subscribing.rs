@@ -26,6 +26,8 @@ struct Link(Arc<Shared>);
 struct Shared {
     replicas: Vec<Verifier<MemorySource>>,
     to: AtomicUsize,
+    /// Where keys are looked up, when that is elsewhere.
+    look_up_at: AtomicUsize,
     cut: AtomicBool,
     /// Answers are made but not delivered.
     loses_answers: AtomicBool,
@@ -37,6 +39,7 @@ impl Link {
         Self(Arc::new(Shared {
             replicas: replicas.iter().map(|replica| (*replica).clone()).collect(),
             to: AtomicUsize::new(0),
+            look_up_at: AtomicUsize::new(usize::MAX),
             cut: AtomicBool::new(false),
             loses_answers: AtomicBool::new(false),
             finds: AtomicUsize::new(0),
@@ -65,7 +68,8 @@ impl Link {
 impl Source for Link {
     async fn find(&self, digest: &Digest) -> Result<Snapshot, Unavailable> {
         self.0.finds.fetch_add(1, Ordering::SeqCst);
-        let answer = self.replica()?.find(digest).await?;
+        let elsewhere = self.0.replicas.get(self.0.look_up_at.load(Ordering::SeqCst));
+        let answer = elsewhere.map_or_else(|| self.replica(), Ok)?.find(digest).await?;
         self.delivered(answer)
     }
 }
@@ -323,6 +327,49 @@ async fn between_replicas_nothing_has_to_be_forgotten() {
     other.verifier.settle(seq, since).await;
     assert!(world.clock.elapsed() - since < SOON);
     assert_eq!((far.outcome(0).await, far.asks(1).await), (Err(Denial::Revoked), false));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_replica_that_is_behind_says_is_not_remembered() {
+    let world = World::new(1).await;
+    let other = world.another(2).await;
+    let far = Subscriber::start(7, &[&world.one.verifier, &other.verifier], &world.clock).await;
+    assert_eq!(other.outcome(0).await, Ok(()));
+    far.link.0.look_up_at.store(1, Ordering::SeqCst);
+    let (seq, since) = world.revoke(0);
+    world.one.verifier.poke(); // and not the other
+    sleep(Duration::from_millis(5)).await;
+    assert_eq!(far.verifier.stats().seq, seq);
+    assert_eq!(far.outcome(0).await, Ok(()), "the change is not settled yet");
+    assert!(far.asks(0).await, "it was not remembered");
+    other.verifier.poke();
+    world.one.verifier.settle(seq, since).await;
+    assert_eq!(far.outcome(0).await, Err(Denial::Revoked));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_poll_that_is_refused_tells_nothing() {
+    let world = World::new(1).await;
+    let poll = |n: u16| Poll {
+        subscriber: VerifierId::from_bytes(u128::from(n).to_be_bytes()),
+        position: world.source.position(),
+        wait: Duration::ZERO,
+        usage: vec![Usage {
+            key_id: tollkey_core::KeyId::from_bytes([1; 16]),
+            day: 1,
+            outcome: None,
+            count: 1,
+            last_used_at: None,
+        }],
+    };
+    for n in 0..1024 {
+        world.one.verifier.poll(poll(n)).await.unwrap();
+    }
+    for n in 1024..1100 {
+        assert_eq!(world.one.verifier.poll(poll(n)).await, Err(Unavailable), "there is no room");
+    }
+    let told = std::iter::from_fn(|| Some(world.one.verifier.take_usage()).filter(|rows| !rows.is_empty()));
+    assert_eq!(told.flatten().map(|row| row.count).sum::<u64>(), 1024);
 }
 
 #[tokio::test(start_paused = true)]

@@ -30,7 +30,8 @@ const MAX_WAIT: u32 = 60_000;
 /// `POST /sync/lookup` finds a key that is not remembered.
 ///
 /// The rules, in this order for each verification: look whether the lease lasts; look the key up in memory. For
-/// each poll: apply the changes; take the lease; acknowledge.
+/// each poll: apply the changes; take the lease; acknowledge. One poll at a time; an answer that comes after one has given
+/// up waiting for it is thrown away.
 #[utoipa::path(
     tag = "verification",
     operation_id = "sync",
@@ -45,9 +46,9 @@ pub async fn sync(state: web::Data<State>, _: Service, body: Body) -> Answer {
     let poll = read(request, state.clock.now())?;
     if leave {
         // Nothing is granted any more; the answer says so in the words of any other.
-        let cursor = poll.position.to_string();
+        let (seq, cursor) = (poll.position.seq.0, poll.position.to_string());
         state.verifier.leave(poll.subscriber, poll.usage).await.map_err(|_| Problem::unavailable())?;
-        return Ok(HttpResponse::Ok().json(api::SyncResponse { cursor, changes: Some(Vec::new()), lease_ms: 0 }));
+        return Ok(HttpResponse::Ok().json(api::SyncResponse { seq, cursor, changes: Some(Vec::new()), lease_ms: 0 }));
     }
     let news = state.verifier.poll(poll).await.map_err(|_| Problem::unavailable())?;
     Ok(HttpResponse::Ok().json(answer(news)))
@@ -56,8 +57,10 @@ pub async fn sync(state: web::Data<State>, _: Service, body: Body) -> Answer {
 /// Look a key up for one's own memory.
 ///
 /// Everything a verification judges a key by, whatever its status, found by the digest of the presented text. Nothing is
-/// judged and nothing is counted here. Remember the key only if no change after `seq` has begun to be applied since the
-/// request was sent; otherwise judge this one request by it and forget it.
+/// judged and nothing is counted here. The replica that answers may be behind the one that was polled: remember the key only
+/// if its `seq` is at least that of every answer of `POST /sync` that was applied or begun to be, and if nothing was forgotten
+/// by a null since the request was sent; decide that under the lock under which changes are applied. Otherwise judge
+/// this one request by it and forget it.
 #[utoipa::path(
     tag = "verification",
     operation_id = "syncLookup",
@@ -113,6 +116,7 @@ fn answer(news: News) -> api::SyncResponse {
         api::Change { kind: kind.to_owned(), id }
     };
     api::SyncResponse {
+        seq: news.position.seq.0,
         cursor: news.position.to_string(),
         changes: news.changes.map(|changes| changes.iter().map(change).collect()),
         // Cut, not rounded: a lease must not get longer on the way.
