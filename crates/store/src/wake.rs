@@ -5,11 +5,12 @@
 
 use std::{
     convert::Infallible,
-    ffi::CString,
+    ffi::{CStr, CString},
     io::{self, PipeReader, PipeWriter},
+    ops::ControlFlow,
     sync::mpsc::{self, Receiver, RecvTimeoutError},
     thread::JoinHandle,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use rustix::{
@@ -30,6 +31,8 @@ pub(crate) const CHANNEL: &str = "tollkey_changes";
 /// After so long a silence the server is asked for a sign of life. What stands between, a proxy for instance, may have
 /// lost the connection without telling, and then the kernel's own keep-alives notice nothing.
 const SILENCE: Duration = Duration::from_secs(30);
+/// How long a sign of life may take to come.
+const SIGN: Duration = Duration::from_secs(5);
 /// How long after a lost connection a new one is tried.
 const AGAIN: Duration = Duration::from_secs(1);
 /// How long dropping a listener waits for its thread, which may be in the middle of connecting.
@@ -115,7 +118,9 @@ fn keep_listening(url: &str, stopped: &PipeReader, wake: &impl Fn()) {
 /// Listens on one connection, until the listener is dropped.
 fn listen(url: &str, stopped: &PipeReader, mut wake: impl FnMut()) -> Result<(), Lost> {
     let mut connection = Connection::open(url)?;
-    connection.execute(&CString::new(format!("LISTEN {CHANNEL}")).map_err(|_| Lost)?)?;
+    if execute(&mut connection, stopped, &CString::new(format!("LISTEN {CHANNEL}")).map_err(|_| Lost)?)?.is_break() {
+        return Ok(());
+    }
     wake(); // for what happened while nobody listened
     loop {
         // Before waiting: what came along with an answer makes no socket readable.
@@ -125,9 +130,28 @@ fn listen(url: &str, stopped: &PipeReader, mut wake: impl FnMut()) -> Result<(),
         match wait(Some(&connection), stopped, SILENCE)? {
             Woken::Stopped => return Ok(()),
             Woken::Readable => {}
-            Woken::Silence => connection.execute(c"SELECT 1")?,
+            Woken::Silence => {
+                if execute(&mut connection, stopped, c"SELECT 1")?.is_break() {
+                    return Ok(());
+                }
+            }
         }
     }
+}
+
+/// Runs statements whose rows nobody wants. Without an answer in time the connection counts as lost. Breaks off when the
+/// listener is dropped.
+fn execute(connection: &mut Connection, stopped: &PipeReader, sql: &CStr) -> Result<ControlFlow<()>, Lost> {
+    let late_at = Instant::now() + SIGN;
+    connection.send(sql)?;
+    while !connection.answered()? {
+        match wait(Some(connection), stopped, late_at.saturating_duration_since(Instant::now()))? {
+            Woken::Stopped => return Ok(ControlFlow::Break(())),
+            Woken::Readable => {}
+            Woken::Silence => return Err(Lost),
+        }
+    }
+    Ok(ControlFlow::Continue(()))
 }
 
 /// Waits until the connection can be read, if there is one, or the listener is dropped; at most for that long.
