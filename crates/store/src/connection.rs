@@ -17,6 +17,8 @@ use diesel::{
 
 pub(crate) use multi::AnyConnection;
 
+use crate::watch::{CONNECTIONS, Watch};
+
 /// Over both backends, one text for most queries. In a module of its own because the derive makes public types
 /// without documentation.
 #[allow(missing_docs, unreachable_pub, reason = "made by the derive")]
@@ -240,6 +242,14 @@ pub(crate) enum Use {
 /// costs the others theirs until it is thrown out; they ask the database meanwhile.
 const POSTGRES_LIMITS: &str = "SET statement_timeout = 5000; SET lock_timeout = 1000; \
                                SET idle_in_transaction_session_timeout = 2000;";
+/// After so long the answer to a statement is late: the server's own limit has ended it before, and the way back takes no
+/// longer than connecting does.
+const STATEMENT: Duration = Duration::from_secs(8);
+/// After so long a sign of life is late.
+const SIGN_OF_LIFE: Duration = Duration::from_secs(3);
+/// After so long a connection is late that is being made. libpq itself ends all but the last step, for each address of
+/// the server after [`CONNECT_TIMEOUT`].
+const OPENING: Duration = Duration::from_secs(20);
 /// No limit of ours fits a migration of a large table.
 const POSTGRES_NO_LIMITS: &str = "SET statement_timeout = 0; SET lock_timeout = 0; \
                                   SET idle_in_transaction_session_timeout = 0;";
@@ -258,18 +268,39 @@ const SQLITE_SETUP: &str = "PRAGMA busy_timeout = 5000; PRAGMA foreign_keys = ON
 
 /// Opens a connection and sets it up.
 pub(crate) fn establish(target: &Target, purpose: Use) -> Result<AnyConnection, ConnectError> {
+    Ok(establish_watched(target, purpose)?.0)
+}
+
+/// [`establish`], with the watch over a connection to a server.
+pub(crate) fn establish_watched(target: &Target, purpose: Use) -> Result<(AnyConnection, Option<Watch>), ConnectError> {
     match target {
-        Target::Memory => sqlite(":memory:", purpose, false),
-        Target::File(path) => sqlite(path, purpose, true),
+        Target::Memory => Ok((sqlite(":memory:", purpose, false)?, None)),
+        Target::File(path) => Ok((sqlite(path, purpose, true)?, None)),
         Target::Postgres(url) => {
-            let mut conn = diesel::PgConnection::establish(url)?;
+            let watch = CONNECTIONS.watch(user_timeout(url)).map_err(ConnectError::Watch)?;
+            watch.begin(OPENING);
+            // The last one counts.
+            let mut conn = diesel::PgConnection::establish(&format!("{url}&tcp_user_timeout={}", watch.mark()))?;
+            watch.end();
+            watch.limit((purpose != Use::Migrate).then_some(STATEMENT));
+            conn.set_instrumentation(watch.statements());
             let limits = if purpose == Use::Migrate { POSTGRES_NO_LIMITS } else { POSTGRES_LIMITS };
             conn.batch_execute(&[limits, POSTGRES_DURABLE].concat())?;
             if let Err(error) = conn.batch_execute(POSTGRES_ENGLISH) {
                 tracing::debug!(%error, "the language of the server's messages cannot be set"); // no PL/pgSQL, say
             }
-            Ok(AnyConnection::Postgres(conn))
+            Ok((AnyConnection::Postgres(conn), Some(watch)))
         }
+    }
+}
+
+/// The `tcp_user_timeout` of a completed URL, in milliseconds. Zero means what the kernel does by itself, which is to give
+/// up after a quarter of an hour.
+fn user_timeout(url: &str) -> u32 {
+    let last = url.rsplit_once("tcp_user_timeout=").map_or("", |(_, rest)| rest);
+    match last.split('&').next().and_then(|millis| millis.parse().ok()) {
+        None | Some(0) => 15 * 60 * 1000,
+        Some(millis) => millis,
     }
 }
 
@@ -311,6 +342,8 @@ pub(crate) enum ConnectError {
     Query(#[from] diesel::result::Error),
     #[error("the connection was lost")]
     Lost,
+    #[error("nobody can watch over the connection: {0}")]
+    Watch(std::io::Error),
 }
 
 /// Makes connections for a pool.
@@ -321,11 +354,24 @@ pub(crate) struct Manager {
     /// Raised when a connection is found broken: the others of that time are most likely broken too, and are
     /// looked at before they are used again.
     epoch: AtomicU64,
+    /// Connections of epochs before this one are not even looked at: one of them did not answer, and to ask one after the
+    /// other would take as long with each.
+    silent_before: AtomicU64,
 }
 
 impl Manager {
     pub(crate) fn new(target: Target, purpose: Use) -> Self {
-        Self { target, purpose, epoch: AtomicU64::new(0) }
+        Self { target, purpose, epoch: AtomicU64::new(0), silent_before: AtomicU64::new(0) }
+    }
+
+    /// Notes that a connection is broken, for the others of its time.
+    fn found_broken(&self, pooled: &Pooled) {
+        let next = pooled.epoch + 1;
+        // If somebody else has raised it since, so much the better.
+        self.epoch.fetch_max(next, Ordering::Relaxed);
+        if pooled.watch.as_ref().is_some_and(Watch::end) {
+            self.silent_before.fetch_max(next, Ordering::Relaxed);
+        }
     }
 }
 
@@ -337,6 +383,17 @@ pub(crate) struct Pooled {
     pub(crate) is_suspect: bool,
     epoch: u64,
     checked_in: Instant,
+    /// Over a connection to a server.
+    watch: Option<Watch>,
+}
+
+/// Asks for a sign of life, and does not wait long for it.
+fn ping(conn: &mut diesel::PgConnection, watch: Option<&Watch>) -> diesel::QueryResult<()> {
+    let Some(watch) = watch else { return conn.ping() };
+    watch.limit(Some(SIGN_OF_LIFE));
+    let result = conn.ping();
+    watch.limit(Some(STATEMENT));
+    result
 }
 
 /// A connection that rested longer than this is asked for a sign of life before it is used. A busy one is not:
@@ -349,15 +406,21 @@ impl ManageConnection for Manager {
 
     fn connect(&self) -> Result<Pooled, ConnectError> {
         let epoch = self.epoch.load(Ordering::Relaxed);
-        let conn = establish(&self.target, self.purpose)?;
-        Ok(Pooled { conn, is_suspect: false, epoch, checked_in: Instant::now() })
+        let (conn, watch) = establish_watched(&self.target, self.purpose)?;
+        Ok(Pooled { conn, is_suspect: false, epoch, checked_in: Instant::now(), watch })
     }
 
     fn is_valid(&self, pooled: &mut Pooled) -> Result<(), ConnectError> {
         if let AnyConnection::Postgres(conn) = &mut pooled.conn {
+            if pooled.epoch < self.silent_before.load(Ordering::Relaxed) {
+                return Err(ConnectError::Lost);
+            }
             let epoch = self.epoch.load(Ordering::Relaxed);
             if pooled.epoch != epoch || pooled.checked_in.elapsed() > RESTED {
-                conn.ping().map_err(|_| ConnectError::Lost)?;
+                if ping(conn, pooled.watch.as_ref()).is_err() {
+                    self.found_broken(pooled);
+                    return Err(ConnectError::Lost);
+                }
                 pooled.epoch = epoch;
             }
         }
@@ -370,11 +433,11 @@ impl ManageConnection for Manager {
         match &mut pooled.conn {
             // A lost connection leaves its transaction manager in an error state, mostly.
             AnyConnection::Postgres(conn) => {
-                let broken = conn.is_broken() || (is_suspect && conn.ping().is_err());
+                let broken = pooled.watch.as_ref().is_some_and(Watch::end)
+                    || conn.is_broken()
+                    || (is_suspect && ping(conn, pooled.watch.as_ref()).is_err());
                 if broken {
-                    // If somebody else has raised it since, so much the better.
-                    let (old, new) = (pooled.epoch, pooled.epoch + 1);
-                    let _ = self.epoch.compare_exchange(old, new, Ordering::Relaxed, Ordering::Relaxed);
+                    self.found_broken(pooled);
                 }
                 broken
             }

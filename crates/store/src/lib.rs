@@ -33,6 +33,7 @@ pub mod testing;
 pub mod usage;
 pub mod verification;
 mod wake;
+mod watch;
 
 pub use account::{AccountReader, AccountWriter, AuditFilter, DayUsage, KeyCursor, Paged};
 pub use connection::{Backend, BadUrl};
