@@ -15,6 +15,7 @@ use tollkey_store::testing::Postgres;
 use crate::{
     binary::{Server, Tollkey, merchant, service},
     support::{Call, Key},
+    wire::Wire,
 };
 
 /// The length of a lease unless the database says otherwise.
@@ -193,4 +194,83 @@ async fn verification_while_postgresql_is_down() {
         assert_eq!(server.code(&remembered.text).await, "revoked");
         server.stop().await;
     }
+}
+
+/// The longest that a request waits for a connection that fell silent: its turn, a sign of life that does not come, and a
+/// statement that is not answered.
+const SILENCE: Duration = Duration::from_secs(15);
+/// Within which time everything is as before. It takes 9 s, but for the listener, who asks for a sign of life after 30 s.
+const RETURN: Duration = Duration::from_secs(60);
+
+/// What a proxy does whose far side has died: existing connections are acknowledged each byte and get no answer, and only
+/// new ones work.
+#[actix_web::test]
+async fn connections_that_fall_silent_cost_some_seconds() {
+    let Some(postgres) = Postgres::shared() else { return };
+    let database = postgres.database();
+    let wire = Wire::to(postgres.socket());
+    let tollkey = Tollkey::on(&database)
+        .with("DATABASE_URL", &database.url_at(wire.address))
+        .with("TOLLKEY_APPLICATION_KEY_LIMIT", "10000");
+    let server = tollkey.serve().await;
+    let token = merchant("acme");
+    let application = server.application(&token, "Web Store").await;
+    let key = server.key(&token, &application).await;
+    assert_eq!(server.code(&key.text).await, "valid");
+    let service = service();
+    let verify = || server.post("/verify", json!({"key": key.text})).bearer(&service);
+    let create = || {
+        let path = format!("/applications/{application}/api-keys");
+        server.post(&path, json!({"description": "Checkout"})).bearer(&token)
+    };
+    let ready = || server.get("/readyz");
+    let warm = join_all((0..12).map(|_| create().into_future())).await; // as many connections as there may be
+    assert!(warm.iter().all(|reply| reply.status == 201));
+    sleep(LEASE / 2).await; // a lease is held, and connections have rested
+
+    wire.silence_existing();
+    let begun = Instant::now();
+    let over = Cell::new(false);
+    let story = async {
+        while !server.stderr().contains("listening for changes again") {
+            assert!(begun.elapsed() < RETURN, "nobody listens: {}", server.stderr());
+            sleep(Duration::from_millis(50)).await;
+        }
+        over.set(true);
+        begun.elapsed()
+    };
+    let (verified, created, asked, listening) =
+        tokio::join!(ask_until(&over, verify), ask_until(&over, create), ask_until(&over, ready), story);
+
+    let mut report = format!("connections that fell silent: listening again {listening:.1?} later");
+    for (who, asked) in [("/verify", verified), ("creation", created), ("/readyz", asked)] {
+        let refused: Vec<&Asked> = asked.iter().filter(|asked| asked.status == 503).collect();
+        let other = asked.iter().find(|asked| ![200, 201, 503].contains(&asked.status));
+        assert!(other.is_none(), "{who}: {:?}", other.map(|asked| asked.status));
+        assert!(!refused.is_empty(), "{who}: the silence is noticed");
+        let longest = asked.iter().map(|asked| asked.answered - asked.began).max().unwrap_or_default();
+        assert!(longest < SILENCE, "{who} took {longest:?}");
+        let last = refused.iter().map(|asked| asked.answered - begun).max().unwrap_or_default();
+        assert!(asked.iter().any(|asked| asked.status < 300 && asked.began > begun + last), "{who}: it is back");
+        assert!(last < RETURN / 2, "{who}: the last 503 after {last:?}");
+        report.push_str(&format!(
+            "\n  {who}: {} refused, the slowest answer in {longest:.1?}, the last 503 after {last:.1?}",
+            refused.len()
+        ));
+    }
+
+    // It ends in good order, too, with connections that are silent.
+    wire.silence_existing();
+    let begun = Instant::now();
+    let (reply, ended) = tokio::join!(timeout(RETURN, create().into_future()), async {
+        sleep(Duration::from_millis(100)).await;
+        server.signal("TERM").await;
+    });
+    let () = ended;
+    assert!(reply.is_ok_and(|reply| reply.status == 503));
+    let finished = server.ended().await;
+    assert_eq!(finished.code, Some(0), "{finished}");
+    let took = begun.elapsed();
+    assert!(took < RETURN / 2, "ending took {took:?}");
+    let _ = writeln!(io::stderr(), "\n{report}\n  it ended {took:.1?} after the next silence\n");
 }

@@ -2,8 +2,13 @@
 
 use std::{
     cell::Cell,
+    future::pending,
     net::{SocketAddr, TcpListener},
     path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     thread,
     time::Duration,
 };
@@ -63,6 +68,7 @@ impl Weather {
 pub struct Wire {
     pub address: SocketAddr,
     weather: watch::Sender<Weather>,
+    silences: Arc<AtomicU64>,
 }
 
 impl Wire {
@@ -71,26 +77,39 @@ impl Wire {
         listener.set_nonblocking(true).expect("it can be awaited");
         let address = listener.local_addr().expect("its address");
         let (weather, seen) = watch::channel(Weather::Clear);
+        let silences = Arc::new(AtomicU64::new(0));
+        let heard = Arc::clone(&silences);
         thread::spawn(move || {
             let runtime = Builder::new_current_thread().enable_all().build().expect("a runtime");
-            LocalSet::new().block_on(&runtime, accept(listener, socket, seen));
+            LocalSet::new().block_on(&runtime, accept(listener, socket, seen, heard));
         });
-        Self { address, weather }
+        Self { address, weather, silences }
     }
 
     pub fn set(&self, weather: Weather) {
         self.weather.send_replace(weather);
     }
+
+    /// From now on nothing arrives on the connections of until now, not even their end, though each byte is acknowledged;
+    /// new ones are as ever. So it is with a proxy whose far side has died.
+    pub fn silence_existing(&self) {
+        self.silences.fetch_add(1, Ordering::Relaxed);
+    }
 }
 
 /// Ends when the wire is dropped; what it has spawned ends with it.
-async fn accept(listener: TcpListener, socket: PathBuf, mut weather: watch::Receiver<Weather>) {
+async fn accept(
+    listener: TcpListener,
+    socket: PathBuf,
+    mut weather: watch::Receiver<Weather>,
+    silences: Arc<AtomicU64>,
+) {
     let listener = tokio::net::TcpListener::from_std(listener).expect("it is non-blocking");
     loop {
         tokio::select! {
             accepted = listener.accept() => {
                 let (client, _) = accepted.expect("a connection");
-                spawn_local(carry(client, socket.clone(), weather.clone()));
+                spawn_local(carry(client, socket.clone(), weather.clone(), Arc::clone(&silences)));
             }
             changed = weather.changed() => if changed.is_err() {
                 return;
@@ -99,7 +118,7 @@ async fn accept(listener: TcpListener, socket: PathBuf, mut weather: watch::Rece
     }
 }
 
-async fn carry(client: TcpStream, socket: PathBuf, mut weather: watch::Receiver<Weather>) {
+async fn carry(client: TcpStream, socket: PathBuf, mut weather: watch::Receiver<Weather>, silences: Arc<AtomicU64>) {
     if *weather.borrow() == Weather::Cut {
         return;
     }
@@ -108,8 +127,10 @@ async fn carry(client: TcpStream, socket: PathBuf, mut weather: watch::Receiver<
     let ((from_client, to_client), (from_server, to_server)) = (client.into_split(), server.into_split());
     // Whether the client waits for notifications on this connection.
     let listens = Cell::new(false);
-    let there = pump(from_client, to_server, Way::There, &listens, weather.clone());
-    let back = pump(from_server, to_client, Way::Back, &listens, weather.clone());
+    let before = silences.load(Ordering::Relaxed);
+    let is_silent = || silences.load(Ordering::Relaxed) != before;
+    let there = pump(from_client, to_server, Way::There, &listens, weather.clone(), is_silent);
+    let back = pump(from_server, to_client, Way::Back, &listens, weather.clone(), is_silent);
     tokio::select! {
         _ = there => {}
         _ = back => {}
@@ -124,11 +145,20 @@ async fn pump(
     way: Way,
     listens: &Cell<bool>,
     mut weather: watch::Receiver<Weather>,
+    is_silent: impl Fn() -> bool,
 ) -> Option<()> {
     let mut rng = StdRng::try_from_rng(&mut SysRng).ok()?;
     let mut piece = [0; 16 * 1024];
     loop {
-        let count = from.read(&mut piece).await.ok().filter(|count| *count > 0)?;
+        let count = from.read(&mut piece).await.ok().filter(|count| *count > 0);
+        if is_silent() {
+            match (count, way) {
+                (Some(_), _) => continue,
+                (None, Way::There) => return None,
+                (None, Way::Back) => pending().await,
+            }
+        }
+        let count = count?;
         if matches!(way, Way::There) && piece[..count].windows(LISTEN.len()).any(|bytes| bytes == LISTEN) {
             listens.set(true);
         }
