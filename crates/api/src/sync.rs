@@ -51,7 +51,7 @@ pub struct Usage {
     #[cfg_attr(feature = "openapi", schema(example = "valid"))]
     pub outcome: String,
     /// How often, at least 1.
-    #[cfg_attr(feature = "openapi", schema(example = 17, minimum = 1))]
+    #[cfg_attr(feature = "openapi", schema(example = 17, minimum = 1, maximum = 4_294_967_295_u64))]
     pub count: u64,
     /// The last of them, with the outcome `valid`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -76,8 +76,9 @@ pub struct SyncResponse {
     pub changes: Option<Vec<Change>>,
     /// For how many milliseconds, counted from before the poll was sent, keys may be answered from memory, once the
     /// changes are applied. Zero when the server holds no lease itself, or there are more changes than one answer holds:
-    /// poll again. A shorter lease does not end a longer one from before, unless `changes` is null. Clocks drift: keep a thousandth and a
-    /// millisecond back.
+    /// poll again. A shorter lease does not end a longer one from before, unless `changes` is null. Count it on a
+    /// clock that goes on while the machine sleeps (`CLOCK_BOOTTIME` on Linux, not `CLOCK_MONOTONIC`), never on the wall
+    /// clock. Clocks drift: keep a thousandth and a millisecond back.
     #[cfg_attr(feature = "openapi", schema(example = 2650))]
     pub lease_ms: u64,
 }

@@ -315,7 +315,7 @@ async fn keep_usage(state: web::Data<State>, metrics: Option<Metrics>, stopping:
     let mut end = std::pin::pin!(stopped(stopping));
     let mut prune = tokio::time::interval(PRUNE_INTERVAL);
     loop {
-        let last = tokio::select! {
+        let mut last = tokio::select! {
             () = tokio::time::sleep(FLUSH_INTERVAL) => false,
             _ = prune.tick() => {
                 state.prune_usage().await;
@@ -324,13 +324,17 @@ async fn keep_usage(state: web::Data<State>, metrics: Option<Metrics>, stopping:
             }
             () = &mut end => true,
         };
+        if !last {
+            last = tokio::select! {
+                () = state.flush_usage() => false,
+                () = &mut end => true,
+            };
+        }
         if last {
             // Who stops is not held up by counts; a database that takes them one by one gets what it can.
             if tokio::time::timeout(LAST_FLUSH, state.flush_usage()).await.is_err() {
                 tracing::warn!("not all usage could be written down in time");
             }
-        } else {
-            state.flush_usage().await;
         }
         if let Some(metrics) = &metrics {
             metrics.upkeep();

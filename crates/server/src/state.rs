@@ -146,11 +146,9 @@ impl State {
 
     /// Writes down what was counted while verifying. What cannot be written is kept for the next time.
     pub async fn flush_usage(&self) {
-        loop {
+        // What is there now; keys that are used again meanwhile wait for the next time.
+        for _ in 0..self.verifier.usage_waiting().div_ceil(BATCH) {
             let counted = self.verifier.take_usage();
-            if counted.is_empty() {
-                return;
-            }
             if let Err(error) = self.store.add_usage(counted.clone()).await {
                 tracing::warn!(%error, "usage could not be written down; it is kept for the next time");
                 self.verifier.restore_usage(counted);
@@ -158,10 +156,6 @@ impl State {
             }
             for usage in &counted {
                 telemetry::record_verifications(outcome_code(usage.outcome), usage.count);
-            }
-            // A short batch was the last one; keys that are used again meanwhile wait for the next time.
-            if counted.len() < BATCH {
-                return;
             }
         }
     }

@@ -279,9 +279,12 @@ pub(crate) fn establish_watched(target: &Target, purpose: Use) -> Result<(AnyCon
         Target::Postgres(url) => {
             let watch = CONNECTIONS.watch(user_timeout(url)).map_err(ConnectError::Watch)?;
             watch.begin(OPENING);
-            // The last one counts.
-            let mut conn = diesel::PgConnection::establish(&format!("{url}&tcp_user_timeout={}", watch.mark()))?;
-            watch.end();
+            // The last ones count. Without keep-alives libpq would not set the other.
+            let mut conn =
+                diesel::PgConnection::establish(&format!("{url}&keepalives=1&tcp_user_timeout={}", watch.mark()))?;
+            if watch.end() {
+                return Err(ConnectError::Lost); // late, and shut
+            }
             watch.limit((purpose != Use::Migrate).then_some(STATEMENT));
             conn.set_instrumentation(watch.statements());
             let limits = if purpose == Use::Migrate { POSTGRES_NO_LIMITS } else { POSTGRES_LIMITS };

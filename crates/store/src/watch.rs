@@ -37,6 +37,9 @@ mod sockets {
 /// How often the thread looks.
 const EACH: Duration = Duration::from_millis(500);
 
+/// What the HTTP client gives its sockets, in milliseconds.
+const NOT_OURS: u32 = 30_000;
+
 /// The connections of this process.
 pub(crate) static CONNECTIONS: Connections = Connections::new();
 
@@ -73,7 +76,7 @@ impl Connections {
     pub(crate) fn watch(&'static self, after: u32) -> io::Result<Watch> {
         let mut inner = self.lock();
         let mark = (after.saturating_add(1)..)
-            .find(|mark| !inner.all.contains_key(mark))
+            .find(|mark| *mark != NOT_OURS && !inner.all.contains_key(mark))
             .ok_or_else(|| io::Error::other("too many connections"))?;
         if !inner.is_looked_at {
             thread::Builder::new().name("tollkey-watch".into()).spawn(|| self.look_again_and_again())?;
@@ -91,7 +94,17 @@ impl Connections {
                 inner.is_looked_at = false;
                 return;
             }
-            inner.look(Instant::now());
+            let given_up = inner.look(Instant::now());
+            drop(inner); // nobody's statement waits for a log
+            for shut in given_up {
+                match shut {
+                    Ok(true) => tracing::warn!("the database does not answer; the connection is given up"),
+                    Ok(false) => tracing::warn!("the database does not answer, and the connection cannot be given up"),
+                    Err(error) => {
+                        tracing::warn!(%error, "the database does not answer, and the connection cannot be given up");
+                    }
+                }
+            }
         }
     }
 
@@ -102,24 +115,20 @@ impl Connections {
 
 impl Inner {
     /// Shuts what is late. Under the lock: nobody's statement ends, and nobody's mark is given to another, meanwhile.
-    fn look(&mut self, now: Instant) {
+    /// Gives what became of those that were late for the first time.
+    fn look(&mut self, now: Instant) -> Vec<io::Result<bool>> {
+        let mut given_up = Vec::new();
         for (&mark, entry) in &mut self.all {
             if entry.late_at.is_none_or(|late_at| now < late_at) {
                 continue;
             }
             let shut = sockets::shut(mark);
             // Again and again if it is still busy: while it connects, libpq goes on to the next address.
-            if std::mem::replace(&mut entry.is_shut, true) {
-                continue;
-            }
-            match shut {
-                Ok(true) => tracing::warn!("the database does not answer; the connection is given up"),
-                Ok(false) => tracing::warn!("the database does not answer, and the connection cannot be given up"),
-                Err(error) => {
-                    tracing::warn!(%error, "the database does not answer, and the connection cannot be given up");
-                }
+            if !std::mem::replace(&mut entry.is_shut, true) {
+                given_up.push(shut);
             }
         }
+        given_up
     }
 }
 

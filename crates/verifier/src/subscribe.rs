@@ -7,7 +7,11 @@
 //! - What is acknowledged has been forgotten already.
 //! - A subscriber that has missed too much, or is told of another history, forgets everything.
 
-use std::{pin::pin, sync::Arc, time::Duration};
+use std::{
+    pin::pin,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use tokio::time::sleep;
 use tollkey_core::{Clock, Position, Usage, VerifierId};
@@ -86,6 +90,7 @@ impl<S: Upstream> Verifier<S> {
         let asked = inner.clock.elapsed();
         let news = inner.within(wait + PATIENCE, inner.source.poll(poll)).await?;
         counted.was_told();
+        inner.failures.store(0, Ordering::Relaxed);
         inner.memory.follow(news.position, news.changes.as_deref());
         if !news.lease.is_zero() {
             // Only now that nothing is left of what was changed. Forgetting everything began a new generation.

@@ -96,6 +96,12 @@ impl Ledger {
         }
     }
 
+    /// How many keys and rows there are to fetch.
+    pub(crate) fn len(&self) -> usize {
+        let waiting = self.waiting();
+        waiting.entries.len().max(waiting.restored.len())
+    }
+
     /// Fetches the counts of at most `max` keys, and as many that were put back.
     pub(crate) fn take(&self, now: Timestamp, max: usize) -> Vec<Usage> {
         let (entries, restored): (Vec<_>, Vec<_>) = {

@@ -208,6 +208,12 @@ impl<S: Source> Verifier<S> {
         self.0.ledger.take(self.0.clock.now(), BATCH)
     }
 
+    /// For how many keys [`Verifier::take_usage`] has something, those included that were put back.
+    #[must_use]
+    pub fn usage_waiting(&self) -> usize {
+        self.0.ledger.len()
+    }
+
     /// Puts back what could not be written down; the next [`Verifier::take_usage`] gives it again.
     pub fn restore_usage(&self, rows: Vec<Usage>) {
         self.0.ledger.restore(rows);
@@ -299,9 +305,10 @@ impl<S: Source> Inner<S> {
         &self,
         question: impl Future<Output = Result<T, Unavailable>>,
     ) -> Result<(T, Generation), Unavailable> {
+        let begun = self.clock.elapsed();
         let fails = self.failures.load(Ordering::Relaxed) >= FAILURES;
         let _probe = if fails { Some(self.probe.try_acquire().map_err(|_| Unavailable)?) } else { None };
-        let mut asked = false;
+        let mut asked_at = None;
         let answer = self.within(self.miss_limit, async {
             let _turn = match self.misses.try_acquire() {
                 Ok(turn) => turn,
@@ -310,15 +317,20 @@ impl<S: Source> Inner<S> {
                     self.misses.acquire().await.map_err(|_| Unavailable)?
                 }
             };
-            asked = true;
+            asked_at = Some(self.clock.elapsed());
             let generation = self.memory.generation();
             Ok((question.await?, generation))
         });
         let answer = answer.await;
         match &answer {
             Ok(_) => self.failures.store(0, Ordering::Relaxed),
-            Err(Unavailable) if asked => count(&self.failures),
-            Err(Unavailable) => {} // it was nobody's fault but the others' in the queue
+            Err(Unavailable) => {
+                // Who waited in the queue for most of the time left the source none to answer in.
+                let limit_at = begun + self.miss_limit;
+                if asked_at.is_some_and(|at| self.clock.elapsed() < limit_at || at < begun + self.miss_limit / 2) {
+                    count(&self.failures);
+                }
+            }
         }
         answer
     }

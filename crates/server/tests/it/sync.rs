@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use tokio::time::{sleep, timeout};
 use tollkey_core::{Catalogue, Denial, Digest, Family, Grants, Mode, Need, Scope, VerifierId};
 use tollkey_store::testing::backends;
-use tollkey_verifier::{Settings, SystemClock, Unavailable, Verifier, http::HttpSource, usage::BATCH};
+use tollkey_verifier::{Settings, SystemClock, Unavailable, Verifier, http::HttpSource};
 
 use crate::{
     binary::{Tollkey, merchant},
@@ -211,9 +211,10 @@ async fn uses_told_by_a_subscriber_are_written_down_as_the_servers_own() {
         // A clock that goes fast uses nothing ahead of ours.
         polled(app, json!({"usage": [row("valid", 1, json!(1_999_999_999))], "leave": true})).await;
         let state = app.running().state();
-        let told: Vec<_> = state.verifier.take_usage();
-        assert!(told.len() < BATCH);
-        state.verifier.restore_usage(told);
+        // Far more rows than one batch, of one key: all of them are written down by one flush.
+        for _ in 0..3 {
+            polled(app, json!({"usage": vec![row("valid", 1, Value::Null); 400]})).await;
+        }
         state.flush_usage().await;
         let shown = app.get(&format!("/api-keys/{}", key.id)).bearer(&token).await.json();
         assert_eq!(shown["last_used_at"], 1_767_225_600);
@@ -221,7 +222,8 @@ async fn uses_told_by_a_subscriber_are_written_down_as_the_servers_own() {
         let rows = state.store.read(move |db| db.account(&account).usage(&id, 0)).await.expect("usage");
         let mut counts: Vec<_> = rows.iter().map(|row| (row.outcome, row.count)).collect();
         counts.sort_unstable();
-        assert_eq!(counts, [(None, 6), (Some(Denial::WrongMode), 2)]);
+        assert_eq!(counts, [(None, 1206), (Some(Denial::WrongMode), 2)]);
+        assert_eq!(state.verifier.usage_waiting(), 0);
     })
     .await;
 }
