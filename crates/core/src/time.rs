@@ -14,6 +14,12 @@ pub trait Clock: Send + Sync + 'static {
     fn elapsed(&self) -> Duration;
 }
 
+/// The day of a time in UTC, counted from 1970-01-01.
+#[must_use]
+pub fn day(at: Timestamp) -> i32 {
+    i32::try_from(at.as_second().div_euclid(86_400)).unwrap_or(i32::MAX)
+}
+
 /// Cuts a timestamp to whole microseconds, the precision in which everything is stored.
 #[must_use]
 pub fn to_micros(at: Timestamp) -> Timestamp {

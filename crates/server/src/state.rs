@@ -10,7 +10,7 @@ use std::{
 
 use actix_web::http::header::HeaderName;
 use ipnet::IpNet;
-use tollkey_core::{Catalogue, Clock, Denial, Need, Problem, usage::outcome_code};
+use tollkey_core::{Catalogue, Clock, Denial, Need, Problem, time::day, usage::outcome_code};
 use tollkey_store::{Change, Reader, SchemaError, Store, Writer};
 use tollkey_verifier::{Unavailable, Verdict, Verifier, usage::BATCH};
 
@@ -162,8 +162,7 @@ impl State {
 
     /// Deletes usage that is older than anybody looks at.
     pub async fn prune_usage(&self) {
-        let today = i32::try_from(self.clock.now().as_second().div_euclid(86_400)).unwrap_or(i32::MAX);
-        if let Err(error) = self.store.prune_usage(today - USAGE_KEPT_DAYS).await {
+        if let Err(error) = self.store.prune_usage(day(self.clock.now()) - USAGE_KEPT_DAYS).await {
             tracing::warn!(%error, "old usage could not be deleted; it is tried again");
         }
     }

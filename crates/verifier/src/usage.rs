@@ -11,15 +11,13 @@ use std::{
     },
 };
 
-use tollkey_core::{Denial, KeyId, Timestamp, Usage};
+use tollkey_core::{Denial, KeyId, Timestamp, Usage, time};
 
 use crate::memory::Entry;
 
 /// How many keys one fetch takes: as many as can be written down in one small transaction. There may be more: fetch until
 /// nothing comes.
 pub const BATCH: usize = 500;
-
-const SECONDS_PER_DAY: i64 = 86_400;
 
 /// The counts of one remembered key since the last fetch.
 #[derive(Debug)]
@@ -110,7 +108,7 @@ impl Ledger {
             let restored = waiting.restored.len().min(max);
             (waiting.entries.drain(..entries).collect(), waiting.restored.drain(..restored).collect())
         };
-        let day = i32::try_from(now.as_second().div_euclid(SECONDS_PER_DAY)).unwrap_or(i32::MAX);
+        let day = time::day(now);
         let mut rows = Merged::default();
         for usage in restored {
             rows.add(usage);

@@ -5,7 +5,7 @@ use std::time::Duration;
 use actix_web::{HttpResponse, post, web};
 use tollkey_api::sync as api;
 use tollkey_core::{
-    Catalogue, Checks, Digest, Invalid, KeyId, Problem, Record, Timestamp, Usage, usage::parse_outcome,
+    Catalogue, Checks, Digest, Invalid, KeyId, Problem, Record, Timestamp, Usage, time::day, usage::parse_outcome,
 };
 use tollkey_verifier::{News, Poll, Source as _, Upstream as _};
 
@@ -99,8 +99,7 @@ fn read(request: api::SyncRequest, now: Timestamp) -> Result<Poll, Problem> {
         let (Some(key_id), Some(outcome), Some(count)) = (key_id, outcome, count) else { continue };
         // No use lies ahead of us, whatever the subscriber's clock says.
         let last_used_at = row.last_used_at.map(|at| Timestamp::from(at).min(now)).filter(|_| outcome.is_none());
-        let day = i32::try_from(now.as_second().div_euclid(86_400)).unwrap_or(i32::MAX);
-        usage.push(Usage { key_id, day, outcome, count: count.into(), last_used_at });
+        usage.push(Usage { key_id, day: day(now), outcome, count: count.into(), last_used_at });
     }
     match (subscriber, position, wait, checks.is_empty()) {
         (Some(subscriber), Some(position), Some(wait), true) => {
