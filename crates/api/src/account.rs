@@ -1,5 +1,7 @@
 //! Account keys (storlaunch): camelCase, RFC 3339, every answer in an envelope.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use tollkey_core::{
@@ -9,7 +11,7 @@ use tollkey_core::{
 
 pub use crate::applications::RateLimit;
 use crate::{
-    Secret,
+    Open, Secret,
     problem::FieldError,
     time::{Moment, Rfc3339},
 };
@@ -145,6 +147,29 @@ pub enum Access {
     Publishable,
 }
 
+impl Access {
+    /// Its name.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Secret => "secret",
+            Self::Publishable => "publishable",
+        }
+    }
+}
+
+impl AsRef<str> for Access {
+    fn as_ref(&self) -> &str {
+        self.as_str()
+    }
+}
+
+impl fmt::Display for Access {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
 /// The body of `POST /account/api-keys`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -210,9 +235,11 @@ pub struct CreatedKey {
     #[cfg_attr(feature = "openapi", schema(example = "Production webhook handler"))]
     pub name: String,
     /// Live or test.
-    pub environment: Mode,
+    #[cfg_attr(feature = "openapi", schema(value_type = Mode))]
+    pub environment: Open<Mode>,
     /// What it can call.
-    pub access: Access,
+    #[cfg_attr(feature = "openapi", schema(value_type = Access))]
+    pub access: Open<Access>,
     /// The whole key. Store it now: it cannot be shown again.
     #[cfg_attr(feature = "openapi", schema(example = "sk_live_abc123...xyz9z8a"))]
     pub value: Secret,
@@ -241,9 +268,11 @@ pub struct Key {
     #[cfg_attr(feature = "openapi", schema(example = "9z8a"))]
     pub last4: String,
     /// Live or test.
-    pub environment: Mode,
+    #[cfg_attr(feature = "openapi", schema(value_type = Mode))]
+    pub environment: Open<Mode>,
     /// What it can call.
-    pub access: Access,
+    #[cfg_attr(feature = "openapi", schema(value_type = Access))]
+    pub access: Open<Access>,
     /// When it was made.
     pub created_at: Rfc3339,
     /// Its last successful verification, a few seconds late at most.
@@ -328,7 +357,8 @@ pub struct AuditEntry {
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema), schema(as = AccountAuditActor))]
 pub struct Actor {
     /// What sort of caller.
-    pub r#type: ActorKind,
+    #[cfg_attr(feature = "openapi", schema(value_type = ActorKind))]
+    pub r#type: Open<ActorKind>,
     /// The `sub` of a token, or the id of a key.
     pub id: String,
 }
@@ -338,7 +368,8 @@ pub struct Actor {
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema), schema(as = AccountAuditTarget))]
 pub struct Target {
     /// What sort of thing.
-    pub r#type: TargetKind,
+    #[cfg_attr(feature = "openapi", schema(value_type = TargetKind))]
+    pub r#type: Open<TargetKind>,
     /// Its id.
     #[cfg_attr(feature = "openapi", schema(example = "key_01K30DW000E008000000000002"))]
     pub id: String,

@@ -5,7 +5,7 @@ use serde_json::{Map, Value};
 use tollkey_core::{Mode, Scope, Status};
 
 use crate::{
-    Patch, Secret,
+    Open, Patch, Secret,
     time::{Moment, Rfc3339},
 };
 
@@ -87,7 +87,8 @@ pub struct IncludedKey {
     #[cfg_attr(feature = "openapi", schema(example = "Primary checkout key"))]
     pub description: String,
     /// Where it stands.
-    pub status: Status,
+    #[cfg_attr(feature = "openapi", schema(value_type = Status))]
+    pub status: Open<Status>,
 }
 
 /// The body of `POST /applications/{id}/api-keys`.
@@ -174,7 +175,8 @@ pub struct Key {
     #[cfg_attr(feature = "openapi", schema(example = "Primary checkout key"))]
     pub description: String,
     /// Where it stands.
-    pub status: Status,
+    #[cfg_attr(feature = "openapi", schema(value_type = Status))]
+    pub status: Open<Status>,
     /// Its application.
     #[cfg_attr(feature = "openapi", schema(example = "0198c0de-0000-7000-8000-000000000001"))]
     pub application_id: String,
@@ -182,7 +184,8 @@ pub struct Key {
     #[cfg_attr(feature = "openapi", schema(example = "9z8a"))]
     pub last4: String,
     /// Live or test.
-    pub mode: Mode,
+    #[cfg_attr(feature = "openapi", schema(value_type = Mode))]
+    pub mode: Open<Mode>,
     /// Its scopes, as given.
     #[cfg_attr(feature = "openapi", schema(value_type = Vec<String>, example = json!(["commerce"])))]
     pub scopes: Vec<Scope>,

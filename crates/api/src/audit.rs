@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tollkey_core::audit::{ActorKind, TargetKind};
 
-use crate::time::UnixSeconds;
+use crate::{Open, time::UnixSeconds};
 
 /// An entry of the audit log: one change.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -41,7 +41,8 @@ pub struct AuditEntry {
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct AuditActor {
     /// What sort of caller.
-    pub r#type: ActorKind,
+    #[cfg_attr(feature = "openapi", schema(value_type = ActorKind))]
+    pub r#type: Open<ActorKind>,
     /// The `sub` of its token, or the id of its key.
     #[cfg_attr(feature = "openapi", schema(example = "user_7"))]
     pub id: String,
@@ -52,7 +53,8 @@ pub struct AuditActor {
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct AuditTarget {
     /// What sort of thing.
-    pub r#type: TargetKind,
+    #[cfg_attr(feature = "openapi", schema(value_type = TargetKind))]
+    pub r#type: Open<TargetKind>,
     /// Its id.
     #[cfg_attr(feature = "openapi", schema(example = "0198c0de-0000-7000-8000-000000000002"))]
     pub id: String,

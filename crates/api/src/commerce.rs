@@ -1,11 +1,13 @@
 //! Commerce keys (pepay, crypto-checkout, hellgate): snake_case, Unix seconds.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use tollkey_core::{Invalid, Mode, Scope, Status, feature::Feature};
 
 use crate::{
-    Patch, Secret,
+    Open, Patch, Secret,
     time::{Moment, UnixSeconds},
 };
 
@@ -17,6 +19,28 @@ pub enum KeyScope {
     /// Commerce operations.
     #[default]
     Commerce,
+}
+
+impl KeyScope {
+    /// Its name.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Commerce => "commerce",
+        }
+    }
+}
+
+impl AsRef<str> for KeyScope {
+    fn as_ref(&self) -> &str {
+        self.as_str()
+    }
+}
+
+impl fmt::Display for KeyScope {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
 }
 
 /// How often a key may be used.
@@ -159,14 +183,16 @@ pub struct CreatedKey {
     #[cfg_attr(feature = "openapi", schema(example = "Commerce Server Key"))]
     pub name: String,
     /// What it is for.
-    pub scope: KeyScope,
+    #[cfg_attr(feature = "openapi", schema(value_type = KeyScope))]
+    pub scope: Open<KeyScope>,
     /// The whole key. Store it now: it cannot be shown again.
     #[cfg_attr(feature = "openapi", schema(example = "ck_live_abc123xyz..."))]
     pub api_key: Secret,
     /// When it ends; null is never.
     pub expires_at: Option<UnixSeconds>,
     /// Live or test.
-    pub mode: Mode,
+    #[cfg_attr(feature = "openapi", schema(value_type = Mode))]
+    pub mode: Open<Mode>,
     /// Its scopes, as given.
     #[cfg_attr(feature = "openapi", schema(value_type = Vec<String>, example = json!(["commerce"])))]
     pub scopes: Vec<Scope>,
@@ -176,7 +202,8 @@ pub struct CreatedKey {
     /// The merchants of a scoped key.
     pub merchants: Option<Vec<String>>,
     /// The features of a scoped key.
-    pub features: Option<Vec<Feature>>,
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<Vec<Feature>>))]
+    pub features: Option<Vec<Open<Feature>>>,
     /// When it was made.
     pub created_at: UnixSeconds,
 }
@@ -192,9 +219,11 @@ pub struct Key {
     #[cfg_attr(feature = "openapi", schema(example = "Commerce Server Key"))]
     pub name: String,
     /// What it is for.
-    pub scope: KeyScope,
+    #[cfg_attr(feature = "openapi", schema(value_type = KeyScope))]
+    pub scope: Open<KeyScope>,
     /// Where it stands.
-    pub status: Status,
+    #[cfg_attr(feature = "openapi", schema(value_type = Status))]
+    pub status: Open<Status>,
     /// When it ends; null is never.
     pub expires_at: Option<UnixSeconds>,
     /// Its last successful verification, a few seconds late at most.
@@ -206,7 +235,8 @@ pub struct Key {
     /// Why it was revoked, if somebody said so.
     pub revoked_reason: Option<String>,
     /// Live or test.
-    pub mode: Mode,
+    #[cfg_attr(feature = "openapi", schema(value_type = Mode))]
+    pub mode: Open<Mode>,
     /// Its scopes, as given.
     #[cfg_attr(feature = "openapi", schema(value_type = Vec<String>, example = json!(["commerce"])))]
     pub scopes: Vec<Scope>,
@@ -219,7 +249,8 @@ pub struct Key {
     /// The merchants of a scoped key.
     pub merchants: Option<Vec<String>>,
     /// The features of a scoped key.
-    pub features: Option<Vec<Feature>>,
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<Vec<Feature>>))]
+    pub features: Option<Vec<Open<Feature>>>,
     /// The networks it may be used from; null allows any.
     pub allowed_ips: Option<Vec<String>>,
     /// How often it may be used; null is unlimited.

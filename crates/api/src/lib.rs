@@ -11,6 +11,7 @@ pub mod audit;
 pub mod commerce;
 mod metadata;
 mod object;
+pub mod open;
 pub mod operator;
 pub mod patch;
 pub mod problem;
@@ -20,5 +21,6 @@ pub mod time;
 pub mod verification;
 mod word;
 
+pub use open::Open;
 pub use patch::Patch;
 pub use secret::Secret;

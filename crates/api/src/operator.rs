@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use tollkey_core::OperatingModel;
 
-use crate::{Secret, time::UnixSeconds};
+use crate::{Open, Secret, time::UnixSeconds};
 
 /// An account.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -13,7 +13,8 @@ pub struct Account {
     #[cfg_attr(feature = "openapi", schema(example = "acme"))]
     pub id: String,
     /// How it does business; bounds what its scoped keys can do.
-    pub operating_model: OperatingModel,
+    #[cfg_attr(feature = "openapi", schema(value_type = OperatingModel))]
+    pub operating_model: Open<OperatingModel>,
 }
 
 /// The body of `PUT /accounts/{id}`.

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use tollkey_core::{Denial, Family, Mode, Scope, Status, feature::Feature};
 
-use crate::{Secret, time::UnixSeconds};
+use crate::{Open, Secret, time::UnixSeconds};
 
 /// The body of `POST /verify`: a presented key and what the request it came with needs. What a restriction of
 /// the key needs and this body lacks, denies.
@@ -76,7 +76,8 @@ pub struct Invalid {
     #[cfg_attr(feature = "openapi", schema(example = false))]
     pub valid: bool,
     /// Why: the first that applies.
-    pub code: Denial,
+    #[cfg_attr(feature = "openapi", schema(value_type = Denial))]
+    pub code: Open<Denial>,
 }
 
 /// What a verification tells of a key.
@@ -96,16 +97,19 @@ pub struct VerifiedKey {
     #[cfg_attr(feature = "openapi", schema(example = "Primary checkout key"))]
     pub name: String,
     /// Which key system it belongs to.
-    pub family: Family,
+    #[cfg_attr(feature = "openapi", schema(value_type = Family))]
+    pub family: Open<Family>,
     /// Live or test.
-    pub mode: Mode,
+    #[cfg_attr(feature = "openapi", schema(value_type = Mode))]
+    pub mode: Open<Mode>,
     /// All scopes it satisfies: `commerce` is printed with those it implies.
     #[cfg_attr(feature = "openapi", schema(value_type = Vec<String>, example = json!(["sessions:write"])))]
     pub scopes: Vec<Scope>,
     /// The merchants it is bound to; null is any.
     pub merchants: Option<Vec<String>>,
     /// The features it is bound to; null is any.
-    pub features: Option<Vec<Feature>>,
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<Vec<Feature>>))]
+    pub features: Option<Vec<Open<Feature>>>,
     /// When it ends; null is never.
     pub expires_at: Option<UnixSeconds>,
     /// What was attached to it.
@@ -210,8 +214,9 @@ pub struct IntrospectResponse {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub jti: Option<String>,
     /// Live or test (an extension).
-    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "crate::word::option")]
-    pub mode: Option<Mode>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<Mode>))]
+    pub mode: Option<Open<Mode>>,
 }
 
 impl IntrospectResponse {
@@ -240,11 +245,14 @@ pub struct WhoAmI {
     #[cfg_attr(feature = "openapi", schema(example = "0198c0de-0000-7000-8000-000000000002"))]
     pub id: String,
     /// Which key system it belongs to.
-    pub family: Family,
+    #[cfg_attr(feature = "openapi", schema(value_type = Family))]
+    pub family: Open<Family>,
     /// Live or test.
-    pub mode: Mode,
+    #[cfg_attr(feature = "openapi", schema(value_type = Mode))]
+    pub mode: Open<Mode>,
     /// Where it stands: always `active`, any other key is denied.
-    pub status: Status,
+    #[cfg_attr(feature = "openapi", schema(value_type = Status))]
+    pub status: Open<Status>,
     /// Everything else, not for publishable keys.
     #[serde(flatten, default, skip_serializing_if = "Option::is_none")]
     pub rest: Option<WhoAmIRest>,
@@ -268,7 +276,8 @@ pub struct WhoAmIRest {
     /// The merchants it is bound to; null is any.
     pub merchants: Option<Vec<String>>,
     /// The features it is bound to; null is any.
-    pub features: Option<Vec<Feature>>,
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<Vec<Feature>>))]
+    pub features: Option<Vec<Open<Feature>>>,
     /// When it was made.
     pub created_at: UnixSeconds,
     /// When it ends; null is never.

@@ -134,8 +134,3 @@ impl FromStr for OperatingModel {
             .ok_or_else(|| Invalid::new("must be one of primary_merchant, platform, ecosystem, managed_ecosystem"))
     }
 }
-impl fmt::Display for OperatingModel {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}

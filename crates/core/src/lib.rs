@@ -39,6 +39,7 @@ pub mod service_key;
 pub mod text;
 pub mod time;
 pub mod usage;
+mod word;
 
 pub use access::{Denial, Grant, Need, Record, Viewer, decide};
 pub use account::{Account, AccountId, OperatingModel};

@@ -65,7 +65,9 @@ impl Guard {
             VerifyResponse::Invalid(invalid) => {
                 // How long it takes is not told here; a second is polite.
                 let retry_after = (invalid.code == Denial::RateLimited).then_some(1);
-                Err(refused(Problem { retry_after, ..Problem::denied(invalid.code) }))
+                // A newer Tollkey may deny for a reason that this release has no word for.
+                let forbidden = || Problem::new(ProblemCode::Forbidden, "The key may not do this.");
+                Err(refused(Problem { retry_after, ..invalid.code.known().map_or_else(forbidden, Problem::denied) }))
             }
         }
     }

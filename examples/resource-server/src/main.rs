@@ -15,7 +15,7 @@ use std::{
 use actix_web::{App, HttpRequest, HttpResponse, HttpServer, get, post, web};
 use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
-use tollkey_api::verification::VerifiedKey;
+use tollkey_api::{Open, verification::VerifiedKey};
 use tollkey_core::Mode;
 
 use guard::{Guard, Refused};
@@ -28,7 +28,7 @@ const MAX_LINKS: usize = 1000;
 struct Link {
     #[serde(skip)]
     account: String,
-    mode: Mode,
+    mode: Open<Mode>,
     url: String,
 }
 

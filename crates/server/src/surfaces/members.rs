@@ -1,8 +1,8 @@
 //! Members that new keys have on every surface, whatever they are called there: how they are read, and how printed.
 
 use jiff::Timestamp;
-use tollkey_api::{applications, time::Moment};
-use tollkey_core::{Catalogue, Checks, Grants, Invalid, IpList, Problem, RateLimit, Scope};
+use tollkey_api::{Open, applications, time::Moment};
+use tollkey_core::{Catalogue, Checks, Grants, Invalid, IpList, Problem, RateLimit, Scope, feature::Feature};
 use tollkey_store::KeyCursor;
 
 use super::within;
@@ -45,6 +45,11 @@ pub fn rate_limit(limit: Option<applications::RateLimit>) -> Result<Option<RateL
 /// A rate limit, printed in camelCase.
 pub fn shown_rate_limit(limit: RateLimit) -> applications::RateLimit {
     applications::RateLimit { limit: limit.limit().get().into(), window_seconds: limit.window_seconds().get().into() }
+}
+
+/// The features of a key, printed.
+pub fn shown_features(features: &[Feature]) -> Vec<Open<Feature>> {
+    features.iter().copied().map(Open::from).collect()
 }
 
 /// How many keys are listed, and behind which.

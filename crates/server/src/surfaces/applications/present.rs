@@ -24,7 +24,7 @@ pub(super) fn included_key(key: &ApiKey, now: Timestamp) -> api::IncludedKey {
         id: key.id.to_string(),
         key_prefix: key.prefix.clone(),
         description: key.name.clone(),
-        status: key.status(now),
+        status: key.status(now).into(),
     }
 }
 
@@ -45,10 +45,10 @@ pub(super) fn key(key: &ApiKey, application_id: ApplicationId, now: Timestamp) -
         id: key.id.to_string(),
         key_prefix: key.prefix.clone(),
         description: key.name.clone(),
-        status: key.status(now),
+        status: key.status(now).into(),
         application_id: application_id.to_string(),
         last4: key.last4.clone(),
-        mode: key.mode,
+        mode: key.mode.into(),
         scopes: grants.scopes.clone(),
         allowed_ips: members::shown_networks(grants.allowed_ips.as_ref()),
         rate_limit: grants.rate_limit.map(members::shown_rate_limit),

@@ -124,5 +124,5 @@ fn account_id(text: &str) -> Result<AccountId, Problem> {
 }
 
 fn shown_account(account: &Account) -> api::Account {
-    api::Account { id: account.id.to_string(), operating_model: account.operating_model }
+    api::Account { id: account.id.to_string(), operating_model: account.operating_model.into() }
 }

@@ -5,6 +5,8 @@ use tollkey_api::verification as api;
 use tollkey_core::{Catalogue, Family, Record};
 use tollkey_verifier::Verdict;
 
+use crate::surfaces::members;
+
 pub(super) fn verdict(verdict: &Verdict, catalogue: &Catalogue) -> api::VerifyResponse {
     let record = match (verdict.outcome, verdict.record.as_deref()) {
         (Ok(()), Some(record)) => record,
@@ -24,7 +26,7 @@ pub(super) fn verdict(verdict: &Verdict, catalogue: &Catalogue) -> api::VerifyRe
 }
 
 fn invalid(code: tollkey_core::Denial) -> api::VerifyResponse {
-    api::VerifyResponse::Invalid(api::Invalid { valid: false, code })
+    api::VerifyResponse::Invalid(api::Invalid { valid: false, code: code.into() })
 }
 
 fn verified_key(record: &Record, catalogue: &Catalogue) -> api::VerifiedKey {
@@ -34,11 +36,11 @@ fn verified_key(record: &Record, catalogue: &Catalogue) -> api::VerifiedKey {
         account_id: key.account_id.to_string(),
         application_id: key.application_id.map(|id| id.to_string()),
         name: key.name.clone(),
-        family: key.family,
-        mode: key.mode,
+        family: key.family.into(),
+        mode: key.mode.into(),
         scopes: catalogue.names(record.scopes).cloned().collect(),
         merchants: key.grants.merchants.clone(),
-        features: key.grants.features.clone(),
+        features: key.grants.features.as_deref().map(members::shown_features),
         expires_at: key.grants.expires_at.map(Into::into),
         metadata: key.metadata.as_ref().map(|metadata| metadata.object().clone()),
     }
@@ -56,7 +58,7 @@ pub(super) fn introspection(verdict: &Verdict, catalogue: &Catalogue) -> api::In
         exp: key.grants.expires_at.map(Into::into),
         iat: Some(key.created_at.into()),
         jti: Some(key.id.to_string()),
-        mode: Some(key.mode),
+        mode: Some(key.mode.into()),
     }
 }
 
@@ -68,9 +70,15 @@ pub(super) fn whoami(record: &Record, catalogue: &Catalogue, now: Timestamp) -> 
         name: key.name.clone(),
         scopes: catalogue.names(record.scopes).cloned().collect(),
         merchants: key.grants.merchants.clone(),
-        features: key.grants.features.clone(),
+        features: key.grants.features.as_deref().map(members::shown_features),
         created_at: key.created_at.into(),
         expires_at: key.grants.expires_at.map(Into::into),
     });
-    api::WhoAmI { id: key.id.to_string(), family: key.family, mode: key.mode, status: key.status(now), rest }
+    api::WhoAmI {
+        id: key.id.to_string(),
+        family: key.family.into(),
+        mode: key.mode.into(),
+        status: key.status(now).into(),
+        rest,
+    }
 }

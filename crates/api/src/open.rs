@@ -1,0 +1,148 @@
+//! Words of lists that can grow.
+
+use std::{fmt, marker::PhantomData};
+
+use serde::{
+    Deserialize, Deserializer, Serialize, Serializer,
+    de::{
+        Error, IntoDeserializer, Visitor,
+        value::{Error as Unread, StrDeserializer},
+    },
+};
+
+/// A word out of a list that can grow: a newer server may answer with one that this release does not know. It is kept
+/// as it came.
+///
+/// ```
+/// use tollkey_api::Open;
+/// use tollkey_core::Status;
+///
+/// let status: Open<Status> = serde_json::from_str(r#""active""#)?;
+/// assert!(status == Status::Active);
+///
+/// let newer: Open<Status> = serde_json::from_str(r#""on_hold""#)?;
+/// assert_eq!(newer.known(), None);
+/// assert_eq!(newer.to_string(), "on_hold");
+/// # Ok::<(), serde_json::Error>(())
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Open<T> {
+    /// One that this release knows.
+    Known(T),
+    /// Another one.
+    Unknown(String),
+}
+
+impl<T> Open<T> {
+    /// The word, if this release knows it.
+    #[must_use]
+    pub fn known(&self) -> Option<T>
+    where
+        T: Copy,
+    {
+        match self {
+            Self::Known(word) => Some(*word),
+            Self::Unknown(_) => None,
+        }
+    }
+}
+
+impl<T: AsRef<str>> Open<T> {
+    /// The word as it is on the wire.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        match self {
+            Self::Known(word) => word.as_ref(),
+            Self::Unknown(text) => text,
+        }
+    }
+}
+
+impl<T> From<T> for Open<T> {
+    fn from(word: T) -> Self {
+        Self::Known(word)
+    }
+}
+
+impl<T: PartialEq> PartialEq<T> for Open<T> {
+    fn eq(&self, word: &T) -> bool {
+        matches!(self, Self::Known(own) if own == word)
+    }
+}
+
+impl<T: AsRef<str>> AsRef<str> for Open<T> {
+    fn as_ref(&self) -> &str {
+        self.as_str()
+    }
+}
+
+impl<T: AsRef<str>> fmt::Display for Open<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+impl<T: Serialize> Serialize for Open<T> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Known(word) => word.serialize(serializer),
+            Self::Unknown(text) => serializer.serialize_str(text),
+        }
+    }
+}
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Open<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_str(OpenVisitor(PhantomData))
+    }
+}
+
+struct OpenVisitor<T>(PhantomData<T>);
+
+impl<'de, T: Deserialize<'de>> Visitor<'de> for OpenVisitor<T> {
+    type Value = Open<T>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a string")
+    }
+
+    fn visit_str<E: Error>(self, text: &str) -> Result<Open<T>, E> {
+        let word: StrDeserializer<'_, Unread> = text.into_deserializer();
+        Ok(T::deserialize(word).map_or_else(|_| Open::Unknown(text.to_owned()), Open::Known))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tollkey_core::{Status, feature::Feature};
+
+    use super::*;
+
+    #[test]
+    fn what_was_read_is_written_again() {
+        for text in [r#""active""#, r#""on_hold""#, r#""""#, r#""Active""#] {
+            let word: Open<Status> = serde_json::from_str(text).unwrap();
+            assert_eq!(serde_json::to_string(&word).unwrap(), text);
+            assert_eq!(format!("\"{word}\""), text);
+        }
+        let feature: Open<Feature> = serde_json::from_str(r#""tokens.list""#).unwrap();
+        assert_eq!(feature.known(), Some(Feature::TokensList));
+    }
+
+    #[test]
+    fn an_unknown_word_is_no_known_one() {
+        let word: Open<Status> = serde_json::from_str(r#""on_hold""#).unwrap();
+        assert_eq!(word, Open::Unknown("on_hold".to_owned()));
+        for known in [Status::Revoked, Status::Expired, Status::Suspended, Status::Active] {
+            assert!(word != known, "{known}");
+            assert!(Open::from(known) == known, "{known}");
+        }
+    }
+
+    #[test]
+    fn only_a_string_is_a_word() {
+        for text in ["null", "1", "true", "[]", r#"["active"]"#, "{}", r#"{"active": null}"#] {
+            assert!(serde_json::from_str::<Open<Status>>(text).is_err(), "{text}");
+        }
+    }
+}
