@@ -1,0 +1,428 @@
+//! Applications and their keys (`ks_…`), as [`Client::applications`] manages them.
+
+use reqwest::Method;
+use tollkey_api::{
+    Patch,
+    applications::{self as api, Include},
+};
+use tollkey_core::{Mode, Scope};
+
+pub use tollkey_api::applications::{Application, CreatedKey, IncludedKey, Key, Page, RateLimit};
+
+use crate::{
+    Client, Error, Request,
+    list::{Paged, lists},
+    members::{idempotent, restrictions, texts},
+    request::{Call, sends},
+};
+
+/// The applications of an account.
+#[derive(Debug, Clone)]
+pub struct Applications(Client);
+
+impl Applications {
+    pub(crate) fn new(client: &Client) -> Self {
+        Self(client.clone())
+    }
+
+    fn call(&self, method: Method, route: &'static str, segments: &[&str]) -> Call {
+        Call::new(&self.0, method, route, segments).in_account()
+    }
+
+    /// `POST /applications`: makes an application. Its name has 1 to 100 characters and is unique in the account
+    /// (409 `application_name_taken`).
+    ///
+    /// ```no_run
+    /// # async fn example(merchant: tollkey_client::Client) -> Result<(), tollkey_client::Error> {
+    /// let app = merchant.applications().create("Production Web Store").description("Primary e-commerce backend").await?;
+    /// println!("{}", app.id);
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[doc(alias = "createApplication")]
+    pub fn create(&self, name: impl Into<String>) -> CreateApplication {
+        CreateApplication {
+            call: self.call(Method::POST, "/api/v1/applications", &[]),
+            idempotency_key: None,
+            body: api::CreateApplication { name: name.into(), description: None },
+        }
+    }
+
+    /// `GET /applications`: the applications, newest first.
+    ///
+    /// ```no_run
+    /// # async fn example(merchant: tollkey_client::Client) -> Result<(), tollkey_client::Error> {
+    /// let page = merchant.applications().list().limit(20).await?;
+    /// println!("{} of {}", page.items.len(), page.total_items);
+    ///
+    /// let mut all = merchant.applications().list().include_api_keys().items();
+    /// while let Some(app) = all.next().await.transpose()? {
+    ///     println!("{}: {} keys", app.name, app.api_keys.map_or(0, |keys| keys.len()));
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[doc(alias = "listApplications")]
+    pub fn list(&self) -> ListApplications {
+        let call = self.call(Method::GET, "/api/v1/applications", &[]);
+        ListApplications { call, include: None, page: None, limit: None }
+    }
+
+    /// `GET /applications/{id}`: one application.
+    ///
+    /// ```no_run
+    /// # async fn example(merchant: tollkey_client::Client, id: &str) -> Result<(), tollkey_client::Error> {
+    /// let app = merchant.applications().get(id).await?;
+    /// println!("{} works: {}", app.name, app.is_enabled);
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[doc(alias = "getApplication")]
+    pub fn get(&self, id: impl AsRef<str>) -> Request<Application> {
+        self.call(Method::GET, "/api/v1/applications/{id}", &[id.as_ref()]).reading()
+    }
+
+    /// `PATCH /applications/{id}`: changes what is set here and leaves the rest.
+    ///
+    /// ```no_run
+    /// # async fn example(merchant: tollkey_client::Client, id: &str) -> Result<(), tollkey_client::Error> {
+    /// let app = merchant.applications().update(id).name("Web Store EU").clear_description().await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[doc(alias = "updateApplication")]
+    pub fn update(&self, id: impl AsRef<str>) -> UpdateApplication {
+        let call = self.call(Method::PATCH, "/api/v1/applications/{id}", &[id.as_ref()]);
+        UpdateApplication { call, body: api::UpdateApplication::default() }
+    }
+
+    /// `PATCH /applications/{id}/status`: lets the application's keys work again.
+    ///
+    /// ```no_run
+    /// # async fn example(merchant: tollkey_client::Client, id: &str) -> Result<(), tollkey_client::Error> {
+    /// assert!(merchant.applications().enable(id).await?.is_enabled);
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[doc(alias = "setApplicationStatus")]
+    pub fn enable(&self, id: impl AsRef<str>) -> Request<Application> {
+        self.set_enabled(id.as_ref(), true)
+    }
+
+    /// `PATCH /applications/{id}/status`: stops all keys of the application, until [`enable`](Self::enable).
+    ///
+    /// ```no_run
+    /// # async fn example(merchant: tollkey_client::Client, id: &str) -> Result<(), tollkey_client::Error> {
+    /// let app = merchant.applications().disable(id).await?;
+    /// // From here on its keys are refused everywhere.
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[doc(alias = "setApplicationStatus")]
+    pub fn disable(&self, id: impl AsRef<str>) -> Request<Application> {
+        self.set_enabled(id.as_ref(), false)
+    }
+
+    fn set_enabled(&self, id: &str, is_enabled: bool) -> Request<Application> {
+        let call = self.call(Method::PATCH, "/api/v1/applications/{id}/status", &[id]);
+        call.json(&api::SetApplicationStatus { is_enabled }).reading()
+    }
+
+    /// `DELETE /applications/{id}`: deletes the application and revokes its keys for good.
+    ///
+    /// When an answer is lost and the call sent again, the repeat finds nothing: 404 with
+    /// [`attempts`](Error::attempts) above 1.
+    ///
+    /// ```no_run
+    /// # async fn example(merchant: tollkey_client::Client, id: &str) -> Result<(), tollkey_client::Error> {
+    /// merchant.applications().delete(id).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[doc(alias = "deleteApplication")]
+    pub fn delete(&self, id: impl AsRef<str>) -> Request<()> {
+        self.call(Method::DELETE, "/api/v1/applications/{id}", &[id.as_ref()]).reading_nothing()
+    }
+
+    /// The keys of one application.
+    #[must_use]
+    pub fn api_keys(&self, application_id: impl Into<String>) -> ApiKeys {
+        ApiKeys { client: self.0.clone(), application_id: application_id.into() }
+    }
+}
+
+/// Makes an application: [`Applications::create`].
+#[derive(Debug, Clone)]
+#[must_use = "nothing is sent until it is awaited"]
+pub struct CreateApplication {
+    call: Call,
+    idempotency_key: Option<String>,
+    body: api::CreateApplication,
+}
+
+impl CreateApplication {
+    /// What it is for: at most 500 characters.
+    pub fn description(mut self, description: impl Into<String>) -> Self {
+        self.body.description = Some(description.into());
+        self
+    }
+
+    fn request(self) -> Request<Application> {
+        self.call.creating(self.idempotency_key).json(&self.body).reading()
+    }
+}
+idempotent!(CreateApplication);
+sends!(CreateApplication => Application);
+
+/// The list of applications: [`Applications::list`].
+#[derive(Debug, Clone)]
+#[must_use = "nothing is sent until it is awaited"]
+pub struct ListApplications {
+    call: Call,
+    include: Option<Include>,
+    page: Option<u32>,
+    limit: Option<u32>,
+}
+
+impl ListApplications {
+    /// Which page, from 1.
+    pub fn page(mut self, page: u32) -> Self {
+        self.page = Some(page);
+        self
+    }
+
+    /// How many on a page, 1 to 100; 10 when not set, 100 for `items` and `pages`.
+    pub fn limit(mut self, limit: u32) -> Self {
+        self.limit = Some(limit);
+        self
+    }
+
+    /// Adds each application's keys, the newest 100 of each.
+    pub fn include_api_keys(mut self) -> Self {
+        self.include = Some(Include::ApiKeys);
+        self
+    }
+
+    fn request(self) -> Request<Page<Application>> {
+        let include = self.include.map(|Include::ApiKeys| "apiKeys");
+        self.call.query("include", include).query("page", self.page).query("limit", self.limit).reading()
+    }
+}
+sends!(ListApplications => Page<Application>);
+lists!(ListApplications: Application, Page<Application>);
+
+impl Paged for ListApplications {
+    type Item = Application;
+    type Page = Page<Application>;
+
+    #[cfg(feature = "blocking")]
+    fn call_mut(&mut self) -> &mut Call {
+        &mut self.call
+    }
+
+    async fn fetch(mut self) -> Result<Self::Page, Error> {
+        self.limit.get_or_insert(MOST);
+        self.send().await
+    }
+
+    fn after(self, page: &Self::Page) -> Result<Option<Self>, Error> {
+        Ok(next_page(self.page, page).map(|page| Self { page: Some(page), ..self }))
+    }
+
+    fn items_of(page: Self::Page) -> Vec<Application> {
+        page.items
+    }
+}
+
+/// The most items a page of this surface has.
+const MOST: u32 = 100;
+
+/// The page after this one. An empty one ends the list, whatever it says.
+fn next_page<T>(asked: Option<u32>, page: &Page<T>) -> Option<u32> {
+    (page.has_next_page && !page.items.is_empty()).then(|| asked.unwrap_or(1).saturating_add(1))
+}
+
+/// Changes an application: [`Applications::update`].
+#[derive(Debug, Clone)]
+#[must_use = "nothing is sent until it is awaited"]
+pub struct UpdateApplication {
+    call: Call,
+    body: api::UpdateApplication,
+}
+
+impl UpdateApplication {
+    /// The new name: 1 to 100 characters, unique in the account.
+    pub fn name(mut self, name: impl Into<String>) -> Self {
+        self.body.name = Patch::Value(name.into());
+        self
+    }
+
+    /// The new description: at most 500 characters.
+    pub fn description(mut self, description: impl Into<String>) -> Self {
+        self.body.description = Patch::Value(description.into());
+        self
+    }
+
+    /// Takes the description away.
+    pub fn clear_description(mut self) -> Self {
+        self.body.description = Patch::Null;
+        self
+    }
+
+    fn request(self) -> Request<Application> {
+        self.call.json(&self.body).reading()
+    }
+}
+sends!(UpdateApplication => Application);
+
+/// The keys of one application: [`Applications::api_keys`].
+#[derive(Debug, Clone)]
+pub struct ApiKeys {
+    client: Client,
+    application_id: String,
+}
+
+impl ApiKeys {
+    /// `POST /applications/{id}/api-keys`: makes a key. Its description has 1 to 255 characters. The answer is the only
+    /// one that ever holds the key's text.
+    ///
+    /// ```no_run
+    /// # use tollkey_client::{Mode, Scope};
+    /// # async fn example(merchant: tollkey_client::Client, app_id: &str) -> Result<(), tollkey_client::Error> {
+    /// let keys = merchant.applications().api_keys(app_id);
+    /// let created = keys.create("Primary checkout key").mode(Mode::Test).scopes([Scope::SESSIONS_WRITE]).await?;
+    /// println!("{}", created.full_key.expose());
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[doc(alias = "createApplicationKey")]
+    pub fn create(&self, description: impl Into<String>) -> CreateKey {
+        let route = "/api/v1/applications/{id}/api-keys";
+        CreateKey {
+            call: Call::new(&self.client, Method::POST, route, &[&self.application_id]).in_account(),
+            idempotency_key: None,
+            body: api::CreateKey { description: description.into(), ..api::CreateKey::default() },
+        }
+    }
+
+    /// `GET /applications/{id}/api-keys`: the keys, newest first, revoked ones included.
+    ///
+    /// ```no_run
+    /// # use tollkey_client::Status;
+    /// # async fn example(merchant: tollkey_client::Client, app_id: &str) -> Result<(), tollkey_client::Error> {
+    /// let mut keys = merchant.applications().api_keys(app_id).list().items();
+    /// while let Some(key) = keys.next().await.transpose()? {
+    ///     if key.status == Status::Active {
+    ///         println!("{} {}", key.key_prefix, key.description);
+    ///     }
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[doc(alias = "listApplicationKeys")]
+    pub fn list(&self) -> ListKeys {
+        let route = "/api/v1/applications/{id}/api-keys";
+        let call = Call::new(&self.client, Method::GET, route, &[&self.application_id]).in_account();
+        ListKeys { call, page: None, limit: None }
+    }
+
+    /// `DELETE /applications/{id}/api-keys/{keyId}`: revokes a key for good. Once this returns, the key is refused
+    /// everywhere. A key that was revoked before is 400 `key_already_revoked`.
+    ///
+    /// ```no_run
+    /// # async fn example(merchant: tollkey_client::Client, app_id: &str, key_id: &str) -> Result<(), tollkey_client::Error> {
+    /// merchant.applications().api_keys(app_id).revoke(key_id).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[doc(alias = "revokeApplicationKey")]
+    pub fn revoke(&self, key_id: impl AsRef<str>) -> Request<()> {
+        let segments = [self.application_id.as_str(), key_id.as_ref()];
+        Call::new(&self.client, Method::DELETE, "/api/v1/applications/{id}/api-keys/{keyId}", &segments)
+            .in_account()
+            .done_before("key_already_revoked")
+            .reading_nothing()
+    }
+}
+
+/// Makes a key of an application: [`ApiKeys::create`].
+#[derive(Debug, Clone)]
+#[must_use = "nothing is sent until it is awaited"]
+pub struct CreateKey {
+    call: Call,
+    idempotency_key: Option<String>,
+    body: api::CreateKey,
+}
+
+impl CreateKey {
+    /// Live or test; live when not set.
+    pub fn mode(mut self, mode: Mode) -> Self {
+        self.body.mode = Some(mode);
+        self
+    }
+
+    /// Exactly these scopes; `commerce` when not set. An empty list is refused.
+    pub fn scopes(mut self, scopes: impl IntoIterator<Item = impl Into<Scope>>) -> Self {
+        self.body.scopes = Some(texts(scopes.into_iter().map(Into::into)));
+        self
+    }
+
+    fn request(self) -> Request<CreatedKey> {
+        self.call.creating(self.idempotency_key).json(&self.body).reading()
+    }
+}
+restrictions!(CreateKey);
+idempotent!(CreateKey);
+sends!(CreateKey => CreatedKey);
+
+/// The list of an application's keys: [`ApiKeys::list`].
+#[derive(Debug, Clone)]
+#[must_use = "nothing is sent until it is awaited"]
+pub struct ListKeys {
+    call: Call,
+    page: Option<u32>,
+    limit: Option<u32>,
+}
+
+impl ListKeys {
+    /// Which page, from 1.
+    pub fn page(mut self, page: u32) -> Self {
+        self.page = Some(page);
+        self
+    }
+
+    /// How many on a page, 1 to 100; 10 when not set, 100 for `items` and `pages`.
+    pub fn limit(mut self, limit: u32) -> Self {
+        self.limit = Some(limit);
+        self
+    }
+
+    fn request(self) -> Request<Page<Key>> {
+        self.call.query("page", self.page).query("limit", self.limit).reading()
+    }
+}
+sends!(ListKeys => Page<Key>);
+lists!(ListKeys: Key, Page<Key>);
+
+impl Paged for ListKeys {
+    type Item = Key;
+    type Page = Page<Key>;
+
+    #[cfg(feature = "blocking")]
+    fn call_mut(&mut self) -> &mut Call {
+        &mut self.call
+    }
+
+    async fn fetch(mut self) -> Result<Self::Page, Error> {
+        self.limit.get_or_insert(MOST);
+        self.send().await
+    }
+
+    fn after(self, page: &Self::Page) -> Result<Option<Self>, Error> {
+        Ok(next_page(self.page, page).map(|page| Self { page: Some(page), ..self }))
+    }
+
+    fn items_of(page: Self::Page) -> Vec<Key> {
+        page.items
+    }
+}

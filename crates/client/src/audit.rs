@@ -1,0 +1,120 @@
+//! The audit log of an account, as [`Client::audit_log`] reads it.
+
+use reqwest::Method;
+use tollkey_core::Timestamp;
+
+pub use tollkey_api::audit::{AuditActor, AuditEntry, AuditTarget};
+
+use crate::{
+    Client, Moment, Page, Request,
+    list::{by_cursor, lists},
+    request::{Call, sends},
+};
+
+/// The audit log: [`Client::audit_log`].
+#[derive(Debug, Clone)]
+pub struct AuditLog(Client);
+
+impl AuditLog {
+    pub(crate) fn new(client: &Client) -> Self {
+        Self(client.clone())
+    }
+
+    /// `GET /audit-log`: the entries, newest first; at most 100 at a time.
+    ///
+    /// ```no_run
+    /// # async fn example(merchant: tollkey_client::Client, key_id: &str) -> Result<(), tollkey_client::Error> {
+    /// let mut log = merchant.audit_log().list().target_id(key_id).items();
+    /// while let Some(entry) = log.next().await.transpose()? {
+    ///     println!("{} {} by {}", entry.occurred_at, entry.action, entry.actor.id);
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[doc(alias = "listAuditLog")]
+    pub fn list(&self) -> ListAuditLog {
+        ListAuditLog {
+            call: Call::new(&self.0, Method::GET, "/api/v1/audit-log", &[]).in_account(),
+            limit: None,
+            cursor: None,
+            action: None,
+            target_id: None,
+            actor_id: None,
+            since: None,
+            until: None,
+        }
+    }
+}
+
+/// The list of entries: [`AuditLog::list`].
+#[derive(Debug, Clone)]
+#[must_use = "nothing is sent until it is awaited"]
+pub struct ListAuditLog {
+    call: Call,
+    limit: Option<u32>,
+    cursor: Option<String>,
+    action: Option<String>,
+    target_id: Option<String>,
+    actor_id: Option<String>,
+    since: Option<Moment>,
+    until: Option<Moment>,
+}
+
+impl ListAuditLog {
+    /// How many, 1 to 100; 100 when not set.
+    pub fn limit(mut self, limit: u32) -> Self {
+        self.limit = Some(limit);
+        self
+    }
+
+    /// Where to go on: the [`next_cursor`](Page::next_cursor) of the page before.
+    pub fn cursor(mut self, cursor: impl Into<String>) -> Self {
+        self.cursor = Some(cursor.into());
+        self
+    }
+
+    /// Only entries of this action, such as `api_key.revoked`.
+    pub fn action(mut self, action: impl Into<String>) -> Self {
+        self.action = Some(action.into());
+        self
+    }
+
+    /// Only entries about the thing with this id.
+    pub fn target_id(mut self, id: impl Into<String>) -> Self {
+        self.target_id = Some(id.into());
+        self
+    }
+
+    /// Only what this caller did: the `sub` of a token, or the id of a key.
+    pub fn actor_id(mut self, id: impl Into<String>) -> Self {
+        self.actor_id = Some(id.into());
+        self
+    }
+
+    /// Only entries at or after this time.
+    pub fn since(mut self, at: impl Into<Moment>) -> Self {
+        self.since = Some(at.into());
+        self
+    }
+
+    /// Only entries before this time.
+    pub fn until(mut self, at: impl Into<Moment>) -> Self {
+        self.until = Some(at.into());
+        self
+    }
+
+    fn request(self) -> Request<Page<AuditEntry>> {
+        self.call
+            .query("limit", self.limit)
+            .query("cursor", self.cursor)
+            .query("action", self.action)
+            .query("target_id", self.target_id)
+            .query("actor_id", self.actor_id)
+            .query("since", self.since.map(Timestamp::from))
+            .query("until", self.until.map(Timestamp::from))
+            .reading_with(Page::read)
+    }
+}
+sends!(ListAuditLog => Page<AuditEntry>);
+lists!(ListAuditLog: AuditEntry, Page<AuditEntry>);
+by_cursor!(ListAuditLog: AuditEntry);

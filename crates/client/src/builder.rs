@@ -1,0 +1,252 @@
+//! The settings of a client.
+
+use std::{env, fmt, sync::Arc, time::Duration};
+
+use reqwest::{
+    Url,
+    header::{HeaderMap, HeaderName, HeaderValue, USER_AGENT},
+    redirect::Policy,
+};
+use tollkey_api::Secret;
+
+use crate::{Auth, Client, Error, client::Shared, error::Kind, retry::Retries};
+
+/// What every client of this release says it is.
+const NAME: &str = concat!("tollkey-rust/", env!("CARGO_PKG_VERSION"));
+/// How long one attempt may take, from before it connects until the answer is whole.
+const TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a connection may take.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// For how long an idle connection is kept: not as long as the server does, so that none is used that it is closing.
+const IDLE: Duration = Duration::from_secs(30);
+
+/// Headers that are the client's own business.
+const RESERVED: [&str; 8] = [
+    "authorization",
+    "x-api-key",
+    "x-commerce-api-key",
+    "user-agent",
+    "content-type",
+    "content-length",
+    "host",
+    "idempotency-key",
+];
+
+/// Settings of a [`Client`], from [`Client::builder`].
+///
+/// ```
+/// use std::time::Duration;
+/// use tollkey_client::{Auth, Client};
+///
+/// # fn main() -> Result<(), tollkey_client::Error> {
+/// let tollkey = Client::builder()
+///     .base_url("https://keys.example.com")
+///     .auth(Auth::bearer("a management token"))
+///     .timeout(Duration::from_secs(5))
+///     .max_retries(3)
+///     .user_agent("checkout/1.4")
+///     .build()?;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone)]
+#[must_use = "a builder does nothing until `build` is called"]
+pub struct ClientBuilder {
+    base_url: Option<String>,
+    auth: Option<Auth>,
+    service: Option<Auth>,
+    timeout: Duration,
+    connect_timeout: Duration,
+    retries: Retries,
+    user_agent: Option<String>,
+    headers: Result<HeaderMap, String>,
+    http_client: Option<reqwest::Client>,
+}
+
+impl ClientBuilder {
+    pub(crate) fn new() -> Self {
+        Self {
+            base_url: None,
+            auth: None,
+            service: None,
+            timeout: TIMEOUT,
+            connect_timeout: CONNECT_TIMEOUT,
+            retries: Retries::default(),
+            user_agent: None,
+            headers: Ok(HeaderMap::new()),
+            http_client: None,
+        }
+    }
+
+    /// Reads `TOLLKEY_URL`, `TOLLKEY_TOKEN` and `TOLLKEY_SERVICE_KEY`; see [`Client::from_env`].
+    pub(crate) fn from_env(read: impl Fn(&str) -> Option<std::ffi::OsString>) -> Result<Self, Error> {
+        let variable = |name: &str| match read(name).map(std::ffi::OsString::into_string) {
+            None => Ok(None),
+            Some(Ok(value)) if value.is_empty() => Err(Error::settings(format!("{name} is empty"))),
+            Some(Ok(value)) => Ok(Some(value)),
+            Some(Err(_)) => Err(Error::settings(format!("{name} is not UTF-8"))),
+        };
+        let url = variable("TOLLKEY_URL")?;
+        let mut builder = Self::new().base_url(url.ok_or_else(|| Error::settings("TOLLKEY_URL is not set"))?);
+        builder.service = variable("TOLLKEY_SERVICE_KEY")?.map(|key| Auth::service(Secret::new(key)));
+        // Alone, the service key is presented with every call: a server's refusal says more than silence.
+        builder.auth =
+            variable("TOLLKEY_TOKEN")?.map(|token| Auth::bearer(Secret::new(token))).or(builder.service.clone());
+        Ok(builder)
+    }
+
+    /// Where the server is: `https://keys.example.com`, or with a path where a proxy puts it beneath one. Needed.
+    pub fn base_url(mut self, url: impl Into<String>) -> Self {
+        self.base_url = Some(url.into());
+        self
+    }
+
+    /// What calls present; none when not set. [`Client::with_auth`] makes a client with another.
+    pub fn auth(mut self, auth: Auth) -> Self {
+        (self.auth, self.service) = (Some(auth), None);
+        self
+    }
+
+    /// How long one attempt may take, connecting included and until the answer is whole; 10 s when not set.
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = timeout;
+        self
+    }
+
+    /// How long connecting may take; 3 s when not set. Not with a client of one's own.
+    pub fn connect_timeout(mut self, timeout: Duration) -> Self {
+        self.connect_timeout = timeout;
+        self
+    }
+
+    /// How often a call is sent again; 2 when not set, 0 for never.
+    ///
+    /// It is sent again when there was no connection, the connection ended, no answer came in time, or the answer is 408,
+    /// 429, 5xx or 409 `idempotency_in_progress`. A server's `Retry-After` is obeyed up to 120 s; what asks for more
+    /// fails at once.
+    pub fn max_retries(mut self, retries: u32) -> Self {
+        self.retries.max = retries;
+        self
+    }
+
+    /// The pause before the first repeat, which doubles with each, and the longest; 0.5 s and 8 s when not set. Up to
+    /// half of each is taken off by chance.
+    pub fn backoff(mut self, first: Duration, longest: Duration) -> Self {
+        (self.retries.first_pause, self.retries.longest_pause) = (first, longest);
+        self
+    }
+
+    /// What the caller is, behind our own name in `User-Agent`: `checkout/1.4`.
+    pub fn user_agent(mut self, product: impl Into<String>) -> Self {
+        self.user_agent = Some(product.into());
+        self
+    }
+
+    /// A header that goes with every call, for a proxy in front of the server for instance. Not for credentials of
+    /// Tollkey: those are an [`Auth`]. Its value is kept out of logs.
+    pub fn header(mut self, name: impl AsRef<str>, value: impl AsRef<str>) -> Self {
+        self.headers = self.headers.and_then(|mut headers| {
+            let name = name.as_ref();
+            let parsed = HeaderName::try_from(name).map_err(|_| format!("header {name:?} is no header name"))?;
+            if RESERVED.contains(&parsed.as_str()) {
+                return Err(format!("header {name:?} is set by the client itself"));
+            }
+            let mut value = HeaderValue::from_str(value.as_ref())
+                .map_err(|_| format!("header {name:?} has a value with characters that no header takes"))?;
+            value.set_sensitive(true);
+            headers.append(parsed, value);
+            Ok(headers)
+        });
+        self
+    }
+
+    /// An HTTP client of one's own, for its proxies, certificates or connection pool. It should follow no redirects: it
+    /// would show keys elsewhere. Whatever it is led to, no answer from another address is taken.
+    pub fn http_client(mut self, client: reqwest::Client) -> Self {
+        self.http_client = Some(client);
+        self
+    }
+
+    /// The client. Nothing is sent yet.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Settings`](crate::ErrorKind::Settings) for a setting that cannot be used, or where there is no HTTP client to be had, for lack of certificate
+    /// authorities for instance.
+    pub fn build(self) -> Result<Client, Error> {
+        let base_url = self.base_url.as_deref().ok_or_else(|| Error::settings("base_url is not set"))?;
+        let base_url = parse_base_url(base_url).ok_or_else(|| {
+            Error::settings(
+                "base_url must be http:// or https:// with a host and without credentials, query or fragment",
+            )
+        })?;
+        if self.timeout.is_zero() {
+            return Err(Error::settings("timeout must not be zero"));
+        }
+        let mut headers = self.headers.map_err(Error::settings)?;
+        let user_agent = self.user_agent.map_or_else(|| NAME.to_owned(), |product| format!("{NAME} {product}"));
+        let user_agent = HeaderValue::from_str(&user_agent)
+            .map_err(|_| Error::settings("user_agent has characters that no header takes"))?;
+        headers.insert(USER_AGENT, user_agent);
+        let connect_timeout = self.connect_timeout;
+        let http = match self.http_client {
+            Some(client) => Http { own: true, client, connect_timeout },
+            None => Http { own: false, client: http_client(connect_timeout)?, connect_timeout },
+        };
+        let shared = Shared::new(base_url, http, headers);
+        Ok(Client {
+            shared: Arc::new(shared),
+            auth: self.auth,
+            service: self.service,
+            account: None,
+            timeout: self.timeout,
+            retries: self.retries,
+        })
+    }
+}
+
+impl fmt::Debug for ClientBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ClientBuilder")
+            .field("auth", &self.auth)
+            .field("timeout", &self.timeout)
+            .field("retries", &self.retries)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The HTTP client and where it comes from.
+pub(crate) struct Http {
+    pub(crate) client: reqwest::Client,
+    /// Whether it is the caller's.
+    #[cfg_attr(not(feature = "blocking"), expect(dead_code, reason = "asked by blocking calls"))]
+    pub(crate) own: bool,
+    #[cfg_attr(not(feature = "blocking"), expect(dead_code, reason = "asked by blocking calls"))]
+    pub(crate) connect_timeout: Duration,
+}
+
+/// An HTTP client as we want it.
+pub(crate) fn http_client(connect_timeout: Duration) -> Result<reqwest::Client, Error> {
+    let builder =
+        reqwest::Client::builder().connect_timeout(connect_timeout).pool_idle_timeout(IDLE).redirect(Policy::none());
+    builder.build().map_err(|error| {
+        Error::with_source(Kind::Settings("there is no HTTP client to be had".to_owned()), error.without_url())
+    })
+}
+
+/// The base URL, without a slash at its end. None of it is repeated in an error: it may hold a password.
+fn parse_base_url(text: &str) -> Option<Url> {
+    let mut url = Url::parse(text).ok()?;
+    let whole = matches!(url.scheme(), "http" | "https")
+        && url.has_host()
+        && url.query().is_none()
+        && url.fragment().is_none()
+        && url.username().is_empty()
+        && url.password().is_none();
+    url.path_segments_mut().ok()?.pop_if_empty();
+    whole.then_some(url)
+}
+
+/// The environment of this process.
+pub(crate) fn environment(name: &str) -> Option<std::ffi::OsString> {
+    env::var_os(name)
+}

@@ -1,0 +1,190 @@
+//! The client, and the way from it to each noun.
+
+use std::{fmt, sync::Arc, time::Duration};
+
+use reqwest::{Url, header::HeaderMap};
+
+use crate::{
+    Auth, ClientBuilder, Error,
+    account::Account,
+    applications::Applications,
+    audit::AuditLog,
+    builder::{self, Http},
+    commerce::Commerce,
+    operator::{Accounts, ServiceKeys},
+    retry::Retries,
+    subscription::Subscription,
+};
+
+/// A client of one server. Cheap to clone: clones share connections.
+///
+/// ```no_run
+/// use tollkey_client::{Auth, Client, Mode, Scope};
+///
+/// # async fn example(jwt: String) -> Result<(), tollkey_client::Error> {
+/// let tollkey = Client::new("https://keys.example.com")?;
+/// let merchant = tollkey.with_auth(Auth::bearer(jwt));
+/// let created = merchant
+///     .commerce()
+///     .api_keys()
+///     .create("Commerce Server Key")
+///     .mode(Mode::Test)
+///     .scopes([Scope::LINKS_READ])
+///     .await?;
+/// println!("{}", created.api_key.expose());
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct Client {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) auth: Option<Auth>,
+    /// Presented instead of `auth` where keys of others are verified.
+    pub(crate) service: Option<Auth>,
+    pub(crate) account: Option<Arc<str>>,
+    pub(crate) timeout: Duration,
+    pub(crate) retries: Retries,
+}
+
+/// What all clones of a client share.
+pub(crate) struct Shared {
+    pub(crate) base_url: Url,
+    pub(crate) http: Http,
+    pub(crate) headers: HeaderMap,
+    #[cfg(feature = "blocking")]
+    pub(crate) blocking: std::sync::OnceLock<crate::blocking::Blocking>,
+}
+
+impl Shared {
+    pub(crate) fn new(base_url: Url, http: Http, headers: HeaderMap) -> Self {
+        Self {
+            base_url,
+            http,
+            headers,
+            #[cfg(feature = "blocking")]
+            blocking: std::sync::OnceLock::new(),
+        }
+    }
+}
+
+impl Client {
+    /// A client of the server at this address, with the usual settings and without a credential: see
+    /// [`with_auth`](Self::with_auth).
+    ///
+    /// # Errors
+    /// Those of [`ClientBuilder::build`]. Nothing is sent yet.
+    pub fn new(base_url: impl Into<String>) -> Result<Self, Error> {
+        Self::builder().base_url(base_url).build()
+    }
+
+    /// A client with settings of one's own.
+    pub fn builder() -> ClientBuilder {
+        ClientBuilder::new()
+    }
+
+    /// A client by the environment: the server at `TOLLKEY_URL`, the management token `TOLLKEY_TOKEN`, the service key
+    /// `TOLLKEY_SERVICE_KEY`. With both credentials the service key is presented where keys of others are verified
+    /// (`verify`, `introspect`, `subscription`) and the token everywhere else; one alone is presented everywhere.
+    ///
+    /// # Errors
+    /// `TOLLKEY_URL` is not set, a variable is empty or not UTF-8, and those of [`ClientBuilder::build`].
+    ///
+    /// ```no_run
+    /// # async fn example() -> Result<(), tollkey_client::Error> {
+    /// let tollkey = tollkey_client::Client::from_env()?;
+    /// for key in tollkey.commerce().api_keys().list().await? {
+    ///     println!("{} {}", key.prefix, key.name);
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn from_env() -> Result<Self, Error> {
+        ClientBuilder::from_env(builder::environment)?.build()
+    }
+
+    /// The same client with that credential and no other. Shares connections with this one.
+    #[must_use]
+    pub fn with_auth(&self, auth: Auth) -> Self {
+        Self { auth: Some(auth), service: None, ..self.clone() }
+    }
+
+    /// The same client for that account (`?account=`): how an operator manages the account of somebody else. It bears on applications,
+    /// commerce keys, account keys and audit logs; the other calls know no account.
+    ///
+    /// ```no_run
+    /// # use tollkey_client::Client;
+    /// # async fn example(operator: Client) -> Result<(), tollkey_client::Error> {
+    /// let keys = operator.for_account("acme").commerce().api_keys().list().await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn for_account(&self, account: impl Into<String>) -> Self {
+        Self { account: Some(account.into().into()), ..self.clone() }
+    }
+
+    /// The same client with another limit of time for each attempt; see [`ClientBuilder::timeout`].
+    #[must_use]
+    pub fn with_timeout(&self, timeout: Duration) -> Self {
+        Self { timeout, ..self.clone() }
+    }
+
+    /// The same client with another number of repeats; see [`ClientBuilder::max_retries`].
+    #[must_use]
+    pub fn with_max_retries(&self, retries: u32) -> Self {
+        Self { retries: Retries { max: retries, ..self.retries }, ..self.clone() }
+    }
+
+    /// Applications and their keys (`ks_…`).
+    #[must_use]
+    pub fn applications(&self) -> Applications {
+        Applications::new(self)
+    }
+
+    /// Commerce keys (`ck_…`).
+    #[must_use]
+    pub fn commerce(&self) -> Commerce {
+        Commerce::new(self)
+    }
+
+    /// The account surface: secret and publishable keys (`sk_…`, `pk_…`), and its audit log.
+    #[must_use]
+    pub fn account(&self) -> Account {
+        Account::new(self)
+    }
+
+    /// The audit log of the account.
+    #[must_use]
+    pub fn audit_log(&self) -> AuditLog {
+        AuditLog::new(self)
+    }
+
+    /// Accounts, for operators.
+    #[must_use]
+    pub fn accounts(&self) -> Accounts {
+        Accounts::new(self)
+    }
+
+    /// Service keys (`tks_…`), for operators.
+    #[must_use]
+    pub fn service_keys(&self) -> ServiceKeys {
+        ServiceKeys::new(self)
+    }
+
+    /// The subscription of processes that verify from their own memory.
+    #[must_use]
+    pub fn subscription(&self) -> Subscription {
+        Subscription::new(self)
+    }
+}
+
+impl fmt::Debug for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Client")
+            .field("base_url", &self.shared.base_url.as_str())
+            .field("auth", &self.auth)
+            .field("account", &self.account)
+            .field("timeout", &self.timeout)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,302 @@
+//! What can go wrong with a call, to be asked rather than taken apart.
+
+use std::{error::Error as StdError, fmt, time::Duration};
+
+use tollkey_api::problem::FieldError;
+
+use crate::auth::BoxError;
+
+/// A call that failed.
+///
+/// Holds no credential and no body. [`Display`](fmt::Display) says what was called, what came back and the request's id, which the
+/// server's logs have too.
+///
+/// ```no_run
+/// # use tollkey_client::{Client, Mode};
+/// # async fn example(merchant: Client) -> Result<(), tollkey_client::Error> {
+/// match merchant.applications().create("Production Web Store").await {
+///     Ok(application) => println!("{}", application.id),
+///     Err(error) if error.code() == Some("application_name_taken") => println!("it is there already"),
+///     Err(error) if error.is_unauthorized() => println!("the token has ended"),
+///     Err(error) => return Err(error),
+/// }
+/// # Ok(())
+/// # }
+/// ```
+pub struct Error(Box<Inner>);
+
+struct Inner {
+    kind: Kind,
+    call: Option<Called>,
+    attempts: u32,
+    source: Option<BoxError>,
+}
+
+/// What was called, for people to read.
+#[derive(Debug, Clone, Copy)]
+struct Called {
+    method: &'static str,
+    route: &'static str,
+}
+
+#[derive(Debug)]
+pub(crate) enum Kind {
+    Settings(String),
+    Argument { name: &'static str, rule: String },
+    Auth,
+    Connect { timed_out: bool },
+    Interrupted,
+    Timeout,
+    Redirect { status: u16 },
+    Unreadable { status: u16, request_id: Option<String>, why: String },
+    Refused(Box<Refusal>),
+}
+
+/// An answer that says no.
+#[derive(Debug, Default)]
+pub(crate) struct Refusal {
+    pub(crate) status: u16,
+    pub(crate) code: Option<String>,
+    pub(crate) detail: Option<String>,
+    pub(crate) errors: Vec<FieldError>,
+    pub(crate) request_id: Option<String>,
+    pub(crate) retry_after: Option<Duration>,
+}
+
+/// What sort of failure an [`Error`] is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ErrorKind {
+    /// The client cannot be built of these settings. Nothing was sent.
+    Settings,
+    /// An argument that cannot be sent, such as an empty id. Nothing was sent.
+    Argument,
+    /// The source of an [`Auth::from_fn`](crate::Auth::from_fn) gave no token. Nothing was sent.
+    Auth,
+    /// No connection.
+    Connect,
+    /// The connection ended before the whole answer was there. What was asked for may have been done.
+    Interrupted,
+    /// No answer in time. What was asked for may have been done.
+    Timeout,
+    /// The server sent elsewhere. The client never follows: it would show its credential there.
+    Redirect,
+    /// An answer that is not one of Tollkey's: no JSON, too long, or without a member that has to be there.
+    Unreadable,
+    /// The server refused: see [`Error::status`] and [`Error::code`].
+    Refused,
+}
+
+impl Error {
+    pub(crate) fn new(kind: Kind) -> Self {
+        Self(Box::new(Inner { kind, call: None, attempts: 0, source: None }))
+    }
+
+    pub(crate) fn with_source(kind: Kind, source: impl Into<BoxError>) -> Self {
+        let mut error = Self::new(kind);
+        error.0.source = Some(source.into());
+        error
+    }
+
+    pub(crate) fn settings(rule: impl Into<String>) -> Self {
+        Self::new(Kind::Settings(rule.into()))
+    }
+
+    pub(crate) fn argument(name: &'static str, rule: impl Into<String>) -> Self {
+        Self::new(Kind::Argument { name, rule: rule.into() })
+    }
+
+    /// A failure of the HTTP client. Its text may name the address, which has no secrets.
+    pub(crate) fn transport(error: reqwest::Error) -> Self {
+        let kind = if error.is_connect() {
+            Kind::Connect { timed_out: error.is_timeout() }
+        } else if error.is_timeout() {
+            Kind::Timeout
+        } else if error.is_builder() {
+            Kind::Argument { name: "request", rule: "cannot be sent".to_owned() }
+        } else {
+            Kind::Interrupted
+        };
+        Self::with_source(kind, error.without_url())
+    }
+
+    /// Of this call, after so many attempts.
+    pub(crate) fn of(mut self, method: &'static str, route: &'static str, attempts: u32) -> Self {
+        self.0.call = Some(Called { method, route });
+        self.0.attempts = attempts;
+        self
+    }
+
+    /// What sort of failure this is.
+    #[must_use]
+    pub fn kind(&self) -> ErrorKind {
+        match self.0.kind {
+            Kind::Settings(_) => ErrorKind::Settings,
+            Kind::Argument { .. } => ErrorKind::Argument,
+            Kind::Auth => ErrorKind::Auth,
+            Kind::Connect { .. } => ErrorKind::Connect,
+            Kind::Interrupted => ErrorKind::Interrupted,
+            Kind::Timeout => ErrorKind::Timeout,
+            Kind::Redirect { .. } => ErrorKind::Redirect,
+            Kind::Unreadable { .. } => ErrorKind::Unreadable,
+            Kind::Refused(_) => ErrorKind::Refused,
+        }
+    }
+
+    pub(crate) fn refusal(&self) -> Option<&Refusal> {
+        match &self.0.kind {
+            Kind::Refused(refusal) => Some(refusal),
+            _ => None,
+        }
+    }
+
+    /// The HTTP status, when there was an answer.
+    #[must_use]
+    pub fn status(&self) -> Option<u16> {
+        match &self.0.kind {
+            Kind::Redirect { status } | Kind::Unreadable { status, .. } => Some(*status),
+            Kind::Refused(refusal) => Some(refusal.status),
+            _ => None,
+        }
+    }
+
+    /// The stable snake_case code of the problem, such as `validation_failed`: the `code` of a problem (RFC 9457). On the
+    /// account surface, whose own codes are in capitals and coarser, the same words.
+    #[must_use]
+    pub fn code(&self) -> Option<&str> {
+        self.refusal()?.code.as_deref()
+    }
+
+    /// What the server says about it, in a sentence.
+    #[must_use]
+    pub fn detail(&self) -> Option<&str> {
+        self.refusal()?.detail.as_deref()
+    }
+
+    /// The request's id (`X-Request-Id`), by which the server's logs and audit log know it.
+    #[must_use]
+    pub fn request_id(&self) -> Option<&str> {
+        match &self.0.kind {
+            Kind::Unreadable { request_id, .. } => request_id.as_deref(),
+            _ => self.refusal()?.request_id.as_deref(),
+        }
+    }
+
+    /// How long the server asks to wait before trying again.
+    #[must_use]
+    pub fn retry_after(&self) -> Option<Duration> {
+        self.refusal()?.retry_after
+    }
+
+    /// Each member that breaks a rule, and the rule.
+    #[must_use]
+    pub fn errors(&self) -> &[FieldError] {
+        self.refusal().map_or(&[], |refusal| &refusal.errors)
+    }
+
+    /// How often it was sent; 0 when it never was. After more than one attempt a refusal may speak of what an earlier
+    /// attempt did, whose answer was lost: a deleted application is then not found.
+    #[must_use]
+    pub fn attempts(&self) -> u32 {
+        self.0.attempts
+    }
+
+    /// 400 because members, parameters or headers break a rule; [`errors`](Self::errors) names them.
+    #[must_use]
+    pub fn is_validation(&self) -> bool {
+        self.code() == Some("validation_failed")
+    }
+
+    /// 401: no credential, or one that is not accepted.
+    #[must_use]
+    pub fn is_unauthorized(&self) -> bool {
+        self.status() == Some(401)
+    }
+
+    /// 403: a valid credential that may not do this.
+    #[must_use]
+    pub fn is_forbidden(&self) -> bool {
+        self.status() == Some(403)
+    }
+
+    /// 404: no such thing, or somebody else's.
+    #[must_use]
+    pub fn is_not_found(&self) -> bool {
+        self.status() == Some(404)
+    }
+
+    /// 409: the thing does not stand where this change needs it to.
+    #[must_use]
+    pub fn is_conflict(&self) -> bool {
+        self.status() == Some(409)
+    }
+
+    /// 429: too many requests.
+    #[must_use]
+    pub fn is_rate_limited(&self) -> bool {
+        self.status() == Some(429)
+    }
+
+    /// No answer in time, whether no connection or no answer on it.
+    #[must_use]
+    pub fn is_timeout(&self) -> bool {
+        matches!(self.0.kind, Kind::Timeout | Kind::Connect { timed_out: true })
+    }
+
+    /// No connection: nothing was sent.
+    #[must_use]
+    pub fn is_connect(&self) -> bool {
+        matches!(self.0.kind, Kind::Connect { .. })
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(call) = self.0.call {
+            write!(f, "{} {}: ", call.method, call.route)?;
+        }
+        match &self.0.kind {
+            Kind::Settings(rule) => f.write_str(rule)?,
+            Kind::Argument { name, rule } => write!(f, "{name}: {rule}")?,
+            Kind::Auth => f.write_str("there is no token to present")?,
+            Kind::Connect { .. } => f.write_str("no connection")?,
+            Kind::Interrupted => f.write_str("the connection ended before the answer did")?,
+            Kind::Timeout => f.write_str("no answer in time")?,
+            Kind::Redirect { status } => write!(f, "{status}: a redirect, which is not followed")?,
+            Kind::Unreadable { status, why, .. } => write!(f, "{status}: {why}")?,
+            Kind::Refused(refusal) => {
+                write!(f, "{}", refusal.status)?;
+                if let Some(code) = &refusal.code {
+                    write!(f, " {code}")?;
+                }
+                if let Some(detail) = &refusal.detail {
+                    write!(f, ": {detail}")?;
+                }
+            }
+        }
+        if let Some(id) = self.request_id() {
+            write!(f, " ({id})")?;
+        }
+        if self.0.attempts > 1 {
+            write!(f, " after {} attempts", self.0.attempts)?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut debug = f.debug_struct("Error");
+        if let Some(call) = self.0.call {
+            debug.field("call", &format_args!("{} {}", call.method, call.route));
+        }
+        debug.field("kind", &self.0.kind).field("attempts", &self.0.attempts);
+        debug.field("source", &self.0.source).finish()
+    }
+}
+
+impl StdError for Error {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        self.0.source.as_ref().map(|source| &**source as &(dyn StdError + 'static))
+    }
+}

@@ -1,0 +1,474 @@
+//! A call: how it is put together, sent, and its answer read.
+
+use std::{fmt, future::IntoFuture, pin::Pin, sync::Arc, time::SystemTime};
+
+use reqwest::{
+    Method, Response, StatusCode, Url,
+    header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue},
+};
+use serde::{Serialize, de::DeserializeOwned};
+use tollkey_api::{account::ErrorEnvelope, problem::Problem};
+use tracing::{Instrument as _, Span, field::Empty};
+use zeroize::Zeroizing;
+
+use crate::{
+    Client, Error,
+    error::{Kind, Refusal},
+    retry::retry_after,
+};
+
+/// The longest answer that is read: the longest list, a thousand keys with all they can hold, is below.
+const MAX_ANSWER: usize = 64 * 1024 * 1024;
+/// The longest id that is sent.
+const MAX_SEGMENT: usize = 256;
+
+const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// One operation with its arguments.
+#[derive(Clone)]
+pub(crate) struct Call {
+    client: Client,
+    /// What it is sent with: the client's, or that of blocking calls.
+    http: reqwest::Client,
+    method: Method,
+    /// As in the OpenAPI document.
+    route: &'static str,
+    segments: Vec<String>,
+    query: Vec<(&'static str, String)>,
+    body: Option<(&'static str, Vec<u8>)>,
+    as_service: bool,
+    idempotency_key: Option<String>,
+    /// The code by which a repeat says that an earlier attempt did it.
+    done_before: Option<&'static str>,
+}
+
+impl Call {
+    /// A call of this route. The segments fill its braces, in order.
+    pub(crate) fn new(client: &Client, method: Method, route: &'static str, segments: &[&str]) -> Self {
+        Self {
+            client: client.clone(),
+            http: client.shared.http.client.clone(),
+            method,
+            route,
+            segments: segments.iter().map(|&segment| segment.to_owned()).collect(),
+            query: Vec::new(),
+            body: None,
+            as_service: false,
+            idempotency_key: None,
+            done_before: None,
+        }
+    }
+
+    /// In the account that [`Client::for_account`] names.
+    pub(crate) fn in_account(mut self) -> Self {
+        if let Some(account) = self.client.account.as_deref() {
+            self.query.push(("account", account.to_owned()));
+        }
+        self
+    }
+
+    /// Verifies keys of others: the service key is presented, where there is one.
+    pub(crate) fn for_service(mut self) -> Self {
+        self.as_service = true;
+        self
+    }
+
+    /// Creates something: every attempt carries the same Idempotency-Key, the caller's or a random one.
+    pub(crate) fn creating(mut self, key: Option<String>) -> Self {
+        self.idempotency_key = Some(key.unwrap_or_else(|| uuid::Uuid::new_v4().to_string()));
+        self
+    }
+
+    /// Ends something that cannot be ended twice: a refusal with this code, of a repeat, means that it is done.
+    pub(crate) fn done_before(mut self, code: &'static str) -> Self {
+        self.done_before = Some(code);
+        self
+    }
+
+    /// Is sent once, whatever happens.
+    pub(crate) fn once(mut self) -> Self {
+        self.client.retries.max = 0;
+        self
+    }
+
+    /// May take so much longer.
+    pub(crate) fn waiting(mut self, longer: std::time::Duration) -> Self {
+        self.client.timeout = self.client.timeout.saturating_add(longer);
+        self
+    }
+
+    pub(crate) fn query(mut self, name: &'static str, value: Option<impl ToString>) -> Self {
+        self.query.extend(value.map(|value| (name, value.to_string())));
+        self
+    }
+
+    pub(crate) fn json(mut self, body: &impl Serialize) -> Self {
+        // The bodies are structs of texts, numbers and JSON: they serialize.
+        self.body = serde_json::to_vec(body).ok().map(|bytes| ("application/json", bytes));
+        self
+    }
+
+    pub(crate) fn form(mut self, body: &impl Serialize) -> Self {
+        let text = serde_urlencoded::to_string(body).ok();
+        self.body = text.map(|text| ("application/x-www-form-urlencoded", text.into_bytes()));
+        self
+    }
+
+    /// A call whose answer is JSON.
+    pub(crate) fn reading<T: DeserializeOwned + 'static>(self) -> Request<T> {
+        self.reading_with(|reply| reply.json())
+    }
+
+    /// A call whose answer has no body that matters.
+    pub(crate) fn reading_nothing(self) -> Request<()> {
+        self.reading_with(|_| Ok(()))
+    }
+
+    pub(crate) fn reading_with<T>(
+        self,
+        read: impl Fn(Reply) -> Result<T, Error> + Send + Sync + 'static,
+    ) -> Request<T> {
+        Request { call: self, read: Arc::new(read) }
+    }
+
+    /// Sends it, again where that makes sense.
+    async fn send<T>(self, read: Read<T>) -> Result<T, Error> {
+        let name = method_name(&self.method);
+        let url = self.url().map_err(|error| error.of(name, self.route, 0))?;
+        let (call, url, read) = (&self, &url, &*read);
+        let sent = self.client.retries.run(|attempt| async move {
+            let span = tracing::info_span!(
+                "tollkey_call",
+                method = name,
+                route = call.route,
+                attempt,
+                status = Empty,
+                request_id = Empty
+            );
+            match call.attempt(url).instrument(span).await {
+                Err(error) if attempt > 1 && call.done_before.is_some() && error.code() == call.done_before => {
+                    read(Reply::nothing())
+                }
+                reply => reply.and_then(read),
+            }
+        });
+        sent.await.map_err(|(error, attempts)| {
+            let attempts = if matches!(error.kind(), crate::ErrorKind::Auth | crate::ErrorKind::Argument) {
+                attempts - 1
+            } else {
+                attempts
+            };
+            error.of(name, self.route, attempts)
+        })
+    }
+
+    async fn attempt(&self, url: &Url) -> Result<Reply, Error> {
+        let client = &self.client;
+        let attempt = async {
+            let mut request =
+                self.http.request(self.method.clone(), url.clone()).headers(client.shared.headers.clone());
+            request = request.header(ACCEPT, "application/json");
+            let service = client.service.as_ref().filter(|_| self.as_service);
+            if let Some(auth) = service.or(client.auth.as_ref()) {
+                request = request.header(AUTHORIZATION, auth.header().await?);
+            }
+            if let Some(key) = &self.idempotency_key {
+                request = request.header(IDEMPOTENCY_KEY, idempotency_key(key)?);
+            }
+            if let Some((media_type, bytes)) = &self.body {
+                request = request.header(CONTENT_TYPE, *media_type).body(bytes.clone());
+            }
+            let response = request.send().await.map_err(Error::transport)?;
+            Reply::receive(response, url).await
+        };
+        tokio::time::timeout(client.timeout, attempt).await.unwrap_or_else(|_| Err(Error::new(Kind::Timeout)))
+    }
+
+    /// What blocking calls run on comes from there.
+    #[cfg(feature = "blocking")]
+    pub(crate) fn shared(&self) -> std::sync::Arc<crate::client::Shared> {
+        self.client.shared.clone()
+    }
+
+    /// Is sent with that HTTP client.
+    #[cfg(feature = "blocking")]
+    pub(crate) fn send_with(&mut self, http: reqwest::Client) {
+        self.http = http;
+    }
+
+    fn url(&self) -> Result<Url, Error> {
+        let mut url = self.client.shared.base_url.clone();
+        let mut segments = self.segments.iter();
+        {
+            let mut path = url.path_segments_mut().map_err(|()| Error::settings("base_url has no path"))?;
+            for part in self.route.trim_start_matches('/').split('/') {
+                match part.strip_prefix('{').and_then(|part| part.strip_suffix('}')) {
+                    None => path.push(part),
+                    Some(name) => path.push(segment(name, segments.next().map_or("", String::as_str))?),
+                };
+            }
+        }
+        if !self.query.is_empty() {
+            url.query_pairs_mut().extend_pairs(&self.query);
+        }
+        Ok(url)
+    }
+}
+
+/// An id as a segment of a path.
+fn segment<'a>(name: &'static str, text: &'a str) -> Result<&'a str, Error> {
+    let rule = if text.is_empty() {
+        "must not be empty"
+    } else if text.len() > MAX_SEGMENT || !text.bytes().all(|byte| byte.is_ascii_graphic()) {
+        "must be at most 256 printable ASCII characters"
+    } else if matches!(text, "." | "..") {
+        "must not be a dot segment, which no path can hold"
+    } else {
+        return Ok(text);
+    };
+    Err(Error::argument(name, rule))
+}
+
+/// The rule of the server (contract, section 7), said before anything is sent.
+fn idempotency_key(key: &str) -> Result<HeaderValue, Error> {
+    let well_formed = (16..=255).contains(&key.len())
+        && key.bytes().all(|byte| matches!(byte, b' '..=b'~') && !matches!(byte, b'"' | b'\\'));
+    let mut value = HeaderValue::from_str(key).ok().filter(|_| well_formed).ok_or_else(|| {
+        Error::argument("idempotency_key", "must have 16 to 255 printable ASCII characters without quote and backslash")
+    })?;
+    // Part of what opens the kept answer.
+    value.set_sensitive(true);
+    Ok(value)
+}
+
+/// The methods of this API, as they live: those of the library do not.
+fn method_name(method: &Method) -> &'static str {
+    match *method {
+        Method::GET => "GET",
+        Method::POST => "POST",
+        Method::PUT => "PUT",
+        Method::PATCH => "PATCH",
+        _ => "DELETE",
+    }
+}
+
+/// An answer that says yes.
+pub(crate) struct Reply {
+    status: u16,
+    request_id: Option<String>,
+    pub(crate) headers: HeaderMap,
+    /// Wiped, because it can hold a new key.
+    body: Zeroizing<Vec<u8>>,
+}
+
+impl Reply {
+    /// What an earlier attempt would have answered, had it been heard.
+    fn nothing() -> Self {
+        Self { status: 204, request_id: None, headers: HeaderMap::new(), body: Zeroizing::default() }
+    }
+
+    /// Takes an answer in.
+    async fn receive(mut response: Response, asked: &Url) -> Result<Self, Error> {
+        let status = response.status();
+        let headers = std::mem::take(response.headers_mut());
+        let text = |name: &HeaderName| headers.get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
+        let request_id = text(&X_REQUEST_ID);
+        let span = Span::current();
+        span.record("status", status.as_u16());
+        span.record("request_id", request_id.as_deref());
+        if status.is_redirection() || response.url() != asked {
+            return Err(Error::new(Kind::Redirect { status: status.as_u16() }));
+        }
+        let is_json = text(&CONTENT_TYPE).is_some_and(|text| is_json(&text));
+        let mut reply = Self { status: status.as_u16(), request_id, headers, body: Zeroizing::default() };
+        if status != StatusCode::NO_CONTENT && is_json {
+            reply.body = body(&mut response, &reply).await?;
+        }
+        if !status.is_success() {
+            return Err(Error::new(Kind::Refused(Box::new(reply.refusal()))));
+        }
+        if status != StatusCode::NO_CONTENT && !is_json {
+            return Err(reply.unreadable("the answer is no JSON: is this the address of a Tollkey?"));
+        }
+        Ok(reply)
+    }
+
+    pub(crate) fn json<T: DeserializeOwned>(&self) -> Result<T, Error> {
+        // What exactly is wrong could quote the answer, which may hold a key: place and sort say enough.
+        serde_json::from_slice(&self.body).map_err(|error| {
+            let (line, column) = (error.line(), error.column());
+            self.unreadable(&format!("the answer cannot be read ({:?}, line {line} column {column})", error.classify()))
+        })
+    }
+
+    /// An answer that is not what it should be.
+    pub(crate) fn unreadable(&self, why: &str) -> Error {
+        let request_id = self.request_id.clone();
+        Error::new(Kind::Unreadable { status: self.status, request_id, why: why.to_owned() })
+    }
+
+    /// The answer as a refusal: a problem (RFC 9457), the envelope of the account surface, or what a proxy says.
+    fn refusal(self) -> Refusal {
+        let refusal = Refusal {
+            status: self.status,
+            request_id: self.request_id,
+            retry_after: retry_after(&self.headers, SystemTime::now()),
+            ..Refusal::default()
+        };
+        if let Ok(problem) = serde_json::from_slice::<Problem>(&self.body) {
+            return Refusal {
+                code: Some(problem.code),
+                detail: Some(problem.detail),
+                errors: problem.errors,
+                request_id: refusal.request_id.or(Some(problem.request_id)),
+                ..refusal
+            };
+        }
+        if let Ok(ErrorEnvelope { error, meta, .. }) = serde_json::from_slice(&self.body) {
+            let (code, errors) = match error.details {
+                Some(details) => (details.code, details.errors),
+                None => (error.code.to_ascii_lowercase(), Vec::new()),
+            };
+            return Refusal {
+                code: Some(code),
+                detail: Some(error.message),
+                errors,
+                request_id: refusal.request_id.or(Some(meta.request_id)),
+                ..refusal
+            };
+        }
+        refusal
+    }
+}
+
+/// Reads the body, as far as it is not too long.
+async fn body(response: &mut Response, reply: &Reply) -> Result<Zeroizing<Vec<u8>>, Error> {
+    let too_long = || reply.unreadable("the answer is too long");
+    let announced = response.content_length().unwrap_or(0);
+    if announced > MAX_ANSWER as u64 {
+        return Err(too_long());
+    }
+    // At once, so that growing leaves no copies behind.
+    let mut body = Zeroizing::new(Vec::with_capacity(announced as usize));
+    while let Some(chunk) = response.chunk().await.map_err(Error::transport)? {
+        if body.len() + chunk.len() > MAX_ANSWER {
+            return Err(too_long());
+        }
+        body.extend_from_slice(&chunk);
+    }
+    Ok(body)
+}
+
+/// Whether a content type is JSON, plain or as a problem.
+fn is_json(content_type: &str) -> bool {
+    let media_type = content_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+    media_type == "application/json" || (media_type.starts_with("application/") && media_type.ends_with("+json"))
+}
+
+/// How an answer is read.
+type Read<T> = Arc<dyn Fn(Reply) -> Result<T, Error> + Send + Sync>;
+
+/// A call that is not sent yet: `.await` sends it.
+///
+/// ```no_run
+/// # async fn example(key: tollkey_client::Client) -> Result<(), tollkey_client::Error> {
+/// let call = key.whoami();
+/// let me = call.await?; // or call.send().await?
+/// # Ok(())
+/// # }
+/// ```
+#[must_use = "nothing is sent until it is awaited"]
+pub struct Request<T> {
+    call: Call,
+    read: Read<T>,
+}
+
+impl<T: Send + 'static> Request<T> {
+    /// Sends it. `.await` on the call itself does the same.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub async fn send(self) -> Result<T, Error> {
+        self.call.send(self.read).await
+    }
+
+    /// Sends it and waits for the answer, without an async runtime. Needs the feature `blocking`.
+    ///
+    /// # Errors
+    /// [`Error`].
+    ///
+    /// # Panics
+    /// Inside an async runtime, whose worker it would hold up.
+    #[cfg(feature = "blocking")]
+    pub fn send_blocking(mut self) -> Result<T, Error> {
+        let shared = self.call.shared();
+        let blocking = shared.blocking()?;
+        self.call.send_with(blocking.http.clone());
+        blocking.runtime().block_on(self.send())
+    }
+}
+
+impl<T: Send + 'static> IntoFuture for Request<T> {
+    type Output = Result<T, Error>;
+    type IntoFuture = Pin<Box<dyn Future<Output = Self::Output> + Send>>;
+
+    fn into_future(self) -> Self::IntoFuture {
+        Box::pin(self.send())
+    }
+}
+
+/// How a builder is sent: by what its method `request` makes of it.
+macro_rules! sends {
+    ($builder:ty => $answer:ty) => {
+        impl $builder {
+            /// Sends it. `.await` on the call itself does the same.
+            ///
+            /// # Errors
+            /// [`Error`](crate::Error).
+            pub async fn send(self) -> Result<$answer, $crate::Error> {
+                self.request().send().await
+            }
+
+            /// Sends it and waits for the answer, without an async runtime. Needs the feature `blocking`.
+            ///
+            /// # Errors
+            /// [`Error`](crate::Error).
+            ///
+            /// # Panics
+            /// Inside an async runtime, whose worker it would hold up.
+            #[cfg(feature = "blocking")]
+            pub fn send_blocking(self) -> Result<$answer, $crate::Error> {
+                self.request().send_blocking()
+            }
+        }
+
+        impl std::future::IntoFuture for $builder {
+            type Output = Result<$answer, $crate::Error>;
+            type IntoFuture = std::pin::Pin<Box<dyn Future<Output = Self::Output> + Send>>;
+
+            fn into_future(self) -> Self::IntoFuture {
+                Box::pin(self.send())
+            }
+        }
+    };
+}
+pub(crate) use sends;
+
+impl<T> Clone for Request<T> {
+    fn clone(&self) -> Self {
+        Self { call: self.call.clone(), read: self.read.clone() }
+    }
+}
+
+impl<T> fmt::Debug for Request<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Request").field(&self.call).finish()
+    }
+}
+
+impl fmt::Debug for Call {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.method, self.route)
+    }
+}
