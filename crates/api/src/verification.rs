@@ -1,6 +1,9 @@
 //! Verification: snake_case, Unix seconds.
 
-use serde::{Deserialize, Serialize};
+use serde::{
+    Deserialize, Deserializer, Serialize,
+    de::{Error as _, IntoDeserializer},
+};
 use serde_json::{Map, Value};
 use tollkey_core::{Denial, Family, Mode, Scope, Status, feature::Feature};
 
@@ -40,8 +43,8 @@ pub struct VerifyRequest {
     pub client_ip: Option<String>,
 }
 
-/// The answer of `POST /verify`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+/// The answer of `POST /verify`. Its member `valid` tells which of the two it is, whatever other members there are.
+#[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(untagged)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[expect(clippy::large_enum_variant, reason = "lives for one response")]
@@ -52,8 +55,71 @@ pub enum VerifyResponse {
     Invalid(Invalid),
 }
 
+impl VerifyResponse {
+    /// Whether the key may.
+    #[must_use]
+    pub fn is_valid(&self) -> bool {
+        matches!(self, Self::Valid(_))
+    }
+
+    /// The key, if it may.
+    #[must_use]
+    pub fn key(&self) -> Option<&VerifiedKey> {
+        match self {
+            Self::Valid(valid) => Some(&valid.key),
+            Self::Invalid(_) => None,
+        }
+    }
+
+    /// `valid`, or why the key may not.
+    #[must_use]
+    pub fn code(&self) -> &str {
+        match self {
+            Self::Valid(valid) => &valid.code,
+            Self::Invalid(invalid) => invalid.code.as_str(),
+        }
+    }
+
+    /// For `?`: what is known of a key that may, or why it may not.
+    ///
+    /// # Errors
+    /// The denial.
+    pub fn into_result(self) -> Result<Valid, Invalid> {
+        match self {
+            Self::Valid(valid) => Ok(valid),
+            Self::Invalid(invalid) => Err(invalid),
+        }
+    }
+}
+
+/// As an answer is read. The members of a valid one are looked at only once it says that it is.
+#[derive(Deserialize)]
+struct ReadResponse {
+    valid: bool,
+    code: String,
+    key: Option<Value>,
+    rate_limit: Option<Value>,
+}
+
+impl<'de> Deserialize<'de> for VerifyResponse {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let read = ReadResponse::deserialize(deserializer)?;
+        if !read.valid {
+            let code = Open::deserialize(read.code.into_deserializer())?;
+            return Ok(Self::Invalid(Invalid { valid: false, code }));
+        }
+        let key = read.key.ok_or_else(|| D::Error::missing_field("key"))?;
+        Ok(Self::Valid(Valid {
+            valid: true,
+            code: read.code,
+            key: serde_json::from_value(key).map_err(D::Error::custom)?,
+            rate_limit: read.rate_limit.map(serde_json::from_value).transpose().map_err(D::Error::custom)?,
+        }))
+    }
+}
+
 /// The key may do what was asked.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema), schema(as = VerifyValid))]
 pub struct Valid {
     /// Always true.
@@ -69,7 +135,7 @@ pub struct Valid {
 }
 
 /// The key may not.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema), schema(as = VerifyInvalid))]
 pub struct Invalid {
     /// Always false.
@@ -238,7 +304,7 @@ impl IntrospectResponse {
 }
 
 /// The answer of `GET /whoami`: the key that asks. A publishable key learns only the first four members.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct WhoAmI {
     /// Its id.
@@ -254,8 +320,28 @@ pub struct WhoAmI {
     #[cfg_attr(feature = "openapi", schema(value_type = Status))]
     pub status: Open<Status>,
     /// Everything else, not for publishable keys.
-    #[serde(flatten, default, skip_serializing_if = "Option::is_none")]
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
     pub rest: Option<WhoAmIRest>,
+}
+
+/// As an answer is read. Serde's own way to read an optional rest takes one that it cannot read for none.
+#[derive(Deserialize)]
+struct ReadWhoAmI {
+    id: String,
+    family: Open<Family>,
+    mode: Open<Mode>,
+    status: Open<Status>,
+    #[serde(flatten)]
+    rest: Map<String, Value>,
+}
+
+impl<'de> Deserialize<'de> for WhoAmI {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let ReadWhoAmI { id, family, mode, status, rest } = ReadWhoAmI::deserialize(deserializer)?;
+        let rest = rest.contains_key("account_id").then_some(Value::Object(rest));
+        let rest = rest.map(serde_json::from_value).transpose().map_err(D::Error::custom)?;
+        Ok(Self { id, family, mode, status, rest })
+    }
 }
 
 /// What a key that is not publishable learns of itself besides.
@@ -282,4 +368,99 @@ pub struct WhoAmIRest {
     pub created_at: UnixSeconds,
     /// When it ends; null is never.
     pub expires_at: Option<UnixSeconds>,
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn valid() -> Value {
+        json!({
+            "valid": true, "code": "valid", "rate_limit": null,
+            "key": {
+                "id": "0198c0de-0000-7000-8000-000000000002", "account_id": "acme", "application_id": null,
+                "name": "Commerce Server Key", "family": "commerce", "mode": "test", "scopes": ["commerce"],
+                "merchants": null, "features": null, "expires_at": null, "metadata": null,
+            },
+        })
+    }
+
+    #[test]
+    fn valid_is_what_says_so() {
+        let answer: VerifyResponse = serde_json::from_value(valid()).unwrap();
+        assert!(answer.is_valid());
+        assert_eq!((answer.code(), answer.key().map(|key| key.account_id.as_str())), ("valid", Some("acme")));
+        assert!(answer.into_result().is_ok());
+
+        // A newer server may say more of a key that it denies.
+        let mut denied = valid();
+        denied["valid"] = json!(false);
+        denied["code"] = json!("suspended");
+        let answer: VerifyResponse = serde_json::from_value(denied).unwrap();
+        assert!(!answer.is_valid());
+        assert_eq!((answer.code(), answer.key()), ("suspended", None));
+        assert!(answer.into_result().is_err_and(|invalid| invalid.code == Denial::Suspended));
+    }
+
+    #[test]
+    fn a_denial_is_read_whatever_else_it_says() {
+        let text = r#"{"valid": false, "code": "wrong_moon_phase", "key": 7, "rate_limit": "none", "hint": []}"#;
+        let answer: VerifyResponse = serde_json::from_str(text).unwrap();
+        assert_eq!((answer.is_valid(), answer.code()), (false, "wrong_moon_phase"));
+    }
+
+    #[test]
+    fn what_does_not_say_whether_the_key_may_is_no_answer() {
+        for (member, value) in [
+            ("valid", None),
+            ("valid", Some(json!(null))),
+            ("valid", Some(json!("true"))),
+            ("valid", Some(json!(1))),
+            ("code", None),
+            ("key", None),
+            ("key", Some(json!(null))),
+            ("key", Some(json!({}))),
+            ("rate_limit", Some(json!({"limit": 1}))),
+        ] {
+            let mut answer = valid();
+            let members = answer.as_object_mut().unwrap();
+            match &value {
+                Some(value) => members.insert(member.to_owned(), value.clone()),
+                None => members.remove(member),
+            };
+            assert!(serde_json::from_value::<VerifyResponse>(answer).is_err(), "{member}: {value:?}");
+        }
+        let twice = valid().to_string().replacen('{', r#"{"valid": false, "#, 1);
+        assert!(serde_json::from_str::<VerifyResponse>(&twice).is_err());
+        assert!(serde_json::from_str::<VerifyResponse>(r#"{"valid": false}"#).is_err());
+    }
+
+    fn whoami() -> Value {
+        json!({
+            "id": "0198c0de-0000-7000-8000-000000000002", "family": "commerce", "mode": "test", "status": "active",
+            "account_id": "acme", "application_id": null, "name": "Commerce Server Key", "scopes": ["commerce"],
+            "merchants": null, "features": null, "created_at": 1_771_848_000, "expires_at": null,
+        })
+    }
+
+    #[test]
+    fn a_publishable_key_learns_four_members_and_what_a_newer_server_adds() {
+        let text = r#"{"id": "1", "family": "publishable", "mode": "live", "status": "active", "origins": []}"#;
+        let answer: WhoAmI = serde_json::from_str(text).unwrap();
+        assert_eq!((answer.family, answer.rest), (Family::Publishable.into(), None));
+    }
+
+    #[test]
+    fn the_rest_is_read_or_refused_and_never_left_out() {
+        let answer: WhoAmI = serde_json::from_value(whoami()).unwrap();
+        assert_eq!(answer.rest.as_ref().map(|rest| rest.account_id.as_str()), Some("acme"));
+        assert_eq!(serde_json::to_value(&answer).unwrap(), whoami());
+        for (member, value) in [("name", json!(7)), ("scopes", json!(null)), ("created_at", json!("yesterday"))] {
+            let mut answer = whoami();
+            answer[member] = value;
+            assert!(serde_json::from_value::<WhoAmI>(answer).is_err(), "{member}");
+        }
+    }
 }
