@@ -195,7 +195,7 @@ pub struct CreateKey {
     pub allowed_ips: Option<Vec<String>>,
     /// How often it may be used, counted by each verifier for itself. Unlimited, or as the key that makes it, when
     /// absent or null.
-    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "crate::object::option")]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "crate::applications::requested")]
     pub rate_limit: Option<RateLimit>,
     /// An object of at most 4 KiB of JSON, kept and given back. Whole numbers beyond 64 bits come back as floating point.
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "crate::metadata::object")]

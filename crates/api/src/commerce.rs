@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
 use tollkey_core::{Invalid, Mode, Scope, Status, feature::Feature};
 
@@ -45,15 +45,59 @@ impl fmt::Display for KeyScope {
 
 /// How often a key may be used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema), schema(as = CommerceKeyRateLimit))]
 pub struct RateLimit {
     /// How many uses, 1 to 1 000 000.
-    #[cfg_attr(feature = "openapi", schema(example = 100, minimum = 1, maximum = 1_000_000))]
     pub limit: i64,
     /// In how many seconds, 1 to 86 400.
-    #[cfg_attr(feature = "openapi", schema(example = 60, minimum = 1, maximum = 86_400))]
     pub window_seconds: i64,
+}
+
+impl RateLimit {
+    /// So many uses in so many seconds. The server refuses what is out of bounds.
+    #[must_use]
+    pub const fn new(limit: i64, window_seconds: i64) -> Self {
+        Self { limit, window_seconds }
+    }
+}
+
+/// A rate limit in a request: another member is a mistake of the caller's there, not a newer server's. It describes
+/// [`RateLimit`] too.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+#[cfg_attr(
+    feature = "openapi",
+    derive(utoipa::ToSchema),
+    schema(as = CommerceKeyRateLimit, description = "How often a key may be used.")
+)]
+struct RequestedRateLimit {
+    /// How many uses, 1 to 1 000 000.
+    #[cfg_attr(feature = "openapi", schema(example = 100, minimum = 1, maximum = 1_000_000))]
+    limit: i64,
+    /// In how many seconds, 1 to 86 400.
+    #[cfg_attr(feature = "openapi", schema(example = 60, minimum = 1, maximum = 86_400))]
+    window_seconds: i64,
+}
+
+#[cfg(feature = "openapi")]
+impl utoipa::PartialSchema for RateLimit {
+    fn schema() -> utoipa::openapi::RefOr<utoipa::openapi::Schema> {
+        RequestedRateLimit::schema()
+    }
+}
+#[cfg(feature = "openapi")]
+impl utoipa::ToSchema for RateLimit {
+    fn name() -> std::borrow::Cow<'static, str> {
+        RequestedRateLimit::name()
+    }
+}
+
+/// Reads a rate limit in a request, or null. For `#[serde(default, deserialize_with = "…")]`.
+///
+/// # Errors
+/// For anything but an object with exactly its members.
+pub(crate) fn requested<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<RateLimit>, D::Error> {
+    let requested: Option<RequestedRateLimit> = crate::object::option(deserializer)?;
+    Ok(requested.map(|limit| RateLimit::new(limit.limit, limit.window_seconds)))
 }
 
 impl From<tollkey_core::RateLimit> for RateLimit {
@@ -105,7 +149,7 @@ pub struct CreateKey {
     #[cfg_attr(feature = "openapi", schema(example = json!(["203.0.113.0/24"]), min_items = 1, max_items = 100))]
     pub allowed_ips: Option<Vec<String>>,
     /// How often it may be used, counted by each verifier for itself. Unlimited, when absent or null.
-    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "crate::object::option")]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "crate::commerce::requested")]
     pub rate_limit: Option<RateLimit>,
     /// An object of at most 4 KiB of JSON, kept and given back. Whole numbers beyond 64 bits come back as floating point.
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "crate::metadata::object")]

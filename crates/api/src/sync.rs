@@ -168,6 +168,8 @@ pub struct KeyRecord {
     #[cfg_attr(feature = "openapi", schema(example = json!(["203.0.113.0/24"])))]
     pub allowed_ips: Option<Vec<String>>,
     /// How often it may be used, counted by each verifier for itself; null is unlimited.
+    // Read as strictly as in a request: a limit that is only half understood may let through what it should not.
+    #[serde(default, deserialize_with = "crate::commerce::requested")]
     pub rate_limit: Option<RateLimit>,
     /// When it ends; null is never.
     pub expires_at: Option<UnixSeconds>,

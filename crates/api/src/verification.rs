@@ -43,7 +43,7 @@ pub struct VerifyRequest {
     pub client_ip: Option<String>,
 }
 
-/// The answer of `POST /verify`. Its member `valid` tells which of the two it is, whatever other members there are.
+/// The answer of `POST /verify`.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(untagged)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
@@ -92,7 +92,7 @@ impl VerifyResponse {
     }
 }
 
-/// As an answer is read. The members of a valid one are looked at only once it says that it is.
+/// As an answer is read: by its member `valid`, whatever other members there are.
 #[derive(Deserialize)]
 struct ReadResponse {
     valid: bool,

@@ -44,7 +44,7 @@ pub fn rate_limit(limit: Option<applications::RateLimit>) -> Result<Option<RateL
 
 /// A rate limit, printed in camelCase.
 pub fn shown_rate_limit(limit: RateLimit) -> applications::RateLimit {
-    applications::RateLimit { limit: limit.limit().get().into(), window_seconds: limit.window_seconds().get().into() }
+    applications::RateLimit::new(limit.limit().get().into(), limit.window_seconds().get().into())
 }
 
 /// The features of a key, printed.
