@@ -19,6 +19,7 @@ use crate::{
 /// An answer. One of `data` and `error` is null.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[cfg_attr(not(feature = "server"), non_exhaustive)]
 pub struct Envelope<T> {
     /// What was asked for.
     pub data: T,
@@ -32,6 +33,7 @@ pub struct Envelope<T> {
 /// A list as an answer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[cfg_attr(not(feature = "server"), non_exhaustive)]
 pub struct ListEnvelope<T> {
     /// The things, newest first.
     pub data: Vec<T>,
@@ -45,6 +47,7 @@ pub struct ListEnvelope<T> {
 /// An answer that says what went wrong.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[cfg_attr(not(feature = "server"), non_exhaustive)]
 pub struct ErrorEnvelope {
     /// Null.
     #[cfg_attr(feature = "openapi", schema(value_type = Option<Object>, example = json!(null)))]
@@ -59,6 +62,7 @@ pub struct ErrorEnvelope {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[cfg_attr(not(feature = "server"), non_exhaustive)]
 pub struct Meta {
     /// The request's id, as in `X-Request-Id`: `req_` and a ULID.
     #[cfg_attr(feature = "openapi", schema(example = "req_01K30DW000E008000000000001"))]
@@ -71,6 +75,7 @@ pub struct Meta {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[cfg_attr(not(feature = "server"), non_exhaustive)]
 pub struct ListMeta {
     /// The request's id, as in `X-Request-Id`: `req_` and a ULID.
     #[cfg_attr(feature = "openapi", schema(example = "req_01K30DW000E008000000000001"))]
@@ -84,6 +89,7 @@ pub struct ListMeta {
 /// What went wrong.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema), schema(as = ErrorEnvelopeBody))]
+#[cfg_attr(not(feature = "server"), non_exhaustive)]
 pub struct ErrorBody {
     /// A stable code to switch on.
     #[cfg_attr(feature = "openapi", schema(example = "VALIDATION_ERROR"))]
@@ -99,6 +105,7 @@ pub struct ErrorBody {
 /// More about what went wrong.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[cfg_attr(not(feature = "server"), non_exhaustive)]
 pub struct ErrorDetails {
     /// The code the other surfaces have for it, which can be finer.
     #[cfg_attr(feature = "openapi", schema(example = "validation_failed"))]
@@ -207,6 +214,7 @@ pub struct CreateKey {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema), schema(as = AccountKeyExtras))]
+#[cfg_attr(not(feature = "server"), non_exhaustive)]
 pub struct Extras {
     /// When it ends.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -224,9 +232,11 @@ pub struct Extras {
 }
 
 /// A new key, with its text. This is the only answer that ever holds it.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Deserialize)]
+#[cfg_attr(feature = "server", derive(Serialize))]
 #[serde(rename_all = "camelCase")]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema), schema(as = CreatedAccountKey))]
+#[cfg_attr(not(feature = "server"), non_exhaustive)]
 pub struct CreatedKey {
     /// Its id.
     #[cfg_attr(feature = "openapi", schema(example = "key_01K30DW000E008000000000002"))]
@@ -241,6 +251,7 @@ pub struct CreatedKey {
     #[cfg_attr(feature = "openapi", schema(value_type = Access))]
     pub access: Open<Access>,
     /// The whole key. Store it now: it cannot be shown again.
+    #[serde(serialize_with = "crate::secret::write")]
     #[cfg_attr(feature = "openapi", schema(example = "sk_live_abc123...xyz9z8a"))]
     pub value: Secret,
     /// When it was made.
@@ -254,6 +265,7 @@ pub struct CreatedKey {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema), schema(as = AccountKey))]
+#[cfg_attr(not(feature = "server"), non_exhaustive)]
 pub struct Key {
     /// Its id.
     #[cfg_attr(feature = "openapi", schema(example = "key_01K30DW000E008000000000002"))]
@@ -325,6 +337,7 @@ pub struct ListAuditLog {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema), schema(as = AccountAuditEntry))]
+#[cfg_attr(not(feature = "server"), non_exhaustive)]
 pub struct AuditEntry {
     /// Its id.
     #[cfg_attr(feature = "openapi", schema(example = "aud_01K30DW000E008000000000003"))]
@@ -355,6 +368,7 @@ pub struct AuditEntry {
 /// Who did something.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema), schema(as = AccountAuditActor))]
+#[cfg_attr(not(feature = "server"), non_exhaustive)]
 pub struct Actor {
     /// What sort of caller.
     #[cfg_attr(feature = "openapi", schema(value_type = ActorKind))]
@@ -366,6 +380,7 @@ pub struct Actor {
 /// What something was done to.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema), schema(as = AccountAuditTarget))]
+#[cfg_attr(not(feature = "server"), non_exhaustive)]
 pub struct Target {
     /// What sort of thing.
     #[cfg_attr(feature = "openapi", schema(value_type = TargetKind))]

@@ -52,6 +52,7 @@ pub struct SetApplicationStatus {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[cfg_attr(not(feature = "server"), non_exhaustive)]
 pub struct Application {
     /// Its id.
     #[cfg_attr(feature = "openapi", schema(example = "0198c0de-0000-7000-8000-000000000001"))]
@@ -76,6 +77,7 @@ pub struct Application {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[cfg_attr(not(feature = "server"), non_exhaustive)]
 pub struct IncludedKey {
     /// Its id.
     #[cfg_attr(feature = "openapi", schema(example = "0198c0de-0000-7000-8000-000000000002"))]
@@ -126,6 +128,7 @@ pub struct CreateKey {
 /// How often a key may be used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
+#[cfg_attr(not(feature = "server"), non_exhaustive)]
 pub struct RateLimit {
     /// How many uses, 1 to 1 000 000.
     pub limit: i64,
@@ -182,9 +185,11 @@ pub(crate) fn requested<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Op
 }
 
 /// A new key, with its text. This is the only answer that ever holds it.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Deserialize)]
+#[cfg_attr(feature = "server", derive(Serialize))]
 #[serde(rename_all = "camelCase")]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema), schema(as = CreatedApplicationKey))]
+#[cfg_attr(not(feature = "server"), non_exhaustive)]
 pub struct CreatedKey {
     /// Its id.
     #[cfg_attr(feature = "openapi", schema(example = "0198c0de-0000-7000-8000-000000000002"))]
@@ -193,6 +198,7 @@ pub struct CreatedKey {
     #[cfg_attr(feature = "openapi", schema(example = "0198c0de-0000-7000-8000-000000000001"))]
     pub application_id: String,
     /// The whole key. Store it now: it cannot be shown again.
+    #[serde(serialize_with = "crate::secret::write")]
     #[cfg_attr(feature = "openapi", schema(example = "ks_live_abc123xyz..."))]
     pub full_key: Secret,
     /// How it begins; shown later.
@@ -209,6 +215,7 @@ pub struct CreatedKey {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema), schema(as = ApplicationKey))]
+#[cfg_attr(not(feature = "server"), non_exhaustive)]
 pub struct Key {
     /// Its id.
     #[cfg_attr(feature = "openapi", schema(example = "0198c0de-0000-7000-8000-000000000002"))]
@@ -257,6 +264,7 @@ pub struct Key {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[cfg_attr(not(feature = "server"), non_exhaustive)]
 pub struct Page<T> {
     /// Newest first.
     pub items: Vec<T>,

@@ -9,6 +9,7 @@ use crate::{Open, time::UnixSeconds};
 /// An entry of the audit log: one change.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[cfg_attr(not(feature = "server"), non_exhaustive)]
 pub struct AuditEntry {
     /// Its id.
     #[cfg_attr(feature = "openapi", schema(example = "0198c0de-0000-7000-8000-000000000003"))]
@@ -39,6 +40,7 @@ pub struct AuditEntry {
 /// Who made a change.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[cfg_attr(not(feature = "server"), non_exhaustive)]
 pub struct AuditActor {
     /// What sort of caller.
     #[cfg_attr(feature = "openapi", schema(value_type = ActorKind))]
@@ -51,6 +53,7 @@ pub struct AuditActor {
 /// What was changed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[cfg_attr(not(feature = "server"), non_exhaustive)]
 pub struct AuditTarget {
     /// What sort of thing.
     #[cfg_attr(feature = "openapi", schema(value_type = TargetKind))]

@@ -45,6 +45,7 @@ impl fmt::Display for KeyScope {
 
 /// How often a key may be used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(not(feature = "server"), non_exhaustive)]
 pub struct RateLimit {
     /// How many uses, 1 to 1 000 000.
     pub limit: i64,
@@ -217,8 +218,10 @@ pub struct UpdateRateLimit {
 
 /// A new key, with its text: the five members of the document, then the rest. This is the only answer that ever
 /// holds the text.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Deserialize)]
+#[cfg_attr(feature = "server", derive(Serialize))]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema), schema(as = CreatedCommerceKey))]
+#[cfg_attr(not(feature = "server"), non_exhaustive)]
 pub struct CreatedKey {
     /// Its id.
     #[cfg_attr(feature = "openapi", schema(example = "0198c0de-0000-7000-8000-000000000002"))]
@@ -230,6 +233,7 @@ pub struct CreatedKey {
     #[cfg_attr(feature = "openapi", schema(value_type = KeyScope))]
     pub scope: Open<KeyScope>,
     /// The whole key. Store it now: it cannot be shown again.
+    #[serde(serialize_with = "crate::secret::write")]
     #[cfg_attr(feature = "openapi", schema(example = "ck_live_abc123xyz..."))]
     pub api_key: Secret,
     /// When it ends; null is never.
@@ -255,6 +259,7 @@ pub struct CreatedKey {
 /// A key: the nine members of the document, then the rest.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema), schema(as = CommerceKey))]
+#[cfg_attr(not(feature = "server"), non_exhaustive)]
 pub struct Key {
     /// Its id.
     #[cfg_attr(feature = "openapi", schema(example = "0198c0de-0000-7000-8000-000000000002"))]
@@ -360,6 +365,7 @@ pub struct RotateKey {
 /// What a revocation answers.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[cfg_attr(not(feature = "server"), non_exhaustive)]
 pub struct Message {
     /// Always the same words.
     #[cfg_attr(feature = "openapi", schema(example = "API key revoked successfully"))]

@@ -135,7 +135,7 @@ mod tests {
         assert_eq!(word, Open::Unknown("on_hold".to_owned()));
         for known in [Status::Revoked, Status::Expired, Status::Suspended, Status::Active] {
             assert!(word != known, "{known}");
-            assert!(Open::from(known) == known, "{known}");
+            assert!(Open::Known(known) == known, "{known}");
         }
     }
 

@@ -8,6 +8,7 @@ use crate::{Open, Secret, time::UnixSeconds};
 /// An account.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[cfg_attr(not(feature = "server"), non_exhaustive)]
 pub struct Account {
     /// Its id, as management tokens name it.
     #[cfg_attr(feature = "openapi", schema(example = "acme"))]
@@ -38,8 +39,10 @@ pub struct CreateServiceKey {
 }
 
 /// A new service key, with its text. This is the only answer that ever holds it.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Deserialize)]
+#[cfg_attr(feature = "server", derive(Serialize))]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[cfg_attr(not(feature = "server"), non_exhaustive)]
 pub struct CreatedServiceKey {
     /// Its id.
     #[cfg_attr(feature = "openapi", schema(example = "0198c0de-0000-7000-8000-000000000004"))]
@@ -48,6 +51,7 @@ pub struct CreatedServiceKey {
     #[cfg_attr(feature = "openapi", schema(example = "checkout gateway"))]
     pub name: String,
     /// The whole key. Store it now: it cannot be shown again.
+    #[serde(serialize_with = "crate::secret::write")]
     #[cfg_attr(feature = "openapi", schema(example = "tks_YOUR_SERVICE_KEY_HERE"))]
     pub key: Secret,
     /// When it was made.
@@ -57,6 +61,7 @@ pub struct CreatedServiceKey {
 /// A service key.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[cfg_attr(not(feature = "server"), non_exhaustive)]
 pub struct ServiceKey {
     /// Its id.
     #[cfg_attr(feature = "openapi", schema(example = "0198c0de-0000-7000-8000-000000000004"))]

@@ -9,6 +9,7 @@ pub const MEDIA_TYPE: &str = "application/problem+json";
 /// What went wrong.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[cfg_attr(not(feature = "server"), non_exhaustive)]
 pub struct Problem {
     /// A stable URI for this sort of problem.
     #[cfg_attr(feature = "openapi", schema(example = "urn:tollkey:problem:validation_failed"))]
@@ -36,6 +37,7 @@ pub struct Problem {
 /// A member and the rule it breaks.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[cfg_attr(not(feature = "server"), non_exhaustive)]
 pub struct FieldError {
     /// A JSON pointer into the body, or the name of a query parameter or header.
     #[cfg_attr(feature = "openapi", schema(example = "/name"))]

@@ -2,11 +2,37 @@
 
 use std::fmt;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serializer};
 use zeroize::{Zeroize, ZeroizeOnDrop};
 
 /// The text of a key in a request or in the one response that carries it. Hidden by `Debug`, wiped on drop.
-#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Zeroize, ZeroizeOnDrop)]
+///
+/// It is not `Serialize`, so that nothing that holds one is written into a log or a file as JSON by accident:
+///
+/// ```compile_fail
+/// # use tollkey_api::Secret;
+/// serde_json::to_string(&Secret::new("ck_test_EXAMPLE"));
+/// ```
+///
+/// ```compile_fail
+/// #[derive(serde::Serialize)]
+/// struct Job {
+///     key: tollkey_api::Secret,
+/// }
+/// ```
+///
+/// Whoever wants its text asks for it:
+///
+/// ```
+/// # use tollkey_api::Secret;
+/// serde_json::to_string(Secret::new("ck_test_EXAMPLE").expose());
+///
+/// #[derive(serde::Deserialize)]
+/// struct Job {
+///     key: tollkey_api::Secret,
+/// }
+/// ```
+#[derive(Clone, PartialEq, Eq, Deserialize, Zeroize, ZeroizeOnDrop)]
 #[serde(transparent)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema), schema(value_type = String, format = "password"))]
 pub struct Secret(String);
@@ -44,6 +70,14 @@ impl From<&Self> for Secret {
     fn from(secret: &Self) -> Self {
         secret.clone()
     }
+}
+
+/// Writes the text into a request, or into the one answer that carries it. For `#[serde(serialize_with = "…")]`.
+///
+/// # Errors
+/// Those of the serializer.
+pub(crate) fn write<S: Serializer>(secret: &Secret, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(&secret.0)
 }
 
 impl fmt::Debug for Secret {

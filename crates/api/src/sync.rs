@@ -61,6 +61,7 @@ pub struct Usage {
 /// The answer of `POST /sync`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[cfg_attr(not(feature = "server"), non_exhaustive)]
 pub struct SyncResponse {
     /// The number of the last change that is in this answer or in one before: what a look-up has to show.
     #[cfg_attr(feature = "openapi", schema(example = 43))]
@@ -86,6 +87,7 @@ pub struct SyncResponse {
 /// Something that is different from what may be remembered of it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema), schema(as = SyncChange))]
+#[cfg_attr(not(feature = "server"), non_exhaustive)]
 pub struct Change {
     /// `key`, `application` (all of its keys), `account` (all of its keys) or `service_key`. Whoever reads another
     /// word forgets everything.
@@ -122,6 +124,7 @@ impl std::fmt::Debug for LookupRequest {
 /// The answer of `POST /sync/lookup`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[cfg_attr(not(feature = "server"), non_exhaustive)]
 pub struct LookupResponse {
     /// Every change up to this one shows in the key. It may be remembered only if no later one was ever applied: if this
     /// is at least the `seq` of every answer of `POST /sync` that was applied, or begun to be, by the time it is put into
@@ -135,6 +138,7 @@ pub struct LookupResponse {
 /// Everything a verification judges a key by.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[cfg_attr(not(feature = "server"), non_exhaustive)]
 pub struct KeyRecord {
     /// Its id.
     #[cfg_attr(feature = "openapi", schema(example = "0198c0de-0000-7000-8000-000000000002"))]

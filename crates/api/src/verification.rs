@@ -16,6 +16,7 @@ use crate::{Open, Secret, time::UnixSeconds};
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct VerifyRequest {
     /// The key, as it was presented.
+    #[serde(serialize_with = "crate::secret::write")]
     #[cfg_attr(feature = "openapi", schema(example = "ck_test_YOUR_KEY_HERE"))]
     pub key: Secret,
     /// The method of the request, as sent. HEAD counts as GET.
@@ -121,6 +122,7 @@ impl<'de> Deserialize<'de> for VerifyResponse {
 /// The key may do what was asked.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema), schema(as = VerifyValid))]
+#[cfg_attr(not(feature = "server"), non_exhaustive)]
 pub struct Valid {
     /// Always true.
     #[cfg_attr(feature = "openapi", schema(example = true))]
@@ -137,6 +139,7 @@ pub struct Valid {
 /// The key may not.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema), schema(as = VerifyInvalid))]
+#[cfg_attr(not(feature = "server"), non_exhaustive)]
 pub struct Invalid {
     /// Always false.
     #[cfg_attr(feature = "openapi", schema(example = false))]
@@ -149,6 +152,7 @@ pub struct Invalid {
 /// What a verification tells of a key.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[cfg_attr(not(feature = "server"), non_exhaustive)]
 pub struct VerifiedKey {
     /// Its id.
     #[cfg_attr(feature = "openapi", schema(example = "0198c0de-0000-7000-8000-000000000002"))]
@@ -186,6 +190,7 @@ pub struct VerifiedKey {
 /// What is left of a key's allowance.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[cfg_attr(not(feature = "server"), non_exhaustive)]
 pub struct RateLimitState {
     /// How many uses there are in a window.
     #[cfg_attr(feature = "openapi", schema(example = 100))]
@@ -212,6 +217,7 @@ pub struct VerifyBatchRequest {
 /// The answer of `POST /verify/batch`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[cfg_attr(not(feature = "server"), non_exhaustive)]
 pub struct VerifyBatchResponse {
     /// The answers, in the order of the requests.
     pub results: Vec<VerifyResponse>,
@@ -223,6 +229,7 @@ pub struct VerifyBatchResponse {
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct IntrospectRequest {
     /// The key, as it was presented.
+    #[serde(serialize_with = "crate::secret::write")]
     #[cfg_attr(feature = "openapi", schema(example = "ck_test_YOUR_KEY_HERE"))]
     pub token: Secret,
     /// Accepted and not needed: a key's text tells what it is.
@@ -252,6 +259,7 @@ pub struct IntrospectRequest {
 /// The answer of `POST /introspect` (RFC 7662, section 2.2). An inactive key is exactly `{"active":false}`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[cfg_attr(not(feature = "server"), non_exhaustive)]
 pub struct IntrospectResponse {
     /// Whether the key may.
     #[cfg_attr(feature = "openapi", schema(example = true))]
@@ -306,6 +314,7 @@ impl IntrospectResponse {
 /// The answer of `GET /whoami`: the key that asks. A publishable key learns only the first four members.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[cfg_attr(not(feature = "server"), non_exhaustive)]
 pub struct WhoAmI {
     /// Its id.
     #[cfg_attr(feature = "openapi", schema(example = "0198c0de-0000-7000-8000-000000000002"))]
@@ -347,6 +356,7 @@ impl<'de> Deserialize<'de> for WhoAmI {
 /// What a key that is not publishable learns of itself besides.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[cfg_attr(not(feature = "server"), non_exhaustive)]
 pub struct WhoAmIRest {
     /// Whose it is.
     #[cfg_attr(feature = "openapi", schema(example = "acme"))]

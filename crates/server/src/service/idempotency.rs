@@ -16,7 +16,7 @@ use aws_lc_rs::{
     hkdf::{HKDF_SHA256, Prk, Salt},
 };
 use jiff::{SignedDuration, Timestamp};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 use tollkey_api::Secret;
 use tollkey_core::{Invalid, Mode, Problem, ProblemCode, audit::Actor};
 use tollkey_store::{KeptAnswer, Writer};
@@ -78,7 +78,13 @@ pub struct Answered {
     /// Where what was made is.
     pub location: Option<String>,
     /// What was made, as JSON. It may hold the text of a key.
+    #[serde(serialize_with = "write")]
     pub body: Secret,
+}
+
+/// Writes what is sealed at once.
+fn write<S: Serializer>(body: &Secret, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(body.expose())
 }
 
 impl Answered {
