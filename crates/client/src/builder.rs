@@ -7,7 +7,6 @@ use reqwest::{
     header::{HeaderMap, HeaderName, HeaderValue, USER_AGENT},
     redirect::Policy,
 };
-use tollkey_api::Secret;
 
 use crate::{Auth, Client, Error, client::Shared, error::Kind, retry::Retries};
 
@@ -86,13 +85,11 @@ impl ClientBuilder {
             Some(Ok(value)) => Ok(Some(value)),
             Some(Err(_)) => Err(Error::settings(format!("{name} is not UTF-8"))),
         };
-        let url = variable("TOLLKEY_URL")?;
-        let mut builder = Self::new().base_url(url.ok_or_else(|| Error::settings("TOLLKEY_URL is not set"))?);
-        builder.service = variable("TOLLKEY_SERVICE_KEY")?.map(|key| Auth::service(Secret::new(key)));
+        let url = variable("TOLLKEY_URL")?.ok_or_else(|| Error::settings("TOLLKEY_URL is not set"))?;
+        let service = variable("TOLLKEY_SERVICE_KEY")?.map(Auth::service);
         // Alone, the service key is presented with every call: a server's refusal says more than silence.
-        builder.auth =
-            variable("TOLLKEY_TOKEN")?.map(|token| Auth::bearer(Secret::new(token))).or(builder.service.clone());
-        Ok(builder)
+        let auth = variable("TOLLKEY_TOKEN")?.map(Auth::bearer).or_else(|| service.clone());
+        Ok(Self { auth, service, ..Self::new().base_url(url) })
     }
 
     /// Where the server is: `https://keys.example.com`, or with a path where a proxy puts it beneath one. Needed.
@@ -103,7 +100,14 @@ impl ClientBuilder {
 
     /// What calls present; none when not set. [`Client::with_auth`] makes a client with another.
     pub fn auth(mut self, auth: Auth) -> Self {
-        (self.auth, self.service) = (Some(auth), None);
+        self.auth = Some(auth);
+        self
+    }
+
+    /// What calls that verify the keys of others present instead (`verify`, `verify_batch`, `introspect`,
+    /// `subscription`): for a process that manages keys with a management token and verifies keys with a service key.
+    pub fn service_auth(mut self, auth: Auth) -> Self {
+        self.service = Some(auth);
         self
     }
 

@@ -36,7 +36,10 @@ impl Client {
     /// # }
     /// ```
     pub fn verify(&self, key: impl Into<Secret>) -> Verify {
-        Verify { call: Call::new(self, Method::POST, "/api/v1/verify", &[]).for_service(), question: Question::new(key) }
+        Verify {
+            call: Call::new(self, Method::POST, "/api/v1/verify", &[]).for_service(),
+            question: Question::new(key),
+        }
     }
 
     /// `POST /verify/batch`: 1 to 100 verifications at once, each judged for itself. The answers come in the order of the

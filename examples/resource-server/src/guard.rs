@@ -8,15 +8,13 @@ use actix_web::{
     HttpRequest, HttpResponse, ResponseError,
     http::{StatusCode, header},
 };
-use anyhow::Context as _;
-use reqwest::{Client, Url, redirect};
 use serde::Serialize;
-use tollkey_api::{
-    Secret,
-    problem::MEDIA_TYPE,
-    verification::{VerifiedKey, VerifyRequest, VerifyResponse},
+use tollkey_api::problem::MEDIA_TYPE;
+use tollkey_client::{
+    Auth, Client, Denial, Scope, Secret,
+    verification::{VerifiedKey, VerifyResponse},
 };
-use tollkey_core::{Denial, Problem, ProblemCode};
+use tollkey_core::{Problem, ProblemCode};
 
 /// How long Tollkey may take to answer: from memory it takes far below a millisecond, from its database a few.
 const TIMEOUT: Duration = Duration::from_secs(2);
@@ -29,65 +27,45 @@ const MERCHANT_HEADER: &str = "x-merchant-id";
 
 /// Who decides about keys: a running Tollkey, asked with a service key.
 #[derive(Debug)]
-pub(crate) struct Guard {
-    client: Client,
-    verify: Url,
-    service_key: Secret,
-}
+pub(crate) struct Guard(Client);
 
 impl Guard {
-    /// A guard that asks the Tollkey at `url`.
-    pub(crate) fn new(url: &str, service_key: String) -> anyhow::Result<Self> {
-        let verify = Url::parse(url).and_then(|url| url.join("/api/v1/verify")).context("TOLLKEY_URL is no URL")?;
-        let client = Client::builder()
-            .timeout(TIMEOUT)
-            .connect_timeout(CONNECT_TIMEOUT)
-            .redirect(redirect::Policy::none()) // the service key goes nowhere else
-            .build()?;
-        Ok(Self { client, verify, service_key: Secret::new(service_key) })
+    /// A guard that asks the Tollkey at `url`. It asks once: who waits for an answer asks again.
+    pub(crate) fn new(url: &str, service_key: String) -> Result<Self, tollkey_client::Error> {
+        let client = Client::builder().base_url(url).auth(Auth::service(service_key));
+        client.timeout(TIMEOUT).connect_timeout(CONNECT_TIMEOUT).max_retries(0).build().map(Self)
     }
 
     /// The key of this request, if it may do what needs `scope`.
-    pub(crate) async fn allow(&self, request: &HttpRequest, scope: &str) -> Result<VerifiedKey, Refused> {
-        let refused = |problem| Refused { problem, scope: scope.to_owned() };
-        let question = VerifyRequest {
-            key: presented_key(request).map_err(refused)?,
-            method: Some(request.method().to_string()),
-            path: Some(request.uri().path().to_owned()),
-            scopes: Some(vec![scope.to_owned()]),
-            mode: None,
-            merchant: merchant(request).map_err(refused)?,
-            // Nothing stands in front of this example. Behind a proxy, this is the address the proxy tells of.
-            client_ip: request.peer_addr().map(|peer| peer.ip().to_string()),
-        };
-        match self.ask(&question).await.map_err(refused)? {
-            VerifyResponse::Valid(valid) => Ok(valid.key),
-            VerifyResponse::Invalid(invalid) => {
-                // How long it takes is not told here; a second is polite.
-                let retry_after = (invalid.code == Denial::RateLimited).then_some(1);
-                // A newer Tollkey may deny for a reason that this release has no word for.
-                let forbidden = || Problem::new(ProblemCode::Forbidden, "The key may not do this.");
-                Err(refused(Problem { retry_after, ..invalid.code.known().map_or_else(forbidden, Problem::denied) }))
-            }
+    pub(crate) async fn allow(&self, request: &HttpRequest, scope: Scope) -> Result<VerifiedKey, Refused> {
+        let refused = |problem| Refused { problem, scope: scope.clone() };
+        let key = presented_key(request).map_err(refused)?;
+        let mut question = self.0.verify(key).scopes([scope.clone()]);
+        question = question.method(request.method().as_str()).path(request.uri().path());
+        if let Some(merchant) = merchant(request).map_err(refused)? {
+            question = question.merchant(merchant);
         }
-    }
-
-    async fn ask(&self, question: &VerifyRequest) -> Result<VerifyResponse, Problem> {
-        let sent = self.client.post(self.verify.clone()).bearer_auth(self.service_key.expose()).json(question).send();
-        let response = sent.await.map_err(|error| {
-            eprintln!("Tollkey did not answer: {error}");
-            Problem::unavailable()
-        })?;
-        match response.status().as_u16() {
-            200 => response.json().await.map_err(|error| {
-                eprintln!("Tollkey's answer cannot be read: {error}");
-                Problem::unavailable()
-            }),
+        // Nothing stands in front of this example. Behind a proxy, this is the address the proxy tells of.
+        if let Some(peer) = request.peer_addr() {
+            question = question.client_ip(peer.ip());
+        }
+        match question.await {
+            Ok(VerifyResponse::Valid(valid)) => Ok(valid.key),
+            Ok(VerifyResponse::Invalid(invalid)) => {
+                // A denial of a newer Tollkey's, whatever it is for, lets nobody in.
+                let denial =
+                    invalid.code.known().ok_or_else(|| refused(Problem::forbidden("The key may not do this.")))?;
+                // How long it takes is not told here; a second is polite.
+                let retry_after = (denial == Denial::RateLimited).then_some(1);
+                Err(refused(Problem { retry_after, ..Problem::denied(denial) }))
+            }
             // Something the caller sent, such as a merchant no merchant can be called.
-            400 => Err(Problem::new(ProblemCode::ValidationFailed, "The request cannot be judged.")),
-            status => {
-                eprintln!("Tollkey answered {status}; 401 and 403 mean that TOLLKEY_SERVICE_KEY is not accepted");
-                Err(Problem::unavailable())
+            Err(error) if error.is_validation() => {
+                Err(refused(Problem::new(ProblemCode::ValidationFailed, "The request cannot be judged.")))
+            }
+            Err(error) => {
+                eprintln!("Tollkey cannot be asked: {error}");
+                Err(refused(Problem::unavailable()))
             }
         }
     }
@@ -139,7 +117,7 @@ struct Body<'a> {
 pub(crate) struct Refused {
     problem: Problem,
     /// What the request needed, for the challenge.
-    scope: String,
+    scope: Scope,
 }
 
 impl fmt::Display for Refused {

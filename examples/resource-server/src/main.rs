@@ -15,8 +15,7 @@ use std::{
 use actix_web::{App, HttpRequest, HttpResponse, HttpServer, get, post, web};
 use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
-use tollkey_api::{Open, verification::VerifiedKey};
-use tollkey_core::Mode;
+use tollkey_client::{Mode, Open, Scope, verification::VerifiedKey};
 
 use guard::{Guard, Refused};
 
@@ -44,7 +43,7 @@ struct Links(Mutex<VecDeque<Link>>);
 
 #[get("/api/v1/links")]
 async fn list(request: HttpRequest, guard: web::Data<Guard>, links: web::Data<Links>) -> Result<HttpResponse, Refused> {
-    let key = guard.allow(&request, "links:read").await?;
+    let key = guard.allow(&request, Scope::LINKS_READ).await?;
     let links = links.0.lock().unwrap_or_else(PoisonError::into_inner);
     let own: Vec<&Link> = links.iter().filter(|link| link.belongs_to(&key)).collect();
     Ok(HttpResponse::Ok().json(own))
@@ -63,7 +62,7 @@ async fn create(
     links: web::Data<Links>,
     body: web::Json<NewLink>,
 ) -> Result<HttpResponse, Refused> {
-    let key = guard.allow(&request, "links:write").await?;
+    let key = guard.allow(&request, Scope::LINKS_WRITE).await?;
     let link = Link { account: key.account_id, mode: key.mode, url: body.into_inner().url };
     let mut links = links.0.lock().unwrap_or_else(PoisonError::into_inner);
     if links.len() == MAX_LINKS {

@@ -8,6 +8,7 @@ mod ceiling;
 mod changes;
 mod chaos;
 mod cli;
+mod client;
 mod crypto_checkout;
 mod edge;
 mod gateways;
