@@ -1,6 +1,6 @@
 //! Times on the wire: whole seconds, as RFC 3339 or as Unix time, as the surface's document has it.
 
-use std::fmt;
+use std::{fmt, time::SystemTime};
 
 use jiff::{SignedDuration, Timestamp, Unit};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
@@ -68,6 +68,81 @@ impl From<Moment> for Timestamp {
     }
 }
 
+impl From<Rfc3339> for SystemTime {
+    fn from(at: Rfc3339) -> Self {
+        at.0.into()
+    }
+}
+impl From<UnixSeconds> for SystemTime {
+    fn from(at: UnixSeconds) -> Self {
+        at.0.into()
+    }
+}
+impl From<Rfc3339> for Moment {
+    fn from(at: Rfc3339) -> Self {
+        Self(at.0)
+    }
+}
+impl From<UnixSeconds> for Moment {
+    fn from(at: UnixSeconds) -> Self {
+        Self(at.0)
+    }
+}
+impl From<SystemTime> for Moment {
+    /// A time that the wire has no form for, beyond the year 9999, is taken for the last one that it has, and one as far
+    /// in the past for the first.
+    fn from(at: SystemTime) -> Self {
+        let beyond = if at < SystemTime::UNIX_EPOCH { Timestamp::MIN } else { Timestamp::MAX };
+        Self(Timestamp::try_from(at).unwrap_or(beyond))
+    }
+}
+
+impl Rfc3339 {
+    /// The instant.
+    #[must_use]
+    pub fn timestamp(self) -> Timestamp {
+        self.0
+    }
+}
+impl UnixSeconds {
+    /// The instant.
+    #[must_use]
+    pub fn timestamp(self) -> Timestamp {
+        self.0
+    }
+
+    /// Whole seconds since 1970, as on the wire.
+    #[must_use]
+    pub fn seconds(self) -> i64 {
+        self.0.as_second()
+    }
+}
+impl Moment {
+    /// The instant.
+    #[must_use]
+    pub fn timestamp(self) -> Timestamp {
+        self.0
+    }
+}
+
+impl fmt::Display for Rfc3339 {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+/// As RFC 3339, such as `2026-02-23T12:00:00Z`.
+impl fmt::Display for UnixSeconds {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+/// As it is sent: RFC 3339, rounded to whole seconds.
+impl fmt::Display for Moment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.round(Unit::Second).unwrap_or(self.0).fmt(f)
+    }
+}
+
 /// Cuts the part below a second, towards the past: a time never reads later than it was.
 fn whole_seconds(at: Timestamp) -> Timestamp {
     Timestamp::from_second(at.as_second())
@@ -76,27 +151,27 @@ fn whole_seconds(at: Timestamp) -> Timestamp {
 
 impl Serialize for Rfc3339 {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(&self.0)
+        serializer.collect_str(self)
     }
 }
 impl<'de> Deserialize<'de> for Rfc3339 {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        Moment::deserialize(deserializer).map(|moment| Self(moment.0))
+        Moment::deserialize(deserializer).map(|moment| Self::from(moment.0))
     }
 }
 impl Serialize for UnixSeconds {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_i64(self.0.as_second())
+        serializer.serialize_i64(self.seconds())
     }
 }
 impl<'de> Deserialize<'de> for UnixSeconds {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        Moment::deserialize(deserializer).map(|moment| Self(moment.0))
+        Moment::deserialize(deserializer).map(|moment| Self::from(moment.0))
     }
 }
 impl Serialize for Moment {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(&self.0.round(Unit::Second).unwrap_or(self.0))
+        serializer.collect_str(self)
     }
 }
 
@@ -164,6 +239,8 @@ impl de::Visitor<'_> for MomentVisitor {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[test]
@@ -173,6 +250,37 @@ mod tests {
         assert_eq!(serde_json::to_string(&UnixSeconds::from(at)).unwrap(), "1771848000");
         let before_1970: Timestamp = "1969-12-31T23:59:58.5Z".parse().unwrap();
         assert_eq!(serde_json::to_string(&UnixSeconds::from(before_1970)).unwrap(), "-2");
+    }
+
+    #[test]
+    fn times_are_shown_as_rfc_3339_and_taken_elsewhere() {
+        let at: Timestamp = "2026-02-23T12:00:00Z".parse().unwrap();
+        let (text, seconds, moment) = (Rfc3339::from(at), UnixSeconds::from(at), Moment::from(at));
+        for shown in [text.to_string(), seconds.to_string(), moment.to_string()] {
+            assert_eq!(shown, "2026-02-23T12:00:00Z");
+        }
+        assert_eq!([text.timestamp(), seconds.timestamp(), moment.timestamp()], [at; 3]);
+        assert_eq!(seconds.seconds(), 1_771_848_000);
+        assert_eq!([SystemTime::from(text), SystemTime::from(seconds)], [SystemTime::from(at); 2]);
+        assert_eq!([Moment::from(text), Moment::from(seconds), Moment::from(SystemTime::from(at))], [moment; 3]);
+    }
+
+    #[test]
+    fn a_time_that_is_read_is_whole_seconds_too() {
+        for text in ["\"2026-02-23T12:00:00.75Z\"", "1771848000"] {
+            assert_eq!(serde_json::from_str::<Rfc3339>(text).unwrap().to_string(), "2026-02-23T12:00:00Z");
+            assert_eq!(serde_json::from_str::<UnixSeconds>(text).unwrap().to_string(), "2026-02-23T12:00:00Z");
+        }
+    }
+
+    #[test]
+    fn a_time_out_of_range_is_the_last_or_the_first_there_is() {
+        let far = Duration::from_secs(400_000_000_000);
+        assert_eq!(Moment::from(SystemTime::UNIX_EPOCH + far).timestamp(), Timestamp::MAX);
+        assert_eq!(Moment::from(SystemTime::UNIX_EPOCH - far).timestamp(), Timestamp::MIN);
+        // The last one is still read by a server.
+        let sent = serde_json::to_string(&Moment::from(SystemTime::UNIX_EPOCH + far)).unwrap();
+        assert_eq!(serde_json::from_str::<Moment>(&sent).unwrap().timestamp(), Timestamp::MAX);
     }
 
     #[test]

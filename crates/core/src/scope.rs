@@ -66,6 +66,19 @@ impl Scope {
     }
 }
 
+/// As [`Scope::named`]: whether or not a catalogue knows it.
+impl From<&'static str> for Scope {
+    fn from(name: &'static str) -> Self {
+        Self::named(name)
+    }
+}
+/// As [`Scope::named`]: whether or not a catalogue knows it.
+impl From<String> for Scope {
+    fn from(name: String) -> Self {
+        Self::named(name)
+    }
+}
+
 impl fmt::Display for Scope {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
@@ -228,6 +241,12 @@ impl Catalogue {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_text_is_taken_for_a_scope() {
+        assert_eq!(Scope::from("links:read"), Scope::LINKS_READ);
+        assert_eq!(Scope::from("orders:read".to_owned()).as_str(), "orders:read");
+    }
 
     #[test]
     fn commerce_implies_the_nine_and_not_the_reverse() {
