@@ -55,8 +55,7 @@ macro_rules! restrictions {
             /// At most so many uses (1 to 1 000 000) in that time (1 s to a day; a part of a second counts as a whole
             /// one), counted by each verifier for itself. When not set: unlimited, or as the key that makes it.
             pub fn rate_limit(mut self, limit: u32, window: std::time::Duration) -> Self {
-                let window_seconds = $crate::members::seconds(window);
-                self.body.rate_limit = Some(RateLimit { limit: limit.into(), window_seconds });
+                self.body.rate_limit = Some(RateLimit::new(limit.into(), $crate::members::seconds(window)));
                 self
             }
 

@@ -229,7 +229,7 @@ impl VerifyBatch {
         let requests: Vec<_> = self.questions.into_iter().map(|question| question.0).collect();
         let asked = requests.len();
         self.call.json(&VerifyBatchRequest { requests }).reading_with(move |reply| {
-            let VerifyBatchResponse { results } = reply.json()?;
+            let VerifyBatchResponse { results, .. } = reply.json()?;
             // Fewer or more answers than questions cannot be told apart: nobody is let in by another's answer.
             let each = results.len() == asked;
             each.then_some(results).ok_or_else(|| reply.unreadable("there are not as many answers as questions"))

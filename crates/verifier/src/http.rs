@@ -1,11 +1,13 @@
-//! A server of Tollkey as the source: `POST /sync` and `POST /sync/lookup`.
+//! A server of Tollkey as the source: `POST /sync` and `POST /sync/lookup`, through `tollkey-client`.
 //!
 //! ```no_run
 //! # use std::sync::Arc;
+//! # use tollkey_client::{Auth, Client};
 //! # use tollkey_core::{Catalogue, Need, VerifierId};
 //! # use tollkey_verifier::{Settings, SystemClock, Verifier, http::HttpSource};
 //! # async fn example(service_key: &str, presented: &str, id: VerifierId) -> Result<(), Box<dyn std::error::Error>> {
-//! let source = HttpSource::new("https://keys.example.com", service_key, Arc::new(Catalogue::default()))?;
+//! let tollkey = Client::new("https://keys.example.com")?.with_auth(Auth::service(service_key));
+//! let source = HttpSource::new(&tollkey, Arc::new(Catalogue::default()));
 //! let verifier = Verifier::subscriber(id, source, Arc::new(SystemClock), Settings::default());
 //! tokio::spawn(verifier.clone().subscribe(std::future::pending()));
 //! let verdict = verifier.verify(presented, &Need::default()).await?;
@@ -13,15 +15,10 @@
 //! # }
 //! ```
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
-use reqwest::{
-    Client, StatusCode, Url,
-    header::{AUTHORIZATION, HeaderMap, HeaderValue, InvalidHeaderValue},
-    redirect::Policy,
-};
-use serde::{Serialize, de::DeserializeOwned};
 use tollkey_api::sync as api;
+use tollkey_client::{Client, Error, subscription::Subscription};
 use tollkey_core::{
     ApiKey, Catalogue, Changed, Digest, Grants, Invalid, IpList, Position, RateLimit, Record, Scope, Seq, Usage,
     VerifierId, metadata::Metadata, usage::outcome_code,
@@ -29,135 +26,58 @@ use tollkey_core::{
 
 use crate::source::{News, Poll, Snapshot, Source, Unavailable, Upstream};
 
-/// How long a connection may take,
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
-/// and an answer that nobody was asked to wait for.
+/// How long an answer may take that nobody was asked to wait for.
 const TIMEOUT: Duration = Duration::from_secs(2);
-/// For how long an idle connection is kept: not as long as the server does, so that none is used that it is closing.
-const IDLE: Duration = Duration::from_secs(30);
-/// The longest answer that is read: 500 changes, or one key with its metadata, are well below.
-const MAX_ANSWER: usize = 1024 * 1024;
-
-/// The source cannot be used at all.
-#[derive(Debug, thiserror::Error)]
-pub enum SetupError {
-    /// The base URL.
-    #[error("the URL of the server must be http:// or https:// without query: {0:?}")]
-    Url(String),
-    /// The service key.
-    #[error("the service key has characters that no header takes")]
-    ServiceKey(#[from] InvalidHeaderValue),
-    /// The HTTP client, for lack of certificate authorities for instance.
-    #[error("no HTTP client: {0}")]
-    Client(#[from] reqwest::Error),
-}
 
 /// A server that is subscribed to over HTTP.
+#[derive(Debug)]
 pub struct HttpSource {
-    client: Client,
-    sync: Url,
-    lookup: Url,
+    subscription: Subscription,
     catalogue: Arc<Catalogue>,
 }
 
-impl fmt::Debug for HttpSource {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("HttpSource").field("sync", &self.sync.as_str()).finish_non_exhaustive()
-    }
-}
-
 impl HttpSource {
-    /// The server at `base`, asked with that service key. `catalogue` has the scopes that will be asked for; others
-    /// that a key has are of no use here.
-    ///
-    /// # Errors
-    /// [`SetupError`]. Nothing is sent yet.
-    pub fn new(base: &str, service_key: &str, catalogue: Arc<Catalogue>) -> Result<Self, SetupError> {
-        let mut bearer = HeaderValue::from_str(&format!("Bearer {service_key}"))?;
-        bearer.set_sensitive(true);
-        let client = Client::builder()
-            .default_headers(HeaderMap::from_iter([(AUTHORIZATION, bearer)]))
-            .user_agent(concat!("tollkey-rust/", env!("CARGO_PKG_VERSION")))
-            .connect_timeout(CONNECT_TIMEOUT)
-            .pool_idle_timeout(IDLE)
-            .redirect(Policy::none())
-            .build()?;
-        let bad = || SetupError::Url(base.to_owned());
-        let url = |path: &str| {
-            let url = Url::parse(&format!("{}/api/v1/{path}", base.trim_end_matches('/'))).map_err(|_| bad())?;
-            let whole = matches!(url.scheme(), "http" | "https")
-                && url.query().is_none()
-                && url.fragment().is_none()
-                && url.username().is_empty()
-                && url.password().is_none();
-            if whole { Ok(url) } else { Err(bad()) }
-        };
-        Ok(Self { sync: url("sync")?, lookup: url("sync/lookup")?, client, catalogue })
-    }
-
-    async fn post<T: DeserializeOwned>(
-        &self,
-        url: &Url,
-        body: &impl Serialize,
-        timeout: Duration,
-    ) -> Result<T, Unavailable> {
-        let answer = async {
-            let mut response = self.client.post(url.clone()).json(body).timeout(timeout).send().await?;
-            let status = response.status();
-            let mut bytes = Vec::new();
-            while let Some(chunk) = response.chunk().await? {
-                if bytes.len() + chunk.len() > MAX_ANSWER {
-                    return Ok((status, None));
-                }
-                bytes.extend_from_slice(&chunk);
-            }
-            Ok::<_, reqwest::Error>((status, Some(bytes)))
-        };
-        let (status, bytes) = answer.await.map_err(|error| {
-            tracing::debug!(%url, %error, "the server cannot be asked");
-            Unavailable
-        })?;
-        if status != StatusCode::OK {
-            // A refused credential is no passing trouble.
-            if status.is_client_error() {
-                tracing::warn!(%url, %status, "the server refuses to be asked");
-            } else {
-                tracing::debug!(%url, %status, "the server does not answer");
-            }
-            return Err(Unavailable);
-        }
-        let answer = bytes.and_then(|bytes| serde_json::from_slice(&bytes).ok());
-        answer.ok_or_else(|| unreadable(url))
+    /// The server of that client, which presents a service key. `catalogue` has the scopes that will be asked for; others
+    /// that a key has are of no use here. The client's limits of time are replaced: an answer may take two seconds.
+    #[must_use]
+    pub fn new(client: &Client, catalogue: Arc<Catalogue>) -> Self {
+        Self { subscription: client.with_timeout(TIMEOUT).subscription(), catalogue }
     }
 }
 
-fn unreadable(url: &Url) -> Unavailable {
-    tracing::warn!(%url, "the server's answer cannot be read");
+/// Why there is no answer, for the log: a refused credential is no passing trouble.
+fn unavailable(error: Error) -> Unavailable {
+    match error.status() {
+        Some(400..500) => tracing::warn!(%error, "the server refuses to be asked"),
+        Some(200..300) => tracing::warn!(%error, "the server's answer cannot be read"),
+        _ => tracing::debug!(%error, "the server cannot be asked"),
+    }
+    Unavailable
+}
+
+fn unreadable(_: impl std::fmt::Debug) -> Unavailable {
+    tracing::warn!("the server's answer cannot be understood");
     Unavailable
 }
 
 impl Source for HttpSource {
     async fn find(&self, digest: &Digest) -> Result<Snapshot, Unavailable> {
-        let body = api::LookupRequest { digest: digest.hex().to_string() };
-        let found: api::LookupResponse = self.post(&self.lookup, &body, TIMEOUT).await?;
+        let found = self.subscription.lookup(*digest).await.map_err(unavailable)?;
         let record = found.key.map(|key| record(key, &self.catalogue)).transpose();
-        Ok(Snapshot { seq: Seq(found.seq), record: record.map_err(|_| unreadable(&self.lookup))? })
+        Ok(Snapshot { seq: Seq(found.seq), record: record.map_err(unreadable)? })
     }
 }
 
 impl Upstream for HttpSource {
     async fn poll(&self, poll: Poll) -> Result<News, Unavailable> {
-        let body = api::SyncRequest {
-            subscriber: poll.subscriber.to_string(),
-            cursor: (poll.position != Position::default()).then(|| poll.position.to_string()),
-            wait_ms: u32::try_from(poll.wait.as_millis()).unwrap_or(u32::MAX),
-            usage: poll.usage.iter().map(usage).collect(),
-            leave: false,
-        };
-        let answer: api::SyncResponse = self.post(&self.sync, &body, poll.wait + TIMEOUT).await?;
+        let mut call = self.subscription.poll(poll.subscriber).wait(poll.wait).usage(poll.usage.iter().map(usage));
+        if poll.position != Position::default() {
+            call = call.cursor(poll.position.to_string());
+        }
+        let answer = call.await.map_err(unavailable)?;
         let change = |change: &api::Change| Changed::from_parts(&change.kind, &change.id);
         Ok(News {
-            position: answer.cursor.parse().map_err(|_| unreadable(&self.sync))?,
+            position: answer.cursor.parse().map_err(unreadable)?,
             // What a newer server calls by a word we do not know may be about anything.
             changes: answer.changes.and_then(|changes| changes.iter().map(change).collect::<Result<_, _>>().ok()),
             lease: Duration::from_millis(answer.lease_ms),
@@ -165,13 +85,7 @@ impl Upstream for HttpSource {
     }
 
     async fn leave(&self, subscriber: VerifierId, counted: Vec<Usage>) -> Result<(), Unavailable> {
-        let body = api::SyncRequest {
-            subscriber: subscriber.to_string(),
-            usage: counted.iter().map(usage).collect(),
-            leave: true,
-            ..api::SyncRequest::default()
-        };
-        let _: api::SyncResponse = self.post(&self.sync, &body, TIMEOUT).await?;
+        self.subscription.poll(subscriber).usage(counted.iter().map(usage)).leave().await.map_err(unavailable)?;
         Ok(())
     }
 }

@@ -9,7 +9,7 @@ use tollkey_core::{Catalogue, Denial, Need, RequestPath, VerifierId, usage::outc
 use tollkey_server::server::Running;
 use tollkey_verifier::{Settings, Stats, Verifier, http::HttpSource};
 
-use crate::support::{App, Call, Key, each_backend_with_replica};
+use crate::support::{App, Call, Key, each_backend_with_replica, source};
 
 /// What kind of key a row is about.
 #[derive(Clone, Copy)]
@@ -172,7 +172,7 @@ struct Subscriber {
 impl Subscriber {
     async fn of(replica: &Running, app: &App, service_key: &str, id: u8) -> Self {
         let base = format!("http://{}", replica.address());
-        let source = HttpSource::new(&base, service_key, Arc::new(Catalogue::default())).expect("a source");
+        let source = source(&base, service_key);
         let id = VerifierId::from_bytes([id; 16]);
         let verifier = Verifier::subscriber(id, source, Arc::new(app.clock.clone()), Settings::default());
         let (stop, stopped) = oneshot::channel();

@@ -37,12 +37,12 @@ use serde_json::{Value, json};
 use tokio::time::{sleep, timeout};
 use tollkey_core::{Need, VerifierId, usage::outcome_code};
 use tollkey_store::testing::{Database, Postgres};
-use tollkey_verifier::{Settings, SystemClock, Verifier, http::HttpSource};
+use tollkey_verifier::{Settings, SystemClock, Verifier};
 
 use crate::{
     binary::{Connection, Server, Tollkey, member, merchant, service},
     replicas::with_short_leases,
-    support::{Call, without_secrets},
+    support::{Call, source, without_secrets},
     wire::{Weather, Wire},
 };
 
@@ -464,8 +464,7 @@ impl World {
                 sleep(PAUSE).await;
                 continue;
             };
-            let source =
-                HttpSource::new(&format!("http://{address}"), &self.service, Arc::default()).expect("a source");
+            let source = source(&format!("http://{address}"), &self.service);
             let id = VerifierId::from_bytes(rng.random());
             let far = Verifier::subscriber(id, source, Arc::new(SystemClock), Settings::default());
             let subscription = tokio::spawn(far.clone().subscribe(std::future::pending()));

@@ -14,6 +14,7 @@ use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
 };
+use tollkey_client::{Auth, Client};
 use tollkey_core::{AccountId, ApiKey, Clock as _, Family, Grants, KeyId, KeyText, Mode, Scope, key_text::Kind};
 use tollkey_server::{
     caller::jwt::{ClaimRules, NewToken, mint},
@@ -22,7 +23,7 @@ use tollkey_server::{
     server::{self, Running},
 };
 use tollkey_store::testing::{Database, backends};
-use tollkey_verifier::testing::ManualClock;
+use tollkey_verifier::{http::HttpSource, testing::ManualClock};
 
 /// Signs the management tokens of tests.
 pub const SECRET: &str = "an example secret for tests, 32+ bytes";
@@ -284,6 +285,12 @@ impl App {
     pub async fn code(&self, key: &str) -> String {
         self.verify(key, json!({})).await["code"].as_str().expect("a code").to_owned()
     }
+}
+
+/// A server, subscribed to with that service key.
+pub fn source(base: &str, service_key: &str) -> HttpSource {
+    let client = Client::new(base).expect("a client").with_auth(Auth::service(service_key));
+    HttpSource::new(&client, Arc::default())
 }
 
 /// Waits until something outside the server's control is so: a pool that connects again.

@@ -14,7 +14,7 @@ use tollkey_verifier::{Settings, SystemClock, Unavailable, Verifier, http::HttpS
 
 use crate::{
     binary::{Tollkey, merchant},
-    support::{App, Call, each_backend, each_backend_with},
+    support::{App, Call, each_backend, each_backend_with, source},
 };
 
 const SUBSCRIBER: &str = "0f1e2d3c4b5a69788796a5b4c3d2e1f0";
@@ -229,7 +229,7 @@ async fn uses_told_by_a_subscriber_are_written_down_as_the_servers_own() {
 }
 
 fn subscriber(base: &str, service_key: &str) -> Verifier<HttpSource> {
-    let source = HttpSource::new(base, service_key, Arc::new(Catalogue::default())).expect("a source");
+    let source = source(base, service_key);
     Verifier::subscriber(VerifierId::from_bytes([7; 16]), source, Arc::new(SystemClock), Settings::default())
 }
 
