@@ -4,7 +4,8 @@
 //! time; what the words mean is in `tollkey-core`.
 //!
 //! A client reads what a newer server answers: members it does not know are passed over, words it does not know are kept
-//! ([`Open`]). Requests are read strictly, and a verifier ([`sync`]) refuses words it does not know: whoever decides does not guess.
+//! ([`Open`]). Requests are read strictly, and a verifier ([`sync`]) refuses words it does not know: whoever decides does
+//! not guess.
 //!
 //! | feature | with it |
 //! |---|---|

@@ -1,4 +1,30 @@
 //! A secret on its way over the wire.
+//!
+//! [`Secret`] is not `Serialize`, so that nothing that holds one is written into a log or a file as JSON by accident:
+//!
+//! ```compile_fail
+//! # use tollkey_api::Secret;
+//! serde_json::to_string(&Secret::new("ck_test_EXAMPLE"));
+//! ```
+//!
+//! ```compile_fail
+//! #[derive(serde::Serialize)]
+//! struct Job {
+//!     key: tollkey_api::Secret,
+//! }
+//! ```
+//!
+//! Whoever wants its text asks for it:
+//!
+//! ```
+//! # use tollkey_api::Secret;
+//! serde_json::to_string(Secret::new("ck_test_EXAMPLE").expose());
+//!
+//! #[derive(serde::Deserialize)]
+//! struct Job {
+//!     key: tollkey_api::Secret,
+//! }
+//! ```
 
 use std::fmt;
 
@@ -6,32 +32,6 @@ use serde::{Deserialize, Serializer};
 use zeroize::{Zeroize, ZeroizeOnDrop};
 
 /// The text of a key in a request or in the one response that carries it. Hidden by `Debug`, wiped on drop.
-///
-/// It is not `Serialize`, so that nothing that holds one is written into a log or a file as JSON by accident:
-///
-/// ```compile_fail
-/// # use tollkey_api::Secret;
-/// serde_json::to_string(&Secret::new("ck_test_EXAMPLE"));
-/// ```
-///
-/// ```compile_fail
-/// #[derive(serde::Serialize)]
-/// struct Job {
-///     key: tollkey_api::Secret,
-/// }
-/// ```
-///
-/// Whoever wants its text asks for it:
-///
-/// ```
-/// # use tollkey_api::Secret;
-/// serde_json::to_string(Secret::new("ck_test_EXAMPLE").expose());
-///
-/// #[derive(serde::Deserialize)]
-/// struct Job {
-///     key: tollkey_api::Secret,
-/// }
-/// ```
 #[derive(Clone, PartialEq, Eq, Deserialize, Zeroize, ZeroizeOnDrop)]
 #[serde(transparent)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema), schema(value_type = String, format = "password"))]
