@@ -33,16 +33,28 @@ enum Source {
 
 impl Auth {
     /// A management token: a JWT of a merchant, an operator or a service.
+    ///
+    /// ```
+    /// let auth = tollkey_client::Auth::bearer("a management token");
+    /// ```
     pub fn bearer(token: impl Into<Secret>) -> Self {
         Self(Source::Fixed(Arc::new(token.into())))
     }
 
     /// A service key (`tks_…`), with which resource servers and gateways verify the keys of others.
+    ///
+    /// ```
+    /// let auth = tollkey_client::Auth::service("tks_YOUR_SERVICE_KEY_HERE");
+    /// ```
     pub fn service(service_key: impl Into<Secret>) -> Self {
         Self::bearer(service_key)
     }
 
     /// An API key: a secret key (`sk_…`) for the account surface, or any key to ask what it is.
+    ///
+    /// ```
+    /// let auth = tollkey_client::Auth::key("sk_test_YOUR_KEY_HERE");
+    /// ```
     pub fn key(api_key: impl Into<Secret>) -> Self {
         Self::bearer(api_key)
     }

@@ -20,7 +20,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 const IDLE: Duration = Duration::from_secs(30);
 
 /// Headers that are the client's own business.
-const RESERVED: [&str; 8] = [
+const RESERVED: [&str; 9] = [
+    "accept",
     "authorization",
     "x-api-key",
     "x-commerce-api-key",
@@ -165,7 +166,8 @@ impl ClientBuilder {
     }
 
     /// An HTTP client of one's own, for its proxies, certificates or connection pool. It should follow no redirects: it
-    /// would show keys elsewhere. Whatever it is led to, no answer from another address is taken.
+    /// would show keys elsewhere. Whatever it is led to, no answer from another address is taken. Blocking calls use it too,
+    /// while otherwise they have connections of their own: keep its connections to one runtime.
     pub fn http_client(mut self, client: reqwest::Client) -> Self {
         self.http_client = Some(client);
         self

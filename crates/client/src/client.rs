@@ -71,6 +71,13 @@ impl Client {
     /// A client of the server at this address, with the usual settings and without a credential: see
     /// [`with_auth`](Self::with_auth).
     ///
+    /// ```
+    /// # fn main() -> Result<(), tollkey_client::Error> {
+    /// let tollkey = tollkey_client::Client::new("https://keys.example.com")?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
     /// # Errors
     /// Those of [`ClientBuilder::build`]. Nothing is sent yet.
     pub fn new(base_url: impl Into<String>) -> Result<Self, Error> {
@@ -78,6 +85,13 @@ impl Client {
     }
 
     /// A client with settings of one's own.
+    ///
+    /// ```
+    /// # fn main() -> Result<(), tollkey_client::Error> {
+    /// let tollkey = tollkey_client::Client::builder().base_url("https://keys.example.com").max_retries(5).build()?;
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn builder() -> ClientBuilder {
         ClientBuilder::new()
     }
@@ -103,6 +117,14 @@ impl Client {
     }
 
     /// The same client with that credential and no other. Shares connections with this one.
+    ///
+    /// ```no_run
+    /// # async fn example(tollkey: tollkey_client::Client) -> Result<(), tollkey_client::Error> {
+    /// let merchant = tollkey.with_auth(tollkey_client::Auth::bearer("a management token"));
+    /// let own = merchant.commerce().api_keys().list().await?;
+    /// # Ok(())
+    /// # }
+    /// ```
     #[must_use]
     pub fn with_auth(&self, auth: Auth) -> Self {
         Self { auth: Some(auth), service: None, ..self.clone() }
@@ -124,54 +146,120 @@ impl Client {
     }
 
     /// The same client with another limit of time for each attempt; see [`ClientBuilder::timeout`].
+    ///
+    /// ```no_run
+    /// # async fn example(tollkey: tollkey_client::Client) -> Result<(), tollkey_client::Error> {
+    /// let patient = tollkey.with_timeout(std::time::Duration::from_secs(30));
+    /// # Ok(())
+    /// # }
+    /// ```
     #[must_use]
     pub fn with_timeout(&self, timeout: Duration) -> Self {
         Self { timeout, ..self.clone() }
     }
 
     /// The same client with another number of repeats; see [`ClientBuilder::max_retries`].
+    ///
+    /// ```no_run
+    /// # async fn example(tollkey: tollkey_client::Client, presented: &str) -> Result<(), tollkey_client::Error> {
+    /// let verdict = tollkey.with_max_retries(0).verify(presented).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
     #[must_use]
     pub fn with_max_retries(&self, retries: u32) -> Self {
         Self { retries: Retries { max: retries, ..self.retries }, ..self.clone() }
     }
 
     /// Applications and their keys (`ks_…`).
+    ///
+    /// ```no_run
+    /// # async fn example(tollkey: tollkey_client::Client) -> Result<(), tollkey_client::Error> {
+    /// let applications = tollkey.applications(); // owns what it needs: keep it, move it
+    /// let shop = applications.create("Production Web Store").await?;
+    /// # Ok(())
+    /// # }
+    /// ```
     #[must_use]
     pub fn applications(&self) -> Applications {
         Applications::new(self)
     }
 
     /// Commerce keys (`ck_…`).
+    ///
+    /// ```no_run
+    /// # async fn example(tollkey: tollkey_client::Client) -> Result<(), tollkey_client::Error> {
+    /// let keys = tollkey.commerce().api_keys().list().await?;
+    /// # Ok(())
+    /// # }
+    /// ```
     #[must_use]
     pub fn commerce(&self) -> Commerce {
         Commerce::new(self)
     }
 
     /// The account surface: secret and publishable keys (`sk_…`, `pk_…`), and its audit log.
+    ///
+    /// ```no_run
+    /// # async fn example(tollkey: tollkey_client::Client) -> Result<(), tollkey_client::Error> {
+    /// let keys = tollkey.account().api_keys().list().await?;
+    /// let entries = tollkey.account().audit_log().list().await?;
+    /// # Ok(())
+    /// # }
+    /// ```
     #[must_use]
     pub fn account(&self) -> Account {
         Account::new(self)
     }
 
     /// The audit log of the account.
+    ///
+    /// ```no_run
+    /// # async fn example(tollkey: tollkey_client::Client) -> Result<(), tollkey_client::Error> {
+    /// let entries = tollkey.audit_log().list().limit(10).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
     #[must_use]
     pub fn audit_log(&self) -> AuditLog {
         AuditLog::new(self)
     }
 
     /// Accounts, for operators.
+    ///
+    /// ```no_run
+    /// # async fn example(tollkey: tollkey_client::Client) -> Result<(), tollkey_client::Error> {
+    /// let acme = tollkey.accounts().get("acme").await?;
+    /// # Ok(())
+    /// # }
+    /// ```
     #[must_use]
     pub fn accounts(&self) -> Accounts {
         Accounts::new(self)
     }
 
     /// Service keys (`tks_…`), for operators.
+    ///
+    /// ```no_run
+    /// # async fn example(tollkey: tollkey_client::Client) -> Result<(), tollkey_client::Error> {
+    /// let gateway = tollkey.service_keys().create("checkout gateway").await?;
+    /// # Ok(())
+    /// # }
+    /// ```
     #[must_use]
     pub fn service_keys(&self) -> ServiceKeys {
         ServiceKeys::new(self)
     }
 
     /// The subscription of processes that verify from their own memory.
+    ///
+    /// ```no_run
+    /// # async fn example(tollkey: tollkey_client::Client) -> Result<(), tollkey_client::Error> {
+    /// let me = "0f1e2d3c4b5a69788796a5b4c3d2e1f0".parse().expect("random hexadecimal digits");
+    /// let answer = tollkey.subscription().poll(me).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
     #[must_use]
     pub fn subscription(&self) -> Subscription {
         Subscription::new(self)
