@@ -1,5 +1,7 @@
 //! Errors (RFC 9457), everywhere but on the account surface.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 use tollkey_core as core;
 
@@ -45,6 +47,15 @@ pub struct FieldError {
     /// The rule.
     #[cfg_attr(feature = "openapi", schema(example = "must have 1 to 100 characters"))]
     pub detail: String,
+}
+
+impl fmt::Display for FieldError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.pointer.as_str() {
+            "" => f.write_str(&self.detail),
+            pointer => write!(f, "{pointer} {}", self.detail),
+        }
+    }
 }
 
 impl From<&core::FieldError> for FieldError {

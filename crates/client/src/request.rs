@@ -2,6 +2,7 @@
 
 use std::{fmt, future::IntoFuture, pin::Pin, sync::Arc, time::SystemTime};
 
+use bytes::Bytes;
 use reqwest::{
     Method, Response, StatusCode, Url,
     header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue},
@@ -19,6 +20,8 @@ use crate::{
 
 /// The longest answer that is read: the longest list, a thousand keys with all they can hold, is below.
 const MAX_ANSWER: usize = 64 * 1024 * 1024;
+/// What a body rarely needs more than, so that growing leaves no copies behind.
+const USUAL_BODY: usize = 4096;
 /// The longest id that is sent.
 const MAX_SEGMENT: usize = 256;
 
@@ -36,7 +39,8 @@ pub(crate) struct Call {
     route: &'static str,
     segments: Vec<String>,
     query: Vec<(&'static str, String)>,
-    body: Option<(&'static str, Vec<u8>)>,
+    /// Shared by all attempts, and wiped after the last: it can hold a presented key.
+    body: Option<(&'static str, Bytes)>,
     as_service: bool,
     idempotency_key: Option<String>,
     /// The code by which a repeat says that an earlier attempt did it.
@@ -104,14 +108,15 @@ impl Call {
     }
 
     pub(crate) fn json(mut self, body: &impl Serialize) -> Self {
-        // The bodies are structs of texts, numbers and JSON: they serialize.
-        self.body = serde_json::to_vec(body).ok().map(|bytes| ("application/json", bytes));
+        let mut bytes = Zeroizing::new(Vec::with_capacity(USUAL_BODY));
+        serde_json::to_writer(&mut *bytes, body).expect("bodies are made of texts, numbers and JSON");
+        self.body = Some(("application/json", Bytes::from_owner(bytes)));
         self
     }
 
     pub(crate) fn form(mut self, body: &impl Serialize) -> Self {
-        let text = serde_urlencoded::to_string(body).ok();
-        self.body = text.map(|text| ("application/x-www-form-urlencoded", text.into_bytes()));
+        let text = serde_urlencoded::to_string(body).expect("forms are made of texts");
+        self.body = Some(("application/x-www-form-urlencoded", Bytes::from_owner(Zeroizing::new(text.into_bytes()))));
         self
     }
 
