@@ -52,7 +52,7 @@ impl Retries {
         }
         let doubled = self.first_pause.saturating_mul(2_u32.saturating_pow(attempt - 1)).min(self.longest_pause);
         // Half of it is left to chance, so that those who failed together do not come back together.
-        let pause = doubled.mul_f64(1.0 - jitter / 2.0);
+        let pause = doubled - doubled.mul_f64(jitter / 2.0);
         match error.retry_after() {
             Some(asked) if asked > MAX_RETRY_AFTER => None,
             asked => Some(pause.max(asked.unwrap_or_default())),
@@ -82,4 +82,180 @@ pub(crate) fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Durati
     let date = |value: &HeaderValue| httpdate::parse_http_date(value.to_str().ok()?).ok();
     let until = httpdate::parse_http_date(text).ok()?;
     Some(until.duration_since(headers.get(DATE).and_then(date).unwrap_or(now)).unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::Instant;
+
+    use super::*;
+    use crate::error::{Kind, Refusal};
+
+    fn refusal(status: u16, retry_after: Option<Duration>) -> Error {
+        Error::new(Kind::Refused(Box::new(Refusal { status, retry_after, ..Refusal::default() })))
+    }
+
+    /// The pauses between attempts that all fail with that error.
+    async fn pauses(retries: Retries, error: impl Fn() -> Error) -> Vec<Duration> {
+        let mut sent = Vec::new();
+        let failed = retries.run(|attempt| {
+            sent.push(Instant::now());
+            assert_eq!(attempt as usize, sent.len());
+            std::future::ready(Err::<(), _>(error()))
+        });
+        let (_, attempts) = failed.await.unwrap_err();
+        assert_eq!(attempts as usize, sent.len());
+        sent.windows(2).map(|pair| pair[1] - pair[0]).collect()
+    }
+
+    /// A timer wakes on whole milliseconds.
+    const TICK: Duration = Duration::from_millis(1);
+
+    #[tokio::test(start_paused = true)]
+    async fn pauses_double_up_to_eight_seconds_and_half_of_each_is_left_to_chance() {
+        let retries = Retries { max: 7, ..Retries::default() };
+        let doubled = [500, 1000, 2000, 4000, 8000, 8000, 8000].map(Duration::from_millis);
+        let mut shares = Vec::new();
+        for _ in 0..100 {
+            let pauses = pauses(retries, || refusal(503, None)).await;
+            assert_eq!(pauses.len(), doubled.len());
+            for (pause, doubled) in pauses.into_iter().zip(doubled) {
+                assert!((doubled / 2..=doubled + TICK).contains(&pause), "{pause:?} of {doubled:?}");
+                shares.push(pause.as_secs_f64() / doubled.as_secs_f64());
+            }
+        }
+        // By chance none of seven hundred is in a fifth of the range: once in 10^67.
+        for fifth in 0..5 {
+            let from = 0.5 + f64::from(fifth) * 0.1;
+            assert!(shares.iter().any(|share| (from..from + 0.1).contains(share)), "{from}: {shares:?}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_call_is_sent_three_times_in_all_when_nothing_else_is_said() {
+        assert_eq!(pauses(Retries::default(), || refusal(503, None)).await.len(), 2);
+        assert!(pauses(Retries { max: 0, ..Retries::default() }, || refusal(503, None)).await.is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_longer_time_that_was_asked_for_is_waited_exactly() {
+        for seconds in [1, 3, 60, 120] {
+            let asked = Duration::from_secs(seconds);
+            let pauses = pauses(Retries { max: 1, ..Retries::default() }, || refusal(429, Some(asked))).await;
+            assert_eq!(pauses.len(), 1);
+            assert!((asked..=asked + TICK).contains(&pauses[0]), "{pauses:?}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_shorter_time_that_was_asked_for_shortens_no_pause() {
+        for asked in [0, 1, 100] {
+            let error = || refusal(503, Some(Duration::from_millis(asked)));
+            for pause in pauses(Retries::default(), error).await {
+                assert!(pause >= Duration::from_millis(250), "{pause:?}");
+            }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn more_than_two_minutes_are_not_waited() {
+        for asked in [Duration::from_millis(120_001), Duration::from_secs(121), Duration::MAX] {
+            let started = Instant::now();
+            assert!(pauses(Retries::default(), || refusal(503, Some(asked))).await.is_empty());
+            assert_eq!(started.elapsed(), Duration::ZERO);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn it_ends_with_the_first_answer() {
+        let started = Instant::now();
+        let retries = Retries::default();
+        let answer =
+            retries.run(|attempt| std::future::ready(if attempt < 2 { Err(refusal(503, None)) } else { Ok(attempt) }));
+        assert_eq!(answer.await.unwrap(), 2);
+        assert!(started.elapsed() <= Duration::from_millis(500) + TICK);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn it_ends_with_the_first_error_that_stays() {
+        let retries = Retries::default();
+        let failed = retries.run(|attempt| {
+            let status = if attempt < 2 { 503 } else { 404 };
+            std::future::ready(Err::<(), _>(refusal(status, None)))
+        });
+        let (error, attempts) = failed.await.unwrap_err();
+        assert_eq!((error.status(), attempts), (Some(404), 2));
+    }
+
+    #[test]
+    fn chance_takes_between_nothing_and_half() {
+        let retries = Retries { max: u32::MAX, ..Retries::default() };
+        let rows = [(1, 500), (2, 1000), (3, 2000), (4, 4000), (5, 8000), (6, 8000), (33, 8000), (u32::MAX, 8000)];
+        for (attempt, milliseconds) in rows {
+            let pause = |jitter| retries.pause_after(&refusal(503, None), attempt, jitter).unwrap();
+            let doubled = Duration::from_millis(milliseconds);
+            assert_eq!(pause(0.0), doubled, "{attempt}");
+            assert_eq!(pause(0.5), doubled * 3 / 4, "{attempt}");
+            assert_eq!(pause(1.0), doubled / 2, "{attempt}");
+        }
+    }
+
+    #[test]
+    fn pauses_of_one_s_own_are_kept_to() {
+        let (first_pause, longest_pause) = (Duration::from_millis(30), Duration::from_millis(50));
+        let retries = Retries { max: 3, first_pause, longest_pause };
+        let pauses = [1, 2, 3, 4].map(|attempt| retries.pause_after(&refusal(503, None), attempt, 0.0));
+        assert_eq!(pauses, [Some(first_pause), Some(longest_pause), Some(longest_pause), None]);
+        // No pause is fine, and one that is longer than the longest is the longest.
+        let none = Retries { max: 1, first_pause: Duration::ZERO, longest_pause: Duration::ZERO };
+        assert_eq!(none.pause_after(&refusal(503, None), 1, 0.0), Some(Duration::ZERO));
+        let longer = Retries { max: 1, first_pause: Duration::MAX, longest_pause };
+        assert_eq!(longer.pause_after(&refusal(503, None), 1, 0.0), Some(longest_pause));
+    }
+
+    #[test]
+    fn the_longest_pause_there_is_does_not_overflow() {
+        let retries = Retries { max: 1, first_pause: Duration::MAX, longest_pause: Duration::MAX };
+        for jitter in [0.0, f64::EPSILON, 0.5, 1.0] {
+            assert!(retries.pause_after(&refusal(503, None), 1, jitter).is_some(), "{jitter}");
+        }
+    }
+
+    #[test]
+    fn only_what_may_pass_is_tried_again() {
+        let text = || "in a sentence".to_owned();
+        let rows = [
+            (Kind::Connect { timed_out: false }, true),
+            (Kind::Connect { timed_out: true }, true),
+            (Kind::Interrupted, true),
+            (Kind::Timeout, true),
+            (Kind::Settings(text()), false),
+            (Kind::Argument { name: "id", rule: text() }, false),
+            (Kind::Auth, false),
+            (Kind::Redirect { status: 503 }, false),
+            (Kind::Unreadable { status: 503, request_id: None, why: text() }, false),
+        ];
+        for (kind, again) in rows {
+            let error = Error::new(kind);
+            let pause = Retries::default().pause_after(&error, 1, 0.0);
+            assert_eq!(pause.is_some(), again, "{error:?}");
+        }
+    }
+
+    #[test]
+    fn a_date_is_taken_against_the_answer_s_own_or_else_the_clock() {
+        let at = |text: &str| httpdate::parse_http_date(text).unwrap();
+        let now = at("Mon, 23 Feb 2026 12:00:00 GMT");
+        let until = ("retry-after", "Mon, 23 Feb 2026 12:00:07 GMT");
+        let wait = |headers: &[(&'static str, &'static str)]| {
+            let headers = headers.iter().map(|(name, value)| (name.parse().unwrap(), HeaderValue::from_static(value)));
+            retry_after(&headers.collect(), now).map(|wait| wait.as_secs())
+        };
+        assert_eq!(wait(&[until]), Some(7));
+        assert_eq!(wait(&[until, ("date", "Mon, 23 Feb 2026 12:00:05 GMT")]), Some(2));
+        assert_eq!(wait(&[until, ("date", "Mon, 23 Feb 2026 13:00:00 GMT")]), Some(0));
+        assert_eq!(wait(&[until, ("date", "today")]), Some(7));
+        assert_eq!(wait(&[("date", "Mon, 23 Feb 2026 12:00:05 GMT")]), None);
+        assert_eq!(wait(&[("retry-after", "Mon, 23 Feb 2026 11:00:00 GMT")]), Some(0));
+    }
 }

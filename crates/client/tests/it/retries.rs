@@ -1,0 +1,437 @@
+//! What is sent again, how often, and what stays the same when it is.
+
+use std::{
+    collections::BTreeSet,
+    error::Error as _,
+    time::{Duration, Instant, SystemTime},
+};
+
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+use tollkey_client::{Client, Error, ErrorKind, Mode, account::Access};
+use wiremock::ResponseTemplate;
+
+use crate::{
+    operations::rows,
+    said,
+    support::{Does, Server, Wire, builder, header, json_answer, nothing, only_header, problem, refused, target},
+};
+
+fn unavailable() -> ResponseTemplate {
+    problem(503, "unavailable", "temporarily unavailable")
+}
+
+/// An answer of JSON, as it stands on the wire.
+fn on_the_wire(status: &str, media_type: &str, body: &Value) -> Does {
+    let body = body.to_string();
+    let length = body.len();
+    let head = format!("HTTP/1.1 {status}\r\ncontent-type: {media_type}\r\ncontent-length: {length}\r\n\r\n");
+    Does::Says(head + &body)
+}
+
+fn refusal_on_the_wire(status: u16, code: &str) -> Does {
+    let body = crate::support::problem_body(status, code, "in a sentence");
+    on_the_wire(&format!("{status} Refused"), "application/problem+json", &body)
+}
+
+#[tokio::test]
+async fn what_may_pass_is_sent_again_and_nothing_else() {
+    let rows = [
+        (408, "request_timeout", 3),
+        (409, "idempotency_in_progress", 3),
+        (429, "rate_limited", 3),
+        (500, "internal_error", 3),
+        (502, "bad_gateway", 3),
+        (503, "unavailable", 3),
+        (504, "gateway_timeout", 3),
+        (599, "unheard_of", 3),
+        (400, "validation_failed", 1),
+        (401, "invalid_token", 1),
+        (403, "forbidden", 1),
+        (404, "not_found", 1),
+        (405, "method_not_allowed", 1),
+        (409, "application_name_taken", 1),
+        (409, "idempotency_replay_unavailable", 1),
+        (410, "gone", 1),
+        (413, "payload_too_large", 1),
+        (415, "unsupported_media_type", 1),
+        (422, "idempotency_mismatch", 1),
+        (425, "too_early", 1),
+    ];
+    for (status, code, attempts) in rows {
+        let envelope = json!({
+            "data": null,
+            "error": {"code": "SOMETHING", "message": "in a sentence", "details": {"code": code}},
+            "meta": {"requestId": crate::support::REQUEST_ID, "timestamp": said::NOON_TEXT},
+        });
+        for answer in [problem(status, code, "in a sentence"), json_answer(status, &envelope)] {
+            let server = Server::responding(answer).await;
+            let error = refused(server.persistent().applications().create("Shop").await);
+            assert_eq!((error.status(), error.code()), (Some(status), Some(code)));
+            assert_eq!(server.asked().await.len(), attempts, "{status} {code}");
+            assert_eq!(error.attempts() as usize, attempts, "{status} {code}");
+            let several = error.to_string().ends_with(" after 3 attempts");
+            assert_eq!(several, attempts == 3, "{error}");
+        }
+        // And where only the status is there, it says enough.
+        let server = Server::responding(ResponseTemplate::new(status)).await;
+        refused(server.persistent().whoami().await);
+        let attempts = if status == 409 { 1 } else { attempts };
+        assert_eq!(server.asked().await.len(), attempts, "{status} without a body");
+    }
+}
+
+#[tokio::test]
+async fn it_is_sent_again_as_often_as_was_said() {
+    for retries in [0, 1, 2, 5] {
+        let server = Server::responding(unavailable()).await;
+        let client = server.builder().max_retries(retries).build().unwrap();
+        let error = refused(client.whoami().await);
+        assert_eq!((server.asked().await.len(), error.attempts()), (retries as usize + 1, retries + 1));
+    }
+    let server = Server::responding(unavailable()).await;
+    refused(server.client().with_max_retries(1).whoami().await);
+    assert_eq!(server.asked().await.len(), 2);
+}
+
+#[tokio::test]
+async fn it_is_sent_twice_more_when_nothing_is_said() {
+    let server = Server::responding(unavailable()).await;
+    let pause = Duration::from_millis(1);
+    let client = Client::builder().base_url(server.url()).backoff(pause, pause).build().unwrap();
+    assert_eq!(refused(client.whoami().await).attempts(), 3);
+    assert_eq!(server.asked().await.len(), 3);
+}
+
+#[tokio::test]
+async fn a_later_attempt_may_go_well() {
+    let server = Server::answering([unavailable(), unavailable(), json_answer(200, &said::whoami())]).await;
+    assert_eq!(server.persistent().whoami().await.unwrap().id, said::KEY);
+    assert_eq!(server.asked().await.len(), 3);
+}
+
+#[tokio::test]
+async fn a_later_attempt_may_fail_for_good() {
+    let server = Server::answering([unavailable(), problem(404, "not_found", "there is no such thing")]).await;
+    let error = refused(server.persistent().applications().delete("app").await);
+    assert_eq!((error.status(), error.attempts()), (Some(404), 2));
+}
+
+#[tokio::test]
+async fn every_operation_is_sent_again_unchanged_but_for_the_subscription_s() {
+    for row in rows() {
+        let server = Server::answering([unavailable(), unavailable(), row.answer(), row.answer()]).await;
+        let outcome = (row.call)(server.persistent()).await;
+        let sent: Vec<_> = server.asked().await;
+        if matches!(row.operation, "sync" | "syncLookup") {
+            let error = refused(outcome);
+            assert_eq!((error.status(), error.attempts(), sent.len()), (Some(503), 1, 1), "{}", row.operation);
+            continue;
+        }
+        outcome.unwrap_or_else(|error| panic!("{}: {error}", row.operation));
+        assert_eq!(sent.len(), 3, "{}", row.operation);
+        for again in &sent[1..] {
+            assert_eq!((&again.method, target(again)), (&sent[0].method, target(&sent[0])), "{}", row.operation);
+            assert_eq!((&again.headers, &again.body), (&sent[0].headers, &sent[0].body), "{}", row.operation);
+        }
+    }
+}
+
+#[tokio::test]
+async fn each_creation_has_an_idempotency_key_of_its_own() {
+    type Created<'a> = std::pin::Pin<Box<dyn Future<Output = Result<(), Error>> + Send + 'a>>;
+    fn creations(client: &Client) -> [Created<'_>; 5] {
+        [
+            Box::pin(async { client.applications().create("Shop").await.map(drop) }),
+            Box::pin(async { client.applications().api_keys("app").create("Key").await.map(drop) }),
+            Box::pin(async { client.commerce().api_keys().create("Key").await.map(drop) }),
+            Box::pin(async { client.commerce().api_keys().rotate("key").await.map(drop) }),
+            Box::pin(async { client.account().api_keys().create("Key", Mode::Test, Access::Secret).await.map(drop) }),
+        ]
+    }
+    let server = Server::responding(unavailable()).await;
+    let client = server.persistent();
+    for creation in creations(&client).into_iter().chain(creations(&client)) {
+        refused(creation.await);
+    }
+    // Also when one call is kept and sent twice.
+    let call = client.service_keys().create("gateway");
+    refused(call.clone().await);
+    refused(call.await);
+
+    let keys: Vec<_> = server.asked().await.iter().map(|request| only_header(request, "idempotency-key")).collect();
+    assert_eq!(keys.len(), 12 * 3);
+    for attempts in keys.chunks(3) {
+        assert!(attempts.iter().all(|key| *key == attempts[0]), "{attempts:?}");
+    }
+    assert_eq!(keys.iter().collect::<BTreeSet<_>>().len(), 12, "{keys:?}");
+}
+
+#[tokio::test]
+async fn the_caller_s_own_idempotency_key_is_sent_each_time() {
+    let server = Server::responding(unavailable()).await;
+    let call = server.persistent().applications().create("Shop").idempotency_key("order 4711, first try");
+    refused(call.clone().await);
+    refused(call.await);
+    let asked = server.asked().await;
+    assert_eq!(asked.len(), 6);
+    assert!(asked.iter().all(|request| only_header(request, "idempotency-key") == "order 4711, first try"));
+}
+
+#[tokio::test]
+async fn an_idempotency_key_that_no_server_takes_is_not_sent() {
+    let server = Server::responding(nothing()).await;
+    for key in
+        ["", "fifteen letters", &"x".repeat(256), "with a \"quote\" in it", "with a back\\slash", "with a\ttab …"]
+    {
+        let error = refused(server.persistent().applications().create("Shop").idempotency_key(key).await);
+        assert_eq!((error.kind(), error.attempts()), (ErrorKind::Argument, 0), "{key}");
+        assert!(error.to_string().starts_with("POST /api/v1/applications: idempotency_key: must have"), "{error}");
+        assert!(key.is_empty() || !format!("{error} {error:?}").contains(key), "{error}");
+    }
+    assert!(server.asked().await.is_empty());
+}
+
+#[tokio::test]
+async fn calls_that_create_nothing_have_no_idempotency_key() {
+    let server = Server::responding(unavailable()).await;
+    refused(server.client().verify("ck_test_EXAMPLE1").await);
+    refused(server.client().commerce().api_keys().revoke("key").await);
+    assert!(server.asked().await.iter().all(|request| header(request, "idempotency-key").is_empty()));
+}
+
+/// What `Retry-After` says, by an answer with these headers.
+async fn asked_to_wait(headers: &[(&'static str, &str)]) -> Option<Duration> {
+    let answer = headers.iter().fold(unavailable(), |answer, (name, value)| answer.insert_header(*name, *value));
+    let server = Server::responding(answer).await;
+    refused(server.client().whoami().await).retry_after()
+}
+
+#[tokio::test]
+async fn how_long_to_wait_is_said_in_seconds_or_as_a_date() {
+    let date = ("date", "Mon, 23 Feb 2026 12:00:00 GMT");
+    let rows = [
+        ("0", Some(0)),
+        ("7", Some(7)),
+        (" 7 ", Some(7)),
+        ("99999999999999999999999", Some(u64::MAX)),
+        // Taken against the answer's own date: the clock here may be wrong.
+        ("Mon, 23 Feb 2026 12:00:07 GMT", Some(7)),
+        ("Monday, 23-Feb-26 12:01:00 GMT", Some(60)),
+        ("Mon Feb 23 12:00:07 2026", Some(7)),
+        ("Mon, 23 Feb 2026 11:59:59 GMT", Some(0)),
+        ("-1", None),
+        ("1.5", None),
+        ("1e3", None),
+        ("soon", None),
+        ("", None),
+        ("2026-02-23T12:00:07Z", None),
+    ];
+    for (text, seconds) in rows {
+        let waited = asked_to_wait(&[date, ("retry-after", text)]).await;
+        assert_eq!(waited, seconds.map(Duration::from_secs), "{text:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_date_to_wait_for_is_taken_against_the_clock_where_the_answer_has_no_date() {
+    let until = httpdate::fmt_http_date(SystemTime::now() + Duration::from_secs(600));
+    let head = format!("HTTP/1.1 503 Unavailable\r\nretry-after: {until}\r\ncontent-length: 0\r\n\r\n");
+    let wire = Wire::that([Does::Says(head)]).await;
+    let client = wire.builder().max_retries(2).build().unwrap();
+    let error = refused(client.whoami().await);
+    let waited = error.retry_after().expect("it says so").as_secs();
+    // A date has whole seconds, and this test may be slow.
+    assert!((540..=600).contains(&waited), "{waited}");
+    // Longer than a call is held up for.
+    assert_eq!((error.attempts(), wire.heard().len()), (1, 1));
+}
+
+#[tokio::test]
+async fn who_asks_for_more_than_two_minutes_is_not_waited_for() {
+    for text in ["121", "99999999999999999999999"] {
+        let server = Server::responding(unavailable().insert_header("retry-after", text)).await;
+        let error = refused(server.persistent().whoami().await);
+        assert_eq!((error.status(), error.attempts()), (Some(503), 1));
+        assert!(error.retry_after() > Some(Duration::from_secs(120)));
+        assert_eq!(server.asked().await.len(), 1);
+    }
+}
+
+#[tokio::test]
+async fn who_asks_to_wait_is_waited_for() {
+    let date = ("date", "Mon, 23 Feb 2026 12:00:00 GMT");
+    let in_seconds = unavailable().insert_header("retry-after", "1");
+    let as_date = unavailable().insert_header("retry-after", "Mon, 23 Feb 2026 12:00:01 GMT");
+    let as_date = as_date.insert_header(date.0, date.1);
+    let still_running = problem(409, "idempotency_in_progress", "the first one is running");
+    let still_running = still_running.insert_header("retry-after", "1");
+    let waits = [in_seconds, as_date, still_running].map(|answer| async move {
+        let server = Server::answering([answer, json_answer(201, &said::application())]).await;
+        let started = Instant::now();
+        server.persistent().applications().create("Shop").await.unwrap();
+        // It would have been a thousandth of that.
+        assert!(started.elapsed() >= Duration::from_secs(1));
+        assert_eq!(server.asked().await.len(), 2);
+    });
+    futures_util::future::join_all(waits).await;
+}
+
+#[tokio::test]
+async fn a_revocation_whose_answer_was_lost_is_done() {
+    let lost = [
+        Does::HangsUp,
+        Does::Says("HTTP/1.1 204 No Cont".to_owned()),
+        Does::Stalls(String::new()),
+        refusal_on_the_wire(504, "gateway_timeout"),
+    ];
+    for lost in lost {
+        let wire = Wire::that([lost.clone(), refusal_on_the_wire(400, "key_already_revoked")]).await;
+        let client = wire.builder().max_retries(2).timeout(Duration::from_millis(200)).build().unwrap();
+        let outcome = client.applications().api_keys("app").revoke("key").await;
+        assert!(outcome.is_ok(), "{lost:?}: {outcome:?}");
+        assert_eq!(wire.heard().len(), 2, "{lost:?}");
+
+        let wire = Wire::that([lost.clone(), refusal_on_the_wire(401, "invalid_api_key")]).await;
+        let client = wire.builder().max_retries(2).timeout(Duration::from_millis(200)).build().unwrap();
+        let outcome = client.revoke_whoami().await;
+        assert!(outcome.is_ok(), "{lost:?}: {outcome:?}");
+        assert_eq!(wire.heard().len(), 2, "{lost:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_revocation_that_is_refused_at_once_is_not_done() {
+    let server = Server::responding(problem(400, "key_already_revoked", "the key is revoked")).await;
+    let error = refused(server.persistent().applications().api_keys("app").revoke("key").await);
+    assert_eq!((error.code(), error.attempts()), (Some("key_already_revoked"), 1));
+
+    let server = Server::responding(problem(401, "invalid_api_key", "the API key is not valid")).await;
+    let error = refused(server.persistent().revoke_whoami().await);
+    assert_eq!((error.code(), error.attempts()), (Some("invalid_api_key"), 1));
+}
+
+#[tokio::test]
+async fn a_repeated_revocation_is_done_only_by_the_code_that_says_so() {
+    for (status, code) in [(400, "validation_failed"), (401, "invalid_token"), (403, "forbidden"), (404, "not_found")] {
+        let server = Server::answering([unavailable(), problem(status, code, "in a sentence")]).await;
+        let error = refused(server.persistent().applications().api_keys("app").revoke("key").await);
+        assert_eq!((error.code(), error.attempts()), (Some(code), 2));
+        let server = Server::answering([unavailable(), problem(status, code, "in a sentence")]).await;
+        let error = refused(server.persistent().revoke_whoami().await);
+        assert_eq!((error.code(), error.attempts()), (Some(code), 2));
+    }
+    // Nor does the code of one say it for the other, nor for a call that asks.
+    let server = Server::answering([unavailable(), problem(401, "invalid_api_key", "the API key is not valid")]).await;
+    refused(server.persistent().applications().api_keys("app").revoke("key").await);
+    let server = Server::answering([unavailable(), problem(401, "invalid_api_key", "the API key is not valid")]).await;
+    refused(server.persistent().whoami().await);
+}
+
+#[tokio::test]
+async fn a_deletion_that_is_repeated_finds_nothing() {
+    let wire = Wire::that([Does::HangsUp, refusal_on_the_wire(404, "not_found")]).await;
+    let error = refused(wire.builder().max_retries(2).build().unwrap().applications().delete("app").await);
+    assert_eq!((error.is_not_found(), error.attempts()), (true, 2));
+}
+
+#[tokio::test]
+async fn without_a_connection_nothing_was_sent() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    drop(listener);
+    let client = builder(&url).max_retries(2).build().unwrap();
+    let error = refused(client.whoami().await);
+    assert_eq!(error.kind(), ErrorKind::Connect);
+    assert!(error.is_connect() && !error.is_timeout());
+    assert_eq!((error.status(), error.code(), error.request_id(), error.retry_after()), (None, None, None, None));
+    assert_eq!(error.to_string(), "GET /api/v1/whoami: no connection after 3 attempts");
+    assert!(error.source().is_some());
+    assert!(!format!("{error:?}").contains(&url), "{error:?}");
+}
+
+#[tokio::test]
+async fn a_connection_that_ends_before_the_answer_does_is_tried_again() {
+    let whole = on_the_wire("200 OK", "application/json", &said::whoami());
+    let Does::Says(text) = &whole else { unreachable!() };
+    let cuts = [0, 1, 12, text.find("\r\n\r\n").unwrap() + 2, text.find("\r\n\r\n").unwrap() + 4, text.len() - 1];
+    for cut in cuts {
+        let part = Does::Says(text[..cut].to_owned());
+        let wire = Wire::that([part.clone(), part.clone(), whole.clone()]).await;
+        let me = wire.builder().max_retries(2).build().unwrap().whoami().await;
+        assert_eq!(me.unwrap().id, said::KEY, "cut at {cut}");
+        assert_eq!(wire.heard().len(), 3, "cut at {cut}");
+
+        let wire = Wire::that([part]).await;
+        let error = refused(wire.builder().max_retries(2).build().unwrap().whoami().await);
+        assert_eq!((error.kind(), error.attempts()), (ErrorKind::Interrupted, 3), "cut at {cut}: {error:?}");
+        assert!(!error.is_timeout() && !error.is_connect());
+        assert_eq!(error.status(), None);
+        assert_eq!(wire.heard().len(), 3, "cut at {cut}");
+        assert_eq!(
+            error.to_string(),
+            "GET /api/v1/whoami: the connection ended before the answer did after 3 attempts"
+        );
+    }
+}
+
+#[tokio::test]
+async fn what_was_sent_on_a_connection_that_ended_is_sent_again_with_its_idempotency_key() {
+    let wire = Wire::that([Does::HangsUp, on_the_wire("201 Created", "application/json", &said::application())]).await;
+    wire.builder().max_retries(2).build().unwrap().applications().create("Shop").await.unwrap();
+    let heard = wire.heard();
+    let key = |text: &str| {
+        let line = text.lines().find(|line| line.to_lowercase().starts_with("idempotency-key:"));
+        line.expect("every attempt has one").to_owned()
+    };
+    assert_eq!(heard.len(), 2);
+    assert_eq!(key(&heard[0]), key(&heard[1]));
+    assert!(heard.iter().all(|text| text.ends_with("{\"name\":\"Shop\"}")), "{heard:?}");
+}
+
+#[tokio::test]
+async fn a_server_that_is_too_slow_is_given_up() {
+    let begun = "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 100\r\n\r\n{\"id\": ";
+    for stall in ["", "HTTP/1.1 200 OK\r\n", begun] {
+        let wire = Wire::that([Does::Stalls(stall.to_owned())]).await;
+        let client = wire.builder().timeout(Duration::from_millis(100)).max_retries(1).build().unwrap();
+        let started = Instant::now();
+        let error = refused(client.whoami().await);
+        let took = started.elapsed();
+        assert_eq!((error.kind(), error.attempts()), (ErrorKind::Timeout, 2), "{stall:?}: {error:?}");
+        assert!(error.is_timeout() && !error.is_connect());
+        assert_eq!(error.status(), None);
+        assert_eq!(error.to_string(), "GET /api/v1/whoami: no answer in time after 2 attempts");
+        // Each attempt has that time for itself; far less than the ten seconds it has when nothing is said.
+        assert!((Duration::from_millis(200)..Duration::from_secs(5)).contains(&took), "{took:?}");
+        assert_eq!(wire.heard().len(), 2, "{stall:?}");
+    }
+}
+
+#[tokio::test]
+async fn an_answer_after_a_slow_one_is_taken() {
+    let wire =
+        Wire::that([Does::Stalls(String::new()), on_the_wire("200 OK", "application/json", &said::whoami())]).await;
+    let client = wire.builder().timeout(Duration::from_millis(200)).max_retries(1).build().unwrap();
+    assert_eq!(client.whoami().await.unwrap().id, said::KEY);
+}
+
+#[tokio::test]
+async fn a_poll_may_take_longer_by_what_it_waits() {
+    let answer = json_answer(200, &said::news()).set_delay(Duration::from_millis(300));
+    let server = Server::responding(answer).await;
+    let client = server.builder().timeout(Duration::from_millis(100)).build().unwrap();
+    let poll = client.subscription().poll(tollkey_client::VerifierId::from_bytes([7; 16]));
+    let error = refused(poll.clone().await);
+    assert!(error.is_timeout());
+    assert_eq!(poll.wait(Duration::from_secs(5)).await.unwrap().seq, 7);
+}
+
+#[tokio::test]
+async fn what_a_failing_subscription_says_is_said_once() {
+    let wire = Wire::that([Does::HangsUp]).await;
+    let client = wire.builder().max_retries(5).build().unwrap();
+    let poll = client.subscription().poll(tollkey_client::VerifierId::from_bytes([7; 16]));
+    assert_eq!(refused(poll.await).kind(), ErrorKind::Interrupted);
+    assert_eq!(wire.heard().len(), 1);
+}
