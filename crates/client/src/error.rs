@@ -42,13 +42,25 @@ struct Called {
 #[derive(Debug)]
 pub(crate) enum Kind {
     Settings(String),
-    Argument { name: &'static str, rule: String },
+    Argument {
+        name: &'static str,
+        rule: String,
+    },
     Auth,
-    Connect { timed_out: bool },
+    Connect {
+        timed_out: bool,
+    },
     Interrupted,
     Timeout,
-    Redirect { status: u16 },
-    Unreadable { status: u16, request_id: Option<String>, why: String },
+    /// Without a status when the HTTP client, one of the caller's own, says so.
+    Redirect {
+        status: Option<u16>,
+    },
+    Unreadable {
+        status: u16,
+        request_id: Option<String>,
+        why: String,
+    },
     Refused(Box<Refusal>),
 }
 
@@ -112,6 +124,8 @@ impl Error {
             Kind::Connect { timed_out: error.is_timeout() }
         } else if error.is_timeout() {
             Kind::Timeout
+        } else if error.is_redirect() {
+            Kind::Redirect { status: None }
         } else if error.is_builder() {
             Kind::Argument { name: "request", rule: "cannot be sent".to_owned() }
         } else {
@@ -154,7 +168,8 @@ impl Error {
     #[must_use]
     pub fn status(&self) -> Option<u16> {
         match &self.0.kind {
-            Kind::Redirect { status } | Kind::Unreadable { status, .. } => Some(*status),
+            Kind::Redirect { status } => *status,
+            Kind::Unreadable { status, .. } => Some(*status),
             Kind::Refused(refusal) => Some(refusal.status),
             _ => None,
         }
@@ -262,7 +277,12 @@ impl fmt::Display for Error {
             Kind::Connect { .. } => f.write_str("no connection")?,
             Kind::Interrupted => f.write_str("the connection ended before the answer did")?,
             Kind::Timeout => f.write_str("no answer in time")?,
-            Kind::Redirect { status } => write!(f, "{status}: a redirect, which is not followed")?,
+            Kind::Redirect { status } => {
+                if let Some(status) = status {
+                    write!(f, "{status}: ")?;
+                }
+                f.write_str("a redirect, which is not followed")?;
+            }
             Kind::Unreadable { status, why, .. } => write!(f, "{status}: {why}")?,
             Kind::Refused(refusal) => {
                 write!(f, "{}", refusal.status)?;

@@ -283,7 +283,7 @@ impl Reply {
         span.record("status", status.as_u16());
         span.record("request_id", request_id.as_deref());
         if status.is_redirection() || response.url() != asked {
-            return Err(Error::new(Kind::Redirect { status: status.as_u16() }));
+            return Err(Error::new(Kind::Redirect { status: Some(status.as_u16()) }));
         }
         let is_json = text(&CONTENT_TYPE).is_some_and(|text| is_json(&text));
         let mut reply = Self { status: status.as_u16(), request_id, headers, body: Zeroizing::default() };

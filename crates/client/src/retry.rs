@@ -232,7 +232,8 @@ mod tests {
             (Kind::Settings(text()), false),
             (Kind::Argument { name: "id", rule: text() }, false),
             (Kind::Auth, false),
-            (Kind::Redirect { status: 503 }, false),
+            (Kind::Redirect { status: Some(503) }, false),
+            (Kind::Redirect { status: None }, false),
             (Kind::Unreadable { status: 503, request_id: None, why: text() }, false),
         ];
         for (kind, again) in rows {
