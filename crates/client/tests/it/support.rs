@@ -13,7 +13,7 @@ use tokio::{
     net::{TcpListener, TcpStream},
 };
 use tollkey_client::{Auth, Client, ClientBuilder, Error};
-use wiremock::{Match, Mock, MockServer, Request, Respond, ResponseTemplate, matchers::any};
+use wiremock::{Mock, MockServer, Request, Respond, ResponseTemplate, matchers::any};
 
 /// What every client of these tests presents.
 pub const TOKEN: &str = "a management token";
@@ -69,12 +69,6 @@ impl Server {
         let mut asked = self.asked().await;
         assert_eq!(asked.len(), 1, "{asked:?}");
         asked.remove(0)
-    }
-
-    /// Answers these requests otherwise.
-    pub async fn but(self, when: impl Match + 'static, answer: ResponseTemplate) -> Self {
-        Mock::given(when).respond_with(answer).with_priority(1).mount(&self.0).await;
-        self
     }
 }
 
@@ -153,7 +147,7 @@ pub enum Does {
     HangsUp,
     /// Reads a request, writes this, and is silent.
     Stalls(String),
-    /// Writes this many bytes of a body of JSON without an end to it, in chunks.
+    /// Reads a request and writes an answer of so many blanks and `{}`, in chunks.
     Pours(usize),
 }
 
@@ -204,11 +198,15 @@ async fn converse(mut connection: TcpStream, does: Does, heard: Arc<Mutex<Vec<St
         Does::Pours(bytes) => {
             let head = "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n";
             drop(connection.write_all(head.as_bytes()).await);
-            let chunk = format!("10000\r\n{}\r\n", " ".repeat(0x10000));
-            for _ in 0..bytes.div_ceil(0x10000) {
+            let blanks = " ".repeat(0x10000);
+            let mut left = bytes;
+            while left > 0 {
+                let length = left.min(blanks.len());
+                let chunk = format!("{length:x}\r\n{}\r\n", &blanks[..length]);
                 if connection.write_all(chunk.as_bytes()).await.is_err() {
                     return;
                 }
+                left -= length;
             }
             drop(connection.write_all(b"2\r\n{}\r\n0\r\n\r\n").await);
         }
