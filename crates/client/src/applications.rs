@@ -226,7 +226,8 @@ impl Paged for ListApplications {
     }
 
     fn after(self, page: &Self::Page) -> Result<Option<Self>, Error> {
-        Ok(next_page(self.page, page).map(|page| Self { page: Some(page), ..self }))
+        let next = next_page(&self.call, self.page, page)?;
+        Ok(next.map(|page| Self { page: Some(page), ..self }))
     }
 
     fn items_of(page: Self::Page) -> Vec<Application> {
@@ -237,9 +238,14 @@ impl Paged for ListApplications {
 /// The most items a page of this surface has.
 const MOST: u32 = 100;
 
-/// The page after this one. An empty one ends the list, whatever it says.
-fn next_page<T>(asked: Option<u32>, page: &Page<T>) -> Option<u32> {
-    (page.has_next_page && !page.items.is_empty()).then(|| asked.unwrap_or(1).saturating_add(1))
+/// The page after this one. An empty one ends the list, whatever it says; one that was not asked for would come again and
+/// again.
+fn next_page<T>(call: &Call, asked: Option<u32>, page: &Page<T>) -> Result<Option<u32>, Error> {
+    let asked = asked.unwrap_or(1);
+    if page.page != asked {
+        return Err(call.unreadable("the list does not go on: its page is not the one that was asked for"));
+    }
+    Ok((page.has_next_page && !page.items.is_empty()).then(|| asked.saturating_add(1)))
 }
 
 /// Changes an application: [`Applications::update`].
@@ -419,7 +425,8 @@ impl Paged for ListKeys {
     }
 
     fn after(self, page: &Self::Page) -> Result<Option<Self>, Error> {
-        Ok(next_page(self.page, page).map(|page| Self { page: Some(page), ..self }))
+        let next = next_page(&self.call, self.page, page)?;
+        Ok(next.map(|page| Self { page: Some(page), ..self }))
     }
 
     fn items_of(page: Self::Page) -> Vec<Key> {

@@ -16,7 +16,10 @@ use futures_util::{
 use reqwest::{Url, header::LINK};
 use serde::de::DeserializeOwned;
 
-use crate::{Error, request::Reply};
+use crate::{
+    Error,
+    request::{Call, Reply},
+};
 
 /// A part of a list, and how it goes on.
 ///
@@ -65,9 +68,15 @@ fn next_link(header: &str) -> Option<&str> {
     // No target of ours has a comma or a semicolon: both are escaped in a query.
     header.split(',').find_map(|link| {
         let (target, parameters) = link.trim().strip_prefix('<')?.split_once('>')?;
-        let next = parameters.split(';').any(|parameter| matches!(parameter.trim(), "rel=\"next\"" | "rel=next"));
-        next.then_some(target)
+        parameters.split(';').any(is_next).then_some(target)
     })
+}
+
+/// Whether a parameter of a link is its relation, and that is `next`, perhaps among others: `rel="next last"`.
+fn is_next(parameter: &str) -> bool {
+    let Some((name, value)) = parameter.split_once('=') else { return false };
+    let mut relations = value.trim().trim_matches('"').split_ascii_whitespace();
+    name.trim().eq_ignore_ascii_case("rel") && relations.any(|relation| relation.eq_ignore_ascii_case("next"))
 }
 
 fn cursor(link: &str) -> Option<String> {
@@ -152,7 +161,7 @@ pub(crate) trait Paged: Clone + Send + Sized + 'static {
 
     /// The call that fetches it.
     #[cfg(feature = "blocking")]
-    fn call_mut(&mut self) -> &mut crate::request::Call;
+    fn call_mut(&mut self) -> &mut Call;
 
     fn fetch(self) -> impl Future<Output = Result<Self::Page, Error>> + Send;
 
@@ -194,13 +203,9 @@ pub(crate) fn items<L: Paged>(list: L) -> Listing<L::Item> {
 }
 
 /// Where a list with cursors goes on. One that stays where it is would never end.
-pub(crate) fn follow(asked: Option<&str>, next: Option<&str>) -> Result<Option<String>, Error> {
+pub(crate) fn follow(call: &Call, asked: Option<&str>, next: Option<&str>) -> Result<Option<String>, Error> {
     if next.is_some() && next == asked {
-        return Err(Error::new(crate::error::Kind::Unreadable {
-            status: 200,
-            request_id: None,
-            why: "the list does not go on: its next cursor is the one that was asked for".to_owned(),
-        }));
+        return Err(call.unreadable("the list does not go on: its next cursor is the one that was asked for"));
     }
     Ok(next.map(str::to_owned))
 }
@@ -249,7 +254,7 @@ macro_rules! by_cursor {
             }
 
             fn after(self, page: &Self::Page) -> Result<Option<Self>, $crate::Error> {
-                let next = $crate::list::follow(self.cursor.as_deref(), page.next_cursor.as_deref())?;
+                let next = $crate::list::follow(&self.call, self.cursor.as_deref(), page.next_cursor.as_deref())?;
                 Ok(next.map(|cursor| self.cursor(cursor)))
             }
 

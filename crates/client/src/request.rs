@@ -190,6 +190,12 @@ impl Call {
         tokio::time::timeout(client.timeout, attempt).await.unwrap_or_else(|_| Err(Error::new(Kind::Timeout)))
     }
 
+    /// Its answer could be read and does not make sense.
+    pub(crate) fn unreadable(&self, why: &str) -> Error {
+        let kind = Kind::Unreadable { status: 200, request_id: None, why: why.to_owned() };
+        Error::new(kind).of(method_name(&self.method), self.route, 1)
+    }
+
     /// What blocking calls run on comes from there.
     #[cfg(feature = "blocking")]
     pub(crate) fn shared(&self) -> std::sync::Arc<crate::client::Shared> {
