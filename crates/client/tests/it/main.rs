@@ -1,6 +1,7 @@
 //! The client against servers that answer as they are told.
 
 mod answers;
+mod lists;
 mod operations;
 mod refusals;
 mod retries;
