@@ -20,14 +20,16 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 const IDLE: Duration = Duration::from_secs(30);
 
 /// Headers that are the client's own business.
-const RESERVED: [&str; 9] = [
-    "accept",
+const RESERVED: [&str; 11] = [
     "authorization",
     "x-api-key",
     "x-commerce-api-key",
     "user-agent",
+    "accept",
     "content-type",
     "content-length",
+    "connection",
+    "transfer-encoding",
     "host",
     "idempotency-key",
 ];
@@ -188,6 +190,9 @@ impl ClientBuilder {
         if self.timeout.is_zero() {
             return Err(Error::settings("timeout must not be zero"));
         }
+        if self.connect_timeout.is_zero() {
+            return Err(Error::settings("connect_timeout must not be zero"));
+        }
         let mut headers = self.headers.map_err(Error::settings)?;
         let user_agent = self.user_agent.map_or_else(|| NAME.to_owned(), |product| format!("{NAME} {product}"));
         let user_agent = HeaderValue::from_str(&user_agent)
@@ -255,4 +260,118 @@ fn parse_base_url(text: &str) -> Option<Url> {
 /// The environment of this process.
 pub(crate) fn environment(name: &str) -> Option<std::ffi::OsString> {
     env::var_os(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::HashMap, ffi::OsString};
+
+    use super::*;
+
+    /// Settings by these variables.
+    fn by(variables: &[(&str, &str)]) -> Result<ClientBuilder, Error> {
+        let variables: HashMap<_, _> = variables.iter().map(|(name, value)| (*name, OsString::from(value))).collect();
+        ClientBuilder::from_env(|name| variables.get(name).cloned())
+    }
+
+    /// What is presented by calls, and by those that verify keys of others.
+    async fn presented(builder: ClientBuilder) -> (Option<String>, Option<String>) {
+        async fn header(auth: Option<&Auth>) -> Option<String> {
+            let header = auth?.header().await.unwrap();
+            assert!(header.is_sensitive());
+            Some(header.to_str().unwrap().to_owned())
+        }
+        let client = builder.build().unwrap();
+        (header(client.auth.as_ref()).await, header(client.service.as_ref()).await)
+    }
+
+    const URL: (&str, &str) = ("TOLLKEY_URL", "https://keys.example.com/eu");
+    const TOKEN: (&str, &str) = ("TOLLKEY_TOKEN", "a token");
+    const SERVICE_KEY: (&str, &str) = ("TOLLKEY_SERVICE_KEY", "tks_EXAMPLE1");
+
+    #[tokio::test]
+    async fn the_environment_names_the_server_and_what_is_presented_where() {
+        let (token, key) = (|| Some("Bearer a token".to_owned()), || Some("Bearer tks_EXAMPLE1".to_owned()));
+        assert_eq!(presented(by(&[URL]).unwrap()).await, (None, None));
+        assert_eq!(presented(by(&[URL, TOKEN]).unwrap()).await, (token(), None));
+        assert_eq!(presented(by(&[URL, SERVICE_KEY]).unwrap()).await, (key(), key()));
+        assert_eq!(presented(by(&[URL, TOKEN, SERVICE_KEY]).unwrap()).await, (token(), key()));
+        // Another credential takes the place of both.
+        let builder = by(&[URL, TOKEN, SERVICE_KEY]).unwrap().auth(Auth::key("sk_test_EXAMPLE1"));
+        assert_eq!(presented(builder).await, (Some("Bearer sk_test_EXAMPLE1".to_owned()), None));
+        let client = by(&[URL, TOKEN, SERVICE_KEY]).unwrap().build().unwrap().with_auth(Auth::bearer("another"));
+        assert!(client.service.is_none());
+        assert_eq!(client.shared.base_url.as_str(), "https://keys.example.com/eu");
+    }
+
+    #[tokio::test]
+    async fn the_service_key_is_presented_where_keys_of_others_are_verified() {
+        let answers = wiremock::ResponseTemplate::new(503);
+        let server = wiremock::MockServer::start().await;
+        wiremock::Mock::given(wiremock::matchers::any()).respond_with(answers).mount(&server).await;
+        let client = by(&[("TOLLKEY_URL", &server.uri()), TOKEN, SERVICE_KEY]).unwrap().max_retries(0).build().unwrap();
+        // What they answer does not matter here.
+        let verifier = tollkey_core::VerifierId::from_bytes([7; 16]);
+        drop(client.verify("ck_test_EXAMPLE1").await);
+        drop(client.verify_batch([crate::verification::Question::new("ck_test_EXAMPLE1")]).await);
+        drop(client.introspect("ck_test_EXAMPLE1").await);
+        drop(client.subscription().poll(verifier).await);
+        drop(client.subscription().lookup(tollkey_core::Digest::of("ck_test_EXAMPLE1")).await);
+        drop(client.whoami().await);
+        drop(client.applications().list().await);
+        drop(client.commerce().api_keys().list().await);
+        drop(client.account().api_keys().list().await);
+        drop(client.audit_log().list().await);
+        drop(client.accounts().get("acme").await);
+        drop(client.service_keys().list().await);
+        let asked = server.received_requests().await.unwrap();
+        let shown: Vec<_> = asked.iter().map(|request| request.headers["authorization"].to_str().unwrap()).collect();
+        assert_eq!(shown, [&["Bearer tks_EXAMPLE1"; 5][..], &["Bearer a token"; 7]].concat());
+    }
+
+    #[test]
+    fn an_environment_that_is_wrong_is_refused_by_name_and_not_by_value() {
+        let rows: [(&[(&str, &str)], &str); 5] = [
+            (&[], "TOLLKEY_URL is not set"),
+            (&[TOKEN, SERVICE_KEY], "TOLLKEY_URL is not set"),
+            (&[("TOLLKEY_URL", ""), TOKEN], "TOLLKEY_URL is empty"),
+            (&[URL, ("TOLLKEY_TOKEN", "")], "TOLLKEY_TOKEN is empty"),
+            (&[URL, TOKEN, ("TOLLKEY_SERVICE_KEY", "")], "TOLLKEY_SERVICE_KEY is empty"),
+        ];
+        for (variables, expected) in rows {
+            assert_eq!(by(variables).unwrap_err().to_string(), expected);
+        }
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn an_environment_that_is_not_utf_8_is_refused() {
+        use std::os::unix::ffi::OsStringExt as _;
+
+        for wrong in ["TOLLKEY_URL", "TOLLKEY_TOKEN", "TOLLKEY_SERVICE_KEY"] {
+            let read = |name: &str| {
+                Some(if name == wrong {
+                    OsString::from_vec(b"hunter2\xff".to_vec())
+                } else {
+                    "http://localhost".into()
+                })
+            };
+            let error = ClientBuilder::from_env(read).unwrap_err();
+            assert_eq!(error.to_string(), format!("{wrong} is not UTF-8"));
+            assert!(!format!("{error:?}").contains("hunter2"));
+        }
+    }
+
+    #[test]
+    fn base_urls_end_without_a_slash() {
+        let rows = [
+            ("https://keys.example.com", "https://keys.example.com/"),
+            ("https://keys.example.com/", "https://keys.example.com/"),
+            ("https://keys.example.com/eu/", "https://keys.example.com/eu"),
+            ("HTTPS://Keys.Example.COM:443/eu", "https://keys.example.com/eu"),
+        ];
+        for (text, expected) in rows {
+            assert_eq!(parse_base_url(text).map(String::from).as_deref(), Some(expected));
+        }
+    }
 }
