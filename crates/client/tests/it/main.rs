@@ -1,9 +1,11 @@
 //! The client against servers that answer as they are told.
 
 mod answers;
+mod blocking;
 mod lists;
 mod operations;
 mod refusals;
 mod retries;
 mod said;
+mod settings;
 mod support;

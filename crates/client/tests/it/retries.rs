@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use serde_json::{Value, json};
+use serde_json::json;
 use tokio::net::TcpListener;
 use tollkey_client::{Client, Error, ErrorKind, Mode, account::Access};
 use wiremock::ResponseTemplate;
@@ -14,24 +14,18 @@ use wiremock::ResponseTemplate;
 use crate::{
     operations::rows,
     said,
-    support::{Does, Server, Wire, builder, header, json_answer, nothing, only_header, problem, refused, target},
+    support::{
+        Does, Server, Wire, builder, header, json_answer, nothing, on_the_wire, only_header, problem, refused, target,
+    },
 };
 
 fn unavailable() -> ResponseTemplate {
     problem(503, "unavailable", "temporarily unavailable")
 }
 
-/// An answer of JSON, as it stands on the wire.
-fn on_the_wire(status: &str, media_type: &str, body: &Value) -> Does {
-    let body = body.to_string();
-    let length = body.len();
-    let head = format!("HTTP/1.1 {status}\r\ncontent-type: {media_type}\r\ncontent-length: {length}\r\n\r\n");
-    Does::Says(head + &body)
-}
-
 fn refusal_on_the_wire(status: u16, code: &str) -> Does {
     let body = crate::support::problem_body(status, code, "in a sentence");
-    on_the_wire(&format!("{status} Refused"), "application/problem+json", &body)
+    Does::Says(on_the_wire(&format!("{status} Refused"), "application/problem+json", &body))
 }
 
 #[tokio::test]
@@ -352,12 +346,11 @@ async fn without_a_connection_nothing_was_sent() {
 
 #[tokio::test]
 async fn a_connection_that_ends_before_the_answer_does_is_tried_again() {
-    let whole = on_the_wire("200 OK", "application/json", &said::whoami());
-    let Does::Says(text) = &whole else { unreachable!() };
+    let text = on_the_wire("200 OK", "application/json", &said::whoami());
     let cuts = [0, 1, 12, text.find("\r\n\r\n").unwrap() + 2, text.find("\r\n\r\n").unwrap() + 4, text.len() - 1];
     for cut in cuts {
         let part = Does::Says(text[..cut].to_owned());
-        let wire = Wire::that([part.clone(), part.clone(), whole.clone()]).await;
+        let wire = Wire::that([part.clone(), part.clone(), Does::Says(text.clone())]).await;
         let me = wire.builder().max_retries(2).build().unwrap().whoami().await;
         assert_eq!(me.unwrap().id, said::KEY, "cut at {cut}");
         assert_eq!(wire.heard().len(), 3, "cut at {cut}");
@@ -377,7 +370,9 @@ async fn a_connection_that_ends_before_the_answer_does_is_tried_again() {
 
 #[tokio::test]
 async fn what_was_sent_on_a_connection_that_ended_is_sent_again_with_its_idempotency_key() {
-    let wire = Wire::that([Does::HangsUp, on_the_wire("201 Created", "application/json", &said::application())]).await;
+    let wire =
+        Wire::that([Does::HangsUp, Does::Says(on_the_wire("201 Created", "application/json", &said::application()))])
+            .await;
     wire.builder().max_retries(2).build().unwrap().applications().create("Shop").await.unwrap();
     let heard = wire.heard();
     let key = |text: &str| {
@@ -410,8 +405,11 @@ async fn a_server_that_is_too_slow_is_given_up() {
 
 #[tokio::test]
 async fn an_answer_after_a_slow_one_is_taken() {
-    let wire =
-        Wire::that([Does::Stalls(String::new()), on_the_wire("200 OK", "application/json", &said::whoami())]).await;
+    let wire = Wire::that([
+        Does::Stalls(String::new()),
+        Does::Says(on_the_wire("200 OK", "application/json", &said::whoami())),
+    ])
+    .await;
     let client = wire.builder().timeout(Duration::from_millis(200)).max_retries(1).build().unwrap();
     assert_eq!(client.whoami().await.unwrap().id, said::KEY);
 }

@@ -3,7 +3,10 @@
 use std::{
     collections::VecDeque,
     fmt::Debug,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -147,6 +150,8 @@ pub enum Does {
     HangsUp,
     /// Reads a request, writes this, and is silent.
     Stalls(String),
+    /// Reads a request and writes this, again and again on the same connection.
+    Serves(String),
     /// Reads a request and writes an answer of so many blanks and `{}`, in chunks.
     Pours(usize),
 }
@@ -155,6 +160,7 @@ pub enum Does {
 pub struct Wire {
     url: String,
     heard: Arc<Mutex<Vec<String>>>,
+    connections: Arc<AtomicUsize>,
 }
 
 impl Wire {
@@ -163,14 +169,16 @@ impl Wire {
         let url = format!("http://{}", listener.local_addr().unwrap());
         let heard = Arc::new(Mutex::new(Vec::new()));
         let mut does: VecDeque<_> = does.into_iter().collect();
-        let keep = heard.clone();
+        let connections = Arc::new(AtomicUsize::new(0));
+        let (keep, count) = (heard.clone(), connections.clone());
         tokio::spawn(async move {
             while let Ok((connection, _)) = listener.accept().await {
+                count.fetch_add(1, Ordering::SeqCst);
                 let does = if does.len() > 1 { does.pop_front() } else { does.front().cloned() };
                 tokio::spawn(converse(connection, does.expect("it is told what to do"), keep.clone()));
             }
         });
-        Self { url, heard }
+        Self { url, heard, connections }
     }
 
     pub fn builder(&self) -> ClientBuilder {
@@ -181,6 +189,18 @@ impl Wire {
     pub fn heard(&self) -> Vec<String> {
         self.heard.lock().unwrap().clone()
     }
+
+    /// How many connections there were.
+    pub fn connections(&self) -> usize {
+        self.connections.load(Ordering::SeqCst)
+    }
+}
+
+/// An answer of JSON, as it stands on the wire.
+pub fn on_the_wire(status: &str, media_type: &str, body: &Value) -> String {
+    let body = body.to_string();
+    let length = body.len();
+    format!("HTTP/1.1 {status}\r\ncontent-type: {media_type}\r\ncontent-length: {length}\r\n\r\n{body}")
 }
 
 async fn converse(mut connection: TcpStream, does: Does, heard: Arc<Mutex<Vec<String>>>) {
@@ -190,6 +210,16 @@ async fn converse(mut connection: TcpStream, does: Does, heard: Arc<Mutex<Vec<St
     match does {
         Does::Says(text) => drop(connection.write_all(text.as_bytes()).await),
         Does::HangsUp => {}
+        Does::Serves(text) => loop {
+            if connection.write_all(text.as_bytes()).await.is_err() {
+                return;
+            }
+            let request = read_request(&mut connection).await;
+            if request.is_empty() {
+                return;
+            }
+            heard.lock().unwrap().push(request);
+        },
         Does::Stalls(text) => {
             drop(connection.write_all(text.as_bytes()).await);
             // Until the other side ends it.

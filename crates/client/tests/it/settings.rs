@@ -1,0 +1,564 @@
+//! Settings of a client, arguments of its calls, and what its types promise.
+
+use std::{
+    fmt::Debug,
+    future::IntoFuture,
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use serde_json::json;
+use tollkey_client::{
+    Auth, Client, ClientBuilder, Error, ErrorKind, Listing, Page, Request, Secret, VerifierId, account, applications,
+    audit, commerce, operator, reqwest, subscription, verification,
+};
+
+use crate::{
+    said,
+    support::{
+        Does, Server, TOKEN, Wire, builder, header, json_answer, nothing, on_the_wire, only_header, refused, target,
+    },
+};
+
+fn me() -> wiremock::ResponseTemplate {
+    json_answer(200, &said::whoami())
+}
+
+#[track_caller]
+fn refused_settings(builder: ClientBuilder) -> String {
+    let error = refused(builder.build());
+    assert_eq!((error.kind(), error.attempts(), error.status()), (ErrorKind::Settings, 0, None));
+    error.to_string()
+}
+
+#[tokio::test]
+async fn the_base_url_may_have_a_path() {
+    let rows = [
+        ("", "/api/v1/whoami"),
+        ("/", "/api/v1/whoami"),
+        ("/keys", "/keys/api/v1/whoami"),
+        ("/keys/", "/keys/api/v1/whoami"),
+        ("/keys/of/eu", "/keys/of/eu/api/v1/whoami"),
+        ("/with%20blank", "/with%20blank/api/v1/whoami"),
+        ("/api/v1", "/api/v1/api/v1/whoami"),
+    ];
+    for (path, expected) in rows {
+        let server = Server::responding(me()).await;
+        Client::new(format!("{}{path}", server.url())).unwrap().whoami().await.unwrap();
+        assert_eq!(target(&server.asked_once().await), expected);
+    }
+}
+
+#[tokio::test]
+async fn the_base_url_may_be_written_carelessly() {
+    let server = Server::responding(me()).await;
+    let host = server.url().trim_start_matches("http://").to_owned();
+    let urls = [
+        format!("HTTP://{host}"),
+        format!(" http://{host} "),
+        format!("http://{}", host.replace("127.0.0.1", "localhost")),
+    ];
+    for url in &urls {
+        Client::new(url).unwrap().whoami().await.unwrap();
+    }
+    assert_eq!(server.asked().await.len(), urls.len());
+}
+
+#[test]
+fn a_base_url_that_is_none_is_refused_without_being_repeated() {
+    let rows = [
+        "",
+        "keys.example.com",
+        "keys.example.com:8080",
+        "//keys.example.com",
+        "/api/v1",
+        "ftp://keys.example.com",
+        "unix:/run/tollkey.sock",
+        "mailto:keys@example.com",
+        "data:text/plain,x",
+        "http://",
+        "https://?",
+        "http://keys.example.com?account=acme",
+        "http://keys.example.com/#top",
+        "http://hunter2@keys.example.com",
+        "http://somebody:hunter2@keys.example.com",
+        "http://:hunter2@keys.example.com",
+        "http://keys.example.com:99999",
+        "http://hunter2 .example.com",
+    ];
+    for url in rows {
+        let text = refused_settings(Client::builder().base_url(url));
+        assert_eq!(
+            text, "base_url must be http:// or https:// with a host and without credentials, query or fragment",
+            "{url}"
+        );
+        let error = refused(Client::new(url));
+        assert!(!format!("{error:?}").contains("hunter2"), "{error:?}");
+    }
+    assert_eq!(refused_settings(Client::builder()), "base_url is not set");
+}
+
+#[tokio::test]
+async fn a_name_of_one_s_own_stands_behind_ours() {
+    let server = Server::responding(me()).await;
+    server.builder().user_agent("checkout/1.4 (eu)").build().unwrap().whoami().await.unwrap();
+    let ours = format!("tollkey-rust/{}", env!("CARGO_PKG_VERSION"));
+    assert_eq!(only_header(&server.asked_once().await, "user-agent"), format!("{ours} checkout/1.4 (eu)"));
+    for name in ["check\nout", "check\0out"] {
+        let text = refused_settings(server.builder().user_agent(name));
+        assert_eq!(text, "user_agent has characters that no header takes");
+    }
+}
+
+#[tokio::test]
+async fn headers_of_one_s_own_go_with_every_call() {
+    let server = Server::responding(me()).await;
+    let builder = server.builder().header("X-Team", "checkout").header("x-route", "eu").header("X-Route", "us");
+    let client = builder.header("proxy-authorization", "Basic of the proxy").build().unwrap();
+    client.whoami().await.unwrap();
+    client.with_auth(Auth::bearer("another")).with_timeout(Duration::from_secs(5)).whoami().await.unwrap();
+    let asked = server.asked().await;
+    assert_eq!(asked.len(), 2);
+    for request in asked {
+        assert_eq!(header(&request, "x-team"), ["checkout"]);
+        assert_eq!(header(&request, "x-route"), ["eu", "us"]);
+        assert_eq!(header(&request, "proxy-authorization"), ["Basic of the proxy"]);
+    }
+}
+
+#[test]
+fn headers_that_are_the_client_s_own_business_are_refused() {
+    let own = [
+        "Authorization",
+        "X-API-Key",
+        "x-commerce-api-key",
+        "User-Agent",
+        "accept",
+        "Content-Type",
+        "content-length",
+        "Host",
+        "Idempotency-Key",
+        "Connection",
+        "Transfer-Encoding",
+    ];
+    for name in own {
+        let text = refused_settings(builder("http://localhost").header(name, "hunter2"));
+        assert_eq!(text, format!("header {name:?} is set by the client itself"));
+    }
+    for name in ["", "with blank", "naïve", "a:b", "a\nb"] {
+        let text = refused_settings(builder("http://localhost").header(name, "hunter2"));
+        assert_eq!(text, format!("header {name:?} is no header name"));
+    }
+    for value in ["hunter2\nx: y", "hunter2\r\n", "hunter2\0"] {
+        let error = refused(builder("http://localhost").header("x-team", value).build());
+        assert_eq!(error.to_string(), "header \"x-team\" has a value with characters that no header takes");
+        assert!(!format!("{error:?}").contains("hunter2"));
+    }
+    // The first one is told, and a good one after it does not mend it.
+    let builder = builder("http://localhost").header("host", "a").header("a b", "c").header("x-team", "d");
+    assert_eq!(refused_settings(builder), "header \"host\" is set by the client itself");
+}
+
+#[tokio::test]
+async fn a_call_without_a_credential_presents_none() {
+    let server = Server::responding(me()).await;
+    Client::new(server.url()).unwrap().whoami().await.unwrap();
+    assert!(header(&server.asked_once().await, "authorization").is_empty());
+}
+
+#[tokio::test]
+async fn the_last_credential_is_presented_by_itself() {
+    let server = Server::responding(me()).await;
+    let client = server.builder().auth(Auth::key("ck_test_EXAMPLE1")).build().unwrap();
+    let other = client.with_auth(Auth::service("tks_EXAMPLE1"));
+    for client in [&client, &other, &other.with_auth(Auth::bearer(Secret::new("the third"))), &client.clone()] {
+        client.whoami().await.unwrap();
+    }
+    let shown: Vec<_> = server.asked().await.iter().map(|request| only_header(request, "authorization")).collect();
+    let expected = ["Bearer ck_test_EXAMPLE1", "Bearer tks_EXAMPLE1", "Bearer the third", "Bearer ck_test_EXAMPLE1"];
+    assert_eq!(shown, expected);
+}
+
+#[tokio::test]
+async fn clients_made_of_one_share_its_connections() {
+    let wire = Wire::that([Does::Serves(on_the_wire("200 OK", "application/json", &said::whoami()))]).await;
+    let client = wire.builder().build().unwrap();
+    client.whoami().await.unwrap();
+    let derived = client.with_auth(Auth::bearer("another")).for_account("acme").with_max_retries(1);
+    derived.with_timeout(Duration::from_secs(5)).whoami().await.unwrap();
+    client.clone().whoami().await.unwrap();
+    assert_eq!((wire.heard().len(), wire.connections()), (3, 1));
+    // One that was built by itself has its own.
+    wire.builder().build().unwrap().whoami().await.unwrap();
+    assert_eq!((wire.heard().len(), wire.connections()), (4, 2));
+}
+
+#[tokio::test]
+async fn a_token_is_asked_for_before_each_attempt() {
+    let unavailable = || crate::support::problem(503, "unavailable", "temporarily unavailable");
+    let server = Server::answering([unavailable(), unavailable(), me(), me()]).await;
+    let asked = Arc::new(AtomicUsize::new(0));
+    let counter = asked.clone();
+    let auth = Auth::from_fn(move || {
+        let count = counter.fetch_add(1, Ordering::SeqCst);
+        async move { Ok::<_, io::Error>(Secret::new(format!("token {count}"))) }
+    });
+    let client = server.persistent().with_auth(auth);
+    let call = client.whoami();
+    assert_eq!(asked.load(Ordering::SeqCst), 0, "nothing is asked for before it is needed");
+    call.await.unwrap();
+    client.clone().whoami().await.unwrap();
+    let shown: Vec<_> = server.asked().await.iter().map(|request| only_header(request, "authorization")).collect();
+    assert_eq!(shown, ["Bearer token 0", "Bearer token 1", "Bearer token 2", "Bearer token 3"]);
+}
+
+#[tokio::test]
+async fn without_a_token_nothing_is_sent() {
+    let server = Server::responding(me()).await;
+    let auth = Auth::from_fn(|| async { Err::<Secret, _>("the identity provider is down") });
+    let error = refused(server.persistent().with_auth(auth).whoami().await);
+    assert_eq!((error.kind(), error.attempts(), error.status()), (ErrorKind::Auth, 0, None));
+    assert_eq!(error.to_string(), "GET /api/v1/whoami: there is no token to present");
+    assert_eq!(std::error::Error::source(&error).unwrap().to_string(), "the identity provider is down");
+    assert!(server.asked().await.is_empty());
+}
+
+#[tokio::test]
+async fn a_token_that_is_missing_later_ends_the_call() {
+    let server = Server::responding(crate::support::problem(503, "unavailable", "temporarily unavailable")).await;
+    let asked = AtomicUsize::new(0);
+    let auth = Auth::from_fn(move || {
+        let count = asked.fetch_add(1, Ordering::SeqCst);
+        async move { if count < 1 { Ok(Secret::new("the first")) } else { Err(io::Error::other("no more")) } }
+    });
+    let error = refused(server.persistent().with_auth(auth).whoami().await);
+    assert_eq!((error.kind(), error.attempts()), (ErrorKind::Auth, 1));
+    assert_eq!(server.asked().await.len(), 1);
+}
+
+#[tokio::test]
+async fn a_token_that_does_not_come_is_not_waited_for_for_ever() {
+    let server = Server::responding(me()).await;
+    let auth = Auth::from_fn(std::future::pending::<Result<Secret, io::Error>>);
+    let client = server.builder().timeout(Duration::from_millis(50)).auth(auth).build().unwrap();
+    assert!(refused(client.whoami().await).is_timeout());
+    assert!(server.asked().await.is_empty());
+}
+
+#[tokio::test]
+async fn a_credential_that_no_header_takes_is_not_sent() {
+    let server = Server::responding(me()).await;
+    let asked = Auth::from_fn(|| async { Ok::<_, io::Error>(Secret::new("hunter2\n")) });
+    for auth in [Auth::bearer("hunter2\r\nx: y"), Auth::service("hunter2\0"), asked] {
+        let error = refused(server.persistent().with_auth(auth).whoami().await);
+        assert_eq!((error.kind(), error.attempts()), (ErrorKind::Argument, 0));
+        let why = "auth: the credential has characters that no header takes";
+        assert_eq!(error.to_string(), format!("GET /api/v1/whoami: {why}"));
+        assert!(!format!("{error:?}").contains("hunter2"));
+    }
+    assert!(server.asked().await.is_empty());
+}
+
+#[test]
+fn no_time_at_all_is_refused() {
+    let zero = Duration::ZERO;
+    assert_eq!(refused_settings(builder("http://localhost").timeout(zero)), "timeout must not be zero");
+    assert_eq!(refused_settings(builder("http://localhost").connect_timeout(zero)), "connect_timeout must not be zero");
+}
+
+#[tokio::test]
+async fn each_client_has_a_time_of_its_own() {
+    let server = Server::responding(me().set_delay(Duration::from_millis(300))).await;
+    let client = server.builder().timeout(Duration::from_millis(50)).build().unwrap();
+    assert!(refused(client.whoami().await).is_timeout());
+    client.with_timeout(Duration::from_secs(10)).whoami().await.unwrap();
+    assert!(refused(client.whoami().await).is_timeout());
+}
+
+/// A listener whose queue of connections is full: another one gets no answer.
+#[cfg(target_os = "linux")]
+async fn deaf() -> (tokio::net::TcpListener, Vec<std::net::TcpStream>) {
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let listener = socket.listen(1).unwrap();
+    let address = listener.local_addr().unwrap();
+    let mut waiting = Vec::new();
+    for _ in 0..64 {
+        match std::net::TcpStream::connect_timeout(&address, Duration::from_millis(200)) {
+            Ok(connection) => waiting.push(connection),
+            Err(_) => return (listener, waiting),
+        }
+    }
+    panic!("the queue has no end");
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn connecting_has_a_time_of_its_own() {
+    let (listener, _waiting) = deaf().await;
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let started = Instant::now();
+    let client = builder(&url).connect_timeout(Duration::from_millis(100)).build().unwrap();
+    let error = refused(client.whoami().await);
+    assert_eq!(error.kind(), ErrorKind::Connect, "{error:?}");
+    assert!(error.is_timeout() && error.is_connect());
+    assert_eq!(error.to_string(), "GET /api/v1/whoami: no connection");
+    // Far less than the three seconds it has when nothing is said.
+    assert!(started.elapsed() < Duration::from_millis(2500), "{:?}", started.elapsed());
+
+    // The time of the whole attempt ends it too.
+    let client = builder(&url).timeout(Duration::from_millis(100)).build().unwrap();
+    let started = Instant::now();
+    assert!(refused(client.whoami().await).is_timeout());
+    assert!(started.elapsed() < Duration::from_millis(2500), "{:?}", started.elapsed());
+}
+
+#[tokio::test]
+async fn an_http_client_of_one_s_own_is_used() {
+    let server = Server::responding(me().set_delay(Duration::from_millis(300))).await;
+    let mut headers = reqwest::header::HeaderMap::new();
+    headers.insert("x-of-one-s-own", "yes".parse().unwrap());
+    let own = || reqwest::Client::builder().default_headers(headers.clone()).user_agent("not this");
+    let client = server.builder().http_client(own().build().unwrap()).build().unwrap();
+    client.whoami().await.unwrap();
+    let request = server.asked_once().await;
+    assert_eq!(only_header(&request, "x-of-one-s-own"), "yes");
+    assert_eq!(only_header(&request, "authorization"), format!("Bearer {TOKEN}"));
+    assert_eq!(only_header(&request, "user-agent"), format!("tollkey-rust/{}", env!("CARGO_PKG_VERSION")));
+    // Its own time to wait is one too.
+    let own = own().timeout(Duration::from_millis(50)).build().unwrap();
+    let error = refused(server.builder().http_client(own).build().unwrap().whoami().await);
+    assert_eq!(error.kind(), ErrorKind::Timeout, "{error:?}");
+}
+
+/// Every call with an id in its path: the name of that id and the call.
+fn with_id(
+    client: &Client,
+    id: &str,
+) -> Vec<(&'static str, futures_util::future::BoxFuture<'static, Result<(), Error>>)> {
+    fn call<T: Send + 'static>(
+        name: &'static str,
+        call: impl IntoFuture<Output = Result<T, Error>, IntoFuture: Send + 'static>,
+    ) -> (&'static str, futures_util::future::BoxFuture<'static, Result<(), Error>>) {
+        let call = call.into_future();
+        (name, Box::pin(async move { call.await.map(drop) }))
+    }
+    let (apps, keys, account) = (client.applications(), client.commerce().api_keys(), client.account().api_keys());
+    vec![
+        call("id", apps.get(id)),
+        call("id", apps.update(id)),
+        call("id", apps.enable(id)),
+        call("id", apps.disable(id)),
+        call("id", apps.delete(id)),
+        call("id", apps.api_keys(id).create("Key")),
+        call("id", apps.api_keys(id).list()),
+        call("id", apps.api_keys(id).revoke("key")),
+        call("keyId", apps.api_keys("app").revoke(id)),
+        call("id", keys.get(id)),
+        call("id", keys.update(id)),
+        call("id", keys.revoke(id)),
+        call("id", keys.suspend(id)),
+        call("id", keys.resume(id)),
+        call("id", keys.rotate(id)),
+        call("id", account.revoke(id)),
+        call("id", account.delete(id)),
+        call("id", client.accounts().get(id)),
+        call("id", client.accounts().put(id, tollkey_client::OperatingModel::Platform)),
+        call("id", client.service_keys().revoke(id)),
+    ]
+}
+
+#[tokio::test]
+async fn an_id_that_no_path_can_hold_is_not_sent() {
+    let server = Server::responding(nothing()).await;
+    let long = "x".repeat(257);
+    let ascii = "must be at most 256 printable ASCII characters";
+    let dots = "must not be a dot segment, which no path can hold";
+    let rows = [
+        ("", "must not be empty"),
+        (".", dots),
+        ("..", dots),
+        (" ", ascii),
+        ("a b", ascii),
+        ("a\n", ascii),
+        ("a\tb", ascii),
+        ("a\0b", ascii),
+        ("schlüssel", ascii),
+        (long.as_str(), ascii),
+    ];
+    for (id, rule) in rows {
+        for (name, call) in with_id(&server.persistent(), id) {
+            let error = refused(call.await);
+            assert_eq!((error.kind(), error.attempts()), (ErrorKind::Argument, 0), "{id:?}");
+            assert!(error.to_string().ends_with(&format!(": {name}: {rule}")), "{id:?}: {error}");
+        }
+    }
+    assert!(server.asked().await.is_empty());
+}
+
+#[tokio::test]
+async fn an_id_is_one_segment_whatever_it_holds() {
+    let rows = [
+        ("a/b", "a%2Fb"),
+        ("../accounts", "..%2Faccounts"),
+        ("a?account=other", "a%3Faccount=other"),
+        ("a#b", "a%23b"),
+        ("a%2Fb", "a%252Fb"),
+        ("%2e%2e", "%252e%252e"),
+        ("%", "%25"),
+        ("a\\b", "a%5Cb"),
+        ("...", "..."),
+        ("a;b=c", "a;b=c"),
+        ("acme:eu@x.y-z_1", "acme:eu@x.y-z_1"),
+        ("key_01K30DW000E008000000000002", "key_01K30DW000E008000000000002"),
+    ];
+    // As it stands on the wire: the mock server takes addresses apart itself.
+    let wire = Wire::that([Does::HangsUp]).await;
+    let client = wire.builder().build().unwrap();
+    for (id, segment) in rows {
+        refused(client.accounts().get(id).await);
+        let heard = wire.heard();
+        let line = heard.last().unwrap().lines().next().unwrap();
+        assert_eq!(line, format!("GET /api/v1/accounts/{segment} HTTP/1.1"));
+    }
+    let longest = "x".repeat(256);
+    refused(client.applications().api_keys("a/b").revoke(&longest).await);
+    let heard = wire.heard();
+    let line = heard.last().unwrap().lines().next().unwrap();
+    assert_eq!(line, format!("DELETE /api/v1/applications/a%2Fb/api-keys/{longest} HTTP/1.1"));
+    for (_, call) in with_id(&client, "../../whoami") {
+        refused(call.await);
+        let heard = wire.heard();
+        let path = heard.last().unwrap().split(' ').nth(1).unwrap();
+        assert!(path.contains("/..%2F..%2Fwhoami"), "{path}");
+    }
+}
+
+#[tokio::test]
+async fn nothing_is_sent_before_it_is_awaited() {
+    let server = Server::responding(me()).await;
+    let client = server.client();
+    let call = client.whoami();
+    drop(client.applications().create("Shop"));
+    drop(client.whoami().into_future());
+    assert!(server.asked().await.is_empty());
+    call.send().await.unwrap();
+    assert_eq!(server.asked().await.len(), 1);
+}
+
+#[tokio::test]
+async fn a_call_kept_for_later_needs_nothing_it_came_from() {
+    let server = Server::responding(json_answer(201, &said::created_application_key())).await;
+    let call = {
+        let (name, app) = ("Primary checkout key".to_owned(), "app".to_owned());
+        let client = server.client();
+        let keys = client.applications().api_keys(&app);
+        drop(client);
+        keys.create(&name)
+    };
+    let created = tokio::spawn(call.into_future()).await.unwrap().unwrap();
+    assert_eq!(created.full_key.expose(), "ks_test_EXAMPLE1");
+    // And a noun in a task of its own.
+    let keys = server.client().applications().api_keys("app");
+    let created = tokio::spawn(async move { keys.create("Another").await }).await.unwrap().unwrap();
+    assert_eq!(created.id, said::KEY);
+}
+
+#[tokio::test]
+async fn many_calls_at_once_share_one_client() {
+    let server = Server::responding(json_answer(200, &said::invalid("expired"))).await;
+    let client = server.client();
+    let calls = (0..50).map(|number| client.verify(format!("ck_test_EXAMPLE{number}")).send());
+    for verdict in futures_util::future::join_all(calls).await {
+        assert_eq!(verdict.unwrap().code(), "expired");
+    }
+    assert_eq!(server.asked().await.len(), 50);
+}
+
+#[test]
+fn types_go_between_threads() {
+    fn everywhere<T: Send + Sync + Clone + Debug + 'static>() {}
+    fn once<T: Send + Sync + Debug + 'static>() {}
+    fn moves<T: Send + Debug + 'static>() {}
+    everywhere::<Client>();
+    everywhere::<ClientBuilder>();
+    everywhere::<Auth>();
+    everywhere::<Secret>();
+    everywhere::<ErrorKind>();
+    once::<Error>();
+    everywhere::<Request<()>>();
+    everywhere::<Request<verification::WhoAmI>>();
+    everywhere::<Page<commerce::Key>>();
+    moves::<Listing<commerce::Key>>();
+
+    everywhere::<applications::Applications>();
+    everywhere::<applications::ApiKeys>();
+    everywhere::<applications::CreateApplication>();
+    everywhere::<applications::ListApplications>();
+    everywhere::<applications::UpdateApplication>();
+    everywhere::<applications::CreateKey>();
+    everywhere::<applications::ListKeys>();
+    everywhere::<commerce::Commerce>();
+    everywhere::<commerce::ApiKeys>();
+    everywhere::<commerce::CreateKey>();
+    everywhere::<commerce::ListKeys>();
+    everywhere::<commerce::UpdateKey>();
+    everywhere::<commerce::RevokeKey>();
+    everywhere::<commerce::RotateKey>();
+    everywhere::<account::Account>();
+    everywhere::<account::ApiKeys>();
+    everywhere::<account::CreateKey>();
+    everywhere::<account::ListKeys>();
+    everywhere::<account::AuditLog>();
+    everywhere::<account::ListAuditLog>();
+    everywhere::<audit::AuditLog>();
+    everywhere::<audit::ListAuditLog>();
+    everywhere::<operator::Accounts>();
+    everywhere::<operator::ServiceKeys>();
+    everywhere::<operator::CreateServiceKey>();
+    everywhere::<subscription::Subscription>();
+    everywhere::<subscription::Poll>();
+    everywhere::<verification::Question>();
+    everywhere::<verification::Verify>();
+    everywhere::<verification::VerifyBatch>();
+    everywhere::<verification::Introspect>();
+
+    everywhere::<applications::CreatedKey>();
+    everywhere::<commerce::CreatedKey>();
+    everywhere::<account::CreatedKey>();
+    everywhere::<operator::CreatedServiceKey>();
+    everywhere::<verification::VerifyResponse>();
+    everywhere::<subscription::LookupResponse>();
+}
+
+#[test]
+fn an_error_is_small_and_goes_where_errors_go() {
+    assert_eq!(size_of::<Error>(), size_of::<usize>());
+    fn boxed() -> Result<Client, Box<dyn std::error::Error + Send + Sync>> {
+        Ok(Client::new("nowhere")?)
+    }
+    assert!(boxed().is_err());
+}
+
+#[tokio::test]
+async fn an_account_that_is_named_stands_in_the_query_of_its_calls_alone() {
+    let server = Server::responding(json_answer(200, &json!([]))).await;
+    let client = server.client();
+    let other = client.for_account("acme").for_account("b&c=d");
+    other.commerce().api_keys().list().await.unwrap();
+    client.commerce().api_keys().list().await.unwrap();
+    let targets: Vec<_> = server.asked().await.iter().map(target).collect();
+    assert_eq!(targets, ["/api/v1/api-keys?account=b%26c%3Dd&scope=commerce", "/api/v1/api-keys?scope=commerce"]);
+}
+
+#[tokio::test]
+async fn a_subscriber_is_named_by_its_digits() {
+    let server = Server::responding(json_answer(200, &said::news())).await;
+    server.client().subscription().poll(VerifierId::from_bytes([0xab; 16])).await.unwrap();
+    let body: serde_json::Value = server.asked_once().await.body_json().unwrap();
+    assert_eq!(body["subscriber"], "ab".repeat(16));
+}
