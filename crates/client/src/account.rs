@@ -9,7 +9,7 @@ use tollkey_core::Mode;
 pub use tollkey_api::account::{Access, Actor, AuditEntry, CreatedKey, Extras, Key, RateLimit, Target};
 
 use crate::{
-    Client, Error, Page, Request,
+    Client, Error, Page, Request, Secret,
     list::{by_cursor, lists},
     members::{idempotent, restrictions},
     request::{Call, Reply, sends},
@@ -134,7 +134,7 @@ impl ApiKeys {
 #[must_use = "nothing is sent until it is awaited"]
 pub struct CreateKey {
     call: Call,
-    idempotency_key: Option<String>,
+    idempotency_key: Option<Secret>,
     body: api::CreateKey,
 }
 

@@ -10,7 +10,7 @@ use tollkey_core::{Mode, Scope};
 pub use tollkey_api::applications::{Application, CreatedKey, IncludedKey, Key, Page, RateLimit};
 
 use crate::{
-    Client, Error, Request,
+    Client, Error, Request, Secret,
     list::{Paged, lists},
     members::{idempotent, restrictions, texts},
     request::{Call, sends},
@@ -156,7 +156,7 @@ impl Applications {
 #[must_use = "nothing is sent until it is awaited"]
 pub struct CreateApplication {
     call: Call,
-    idempotency_key: Option<String>,
+    idempotency_key: Option<Secret>,
     body: api::CreateApplication,
 }
 
@@ -356,7 +356,7 @@ impl ApiKeys {
 #[must_use = "nothing is sent until it is awaited"]
 pub struct CreateKey {
     call: Call,
-    idempotency_key: Option<String>,
+    idempotency_key: Option<Secret>,
     body: api::CreateKey,
 }
 

@@ -13,7 +13,7 @@ use tollkey_core::{Mode, Scope, feature::Feature};
 pub use tollkey_api::commerce::{CreatedKey, Key, KeyScope, Message, RateLimit};
 
 use crate::{
-    Client, Moment, Page, Request,
+    Client, Moment, Page, Request, Secret,
     list::{by_cursor, lists},
     members::{idempotent, object, restrictions, seconds, texts},
     request::{Call, sends},
@@ -183,7 +183,7 @@ impl ApiKeys {
 #[must_use = "nothing is sent until it is awaited"]
 pub struct CreateKey {
     call: Call,
-    idempotency_key: Option<String>,
+    idempotency_key: Option<Secret>,
     body: api::CreateKey,
 }
 
@@ -371,7 +371,7 @@ sends!(RevokeKey => Message);
 #[must_use = "nothing is sent until it is awaited"]
 pub struct RotateKey {
     call: Call,
-    idempotency_key: Option<String>,
+    idempotency_key: Option<Secret>,
     body: api::RotateKey,
 }
 

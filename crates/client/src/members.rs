@@ -27,7 +27,7 @@ macro_rules! idempotent {
             /// Makes it the same creation as another call with this key, within 24 hours: 16 to 255 printable ASCII
             /// characters. When not set, each call is one of its own, however often it is sent.
             pub fn idempotency_key(mut self, key: impl Into<String>) -> Self {
-                self.idempotency_key = Some(key.into());
+                self.idempotency_key = Some($crate::Secret::new(key));
                 self
             }
         }

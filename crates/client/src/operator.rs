@@ -7,7 +7,7 @@ use tollkey_core::OperatingModel;
 pub use tollkey_api::operator::{Account, CreatedServiceKey, ServiceKey};
 
 use crate::{
-    Client, Request,
+    Client, Request, Secret,
     members::idempotent,
     request::{Call, sends},
 };
@@ -110,7 +110,7 @@ impl ServiceKeys {
 #[must_use = "nothing is sent until it is awaited"]
 pub struct CreateServiceKey {
     call: Call,
-    idempotency_key: Option<String>,
+    idempotency_key: Option<Secret>,
     body: api::CreateServiceKey,
 }
 

@@ -13,7 +13,7 @@ use tracing::{Instrument as _, Span, field::Empty};
 use zeroize::Zeroizing;
 
 use crate::{
-    Client, Error,
+    Client, Error, Secret,
     error::{Kind, Refusal},
     retry::retry_after,
 };
@@ -42,7 +42,8 @@ pub(crate) struct Call {
     /// Shared by all attempts, and wiped after the last: it can hold a presented key.
     body: Option<(&'static str, Bytes)>,
     as_service: bool,
-    idempotency_key: Option<String>,
+    /// A secret: it is part of what opens the answer that the server keeps.
+    idempotency_key: Option<Secret>,
     /// The code by which a repeat says that an earlier attempt did it.
     done_before: Option<&'static str>,
 }
@@ -79,8 +80,8 @@ impl Call {
     }
 
     /// Creates something: every attempt carries the same Idempotency-Key, the caller's or a random one.
-    pub(crate) fn creating(mut self, key: Option<String>) -> Self {
-        self.idempotency_key = Some(key.unwrap_or_else(|| uuid::Uuid::new_v4().to_string()));
+    pub(crate) fn creating(mut self, key: Option<Secret>) -> Self {
+        self.idempotency_key = Some(key.unwrap_or_else(|| Secret::new(uuid::Uuid::new_v4().to_string())));
         self
     }
 
@@ -179,7 +180,7 @@ impl Call {
                 request = request.header(AUTHORIZATION, auth.header().await?);
             }
             if let Some(key) = &self.idempotency_key {
-                request = request.header(IDEMPOTENCY_KEY, idempotency_key(key)?);
+                request = request.header(IDEMPOTENCY_KEY, idempotency_key(key.expose())?);
             }
             if let Some((media_type, bytes)) = &self.body {
                 request = request.header(CONTENT_TYPE, *media_type).body(bytes.clone());
@@ -248,7 +249,6 @@ fn idempotency_key(key: &str) -> Result<HeaderValue, Error> {
     let mut value = HeaderValue::from_str(key).ok().filter(|_| well_formed).ok_or_else(|| {
         Error::argument("idempotency_key", "must have 16 to 255 printable ASCII characters without quote and backslash")
     })?;
-    // Part of what opens the kept answer.
     value.set_sensitive(true);
     Ok(value)
 }
