@@ -7,5 +7,6 @@ mod operations;
 mod refusals;
 mod retries;
 mod said;
+mod secrets;
 mod settings;
 mod support;
