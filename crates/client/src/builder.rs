@@ -296,9 +296,9 @@ mod tests {
         assert_eq!(presented(by(&[URL, TOKEN]).unwrap()).await, (token(), None));
         assert_eq!(presented(by(&[URL, SERVICE_KEY]).unwrap()).await, (key(), key()));
         assert_eq!(presented(by(&[URL, TOKEN, SERVICE_KEY]).unwrap()).await, (token(), key()));
+        let both = ClientBuilder::new().base_url("http://localhost").service_auth(Auth::service("tks_EXAMPLE1"));
+        assert_eq!(presented(both.auth(Auth::bearer("a token"))).await, (token(), key()));
         // Another credential takes the place of both.
-        let builder = by(&[URL, TOKEN, SERVICE_KEY]).unwrap().auth(Auth::key("sk_test_EXAMPLE1"));
-        assert_eq!(presented(builder).await, (Some("Bearer sk_test_EXAMPLE1".to_owned()), None));
         let client = by(&[URL, TOKEN, SERVICE_KEY]).unwrap().build().unwrap().with_auth(Auth::bearer("another"));
         assert!(client.service.is_none());
         assert_eq!(client.shared.base_url.as_str(), "https://keys.example.com/eu");
