@@ -10,10 +10,11 @@ use tollkey_core::{Mode, Scope};
 pub use tollkey_api::applications::{Application, CreatedKey, IncludedKey, Key, Page, RateLimit};
 
 use crate::{
-    Client, Error, Request, Secret,
-    list::{Paged, lists},
+    Client, Request, Secret,
+    list::{by_page, lists},
     members::{idempotent, restrictions, texts},
     request::{Call, sends},
+    retry::Repeat,
 };
 
 /// The applications of an account.
@@ -48,7 +49,8 @@ impl Applications {
         }
     }
 
-    /// `GET /applications`: the applications, newest first.
+    /// `GET /applications`: the applications, newest first. Its pages are numbered: what is made or deleted while they are read
+    /// shifts them, so that an item may come twice or be missed. Read all of it before changing any of it.
     ///
     /// ```no_run
     /// # async fn example(merchant: tollkey_client::Client) -> Result<(), tollkey_client::Error> {
@@ -125,13 +127,14 @@ impl Applications {
 
     fn set_enabled(&self, id: &str, is_enabled: bool) -> Request<Application> {
         let call = self.call(Method::PATCH, "/api/v1/applications/{id}/status", &[id]);
-        call.json(&api::SetApplicationStatus { is_enabled }).reading()
+        let repeat = if is_enabled { Repeat::WhenAnswered } else { Repeat::Always };
+        call.repeated(repeat).json(&api::SetApplicationStatus { is_enabled }).reading()
     }
 
     /// `DELETE /applications/{id}`: deletes the application and revokes its keys for good.
     ///
     /// When an answer is lost and the call sent again, the repeat finds nothing: 404 with
-    /// [`attempts`](Error::attempts) above 1.
+    /// [`attempts`](crate::Error::attempts) above 1.
     ///
     /// ```no_run
     /// # async fn example(merchant: tollkey_client::Client, id: &str) -> Result<(), tollkey_client::Error> {
@@ -210,43 +213,7 @@ impl ListApplications {
 }
 sends!(ListApplications => Page<Application>);
 lists!(ListApplications: Application, Page<Application>);
-
-impl Paged for ListApplications {
-    type Item = Application;
-    type Page = Page<Application>;
-
-    #[cfg(feature = "blocking")]
-    fn call_mut(&mut self) -> &mut Call {
-        &mut self.call
-    }
-
-    async fn fetch(mut self) -> Result<Self::Page, Error> {
-        self.limit.get_or_insert(MOST);
-        self.send().await
-    }
-
-    fn after(self, page: &Self::Page) -> Result<Option<Self>, Error> {
-        let next = next_page(&self.call, self.page, page)?;
-        Ok(next.map(|page| Self { page: Some(page), ..self }))
-    }
-
-    fn items_of(page: Self::Page) -> Vec<Application> {
-        page.items
-    }
-}
-
-/// The most items a page of this surface has.
-const MOST: u32 = 100;
-
-/// The page after this one. An empty one ends the list, whatever it says; one that was not asked for would come again and
-/// again.
-fn next_page<T>(call: &Call, asked: Option<u32>, page: &Page<T>) -> Result<Option<u32>, Error> {
-    let asked = asked.unwrap_or(1);
-    if page.page != asked {
-        return Err(call.unreadable("the list does not go on: its page is not the one that was asked for"));
-    }
-    Ok((page.has_next_page && !page.items.is_empty()).then(|| asked.saturating_add(1)))
-}
+by_page!(ListApplications: Application);
 
 /// Changes an application: [`Applications::update`].
 #[derive(Debug, Clone)]
@@ -311,7 +278,8 @@ impl ApiKeys {
         }
     }
 
-    /// `GET /applications/{id}/api-keys`: the keys, newest first, revoked ones included.
+    /// `GET /applications/{id}/api-keys`: the keys, newest first, revoked ones included. Its pages are numbered: a key made while
+    /// they are read shifts them, so that another may come twice.
     ///
     /// ```no_run
     /// # use tollkey_client::Status;
@@ -409,27 +377,4 @@ impl ListKeys {
 }
 sends!(ListKeys => Page<Key>);
 lists!(ListKeys: Key, Page<Key>);
-
-impl Paged for ListKeys {
-    type Item = Key;
-    type Page = Page<Key>;
-
-    #[cfg(feature = "blocking")]
-    fn call_mut(&mut self) -> &mut Call {
-        &mut self.call
-    }
-
-    async fn fetch(mut self) -> Result<Self::Page, Error> {
-        self.limit.get_or_insert(MOST);
-        self.send().await
-    }
-
-    fn after(self, page: &Self::Page) -> Result<Option<Self>, Error> {
-        let next = next_page(&self.call, self.page, page)?;
-        Ok(next.map(|page| Self { page: Some(page), ..self }))
-    }
-
-    fn items_of(page: Self::Page) -> Vec<Key> {
-        page.items
-    }
-}
+by_page!(ListKeys: Key);

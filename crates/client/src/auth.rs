@@ -60,7 +60,7 @@ impl Auth {
     }
 
     /// A token that is asked for before every attempt, for tokens that end. Whoever gives it keeps it as long as it
-    /// lasts; an error of its is [`ErrorKind::Auth`](crate::ErrorKind::Auth) and is not tried again.
+    /// lasts, and has as long as one attempt; an error of its is [`ErrorKind::Auth`](crate::ErrorKind::Auth) and is not tried again.
     ///
     /// ```
     /// use tollkey_client::{Auth, Secret};
@@ -92,9 +92,11 @@ impl Auth {
 }
 
 fn bearer(secret: &Secret) -> Result<HeaderValue, Error> {
+    if secret.expose().is_empty() || !secret.expose().bytes().all(|byte| matches!(byte, b' '..=b'~')) {
+        return Err(Error::argument("auth", "the credential must be printable ASCII, and some"));
+    }
     let text = Zeroizing::new(format!("Bearer {}", secret.expose()));
-    let mut header = HeaderValue::from_str(&text)
-        .map_err(|_| Error::argument("auth", "the credential has characters that no header takes"))?;
+    let mut header = HeaderValue::from_str(&text).map_err(|error| Error::with_source(Kind::Auth, error))?;
     header.set_sensitive(true);
     Ok(header)
 }

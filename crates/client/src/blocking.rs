@@ -4,13 +4,7 @@ use std::iter;
 
 use tokio::runtime::{Builder, Runtime};
 
-use crate::{
-    Error, Listing,
-    builder::http_client,
-    client::Shared,
-    error::Kind,
-    list::{Paged, items},
-};
+use crate::{Error, Listing, builder::http_client, client::Shared, error::Kind, list::Paged};
 
 /// What blocking calls of a client run on. A connection lives on the runtime that opened it, so they share none with the
 /// async calls: those would stand still while their runtime waits for a blocking call.
@@ -51,12 +45,15 @@ impl Shared {
     }
 }
 
-/// The items of a list, fetched as they are asked for.
-pub(crate) fn iterate<L: Paged>(mut list: L) -> impl Iterator<Item = Result<L::Item, Error>> + Send {
+/// The items of a list, or its pages, fetched as they are asked for.
+pub(crate) fn iterate<L: Paged, T: Send + 'static>(
+    mut list: L,
+    listed: fn(L) -> Listing<T>,
+) -> impl Iterator<Item = Result<T, Error>> + Send {
     let shared = list.call_mut().shared();
     let mut listing = shared.blocking().map(|blocking| {
         list.call_mut().send_with(blocking.http.clone());
-        items(list)
+        listed(list)
     });
     iter::from_fn(move || match (&mut listing, shared.blocking()) {
         (Ok(listing), Ok(blocking)) => blocking.runtime().block_on(listing.next()),

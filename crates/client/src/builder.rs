@@ -20,13 +20,14 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 const IDLE: Duration = Duration::from_secs(30);
 
 /// Headers that are the client's own business.
-const RESERVED: [&str; 11] = [
+const RESERVED: [&str; 12] = [
     "authorization",
     "x-api-key",
     "x-commerce-api-key",
     "user-agent",
     "accept",
     "content-type",
+    "content-encoding",
     "content-length",
     "connection",
     "transfer-encoding",
@@ -58,6 +59,7 @@ pub struct ClientBuilder {
     auth: Option<Auth>,
     service: Option<Auth>,
     timeout: Duration,
+    deadline: Option<Duration>,
     connect_timeout: Duration,
     retries: Retries,
     user_agent: Option<String>,
@@ -72,6 +74,7 @@ impl ClientBuilder {
             auth: None,
             service: None,
             timeout: TIMEOUT,
+            deadline: None,
             connect_timeout: CONNECT_TIMEOUT,
             retries: Retries::default(),
             user_agent: None,
@@ -120,6 +123,13 @@ impl ClientBuilder {
         self
     }
 
+    /// How long a whole call may take, repeats and pauses included; as long as they take when not set, which can be minutes
+    /// where a server asks to wait. It ends as one that timed out.
+    pub fn deadline(mut self, deadline: Duration) -> Self {
+        self.deadline = Some(deadline);
+        self
+    }
+
     /// How long connecting may take; 3 s when not set. Not with a client of one's own.
     pub fn connect_timeout(mut self, timeout: Duration) -> Self {
         self.connect_timeout = timeout;
@@ -129,8 +139,9 @@ impl ClientBuilder {
     /// How often a call is sent again; 2 when not set, 0 for never.
     ///
     /// It is sent again when there was no connection, the connection ended, no answer came in time, or the answer is 408,
-    /// 429, 5xx or 409 `idempotency_in_progress`. A server's `Retry-After` is obeyed up to 120 s; what asks for more
-    /// fails at once.
+    /// 429, 5xx or 409 `idempotency_in_progress` (that one five times at least, unless never). A server's `Retry-After` is
+    /// obeyed up to [`max_retry_after`](Self::max_retry_after). What brings access back (`resume`, `enable`, `update`,
+    /// `set_operating_model`) is not sent again where no answer came: somebody else may have stopped it since.
     pub fn max_retries(mut self, retries: u32) -> Self {
         self.retries.max = retries;
         self
@@ -140,6 +151,12 @@ impl ClientBuilder {
     /// half of each is taken off by chance.
     pub fn backoff(mut self, first: Duration, longest: Duration) -> Self {
         (self.retries.first_pause, self.retries.longest_pause) = (first, longest);
+        self
+    }
+
+    /// The longest that a server's `Retry-After` is waited for, each time; 120 s when not set. What asks for more fails at once.
+    pub fn max_retry_after(mut self, most: Duration) -> Self {
+        self.retries.max_retry_after = most;
         self
     }
 
@@ -187,6 +204,9 @@ impl ClientBuilder {
                 "base_url must be http:// or https:// with a host and without credentials, query or fragment",
             )
         })?;
+        if base_url.path().ends_with("/api/v1") {
+            return Err(Error::settings("base_url must be without /api/v1"));
+        }
         if self.timeout.is_zero() {
             return Err(Error::settings("timeout must not be zero"));
         }
@@ -210,6 +230,7 @@ impl ClientBuilder {
             service: self.service,
             account: None,
             timeout: self.timeout,
+            deadline: self.deadline,
             retries: self.retries,
         })
     }
@@ -246,14 +267,13 @@ pub(crate) fn http_client(connect_timeout: Duration) -> Result<reqwest::Client, 
 
 /// The base URL, without a slash at its end. None of it is repeated in an error: it may hold a password.
 fn parse_base_url(text: &str) -> Option<Url> {
-    let mut url = Url::parse(text).ok()?;
+    let url = Url::parse(text.trim_end_matches('/')).ok()?;
     let whole = matches!(url.scheme(), "http" | "https")
         && url.has_host()
         && url.query().is_none()
         && url.fragment().is_none()
         && url.username().is_empty()
         && url.password().is_none();
-    url.path_segments_mut().ok()?.pop_if_empty();
     whole.then_some(url)
 }
 

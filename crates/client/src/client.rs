@@ -43,6 +43,7 @@ pub struct Client {
     pub(crate) service: Option<Auth>,
     pub(crate) account: Option<Arc<str>>,
     pub(crate) timeout: Duration,
+    pub(crate) deadline: Option<Duration>,
     pub(crate) retries: Retries,
 }
 
@@ -156,6 +157,20 @@ impl Client {
     #[must_use]
     pub fn with_timeout(&self, timeout: Duration) -> Self {
         Self { timeout, ..self.clone() }
+    }
+
+    /// The same client with a limit of time for a whole call; see [`ClientBuilder::deadline`].
+    ///
+    /// ```no_run
+    /// # async fn example(service: tollkey_client::Client, presented: &str) -> Result<(), tollkey_client::Error> {
+    /// let hasty = service.with_deadline(std::time::Duration::from_millis(800));
+    /// let verdict = hasty.verify(presented).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn with_deadline(&self, deadline: Duration) -> Self {
+        Self { deadline: Some(deadline), ..self.clone() }
     }
 
     /// The same client with another number of repeats; see [`ClientBuilder::max_retries`].
@@ -273,6 +288,7 @@ impl fmt::Debug for Client {
             .field("auth", &self.auth)
             .field("account", &self.account)
             .field("timeout", &self.timeout)
+            .field("deadline", &self.deadline)
             .finish_non_exhaustive()
     }
 }

@@ -17,6 +17,7 @@ use crate::{
     list::{by_cursor, lists},
     members::{idempotent, object, restrictions, seconds, texts},
     request::{Call, sends},
+    retry::Repeat,
 };
 
 /// What the commerce surface has: keys.
@@ -115,7 +116,7 @@ impl ApiKeys {
     /// ```
     #[doc(alias = "updateCommerceKey")]
     pub fn update(&self, key_id: impl AsRef<str>) -> UpdateKey {
-        let call = self.call(Method::PATCH, "/api/v1/api-keys/{id}", &[key_id.as_ref()]);
+        let call = self.call(Method::PATCH, "/api/v1/api-keys/{id}", &[key_id.as_ref()]).repeated(Repeat::WhenAnswered);
         UpdateKey { call, body: api::UpdateKey::default() }
     }
 
@@ -157,7 +158,8 @@ impl ApiKeys {
     /// ```
     #[doc(alias = "resumeCommerceKey")]
     pub fn resume(&self, key_id: impl AsRef<str>) -> Request<Key> {
-        self.call(Method::POST, "/api/v1/api-keys/{id}/resume", &[key_id.as_ref()]).json(&api::Nothing {}).reading()
+        let call = self.call(Method::POST, "/api/v1/api-keys/{id}/resume", &[key_id.as_ref()]);
+        call.repeated(Repeat::WhenAnswered).json(&api::Nothing {}).reading()
     }
 
     /// `POST /api-keys/{id}/rotate`: makes a successor with the same grants and the same end. The old key ends at once, or

@@ -4,7 +4,7 @@ use std::{error::Error as StdError, fmt, time::Duration};
 
 use tollkey_api::problem::FieldError;
 
-use crate::auth::BoxError;
+use crate::{auth::BoxError, retry::Progress};
 
 /// A call that failed.
 ///
@@ -29,6 +29,7 @@ struct Inner {
     kind: Kind,
     call: Option<Called>,
     attempts: u32,
+    uncertain: bool,
     source: Option<BoxError>,
 }
 
@@ -64,6 +65,16 @@ pub(crate) enum Kind {
     Refused(Box<Refusal>),
 }
 
+impl Kind {
+    fn is_uncertain(&self) -> bool {
+        match self {
+            Self::Interrupted | Self::Timeout | Self::Unreadable { .. } => true,
+            Self::Refused(refusal) => refusal.status >= 500,
+            _ => false,
+        }
+    }
+}
+
 /// An answer that says no.
 #[derive(Debug, Default)]
 pub(crate) struct Refusal {
@@ -75,21 +86,22 @@ pub(crate) struct Refusal {
     pub(crate) retry_after: Option<Duration>,
 }
 
-/// What sort of failure an [`Error`] is.
+/// What sort of failure an [`Error`] is. It speaks of the last attempt; whether an earlier one may have done what was asked
+/// for is [`Error::may_have_been_done`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ErrorKind {
-    /// The client cannot be built of these settings. Nothing was sent.
+    /// The client cannot be built of these settings.
     Settings,
-    /// An argument that cannot be sent, such as an empty id. Nothing was sent.
+    /// An argument that cannot be sent, such as an empty id.
     Argument,
-    /// The source of an [`Auth::from_fn`](crate::Auth::from_fn) gave no token. Nothing was sent.
+    /// The source of an [`Auth::from_fn`](crate::Auth::from_fn) gave no token, or not in time.
     Auth,
     /// No connection.
     Connect,
-    /// The connection ended before the whole answer was there. What was asked for may have been done.
+    /// The connection ended before the whole answer was there.
     Interrupted,
-    /// No answer in time. What was asked for may have been done.
+    /// No answer in time.
     Timeout,
     /// The server sent elsewhere. The client never follows: it would show its credential there.
     Redirect,
@@ -101,7 +113,8 @@ pub enum ErrorKind {
 
 impl Error {
     pub(crate) fn new(kind: Kind) -> Self {
-        Self(Box::new(Inner { kind, call: None, attempts: 0, source: None }))
+        let uncertain = kind.is_uncertain();
+        Self(Box::new(Inner { kind, call: None, attempts: 0, uncertain, source: None }))
     }
 
     pub(crate) fn with_source(kind: Kind, source: impl Into<BoxError>) -> Self {
@@ -134,11 +147,17 @@ impl Error {
         Self::with_source(kind, error.without_url())
     }
 
-    /// Of this call, after so many attempts.
-    pub(crate) fn of(mut self, method: &'static str, route: &'static str, attempts: u32) -> Self {
+    /// Of this call, which had come so far.
+    pub(crate) fn of(mut self, method: &'static str, route: &'static str, progress: &Progress) -> Self {
         self.0.call = Some(Called { method, route });
-        self.0.attempts = attempts;
+        self.0.attempts = progress.attempts();
+        self.0.uncertain |= progress.is_uncertain();
         self
+    }
+
+    /// Whether this failure leaves open what the server has done.
+    pub(crate) fn is_uncertain(&self) -> bool {
+        self.0.uncertain
     }
 
     /// What sort of failure this is.
@@ -209,8 +228,26 @@ impl Error {
         self.refusal().map_or(&[], |refusal| &refusal.errors)
     }
 
-    /// How often it was sent; 0 when it never was. After more than one attempt a refusal may speak of what an earlier
-    /// attempt did, whose answer was lost: a deleted application is then not found.
+    /// Whether what was asked for may have been done all the same: an attempt, not necessarily the last, got no answer that
+    /// says otherwise (none at all, one that cannot be read, or 5xx). Then look before doing it anew, or repeat the call: with
+    /// the same [`idempotency_key`](crate::commerce::CreateKey::idempotency_key) where it creates something.
+    ///
+    /// ```no_run
+    /// # async fn example(merchant: tollkey_client::Client) {
+    /// let keys = merchant.commerce().api_keys();
+    /// match keys.create("Web").idempotency_key("order 4711, web key").await {
+    ///     Err(error) if error.may_have_been_done() => { /* later: the same call with the same key */ }
+    ///     other => drop(other),
+    /// }
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn may_have_been_done(&self) -> bool {
+        self.0.uncertain
+    }
+
+    /// How often it was tried; 0 when there was nothing to try. After more than one attempt a refusal may speak of what an
+    /// earlier one did: a deleted application is then not found.
     #[must_use]
     pub fn attempts(&self) -> u32 {
         self.0.attempts
@@ -258,7 +295,7 @@ impl Error {
         matches!(self.0.kind, Kind::Timeout | Kind::Connect { timed_out: true })
     }
 
-    /// No connection: nothing was sent.
+    /// No connection, at the last attempt.
     #[must_use]
     pub fn is_connect(&self) -> bool {
         matches!(self.0.kind, Kind::Connect { .. })
@@ -310,7 +347,7 @@ impl fmt::Debug for Error {
         if let Some(call) = self.0.call {
             debug.field("call", &format_args!("{} {}", call.method, call.route));
         }
-        debug.field("kind", &self.0.kind).field("attempts", &self.0.attempts);
+        debug.field("kind", &self.0.kind).field("attempts", &self.0.attempts).field("uncertain", &self.0.uncertain);
         debug.field("source", &self.0.source).finish()
     }
 }

@@ -15,6 +15,7 @@ use futures_util::{
 };
 use reqwest::{Url, header::LINK};
 use serde::de::DeserializeOwned;
+use tollkey_api::applications as numbered;
 
 use crate::{
     Error,
@@ -203,7 +204,8 @@ pub(crate) fn items<L: Paged>(list: L) -> Listing<L::Item> {
 }
 
 /// Where a list with cursors goes on. One that stays where it is would never end.
-pub(crate) fn follow(call: &Call, asked: Option<&str>, next: Option<&str>) -> Result<Option<String>, Error> {
+pub(crate) fn follow<T>(call: &Call, asked: Option<&str>, page: &Page<T>) -> Result<Option<String>, Error> {
+    let next = page.next_cursor.as_deref();
     if next.is_some() && next == asked {
         return Err(call.unreadable("the list does not go on: its next cursor is the one that was asked for"));
     }
@@ -214,7 +216,7 @@ pub(crate) fn follow(call: &Call, asked: Option<&str>, next: Option<&str>) -> Re
 macro_rules! lists {
     ($builder:ty: $item:ty, $page:ty) => {
         impl $builder {
-            /// Every item of the list, fetched page by page as they are read. What is made meanwhile may be missing.
+            /// Every item of the list, fetched page by page as they are read.
             pub fn items(self) -> $crate::Listing<$item> {
                 $crate::list::items(self)
             }
@@ -230,12 +232,64 @@ macro_rules! lists {
             /// When it is read inside an async runtime, whose worker it would hold up.
             #[cfg(feature = "blocking")]
             pub fn items_blocking(self) -> impl Iterator<Item = Result<$item, $crate::Error>> + Send {
-                $crate::blocking::iterate(self)
+                $crate::blocking::iterate(self, $crate::list::items)
+            }
+
+            /// Every page of the list, without an async runtime. Needs the feature `blocking`.
+            ///
+            /// # Panics
+            /// When it is read inside an async runtime, whose worker it would hold up.
+            #[cfg(feature = "blocking")]
+            pub fn pages_blocking(self) -> impl Iterator<Item = Result<$page, $crate::Error>> + Send {
+                $crate::blocking::iterate(self, $crate::list::pages)
             }
         }
     };
 }
 pub(crate) use lists;
+
+/// The most items a numbered page has.
+pub(crate) const MOST: u32 = 100;
+
+/// The page after this one. An empty one ends the list, whatever it says; one that was not asked for would come again and
+/// again.
+pub(crate) fn next_page<T>(call: &Call, asked: Option<u32>, page: &numbered::Page<T>) -> Result<Option<u32>, Error> {
+    let asked = asked.unwrap_or(1);
+    if page.page != asked {
+        return Err(call.unreadable("the list does not go on: its page is not the one that was asked for"));
+    }
+    Ok((page.has_next_page && !page.items.is_empty()).then(|| asked.saturating_add(1)))
+}
+
+/// [`Paged`] for a builder with the fields `call`, `page` and `limit`, whose pages are numbered.
+macro_rules! by_page {
+    ($builder:ty: $item:ty) => {
+        impl $crate::list::Paged for $builder {
+            type Item = $item;
+            type Page = $crate::applications::Page<$item>;
+
+            #[cfg(feature = "blocking")]
+            fn call_mut(&mut self) -> &mut $crate::request::Call {
+                &mut self.call
+            }
+
+            async fn fetch(mut self) -> Result<Self::Page, $crate::Error> {
+                self.limit.get_or_insert($crate::list::MOST);
+                self.send().await
+            }
+
+            fn after(self, page: &Self::Page) -> Result<Option<Self>, $crate::Error> {
+                let next = $crate::list::next_page(&self.call, self.page, page)?;
+                Ok(next.map(|page| Self { page: Some(page), ..self }))
+            }
+
+            fn items_of(page: Self::Page) -> Vec<$item> {
+                page.items
+            }
+        }
+    };
+}
+pub(crate) use by_page;
 
 /// [`Paged`] for a builder with the fields `call` and `cursor`, whose page is a [`Page`].
 macro_rules! by_cursor {
@@ -254,7 +308,7 @@ macro_rules! by_cursor {
             }
 
             fn after(self, page: &Self::Page) -> Result<Option<Self>, $crate::Error> {
-                let next = $crate::list::follow(&self.call, self.cursor.as_deref(), page.next_cursor.as_deref())?;
+                let next = $crate::list::follow(&self.call, self.cursor.as_deref(), page)?;
                 Ok(next.map(|cursor| self.cursor(cursor)))
             }
 

@@ -16,7 +16,7 @@ pub(crate) fn object(pairs: impl IntoIterator<Item = (impl Into<String>, impl In
 
 /// A window in whole seconds, rounded up: never more uses than meant.
 pub(crate) fn seconds(window: Duration) -> i64 {
-    let seconds = window.as_secs() + u64::from(window.subsec_nanos() > 0);
+    let seconds = window.as_secs().saturating_add(u64::from(window.subsec_nanos() > 0));
     i64::try_from(seconds).unwrap_or(i64::MAX)
 }
 

@@ -10,6 +10,7 @@ use crate::{
     Client, Request, Secret,
     members::idempotent,
     request::{Call, sends},
+    retry::Repeat,
 };
 
 /// Accounts: [`Client::accounts`]. They need no creation.
@@ -40,14 +41,14 @@ impl Accounts {
     /// ```no_run
     /// # use tollkey_client::OperatingModel;
     /// # async fn example(operator: tollkey_client::Client) -> Result<(), tollkey_client::Error> {
-    /// operator.accounts().put("acme", OperatingModel::Ecosystem).await?;
+    /// operator.accounts().set_operating_model("acme", OperatingModel::Ecosystem).await?;
     /// # Ok(())
     /// # }
     /// ```
     #[doc(alias = "putAccount")]
-    pub fn put(&self, id: impl AsRef<str>, operating_model: OperatingModel) -> Request<Account> {
+    pub fn set_operating_model(&self, id: impl AsRef<str>, operating_model: OperatingModel) -> Request<Account> {
         let call = Call::new(&self.0, Method::PUT, "/api/v1/accounts/{id}", &[id.as_ref()]);
-        call.json(&api::PutAccount { operating_model }).reading()
+        call.repeated(Repeat::WhenAnswered).json(&api::PutAccount { operating_model }).reading()
     }
 }
 

@@ -4,18 +4,20 @@ use std::{fmt, future::IntoFuture, pin::Pin, sync::Arc, time::SystemTime};
 
 use bytes::Bytes;
 use reqwest::{
-    Method, Response, StatusCode, Url,
+    Method, Response, Url,
     header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue},
 };
-use serde::{Serialize, de::DeserializeOwned};
-use tollkey_api::{account::ErrorEnvelope, problem::Problem};
+use serde::{Deserialize as _, Serialize, de::DeserializeOwned};
+use serde_json::Value;
+use tokio::time::timeout;
+use tollkey_api::problem::FieldError;
 use tracing::{Instrument as _, Span, field::Empty};
 use zeroize::Zeroizing;
 
 use crate::{
     Client, Error, Secret,
     error::{Kind, Refusal},
-    retry::retry_after,
+    retry::{Progress, Repeat, retry_after},
 };
 
 /// The longest answer that is read: the longest list, a thousand keys with all they can hold, is below.
@@ -44,8 +46,11 @@ pub(crate) struct Call {
     as_service: bool,
     /// A secret: it is part of what opens the answer that the server keeps.
     idempotency_key: Option<Secret>,
-    /// The code by which a repeat says that an earlier attempt did it.
+    /// The code by which a repeat says that it is done.
     done_before: Option<&'static str>,
+    repeat: Repeat,
+    /// Whether the answer is 204 and has no body.
+    silent: bool,
 }
 
 impl Call {
@@ -62,6 +67,8 @@ impl Call {
             as_service: false,
             idempotency_key: None,
             done_before: None,
+            repeat: Repeat::Always,
+            silent: false,
         }
     }
 
@@ -85,15 +92,16 @@ impl Call {
         self
     }
 
-    /// Ends something that cannot be ended twice: a refusal with this code, of a repeat, means that it is done.
+    /// Ends something that cannot be ended twice: after an attempt that may have been done, a refusal with this code means
+    /// that it is.
     pub(crate) fn done_before(mut self, code: &'static str) -> Self {
         self.done_before = Some(code);
         self
     }
 
-    /// Is sent once, whatever happens.
-    pub(crate) fn once(mut self) -> Self {
-        self.client.retries.max = 0;
+    /// Is repeated after these failures only.
+    pub(crate) fn repeated(mut self, repeat: Repeat) -> Self {
+        self.repeat = repeat;
         self
     }
 
@@ -126,8 +134,9 @@ impl Call {
         self.reading_with(|reply| reply.json())
     }
 
-    /// A call whose answer has no body that matters.
-    pub(crate) fn reading_nothing(self) -> Request<()> {
+    /// A call whose answer is 204.
+    pub(crate) fn reading_nothing(mut self) -> Request<()> {
+        self.silent = true;
         self.reading_with(|_| Ok(()))
     }
 
@@ -141,9 +150,10 @@ impl Call {
     /// Sends it, again where that makes sense.
     async fn send<T>(self, read: Read<T>) -> Result<T, Error> {
         let name = method_name(&self.method);
-        let url = self.url().map_err(|error| error.of(name, self.route, 0))?;
-        let (call, url, read) = (&self, &url, &*read);
-        let sent = self.client.retries.run(|attempt| async move {
+        let progress = Progress::default();
+        let url = self.url().map_err(|error| error.of(name, self.route, &progress))?;
+        let (call, url, read, so_far) = (&self, &url, &*read, &progress);
+        let sent = self.client.retries.run(self.repeat, so_far, |attempt| async move {
             let span = tracing::info_span!(
                 "tollkey_call",
                 method = name,
@@ -152,49 +162,59 @@ impl Call {
                 status = Empty,
                 request_id = Empty
             );
-            match call.attempt(url).instrument(span).await {
-                Err(error) if attempt > 1 && call.done_before.is_some() && error.code() == call.done_before => {
+            let was_uncertain = so_far.is_uncertain();
+            match call.attempt(url, so_far).instrument(span).await {
+                Err(error) if was_uncertain && call.done_before.is_some() && error.code() == call.done_before => {
                     read(Reply::nothing())
                 }
                 reply => reply.and_then(read),
             }
         });
-        sent.await.map_err(|(error, attempts)| {
-            let attempts = if matches!(error.kind(), crate::ErrorKind::Auth | crate::ErrorKind::Argument) {
-                attempts - 1
-            } else {
-                attempts
-            };
-            error.of(name, self.route, attempts)
-        })
+        let answer = match self.client.deadline {
+            Some(deadline) => timeout(deadline, sent).await.unwrap_or_else(|_| Err(Error::new(Kind::Timeout))),
+            None => sent.await,
+        };
+        answer.map_err(|error| error.of(name, self.route, &progress))
     }
 
-    async fn attempt(&self, url: &Url) -> Result<Reply, Error> {
-        let client = &self.client;
+    async fn attempt(&self, url: &Url, progress: &Progress) -> Result<Reply, Error> {
+        let headers = self.headers().await?;
+        let mut request = self.http.request(self.method.clone(), url.clone()).headers(headers);
+        if let Some((_, bytes)) = &self.body {
+            request = request.body(bytes.clone());
+        }
+        progress.begin();
         let attempt = async {
-            let mut request =
-                self.http.request(self.method.clone(), url.clone()).headers(client.shared.headers.clone());
-            request = request.header(ACCEPT, "application/json");
-            let service = client.service.as_ref().filter(|_| self.as_service);
-            if let Some(auth) = service.or(client.auth.as_ref()) {
-                request = request.header(AUTHORIZATION, auth.header().await?);
-            }
-            if let Some(key) = &self.idempotency_key {
-                request = request.header(IDEMPOTENCY_KEY, idempotency_key(key.expose())?);
-            }
-            if let Some((media_type, bytes)) = &self.body {
-                request = request.header(CONTENT_TYPE, *media_type).body(bytes.clone());
-            }
             let response = request.send().await.map_err(Error::transport)?;
-            Reply::receive(response, url).await
+            Reply::receive(response, url, self.silent).await
         };
-        tokio::time::timeout(client.timeout, attempt).await.unwrap_or_else(|_| Err(Error::new(Kind::Timeout)))
+        timeout(self.client.timeout, attempt).await.unwrap_or_else(|_| Err(Error::new(Kind::Timeout)))
+    }
+
+    async fn headers(&self) -> Result<HeaderMap, Error> {
+        let client = &self.client;
+        let mut headers = client.shared.headers.clone();
+        headers.insert(ACCEPT, HeaderValue::from_static("application/json"));
+        let service = client.service.as_ref().filter(|_| self.as_service);
+        if let Some(auth) = service.or(client.auth.as_ref()) {
+            let header = timeout(client.timeout, auth.header()).await;
+            headers.insert(AUTHORIZATION, header.unwrap_or_else(|slow| Err(Error::with_source(Kind::Auth, slow)))?);
+        }
+        if let Some(key) = &self.idempotency_key {
+            headers.insert(IDEMPOTENCY_KEY, idempotency_key(key.expose())?);
+        }
+        if let Some((media_type, _)) = &self.body {
+            headers.insert(CONTENT_TYPE, HeaderValue::from_static(media_type));
+        }
+        Ok(headers)
     }
 
     /// Its answer could be read and does not make sense.
     pub(crate) fn unreadable(&self, why: &str) -> Error {
         let kind = Kind::Unreadable { status: 200, request_id: None, why: why.to_owned() };
-        Error::new(kind).of(method_name(&self.method), self.route, 1)
+        let progress = Progress::default();
+        progress.begin();
+        Error::new(kind).of(method_name(&self.method), self.route, &progress)
     }
 
     /// What blocking calls run on comes from there.
@@ -269,6 +289,8 @@ pub(crate) struct Reply {
     status: u16,
     request_id: Option<String>,
     pub(crate) headers: HeaderMap,
+    /// Whether the answer said how long it is.
+    is_measured: bool,
     /// Wiped, because it can hold a new key.
     body: Zeroizing<Vec<u8>>,
 }
@@ -276,11 +298,11 @@ pub(crate) struct Reply {
 impl Reply {
     /// What an earlier attempt would have answered, had it been heard.
     fn nothing() -> Self {
-        Self { status: 204, request_id: None, headers: HeaderMap::new(), body: Zeroizing::default() }
+        Self { status: 204, request_id: None, headers: HeaderMap::new(), is_measured: true, body: Zeroizing::default() }
     }
 
     /// Takes an answer in.
-    async fn receive(mut response: Response, asked: &Url) -> Result<Self, Error> {
+    async fn receive(mut response: Response, asked: &Url, silent: bool) -> Result<Self, Error> {
         let status = response.status();
         let headers = std::mem::take(response.headers_mut());
         let text = |name: &HeaderName| headers.get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
@@ -292,22 +314,27 @@ impl Reply {
             return Err(Error::new(Kind::Redirect { status: Some(status.as_u16()) }));
         }
         let is_json = text(&CONTENT_TYPE).is_some_and(|text| is_json(&text));
-        let mut reply = Self { status: status.as_u16(), request_id, headers, body: Zeroizing::default() };
-        if status != StatusCode::NO_CONTENT && is_json {
-            reply.body = body(&mut response, &reply).await?;
+        let announced = response.content_length();
+        let (status, body) = (status.as_u16(), Zeroizing::default());
+        let mut reply = Self { status, request_id, headers, is_measured: announced.is_some(), body };
+        if status != 204 && is_json {
+            reply.body = read_body(&mut response, &reply, announced.unwrap_or(0)).await?;
         }
-        if !status.is_success() {
-            return Err(Error::new(Kind::Refused(Box::new(reply.refusal()))));
+        match status {
+            204 if silent => Ok(reply),
+            200 | 201 if !silent && is_json => Ok(reply),
+            200 | 201 if !silent => Err(reply.unreadable("the answer is no JSON: is this the address of a Tollkey?")),
+            200..=299 => Err(reply.unreadable("this call is not answered with such a status")),
+            _ => Err(Error::new(Kind::Refused(Box::new(reply.refusal())))),
         }
-        if status != StatusCode::NO_CONTENT && !is_json {
-            return Err(reply.unreadable("the answer is no JSON: is this the address of a Tollkey?"));
-        }
-        Ok(reply)
     }
 
     pub(crate) fn json<T: DeserializeOwned>(&self) -> Result<T, Error> {
         // What exactly is wrong could quote the answer, which may hold a key: place and sort say enough.
         serde_json::from_slice(&self.body).map_err(|error| {
+            if error.is_eof() && !self.is_measured {
+                return Error::new(Kind::Interrupted); // the end of the connection was the end of the answer
+            }
             let (line, column) = (error.line(), error.column());
             self.unreadable(&format!("the answer cannot be read ({:?}, line {line} column {column})", error.classify()))
         })
@@ -319,44 +346,43 @@ impl Reply {
         Error::new(Kind::Unreadable { status: self.status, request_id, why: why.to_owned() })
     }
 
-    /// The answer as a refusal: a problem (RFC 9457), the envelope of the account surface, or what a proxy says.
+    /// The answer as a refusal: a problem (RFC 9457), the envelope of the account surface, or what a proxy says. Each member
+    /// is taken for itself: none has to be there.
     fn refusal(self) -> Refusal {
+        let said: Value = serde_json::from_slice(&self.body).unwrap_or_default();
+        let text = |at: &str| said.pointer(at).and_then(Value::as_str).map(str::to_owned);
+        let fields = |at: &str| -> Vec<FieldError> {
+            let items = said.pointer(at).and_then(Value::as_array).into_iter().flatten();
+            items.filter_map(|item| FieldError::deserialize(item).ok()).collect()
+        };
         let refusal = Refusal {
             status: self.status,
             request_id: self.request_id,
             retry_after: retry_after(&self.headers, SystemTime::now()),
             ..Refusal::default()
         };
-        if let Ok(problem) = serde_json::from_slice::<Problem>(&self.body) {
+        if said.get("error").is_some_and(Value::is_object) {
             return Refusal {
-                code: Some(problem.code),
-                detail: Some(problem.detail),
-                errors: problem.errors,
-                request_id: refusal.request_id.or(Some(problem.request_id)),
+                code: text("/error/details/code").or(text("/error/code").map(|code| code.to_ascii_lowercase())),
+                detail: text("/error/message"),
+                errors: fields("/error/details/errors"),
+                request_id: refusal.request_id.or(text("/meta/requestId")),
                 ..refusal
             };
         }
-        if let Ok(ErrorEnvelope { error, meta, .. }) = serde_json::from_slice(&self.body) {
-            let (code, errors) = match error.details {
-                Some(details) => (details.code, details.errors),
-                None => (error.code.to_ascii_lowercase(), Vec::new()),
-            };
-            return Refusal {
-                code: Some(code),
-                detail: Some(error.message),
-                errors,
-                request_id: refusal.request_id.or(Some(meta.request_id)),
-                ..refusal
-            };
+        Refusal {
+            code: text("/code"),
+            detail: text("/detail").or(text("/title")),
+            errors: fields("/errors"),
+            request_id: refusal.request_id.or(text("/request_id")),
+            ..refusal
         }
-        refusal
     }
 }
 
 /// Reads the body, as far as it is not too long.
-async fn body(response: &mut Response, reply: &Reply) -> Result<Zeroizing<Vec<u8>>, Error> {
+async fn read_body(response: &mut Response, reply: &Reply, announced: u64) -> Result<Zeroizing<Vec<u8>>, Error> {
     let too_long = || reply.unreadable("the answer is too long");
-    let announced = response.content_length().unwrap_or(0);
     if announced > MAX_ANSWER as u64 {
         return Err(too_long());
     }

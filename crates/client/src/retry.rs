@@ -1,13 +1,16 @@
 //! When a call is sent again, and after how long.
 
-use std::time::{Duration, SystemTime};
+use std::{
+    sync::atomic::{AtomicBool, AtomicU32, Ordering},
+    time::{Duration, SystemTime},
+};
 
 use reqwest::header::{DATE, HeaderMap, HeaderValue, RETRY_AFTER};
 
 use crate::{Error, ErrorKind};
 
-/// A call is not held up longer than this for a server that asks to wait; the error tells how long it would be.
-const MAX_RETRY_AFTER: Duration = Duration::from_secs(120);
+/// How often, at least, a creation that is still under way is asked for again: as long as one attempt may take by default.
+const IN_PROGRESS: u32 = 5;
 
 /// How often and after how long a call is sent again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -18,17 +21,64 @@ pub(crate) struct Retries {
     pub(crate) first_pause: Duration,
     /// up to this.
     pub(crate) longest_pause: Duration,
+    /// A call is not held up longer than this for a server that asks to wait; the error tells how long it would be.
+    pub(crate) max_retry_after: Duration,
 }
 
 impl Default for Retries {
     fn default() -> Self {
-        Self { max: 2, first_pause: Duration::from_millis(500), longest_pause: Duration::from_secs(8) }
+        Self {
+            max: 2,
+            first_pause: Duration::from_millis(500),
+            longest_pause: Duration::from_secs(8),
+            max_retry_after: Duration::from_secs(120),
+        }
+    }
+}
+
+/// Which failures a call may be repeated after.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Repeat {
+    /// All that may pass: a repeat does what the first attempt would have done, once.
+    Always,
+    /// Not where no answer came: the first attempt may have been done and undone by somebody else since, and a repeat would
+    /// do it again.
+    WhenAnswered,
+    /// None.
+    Never,
+}
+
+/// How far a call has come, whatever becomes of it.
+#[derive(Debug, Default)]
+pub(crate) struct Progress {
+    attempts: AtomicU32,
+    uncertain: AtomicBool,
+}
+
+impl Progress {
+    /// Another attempt begins.
+    pub(crate) fn begin(&self) {
+        self.attempts.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn attempts(&self) -> u32 {
+        self.attempts.load(Ordering::Relaxed)
+    }
+
+    /// Whether an attempt may have been done without an answer that says so.
+    pub(crate) fn is_uncertain(&self) -> bool {
+        self.uncertain.load(Ordering::Relaxed)
     }
 }
 
 impl Retries {
     /// Sends until there is an answer, an error that stays one, or enough of it.
-    pub(crate) async fn run<T, Sent>(&self, mut send: impl FnMut(u32) -> Sent) -> Result<T, (Error, u32)>
+    pub(crate) async fn run<T, Sent>(
+        &self,
+        repeat: Repeat,
+        progress: &Progress,
+        mut send: impl FnMut(u32) -> Sent,
+    ) -> Result<T, Error>
     where
         Sent: Future<Output = Result<T, Error>>,
     {
@@ -38,7 +88,14 @@ impl Retries {
                 Ok(answer) => return Ok(answer),
                 Err(error) => error,
             };
-            let Some(pause) = self.pause_after(&error, attempt, fastrand::f64()) else { return Err((error, attempt)) };
+            progress.uncertain.fetch_or(error.is_uncertain(), Ordering::Relaxed);
+            let repeated = match repeat {
+                Repeat::Always => true,
+                Repeat::WhenAnswered => !matches!(error.kind(), ErrorKind::Interrupted | ErrorKind::Timeout),
+                Repeat::Never => false,
+            };
+            let pause = self.pause_after(&error, attempt, fastrand::f64()).filter(|_| repeated);
+            let Some(pause) = pause else { return Err(error) };
             tracing::debug!(attempt, %error, pause_ms = pause.as_millis() as u64, "a call is sent again");
             tokio::time::sleep(pause).await;
             attempt += 1;
@@ -47,27 +104,27 @@ impl Retries {
 
     /// How long to wait after this attempt, if it makes sense to try again. `jitter` is 0 to 1.
     fn pause_after(&self, error: &Error, attempt: u32, jitter: f64) -> Option<Duration> {
-        if attempt > self.max || !is_passing(error) {
+        let is_in_progress = error.code() == Some("idempotency_in_progress");
+        let max = if is_in_progress && self.max > 0 { self.max.max(IN_PROGRESS) } else { self.max };
+        if attempt > max || !(is_in_progress || is_passing(error)) {
             return None;
         }
         let doubled = self.first_pause.saturating_mul(2_u32.saturating_pow(attempt - 1)).min(self.longest_pause);
         // Half of it is left to chance, so that those who failed together do not come back together.
-        let pause = doubled - doubled.mul_f64(jitter / 2.0);
+        let half = doubled / 2;
+        let chance = half.saturating_sub(half.mul_f64(jitter));
         match error.retry_after() {
-            Some(asked) if asked > MAX_RETRY_AFTER => None,
-            asked => Some(pause.max(asked.unwrap_or_default())),
+            Some(asked) if asked > self.max_retry_after => None,
+            asked => Some(asked.unwrap_or_default().max(doubled - half).saturating_add(chance)),
         }
     }
 }
 
-/// Whether the next attempt may go better. Every call of this client may be sent again: what creates carries an
-/// Idempotency-Key, and the rest can be repeated.
+/// Whether the next attempt may go better.
 fn is_passing(error: &Error) -> bool {
     match error.kind() {
         ErrorKind::Connect | ErrorKind::Interrupted | ErrorKind::Timeout => true,
-        ErrorKind::Refused => {
-            matches!(error.status(), Some(408 | 429 | 500..)) || error.code() == Some("idempotency_in_progress")
-        }
+        ErrorKind::Refused => matches!(error.status(), Some(408 | 429 | 500..)),
         _ => false,
     }
 }
@@ -98,13 +155,13 @@ mod tests {
     /// The pauses between attempts that all fail with that error.
     async fn pauses(retries: Retries, error: impl Fn() -> Error) -> Vec<Duration> {
         let mut sent = Vec::new();
-        let failed = retries.run(|attempt| {
+        let progress = Progress::default();
+        let failed = retries.run(Repeat::Always, &progress, |attempt| {
             sent.push(Instant::now());
             assert_eq!(attempt as usize, sent.len());
             std::future::ready(Err::<(), _>(error()))
         });
-        let (_, attempts) = failed.await.unwrap_err();
-        assert_eq!(attempts as usize, sent.len());
+        failed.await.unwrap_err();
         sent.windows(2).map(|pair| pair[1] - pair[0]).collect()
     }
 
@@ -138,12 +195,12 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_longer_time_that_was_asked_for_is_waited_exactly() {
+    async fn a_longer_time_that_was_asked_for_is_waited_and_a_little_is_left_to_chance() {
         for seconds in [1, 3, 60, 120] {
             let asked = Duration::from_secs(seconds);
             let pauses = pauses(Retries { max: 1, ..Retries::default() }, || refusal(429, Some(asked))).await;
             assert_eq!(pauses.len(), 1);
-            assert!((asked..=asked + TICK).contains(&pauses[0]), "{pauses:?}");
+            assert!((asked..=asked + Duration::from_millis(250) + TICK).contains(&pauses[0]), "{pauses:?}");
         }
     }
 
@@ -170,8 +227,10 @@ mod tests {
     async fn it_ends_with_the_first_answer() {
         let started = Instant::now();
         let retries = Retries::default();
-        let answer =
-            retries.run(|attempt| std::future::ready(if attempt < 2 { Err(refusal(503, None)) } else { Ok(attempt) }));
+        let progress = Progress::default();
+        let answer = retries.run(Repeat::Always, &progress, |attempt| {
+            std::future::ready(if attempt < 2 { Err(refusal(503, None)) } else { Ok(attempt) })
+        });
         assert_eq!(answer.await.unwrap(), 2);
         assert!(started.elapsed() <= Duration::from_millis(500) + TICK);
     }
@@ -179,12 +238,54 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn it_ends_with_the_first_error_that_stays() {
         let retries = Retries::default();
-        let failed = retries.run(|attempt| {
+        let (progress, mut sent) = (Progress::default(), 0);
+        let failed = retries.run(Repeat::Always, &progress, |attempt| {
+            sent = attempt;
             let status = if attempt < 2 { 503 } else { 404 };
             std::future::ready(Err::<(), _>(refusal(status, None)))
         });
-        let (error, attempts) = failed.await.unwrap_err();
-        assert_eq!((error.status(), attempts), (Some(404), 2));
+        let error = failed.await.unwrap_err();
+        assert_eq!((error.status(), sent), (Some(404), 2));
+        assert!(progress.is_uncertain(), "the first may have been done");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_creation_that_is_under_way_is_asked_for_as_long_as_an_attempt_may_take() {
+        let in_progress = || {
+            let code = Some("idempotency_in_progress".to_owned());
+            Error::new(Kind::Refused(Box::new(Refusal { status: 409, code, ..Refusal::default() })))
+        };
+        let waited: Duration = pauses(Retries::default(), in_progress).await.into_iter().sum();
+        assert!(waited > Duration::from_millis(7500), "{waited:?}");
+        assert!(pauses(Retries { max: 0, ..Retries::default() }, in_progress).await.is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_somebody_may_have_undone_is_not_repeated_without_an_answer() {
+        for (kind, status, repeats) in [
+            (Some(Kind::Timeout), 0, 0),
+            (Some(Kind::Interrupted), 0, 0),
+            (Some(Kind::Connect { timed_out: true }), 0, 2),
+            (None, 503, 2),
+            (None, 429, 2),
+        ] {
+            let progress = Progress::default();
+            let mut kind = kind;
+            let mut sent = 0;
+            let retries = Retries::default();
+            let failed = retries.run(Repeat::WhenAnswered, &progress, |attempt| {
+                sent = attempt;
+                let again = kind.as_ref().map(|kind| match kind {
+                    Kind::Connect { timed_out } => Kind::Connect { timed_out: *timed_out },
+                    Kind::Interrupted => Kind::Interrupted,
+                    _ => Kind::Timeout,
+                });
+                let error = std::mem::replace(&mut kind, again).map_or_else(|| refusal(status, None), Error::new);
+                std::future::ready(Err::<(), _>(error))
+            });
+            failed.await.unwrap_err();
+            assert_eq!(sent, repeats + 1, "{status}");
+        }
     }
 
     #[test]
@@ -203,19 +304,20 @@ mod tests {
     #[test]
     fn pauses_of_one_s_own_are_kept_to() {
         let (first_pause, longest_pause) = (Duration::from_millis(30), Duration::from_millis(50));
-        let retries = Retries { max: 3, first_pause, longest_pause };
+        let retries = Retries { max: 3, first_pause, longest_pause, ..Retries::default() };
         let pauses = [1, 2, 3, 4].map(|attempt| retries.pause_after(&refusal(503, None), attempt, 0.0));
         assert_eq!(pauses, [Some(first_pause), Some(longest_pause), Some(longest_pause), None]);
         // No pause is fine, and one that is longer than the longest is the longest.
-        let none = Retries { max: 1, first_pause: Duration::ZERO, longest_pause: Duration::ZERO };
+        let none = Retries { max: 1, first_pause: Duration::ZERO, longest_pause: Duration::ZERO, ..Retries::default() };
         assert_eq!(none.pause_after(&refusal(503, None), 1, 0.0), Some(Duration::ZERO));
-        let longer = Retries { max: 1, first_pause: Duration::MAX, longest_pause };
+        let longer = Retries { max: 1, first_pause: Duration::MAX, longest_pause, ..Retries::default() };
         assert_eq!(longer.pause_after(&refusal(503, None), 1, 0.0), Some(longest_pause));
     }
 
     #[test]
     fn the_longest_pause_there_is_does_not_overflow() {
-        let retries = Retries { max: 1, first_pause: Duration::MAX, longest_pause: Duration::MAX };
+        let retries =
+            Retries { max: 1, first_pause: Duration::MAX, longest_pause: Duration::MAX, ..Retries::default() };
         for jitter in [0.0, f64::EPSILON, 0.5, 1.0] {
             assert!(retries.pause_after(&refusal(503, None), 1, jitter).is_some(), "{jitter}");
         }

@@ -12,6 +12,7 @@ pub use tollkey_api::sync::{Change, KeyRecord, LookupResponse, SyncResponse, Usa
 use crate::{
     Client, Request,
     request::{Call, sends},
+    retry::Repeat,
 };
 
 /// The subscription: [`Client::subscription`]. Its calls are sent once: when and whether again is for the subscriber to say, who
@@ -39,7 +40,7 @@ impl Subscription {
     /// ```
     #[doc(alias = "sync")]
     pub fn poll(&self, subscriber: VerifierId) -> Poll {
-        let call = Call::new(&self.0, Method::POST, "/api/v1/sync", &[]).for_service().once();
+        let call = Call::new(&self.0, Method::POST, "/api/v1/sync", &[]).for_service().repeated(Repeat::Never);
         let body = SyncRequest { subscriber: subscriber.to_string(), ..SyncRequest::default() };
         Poll { call, wait: Duration::ZERO, body }
     }
@@ -56,7 +57,7 @@ impl Subscription {
     /// ```
     #[doc(alias = "syncLookup")]
     pub fn lookup(&self, digest: Digest) -> Request<LookupResponse> {
-        let call = Call::new(&self.0, Method::POST, "/api/v1/sync/lookup", &[]).for_service().once();
+        let call = Call::new(&self.0, Method::POST, "/api/v1/sync/lookup", &[]).for_service().repeated(Repeat::Never);
         call.json(&LookupRequest { digest: digest.hex().to_string() }).reading()
     }
 }

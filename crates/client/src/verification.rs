@@ -22,6 +22,9 @@ impl Client {
     /// `POST /verify`: may this key do that, now? What a restriction of the key needs and the question lacks, denies: give
     /// method, path, merchant and address whenever they are known.
     ///
+    /// It is a use of the key: a call that is sent again because its answer was lost takes from the key's rate limit twice. And a request
+    /// is waiting for it: in front of users, bound the whole call by [`with_deadline`](Self::with_deadline).
+    ///
     /// ```no_run
     /// # use tollkey_client::{Auth, Client, Scope};
     /// # async fn example(tollkey: Client, service_key: String, presented: String) -> Result<(), tollkey_client::Error> {
@@ -93,17 +96,19 @@ impl Client {
     /// `DELETE /whoami`: revokes the key that calls, for good. Publishable keys may not. Once this returns, the key is
     /// refused everywhere.
     ///
+    /// When an answer is lost and the call sent again, the repeat is refused with 401, which
+    /// [`may_have_been_done`](crate::Error::may_have_been_done) says too: a key that is refused was revoked, or never was one.
+    ///
     /// ```no_run
     /// # use tollkey_client::{Auth, Client};
     /// # async fn example(tollkey: Client, leaked: String) -> Result<(), tollkey_client::Error> {
-    /// tollkey.with_auth(Auth::key(leaked)).revoke_whoami().await?;
+    /// tollkey.with_auth(Auth::key(leaked)).revoke_self().await?;
     /// # Ok(())
     /// # }
     /// ```
     #[doc(alias = "revokeWhoami")]
-    pub fn revoke_whoami(&self) -> Request<()> {
-        // Who is refused after an attempt whose answer was lost, is revoked.
-        Call::new(self, Method::DELETE, "/api/v1/whoami", &[]).done_before("invalid_api_key").reading_nothing()
+    pub fn revoke_self(&self) -> Request<()> {
+        Call::new(self, Method::DELETE, "/api/v1/whoami", &[]).reading_nothing()
     }
 }
 

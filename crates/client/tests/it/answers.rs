@@ -114,16 +114,30 @@ fn leave_out_each(right: &Value, with: &mut impl FnMut(&str, Value)) {
 }
 
 #[tokio::test]
-async fn calls_that_expect_nothing_take_any_yes() {
+async fn calls_that_expect_nothing_take_nothing_else() {
     let calls = |client: Client| async move {
-        client.applications().delete("app").await?;
-        client.applications().api_keys("app").revoke("key").await?;
-        client.service_keys().revoke("key").await?;
-        client.revoke_whoami().await
+        let applications = client.applications();
+        [
+            applications.delete("app").await,
+            applications.api_keys("app").revoke("key").await,
+            client.service_keys().revoke("key").await,
+            client.revoke_self().await,
+        ]
     };
-    for answer in [nothing(), ResponseTemplate::new(204), json_answer(200, &json!({"more": "of a newer server"}))] {
+    for (answer, done) in [
+        (nothing(), true),
+        (ResponseTemplate::new(204), true),
+        (json_answer(200, &json!({"error": "not really"})), false),
+        (json_answer(202, &json!({})), false),
+        (ResponseTemplate::new(200), false),
+    ] {
         let server = Server::responding(answer).await;
-        calls(server.client()).await.unwrap();
+        for outcome in calls(server.client()).await {
+            assert_eq!(outcome.is_ok(), done, "{outcome:?}");
+            let Err(error) = outcome else { continue };
+            assert_eq!(error.kind(), ErrorKind::Unreadable);
+            assert!(error.may_have_been_done());
+        }
         assert_eq!(server.asked().await.len(), 4);
     }
 }

@@ -686,7 +686,7 @@ fn verification() -> Vec<Row> {
             assert_eq!((rest.created_at, rest.expires_at), (UnixSeconds::from(noon()), None));
             Ok(())
         }),
-        Row::new("revokeWhoami", "DELETE /api/v1/whoami").by(|client| async move { client.revoke_whoami().await }),
+        Row::new("revokeWhoami", "DELETE /api/v1/whoami").by(|client| async move { client.revoke_self().await }),
     ]
 }
 
@@ -774,9 +774,9 @@ fn operator() -> Vec<Row> {
         Row::new("putAccount", "PUT /api/v1/accounts/acme")
             .json(json!({"operating_model": "managed_ecosystem"}))
             .answered(200, said::account())
-            .by(
-                |client| async move { client.accounts().put("acme", OperatingModel::ManagedEcosystem).await.map(drop) },
-            ),
+            .by(|client| async move {
+                client.accounts().set_operating_model("acme", OperatingModel::ManagedEcosystem).await.map(drop)
+            }),
         Row::new("createServiceKey", "POST /api/v1/service-keys")
             .json(json!({"name": "checkout gateway"}))
             .creates_by_own_key()

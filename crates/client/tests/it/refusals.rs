@@ -167,14 +167,11 @@ async fn the_request_id_is_the_header_s_or_else_the_body_s() {
 #[tokio::test]
 async fn what_somebody_else_says_has_a_status_and_no_code() {
     let html = "<html><body><h1>502 Bad Gateway</h1></body></html>";
-    let somebody_s = json!({"type": "about:blank", "title": "Bad Gateway", "status": 502, "detail": "no upstream"});
     let ours = problem_body(502, "unavailable", "not as JSON").to_string();
     let rows = [
         ("text/html", html.to_owned()),
         ("text/plain", "upstream connect error".to_owned()),
-        ("application/problem+json", somebody_s.to_string()),
         ("application/json", json!({"error": "upstream"}).to_string()),
-        ("application/json", json!({"error": {"code": "UNAVAILABLE", "message": "no meta"}}).to_string()),
         ("application/json", "[]".to_owned()),
         ("application/json", "null".to_owned()),
         ("application/json", "{\"code\": \"unavai".to_owned()),
@@ -193,6 +190,38 @@ async fn what_somebody_else_says_has_a_status_and_no_code() {
         assert_eq!(error.retry_after(), Some(Duration::from_secs(3)), "{of}");
         assert!(error.errors().is_empty(), "{of}");
         assert_eq!(error.to_string(), format!("GET /api/v1/whoami: 502 ({REQUEST_ID})"), "{of}");
+    }
+}
+
+#[tokio::test]
+async fn each_member_of_a_refusal_is_read_for_itself() {
+    let field = ("/name", "is too long");
+    let rows = [
+        (json!({"type": "about:blank", "title": "Bad", "status": 400}), None, Some("Bad"), vec![]),
+        (
+            json!({"code": "validation_failed", "errors": [7, {"pointer": "/name", "detail": "is too long", "more": 1}]}),
+            Some("validation_failed"),
+            None,
+            vec![field],
+        ),
+        (json!({"error": {"code": "UNAVAILABLE", "message": "no meta"}}), Some("unavailable"), Some("no meta"), vec![]),
+        (
+            json!({"error": {"code": "CONFLICT", "details": {"code": "key_revoked", "errors": "none"}}}),
+            Some("key_revoked"),
+            None,
+            vec![],
+        ),
+        (
+            json!({"error": {"code": "VALIDATION_ERROR", "details": {"errors": [{"pointer": "/name", "detail": "is too long"}]}}}),
+            Some("validation_error"),
+            None,
+            vec![field],
+        ),
+    ];
+    for (body, code, detail, errors) in rows {
+        let error = refusal_by(answer(400, "application/problem+json", body.to_string())).await;
+        let found: Vec<_> = error.errors().iter().map(|error| (&*error.pointer, &*error.detail)).collect();
+        assert_eq!((error.code(), error.detail(), found), (code, detail, errors), "{body}");
     }
 }
 

@@ -32,7 +32,7 @@ fn refusal_on_the_wire(status: u16, code: &str) -> Does {
 async fn what_may_pass_is_sent_again_and_nothing_else() {
     let rows = [
         (408, "request_timeout", 3),
-        (409, "idempotency_in_progress", 3),
+        (409, "idempotency_in_progress", 6),
         (429, "rate_limited", 3),
         (500, "internal_error", 3),
         (502, "bad_gateway", 3),
@@ -64,8 +64,9 @@ async fn what_may_pass_is_sent_again_and_nothing_else() {
             assert_eq!((error.status(), error.code()), (Some(status), Some(code)));
             assert_eq!(server.asked().await.len(), attempts, "{status} {code}");
             assert_eq!(error.attempts() as usize, attempts, "{status} {code}");
-            let several = error.to_string().ends_with(" after 3 attempts");
-            assert_eq!(several, attempts == 3, "{error}");
+            let several = error.to_string().ends_with(&format!(" after {attempts} attempts"));
+            assert_eq!(several, attempts > 1, "{error}");
+            assert_eq!(error.may_have_been_done(), status >= 500, "{error}");
         }
         // And where only the status is there, it says enough.
         let server = Server::responding(ResponseTemplate::new(status)).await;
@@ -288,10 +289,73 @@ async fn a_revocation_whose_answer_was_lost_is_done() {
 
         let wire = Wire::that([lost.clone(), refusal_on_the_wire(401, "invalid_api_key")]).await;
         let client = wire.builder().max_retries(2).timeout(Duration::from_millis(200)).build().unwrap();
-        let outcome = client.revoke_whoami().await;
-        assert!(outcome.is_ok(), "{lost:?}: {outcome:?}");
+        // A key that is refused may be one that never was: the caller learns both.
+        let error = refused(client.revoke_self().await);
+        assert_eq!((error.is_unauthorized(), error.may_have_been_done()), (true, true), "{lost:?}");
         assert_eq!(wire.heard().len(), 2, "{lost:?}");
     }
+    // What was refused for another reason was not done.
+    let limited = problem(429, "rate_limited", "too many requests");
+    let server = Server::answering([limited, problem(400, "key_already_revoked", "the key is revoked")]).await;
+    let error = refused(server.persistent().applications().api_keys("app").revoke("key").await);
+    assert_eq!((error.code(), error.attempts()), (Some("key_already_revoked"), 2));
+    assert!(!error.may_have_been_done());
+}
+
+#[tokio::test]
+async fn a_lost_connection_at_last_does_not_hide_what_was_sent_before() {
+    let wire = Wire::that([Does::HangsUp]).await;
+    let client = wire.builder().max_retries(1).build().unwrap();
+    let error = refused(client.commerce().api_keys().create("Web").await);
+    assert!(error.may_have_been_done());
+    let nobody = Client::builder().base_url("http://127.0.0.1:1").max_retries(1);
+    let error = refused(nobody.backoff(Duration::ZERO, Duration::ZERO).build().unwrap().whoami().await);
+    assert_eq!((error.is_connect(), error.may_have_been_done(), error.attempts()), (true, false, 2));
+}
+
+#[tokio::test]
+async fn what_brings_access_back_is_not_sent_again_without_an_answer() {
+    type Sent = std::pin::Pin<Box<dyn Future<Output = Option<tollkey_client::Error>>>>;
+    type Call = fn(Client) -> Sent;
+    let calls: [(&str, Call); 4] = [
+        ("resume", |client| Box::pin(async move { client.commerce().api_keys().resume("key").await.err() })),
+        ("update", |client| Box::pin(async move { client.commerce().api_keys().update("key").name("n").await.err() })),
+        ("enable", |client| Box::pin(async move { client.applications().enable("app").await.err() })),
+        ("set_operating_model", |client| {
+            let model = tollkey_client::OperatingModel::Platform;
+            Box::pin(async move { client.accounts().set_operating_model("acme", model).await.err() })
+        }),
+    ];
+    for (name, call) in calls {
+        let wire = Wire::that([Does::HangsUp]).await;
+        let error = call(wire.builder().max_retries(2).build().unwrap()).await.unwrap();
+        assert_eq!((error.attempts(), error.may_have_been_done()), (1, true), "{name}");
+        // An answer that says to come back is another matter.
+        let server = Server::responding(unavailable()).await;
+        assert_eq!(call(server.persistent()).await.unwrap().attempts(), 3, "{name}");
+    }
+}
+
+#[tokio::test]
+async fn a_whole_call_can_have_a_limit_of_time() {
+    let server = Server::responding(unavailable().insert_header("retry-after", "100")).await;
+    let client = server.client().with_max_retries(2).with_deadline(Duration::from_millis(300));
+    let started = Instant::now();
+    let error = refused(client.verify("ck_test_EXAMPLE1").await);
+    assert!(error.is_timeout() && started.elapsed() < Duration::from_secs(50));
+    assert_eq!(error.attempts(), 1);
+    // And what a server asks for, a limit of its own.
+    let client = server.builder().max_retry_after(Duration::from_secs(99)).build().unwrap();
+    let error = refused(client.verify("ck_test_EXAMPLE1").await);
+    assert_eq!((error.status(), error.retry_after()), (Some(503), Some(Duration::from_secs(100))));
+}
+
+#[tokio::test]
+async fn an_answer_that_ends_with_its_connection_may_have_been_cut() {
+    let cut = "HTTP/1.0 201 Created\r\ncontent-type: application/json\r\n\r\n{\"key_id\": \"0198c0de";
+    let wire = Wire::that([Does::Says(cut.to_owned())]).await;
+    let error = refused(wire.builder().max_retries(0).build().unwrap().commerce().api_keys().create("Web").await);
+    assert_eq!(error.kind(), ErrorKind::Interrupted);
 }
 
 #[tokio::test]
@@ -301,7 +365,7 @@ async fn a_revocation_that_is_refused_at_once_is_not_done() {
     assert_eq!((error.code(), error.attempts()), (Some("key_already_revoked"), 1));
 
     let server = Server::responding(problem(401, "invalid_api_key", "the API key is not valid")).await;
-    let error = refused(server.persistent().revoke_whoami().await);
+    let error = refused(server.persistent().revoke_self().await);
     assert_eq!((error.code(), error.attempts()), (Some("invalid_api_key"), 1));
 }
 
@@ -312,7 +376,7 @@ async fn a_repeated_revocation_is_done_only_by_the_code_that_says_so() {
         let error = refused(server.persistent().applications().api_keys("app").revoke("key").await);
         assert_eq!((error.code(), error.attempts()), (Some(code), 2));
         let server = Server::answering([unavailable(), problem(status, code, "in a sentence")]).await;
-        let error = refused(server.persistent().revoke_whoami().await);
+        let error = refused(server.persistent().revoke_self().await);
         assert_eq!((error.code(), error.attempts()), (Some(code), 2));
     }
     // Nor does the code of one say it for the other, nor for a call that asks.

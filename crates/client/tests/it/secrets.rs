@@ -180,7 +180,7 @@ async fn story(client: &Client, shown: &mut Shown) {
     tell!(service.subscription().poll(VerifierId::from_bytes([7; 16])).cursor("a-6"));
 
     tell!(client.with_auth(Auth::key(PRESENTED)).whoami());
-    tell!(client.with_auth(Auth::key(PRESENTED)).revoke_whoami());
+    tell!(client.with_auth(Auth::key(PRESENTED)).revoke_self());
     let asked = Auth::from_fn(|| async { Ok::<_, io::Error>(Secret::new(ASKED_FOR)) });
     shown.value(&asked);
     tell!(client.with_auth(asked).whoami());

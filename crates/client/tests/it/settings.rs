@@ -44,12 +44,20 @@ async fn the_base_url_may_have_a_path() {
         ("/keys/", "/keys/api/v1/whoami"),
         ("/keys/of/eu", "/keys/of/eu/api/v1/whoami"),
         ("/with%20blank", "/with%20blank/api/v1/whoami"),
-        ("/api/v1", "/api/v1/api/v1/whoami"),
+        ("/api", "/api/api/v1/whoami"),
+        ("/keys//", "/keys/api/v1/whoami"),
     ];
     for (path, expected) in rows {
         let server = Server::responding(me()).await;
         Client::new(format!("{}{path}", server.url())).unwrap().whoami().await.unwrap();
         assert_eq!(target(&server.asked_once().await), expected);
+    }
+}
+
+#[test]
+fn the_base_url_is_without_the_version() {
+    for url in ["http://localhost/api/v1", "http://localhost/keys/api/v1/"] {
+        assert_eq!(refused_settings(builder(url)), "base_url must be without /api/v1");
     }
 }
 
@@ -245,7 +253,8 @@ async fn a_token_that_does_not_come_is_not_waited_for_for_ever() {
     let server = Server::responding(me()).await;
     let auth = Auth::from_fn(std::future::pending::<Result<Secret, io::Error>>);
     let client = server.builder().timeout(Duration::from_millis(50)).auth(auth).build().unwrap();
-    assert!(refused(client.whoami().await).is_timeout());
+    let error = refused(client.whoami().await);
+    assert_eq!((error.kind(), error.attempts(), error.may_have_been_done()), (ErrorKind::Auth, 0, false));
     assert!(server.asked().await.is_empty());
 }
 
@@ -253,10 +262,12 @@ async fn a_token_that_does_not_come_is_not_waited_for_for_ever() {
 async fn a_credential_that_no_header_takes_is_not_sent() {
     let server = Server::responding(me()).await;
     let asked = Auth::from_fn(|| async { Ok::<_, io::Error>(Secret::new("hunter2\n")) });
-    for auth in [Auth::bearer("hunter2\r\nx: y"), Auth::service("hunter2\0"), asked] {
+    for auth in
+        [Auth::bearer("hunter2\r\nx: y"), Auth::service("hunter2\0"), Auth::key(""), Auth::key("h\u{e9}"), asked]
+    {
         let error = refused(server.persistent().with_auth(auth).whoami().await);
         assert_eq!((error.kind(), error.attempts()), (ErrorKind::Argument, 0));
-        let why = "auth: the credential has characters that no header takes";
+        let why = "auth: the credential must be printable ASCII, and some";
         assert_eq!(error.to_string(), format!("GET /api/v1/whoami: {why}"));
         assert!(!format!("{error:?}").contains("hunter2"));
     }
@@ -367,7 +378,7 @@ fn with_id(
         call("id", account.revoke(id)),
         call("id", account.delete(id)),
         call("id", client.accounts().get(id)),
-        call("id", client.accounts().put(id, tollkey_client::OperatingModel::Platform)),
+        call("id", client.accounts().set_operating_model(id, tollkey_client::OperatingModel::Platform)),
         call("id", client.service_keys().revoke(id)),
     ]
 }

@@ -111,7 +111,7 @@ async fn commerce_keys() {
     each_backend(async |app| {
         let mut told = Told::default();
         let operator = app.client(&app.operator());
-        operator.accounts().put("acme", OperatingModel::Ecosystem).await.expect("an account");
+        operator.accounts().set_operating_model("acme", OperatingModel::Ecosystem).await.expect("an account");
         let keys = app.client(&app.merchant("acme")).commerce().api_keys();
 
         let created = keys
@@ -273,7 +273,7 @@ async fn verification_and_the_key_itself() {
         told.add("whoami", own.whoami().await.expect("the key"));
         let publishable = app.insert_key("acme", Family::Publishable, Mode::Test).await;
         told.add("whoami of a pk_", merchant.with_auth(Auth::key(&publishable)).whoami().await.expect("the key"));
-        own.revoke_whoami().await.expect("revoked");
+        own.revoke_self().await.expect("revoked");
         let error = own.whoami().await.expect_err("it is revoked");
         told.refused("whoami", &error);
         assert_eq!(service.verify(presented).await.expect("an answer").code(), "revoked");
@@ -318,7 +318,7 @@ async fn the_audit_log_accounts_service_keys_and_the_subscription() {
         told.add("entry", (entry.action, entry.actor, entry.changes, entry.occurred_at));
 
         told.add("account", operator.accounts().get("acme").await.expect("an account"));
-        told.add("put", operator.accounts().put("acme", OperatingModel::Platform).await.expect("an account"));
+        told.add("put", operator.accounts().set_operating_model("acme", OperatingModel::Platform).await.expect("an account"));
         let service_keys = operator.service_keys();
         let created = service_keys.create("gateway").await.expect("a service key");
         assert!(created.key.expose().starts_with("tks_"));
