@@ -2,8 +2,9 @@
 
 use std::{fmt, time::SystemTime};
 
-use jiff::{SignedDuration, Timestamp, Unit};
+use jiff::{Timestamp, Unit};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use tollkey_core::time::to_seconds;
 
 /// An instant, printed as `2026-02-23T12:00:00Z`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -39,12 +40,12 @@ enum MomentSchema {
 
 impl From<Timestamp> for Rfc3339 {
     fn from(at: Timestamp) -> Self {
-        Self(whole_seconds(at))
+        Self(to_seconds(at))
     }
 }
 impl From<Timestamp> for UnixSeconds {
     fn from(at: Timestamp) -> Self {
-        Self(whole_seconds(at))
+        Self(to_seconds(at))
     }
 }
 impl From<Timestamp> for Moment {
@@ -141,12 +142,6 @@ impl fmt::Display for Moment {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.round(Unit::Second).unwrap_or(self.0).fmt(f)
     }
-}
-
-/// Cuts the part below a second, towards the past: a time never reads later than it was.
-fn whole_seconds(at: Timestamp) -> Timestamp {
-    Timestamp::from_second(at.as_second())
-        .map_or(at, |cut| if cut > at { cut.checked_sub(SignedDuration::from_secs(1)).unwrap_or(cut) } else { cut })
 }
 
 impl Serialize for Rfc3339 {

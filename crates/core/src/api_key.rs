@@ -4,7 +4,7 @@ use jiff::{SignedDuration, Timestamp};
 
 use crate::{
     AccountId, ApplicationId, Family, Invalid, IpList, KeyId, KeyText, Mode, RateLimit, Scope, feature::Feature,
-    metadata::Metadata,
+    metadata::Metadata, time::to_seconds,
 };
 
 /// Why a key of a deleted application was revoked.
@@ -79,12 +79,12 @@ impl Grants {
         self.merchants.is_some() || self.features.is_some()
     }
 
-    /// Reads when a key shall end.
+    /// Reads when a key shall end: at a whole second, as it will be shown.
     ///
     /// # Errors
     /// [`Invalid`] unless that lies in the future.
     pub fn parse_end(end: Option<Timestamp>, now: Timestamp) -> Result<Option<Timestamp>, Invalid> {
-        match end {
+        match end.map(to_seconds) {
             Some(end) if end <= now => Err(Invalid::new("must be in the future")),
             end => Ok(end),
         }
@@ -307,6 +307,25 @@ impl Overlap {
             Ok(Self(SignedDuration::from_secs(seconds)))
         } else {
             Err(Invalid::new(format!("must be 0 to {}", Self::MAX_SECONDS)))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_ends_at_a_whole_second_in_the_future() {
+        let at = |second, nano| Timestamp::new(second, nano).unwrap();
+        let end = |end, now| Grants::parse_end(Some(end), now).ok();
+        assert_eq!(Grants::parse_end(None, at(10, 0)), Ok(None));
+        assert_eq!(end(at(11, 0), at(10, 0)), Some(Some(at(11, 0))));
+        assert_eq!(end(at(11, 999_999_999), at(10, 0)), Some(Some(at(11, 0))));
+        assert_eq!(end(Timestamp::MAX, at(10, 0)), Some(Some(at(Timestamp::MAX.as_second(), 0))));
+        // Cut, it is over.
+        for (over, now) in [(at(10, 0), at(10, 0)), (at(10, 999_999_999), at(10, 0)), (at(10, 700), at(10, 600))] {
+            assert_eq!(end(over, now), None);
         }
     }
 }

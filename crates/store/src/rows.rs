@@ -9,6 +9,7 @@ use tollkey_core::{
     audit::{self, Action, Actor, ActorKind, Draft, Entry, Target, TargetKind},
     feature::Feature,
     metadata::Metadata,
+    time::from_micros,
 };
 
 use crate::{
@@ -21,7 +22,7 @@ pub(crate) fn micros(at: Timestamp) -> i64 {
 }
 
 pub(crate) fn timestamp(micros: i64) -> Result<Timestamp, Error> {
-    Timestamp::from_microsecond(micros).map_err(|_| Error::corrupt("time"))
+    from_micros(micros).ok_or_else(|| Error::corrupt("time"))
 }
 
 fn optional_timestamp(micros: Option<i64>) -> Result<Option<Timestamp>, Error> {

@@ -2,7 +2,9 @@
 
 use jiff::Timestamp;
 use tollkey_api::{Open, applications, time::Moment};
-use tollkey_core::{Catalogue, Checks, Grants, Invalid, IpList, Problem, RateLimit, Scope, feature::Feature};
+use tollkey_core::{
+    Catalogue, Checks, Grants, Invalid, IpList, Problem, RateLimit, Scope, feature::Feature, time::from_micros,
+};
 use tollkey_store::KeyCursor;
 
 use super::within;
@@ -68,7 +70,7 @@ fn cursor(text: Option<&str>) -> Result<Option<KeyCursor>, Invalid> {
     let Some(text) = text else { return Ok(None) };
     let read = || {
         let (micros, id) = text.split_once('.')?;
-        let created_at = Timestamp::from_microsecond(micros.parse().ok()?).ok()?;
+        let created_at = from_micros(micros.parse().ok()?)?;
         Some(KeyCursor { created_at, id: id.parse().ok()? })
     };
     read().map(Some).ok_or_else(|| Invalid::new("must be one that an earlier answer gave"))

@@ -27,6 +27,7 @@ mod rotation;
 mod storlaunch;
 mod support;
 mod sync;
+mod times;
 mod tokens;
 mod verification;
 mod whoami;

@@ -2,8 +2,8 @@ use std::sync::Arc;
 
 use tollkey_core::Usage;
 use tollkey_core::{
-    ApiKey, Changed, Family, Grants, IpList, Mode, OperatingModel, RateLimit, Scope, api_key::Transition,
-    feature::Feature, metadata::Metadata,
+    ApiKey, Changed, Family, Grants, IpList, Mode, OperatingModel, RateLimit, Scope, Timestamp, api_key::Transition,
+    feature::Feature, metadata::Metadata, time::to_micros,
 };
 use tollkey_store::{Error, KeyCursor, UniqueViolation};
 
@@ -315,6 +315,22 @@ fn the_whole_account_can_be_held() {
             made += u32::from(task.await.unwrap());
         }
         assert_eq!(made, 3);
+    });
+}
+
+#[test]
+fn a_key_with_the_first_or_the_last_time_there_is_is_read_as_it_was_written() {
+    each(async |database| {
+        let store = database.store();
+        for (number, time) in [(1, Timestamp::MAX), (2, Timestamp::MIN)] {
+            let mut written = key(number, &acme());
+            (written.created_at, written.grants.expires_at) = (to_micros(time), Some(to_micros(time)));
+            store.add_key(&ApiKey { created_at: time, ..written.clone() }).await.unwrap();
+            assert_eq!(store.key(&acme(), id(number)).await.as_ref(), Some(&written));
+            written.revoked_at = Some(to_micros(time));
+            let _ = store.save_key(&ApiKey { revoked_at: Some(time), ..written.clone() }).await.unwrap();
+            assert_eq!(store.key(&acme(), id(number)).await, Some(written));
+        }
     });
 }
 
