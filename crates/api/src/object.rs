@@ -1,5 +1,5 @@
-//! Objects inside a body. Serde would also read a struct from an array of its members' values, which no description
-//! of ours allows.
+//! Objects in a body. Serde would also read a struct from an array of its members' values, which no description of ours
+//! allows, and an optional member that is absent as null, which in an answer may be the word for "any".
 
 use std::{fmt, marker::PhantomData};
 
@@ -10,7 +10,39 @@ use serde::{
 
 use crate::Patch;
 
-/// Reads an object, or null. For `#[serde(default, deserialize_with = "…")]`.
+/// Reads an object.
+///
+/// # Errors
+/// For anything else, and those of the object itself.
+pub(crate) fn required<'de, T: Deserialize<'de>, D: Deserializer<'de>>(deserializer: D) -> Result<T, D::Error> {
+    Object::deserialize(deserializer).map(|object| object.0)
+}
+
+/// Reads a member that has to be there, if only as null. For `#[serde(deserialize_with = "…")]` without a default.
+///
+/// # Errors
+/// Those of the value.
+pub(crate) fn present<'de, T: Deserialize<'de>, D: Deserializer<'de>>(deserializer: D) -> Result<Option<T>, D::Error> {
+    Option::deserialize(deserializer)
+}
+
+/// Has answers read from objects only, with the members of a twin that is read for them (`#[serde(remote = "…")]`).
+macro_rules! from_objects {
+    ($($answer:ty: $twin:literal,)*) => {$(
+        impl<'de> serde::Deserialize<'de> for $answer {
+            fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                #[derive(serde::Deserialize)]
+                #[serde(transparent)]
+                struct Members(#[serde(with = $twin)] $answer);
+
+                crate::object::required(deserializer).map(|Members(answer)| answer)
+            }
+        }
+    )*};
+}
+pub(crate) use from_objects;
+
+/// Reads an object, or null. For `#[serde(deserialize_with = "…")]`, with a default where it may be absent.
 ///
 /// # Errors
 /// For anything else, and those of the object itself.

@@ -3,12 +3,17 @@
 //! A process that verifies keys from its own memory polls `POST /sync`. Each poll says up to where it has forgotten
 //! what was changed, waits a while for news, and brings a lease: for so long, counted from before the poll was sent, the
 //! process may answer from memory, once it has applied the changes that came with it.
+//!
+//! A [`KeyRecord`] is read so that nobody is let through by what is not understood. What restricts a key has to be there:
+//! absent it would read as no restriction. Its words are closed lists, its rate limit is read to the last member. Other
+//! members that are not known are passed over, and that is safe because a new restriction never comes as a new member
+//! alone: it comes with a route of its own, or with a word that older verifiers refuse.
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use tollkey_core::{Family, Mode, OperatingModel, feature::Feature};
 
-use crate::{commerce::RateLimit, time::UnixSeconds};
+use crate::{commerce::RateLimit, object::from_objects, time::UnixSeconds};
 
 /// The body of `POST /sync`.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -59,7 +64,7 @@ pub struct Usage {
 }
 
 /// The answer of `POST /sync`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[cfg_attr(not(feature = "server"), non_exhaustive)]
 pub struct SyncResponse {
@@ -82,6 +87,17 @@ pub struct SyncResponse {
     /// clock. Clocks drift: keep a thousandth and a millisecond back.
     #[cfg_attr(feature = "openapi", schema(example = 2650))]
     pub lease_ms: u64,
+}
+
+/// As an answer is read.
+#[derive(Deserialize)]
+#[serde(remote = "SyncResponse")]
+struct ReadSyncResponse {
+    seq: i64,
+    cursor: String,
+    #[serde(deserialize_with = "crate::object::present")]
+    changes: Option<Vec<Change>>,
+    lease_ms: u64,
 }
 
 /// Something that is different from what may be remembered of it.
@@ -122,7 +138,7 @@ impl std::fmt::Debug for LookupRequest {
 }
 
 /// The answer of `POST /sync/lookup`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[cfg_attr(not(feature = "server"), non_exhaustive)]
 pub struct LookupResponse {
@@ -133,6 +149,20 @@ pub struct LookupResponse {
     pub seq: i64,
     /// The key, whatever its status; null when there is none.
     pub key: Option<KeyRecord>,
+}
+
+/// As an answer is read.
+#[derive(Deserialize)]
+#[serde(remote = "LookupResponse")]
+struct ReadLookupResponse {
+    seq: i64,
+    #[serde(deserialize_with = "crate::object::option")]
+    key: Option<KeyRecord>,
+}
+
+from_objects! {
+    SyncResponse: "ReadSyncResponse",
+    LookupResponse: "ReadLookupResponse",
 }
 
 /// Everything a verification judges a key by.
@@ -147,6 +177,7 @@ pub struct KeyRecord {
     #[cfg_attr(feature = "openapi", schema(example = "acme"))]
     pub account_id: String,
     /// Its application, for keys of applications.
+    #[serde(deserialize_with = "crate::object::present")]
     pub application_id: Option<String>,
     /// Its label.
     #[cfg_attr(feature = "openapi", schema(example = "Primary checkout key"))]
@@ -165,28 +196,36 @@ pub struct KeyRecord {
     #[cfg_attr(feature = "openapi", schema(example = json!(["sessions:write"])))]
     pub scopes: Vec<String>,
     /// The merchants it is bound to; null is any.
+    #[serde(deserialize_with = "crate::object::present")]
     pub merchants: Option<Vec<String>>,
     /// The features it is bound to; null is any.
+    #[serde(deserialize_with = "crate::object::present")]
     pub features: Option<Vec<Feature>>,
     /// The networks it may be used from; null is any.
+    #[serde(deserialize_with = "crate::object::present")]
     #[cfg_attr(feature = "openapi", schema(example = json!(["203.0.113.0/24"])))]
     pub allowed_ips: Option<Vec<String>>,
     /// How often it may be used, counted by each verifier for itself; null is unlimited.
     // Read as strictly as in a request: a limit that is only half understood may let through what it should not.
-    #[serde(default, deserialize_with = "crate::commerce::requested")]
+    #[serde(deserialize_with = "crate::commerce::requested")]
     pub rate_limit: Option<RateLimit>,
     /// When it ends; null is never.
+    #[serde(deserialize_with = "crate::object::present")]
     pub expires_at: Option<UnixSeconds>,
     /// What was attached to it.
+    #[serde(deserialize_with = "crate::object::present")]
     #[cfg_attr(feature = "openapi", schema(value_type = Option<Object>))]
     pub metadata: Option<Map<String, Value>>,
     /// When it was made.
     pub created_at: UnixSeconds,
     /// Since when it is suspended; null when it is not.
+    #[serde(deserialize_with = "crate::object::present")]
     pub suspended_at: Option<UnixSeconds>,
     /// When it was revoked; null when it was not.
+    #[serde(deserialize_with = "crate::object::present")]
     pub revoked_at: Option<UnixSeconds>,
     /// When it got its successor; null when it has none. A key that ends no later is over whatever the clock says.
+    #[serde(deserialize_with = "crate::object::present")]
     pub rotated_at: Option<UnixSeconds>,
     /// False while its application is disabled.
     pub application_enabled: bool,

@@ -7,7 +7,11 @@ use serde::{
 use serde_json::{Map, Value};
 use tollkey_core::{Denial, Family, Mode, Scope, Status, feature::Feature};
 
-use crate::{Open, Secret, time::UnixSeconds};
+use crate::{
+    Open, Patch, Secret,
+    object::{self, from_objects},
+    time::UnixSeconds,
+};
 
 /// The body of `POST /verify`: a presented key and what the request it came with needs. What a restriction of
 /// the key needs and this body lacks, denies.
@@ -93,28 +97,37 @@ impl VerifyResponse {
     }
 }
 
-/// As an answer is read: by its member `valid`, whatever other members there are.
+/// As an answer is read: by its member `valid`. What else a denial says does not matter.
 #[derive(Deserialize)]
 struct ReadResponse {
     valid: bool,
     code: String,
     key: Option<Value>,
-    rate_limit: Option<Value>,
+    #[serde(default)]
+    rate_limit: Patch<Value>,
 }
 
 impl<'de> Deserialize<'de> for VerifyResponse {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let read = ReadResponse::deserialize(deserializer)?;
+        let read: ReadResponse = object::required(deserializer)?;
         if !read.valid {
             let code = Open::deserialize(read.code.into_deserializer())?;
             return Ok(Self::Invalid(Invalid { valid: false, code }));
         }
+        if read.code != "valid" {
+            return Err(D::Error::custom("`valid` is true, and `code` says something else"));
+        }
         let key = read.key.ok_or_else(|| D::Error::missing_field("key"))?;
+        let rate_limit = match read.rate_limit {
+            Patch::Absent => return Err(D::Error::missing_field("rate_limit")),
+            Patch::Null => None,
+            Patch::Value(limit) => Some(object::required(limit).map_err(D::Error::custom)?),
+        };
         Ok(Self::Valid(Valid {
             valid: true,
             code: read.code,
-            key: serde_json::from_value(key).map_err(D::Error::custom)?,
-            rate_limit: read.rate_limit.map(serde_json::from_value).transpose().map_err(D::Error::custom)?,
+            key: object::required(key).map_err(D::Error::custom)?,
+            rate_limit,
         }))
     }
 }
@@ -161,6 +174,7 @@ pub struct VerifiedKey {
     #[cfg_attr(feature = "openapi", schema(example = "acme"))]
     pub account_id: String,
     /// Its application, for keys of applications.
+    #[serde(deserialize_with = "crate::object::present")]
     #[cfg_attr(feature = "openapi", schema(example = "0198c0de-0000-7000-8000-000000000001"))]
     pub application_id: Option<String>,
     /// Its label.
@@ -176,13 +190,17 @@ pub struct VerifiedKey {
     #[cfg_attr(feature = "openapi", schema(value_type = Vec<String>, example = json!(["sessions:write"])))]
     pub scopes: Vec<Scope>,
     /// The merchants it is bound to; null is any.
+    #[serde(deserialize_with = "crate::object::present")]
     pub merchants: Option<Vec<String>>,
     /// The features it is bound to; null is any.
+    #[serde(deserialize_with = "crate::object::present")]
     #[cfg_attr(feature = "openapi", schema(value_type = Option<Vec<Feature>>))]
     pub features: Option<Vec<Open<Feature>>>,
     /// When it ends; null is never.
+    #[serde(deserialize_with = "crate::object::present")]
     pub expires_at: Option<UnixSeconds>,
     /// What was attached to it.
+    #[serde(deserialize_with = "crate::object::present")]
     #[cfg_attr(feature = "openapi", schema(value_type = Option<Object>))]
     pub metadata: Option<Map<String, Value>>,
 }
@@ -215,12 +233,19 @@ pub struct VerifyBatchRequest {
 }
 
 /// The answer of `POST /verify/batch`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[cfg_attr(not(feature = "server"), non_exhaustive)]
 pub struct VerifyBatchResponse {
     /// The answers, in the order of the requests.
     pub results: Vec<VerifyResponse>,
+}
+
+/// As an answer is read.
+#[derive(Deserialize)]
+#[serde(remote = "VerifyBatchResponse")]
+struct ReadVerifyBatchResponse {
+    results: Vec<VerifyResponse>,
 }
 
 /// The form of `POST /introspect` (RFC 7662, section 2.1) with the optional fields of `POST /verify`.
@@ -257,7 +282,7 @@ pub struct IntrospectRequest {
 }
 
 /// The answer of `POST /introspect` (RFC 7662, section 2.2). An inactive key is exactly `{"active":false}`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[cfg_attr(not(feature = "server"), non_exhaustive)]
 pub struct IntrospectResponse {
@@ -291,6 +316,26 @@ pub struct IntrospectResponse {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", schema(value_type = Option<Mode>))]
     pub mode: Option<Open<Mode>>,
+}
+
+/// As an answer is read.
+#[derive(Deserialize)]
+#[serde(remote = "IntrospectResponse")]
+struct ReadIntrospectResponse {
+    active: bool,
+    scope: Option<String>,
+    client_id: Option<String>,
+    sub: Option<String>,
+    token_type: Option<String>,
+    exp: Option<UnixSeconds>,
+    iat: Option<UnixSeconds>,
+    jti: Option<String>,
+    mode: Option<Open<Mode>>,
+}
+
+from_objects! {
+    VerifyBatchResponse: "ReadVerifyBatchResponse",
+    IntrospectResponse: "ReadIntrospectResponse",
 }
 
 impl IntrospectResponse {
@@ -397,6 +442,11 @@ mod tests {
         })
     }
 
+    /// The values of an object's members, in their order.
+    fn values(object: &Value) -> Value {
+        object.as_object().unwrap().values().cloned().collect()
+    }
+
     #[test]
     fn valid_is_what_says_so() {
         let answer: VerifyResponse = serde_json::from_value(valid()).unwrap();
@@ -429,10 +479,16 @@ mod tests {
             ("valid", Some(json!("true"))),
             ("valid", Some(json!(1))),
             ("code", None),
+            ("code", Some(json!("revoked"))),
+            ("code", Some(json!("Valid"))),
+            ("code", Some(json!(""))),
             ("key", None),
             ("key", Some(json!(null))),
             ("key", Some(json!({}))),
+            ("key", Some(values(&valid()["key"]))),
+            ("rate_limit", None),
             ("rate_limit", Some(json!({"limit": 1}))),
+            ("rate_limit", Some(json!([100, 42, 17]))),
         ] {
             let mut answer = valid();
             let members = answer.as_object_mut().unwrap();
@@ -445,6 +501,36 @@ mod tests {
         let twice = valid().to_string().replacen('{', r#"{"valid": false, "#, 1);
         assert!(serde_json::from_str::<VerifyResponse>(&twice).is_err());
         assert!(serde_json::from_str::<VerifyResponse>(r#"{"valid": false}"#).is_err());
+    }
+
+    #[test]
+    fn what_is_absent_of_a_key_is_not_taken_for_no_restriction() {
+        assert!(serde_json::from_value::<VerifyResponse>(valid()).is_ok());
+        for member in valid()["key"].as_object().unwrap().keys() {
+            let mut answer = valid();
+            answer["key"].as_object_mut().unwrap().remove(member);
+            assert!(serde_json::from_value::<VerifyResponse>(answer).is_err(), "{member}");
+        }
+    }
+
+    #[test]
+    fn an_array_is_no_answer() {
+        let mut as_array = valid();
+        as_array["key"] = values(&valid()["key"]);
+        for answer in [valid(), as_array] {
+            let array = json!([answer["valid"], answer["code"], answer["key"], answer["rate_limit"]]);
+            assert!(serde_json::from_value::<VerifyResponse>(array.clone()).is_err(), "{array}");
+            for batch in [json!([[valid()]]), json!({"results": [array]})] {
+                assert!(serde_json::from_value::<VerifyBatchResponse>(batch.clone()).is_err(), "{batch}");
+            }
+        }
+        assert!(serde_json::from_value::<VerifyBatchResponse>(json!({"results": [valid()]})).is_ok());
+        for text in ["[true]", r#"[true,"links:read",null,"acme",null,null,null,null,null]"#, "[false]", "true", "{}"] {
+            assert!(serde_json::from_str::<IntrospectResponse>(text).is_err(), "{text}");
+        }
+        for text in [r#"{"active":true}"#, r#"{"active":false}"#, r#"{"active":true,"scope":null,"a_new_member":[]}"#] {
+            assert!(serde_json::from_str::<IntrospectResponse>(text).is_ok(), "{text}");
+        }
     }
 
     fn whoami() -> Value {

@@ -4,6 +4,7 @@
 use std::fmt::Debug;
 
 use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
 use tollkey_api::{
     Open, account, applications, audit, commerce, operator,
     problem::{FieldError, Problem},
@@ -307,6 +308,34 @@ fn a_verifier_reads_no_word_and_no_limit_that_it_does_not_know() {
     }
     let text = record("test", "null").replace(r#""+","#, "");
     assert!(serde_json::from_str::<sync::LookupResponse>(&text).is_ok(), "{text}");
+}
+
+/// An absent restriction would read as none.
+#[test]
+fn a_verifier_reads_objects_with_all_their_members() {
+    let whole: Value = serde_json::from_str(&record("test", "null").replace(r#""+","#, "")).unwrap();
+    let members = whole["key"].as_object().unwrap();
+    assert_eq!(members.len(), 21);
+    for member in members.keys() {
+        let mut lacking = whole.clone();
+        lacking["key"].as_object_mut().unwrap().remove(member);
+        assert!(serde_json::from_value::<sync::LookupResponse>(lacking).is_err(), "{member}");
+    }
+    let values: Value = members.values().cloned().collect();
+    for other in [json!({"seq": 43}), json!({"seq": 43, "key": values}), json!([43, whole["key"]]), json!([43, null])] {
+        assert!(serde_json::from_value::<sync::LookupResponse>(other.clone()).is_err(), "{other}");
+    }
+    let unknown: sync::LookupResponse = serde_json::from_value(json!({"seq": 43, "key": null})).unwrap();
+    assert_eq!(unknown.key, None);
+
+    let answer = json!({"seq": 43, "cursor": "43-1", "changes": null, "lease_ms": 2650});
+    assert!(serde_json::from_value::<sync::SyncResponse>(answer.clone()).is_ok());
+    for member in answer.as_object().unwrap().keys() {
+        let mut lacking = answer.clone();
+        lacking.as_object_mut().unwrap().remove(member);
+        assert!(serde_json::from_value::<sync::SyncResponse>(lacking).is_err(), "{member}");
+    }
+    assert!(serde_json::from_str::<sync::SyncResponse>(r#"[43, "43-1", [], 2650]"#).is_err());
 }
 
 #[test]
