@@ -1,5 +1,7 @@
 //! Verification: snake_case, Unix seconds.
 
+use std::fmt;
+
 use serde::{
     Deserialize, Deserializer, Serialize,
     de::{Error as _, IntoDeserializer},
@@ -87,6 +89,19 @@ impl VerifyResponse {
 
     /// For `?`: what is known of a key that may, or why it may not.
     ///
+    /// ```
+    /// use tollkey_api::verification::VerifyResponse;
+    ///
+    /// fn account_of(verdict: VerifyResponse) -> Result<String, Box<dyn std::error::Error>> {
+    ///     let valid = verdict.into_result()?;
+    ///     Ok(valid.key.account_id)
+    /// }
+    ///
+    /// let verdict = serde_json::from_str(r#"{"valid": false, "code": "revoked"}"#)?;
+    /// assert_eq!(account_of(verdict).unwrap_err().to_string(), "the key is denied: revoked");
+    /// # Ok::<(), serde_json::Error>(())
+    /// ```
+    ///
     /// # Errors
     /// The denial.
     pub fn into_result(self) -> Result<Valid, Invalid> {
@@ -161,6 +176,14 @@ pub struct Invalid {
     #[cfg_attr(feature = "openapi", schema(value_type = Denial))]
     pub code: Open<Denial>,
 }
+
+impl fmt::Display for Invalid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the key is denied: {}", self.code)
+    }
+}
+
+impl std::error::Error for Invalid {}
 
 /// What a verification tells of a key.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
