@@ -4,7 +4,7 @@ use std::{fmt, time::SystemTime};
 
 use jiff::{Timestamp, Unit};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
-use tollkey_core::time::to_seconds;
+use tollkey_core::{Invalid, time::to_seconds};
 
 /// An instant, printed as `2026-02-23T12:00:00Z`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -119,6 +119,14 @@ impl UnixSeconds {
     }
 }
 impl Moment {
+    /// The instant so many whole seconds after 1970-01-01.
+    ///
+    /// # Errors
+    /// [`Invalid`] beyond the years -9999 and 9999.
+    pub fn from_unix(seconds: i64) -> Result<Self, Invalid> {
+        Timestamp::from_second(seconds).map(Self).map_err(|_| Invalid::new(EXPECTED))
+    }
+
     /// The instant.
     #[must_use]
     pub fn timestamp(self) -> Timestamp {
@@ -177,17 +185,17 @@ impl<'de> Deserialize<'de> for Moment {
 }
 
 impl std::str::FromStr for Moment {
-    type Err = &'static str;
+    type Err = Invalid;
 
     /// Reads Unix seconds or RFC 3339, as they stand in a query.
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let parsed = match text.parse::<i64>() {
-            Ok(seconds) => Timestamp::from_second(seconds),
-            Err(_) if is_rfc_3339(text) => text.parse(),
-            Err(_) => return Err(EXPECTED),
-        };
-        parsed.map(Self).map_err(|_| EXPECTED)
+    fn from_str(text: &str) -> Result<Self, Invalid> {
+        text.parse().map_or_else(|_| rfc_3339(text), Self::from_unix)
     }
+}
+
+fn rfc_3339(text: &str) -> Result<Moment, Invalid> {
+    let parsed = is_rfc_3339(text).then(|| text.parse().ok()).flatten();
+    parsed.map(Moment).ok_or_else(|| Invalid::new(EXPECTED))
 }
 
 /// Whether a text has the shape of RFC 3339, section 5.6. The parser reads more than that: spaces, signed years,
@@ -217,7 +225,7 @@ impl de::Visitor<'_> for MomentVisitor {
     }
 
     fn visit_i64<E: de::Error>(self, seconds: i64) -> Result<Moment, E> {
-        Timestamp::from_second(seconds).map(Moment).map_err(|_| E::custom(EXPECTED))
+        Moment::from_unix(seconds).map_err(E::custom)
     }
 
     fn visit_u64<E: de::Error>(self, seconds: u64) -> Result<Moment, E> {
@@ -225,10 +233,7 @@ impl de::Visitor<'_> for MomentVisitor {
     }
 
     fn visit_str<E: de::Error>(self, text: &str) -> Result<Moment, E> {
-        if !is_rfc_3339(text) {
-            return Err(E::custom(EXPECTED));
-        }
-        text.parse().map(Moment).map_err(|_| E::custom(EXPECTED))
+        rfc_3339(text).map_err(E::custom)
     }
 }
 
@@ -276,6 +281,20 @@ mod tests {
         // The last one is still read by a server.
         let sent = serde_json::to_string(&Moment::from(SystemTime::UNIX_EPOCH + far)).unwrap();
         assert_eq!(serde_json::from_str::<Moment>(&sent).unwrap().timestamp(), Timestamp::MAX);
+    }
+
+    #[test]
+    fn a_moment_of_a_query_or_a_number() {
+        let at: Timestamp = "2026-02-23T12:00:00Z".parse().unwrap();
+        for text in ["1771848000", "2026-02-23T12:00:00Z", "2026-02-23T13:00:00+01:00"] {
+            assert_eq!(text.parse(), Ok(Moment::from(at)), "{text}");
+        }
+        assert_eq!(Moment::from_unix(1_771_848_000), Ok(Moment::from(at)));
+        assert_eq!(Moment::from_unix(-1).unwrap().to_string(), "1969-12-31T23:59:59Z");
+        for refused in ["2026-02-23", "", "1771848000.5", "9223372036854775807", "99999999999999999999"] {
+            assert_eq!(refused.parse::<Moment>().unwrap_err().to_string(), EXPECTED, "{refused}");
+        }
+        assert_eq!(Moment::from_unix(i64::MAX).unwrap_err().to_string(), EXPECTED);
     }
 
     #[test]

@@ -29,7 +29,7 @@ pub(crate) fn filter(query: &api::ListAuditLog) -> Result<Filter, Problem> {
     let mut checks = Checks::default();
     let time = |text: &Option<String>| {
         let moment = text.as_deref().map(str::parse::<Moment>).transpose();
-        moment.map(|moment| moment.map(Timestamp::from)).map_err(Invalid::new)
+        moment.map(|moment| moment.map(Timestamp::from))
     };
     let limit = checks.member("limit", within(query.limit, 100, 1..=100));
     let before = checks.member(
