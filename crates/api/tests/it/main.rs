@@ -92,7 +92,10 @@ fn applications() {
         }"#,
     );
     assert_eq!((page.page, page.limit, page.total_items, page.total_pages), (1, 10, 1, 1));
-    new(&page.items[0].api_keys.as_ref().unwrap()[0].status);
+    for application in &page {
+        new(&application.api_keys.as_ref().unwrap()[0].status);
+    }
+    assert_eq!(page.into_iter().map(|application| application.id).collect::<Vec<_>>(), ["a1"]);
 
     let key: applications::Key = read(
         r#"{
