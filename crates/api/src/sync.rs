@@ -9,6 +9,8 @@
 //! members that are not known are passed over, and that is safe because a new restriction never comes as a new member
 //! alone: it comes with a route of its own, or with a word that older verifiers refuse.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use tollkey_core::{Family, Mode, OperatingModel, feature::Feature};
@@ -16,7 +18,7 @@ use tollkey_core::{Family, Mode, OperatingModel, feature::Feature};
 use crate::{commerce::RateLimit, object::from_objects, time::UnixSeconds};
 
 /// The body of `POST /sync`.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Clone, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct SyncRequest {
@@ -42,6 +44,19 @@ pub struct SyncRequest {
     /// True with the last poll of all: nothing is answered from memory any more, and nobody has to wait for it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub leave: bool,
+}
+
+/// Without the subscriber: who knew it could acknowledge in its name.
+impl fmt::Debug for SyncRequest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { subscriber: _, cursor, wait_ms, usage, leave } = self;
+        f.debug_struct("SyncRequest")
+            .field("cursor", cursor)
+            .field("wait_ms", wait_ms)
+            .field("usage", usage)
+            .field("leave", leave)
+            .finish_non_exhaustive()
+    }
 }
 
 /// How often a key was verified with one outcome.
@@ -131,8 +146,8 @@ pub struct LookupRequest {
     pub digest: String,
 }
 
-impl std::fmt::Debug for LookupRequest {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Debug for LookupRequest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("LookupRequest(redacted)")
     }
 }

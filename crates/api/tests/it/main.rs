@@ -297,6 +297,22 @@ fn the_subscription() {
     assert_eq!(key.scopes, [NEW]);
 }
 
+#[test]
+fn what_is_told_to_nobody_else_is_not_shown() {
+    let request = sync::SyncRequest {
+        subscriber: "0f1e2d3c4b5a69788796a5b4c3d2e1f0".to_owned(),
+        cursor: Some("43-1".to_owned()),
+        wait_ms: 1000,
+        usage: Vec::new(),
+        leave: true,
+    };
+    let shown = r#"SyncRequest { cursor: Some("43-1"), wait_ms: 1000, usage: [], leave: true, .. }"#;
+    assert_eq!(format!("{request:?}"), shown);
+    assert!(!format!("{request:#?}").contains("0f1e"));
+    let lookup = sync::LookupRequest { digest: "ba78".to_owned() };
+    assert!(!format!("{lookup:?}").contains("ba78"));
+}
+
 /// Whoever judges by them must not guess.
 #[test]
 fn a_verifier_reads_no_word_and_no_limit_that_it_does_not_know() {
