@@ -1,11 +1,11 @@
 //! Account keys (storlaunch): camelCase, RFC 3339, every answer in an envelope.
 
-use std::fmt;
+use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use tollkey_core::{
-    self as core, Mode,
+    self as core, Invalid, Mode,
     audit::{ActorKind, TargetKind},
 };
 
@@ -155,6 +155,9 @@ pub enum Access {
 }
 
 impl Access {
+    /// Both kinds.
+    pub const ALL: [Self; 2] = [Self::Secret, Self::Publishable];
+
     /// Its name.
     #[must_use]
     pub fn as_str(self) -> &'static str {
@@ -174,6 +177,17 @@ impl AsRef<str> for Access {
 impl fmt::Display for Access {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(self.as_str())
+    }
+}
+
+impl FromStr for Access {
+    type Err = Invalid;
+
+    fn from_str(text: &str) -> Result<Self, Invalid> {
+        Self::ALL
+            .into_iter()
+            .find(|access| access.as_str() == text)
+            .ok_or_else(|| Invalid::new(format!("must be one of {}", Self::ALL.map(Self::as_str).join(", "))))
     }
 }
 

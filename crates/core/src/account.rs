@@ -123,14 +123,3 @@ impl OperatingModel {
         }
     }
 }
-
-impl FromStr for OperatingModel {
-    type Err = Invalid;
-
-    fn from_str(text: &str) -> Result<Self, Invalid> {
-        Self::ALL
-            .into_iter()
-            .find(|model| model.as_str() == text)
-            .ok_or_else(|| Invalid::new("must be one of primary_merchant, platform, ecosystem, managed_ecosystem"))
-    }
-}

@@ -107,6 +107,9 @@ pub enum Status {
 }
 
 impl Status {
+    /// All of them, the first that applies first.
+    pub const ALL: [Self; 4] = [Self::Revoked, Self::Expired, Self::Suspended, Self::Active];
+
     /// Its name, as printed.
     #[must_use]
     pub fn as_str(self) -> &'static str {

@@ -62,17 +62,6 @@ impl Feature {
         }
     }
 
-    /// The feature of that name.
-    ///
-    /// # Errors
-    /// [`Invalid`] listing the valid ones.
-    pub fn parse(name: &str) -> Result<Self, Invalid> {
-        Self::ALL
-            .into_iter()
-            .find(|feature| feature.as_str() == name)
-            .ok_or_else(|| Invalid::new(format!("must be one of {}", Self::ALL.map(Self::as_str).join(", "))))
-    }
-
     /// Reads the features of a scoped key in the order given, a repeated one once.
     ///
     /// # Errors
@@ -80,7 +69,7 @@ impl Feature {
     pub fn parse_list<'a>(names: impl IntoIterator<Item = &'a str>) -> Result<Vec<Self>, Invalid> {
         let mut features = Vec::new();
         for name in names {
-            let feature = Self::parse(name)?;
+            let feature: Self = name.parse()?;
             if !features.contains(&feature) {
                 features.push(feature);
             }

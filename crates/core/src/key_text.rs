@@ -91,12 +91,6 @@ impl Mode {
             Self::Test => "test",
         }
     }
-
-    /// The mode of that name.
-    #[must_use]
-    pub fn parse(text: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|mode| mode.as_str() == text)
-    }
 }
 
 /// What sort of credential a text is, by its shape alone.

@@ -46,11 +46,11 @@ pub(crate) fn operating_model(text: &str) -> Result<OperatingModel, Error> {
 }
 
 fn mode(text: &str) -> Result<Mode, Error> {
-    Mode::parse(text).ok_or_else(|| Error::corrupt("mode"))
+    text.parse().map_err(|_| Error::corrupt("mode"))
 }
 
 fn family(text: &str) -> Result<Family, Error> {
-    Family::ALL.into_iter().find(|family| family.as_str() == text).ok_or_else(|| Error::corrupt("family"))
+    text.parse().map_err(|_| Error::corrupt("family"))
 }
 
 pub(crate) fn hash(bytes: &[u8]) -> Result<audit::Hash, Error> {
@@ -228,7 +228,7 @@ impl TryFrom<KeyRow> for ApiKey {
             _ => return Err(Error::corrupt("rate limit")),
         };
         let features = strings(row.features, "features")?.map(|names| {
-            names.iter().map(|name| Feature::parse(name).map_err(|_| Error::corrupt("features"))).collect()
+            names.iter().map(|name| name.parse::<Feature>().map_err(|_| Error::corrupt("features"))).collect()
         });
         let networks = strings(row.allowed_ips, "networks")?;
         let allowed_ips =
@@ -340,9 +340,8 @@ impl TryFrom<EntryRow> for Entry {
     fn try_from(row: EntryRow) -> Result<Self, Error> {
         let corrupt = || Error::corrupt("audit entry");
         let action: Action = row.action.parse().map_err(|_| corrupt())?;
-        let actor_kind = ActorKind::ALL.into_iter().find(|kind| kind.as_str() == row.actor_kind).ok_or_else(corrupt)?;
-        let target_kind =
-            TargetKind::ALL.into_iter().find(|kind| kind.as_str() == row.target_kind).ok_or_else(corrupt)?;
+        let actor_kind: ActorKind = row.actor_kind.parse().map_err(|_| corrupt())?;
+        let target_kind: TargetKind = row.target_kind.parse().map_err(|_| corrupt())?;
         let draft = Draft {
             id: id(&row.id)?,
             account_id: account_id(&row.account_id)?,

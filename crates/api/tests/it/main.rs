@@ -395,8 +395,10 @@ fn known_words_are_known() {
     assert_eq!(key.status.known(), Some(Status::Suspended));
     for (word, access) in [("secret", account::Access::Secret), ("publishable", account::Access::Publishable)] {
         let read: Open<account::Access> = serde_json::from_str(&format!("\"{word}\"")).unwrap();
-        assert_eq!((read.known(), access.to_string().as_str()), (Some(access), word));
+        assert_eq!((read.known(), access.to_string().as_str(), word.parse()), (Some(access), word, Ok(access)));
     }
+    let refused = "Secret".parse::<account::Access>().unwrap_err().to_string();
+    assert_eq!(refused, "must be one of secret, publishable");
     let read: Open<commerce::KeyScope> = serde_json::from_str("\"commerce\"").unwrap();
     assert!(read == commerce::KeyScope::Commerce);
     assert_eq!(commerce::KeyScope::Commerce.to_string(), "commerce");

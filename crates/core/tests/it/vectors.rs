@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 use tollkey_core::{
-    Catalogue, Digest, Family, KeyId, Mode, RequestPath, Scope,
+    Catalogue, Digest, Family, KeyId, RequestPath, Scope,
     audit::{ActorKind, Draft, Entry, Head, Target, TargetKind, verify},
     key_text::Kind,
     route::Template,
@@ -100,7 +100,7 @@ fn audit_chain() {
             target: Target {
                 kind: named(&TargetKind::ALL, TargetKind::as_str, &row["target"]["kind"]),
                 id: text(&row["target"]["id"]).to_owned(),
-                mode: row["target"]["mode"].as_str().map(|mode| Mode::parse(mode).unwrap()),
+                mode: row["target"]["mode"].as_str().map(|mode| mode.parse().unwrap()),
             },
             request_id: row["request_id"].as_str().map(str::to_owned),
             ip: row["ip"].as_str().map(|ip| ip.parse().unwrap()),

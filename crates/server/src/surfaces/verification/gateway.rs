@@ -56,8 +56,7 @@ impl Requirement {
                     requirement.names.push(scope);
                 }
                 "mode" if requirement.mode.is_none() => {
-                    requirement.mode =
-                        Some(Mode::parse(value).ok_or_else(|| Invalid::new("mode must be live or test"))?);
+                    requirement.mode = Some(value.parse().map_err(|_| Invalid::new("mode must be live or test"))?);
                 }
                 "mode" => return Err(Invalid::new("mode is given twice")),
                 _ => return Err(Invalid::new("only scope and mode can be required")),
