@@ -11,6 +11,7 @@
 //! | [`api_key`] | a key as it is kept: grants, status, transitions |
 //! | [`application`], [`account`], [`service_key`] | what keys belong to, and what resource servers present |
 //! | [`scope`], [`feature`], [`route`], [`network`], [`rate_limit`] | what a key can be restricted to |
+//! | [`credential`] | the one credential of a request, and where it stands |
 //! | [`access`] | the one decision: may this key do that, now? |
 //! | [`ceiling`] | nobody makes a key beyond what they hold |
 //! | [`audit`] | entries and the hash chain over them |
@@ -25,6 +26,7 @@ pub mod application;
 pub mod audit;
 pub mod ceiling;
 pub mod change;
+pub mod credential;
 pub mod feature;
 mod hex;
 pub mod id;

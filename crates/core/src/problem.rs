@@ -211,6 +211,32 @@ impl Problem {
         }
     }
 
+    /// The challenge for `WWW-Authenticate` (RFC 6750, section 3), where one belongs to it. `realm` says what is
+    /// protected.
+    ///
+    /// ```
+    /// use tollkey_core::{Problem, ProblemCode};
+    /// let problem = Problem::new(ProblemCode::MissingCredentials, "A credential is needed.");
+    /// assert_eq!(problem.challenge("links").unwrap(), "Bearer realm=\"links\"");
+    /// ```
+    #[must_use]
+    pub fn challenge(&self, realm: &str) -> Option<String> {
+        let error = match self.code {
+            ProblemCode::MissingCredentials => return Some(format!("Bearer realm=\"{realm}\"")),
+            ProblemCode::MultipleCredentials => "invalid_request",
+            ProblemCode::InvalidToken | ProblemCode::InvalidApiKey => "invalid_token",
+            ProblemCode::Denied(Denial::InsufficientScope) => "insufficient_scope",
+            _ => return None,
+        };
+        let mut challenge =
+            format!("Bearer realm=\"{realm}\", error=\"{error}\", error_description=\"{}\"", self.detail);
+        if !self.needed_scopes.is_empty() {
+            let scopes = self.needed_scopes.iter().map(Scope::as_str).collect::<Vec<_>>().join(" ");
+            challenge.push_str(&format!(", scope=\"{scopes}\""));
+        }
+        Some(challenge)
+    }
+
     /// How a denial is said over HTTP (contract, section 5): unknown and revoked are one 401, an exhausted
     /// allowance is 429, everything else 403 with its own code.
     #[must_use]

@@ -73,3 +73,13 @@ pub fn references<'a>(texts: impl IntoIterator<Item = &'a str>) -> Result<Vec<St
     }
     Ok(references)
 }
+
+/// The reference that stands in the values of one header, none when there is none or it is empty. A repeated or unreadable
+/// header reads as something nothing is called, so that it denies.
+pub fn reference_in<'a>(values: impl IntoIterator<Item = &'a [u8]>) -> Option<String> {
+    let texts: Vec<&str> = values.into_iter().map(|value| std::str::from_utf8(value).unwrap_or("?")).collect();
+    match texts.as_slice() {
+        [] | [""] => None,
+        texts => Some(texts.join(",")),
+    }
+}

@@ -20,7 +20,7 @@ use tollkey_api::{
     account::{ErrorBody, ErrorEnvelope, Meta},
     problem as wire,
 };
-use tollkey_core::{Problem, ProblemCode, Scope};
+use tollkey_core::{Problem, ProblemCode};
 use ulid::Ulid;
 
 use crate::{
@@ -124,8 +124,11 @@ pub async fn edge<B: MessageBody + 'static>(
     if (!gateway || status == StatusCode::TOO_MANY_REQUESTS)
         && let Some(allowance) = http_request.extensions().get::<Allowance>()
     {
-        for (name, value) in rate_limit_fields(allowance) {
-            headers.insert(name, value);
+        let fields = allowance.rate.fields(allowance.retry_after_seconds);
+        for (name, value) in [RATE_LIMIT_POLICY, RATE_LIMIT].into_iter().zip(fields) {
+            if let Ok(value) = HeaderValue::try_from(value) {
+                headers.insert(name, value);
+            }
         }
     }
 
@@ -139,18 +142,6 @@ pub async fn edge<B: MessageBody + 'static>(
         duration_us = u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX), "answered"
     );
     Ok(ServiceResponse::new(http_request, response))
-}
-
-/// What is left of the calling key's rate limit. After a refusal, `t` is when a use is possible again, which is what
-/// `Retry-After` says too.
-fn rate_limit_fields(Allowance { rate, retry_after_seconds }: &Allowance) -> Vec<(HeaderName, HeaderValue)> {
-    let (quota, window, left) = (rate.limit, rate.window_seconds, rate.remaining);
-    let reset = retry_after_seconds.unwrap_or(rate.reset_seconds);
-    let fields = [
-        (RATE_LIMIT_POLICY, format!("\"key\";q={quota};w={window}")),
-        (RATE_LIMIT, format!("\"key\";r={left};t={reset}")),
-    ];
-    fields.into_iter().filter_map(|(name, value)| Some((name, HeaderValue::try_from(value).ok()?))).collect()
 }
 
 /// An inbound id is kept when it is well-formed, 1 to 128 characters out of `A-Z a-z 0-9 . _ : -`, and looks like no
@@ -208,7 +199,7 @@ fn unsaid<B>(response: &HttpResponse<B>) -> Option<Problem> {
 fn problem_response(problem: &Problem) -> HttpResponseBuilder {
     let status = StatusCode::from_u16(problem.code.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let mut response = HttpResponse::build(status);
-    if let Some(challenge) = challenge(problem) {
+    if let Some(challenge) = problem.challenge("tollkey") {
         response.insert_header((header::WWW_AUTHENTICATE, challenge));
     }
     if let Some(seconds) = problem.retry_after {
@@ -218,22 +209,4 @@ fn problem_response(problem: &Problem) -> HttpResponseBuilder {
         response.insert_header((header::ALLOW, problem.allowed_methods.join(", ")));
     }
     response
-}
-
-/// The challenge of RFC 6750, section 3.
-fn challenge(problem: &Problem) -> Option<String> {
-    let error = match problem.code {
-        ProblemCode::MissingCredentials => return Some("Bearer realm=\"tollkey\"".to_owned()),
-        ProblemCode::MultipleCredentials => "invalid_request",
-        ProblemCode::InvalidToken | ProblemCode::InvalidApiKey => "invalid_token",
-        ProblemCode::Denied(tollkey_core::Denial::InsufficientScope) => "insufficient_scope",
-        _ => return None,
-    };
-    let mut challenge =
-        format!("Bearer realm=\"tollkey\", error=\"{error}\", error_description=\"{}\"", problem.detail);
-    if !problem.needed_scopes.is_empty() {
-        let scopes = problem.needed_scopes.iter().map(Scope::as_str).collect::<Vec<_>>().join(" ");
-        challenge.push_str(&format!(", scope=\"{scopes}\""));
-    }
-    Some(challenge)
 }

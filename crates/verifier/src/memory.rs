@@ -150,6 +150,15 @@ impl Memory {
         Some(entry)
     }
 
+    /// The key with that digest, if it is remembered and could be answered from memory no longer ago than `grace` before
+    /// `elapsed`. It may have been revoked since.
+    pub(crate) fn recall_late(&self, digest: &Digest, elapsed: u64, grace: u64) -> Option<Arc<Entry>> {
+        if !self.may_answer(elapsed.saturating_sub(grace)) {
+            return None;
+        }
+        self.keys.pin().get(digest).map(Arc::clone)
+    }
+
     /// The service key with that digest, under the same conditions.
     pub(crate) fn recall_service_key(&self, digest: &Digest, elapsed: u64) -> Option<ServiceKeyId> {
         if self.may_answer(elapsed) { self.service_keys.pin().get(digest).copied() } else { None }

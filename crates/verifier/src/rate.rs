@@ -48,6 +48,13 @@ impl Allowance {
         }
     }
 
+    /// Gives back one use that was taken: exactly, because uses only add up.
+    pub(crate) fn give_back(&self) {
+        // Never below zero: an allowance that was replaced meanwhile starts from there.
+        let _ =
+            self.whole_at.fetch_update(Ordering::AcqRel, Ordering::Acquire, |at| Some(at.saturating_sub(self.each)));
+    }
+
     fn status(&self, remaining: u64, until_whole: u64) -> RateStatus {
         RateStatus {
             limit: self.limit.limit().get(),
@@ -144,6 +151,17 @@ mod tests {
         assert_eq!((status.remaining, status.reset_seconds, taken), (0, 60, Ok(())));
         assert!(!allowance.is_whole(now + 80 * SECOND - 1));
         assert!(allowance.is_whole(now + 80 * SECOND));
+    }
+
+    #[test]
+    fn a_use_that_is_given_back_was_never_taken() {
+        let (one, other) = (allowance(3, 60), allowance(3, 60));
+        let now = 1000 * SECOND;
+        one.take(now).1.unwrap();
+        other.take(now).1.unwrap();
+        one.take(now + SECOND).1.unwrap();
+        one.give_back();
+        assert_eq!(one.take(now + 2 * SECOND), other.take(now + 2 * SECOND));
     }
 
     #[test]

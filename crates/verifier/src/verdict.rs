@@ -47,6 +47,19 @@ pub struct RateStatus {
     pub reset_seconds: u32,
 }
 
+impl RateStatus {
+    /// The values of the fields `RateLimit-Policy` and `RateLimit` (draft-ietf-httpapi-ratelimit-headers-11). After a
+    /// refusal, `t` is when a use is possible again, which is what `Retry-After` says too.
+    #[must_use]
+    pub fn fields(&self, retry_after_seconds: Option<u32>) -> [String; 2] {
+        let reset = retry_after_seconds.unwrap_or(self.reset_seconds);
+        [
+            format!("\"key\";q={};w={}", self.limit, self.window_seconds),
+            format!("\"key\";r={};t={reset}", self.remaining),
+        ]
+    }
+}
+
 /// A key as it was known when it was judged. Cheap to clone; read it as a [`Record`].
 #[derive(Clone)]
 pub struct Known(pub(crate) Arc<Entry>);

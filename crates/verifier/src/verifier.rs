@@ -175,7 +175,58 @@ impl<S: Source> Verifier<S> {
     /// # Errors
     /// [`Unavailable`] when it has to be asked for and the source does not answer, or too many are asking already.
     pub async fn verify(&self, presented: &str, need: &Need<'_>) -> Result<Verdict, Unavailable> {
-        self.verdict(presented, need, true).await
+        self.verdict(presented, need, Purpose::Use).await
+    }
+
+    /// [`Verifier::verify`] for a request of which more may be required further in, where it may still be refused: what it
+    /// allows counts as a use of the key only once it is [concluded](Verifier::conclude). Its allowance is taken at once,
+    /// so that no more requests are let in than it has.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn hold(&self, presented: &str, need: &Need<'_>) -> Result<Verdict, Unavailable> {
+        self.verdict(presented, need, Purpose::Hold).await
+    }
+
+    /// [`Verifier::hold`], and when nobody can be asked, by what was remembered when the lease ended no longer ago than
+    /// `grace`. **Gives up immediate revocation**: a key that was revoked meanwhile is let in for that long.
+    ///
+    /// # Errors
+    /// [`Unavailable`] when the key is not remembered, or the lease ended earlier.
+    pub async fn hold_without_immediate_revocation(
+        &self,
+        presented: &str,
+        need: &Need<'_>,
+        grace: Duration,
+    ) -> Result<Verdict, Unavailable> {
+        let asked = self.hold(presented, need).await;
+        asked.or_else(|Unavailable| {
+            let elapsed = nanos(self.0.clock.elapsed());
+            let digest = Digest::of(without_scheme(presented));
+            let entry = self.0.memory.recall_late(&digest, elapsed, nanos(grace)).ok_or(Unavailable)?;
+            Ok(self.0.judge(entry, need, elapsed, Purpose::Hold))
+        })
+    }
+
+    /// Whether the key of a verdict that is held may do what is required further in. Counts nothing.
+    ///
+    /// # Errors
+    /// The first [`Denial`] that applies.
+    pub fn judge_held(&self, held: &Verdict, need: &Need<'_>) -> Result<(), Denial> {
+        let record = held.allowed().ok_or(Denial::UnknownKey)?;
+        decide(record, need, self.0.clock.now()).map(|_| ())
+    }
+
+    /// Ends what [`Verifier::hold`] began and allowed, once: it was a use of the key, or it was refused further in, which
+    /// costs no allowance. A verdict that denies was counted when it was made.
+    pub fn conclude(&self, held: &Verdict, outcome: Result<(), Denial>) {
+        let (Ok(()), Some(Known(entry))) = (held.outcome, &held.record) else { return };
+        if outcome.is_err()
+            && let Some(allowance) = &entry.allowance
+        {
+            allowance.give_back();
+        }
+        self.0.ledger.count(entry, outcome, self.0.clock.now());
     }
 
     /// [`Verifier::verify`] for a request that is refused whatever the verdict: it takes nothing from the key's rate
@@ -184,10 +235,10 @@ impl<S: Source> Verifier<S> {
     /// # Errors
     /// As there.
     pub async fn look(&self, presented: &str, need: &Need<'_>) -> Result<Verdict, Unavailable> {
-        self.verdict(presented, need, false).await
+        self.verdict(presented, need, Purpose::Look).await
     }
 
-    async fn verdict(&self, presented: &str, need: &Need<'_>, is_use: bool) -> Result<Verdict, Unavailable> {
+    async fn verdict(&self, presented: &str, need: &Need<'_>, purpose: Purpose) -> Result<Verdict, Unavailable> {
         let text = without_scheme(presented);
         let Some(Kind::Key(..)) = Kind::of(text) else { return Ok(Verdict::unknown()) };
         let digest = Digest::of(text);
@@ -195,9 +246,9 @@ impl<S: Source> Verifier<S> {
         match self.0.memory.recall(&digest, elapsed) {
             Some(entry) => {
                 self.0.counters.hits.count();
-                Ok(self.0.judge(entry, need, elapsed, is_use))
+                Ok(self.0.judge(entry, need, elapsed, purpose))
             }
-            None => self.0.ask(&digest, need, is_use).await,
+            None => self.0.ask(&digest, need, purpose).await,
         }
     }
 
@@ -247,16 +298,27 @@ impl<S: Source> Verifier<S> {
     }
 }
 
+/// What a verification is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Purpose {
+    /// A use of the key, counted as such.
+    Use,
+    /// One that may still be refused further in.
+    Hold,
+    /// None at all: it takes no allowance and is not counted.
+    Look,
+}
+
 impl<S: Source> Inner<S> {
     /// Judges a key and counts the outcome. The allowance comes last, so that no other denial costs any.
-    fn judge(&self, entry: Arc<Entry>, need: &Need<'_>, elapsed: u64, is_use: bool) -> Verdict {
+    fn judge(&self, entry: Arc<Entry>, need: &Need<'_>, elapsed: u64, purpose: Purpose) -> Verdict {
         let now = self.clock.now();
         let mut outcome = decide(&entry.record, need, now).map(|_| ());
         if outcome == Err(Denial::UnknownKey) {
             return Verdict::unknown(); // a key the viewer may not see
         }
         let (mut rate, mut retry_after_seconds) = (None, None);
-        if !is_use {
+        if purpose == Purpose::Look {
             return Verdict { outcome, record: Some(Known(entry)), rate, retry_after_seconds };
         }
         if outcome.is_ok()
@@ -269,15 +331,18 @@ impl<S: Source> Inner<S> {
                 Denial::RateLimited
             });
         }
-        self.ledger.count(&entry, outcome, now);
+        // What is held and allowed is counted when it is concluded.
+        if purpose == Purpose::Use || outcome.is_err() {
+            self.ledger.count(&entry, outcome, now);
+        }
         Verdict { outcome, record: Some(Known(entry)), rate, retry_after_seconds }
     }
 
-    async fn ask(&self, digest: &Digest, need: &Need<'_>, is_use: bool) -> Result<Verdict, Unavailable> {
+    async fn ask(&self, digest: &Digest, need: &Need<'_>, purpose: Purpose) -> Result<Verdict, Unavailable> {
         let (_, entry) = self.fetch(digest).await?;
         // An unknown key is not remembered: it could be created a moment later.
         let Some(entry) = entry else { return Ok(Verdict::unknown()) };
-        Ok(self.judge(entry, need, nanos(self.clock.elapsed()), is_use))
+        Ok(self.judge(entry, need, nanos(self.clock.elapsed()), purpose))
     }
 
     /// Asks the source for a key, and remembers it if that is safe.

@@ -14,7 +14,9 @@ use actix_web::{
     },
     web::{self, Bytes},
 };
-use tollkey_core::{Denial, Invalid, Mode, Need, Problem, ProblemCode, RequestPath, Scope, ScopeSet};
+use tollkey_core::{
+    Denial, Invalid, Mode, Need, Problem, ProblemCode, RequestPath, Scope, ScopeSet, text::reference_in,
+};
 use utoipa_actix_web::OpenApiFactory;
 
 use crate::{
@@ -139,14 +141,9 @@ fn field_value(text: String) -> Result<HeaderValue, Problem> {
         .map_err(|_| Problem::new(ProblemCode::InternalError, "Something went wrong on our side."))
 }
 
-/// The merchant a request is about. A repeated or unreadable header reads as something no merchant is called, so
-/// that it denies.
+/// The merchant a request is about.
 fn merchant(request: &HttpRequest, name: &HeaderName) -> Option<String> {
-    let values: Vec<&str> = request.headers().get_all(name).map(|value| value.to_str().unwrap_or("?")).collect();
-    match values.as_slice() {
-        [] | [""] => None,
-        values => Some(values.join(",")),
-    }
+    reference_in(request.headers().get_all(name).map(HeaderValue::as_bytes))
 }
 
 /// A header that is there exactly once.

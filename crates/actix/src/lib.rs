@@ -1,0 +1,274 @@
+//! Protects actix-web routes with Tollkey.
+//!
+//! ```no_run
+//! use actix_web::{App, HttpServer, Responder, web};
+//! use tollkey_actix::{Guard, Scope, Tollkey, VerifiedKey, require};
+//!
+//! async fn list_links(key: VerifiedKey) -> impl Responder {
+//!     format!("the links of {}, {} data", key.account_id(), key.mode())
+//! }
+//!
+//! async fn create_link(key: VerifiedKey) -> impl Responder {
+//!     "made"
+//! }
+//!
+//! # async fn example(service_key: String) -> Result<(), Box<dyn std::error::Error>> {
+//! let guard = Guard::connect("https://keys.example.com", service_key).await?;
+//! HttpServer::new(move || {
+//!     App::new().wrap(Tollkey::new(guard.clone())).service(
+//!         web::resource("/api/v1/links")
+//!             .route(web::get().to(list_links).wrap(require(Scope::LINKS_READ)))
+//!             .route(web::post().to(create_link).wrap(require(Scope::LINKS_WRITE))),
+//!     )
+//! })
+//! .bind("127.0.0.1:8081")?
+//! .run()
+//! .await?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! [`Tollkey`] guards whatever it wraps: a request without a key that may make it is answered there (RFC 6750, RFC 9457).
+//! [`require`] asks for more at a scope, resource or route inside of it; a route without one takes any key. [`VerifiedKey`] is who
+//! calls, and `Option<VerifiedKey>` where the key is [optional](Requirement::optional).
+#![forbid(unsafe_code)]
+
+use std::{
+    future::{Future, Ready, ready},
+    pin::Pin,
+    rc::Rc,
+};
+
+use actix_web::{
+    Error, FromRequest, HttpMessage as _, HttpRequest, HttpResponse, ResponseError,
+    body::{EitherBody, MessageBody},
+    dev::{Payload, Service, ServiceRequest, ServiceResponse, Transform, forward_ready},
+    http::{
+        StatusCode,
+        header::{HeaderMap, HeaderName, HeaderValue},
+    },
+};
+use tollkey_middleware::{Admission, Answer, Headers, RequestHead};
+pub use tollkey_middleware::{ConnectError, Guard, GuardBuilder, Merchant, Mode, Refusal, Requirement, Scope};
+
+#[cfg(feature = "test-util")]
+pub use tollkey_middleware::testing;
+
+/// Guards what it wraps.
+#[derive(Debug, Clone)]
+pub struct Tollkey {
+    guard: Guard,
+    requirement: Requirement,
+}
+
+impl Tollkey {
+    /// Lets in any key that may make the request.
+    #[must_use]
+    pub fn new(guard: Guard) -> Self {
+        Self { guard, requirement: Requirement::any() }
+    }
+
+    /// Requires this of every key.
+    #[must_use]
+    pub fn require(self, requirement: impl Into<Requirement>) -> Self {
+        Self { requirement: requirement.into(), ..self }
+    }
+}
+
+impl<S, B> Transform<S, ServiceRequest> for Tollkey
+where
+    S: Service<ServiceRequest, Response = ServiceResponse<B>, Error = Error> + 'static,
+    B: MessageBody + 'static,
+{
+    type Response = ServiceResponse<EitherBody<B>>;
+    type Error = Error;
+    type InitError = ();
+    type Transform = TollkeyService<S>;
+    type Future = Ready<Result<Self::Transform, ()>>;
+
+    fn new_transform(&self, inner: S) -> Self::Future {
+        ready(Ok(TollkeyService { inner: Rc::new(inner), layer: self.clone() }))
+    }
+}
+
+/// The service of [`Tollkey`].
+#[derive(Debug)]
+pub struct TollkeyService<S> {
+    inner: Rc<S>,
+    layer: Tollkey,
+}
+
+/// What both services answer with.
+type Answered<B> = Pin<Box<dyn Future<Output = Result<ServiceResponse<EitherBody<B>>, Error>>>>;
+
+impl<S, B> Service<ServiceRequest> for TollkeyService<S>
+where
+    S: Service<ServiceRequest, Response = ServiceResponse<B>, Error = Error> + 'static,
+    B: MessageBody + 'static,
+{
+    type Response = ServiceResponse<EitherBody<B>>;
+    type Error = Error;
+    type Future = Answered<B>;
+
+    forward_ready!(inner);
+
+    fn call(&self, request: ServiceRequest) -> Self::Future {
+        let inner = Rc::clone(&self.inner);
+        let Tollkey { guard, requirement } = self.layer.clone();
+        Box::pin(async move {
+            let checked = guard.check(&Seen::of(request.request()).head(), &requirement).await;
+            let admission = match checked {
+                Ok(admission) => admission,
+                Err(refusal) => return Ok(request.into_response(refused(&refusal)).map_into_right_body()),
+            };
+            request.extensions_mut().insert(admission.clone());
+            let mut response = inner.call(request).await?;
+            for (name, value) in admission.conclude() {
+                insert(response.headers_mut(), name, &value);
+            }
+            Ok(response.map_into_left_body())
+        })
+    }
+}
+
+/// Requires more of the key that a [`Tollkey`] outside of it has let in.
+pub fn require(requirement: impl Into<Requirement>) -> Require {
+    Require(requirement.into())
+}
+
+/// The middleware of [`require`].
+#[derive(Debug, Clone)]
+pub struct Require(Requirement);
+
+impl<S, B> Transform<S, ServiceRequest> for Require
+where
+    S: Service<ServiceRequest, Response = ServiceResponse<B>, Error = Error> + 'static,
+    B: MessageBody + 'static,
+{
+    type Response = ServiceResponse<EitherBody<B>>;
+    type Error = Error;
+    type InitError = ();
+    type Transform = RequireService<S>;
+    type Future = Ready<Result<Self::Transform, ()>>;
+
+    fn new_transform(&self, inner: S) -> Self::Future {
+        ready(Ok(RequireService { inner, requirement: self.0.clone() }))
+    }
+}
+
+/// The service of [`require`].
+#[derive(Debug)]
+pub struct RequireService<S> {
+    inner: S,
+    requirement: Requirement,
+}
+
+impl<S, B> Service<ServiceRequest> for RequireService<S>
+where
+    S: Service<ServiceRequest, Response = ServiceResponse<B>, Error = Error> + 'static,
+    B: MessageBody + 'static,
+{
+    type Response = ServiceResponse<EitherBody<B>>;
+    type Error = Error;
+    type Future = Answered<B>;
+
+    forward_ready!(inner);
+
+    fn call(&self, request: ServiceRequest) -> Self::Future {
+        let admission = request.extensions().get::<Admission>().cloned().ok_or_else(Refusal::unguarded);
+        let allowed =
+            admission.and_then(|admission| admission.require(&Seen::of(request.request()).head(), &self.requirement));
+        if let Err(refusal) = allowed {
+            return Box::pin(ready(Ok(request.into_response(refused(&refusal)).map_into_right_body())));
+        }
+        let answer = self.inner.call(request);
+        Box::pin(async move { answer.await.map(ServiceResponse::map_into_left_body) })
+    }
+}
+
+/// The key a request was let in with: an extractor. Reads as [`tollkey_middleware::VerifiedKey`].
+#[derive(Debug, Clone)]
+pub struct VerifiedKey(tollkey_middleware::VerifiedKey);
+
+impl std::ops::Deref for VerifiedKey {
+    type Target = tollkey_middleware::VerifiedKey;
+
+    fn deref(&self) -> &Self::Target {
+        &self.0
+    }
+}
+
+/// Why there is no [`VerifiedKey`].
+#[derive(Debug, Clone)]
+pub struct NoKey(Refusal);
+
+impl std::fmt::Display for NoKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl ResponseError for NoKey {
+    fn status_code(&self) -> StatusCode {
+        StatusCode::from_u16(self.0.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
+    }
+
+    fn error_response(&self) -> HttpResponse {
+        refused(&self.0)
+    }
+}
+
+impl FromRequest for VerifiedKey {
+    type Error = NoKey;
+    type Future = Ready<Result<Self, NoKey>>;
+
+    fn from_request(request: &HttpRequest, _: &mut Payload) -> Self::Future {
+        let extensions = request.extensions();
+        let admission = extensions.get::<Admission>().ok_or_else(Refusal::unguarded);
+        ready(admission.and_then(Admission::needed_key).map(|key| Self(key.clone())).map_err(NoKey))
+    }
+}
+
+/// A request as the guard reads it.
+struct Seen<'a> {
+    request: &'a HttpRequest,
+    headers: HttpHeaders<'a>,
+}
+
+impl<'a> Seen<'a> {
+    fn of(request: &'a HttpRequest) -> Self {
+        Self { request, headers: HttpHeaders(request.headers()) }
+    }
+
+    fn head(&self) -> RequestHead<'_> {
+        RequestHead {
+            method: self.request.method().as_str(),
+            target: self.request.uri().path_and_query().map_or("/", |target| target.as_str()),
+            peer: self.request.peer_addr().map(|address| address.ip()),
+            headers: &self.headers,
+        }
+    }
+}
+
+struct HttpHeaders<'a>(&'a HeaderMap);
+
+impl Headers for HttpHeaders<'_> {
+    fn nth(&self, name: &str, n: usize) -> Option<&[u8]> {
+        self.0.get_all(name).nth(n).map(HeaderValue::as_bytes)
+    }
+}
+
+fn refused(refusal: &Refusal) -> HttpResponse {
+    let Answer { status, headers, body, .. } = refusal.answer();
+    let mut response = HttpResponse::new(StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR));
+    for (name, value) in headers {
+        insert(response.headers_mut(), name, &value);
+    }
+    response.set_body(body).map_into_boxed_body()
+}
+
+fn insert(headers: &mut HeaderMap, name: &'static str, value: &str) {
+    if let Ok(value) = HeaderValue::from_str(value) {
+        headers.insert(HeaderName::from_static(name), value);
+    }
+}

@@ -1,0 +1,100 @@
+//! A guard over keys that are declared in code, for tests of what it protects. No server, no network.
+//!
+//! ```
+//! # async fn example() -> Result<(), tollkey_middleware::ConnectError> {
+//! use tollkey_middleware::{Family, Mode, Scope, testing::TestKeys};
+//!
+//! let keys = TestKeys::new();
+//! let key = keys.add(Family::Commerce, Mode::Test, |key| key.grants.scopes = vec![Scope::LINKS_READ]);
+//! let guard = keys.guard().await?;
+//! // … requests with `Authorization: Bearer {key}` may now do what needs `links:read`
+//! keys.revoke(&key);
+//! # Ok(())
+//! # }
+//! ```
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
+};
+
+use tollkey_core::{ApiKey, Catalogue, Clock, Family, Mode, OperatingModel, Record, VerifierId};
+use tollkey_verifier::{
+    Settings, SystemClock, Verifier,
+    testing::{MemorySource, record},
+};
+
+use crate::{ConnectError, Guard, GuardBuilder};
+
+/// Keys declared in code. Clones are the same keys.
+#[derive(Debug, Clone, Default)]
+pub struct TestKeys {
+    source: MemorySource,
+    made: Arc<AtomicU64>,
+}
+
+impl TestKeys {
+    /// No keys yet.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Makes a key of account `acme` without restrictions, with the scope `commerce`, but for what `edit` makes of it. Answers its
+    /// text.
+    pub fn add(&self, family: Family, mode: Mode, edit: impl FnOnce(&mut ApiKey)) -> String {
+        let number = self.made.fetch_add(1, Ordering::Relaxed);
+        let text = format!("{}_{}_EXAMPLE{number:0>25}", family.prefix(), mode.as_str());
+        let mut key = record(&text).key;
+        edit(&mut key);
+        self.source.put(&text, self.record(key));
+        text
+    }
+
+    fn record(&self, key: ApiKey) -> Record {
+        Record::new(key, None, OperatingModel::Ecosystem, &Catalogue::default())
+    }
+
+    /// Changes a key. Holds for every request from here on.
+    pub fn change(&self, text: &str, edit: impl FnOnce(&mut ApiKey)) {
+        self.source.change(text, |record| {
+            edit(&mut record.key);
+            *record = self.record(record.key.clone());
+        });
+    }
+
+    /// Revokes a key. Holds for every request from here on.
+    pub fn revoke(&self, text: &str) {
+        self.change(text, |key| {
+            let _ = key.revoke(SystemClock.now(), None);
+        });
+    }
+
+    /// Makes the server unreachable, or reachable again.
+    pub fn set_unreachable(&self, unreachable: bool) {
+        self.source.set_down(unreachable);
+    }
+
+    /// A guard over these keys, with the usual settings.
+    ///
+    /// # Errors
+    /// As [`TestKeys::guard_with`].
+    pub async fn guard(&self) -> Result<Guard, ConnectError> {
+        self.guard_with(Guard::builder()).await
+    }
+
+    /// A guard over these keys. Of the builder's settings those count that say how requests are read.
+    ///
+    /// # Errors
+    /// [`ConnectError::Settings`].
+    pub async fn guard_with(&self, builder: GuardBuilder) -> Result<Guard, ConnectError> {
+        // Nothing renews its lease: it asks for every key, so that a change holds at once.
+        let verifier = Verifier::new(
+            VerifierId::from_bytes([0; 16]),
+            self.source.clone(),
+            Arc::new(SystemClock),
+            Settings::default(),
+        );
+        builder.over(verifier.await.map_err(|_| ConnectError::Settings("the test's server is unreachable".to_owned()))?)
+    }
+}

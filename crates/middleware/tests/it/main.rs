@@ -1,0 +1,4 @@
+//! The same application in axum and in actix-web, over real HTTP: the same decisions, the same answers.
+
+mod apps;
+mod decisions;
