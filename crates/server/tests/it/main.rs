@@ -12,6 +12,7 @@ mod client;
 mod crypto_checkout;
 mod edge;
 mod gateways;
+mod guard;
 mod hellgate;
 mod idempotency;
 mod input;
