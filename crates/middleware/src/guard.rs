@@ -278,14 +278,23 @@ impl GuardBuilder {
         Ok(Guard(Arc::new(Inner { verifiers: Verifiers::Server(verifier), policy, subscription })))
     }
 
-    /// A guard whose keys are in memory.
+    /// A guard whose keys are in memory. With `remembering` it keeps a lease, as against a server.
     #[cfg(feature = "test-util")]
     pub(crate) fn over(
         self,
         verifier: Verifier<tollkey_verifier::testing::MemorySource>,
+        remembering: bool,
     ) -> Result<Guard, ConnectError> {
-        let (verifiers, policy) = (Verifiers::Memory(verifier), self.policy()?);
-        Ok(Guard(Arc::new(Inner { verifiers, policy, subscription: Mutex::new(None) })))
+        let policy = self.policy()?;
+        let subscription = remembering.then(|| {
+            let (stop, stopped) = oneshot::channel();
+            let run = verifier.clone().run(async {
+                let _ = stopped.await;
+            });
+            (stop, tokio::spawn(run))
+        });
+        let (verifiers, subscription) = (Verifiers::Memory(verifier), Mutex::new(subscription));
+        Ok(Guard(Arc::new(Inner { verifiers, policy, subscription })))
     }
 
     fn policy(self) -> Result<Policy, ConnectError> {

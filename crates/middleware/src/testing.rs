@@ -89,12 +89,27 @@ impl TestKeys {
     /// [`ConnectError::Settings`].
     pub async fn guard_with(&self, builder: GuardBuilder) -> Result<Guard, ConnectError> {
         // Nothing renews its lease: it asks for every key, so that a change holds at once.
-        let verifier = Verifier::new(
-            VerifierId::from_bytes([0; 16]),
-            self.source.clone(),
-            Arc::new(SystemClock),
-            Settings::default(),
-        );
-        builder.over(verifier.await.map_err(|_| ConnectError::Settings("the test's server is unreachable".to_owned()))?)
+        builder.over(self.verifier().await?, false)
+    }
+
+    /// A guard over these keys that remembers them, as against a server: for benchmarks. A change holds within a second.
+    ///
+    /// # Errors
+    /// As [`TestKeys::guard_with`].
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime.
+    pub async fn remembering_guard(&self) -> Result<Guard, ConnectError> {
+        Guard::builder().over(self.verifier().await?, true)
+    }
+
+    /// A verifier over these keys.
+    ///
+    /// # Errors
+    /// [`ConnectError::Settings`] while they are [unreachable](Self::set_unreachable).
+    pub async fn verifier(&self) -> Result<Verifier<MemorySource>, ConnectError> {
+        let id = VerifierId::from_bytes([0; 16]);
+        let verifier = Verifier::new(id, self.source.clone(), Arc::new(SystemClock), Settings::default());
+        verifier.await.map_err(|_| ConnectError::Settings("the keys are unreachable".to_owned()))
     }
 }
