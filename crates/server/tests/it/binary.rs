@@ -220,6 +220,16 @@ impl Pid {
         let kill = format!("kill -{name} {} 2>/dev/null", self.0);
         Command::new("sh").args(["-c", &kill]).status().await.expect("a shell").success()
     }
+
+    /// Whether each of its threads has stopped: the signal is sent a moment before.
+    #[cfg(target_os = "linux")]
+    pub fn is_stopped(self) -> bool {
+        let threads = fs::read_dir(format!("/proc/{}/task", self.0)).expect("its threads");
+        let state = |stat: String| stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
+        let mut states =
+            threads.map(|thread| fs::read_to_string(thread.ok()?.path().join("stat")).ok().and_then(state));
+        states.all(|state| state == Some('T'))
+    }
 }
 
 /// A running server. Killed when dropped.

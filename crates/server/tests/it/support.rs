@@ -2,7 +2,8 @@
 
 use std::{
     ffi::OsString,
-    fmt,
+    fmt, io,
+    net::{IpAddr, SocketAddr},
     path::Path,
     sync::{Arc, LazyLock},
     time::Duration,
@@ -12,7 +13,7 @@ use rand::{SeedableRng as _, rngs::StdRng};
 use serde_json::{Value, json};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::TcpStream,
+    net::{TcpSocket, TcpStream},
 };
 use tollkey_client::{Auth, Client};
 use tollkey_core::{AccountId, ApiKey, Clock as _, Family, Grants, KeyId, KeyText, Mode, Scope, key_text::Kind};
@@ -310,7 +311,8 @@ pub struct Key {
 
 /// A request to be sent; `.await` sends it. Written to the socket as it is: nothing tidies its path or its headers.
 pub struct Call {
-    address: std::net::SocketAddr,
+    address: SocketAddr,
+    source: Option<IpAddr>,
     method: String,
     path: String,
     headers: Vec<(String, Vec<u8>)>,
@@ -318,11 +320,28 @@ pub struct Call {
 }
 
 impl Call {
-    pub fn new(address: std::net::SocketAddr, method: &str, path: &str) -> Self {
-        let own = ["/livez", "/readyz", "/openapi.json", "/docs", "/metrics", "/api/", "/v1", "/%761", "/nothing"];
+    pub fn new(address: SocketAddr, method: &str, path: &str) -> Self {
+        let own = [
+            "/livez",
+            "/readyz",
+            "/openapi.json",
+            "/docs",
+            "/metrics",
+            "/api/",
+            "/v1",
+            "/%761",
+            "/nothing",
+            "/_tollkey",
+        ];
         let is_whole = path == "/api" || own.iter().any(|room| path.starts_with(room));
         let path = if is_whole { path.to_owned() } else { format!("/api/v1{path}") };
-        Self { address, method: method.to_owned(), path, headers: Vec::new(), body: Vec::new() }
+        Self { address, source: None, method: method.to_owned(), path, headers: Vec::new(), body: Vec::new() }
+    }
+
+    /// From this address of the machine's.
+    pub fn from(mut self, source: IpAddr) -> Self {
+        self.source = Some(source);
+        self
     }
 
     pub fn bearer(self, credential: &str) -> Self {
@@ -361,7 +380,7 @@ impl Call {
 
     /// Sends the head alone: the server knows who calls and waits for the body.
     pub async fn hold_body(self) -> HeldBack {
-        let mut stream = TcpStream::connect(self.address).await.expect("a connection");
+        let mut stream = self.connect().await.expect("a connection");
         stream.write_all(&self.head()).await.expect("the server reads");
         HeldBack { stream, body: self.body }
     }
@@ -370,6 +389,13 @@ impl Call {
     pub async fn hang_up(self) {
         let mut held = self.hold_body().await;
         held.stream.write_all(&held.body).await.expect("the server reads");
+    }
+
+    async fn connect(&self) -> io::Result<TcpStream> {
+        let Some(source) = self.source else { return TcpStream::connect(self.address).await };
+        let socket = if source.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+        socket.bind(SocketAddr::new(source, 0))?;
+        socket.connect(self.address).await
     }
 
     fn head(&self) -> Vec<u8> {
@@ -391,11 +417,11 @@ impl Call {
 
     async fn send(self) -> Reply {
         let exchange = async {
-            let mut stream = TcpStream::connect(self.address).await?;
+            let mut stream = self.connect().await?;
             stream.write_all(&self.head()).await?;
             // A server that refuses a body early may close while we still write; its answer counts.
             let _ = stream.write_all(&self.body).await;
-            std::io::Result::Ok(read(stream, self.method == "HEAD").await)
+            io::Result::Ok(read(stream, self.method == "HEAD").await)
         };
         let reply = tokio::time::timeout(Duration::from_secs(30), exchange)
             .await
