@@ -1,4 +1,4 @@
-//! The built binary as a process of its own. Its environment is what a test puts there and nothing else, its working
+//! The built binary as a process of its own; `examples.rs` starts the examples in the same way. Its environment is what a test puts there and nothing else, its working
 //! directory is empty, and all it prints is kept.
 
 use std::{
@@ -97,14 +97,8 @@ impl Tollkey {
     }
 
     fn spawn(&self, arguments: &[&str]) -> Process {
-        // Files, not pipes: nobody has to read them for the process to go on.
         let number = self.started.fetch_add(1, Ordering::Relaxed);
-        let file = |name: &str| self.outputs.path().join(format!("{number}.{name}"));
-        let (stdout, stderr) = (file("out"), file("err"));
-        let create = |path: &PathBuf| fs::File::create_new(path).expect("a file for the output");
-        let mut command = self.command(arguments);
-        let child = command.stdout(create(&stdout)).stderr(create(&stderr)).spawn().expect("the binary starts");
-        Process { child, stdout, stderr, _outputs: Arc::clone(&self.outputs) }
+        Process::spawn(self.command(arguments), &self.outputs, number)
     }
 
     /// Runs a command to its end.
@@ -131,22 +125,12 @@ impl Tollkey {
 
     /// Runs a server until it listens, or until it ends without.
     pub async fn start(&self, arguments: &[&str]) -> Result<Server, Finished> {
-        let mut process = self.spawn(arguments);
-        let begun = Instant::now();
-        loop {
-            if let Some(address) = process.listening() {
-                return Ok(Server { address, process });
-            }
-            if process.child.try_wait().expect("the process can be asked").is_some() {
-                return Err(process.finished().await);
-            }
-            assert!(begun.elapsed() < PATIENCE, "it neither listens nor ends: {}", process.so_far());
-            sleep(Duration::from_millis(2)).await;
-        }
+        self.spawn(arguments).listens().await
     }
 }
 
-struct Process {
+/// A started program.
+pub struct Process {
     child: Child,
     stdout: PathBuf,
     stderr: PathBuf,
@@ -154,10 +138,36 @@ struct Process {
 }
 
 impl Process {
+    /// Starts a program; what it prints goes to files in that directory, told apart by the number.
+    pub fn spawn(mut command: Command, outputs: &Arc<TempDir>, number: u32) -> Self {
+        // Files, not pipes: nobody has to read them for the process to go on.
+        let file = |name: &str| outputs.path().join(format!("{number}.{name}"));
+        let (stdout, stderr) = (file("out"), file("err"));
+        let create = |path: &PathBuf| fs::File::create_new(path).expect("a file for the output");
+        let child = command.stdout(create(&stdout)).stderr(create(&stderr)).spawn().expect("the program starts");
+        Self { child, stdout, stderr, _outputs: Arc::clone(outputs) }
+    }
+
+    /// Waits until it listens, or until it ends without.
+    pub async fn listens(mut self) -> Result<Server, Finished> {
+        let begun = Instant::now();
+        loop {
+            if let Some(address) = self.listening() {
+                return Ok(Server { address, process: self });
+            }
+            if self.child.try_wait().expect("the process can be asked").is_some() {
+                return Err(self.finished().await);
+            }
+            assert!(begun.elapsed() < PATIENCE, "it neither listens nor ends: {}", self.so_far());
+            sleep(Duration::from_millis(2)).await;
+        }
+    }
+
     /// The address in the line that says where it listens.
     fn listening(&self) -> Option<SocketAddr> {
         let stdout = read(&self.stdout);
-        let (line, _) = stdout.strip_prefix("listening on http://")?.split_once('\n')?;
+        let (_, rest) = stdout.split_once("listening on http://")?;
+        let (line, _) = rest.split_once('\n')?;
         Some(line.parse().expect("an address"))
     }
 

@@ -1,0 +1,47 @@
+//! The payment API as a program: README.md beside this says how to start it.
+#![forbid(unsafe_code)]
+
+use std::{
+    env,
+    io::{self, Write as _},
+    time::Duration,
+};
+
+use anyhow::Context as _;
+use tokio::{
+    net::TcpListener,
+    signal::unix::{SignalKind, signal},
+};
+
+/// How long requests may go on once the program was told to stop.
+const LAST_REQUESTS: Duration = Duration::from_secs(10);
+
+// Public for the test that runs it.
+#[tokio::main]
+pub async fn main() -> anyhow::Result<()> {
+    let url = env::var("TOLLKEY_URL").unwrap_or_else(|_| "http://127.0.0.1:8080".to_owned());
+    let service_key = env::var("TOLLKEY_SERVICE_KEY").context("set TOLLKEY_SERVICE_KEY to a service key (tks_…)")?;
+    let listen = env::var("LISTEN").unwrap_or_else(|_| "127.0.0.1:8081".to_owned());
+
+    let guard = checkout_axum::guard().url(url).service_key(service_key).connect().await?;
+    let listener = TcpListener::bind(&listen).await.with_context(|| format!("cannot listen on {listen}"))?;
+    writeln!(io::stdout(), "listening on http://{}", listener.local_addr()?)?;
+    tokio::select! {
+        served = checkout_axum::serve(listener, guard.clone(), stopped()) => served?,
+        () = async { stopped().await; tokio::time::sleep(LAST_REQUESTS).await } => {}
+    }
+    guard.shutdown().await;
+    Ok(())
+}
+
+/// Ends at SIGTERM or SIGINT, and at once where signals cannot be had.
+async fn stopped() {
+    let (Ok(mut terminate), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+    else {
+        return;
+    };
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+}
