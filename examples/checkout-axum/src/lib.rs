@@ -1,19 +1,17 @@
-//! A payment API behind Tollkey, as crypto-checkout documents it: links, sessions, webhooks, events and customers, each route behind
-//! its own scope.
+//! A payment API behind Tollkey, as crypto-checkout documents it: links, sessions, webhooks, events and customers.
 //!
-//! | module | says |
-//! |---|---|
-//! | here | the routes, and what each needs of a key |
-//! | [`handlers`] | what is done on them |
-//! | [`things`] | what is kept: its members, and the rules for them |
-//! | [`books`] | where it is kept, every account's live and test data apart |
-//! | [`failure`] | what is answered when something is wrong |
+//! [`app`] says of each route which scope it needs. The handlers know nothing of scopes; from the key they learn whose data they work
+//! on ([`store`]).
 #![forbid(unsafe_code)]
 
-pub mod books;
+pub mod amount;
+pub mod customers;
+pub mod events;
 pub mod failure;
-pub mod handlers;
-pub mod things;
+pub mod links;
+pub mod sessions;
+pub mod store;
+pub mod webhooks;
 
 use std::{future::Future, io, net::SocketAddr};
 
@@ -21,12 +19,7 @@ use axum::{Router, extract::DefaultBodyLimit, handler::Handler as _, routing::ge
 use tokio::net::TcpListener;
 use tollkey_axum::{Guard, GuardBuilder, Scope, TollkeyLayer, require};
 
-use crate::{
-    books::Books,
-    failure::Failure,
-    handlers::{change, create, list, remove, retrieve},
-    things::{Customer, Event, Link, Session, Webhook},
-};
+use crate::{failure::Failure, store::Store};
 
 /// The largest body that is read.
 const MAX_BODY: usize = 4096;
@@ -36,46 +29,52 @@ pub fn guard() -> GuardBuilder {
     Guard::builder().credential_headers(["authorization"]).realm("checkout")
 }
 
-/// The API. Every route is guarded, unknown ones too.
+/// The API, and what each route of it needs of a key.
 pub fn app(guard: Guard) -> Router {
-    let links =
-        get(list::<Link>.layer(require(Scope::LINKS_READ))).post(create::<Link>.layer(require(Scope::LINKS_WRITE)));
-    let link = get(retrieve::<Link>.layer(require(Scope::LINKS_READ)))
-        .patch(change::<Link>.layer(require(Scope::LINKS_WRITE)))
-        .delete(remove::<Link>.layer(require(Scope::LINKS_WRITE)));
-
-    let sessions = get(list::<Session>.layer(require(Scope::SESSIONS_READ)))
-        .post(create::<Session>.layer(require(Scope::SESSIONS_WRITE)));
-    let session = get(retrieve::<Session>.layer(require(Scope::SESSIONS_READ)));
-
-    let webhooks = get(list::<Webhook>.layer(require(Scope::WEBHOOKS_READ)))
-        .post(create::<Webhook>.layer(require(Scope::WEBHOOKS_WRITE)));
-    let webhook = get(retrieve::<Webhook>.layer(require(Scope::WEBHOOKS_READ)))
-        .delete(remove::<Webhook>.layer(require(Scope::WEBHOOKS_WRITE)));
-
-    let events = get(list::<Event>.layer(require(Scope::EVENTS_READ)));
-    let event = get(retrieve::<Event>.layer(require(Scope::EVENTS_READ)));
-
-    let customers = get(list::<Customer>.layer(require(Scope::CUSTOMERS_READ)))
-        .post(create::<Customer>.layer(require(Scope::CUSTOMERS_WRITE)));
-    let customer = get(retrieve::<Customer>.layer(require(Scope::CUSTOMERS_READ)))
-        .patch(change::<Customer>.layer(require(Scope::CUSTOMERS_WRITE)));
-
     Router::new()
-        .route("/api/v1/links", links)
-        .route("/api/v1/links/{id}", link)
-        .route("/api/v1/sessions", sessions)
-        .route("/api/v1/sessions/{id}", session)
-        .route("/api/v1/webhooks", webhooks)
-        .route("/api/v1/webhooks/{id}", webhook)
-        .route("/api/v1/events", events)
-        .route("/api/v1/events/{id}", event)
-        .route("/api/v1/customers", customers)
-        .route("/api/v1/customers/{id}", customer)
-        .fallback(async || Failure::not_found())
+        .route(
+            "/api/v1/links",
+            get(links::list.layer(require(Scope::LINKS_READ))).post(links::create.layer(require(Scope::LINKS_WRITE))),
+        )
+        .route(
+            "/api/v1/links/{id}",
+            get(links::retrieve.layer(require(Scope::LINKS_READ)))
+                .patch(links::update.layer(require(Scope::LINKS_WRITE)))
+                .delete(links::delete.layer(require(Scope::LINKS_WRITE))),
+        )
+        .route(
+            "/api/v1/sessions",
+            get(sessions::list.layer(require(Scope::SESSIONS_READ)))
+                .post(sessions::create.layer(require(Scope::SESSIONS_WRITE))),
+        )
+        .route("/api/v1/sessions/{id}", get(sessions::retrieve.layer(require(Scope::SESSIONS_READ))))
+        .route(
+            "/api/v1/webhooks",
+            get(webhooks::list.layer(require(Scope::WEBHOOKS_READ)))
+                .post(webhooks::create.layer(require(Scope::WEBHOOKS_WRITE))),
+        )
+        .route(
+            "/api/v1/webhooks/{id}",
+            get(webhooks::retrieve.layer(require(Scope::WEBHOOKS_READ)))
+                .delete(webhooks::delete.layer(require(Scope::WEBHOOKS_WRITE))),
+        )
+        .route("/api/v1/events", get(events::list.layer(require(Scope::EVENTS_READ))))
+        .route("/api/v1/events/{id}", get(events::retrieve.layer(require(Scope::EVENTS_READ))))
+        .route(
+            "/api/v1/customers",
+            get(customers::list.layer(require(Scope::CUSTOMERS_READ)))
+                .post(customers::create.layer(require(Scope::CUSTOMERS_WRITE))),
+        )
+        .route(
+            "/api/v1/customers/{id}",
+            get(customers::retrieve.layer(require(Scope::CUSTOMERS_READ)))
+                .patch(customers::update.layer(require(Scope::CUSTOMERS_WRITE))),
+        )
+        .fallback(async || Failure::NotFound)
         .layer(DefaultBodyLimit::max(MAX_BODY))
+        // The outermost layer, so that nothing is read and nothing told without a key.
         .layer(TollkeyLayer::new(guard))
-        .with_state(Books::default())
+        .with_state(Store::default())
 }
 
 /// Serves the API until `stopped`, and then what was begun.

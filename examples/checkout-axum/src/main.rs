@@ -16,7 +16,7 @@ use tokio::{
 /// How long requests may go on once the program was told to stop.
 const LAST_REQUESTS: Duration = Duration::from_secs(10);
 
-// Public for the test that runs it.
+/// Public for the test that runs it as a process.
 #[tokio::main]
 pub async fn main() -> anyhow::Result<()> {
     let url = env::var("TOLLKEY_URL").unwrap_or_else(|_| "http://127.0.0.1:8080".to_owned());

@@ -1,27 +1,435 @@
-//! `examples/checkout-axum` with the real server.
+//! `examples/checkout-axum` with the real server: what a key may, whose data it sees, and that a revoked key is refused at once, whatever
+//! becomes of the app and of the server.
 
-use serde_json::json;
-
-use crate::{
-    binary::{Tollkey, merchant},
-    examples::Example,
+use std::{
+    cell::Cell,
+    io,
+    net::SocketAddr,
+    time::{Duration, Instant},
 };
+
+use serde_json::{Value, json};
+use tokio::{net::TcpListener, sync::oneshot, task::JoinHandle, time::sleep};
+use tollkey_core::{Family, Mode};
+use tollkey_middleware::Guard;
 use tollkey_store::testing::backends;
 
+use crate::{
+    binary::{Connection, Server, Tollkey, member, merchant},
+    examples::Example,
+    support::{App, Call, Key, each_backend, eventually},
+};
+
+/// A lease, as long as the server has it by itself.
+const LEASE: Duration = Duration::from_secs(3);
+
+/// The app in this process.
+struct Checkout {
+    address: SocketAddr,
+    guard: Guard,
+    stop: oneshot::Sender<()>,
+    task: JoinHandle<io::Result<()>>,
+}
+
+impl Checkout {
+    async fn start(app: &App) -> Self {
+        let (url, service_key) = (format!("http://{}", app.running().address()), app.service_key().await);
+        let guard = checkout_axum::guard().url(url).service_key(service_key.text).connect().await.expect("a guard");
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("an address");
+        let (stop, stopped) = oneshot::channel();
+        let task = tokio::spawn(checkout_axum::serve(listener, guard.clone(), async {
+            // Ends when the sender does.
+            let _ = stopped.await;
+        }));
+        Self { address, guard, stop, task }
+    }
+
+    async fn stop(self) {
+        drop(self.stop);
+        self.task.await.expect("it goes on to its end").expect("it ends in good order");
+        self.guard.shutdown().await;
+    }
+
+    fn call(&self, method: &str, path: &str, key: &str) -> Call {
+        Call::new(self.address, method, path).bearer(key)
+    }
+
+    async fn status(&self, method: &str, path: &str, key: &str) -> u16 {
+        self.call(method, path, key).await.status
+    }
+
+    /// Makes one of a kind; gives its id.
+    async fn create(&self, kind: &str, key: &str) -> String {
+        let reply = self.call("POST", &format!("/{kind}"), key).json(new(kind)).await;
+        assert_eq!(reply.status, 201, "{reply}");
+        member(&reply, "id")
+    }
+
+    /// The ids of all of a kind that a key sees.
+    async fn ids(&self, kind: &str, key: &str) -> Vec<String> {
+        let reply = self.call("GET", &format!("/{kind}"), key).await;
+        assert_eq!(reply.status, 200, "{reply}");
+        let json = reply.json();
+        json.as_array().expect("a list").iter().map(|one| one["id"].as_str().expect("an id").to_owned()).collect()
+    }
+}
+
+/// What can be created,
+const CREATED: [&str; 4] = ["links", "sessions", "webhooks", "customers"];
+
+/// and of what.
+fn new(kind: &str) -> Value {
+    let amount = json!({"value": "49.99", "currency": "USD"});
+    match kind {
+        "links" => json!({"amount": amount, "description": "A shirt"}),
+        "sessions" => json!({
+            "amount": amount,
+            "successUrl": "https://your-store.example/thank-you",
+            "metadata": {"orderId": "order_789"},
+        }),
+        "webhooks" => json!({"url": "https://your-store.example/webhooks"}),
+        "customers" => json!({"email": "ada@example.com"}),
+        _ => panic!("{kind}"),
+    }
+}
+
+/// Every route: method, kind, whether it is about one of them, the scope it needs, and the answer to a key that has it.
+const ROUTES: [(&str, &str, bool, &str, u16); 18] = [
+    ("GET", "links", false, "links:read", 200),
+    ("GET", "links", true, "links:read", 200),
+    ("POST", "links", false, "links:write", 201),
+    ("PATCH", "links", true, "links:write", 200),
+    ("DELETE", "links", true, "links:write", 204),
+    ("GET", "sessions", false, "sessions:read", 200),
+    ("GET", "sessions", true, "sessions:read", 200),
+    ("POST", "sessions", false, "sessions:write", 201),
+    ("GET", "webhooks", false, "webhooks:read", 200),
+    ("GET", "webhooks", true, "webhooks:read", 200),
+    ("POST", "webhooks", false, "webhooks:write", 201),
+    ("DELETE", "webhooks", true, "webhooks:write", 204),
+    ("GET", "events", false, "events:read", 200),
+    ("GET", "events", true, "events:read", 200),
+    ("GET", "customers", false, "customers:read", 200),
+    ("GET", "customers", true, "customers:read", 200),
+    ("POST", "customers", false, "customers:write", 201),
+    ("PATCH", "customers", true, "customers:write", 200),
+];
+
+const SCOPES: [&str; 9] = [
+    "links:read",
+    "links:write",
+    "sessions:read",
+    "sessions:write",
+    "webhooks:read",
+    "webhooks:write",
+    "events:read",
+    "customers:read",
+    "customers:write",
+];
+
 #[actix_web::test]
-async fn it_runs_as_a_program() {
+async fn each_route_needs_its_scope_and_no_other() {
+    each_backend(async |app| {
+        let (token, checkout) = (app.merchant("acme"), Checkout::start(app).await);
+        let whole = app.commerce_key(&token, json!({"scopes": ["commerce"]})).await;
+        for scopes in SCOPES.map(|scope| vec![scope]).into_iter().chain([SCOPES.to_vec(), vec!["commerce"]]) {
+            let key = app.commerce_key(&token, json!({"scopes": scopes})).await;
+            for kind in CREATED {
+                checkout.create(kind, &whole.text).await;
+            }
+            for (method, kind, is_about_one, scope, allowed) in ROUTES {
+                let newest = checkout.ids(kind, &whole.text).await.swap_remove(0);
+                let path = if is_about_one { format!("/{kind}/{newest}") } else { format!("/{kind}") };
+                let call = checkout.call(method, &path, &key.text);
+                let before = checkout.ids("events", &whole.text).await;
+                let reply = match (method, kind) {
+                    ("POST", _) => call.json(new(kind)).await,
+                    ("PATCH", "links") => call.json(json!({"active": false})).await,
+                    ("PATCH", _) => call.json(json!({"name": "Ada"})).await,
+                    _ => call.await,
+                };
+                if scopes.contains(&scope) || scopes == ["commerce"] {
+                    assert_eq!(reply.status, allowed, "{method} {path} with {scopes:?}: {reply}");
+                    continue;
+                }
+                assert_eq!(reply.status, 403, "{method} {path} with {scopes:?}: {reply}");
+                assert_eq!(reply.code(), "insufficient_scope");
+                let challenge = reply.header("www-authenticate").expect("a challenge");
+                assert!(challenge.ends_with(&format!(", scope=\"{scope}\"")), "{challenge}");
+                let after = checkout.ids("events", &whole.text).await;
+                assert_eq!(after, before, "{method} {path} was refused, and yet something happened");
+            }
+        }
+        checkout.stop().await;
+    })
+    .await;
+}
+
+#[actix_web::test]
+async fn who_has_no_key_learns_nothing() {
+    each_backend(async |app| {
+        let checkout = Checkout::start(app).await;
+        let key = app.commerce_key(&app.merchant("acme"), json!({})).await;
+        let paths = ROUTES.map(|(method, kind, is_about_one, ..)| {
+            (method, if is_about_one { format!("/{kind}/any") } else { format!("/{kind}") })
+        });
+        for (method, path) in paths.iter().chain([&("GET", "/nowhere".to_owned()), &("PUT", "/links".to_owned())]) {
+            let reply = Call::new(checkout.address, method, path).await;
+            let challenge = reply.header("www-authenticate");
+            assert_eq!((reply.status, challenge), (401, Some("Bearer realm=\"checkout\"")), "{method} {path}: {reply}");
+        }
+        // Its document knows one place for a key.
+        let elsewhere = Call::new(checkout.address, "GET", "/links").header("x-api-key", &key.text).await;
+        assert_eq!(elsewhere.status, 401, "{elsewhere}");
+        // A key that a browser has is none for a server.
+        let publishable = app.insert_key("acme", Family::Publishable, Mode::Test).await;
+        for (method, path) in &paths {
+            assert_eq!(checkout.status(method, path, &publishable).await, 403, "{method} {path}");
+        }
+        // With a key one is told what there is.
+        assert_eq!(checkout.status("GET", "/nowhere", &key.text).await, 404);
+        assert_eq!(checkout.status("PUT", "/links", &key.text).await, 405);
+        checkout.stop().await;
+    })
+    .await;
+}
+
+#[actix_web::test]
+async fn accounts_and_modes_are_apart() {
+    each_backend(async |app| {
+        let checkout = Checkout::start(app).await;
+        let mut keys = Vec::new();
+        for (account, mode) in [("acme", "live"), ("acme", "test"), ("globex", "live"), ("globex", "test")] {
+            let body = json!({"mode": mode, "scopes": SCOPES});
+            keys.push((app.commerce_key(&app.merchant(account), body).await.text, mode));
+        }
+        for kind in CREATED {
+            let mut made = Vec::new();
+            for (key, mode) in &keys {
+                let reply = checkout.call("POST", &format!("/{kind}"), key).json(new(kind)).await;
+                assert_eq!(reply.json()["mode"], *mode, "{reply}");
+                made.push(member(&reply, "id"));
+            }
+            for (own, (key, _)) in keys.iter().enumerate() {
+                assert_eq!(checkout.ids(kind, key).await, made[own..=own]);
+                for (whose, id) in made.iter().enumerate() {
+                    let path = format!("/{kind}/{id}");
+                    if own == whose {
+                        assert_eq!(checkout.status("GET", &path, key).await, 200);
+                        continue;
+                    }
+                    for (method, _, is_about_one, ..) in ROUTES.into_iter().filter(|route| route.1 == kind) {
+                        if is_about_one {
+                            let reply = checkout.call(method, &path, key).json(json!({})).await;
+                            assert_eq!(reply.status, 404, "{method} {path}: {reply}");
+                        }
+                    }
+                }
+            }
+        }
+        // What happened to one's own, and nothing else.
+        for (own, (key, _)) in keys.iter().enumerate() {
+            let events = checkout.call("GET", "/events", key).await.json();
+            let types: Vec<&str> = events
+                .as_array()
+                .expect("a list")
+                .iter()
+                .map(|event| event["type"].as_str().expect("a type"))
+                .collect();
+            assert_eq!(types, ["customer.created", "webhook.created", "session.created", "link.created"]);
+            for (other, _) in keys.iter().enumerate().filter(|(whose, _)| *whose != own).map(|(_, key)| key) {
+                let path = format!("/events/{}", events[0]["id"].as_str().expect("an id"));
+                assert_eq!(checkout.status("GET", &path, other).await, 404);
+            }
+        }
+        // Another key of the same account and mode is at home.
+        let second = app.commerce_key(&app.merchant("acme"), json!({"mode": "live"})).await;
+        assert_eq!(checkout.ids("links", &second.text).await, checkout.ids("links", &keys[0].0).await);
+        checkout.stop().await;
+    })
+    .await;
+}
+
+#[actix_web::test]
+async fn what_is_sent_is_held_to_rules() {
+    each_backend(async |app| {
+        let checkout = Checkout::start(app).await;
+        let key = app.commerce_key(&app.merchant("acme"), json!({"scopes": SCOPES})).await.text;
+        let amount = |value: &str, currency: &str| json!({"amount": {"value": value, "currency": currency}});
+        for (method, path, body, status) in [
+            ("POST", "/links", amount("49.9", "USD"), 422),
+            ("POST", "/links", amount("-1.00", "USD"), 422),
+            ("POST", "/links", amount("", "USD"), 422),
+            ("POST", "/links", amount("49.99", "usd"), 422),
+            ("POST", "/links", json!({}), 422),
+            ("POST", "/webhooks", json!({"url": "http://your-store.example"}), 422),
+            ("POST", "/webhooks", json!({"url": "https://your-store.example", "mode": "live"}), 422),
+            ("POST", "/customers", json!({"email": "ada"}), 422),
+            ("POST", "/customers", json!({"email": format!("{}@example.com", "a".repeat(5000))}), 413),
+        ] {
+            let reply = checkout.call(method, path, &key).json(body.clone()).await;
+            assert_eq!(reply.status, status, "{method} {path} {body}: {reply}");
+        }
+        assert_eq!(checkout.ids("events", &key).await.len(), 0);
+
+        // There is an end to what it keeps: of events the newest, of the rest the first.
+        for _ in 0..100 {
+            checkout.create("customers", &key).await;
+        }
+        let full = checkout.call("POST", "/customers", &key).json(new("customers")).await;
+        assert_eq!(full.status, 507, "{full}");
+        let link = checkout.create("links", &key).await;
+        let events = checkout.call("GET", "/events", &key).await.json();
+        assert_eq!((events.as_array().map(Vec::len), &events[0]["objectId"]), (Some(100), &json!(link)));
+        let update = checkout.call("PATCH", &format!("/links/{link}"), &key).json(json!({"description": "Two shirts"}));
+        let updated = update.await.json();
+        assert_eq!((&updated["description"], &updated["active"]), (&json!("Two shirts"), &json!(true)));
+        assert_eq!(checkout.call("GET", &format!("/links/{link}"), &key).await.json(), updated);
+        assert_eq!(checkout.status("DELETE", &format!("/links/{link}"), &key).await, 204);
+        assert_eq!(checkout.status("GET", &format!("/links/{link}"), &key).await, 404);
+        checkout.stop().await;
+    })
+    .await;
+}
+
+#[actix_web::test]
+async fn a_revoked_key_is_refused_at_the_very_next_request() {
+    each_backend(async |app| {
+        let (token, checkout) = (app.merchant("acme"), Checkout::start(app).await);
+        let application = app.application(&token, "Web Store").await;
+        for round in 0..20 {
+            let (key, method, path) = if round % 2 == 0 {
+                let key = app.commerce_key(&token, json!({})).await;
+                let path = format!("/api-keys/{}/revoke", key.id);
+                (key, "POST", path)
+            } else {
+                let key = app.key(&token, &application, json!({})).await;
+                let path = format!("/applications/{application}/api-keys/{}", key.id);
+                (key, "DELETE", path)
+            };
+            assert_eq!(checkout.status("GET", "/links", &key.text).await, 200);
+            let asked = checkout.guard.stats().misses;
+            assert_eq!(checkout.status("GET", "/links", &key.text).await, 200);
+            assert_eq!(checkout.guard.stats().misses, asked, "it is remembered");
+            let revoked = app.call(method, &path).bearer(&token).await;
+            assert!(matches!(revoked.status, 200 | 204), "{revoked}");
+            let refused = checkout.call("GET", "/links", &key.text).await;
+            assert_eq!(refused.status, 401, "round {round}: {refused}");
+            let challenge = refused.header("www-authenticate").expect("a challenge");
+            assert!(challenge.contains("error=\"invalid_token\""), "{challenge}");
+        }
+        checkout.stop().await;
+    })
+    .await;
+}
+
+/// Makes a key at a server.
+async fn key(server: &Server) -> Key {
+    let body = json!({"name": "Web", "scopes": ["links:read"]});
+    let reply = server.post("/api-keys", body).bearer(&merchant("acme")).await;
+    assert_eq!(reply.status, 201, "{reply}");
+    Key { id: member(&reply, "key_id"), text: member(&reply, "api_key") }
+}
+
+/// Revokes it at a server.
+async fn revoke(server: &Server, key: &Key) {
+    let revoke = server.post(&format!("/api-keys/{}/revoke", key.id), json!({})).bearer(&merchant("acme"));
+    let reply = revoke.await;
+    assert_eq!(reply.status, 200, "{reply}");
+}
+
+/// What the app says to it.
+async fn status(app: &Server, key: &Key) -> u16 {
+    app.get("/links").bearer(&key.text).await.status
+}
+
+#[actix_web::test]
+async fn a_revocation_waits_for_a_frozen_app_and_the_thawed_app_refuses_the_key() {
     for database in backends() {
         let server = Tollkey::on(&database).serve().await;
-        let service_key = server.service_key().await;
-        let created =
-            server.post("/api-keys", json!({"name": "Web", "scopes": ["links:read"]})).bearer(&merchant("acme"));
-        let created = created.await.json();
-        let app = Example::CheckoutAxum.start(server.address, &service_key.text).await;
-        let reply = app.get("/links").bearer(created["api_key"].as_str().expect("a key")).await;
-        assert_eq!((reply.status, &*reply.body), (200, "[]"), "{reply}");
-        let reply = app.get("/links").await;
-        assert_eq!(reply.status, 401, "{reply}");
+        let app = Example::CheckoutAxum.start(server.address, &server.service_key().await.text).await;
+        let (gone, kept) = (key(&server).await, key(&server).await);
+        for key in [&gone, &kept] {
+            assert_eq!(status(&app, key).await, 200);
+        }
+
+        app.signal("STOP").await;
+        let asked = Instant::now();
+        revoke(&server, &gone).await;
+        let took = asked.elapsed();
+        // The lease had begun a while before, and how long, is chance.
+        assert!(took > LEASE / 6, "answered after {took:?}, while the app could still say yes");
+        assert!(took < 2 * LEASE, "answered only after {took:?}");
+        // These wait in its sockets, and are the first that it does.
+        let mut waiting = Vec::new();
+        for _ in 0..8 {
+            let mut connection = Connection::open(app.address).await.expect("it still listens");
+            connection.send("GET", "/api/v1/links", &gone.text, "").await.expect("sent");
+            waiting.push(connection);
+        }
+        app.signal("CONT").await;
+        let first = status(&app, &gone).await;
+        assert!(matches!(first, 401 | 503), "{first} after thawing");
+        for mut connection in waiting {
+            let (status, body) = connection.answer().await.expect("an answer");
+            assert!(matches!(status, 401 | 503), "{status} after thawing: {body}");
+        }
+
+        eventually("it has found the server again", async || status(&app, &kept).await == 200).await;
+        assert_eq!(status(&app, &gone).await, 401);
         app.stop().await;
         server.stop().await;
+    }
+}
+
+#[actix_web::test]
+async fn without_its_server_the_app_refuses_everything_once_the_lease_has_ended() {
+    for database in backends() {
+        let tollkey = Tollkey::on(&database);
+        let (server, other) = (tollkey.serve().await, tollkey.serve().await);
+        let address = server.address;
+        let app = Example::CheckoutAxum.start(address, &server.service_key().await.text).await;
+        let (gone, kept) = (key(&server).await, key(&server).await);
+        for key in [&gone, &kept] {
+            assert_eq!(status(&app, key).await, 200);
+        }
+
+        server.kill().await;
+        let answered = Cell::new(None);
+        let revocation = async {
+            revoke(&other, &gone).await;
+            answered.set(Some(Instant::now()));
+        };
+        let requests = async {
+            let mut seen = Vec::new();
+            while answered.get().is_none_or(|answered| answered.elapsed() < LEASE / 6) {
+                for key in [&gone, &kept] {
+                    let is_after = answered.get().is_some();
+                    seen.push((is_after, status(&app, key).await));
+                }
+                sleep(Duration::from_millis(2)).await;
+            }
+            seen
+        };
+        let (seen, ()) = tokio::join!(requests, revocation);
+        assert_eq!(seen[0], (false, 200), "what is remembered is answered for the rest of the lease");
+        let is_over = seen.iter().position(|(_, status)| *status != 200).expect("the lease ends");
+        for (number, (is_after, status)) in seen.iter().enumerate() {
+            let expected = if number < is_over && !is_after { 200 } else { 503 };
+            assert_eq!(*status, expected, "request {number}, the lease ended with {is_over}, after: {is_after}");
+        }
+        assert!(seen.iter().any(|(is_after, _)| *is_after));
+        let unknown = Key { id: String::new(), text: format!("ck_test_{}", "EXAMPLE0".repeat(4)) };
+        for key in [&gone, &kept, &unknown] {
+            assert_eq!(status(&app, key).await, 503);
+        }
+
+        let server = tollkey.clone().with("TOLLKEY_LISTEN", &address.to_string()).serve().await;
+        eventually("it has found the server again", async || status(&app, &kept).await == 200).await;
+        assert_eq!(status(&app, &gone).await, 401);
+        app.stop().await;
+        server.stop().await;
+        other.stop().await;
     }
 }
