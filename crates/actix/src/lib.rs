@@ -49,7 +49,7 @@ use actix_web::{
     },
 };
 use tollkey_middleware::{Admission, Answer, Headers, RequestHead};
-pub use tollkey_middleware::{ConnectError, Guard, GuardBuilder, Merchant, Mode, Refusal, Requirement, Scope};
+pub use tollkey_middleware::{ConnectError, Family, Guard, GuardBuilder, Merchant, Mode, Refusal, Requirement, Scope};
 
 #[cfg(feature = "test-util")]
 pub use tollkey_middleware::testing;

@@ -46,7 +46,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use tollkey_middleware::{Admission, Headers, RequestHead};
-pub use tollkey_middleware::{ConnectError, Guard, GuardBuilder, Merchant, Mode, Refusal, Requirement, Scope};
+pub use tollkey_middleware::{ConnectError, Family, Guard, GuardBuilder, Merchant, Mode, Refusal, Requirement, Scope};
 use tower_layer::Layer;
 use tower_service::Service;
 
