@@ -12,6 +12,7 @@ mod client;
 mod crypto_checkout;
 mod edge;
 mod example_checkout;
+mod example_shops;
 mod examples;
 #[cfg(target_os = "linux")] // every address of 127.0.0.0/8 is its own
 mod gateway_examples;

@@ -334,8 +334,13 @@ impl Call {
             "/_tollkey",
         ];
         let is_whole = path == "/api" || own.iter().any(|room| path.starts_with(room));
-        let path = if is_whole { path.to_owned() } else { format!("/api/v1{path}") };
-        Self { address, source: None, method: method.to_owned(), path, headers: Vec::new(), body: Vec::new() }
+        if is_whole { Self::to(address, method, path) } else { Self::to(address, method, &format!("/api/v1{path}")) }
+    }
+
+    /// A request whose path is taken as it is: to a server of another kind.
+    pub fn to(address: SocketAddr, method: &str, path: &str) -> Self {
+        let (method, path) = (method.to_owned(), path.to_owned());
+        Self { address, source: None, method, path, headers: Vec::new(), body: Vec::new() }
     }
 
     /// From this address of the machine's.

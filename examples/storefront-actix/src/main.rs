@@ -1,0 +1,37 @@
+//! The storefront as a program: README.md beside this says how to start it.
+#![forbid(unsafe_code)]
+
+use std::{
+    env,
+    io::{self, Write as _},
+    net::TcpListener,
+};
+
+use anyhow::Context as _;
+use tokio::signal::unix::{SignalKind, signal};
+
+#[actix_web::main]
+async fn main() -> anyhow::Result<()> {
+    let url = env::var("TOLLKEY_URL").unwrap_or_else(|_| "http://127.0.0.1:8080".to_owned());
+    let service_key = env::var("TOLLKEY_SERVICE_KEY").context("set TOLLKEY_SERVICE_KEY to a service key (tks_…)")?;
+    let listen = env::var("LISTEN").unwrap_or_else(|_| "127.0.0.1:8082".to_owned());
+
+    let guard = storefront_actix::guard().url(url).service_key(service_key).connect().await?;
+    let listener = TcpListener::bind(&listen).with_context(|| format!("cannot listen on {listen}"))?;
+    writeln!(io::stdout(), "listening on http://{}", listener.local_addr()?)?;
+    storefront_actix::serve(listener, guard.clone(), stopped()).await?;
+    guard.shutdown().await;
+    Ok(())
+}
+
+/// Ends at SIGTERM or SIGINT, and at once where signals cannot be had.
+async fn stopped() {
+    let (Ok(mut terminate), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+    else {
+        return;
+    };
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+}
