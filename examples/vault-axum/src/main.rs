@@ -1,0 +1,51 @@
+//! The vault as a program: README.md beside this says how to start it.
+#![forbid(unsafe_code)]
+
+use std::{
+    env,
+    io::{self, Write as _},
+    time::Duration,
+};
+
+use anyhow::Context as _;
+use tokio::{
+    net::TcpListener,
+    signal::unix::{SignalKind, signal},
+};
+use vault_axum::upstream::Upstream;
+
+/// How long the receiver of what is forwarded has to answer.
+const FORWARDING: Duration = Duration::from_secs(5);
+/// How long requests may go on once the program was told to stop.
+const LAST_REQUESTS: Duration = Duration::from_secs(10);
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    let url = env::var("TOLLKEY_URL").unwrap_or_else(|_| "http://127.0.0.1:8080".to_owned());
+    let service_key = env::var("TOLLKEY_SERVICE_KEY").context("set TOLLKEY_SERVICE_KEY to a service key (tks_…)")?;
+    let listen = env::var("LISTEN").unwrap_or_else(|_| "127.0.0.1:8083".to_owned());
+    let forward_to = env::var("FORWARD_TO").context("set FORWARD_TO to the URL that data is forwarded to")?;
+
+    let upstream = Upstream::new(&forward_to, FORWARDING)?;
+    let guard = vault_axum::guard().url(url).service_key(service_key).connect().await?;
+    let listener = TcpListener::bind(&listen).await.with_context(|| format!("cannot listen on {listen}"))?;
+    writeln!(io::stdout(), "listening on http://{}", listener.local_addr()?)?;
+    tokio::select! {
+        served = vault_axum::serve(listener, guard.clone(), upstream, stopped()) => served?,
+        () = async { stopped().await; tokio::time::sleep(LAST_REQUESTS).await } => {}
+    }
+    guard.shutdown().await;
+    Ok(())
+}
+
+/// Ends at SIGTERM or SIGINT, and at once where signals cannot be had.
+async fn stopped() {
+    let (Ok(mut terminate), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+    else {
+        return;
+    };
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+}
