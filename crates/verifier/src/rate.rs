@@ -48,11 +48,11 @@ impl Allowance {
         }
     }
 
-    /// Gives back one use that was taken: exactly, because uses only add up.
-    pub(crate) fn give_back(&self) {
-        // Never below zero: an allowance that was replaced meanwhile starts from there.
-        let _ =
-            self.whole_at.fetch_update(Ordering::AcqRel, Ordering::Acquire, |at| Some(at.saturating_sub(self.each)));
+    /// Gives back one use that was taken, but for what time has given back of it already: whoever holds on to one until
+    /// it has come back by itself has no second one of it.
+    pub(crate) fn give_back(&self, taken_at: u64, now: u64) {
+        let left = self.each.saturating_sub(now.saturating_sub(taken_at));
+        let _ = self.whole_at.fetch_update(Ordering::AcqRel, Ordering::Acquire, |at| Some(at.saturating_sub(left)));
     }
 
     fn status(&self, remaining: u64, until_whole: u64) -> RateStatus {
@@ -160,8 +160,19 @@ mod tests {
         one.take(now).1.unwrap();
         other.take(now).1.unwrap();
         one.take(now + SECOND).1.unwrap();
-        one.give_back();
+        one.give_back(now + SECOND, now + SECOND);
         assert_eq!(one.take(now + 2 * SECOND), other.take(now + 2 * SECOND));
+    }
+
+    #[test]
+    fn a_use_that_is_given_back_late_makes_no_more_than_there_are() {
+        let allowance = allowance(1, 60);
+        let now = 1000 * SECOND;
+        allowance.take(now).1.unwrap();
+        // A minute on the first one has come back by itself, and is used.
+        allowance.take(now + 60 * SECOND).1.unwrap();
+        allowance.give_back(now, now + 61 * SECOND);
+        assert_eq!(allowance.take(now + 61 * SECOND).1, Err(59));
     }
 
     #[test]

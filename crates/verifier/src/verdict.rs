@@ -18,12 +18,14 @@ pub struct Verdict {
     pub rate: Option<RateStatus>,
     /// With [`Denial::RateLimited`]: in how many whole seconds one use is possible again, at least 1.
     pub retry_after_seconds: Option<u32>,
+    /// When it was judged, and a use of the key's allowance taken where it has one.
+    pub(crate) judged_at: u64,
 }
 
 impl Verdict {
     /// The answer for what is no key of ours.
     pub(crate) fn unknown() -> Self {
-        Self { outcome: Err(Denial::UnknownKey), record: None, rate: None, retry_after_seconds: None }
+        Self { outcome: Err(Denial::UnknownKey), record: None, rate: None, retry_after_seconds: None, judged_at: 0 }
     }
 
     /// The key, if it may.

@@ -221,12 +221,20 @@ impl<S: Source> Verifier<S> {
     /// costs no allowance. A verdict that denies was counted when it was made.
     pub fn conclude(&self, held: &Verdict, outcome: Result<(), Denial>) {
         let (Ok(()), Some(Known(entry))) = (held.outcome, &held.record) else { return };
-        if outcome.is_err()
-            && let Some(allowance) = &entry.allowance
-        {
-            allowance.give_back();
+        if outcome.is_err() {
+            self.release(held);
         }
         self.0.ledger.count(entry, outcome, self.0.clock.now());
+    }
+
+    /// Ends what [`Verifier::hold`] began and allowed, once, as if it had not been: it costs no allowance and is not
+    /// counted. For a request that is judged anew, or not at all.
+    pub fn release(&self, held: &Verdict) {
+        if let (Ok(()), Some(Known(entry))) = (held.outcome, &held.record)
+            && let Some(allowance) = &entry.allowance
+        {
+            allowance.give_back(held.judged_at, nanos(self.0.clock.elapsed()));
+        }
     }
 
     /// [`Verifier::verify`] for a request that is refused whatever the verdict: it takes nothing from the key's rate
@@ -319,7 +327,7 @@ impl<S: Source> Inner<S> {
         }
         let (mut rate, mut retry_after_seconds) = (None, None);
         if purpose == Purpose::Look {
-            return Verdict { outcome, record: Some(Known(entry)), rate, retry_after_seconds };
+            return Verdict { outcome, record: Some(Known(entry)), rate, retry_after_seconds, judged_at: elapsed };
         }
         if outcome.is_ok()
             && let Some(allowance) = &entry.allowance
@@ -335,7 +343,7 @@ impl<S: Source> Inner<S> {
         if purpose == Purpose::Use || outcome.is_err() {
             self.ledger.count(&entry, outcome, now);
         }
-        Verdict { outcome, record: Some(Known(entry)), rate, retry_after_seconds }
+        Verdict { outcome, record: Some(Known(entry)), rate, retry_after_seconds, judged_at: elapsed }
     }
 
     async fn ask(&self, digest: &Digest, need: &Need<'_>, purpose: Purpose) -> Result<Verdict, Unavailable> {

@@ -102,3 +102,29 @@ async fn only_who_says_so_goes_on_without_the_source_and_no_longer_than_said() {
     let back = verifier.hold_without_immediate_revocation(&text, &need, grace).await.unwrap();
     assert_eq!(back.outcome, Err(Denial::Revoked));
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_is_released_was_never_asked() {
+    let world = limited(1).await;
+    for _ in 0..5 {
+        let verdict = held(&world, 0).await;
+        assert_eq!(verdict.outcome, Ok(()));
+        world.one.verifier.release(&verdict);
+    }
+    assert!(counted(&world).is_empty());
+    // What is denied has taken nothing that could be given back.
+    assert_eq!(held(&world, 0).await.outcome, Ok(()));
+    let denied = held(&world, 0).await;
+    world.one.verifier.release(&denied);
+    assert_eq!(held(&world, 0).await.outcome, Err(Denial::RateLimited));
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_holds_on_until_a_use_has_come_back_gets_no_second_one() {
+    let world = limited(1).await;
+    let slow = held(&world, 0).await;
+    sleep(Duration::from_secs(60)).await;
+    assert_eq!(world.one.outcome(0).await, Ok(()));
+    world.one.verifier.conclude(&slow, Err(Denial::InsufficientScope));
+    assert_eq!(world.one.outcome(0).await, Err(Denial::RateLimited));
+}
