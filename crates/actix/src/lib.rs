@@ -116,6 +116,9 @@ where
         let inner = Rc::clone(&self.inner);
         let Tollkey { guard, requirement } = self.layer.clone();
         Box::pin(async move {
+            if let Some(outer) = request.extensions().get::<Admission>() {
+                outer.give_way_to(&guard);
+            }
             let checked = guard.check(&Seen::of(request.request()).head(), &requirement).await;
             let admission = match checked {
                 Ok(admission) => admission,

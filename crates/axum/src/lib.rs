@@ -112,6 +112,9 @@ where
         let TollkeyLayer { guard, requirement } = self.layer.clone();
         Box::pin(async move {
             let (mut parts, body) = request.into_parts();
+            if let Some(outer) = parts.extensions.get::<Admission>() {
+                outer.give_way_to(&guard);
+            }
             let admission = match guard.check(&Seen::of(&parts).head(), &requirement).await {
                 Ok(admission) => admission,
                 Err(refusal) => return Ok(refused(&refusal)),

@@ -1,5 +1,7 @@
 //! One request: what it presents, what it needs, and the verdict.
 
+use std::sync::Arc;
+
 use tollkey_core::{Denial, Need, Problem, ProblemCode, RequestPath, credential::Credential, network::client_address};
 #[cfg(feature = "test-util")]
 use tollkey_verifier::testing::MemorySource;
@@ -40,8 +42,12 @@ impl Verifiers {
         each!(self, verifier => verifier.judge_held(held, need))
     }
 
-    pub(crate) fn conclude(&self, held: &Verdict, outcome: Result<(), Denial>) {
-        each!(self, verifier => verifier.conclude(held, outcome));
+    /// Ends a verdict that is held; without an outcome as if it had not been.
+    pub(crate) fn end(&self, held: &Verdict, outcome: Option<Result<(), Denial>>) {
+        each!(self, verifier => match outcome {
+            Some(outcome) => verifier.conclude(held, outcome),
+            None => verifier.release(held),
+        });
     }
 
     pub(crate) fn stats(&self) -> Stats {
@@ -83,12 +89,22 @@ impl Admission {
         }
     }
 
-    /// Ends the request: it was a use of the key, unless it was refused further in. Gives the fields that belong into its answer,
-    /// lower-case names and values.
+    /// Ends the request: it was a use of the key, unless it was refused further in. Gives the fields that belong into the answer
+    /// to a use, lower-case names and values.
     pub fn conclude(&self) -> Vec<(&'static str, String)> {
-        let Some(key) = &self.key else { return Vec::new() };
-        key.conclude();
-        key.rate_limit_fields().collect()
+        match &self.key {
+            Some(key) if key.conclude() => key.rate_limit_fields().collect(),
+            _ => Vec::new(),
+        }
+    }
+
+    /// Makes way for another admission of the same request by that guard, a layer inside of a layer: only that one counts.
+    pub fn give_way_to(&self, guard: &Guard) {
+        if Arc::ptr_eq(&self.guard.0, &guard.0)
+            && let Some(key) = &self.key
+        {
+            key.release();
+        }
     }
 }
 
@@ -127,7 +143,9 @@ impl Guard {
             let refusal = self.refuse(denial, requirement);
             return Err(refusal.with_rate(verdict.rate, verdict.retry_after_seconds));
         }
-        Ok(VerifiedKey::hold(self.clone(), verdict, merchant))
+        // Who comes without a key where one is needed never gets past here, whatever the verdict is made of.
+        let key = VerifiedKey::hold(self.clone(), verdict, merchant);
+        key.map(Some).ok_or_else(|| self.refusal(Problem::invalid_api_key()))
     }
 
     /// What the request needs of its key.

@@ -124,34 +124,38 @@ impl VerifiedKey {
         let Held { guard, verdict, merchant, .. } = &*self.0;
         let own = requirement.merchant.as_ref().map(|source| source.of(request));
         let merchant = own.unwrap_or_else(|| merchant.clone());
-        let need = guard.need(request, requirement, merchant.as_deref())?;
+        let need = guard.need(request, requirement, merchant.as_deref()).inspect_err(|_| self.release())?;
         guard.verifiers().judge_held(verdict, &need).map_err(|denial| {
-            self.end(Err(denial));
+            self.0.end(Some(Err(denial)));
             guard.refuse(denial, requirement)
         })
     }
 
-    /// Ends the request: it was a use of the key. Only the first of several does anything.
-    pub(crate) fn conclude(&self) {
-        self.end(Ok(()));
+    /// Ends the request: it was a use of the key, unless it ended before. Whether it was.
+    pub(crate) fn conclude(&self) -> bool {
+        self.0.end(Some(Ok(())))
     }
 
-    fn end(&self, outcome: Result<(), Denial>) {
-        self.0.end(outcome);
+    /// Ends the request as if it had not been.
+    pub(crate) fn release(&self) {
+        self.0.end(None);
     }
 }
 
 impl Held {
-    fn end(&self, outcome: Result<(), Denial>) {
-        if !self.concluded.swap(true, Ordering::AcqRel) {
-            self.guard.verifiers().conclude(&self.verdict, outcome);
+    /// Only the first of several does anything, and says so.
+    fn end(&self, outcome: Option<Result<(), Denial>>) -> bool {
+        let first = !self.concluded.swap(true, Ordering::AcqRel);
+        if first {
+            self.guard.verifiers().end(&self.verdict, outcome);
         }
+        first
     }
 }
 
 impl Drop for Held {
     fn drop(&mut self) {
-        self.end(Ok(()));
+        self.end(Some(Ok(())));
     }
 }
 

@@ -60,9 +60,14 @@ mod in_axum {
             .route("/needed", get(who))
             .route("/required", get(maybe.layer(require(Scope::LINKS_READ))))
             .layer(layer().require(Requirement::any().optional()));
+        let twice = Router::new()
+            .route("/twice", get(who))
+            .route("/twice/unheard", get(who.layer(require(Scope::named("unheard:of")))))
+            .layer(layer())
+            .layer(layer());
         let merchants = Router::new().route("/of/{merchant}/tokens", get(of_one)).layer(layer().require(of_merchant()));
         let bare = Router::new().route("/bare", get(who)).route("/bare/required", get(anyone.layer(require(live()))));
-        guarded.merge(optional).merge(merchants).merge(bare)
+        guarded.merge(optional).merge(twice).merge(merchants).merge(bare)
     }
 
     pub async fn serve(guard: Guard, listener: std::net::TcpListener) {
@@ -108,6 +113,13 @@ mod in_actix {
                 .service(web::resource("/unheard").wrap(require(Scope::named("unheard:of"))).wrap(layer()).get(who))
                 .service(web::resource("/v1/storefront/products").wrap(layer()).get(who))
                 .service(links.wrap(layer()))
+                .service(
+                    web::scope("/twice")
+                        .wrap(layer())
+                        .wrap(layer())
+                        .route("", web::get().to(who))
+                        .route("/unheard", web::get().to(who).wrap(require(Scope::named("unheard:of")))),
+                )
                 .service(web::resource("/bare").get(who))
                 .service(web::resource("/bare/required").wrap(require(live())).get(anyone))
                 .service(web::resource("/of/{merchant}/tokens").wrap(layer().require(of_merchant())).get(of_one))

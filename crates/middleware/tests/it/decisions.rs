@@ -248,6 +248,27 @@ async fn a_rate_limit_is_told_and_only_what_is_let_in_uses_it_up() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_layer_inside_of_a_layer_counts_once() {
+    for app in ["axum", "actix"] {
+        let keys = TestKeys::new();
+        let key = commerce(&keys, |key| key.grants.rate_limit = limited(2));
+        let apps = started(&keys).await;
+        let ask = async |path| apps.ask_one(app, "GET", path, &[("x-api-key", &key)]).await;
+        // What requires something unknown lets nobody in, and is no use either.
+        for _ in 0..5 {
+            let told = ask("/twice/unheard").await;
+            assert_eq!(refused(&told), (403, "invalid_requirement".to_owned()), "{app}");
+            assert_eq!(told.header("ratelimit"), None, "{app}: nothing was used");
+        }
+        for left in ["\"key\";r=1;t=30", "\"key\";r=0;t=60"] {
+            let told = ask("/twice").await;
+            assert_eq!((told.status, told.header("ratelimit")), (200, Some(left)), "{app}");
+        }
+        assert_eq!(refused(&ask("/twice").await), (429, "rate_limited".to_owned()), "{app}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_revoked_key_is_refused_at_once_and_nobody_is_let_in_unheard() {
     let keys = TestKeys::new();
     let key = commerce(&keys, |_| {});
