@@ -211,8 +211,11 @@ impl GuardBuilder {
     pub async fn connect(self) -> Result<Guard, ConnectError> {
         let client = self.built_client()?;
         let deadline = Instant::now() + self.connect_limit.unwrap_or(CONNECT_LIMIT);
-        let probe = client.with_timeout(ANSWER_LIMIT).subscription();
-        while let Err(error) = probe.lookup(Digest::of("")).await {
+        let probe = || {
+            let left = deadline.saturating_duration_since(Instant::now());
+            client.with_timeout(ANSWER_LIMIT.min(left)).subscription().lookup(Digest::of(""))
+        };
+        while let Err(error) = probe().await {
             match error.kind() {
                 ErrorKind::Connect | ErrorKind::Interrupted | ErrorKind::Timeout => {}
                 ErrorKind::Refused if matches!(error.status(), Some(408 | 429 | 500..)) => {}

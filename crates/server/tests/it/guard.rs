@@ -127,7 +127,7 @@ async fn what_is_no_server_of_ours_is_told_apart_from_one_that_does_not_answer()
     let begun = Instant::now();
     let refused = connect(format!("http://{}", silent.local_addr().expect("an address"))).await;
     assert!(matches!(refused, Err(ConnectError::Unreachable(_))), "{refused:?}");
-    assert!(begun.elapsed() < Duration::from_secs(10));
+    assert!(begun.elapsed() < Duration::from_secs(1), "no longer than it was given");
     // What cannot be at all.
     for url in ["keys.example.com", "ftp://keys.example.com"] {
         assert!(matches!(connect(url.to_owned()).await, Err(ConnectError::Client(_))), "{url}");
