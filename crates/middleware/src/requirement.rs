@@ -131,7 +131,10 @@ impl Merchant {
                 for segment in template.iter() {
                     let part = parts.next()?;
                     match segment {
-                        Segment::Literal(literal) if literal != part => return None,
+                        // A router that decodes what it matches may take this for the literal.
+                        Segment::Literal(literal) if literal != part => {
+                            return part.contains('%').then(|| part.to_owned());
+                        }
                         Segment::Merchant => merchant = Some(part.to_owned()),
                         Segment::Literal(_) | Segment::Any => {}
                     }

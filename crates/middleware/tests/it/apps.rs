@@ -167,9 +167,14 @@ impl Apps {
         axum
     }
 
+    /// Where one of them is.
+    pub fn address(&self, name: &str) -> SocketAddr {
+        self.addresses.into_iter().find(|(other, _)| *other == name).expect("one of the two").1
+    }
+
     /// Asks one of them.
     pub async fn ask_one(&self, name: &str, method: &str, path: &str, headers: &[(&str, &str)]) -> Told {
-        let (_, address) = self.addresses.into_iter().find(|(other, _)| *other == name).expect("one of the two");
+        let address = self.address(name);
         let method = method.parse().expect("a method");
         let mut request: RequestBuilder = self.http.request(method, format!("http://{address}{path}"));
         for (name, value) in headers {
