@@ -2,7 +2,11 @@
 
 use std::sync::Arc;
 
-use tollkey_core::{Denial, Need, Problem, ProblemCode, RequestPath, credential::Credential, network::client_address};
+use tollkey_core::{
+    Denial, Need, Problem, ProblemCode, RequestPath,
+    credential::{self, Credential},
+    network::client_address,
+};
 #[cfg(feature = "test-util")]
 use tollkey_verifier::testing::MemorySource;
 use tollkey_verifier::{Stats, Unavailable, Verdict, Verifier, http::HttpSource};
@@ -178,7 +182,13 @@ impl Guard {
     }
 
     fn missing(&self) -> Refusal {
-        self.refusal(Problem::new(ProblemCode::MissingCredentials, "Present an API key as Bearer."))
+        let headers = &self.policy().headers;
+        self.refusal(if headers.contains(&credential::AUTHORIZATION) {
+            Problem::new(ProblemCode::MissingCredentials, "Present an API key as Bearer.")
+        } else {
+            let detail = format!("Present an API key in {}.", headers.join(" or "));
+            Problem::new(ProblemCode::MissingCredentials, detail)
+        })
     }
 
     pub(crate) fn refuse(&self, denial: Denial, requirement: &Requirement) -> Refusal {

@@ -74,7 +74,9 @@ async fn only_the_headers_that_were_named_are_looked_at() {
     let guard = keys.guard_with(Guard::builder().credential_headers(["X-API-Key"])).await.expect("a guard");
     let apps = Apps::start(&guard);
     assert_eq!(apps.ask("GET", "/any", &[("x-api-key", &key)]).await.status, 200);
-    assert_eq!(apps.ask("GET", "/any", &[("authorization", &bearer(&key))]).await.status, 401);
+    let told = apps.ask("GET", "/any", &[("authorization", &bearer(&key))]).await;
+    assert_eq!(refused(&told), (401, "missing_credentials".to_owned()));
+    assert!(told.body.contains("Present an API key in x-api-key."), "{}", told.body);
     assert_eq!(apps.ask("GET", "/any", &[("authorization", "x"), ("x-api-key", &key)]).await.status, 200);
 }
 
