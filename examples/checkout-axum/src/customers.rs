@@ -47,8 +47,8 @@ fn check_email(email: &str) -> Result<(), Failure> {
 }
 
 /// `GET /customers`, newest first.
-pub async fn list(State(store): State<Store>, key: VerifiedKey) -> Result<Json<Vec<Customer>>, Failure> {
-    store.of(&key, |data| Ok(Json(data.customers.values().rev().cloned().collect())))
+pub async fn list(State(store): State<Store>, key: VerifiedKey) -> Json<Vec<Customer>> {
+    Json(store.read(&key, |data| data.customers.values().rev().cloned().collect()))
 }
 
 /// `GET /customers/{id}`.
@@ -57,7 +57,7 @@ pub async fn retrieve(
     key: VerifiedKey,
     Path(id): Path<String>,
 ) -> Result<Json<Customer>, Failure> {
-    store.of(&key, |data| data.customers.get(&id).cloned().map(Json).ok_or(Failure::NotFound))
+    store.read(&key, |data| data.customers.get(&id).cloned().map(Json).ok_or(Failure::NotFound))
 }
 
 /// `POST /customers`.

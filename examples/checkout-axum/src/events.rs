@@ -33,8 +33,8 @@ impl Event {
 }
 
 /// `GET /events`, newest first.
-pub async fn list(State(store): State<Store>, key: VerifiedKey) -> Result<Json<Vec<Event>>, Failure> {
-    store.of(&key, |data| Ok(Json(data.events.values().rev().cloned().collect())))
+pub async fn list(State(store): State<Store>, key: VerifiedKey) -> Json<Vec<Event>> {
+    Json(store.read(&key, |data| data.events.values().rev().cloned().collect()))
 }
 
 /// `GET /events/{id}`.
@@ -43,5 +43,5 @@ pub async fn retrieve(
     key: VerifiedKey,
     Path(id): Path<String>,
 ) -> Result<Json<Event>, Failure> {
-    store.of(&key, |data| data.events.get(&id).cloned().map(Json).ok_or(Failure::NotFound))
+    store.read(&key, |data| data.events.get(&id).cloned().map(Json).ok_or(Failure::NotFound))
 }

@@ -46,8 +46,8 @@ pub struct LinkUpdate {
 }
 
 /// `GET /links`, newest first.
-pub async fn list(State(store): State<Store>, key: VerifiedKey) -> Result<Json<Vec<Link>>, Failure> {
-    store.of(&key, |data| Ok(Json(data.links.values().rev().cloned().collect())))
+pub async fn list(State(store): State<Store>, key: VerifiedKey) -> Json<Vec<Link>> {
+    Json(store.read(&key, |data| data.links.values().rev().cloned().collect()))
 }
 
 /// `GET /links/{id}`.
@@ -56,7 +56,7 @@ pub async fn retrieve(
     key: VerifiedKey,
     Path(id): Path<String>,
 ) -> Result<Json<Link>, Failure> {
-    store.of(&key, |data| data.links.get(&id).cloned().map(Json).ok_or(Failure::NotFound))
+    store.read(&key, |data| data.links.get(&id).cloned().map(Json).ok_or(Failure::NotFound))
 }
 
 /// `POST /links`.

@@ -41,8 +41,8 @@ pub struct NewSession {
 }
 
 /// `GET /sessions`, newest first.
-pub async fn list(State(store): State<Store>, key: VerifiedKey) -> Result<Json<Vec<Session>>, Failure> {
-    store.of(&key, |data| Ok(Json(data.sessions.values().rev().cloned().collect())))
+pub async fn list(State(store): State<Store>, key: VerifiedKey) -> Json<Vec<Session>> {
+    Json(store.read(&key, |data| data.sessions.values().rev().cloned().collect()))
 }
 
 /// `GET /sessions/{id}`.
@@ -51,7 +51,7 @@ pub async fn retrieve(
     key: VerifiedKey,
     Path(id): Path<String>,
 ) -> Result<Json<Session>, Failure> {
-    store.of(&key, |data| data.sessions.get(&id).cloned().map(Json).ok_or(Failure::NotFound))
+    store.read(&key, |data| data.sessions.get(&id).cloned().map(Json).ok_or(Failure::NotFound))
 }
 
 /// `POST /sessions`.

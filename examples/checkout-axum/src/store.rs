@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use tollkey_axum::{Mode, VerifiedKey};
@@ -35,18 +35,34 @@ pub struct Data {
 }
 
 impl Store {
+    /// Looks at the data of the account of a key, in the mode of the key. Who has none sees none, and nothing is kept of it.
+    pub fn read<A>(&self, key: &VerifiedKey, look: impl FnOnce(&Data) -> A) -> A {
+        match self.all().get(&owner(key)) {
+            Some(data) => look(data),
+            None => look(&Data::default()),
+        }
+    }
+
     /// Works on the data of the account of a key, in the mode of the key.
     ///
     /// # Errors
     /// Those of the work, and a failure when there are too many accounts for another one.
     pub fn of<A>(&self, key: &VerifiedKey, work: impl FnOnce(&mut Data) -> Result<A, Failure>) -> Result<A, Failure> {
-        let owner = (key.account_id().to_owned(), key.mode());
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let (mut all, owner) = (self.all(), owner(key));
         if all.len() == MAX_ACCOUNTS && !all.contains_key(&owner) {
             return Err(Failure::Full);
         }
         work(all.entry(owner).or_default())
     }
+
+    fn all(&self) -> MutexGuard<'_, HashMap<(String, Mode), Data>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Whose data a key opens.
+fn owner(key: &VerifiedKey) -> (String, Mode) {
+    (key.account_id().to_owned(), key.mode())
 }
 
 impl Data {

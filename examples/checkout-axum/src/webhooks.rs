@@ -33,8 +33,8 @@ pub struct NewWebhook {
 }
 
 /// `GET /webhooks`, newest first.
-pub async fn list(State(store): State<Store>, key: VerifiedKey) -> Result<Json<Vec<Webhook>>, Failure> {
-    store.of(&key, |data| Ok(Json(data.webhooks.values().rev().cloned().collect())))
+pub async fn list(State(store): State<Store>, key: VerifiedKey) -> Json<Vec<Webhook>> {
+    Json(store.read(&key, |data| data.webhooks.values().rev().cloned().collect()))
 }
 
 /// `GET /webhooks/{id}`.
@@ -43,7 +43,7 @@ pub async fn retrieve(
     key: VerifiedKey,
     Path(id): Path<String>,
 ) -> Result<Json<Webhook>, Failure> {
-    store.of(&key, |data| data.webhooks.get(&id).cloned().map(Json).ok_or(Failure::NotFound))
+    store.read(&key, |data| data.webhooks.get(&id).cloned().map(Json).ok_or(Failure::NotFound))
 }
 
 /// `POST /webhooks`.
