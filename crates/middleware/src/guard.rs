@@ -300,12 +300,18 @@ impl GuardBuilder {
         Ok(Guard(Arc::new(Inner { verifiers, policy, subscription })))
     }
 
-    fn policy(self) -> Result<Policy, ConnectError> {
-        let setting = |name: &str, rule: &dyn fmt::Display| ConnectError::Settings(format!("{name}: {rule}"));
+    /// The scopes that routes can require.
+    pub(crate) fn catalogue(&self) -> Result<Catalogue, ConnectError> {
         let mut catalogue = Catalogue::default();
         for name in &self.scopes {
-            catalogue.add(name, false).map_err(|rule| setting("scopes", &rule))?;
+            catalogue.add(name, false).map_err(|rule| ConnectError::Settings(format!("scopes: {rule}")))?;
         }
+        Ok(catalogue)
+    }
+
+    fn policy(self) -> Result<Policy, ConnectError> {
+        let setting = |name: &str, rule: &dyn fmt::Display| ConnectError::Settings(format!("{name}: {rule}"));
+        let catalogue = self.catalogue()?;
         let named = |name: &String| credential::HEADERS.into_iter().find(|header| header.eq_ignore_ascii_case(name));
         let headers = match &self.headers {
             None => Some(credential::HEADERS.to_vec()),

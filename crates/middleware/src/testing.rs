@@ -14,11 +14,11 @@
 //! ```
 
 use std::sync::{
-    Arc,
+    Arc, Mutex, PoisonError,
     atomic::{AtomicU64, Ordering},
 };
 
-use tollkey_core::{ApiKey, Catalogue, Clock, Family, Mode, OperatingModel, Record, VerifierId};
+use tollkey_core::{ApiKey, Catalogue, Changed, Clock, Family, Mode, OperatingModel, Record, VerifierId};
 use tollkey_verifier::{
     Settings, SystemClock, Verifier,
     testing::{MemorySource, record},
@@ -31,6 +31,8 @@ use crate::{ConnectError, Guard, GuardBuilder};
 pub struct TestKeys {
     source: MemorySource,
     made: Arc<AtomicU64>,
+    /// The scopes of the last guard.
+    catalogue: Arc<Mutex<Catalogue>>,
 }
 
 impl TestKeys {
@@ -52,7 +54,8 @@ impl TestKeys {
     }
 
     fn record(&self, key: ApiKey) -> Record {
-        Record::new(key, None, OperatingModel::Ecosystem, &Catalogue::default())
+        let catalogue = self.catalogue.lock().unwrap_or_else(PoisonError::into_inner);
+        Record::new(key, None, OperatingModel::Ecosystem, &catalogue)
     }
 
     /// Changes a key. Holds for every request from here on.
@@ -83,11 +86,16 @@ impl TestKeys {
         self.guard_with(Guard::builder()).await
     }
 
-    /// A guard over these keys. Of the builder's settings those count that say how requests are read.
+    /// A guard over these keys. Of the builder's settings those count that say how requests are read. Of several guards all have
+    /// to have the same [scopes](GuardBuilder::scopes).
     ///
     /// # Errors
     /// [`ConnectError::Settings`].
     pub async fn guard_with(&self, builder: GuardBuilder) -> Result<Guard, ConnectError> {
+        *self.catalogue.lock().unwrap_or_else(PoisonError::into_inner) = builder.catalogue()?;
+        if let Ok(account) = "acme".parse() {
+            self.source.change_all(Changed::Account(account), |record| *record = self.record(record.key.clone()));
+        }
         // Nothing renews its lease: it asks for every key, so that a change holds at once.
         builder.over(self.verifier().await?, false)
     }

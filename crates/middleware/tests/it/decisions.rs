@@ -151,6 +151,22 @@ async fn a_route_asks_for_what_it_needs_by_its_method() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_scope_of_ones_own_can_be_required() {
+    let keys = TestKeys::new();
+    let heard = |key: &mut ApiKey| key.grants.scopes = vec![Scope::named("unheard:of")];
+    let (first, all) = (commerce(&keys, heard), commerce(&keys, |_| {}));
+    let guard = keys.guard_with(Guard::builder().scopes(["other:one", "unheard:of"])).await.expect("a guard");
+    let later = commerce(&keys, heard);
+    let apps = Apps::start(&guard);
+    for key in [&first, &later] {
+        let told = apps.ask("GET", "/unheard", &[("x-api-key", key)]).await;
+        assert_eq!((told.status, &*told.body), (200, "acme commerce test [unheard:of]"));
+    }
+    let told = apps.ask("GET", "/unheard", &[("x-api-key", &all)]).await;
+    assert_eq!(refused(&told), (403, "insufficient_scope".to_owned()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_key_can_be_optional_and_a_bad_one_is_still_refused() {
     let keys = TestKeys::new();
     let (key, other) = (commerce(&keys, |_| {}), commerce(&keys, |key| key.grants.scopes = vec![Scope::EVENTS_READ]));
