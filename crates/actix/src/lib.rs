@@ -30,7 +30,8 @@
 //!
 //! [`Tollkey`] guards whatever it wraps: a request without a key that may make it is answered there (RFC 6750, RFC 9457).
 //! [`require`] asks for more at a scope, resource or route inside of it; a route without one takes any key. [`VerifiedKey`] is who
-//! calls, and `Option<VerifiedKey>` where the key is [optional](Requirement::optional).
+//! calls, and `Option<VerifiedKey>` where the key is [optional](Requirement::optional). Without a [`Tollkey`] around it
+//! `VerifiedKey` is a 500, but `Option<VerifiedKey>` is `None`: actix-web makes that of every extractor that fails.
 #![forbid(unsafe_code)]
 
 use std::{
