@@ -118,7 +118,7 @@ impl fmt::Debug for Guard {
 }
 
 /// Settings of a [`Guard`], from [`Guard::builder`].
-#[derive(Debug, Clone, Default)]
+#[derive(Clone, Default)]
 #[must_use = "a builder does nothing until `connect` or `start` is called"]
 pub struct GuardBuilder {
     url: Option<String>,
@@ -132,6 +132,13 @@ pub struct GuardBuilder {
     realm: Option<String>,
     max_remembered: Option<usize>,
     connect_limit: Option<Duration>,
+}
+
+impl fmt::Debug for GuardBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Not the URL, which is read later: a password may stand in it.
+        f.debug_struct("GuardBuilder").field("realm", &self.realm).finish_non_exhaustive()
+    }
 }
 
 impl GuardBuilder {

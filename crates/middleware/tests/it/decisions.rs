@@ -304,3 +304,9 @@ async fn a_revoked_key_is_refused_at_once_and_nobody_is_let_in_unheard() {
     keys.revoke(&key);
     assert_eq!(refused(&apps.ask("GET", "/any", &[("x-api-key", &key)]).await), (401, "invalid_api_key".to_owned()));
 }
+
+#[test]
+fn a_builder_shows_no_secret() {
+    let builder = Guard::builder().url("https://me:canary@keys.example.com").service_key("tks_canary");
+    assert!(!format!("{builder:?}").contains("canary"));
+}
