@@ -15,6 +15,7 @@
 //! | [`access`] | the one decision: may this key do that, now? |
 //! | [`ceiling`] | nobody makes a key beyond what they hold |
 //! | [`audit`] | entries and the hash chain over them |
+//! | [`session`] | who is signed in to the dashboard, and until when |
 //! | [`change`], [`usage`] | what verifiers and the store tell each other: what changed, what was used |
 //! | [`problem`] | everything that can go wrong, in words and as a status |
 #![forbid(unsafe_code)]
@@ -38,6 +39,7 @@ pub mod rate_limit;
 pub mod route;
 pub mod scope;
 pub mod service_key;
+pub mod session;
 pub mod text;
 pub mod time;
 pub mod usage;

@@ -11,6 +11,7 @@
 //! | [`leases`] | verifiers follow the changes of all accounts |
 //! | [`usage`] | counts of all accounts are flushed in one batch |
 //! | [`service_keys`] | they belong to the operator, not to an account |
+//! | [`sessions`] | a browser's cookie is all that is known, and operators belong to no account |
 //! | [`audit_export`] | the operator verifies all chains |
 //! | `bulk` | measurements need keys of many accounts |
 #![deny(unsafe_code)]
@@ -27,6 +28,7 @@ mod migrations;
 mod rows;
 mod schema;
 pub mod service_keys;
+pub mod sessions;
 mod store;
 #[cfg(feature = "test-util")]
 pub mod testing;
@@ -35,7 +37,7 @@ pub mod verification;
 mod wake;
 mod watch;
 
-pub use account::{AccountReader, AccountWriter, AuditFilter, DayUsage, KeyCursor, Paged};
+pub use account::{AccountReader, AccountWriter, AuditFilter, DayUsage, KeyCursor, KeyFilter, Paged};
 pub use connection::{Backend, BadUrl};
 pub use error::{Error, UniqueViolation};
 pub use kept_answers::KeptAnswer;

@@ -110,6 +110,18 @@ table! {
 }
 
 table! {
+    sessions (digest) {
+        digest -> Binary,
+        account_id -> Nullable<Text>,
+        subject -> Text,
+        is_operator -> Bool,
+        created_at -> BigInt,
+        last_seen_at -> BigInt,
+        ends_at -> BigInt,
+    }
+}
+
+table! {
     change_counter (id) {
         id -> Integer,
         seq -> BigInt,

@@ -25,7 +25,7 @@ use tollkey_core::{
 };
 use tollkey_server::source::StoreSource;
 use tollkey_store::{
-    Error, OpenOptions, Store,
+    Error, KeyFilter, OpenOptions, Store,
     testing::{Database, Postgres},
 };
 use tollkey_verifier::{Settings, SystemClock, Verifier};
@@ -249,7 +249,12 @@ async fn measure_with(
     for key in picked.numbers(MANAGED) {
         let account = population.account(key)?;
         let started = Instant::now();
-        let keys = store.read(move |db| db.account(&account).keys(&[Family::Commerce], None, None, 1_000)).await?;
+        let keys = store
+            .read(move |db| {
+                let filter = KeyFilter { families: &[Family::Commerce], ..KeyFilter::default() };
+                db.account(&account).keys(&filter, None, 1_000)
+            })
+            .await?;
         list.push(started.elapsed());
         ensure!(keys.len() > 500, "an account has {} keys", keys.len());
     }

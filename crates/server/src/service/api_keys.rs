@@ -9,7 +9,7 @@ use tollkey_core::{
     key_text::Kind,
     metadata::Metadata,
 };
-use tollkey_store::{AccountWriter, KeyCursor};
+use tollkey_store::{AccountWriter, KeyCursor, KeyFilter};
 
 use super::{
     Page,
@@ -269,19 +269,55 @@ pub struct Found {
     pub next: Option<KeyCursor>,
 }
 
-/// The account's keys of these families, newest first, revoked ones included.
+/// Which keys somebody wants to see. Nothing said is all of them.
+#[derive(Debug, Clone)]
+pub struct Wanted {
+    /// Of these families.
+    pub families: &'static [Family],
+    /// Of this mode.
+    pub mode: Option<Mode>,
+    /// In this status.
+    pub status: Option<Status>,
+    /// Of this application.
+    pub application: Option<ApplicationId>,
+    /// With this in their name, or as their last four characters or their id.
+    pub text: Option<String>,
+}
+
+impl Wanted {
+    /// All keys of these families.
+    #[must_use]
+    pub fn of(families: &'static [Family]) -> Self {
+        Self { families, mode: None, status: None, application: None, text: None }
+    }
+}
+
+/// The account's keys, newest first, revoked ones included.
 ///
 /// # Errors
 /// `unavailable`.
 pub async fn list(
     state: &State,
     by: &Manager,
-    families: &'static [Family],
+    wanted: Wanted,
     after: Option<KeyCursor>,
     limit: u32,
 ) -> Result<Found, Problem> {
-    let (account_id, sees) = (by.account_id.clone(), by.sees());
-    let mut keys = state.read(move |db| db.account(&account_id).keys(families, sees, after, limit + 1)).await?;
+    let (account_id, sees, now) = (by.account_id.clone(), by.sees(), state.clock.now());
+    if sees.is_some() && wanted.mode.is_some() && sees != wanted.mode {
+        return Ok(Found { keys: Vec::new(), next: None });
+    }
+    let read = state.read(move |db| {
+        let filter = KeyFilter {
+            families: wanted.families,
+            mode: sees.or(wanted.mode),
+            application: wanted.application,
+            status: wanted.status.map(|status| (status, now)),
+            text: wanted.text.as_deref(),
+        };
+        db.account(&account_id).keys(&filter, after, limit + 1)
+    });
+    let mut keys = read.await?;
     let more = keys.len() > limit as usize;
     keys.truncate(limit as usize);
     let next = keys.last().filter(|_| more).map(KeyCursor::from);

@@ -1,8 +1,9 @@
 //! The keys of an account, and how they were used.
 
-use diesel::prelude::*;
+use diesel::{define_sql_function, prelude::*, sql_types::Text};
 use tollkey_core::{
-    ApiKey, ApplicationId, Denial, Digest, Family, KeyId, Mode, Timestamp, change::Changed, usage::parse_outcome,
+    ApiKey, ApplicationId, Denial, Digest, Family, KeyId, Mode, Status, Timestamp, change::Changed,
+    usage::parse_outcome,
 };
 
 use super::{AccountReader, AccountWriter, Paged, offset};
@@ -28,6 +29,21 @@ impl From<&ApiKey> for KeyCursor {
     }
 }
 
+/// Which keys of an account a list is about.
+#[derive(Debug, Clone, Default)]
+pub struct KeyFilter<'a> {
+    /// Of these families.
+    pub families: &'a [Family],
+    /// Of this mode.
+    pub mode: Option<Mode>,
+    /// Of this application.
+    pub application: Option<ApplicationId>,
+    /// In this status at that time, as [`ApiKey::status`] has it.
+    pub status: Option<(Status, Timestamp)>,
+    /// With this in their name, whatever its case (in SQLite that of ASCII letters), or as their last four characters or their id.
+    pub text: Option<&'a str>,
+}
+
 /// How often a key was verified with one outcome on one day.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DayUsage {
@@ -37,6 +53,37 @@ pub struct DayUsage {
     pub outcome: Option<Denial>,
     /// How often.
     pub count: u64,
+}
+
+define_sql_function! {
+    /// The text in lower case. SQLite knows only ASCII letters.
+    fn lower(text: Text) -> Text;
+}
+
+/// A text that `LIKE` takes for itself.
+fn escaped(text: &str) -> String {
+    text.replace('\\', "\\\\").replace('%', "\\%").replace('_', "\\_")
+}
+
+type KeyQuery<'a> = api_keys::BoxedQuery<'a, MultiBackend>;
+
+/// Only keys in a status, by the rule of [`ApiKey::status`].
+fn of_status(query: KeyQuery<'_>, status: Status, now: Timestamp) -> KeyQuery<'_> {
+    use api_keys::{expires_at, revoked_at, rotated_at, suspended_at};
+    if status == Status::Revoked {
+        return query.filter(revoked_at.is_not_null());
+    }
+    let (query, now) = (query.filter(revoked_at.is_null()), rows::micros(now));
+    if status == Status::Expired {
+        return query.filter(expires_at.le(now).or(expires_at.le(rotated_at)));
+    }
+    let lasts = expires_at.gt(now).and(rotated_at.is_null().or(expires_at.gt(rotated_at)));
+    let query = query.filter(expires_at.is_null().or(lasts));
+    if status == Status::Suspended {
+        query.filter(suspended_at.is_not_null())
+    } else {
+        query.filter(suspended_at.is_null())
+    }
 }
 
 fn names(families: &[Family]) -> Vec<&'static str> {
@@ -67,26 +114,35 @@ impl AccountReader<'_> {
         row.map(TryInto::try_into).transpose()
     }
 
-    /// The keys of these families, and of that mode if one is given, newest first, behind a cursor.
+    /// The keys that a filter lets through, newest first, behind a cursor.
     ///
     /// # Errors
     /// [`Error`].
-    pub fn keys(
-        &mut self,
-        families: &[Family],
-        mode: Option<Mode>,
-        after: Option<KeyCursor>,
-        limit: u32,
-    ) -> Result<Vec<ApiKey>, Error> {
+    pub fn keys(&mut self, filter: &KeyFilter<'_>, after: Option<KeyCursor>, limit: u32) -> Result<Vec<ApiKey>, Error> {
         let mut query = api_keys::table
             .filter(api_keys::account_id.eq(self.account.as_str()))
-            .filter(api_keys::family.eq_any(names(families)))
             .order((api_keys::created_at.desc(), api_keys::id.desc()))
             .limit(limit.into())
-            .select(KeyRow::as_select())
             .into_boxed::<MultiBackend>();
-        if let Some(mode) = mode {
+        // All families need no word: the index of all keys is the better one then.
+        if filter.families.len() < Family::ALL.len() {
+            query = query.filter(api_keys::family.eq_any(names(filter.families)));
+        }
+        if let Some(mode) = filter.mode {
             query = query.filter(api_keys::mode.eq(mode.as_str()));
+        }
+        if let Some(application) = filter.application {
+            query = query.filter(api_keys::application_id.eq(application.as_bytes().to_vec()));
+        }
+        if let Some((status, now)) = filter.status {
+            query = of_status(query, status, now);
+        }
+        if let Some(text) = filter.text {
+            let pattern = lower(format!("%{}%", escaped(text)));
+            // No key has an empty id.
+            let id = text.parse::<KeyId>().map_or_else(|_| Vec::new(), |id| id.as_bytes().to_vec());
+            let named = lower(api_keys::name).like(pattern).escape('\\');
+            query = query.filter(named.or(api_keys::last4.eq(text.to_owned())).or(api_keys::id.eq(id)));
         }
         if let Some(KeyCursor { created_at, id }) = after {
             let at = rows::micros(created_at);
@@ -96,7 +152,7 @@ impl AccountReader<'_> {
                 .filter(api_keys::created_at.le(at))
                 .filter(api_keys::created_at.lt(at).or(api_keys::id.lt(id.as_bytes().to_vec())));
         }
-        read(query.load(self.conn)?)
+        read(query.select(KeyRow::as_select()).load(self.conn)?)
     }
 
     /// A page of the keys of an application, newest first, revoked ones included. Pages count from 1.

@@ -14,7 +14,7 @@ use diesel::{
 use tollkey_core::{Account, AccountId, OperatingModel, Timestamp, change::Changed};
 
 pub use audit::AuditFilter;
-pub use keys::{DayUsage, KeyCursor};
+pub use keys::{DayUsage, KeyCursor, KeyFilter};
 
 use crate::{Error, Reader, Writer, connection::AnyConnection, rows, schema::accounts};
 

@@ -2,10 +2,10 @@ use std::sync::Arc;
 
 use tollkey_core::Usage;
 use tollkey_core::{
-    ApiKey, Changed, Family, Grants, IpList, Mode, OperatingModel, RateLimit, Scope, Timestamp, api_key::Transition,
-    feature::Feature, metadata::Metadata, time::to_micros,
+    ApiKey, Changed, Family, Grants, IpList, KeyId, Mode, OperatingModel, RateLimit, Scope, Status, Timestamp,
+    api_key::Transition, feature::Feature, metadata::Metadata, time::to_micros,
 };
-use tollkey_store::{Error, KeyCursor, UniqueViolation};
+use tollkey_store::{Error, KeyCursor, KeyFilter, UniqueViolation};
 
 use crate::{Actions as _, acme, application, application_key, at, changes, digest, each, id, key, other};
 
@@ -94,6 +94,71 @@ fn a_digest_and_an_id_are_unique_across_accounts() {
 }
 
 #[test]
+fn a_list_can_be_of_a_status_an_application_or_a_text() {
+    each(async |database| {
+        let store = database.store();
+        store.add_application(&application(1, &acme())).await.unwrap();
+        let mut all = Vec::new();
+        // Every way in which these times can stand to each other and to now.
+        for revoked_at in [None, Some(at(5))] {
+            for expires_at in [None, Some(at(9)), Some(at(10)), Some(at(11))] {
+                for rotated_at in [None, Some(at(8)), Some(at(11)), Some(at(12))] {
+                    for suspended_at in [None, Some(at(7))] {
+                        let number = u64::try_from(all.len()).unwrap() + 10;
+                        let grants = Grants { expires_at, ..Grants::default() };
+                        let made = key(number, &acme());
+                        let name = format!("Till {number}%_\\ ÄÖ");
+                        all.push(ApiKey { name, grants, revoked_at, rotated_at, suspended_at, ..made });
+                    }
+                }
+            }
+        }
+        all.push(ApiKey { name: "its own".to_owned(), ..application_key(1, &acme(), id(1)) });
+        for made in &all {
+            store.add_key(made).await.unwrap();
+        }
+        store.add_key(&ApiKey { name: "Till".to_owned(), ..key(2, &other()) }).await.unwrap();
+        all.sort_by_key(|key| std::cmp::Reverse(KeyCursor::from(key).id.as_bytes().to_vec()));
+        all.sort_by_key(|key| std::cmp::Reverse(key.created_at));
+
+        let list = async |filter: fn(&mut KeyFilter<'_>)| {
+            let read = store.read(move |db| {
+                let mut wanted = KeyFilter { families: &Family::ALL, ..KeyFilter::default() };
+                filter(&mut wanted);
+                db.account(&acme()).keys(&wanted, None, 1000)
+            });
+            read.await.unwrap()
+        };
+        let of = |those: &dyn Fn(&ApiKey) -> bool| all.iter().filter(|key| those(key)).cloned().collect::<Vec<_>>();
+        let status = |wanted| of(&move |key| key.status(at(10)) == wanted);
+        assert_eq!(list(|_| ()).await, all);
+        assert_eq!(list(|wanted| wanted.status = Some((Status::Revoked, at(10)))).await, status(Status::Revoked));
+        assert_eq!(list(|wanted| wanted.status = Some((Status::Expired, at(10)))).await, status(Status::Expired));
+        assert_eq!(list(|wanted| wanted.status = Some((Status::Suspended, at(10)))).await, status(Status::Suspended));
+        assert_eq!(list(|wanted| wanted.status = Some((Status::Active, at(10)))).await, status(Status::Active));
+        assert_eq!(list(|wanted| wanted.application = Some(id(1))).await, of(&|key| key.application_id.is_some()));
+        assert_eq!(list(|wanted| wanted.text = Some("tILL 1")).await, of(&|key| key.name.starts_with("Till 1")));
+        assert_eq!(list(|wanted| wanted.text = Some("12%_\\")).await, of(&|key| key.id == id(12)));
+        assert_eq!(list(|wanted| wanted.text = Some("1%2")).await, [], "what LIKE reads as a sign is none");
+        assert_eq!(list(|wanted| wanted.text = Some("1_%")).await, []);
+        assert_eq!(list(|wanted| wanted.text = Some("ÄÖ")).await, of(&|key| key.name.ends_with("ÄÖ")));
+        let by_id = store.read(move |db| {
+            let (twelve, account): (KeyId, _) = (id(12), acme());
+            let (whole, crockford) = (twelve.to_string(), twelve.crockford());
+            let mut account = db.account(&account);
+            let mut found = Vec::new();
+            for text in [whole.as_str(), &crockford] {
+                let wanted = KeyFilter { families: &Family::ALL, text: Some(text), ..KeyFilter::default() };
+                found.push(account.keys(&wanted, None, 10)?);
+            }
+            Ok(found)
+        });
+        let expected = of(&|key| key.id == id(12));
+        assert_eq!(by_id.await.unwrap(), [expected.clone(), expected]);
+    });
+}
+
+#[test]
 fn lists_are_newest_first_by_family_and_mode_and_go_on_behind_a_cursor() {
     each(async |database| {
         let store = database.store();
@@ -107,7 +172,13 @@ fn lists_are_newest_first_by_family_and_mode_and_go_on_behind_a_cursor() {
         store.add_key(&key(8, &other())).await.unwrap();
 
         let list = async |families: &'static [Family], mode, after, limit| {
-            let keys = store.read(move |db| db.account(&acme()).keys(families, mode, after, limit)).await.unwrap();
+            let keys = store
+                .read(move |db| {
+                    let filter = KeyFilter { families, mode, ..KeyFilter::default() };
+                    db.account(&acme()).keys(&filter, after, limit)
+                })
+                .await
+                .unwrap();
             keys.iter().map(|key| u64::from_be_bytes(key.id.as_bytes()[8..].try_into().unwrap())).collect::<Vec<_>>()
         };
         let commerce: &[Family] = &[Family::Commerce];
@@ -119,7 +190,13 @@ fn lists_are_newest_first_by_family_and_mode_and_go_on_behind_a_cursor() {
         let mut seen = Vec::new();
         let mut after = None;
         loop {
-            let page = store.read(move |db| db.account(&acme()).keys(commerce, None, after, 2)).await.unwrap();
+            let page = store
+                .read(move |db| {
+                    let filter = KeyFilter { families: commerce, ..KeyFilter::default() };
+                    db.account(&acme()).keys(&filter, after, 2)
+                })
+                .await
+                .unwrap();
             let Some(last) = page.last() else { break };
             after = Some(KeyCursor::from(last));
             seen.extend(page.iter().map(|key| key.id));
@@ -192,7 +269,7 @@ fn another_account_sees_nothing_and_changes_nothing() {
             let mut theirs = db.account(&account);
             Ok([
                 theirs.key(&Family::ALL, &id(11))?.is_some(),
-                !theirs.keys(&Family::ALL, None, None, 10)?.is_empty(),
+                !theirs.keys(&KeyFilter { families: &Family::ALL, ..KeyFilter::default() }, None, 10)?.is_empty(),
                 theirs.application_keys(&id(1), 1, 10)?.total > 0,
                 !theirs.application_keys(&id(1), 1, 10)?.items.is_empty(),
                 !theirs.keys_of_applications(&[id(1)], 10)?.is_empty(),

@@ -8,6 +8,7 @@ mod keys;
 mod leases;
 mod opening;
 mod service_keys;
+mod sessions;
 mod transactions;
 mod usage;
 mod verification;

@@ -92,7 +92,7 @@ pub async fn create(
 pub async fn list(request: HttpRequest, state: web::Data<State>, holder: AccountHolder, query: Query) -> Answer {
     let query: api::ListKeys = query.read()?;
     let (limit, after) = members::listing(query.limit, query.cursor.as_deref())?;
-    let found = api_keys::list(&state, &holder.0, api_keys::ACCOUNT, after, limit).await?;
+    let found = api_keys::list(&state, &holder.0, api_keys::Wanted::of(api_keys::ACCOUNT), after, limit).await?;
     let keys = found.keys.iter().map(key).collect();
     let next = found.next.map(members::shown_cursor);
     Ok(HttpResponse::Ok().json(enveloped_list(&request, &state, keys, next)))

@@ -65,7 +65,7 @@ pub async fn create(state: web::Data<State>, merchant: Merchant, retry: Retry, b
 pub async fn list(state: web::Data<State>, merchant: Merchant, query: Query) -> Answer {
     let query: api::ListKeys = query.read()?;
     let (limit, after) = members::listing(query.limit, query.cursor.as_deref())?;
-    let found = api_keys::list(&state, &merchant.0, api_keys::COMMERCE, after, limit).await?;
+    let found = api_keys::list(&state, &merchant.0, api_keys::Wanted::of(api_keys::COMMERCE), after, limit).await?;
     let mut response = HttpResponse::Ok();
     if let Some(next) = found.next {
         let next = api::ListKeys { cursor: Some(members::shown_cursor(next)), ..query };

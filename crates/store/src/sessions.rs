@@ -1,0 +1,136 @@
+//! Sessions of the dashboard.
+//!
+//! Not bound to a tenant: what a browser's cookie holds is all that is known of it, and an operator's session belongs to
+//! no account.
+
+use diesel::{
+    prelude::*,
+    sql_query,
+    sql_types::{BigInt, Binary},
+};
+use tollkey_core::{AccountId, Digest, Timestamp, session::Session};
+
+use crate::{
+    Error, Reader, Store, Writer,
+    rows::{self, micros},
+    schema::sessions,
+    store::STEP,
+};
+
+/// A step of forgetting; the same text on both backends.
+const PRUNE: &str = "DELETE FROM sessions WHERE digest IN (SELECT digest FROM sessions WHERE ends_at <= $1 LIMIT $2)";
+/// Never taken back: pages are asked for side by side.
+const SEEN: &str = "UPDATE sessions SET last_seen_at = $1 WHERE digest = $2 AND last_seen_at < $1";
+
+#[derive(Queryable, Selectable, Insertable)]
+#[diesel(table_name = sessions, treat_none_as_default_value = false)]
+struct SessionRow {
+    account_id: Option<String>,
+    subject: String,
+    is_operator: bool,
+    created_at: i64,
+    last_seen_at: i64,
+    ends_at: i64,
+}
+
+impl From<&Session> for SessionRow {
+    fn from(session: &Session) -> Self {
+        Self {
+            account_id: session.account_id.as_ref().map(ToString::to_string),
+            subject: session.subject.clone(),
+            is_operator: session.is_operator,
+            created_at: micros(session.created_at),
+            last_seen_at: micros(session.last_seen_at),
+            ends_at: micros(session.ends_at),
+        }
+    }
+}
+
+impl TryFrom<SessionRow> for Session {
+    type Error = Error;
+
+    fn try_from(row: SessionRow) -> Result<Self, Error> {
+        Ok(Self {
+            account_id: row.account_id.as_deref().map(rows::account_id).transpose()?,
+            subject: row.subject,
+            is_operator: row.is_operator,
+            created_at: rows::timestamp(row.created_at)?,
+            last_seen_at: rows::timestamp(row.last_seen_at)?,
+            ends_at: rows::timestamp(row.ends_at)?,
+        })
+    }
+}
+
+impl Reader<'_> {
+    /// The session of who presents what has this digest; whether it is over is not looked at.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub fn session(&mut self, digest: &Digest) -> Result<Option<Session>, Error> {
+        let row: Option<SessionRow> = sessions::table
+            .find(digest.as_bytes().as_slice())
+            .select(SessionRow::as_select())
+            .first(self.conn)
+            .optional()?;
+        row.map(TryInto::try_into).transpose()
+    }
+}
+
+impl Writer<'_> {
+    /// Begins a session.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub fn insert_session(&mut self, digest: &Digest, session: &Session) -> Result<(), Error> {
+        diesel::insert_into(sessions::table)
+            .values((sessions::digest.eq(digest.as_bytes().as_slice()), SessionRow::from(session)))
+            .execute(self.conn)?;
+        Ok(())
+    }
+
+    /// Writes down that somebody was seen.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub fn see_session(&mut self, digest: &Digest, now: Timestamp) -> Result<(), Error> {
+        sql_query(SEEN)
+            .bind::<BigInt, _>(micros(now))
+            .bind::<Binary, _>(digest.as_bytes().as_slice())
+            .execute(self.conn)?;
+        Ok(())
+    }
+
+    /// Has an operator's session manage another account.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub fn set_session_account(&mut self, digest: &Digest, account: Option<&AccountId>) -> Result<(), Error> {
+        diesel::update(sessions::table.find(digest.as_bytes().as_slice()).filter(sessions::is_operator.eq(true)))
+            .set(sessions::account_id.eq(account.map(AccountId::as_str)))
+            .execute(self.conn)?;
+        Ok(())
+    }
+
+    /// Ends a session.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub fn delete_session(&mut self, digest: &Digest) -> Result<(), Error> {
+        diesel::delete(sessions::table.find(digest.as_bytes().as_slice())).execute(self.conn)?;
+        Ok(())
+    }
+}
+
+impl Store {
+    /// Forgets the sessions whose time has come; returns how many those were.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub async fn prune_sessions(&self, now: Timestamp) -> Result<usize, Error> {
+        self.in_steps(move |tx| {
+            let (conn, _) = tx.parts();
+            Ok(sql_query(PRUNE).bind::<BigInt, _>(micros(now)).bind::<BigInt, _>(i64::from(STEP)).execute(conn)?)
+        })
+        .await
+    }
+}

@@ -1,0 +1,2 @@
+DROP INDEX api_keys_newest_first;
+DROP TABLE sessions;
