@@ -23,6 +23,7 @@ use crate::{
     caller::jwt::{self, ClaimRules, MintError, NewToken},
     config::{DatabaseKind, HS256_SECRET_MIN, Secret, Settings, TokenSource, is_loopback},
     random::Random,
+    service::sign_in::{LINK_LASTS, Link},
 };
 
 /// What stands behind the name of the database file in that of the secret's file.
@@ -93,6 +94,8 @@ pub struct DevMode {
     /// Where the secret is kept; `None` in memory.
     kept_in: Option<PathBuf>,
     rules: ClaimRules,
+    /// What is in the link that signs in to the dashboard.
+    code: Secret,
 }
 
 impl DevMode {
@@ -115,13 +118,21 @@ impl DevMode {
             None => new_secret(random),
             Some(path) => kept_secret(path, random)?,
         };
-        Ok(Some(Self { secret, kept_in, rules: ClaimRules::from(&settings.tokens) }))
+        let code = new_secret(random);
+        Ok(Some(Self { secret, kept_in, rules: ClaimRules::from(&settings.tokens), code }))
     }
 
     /// The secret that signs tokens.
     #[must_use]
     pub fn secret(&self) -> &Secret {
         &self.secret
+    }
+
+    /// The link that signs in to the dashboard, as an operator who manages the example's account.
+    #[must_use]
+    pub fn link(&self, now: Timestamp) -> Option<Link> {
+        let account = EXAMPLE_ACCOUNT.parse().ok()?;
+        Some(Link::new(&self.code, account, DEFAULT_SUBJECT, now))
     }
 
     /// What to print once the server listens at `base_url`, such as `http://127.0.0.1:8080`: where everything is,
@@ -156,6 +167,8 @@ impl DevMode {
              \n\
              API:        {base_url}/api/v1\n\
              Swagger UI: {base_url}/docs/\n\
+             Dashboard:  {base_url}/dashboard/sign-in/link?code={code}\n\
+             \x20           (signs in once, within {minutes} minutes)\n\
              Token for account {EXAMPLE_ACCOUNT}, valid for {hours} hours{more}:\n\
              {token}\n\
              \n\
@@ -164,6 +177,8 @@ impl DevMode {
              -H 'Content-Type: application/json' -d '{{\"name\":\"{name}\"}}'\n",
             hours = jwt::DEFAULT_LIFETIME.as_hours(),
             token = *token,
+            code = self.code.expose(),
+            minutes = LINK_LASTS.as_mins(),
         ))
     }
 }

@@ -26,7 +26,10 @@ use ulid::Ulid;
 use crate::{
     caller::{Allowance, RequestId},
     state::State,
-    surfaces::account::is_account_path,
+    surfaces::{
+        account::is_account_path,
+        dashboard::{is_dashboard_path, page},
+    },
     telemetry,
 };
 
@@ -78,7 +81,8 @@ pub async fn edge<B: MessageBody + 'static>(
     let method = request.method().clone();
     // The path as the router sees it, so that an escape in it does not change whose it is.
     let path = request.match_info().as_str();
-    let (gateway, account) = (path.starts_with(GATEWAY_PREFIX), is_account_path(path));
+    let (gateway, account, dashboard) =
+        (path.starts_with(GATEWAY_PREFIX), is_account_path(path), is_dashboard_path(path));
     if method == Method::HEAD && !gateway {
         request.head_mut().method = Method::GET;
     }
@@ -94,6 +98,8 @@ pub async fn edge<B: MessageBody + 'static>(
             let whole = if account {
                 let meta = Meta { request_id: id.to_string(), timestamp: state.clock.now().into() };
                 response.json(ErrorEnvelope { data: (), error: ErrorBody::new(&problem), meta })
+            } else if dashboard {
+                response.content_type("text/html; charset=utf-8").body(page::problem(&problem, &id))
             } else {
                 let body = serde_json::to_string(&wire::Problem::new(&problem, &id)).unwrap_or_default();
                 response.content_type(wire::MEDIA_TYPE).body(body)
@@ -118,6 +124,10 @@ pub async fn edge<B: MessageBody + 'static>(
         {
             headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
         }
+    }
+
+    if dashboard {
+        page::secure(headers);
     }
 
     // A gateway's caller is told what is left only when that is nothing.

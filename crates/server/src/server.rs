@@ -37,7 +37,7 @@ use crate::{
     edge::{Answer, edge},
     openapi,
     random::Random,
-    service::idempotency::Sealer,
+    service::{idempotency::Sealer, sign_in::Ways},
     source::StoreSource,
     state::{Policy, State},
     surfaces,
@@ -103,12 +103,27 @@ pub async fn assemble(
         account_key_limit: settings.account_key_limit,
         development: development.is_some(),
     };
+    let ways = Ways {
+        token: settings.dashboard_token_sign_in || development.is_some(),
+        link: development.and_then(|development| development.link(clock.now())),
+    };
     // Without one, what this process keeps only this process can open.
     let sealer = match sealing_secret(settings, development) {
         Some(secret) => Sealer::new(secret.expose().as_bytes()),
         None => Sealer::new(new_secret(&random).expose().as_bytes()),
     };
-    Ok(State { store, verifier, clock, random, tokens, catalogue, sealer, policy, draining: AtomicBool::new(false) })
+    Ok(State {
+        store,
+        verifier,
+        clock,
+        random,
+        tokens,
+        catalogue,
+        sealer,
+        ways,
+        policy,
+        draining: AtomicBool::new(false),
+    })
 }
 
 /// The secret behind kept answers: its own, or the one that signs management tokens, if this process has one.
@@ -194,6 +209,7 @@ pub fn start(settings: &Settings, state: State, metrics: Option<Metrics>) -> any
             App::new().app_data(shared.clone()).into_utoipa_app().configure(surfaces::routes).split_for_parts();
         app.app_data(web::Data::new(telemetry::Requests::default()))
             .configure(surfaces::account::under_v1)
+            .configure(surfaces::dashboard::configure)
             .route("/docs", web::get().to(docs))
             .service(SwaggerUi::new("/docs/{_:.*}").config(Config::from("/openapi.json").validator_url("none")))
             .default_service(web::to(unmatched))
@@ -320,6 +336,7 @@ async fn keep_usage(state: web::Data<State>, metrics: Option<Metrics>, stopping:
             _ = prune.tick() => {
                 state.prune_usage().await;
                 state.prune_kept_answers().await;
+                state.prune_sessions().await;
                 continue;
             }
             () = &mut end => true,

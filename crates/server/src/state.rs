@@ -14,7 +14,13 @@ use tollkey_core::{Catalogue, Clock, Denial, Need, Problem, time::day, usage::ou
 use tollkey_store::{Change, Reader, SchemaError, Store, Writer};
 use tollkey_verifier::{Unavailable, Verdict, Verifier, usage::BATCH};
 
-use crate::{caller::jwt::TokenVerifier, random::Random, service::idempotency::Sealer, source::StoreSource, telemetry};
+use crate::{
+    caller::jwt::TokenVerifier,
+    random::Random,
+    service::{idempotency::Sealer, sign_in::Ways},
+    source::StoreSource,
+    telemetry,
+};
 
 /// For how many days usage is kept: a year and a month, so that a month can be compared with the year before.
 const USAGE_KEPT_DAYS: i32 = 400;
@@ -35,6 +41,8 @@ pub struct State {
     pub catalogue: Arc<Catalogue>,
     /// Seals what is kept for requests that are sent again.
     pub sealer: Sealer,
+    /// The ways into the dashboard.
+    pub ways: Ways,
     /// What the operator decided.
     pub policy: Policy,
     /// Set while the server stops: it is no longer ready.
@@ -164,6 +172,13 @@ impl State {
     pub async fn prune_usage(&self) {
         if let Err(error) = self.store.prune_usage(day(self.clock.now()) - USAGE_KEPT_DAYS).await {
             tracing::warn!(%error, "old usage could not be deleted; it is tried again");
+        }
+    }
+
+    /// Forgets the sessions whose time has come.
+    pub async fn prune_sessions(&self) {
+        if let Err(error) = self.store.prune_sessions(self.clock.now()).await {
+            tracing::warn!(%error, "old sessions could not be deleted; it is tried again");
         }
     }
 

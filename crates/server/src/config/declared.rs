@@ -172,6 +172,14 @@ pub(super) const SEALING_SECRET_FILE: Setting = Setting {
     help: "File that holds TOLLKEY_SEALING_SECRET",
 };
 
+pub(super) const DASHBOARD_TOKEN_SIGN_IN: Setting = Setting {
+    env: "TOLLKEY_DASHBOARD_TOKEN_SIGN_IN",
+    flag: Some("dashboard-token-sign-in"),
+    form: Form::Switch,
+    default: Some("false"),
+    help: "Whether a management token signs in to the dashboard; in development mode it always does",
+};
+
 pub(super) const APPLICATION_KEY_LIMIT: Setting = Setting {
     env: "TOLLKEY_APPLICATION_KEY_LIMIT",
     flag: Some("application-key-limit"),
@@ -233,6 +241,7 @@ pub const SETTINGS: &[Setting] = &[
     JWT_ROLES_CLAIM,
     SEALING_SECRET,
     SEALING_SECRET_FILE,
+    DASHBOARD_TOKEN_SIGN_IN,
     APPLICATION_KEY_LIMIT,
     ACCOUNT_KEY_LIMIT,
     SCOPES,

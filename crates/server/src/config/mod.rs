@@ -62,6 +62,8 @@ pub struct Settings {
     pub tokens: TokenSettings,
     /// `TOLLKEY_SEALING_SECRET`, at least [`HS256_SECRET_MIN`] bytes.
     pub sealing_secret: Option<Secret>,
+    /// `TOLLKEY_DASHBOARD_TOKEN_SIGN_IN`.
+    pub dashboard_token_sign_in: bool,
     /// `TOLLKEY_APPLICATION_KEY_LIMIT`, at least 1.
     pub application_key_limit: u32,
     /// `TOLLKEY_ACCOUNT_KEY_LIMIT`, at least 1; `None` is unlimited.
@@ -177,6 +179,7 @@ impl Settings {
             migrate: required(&sources, &MIGRATE, rules::switch)?,
             tokens: tokens(&sources)?,
             sealing_secret: sealing_secret(&sources)?,
+            dashboard_token_sign_in: required(&sources, &DASHBOARD_TOKEN_SIGN_IN, rules::switch)?,
             application_key_limit: required(&sources, &APPLICATION_KEY_LIMIT, |text| rules::number(text, 1, 10_000))?,
             account_key_limit: sources.parse(&ACCOUNT_KEY_LIMIT, |text| rules::number(text, 1, 1_000_000))?,
             catalogue: catalogue(&sources)?,

@@ -9,7 +9,7 @@ use tollkey_core::{
     key_text::Kind,
     metadata::Metadata,
 };
-use tollkey_store::{AccountWriter, KeyCursor, KeyFilter};
+use tollkey_store::{AccountWriter, DayUsage, KeyCursor, KeyFilter};
 
 use super::{
     Page,
@@ -258,6 +258,16 @@ pub async fn get(state: &State, by: &Manager, families: &'static [Family], id: K
     let (account_id, sees) = (by.account_id.clone(), by.sees());
     let key = state.read(move |db| db.account(&account_id).key(families, &id)).await?;
     key.filter(|key| sees.is_none_or(|mode| mode == key.mode)).ok_or_else(Problem::not_found)
+}
+
+/// How a key of the account was used since a day, by day and outcome, the newest day first. Of some seconds ago at most:
+/// usage is written down in batches.
+///
+/// # Errors
+/// `unavailable`.
+pub async fn usage(state: &State, by: &Manager, id: KeyId, since_day: i32) -> Result<Vec<DayUsage>, Problem> {
+    let account_id = by.account_id.clone();
+    state.read(move |db| db.account(&account_id).usage(&id, since_day)).await
 }
 
 /// Keys, and where to go on.

@@ -10,7 +10,7 @@ use tollkey_store::AuditFilter;
 use crate::{caller::Manager, state::State};
 
 /// What is asked of the log.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Filter {
     /// At most this many entries.
     pub limit: u32,

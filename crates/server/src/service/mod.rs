@@ -8,5 +8,6 @@ pub mod applications;
 pub mod audit;
 pub mod idempotency;
 pub mod service_keys;
+pub mod sign_in;
 
 pub use tollkey_store::Paged as Page;

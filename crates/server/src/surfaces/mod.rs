@@ -5,6 +5,7 @@ pub mod account;
 pub mod applications;
 pub mod audit;
 pub mod commerce;
+pub mod dashboard;
 pub mod health;
 mod members;
 pub mod operator;

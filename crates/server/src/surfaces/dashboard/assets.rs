@@ -1,0 +1,50 @@
+//! Style, script and icon. They are part of the binary, and each URL names a version, so that a browser asks for it once.
+
+use std::{fmt::Write as _, sync::LazyLock};
+
+use actix_web::{HttpResponse, get, http::header, web};
+use tollkey_core::{Digest, Problem};
+
+use crate::edge::Answer;
+
+struct Asset {
+    name: &'static str,
+    content_type: &'static str,
+    content: &'static str,
+    /// The first bytes of its SHA-256.
+    version: String,
+}
+
+static ASSETS: LazyLock<Vec<Asset>> = LazyLock::new(|| {
+    let asset = |name, content_type, content: &'static str| {
+        let mut version = String::new();
+        for byte in &Digest::of(content).as_bytes()[..6] {
+            let _ = write!(version, "{byte:02x}");
+        }
+        Asset { name, content_type, content, version }
+    };
+    vec![
+        asset("style.css", "text/css; charset=utf-8", include_str!("../../../assets/style.css")),
+        asset("dashboard.js", "text/javascript; charset=utf-8", include_str!("../../../assets/dashboard.js")),
+        asset("htmx.min.js", "text/javascript; charset=utf-8", include_str!("../../../assets/htmx.min.js")),
+        asset("icon.svg", "image/svg+xml", include_str!("../../../assets/icon.svg")),
+    ]
+});
+
+/// Where an asset is.
+pub(super) fn url(name: &str) -> String {
+    let version = ASSETS.iter().find(|asset| asset.name == name).map_or("", |asset| asset.version.as_str());
+    format!("/dashboard/assets/{version}/{name}")
+}
+
+/// An asset. Of another version than this server's it is not to be kept: while servers are replaced one after the other,
+/// a page of one can ask another one.
+#[get("/assets/{version}/{name}")]
+pub(super) async fn file(path: web::Path<(String, String)>) -> Answer {
+    let (version, name) = path.into_inner();
+    let asset = ASSETS.iter().find(|asset| asset.name == name).ok_or_else(Problem::not_found)?;
+    let kept = if version == asset.version { "public, max-age=31536000, immutable" } else { "no-store" };
+    let mut response = HttpResponse::Ok();
+    response.insert_header((header::CACHE_CONTROL, kept)).content_type(asset.content_type);
+    Ok(response.body(asset.content))
+}

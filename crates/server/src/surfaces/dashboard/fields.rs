@@ -1,0 +1,93 @@
+//! The fields of a form: what was typed, and what is wrong with it.
+
+use tollkey_core::{FieldError, Problem};
+
+use crate::body::Body;
+
+/// What a form brought; empty for one that nobody has filled in yet.
+#[derive(Debug, Clone, Default)]
+pub struct Fields {
+    pairs: Vec<(String, String)>,
+    errors: Vec<FieldError>,
+}
+
+impl Fields {
+    /// Reads the body of a form.
+    ///
+    /// # Errors
+    /// 408, 413, 415.
+    pub fn read(body: &Body) -> Result<Self, Problem> {
+        Ok(Self { pairs: body.form()?, errors: Vec::new() })
+    }
+
+    /// With this in a field that nobody has filled in yet.
+    #[must_use]
+    pub fn with(mut self, name: &str, value: impl Into<String>) -> Self {
+        self.pairs.push((name.to_owned(), value.into()));
+        self
+    }
+
+    /// What stands in a field; nothing counts as an empty text.
+    #[must_use]
+    pub fn get(&self, name: &str) -> &str {
+        self.pairs.iter().find(|(field, _)| field == name).map_or("", |(_, value)| value.trim())
+    }
+
+    /// What stands in a field, unless it is empty.
+    #[must_use]
+    pub fn filled(&self, name: &str) -> Option<&str> {
+        Some(self.get(name)).filter(|value| !value.is_empty())
+    }
+
+    /// All values of fields of one name: ticked boxes.
+    pub fn all<'a>(&'a self, name: &str) -> impl Iterator<Item = &'a str> {
+        self.pairs.iter().filter(move |(field, _)| field == name).map(|(_, value)| value.trim())
+    }
+
+    /// Whether a box was ticked, or an option chosen.
+    #[must_use]
+    pub fn has(&self, name: &str, value: &str) -> bool {
+        self.all(name).any(|chosen| chosen == value)
+    }
+
+    /// The entries of a list that was typed with commas, spaces or lines between; `None` when there are none.
+    #[must_use]
+    pub fn list(&self, name: &str) -> Option<Vec<String>> {
+        let entries = self.get(name).split([',', ' ', '\n', '\r', '\t']).filter(|entry| !entry.is_empty());
+        Some(entries.map(str::to_owned).collect::<Vec<_>>()).filter(|entries| !entries.is_empty())
+    }
+
+    /// With what is wrong with them.
+    #[must_use]
+    pub fn refused(mut self, problem: &Problem) -> Self {
+        self.errors.clone_from(&problem.errors);
+        if self.errors.is_empty() {
+            let error = FieldError { pointer: String::new(), detail: problem.detail.to_string() };
+            self.errors.push(error);
+        }
+        self
+    }
+
+    /// What is wrong with a field. Rules name members by pointers: `/merchants/0` is about the field `merchants`.
+    #[must_use]
+    pub fn error(&self, name: &str) -> Option<&str> {
+        self.errors.iter().find(|error| field_of(&error.pointer) == name).map(|error| error.detail.as_str())
+    }
+
+    /// What is wrong, and with none of the fields that say so themselves: their names, with spaces between.
+    #[must_use]
+    pub fn errors_beside(&self, names: &str) -> Vec<&str> {
+        let beside = |error: &&FieldError| !names.split(' ').any(|name| name == field_of(&error.pointer));
+        self.errors.iter().filter(beside).map(|error| error.detail.as_str()).collect()
+    }
+
+    /// Whether anything is wrong.
+    #[must_use]
+    pub fn is_refused(&self) -> bool {
+        !self.errors.is_empty()
+    }
+}
+
+fn field_of(pointer: &str) -> &str {
+    pointer.trim_start_matches('/').split('/').next().unwrap_or_default()
+}

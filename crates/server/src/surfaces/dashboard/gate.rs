@@ -1,0 +1,83 @@
+//! What every request to the dashboard goes through.
+
+use actix_web::{
+    Error, HttpMessage as _, HttpResponse,
+    body::{EitherBody, MessageBody},
+    dev::{ServiceRequest, ServiceResponse},
+    http::header::{HOST, HeaderName, ORIGIN},
+    middleware::Next,
+    web,
+};
+use tollkey_core::Problem;
+
+use super::{page, session};
+use crate::{edge::Refusal, state::State};
+
+/// <https://www.w3.org/TR/fetch-metadata/>. Browsers set it, pages cannot.
+const FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
+
+fn refuse<B>(request: ServiceRequest, problem: Problem) -> ServiceResponse<EitherBody<B>> {
+    request.into_response(HttpResponse::from_error(Refusal(problem)).map_into_right_body())
+}
+
+/// Refuses what would change something unless one of our own pages sends it. The session's cookie is `SameSite=Strict`
+/// besides; this also holds against other hosts of the same site, and where the cookie has to do without.
+///
+/// # Errors
+/// None of ours.
+pub(super) async fn same_site<B: MessageBody + 'static>(
+    request: ServiceRequest,
+    next: Next<B>,
+) -> Result<ServiceResponse<EitherBody<B>>, Error> {
+    if !request.method().is_safe() && !is_from_own_page(&request) {
+        return Ok(refuse(request, Problem::forbidden("This was not sent by a page of this dashboard.")));
+    }
+    Ok(next.call(request).await?.map_into_left_body())
+}
+
+fn header<'a>(request: &'a ServiceRequest, name: &HeaderName) -> Option<&'a str> {
+    request.headers().get(name)?.to_str().ok()
+}
+
+fn is_from_own_page(request: &ServiceRequest) -> bool {
+    if let Some(site) = header(request, &FETCH_SITE) {
+        return site == "same-origin";
+    }
+    // Browsers before 2023. All of them say where a write comes from; who says nothing is no browser.
+    let own = header(request, &HOST);
+    header(request, &ORIGIN).and_then(|origin| origin.split_once("://")).is_some_and(|(_, host)| Some(host) == own)
+}
+
+/// Lets through who is signed in, and sends everybody else to the door.
+///
+/// # Errors
+/// None of ours.
+pub(super) async fn signed_in<B: MessageBody + 'static>(
+    state: web::Data<State>,
+    request: ServiceRequest,
+    next: Next<B>,
+) -> Result<ServiceResponse<EitherBody<B>>, Error> {
+    match session::find(&state, request.request()).await {
+        Ok(Some(visitor)) => {
+            request.extensions_mut().insert(visitor);
+            Ok(next.call(request).await?.map_into_left_body())
+        }
+        Ok(None) => {
+            let response = turn_away(&request);
+            Ok(request.into_response(response.map_into_right_body()))
+        }
+        Err(problem) => Ok(refuse(request, problem)),
+    }
+}
+
+/// To the door, and back here afterwards.
+fn turn_away(request: &ServiceRequest) -> HttpResponse {
+    let here = request.uri().path_and_query().map_or("/dashboard", |here| here.as_str());
+    // Followed from somewhere else, a `SameSite=Strict` cookie is not sent although it is there. A page of ours that goes on
+    // by itself is asked for with it. Once: whoever comes from our own page has none.
+    if request.method().is_safe() && header(request, &FETCH_SITE) == Some("cross-site") {
+        return page::go_on(here);
+    }
+    let next = if request.method().is_safe() { here } else { "/dashboard" };
+    page::to_sign_in(next, request.headers().contains_key("hx-request"))
+}

@@ -1,0 +1,400 @@
+//! The keys of an account.
+
+mod form;
+mod view;
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use actix_web::{HttpRequest, get, post, web};
+use askama::Template;
+use serde::Deserialize;
+use tollkey_api::Secret;
+use tollkey_core::{ApiKey, Checks, Family, Invalid, KeyId, KeyText, Problem, text, time::day};
+
+use self::{
+    form::{NewKeyForm, Wish},
+    view::{KeyView, Usage},
+};
+use super::{
+    audit::EntryView,
+    fields::Fields,
+    page::{self, Frame, can_be_mended, see_other},
+    session::SignedIn,
+};
+use crate::{
+    body::{Body, Query},
+    caller::Manager,
+    edge::Answer,
+    service::{
+        accounts, api_keys, applications, audit,
+        idempotency::{self, Answered, Begun, Creating, IdempotencyKey, Place, Said},
+    },
+    state::State,
+    surfaces::{members, path_id},
+};
+
+const SECTION: &str = "keys";
+/// How many keys a page shows.
+const SHOWN: u32 = 50;
+/// How many applications can be chosen from.
+const APPLICATIONS: u32 = 100;
+/// For how many days usage is shown, today included.
+const USAGE_DAYS: i32 = 30;
+/// How many audit entries are shown beside a key.
+const ENTRIES: u32 = 20;
+
+/// What the list is asked for. What is empty was left as it is in the form.
+#[derive(Debug, Clone, Default, Deserialize)]
+struct Asked {
+    #[serde(default)]
+    q: String,
+    #[serde(default)]
+    mode: String,
+    #[serde(default)]
+    status: String,
+    #[serde(default)]
+    application: String,
+    #[serde(default)]
+    cursor: String,
+    done: Option<String>,
+}
+
+impl Asked {
+    fn is_filtered(&self) -> bool {
+        [&self.q, &self.mode, &self.status, &self.application].iter().any(|field| !field.is_empty())
+    }
+
+    fn wanted(&self) -> Result<api_keys::Wanted, Problem> {
+        let filled = |field: &'static str, text: &str| {
+            Some(text.trim().to_owned()).filter(|_| !text.trim().is_empty()).map(|text| (field, text))
+        };
+        fn read<T: std::str::FromStr>(field: Option<(&'static str, String)>) -> Result<Option<T>, Problem> {
+            field
+                .map(|(name, text)| text.parse().map_err(|_| Problem::field(name, "is not one of the choices")))
+                .transpose()
+        }
+        Ok(api_keys::Wanted {
+            mode: read(filled("mode", &self.mode))?,
+            status: read(filled("status", &self.status))?,
+            application: read(filled("application", &self.application))?,
+            text: filled("q", &self.q).map(|(_, text)| text),
+            ..api_keys::Wanted::of(&Family::ALL)
+        })
+    }
+
+    /// The same list, behind that place.
+    fn from(&self, cursor: String) -> String {
+        let pairs = [
+            ("q", self.q.as_str()),
+            ("mode", &self.mode),
+            ("status", &self.status),
+            ("application", &self.application),
+            ("cursor", &cursor),
+        ];
+        let filled: Vec<_> = pairs.into_iter().filter(|(_, value)| !value.is_empty()).collect();
+        format!("/dashboard/keys?{}", serde_urlencoded::to_string(filled).unwrap_or_default())
+    }
+}
+
+/// An application to choose.
+#[derive(Debug, Clone)]
+pub(super) struct Choice {
+    pub(super) id: String,
+    pub(super) name: String,
+}
+
+async fn choices(state: &State, by: &Manager) -> Result<Vec<Choice>, Problem> {
+    let found = applications::page(state, by, 1, APPLICATIONS, false).await?;
+    let mut choices: Vec<Choice> =
+        found.items.into_iter().map(|(one, _)| Choice { id: one.id.to_string(), name: one.name }).collect();
+    choices.sort_by_key(|choice| choice.name.to_lowercase());
+    Ok(choices)
+}
+
+#[derive(Template)]
+#[template(path = "keys.html")]
+struct ListPage {
+    frame: Frame,
+    asked: Asked,
+    keys: Vec<KeyView>,
+    applications: Vec<Choice>,
+    next: Option<String>,
+}
+
+#[get("/keys")]
+pub(super) async fn list(state: web::Data<State>, visitor: SignedIn, query: Query) -> Answer {
+    let asked: Asked = query.read()?;
+    if asked.q.contains("_live_") || asked.q.contains("_test_") {
+        // Somebody looks for a key by its text. It must not stay in the address bar.
+        return Ok(see_other("/dashboard/keys?done=pasted"));
+    }
+    let by = &visitor.by;
+    let cursor = Some(asked.cursor.as_str()).filter(|cursor| !cursor.is_empty());
+    let (limit, after) = members::listing(Some(SHOWN), cursor)?;
+    let found = api_keys::list(&state, by, asked.wanted()?, after, limit).await?;
+    let applications = choices(&state, by).await?;
+    let now = state.clock.now();
+    page::page(&ListPage {
+        frame: Frame::of(&visitor, SECTION, "API keys").done(asked.done.as_deref()),
+        keys: found.keys.iter().map(|key| KeyView::new(key, &applications, now)).collect(),
+        next: found.next.map(|next| asked.from(members::shown_cursor(next))),
+        applications,
+        asked,
+    })
+}
+
+#[derive(Deserialize)]
+struct NewFor {
+    #[serde(default)]
+    application: String,
+}
+
+#[derive(Template)]
+#[template(path = "key_new.html")]
+struct NewPage {
+    frame: Frame,
+    form: NewKeyForm,
+    fields: Fields,
+}
+
+impl NewPage {
+    async fn new(state: &State, visitor: &SignedIn, fields: Fields) -> Result<Self, Problem> {
+        let model = accounts::get(state, visitor.by.account_id.clone()).await?.operating_model;
+        let form = NewKeyForm::new(state, model, choices(state, &visitor.by).await?);
+        Ok(Self { frame: Frame::of(visitor, SECTION, "New key"), form, fields })
+    }
+}
+
+#[get("/keys/new")]
+pub(super) async fn new(state: web::Data<State>, visitor: SignedIn, query: Query) -> Answer {
+    let NewFor { application } = query.read()?;
+    let fields = NewKeyForm::untouched(&state, &application);
+    page::page(&NewPage::new(&state, &visitor, fields).await?)
+}
+
+#[derive(Template)]
+#[template(path = "key_created.html")]
+struct CreatedPage<'a> {
+    frame: Frame,
+    key: KeyView,
+    text: &'a str,
+    /// Where this server is, as the browser has it.
+    base: String,
+    is_successor: bool,
+}
+
+#[post("/keys/new")]
+pub(super) async fn create(state: web::Data<State>, visitor: SignedIn, request: HttpRequest, body: Body) -> Answer {
+    let fields = Fields::read(&body)?;
+    let by = &visitor.by;
+    let make = async |creating, say| {
+        let Wish { family, application, key } = form::read(&fields, &state.catalogue, state.clock.now())?;
+        match application {
+            Some(id) => api_keys::create_for_application(&state, by, id, key, creating, say).await,
+            None => api_keys::create(&state, by, family, key, creating, say).await,
+        }
+    };
+    match once(&state, by, request.path(), &fields, &body, make).await {
+        Ok(Once::Made(key, text)) => shown_once(&state, &visitor, &request, &key, &text),
+        Ok(Once::Before(at)) => Ok(see_other(&at)),
+        Err(problem) if can_be_mended(&problem) => {
+            page::refused(&problem, &NewPage::new(&state, &visitor, fields.refused(&problem)).await?)
+        }
+        Err(problem) => Err(problem.into()),
+    }
+}
+
+/// What became of a form that makes a key.
+enum Once {
+    /// A key, and its text for the one page that shows it.
+    Made(Box<ApiKey>, KeyText),
+    /// It was sent before; there is what it made.
+    Before(String),
+}
+
+type Say = Box<dyn FnOnce(api_keys::Made) -> Answered + Send>;
+
+/// Makes a key once, however often its form is sent: a page that is loaded again makes no other key. Nor does it show
+/// the text again: what is kept for a repeat is only where the key is.
+async fn once(
+    state: &State,
+    by: &Manager,
+    path: &str,
+    fields: &Fields,
+    body: &Body,
+    make: impl AsyncFnOnce(Creating, Say) -> Result<Said, Problem>,
+) -> Result<Once, Problem> {
+    let key = IdempotencyKey::parse(fields.get("once"))
+        .map_err(|_| Problem::field("once", "This form is not one of ours; load the page again."))?;
+    let place = Place { account: by.account_id.as_str(), actor: &by.actor, mode: None, method: "POST", path };
+    let creating = match idempotency::begin(state, place, Some(key), body.bytes()?).await? {
+        Begun::Fresh(creating) => creating,
+        Begun::Replay(said) => return Ok(Once::before(said)),
+    };
+    // From the transaction to here, and nowhere else.
+    let handover: Arc<Mutex<Option<api_keys::Made>>> = Arc::default();
+    let giver = Arc::clone(&handover);
+    let say = move |made: api_keys::Made| {
+        let location = Some(format!("/dashboard/keys/{}?done=once", made.0.id));
+        *giver.lock().unwrap_or_else(PoisonError::into_inner) = Some(made);
+        Answered { status: 303, location, body: Secret::new("") }
+    };
+    let said = make(creating, Box::new(say)).await?;
+    let made = handover.lock().unwrap_or_else(PoisonError::into_inner).take();
+    // None where the same form was sent twice at a time, and the other one came first.
+    Ok(made.map_or_else(|| Once::before(said), |(key, text)| Once::Made(Box::new(key), text)))
+}
+
+impl Once {
+    fn before(said: Said) -> Self {
+        Self::Before(said.answered.location.unwrap_or_else(|| "/dashboard/keys".to_owned()))
+    }
+}
+
+/// The one page that shows the text of a key.
+fn shown_once(state: &State, visitor: &SignedIn, request: &HttpRequest, key: &ApiKey, text: &KeyText) -> Answer {
+    let host = request.headers().get("host").and_then(|host| host.to_str().ok()).unwrap_or_default();
+    let scheme = if state.policy.development { "http" } else { "https" };
+    page::page(&CreatedPage {
+        frame: Frame::of(visitor, SECTION, "Your new key"),
+        key: KeyView::new(key, &[], state.clock.now()),
+        text: text.expose(),
+        base: format!("{scheme}://{host}"),
+        is_successor: key.rotated_from.is_some(),
+    })
+}
+
+#[derive(Deserialize)]
+struct Done {
+    done: Option<String>,
+}
+
+#[derive(Template)]
+#[template(path = "key.html")]
+struct KeyPage {
+    frame: Frame,
+    key: KeyView,
+    usage: Usage,
+    entries: Vec<EntryView>,
+    /// The key that is to take over, and whether this one is still needed.
+    successor: Option<KeyView>,
+}
+
+#[get("/keys/{id}")]
+pub(super) async fn show(state: web::Data<State>, visitor: SignedIn, id: web::Path<String>, query: Query) -> Answer {
+    let Done { done } = query.read()?;
+    let (by, id) = (&visitor.by, path_id(&id)?);
+    let key = api_keys::get(&state, by, &Family::ALL, id).await?;
+    let now = state.clock.now();
+    let today = day(now);
+    let usage = api_keys::usage(&state, by, id, today - USAGE_DAYS + 1).await?;
+    let about = audit::Filter { limit: ENTRIES, target_id: Some(id.to_string()), ..audit::Filter::default() };
+    let entries = audit::list(&state, by, about).await?.entries;
+    let applications = choices(&state, by).await?;
+    let successor = match key.rotated_to {
+        Some(successor) => Some(api_keys::get(&state, by, &Family::ALL, successor).await?),
+        None => None,
+    };
+    page::page(&KeyPage {
+        frame: Frame::of(&visitor, SECTION, key.name.clone()).done(done.as_deref()),
+        key: KeyView::new(&key, &applications, now),
+        usage: Usage::new(&usage, today, USAGE_DAYS),
+        entries: entries.iter().map(EntryView::from).collect(),
+        successor: successor.map(|key| KeyView::new(&key, &applications, now)),
+    })
+}
+
+#[derive(Template)]
+#[template(path = "key_revoke.html")]
+struct RevokePage {
+    frame: Frame,
+    key: KeyView,
+    fields: Fields,
+}
+
+impl RevokePage {
+    async fn new(state: &State, visitor: &SignedIn, id: KeyId, fields: Fields) -> Result<Self, Problem> {
+        let key = api_keys::get(state, &visitor.by, &Family::ALL, id).await?;
+        let key = KeyView::new(&key, &[], state.clock.now());
+        Ok(Self { frame: Frame::of(visitor, SECTION, "Revoke a key"), key, fields })
+    }
+}
+
+#[get("/keys/{id}/revoke")]
+pub(super) async fn ask_revoke(state: web::Data<State>, visitor: SignedIn, id: web::Path<String>) -> Answer {
+    page::page(&RevokePage::new(&state, &visitor, path_id(&id)?, Fields::default()).await?)
+}
+
+#[post("/keys/{id}/revoke")]
+pub(super) async fn revoke(state: web::Data<State>, visitor: SignedIn, id: web::Path<String>, body: Body) -> Answer {
+    let (by, id, fields) = (&visitor.by, path_id(&id)?, Fields::read(&body)?);
+    let name = api_keys::get(&state, by, &Family::ALL, id).await?.name;
+    let mut checks = Checks::default();
+    let confirmed =
+        if fields.get("confirm") == name { Ok(()) } else { Err(Invalid::new("is not the name of the key")) };
+    let confirmed = checks.member("/confirm", confirmed);
+    let reason = checks.member("/reason", text::optional(fields.filled("reason"), 255));
+    let (Some(()), Some(reason)) = (confirmed, reason) else {
+        let problem = checks.into_problem();
+        return page::refused(&problem, &RevokePage::new(&state, &visitor, id, fields.refused(&problem)).await?);
+    };
+    api_keys::revoke(&state, by, &Family::ALL, id, reason).await?;
+    Ok(see_other(&format!("/dashboard/keys/{id}?done=revoked")))
+}
+
+#[derive(Template)]
+#[template(path = "key_rotate.html")]
+struct RotatePage {
+    frame: Frame,
+    key: KeyView,
+    fields: Fields,
+}
+
+impl RotatePage {
+    async fn new(state: &State, visitor: &SignedIn, id: KeyId, fields: Fields) -> Result<Self, Problem> {
+        let key = api_keys::get(state, &visitor.by, api_keys::COMMERCE, id).await?;
+        let key = KeyView::new(&key, &[], state.clock.now());
+        Ok(Self { frame: Frame::of(visitor, SECTION, "Rotate a key"), key, fields })
+    }
+}
+
+#[get("/keys/{id}/rotate")]
+pub(super) async fn ask_rotate(state: web::Data<State>, visitor: SignedIn, id: web::Path<String>) -> Answer {
+    let fields = form::sent_once(&state).with("overlap", "86400");
+    page::page(&RotatePage::new(&state, &visitor, path_id(&id)?, fields).await?)
+}
+
+#[post("/keys/{id}/rotate")]
+pub(super) async fn rotate(
+    state: web::Data<State>,
+    visitor: SignedIn,
+    request: HttpRequest,
+    id: web::Path<String>,
+    body: Body,
+) -> Answer {
+    let (by, id, fields) = (&visitor.by, path_id(&id)?, Fields::read(&body)?);
+    let make = async |creating, say| {
+        let overlap = form::overlap(&fields).map_err(|rule| Problem::field("/overlap", rule.to_string()))?;
+        api_keys::rotate(&state, by, id, overlap, creating, say).await
+    };
+    match once(&state, by, request.path(), &fields, &body, make).await {
+        Ok(Once::Made(key, text)) => shown_once(&state, &visitor, &request, &key, &text),
+        Ok(Once::Before(at)) => Ok(see_other(&at)),
+        Err(problem) if can_be_mended(&problem) => {
+            page::refused(&problem, &RotatePage::new(&state, &visitor, id, fields.refused(&problem)).await?)
+        }
+        Err(problem) => Err(problem.into()),
+    }
+}
+
+#[post("/keys/{id}/suspend")]
+pub(super) async fn suspend(state: web::Data<State>, visitor: SignedIn, id: web::Path<String>) -> Answer {
+    let key = api_keys::suspend(&state, &visitor.by, path_id(&id)?).await?;
+    Ok(see_other(&format!("/dashboard/keys/{}?done=suspended", key.id)))
+}
+
+#[post("/keys/{id}/resume")]
+pub(super) async fn resume(state: web::Data<State>, visitor: SignedIn, id: web::Path<String>) -> Answer {
+    let key = api_keys::resume(&state, &visitor.by, path_id(&id)?).await?;
+    Ok(see_other(&format!("/dashboard/keys/{}?done=resumed", key.id)))
+}

@@ -1,0 +1,257 @@
+//! The form that makes a key.
+
+use jiff::{SignedDuration, Timestamp, civil::Date, tz::TimeZone};
+use tollkey_core::{
+    ApplicationId, Catalogue, Checks, Family, Grants, Invalid, Mode, OperatingModel, Problem, Scope, api_key::Overlap,
+    feature::Feature, text,
+};
+
+use super::{super::fields::Fields, Choice};
+use crate::{dev_mode::new_secret, service::api_keys::NewKey, state::State, surfaces::members};
+
+/// What can be chosen when a key is made.
+#[derive(Debug)]
+pub(super) struct NewKeyForm {
+    /// Resources whose scopes are for reading and writing.
+    pub(super) resources: Vec<Resource>,
+    /// All other scopes.
+    pub(super) scopes: Vec<String>,
+    /// The features a scoped key of the account can have; none where there are no scoped keys.
+    pub(super) features: Vec<&'static str>,
+    /// The applications there are.
+    pub(super) applications: Vec<Choice>,
+    /// The first day that a key can end on.
+    pub(super) tomorrow: String,
+}
+
+/// A resource, and how far a key can be allowed to go with it.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Resource {
+    pub(super) name: String,
+    pub(super) read: bool,
+    pub(super) write: bool,
+}
+
+impl Resource {
+    /// The form's field for it.
+    pub(super) fn field(&self) -> String {
+        format!("scope.{}", self.name)
+    }
+}
+
+/// The scopes as a grid, and those that do not fit into it.
+fn grid(scopes: &[Scope]) -> (Vec<Resource>, Vec<String>) {
+    let (mut resources, mut others): (Vec<Resource>, Vec<String>) = (Vec::new(), Vec::new());
+    for scope in scopes.iter().filter(|scope| **scope != Scope::COMMERCE) {
+        let (name, writes) = match scope.as_str().rsplit_once(':') {
+            Some((name, "read")) => (name, false),
+            Some((name, "write")) => (name, true),
+            _ => {
+                others.push(scope.to_string());
+                continue;
+            }
+        };
+        let known = resources.iter().position(|resource| resource.name == name);
+        let at = known.unwrap_or_else(|| {
+            resources.push(Resource { name: name.to_owned(), read: false, write: false });
+            resources.len() - 1
+        });
+        if writes {
+            resources[at].write = true;
+        } else {
+            resources[at].read = true;
+        }
+    }
+    (resources, others)
+}
+
+/// Fields that say which form this is, so that it makes one thing however often it is sent.
+pub(super) fn sent_once(state: &State) -> Fields {
+    Fields::default().with("once", new_secret(&state.random).expose())
+}
+
+impl NewKeyForm {
+    pub(super) fn new(state: &State, model: OperatingModel, applications: Vec<Choice>) -> Self {
+        let (resources, scopes) = grid(state.catalogue.scopes());
+        let features = model.features().iter().map(|feature| feature.as_str()).collect();
+        let tomorrow = state.clock.now().to_zoned(TimeZone::UTC).date().tomorrow().unwrap_or(Date::MAX).to_string();
+        Self { resources, scopes, features, applications, tomorrow }
+    }
+
+    /// The form as it is first shown.
+    pub(super) fn untouched(state: &State, application: &str) -> Fields {
+        let kind = if application.is_empty() { "commerce" } else { "application" };
+        let fields = sent_once(state).with("kind", kind).with("application", application);
+        fields.with("mode", Mode::Test.as_str()).with("access", "all").with("expires", "never")
+    }
+}
+
+/// The key that somebody asks for.
+#[derive(Debug)]
+pub(super) struct Wish {
+    pub(super) family: Family,
+    /// For a key of an application.
+    pub(super) application: Option<ApplicationId>,
+    pub(super) key: NewKey,
+}
+
+/// Reads the form.
+///
+/// # Errors
+/// A validation problem that names every field that breaks a rule.
+pub(super) fn read(fields: &Fields, catalogue: &Catalogue, now: Timestamp) -> Result<Wish, Problem> {
+    let mut checks = Checks::default();
+    let kind = checks.member("/kind", kind(fields.get("kind")));
+    let application = match kind {
+        Some(Family::Application) => {
+            let id = fields.get("application").parse().map(Some).map_err(|_| Invalid::new("must be chosen"));
+            checks.member("/application", id)
+        }
+        _ => Some(None),
+    };
+    let has_scopes = !matches!(kind, Some(Family::Secret | Family::Publishable));
+    // As the surfaces of the two have it.
+    let name = checks.member("/name", text::required(fields.get("name"), if has_scopes { 255 } else { 100 }));
+    let mode = fields.get("mode").parse::<Mode>().map_err(|_| Invalid::new("must be chosen"));
+    let mode = checks.member("/mode", mode);
+    let scopes = if has_scopes { scopes(fields, catalogue) } else { Ok(Vec::new()) };
+    let scopes = checks.member("/scopes", scopes);
+    let expires_at = match end(fields, now) {
+        Ok(end) => checks.member("/expires", Grants::parse_end(end, now)),
+        Err(rule) => checks.member("/expires", Err(rule)),
+    };
+    // Only commerce keys are scoped keys.
+    let is_commerce = kind == Some(Family::Commerce);
+    let merchants = fields.list("merchants").filter(|_| is_commerce);
+    let merchants = merchants.map(|list| text::references(list.iter().map(String::as_str))).transpose();
+    let merchants = checks.member("/merchants", merchants);
+    let chosen: Vec<&str> = fields.all("features").filter(|_| is_commerce).collect();
+    let features = if chosen.is_empty() { Ok(None) } else { Feature::parse_list(chosen).map(Some) };
+    let features = checks.member("/features", features);
+    let allowed_ips = checks.member("/allowed_ips", members::networks(fields.list("allowed_ips").as_deref()));
+    let (
+        Some(family),
+        Some(application),
+        Some(name),
+        Some(mode),
+        Some(scopes),
+        Some(expires_at),
+        Some(merchants),
+        Some(features),
+        Some(allowed_ips),
+    ) = (kind, application, name, mode, scopes, expires_at, merchants, features, allowed_ips)
+    else {
+        return Err(checks.into_problem());
+    };
+    let grants = Grants { scopes, merchants, features, allowed_ips, expires_at, ..Grants::default() };
+    Ok(Wish { family, application, key: NewKey { name, mode, grants, metadata: None } })
+}
+
+fn kind(text: &str) -> Result<Family, Invalid> {
+    text.parse().map_err(|_| Invalid::new("must be chosen"))
+}
+
+/// Everything commerce is about, or what was chosen in the grid. Who may write may read there: the API can make keys that
+/// only write, a form would have to explain them.
+fn scopes(fields: &Fields, catalogue: &Catalogue) -> Result<Vec<Scope>, Invalid> {
+    if fields.get("access") != "chosen" {
+        return Ok(vec![Scope::COMMERCE]);
+    }
+    let (resources, _) = grid(catalogue.scopes());
+    let mut names: Vec<String> = Vec::new();
+    for resource in &resources {
+        let level = fields.get(&resource.field()).to_owned();
+        if resource.read && matches!(level.as_str(), "read" | "write") {
+            names.push(format!("{}:read", resource.name));
+        }
+        if resource.write && level == "write" {
+            names.push(format!("{}:write", resource.name));
+        }
+    }
+    names.extend(fields.all("scope").map(str::to_owned));
+    if names.is_empty() {
+        return Err(Invalid::new("Choose at least one, or full access."));
+    }
+    catalogue.parse_list(names.iter().map(String::as_str))
+}
+
+/// When the key is to end: never, in some days, or at the beginning of a day (UTC).
+fn end(fields: &Fields, now: Timestamp) -> Result<Option<Timestamp>, Invalid> {
+    match fields.get("expires") {
+        "never" => Ok(None),
+        "on" => {
+            let day: Date = fields.get("expires_on").parse().map_err(|_| Invalid::new("must be a day"))?;
+            let start = day.to_zoned(TimeZone::UTC).map_err(|_| Invalid::new("must be a day"))?;
+            Ok(Some(start.timestamp()))
+        }
+        days => {
+            let days = ["7", "30", "90", "365"].contains(&days).then(|| days.parse().ok()).flatten();
+            let days: i64 = days.ok_or_else(|| Invalid::new("must be chosen"))?;
+            now.checked_add(SignedDuration::from_hours(24 * days)).map(Some).map_err(|_| Invalid::new("is too late"))
+        }
+    }
+}
+
+/// For how long a key goes on once it has a successor.
+///
+/// # Errors
+/// Its rule.
+pub(super) fn overlap(fields: &Fields) -> Result<Overlap, Invalid> {
+    Overlap::parse(fields.get("overlap").parse().map_err(|_| Invalid::new("must be chosen"))?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn scopes_for_reading_and_writing_are_a_grid_and_the_others_a_list() {
+        let mut catalogue = Catalogue::default();
+        for name in ["orders:write", "store:items:read", "reports", "a:b"] {
+            catalogue.add(name, false).unwrap();
+        }
+        let (resources, others) = grid(catalogue.scopes());
+        let shown: Vec<_> = resources.iter().map(|one| (one.name.as_str(), one.read, one.write)).collect();
+        let expected = [
+            ("links", true, true),
+            ("sessions", true, true),
+            ("webhooks", true, true),
+            ("events", true, false),
+            ("customers", true, true),
+            ("orders", false, true),
+            ("store:items", true, false),
+        ];
+        assert_eq!(shown, expected);
+        assert_eq!(others, ["reports", "a:b"]);
+    }
+
+    #[test]
+    fn a_form_says_which_scopes_and_which_end() {
+        let catalogue = Catalogue::default();
+        let now = Timestamp::UNIX_EPOCH;
+        let form = || Fields::default().with("name", "n").with("kind", "commerce").with("mode", "test");
+        let all = form().with("expires", "never");
+        assert_eq!(read(&all, &catalogue, now).unwrap().key.grants.scopes, [Scope::COMMERCE]);
+        let chosen = form().with("access", "chosen").with("expires", "30");
+        let some = chosen.clone().with("scope.links", "write").with("scope.events", "read");
+        let key = read(&some, &catalogue, now).unwrap().key;
+        assert_eq!(key.grants.scopes, [Scope::LINKS_READ, Scope::LINKS_WRITE, Scope::EVENTS_READ]);
+        assert_eq!(key.grants.expires_at, Some(Timestamp::from_second(30 * 86_400).unwrap()));
+        let none = read(&chosen.with("scope.links", "none"), &catalogue, now).unwrap_err();
+        assert_eq!(none.errors[0].pointer, "/scopes");
+        let on = form().with("expires", "on").with("expires_on", "1970-01-03");
+        let key = read(&on, &catalogue, now).unwrap().key;
+        assert_eq!(key.grants.expires_at, Some(Timestamp::from_second(2 * 86_400).unwrap()));
+        for (wrong, pointer) in [
+            (form().with("expires", "8"), "/expires"),
+            (form().with("expires", "on"), "/expires"),
+            (form().with("expires", "on").with("expires_on", "1970-01-01"), "/expires"),
+            (Fields::default().with("expires", "never").with("mode", "test").with("kind", "commerce"), "/name"),
+            (form().with("expires", "never").with("allowed_ips", "10.0.0.0/8 x"), "/allowed_ips"),
+        ] {
+            let problem = read(&wrong, &catalogue, now).unwrap_err();
+            assert_eq!(problem.errors.len(), 1, "{problem:?}");
+            assert!(problem.errors[0].pointer.starts_with(pointer), "{problem:?}");
+        }
+    }
+}

@@ -1,0 +1,191 @@
+//! How keys and their usage read on a page.
+
+use jiff::{Timestamp, civil::date};
+use tollkey_core::{ApiKey, Family, Mode, Status};
+use tollkey_store::DayUsage;
+
+use super::{super::page::Time, Choice};
+
+/// A key on a page.
+#[derive(Debug)]
+pub(in super::super) struct KeyView {
+    pub(in super::super) id: String,
+    pub(in super::super) name: String,
+    pub(in super::super) kind: &'static str,
+    pub(in super::super) is_commerce: bool,
+    pub(in super::super) prefix: String,
+    pub(in super::super) last4: String,
+    pub(in super::super) is_live: bool,
+    pub(in super::super) status: Status,
+    pub(in super::super) scopes: Vec<String>,
+    pub(in super::super) merchants: Option<Vec<String>>,
+    pub(in super::super) features: Option<Vec<&'static str>>,
+    pub(in super::super) networks: Option<Vec<String>>,
+    pub(in super::super) rate_limit: Option<String>,
+    pub(in super::super) application: Option<Choice>,
+    pub(in super::super) metadata: Option<String>,
+    pub(in super::super) created: Time,
+    pub(in super::super) created_by: Option<String>,
+    pub(in super::super) used: Option<Time>,
+    pub(in super::super) expires: Option<Time>,
+    pub(in super::super) suspended: Option<Time>,
+    pub(in super::super) revoked: Option<Time>,
+    pub(in super::super) reason: Option<String>,
+    pub(in super::super) rotated: Option<Time>,
+    pub(in super::super) rotated_from: Option<String>,
+    pub(in super::super) rotated_to: Option<String>,
+    /// Used since its successor is there: somebody has not changed over yet.
+    pub(in super::super) is_still_used: bool,
+}
+
+impl KeyView {
+    pub(in super::super) fn new(key: &ApiKey, applications: &[Choice], now: Timestamp) -> Self {
+        let grants = &key.grants;
+        let application = key.application_id.map(|id| {
+            let id = id.to_string();
+            let known = applications.iter().find(|choice| choice.id == id).cloned();
+            known.unwrap_or_else(|| Choice { name: id.clone(), id })
+        });
+        Self {
+            id: key.id.to_string(),
+            name: key.name.clone(),
+            kind: kind(key.family),
+            is_commerce: key.family == Family::Commerce,
+            prefix: key.prefix.clone(),
+            last4: key.last4.clone(),
+            is_live: key.mode == Mode::Live,
+            status: key.status(now),
+            scopes: grants.scopes.iter().map(ToString::to_string).collect(),
+            merchants: grants.merchants.clone(),
+            features: grants.features.as_ref().map(|all| all.iter().map(|feature| feature.as_str()).collect()),
+            networks: grants.allowed_ips.as_ref().map(|list| list.networks().iter().map(ToString::to_string).collect()),
+            rate_limit: grants
+                .rate_limit
+                .map(|limit| format!("{} uses in {} seconds", limit.limit(), limit.window_seconds())),
+            application,
+            metadata: key.metadata.as_ref().map(|metadata| format!("{:#}", serde_json::json!(metadata.object()))),
+            created: Time(key.created_at),
+            created_by: key.created_by.map(|id| id.to_string()),
+            used: key.last_used_at.map(Time),
+            expires: grants.expires_at.map(Time),
+            suspended: key.suspended_at.map(Time),
+            revoked: key.revoked_at.map(Time),
+            reason: key.revoked_reason.clone(),
+            rotated: key.rotated_at.map(Time),
+            rotated_from: key.rotated_from.map(|id| id.to_string()),
+            rotated_to: key.rotated_to.map(|id| id.to_string()),
+            is_still_used: key.rotated_at.is_some_and(|at| key.last_used_at.is_some_and(|used| used > at)),
+        }
+    }
+
+    /// Whether it can be used now or later.
+    pub(in super::super) fn is_alive(&self) -> bool {
+        matches!(self.status, Status::Active | Status::Suspended)
+    }
+
+    pub(in super::super) fn is_suspended(&self) -> bool {
+        self.status == Status::Suspended
+    }
+
+    /// Whether it can have a successor.
+    pub(in super::super) fn can_rotate(&self) -> bool {
+        self.is_commerce && self.status == Status::Active && self.rotated_to.is_none()
+    }
+}
+
+fn kind(family: Family) -> &'static str {
+    match family {
+        Family::Commerce => "Commerce",
+        Family::Application => "Application",
+        Family::Secret => "Secret",
+        Family::Publishable => "Publishable",
+    }
+}
+
+/// How a key was used over some days, as a chart and as a table.
+#[derive(Debug)]
+pub(in super::super) struct Usage {
+    /// Each day, the oldest first.
+    pub(in super::super) days: Vec<Day>,
+    pub(in super::super) accepted: u64,
+    pub(in super::super) refused: u64,
+}
+
+/// A day of a chart.
+#[derive(Debug)]
+pub(in super::super) struct Day {
+    /// `2026-11-21`.
+    pub(in super::super) date: String,
+    pub(in super::super) accepted: u64,
+    /// By reason.
+    pub(in super::super) refused: Vec<(&'static str, u64)>,
+    pub(in super::super) refused_total: u64,
+    /// Where its bar stands.
+    pub(in super::super) x: usize,
+    /// The heights of its two parts, of [`Usage::HEIGHT`].
+    pub(in super::super) accepted_height: u64,
+    pub(in super::super) refused_height: u64,
+}
+
+impl Day {
+    /// Where the upper part of its bar begins.
+    pub(in super::super) fn refused_y(&self) -> u64 {
+        Usage::HEIGHT - self.accepted_height - self.refused_height
+    }
+
+    /// Where the lower part begins.
+    pub(in super::super) fn accepted_y(&self) -> u64 {
+        Usage::HEIGHT - self.accepted_height
+    }
+}
+
+impl Usage {
+    /// How high the chart is.
+    const HEIGHT: u64 = 120;
+    /// How wide a day is.
+    const STEP: usize = 16;
+
+    pub(in super::super) fn new(usage: &[DayUsage], today: i32, count: i32) -> Self {
+        let epoch = date(1970, 1, 1);
+        let mut days: Vec<Day> = (today - count + 1..=today)
+            .enumerate()
+            .map(|(at, number)| {
+                let of_day = || usage.iter().filter(move |one| one.day == number);
+                let accepted = of_day().filter(|one| one.outcome.is_none()).map(|one| one.count).sum();
+                let refused: Vec<_> = of_day().filter_map(|one| Some((one.outcome?.code(), one.count))).collect();
+                let date = epoch.saturating_add(jiff::Span::new().days(number)).to_string();
+                let refused_total = refused.iter().map(|(_, count)| count).sum();
+                let x = at * Self::STEP;
+                Day { date, accepted, refused, refused_total, x, accepted_height: 0, refused_height: 0 }
+            })
+            .collect();
+        let most = days.iter().map(|day| day.accepted.saturating_add(day.refused_total)).max().unwrap_or(0);
+        // What happened at all is seen.
+        let height = |count: u64| match count {
+            0 => 0,
+            _ => u64::try_from(u128::from(count) * u128::from(Self::HEIGHT - 4) / u128::from(most.max(1)))
+                .unwrap_or(0)
+                .max(2),
+        };
+        for day in &mut days {
+            (day.accepted_height, day.refused_height) = (height(day.accepted), height(day.refused_total));
+        }
+        let accepted = days.iter().map(|day| day.accepted).sum();
+        let refused = days.iter().map(|day| day.refused_total).sum();
+        Self { days, accepted, refused }
+    }
+
+    pub(in super::super) fn is_empty(&self) -> bool {
+        self.accepted + self.refused == 0
+    }
+
+    /// How wide the chart is.
+    pub(in super::super) fn width(&self) -> usize {
+        self.days.len() * Self::STEP
+    }
+
+    /// The most uses of a day.
+    pub(in super::super) fn most(&self) -> u64 {
+        self.days.iter().map(|day| day.accepted + day.refused_total).max().unwrap_or(0)
+    }
+}

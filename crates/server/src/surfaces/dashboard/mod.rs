@@ -1,0 +1,64 @@
+//! The dashboard: pages for people, under `/dashboard`. They call the same services as the API.
+//!
+//! | module | says |
+//! |---|---|
+//! | here | the routes |
+//! | [`gate`] | what every request goes through: writes of other sites are refused, who is not signed in is sent to the door |
+//! | [`session`] | the cookie, and who it is |
+//! | [`sign_in`] | the ways in, and out |
+//! | [`page`] | what all pages share: their frame, headers, errors, times |
+//! | [`fields`] | the fields of a form |
+//! | [`assets`] | style, script, icon |
+//! | `keys`, … | a module per page |
+//!
+//! Every form works without script. Nothing that is secret stands in a URL, and no page is kept by a cache.
+
+mod assets;
+mod audit;
+mod fields;
+mod gate;
+mod keys;
+pub mod page;
+pub mod session;
+pub mod sign_in;
+
+use actix_web::{get, middleware::from_fn, web};
+
+use crate::edge::Answer;
+
+/// Whether a path is one of the dashboard's.
+#[must_use]
+pub fn is_dashboard_path(path: &str) -> bool {
+    path.strip_prefix("/dashboard").is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
+/// The routes. The literal ones stand before those with an id.
+pub fn configure(config: &mut web::ServiceConfig) {
+    let signed_in = web::scope("")
+        .wrap(from_fn(gate::signed_in))
+        .service(home)
+        .service(sign_in::sign_out)
+        .service(keys::list)
+        .service(keys::new)
+        .service(keys::create)
+        .service(keys::show)
+        .service(keys::ask_revoke)
+        .service(keys::revoke)
+        .service(keys::ask_rotate)
+        .service(keys::rotate)
+        .service(keys::suspend)
+        .service(keys::resume);
+    let open = web::scope("/dashboard")
+        .wrap(from_fn(gate::same_site))
+        .service(assets::file)
+        .service(sign_in::show)
+        .service(sign_in::link_page)
+        .service(sign_in::by_link)
+        .service(sign_in::by_token);
+    config.service(open.service(signed_in));
+}
+
+#[get("")]
+async fn home() -> Answer {
+    Ok(page::see_other("/dashboard/keys"))
+}

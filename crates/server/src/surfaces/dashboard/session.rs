@@ -1,0 +1,170 @@
+//! The cookie of a session, and who it is.
+
+use actix_web::{
+    FromRequest, HttpMessage as _, HttpRequest, HttpResponse,
+    cookie::{Cookie, SameSite},
+    dev::Payload,
+};
+use std::future::{Ready, ready};
+use tollkey_api::Secret;
+use tollkey_core::{
+    Digest, Problem,
+    audit::{Actor, ActorKind},
+    session::Session,
+};
+
+use crate::{
+    caller::{Manager, client_ip, request_id},
+    dev_mode::new_secret,
+    edge::Refusal,
+    state::State,
+};
+
+/// A browser takes a cookie of such a name only for this host, over TLS, from this host itself.
+const COOKIE: &str = "__Host-tollkey_session";
+/// For browsers that take no `Secure` cookie from `http://127.0.0.1`: in development mode, which only that machine
+/// reaches.
+const PLAIN_COOKIE: &str = "tollkey_session";
+/// Asks a browser whether it takes such cookies.
+const PROBE: &str = "__Host-tollkey_probe";
+
+/// Somebody who is signed in.
+#[derive(Debug, Clone)]
+pub struct Visitor {
+    /// What their session is found by.
+    pub digest: Digest,
+    /// Their session.
+    pub session: Session,
+}
+
+/// Somebody who is signed in and manages an account.
+#[derive(Debug, Clone)]
+pub struct SignedIn {
+    /// As every service knows them.
+    pub by: Manager,
+    /// Their session.
+    pub session: Session,
+}
+
+/// Whose cookie a request brings. The session is looked up each time, so that one that was ended is over everywhere.
+///
+/// # Errors
+/// `unavailable`.
+pub(super) async fn find(state: &State, request: &HttpRequest) -> Result<Option<Visitor>, Problem> {
+    let Some(digest) = presented(state, request) else { return Ok(None) };
+    let now = state.clock.now();
+    let found = state.read(move |db| db.session(&digest)).await?;
+    let Some(session) = found.filter(|session| !session.is_over(now)) else { return Ok(None) };
+    if session.is_seen_again(now) {
+        state.change(move |tx| Ok(tx.see_session(&digest, now)?)).await?;
+    }
+    Ok(Some(Visitor { digest, session }))
+}
+
+fn presented(state: &State, request: &HttpRequest) -> Option<Digest> {
+    let plain = || request.cookie(PLAIN_COOKIE).filter(|_| state.policy.development);
+    request.cookie(COOKIE).or_else(plain).map(|cookie| Digest::of(cookie.value()))
+}
+
+/// Begins a session, and ends the one this browser had: a new one gets a new cookie.
+///
+/// # Errors
+/// `unavailable`.
+pub(super) async fn begin(
+    state: &State,
+    request: &HttpRequest,
+    session: Session,
+    mut response: HttpResponse,
+) -> Result<HttpResponse, Problem> {
+    let token = new_secret(&state.random);
+    let (before, digest) = (presented(state, request), Digest::of(token.expose()));
+    state
+        .change(move |tx| {
+            if let Some(before) = before {
+                tx.delete_session(&before)?;
+            }
+            Ok(tx.insert_session(&digest, &session)?)
+        })
+        .await?;
+    let secure = !state.policy.development || request.cookie(PROBE).is_some();
+    add(&mut response, &cookie(if secure { COOKIE } else { PLAIN_COOKIE }, &token, secure));
+    Ok(response)
+}
+
+/// Ends a session.
+///
+/// # Errors
+/// `unavailable`.
+pub(super) async fn end(state: &State, visitor: &Visitor, mut response: HttpResponse) -> Result<HttpResponse, Problem> {
+    let digest = visitor.digest;
+    state.change(move |tx| Ok(tx.delete_session(&digest)?)).await?;
+    let nothing = Secret::new("");
+    for (name, secure) in [(COOKIE, true), (PLAIN_COOKIE, false)] {
+        let mut gone = cookie(name, &nothing, secure);
+        gone.make_removal();
+        add(&mut response, &gone);
+    }
+    Ok(response)
+}
+
+/// Finds out whether the browser takes a `Secure` cookie from here; [`begin`] sees it in the next request.
+pub(super) fn probe(mut response: HttpResponse) -> HttpResponse {
+    add(&mut response, &cookie(PROBE, &Secret::new("1"), true));
+    response
+}
+
+fn cookie<'a>(name: &'a str, value: &'a Secret, secure: bool) -> Cookie<'a> {
+    Cookie::build(name, value.expose()).path("/").http_only(true).secure(secure).same_site(SameSite::Strict).finish()
+}
+
+fn add(response: &mut HttpResponse, cookie: &Cookie<'_>) {
+    // Our own names and values are well-formed.
+    let _ = response.add_cookie(cookie);
+}
+
+impl SignedIn {
+    fn of(request: &HttpRequest) -> Option<Self> {
+        let Visitor { session, .. } = request.extensions().get::<Visitor>().cloned()?;
+        let state = request.app_data::<actix_web::web::Data<State>>()?;
+        let kind = if session.is_operator { ActorKind::Operator } else { ActorKind::Merchant };
+        let by = Manager {
+            account_id: session.account_id.clone()?,
+            actor: Actor { kind, id: session.subject.clone() },
+            request_id: Some(request_id(request)),
+            ip: client_ip(request, state),
+            key: None,
+        };
+        Some(Self { by, session })
+    }
+
+    /// An operator, or nobody.
+    ///
+    /// # Errors
+    /// `forbidden`.
+    pub fn operator(&self) -> Result<&Actor, Problem> {
+        if self.session.is_operator { Ok(&self.by.actor) } else { Err(Problem::forbidden("This needs an operator.")) }
+    }
+}
+
+/// A page inside the gate has them; one outside of it would be our mistake.
+fn missing() -> Refusal {
+    Problem::new(tollkey_core::ProblemCode::InternalError, "Something went wrong on our side.").into()
+}
+
+impl FromRequest for SignedIn {
+    type Error = Refusal;
+    type Future = Ready<Result<Self, Refusal>>;
+
+    fn from_request(request: &HttpRequest, _: &mut Payload) -> Self::Future {
+        ready(Self::of(request).ok_or_else(missing))
+    }
+}
+
+impl FromRequest for Visitor {
+    type Error = Refusal;
+    type Future = Ready<Result<Self, Refusal>>;
+
+    fn from_request(request: &HttpRequest, _: &mut Payload) -> Self::Future {
+        ready(request.extensions().get::<Self>().cloned().ok_or_else(missing))
+    }
+}
