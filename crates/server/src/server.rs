@@ -21,7 +21,7 @@ use anyhow::Context as _;
 use futures_util::future::select_all;
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
-    sync::watch,
+    sync::{Semaphore, watch},
     task::JoinHandle,
 };
 use tollkey_core::{Clock, Problem, ProblemCode, VerifierId};
@@ -112,6 +112,7 @@ pub async fn assemble(
         Some(secret) => Sealer::new(secret.expose().as_bytes()),
         None => Sealer::new(new_secret(&random).expose().as_bytes()),
     };
+    let audit_checks = Semaphore::new(1);
     Ok(State {
         store,
         verifier,
@@ -121,6 +122,7 @@ pub async fn assemble(
         catalogue,
         sealer,
         ways,
+        audit_checks,
         policy,
         draining: AtomicBool::new(false),
     })

@@ -10,6 +10,7 @@ use std::{
 
 use actix_web::http::header::HeaderName;
 use ipnet::IpNet;
+use tokio::sync::Semaphore;
 use tollkey_core::{Catalogue, Clock, Denial, Need, Problem, time::day, usage::outcome_code};
 use tollkey_store::{Change, Reader, SchemaError, Store, Writer};
 use tollkey_verifier::{Unavailable, Verdict, Verifier, usage::BATCH};
@@ -43,6 +44,8 @@ pub struct State {
     pub sealer: Sealer,
     /// The ways into the dashboard.
     pub ways: Ways,
+    /// Who goes through an audit chain for the dashboard: one at a time.
+    pub audit_checks: Semaphore,
     /// What the operator decided.
     pub policy: Policy,
     /// Set while the server stops: it is no longer ready.

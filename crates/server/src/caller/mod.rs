@@ -256,6 +256,12 @@ impl Manager {
         Self { key: Some(key), ..manager }
     }
 
+    /// Whose request it is, for [`crate::service::idempotency::Place`].
+    #[must_use]
+    pub fn who(&self) -> (&str, &Actor) {
+        (self.account_id.as_str(), &self.actor)
+    }
+
     /// The only mode they see, if they do not see both: a test key sees test keys.
     #[must_use]
     pub fn sees(&self) -> Option<Mode> {

@@ -1,11 +1,16 @@
-//! The audit log.
+//! The audit log: read, and checked.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashSet},
+    ops::ControlFlow,
+};
 
 use jiff::Timestamp;
 use tollkey_core::{
-    Problem,
-    audit::{Action, Entry},
+    AccountId, Problem, ProblemCode,
+    audit::{self, Action, ChainError, Entry, Hash, Head},
 };
-use tollkey_store::AuditFilter;
+use tollkey_store::{AuditFilter, Reader};
 
 use crate::{caller::Manager, state::State};
 
@@ -61,4 +66,94 @@ pub async fn list(state: &State, by: &Manager, filter: Filter) -> Result<Found, 
     entries.truncate(limit as usize);
     let next = entries.last().filter(|_| more).map(|entry| entry.seq);
     Ok(Found { entries, next })
+}
+
+/// How many accounts are read at a time.
+const ACCOUNTS: u32 = 500;
+
+/// What was found when chains were gone through.
+#[derive(Debug, Default)]
+pub struct Checked {
+    /// Where each chain ends that has any entry.
+    pub ends: BTreeMap<AccountId, Head>,
+    /// What is wrong, a sentence each. Empty: all of it is whole.
+    pub faults: Vec<String>,
+}
+
+/// Goes through the chain of an account, or of all of them, from its beginning to the end that is kept for it. `heads` are
+/// hashes that were told earlier: without any, a chain that was rewritten from its beginning looks whole.
+///
+/// # Errors
+/// [`tollkey_store::Error`].
+pub fn check(
+    db: &mut Reader<'_>,
+    account: Option<&AccountId>,
+    heads: &[Hash],
+) -> Result<Checked, tollkey_store::Error> {
+    let mut missing: HashSet<Hash> = heads.iter().copied().collect();
+    let mut ends: BTreeMap<AccountId, Head> = BTreeMap::new();
+    let mut broken: Vec<ChainError> = Vec::new();
+    let _never_broken = db.for_each_audit_entry(account, |entry| {
+        let account = entry.as_ref().map_or_else(ChainError::account, |entry| &entry.draft.account_id).clone();
+        if broken.last().is_some_and(|error| *error.account() == account) {
+            return ControlFlow::<()>::Continue(()); // everything behind the first break is broken too
+        }
+        let head = ends.entry(account).or_insert(Head::GENESIS);
+        match entry.and_then(|entry| audit::verify(*head, &entry)) {
+            Ok(next) => {
+                *head = next;
+                missing.remove(&next.hash);
+            }
+            Err(error) => broken.push(error),
+        }
+        ControlFlow::Continue(())
+    })?;
+    let kept = kept_ends(db, account)?;
+    let mut faults: Vec<String> = broken.iter().map(ToString::to_string).collect();
+    let accounts: BTreeSet<&AccountId> = kept.keys().chain(ends.keys()).collect();
+    for account in accounts {
+        let end = |heads: &BTreeMap<AccountId, Head>| heads.get(account).copied().unwrap_or(Head::GENESIS);
+        let (found, kept) = (end(&ends), end(&kept));
+        if found != kept && !broken.iter().any(|error| error.account() == account) {
+            faults.push(format!("the log of account {account} ends at entry {}, not at {}", found.seq, kept.seq));
+        }
+    }
+    faults.extend(missing.iter().map(|hash| format!("no entry has the hash {hash}: a log was cut off or rewritten")));
+    Ok(Checked { ends, faults })
+}
+
+/// Where chains end by what is kept beside them.
+fn kept_ends(
+    db: &mut Reader<'_>,
+    account: Option<&AccountId>,
+) -> Result<BTreeMap<AccountId, Head>, tollkey_store::Error> {
+    if let Some(account) = account {
+        let head = db.account(account).audit_head()?;
+        return Ok(Some(head)
+            .filter(|head| *head != Head::GENESIS)
+            .map(|head| (account.clone(), head))
+            .into_iter()
+            .collect());
+    }
+    let mut kept: Vec<(AccountId, Head)> = Vec::new();
+    loop {
+        let page = db.audit_heads(kept.last().map(|(account, _)| account), ACCOUNTS)?;
+        if page.is_empty() {
+            return Ok(kept.into_iter().collect());
+        }
+        kept.extend(page);
+    }
+}
+
+/// Goes through the chain of the managed account. One at a time: a long log takes a connection for a while.
+///
+/// # Errors
+/// `unavailable`, and when another check is under way.
+pub async fn check_account(state: &State, by: &Manager) -> Result<Checked, Problem> {
+    let Ok(_only_one) = state.audit_checks.try_acquire() else {
+        let detail = "Another audit log is being checked right now.";
+        return Err(Problem { retry_after: Some(5), ..Problem::new(ProblemCode::Unavailable, detail) });
+    };
+    let account_id = by.account_id.clone();
+    state.read(move |db| check(db, Some(&account_id), &[])).await
 }

@@ -5,7 +5,7 @@ mod present;
 use actix_web::{HttpResponse, get, http::header, web};
 use tollkey_api::audit as api;
 
-pub(super) use self::present::filter;
+pub(super) use self::present::{entry, filter};
 
 use crate::{body::Query, caller::Merchant, edge::Answer, service::audit, state::State};
 

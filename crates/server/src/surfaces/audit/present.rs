@@ -6,7 +6,7 @@ use tollkey_core::{Checks, Invalid, KeyId, Problem, audit::Entry};
 
 use crate::{service::audit::Filter, surfaces::within};
 
-pub(super) fn entry(entry: &Entry) -> api::AuditEntry {
+pub(crate) fn entry(entry: &Entry) -> api::AuditEntry {
     let draft = &entry.draft;
     api::AuditEntry {
         id: draft.id.to_string(),

@@ -1,8 +1,33 @@
-//! The audit log.
+//! The audit log: read, checked, taken away as a file.
 
-use tollkey_core::audit::Entry;
+use actix_web::{HttpResponse, get, http::header, post, web};
+use askama::Template;
+use futures_util::{Stream, stream};
+use serde::Deserialize;
+use tollkey_api::audit as api;
+use tollkey_core::{
+    Problem,
+    audit::{Action, Entry},
+};
 
-use super::page::Time;
+use super::{
+    page::{self, Frame, Time},
+    session::SignedIn,
+};
+use crate::{
+    body::Query,
+    caller::Manager,
+    edge::Answer,
+    service::audit::{self, Checked},
+    state::State,
+    surfaces::audit::{entry, filter},
+};
+
+const SECTION: &str = "audit";
+/// How many entries a page shows.
+const SHOWN: u32 = 50;
+/// How many entries of a file are in memory at a time.
+const STEP: u32 = 500;
 
 /// An entry on a page.
 #[derive(Debug)]
@@ -14,25 +39,252 @@ pub(super) struct EntryView {
     pub(super) actor_kind: &'static str,
     pub(super) target: String,
     pub(super) target_kind: &'static str,
+    /// Where its page is.
+    pub(super) link: Option<String>,
     pub(super) ip: Option<String>,
     pub(super) request_id: Option<String>,
     pub(super) changes: String,
+    pub(super) hash: String,
 }
 
 impl From<&Entry> for EntryView {
     fn from(entry: &Entry) -> Self {
         let draft = &entry.draft;
+        let (target, target_kind) = (draft.target.id.clone(), draft.target.kind.as_str());
+        let link = match target_kind {
+            "api_key" => Some(format!("/dashboard/keys/{target}")),
+            "application" => Some(format!("/dashboard/applications/{target}")),
+            _ => None,
+        };
         Self {
             seq: entry.seq,
             at: Time(draft.occurred_at),
             action: draft.action.as_str(),
             actor: draft.actor.id.clone(),
             actor_kind: draft.actor.kind.as_str(),
-            target: draft.target.id.clone(),
-            target_kind: draft.target.kind.as_str(),
+            target,
+            target_kind,
+            link,
             ip: draft.ip.map(|ip| ip.to_string()),
             request_id: draft.request_id.clone(),
             changes: format!("{:#}", draft.changes),
+            hash: entry.hash.to_string(),
+        }
+    }
+}
+
+/// What the log is asked for. What is empty was left as it is in the form; days are those of UTC, both included.
+#[derive(Debug, Clone, Default, Deserialize)]
+struct Asked {
+    #[serde(default)]
+    action: String,
+    #[serde(default)]
+    target_id: String,
+    #[serde(default)]
+    actor_id: String,
+    #[serde(default)]
+    since: String,
+    #[serde(default)]
+    until: String,
+    #[serde(default)]
+    cursor: String,
+    #[serde(default)]
+    format: String,
+}
+
+impl Asked {
+    fn is_filtered(&self) -> bool {
+        self.pairs("").len() > 1
+    }
+
+    fn filter(&self) -> Result<audit::Filter, Problem> {
+        let filled = |text: &str| Some(text.trim().to_owned()).filter(|text| !text.is_empty());
+        let day = |name: &'static str, text: &str, days: i64| {
+            filled(text)
+                .map(|text| {
+                    let day: jiff::civil::Date = text.parse().map_err(|_| Problem::field(name, "must be a day"))?;
+                    Ok::<_, Problem>(format!("{}T00:00:00Z", day.saturating_add(jiff::Span::new().days(days))))
+                })
+                .transpose()
+        };
+        filter(&api::ListAuditLog {
+            cursor: filled(&self.cursor),
+            action: filled(&self.action),
+            target_id: filled(&self.target_id),
+            actor_id: filled(&self.actor_id),
+            since: day("since", &self.since, 0)?,
+            until: day("until", &self.until, 1)?,
+            ..api::ListAuditLog::default()
+        })
+    }
+
+    fn pairs<'a>(&'a self, cursor: &'a str) -> Vec<(&'static str, &'a str)> {
+        let pairs = [
+            ("action", self.action.as_str()),
+            ("target_id", &self.target_id),
+            ("actor_id", &self.actor_id),
+            ("since", &self.since),
+            ("until", &self.until),
+            ("cursor", cursor),
+        ];
+        pairs.into_iter().filter(|(name, value)| *name == "cursor" || !value.is_empty()).collect()
+    }
+
+    /// The query of the same log, behind that entry.
+    fn behind(&self, cursor: &str) -> String {
+        serde_urlencoded::to_string(self.pairs(cursor)).unwrap_or_default()
+    }
+}
+
+#[derive(Template)]
+#[template(path = "audit.html")]
+struct LogPage {
+    frame: Frame,
+    asked: Asked,
+    actions: Vec<&'static str>,
+    entries: Vec<EntryView>,
+    next: Option<String>,
+    checked: Option<Checked>,
+}
+
+impl LogPage {
+    async fn new(state: &State, visitor: &SignedIn, asked: Asked, checked: Option<Checked>) -> Result<Self, Problem> {
+        let wanted = audit::Filter { limit: SHOWN, ..asked.filter()? };
+        let found = audit::list(state, &visitor.by, wanted).await?;
+        Ok(Self {
+            frame: Frame::of(visitor, SECTION, "Audit log"),
+            actions: Action::ALL.iter().map(|action| action.as_str()).collect(),
+            entries: found.entries.iter().map(EntryView::from).collect(),
+            next: found.next.map(|next| asked.behind(&next.to_string())),
+            asked,
+            checked,
+        })
+    }
+}
+
+#[get("/audit")]
+pub(super) async fn list(state: web::Data<State>, visitor: SignedIn, query: Query) -> Answer {
+    page::page(&LogPage::new(&state, &visitor, query.read()?, None).await?)
+}
+
+/// Goes through the whole chain. A form, so that no crawler and no preview does it.
+#[post("/audit/verify")]
+pub(super) async fn verify(state: web::Data<State>, visitor: SignedIn) -> Answer {
+    let checked = audit::check_account(&state, &visitor.by).await?;
+    page::page(&LogPage::new(&state, &visitor, Asked::default(), Some(checked)).await?)
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Format {
+    Csv,
+    JsonLines,
+}
+
+/// The entries that the filter lets through, newest first, as a file. It is written as it is read.
+#[get("/audit/export")]
+pub(super) async fn export(state: web::Data<State>, visitor: SignedIn, query: Query) -> Answer {
+    let asked: Asked = query.read()?;
+    let (format, name, content_type) = match asked.format.as_str() {
+        "csv" => (Format::Csv, "audit-log.csv", "text/csv; charset=utf-8"),
+        "jsonl" => (Format::JsonLines, "audit-log.jsonl", "application/jsonl"),
+        _ => return Err(Problem::field("format", "must be one of csv, jsonl").into()),
+    };
+    let filter = audit::Filter { limit: STEP, ..asked.filter()? };
+    let mut response = HttpResponse::Ok();
+    response.content_type(content_type);
+    response.insert_header((header::CONTENT_DISPOSITION, format!("attachment; filename=\"{name}\"")));
+    Ok(response.streaming(file(state, visitor.by, filter, format)))
+}
+
+/// An error breaks the connection off: a file that ends early must not look whole.
+fn file(
+    state: web::Data<State>,
+    by: Manager,
+    filter: audit::Filter,
+    format: Format,
+) -> impl Stream<Item = Result<web::Bytes, Problem>> {
+    let first = filter.clone();
+    stream::try_unfold(Some((first, true)), move |rest| {
+        let (state, by) = (state.clone(), by.clone());
+        async move {
+            let Some((filter, is_first)) = rest else { return Ok(None) };
+            let found = audit::list(&state, &by, filter.clone()).await?;
+            let written = match format {
+                Format::Csv => csv_lines(&found.entries, is_first)?,
+                Format::JsonLines => json_lines(&found.entries)?,
+            };
+            let rest = found.next.map(|next| (audit::Filter { before: Some(next), ..filter }, false));
+            Ok(Some((web::Bytes::from(written), rest)))
+        }
+    })
+}
+
+fn broken() -> Problem {
+    Problem::new(tollkey_core::ProblemCode::InternalError, "Something went wrong on our side.")
+}
+
+fn json_lines(entries: &[Entry]) -> Result<Vec<u8>, Problem> {
+    let mut lines = Vec::new();
+    for one in entries {
+        serde_json::to_writer(&mut lines, &entry(one)).map_err(|_| broken())?;
+        lines.push(b'\n');
+    }
+    Ok(lines)
+}
+
+/// RFC 4180, with a line of names.
+fn csv_lines(entries: &[Entry], with_names: bool) -> Result<Vec<u8>, Problem> {
+    let mut writer = csv::WriterBuilder::new().terminator(csv::Terminator::CRLF).from_writer(Vec::new());
+    if with_names {
+        let names = [
+            "seq",
+            "occurred_at",
+            "action",
+            "actor_type",
+            "actor_id",
+            "target_type",
+            "target_id",
+            "request_id",
+            "ip",
+            "changes",
+            "hash",
+        ];
+        writer.write_record(names).map_err(|_| broken())?;
+    }
+    for entry in entries {
+        let draft = &entry.draft;
+        let record = [
+            entry.seq.to_string(),
+            Time(draft.occurred_at).iso(),
+            draft.action.as_str().to_owned(),
+            draft.actor.kind.as_str().to_owned(),
+            harmless(&draft.actor.id),
+            draft.target.kind.as_str().to_owned(),
+            harmless(&draft.target.id),
+            harmless(draft.request_id.as_deref().unwrap_or_default()),
+            draft.ip.map(|ip| ip.to_string()).unwrap_or_default(),
+            draft.changes.to_string(),
+            entry.hash.to_string(),
+        ];
+        writer.write_record(record).map_err(|_| broken())?;
+    }
+    writer.into_inner().map_err(|_| broken())
+}
+
+/// A text that a spreadsheet takes for a text: who is named `=cmd()` runs nothing on the desk of who opens the file.
+fn harmless(text: &str) -> String {
+    let is_formula = text.starts_with(['=', '+', '-', '@', '\t', '\r']);
+    if is_formula { format!("'{text}") } else { text.to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_text_that_a_spreadsheet_would_run_is_quoted() {
+        for (text, expected) in [("=1+1", "'=1+1"), ("@x", "'@x"), ("-2", "'-2"), ("user_7", "user_7"), ("", "")] {
+            assert_eq!(harmless(text), expected);
         }
     }
 }

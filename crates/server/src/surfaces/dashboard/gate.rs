@@ -58,6 +58,10 @@ pub(super) async fn signed_in<B: MessageBody + 'static>(
     next: Next<B>,
 ) -> Result<ServiceResponse<EitherBody<B>>, Error> {
     match session::find(&state, request.request()).await {
+        // An operator says whose account first.
+        Ok(Some(visitor)) if visitor.session.account_id.is_none() && !is_for_everybody(request.path()) => {
+            Ok(request.into_response(page::see_other("/dashboard/account").map_into_right_body()))
+        }
         Ok(Some(visitor)) => {
             request.extensions_mut().insert(visitor);
             Ok(next.call(request).await?.map_into_left_body())
@@ -68,6 +72,11 @@ pub(super) async fn signed_in<B: MessageBody + 'static>(
         }
         Err(problem) => Ok(refuse(request, problem)),
     }
+}
+
+/// What needs no account.
+fn is_for_everybody(path: &str) -> bool {
+    matches!(path, "/dashboard/account" | "/dashboard/sign-out")
 }
 
 /// To the door, and back here afterwards.

@@ -3,21 +3,20 @@
 mod form;
 mod view;
 
-use std::sync::{Arc, Mutex, PoisonError};
-
 use actix_web::{HttpRequest, get, post, web};
 use askama::Template;
 use serde::Deserialize;
-use tollkey_api::Secret;
 use tollkey_core::{ApiKey, Checks, Family, Invalid, KeyId, KeyText, Problem, text, time::day};
 
+pub(super) use self::view::KeyView;
 use self::{
     form::{NewKeyForm, Wish},
-    view::{KeyView, Usage},
+    view::Usage,
 };
 use super::{
     audit::EntryView,
     fields::Fields,
+    once::{self, Once, once},
     page::{self, Frame, can_be_mended, see_other},
     session::SignedIn,
 };
@@ -25,10 +24,7 @@ use crate::{
     body::{Body, Query},
     caller::Manager,
     edge::Answer,
-    service::{
-        accounts, api_keys, applications, audit,
-        idempotency::{self, Answered, Begun, Creating, IdempotencyKey, Place, Said},
-    },
+    service::{accounts, api_keys, applications, audit},
     state::State,
     surfaces::{members, path_id},
 };
@@ -194,8 +190,8 @@ pub(super) async fn create(state: web::Data<State>, visitor: SignedIn, request: 
             None => api_keys::create(&state, by, family, key, creating, say).await,
         }
     };
-    match once(&state, by, request.path(), &fields, &body, make).await {
-        Ok(Once::Made(key, text)) => shown_once(&state, &visitor, &request, &key, &text),
+    match once(&state, by.who(), request.path(), (&fields, &body), place_of, make).await {
+        Ok(Once::Made((key, text))) => shown_once(&state, &visitor, &request, &key, &text),
         Ok(Once::Before(at)) => Ok(see_other(&at)),
         Err(problem) if can_be_mended(&problem) => {
             page::refused(&problem, &NewPage::new(&state, &visitor, fields.refused(&problem)).await?)
@@ -204,51 +200,8 @@ pub(super) async fn create(state: web::Data<State>, visitor: SignedIn, request: 
     }
 }
 
-/// What became of a form that makes a key.
-enum Once {
-    /// A key, and its text for the one page that shows it.
-    Made(Box<ApiKey>, KeyText),
-    /// It was sent before; there is what it made.
-    Before(String),
-}
-
-type Say = Box<dyn FnOnce(api_keys::Made) -> Answered + Send>;
-
-/// Makes a key once, however often its form is sent: a page that is loaded again makes no other key. Nor does it show
-/// the text again: what is kept for a repeat is only where the key is.
-async fn once(
-    state: &State,
-    by: &Manager,
-    path: &str,
-    fields: &Fields,
-    body: &Body,
-    make: impl AsyncFnOnce(Creating, Say) -> Result<Said, Problem>,
-) -> Result<Once, Problem> {
-    let key = IdempotencyKey::parse(fields.get("once"))
-        .map_err(|_| Problem::field("once", "This form is not one of ours; load the page again."))?;
-    let place = Place { account: by.account_id.as_str(), actor: &by.actor, mode: None, method: "POST", path };
-    let creating = match idempotency::begin(state, place, Some(key), body.bytes()?).await? {
-        Begun::Fresh(creating) => creating,
-        Begun::Replay(said) => return Ok(Once::before(said)),
-    };
-    // From the transaction to here, and nowhere else.
-    let handover: Arc<Mutex<Option<api_keys::Made>>> = Arc::default();
-    let giver = Arc::clone(&handover);
-    let say = move |made: api_keys::Made| {
-        let location = Some(format!("/dashboard/keys/{}?done=once", made.0.id));
-        *giver.lock().unwrap_or_else(PoisonError::into_inner) = Some(made);
-        Answered { status: 303, location, body: Secret::new("") }
-    };
-    let said = make(creating, Box::new(say)).await?;
-    let made = handover.lock().unwrap_or_else(PoisonError::into_inner).take();
-    // None where the same form was sent twice at a time, and the other one came first.
-    Ok(made.map_or_else(|| Once::before(said), |(key, text)| Once::Made(Box::new(key), text)))
-}
-
-impl Once {
-    fn before(said: Said) -> Self {
-        Self::Before(said.answered.location.unwrap_or_else(|| "/dashboard/keys".to_owned()))
-    }
+fn place_of((key, _): &api_keys::Made) -> String {
+    format!("/dashboard/keys/{}?done=once", key.id)
 }
 
 /// The one page that shows the text of a key.
@@ -360,7 +313,7 @@ impl RotatePage {
 
 #[get("/keys/{id}/rotate")]
 pub(super) async fn ask_rotate(state: web::Data<State>, visitor: SignedIn, id: web::Path<String>) -> Answer {
-    let fields = form::sent_once(&state).with("overlap", "86400");
+    let fields = once::untouched(&state).with("overlap", "86400");
     page::page(&RotatePage::new(&state, &visitor, path_id(&id)?, fields).await?)
 }
 
@@ -377,8 +330,8 @@ pub(super) async fn rotate(
         let overlap = form::overlap(&fields).map_err(|rule| Problem::field("/overlap", rule.to_string()))?;
         api_keys::rotate(&state, by, id, overlap, creating, say).await
     };
-    match once(&state, by, request.path(), &fields, &body, make).await {
-        Ok(Once::Made(key, text)) => shown_once(&state, &visitor, &request, &key, &text),
+    match once(&state, by.who(), request.path(), (&fields, &body), place_of, make).await {
+        Ok(Once::Made((key, text))) => shown_once(&state, &visitor, &request, &key, &text),
         Ok(Once::Before(at)) => Ok(see_other(&at)),
         Err(problem) if can_be_mended(&problem) => {
             page::refused(&problem, &RotatePage::new(&state, &visitor, id, fields.refused(&problem)).await?)

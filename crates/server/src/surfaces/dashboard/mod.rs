@@ -7,19 +7,22 @@
 //! | [`session`] | the cookie, and who it is |
 //! | [`sign_in`] | the ways in, and out |
 //! | [`page`] | what all pages share: their frame, headers, errors, times |
-//! | [`fields`] | the fields of a form |
+//! | [`fields`], [`once`] | the fields of a form, and forms that make something |
 //! | [`assets`] | style, script, icon |
-//! | `keys`, … | a module per page |
+//! | [`keys`], [`applications`], [`audit`], [`settings`] | the pages |
 //!
 //! Every form works without script. Nothing that is secret stands in a URL, and no page is kept by a cache.
 
+mod applications;
 mod assets;
 mod audit;
 mod fields;
 mod gate;
 mod keys;
+mod once;
 pub mod page;
 pub mod session;
+mod settings;
 pub mod sign_in;
 
 use actix_web::{get, middleware::from_fn, web};
@@ -47,7 +50,28 @@ pub fn configure(config: &mut web::ServiceConfig) {
         .service(keys::ask_rotate)
         .service(keys::rotate)
         .service(keys::suspend)
-        .service(keys::resume);
+        .service(keys::resume)
+        .service(applications::list)
+        .service(applications::new)
+        .service(applications::create)
+        .service(applications::show)
+        .service(applications::edit)
+        .service(applications::update)
+        .service(applications::ask_disable)
+        .service(applications::disable)
+        .service(applications::enable)
+        .service(applications::ask_delete)
+        .service(applications::delete)
+        .service(audit::list)
+        .service(audit::export)
+        .service(audit::verify)
+        .service(settings::show)
+        .service(settings::set_model)
+        .service(settings::create_service_key)
+        .service(settings::ask_revoke_service_key)
+        .service(settings::revoke_service_key)
+        .service(settings::ask_account)
+        .service(settings::choose_account);
     let open = web::scope("/dashboard")
         .wrap(from_fn(gate::same_site))
         .service(assets::file)

@@ -9,7 +9,7 @@ use actix_web::{
 };
 use askama::Template;
 use jiff::{Timestamp, tz::TimeZone};
-use tollkey_core::{Problem, ProblemCode};
+use tollkey_core::{Problem, ProblemCode, session::Session};
 
 use super::{assets, session::SignedIn};
 use crate::edge::Answer;
@@ -63,7 +63,12 @@ impl Frame {
     /// The frame of a page for somebody who is signed in.
     #[must_use]
     pub fn of(visitor: &SignedIn, section: &'static str, title: impl Into<String>) -> Self {
-        let session = &visitor.session;
+        Self::of_session(&visitor.session, section, title)
+    }
+
+    /// [`Frame::of`] somebody who may not have chosen an account yet.
+    #[must_use]
+    pub fn of_session(session: &Session, section: &'static str, title: impl Into<String>) -> Self {
         let who = Who {
             subject: session.subject.clone(),
             account: session.account_id.as_ref().map(ToString::to_string),

@@ -137,13 +137,27 @@ impl SignedIn {
         Some(Self { by, session })
     }
 
-    /// An operator, or nobody.
+    /// Who it is, if it is an operator.
     ///
     /// # Errors
     /// `forbidden`.
     pub fn operator(&self) -> Result<&Actor, Problem> {
-        if self.session.is_operator { Ok(&self.by.actor) } else { Err(Problem::forbidden("This needs an operator.")) }
+        if self.session.is_operator { Ok(&self.by.actor) } else { Err(not_an_operator()) }
     }
+}
+
+impl Visitor {
+    /// Lets operators pass.
+    ///
+    /// # Errors
+    /// `forbidden`.
+    pub fn operator(&self) -> Result<(), Problem> {
+        if self.session.is_operator { Ok(()) } else { Err(not_an_operator()) }
+    }
+}
+
+fn not_an_operator() -> Problem {
+    Problem::forbidden("This needs an operator.")
 }
 
 /// A page inside the gate has them; one outside of it would be our mistake.

@@ -6,8 +6,11 @@ use tollkey_core::{
     feature::Feature, text,
 };
 
-use super::{super::fields::Fields, Choice};
-use crate::{dev_mode::new_secret, service::api_keys::NewKey, state::State, surfaces::members};
+use super::{
+    super::{fields::Fields, once},
+    Choice,
+};
+use crate::{service::api_keys::NewKey, state::State, surfaces::members};
 
 /// What can be chosen when a key is made.
 #[derive(Debug)]
@@ -65,11 +68,6 @@ fn grid(scopes: &[Scope]) -> (Vec<Resource>, Vec<String>) {
     (resources, others)
 }
 
-/// Fields that say which form this is, so that it makes one thing however often it is sent.
-pub(super) fn sent_once(state: &State) -> Fields {
-    Fields::default().with("once", new_secret(&state.random).expose())
-}
-
 impl NewKeyForm {
     pub(super) fn new(state: &State, model: OperatingModel, applications: Vec<Choice>) -> Self {
         let (resources, scopes) = grid(state.catalogue.scopes());
@@ -81,7 +79,7 @@ impl NewKeyForm {
     /// The form as it is first shown.
     pub(super) fn untouched(state: &State, application: &str) -> Fields {
         let kind = if application.is_empty() { "commerce" } else { "application" };
-        let fields = sent_once(state).with("kind", kind).with("application", application);
+        let fields = once::untouched(state).with("kind", kind).with("application", application);
         fields.with("mode", Mode::Test.as_str()).with("access", "all").with("expires", "never")
     }
 }

@@ -1,0 +1,248 @@
+//! The applications of an account.
+
+use actix_web::{HttpRequest, get, post, web};
+use askama::Template;
+use serde::Deserialize;
+use tollkey_core::{Application, ApplicationId, Checks, Family, Invalid, Problem, Status};
+
+use super::{
+    fields::Fields,
+    keys::{Choice, KeyView},
+    once::{self, Once, once},
+    page::{self, Frame, Time, can_be_mended, see_other},
+    session::SignedIn,
+};
+use crate::{
+    body::{Body, Query},
+    edge::Answer,
+    service::{api_keys, applications},
+    state::State,
+    surfaces::{paging, path_id},
+};
+
+const SECTION: &str = "applications";
+/// How many applications a page shows.
+const SHOWN: u32 = 50;
+/// How many keys of an application are shown, and counted.
+const KEYS: u32 = 100;
+
+/// An application on a page.
+struct View {
+    id: String,
+    name: String,
+    description: Option<String>,
+    is_enabled: bool,
+    created: Time,
+}
+
+impl From<&Application> for View {
+    fn from(application: &Application) -> Self {
+        Self {
+            id: application.id.to_string(),
+            name: application.name.clone(),
+            description: application.description.clone(),
+            is_enabled: application.is_enabled,
+            created: Time(application.created_at),
+        }
+    }
+}
+
+#[derive(Deserialize)]
+struct Asked {
+    page: Option<u32>,
+    done: Option<String>,
+}
+
+#[derive(Template)]
+#[template(path = "applications.html")]
+struct ListPage {
+    frame: Frame,
+    applications: Vec<View>,
+    page: u64,
+    pages: u64,
+    total: u64,
+}
+
+#[get("/applications")]
+pub(super) async fn list(state: web::Data<State>, visitor: SignedIn, query: Query) -> Answer {
+    let asked: Asked = query.read()?;
+    let (page, limit) = paging(asked.page, Some(SHOWN))?;
+    let found = applications::page(&state, &visitor.by, page, limit, false).await?;
+    page::page(&ListPage {
+        frame: Frame::of(&visitor, SECTION, "Applications").done(asked.done.as_deref()),
+        applications: found.items.iter().map(|(application, _)| View::from(application)).collect(),
+        page: page.into(),
+        pages: found.total.div_ceil(u64::from(SHOWN)),
+        total: found.total,
+    })
+}
+
+#[derive(Template)]
+#[template(path = "application_form.html")]
+struct FormPage {
+    frame: Frame,
+    /// The one that is changed; none that is to be made.
+    application: Option<View>,
+    fields: Fields,
+}
+
+fn read(fields: &Fields) -> Result<(String, Option<String>), Problem> {
+    let mut checks = Checks::default();
+    let name = checks.member("/name", Application::parse_name(fields.get("name")));
+    let description = checks.member("/description", Application::parse_description(fields.filled("description")));
+    let (Some(name), Some(description)) = (name, description) else { return Err(checks.into_problem()) };
+    Ok((name, description))
+}
+
+#[get("/applications/new")]
+pub(super) async fn new(state: web::Data<State>, visitor: SignedIn) -> Answer {
+    let frame = Frame::of(&visitor, SECTION, "New application");
+    page::page(&FormPage { frame, application: None, fields: once::untouched(&state) })
+}
+
+#[post("/applications/new")]
+pub(super) async fn create(state: web::Data<State>, visitor: SignedIn, request: HttpRequest, body: Body) -> Answer {
+    let (by, fields) = (&visitor.by, Fields::read(&body)?);
+    let make = async |creating, say| {
+        let (name, description) = read(&fields)?;
+        applications::create(&state, by, name, description, creating, say).await
+    };
+    let place_of = |made: &Application| format!("/dashboard/applications/{}?done=created", made.id);
+    match once(&state, by.who(), request.path(), (&fields, &body), place_of, make).await {
+        Ok(Once::Made(made)) => Ok(see_other(&place_of(&made))),
+        Ok(Once::Before(at)) => Ok(see_other(&at)),
+        Err(problem) if can_be_mended(&problem) => {
+            let frame = Frame::of(&visitor, SECTION, "New application");
+            page::refused(&problem, &FormPage { frame, application: None, fields: fields.refused(&problem) })
+        }
+        Err(problem) => Err(problem.into()),
+    }
+}
+
+#[get("/applications/{id}/edit")]
+pub(super) async fn edit(state: web::Data<State>, visitor: SignedIn, id: web::Path<String>) -> Answer {
+    let application = applications::get(&state, &visitor.by, path_id(&id)?).await?;
+    let fields = Fields::default()
+        .with("name", application.name.clone())
+        .with("description", application.description.clone().unwrap_or_default());
+    let frame = Frame::of(&visitor, SECTION, "Change an application");
+    page::page(&FormPage { frame, application: Some(View::from(&application)), fields })
+}
+
+#[post("/applications/{id}/edit")]
+pub(super) async fn update(state: web::Data<State>, visitor: SignedIn, id: web::Path<String>, body: Body) -> Answer {
+    let (by, id, fields) = (&visitor.by, path_id(&id)?, Fields::read(&body)?);
+    let updated = match read(&fields) {
+        Ok((name, description)) => applications::update(&state, by, id, Some(name), Some(description)).await,
+        Err(problem) => Err(problem),
+    };
+    match updated {
+        Ok(application) => Ok(see_other(&format!("/dashboard/applications/{}?done=updated", application.id))),
+        Err(problem) if can_be_mended(&problem) => {
+            let application = Some(View::from(&applications::get(&state, by, id).await?));
+            let frame = Frame::of(&visitor, SECTION, "Change an application");
+            page::refused(&problem, &FormPage { frame, application, fields: fields.refused(&problem) })
+        }
+        Err(problem) => Err(problem.into()),
+    }
+}
+
+/// An application and the newest of its keys.
+struct Whole {
+    application: View,
+    keys: Vec<KeyView>,
+    /// There are more keys.
+    more: bool,
+}
+
+impl Whole {
+    async fn of(state: &State, visitor: &SignedIn, id: ApplicationId) -> Result<Self, Problem> {
+        let by = &visitor.by;
+        let application = applications::get(state, by, id).await?;
+        let wanted = api_keys::Wanted { application: Some(id), ..api_keys::Wanted::of(&[Family::Application]) };
+        let found = api_keys::list(state, by, wanted, None, KEYS).await?;
+        let now = state.clock.now();
+        let choice = [Choice { id: application.id.to_string(), name: application.name.clone() }];
+        let keys = found.keys.iter().map(|key| KeyView::new(key, &choice, now)).collect();
+        Ok(Self { application: View::from(&application), keys, more: found.next.is_some() })
+    }
+
+    /// The keys that work now.
+    fn active(&self) -> Vec<&KeyView> {
+        self.keys.iter().filter(|key| key.status == Status::Active).collect()
+    }
+}
+
+#[derive(Template)]
+#[template(path = "application.html")]
+struct ShowPage {
+    frame: Frame,
+    whole: Whole,
+}
+
+#[derive(Deserialize)]
+struct Done {
+    done: Option<String>,
+}
+
+#[get("/applications/{id}")]
+pub(super) async fn show(state: web::Data<State>, visitor: SignedIn, id: web::Path<String>, query: Query) -> Answer {
+    let Done { done } = query.read()?;
+    let whole = Whole::of(&state, &visitor, path_id(&id)?).await?;
+    let frame = Frame::of(&visitor, SECTION, whole.application.name.clone()).done(done.as_deref());
+    page::page(&ShowPage { frame, whole })
+}
+
+#[derive(Template)]
+#[template(path = "application_stop.html")]
+struct StopPage {
+    frame: Frame,
+    whole: Whole,
+    /// It is to be deleted, not only disabled.
+    is_deletion: bool,
+    fields: Fields,
+}
+
+#[get("/applications/{id}/disable")]
+pub(super) async fn ask_disable(state: web::Data<State>, visitor: SignedIn, id: web::Path<String>) -> Answer {
+    let whole = Whole::of(&state, &visitor, path_id(&id)?).await?;
+    let frame = Frame::of(&visitor, SECTION, "Disable an application");
+    page::page(&StopPage { frame, whole, is_deletion: false, fields: Fields::default() })
+}
+
+#[post("/applications/{id}/disable")]
+pub(super) async fn disable(state: web::Data<State>, visitor: SignedIn, id: web::Path<String>) -> Answer {
+    let application = applications::set_enabled(&state, &visitor.by, path_id(&id)?, false).await?;
+    Ok(see_other(&format!("/dashboard/applications/{}?done=disabled", application.id)))
+}
+
+#[post("/applications/{id}/enable")]
+pub(super) async fn enable(state: web::Data<State>, visitor: SignedIn, id: web::Path<String>) -> Answer {
+    let application = applications::set_enabled(&state, &visitor.by, path_id(&id)?, true).await?;
+    Ok(see_other(&format!("/dashboard/applications/{}?done=enabled", application.id)))
+}
+
+#[get("/applications/{id}/delete")]
+pub(super) async fn ask_delete(state: web::Data<State>, visitor: SignedIn, id: web::Path<String>) -> Answer {
+    let whole = Whole::of(&state, &visitor, path_id(&id)?).await?;
+    let frame = Frame::of(&visitor, SECTION, "Delete an application");
+    page::page(&StopPage { frame, whole, is_deletion: true, fields: Fields::default() })
+}
+
+#[post("/applications/{id}/delete")]
+pub(super) async fn delete(state: web::Data<State>, visitor: SignedIn, id: web::Path<String>, body: Body) -> Answer {
+    let (id, fields) = (path_id(&id)?, Fields::read(&body)?);
+    let whole = Whole::of(&state, &visitor, id).await?;
+    if fields.get("confirm") != whole.application.name {
+        let mut checks = Checks::default();
+        let _: Option<()> = checks.member("/confirm", Err(Invalid::new("is not the name of the application")));
+        let problem = checks.into_problem();
+        let frame = Frame::of(&visitor, SECTION, "Delete an application");
+        return page::refused(
+            &problem,
+            &StopPage { frame, whole, is_deletion: true, fields: fields.refused(&problem) },
+        );
+    }
+    applications::delete(&state, &visitor.by, id).await?;
+    Ok(see_other("/dashboard/applications?done=deleted"))
+}

@@ -1,0 +1,222 @@
+//! What the operator decided: read by everybody, changed by operators.
+
+use actix_web::{HttpRequest, get, post, web};
+use askama::Template;
+use serde::Deserialize;
+use tollkey_core::{AccountId, KeyText, OperatingModel, Problem, ServiceKey, ServiceKeyId};
+
+use super::{
+    fields::Fields,
+    once::{self, Once, once},
+    page::{self, Frame, Time, can_be_mended, see_other},
+    session::{SignedIn, Visitor},
+};
+use crate::{
+    body::{Body, Query},
+    edge::Answer,
+    service::{accounts, service_keys},
+    state::State,
+    surfaces::path_id,
+};
+
+const SECTION: &str = "settings";
+
+/// A service key on a page.
+struct ServiceKeyView {
+    id: String,
+    name: String,
+    last4: String,
+    created: Time,
+    revoked: Option<Time>,
+}
+
+impl From<&ServiceKey> for ServiceKeyView {
+    fn from(key: &ServiceKey) -> Self {
+        Self {
+            id: key.id.to_string(),
+            name: key.name.clone(),
+            last4: key.last4.clone(),
+            created: Time(key.created_at),
+            revoked: key.revoked_at.map(Time),
+        }
+    }
+}
+
+struct Model {
+    name: &'static str,
+    label: &'static str,
+    hint: &'static str,
+    is_chosen: bool,
+}
+
+fn models(chosen: OperatingModel) -> Vec<Model> {
+    let words = |model| match model {
+        OperatingModel::PrimaryMerchant => ("Primary merchant", "One business that sells. No scoped keys."),
+        OperatingModel::Platform => ("Platform", "A platform or marketplace. No scoped keys."),
+        OperatingModel::Ecosystem => ("Ecosystem", "Keys can be limited to merchants, and to each of the features."),
+        OperatingModel::ManagedEcosystem => {
+            ("Managed ecosystem", "Keys can be limited to merchants, and only forward.")
+        }
+    };
+    OperatingModel::ALL
+        .into_iter()
+        .map(|model| {
+            let (label, hint) = words(model);
+            Model { name: model.as_str(), label, hint, is_chosen: model == chosen }
+        })
+        .collect()
+}
+
+#[derive(Template)]
+#[template(path = "settings.html")]
+struct SettingsPage {
+    frame: Frame,
+    is_operator: bool,
+    models: Vec<Model>,
+    application_key_limit: u32,
+    account_key_limit: Option<u32>,
+    scopes: Vec<String>,
+    service_keys: Vec<ServiceKeyView>,
+    fields: Fields,
+}
+
+impl SettingsPage {
+    async fn new(state: &State, visitor: &SignedIn, fields: Fields) -> Result<Self, Problem> {
+        let model = accounts::get(state, visitor.by.account_id.clone()).await?.operating_model;
+        let is_operator = visitor.session.is_operator;
+        // They belong to the operator: an account's own people do not see them.
+        let keys = if is_operator { service_keys::list(state).await? } else { Vec::new() };
+        Ok(Self {
+            frame: Frame::of(visitor, SECTION, "Settings"),
+            is_operator,
+            models: models(model),
+            application_key_limit: state.policy.application_key_limit,
+            account_key_limit: state.policy.account_key_limit,
+            scopes: state.catalogue.scopes().iter().map(ToString::to_string).collect(),
+            service_keys: keys.iter().map(ServiceKeyView::from).collect(),
+            fields,
+        })
+    }
+}
+
+#[derive(Deserialize)]
+struct Done {
+    done: Option<String>,
+}
+
+#[get("/settings")]
+pub(super) async fn show(state: web::Data<State>, visitor: SignedIn, query: Query) -> Answer {
+    let Done { done } = query.read()?;
+    let mut settings = SettingsPage::new(&state, &visitor, once::untouched(&state)).await?;
+    settings.frame = settings.frame.done(done.as_deref());
+    page::page(&settings)
+}
+
+#[post("/settings/operating-model")]
+pub(super) async fn set_model(state: web::Data<State>, visitor: SignedIn, body: Body) -> Answer {
+    visitor.operator()?;
+    let fields = Fields::read(&body)?;
+    let model = fields.get("operating_model").parse();
+    let model: OperatingModel = model.map_err(|_| Problem::field("operating_model", "is not one of the choices"))?;
+    accounts::set_operating_model(&state, &visitor.by, model).await?;
+    Ok(see_other("/dashboard/settings?done=model"))
+}
+
+#[derive(Template)]
+#[template(path = "service_key_created.html")]
+struct CreatedPage<'a> {
+    frame: Frame,
+    name: &'a str,
+    text: &'a str,
+}
+
+#[post("/settings/service-keys")]
+pub(super) async fn create_service_key(
+    state: web::Data<State>,
+    visitor: SignedIn,
+    request: HttpRequest,
+    body: Body,
+) -> Answer {
+    let (actor, fields) = (visitor.operator()?, Fields::read(&body)?);
+    let make = async |creating, say| {
+        let name =
+            ServiceKey::parse_name(fields.get("name")).map_err(|rule| Problem::field("/name", rule.to_string()))?;
+        service_keys::create_once(&state, &actor.id, name, creating, say).await
+    };
+    let place_of = |_: &(ServiceKey, KeyText)| "/dashboard/settings?done=once".to_owned();
+    match once(&state, ("", actor), request.path(), (&fields, &body), place_of, make).await {
+        Ok(Once::Made((key, text))) => {
+            let frame = Frame::of(&visitor, SECTION, "Your new service key");
+            page::page(&CreatedPage { frame, name: &key.name, text: text.expose() })
+        }
+        Ok(Once::Before(at)) => Ok(see_other(&at)),
+        Err(problem) if can_be_mended(&problem) => {
+            page::refused(&problem, &SettingsPage::new(&state, &visitor, fields.refused(&problem)).await?)
+        }
+        Err(problem) => Err(problem.into()),
+    }
+}
+
+#[derive(Template)]
+#[template(path = "service_key_revoke.html")]
+struct RevokePage {
+    frame: Frame,
+    key: ServiceKeyView,
+}
+
+#[get("/settings/service-keys/{id}/revoke")]
+pub(super) async fn ask_revoke_service_key(
+    state: web::Data<State>,
+    visitor: SignedIn,
+    id: web::Path<String>,
+) -> Answer {
+    visitor.operator()?;
+    let id: ServiceKeyId = path_id(&id)?;
+    let key = state.read(move |db| db.service_key(&id)).await?.ok_or_else(Problem::not_found)?;
+    page::page(&RevokePage { frame: Frame::of(&visitor, SECTION, "Revoke a service key"), key: (&key).into() })
+}
+
+#[post("/settings/service-keys/{id}/revoke")]
+pub(super) async fn revoke_service_key(state: web::Data<State>, visitor: SignedIn, id: web::Path<String>) -> Answer {
+    let actor = visitor.operator()?;
+    service_keys::revoke(&state, &actor.id, path_id(&id)?).await?;
+    Ok(see_other("/dashboard/settings?done=service-key-revoked"))
+}
+
+#[derive(Template)]
+#[template(path = "account.html")]
+struct AccountPage {
+    frame: Frame,
+    fields: Fields,
+}
+
+impl AccountPage {
+    fn new(visitor: &Visitor, fields: Fields) -> Self {
+        Self { frame: Frame::of_session(&visitor.session, "", "Choose an account"), fields }
+    }
+}
+
+/// Whose account an operator manages. There is no list of accounts: an account is whatever name tokens and operators use.
+#[get("/account")]
+pub(super) async fn ask_account(visitor: Visitor) -> Answer {
+    visitor.operator()?;
+    let account = visitor.session.account_id.as_ref().map(ToString::to_string).unwrap_or_default();
+    page::page(&AccountPage::new(&visitor, Fields::default().with("account", account)))
+}
+
+#[post("/account")]
+pub(super) async fn choose_account(state: web::Data<State>, visitor: Visitor, body: Body) -> Answer {
+    visitor.operator()?;
+    let fields = Fields::read(&body)?;
+    match fields.get("account").parse::<AccountId>() {
+        Ok(account) => {
+            let digest = visitor.digest;
+            state.change(move |tx| Ok(tx.set_session_account(&digest, Some(&account))?)).await?;
+            Ok(see_other("/dashboard/keys?done=account"))
+        }
+        Err(rule) => {
+            let problem = Problem::field("/account", rule.to_string());
+            page::refused(&problem, &AccountPage::new(&visitor, fields.refused(&problem)))
+        }
+    }
+}
