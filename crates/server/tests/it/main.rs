@@ -10,6 +10,7 @@ mod chaos;
 mod cli;
 mod client;
 mod crypto_checkout;
+mod dashboard;
 mod edge;
 mod example_checkout;
 mod example_shops;

@@ -482,6 +482,21 @@ fn is_whole(bytes: &[u8], to_head: bool) -> bool {
     if expects_none { true } else { length.is_some_and(|length| bytes.len() >= end + 4 + length) }
 }
 
+/// A body that came in chunks (RFC 9112, section 7.1), all of them.
+fn unchunked(mut rest: &str) -> String {
+    let mut body = String::new();
+    loop {
+        let (size, after) = rest.split_once("\r\n").expect("the size of a chunk");
+        let size = usize::from_str_radix(size, 16).expect("a size in hex");
+        let Some((chunk, after)) = after.split_at_checked(size) else { panic!("a chunk broke off") };
+        if size == 0 {
+            return body;
+        }
+        body.push_str(chunk);
+        rest = after.strip_prefix("\r\n").expect("the end of a chunk");
+    }
+}
+
 /// An answer. Prints whole, with the text of every key taken out.
 pub struct Reply {
     pub status: u16,
@@ -500,7 +515,11 @@ impl Reply {
             .map(|(name, value)| (name.to_ascii_lowercase(), value.trim().to_owned()))
             .collect();
         headers.sort();
-        Self { status, headers, body: body.to_owned() }
+        let mut reply = Self { status, headers, body: body.to_owned() };
+        if reply.header("transfer-encoding") == Some("chunked") {
+            reply.body = unchunked(body);
+        }
+        reply
     }
 
     pub fn header(&self, name: &str) -> Option<&str> {

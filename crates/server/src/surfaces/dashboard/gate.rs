@@ -17,7 +17,7 @@ use crate::{edge::Refusal, state::State};
 const FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
 fn refuse<B>(request: ServiceRequest, problem: Problem) -> ServiceResponse<EitherBody<B>> {
-    request.into_response(HttpResponse::from_error(Refusal(problem)).map_into_right_body())
+    request.error_response(Refusal(problem)).map_into_right_body()
 }
 
 /// Refuses what would change something unless one of our own pages sends it. The session's cookie is `SameSite=Strict`

@@ -1,5 +1,8 @@
 //! The form that makes a key.
 
+use std::net::IpAddr;
+
+use ipnet::IpNet;
 use jiff::{SignedDuration, Timestamp, civil::Date, tz::TimeZone};
 use tollkey_core::{
     ApplicationId, Catalogue, Checks, Family, Grants, Invalid, Mode, OperatingModel, Problem, Scope, api_key::Overlap,
@@ -126,7 +129,8 @@ pub(super) fn read(fields: &Fields, catalogue: &Catalogue, now: Timestamp) -> Re
     let chosen: Vec<&str> = fields.all("features").filter(|_| is_commerce).collect();
     let features = if chosen.is_empty() { Ok(None) } else { Feature::parse_list(chosen).map(Some) };
     let features = checks.member("/features", features);
-    let allowed_ips = checks.member("/allowed_ips", members::networks(fields.list("allowed_ips").as_deref()));
+    let allowed_ips = fields.list("allowed_ips").map(|list| list.into_iter().map(network).collect::<Vec<_>>());
+    let allowed_ips = checks.member("/allowed_ips", members::networks(allowed_ips.as_deref()));
     let (
         Some(family),
         Some(application),
@@ -143,6 +147,11 @@ pub(super) fn read(fields: &Fields, catalogue: &Catalogue, now: Timestamp) -> Re
     };
     let grants = Grants { scopes, merchants, features, allowed_ips, expires_at, ..Grants::default() };
     Ok(Wish { family, application, key: NewKey { name, mode, grants, metadata: None } })
+}
+
+/// An address alone is the network of it. The API asks for the length, because programs should say what they mean.
+fn network(text: String) -> String {
+    text.parse::<IpAddr>().map_or(text, |address| IpNet::from(address).to_string())
 }
 
 fn kind(text: &str) -> Result<Family, Invalid> {

@@ -1,0 +1,711 @@
+//! The dashboard as a browser without script has it: pages, forms, a cookie. What a browser makes of it is in `browser`.
+
+use serde_json::{Value, json};
+
+use crate::support::{App, Call, Reply, each_backend_with, without_secrets};
+
+/// Whoever has a management token may sign in with it.
+const TOKENS: &[(&str, &str)] = &[("TOLLKEY_DASHBOARD_TOKEN_SIGN_IN", "true")];
+/// A well-formed id of nothing.
+const NOTHING: &str = "01a1fdf4-8ded-771c-a1fe-14ac36e62ac1";
+
+/// Somebody's browser: it keeps the cookie, and says that its forms are ours.
+struct Browser<'a> {
+    app: &'a App,
+    cookie: String,
+}
+
+impl<'a> Browser<'a> {
+    async fn sign_in(app: &'a App, token: &str) -> Self {
+        let reply = raw(app, "POST", "/dashboard/sign-in/token")
+            .header("sec-fetch-site", "same-origin")
+            .form(&form(&[("token", token), ("next", "/dashboard/keys")]))
+            .await;
+        assert_eq!((reply.status, reply.header("location")), (303, Some("/dashboard/keys")), "{reply}");
+        let cookie = reply.header("set-cookie").expect("a cookie").split(';').next().expect("a pair").to_owned();
+        Self { app, cookie }
+    }
+
+    async fn merchant(app: &'a App, account: &str) -> Self {
+        Self::sign_in(app, &app.merchant(account)).await
+    }
+
+    fn get(&self, path: &str) -> Call {
+        raw(self.app, "GET", path).header("cookie", &self.cookie).header("sec-fetch-site", "same-origin")
+    }
+
+    fn post(&self, path: &str, fields: &[(&str, &str)]) -> Call {
+        self.post_from(path, fields).header("sec-fetch-site", "same-origin")
+    }
+
+    /// A form, without saying whose it is.
+    fn post_from(&self, path: &str, fields: &[(&str, &str)]) -> Call {
+        raw(self.app, "POST", path).header("cookie", &self.cookie).form(&form(fields))
+    }
+
+    /// The page, which is there.
+    async fn page(&self, path: &str) -> String {
+        let reply = self.get(path).await;
+        assert_eq!(reply.status, 200, "{path}: {reply}");
+        reply.body
+    }
+
+    /// The value of a hidden field of a page.
+    async fn hidden(&self, path: &str, name: &str) -> String {
+        let page = self.page(path).await;
+        let (_, rest) = page.split_once(&format!("name=\"{name}\" value=\"")).expect("that field");
+        rest.split('"').next().expect("its value").to_owned()
+    }
+
+    /// Makes a key with the form; gives its id and its text.
+    async fn make_key(&self, fields: &[(&str, &str)]) -> (String, String) {
+        let once = self.hidden("/dashboard/keys/new", "once").await;
+        let mut all = vec![("once", once.as_str()), ("mode", "test"), ("kind", "commerce"), ("expires", "never")];
+        all.extend_from_slice(fields);
+        let reply = self.post("/dashboard/keys/new", &all).await;
+        assert_eq!(reply.status, 200, "{reply}");
+        shown_key(&reply.body)
+    }
+}
+
+fn raw(app: &App, method: &str, path: &str) -> Call {
+    Call::to(app.running().address(), method, path)
+}
+
+fn form(fields: &[(&str, &str)]) -> String {
+    serde_urlencoded::to_string(fields).expect("a form")
+}
+
+/// The id and the text of the key on the page that shows it.
+fn shown_key(page: &str) -> (String, String) {
+    let between = |before: &str, after: &str| {
+        let (_, rest) = page.split_once(before).unwrap_or_else(|| panic!("{before} on {}", without_secrets(page)));
+        rest.split_once(after).expect("its end").0.to_owned()
+    };
+    (between("action=\"/dashboard/keys/", "\""), between("class=\"secret\" readonly value=\"", "\""))
+}
+
+/// What stands on a page, without its tags and white space.
+fn words(page: &str) -> String {
+    let (_, main) = page.split_once("<main").expect("a main part");
+    let mut text = String::new();
+    for part in main.split('<') {
+        text.push_str(part.split_once('>').map_or(part, |(_, text)| text));
+        text.push(' ');
+    }
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+/// Whether somebody is sent to the door, to come back to `next`.
+fn is_sent_to_the_door(reply: &Reply, next: &str) -> bool {
+    let door = format!("/dashboard/sign-in?{}", form(&[("next", next)]));
+    reply.status == 303 && reply.header("location") == Some(&door)
+}
+
+/// All pages, with `{key}`, `{application}` and `{service_key}` for ids.
+const PAGES: &[&str] = &[
+    "/dashboard/keys",
+    "/dashboard/keys/new",
+    "/dashboard/keys/{key}",
+    "/dashboard/keys/{key}/revoke",
+    "/dashboard/keys/{key}/rotate",
+    "/dashboard/applications",
+    "/dashboard/applications/new",
+    "/dashboard/applications/{application}",
+    "/dashboard/applications/{application}/edit",
+    "/dashboard/applications/{application}/disable",
+    "/dashboard/applications/{application}/delete",
+    "/dashboard/audit",
+    "/dashboard/audit/export?format=csv",
+    "/dashboard/audit/export?format=jsonl",
+    "/dashboard/settings",
+    "/dashboard/settings/service-keys/{service_key}/revoke",
+    "/dashboard/account",
+];
+
+/// All forms of who is signed in.
+const FORMS: &[&str] = &[
+    "/dashboard/keys/new",
+    "/dashboard/keys/{key}/revoke",
+    "/dashboard/keys/{key}/rotate",
+    "/dashboard/keys/{key}/suspend",
+    "/dashboard/keys/{key}/resume",
+    "/dashboard/applications/new",
+    "/dashboard/applications/{application}/edit",
+    "/dashboard/applications/{application}/disable",
+    "/dashboard/applications/{application}/enable",
+    "/dashboard/applications/{application}/delete",
+    "/dashboard/audit/verify",
+    "/dashboard/settings/operating-model",
+    "/dashboard/settings/service-keys",
+    "/dashboard/settings/service-keys/{service_key}/revoke",
+    "/dashboard/account",
+    "/dashboard/sign-out",
+];
+
+/// Ids to fill into those.
+struct Ids {
+    key: String,
+    application: String,
+    service_key: String,
+}
+
+impl Ids {
+    async fn of(app: &App, account: &str) -> Self {
+        let token = app.merchant(account);
+        Self {
+            key: app.commerce_key(&token, json!({})).await.id,
+            application: app.application(&token, "Production").await,
+            service_key: app.service_key().await.id,
+        }
+    }
+
+    fn fill(&self, path: &str) -> String {
+        path.replace("{key}", &self.key)
+            .replace("{application}", &self.application)
+            .replace("{service_key}", &self.service_key)
+    }
+}
+
+#[actix_web::test]
+async fn who_is_not_signed_in_is_sent_to_the_door_and_comes_back() {
+    each_backend_with(TOKENS, async |app: &App| {
+        let ids = Ids::of(app, "acme").await;
+        for path in PAGES {
+            let path = ids.fill(path);
+            let reply = raw(app, "GET", &path).header("sec-fetch-site", "same-origin").await;
+            assert!(is_sent_to_the_door(&reply, &path), "{path}: {reply}");
+            let reply = raw(app, "GET", &path).header("hx-request", "true").await;
+            let door = format!("/dashboard/sign-in?{}", form(&[("next", &path)]));
+            assert_eq!((reply.status, reply.header("hx-redirect")), (200, Some(door.as_str())), "{path}");
+            // Followed from elsewhere, the cookie may only be held back: our own page asks once more.
+            let reply = raw(app, "GET", &path).header("sec-fetch-site", "cross-site").await;
+            let refresh = format!("http-equiv=\"refresh\" content=\"0;url={path}\"");
+            assert!(reply.status == 200 && reply.body.contains(&refresh), "{path}: {reply}");
+        }
+        for path in FORMS {
+            let reply = raw(app, "POST", &ids.fill(path)).header("sec-fetch-site", "same-origin").form("").await;
+            assert!(is_sent_to_the_door(&reply, "/dashboard"), "{path}: {reply}");
+        }
+        let made_up = raw(app, "GET", "/dashboard/keys").header("cookie", "__Host-tollkey_session=0123456789abcdef");
+        assert!(is_sent_to_the_door(&made_up.await, "/dashboard/keys"));
+    })
+    .await;
+}
+
+#[actix_web::test]
+async fn no_page_can_be_framed_cached_or_made_to_run_other_script() {
+    each_backend_with(TOKENS, async |app: &App| {
+        let ids = Ids::of(app, "acme").await;
+        let browser = Browser::sign_in(app, &app.token(Some("acme"), &["operator"])).await;
+        let mut pages: Vec<String> = PAGES.iter().map(|path| ids.fill(path)).collect();
+        pages.extend(["/dashboard/sign-in", "/dashboard/nothing", "/dashboard/keys/nothing"].map(str::to_owned));
+        for path in pages {
+            let reply = browser.get(&path).await;
+            let shown = ["content-security-policy", "x-frame-options", "referrer-policy", "cache-control"]
+                .map(|name| reply.header(name).unwrap_or_default().to_owned());
+            let policy = "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self' data:; \
+                          connect-src 'self'; form-action 'self'; frame-ancestors 'none'; base-uri 'none'";
+            assert_eq!(shown, [policy, "DENY", "same-origin", "no-store"], "{path}");
+            assert_eq!(reply.header("x-content-type-options"), Some("nosniff"), "{path}");
+            let page = reply.body;
+            assert!(!page.contains(" style=") && !page.contains("<style") && !page.contains(" onclick="), "{path}");
+        }
+        let page = browser.page("/dashboard/keys").await;
+        for name in ["style.css", "dashboard.js", "htmx.min.js", "icon.svg"] {
+            let end = page.find(name).expect("that file") + name.len();
+            let start = page[..end].rfind('"').expect("its address") + 1;
+            let reply = raw(app, "GET", &page[start..end]).await;
+            assert_eq!(reply.status, 200, "{name}");
+            assert_eq!(reply.header("cache-control"), Some("public, max-age=31536000, immutable"), "{name}");
+            let other = raw(app, "GET", &format!("/dashboard/assets/000000000000/{name}")).await;
+            assert_eq!((other.status, other.header("cache-control")), (200, Some("no-store")), "{name}");
+        }
+        assert_eq!(raw(app, "GET", "/dashboard/assets/000000000000/keys.html").await.status, 404);
+    })
+    .await;
+}
+
+#[actix_web::test]
+async fn a_form_of_another_site_is_refused_and_changes_nothing() {
+    each_backend_with(TOKENS, async |app: &App| {
+        let ids = Ids::of(app, "acme").await;
+        let browser = Browser::sign_in(app, &app.token(Some("acme"), &["operator"])).await;
+        let host = app.running().address().to_string();
+        let before = browser.page("/dashboard/audit").await;
+        let own = format!("http://{host}");
+        for headers in [
+            &[("sec-fetch-site", "cross-site")][..],
+            &[("sec-fetch-site", "same-site")],
+            &[("sec-fetch-site", "none")],
+            &[("sec-fetch-site", "cross-site"), ("origin", own.as_str())],
+            &[("origin", "https://evil.example")],
+            &[("origin", "null")],
+            &[("origin", "http://127.0.0.1")],
+            &[],
+        ] {
+            for path in FORMS.iter().chain(&["/dashboard/sign-in/token", "/dashboard/sign-in/link"]) {
+                let call = browser.post_from(&ids.fill(path), &[("confirm", "Commerce Server Key"), ("name", "x")]);
+                let call = headers.iter().fold(call, |call, (name, value)| call.header(name, value));
+                let reply = call.await;
+                assert_eq!(reply.status, 403, "{path} {headers:?}: {reply}");
+                assert!(reply.body.contains("This was not sent by a page of this dashboard."), "{path}: {reply}");
+            }
+        }
+        assert_eq!(words(&browser.page("/dashboard/audit").await), words(&before), "and it is still signed in");
+        // An older browser says only where it comes from.
+        let path = format!("/dashboard/keys/{}/suspend", ids.key);
+        assert_eq!(browser.post_from(&path, &[]).header("origin", &own).await.status, 303);
+    })
+    .await;
+}
+
+#[actix_web::test]
+async fn things_of_another_account_are_not_there() {
+    each_backend_with(TOKENS, async |app: &App| {
+        let theirs = Ids::of(app, "globex").await;
+        let browser = Browser::merchant(app, "acme").await;
+        let ids = |id: &str| Ids { key: id.to_owned(), application: id.to_owned(), service_key: id.to_owned() };
+        let count = async || app.get("/audit-log").bearer(&app.merchant("globex")).await.json();
+        let before = count().await;
+        for ids in [&theirs, &ids(NOTHING), &ids("nonsense"), &ids("%2e%2e")] {
+            for path in PAGES.iter().filter(|path| path.contains("{key}") || path.contains("{application}")) {
+                let reply = browser.get(&ids.fill(path)).await;
+                assert_eq!(reply.status, 404, "{path}: {reply}");
+                assert!(words(&reply.body).starts_with("There is no such page"), "{path}");
+            }
+            let fields = [("confirm", "Commerce Server Key"), ("name", "Mine now"), ("overlap", "0")];
+            for path in FORMS.iter().filter(|path| path.contains("{key}") || path.contains("{application}")) {
+                let once = browser.hidden("/dashboard/keys/new", "once").await;
+                let mut fields = fields.to_vec();
+                fields.push(("once", &once));
+                let reply = browser.post(&ids.fill(path), &fields).await;
+                assert_eq!(reply.status, 404, "{path}: {reply}");
+            }
+        }
+        assert_eq!(count().await, before, "nothing was done to them");
+        for path in ["/dashboard/keys", "/dashboard/applications", "/dashboard/audit"] {
+            let page = browser.page(path).await;
+            assert!(!page.contains(&theirs.key) && !page.contains(&theirs.application), "{path}");
+        }
+        let key = app.commerce_key(&app.merchant("acme"), json!({})).await;
+        assert!(!browser.page(&format!("/dashboard/audit?target_id={}", theirs.key)).await.contains("globex"));
+        let filtered = browser.page(&format!("/dashboard/keys?application={}", theirs.application)).await;
+        assert!(words(&filtered).contains("No key is like that") && !filtered.contains(&key.id));
+    })
+    .await;
+}
+
+#[actix_web::test]
+async fn a_key_is_made_its_secret_shown_once_and_revoked() {
+    each_backend_with(TOKENS, async |app: &App| {
+        let browser = Browser::merchant(app, "acme").await;
+        assert!(words(&browser.page("/dashboard/keys").await).contains("No keys yet"));
+
+        let once = browser.hidden("/dashboard/keys/new", "once").await;
+        let fields = [
+            ("once", once.as_str()),
+            ("name", "Checkout server"),
+            ("mode", "test"),
+            ("kind", "commerce"),
+            ("access", "chosen"),
+            ("scope.links", "write"),
+            ("scope.events", "read"),
+            ("scope.sessions", "none"),
+            ("expires", "30"),
+            ("allowed_ips", "127.0.0.0/8, ::1\n203.0.113.7"),
+        ];
+        let made = browser.post("/dashboard/keys/new", &fields).await;
+        assert_eq!(made.status, 200, "{made}");
+        assert_eq!(made.header("cache-control"), Some("no-store"));
+        let (id, text) = shown_key(&made.body);
+        let line = format!("/api/v1/whoami -H 'Authorization: Bearer {text}'");
+        assert!(made.body.contains(&line), "a line that uses it");
+        assert_eq!(app.code(&text).await, "ip_not_allowed");
+        let verdict = app.verify(&text, json!({"client_ip": "203.0.113.7"})).await;
+        assert_eq!(verdict["code"], "valid");
+        assert_eq!(verdict["key"]["scopes"], json!(["links:read", "links:write", "events:read"]));
+        assert_eq!(verdict["key"]["mode"], "test");
+
+        // Loaded again, it makes no second key and shows no secret.
+        let again = browser.post("/dashboard/keys/new", &fields).await;
+        let place = format!("/dashboard/keys/{id}?done=once");
+        assert_eq!((again.status, again.header("location")), (303, Some(place.as_str())));
+        assert!(
+            words(&browser.page(&place).await).starts_with("id=\"content\" tabindex=\"-1\"> This form was sent twice.")
+                || words(&browser.page(&place).await).contains("This form was sent twice.")
+        );
+        let keys = app.get("/api-keys").bearer(&app.merchant("acme")).await.json();
+        assert_eq!(keys.as_array().map(Vec::len), Some(1));
+
+        for path in ["/dashboard/keys", &place, "/dashboard/audit", &format!("/dashboard/keys/{id}/revoke")] {
+            assert!(!browser.page(path).await.contains(&text), "{path}");
+        }
+        let page = words(&browser.page(&format!("/dashboard/keys/{id}")).await);
+        for shown in ["Checkout server Test active", "links:read links:write events:read", "127.0.0.0/8, ::1/128"] {
+            assert!(page.contains(shown), "{shown} in {page}");
+        }
+
+        let path = format!("/dashboard/keys/{id}/revoke");
+        for wrong in ["", "checkout server", "Checkout"] {
+            let refused = browser.post(&path, &[("confirm", wrong), ("reason", "lost <it>")]).await;
+            assert_eq!(refused.status, 400, "{wrong}: {refused}");
+            let page = refused.body;
+            assert!(page.contains("id=\"confirm-error\">is not the name of the key"), "{page}");
+            assert!(page.contains("name=\"reason\" value=\"lost &#60;it&#62;\""), "what was typed is kept: {page}");
+        }
+        assert_eq!(app.verify(&text, json!({"client_ip": "::1"})).await["code"], "valid");
+        let revoked = browser.post(&path, &[("confirm", "Checkout server"), ("reason", "lost")]).await;
+        assert_eq!(
+            (revoked.status, revoked.header("location")),
+            (303, Some(format!("/dashboard/keys/{id}?done=revoked").as_str()))
+        );
+        assert_eq!(app.verify(&text, json!({"client_ip": "::1"})).await["code"], "revoked");
+        let page = words(&browser.page(&format!("/dashboard/keys/{id}?done=revoked")).await);
+        assert!(page.contains("The key is revoked.") && page.contains(": lost"), "{page}");
+        assert!(!page.contains("Rotate") && !page.contains("Suspend"), "{page}");
+        let entries = app.get("/audit-log").bearer(&app.merchant("acme")).await.json();
+        assert_eq!(entries[0]["action"], "api_key.revoked");
+        assert_eq!(entries[0]["actor"], json!({"type": "merchant", "id": "user_1"}));
+        assert_eq!(entries[0]["ip"], "127.0.0.1");
+    })
+    .await;
+}
+
+#[actix_web::test]
+async fn each_kind_of_key_is_made_by_the_form() {
+    each_backend_with(TOKENS, async |app: &App| {
+        let browser = Browser::merchant(app, "acme").await;
+        let application = app.application(&app.merchant("acme"), "Store").await;
+        app.set_model("acme", "ecosystem").await;
+        for (fields, prefix, expected) in [
+            (vec![("kind", "secret"), ("name", "Backend"), ("mode", "live")], "sk_live_", json!(["live", null])),
+            (vec![("kind", "publishable"), ("name", "Shop")], "pk_test_", json!(["test", null])),
+            (
+                vec![("kind", "application"), ("name", "Till"), ("application", application.as_str())],
+                "ks_test_",
+                json!(["test", null]),
+            ),
+            (
+                vec![("kind", "commerce"), ("name", "Scoped"), ("merchants", "m-1, m-2"), ("features", "tokens.list")],
+                "ck_test_",
+                json!(["test", ["m-1", "m-2"]]),
+            ),
+        ] {
+            let once = browser.hidden("/dashboard/keys/new", "once").await;
+            let mut all = vec![("once", once.as_str()), ("expires", "never")];
+            all.extend(fields);
+            if !all.iter().any(|(name, _)| *name == "mode") {
+                all.push(("mode", "test"));
+            }
+            let reply = browser.post("/dashboard/keys/new", &all).await;
+            assert_eq!(reply.status, 200, "{prefix}: {reply}");
+            let (_, text) = shown_key(&reply.body);
+            assert!(text.starts_with(prefix), "{prefix}");
+            let state = app.running().state();
+            let found =
+                state.store.find_by_digest(tollkey_core::Digest::of(&text)).await.unwrap().found.expect("the key");
+            let key = found.key;
+            assert_eq!(json!([key.mode.as_str(), key.grants.merchants]), expected, "{prefix}");
+        }
+        let page = words(&browser.page("/dashboard/keys").await);
+        for shown in ["Backend Secret", "Shop Publishable", "Till Application · Store", "Scoped Commerce"] {
+            assert!(page.contains(shown), "{shown} in {page}");
+        }
+    })
+    .await;
+}
+
+#[actix_web::test]
+async fn wrong_input_keeps_what_was_typed_and_names_the_field() {
+    each_backend_with(TOKENS, async |app: &App| {
+        let browser = Browser::merchant(app, "acme").await;
+        let once = browser.hidden("/dashboard/keys/new", "once").await;
+        let fields = [
+            ("once", once.as_str()),
+            ("name", ""),
+            ("mode", "live"),
+            ("kind", "application"),
+            ("application", ""),
+            ("access", "chosen"),
+            ("expires", "on"),
+            ("expires_on", "2001-01-01"),
+            ("allowed_ips", "10.0.0.0/33 \"><script>"),
+        ];
+        let reply = browser.post("/dashboard/keys/new", &fields).await;
+        assert_eq!(reply.status, 400);
+        let page = reply.body;
+        for field in ["name", "scopes", "expires", "allowed_ips"] {
+            assert!(page.contains(&format!("id=\"{field}-error\"")), "{field} in {page}");
+        }
+        for kept in [
+            "name=\"mode\" value=\"live\" checked",
+            "name=\"access\" value=\"chosen\" checked",
+            "value=\"on\" selected",
+            "value=\"2001-01-01\"",
+            "10.0.0.0/33 &#34;&#62;&#60;script&#62;",
+        ] {
+            assert!(page.contains(kept), "{kept} in {page}");
+        }
+        assert!(page.contains(&format!("name=\"once\" value=\"{once}\"")), "the same form, so that it makes one key");
+        // Mended, the same form makes it.
+        let mended =
+            [("once", once.as_str()), ("name", "n"), ("mode", "test"), ("kind", "commerce"), ("expires", "never")];
+        assert_eq!(browser.post("/dashboard/keys/new", &mended).await.status, 200);
+        for (path, fields) in [
+            ("/dashboard/applications/new", vec![("once", once.as_str()), ("name", " "), ("description", "kept")]),
+            (
+                "/dashboard/keys/new",
+                vec![("once", "short"), ("name", "kept"), ("mode", "test"), ("kind", "commerce"), ("expires", "never")],
+            ),
+        ] {
+            let reply = browser.post(path, &fields).await;
+            assert!(reply.status == 400 && reply.body.contains("kept"), "{path}: {reply}");
+        }
+        let large = raw(app, "POST", "/dashboard/keys/new").header("cookie", &browser.cookie);
+        let large = large.header("sec-fetch-site", "same-origin").form(&"x".repeat(65 * 1024)).await;
+        assert_eq!(large.status, 413);
+    })
+    .await;
+}
+
+#[actix_web::test]
+async fn a_name_full_of_markup_is_shown_as_text() {
+    each_backend_with(TOKENS, async |app: &App| {
+        let markup = "<img src=x onerror=alert(1)>\"'</title></textarea>&amp;";
+        let browser = Browser::sign_in(app, &app.token(Some("acme"), &["operator"])).await;
+        let (id, _) = browser.make_key(&[("name", markup)]).await;
+        let token = app.merchant("acme");
+        let application = app.application(&token, markup).await;
+        app.key(&token, &application, json!({})).await;
+        let reply = app.post("/service-keys", json!({"name": markup})).bearer(&app.operator()).await;
+        let service_key = reply.json()["id"].as_str().expect("an id").to_owned();
+        let ids = Ids { key: id, application, service_key };
+        for path in PAGES.iter().filter(|path| !path.contains("export")) {
+            let page = browser.page(&ids.fill(path)).await;
+            assert!(!page.contains("<img src=x") && !page.contains("</title></textarea>"), "{path}: {page}");
+        }
+        for path in ["/dashboard/keys", "/dashboard/keys/{key}/revoke", "/dashboard/applications/{application}"] {
+            let page = browser.page(&ids.fill(path)).await;
+            let text = "&#60;img src=x onerror=alert(1)&#62;&#34;&#39;&#60;/title&#62;&#60;/textarea&#62;&#38;amp;";
+            assert!(page.contains(text), "{path}: {page}");
+        }
+        let search = browser.page(&format!("/dashboard/keys?{}", form(&[("q", markup)]))).await;
+        assert!(!search.contains("<img src=x") && search.contains(&ids.key), "{search}");
+    })
+    .await;
+}
+
+#[actix_web::test]
+async fn the_list_is_filtered_paged_and_takes_no_secret() {
+    each_backend_with(TOKENS, async |app: &App| {
+        let browser = Browser::merchant(app, "acme").await;
+        let token = app.merchant("acme");
+        for number in 0..60 {
+            let mode = if number % 2 == 0 { "live" } else { "test" };
+            app.clock.advance(std::time::Duration::from_secs(1));
+            app.commerce_key(&token, json!({"name": format!("Till {number:02}"), "mode": mode})).await;
+        }
+        app.clock.advance(std::time::Duration::from_secs(1));
+        let key = app.commerce_key(&token, json!({"name": "Gone"})).await;
+        app.post(&format!("/api-keys/{}/revoke", key.id), json!({})).bearer(&token).await;
+        let names = async |path: &str| {
+            let page = browser.page(path).await;
+            let name = |row: &str| {
+                row.split_once('>').and_then(|(_, rest)| rest.split_once('<')).map(|(name, _)| name.to_owned())
+            };
+            let names = page.split("<th scope=\"row\"><a href=\"").skip(1).filter_map(name).collect::<Vec<_>>();
+            (names, page)
+        };
+        let (first, page) = names("/dashboard/keys").await;
+        assert_eq!((first.len(), first[0].as_str()), (50, "Gone"));
+        let (_, next) = page.split_once("<p class=\"more\"><a class=\"button\" href=\"").expect("more");
+        let next = next.split('"').next().expect("where").replace("&#38;", "&");
+        let (second, page) = names(&next).await;
+        assert_eq!((second.len(), second[10].as_str()), (11, "Till 00"));
+        assert!(!page.contains("Older keys"));
+        assert_eq!(names("/dashboard/keys?mode=test&q=till+0&status=&application=").await.0.len(), 5);
+        assert_eq!(names("/dashboard/keys?status=revoked").await.0, ["Gone"]);
+        assert_eq!(names("/dashboard/keys?q=no+such").await.0, [""; 0]);
+        for wrong in ["mode=both", "status=gone", "application=x", "cursor=x", "page=2"] {
+            let reply = browser.get(&format!("/dashboard/keys?{wrong}")).await;
+            let expected = if wrong == "page=2" { 200 } else { 400 };
+            assert_eq!(reply.status, expected, "{wrong}: {reply}");
+        }
+        let pasted = browser.get(&format!("/dashboard/keys?q={}", key.text)).await;
+        assert_eq!((pasted.status, pasted.header("location")), (303, Some("/dashboard/keys?done=pasted")));
+    })
+    .await;
+}
+
+#[actix_web::test]
+async fn a_key_is_suspended_resumed_and_rotated() {
+    each_backend_with(TOKENS, async |app: &App| {
+        let browser = Browser::merchant(app, "acme").await;
+        let (id, text) = browser.make_key(&[("name", "Till")]).await;
+        for (step, code) in [("suspend", "suspended"), ("resume", "valid")] {
+            assert_eq!(browser.post(&format!("/dashboard/keys/{id}/{step}"), &[]).await.status, 303);
+            assert_eq!(app.code(&text).await, code);
+        }
+        let path = format!("/dashboard/keys/{id}/rotate");
+        let once = browser.hidden(&path, "once").await;
+        let refused = browser.post(&path, &[("once", &once), ("overlap", "-1")]).await;
+        assert!(refused.status == 400 && refused.body.contains("overlap-error"), "{refused}");
+        let fields = [("once", once.as_str()), ("overlap", "3600")];
+        let made = browser.post(&path, &fields).await;
+        assert_eq!(made.status, 200, "{made}");
+        let (successor, new_text) = shown_key(&made.body);
+        let again = browser.post(&path, &fields).await;
+        assert_eq!(
+            (again.status, again.header("location")),
+            (303, Some(format!("/dashboard/keys/{successor}?done=once").as_str()))
+        );
+        assert_eq!((app.code(&text).await, app.code(&new_text).await), ("valid".to_owned(), "valid".to_owned()));
+        let page = words(&browser.page(&format!("/dashboard/keys/{id}")).await);
+        assert!(page.contains("The old key has not been used since."), "{page}");
+        app.clock.advance(std::time::Duration::from_secs(60));
+        assert_eq!(app.code(&text).await, "valid");
+        app.running().state().flush_usage().await;
+        let page = words(&browser.page(&format!("/dashboard/keys/{id}")).await);
+        assert!(page.contains("The old key is still used"), "{page}");
+        assert!(page.contains("accepted, 1 refused") || page.contains("accepted, 0 refused"), "{page}");
+        app.clock.advance(std::time::Duration::from_secs(3540));
+        assert_eq!(app.code(&text).await, "expired");
+        // Of another family there is nothing to rotate.
+        let sk = browser.make_key(&[("kind", "secret"), ("name", "Backend")]).await;
+        let _ = sk;
+    })
+    .await;
+}
+
+#[actix_web::test]
+async fn an_application_is_made_changed_disabled_enabled_and_deleted() {
+    each_backend_with(TOKENS, async |app: &App| {
+        let browser = Browser::merchant(app, "acme").await;
+        assert!(words(&browser.page("/dashboard/applications").await).contains("No applications yet"));
+        let once = browser.hidden("/dashboard/applications/new", "once").await;
+        let fields = [("once", once.as_str()), ("name", "Store"), ("description", "What customers see")];
+        let made = browser.post("/dashboard/applications/new", &fields).await;
+        let place = made.header("location").expect("a page").to_owned();
+        let again = browser.post("/dashboard/applications/new", &fields).await;
+        assert_eq!((made.status, again.header("location")), (303, Some(place.as_str())));
+        let other = browser.hidden("/dashboard/applications/new", "once").await;
+        let taken = browser.post("/dashboard/applications/new", &[("once", &other), ("name", "Store")]).await;
+        assert!(taken.status == 409 && taken.body.contains("role=\"alert\""), "{taken}");
+
+        let path = place.split('?').next().expect("a path");
+        let id = path.rsplit('/').next().expect("an id");
+        let key = app.key(&app.merchant("acme"), id, json!({})).await;
+        let page = words(&browser.page(path).await);
+        assert!(page.contains("Store enabled") && page.contains("Checkout"), "{page}");
+        let edited = browser.post(&format!("{path}/edit"), &[("name", "Shop"), ("description", "")]).await;
+        assert_eq!(edited.status, 303, "{edited}");
+        let page = words(&browser.page(&format!("{path}/disable")).await);
+        assert!(page.contains("Disable Shop ?") && page.contains("1 key stops everywhere"), "{page}");
+        assert_eq!(browser.post(&format!("{path}/disable"), &[]).await.status, 303);
+        assert_eq!(app.code(&key.text).await, "application_disabled");
+        assert_eq!(browser.post(&format!("{path}/enable"), &[]).await.status, 303);
+        assert_eq!(app.code(&key.text).await, "valid");
+        let refused = browser.post(&format!("{path}/delete"), &[("confirm", "Store")]).await;
+        assert!(refused.status == 400 && refused.body.contains("confirm-error"), "{refused}");
+        assert_eq!(app.code(&key.text).await, "valid");
+        assert_eq!(browser.post(&format!("{path}/delete"), &[("confirm", "Shop")]).await.status, 303);
+        assert_eq!(app.code(&key.text).await, "revoked");
+        assert_eq!(browser.get(path).await.status, 404);
+    })
+    .await;
+}
+
+#[actix_web::test]
+async fn the_audit_log_is_filtered_checked_and_taken_away() {
+    each_backend_with(TOKENS, async |app: &App| {
+        let browser = Browser::sign_in(app, &app.token(Some("acme"), &[])).await;
+        let token = app.merchant("acme");
+        let key = app.commerce_key(&token, json!({"name": "=cmd()"})).await;
+        app.post(&format!("/api-keys/{}/suspend", key.id), json!({})).bearer(&token).await;
+        app.application(&token, "Store").await;
+        app.commerce_key(&app.merchant("globex"), json!({})).await;
+
+        let all: Value = app.get("/audit-log").bearer(&token).await.json();
+        let lines = browser.get("/dashboard/audit/export?format=jsonl").await;
+        assert_eq!(lines.header("content-disposition"), Some("attachment; filename=\"audit-log.jsonl\""));
+        let read: Vec<Value> = lines.body.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+        assert_eq!(Value::from(read), all);
+        let csv = browser.get(&format!("/dashboard/audit/export?format=csv&target_id={}", key.id)).await;
+        let csv = csv.body;
+        let rows: Vec<&str> = csv.split("\r\n").collect();
+        assert_eq!(rows.len(), 4, "{csv}");
+        assert!(rows[0].starts_with("seq,occurred_at,action,actor_type,actor_id,target_type"), "{csv}");
+        assert!(rows[1].starts_with("2,2026-01-01T00:00:00Z,api_key.suspended,merchant,user_1,api_key,"), "{csv}");
+        assert_eq!(browser.get("/dashboard/audit/export?format=xml").await.status, 400);
+
+        let page =
+            words(&browser.page("/dashboard/audit?action=application.created&since=2020-01-01&until=2999-01-01").await);
+        let (_, rows) = page.split_once("Details").expect("a table");
+        assert!(rows.contains("application.created") && !rows.contains("api_key"), "{page}");
+        assert!(words(&browser.page("/dashboard/audit?until=2020-01-01").await).contains("No entry is like that"));
+        assert_eq!(browser.get("/dashboard/audit?since=yesterday").await.status, 400);
+
+        let checked = words(&browser.post("/dashboard/audit/verify", &[]).await.body);
+        assert!(checked.contains("The audit log is whole. 3 entries"), "{checked}");
+        app.database.sql("UPDATE audit_log SET actor_id = 'somebody else' WHERE account_id = 'acme' AND seq = 2");
+        let checked = words(&browser.post("/dashboard/audit/verify", &[]).await.body);
+        assert!(checked.contains("not whole. entry 2 of account acme was changed"), "{checked}");
+    })
+    .await;
+}
+
+#[actix_web::test]
+async fn an_operator_chooses_an_account_and_alone_sets_what_holds_for_it() {
+    each_backend_with(TOKENS, async |app: &App| {
+        let operator = Browser::sign_in(app, &app.operator()).await;
+        let sent = operator.get("/dashboard/keys").await;
+        assert_eq!((sent.status, sent.header("location")), (303, Some("/dashboard/account")));
+        let refused = operator.post("/dashboard/account", &[("account", "a b")]).await;
+        assert!(refused.status == 400 && refused.body.contains("value=\"a b\""), "{refused}");
+        assert_eq!(operator.post("/dashboard/account", &[("account", "acme")]).await.status, 303);
+        assert!(operator.page("/dashboard/keys").await.contains(">acme</a>"));
+        let set = operator.post("/dashboard/settings/operating-model", &[("operating_model", "ecosystem")]).await;
+        assert_eq!(set.status, 303, "{set}");
+        let model = app.get("/accounts/acme").bearer(&app.operator()).await.json();
+        assert_eq!(model["operating_model"], "ecosystem");
+        let wrong = operator.post("/dashboard/settings/operating-model", &[("operating_model", "x")]).await;
+        assert_eq!(wrong.status, 400);
+        let once = operator.hidden("/dashboard/settings", "once").await;
+        let nameless = operator.post("/dashboard/settings/service-keys", &[("once", &once), ("name", "")]).await;
+        assert!(nameless.status == 400 && nameless.body.contains("name-error"), "{nameless}");
+        let fields = [("once", once.as_str()), ("name", "Gateway")];
+        let made = operator.post("/dashboard/settings/service-keys", &fields).await;
+        let page = made.body;
+        let (_, text) = page.split_once("readonly value=\"").expect("its text");
+        let text = text.split('"').next().expect("its text");
+        assert!(text.starts_with("tks_"));
+        assert_eq!(operator.post("/dashboard/settings/service-keys", &fields).await.status, 303);
+        assert!(!operator.page("/dashboard/settings").await.contains(text));
+        let verifies = async || app.post("/verify", json!({"key": "x"})).bearer(text).await.status;
+        assert_eq!(verifies().await, 200);
+        let keys = app.get("/service-keys").bearer(&app.operator()).await.json();
+        assert_eq!(keys.as_array().map(Vec::len), Some(1));
+        let path = format!("/dashboard/settings/service-keys/{}/revoke", keys[0]["id"].as_str().expect("an id"));
+        assert!(words(&operator.page(&path).await).contains("Revoke the service key Gateway"));
+        assert_eq!(operator.post(&path, &[]).await.status, 303);
+        assert_eq!(verifies().await, 401);
+
+        let merchant = Browser::merchant(app, "acme").await;
+        assert!(!merchant.page("/dashboard/settings").await.contains("Service keys"));
+        for (path, fields) in [
+            ("/dashboard/settings/operating-model", &[("operating_model", "platform")][..]),
+            ("/dashboard/settings/service-keys", &[("once", once.as_str()), ("name", "Mine")]),
+            (&path, &[]),
+            ("/dashboard/account", &[("account", "globex")]),
+        ] {
+            assert_eq!(merchant.post(path, fields).await.status, 403, "{path}");
+        }
+        assert_eq!(merchant.get("/dashboard/account").await.status, 403);
+        assert_eq!(merchant.get(&path).await.status, 403);
+        let model = app.get("/accounts/acme").bearer(&app.operator()).await.json();
+        assert_eq!(model["operating_model"], "ecosystem");
+        assert!(merchant.page("/dashboard/keys").await.contains("<span class=\"account\">acme</span>"));
+    })
+    .await;
+}
