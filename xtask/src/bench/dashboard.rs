@@ -1,0 +1,188 @@
+//! `cargo xtask bench dashboard`: whether the pages of an account with ten thousand keys are any slower than those of one
+//! with a hundred.
+//!
+//! A server for each database, asked in turn, one request at a time; what is printed are medians, and ratios to the small
+//! account on the same database.
+
+use std::{
+    io::{Read as _, Write as _},
+    net::{SocketAddr, TcpStream},
+    path::Path,
+    process::{Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, ensure};
+use tollkey_store::testing::{Database, Postgres};
+
+use super::{
+    load::Answer,
+    servers::{self, Process, tollkey},
+};
+
+/// How many keys the two accounts have.
+const SIZES: [u64; 2] = [100, 10_000];
+/// How often each page is asked for.
+const ROUNDS: usize = 200;
+/// Whose keys they are: the one account that `cargo xtask generate` makes.
+const ACCOUNT: &str = "account-0000000";
+/// A secret of this measurement alone.
+const SECRET: &str = "example-secret-of-a-measurement-0";
+/// A page of keys is some 60 kB.
+const LARGEST: usize = 1 << 20;
+
+/// What is asked for.
+const PAGES: [(&str, &str); 5] = [
+    ("keys", "/dashboard/keys"),
+    ("keys, by name", "/dashboard/keys?q=key"),
+    ("keys, revoked", "/dashboard/keys?status=revoked"),
+    ("new key", "/dashboard/keys/new"),
+    ("audit log", "/dashboard/audit"),
+];
+
+struct Subject {
+    backend: &'static str,
+    /// Ends before its database does.
+    _server: Process,
+    _database: Database,
+    connection: Connection,
+    /// Milliseconds, for each page.
+    took: Vec<Vec<f64>>,
+}
+
+/// Fills the databases, measures and prints.
+pub(crate) fn run() -> anyhow::Result<()> {
+    let program = servers::build()?;
+    let directory = tempfile::tempdir()?;
+    let mut subjects = Vec::new();
+    for keys in SIZES {
+        subjects.push(Subject::start(&program, directory.path(), "SQLite", Database::sqlite(), keys)?);
+    }
+    match Postgres::shared() {
+        Some(postgres) => {
+            for keys in SIZES {
+                subjects.push(Subject::start(&program, directory.path(), "PostgreSQL", postgres.database(), keys)?);
+            }
+        }
+        None => eprintln!("\n*** PostgreSQL is missing (no initdb). Debian: apt-get install postgresql ***\n"),
+    }
+    for round in 0..ROUNDS + 5 {
+        for subject in &mut subjects {
+            for (page, (_, path)) in PAGES.iter().enumerate() {
+                let took = subject.connection.page(path)?;
+                if round >= 5 {
+                    subject.took[page].push(took.as_secs_f64() * 1000.0);
+                }
+            }
+        }
+    }
+    print(&mut subjects);
+    Ok(())
+}
+
+impl Subject {
+    fn start(
+        program: &Path,
+        directory: &Path,
+        backend: &'static str,
+        database: Database,
+        keys: u64,
+    ) -> anyhow::Result<Self> {
+        drop(database.store()); // migrated
+        let own = std::env::current_exe()?;
+        let filled = Command::new(own)
+            .args(["generate", "--keys", &keys.to_string(), "--accounts", "1", database.url()])
+            .status()?;
+        ensure!(filled.success(), "the database could not be filled");
+        let set = |command: &mut Command| {
+            command.env("DATABASE_URL", database.url()).env("TOLLKEY_JWT_HS256_SECRET", SECRET);
+            command.env("TOLLKEY_DASHBOARD_TOKEN_SIGN_IN", "true");
+        };
+        let mut serve = tollkey(program, directory);
+        set(&mut serve);
+        serve.args(["serve", "--listen", "127.0.0.1:0", "--workers", "1", "--log", "warn"]).stdout(Stdio::piped());
+        let mut server = Process::start(&mut serve)?;
+        let address = server.listening()?;
+        let mut token = tollkey(program, directory);
+        set(&mut token);
+        let token = token.args(["token", "--account", ACCOUNT]).output()?;
+        ensure!(token.status.success(), "no token: {}", String::from_utf8_lossy(&token.stderr));
+        let connection = Connection::sign_in(address, String::from_utf8(token.stdout)?.trim())?;
+        let took = vec![Vec::new(); PAGES.len()];
+        Ok(Self { backend, _server: server, _database: database, connection, took })
+    }
+}
+
+/// A browser's kept connection.
+struct Connection {
+    stream: TcpStream,
+    host: SocketAddr,
+    cookie: String,
+}
+
+impl Connection {
+    fn sign_in(to: SocketAddr, token: &str) -> anyhow::Result<Self> {
+        let stream = TcpStream::connect(to)?;
+        stream.set_nodelay(true)?;
+        stream.set_read_timeout(Some(Duration::from_secs(30)))?;
+        let mut connection = Self { stream, host: to, cookie: String::new() };
+        let body = format!("token={token}");
+        let head = format!(
+            "POST /dashboard/sign-in/token HTTP/1.1\r\nHost: {to}\r\nSec-Fetch-Site: same-origin\r\n\
+             Content-Type: application/x-www-form-urlencoded\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        let (status, answer) = connection.ask(&head)?;
+        ensure!(status == 303, "signing in: {status}");
+        let answer = String::from_utf8_lossy(&answer).into_owned();
+        let cookie = answer.lines().find_map(|line| line.strip_prefix("set-cookie: "));
+        let cookie = cookie.and_then(|cookie| cookie.split(';').next()).context("no cookie")?;
+        cookie.clone_into(&mut connection.cookie);
+        Ok(connection)
+    }
+
+    /// How long a page takes.
+    fn page(&mut self, path: &str) -> anyhow::Result<Duration> {
+        let request = format!(
+            "GET {path} HTTP/1.1\r\nHost: {}\r\nSec-Fetch-Site: same-origin\r\nCookie: {}\r\n\r\n",
+            self.host, self.cookie
+        );
+        let since = Instant::now();
+        let (status, _) = self.ask(&request)?;
+        let took = since.elapsed();
+        ensure!(status == 200, "{path}: {status}");
+        Ok(took)
+    }
+
+    fn ask(&mut self, request: &str) -> anyhow::Result<(u16, Vec<u8>)> {
+        self.stream.write_all(request.as_bytes())?;
+        let mut come = Vec::new();
+        let mut more = vec![0; 64 * 1024];
+        loop {
+            let count = self.stream.read(&mut more)?;
+            ensure!(count > 0 && come.len() < LARGEST, "the server closed the connection, or its page is too long");
+            come.extend_from_slice(&more[..count]);
+            if let Some(answer) = Answer::read(&come)? {
+                return Ok((answer.status, come));
+            }
+        }
+    }
+}
+
+#[expect(clippy::print_stdout, reason = "it is what was asked for")]
+fn print(subjects: &mut [Subject]) {
+    println!("{:<16} {:<12} {:>12} {:>12} {:>7}", "page", "database", "100 keys ms", "10 000 ms", "ratio");
+    for (page, (name, _)) in PAGES.iter().enumerate() {
+        for pair in subjects.chunks_mut(SIZES.len()) {
+            let medians: Vec<f64> = pair.iter_mut().map(|subject| median(&mut subject.took[page])).collect();
+            let [small, large] = medians.as_slice() else { continue };
+            println!("{name:<16} {:<12} {small:>12.2} {large:>12.2} {:>7.2}", pair[0].backend, large / small);
+        }
+    }
+    println!("\nMedians of {ROUNDS} requests, one at a time. A page of keys shows 50.");
+}
+
+fn median(values: &mut [f64]) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
+}
