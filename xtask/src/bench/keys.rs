@@ -6,7 +6,7 @@
 
 use std::{
     collections::HashSet,
-    env, fs,
+    fs,
     net::{IpAddr, Ipv4Addr},
     path::PathBuf,
     process::{Command, Stdio},
@@ -30,6 +30,7 @@ use tollkey_store::{
 };
 use tollkey_verifier::{Settings, SystemClock, Verifier};
 
+use super::servers;
 use crate::generate::Population;
 
 /// How often each database is measured.
@@ -86,7 +87,7 @@ pub(crate) fn run(arguments: &[&str]) -> anyhow::Result<()> {
         }
         _ => anyhow::bail!("bench keys takes --keys N, or nothing"),
     };
-    let program = build()?;
+    let program = servers::build_self()?;
     let mut subjects = Vec::new();
     match Postgres::private(POSTGRES) {
         Some(postgres) => {
@@ -110,20 +111,6 @@ pub(crate) fn run(arguments: &[&str]) -> anyhow::Result<()> {
 
 fn population(keys: u64) -> Population {
     Population { keys, accounts: (keys / OF_AN_ACCOUNT).max(1) }
-}
-
-/// This program as it would be released: what it measures is inside it.
-fn build() -> anyhow::Result<PathBuf> {
-    let own = env::current_exe()?;
-    if !cfg!(debug_assertions) {
-        return Ok(own);
-    }
-    let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let mut command = Command::new(cargo);
-    command.args(["build", "--release", "--package", "xtask"]).current_dir(crate::root());
-    ensure!(command.status().context("cannot run cargo")?.success(), "xtask does not build");
-    let target = own.ancestors().nth(2).context("this program has no directory")?;
-    Ok(target.join("release").join("xtask"))
 }
 
 impl Subject {

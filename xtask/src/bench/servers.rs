@@ -57,7 +57,7 @@ impl Processors {
     }
 
     /// Starts a server in its place: a process begins where the thread that starts it is.
-    fn start(&self, command: &mut Command) -> anyhow::Result<Process> {
+    pub(super) fn start(&self, command: &mut Command) -> anyhow::Result<Process> {
         if let Some((_, servers)) = &self.0 {
             sched_setaffinity(None, servers)?;
         }
@@ -160,6 +160,20 @@ pub(super) fn build() -> anyhow::Result<PathBuf> {
     // Beside the directory this program was built into, wherever that is.
     let target = env::current_exe()?.ancestors().nth(2).context("this program has no directory")?.to_owned();
     Ok(target.join("release").join("tollkey"))
+}
+
+/// This program as it would be released: what it measures is inside it.
+pub(super) fn build_self() -> anyhow::Result<PathBuf> {
+    let own = env::current_exe()?;
+    if !cfg!(debug_assertions) {
+        return Ok(own);
+    }
+    let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut command = Command::new(cargo);
+    command.args(["build", "--release", "--package", "xtask"]).current_dir(crate::root());
+    ensure!(command.status().context("cannot run cargo")?.success(), "xtask does not build");
+    let target = own.ancestors().nth(2).context("this program has no directory")?;
+    Ok(target.join("release").join("xtask"))
 }
 
 /// Our server in development mode, on an empty database, with one worker, metrics on and logs at `warn`.

@@ -1,0 +1,190 @@
+//! `cargo xtask bench guard`: the same app with and without our layer, under load.
+//!
+//! A Tollkey with keys in it; for each framework a process of one worker, subscribed to it, that serves the same handler on
+//! a path without the layer and on one with it. They are asked in turn, several times; what is printed are medians over the
+//! rounds, and ratios within a round.
+
+use std::{
+    env,
+    io::Write as _,
+    net::SocketAddr,
+    path::Path,
+    process::{Command, Stdio},
+    time::Duration,
+};
+
+use anyhow::{Context as _, ensure};
+
+use super::{
+    load::{CONNECTIONS, Round, load},
+    servers::{self, Key, Process, Processors, SCOPE, Tollkey},
+};
+
+const OPEN: &str = "/open/links";
+const GUARDED: &str = "/api/v1/links";
+/// What both paths answer.
+const ANSWER: &str = r#"{"links":[]}"#;
+const ROUNDS: usize = 7;
+const TIME: Duration = Duration::from_secs(2);
+/// What a process subscribes with: in the environment, where other users of the machine do not see it.
+const SERVICE_KEY: &str = "TOLLKEY_BENCH_SERVICE_KEY";
+
+/// Measures and prints; or is one of the processes that are measured.
+pub(crate) fn run(arguments: &[&str]) -> anyhow::Result<()> {
+    match arguments {
+        [] => measure(),
+        ["--serve", "axum", url] => serve_axum(url),
+        ["--serve", "actix", url] => serve_actix(url),
+        _ => anyhow::bail!("bench guard takes nothing"),
+    }
+}
+
+fn service_key() -> anyhow::Result<String> {
+    env::var(SERVICE_KEY).context("a service key in the environment")
+}
+
+#[expect(clippy::print_stdout, reason = "the other process reads where this one listens")]
+fn tell(address: SocketAddr) -> anyhow::Result<()> {
+    println!("listening on http://{address}");
+    Ok(std::io::stdout().flush()?)
+}
+
+fn serve_axum(url: &str) -> anyhow::Result<()> {
+    use axum::{Router, routing::get};
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let guard = tollkey_axum::Guard::connect(url, service_key()?).await?;
+        let layer = tollkey_axum::TollkeyLayer::new(guard).require(tollkey_axum::Scope::LINKS_READ);
+        let guarded = Router::new().route(GUARDED, get(async || ANSWER)).layer(layer);
+        let app = Router::new().route(OPEN, get(async || ANSWER)).merge(guarded);
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+        tell(listener.local_addr()?)?;
+        Ok(axum::serve(listener, app.into_make_service_with_connect_info::<SocketAddr>()).await?)
+    })
+}
+
+fn serve_actix(url: &str) -> anyhow::Result<()> {
+    use actix_web::{App, HttpServer, rt, web};
+    rt::System::new().block_on(async {
+        let guard = tollkey_actix::Guard::connect(url, service_key()?).await?;
+        let server = HttpServer::new(move || {
+            let layer = tollkey_actix::Tollkey::new(guard.clone()).require(tollkey_actix::Scope::LINKS_READ);
+            let resource = |path| web::resource(path).get(async || ANSWER);
+            App::new().service(resource(OPEN)).service(resource(GUARDED).wrap(layer))
+        })
+        .workers(1)
+        .bind("127.0.0.1:0")?;
+        tell(server.addrs().first().copied().context("no socket")?)?;
+        Ok(server.run().await?)
+    })
+}
+
+/// A framework's process, and what was measured of its two paths.
+struct Subject {
+    name: &'static str,
+    address: SocketAddr,
+    process: Process,
+    rounds: Vec<[Measured; 2]>,
+}
+
+struct Measured {
+    round: Round,
+    computed: f64,
+}
+
+impl Subject {
+    fn start(
+        name: &'static str,
+        program: &Path,
+        tollkey: SocketAddr,
+        service_key: &str,
+        processors: &Processors,
+    ) -> anyhow::Result<Self> {
+        let mut command = Command::new(program);
+        command.args(["bench", "guard", "--serve", name, &format!("http://{tollkey}")]);
+        command.env(SERVICE_KEY, service_key).stdout(Stdio::piped());
+        let mut process = processors.start(&mut command)?;
+        let address = process.listening()?;
+        Ok(Self { name, address, process, rounds: Vec::new() })
+    }
+
+    fn ask(&self, path: &str, keys: &[Key], time: Duration) -> anyhow::Result<Measured> {
+        let request = |key: &Key| {
+            let text = &key.text;
+            format!("GET {path} HTTP/1.1\r\nHost: api.internal\r\nAccept: */*\r\nAuthorization: Bearer {text}\r\n\r\n")
+        };
+        let requests: Vec<Vec<u8>> = keys.iter().map(|key| request(key).into_bytes()).collect();
+        let before = self.process.computed();
+        let round = load(self.address, &requests, 200, time).with_context(|| format!("{} {path}", self.name))?;
+        let computed = before.zip(self.process.computed()).map_or(f64::NAN, |(before, after)| {
+            after.saturating_sub(before).as_secs_f64() * 1_000_000.0 / round.requests().max(1) as f64
+        });
+        Ok(Measured { round, computed })
+    }
+}
+
+fn measure() -> anyhow::Result<()> {
+    let tollkey = servers::build()?;
+    let program = servers::build_self()?;
+    let directory = tempfile::tempdir()?;
+    let processors = Processors::divide()?;
+    eprintln!("starting the servers and making keys ...");
+    let service_key = service_key_of(&tollkey, directory.path())?;
+    let tollkey = Tollkey::start(&tollkey, directory.path(), &processors)?;
+    let mut subjects = ["axum", "actix"]
+        .into_iter()
+        .map(|name| Subject::start(name, &program, tollkey.server.address, &service_key, &processors))
+        .collect::<anyhow::Result<Vec<_>>>()?;
+    eprintln!(
+        "{} keys with the scope {SCOPE}, {CONNECTIONS} connections, {ROUNDS} rounds of {} s each",
+        tollkey.keys.len(),
+        TIME.as_secs()
+    );
+    for subject in &subjects {
+        subject.ask(GUARDED, &tollkey.keys, TIME / 4)?; // every key is remembered
+    }
+    for _ in 0..ROUNDS {
+        for subject in &mut subjects {
+            let both = [subject.ask(OPEN, &tollkey.keys, TIME)?, subject.ask(GUARDED, &tollkey.keys, TIME)?];
+            subject.rounds.push(both);
+        }
+    }
+    print(&subjects);
+    Ok(())
+}
+
+/// A service key, made before the server starts.
+fn service_key_of(program: &Path, directory: &Path) -> anyhow::Result<String> {
+    let mut command = servers::tollkey(program, directory);
+    let made = command.args(["service-key", "create", "bench"]).output()?;
+    ensure!(made.status.success(), "no service key: {}", String::from_utf8_lossy(&made.stderr));
+    Ok(String::from_utf8(made.stdout)?.trim().to_owned())
+}
+
+#[expect(clippy::print_stdout, reason = "it is what was asked for")]
+fn print(subjects: &[Subject]) {
+    println!(
+        "{:<8} {:>12} {:>12} {:>6}  {:>8} {:>8} {:>6}  {:>11} {:>11} {:>6}",
+        "", "without /s", "with /s", "ratio", "p50 µs", "p50 µs", "ratio", "cpu µs/req", "cpu µs/req", "ratio"
+    );
+    for subject in subjects {
+        let of = |value: &dyn Fn(&Measured) -> f64| {
+            let side = |place: usize| median(subject.rounds.iter().map(|both| value(&both[place])));
+            let ratio = median(subject.rounds.iter().map(|[without, with]| value(with) / value(without)));
+            (side(0), side(1), ratio)
+        };
+        let (rate, with_rate, rate_ratio) = of(&|it| it.round.rate());
+        let (p50, with_p50, p50_ratio) = of(&|it| it.round.latency(0.50));
+        let (computed, with_computed, computed_ratio) = of(&|it| it.computed);
+        println!(
+            "{:<8} {rate:>12.0} {with_rate:>12.0} {rate_ratio:>6.2}  {p50:>8.0} {with_p50:>8.0} {p50_ratio:>6.2}  {computed:>11.2} {with_computed:>11.2} {computed_ratio:>6.2}",
+            subject.name
+        );
+    }
+}
+
+fn median(values: impl Iterator<Item = f64>) -> f64 {
+    let mut values: Vec<f64> = values.collect();
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
+}
