@@ -191,11 +191,7 @@ async fn identify(request: &HttpRequest, state: &State, wanted: &[Family]) -> Re
                 }
                 Problem::new(ProblemCode::InvalidToken, "The management token is not valid, or has expired.")
             })?;
-            if state.policy.development && is_forwarded(request) {
-                return Err(Problem::forbidden(
-                    "Development mode takes no management requests that came through a proxy; configure a token source.",
-                ));
-            }
+            not_forwarded(request, state)?;
             Ok(Caller::Token(claims))
         }
     }
@@ -206,9 +202,19 @@ pub fn several() -> Problem {
     Problem::new(ProblemCode::MultipleCredentials, "Present exactly one credential, once.")
 }
 
-fn is_forwarded(request: &HttpRequest) -> bool {
+/// Development mode is for the machine it runs on: whoever manages must not have come through a proxy, which others reach.
+///
+/// # Errors
+/// `forbidden`.
+pub fn not_forwarded(request: &HttpRequest, state: &State) -> Result<(), Problem> {
     let mut names = request.headers().keys();
-    names.any(|name| name == "forwarded" || name.as_str().starts_with("x-forwarded-"))
+    let is_forwarded = names.any(|name| name == "forwarded" || name.as_str().starts_with("x-forwarded-"));
+    if state.policy.development && is_forwarded {
+        return Err(Problem::forbidden(
+            "Development mode takes no management requests that came through a proxy; configure a token source.",
+        ));
+    }
+    Ok(())
 }
 
 /// The `account` parameter of the query, when there is one.

@@ -534,6 +534,7 @@ async fn the_list_is_filtered_paged_and_takes_no_secret() {
         }
         let pasted = browser.get(&format!("/dashboard/keys?q={}", key.text)).await;
         assert_eq!((pasted.status, pasted.header("location")), (303, Some("/dashboard/keys?done=pasted")));
+        assert_eq!(names("/dashboard/keys?q=till_live_1").await.0, [""; 0], "words of a name are no secret");
     })
     .await;
 }

@@ -406,6 +406,8 @@ async fn development_mode_is_for_its_owner_alone() {
         assert_eq!(reply.status, 403, "{name}: {reply}");
         let reply = server.get("/authz/forward-auth").bearer(&key.text).header(name, value).await;
         assert_eq!(reply.status, 200, "gateways forward, and judge keys: {name}: {reply}");
+        let reply = Call::to(server.address, "GET", "/dashboard/sign-in").header(name, value).await;
+        assert_eq!(reply.status, 403, "{name}: {reply}");
     }
     server.stop().await;
 

@@ -11,7 +11,7 @@ use actix_web::{
 use tollkey_core::Problem;
 
 use super::{page, session};
-use crate::{edge::Refusal, state::State};
+use crate::{caller::not_forwarded, edge::Refusal, state::State};
 
 /// <https://www.w3.org/TR/fetch-metadata/>. Browsers set it, pages cannot.
 const FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
@@ -21,14 +21,19 @@ fn refuse<B>(request: ServiceRequest, problem: Problem) -> ServiceResponse<Eithe
 }
 
 /// Refuses what would change something unless one of our own pages sends it. The session's cookie is `SameSite=Strict`
-/// besides; this also holds against other hosts of the same site, and where the cookie has to do without.
+/// besides; this also holds against other hosts of the same site, and where the cookie has to do without. Development mode
+/// has no dashboard behind a proxy, as it has no management API there.
 ///
 /// # Errors
 /// None of ours.
 pub(super) async fn same_site<B: MessageBody + 'static>(
+    state: web::Data<State>,
     request: ServiceRequest,
     next: Next<B>,
 ) -> Result<ServiceResponse<EitherBody<B>>, Error> {
+    if let Err(problem) = not_forwarded(request.request(), &state) {
+        return Ok(refuse(request, problem));
+    }
     if !request.method().is_safe() && !is_from_own_page(&request) {
         return Ok(refuse(request, Problem::forbidden("This was not sent by a page of this dashboard.")));
     }

@@ -6,7 +6,7 @@ mod view;
 use actix_web::{HttpRequest, get, post, web};
 use askama::Template;
 use serde::Deserialize;
-use tollkey_core::{ApiKey, Checks, Family, Invalid, KeyId, KeyText, Problem, text, time::day};
+use tollkey_core::{ApiKey, Checks, Family, Invalid, KeyId, KeyText, Problem, key_text::Kind, text, time::day};
 
 pub(super) use self::view::KeyView;
 use self::{
@@ -120,7 +120,7 @@ struct ListPage {
 #[get("/keys")]
 pub(super) async fn list(state: web::Data<State>, visitor: SignedIn, query: Query) -> Answer {
     let asked: Asked = query.read()?;
-    if asked.q.contains("_live_") || asked.q.contains("_test_") {
+    if asked.q.split_whitespace().any(|word| Kind::of(word).is_some()) {
         // Somebody looks for a key by its text. It must not stay in the address bar.
         return Ok(see_other("/dashboard/keys?done=pasted"));
     }
