@@ -31,7 +31,7 @@ use utoipa_actix_web::AppExt as _;
 use utoipa_swagger_ui::{Config, SwaggerUi};
 
 use crate::{
-    caller::jwt::TokenVerifier,
+    caller::{jwt::TokenVerifier, oidc::Provider},
     config::{Secret, Settings, TokenSource},
     dev_mode::{DevMode, new_secret},
     edge::{Answer, edge},
@@ -106,6 +106,7 @@ pub async fn assemble(
     let ways = Ways {
         token: settings.dashboard_token_sign_in || development.is_some(),
         link: development.and_then(|development| development.link(clock.now())),
+        oidc: settings.oidc.as_ref().map(Provider::new).transpose()?,
     };
     // Without one, what this process keeps only this process can open.
     let sealer = match sealing_secret(settings, development) {

@@ -18,7 +18,7 @@ use jsonwebtoken::{
     Algorithm, DecodingKey,
     jwk::{AlgorithmParameters, EllipticCurve, Jwk, KeyAlgorithm, KeyOperations, PublicKeyUse},
 };
-use reqwest::{Client, StatusCode, Url, header, redirect};
+use reqwest::{Client, Response, StatusCode, Url, header, redirect};
 use tokio::sync::Mutex;
 use tollkey_core::Invalid;
 
@@ -31,37 +31,71 @@ pub const FETCH_INTERVAL: SignedDuration = SignedDuration::from_secs(30);
 /// How long a set is used without asking again. Bounds how long a key that its issuer withdrew still counts.
 pub const MAX_AGE: SignedDuration = SignedDuration::from_mins(10);
 /// The longest a fetch may take, from its first to its last byte.
-const FETCH_TIMEOUT: Duration = Duration::from_secs(5);
+pub(super) const FETCH_TIMEOUT: Duration = Duration::from_secs(5);
 /// The most bytes a set may have.
 const BODY_MAX: usize = 64 * 1024;
 /// The sizes of RSA modulus that are accepted, in bytes: 2048 to 8192 bits, and one for a zero that some put first.
-const RSA_MODULUS: RangeInclusive<usize> = 256..=1025;
+pub(super) const RSA_MODULUS: RangeInclusive<usize> = 256..=1025;
 
 /// The address of a key set: https, or http on this machine only; without a password in it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct JwksUrl(Url);
 
-impl JwksUrl {
-    fn is_local(&self) -> bool {
-        let host = self.0.host_str().unwrap_or_default();
-        let address = host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
-        host == "localhost" || address.is_ok_and(is_loopback)
+/// A URL whose answers can be believed: https, or http on this machine only; without a password in it.
+///
+/// # Errors
+/// [`Invalid`] says which of these it is not.
+pub fn trusted_url(text: &str) -> Result<Url, Invalid> {
+    let url: Url = text.parse().map_err(|_| Invalid::new("must be a URL"))?;
+    if !url.username().is_empty() || url.password().is_some() {
+        return Err(Invalid::new("must not have a user name or password"));
     }
+    match url.scheme() {
+        "https" => Ok(url),
+        "http" if is_local(&url) => Ok(url),
+        _ => Err(Invalid::new("must be https, or http on this machine")),
+    }
+}
+
+fn is_local(url: &Url) -> bool {
+    let host = url.host_str().unwrap_or_default();
+    let address = host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
+    host == "localhost" || address.is_ok_and(is_loopback)
+}
+
+/// A client for what an issuer publishes at this address, and at others of the same kind.
+pub(super) fn client(url: &Url) -> Result<Client, reqwest::Error> {
+    let mut client = Client::builder()
+        .user_agent(concat!("tollkey/", env!("CARGO_PKG_VERSION")))
+        .timeout(FETCH_TIMEOUT)
+        // Fetches are minutes apart: a kept connection would only go stale.
+        .pool_max_idle_per_host(0)
+        // Another host's keys would be as good as ours if it could redirect us there.
+        .redirect(redirect::Policy::none())
+        .https_only(url.scheme() == "https");
+    if is_local(url) {
+        client = client.no_proxy();
+    }
+    client.build()
+}
+
+/// The body of an answer, if it is not too large.
+pub(super) async fn body(response: &mut Response) -> Result<Vec<u8>, FetchError> {
+    let mut body = Vec::new();
+    while let Some(chunk) = response.chunk().await? {
+        if body.len() + chunk.len() > BODY_MAX {
+            return Err(FetchError::TooLarge);
+        }
+        body.extend_from_slice(&chunk);
+    }
+    Ok(body)
 }
 
 impl FromStr for JwksUrl {
     type Err = Invalid;
 
     fn from_str(text: &str) -> Result<Self, Invalid> {
-        let url = Self(text.parse().map_err(|_| Invalid::new("must be a URL"))?);
-        if !url.0.username().is_empty() || url.0.password().is_some() {
-            return Err(Invalid::new("must not have a user name or password"));
-        }
-        match url.0.scheme() {
-            "https" => Ok(url),
-            "http" if url.is_local() => Ok(url),
-            _ => Err(Invalid::new("must be https, or http on this machine")),
-        }
+        trusted_url(text).map(Self)
     }
 }
 
@@ -158,7 +192,7 @@ impl Keys {
 
 /// How far two readings of the wall clock are apart. One that was set back counts like one set forward, so that
 /// nothing waits for it to catch up.
-fn distance(one: Timestamp, other: Timestamp) -> SignedDuration {
+pub(super) fn distance(one: Timestamp, other: Timestamp) -> SignedDuration {
     one.duration_since(other).abs()
 }
 
@@ -174,18 +208,7 @@ pub(super) struct KeySet {
 impl KeySet {
     /// A set of which nothing is known yet.
     pub(super) fn new(url: JwksUrl) -> Result<Arc<Self>, reqwest::Error> {
-        let mut client = Client::builder()
-            .user_agent(concat!("tollkey/", env!("CARGO_PKG_VERSION")))
-            .timeout(FETCH_TIMEOUT)
-            // Fetches are minutes apart: a kept connection would only go stale.
-            .pool_max_idle_per_host(0)
-            // Another host's keys would be as good as ours if it could redirect us there.
-            .redirect(redirect::Policy::none())
-            .https_only(url.0.scheme() == "https");
-        if url.is_local() {
-            client = client.no_proxy();
-        }
-        let client = client.build()?;
+        let client = client(&url.0)?;
         Ok(Arc::new(Self { url, client, keys: RwLock::default(), last_fetch: Arc::default() }))
     }
 
@@ -241,13 +264,7 @@ impl KeySet {
         if response.status() != StatusCode::OK {
             return Err(FetchError::Status(response.status()));
         }
-        let mut body = Vec::new();
-        while let Some(chunk) = response.chunk().await? {
-            if body.len() + chunk.len() > BODY_MAX {
-                return Err(FetchError::TooLarge);
-            }
-            body.extend_from_slice(&chunk);
-        }
+        let body = body(&mut response).await?;
         let set: serde_json::Value = serde_json::from_slice(&body).map_err(|_| FetchError::NotASet)?;
         let keys = set.get("keys").and_then(serde_json::Value::as_array).ok_or(FetchError::NotASet)?;
         // A key nobody here understands is skipped (RFC 7517, section 5), so each is read by itself.
@@ -256,8 +273,9 @@ impl KeySet {
     }
 }
 
+/// Why something could not be fetched. For the log: without the URL, and without anything of the answer.
 #[derive(Debug, thiserror::Error)]
-enum FetchError {
+pub(super) enum FetchError {
     #[error("{0}")]
     Http(String),
     #[error("answered {0}, not 200")]

@@ -186,7 +186,7 @@ impl ClaimRules {
     }
 
     /// Reads the claims of a token whose signature, issuer and audience are right.
-    fn read(&self, claims: &Map<String, Value>, now: Timestamp) -> Result<Claims, TokenError> {
+    pub(super) fn read(&self, claims: &Map<String, Value>, now: Timestamp) -> Result<Claims, TokenError> {
         let subject = claims.get("sub").and_then(Value::as_str).unwrap_or_default();
         if !(1..=SUBJECT_MAX).contains(&subject.len()) || subject.chars().any(char::is_control) {
             return Err(TokenError::Claim("sub"));

@@ -13,6 +13,7 @@
 mod credential;
 pub mod jwks;
 pub mod jwt;
+pub mod oidc;
 
 use std::{borrow::Cow, net::IpAddr, sync::Arc};
 

@@ -180,6 +180,64 @@ pub(super) const DASHBOARD_TOKEN_SIGN_IN: Setting = Setting {
     help: "Whether a management token signs in to the dashboard; in development mode it always does",
 };
 
+pub(super) const PUBLIC_URL: Setting = Setting {
+    env: "TOLLKEY_PUBLIC_URL",
+    flag: Some("public-url"),
+    form: Form::Text("URL"),
+    default: None,
+    help: "Where browsers reach this server, such as https://keys.example.com; must be set with TOLLKEY_OIDC_ISSUER",
+};
+pub(super) const OIDC_ISSUER: Setting = Setting {
+    env: "TOLLKEY_OIDC_ISSUER",
+    flag: Some("oidc-issuer"),
+    form: Form::Text("URL"),
+    default: None,
+    help: "OpenID Connect provider that signs people in to the dashboard: its issuer, an https URL. \
+           It sends them back to TOLLKEY_PUBLIC_URL with /dashboard/sign-in/callback behind it",
+};
+pub(super) const OIDC_CLIENT_ID: Setting = Setting {
+    env: "TOLLKEY_OIDC_CLIENT_ID",
+    flag: Some("oidc-client-id"),
+    form: Form::Text("ID"),
+    default: None,
+    help: "What this server is called at the provider; must be set with TOLLKEY_OIDC_ISSUER",
+};
+pub(super) const OIDC_CLIENT_SECRET: Setting = Setting {
+    env: "TOLLKEY_OIDC_CLIENT_SECRET",
+    flag: None,
+    form: Form::Text("SECRET"),
+    default: None,
+    help: "The client's secret at the provider; none for a public client",
+};
+pub(super) const OIDC_CLIENT_SECRET_FILE: Setting = Setting {
+    env: "TOLLKEY_OIDC_CLIENT_SECRET_FILE",
+    flag: Some("oidc-client-secret-file"),
+    form: Form::Text("PATH"),
+    default: None,
+    help: "File that holds TOLLKEY_OIDC_CLIENT_SECRET",
+};
+pub(super) const OIDC_SCOPES: Setting = Setting {
+    env: "TOLLKEY_OIDC_SCOPES",
+    flag: Some("oidc-scopes"),
+    form: Form::List("SCOPE,..."),
+    default: None,
+    help: "Scopes asked for at the provider besides openid: those that put the claims below into ID tokens",
+};
+pub(super) const OIDC_ACCOUNT_CLAIM: Setting = Setting {
+    env: "TOLLKEY_OIDC_ACCOUNT_CLAIM",
+    flag: Some("oidc-account-claim"),
+    form: Form::Text("CLAIM"),
+    default: Some("account_id"),
+    help: "Claim that names the account of an ID token",
+};
+pub(super) const OIDC_ROLES_CLAIM: Setting = Setting {
+    env: "TOLLKEY_OIDC_ROLES_CLAIM",
+    flag: Some("oidc-roles-claim"),
+    form: Form::Text("CLAIM"),
+    default: None,
+    help: "Claim of an ID token that holds roles (operator); nobody has a role until it is set",
+};
+
 pub(super) const APPLICATION_KEY_LIMIT: Setting = Setting {
     env: "TOLLKEY_APPLICATION_KEY_LIMIT",
     flag: Some("application-key-limit"),
@@ -242,6 +300,14 @@ pub const SETTINGS: &[Setting] = &[
     SEALING_SECRET,
     SEALING_SECRET_FILE,
     DASHBOARD_TOKEN_SIGN_IN,
+    PUBLIC_URL,
+    OIDC_ISSUER,
+    OIDC_CLIENT_ID,
+    OIDC_CLIENT_SECRET,
+    OIDC_CLIENT_SECRET_FILE,
+    OIDC_SCOPES,
+    OIDC_ACCOUNT_CLAIM,
+    OIDC_ROLES_CLAIM,
     APPLICATION_KEY_LIMIT,
     ACCOUNT_KEY_LIMIT,
     SCOPES,

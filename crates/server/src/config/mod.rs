@@ -64,6 +64,8 @@ pub struct Settings {
     pub sealing_secret: Option<Secret>,
     /// `TOLLKEY_DASHBOARD_TOKEN_SIGN_IN`.
     pub dashboard_token_sign_in: bool,
+    /// Who signs people in to the dashboard; `None` when `TOLLKEY_OIDC_ISSUER` is not set.
+    pub oidc: Option<OidcSettings>,
     /// `TOLLKEY_APPLICATION_KEY_LIMIT`, at least 1.
     pub application_key_limit: u32,
     /// `TOLLKEY_ACCOUNT_KEY_LIMIT`, at least 1; `None` is unlimited.
@@ -140,6 +142,25 @@ pub enum TokenSource {
     Development,
 }
 
+/// The OpenID Connect provider that signs people in to the dashboard.
+#[derive(Debug, Clone)]
+pub struct OidcSettings {
+    /// `TOLLKEY_OIDC_ISSUER`, as it is written.
+    pub issuer: String,
+    /// `TOLLKEY_OIDC_CLIENT_ID`.
+    pub client_id: String,
+    /// `TOLLKEY_OIDC_CLIENT_SECRET`; `None` for a public client.
+    pub client_secret: Option<Secret>,
+    /// `TOLLKEY_PUBLIC_URL`: scheme, host and port, without a slash at its end.
+    pub public_url: String,
+    /// `TOLLKEY_OIDC_SCOPES`, without `openid`.
+    pub scopes: Vec<String>,
+    /// `TOLLKEY_OIDC_ACCOUNT_CLAIM`.
+    pub account_claim: String,
+    /// `TOLLKEY_OIDC_ROLES_CLAIM`; `None` when ID tokens carry no roles.
+    pub roles_claim: Option<String>,
+}
+
 impl Settings {
     /// The settings of this process: these flags, its environment, its configuration file.
     ///
@@ -180,6 +201,7 @@ impl Settings {
             tokens: tokens(&sources)?,
             sealing_secret: sealing_secret(&sources)?,
             dashboard_token_sign_in: required(&sources, &DASHBOARD_TOKEN_SIGN_IN, rules::switch)?,
+            oidc: oidc(&sources)?,
             application_key_limit: required(&sources, &APPLICATION_KEY_LIMIT, |text| rules::number(text, 1, 10_000))?,
             account_key_limit: sources.parse(&ACCOUNT_KEY_LIMIT, |text| rules::number(text, 1, 1_000_000))?,
             catalogue: catalogue(&sources)?,
@@ -290,6 +312,43 @@ fn tokens(sources: &Sources<'_>) -> Result<TokenSettings, ConfigError> {
             claim => claim,
         },
     })
+}
+
+fn oidc(sources: &Sources<'_>) -> Result<Option<OidcSettings>, ConfigError> {
+    let issuer = sources.parse(&OIDC_ISSUER, rules::issuer)?;
+    let client_id = sources.parse(&OIDC_CLIENT_ID, rules::text)?;
+    let client_secret = sources.secret(&OIDC_CLIENT_SECRET, &OIDC_CLIENT_SECRET_FILE)?;
+    let public_url = sources.parse(&PUBLIC_URL, rules::public_url)?;
+    let scopes = sources.parse(&OIDC_SCOPES, rules::oidc_scopes)?;
+    let account_claim = required(sources, &OIDC_ACCOUNT_CLAIM, rules::text)?;
+    let roles_claim = sources.parse(&OIDC_ROLES_CLAIM, rules::text)?;
+
+    let Some(issuer) = issuer else {
+        // The public URL says something by itself; the others mean nothing without a provider.
+        let of_a_provider = [&OIDC_CLIENT_ID, &OIDC_SCOPES, &OIDC_ACCOUNT_CLAIM, &OIDC_ROLES_CLAIM];
+        let secret = client_secret.map(|(_, from)| (OIDC_CLIENT_SECRET.env, from));
+        let mut set: Vec<(&'static str, Source)> = secret.into_iter().collect();
+        for setting in of_a_provider {
+            set.extend(sources.get(setting)?.map(|given| (setting.env, given.from)));
+        }
+        return match set.into_iter().find(|(_, from)| *from != Source::Default) {
+            Some((because, from)) => Err(ConfigError::Missing { needed: OIDC_ISSUER.env, because, from }),
+            None => Ok(None),
+        };
+    };
+    let missing = |needed: &Setting| {
+        let from = sources.get(&OIDC_ISSUER).ok().flatten().map_or(Source::Default, |given| given.from);
+        ConfigError::Missing { needed: needed.env, because: OIDC_ISSUER.env, from }
+    };
+    Ok(Some(OidcSettings {
+        issuer,
+        client_id: client_id.ok_or_else(|| missing(&OIDC_CLIENT_ID))?,
+        client_secret: client_secret.map(|(secret, _)| secret),
+        public_url: public_url.ok_or_else(|| missing(&PUBLIC_URL))?,
+        scopes: scopes.unwrap_or_default(),
+        account_claim,
+        roles_claim,
+    }))
 }
 
 /// Whether only this machine reaches that address.

@@ -10,6 +10,7 @@ use tollkey_core::{Invalid, IpList, RequestPath};
 use tracing_subscriber::EnvFilter;
 
 use super::{DatabaseKind, LogFormat};
+use crate::caller::jwks::trusted_url;
 
 /// Headers that already say something else; a merchant named in one of them would be nonsense or a leak.
 const TAKEN_HEADERS: [&str; 16] = [
@@ -130,4 +131,32 @@ pub(super) fn has_password(url: &str) -> bool {
 
 pub(super) fn text(text: &str) -> Result<String, Invalid> {
     Ok(text.to_owned())
+}
+
+/// OpenID Connect Discovery 1.0, section 3. Kept as it is written: `iss` has to be the same text.
+pub(super) fn issuer(text: &str) -> Result<String, Invalid> {
+    let url = trusted_url(text)?;
+    if url.query().is_some() || url.fragment().is_some() {
+        return Err(Invalid::new("must not have a query or fragment"));
+    }
+    Ok(text.to_owned())
+}
+
+/// Scheme, host and port; the dashboard's own path is fixed.
+pub(super) fn public_url(text: &str) -> Result<String, Invalid> {
+    let url = trusted_url(text)?;
+    if url.path() != "/" || url.query().is_some() || url.fragment().is_some() {
+        return Err(Invalid::new("must have nothing behind host and port, as https://keys.example.com"));
+    }
+    Ok(url.origin().ascii_serialization())
+}
+
+/// RFC 6749, section 3.3. `openid` is always asked for.
+pub(super) fn oidc_scopes(text: &str) -> Result<Vec<String>, Invalid> {
+    let is_scope = |entry: &&str| entry.bytes().all(|b| b.is_ascii_graphic() && b != b'"' && b != b'\\');
+    let scopes = list(text)?;
+    match scopes.iter().find(|entry| !is_scope(entry)) {
+        Some(entry) => Err(Invalid::new(format!("{entry:?} is no scope"))),
+        None => Ok(scopes.into_iter().filter(|scope| *scope != "openid").map(str::to_owned).collect()),
+    }
 }

@@ -402,6 +402,98 @@ fn public_keys_need_issuer_and_audience_and_give_no_roles_by_default() {
     }
 }
 
+/// What a provider needs.
+const PROVIDER: [(&str, &str); 3] = [
+    ("TOLLKEY_OIDC_ISSUER", "https://id.example/realms/shop"),
+    ("TOLLKEY_OIDC_CLIENT_ID", "tollkey"),
+    ("TOLLKEY_PUBLIC_URL", "https://keys.example.com/"),
+];
+
+#[test]
+fn a_provider_is_set_up_whole_or_not_at_all() {
+    assert!(environment(&[]).unwrap().oidc.is_none());
+    assert!(environment(&PROVIDER[2..]).unwrap().oidc.is_none(), "the public URL says something by itself");
+    let oidc = environment(&PROVIDER).unwrap().oidc.unwrap();
+    assert_eq!(oidc.issuer, "https://id.example/realms/shop");
+    assert_eq!((oidc.client_id.as_str(), oidc.public_url.as_str()), ("tollkey", "https://keys.example.com"));
+    assert!(oidc.client_secret.is_none() && oidc.scopes.is_empty());
+    assert_eq!((oidc.account_claim.as_str(), oidc.roles_claim), ("account_id", None));
+
+    for missing in ["TOLLKEY_OIDC_CLIENT_ID", "TOLLKEY_PUBLIC_URL"] {
+        let rest: Vec<_> = PROVIDER.into_iter().filter(|(name, _)| *name != missing).collect();
+        let error = environment(&rest).unwrap_err();
+        assert_eq!(error, format!("{missing} must be set, because TOLLKEY_OIDC_ISSUER is (environment)"));
+    }
+    let secret = canary();
+    let (_directory, path) = secret_file(&secret);
+    for (name, value) in [
+        ("TOLLKEY_OIDC_CLIENT_ID", "tollkey"),
+        ("TOLLKEY_OIDC_CLIENT_SECRET", &secret),
+        ("TOLLKEY_OIDC_SCOPES", "profile"),
+        ("TOLLKEY_OIDC_ACCOUNT_CLAIM", "org"),
+        ("TOLLKEY_OIDC_ROLES_CLAIM", "roles"),
+    ] {
+        let error = environment(&[(name, value)]).unwrap_err();
+        assert_eq!(error, format!("TOLLKEY_OIDC_ISSUER must be set, because {name} is (environment)"));
+    }
+    let error = environment(&[("TOLLKEY_OIDC_CLIENT_SECRET_FILE", &path)]).unwrap_err();
+    assert!(error.starts_with("TOLLKEY_OIDC_ISSUER must be set, because TOLLKEY_OIDC_CLIENT_SECRET is ("), "{error}");
+}
+
+#[test]
+fn all_of_a_provider_can_be_said() {
+    let secret = canary();
+    let (_directory, path) = secret_file(&format!("{secret}\n"));
+    let mut variables = PROVIDER.to_vec();
+    variables.extend([
+        ("TOLLKEY_OIDC_CLIENT_SECRET_FILE", path.as_str()),
+        ("TOLLKEY_OIDC_SCOPES", "profile, openid,https://id.example/api.read"),
+        ("TOLLKEY_OIDC_ACCOUNT_CLAIM", "org"),
+        ("TOLLKEY_OIDC_ROLES_CLAIM", "https://id.example/roles"),
+    ]);
+    let settings = environment(&variables).unwrap();
+    assert!(!format!("{settings:?}").contains("canary"));
+    let oidc = settings.oidc.unwrap();
+    assert_eq!(oidc.client_secret.unwrap().expose(), secret);
+    assert_eq!(oidc.scopes, ["profile", "https://id.example/api.read"]);
+    assert_eq!((oidc.account_claim.as_str(), oidc.roles_claim.as_deref()), ("org", Some("https://id.example/roles")));
+
+    variables.push(("TOLLKEY_OIDC_CLIENT_SECRET", &secret));
+    assert!(environment(&variables).unwrap_err().contains("exclude each other"));
+}
+
+#[test]
+fn rules_of_a_provider() {
+    for (variable, value, rule) in [
+        ("TOLLKEY_OIDC_ISSUER", "id.example", "must be a URL"),
+        ("TOLLKEY_OIDC_ISSUER", "http://id.example", "must be https"),
+        ("TOLLKEY_OIDC_ISSUER", "https://u:p@id.example", "must not have a user name or password"),
+        ("TOLLKEY_OIDC_ISSUER", "https://id.example/?realm=x", "must not have a query"),
+        ("TOLLKEY_OIDC_ISSUER", "https://id.example/#x", "must not have a query"),
+        ("TOLLKEY_PUBLIC_URL", "keys.example.com", "must be a URL"),
+        ("TOLLKEY_PUBLIC_URL", "http://keys.example.com", "must be https"),
+        ("TOLLKEY_PUBLIC_URL", "https://keys.example.com/tollkey", "must have nothing behind host and port"),
+        ("TOLLKEY_PUBLIC_URL", "https://keys.example.com/?x", "must have nothing behind host and port"),
+        ("TOLLKEY_OIDC_SCOPES", "profile email", "is no scope"),
+        ("TOLLKEY_OIDC_SCOPES", "profile,", "must not have an empty entry"),
+    ] {
+        let mut variables: Vec<_> = PROVIDER.into_iter().filter(|(name, _)| *name != variable).collect();
+        variables.push((variable, value));
+        let error = environment(&variables).unwrap_err();
+        assert!(error.starts_with(&format!("{variable} (environment): ")) && error.contains(rule), "{value}: {error}");
+    }
+    for (issuer, public) in [
+        ("http://127.0.0.1:8081", "http://localhost:8080"),
+        ("http://[::1]:8081/", "http://127.0.0.1:8080/"),
+        ("https://id.example/", "https://keys.example.com:8443"),
+    ] {
+        let variables = [PROVIDER[1], ("TOLLKEY_OIDC_ISSUER", issuer), ("TOLLKEY_PUBLIC_URL", public)];
+        let oidc = environment(&variables).unwrap().oidc.unwrap();
+        assert_eq!(oidc.issuer, issuer, "as it is written");
+        assert_eq!(oidc.public_url, public.trim_end_matches('/'));
+    }
+}
+
 #[test]
 fn help_names_variable_and_default() {
     let help = <Cli as clap::CommandFactory>::command().render_long_help().to_string();

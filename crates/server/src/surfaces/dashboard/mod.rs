@@ -78,6 +78,8 @@ pub fn configure(config: &mut web::ServiceConfig) {
         .service(sign_in::show)
         .service(sign_in::link_page)
         .service(sign_in::by_link)
+        .service(sign_in::by_oidc)
+        .service(sign_in::come_back)
         .service(sign_in::by_token);
     config.service(open.service(signed_in));
 }

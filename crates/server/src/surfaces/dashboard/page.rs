@@ -23,15 +23,19 @@ pub fn secure(headers: &mut HeaderMap) {
     for (name, value) in [
         (header::CONTENT_SECURITY_POLICY, POLICY),
         (header::X_FRAME_OPTIONS, "DENY"),
-        // With `no-referrer` browsers would hide where a form comes from, even from ourselves.
-        (header::REFERRER_POLICY, "same-origin"),
         (HeaderName::from_static("cross-origin-opener-policy"), "same-origin"),
         (HeaderName::from_static("permissions-policy"), "clipboard-write=(self)"),
     ] {
         headers.insert(name, HeaderValue::from_static(value));
     }
-    if !headers.contains_key(header::CACHE_CONTROL) {
-        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    for (name, value) in [
+        (header::CACHE_CONTROL, "no-store"),
+        // With `no-referrer` browsers would hide where a form comes from, even from ourselves.
+        (header::REFERRER_POLICY, "same-origin"),
+    ] {
+        if !headers.contains_key(&name) {
+            headers.insert(name, HeaderValue::from_static(value));
+        }
     }
 }
 
@@ -154,11 +158,18 @@ pub fn see_other(to: &str) -> HttpResponse {
     HttpResponse::SeeOther().insert_header((header::LOCATION, to)).finish()
 }
 
+/// The address of the door; with the word of why somebody is sent back there.
+#[must_use]
+pub fn door(next: &str, failed: Option<&str>) -> String {
+    let pairs = [Some(("next", next)), failed.map(|word| ("failed", word))];
+    let query = serde_urlencoded::to_string(pairs.into_iter().flatten().collect::<Vec<_>>()).unwrap_or_default();
+    format!("/dashboard/sign-in?{query}")
+}
+
 /// To the door. A request of a script is told to take the whole window there.
 #[must_use]
 pub fn to_sign_in(next: &str, by_script: bool) -> HttpResponse {
-    let query = serde_urlencoded::to_string([("next", next)]).unwrap_or_default();
-    let door = format!("/dashboard/sign-in?{query}");
+    let door = door(next, None);
     if by_script {
         return HttpResponse::Ok().insert_header(("hx-redirect", door)).finish();
     }

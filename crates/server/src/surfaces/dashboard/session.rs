@@ -2,7 +2,7 @@
 
 use actix_web::{
     FromRequest, HttpMessage as _, HttpRequest, HttpResponse,
-    cookie::{Cookie, SameSite},
+    cookie::{Cookie, SameSite, time::Duration},
     dev::Payload,
 };
 use std::future::{Ready, ready};
@@ -14,7 +14,7 @@ use tollkey_core::{
 };
 
 use crate::{
-    caller::{Manager, client_ip, request_id},
+    caller::{Manager, client_ip, oidc::Attempt, request_id},
     dev_mode::new_secret,
     edge::Refusal,
     state::State,
@@ -27,6 +27,10 @@ const COOKIE: &str = "__Host-tollkey_session";
 const PLAIN_COOKIE: &str = "tollkey_session";
 /// Asks a browser whether it takes such cookies.
 const PROBE: &str = "__Host-tollkey_probe";
+/// A sign-in under way at an OpenID Connect provider.
+const ATTEMPT: &str = "__Host-tollkey_sign_in";
+/// As [`PLAIN_COOKIE`].
+const PLAIN_ATTEMPT: &str = "tollkey_sign_in";
 
 /// Somebody who is signed in.
 #[derive(Debug, Clone)]
@@ -86,9 +90,48 @@ pub(super) async fn begin(
             Ok(tx.insert_session(&digest, &session)?)
         })
         .await?;
-    let secure = !state.policy.development || request.cookie(PROBE).is_some();
+    let secure = is_secure(state, request);
     add(&mut response, &cookie(if secure { COOKIE } else { PLAIN_COOKIE }, &token, secure));
     Ok(response)
+}
+
+/// Whether the browser takes a `Secure` cookie from here. On the way back from a provider the probe is not sent, and the
+/// cookie of the sign-in says it.
+fn is_secure(state: &State, request: &HttpRequest) -> bool {
+    !state.policy.development || [PROBE, ATTEMPT].iter().any(|name| request.cookie(name).is_some())
+}
+
+/// Has the browser keep a sign-in under way. `SameSite=Lax`: it is to be sent when the provider sends somebody back.
+pub(super) fn keep_attempt(
+    state: &State,
+    request: &HttpRequest,
+    attempt: &Attempt,
+    mut response: HttpResponse,
+) -> HttpResponse {
+    let (text, secure) = (attempt.to_text(), is_secure(state, request));
+    let mut kept = cookie(if secure { ATTEMPT } else { PLAIN_ATTEMPT }, &text, secure);
+    kept.set_same_site(SameSite::Lax);
+    kept.set_max_age(Duration::seconds(Attempt::LASTS.as_secs()));
+    add(&mut response, &kept);
+    response
+}
+
+/// The sign-in under way in this browser.
+pub(super) fn attempt(state: &State, request: &HttpRequest) -> Option<Attempt> {
+    let plain = || request.cookie(PLAIN_ATTEMPT).filter(|_| state.policy.development);
+    request.cookie(ATTEMPT).or_else(plain).and_then(|cookie| Attempt::read(cookie.value()))
+}
+
+/// Has the browser forget a sign-in: it was used.
+pub(super) fn forget_attempt(mut response: HttpResponse) -> HttpResponse {
+    let nothing = Secret::new("");
+    for (name, secure) in [(ATTEMPT, true), (PLAIN_ATTEMPT, false)] {
+        let mut gone = cookie(name, &nothing, secure);
+        gone.set_same_site(SameSite::Lax);
+        gone.make_removal();
+        add(&mut response, &gone);
+    }
+    response
 }
 
 /// Ends a session.

@@ -1,8 +1,13 @@
 //! The ways into the dashboard, and out.
 
-use actix_web::{HttpRequest, get, post, web};
+use actix_web::{
+    HttpRequest, get,
+    http::header::{self, HeaderValue},
+    post, web,
+};
 use askama::Template;
 use serde::Deserialize;
+use tollkey_api::Secret;
 use tollkey_core::Problem;
 
 use super::{
@@ -13,7 +18,7 @@ use super::{
 use crate::{
     body::{Body, Query},
     edge::Answer,
-    service::sign_in,
+    service::sign_in::{self, Failure, Returned},
     state::State,
 };
 
@@ -22,6 +27,7 @@ const HOME: &str = "/dashboard/keys";
 #[derive(Deserialize)]
 struct Next {
     next: Option<String>,
+    failed: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -45,7 +51,7 @@ impl Door {
         Self {
             frame: Frame::outside("Sign in"),
             next: own_page(next).to_owned(),
-            takes_oidc: false,
+            takes_oidc: state.ways.oidc.is_some(),
             takes_tokens: state.ways.token,
             is_development: state.policy.development,
             fields,
@@ -71,9 +77,74 @@ fn own_page(next: &str) -> &str {
 
 #[get("/sign-in")]
 pub(super) async fn show(state: web::Data<State>, query: Query) -> Answer {
-    let Next { next } = query.read()?;
-    let door = Door::new(&state, next.as_deref().unwrap_or(HOME), Fields::default());
-    page::page(&door).map(session::probe)
+    let Next { next, failed } = query.read()?;
+    let next = next.as_deref().unwrap_or(HOME);
+    let failure = Failure::ALL.into_iter().find(|failure| failed.as_deref() == Some(failure.word()));
+    match failure {
+        Some(failure) => refused(&state, next, failure),
+        None => page::page(&Door::new(&state, next, Fields::default())),
+    }
+    .map(session::probe)
+}
+
+/// The door, with why nobody came in by a provider.
+fn refused(state: &State, next: &str, failure: Failure) -> Answer {
+    let problem = failure.problem();
+    page::refused(&problem, &Door::new(state, next, Fields::default().refused(&problem)))
+}
+
+/// To the provider, and back to [`come_back`].
+#[get("/sign-in/oidc")]
+pub(super) async fn by_oidc(state: web::Data<State>, request: HttpRequest, query: Query) -> Answer {
+    let provider = state.ways.oidc.as_ref().ok_or_else(Problem::not_found)?;
+    let Next { next, .. } = query.read()?;
+    let next = own_page(next.as_deref().unwrap_or(HOME));
+    match provider.begin(&*state.clock, &state.random, next).await {
+        Ok((attempt, url)) => Ok(session::keep_attempt(&state, &request, &attempt, see_other(url.as_str()))),
+        Err(error) => refused(&state, next, error.into()),
+    }
+}
+
+/// Where a provider sends people back to, with a code in the URL. Nothing stays at this address: who is signed in goes on, and
+/// who is not is sent to the door.
+#[get("/sign-in/callback")]
+pub(super) async fn come_back(state: web::Data<State>, request: HttpRequest, query: Query) -> Answer {
+    let provider = state.ways.oidc.as_ref().ok_or_else(Problem::not_found)?;
+    let returned = returned(&query)?;
+    let attempt = session::attempt(&state, &request);
+    let next = own_page(attempt.as_ref().map_or(HOME, |attempt| &attempt.next)).to_owned();
+    let signed_in = match sign_in::by_oidc(&state, provider, attempt.as_ref(), &returned).await {
+        Ok(session) => {
+            let mut response = page::go_on(&next);
+            // Its address holds a code, which the next page has no need to know of.
+            response.headers_mut().insert(header::REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
+            session::begin(&state, &request, session, response).await.map_err(|_| Failure::Unavailable)
+        }
+        Err(failure) => Err(failure),
+    };
+    Ok(match signed_in {
+        Ok(response) => session::forget_attempt(response),
+        // Whoever makes this browser come here does not end the sign-in that is under way in it.
+        Err(Failure::Unknown) => see_other(&page::door(&next, Some(Failure::Unknown.word()))),
+        Err(failure) => session::forget_attempt(see_other(&page::door(&next, Some(failure.word())))),
+    })
+}
+
+/// What a provider sends somebody back with; nothing when one of these stands there twice (RFC 6749, section 3.1).
+fn returned(query: &Query) -> Result<Returned, Problem> {
+    let pairs: Vec<(String, String)> = query.read()?;
+    let all = |name: &str| pairs.iter().filter(|(own, _)| own == name).map(|(_, value)| value).collect::<Vec<_>>();
+    let [state, code, error, issuer] = ["state", "code", "error", "iss"].map(all);
+    if [&state, &code, &error, &issuer].iter().any(|values| values.len() > 1) {
+        return Ok(Returned::default());
+    }
+    let only = |values: Vec<&String>| values.first().map(|value| (*value).clone());
+    Ok(Returned {
+        state: only(state).map(Secret::from),
+        code: only(code).map(Secret::from),
+        error: only(error),
+        issuer: only(issuer),
+    })
 }
 
 /// The link that development mode prints. Looking at it is no use of it: only sending its form is, so whatever previews
