@@ -31,6 +31,7 @@ mod rate_limits;
 mod readme;
 mod replicas;
 mod rotation;
+mod sign_in;
 mod storlaunch;
 mod support;
 mod sync;

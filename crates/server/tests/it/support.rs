@@ -34,6 +34,8 @@ pub struct App {
     pub database: Database,
     pub clock: ManualClock,
     pub settings: Settings,
+    /// What is printed at start in development mode.
+    pub message: Option<String>,
     running: Running,
 }
 
@@ -91,9 +93,11 @@ impl App {
         let settings = settings(database.url(), extra);
         let clock = ManualClock::default();
         let random = Random::new(StdRng::seed_from_u64(1));
-        let opened = server::open(&settings, Arc::new(clock.clone()), random).await.expect("the server opens");
+        let opened = server::open(&settings, Arc::new(clock.clone()), random.clone()).await.expect("the server opens");
         let running = server::start(&settings, opened.state, None).expect("the server starts");
-        Self { database, clock, settings, running }
+        let base = format!("http://{}", running.address());
+        let message = opened.development.map(|mode| mode.message(&base, clock.now(), &random).expect("a message"));
+        Self { database, clock, settings, message, running }
     }
 
     /// A second server on the same database: another replica.
@@ -326,6 +330,7 @@ impl Call {
             "/readyz",
             "/openapi.json",
             "/docs",
+            "/dashboard",
             "/metrics",
             "/api/",
             "/v1",
@@ -528,6 +533,11 @@ impl Reply {
 
     pub fn json(&self) -> Value {
         serde_json::from_str(&self.body).unwrap_or_else(|error| panic!("{error}: {self}"))
+    }
+
+    /// The values of all headers of that name.
+    pub fn all(&self, name: &str) -> Vec<&str> {
+        self.headers.iter().filter(|(own, _)| own == name).map(|(_, value)| value.as_str()).collect()
     }
 
     /// The problem's code.

@@ -1,0 +1,919 @@
+//! Signing in to the dashboard, by each way there is, and what is refused.
+
+mod provider;
+
+use std::time::{Duration, Instant};
+
+use reqwest::Url;
+use serde_json::{Value, json};
+use tollkey_core::{Clock as _, session::Session};
+use tollkey_store::testing::{Database, backends};
+use wiremock::ResponseTemplate;
+
+use self::provider::{CLIENT, ClientAuth, Key, Provider, SECRET, eddsa, hs256, never, parameter, rs256, token};
+use crate::{
+    binary::Tollkey,
+    support::{App, Call, Reply, each_backend_with, each_backend_with_replica},
+};
+
+const SESSION: &str = "__Host-tollkey_session";
+const SIGN_IN: &str = "__Host-tollkey_sign_in";
+
+/// A server on SQLite.
+async fn sqlite(settings: &[(&str, &str)]) -> App {
+    let database: Database = backends().into_iter().find(|it| it.url().starts_with("sqlite")).expect("SQLite");
+    App::start(database, settings).await
+}
+
+/// `name=value` of the cookie of that name that an answer sets.
+fn cookie(reply: &Reply, name: &str) -> Option<String> {
+    let set = reply.all("set-cookie").into_iter().find(|set| set.starts_with(&format!("{name}=")))?;
+    let pair = set.split(';').next()?;
+    (!pair.ends_with('=')).then(|| pair.to_owned())
+}
+
+/// A form of our own page.
+fn form(app: &App, path: &str, body: &str) -> Call {
+    app.call("POST", path).header("sec-fetch-site", "same-origin").form(body)
+}
+
+/// A sign-in that was begun: where the browser is sent, and the cookie it keeps.
+struct Begun {
+    url: Url,
+    cookie: String,
+}
+
+async fn begin(app: &App, next: &str) -> Begun {
+    let reply = app.get(&format!("/dashboard/sign-in/oidc?next={next}")).await;
+    begun(&reply)
+}
+
+fn begun(reply: &Reply) -> Begun {
+    assert_eq!(reply.status, 303, "{reply}");
+    let url = reply.header("location").expect("a place").parse().expect("a URL");
+    Begun { url, cookie: cookie(reply, SIGN_IN).expect("a cookie") }
+}
+
+impl Begun {
+    fn state(&self) -> String {
+        parameter(&self.url, "state")
+    }
+
+    /// Comes back with that code, in the browser that began.
+    fn come_back(&self, app: &App, code: &str) -> Call {
+        let path = format!("/dashboard/sign-in/callback?code={code}&state={}&session_state=x", self.state());
+        // As a browser that was sent across sites asks for it.
+        app.get(&path).header("sec-fetch-site", "cross-site").header("cookie", &self.cookie)
+    }
+}
+
+fn seconds(app: &App) -> i64 {
+    app.clock.now().as_second()
+}
+
+/// The whole way, with what `edit` makes of the claims.
+async fn sign_in_with(app: &App, provider: &Provider, edit: impl FnOnce(&mut Value)) -> Reply {
+    let begun = begin(app, "/dashboard/keys").await;
+    let mut claims = provider.claims(&begun.url, seconds(app));
+    edit(&mut claims);
+    let code = provider.sign_in(&begun.url, Some(provider.key.token(&claims)));
+    begun.come_back(app, &code).await
+}
+
+/// The session's cookie of who was signed in.
+fn signed_in(reply: &Reply) -> String {
+    assert_eq!(reply.status, 200, "{reply}");
+    cookie(reply, SESSION).expect("a session")
+}
+
+/// Asserts that nobody was signed in, and goes to the door to read why. Gives the door's status.
+async fn refused(app: &App, reply: &Reply, word: &str) -> u16 {
+    assert_eq!(reply.status, 303, "{word}: {reply}");
+    let place = reply.header("location").expect("a place");
+    assert!(
+        place.starts_with("/dashboard/sign-in?next=") && place.ends_with(&format!("&failed={word}")),
+        "{word}: {place}"
+    );
+    assert_eq!(cookie(reply, SESSION), None, "{word}");
+    assert!(!place.contains("code") && !place.contains("state"), "{place}");
+    let door = app.get(place).await;
+    assert!(door.body.contains("<strong>Nothing was changed.</strong>"), "{door}");
+    assert!(door.body.contains("href=\"/dashboard/sign-in/oidc?next="), "a way to try again: {door}");
+    assert!(!door.body.contains(SECRET) && !door.body.contains("canary"), "{door}");
+    door.status
+}
+
+async fn page(app: &App, path: &str, cookie: &str) -> Reply {
+    app.get(path).header("cookie", cookie).await
+}
+
+#[actix_web::test]
+async fn who_signs_in_at_the_provider_has_a_session() {
+    let provider = Provider::start().await;
+    each_backend_with(&provider.settings(), async |app| {
+        let door = app.get("/dashboard/sign-in?next=/dashboard/keys?mode%3Dtest").await;
+        assert!(door.body.contains("href=\"/dashboard/sign-in/oidc?next=/dashboard/keys%3Fmode%3Dtest\""), "{door}");
+        let begun = begin(app, "/dashboard/keys%3Fmode%3Dtest").await;
+        let token = provider.key.token(&provider.claims(&begun.url, seconds(app)));
+        let code = provider.sign_in(&begun.url, Some(token));
+        let back = begun.come_back(app, &code).await;
+        assert!(back.body.contains("content=\"0;url=/dashboard/keys?mode=test\""), "{back}");
+        assert!(!back.body.contains(&code) && !back.body.contains(&begun.state()), "{back}");
+        assert_eq!(back.header("referrer-policy"), Some("no-referrer"));
+        assert_eq!(back.header("cache-control"), Some("no-store"));
+        let session = signed_in(&back);
+        let keys = page(app, "/dashboard/keys?mode=test", &session).await;
+        assert_eq!(keys.status, 200, "{keys}");
+        assert!(keys.body.contains("<span class=\"account\">acme</span>"), "{keys}");
+        assert!(keys.body.contains("<span class=\"subject\">ada</span>"), "{keys}");
+        assert_eq!(keys.header("referrer-policy"), Some("same-origin"));
+    })
+    .await;
+}
+
+#[actix_web::test]
+async fn cookies_say_who_may_read_and_send_them() {
+    let provider = Provider::start().await;
+    let app = sqlite(&provider.settings()).await;
+    let reply = app.get("/dashboard/sign-in/oidc").await;
+    let [set] = reply.all("set-cookie")[..] else { panic!("one cookie: {reply}") };
+    let (pair, attributes) = set.split_once("; ").unwrap();
+    assert_eq!(attributes, "HttpOnly; SameSite=Lax; Secure; Path=/; Max-Age=600");
+    let begun = begun(&reply);
+    assert_eq!(pair, begun.cookie);
+    assert!(pair.len() < 400);
+
+    let code = provider.sign_in(&begun.url, Some(provider.key.token(&provider.claims(&begun.url, seconds(&app)))));
+    let back = begun.come_back(&app, &code).await;
+    let session = signed_in(&back);
+    assert_eq!(session.len(), SESSION.len() + 1 + 64);
+    let mut set = back.all("set-cookie");
+    set.sort_unstable();
+    let is_gone = |set: &[&str], name: &str, attributes: &str| {
+        let removal = format!("{name}=; HttpOnly; SameSite={attributes}Path=/; Max-Age=0; Expires=");
+        set.iter().any(|set| set.starts_with(&removal))
+    };
+    assert_eq!(set.len(), 3, "{set:?}");
+    assert_eq!(
+        set.iter().filter(|set| **set == format!("{session}; HttpOnly; SameSite=Strict; Secure; Path=/")).count(),
+        1
+    );
+    assert!(is_gone(&set, SIGN_IN, "Lax; Secure; "), "{set:?}");
+    assert!(is_gone(&set, "tollkey_sign_in", "Lax; "), "{set:?}");
+
+    let out = form(&app, "/dashboard/sign-out", "").header("cookie", &session).await;
+    assert_eq!((out.status, out.header("location")), (303, Some("/dashboard/sign-in")));
+    let set = out.all("set-cookie");
+    assert!(is_gone(&set, SESSION, "Strict; Secure; "), "{set:?}");
+    assert!(is_gone(&set, "tollkey_session", "Strict; "), "{set:?}");
+    app.stop().await;
+}
+
+#[actix_web::test]
+async fn a_client_authenticates_as_the_provider_wants_it() {
+    for (auth, secret) in [(ClientAuth::Basic, SECRET), (ClientAuth::Body, SECRET), (ClientAuth::Public, "")] {
+        let provider = Provider::start().await;
+        provider.inner().client = auth;
+        let mut settings = provider.settings();
+        settings.push(("TOLLKEY_OIDC_CLIENT_SECRET", secret));
+        settings.rotate_right(1); // the first of a name counts
+        let app = sqlite(&settings).await;
+        signed_in(&sign_in_with(&app, &provider, |_| {}).await);
+        app.stop().await;
+    }
+}
+
+#[actix_web::test]
+async fn an_id_token_that_is_not_this_sign_ins_is_refused() {
+    type Make = fn(&Provider, Value) -> Option<String>;
+    fn with(provider: &Provider, mut claims: Value, name: &str, value: Value) -> Option<String> {
+        claims[name] = value;
+        Some(provider.key.token(&claims))
+    }
+    fn headed(provider: &Provider, header: Value, claims: &Value) -> Option<String> {
+        Some(token(&header, claims, |message| provider.key.sign(message)))
+    }
+    let rows: &[(&str, Option<&str>, Make)] = &[
+        ("as it should be", None, |it, claims| Some(it.key.token(&claims))),
+        ("signed with RSA", None, |_, claims| Some(token(&json!({"alg": "RS256", "kid": "rsa"}), &claims, rs256))),
+        ("no key id, and one key of its kind", None, |it, claims| headed(it, json!({"alg": "ES256"}), &claims)),
+        ("an audience of one", None, |it, claims| with(it, claims, "aud", json!([CLIENT]))),
+        ("words of other providers", None, |it, mut claims| {
+            claims["email_verified"] = json!("true");
+            claims["updated_at"] = json!("2026-01-01T00:00:00.000Z");
+            claims["nbf"] = json!(0);
+            claims["groups"] = json!(["a", {"b": 1}]);
+            Some(it.key.token(&claims))
+        }),
+        ("none at all", Some("invalid"), |_, _| None),
+        ("another nonce", Some("invalid"), |it, claims| with(it, claims, "nonce", json!("n".repeat(64)))),
+        ("no nonce", Some("invalid"), |it, claims| with(it, claims, "nonce", json!(null))),
+        ("another audience", Some("invalid"), |it, claims| with(it, claims, "aud", json!("another"))),
+        ("a further audience", Some("invalid"), |it, claims| with(it, claims, "aud", json!([CLIENT, "another"]))),
+        ("no audience", Some("invalid"), |it, claims| with(it, claims, "aud", json!([]))),
+        ("another issuer", Some("invalid"), |it, claims| with(it, claims, "iss", json!("https://i.example"))),
+        ("the issuer with a slash", Some("invalid"), |it, claims| {
+            let issuer = format!("{}/", it.issuer);
+            with(it, claims, "iss", json!(issuer))
+        }),
+        ("expired", Some("invalid"), |it, claims| {
+            let issued = claims["iat"].clone();
+            with(it, claims, "exp", issued)
+        }),
+        ("not valid yet", Some("invalid"), |it, claims| {
+            let later = claims["exp"].clone();
+            with(it, claims, "nbf", later)
+        }),
+        ("an empty subject", Some("invalid"), |it, claims| with(it, claims, "sub", json!(""))),
+        ("a subject that breaks lines", Some("invalid"), |it, claims| with(it, claims, "sub", json!("a\nb"))),
+        ("alg none", Some("invalid"), |_, claims| Some(token(&json!({"alg": "none"}), &claims, |_| Vec::new()))),
+        ("alg none, signed", Some("invalid"), |it, claims| headed(it, json!({"alg": "none"}), &claims)),
+        ("HS256 with the client's secret", Some("invalid"), |_, claims| {
+            Some(token(&json!({"alg": "HS256"}), &claims, |message| hs256(SECRET.as_bytes(), message)))
+        }),
+        ("HS256 with the public key", Some("invalid"), |it, claims| {
+            let header = json!({"alg": "HS256", "kid": it.key.id});
+            Some(token(&header, &claims, |message| hs256(&it.key.point(), message)))
+        }),
+        ("an algorithm the provider does not name", Some("invalid"), |it, claims| {
+            let (jwk, token) = eddsa(&claims);
+            it.inner().keys.push(jwk);
+            Some(token)
+        }),
+        ("not signed", Some("invalid"), |it, claims| {
+            Some(token(&json!({"alg": "ES256", "kid": it.key.id}), &claims, |_| Vec::new()))
+        }),
+        ("somebody else's key of that id", Some("invalid"), |it, claims| Some(Key::new(it.key.id).token(&claims))),
+        ("a key nobody knows", Some("invalid"), |_, claims| Some(Key::new("two").token(&claims))),
+        ("a key it brings along", Some("invalid"), |_, claims| {
+            let own = Key::new("own");
+            let header = json!({"alg": "ES256", "jwk": own.jwk()});
+            Some(token(&header, &claims, |message| own.sign(message)))
+        }),
+        ("the signature of other claims", Some("invalid"), |it, claims| {
+            let good = it.key.token(&claims);
+            let changed = with(it, claims, "account_id", json!("victim"))?;
+            let (message, _) = changed.rsplit_once('.')?;
+            Some(format!("{message}.{}", good.rsplit_once('.')?.1))
+        }),
+        ("critical extensions", Some("invalid"), |it, claims| {
+            headed(it, json!({"alg": "ES256", "kid": it.key.id, "crit": ["b64"]}), &claims)
+        }),
+        ("an access token", Some("invalid"), |it, claims| {
+            headed(it, json!({"alg": "ES256", "kid": it.key.id, "typ": "at+jwt"}), &claims)
+        }),
+        ("no account", Some("no-account"), |it, claims| with(it, claims, "account_id", json!(null))),
+        ("an account that can be none", Some("no-account"), |it, claims| with(it, claims, "account_id", json!("a b"))),
+        ("a role that is none here", Some("no-account"), |it, mut claims| {
+            claims["account_id"] = json!(null);
+            with(it, claims, "roles", json!(["admin", "service"]))
+        }),
+        // What is no token at all is no answer of a token endpoint.
+        ("no token", Some("unavailable"), |_, _| Some("canary".to_owned())),
+        ("claims that are none", Some("unavailable"), |it, _| Some(it.key.token(&json!([1])))),
+        ("no subject", Some("unavailable"), |it, claims| with(it, claims, "sub", json!(null))),
+        ("no end", Some("unavailable"), |it, claims| with(it, claims, "exp", json!(null))),
+    ];
+    let provider = Provider::start().await;
+    let app = sqlite(&provider.settings()).await;
+    for (name, word, make) in rows {
+        let begun = begin(&app, "").await;
+        let mut claims = provider.claims(&begun.url, seconds(&app));
+        // A member set to null is one that is not there.
+        claims.as_object_mut().unwrap().retain(|_, value| !value.is_null());
+        let id_token = make(&provider, claims);
+        let code = provider.sign_in(&begun.url, id_token);
+        let back = begun.come_back(&app, &code).await;
+        match word {
+            None => assert!(cookie(&back, SESSION).is_some(), "{name}: {back}"),
+            Some(word) => {
+                let status = refused(&app, &back, word).await;
+                let expected = match *word {
+                    "invalid" => 401,
+                    "no-account" => 403,
+                    _ => 503,
+                };
+                assert_eq!(status, expected, "{name}");
+                let used = back.all("set-cookie").into_iter().any(|set| set.starts_with("__Host-tollkey_sign_in=;"));
+                assert!(used, "{name}: one attempt: {back}");
+            }
+        }
+    }
+    app.stop().await;
+}
+
+#[actix_web::test]
+async fn who_comes_back_otherwise_than_they_went_is_refused() {
+    let provider = Provider::start().await;
+    let app = sqlite(&provider.settings()).await;
+    let ready = async || {
+        let begun = begin(&app, "").await;
+        let token = provider.key.token(&provider.claims(&begun.url, seconds(&app)));
+        let code = provider.sign_in(&begun.url, Some(token));
+        (begun, code)
+    };
+    let call = |query: &str, cookie: Option<&str>| {
+        let call = app.get(&format!("/dashboard/sign-in/callback?{query}"));
+        match cookie {
+            Some(cookie) => call.header("cookie", cookie),
+            None => call,
+        }
+    };
+    let (begun, code) = ready().await;
+    let (other, other_code) = ready().await;
+    let (state, own) = (begun.state(), Some(begun.cookie.as_str()));
+    let issuer = &provider.issuer;
+    for (name, query, cookie, word, status) in [
+        ("no cookie", format!("code={code}&state={state}"), None, "unknown", 403),
+        (
+            "cookie of another attempt",
+            format!("code={code}&state={state}"),
+            Some(other.cookie.as_str()),
+            "unknown",
+            403,
+        ),
+        ("no state", format!("code={code}"), own, "unknown", 403),
+        ("an empty state", format!("code={code}&state="), own, "unknown", 403),
+        ("another state", format!("code={code}&state={}", "0".repeat(64)), own, "unknown", 403),
+        ("the state twice", format!("code={code}&state={state}&state={state}"), own, "unknown", 403),
+        ("two codes", format!("code={code}&code={code}&state={state}"), own, "unknown", 403),
+        (
+            "a cookie without a state",
+            format!("code={code}&state="),
+            Some("__Host-tollkey_sign_in=....1767225600."),
+            "unknown",
+            403,
+        ),
+        (
+            "a cookie that is none",
+            format!("code={code}&state={state}"),
+            Some("__Host-tollkey_sign_in=x"),
+            "unknown",
+            403,
+        ),
+        // Outside of development mode a cookie that any page of the host could have set does not count.
+        (
+            "a plain cookie",
+            format!("code={code}&state={state}"),
+            Some(&begun.cookie["__Host-".len()..]),
+            "unknown",
+            403,
+        ),
+        ("an error of nobody's", format!("error=access_denied&state={}", "0".repeat(64)), own, "unknown", 403),
+        (
+            "another issuer's answer",
+            format!("code={code}&state={state}&iss=https%3A%2F%2Fi.example"),
+            own,
+            "invalid",
+            401,
+        ),
+        ("neither code nor error", format!("state={state}"), own, "invalid", 401),
+        ("declined", format!("error=access_denied&error_description=canary&state={state}"), own, "declined", 403),
+        ("an error and a code", format!("error=login_required&code={code}&state={state}"), own, "declined", 403),
+        ("an outage", format!("error=temporarily_unavailable&state={state}"), own, "unavailable", 503),
+        ("a code of another attempt", format!("code={other_code}&state={state}"), own, "invalid", 401),
+        ("a code of nobody's", format!("code=canary&state={state}"), own, "invalid", 401),
+    ] {
+        let reply = call(&query, cookie).await;
+        assert_eq!(refused(&app, &reply, word).await, status, "{name}");
+        // Nobody can end a sign-in by making its browser come here.
+        assert_eq!(reply.all("set-cookie").is_empty(), word == "unknown", "{name}: {reply}");
+    }
+    // The attempt is good all the same, once.
+    let query = format!("code={code}&state={state}&iss={issuer}");
+    signed_in(&call(&query, own).await);
+    assert_eq!(refused(&app, &call(&query, own).await, "invalid").await, 401, "the code was used");
+    assert_eq!(
+        refused(&app, &call(&query, None).await, "unknown").await,
+        403,
+        "as the browser would, without its cookie"
+    );
+
+    let (late, code) = ready().await;
+    app.clock.advance(Duration::from_secs(600));
+    assert_eq!(refused(&app, &late.come_back(&app, &code).await, "unknown").await, 403);
+    app.stop().await;
+}
+
+#[actix_web::test]
+async fn a_token_endpoint_that_does_not_answer_as_it_should_is_an_outage() {
+    let elsewhere = Provider::start().await;
+    let provider = Provider::start().await;
+    let app = sqlite(&provider.settings()).await;
+    let json = |status: u16, body: Value| ResponseTemplate::new(status).set_body_json(body);
+    let redirect = |status: u16| {
+        ResponseTemplate::new(status).insert_header("location", format!("{}/token", elsewhere.issuer).as_str())
+    };
+    for (name, answer) in [
+        ("500", ResponseTemplate::new(500).set_body_string("<h1>canary</h1>")),
+        ("404", ResponseTemplate::new(404)),
+        ("204", ResponseTemplate::new(204)),
+        ("HTML", ResponseTemplate::new(200).set_body_raw("<h1>canary</h1>", "text/html")),
+        ("nothing", ResponseTemplate::new(200)),
+        ("no tokens", json(200, json!({"canary": 1}))),
+        ("too large", json(200, json!({"access_token": "a".repeat(70_000), "token_type": "Bearer"}))),
+        ("another client", json(401, json!({"error": "invalid_client", "error_description": "canary"}))),
+        ("an error of its own", json(400, json!({"error": "canary"}))),
+        ("307", redirect(307)),
+        ("302", redirect(302)),
+        ("never", never()),
+    ] {
+        let begun = begin(&app, "").await;
+        let token = provider.key.token(&provider.claims(&begun.url, seconds(&app)));
+        let code = provider.sign_in(&begun.url, Some(token));
+        provider.answer("/token", answer);
+        let asked = Instant::now();
+        let reply = begun.come_back(&app, &code).await;
+        assert_eq!(refused(&app, &reply, "unavailable").await, 503, "{name}");
+        assert!(asked.elapsed() < Duration::from_secs(15), "{name}: {:?}", asked.elapsed());
+    }
+    assert_eq!(elsewhere.asked("/token"), 0);
+    provider.inner().instead.clear();
+    signed_in(&sign_in_with(&app, &provider, |_| {}).await);
+    app.stop().await;
+}
+
+#[actix_web::test]
+async fn a_provider_that_does_not_describe_itself_as_it_should_is_an_outage() {
+    const DISCOVERY: &str = "/.well-known/openid-configuration";
+    let provider = Provider::start().await;
+    let app = sqlite(&provider.settings()).await;
+    let elsewhere = Provider::start().await;
+    let redirect =
+        ResponseTemplate::new(302).insert_header("location", format!("{}{DISCOVERY}", elsewhere.issuer).as_str());
+    let large = ResponseTemplate::new(200).set_body_json(json!({"keys": ["k".repeat(70_000)]}));
+    for (name, path, answer) in [
+        ("500", DISCOVERY, ResponseTemplate::new(500)),
+        ("HTML", DISCOVERY, ResponseTemplate::new(200).set_body_raw("<h1>canary</h1>", "text/html")),
+        ("no member", DISCOVERY, ResponseTemplate::new(200).set_body_json(json!({}))),
+        ("a redirect", DISCOVERY, redirect.clone()),
+        ("too large", DISCOVERY, large.clone()),
+        ("never", DISCOVERY, never()),
+        ("no keys", "/keys", ResponseTemplate::new(404)),
+        ("keys elsewhere", "/keys", redirect),
+        ("too many keys", "/keys", large),
+        ("keys never", "/keys", never()),
+    ] {
+        provider.inner().instead.clear();
+        provider.answer(path, answer);
+        app.clock.advance(Duration::from_secs(5));
+        let asked = Instant::now();
+        let reply = app.get("/dashboard/sign-in/oidc").await;
+        assert_eq!(reply.status, 503, "{name}: {reply}");
+        assert!(
+            reply.body.contains("href=\"/dashboard/sign-in/oidc?next=") && !reply.body.contains("canary"),
+            "{reply}"
+        );
+        assert!(reply.all("set-cookie").is_empty(), "{name}: {reply}");
+        assert!(asked.elapsed() < Duration::from_secs(12), "{name}: {:?}", asked.elapsed());
+    }
+    assert_eq!(elsewhere.asked(DISCOVERY), 0);
+    provider.inner().instead.clear();
+    for metadata in [
+        json!({"issuer": format!("{}/", provider.issuer)}),
+        json!({"issuer": "https://i.example"}),
+        json!({"authorization_endpoint": "http://i.example/authorize"}),
+        json!({"authorization_endpoint": "javascript:alert(1)"}),
+    ] {
+        provider.inner().metadata = metadata.clone();
+        app.clock.advance(Duration::from_secs(5));
+        let reply = app.get("/dashboard/sign-in/oidc").await;
+        assert_eq!(reply.status, 503, "{metadata}: {reply}");
+    }
+    provider.inner().metadata = json!({});
+    app.clock.advance(Duration::from_secs(5));
+    signed_in(&sign_in_with(&app, &provider, |_| {}).await);
+    app.stop().await;
+}
+
+#[actix_web::test]
+async fn a_provider_that_is_down_stops_no_server_and_is_asked_once_at_a_time() {
+    const DISCOVERY: &str = "/.well-known/openid-configuration";
+    let provider = Provider::start().await;
+    let app = sqlite(&provider.settings()).await;
+    assert_eq!(provider.asked(DISCOVERY), 0, "nothing is asked at start");
+    provider.answer(DISCOVERY, never());
+    let asked = Instant::now();
+    let one = || async { app.get("/dashboard/sign-in/oidc").await.status };
+    let (a, b, c) = futures_util::join!(one(), one(), one());
+    assert_eq!([a, b, c], [503; 3]);
+    assert!(asked.elapsed() < Duration::from_secs(8), "who waited does not wait again: {:?}", asked.elapsed());
+    assert_eq!(provider.asked(DISCOVERY), 1);
+    assert_eq!(one().await, 503);
+    assert_eq!(provider.asked(DISCOVERY), 1, "not all the time");
+    assert_eq!(app.get("/dashboard/sign-in").await.status, 200);
+    provider.inner().instead.clear();
+    app.clock.advance(Duration::from_secs(5));
+    assert_eq!(one().await, 303);
+    app.stop().await;
+
+    // Where nobody listens.
+    let mut settings = provider.settings();
+    settings.insert(0, ("TOLLKEY_OIDC_ISSUER", "http://127.0.0.1:1"));
+    let app = sqlite(&settings).await;
+    let reply = app.get("/dashboard/sign-in/oidc").await;
+    assert_eq!(reply.status, 503, "{reply}");
+    app.stop().await;
+}
+
+#[actix_web::test]
+async fn what_a_provider_says_of_itself_is_remembered_for_a_time() {
+    const DISCOVERY: &str = "/.well-known/openid-configuration";
+    let provider = Provider::start().await;
+    let app = sqlite(&provider.settings()).await;
+    for _ in 0..3 {
+        signed_in(&sign_in_with(&app, &provider, |_| {}).await);
+    }
+    assert_eq!((provider.asked(DISCOVERY), provider.asked("/keys")), (1, 1));
+    app.clock.advance(Duration::from_secs(599));
+    signed_in(&sign_in_with(&app, &provider, |_| {}).await);
+    assert_eq!(provider.asked(DISCOVERY), 1);
+    app.clock.advance(Duration::from_secs(1));
+    signed_in(&sign_in_with(&app, &provider, |_| {}).await);
+    assert_eq!((provider.asked(DISCOVERY), provider.asked("/keys")), (2, 2));
+
+    // A new key is fetched when a token names it, but not with every token that names one.
+    let new = Key::new("new");
+    let by_new_key = async || {
+        let begun = begin(&app, "").await;
+        let code = provider.sign_in(&begun.url, Some(new.token(&provider.claims(&begun.url, seconds(&app)))));
+        begun.come_back(&app, &code).await
+    };
+    provider.inner().keys = vec![new.jwk()];
+    assert_eq!(refused(&app, &by_new_key().await, "invalid").await, 401);
+    assert_eq!(provider.asked("/keys"), 2, "a moment after the last time");
+    app.clock.advance(Duration::from_secs(5));
+    signed_in(&by_new_key().await);
+    assert_eq!(provider.asked("/keys"), 3);
+    // The old one went with the old set.
+    for _ in 0..3 {
+        assert_eq!(refused(&app, &sign_in_with(&app, &provider, |_| {}).await, "invalid").await, 401);
+    }
+    assert_eq!(provider.asked("/keys"), 3);
+    app.stop().await;
+}
+
+#[actix_web::test]
+async fn an_operator_without_an_account_chooses_one() {
+    let provider = Provider::start().await;
+    each_backend_with(&provider.settings(), async |app| {
+        let back = sign_in_with(app, &provider, |claims| {
+            claims["account_id"] = json!(null);
+            claims["roles"] = json!(["operator"]);
+        })
+        .await;
+        let session = signed_in(&back);
+        let keys = page(app, "/dashboard/keys", &session).await;
+        assert_eq!((keys.status, keys.header("location")), (303, Some("/dashboard/account")));
+        let chosen = form(app, "/dashboard/account", "account=globex").header("cookie", &session).await;
+        assert_eq!(chosen.status, 303, "{chosen}");
+        let keys = page(app, "/dashboard/keys", &session).await;
+        assert_eq!(keys.status, 200, "{keys}");
+        assert!(keys.body.contains(">globex</a>"), "{keys}");
+    })
+    .await;
+}
+
+#[actix_web::test]
+async fn nobody_has_a_role_until_its_claim_is_set_and_the_accounts_claim_is_the_settings() {
+    let provider = Provider::start().await;
+    let mut settings = provider.settings();
+    settings.retain(|(name, _)| *name != "TOLLKEY_OIDC_ROLES_CLAIM");
+    settings.push(("TOLLKEY_OIDC_ACCOUNT_CLAIM", "email"));
+    let app = sqlite(&settings).await;
+    let back = sign_in_with(&app, &provider, |claims| claims["roles"] = json!(["operator"])).await;
+    assert_eq!(refused(&app, &back, "no-account").await, 403);
+    let back = sign_in_with(&app, &provider, |claims| {
+        claims["roles"] = json!(["operator"]);
+        claims["email"] = json!("ada@example.com");
+    })
+    .await;
+    let session = signed_in(&back);
+    assert!(
+        page(&app, "/dashboard/keys", &session).await.body.contains("<span class=\"account\">ada@example.com</span>")
+    );
+    assert_eq!(page(&app, "/dashboard/account", &session).await.status, 403);
+    app.stop().await;
+}
+
+#[actix_web::test]
+async fn without_a_provider_there_is_no_such_way() {
+    let app = sqlite(&[]).await;
+    for path in ["/dashboard/sign-in/oidc", "/dashboard/sign-in/callback?code=canary&state=x"] {
+        assert_eq!(app.get(path).await.status, 404);
+    }
+    assert!(!app.get("/dashboard/sign-in").await.body.contains("sign-in/oidc"));
+    app.stop().await;
+}
+
+#[actix_web::test]
+async fn one_goes_on_to_pages_of_the_dashboard_only() {
+    let provider = Provider::start().await;
+    let app = sqlite(&provider.settings()).await;
+    for (next, expected) in [
+        ("/dashboard/audit?limit%3D5%26x%3Da.b", "/dashboard/audit?limit=5&amp;x=a.b"),
+        ("https://evil.example/dashboard", "/dashboard/keys"),
+        ("//evil.example", "/dashboard/keys"),
+        ("/dashboard/sign-in/oidc", "/dashboard/keys"),
+        ("", "/dashboard/keys"),
+    ] {
+        let begun = begin(&app, next).await;
+        let code = provider.sign_in(&begun.url, Some(provider.key.token(&provider.claims(&begun.url, seconds(&app)))));
+        let back = begun.come_back(&app, &code).await;
+        let body = back.body.replace("&#38;", "&amp;");
+        assert!(body.contains(&format!("content=\"0;url={expected}\"")), "{next}: {back}");
+    }
+    app.stop().await;
+}
+
+#[actix_web::test]
+async fn no_part_of_a_sign_in_is_logged_not_even_at_trace() {
+    let provider = Provider::start().await;
+    let database = backends().into_iter().next().expect("a backend");
+    let mut tollkey = Tollkey::on(&database).with("TOLLKEY_LOG", "trace");
+    for (name, value) in provider.settings() {
+        tollkey = tollkey.with(name, value);
+    }
+    let server = tollkey.serve().await;
+    let mut canaries = vec![SECRET.to_owned(), "canary%3Asecret".to_owned(), "canary-access-token".to_owned()];
+    let now = jiff::Timestamp::now().as_second();
+    for outcome in ["in", "another nonce", "an outage", "declined"] {
+        let begun = begun(&server.get("/dashboard/sign-in/oidc?next=/dashboard/keys").await);
+        let mut claims = provider.claims(&begun.url, now);
+        let cookie_value = begun.cookie.split_once('=').unwrap().1;
+        canaries.extend(cookie_value.split('.').take(3).map(str::to_owned));
+        canaries.push(parameter(&begun.url, "code_challenge"));
+        if outcome == "another nonce" {
+            claims["nonce"] = json!("canary-of-the-nonce");
+        }
+        let id_token = provider.key.token(&claims);
+        canaries.extend(id_token.split('.').skip(1).map(str::to_owned));
+        let code = provider.sign_in(&begun.url, Some(id_token));
+        canaries.push(code.clone());
+        let sent_back = if outcome == "declined" { "error=access_denied&error_description=canary-text" } else { "x=1" };
+        if outcome == "an outage" {
+            // Its description repeats what it was sent.
+            provider.inner().client = ClientAuth::Public;
+        }
+        let code = if outcome == "declined" { String::new() } else { format!("&code={code}") };
+        let path = format!("/dashboard/sign-in/callback?{sent_back}{code}&state={}", begun.state());
+        let back = server.get(&path).header("cookie", &begun.cookie).await;
+        match cookie(&back, SESSION) {
+            Some(session) => {
+                assert_eq!(outcome, "in");
+                assert_eq!(server.get("/dashboard/keys").header("cookie", &session).await.status, 200);
+                canaries.push(session.split_once('=').unwrap().1.to_owned());
+            }
+            None => assert!(outcome != "in" && back.status == 303, "{outcome}: {back}"),
+        }
+    }
+    canaries.extend(["canary-of-the-nonce".to_owned(), "canary-text".to_owned()]);
+    assert!(provider.inner().requests.iter().any(|(path, credentials, _)| path == "/token" && !credentials.is_empty()));
+    // The header of a client that authenticates.
+    let basic = provider.inner().requests.iter().find_map(|(_, it, _)| it.strip_prefix("Basic ").map(str::to_owned));
+    canaries.push(basic.expect("credentials"));
+    let finished = server.stop().await;
+    assert!(
+        finished.stderr.contains("TRACE") && finished.stderr.contains("nobody was signed in"),
+        "it logs all there is"
+    );
+    for canary in canaries {
+        assert!(canary.len() > 8, "{canary:?} is no canary");
+        for (name, text) in [("stderr", &finished.stderr), ("stdout", &finished.stdout)] {
+            let line = text.lines().find(|line| line.contains(&canary));
+            assert_eq!(line, None, "{canary} in {name}");
+        }
+    }
+}
+
+// The other ways in.
+
+/// A server in development mode, and the code of the link that it prints.
+async fn development() -> (App, String) {
+    let app = sqlite(&[("TOLLKEY_JWT_HS256_SECRET", "")]).await;
+    let message = app.message.clone().expect("development mode");
+    let (_, rest) = message.split_once("/dashboard/sign-in/link?code=").expect("a link");
+    let code = rest.split_whitespace().next().expect("a code").to_owned();
+    (app, code)
+}
+
+#[actix_web::test]
+async fn the_link_of_development_mode_signs_in_once() {
+    let (app, code) = development().await;
+    // Looking at it, as whatever previews links does, is no use of it.
+    for _ in 0..3 {
+        let seen = app.get(&format!("/dashboard/sign-in/link?code={code}")).await;
+        assert_eq!(seen.status, 200, "{seen}");
+        assert_eq!(cookie(&seen, "tollkey_session").or(cookie(&seen, SESSION)), None);
+    }
+    for wrong in ["", "x", &code[1..]] {
+        let reply = form(&app, "/dashboard/sign-in/link", &format!("code={wrong}")).await;
+        assert_eq!(reply.status, 403, "{reply}");
+    }
+    let elsewhere = app.call("POST", "/dashboard/sign-in/link").header("sec-fetch-site", "cross-site");
+    assert_eq!(elsewhere.form(&format!("code={code}")).await.status, 403);
+    let reply = form(&app, "/dashboard/sign-in/link", &format!("code={code}")).await;
+    assert_eq!((reply.status, reply.header("location")), (303, Some("/dashboard/keys")), "{reply}");
+    let [set] = reply.all("set-cookie")[..] else { panic!("one cookie: {reply}") };
+    let (session, attributes) = set.split_once("; ").unwrap();
+    assert_eq!(attributes, "HttpOnly; SameSite=Strict; Path=/", "the browser did not show that it takes another");
+    assert!(session.starts_with("tollkey_session="));
+    assert_eq!(page(&app, "/dashboard/keys", session).await.status, 200);
+    let again = form(&app, "/dashboard/sign-in/link", &format!("code={code}")).await;
+    assert_eq!(again.status, 403, "{again}");
+    assert!(cookie(&again, "tollkey_session").is_none());
+    app.stop().await;
+}
+
+#[actix_web::test]
+async fn the_link_of_development_mode_lasts_five_minutes() {
+    for (waited, status) in [(299, 303), (300, 403)] {
+        let (app, code) = development().await;
+        app.clock.advance(Duration::from_secs(waited));
+        let reply = form(&app, "/dashboard/sign-in/link", &format!("code={code}")).await;
+        assert_eq!(reply.status, status, "after {waited} s: {reply}");
+        app.stop().await;
+    }
+}
+
+#[actix_web::test]
+async fn a_browser_that_takes_secure_cookies_in_development_gets_them() {
+    let provider = Provider::start().await;
+    let mut settings = provider.settings();
+    settings.push(("TOLLKEY_JWT_HS256_SECRET", ""));
+    let app = sqlite(&settings).await;
+    let door = app.get("/dashboard/sign-in").await;
+    assert_eq!(door.all("set-cookie"), ["__Host-tollkey_probe=1; HttpOnly; SameSite=Strict; Secure; Path=/"]);
+    for (probe, prefix) in [("__Host-tollkey_probe=1", "__Host-"), ("x=1", "")] {
+        let reply = app.get("/dashboard/sign-in/oidc").header("cookie", probe).await;
+        let own = cookie(&reply, &format!("{prefix}tollkey_sign_in")).expect("a cookie");
+        assert_eq!(reply.all("set-cookie")[0].contains("; Secure;"), !prefix.is_empty(), "{reply}");
+        let url: Url = reply.header("location").unwrap().parse().unwrap();
+        let code = provider.sign_in(&url, Some(provider.key.token(&provider.claims(&url, seconds(&app)))));
+        // The probe is not sent on the way back.
+        let path = format!("/dashboard/sign-in/callback?code={code}&state={}", parameter(&url, "state"));
+        let back = app.get(&path).header("cookie", &own).await;
+        let session = cookie(&back, &format!("{prefix}tollkey_session")).unwrap_or_else(|| panic!("{probe}: {back}"));
+        assert_eq!(page(&app, "/dashboard/keys", &session).await.status, 200);
+    }
+    app.stop().await;
+}
+
+#[actix_web::test]
+async fn a_pasted_token_signs_in_where_the_operator_allows_it() {
+    let app = sqlite(&[]).await;
+    let body = format!("token={}&next=/dashboard/audit", app.merchant("acme"));
+    assert_eq!(form(&app, "/dashboard/sign-in/token", &body).await.status, 404);
+    assert!(!app.get("/dashboard/sign-in").await.body.contains("name=\"token\""));
+    app.stop().await;
+
+    each_backend_with(&[("TOLLKEY_DASHBOARD_TOKEN_SIGN_IN", "true")], async |app| {
+        assert!(app.get("/dashboard/sign-in").await.body.contains("name=\"token\""));
+        let good = app.merchant("acme");
+        let body = format!("token={good}&next=/dashboard/audit");
+        let reply = form(app, "/dashboard/sign-in/token", &body).await;
+        assert_eq!((reply.status, reply.header("location")), (303, Some("/dashboard/audit")), "{reply}");
+        let session = cookie(&reply, SESSION).expect("a session");
+        let set = reply.all("set-cookie");
+        assert_eq!(set, [format!("{session}; HttpOnly; SameSite=Strict; Secure; Path=/")]);
+        assert_eq!(page(app, "/dashboard/audit", &session).await.status, 200);
+        let cross =
+            app.call("POST", "/dashboard/sign-in/token").header("sec-fetch-site", "cross-site").form(&body).await;
+        assert_eq!(cross.status, 403, "{cross}");
+
+        for (wrong, status) in [
+            ("canary-of-a-token", 401),
+            (&format!("{good}canary"), 401),
+            ("", 401),
+            // Known, but nobody here.
+            (&app.token(None, &["service"]), 403),
+        ] {
+            let reply = form(app, "/dashboard/sign-in/token", &format!("token={wrong}")).await;
+            assert_eq!(reply.status, status, "{reply}");
+            assert!(reply.all("set-cookie").is_empty(), "{reply}");
+            assert!(wrong.is_empty() || !reply.body.contains(wrong), "what was typed is a secret: {reply}");
+        }
+    })
+    .await;
+}
+
+#[actix_web::test]
+async fn a_session_by_a_token_ends_with_it() {
+    let app = sqlite(&[("TOLLKEY_DASHBOARD_TOKEN_SIGN_IN", "true")]).await;
+    let short = tollkey_server::caller::jwt::NewToken {
+        subject: "ada".to_owned(),
+        account: Some("acme".parse().unwrap()),
+        roles: Vec::new(),
+        lifetime: jiff::SignedDuration::from_mins(10),
+    };
+    let rules = tollkey_server::caller::jwt::ClaimRules::from(&app.settings.tokens);
+    let secret = tollkey_server::config::Secret::new(crate::support::SECRET);
+    let token = tollkey_server::caller::jwt::mint(&secret, &rules, &short, app.clock.now()).unwrap();
+    let reply = form(&app, "/dashboard/sign-in/token", &format!("token={token}")).await;
+    let session = cookie(&reply, SESSION).expect("a session");
+    app.clock.advance(Duration::from_secs(599));
+    assert_eq!(page(&app, "/dashboard/keys", &session).await.status, 200);
+    app.clock.advance(Duration::from_secs(1));
+    assert_eq!(page(&app, "/dashboard/keys", &session).await.status, 303);
+    app.stop().await;
+}
+
+// Sessions, however they began.
+
+#[actix_web::test]
+async fn a_cookie_from_before_is_not_the_one_after() {
+    let provider = Provider::start().await;
+    let mut settings = provider.settings();
+    settings.push(("TOLLKEY_DASHBOARD_TOKEN_SIGN_IN", "true"));
+    let app = sqlite(&settings).await;
+    let planted = format!("{SESSION}={}", "a".repeat(64));
+    let body = format!("token={}", app.merchant("acme"));
+    let reply = form(&app, "/dashboard/sign-in/token", &body).header("cookie", &planted).await;
+    let first = cookie(&reply, SESSION).expect("a session");
+    assert_ne!(first, planted);
+    assert_eq!(page(&app, "/dashboard/keys", &planted).await.status, 303);
+    // Who signs in again has another one, and the one before is over.
+    let reply = form(&app, "/dashboard/sign-in/token", &body).header("cookie", &first).await;
+    let second = cookie(&reply, SESSION).expect("a session");
+    assert_ne!(first, second);
+    assert_eq!(page(&app, "/dashboard/keys", &first).await.status, 303);
+    assert_eq!(page(&app, "/dashboard/keys", &second).await.status, 200);
+
+    let begun = begin(&app, "").await;
+    let code = provider.sign_in(&begun.url, Some(provider.key.token(&provider.claims(&begun.url, seconds(&app)))));
+    let with_planted = Begun { cookie: format!("{}; {planted}", begun.cookie), url: begun.url.clone() };
+    let third = signed_in(&with_planted.come_back(&app, &code).await);
+    assert_ne!(third, planted);
+    assert_eq!(page(&app, "/dashboard/keys", &planted).await.status, 303);
+    assert_eq!(page(&app, "/dashboard/keys", &third).await.status, 200);
+    app.stop().await;
+}
+
+#[actix_web::test]
+async fn a_session_is_over_after_an_hour_of_nothing_or_twelve_of_anything() {
+    let provider = Provider::start().await;
+    each_backend_with(&provider.settings(), async |app| {
+        let minute = Duration::from_secs(60);
+        let session = signed_in(&sign_in_with(app, &provider, |_| {}).await);
+        // The ID token was good for five minutes.
+        app.clock.advance(59 * minute);
+        assert_eq!(page(app, "/dashboard/keys", &session).await.status, 200);
+        app.clock.advance(60 * minute);
+        assert_eq!(page(app, "/dashboard/keys", &session).await.status, 303, "idle");
+        let session = signed_in(&sign_in_with(app, &provider, |_| {}).await);
+        assert_eq!(Session::LONGEST.as_mins(), 720);
+        for at in (30..720).step_by(30) {
+            app.clock.advance(30 * minute);
+            assert_eq!(page(app, "/dashboard/keys", &session).await.status, 200, "after {at} minutes");
+        }
+        app.clock.advance(30 * minute);
+        let over = page(app, "/dashboard/keys?mode=test", &session).await;
+        assert_eq!(
+            over.header("location"),
+            Some("/dashboard/sign-in?next=%2Fdashboard%2Fkeys%3Fmode%3Dtest"),
+            "{over}"
+        );
+    })
+    .await;
+}
+
+#[actix_web::test]
+async fn replicas_share_sessions_and_their_end() {
+    each_backend_with_replica(None, async |app, replica| {
+        let token = app.merchant("acme");
+        // The setting is of a replica, the session is not.
+        let settings = crate::support::settings(app.database.url(), &[("TOLLKEY_DASHBOARD_TOKEN_SIGN_IN", "true")]);
+        let third = app.replica_with(&settings).await;
+        let reply = Call::new(third.address(), "POST", "/dashboard/sign-in/token")
+            .header("sec-fetch-site", "same-origin")
+            .form(&format!("token={token}"))
+            .await;
+        let session = cookie(&reply, SESSION).expect("a session");
+        let at_replica =
+            || async { Call::new(replica.address(), "GET", "/dashboard/keys").header("cookie", &session).await.status };
+        assert_eq!(at_replica().await, 200);
+        assert_eq!(page(app, "/dashboard/keys", &session).await.status, 200);
+        let out = form(app, "/dashboard/sign-out", "").header("cookie", &session).await;
+        assert_eq!(out.status, 303, "{out}");
+        assert_eq!(at_replica().await, 303, "ended on the server, not in the browser alone");
+        assert_eq!(page(app, "/dashboard/keys", &session).await.status, 303);
+        third.stop().await;
+    })
+    .await;
+}
+
+#[actix_web::test]
+async fn a_sign_in_goes_on_at_another_replica() {
+    let provider = Provider::start().await;
+    each_backend_with(&provider.settings(), async |app| {
+        let replica = app.replica().await;
+        let begun = begin(app, "").await;
+        let code = provider.sign_in(&begun.url, Some(provider.key.token(&provider.claims(&begun.url, seconds(app)))));
+        let path = format!("/dashboard/sign-in/callback?code={code}&state={}", begun.state());
+        let back = Call::new(replica.address(), "GET", &path).header("cookie", &begun.cookie).await;
+        let session = signed_in(&back);
+        assert_eq!(page(app, "/dashboard/keys", &session).await.status, 200);
+        replica.stop().await;
+    })
+    .await;
+}
