@@ -38,6 +38,7 @@ use std::{
     future::{Future, Ready, ready},
     pin::Pin,
     rc::Rc,
+    sync::Arc,
 };
 
 use actix_web::{
@@ -59,20 +60,21 @@ pub use tollkey_middleware::testing;
 #[derive(Debug, Clone)]
 pub struct Tollkey {
     guard: Guard,
-    requirement: Requirement,
+    /// Shared: each request takes one along.
+    requirement: Arc<Requirement>,
 }
 
 impl Tollkey {
     /// Lets in any key that may make the request.
     #[must_use]
     pub fn new(guard: Guard) -> Self {
-        Self { guard, requirement: Requirement::any() }
+        Self { guard, requirement: Arc::new(Requirement::any()) }
     }
 
     /// Requires this of every key.
     #[must_use]
     pub fn require(self, requirement: impl Into<Requirement>) -> Self {
-        Self { requirement: requirement.into(), ..self }
+        Self { requirement: Arc::new(requirement.into()), ..self }
     }
 }
 

@@ -36,6 +36,7 @@ use std::{
     future::Future,
     net::SocketAddr,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll},
 };
 
@@ -57,20 +58,21 @@ pub use tollkey_middleware::testing;
 #[derive(Debug, Clone)]
 pub struct TollkeyLayer {
     guard: Guard,
-    requirement: Requirement,
+    /// Shared: each request takes one along.
+    requirement: Arc<Requirement>,
 }
 
 impl TollkeyLayer {
     /// Lets in any key that may make the request.
     #[must_use]
     pub fn new(guard: Guard) -> Self {
-        Self { guard, requirement: Requirement::any() }
+        Self { guard, requirement: Arc::new(Requirement::any()) }
     }
 
     /// Requires this of every key.
     #[must_use]
     pub fn require(self, requirement: impl Into<Requirement>) -> Self {
-        Self { requirement: requirement.into(), ..self }
+        Self { requirement: Arc::new(requirement.into()), ..self }
     }
 }
 

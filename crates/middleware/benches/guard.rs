@@ -1,4 +1,5 @@
-//! What a remembered key costs inside each framework, next to the verifier's own floor and to the same app without a layer.
+//! What a remembered key costs inside each framework, next to the verifier's own floor, to the same app
+//! without a layer, and to one whose layer does nothing: the framework's own price of a layer.
 //!
 //! `cargo bench -p tollkey-middleware`; what is aimed at: the layer costs at most twice the floor.
 
@@ -67,7 +68,13 @@ fn frameworks(criterion: &mut Criterion) {
 
     let bare = Router::new().route(PATH, get(async || "links"));
     let layer = tollkey_axum::TollkeyLayer::new(guard.clone()).require(Scope::LINKS_READ);
-    for (name, app) in [("axum without", bare.clone()), ("axum with the layer", bare.layer(layer))] {
+    // What any layer costs there: a future in a box, a clone of what is inside.
+    let idle = bare
+        .clone()
+        .layer(axum::middleware::from_fn(async |request, next: axum::middleware::Next| next.run(request).await));
+    let apps =
+        [("axum without", bare.clone()), ("axum with an idle layer", idle), ("axum with the layer", bare.layer(layer))];
+    for (name, app) in apps {
         criterion.bench_function(name, |bencher| {
             bencher.to_async(&runtime).iter(async || {
                 let request =
@@ -85,6 +92,15 @@ fn frameworks(criterion: &mut Criterion) {
         bencher.iter(|| {
             let request = test::TestRequest::get().uri(PATH).insert_header(("authorization", bearer.as_str()));
             assert_eq!(local.block_on(test::call_service(&bare, request.to_request())).status(), 200);
+        });
+    });
+    let idle =
+        actix_web::middleware::from_fn(async |request, next: actix_web::middleware::Next<_>| next.call(request).await);
+    let idle = local.block_on(test::init_service(App::new().service(links().wrap(idle))));
+    criterion.bench_function("actix with an idle layer", |bencher| {
+        bencher.iter(|| {
+            let request = test::TestRequest::get().uri(PATH).insert_header(("authorization", bearer.as_str()));
+            assert_eq!(local.block_on(test::call_service(&idle, request.to_request())).status(), 200);
         });
     });
     let layer = tollkey_actix::Tollkey::new(guard).require(Scope::LINKS_READ);

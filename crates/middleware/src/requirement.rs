@@ -41,7 +41,9 @@ impl Requirement {
         self
     }
 
-    /// Where the merchant stands that the request is about, instead of where the guard looks for it.
+    /// Where the merchant stands that the request is about, instead of where the guard looks for it. At a layer it is also the
+    /// merchant that a handler is told ([`VerifiedKey::merchant`](crate::VerifiedKey::merchant)); at a `require` further in it is
+    /// judged, and the handler goes on being told the layer's.
     pub fn merchant(mut self, merchant: Merchant) -> Self {
         self.merchant = Some(merchant);
         self
