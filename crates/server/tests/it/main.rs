@@ -4,6 +4,7 @@ mod applications;
 mod audit;
 mod authorization;
 mod binary;
+mod browser;
 mod ceiling;
 mod changes;
 mod chaos;
