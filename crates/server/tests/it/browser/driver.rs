@@ -111,7 +111,7 @@ impl Browser {
             "browserName": "chrome",
             "goog:chromeOptions": {"binary": chromium, "args": arguments},
             "goog:loggingPrefs": {"browser": "ALL"},
-            // A dialog that nobody expects fails whatever comes next; one about leaving the page is looked at by its test.
+            // A dialog fails whatever comes next. Not the one about leaving a page: chromedriver says yes to that by itself.
             "unhandledPromptBehavior": "ignore",
         });
         let Value::Object(capabilities) = capabilities else { unreachable!("an object is written above") };
