@@ -260,7 +260,12 @@ struct HttpHeaders<'a>(&'a HeaderMap);
 
 impl Headers for HttpHeaders<'_> {
     fn nth(&self, name: &str, n: usize) -> Option<&[u8]> {
-        self.0.get_all(name).nth(n).map(HeaderValue::as_bytes)
+        // As in `tollkey-axum`: faster than parsing and hashing the name each time.
+        self.0
+            .iter()
+            .filter(|(own, _)| own.as_str().eq_ignore_ascii_case(name))
+            .nth(n)
+            .map(|(_, value)| value.as_bytes())
     }
 }
 

@@ -3,13 +3,13 @@
 //! | module | says |
 //! |---|---|
 //! | here | the routes |
-//! | [`gate`] | what every request goes through: writes of other sites are refused, who is not signed in is sent to the door |
-//! | [`session`] | the cookie, and who it is |
-//! | [`sign_in`] | the ways in, and out |
-//! | [`page`] | what all pages share: their frame, headers, errors, times |
-//! | [`fields`], [`once`] | the fields of a form, and forms that make something |
-//! | [`assets`] | style, script, icon |
-//! | [`keys`], [`applications`], [`audit`], [`settings`] | the pages |
+//! | `gate` | what every request goes through: writes of other sites are refused, who is not signed in is sent to the door |
+//! | `session` | the cookie, and who it is |
+//! | `sign_in` | the ways in, and out |
+//! | `page` | what all pages share: their frame, headers, errors, times |
+//! | `fields`, `once` | the fields of a form, and forms that make something |
+//! | `assets` | style, script, icon |
+//! | `keys`, `applications`, `audit`, `settings` | the pages |
 //!
 //! Every form works without script. Nothing that is secret stands in a URL, and no page is kept by a cache.
 
