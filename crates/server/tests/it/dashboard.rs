@@ -710,3 +710,19 @@ async fn an_operator_chooses_an_account_and_alone_sets_what_holds_for_it() {
     })
     .await;
 }
+
+#[actix_web::test]
+async fn a_cookie_of_a_name_that_only_decodes_to_ours_is_not_ours() {
+    each_backend_with(TOKENS, async |app: &App| {
+        let browser = Browser::merchant(app, "acme").await;
+        let (_, value) = browser.cookie.split_once('=').expect("a pair");
+        // A browser lets any sub-domain set this one: it does not begin with `__Host-`.
+        for name in ["%5F%5FHost-tollkey_session", "__Host-tollkey%5Fsession", "__Host%2Dtollkey_session"] {
+            let planted = raw(app, "GET", "/dashboard/keys").header("cookie", &format!("{name}={value}")).await;
+            assert!(is_sent_to_the_door(&planted, "/dashboard/keys"), "{name}: {}", planted.status);
+            let both = format!("{name}=0123456789abcdef; {}; =; %ff", browser.cookie);
+            assert_eq!(raw(app, "GET", "/dashboard/keys").header("cookie", &both).await.status, 200, "{name}");
+        }
+    })
+    .await;
+}

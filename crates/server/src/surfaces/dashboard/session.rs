@@ -4,6 +4,7 @@ use actix_web::{
     FromRequest, HttpMessage as _, HttpRequest, HttpResponse,
     cookie::{Cookie, SameSite, time::Duration},
     dev::Payload,
+    http::header,
 };
 use std::future::{Ready, ready};
 use tollkey_api::Secret;
@@ -65,9 +66,17 @@ pub(super) async fn find(state: &State, request: &HttpRequest) -> Result<Option<
     Ok(Some(Visitor { digest, session }))
 }
 
+/// The value of a cookie of exactly this name. The framework's own reader also decodes names: `%5F%5FHost-…`, which a browser
+/// takes from any sub-domain, would count as `__Host-…`. Our values need no decoding.
+fn brought<'a>(request: &'a HttpRequest, name: &str) -> Option<&'a str> {
+    let pairs = request.headers().get_all(header::COOKIE).flat_map(|all| all.as_bytes().split(|byte| *byte == b';'));
+    let value = |pair: &'a [u8]| pair.trim_ascii().strip_prefix(name.as_bytes())?.strip_prefix(b"=");
+    pairs.filter_map(value).find_map(|value| std::str::from_utf8(value).ok())
+}
+
 fn presented(state: &State, request: &HttpRequest) -> Option<Digest> {
-    let plain = || request.cookie(PLAIN_COOKIE).filter(|_| state.policy.development);
-    request.cookie(COOKIE).or_else(plain).map(|cookie| Digest::of(cookie.value()))
+    let plain = || brought(request, PLAIN_COOKIE).filter(|_| state.policy.development);
+    brought(request, COOKIE).or_else(plain).map(Digest::of)
 }
 
 /// Begins a session, and ends the one this browser had: a new one gets a new cookie.
@@ -98,7 +107,7 @@ pub(super) async fn begin(
 /// Whether the browser takes a `Secure` cookie from here. On the way back from a provider the probe is not sent, and the
 /// cookie of the sign-in says it.
 fn is_secure(state: &State, request: &HttpRequest) -> bool {
-    !state.policy.development || [PROBE, ATTEMPT].iter().any(|name| request.cookie(name).is_some())
+    !state.policy.development || [PROBE, ATTEMPT].iter().any(|name| brought(request, name).is_some())
 }
 
 /// Has the browser keep a sign-in under way. `SameSite=Lax`: it is to be sent when the provider sends somebody back.
@@ -118,8 +127,8 @@ pub(super) fn keep_attempt(
 
 /// The sign-in under way in this browser.
 pub(super) fn attempt(state: &State, request: &HttpRequest) -> Option<Attempt> {
-    let plain = || request.cookie(PLAIN_ATTEMPT).filter(|_| state.policy.development);
-    request.cookie(ATTEMPT).or_else(plain).and_then(|cookie| Attempt::read(cookie.value()))
+    let plain = || brought(request, PLAIN_ATTEMPT).filter(|_| state.policy.development);
+    brought(request, ATTEMPT).or_else(plain).and_then(Attempt::read)
 }
 
 /// Has the browser forget a sign-in: it was used.
