@@ -113,7 +113,7 @@ pub async fn assemble(
         Some(secret) => Sealer::new(secret.expose().as_bytes()),
         None => Sealer::new(new_secret(&random).expose().as_bytes()),
     };
-    let audit_checks = Semaphore::new(1);
+    let audit_checks = Arc::new(Semaphore::new(1));
     Ok(State {
         store,
         verifier,

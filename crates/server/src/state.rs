@@ -45,7 +45,7 @@ pub struct State {
     /// The ways into the dashboard.
     pub ways: Ways,
     /// Who goes through an audit chain for the dashboard: one at a time.
-    pub audit_checks: Semaphore,
+    pub audit_checks: Arc<Semaphore>,
     /// What the operator decided.
     pub policy: Policy,
     /// Set while the server stops: it is no longer ready.

@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
     ops::ControlFlow,
+    sync::Arc,
 };
 
 use jiff::Timestamp;
@@ -150,10 +151,15 @@ fn kept_ends(
 /// # Errors
 /// `unavailable`, and when another check is under way.
 pub async fn check_account(state: &State, by: &Manager) -> Result<Checked, Problem> {
-    let Ok(_only_one) = state.audit_checks.try_acquire() else {
+    let Ok(only_one) = Arc::clone(&state.audit_checks).try_acquire_owned() else {
         let detail = "Another audit log is being checked right now.";
         return Err(Problem { retry_after: Some(5), ..Problem::new(ProblemCode::Unavailable, detail) });
     };
     let account_id = by.account_id.clone();
-    state.read(move |db| check(db, Some(&account_id), &[])).await
+    let work = move |db: &mut Reader<'_>| {
+        // Until the work is done: who no longer waits for it does not make room for another.
+        let _only_one = only_one;
+        check(db, Some(&account_id), &[])
+    };
+    state.read(work).await
 }
