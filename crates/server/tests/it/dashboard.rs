@@ -726,3 +726,11 @@ async fn a_cookie_of_a_name_that_only_decodes_to_ours_is_not_ours() {
     })
     .await;
 }
+
+#[actix_web::test]
+async fn the_link_of_development_mode_is_nowhere_else() {
+    each_backend_with(TOKENS, async |app: &App| {
+        assert_eq!(raw(app, "GET", "/dashboard/sign-in/link?code=x").await.status, 404);
+    })
+    .await;
+}

@@ -150,7 +150,10 @@ fn returned(query: &Query) -> Result<Returned, Problem> {
 /// The link that development mode prints. Looking at it is no use of it: only sending its form is, so whatever previews
 /// or prefetches links does not use it up.
 #[get("/sign-in/link")]
-pub(super) async fn link_page(query: Query) -> Answer {
+pub(super) async fn link_page(state: web::Data<State>, query: Query) -> Answer {
+    if state.ways.link.is_none() {
+        return Err(Problem::not_found().into());
+    }
     let Code { code } = query.read()?;
     page::page(&LinkPage { frame: Frame::outside("Sign in"), code }).map(session::probe)
 }
