@@ -734,3 +734,20 @@ async fn the_link_of_development_mode_is_nowhere_else() {
     })
     .await;
 }
+
+#[actix_web::test]
+async fn no_text_in_a_filter_breaks_the_store() {
+    each_backend_with(TOKENS, async |app: &App| {
+        let browser = Browser::merchant(app, "acme").await;
+        for path in [
+            "/dashboard/keys?q=a%00b",
+            "/dashboard/audit?target_id=a%00b",
+            "/dashboard/audit?actor_id=a%00b",
+            "/dashboard/audit/export?format=csv&actor_id=a%00b",
+        ] {
+            let status = browser.get(path).await.status;
+            assert!([200, 400].contains(&status), "{path}: {status}");
+        }
+    })
+    .await;
+}

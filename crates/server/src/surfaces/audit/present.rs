@@ -43,7 +43,15 @@ pub(crate) fn filter(query: &api::ListAuditLog) -> Result<Filter, Problem> {
     let action = checks.member("action", query.action.as_deref().map(str::parse).transpose());
     let since = checks.member("since", time(&query.since));
     let until = checks.member("until", time(&query.until));
-    let (Some(limit), Some(before), Some(action), Some(since), Some(until)) = (limit, before, action, since, until)
+    // No id has any, and PostgreSQL takes no text with a zero in it.
+    let printable = |id: &Option<String>| match id {
+        Some(id) if id.chars().any(char::is_control) => Err(Invalid::new("must not have control characters")),
+        _ => Ok(()),
+    };
+    let target = checks.member("target_id", printable(&query.target_id));
+    let actor = checks.member("actor_id", printable(&query.actor_id));
+    let (Some(limit), Some(before), Some(action), Some(since), Some(until), Some(()), Some(())) =
+        (limit, before, action, since, until, target, actor)
     else {
         return Err(checks.into_problem());
     };
