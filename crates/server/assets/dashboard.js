@@ -66,7 +66,7 @@ function start() {
 
   for (const field of document.querySelectorAll("[data-must-be]")) {
     const button = field.form.querySelector("button[type=submit]");
-    const check = () => { button.disabled = field.value.trim() !== field.dataset.mustBe; };
+    const check = () => { button.disabled = field.value.trim() !== field.dataset.mustBe.trim(); };
     field.addEventListener("input", check);
     check();
   }
