@@ -593,6 +593,10 @@ async fn an_application_is_made_changed_disabled_enabled_and_deleted() {
         let other = browser.hidden("/dashboard/applications/new", "once").await;
         let taken = browser.post("/dashboard/applications/new", &[("once", &other), ("name", "Store")]).await;
         assert!(taken.status == 409 && taken.body.contains("role=\"alert\""), "{taken}");
+        assert!(
+            taken.body.contains("aria-describedby=\"name-error\"") && taken.body.contains("id=\"name-error\""),
+            "{taken}"
+        );
 
         let path = place.split('?').next().expect("a path");
         let id = path.rsplit('/').next().expect("an id");
@@ -666,11 +670,15 @@ async fn an_operator_chooses_an_account_and_alone_sets_what_holds_for_it() {
         assert!(refused.status == 400 && refused.body.contains("value=\"a b\""), "{refused}");
         assert_eq!(operator.post("/dashboard/account", &[("account", "acme")]).await.status, 303);
         assert!(operator.page("/dashboard/keys").await.contains(">acme</a>"));
-        let set = operator.post("/dashboard/settings/operating-model", &[("operating_model", "ecosystem")]).await;
+        let set = operator
+            .post("/dashboard/settings/operating-model", &[("account", "acme"), ("operating_model", "ecosystem")])
+            .await;
         assert_eq!(set.status, 303, "{set}");
         let model = app.get("/accounts/acme").bearer(&app.operator()).await.json();
         assert_eq!(model["operating_model"], "ecosystem");
-        let wrong = operator.post("/dashboard/settings/operating-model", &[("operating_model", "x")]).await;
+        let wrong = operator
+            .post("/dashboard/settings/operating-model", &[("account", "acme"), ("operating_model", "x")])
+            .await;
         assert_eq!(wrong.status, 400);
         let once = operator.hidden("/dashboard/settings", "once").await;
         let nameless = operator.post("/dashboard/settings/service-keys", &[("once", &once), ("name", "")]).await;
@@ -712,6 +720,83 @@ async fn an_operator_chooses_an_account_and_alone_sets_what_holds_for_it() {
 }
 
 #[actix_web::test]
+async fn a_form_acts_on_the_account_it_was_made_for_or_on_none() {
+    each_backend_with(TOKENS, async |app: &App| {
+        let operator = Browser::sign_in(app, &app.operator()).await;
+        let manage = async |account: &str| {
+            assert_eq!(operator.post("/dashboard/account", &[("account", account)]).await.status, 303);
+        };
+        let forms: [(&str, &str, &[(&str, &str)]); 3] = [
+            (
+                "/dashboard/keys/new",
+                "/dashboard/keys/new",
+                &[("name", "Meant for acme"), ("mode", "live"), ("kind", "secret"), ("expires", "never")],
+            ),
+            ("/dashboard/applications/new", "/dashboard/applications/new", &[("name", "Meant for acme")]),
+            ("/dashboard/settings", "/dashboard/settings/operating-model", &[("operating_model", "ecosystem")]),
+        ];
+        for (page, action, fields) in forms {
+            manage("acme").await;
+            let name = if action.ends_with("model") { "account" } else { "once" };
+            let hidden = operator.hidden(page, name).await;
+            let mut fields = fields.to_vec();
+            fields.push((name, &hidden));
+            // In another tab.
+            manage("globex").await;
+            let refused = operator.post(action, &fields).await;
+            assert_eq!(refused.status, 403, "{action}: {}", without_secrets(&refused.body));
+            assert!(words(&refused.body).contains("another account"), "{action}: {}", words(&refused.body));
+            let log = app.get("/audit-log").bearer(&app.merchant("globex")).await.json();
+            assert_eq!(log, json!([]), "{action}: nothing was done to the other account");
+            manage("acme").await;
+            let done = operator.post(action, &fields).await;
+            assert!([200, 303].contains(&done.status), "{action}: {}", done.status);
+        }
+        let log = app.get("/audit-log").bearer(&app.merchant("acme")).await.json();
+        assert_eq!(log.as_array().map(Vec::len), Some(3));
+    })
+    .await;
+}
+
+#[actix_web::test]
+async fn what_stops_with_an_application_is_counted_among_its_active_keys() {
+    each_backend_with(TOKENS, async |app: &App| {
+        let browser = Browser::merchant(app, "acme").await;
+        let token = app.merchant("acme");
+        let id = app.application(&token, "Store").await;
+        let old = app.key(&token, &id, json!({})).await;
+        for _ in 0..101 {
+            let key = app.key(&token, &id, json!({})).await;
+            let path = format!("/dashboard/keys/{}/revoke", key.id);
+            assert_eq!(browser.post(&path, &[("confirm", "Checkout")]).await.status, 303);
+        }
+        for what in ["disable", "delete"] {
+            let page = words(&browser.page(&format!("/dashboard/applications/{id}/{what}")).await);
+            assert!(
+                page.contains("1 key stops everywhere") && page.contains(&old.text[old.text.len() - 4..]),
+                "{page}"
+            );
+        }
+    })
+    .await;
+}
+
+#[actix_web::test]
+async fn a_form_that_was_used_is_not_a_dead_end() {
+    each_backend_with(TOKENS, async |app: &App| {
+        let browser = Browser::merchant(app, "acme").await;
+        let once = browser.hidden("/dashboard/applications/new", "once").await;
+        let path = "/dashboard/applications/new";
+        assert_eq!(browser.post(path, &[("once", &once), ("name", "One")]).await.status, 303);
+        let other = browser.post(path, &[("once", &once), ("name", "Two")]).await;
+        assert_eq!(other.status, 422, "{other}");
+        assert!(other.body.contains("value=\"Two\"") && !other.body.contains(&once), "{other}");
+        assert!(!other.body.contains("Idempotency-Key"), "{other}");
+    })
+    .await;
+}
+
+#[actix_web::test]
 async fn a_cookie_of_a_name_that_only_decodes_to_ours_is_not_ours() {
     each_backend_with(TOKENS, async |app: &App| {
         let browser = Browser::merchant(app, "acme").await;
@@ -723,14 +808,6 @@ async fn a_cookie_of_a_name_that_only_decodes_to_ours_is_not_ours() {
             let both = format!("{name}=0123456789abcdef; {}; =; %ff", browser.cookie);
             assert_eq!(raw(app, "GET", "/dashboard/keys").header("cookie", &both).await.status, 200, "{name}");
         }
-    })
-    .await;
-}
-
-#[actix_web::test]
-async fn the_link_of_development_mode_is_nowhere_else() {
-    each_backend_with(TOKENS, async |app: &App| {
-        assert_eq!(raw(app, "GET", "/dashboard/sign-in/link?code=x").await.status, 404);
     })
     .await;
 }
@@ -748,6 +825,14 @@ async fn no_text_in_a_filter_breaks_the_store() {
             let status = browser.get(path).await.status;
             assert!([200, 400].contains(&status), "{path}: {status}");
         }
+    })
+    .await;
+}
+
+#[actix_web::test]
+async fn the_link_of_development_mode_is_nowhere_else() {
+    each_backend_with(TOKENS, async |app: &App| {
+        assert_eq!(raw(app, "GET", "/dashboard/sign-in/link?code=x").await.status, 404);
     })
     .await;
 }

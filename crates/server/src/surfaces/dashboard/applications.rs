@@ -25,6 +25,8 @@ const SECTION: &str = "applications";
 const SHOWN: u32 = 50;
 /// How many keys of an application are shown, and counted.
 const KEYS: u32 = 100;
+/// The keys that stop with their application.
+const STOPS: Option<Status> = Some(Status::Active);
 
 /// An application on a page.
 struct View {
@@ -97,7 +99,7 @@ fn read(fields: &Fields) -> Result<(String, Option<String>), Problem> {
 #[get("/applications/new")]
 pub(super) async fn new(state: web::Data<State>, visitor: SignedIn) -> Answer {
     let frame = Frame::of(&visitor, SECTION, "New application");
-    page::page(&FormPage { frame, application: None, fields: once::untouched(&state) })
+    page::page(&FormPage { frame, application: None, fields: once::untouched(&state, visitor.by.account_id.as_str()) })
 }
 
 #[post("/applications/new")]
@@ -113,7 +115,8 @@ pub(super) async fn create(state: web::Data<State>, visitor: SignedIn, request: 
         Ok(Once::Before(at)) => Ok(see_other(&at)),
         Err(problem) if can_be_mended(&problem) => {
             let frame = Frame::of(&visitor, SECTION, "New application");
-            page::refused(&problem, &FormPage { frame, application: None, fields: fields.refused(&problem) })
+            let fields = once::refused(&state, by.account_id.as_str(), fields, &problem);
+            page::refused(&problem, &FormPage { frame, application: None, fields })
         }
         Err(problem) => Err(problem.into()),
     }
@@ -147,7 +150,7 @@ pub(super) async fn update(state: web::Data<State>, visitor: SignedIn, id: web::
     }
 }
 
-/// An application and the newest of its keys.
+/// An application and the newest of its keys, of all or of those in a status.
 struct Whole {
     application: View,
     keys: Vec<KeyView>,
@@ -156,20 +159,15 @@ struct Whole {
 }
 
 impl Whole {
-    async fn of(state: &State, visitor: &SignedIn, id: ApplicationId) -> Result<Self, Problem> {
+    async fn of(state: &State, visitor: &SignedIn, id: ApplicationId, status: Option<Status>) -> Result<Self, Problem> {
         let by = &visitor.by;
         let application = applications::get(state, by, id).await?;
-        let wanted = api_keys::Wanted { application: Some(id), ..api_keys::Wanted::of(&[Family::Application]) };
+        let wanted = api_keys::Wanted { application: Some(id), status, ..api_keys::Wanted::of(&[Family::Application]) };
         let found = api_keys::list(state, by, wanted, None, KEYS).await?;
         let now = state.clock.now();
         let choice = [Choice { id: application.id.to_string(), name: application.name.clone() }];
         let keys = found.keys.iter().map(|key| KeyView::new(key, &choice, now)).collect();
         Ok(Self { application: View::from(&application), keys, more: found.next.is_some() })
-    }
-
-    /// The keys that work now.
-    fn active(&self) -> Vec<&KeyView> {
-        self.keys.iter().filter(|key| key.status == Status::Active).collect()
     }
 }
 
@@ -188,7 +186,7 @@ struct Done {
 #[get("/applications/{id}")]
 pub(super) async fn show(state: web::Data<State>, visitor: SignedIn, id: web::Path<String>, query: Query) -> Answer {
     let Done { done } = query.read()?;
-    let whole = Whole::of(&state, &visitor, path_id(&id)?).await?;
+    let whole = Whole::of(&state, &visitor, path_id(&id)?, None).await?;
     let frame = Frame::of(&visitor, SECTION, whole.application.name.clone()).done(done.as_deref());
     page::page(&ShowPage { frame, whole })
 }
@@ -205,7 +203,7 @@ struct StopPage {
 
 #[get("/applications/{id}/disable")]
 pub(super) async fn ask_disable(state: web::Data<State>, visitor: SignedIn, id: web::Path<String>) -> Answer {
-    let whole = Whole::of(&state, &visitor, path_id(&id)?).await?;
+    let whole = Whole::of(&state, &visitor, path_id(&id)?, STOPS).await?;
     let frame = Frame::of(&visitor, SECTION, "Disable an application");
     page::page(&StopPage { frame, whole, is_deletion: false, fields: Fields::default() })
 }
@@ -224,7 +222,7 @@ pub(super) async fn enable(state: web::Data<State>, visitor: SignedIn, id: web::
 
 #[get("/applications/{id}/delete")]
 pub(super) async fn ask_delete(state: web::Data<State>, visitor: SignedIn, id: web::Path<String>) -> Answer {
-    let whole = Whole::of(&state, &visitor, path_id(&id)?).await?;
+    let whole = Whole::of(&state, &visitor, path_id(&id)?, STOPS).await?;
     let frame = Frame::of(&visitor, SECTION, "Delete an application");
     page::page(&StopPage { frame, whole, is_deletion: true, fields: Fields::default() })
 }
@@ -232,7 +230,7 @@ pub(super) async fn ask_delete(state: web::Data<State>, visitor: SignedIn, id: w
 #[post("/applications/{id}/delete")]
 pub(super) async fn delete(state: web::Data<State>, visitor: SignedIn, id: web::Path<String>, body: Body) -> Answer {
     let (id, fields) = (path_id(&id)?, Fields::read(&body)?);
-    let whole = Whole::of(&state, &visitor, id).await?;
+    let whole = Whole::of(&state, &visitor, id, STOPS).await?;
     if fields.get("confirm") != whole.application.name {
         let mut checks = Checks::default();
         let _: Option<()> = checks.member("/confirm", Err(Invalid::new("is not the name of the application")));

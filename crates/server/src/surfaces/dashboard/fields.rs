@@ -1,11 +1,13 @@
 //! The fields of a form: what was typed, and what is wrong with it.
 
-use tollkey_core::{FieldError, Problem};
+use std::fmt;
+
+use tollkey_core::{FieldError, Problem, ProblemCode};
 
 use crate::body::Body;
 
 /// What a form brought; empty for one that nobody has filled in yet.
-#[derive(Debug, Clone, Default)]
+#[derive(Clone, Default)]
 pub struct Fields {
     pairs: Vec<(String, String)>,
     errors: Vec<FieldError>,
@@ -25,6 +27,13 @@ impl Fields {
     pub fn with(mut self, name: &str, value: impl Into<String>) -> Self {
         self.pairs.push((name.to_owned(), value.into()));
         self
+    }
+
+    /// With this in a field, whatever stood there.
+    #[must_use]
+    pub fn replaced(mut self, name: &str, value: impl Into<String>) -> Self {
+        self.pairs.retain(|(field, _)| field != name);
+        self.with(name, value)
     }
 
     /// What stands in a field; nothing counts as an empty text.
@@ -62,7 +71,8 @@ impl Fields {
     pub fn refused(mut self, problem: &Problem) -> Self {
         self.errors.clone_from(&problem.errors);
         if self.errors.is_empty() {
-            let error = FieldError { pointer: String::new(), detail: problem.detail.to_string() };
+            let about = if problem.code == ProblemCode::ApplicationNameTaken { "/name" } else { "" };
+            let error = FieldError { pointer: about.to_owned(), detail: problem.detail.to_string() };
             self.errors.push(error);
         }
         self
@@ -85,6 +95,13 @@ impl Fields {
     #[must_use]
     pub fn is_refused(&self) -> bool {
         !self.errors.is_empty()
+    }
+}
+
+/// Not what was typed: that may be a management token.
+impl fmt::Debug for Fields {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Fields").field("errors", &self.errors).finish_non_exhaustive()
     }
 }
 

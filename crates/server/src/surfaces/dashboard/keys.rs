@@ -164,7 +164,7 @@ impl NewPage {
 #[get("/keys/new")]
 pub(super) async fn new(state: web::Data<State>, visitor: SignedIn, query: Query) -> Answer {
     let NewFor { application } = query.read()?;
-    let fields = NewKeyForm::untouched(&state, &application);
+    let fields = NewKeyForm::untouched(&state, visitor.by.account_id.as_str(), &application);
     page::page(&NewPage::new(&state, &visitor, fields).await?)
 }
 
@@ -194,7 +194,8 @@ pub(super) async fn create(state: web::Data<State>, visitor: SignedIn, request: 
         Ok(Once::Made((key, text))) => shown_once(&state, &visitor, &request, &key, &text),
         Ok(Once::Before(at)) => Ok(see_other(&at)),
         Err(problem) if can_be_mended(&problem) => {
-            page::refused(&problem, &NewPage::new(&state, &visitor, fields.refused(&problem)).await?)
+            let fields = once::refused(&state, by.account_id.as_str(), fields, &problem);
+            page::refused(&problem, &NewPage::new(&state, &visitor, fields).await?)
         }
         Err(problem) => Err(problem.into()),
     }
@@ -313,7 +314,7 @@ impl RotatePage {
 
 #[get("/keys/{id}/rotate")]
 pub(super) async fn ask_rotate(state: web::Data<State>, visitor: SignedIn, id: web::Path<String>) -> Answer {
-    let fields = once::untouched(&state).with("overlap", "86400");
+    let fields = once::untouched(&state, visitor.by.account_id.as_str()).with("overlap", "86400");
     page::page(&RotatePage::new(&state, &visitor, path_id(&id)?, fields).await?)
 }
 
@@ -334,7 +335,8 @@ pub(super) async fn rotate(
         Ok(Once::Made((key, text))) => shown_once(&state, &visitor, &request, &key, &text),
         Ok(Once::Before(at)) => Ok(see_other(&at)),
         Err(problem) if can_be_mended(&problem) => {
-            page::refused(&problem, &RotatePage::new(&state, &visitor, id, fields.refused(&problem)).await?)
+            let fields = once::refused(&state, by.account_id.as_str(), fields, &problem);
+            page::refused(&problem, &RotatePage::new(&state, &visitor, id, fields).await?)
         }
         Err(problem) => Err(problem.into()),
     }

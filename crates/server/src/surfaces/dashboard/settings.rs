@@ -20,6 +20,8 @@ use crate::{
 };
 
 const SECTION: &str = "settings";
+/// Service keys belong to none.
+const NO_ACCOUNT: &str = "";
 
 /// A service key on a page.
 struct ServiceKeyView {
@@ -71,6 +73,7 @@ fn models(chosen: OperatingModel) -> Vec<Model> {
 #[template(path = "settings.html")]
 struct SettingsPage {
     frame: Frame,
+    account: String,
     is_operator: bool,
     models: Vec<Model>,
     application_key_limit: u32,
@@ -88,6 +91,7 @@ impl SettingsPage {
         let keys = if is_operator { service_keys::list(state).await? } else { Vec::new() };
         Ok(Self {
             frame: Frame::of(visitor, SECTION, "Settings"),
+            account: visitor.by.account_id.to_string(),
             is_operator,
             models: models(model),
             application_key_limit: state.policy.application_key_limit,
@@ -107,7 +111,7 @@ struct Done {
 #[get("/settings")]
 pub(super) async fn show(state: web::Data<State>, visitor: SignedIn, query: Query) -> Answer {
     let Done { done } = query.read()?;
-    let mut settings = SettingsPage::new(&state, &visitor, once::untouched(&state)).await?;
+    let mut settings = SettingsPage::new(&state, &visitor, once::untouched(&state, NO_ACCOUNT)).await?;
     settings.frame = settings.frame.done(done.as_deref());
     page::page(&settings)
 }
@@ -116,6 +120,10 @@ pub(super) async fn show(state: web::Data<State>, visitor: SignedIn, query: Quer
 pub(super) async fn set_model(state: web::Data<State>, visitor: SignedIn, body: Body) -> Answer {
     visitor.operator()?;
     let fields = Fields::read(&body)?;
+    let account = visitor.by.account_id.as_str();
+    if fields.get("account") != account {
+        return Err(once::for_another_account(account).into());
+    }
     let model = fields.get("operating_model").parse();
     let model: OperatingModel = model.map_err(|_| Problem::field("operating_model", "is not one of the choices"))?;
     accounts::set_operating_model(&state, &visitor.by, model).await?;
@@ -144,14 +152,15 @@ pub(super) async fn create_service_key(
         service_keys::create_once(&state, &actor.id, name, creating, say).await
     };
     let place_of = |_: &(ServiceKey, KeyText)| "/dashboard/settings?done=once".to_owned();
-    match once(&state, ("", actor), request.path(), (&fields, &body), place_of, make).await {
+    match once(&state, (NO_ACCOUNT, actor), request.path(), (&fields, &body), place_of, make).await {
         Ok(Once::Made((key, text))) => {
             let frame = Frame::of(&visitor, SECTION, "Your new service key");
             page::page(&CreatedPage { frame, name: &key.name, text: text.expose() })
         }
         Ok(Once::Before(at)) => Ok(see_other(&at)),
         Err(problem) if can_be_mended(&problem) => {
-            page::refused(&problem, &SettingsPage::new(&state, &visitor, fields.refused(&problem)).await?)
+            let fields = once::refused(&state, NO_ACCOUNT, fields, &problem);
+            page::refused(&problem, &SettingsPage::new(&state, &visitor, fields).await?)
         }
         Err(problem) => Err(problem.into()),
     }

@@ -80,9 +80,9 @@ impl NewKeyForm {
     }
 
     /// The form as it is first shown.
-    pub(super) fn untouched(state: &State, application: &str) -> Fields {
+    pub(super) fn untouched(state: &State, account: &str, application: &str) -> Fields {
         let kind = if application.is_empty() { "commerce" } else { "application" };
-        let fields = once::untouched(state).with("kind", kind).with("application", application);
+        let fields = once::untouched(state, account).with("kind", kind).with("application", application);
         fields.with("mode", Mode::Test.as_str()).with("access", "all").with("expires", "never")
     }
 }
