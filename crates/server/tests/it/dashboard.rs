@@ -9,6 +9,9 @@ const TOKENS: &[(&str, &str)] = &[("TOLLKEY_DASHBOARD_TOKEN_SIGN_IN", "true")];
 /// A well-formed id of nothing.
 const NOTHING: &str = "01a1fdf4-8ded-771c-a1fe-14ac36e62ac1";
 
+/// What is typed into a form.
+type Fields<'a> = &'a [(&'a str, &'a str)];
+
 /// Somebody's browser: it keeps the cookie, and says that its forms are ours.
 struct Browser<'a> {
     app: &'a App,
@@ -726,7 +729,7 @@ async fn a_form_acts_on_the_account_it_was_made_for_or_on_none() {
         let manage = async |account: &str| {
             assert_eq!(operator.post("/dashboard/account", &[("account", account)]).await.status, 303);
         };
-        let forms: [(&str, &str, &[(&str, &str)]); 3] = [
+        let forms: [(&str, &str, Fields<'_>); 3] = [
             (
                 "/dashboard/keys/new",
                 "/dashboard/keys/new",
@@ -803,7 +806,7 @@ async fn a_cookie_of_a_name_that_only_decodes_to_ours_is_not_ours() {
         let (_, value) = browser.cookie.split_once('=').expect("a pair");
         // A browser lets any sub-domain set this one: it does not begin with `__Host-`.
         for name in ["%5F%5FHost-tollkey_session", "__Host-tollkey%5Fsession", "__Host%2Dtollkey_session"] {
-            let planted = raw(app, "GET", "/dashboard/keys").header("cookie", &format!("{name}={value}")).await;
+            let planted = raw(app, "GET", "/dashboard/keys").header("cookie", format!("{name}={value}")).await;
             assert!(is_sent_to_the_door(&planted, "/dashboard/keys"), "{name}: {}", planted.status);
             let both = format!("{name}=0123456789abcdef; {}; =; %ff", browser.cookie);
             assert_eq!(raw(app, "GET", "/dashboard/keys").header("cookie", &both).await.status, 200, "{name}");
