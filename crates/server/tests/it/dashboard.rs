@@ -349,6 +349,8 @@ async fn a_key_is_made_its_secret_shown_once_and_revoked() {
             assert!(page.contains(shown), "{shown} in {page}");
         }
 
+        let said = words(&browser.page(&format!("/dashboard/keys/{id}?done=revoked")).await);
+        assert!(!said.contains("The key is revoked."), "a link does not make it so: {said}");
         let path = format!("/dashboard/keys/{id}/revoke");
         for wrong in ["", "checkout server", "Checkout"] {
             let refused = browser.post(&path, &[("confirm", wrong), ("reason", "lost <it>")]).await;

@@ -3,10 +3,14 @@
 mod form;
 mod view;
 
-use actix_web::{HttpRequest, get, post, web};
+use actix_web::{
+    HttpRequest, get,
+    http::header::{HOST, ORIGIN},
+    post, web,
+};
 use askama::Template;
 use serde::Deserialize;
-use tollkey_core::{ApiKey, Checks, Family, Invalid, KeyId, KeyText, Problem, key_text::Kind, text, time::day};
+use tollkey_core::{ApiKey, Checks, Family, Invalid, KeyId, KeyText, Problem, Status, key_text::Kind, text, time::day};
 
 pub(super) use self::view::KeyView;
 use self::{
@@ -207,13 +211,15 @@ fn place_of((key, _): &api_keys::Made) -> String {
 
 /// The one page that shows the text of a key.
 fn shown_once(state: &State, visitor: &SignedIn, request: &HttpRequest, key: &ApiKey, text: &KeyText) -> Answer {
-    let host = request.headers().get("host").and_then(|host| host.to_str().ok()).unwrap_or_default();
-    let scheme = if state.policy.development { "http" } else { "https" };
+    // As the browser has it, whatever stands in front of this server: a form says where its page is from.
+    let header = |name| request.headers().get(name).and_then(|value| value.to_str().ok());
+    let base = header(ORIGIN).filter(|origin| *origin != "null").map(str::to_owned);
+    let base = base.unwrap_or_else(|| format!("https://{}", header(HOST).unwrap_or_default()));
     page::page(&CreatedPage {
         frame: Frame::of(visitor, SECTION, "Your new key"),
         key: KeyView::new(key, &[], state.clock.now()),
         text: text.expose(),
-        base: format!("{scheme}://{host}"),
+        base,
         is_successor: key.rotated_from.is_some(),
     })
 }
@@ -245,6 +251,13 @@ pub(super) async fn show(state: web::Data<State>, visitor: SignedIn, id: web::Pa
     let about = audit::Filter { limit: ENTRIES, target_id: Some(id.to_string()), ..audit::Filter::default() };
     let entries = audit::list(&state, by, about).await?.entries;
     let applications = choices(&state, by).await?;
+    // What the address says was done is told while it is so: anybody can make a link.
+    let done = done.filter(|word| match word.as_str() {
+        "revoked" => key.status(now) == Status::Revoked,
+        "suspended" => key.status(now) == Status::Suspended,
+        "resumed" => key.status(now) == Status::Active,
+        _ => true,
+    });
     let successor = match key.rotated_to {
         Some(successor) => Some(api_keys::get(&state, by, &Family::ALL, successor).await?),
         None => None,

@@ -97,7 +97,9 @@ impl Frame {
             Some("pasted") => {
                 "Search by name, last four characters or id. A key's secret does not belong into a search."
             }
-            Some("once") => "This form was sent twice. One key was made; its secret was shown the first time.",
+            Some("once") => {
+                "This form was sent twice. One key was made, and its secret was shown the first time. If you did not get it, revoke the key and make another one."
+            }
             Some("created") => "The application is there. It has no keys yet.",
             Some("updated") => "The changes are saved.",
             Some("disabled") => "The application is disabled. Its keys are refused until you enable it.",
