@@ -328,7 +328,9 @@ async fn wrong_input_stays_and_is_named() {
     browser.fill("name", "Web store").await;
     browser.fill("description", "Another one").await;
     browser.press("Make the application").await;
-    browser.reads("[role=alert]", "An application of that name is there already.").await;
+    browser.reads("[role=alert]", "Nothing was changed.").await;
+    browser.reads("#name-error", "An application of that name is there already.").await;
+    assert_eq!(browser.property("#name", "ariaInvalid").await, "true");
     assert!(browser.has("[role=alert]:focus").await);
     assert_eq!(
         (browser.value("name").await, browser.value("description").await),
