@@ -97,7 +97,7 @@ async fn refused(app: &App, reply: &Reply, word: &str) -> u16 {
     assert_eq!(cookie(reply, SESSION), None, "{word}");
     assert!(!place.contains("code") && !place.contains("state"), "{place}");
     let door = app.get(place).await;
-    assert!(door.body.contains("<strong>Nothing was changed.</strong>"), "{door}");
+    assert!(door.body.contains("role=\"alert\""), "it says why: {door}");
     assert!(door.body.contains("href=\"/dashboard/sign-in/oidc?next="), "a way to try again: {door}");
     assert!(!door.body.contains(SECRET) && !door.body.contains("canary"), "{door}");
     door.status
