@@ -39,6 +39,7 @@ use std::{
     pin::Pin,
     rc::Rc,
     sync::Arc,
+    task::{Context, Poll, ready},
 };
 
 use actix_web::{
@@ -50,6 +51,7 @@ use actix_web::{
         header::{HeaderMap, HeaderName, HeaderValue},
     },
 };
+use pin_project_lite::pin_project;
 use tollkey_middleware::{Admission, Answer, Headers, RequestHead};
 pub use tollkey_middleware::{ConnectError, Family, Guard, GuardBuilder, Merchant, Mode, Refusal, Requirement, Scope};
 
@@ -101,7 +103,7 @@ pub struct TollkeyService<S> {
     layer: Tollkey,
 }
 
-/// What both services answer with.
+/// An answer in a box.
 type Answered<B> = Pin<Box<dyn Future<Output = Result<ServiceResponse<EitherBody<B>>, Error>>>>;
 
 impl<S, B> Service<ServiceRequest> for TollkeyService<S>
@@ -111,30 +113,91 @@ where
 {
     type Response = ServiceResponse<EitherBody<B>>;
     type Error = Error;
-    type Future = Answered<B>;
+    type Future = Answering<S::Future, B>;
 
     forward_ready!(inner);
 
     fn call(&self, request: ServiceRequest) -> Self::Future {
+        let Tollkey { guard, requirement } = &self.layer;
+        if let Some(outer) = request.extensions().get::<Admission>() {
+            outer.give_way_to(guard);
+        }
+        // Almost always the key is remembered. Then nothing is put into a box.
+        let checked = guard.check_remembered(&Seen::of(request.request()).head(), requirement);
+        if let Some(checked) = checked {
+            let stage = match checked {
+                Ok(admission) => {
+                    request.extensions_mut().insert(admission.clone());
+                    Stage::Admitted { answer: self.inner.call(request), admission }
+                }
+                Err(refusal) => Stage::Refused { response: Some(refuse(request, &refusal)) },
+            };
+            return Answering { stage };
+        }
         let inner = Rc::clone(&self.inner);
         let Tollkey { guard, requirement } = self.layer.clone();
-        Box::pin(async move {
-            if let Some(outer) = request.extensions().get::<Admission>() {
-                outer.give_way_to(&guard);
-            }
+        let asked = async move {
             let checked = guard.check(&Seen::of(request.request()).head(), &requirement).await;
             let admission = match checked {
                 Ok(admission) => admission,
-                Err(refusal) => return Ok(request.into_response(refused(&refusal)).map_into_right_body()),
+                Err(refusal) => return Ok(refuse(request, &refusal)),
             };
             request.extensions_mut().insert(admission.clone());
-            let mut response = inner.call(request).await?;
-            for (name, value) in admission.conclude() {
-                insert(response.headers_mut(), name, &value);
-            }
-            Ok(response.map_into_left_body())
-        })
+            Ok(concluded(inner.call(request).await?, &admission))
+        };
+        Answering { stage: Stage::Asked { answer: Box::pin(asked) } }
     }
+}
+
+pin_project! {
+    /// The answer of [`TollkeyService`].
+    pub struct Answering<F, B> {
+        #[pin]
+        stage: Stage<F, B>,
+    }
+}
+
+pin_project! {
+    #[project = StageProjection]
+    enum Stage<F, B> {
+        /// Decided from memory; nothing is left once it is given,
+        Refused { response: Option<ServiceResponse<EitherBody<B>>> },
+        Admitted { #[pin] answer: F, admission: Admission },
+        /// or by the server.
+        Asked { answer: Answered<B> },
+    }
+}
+
+impl<F, B> Future for Answering<F, B>
+where
+    F: Future<Output = Result<ServiceResponse<B>, Error>>,
+{
+    type Output = Result<ServiceResponse<EitherBody<B>>, Error>;
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        match self.project().stage.project() {
+            // There is nothing to say about a future that is asked after its end.
+            StageProjection::Refused { response } => response.take().map_or(Poll::Pending, |one| Poll::Ready(Ok(one))),
+            StageProjection::Admitted { answer, admission } => {
+                Poll::Ready(ready!(answer.poll(context)).map(|response| concluded(response, admission)))
+            }
+            StageProjection::Asked { answer } => answer.as_mut().poll(context),
+        }
+    }
+}
+
+impl<F, B> std::fmt::Debug for Answering<F, B> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Answering").finish_non_exhaustive()
+    }
+}
+
+/// Ends the request, and says in the answer what is left of the key's rate limit.
+fn concluded<B>(mut response: ServiceResponse<B>, admission: &Admission) -> ServiceResponse<EitherBody<B>> {
+    for (name, value) in admission.conclude() {
+        insert(response.headers_mut(), name, &value);
+    }
+    response.map_into_left_body()
 }
 
 /// Requires more of the key that a [`Tollkey`] outside of it has let in.
@@ -185,7 +248,7 @@ where
         let allowed =
             admission.and_then(|admission| admission.require(&Seen::of(request.request()).head(), &self.requirement));
         if let Err(refusal) = allowed {
-            return Box::pin(ready(Ok(request.into_response(refused(&refusal)).map_into_right_body())));
+            return Box::pin(ready(Ok(refuse(request, &refusal))));
         }
         let answer = self.inner.call(request);
         Box::pin(async move { answer.await.map(ServiceResponse::map_into_left_body) })
@@ -259,14 +322,15 @@ impl<'a> Seen<'a> {
 struct HttpHeaders<'a>(&'a HeaderMap);
 
 impl Headers for HttpHeaders<'_> {
-    fn nth(&self, name: &str, n: usize) -> Option<&[u8]> {
-        // As in `tollkey-axum`: faster than parsing and hashing the name each time.
-        self.0
-            .iter()
-            .filter(|(own, _)| own.as_str().eq_ignore_ascii_case(name))
-            .nth(n)
-            .map(|(_, value)| value.as_bytes())
+    fn each<'a>(&'a self, show: &mut dyn FnMut(&'a str, &'a [u8])) {
+        for (name, value) in self.0 {
+            show(name.as_str(), value.as_bytes());
+        }
     }
+}
+
+fn refuse<B>(request: ServiceRequest, refusal: &Refusal) -> ServiceResponse<EitherBody<B>> {
+    request.into_response(refused(refusal)).map_into_right_body()
 }
 
 fn refused(refusal: &Refusal) -> HttpResponse {

@@ -37,15 +37,16 @@ use std::{
     net::SocketAddr,
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
 };
 
 use axum::{
     body::Body,
     extract::{ConnectInfo, FromRequestParts, OptionalFromRequestParts, OriginalUri},
-    http::{HeaderMap, HeaderName, HeaderValue, Request, StatusCode, request::Parts},
+    http::{Extensions, HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Uri, request::Parts},
     response::{IntoResponse, Response},
 };
+use pin_project_lite::pin_project;
 use tollkey_middleware::{Admission, Headers, RequestHead};
 pub use tollkey_middleware::{ConnectError, Family, Guard, GuardBuilder, Merchant, Mode, Refusal, Requirement, Scope};
 use tower_layer::Layer;
@@ -91,7 +92,7 @@ pub struct Tollkey<S> {
     layer: TollkeyLayer,
 }
 
-/// What both services answer with.
+/// An answer in a box.
 type Answer<E> = Pin<Box<dyn Future<Output = Result<Response, E>> + Send>>;
 
 impl<S, B> Service<Request<B>> for Tollkey<S>
@@ -101,34 +102,95 @@ where
 {
     type Response = Response;
     type Error = S::Error;
-    type Future = Answer<S::Error>;
+    type Future = Answering<S::Future, S::Error>;
 
     fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
         self.inner.poll_ready(context)
     }
 
-    fn call(&mut self, request: Request<B>) -> Self::Future {
+    fn call(&mut self, mut request: Request<B>) -> Self::Future {
+        let TollkeyLayer { guard, requirement } = &self.layer;
+        if let Some(outer) = request.extensions().get::<Admission>() {
+            outer.give_way_to(guard);
+        }
+        // Almost always the key is remembered. Then nothing is put into a box, and nothing is cloned.
+        if let Some(checked) = guard.check_remembered(&Seen::of_request(&request).head(), requirement) {
+            let stage = match checked {
+                Ok(admission) => {
+                    request.extensions_mut().insert(admission.clone());
+                    Stage::Admitted { answer: self.inner.call(request), admission }
+                }
+                Err(refusal) => Stage::Refused { refusal },
+            };
+            return Answering { stage };
+        }
         // The one that is ready, and a clone in its place.
         let clone = self.inner.clone();
         let mut inner = std::mem::replace(&mut self.inner, clone);
         let TollkeyLayer { guard, requirement } = self.layer.clone();
-        Box::pin(async move {
+        let asked = async move {
             let (mut parts, body) = request.into_parts();
-            if let Some(outer) = parts.extensions.get::<Admission>() {
-                outer.give_way_to(&guard);
-            }
             let admission = match guard.check(&Seen::of(&parts).head(), &requirement).await {
                 Ok(admission) => admission,
                 Err(refusal) => return Ok(refused(&refusal)),
             };
             parts.extensions.insert(admission.clone());
-            let mut response = inner.call(Request::from_parts(parts, body)).await?.into_response();
-            for (name, value) in admission.conclude() {
-                insert(&mut response, name, &value);
+            let answer = inner.call(Request::from_parts(parts, body)).await?;
+            Ok(concluded(answer.into_response(), &admission))
+        };
+        Answering { stage: Stage::Asked { answer: Box::pin(asked) } }
+    }
+}
+
+pin_project! {
+    /// The answer of [`Tollkey`].
+    pub struct Answering<F, E> {
+        #[pin]
+        stage: Stage<F, E>,
+    }
+}
+
+pin_project! {
+    #[project = StageProjection]
+    enum Stage<F, E> {
+        /// Decided from memory,
+        Refused { refusal: Refusal },
+        Admitted { #[pin] answer: F, admission: Admission },
+        /// or by the server.
+        Asked { answer: Answer<E> },
+    }
+}
+
+impl<F, E, R> Future for Answering<F, E>
+where
+    F: Future<Output = Result<R, E>>,
+    R: IntoResponse,
+{
+    type Output = Result<Response, E>;
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        Poll::Ready(match self.project().stage.project() {
+            StageProjection::Refused { refusal } => Ok(refused(refusal)),
+            StageProjection::Admitted { answer, admission } => {
+                ready!(answer.poll(context)).map(|answer| concluded(answer.into_response(), admission))
             }
-            Ok(response)
+            StageProjection::Asked { answer } => ready!(answer.as_mut().poll(context)),
         })
     }
+}
+
+impl<F, E> std::fmt::Debug for Answering<F, E> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Answering").finish_non_exhaustive()
+    }
+}
+
+/// Ends the request, and says in the answer what is left of the key's rate limit.
+fn concluded(mut response: Response, admission: &Admission) -> Response {
+    for (name, value) in admission.conclude() {
+        insert(&mut response, name, &value);
+    }
+    response
 }
 
 /// Requires more of the key that a [`TollkeyLayer`] outside of it has let in.
@@ -222,21 +284,29 @@ impl<S: Sync> OptionalFromRequestParts<S> for VerifiedKey {
 
 /// A request as the guard reads it.
 struct Seen<'a> {
-    parts: &'a Parts,
+    method: &'a Method,
+    uri: &'a Uri,
+    extensions: &'a Extensions,
     headers: HttpHeaders<'a>,
 }
 
 impl<'a> Seen<'a> {
     fn of(parts: &'a Parts) -> Self {
-        Self { parts, headers: HttpHeaders(&parts.headers) }
+        let Parts { method, uri, extensions, headers, .. } = parts;
+        Self { method, uri, extensions, headers: HttpHeaders(headers) }
+    }
+
+    fn of_request<B>(request: &'a Request<B>) -> Self {
+        let headers = HttpHeaders(request.headers());
+        Self { method: request.method(), uri: request.uri(), extensions: request.extensions(), headers }
     }
 
     fn head(&self) -> RequestHead<'_> {
         // What a router has cut off is part of what was asked for.
-        let uri = self.parts.extensions.get::<OriginalUri>().map_or(&self.parts.uri, |original| &original.0);
-        let peer = self.parts.extensions.get::<ConnectInfo<SocketAddr>>();
+        let uri = self.extensions.get::<OriginalUri>().map_or(self.uri, |original| &original.0);
+        let peer = self.extensions.get::<ConnectInfo<SocketAddr>>();
         RequestHead {
-            method: self.parts.method.as_str(),
+            method: self.method.as_str(),
             target: uri.path_and_query().map_or("/", |target| target.as_str()),
             peer: peer.map(|ConnectInfo(address)| address.ip()),
             headers: &self.headers,
@@ -247,14 +317,10 @@ impl<'a> Seen<'a> {
 struct HttpHeaders<'a>(&'a HeaderMap);
 
 impl Headers for HttpHeaders<'_> {
-    fn nth(&self, name: &str, n: usize) -> Option<&[u8]> {
-        // To look a name up it would have to be parsed and hashed each time: for the few headers of a request, going through
-        // them is faster.
-        self.0
-            .iter()
-            .filter(|(own, _)| own.as_str().eq_ignore_ascii_case(name))
-            .nth(n)
-            .map(|(_, value)| value.as_bytes())
+    fn each<'a>(&'a self, show: &mut dyn FnMut(&'a str, &'a [u8])) {
+        for (name, value) in self.0 {
+            show(name.as_str(), value.as_bytes());
+        }
     }
 }
 

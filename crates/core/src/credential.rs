@@ -2,6 +2,8 @@
 
 /// The header with a scheme in front of the credential: `Authorization: Bearer`.
 pub const AUTHORIZATION: &str = "authorization";
+/// The scheme there, with what ends it.
+const BEARER: &str = "bearer ";
 /// The headers a credential can stand in.
 pub const HEADERS: [&str; 3] = [AUTHORIZATION, "x-api-key", "x-commerce-api-key"];
 
@@ -43,22 +45,22 @@ impl<'a> Credential<'a> {
         if found.next().is_some() {
             return Self::Several;
         }
-        let visible = |byte: &u8| matches!(byte, b'\t' | b' '..=b'~');
-        let Some(text) = std::str::from_utf8(value).ok().filter(|text| text.as_bytes().iter().all(visible)) else {
-            return Self::Unreadable;
-        };
+        // All bytes, without a way out: so several are looked at at once.
+        let visible = value.iter().fold(true, |all, byte| all & matches!(byte, b'\t' | b' '..=b'~'));
+        let Some(text) = std::str::from_utf8(value).ok().filter(|_| visible) else { return Self::Unreadable };
+        let text = text.trim_ascii();
         let text = if name == AUTHORIZATION {
-            match text.trim().split_once(' ') {
-                Some((scheme, text)) if scheme.eq_ignore_ascii_case("bearer") => text.trim(),
+            match text.split_at_checked(BEARER.len()) {
+                Some((scheme, text)) if scheme.eq_ignore_ascii_case(BEARER) => text.trim_ascii(),
                 _ => return Self::Unreadable,
             }
         } else {
-            text.trim()
+            text
         };
         // Two credentials in one header: a proxy joined what was sent twice.
         match text {
             "" => Self::Unreadable,
-            joined if joined.contains(',') => Self::Several,
+            joined if joined.as_bytes().contains(&b',') => Self::Several,
             one => Self::One(one),
         }
     }

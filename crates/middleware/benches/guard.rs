@@ -1,13 +1,17 @@
 //! What a remembered key costs inside each framework, next to the verifier's own floor, to the same app
 //! without a layer, and to one whose layer does nothing: the framework's own price of a layer.
 //!
-//! `cargo bench -p tollkey-middleware`; what is aimed at: the layer costs at most twice the floor.
+//! `cargo bench -p tollkey-middleware --bench guard`; what is aimed at: the layer costs at most twice the floor. The last lines say
+//! whether: criterion measures one thing after another, and a machine that is not one's own is at times half as fast.
 
-use std::{hint::black_box, time::Duration};
+use std::{
+    hint::black_box,
+    time::{Duration, Instant},
+};
 
 use actix_web::{App, test, web};
 use axum::{Router, body::Body, http::Request, routing::get};
-use criterion::{Criterion, criterion_group, criterion_main};
+use criterion::Criterion;
 use tollkey_core::{Catalogue, Family, Mode, Need, RequestPath, Scope};
 use tollkey_middleware::{Guard, Headers, RequestHead, Requirement, testing::TestKeys};
 use tower_service::Service as _;
@@ -17,8 +21,8 @@ const PATH: &str = "/api/v1/links";
 struct Presenting(String);
 
 impl Headers for Presenting {
-    fn nth(&self, name: &str, n: usize) -> Option<&[u8]> {
-        (name == "authorization" && n == 0).then_some(self.0.as_bytes())
+    fn each<'a>(&'a self, show: &mut dyn FnMut(&'a str, &'a [u8])) {
+        show("authorization", self.0.as_bytes());
     }
 }
 
@@ -34,9 +38,21 @@ async fn warm(keys: &TestKeys, key: &str) -> Guard {
     guard
 }
 
-fn frameworks(criterion: &mut Criterion) {
+/// So many of one thing, and how long they took.
+type Run<'a> = Box<dyn FnMut(u64) -> Duration + 'a>;
+
+async fn time(times: u64, mut once: impl AsyncFnMut()) -> Duration {
+    let begun = Instant::now();
+    for _ in 0..times {
+        once().await;
+    }
+    begun.elapsed()
+}
+
+fn main() {
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
+    let local = actix_web::rt::System::new();
     let keys = TestKeys::new();
     let key = keys.add(Family::Commerce, Mode::Live, |key| key.grants.scopes = vec![Scope::LINKS_READ]);
     let bearer = format!("Bearer {key}");
@@ -53,65 +69,99 @@ fn frameworks(criterion: &mut Criterion) {
     });
     let scopes = Catalogue::default().needed(["links:read"]).expect("a scope");
     let need = Need { scopes, method: Some("GET"), path: Some(RequestPath::new(PATH, "/api")), ..Need::default() };
-    criterion.bench_function("floor: verifier", |bencher| {
-        bencher.to_async(&runtime).iter(async || black_box(verifier.verify(&key, &need).await));
-    });
-
     let headers = Presenting(bearer.clone());
     let requirement = Requirement::from(Scope::LINKS_READ);
-    criterion.bench_function("guard", |bencher| {
-        bencher.to_async(&runtime).iter(async || {
-            let request = RequestHead { method: "GET", target: PATH, peer: None, headers: &headers };
-            black_box(guard.check(&request, &requirement).await.map(|admission| admission.conclude()).is_ok())
-        });
-    });
+    let mut runs: Vec<(&str, Run<'_>)> = Vec::new();
+    runs.push((
+        "floor: verifier",
+        Box::new(|times| {
+            runtime.block_on(time(times, async || {
+                let _ = black_box(verifier.verify(&key, &need).await);
+            }))
+        }),
+    ));
+    runs.push((
+        "guard",
+        Box::new(|times| {
+            runtime.block_on(time(times, async || {
+                let request = RequestHead { method: "GET", target: PATH, peer: None, headers: &headers };
+                black_box(guard.check(&request, &requirement).await.map(|admission| admission.conclude()).is_ok());
+            }))
+        }),
+    ));
 
     let bare = Router::new().route(PATH, get(async || "links"));
-    let layer = tollkey_axum::TollkeyLayer::new(guard.clone()).require(Scope::LINKS_READ);
     // What any layer costs there: a future in a box, a clone of what is inside.
     let idle = bare
         .clone()
         .layer(axum::middleware::from_fn(async |request, next: axum::middleware::Next| next.run(request).await));
-    let apps =
-        [("axum without", bare.clone()), ("axum with an idle layer", idle), ("axum with the layer", bare.layer(layer))];
-    for (name, app) in apps {
-        criterion.bench_function(name, |bencher| {
-            bencher.to_async(&runtime).iter(async || {
-                let request =
-                    Request::get(PATH).header("authorization", &bearer).body(Body::empty()).expect("a request");
-                let answer = app.clone().call(request).await.expect("an answer");
-                assert_eq!(answer.status(), 200);
-            });
-        });
+    let layer = tollkey_axum::TollkeyLayer::new(guard.clone()).require(Scope::LINKS_READ);
+    let guarded = bare.clone().layer(layer);
+    for (name, app) in [("axum without", bare), ("axum with an idle layer", idle), ("axum with the layer", guarded)] {
+        let (runtime, bearer) = (&runtime, &bearer);
+        runs.push((
+            name,
+            Box::new(move |times| {
+                runtime.block_on(time(times, async || {
+                    let request = Request::get(PATH).header("authorization", bearer).body(Body::empty());
+                    let answer = app.clone().call(request.expect("a request")).await.expect("an answer");
+                    assert_eq!(answer.status(), 200);
+                }))
+            }),
+        ));
     }
 
-    let local = actix_web::rt::System::new();
+    macro_rules! actix {
+        ($name:literal, $links:expr) => {
+            let app = local.block_on(test::init_service(App::new().service($links)));
+            let (local, bearer) = (&local, &bearer);
+            runs.push((
+                $name,
+                Box::new(move |times| {
+                    local.block_on(time(times, async || {
+                        let request = test::TestRequest::get().uri(PATH);
+                        let request = request.insert_header(("authorization", bearer.as_str())).to_request();
+                        assert_eq!(test::call_service(&app, request).await.status(), 200);
+                    }))
+                }),
+            ));
+        };
+    }
     let links = || web::resource(PATH).get(async || "links");
-    let bare = local.block_on(test::init_service(App::new().service(links())));
-    criterion.bench_function("actix without", |bencher| {
-        bencher.iter(|| {
-            let request = test::TestRequest::get().uri(PATH).insert_header(("authorization", bearer.as_str()));
-            assert_eq!(local.block_on(test::call_service(&bare, request.to_request())).status(), 200);
-        });
-    });
     let idle =
         actix_web::middleware::from_fn(async |request, next: actix_web::middleware::Next<_>| next.call(request).await);
-    let idle = local.block_on(test::init_service(App::new().service(links().wrap(idle))));
-    criterion.bench_function("actix with an idle layer", |bencher| {
-        bencher.iter(|| {
-            let request = test::TestRequest::get().uri(PATH).insert_header(("authorization", bearer.as_str()));
-            assert_eq!(local.block_on(test::call_service(&idle, request.to_request())).status(), 200);
-        });
-    });
-    let layer = tollkey_actix::Tollkey::new(guard).require(Scope::LINKS_READ);
-    let guarded = local.block_on(test::init_service(App::new().service(links().wrap(layer))));
-    criterion.bench_function("actix with the layer", |bencher| {
-        bencher.iter(|| {
-            let request = test::TestRequest::get().uri(PATH).insert_header(("authorization", bearer.as_str()));
-            assert_eq!(local.block_on(test::call_service(&guarded, request.to_request())).status(), 200);
-        });
-    });
+    let layer = tollkey_actix::Tollkey::new(guard.clone()).require(Scope::LINKS_READ);
+    actix!("actix without", links());
+    actix!("actix with an idle layer", links().wrap(idle));
+    actix!("actix with the layer", links().wrap(layer));
+
+    let mut criterion = Criterion::default().configure_from_args();
+    for (name, run) in &mut runs {
+        criterion.bench_function(*name, |bencher| bencher.iter_custom(&mut *run));
+    }
+    criterion.final_summary();
+    ratios(&mut runs);
 }
 
-criterion_group!(benches, frameworks);
-criterion_main!(benches);
+/// Prints what a layer adds to an app, in floors: everything in turn, a millisecond each, so that what slows the machine slows all.
+fn ratios(runs: &mut [(&str, Run<'_>)]) {
+    const ROUNDS: usize = 400;
+    const TIMES: u64 = 500;
+    let rounds: Vec<Vec<f64>> =
+        (0..ROUNDS).map(|_| runs.iter_mut().map(|(_, run)| run(TIMES).as_secs_f64()).collect()).collect();
+    let at = |name: &str| runs.iter().position(|(own, _)| *own == name).expect("a run of that name");
+    let floor = at("floor: verifier");
+    for framework in ["axum", "actix"] {
+        let with = at(&format!("{framework} with the layer"));
+        for other in ["without", "with an idle layer"] {
+            let other_at = at(&format!("{framework} {other}"));
+            let mut ratios: Vec<f64> =
+                rounds.iter().map(|round| (round[with] - round[other_at]) / round[floor]).collect();
+            ratios.sort_by(f64::total_cmp);
+            let [low, middle, high] = [1, 2, 3].map(|quarter| ratios[ROUNDS * quarter / 4]);
+            println!(
+                "{framework}: the layer, next to the app {other}: {middle:.2} floors (half of {ROUNDS} rounds within {low:.2}–{high:.2})"
+            );
+        }
+    }
+}

@@ -36,6 +36,10 @@ impl VerifiedKey {
         Some(Self(Arc::new(Held { guard, record, verdict, merchant, concluded: AtomicBool::new(false) })))
     }
 
+    pub(crate) fn guard(&self) -> &Guard {
+        &self.0.guard
+    }
+
     fn record(&self) -> &Record {
         &self.0.record
     }

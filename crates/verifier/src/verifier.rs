@@ -188,6 +188,12 @@ impl<S: Source> Verifier<S> {
         self.verdict(presented, need, Purpose::Hold).await
     }
 
+    /// [`Verifier::hold`] where nobody has to be asked for it; `None` where somebody has.
+    #[must_use]
+    pub fn hold_remembered(&self, presented: &str, need: &Need<'_>) -> Option<Verdict> {
+        self.remembered(presented, need, Purpose::Hold).ok()
+    }
+
     /// [`Verifier::hold`], and when nobody can be asked, by what was remembered when the lease ended no longer ago than
     /// `grace`. **Gives up immediate revocation**: a key that was revoked meanwhile is let in for that long.
     ///
@@ -247,17 +253,21 @@ impl<S: Source> Verifier<S> {
     }
 
     async fn verdict(&self, presented: &str, need: &Need<'_>, purpose: Purpose) -> Result<Verdict, Unavailable> {
+        match self.remembered(presented, need, purpose) {
+            Ok(verdict) => Ok(verdict),
+            Err(digest) => self.0.ask(&digest, need, purpose).await,
+        }
+    }
+
+    /// The verdict by what is remembered, or what has to be asked for.
+    fn remembered(&self, presented: &str, need: &Need<'_>, purpose: Purpose) -> Result<Verdict, Digest> {
         let text = without_scheme(presented);
         let Some(Kind::Key(..)) = Kind::of(text) else { return Ok(Verdict::unknown()) };
         let digest = Digest::of(text);
         let elapsed = nanos(self.0.clock.elapsed());
-        match self.0.memory.recall(&digest, elapsed) {
-            Some(entry) => {
-                self.0.counters.hits.count();
-                Ok(self.0.judge(entry, need, elapsed, purpose))
-            }
-            None => self.0.ask(&digest, need, purpose).await,
-        }
+        let entry = self.0.memory.recall(&digest, elapsed).ok_or(digest)?;
+        self.0.counters.hits.count();
+        Ok(self.0.judge(entry, need, elapsed, purpose))
     }
 
     /// What has been counted since the last time, for at most [`crate::usage::BATCH`] keys: fetch until nothing

@@ -19,8 +19,9 @@ const FORWARDING: Duration = Duration::from_secs(5);
 /// How long requests may go on once the program was told to stop.
 const LAST_REQUESTS: Duration = Duration::from_secs(10);
 
+/// Public for the test that runs it as a process.
 #[tokio::main]
-async fn main() -> anyhow::Result<()> {
+pub async fn main() -> anyhow::Result<()> {
     let url = env::var("TOLLKEY_URL").unwrap_or_else(|_| "http://127.0.0.1:8080".to_owned());
     let service_key = env::var("TOLLKEY_SERVICE_KEY").context("set TOLLKEY_SERVICE_KEY to a service key (tks_…)")?;
     let listen = env::var("LISTEN").unwrap_or_else(|_| "127.0.0.1:8083".to_owned());

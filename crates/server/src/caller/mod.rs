@@ -15,9 +15,14 @@ pub mod jwks;
 pub mod jwt;
 pub mod oidc;
 
-use std::{borrow::Cow, net::IpAddr, sync::Arc};
+use std::{net::IpAddr, sync::Arc};
 
-use actix_web::{FromRequest, HttpMessage as _, HttpRequest, dev::Payload, http::header::HeaderName, web};
+use actix_web::{
+    FromRequest, HttpMessage as _, HttpRequest,
+    dev::Payload,
+    http::header::{HeaderName, HeaderValue},
+    web,
+};
 use futures_util::future::LocalBoxFuture;
 use tollkey_core::{
     AccountId, AuditId, Family, Invalid, Mode, Need, Problem, ProblemCode, ServiceKeyId, Viewer,
@@ -54,15 +59,8 @@ fn state(request: &HttpRequest) -> Result<web::Data<State>, Refusal> {
 /// when the gateway does not tell.
 pub fn forwarded_ip(request: &HttpRequest, state: &State) -> Option<IpAddr> {
     let peer = request.peer_addr().map(|peer| peer.ip());
-    let hops = match request.headers().get_all(FORWARDED_FOR).as_slice() {
-        [] => Cow::Borrowed(""),
-        [hops] => Cow::Borrowed(hops.to_str().ok()?),
-        several => {
-            let several: Option<Vec<&str>> = several.iter().map(|hops| hops.to_str().ok()).collect();
-            Cow::Owned(several?.join(","))
-        }
-    };
-    client_address(peer, &hops, &state.policy.trusted_proxies)
+    let hops = || request.headers().get_all(FORWARDED_FOR).map(HeaderValue::as_bytes).collect();
+    client_address(peer, hops, &state.policy.trusted_proxies)
 }
 
 /// The address a request to our own surfaces comes from: as for gateways, but what no proxy forwarded comes from

@@ -402,6 +402,12 @@ impl Connection {
         self.stream.write_all(format!("{head}{body}").as_bytes()).await
     }
 
+    /// A request without a body, whose key stands in that header.
+    pub async fn get(&mut self, path: &str, header: &str, value: &str) -> io::Result<()> {
+        let head = format!("GET {path} HTTP/1.1\r\nhost: {}\r\n{header}: {value}\r\n\r\n", self.address);
+        self.stream.write_all(head.as_bytes()).await
+    }
+
     /// A request without its body, up to where the server says that it waits for that.
     pub async fn begin(&mut self, method: &str, path: &str, token: &str, body: &str) {
         let head = self.head(method, path, token, body, "expect: 100-continue\r\n");

@@ -19,8 +19,8 @@ use crate::{
 struct Presenting<'a>(&'a str);
 
 impl Headers for Presenting<'_> {
-    fn nth(&self, name: &str, n: usize) -> Option<&[u8]> {
-        (name == "x-api-key" && n == 0).then_some(self.0.as_bytes())
+    fn each<'a>(&'a self, show: &mut dyn FnMut(&'a str, &'a [u8])) {
+        show("x-api-key", self.0.as_bytes());
     }
 }
 

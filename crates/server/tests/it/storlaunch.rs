@@ -14,7 +14,8 @@ use crate::{
 
 /// Where the document has the surface, and where the other surfaces are.
 const MOUNTS: [&str; 2] = ["/v1", "/api/v1"];
-const KEYS: &str = "/v1/account/api-keys";
+/// The path of account keys.
+pub const KEYS: &str = "/v1/account/api-keys";
 const AUDIT_LOG: &str = "/v1/account/audit-log";
 
 /// The body of a request for a key.
