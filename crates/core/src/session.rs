@@ -2,7 +2,7 @@
 
 use jiff::{SignedDuration, Timestamp};
 
-use crate::AccountId;
+use crate::{AccountId, Digest};
 
 /// Somebody who is signed in to the dashboard.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -13,12 +13,28 @@ pub struct Session {
     pub subject: String,
     /// Whether they may manage every account.
     pub is_operator: bool,
+    /// What it rests on: the way they came in, and the settings that let them. Where that no longer holds, nor does the session.
+    pub grounds: Digest,
     /// When they signed in.
     pub created_at: Timestamp,
     /// When they were last seen, to within [`Session::SEEN_EVERY`].
     pub last_seen_at: Timestamp,
     /// When they have to sign in again whatever happens.
     pub ends_at: Timestamp,
+}
+
+/// What a session rests on: a digest of the way in, and of each setting that has to stay what it is for the session to hold.
+#[must_use]
+pub fn grounds(way: &str, settings: &[Option<&str>]) -> Digest {
+    let mut all = way.to_owned();
+    for setting in settings {
+        // Each with its length, so that no two lists read the same.
+        match setting {
+            Some(setting) => all.push_str(&format!(" {}:{setting}", setting.len())),
+            None => all.push_str(" -"),
+        }
+    }
+    Digest::of(&all)
 }
 
 impl Session {
@@ -35,12 +51,13 @@ impl Session {
         account_id: Option<AccountId>,
         subject: String,
         is_operator: bool,
+        grounds: Digest,
         now: Timestamp,
         proof_ends: Option<Timestamp>,
     ) -> Self {
         let longest = now.saturating_add(Self::LONGEST).unwrap_or(Timestamp::MAX);
         let ends_at = proof_ends.map_or(longest, |end| end.min(longest));
-        Self { account_id, subject, is_operator, created_at: now, last_seen_at: now, ends_at }
+        Self { account_id, subject, is_operator, grounds, created_at: now, last_seen_at: now, ends_at }
     }
 
     /// Whether it is over: its time has come, or nothing was asked for too long.
@@ -66,7 +83,7 @@ mod tests {
 
     #[test]
     fn a_session_ends_with_its_time_with_its_proof_and_when_nothing_is_asked_for() {
-        let session = |proof_ends| Session::begin(None, "ada".to_owned(), true, at(0), proof_ends);
+        let session = |proof_ends| Session::begin(None, "ada".to_owned(), true, Digest::of(""), at(0), proof_ends);
         let seen = |minutes, session: Session| Session { last_seen_at: at(minutes), ..session };
         for (session, now, over) in [
             (session(None), 0, false),
@@ -85,8 +102,26 @@ mod tests {
     }
 
     #[test]
+    fn grounds_are_others_when_the_way_or_a_setting_is_another() {
+        let all = [
+            grounds("link", &[]),
+            grounds("token", &[]),
+            grounds("token", &[None]),
+            grounds("token", &[Some("")]),
+            grounds("token", &[Some("a"), None]),
+            grounds("token", &[None, Some("a")]),
+            grounds("token", &[Some("a"), Some("b")]),
+            grounds("token", &[Some("a 1:b")]),
+        ];
+        for (i, one) in all.iter().enumerate() {
+            assert!(all[i + 1..].iter().all(|other| other != one), "{i}");
+        }
+        assert_eq!(grounds("token", &[Some("a"), None]), all[4]);
+    }
+
+    #[test]
     fn being_seen_is_written_down_once_a_minute() {
-        let session = Session::begin(None, "ada".to_owned(), true, at(0), None);
+        let session = Session::begin(None, "ada".to_owned(), true, Digest::of(""), at(0), None);
         assert!(!session.is_seen_again(Timestamp::from_second(59).unwrap()));
         assert!(session.is_seen_again(at(1)));
         assert!(!session.is_seen_again(at(-5)), "a clock that was set back is no reason to write");

@@ -21,7 +21,7 @@ use anyhow::Context as _;
 use futures_util::future::select_all;
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
-    sync::{Semaphore, watch},
+    sync::watch,
     task::JoinHandle,
 };
 use tollkey_core::{Clock, Problem, ProblemCode, VerifierId};
@@ -37,7 +37,7 @@ use crate::{
     edge::{Answer, edge},
     openapi,
     random::Random,
-    service::{idempotency::Sealer, sign_in::Ways},
+    service::{audit::UnderWay, idempotency::Sealer, sign_in::Ways},
     source::StoreSource,
     state::{Policy, State},
     surfaces,
@@ -104,7 +104,7 @@ pub async fn assemble(
         development: development.is_some(),
     };
     let ways = Ways {
-        token: settings.dashboard_token_sign_in || development.is_some(),
+        token: (settings.dashboard_token_sign_in || development.is_some()).then(|| tokens.grounds()),
         link: development.and_then(|development| development.link(clock.now())),
         oidc: settings.oidc.as_ref().map(Provider::new).transpose()?,
     };
@@ -113,7 +113,6 @@ pub async fn assemble(
         Some(secret) => Sealer::new(secret.expose().as_bytes()),
         None => Sealer::new(new_secret(&random).expose().as_bytes()),
     };
-    let audit_checks = Arc::new(Semaphore::new(1));
     Ok(State {
         store,
         verifier,
@@ -123,7 +122,7 @@ pub async fn assemble(
         catalogue,
         sealer,
         ways,
-        audit_checks,
+        audit_checks: UnderWay::default(),
         policy,
         draining: AtomicBool::new(false),
     })

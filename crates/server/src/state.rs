@@ -10,7 +10,6 @@ use std::{
 
 use actix_web::http::header::HeaderName;
 use ipnet::IpNet;
-use tokio::sync::Semaphore;
 use tollkey_core::{Catalogue, Clock, Denial, Need, Problem, time::day, usage::outcome_code};
 use tollkey_store::{Change, Reader, SchemaError, Store, Writer};
 use tollkey_verifier::{Unavailable, Verdict, Verifier, usage::BATCH};
@@ -18,7 +17,7 @@ use tollkey_verifier::{Unavailable, Verdict, Verifier, usage::BATCH};
 use crate::{
     caller::jwt::TokenVerifier,
     random::Random,
-    service::{idempotency::Sealer, sign_in::Ways},
+    service::{audit::UnderWay, idempotency::Sealer, sign_in::Ways},
     source::StoreSource,
     telemetry,
 };
@@ -44,8 +43,8 @@ pub struct State {
     pub sealer: Sealer,
     /// The ways into the dashboard.
     pub ways: Ways,
-    /// Who goes through an audit chain for the dashboard: one at a time.
-    pub audit_checks: Arc<Semaphore>,
+    /// The audit chains that are gone through for the dashboard.
+    pub audit_checks: UnderWay,
     /// What the operator decided.
     pub policy: Policy,
     /// Set while the server stops: it is no longer ready.

@@ -4,8 +4,8 @@
 use diesel::prelude::*;
 use serde_json::Value;
 use tollkey_core::{
-    AccountId, ApiKey, Application, Family, Grants, Id, IpList, Mode, OperatingModel, RateLimit, Scope, ServiceKey,
-    Timestamp,
+    AccountId, ApiKey, Application, Digest, Family, Grants, Id, IpList, Mode, OperatingModel, RateLimit, Scope,
+    ServiceKey, Timestamp,
     audit::{self, Action, Actor, ActorKind, Draft, Entry, Target, TargetKind},
     feature::Feature,
     metadata::Metadata,
@@ -51,6 +51,10 @@ fn mode(text: &str) -> Result<Mode, Error> {
 
 fn family(text: &str) -> Result<Family, Error> {
     text.parse().map_err(|_| Error::corrupt("family"))
+}
+
+pub(crate) fn digest(bytes: &[u8]) -> Result<Digest, Error> {
+    bytes.try_into().map(Digest::from_bytes).map_err(|_| Error::corrupt("digest"))
 }
 
 pub(crate) fn hash(bytes: &[u8]) -> Result<audit::Hash, Error> {

@@ -115,6 +115,7 @@ table! {
         account_id -> Nullable<Text>,
         subject -> Text,
         is_operator -> Bool,
+        grounds -> Binary,
         created_at -> BigInt,
         last_seen_at -> BigInt,
         ends_at -> BigInt,

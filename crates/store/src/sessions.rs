@@ -6,7 +6,7 @@
 use diesel::{
     prelude::*,
     sql_query,
-    sql_types::{BigInt, Binary},
+    sql_types::{BigInt, Binary, Nullable, Text},
 };
 use tollkey_core::{AccountId, Digest, Timestamp, session::Session};
 
@@ -19,6 +19,9 @@ use crate::{
 
 /// A step of forgetting; the same text on both backends.
 const PRUNE: &str = "DELETE FROM sessions WHERE digest IN (SELECT digest FROM sessions WHERE ends_at <= $1 LIMIT $2)";
+/// As [`PRUNE`], for those of an account or of somebody.
+const END: &str = "DELETE FROM sessions WHERE digest IN (SELECT digest FROM sessions \
+                   WHERE (account_id = $1 OR $1 IS NULL) AND (subject = $2 OR $2 IS NULL) LIMIT $3)";
 /// Never taken back: pages are asked for side by side.
 const SEEN: &str = "UPDATE sessions SET last_seen_at = $1 WHERE digest = $2 AND last_seen_at < $1";
 
@@ -28,6 +31,7 @@ struct SessionRow {
     account_id: Option<String>,
     subject: String,
     is_operator: bool,
+    grounds: Vec<u8>,
     created_at: i64,
     last_seen_at: i64,
     ends_at: i64,
@@ -39,6 +43,7 @@ impl From<&Session> for SessionRow {
             account_id: session.account_id.as_ref().map(ToString::to_string),
             subject: session.subject.clone(),
             is_operator: session.is_operator,
+            grounds: session.grounds.as_bytes().to_vec(),
             created_at: micros(session.created_at),
             last_seen_at: micros(session.last_seen_at),
             ends_at: micros(session.ends_at),
@@ -54,6 +59,7 @@ impl TryFrom<SessionRow> for Session {
             account_id: row.account_id.as_deref().map(rows::account_id).transpose()?,
             subject: row.subject,
             is_operator: row.is_operator,
+            grounds: rows::digest(&row.grounds)?,
             created_at: rows::timestamp(row.created_at)?,
             last_seen_at: rows::timestamp(row.last_seen_at)?,
             ends_at: rows::timestamp(row.ends_at)?,
@@ -122,6 +128,20 @@ impl Writer<'_> {
 }
 
 impl Store {
+    /// Ends sessions: those of an account, those of somebody, or all. Returns how many those were.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub async fn end_sessions(&self, account: Option<AccountId>, subject: Option<String>) -> Result<usize, Error> {
+        self.in_steps(move |tx| {
+            let (conn, _) = tx.parts();
+            let end = sql_query(END).bind::<Nullable<Text>, _>(account.as_ref().map(AccountId::as_str));
+            let end = end.bind::<Nullable<Text>, _>(subject.as_deref()).bind::<BigInt, _>(i64::from(STEP));
+            Ok(end.execute(conn)?)
+        })
+        .await
+    }
+
     /// Forgets the sessions whose time has come; returns how many those were.
     ///
     /// # Errors

@@ -10,7 +10,7 @@ use std::{fmt, fs, io::Read as _, path::Path, sync::Arc};
 use jiff::{SignedDuration, Timestamp};
 use jsonwebtoken::{EncodingKey, Header, Validation, decode, decode_header, encode, errors::ErrorKind};
 use serde_json::{Map, Value};
-use tollkey_core::AccountId;
+use tollkey_core::{AccountId, Digest, session::grounds};
 
 use super::jwks::{JwksUrl, KeySet, VerifyingKey};
 use crate::config::{HS256_SECRET_MIN, Secret, TokenSettings, TokenSource};
@@ -168,6 +168,13 @@ impl From<&TokenSettings> for ClaimRules {
 }
 
 impl ClaimRules {
+    /// What a session rests on that began by that way in, with what is signed with those keys.
+    pub(super) fn grounds(&self, way: &str, keys: &Digest) -> Digest {
+        let keys = keys.hex().to_string();
+        let claims = [Some(self.account_claim.as_str()), self.roles_claim.as_deref()];
+        grounds(way, &[Some(&keys), self.issuer.as_deref(), self.audience.as_deref(), claims[0], claims[1]])
+    }
+
     /// The part of the rules that the library checks. It would read the system's clock for `exp` and `nbf`, so
     /// these two are ours.
     fn validation(&self) -> Validation {
@@ -235,6 +242,7 @@ pub struct TokenVerifier {
     keys: KeySource,
     rules: Arc<ClaimRules>,
     validation: Arc<Validation>,
+    grounds: Digest,
 }
 
 #[derive(Clone)]
@@ -264,11 +272,12 @@ impl TokenVerifier {
     /// # Errors
     /// [`KeySetupError::WeakSecret`] below [`HS256_SECRET_MIN`] bytes.
     pub fn hs256(secret: &Secret, rules: ClaimRules) -> Result<Self, KeySetupError> {
-        let secret = secret.expose().as_bytes();
+        let secret = secret.expose();
         if secret.len() < HS256_SECRET_MIN {
             return Err(KeySetupError::WeakSecret);
         }
-        Ok(Self::new(KeySource::One(Arc::new(VerifyingKey::hs256(secret))), rules))
+        let key = VerifyingKey::hs256(secret.as_bytes());
+        Ok(Self::new(KeySource::One(Arc::new(key)), &Digest::of(secret), rules))
     }
 
     /// Accepts tokens signed with the private half of this public key in PEM form: RS256 and PS256 for RSA keys of
@@ -288,7 +297,8 @@ impl TokenVerifier {
         }
         let key = VerifyingKey::from_pem(pem)
             .ok_or(KeySetupError::PublicKey("must be RSA (2048 to 8192 bits), P-256, P-384 or Ed25519, in PEM form"))?;
-        Ok(Self::new(KeySource::One(Arc::new(key)), rules))
+        let source = Digest::of(&String::from_utf8_lossy(pem));
+        Ok(Self::new(KeySource::One(Arc::new(key)), &source, rules))
     }
 
     /// Accepts tokens signed with a key of the set at this address. It is fetched when first needed, again when it
@@ -298,11 +308,20 @@ impl TokenVerifier {
     /// # Errors
     /// [`KeySetupError::Client`] when there can be no HTTP client.
     pub fn jwks(url: JwksUrl, rules: ClaimRules) -> Result<Self, KeySetupError> {
-        Ok(Self::new(KeySource::Set(KeySet::new(url)?), rules))
+        // Its keys come and go while it stays whose it is.
+        let source = Digest::of(&url.to_string());
+        Ok(Self::new(KeySource::Set(KeySet::new(url)?), &source, rules))
     }
 
-    fn new(keys: KeySource, rules: ClaimRules) -> Self {
-        Self { keys, validation: Arc::new(rules.validation()), rules: Arc::new(rules) }
+    fn new(keys: KeySource, source: &Digest, rules: ClaimRules) -> Self {
+        let grounds = rules.grounds("token", source);
+        Self { keys, validation: Arc::new(rules.validation()), rules: Arc::new(rules), grounds }
+    }
+
+    /// What a session of the dashboard rests on that began with a token.
+    #[must_use]
+    pub fn grounds(&self) -> Digest {
+        self.grounds
     }
 
     /// Fetches the key set, if there is one, so that a wrong address shows when the server starts and not when

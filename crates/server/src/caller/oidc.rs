@@ -29,7 +29,7 @@ use reqwest::{Client, Url, header};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use tokio::{sync::Mutex, time::timeout};
-use tollkey_core::Clock;
+use tollkey_core::{Clock, Digest};
 
 pub use self::attempt::Attempt;
 use super::{
@@ -121,6 +121,7 @@ pub struct Provider {
     redirect: RedirectUrl,
     scopes: Vec<Scope>,
     rules: ClaimRules,
+    grounds: Digest,
     http: Client,
     /// Held while it is asked, so that it is asked once at a time.
     memory: Mutex<Memory>,
@@ -134,19 +135,22 @@ impl Provider {
     pub fn new(settings: &OidcSettings) -> Result<Self, ProviderSetupError> {
         let issuer = IssuerUrl::new(settings.issuer.clone()).map_err(|_| ProviderSetupError::Url)?;
         let redirect = format!("{}{CALLBACK}", settings.public_url);
+        let rules = ClaimRules {
+            issuer: Some(settings.issuer.clone()),
+            audience: Some(settings.client_id.clone()),
+            account_claim: settings.account_claim.clone(),
+            roles_claim: settings.roles_claim.clone(),
+        };
+        let secret = settings.client_secret.as_ref().map_or("", |secret| secret.expose());
         Ok(Self {
+            grounds: rules.grounds("oidc", &Digest::of(secret)),
             http: jwks::client(&trusted_url(&issuer).map_err(|_| ProviderSetupError::Url)?)?,
             issuer,
             client_id: ClientId::new(settings.client_id.clone()),
             client_secret: settings.client_secret.as_ref().map(|it| ClientSecret::new(it.expose().to_owned())),
             redirect: RedirectUrl::new(redirect).map_err(|_| ProviderSetupError::Url)?,
             scopes: settings.scopes.iter().cloned().map(Scope::new).collect(),
-            rules: ClaimRules {
-                issuer: Some(settings.issuer.clone()),
-                audience: Some(settings.client_id.clone()),
-                account_claim: settings.account_claim.clone(),
-                roles_claim: settings.roles_claim.clone(),
-            },
+            rules,
             memory: Mutex::default(),
         })
     }
@@ -157,13 +161,25 @@ impl Provider {
         *self.issuer == name
     }
 
-    /// Begins a sign-in: what the browser has to keep, and where it is to go.
+    /// What a session rests on that began here.
+    #[must_use]
+    pub fn grounds(&self) -> Digest {
+        self.grounds
+    }
+
+    /// Begins a sign-in, in a browser that has this session or none: what the browser has to keep, and where it is to go.
     ///
     /// # Errors
     /// [`OidcError::Unavailable`].
-    pub async fn begin(&self, clock: &dyn Clock, random: &Random, next: &str) -> Result<(Attempt, Url), OidcError> {
+    pub async fn begin(
+        &self,
+        clock: &dyn Clock,
+        random: &Random,
+        next: &str,
+        before: Option<Digest>,
+    ) -> Result<(Attempt, Url), OidcError> {
         let known = self.known(clock, None).await?;
-        let attempt = Attempt::begin(next, random, clock.now());
+        let attempt = Attempt::begin(next, before, random, clock.now());
         let (state, nonce) = (attempt.state.expose().to_owned(), attempt.nonce.expose().to_owned());
         let verifier = PkceCodeVerifier::new(attempt.verifier.expose().to_owned());
         let (url, ..) = self

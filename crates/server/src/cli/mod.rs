@@ -8,6 +8,7 @@ mod migrate;
 mod openapi;
 mod serve;
 mod service_key;
+mod session;
 mod token;
 
 use std::{process::ExitCode, sync::Arc};
@@ -58,6 +59,9 @@ enum Command {
     /// Show an account, or set its operating model.
     #[command(subcommand)]
     Account(account::Command),
+    /// End sessions of the dashboard.
+    #[command(subcommand)]
+    Session(session::Command),
     /// Ask a running server whether it is ready; exits 0 when it is.
     Healthcheck,
 }
@@ -90,6 +94,7 @@ fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Openapi => openapi::run(),
         Command::Audit(command) => audit::run(&settings, command),
         Command::Account(command) => block_on(account::run(&settings, command)),
+        Command::Session(command) => block_on(session::run(&settings, command)),
         Command::Healthcheck => healthcheck::run(&settings),
     }
 }

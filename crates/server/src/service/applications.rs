@@ -1,11 +1,15 @@
 //! Applications.
 
+use std::collections::BTreeSet;
+
 use serde_json::{Map, Value, json};
 use tollkey_core::{
     ApiKey, Application, ApplicationId, Problem, ProblemCode,
     api_key::APPLICATION_DELETED,
     audit::{Action, Target},
 };
+
+use tollkey_store::Reader;
 
 use super::{
     Page, api_keys,
@@ -90,6 +94,20 @@ pub async fn page(
 pub async fn get(state: &State, by: &Manager, id: ApplicationId) -> Result<Application, Problem> {
     let account_id = by.account_id.clone();
     state.read(move |db| db.account(&account_id).application(&id)).await?.ok_or_else(Problem::not_found)
+}
+
+/// Those of these applications that there are.
+///
+/// # Errors
+/// `unavailable`.
+pub async fn several(state: &State, by: &Manager, ids: BTreeSet<ApplicationId>) -> Result<Vec<Application>, Problem> {
+    let account_id = by.account_id.clone();
+    let work = move |db: &mut Reader<'_>| {
+        let mut account = db.account(&account_id);
+        let found = ids.iter().map(|id| account.application(id)).collect::<Result<Vec<_>, _>>()?;
+        Ok(found.into_iter().flatten().collect())
+    };
+    state.read(work).await
 }
 
 /// Changes the name or the description; `None` leaves it as it is.

@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
     ops::ControlFlow,
-    sync::Arc,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use jiff::Timestamp;
@@ -146,20 +146,70 @@ fn kept_ends(
     }
 }
 
-/// Goes through the chain of the managed account. One at a time: a long log takes a connection for a while.
+/// The accounts whose chains are gone through right now. Each check takes a connection for a while: there is one for an account,
+/// so that no account keeps all others waiting, and [`UnderWay::MOST`] in all.
+#[derive(Debug, Clone, Default)]
+pub struct UnderWay(Arc<Mutex<HashSet<AccountId>>>);
+
+/// A place among those; free when dropped.
+struct Place {
+    under_way: UnderWay,
+    account_id: AccountId,
+}
+
+impl UnderWay {
+    /// How many there are at a time.
+    pub const MOST: usize = 2;
+
+    fn accounts(&self) -> MutexGuard<'_, HashSet<AccountId>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn take(&self, account_id: &AccountId) -> Option<Place> {
+        let mut accounts = self.accounts();
+        let free = accounts.len() < Self::MOST && accounts.insert(account_id.clone());
+        free.then(|| Place { under_way: self.clone(), account_id: account_id.clone() })
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.under_way.accounts().remove(&self.account_id);
+    }
+}
+
+/// Goes through the chain of the managed account.
 ///
 /// # Errors
-/// `unavailable`, and when another check is under way.
+/// `unavailable`, and when it is gone through already, or as many others are as may be.
 pub async fn check_account(state: &State, by: &Manager) -> Result<Checked, Problem> {
-    let Ok(only_one) = Arc::clone(&state.audit_checks).try_acquire_owned() else {
-        let detail = "Another audit log is being checked right now.";
+    let account_id = by.account_id.clone();
+    let Some(place) = state.audit_checks.take(&account_id) else {
+        let detail = "This audit log, or several others, are being checked right now.";
         return Err(Problem { retry_after: Some(5), ..Problem::new(ProblemCode::Unavailable, detail) });
     };
-    let account_id = by.account_id.clone();
     let work = move |db: &mut Reader<'_>| {
         // Until the work is done: who no longer waits for it does not make room for another.
-        let _only_one = only_one;
+        let _place = place;
         check(db, Some(&account_id), &[])
     };
     state.read(work).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_check_for_an_account_and_two_in_all() {
+        let account = |id: &str| id.parse::<AccountId>().unwrap();
+        let under_way = UnderWay::default();
+        let acme = under_way.take(&account("acme"));
+        assert!(acme.is_some() && under_way.take(&account("acme")).is_none());
+        let globex = under_way.take(&account("globex"));
+        assert!(globex.is_some() && under_way.take(&account("umbrella")).is_none());
+        drop(acme);
+        assert!(under_way.take(&account("globex")).is_none());
+        assert!(under_way.take(&account("acme")).is_some());
+    }
 }

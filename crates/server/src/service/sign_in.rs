@@ -7,7 +7,10 @@ use std::{
 
 use jiff::{SignedDuration, Timestamp};
 use tollkey_api::Secret;
-use tollkey_core::{AccountId, Digest, Problem, ProblemCode, session::Session};
+use tollkey_core::{
+    AccountId, Digest, Problem, ProblemCode,
+    session::{self, Session},
+};
 
 use crate::{
     caller::{
@@ -23,12 +26,22 @@ pub const LINK_LASTS: SignedDuration = SignedDuration::from_mins(5);
 /// The ways into the dashboard.
 #[derive(Debug, Default)]
 pub struct Ways {
-    /// With a management token.
-    pub token: bool,
+    /// With a management token; what sessions rest on that begin so.
+    pub token: Option<Digest>,
     /// With the link that development mode prints.
     pub link: Option<Link>,
     /// By an OpenID Connect provider.
     pub oidc: Option<Provider>,
+}
+
+impl Ways {
+    /// Whether somebody still comes in as they did whose session rests on that: the way is open, and leads in by the same settings.
+    /// A database that was one of development mode signs nobody in elsewhere.
+    #[must_use]
+    pub fn stand_by(&self, grounds: &Digest) -> bool {
+        let open = [self.token, self.link.as_ref().map(|_| Link::grounds()), self.oidc.as_ref().map(Provider::grounds)];
+        open.contains(&Some(*grounds))
+    }
 }
 
 /// A link that signs in once.
@@ -48,6 +61,11 @@ impl Link {
         Self { code: Mutex::new(Some(Digest::of(code.expose()))), ends_at, account_id, subject: subject.to_owned() }
     }
 
+    /// What sessions rest on that begin with a link: development mode.
+    fn grounds() -> Digest {
+        session::grounds("link", &[])
+    }
+
     /// The session of who follows the link; `None` when it was used before, is too old, or is another one.
     pub fn follow(&self, code: &str, now: Timestamp) -> Option<Session> {
         let mut wanted = self.code.lock().unwrap_or_else(PoisonError::into_inner);
@@ -55,7 +73,7 @@ impl Link {
             return None;
         }
         *wanted = None;
-        Some(Session::begin(Some(self.account_id.clone()), self.subject.clone(), true, now, None))
+        Some(Session::begin(Some(self.account_id.clone()), self.subject.clone(), true, Self::grounds(), now, None))
     }
 }
 
@@ -69,19 +87,25 @@ impl fmt::Debug for Link {
 ///
 /// # Errors
 /// `forbidden` for who is neither.
-pub fn session_of(claims: Claims, now: Timestamp, proof_ends: Option<Timestamp>) -> Result<Session, Problem> {
+pub fn session_of(
+    claims: Claims,
+    grounds: Digest,
+    now: Timestamp,
+    proof_ends: Option<Timestamp>,
+) -> Result<Session, Problem> {
     let is_operator = claims.has_role("operator");
     if claims.account.is_none() && !is_operator {
         return Err(Problem::forbidden("You are known, but for no account."));
     }
-    Ok(Session::begin(claims.account, claims.subject, is_operator, now, proof_ends))
+    Ok(Session::begin(claims.account, claims.subject, is_operator, grounds, now, proof_ends))
 }
 
 /// The session of who has a management token.
 ///
 /// # Errors
-/// `invalid_token`, `forbidden`; `unavailable` when the issuer's keys cannot be fetched.
+/// `not_found` where tokens sign nobody in; `invalid_token`, `forbidden`; `unavailable` when the issuer's keys cannot be fetched.
 pub async fn by_token(state: &State, token: &str) -> Result<Session, Problem> {
+    let grounds = state.ways.token.ok_or_else(Problem::not_found)?;
     let now = state.clock.now();
     let claims = state.tokens.verify(token, now).await.map_err(|error| {
         tracing::debug!(%error, "a management token was refused at the dashboard");
@@ -91,7 +115,7 @@ pub async fn by_token(state: &State, token: &str) -> Result<Session, Problem> {
         Problem::new(ProblemCode::InvalidToken, "The management token is not valid, or has expired.")
     })?;
     let proof_ends = Some(claims.expires_at);
-    session_of(claims, now, proof_ends)
+    session_of(claims, grounds, now, proof_ends)
 }
 
 /// Why nobody is signed in by an OpenID Connect provider. Told by its word across a redirect.
@@ -190,7 +214,7 @@ pub async fn by_oidc(
         (None, Some(code)) => {
             let claims = provider.finish(&*state.clock, attempt, code.expose()).await?;
             // An ID token says who it is now, and is valid for minutes: it does not bound the session.
-            session_of(claims, state.clock.now(), None).map_err(|_| Failure::NoAccount)
+            session_of(claims, provider.grounds(), state.clock.now(), None).map_err(|_| Failure::NoAccount)
         }
         (None, None) => Err(OidcError::Refused("there is neither a code nor an error").into()),
         (Some(error), _) if matches!(error.as_str(), "temporarily_unavailable" | "server_error") => {

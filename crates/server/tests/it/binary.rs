@@ -374,8 +374,13 @@ pub fn service() -> String {
 }
 
 fn token(account: Option<&str>, roles: &[&str]) -> String {
+    token_of("user_1", account, roles)
+}
+
+/// A management token of somebody.
+pub fn token_of(subject: &str, account: Option<&str>, roles: &[&str]) -> String {
     let token = NewToken {
-        subject: "user_1".to_owned(),
+        subject: subject.to_owned(),
         account: account.map(|account| account.parse().expect("an account id")),
         roles: roles.iter().map(ToString::to_string).collect(),
         lifetime: jiff::SignedDuration::from_hours(1),

@@ -540,6 +540,36 @@ async fn the_list_is_filtered_paged_and_takes_no_secret() {
         let pasted = browser.get(&format!("/dashboard/keys?q={}", key.text)).await;
         assert_eq!((pasted.status, pasted.header("location")), (303, Some("/dashboard/keys?done=pasted")));
         assert_eq!(names("/dashboard/keys?q=till_live_1").await.0, [""; 0], "words of a name are no secret");
+        for filter in ["target_id", "actor_id"] {
+            let pasted = browser.get(&format!("/dashboard/audit?{filter}={}", key.text)).await;
+            assert_eq!((pasted.status, pasted.header("location")), (303, Some("/dashboard/audit?done=pasted")));
+        }
+        assert!(browser.page("/dashboard/audit?done=pasted").await.contains("does not belong into a search"));
+    })
+    .await;
+}
+
+#[actix_web::test]
+async fn an_application_is_named_and_chosen_however_many_are_newer() {
+    each_backend_with(TOKENS, async |app: &App| {
+        let token = app.merchant("acme");
+        let oldest = app.application(&token, "The oldest").await;
+        let (key, other) = (app.key(&token, &oldest, json!({})).await, app.merchant("globex"));
+        for number in 0..100 {
+            app.clock.advance(std::time::Duration::from_secs(1));
+            app.application(&token, &format!("Newer {number}")).await;
+        }
+        let browser = Browser::sign_in(app, &token).await;
+        let chosen = format!("<option value=\"{oldest}\" selected>The oldest</option>");
+        for path in ["/dashboard/keys/new", "/dashboard/keys"] {
+            assert!(browser.page(&format!("{path}?application={oldest}")).await.contains(&chosen), "{path}");
+        }
+        for path in ["/dashboard/keys", &format!("/dashboard/keys/{}", key.id)] {
+            assert!(words(&browser.page(path).await).contains("The oldest"), "{path}");
+        }
+        // Another account's is not named.
+        let browser = Browser::sign_in(app, &other).await;
+        assert!(!browser.page(&format!("/dashboard/keys/new?application={oldest}")).await.contains("The oldest"));
     })
     .await;
 }

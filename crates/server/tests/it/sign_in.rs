@@ -2,7 +2,10 @@
 
 mod provider;
 
-use std::time::{Duration, Instant};
+use std::{
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
 
 use reqwest::Url;
 use serde_json::{Value, json};
@@ -13,7 +16,7 @@ use wiremock::ResponseTemplate;
 use self::provider::{CLIENT, ClientAuth, Key, Provider, SECRET, eddsa, hs256, never, parameter, rs256, token};
 use crate::{
     binary::Tollkey,
-    support::{App, Call, Reply, each_backend_with, each_backend_with_replica},
+    support::{App, Call, Reply, each_backend_with},
 };
 
 const SESSION: &str = "__Host-tollkey_session";
@@ -767,7 +770,7 @@ async fn a_pasted_token_signs_in_where_the_operator_allows_it() {
     assert!(!app.get("/dashboard/sign-in").await.body.contains("name=\"token\""));
     app.stop().await;
 
-    each_backend_with(&[("TOLLKEY_DASHBOARD_TOKEN_SIGN_IN", "true")], async |app| {
+    each_backend_with(&[WITH_TOKENS], async |app| {
         assert!(app.get("/dashboard/sign-in").await.body.contains("name=\"token\""));
         let good = app.merchant("acme");
         let body = format!("token={good}&next=/dashboard/audit");
@@ -799,7 +802,7 @@ async fn a_pasted_token_signs_in_where_the_operator_allows_it() {
 
 #[actix_web::test]
 async fn a_session_by_a_token_ends_with_it() {
-    let app = sqlite(&[("TOLLKEY_DASHBOARD_TOKEN_SIGN_IN", "true")]).await;
+    let app = sqlite(&[WITH_TOKENS]).await;
     let short = tollkey_server::caller::jwt::NewToken {
         subject: "ada".to_owned(),
         account: Some("acme".parse().unwrap()),
@@ -824,7 +827,7 @@ async fn a_session_by_a_token_ends_with_it() {
 async fn a_cookie_from_before_is_not_the_one_after() {
     let provider = Provider::start().await;
     let mut settings = provider.settings();
-    settings.push(("TOLLKEY_DASHBOARD_TOKEN_SIGN_IN", "true"));
+    settings.push(WITH_TOKENS);
     let app = sqlite(&settings).await;
     let planted = format!("{SESSION}={}", "a".repeat(64));
     let body = format!("token={}", app.merchant("acme"));
@@ -839,13 +842,16 @@ async fn a_cookie_from_before_is_not_the_one_after() {
     assert_eq!(page(&app, "/dashboard/keys", &first).await.status, 303);
     assert_eq!(page(&app, "/dashboard/keys", &second).await.status, 200);
 
-    let begun = begin(&app, "").await;
+    // The one before is over too when its cookie, which is `Strict`, does not come back from the provider.
+    let begun = begun(&app.get("/dashboard/sign-in/oidc").header("cookie", &second).await);
+    assert_eq!(page(&app, "/dashboard/keys", &second).await.status, 200, "while somebody is away");
     let code = provider.sign_in(&begun.url, Some(provider.key.token(&provider.claims(&begun.url, seconds(&app)))));
     let with_planted = Begun { cookie: format!("{}; {planted}", begun.cookie), url: begun.url.clone() };
     let third = signed_in(&with_planted.come_back(&app, &code).await);
     assert_ne!(third, planted);
     assert_eq!(page(&app, "/dashboard/keys", &planted).await.status, 303);
     assert_eq!(page(&app, "/dashboard/keys", &third).await.status, 200);
+    assert_eq!(page(&app, "/dashboard/keys", &second).await.status, 303);
     app.stop().await;
 }
 
@@ -877,29 +883,138 @@ async fn a_session_is_over_after_an_hour_of_nothing_or_twelve_of_anything() {
     .await;
 }
 
+/// Signs in with a token, at any server; gives the session's cookie.
+async fn sign_in_at(address: SocketAddr, token: &str) -> String {
+    let path = "/dashboard/sign-in/token";
+    let form = Call::new(address, "POST", path).header("sec-fetch-site", "same-origin").form(&format!("token={token}"));
+    cookie(&form.await, SESSION).expect("a session")
+}
+
+/// What a server says to a session: 200, or 303 to the door.
+async fn keys_at(address: SocketAddr, session: &str) -> u16 {
+    Call::new(address, "GET", "/dashboard/keys").header("cookie", session).await.status
+}
+
+const WITH_TOKENS: (&str, &str) = ("TOLLKEY_DASHBOARD_TOKEN_SIGN_IN", "true");
+
 #[actix_web::test]
 async fn replicas_share_sessions_and_their_end() {
-    each_backend_with_replica(None, async |app, replica| {
-        let token = app.merchant("acme");
-        // The setting is of a replica, the session is not.
-        let settings = crate::support::settings(app.database.url(), &[("TOLLKEY_DASHBOARD_TOKEN_SIGN_IN", "true")]);
-        let third = app.replica_with(&settings).await;
-        let reply = Call::new(third.address(), "POST", "/dashboard/sign-in/token")
-            .header("sec-fetch-site", "same-origin")
-            .form(&format!("token={token}"))
-            .await;
-        let session = cookie(&reply, SESSION).expect("a session");
-        let at_replica =
-            || async { Call::new(replica.address(), "GET", "/dashboard/keys").header("cookie", &session).await.status };
-        assert_eq!(at_replica().await, 200);
+    each_backend_with(&[WITH_TOKENS], async |app| {
+        let replica = app.replica().await;
+        let session = sign_in_at(replica.address(), &app.merchant("acme")).await;
+        assert_eq!(keys_at(replica.address(), &session).await, 200);
         assert_eq!(page(app, "/dashboard/keys", &session).await.status, 200);
         let out = form(app, "/dashboard/sign-out", "").header("cookie", &session).await;
         assert_eq!(out.status, 303, "{out}");
-        assert_eq!(at_replica().await, 303, "ended on the server, not in the browser alone");
+        assert_eq!(keys_at(replica.address(), &session).await, 303, "ended on the server, not in the browser alone");
         assert_eq!(page(app, "/dashboard/keys", &session).await.status, 303);
-        third.stop().await;
+        replica.stop().await;
     })
     .await;
+}
+
+#[actix_web::test]
+async fn a_session_holds_as_long_as_what_it_rests_on() {
+    let provider = Provider::start().await;
+    let settings: Vec<_> = provider.settings().into_iter().chain([WITH_TOKENS]).collect();
+    each_backend_with(&settings, async |app| {
+        let by_token = sign_in_at(app.running().address(), &app.merchant("acme")).await;
+        let by_provider = signed_in(&sign_in_with(app, &provider, |_| {}).await);
+        let other_secret = "EXAMPLE-another-secret-of-32-bytes-or-more";
+        // What a server is set to, and whether each of the two is signed in there.
+        for (name, value, token, oidc) in [
+            ("TOLLKEY_LISTEN", "127.0.0.1:0", 200, 200),
+            ("TOLLKEY_ROUTE_BASE", "/other", 200, 200),
+            ("TOLLKEY_DASHBOARD_TOKEN_SIGN_IN", "false", 303, 200),
+            ("TOLLKEY_JWT_HS256_SECRET", other_secret, 303, 200),
+            ("TOLLKEY_JWT_ISSUER", "https://other.example", 303, 200),
+            ("TOLLKEY_JWT_AUDIENCE", "other", 303, 200),
+            ("TOLLKEY_JWT_ACCOUNT_CLAIM", "other", 303, 200),
+            ("TOLLKEY_JWT_ROLES_CLAIM", "other", 303, 200),
+            ("TOLLKEY_OIDC_ISSUER", "https://other.example", 200, 303),
+            ("TOLLKEY_OIDC_CLIENT_ID", "other", 200, 303),
+            ("TOLLKEY_OIDC_CLIENT_SECRET", other_secret, 200, 303),
+            ("TOLLKEY_OIDC_ACCOUNT_CLAIM", "other", 200, 303),
+            ("TOLLKEY_OIDC_ROLES_CLAIM", "other", 200, 303),
+        ] {
+            let others = settings.iter().copied().filter(|(own, _)| *own != name);
+            let changed: Vec<_> = others.chain([(name, value)]).collect();
+            let replica = app.replica_with(&crate::support::settings(app.database.url(), &changed)).await;
+            let address = replica.address();
+            let seen = (keys_at(address, &by_token).await, keys_at(address, &by_provider).await);
+            assert_eq!(seen, (token, oidc), "{name}={value}");
+            replica.stop().await;
+        }
+        // Nothing was ended by that: servers may be set otherwise one after the other.
+        assert_eq!(page(app, "/dashboard/keys", &by_token).await.status, 200);
+        assert_eq!(page(app, "/dashboard/keys", &by_provider).await.status, 200);
+    })
+    .await;
+}
+
+#[actix_web::test]
+async fn a_database_of_development_mode_signs_nobody_in_elsewhere() {
+    let (app, code) = development().await;
+    let reply = form(&app, "/dashboard/sign-in/link", &format!("code={code}")).await;
+    let session = cookie(&reply, "tollkey_session").expect("a session").replace("tollkey_session", SESSION);
+    assert_eq!(page(&app, "/dashboard/keys", &session).await.status, 200);
+    let in_production = app.replica_with(&crate::support::settings(app.database.url(), &[WITH_TOKENS])).await;
+    assert_eq!(keys_at(in_production.address(), &session).await, 303);
+    in_production.stop().await;
+    app.stop().await;
+}
+
+#[actix_web::test]
+async fn sessions_are_ended_at_the_command_line() {
+    for database in backends() {
+        let tollkey = Tollkey::on(&database).with(WITH_TOKENS.0, WITH_TOKENS.1);
+        let server = tollkey.serve().await;
+        let token = |account, subject: &str| crate::binary::token_of(subject, Some(account), &[]);
+        let mut sessions = Vec::new();
+        for (account, subject) in [("acme", "ada"), ("acme", "bob"), ("globex", "ada"), ("umbrella", "cy")] {
+            sessions.push(sign_in_at(server.address, &token(account, subject)).await);
+        }
+        let seen = async || {
+            let mut seen = Vec::new();
+            for session in &sessions {
+                seen.push(keys_at(server.address, session).await == 200);
+            }
+            seen
+        };
+        let end = ["session", "end"];
+        for arguments in [&[][..], &["--all", "--account", "acme"], &["--all", "--subject", "ada"]] {
+            let refused = tollkey.run(&[&end, arguments].concat()).await;
+            assert!(!refused.success(), "{arguments:?}: {refused}");
+        }
+        assert_eq!(seen().await, [true, true, true, true]);
+        for (arguments, answer, left) in [
+            (&["--account", "nobody"][..], "0 ended", [true, true, true, true]),
+            (&["--account", "acme", "--subject", "bob"], "1 ended", [true, false, true, true]),
+            (&["--subject", "ada"], "2 ended", [false, false, false, true]),
+            (&["--all"], "1 ended", [false, false, false, false]),
+        ] {
+            assert_eq!(tollkey.answer(&[&end, arguments].concat()).await, answer, "{arguments:?}");
+            assert_eq!(seen().await, left, "{arguments:?}");
+        }
+        server.stop().await;
+    }
+}
+
+#[actix_web::test]
+async fn who_signed_in_and_out_is_logged() {
+    let database = backends().into_iter().next().expect("a backend");
+    let server = Tollkey::on(&database).with(WITH_TOKENS.0, WITH_TOKENS.1).with("TOLLKEY_LOG", "info").serve().await;
+    let session = sign_in_at(server.address, &crate::binary::token_of("ada", Some("acme"), &["operator"])).await;
+    let out = Call::new(server.address, "POST", "/dashboard/sign-out").header("sec-fetch-site", "same-origin");
+    assert_eq!(out.header("cookie", &session).await.status, 303);
+    let finished = server.stop().await;
+    for (text, members) in
+        [("signed in to the dashboard", &["ada", "acme", "operator"][..]), ("signed out of the dashboard", &["ada"])]
+    {
+        let line = finished.stderr.lines().find(|line| line.contains(text)).unwrap_or_else(|| panic!("{finished}"));
+        assert!(members.iter().all(|member| line.contains(member)), "{line}");
+    }
+    assert!(!finished.stderr.contains(session.split_once('=').unwrap().1), "{finished}");
 }
 
 #[actix_web::test]

@@ -3,14 +3,19 @@
 mod form;
 mod view;
 
+use std::collections::BTreeSet;
+
 use actix_web::{
-    HttpRequest, get,
+    HttpRequest, HttpResponse, get,
     http::header::{HOST, ORIGIN},
     post, web,
 };
 use askama::Template;
 use serde::Deserialize;
-use tollkey_core::{ApiKey, Checks, Family, Invalid, KeyId, KeyText, Problem, Status, key_text::Kind, text, time::day};
+use tollkey_core::{
+    ApiKey, Application, ApplicationId, Checks, Family, Invalid, KeyId, KeyText, Problem, Status, key_text::Kind, text,
+    time::day,
+};
 
 pub(super) use self::view::KeyView;
 use self::{
@@ -103,10 +108,20 @@ pub(super) struct Choice {
     pub(super) name: String,
 }
 
-async fn choices(state: &State, by: &Manager) -> Result<Vec<Choice>, Problem> {
-    let found = applications::page(state, by, 1, APPLICATIONS, false).await?;
+/// The newest applications, and these.
+async fn choices(
+    state: &State,
+    by: &Manager,
+    these: impl IntoIterator<Item = ApplicationId>,
+) -> Result<Vec<Choice>, Problem> {
+    let newest = applications::page(state, by, 1, APPLICATIONS, false).await?.items;
+    let mut found: Vec<Application> = newest.into_iter().map(|(one, _)| one).collect();
+    let missing: BTreeSet<_> = these.into_iter().filter(|id| found.iter().all(|one| one.id != *id)).collect();
+    if !missing.is_empty() {
+        found.extend(applications::several(state, by, missing).await?);
+    }
     let mut choices: Vec<Choice> =
-        found.items.into_iter().map(|(one, _)| Choice { id: one.id.to_string(), name: one.name }).collect();
+        found.into_iter().map(|one| Choice { id: one.id.to_string(), name: one.name }).collect();
     choices.sort_by_key(|choice| choice.name.to_lowercase());
     Ok(choices)
 }
@@ -121,18 +136,30 @@ struct ListPage {
     next: Option<String>,
 }
 
+/// Whether a text that is looked for has a key in it.
+pub(super) fn has_secret(text: &str) -> bool {
+    text.split_whitespace().any(|word| Kind::of(word).is_some())
+}
+
+/// To the list, where somebody looked for a key by its text: that must not stay in the address bar.
+pub(super) fn pasted(place: &str) -> HttpResponse {
+    see_other(&format!("{place}?done=pasted"))
+}
+
 #[get("/keys")]
 pub(super) async fn list(state: web::Data<State>, visitor: SignedIn, query: Query) -> Answer {
     let asked: Asked = query.read()?;
-    if asked.q.split_whitespace().any(|word| Kind::of(word).is_some()) {
-        // Somebody looks for a key by its text. It must not stay in the address bar.
-        return Ok(see_other("/dashboard/keys?done=pasted"));
+    if has_secret(&asked.q) {
+        return Ok(pasted("/dashboard/keys"));
     }
     let by = &visitor.by;
     let cursor = Some(asked.cursor.as_str()).filter(|cursor| !cursor.is_empty());
     let (limit, after) = members::listing(Some(SHOWN), cursor)?;
-    let found = api_keys::list(&state, by, asked.wanted()?, after, limit).await?;
-    let applications = choices(&state, by).await?;
+    let wanted = asked.wanted()?;
+    let asked_for = wanted.application;
+    let found = api_keys::list(&state, by, wanted, after, limit).await?;
+    let shown = found.keys.iter().filter_map(|key| key.application_id);
+    let applications = choices(&state, by, shown.chain(asked_for)).await?;
     let now = state.clock.now();
     page::page(&ListPage {
         frame: Frame::of(&visitor, SECTION, "API keys").done(asked.done.as_deref()),
@@ -160,7 +187,8 @@ struct NewPage {
 impl NewPage {
     async fn new(state: &State, visitor: &SignedIn, fields: Fields) -> Result<Self, Problem> {
         let model = accounts::get(state, visitor.by.account_id.clone()).await?.operating_model;
-        let form = NewKeyForm::new(state, model, choices(state, &visitor.by).await?);
+        let chosen = fields.get("application").parse().ok();
+        let form = NewKeyForm::new(state, model, choices(state, &visitor.by, chosen).await?);
         Ok(Self { frame: Frame::of(visitor, SECTION, "New key"), form, fields })
     }
 }
@@ -250,7 +278,7 @@ pub(super) async fn show(state: web::Data<State>, visitor: SignedIn, id: web::Pa
     let usage = api_keys::usage(&state, by, id, today - USAGE_DAYS + 1).await?;
     let about = audit::Filter { limit: ENTRIES, target_id: Some(id.to_string()), ..audit::Filter::default() };
     let entries = audit::list(&state, by, about).await?.entries;
-    let applications = choices(&state, by).await?;
+    let applications = choices(&state, by, key.application_id).await?;
     // What the address says was done is told while it is so: anybody can make a link.
     let done = done.filter(|word| match word.as_str() {
         "revoked" => key.status(now) == Status::Revoked,

@@ -95,7 +95,7 @@ impl Frame {
             Some("suspended") => "The key is suspended. It is refused until you resume it.",
             Some("resumed") => "The key works again.",
             Some("pasted") => {
-                "Search by name, last four characters or id. A key's secret does not belong into a search."
+                "A key's secret does not belong into a search. Keys are found by name, last four characters or id."
             }
             Some("once") => {
                 "This form was sent twice. One key was made, and its secret was shown the first time. If you did not get it, revoke the key and make another one."

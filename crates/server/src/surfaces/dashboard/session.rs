@@ -59,7 +59,8 @@ pub(super) async fn find(state: &State, request: &HttpRequest) -> Result<Option<
     let Some(digest) = presented(state, request) else { return Ok(None) };
     let now = state.clock.now();
     let found = state.read(move |db| db.session(&digest)).await?;
-    let Some(session) = found.filter(|session| !session.is_over(now)) else { return Ok(None) };
+    let holds = |session: &Session| !session.is_over(now) && state.ways.stand_by(&session.grounds);
+    let Some(session) = found.filter(holds) else { return Ok(None) };
     if session.is_seen_again(now) {
         state.change(move |tx| Ok(tx.see_session(&digest, now)?)).await?;
     }
@@ -74,12 +75,14 @@ fn brought<'a>(request: &'a HttpRequest, name: &str) -> Option<&'a str> {
     pairs.filter_map(value).find_map(|value| std::str::from_utf8(value).ok())
 }
 
-fn presented(state: &State, request: &HttpRequest) -> Option<Digest> {
+/// What the session in a request's cookie would be found by.
+pub(super) fn presented(state: &State, request: &HttpRequest) -> Option<Digest> {
     let plain = || brought(request, PLAIN_COOKIE).filter(|_| state.policy.development);
     brought(request, COOKIE).or_else(plain).map(Digest::of)
 }
 
-/// Begins a session, and ends the one this browser had: a new one gets a new cookie.
+/// Begins a session, and ends the one this browser had: a new one gets a new cookie. The one it had is named by who knows that
+/// its cookie did not come along.
 ///
 /// # Errors
 /// `unavailable`.
@@ -87,18 +90,24 @@ pub(super) async fn begin(
     state: &State,
     request: &HttpRequest,
     session: Session,
+    before: Option<Digest>,
     mut response: HttpResponse,
 ) -> Result<HttpResponse, Problem> {
     let token = new_secret(&state.random);
-    let (before, digest) = (presented(state, request), Digest::of(token.expose()));
+    let (before, digest) = ([presented(state, request), before], Digest::of(token.expose()));
+    let begun = session.clone();
     state
         .change(move |tx| {
-            if let Some(before) = before {
+            for before in before.into_iter().flatten() {
                 tx.delete_session(&before)?;
             }
-            Ok(tx.insert_session(&digest, &session)?)
+            Ok(tx.insert_session(&digest, &begun)?)
         })
         .await?;
+    tracing::info!(
+        subject = session.subject, account = session.account_id.as_ref().map(tracing::field::display),
+        operator = session.is_operator, ends_at = %session.ends_at, "signed in to the dashboard"
+    );
     let secure = is_secure(state, request);
     add(&mut response, &cookie(if secure { COOKIE } else { PLAIN_COOKIE }, &token, secure));
     Ok(response)
@@ -150,6 +159,7 @@ pub(super) fn forget_attempt(mut response: HttpResponse) -> HttpResponse {
 pub(super) async fn end(state: &State, visitor: &Visitor, mut response: HttpResponse) -> Result<HttpResponse, Problem> {
     let digest = visitor.digest;
     state.change(move |tx| Ok(tx.delete_session(&digest)?)).await?;
+    tracing::info!(subject = visitor.session.subject, "signed out of the dashboard");
     let nothing = Secret::new("");
     for (name, secure) in [(COOKIE, true), (PLAIN_COOKIE, false)] {
         let mut gone = cookie(name, &nothing, secure);

@@ -52,7 +52,7 @@ impl Door {
             frame: Frame::outside("Sign in"),
             next: own_page(next).to_owned(),
             takes_oidc: state.ways.oidc.is_some(),
-            takes_tokens: state.ways.token,
+            takes_tokens: state.ways.token.is_some(),
             is_development: state.policy.development,
             fields,
         }
@@ -99,7 +99,8 @@ pub(super) async fn by_oidc(state: web::Data<State>, request: HttpRequest, query
     let provider = state.ways.oidc.as_ref().ok_or_else(Problem::not_found)?;
     let Next { next, .. } = query.read()?;
     let next = own_page(next.as_deref().unwrap_or(HOME));
-    match provider.begin(&*state.clock, &state.random, next).await {
+    let before = session::presented(&state, &request);
+    match provider.begin(&*state.clock, &state.random, next, before).await {
         Ok((attempt, url)) => Ok(session::keep_attempt(&state, &request, &attempt, see_other(url.as_str()))),
         Err(error) => refused(&state, next, error.into()),
     }
@@ -118,7 +119,8 @@ pub(super) async fn come_back(state: web::Data<State>, request: HttpRequest, que
             let mut response = page::go_on(&next);
             // Its address holds a code, which the next page has no need to know of.
             response.headers_mut().insert(header::REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
-            session::begin(&state, &request, session, response).await.map_err(|_| Failure::Unavailable)
+            let before = attempt.and_then(|attempt| attempt.before);
+            session::begin(&state, &request, session, before, response).await.map_err(|_| Failure::Unavailable)
         }
         Err(failure) => Err(failure),
     };
@@ -163,7 +165,7 @@ pub(super) async fn by_link(state: web::Data<State>, request: HttpRequest, body:
     let fields = Fields::read(&body)?;
     let link = state.ways.link.as_ref().ok_or_else(Problem::not_found)?;
     match link.follow(fields.get("code"), state.clock.now()) {
-        Some(session) => Ok(session::begin(&state, &request, session, see_other(HOME)).await?),
+        Some(session) => Ok(session::begin(&state, &request, session, None, see_other(HOME)).await?),
         None => {
             let problem = Problem::forbidden("This link was used before, or is older than five minutes.");
             page::refused(&problem, &Door::new(&state, HOME, Fields::default().refused(&problem)))
@@ -173,13 +175,13 @@ pub(super) async fn by_link(state: web::Data<State>, request: HttpRequest, body:
 
 #[post("/sign-in/token")]
 pub(super) async fn by_token(state: web::Data<State>, request: HttpRequest, body: Body) -> Answer {
-    if !state.ways.token {
+    if state.ways.token.is_none() {
         return Err(Problem::not_found().into());
     }
     let fields = Fields::read(&body)?;
     let next = own_page(fields.get("next")).to_owned();
     match sign_in::by_token(&state, fields.get("token")).await {
-        Ok(session) => Ok(session::begin(&state, &request, session, see_other(&next)).await?),
+        Ok(session) => Ok(session::begin(&state, &request, session, None, see_other(&next)).await?),
         // What was typed is a secret: it does not come back.
         Err(problem) => page::refused(&problem, &Door::new(&state, &next, Fields::default().refused(&problem))),
     }
