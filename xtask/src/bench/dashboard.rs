@@ -2,7 +2,7 @@
 //! with a hundred.
 //!
 //! A server for each database, asked in turn, one request at a time; what is printed are medians, and ratios to the small
-//! account on the same database.
+//! account on the same database. A page that shows more takes longer, so how large it is is printed beside.
 
 use std::{
     io::{Read as _, Write as _},
@@ -28,14 +28,19 @@ const ROUNDS: usize = 200;
 const ACCOUNT: &str = "account-0000000";
 /// A secret of this measurement alone.
 const SECRET: &str = "example-secret-of-a-measurement-0";
+/// Revokes the sixty oldest keys.
+const OLDEST_REVOKED: &str = "UPDATE api_keys SET revoked_at = created_at, revoked_reason = 'generated so' \
+     WHERE id IN (SELECT id FROM api_keys ORDER BY created_at, id LIMIT 60)";
 /// A page of keys is some 60 kB.
 const LARGEST: usize = 1 << 20;
 
 /// What is asked for.
-const PAGES: [(&str, &str); 5] = [
+const PAGES: [(&str, &str); 6] = [
     ("keys", "/dashboard/keys"),
     ("keys, by name", "/dashboard/keys?q=key"),
     ("keys, revoked", "/dashboard/keys?status=revoked"),
+    // Goes through all of them.
+    ("keys, none found", "/dashboard/keys?q=no+key+is+called+so"),
     ("new key", "/dashboard/keys/new"),
     ("audit log", "/dashboard/audit"),
 ];
@@ -46,8 +51,10 @@ struct Subject {
     _server: Process,
     _database: Database,
     connection: Connection,
-    /// Milliseconds, for each page.
+    /// Milliseconds, for each page,
     took: Vec<Vec<f64>>,
+    /// and how large it is, in bytes.
+    size: Vec<usize>,
 }
 
 /// Fills the databases, measures and prints.
@@ -69,7 +76,8 @@ pub(crate) fn run() -> anyhow::Result<()> {
     for round in 0..ROUNDS + 5 {
         for subject in &mut subjects {
             for (page, (_, path)) in PAGES.iter().enumerate() {
-                let took = subject.connection.page(path)?;
+                let (took, size) = subject.connection.page(path)?;
+                subject.size[page] = size;
                 if round >= 5 {
                     subject.took[page].push(took.as_secs_f64() * 1000.0);
                 }
@@ -94,6 +102,8 @@ impl Subject {
             .args(["generate", "--keys", &keys.to_string(), "--accounts", "1", database.url()])
             .status()?;
         ensure!(filled.success(), "the database could not be filled");
+        // As many to show in both, and where they are found last.
+        database.sql(OLDEST_REVOKED);
         let set = |command: &mut Command| {
             command.env("DATABASE_URL", database.url()).env("TOLLKEY_JWT_HS256_SECRET", SECRET);
             command.env("TOLLKEY_DASHBOARD_TOKEN_SIGN_IN", "true");
@@ -109,7 +119,8 @@ impl Subject {
         ensure!(token.status.success(), "no token: {}", String::from_utf8_lossy(&token.stderr));
         let connection = Connection::sign_in(address, String::from_utf8(token.stdout)?.trim())?;
         let took = vec![Vec::new(); PAGES.len()];
-        Ok(Self { backend, _server: server, _database: database, connection, took })
+        let size = vec![0; PAGES.len()];
+        Ok(Self { backend, _server: server, _database: database, connection, took, size })
     }
 }
 
@@ -141,17 +152,17 @@ impl Connection {
         Ok(connection)
     }
 
-    /// How long a page takes.
-    fn page(&mut self, path: &str) -> anyhow::Result<Duration> {
+    /// How long a page takes, and how large it is.
+    fn page(&mut self, path: &str) -> anyhow::Result<(Duration, usize)> {
         let request = format!(
             "GET {path} HTTP/1.1\r\nHost: {}\r\nSec-Fetch-Site: same-origin\r\nCookie: {}\r\n\r\n",
             self.host, self.cookie
         );
         let since = Instant::now();
-        let (status, _) = self.ask(&request)?;
+        let (status, answer) = self.ask(&request)?;
         let took = since.elapsed();
         ensure!(status == 200, "{path}: {status}");
-        Ok(took)
+        Ok((took, answer.len()))
     }
 
     fn ask(&mut self, request: &str) -> anyhow::Result<(u16, Vec<u8>)> {
@@ -171,12 +182,22 @@ impl Connection {
 
 #[expect(clippy::print_stdout, reason = "it is what was asked for")]
 fn print(subjects: &mut [Subject]) {
-    println!("{:<16} {:<12} {:>12} {:>12} {:>7}", "page", "database", "100 keys ms", "10 000 ms", "ratio");
+    let kb = |size: usize| size.div_ceil(1000);
+    println!(
+        "{:<16} {:<12} {:>12} {:>6} {:>12} {:>6} {:>7}",
+        "page", "database", "100 keys ms", "kB", "10 000 ms", "kB", "ratio"
+    );
     for (page, (name, _)) in PAGES.iter().enumerate() {
         for pair in subjects.chunks_mut(SIZES.len()) {
             let medians: Vec<f64> = pair.iter_mut().map(|subject| median(&mut subject.took[page])).collect();
             let [small, large] = medians.as_slice() else { continue };
-            println!("{name:<16} {:<12} {small:>12.2} {large:>12.2} {:>7.2}", pair[0].backend, large / small);
+            println!(
+                "{name:<16} {:<12} {small:>12.2} {:>6} {large:>12.2} {:>6} {:>7.2}",
+                pair[0].backend,
+                kb(pair[0].size[page]),
+                kb(pair[1].size[page]),
+                large / small
+            );
         }
     }
     println!("\nMedians of {ROUNDS} requests, one at a time. A page of keys shows 50.");

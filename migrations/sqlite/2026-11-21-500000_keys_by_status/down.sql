@@ -1,0 +1,2 @@
+DROP INDEX api_keys_suspended;
+DROP INDEX api_keys_revoked;
