@@ -122,7 +122,7 @@ where
         if let Some(outer) = request.extensions().get::<Admission>() {
             outer.give_way_to(guard);
         }
-        // Almost always the key is remembered. Then nothing is put into a box.
+        // Almost always the key is remembered. Then no future is put into a box.
         let checked = guard.check_remembered(&Seen::of(request.request()).head(), requirement);
         if let Some(checked) = checked {
             let stage = match checked {

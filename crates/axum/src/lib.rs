@@ -113,14 +113,18 @@ where
         if let Some(outer) = request.extensions().get::<Admission>() {
             outer.give_way_to(guard);
         }
-        // Almost always the key is remembered. Then nothing is put into a box, and nothing is cloned.
+        // Almost always the key is remembered. Then no future is put into a box, and the service is not cloned.
         if let Some(checked) = guard.check_remembered(&Seen::of_request(&request).head(), requirement) {
             let stage = match checked {
                 Ok(admission) => {
                     request.extensions_mut().insert(admission.clone());
                     Stage::Admitted { answer: self.inner.call(request), admission }
                 }
-                Err(refusal) => Stage::Refused { refusal },
+                Err(refusal) => {
+                    // What is ready and not called may hold a place that others wait for.
+                    self.inner = self.inner.clone();
+                    Stage::Refused { refusal }
+                }
             };
             return Answering { stage };
         }

@@ -13,7 +13,7 @@ pub struct Session {
     pub subject: String,
     /// Whether they may manage every account.
     pub is_operator: bool,
-    /// What it rests on: the way they came in, and the settings that let them. Where that no longer holds, nor does the session.
+    /// What it rests on ([`grounds`], [`bound`] to the token in its cookie). Where that no longer holds, nor does the session.
     pub grounds: Digest,
     /// When they signed in.
     pub created_at: Timestamp,
@@ -35,6 +35,13 @@ pub fn grounds(way: &str, settings: &[Option<&str>]) -> Digest {
         }
     }
     Digest::of(&all)
+}
+
+/// Grounds as they are kept with a session: together with the token in its cookie, which is random and not kept. By itself
+/// the digest of a secret would let whoever reads the database find out whether they guess it.
+#[must_use]
+pub fn bound(grounds: &Digest, token: &str) -> Digest {
+    Digest::of(&format!("{token} {}", grounds.hex()))
 }
 
 impl Session {
@@ -117,6 +124,7 @@ mod tests {
             assert!(all[i + 1..].iter().all(|other| other != one), "{i}");
         }
         assert_eq!(grounds("token", &[Some("a"), None]), all[4]);
+        assert!(bound(&all[0], "one") != bound(&all[0], "two") && bound(&all[0], "one") != bound(&all[1], "one"));
     }
 
     #[test]

@@ -122,7 +122,7 @@ pub async fn assemble(
         catalogue,
         sealer,
         ways,
-        audit_checks: UnderWay::default(),
+        audit_checks: UnderWay::new(settings.database_pool),
         policy,
         draining: AtomicBool::new(false),
     })

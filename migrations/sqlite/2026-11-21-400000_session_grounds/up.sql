@@ -1,5 +1,4 @@
--- What a session rests on: a digest of the way in and of the settings that let somebody in by it.
--- Whoever is signed in signs in again. SQLite asks for
--- a default, which no grounds are.
-DELETE FROM sessions;
-ALTER TABLE sessions ADD COLUMN grounds BLOB NOT NULL DEFAULT (zeroblob(32)) CHECK (length(grounds) = 32);
+-- What a session rests on: a digest of the way in and of the settings that let somebody in by it. The default rests on
+-- nothing: sessions that were there, and those that a server of the release before begins meanwhile, hold on such servers alone.
+ALTER TABLE sessions ADD COLUMN grounds BLOB NOT NULL
+    DEFAULT x'0000000000000000000000000000000000000000000000000000000000000000' CHECK (length(grounds) = 32);

@@ -22,6 +22,8 @@ use super::{
 
 /// How many keys the two accounts have.
 const SIZES: [u64; 2] = [100, 10_000];
+/// How many applications are made in each, besides those of the keys: as many as a form shows.
+const APPLICATIONS: usize = 100;
 /// How often each page is asked for.
 const ROUNDS: usize = 200;
 /// Whose keys they are: the one account that `cargo xtask generate` makes.
@@ -117,7 +119,12 @@ impl Subject {
         set(&mut token);
         let token = token.args(["token", "--account", ACCOUNT]).output()?;
         ensure!(token.status.success(), "no token: {}", String::from_utf8_lossy(&token.stderr));
-        let connection = Connection::sign_in(address, String::from_utf8(token.stdout)?.trim())?;
+        let token = String::from_utf8(token.stdout)?;
+        let mut connection = Connection::sign_in(address, token.trim())?;
+        // As many to choose from in both.
+        for number in 0..APPLICATIONS {
+            connection.make_application(token.trim(), number)?;
+        }
         let took = vec![Vec::new(); PAGES.len()];
         let size = vec![0; PAGES.len()];
         Ok(Self { backend, _server: server, _database: database, connection, took, size })
@@ -150,6 +157,19 @@ impl Connection {
         let cookie = cookie.and_then(|cookie| cookie.split(';').next()).context("no cookie")?;
         cookie.clone_into(&mut connection.cookie);
         Ok(connection)
+    }
+
+    fn make_application(&mut self, token: &str, number: usize) -> anyhow::Result<()> {
+        let body = format!("{{\"name\":\"shop {number}\"}}");
+        let head = format!(
+            "POST /api/v1/applications HTTP/1.1\r\nHost: {}\r\nAuthorization: Bearer {token}\r\n\
+             Content-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+            self.host,
+            body.len()
+        );
+        let (status, _) = self.ask(&head)?;
+        ensure!(status == 201, "making an application: {status}");
+        Ok(())
     }
 
     /// How long a page takes, and how large it is.

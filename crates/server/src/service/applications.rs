@@ -96,16 +96,27 @@ pub async fn get(state: &State, by: &Manager, id: ApplicationId) -> Result<Appli
     state.read(move |db| db.account(&account_id).application(&id)).await?.ok_or_else(Problem::not_found)
 }
 
-/// Those of these applications that there are.
+/// The newest applications, and those of these that there are.
 ///
 /// # Errors
 /// `unavailable`.
-pub async fn several(state: &State, by: &Manager, ids: BTreeSet<ApplicationId>) -> Result<Vec<Application>, Problem> {
+pub async fn newest_and(
+    state: &State,
+    by: &Manager,
+    newest: u32,
+    mut these: BTreeSet<ApplicationId>,
+) -> Result<Vec<Application>, Problem> {
     let account_id = by.account_id.clone();
     let work = move |db: &mut Reader<'_>| {
         let mut account = db.account(&account_id);
-        let found = ids.iter().map(|id| account.application(id)).collect::<Result<Vec<_>, _>>()?;
-        Ok(found.into_iter().flatten().collect())
+        let mut found = account.applications(1, newest)?.items;
+        for one in &found {
+            these.remove(&one.id);
+        }
+        if !these.is_empty() {
+            found.extend(account.applications_among(&these)?);
+        }
+        Ok(found)
     };
     state.read(work).await
 }

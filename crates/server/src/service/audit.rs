@@ -147,9 +147,12 @@ fn kept_ends(
 }
 
 /// The accounts whose chains are gone through right now. Each check takes a connection for a while: there is one for an account,
-/// so that no account keeps all others waiting, and [`UnderWay::MOST`] in all.
-#[derive(Debug, Clone, Default)]
-pub struct UnderWay(Arc<Mutex<HashSet<AccountId>>>);
+/// so that no account keeps all others waiting, and two in all, or one where there are few connections.
+#[derive(Debug, Clone)]
+pub struct UnderWay {
+    accounts: Arc<Mutex<HashSet<AccountId>>>,
+    most: usize,
+}
 
 /// A place among those; free when dropped.
 struct Place {
@@ -158,16 +161,19 @@ struct Place {
 }
 
 impl UnderWay {
-    /// How many there are at a time.
-    pub const MOST: usize = 2;
+    /// None yet, beside so many connections for requests.
+    #[must_use]
+    pub fn new(connections: u32) -> Self {
+        Self { accounts: Arc::default(), most: if connections > 2 { 2 } else { 1 } }
+    }
 
     fn accounts(&self) -> MutexGuard<'_, HashSet<AccountId>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.accounts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn take(&self, account_id: &AccountId) -> Option<Place> {
         let mut accounts = self.accounts();
-        let free = accounts.len() < Self::MOST && accounts.insert(account_id.clone());
+        let free = accounts.len() < self.most && accounts.insert(account_id.clone());
         free.then(|| Place { under_way: self.clone(), account_id: account_id.clone() })
     }
 }
@@ -203,7 +209,7 @@ mod tests {
     #[test]
     fn one_check_for_an_account_and_two_in_all() {
         let account = |id: &str| id.parse::<AccountId>().unwrap();
-        let under_way = UnderWay::default();
+        let under_way = UnderWay::new(3);
         let acme = under_way.take(&account("acme"));
         assert!(acme.is_some() && under_way.take(&account("acme")).is_none());
         let globex = under_way.take(&account("globex"));
@@ -211,5 +217,8 @@ mod tests {
         drop(acme);
         assert!(under_way.take(&account("globex")).is_none());
         assert!(under_way.take(&account("acme")).is_some());
+        let narrow = UnderWay::new(2);
+        let _acme = narrow.take(&account("acme"));
+        assert!(narrow.take(&account("globex")).is_none());
     }
 }

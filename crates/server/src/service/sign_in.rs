@@ -35,12 +35,12 @@ pub struct Ways {
 }
 
 impl Ways {
-    /// Whether somebody still comes in as they did whose session rests on that: the way is open, and leads in by the same settings.
-    /// A database that was one of development mode signs nobody in elsewhere.
+    /// Whether they still lead in as they led whoever has that session, with that token in its cookie: the way is open, and its
+    /// settings are the same. A database that was one of development mode signs nobody in elsewhere.
     #[must_use]
-    pub fn stand_by(&self, grounds: &Digest) -> bool {
+    pub fn stand_by(&self, session: &Session, token: &str) -> bool {
         let open = [self.token, self.link.as_ref().map(|_| Link::grounds()), self.oidc.as_ref().map(Provider::grounds)];
-        open.contains(&Some(*grounds))
+        open.iter().flatten().any(|grounds| session::bound(grounds, token) == session.grounds)
     }
 }
 

@@ -544,7 +544,52 @@ async fn the_list_is_filtered_paged_and_takes_no_secret() {
             let pasted = browser.get(&format!("/dashboard/audit?{filter}={}", key.text)).await;
             assert_eq!((pasted.status, pasted.header("location")), (303, Some("/dashboard/audit?done=pasted")));
         }
+        // The script that filters shows a part of the answer alone: it is told to take the whole window there.
+        for (place, filter) in [("/dashboard/keys", "q"), ("/dashboard/audit", "target_id")] {
+            let path = format!("{place}?{filter}={}", key.text);
+            let pasted = browser.get(&path).header("hx-request", "true").await;
+            let expected = format!("{place}?done=pasted");
+            assert_eq!((pasted.status, pasted.header("hx-redirect")), (200, Some(expected.as_str())), "{path}");
+        }
         assert!(browser.page("/dashboard/audit?done=pasted").await.contains("does not belong into a search"));
+    })
+    .await;
+}
+
+#[actix_web::test]
+async fn an_address_says_what_was_done_only_where_it_was_done() {
+    each_backend_with(TOKENS, async |app: &App| {
+        let token = app.merchant("acme");
+        let (key, application) = (app.commerce_key(&token, json!({})).await, app.application(&token, "Store").await);
+        let browser = Browser::sign_in(app, &app.token(Some("acme"), &["operator"])).await;
+        let words = [
+            "account",
+            "created",
+            "deleted",
+            "disabled",
+            "enabled",
+            "model",
+            "once",
+            "pasted",
+            "resumed",
+            "revoked",
+            "service-key-revoked",
+            "suspended",
+            "updated",
+        ];
+        for (path, told) in [
+            ("/dashboard/keys".to_owned(), &["account", "pasted"][..]),
+            (format!("/dashboard/keys/{}", key.id), &["once", "resumed"]),
+            ("/dashboard/applications".to_owned(), &["deleted"]),
+            (format!("/dashboard/applications/{application}"), &["created", "enabled", "updated"]),
+            ("/dashboard/audit".to_owned(), &["pasted"]),
+            ("/dashboard/settings".to_owned(), &["model", "once", "service-key-revoked"]),
+        ] {
+            for word in words {
+                let page = browser.page(&format!("{path}?done={word}")).await;
+                assert_eq!(page.contains("class=\"notice good\""), told.contains(&word), "{path}?done={word}");
+            }
+        }
     })
     .await;
 }

@@ -1,5 +1,7 @@
 //! The applications of an account.
 
+use std::collections::BTreeSet;
+
 use diesel::prelude::*;
 use tollkey_core::{Application, ApplicationId, Timestamp, change::Changed};
 
@@ -25,6 +27,21 @@ impl AccountReader<'_> {
             .first(self.conn)
             .optional()?;
         row.map(TryInto::try_into).transpose()
+    }
+
+    /// Those of these applications that there are, in no order.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub fn applications_among(&mut self, ids: &BTreeSet<ApplicationId>) -> Result<Vec<Application>, Error> {
+        let ids: Vec<Vec<u8>> = ids.iter().map(|id| id.as_bytes().to_vec()).collect();
+        let rows: Vec<ApplicationRow> = applications::table
+            .filter(applications::id.eq_any(ids))
+            .filter(applications::account_id.eq(self.account.as_str()))
+            .filter(applications::deleted_at.is_null())
+            .select(ApplicationRow::as_select())
+            .load(self.conn)?;
+        rows.into_iter().map(TryInto::try_into).collect()
     }
 
     /// A page of the account's applications, newest first. Pages count from 1.

@@ -71,7 +71,7 @@ pub(super) async fn list(state: web::Data<State>, visitor: SignedIn, query: Quer
     let (page, limit) = paging(asked.page, Some(SHOWN))?;
     let found = applications::page(&state, &visitor.by, page, limit, false).await?;
     page::page(&ListPage {
-        frame: Frame::of(&visitor, SECTION, "Applications").done(asked.done.as_deref()),
+        frame: Frame::of(&visitor, SECTION, "Applications").done(asked.done.as_deref(), &["deleted"]),
         applications: found.items.iter().map(|(application, _)| View::from(application)).collect(),
         page: page.into(),
         pages: found.total.div_ceil(u64::from(SHOWN)),
@@ -187,7 +187,12 @@ struct Done {
 pub(super) async fn show(state: web::Data<State>, visitor: SignedIn, id: web::Path<String>, query: Query) -> Answer {
     let Done { done } = query.read()?;
     let whole = Whole::of(&state, &visitor, path_id(&id)?, None).await?;
-    let frame = Frame::of(&visitor, SECTION, whole.application.name.clone()).done(done.as_deref());
+    let told: &[&str] = match (whole.application.is_enabled, whole.keys.is_empty()) {
+        (false, _) => &["updated", "disabled"],
+        (true, true) => &["updated", "enabled", "created"],
+        (true, false) => &["updated", "enabled"],
+    };
+    let frame = Frame::of(&visitor, SECTION, whole.application.name.clone()).done(done.as_deref(), told);
     page::page(&ShowPage { frame, whole })
 }
 

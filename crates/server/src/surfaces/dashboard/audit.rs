@@ -1,6 +1,6 @@
 //! The audit log: read, checked, taken away as a file.
 
-use actix_web::{HttpResponse, get, http::header, post, web};
+use actix_web::{HttpRequest, HttpResponse, get, http::header, post, web};
 use askama::Template;
 use futures_util::{Stream, stream};
 use serde::Deserialize;
@@ -154,7 +154,7 @@ impl LogPage {
         let wanted = audit::Filter { limit: SHOWN, ..asked.filter()? };
         let found = audit::list(state, &visitor.by, wanted).await?;
         Ok(Self {
-            frame: Frame::of(visitor, SECTION, "Audit log").done(asked.done.as_deref()),
+            frame: Frame::of(visitor, SECTION, "Audit log").done(asked.done.as_deref(), &["pasted"]),
             actions: Action::ALL.iter().map(|action| action.as_str()).collect(),
             entries: found.entries.iter().map(EntryView::from).collect(),
             next: found.next.map(|next| asked.behind(&next.to_string())),
@@ -165,10 +165,10 @@ impl LogPage {
 }
 
 #[get("/audit")]
-pub(super) async fn list(state: web::Data<State>, visitor: SignedIn, query: Query) -> Answer {
+pub(super) async fn list(state: web::Data<State>, visitor: SignedIn, request: HttpRequest, query: Query) -> Answer {
     let asked: Asked = query.read()?;
     if [&asked.target_id, &asked.actor_id].iter().any(|text| has_secret(text)) {
-        return Ok(pasted("/dashboard/audit"));
+        return Ok(pasted(&request, "/dashboard/audit"));
     }
     page::page(&LogPage::new(&state, &visitor, asked, None).await?)
 }

@@ -3,8 +3,6 @@
 mod form;
 mod view;
 
-use std::collections::BTreeSet;
-
 use actix_web::{
     HttpRequest, HttpResponse, get,
     http::header::{HOST, ORIGIN},
@@ -13,8 +11,7 @@ use actix_web::{
 use askama::Template;
 use serde::Deserialize;
 use tollkey_core::{
-    ApiKey, Application, ApplicationId, Checks, Family, Invalid, KeyId, KeyText, Problem, Status, key_text::Kind, text,
-    time::day,
+    ApiKey, ApplicationId, Checks, Family, Invalid, KeyId, KeyText, Problem, Status, key_text::Kind, text, time::day,
 };
 
 pub(super) use self::view::KeyView;
@@ -26,7 +23,7 @@ use super::{
     audit::EntryView,
     fields::Fields,
     once::{self, Once, once},
-    page::{self, Frame, can_be_mended, see_other},
+    page::{self, Frame, can_be_mended, see_other, whole_window},
     session::SignedIn,
 };
 use crate::{
@@ -114,12 +111,7 @@ async fn choices(
     by: &Manager,
     these: impl IntoIterator<Item = ApplicationId>,
 ) -> Result<Vec<Choice>, Problem> {
-    let newest = applications::page(state, by, 1, APPLICATIONS, false).await?.items;
-    let mut found: Vec<Application> = newest.into_iter().map(|(one, _)| one).collect();
-    let missing: BTreeSet<_> = these.into_iter().filter(|id| found.iter().all(|one| one.id != *id)).collect();
-    if !missing.is_empty() {
-        found.extend(applications::several(state, by, missing).await?);
-    }
+    let found = applications::newest_and(state, by, APPLICATIONS, these.into_iter().collect()).await?;
     let mut choices: Vec<Choice> =
         found.into_iter().map(|one| Choice { id: one.id.to_string(), name: one.name }).collect();
     choices.sort_by_key(|choice| choice.name.to_lowercase());
@@ -142,15 +134,15 @@ pub(super) fn has_secret(text: &str) -> bool {
 }
 
 /// To the list, where somebody looked for a key by its text: that must not stay in the address bar.
-pub(super) fn pasted(place: &str) -> HttpResponse {
-    see_other(&format!("{place}?done=pasted"))
+pub(super) fn pasted(request: &HttpRequest, place: &str) -> HttpResponse {
+    whole_window(&format!("{place}?done=pasted"), request.headers().contains_key("hx-request"))
 }
 
 #[get("/keys")]
-pub(super) async fn list(state: web::Data<State>, visitor: SignedIn, query: Query) -> Answer {
+pub(super) async fn list(state: web::Data<State>, visitor: SignedIn, request: HttpRequest, query: Query) -> Answer {
     let asked: Asked = query.read()?;
     if has_secret(&asked.q) {
-        return Ok(pasted("/dashboard/keys"));
+        return Ok(pasted(&request, "/dashboard/keys"));
     }
     let by = &visitor.by;
     let cursor = Some(asked.cursor.as_str()).filter(|cursor| !cursor.is_empty());
@@ -162,7 +154,7 @@ pub(super) async fn list(state: web::Data<State>, visitor: SignedIn, query: Quer
     let applications = choices(&state, by, shown.chain(asked_for)).await?;
     let now = state.clock.now();
     page::page(&ListPage {
-        frame: Frame::of(&visitor, SECTION, "API keys").done(asked.done.as_deref()),
+        frame: Frame::of(&visitor, SECTION, "API keys").done(asked.done.as_deref(), &["account", "pasted"]),
         keys: found.keys.iter().map(|key| KeyView::new(key, &applications, now)).collect(),
         next: found.next.map(|next| asked.from(members::shown_cursor(next))),
         applications,
@@ -280,18 +272,18 @@ pub(super) async fn show(state: web::Data<State>, visitor: SignedIn, id: web::Pa
     let entries = audit::list(&state, by, about).await?.entries;
     let applications = choices(&state, by, key.application_id).await?;
     // What the address says was done is told while it is so: anybody can make a link.
-    let done = done.filter(|word| match word.as_str() {
-        "revoked" => key.status(now) == Status::Revoked,
-        "suspended" => key.status(now) == Status::Suspended,
-        "resumed" => key.status(now) == Status::Active,
-        _ => true,
-    });
+    let told: &[&str] = match key.status(now) {
+        Status::Revoked => &["once", "revoked"],
+        Status::Suspended => &["once", "suspended"],
+        Status::Active => &["once", "resumed"],
+        _ => &["once"],
+    };
     let successor = match key.rotated_to {
         Some(successor) => Some(api_keys::get(&state, by, &Family::ALL, successor).await?),
         None => None,
     };
     page::page(&KeyPage {
-        frame: Frame::of(&visitor, SECTION, key.name.clone()).done(done.as_deref()),
+        frame: Frame::of(&visitor, SECTION, key.name.clone()).done(done.as_deref(), told),
         key: KeyView::new(&key, &applications, now),
         usage: Usage::new(&usage, today, USAGE_DAYS),
         entries: entries.iter().map(EntryView::from).collect(),

@@ -87,10 +87,10 @@ impl Frame {
         Self { title: title.to_owned(), ..Self::default() }
     }
 
-    /// With what was just done, as the query of a redirect says it: one of a few words, never a text of its own.
+    /// With what was just done, as the query of a redirect says it: one of the words of this page, never a text of its own.
     #[must_use]
-    pub fn done(self, word: Option<&str>) -> Self {
-        let done = match word {
+    pub fn done(self, word: Option<&str>, own: &[&str]) -> Self {
+        let done = match word.filter(|word| own.contains(word)) {
             Some("revoked") => "The key is revoked. It is refused everywhere from now on.",
             Some("suspended") => "The key is suspended. It is refused until you resume it.",
             Some("resumed") => "The key works again.",
@@ -171,11 +171,13 @@ pub fn door(next: &str, failed: Option<&str>) -> String {
 /// To the door. A request of a script is told to take the whole window there.
 #[must_use]
 pub fn to_sign_in(next: &str, by_script: bool) -> HttpResponse {
-    let door = door(next, None);
-    if by_script {
-        return HttpResponse::Ok().insert_header(("hx-redirect", door)).finish();
-    }
-    see_other(&door)
+    whole_window(&door(next, None), by_script)
+}
+
+/// To another page. A request of a script is told to take the whole window there.
+#[must_use]
+pub fn whole_window(to: &str, by_script: bool) -> HttpResponse {
+    if by_script { HttpResponse::Ok().insert_header(("hx-redirect", to)).finish() } else { see_other(to) }
 }
 
 /// A page that goes on by itself: what it asks for comes from our own site, and brings the session's cookie.

@@ -11,7 +11,7 @@ use tollkey_api::Secret;
 use tollkey_core::{
     Digest, Problem,
     audit::{Actor, ActorKind},
-    session::Session,
+    session::{Session, bound},
 };
 
 use crate::{
@@ -56,10 +56,10 @@ pub struct SignedIn {
 /// # Errors
 /// `unavailable`.
 pub(super) async fn find(state: &State, request: &HttpRequest) -> Result<Option<Visitor>, Problem> {
-    let Some(digest) = presented(state, request) else { return Ok(None) };
-    let now = state.clock.now();
+    let Some(token) = token(state, request) else { return Ok(None) };
+    let (digest, now) = (Digest::of(token), state.clock.now());
     let found = state.read(move |db| db.session(&digest)).await?;
-    let holds = |session: &Session| !session.is_over(now) && state.ways.stand_by(&session.grounds);
+    let holds = |session: &Session| !session.is_over(now) && state.ways.stand_by(session, token);
     let Some(session) = found.filter(holds) else { return Ok(None) };
     if session.is_seen_again(now) {
         state.change(move |tx| Ok(tx.see_session(&digest, now)?)).await?;
@@ -75,10 +75,15 @@ fn brought<'a>(request: &'a HttpRequest, name: &str) -> Option<&'a str> {
     pairs.filter_map(value).find_map(|value| std::str::from_utf8(value).ok())
 }
 
+/// What is in a request's cookie.
+fn token<'a>(state: &State, request: &'a HttpRequest) -> Option<&'a str> {
+    let plain = || brought(request, PLAIN_COOKIE).filter(|_| state.policy.development);
+    brought(request, COOKIE).or_else(plain)
+}
+
 /// What the session in a request's cookie would be found by.
 pub(super) fn presented(state: &State, request: &HttpRequest) -> Option<Digest> {
-    let plain = || brought(request, PLAIN_COOKIE).filter(|_| state.policy.development);
-    brought(request, COOKIE).or_else(plain).map(Digest::of)
+    token(state, request).map(Digest::of)
 }
 
 /// Begins a session, and ends the one this browser had: a new one gets a new cookie. The one it had is named by who knows that
@@ -95,7 +100,7 @@ pub(super) async fn begin(
 ) -> Result<HttpResponse, Problem> {
     let token = new_secret(&state.random);
     let (before, digest) = ([presented(state, request), before], Digest::of(token.expose()));
-    let begun = session.clone();
+    let begun = Session { grounds: bound(&session.grounds, token.expose()), ..session.clone() };
     state
         .change(move |tx| {
             for before in before.into_iter().flatten() {

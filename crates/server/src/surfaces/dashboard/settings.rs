@@ -112,7 +112,7 @@ struct Done {
 pub(super) async fn show(state: web::Data<State>, visitor: SignedIn, query: Query) -> Answer {
     let Done { done } = query.read()?;
     let mut settings = SettingsPage::new(&state, &visitor, once::untouched(&state, NO_ACCOUNT)).await?;
-    settings.frame = settings.frame.done(done.as_deref());
+    settings.frame = settings.frame.done(done.as_deref(), &["model", "once", "service-key-revoked"]);
     page::page(&settings)
 }
 
