@@ -28,6 +28,9 @@
 //! RFC 9457). [`require`] asks for more at a route inside of it; a route without one takes any key. [`VerifiedKey`] is who
 //! calls, and `Option<VerifiedKey>` where a layer makes the key [optional](Requirement::optional).
 //!
+//! Outside of axum [`VerifiedKey::of`] finds the key in a request's extensions, in tonic as in hyper. A gRPC request is refused as gRPC does
+//! it: a status (`UNAUTHENTICATED`, `PERMISSION_DENIED`, …) in trailers.
+//!
 //! Serve the app with `into_make_service_with_connect_info::<SocketAddr>()`: a key that is bound to addresses is refused where the
 //! address of the other end is not known.
 #![forbid(unsafe_code)]
@@ -43,11 +46,14 @@ use std::{
 use axum::{
     body::Body,
     extract::{ConnectInfo, FromRequestParts, OptionalFromRequestParts, OriginalUri},
-    http::{Extensions, HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Uri, request::Parts},
+    http::{
+        Extensions, HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Uri, header::CONTENT_TYPE,
+        request::Parts,
+    },
     response::{IntoResponse, Response},
 };
 use pin_project_lite::pin_project;
-use tollkey_middleware::{Admission, Headers, RequestHead};
+use tollkey_middleware::{Admission, Answer, Headers, RequestHead};
 pub use tollkey_middleware::{ConnectError, Family, Guard, GuardBuilder, Merchant, Mode, Refusal, Requirement, Scope};
 use tower_layer::Layer;
 use tower_service::Service;
@@ -93,7 +99,7 @@ pub struct Tollkey<S> {
 }
 
 /// An answer in a box.
-type Answer<E> = Pin<Box<dyn Future<Output = Result<Response, E>> + Send>>;
+type Boxed<E> = Pin<Box<dyn Future<Output = Result<Response, E>> + Send>>;
 
 impl<S, B> Service<Request<B>> for Tollkey<S>
 where
@@ -123,7 +129,7 @@ where
                 Err(refusal) => {
                     // What is ready and not called may hold a place that others wait for.
                     self.inner = self.inner.clone();
-                    Stage::Refused { refusal }
+                    Stage::Refused { response: Some(refused(&refusal, request.headers())) }
                 }
             };
             return Answering { stage };
@@ -136,7 +142,7 @@ where
             let (mut parts, body) = request.into_parts();
             let admission = match guard.check(&Seen::of(&parts).head(), &requirement).await {
                 Ok(admission) => admission,
-                Err(refusal) => return Ok(refused(&refusal)),
+                Err(refusal) => return Ok(refused(&refusal, &parts.headers)),
             };
             parts.extensions.insert(admission.clone());
             let answer = inner.call(Request::from_parts(parts, body)).await?;
@@ -157,11 +163,11 @@ pin_project! {
 pin_project! {
     #[project = StageProjection]
     enum Stage<F, E> {
-        /// Decided from memory,
-        Refused { refusal: Refusal },
+        /// Decided from memory; nothing is left once it is given,
+        Refused { response: Option<Response> },
         Admitted { #[pin] answer: F, admission: Admission },
         /// or by the server.
-        Asked { answer: Answer<E> },
+        Asked { answer: Boxed<E> },
     }
 }
 
@@ -174,7 +180,11 @@ where
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         Poll::Ready(match self.project().stage.project() {
-            StageProjection::Refused { refusal } => Ok(refused(refusal)),
+            StageProjection::Refused { response } => match response.take() {
+                Some(response) => Ok(response),
+                // There is nothing to say about a future that is asked after its end.
+                None => return Poll::Pending,
+            },
             StageProjection::Admitted { answer, admission } => {
                 ready!(answer.poll(context)).map(|answer| concluded(answer.into_response(), admission))
             }
@@ -228,7 +238,7 @@ where
 {
     type Response = Response;
     type Error = S::Error;
-    type Future = Answer<S::Error>;
+    type Future = Boxed<S::Error>;
 
     fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
         self.inner.poll_ready(context)
@@ -239,7 +249,8 @@ where
         let admission = parts.extensions.get::<Admission>().ok_or_else(Refusal::unguarded);
         let allowed = admission.and_then(|admission| admission.require(&Seen::of(&parts).head(), &self.requirement));
         if let Err(refusal) = allowed {
-            return Box::pin(async move { Ok(refused(&refusal)) });
+            let response = refused(&refusal, &parts.headers);
+            return Box::pin(async move { Ok(response) });
         }
         let answer = self.inner.call(Request::from_parts(parts, body));
         Box::pin(async move { answer.await.map(IntoResponse::into_response) })
@@ -249,6 +260,16 @@ where
 /// The key a request was let in with: an extractor. Reads as [`tollkey_middleware::VerifiedKey`].
 #[derive(Debug, Clone)]
 pub struct VerifiedKey(tollkey_middleware::VerifiedKey);
+
+impl VerifiedKey {
+    /// The key that a request was let in with, by the request's extensions: where there are no extractors, as in tonic and hyper.
+    /// `None` where there is no [`TollkeyLayer`] around, or where it makes the key [optional](Requirement::optional) and none was
+    /// presented.
+    #[must_use]
+    pub fn of(extensions: &Extensions) -> Option<Self> {
+        extensions.get::<Admission>()?.key().cloned().map(Self)
+    }
+}
 
 impl std::ops::Deref for VerifiedKey {
     type Target = tollkey_middleware::VerifiedKey;
@@ -264,7 +285,7 @@ pub struct NoKey(Refusal);
 
 impl IntoResponse for NoKey {
     fn into_response(self) -> Response {
-        refused(&self.0)
+        said(self.0.answer())
     }
 }
 
@@ -328,8 +349,13 @@ impl Headers for HttpHeaders<'_> {
     }
 }
 
-fn refused(refusal: &Refusal) -> Response {
-    let answer = refusal.answer();
+/// A refusal in the language of the request: HTTP, or gRPC over it.
+fn refused(refusal: &Refusal, headers: &HeaderMap) -> Response {
+    let is_grpc = |value: &HeaderValue| value.as_bytes().starts_with(b"application/grpc");
+    said(if headers.get(CONTENT_TYPE).is_some_and(is_grpc) { refusal.grpc_answer() } else { refusal.answer() })
+}
+
+fn said(answer: Answer) -> Response {
     let mut response = Response::new(Body::from(answer.body));
     *response.status_mut() = StatusCode::from_u16(answer.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     for (name, value) in answer.headers {

@@ -137,13 +137,14 @@ fn main() {
 
     let mut criterion = Criterion::default().configure_from_args();
     for (name, run) in &mut runs {
-        criterion.bench_function(*name, |bencher| bencher.iter_custom(&mut *run));
+        criterion.bench_function(name, |bencher| bencher.iter_custom(&mut *run));
     }
     criterion.final_summary();
     ratios(&mut runs);
 }
 
 /// Prints what a layer adds to an app, in floors: everything in turn, a millisecond each, so that what slows the machine slows all.
+#[expect(clippy::print_stdout, reason = "it is what was asked for")]
 fn ratios(runs: &mut [(&str, Run<'_>)]) {
     const ROUNDS: usize = 400;
     const TIMES: u64 = 500;

@@ -25,7 +25,7 @@ pub struct Answer {
     pub status: u16,
     /// The headers, names in lower case.
     pub headers: Vec<(&'static str, String)>,
-    /// The body, `application/problem+json`.
+    /// The body.
     pub body: String,
 }
 
@@ -90,15 +90,55 @@ impl Refusal {
             ("content-type", tollkey_api::problem::MEDIA_TYPE.to_owned()),
             ("cache-control", "no-store".to_owned()),
         ];
+        headers.extend(self.fields());
+        // A struct of texts and a number.
+        let body = serde_json::to_string(&body).expect("a problem is JSON");
+        Answer { status, headers, body }
+    }
+
+    /// The refusal as gRPC says it: an answer that is nothing but trailers
+    /// (<https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md>). The stable code is in `tollkey-code`.
+    #[must_use]
+    pub fn grpc_answer(&self) -> Answer {
+        let code = match self.status() {
+            400 => 3,  // INVALID_ARGUMENT
+            401 => 16, // UNAUTHENTICATED
+            403 => 7,  // PERMISSION_DENIED
+            429 => 8,  // RESOURCE_EXHAUSTED
+            503 => 14, // UNAVAILABLE
+            _ => 13,   // INTERNAL
+        };
+        let mut headers = vec![
+            ("content-type", "application/grpc".to_owned()),
+            ("grpc-status", code.to_string()),
+            ("grpc-message", percent_encoded(&self.0.problem.detail)),
+            ("tollkey-code", self.code().to_owned()),
+        ];
+        headers.extend(self.fields());
+        Answer { status: 200, headers, body: String::new() }
+    }
+
+    /// What both say in headers.
+    fn fields(&self) -> Vec<(&'static str, String)> {
+        let mut headers = Vec::new();
         headers.extend(self.0.problem.challenge(&self.0.realm).map(|challenge| ("www-authenticate", challenge)));
         headers.extend(self.0.problem.retry_after.map(|seconds| ("retry-after", seconds.to_string())));
         if let Some((rate, retry_after_seconds)) = &self.0.rate {
             headers.extend(rate_fields(rate, *retry_after_seconds));
         }
-        // A struct of texts and a number.
-        let body = serde_json::to_string(&body).expect("a problem is JSON");
-        Answer { status, headers, body }
+        headers
     }
+}
+
+/// As the gRPC protocol has `grpc-message`.
+fn percent_encoded(text: &str) -> String {
+    text.bytes().fold(String::new(), |mut encoded, byte| {
+        match byte {
+            b' '..=b'~' if byte != b'%' => encoded.push(byte.into()),
+            _ => encoded.push_str(&format!("%{byte:02X}")),
+        }
+        encoded
+    })
 }
 
 /// The fields `RateLimit-Policy` and `RateLimit`.
@@ -114,3 +154,51 @@ impl fmt::Display for Refusal {
 }
 
 impl std::error::Error for Refusal {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refusal(code: ProblemCode, detail: &'static str) -> Refusal {
+        Refusal::new(Problem::new(code, detail), &"tollkey".into())
+    }
+
+    #[test]
+    fn grpc_has_a_status_for_each() {
+        for (code, expected) in [
+            (ProblemCode::MultipleCredentials, "3"),
+            (ProblemCode::MissingCredentials, "16"),
+            (ProblemCode::InvalidApiKey, "16"),
+            (ProblemCode::Denied(Denial::InsufficientScope), "7"),
+            (ProblemCode::RateLimited, "8"),
+            (ProblemCode::Unavailable, "14"),
+            (ProblemCode::InternalError, "13"),
+        ] {
+            let answer = refusal(code, "").grpc_answer();
+            let status =
+                answer.headers.iter().find(|(name, _)| *name == "grpc-status").map(|(_, value)| value.as_str());
+            assert_eq!((answer.status, status, answer.body.as_str()), (200, Some(expected), ""), "{code:?}");
+        }
+    }
+
+    #[test]
+    fn grpc_is_told_what_http_is_told() {
+        let refusal = refusal(ProblemCode::InvalidApiKey, "100% sure");
+        let common = (
+            "www-authenticate",
+            "Bearer realm=\"tollkey\", error=\"invalid_token\", error_description=\"100% sure\"".to_owned(),
+        );
+        assert!(refusal.answer().headers.contains(&common), "{:?}", refusal.answer());
+        assert_eq!(
+            refusal.grpc_answer().headers,
+            [
+                ("content-type", "application/grpc".to_owned()),
+                ("grpc-status", "16".to_owned()),
+                ("grpc-message", "100%25 sure".to_owned()),
+                ("tollkey-code", "invalid_api_key".to_owned()),
+                common,
+            ]
+        );
+        assert_eq!(percent_encoded("\u{fc}\n"), "%C3%BC%0A");
+    }
+}

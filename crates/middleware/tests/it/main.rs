@@ -2,4 +2,5 @@
 
 mod apps;
 mod decisions;
+mod elsewhere;
 mod raw;
