@@ -1,9 +1,10 @@
-use tollkey_core::{Timestamp, session::Session};
+use tollkey_core::{Digest, Timestamp, session::Session};
+use tollkey_store::Writer;
 
 use crate::{acme, at, digest, each, other};
 
 fn session(ends_at: Timestamp) -> Session {
-    Session { ends_at, ..Session::begin(Some(acme()), "ada".to_owned(), false, at(1), None) }
+    Session { ends_at, ..Session::begin(Some(acme()), "ada".to_owned(), false, digest(7), at(1), None) }
 }
 
 #[test]
@@ -62,4 +63,56 @@ fn sessions_whose_time_has_come_are_forgotten() {
         assert_eq!(store.read(|db| db.session(&digest(2))).await.unwrap(), None);
         assert!(store.read(|db| db.session(&digest(3))).await.unwrap().is_some());
     });
+}
+
+#[test]
+fn sessions_are_ended_by_account_by_subject_or_all_of_them() {
+    each(async |database| {
+        let store = database.store();
+        let of = |account, subject: &str| Session {
+            account_id: Some(account),
+            subject: subject.to_owned(),
+            ..session(at(9))
+        };
+        let sessions = [of(acme(), "ada"), of(acme(), "bob"), of(other(), "ada"), of(other(), "cy")];
+        let begin = move |tx: &mut Writer<'_>| {
+            for (number, session) in sessions.iter().enumerate() {
+                tx.insert_session(&numbered(number), session)?;
+            }
+            // More than are ended in a step.
+            (4..5010).try_for_each(|number| tx.insert_session(&numbered(number), &sessions[3]))
+        };
+        let _ = store.write(begin).await.unwrap();
+        let end = async |account, subject: Option<&str>| {
+            store.end_sessions(account, subject.map(str::to_owned)).await.unwrap()
+        };
+        assert_eq!(end(Some(acme()), Some("cy")).await, 0);
+        assert_eq!(end(Some(acme()), Some("bob")).await, 1);
+        assert_eq!(end(None, Some("ada")).await, 2);
+        assert_eq!(end(Some(acme()), None).await, 0);
+        assert_eq!(end(None, None).await, 5007);
+        assert_eq!(store.read(|db| db.session(&numbered(5009))).await.unwrap(), None);
+    });
+}
+
+#[test]
+fn a_server_of_the_release_before_begins_sessions_that_rest_on_nothing() {
+    each(async |database| {
+        let store = database.store();
+        let blob = |hex: String| {
+            if database.url().starts_with("sqlite") { format!("x'{hex}'") } else { format!("'\\x{hex}'") }
+        };
+        database.sql(&format!(
+            "INSERT INTO sessions (digest, account_id, subject, is_operator, created_at, last_seen_at, ends_at) \
+             VALUES ({}, 'acme', 'ada', {}, 1000000, 1000000, 9000000)",
+            blob(digest(1).hex().to_string()),
+            if database.url().starts_with("sqlite") { "0" } else { "false" },
+        ));
+        let found = store.read(|db| db.session(&digest(1))).await.unwrap();
+        assert_eq!(found.map(|session| session.grounds), Some(Digest::from_bytes([0; 32])));
+    });
+}
+
+fn numbered(number: usize) -> Digest {
+    Digest::of(&number.to_string())
 }
