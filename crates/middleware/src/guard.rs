@@ -216,11 +216,11 @@ impl GuardBuilder {
     /// [`ConnectError`], at once when the server refuses the service key or is none of ours, and after the limit when it does not
     /// answer.
     pub async fn connect(self) -> Result<Guard, ConnectError> {
-        let client = self.built_client()?;
         let deadline = Instant::now() + self.connect_limit.unwrap_or(CONNECT_LIMIT);
+        let prepared = self.prepare()?;
         let probe = || {
             let left = deadline.saturating_duration_since(Instant::now());
-            client.with_timeout(ANSWER_LIMIT.min(left)).subscription().lookup(Digest::of(""))
+            prepared.client.with_timeout(ANSWER_LIMIT.min(left)).subscription().lookup(Digest::of(""))
         };
         while let Err(error) = probe().await {
             match error.kind() {
@@ -237,7 +237,7 @@ impl GuardBuilder {
             }
             sleep(PAUSE).await;
         }
-        let guard = self.start_with(&client)?;
+        let guard = prepared.start()?;
         // Without a lease every request asks the server, which works as well.
         let _ = timeout_at(deadline, async {
             while guard.stats().lease_left.is_zero() {
@@ -256,8 +256,14 @@ impl GuardBuilder {
     /// # Panics
     /// Outside of a tokio runtime, which the subscription runs on.
     pub fn start(self) -> Result<Guard, ConnectError> {
+        self.prepare()?.start()
+    }
+
+    /// What is needed of the settings, all of them looked at.
+    fn prepare(self) -> Result<Prepared, ConnectError> {
         let client = self.built_client()?;
-        self.start_with(&client)
+        let max_entries = self.max_remembered.unwrap_or(Settings::default().max_entries);
+        Ok(Prepared { client, max_entries, policy: self.policy()? })
     }
 
     fn built_client(&self) -> Result<Client, ConnectError> {
@@ -269,23 +275,6 @@ impl GuardBuilder {
             }
             _ => Err(ConnectError::Settings("set either url and service_key, or client".to_owned())),
         }
-    }
-
-    fn start_with(self, client: &Client) -> Result<Guard, ConnectError> {
-        let max_entries = self.max_remembered.unwrap_or(Settings::default().max_entries);
-        let policy = self.policy()?;
-        let mut id = [0; 16];
-        SysRng.try_fill_bytes(&mut id).map_err(|error| ConnectError::Settings(format!("no randomness: {error}")))?;
-        let source = HttpSource::new(client, policy.catalogue.clone());
-        let settings = Settings { max_entries, ..Settings::default() };
-        let verifier = Verifier::subscriber(VerifierId::from_bytes(id), source, Arc::new(SystemClock), settings);
-        let (stop, stopped) = oneshot::channel();
-        let task = tokio::spawn(verifier.clone().subscribe(async {
-            // Ends when the sender does.
-            let _ = stopped.await;
-        }));
-        let subscription = Mutex::new(Some((stop, task)));
-        Ok(Guard(Arc::new(Inner { verifiers: Verifiers::Server(verifier), policy, subscription })))
     }
 
     /// A guard whose keys are in memory. With `remembering` it keeps a lease, as against a server.
@@ -343,5 +332,30 @@ impl GuardBuilder {
             route_base: route_base.trim_end_matches('/').to_owned(),
             realm: realm.into(),
         })
+    }
+}
+
+/// A guard that nothing is wrong with so far.
+struct Prepared {
+    client: Client,
+    max_entries: usize,
+    policy: Policy,
+}
+
+impl Prepared {
+    fn start(self) -> Result<Guard, ConnectError> {
+        let Self { client, max_entries, policy } = self;
+        let mut id = [0; 16];
+        SysRng.try_fill_bytes(&mut id).map_err(|error| ConnectError::Settings(format!("no randomness: {error}")))?;
+        let source = HttpSource::new(&client, policy.catalogue.clone());
+        let settings = Settings { max_entries, ..Settings::default() };
+        let verifier = Verifier::subscriber(VerifierId::from_bytes(id), source, Arc::new(SystemClock), settings);
+        let (stop, stopped) = oneshot::channel();
+        let task = tokio::spawn(verifier.clone().subscribe(async {
+            // Ends when the sender does.
+            let _ = stopped.await;
+        }));
+        let subscription = Mutex::new(Some((stop, task)));
+        Ok(Guard(Arc::new(Inner { verifiers: Verifiers::Server(verifier), policy, subscription })))
     }
 }

@@ -310,3 +310,31 @@ fn a_builder_shows_no_secret() {
     let builder = Guard::builder().url("https://me:canary@keys.example.com").service_key("tks_canary");
     assert!(!format!("{builder:?}").contains("canary"));
 }
+
+#[tokio::test]
+async fn a_setting_that_cannot_be_used_is_refused_before_anybody_is_asked() {
+    let builder = || {
+        // Nobody answers there, however long one waits.
+        let builder = Guard::builder().url("http://127.0.0.1:1").service_key("tks_EXAMPLE");
+        builder.connect_limit(std::time::Duration::from_secs(3600))
+    };
+    for (builder, expected) in [
+        (Guard::builder(), "set either url and service_key, or client"),
+        (Guard::builder().url("http://127.0.0.1:1"), "set either url and service_key, or client"),
+        (
+            builder().credential_headers([""; 0]),
+            "credential_headers: must be some of authorization, x-api-key, x-commerce-api-key",
+        ),
+        (
+            builder().credential_headers(["cookie"]),
+            "credential_headers: must be some of authorization, x-api-key, x-commerce-api-key",
+        ),
+        (builder().trusted_proxies(["10.0.0.1/99"]), "trusted_proxies: "),
+        (builder().realm("a \"quoted\" one"), "realm: must be printable ASCII without quote and backslash"),
+        (builder().scopes(["no scope"]), "scopes: "),
+    ] {
+        let refused = tokio::time::timeout(std::time::Duration::from_secs(60), builder.connect()).await;
+        let error = refused.expect("at once").expect_err(expected).to_string();
+        assert!(error.starts_with(expected), "{error}");
+    }
+}
