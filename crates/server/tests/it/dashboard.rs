@@ -190,6 +190,20 @@ async fn who_is_not_signed_in_is_sent_to_the_door_and_comes_back() {
             let reply = raw(app, "POST", &ids.fill(path)).header("sec-fetch-site", "same-origin").form("").await;
             assert!(is_sent_to_the_door(&reply, "/dashboard"), "{path}: {reply}");
         }
+        // Whose session ended over a form comes back to it.
+        let own = format!("http://{}", app.running().address());
+        for (from, next) in [
+            (format!("{own}/dashboard/keys/new?application=x"), "/dashboard/keys/new?application=x"),
+            (format!("{own}/docs/"), "/dashboard"),
+            ("http://evil.example/dashboard/keys/new".to_owned(), "/dashboard"),
+            ("/dashboard/keys/new".to_owned(), "/dashboard"),
+            (own.clone(), "/dashboard"),
+        ] {
+            let sent =
+                raw(app, "POST", "/dashboard/keys").header("sec-fetch-site", "same-origin").header("referer", &from);
+            let reply = sent.form("").await;
+            assert!(is_sent_to_the_door(&reply, next), "{from}: {reply}");
+        }
         let made_up = raw(app, "GET", "/dashboard/keys").header("cookie", "__Host-tollkey_session=0123456789abcdef");
         assert!(is_sent_to_the_door(&made_up.await, "/dashboard/keys"));
     })

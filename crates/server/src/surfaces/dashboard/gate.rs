@@ -4,13 +4,13 @@ use actix_web::{
     Error, HttpMessage as _, HttpResponse,
     body::{EitherBody, MessageBody},
     dev::{ServiceRequest, ServiceResponse},
-    http::header::{HOST, HeaderName, ORIGIN},
+    http::header::{HOST, HeaderName, ORIGIN, REFERER},
     middleware::Next,
     web,
 };
 use tollkey_core::Problem;
 
-use super::{page, session};
+use super::{is_dashboard_path, page, session};
 use crate::{caller::not_forwarded, edge::Refusal, state::State};
 
 /// <https://www.w3.org/TR/fetch-metadata/>. Browsers set it, pages cannot.
@@ -84,6 +84,14 @@ fn is_for_everybody(path: &str) -> bool {
     matches!(path, "/dashboard/account" | "/dashboard/sign-out")
 }
 
+/// The page that a form was sent from, which people come back to: what they typed is lost, where they were is not.
+fn page_of_form(request: &ServiceRequest) -> &str {
+    let from = header(request, &REFERER).and_then(|from| from.split_once("://"));
+    let (host, page) = from.map_or(("", ""), |(_, rest)| rest.split_at(rest.find('/').unwrap_or(rest.len())));
+    let is_ours = Some(host) == header(request, &HOST) && is_dashboard_path(page.split('?').next().unwrap_or_default());
+    if is_ours { page } else { "/dashboard" }
+}
+
 /// To the door, and back here afterwards.
 fn turn_away(request: &ServiceRequest) -> HttpResponse {
     let here = request.uri().path_and_query().map_or("/dashboard", |here| here.as_str());
@@ -92,6 +100,6 @@ fn turn_away(request: &ServiceRequest) -> HttpResponse {
     if request.method().is_safe() && header(request, &FETCH_SITE) == Some("cross-site") {
         return page::go_on(here);
     }
-    let next = if request.method().is_safe() { here } else { "/dashboard" };
+    let next = if request.method().is_safe() { here } else { page_of_form(request) };
     page::to_sign_in(next, request.headers().contains_key("hx-request"))
 }
