@@ -5,19 +5,19 @@
 //! account on the same database. A page that shows more takes longer, so how large it is is printed beside.
 
 use std::{
-    io::{Read as _, Write as _},
-    net::{SocketAddr, TcpStream},
+    net::SocketAddr,
     path::Path,
     process::{Command, Stdio},
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, ensure};
+use serde_json::json;
 use tollkey_store::testing::{Database, Postgres};
 
 use super::{
-    load::Answer,
-    servers::{self, Process, tollkey},
+    median,
+    servers::{self, Client, Process, tollkey},
 };
 
 /// How many keys the two accounts have.
@@ -33,8 +33,6 @@ const SECRET: &str = "example-secret-of-a-measurement-0";
 /// Revokes the sixty oldest keys.
 const OLDEST_REVOKED: &str = "UPDATE api_keys SET revoked_at = created_at, revoked_reason = 'generated so' \
      WHERE id IN (SELECT id FROM api_keys ORDER BY created_at, id LIMIT 60)";
-/// A page of keys is some 60 kB.
-const LARGEST: usize = 1 << 20;
 
 /// What is asked for.
 const PAGES: [(&str, &str); 6] = [
@@ -52,7 +50,7 @@ struct Subject {
     /// Ends before its database does.
     _server: Process,
     _database: Database,
-    connection: Connection,
+    browser: Browser,
     /// Milliseconds, for each page,
     took: Vec<Vec<f64>>,
     /// and how large it is, in bytes.
@@ -78,7 +76,7 @@ pub(crate) fn run() -> anyhow::Result<()> {
     for round in 0..ROUNDS + 5 {
         for subject in &mut subjects {
             for (page, (_, path)) in PAGES.iter().enumerate() {
-                let (took, size) = subject.connection.page(path)?;
+                let (took, size) = subject.browser.page(path)?;
                 subject.size[page] = size;
                 if round >= 5 {
                     subject.took[page].push(took.as_secs_f64() * 1000.0);
@@ -86,7 +84,7 @@ pub(crate) fn run() -> anyhow::Result<()> {
             }
         }
     }
-    print(&mut subjects);
+    print(&subjects);
     Ok(())
 }
 
@@ -117,59 +115,39 @@ impl Subject {
         let address = server.listening()?;
         let mut token = tollkey(program, directory);
         set(&mut token);
-        let token = token.args(["token", "--account", ACCOUNT]).output()?;
-        ensure!(token.status.success(), "no token: {}", String::from_utf8_lossy(&token.stderr));
-        let token = String::from_utf8(token.stdout)?;
-        let mut connection = Connection::sign_in(address, token.trim())?;
+        let token = servers::token(&mut token, ACCOUNT)?;
+        let mut browser = Browser::sign_in(address, &token)?;
         // As many to choose from in both.
         for number in 0..APPLICATIONS {
-            connection.make_application(token.trim(), number)?;
+            browser.client.post(&token, "/api/v1/applications", &json!({"name": format!("shop {number}")}))?;
         }
         let took = vec![Vec::new(); PAGES.len()];
         let size = vec![0; PAGES.len()];
-        Ok(Self { backend, _server: server, _database: database, connection, took, size })
+        Ok(Self { backend, _server: server, _database: database, browser, took, size })
     }
 }
 
-/// A browser's kept connection.
-struct Connection {
-    stream: TcpStream,
+/// A browser that is signed in.
+struct Browser {
+    client: Client,
     host: SocketAddr,
     cookie: String,
 }
 
-impl Connection {
+impl Browser {
     fn sign_in(to: SocketAddr, token: &str) -> anyhow::Result<Self> {
-        let stream = TcpStream::connect(to)?;
-        stream.set_nodelay(true)?;
-        stream.set_read_timeout(Some(Duration::from_secs(30)))?;
-        let mut connection = Self { stream, host: to, cookie: String::new() };
+        let mut client = Client::connect(to)?;
         let body = format!("token={token}");
-        let head = format!(
+        let (answer, come) = client.ask(&format!(
             "POST /dashboard/sign-in/token HTTP/1.1\r\nHost: {to}\r\nSec-Fetch-Site: same-origin\r\n\
              Content-Type: application/x-www-form-urlencoded\r\nContent-Length: {}\r\n\r\n{body}",
             body.len()
-        );
-        let (status, answer) = connection.ask(&head)?;
-        ensure!(status == 303, "signing in: {status}");
-        let answer = String::from_utf8_lossy(&answer).into_owned();
-        let cookie = answer.lines().find_map(|line| line.strip_prefix("set-cookie: "));
-        let cookie = cookie.and_then(|cookie| cookie.split(';').next()).context("no cookie")?;
-        cookie.clone_into(&mut connection.cookie);
-        Ok(connection)
-    }
-
-    fn make_application(&mut self, token: &str, number: usize) -> anyhow::Result<()> {
-        let body = format!("{{\"name\":\"shop {number}\"}}");
-        let head = format!(
-            "POST /api/v1/applications HTTP/1.1\r\nHost: {}\r\nAuthorization: Bearer {token}\r\n\
-             Content-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
-            self.host,
-            body.len()
-        );
-        let (status, _) = self.ask(&head)?;
-        ensure!(status == 201, "making an application: {status}");
-        Ok(())
+        ))?;
+        ensure!(answer.status == 303, "signing in: {}", answer.status);
+        let come = String::from_utf8_lossy(&come);
+        let cookie = come.lines().find_map(|line| line.strip_prefix("set-cookie: "));
+        let cookie = cookie.and_then(|cookie| cookie.split(';').next()).context("no cookie")?.to_owned();
+        Ok(Self { client, host: to, cookie })
     }
 
     /// How long a page takes, and how large it is.
@@ -179,37 +157,23 @@ impl Connection {
             self.host, self.cookie
         );
         let since = Instant::now();
-        let (status, answer) = self.ask(&request)?;
+        let (answer, come) = self.client.ask(&request)?;
         let took = since.elapsed();
-        ensure!(status == 200, "{path}: {status}");
-        Ok((took, answer.len()))
-    }
-
-    fn ask(&mut self, request: &str) -> anyhow::Result<(u16, Vec<u8>)> {
-        self.stream.write_all(request.as_bytes())?;
-        let mut come = Vec::new();
-        let mut more = vec![0; 64 * 1024];
-        loop {
-            let count = self.stream.read(&mut more)?;
-            ensure!(count > 0 && come.len() < LARGEST, "the server closed the connection, or its page is too long");
-            come.extend_from_slice(&more[..count]);
-            if let Some(answer) = Answer::read(&come)? {
-                return Ok((answer.status, come));
-            }
-        }
+        ensure!(answer.status == 200, "{path}: {}", answer.status);
+        Ok((took, come.len()))
     }
 }
 
 #[expect(clippy::print_stdout, reason = "it is what was asked for")]
-fn print(subjects: &mut [Subject]) {
+fn print(subjects: &[Subject]) {
     let kb = |size: usize| size.div_ceil(1000);
     println!(
         "{:<16} {:<12} {:>12} {:>6} {:>12} {:>6} {:>7}",
         "page", "database", "100 keys ms", "kB", "10 000 ms", "kB", "ratio"
     );
     for (page, (name, _)) in PAGES.iter().enumerate() {
-        for pair in subjects.chunks_mut(SIZES.len()) {
-            let medians: Vec<f64> = pair.iter_mut().map(|subject| median(&mut subject.took[page])).collect();
+        for pair in subjects.chunks(SIZES.len()) {
+            let medians: Vec<f64> = pair.iter().map(|subject| median(subject.took[page].iter().copied())).collect();
             let [small, large] = medians.as_slice() else { continue };
             println!(
                 "{name:<16} {:<12} {small:>12.2} {:>6} {large:>12.2} {:>6} {:>7.2}",
@@ -221,9 +185,4 @@ fn print(subjects: &mut [Subject]) {
         }
     }
     println!("\nMedians of {ROUNDS} requests, one at a time. A page of keys shows 50.");
-}
-
-fn median(values: &mut [f64]) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }

@@ -17,6 +17,7 @@ use anyhow::{Context as _, ensure};
 
 use super::{
     load::{CONNECTIONS, Round, load},
+    median,
     servers::{self, Key, Process, Processors, SCOPE, Tollkey},
 };
 
@@ -181,10 +182,4 @@ fn print(subjects: &[Subject]) {
             subject.name
         );
     }
-}
-
-fn median(values: impl Iterator<Item = f64>) -> f64 {
-    let mut values: Vec<f64> = values.collect();
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }

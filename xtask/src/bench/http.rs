@@ -10,6 +10,7 @@ use anyhow::Context as _;
 
 use super::{
     load::{CONNECTIONS, Round, load},
+    median,
     servers::{self, Key, Process, Processors, ROUTE, SCOPE, Server, Tollkey},
 };
 
@@ -161,10 +162,4 @@ fn print(subjects: &[Subject<'_>], measured: &[Vec<Measured>], compared: Option<
 /// Two decimals, or a dash for what could not be measured.
 fn decimals(value: f64) -> String {
     if value.is_nan() { "-".to_owned() } else { format!("{value:.2}") }
-}
-
-fn median(values: impl Iterator<Item = f64>) -> f64 {
-    let mut values: Vec<f64> = values.collect();
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }

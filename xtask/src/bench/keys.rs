@@ -30,7 +30,7 @@ use tollkey_store::{
 };
 use tollkey_verifier::{Settings, SystemClock, Verifier};
 
-use super::servers;
+use super::{median, servers};
 use crate::generate::Population;
 
 /// How often each database is measured.
@@ -415,10 +415,4 @@ fn digits(value: f64) -> String {
         value if value < 100.0 => format!("{value:.1}"),
         value => format!("{value:.0}"),
     }
-}
-
-fn median(values: impl Iterator<Item = f64>) -> f64 {
-    let mut values: Vec<f64> = values.collect();
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }

@@ -8,3 +8,10 @@ pub(crate) mod keys;
 mod load;
 pub(crate) mod revoke;
 mod servers;
+
+/// The one in the middle.
+fn median(values: impl Iterator<Item = f64>) -> f64 {
+    let mut values: Vec<f64> = values.collect();
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
+}

@@ -75,7 +75,7 @@ impl Cluster {
             Ok(Replica { process, client: Client::connect(address)? })
         };
         let mut replicas = (0..replicas).map(start).collect::<anyhow::Result<Vec<_>>>()?;
-        let token = servers::token(&mut tollkey())?;
+        let token = servers::token(&mut tollkey(), servers::ACCOUNT)?;
         let application = replicas[0].client.post(&token, "/api/v1/applications", &json!({"name": "bench"}))?;
         let application = servers::text(&application, "id")?;
         Ok(Self { replicas, token, application, rng: StdRng::seed_from_u64(1) })

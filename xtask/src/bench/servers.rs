@@ -29,7 +29,7 @@ pub(super) const SCOPE: &str = "links:read";
 /// The route that is measured, on both servers.
 pub(super) const ROUTE: &str = "/api/v1/authz/forward-auth";
 /// The account of all keys.
-const ACCOUNT: &str = "bench";
+pub(super) const ACCOUNT: &str = "bench";
 
 /// How long a server may take to listen, and to end.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -190,7 +190,7 @@ impl Tollkey {
         serve.args(["--metrics-listen", "127.0.0.1:0", "--log", "warn"]);
         let mut process = processors.start(serve.stdout(Stdio::piped()))?;
         let address = process.listening()?;
-        let token = token(&mut tollkey(program, directory))?;
+        let token = token(&mut tollkey(program, directory), ACCOUNT)?;
         let mut manager = Client::connect(address)?;
         let mut keys = Vec::with_capacity(APPLICATIONS * KEYS_OF_EACH);
         for number in 0..APPLICATIONS {
@@ -226,9 +226,9 @@ fn starts_with(name: &std::ffi::OsStr, with: &str) -> bool {
     name.as_encoded_bytes().starts_with(with.as_bytes())
 }
 
-/// A management token of the account of all keys, from our program.
-pub(super) fn token(tollkey: &mut Command) -> anyhow::Result<String> {
-    let token = tollkey.args(["token", "--account", ACCOUNT]).output()?;
+/// A management token of an account, from our program.
+pub(super) fn token(tollkey: &mut Command, account: &str) -> anyhow::Result<String> {
+    let token = tollkey.args(["token", "--account", account]).output()?;
     ensure!(token.status.success(), "no token: {}", String::from_utf8_lossy(&token.stderr));
     Ok(String::from_utf8(token.stdout)?.trim().to_owned())
 }
@@ -237,6 +237,9 @@ pub(super) fn token(tollkey: &mut Command) -> anyhow::Result<String> {
 pub(super) fn text(answer: &Value, member: &str) -> anyhow::Result<String> {
     Ok(answer[member].as_str().with_context(|| format!("an answer without {member}"))?.to_owned())
 }
+
+/// The longest answer: a page of the dashboard is some 60 kB.
+const LARGEST: usize = 1 << 20;
 
 /// Somebody with a kept connection, one request at a time.
 pub(super) struct Client {
@@ -265,15 +268,21 @@ impl Client {
             "{method} {path} HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer {credential}\r\n\
              Content-Type: application/json\r\nContent-Length: {length}\r\n\r\n{body}"
         );
+        let (answer, come) = self.ask(&request)?;
+        Ok((answer.status, come[answer.body..answer.end].to_vec()))
+    }
+
+    /// Sends a request as it is; gives the answer, and all that came.
+    pub(super) fn ask(&mut self, request: &str) -> anyhow::Result<(Answer, Vec<u8>)> {
         self.stream.write_all(request.as_bytes())?;
         let mut come = Vec::new();
         loop {
-            let mut more = [0; 4096];
+            let mut more = [0; 64 * 1024];
             let count = self.stream.read(&mut more)?;
-            ensure!(count > 0, "the server closed the connection");
+            ensure!(count > 0 && come.len() < LARGEST, "the server closed the connection, or its answer is too long");
             come.extend_from_slice(&more[..count]);
             if let Some(answer) = Answer::read(&come)? {
-                return Ok((answer.status, come[answer.body..answer.end].to_vec()));
+                return Ok((answer, come));
             }
         }
     }
