@@ -202,6 +202,12 @@ impl Problem {
         Self::new(ProblemCode::InvalidApiKey, "The API key is unknown or was revoked.")
     }
 
+    /// A mistake of our own, of which the caller learns no more; the log does.
+    #[must_use]
+    pub fn internal() -> Self {
+        Self::new(ProblemCode::InternalError, "Something went wrong on our side.")
+    }
+
     /// The store cannot be reached, or too much is waiting for it.
     #[must_use]
     pub fn unavailable() -> Self {

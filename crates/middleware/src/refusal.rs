@@ -47,7 +47,7 @@ impl Refusal {
     #[must_use]
     pub fn unguarded() -> Self {
         tracing::error!("a route asks for a key, and no layer of tollkey's is around it; it is refused");
-        Self::new(Problem::new(ProblemCode::InternalError, "Something went wrong on our side."), &"tollkey".into())
+        Self::new(Problem::internal(), &"tollkey".into())
     }
 
     /// What is left of the key's rate limit, and in how many seconds a use is possible again.

@@ -194,7 +194,7 @@ fn problem_of(error: &Error) -> Problem {
         }]),
         _ => {
             tracing::error!(%error, "an error nobody expected");
-            Problem::new(ProblemCode::InternalError, "Something went wrong on our side.")
+            Problem::internal()
         }
     }
 }

@@ -133,21 +133,13 @@ impl Store {
     /// # Errors
     /// [`Error`].
     pub async fn end_sessions(&self, account: Option<AccountId>, subject: Option<String>) -> Result<usize, Error> {
-        let mut all = 0;
-        loop {
-            let (account, subject) = (account.clone(), subject.clone());
-            let end = move |tx: &mut Writer<'_>| {
-                let (conn, _) = tx.parts();
-                let end = sql_query(END).bind::<Nullable<Text>, _>(account.as_ref().map(AccountId::as_str));
-                let end = end.bind::<Nullable<Text>, _>(subject.as_deref()).bind::<BigInt, _>(i64::from(STEP));
-                Ok::<_, Error>(end.execute(conn)?)
-            };
-            // Not until a step is not full: some of what it was about to delete may just have been ended otherwise.
-            match self.write(end).await?.value {
-                0 => return Ok(all),
-                ended => all += ended,
-            }
-        }
+        self.in_steps(move |tx| {
+            let (conn, _) = tx.parts();
+            let end = sql_query(END).bind::<Nullable<Text>, _>(account.as_ref().map(AccountId::as_str));
+            let end = end.bind::<Nullable<Text>, _>(subject.as_deref()).bind::<BigInt, _>(i64::from(STEP));
+            Ok(end.execute(conn)?)
+        })
+        .await
     }
 
     /// Forgets the sessions whose time has come; returns how many those were.

@@ -354,7 +354,7 @@ impl Store {
         self.inner.write.with(|conn| self.inner.write(conn, work))
     }
 
-    /// Deletes in one small transaction after the other until one has less than [`STEP`] rows to delete: a day of ten
+    /// Deletes in one small transaction after the other until one has nothing to delete: a day of ten
     /// million keys would take longer than a statement may, and on SQLite longer than a lease lasts, which needs the
     /// same lock. `delete` deletes at most [`STEP`] and says how many.
     pub(crate) async fn in_steps(
@@ -363,10 +363,10 @@ impl Store {
     ) -> Result<usize, Error> {
         let mut all = 0;
         loop {
-            let deleted = self.write(delete.clone()).await?.value;
-            all += deleted;
-            if deleted < STEP as usize {
-                return Ok(all);
+            // Not until a step is not full: some of what it was about to delete may just have been deleted otherwise.
+            match self.write(delete.clone()).await?.value {
+                0 => return Ok(all),
+                deleted => all += deleted,
             }
         }
     }

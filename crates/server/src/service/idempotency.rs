@@ -244,10 +244,6 @@ fn in_progress() -> Problem {
     }
 }
 
-fn broken() -> Problem {
-    Problem::new(ProblemCode::InternalError, "Something went wrong on our side.")
-}
-
 /// SHA-256 over parts that cannot run into each other.
 fn hash(parts: &[&[u8]]) -> [u8; 32] {
     let mut context = Context::new(&SHA256);
@@ -276,7 +272,8 @@ impl Repeatable {
         let mut sealing_key = Zeroizing::new([0; 32]);
         let info = hash(&[b"seal", &id, key]);
         let derived = state.sealer.secret.expand(&[&info], HKDF_SHA256).and_then(|key| key.fill(&mut *sealing_key));
-        let sealing_key = derived.and_then(|()| UnboundKey::new(&AES_256_GCM, &*sealing_key)).map_err(|_| broken())?;
+        let sealing_key =
+            derived.and_then(|()| UnboundKey::new(&AES_256_GCM, &*sealing_key)).map_err(|_| Problem::internal())?;
         let mut nonce = [0; NONCE_LEN];
         state.random.with(|rng| rng.fill_bytes(&mut nonce));
         let fingerprint = hash(&[b"body", &id, body]);
@@ -300,9 +297,10 @@ impl Repeatable {
     }
 
     fn seal(&self, answered: &Answered) -> Result<KeptAnswer, Problem> {
-        let mut sealed = Zeroizing::new(serde_json::to_vec(answered).map_err(|_| broken())?);
+        let mut sealed = Zeroizing::new(serde_json::to_vec(answered).map_err(|_| Problem::internal())?);
         let nonce = Nonce::assume_unique_for_key(self.nonce);
-        let tag = self.key.seal_in_place_separate_tag(nonce, self.aad(), &mut sealed).map_err(|_| broken())?;
+        let tag =
+            self.key.seal_in_place_separate_tag(nonce, self.aad(), &mut sealed).map_err(|_| Problem::internal())?;
         let sealed = [self.nonce.as_slice(), sealed.as_slice(), tag.as_ref()].concat();
         Ok(KeptAnswer { id: self.id, fingerprint: self.fingerprint, sealed, created_at: self.now })
     }

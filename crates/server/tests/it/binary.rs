@@ -30,6 +30,8 @@ use tollkey_store::testing::Database;
 
 use crate::support::{Call, Key, Reply, SECRET, settings, without_secrets};
 
+/// The length of a lease unless the database says otherwise.
+pub const LEASE: Duration = Duration::from_secs(3);
 /// The longest anything here may take; a bound on a broken test, no promise.
 const PATIENCE: Duration = Duration::from_secs(60);
 

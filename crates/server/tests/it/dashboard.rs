@@ -2,10 +2,9 @@
 
 use serde_json::{Value, json};
 
-use crate::support::{App, Call, Reply, each_backend_with, without_secrets};
+use crate::support::{App, Call, Reply, TOKEN_SIGN_IN, each_backend_with, without_secrets};
 
-/// Whoever has a management token may sign in with it.
-const TOKENS: &[(&str, &str)] = &[("TOLLKEY_DASHBOARD_TOKEN_SIGN_IN", "true")];
+const TOKENS: &[(&str, &str)] = &[TOKEN_SIGN_IN];
 /// A well-formed id of nothing.
 const NOTHING: &str = "01a1fdf4-8ded-771c-a1fe-14ac36e62ac1";
 

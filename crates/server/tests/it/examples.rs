@@ -15,7 +15,7 @@ use tokio::{process::Command, time::sleep};
 use tollkey_store::testing::backends;
 
 use crate::{
-    binary::{Connection, Process, Server, Tollkey, member, merchant},
+    binary::{Connection, LEASE, Process, Server, Tollkey, member, merchant},
     storlaunch,
     support::{Call, Key, eventually},
 };
@@ -29,9 +29,6 @@ mod vault_axum_program;
 
 /// Names the example that the process is.
 const EXAMPLE: &str = "TOLLKEY_TEST_EXAMPLE";
-
-/// A lease, as long as the server has it by itself.
-const LEASE: Duration = Duration::from_secs(3);
 
 /// An example.
 #[derive(Clone, Copy, Debug)]

@@ -13,13 +13,11 @@ use tokio::time::{sleep, timeout};
 use tollkey_store::testing::Postgres;
 
 use crate::{
-    binary::{Server, Tollkey, merchant, service},
+    binary::{LEASE, Server, Tollkey, merchant, service},
     support::{Call, Key},
     wire::Wire,
 };
 
-/// The length of a lease unless the database says otherwise.
-const LEASE: Duration = Duration::from_secs(3);
 /// The longest that a request waits for a database that is gone: its turn, and a connection.
 const WAIT: Duration = Duration::from_secs(5);
 /// For how long the database is still gone after the leases have ended.

@@ -12,12 +12,10 @@ use tollkey_core::{Seq, VerifierId};
 use tollkey_store::testing::{Database, backends};
 
 use crate::{
-    binary::{Server, Tollkey, merchant, operator},
+    binary::{LEASE, Server, Tollkey, merchant, operator},
     support::{Call, Key},
 };
 
-/// The length of a lease unless the database says otherwise.
-const LEASE: Duration = Duration::from_secs(3);
 /// What a change may take beyond a lease.
 const BEYOND: Duration = Duration::from_millis(500);
 

@@ -16,7 +16,7 @@ use wiremock::ResponseTemplate;
 use self::provider::{CLIENT, ClientAuth, Key, Provider, SECRET, eddsa, hs256, never, parameter, rs256, token};
 use crate::{
     binary::Tollkey,
-    support::{App, Call, Reply, each_backend_with},
+    support::{App, Call, Reply, TOKEN_SIGN_IN, each_backend_with},
 };
 
 const SESSION: &str = "__Host-tollkey_session";
@@ -770,7 +770,7 @@ async fn a_pasted_token_signs_in_where_the_operator_allows_it() {
     assert!(!app.get("/dashboard/sign-in").await.body.contains("name=\"token\""));
     app.stop().await;
 
-    each_backend_with(&[WITH_TOKENS], async |app| {
+    each_backend_with(&[TOKEN_SIGN_IN], async |app| {
         assert!(app.get("/dashboard/sign-in").await.body.contains("name=\"token\""));
         let good = app.merchant("acme");
         let body = format!("token={good}&next=/dashboard/audit");
@@ -802,7 +802,7 @@ async fn a_pasted_token_signs_in_where_the_operator_allows_it() {
 
 #[actix_web::test]
 async fn a_session_by_a_token_ends_with_it() {
-    let app = sqlite(&[WITH_TOKENS]).await;
+    let app = sqlite(&[TOKEN_SIGN_IN]).await;
     let short = tollkey_server::caller::jwt::NewToken {
         subject: "ada".to_owned(),
         account: Some("acme".parse().unwrap()),
@@ -827,7 +827,7 @@ async fn a_session_by_a_token_ends_with_it() {
 async fn a_cookie_from_before_is_not_the_one_after() {
     let provider = Provider::start().await;
     let mut settings = provider.settings();
-    settings.push(WITH_TOKENS);
+    settings.push(TOKEN_SIGN_IN);
     let app = sqlite(&settings).await;
     let planted = format!("{SESSION}={}", "a".repeat(64));
     let body = format!("token={}", app.merchant("acme"));
@@ -895,11 +895,9 @@ async fn keys_at(address: SocketAddr, session: &str) -> u16 {
     Call::new(address, "GET", "/dashboard/keys").header("cookie", session).await.status
 }
 
-const WITH_TOKENS: (&str, &str) = ("TOLLKEY_DASHBOARD_TOKEN_SIGN_IN", "true");
-
 #[actix_web::test]
 async fn replicas_share_sessions_and_their_end() {
-    each_backend_with(&[WITH_TOKENS], async |app| {
+    each_backend_with(&[TOKEN_SIGN_IN], async |app| {
         let replica = app.replica().await;
         let session = sign_in_at(replica.address(), &app.merchant("acme")).await;
         assert_eq!(keys_at(replica.address(), &session).await, 200);
@@ -916,7 +914,7 @@ async fn replicas_share_sessions_and_their_end() {
 #[actix_web::test]
 async fn a_session_holds_as_long_as_what_it_rests_on() {
     let provider = Provider::start().await;
-    let settings: Vec<_> = provider.settings().into_iter().chain([WITH_TOKENS]).collect();
+    let settings: Vec<_> = provider.settings().into_iter().chain([TOKEN_SIGN_IN]).collect();
     each_backend_with(&settings, async |app| {
         let by_token = sign_in_at(app.running().address(), &app.merchant("acme")).await;
         let by_provider = signed_in(&sign_in_with(app, &provider, |_| {}).await);
@@ -958,7 +956,7 @@ async fn a_database_of_development_mode_signs_nobody_in_elsewhere() {
     let reply = form(&app, "/dashboard/sign-in/link", &format!("code={code}")).await;
     let session = cookie(&reply, "tollkey_session").expect("a session").replace("tollkey_session", SESSION);
     assert_eq!(page(&app, "/dashboard/keys", &session).await.status, 200);
-    let in_production = app.replica_with(&crate::support::settings(app.database.url(), &[WITH_TOKENS])).await;
+    let in_production = app.replica_with(&crate::support::settings(app.database.url(), &[TOKEN_SIGN_IN])).await;
     assert_eq!(keys_at(in_production.address(), &session).await, 303);
     in_production.stop().await;
     app.stop().await;
@@ -967,7 +965,7 @@ async fn a_database_of_development_mode_signs_nobody_in_elsewhere() {
 #[actix_web::test]
 async fn sessions_are_ended_at_the_command_line() {
     for database in backends() {
-        let tollkey = Tollkey::on(&database).with(WITH_TOKENS.0, WITH_TOKENS.1);
+        let tollkey = Tollkey::on(&database).with(TOKEN_SIGN_IN.0, TOKEN_SIGN_IN.1);
         let server = tollkey.serve().await;
         let token = |account, subject: &str| crate::binary::token_of(subject, Some(account), &[]);
         let mut sessions = Vec::new();
@@ -1003,7 +1001,8 @@ async fn sessions_are_ended_at_the_command_line() {
 #[actix_web::test]
 async fn who_signed_in_and_out_is_logged() {
     let database = backends().into_iter().next().expect("a backend");
-    let server = Tollkey::on(&database).with(WITH_TOKENS.0, WITH_TOKENS.1).with("TOLLKEY_LOG", "info").serve().await;
+    let server =
+        Tollkey::on(&database).with(TOKEN_SIGN_IN.0, TOKEN_SIGN_IN.1).with("TOLLKEY_LOG", "info").serve().await;
     let session = sign_in_at(server.address, &crate::binary::token_of("ada", Some("acme"), &["operator"])).await;
     let out = Call::new(server.address, "POST", "/dashboard/sign-out").header("sec-fetch-site", "same-origin");
     assert_eq!(out.header("cookie", &session).await.status, 303);

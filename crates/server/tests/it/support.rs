@@ -39,6 +39,9 @@ pub struct App {
     running: Running,
 }
 
+/// The setting by which whoever has a management token may sign in to the dashboard with it.
+pub const TOKEN_SIGN_IN: (&str, &str) = ("TOLLKEY_DASHBOARD_TOKEN_SIGN_IN", "true");
+
 /// Runs a test on each backend.
 pub async fn each_backend(test: impl AsyncFn(&App)) {
     each_backend_with(&[], test).await;

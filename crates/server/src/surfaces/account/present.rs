@@ -5,7 +5,7 @@ use jiff::Timestamp;
 use serde_json::value::RawValue;
 use tollkey_api::{Secret, account as api};
 use tollkey_core::{
-    ApiKey, Checks, Family, Grants, KeyId, KeyText, Problem, ProblemCode,
+    ApiKey, Checks, Family, Grants, KeyId, KeyText, Problem,
     audit::{ActorKind, Entry, TargetKind},
     metadata::Metadata,
     text,
@@ -26,7 +26,7 @@ pub(super) fn enveloped<T>(request: &HttpRequest, state: &State, data: T) -> api
 pub(super) fn enveloped_text(request: &HttpRequest, state: &State, json: &str) -> Result<String, Problem> {
     let data: Result<&RawValue, _> = serde_json::from_str(json);
     let whole = data.and_then(|data| serde_json::to_string(&enveloped(request, state, data)));
-    whole.map_err(|_| Problem::new(ProblemCode::InternalError, "Something went wrong on our side."))
+    whole.map_err(|_| Problem::internal())
 }
 
 /// An answer around a list.

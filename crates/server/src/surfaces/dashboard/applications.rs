@@ -3,13 +3,13 @@
 use actix_web::{HttpRequest, get, post, web};
 use askama::Template;
 use serde::Deserialize;
-use tollkey_core::{Application, ApplicationId, Checks, Family, Invalid, Problem, Status};
+use tollkey_core::{Application, ApplicationId, Checks, Family, Problem, Status};
 
 use super::{
     fields::Fields,
     keys::{Choice, KeyView},
     once::{self, Once, once},
-    page::{self, Frame, Time, can_be_mended, see_other},
+    page::{self, Done, Frame, Time, can_be_mended, see_other},
     session::SignedIn,
 };
 use crate::{
@@ -178,11 +178,6 @@ struct ShowPage {
     whole: Whole,
 }
 
-#[derive(Deserialize)]
-struct Done {
-    done: Option<String>,
-}
-
 #[get("/applications/{id}")]
 pub(super) async fn show(state: web::Data<State>, visitor: SignedIn, id: web::Path<String>, query: Query) -> Answer {
     let Done { done } = query.read()?;
@@ -237,9 +232,7 @@ pub(super) async fn delete(state: web::Data<State>, visitor: SignedIn, id: web::
     let (id, fields) = (path_id(&id)?, Fields::read(&body)?);
     let whole = Whole::of(&state, &visitor, id, STOPS).await?;
     if fields.get("confirm") != whole.application.name {
-        let mut checks = Checks::default();
-        let _: Option<()> = checks.member("/confirm", Err(Invalid::new("is not the name of the application")));
-        let problem = checks.into_problem();
+        let problem = Problem::field("/confirm", "is not the name of the application");
         let frame = Frame::of(&visitor, SECTION, "Delete an application");
         return page::refused(
             &problem,

@@ -225,14 +225,10 @@ fn file(
     })
 }
 
-fn broken() -> Problem {
-    Problem::new(tollkey_core::ProblemCode::InternalError, "Something went wrong on our side.")
-}
-
 fn json_lines(entries: &[Entry]) -> Result<Vec<u8>, Problem> {
     let mut lines = Vec::new();
     for one in entries {
-        serde_json::to_writer(&mut lines, &entry(one)).map_err(|_| broken())?;
+        serde_json::to_writer(&mut lines, &entry(one)).map_err(|_| Problem::internal())?;
         lines.push(b'\n');
     }
     Ok(lines)
@@ -255,7 +251,7 @@ fn csv_lines(entries: &[Entry], with_names: bool) -> Result<Vec<u8>, Problem> {
             "changes",
             "hash",
         ];
-        writer.write_record(names).map_err(|_| broken())?;
+        writer.write_record(names).map_err(|_| Problem::internal())?;
     }
     for entry in entries {
         let draft = &entry.draft;
@@ -272,9 +268,9 @@ fn csv_lines(entries: &[Entry], with_names: bool) -> Result<Vec<u8>, Problem> {
             draft.changes.to_string(),
             entry.hash.to_string(),
         ];
-        writer.write_record(record).map_err(|_| broken())?;
+        writer.write_record(record).map_err(|_| Problem::internal())?;
     }
-    writer.into_inner().map_err(|_| broken())
+    writer.into_inner().map_err(|_| Problem::internal())
 }
 
 /// A text that a spreadsheet takes for a text: who is named `=cmd()` runs nothing on the desk of who opens the file.

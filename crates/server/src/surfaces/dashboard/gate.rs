@@ -49,8 +49,13 @@ fn is_from_own_page(request: &ServiceRequest) -> bool {
         return site == "same-origin";
     }
     // Browsers before 2023. All of them say where a write comes from; who says nothing is no browser.
-    let own = header(request, &HOST);
-    header(request, &ORIGIN).and_then(|origin| origin.split_once("://")).is_some_and(|(_, host)| Some(host) == own)
+    behind_own_host(request, &ORIGIN) == Some("")
+}
+
+/// What stands behind the host in the URL of a header, if the host is ours.
+fn behind_own_host<'a>(request: &'a ServiceRequest, name: &HeaderName) -> Option<&'a str> {
+    let (_, rest) = header(request, name)?.split_once("://")?;
+    rest.strip_prefix(header(request, &HOST)?).filter(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
 /// Lets through who is signed in, and sends everybody else to the door.
@@ -86,10 +91,8 @@ fn is_for_everybody(path: &str) -> bool {
 
 /// The page that a form was sent from, which people come back to: what they typed is lost, where they were is not.
 fn page_of_form(request: &ServiceRequest) -> &str {
-    let from = header(request, &REFERER).and_then(|from| from.split_once("://"));
-    let (host, page) = from.map_or(("", ""), |(_, rest)| rest.split_at(rest.find('/').unwrap_or(rest.len())));
-    let is_ours = Some(host) == header(request, &HOST) && is_dashboard_path(page.split('?').next().unwrap_or_default());
-    if is_ours { page } else { "/dashboard" }
+    let is_page = |page: &&str| is_dashboard_path(page.split('?').next().unwrap_or_default());
+    behind_own_host(request, &REFERER).filter(is_page).unwrap_or("/dashboard")
 }
 
 /// To the door, and back here afterwards.
@@ -101,5 +104,5 @@ fn turn_away(request: &ServiceRequest) -> HttpResponse {
         return page::go_on(here);
     }
     let next = if request.method().is_safe() { here } else { page_of_form(request) };
-    page::to_sign_in(next, request.headers().contains_key("hx-request"))
+    page::whole_window(request.headers(), &page::door(next, None))
 }

@@ -23,7 +23,7 @@ use super::{
     audit::EntryView,
     fields::Fields,
     once::{self, Once, once},
-    page::{self, Frame, can_be_mended, see_other, whole_window},
+    page::{self, Done, Frame, can_be_mended, see_other, whole_window},
     session::SignedIn,
 };
 use crate::{
@@ -135,7 +135,7 @@ pub(super) fn has_secret(text: &str) -> bool {
 
 /// To the list, where somebody looked for a key by its text: that must not stay in the address bar.
 pub(super) fn pasted(request: &HttpRequest, place: &str) -> HttpResponse {
-    whole_window(&format!("{place}?done=pasted"), request.headers().contains_key("hx-request"))
+    whole_window(request.headers(), &format!("{place}?done=pasted"))
 }
 
 #[get("/keys")]
@@ -242,11 +242,6 @@ fn shown_once(state: &State, visitor: &SignedIn, request: &HttpRequest, key: &Ap
         base,
         is_successor: key.rotated_from.is_some(),
     })
-}
-
-#[derive(Deserialize)]
-struct Done {
-    done: Option<String>,
 }
 
 #[derive(Template)]

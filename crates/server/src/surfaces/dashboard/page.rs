@@ -9,6 +9,7 @@ use actix_web::{
 };
 use askama::Template;
 use jiff::{Timestamp, tz::TimeZone};
+use serde::Deserialize;
 use tollkey_core::{Problem, ProblemCode, session::Session};
 
 use super::{assets, session::SignedIn};
@@ -37,6 +38,13 @@ pub fn secure(headers: &mut HeaderMap) {
             headers.insert(name, HeaderValue::from_static(value));
         }
     }
+}
+
+/// The query of a page that tells what was just done ([`Frame::done`]).
+#[derive(Debug, Deserialize)]
+pub struct Done {
+    /// The word for it.
+    pub done: Option<String>,
 }
 
 /// The frame of a page.
@@ -139,7 +147,7 @@ pub fn refused(problem: &Problem, page: &impl Template) -> Answer {
 fn page_with(mut response: HttpResponseBuilder, page: &impl Template) -> Answer {
     let html = page.render().map_err(|error| {
         tracing::error!(%error, "a page cannot be rendered");
-        Problem::new(ProblemCode::InternalError, "Something went wrong on our side.")
+        Problem::internal()
     })?;
     Ok(response.content_type("text/html; charset=utf-8").body(html))
 }
@@ -168,16 +176,14 @@ pub fn door(next: &str, failed: Option<&str>) -> String {
     format!("/dashboard/sign-in?{query}")
 }
 
-/// To the door. A request of a script is told to take the whole window there.
+/// To another page. A request of a script, which shows a part of an answer, is told to take the whole window there.
 #[must_use]
-pub fn to_sign_in(next: &str, by_script: bool) -> HttpResponse {
-    whole_window(&door(next, None), by_script)
-}
-
-/// To another page. A request of a script is told to take the whole window there.
-#[must_use]
-pub fn whole_window(to: &str, by_script: bool) -> HttpResponse {
-    if by_script { HttpResponse::Ok().insert_header(("hx-redirect", to)).finish() } else { see_other(to) }
+pub fn whole_window(asked: &HeaderMap, to: &str) -> HttpResponse {
+    if asked.contains_key("hx-request") {
+        HttpResponse::Ok().insert_header(("hx-redirect", to)).finish()
+    } else {
+        see_other(to)
+    }
 }
 
 /// A page that goes on by itself: what it asks for comes from our own site, and brings the session's cookie.

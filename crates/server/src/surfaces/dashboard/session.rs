@@ -21,17 +21,44 @@ use crate::{
     state::State,
 };
 
-/// A browser takes a cookie of such a name only for this host, over TLS, from this host itself.
-const COOKIE: &str = "__Host-tollkey_session";
-/// For browsers that take no `Secure` cookie from `http://127.0.0.1`: in development mode, which only that machine
-/// reaches.
-const PLAIN_COOKIE: &str = "tollkey_session";
+/// The two names of a cookie of ours.
+struct Names {
+    /// A browser takes a cookie of such a name only for this host, over TLS, from this host itself.
+    host: &'static str,
+    /// For browsers that take no `Secure` cookie from `http://127.0.0.1`: in development mode, which only that machine
+    /// reaches.
+    plain: &'static str,
+    same_site: SameSite,
+}
+
+/// A session.
+const SESSION: Names = Names { host: "__Host-tollkey_session", plain: "tollkey_session", same_site: SameSite::Strict };
+/// A sign-in under way at an OpenID Connect provider. `Lax`: it is to be sent when the provider sends somebody back.
+const ATTEMPT: Names = Names { host: "__Host-tollkey_sign_in", plain: "tollkey_sign_in", same_site: SameSite::Lax };
 /// Asks a browser whether it takes such cookies.
 const PROBE: &str = "__Host-tollkey_probe";
-/// A sign-in under way at an OpenID Connect provider.
-const ATTEMPT: &str = "__Host-tollkey_sign_in";
-/// As [`PLAIN_COOKIE`].
-const PLAIN_ATTEMPT: &str = "tollkey_sign_in";
+
+impl Names {
+    /// The value that a request brings.
+    fn brought<'a>(&self, state: &State, request: &'a HttpRequest) -> Option<&'a str> {
+        let plain = || brought(request, self.plain).filter(|_| state.policy.development);
+        brought(request, self.host).or_else(plain)
+    }
+
+    fn cookie<'a>(&self, value: &'a Secret, secure: bool) -> Cookie<'a> {
+        cookie(if secure { self.host } else { self.plain }, value, secure, self.same_site)
+    }
+
+    /// Has the browser forget it.
+    fn forget(&self, response: &mut HttpResponse) {
+        let nothing = Secret::new("");
+        for secure in [true, false] {
+            let mut gone = self.cookie(&nothing, secure);
+            gone.make_removal();
+            add(response, &gone);
+        }
+    }
+}
 
 /// Somebody who is signed in.
 #[derive(Debug, Clone)]
@@ -56,7 +83,7 @@ pub struct SignedIn {
 /// # Errors
 /// `unavailable`.
 pub(super) async fn find(state: &State, request: &HttpRequest) -> Result<Option<Visitor>, Problem> {
-    let Some(token) = token(state, request) else { return Ok(None) };
+    let Some(token) = SESSION.brought(state, request) else { return Ok(None) };
     let (digest, now) = (Digest::of(token), state.clock.now());
     let found = state.read(move |db| db.session(&digest)).await?;
     let holds = |session: &Session| !session.is_over(now) && state.ways.stand_by(session, token);
@@ -75,15 +102,9 @@ fn brought<'a>(request: &'a HttpRequest, name: &str) -> Option<&'a str> {
     pairs.filter_map(value).find_map(|value| std::str::from_utf8(value).ok())
 }
 
-/// What is in a request's cookie.
-fn token<'a>(state: &State, request: &'a HttpRequest) -> Option<&'a str> {
-    let plain = || brought(request, PLAIN_COOKIE).filter(|_| state.policy.development);
-    brought(request, COOKIE).or_else(plain)
-}
-
 /// What the session in a request's cookie would be found by.
 pub(super) fn presented(state: &State, request: &HttpRequest) -> Option<Digest> {
-    token(state, request).map(Digest::of)
+    SESSION.brought(state, request).map(Digest::of)
 }
 
 /// Begins a session, and ends the one this browser had: a new one gets a new cookie. The one it had is named by who knows that
@@ -113,27 +134,25 @@ pub(super) async fn begin(
         subject = session.subject, account = session.account_id.as_ref().map(tracing::field::display),
         operator = session.is_operator, ends_at = %session.ends_at, "signed in to the dashboard"
     );
-    let secure = is_secure(state, request);
-    add(&mut response, &cookie(if secure { COOKIE } else { PLAIN_COOKIE }, &token, secure));
+    add(&mut response, &SESSION.cookie(&token, is_secure(state, request)));
     Ok(response)
 }
 
 /// Whether the browser takes a `Secure` cookie from here. On the way back from a provider the probe is not sent, and the
 /// cookie of the sign-in says it.
 fn is_secure(state: &State, request: &HttpRequest) -> bool {
-    !state.policy.development || [PROBE, ATTEMPT].iter().any(|name| brought(request, name).is_some())
+    !state.policy.development || [PROBE, ATTEMPT.host].iter().any(|name| brought(request, name).is_some())
 }
 
-/// Has the browser keep a sign-in under way. `SameSite=Lax`: it is to be sent when the provider sends somebody back.
+/// Has the browser keep a sign-in under way.
 pub(super) fn keep_attempt(
     state: &State,
     request: &HttpRequest,
     attempt: &Attempt,
     mut response: HttpResponse,
 ) -> HttpResponse {
-    let (text, secure) = (attempt.to_text(), is_secure(state, request));
-    let mut kept = cookie(if secure { ATTEMPT } else { PLAIN_ATTEMPT }, &text, secure);
-    kept.set_same_site(SameSite::Lax);
+    let text = attempt.to_text();
+    let mut kept = ATTEMPT.cookie(&text, is_secure(state, request));
     kept.set_max_age(Duration::seconds(Attempt::LASTS.as_secs()));
     add(&mut response, &kept);
     response
@@ -141,19 +160,12 @@ pub(super) fn keep_attempt(
 
 /// The sign-in under way in this browser.
 pub(super) fn attempt(state: &State, request: &HttpRequest) -> Option<Attempt> {
-    let plain = || brought(request, PLAIN_ATTEMPT).filter(|_| state.policy.development);
-    brought(request, ATTEMPT).or_else(plain).and_then(Attempt::read)
+    ATTEMPT.brought(state, request).and_then(Attempt::read)
 }
 
 /// Has the browser forget a sign-in: it was used.
 pub(super) fn forget_attempt(mut response: HttpResponse) -> HttpResponse {
-    let nothing = Secret::new("");
-    for (name, secure) in [(ATTEMPT, true), (PLAIN_ATTEMPT, false)] {
-        let mut gone = cookie(name, &nothing, secure);
-        gone.set_same_site(SameSite::Lax);
-        gone.make_removal();
-        add(&mut response, &gone);
-    }
+    ATTEMPT.forget(&mut response);
     response
 }
 
@@ -165,23 +177,18 @@ pub(super) async fn end(state: &State, visitor: &Visitor, mut response: HttpResp
     let digest = visitor.digest;
     state.change(move |tx| Ok(tx.delete_session(&digest)?)).await?;
     tracing::info!(subject = visitor.session.subject, "signed out of the dashboard");
-    let nothing = Secret::new("");
-    for (name, secure) in [(COOKIE, true), (PLAIN_COOKIE, false)] {
-        let mut gone = cookie(name, &nothing, secure);
-        gone.make_removal();
-        add(&mut response, &gone);
-    }
+    SESSION.forget(&mut response);
     Ok(response)
 }
 
 /// Finds out whether the browser takes a `Secure` cookie from here; [`begin`] sees it in the next request.
 pub(super) fn probe(mut response: HttpResponse) -> HttpResponse {
-    add(&mut response, &cookie(PROBE, &Secret::new("1"), true));
+    add(&mut response, &cookie(PROBE, &Secret::new("1"), true, SameSite::Strict));
     response
 }
 
-fn cookie<'a>(name: &'a str, value: &'a Secret, secure: bool) -> Cookie<'a> {
-    Cookie::build(name, value.expose()).path("/").http_only(true).secure(secure).same_site(SameSite::Strict).finish()
+fn cookie<'a>(name: &'static str, value: &'a Secret, secure: bool, same_site: SameSite) -> Cookie<'a> {
+    Cookie::build(name, value.expose()).path("/").http_only(true).secure(secure).same_site(same_site).finish()
 }
 
 fn add(response: &mut HttpResponse, cookie: &Cookie<'_>) {
@@ -229,7 +236,7 @@ fn not_an_operator() -> Problem {
 
 /// A page inside the gate has them; one outside of it would be our mistake.
 fn missing() -> Refusal {
-    Problem::new(tollkey_core::ProblemCode::InternalError, "Something went wrong on our side.").into()
+    Problem::internal().into()
 }
 
 impl FromRequest for SignedIn {

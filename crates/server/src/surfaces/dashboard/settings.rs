@@ -2,13 +2,12 @@
 
 use actix_web::{HttpRequest, get, post, web};
 use askama::Template;
-use serde::Deserialize;
 use tollkey_core::{AccountId, KeyText, OperatingModel, Problem, ServiceKey, ServiceKeyId};
 
 use super::{
     fields::Fields,
     once::{self, Once, once},
-    page::{self, Frame, Time, can_be_mended, see_other},
+    page::{self, Done, Frame, Time, can_be_mended, see_other},
     session::{SignedIn, Visitor},
 };
 use crate::{
@@ -101,11 +100,6 @@ impl SettingsPage {
             fields,
         })
     }
-}
-
-#[derive(Deserialize)]
-struct Done {
-    done: Option<String>,
 }
 
 #[get("/settings")]

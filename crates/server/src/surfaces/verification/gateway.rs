@@ -137,8 +137,7 @@ async fn answer(request: &HttpRequest, state: &State, asked: Asked<'_>) -> Answe
 
 /// A text as the value of a header, without a copy of it.
 fn field_value(text: String) -> Result<HeaderValue, Problem> {
-    HeaderValue::from_maybe_shared(Bytes::from(text))
-        .map_err(|_| Problem::new(ProblemCode::InternalError, "Something went wrong on our side."))
+    HeaderValue::from_maybe_shared(Bytes::from(text)).map_err(|_| Problem::internal())
 }
 
 /// The merchant a request is about.
