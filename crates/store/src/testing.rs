@@ -158,6 +158,23 @@ impl Postgres {
         self.control("-m fast restart");
     }
 
+    /// What `pg_dump` prints about a database, without what only `psql` or this version of PostgreSQL understands.
+    fn script(&self, database: &str) -> String {
+        let Self { directory, bin, .. } = self;
+        let script = format!(
+            "exec \"$TOLLKEY_TEST_PG_BIN/pg_dump\" --host={directory} --username=postgres --rows-per-insert=50 \
+             --no-owner --no-privileges --no-comments {database}"
+        );
+        let done = shell(&script, bin).output().expect("pg_dump runs");
+        assert!(done.status.success(), "pg_dump failed: {}", String::from_utf8_lossy(&done.stderr));
+        let printed = String::from_utf8(done.stdout).expect("pg_dump prints UTF-8");
+        let is_kept = |line: &&str| {
+            let is_session = line.starts_with("SET ") || line.starts_with("SELECT pg_catalog.set_config");
+            !(line.is_empty() || line.starts_with("--") || line.starts_with('\\') || is_session)
+        };
+        printed.lines().filter(is_kept).map(|line| format!("{line}\n")).collect()
+    }
+
     /// The Unix socket it listens on.
     #[must_use]
     pub fn socket(&self) -> PathBuf {
@@ -331,6 +348,19 @@ impl Database {
         dump
     }
 
+    /// Returns SQL that recreates this database in an empty one: the schema, the rows and diesel's table of migrations. One
+    /// statement after the other, without commands of `psql` or `sqlite3`, so that [`Database::sql`] runs it.
+    ///
+    /// # Panics
+    /// When the database cannot be read, and on PostgreSQL when `pg_dump` is not installed beside its other programs.
+    #[must_use]
+    pub fn script(&self) -> String {
+        match &self.place {
+            Place::Sqlite { .. } => sqlite_script(&mut connect(&self.url)),
+            Place::Postgres { server, name } => server.script(name),
+        }
+    }
+
     /// On PostgreSQL: ends all connections to it and refuses new ones, or lets them in again.
     ///
     /// # Panics
@@ -342,6 +372,43 @@ impl Database {
             server.run(&format!("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'"));
         }
     }
+}
+
+/// One column of text of every row that a query returns.
+fn texts(conn: &mut AnyConnection, sql: &str) -> Vec<String> {
+    #[derive(diesel::QueryableByName)]
+    struct Row {
+        #[diesel(sql_type = diesel::sql_types::Text)]
+        value: String,
+    }
+    let rows: Vec<Row> = diesel::sql_query(sql).load(conn).expect(sql);
+    rows.into_iter().map(|row| row.value).collect()
+}
+
+fn sqlite_script(conn: &mut AnyConnection) -> String {
+    let of_kind = |kind: &str, column: &str| {
+        format!(
+            "SELECT {column} AS value FROM sqlite_master WHERE {kind} AND name NOT LIKE 'sqlite%' AND sql IS NOT NULL \
+             ORDER BY rowid"
+        )
+    };
+    let mut script = String::new();
+    for table in texts(conn, &of_kind("type = 'table'", "sql")) {
+        script.push_str(&format!("{table};\n"));
+    }
+    for table in texts(conn, &of_kind("type = 'table'", "name")) {
+        let columns = texts(conn, &format!("SELECT name AS value FROM pragma_table_info('{table}') ORDER BY cid"));
+        let values: Vec<String> = columns.iter().map(|column| format!("quote(\"{column}\")")).collect();
+        let sql = format!("SELECT '(' || {} || ')' AS value FROM \"{table}\" ORDER BY 1", values.join(" || ', ' || "));
+        for rows in texts(conn, &sql).chunks(50) {
+            script.push_str(&format!("INSERT INTO {table} VALUES\n{};\n", rows.join(",\n")));
+        }
+    }
+    // Last, with the triggers: the rows were written under them once.
+    for sql in texts(conn, &of_kind("type <> 'table'", "sql")) {
+        script.push_str(&format!("{sql};\n"));
+    }
+    script
 }
 
 fn connect(url: &str) -> AnyConnection {

@@ -38,6 +38,7 @@ mod support;
 mod sync;
 mod times;
 mod tokens;
+mod upgrades;
 mod verification;
 mod whoami;
 mod wire;

@@ -93,9 +93,12 @@ pub async fn each_backend_with_replica(clock: Option<&ManualClock>, test: impl A
 impl App {
     /// Starts a server on a fresh database.
     pub async fn start(database: Database, extra: &[(&str, &str)]) -> Self {
+        Self::start_with(database, extra, ManualClock::default(), Random::new(StdRng::seed_from_u64(1))).await
+    }
+
+    /// Starts a server with this clock and this randomness.
+    pub async fn start_with(database: Database, extra: &[(&str, &str)], clock: ManualClock, random: Random) -> Self {
         let settings = settings(database.url(), extra);
-        let clock = ManualClock::default();
-        let random = Random::new(StdRng::seed_from_u64(1));
         let opened = server::open(&settings, Arc::new(clock.clone()), random.clone()).await.expect("the server opens");
         let running = server::start(&settings, opened.state, None).expect("the server starts");
         let base = format!("http://{}", running.address());
@@ -124,8 +127,10 @@ impl App {
         server::start(settings, opened.state, None).expect("a replica starts")
     }
 
-    pub async fn stop(self) {
+    /// Stops the server. Returns its database, which is dropped with the value.
+    pub async fn stop(self) -> Database {
         self.running.stop().await;
+        self.database
     }
 
     pub fn running(&self) -> &Running {
