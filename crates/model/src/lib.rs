@@ -9,7 +9,8 @@
 //! yes**.
 //!
 //! `tests/it.rs` goes through everything with all rules kept and finds no such verification; and leaves each rule out
-//! in turn, and finds one. So no rule is missing, as far as the model reaches, and none is there for nothing.
+//! in turn, and finds one. So no rule is missing, as far as the model reaches, and none is there for nothing. (Two rules
+//! about marking protect [`FINISHABLE`] instead, and their counterexample is a marking that no replica can finish.)
 //! `cargo test -p tollkey-model -- --nocapture` prints how each rule would be missed, step by step.
 //!
 //! # The protocol in short
@@ -26,6 +27,19 @@
 //! - A **subscriber** is a resource server with a memory of its own, which has its lease and its changes from a
 //!   replica by polling it.
 //!
+//! # Keys that create keys
+//!
+//! The revoked key can have descendants, and a verification of any of them must be rejected from the same moment.
+//!
+//! - A **record** of a descendant contains the status of its ancestors, read together with the counter value. A revocation
+//!   writes the row of the revoked key only, and its change evicts the cached descendants too.
+//! - A **creation** by a key locks every ancestor and checks that it is active, in the transaction that inserts the key.
+//!   So it commits before the revocation, which then covers the new key, or it is rejected.
+//! - The **marking** of the descendants' own rows follows later, by any replica, and is not part of the promise: the model
+//!   lets it never run, stop anywhere and go on elsewhere. It exists for lists and audit entries ([`COMPLETE`]), and for
+//!   servers of the **previous release**, which read the own row of a key only. These reject a descendant once the change
+//!   at the end of the marking has propagated.
+//!
 //! Where the code is: `crates/verifier/src/memory.rs` (memory), `follow.rs` (leases and waiting),
 //! `crates/store/src/leases.rs` (the statements). A step here is what nothing can come between there: a statement, or
 //! what happens under the lock of the memory.
@@ -34,6 +48,8 @@
 //!
 //! - **One key.** Changes to other things are changes too, but what they revoke is not looked at: whatever could go
 //!   wrong with another key goes wrong with ours in a run where the names are exchanged.
+//! - **One verified key a run.** A world with descendants begins once with each key that could be verified ([`Key`]). One
+//!   batch of a marking is one step, and so is each half of a creation.
 //! - **Ticks and the worst clocks.** A tick is a piece of real time. A clock may be off by one tick over a lease, and
 //!   the margin is one tick. Only the worst matters: a holder whose clock is slow and may answer for longest, someone
 //!   waiting whose clock is fast; all steps may come later anyway. So a lease of `n` ticks lasts `n - 1 + 1` for its
@@ -45,6 +61,7 @@
 //! - **A fetch itself** is answered from a snapshot that was read after the verification began; only what it leaves in
 //!   memory can do harm.
 //! - **Restarts.** A process that starts again is another verifier, with an empty memory.
+//! - **A crash** is a step only where another process goes on with the work of the crashed one, that is during a marking.
 //! - **Dropping the lease** when a change could not be applied in its own process is left out: by then a lease is over
 //!   anyway. The code does it all the same.
 //!
@@ -56,6 +73,6 @@ mod protocol;
 mod rules;
 mod state;
 
-pub use protocol::{Action, Bounds, Following, Protocol, SAFE, Who, Wish};
+pub use protocol::{Action, Bounds, COMPLETE, FINISHABLE, Following, Protocol, SAFE, Who, Wish};
 pub use rules::{Rule, Rules};
-pub use state::State;
+pub use state::{Creation, Key, Marking, State};

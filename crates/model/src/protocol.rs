@@ -6,11 +6,17 @@ use stateright::{Model, Property};
 
 use crate::{
     rules::{Rule, Rules},
-    state::{Fetch, Log, Memory, Poll, Renewal, Request, Row, Stage, State},
+    state::{Creation, Fetch, Key, Log, Marking, Memory, Poll, Renewal, Request, Row, Stage, State},
 };
 
 /// The property that must hold.
 pub const SAFE: &str = "no verification that began after the answer to the revocation is answered yes";
+
+/// A second property: the creation of a key never outruns the marking.
+pub const COMPLETE: &str = "when a marking has ended, the own row of every descendant is marked";
+
+/// A third property: no crash leaves a marking that no replica can finish.
+pub const FINISHABLE: &str = "the marking after a revocation can still be finished, whichever process has crashed";
 
 /// How much a clock may be off over a lease, and the margin for that, in ticks.
 const MARGIN: u8 = 1;
@@ -24,6 +30,9 @@ pub enum Wish {
     Change,
     /// To revoke our key, which is revoked already.
     Repeat,
+    /// To mark the descendants of our key, which is revoked. A background task of a replica wants this; the first one
+    /// runs in the process that revokes the key.
+    Mark,
 }
 
 /// Who subscribes.
@@ -58,6 +67,11 @@ pub struct Bounds {
     /// How often each verifier may ask for a lease, so that there is an end to the numbers in rows. Only if this is given are silent
     /// rows removed.
     pub asks: Option<u8>,
+    /// The keys that are verified, one in each run.
+    pub keys: &'static [Key],
+    /// Whether the verifiers are servers of the previous release, which read the own row of a key only. They must reject
+    /// a descendant of the revoked key once the end of the marking has propagated.
+    pub previous_release: bool,
 }
 
 /// The protocol, or what would be left of it without one of its rules.
@@ -108,6 +122,13 @@ pub enum Action {
     Commit(u8),
     CommitRest(u8),
     FindItSo(u8),
+    ReadDescendants(u8),
+    WritePending(u8),
+    Mark(u8),
+    EndUnannounced(u8),
+    Crash,
+    CheckAncestors,
+    InsertKey,
     Look(u8),
     LookForSilent(u8),
     Remove(u8, u8),
@@ -158,6 +179,88 @@ impl Protocol {
             .enumerate()
             .filter_map(|(at, row)| Some((at, row?)))
             .filter(move |(at, row)| Some(*at) != own && row.applied < seq)
+    }
+
+    /// Whether the verified key exists in the database.
+    fn exists(state: &State) -> bool {
+        !state.verified.is_created() || state.creation == Creation::Committed
+    }
+
+    /// Whether a descendant of the revoked key exists whose own row is not marked.
+    fn is_unmarked(state: &State) -> bool {
+        state.verified != Key::Parent && Self::exists(state) && !state.marked
+    }
+
+    /// Whether the revoked key has descendants.
+    fn has_descendants(state: &State) -> bool {
+        match state.verified {
+            Key::Parent => false, // no run that verifies the revoked key depends on its descendants
+            Key::Child | Key::Grandchild => true,
+            Key::OnlyChild => state.creation == Creation::Committed,
+        }
+    }
+
+    /// Whether the status of the ancestors lets the verified key be valid.
+    fn ancestors_are_active(&self, state: &State) -> bool {
+        !state.revoked || self.bounds.previous_release || !self.keep(Rule::AncestorsDecide)
+    }
+
+    /// Whether the own row of the verified key lets it be valid.
+    fn own_row_is_active(state: &State) -> bool {
+        let revoked = if state.verified == Key::Parent { state.revoked } else { state.marked };
+        Self::exists(state) && !revoked
+    }
+
+    /// Whether a verification that begins now must be rejected.
+    fn must_reject(&self, state: &State) -> bool {
+        if self.bounds.previous_release && state.verified != Key::Parent {
+            state.marking == Marking::Propagated
+        } else {
+            state.answered
+        }
+    }
+
+    /// The callers that mark descendants.
+    fn markers(&self) -> impl Iterator<Item = u8> {
+        (0..).zip(self.bounds.callers).filter(|(_, (wish, _))| *wish == Wish::Mark).map(|(at, _)| at)
+    }
+
+    /// Whether that caller marks descendants now.
+    fn marks(&self, state: &State, caller: u8) -> bool {
+        let in_revoking_process = self.markers().next() == Some(caller);
+        let runs = if in_revoking_process { !state.crashed } else { self.keep(Rule::MarkingResumed) };
+        self.wish(caller) == Wish::Mark && runs && state.marking == Marking::Pending
+    }
+
+    /// Whether that caller can delete the pending row now.
+    fn can_end_marking(&self, state: &State, caller: u8) -> bool {
+        self.marks(state, caller) && !Self::is_unmarked(state)
+    }
+
+    /// Whether an unfinished marking can still be finished.
+    fn can_be_finished(&self, state: &State) -> bool {
+        if !state.revoked || !Self::has_descendants(state) {
+            return true;
+        }
+        let mut reachable = vec![*state];
+        let mut at = 0;
+        while let Some(state) = reachable.get(at).copied() {
+            if state.marking >= Marking::Finished {
+                return true;
+            }
+            let mut steps = vec![Action::InsertKey];
+            for caller in (0..).take(self.bounds.callers.len()) {
+                steps.extend([Action::Commit(caller), Action::WritePending(caller), Action::Mark(caller)]);
+            }
+            steps.extend(self.markers().map(Action::Update));
+            for next in steps.into_iter().filter_map(|step| self.next_state(&state, step)) {
+                if !reachable.contains(&next) {
+                    reachable.push(next);
+                }
+            }
+            at += 1;
+        }
+        false
     }
 
     /// Takes a step, if it may be taken now and changes something.
@@ -229,7 +332,7 @@ impl Protocol {
             Action::ReadChanges(at) => {
                 let memory = &mut state.verifiers[usize::from(at)].memory;
                 allowed(memory.log == Log::None && memory.evicted < state.counter)?;
-                let ours = memory.evicted < state.change;
+                let ours = are_among(state.changes, memory.evicted, state.counter);
                 memory.log = Log::Read { upto: state.counter, ours, steps: 0 };
             }
             Action::SendReport(at) => {
@@ -269,18 +372,26 @@ impl Protocol {
                 }
             }
             Action::Fetch(who) => {
-                allowed(!state.revoked)?; // a revoked key in memory does no harm
-                let read =
-                    if self.keep(Rule::OneSnapshot) { Fetch::Read(state.counter) } else { Fetch::WithoutCounter };
+                // A cached record that says "revoked" does no harm, so it is not fetched.
+                allowed(self.ancestors_are_active(state))?;
+                let read = if !self.keep(Rule::AncestorsInSnapshot) && state.verified != Key::Parent {
+                    Fetch::AncestorsRead
+                } else {
+                    allowed(Self::own_row_is_active(state))?;
+                    if self.keep(Rule::OneSnapshot) { Fetch::Read(state.counter) } else { Fetch::WithoutCounter }
+                };
                 let memory = memory(state, who);
                 allowed(memory.fetch == Fetch::None)?;
                 memory.fetch = read;
             }
             Action::FetchCounter(who) => {
-                let counter = state.counter;
+                let (counter, is_active) = (state.counter, Self::own_row_is_active(state));
                 let memory = memory(state, who);
-                allowed(memory.fetch == Fetch::WithoutCounter)?;
-                memory.fetch = Fetch::Read(counter);
+                memory.fetch = match memory.fetch {
+                    Fetch::AncestorsRead if !is_active => Fetch::None,
+                    Fetch::AncestorsRead | Fetch::WithoutCounter => Fetch::Read(counter),
+                    _ => return None,
+                };
             }
             Action::Learn(who) => {
                 if let Who::Verifier(at) = who {
@@ -289,10 +400,10 @@ impl Protocol {
                 self.learn(memory(state, who))?;
             }
             Action::SeeLease(who) => {
-                let answered = state.answered;
+                let must_reject = self.must_reject(state);
                 let memory = memory(state, who);
                 if self.keep(Rule::LeaseBeforeEntry) {
-                    allowed(answered && memory.request == Request::None && memory.lease > 0)?;
+                    allowed(must_reject && memory.request == Request::None && memory.lease > 0)?;
                     memory.request = Request::LeaseSeen;
                 } else {
                     allowed(memory.request == Request::EntrySeen)?;
@@ -301,14 +412,14 @@ impl Protocol {
                 }
             }
             Action::FindEntry(who) => {
-                let answered = state.answered;
+                let must_reject = self.must_reject(state);
                 let memory = memory(state, who);
                 if self.keep(Rule::LeaseBeforeEntry) {
                     allowed(memory.request == Request::LeaseSeen)?;
                     memory.request = Request::None;
                     state.accepted = memory.remembered;
                 } else {
-                    allowed(answered && memory.request == Request::None && memory.remembered)?;
+                    allowed(must_reject && memory.request == Request::None && memory.remembered)?;
                     memory.request = Request::EntrySeen;
                 }
             }
@@ -322,12 +433,23 @@ impl Protocol {
             }
             Action::Update(at) => {
                 allowed(state.locked_by.is_none() || !self.keep(Rule::NumberedAsCommitted))?;
-                allowed(self.wish(at) != Wish::Repeat)?;
-                // Of two callers that are the same it makes no difference who is first.
+                match self.wish(at) {
+                    Wish::Change => {}
+                    // It waits for a creation that holds the lock on the key's row.
+                    Wish::Revoke => allowed(!self.creation_holds_locks(state))?,
+                    Wish::Repeat => return None,
+                    Wish::Mark => allowed(self.keep(Rule::MarkingAnnounced) && self.can_end_marking(state, at))?,
+                }
+                // If two callers are the same, the result does not depend on which one is first. Callers that mark are not:
+                // one of them runs in the revoking process.
                 let twin = (0..at)
-                    .rfind(|other| self.bounds.callers[usize::from(*other)] == self.bounds.callers[usize::from(at)]);
+                    .rfind(|other| self.bounds.callers[usize::from(*other)] == self.bounds.callers[usize::from(at)])
+                    .filter(|_| self.wish(at) != Wish::Mark);
                 allowed(twin.is_none_or(|twin| state.callers[usize::from(twin)].stage != Stage::Idle))?;
                 let caller = &mut state.callers[usize::from(at)];
+                if self.wish(at) == Wish::Revoke && !self.keep(Rule::DescendantsReadUnderLock) {
+                    allowed(caller.descendants.is_some())?;
+                }
                 if self.keep(Rule::ClockAfterUpdate) {
                     allowed(caller.stage == Stage::Idle)?;
                     caller.wait = self.awaited(self.bounds.lease);
@@ -340,24 +462,41 @@ impl Protocol {
                 state.locked_by = Some(at);
             }
             Action::Commit(at) => {
+                let has_descendants = Self::has_descendants(state);
                 let caller = &mut state.callers[usize::from(at)];
                 allowed(caller.stage == Stage::Updated)?;
                 state.locked_by = None;
                 state.counter = state.counter.max(caller.seq);
                 let seq = caller.seq;
                 caller.stage = Stage::Waiting;
-                if self.wish(at) == Wish::Change {
-                    if !self.removes(at) {
-                        caller.finish(); // whoever waits for this change does not matter
-                    } else if self.keep(Rule::SilenceFromLook) {
-                        caller.wait = 0;
+                match self.wish(at) {
+                    Wish::Change | Wish::Repeat => {
+                        if !self.removes(at) {
+                            caller.finish(); // no property depends on when this change has propagated
+                        } else if self.keep(Rule::SilenceFromLook) {
+                            caller.wait = 0;
+                        }
                     }
-                } else {
-                    state.change = seq;
-                    if self.keep(Rule::ChangeWithCounter) {
-                        state.revoked = true;
-                    } else {
-                        caller.stage = Stage::CounterCommitted;
+                    Wish::Revoke => {
+                        let descendants = caller.descendants.take().unwrap_or(has_descendants);
+                        if state.verified == Key::Parent || (descendants && self.keep(Rule::DescendantsEvicted)) {
+                            state.changes |= 1 << seq;
+                        }
+                        if descendants && self.keep(Rule::PendingWithRevocation) {
+                            state.marking = Marking::Pending;
+                        }
+                        if self.keep(Rule::ChangeWithCounter) {
+                            state.revoked = true;
+                        } else {
+                            caller.stage = Stage::CounterCommitted;
+                        }
+                    }
+                    Wish::Mark => {
+                        state.marking = Marking::Finished;
+                        state.changes |= 1 << seq;
+                        if !self.bounds.previous_release {
+                            caller.finish(); // no property depends on when this change has propagated
+                        }
                     }
                 }
             }
@@ -378,6 +517,56 @@ impl Protocol {
                 } else {
                     caller.clear = true;
                 }
+            }
+            Action::ReadDescendants(at) => {
+                allowed(!self.keep(Rule::DescendantsReadUnderLock) && self.wish(at) == Wish::Revoke)?;
+                let descendants = Self::has_descendants(state);
+                let caller = &mut state.callers[usize::from(at)];
+                allowed(caller.stage == Stage::Idle && caller.descendants.is_none())?;
+                caller.descendants = Some(descendants);
+            }
+            Action::WritePending(at) => {
+                allowed(!self.keep(Rule::PendingWithRevocation) && self.wish(at) == Wish::Revoke)?;
+                allowed(state.revoked && Self::has_descendants(state) && !state.crashed)?;
+                allowed(state.marking == Marking::None)?;
+                state.marking = Marking::Pending;
+            }
+            Action::Mark(at) => {
+                allowed(self.marks(state, at) && Self::is_unmarked(state))?;
+                state.marked = true;
+            }
+            Action::EndUnannounced(at) => {
+                allowed(!self.keep(Rule::MarkingAnnounced) && self.can_end_marking(state, at))?;
+                state.marking = Marking::Propagated;
+            }
+            Action::Crash => {
+                allowed(self.markers().count() > 1 && state.revoked && !state.crashed)?;
+                state.crashed = true;
+                let marker = self.markers().next();
+                for at in (0..).take(self.bounds.callers.len()) {
+                    if self.wish(at) != Wish::Revoke && Some(at) != marker {
+                        continue;
+                    }
+                    if state.locked_by == Some(at) {
+                        // The database rolls the transaction back.
+                        state.locked_by = None;
+                        state.numbered -= 1;
+                    }
+                    state.callers[usize::from(at)].finish();
+                }
+            }
+            Action::CheckAncestors => {
+                allowed(state.verified.is_created() && state.creation == Creation::None)?;
+                if self.keep(Rule::CreationChecksAncestors) {
+                    let revoking = |at: u8| self.wish(at) == Wish::Revoke;
+                    let waits = self.keep(Rule::CreationLocksAncestors) && state.locked_by.is_some_and(revoking);
+                    allowed(!waits && !state.revoked)?;
+                }
+                state.creation = Creation::Checked;
+            }
+            Action::InsertKey => {
+                allowed(state.creation == Creation::Checked)?;
+                state.creation = Creation::Committed;
             }
             Action::Look(at) => {
                 let rows: Vec<_> = self.behind(state, at).collect();
@@ -450,7 +639,11 @@ impl Protocol {
                     caller.finish();
                 }
                 caller.stage = Stage::Answered;
-                state.answered = true;
+                if wish == Wish::Mark {
+                    state.marking = Marking::Propagated;
+                } else {
+                    state.answered = true;
+                }
             }
 
             Action::Poll => {
@@ -462,7 +655,7 @@ impl Protocol {
                 let Poll::Sent { age, acknowledges } = state.subscriber.poll else { return None };
                 let replica = &state.verifiers[usize::from(at)].memory;
                 let (upto, left) = (replica.evicted, replica.lease);
-                let ours = (acknowledges + 1..=upto).contains(&state.change);
+                let ours = are_among(state.changes, acknowledges, upto);
                 if self.keep(Rule::RegisteredWithReply) && self.keep(Rule::ReplyOfOneMoment) {
                     self.register(state, at, acknowledges, upto, left);
                     state.subscriber.poll = Poll::Replied { age, upto, ours, left };
@@ -613,7 +806,7 @@ impl Protocol {
                 }
                 Fetch::None
             }
-            Fetch::None | Fetch::WithoutCounter => return None,
+            Fetch::None | Fetch::WithoutCounter | Fetch::AncestorsRead => return None,
         };
         Some(())
     }
@@ -628,6 +821,12 @@ impl Protocol {
         known.lives = if self.keep(Rule::LargestLease) { known.lives.max(given) } else { given };
     }
 
+    /// Whether a creation holds the locks on the rows of its ancestors.
+    fn creation_holds_locks(&self, state: &State) -> bool {
+        let locks = self.keep(Rule::CreationChecksAncestors) && self.keep(Rule::CreationLocksAncestors);
+        state.creation == Creation::Checked && locks
+    }
+
     /// Whether a caller removes silent rows. What it removes matters to those who come after it: after a revocation only to
     /// those who repeat it.
     fn removes(&self, caller: u8) -> bool {
@@ -638,6 +837,11 @@ impl Protocol {
     fn wish(&self, caller: u8) -> Wish {
         self.bounds.callers[usize::from(caller)].0
     }
+}
+
+/// Whether one of these changes, one bit each, is later than `after` and no later than `upto`.
+fn are_among(changes: u8, after: u8, upto: u8) -> bool {
+    (after + 1..=upto).any(|seq| changes & (1 << seq) != 0)
 }
 
 fn memory(state: &mut State, who: Who) -> &mut Memory {
@@ -652,7 +856,7 @@ impl Model for Protocol {
     type Action = Action;
 
     fn init_states(&self) -> Vec<State> {
-        vec![State::default()]
+        self.bounds.keys.iter().map(|&verified| State { verified, ..State::default() }).collect()
     }
 
     fn actions(&self, state: &State, actions: &mut Vec<Action>) {
@@ -711,6 +915,17 @@ impl Model for Protocol {
                 Action::Answer(at),
             ]);
             actions.extend((0..self.bounds.verifiers).map(|row| Action::Remove(at, row)));
+            if state.verified != Key::Parent {
+                actions.extend([
+                    Action::ReadDescendants(at),
+                    Action::WritePending(at),
+                    Action::Mark(at),
+                    Action::EndUnannounced(at),
+                ]);
+            }
+        }
+        if state.verified != Key::Parent {
+            actions.extend([Action::Crash, Action::CheckAncestors, Action::InsertKey]);
         }
     }
 
@@ -744,6 +959,27 @@ impl Model for Protocol {
             properties.push(Property::sometimes(
                 "the revocation is answered, and a subscriber holds a lease",
                 |_, state: &State| state.answered && state.subscriber.memory.lease > 0,
+            ));
+        }
+        if self.bounds.keys.iter().any(|key| key.is_created()) {
+            properties.push(Property::sometimes("a key that a key has created is cached", |_, state: &State| {
+                state.verified.is_created() && answers(&state.verifiers[0].memory)
+            }));
+        }
+        if self.markers().next().is_some() {
+            properties.push(Property::always(COMPLETE, |_, state: &State| {
+                state.marking < Marking::Finished || !Self::is_unmarked(state)
+            }));
+            properties.push(Property::sometimes(
+                "the revocation is answered before a descendant is marked",
+                |_, state: &State| state.answered && Self::is_unmarked(state),
+            ));
+        }
+        if self.markers().count() > 1 {
+            properties.push(Property::always(FINISHABLE, |model: &Self, state: &State| model.can_be_finished(state)));
+            properties.push(Property::sometimes(
+                "another replica finishes a marking that a crash has interrupted",
+                |_, state: &State| state.crashed && state.marking >= Marking::Finished,
             ));
         }
         properties
@@ -800,6 +1036,13 @@ impl fmt::Display for Action {
             Self::Commit(at) => write!(f, "caller {at}: commits"),
             Self::CommitRest(at) => write!(f, "caller {at}: commits the change itself"),
             Self::FindItSo(at) => write!(f, "caller {at}: finds the key revoked already"),
+            Self::ReadDescendants(at) => write!(f, "caller {at}: reads whether the key has descendants"),
+            Self::WritePending(at) => write!(f, "caller {at}: commits the pending row"),
+            Self::Mark(at) => write!(f, "caller {at}: marks the descendant"),
+            Self::EndUnannounced(at) => write!(f, "caller {at}: ends the marking without a change"),
+            Self::Crash => f.write_str("            the process that revoked the key crashes"),
+            Self::CheckAncestors => f.write_str("   creation: checks the ancestors"),
+            Self::InsertKey => f.write_str("   creation: commits"),
             Self::Look(at) => write!(f, "caller {at}: looks who is behind"),
             Self::LookForSilent(at) => write!(f, "caller {at}: looks who has been silent"),
             Self::Remove(at, row) => write!(f, "caller {at}: removes the row of verifier {row}, if not renewed"),

@@ -107,6 +107,26 @@ rules! {
     LargestLease,
     /// A replica does not delete its row while a subscriber's lease may live.
     SubscribersOutlived,
+
+    // Keys that create keys.
+    /// A decision evaluates the status of every ancestor.
+    AncestorsDecide,
+    /// The status of the ancestors comes with a counter value read no later than itself.
+    AncestorsInSnapshot,
+    /// The revocation of a key with descendants also evicts its cached descendants.
+    DescendantsEvicted,
+    /// A revocation looks for descendants of the key while it holds the lock on the key's row.
+    DescendantsReadUnderLock,
+    /// The creation of a key by a key checks that every ancestor is active.
+    CreationChecksAncestors,
+    /// The creation of a key by a key locks every ancestor before that check, and keeps the locks until it commits.
+    CreationLocksAncestors,
+    /// The pending row of a marking is written in the transaction of the revocation.
+    PendingWithRevocation,
+    /// Any replica resumes a marking that was interrupted.
+    MarkingResumed,
+    /// The end of a marking is a change that evicts the descendants, for servers of the previous release.
+    MarkingAnnounced,
 }
 
 /// Which rules are kept.

@@ -7,17 +7,27 @@ pub const VERIFIERS: usize = 3;
 /// and so many callers who change something.
 pub const CALLERS: usize = 4;
 
-/// Everything at one moment. About one key.
+/// The whole state at one moment. One key is verified, see [`Key`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct State {
     /// The change counter, as committed.
     pub counter: u8,
     /// The number that was given to a change last, committed or not.
     pub numbered: u8,
-    /// The change that concerns our key, once the counter has been raised for it; else 0.
-    pub change: u8,
-    /// Whether the database says that our key is revoked.
+    /// The key that is verified.
+    pub verified: Key,
+    /// The committed changes that evict the verified key from a cache, one bit each.
+    pub changes: u8,
+    /// Whether the row of the key that callers revoke ([`Key::Parent`]) says that it is revoked.
     pub revoked: bool,
+    /// Whether the verified key's own row says that it is revoked, if it is a descendant of the revoked key.
+    pub marked: bool,
+    /// How far the creation of the verified key is, if it is created during the run.
+    pub creation: Creation,
+    /// How far the marking of descendants is.
+    pub marking: Marking,
+    /// Whether the process that revoked the key has crashed.
+    pub crashed: bool,
     /// Who is between the UPDATE of the counter and the commit.
     pub locked_by: Option<u8>,
     /// Whether a caller has been told that our key is revoked.
@@ -32,6 +42,57 @@ pub struct State {
     pub callers: [Caller; CALLERS],
     /// A resource server that follows verifiers.
     pub subscriber: Subscriber,
+}
+
+/// The key that is verified in a run.
+///
+/// What a verifier caches of one key has no effect on another key. So a run verifies one key only, and a world with
+/// several keys begins once with each.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Key {
+    /// The key that callers revoke.
+    #[default]
+    Parent,
+    /// A child of the revoked key. Both exist from the beginning.
+    Child,
+    /// A key that the child creates at any time.
+    Grandchild,
+    /// A key that the parent creates at any time. The parent has no other descendant.
+    OnlyChild,
+}
+
+impl Key {
+    /// Whether this key is created during the run.
+    #[must_use]
+    pub fn is_created(self) -> bool {
+        matches!(self, Self::Grandchild | Self::OnlyChild)
+    }
+}
+
+/// How far the creation of a key by a key is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Creation {
+    /// Not begun.
+    #[default]
+    None,
+    /// Its transaction has checked the ancestors.
+    Checked,
+    /// Committed.
+    Committed,
+}
+
+/// How far the marking of the descendants' own rows is, which follows a revocation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, PartialOrd, Ord)]
+pub enum Marking {
+    /// Not necessary, or not yet.
+    #[default]
+    None,
+    /// The database has a pending row for it.
+    Pending,
+    /// The pending row is deleted.
+    Finished,
+    /// The change at its end has propagated to every verifier.
+    Propagated,
 }
 
 /// What the database knows of a verifier.
@@ -87,6 +148,8 @@ pub enum Fetch {
     None,
     /// Read, but not yet the counter.
     WithoutCounter,
+    /// The ancestors are read, but neither the key's own row nor the counter.
+    AncestorsRead,
     /// Read, with this value of the counter.
     Read(u8),
     /// Found fit to be remembered, but not yet inserted.
@@ -148,6 +211,8 @@ pub struct Caller {
     pub seq: u8,
     /// For how many ticks a lease that does not cover it can live.
     pub wait: u8,
+    /// Whether the revoked key has descendants, if the caller has read that before it locked the key's row.
+    pub descendants: Option<bool>,
     /// Whether a look found nobody behind.
     pub clear: bool,
     /// Whether rows behind have been looked at, to remove them should they stay silent.
