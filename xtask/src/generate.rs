@@ -106,6 +106,7 @@ impl Population {
             rotated_from: None,
             rotated_to: None,
             rotated_at: None,
+            inherited: None,
         };
         Ok((key, digest))
     }

@@ -246,4 +246,21 @@ pub struct KeyRecord {
     pub application_enabled: bool,
     /// How its account does business; bounds what its features allow.
     pub operating_model: OperatingModel,
+    /// The rate limits of the keys above it, the root's first, which each use of it counts against as well; empty when
+    /// there are none. Whatever else its ancestors restrict is in the fields above already: `revoked_at`,
+    /// `suspended_at`, `expires_at` and `allowed_ips` are those that apply. A server of release 0.1.0 does not send it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ancestor_rate_limits: Vec<AncestorRateLimit>,
+}
+
+/// The rate limit of a key above another one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema), schema(as = SyncAncestorRateLimit))]
+#[cfg_attr(not(feature = "server"), non_exhaustive)]
+pub struct AncestorRateLimit {
+    /// The ID of the key that it belongs to. All descendants of that key share its uses.
+    #[cfg_attr(feature = "openapi", schema(example = "0198c0de-0000-7000-8000-000000000001"))]
+    pub key_id: String,
+    /// The limit.
+    pub rate_limit: RateLimit,
 }

@@ -201,9 +201,7 @@ pub fn decide<'a>(record: &'a Record, need: &Need<'a>, now: Timestamp) -> Result
     if need.mode.is_some_and(|mode| mode != key.mode) {
         return Err(Denial::WrongMode);
     }
-    if let Some(networks) = &key.grants.allowed_ips
-        && !need.client_ip.is_some_and(|address| networks.contains(address))
-    {
+    if !key.allows_client(need.client_ip) {
         return Err(Denial::IpNotAllowed);
     }
     if need.identity_only {

@@ -1,16 +1,16 @@
 //! An API key as it is kept: everything but its text.
 
+use std::net::IpAddr;
+
 use jiff::{SignedDuration, Timestamp};
 
 use crate::{
-    AccountId, ApplicationId, Family, Invalid, IpList, KeyId, KeyText, Mode, RateLimit, Scope, feature::Feature,
-    metadata::Metadata, time::to_seconds,
+    AccountId, ApplicationId, Family, Invalid, IpList, KeyId, KeyText, Mode, RateLimit, Scope,
+    feature::Feature,
+    lineage::{APPLICATION_DELETED, Inherited, Revocation, earliest},
+    metadata::Metadata,
+    time::to_seconds,
 };
-
-/// Why a key of a deleted application was revoked.
-pub const APPLICATION_DELETED: &str = "application_deleted";
-/// Why a key was revoked whose maker, a key, was: no key outlives the one that made it.
-pub const MAKER_REVOKED: &str = "maker_revoked";
 
 /// An API key.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,15 +37,15 @@ pub struct ApiKey {
     pub metadata: Option<Metadata>,
     /// When it was made.
     pub created_at: Timestamp,
-    /// The key that made it, if a key did.
+    /// Its parent key: the key that created it, if a key did.
     pub created_by: Option<KeyId>,
     /// The last *successful* verification, as far as it has been written down.
     pub last_used_at: Option<Timestamp>,
-    /// Since when it is suspended, if it is.
+    /// Since when the key itself is suspended, if it is.
     pub suspended_at: Option<Timestamp>,
-    /// When it was revoked, if it was.
+    /// When the key's own revocation was recorded, if it was. See [`ApiKey::revocation`] for the one that applies.
     pub revoked_at: Option<Timestamp>,
-    /// Why it was revoked, if somebody said so.
+    /// The reason recorded with it, if the caller gave one.
     pub revoked_reason: Option<String>,
     /// The key this one succeeds.
     pub rotated_from: Option<KeyId>,
@@ -53,6 +53,8 @@ pub struct ApiKey {
     pub rotated_to: Option<KeyId>,
     /// When it got its successor.
     pub rotated_at: Option<Timestamp>,
+    /// What binds it besides all that: its ancestors, and the deletion of its application. `None` when nothing does.
+    pub inherited: Option<Box<Inherited>>,
 }
 
 /// What a key may do, and until when. Each `None` is the absence of a restriction.
@@ -175,31 +177,122 @@ impl ApiKey {
             rotated_from: None,
             rotated_to: None,
             rotated_at: None,
+            inherited: None,
         }
     }
 
-    /// Where the key stands at `now`.
+    /// Binds the key to what its ancestors allow, the root first.
+    #[must_use]
+    pub fn with_ancestors<'a>(mut self, ancestors: impl IntoIterator<Item = &'a Self>) -> Self {
+        let mut inherited = Inherited::from_ancestors(ancestors);
+        if let Some((at, reason)) = self.inherited.as_ref().and_then(|inherited| inherited.revoked) {
+            inherited.revoke(at, reason);
+        }
+        self.inherit(inherited);
+        self
+    }
+
+    /// Binds the key to the deletion of its application, which revokes it unless it had expired before.
+    #[must_use]
+    pub fn with_deleted_application(mut self, deleted_at: Timestamp) -> Self {
+        if self.expiration().is_none_or(|end| end > deleted_at) {
+            let mut inherited = self.inherited.take().map_or_else(Inherited::default, |inherited| *inherited);
+            inherited.revoke(deleted_at, APPLICATION_DELETED);
+            self.inherit(inherited);
+        }
+        self
+    }
+
+    fn inherit(&mut self, inherited: Inherited) {
+        self.inherited = (inherited != Inherited::default()).then(|| Box::new(inherited));
+    }
+
+    /// The status of the key at `now`: its own, and that of its ancestors.
     #[must_use]
     pub fn status(&self, now: Timestamp) -> Status {
-        if self.revoked_at.is_some() {
+        if self.revocation().is_some() {
             Status::Revoked
-        } else if self.grants.expires_at.is_some_and(|end| end <= now || self.rotated_at.is_some_and(|at| end <= at)) {
-            // A key that ended with its rotation is over whatever a replica's clock says.
+        } else if self.expiration().is_some_and(|end| end <= now) {
             Status::Expired
-        } else if self.suspended_at.is_some() {
+        } else if self.suspension().is_some() {
             Status::Suspended
         } else {
             Status::Active
         }
     }
 
-    /// Ends the key for good. A second revocation changes nothing, not even the reason.
+    /// The revocation that applies: the key's own, else the earliest of an ancestor or of its application.
+    #[must_use]
+    pub fn revocation(&self) -> Option<Revocation<'_>> {
+        match (self.revoked_at, &self.inherited) {
+            (Some(at), _) => Some(Revocation { at, reason: self.revoked_reason.as_deref() }),
+            (None, Some(inherited)) => inherited.revoked.map(|(at, reason)| Revocation { at, reason: Some(reason) }),
+            (None, None) => None,
+        }
+    }
+
+    /// When the key expires: with itself or with the first of its ancestors.
+    #[must_use]
+    pub fn expiration(&self) -> Option<Timestamp> {
+        let own = self.own_expiration();
+        self.inherited.as_ref().map_or(own, |inherited| earliest(own, inherited.expires_at))
+    }
+
+    /// The expiration of the key itself. A key whose overlap had ended when it was rotated has expired, whatever the
+    /// clock of a replica says.
+    pub(crate) fn own_expiration(&self) -> Option<Timestamp> {
+        let end = self.grants.expires_at?;
+        Some(if self.rotated_at.is_some_and(|at| end <= at) { Timestamp::UNIX_EPOCH } else { end })
+    }
+
+    /// Since when the key is suspended, by itself or by the first of its ancestors.
+    #[must_use]
+    pub fn suspension(&self) -> Option<Timestamp> {
+        self.inherited
+            .as_ref()
+            .map_or(self.suspended_at, |inherited| earliest(self.suspended_at, inherited.suspended_at))
+    }
+
+    /// Whether the key may be used from that address: by its own IP allowlist and by those of its ancestors. A client
+    /// without an address passes no list.
+    #[must_use]
+    pub fn allows_client(&self, client: Option<IpAddr>) -> bool {
+        let own = self.grants.allowed_ips.as_ref();
+        own.is_none_or(|list| client.is_some_and(|address| list.contains(address)))
+            && self.inherited.as_ref().is_none_or(|inherited| inherited.allows(client))
+    }
+
+    /// The networks from which the key may be used: those that its own IP allowlist and those of its ancestors have in
+    /// common; `None` when there is no list.
+    #[must_use]
+    pub fn effective_allowlist(&self) -> Option<IpList> {
+        let inherited = self.inherited.iter().flat_map(|inherited| &inherited.allowed_ips);
+        self.grants.allowed_ips.iter().chain(inherited).cloned().reduce(|one, other| one.intersection(&other))
+    }
+
+    /// The rate limits that a use of the key counts against, with the key that each belongs to: those of its ancestors,
+    /// the root's first, then its own.
+    pub fn rate_limits(&self) -> impl Iterator<Item = (KeyId, RateLimit)> {
+        let inherited = self.inherited.iter().flat_map(|inherited| &inherited.rate_limits);
+        inherited.copied().chain(self.grants.rate_limit.map(|limit| (self.id, limit)))
+    }
+
+    /// Revokes the key. A repeat changes nothing, not even the reason; nor does it when an ancestor is revoked.
     pub fn revoke(&mut self, now: Timestamp, reason: Option<String>) -> Transition {
-        if self.revoked_at.is_some() {
+        if self.revocation().is_some() {
             return Transition::AlreadySo;
         }
         self.revoked_at = Some(now);
         self.revoked_reason = reason;
+        Transition::Changed
+    }
+
+    /// Records on the key itself the revocation that it inherits, with the time and the reason of that one.
+    pub fn record_inherited_revocation(&mut self) -> Transition {
+        let Some(Revocation { at, reason }) = self.revocation().filter(|_| self.revoked_at.is_none()) else {
+            return Transition::AlreadySo;
+        };
+        (self.revoked_at, self.revoked_reason) = (Some(at), reason.map(str::to_owned));
         Transition::Changed
     }
 
@@ -208,7 +301,7 @@ impl ApiKey {
     /// # Errors
     /// [`Unchangeable::Revoked`].
     pub fn suspend(&mut self, now: Timestamp) -> Result<Transition, Unchangeable> {
-        if self.revoked_at.is_some() {
+        if self.revocation().is_some() {
             return Err(Unchangeable::Revoked);
         }
         if self.suspended_at.is_some() {
@@ -223,7 +316,7 @@ impl ApiKey {
     /// # Errors
     /// [`Unchangeable::Revoked`].
     pub fn resume(&mut self) -> Result<Transition, Unchangeable> {
-        if self.revoked_at.is_some() {
+        if self.revocation().is_some() {
             return Err(Unchangeable::Revoked);
         }
         Ok(match self.suspended_at.take() {
@@ -282,6 +375,7 @@ impl ApiKey {
             grants: self.grants.clone(),
             metadata: self.metadata.clone(),
             created_by: self.created_by,
+            inherited: self.inherited.clone(),
             rotated_from: Some(self.id),
             ..Self::new(id, self.account_id.clone(), text, (self.family, self.mode), now)
         };

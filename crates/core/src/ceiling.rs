@@ -1,11 +1,11 @@
 //! The ceiling: nobody makes a key beyond what they hold.
 //!
-//! A management token holds everything of its account. A key that makes keys passes on its own limits: what a
-//! request leaves out is taken from the maker, what it asks for beyond the maker is refused. Nor does a key outlive its
-//! maker: it ends with it or sooner, and is revoked with it
-//! ([`MAKER_REVOKED`](crate::api_key::MAKER_REVOKED)).
+//! A management token holds everything of its account. A key that creates keys passes on its own limits: a limit that
+//! the request omits is taken from the parent key, and a request beyond the parent key is rejected. Nor does a key
+//! outlive its ancestors: it expires with them or sooner, and is revoked with them ([`lineage`](crate::lineage)). How
+//! deep a tree of keys can grow is bounded ([`DepthLimit`]).
 
-use crate::{ApiKey, Grants, Mode, Problem};
+use crate::{ApiKey, Grants, Invalid, Mode, Problem, ProblemCode};
 
 /// What a key asked for lies beyond the key that makes it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -22,11 +22,52 @@ pub enum Beyond {
     /// More uses than the maker has.
     #[error("A key cannot make one that may be used more often than itself.")]
     RateLimit,
+    /// The parent key has as many ancestors as a key can have.
+    #[error(
+        "A key with {0} ancestors cannot create keys. Create the key with a management token, or with a key further up."
+    )]
+    Depth(u8),
 }
 
 impl From<Beyond> for Problem {
     fn from(beyond: Beyond) -> Self {
-        Self::forbidden(beyond.to_string())
+        match beyond {
+            Beyond::Depth(_) => Self::new(ProblemCode::KeyDepthLimitReached, beyond.to_string()),
+            _ => Self::forbidden(beyond.to_string()),
+        }
+    }
+}
+
+/// How many ancestors a key can have. A key that a token creates has none and stands at depth 0; a key at the limit
+/// cannot create keys. Keys that are deeper already stay valid.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DepthLimit(u8);
+
+impl DepthLimit {
+    /// The highest limit: each verification of a key that is not cached reads all of its ancestors.
+    pub const MAX: u8 = 8;
+
+    /// Reads a limit.
+    ///
+    /// # Errors
+    /// [`Invalid`] unless 0 to [`DepthLimit::MAX`]. With 0 no key creates keys.
+    pub fn new(limit: u8) -> Result<Self, Invalid> {
+        if limit <= Self::MAX { Ok(Self(limit)) } else { Err(Invalid::new(format!("must be 0 to {}", Self::MAX))) }
+    }
+
+    /// Whether a key with so many ancestors can create keys.
+    ///
+    /// # Errors
+    /// [`Beyond::Depth`] when it stands at the limit or deeper.
+    pub fn check(self, ancestors: usize) -> Result<(), Beyond> {
+        if ancestors < usize::from(self.0) { Ok(()) } else { Err(Beyond::Depth(self.0)) }
+    }
+}
+
+impl Default for DepthLimit {
+    /// Three: a tenant, its services, their instances.
+    fn default() -> Self {
+        Self(3)
     }
 }
 

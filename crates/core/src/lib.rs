@@ -13,7 +13,8 @@
 //! | [`scope`], [`feature`], [`route`], [`network`], [`rate_limit`] | what a key can be restricted to |
 //! | [`credential`] | the one credential of a request, and where it stands |
 //! | [`access`] | the one decision: may this key do that, now? |
-//! | [`ceiling`] | nobody makes a key beyond what they hold |
+//! | [`ceiling`] | a key cannot create a key beyond what it holds itself |
+//! | [`lineage`] | what a key inherits from its ancestors |
 //! | [`audit`] | entries and the hash chain over them |
 //! | [`session`] | who is signed in to the dashboard, and until when |
 //! | [`change`], [`usage`] | what verifiers and the store tell each other: what changed, what was used |
@@ -32,6 +33,7 @@ pub mod feature;
 mod hex;
 pub mod id;
 pub mod key_text;
+pub mod lineage;
 pub mod metadata;
 pub mod network;
 pub mod problem;

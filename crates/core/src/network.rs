@@ -1,6 +1,6 @@
 //! Networks a key may be used from.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::{IpNet, Ipv4Net};
 
@@ -60,6 +60,24 @@ impl IpList {
     #[must_use]
     pub fn covers(&self, other: &Self) -> bool {
         other.0.iter().all(|inner| self.0.iter().any(|outer| outer.contains(inner)))
+    }
+
+    /// The networks that both lists allow. Where they have none in common it is a list that no client passes: that of
+    /// the IPv4 broadcast address, which nobody can send from.
+    #[must_use]
+    pub fn intersection(&self, other: &Self) -> Self {
+        const NO_CLIENT: IpNet = IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::BROADCAST, 32));
+        let mut common = Vec::new();
+        for one in &self.0 {
+            for network in &other.0 {
+                // Two CIDR networks are nested or have nothing in common.
+                let inner = if one.contains(network) { network } else { one };
+                if (one.contains(network) || network.contains(one)) && !common.contains(inner) {
+                    common.push(*inner);
+                }
+            }
+        }
+        Self(if common.is_empty() { vec![NO_CLIENT] } else { common })
     }
 
     /// The networks, as given, mapped ones as IPv4.

@@ -33,6 +33,8 @@ pub enum ProblemCode {
     FeatureUnavailable,
     /// The account holds as many usable keys as it can.
     KeyLimitReached,
+    /// A key that has as many ancestors as a key can have cannot create keys.
+    KeyDepthLimitReached,
     /// A gateway requirement that nobody can read. The operator's mistake; it denies.
     InvalidRequirement,
     /// A key is denied; see [`Denial`]. Never holds the first two or `RateLimited`.
@@ -84,6 +86,7 @@ impl ProblemCode {
             Self::ScopedKeysUnavailable => ("scoped_keys_unavailable", 403, "Scoped keys are not available"),
             Self::FeatureUnavailable => ("feature_unavailable", 403, "The feature is not available"),
             Self::KeyLimitReached => ("key_limit_reached", 403, "Maximum number of API keys reached"),
+            Self::KeyDepthLimitReached => ("key_depth_limit_reached", 403, "Maximum depth of keys reached"),
             Self::InvalidRequirement => ("invalid_requirement", 403, "The gateway's requirement cannot be read"),
             Self::Denied(denial) => (denial.code(), 403, denial.title()),
             Self::RateLimited => ("rate_limited", 429, "Too many requests"),

@@ -37,7 +37,7 @@ use crate::{
     edge::{Answer, edge},
     openapi,
     random::Random,
-    service::{audit::UnderWay, idempotency::Sealer, sign_in::Ways},
+    service::{audit::UnderWay, idempotency::Sealer, revocations::Revocations, sign_in::Ways},
     source::StoreSource,
     state::{Policy, State},
     surfaces,
@@ -46,6 +46,8 @@ use crate::{
 
 /// How often usage is written down.
 const FLUSH_INTERVAL: Duration = Duration::from_secs(5);
+/// How often a replica looks for revocations that another one has not finished recording.
+const REVOCATIONS_INTERVAL: Duration = Duration::from_secs(5);
 /// How long the last flush may take.
 const LAST_FLUSH: Duration = Duration::from_secs(10);
 /// How often old usage and old kept answers are deleted.
@@ -101,6 +103,7 @@ pub async fn assemble(
         route_base: settings.route_base.clone(),
         application_key_limit: settings.application_key_limit,
         account_key_limit: settings.account_key_limit,
+        key_depth_limit: settings.key_depth_limit,
         development: development.is_some(),
     };
     let ways = Ways {
@@ -123,6 +126,7 @@ pub async fn assemble(
         sealer,
         ways,
         audit_checks: UnderWay::new(settings.database_pool),
+        revocations: Revocations::default(),
         policy,
         draining: AtomicBool::new(false),
     })
@@ -253,6 +257,7 @@ pub fn start(settings: &Settings, state: State, metrics: Option<Metrics>) -> any
     let listener = state.store.listen(move || verifier.poke()).context("no thread to listen for changes")?;
     let background = vec![
         tokio::spawn(keep_lease(state.clone(), stopping.clone())),
+        tokio::spawn(record_revocations(state.clone(), stopping.clone())),
         tokio::spawn(keep_usage(state.clone(), metrics, stopping)),
     ];
     Ok(Running { address, metrics_address, state, handles, servers, background, stop, _listener: listener })
@@ -326,6 +331,24 @@ async fn keep_lease(state: web::Data<State>, stopping: watch::Receiver<bool>) {
 async fn stopped(mut stopping: watch::Receiver<bool>) {
     // An error means that the sender is gone, and the server with it.
     let _ = stopping.wait_for(|stop| *stop).await;
+}
+
+/// Records revocations of many keys when one was made here, and every few seconds what another replica left, until the
+/// server stops. What is not recorded by then is left to the next start, or to another replica.
+async fn record_revocations(state: web::Data<State>, stopping: watch::Receiver<bool>) {
+    let mut end = std::pin::pin!(stopped(stopping));
+    let mut interval = tokio::time::interval(REVOCATIONS_INTERVAL);
+    loop {
+        tokio::select! {
+            () = &mut end => return,
+            () = state.revocations.notified() => {}
+            _ = interval.tick() => {}
+        }
+        tokio::select! {
+            () = &mut end => return,
+            () = state.record_revocations() => {}
+        }
+    }
 }
 
 /// Writes usage down every few seconds and once more at the end.

@@ -10,14 +10,19 @@ use std::{
 
 use actix_web::http::header::HeaderName;
 use ipnet::IpNet;
-use tollkey_core::{Catalogue, Clock, Denial, Need, Problem, time::day, usage::outcome_code};
+use tollkey_core::{Catalogue, Clock, Denial, Need, Problem, ceiling::DepthLimit, time::day, usage::outcome_code};
 use tollkey_store::{Change, Reader, SchemaError, Store, Writer};
 use tollkey_verifier::{Unavailable, Verdict, Verifier, usage::BATCH};
 
 use crate::{
     caller::jwt::TokenVerifier,
     random::Random,
-    service::{audit::UnderWay, idempotency::Sealer, sign_in::Ways},
+    service::{
+        audit::UnderWay,
+        idempotency::Sealer,
+        revocations::{self, Revocations},
+        sign_in::Ways,
+    },
     source::StoreSource,
     telemetry,
 };
@@ -45,6 +50,8 @@ pub struct State {
     pub ways: Ways,
     /// The audit chains that are gone through for the dashboard.
     pub audit_checks: UnderWay,
+    /// Wakes up the task that records revocations of many keys.
+    pub revocations: Revocations,
     /// What the operator decided.
     pub policy: Policy,
     /// Set while the server stops: it is no longer ready.
@@ -64,6 +71,8 @@ pub struct Policy {
     pub application_key_limit: u32,
     /// How many usable commerce keys, and how many usable account keys, an account can hold; `None` is unlimited.
     pub account_key_limit: Option<u32>,
+    /// How many ancestors a key can have.
+    pub key_depth_limit: DepthLimit,
     /// Whether this is development mode, which takes no management requests through a proxy.
     pub development: bool,
 }
@@ -167,6 +176,16 @@ impl State {
             for usage in &counted {
                 telemetry::record_verifications(outcome_code(usage.outcome), usage.count);
             }
+        }
+    }
+
+    /// Records revocations that apply to many keys, as far as this replica can.
+    pub async fn record_revocations(&self) {
+        if let Err(problem) = revocations::record_pending(self).await {
+            tracing::warn!(
+                code = problem.code.as_str(),
+                "a revocation could not be recorded on all of its keys, which are rejected all the same; trying again"
+            );
         }
     }
 

@@ -12,6 +12,7 @@
 //! | [`usage`] | counts of all accounts are flushed in one batch |
 //! | [`service_keys`] | they belong to the operator, not to an account |
 //! | [`sessions`] | a browser's cookie is all that is known, and operators belong to no account |
+//! | [`pending_revocations`] | any replica finishes the revocations of all accounts |
 //! | [`audit_export`] | the operator verifies all chains |
 //! | `bulk` | measurements need keys of many accounts |
 #![deny(unsafe_code)]
@@ -24,7 +25,9 @@ mod connection;
 mod error;
 pub mod kept_answers;
 pub mod leases;
+mod lineage;
 mod migrations;
+pub mod pending_revocations;
 mod rows;
 mod schema;
 pub mod service_keys;
@@ -37,7 +40,7 @@ pub mod verification;
 mod wake;
 mod watch;
 
-pub use account::{AccountReader, AccountWriter, AuditFilter, DayUsage, KeyCursor, KeyFilter, Paged};
+pub use account::{AccountReader, AccountWriter, AuditFilter, Batch, DayUsage, KeyCursor, KeyFilter, Paged};
 pub use connection::{Backend, BadUrl};
 pub use error::{Error, UniqueViolation};
 pub use kept_answers::KeptAnswer;

@@ -79,6 +79,13 @@ pub(crate) struct ApplicationRow {
     deleted_at: Option<i64>,
 }
 
+impl ApplicationRow {
+    /// When the application was deleted, if it was.
+    pub(crate) fn deleted_at(&self) -> Result<Option<Timestamp>, Error> {
+        optional_timestamp(self.deleted_at)
+    }
+}
+
 impl From<&Application> for ApplicationRow {
     fn from(application: &Application) -> Self {
         Self {
@@ -273,6 +280,7 @@ impl TryFrom<KeyRow> for ApiKey {
             rotated_from: optional_id(row.rotated_from.as_deref())?,
             rotated_to: optional_id(row.rotated_to.as_deref())?,
             rotated_at: optional_timestamp(row.rotated_at)?,
+            inherited: None,
         })
     }
 }

@@ -54,6 +54,28 @@ table! {
 }
 
 table! {
+    key_ancestors (key_id, ancestor_id) {
+        key_id -> Binary,
+        ancestor_id -> Binary,
+        distance -> Integer,
+    }
+}
+
+table! {
+    pending_revocations (root_id) {
+        root_id -> Binary,
+        root_kind -> Text,
+        account_id -> Text,
+        revoked_at -> BigInt,
+        actor_kind -> Text,
+        actor_id -> Text,
+        request_id -> Nullable<Text>,
+        ip -> Nullable<Text>,
+        done_through -> Nullable<Binary>,
+    }
+}
+
+table! {
     kept_answers (id) {
         id -> Binary,
         fingerprint -> Binary,
@@ -160,6 +182,7 @@ diesel::allow_tables_to_appear_in_same_query!(
     api_keys,
     change_counter,
     changes,
+    key_ancestors,
     key_usage,
     service_keys,
 );

@@ -538,8 +538,11 @@ fn begin(conn: &mut AnyConnection, mode: Mode) -> diesel::QueryResult<()> {
             AnsiTransactionManager::begin_transaction_sql::<SqliteConnection>(conn, sql)
         }
         AnyConnection::Postgres(conn) => {
-            let sql =
-                if mode == Mode::Transaction { "BEGIN" } else { "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY" };
+            // Whatever the default of the database is: a transaction that waited for a lock has to see what its holder did.
+            let sql = match mode {
+                Mode::Transaction => "BEGIN ISOLATION LEVEL READ COMMITTED",
+                _ => "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY",
+            };
             AnsiTransactionManager::begin_transaction_sql::<PgConnection>(conn, sql)
         }
     }

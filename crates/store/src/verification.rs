@@ -7,7 +7,7 @@ use diesel::prelude::*;
 use tollkey_core::{ApiKey, Application, Digest, OperatingModel, ServiceKey, change::Seq};
 
 use crate::{
-    Error, Store, rows,
+    Error, Store, lineage, rows,
     rows::{ApplicationRow, KeyRow, ServiceKeyRow},
     schema::{accounts, api_keys, applications, change_counter, service_keys},
 };
@@ -33,7 +33,7 @@ pub struct FoundKey {
 }
 
 impl Store {
-    /// The key with this digest, in one statement and so in one snapshot with the change counter.
+    /// The key with this digest, and the change counter, read no later than anything of the key.
     ///
     /// # Errors
     /// [`Error`].
@@ -51,14 +51,18 @@ impl Store {
                         accounts::operating_model.nullable(),
                     ))
                     .first(conn)?;
-            let found = key.map(|key| {
-                Ok::<_, Error>(FoundKey {
-                    key: key.try_into()?,
-                    application: application.map(TryInto::try_into).transpose()?,
-                    operating_model: model.as_deref().map(rows::operating_model).transpose()?.unwrap_or_default(),
-                })
-            });
-            Ok(Snapshot { seq: Seq(seq), found: found.transpose()? })
+            let Some(key) = key else { return Ok(Snapshot { seq: Seq(seq), found: None }) };
+            let mut key = ApiKey::try_from(key)?;
+            if let Some(deleted_at) = application.as_ref().map(ApplicationRow::deleted_at).transpose()?.flatten() {
+                key = key.with_deleted_application(deleted_at);
+            }
+            let found = FoundKey {
+                // A second statement, for descendants alone: what it reads is as new as the counter, or newer.
+                key: lineage::with_ancestors(conn, vec![key])?.pop().ok_or(Error::Other)?,
+                application: application.map(TryInto::try_into).transpose()?,
+                operating_model: model.as_deref().map(rows::operating_model).transpose()?.unwrap_or_default(),
+            };
+            Ok(Snapshot { seq: Seq(seq), found: Some(found) })
         })
         .await
     }

@@ -20,8 +20,8 @@ use std::{sync::Arc, time::Duration};
 use tollkey_api::sync as api;
 use tollkey_client::{Client, Error, subscription::Subscription};
 use tollkey_core::{
-    ApiKey, Catalogue, Changed, Digest, Grants, Invalid, IpList, Position, RateLimit, Record, Scope, Seq, Usage,
-    VerifierId, metadata::Metadata, usage::outcome_code,
+    ApiKey, Catalogue, Changed, Digest, Grants, Invalid, IpList, KeyId, Position, RateLimit, Record, Scope, Seq, Usage,
+    VerifierId, lineage::Inherited, metadata::Metadata, usage::outcome_code,
 };
 
 use crate::source::{News, Poll, Snapshot, Source, Unavailable, Upstream};
@@ -102,6 +102,10 @@ fn usage(usage: &Usage) -> api::Usage {
 /// A key as the server has it. Scopes that are not in the catalogue cannot be asked for here.
 fn record(key: api::KeyRecord, catalogue: &Catalogue) -> Result<Record, Invalid> {
     let scopes: Vec<Scope> = key.scopes.iter().filter_map(|name| catalogue.parse(name).ok()).collect();
+    let rate_limits = key.ancestor_rate_limits.into_iter();
+    let rate_limits = rate_limits
+        .map(|limit| Ok((limit.key_id.parse()?, limit.rate_limit.try_into()?)))
+        .collect::<Result<Vec<(KeyId, RateLimit)>, Invalid>>()?;
     let networks = key.allowed_ips.as_deref().map(|list| IpList::parse(list.iter().map(String::as_str)));
     Ok(Record {
         // Expanded by the server; nothing is implied by anything here.
@@ -135,6 +139,8 @@ fn record(key: api::KeyRecord, catalogue: &Catalogue) -> Result<Record, Invalid>
             rotated_from: None,
             rotated_to: None,
             rotated_at: key.rotated_at.map(Into::into),
+            // The server has resolved what the ancestors restrict; what a use is counted against comes by itself.
+            inherited: (!rate_limits.is_empty()).then(|| Box::new(Inherited { rate_limits, ..Inherited::default() })),
         },
     })
 }

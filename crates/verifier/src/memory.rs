@@ -42,15 +42,16 @@ const SECOND_CHANCES: usize = 64;
 /// A remembered key, and what belongs to it alone.
 pub(crate) struct Entry {
     pub(crate) record: Record,
-    pub(crate) allowance: Option<Arc<Allowance>>,
+    /// The rate limits of its ancestors, the root's first, and its own: every use takes from all of them.
+    pub(crate) allowances: Box<[Arc<Allowance>]>,
     pub(crate) tally: Tally,
     /// Whether it was used since the eviction hand passed.
     touched: AtomicBool,
 }
 
 impl Entry {
-    pub(crate) fn new(record: Record, allowance: Option<Arc<Allowance>>) -> Self {
-        Self { record, allowance, tally: Tally::default(), touched: AtomicBool::new(false) }
+    pub(crate) fn new(record: Record, allowances: Box<[Arc<Allowance>]>) -> Self {
+        Self { record, allowances, tally: Tally::default(), touched: AtomicBool::new(false) }
     }
 }
 
@@ -185,9 +186,9 @@ impl Memory {
     ) -> Arc<Entry> {
         let mut books = self.books();
         let fresh = books.is_fresh(seq, asked);
-        let limit = record.key.grants.rate_limit;
-        let allowance = limit.map(|limit| books.allowances.of(record.key.id, limit, fresh, elapsed));
-        let entry = Arc::new(Entry::new(record, allowance));
+        let limits = record.key.rate_limits();
+        let allowances = limits.map(|(key, limit)| books.allowances.of(key, limit, fresh, elapsed)).collect();
+        let entry = Arc::new(Entry::new(record, allowances));
         if fresh && self.max > 0 {
             self.insert(&mut books, digest, &entry);
         }

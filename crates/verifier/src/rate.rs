@@ -48,6 +48,13 @@ impl Allowance {
         }
     }
 
+    /// In how many seconds there will be a use; `None` when there is one at `now`.
+    fn wait(&self, now: u64) -> Option<u32> {
+        let whole = self.each * u64::from(self.limit.limit().get());
+        let used = self.whole_at.load(Ordering::Acquire).max(now) + self.each - now;
+        (used > whole).then(|| seconds(used - whole))
+    }
+
     /// Gives back one use that was taken, but for what time has given back of it already: whoever holds on to one until
     /// it has come back by itself has no second one of it.
     pub(crate) fn give_back(&self, taken_at: u64, now: u64) {
@@ -67,6 +74,31 @@ impl Allowance {
     fn is_whole(&self, now: u64) -> bool {
         self.whole_at.load(Ordering::Acquire) <= now
     }
+}
+
+/// Takes one use from every rate limit on the path from the root to the key, in this order: from all of them or from
+/// none. Reports the limit with the least left and, when one is empty, in how many seconds none is. `None` without limits.
+pub(crate) fn take_all(path: &[Arc<Allowance>], now: u64) -> Option<(RateStatus, Result<(), u32>)> {
+    let mut least: Option<RateStatus> = None;
+    for (taken, allowance) in path.iter().enumerate() {
+        let (status, outcome) = allowance.take(now);
+        if let Err(seconds) = outcome {
+            give_back_all(&path[..taken], now, now);
+            let later = path[taken + 1..].iter().filter_map(|allowance| allowance.wait(now));
+            return Some((status, Err(later.fold(seconds, u32::max))));
+        }
+        // Of two with as little left, the one that takes longer to be whole again.
+        let left = |status: &RateStatus| (status.remaining, std::cmp::Reverse(status.reset_seconds));
+        if least.as_ref().is_none_or(|least| left(&status) < left(least)) {
+            least = Some(status);
+        }
+    }
+    least.map(|status| (status, Ok(())))
+}
+
+/// Gives back what [`take_all`] took.
+pub(crate) fn give_back_all(path: &[Arc<Allowance>], taken_at: u64, now: u64) {
+    path.iter().for_each(|allowance| allowance.give_back(taken_at, now));
 }
 
 /// Whole seconds, rounded up.
@@ -192,6 +224,32 @@ mod tests {
         let allowance = allowance(1, 1);
         assert_eq!(allowance.take(10 * SECOND).1, Ok(()));
         assert_eq!(allowance.take(10 * SECOND - 5).1, Err(2));
+    }
+
+    #[test]
+    fn a_use_takes_from_every_limit_of_the_path_or_from_none() {
+        let now = 1000 * SECOND;
+        let (root, parent, key) = (allowance(4, 60), allowance(3, 30), allowance(2, 60));
+        let path = [root, parent, key].map(Arc::new);
+        let (status, taken) = take_all(&path, now).unwrap();
+        assert_eq!((status.limit, status.remaining, taken), (2, 1, Ok(())));
+        assert_eq!(take_all(&path, now).unwrap().0.remaining, 0);
+        // The key's own limit is empty: the root and the parent keep what they have.
+        let (status, taken) = take_all(&path, now).unwrap();
+        assert_eq!((status.limit, status.remaining, taken), (2, 0, Err(30)));
+        assert_eq!(take_all(&path[..2], now).unwrap().0.remaining, 0);
+        // Two limits are empty: the wait is that of the later one.
+        let (status, taken) = take_all(&path, now).unwrap();
+        assert_eq!((status.limit, taken), (3, Err(30)));
+        assert_eq!(path[0].take(now).0.remaining, 0);
+        assert_eq!(take_all(&[], now), None);
+    }
+
+    #[test]
+    fn the_limit_with_the_least_left_is_reported() {
+        let path = [allowance(3, 60), allowance(3, 600), allowance(9, 60)].map(Arc::new);
+        let (status, _) = take_all(&path, 0).unwrap();
+        assert_eq!((status.remaining, status.window_seconds), (2, 600), "of two with 2 left, the slower one");
     }
 
     #[test]

@@ -117,6 +117,7 @@ pub fn record(text: &str) -> Record {
         rotated_from: None,
         rotated_to: None,
         rotated_at: None,
+        inherited: None,
     };
     Record::new(key, None, OperatingModel::default(), &Catalogue::default())
 }

@@ -77,7 +77,7 @@ impl Deref for Known {
 impl From<Record> for Known {
     /// For tests of what comes after a verification.
     fn from(record: Record) -> Self {
-        Self(Arc::new(Entry::new(record, None)))
+        Self(Arc::new(Entry::new(record, Box::default())))
     }
 }
 

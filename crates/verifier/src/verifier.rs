@@ -18,6 +18,7 @@ use crate::{
     clock::nanos,
     follow::margin,
     memory::{Entry, Generation, Memory},
+    rate::{give_back_all, take_all},
     source::{Primary, Snapshot, Source, Unavailable},
     stats::{Counters, Stats, count},
     usage::{BATCH, Ledger},
@@ -236,10 +237,8 @@ impl<S: Source> Verifier<S> {
     /// Ends what [`Verifier::hold`] began and allowed, once, as if it had not been: it costs no allowance and is not
     /// counted. For a request that is judged anew, or not at all.
     pub fn release(&self, held: &Verdict) {
-        if let (Ok(()), Some(Known(entry))) = (held.outcome, &held.record)
-            && let Some(allowance) = &entry.allowance
-        {
-            allowance.give_back(held.judged_at, nanos(self.0.clock.elapsed()));
+        if let (Ok(()), Some(Known(entry))) = (held.outcome, &held.record) {
+            give_back_all(&entry.allowances, held.judged_at, nanos(self.0.clock.elapsed()));
         }
     }
 
@@ -340,9 +339,8 @@ impl<S: Source> Inner<S> {
             return Verdict { outcome, record: Some(Known(entry)), rate, retry_after_seconds, judged_at: elapsed };
         }
         if outcome.is_ok()
-            && let Some(allowance) = &entry.allowance
+            && let Some((status, taken)) = take_all(&entry.allowances, elapsed)
         {
-            let (status, taken) = allowance.take(elapsed);
             rate = Some(status);
             outcome = taken.map_err(|seconds| {
                 retry_after_seconds = Some(seconds);

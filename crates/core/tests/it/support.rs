@@ -45,6 +45,7 @@ pub(crate) fn key(family: Family, mode: Mode) -> ApiKey {
         rotated_from: None,
         rotated_to: None,
         rotated_at: None,
+        inherited: None,
     }
 }
 

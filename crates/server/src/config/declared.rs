@@ -253,6 +253,13 @@ pub(super) const ACCOUNT_KEY_LIMIT: Setting = Setting {
     help: "Most commerce keys, and most account keys, of one account that are neither revoked nor expired; \
            unlimited when not set",
 };
+pub(super) const KEY_DEPTH_LIMIT: Setting = Setting {
+    env: "TOLLKEY_KEY_DEPTH_LIMIT",
+    flag: Some("key-depth-limit"),
+    form: Form::Number,
+    default: Some("3"),
+    help: "How many ancestors a key can have, 0 to 8: a key at the limit cannot create keys; with 0 no key can",
+};
 pub(super) const SCOPES: Setting = Setting {
     env: "TOLLKEY_SCOPES",
     flag: Some("scopes"),
@@ -310,6 +317,7 @@ pub const SETTINGS: &[Setting] = &[
     OIDC_ROLES_CLAIM,
     APPLICATION_KEY_LIMIT,
     ACCOUNT_KEY_LIMIT,
+    KEY_DEPTH_LIMIT,
     SCOPES,
     COMMERCE_SCOPES,
     REMEMBERED_KEYS,

@@ -18,7 +18,7 @@ use std::{
 };
 
 pub use tollkey_api::Secret;
-use tollkey_core::{Catalogue, Invalid, IpList};
+use tollkey_core::{Catalogue, Invalid, IpList, ceiling::DepthLimit};
 
 use self::declared::*;
 use self::sources::{Sources, invalid};
@@ -70,6 +70,8 @@ pub struct Settings {
     pub application_key_limit: u32,
     /// `TOLLKEY_ACCOUNT_KEY_LIMIT`, at least 1; `None` is unlimited.
     pub account_key_limit: Option<u32>,
+    /// `TOLLKEY_KEY_DEPTH_LIMIT`.
+    pub key_depth_limit: DepthLimit,
     /// The built-in scopes, `TOLLKEY_SCOPES` and `TOLLKEY_COMMERCE_SCOPES`.
     pub catalogue: Catalogue,
     /// `TOLLKEY_REMEMBERED_KEYS`, at least 1.
@@ -204,6 +206,7 @@ impl Settings {
             oidc: oidc(&sources)?,
             application_key_limit: required(&sources, &APPLICATION_KEY_LIMIT, |text| rules::number(text, 1, 10_000))?,
             account_key_limit: sources.parse(&ACCOUNT_KEY_LIMIT, |text| rules::number(text, 1, 1_000_000))?,
+            key_depth_limit: required(&sources, &KEY_DEPTH_LIMIT, rules::key_depth_limit)?,
             catalogue: catalogue(&sources)?,
             remembered_keys: required(&sources, &REMEMBERED_KEYS, |text| rules::number(text, 1, 100_000_000))?,
         })

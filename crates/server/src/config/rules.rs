@@ -6,7 +6,7 @@ use std::{
     str::FromStr,
 };
 
-use tollkey_core::{Invalid, IpList, RequestPath};
+use tollkey_core::{Invalid, IpList, RequestPath, ceiling::DepthLimit};
 use tracing_subscriber::EnvFilter;
 
 use super::{DatabaseKind, LogFormat};
@@ -37,6 +37,10 @@ pub(super) fn number<T: FromStr + PartialOrd + fmt::Display>(text: &str, least: 
         Ok(number) if (&least..=&most).contains(&&number) => Ok(number),
         _ => Err(Invalid::new(format!("must be a whole number from {least} to {most}"))),
     }
+}
+
+pub(super) fn key_depth_limit(text: &str) -> Result<DepthLimit, Invalid> {
+    DepthLimit::new(number(text, 0, DepthLimit::MAX)?)
 }
 
 pub(super) fn switch(text: &str) -> Result<bool, Invalid> {

@@ -3,10 +3,11 @@
 use serde_json::{Map, Value, json};
 use tollkey_core::{
     ApiKey, ApplicationId, Family, Grants, KeyId, KeyText, Mode, Problem, ProblemCode, Status, Timestamp,
-    api_key::{MAKER_REVOKED, Overlap, Transition, Unchangeable},
-    audit::{Action, Draft, Target},
+    api_key::{Overlap, Transition},
+    audit::{Action, Target},
     ceiling,
     key_text::Kind,
+    lineage::Root,
     metadata::Metadata,
 };
 use tollkey_store::{AccountWriter, DayUsage, KeyCursor, KeyFilter};
@@ -16,9 +17,6 @@ use super::{
     idempotency::{self, Answered, Creating, Said},
 };
 use crate::{caller::Manager, state::State};
-
-/// How many keys are read at a time while many are revoked.
-pub(super) const REVOKED_AT_ONCE: u32 = 200;
 
 /// The keys of the commerce surface.
 pub const COMMERCE: &[Family] = &[Family::Commerce];
@@ -119,8 +117,8 @@ fn differences(before: &ApiKey, after: &ApiKey) -> Map<String, Value> {
 /// Makes a commerce or account key. The text is in the answer and nowhere else.
 ///
 /// # Errors
-/// `forbidden` for what lies beyond the key that makes it, `scoped_keys_unavailable`, `feature_unavailable`,
-/// `key_limit_reached`.
+/// `forbidden` for what lies beyond the key that makes it, `key_depth_limit_reached`, `scoped_keys_unavailable`,
+/// `feature_unavailable`, `key_limit_reached`.
 pub async fn create(
     state: &State,
     by: &Manager,
@@ -130,11 +128,13 @@ pub async fn create(
     say: impl FnOnce(Made) -> Answered + Send + 'static,
 ) -> Result<Said, Problem> {
     let limit = state.policy.account_key_limit;
+    let depth_limit = state.policy.key_depth_limit;
     insert(state, by, (family, None), wanted, creating, say, move |account, key| {
-        if let Some(maker) = key.created_by {
-            // A key that was ended while its request was under way makes no other.
-            let maker = account.lock_key(ACCOUNT, &maker)?;
-            if maker.is_none_or(|maker| maker.status(key.created_at) != Status::Active) {
+        if let Some(parent) = key.created_by {
+            // A key that was revoked while its request was under way, or whose ancestor was, creates no key.
+            let within = |ancestors| depth_limit.check(ancestors).map_err(Problem::from);
+            let parent = account.lock_lineage(ACCOUNT, &parent, within)?;
+            if parent.is_none_or(|parent| parent.status(key.created_at) != Status::Active) {
                 return Err(Problem::invalid_api_key());
             }
         }
@@ -397,7 +397,7 @@ pub async fn update(
 pub async fn suspend(state: &State, by: &Manager, id: KeyId) -> Result<ApiKey, Problem> {
     let now = state.clock.now();
     let which = Which { families: COMMERCE, application_id: None, id };
-    Ok(transition(state, by, which, Action::ApiKeySuspended, move |key| key.suspend(now)).await?.0)
+    Ok(transition(state, by, which, Action::ApiKeySuspended, move |_, key| Ok(key.suspend(now)?)).await?.0)
 }
 
 /// Lets a suspended commerce key work again; a repeat changes nothing.
@@ -406,7 +406,7 @@ pub async fn suspend(state: &State, by: &Manager, id: KeyId) -> Result<ApiKey, P
 /// `not_found`, `key_revoked`.
 pub async fn resume(state: &State, by: &Manager, id: KeyId) -> Result<ApiKey, Problem> {
     let which = Which { families: COMMERCE, application_id: None, id };
-    Ok(transition(state, by, which, Action::ApiKeyResumed, ApiKey::resume).await?.0)
+    Ok(transition(state, by, which, Action::ApiKeyResumed, |_, key| Ok(key.resume()?)).await?.0)
 }
 
 /// Revokes a key of an application. False when it was revoked before; either way it is dead everywhere once this
@@ -424,7 +424,8 @@ pub async fn revoke_of_application(
     Ok(revoke_which(state, by, which, None).await?.1)
 }
 
-/// Revokes a key of the account that is of one of these families, and the keys it made; a repeat changes nothing.
+/// Revokes a key of the account that is of one of these families, and with it all of its descendants: once this returns,
+/// all of them are rejected everywhere. A repeat changes nothing.
 ///
 /// # Errors
 /// `not_found`.
@@ -435,11 +436,7 @@ pub async fn revoke(
     id: KeyId,
     reason: Option<String>,
 ) -> Result<ApiKey, Problem> {
-    let (key, _) = revoke_which(state, by, Which { families, application_id: None, id }, reason).await?;
-    if key.family == Family::Secret {
-        revoke_what_it_made(state, by, key.id).await?;
-    }
-    Ok(key)
+    Ok(revoke_which(state, by, Which { families, application_id: None, id }, reason).await?.0)
 }
 
 async fn revoke_which(
@@ -449,7 +446,24 @@ async fn revoke_which(
     reason: Option<String>,
 ) -> Result<(ApiKey, bool), Problem> {
     let now = state.clock.now();
-    transition(state, by, which, Action::ApiKeyRevoked, move |key| Ok(key.revoke(now, reason))).await
+    let pending = by.pending_revocation(Root::Key(which.id), now);
+    let revoked = transition(state, by, which, Action::ApiKeyRevoked, move |account, key| {
+        let transition = key.revoke(now, reason);
+        let is_to_be_recorded = match transition {
+            Transition::Changed => account.has_descendants(&key.id)?,
+            // A server of the release before walks the tree instead, and may have stopped before the end of it.
+            Transition::AlreadySo => {
+                !account.has_pending_revocations()? && account.has_unrevoked_descendants(&key.id)?
+            }
+        };
+        if is_to_be_recorded {
+            account.add_pending_revocation(&pending)?;
+        }
+        Ok(transition)
+    });
+    let revoked = revoked.await?;
+    state.revocations.notify();
+    Ok(revoked)
 }
 
 /// One key, as a surface names it.
@@ -467,7 +481,7 @@ async fn transition(
     by: &Manager,
     which: Which,
     action: Action,
-    step: impl FnOnce(&mut ApiKey) -> Result<Transition, Unchangeable> + Send + 'static,
+    step: impl FnOnce(&mut AccountWriter<'_>, &mut ApiKey) -> Result<Transition, Problem> + Send + 'static,
 ) -> Result<(ApiKey, bool), Problem> {
     let now = state.clock.now();
     let Which { families, application_id, id } = which;
@@ -485,7 +499,7 @@ async fn transition(
                     && (application_id.is_none() || key.application_id == application_id)
             };
             let mut key = key.filter(is_meant).ok_or_else(Problem::not_found)?;
-            let changed = step(&mut key)? == Transition::Changed;
+            let changed = step(&mut account, &mut key)? == Transition::Changed;
             if changed {
                 account.save_key(&key)?;
                 account.append(drafts(action, Target::key(key.id, key.mode), status_change(&key, now)))?;
@@ -495,65 +509,10 @@ async fn transition(
         .await
 }
 
-/// Revokes the keys that a key made, and what those made, once it is revoked itself. In small transactions, so that
-/// nobody waits for somebody with thousands of keys; a repeat goes on where an earlier attempt was cut off.
-///
-/// Nobody adds to what a revoked key made: who makes a key with a key holds the latter and looks at it.
-async fn revoke_what_it_made(state: &State, by: &Manager, maker: KeyId) -> Result<(), Problem> {
-    let mut makers = vec![maker];
-    while !makers.is_empty() {
-        let these = makers.split_off(makers.len().saturating_sub(REVOKED_AT_ONCE as usize));
-        while revoke_some_made_by(state, by, these.clone()).await? {}
-        let account_id = by.account_id.clone();
-        makers.extend(state.read(move |db| db.account(&account_id).makers_made_by(&these)).await?);
-    }
-    Ok(())
-}
-
-/// Revokes some keys that one of these made; false when there are none left.
-async fn revoke_some_made_by(state: &State, by: &Manager, makers: Vec<KeyId>) -> Result<bool, Problem> {
-    let now = state.clock.now();
-    let (account_id, drafts) = (by.account_id.clone(), by.drafts(state));
-    state
-        .change(move |tx| {
-            let mut account = tx.account(&account_id);
-            let made = account.lock_unrevoked_made_by(&makers, REVOKED_AT_ONCE)?;
-            let made = revoke_each(&mut account, made, MAKER_REVOKED, now)?;
-            // Last: from the first entry on this holds the account's chain, and who holds a key wants that.
-            for key in &made {
-                account.append(revocation(&drafts, key, now))?;
-            }
-            Ok(!made.is_empty())
-        })
-        .await
-}
-
 /// What the audit log says of a key whose status was changed.
-fn status_change(key: &ApiKey, now: Timestamp) -> Value {
+pub(super) fn status_change(key: &ApiKey, now: Timestamp) -> Value {
     match key.status(now) {
         Status::Revoked => json!({"status": "revoked", "reason": key.revoked_reason}),
         status => json!({"status": status.as_str()}),
     }
-}
-
-/// Revokes keys inside somebody's larger transaction, for one reason. Gives those that were not revoked before.
-pub(super) fn revoke_each(
-    account: &mut AccountWriter<'_>,
-    keys: Vec<ApiKey>,
-    reason: &str,
-    now: Timestamp,
-) -> Result<Vec<ApiKey>, Problem> {
-    let mut revoked = Vec::with_capacity(keys.len());
-    for mut key in keys {
-        if key.revoke(now, Some(reason.to_owned())) == Transition::Changed {
-            account.save_key(&key)?;
-            revoked.push(key);
-        }
-    }
-    Ok(revoked)
-}
-
-/// The audit entry of a key revoked inside somebody's larger transaction.
-pub(super) fn revocation(drafts: &impl Fn(Action, Target, Value) -> Draft, key: &ApiKey, now: Timestamp) -> Draft {
-    drafts(Action::ApiKeyRevoked, Target::key(key.id, key.mode), status_change(key, now))
 }

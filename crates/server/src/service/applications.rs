@@ -5,14 +5,14 @@ use std::collections::BTreeSet;
 use serde_json::{Map, Value, json};
 use tollkey_core::{
     ApiKey, Application, ApplicationId, Problem, ProblemCode,
-    api_key::APPLICATION_DELETED,
     audit::{Action, Target},
+    lineage::Root,
 };
 
 use tollkey_store::Reader;
 
 use super::{
-    Page, api_keys,
+    Page,
     idempotency::{self, Answered, Creating, Said},
 };
 use crate::{caller::Manager, state::State};
@@ -195,40 +195,30 @@ async fn modify(
         .await
 }
 
-/// Deletes an application and revokes its keys.
+/// Deletes an application and revokes its keys: once this returns, all of them are rejected everywhere, but for those
+/// that had expired before, which stay so.
 ///
 /// # Errors
 /// `not_found`.
 pub async fn delete(state: &State, by: &Manager, id: ApplicationId) -> Result<(), Problem> {
     let now = state.clock.now();
-    let drafts = by.drafts(state);
     let draft = by.draft(state, Action::ApplicationDeleted, Target::application(id), json!({}));
+    let pending = by.pending_revocation(Root::Application(id), now);
     let account_id = by.account_id.clone();
     let deleted = state
         .change(move |tx| {
             let mut account = tx.account(&account_id);
             account.lock_application(&id)?.ok_or_else(Problem::not_found)?;
-            // Entries are appended last: from then on this holds the account's chain, and who holds a key wants that.
-            let mut entries = Vec::new();
-            loop {
-                let keys = account.lock_unrevoked(&id, api_keys::REVOKED_AT_ONCE)?;
-                if keys.is_empty() {
-                    break;
-                }
-                let keys = api_keys::revoke_each(&mut account, keys, APPLICATION_DELETED, now)?;
-                entries.extend(keys.iter().map(|key| api_keys::revocation(&drafts, key, now)));
-            }
             account.delete_application(&id, now)?;
-            for entry in entries {
-                account.append(entry)?;
-            }
+            account.add_pending_revocation(&pending)?;
             account.append(draft)?;
             Ok(())
         })
         .await;
     if matches!(&deleted, Err(problem) if problem.code == ProblemCode::NotFound) {
-        // It may be gone because somebody deletes it right now: 404 says that it is.
+        // Another request may be deleting it right now: 404 says that it is gone.
         state.settle_current().await?;
     }
+    state.revocations.notify();
     deleted
 }

@@ -7,6 +7,7 @@ pub mod api_keys;
 pub mod applications;
 pub mod audit;
 pub mod idempotency;
+pub mod revocations;
 pub mod service_keys;
 pub mod sign_in;
 

@@ -411,11 +411,13 @@ async fn deleting_an_application_revokes_its_keys() {
         }
         assert_eq!(app.delete(&path).bearer(&token).await.status, 404);
         assert_eq!(app.delete(&format!("{path}/api-keys/{}", first.id)).bearer(&token).await.status, 404);
+        app.revocations_recorded().await;
         let log = app.get("/audit-log").bearer(&token).await.json();
         let actions: Vec<&str> =
             log.as_array().unwrap().iter().map(|entry| entry["action"].as_str().unwrap()).collect();
-        assert_eq!(actions[..3], ["application.deleted", "api_key.revoked", "api_key.revoked"]);
+        assert_eq!(actions[..3], ["api_key.revoked", "api_key.revoked", "application.deleted"]);
         assert_eq!(log[1]["changes"], json!({"status": "revoked", "reason": "application_deleted"}));
+        assert_eq!([&log[0]["occurred_at"], &log[0]["actor"]], [&log[2]["occurred_at"], &log[2]["actor"]]);
     })
     .await;
 }

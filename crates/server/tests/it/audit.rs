@@ -52,12 +52,13 @@ async fn story(app: &App, token: &str) -> String {
     app.clock.advance(Duration::from_secs(10));
     assert_eq!(app.delete(&format!("{path}/api-keys/{}", key.id)).bearer(token).await.status, 204);
     assert_eq!(app.delete(&path).bearer(token).await.status, 204);
+    app.revocations_recorded().await;
     id
 }
 
 const STORY: [&str; 9] = [
-    "application.deleted",
     "api_key.revoked",
+    "application.deleted",
     "api_key.revoked",
     "application.enabled",
     "application.disabled",

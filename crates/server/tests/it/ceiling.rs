@@ -216,6 +216,8 @@ async fn a_key_is_revoked_with_the_key_that_made_it_and_with_that_ones_maker() {
         assert_eq!(reply.status, 200, "{reply}");
         assert_eq!(codes(&gone).await, ["revoked"; 4]);
         assert_eq!(codes(&stay).await, ["valid"; 3]);
+        app.revocations_recorded().await;
+        assert_eq!(codes(&gone).await, ["revoked"; 4]);
 
         let log = app.get("/audit-log?action=api_key.revoked").bearer(&token).await.json();
         let said: Vec<_> = log.as_array().unwrap().iter().map(|entry| &entry["changes"]["reason"]).collect();
@@ -287,6 +289,7 @@ async fn generations_revoked_at_once_are_all_gone_and_each_once() {
         }
         let keys = app.get("/account/api-keys").bearer(&token).await.json();
         assert!(keys["data"].as_array().unwrap().iter().all(|key| key["revokedAt"].is_string()), "{keys}");
+        app.revocations_recorded().await;
         let log = app.get("/audit-log?action=api_key.revoked").bearer(&token).await.json();
         assert_eq!(log.as_array().unwrap().len(), keys["data"].as_array().unwrap().len(), "each once");
         replica.stop().await;

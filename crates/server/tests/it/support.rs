@@ -280,6 +280,18 @@ impl App {
         changed.await.expect("a change");
     }
 
+    /// Waits until every revocation is recorded on all of its keys. The keys are rejected before.
+    pub async fn revocations_recorded(&self) {
+        let store = &self.running.state().store;
+        eventually("every revocation is recorded", async || {
+            store
+                .read(|db| db.accounts_with_pending_revocations(None, 1))
+                .await
+                .is_ok_and(|accounts| accounts.is_empty())
+        })
+        .await;
+    }
+
     /// As [`Self::insert_key_with`], without any restriction.
     pub async fn insert_key(&self, account: &str, family: Family, mode: Mode) -> String {
         let grants = Grants { scopes: vec![Scope::COMMERCE], ..Grants::default() };

@@ -27,7 +27,7 @@ use crate::{
 /// The last migration of release 0.1.0. Every later one only expands the schema.
 const LAST_OF_0_1_0: &str = "2026-11-21-500000_keys_by_status";
 /// Whether a verification evaluates the ancestors of a key. Where it does, [`FixtureKey::code_by_ancestors`] is what is expected.
-const EVALUATES_ANCESTORS: bool = false;
+const EVALUATES_ANCESTORS: bool = true;
 
 /// A directory of the repository.
 fn directory(name: &str) -> PathBuf {

@@ -1,6 +1,11 @@
 //! The keys of an account, and how they were used.
 
-use diesel::{define_sql_function, prelude::*, sql_types::Text};
+use diesel::{
+    define_sql_function,
+    dsl::{exists, not},
+    prelude::*,
+    sql_types::Text,
+};
 use tollkey_core::{
     ApiKey, ApplicationId, Denial, Digest, Family, KeyId, Mode, Status, Timestamp, change::Changed,
     usage::parse_outcome,
@@ -10,8 +15,9 @@ use super::{AccountReader, AccountWriter, Paged, offset};
 use crate::{
     Error,
     connection::{AnyConnection, multi::MultiBackend},
+    lineage::{self, expired_from_above, revoked_from_above, suspended_from_above},
     rows::{self, KeyRow, KeyState},
-    schema::{api_keys, key_usage},
+    schema::{api_keys, key_ancestors, key_usage},
 };
 
 /// Where a list of keys goes on: behind this key.
@@ -67,35 +73,44 @@ fn escaped(text: &str) -> String {
 
 type KeyQuery<'a> = api_keys::BoxedQuery<'a, MultiBackend>;
 
+/// What the keys of an account can have from above that is not in their own rows. Where an account has none of it, its
+/// lists stay on the indexes of the rows' own states.
+#[derive(Debug, Clone, Copy)]
+struct FromAbove {
+    /// A revocation that is not recorded on all of its keys yet.
+    revoked: bool,
+    /// A suspended key that has descendants.
+    suspended: bool,
+}
+
 /// Only keys in a status, by the rule of [`ApiKey::status`].
-fn of_status(query: KeyQuery<'_>, status: Status, now: Timestamp) -> KeyQuery<'_> {
-    use api_keys::{expires_at, revoked_at, rotated_at, suspended_at};
+fn of_status(query: KeyQuery<'_>, status: Status, now: Timestamp, above: FromAbove) -> KeyQuery<'_> {
+    use api_keys::{created_by, expires_at, revoked_at, rotated_at, suspended_at};
     if status == Status::Revoked {
-        return query.filter(revoked_at.is_not_null());
+        let own = revoked_at.is_not_null();
+        return if above.revoked { query.filter(own.or(revoked_from_above())) } else { query.filter(own) };
     }
-    let (query, now) = (query.filter(revoked_at.is_null()), rows::micros(now));
+    let mut query = query.filter(revoked_at.is_null());
+    if above.revoked {
+        query = query.filter(not(revoked_from_above()));
+    }
+    let expired_above = created_by.is_not_null().and(expired_from_above(now));
+    let now = rows::micros(now);
     if status == Status::Expired {
-        return query.filter(expires_at.le(now).or(expires_at.le(rotated_at)));
+        return query.filter(expires_at.le(now).or(expires_at.le(rotated_at)).or(expired_above));
     }
     let lasts = expires_at.gt(now).and(rotated_at.is_null().or(expires_at.gt(rotated_at)));
-    let query = query.filter(expires_at.is_null().or(lasts));
-    if status == Status::Suspended {
-        query.filter(suspended_at.is_not_null())
-    } else {
-        query.filter(suspended_at.is_null())
+    let query = query.filter(expires_at.is_null().or(lasts)).filter(not(expired_above));
+    match (status == Status::Suspended, above.suspended) {
+        (true, false) => query.filter(suspended_at.is_not_null()),
+        (true, true) => query.filter(suspended_at.is_not_null().or(suspended_from_above())),
+        (false, false) => query.filter(suspended_at.is_null()),
+        (false, true) => query.filter(suspended_at.is_null()).filter(not(suspended_from_above())),
     }
 }
 
 fn names(families: &[Family]) -> Vec<&'static str> {
     families.iter().map(|family| family.as_str()).collect()
-}
-
-fn bytes_of(ids: &[KeyId]) -> Vec<Vec<u8>> {
-    ids.iter().map(|id| id.as_bytes().to_vec()).collect()
-}
-
-fn read(rows: Vec<KeyRow>) -> Result<Vec<ApiKey>, Error> {
-    rows.into_iter().map(TryInto::try_into).collect()
 }
 
 impl AccountReader<'_> {
@@ -111,7 +126,21 @@ impl AccountReader<'_> {
             .select(KeyRow::as_select())
             .first(self.conn)
             .optional()?;
-        row.map(TryInto::try_into).transpose()
+        Ok(lineage::keys(self.conn, row.into_iter().collect())?.pop())
+    }
+
+    /// Whether the account has a revocation that is not recorded on all of its keys yet, or a suspended key with
+    /// descendants.
+    fn from_above(&mut self) -> Result<FromAbove, Error> {
+        let suspended = api_keys::table
+            .inner_join(key_ancestors::table.on(key_ancestors::ancestor_id.eq(api_keys::id)))
+            .filter(api_keys::account_id.eq(self.account.as_str()))
+            .filter(api_keys::suspended_at.is_not_null())
+            .filter(api_keys::family.eq(Family::Secret.as_str())); // no other family creates keys
+        Ok(FromAbove {
+            revoked: self.has_pending_revocations()?,
+            suspended: diesel::select(exists(suspended)).get_result(self.conn)?,
+        })
     }
 
     /// The keys that a filter lets through, newest first, behind a cursor.
@@ -135,7 +164,7 @@ impl AccountReader<'_> {
             query = query.filter(api_keys::application_id.eq(application.as_bytes().to_vec()));
         }
         if let Some((status, now)) = filter.status {
-            query = of_status(query, status, now);
+            query = of_status(query, status, now, self.from_above()?);
         }
         if let Some(text) = filter.text {
             let pattern = lower(format!("%{}%", escaped(text)));
@@ -152,7 +181,8 @@ impl AccountReader<'_> {
                 .filter(api_keys::created_at.le(at))
                 .filter(api_keys::created_at.lt(at).or(api_keys::id.lt(id.as_bytes().to_vec())));
         }
-        read(query.select(KeyRow::as_select()).load(self.conn)?)
+        let rows = query.select(KeyRow::as_select()).load(self.conn)?;
+        lineage::keys(self.conn, rows)
     }
 
     /// A page of the keys of an application, newest first, revoked ones included. Pages count from 1.
@@ -178,7 +208,7 @@ impl AccountReader<'_> {
             .offset(offset(page, limit))
             .select(KeyRow::as_select())
             .load(self.conn)?;
-        Ok(Paged { items: read(rows)?, total: rows::unsigned(total)? })
+        Ok(Paged { items: lineage::keys(self.conn, rows)?, total: rows::unsigned(total)? })
     }
 
     /// The newest keys of each of these applications, at most `most_each` of each, in the order of the applications.
@@ -190,7 +220,7 @@ impl AccountReader<'_> {
         applications: &[ApplicationId],
         most_each: u32,
     ) -> Result<Vec<ApiKey>, Error> {
-        let mut keys = Vec::new();
+        let mut all = Vec::new();
         // A query each, along the index: one for all of them would read every revoked key there ever was.
         for application in applications {
             let rows: Vec<KeyRow> = api_keys::table
@@ -200,9 +230,9 @@ impl AccountReader<'_> {
                 .limit(most_each.into())
                 .select(KeyRow::as_select())
                 .load(self.conn)?;
-            keys.append(&mut read(rows)?);
+            all.extend(rows);
         }
-        Ok(keys)
+        lineage::keys(self.conn, all)
     }
 
     /// How many keys of an application are neither revoked nor expired. Exact for who holds the application by
@@ -227,28 +257,16 @@ impl AccountReader<'_> {
     /// # Errors
     /// [`Error`].
     pub fn count_usable_of(&mut self, families: &[Family], now: Timestamp) -> Result<u64, Error> {
+        let ended_above = api_keys::created_by.is_not_null().and(revoked_from_above().or(expired_from_above(now)));
         let count: i64 = api_keys::table
             .filter(api_keys::account_id.eq(self.account.as_str()))
             .filter(api_keys::family.eq_any(names(families)))
             .filter(api_keys::revoked_at.is_null())
+            .filter(not(ended_above))
             .filter(api_keys::expires_at.is_null().or(api_keys::expires_at.gt(rows::micros(now))))
             .count()
             .get_result(self.conn)?;
         rows::unsigned(count)
-    }
-
-    /// The ids of the secret keys, which alone make keys, that were made by one of these; revoked ones too.
-    ///
-    /// # Errors
-    /// [`Error`].
-    pub fn makers_made_by(&mut self, makers: &[KeyId]) -> Result<Vec<KeyId>, Error> {
-        let ids: Vec<Vec<u8>> = api_keys::table
-            .filter(api_keys::account_id.eq(self.account.as_str()))
-            .filter(api_keys::created_by.eq_any(bytes_of(makers)))
-            .filter(api_keys::family.eq(Family::Secret.as_str()))
-            .select(api_keys::id)
-            .load(self.conn)?;
-        ids.iter().map(|id| rows::id(id)).collect()
     }
 
     /// How a key was used since a day, by day and outcome, the newest day first.
@@ -274,26 +292,6 @@ impl AccountReader<'_> {
             })
             .collect()
     }
-}
-
-/// Keys of the account that are not revoked and that a filter lets through, held until the end of the transaction. A
-/// macro, because what a function would have to say of the filter's type is longer than all of this.
-macro_rules! lock_unrevoked {
-    ($self:ident, $limit:ident, $filter:expr) => {{
-        let account = $self.reader.account.as_str();
-        let unrevoked = || {
-            api_keys::table
-                .filter(api_keys::account_id.eq(account))
-                .filter($filter)
-                .filter(api_keys::revoked_at.is_null())
-                .order(api_keys::id) // one order for all who lock several
-                .limit($limit.into())
-        };
-        if let AnyConnection::Postgres(conn) = &mut *$self.reader.conn {
-            unrevoked().select(api_keys::id).for_update().load::<Vec<u8>>(conn)?;
-        }
-        read(unrevoked().select(KeyRow::as_select()).load($self.conn)?)
-    }};
 }
 
 impl AccountWriter<'_> {
@@ -330,7 +328,8 @@ impl AccountWriter<'_> {
     }
 
     /// Writes what use-cases change of a key: its name, grants, metadata, suspension, revocation and successor. Leaves
-    /// `last_used_at` alone, which verification may have moved meanwhile, and what never changes.
+    /// `last_used_at` alone, which verification may have moved meanwhile, and what never changes. Verifiers evict the key,
+    /// and its descendants with it.
     ///
     /// # Errors
     /// [`Error::NotFound`] when it is not there.
@@ -343,25 +342,43 @@ impl AccountWriter<'_> {
         if written == 0 {
             return Err(Error::NotFound);
         }
-        self.changed(Changed::Key(key.id));
+        // A subscriber, and a server of the release before, does not know which keys descend from this one.
+        let changed =
+            if self.has_descendants(&key.id)? { Changed::Account(self.account.clone()) } else { Changed::Key(key.id) };
+        self.changed(changed);
         Ok(())
     }
 
-    /// Keys made by one of these keys that are not revoked, at most `limit`, held until the end of the transaction. To
-    /// revoke them all, revoke and save these and ask again until there are none.
+    /// The key with the number of its ancestors, all of them and it itself held until the end of the transaction, for a
+    /// caller that creates a key beneath it: the revocation of any of them comes before or after, never between.
+    /// `within` decides by the number of ancestors whether they are locked at all.
     ///
     /// # Errors
-    /// [`Error`].
-    pub fn lock_unrevoked_made_by(&mut self, makers: &[KeyId], limit: u32) -> Result<Vec<ApiKey>, Error> {
-        lock_unrevoked!(self, limit, api_keys::created_by.eq_any(bytes_of(makers)))
-    }
-
-    /// Keys of an application that are not revoked, at most `limit`, held until the end of the transaction. To revoke
-    /// them all, revoke and save these and ask again until there are none.
-    ///
-    /// # Errors
-    /// [`Error`].
-    pub fn lock_unrevoked(&mut self, application: &ApplicationId, limit: u32) -> Result<Vec<ApiKey>, Error> {
-        lock_unrevoked!(self, limit, api_keys::application_id.eq(application.as_bytes().as_slice()))
+    /// [`Error`], and those of `within`.
+    pub fn lock_lineage<E: From<Error>>(
+        &mut self,
+        families: &[Family],
+        id: &KeyId,
+        within: impl FnOnce(usize) -> Result<(), E>,
+    ) -> Result<Option<ApiKey>, E> {
+        // Ancestors never change, so they can be read before they are locked.
+        let mut ids: Vec<Vec<u8>> = key_ancestors::table
+            .filter(key_ancestors::key_id.eq(id.as_bytes().as_slice()))
+            .select(key_ancestors::ancestor_id)
+            .load(self.conn)
+            .map_err(Error::from)?;
+        within(ids.len())?;
+        ids.push(id.as_bytes().to_vec());
+        if let AnyConnection::Postgres(conn) = &mut *self.reader.conn {
+            api_keys::table
+                .filter(api_keys::account_id.eq(self.reader.account.as_str()))
+                .filter(api_keys::id.eq_any(ids))
+                .order(api_keys::id) // one order for every transaction that locks several
+                .select(api_keys::created_at)
+                .for_update()
+                .load::<i64>(conn)
+                .map_err(Error::from)?;
+        }
+        Ok(self.key(families, id)?)
     }
 }

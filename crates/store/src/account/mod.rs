@@ -3,6 +3,7 @@
 mod applications;
 mod audit;
 mod keys;
+mod revocations;
 
 use std::ops::{Deref, DerefMut};
 
@@ -15,6 +16,7 @@ use tollkey_core::{Account, AccountId, OperatingModel, Timestamp, change::Change
 
 pub use audit::AuditFilter;
 pub use keys::{DayUsage, KeyCursor, KeyFilter};
+pub use revocations::Batch;
 
 use crate::{Error, Reader, Writer, connection::AnyConnection, rows, schema::accounts};
 

@@ -236,9 +236,6 @@ fn keys_of_applications_are_paged_listed_counted_and_held() {
             let of_family = store.read(move |db| db.account(&acme()).count_usable_of(&[Family::Application], now));
             assert_eq!(of_family.await, Ok(usable + 1));
         }
-        let held = store.write(|tx| tx.account(&acme()).lock_unrevoked(&id(1), 3)).await.unwrap();
-        assert_eq!(held.value.iter().map(|key| key.id).collect::<Vec<_>>(), [12, 13, 14].map(id));
-        assert_eq!(held.change, None);
     });
 }
 
@@ -282,9 +279,10 @@ fn another_account_sees_nothing_and_changes_nothing() {
         let locked = store.write(|tx| {
             let account = other();
             let mut theirs = tx.account(&account);
-            Ok::<_, Error>((theirs.lock_key(&Family::ALL, &id(11))?, theirs.lock_unrevoked(&id(1), 10)?))
+            let lineage = theirs.lock_lineage(&Family::ALL, &id(11), |_| Ok::<_, Error>(()))?;
+            Ok::<_, Error>((theirs.lock_key(&Family::ALL, &id(11))?, lineage))
         });
-        assert_eq!(locked.await.unwrap().value, (None, vec![]));
+        assert_eq!(locked.await.unwrap().value, (None, None));
 
         let mut theirs = made.clone();
         assert_eq!(theirs.revoke(at(99), None), Transition::Changed);
@@ -431,39 +429,5 @@ fn what_makes_no_sense_in_the_database_is_refused_not_guessed() {
             assert!(matches!(store.find_by_digest(digest(1)).await, Err(Error::Corrupt(_))), "{column}");
             let _ = store.save_key(&everything(1)).await.unwrap();
         }
-    });
-}
-
-#[test]
-fn the_keys_a_key_made_are_found_within_the_account_until_they_are_revoked() {
-    each(async |database| {
-        let store = database.store();
-        let made_by =
-            |number: u64, maker: Option<u64>, account| ApiKey { created_by: maker.map(id), ..key(number, account) };
-        let (acme, other) = (acme(), other());
-        for key in [
-            made_by(1, None, &acme),
-            made_by(2, Some(1), &acme),
-            made_by(3, Some(2), &acme),
-            made_by(4, Some(1), &acme),
-            made_by(5, Some(1), &other),
-        ] {
-            store.add_key(&key).await.unwrap();
-        }
-        let made = async |limit| {
-            let account = acme.clone();
-            let made = store.write(move |tx| tx.account(&account).lock_unrevoked_made_by(&[id(1), id(9)], limit)).await;
-            made.unwrap().value.into_iter().map(|key| key.id).collect::<Vec<_>>()
-        };
-        assert_eq!(made(10).await, [id(2), id(4)]);
-        assert_eq!(made(1).await, [id(2)]);
-        let mut revoked = made_by(2, Some(1), &acme);
-        let _ = revoked.revoke(at(9), None);
-        let _ = store.save_key(&revoked).await.unwrap();
-        assert_eq!(made(10).await, [id(4)]);
-        let secret = ApiKey { family: tollkey_core::Family::Secret, ..made_by(6, Some(4), &acme) };
-        store.add_key(&secret).await.unwrap();
-        let found = store.read(|db| db.account(&crate::acme()).makers_made_by(&[id(1), id(4)])).await;
-        assert_eq!(found.unwrap(), [id(6)]);
     });
 }

@@ -6,6 +6,7 @@ mod audit;
 mod kept_answers;
 mod keys;
 mod leases;
+mod lineage;
 mod opening;
 mod service_keys;
 mod sessions;
@@ -106,6 +107,7 @@ fn key(number: u64, account: &AccountId) -> ApiKey {
         rotated_from: None,
         rotated_to: None,
         rotated_at: None,
+        inherited: None,
     }
 }
 

@@ -64,8 +64,8 @@ fn two_stores_on_one_database_see_each_other() {
 fn an_older_and_a_newer_schema_are_told_and_migrating_twice_is_fine() {
     for database in backends() {
         let store = open(database.url()).unwrap();
-        assert_eq!(store.check_schema(), Err(SchemaError::Older { missing: 6 }));
-        assert_eq!(store.check_schema(), Err(SchemaError::Older { missing: 6 }), "asking changes nothing");
+        assert_eq!(store.check_schema(), Err(SchemaError::Older { missing: 7 }));
+        assert_eq!(store.check_schema(), Err(SchemaError::Older { missing: 7 }), "asking changes nothing");
         std::thread::scope(|scope| {
             for _ in 0..4 {
                 let url = database.url();

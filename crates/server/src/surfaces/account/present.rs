@@ -77,7 +77,7 @@ pub(super) fn key(key: &ApiKey) -> api::Key {
         access: access(key).into(),
         created_at: key.created_at.into(),
         last_used_at: key.last_used_at.map(Into::into),
-        revoked_at: key.revoked_at.map(Into::into),
+        revoked_at: key.revocation().map(|revocation| revocation.at.into()),
         extras: extras(key),
     }
 }

@@ -56,8 +56,8 @@ pub(super) fn key(key: &ApiKey, application_id: ApplicationId, now: Timestamp) -
         created_at: key.created_at.into(),
         expires_at: grants.expires_at.map(Into::into),
         last_used_at: key.last_used_at.map(Into::into),
-        revoked_at: key.revoked_at.map(Into::into),
-        revoked_reason: key.revoked_reason.clone(),
+        revoked_at: key.revocation().map(|revocation| revocation.at.into()),
+        revoked_reason: key.revocation().and_then(|revocation| revocation.reason).map(str::to_owned),
     }
 }
 

@@ -123,6 +123,8 @@ fn answer(news: News) -> api::SyncResponse {
     }
 }
 
+/// What a subscriber authorizes by. The restrictions of the ancestors are resolved into the fields that every release
+/// knows, so that a subscriber of the release before rejects a descendant as well; of their rate limits it knows nothing.
 fn key_record(record: &Record, catalogue: &Catalogue) -> api::KeyRecord {
     let (key, grants) = (&record.key, &record.key.grants);
     api::KeyRecord {
@@ -137,15 +139,21 @@ fn key_record(record: &Record, catalogue: &Catalogue) -> api::KeyRecord {
         scopes: catalogue.names(record.scopes).map(|scope| scope.as_str().to_owned()).collect(),
         merchants: grants.merchants.clone(),
         features: grants.features.clone(),
-        allowed_ips: members::shown_networks(grants.allowed_ips.as_ref()),
+        allowed_ips: members::shown_networks(key.effective_allowlist().as_ref()),
         rate_limit: grants.rate_limit.map(Into::into),
-        expires_at: grants.expires_at.map(Into::into),
+        expires_at: key.expiration().map(Into::into),
         metadata: key.metadata.as_ref().map(|metadata| metadata.object().clone()),
         created_at: key.created_at.into(),
-        suspended_at: key.suspended_at.map(Into::into),
-        revoked_at: key.revoked_at.map(Into::into),
+        suspended_at: key.suspension().map(Into::into),
+        revoked_at: key.revocation().map(|revocation| revocation.at.into()),
         rotated_at: key.rotated_at.map(Into::into),
         application_enabled: record.application_enabled,
         operating_model: record.operating_model,
+        ancestor_rate_limits: key
+            .inherited
+            .iter()
+            .flat_map(|inherited| &inherited.rate_limits)
+            .map(|(id, limit)| api::AncestorRateLimit { key_id: id.to_string(), rate_limit: (*limit).into() })
+            .collect(),
     }
 }

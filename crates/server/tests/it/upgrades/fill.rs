@@ -15,8 +15,8 @@ use rand::{Rng as _, SeedableRng as _, TryCryptoRng, TryRng, rngs::StdRng};
 use serde_json::{Value, json};
 use tollkey_core::{
     AccountId, AuditId, Clock as _, Family, KeyId,
-    api_key::MAKER_REVOKED,
     audit::{Action, Actor, ActorKind, Draft, Target},
+    lineage::MAKER_REVOKED,
 };
 use tollkey_server::random::Random;
 use tollkey_store::testing::{Postgres, backends};

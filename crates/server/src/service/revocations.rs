@@ -1,0 +1,125 @@
+//! Recording revocations that apply to many keys, in the background.
+//!
+//! The revocation of a key with descendants, and the deletion of an application, is one transaction: it changes one row,
+//! notes one change and one [pending revocation](PendingRevocation), and from then on all of the keys are rejected. What
+//! is left is bookkeeping: `revoked_at` and an audit entry for each key, with the actor and the time of the revocation.
+//! It is done in small transactions, one account after the other, so that no account waits for another one's tree, and by
+//! whichever replica comes first, so that a crash only delays it.
+
+use tokio::sync::Notify;
+use tollkey_core::{
+    AccountId, AuditId, Problem, Timestamp,
+    api_key::Transition,
+    audit::{Action, Draft, Target},
+    lineage::{PendingRevocation, Root},
+};
+
+use super::api_keys::status_change;
+use crate::{caller::Manager, state::State};
+
+/// How many keys are looked at in one transaction.
+const BATCH: u32 = 200;
+/// How many accounts are looked up at a time.
+const ACCOUNTS: u32 = 100;
+
+/// Wakes up the task that records pending revocations.
+#[derive(Debug, Default)]
+pub struct Revocations(Notify);
+
+impl Revocations {
+    /// Tells the task that there may be something to record.
+    pub fn notify(&self) {
+        self.0.notify_one();
+    }
+
+    /// Waits until there may be something to record.
+    pub async fn notified(&self) {
+        self.0.notified().await;
+    }
+}
+
+impl Manager {
+    /// What is to be recorded about a revocation of this caller that applies to many keys.
+    #[must_use]
+    pub fn pending_revocation(&self, root: Root, revoked_at: Timestamp) -> PendingRevocation {
+        PendingRevocation {
+            account_id: self.account_id.clone(),
+            root,
+            revoked_at,
+            actor: self.actor.clone(),
+            request_id: self.request_id.as_deref().map(str::to_owned),
+            ip: self.ip,
+        }
+    }
+}
+
+/// Records pending revocations of all accounts, a batch of each in turn, until none is left that this replica can work
+/// on: another one may be working on the others.
+///
+/// # Errors
+/// `unavailable`. What was recorded stays so, and the next call goes on from there.
+pub async fn record_pending(state: &State) -> Result<(), Problem> {
+    loop {
+        let (mut progress, mut failure) = (false, None);
+        let mut after = None;
+        loop {
+            let behind = after.clone();
+            let accounts =
+                state.read(move |db| db.accounts_with_pending_revocations(behind.as_ref(), ACCOUNTS)).await?;
+            for account in &accounts {
+                match record_batch(state, account.clone()).await {
+                    Ok(recorded) => progress |= recorded,
+                    Err(problem) => failure = Some(problem), // the other accounts do not wait for this one
+                }
+            }
+            match accounts.into_iter().last() {
+                Some(last) => after = Some(last),
+                None => break,
+            }
+        }
+        match failure {
+            Some(problem) if !progress => return Err(problem),
+            None if !progress => return Ok(()),
+            _ => {}
+        }
+    }
+}
+
+/// Records a batch of an account's oldest pending revocation. False when there is none to work on.
+async fn record_batch(state: &State, account_id: AccountId) -> Result<bool, Problem> {
+    let (random, clock) = (state.random.clone(), state.clock.clone());
+    state
+        .change(move |tx| {
+            let mut account = tx.account(&account_id);
+            let Some(mut batch) = account.next_batch(BATCH)? else { return Ok(false) };
+            let keys = std::mem::take(&mut batch.keys);
+            let mut recorded = Vec::with_capacity(keys.len());
+            for mut key in keys {
+                if key.record_inherited_revocation() == Transition::Changed {
+                    account.record_revocation(&key)?;
+                    recorded.push(key);
+                }
+            }
+            let done = account.end_batch(&batch)?;
+            // Last: from the first entry on this transaction holds the account's chain, which every other change needs.
+            let PendingRevocation { revoked_at, actor, request_id, ip, .. } = batch.pending;
+            for key in &recorded {
+                account.append(Draft {
+                    id: random.with(|rng| AuditId::new(clock.now(), rng)),
+                    account_id: account_id.clone(),
+                    occurred_at: revoked_at,
+                    action: Action::ApiKeyRevoked,
+                    actor: actor.clone(),
+                    target: Target::key(key.id, key.mode),
+                    request_id: request_id.clone(),
+                    ip,
+                    changes: status_change(key, revoked_at),
+                })?;
+            }
+            if done {
+                tracing::info!(account = %account_id, "a revocation is recorded on all of its keys");
+            }
+            Ok(true)
+        })
+        .await
+}
