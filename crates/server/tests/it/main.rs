@@ -23,6 +23,7 @@ mod guard;
 mod hellgate;
 mod idempotency;
 mod input;
+mod lineage_attack;
 mod openapi;
 mod operator;
 mod outage;
