@@ -21,6 +21,8 @@ Tasks: cargo xtask <task>
   openapi --check  compare it with them instead; exits 1 when they differ
   bench http       measure forward authentication next to nginx (Linux; builds a release first)
   bench dashboard  measure the pages of an account with ten thousand keys next to those of one with a hundred (likewise)
+  bench descendants
+                   measure whether a revocation takes longer the more keys descend from the revoked one (likewise)
   bench guard      measure an app with our layer next to the same one without, in axum and actix (likewise)
   bench keys       measure a database of ten million keys next to one of ten thousand (likewise; a quarter of an hour and
                    12 GB of disk; --keys N for fewer)
@@ -41,6 +43,8 @@ fn main() -> ExitCode {
         ["bench", "http"] => bench::http::run(),
         #[cfg(target_os = "linux")]
         ["bench", "dashboard"] => bench::dashboard::run(),
+        #[cfg(target_os = "linux")]
+        ["bench", "descendants"] => bench::descendants::run(),
         #[cfg(target_os = "linux")]
         ["bench", "guard", more @ ..] => bench::guard::run(more),
         #[cfg(target_os = "linux")]

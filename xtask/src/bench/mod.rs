@@ -2,6 +2,7 @@
 //! that does other things as well would make a liar of any limit.
 
 pub(crate) mod dashboard;
+pub(crate) mod descendants;
 pub(crate) mod guard;
 pub(crate) mod http;
 pub(crate) mod keys;

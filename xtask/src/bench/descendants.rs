@@ -1,0 +1,189 @@
+//! `cargo xtask bench descendants`: whether a revocation takes longer the more keys descend from the revoked one.
+//!
+//! A server on SQLite and one on PostgreSQL, each with trees of keys of three sizes: a root, its children, and a child of
+//! every ninth of those. The roots are revoked over HTTP, one of each size in turn. It prints how long the responses took,
+//! and how long it took until the revocation was recorded on every descendant, which happens in the background. Before a
+//! revocation some descendants are verified, so that there is something to evict; after it, all of these are rejected.
+
+use std::{
+    path::Path,
+    process::Stdio,
+    thread::sleep,
+    time::{Duration, Instant},
+};
+
+use anyhow::ensure;
+use rand::{SeedableRng as _, rngs::StdRng};
+use tollkey_core::{AccountId, ApiKey, Clock as _, Digest, Family, KeyId, KeyText, Mode, Timestamp, key_text::Kind};
+use tollkey_store::testing::{Database, Postgres};
+use tollkey_verifier::SystemClock;
+
+use super::{
+    median,
+    servers::{self, Client, Process, tollkey},
+};
+
+/// How many descendants a root has.
+const SIZES: [usize; 3] = [10, 1_000, 100_000];
+/// How many roots of each size are revoked.
+const ROUNDS: usize = 5;
+/// How many descendants of each root are verified.
+const VERIFIED: usize = 100;
+/// How long recording the largest tree may take.
+const PATIENCE: Duration = Duration::from_secs(600);
+/// A secret of this measurement alone.
+const SECRET: &str = "example-secret-of-a-measurement-0";
+/// The account of all keys.
+const ACCOUNT: &str = "trees";
+
+/// A root and some of its descendants.
+struct Tree {
+    root: KeyId,
+    descendants: Vec<KeyText>,
+}
+
+/// Creates a tree; its keys with their hashes, parents first.
+fn tree(descendants: usize, account: &AccountId, now: Timestamp, rng: &mut StdRng) -> (Tree, Vec<(ApiKey, Digest)>) {
+    let kind = (Family::Secret, Mode::Live);
+    let children = descendants - descendants / 10;
+    let mut keys: Vec<(ApiKey, Digest)> = Vec::with_capacity(descendants + 1);
+    let mut texts = Vec::new();
+    for node in 0..=descendants {
+        let parent = match node {
+            0 => None,
+            child if child <= children => Some(0),
+            grandchild => Some(grandchild - children),
+        };
+        let text = KeyText::mint(Kind::Key(kind.0, kind.1), rng);
+        let key = ApiKey {
+            name: format!("node {node}"),
+            created_by: parent.map(|parent: usize| keys[parent].0.id),
+            ..ApiKey::new(KeyId::new(now, rng), account.clone(), &text, kind, now)
+        };
+        keys.push((key, text.digest()));
+        // The last ones, grandchildren among them.
+        if node > 0 && node + VERIFIED > descendants {
+            texts.push(text);
+        }
+    }
+    (Tree { root: keys[0].0.id, descendants: texts }, keys)
+}
+
+struct Subject {
+    backend: &'static str,
+    /// Ends before its database does.
+    _server: Process,
+    database: Database,
+    client: Client,
+    token: String,
+    /// For each size, the roots that are not revoked yet,
+    trees: [Vec<Tree>; SIZES.len()],
+    /// and for each, in milliseconds, until the response and until it was recorded.
+    answered: [Vec<f64>; SIZES.len()],
+    recorded: [Vec<f64>; SIZES.len()],
+}
+
+impl Subject {
+    fn start(program: &Path, directory: &Path, backend: &'static str, database: Database) -> anyhow::Result<Self> {
+        let (account, now, mut rng) = (ACCOUNT.parse::<AccountId>()?, SystemClock.now(), StdRng::seed_from_u64(1));
+        let mut all = Vec::new();
+        let trees = SIZES.map(|descendants| {
+            let new = (0..ROUNDS).map(|_| {
+                let (tree, keys) = tree(descendants, &account, now, &mut rng);
+                all.extend(keys);
+                tree
+            });
+            new.collect()
+        });
+        database.store().fill(std::iter::empty(), all.into_iter(), |_| {})?;
+        let tollkey = || {
+            let mut command = tollkey(program, directory);
+            command.env("DATABASE_URL", database.url()).env("TOLLKEY_JWT_HS256_SECRET", SECRET);
+            command
+        };
+        let mut serve = tollkey();
+        serve.args(["serve", "--listen", "127.0.0.1:0", "--workers", "1", "--log", "warn"]).stdout(Stdio::piped());
+        let mut server = Process::start(&mut serve)?;
+        let address = server.listening()?;
+        let token = servers::token(&mut tollkey(), ACCOUNT)?;
+        let client = Client::connect(address)?;
+        let none = || std::array::from_fn(|_| Vec::new());
+        Ok(Self { backend, _server: server, database, client, token, trees, answered: none(), recorded: none() })
+    }
+
+    /// Verifies descendants by their own credential.
+    fn verify(&mut self, descendants: &[KeyText], expected: u16) -> anyhow::Result<()> {
+        for text in descendants {
+            let (status, _) = self.client.send("GET", servers::ROUTE, text.expose(), "")?;
+            ensure!(status == expected, "a descendant was answered {status} instead of {expected}");
+        }
+        Ok(())
+    }
+
+    fn revoke(&mut self, size: usize, tree: &Tree) -> anyhow::Result<()> {
+        self.verify(&tree.descendants, 200)?;
+        let path = format!("/api/v1/account/api-keys/{}", tree.root);
+        let begun = Instant::now();
+        let (status, _) = self.client.send("DELETE", &path, &self.token, "")?;
+        self.answered[size].push(begun.elapsed().as_secs_f64() * 1000.0);
+        ensure!(status == 200, "a revocation was answered {status}");
+        self.verify(&tree.descendants, 401)?;
+        while !self.is_recorded()? {
+            ensure!(begun.elapsed() < PATIENCE, "the revocation is not recorded");
+            sleep(Duration::from_millis(5));
+        }
+        self.recorded[size].push(begun.elapsed().as_secs_f64() * 1000.0);
+        self.verify(&tree.descendants, 401)
+    }
+
+    fn is_recorded(&self) -> anyhow::Result<bool> {
+        let store = self.database.store();
+        Ok(store.read_blocking(|db| db.accounts_with_pending_revocations(None, 1))?.is_empty())
+    }
+}
+
+/// Fills the databases, measures and prints.
+pub(crate) fn run() -> anyhow::Result<()> {
+    let program = servers::build()?;
+    let directory = tempfile::tempdir()?;
+    let mut subjects = vec![Subject::start(&program, directory.path(), "SQLite", Database::sqlite())?];
+    match Postgres::shared() {
+        Some(postgres) => {
+            subjects.push(Subject::start(&program, directory.path(), "PostgreSQL", postgres.database())?);
+        }
+        None => eprintln!("\n*** PostgreSQL is missing (no initdb). Debian: apt-get install postgresql ***\n"),
+    }
+    for _ in 0..ROUNDS {
+        for size in 0..SIZES.len() {
+            for subject in &mut subjects {
+                if let Some(tree) = subject.trees[size].pop() {
+                    subject.revoke(size, &tree)?;
+                }
+            }
+        }
+    }
+    print(&subjects);
+    Ok(())
+}
+
+#[expect(clippy::print_stdout, reason = "it is what was requested")]
+fn print(subjects: &[Subject]) {
+    println!("{:<12} {:>12} {:>12} {:>7} {:>13}", "database", "descendants", "revoked ms", "ratio", "recorded ms");
+    for subject in subjects {
+        let smallest = median(subject.answered[0].iter().copied());
+        for (size, descendants) in SIZES.iter().enumerate() {
+            let answered = median(subject.answered[size].iter().copied());
+            println!(
+                "{:<12} {descendants:>12} {answered:>12.2} {:>7.2} {:>13.0}",
+                subject.backend,
+                answered / smallest,
+                median(subject.recorded[size].iter().copied())
+            );
+        }
+    }
+    println!(
+        "\nMedians of {ROUNDS} revocations. \"revoked\" is the response, after which every descendant is rejected; \
+         \"ratio\"\nis to that with the fewest descendants. \"recorded\" is when each descendant has its own revocation \
+         and audit entry."
+    );
+}
