@@ -131,7 +131,7 @@ impl AccountReader<'_> {
 
     /// Whether the account has a revocation that is not recorded on all of its keys yet, or a suspended key with
     /// descendants.
-    fn from_above(&mut self) -> Result<FromAbove, Error> {
+    fn states_from_above(&mut self) -> Result<FromAbove, Error> {
         let suspended = api_keys::table
             .inner_join(key_ancestors::table.on(key_ancestors::ancestor_id.eq(api_keys::id)))
             .filter(api_keys::account_id.eq(self.account.as_str()))
@@ -164,7 +164,7 @@ impl AccountReader<'_> {
             query = query.filter(api_keys::application_id.eq(application.as_bytes().to_vec()));
         }
         if let Some((status, now)) = filter.status {
-            query = of_status(query, status, now, self.from_above()?);
+            query = of_status(query, status, now, self.states_from_above()?);
         }
         if let Some(text) = filter.text {
             let pattern = lower(format!("%{}%", escaped(text)));
