@@ -31,7 +31,7 @@ use utoipa_actix_web::AppExt as _;
 use utoipa_swagger_ui::{Config, SwaggerUi};
 
 use crate::{
-    caller::{jwt::TokenVerifier, oidc::Provider},
+    caller::{jwt::TokenVerifier, oidc::Provider, published::UPKEEP_INTERVAL},
     config::{Secret, Settings, TokenSource},
     dev_mode::{DevMode, new_secret},
     edge::{Answer, edge},
@@ -258,7 +258,8 @@ pub fn start(settings: &Settings, state: State, metrics: Option<Metrics>) -> any
     let background = vec![
         tokio::spawn(keep_lease(state.clone(), stopping.clone())),
         tokio::spawn(record_revocations(state.clone(), stopping.clone())),
-        tokio::spawn(keep_usage(state.clone(), metrics, stopping)),
+        tokio::spawn(keep_usage(state.clone(), metrics, stopping.clone())),
+        tokio::spawn(keep_published(state.clone(), stopping)),
     ];
     Ok(Running { address, metrics_address, state, handles, servers, background, stop, _listener: listener })
 }
@@ -383,6 +384,26 @@ async fn keep_usage(state: web::Data<State>, metrics: Option<Metrics>, stopping:
         }
         if last {
             return;
+        }
+    }
+}
+
+/// Fetches again what the issuers of tokens publish, before a request needs it.
+async fn keep_published(state: web::Data<State>, stopping: watch::Receiver<bool>) {
+    let mut end = std::pin::pin!(stopped(stopping));
+    loop {
+        let upkeep = async {
+            tokio::time::sleep(UPKEEP_INTERVAL).await;
+            let oidc = async {
+                if let Some(provider) = &state.ways.oidc {
+                    provider.refresh(state.clock.now()).await;
+                }
+            };
+            futures_util::join!(state.tokens.refresh(state.clock.now()), oidc);
+        };
+        tokio::select! {
+            () = upkeep => {}
+            () = &mut end => return,
         }
     }
 }

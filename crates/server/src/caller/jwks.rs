@@ -3,15 +3,7 @@
 //! The algorithms a key is good for follow from the key, never from a token: a token that asks for another one is
 //! refused, which ends the confusion of a public key with an HMAC secret. Symmetric keys of a set are ignored.
 
-use std::{
-    error::Error as _,
-    fmt,
-    net::IpAddr,
-    ops::RangeInclusive,
-    str::FromStr,
-    sync::{Arc, PoisonError, RwLock},
-    time::Duration,
-};
+use std::{error::Error as _, fmt, net::IpAddr, ops::RangeInclusive, str::FromStr, sync::Arc};
 
 use jiff::{SignedDuration, Timestamp};
 use jsonwebtoken::{
@@ -19,19 +11,17 @@ use jsonwebtoken::{
     jwk::{AlgorithmParameters, EllipticCurve, Jwk, KeyAlgorithm, KeyOperations, PublicKeyUse},
 };
 use reqwest::{Client, Response, StatusCode, Url, header, redirect};
-use tokio::sync::Mutex;
 use tollkey_core::Invalid;
 
-use super::jwt::TokenError;
+use super::{
+    jwt::TokenError,
+    published::{FETCH_TIMEOUT, Published},
+};
 use crate::config::is_loopback;
 
 /// The least time between two fetches of a set, whatever asks for one: a caller can invent as many key ids as it
 /// likes.
 pub const FETCH_INTERVAL: SignedDuration = SignedDuration::from_secs(30);
-/// How long a set is used without asking again. Bounds how long a key that its issuer withdrew still counts.
-pub const MAX_AGE: SignedDuration = SignedDuration::from_mins(10);
-/// The longest a fetch may take, from its first to its last byte.
-pub(super) const FETCH_TIMEOUT: Duration = Duration::from_secs(5);
 /// The most bytes a set may have.
 const BODY_MAX: usize = 64 * 1024;
 /// The sizes of RSA modulus that are accepted, in bytes: 2048 to 8192 bits, and one for a zero that some put first.
@@ -168,97 +158,69 @@ impl VerifyingKey {
 }
 
 /// The keys of a set as they were fetched.
-#[derive(Debug, Default)]
-pub(super) struct Keys {
-    keys: Vec<VerifyingKey>,
-    fetched_at: Option<Timestamp>,
-}
+#[derive(Debug)]
+pub(super) struct Keys(Vec<VerifyingKey>);
 
 impl Keys {
     /// The keys a token with that key id may be signed with. One without a key id may be signed with the only key
     /// there is; among several nobody guesses.
     pub(super) fn for_id<'a>(&'a self, id: Option<&'a str>) -> impl Iterator<Item = &'a VerifyingKey> {
-        let only = self.keys.len() == 1;
-        self.keys.iter().filter(move |key| match id {
+        let only = self.0.len() == 1;
+        self.0.iter().filter(move |key| match id {
             Some(_) => key.id.as_deref() == id,
             None => only,
         })
     }
-
-    fn is_outdated(&self, now: Timestamp) -> bool {
-        self.fetched_at.is_none_or(|at| distance(at, now) >= MAX_AGE)
-    }
 }
 
-/// How far two readings of the wall clock are apart. One that was set back counts like one set forward, so that
-/// nothing waits for it to catch up.
-pub(super) fn distance(one: Timestamp, other: Timestamp) -> SignedDuration {
-    one.duration_since(other).abs()
-}
-
-/// A key set at an address of its issuer.
+/// A key set at the URL of its issuer.
 pub(super) struct KeySet {
     url: JwksUrl,
     client: Client,
-    keys: RwLock<Arc<Keys>>,
-    /// When a fetch last began. Held while one is on its way, so that there is one at a time.
-    last_fetch: Arc<Mutex<Option<Timestamp>>>,
+    keys: Arc<Published<Keys>>,
 }
 
 impl KeySet {
     /// A set of which nothing is known yet.
     pub(super) fn new(url: JwksUrl) -> Result<Arc<Self>, reqwest::Error> {
         let client = client(&url.0)?;
-        Ok(Arc::new(Self { url, client, keys: RwLock::default(), last_fetch: Arc::default() }))
+        let keys = Published::new("the key set of management tokens", FETCH_INTERVAL);
+        Ok(Arc::new(Self { url, client, keys }))
     }
 
-    /// The keys as they are now known, fetched again when they are too old, or when none has that id.
+    /// Returns the keys to check a token with that has this key ID. If the current set has the key, never waits: an old set is fetched
+    /// again in the background. Waits for a newer set if no key has the ID, and for the first one if there is none yet.
+    ///
+    /// # Errors
+    /// [`TokenError::KeysUnavailable`] if no fetch has succeeded so far.
     pub(super) async fn keys(self: &Arc<Self>, id: Option<&str>, now: Timestamp) -> Result<Arc<Keys>, TokenError> {
-        let mut keys = self.known();
-        if keys.is_outdated(now) {
-            keys = self.fetched_after(&keys, now).await;
+        if let Some(keys) = self.keys.current()
+            // Without an ID no newer set is known to help.
+            && (id.is_none() || keys.for_id(id).next().is_some())
+        {
+            self.keys.refresh(now, || self.fetch());
+            return Ok(keys);
         }
-        if id.is_some() && keys.for_id(id).next().is_none() {
-            keys = self.fetched_after(&keys, now).await;
-        }
-        if keys.fetched_at.is_none() { Err(TokenError::KeysUnavailable) } else { Ok(keys) }
+        self.keys.newer(now, || self.fetch()).await.ok_or(TokenError::KeysUnavailable)
     }
 
-    fn known(&self) -> Arc<Keys> {
-        Arc::clone(&self.keys.read().unwrap_or_else(PoisonError::into_inner))
+    /// Fetches the set again if it is outdated, and waits until no fetch is on its way.
+    pub(super) async fn refresh(self: &Arc<Self>, now: Timestamp) {
+        self.keys.refresh(now, || self.fetch());
+        self.keys.settled().await;
     }
 
-    /// Newer keys than `old`, if they can be had: those that somebody else fetched in the meantime, or those of a
-    /// fetch now. After a failed fetch, and within [`FETCH_INTERVAL`] of the last one, the old keys stay.
-    async fn fetched_after(self: &Arc<Self>, old: &Arc<Keys>, now: Timestamp) -> Arc<Keys> {
-        let mut last_fetch = Arc::clone(&self.last_fetch).lock_owned().await;
-        let known = self.known();
-        if !Arc::ptr_eq(old, &known) || last_fetch.is_some_and(|at| distance(at, now) < FETCH_INTERVAL) {
-            return known;
-        }
-        *last_fetch = Some(now);
+    /// The keys as the issuer publishes them now. Borrows nothing: the fetch outlives the caller that requested it.
+    fn fetch(self: &Arc<Self>) -> impl Future<Output = Result<Keys, FetchError>> + Send + 'static {
         let set = Arc::clone(self);
-        // A task of its own, holding the lock: a caller that goes away must not take the fetch with it.
-        let fetch = tokio::spawn(async move {
-            match set.fetch().await {
-                Ok(keys) => {
-                    tracing::info!(url = %set.url, usable_keys = keys.len(), "fetched the keys of management tokens");
-                    let keys = Arc::new(Keys { keys, fetched_at: Some(now) });
-                    *set.keys.write().unwrap_or_else(PoisonError::into_inner) = keys;
-                }
-                Err(error) => {
-                    tracing::warn!(url = %set.url, %error, "cannot fetch the keys of management tokens");
-                }
-            }
-            drop(last_fetch);
-        });
-        if fetch.await.is_err() {
-            tracing::error!(url = %self.url, "the fetch of the keys of management tokens broke off");
+        async move {
+            let keys = set.request().await?;
+            tracing::info!(url = %set.url, usable_keys = keys.len(), "fetched the keys of management tokens");
+            Ok(Keys(keys))
         }
-        self.known()
     }
 
-    async fn fetch(&self) -> Result<Vec<VerifyingKey>, FetchError> {
+    async fn request(&self) -> Result<Vec<VerifyingKey>, FetchError> {
         let request = self.client.get(self.url.0.clone()).header(header::ACCEPT, "application/json");
         let mut response = request.send().await?;
         if response.status() != StatusCode::OK {

@@ -301,9 +301,9 @@ impl TokenVerifier {
         Ok(Self::new(KeySource::One(Arc::new(key)), &source, rules))
     }
 
-    /// Accepts tokens signed with a key of the set at this address. It is fetched when first needed, again when it
-    /// is older than [`super::jwks::MAX_AGE`] or a token names a key it lacks, and not more often than every
-    /// [`super::jwks::FETCH_INTERVAL`]. A set that cannot be fetched again stays in use.
+    /// Accepts tokens signed with a key of the set at this URL. The set is fetched when it is first needed, again every ten minutes in the
+    /// background, and when a token names a key that it lacks, but at most every [`super::jwks::FETCH_INTERVAL`]. Only tokens of unknown
+    /// keys wait for a fetch. A set that cannot be fetched again stays in use.
     ///
     /// # Errors
     /// [`KeySetupError::Client`] when there can be no HTTP client.
@@ -333,6 +333,13 @@ impl TokenVerifier {
         match &self.keys {
             KeySource::One(_) => Ok(()),
             KeySource::Set(set) => set.keys(None, now).await.map(drop),
+        }
+    }
+
+    /// Fetches the key set again if it is outdated, and waits until no fetch is on its way.
+    pub async fn refresh(&self, now: Timestamp) {
+        if let KeySource::Set(set) = &self.keys {
+            set.refresh(now).await;
         }
     }
 

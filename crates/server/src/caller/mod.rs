@@ -14,6 +14,7 @@ mod credential;
 pub mod jwks;
 pub mod jwt;
 pub mod oidc;
+pub(crate) mod published;
 
 use std::{net::IpAddr, sync::Arc};
 

@@ -5,19 +5,21 @@
 //! signed with one of the asymmetric algorithms that the provider names: never `none`, and never an HMAC, whose key would be the
 //! client's secret.
 //!
-//! What the provider says of itself is fetched when it is first needed, so that one that is down stops nobody who signs in otherwise.
+//! The provider's metadata and keys are fetched when they are first needed, so that a provider that is down does not affect other ways to
+//! sign in. Later versions are fetched in the background (`published`).
 
 mod attempt;
 
 use std::{fmt, sync::Arc, time::SystemTime};
 
+use futures_util::future::{BoxFuture, FutureExt as _};
 use jiff::{SignedDuration, Timestamp};
 use openidconnect::{
-    AdditionalClaims, AuthType, AuthenticationFlow, AuthorizationCode, ClaimsVerificationError, ClientId, ClientSecret,
-    CsrfToken, DiscoveryError, EmptyExtraTokenFields, EndpointMaybeSet, EndpointNotSet, EndpointSet, HttpRequest,
-    HttpResponse, IdToken, IdTokenFields, IdTokenVerifier, IssuerUrl, JsonWebKeySet, JwsSigningAlgorithm as _, Nonce,
-    PkceCodeChallenge, PkceCodeVerifier, RedirectUrl, RequestTokenError, Scope, SignatureVerificationError,
-    StandardErrorResponse, StandardTokenResponse, TokenResponse as _,
+    AdditionalClaims, AsyncHttpClient, AuthType, AuthenticationFlow, AuthorizationCode, ClaimsVerificationError,
+    ClientId, ClientSecret, CsrfToken, DiscoveryError, EmptyExtraTokenFields, EndpointMaybeSet, EndpointNotSet,
+    EndpointSet, HttpRequest, HttpResponse, IdToken, IdTokenFields, IdTokenVerifier, IssuerUrl, JsonWebKeySet,
+    JwsSigningAlgorithm as _, Nonce, PkceCodeChallenge, PkceCodeVerifier, RedirectUrl, RequestTokenError, Scope,
+    SignatureVerificationError, StandardErrorResponse, StandardTokenResponse, TokenResponse as _,
     core::{
         CoreAuthDisplay, CoreAuthPrompt, CoreClientAuthMethod, CoreErrorResponseType, CoreGenderClaim, CoreJsonWebKey,
         CoreJweContentEncryptionAlgorithm, CoreJwsSigningAlgorithm, CoreProviderMetadata, CoreResponseType,
@@ -28,20 +30,21 @@ use openidconnect::{
 use reqwest::{Client, Url, header};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
-use tokio::{sync::Mutex, time::timeout};
 use tollkey_core::{Clock, Digest};
 
 pub use self::attempt::Attempt;
 use super::{
-    jwks::{self, FETCH_TIMEOUT, FetchError, MAX_AGE, RSA_MODULUS, distance, trusted_url},
+    jwks::{self, FetchError, RSA_MODULUS, trusted_url},
     jwt::{ClaimRules, Claims},
+    published::Published,
 };
 use crate::{config::OidcSettings, random::Random};
 
 /// Where the provider sends people back to, behind the public URL.
 pub const CALLBACK: &str = "/dashboard/sign-in/callback";
-/// The least time between two fetches of what the provider says of itself.
-const FETCH_INTERVAL: SignedDuration = SignedDuration::from_secs(5);
+/// The least time between the beginnings of two fetches of the provider's metadata. Longer than a fetch may take, so that a request that
+/// waited for one that failed is not kept waiting by the next.
+const FETCH_INTERVAL: SignedDuration = SignedDuration::from_secs(10);
 
 /// The claims of an ID token that the standard does not name.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -99,32 +102,29 @@ pub enum ProviderSetupError {
     Url,
 }
 
-/// What the provider said of itself.
+/// The provider's metadata and keys.
 struct Known {
     metadata: CoreProviderMetadata,
     algorithms: Vec<CoreJwsSigningAlgorithm>,
-    fetched_at: Timestamp,
 }
 
-#[derive(Default)]
-struct Memory {
-    known: Option<Arc<Known>>,
-    /// When a fetch last began or ended.
-    last_fetch: Option<Timestamp>,
+/// Where the provider is, and how to send requests to it.
+#[derive(Clone)]
+struct Endpoint {
+    issuer: IssuerUrl,
+    http: Client,
 }
 
 /// An OpenID Connect provider.
 pub struct Provider {
-    issuer: IssuerUrl,
+    endpoint: Endpoint,
     client_id: ClientId,
     client_secret: Option<ClientSecret>,
     redirect: RedirectUrl,
     scopes: Vec<Scope>,
     rules: ClaimRules,
     grounds: Digest,
-    http: Client,
-    /// Held while it is asked, so that it is asked once at a time.
-    memory: Mutex<Memory>,
+    published: Arc<Published<Known>>,
 }
 
 impl Provider {
@@ -144,21 +144,23 @@ impl Provider {
         let secret = settings.client_secret.as_ref().map_or("", |secret| secret.expose());
         Ok(Self {
             grounds: rules.grounds("oidc", &Digest::of(secret)),
-            http: jwks::client(&trusted_url(&issuer).map_err(|_| ProviderSetupError::Url)?)?,
-            issuer,
+            endpoint: Endpoint {
+                http: jwks::client(&trusted_url(&issuer).map_err(|_| ProviderSetupError::Url)?)?,
+                issuer,
+            },
             client_id: ClientId::new(settings.client_id.clone()),
             client_secret: settings.client_secret.as_ref().map(|it| ClientSecret::new(it.expose().to_owned())),
             redirect: RedirectUrl::new(redirect).map_err(|_| ProviderSetupError::Url)?,
             scopes: settings.scopes.iter().cloned().map(Scope::new).collect(),
             rules,
-            memory: Mutex::default(),
+            published: Published::new("the metadata of the OpenID Connect provider", FETCH_INTERVAL),
         })
     }
 
     /// Whether an answer that names its issuer (RFC 9207) names this one.
     #[must_use]
     pub fn is_issuer(&self, name: &str) -> bool {
-        *self.issuer == name
+        *self.endpoint.issuer == name
     }
 
     /// What a session rests on that began here.
@@ -178,7 +180,7 @@ impl Provider {
         next: &str,
         before: Option<Digest>,
     ) -> Result<(Attempt, Url), OidcError> {
-        let known = self.known(clock, None).await?;
+        let known = self.known(clock.now()).await?;
         let attempt = Attempt::begin(next, before, random, clock.now());
         let (state, nonce) = (attempt.state.expose().to_owned(), attempt.nonce.expose().to_owned());
         let verifier = PkceCodeVerifier::new(attempt.verifier.expose().to_owned());
@@ -200,21 +202,20 @@ impl Provider {
     /// # Errors
     /// [`OidcError`].
     pub async fn finish(&self, clock: &dyn Clock, attempt: &Attempt, code: &str) -> Result<Claims, OidcError> {
-        let known = self.known(clock, None).await?;
-        let http = |request| self.send(request);
+        let known = self.known(clock.now()).await?;
         let registered = self.registered(&known);
         let tokens = registered
             .exchange_code(AuthorizationCode::new(code.to_owned()))
             .map_err(|_| OidcError::Unavailable("has no token endpoint".to_owned()))?
             .set_pkce_verifier(PkceCodeVerifier::new(attempt.verifier.expose().to_owned()))
-            .request_async(&http)
+            .request_async(&self.endpoint)
             .await
             .map_err(of_exchange)?;
         let token = tokens.id_token().ok_or(OidcError::Refused("there is no ID token"))?;
         let nonce = Nonce::new(attempt.nonce.expose().to_owned());
         let mut judged = self.judge(token, &known, &nonce, clock.now());
         if let Err(ClaimsVerificationError::SignatureVerification(SignatureVerificationError::NoMatchingKey)) = judged {
-            let newer = self.known(clock, Some(&known)).await?;
+            let newer = self.newer(clock.now()).await?;
             judged = self.judge(token, &newer, &nonce, clock.now());
         }
         let claims = judged.map_err(|error| OidcError::Refused(of_claims(&error)))?;
@@ -232,7 +233,7 @@ impl Provider {
         let now = SystemTime::from(now);
         let keys = known.metadata.jwks().clone();
         // As if the client had no secret: nothing is checked with it.
-        let verifier = IdTokenVerifier::new_public_client(self.client_id.clone(), self.issuer.clone(), keys)
+        let verifier = IdTokenVerifier::new_public_client(self.client_id.clone(), self.endpoint.issuer.clone(), keys)
             .set_allowed_algs(known.algorithms.iter().cloned())
             .set_time_fn(move || now.into());
         let claims = token.claims(&verifier, nonce)?;
@@ -252,33 +253,34 @@ impl Provider {
             .set_auth_type(if in_body { AuthType::RequestBody } else { AuthType::BasicAuth })
     }
 
-    /// What the provider says of itself: as it is known, unless that is too old or the same as `old`.
-    async fn known(&self, clock: &dyn Clock, old: Option<&Arc<Known>>) -> Result<Arc<Known>, OidcError> {
-        let mut memory = self.memory.lock().await;
-        let now = clock.now();
-        let fresh = memory.known.clone().filter(|known| distance(now, known.fetched_at) < MAX_AGE);
-        match fresh {
-            Some(known) if old.is_none_or(|old| !Arc::ptr_eq(old, &known)) => return Ok(known),
-            // Whoever waited while it did not answer does not wait again.
-            fresh if memory.last_fetch.is_some_and(|at| distance(now, at) < FETCH_INTERVAL) => {
-                return fresh.ok_or_else(|| OidcError::Unavailable("could not be asked a moment ago".to_owned()));
+    /// The current metadata, without waiting for a newer version; waits only for the first.
+    async fn known(&self, now: Timestamp) -> Result<Arc<Known>, OidcError> {
+        match self.published.current() {
+            Some(known) => {
+                self.published.refresh(now, || self.endpoint.clone().fetch());
+                Ok(known)
             }
-            _ => {}
+            None => self.newer(now).await,
         }
-        memory.last_fetch = Some(now);
-        let fetched = timeout(FETCH_TIMEOUT, self.fetch(now)).await;
-        memory.last_fetch = Some(clock.now());
-        let known = fetched.unwrap_or_else(|_| Err(OidcError::Unavailable("does not answer in time".to_owned())))?;
-        tracing::info!(
-            issuer = %*self.issuer, usable_keys = known.metadata.jwks().keys().len(),
-            "fetched what the OpenID Connect provider says of itself"
-        );
-        Ok(Arc::clone(memory.known.insert(Arc::new(known))))
     }
 
-    async fn fetch(&self, now: Timestamp) -> Result<Known, OidcError> {
-        let http = |request| self.send(request);
-        let metadata = CoreProviderMetadata::discover_async(self.issuer.clone(), &http)
+    /// The metadata after the next fetch, or the current one if it was fetched a moment ago or the fetch fails.
+    async fn newer(&self, now: Timestamp) -> Result<Arc<Known>, OidcError> {
+        let newer = self.published.newer(now, || self.endpoint.clone().fetch()).await;
+        newer.ok_or_else(|| OidcError::Unavailable("does not respond with its metadata and keys".to_owned()))
+    }
+
+    /// Fetches the metadata again if it is outdated, and waits until no fetch is on its way. Before the first sign-in nothing is fetched.
+    pub async fn refresh(&self, now: Timestamp) {
+        self.published.refresh(now, || self.endpoint.clone().fetch());
+        self.published.settled().await;
+    }
+}
+
+impl Endpoint {
+    /// What the provider publishes about itself now, and its keys.
+    async fn fetch(self) -> Result<Known, OidcError> {
+        let metadata = CoreProviderMetadata::discover_async(self.issuer.clone(), &self)
             .await
             .map_err(|error| of_discovery(&error))?;
         // A browser is sent there, and our own client does not see to it.
@@ -287,8 +289,11 @@ impl Provider {
         }
         let mut algorithms = metadata.id_token_signing_alg_values_supported().clone();
         algorithms.retain(|it| *it != CoreJwsSigningAlgorithm::None && !it.uses_shared_secret());
-        let keys = metadata.jwks().keys().iter().filter(|key| is_strong(key)).cloned().collect();
-        Ok(Known { metadata: metadata.set_jwks(JsonWebKeySet::new(keys)), algorithms, fetched_at: now })
+        let keys: Vec<_> = metadata.jwks().keys().iter().filter(|key| is_strong(key)).cloned().collect();
+        tracing::info!(
+            issuer = %*self.issuer, usable_keys = keys.len(), "fetched the metadata of the OpenID Connect provider"
+        );
+        Ok(Known { metadata: metadata.set_jwks(JsonWebKeySet::new(keys)), algorithms })
     }
 
     /// Our HTTP client as that crate wants it.
@@ -305,9 +310,18 @@ impl Provider {
     }
 }
 
+impl<'c> AsyncHttpClient<'c> for Endpoint {
+    type Error = FetchError;
+    type Future = BoxFuture<'c, Result<HttpResponse, FetchError>>;
+
+    fn call(&'c self, request: HttpRequest) -> Self::Future {
+        self.send(request).boxed()
+    }
+}
+
 impl fmt::Debug for Provider {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Provider").field("issuer", &*self.issuer).finish_non_exhaustive()
+        f.debug_struct("Provider").field("issuer", &*self.endpoint.issuer).finish_non_exhaustive()
     }
 }
 

@@ -16,7 +16,7 @@ use wiremock::ResponseTemplate;
 use self::provider::{CLIENT, ClientAuth, Key, Provider, SECRET, eddsa, hs256, never, parameter, rs256, token};
 use crate::{
     binary::Tollkey,
-    support::{App, Call, Reply, TOKEN_SIGN_IN, each_backend_with},
+    support::{App, Call, Reply, TOKEN_SIGN_IN, each_backend_with, eventually},
 };
 
 const SESSION: &str = "__Host-tollkey_session";
@@ -459,7 +459,7 @@ async fn a_provider_that_does_not_describe_itself_as_it_should_is_an_outage() {
     ] {
         provider.inner().instead.clear();
         provider.answer(path, answer);
-        app.clock.advance(Duration::from_secs(5));
+        app.clock.advance(Duration::from_secs(10));
         let asked = Instant::now();
         let reply = app.get("/dashboard/sign-in/oidc").await;
         assert_eq!(reply.status, 503, "{name}: {reply}");
@@ -479,12 +479,12 @@ async fn a_provider_that_does_not_describe_itself_as_it_should_is_an_outage() {
         json!({"authorization_endpoint": "javascript:alert(1)"}),
     ] {
         provider.inner().metadata = metadata.clone();
-        app.clock.advance(Duration::from_secs(5));
+        app.clock.advance(Duration::from_secs(10));
         let reply = app.get("/dashboard/sign-in/oidc").await;
         assert_eq!(reply.status, 503, "{metadata}: {reply}");
     }
     provider.inner().metadata = json!({});
-    app.clock.advance(Duration::from_secs(5));
+    app.clock.advance(Duration::from_secs(10));
     signed_in(&sign_in_with(&app, &provider, |_| {}).await);
     app.stop().await;
 }
@@ -506,7 +506,7 @@ async fn a_provider_that_is_down_stops_no_server_and_is_asked_once_at_a_time() {
     assert_eq!(provider.asked(DISCOVERY), 1, "not all the time");
     assert_eq!(app.get("/dashboard/sign-in").await.status, 200);
     provider.inner().instead.clear();
-    app.clock.advance(Duration::from_secs(5));
+    app.clock.advance(Duration::from_secs(10));
     assert_eq!(one().await, 303);
     app.stop().await;
 
@@ -533,7 +533,8 @@ async fn what_a_provider_says_of_itself_is_remembered_for_a_time() {
     assert_eq!(provider.asked(DISCOVERY), 1);
     app.clock.advance(Duration::from_secs(1));
     signed_in(&sign_in_with(&app, &provider, |_| {}).await);
-    assert_eq!((provider.asked(DISCOVERY), provider.asked("/keys")), (2, 2));
+    eventually("a fetch in the background", async || provider.asked("/keys") == 2).await;
+    assert_eq!(provider.asked(DISCOVERY), 2);
 
     // A new key is fetched when a token names it, but not with every token that names one.
     let new = Key::new("new");
@@ -545,7 +546,7 @@ async fn what_a_provider_says_of_itself_is_remembered_for_a_time() {
     provider.inner().keys = vec![new.jwk()];
     assert_eq!(refused(&app, &by_new_key().await, "invalid").await, 401);
     assert_eq!(provider.asked("/keys"), 2, "a moment after the last time");
-    app.clock.advance(Duration::from_secs(5));
+    app.clock.advance(Duration::from_secs(10));
     signed_in(&by_new_key().await);
     assert_eq!(provider.asked("/keys"), 3);
     // The old one went with the old set.
@@ -553,6 +554,22 @@ async fn what_a_provider_says_of_itself_is_remembered_for_a_time() {
         assert_eq!(refused(&app, &sign_in_with(&app, &provider, |_| {}).await, "invalid").await, 401);
     }
     assert_eq!(provider.asked("/keys"), 3);
+    app.stop().await;
+}
+
+#[actix_web::test]
+async fn a_provider_whose_metadata_hangs_delays_no_sign_in() {
+    const DISCOVERY: &str = "/.well-known/openid-configuration";
+    let provider = Provider::start().await;
+    let app = sqlite(&provider.settings()).await;
+    signed_in(&sign_in_with(&app, &provider, |_| {}).await);
+    provider.answer(DISCOVERY, never());
+    for minutes in [10, 11, 60] {
+        app.clock.advance(Duration::from_secs(60 * minutes));
+        // A sign-in that waited for the metadata would fail with it.
+        signed_in(&sign_in_with(&app, &provider, |_| {}).await);
+        eventually("a fetch in the background", async || provider.asked(DISCOVERY) >= 2).await;
+    }
     app.stop().await;
 }
 

@@ -1,17 +1,23 @@
 //! Key sets: what is taken from them, and when they are fetched. The issuer is a socket on this machine.
 
-use std::sync::{
-    Mutex as StdMutex,
-    atomic::{AtomicUsize, Ordering},
+use std::{
+    sync::{
+        Mutex as StdMutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
 };
 
 use aws_lc_rs::signature::{
     ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, Ed25519KeyPair, KeyPair as _, RSA_PKCS1_SHA256, RSA_PSS_SHA256,
 };
+use futures_util::FutureExt as _;
 use serde_json::{Value, json};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpListener,
+    sync::watch,
+    time::timeout,
 };
 
 use super::*;
@@ -25,6 +31,8 @@ struct Issuer {
     url: String,
     answer: Arc<StdMutex<String>>,
     requests: Arc<AtomicUsize>,
+    /// While true, requests are read and get no response.
+    hangs: watch::Sender<bool>,
 }
 
 impl Issuer {
@@ -33,13 +41,14 @@ impl Issuer {
         let url = format!("http://{}/jwks", listener.local_addr().unwrap());
         let answer = Arc::new(StdMutex::new(String::new()));
         let requests = Arc::new(AtomicUsize::new(0));
-        let issuer = Self { url, answer: Arc::clone(&answer), requests: Arc::clone(&requests) };
+        let (hangs, hanging) = watch::channel(false);
+        let issuer = Self { url, answer: Arc::clone(&answer), requests: Arc::clone(&requests), hangs };
         issuer.serve(keys);
         tokio::spawn(async move {
             loop {
                 let (mut stream, _) = listener.accept().await.unwrap();
                 requests.fetch_add(1, Ordering::SeqCst);
-                let answer = answer.lock().unwrap().clone();
+                let (answer, mut hanging) = (Arc::clone(&answer), hanging.clone());
                 tokio::spawn(async move {
                     let mut request = Vec::new();
                     while !request.ends_with(b"\r\n\r\n") {
@@ -48,6 +57,10 @@ impl Issuer {
                             Err(_) => return,
                         }
                     }
+                    if hanging.wait_for(|hangs| !hangs).await.is_err() {
+                        return;
+                    }
+                    let answer = answer.lock().unwrap().clone();
                     // A reader that has had enough hangs up.
                     let _ = stream.write_all(answer.as_bytes()).await;
                 });
@@ -66,8 +79,22 @@ impl Issuer {
         self.say("200 OK", "", &json!({ "keys": keys }).to_string());
     }
 
+    fn hang(&self, hangs: bool) {
+        self.hangs.send_replace(hangs);
+    }
+
     fn requests(&self) -> usize {
         self.requests.load(Ordering::SeqCst)
+    }
+
+    /// Waits for the request with this number. The deadline only bounds a broken test.
+    async fn receives(&self, requests: usize) {
+        let received = async {
+            while self.requests() < requests {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        timeout(Duration::from_secs(20), received).await.expect("the issuer receives a request");
     }
 
     fn verifier(&self) -> TokenVerifier {
@@ -249,19 +276,105 @@ async fn a_fetch_survives_the_caller_that_began_it() {
     assert_eq!(issuer.requests(), 1);
 }
 
+/// What a verification returns that must not wait for anything.
+fn immediately(verifier: &TokenVerifier, token: &str, at: Timestamp) -> Result<Claims, TokenError> {
+    verifier.verify(token, at).now_or_never().expect("the verification does not wait for the issuer")
+}
+
 #[tokio::test]
-async fn a_set_is_fetched_again_when_it_is_old() {
+async fn an_outdated_set_is_fetched_again() {
     let (kept, withdrawn) = (ec_key(), ec_key());
     let issuer = Issuer::start(&[ec_jwk("kept", &kept), ec_jwk("withdrawn", &withdrawn)]).await;
     let verifier = issuer.verifier();
     verifier.warm_up(now()).await.unwrap();
     issuer.serve(&[ec_jwk("kept", &kept)]);
     let token = signed_by(Some("withdrawn"), &withdrawn);
+    verifier.refresh(after(599)).await;
     assert!(verifier.verify(&token, after(599)).await.is_ok());
     assert_eq!(issuer.requests(), 1);
-    assert!(matches!(refused(&verifier, &token, after(600)).await, TokenError::UnknownKey(_)));
-    assert!(verifier.verify(&signed_by(Some("kept"), &kept), after(600)).await.is_ok());
+    // As the server does it every 30 s, so that no idle hour keeps a withdrawn key.
+    verifier.refresh(after(600)).await;
     assert_eq!(issuer.requests(), 2);
+    assert!(matches!(immediately(&verifier, &token, after(600)), Err(TokenError::UnknownKey(_))));
+    assert!(immediately(&verifier, &signed_by(Some("kept"), &kept), after(600)).is_ok());
+    assert_eq!(issuer.requests(), 2);
+}
+
+#[tokio::test]
+async fn a_request_refreshes_an_outdated_set_in_the_background() {
+    let (kept, withdrawn) = (ec_key(), ec_key());
+    let issuer = Issuer::start(&[ec_jwk("kept", &kept), ec_jwk("withdrawn", &withdrawn)]).await;
+    let verifier = issuer.verifier();
+    verifier.warm_up(now()).await.unwrap();
+    issuer.serve(&[ec_jwk("kept", &kept)]);
+    assert!(immediately(&verifier, &signed_by(Some("kept"), &kept), after(600)).is_ok());
+    verifier.refresh(after(600)).await; // waits for the fetch that the request started
+    assert_eq!(issuer.requests(), 2);
+    let token = signed_by(Some("withdrawn"), &withdrawn);
+    assert!(matches!(immediately(&verifier, &token, after(600)), Err(TokenError::UnknownKey(_))));
+}
+
+#[tokio::test]
+async fn a_known_key_never_waits_for_a_hanging_issuer() {
+    let key = ec_key();
+    let issuer = Issuer::start(&[ec_jwk("k", &key)]).await;
+    let verifier = issuer.verifier();
+    verifier.warm_up(now()).await.unwrap();
+    issuer.hang(true);
+    let token = signed_by(Some("k"), &key);
+    for second in [600, 601, 630, 660, 80_000] {
+        for _ in 0..10 {
+            assert!(immediately(&verifier, &token, after(second)).is_ok(), "{second}");
+        }
+        issuer.receives(2).await;
+    }
+    // Also while other requests wait because of keys nobody knows.
+    let unknown = signed_by(Some("unknown"), &ec_key());
+    let waiting: Vec<_> = (0..20).map(|_| verifier.verify(&unknown, after(80_001)).now_or_never()).collect();
+    assert!(waiting.iter().all(Option::is_none), "a newer set may have the key");
+    assert!(immediately(&verifier, &token, after(80_001)).is_ok());
+    assert_eq!(issuer.requests(), 2, "one fetch at a time");
+}
+
+#[tokio::test]
+async fn an_unknown_id_joins_the_fetch_in_the_background() {
+    let (old, new) = (ec_key(), ec_key());
+    let issuer = Issuer::start(&[ec_jwk("old", &old)]).await;
+    let verifier = issuer.verifier();
+    verifier.warm_up(now()).await.unwrap();
+    issuer.serve(&[ec_jwk("new", &new)]);
+    issuer.hang(true);
+    assert!(immediately(&verifier, &signed_by(Some("old"), &old), after(600)).is_ok());
+    issuer.receives(2).await;
+    let rotated = (0..20).map(|_| {
+        let (verifier, token) = (verifier.clone(), signed_by(Some("new"), &new));
+        tokio::spawn(async move { verifier.verify(&token, after(601)).await.is_ok() })
+    });
+    let rotated: Vec<_> = rotated.collect();
+    tokio::task::yield_now().await;
+    issuer.hang(false);
+    for outcome in rotated {
+        assert!(outcome.await.unwrap());
+    }
+    assert_eq!(issuer.requests(), 2);
+}
+
+#[tokio::test]
+async fn an_unknown_id_waits_for_a_hanging_issuer_only_once() {
+    let issuer = Issuer::start(&[ec_jwk("k", &ec_key())]).await;
+    let verifier = issuer.verifier();
+    verifier.warm_up(now()).await.unwrap();
+    issuer.hang(true);
+    let unknown = signed_by(Some("unknown"), &ec_key());
+    assert!(matches!(refused(&verifier, &unknown, after(30)).await, TokenError::UnknownKey(_)));
+    assert_eq!(issuer.requests(), 2);
+    for second in [30, 45, 59] {
+        assert!(matches!(immediately(&verifier, &unknown, after(second)), Err(TokenError::UnknownKey(_))), "{second}");
+    }
+    assert_eq!(issuer.requests(), 2);
+    issuer.hang(false);
+    let _ = refused(&verifier, &unknown, after(60)).await;
+    assert_eq!(issuer.requests(), 3);
 }
 
 #[tokio::test]
@@ -282,13 +395,16 @@ async fn the_old_set_stays_when_a_fetch_fails() {
     ] {
         issuer.say(status, headers, &body);
         let before = issuer.requests();
+        verifier.refresh(after(at)).await;
         assert!(verifier.verify(&signed_by(Some("k"), &key), after(at)).await.is_ok(), "{status} {body:.40}");
+        verifier.refresh(after(at + 29)).await;
         assert!(verifier.verify(&signed_by(Some("k"), &key), after(at + 29)).await.is_ok());
         assert_eq!(issuer.requests(), before + 1, "{status}");
         at += 30;
     }
-    // An empty set is an answer: the issuer withdrew its keys.
+    // An empty set is a valid response: the issuer withdrew its keys.
     issuer.serve(&[]);
+    verifier.refresh(after(at)).await;
     assert!(matches!(refused(&verifier, &signed_by(Some("k"), &key), after(at)).await, TokenError::UnknownKey(_)));
 }
 

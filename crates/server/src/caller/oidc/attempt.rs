@@ -10,7 +10,7 @@ use jiff::{SignedDuration, Timestamp};
 use tollkey_api::Secret;
 use tollkey_core::Digest;
 
-use super::super::jwks::distance;
+use super::super::published::distance;
 use crate::{dev_mode::new_secret, random::Random};
 
 /// The longest page to go on to, in bytes: a cookie has 4096.
