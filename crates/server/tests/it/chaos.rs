@@ -2,7 +2,8 @@
 //! network between them is slow, mute or gone; and somebody asks about keys all the time, the servers and resource
 //! servers that subscribe to them.
 //!
-//! One promise is checked: no verification that began after a revocation was answered says that the key is valid.
+//! One promise is checked: no verification that began after a revocation was answered says that the key is valid, or a descendant of it.
+//! Some keys are trees of account keys, and while one is revoked, a thief who has the keys creates more with them.
 //! "Began" and "answered" are read from the one monotonic clock of this process: the one before the first byte of the
 //! request is written, the other once the answer is read. Besides: nothing is refused before its revocation was asked
 //! for, every revocation is answered in the end, and when the faults are over everybody verifies again.
@@ -31,11 +32,11 @@ use futures_util::future::join_all;
 use rand::{
     RngExt as _, SeedableRng as _, TryRng as _,
     rngs::{StdRng, SysRng},
-    seq::SliceRandom as _,
+    seq::{IndexedRandom as _, SliceRandom as _},
 };
 use serde_json::{Value, json};
 use tokio::time::{sleep, timeout};
-use tollkey_core::{Need, VerifierId, usage::outcome_code};
+use tollkey_core::{Need, RequestPath, VerifierId, usage::outcome_code};
 use tollkey_store::testing::{Database, Postgres};
 use tollkey_verifier::{Settings, SystemClock, Verifier};
 
@@ -68,6 +69,18 @@ const CALM_BETWEEN: Range<u64> = 100..1500;
 const CALM: Duration = Duration::from_millis(500);
 /// Between two questions of a caller. The servers are to be asked all the time, not to be kept from renewing leases.
 const PAUSE: Duration = Duration::from_millis(3);
+/// The path of account keys.
+const ACCOUNT_KEYS: &str = "/account/api-keys";
+/// How many keys of a tree are created before one of them is revoked.
+const TREE: Range<usize> = 2..6;
+/// How deep a tree is at most: the root has depth 0. A key at the depth limit of the server creates none.
+const DEPTH: usize = 3;
+/// How many keys the thief tries to create while a key of the tree is revoked.
+const STOLEN: usize = 6;
+/// The most keys that a batch may have.
+const BATCH: usize = 100;
+/// A request that publishable keys may be used for, as keys of every other family may.
+const ROUTE: (&str, &str) = ("GET", "/v1/storefront/products");
 /// How many keys that were revoked last are asked about.
 const REMEMBERED: usize = 16;
 /// Who revokes, at the same time.
@@ -188,6 +201,10 @@ struct Counts {
     /// Of these, keys that every replica had said yes to.
     known_everywhere: Cell<usize>,
     slowest: Cell<Duration>,
+    /// Revocations of a key with descendants, the descendants, and those of them that were created during the revocation.
+    trees: Cell<u64>,
+    descendants: Cell<u64>,
+    stolen: Cell<u64>,
     faults: RefCell<BTreeMap<Fault, u32>>,
 }
 
@@ -213,6 +230,30 @@ enum Revocation {
     Repeatable,
     /// `DELETE /applications/{id}/api-keys/{keyId}`: a repeat is told that it is one.
     Once,
+}
+
+/// A key of a tree.
+#[derive(Clone)]
+struct Branch {
+    number: usize,
+    id: String,
+    text: String,
+    /// The index of its parent in the tree; `None` for the root.
+    parent: Option<usize>,
+    depth: usize,
+    is_secret: bool,
+}
+
+/// The indexes of a key of a tree and of all its descendants.
+fn family_of(tree: &[Branch], root: usize) -> Vec<usize> {
+    let mut family = vec![root];
+    // Parents come before their children.
+    for (index, key) in tree.iter().enumerate() {
+        if key.parent.is_some_and(|parent| family.contains(&parent)) {
+            family.push(index);
+        }
+    }
+    family
 }
 
 struct World {
@@ -306,14 +347,14 @@ impl World {
     async fn change<T>(
         &self,
         rng: &mut StdRng,
-        (method, path): (&str, &str),
+        (method, path, token): (&str, &str, &str),
         body: &str,
         counts: impl Fn(u16, &Value) -> Option<T>,
     ) -> Option<(Instant, T)> {
         let since = Instant::now();
         loop {
             let replica = rng.random_range(0..self.replicas.len());
-            let request = (method, path, self.merchant.as_str());
+            let request = (method, path, token);
             let patience = Duration::from_millis(CHANGE_PATIENCE[rng.random_range(0..CHANGE_PATIENCE.len())]);
             let reply = self.exchange(replica, &mut None, request, body, patience).await;
             let answered = Instant::now();
@@ -348,7 +389,7 @@ impl World {
         let made = |status: u16, json: &Value| {
             (status == 201).then(|| [names.0, names.1].map(|name| json[name].as_str().expect("a text").to_owned()))
         };
-        let (_, [id, text]) = self.change(rng, ("POST", path), &body.to_string(), made).await?;
+        let (_, [id, text]) = self.change(rng, ("POST", path, &self.merchant), &body.to_string(), made).await?;
         self.keys.borrow_mut().push(Key { text, asked: None, answered: None });
         Some((self.keys.borrow().len() - 1, id))
     }
@@ -381,7 +422,8 @@ impl World {
     ) -> Option<usize> {
         let requests: Vec<Value> = {
             let known = self.keys.borrow();
-            keys.iter().map(|key| json!({"key": known[*key].text})).collect()
+            let (method, path) = ROUTE;
+            keys.iter().map(|key| json!({"key": known[*key].text, "method": method, "path": path})).collect()
         };
         let (path, body) = match &requests[..] {
             [one] => ("/verify", one.to_string()),
@@ -487,7 +529,9 @@ impl World {
                 for number in self.choose(if turn % 2 == 0 { Asking::Suspect } else { Asking::One }, turn) {
                     let text = self.keys.borrow()[number].text.clone();
                     let (began, hits) = (Instant::now(), far.stats().hits);
-                    let Ok(Ok(verdict)) = timeout(PATIENCE, far.verify(&text, &Need::default())).await else {
+                    let need =
+                        Need { method: Some(ROUTE.0), path: Some(RequestPath::new(ROUTE.1, "")), ..Need::default() };
+                    let Ok(Ok(verdict)) = timeout(PATIENCE, far.verify(&text, &need)).await else {
                         continue;
                     };
                     add(&self.counts.far, 1);
@@ -506,16 +550,121 @@ impl World {
         let (in_play, keys) = (self.in_play.borrow(), self.keys.borrow());
         let suspect = |key: &&usize| keys[**key].asked.is_some_and(|asked| asked.elapsed() < 3 * LEASE);
         let choice: Vec<usize> = match how {
-            Asking::All => return in_play.iter().copied().collect(),
+            Asking::All => return in_play.iter().rev().take(BATCH).copied().collect(),
             Asking::One => in_play.iter().copied().collect(),
             Asking::Suspect => in_play.iter().filter(suspect).copied().collect(),
         };
         choice.get(turn % choice.len().max(1)).copied().into_iter().collect()
     }
 
-    /// A merchant: makes keys and revokes them.
+    /// A merchant: creates keys and revokes them.
     async fn revoker(&self, mut rng: StdRng) {
-        while !self.faults_are_over.get() && self.revoke_one(&mut rng).await.is_some() {}
+        while !self.faults_are_over.get() {
+            let is_tree = rng.random_bool(0.3);
+            let continues = if is_tree { self.revoke_tree(&mut rng).await } else { self.revoke_one(&mut rng).await };
+            if continues.is_none() {
+                return;
+            }
+        }
+    }
+
+    /// Creates an account key below the key with this index of the tree, or the root of a tree.
+    async fn grow(&self, rng: &mut StdRng, tree: &mut Vec<Branch>, parent: Option<usize>) -> Option<()> {
+        let is_secret = parent.is_none() || rng.random_bool(0.7);
+        let (body, depth) = (account_key(is_secret), parent.map_or(0, |parent| tree[parent].depth + 1));
+        let token = parent.map_or(self.merchant.clone(), |parent| tree[parent].text.clone());
+        let request = ("POST", ACCOUNT_KEYS, token.as_str());
+        let (_, (id, text)) = self.change(rng, request, &body, created_account_key).await?;
+        let number = self.note(&text, None);
+        tree.push(Branch { number, id, text, parent, depth, is_secret });
+        Some(())
+    }
+
+    /// Notes a key that exists, whose revocation may have been requested before; gives its number.
+    fn note(&self, text: &str, asked: Option<Instant>) -> usize {
+        self.keys.borrow_mut().push(Key { text: text.to_owned(), asked, answered: None });
+        let number = self.keys.borrow().len() - 1;
+        self.in_play.borrow_mut().push_back(number);
+        number
+    }
+
+    /// The life of a tree of keys: one of its keys is revoked, often in the middle, and then the root. `None` when everything is over.
+    async fn revoke_tree(&self, rng: &mut StdRng) -> Option<()> {
+        let mut tree: Vec<Branch> = Vec::new();
+        self.grow(rng, &mut tree, None).await?;
+        for _ in 1..rng.random_range(TREE) {
+            let parents: Vec<usize> =
+                (0..tree.len()).filter(|key| tree[*key].is_secret && tree[*key].depth < DEPTH).collect();
+            let parent = parents[rng.random_range(0..parents.len())];
+            self.grow(rng, &mut tree, Some(parent)).await?;
+        }
+        let everywhere = rng.random_bool(0.6)
+            && join_all(tree.iter().map(|key| self.introduce(key.number))).await.into_iter().all(|yes| yes);
+        sleep(Duration::from_millis(rng.random_range(0..30))).await;
+        let middle = rng.random_range(0..tree.len());
+        if middle > 0 {
+            self.revoke_branch(rng, &tree, middle, everywhere).await?;
+            // The rest of the tree is still valid, which everybody who asks checks meanwhile.
+            sleep(Duration::from_millis(rng.random_range(0..100))).await;
+        }
+        self.revoke_branch(rng, &tree, 0, everywhere).await
+    }
+
+    /// Revokes a key of a tree while a thief creates more keys with it and its descendants.
+    async fn revoke_branch(&self, rng: &mut StdRng, tree: &[Branch], target: usize, everywhere: bool) -> Option<()> {
+        let mut numbers: Vec<usize> = family_of(tree, target)
+            .into_iter()
+            .map(|key| tree[key].number)
+            .filter(|number| self.keys.borrow()[*number].asked.is_none())
+            .collect();
+        let asked = Instant::now();
+        for number in &numbers {
+            self.keys.borrow_mut()[*number].asked = Some(asked);
+        }
+        // Its parent may revoke a key, as the account may.
+        let parent = tree[target].parent.filter(|_| rng.random());
+        let token = parent.map_or(&self.merchant, |parent| &tree[parent].text).clone();
+        let stolen: Vec<&Branch> =
+            family_of(tree, target).into_iter().map(|key| &tree[key]).filter(|key| key.is_secret).collect();
+        let thief = rng.random_bool(0.5).then(|| stolen.choose(rng).map(|key| key.text.clone())).flatten();
+        let (mut rng_of_thief, path) = (StdRng::from_rng(rng), format!("{ACCOUNT_KEYS}/{}", tree[target].id));
+        let revoked = |status: u16, _: &Value| (status == 200).then_some(());
+        let revocation = self.change(rng, ("DELETE", &path, &token), "", revoked);
+        let (revocation, extended) = tokio::join!(revocation, self.steal(&mut rng_of_thief, thief, asked));
+        let (answered, ()) = revocation?;
+        add(&self.counts.stolen, extended.len() as u64);
+        numbers.extend(extended);
+        for number in &numbers {
+            self.keys.borrow_mut()[*number].answered = Some(answered);
+        }
+        if numbers.len() > 1 {
+            add(&self.counts.trees, 1);
+            add(&self.counts.descendants, numbers.len() as u64 - 1);
+        }
+        self.count_revocation(answered - asked, everywhere);
+        Some(())
+    }
+
+    /// A thief who has this key: creates keys in a chain, each with the one before, while they are being revoked. Gives their numbers.
+    async fn steal(&self, rng: &mut StdRng, key: Option<String>, asked: Instant) -> Vec<usize> {
+        let mut numbers = Vec::new();
+        let Some(mut key) = key else { return numbers };
+        let body = account_key(true);
+        for _ in 0..STOLEN {
+            let replica = rng.random_range(0..self.replicas.len());
+            let request = ("POST", ACCOUNT_KEYS, key.as_str());
+            let reply = self.exchange(replica, &mut None, request, &body, Duration::from_secs(1)).await;
+            let Some((_, status, body)) = reply else { continue };
+            let json: Value = serde_json::from_str(&body).unwrap_or_default();
+            if let Some((_, text)) = created_account_key(status, &json) {
+                numbers.push(self.note(&text, Some(asked)));
+                key = text;
+            } else if !matches!(status, 401 | 403 | 503) {
+                let body = without_secrets(&body);
+                self.wrong(format!("replica {replica}: creating a key with a key was answered {status}: {body}"));
+            }
+        }
+        numbers
     }
 
     /// The life of a key; `None` when everything is over.
@@ -537,21 +686,25 @@ impl World {
         let revoked = |status: u16, json: &Value| {
             (matches!(status, 200 | 204) || status == 400 && json["code"] == "key_already_revoked").then_some(())
         };
-        let (answered, ()) = self.change(rng, (method, &path), body, revoked).await?;
+        let (answered, ()) = self.change(rng, (method, &path, &self.merchant), body, revoked).await?;
         self.keys.borrow_mut()[number].answered = Some(answered);
 
+        self.count_revocation(answered - asked, everywhere);
+        Some(())
+    }
+
+    /// Counts a revocation that took this long, and stops asking about those that were the longest ago.
+    fn count_revocation(&self, took: Duration, everywhere: bool) {
         let counts = &self.counts;
         counts.revocations.set(counts.revocations.get() + 1);
         counts.known_everywhere.set(counts.known_everywhere.get() + usize::from(everywhere));
-        counts.slowest.set(counts.slowest.get().max(answered - asked));
-        let mut in_play = self.in_play.borrow_mut();
-        if in_play.len() > REVOKERS + REMEMBERED {
-            let keys = self.keys.borrow();
-            if let Some(oldest) = in_play.iter().position(|number| keys[*number].answered.is_some()) {
-                in_play.remove(oldest);
-            }
+        counts.slowest.set(counts.slowest.get().max(took));
+        let (mut in_play, keys) = (self.in_play.borrow_mut(), self.keys.borrow());
+        while in_play.len() > REVOKERS + REMEMBERED {
+            let oldest = in_play.iter().position(|number| keys[*number].answered.is_some());
+            let Some(oldest) = oldest else { break };
+            in_play.remove(oldest);
         }
-        Some(())
     }
 
     /// Lets faults happen one after the other until there has been enough of everything. Two lanes make them overlap.
@@ -717,11 +870,31 @@ impl World {
             far_hits.get(),
             silent.get(),
         );
+        let Counts { trees, descendants, stolen, .. } = &self.counts;
+        let _ = write!(
+            text,
+            " {} revocations of keys with descendants, {} descendants, {} of them created during the revocation\n ",
+            trees.get(),
+            descendants.get(),
+            stolen.get(),
+        );
         for (fault, count) in self.counts.faults.borrow().iter() {
             let _ = write!(text, " {fault:?} {count}");
         }
         text
     }
+}
+
+/// The body of a request for an account key.
+fn account_key(is_secret: bool) -> String {
+    let access = if is_secret { "secret" } else { "publishable" };
+    json!({"name": "Checkout", "environment": "live", "access": access}).to_string()
+}
+
+/// ID and full key of an account key that was created.
+fn created_account_key(status: u16, json: &Value) -> Option<(String, String)> {
+    let text = |name: &str| json["data"][name].as_str().expect("a text").to_owned();
+    (status == 201).then(|| (text("id"), text("value")))
 }
 
 /// Past the test harness, which shows nothing of a test that passes.
