@@ -62,7 +62,8 @@ fn every_read_returns_the_status_of_the_ancestors() {
     each(async |database| {
         let store = database.store();
         tree(&store).await;
-        let rows: [(fn(&mut ApiKey), Status, fn(&Inherited) -> bool); 3] = [
+        type Row = (fn(&mut ApiKey), Status, fn(&Inherited) -> bool);
+        let rows: [Row; 3] = [
             (
                 |key| assert_eq!(key.revoke(at(50), None), Transition::Changed),
                 Status::Revoked,
