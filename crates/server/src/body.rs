@@ -15,7 +15,7 @@ use futures_util::{StreamExt as _, future::LocalBoxFuture};
 use serde::de::DeserializeOwned;
 use tollkey_core::{Problem, ProblemCode};
 
-use crate::edge::Refusal;
+use crate::{caller::Identified, edge::Refusal};
 
 /// The largest body.
 pub const MAX_BODY: usize = 64 * 1024;
@@ -43,7 +43,11 @@ impl FromRequest for Body {
         let announced = request.headers().get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
         let encoded = request.headers().get(CONTENT_ENCODING).is_some_and(|value| value != "identity");
         let payload = payload.take();
+        let identified = request.extensions().get::<Identified>().cloned();
         Box::pin(async move {
+            if let Some(Identified(identified)) = identified {
+                identified.notified().await;
+            }
             let bytes = if encoded {
                 Err(Problem::new(ProblemCode::UnsupportedMediaType, "The body must not be compressed."))
             } else if announced.is_some_and(|length: usize| length > MAX_BODY) {

@@ -31,6 +31,7 @@ use crate::{
         dashboard::{is_dashboard_path, page},
     },
     telemetry,
+    transport::{self, SharedBody},
 };
 
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -91,7 +92,12 @@ pub async fn edge<B: MessageBody + 'static>(
 
     // Routing and handlers answer with a response even where they fail; an error here is actix's own affair.
     let (http_request, response) = next.call(request).await?.into_parts();
-    let problem = response.error().map(problem_of).or_else(|| unsaid(&response));
+    let problem = response.error().map(problem_of).or_else(|| unsaid(&response)).or_else(|| {
+        let is_shared = response.extensions().get::<SharedBody>().is_some();
+        // Dropped here, before more memory is taken than there is for responses that clients do not read.
+        (!transport::has_room(&http_request, response.body().size(), is_shared))
+            .then(|| Problem { retry_after: Some(1), ..Problem::unavailable() })
+    });
     let mut response = match problem {
         Some(problem) => {
             let mut response = problem_response(&problem);
@@ -199,7 +205,7 @@ fn problem_of(error: &Error) -> Problem {
     }
 }
 
-/// What a refusal without a body would say: the Swagger UI's own files have such.
+/// What a response without a body would say where the router of a scope found nothing.
 fn unsaid<B>(response: &HttpResponse<B>) -> Option<Problem> {
     let silent = response.status() == StatusCode::NOT_FOUND && !response.headers().contains_key(header::CONTENT_TYPE);
     silent.then(|| Problem::new(ProblemCode::NotFound, "There is nothing at this path."))

@@ -10,6 +10,7 @@
 //! | [`config`], [`dev_mode`] | settings, and what stands in for them on a developer's machine |
 //! | [`cli`] | one file per subcommand |
 //! | [`server`] | everything put together and set running |
+//! | [`transport`] | what slow clients can cost |
 //! | [`openapi`] | the document of what is mounted |
 //! | [`source`] | the store as the verifier's source of keys |
 #![forbid(unsafe_code)]
@@ -28,3 +29,4 @@ pub mod source;
 pub mod state;
 pub mod surfaces;
 pub mod telemetry;
+pub mod transport;

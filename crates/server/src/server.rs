@@ -11,9 +11,9 @@ use std::{
 };
 
 use actix_web::{
-    App, HttpRequest, HttpResponse, HttpServer,
+    App, HttpRequest, HttpResponse,
     dev::{ResourceDef, ServerHandle},
-    http::{Method, header},
+    http::Method,
     middleware::from_fn,
     web,
 };
@@ -28,7 +28,6 @@ use tollkey_core::{Clock, Problem, ProblemCode, VerifierId};
 use tollkey_store::{Backend, Listener, OpenOptions, Store};
 use tollkey_verifier::Verifier;
 use utoipa_actix_web::AppExt as _;
-use utoipa_swagger_ui::{Config, SwaggerUi};
 
 use crate::{
     caller::{jwt::TokenVerifier, oidc::Provider, published::UPKEEP_INTERVAL},
@@ -42,6 +41,7 @@ use crate::{
     state::{Policy, State},
     surfaces,
     telemetry::{self, Metrics},
+    transport::{self, Connections, open_files},
 };
 
 /// How often usage is written down.
@@ -52,12 +52,10 @@ const REVOCATIONS_INTERVAL: Duration = Duration::from_secs(5);
 const LAST_FLUSH: Duration = Duration::from_secs(10);
 /// How often old usage and old kept answers are deleted.
 const PRUNE_INTERVAL: Duration = Duration::from_secs(3600);
-/// How long an idle connection is kept.
-const KEEP_ALIVE: Duration = Duration::from_secs(75);
-/// How long a client may take to send a request's head.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long requests under way may take once the server stops.
 const DRAIN_SECONDS: u64 = 15;
+/// How many connections the metrics listener may have: it is for probes and for Prometheus.
+const METRICS_CONNECTIONS: usize = 64;
 
 /// Opens the store that the settings name.
 ///
@@ -195,6 +193,7 @@ pub struct Running {
     metrics_address: Option<SocketAddr>,
     state: web::Data<State>,
     handles: Vec<ServerHandle>,
+    connections: Vec<Arc<Connections>>,
     servers: Vec<JoinHandle<io::Result<()>>>,
     background: Vec<JoinHandle<()>>,
     stop: watch::Sender<bool>,
@@ -205,50 +204,57 @@ pub struct Running {
 /// Binds the sockets and begins to answer. Needs an actix runtime.
 ///
 /// # Errors
-/// When an address cannot be bound.
+/// When an address cannot be bound, or the limit of open files is too low for the connections there may be.
 pub fn start(settings: &Settings, state: State, metrics: Option<Metrics>) -> anyhow::Result<Running> {
     let state = web::Data::new(state);
     let (stop, stopping) = watch::channel(false);
     let shared = state.clone();
-    let server = HttpServer::new(move || {
+    let connections = Connections::new(open_files::max_connections(settings.max_connections)?);
+    let options = transport::Options {
+        workers: settings.workers,
+        write_timeout: settings.write_timeout,
+        drain_seconds: DRAIN_SECONDS,
+    };
+    let listener =
+        transport::listen(settings.listen).with_context(|| format!("cannot listen on {}", settings.listen))?;
+    let address = listener.local_addr().context("no socket was bound")?;
+    let server = transport::serve(listener, &connections, &options, move || {
         let (app, _) =
             App::new().app_data(shared.clone()).into_utoipa_app().configure(surfaces::routes).split_for_parts();
         app.app_data(web::Data::new(telemetry::Requests::default()))
             .configure(surfaces::account::under_v1)
             .configure(surfaces::dashboard::configure)
-            .route("/docs", web::get().to(docs))
-            .service(SwaggerUi::new("/docs/{_:.*}").config(Config::from("/openapi.json").validator_url("none")))
+            .configure(surfaces::docs::configure)
             .default_service(web::to(unmatched))
             .wrap(from_fn(edge))
-    })
-    .workers(settings.workers)
-    .keep_alive(KEEP_ALIVE)
-    .client_request_timeout(HEAD_TIMEOUT)
-    .shutdown_timeout(DRAIN_SECONDS)
-    .disable_signals()
-    .bind(settings.listen)
-    .with_context(|| format!("cannot listen on {}", settings.listen))?;
-    let address = server.addrs().first().copied().context("no socket was bound")?;
-    let server = server.run();
+    })?;
     let mut handles = vec![server.handle()];
     let mut servers = vec![tokio::spawn(server)];
 
     let mut metrics_address = None;
-    if let (Some(listen), Some(metrics)) = (settings.metrics_listen, metrics.clone()) {
-        let shared = state.clone();
-        let server = HttpServer::new(move || {
-            App::new()
+    let mut all_connections = vec![Arc::clone(&connections)];
+    if let Some(listen) = settings.metrics_listen {
+        let (shared, metrics) = (state.clone(), metrics.clone());
+        let listener = transport::listen(listen).with_context(|| format!("cannot listen on {listen}"))?;
+        metrics_address = Some(listener.local_addr().context("no socket was bound")?);
+        let own_connections = Connections::new(METRICS_CONNECTIONS);
+        let options = transport::Options { workers: 1, drain_seconds: 1, ..options };
+        let server = transport::serve(listener, &own_connections, &options, move || {
+            let mut app = App::new()
                 .app_data(shared.clone())
-                .app_data(web::Data::new(metrics.clone()))
-                .route("/metrics", web::get().to(render_metrics))
-        })
-        .workers(1)
-        .shutdown_timeout(1)
-        .disable_signals()
-        .bind(listen)
-        .with_context(|| format!("cannot listen on {listen}"))?;
-        metrics_address = server.addrs().first().copied();
-        let server = server.run();
+                .app_data(web::Data::new(telemetry::Requests::default()))
+                .service(surfaces::health::live)
+                .service(surfaces::health::ready)
+                .default_service(web::to(nothing));
+            if let Some(metrics) = &metrics {
+                app = app
+                    .app_data(web::Data::new(metrics.clone()))
+                    .app_data(web::Data::from(Arc::clone(&connections)))
+                    .route("/metrics", web::get().to(render_metrics));
+            }
+            app.wrap(from_fn(edge))
+        })?;
+        all_connections.push(own_connections);
         handles.push(server.handle());
         servers.push(tokio::spawn(server));
     }
@@ -261,7 +267,17 @@ pub fn start(settings: &Settings, state: State, metrics: Option<Metrics>) -> any
         tokio::spawn(keep_usage(state.clone(), metrics, stopping.clone())),
         tokio::spawn(keep_published(state.clone(), stopping)),
     ];
-    Ok(Running { address, metrics_address, state, handles, servers, background, stop, _listener: listener })
+    Ok(Running {
+        address,
+        metrics_address,
+        state,
+        handles,
+        connections: all_connections,
+        servers,
+        background,
+        stop,
+        _listener: listener,
+    })
 }
 
 impl Running {
@@ -310,6 +326,9 @@ impl Running {
     /// Stops: not ready any more, no new connections, requests under way are finished, what was counted is written down.
     pub async fn stop(self) {
         self.state.draining.store(true, Ordering::Release);
+        for connections in &self.connections {
+            connections.drain();
+        }
         for handle in &self.handles {
             handle.stop(true).await;
         }
@@ -408,13 +427,18 @@ async fn keep_published(state: web::Data<State>, stopping: watch::Receiver<bool>
     }
 }
 
-async fn render_metrics(state: web::Data<State>, metrics: web::Data<Metrics>) -> HttpResponse {
+async fn render_metrics(
+    state: web::Data<State>,
+    metrics: web::Data<Metrics>,
+    connections: web::Data<Connections>,
+) -> HttpResponse {
     telemetry::record_verifier(&state.verifier.stats());
+    telemetry::record_connections(connections.open(), connections.pending_bytes());
     HttpResponse::Ok().content_type("text/plain; version=0.0.4; charset=utf-8").body(metrics.render())
 }
 
-async fn docs() -> HttpResponse {
-    HttpResponse::PermanentRedirect().insert_header((header::LOCATION, "/docs/")).finish()
+async fn nothing() -> Answer {
+    Err(Problem::new(ProblemCode::NotFound, "There is nothing at this path.").into())
 }
 
 /// What no route matches: 405 where the path exists with another method, else 404.
@@ -425,7 +449,7 @@ async fn unmatched(request: HttpRequest) -> Answer {
     let mut allowed: Vec<String> =
         PATHS.iter().filter(|(template, _)| template.is_match(&path)).map(|(_, method)| method.to_string()).collect();
     if allowed.is_empty() {
-        return Err(Problem::new(ProblemCode::NotFound, "There is nothing at this path.").into());
+        return nothing().await;
     }
     if allowed.iter().any(|method| method == "GET") {
         allowed.push("HEAD".to_owned());

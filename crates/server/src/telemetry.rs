@@ -49,6 +49,12 @@ pub const SETTLES_WAITED: &str = "tollkey_settles_waited_total";
 pub const SUBSCRIBERS: &str = "tollkey_subscribers";
 /// How often everything remembered was forgotten, because the log of changes did not go on.
 pub const FORGOTTEN: &str = "tollkey_forgotten_total";
+/// Open connections to the listener.
+pub const CONNECTIONS: &str = "tollkey_connections";
+/// Connections that the server closed or did not admit, by `reason`: `idle`, `limit`, `memory` or `write_timeout`.
+pub const CONNECTIONS_CLOSED: &str = "tollkey_connections_closed_total";
+/// Bytes of responses that wait for their clients.
+pub const PENDING_RESPONSE_BYTES: &str = "tollkey_pending_response_bytes";
 /// Which version runs; always 1.
 pub const BUILD_INFO: &str = "tollkey_build_info";
 
@@ -138,6 +144,13 @@ fn describe() {
     describe_counter!(SETTLES_WAITED, Unit::Count, "Changes that waited for another replica or for a subscriber.");
     describe_gauge!(SUBSCRIBERS, Unit::Count, "Resource servers that hold a lease from this replica.");
     describe_counter!(FORGOTTEN, Unit::Count, "How often everything remembered was forgotten at once.");
+    describe_gauge!(CONNECTIONS, Unit::Count, "Open connections to the listener.");
+    describe_counter!(
+        CONNECTIONS_CLOSED,
+        Unit::Count,
+        "Connections that the server closed or did not admit, by reason."
+    );
+    describe_gauge!(PENDING_RESPONSE_BYTES, Unit::Bytes, "Bytes of responses that wait for their clients.");
     describe_gauge!(BUILD_INFO, Unit::Count, "The version that runs.");
 }
 
@@ -212,6 +225,12 @@ pub fn record_verifier(stats: &Stats) {
     gauge!(REMEMBERED_KEYS).set(stats.entries as f64);
     gauge!(LEASE_LEFT).set(stats.lease_left.as_secs_f64());
     gauge!(CHANGE_SEQ).set(stats.seq.0 as f64);
+}
+
+/// Records how many connections to the listener are open, and how many bytes of responses wait for clients.
+pub fn record_connections(open: usize, pending_bytes: usize) {
+    gauge!(CONNECTIONS).set(open as f64);
+    gauge!(PENDING_RESPONSE_BYTES).set(pending_bytes as f64);
 }
 
 /// Counts a change that waited until it held everywhere.

@@ -16,7 +16,7 @@ pub mod jwt;
 pub mod oidc;
 pub(crate) mod published;
 
-use std::{net::IpAddr, sync::Arc};
+use std::{net::IpAddr, rc::Rc, sync::Arc};
 
 use actix_web::{
     FromRequest, HttpMessage as _, HttpRequest,
@@ -25,6 +25,7 @@ use actix_web::{
     web,
 };
 use futures_util::future::LocalBoxFuture;
+use tokio::sync::Notify;
 use tollkey_core::{
     AccountId, AuditId, Family, Invalid, Mode, Need, Problem, ProblemCode, ServiceKeyId, Viewer,
     audit::{Action, Actor, ActorKind, Draft, Target},
@@ -42,6 +43,21 @@ const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 /// The id of a request, `X-Request-Id`; put beside the request by the edge.
 #[derive(Debug, Clone)]
 pub struct RequestId(pub Arc<str>);
+
+/// Says when the caller of a request is known. Put beside a request whose client waits with the body until it is asked for
+/// it (`Expect: 100-continue`): actix runs all extractors at the same time, and a caller who is rejected must not be asked.
+#[derive(Debug, Clone)]
+pub struct Identified(pub Rc<Notify>);
+
+impl Identified {
+    fn awaited(request: &HttpRequest) -> Option<Self> {
+        request.head().expect().then(|| {
+            let identified = Self(Rc::default());
+            request.extensions_mut().insert(identified.clone());
+            identified
+        })
+    }
+}
 
 /// The id of this request.
 pub fn request_id(request: &HttpRequest) -> Arc<str> {
@@ -474,7 +490,14 @@ macro_rules! from_request {
 
             fn from_request(request: &HttpRequest, _: &mut Payload) -> Self::Future {
                 let request = request.clone();
-                Box::pin(async move { Self::extract(&request).await })
+                let identified = Identified::awaited(&request);
+                Box::pin(async move {
+                    let caller = Self::extract(&request).await?;
+                    if let Some(Identified(identified)) = identified {
+                        identified.notify_one();
+                    }
+                    Ok(caller)
+                })
             }
         }
     )*};

@@ -13,9 +13,11 @@ use crate::{
     random::Random,
     server::{self, Signals},
     telemetry::Metrics,
+    transport::open_files,
 };
 
 pub(super) fn run(settings: &Settings) -> anyhow::Result<ExitCode> {
+    open_files::raise();
     actix_web::rt::System::new().block_on(async {
         let metrics = Metrics::install()?;
         let random = Random::system();

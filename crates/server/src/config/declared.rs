@@ -25,12 +25,20 @@ pub(super) const WORKERS: Setting = Setting {
     default: None,
     help: "Threads that answer requests; as many as there are cores when not set",
 };
+pub(super) const MAX_CONNECTIONS: Setting = Setting {
+    env: "TOLLKEY_MAX_CONNECTIONS",
+    flag: Some("max-connections"),
+    form: Form::Number,
+    default: None,
+    help: "How many connections may be open; over it an idle one is closed first. When not set, the limit of open files \
+           less 256, at most 10000",
+};
 pub(super) const METRICS_LISTEN: Setting = Setting {
     env: "TOLLKEY_METRICS_LISTEN",
     flag: Some("metrics-listen"),
     form: Form::Text("ADDRESS:PORT"),
     default: None,
-    help: "Where to serve /metrics for Prometheus; off when not set",
+    help: "Where to serve /metrics for Prometheus, and /livez and /readyz; off when not set",
 };
 pub(super) const ROUTE_BASE: Setting = Setting {
     env: "TOLLKEY_ROUTE_BASE",
@@ -290,6 +298,7 @@ pub const SETTINGS: &[Setting] = &[
     DATABASE_POOL,
     MIGRATE,
     WORKERS,
+    MAX_CONNECTIONS,
     METRICS_LISTEN,
     TRUSTED_PROXIES,
     MERCHANT_HEADER,

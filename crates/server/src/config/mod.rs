@@ -15,6 +15,7 @@ use std::{
     net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
     thread,
+    time::Duration,
 };
 
 pub use tollkey_api::Secret;
@@ -32,6 +33,10 @@ use crate::caller::jwks::JwksUrl;
 /// The fewest bytes of a secret that signs tokens: the output of SHA-256 (RFC 7518, section 3.2).
 pub const HS256_SECRET_MIN: usize = 32;
 
+/// How long a client may take nothing of a response before its connection is closed. Each byte it takes begins the time
+/// anew, so that a slow client gets all of its response.
+pub const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
+
 /// The file that is read when nobody names one, if it is there.
 pub const DEFAULT_FILE: &str = "tollkey.toml";
 
@@ -42,6 +47,10 @@ pub struct Settings {
     pub listen: SocketAddr,
     /// `TOLLKEY_WORKERS`, at least 1.
     pub workers: usize,
+    /// `TOLLKEY_MAX_CONNECTIONS`, at least 1; `None` follows from the limit of open files.
+    pub max_connections: Option<usize>,
+    /// How long a client may take nothing of a response before its connection is closed: [`WRITE_TIMEOUT`].
+    pub write_timeout: Duration,
     /// `TOLLKEY_METRICS_LISTEN`; `None` when metrics are off.
     pub metrics_listen: Option<SocketAddr>,
     /// `TOLLKEY_TRUSTED_PROXIES`; `None` when nobody is trusted.
@@ -189,6 +198,8 @@ impl Settings {
                 Some(workers) => workers,
                 None => thread::available_parallelism().map_or(1, usize::from),
             },
+            max_connections: sources.parse(&MAX_CONNECTIONS, |text| rules::number(text, 1, 1_000_000))?,
+            write_timeout: WRITE_TIMEOUT,
             metrics_listen: sources.parse(&METRICS_LISTEN, rules::socket_address)?,
             trusted_proxies: required(&sources, &TRUSTED_PROXIES, rules::trusted_proxies)?,
             merchant_header: required(&sources, &MERCHANT_HEADER, rules::header_name)?,

@@ -302,7 +302,29 @@ impl Wanted {
     }
 }
 
-/// The account's keys, newest first, revoked ones included.
+/// How many bytes of names, restrictions and metadata a page of keys has. The page ends earlier than its limit rather than
+/// exceed it; a thousand ordinary keys stay well below.
+const PAGE_BYTES: usize = 256 * 1024;
+
+/// Ends a list of keys, newest first, where their names, restrictions and metadata exceed this many bytes, but not before
+/// the first key. Returns whether keys were left out.
+fn end_at(keys: &mut Vec<ApiKey>, bytes: usize) -> bool {
+    let mut sum = 0;
+    let beyond = keys.iter().skip(1).position(|key| {
+        let Grants { scopes, merchants, allowed_ips, .. } = &key.grants;
+        sum += key.name.len() + 16 * scopes.len();
+        sum += merchants.iter().flatten().map(String::len).sum::<usize>();
+        sum += allowed_ips.as_ref().map_or(0, |list| 20 * list.networks().len());
+        sum += key.metadata.as_ref().map_or(0, |metadata| metadata.to_json().len());
+        sum > bytes
+    });
+    if let Some(beyond) = beyond {
+        keys.truncate(beyond + 1);
+    }
+    beyond.is_some()
+}
+
+/// The account's keys, newest first, revoked ones included. A page of keys with much metadata has fewer than `limit`.
 ///
 /// # Errors
 /// `unavailable`.
@@ -330,6 +352,7 @@ pub async fn list(
     let mut keys = read.await?;
     let more = keys.len() > limit as usize;
     keys.truncate(limit as usize);
+    let more = end_at(&mut keys, PAGE_BYTES) || more;
     let next = keys.last().filter(|_| more).map(KeyCursor::from);
     Ok(Found { keys, next })
 }

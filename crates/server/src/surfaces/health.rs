@@ -3,7 +3,7 @@
 use actix_web::{HttpResponse, get, http::header, web};
 use tollkey_core::Problem;
 
-use crate::{edge::Answer, openapi, state::State};
+use crate::{edge::Answer, openapi, state::State, transport::SharedBody};
 
 /// Whether the process runs.
 ///
@@ -38,8 +38,7 @@ pub async fn ready(state: web::Data<State>) -> Answer {
 #[utoipa::path(tag = "health", operation_id = "openapi", responses((status = 200, description = "The OpenAPI 3.1 document.", body = Object, content_type = "application/json")))]
 #[get("/openapi.json")]
 pub async fn document() -> HttpResponse {
-    HttpResponse::Ok()
-        .insert_header((header::CACHE_CONTROL, "no-cache"))
-        .content_type("application/json")
-        .body(openapi::json())
+    let mut response = HttpResponse::Ok();
+    response.insert_header((header::CACHE_CONTROL, "no-cache")).content_type("application/json");
+    SharedBody::of(response, openapi::json().as_bytes())
 }

@@ -6,6 +6,7 @@ pub mod applications;
 pub mod audit;
 pub mod commerce;
 pub mod dashboard;
+pub mod docs;
 pub mod health;
 mod members;
 pub mod operator;

@@ -10,6 +10,7 @@ mod changes;
 mod chaos;
 mod cli;
 mod client;
+mod connections;
 mod crypto_checkout;
 mod dashboard;
 mod edge;

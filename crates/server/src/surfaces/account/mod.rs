@@ -80,7 +80,8 @@ pub async fn create(
 
 /// List account keys.
 ///
-/// Newest first, revoked ones included; a test key sees test keys. `meta.nextCursor` leads on.
+/// Newest first, revoked ones included; a test key sees test keys. A page of keys with much metadata has fewer than
+/// `limit`: `meta.nextCursor` leads on until it is absent.
 #[utoipa::path(
     tag = "account keys",
     operation_id = "listAccountKeys",

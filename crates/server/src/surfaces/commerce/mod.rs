@@ -53,7 +53,8 @@ pub async fn create(state: web::Data<State>, merchant: Merchant, retry: Retry, b
 
 /// List commerce keys.
 ///
-/// Newest first, revoked ones included. A `Link` header with `rel="next"` leads on.
+/// Newest first, revoked ones included. A page of keys with much metadata has fewer than `limit`: a `Link` header with
+/// `rel="next"` leads on until it is absent.
 #[utoipa::path(
     tag = "commerce keys",
     operation_id = "listCommerceKeys",

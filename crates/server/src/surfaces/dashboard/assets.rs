@@ -5,7 +5,7 @@ use std::{fmt::Write as _, sync::LazyLock};
 use actix_web::{HttpResponse, get, http::header, web};
 use tollkey_core::{Digest, Problem};
 
-use crate::edge::Answer;
+use crate::{edge::Answer, transport::SharedBody};
 
 struct Asset {
     name: &'static str,
@@ -46,5 +46,5 @@ pub(super) async fn file(path: web::Path<(String, String)>) -> Answer {
     let kept = if version == asset.version { "public, max-age=31536000, immutable" } else { "no-store" };
     let mut response = HttpResponse::Ok();
     response.insert_header((header::CACHE_CONTROL, kept)).content_type(asset.content_type);
-    Ok(response.body(asset.content))
+    Ok(SharedBody::of(response, asset.content.as_bytes()))
 }

@@ -1,0 +1,339 @@
+//! The connections that are open: how many there may be, which of them is idle, and which one makes room for another.
+
+use std::{
+    fmt,
+    pin::pin,
+    rc::Rc,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering},
+    },
+    task::Waker,
+    time::{Duration, Instant},
+};
+
+use futures_util::task::AtomicWaker;
+use metrics::counter;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use crate::telemetry::CONNECTIONS_CLOSED;
+
+/// How many connections over the limit wait for one to end. The rest is closed immediately: each holds a descriptor.
+pub(super) const MAX_WAITING: usize = 64;
+/// How often a waiting connection looks for an idle one to close, and how many times.
+const WAIT: (Duration, u32) = (Duration::from_millis(50), 20);
+/// How many bytes of responses may wait for slow clients, in total. Static files do not count: they exist once.
+const MAX_PENDING_BYTES: usize = 256 * 1024 * 1024;
+/// A client that has not taken a byte for this long gives way when the memory for responses is used up.
+const STALLED: Duration = Duration::from_secs(1);
+
+// The flags of a connection.
+/// A request is in flight.
+const BUSY: u8 = 1;
+/// Bytes are ready to be written, and the client does not take them.
+const BLOCKED: u8 = 2;
+/// Had a request since the clock's hand last passed.
+const RECENT: u8 = 4;
+/// The server stops: the connection is closed after its current response.
+const LAST_RESPONSE: u8 = 8;
+/// Nothing more is read from the client. The connection ends when its response is written.
+const CLOSING: u8 = 16;
+/// The client has not sent all of a body that nobody reads.
+const UNREAD_BODY: u8 = 32;
+/// The response is given up as well.
+const ABORTED: u8 = 64;
+
+/// What is known of one connection on every thread.
+#[derive(Default)]
+struct Connection {
+    flags: AtomicU8,
+    /// Since when it is [`BLOCKED`], in milliseconds since the server started.
+    blocked_since: AtomicU64,
+    /// Wakes the task of the connection on its worker.
+    task: AtomicWaker,
+}
+
+impl Connection {
+    fn has(&self, flags: u8) -> bool {
+        self.flags.load(Ordering::Acquire) & flags != 0
+    }
+
+    /// Sets flags and lets the connection's task see them.
+    fn end(&self, flags: u8) {
+        self.flags.fetch_or(flags, Ordering::AcqRel);
+        self.task.wake();
+    }
+}
+
+/// The open connections in the order of a clock: a hand goes around and takes the first idle one that had no request since
+/// it last passed. So a connection that is used often stays, and no request has to move it in a list.
+#[derive(Default)]
+struct Clock {
+    places: Vec<Option<Arc<Connection>>>,
+    free: Vec<usize>,
+    hand: usize,
+}
+
+impl Clock {
+    /// Goes around, at most as many steps as given, to the first connection that fits.
+    fn find(&mut self, steps: usize, mut fits: impl FnMut(&Connection) -> bool) -> Option<&Connection> {
+        for _ in 0..steps {
+            self.hand = (self.hand + 1) % self.places.len();
+            if self.places[self.hand].as_deref().is_some_and(&mut fits) {
+                return self.places[self.hand].as_deref();
+            }
+        }
+        None
+    }
+}
+
+/// The connections of a listener. Workers share it; a request of an open connection takes no lock of it.
+pub struct Connections {
+    permits: Arc<Semaphore>,
+    waiting: AtomicUsize,
+    pending_bytes: AtomicUsize,
+    draining: AtomicBool,
+    clock: Mutex<Clock>,
+    started: Instant,
+}
+
+impl fmt::Debug for Connections {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Connections").field("open", &self.open()).finish_non_exhaustive()
+    }
+}
+
+impl Connections {
+    /// At most `limit` connections at a time.
+    #[must_use]
+    pub fn new(limit: usize) -> Arc<Self> {
+        Arc::new(Self {
+            permits: Arc::new(Semaphore::new(limit.min(Semaphore::MAX_PERMITS))),
+            waiting: AtomicUsize::new(0),
+            pending_bytes: AtomicUsize::new(0),
+            draining: AtomicBool::new(false),
+            clock: Mutex::default(),
+            started: Instant::now(),
+        })
+    }
+
+    /// How many connections are open.
+    #[must_use]
+    pub fn open(&self) -> usize {
+        let clock = self.clock();
+        clock.places.len() - clock.free.len()
+    }
+
+    /// How many bytes of responses wait for clients, without static files.
+    #[must_use]
+    pub fn pending_bytes(&self) -> usize {
+        self.pending_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Closes idle connections, and every other one after its current response. New ones are not admitted.
+    pub fn drain(&self) {
+        let clock = self.clock();
+        self.draining.store(true, Ordering::Release);
+        for connection in clock.places.iter().flatten() {
+            let busy = connection.flags.fetch_or(LAST_RESPONSE, Ordering::AcqRel) & BUSY != 0;
+            connection.end(if busy { 0 } else { CLOSING });
+        }
+    }
+
+    /// Admits a new connection. Over the limit an idle one is closed for it; with none idle it waits for a second.
+    /// `None` when it must be closed.
+    pub(super) async fn admit(self: &Arc<Self>) -> Option<Rc<Peer>> {
+        let permit = match Arc::clone(&self.permits).try_acquire_owned() {
+            Ok(permit) => permit,
+            Err(_) => self.wait().await.or_else(|| {
+                counter!(CONNECTIONS_CLOSED, "reason" => "limit").increment(1);
+                None
+            })?,
+        };
+        let connection = Arc::new(Connection { flags: AtomicU8::new(RECENT), ..Connection::default() });
+        let mut clock = self.clock();
+        if self.draining.load(Ordering::Acquire) {
+            return None;
+        }
+        let place = clock.free.pop().unwrap_or_else(|| {
+            clock.places.push(None);
+            clock.places.len() - 1
+        });
+        clock.places[place] = Some(Arc::clone(&connection));
+        drop(clock);
+        Some(Rc::new(Peer { connection, connections: Arc::clone(self), place, _permit: permit }))
+    }
+
+    async fn wait(&self) -> Option<OwnedSemaphorePermit> {
+        struct Waiting<'a>(&'a AtomicUsize);
+        impl Drop for Waiting<'_> {
+            fn drop(&mut self) {
+                self.0.fetch_sub(1, Ordering::Relaxed);
+            }
+        }
+        let others = self.waiting.fetch_add(1, Ordering::Relaxed);
+        let _waiting = Waiting(&self.waiting);
+        if others >= MAX_WAITING {
+            return None;
+        }
+        let mut permit = pin!(Arc::clone(&self.permits).acquire_owned());
+        let (step, steps) = WAIT;
+        for _ in 0..steps {
+            self.close_idle();
+            if let Ok(permit) = tokio::time::timeout(step, &mut permit).await {
+                return permit.ok();
+            }
+        }
+        None
+    }
+
+    /// Closes an idle connection, if there is one.
+    fn close_idle(&self) {
+        let mut clock = self.clock();
+        // The first time around, the hand takes the mark of recent use away.
+        let steps = 2 * clock.places.len();
+        let idle = clock.find(steps, |connection| {
+            if connection.has(BUSY | BLOCKED | CLOSING) {
+                return false;
+            }
+            connection.flags.fetch_and(!RECENT, Ordering::AcqRel) & RECENT == 0
+        });
+        if let Some(idle) = idle {
+            counter!(CONNECTIONS_CLOSED, "reason" => "idle").increment(1);
+            idle.end(CLOSING);
+        }
+    }
+
+    /// Whether a response of this length may be kept for its client. Where the memory for that is used up, a connection
+    /// whose client takes nothing is closed for it.
+    pub(super) fn has_room(&self, bytes: usize) -> bool {
+        if self.pending_bytes() + bytes <= MAX_PENDING_BYTES {
+            return true;
+        }
+        let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+        let before = millis(self.started.elapsed().saturating_sub(STALLED));
+        let mut clock = self.clock();
+        let steps = clock.places.len();
+        let stalled = clock.find(steps, |connection| {
+            connection.has(BLOCKED)
+                && !connection.has(ABORTED)
+                && connection.blocked_since.load(Ordering::Relaxed) < before
+        });
+        stalled.is_some_and(|stalled| {
+            counter!(CONNECTIONS_CLOSED, "reason" => "memory").increment(1);
+            stalled.end(CLOSING | ABORTED);
+            true
+        })
+    }
+
+    fn clock(&self) -> MutexGuard<'_, Clock> {
+        self.clock.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// An admitted connection, on the worker that serves it. The last one to drop it gives its place to another.
+pub(super) struct Peer {
+    connection: Arc<Connection>,
+    connections: Arc<Connections>,
+    place: usize,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Peer {
+    /// All connections of the listener.
+    pub(super) fn connections(&self) -> &Connections {
+        &self.connections
+    }
+
+    /// Whether nothing more is to be read from the client.
+    pub(super) fn is_closing(&self) -> bool {
+        self.connection.has(CLOSING)
+    }
+
+    /// Whether the client may still be sending a body that nobody reads.
+    pub(super) fn has_unread_body(&self) -> bool {
+        self.connection.has(UNREAD_BODY)
+    }
+
+    /// Whether the response is given up.
+    pub(super) fn is_aborted(&self) -> bool {
+        self.connection.has(ABORTED)
+    }
+
+    /// Whether the connection ends after its current response.
+    pub(super) fn is_last_response(&self) -> bool {
+        self.connection.has(LAST_RESPONSE)
+    }
+
+    /// Reads nothing more from the client: what is left of its body is not wanted.
+    pub(super) fn leave_body_unread(&self) {
+        self.connection.end(CLOSING | UNREAD_BODY);
+    }
+
+    /// Has this task woken when another thread closes the connection.
+    pub(super) fn register(&self, waker: &Waker) {
+        self.connection.task.register(waker);
+    }
+
+    /// The client does not take what is to be written.
+    pub(super) fn block(&self) {
+        let now = u64::try_from(self.connections.started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.connection.blocked_since.store(now, Ordering::Relaxed);
+        self.connection.flags.fetch_or(BLOCKED, Ordering::AcqRel);
+    }
+
+    /// The client took something.
+    pub(super) fn unblock(&self) {
+        self.connection.flags.fetch_and(!BLOCKED, Ordering::AcqRel);
+    }
+}
+
+impl Drop for Peer {
+    fn drop(&mut self) {
+        let mut clock = self.connections.clock();
+        clock.places[self.place] = None;
+        clock.free.push(self.place);
+    }
+}
+
+/// A request in flight: until it is dropped, its connection is not idle.
+pub(super) struct InFlight(Rc<Peer>);
+
+impl InFlight {
+    pub(super) fn new(peer: Rc<Peer>) -> Self {
+        peer.connection.flags.fetch_or(BUSY | RECENT, Ordering::AcqRel);
+        Self(peer)
+    }
+
+    pub(super) fn peer(&self) -> &Rc<Peer> {
+        &self.0
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        let flags = self.0.connection.flags.fetch_and(!BUSY, Ordering::AcqRel);
+        if flags & LAST_RESPONSE != 0 {
+            self.0.connection.end(CLOSING);
+        }
+    }
+}
+
+/// Bytes of a response that wait for their client.
+pub(super) struct Pending {
+    peer: Rc<Peer>,
+    bytes: usize,
+}
+
+impl Pending {
+    pub(super) fn new(peer: Rc<Peer>, bytes: usize) -> Self {
+        peer.connections.pending_bytes.fetch_add(bytes, Ordering::Relaxed);
+        Self { peer, bytes }
+    }
+}
+
+impl Drop for Pending {
+    fn drop(&mut self) {
+        self.peer.connections.pending_bytes.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,41 @@
+//! The limit of open files, which bounds how many connections there can be.
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+/// How many descriptors are kept for everything but connections to the listener: the database, probes, files.
+pub const RESERVED: usize = 256;
+/// The default of `TOLLKEY_MAX_CONNECTIONS` where the limit of open files allows it.
+const MAX_CONNECTIONS: usize = 10_000;
+/// The fewest connections that a server is worth starting with.
+const FEWEST: usize = 16;
+
+/// Raises the limit of open files of this process to its hard limit. What the system refuses is logged: the server works
+/// with the limit that it has.
+pub fn raise() {
+    let limit = getrlimit(Resource::Nofile);
+    if limit.current == limit.maximum {
+        return;
+    }
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }) {
+        tracing::warn!(%error, limit = ?limit.current, "the limit of open files could not be raised");
+    }
+}
+
+/// How many connections a listener may have: as many as the operator says, otherwise as many as the limit of open files
+/// leaves after [`RESERVED`], at most 10,000.
+///
+/// # Errors
+/// When the limit of open files is too low for what the operator says.
+pub fn max_connections(setting: Option<usize>) -> anyhow::Result<usize> {
+    let limit =
+        getrlimit(Resource::Nofile).current.map_or(usize::MAX, |limit| usize::try_from(limit).unwrap_or(usize::MAX));
+    let most = limit.saturating_sub(RESERVED);
+    match setting {
+        Some(wanted) if wanted > most => anyhow::bail!(
+            "TOLLKEY_MAX_CONNECTIONS must be at most {most}: the limit of open files is {limit}, of which {RESERVED} are kept \
+             for other things; lower the setting or raise the limit (ulimit -n, LimitNOFILE of systemd)"
+        ),
+        Some(wanted) => Ok(wanted),
+        None => Ok(most.clamp(FEWEST, MAX_CONNECTIONS)),
+    }
+}

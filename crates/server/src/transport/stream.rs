@@ -1,0 +1,168 @@
+//! The stream of one connection, over TCP or a Unix socket alike: ends it when its client takes nothing of a response for
+//! too long, and stops reading when the rest of a body is not wanted.
+
+use std::{
+    io,
+    os::fd::AsFd,
+    pin::Pin,
+    rc::Rc,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use metrics::counter;
+use rustix::{
+    io::Errno,
+    net::{SendFlags, send, sockopt},
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    time::{Instant, Sleep, sleep},
+};
+
+use super::connections::Peer;
+use crate::telemetry::CONNECTIONS_CLOSED;
+
+/// How many times within the deadline the server tries whether the client took anything.
+const TRIES: u32 = 8;
+/// How long, and how many bytes of, an unwanted body are still taken after the response. A connection that is closed
+/// with unread input is reset, and a reset can destroy the response before its client reads it (RFC 9112, section 9.6).
+const LINGER: (Duration, usize) = (Duration::from_secs(1), 256 * 1024);
+
+/// A socket with a deadline for writing.
+pub(super) struct Stream<S> {
+    io: S,
+    peer: Rc<Peer>,
+    write_timeout: Duration,
+    stall: Option<Stall>,
+    linger: Option<Linger>,
+}
+
+/// A write that the client does not take.
+struct Stall {
+    next_try: Pin<Box<Sleep>>,
+    tries: u32,
+}
+
+/// The time between the end of the response and that of the connection.
+struct Linger {
+    end: Pin<Box<Sleep>>,
+    bytes_left: usize,
+}
+
+impl<S> Stream<S> {
+    pub(super) fn new(io: S, peer: Rc<Peer>, write_timeout: Duration) -> Self {
+        Self { io, peer, write_timeout, stall: None, linger: None }
+    }
+
+    pub(super) fn peer(&self) -> &Rc<Peer> {
+        &self.peer
+    }
+
+    fn progressed(&mut self) {
+        if self.stall.take().is_some() {
+            self.peer.unblock();
+        }
+    }
+}
+
+impl<S: AsFd> Stream<S> {
+    /// Has the kernel drop what it holds for the client when the socket is closed. Otherwise it would try to deliver that
+    /// for minutes.
+    fn reset(&self, why: io::ErrorKind) -> io::Error {
+        // A socket that is already gone has nothing to drop.
+        let _ = sockopt::set_socket_linger(&self.io, Some(Duration::ZERO));
+        why.into()
+    }
+
+    /// What becomes of a write for which the socket has no room.
+    fn poll_stalled(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let pause = self.write_timeout / TRIES;
+        let stall = self.stall.get_or_insert_with(|| {
+            self.peer.block();
+            Stall { next_try: Box::pin(sleep(pause)), tries: 0 }
+        });
+        self.peer.register(cx.waker());
+        if self.peer.is_aborted() {
+            return Poll::Ready(Err(self.reset(io::ErrorKind::ConnectionAborted)));
+        }
+        loop {
+            ready!(stall.next_try.as_mut().poll(cx));
+            // The kernel reports room only when a third of its buffer is free, which takes a slow client longer than the
+            // deadline. It accepts bytes as soon as the client has taken some.
+            match send(&self.io, bytes, SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
+                Ok(sent) if sent > 0 => {
+                    self.progressed();
+                    return Poll::Ready(Ok(sent));
+                }
+                Ok(_) | Err(Errno::AGAIN | Errno::INTR | Errno::NOBUFS) => {}
+                Err(error) => return Poll::Ready(Err(error.into())),
+            }
+            stall.tries += 1;
+            if stall.tries >= TRIES {
+                counter!(CONNECTIONS_CLOSED, "reason" => "write_timeout").increment(1);
+                tracing::debug!("closed a connection whose client did not read its response");
+                return Poll::Ready(Err(self.reset(io::ErrorKind::TimedOut)));
+            }
+            stall.next_try.as_mut().reset(Instant::now() + pause);
+        }
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Stream<S> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if self.peer.is_closing() {
+            return Poll::Ready(Ok(())); // as if the client had closed its side
+        }
+        let read = Pin::new(&mut self.io).poll_read(cx, buf);
+        if read.is_pending() {
+            self.peer.register(cx.waker());
+            if self.peer.is_closing() {
+                return Poll::Ready(Ok(()));
+            }
+        }
+        read
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + AsFd + Unpin> AsyncWrite for Stream<S> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        match Pin::new(&mut self.io).poll_write(cx, bytes) {
+            Poll::Ready(written) => {
+                self.progressed();
+                Poll::Ready(written)
+            }
+            Poll::Pending => self.poll_stalled(cx, bytes),
+        }
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let Self { io, peer, linger, .. } = &mut *self;
+        if linger.is_none() {
+            ready!(Pin::new(&mut *io).poll_shutdown(cx))?;
+            if !peer.has_unread_body() {
+                return Poll::Ready(Ok(()));
+            }
+        }
+        let (time, bytes) = LINGER;
+        let linger = linger.get_or_insert_with(|| Linger { end: Box::pin(sleep(time)), bytes_left: bytes });
+        while linger.end.as_mut().poll(cx).is_pending() {
+            if linger.bytes_left == 0 {
+                return Poll::Pending;
+            }
+            let mut space = [0; 4096];
+            let mut buf = ReadBuf::new(&mut space);
+            match ready!(Pin::new(&mut *io).poll_read(cx, &mut buf)) {
+                Ok(()) if !buf.filled().is_empty() => {
+                    linger.bytes_left = linger.bytes_left.saturating_sub(buf.filled().len());
+                }
+                _ => break,
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+}

@@ -1,0 +1,382 @@
+//! Clients that read or write slowly, or not at all; on raw sockets.
+
+use std::{
+    collections::BTreeSet,
+    io,
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use rand::{SeedableRng as _, rngs::StdRng};
+use serde_json::json;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{TcpSocket, TcpStream},
+    time::timeout,
+};
+use tollkey_core::{Family, Mode};
+use tollkey_server::{
+    config::Settings,
+    random::Random,
+    server::{self, Running},
+};
+use tollkey_store::testing::Database;
+use tollkey_verifier::testing::ManualClock;
+
+use crate::support::{App, Call, each_backend, settings};
+
+/// Long enough for everything here on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(20);
+const BUNDLE: &str = "GET /docs/swagger-ui-bundle.js HTTP/1.1\r\nhost: x\r\n\r\n";
+const LIVEZ: &str = "GET /livez HTTP/1.1\r\nhost: x\r\n\r\n";
+
+/// A server with other limits than usual.
+async fn start(settings: &Settings) -> Running {
+    let random = Random::new(StdRng::seed_from_u64(1));
+    let opened = server::open(settings, Arc::new(ManualClock::default()), random).await.expect("the server opens");
+    server::start(settings, opened.state, None).expect("the server starts")
+}
+
+async fn connect(address: SocketAddr) -> TcpStream {
+    TcpStream::connect(address).await.expect("a connection")
+}
+
+/// A connection whose own buffer for what it receives is small.
+async fn connect_narrow(address: SocketAddr) -> TcpStream {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(4096).unwrap();
+    socket.connect(address).await.expect("a connection")
+}
+
+async fn send(stream: &mut TcpStream, text: impl AsRef<[u8]>) {
+    timeout(PATIENCE, stream.write_all(text.as_ref())).await.expect("the server reads").expect("the server reads");
+}
+
+/// Everything up to the end of the next head.
+async fn read_head(stream: &mut TcpStream) -> io::Result<String> {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        match timeout(PATIENCE, stream.read_u8()).await {
+            Ok(Ok(byte)) => head.push(byte),
+            Ok(Err(error)) => return Err(error),
+            Err(_) => panic!("no head in time: {}", String::from_utf8_lossy(&head)),
+        }
+    }
+    Ok(String::from_utf8(head).expect("a head is text").to_ascii_lowercase())
+}
+
+/// The next response: its head and its body.
+async fn read_response(stream: &mut TcpStream) -> io::Result<(String, String)> {
+    let head = read_head(stream).await?;
+    let length = head.lines().find_map(|line| line.strip_prefix("content-length: ")?.parse().ok()).unwrap_or(0);
+    let mut body = vec![0; length];
+    timeout(PATIENCE, stream.read_exact(&mut body)).await.expect("a body in time")?;
+    Ok((head, String::from_utf8(body).expect("a body that is text")))
+}
+
+/// Whether the server closes this connection before long.
+async fn is_closed(stream: &mut TcpStream) -> bool {
+    timeout(PATIENCE, stream.read(&mut [0])).await.is_ok_and(|read| matches!(read, Ok(0) | Err(_)))
+}
+
+/// Whether a connection is still there and answers.
+async fn answers(stream: &mut TcpStream) -> bool {
+    stream.write_all(LIVEZ.as_bytes()).await.is_ok()
+        && read_response(stream).await.is_ok_and(|(head, body)| head.starts_with("http/1.1 200") && body == "ok")
+}
+
+#[actix_web::test]
+async fn unread_response_is_closed_after_the_write_deadline() {
+    let database = Database::sqlite();
+    let settings = Settings { write_timeout: Duration::from_millis(400), ..settings(database.url(), &[]) };
+    let running = start(&settings).await;
+    let mut unread = connect_narrow(running.address()).await;
+    send(&mut unread, BUNDLE).await;
+    let deadline = Instant::now() + PATIENCE;
+    // The server closed it when its own end does not take bytes any more.
+    while unread.write_all(b"x").await.is_ok() {
+        assert!(Instant::now() < deadline, "the connection is still open");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let mut idle = connect(running.address()).await;
+    assert!(answers(&mut idle).await);
+    tokio::time::sleep(Duration::from_millis(800)).await; // no response is pending, so no deadline runs
+    assert!(answers(&mut idle).await, "an idle connection has no write deadline");
+    running.stop().await;
+}
+
+#[actix_web::test]
+async fn slow_reader_gets_its_whole_response() {
+    let database = Database::sqlite();
+    let timeout_of_writes = Duration::from_millis(800);
+    let settings = Settings { write_timeout: timeout_of_writes, ..settings(database.url(), &[]) };
+    let running = start(&settings).await;
+    let mut slow = connect_narrow(running.address()).await;
+    send(&mut slow, BUNDLE).await;
+    let head = read_head(&mut slow).await.unwrap();
+    let length: usize = head.lines().find_map(|line| line.strip_prefix("content-length: ")?.parse().ok()).unwrap();
+    let (began, mut read, mut piece) = (Instant::now(), 0, vec![0; length / 40]);
+    while read < length {
+        // The time per piece is well below the deadline, that of the response well above it.
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        let missing = piece.len().min(length - read);
+        slow.read_exact(&mut piece[..missing]).await.expect("the server writes on");
+        read += missing;
+    }
+    assert!(began.elapsed() > 3 * timeout_of_writes);
+    assert!(answers(&mut slow).await);
+    running.stop().await;
+}
+
+#[actix_web::test]
+async fn idle_connection_is_closed_first_over_the_limit() {
+    let database = Database::sqlite();
+    let running = start(&settings(database.url(), &[("TOLLKEY_MAX_CONNECTIONS", "3")])).await;
+    let mut busy = [connect_narrow(running.address()).await, connect_narrow(running.address()).await];
+    let mut heads = Vec::new();
+    for stream in &mut busy {
+        send(stream, BUNDLE).await;
+        heads.push(read_head(stream).await.unwrap());
+    }
+    let mut idle = connect(running.address()).await;
+    assert!(answers(&mut idle).await);
+    let mut new = connect(running.address()).await;
+    assert!(answers(&mut new).await, "the new connection is served");
+    assert!(is_closed(&mut idle).await, "the idle one makes room");
+    for (stream, head) in busy.iter_mut().zip(&heads) {
+        let length = head.lines().find_map(|line| line.strip_prefix("content-length: ")?.parse().ok()).unwrap();
+        let read = timeout(PATIENCE, stream.read_exact(&mut vec![0; length])).await.expect("a body in time");
+        assert_eq!(read.expect("a response in flight is not cut off"), length);
+    }
+    running.stop().await;
+}
+
+#[actix_web::test]
+async fn connection_over_the_limit_waits_for_a_place() {
+    let database = Database::sqlite();
+    let running = start(&settings(database.url(), &[("TOLLKEY_MAX_CONNECTIONS", "1")])).await;
+    let mut busy = connect_narrow(running.address()).await;
+    send(&mut busy, BUNDLE).await;
+    read_head(&mut busy).await.unwrap();
+    let mut refused = connect(running.address()).await;
+    assert!(is_closed(&mut refused).await, "none is idle");
+    let mut waiting = connect(running.address()).await;
+    send(&mut waiting, LIVEZ).await;
+    drop(busy);
+    let (head, _) = read_response(&mut waiting).await.unwrap();
+    assert!(head.starts_with("http/1.1 200"), "{head}");
+    running.stop().await;
+}
+
+#[actix_web::test]
+async fn probes_answer_on_the_metrics_listener_at_the_limit() {
+    let database = Database::sqlite();
+    let limits = [("TOLLKEY_MAX_CONNECTIONS", "1"), ("TOLLKEY_METRICS_LISTEN", "127.0.0.1:0")];
+    let running = start(&settings(database.url(), &limits)).await;
+    let mut busy = connect_narrow(running.address()).await;
+    send(&mut busy, BUNDLE).await;
+    read_head(&mut busy).await.unwrap();
+    let mut refused = connect(running.address()).await;
+    assert!(is_closed(&mut refused).await, "the listener is at its limit");
+    let metrics = running.metrics_address().unwrap();
+    let call = |path: &str| Call::new(metrics, "GET", path);
+    for path in ["/livez", "/readyz"] {
+        let reply = call(path).await;
+        assert_eq!((reply.status, reply.body.as_str()), (200, "ok"), "{path}");
+    }
+    running.state().draining.store(true, std::sync::atomic::Ordering::Release);
+    let draining = call("/readyz").await;
+    assert_eq!((draining.status, draining.code().as_str()), (503, "unavailable"));
+    assert_eq!(call("/api/v1/whoami").await.status, 404, "nothing else is served there");
+    running.stop().await;
+}
+
+#[actix_web::test]
+async fn stopping_server_closes_idle_connections() {
+    let database = Database::sqlite();
+    let running = start(&settings(database.url(), &[])).await;
+    let mut idle = connect(running.address()).await;
+    assert!(answers(&mut idle).await);
+    let mut fresh = connect(running.address()).await;
+    let began = Instant::now();
+    running.stop().await;
+    assert!(began.elapsed() < Duration::from_secs(10), "idle connections do not hold up the stop");
+    assert!(is_closed(&mut idle).await && is_closed(&mut fresh).await);
+}
+
+/// Routes that read no body: of a gateway, unknown, of another method, and one whose caller is rejected.
+const UNREADING: [&str; 4] = ["/api/v1/authz/forward-auth", "/nothing", "/livez", "/api/v1/applications"];
+
+#[actix_web::test]
+async fn small_unread_body_keeps_the_connection() {
+    each_backend(async |app: &App| {
+        for path in UNREADING {
+            let mut stream = connect(app.running().address()).await;
+            for framing in ["content-length: 60000", "transfer-encoding: chunked"] {
+                let head = format!("POST {path} HTTP/1.1\r\nhost: x\r\n{framing}\r\n\r\n");
+                send(&mut stream, head).await;
+                let body = "x".repeat(60_000);
+                let chunked = format!("{:x}\r\n{body}\r\n0\r\n\r\n", body.len());
+                send(&mut stream, if framing.starts_with("content") { &body } else { &chunked }).await;
+                let (head, _) = read_response(&mut stream).await.unwrap();
+                assert!(head.starts_with("http/1.1 4") && !head.contains("connection: close"), "{path}: {head}");
+            }
+            assert!(answers(&mut stream).await, "{path}");
+        }
+    })
+    .await;
+}
+
+#[actix_web::test]
+async fn large_unread_body_closes_the_connection() {
+    each_backend(async |app: &App| {
+        for path in UNREADING {
+            let mut stream = connect(app.running().address()).await;
+            send(&mut stream, format!("POST {path} HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n")).await;
+            let chunk = format!("4000\r\n{}\r\n", "x".repeat(0x4000));
+            let (mut reader, mut writer) = stream.into_split();
+            let flood = async {
+                let mut sent = 0;
+                while writer.write_all(chunk.as_bytes()).await.is_ok() {
+                    sent += chunk.len();
+                }
+                sent
+            };
+            let mut reply = Vec::new();
+            let (sent, _) = tokio::join!(timeout(PATIENCE, flood), reader.read_to_end(&mut reply));
+            let sent = sent.unwrap_or_else(|_| panic!("{path} takes an endless body"));
+            // What the two kernels hold comes on top of what the server reads.
+            assert!(sent < 32 * 1024 * 1024, "{path} took {sent} bytes");
+            let reply = String::from_utf8_lossy(&reply).to_ascii_lowercase();
+            assert!(reply.starts_with("http/1.1 4") && reply.contains("connection: close"), "{path}: {reply}");
+        }
+    })
+    .await;
+}
+
+#[actix_web::test]
+async fn slow_unread_body_closes_the_connection() {
+    each_backend(async |app: &App| {
+        for framing in ["content-length: 10", "transfer-encoding: chunked"] {
+            let mut stream = connect(app.running().address()).await;
+            send(&mut stream, format!("POST /nothing HTTP/1.1\r\nhost: x\r\n{framing}\r\n\r\n")).await;
+            let (head, _) = read_response(&mut stream).await.unwrap();
+            assert!(head.starts_with("http/1.1 404") && head.contains("connection: close"), "{head}");
+            assert!(is_closed(&mut stream).await, "{framing}");
+        }
+    })
+    .await;
+}
+
+#[actix_web::test]
+async fn body_longer_than_a_handler_reads_closes_the_connection() {
+    each_backend(async |app: &App| {
+        let token = app.merchant("acme");
+        let mut stream = connect(app.running().address()).await;
+        let body = "x".repeat(70_000);
+        let head = format!(
+            "POST /api/v1/applications HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {token}\r\ncontent-type: application/json\r\n\
+             transfer-encoding: chunked\r\n\r\n{:x}\r\n{body}\r\n",
+            body.len()
+        );
+        send(&mut stream, head).await;
+        let (head, _) = read_response(&mut stream).await.unwrap();
+        assert!(head.starts_with("http/1.1 413") && head.contains("connection: close"), "{head}");
+        assert!(is_closed(&mut stream).await);
+    })
+    .await;
+}
+
+/// The head of a request that waits to be asked for its body.
+fn expecting(path: &str, credential: Option<&str>, length: usize) -> String {
+    let credential = credential.map(|text| format!("authorization: Bearer {text}\r\n")).unwrap_or_default();
+    format!(
+        "POST {path} HTTP/1.1\r\nhost: x\r\n{credential}content-type: application/json\r\ncontent-length: {length}\r\n\
+         expect: 100-continue\r\n\r\n"
+    )
+}
+
+#[actix_web::test]
+async fn rejected_request_is_not_told_to_continue() {
+    each_backend(async |app: &App| {
+        let token = app.merchant("acme");
+        let unknown = app.mint(Family::Secret, Mode::Live);
+        let unknown = unknown.expose();
+        let verify = "/api/v1/verify";
+        for (path, credential, length, status) in [
+            ("/nothing", None, 10, 404),
+            ("/livez", None, 10, 405),
+            (verify, None, 10, 401),
+            (verify, Some("a.b.c"), 10, 401),
+            // Only the database knows that there is no such key.
+            (verify, Some(unknown), 10, 401),
+            (verify, Some(token.as_str()), 10, 403),
+            ("/api/v1/applications", Some(token.as_str()), 70_000, 413),
+        ] {
+            let mut stream = connect(app.running().address()).await;
+            send(&mut stream, expecting(path, credential, length)).await;
+            let (head, _) = read_response(&mut stream).await.unwrap();
+            assert!(head.starts_with(&format!("http/1.1 {status}")), "{path}: {head}");
+            assert!(head.contains("connection: close"), "the body may follow or not: {head}");
+            assert!(is_closed(&mut stream).await, "{path}");
+        }
+    })
+    .await;
+}
+
+#[actix_web::test]
+async fn request_whose_body_is_read_is_told_to_continue() {
+    each_backend(async |app: &App| {
+        let key = app.insert_key("acme", Family::Secret, Mode::Live).await;
+        let mut stream = connect(app.running().address()).await;
+        for (credential, path, body, status) in [
+            (key.clone(), "/api/v1/verify", json!({"key": key}), 200),
+            (app.merchant("acme"), "/api/v1/applications", json!({"name": "Web Store"}), 201),
+            (app.merchant("acme"), "/api/v1/applications", json!({"name": 5}), 400),
+        ] {
+            let body = body.to_string();
+            send(&mut stream, expecting(path, Some(&credential), body.len())).await;
+            assert_eq!(read_head(&mut stream).await.unwrap(), "http/1.1 100 continue\r\n\r\n", "{path}");
+            send(&mut stream, &body).await;
+            let (head, _) = read_response(&mut stream).await.unwrap();
+            assert!(head.starts_with(&format!("http/1.1 {status}")) && !head.contains("connection: close"), "{head}");
+        }
+        // A client that does not wait is answered as well.
+        let body = json!({"key": key}).to_string();
+        send(&mut stream, expecting("/api/v1/verify", Some(&key), body.len()) + body.as_str()).await;
+        let mut head = read_head(&mut stream).await.unwrap();
+        if head.starts_with("http/1.1 100") {
+            head = read_head(&mut stream).await.unwrap();
+        }
+        assert!(head.starts_with("http/1.1 200"), "{head}");
+    })
+    .await;
+}
+
+#[actix_web::test]
+async fn list_of_keys_with_large_metadata_is_paged_by_bytes() {
+    each_backend(async |app: &App| {
+        let token = app.merchant("acme");
+        let metadata = json!({"text": "m".repeat(4000)});
+        let mut created = BTreeSet::new();
+        for _ in 0..150 {
+            created.insert(app.commerce_key(&token, json!({"metadata": metadata.clone()})).await.id);
+        }
+        let (mut seen, mut pages) = (BTreeSet::new(), 0);
+        let mut next = Some("/api/v1/api-keys".to_owned());
+        while let Some(path) = next {
+            let reply = app.get(&path).bearer(&token).await;
+            assert!(reply.status == 200 && reply.body.len() < 512 * 1024, "{} bytes", reply.body.len());
+            for key in reply.json().as_array().unwrap() {
+                assert!(seen.insert(key["key_id"].as_str().unwrap().to_owned()), "a key is listed twice");
+            }
+            pages += 1;
+            let link = reply.header("link").map(str::to_owned);
+            next = link.map(|link| link.split(['<', '>']).nth(1).expect("a URL").to_owned());
+        }
+        assert_eq!(seen, created);
+        assert!(pages > 1, "all of it came at once");
+    })
+    .await;
+}
