@@ -46,7 +46,8 @@ impl FromRequest for Body {
         let identified = request.extensions().get::<Identified>().cloned();
         Box::pin(async move {
             if let Some(Identified(identified)) = identified {
-                identified.notified().await;
+                // Should a caller be identified by the body itself, this only costs time.
+                let _ = tokio::time::timeout(BODY_TIMEOUT, identified.notified()).await;
             }
             let bytes = if encoded {
                 Err(Problem::new(ProblemCode::UnsupportedMediaType, "The body must not be compressed."))

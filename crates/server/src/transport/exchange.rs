@@ -51,6 +51,9 @@ impl SharedBody {
 /// The error of a service of actix: a response.
 type ErrorResponse = Response<BoxBody>;
 
+/// What becomes of a request.
+type Exchanged<B> = Result<Response<Outgoing<B>>, ErrorResponse>;
+
 /// The body of a request. The handler reads it through [`Reader`]; what it leaves is here.
 struct Incoming {
     payload: RefCell<Payload>,
@@ -144,6 +147,12 @@ pub(super) struct Outgoing<B> {
     _in_flight: Option<InFlight>,
 }
 
+impl<B> Outgoing<B> {
+    pub(super) fn new(body: B, pending: Option<Pending>, in_flight: Option<InFlight>) -> Self {
+        Self { body, chunk: Bytes::new(), _pending: pending, _in_flight: in_flight }
+    }
+}
+
 impl<B: MessageBody + Unpin> MessageBody for Outgoing<B> {
     type Error = B::Error;
 
@@ -164,18 +173,19 @@ impl<B: MessageBody + Unpin> MessageBody for Outgoing<B> {
 }
 
 /// A request that has already begun, for which the client was told to send the body.
-struct Begun<B>(Pin<Box<dyn Future<Output = Result<Response<Outgoing<B>>, ErrorResponse>>>>);
+struct Begun<B>(Pin<Box<dyn Future<Output = Exchanged<B>>>>);
 
 /// Answers a request.
 ///
 /// # Errors
 /// The response to a request that the application failed at.
-pub(super) async fn answer<S, B>(app: Rc<S>, mut request: Request) -> Result<Response<Outgoing<B>>, ErrorResponse>
+pub(super) async fn answer<S, B>(app: Rc<S>, mut request: Request) -> Exchanged<B>
 where
     S: Service<Request, Response = ServiceResponse<B>, Error = actix_web::Error>,
     B: MessageBody + Unpin + 'static,
 {
-    if let Some(Begun(response)) = request.extensions_mut().remove() {
+    let begun = request.extensions_mut().remove::<Begun<B>>();
+    if let Some(Begun(response)) = begun {
         return response.await;
     }
     let incoming = Incoming::take(&mut request);
@@ -211,11 +221,7 @@ where
     }
 }
 
-async fn exchange<S, B>(
-    app: Rc<S>,
-    request: Request,
-    incoming: Option<Rc<Incoming>>,
-) -> Result<Response<Outgoing<B>>, ErrorResponse>
+async fn exchange<S, B>(app: Rc<S>, request: Request, incoming: Option<Rc<Incoming>>) -> Exchanged<B>
 where
     S: Service<Request, Response = ServiceResponse<B>, Error = actix_web::Error>,
     B: MessageBody + Unpin + 'static,
@@ -242,7 +248,7 @@ where
         pending = counted(response.body().size(), response.extensions().get::<SharedBody>().is_some())
             .map(|bytes| Pending::new(Rc::clone(peer), bytes));
     }
-    Ok(response.map_body(|_, body| Outgoing { body, chunk: Bytes::new(), _pending: pending, _in_flight: in_flight }))
+    Ok(response.map_body(|_, body| Outgoing::new(body, pending, in_flight)))
 }
 
 /// How many bytes of a response count as pending.

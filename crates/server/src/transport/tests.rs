@@ -1,5 +1,7 @@
-use std::{io::ErrorKind, rc::Rc, sync::Arc, time::Duration};
+use std::{future::poll_fn, io::ErrorKind, pin::Pin, rc::Rc, sync::Arc, time::Duration};
 
+use actix_http::body::{BodySize, MessageBody as _};
+use actix_web::web::Bytes;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::UnixStream,
@@ -8,6 +10,7 @@ use tokio::{
 
 use super::{
     connections::{Connections, InFlight, Peer, Pending},
+    exchange::{Outgoing, PIECE, counted},
     stream::Stream,
 };
 
@@ -107,4 +110,27 @@ async fn stalled_client_gives_way_when_memory_is_used_up() {
     assert!(stalled.is_aborted() && !reading.is_closing());
     drop(pending);
     assert!(connections.has_room(1));
+}
+
+#[tokio::test]
+async fn static_file_is_written_in_pieces_of_one_copy() {
+    static FILE: [u8; 100_000] = [b'x'; 100_000];
+    let mut body = Outgoing::new(Bytes::from_static(&FILE), None, None);
+    assert_eq!(body.size(), BodySize::Sized(100_000));
+    let mut at = 0;
+    while let Some(piece) = poll_fn(|cx| Pin::new(&mut body).poll_next(cx)).await {
+        let piece = piece.unwrap();
+        assert!(!piece.is_empty() && piece.len() <= PIECE);
+        assert_eq!(piece.as_ptr(), FILE[at..].as_ptr(), "the piece is a copy");
+        at += piece.len();
+    }
+    assert_eq!(at, FILE.len());
+}
+
+#[test]
+fn only_long_responses_of_their_own_count_as_pending() {
+    assert_eq!(counted(BodySize::Sized(1_000_000), false), Some(1_000_000));
+    assert_eq!(counted(BodySize::Sized(1_000_000), true), None, "a static file exists once");
+    assert_eq!(counted(BodySize::Sized(1000), false), None);
+    assert_eq!(counted(BodySize::Stream, false), None);
 }
