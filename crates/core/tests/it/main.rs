@@ -6,6 +6,7 @@ mod audit;
 mod ceiling;
 mod id;
 mod key_text;
+mod lineage;
 mod metadata;
 mod network;
 mod restrictions;

@@ -1,5 +1,5 @@
 //! A stolen key creates keys while it is revoked: one revocation rejects all of them, and no key uses more than its
-//! ancestors may.
+//! ancestors may. What a subscriber of an earlier release is sent says the same.
 
 use std::{
     cell::RefCell,
@@ -12,7 +12,7 @@ use std::{
 use futures_util::future::join_all;
 use serde_json::{Value, json};
 use tokio::time::timeout;
-use tollkey_core::{Denial, KeyId, Need, VerifierId};
+use tollkey_core::{ApiKey, Clock as _, Denial, Digest, IpList, KeyId, Need, RateLimit, Timestamp, VerifierId};
 use tollkey_store::testing::backends;
 use tollkey_verifier::{Settings, SystemClock, Verifier, http::HttpSource};
 
@@ -448,4 +448,99 @@ async fn key_at_the_depth_limit_cannot_create_keys() {
         })
         .await;
     }
+}
+
+/// What a subscriber of the release before authorizes by: it knows every field but the last.
+#[actix_web::test]
+async fn lookup_sends_the_restrictions_of_ancestors_resolved() {
+    each_backend(async |app: &App| {
+        let token = app.merchant("acme");
+        let root = make(app, &token, wanted("live", "secret")).await;
+        let mut body = wanted("live", "secret");
+        body["allowedIps"] = json!(["203.0.113.0/24", "198.51.100.0/24"]);
+        body["rateLimit"] = json!({"limit": 5, "windowSeconds": 60});
+        let child = made(&app.post(KEYS, body).bearer(&root.text).await);
+        let looked_up = async || {
+            let body = json!({"digest": Digest::of(&child.text).hex().to_string()});
+            let reply = app.post("/sync/lookup", body).bearer(&app.service()).await;
+            assert_eq!(reply.status, 200, "{reply}");
+            reply.json()["key"].clone()
+        };
+        let fields = ["revoked_at", "suspended_at", "expires_at", "allowed_ips", "rate_limit", "ancestor_rate_limits"];
+        let own = json!({"limit": 5, "window_seconds": 60});
+        let both = json!(["203.0.113.0/24", "198.51.100.0/24"]);
+        let shared = json!([{"key_id": hyphenated(&root), "rate_limit": {"limit": 9, "window_seconds": 60}}]);
+        let at = app.clock.now();
+        let rows: [(fn(&mut ApiKey, Timestamp), [Value; 6]); 6] = [
+            (|_, _| (), [json!(null), json!(null), json!(null), both.clone(), own.clone(), json!(null)]),
+            (
+                |root, _| root.grants.rate_limit = RateLimit::new(9, 60).ok(),
+                [json!(null), json!(null), json!(null), both.clone(), own.clone(), shared.clone()],
+            ),
+            (
+                |root, _| root.grants.allowed_ips = IpList::parse(["203.0.113.128/25"]).ok(),
+                [json!(null), json!(null), json!(null), json!(["203.0.113.128/25"]), own.clone(), shared.clone()],
+            ),
+            (
+                |root, at| root.grants.expires_at = Some(at),
+                [
+                    json!(null),
+                    json!(null),
+                    json!(at.as_second()),
+                    json!(["203.0.113.128/25"]),
+                    own.clone(),
+                    shared.clone(),
+                ],
+            ),
+            (
+                |root, at| root.suspended_at = Some(at),
+                [
+                    json!(null),
+                    json!(at.as_second()),
+                    json!(at.as_second()),
+                    json!(["203.0.113.128/25"]),
+                    own.clone(),
+                    shared.clone(),
+                ],
+            ),
+            (
+                |root, at| root.revoked_at = Some(at),
+                [
+                    json!(at.as_second()),
+                    json!(at.as_second()),
+                    json!(at.as_second()),
+                    json!(["203.0.113.128/25"]),
+                    own,
+                    shared,
+                ],
+            ),
+        ];
+        for (edit, expected) in rows {
+            app.edit_key("acme", &root.id, move |key| edit(key, at)).await;
+            let key = looked_up().await;
+            assert_eq!(fields.map(|field| key[field].clone()), expected, "{key}");
+        }
+    })
+    .await;
+}
+
+#[actix_web::test]
+async fn deleted_application_skips_keys_that_had_expired() {
+    each_backend(async |app: &App| {
+        let token = app.merchant("acme");
+        let application = app.application(&token, "Web Store").await;
+        let expired = app.key(&token, &application, json!({"expiresAt": app.in_seconds(10)})).await;
+        app.clock.advance(Duration::from_secs(20));
+        let usable = app.key(&token, &application, json!({})).await;
+        assert_eq!(app.delete(&format!("/applications/{application}")).bearer(&token).await.status, 204);
+        for _ in 0..2 {
+            assert_eq!([app.code(&usable.text).await, app.code(&expired.text).await], ["revoked", "expired"]);
+            app.revocations_recorded().await;
+        }
+        let log = app.get("/audit-log?action=api_key.revoked").bearer(&token).await.json();
+        let targets: Vec<&Value> =
+            log.as_array().expect("an array").iter().map(|entry| &entry["target"]["id"]).collect();
+        assert_eq!(targets, [&json!(usable.id)]);
+    })
+    .await;
 }

@@ -1,0 +1,176 @@
+//! What a key inherits from its ancestors, row by row.
+
+use std::net::IpAddr;
+
+use tollkey_core::{
+    ApiKey, Denial, Family, Grants, IpList, KeyId, Mode, Problem, RateLimit, Status, Timestamp,
+    api_key::{Transition, Unchangeable},
+    ceiling::DepthLimit,
+    lineage::{APPLICATION_DELETED, MAKER_REVOKED},
+};
+
+use crate::support::{Request, key, now, record};
+
+fn at(seconds: i64) -> Timestamp {
+    Timestamp::from_second(now().as_second() + seconds).unwrap()
+}
+
+fn secret(number: u8) -> ApiKey {
+    ApiKey { id: KeyId::from_bytes([number; 16]), ..key(Family::Secret, Mode::Live) }
+}
+
+fn ips(list: &[&str]) -> IpList {
+    IpList::parse(list.iter().copied()).unwrap()
+}
+
+fn from(address: &str) -> Request {
+    Request { client_ip: Some(address.parse::<IpAddr>().unwrap()), ..Request::default() }
+}
+
+/// A descendant of these ancestors, the root first.
+fn beneath(ancestors: &[ApiKey]) -> ApiKey {
+    secret(9).with_ancestors(ancestors)
+}
+
+#[test]
+fn every_restriction_of_every_ancestor_denies() {
+    let revoked = ApiKey { revoked_at: Some(at(-1)), ..secret(1) };
+    let grants = |expires_at| Grants { expires_at, ..Grants::default() };
+    let expired = ApiKey { grants: grants(Some(at(0))), ..secret(1) };
+    let rotated = ApiKey { grants: grants(Some(at(50))), rotated_at: Some(at(50)), ..secret(1) };
+    let lasting = ApiKey { grants: grants(Some(at(1))), ..secret(1) };
+    let suspended = ApiKey { suspended_at: Some(at(-1)), ..secret(1) };
+    let bound =
+        ApiKey { grants: Grants { allowed_ips: Some(ips(&["203.0.113.0/24"])), ..Grants::default() }, ..secret(1) };
+    let rows: [(&[&ApiKey], Result<(), Denial>); 12] = [
+        (&[], Ok(())),
+        (&[&lasting], Ok(())),
+        (&[&revoked], Err(Denial::Revoked)),
+        (&[&expired], Err(Denial::Expired)),
+        (&[&rotated], Err(Denial::Expired)),
+        (&[&suspended], Err(Denial::Suspended)),
+        (&[&bound], Err(Denial::IpNotAllowed)),
+        // The first code that applies to any of them, wherever it stands.
+        (&[&suspended, &expired, &revoked], Err(Denial::Revoked)),
+        (&[&revoked, &expired, &suspended], Err(Denial::Revoked)),
+        (&[&suspended, &expired], Err(Denial::Expired)),
+        (&[&bound, &suspended], Err(Denial::Suspended)),
+        (&[&lasting, &lasting], Ok(())),
+    ];
+    for (ancestors, expected) in rows {
+        let key = secret(9).with_ancestors(ancestors.iter().copied());
+        let judged = from("198.51.100.7").judged_by(&record(key)).map(drop);
+        assert_eq!(judged, expected, "{ancestors:?}");
+    }
+}
+
+#[test]
+fn client_has_to_be_in_the_allowlist_of_every_ancestor() {
+    let with = |number, list: &[&str]| ApiKey {
+        grants: Grants { allowed_ips: Some(ips(list)), ..Grants::default() },
+        ..secret(number)
+    };
+    let own = with(9, &["203.0.113.128/25", "2001:db8::/32"]);
+    let key = own.with_ancestors(&[with(1, &["203.0.113.0/24", "198.51.100.0/24"]), with(2, &["203.0.113.192/26"])]);
+    let record = record(key.clone());
+    for (address, allowed) in
+        [("203.0.113.200", true), ("203.0.113.130", false), ("203.0.113.5", false), ("2001:db8::1", false)]
+    {
+        assert_eq!(from(address).judged_by(&record).is_ok(), allowed, "{address}");
+    }
+    assert_eq!(Request::default().judged_by(&record), Err(Denial::IpNotAllowed), "a client without an address");
+    assert_eq!(key.effective_allowlist(), Some(ips(&["203.0.113.192/26"])));
+    assert_eq!(secret(1).effective_allowlist(), None);
+}
+
+#[test]
+fn lists_with_nothing_in_common_allow_no_client() {
+    let none = ips(&["203.0.113.0/24"]).intersection(&ips(&["198.51.100.0/24", "2001:db8::/32"]));
+    assert_eq!(none, ips(&["255.255.255.255/32"]));
+    let both = ips(&["10.0.0.0/8", "2001:db8::/32"]).intersection(&ips(&["10.1.0.0/16", "10.2.0.0/16", "::/0"]));
+    assert_eq!(both, ips(&["10.1.0.0/16", "10.2.0.0/16", "2001:db8::/32"]));
+}
+
+#[test]
+fn use_counts_against_the_limits_of_the_path_with_the_root_first() {
+    let limit = |uses| RateLimit::new(uses, 60).unwrap();
+    let with = |number, uses| ApiKey {
+        grants: Grants { rate_limit: Some(limit(uses)), ..Grants::default() },
+        ..secret(number)
+    };
+    let key = with(9, 1).with_ancestors(&[with(1, 3), secret(2), with(3, 2)]);
+    let id = |number| KeyId::from_bytes([number; 16]);
+    assert_eq!(key.rate_limits().collect::<Vec<_>>(), [(id(1), limit(3)), (id(3), limit(2)), (id(9), limit(1))]);
+}
+
+#[test]
+fn key_inherits_the_earliest_revocation_and_records_it_once() {
+    let revoked = |number, seconds| ApiKey { revoked_at: Some(at(seconds)), ..secret(number) };
+    let mut key = beneath(&[revoked(1, -5), revoked(2, -9)]);
+    let revocation = key.revocation().unwrap();
+    assert_eq!((revocation.at, revocation.reason), (at(-9), Some(MAKER_REVOKED)));
+    // A repeat of the revocation changes nothing, nor can the key be changed or suspended.
+    assert_eq!(key.revoke(now(), Some("leaked".to_owned())), Transition::AlreadySo);
+    assert_eq!((key.suspend(now()), key.resume()), (Err(Unchangeable::Revoked), Err(Unchangeable::Revoked)));
+    assert_eq!(key.changeable(now()), Err(Unchangeable::Revoked));
+    assert_eq!(key.revoked_at, None);
+
+    assert_eq!(key.record_inherited_revocation(), Transition::Changed);
+    assert_eq!((key.revoked_at, key.revoked_reason.as_deref()), (Some(at(-9)), Some(MAKER_REVOKED)));
+    assert_eq!(key.record_inherited_revocation(), Transition::AlreadySo);
+    assert_eq!(beneath(&[secret(1)]).record_inherited_revocation(), Transition::AlreadySo);
+}
+
+#[test]
+fn own_revocation_is_kept_whatever_the_ancestors_are() {
+    let own = ApiKey { revoked_at: Some(at(-1)), revoked_reason: Some("leaked".to_owned()), ..secret(9) };
+    let key = own.with_ancestors(&[ApiKey { revoked_at: Some(at(-5)), ..secret(1) }]);
+    let revocation = key.revocation().unwrap();
+    assert_eq!((revocation.at, revocation.reason), (at(-1), Some("leaked")));
+}
+
+#[test]
+fn deleted_application_revokes_keys_that_had_not_expired() {
+    let ending = |end| ApiKey { grants: Grants { expires_at: end, ..Grants::default() }, ..secret(9) };
+    for (end, status) in [
+        (None, Status::Revoked),
+        (Some(at(5)), Status::Revoked),
+        (Some(at(-4)), Status::Revoked), // it expired after the deletion
+        (Some(at(-5)), Status::Expired),
+        (Some(at(-6)), Status::Expired),
+    ] {
+        let key = ending(end).with_deleted_application(at(-5));
+        assert_eq!(key.status(now()), status, "{end:?}");
+        assert_eq!(
+            key.revocation().and_then(|it| it.reason),
+            (status == Status::Revoked).then_some(APPLICATION_DELETED)
+        );
+    }
+}
+
+#[test]
+fn ancestors_without_restrictions_leave_a_key_as_it_is() {
+    assert_eq!(beneath(&[secret(1), secret(2)]), secret(9));
+}
+
+#[test]
+fn key_at_the_depth_limit_creates_no_keys() {
+    for (limit, ancestors, allowed) in [
+        (0, 0, false),
+        (1, 0, true),
+        (1, 1, false),
+        (3, 2, true),
+        (3, 3, false),
+        (3, 6_000, false),
+        (8, 7, true),
+        (8, 8, false),
+    ] {
+        let checked = DepthLimit::new(limit).unwrap().check(ancestors);
+        assert_eq!(checked.is_ok(), allowed, "{ancestors} ancestors with a limit of {limit}");
+        if let Err(beyond) = checked {
+            assert_eq!(Problem::from(beyond).code.as_str(), "key_depth_limit_reached");
+        }
+    }
+    assert!(DepthLimit::new(9).is_err());
+    assert_eq!(DepthLimit::default(), DepthLimit::new(3).unwrap());
+}
