@@ -12,7 +12,7 @@ use actix_web::http::header::HeaderName;
 use ipnet::IpNet;
 use tollkey_core::{Catalogue, Clock, Denial, Need, Problem, time::day, usage::outcome_code};
 use tollkey_store::{Change, Reader, SchemaError, Store, Writer};
-use tollkey_verifier::{Unavailable, Verdict, Verifier, usage::BATCH};
+use tollkey_verifier::{Requester, Unavailable, Verdict, Verifier, usage::BATCH};
 
 use crate::{
     caller::jwt::TokenVerifier,
@@ -128,20 +128,31 @@ impl State {
         self.verifier.settle_current().await.map_err(|_| Problem::unavailable())
     }
 
-    /// Judges a presented key.
+    /// Verifies a presented key. Look-ups of keys that are not cached are shared fairly among requesters.
     ///
     /// # Errors
-    /// `unavailable` when the key is not remembered and the store cannot be asked.
-    pub async fn verify(&self, presented: &str, need: &Need<'_>) -> Result<Verdict, Problem> {
-        Self::counted(self.verifier.verify(presented, need).await)
+    /// `unavailable` when the key is not cached and the store cannot be asked, or when too many look-ups of this requester
+    /// wait.
+    pub async fn verify(
+        &self,
+        requester: impl FnOnce() -> Requester,
+        presented: &str,
+        need: &Need<'_>,
+    ) -> Result<Verdict, Problem> {
+        Self::counted(self.verifier.verify_for(requester, presented, need).await)
     }
 
     /// Judges a presented key whose request is refused whatever the verdict: that is no use of it.
     ///
     /// # Errors
     /// As for [`State::verify`].
-    pub async fn look(&self, presented: &str, need: &Need<'_>) -> Result<Verdict, Problem> {
-        Self::counted(self.verifier.look(presented, need).await)
+    pub async fn look(
+        &self,
+        requester: impl FnOnce() -> Requester,
+        presented: &str,
+        need: &Need<'_>,
+    ) -> Result<Verdict, Problem> {
+        Self::counted(self.verifier.look_for(requester, presented, need).await)
     }
 
     fn counted(verdict: Result<Verdict, Unavailable>) -> Result<Verdict, Problem> {
