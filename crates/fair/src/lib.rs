@@ -122,7 +122,7 @@ impl<K: Hash + Eq + Clone> FairSemaphore<K> {
             let mut state = self.0.lock();
             let limits = &self.0.limits;
             if state.free > 0 && (priority == Priority::Urgent || state.has_share(&owner, limits)) {
-                // Whoever waits while a permit is free has its full share.
+                // Owners that wait while a permit is free hold their full share.
                 state.take(&owner, priority);
                 return Ok(Permit { semaphore: self.clone(), owner, priority });
             }

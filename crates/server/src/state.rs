@@ -11,7 +11,7 @@ use std::{
 use actix_web::http::header::HeaderName;
 use ipnet::IpNet;
 use tollkey_core::{Catalogue, Clock, Denial, Need, Problem, time::day, usage::outcome_code};
-use tollkey_store::{Change, Reader, SchemaError, Store, Writer};
+use tollkey_store::{Change, Owner, Reader, SchemaError, Store, Writer};
 use tollkey_verifier::{Requester, Unavailable, Verdict, Verifier, usage::BATCH};
 
 use crate::{
@@ -69,27 +69,30 @@ pub struct Policy {
 }
 
 impl State {
-    /// Reads from the store.
+    /// Reads from the store, as work of this owner: connections are shared fairly among owners.
     ///
     /// # Errors
-    /// `unavailable` when it cannot be reached.
+    /// `unavailable` when it cannot be reached, or when too much of this owner's work waits.
     pub async fn read<T: Send + 'static>(
         &self,
+        owner: impl Into<Owner>,
         work: impl FnOnce(&mut Reader<'_>) -> Result<T, tollkey_store::Error> + Send + 'static,
     ) -> Result<T, Problem> {
-        self.store.read(work).await.map_err(Problem::from)
+        self.store.read_for(owner, work).await.map_err(Problem::from)
     }
 
-    /// Writes to the store in one transaction. When the transaction changed something that verifiers remember, this
+    /// Writes to the store in one transaction, as work of this owner. When the transaction changed something that verifiers cache, this
     /// returns only once none of them, anywhere, can answer from what was.
     ///
     /// # Errors
-    /// What `work` returns, with nothing written; `unavailable` when the store cannot be reached.
+    /// What `work` returns, with nothing written; `unavailable` when the store cannot be reached, or when too much of
+    /// this owner's work waits.
     pub async fn change<T: Send + 'static>(
         &self,
+        owner: impl Into<Owner>,
         work: impl FnOnce(&mut Writer<'_>) -> Result<T, Problem> + Send + 'static,
     ) -> Result<T, Problem> {
-        let written = self.store.write(work).await?;
+        let written = self.store.write_for(owner, work).await?;
         if let Some(change) = written.change {
             self.settle(change).await;
         }
@@ -103,9 +106,10 @@ impl State {
     /// As for [`State::change`]; `unavailable` too when nothing was changed and the store does not say since when.
     pub async fn ensure<T: Send + 'static>(
         &self,
+        owner: impl Into<Owner>,
         work: impl FnOnce(&mut Writer<'_>) -> Result<T, Problem> + Send + 'static,
     ) -> Result<T, Problem> {
-        let written = self.store.write(work).await?;
+        let written = self.store.write_for(owner, work).await?;
         match written.change {
             Some(change) => self.settle(change).await,
             None => self.settle_current().await?,

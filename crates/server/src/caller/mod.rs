@@ -30,6 +30,7 @@ use tollkey_core::{
     key_text::{Kind, without_scheme},
     network::client_address,
 };
+use tollkey_store::Owner;
 use tollkey_verifier::{Known, RateStatus, Requester, Verdict};
 
 pub use credential::{Credential, credential};
@@ -252,6 +253,13 @@ pub struct Manager {
     pub ip: Option<IpAddr>,
     /// The key that manages, if one does: what it makes stays beneath it.
     pub key: Option<Known>,
+}
+
+/// What a manager does counts as work of the managed account, also what an operator does there.
+impl From<&Manager> for Owner {
+    fn from(manager: &Manager) -> Self {
+        Self::from(&manager.account_id)
+    }
 }
 
 impl Manager {
