@@ -15,7 +15,7 @@ use tollkey_server::{
 use tollkey_store::testing::backends;
 use tollkey_verifier::SystemClock;
 
-use crate::support::{App, Call, SECRET, TOKEN_SIGN_IN, each_backend_with, settings};
+use crate::support::{App, Call, Reply, SECRET, TOKEN_SIGN_IN, each_backend_with, settings};
 
 const TOKENS: &[(&str, &str)] = &[TOKEN_SIGN_IN];
 
@@ -103,6 +103,52 @@ async fn a_search_is_continued_until_every_match_is_found() {
         }
         assert_eq!(found, [KEYS - 1, 500, 0]);
         assert_eq!(labels, ["Search further", "Search further"]);
+    })
+    .await;
+}
+
+#[actix_web::test]
+async fn too_long_search_texts_are_rejected_by_name() {
+    each_backend_with(TOKENS, async |app| {
+        let (cookie, token) = (sign_in(app).await, app.merchant("acme"));
+        let rejected = |reply: &Reply, field: &str, detail: &str| {
+            assert_eq!(reply.status, 400, "{field}: {reply}");
+            assert!(reply.body.contains(field) && reply.body.contains(detail), "{field}: {reply}");
+        };
+        for length in [256, 2_000, 50_000] {
+            let text = "a".repeat(length);
+            let limit =
+                if length > 4_096 { "must have at most 4096 bytes" } else { "must have at most 255 characters" };
+            rejected(&page(app, &cookie, &format!("/dashboard/keys?q={text}")).await, "q", limit);
+            for field in ["target_id", "actor_id"] {
+                rejected(&page(app, &cookie, &format!("/dashboard/audit?{field}={text}")).await, field, limit);
+                let reply = app.get(&format!("/audit-log?{field}={text}")).bearer(&token).await;
+                assert_eq!(reply.errors(), [format!("{field} {limit}")]);
+                let reply = app.get(&format!("/account/audit-log?{field}={text}")).bearer(&token).await;
+                assert_eq!(reply.status, 400, "{reply}");
+            }
+        }
+        // Parameters that are read as something else are rejected too.
+        let text = "1".repeat(50_000);
+        for path in [
+            "/api-keys?scope=commerce&cursor=",
+            "/account/api-keys?cursor=",
+            "/audit-log?cursor=",
+            "/audit-log?since=",
+            "/audit-log?action=",
+            "/applications?page=",
+            "/api-keys?account=",
+        ] {
+            let reply = app.get(&format!("{path}{text}")).bearer(&token).await;
+            assert!(matches!(reply.status, 400 | 403), "{path}: {reply}");
+        }
+        for path in ["/dashboard/keys?cursor=", "/dashboard/keys?application=", "/dashboard/keys?mode="] {
+            let reply = page(app, &cookie, &format!("{path}{text}")).await;
+            assert_eq!(reply.status, 400, "{path}: {reply}");
+        }
+        // As many characters as a name may have are searched for.
+        let reply = page(app, &cookie, &format!("/dashboard/keys?q={}", "%C3%BC".repeat(255))).await;
+        assert_eq!(reply.status, 200, "{reply}");
     })
     .await;
 }

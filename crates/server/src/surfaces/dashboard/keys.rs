@@ -79,7 +79,7 @@ impl Asked {
             mode: read(filled("mode", &self.mode))?,
             status: read(filled("status", &self.status))?,
             application: read(filled("application", &self.application))?,
-            text: text::optional(Some(&self.q), usize::MAX).map_err(|rule| Problem::field("q", rule.to_string()))?,
+            text: text::search(Some(&self.q)).map_err(|rule| Problem::field("q", rule.to_string()))?,
             ..api_keys::Wanted::of(&Family::ALL)
         })
     }
