@@ -1,6 +1,6 @@
 //! Networks a key may be used from.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net};
 
@@ -144,6 +144,23 @@ pub fn client_address<'a>(
         }
     }
     None
+}
+
+/// The network that a client's requests are counted by: an IPv4 address by itself, an IPv6 address by its first 64 bits,
+/// which one client usually has all of (RFC 6177).
+///
+/// ```
+/// use tollkey_core::network::client_network;
+/// let network = |address: &str| client_network(address.parse().unwrap()).to_string();
+/// assert_eq!(network("2001:db8:1:2:3:4:5:6"), "2001:db8:1:2::");
+/// assert_eq!(network("::ffff:192.0.2.1"), "192.0.2.1");
+/// ```
+#[must_use]
+pub fn client_network(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V4(address) => IpAddr::V4(address),
+        IpAddr::V6(address) => IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() & !u128::from(u64::MAX))),
+    }
 }
 
 #[cfg(test)]

@@ -2,6 +2,18 @@
 
 use crate::Invalid;
 
+/// The most characters in a text that a list is filtered by, such as part of a name or an ID. No name and no ID is longer,
+/// and databases reject long patterns.
+pub const MAX_SEARCH_TEXT: usize = 255;
+
+/// Reads a text that a list is filtered by, as [`optional`] with at most [`MAX_SEARCH_TEXT`] characters.
+///
+/// # Errors
+/// [`Invalid`] when it is longer or has a control character, which PostgreSQL rejects.
+pub fn search(text: Option<&str>) -> Result<Option<String>, Invalid> {
+    optional(text, MAX_SEARCH_TEXT)
+}
+
 /// Reads a text of 1 to `max` characters after trimming white space at both ends.
 ///
 /// # Errors

@@ -13,12 +13,15 @@ use actix_web::{
 };
 use futures_util::{StreamExt as _, future::LocalBoxFuture};
 use serde::de::DeserializeOwned;
-use tollkey_core::{Problem, ProblemCode};
+use tollkey_core::{FieldError, Problem, ProblemCode};
 
 use crate::{caller::Identified, edge::Refusal};
 
 /// The largest body.
 pub const MAX_BODY: usize = 64 * 1024;
+/// The longest value of a query parameter, in bytes. Parameters have narrower rules of their own; none is longer than the
+/// code that an identity provider sends back.
+const MAX_PARAMETER: usize = 4096;
 /// How long a caller may take to send it.
 const BODY_TIMEOUT: Duration = Duration::from_secs(15);
 
@@ -158,6 +161,16 @@ impl Query {
     /// # Errors
     /// 400 that names the parameter and the rule.
     pub fn read<T: DeserializeOwned>(&self) -> Result<T, Problem> {
+        let too_long: Vec<FieldError> = form_urlencoded::parse(self.0.as_bytes())
+            .filter(|(_, value)| value.len() > MAX_PARAMETER)
+            .map(|(name, _)| FieldError {
+                pointer: escape(&name),
+                detail: format!("must have at most {MAX_PARAMETER} bytes"),
+            })
+            .collect();
+        if !too_long.is_empty() {
+            return Err(Problem::validation(too_long));
+        }
         read_pairs(self.0.as_bytes(), "")
     }
 }

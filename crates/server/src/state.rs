@@ -11,8 +11,8 @@ use std::{
 use actix_web::http::header::HeaderName;
 use ipnet::IpNet;
 use tollkey_core::{Catalogue, Clock, Denial, Need, Problem, ceiling::DepthLimit, time::day, usage::outcome_code};
-use tollkey_store::{Change, Reader, SchemaError, Store, Writer};
-use tollkey_verifier::{Unavailable, Verdict, Verifier, usage::BATCH};
+use tollkey_store::{Change, Owner, Reader, SchemaError, Store, Writer};
+use tollkey_verifier::{Requester, Unavailable, Verdict, Verifier, usage::BATCH};
 
 use crate::{
     caller::jwt::TokenVerifier,
@@ -78,27 +78,30 @@ pub struct Policy {
 }
 
 impl State {
-    /// Reads from the store.
+    /// Reads from the store, as work of this owner: connections are shared fairly among owners.
     ///
     /// # Errors
-    /// `unavailable` when it cannot be reached.
+    /// `unavailable` when it cannot be reached, or when too much of this owner's work waits.
     pub async fn read<T: Send + 'static>(
         &self,
+        owner: impl Into<Owner>,
         work: impl FnOnce(&mut Reader<'_>) -> Result<T, tollkey_store::Error> + Send + 'static,
     ) -> Result<T, Problem> {
-        self.store.read(work).await.map_err(Problem::from)
+        self.store.read_for(owner, work).await.map_err(Problem::from)
     }
 
-    /// Writes to the store in one transaction. When the transaction changed something that verifiers remember, this
+    /// Writes to the store in one transaction, as work of this owner. When the transaction changed something that verifiers cache, this
     /// returns only once none of them, anywhere, can answer from what was.
     ///
     /// # Errors
-    /// What `work` returns, with nothing written; `unavailable` when the store cannot be reached.
+    /// What `work` returns, with nothing written; `unavailable` when the store cannot be reached, or when too much of
+    /// this owner's work waits.
     pub async fn change<T: Send + 'static>(
         &self,
+        owner: impl Into<Owner>,
         work: impl FnOnce(&mut Writer<'_>) -> Result<T, Problem> + Send + 'static,
     ) -> Result<T, Problem> {
-        let written = self.store.write(work).await?;
+        let written = self.store.write_for(owner, work).await?;
         if let Some(change) = written.change {
             self.settle(change).await;
         }
@@ -112,9 +115,10 @@ impl State {
     /// As for [`State::change`]; `unavailable` too when nothing was changed and the store does not say since when.
     pub async fn ensure<T: Send + 'static>(
         &self,
+        owner: impl Into<Owner>,
         work: impl FnOnce(&mut Writer<'_>) -> Result<T, Problem> + Send + 'static,
     ) -> Result<T, Problem> {
-        let written = self.store.write(work).await?;
+        let written = self.store.write_for(owner, work).await?;
         match written.change {
             Some(change) => self.settle(change).await,
             None => self.settle_current().await?,
@@ -137,20 +141,31 @@ impl State {
         self.verifier.settle_current().await.map_err(|_| Problem::unavailable())
     }
 
-    /// Judges a presented key.
+    /// Verifies a presented key. Look-ups of keys that are not cached are shared fairly among requesters.
     ///
     /// # Errors
-    /// `unavailable` when the key is not remembered and the store cannot be asked.
-    pub async fn verify(&self, presented: &str, need: &Need<'_>) -> Result<Verdict, Problem> {
-        Self::counted(self.verifier.verify(presented, need).await)
+    /// `unavailable` when the key is not cached and the store cannot be asked, or when too many look-ups of this requester
+    /// wait.
+    pub async fn verify(
+        &self,
+        requester: impl FnOnce() -> Requester,
+        presented: &str,
+        need: &Need<'_>,
+    ) -> Result<Verdict, Problem> {
+        Self::counted(self.verifier.verify_for(requester, presented, need).await)
     }
 
     /// Judges a presented key whose request is refused whatever the verdict: that is no use of it.
     ///
     /// # Errors
     /// As for [`State::verify`].
-    pub async fn look(&self, presented: &str, need: &Need<'_>) -> Result<Verdict, Problem> {
-        Self::counted(self.verifier.look(presented, need).await)
+    pub async fn look(
+        &self,
+        requester: impl FnOnce() -> Requester,
+        presented: &str,
+        need: &Need<'_>,
+    ) -> Result<Verdict, Problem> {
+        Self::counted(self.verifier.look_for(requester, presented, need).await)
     }
 
     fn counted(verdict: Result<Verdict, Unavailable>) -> Result<Verdict, Problem> {

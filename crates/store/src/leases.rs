@@ -142,7 +142,7 @@ impl Store {
     /// # Errors
     /// [`Error`]; whether the lease was renewed is then unknown, so it was not.
     pub async fn renew(&self, verifier: VerifierId, reported: Seq, evicted: Position) -> Result<bool, Error> {
-        self.lease_one(move |conn| {
+        self.renew_one(move |conn| {
             let sql = match conn {
                 AnyConnection::Postgres(_) => RENEW_POSTGRES,
                 AnyConnection::Sqlite(_) => RENEW_SQLITE,

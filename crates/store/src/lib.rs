@@ -40,13 +40,16 @@ pub mod verification;
 mod wake;
 mod watch;
 
-pub use account::{AccountReader, AccountWriter, AuditFilter, Batch, DayUsage, KeyCursor, KeyFilter, Paged};
+pub use account::{
+    AccountReader, AccountWriter, AuditFilter, AuditPage, Batch, DayUsage, EXAMINED_ENTRIES, EXAMINED_KEYS, KeyCursor,
+    KeyFilter, KeyPage, Paged,
+};
 pub use connection::{Backend, BadUrl};
 pub use error::{Error, UniqueViolation};
 pub use kept_answers::KeptAnswer;
 pub use leases::Behind;
 pub use migrations::SchemaError;
-pub use store::{Change, OpenError, OpenOptions, Reader, Store, Writer, Written};
+pub use store::{Change, OpenError, OpenOptions, Owner, Reader, Store, Writer, Written};
 pub use verification::{FoundKey, Snapshot};
 pub use wake::Listener;
 

@@ -11,7 +11,7 @@ use diesel::{
 use tollkey_core::{AccountId, Digest, Timestamp, session::Session};
 
 use crate::{
-    Error, Reader, Store, Writer,
+    Error, Owner, Store, Writer,
     rows::{self, micros},
     schema::sessions,
     store::STEP,
@@ -67,21 +67,6 @@ impl TryFrom<SessionRow> for Session {
     }
 }
 
-impl Reader<'_> {
-    /// The session of who presents what has this digest; whether it is over is not looked at.
-    ///
-    /// # Errors
-    /// [`Error`].
-    pub fn session(&mut self, digest: &Digest) -> Result<Option<Session>, Error> {
-        let row: Option<SessionRow> = sessions::table
-            .find(digest.as_bytes().as_slice())
-            .select(SessionRow::as_select())
-            .first(self.conn)
-            .optional()?;
-        row.map(TryInto::try_into).transpose()
-    }
-}
-
 impl Writer<'_> {
     /// Begins a session.
     ///
@@ -128,6 +113,23 @@ impl Writer<'_> {
 }
 
 impl Store {
+    /// The session whose cookie has this digest; it may be over. `owner` is the client that presents the cookie:
+    /// whose session it is, is not known before.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub async fn session(&self, owner: Owner, digest: Digest) -> Result<Option<Session>, Error> {
+        self.session_read(owner, move |conn| {
+            let row: Option<SessionRow> = sessions::table
+                .find(digest.as_bytes().as_slice())
+                .select(SessionRow::as_select())
+                .first(conn)
+                .optional()?;
+            row.map(TryInto::try_into).transpose()
+        })
+        .await
+    }
+
     /// Ends sessions: those of an account, those of somebody, or all. Returns how many those were.
     ///
     /// # Errors

@@ -3,10 +3,11 @@
 use std::{
     any::Any,
     fmt,
+    net::IpAddr,
     ops::{Deref, DerefMut},
     os::unix::fs::OpenOptionsExt as _,
     panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
-    sync::Arc,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -15,11 +16,11 @@ use diesel::{
     connection::{AnsiTransactionManager, SimpleConnection as _, TransactionManager as _},
     r2d2::{HandleError, Pool},
 };
-use tokio::sync::Semaphore;
 use tollkey_core::{
-    Clock,
+    AccountId, Clock,
     change::{Changed, Seq},
 };
+use tollkey_fair::{FairSemaphore, Limits, Permit, Priority};
 
 use crate::{
     Error,
@@ -35,8 +36,8 @@ use crate::{
 pub struct OpenOptions {
     /// `sqlite://path`, `sqlite://:memory:` or `postgres://…`. May hold a password.
     pub url: String,
-    /// How many connections answer requests at the same time. SQLite has one more, the only one that writes;
-    /// PostgreSQL two more for leases, so that a full pool does not cost a lease.
+    /// How many connections serve management requests at the same time. Verification has half as many more, at least
+    /// one; sessions of the dashboard two; leases two; and SQLite the only one that writes.
     pub pool_size: u32,
     /// How long a call waits for a connection before it is [`Error::Busy`].
     pub acquire_timeout: Duration,
@@ -58,9 +59,19 @@ impl fmt::Debug for OpenOptions {
     }
 }
 
-/// On PostgreSQL: one for the renewal, which may wait for a revoker's lock, and one for what meanwhile asks who is
-/// behind.
+/// One for the renewal, which on PostgreSQL may wait for the lock of a change, and one for the reads that follow the
+/// changes of other replicas.
 const LEASE_CONNECTIONS: u32 = 2;
+
+/// For looking up sessions of the dashboard.
+const SESSION_CONNECTIONS: u32 = 2;
+
+/// How many calls can wait for a connection of one role. When more come, the owner with the most waiting calls is told
+/// that the store is busy.
+const WAITING: usize = 1024;
+
+/// How long the writer of a SQLite file is kept for the renewal that follows a rejected one.
+const KEPT_FOR_RENEWAL: Duration = Duration::from_millis(50);
 
 /// How many rows are deleted in one transaction, where many may have grown old.
 pub(crate) const STEP: u32 = 5_000;
@@ -94,17 +105,74 @@ struct Inner {
     target: Target,
     acquire_timeout: Duration,
     clock: Arc<dyn Clock>,
-    read: Lane,
-    write: Lane,
-    lease: Lane,
+    connections: Connections,
+    kept_for_renewal: Mutex<KeptForRenewal>,
 }
 
-/// Connections, and a gate that lets no more callers through than there are connections for them.
+/// What a connection is used for. Each role has connections that the others cannot take, except that on SQLite one
+/// connection does all writes, and that a database in memory is one connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum ConnectionRole {
+    /// Reads of management requests.
+    Read,
+    /// Changes.
+    Write,
+    /// Writes about leases. On SQLite they go before changes that wait for the same connection.
+    Lease,
+    /// Reads about leases.
+    LeaseRead,
+    /// Looking up keys for verification.
+    Verification,
+    /// Looking up sessions of the dashboard.
+    Session,
+}
+
+/// The connections of each role.
+struct Connections {
+    read: ConnectionGroup,
+    write: ConnectionGroup,
+    lease: ConnectionGroup,
+    lease_read: ConnectionGroup,
+    verification: ConnectionGroup,
+    session: ConnectionGroup,
+}
+
+/// Connections, and a semaphore that lets no more callers through than there are connections for them. Clones share
+/// both.
 #[derive(Clone)]
-struct Lane {
+struct ConnectionGroup {
     pool: Pool<Manager>,
     acquire_timeout: Duration,
-    gate: Arc<Semaphore>,
+    semaphore: FairSemaphore<Owner>,
+    priority: Priority,
+}
+
+/// Whose work a connection is used for. Connections are shared fairly among owners: no owner holds more than half of
+/// those of a role, and owners that wait are served in turn.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Owner {
+    /// An account: all management requests for it, also those of an operator.
+    Account(AccountId),
+    /// A client of the dashboard that is not known yet, by [`tollkey_core::network::client_network`].
+    Client(Option<IpAddr>),
+    /// What belongs to no account: service keys, readiness.
+    Operator,
+    /// This process itself.
+    Background,
+}
+
+impl From<&AccountId> for Owner {
+    fn from(account: &AccountId) -> Self {
+        Self::Account(account.clone())
+    }
+}
+
+/// The permit for the writer, kept after a rejected renewal.
+#[derive(Default)]
+struct KeptForRenewal {
+    /// Another number each time one is kept.
+    number: u64,
+    permit: Option<Permit<Owner>>,
 }
 
 /// How a closure runs.
@@ -187,27 +255,7 @@ impl Store {
         if let Target::File(path) = &target {
             create_file(path)?;
         }
-        let size = options.pool_size.max(1);
-        let lane = |purpose, connections, callers: u32| Lane {
-            pool: pool(&target, purpose, connections),
-            acquire_timeout: options.acquire_timeout,
-            gate: Arc::new(Semaphore::new(callers as usize)),
-        };
-        let (read, write, lease) = match &target {
-            Target::Memory => {
-                let only = lane(Use::Write, 1, 1);
-                (only.clone(), only.clone(), only)
-            }
-            Target::File(_) => {
-                let writer = lane(Use::Write, 1, 1);
-                (lane(Use::Read, size, size), writer.clone(), writer)
-            }
-            Target::Postgres(_) => {
-                let all = lane(Use::Write, size + LEASE_CONNECTIONS, size);
-                let lease = Lane { gate: Arc::new(Semaphore::new(LEASE_CONNECTIONS as usize)), ..all.clone() };
-                (all.clone(), all, lease)
-            }
-        };
+        let connections = Connections::new(&target, options.pool_size.max(1), options.acquire_timeout);
         // The pool would try again until its timeout and hide why; the first connection is made here, for its error.
         // A memory database is its connection: the pool keeps the one it makes.
         if target != Target::Memory {
@@ -223,7 +271,8 @@ impl Store {
                 );
             }
         }
-        let inner = Inner { target, acquire_timeout: options.acquire_timeout, clock, read, write, lease };
+        let acquire_timeout = options.acquire_timeout;
+        let inner = Inner { target, acquire_timeout, clock, connections, kept_for_renewal: Mutex::default() };
         Ok(Self { inner: Arc::new(inner) })
     }
 
@@ -259,7 +308,7 @@ impl Store {
     pub fn migrate(&self) -> Result<(), SchemaError> {
         match &self.inner.target {
             Target::Memory => {
-                let mut pooled = self.inner.write.connection().map_err(SchemaError::Store)?;
+                let mut pooled = self.inner.connections.write.connection().map_err(SchemaError::Store)?;
                 migrations::run(&mut pooled.conn)
             }
             // PostgreSQL's own limits of time are off on this connection, and its end releases the lock.
@@ -276,7 +325,7 @@ impl Store {
     /// # Errors
     /// [`SchemaError::Older`] or [`SchemaError::Newer`] when it is not.
     pub fn check_schema(&self) -> Result<(), SchemaError> {
-        let mut pooled = self.inner.read.connection().map_err(SchemaError::Store)?;
+        let mut pooled = self.inner.connections.read.connection().map_err(SchemaError::Store)?;
         migrations::check(&mut pooled.conn)
     }
 
@@ -285,7 +334,7 @@ impl Store {
     /// # Errors
     /// As there.
     pub async fn schema(&self) -> Result<(), SchemaError> {
-        self.hop(|inner| &inner.read, |_, conn| migrations::check(conn)).await
+        self.hop(ConnectionRole::Read, Owner::Operator, |_, conn| migrations::check(conn)).await
     }
 
     /// Whether the database answers and, on PostgreSQL, takes changes: one that takes none cannot revoke a key.
@@ -293,7 +342,7 @@ impl Store {
     /// # Errors
     /// [`Error`] when it does not, [`Error::Unavailable`] when it takes none.
     pub async fn ping(&self) -> Result<(), Error> {
-        self.read_one(|conn| {
+        self.read_one(ConnectionRole::Read, Owner::Operator, |conn| {
             let read_only = match conn {
                 AnyConnection::Sqlite(conn) => conn.batch_execute("SELECT 1").map(|()| None),
                 postgres => postgres_setting(postgres, "transaction_read_only"),
@@ -307,7 +356,7 @@ impl Store {
         .await
     }
 
-    /// Reads on one snapshot.
+    /// Reads on one snapshot, as [`Owner::Background`].
     ///
     /// # Errors
     /// What the closure returns, [`Error::Busy`] when no connection becomes free in time, [`Error::Unavailable`]
@@ -316,7 +365,19 @@ impl Store {
         &self,
         work: impl FnOnce(&mut Reader<'_>) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
-        self.hop(|inner| &inner.read, |inner, conn| inner.read(conn, work)).await
+        self.read_for(Owner::Background, work).await
+    }
+
+    /// Reads on one snapshot.
+    ///
+    /// # Errors
+    /// As [`Store::read`]; [`Error::Busy`] also immediately, when too many calls wait and this owner has the most.
+    pub async fn read_for<T: Send + 'static>(
+        &self,
+        owner: impl Into<Owner>,
+        work: impl FnOnce(&mut Reader<'_>) -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        self.hop(ConnectionRole::Read, owner.into(), |inner, conn| inner.read(conn, work)).await
     }
 
     /// [`Store::read`] without a runtime, for the command line.
@@ -324,11 +385,11 @@ impl Store {
     /// # Errors
     /// As [`Store::read`].
     pub fn read_blocking<T>(&self, work: impl FnOnce(&mut Reader<'_>) -> Result<T, Error>) -> Result<T, Error> {
-        self.inner.read.with(|conn| self.inner.read(conn, work))
+        self.inner.connections.read.with(|conn| self.inner.read(conn, work))
     }
 
-    /// Writes in one transaction: committed when the closure returns `Ok`, rolled back when it returns `Err` or
-    /// panics. Once begun it is finished even if the caller goes away.
+    /// Writes in one transaction, as [`Owner::Background`]: committed when the closure returns `Ok`, rolled back when
+    /// it returns `Err` or panics. Once begun it is finished even if the caller goes away.
     ///
     /// # Errors
     /// What the closure returns; the store's own errors as in [`Store::read`], and those of the commit.
@@ -340,7 +401,23 @@ impl Store {
         T: Send + 'static,
         E: From<Error> + Send + 'static,
     {
-        self.hop(|inner| &inner.write, |inner, conn| inner.write(conn, work)).await
+        self.write_for(Owner::Background, work).await
+    }
+
+    /// [`Store::write`] for this owner.
+    ///
+    /// # Errors
+    /// As [`Store::write`] and [`Store::read_for`].
+    pub async fn write_for<T, E>(
+        &self,
+        owner: impl Into<Owner>,
+        work: impl FnOnce(&mut Writer<'_>) -> Result<T, E> + Send + 'static,
+    ) -> Result<Written<T>, E>
+    where
+        T: Send + 'static,
+        E: From<Error> + Send + 'static,
+    {
+        self.hop(ConnectionRole::Write, owner.into(), |inner, conn| inner.write(conn, work)).await
     }
 
     /// [`Store::write`] without a runtime, for the command line.
@@ -351,7 +428,7 @@ impl Store {
         &self,
         work: impl FnOnce(&mut Writer<'_>) -> Result<T, E>,
     ) -> Result<Written<T>, E> {
-        self.inner.write.with(|conn| self.inner.write(conn, work))
+        self.inner.connections.write.with(|conn| self.inner.write(conn, work))
     }
 
     /// Deletes in one small transaction after the other until one has nothing to delete: a day of ten
@@ -372,76 +449,147 @@ impl Store {
     }
 
     /// One read statement, which is a snapshot by itself, without the round trips of a transaction.
-    pub(crate) async fn read_one<T: Send + 'static>(
+    async fn read_one<T: Send + 'static>(
+        &self,
+        role: ConnectionRole,
+        owner: Owner,
+        work: impl FnOnce(&mut AnyConnection) -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        self.hop(role, owner, |inner, conn| inner.transact(conn, Mode::Autocommit, work)).await
+    }
+
+    /// One read statement of a verification.
+    pub(crate) async fn verification_read<T: Send + 'static>(
         &self,
         work: impl FnOnce(&mut AnyConnection) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
-        self.hop(|inner| &inner.read, |inner, conn| inner.transact(conn, Mode::Autocommit, work)).await
+        self.read_one(ConnectionRole::Verification, Owner::Background, work).await
     }
 
-    /// One statement about leases. On PostgreSQL it must be committed by itself: a process frozen inside a
+    /// One read statement about a session of the dashboard.
+    pub(crate) async fn session_read<T: Send + 'static>(
+        &self,
+        owner: Owner,
+        work: impl FnOnce(&mut AnyConnection) -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        self.read_one(ConnectionRole::Session, owner, work).await
+    }
+
+    /// How a write about leases runs. On PostgreSQL it must be committed by itself: a process frozen inside a
     /// transaction would hold the counter's lock. SQLite takes its write lock first.
+    fn lease_mode(&self) -> Mode {
+        match self.backend() {
+            Backend::Sqlite => Mode::Transaction,
+            Backend::Postgres => Mode::Autocommit,
+        }
+    }
+
+    /// One statement about leases.
     pub(crate) async fn lease_one<T: Send + 'static>(
         &self,
         work: impl FnOnce(&mut AnyConnection) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
-        let mode = match self.backend() {
-            Backend::Sqlite => Mode::Transaction,
-            Backend::Postgres => Mode::Autocommit,
-        };
-        self.hop(|inner| &inner.lease, move |inner, conn| inner.transact(conn, mode, work)).await
+        let mode = self.lease_mode();
+        self.hop(ConnectionRole::Lease, Owner::Background, move |inner, conn| inner.transact(conn, mode, work)).await
     }
 
-    /// A read statement of the lease keeping, which must not wait behind requests.
+    /// The statement that renews a lease. It is rejected, with `false`, when a change has been committed that the
+    /// verifier has not applied yet. On a SQLite file the writer is then kept for the next renewal: if this process
+    /// committed another change in between each time, it would lose its lease.
+    pub(crate) async fn renew_one(
+        &self,
+        work: impl FnOnce(&mut AnyConnection) -> Result<bool, Error> + Send + 'static,
+    ) -> Result<bool, Error> {
+        let mode = self.lease_mode();
+        let group = self.inner.connections.of(ConnectionRole::Lease);
+        let kept = self.inner.kept_for_renewal().permit.take();
+        let permit = match kept {
+            Some(permit) => permit,
+            None => self.acquire(group, Owner::Background).await?,
+        };
+        let run = self.run(group, permit, move |inner, conn| inner.transact(conn, mode, work));
+        let (renewed, permit) = run.await;
+        if matches!(renewed, Ok(false)) && matches!(self.inner.target, Target::File(_)) {
+            let number = {
+                let mut kept = self.inner.kept_for_renewal();
+                kept.number = kept.number.wrapping_add(1);
+                kept.permit = permit;
+                kept.number
+            };
+            let inner = Arc::clone(&self.inner);
+            tokio::spawn(async move {
+                tokio::time::sleep(KEPT_FOR_RENEWAL).await;
+                let mut kept = inner.kept_for_renewal();
+                if kept.number == number {
+                    kept.permit = None;
+                }
+            });
+        }
+        renewed
+    }
+
+    /// A read statement about leases.
     pub(crate) async fn lease_read<T: Send + 'static>(
         &self,
         work: impl FnOnce(&mut AnyConnection) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
-        let lane = |inner: &Inner| match inner.target.backend() {
-            Backend::Sqlite => inner.read.clone(),
-            Backend::Postgres => inner.lease.clone(),
-        };
-        self.hop_on(lane(&self.inner), |inner, conn| inner.transact(conn, Mode::Autocommit, work)).await
+        self.read_one(ConnectionRole::LeaseRead, Owner::Background, work).await
     }
 
+    /// Waits, within bounds, for a connection of that role and runs on the blocking pool.
     async fn hop<T, E>(
         &self,
-        lane: impl FnOnce(&Inner) -> &Lane,
+        role: ConnectionRole,
+        owner: Owner,
         work: impl FnOnce(&Inner, &mut AnyConnection) -> Result<T, E> + Send + 'static,
     ) -> Result<T, E>
     where
         T: Send + 'static,
         E: From<Error> + Send + 'static,
     {
-        self.hop_on(lane(&self.inner).clone(), work).await
+        let group = self.inner.connections.of(role);
+        let permit = self.acquire(group, owner).await?;
+        self.run(group, permit, work).await.0
     }
 
-    /// The one place that leaves the async world: waits, within bounds, for its turn and runs on the blocking pool.
-    async fn hop_on<T, E>(
+    async fn acquire(&self, group: &ConnectionGroup, owner: Owner) -> Result<Permit<Owner>, Error> {
+        let permit = group.semaphore.acquire(owner, group.priority);
+        match tokio::time::timeout(self.inner.acquire_timeout, permit).await {
+            Ok(Ok(permit)) => Ok(permit),
+            Ok(Err(full)) => {
+                tracing::warn!(%full, "a request for a database connection was rejected");
+                Err(Error::Busy)
+            }
+            Err(_) => {
+                tracing::warn!("no database connection became free in time");
+                Err(Error::Busy)
+            }
+        }
+    }
+
+    /// The one place that leaves the async world. Gives the permit back unless the work panicked or the runtime shuts
+    /// down.
+    async fn run<T, E>(
         &self,
-        lane: Lane,
+        group: &ConnectionGroup,
+        permit: Permit<Owner>,
         work: impl FnOnce(&Inner, &mut AnyConnection) -> Result<T, E> + Send + 'static,
-    ) -> Result<T, E>
+    ) -> (Result<T, E>, Option<Permit<Owner>>)
     where
         T: Send + 'static,
         E: From<Error> + Send + 'static,
     {
-        let turn = tokio::time::timeout(self.inner.acquire_timeout, lane.gate.clone().acquire_owned());
-        let Ok(Ok(turn)) = turn.await else {
-            tracing::warn!("no database connection became free in time");
-            return Err(Error::Busy.into());
-        };
-        let inner = self.inner.clone();
+        let (inner, group) = (Arc::clone(&self.inner), group.clone());
         let done = tokio::task::spawn_blocking(move || {
-            let _turn = turn;
-            lane.with(|conn| work(&inner, conn))
+            let permit = permit; // released when the work ends, even if the caller is gone
+            (group.with(|conn| work(&inner, conn)), permit)
         });
         match done.await {
-            Ok(result) => result,
+            Ok((result, permit)) => (result, Some(permit)),
             Err(error) => match error.try_into_panic() {
                 Ok(panic) => resume_unwind(panic),
                 // The runtime is shutting down.
-                Err(_) => Err(Error::Unavailable.into()),
+                Err(_) => (Err(Error::Unavailable.into()), None),
             },
         }
     }
@@ -453,7 +601,74 @@ impl fmt::Debug for Store {
     }
 }
 
-impl Lane {
+impl Connections {
+    fn new(target: &Target, size: u32, acquire_timeout: Duration) -> Self {
+        let group = |pool: &Pool<Manager>, connections: u32| ConnectionGroup {
+            pool: pool.clone(),
+            acquire_timeout,
+            semaphore: FairSemaphore::new(Limits::half_per_owner(connections as usize, WAITING)),
+            priority: Priority::Normal,
+        };
+        // For roles that have one owner.
+        let urgent = |group: &ConnectionGroup| ConnectionGroup { priority: Priority::Urgent, ..group.clone() };
+        let verification = size.div_ceil(2);
+        match target {
+            Target::Memory => {
+                let only = group(&pool(target, Use::Write, 1), 1);
+                let first = urgent(&only);
+                Self {
+                    read: only.clone(),
+                    write: only,
+                    lease: first.clone(),
+                    lease_read: first.clone(),
+                    verification: first.clone(),
+                    session: first,
+                }
+            }
+            Target::File(_) => {
+                let readers = |connections| group(&pool(target, Use::Read, connections), connections);
+                let write = group(&pool(target, Use::Write, 1), 1);
+                Self {
+                    read: readers(size),
+                    lease: urgent(&write),
+                    write,
+                    lease_read: urgent(&readers(LEASE_CONNECTIONS)),
+                    verification: urgent(&readers(verification)),
+                    session: readers(SESSION_CONNECTIONS),
+                }
+            }
+            // One pool for all roles, so that a connection which is not needed by one serves another; the semaphores
+            // keep the shares apart.
+            Target::Postgres(_) => {
+                let all = size + LEASE_CONNECTIONS + verification + SESSION_CONNECTIONS;
+                let all = pool(target, Use::Write, all);
+                let requests = group(&all, size);
+                let lease = urgent(&group(&all, LEASE_CONNECTIONS));
+                Self {
+                    read: requests.clone(),
+                    write: requests,
+                    lease: lease.clone(),
+                    lease_read: lease,
+                    verification: urgent(&group(&all, verification)),
+                    session: group(&all, SESSION_CONNECTIONS),
+                }
+            }
+        }
+    }
+
+    fn of(&self, role: ConnectionRole) -> &ConnectionGroup {
+        match role {
+            ConnectionRole::Read => &self.read,
+            ConnectionRole::Write => &self.write,
+            ConnectionRole::Lease => &self.lease,
+            ConnectionRole::LeaseRead => &self.lease_read,
+            ConnectionRole::Verification => &self.verification,
+            ConnectionRole::Session => &self.session,
+        }
+    }
+}
+
+impl ConnectionGroup {
     fn connection(&self) -> Result<diesel::r2d2::PooledConnection<Manager>, Error> {
         // The pool's handler has logged why no connection could be made.
         self.pool.get_timeout(self.acquire_timeout).map_err(|_| Error::Unavailable)
@@ -469,6 +684,10 @@ impl Lane {
 }
 
 impl Inner {
+    fn kept_for_renewal(&self) -> MutexGuard<'_, KeptForRenewal> {
+        self.kept_for_renewal.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn read<T>(
         &self,
         conn: &mut AnyConnection,

@@ -38,7 +38,7 @@ impl Store {
     /// # Errors
     /// [`Error`].
     pub async fn find_by_digest(&self, digest: Digest) -> Result<Snapshot<FoundKey>, Error> {
-        self.read_one(move |conn| {
+        self.verification_read(move |conn| {
             let (seq, key, application, model): (i64, Option<KeyRow>, Option<ApplicationRow>, Option<String>) =
                 change_counter::table
                     .left_join(api_keys::table.on(api_keys::digest.eq(digest.as_bytes().to_vec())))
@@ -72,7 +72,7 @@ impl Store {
     /// # Errors
     /// [`Error`].
     pub async fn find_service_key(&self, digest: Digest) -> Result<Snapshot<ServiceKey>, Error> {
-        self.read_one(move |conn| {
+        self.verification_read(move |conn| {
             let (seq, key): (i64, Option<ServiceKeyRow>) =
                 change_counter::table
                     .left_join(service_keys::table.on(

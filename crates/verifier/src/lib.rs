@@ -67,4 +67,4 @@ pub use source::{News, Poll, Primary, ServiceSnapshot, Snapshot, Source, Unavail
 pub use stats::Stats;
 pub use tollkey_core::{ChangeLog, Changed, Position, Seq, Usage, VerifierId};
 pub use verdict::{Known, RateStatus, Verdict};
-pub use verifier::{Settings, Verifier};
+pub use verifier::{Requester, Settings, Verifier};

@@ -11,7 +11,7 @@ use tollkey_core::{Digest, Usage, VerifierId};
 use crate::{
     clock::nanos,
     source::{News, Poll, Primary, Snapshot, Source, Unavailable, Upstream},
-    verifier::Verifier,
+    verifier::{Requester, Verifier},
 };
 
 /// How many changes one answer brings.
@@ -28,7 +28,7 @@ impl<S: Primary> Source for Verifier<S> {
                 inner.counters.hits.count();
                 Ok(Snapshot { seq: applied.seq, record: Some(entry.record.clone()) })
             }
-            None => inner.fetch(digest).await.map(|(snapshot, _)| snapshot),
+            None => inner.fetch(digest, Requester::Service).await.map(|(snapshot, _)| snapshot),
         }
     }
 }

@@ -1,6 +1,7 @@
 //! One verification: memory, else the source; then the judgement.
 
 use std::{
+    net::IpAddr,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -10,9 +11,11 @@ use std::{
 
 use tokio::sync::{Mutex, Notify, Semaphore, watch};
 use tollkey_core::{
-    Clock, Denial, Digest, Need, Position, ServiceKeyId, Usage, VerifierId, decide,
+    AccountId, Clock, Denial, Digest, Need, Position, ServiceKeyId, Usage, VerifierId, decide,
     key_text::{Kind, without_scheme},
+    network::client_network,
 };
+use tollkey_fair::{FairSemaphore, Limits, Priority};
 
 use crate::{
     clock::nanos,
@@ -34,18 +37,63 @@ const FAILURES: u64 = 3;
 pub struct Settings {
     /// How many keys are remembered. Beyond that, keys not used lately are forgotten.
     pub max_entries: usize,
-    /// How many verifications may ask the source at the same time.
+    /// How many look-ups the source gets at the same time: half of them for clients, half for authenticated callers, and
+    /// in either half no [`Requester`] has more than half of it.
     pub max_misses: usize,
-    /// How many more may wait for their turn. Whoever comes then is answered [`Unavailable`] at once.
+    /// How many more look-ups of clients can wait, and how many of authenticated callers. Requesters are served in turn.
+    /// When so many wait, the requester with the most of them gets [`Unavailable`] immediately.
     pub max_waiting: usize,
     /// How long it may take until one has had its turn and its answer, before it is answered [`Unavailable`].
     pub miss_limit: Duration,
 }
 
 impl Default for Settings {
-    /// A million keys; 64 questions at a time, 1024 waiting; two seconds.
+    /// A million keys; 64 look-ups at a time, 1024 of either half waiting; two seconds.
     fn default() -> Self {
         Self { max_entries: 1_000_000, max_misses: 64, max_waiting: 1024, miss_limit: Duration::from_secs(2) }
+    }
+}
+
+/// Who a look-up is made for. Look-ups are shared fairly among requesters, so that random keys of one of them do not
+/// exclude the keys of others.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Requester {
+    /// A client that presents a key or a service key, by the network of its address; `None` where that is not known.
+    Client(Option<IpAddr>),
+    /// A resource server or another subscriber, authenticated.
+    Service,
+    /// A secret key of this account that verifies other keys, authenticated.
+    Account(AccountId),
+}
+
+impl Requester {
+    /// The client at this address, by [`client_network`].
+    #[must_use]
+    pub fn client(address: Option<IpAddr>) -> Self {
+        Self::Client(address.map(client_network))
+    }
+}
+
+/// The look-ups that the source gets at the same time. Clients and authenticated callers have a semaphore each, so that
+/// strangers, who have any number of addresses, exclude no authenticated caller.
+struct LookUps {
+    clients: FairSemaphore<Requester>,
+    authenticated: FairSemaphore<Requester>,
+}
+
+impl LookUps {
+    fn new(settings: &Settings) -> Self {
+        let half = |permits| FairSemaphore::new(Limits::half_per_owner(permits, settings.max_waiting));
+        let clients = settings.max_misses.div_ceil(2);
+        Self { clients: half(clients), authenticated: half(settings.max_misses.saturating_sub(clients)) }
+    }
+
+    fn of(&self, requester: &Requester) -> &FairSemaphore<Requester> {
+        match requester {
+            Requester::Client(_) => &self.clients,
+            Requester::Service | Requester::Account(_) => &self.authenticated,
+        }
     }
 }
 
@@ -82,9 +130,7 @@ pub(crate) struct Inner<S> {
     pub(crate) poked: Notify,
     pub(crate) counters: Counters,
     pub(crate) ledger: Ledger,
-    misses: Semaphore,
-    /// Places for those that wait for a permit of `misses`.
-    waiting: Semaphore,
+    look_ups: LookUps,
     /// How many questions the source has left without an answer since the last one it gave.
     pub(crate) failures: AtomicU64,
     probe: Semaphore,
@@ -109,11 +155,15 @@ impl<S: Primary> Verifier<S> {
         Ok(Self::with(id, source, clock, settings, lease, applied))
     }
 
-    /// Which service key the presented text is, if it is one.
+    /// Which service key the presented text is, if it is one. `client_ip` is the address of the client that presents it.
     ///
     /// # Errors
     /// [`Unavailable`], as for [`Verifier::verify`].
-    pub async fn verify_service_key(&self, presented: &str) -> Result<Option<ServiceKeyId>, Unavailable> {
+    pub async fn verify_service_key(
+        &self,
+        presented: &str,
+        client_ip: Option<IpAddr>,
+    ) -> Result<Option<ServiceKeyId>, Unavailable> {
         let text = without_scheme(presented);
         if Kind::of(text) != Some(Kind::ServiceKey) {
             return Ok(None);
@@ -124,7 +174,7 @@ impl<S: Primary> Verifier<S> {
                 self.0.counters.hits.count();
                 Ok(Some(id))
             }
-            None => self.0.ask_service_key(&digest).await,
+            None => self.0.ask_service_key(&digest, Requester::client(client_ip)).await,
         }
     }
 }
@@ -151,8 +201,7 @@ impl<S: Source> Verifier<S> {
             poked: Notify::new(),
             counters: Counters::default(),
             ledger: Ledger::new(settings.max_entries.saturating_mul(2).clamp(1024, 4_000_000)),
-            misses: Semaphore::new(settings.max_misses.clamp(1, Semaphore::MAX_PERMITS)),
-            waiting: Semaphore::new(settings.max_waiting.min(Semaphore::MAX_PERMITS)),
+            look_ups: LookUps::new(&settings),
             failures: AtomicU64::new(0),
             probe: Semaphore::new(1),
             miss_limit: settings.miss_limit,
@@ -187,6 +236,33 @@ impl<S: Source> Verifier<S> {
     /// As there.
     pub async fn hold(&self, presented: &str, need: &Need<'_>) -> Result<Verdict, Unavailable> {
         self.verdict(presented, need, Purpose::Hold).await
+    }
+
+    /// [`Verifier::verify`] where the look-up is not made for the client at [`Need::client_ip`]: an
+    /// authenticated caller presents the keys of others. `requester` is called when there has to be a look-up.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn verify_for(
+        &self,
+        requester: impl FnOnce() -> Requester,
+        presented: &str,
+        need: &Need<'_>,
+    ) -> Result<Verdict, Unavailable> {
+        self.verdict_for(requester, presented, need, Purpose::Use).await
+    }
+
+    /// [`Verifier::look`], as [`Verifier::verify_for`] is [`Verifier::verify`].
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn look_for(
+        &self,
+        requester: impl FnOnce() -> Requester,
+        presented: &str,
+        need: &Need<'_>,
+    ) -> Result<Verdict, Unavailable> {
+        self.verdict_for(requester, presented, need, Purpose::Look).await
     }
 
     /// [`Verifier::hold`] where nobody has to be asked for it; `None` where somebody has.
@@ -252,9 +328,19 @@ impl<S: Source> Verifier<S> {
     }
 
     async fn verdict(&self, presented: &str, need: &Need<'_>, purpose: Purpose) -> Result<Verdict, Unavailable> {
+        self.verdict_for(|| Requester::client(need.client_ip), presented, need, purpose).await
+    }
+
+    async fn verdict_for(
+        &self,
+        requester: impl FnOnce() -> Requester,
+        presented: &str,
+        need: &Need<'_>,
+        purpose: Purpose,
+    ) -> Result<Verdict, Unavailable> {
         match self.remembered(presented, need, purpose) {
             Ok(verdict) => Ok(verdict),
-            Err(digest) => self.0.ask(&digest, need, purpose).await,
+            Err(digest) => self.0.ask(&digest, need, purpose, requester()).await,
         }
     }
 
@@ -354,50 +440,57 @@ impl<S: Source> Inner<S> {
         Verdict { outcome, record: Some(Known(entry)), rate, retry_after_seconds, judged_at: elapsed }
     }
 
-    async fn ask(&self, digest: &Digest, need: &Need<'_>, purpose: Purpose) -> Result<Verdict, Unavailable> {
-        let (_, entry) = self.fetch(digest).await?;
+    async fn ask(
+        &self,
+        digest: &Digest,
+        need: &Need<'_>,
+        purpose: Purpose,
+        requester: Requester,
+    ) -> Result<Verdict, Unavailable> {
+        let (_, entry) = self.fetch(digest, requester).await?;
         // An unknown key is not remembered: it could be created a moment later.
         let Some(entry) = entry else { return Ok(Verdict::unknown()) };
         Ok(self.judge(entry, need, nanos(self.clock.elapsed()), purpose))
     }
 
     /// Asks the source for a key, and remembers it if that is safe.
-    pub(crate) async fn fetch(&self, digest: &Digest) -> Result<(Snapshot, Option<Arc<Entry>>), Unavailable> {
-        let (snapshot, generation) = self.miss(self.source.find(digest)).await?;
+    pub(crate) async fn fetch(
+        &self,
+        digest: &Digest,
+        requester: Requester,
+    ) -> Result<(Snapshot, Option<Arc<Entry>>), Unavailable> {
+        let (snapshot, generation) = self.miss(self.source.find(digest), requester).await?;
         let Some(record) = snapshot.record.clone() else { return Ok((snapshot, None)) };
         let entry = self.memory.learn(digest, snapshot.seq, generation, record, nanos(self.clock.elapsed()));
         Ok((snapshot, Some(entry)))
     }
 
-    /// Asks the source when it is this question's turn, all within the limit, and only where not too many wait already:
-    /// a flood of keys that nobody knows slows others that have to be asked for, and nothing else. While the source gives
-    /// no answers, one question at a time finds out whether it does again, and all others are told at once. Gives the
-    /// answer with the state of the memory at which it was asked for.
+    /// Asks the source when it is the requester's turn, all within the limit, and only where not too many wait already:
+    /// a flood of unknown keys slows the look-ups of its own requester, and nothing else. While the source does not
+    /// respond, one look-up at a time finds out whether it does again, and all others fail immediately. Returns the
+    /// response with the state of the cache at which it was requested.
     async fn miss<T>(
         &self,
         question: impl Future<Output = Result<T, Unavailable>>,
+        requester: Requester,
     ) -> Result<(T, Generation), Unavailable> {
         count(&self.counters.misses);
-        let answer = self.answer(question).await;
+        let answer = self.answer(question, requester).await;
         answer.inspect_err(|_| count(&self.counters.unavailable))
     }
 
     async fn answer<T>(
         &self,
         question: impl Future<Output = Result<T, Unavailable>>,
+        requester: Requester,
     ) -> Result<(T, Generation), Unavailable> {
         let begun = self.clock.elapsed();
         let fails = self.failures.load(Ordering::Relaxed) >= FAILURES;
         let _probe = if fails { Some(self.probe.try_acquire().map_err(|_| Unavailable)?) } else { None };
         let mut asked_at = None;
         let answer = self.within(self.miss_limit, async {
-            let _turn = match self.misses.try_acquire() {
-                Ok(turn) => turn,
-                Err(_) => {
-                    let _place = self.waiting.try_acquire().map_err(|_| Unavailable)?;
-                    self.misses.acquire().await.map_err(|_| Unavailable)?
-                }
-            };
+            let look_ups = self.look_ups.of(&requester);
+            let _permit = look_ups.acquire(requester, Priority::Normal).await.map_err(|_| Unavailable)?;
             asked_at = Some(self.clock.elapsed());
             let generation = self.memory.generation();
             Ok((question.await?, generation))
@@ -418,8 +511,12 @@ impl<S: Source> Inner<S> {
 }
 
 impl<S: Primary> Inner<S> {
-    async fn ask_service_key(&self, digest: &Digest) -> Result<Option<ServiceKeyId>, Unavailable> {
-        let (snapshot, generation) = self.miss(self.source.find_service_key(digest)).await?;
+    async fn ask_service_key(
+        &self,
+        digest: &Digest,
+        requester: Requester,
+    ) -> Result<Option<ServiceKeyId>, Unavailable> {
+        let (snapshot, generation) = self.miss(self.source.find_service_key(digest), requester).await?;
         if let Some(id) = snapshot.id {
             self.memory.learn_service_key(digest, snapshot.seq, generation, id);
         }

@@ -239,7 +239,7 @@ async fn measure_with(
         let keys = store
             .read(move |db| {
                 let filter = KeyFilter { families: &[Family::Commerce], ..KeyFilter::default() };
-                db.account(&account).keys(&filter, None, 1_000)
+                Ok(db.account(&account).keys(&filter, None, 1_000)?.keys)
             })
             .await?;
         list.push(started.elapsed());

@@ -32,7 +32,8 @@ use tollkey_core::{
     key_text::{Kind, without_scheme},
     network::client_address,
 };
-use tollkey_verifier::{Known, RateStatus, Verdict};
+use tollkey_store::Owner;
+use tollkey_verifier::{Known, RateStatus, Requester, Verdict};
 
 pub use credential::{Credential, credential};
 
@@ -107,7 +108,7 @@ pub struct Allowance {
 
 /// Judges an API key, and says a denial as HTTP does.
 async fn judge(request: &HttpRequest, state: &State, text: &str, need: &Need<'_>) -> Result<Known, Problem> {
-    let verdict = state.verify(text, need).await?;
+    let verdict = state.verify(|| requester(request, state), text, need).await?;
     if let Some(rate) = verdict.rate {
         let retry_after_seconds = verdict.retry_after_seconds;
         request.extensions_mut().insert(Allowance { rate, retry_after_seconds });
@@ -116,8 +117,14 @@ async fn judge(request: &HttpRequest, state: &State, text: &str, need: &Need<'_>
 }
 
 /// Judges an API key that will be refused all the same: in the order of all denials, but as no use of it.
-async fn look(state: &State, text: &str, need: &Need<'_>) -> Result<Known, Problem> {
-    known(state.look(text, need).await?)
+async fn look(request: &HttpRequest, state: &State, text: &str, need: &Need<'_>) -> Result<Known, Problem> {
+    known(state.look(|| requester(request, state), text, need).await?)
+}
+
+/// The client that presents the credential of a request, for look-ups before the credential is known: by the forwarded
+/// address, or by that of the connection where no proxy forwards one.
+fn requester(request: &HttpRequest, state: &State) -> Requester {
+    Requester::client(client_ip(request, state))
 }
 
 fn known(verdict: Verdict) -> Result<Known, Problem> {
@@ -149,7 +156,7 @@ pub async fn judge_presented(request: &HttpRequest, state: &State, need: &Need<'
 /// As [`judge_presented`], but for `rate_limited`.
 pub async fn look_at_presented(request: &HttpRequest, state: &State, need: &Need<'_>) -> Result<Known, Problem> {
     match presented_key(request) {
-        Some(text) => look(state, text, need).await,
+        Some(text) => look(request, state, text, need).await,
         None => Err(no_key(request, state).await),
     }
 }
@@ -189,12 +196,16 @@ async fn identify(request: &HttpRequest, state: &State, wanted: &[Family]) -> Re
             let key = if wanted.contains(&family) {
                 judge(request, state, text, &need).await
             } else {
-                look(state, text, &need).await
+                look(request, state, text, &need).await
             };
             key.map(Caller::Key)
         }
         Some(Kind::ServiceKey) => {
-            let id = state.verifier.verify_service_key(text).await.map_err(|_| Problem::unavailable())?;
+            let id = state
+                .verifier
+                .verify_service_key(text, client_ip(request, state))
+                .await
+                .map_err(|_| Problem::unavailable())?;
             id.map(Caller::ServiceKey).ok_or_else(Problem::invalid_api_key)
         }
         // A management token has three parts; anything else can only be meant as a key.
@@ -259,6 +270,13 @@ pub struct Manager {
     pub ip: Option<IpAddr>,
     /// The key that manages, if one does: what it makes stays beneath it.
     pub key: Option<Known>,
+}
+
+/// What a manager does counts as work of the managed account, also what an operator does there.
+impl From<&Manager> for Owner {
+    fn from(manager: &Manager) -> Self {
+        Self::from(&manager.account_id)
+    }
 }
 
 impl Manager {
@@ -355,6 +373,15 @@ pub enum Verifying {
 }
 
 impl Verifying {
+    /// Whom its look-ups are made for: an authenticated caller presents the keys of others.
+    #[must_use]
+    pub fn requester(&self) -> Requester {
+        match self {
+            Self::Service => Requester::Service,
+            Self::SecretKey(record) => Requester::Account(record.key.account_id.clone()),
+        }
+    }
+
     /// What it may see.
     #[must_use]
     pub fn viewer(&self) -> Option<Viewer<'_>> {

@@ -95,7 +95,7 @@ pub(super) const DATABASE_POOL: Setting = Setting {
     flag: Some("database-pool"),
     form: Form::Number,
     default: Some("8"),
-    help: "Most connections to the database",
+    help: "Most database connections for management requests; others have their own",
 };
 pub(super) const MIGRATE: Setting = Setting {
     env: "TOLLKEY_MIGRATE",

@@ -6,6 +6,8 @@ use tollkey_core::{
     audit::{Action, Target},
 };
 
+use tollkey_store::Owner;
+
 use crate::{caller::Manager, state::State};
 
 /// An account; one nobody has set anything for is as good as any.
@@ -13,7 +15,7 @@ use crate::{caller::Manager, state::State};
 /// # Errors
 /// `unavailable`.
 pub async fn get(state: &State, id: AccountId) -> Result<Account, Problem> {
-    state.read(move |db| db.account(&id).get()).await
+    state.read(Owner::from(&id), move |db| db.account(&id).get()).await
 }
 
 /// Sets how the managed account does business. Applies to keys already made.
@@ -25,7 +27,7 @@ pub async fn set_operating_model(state: &State, by: &Manager, model: OperatingMo
     let account_id = by.account_id.clone();
     let mut draft = by.draft(state, Action::AccountUpdated, Target::account(&account_id), json!({}));
     state
-        .ensure(move |tx| {
+        .ensure(by, move |tx| {
             let mut account = tx.account(&account_id);
             account.lock()?;
             let before = account.get()?.operating_model;

@@ -10,7 +10,7 @@ use tollkey_core::{
     lineage::Root,
     metadata::Metadata,
 };
-use tollkey_store::{AccountWriter, DayUsage, KeyCursor, KeyFilter};
+use tollkey_store::{AccountWriter, DayUsage, KeyCursor, KeyFilter, KeyPage};
 
 use super::{
     Page,
@@ -157,7 +157,7 @@ async fn insert(
     let (key, text) = wanted.mint(state, by, family, application_id)?;
     let draft = by.draft(state, Action::ApiKeyCreated, Target::key(key.id, key.mode), described(&key).into());
     let digest = text.digest();
-    idempotency::create(state, creating, say, move |tx| {
+    idempotency::create(state, by, creating, say, move |tx| {
         let mut account = tx.account(&key.account_id);
         allow(&mut account, &key)?;
         account.insert_key(&key, &digest)?;
@@ -227,7 +227,7 @@ pub async fn rotate(
     let account_id = by.account_id.clone();
     let (drafts, random) = (by.drafts(state), state.random.clone());
     let limit = state.policy.account_key_limit;
-    idempotency::create(state, creating, say, move |tx| {
+    idempotency::create(state, by, creating, say, move |tx| {
         let mut account = tx.account(&account_id);
         let before = account.lock_key(COMMERCE, &id)?.ok_or_else(Problem::not_found)?;
         let mut key = before.clone();
@@ -256,7 +256,7 @@ pub async fn rotate(
 /// `not_found`.
 pub async fn get(state: &State, by: &Manager, families: &'static [Family], id: KeyId) -> Result<ApiKey, Problem> {
     let (account_id, sees) = (by.account_id.clone(), by.sees());
-    let key = state.read(move |db| db.account(&account_id).key(families, &id)).await?;
+    let key = state.read(by, move |db| db.account(&account_id).key(families, &id)).await?;
     key.filter(|key| sees.is_none_or(|mode| mode == key.mode)).ok_or_else(Problem::not_found)
 }
 
@@ -267,13 +267,14 @@ pub async fn get(state: &State, by: &Manager, families: &'static [Family], id: K
 /// `unavailable`.
 pub async fn usage(state: &State, by: &Manager, id: KeyId, since_day: i32) -> Result<Vec<DayUsage>, Problem> {
     let account_id = by.account_id.clone();
-    state.read(move |db| db.account(&account_id).usage(&id, since_day)).await
+    state.read(by, move |db| db.account(&account_id).usage(&id, since_day)).await
 }
 
 /// Keys, and where to go on.
 #[derive(Debug)]
 pub struct Found {
-    /// The keys, newest first.
+    /// The keys, newest first. There may be fewer than asked for, or none, although there is a `next`: a search examines
+    /// a bounded number of keys.
     pub keys: Vec<ApiKey>,
     /// Where the next ones begin; `None` at the end.
     pub next: Option<KeyCursor>,
@@ -339,7 +340,7 @@ pub async fn list(
     if sees.is_some() && wanted.mode.is_some() && sees != wanted.mode {
         return Ok(Found { keys: Vec::new(), next: None });
     }
-    let read = state.read(move |db| {
+    let read = state.read(by, move |db| {
         let filter = KeyFilter {
             families: wanted.families,
             mode: sees.or(wanted.mode),
@@ -347,13 +348,12 @@ pub async fn list(
             status: wanted.status.map(|status| (status, now)),
             text: wanted.text.as_deref(),
         };
-        db.account(&account_id).keys(&filter, after, limit + 1)
+        db.account(&account_id).keys(&filter, after, limit)
     });
-    let mut keys = read.await?;
-    let more = keys.len() > limit as usize;
-    keys.truncate(limit as usize);
-    let more = end_at(&mut keys, PAGE_BYTES) || more;
-    let next = keys.last().filter(|_| more).map(KeyCursor::from);
+    let KeyPage { mut keys, mut next } = read.await?;
+    if end_at(&mut keys, PAGE_BYTES) {
+        next = keys.last().map(KeyCursor::from);
+    }
     Ok(Found { keys, next })
 }
 
@@ -369,7 +369,7 @@ pub async fn page_of_application(
     limit: u32,
 ) -> Result<Page<ApiKey>, Problem> {
     let account_id = by.account_id.clone();
-    let found = state.read(move |db| {
+    let found = state.read(by, move |db| {
         let mut account = db.account(&account_id);
         match account.application(&application_id)? {
             Some(_) => account.application_keys(&application_id, page, limit).map(Some),
@@ -394,7 +394,7 @@ pub async fn update(
     let account_id = by.account_id.clone();
     let drafts = by.drafts(state);
     state
-        .ensure(move |tx| {
+        .ensure(by, move |tx| {
             let mut account = tx.account(&account_id);
             let before = account.lock_key(COMMERCE, &id)?.ok_or_else(Problem::not_found)?;
             before.changeable(now)?;
@@ -511,7 +511,7 @@ async fn transition(
     let (account_id, sees) = (by.account_id.clone(), by.sees());
     let drafts = by.drafts(state);
     state
-        .ensure(move |tx| {
+        .ensure(by, move |tx| {
             let mut account = tx.account(&account_id);
             if let Some(id) = &application_id {
                 account.lock_application(id)?.ok_or_else(Problem::not_found)?;

@@ -43,7 +43,7 @@ pub async fn create(
     };
     let changes = json!({"name": application.name, "description": application.description});
     let draft = by.draft(state, Action::ApplicationCreated, Target::application(application.id), changes);
-    idempotency::create(state, creating, say, move |tx| {
+    idempotency::create(state, by, creating, say, move |tx| {
         let mut account = tx.account(&application.account_id);
         account.insert_application(&application)?;
         account.append(draft)?;
@@ -65,7 +65,7 @@ pub async fn page(
 ) -> Result<Page<(Application, Vec<ApiKey>)>, Problem> {
     let account_id = by.account_id.clone();
     state
-        .read(move |db| {
+        .read(by, move |db| {
             let mut account = db.account(&account_id);
             let found = account.applications(page, limit)?;
             let mut keys = Vec::new();
@@ -97,7 +97,7 @@ pub async fn page(
 /// `not_found`.
 pub async fn get(state: &State, by: &Manager, id: ApplicationId) -> Result<Application, Problem> {
     let account_id = by.account_id.clone();
-    state.read(move |db| db.account(&account_id).application(&id)).await?.ok_or_else(Problem::not_found)
+    state.read(by, move |db| db.account(&account_id).application(&id)).await?.ok_or_else(Problem::not_found)
 }
 
 /// The newest applications, and those of these that there are.
@@ -122,7 +122,7 @@ pub async fn newest_and(
         }
         Ok(found)
     };
-    state.read(work).await
+    state.read(by, work).await
 }
 
 /// Changes the name or the description; `None` leaves it as it is.
@@ -185,7 +185,7 @@ async fn modify(
     let mut draft = by.draft(state, action, Target::application(id), Value::Null);
     let account_id = by.account_id.clone();
     state
-        .ensure(move |tx| {
+        .ensure(by, move |tx| {
             let mut account = tx.account(&account_id);
             let mut application = account.lock_application(&id)?.ok_or_else(Problem::not_found)?;
             let changes = edit(&mut application);
@@ -210,7 +210,7 @@ pub async fn delete(state: &State, by: &Manager, id: ApplicationId) -> Result<()
     let pending = by.pending_revocation(Root::Application(id), now);
     let account_id = by.account_id.clone();
     let deleted = state
-        .change(move |tx| {
+        .change(by, move |tx| {
             let mut account = tx.account(&account_id);
             account.lock_application(&id)?.ok_or_else(Problem::not_found)?;
             account.delete_application(&id, now)?;

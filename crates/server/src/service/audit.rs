@@ -11,7 +11,7 @@ use tollkey_core::{
     AccountId, Problem, ProblemCode,
     audit::{self, Action, ChainError, Entry, Hash, Head},
 };
-use tollkey_store::{AuditFilter, Reader};
+use tollkey_store::{AuditFilter, AuditPage, Reader};
 
 use crate::{caller::Manager, state::State};
 
@@ -37,7 +37,8 @@ pub struct Filter {
 /// Entries, newest first, and where to go on.
 #[derive(Debug)]
 pub struct Found {
-    /// The entries.
+    /// The entries. There may be fewer than asked for, or none, although there is a `next`: a search examines a bounded
+    /// number of entries.
     pub entries: Vec<Entry>,
     /// What to give as `before` for the next ones; `None` at the end.
     pub next: Option<u64>,
@@ -50,8 +51,8 @@ pub struct Found {
 pub async fn list(state: &State, by: &Manager, filter: Filter) -> Result<Found, Problem> {
     let account_id = by.account_id.clone();
     let (limit, mode) = (filter.limit, by.sees());
-    let mut entries = state
-        .read(move |db| {
+    let AuditPage { entries, next } = state
+        .read(by, move |db| {
             let wanted = AuditFilter {
                 action: filter.action,
                 target_id: filter.target_id,
@@ -60,12 +61,9 @@ pub async fn list(state: &State, by: &Manager, filter: Filter) -> Result<Found, 
                 until: filter.until,
                 mode,
             };
-            db.account(&account_id).audit_log(&wanted, filter.before, limit + 1)
+            db.account(&account_id).audit_log(&wanted, filter.before, limit)
         })
         .await?;
-    let more = entries.len() > limit as usize;
-    entries.truncate(limit as usize);
-    let next = entries.last().filter(|_| more).map(|entry| entry.seq);
     Ok(Found { entries, next })
 }
 
@@ -199,7 +197,7 @@ pub async fn check_account(state: &State, by: &Manager) -> Result<Checked, Probl
         let _place = place;
         check(db, Some(&account_id), &[])
     };
-    state.read(work).await
+    state.read(by, work).await
 }
 
 #[cfg(test)]

@@ -18,8 +18,8 @@ use aws_lc_rs::{
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize, Serializer};
 use tollkey_api::Secret;
-use tollkey_core::{Invalid, Mode, Problem, ProblemCode, audit::Actor};
-use tollkey_store::{KeptAnswer, Writer};
+use tollkey_core::{AccountId, Invalid, Mode, Problem, ProblemCode, audit::Actor};
+use tollkey_store::{KeptAnswer, Owner, Writer};
 use zeroize::Zeroizing;
 
 use crate::state::State;
@@ -68,6 +68,12 @@ pub struct Place<'a> {
     pub method: &'a str,
     /// Its path.
     pub path: &'a str,
+}
+
+impl Place<'_> {
+    fn owner(&self) -> Owner {
+        self.account.parse::<AccountId>().map_or(Owner::Operator, Owner::Account)
+    }
 }
 
 /// The answer to a creating request, before its surface wraps it.
@@ -179,7 +185,7 @@ pub async fn begin(
     let request = Repeatable::new(state, place, &key, body)?;
     let (id, since) = (request.id, request.since());
     // Looked up before the request is judged: what was valid then (an end in the future) need not be valid now.
-    let Some(kept) = state.read(move |db| db.kept_answer(&id, since)).await? else {
+    let Some(kept) = state.read(place.owner(), move |db| db.kept_answer(&id, since)).await? else {
         return Ok(Begun::Fresh(Creating(Some(request.reserve(&state.sealer)?))));
     };
     let answered = request.open(&kept)?;
@@ -194,12 +200,13 @@ pub async fn begin(
 /// What `work` returns, and those of [`begin`] for requests that began at the same time.
 pub async fn create<T: 'static>(
     state: &State,
+    owner: impl Into<Owner>,
     Creating(reservation): Creating,
     say: impl FnOnce(T) -> Answered + Send + 'static,
     work: impl FnOnce(&mut Writer<'_>) -> Result<T, Problem> + Send + 'static,
 ) -> Result<Said, Problem> {
     let said = state
-        .change(move |tx| {
+        .change(owner, move |tx| {
             let request = reservation.as_ref().map(|reservation| &reservation.request);
             if let Some(request) = request {
                 if !tx.reserve_answer(&request.id)? {

@@ -14,6 +14,8 @@ use tollkey_core::{
     lineage::{PendingRevocation, Root},
 };
 
+use tollkey_store::Owner;
+
 use super::api_keys::status_change;
 use crate::{caller::Manager, state::State};
 
@@ -64,8 +66,9 @@ pub async fn record_pending(state: &State) -> Result<(), Problem> {
         let mut after = None;
         loop {
             let behind = after.clone();
-            let accounts =
-                state.read(move |db| db.accounts_with_pending_revocations(behind.as_ref(), ACCOUNTS)).await?;
+            let accounts = state
+                .read(Owner::Background, move |db| db.accounts_with_pending_revocations(behind.as_ref(), ACCOUNTS))
+                .await?;
             for account in &accounts {
                 match record_batch(state, account.clone()).await {
                     Ok(recorded) => progress |= recorded,
@@ -89,7 +92,7 @@ pub async fn record_pending(state: &State) -> Result<(), Problem> {
 async fn record_batch(state: &State, account_id: AccountId) -> Result<bool, Problem> {
     let (random, clock) = (state.random.clone(), state.clock.clone());
     state
-        .change(move |tx| {
+        .change(Owner::Background, move |tx| {
             let mut account = tx.account(&account_id);
             let Some(mut batch) = account.next_batch(BATCH)? else { return Ok(false) };
             let keys = std::mem::take(&mut batch.keys);

@@ -3,6 +3,8 @@
 
 use tollkey_core::{KeyText, Problem, ServiceKey, ServiceKeyId, api_key::Transition, key_text::Kind};
 
+use tollkey_store::Owner;
+
 use super::idempotency::{self, Answered, Creating, Said};
 use crate::state::State;
 
@@ -27,7 +29,7 @@ pub async fn create(state: &State, by: &str, name: String) -> Result<(ServiceKey
     let (key, text) = mint(state, name);
     let digest = text.digest();
     let key = state
-        .change(move |tx| {
+        .change(Owner::Operator, move |tx| {
             tx.insert_service_key(&key, &digest)?;
             Ok(key)
         })
@@ -49,7 +51,7 @@ pub async fn create_once(
 ) -> Result<Said, Problem> {
     let (key, text) = mint(state, name);
     let (id, digest) = (key.id, text.digest());
-    let said = idempotency::create(state, creating, say, move |tx| {
+    let said = idempotency::create(state, Owner::Operator, creating, say, move |tx| {
         tx.insert_service_key(&key, &digest)?;
         Ok((key, text))
     })
@@ -65,7 +67,7 @@ pub async fn create_once(
 /// # Errors
 /// `unavailable`.
 pub async fn list(state: &State) -> Result<Vec<ServiceKey>, Problem> {
-    state.read(|db| db.service_keys(LISTED)).await
+    state.read(Owner::Operator, |db| db.service_keys(LISTED)).await
 }
 
 /// Revokes a service key; a repeat changes nothing. Either way it is dead everywhere once this returns.
@@ -74,7 +76,9 @@ pub async fn list(state: &State) -> Result<Vec<ServiceKey>, Problem> {
 /// `not_found`.
 pub async fn revoke(state: &State, by: &str, id: ServiceKeyId) -> Result<(), Problem> {
     let now = state.clock.now();
-    let transition = state.ensure(move |tx| tx.revoke_service_key(&id, now)?.ok_or_else(Problem::not_found)).await?;
+    let transition = state
+        .ensure(Owner::Operator, move |tx| tx.revoke_service_key(&id, now)?.ok_or_else(Problem::not_found))
+        .await?;
     if transition == Transition::Changed {
         tracing::info!(service_key = %id, by, "a service key was revoked");
     }

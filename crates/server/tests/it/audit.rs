@@ -4,6 +4,7 @@ use std::{ops::ControlFlow, time::Duration};
 
 use serde_json::{Value, json};
 use tollkey_core::audit::{Entry, Head, verify};
+use tollkey_store::Owner;
 
 use crate::{
     assert_answer,
@@ -24,7 +25,7 @@ async fn log(app: &App, token: &str, query: &str) -> Reply {
 /// The log as the chain has it, oldest first; panics where the chain is broken.
 async fn chain(app: &App, account: &str) -> Vec<Entry> {
     let account = account.parse().unwrap();
-    let read = app.running().state().read(move |db| {
+    let read = app.running().state().read(Owner::Background, move |db| {
         let mut entries = Vec::new();
         let _ = db.for_each_audit_entry(Some(&account), |entry| {
             entries.push(entry.expect("an entry that can be read"));
@@ -128,7 +129,7 @@ async fn a_story_is_told_newest_first_and_its_chain_holds() {
         app.database.sql("UPDATE audit_log SET actor_id = 'somebody' WHERE seq = 3");
         let account = "acme".parse().unwrap();
         let mut head = Head::GENESIS;
-        let found = app.running().state().read(move |db| {
+        let found = app.running().state().read(Owner::Background, move |db| {
             db.for_each_audit_entry(Some(&account), |entry| {
                 let entry = entry.expect("an entry that can be read");
                 match verify(head, &entry) {

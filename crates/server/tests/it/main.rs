@@ -17,6 +17,7 @@ mod edge;
 mod example_checkout;
 mod example_shops;
 mod examples;
+mod fairness;
 #[cfg(target_os = "linux")] // every address of 127.0.0.0/8 is its own
 mod gateway_examples;
 mod gateways;

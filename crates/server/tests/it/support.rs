@@ -23,7 +23,10 @@ use tollkey_server::{
     random::Random,
     server::{self, Running},
 };
-use tollkey_store::testing::{Database, backends};
+use tollkey_store::{
+    Owner,
+    testing::{Database, backends},
+};
 use tollkey_verifier::{http::HttpSource, testing::ManualClock};
 
 /// Signs the management tokens of tests.
@@ -271,7 +274,7 @@ impl App {
     pub async fn edit_key(&self, account: &str, id: &str, edit: impl FnOnce(&mut ApiKey) + Send + 'static) {
         let account: AccountId = account.parse().expect("an account id");
         let id: KeyId = id.parse().expect("the id of a key");
-        let changed = self.running.state().change(move |tx| {
+        let changed = self.running.state().change(Owner::from(&account.clone()), move |tx| {
             let mut account = tx.account(&account);
             let mut key = account.lock_key(&Family::ALL, &id)?.expect("that key");
             edit(&mut key);

@@ -11,7 +11,7 @@ use tollkey_core::{
     time::to_micros,
 };
 
-use super::{AccountReader, AccountWriter};
+use super::{AccountReader, AccountWriter, bound_search};
 use crate::{
     Error,
     connection::multi::MultiBackend,
@@ -36,6 +36,92 @@ pub struct AuditFilter {
     pub mode: Option<Mode>,
 }
 
+/// A page of an audit log.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct AuditPage {
+    /// The entries, newest first. There may be fewer than asked for, or none, although the log goes on.
+    pub entries: Vec<Entry>,
+    /// What to pass as `before` for the next page; `None` at the end.
+    pub next: Option<u64>,
+}
+
+/// How many rows of entries one page examines at most, for the reason of [`super::EXAMINED_KEYS`].
+pub const EXAMINED_ENTRIES: u32 = 5_000;
+
+type EntryQuery<'a> = audit_log::BoxedQuery<'a, MultiBackend>;
+
+/// The condition of a filter that an index serves, in the order of the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Walk {
+    Target,
+    Actor,
+    Action,
+    Mode,
+    Account,
+}
+
+impl Walk {
+    /// The index that most likely has the fewest entries.
+    fn of(filter: &AuditFilter) -> Self {
+        match filter {
+            AuditFilter { target_id: Some(_), .. } => Self::Target,
+            AuditFilter { action: Some(_), .. } => Self::Action,
+            AuditFilter { actor_id: Some(_), .. } => Self::Actor,
+            AuditFilter { mode: Some(_), .. } => Self::Mode,
+            _ => Self::Account,
+        }
+    }
+
+    /// The filter without the condition of this index.
+    fn residual(self, filter: &AuditFilter) -> AuditFilter {
+        let mut filter = filter.clone();
+        match self {
+            Self::Target => filter.target_id = None,
+            Self::Actor => filter.actor_id = None,
+            Self::Action => filter.action = None,
+            Self::Mode => filter.mode = None,
+            Self::Account => {}
+        }
+        filter
+    }
+
+    /// The condition of this index alone.
+    fn served(self, filter: &AuditFilter) -> AuditFilter {
+        let mut served = AuditFilter::default();
+        match self {
+            Self::Target => served.target_id.clone_from(&filter.target_id),
+            Self::Actor => served.actor_id.clone_from(&filter.actor_id),
+            Self::Action => served.action = filter.action,
+            Self::Mode => served.mode = filter.mode,
+            Self::Account => {}
+        }
+        served
+    }
+}
+
+/// Only the entries that a filter selects.
+fn filtered<'a>(mut query: EntryQuery<'a>, filter: &AuditFilter) -> EntryQuery<'a> {
+    if let Some(action) = filter.action {
+        query = query.filter(audit_log::action.eq(action.as_str()));
+    }
+    if let Some(target) = &filter.target_id {
+        query = query.filter(audit_log::target_id.eq(target.clone()));
+    }
+    if let Some(actor) = &filter.actor_id {
+        query = query.filter(audit_log::actor_id.eq(actor.clone()));
+    }
+    if let Some(since) = filter.since {
+        query = query.filter(audit_log::occurred_at.ge(rows::micros(since)));
+    }
+    if let Some(until) = filter.until {
+        query = query.filter(audit_log::occurred_at.lt(rows::micros(until)));
+    }
+    if let Some(mode) = filter.mode {
+        query = query.filter(audit_log::target_mode.eq(mode.as_str()));
+    }
+    query
+}
+
 /// Takes the account's place in its chain and keeps others from it until the end of the transaction, in one
 /// statement: the update that changes nothing locks the row on PostgreSQL.
 const LOCK_HEAD: &str = "INSERT INTO audit_heads (account_id, seq, hash) VALUES ($1, 0, $2) \
@@ -50,40 +136,51 @@ struct HeadRow {
 }
 
 impl AccountReader<'_> {
-    /// The account's entries, newest first, behind the one with this number.
+    /// A page of the account's entries, newest first, with numbers below `before`: `limit` entries, or those among
+    /// [`EXAMINED_ENTRIES`] rows where no index serves the filter. Following [`AuditPage::next`] finds each entry once.
     ///
     /// # Errors
-    /// [`Error`].
-    pub fn audit_log(&mut self, filter: &AuditFilter, before: Option<u64>, limit: u32) -> Result<Vec<Entry>, Error> {
-        let mut query = audit_log::table
-            .filter(audit_log::account_id.eq(self.account.as_str()))
+    /// [`Error`]; [`Error::Busy`] on PostgreSQL when a search takes over 2 s.
+    pub fn audit_log(&mut self, filter: &AuditFilter, before: Option<u64>, limit: u32) -> Result<AuditPage, Error> {
+        let walk = Walk::of(filter);
+        let mut query = filtered(self.entries_before(before), filter);
+        let mut end = None;
+        if walk.residual(filter) != AuditFilter::default() {
+            bound_search(self.conn)?;
+            end = filtered(self.entries_before(before), &walk.served(filter))
+                .order(audit_log::seq.desc())
+                .offset(i64::from(EXAMINED_ENTRIES) - 1)
+                .limit(1)
+                .select(audit_log::seq)
+                .first::<i64>(self.conn)
+                .optional()?;
+            if let Some(end) = end {
+                query = query.filter(audit_log::seq.ge(end));
+            }
+        }
+        let rows: Vec<EntryRow> = query
             .order(audit_log::seq.desc())
-            .limit(limit.into())
+            .limit(i64::from(limit) + 1)
             .select(EntryRow::as_select())
+            .load(self.conn)?;
+        let mut entries = rows.into_iter().map(TryInto::try_into).collect::<Result<Vec<Entry>, _>>()?;
+        let next = match entries.len() > limit as usize {
+            true => limit.checked_sub(1).map(|last| entries[last as usize].seq),
+            false => end.map(rows::unsigned).transpose()?,
+        };
+        entries.truncate(limit as usize);
+        Ok(AuditPage { entries, next })
+    }
+
+    /// The account's entries with numbers below `before`, in no order.
+    fn entries_before<'q>(&self, before: Option<u64>) -> EntryQuery<'q> {
+        let query = audit_log::table
+            .filter(audit_log::account_id.eq(self.account.as_str().to_owned()))
             .into_boxed::<MultiBackend>();
-        if let Some(before) = before {
-            query = query.filter(audit_log::seq.lt(i64::try_from(before).unwrap_or(i64::MAX)));
+        match before {
+            Some(before) => query.filter(audit_log::seq.lt(i64::try_from(before).unwrap_or(i64::MAX))),
+            None => query,
         }
-        if let Some(action) = filter.action {
-            query = query.filter(audit_log::action.eq(action.as_str()));
-        }
-        if let Some(target) = &filter.target_id {
-            query = query.filter(audit_log::target_id.eq(target.clone()));
-        }
-        if let Some(actor) = &filter.actor_id {
-            query = query.filter(audit_log::actor_id.eq(actor.clone()));
-        }
-        if let Some(since) = filter.since {
-            query = query.filter(audit_log::occurred_at.ge(rows::micros(since)));
-        }
-        if let Some(until) = filter.until {
-            query = query.filter(audit_log::occurred_at.lt(rows::micros(until)));
-        }
-        if let Some(mode) = filter.mode {
-            query = query.filter(audit_log::target_mode.eq(mode.as_str()));
-        }
-        let rows: Vec<EntryRow> = query.load(self.conn)?;
-        rows.into_iter().map(TryInto::try_into).collect()
     }
 
     /// Where the account's chain ends.

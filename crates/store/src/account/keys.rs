@@ -11,7 +11,7 @@ use tollkey_core::{
     usage::parse_outcome,
 };
 
-use super::{AccountReader, AccountWriter, Paged, offset};
+use super::{AccountReader, AccountWriter, Paged, bound_search, offset};
 use crate::{
     Error,
     connection::{AnyConnection, multi::MultiBackend},
@@ -50,6 +50,20 @@ pub struct KeyFilter<'a> {
     pub text: Option<&'a str>,
 }
 
+/// A page of a list of keys.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct KeyPage {
+    /// The keys, newest first. There may be fewer than asked for, or none, although the list goes on: see
+    /// [`AccountReader::keys`].
+    pub keys: Vec<ApiKey>,
+    /// Where the list goes on; `None` at its end.
+    pub next: Option<KeyCursor>,
+}
+
+/// How many rows of keys one page examines at most, so that no filter reads all keys of a large account: SQLite cannot
+/// interrupt a query, and meanwhile its connection serves nothing else.
+pub const EXAMINED_KEYS: u32 = 5_000;
+
 /// How often a key was verified with one outcome on one day.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DayUsage {
@@ -75,7 +89,7 @@ type KeyQuery<'a> = api_keys::BoxedQuery<'a, MultiBackend>;
 
 /// What the keys of an account can have from above that is not in their own rows. Where an account has none of it, its
 /// lists stay on the indexes of the rows' own states.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 struct FromAbove {
     /// A revocation that is not recorded on all of its keys yet.
     revoked: bool,
@@ -107,6 +121,93 @@ fn of_status(query: KeyQuery<'_>, status: Status, now: Timestamp, above: FromAbo
         (false, false) => query.filter(suspended_at.is_null()),
         (false, true) => query.filter(suspended_at.is_null()).filter(not(suspended_from_above())),
     }
+}
+
+/// An index that a list goes along, newest first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Walk {
+    /// The keys of an application.
+    Application(ApplicationId),
+    /// Revoked keys.
+    Revoked,
+    /// Suspended keys.
+    Suspended,
+    /// The keys of a family.
+    Family(Family),
+    /// All keys of the account.
+    Account,
+}
+
+impl Walk {
+    /// The walks that a list consists of: one, or one for each of several families.
+    fn of(filter: &KeyFilter<'_>, above: FromAbove) -> Vec<Self> {
+        if let Some(application) = filter.application {
+            return vec![Self::Application(application)];
+        }
+        match filter.status {
+            // These indexes have only what the rows themselves say.
+            Some((Status::Revoked, _)) if !above.revoked => vec![Self::Revoked],
+            Some((Status::Suspended, _)) if !above.suspended => vec![Self::Suspended],
+            _ if filter.families.len() < Family::ALL.len() => {
+                filter.families.iter().copied().map(Self::Family).collect()
+            }
+            _ => vec![Self::Account],
+        }
+    }
+
+    /// Only the keys of this index.
+    fn enter(self, query: KeyQuery<'_>) -> KeyQuery<'_> {
+        match self {
+            Self::Application(application) => {
+                query.filter(api_keys::application_id.eq(application.as_bytes().to_vec()))
+            }
+            Self::Revoked => query.filter(api_keys::revoked_at.is_not_null()),
+            Self::Suspended => query.filter(api_keys::suspended_at.is_not_null()),
+            Self::Family(family) => query.filter(api_keys::family.eq(family.as_str())),
+            Self::Account => query,
+        }
+    }
+
+    /// Whether the filter rejects keys of this index.
+    fn has_residual(self, filter: &KeyFilter<'_>) -> bool {
+        // The keys of an application are of one family, the keys of a family too.
+        let families =
+            !matches!(self, Self::Application(_) | Self::Family(_)) && filter.families.len() < Family::ALL.len();
+        let status = filter.status.is_some() && self != Self::Revoked;
+        families || status || filter.mode.is_some() || filter.text.is_some()
+    }
+}
+
+fn in_families<'a>(query: KeyQuery<'a>, families: &[Family]) -> KeyQuery<'a> {
+    // All families need no condition, and are served by the better index then.
+    if families.len() < Family::ALL.len() { query.filter(api_keys::family.eq_any(names(families))) } else { query }
+}
+
+/// Only the keys that a filter selects, as far as a walk does not select them already.
+fn filtered<'a>(mut query: KeyQuery<'a>, filter: &KeyFilter<'_>, walk: Option<Walk>, above: FromAbove) -> KeyQuery<'a> {
+    if !matches!(walk, Some(Walk::Family(_))) {
+        query = in_families(query, filter.families);
+    }
+    if let Some(mode) = filter.mode {
+        query = query.filter(api_keys::mode.eq(mode.as_str()));
+    }
+    if let Some(application) = filter.application {
+        query = query.filter(api_keys::application_id.eq(application.as_bytes().to_vec()));
+    }
+    if let Some((status, now)) = filter.status {
+        query = of_status(query, status, now, above);
+    }
+    if let Some(text) = filter.text {
+        let pattern = lower(format!("%{}%", escaped(text)));
+        let named = lower(api_keys::name).like(pattern).escape('\\');
+        query = query.filter(named.or(api_keys::last4.eq(text.to_owned())));
+    }
+    query
+}
+
+/// The order of a list; the newest key has the greatest place.
+fn place(cursor: &KeyCursor) -> (i64, [u8; 16]) {
+    (rows::micros(cursor.created_at), *cursor.id.as_bytes())
 }
 
 fn names(families: &[Family]) -> Vec<&'static str> {
@@ -143,46 +244,83 @@ impl AccountReader<'_> {
         })
     }
 
-    /// The keys that a filter lets through, newest first, behind a cursor.
+    /// A page of the keys that a filter selects, newest first, after a cursor: `limit` keys, or those among
+    /// [`EXAMINED_KEYS`] rows where no index serves the filter. Following [`KeyPage::next`] finds each key once. A text
+    /// that is the ID of one of these keys selects that key alone, without examining others.
     ///
     /// # Errors
-    /// [`Error`].
-    pub fn keys(&mut self, filter: &KeyFilter<'_>, after: Option<KeyCursor>, limit: u32) -> Result<Vec<ApiKey>, Error> {
-        let mut query = api_keys::table
-            .filter(api_keys::account_id.eq(self.account.as_str()))
-            .order((api_keys::created_at.desc(), api_keys::id.desc()))
-            .limit(limit.into())
+    /// [`Error`]; [`Error::Busy`] on PostgreSQL when a search takes over 2 s.
+    pub fn keys(&mut self, filter: &KeyFilter<'_>, after: Option<KeyCursor>, limit: u32) -> Result<KeyPage, Error> {
+        let above = if filter.status.is_some() { self.states_from_above()? } else { FromAbove::default() };
+        if let Some(id) = filter.text.and_then(|text| text.parse::<KeyId>().ok()) {
+            let query = filtered(self.keys_after(None), &KeyFilter { text: None, ..filter.clone() }, None, above)
+                .filter(api_keys::id.eq(id.as_bytes().to_vec()));
+            let rows = query.select(KeyRow::as_select()).load(self.conn)?;
+            let keys = lineage::keys(self.conn, rows)?;
+            if !keys.is_empty() {
+                let keys = if after.is_none() { keys } else { Vec::new() };
+                return Ok(KeyPage { keys, next: None });
+            }
+        }
+        let walks = Walk::of(filter, above);
+        let examined = EXAMINED_KEYS / u32::try_from(walks.len().max(1)).unwrap_or(1);
+        let mut keys: Vec<ApiKey> = Vec::new();
+        let mut end: Option<KeyCursor> = None;
+        for walk in walks {
+            let mut query = filtered(walk.enter(self.keys_after(after)), filter, Some(walk), above);
+            if walk.has_residual(filter) {
+                bound_search(self.conn)?;
+                let last: Option<(i64, Vec<u8>)> = walk
+                    .enter(self.keys_after(after))
+                    .order((api_keys::created_at.desc(), api_keys::id.desc()))
+                    .offset(i64::from(examined) - 1)
+                    .limit(1)
+                    .select((api_keys::created_at, api_keys::id))
+                    .first(self.conn)
+                    .optional()?;
+                if let Some((created_at, id)) = last {
+                    let last = KeyCursor { created_at: rows::timestamp(created_at)?, id: rows::id(&id)? };
+                    query = query
+                        .filter(api_keys::created_at.ge(created_at))
+                        .filter(api_keys::created_at.gt(created_at).or(api_keys::id.ge(id)));
+                    if end.is_none_or(|end| place(&last) > place(&end)) {
+                        end = Some(last);
+                    }
+                }
+            }
+            let query = query
+                .order((api_keys::created_at.desc(), api_keys::id.desc()))
+                .limit(i64::from(limit) + 1)
+                .select(KeyRow::as_select());
+            let rows = query.load(self.conn)?;
+            keys.append(&mut lineage::keys(self.conn, rows)?);
+        }
+        keys.sort_by_key(|key| std::cmp::Reverse(place(&KeyCursor::from(key))));
+        // Beyond the newest end of the walks, some keys of the other walks have not been read.
+        if let Some(end) = end {
+            keys.retain(|key| place(&KeyCursor::from(key)) >= place(&end));
+        }
+        let limit = limit as usize;
+        let next = match keys.len() > limit {
+            true => limit.checked_sub(1).map(|last| KeyCursor::from(&keys[last])),
+            false => end,
+        };
+        keys.truncate(limit);
+        Ok(KeyPage { keys, next })
+    }
+
+    /// The account's keys after a cursor, in no order.
+    fn keys_after<'q>(&self, after: Option<KeyCursor>) -> KeyQuery<'q> {
+        let query = api_keys::table
+            .filter(api_keys::account_id.eq(self.account.as_str().to_owned()))
             .into_boxed::<MultiBackend>();
-        // All families need no word: the index of all keys is the better one then.
-        if filter.families.len() < Family::ALL.len() {
-            query = query.filter(api_keys::family.eq_any(names(filter.families)));
-        }
-        if let Some(mode) = filter.mode {
-            query = query.filter(api_keys::mode.eq(mode.as_str()));
-        }
-        if let Some(application) = filter.application {
-            query = query.filter(api_keys::application_id.eq(application.as_bytes().to_vec()));
-        }
-        if let Some((status, now)) = filter.status {
-            query = of_status(query, status, now, self.states_from_above()?);
-        }
-        if let Some(text) = filter.text {
-            let pattern = lower(format!("%{}%", escaped(text)));
-            // No key has an empty id.
-            let id = text.parse::<KeyId>().map_or_else(|_| Vec::new(), |id| id.as_bytes().to_vec());
-            let named = lower(api_keys::name).like(pattern).escape('\\');
-            query = query.filter(named.or(api_keys::last4.eq(text.to_owned())).or(api_keys::id.eq(id)));
-        }
-        if let Some(KeyCursor { created_at, id }) = after {
-            let at = rows::micros(created_at);
-            // Said in this way the index is entered where the page before ended. With `created_at < at OR ...` each page
-            // reads all those before it once more.
-            query = query
-                .filter(api_keys::created_at.le(at))
-                .filter(api_keys::created_at.lt(at).or(api_keys::id.lt(id.as_bytes().to_vec())));
-        }
-        let rows = query.select(KeyRow::as_select()).load(self.conn)?;
-        lineage::keys(self.conn, rows)
+        let Some(KeyCursor { created_at, id }) = after else { return query };
+        let at = rows::micros(created_at);
+        // Written in this way the index is entered where the page before ended. With `created_at < at OR ...` each page
+        // reads all pages before it again.
+        query
+            .filter(api_keys::created_at.le(at))
+            .filter(api_keys::created_at.lt(at).or(api_keys::id.lt(id.as_bytes().to_vec())))
     }
 
     /// A page of the keys of an application, newest first, revoked ones included. Pages count from 1.

@@ -8,14 +8,15 @@ mod revocations;
 use std::ops::{Deref, DerefMut};
 
 use diesel::{
+    connection::SimpleConnection as _,
     prelude::*,
     sql_query,
     sql_types::{BigInt, Text},
 };
 use tollkey_core::{Account, AccountId, OperatingModel, Timestamp, change::Changed};
 
-pub use audit::AuditFilter;
-pub use keys::{DayUsage, KeyCursor, KeyFilter};
+pub use audit::{AuditFilter, AuditPage, EXAMINED_ENTRIES};
+pub use keys::{DayUsage, EXAMINED_KEYS, KeyCursor, KeyFilter, KeyPage};
 pub use revocations::Batch;
 
 use crate::{Error, Reader, Writer, connection::AnyConnection, rows, schema::accounts};
@@ -52,6 +53,15 @@ pub struct Paged<T> {
     pub items: Vec<T>,
     /// How many there are on all pages.
     pub total: u64,
+}
+
+/// Sets how long each statement of a search can take, until the end of the transaction. SQLite has no such limit, so
+/// searches also examine a bounded number of rows.
+fn bound_search(conn: &mut AnyConnection) -> Result<(), Error> {
+    if let AnyConnection::Postgres(conn) = conn {
+        conn.batch_execute("SET LOCAL statement_timeout = '2s'")?;
+    }
+    Ok(())
 }
 
 /// The number of rows before a page; pages count from 1.

@@ -51,7 +51,8 @@ fn an_entry_is_read_as_it_was_sealed() {
             ..draft(2, &acme())
         };
         let second = append(&store, plain).await.unwrap();
-        let read = store.read(|db| db.account(&acme()).audit_log(&AuditFilter::default(), None, 10)).await.unwrap();
+        let read =
+            store.read(|db| db.account(&acme()).audit_log(&AuditFilter::default(), None, 10)).await.unwrap().entries;
         assert_eq!(read, [second.clone(), sealed]);
         let head = store.read(|db| db.account(&acme()).audit_head()).await.unwrap();
         assert_eq!(head, Head { seq: 2, hash: second.hash });
@@ -72,7 +73,8 @@ fn entries_are_filtered_and_paged_within_the_account() {
         }
         append(&store, draft(7, &other())).await.unwrap();
         let list = async |filter: AuditFilter, before, limit| {
-            let entries = store.read(move |db| db.account(&acme()).audit_log(&filter, before, limit)).await.unwrap();
+            let entries =
+                store.read(move |db| db.account(&acme()).audit_log(&filter, before, limit)).await.unwrap().entries;
             entries.iter().map(|entry| entry.seq).collect::<Vec<_>>()
         };
         let all = AuditFilter::default;
@@ -171,7 +173,8 @@ fn an_entry_goes_into_no_other_account() {
         let appended = store.write(|tx| tx.account(&other()).append(draft(1, &acme()))).await;
         assert_eq!(appended, Err(Error::NotFound));
         append(&store, draft(1, &acme())).await.unwrap();
-        let read = store.read(|db| db.account(&other()).audit_log(&AuditFilter::default(), None, 10)).await.unwrap();
+        let read =
+            store.read(|db| db.account(&other()).audit_log(&AuditFilter::default(), None, 10)).await.unwrap().entries;
         assert_eq!(read, []);
     });
 }

@@ -46,7 +46,7 @@ fn pending(root: Root) -> PendingRevocation {
 async fn in_status(store: &Store, status: Status) -> BTreeSet<u64> {
     let found = store.read(move |db| {
         let filter = KeyFilter { families: &Family::ALL, status: Some((status, at(60))), ..KeyFilter::default() };
-        db.account(&acme()).keys(&filter, None, 100)
+        Ok(db.account(&acme()).keys(&filter, None, 100)?.keys)
     });
     let found = found.await.unwrap();
     assert!(found.iter().all(|key| key.status(at(60)) == status), "{found:?}");

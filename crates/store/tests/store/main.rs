@@ -3,6 +3,7 @@
 
 mod applications;
 mod audit;
+mod fairness;
 mod kept_answers;
 mod keys;
 mod leases;

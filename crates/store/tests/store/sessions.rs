@@ -1,5 +1,5 @@
 use tollkey_core::{Digest, Timestamp, session::Session};
-use tollkey_store::Writer;
+use tollkey_store::{Owner, Writer};
 
 use crate::{acme, at, digest, each, other};
 
@@ -15,7 +15,7 @@ fn a_session_is_begun_found_seen_and_ended() {
             let written = store.write(move |tx| tx.insert_session(&digest(number), &session(at(9)))).await.unwrap();
             assert_eq!(written.change, None);
         }
-        let find = async |number| store.read(move |db| db.session(&digest(number))).await.unwrap();
+        let find = async |number| store.session(Owner::Client(None), digest(number)).await.unwrap();
         assert_eq!(find(1).await, Some(session(at(9))));
         assert_eq!(find(3).await, None);
 
@@ -45,7 +45,7 @@ fn only_an_operator_chooses_an_account() {
         for number in [1, 2] {
             let _ = store.write(move |tx| tx.set_session_account(&digest(number), Some(&other()))).await.unwrap();
         }
-        let find = async |number| store.read(move |db| db.session(&digest(number))).await.unwrap().unwrap();
+        let find = async |number| store.session(Owner::Client(None), digest(number)).await.unwrap().unwrap();
         assert_eq!(find(1).await, Session { account_id: Some(other()), ..operator });
         assert_eq!(find(2).await, session(at(9)));
     });
@@ -60,8 +60,8 @@ fn sessions_whose_time_has_come_are_forgotten() {
             let _ = store.write(move |tx| tx.insert_session(&digest(number), &session(ends_at))).await.unwrap();
         }
         assert_eq!(store.prune_sessions(at(2)).await.unwrap(), 2);
-        assert_eq!(store.read(|db| db.session(&digest(2))).await.unwrap(), None);
-        assert!(store.read(|db| db.session(&digest(3))).await.unwrap().is_some());
+        assert_eq!(store.session(Owner::Client(None), digest(2)).await.unwrap(), None);
+        assert!(store.session(Owner::Client(None), digest(3)).await.unwrap().is_some());
     });
 }
 
@@ -91,7 +91,7 @@ fn sessions_are_ended_by_account_by_subject_or_all_of_them() {
         assert_eq!(end(None, Some("ada")).await, 2);
         assert_eq!(end(Some(acme()), None).await, 0);
         assert_eq!(end(None, None).await, 5007);
-        assert_eq!(store.read(|db| db.session(&numbered(5009))).await.unwrap(), None);
+        assert_eq!(store.session(Owner::Client(None), numbered(5009)).await.unwrap(), None);
     });
 }
 
@@ -108,7 +108,7 @@ fn a_server_of_the_release_before_begins_sessions_that_rest_on_nothing() {
             blob(digest(1).hex().to_string()),
             if database.url().starts_with("sqlite") { "0" } else { "false" },
         ));
-        let found = store.read(|db| db.session(&digest(1))).await.unwrap();
+        let found = store.session(Owner::Client(None), digest(1)).await.unwrap();
         assert_eq!(found.map(|session| session.grounds), Some(Digest::from_bytes([0; 32])));
     });
 }

@@ -61,7 +61,7 @@ async fn nothing_happened(store: &Store) {
     let rest = store.read(|db| {
         let account = acme();
         let mut mine = db.account(&account);
-        Ok((mine.application(&id(1))?, mine.audit_log(&AuditFilter::default(), None, 10)?))
+        Ok((mine.application(&id(1))?, mine.audit_log(&AuditFilter::default(), None, 10)?.entries))
     });
     assert_eq!(rest.await.unwrap(), (None, vec![]));
     assert_eq!((position(store).await, changes(store).await), (Position::default(), vec![]));

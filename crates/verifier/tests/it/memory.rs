@@ -239,23 +239,23 @@ async fn service_keys_are_remembered_and_evicted_alike() {
     let (id, other_id) = (ServiceKeyId::from_bytes([1; 16]), ServiceKeyId::from_bytes([2; 16]));
     world.source.put_service_key(&key, id);
     world.source.put_service_key(&other, other_id);
-    assert_eq!(one.verify_service_key(&text(0)).await, Ok(None));
-    assert_eq!(one.verify_service_key("tks_short").await, Ok(None));
+    assert_eq!(one.verify_service_key(&text(0), None).await, Ok(None));
+    assert_eq!(one.verify_service_key("tks_short", None).await, Ok(None));
     assert_eq!(world.source.finds(), 0);
     for _ in 0..3 {
-        assert_eq!(one.verify_service_key(&key).await, Ok(Some(id)));
-        assert_eq!(one.verify_service_key(&other).await, Ok(Some(other_id)));
+        assert_eq!(one.verify_service_key(&key, None).await, Ok(Some(id)));
+        assert_eq!(one.verify_service_key(&other, None).await, Ok(Some(other_id)));
     }
     assert_eq!(world.source.finds(), 2);
     let unknown = format!("tks_{}", "c".repeat(32));
-    assert_eq!(one.verify_service_key(&unknown).await, Ok(None));
-    assert_eq!(one.verify_service_key(&unknown).await, Ok(None));
+    assert_eq!(one.verify_service_key(&unknown, None).await, Ok(None));
+    assert_eq!(one.verify_service_key(&unknown, None).await, Ok(None));
     assert_eq!(world.source.finds(), 4, "an unknown one is not remembered");
 
     world.source.revoke_service_key(id);
     one.settle_current().await.unwrap();
-    assert_eq!(one.verify_service_key(&key).await, Ok(None));
-    assert_eq!(one.verify_service_key(&other).await, Ok(Some(other_id)));
+    assert_eq!(one.verify_service_key(&key, None).await, Ok(None));
+    assert_eq!(one.verify_service_key(&other, None).await, Ok(Some(other_id)));
     assert_eq!(world.source.finds(), 5);
 }
 
@@ -267,7 +267,7 @@ async fn an_overtaken_answer_about_a_service_key_is_not_remembered() {
     let held = world.source.hold().await;
     let slow = tokio::spawn({
         let (verifier, key) = (world.one.verifier.clone(), key.clone());
-        async move { verifier.verify_service_key(&key).await }
+        async move { verifier.verify_service_key(&key, None).await }
     });
     while world.source.finds() == 0 {
         tokio::task::yield_now().await;
@@ -276,7 +276,7 @@ async fn an_overtaken_answer_about_a_service_key_is_not_remembered() {
     world.one.verifier.settle_current().await.unwrap();
     drop(held);
     assert_eq!(slow.await.unwrap(), Ok(Some(id)));
-    assert_eq!(world.one.verifier.verify_service_key(&key).await, Ok(None));
+    assert_eq!(world.one.verifier.verify_service_key(&key, None).await, Ok(None));
 }
 
 #[tokio::test(start_paused = true)]
@@ -286,11 +286,11 @@ async fn the_number_of_remembered_service_keys_is_bounded() {
         let mut id = [0; 16];
         id[..4].copy_from_slice(&n.to_be_bytes());
         world.source.put_service_key(&format!("tks_{n:032}"), ServiceKeyId::from_bytes(id));
-        assert!(world.one.verifier.verify_service_key(&format!("tks_{n:032}")).await.unwrap().is_some());
+        assert!(world.one.verifier.verify_service_key(&format!("tks_{n:032}"), None).await.unwrap().is_some());
     }
     let before = world.source.finds();
     for n in 0..1100 {
-        let _ = world.one.verifier.verify_service_key(&format!("tks_{n:032}")).await;
+        let _ = world.one.verifier.verify_service_key(&format!("tks_{n:032}"), None).await;
     }
     assert!(world.source.finds() > before, "the first ones were forgotten");
     assert!(world.source.changes_after(Position::default(), 1).await.is_ok());

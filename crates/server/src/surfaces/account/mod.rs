@@ -80,8 +80,9 @@ pub async fn create(
 
 /// List account keys.
 ///
-/// Newest first, revoked ones included; a test key sees test keys. A page of keys with much metadata has fewer than
-/// `limit`: `meta.nextCursor` leads on until it is absent.
+/// Newest first, revoked ones included; a test key sees test keys. `meta.nextCursor` leads on until it is absent. A page may have
+/// fewer keys than `limit`, or none, although it is set: keys with much metadata end a page, and a list for a test key examines a
+/// bounded number of keys.
 #[utoipa::path(
     tag = "account keys",
     operation_id = "listAccountKeys",
@@ -149,7 +150,8 @@ async fn end(request: &HttpRequest, state: &State, holder: &AccountHolder, id: &
 
 /// List the audit log.
 ///
-/// Newest first, one entry per change; a test key sees the entries about test keys. `meta.nextCursor` leads on.
+/// Newest first, one entry per change; a test key sees the entries about test keys. `meta.nextCursor` leads on; it may be
+/// set although a page has fewer entries than `limit`, or none, because a search examines a bounded number of entries.
 #[utoipa::path(
     tag = "account keys",
     operation_id = "listAccountAuditLog",

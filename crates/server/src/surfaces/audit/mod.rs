@@ -12,7 +12,8 @@ use crate::{body::Query, caller::Merchant, edge::Answer, service::audit, state::
 /// List the audit log.
 ///
 /// Newest first, one entry per change, written in the change's own transaction. Each entry's hash covers the one
-/// before it in the account; `tollkey audit verify` checks the chain. A `Link` header with `rel="next"` leads on.
+/// before it in the account; `tollkey audit verify` checks the chain. A `Link` header with `rel="next"` leads on;
+/// there may be one although a page has fewer entries than `limit`, or none, because a search examines a bounded number of entries.
 #[utoipa::path(
     tag = "audit log",
     operation_id = "listAuditLog",

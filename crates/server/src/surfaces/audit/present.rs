@@ -2,7 +2,7 @@
 
 use jiff::Timestamp;
 use tollkey_api::{audit as api, time::Moment};
-use tollkey_core::{Checks, Invalid, KeyId, Problem, audit::Entry};
+use tollkey_core::{Checks, Invalid, KeyId, Problem, audit::Entry, text};
 
 use crate::{service::audit::Filter, surfaces::within};
 
@@ -18,6 +18,15 @@ pub(crate) fn entry(entry: &Entry) -> api::AuditEntry {
         ip: draft.ip.map(|ip| ip.to_string()),
         changes: draft.changes.clone(),
         hash: entry.hash.to_string(),
+    }
+}
+
+/// Checks an ID that the log is filtered by. It is compared as it is, so white space counts.
+fn filter_id(id: Option<&str>) -> Result<(), Invalid> {
+    match id {
+        // No ID has any, and PostgreSQL takes no text with a zero in it.
+        Some(id) if id.chars().any(char::is_control) => Err(Invalid::new("must not have control characters")),
+        id => text::search(id).map(drop),
     }
 }
 
@@ -43,13 +52,8 @@ pub(crate) fn filter(query: &api::ListAuditLog) -> Result<Filter, Problem> {
     let action = checks.member("action", query.action.as_deref().map(str::parse).transpose());
     let since = checks.member("since", time(&query.since));
     let until = checks.member("until", time(&query.until));
-    // No id has any, and PostgreSQL takes no text with a zero in it.
-    let printable = |id: &Option<String>| match id {
-        Some(id) if id.chars().any(char::is_control) => Err(Invalid::new("must not have control characters")),
-        _ => Ok(()),
-    };
-    let target = checks.member("target_id", printable(&query.target_id));
-    let actor = checks.member("actor_id", printable(&query.actor_id));
+    let target = checks.member("target_id", filter_id(query.target_id.as_deref()));
+    let actor = checks.member("actor_id", filter_id(query.actor_id.as_deref()));
     let (Some(limit), Some(before), Some(action), Some(since), Some(until), Some(()), Some(())) =
         (limit, before, action, since, until, target, actor)
     else {

@@ -146,6 +146,8 @@ struct LogPage {
     actions: Vec<&'static str>,
     entries: Vec<EntryView>,
     next: Option<String>,
+    /// The page is not full although the log goes on: the search has examined as many entries as a page may.
+    is_partial: bool,
     checked: Option<Checked>,
 }
 
@@ -157,6 +159,7 @@ impl LogPage {
             frame: Frame::of(visitor, SECTION, "Audit log").done(asked.done.as_deref(), &["pasted"]),
             actions: Action::ALL.iter().map(|action| action.as_str()).collect(),
             entries: found.entries.iter().map(EntryView::from).collect(),
+            is_partial: found.next.is_some() && found.entries.len() < SHOWN as usize,
             next: found.next.map(|next| asked.behind(&next.to_string())),
             asked,
             checked,

@@ -79,7 +79,7 @@ impl Asked {
             mode: read(filled("mode", &self.mode))?,
             status: read(filled("status", &self.status))?,
             application: read(filled("application", &self.application))?,
-            text: text::optional(Some(&self.q), usize::MAX).map_err(|rule| Problem::field("q", rule.to_string()))?,
+            text: text::search(Some(&self.q)).map_err(|rule| Problem::field("q", rule.to_string()))?,
             ..api_keys::Wanted::of(&Family::ALL)
         })
     }
@@ -126,6 +126,8 @@ struct ListPage {
     keys: Vec<KeyView>,
     applications: Vec<Choice>,
     next: Option<String>,
+    /// The page is not full although the list goes on: the search has examined as many keys as a page may.
+    is_partial: bool,
 }
 
 /// Whether a text that is looked for has a key in it.
@@ -153,7 +155,9 @@ pub(super) async fn list(state: web::Data<State>, visitor: SignedIn, request: Ht
     let shown = found.keys.iter().filter_map(|key| key.application_id);
     let applications = choices(&state, by, shown.chain(asked_for)).await?;
     let now = state.clock.now();
+    let is_partial = found.next.is_some() && found.keys.len() < limit as usize;
     page::page(&ListPage {
+        is_partial,
         frame: Frame::of(&visitor, SECTION, "API keys").done(asked.done.as_deref(), &["account", "pasted"]),
         keys: found.keys.iter().map(|key| KeyView::new(key, &applications, now)).collect(),
         next: found.next.map(|next| asked.from(members::shown_cursor(next))),

@@ -11,8 +11,10 @@ use tollkey_api::Secret;
 use tollkey_core::{
     Digest, Problem,
     audit::{Actor, ActorKind},
+    network::client_network,
     session::{Session, bound},
 };
+use tollkey_store::Owner;
 
 use crate::{
     caller::{Manager, client_ip, oidc::Attempt, request_id},
@@ -69,6 +71,13 @@ pub struct Visitor {
     pub session: Session,
 }
 
+impl Visitor {
+    /// Whose work a change of the session is: that of the account, if the session has one.
+    pub(super) fn owner(&self) -> Owner {
+        self.session.account_id.as_ref().map_or(Owner::Operator, Owner::from)
+    }
+}
+
 /// Somebody who is signed in and manages an account.
 #[derive(Debug, Clone)]
 pub struct SignedIn {
@@ -85,13 +94,18 @@ pub struct SignedIn {
 pub(super) async fn find(state: &State, request: &HttpRequest) -> Result<Option<Visitor>, Problem> {
     let Some(token) = SESSION.brought(state, request) else { return Ok(None) };
     let (digest, now) = (Digest::of(token), state.clock.now());
-    let found = state.read(move |db| db.session(&digest)).await?;
+    let found = state.store.session(owner(state, request), digest).await?;
     let holds = |session: &Session| !session.is_over(now) && state.ways.stand_by(session, token);
     let Some(session) = found.filter(holds) else { return Ok(None) };
     if session.is_seen_again(now) {
-        state.change(move |tx| Ok(tx.see_session(&digest, now)?)).await?;
+        state.change(owner(state, request), move |tx| Ok(tx.see_session(&digest, now)?)).await?;
     }
     Ok(Some(Visitor { digest, session }))
+}
+
+/// Whose work it is to find, begin and end the sessions of a request.
+pub(super) fn owner(state: &State, request: &HttpRequest) -> Owner {
+    Owner::Client(client_ip(request, state).map(client_network))
 }
 
 /// The value of a cookie of exactly this name. The framework's own reader also decodes names: `%5F%5FHost-…`, which a browser
@@ -123,7 +137,7 @@ pub(super) async fn begin(
     let (before, digest) = ([presented(state, request), before], Digest::of(token.expose()));
     let begun = Session { grounds: bound(&session.grounds, token.expose()), ..session.clone() };
     state
-        .change(move |tx| {
+        .change(owner(state, request), move |tx| {
             for before in before.into_iter().flatten() {
                 tx.delete_session(&before)?;
             }
@@ -175,7 +189,7 @@ pub(super) fn forget_attempt(mut response: HttpResponse) -> HttpResponse {
 /// `unavailable`.
 pub(super) async fn end(state: &State, visitor: &Visitor, mut response: HttpResponse) -> Result<HttpResponse, Problem> {
     let digest = visitor.digest;
-    state.change(move |tx| Ok(tx.delete_session(&digest)?)).await?;
+    state.change(visitor.owner(), move |tx| Ok(tx.delete_session(&digest)?)).await?;
     tracing::info!(subject = visitor.session.subject, "signed out of the dashboard");
     SESSION.forget(&mut response);
     Ok(response)

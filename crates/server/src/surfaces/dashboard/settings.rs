@@ -3,6 +3,7 @@
 use actix_web::{HttpRequest, get, post, web};
 use askama::Template;
 use tollkey_core::{AccountId, KeyText, OperatingModel, Problem, ServiceKey, ServiceKeyId};
+use tollkey_store::Owner;
 
 use super::{
     fields::Fields,
@@ -175,7 +176,7 @@ pub(super) async fn ask_revoke_service_key(
 ) -> Answer {
     visitor.operator()?;
     let id: ServiceKeyId = path_id(&id)?;
-    let key = state.read(move |db| db.service_key(&id)).await?.ok_or_else(Problem::not_found)?;
+    let key = state.read(Owner::Operator, move |db| db.service_key(&id)).await?.ok_or_else(Problem::not_found)?;
     page::page(&RevokePage { frame: Frame::of(&visitor, SECTION, "Revoke a service key"), key: (&key).into() })
 }
 
@@ -214,7 +215,7 @@ pub(super) async fn choose_account(state: web::Data<State>, visitor: Visitor, bo
     match fields.get("account").parse::<AccountId>() {
         Ok(account) => {
             let digest = visitor.digest;
-            state.change(move |tx| Ok(tx.set_session_account(&digest, Some(&account))?)).await?;
+            state.change(visitor.owner(), move |tx| Ok(tx.set_session_account(&digest, Some(&account))?)).await?;
             Ok(see_other("/dashboard/keys?done=account"))
         }
         Err(rule) => {

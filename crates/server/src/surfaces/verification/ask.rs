@@ -28,7 +28,7 @@ const MAX_BATCH: usize = 100;
 pub async fn verify(state: web::Data<State>, caller: Verifying, body: Body) -> Answer {
     let request: api::VerifyRequest = body.json()?;
     let need = need(&state, &caller, &request).map_err(Checks::into_problem)?;
-    let verdict = state.verify(request.key.expose(), &need).await?;
+    let verdict = state.verify(|| caller.requester(), request.key.expose(), &need).await?;
     Ok(HttpResponse::Ok().json(present::verdict(&verdict, &state.catalogue)))
 }
 
@@ -64,7 +64,7 @@ pub async fn verify_batch(state: web::Data<State>, caller: Verifying, body: Body
     }
     let mut results = Vec::with_capacity(needs.len());
     for (request, need) in batch.requests.iter().zip(&needs) {
-        let verdict = state.verify(request.key.expose(), need).await?;
+        let verdict = state.verify(|| caller.requester(), request.key.expose(), need).await?;
         results.push(present::verdict(&verdict, &state.catalogue));
     }
     Ok(HttpResponse::Ok().json(api::VerifyBatchResponse { results }))
@@ -94,7 +94,7 @@ pub async fn introspect(state: web::Data<State>, caller: Verifying, body: Body) 
         client_ip: form.client_ip,
     };
     let need = need(&state, &caller, &request).map_err(Checks::into_problem)?;
-    let verdict = state.verify(request.key.expose(), &need).await?;
+    let verdict = state.verify(|| caller.requester(), request.key.expose(), &need).await?;
     Ok(HttpResponse::Ok().json(present::introspection(&verdict, &state.catalogue)))
 }
 

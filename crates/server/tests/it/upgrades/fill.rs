@@ -19,6 +19,7 @@ use tollkey_core::{
     lineage::MAKER_REVOKED,
 };
 use tollkey_server::random::Random;
+use tollkey_store::Owner;
 use tollkey_store::testing::{Postgres, backends};
 use tollkey_verifier::testing::{ManualClock, START};
 
@@ -382,12 +383,12 @@ impl Filling<'_> {
         self.app.clock.advance(Duration::from_secs(1));
         let (state, now) = (self.app.running().state(), self.app.clock.now());
         let (account, random): (AccountId, Random) = (account.parse().expect("an account ID"), state.random.clone());
-        let revoked = state.change(move |tx| {
+        let revoked = state.change(Owner::from(&account.clone()), move |tx| {
             let mut writer = tx.account(&account);
             for id in &ids {
                 let id: KeyId = id.parse().expect("the ID of a key");
                 let mut key = writer.lock_key(&Family::ALL, &id)?.expect("that key");
-                let _ = key.revoke(now, reason.map(str::to_owned));
+                (key.revoked_at, key.revoked_reason) = (Some(now), reason.map(str::to_owned));
                 writer.save_key(&key)?;
                 writer.append(Draft {
                     id: random.with(|rng| AuditId::new(now, rng)),
