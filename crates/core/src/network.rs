@@ -33,14 +33,26 @@ impl IpList {
     /// );
     /// ```
     pub fn parse<'a>(cidrs: impl IntoIterator<Item = &'a str>) -> Result<Self, Invalid> {
+        Self::parse_up_to(Self::MAX, cidrs)
+    }
+
+    /// [`IpList::parse`] for the networks that several lists have in common, which can be more than one list has.
+    ///
+    /// # Errors
+    /// [`Invalid`] as there, but for the number of networks.
+    pub fn parse_common<'a>(cidrs: impl IntoIterator<Item = &'a str>) -> Result<Self, Invalid> {
+        Self::parse_up_to(usize::MAX, cidrs)
+    }
+
+    fn parse_up_to<'a>(max: usize, cidrs: impl IntoIterator<Item = &'a str>) -> Result<Self, Invalid> {
         let mut networks = Vec::new();
         for cidr in cidrs {
             let network = parse_network(cidr)?;
             if !networks.contains(&network) {
                 networks.push(network);
             }
-            if networks.len() > Self::MAX {
-                return Err(Invalid::new(format!("must have at most {} networks", Self::MAX)));
+            if networks.len() > max {
+                return Err(Invalid::new(format!("must have at most {max} networks")));
             }
         }
         if networks.is_empty() {
@@ -67,7 +79,7 @@ impl IpList {
     #[must_use]
     pub fn intersection(&self, other: &Self) -> Self {
         const NO_CLIENT: IpNet = IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::BROADCAST, 32));
-        let mut common = Vec::new();
+        let mut common: Vec<IpNet> = Vec::new();
         for one in &self.0 {
             for network in &other.0 {
                 // Two CIDR networks are nested or have nothing in common.
@@ -77,6 +89,10 @@ impl IpList {
                 }
             }
         }
+        // Of nested networks the outer one is enough. So what is common to a list and one within it is no longer than the
+        // latter, and every release can read it.
+        let outermost = |inner: &&IpNet| !common.iter().any(|outer| outer != *inner && outer.contains(*inner));
+        let common: Vec<IpNet> = common.iter().filter(outermost).copied().collect();
         Self(if common.is_empty() { vec![NO_CLIENT] } else { common })
     }
 

@@ -62,7 +62,12 @@ pub(crate) fn with_ancestors(conn: &mut AnyConnection, keys: Vec<ApiKey>) -> Res
     }
     keys.into_iter()
         .map(|key| {
-            let Some(lineage) = lineages.get(&key.id) else { return Ok(key) };
+            let lineage = match lineages.get(&key.id) {
+                // Without its ancestors a key would be decided on as if it had none.
+                Some(lineage) if lineage.last() == key.created_by.as_ref() => lineage,
+                None if key.created_by.is_none() || key.revoked_at.is_some() => return Ok(key),
+                _ => return Err(Error::corrupt("lineage")),
+            };
             let lineage = lineage.iter().map(|id| ancestors.get(id).ok_or_else(|| Error::corrupt("ancestor")));
             Ok(key.with_ancestors(lineage.collect::<Result<Vec<_>, _>>()?))
         })

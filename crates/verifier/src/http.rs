@@ -106,7 +106,7 @@ fn record(key: api::KeyRecord, catalogue: &Catalogue) -> Result<Record, Invalid>
     let rate_limits = rate_limits
         .map(|limit| Ok((limit.key_id.parse()?, limit.rate_limit.try_into()?)))
         .collect::<Result<Vec<(KeyId, RateLimit)>, Invalid>>()?;
-    let networks = key.allowed_ips.as_deref().map(|list| IpList::parse(list.iter().map(String::as_str)));
+    let networks = key.allowed_ips.as_deref().map(|list| IpList::parse_common(list.iter().map(String::as_str)));
     Ok(Record {
         // Expanded by the server; nothing is implied by anything here.
         scopes: catalogue.needed(scopes.iter().map(Scope::as_str))?,

@@ -19,6 +19,7 @@ use std::{
 
 use tollkey_core::{
     AccountId, ApplicationId, ChangeLog, Changed, Digest, KeyId, Position, Record, Seq, ServiceKeyId, VerifierId,
+    ceiling::DepthLimit,
 };
 
 use crate::{
@@ -124,7 +125,8 @@ impl Memory {
                 by_application: BTreeSet::new(),
                 by_account: BTreeSet::new(),
                 service_keys: VecDeque::new(),
-                allowances: Allowances::new(max),
+                // Of every key and of its ancestors.
+                allowances: Allowances::new(max.saturating_mul(1 + usize::from(DepthLimit::MAX))),
             }),
             max,
             evictions: AtomicU64::new(0),

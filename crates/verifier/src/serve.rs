@@ -3,7 +3,7 @@
 //! A poll is an acknowledgement, taken down as it comes, and a question, answered when there is something new. The
 //! rules are in `subscribers.rs`.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use tokio::time::timeout;
 use tollkey_core::{Digest, Usage, VerifierId};
@@ -17,9 +17,13 @@ use crate::{
 /// How many changes one answer brings.
 const CHANGES: usize = 500;
 
-impl<S: Primary> Source for Verifier<S> {
-    /// From memory, else from the source. No use of the key is counted: that is the subscriber's to judge.
-    async fn find(&self, digest: &Digest) -> Result<Snapshot, Unavailable> {
+impl<S: Primary> Verifier<S> {
+    /// Looks a key up for a subscriber: from the cache, or else from the source. No use of the key is counted; the
+    /// subscriber does that.
+    ///
+    /// # Errors
+    /// [`Unavailable`] when the key is not cached and the source does not respond, or too many look-ups of this requester wait.
+    pub async fn find_for(&self, requester: Requester, digest: &Digest) -> Result<Snapshot, Unavailable> {
         let inner = &*self.0;
         // The position is read first. Whatever is found afterwards under a lease shows every change up to it.
         let (applied, _) = inner.memory.applied();
@@ -28,8 +32,14 @@ impl<S: Primary> Source for Verifier<S> {
                 inner.counters.hits.count();
                 Ok(Snapshot { seq: applied.seq, record: Some(entry.record.clone()) })
             }
-            None => inner.fetch(digest, Requester::Service).await.map(|(snapshot, _)| snapshot),
+            None => inner.fetch(digest, requester).await.map(|(snapshot, _)| snapshot),
         }
+    }
+}
+
+impl<S: Primary> Source for Verifier<S> {
+    async fn find(&self, digest: &Digest) -> Result<Snapshot, Unavailable> {
+        self.find_for(Requester::Service(Arc::default()), digest).await
     }
 }
 

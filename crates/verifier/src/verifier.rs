@@ -61,8 +61,9 @@ impl Default for Settings {
 pub enum Requester {
     /// A client that presents a key or a service key, by the network of its address; `None` where that is not known.
     Client(Option<IpAddr>),
-    /// A resource server or another subscriber, authenticated.
-    Service,
+    /// An authenticated resource server or gateway, by the ID of its service key or the subject of its token: the keys
+    /// that one of them passes on exclude no other.
+    Service(Arc<str>),
     /// A secret key of this account that verifies other keys, authenticated.
     Account(AccountId),
 }
@@ -92,7 +93,7 @@ impl LookUps {
     fn of(&self, requester: &Requester) -> &FairSemaphore<Requester> {
         match requester {
             Requester::Client(_) => &self.clients,
-            Requester::Service | Requester::Account(_) => &self.authenticated,
+            Requester::Service(_) | Requester::Account(_) => &self.authenticated,
         }
     }
 }

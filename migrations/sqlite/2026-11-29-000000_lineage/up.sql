@@ -16,9 +16,29 @@ BEGIN
         UNION ALL SELECT NEW.id, NEW.created_by, 1;
 END;
 
+-- Below a revoked key: that key and the parent, whatever the depth. Nothing between them can change what the keys are.
+INSERT INTO key_ancestors (key_id, ancestor_id, distance)
+    WITH RECURSIVE below (key_id, root_id, distance) AS (
+        SELECT keys.id, keys.created_by, 1
+            FROM api_keys AS keys JOIN api_keys AS parents ON parents.id = keys.created_by
+            WHERE keys.revoked_at IS NULL AND parents.revoked_at IS NOT NULL
+        UNION ALL
+        SELECT keys.id, below.root_id, below.distance + 1
+            FROM below JOIN api_keys AS keys ON keys.created_by = below.key_id
+            WHERE keys.revoked_at IS NULL
+    )
+    SELECT key_id, root_id, distance FROM below;
+INSERT INTO key_ancestors (key_id, ancestor_id, distance)
+    SELECT keys.id, keys.created_by, 1
+        FROM key_ancestors AS below JOIN api_keys AS keys ON keys.id = below.key_id
+        WHERE below.distance > 1;
+
+-- All others: every ancestor.
 INSERT INTO key_ancestors (key_id, ancestor_id, distance)
     WITH RECURSIVE lineage (key_id, ancestor_id, distance) AS (
-        SELECT id, created_by, 1 FROM api_keys WHERE created_by IS NOT NULL AND revoked_at IS NULL
+        SELECT id, created_by, 1 FROM api_keys
+            WHERE created_by IS NOT NULL AND revoked_at IS NULL
+                AND NOT EXISTS (SELECT 1 FROM key_ancestors WHERE key_ancestors.key_id = api_keys.id)
         UNION ALL
         SELECT lineage.key_id, parents.created_by, lineage.distance + 1
             FROM lineage JOIN api_keys AS parents ON parents.id = lineage.ancestor_id

@@ -6,6 +6,7 @@
 //! revocation some descendants are verified, so that there is something to evict; after it, all of these are rejected.
 
 use std::{
+    net::SocketAddr,
     path::Path,
     process::Stdio,
     thread::sleep,
@@ -74,7 +75,7 @@ struct Subject {
     /// Ends before its database does.
     _server: Process,
     database: Database,
-    client: Client,
+    address: SocketAddr,
     token: String,
     /// For each size, the roots that are not revoked yet,
     trees: [Vec<Tree>; SIZES.len()],
@@ -106,34 +107,34 @@ impl Subject {
         let mut server = Process::start(&mut serve)?;
         let address = server.listening()?;
         let token = servers::token(&mut tollkey(), ACCOUNT)?;
-        let client = Client::connect(address)?;
         let none = || std::array::from_fn(|_| Vec::new());
-        Ok(Self { backend, _server: server, database, client, token, trees, answered: none(), recorded: none() })
+        Ok(Self { backend, _server: server, database, address, token, trees, answered: none(), recorded: none() })
     }
 
     /// Verifies descendants by their own credential.
-    fn verify(&mut self, descendants: &[KeyText], expected: u16) -> anyhow::Result<()> {
+    fn verify(client: &mut Client, descendants: &[KeyText], expected: u16) -> anyhow::Result<()> {
         for text in descendants {
-            let (status, _) = self.client.send("GET", servers::ROUTE, text.expose(), "")?;
+            let (status, _) = client.send("GET", servers::ROUTE, text.expose(), "")?;
             ensure!(status == expected, "a descendant was answered {status} instead of {expected}");
         }
         Ok(())
     }
 
     fn revoke(&mut self, size: usize, tree: &Tree) -> anyhow::Result<()> {
-        self.verify(&tree.descendants, 200)?;
+        let mut client = Client::connect(self.address)?;
+        Self::verify(&mut client, &tree.descendants, 200)?;
         let path = format!("/api/v1/account/api-keys/{}", tree.root);
         let begun = Instant::now();
-        let (status, _) = self.client.send("DELETE", &path, &self.token, "")?;
+        let (status, _) = client.send("DELETE", &path, &self.token, "")?;
         self.answered[size].push(begun.elapsed().as_secs_f64() * 1000.0);
         ensure!(status == 200, "a revocation was answered {status}");
-        self.verify(&tree.descendants, 401)?;
+        Self::verify(&mut client, &tree.descendants, 401)?;
         while !self.is_recorded()? {
             ensure!(begun.elapsed() < PATIENCE, "the revocation is not recorded");
             sleep(Duration::from_millis(5));
         }
         self.recorded[size].push(begun.elapsed().as_secs_f64() * 1000.0);
-        self.verify(&tree.descendants, 401)
+        Self::verify(&mut Client::connect(self.address)?, &tree.descendants, 401)
     }
 
     fn is_recorded(&self) -> anyhow::Result<bool> {

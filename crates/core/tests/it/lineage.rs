@@ -91,6 +91,19 @@ fn lists_with_nothing_in_common_allow_no_client() {
     assert_eq!(both, ips(&["10.1.0.0/16", "10.2.0.0/16", "2001:db8::/32"]));
 }
 
+/// Otherwise a subscriber of an earlier release, which reads at most 100 networks, could not read the key.
+#[test]
+fn what_two_nested_lists_have_in_common_is_no_longer_than_the_inner_one() {
+    let list = |second: u8| {
+        let narrow = (0..98).map(|third| format!("10.{second}.{third}.0/24"));
+        let all: Vec<String> = ["127.0.0.0/8".to_owned(), "10.0.0.0/8".to_owned()].into_iter().chain(narrow).collect();
+        IpList::parse(all.iter().map(String::as_str)).unwrap()
+    };
+    let (parent, child) = (list(0), list(1));
+    assert!(parent.covers(&child));
+    assert_eq!(parent.intersection(&child), ips(&["127.0.0.0/8", "10.0.0.0/8"]));
+}
+
 #[test]
 fn use_counts_against_the_limits_of_the_path_with_the_root_first() {
     let limit = |uses| RateLimit::new(uses, 60).unwrap();

@@ -367,7 +367,7 @@ impl Operator {
 #[derive(Debug)]
 pub enum Verifying {
     /// A resource server: keys of all accounts.
-    Service,
+    Service(Service),
     /// An `sk_` key: keys of its own account.
     SecretKey(Known),
 }
@@ -377,7 +377,7 @@ impl Verifying {
     #[must_use]
     pub fn requester(&self) -> Requester {
         match self {
-            Self::Service => Requester::Service,
+            Self::Service(service) => service.requester(),
             Self::SecretKey(record) => Requester::Account(record.key.account_id.clone()),
         }
     }
@@ -386,7 +386,7 @@ impl Verifying {
     #[must_use]
     pub fn viewer(&self) -> Option<Viewer<'_>> {
         match self {
-            Self::Service => None,
+            Self::Service(_) => None,
             Self::SecretKey(record) => Some(Viewer {
                 account_id: &record.key.account_id,
                 mode: (record.key.mode == Mode::Test).then_some(Mode::Test),
@@ -395,9 +395,17 @@ impl Verifying {
     }
 }
 
-/// A resource server: a service key, or a management token with the role `service`.
+/// A resource server: a service key, by its ID, or a management token with the role `service`, by its subject.
 #[derive(Debug)]
-pub struct Service;
+pub struct Service(Arc<str>);
+
+impl Service {
+    /// Whom its look-ups are made for.
+    #[must_use]
+    pub fn requester(&self) -> Requester {
+        Requester::Service(Arc::clone(&self.0))
+    }
+}
 
 /// An API key of any family, about itself.
 #[derive(Debug)]
@@ -472,11 +480,8 @@ impl Verifying {
     async fn extract(request: &HttpRequest) -> Result<Self, Refusal> {
         let state = state(request)?;
         match identify(request, &state, &[Family::Secret]).await? {
-            Caller::ServiceKey(id) => {
-                tracing::trace!(service_key = %id, "a resource server asks");
-                Ok(Self::Service)
-            }
-            Caller::Token(claims) if claims.has_role("service") => Ok(Self::Service),
+            Caller::ServiceKey(id) => Ok(Self::Service(Service(id.to_string().into()))),
+            Caller::Token(claims) if claims.has_role("service") => Ok(Self::Service(Service(claims.subject.into()))),
             Caller::Key(record) if record.key.family == Family::Secret => Ok(Self::SecretKey(record)),
             _ => {
                 Err(Problem::forbidden("This needs a service key, a token with the role service, or a secret key.")
@@ -490,8 +495,8 @@ impl Service {
     async fn extract(request: &HttpRequest) -> Result<Self, Refusal> {
         let state = state(request)?;
         match identify(request, &state, &[]).await? {
-            Caller::ServiceKey(_) => Ok(Self),
-            Caller::Token(claims) if claims.has_role("service") => Ok(Self),
+            Caller::ServiceKey(id) => Ok(Self(id.to_string().into())),
+            Caller::Token(claims) if claims.has_role("service") => Ok(Self(claims.subject.into())),
             _ => Err(Problem::forbidden("This needs a service key, or a token with the role service.").into()),
         }
     }

@@ -472,15 +472,15 @@ async fn revoke_which(
     let pending = by.pending_revocation(Root::Key(which.id), now);
     let revoked = transition(state, by, which, Action::ApiKeyRevoked, move |account, key| {
         let transition = key.revoke(now, reason);
-        let is_to_be_recorded = match transition {
-            Transition::Changed => account.has_descendants(&key.id)?,
-            // A server of the release before walks the tree instead, and may have stopped before the end of it.
-            Transition::AlreadySo => {
-                !account.has_pending_revocations()? && account.has_unrevoked_descendants(&key.id)?
+        match transition {
+            Transition::Changed if account.has_descendants(&key.id)? => account.add_pending_revocation(&pending)?,
+            // A server of the release before walks the tree instead, told verifiers of the root alone, and may have stopped
+            // before the end of the tree.
+            Transition::AlreadySo if key.revoked_at.is_some() && account.has_unrevoked_descendants(&key.id)? => {
+                account.add_pending_revocation(&pending)?;
+                account.descendants_changed();
             }
-        };
-        if is_to_be_recorded {
-            account.add_pending_revocation(&pending)?;
+            _ => {}
         }
         Ok(transition)
     });

@@ -13,7 +13,7 @@ use futures_util::future::join_all;
 use serde_json::{Value, json};
 use tokio::time::timeout;
 use tollkey_core::{ApiKey, Clock as _, Denial, Digest, IpList, KeyId, Need, RateLimit, Timestamp, VerifierId};
-use tollkey_store::testing::backends;
+use tollkey_store::{Backend, testing::backends};
 use tollkey_verifier::{Settings, SystemClock, Verifier, http::HttpSource};
 
 use crate::{
@@ -541,6 +541,42 @@ async fn deleted_application_skips_keys_that_had_expired() {
         let targets: Vec<&Value> =
             log.as_array().expect("an array").iter().map(|entry| &entry["target"]["id"]).collect();
         assert_eq!(targets, [&json!(usable.id)]);
+    })
+    .await;
+}
+
+/// A server of the release before revokes the root, tells verifiers of that key alone, and is killed before it walks the tree.
+#[actix_web::test]
+async fn repeat_of_an_interrupted_revocation_rejects_every_descendant() {
+    each_backend(async |app: &App| {
+        let token = app.merchant("acme");
+        let root = make(app, &token, wanted("live", "secret")).await;
+        let child = make(app, &root.text, wanted("live", "secret")).await;
+        let grandchild = make(app, &child.text, wanted("live", "publishable")).await;
+        let keys = [&root, &child, &grandchild];
+        for key in keys {
+            assert_eq!(app.code(&key.text).await, if key.id == grandchild.id { "route_not_allowed" } else { "valid" });
+        }
+        let at = app.clock.now();
+        let hex =
+            root.id.parse::<KeyId>().expect("the ID of a key").as_bytes().map(|byte| format!("{byte:02x}")).concat();
+        let id = match app.running().state().store.backend() {
+            Backend::Sqlite => format!("x'{hex}'"),
+            Backend::Postgres => format!("'\\x{hex}'"),
+        };
+        app.database.sql(&format!("UPDATE api_keys SET revoked_at = {} WHERE id = {id}", at.as_microsecond()));
+        assert_eq!(app.code(&child.text).await, "valid", "what was cached before");
+
+        let repeat = app.delete(&format!("{KEYS}/{}", root.id)).bearer(&token).await;
+        assert_eq!(repeat.status, 200, "{repeat}");
+        for _ in 0..2 {
+            for key in keys {
+                assert_eq!(app.code(&key.text).await, "revoked");
+            }
+            app.revocations_recorded().await;
+        }
+        let log = app.get("/audit-log?action=api_key.revoked").bearer(&token).await.json();
+        assert_eq!(log.as_array().map(Vec::len), Some(2), "one for each descendant: {log}");
     })
     .await;
 }

@@ -480,10 +480,11 @@ impl AccountWriter<'_> {
         if written == 0 {
             return Err(Error::NotFound);
         }
-        // A subscriber, and a server of the release before, does not know which keys descend from this one.
-        let changed =
-            if self.has_descendants(&key.id)? { Changed::Account(self.account.clone()) } else { Changed::Key(key.id) };
-        self.changed(changed);
+        if self.has_descendants(&key.id)? {
+            self.descendants_changed();
+        } else {
+            self.changed(Changed::Key(key.id));
+        }
         Ok(())
     }
 

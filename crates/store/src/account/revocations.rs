@@ -146,6 +146,13 @@ impl AccountWriter<'_> {
         Ok(())
     }
 
+    /// Notes that what verifiers have cached of the descendants of a key is outdated: they evict all keys of the account,
+    /// because a subscriber, and a server of the release before, does not know which keys those are.
+    pub fn descendants_changed(&mut self) {
+        let account = self.account.clone();
+        self.changed(Changed::Account(account));
+    }
+
     /// The next batch of the account's oldest pending revocation: at most `limit` keys are looked at, recorded ones
     /// included. `None` when nothing is pending, or another replica is working on it.
     ///
@@ -246,8 +253,7 @@ impl AccountWriter<'_> {
             diesel::delete(row).execute(self.conn)?;
             // A server of the release before decides by the keys' own rows: it may have cached them again meanwhile.
             if let Root::Key(_) = batch.pending.root {
-                let account = self.account.clone();
-                self.changed(Changed::Account(account));
+                self.descendants_changed();
             }
             return Ok(true);
         };

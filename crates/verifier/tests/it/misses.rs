@@ -72,7 +72,7 @@ async fn strangers_do_not_exclude_authenticated_callers() {
         (0..1300).map(|n| ask_for(verifier, Requester::Account(account("flood")), text(2000 + n))).collect();
     sleep(Duration::from_millis(1)).await;
     let finds = world.source.finds();
-    let service = ask_for(verifier, Requester::Service, text(0));
+    let service = ask_for(verifier, Requester::Service("gateway".into()), text(0));
     let other = ask_for(verifier, Requester::Account(account("acme")), text(1));
     sleep(Duration::from_millis(1)).await;
     assert_eq!(world.source.finds() - finds, 2);

@@ -7,7 +7,7 @@ use tollkey_api::sync as api;
 use tollkey_core::{
     Catalogue, Checks, Digest, Invalid, KeyId, Problem, Record, Timestamp, Usage, time::day, usage::parse_outcome,
 };
-use tollkey_verifier::{News, Poll, Source as _, Upstream as _};
+use tollkey_verifier::{News, Poll, Upstream as _};
 
 use crate::{
     body::Body,
@@ -69,10 +69,11 @@ pub async fn sync(state: web::Data<State>, _: Service, body: Body) -> Answer {
     responses((status = 200, description = "The key, if there is one.", body = api::LookupResponse))
 )]
 #[post("/sync/lookup")]
-pub async fn sync_lookup(state: web::Data<State>, _: Service, body: Body) -> Answer {
+pub async fn sync_lookup(state: web::Data<State>, caller: Service, body: Body) -> Answer {
     let request: api::LookupRequest = body.json()?;
     let digest: Digest = request.digest.parse().map_err(|rule: Invalid| Problem::field("/digest", rule.to_string()))?;
-    let snapshot = state.verifier.find(&digest).await.map_err(|_| Problem::unavailable())?;
+    let found = state.verifier.find_for(caller.requester(), &digest);
+    let snapshot = found.await.map_err(|_| Problem::unavailable())?;
     let key = snapshot.record.as_ref().map(|record| key_record(record, &state.catalogue));
     Ok(HttpResponse::Ok().json(api::LookupResponse { seq: snapshot.seq.0, key }))
 }
