@@ -471,7 +471,8 @@ async fn lookup_sends_the_restrictions_of_ancestors_resolved() {
         let both = json!(["203.0.113.0/24", "198.51.100.0/24"]);
         let shared = json!([{"key_id": hyphenated(&root), "rate_limit": {"limit": 9, "window_seconds": 60}}]);
         let at = app.clock.now();
-        let rows: [(fn(&mut ApiKey, Timestamp), [Value; 6]); 6] = [
+        type Row = (fn(&mut ApiKey, Timestamp), [Value; 6]);
+        let rows: [Row; 6] = [
             (|_, _| (), [json!(null), json!(null), json!(null), both.clone(), own.clone(), json!(null)]),
             (
                 |root, _| root.grants.rate_limit = RateLimit::new(9, 60).ok(),
