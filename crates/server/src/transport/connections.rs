@@ -1,6 +1,7 @@
 //! The connections that are open: how many there may be, which of them is idle, and which one makes room for another.
 
 use std::{
+    cell::Cell,
     fmt,
     pin::pin,
     rc::Rc,
@@ -27,6 +28,10 @@ const MAX_PENDING_BYTES: usize = 256 * 1024 * 1024;
 /// A client that has not taken a byte for this long gives way when the memory for responses is used up.
 const STALLED: Duration = Duration::from_secs(1);
 
+/// How many bytes are read in one wake-up, and during a request that does not wait for them. actix-http polls a connection
+/// without a pause once 128 KiB were read that it cannot decode yet.
+pub(super) const READ_AHEAD: usize = 64 * 1024;
+
 // The flags of a connection.
 /// A request is in flight.
 const BUSY: u8 = 1;
@@ -36,7 +41,7 @@ const BLOCKED: u8 = 2;
 const RECENT: u8 = 4;
 /// The server stops: the connection is closed after its current response.
 const LAST_RESPONSE: u8 = 8;
-/// Nothing more is read from the client. The connection ends when its response is written.
+/// The connection ends when what the client already sent is answered. A request that arrives before the end is the last one.
 const CLOSING: u8 = 16;
 /// The client has not sent all of a body that nobody reads.
 const UNREAD_BODY: u8 = 32;
@@ -62,6 +67,41 @@ impl Connection {
     fn end(&self, flags: u8) {
         self.flags.fetch_or(flags, Ordering::AcqRel);
         self.task.wake();
+    }
+
+    /// Closes the connection when it is idle and had no request lately. An idle one loses its mark of recent use. One step
+    /// for all threads: a request either begins before this or sees it.
+    fn close_idle(&self) -> bool {
+        let before = self.flags.fetch_update(Ordering::AcqRel, Ordering::Acquire, |flags| {
+            match (flags & (BUSY | BLOCKED | CLOSING), flags & RECENT) {
+                (0, 0) => Some(flags | CLOSING),
+                (0, _) => Some(flags & !RECENT),
+                _ => None,
+            }
+        });
+        let closed = before.is_ok_and(|flags| flags & RECENT == 0);
+        if closed {
+            self.task.wake();
+        }
+        closed
+    }
+
+    /// Closes the connection after its current response, or now when it has no request.
+    fn drain(&self) {
+        // The closure always returns flags.
+        let _ = self.flags.fetch_update(Ordering::AcqRel, Ordering::Acquire, |flags| {
+            Some(flags | LAST_RESPONSE | if flags & BUSY == 0 { CLOSING } else { 0 })
+        });
+        self.task.wake();
+    }
+
+    /// A request begins. When the connection was about to be closed, this request is its last one.
+    fn begin(&self) {
+        let _ = self.flags.fetch_update(Ordering::AcqRel, Ordering::Acquire, |flags| {
+            let flags = flags | BUSY | RECENT;
+            let closes = flags & (CLOSING | UNREAD_BODY | ABORTED) == CLOSING;
+            Some(if closes { flags & !CLOSING | LAST_RESPONSE } else { flags })
+        });
     }
 }
 
@@ -135,8 +175,7 @@ impl Connections {
         let clock = self.clock();
         self.draining.store(true, Ordering::Release);
         for connection in clock.places.iter().flatten() {
-            let busy = connection.flags.fetch_or(LAST_RESPONSE, Ordering::AcqRel) & BUSY != 0;
-            connection.end(if busy { 0 } else { CLOSING });
+            connection.drain();
         }
     }
 
@@ -161,7 +200,15 @@ impl Connections {
         });
         clock.places[place] = Some(Arc::clone(&connection));
         drop(clock);
-        Some(Rc::new(Peer { connection, connections: Arc::clone(self), place, _permit: permit }))
+        Some(Rc::new(Peer {
+            connection,
+            connections: Arc::clone(self),
+            place,
+            reading: Reading::default(),
+            is_final: Cell::new(false),
+            is_refused: Cell::new(false),
+            _permit: permit,
+        }))
     }
 
     async fn wait(&self) -> Option<OwnedSemaphorePermit> {
@@ -192,15 +239,8 @@ impl Connections {
         let mut clock = self.clock();
         // The first time around, the hand takes the mark of recent use away.
         let steps = 2 * clock.places.len();
-        let idle = clock.find(steps, |connection| {
-            if connection.has(BUSY | BLOCKED | CLOSING) {
-                return false;
-            }
-            connection.flags.fetch_and(!RECENT, Ordering::AcqRel) & RECENT == 0
-        });
-        if let Some(idle) = idle {
+        if clock.find(steps, Connection::close_idle).is_some() {
             counter!(CONNECTIONS_CLOSED, "reason" => "idle").increment(1);
-            idle.end(CLOSING);
         }
     }
 
@@ -236,7 +276,25 @@ pub(super) struct Peer {
     connection: Arc<Connection>,
     connections: Arc<Connections>,
     place: usize,
+    reading: Reading,
+    /// A response was begun after which no request is processed.
+    is_final: Cell<bool>,
+    /// A request came after that.
+    is_refused: Cell<bool>,
     _permit: OwnedSemaphorePermit,
+}
+
+/// How far the server reads ahead of the request in flight.
+#[derive(Default)]
+struct Reading {
+    /// Bytes that were read since the last pause in which all that was read could be decoded.
+    ahead: Cell<usize>,
+    /// Some of them came during a request that did not wait for them.
+    is_behind_request: Cell<bool>,
+    /// Reading goes on when the client takes some of the response or the request ends.
+    is_paused: Cell<bool>,
+    /// The request in flight waits for its body.
+    awaits_body: Cell<bool>,
 }
 
 impl Peer {
@@ -245,7 +303,7 @@ impl Peer {
         &self.connections
     }
 
-    /// Whether nothing more is to be read from the client.
+    /// Whether the connection ends before its next request, unless that has already been sent.
     pub(super) fn is_closing(&self) -> bool {
         self.connection.has(CLOSING)
     }
@@ -263,6 +321,77 @@ impl Peer {
     /// Whether the connection ends after its current response.
     pub(super) fn is_last_response(&self) -> bool {
         self.connection.has(LAST_RESPONSE)
+    }
+
+    /// Whether nothing more is read from the client, even if it was sent.
+    pub(super) fn ignores_input(&self) -> bool {
+        self.is_final.get() || self.connection.has(UNREAD_BODY | ABORTED)
+    }
+
+    /// A response begins with which the connection ends. No request after it is processed (RFC 9112, section 9.6).
+    pub(super) fn begin_final_response(&self) {
+        self.is_final.set(true);
+    }
+
+    /// Whether the final response was begun.
+    pub(super) fn is_final(&self) -> bool {
+        self.is_final.get()
+    }
+
+    /// Ends the connection once the final response is written: another request is there that must not be processed.
+    pub(super) fn refuse(&self) {
+        self.is_refused.set(true);
+    }
+
+    /// Whether a request was refused.
+    pub(super) fn is_refused(&self) -> bool {
+        self.is_refused.get()
+    }
+
+    /// Whether what is read now can be decoded immediately: no request is in flight, or it waits for its body.
+    pub(super) fn can_decode(&self) -> bool {
+        !self.connection.has(BUSY) || self.reading.awaits_body.get()
+    }
+
+    /// The request in flight waits for its body, or does not any more.
+    pub(super) fn await_body(&self, awaits: bool) {
+        self.reading.awaits_body.set(awaits);
+        if awaits {
+            self.resume_reading();
+        }
+    }
+
+    /// How many bytes more may be read. At the start of a wake-up they count anew if they can be decoded.
+    pub(super) fn room_to_read(&self, starts: bool) -> usize {
+        if starts && self.can_decode() {
+            self.reading.ahead.set(0);
+        }
+        READ_AHEAD.saturating_sub(self.reading.ahead.get())
+    }
+
+    /// Bytes were read.
+    pub(super) fn count_read(&self, bytes: usize) {
+        self.reading.ahead.set(self.reading.ahead.get().saturating_add(bytes));
+        if !self.can_decode() {
+            self.reading.is_behind_request.set(true);
+        }
+    }
+
+    /// Nothing is read until [`Self::resume_reading`].
+    pub(super) fn pause_reading(&self, waker: &Waker) {
+        self.register(waker);
+        self.reading.is_paused.set(true);
+    }
+
+    /// Whether input may be left that was not read.
+    pub(super) fn is_paused(&self) -> bool {
+        self.reading.is_paused.get()
+    }
+
+    fn resume_reading(&self) {
+        if self.reading.is_paused.take() {
+            self.connection.task.wake();
+        }
     }
 
     /// Reads nothing more from the client: what is left of its body is not wanted.
@@ -285,6 +414,7 @@ impl Peer {
     /// The client took something.
     pub(super) fn unblock(&self) {
         self.connection.flags.fetch_and(!BLOCKED, Ordering::AcqRel);
+        self.resume_reading();
     }
 }
 
@@ -301,7 +431,7 @@ pub(super) struct InFlight(Rc<Peer>);
 
 impl InFlight {
     pub(super) fn new(peer: Rc<Peer>) -> Self {
-        peer.connection.flags.fetch_or(BUSY | RECENT, Ordering::AcqRel);
+        peer.connection.begin();
         Self(peer)
     }
 
@@ -315,6 +445,13 @@ impl Drop for InFlight {
         let flags = self.0.connection.flags.fetch_and(!BUSY, Ordering::AcqRel);
         if flags & LAST_RESPONSE != 0 {
             self.0.connection.end(CLOSING);
+        }
+        let reading = &self.0.reading;
+        reading.awaits_body.set(false);
+        self.0.resume_reading();
+        // actix-http decodes at most 16 requests ahead, and the rest only when the connection's task is woken.
+        if reading.is_behind_request.take() {
+            self.0.connection.task.wake();
         }
     }
 }

@@ -3,7 +3,7 @@
 
 use std::{
     cell::{Cell, RefCell},
-    future::poll_fn,
+    future::{pending, poll_fn},
     pin::Pin,
     rc::Rc,
     task::{Context, Poll},
@@ -56,6 +56,7 @@ type Exchanged<B> = Result<Response<Outgoing<B>>, ErrorResponse>;
 
 /// The body of a request. The handler reads it through [`Reader`]; what it leaves is here.
 struct Incoming {
+    peer: Option<Rc<Peer>>,
     payload: RefCell<Payload>,
     /// Bytes that came.
     taken: Cell<usize>,
@@ -82,6 +83,7 @@ impl Incoming {
             None => !headers.contains_key(TRANSFER_ENCODING),
         };
         let incoming = Rc::new(Self {
+            peer: request.conn_data::<Rc<Peer>>().cloned(),
             payload: RefCell::new(payload),
             taken: Cell::new(0),
             ended: Cell::new(false),
@@ -99,6 +101,9 @@ impl Incoming {
             Poll::Ready(Some(Ok(bytes))) => self.taken.set(self.taken.get().saturating_add(bytes.len())),
             Poll::Ready(None) => self.ended.set(true),
             _ => {}
+        }
+        if let Some(peer) = &self.peer {
+            peer.await_body(next.is_pending());
         }
         next
     }
@@ -188,6 +193,7 @@ where
     if let Some(Begun(response)) = begun {
         return response.await;
     }
+    refuse_after_final(&request).await;
     let incoming = Incoming::take(&mut request);
     exchange(app, request, incoming).await
 }
@@ -203,6 +209,7 @@ where
     S: Service<Request, Response = ServiceResponse<B>, Error = actix_web::Error> + 'static,
     B: MessageBody + Unpin + 'static,
 {
+    refuse_after_final(&request).await;
     let incoming = Incoming::take(&mut request);
     let body = incoming.clone();
     let mut response = Box::pin(exchange(app, request, incoming));
@@ -221,34 +228,60 @@ where
     }
 }
 
+/// Waits for the end of the connection, if its final response was begun: the client was told that no request after that is
+/// processed.
+async fn refuse_after_final(request: &Request) {
+    if let Some(peer) = request.conn_data::<Rc<Peer>>().filter(|peer| peer.is_final()) {
+        peer.refuse();
+        pending::<()>().await;
+    }
+}
+
 async fn exchange<S, B>(app: Rc<S>, request: Request, incoming: Option<Rc<Incoming>>) -> Exchanged<B>
 where
     S: Service<Request, Response = ServiceResponse<B>, Error = actix_web::Error>,
     B: MessageBody + Unpin + 'static,
 {
     let in_flight = request.conn_data::<Rc<Peer>>().map(|peer| InFlight::new(Rc::clone(peer)));
+    let peer = in_flight.as_ref().map(InFlight::peer);
+    // Said explicitly: of pipelined requests actix-http follows the last one.
+    let mut closes = request.head().connection_type() == ConnectionType::Close;
     let answered = app.call(request).await;
-    let mut response: Response<B> = match answered {
-        Ok(response) => response.into(),
-        Err(error) => return Err(error.error_response().into()),
-    };
     if let Some(incoming) = incoming
         && !incoming.discard().await
     {
-        response.head_mut().set_connection_type(ConnectionType::Close);
-        if let Some(in_flight) = &in_flight {
-            in_flight.peer().leave_body_unread();
+        closes = true;
+        if let Some(peer) = peer {
+            peer.leave_body_unread();
         }
     }
-    let mut pending = None;
-    if let Some(peer) = in_flight.as_ref().map(InFlight::peer) {
-        if peer.is_last_response() {
-            response.head_mut().set_connection_type(ConnectionType::Close);
+    closes |= peer.is_some_and(|peer| peer.is_last_response());
+    let mut response: Response<B> = match answered {
+        Ok(response) => response.into(),
+        Err(error) => {
+            let mut response = error.error_response().into();
+            set_connection(&mut response, closes, peer);
+            return Err(response);
         }
-        pending = counted(response.body().size(), response.extensions().get::<SharedBody>().is_some())
-            .map(|bytes| Pending::new(Rc::clone(peer), bytes));
-    }
+    };
+    set_connection(&mut response, closes, peer);
+    let pending = peer.and_then(|peer| {
+        counted(response.body().size(), response.extensions().get::<SharedBody>().is_some())
+            .map(|bytes| Pending::new(Rc::clone(peer), bytes))
+    });
     Ok(response.map_body(|_, body| Outgoing::new(body, pending, in_flight)))
+}
+
+/// Tells the client when this response is the final one, and remembers it.
+fn set_connection<B>(response: &mut Response<B>, closes: bool, peer: Option<&Rc<Peer>>) {
+    if closes {
+        response.head_mut().set_connection_type(ConnectionType::Close);
+    }
+    if let Some(peer) = peer
+        && response.head().connection_type() == ConnectionType::Close
+    {
+        peer.begin_final_response();
+    }
 }
 
 /// How many bytes of a response count as pending.

@@ -1,5 +1,5 @@
 //! The stream of one connection, over TCP or a Unix socket alike: ends it when its client takes nothing of a response for
-//! too long, and stops reading when the rest of a body is not wanted.
+//! too long, stops reading when the rest of a body is not wanted, and bounds how far it reads ahead.
 
 use std::{
     io,
@@ -13,7 +13,7 @@ use std::{
 use metrics::counter;
 use rustix::{
     io::Errno,
-    net::{SendFlags, send, sockopt},
+    net::{RecvFlags, SendFlags, recv, send, sockopt},
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
@@ -25,7 +25,7 @@ use crate::telemetry::CONNECTIONS_CLOSED;
 
 /// How many times within the deadline the server tries whether the client took anything.
 const TRIES: u32 = 8;
-/// How long, and how many bytes of, an unwanted body are still taken after the response. A connection that is closed
+/// How long, and how many bytes of, unwanted input are still taken after the response. A connection that is closed
 /// with unread input is reset, and a reset can destroy the response before its client reads it (RFC 9112, section 9.6).
 const LINGER: (Duration, usize) = (Duration::from_secs(1), 256 * 1024);
 
@@ -36,6 +36,8 @@ pub(super) struct Stream<S> {
     write_timeout: Duration,
     stall: Option<Stall>,
     linger: Option<Linger>,
+    /// Something was read since the task was last woken.
+    has_read: bool,
 }
 
 /// A write that the client does not take.
@@ -52,7 +54,7 @@ struct Linger {
 
 impl<S> Stream<S> {
     pub(super) fn new(io: S, peer: Rc<Peer>, write_timeout: Duration) -> Self {
-        Self { io, peer, write_timeout, stall: None, linger: None }
+        Self { io, peer, write_timeout, stall: None, linger: None, has_read: false }
     }
 
     pub(super) fn peer(&self) -> &Rc<Peer> {
@@ -109,17 +111,50 @@ impl<S: AsFd> Stream<S> {
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Stream<S> {
+/// Whether the socket has bytes that tokio may not have heard of yet. It will wake the task for them.
+fn has_input(io: &impl AsFd) -> bool {
+    matches!(recv(io, &mut [0_u8; 1], RecvFlags::PEEK | RecvFlags::DONTWAIT), Ok((1.., _)))
+}
+
+impl<S: AsyncRead + AsFd + Unpin> AsyncRead for Stream<S> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        if self.peer.is_closing() {
+        let Self { io, peer, stall, has_read, .. } = &mut *self;
+        if peer.ignores_input() {
             return Poll::Ready(Ok(())); // as if the client had closed its side
         }
-        let read = Pin::new(&mut self.io).poll_read(cx, buf);
-        if read.is_pending() {
-            self.peer.register(cx.waker());
-            if self.peer.is_closing() {
-                return Poll::Ready(Ok(()));
+        let room = peer.room_to_read(!*has_read);
+        if stall.is_some() || room == 0 {
+            *has_read = false;
+            if stall.is_none() && peer.can_decode() {
+                cx.waker().wake_by_ref(); // after what was read is decoded
+            } else {
+                peer.pause_reading(cx.waker());
             }
+            return Poll::Pending;
+        }
+        let before = buf.filled().len();
+        let read = if buf.remaining() > room {
+            let mut part = ReadBuf::new(buf.initialize_unfilled_to(room));
+            let read = Pin::new(&mut *io).poll_read(cx, &mut part);
+            let bytes = part.filled().len();
+            buf.advance(bytes);
+            read
+        } else {
+            Pin::new(&mut *io).poll_read(cx, buf)
+        };
+        if read.is_pending() {
+            peer.register(cx.waker());
+            let has_read = std::mem::take(has_read);
+            if peer.is_closing() {
+                if has_read {
+                    cx.waker().wake_by_ref(); // what was read may be a request, which is answered first
+                } else if !has_input(&*io) {
+                    return Poll::Ready(Ok(()));
+                }
+            }
+        } else if buf.filled().len() > before {
+            *has_read = true;
+            peer.count_read(buf.filled().len() - before);
         }
         read
     }
@@ -137,14 +172,20 @@ impl<S: AsyncRead + AsyncWrite + AsFd + Unpin> AsyncWrite for Stream<S> {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_flush(cx)
+        ready!(Pin::new(&mut self.io).poll_flush(cx))?;
+        if self.peer.is_refused() {
+            // The final response is written. actix-http would wait for that to the refused request.
+            ready!(self.poll_shutdown(cx))?;
+            return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
+        }
+        Poll::Ready(Ok(()))
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let Self { io, peer, linger, .. } = &mut *self;
         if linger.is_none() {
             ready!(Pin::new(&mut *io).poll_shutdown(cx))?;
-            if !peer.has_unread_body() {
+            if !(peer.has_unread_body() || peer.is_refused() || peer.is_paused()) {
                 return Poll::Ready(Ok(()));
             }
         }

@@ -1,7 +1,16 @@
-use std::{future::poll_fn, io::ErrorKind, pin::Pin, rc::Rc, sync::Arc, time::Duration};
+use std::{
+    future::poll_fn,
+    io::ErrorKind,
+    pin::{Pin, pin},
+    rc::Rc,
+    sync::Arc,
+    task::Poll,
+    time::Duration,
+};
 
 use actix_http::body::{BodySize, MessageBody as _};
 use actix_web::web::Bytes;
+use futures_util::poll;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::UnixStream,
@@ -9,7 +18,7 @@ use tokio::{
 };
 
 use super::{
-    connections::{Connections, InFlight, Peer, Pending},
+    connections::{Connections, InFlight, Peer, Pending, READ_AHEAD},
     exchange::{Outgoing, PIECE, counted},
     stream::Stream,
 };
@@ -92,6 +101,112 @@ async fn connection_over_the_limit_is_closed_when_none_is_idle() {
     assert!(connections.admit().await.is_none());
     drop(request);
     assert!(connections.admit().await.is_some());
+}
+
+#[tokio::test]
+async fn request_on_a_closing_connection_is_its_last_one() {
+    let connections = Connections::new(1);
+    let peer = admit(&connections).await;
+    connections.drain();
+    assert!(peer.is_closing(), "it is idle");
+    let request = InFlight::new(Rc::clone(&peer));
+    assert!(!peer.is_closing() && peer.is_last_response(), "the request is served");
+    drop(request);
+    assert!(peer.is_closing());
+}
+
+#[tokio::test]
+async fn closing_connection_reads_what_was_sent_first() {
+    let connections = Connections::new(1);
+    let (server, mut client) = UnixStream::pair().unwrap();
+    let peer = admit(&connections).await;
+    let mut stream = Stream::new(server, Rc::clone(&peer), WRITE_TIMEOUT);
+    client.write_all(b"head").await.unwrap();
+    connections.drain();
+    let mut buffer = [0; 16];
+    assert_eq!(stream.read(&mut buffer).await.unwrap(), 4);
+    assert!(poll!(pin!(stream.read(&mut buffer))).is_pending(), "what was read is decoded first");
+    let request = InFlight::new(peer);
+    client.write_all(b"body").await.unwrap();
+    assert_eq!(stream.read(&mut buffer).await.unwrap(), 4, "the request's body is read");
+    drop(request);
+    assert!(poll!(pin!(stream.read(&mut buffer))).is_pending());
+    assert_eq!(timeout(PATIENCE, stream.read(&mut buffer)).await.expect("it ends").unwrap(), 0);
+}
+
+/// How much a stream reads until it waits.
+async fn read_available(stream: &mut Stream<UnixStream>) -> usize {
+    let (mut total, mut buffer) = (0, vec![0; 10_000]);
+    while let Poll::Ready(read) = poll!(pin!(stream.read(&mut buffer))) {
+        total += read.unwrap();
+    }
+    total
+}
+
+#[tokio::test]
+async fn reading_ahead_of_a_request_has_a_limit() {
+    let connections = Connections::new(1);
+    let (server, mut client) = UnixStream::pair().unwrap();
+    let peer = admit(&connections).await;
+    let mut stream = Stream::new(server, Rc::clone(&peer), WRITE_TIMEOUT);
+    let flood = tokio::spawn(async move { client.write_all(&vec![0; 4 * READ_AHEAD]).await.map(|()| client) });
+    let request = InFlight::new(Rc::clone(&peer));
+    let mut total = 0;
+    let mut until = async |limit| {
+        while total < limit {
+            total += read_available(&mut stream).await;
+            tokio::task::yield_now().await;
+        }
+        for _ in 0..10 {
+            tokio::task::yield_now().await;
+            assert_eq!(read_available(&mut stream).await, 0, "nothing reads more");
+        }
+        assert_eq!(total, limit);
+    };
+    timeout(PATIENCE, until(READ_AHEAD)).await.expect("up to the limit");
+    peer.await_body(true);
+    let rest = async {
+        let mut left = 3 * READ_AHEAD;
+        while left > 0 {
+            left -= stream.read(&mut vec![0; 10_000]).await.unwrap();
+        }
+    };
+    timeout(PATIENCE, rest).await.expect("a request that waits for its body gets it");
+    drop((request, flood));
+}
+
+#[tokio::test]
+async fn end_of_a_request_resumes_reading() {
+    let connections = Connections::new(1);
+    let (server, mut client) = UnixStream::pair().unwrap();
+    let mut stream = Stream::new(server, admit(&connections).await, WRITE_TIMEOUT);
+    let request = InFlight::new(Rc::clone(stream.peer()));
+    let flood = tokio::spawn(async move { client.write_all(&vec![0; 2 * READ_AHEAD]).await.map(|()| client) });
+    let mut buffer = vec![0; READ_AHEAD];
+    timeout(PATIENCE, stream.read_exact(&mut buffer)).await.expect("up to the limit").unwrap();
+    let end = async {
+        tokio::task::yield_now().await;
+        drop(request);
+    };
+    let (read, ()) = timeout(PATIENCE, async { tokio::join!(stream.read_exact(&mut buffer), end) }).await.expect("all");
+    assert_eq!(read.unwrap(), READ_AHEAD);
+    flood.await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn nothing_is_read_from_a_client_that_takes_nothing() {
+    let connections = Connections::new(1);
+    let (server, mut client) = UnixStream::pair().unwrap();
+    let mut stream = Stream::new(server, admit(&connections).await, PATIENCE);
+    client.write_all(b"next").await.unwrap();
+    let mut written = 0;
+    while let Poll::Ready(bytes) = poll!(pin!(stream.write(&[0; 4096]))) {
+        written += bytes.unwrap();
+    }
+    assert_eq!(read_available(&mut stream).await, 0);
+    client.read_exact(&mut vec![0; written]).await.unwrap();
+    timeout(PATIENCE, stream.write_all(&[0; 4096])).await.expect("the client takes it").unwrap();
+    assert_eq!(read_available(&mut stream).await, 4);
 }
 
 #[tokio::test]

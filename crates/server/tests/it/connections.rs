@@ -355,6 +355,65 @@ async fn request_whose_body_is_read_is_told_to_continue() {
 }
 
 #[actix_web::test]
+async fn request_after_connection_close_is_not_processed() {
+    each_backend(async |app: &App| {
+        let token = app.merchant("acme");
+        let body = json!({"name": "Web Store"}).to_string();
+        let create = format!(
+            "POST /api/v1/applications HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {token}\r\ncontent-type: application/json\r\n\
+             content-length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        let asked = "GET /livez HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n".to_owned();
+        // The server closes because the client may send this body or not.
+        let unread = expecting("/api/v1/applications", None, 2) + "{}";
+        for first in [asked, unread] {
+            let mut stream = connect(app.running().address()).await;
+            send(&mut stream, format!("{first}{create}{create}")).await;
+            let mut reply = Vec::new();
+            timeout(PATIENCE, stream.read_to_end(&mut reply)).await.expect("the server closes").expect("no reset");
+            let reply = String::from_utf8_lossy(&reply).to_ascii_lowercase();
+            assert_eq!(reply.matches("http/1.1 ").count(), 1, "{reply}");
+            assert!(reply.contains("connection: close"), "{reply}");
+        }
+        let list = app.get("/api/v1/applications").bearer(&token).await;
+        assert!(!list.body.contains("Web Store"), "{}", list.body);
+    })
+    .await;
+}
+
+#[actix_web::test]
+async fn long_row_of_pipelined_requests_is_answered() {
+    each_backend(async |app: &App| {
+        let (count, token) = (5000, app.merchant("acme"));
+        let slow = format!("GET /api/v1/applications HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {token}\r\n\r\n");
+        let (mut reader, mut writer) = connect(app.running().address()).await.into_split();
+        let row = format!("{slow}{}", LIVEZ.repeat(499));
+        let write = async {
+            for _ in 0..count / 500 {
+                writer.write_all(row.as_bytes()).await.expect("the server reads");
+            }
+        };
+        let read = async {
+            let (mut seen, mut rest, mut piece) = (0, Vec::new(), vec![0; 64 * 1024]);
+            while seen < count {
+                let read = reader.read(&mut piece).await.expect("the server writes");
+                assert!(read > 0, "closed after {seen} responses");
+                rest.extend_from_slice(&piece[..read]);
+                let text = String::from_utf8_lossy(&rest).into_owned();
+                seen += text.matches("HTTP/1.1 200").count();
+                // A status line may be cut off at the end.
+                rest.drain(..rest.len().saturating_sub("HTTP/1.1 20".len()));
+            }
+            seen
+        };
+        let (seen, ()) = timeout(PATIENCE, async { tokio::join!(read, write) }).await.expect("all are answered");
+        assert_eq!(seen, count);
+    })
+    .await;
+}
+
+#[actix_web::test]
 async fn list_of_keys_with_large_metadata_is_paged_by_bytes() {
     each_backend(async |app: &App| {
         let token = app.merchant("acme");
