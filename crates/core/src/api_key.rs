@@ -93,8 +93,8 @@ impl Grants {
     }
 }
 
-/// Where a key stands. The first that applies.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+/// The status of a key: the first that applies, in this order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub enum Status {
@@ -210,14 +210,19 @@ impl ApiKey {
     /// The status of the key at `now`: its own, and that of its ancestors.
     #[must_use]
     pub fn status(&self, now: Timestamp) -> Status {
-        if self.revocation().is_some() {
+        let own = if self.revoked_at.is_some() {
             Status::Revoked
-        } else if self.expiration().is_some_and(|end| end <= now) {
+        } else if self.own_expiration().is_some_and(|end| end <= now) {
             Status::Expired
-        } else if self.suspension().is_some() {
+        } else if self.suspended_at.is_some() {
             Status::Suspended
         } else {
             Status::Active
+        };
+        // Most keys inherit nothing: they are decided without a look at what is not in their row.
+        match &self.inherited {
+            None => own,
+            Some(inherited) => own.min(inherited.status(now)),
         }
     }
 
@@ -256,6 +261,7 @@ impl ApiKey {
     /// Whether the key may be used from that address: by its own IP allowlist and by those of its ancestors. A client
     /// without an address passes no list.
     #[must_use]
+    #[inline]
     pub fn allows_client(&self, client: Option<IpAddr>) -> bool {
         let own = self.grants.allowed_ips.as_ref();
         own.is_none_or(|list| client.is_some_and(|address| list.contains(address)))

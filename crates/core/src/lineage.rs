@@ -9,7 +9,7 @@ use std::net::IpAddr;
 
 use jiff::Timestamp;
 
-use crate::{AccountId, ApiKey, ApplicationId, IpList, KeyId, RateLimit, audit::Actor};
+use crate::{AccountId, ApiKey, ApplicationId, IpList, KeyId, RateLimit, Status, audit::Actor};
 
 /// Why a key of a deleted application is revoked.
 pub const APPLICATION_DELETED: &str = "application_deleted";
@@ -64,6 +64,20 @@ impl Inherited {
     pub(crate) fn revoke(&mut self, at: Timestamp, reason: &'static str) {
         if self.revoked.is_none_or(|(earlier, _)| at < earlier) {
             self.revoked = Some((at, reason));
+        }
+    }
+
+    /// The first status that applies to any ancestor at `now`.
+    #[must_use]
+    pub fn status(&self, now: Timestamp) -> Status {
+        if self.revoked.is_some() {
+            Status::Revoked
+        } else if self.expires_at.is_some_and(|end| end <= now) {
+            Status::Expired
+        } else if self.suspended_at.is_some() {
+            Status::Suspended
+        } else {
+            Status::Active
         }
     }
 

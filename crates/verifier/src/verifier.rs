@@ -426,6 +426,7 @@ impl<S: Source> Inner<S> {
             return Verdict { outcome, record: Some(Known(entry)), rate, retry_after_seconds, judged_at: elapsed };
         }
         if outcome.is_ok()
+            && !entry.allowances.is_empty()
             && let Some((status, taken)) = take_all(&entry.allowances, elapsed)
         {
             rate = Some(status);
