@@ -22,7 +22,8 @@ Tasks: cargo xtask <task>
   bench http       measure forward authentication next to nginx (Linux; builds a release first)
   bench dashboard  measure the pages of an account with ten thousand keys next to those of one with a hundred (likewise)
   bench descendants
-                   measure whether a revocation takes longer the more keys descend from the revoked one (likewise)
+                   measure whether a revocation takes longer the more keys descend from the revoked one (likewise; a
+                   quarter of an hour)
   bench guard      measure an app with our layer next to the same one without, in axum and actix (likewise)
   bench keys       measure a database of ten million keys next to one of ten thousand (likewise; a quarter of an hour and
                    12 GB of disk; --keys N for fewer)

@@ -27,7 +27,7 @@ use super::{
 /// How many descendants a root has.
 const SIZES: [usize; 3] = [10, 1_000, 100_000];
 /// How many roots of each size are revoked.
-const ROUNDS: usize = 5;
+const ROUNDS: usize = 3;
 /// How many descendants of each root are verified.
 const VERIFIED: usize = 100;
 /// How long recording the largest tree may take.
