@@ -480,7 +480,10 @@ impl Verifying {
     async fn extract(request: &HttpRequest) -> Result<Self, Refusal> {
         let state = state(request)?;
         match identify(request, &state, &[Family::Secret]).await? {
-            Caller::ServiceKey(id) => Ok(Self::Service(Service(id.to_string().into()))),
+            Caller::ServiceKey(id) => {
+                tracing::trace!(service_key = %id, "a resource server asks");
+                Ok(Self::Service(Service(id.to_string().into())))
+            }
             Caller::Token(claims) if claims.has_role("service") => Ok(Self::Service(Service(claims.subject.into()))),
             Caller::Key(record) if record.key.family == Family::Secret => Ok(Self::SecretKey(record)),
             _ => {
