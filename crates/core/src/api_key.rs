@@ -112,6 +112,20 @@ impl Status {
     /// All of them, the first that applies first.
     pub const ALL: [Self; 4] = [Self::Revoked, Self::Expired, Self::Suspended, Self::Active];
 
+    /// The first that applies at `now` to a key with this expiration.
+    #[inline]
+    pub(crate) fn of(is_revoked: bool, expires_at: Option<Timestamp>, is_suspended: bool, now: Timestamp) -> Self {
+        if is_revoked {
+            Self::Revoked
+        } else if expires_at.is_some_and(|end| end <= now) {
+            Self::Expired
+        } else if is_suspended {
+            Self::Suspended
+        } else {
+            Self::Active
+        }
+    }
+
     /// Its name, as printed.
     #[must_use]
     pub fn as_str(self) -> &'static str {
@@ -210,15 +224,7 @@ impl ApiKey {
     /// The status of the key at `now`: its own, and that of its ancestors.
     #[must_use]
     pub fn status(&self, now: Timestamp) -> Status {
-        let own = if self.revoked_at.is_some() {
-            Status::Revoked
-        } else if self.own_expiration().is_some_and(|end| end <= now) {
-            Status::Expired
-        } else if self.suspended_at.is_some() {
-            Status::Suspended
-        } else {
-            Status::Active
-        };
+        let own = Status::of(self.revoked_at.is_some(), self.own_expiration(), self.suspended_at.is_some(), now);
         // Most keys inherit nothing: they are decided without a look at what is not in their row.
         match &self.inherited {
             None => own,

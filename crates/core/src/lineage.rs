@@ -70,15 +70,7 @@ impl Inherited {
     /// The first status that applies to any ancestor at `now`.
     #[must_use]
     pub fn status(&self, now: Timestamp) -> Status {
-        if self.revoked.is_some() {
-            Status::Revoked
-        } else if self.expires_at.is_some_and(|end| end <= now) {
-            Status::Expired
-        } else if self.suspended_at.is_some() {
-            Status::Suspended
-        } else {
-            Status::Active
-        }
+        Status::of(self.revoked.is_some(), self.expires_at, self.suspended_at.is_some(), now)
     }
 
     /// Whether a client at that address passes the IP allowlist of every ancestor.

@@ -75,7 +75,7 @@ impl IpList {
     }
 
     /// The networks that both lists allow. Where they have none in common it is a list that no client passes: that of
-    /// the IPv4 broadcast address, which nobody can send from.
+    /// the IPv4 broadcast address, which is never a sender.
     #[must_use]
     pub fn intersection(&self, other: &Self) -> Self {
         const NO_CLIENT: IpNet = IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::BROADCAST, 32));

@@ -43,7 +43,7 @@ const RECENT: u8 = 4;
 const LAST_RESPONSE: u8 = 8;
 /// The connection ends when what the client already sent is answered. A request that arrives before the end is the last one.
 const CLOSING: u8 = 16;
-/// The client has not sent all of a body that nobody reads.
+/// The client has not sent all of a body that no handler reads.
 const UNREAD_BODY: u8 = 32;
 /// The response is given up as well.
 const ABORTED: u8 = 64;
@@ -308,7 +308,7 @@ impl Peer {
         self.connection.has(CLOSING)
     }
 
-    /// Whether the client may still be sending a body that nobody reads.
+    /// Whether the client may still be sending a body that no handler reads.
     pub(super) fn has_unread_body(&self) -> bool {
         self.connection.has(UNREAD_BODY)
     }

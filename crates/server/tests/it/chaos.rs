@@ -604,7 +604,7 @@ impl World {
         let middle = rng.random_range(0..tree.len());
         if middle > 0 {
             self.revoke_branch(rng, &tree, middle, everywhere).await?;
-            // The rest of the tree is still valid, which everybody who asks checks meanwhile.
+            // The rest of the tree is still valid, which the verifiers of this test check meanwhile.
             sleep(Duration::from_millis(rng.random_range(0..100))).await;
         }
         self.revoke_branch(rng, &tree, 0, everywhere).await

@@ -328,7 +328,7 @@ async fn a_known_key_never_waits_for_a_hanging_issuer() {
         }
         issuer.receives(2).await;
     }
-    // Also while other requests wait because of keys nobody knows.
+    // Also while other requests wait for unknown keys.
     let unknown = signed_by(Some("unknown"), &ec_key());
     let waiting: Vec<_> = (0..20).map(|_| verifier.verify(&unknown, after(80_001)).now_or_never()).collect();
     assert!(waiting.iter().all(Option::is_none), "a newer set may have the key");
