@@ -12,7 +12,7 @@ use std::{
 use actix_web::{App, test, web};
 use axum::{Router, body::Body, http::Request, routing::get};
 use criterion::Criterion;
-use tollkey_core::{Catalogue, Family, Mode, Need, RequestPath, Scope};
+use tollkey_core::{Catalogue, Family, Mode, Need, RequestPath, RouteBase, Scope};
 use tollkey_middleware::{Guard, Headers, RequestHead, Requirement, testing::TestKeys};
 use tower_service::Service as _;
 
@@ -68,7 +68,12 @@ fn main() {
         verifier
     });
     let scopes = Catalogue::default().needed(["links:read"]).expect("a scope");
-    let need = Need { scopes, method: Some("GET"), path: Some(RequestPath::new(PATH, "/api")), ..Need::default() };
+    let need = Need {
+        scopes,
+        method: Some("GET"),
+        path: Some(RequestPath::new(PATH, &RouteBase::default())),
+        ..Need::default()
+    };
     let headers = Presenting(bearer.clone());
     let requirement = Requirement::from(Scope::LINKS_READ);
     let mut runs: Vec<(&str, Run<'_>)> = Vec::new();

@@ -92,7 +92,7 @@ async fn who_is_refused_by_the_server_is_told_so_at_once() {
         for credential in ["tks_EXAMPLE0EXAMPLE0EXAMPLE0EXAMPLE0", &key.text, &app.merchant("acme")] {
             let begun = Instant::now();
             let refused = Guard::connect(&url, credential).await;
-            assert!(matches!(refused, Err(ConnectError::Refused(_))), "{refused:?}");
+            assert!(matches!(refused, Err(ConnectError::Rejected(_))), "{refused:?}");
             assert!(begun.elapsed() < Duration::from_secs(5));
         }
     })
@@ -145,7 +145,7 @@ async fn a_guard_survives_its_server() {
     let keys = keys.with_auth(tollkey_client::Auth::bearer(token)).commerce().api_keys();
     let made = keys.create("Web").await.expect("a key");
     let (key, any) = (made.api_key.expose(), Requirement::any());
-    let grace = Requirement::any().remembered_without_immediate_revocation(Duration::from_secs(600));
+    let grace = Requirement::any().cached_without_immediate_revocation(Duration::from_secs(600));
 
     // Started before there is a server, as after an outage of both.
     server.stop().await;
