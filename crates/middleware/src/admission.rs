@@ -1,7 +1,9 @@
 //! One request: the credential it presents, what it needs, and the decision.
 
-use std::sync::Arc;
+use std::{future::pending, sync::Arc};
 
+use tokio::{runtime::Handle, task::JoinHandle};
+use tokio_util::task::AbortOnDropHandle;
 use tollkey_core::{
     Denial, Need, Problem, ProblemCode, RequestPath,
     credential::{self, Credential},
@@ -9,7 +11,7 @@ use tollkey_core::{
 };
 #[cfg(feature = "test-util")]
 use tollkey_verifier::testing::MemorySource;
-use tollkey_verifier::{Stats, Unavailable, Verdict, Verifier, http::HttpSource};
+use tollkey_verifier::{Known, Stats, Unavailable, Verdict, Verifier, http::HttpSource};
 
 use crate::{Guard, Rejection, RejectionForm, RequestHead, Requirement, VerifiedKey};
 
@@ -49,6 +51,15 @@ impl Verifiers {
     /// Decides what is required besides of a key that was admitted with the same request.
     pub(crate) fn decide_further(&self, held: &Verdict, need: &Need<'_>) -> Result<(), Denial> {
         each!(self, verifier => verifier.decide_further(held, need))
+    }
+
+    /// Waits until the key can no longer be used, on that runtime.
+    fn until_unusable(&self, key: &Known, runtime: &Handle) -> JoinHandle<Denial> {
+        let key = key.clone();
+        each!(self, verifier => {
+            let verifier = verifier.clone();
+            runtime.spawn(async move { verifier.until_unusable(&key).await })
+        })
     }
 
     /// Ends a verdict that is held; without an outcome as if it had not been.
@@ -170,6 +181,15 @@ impl Guard {
             verdict.map(|verdict| self.admit(verdict, header, merchant, requirement)).transpose()
         };
         checked().transpose()
+    }
+
+    pub(crate) async fn until_unusable(&self, key: &Known) -> Denial {
+        let waiting = AbortOnDropHandle::new(self.verifiers().until_unusable(key, self.runtime()));
+        match waiting.await {
+            Ok(denial) => denial,
+            // The guard was shut down, and its key with it.
+            Err(_) => pending().await,
+        }
     }
 
     /// The key that a request presents and the header it is in; `None` where it is optional and none is presented.

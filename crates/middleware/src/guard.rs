@@ -8,7 +8,7 @@ use std::{
 
 use ipnet::IpNet;
 use rand::{TryRng as _, rngs::SysRng};
-use tokio::time::sleep;
+use tokio::{runtime::Handle, time::sleep};
 use tollkey_client::{Auth, Client, Error, ErrorKind, Secret};
 use tollkey_core::{Catalogue, Digest, RouteBase, VerifierId, credential, network::parse_network};
 use tollkey_verifier::{Settings, Stats, SystemClock, Verifier, http::HttpSource};
@@ -113,6 +113,10 @@ impl Guard {
 
     pub(crate) fn verifiers(&self) -> &Verifiers {
         &self.0.verifiers
+    }
+
+    pub(crate) fn runtime(&self) -> &Handle {
+        self.0.background.runtime()
     }
 
     pub(crate) fn policy(&self) -> &Policy {
@@ -285,7 +289,7 @@ impl GuardBuilder {
                 sleep(Duration::from_millis(5)).await;
             }
         };
-        let _ = guard.0.background.runtime().spawn(leased).await;
+        let _ = guard.runtime().spawn(leased).await;
         Ok(guard)
     }
 

@@ -155,6 +155,23 @@ impl VerifiedKey {
         self.guard().deny(denial, &Requirement::any())
     }
 
+    /// Waits until the key can no longer be used, whatever for: it is revoked, expired or suspended, or its application is
+    /// disabled; and returns which. For responses that go on after the request was authorized, such as WebSockets and event
+    /// streams: end them when it resolves. It does as fast as a new request would be rejected, and never for a change of
+    /// scopes or other restrictions. While the server cannot be reached, it goes on waiting.
+    ///
+    /// ```
+    /// # async fn example(key: tollkey_middleware::VerifiedKey, next_event: impl Future<Output = String>) {
+    /// tokio::select! {
+    ///     event = next_event => println!("{event}"),
+    ///     denial = key.revoked() => println!("the stream ends: {}", denial.code()),
+    /// }
+    /// # }
+    /// ```
+    pub async fn revoked(&self) -> Denial {
+        self.guard().until_unusable(&self.0.record).await
+    }
+
     /// The name of the header that held the key, in lower case.
     #[must_use]
     pub fn credential_header(&self) -> &'static str {
