@@ -46,11 +46,31 @@
 //! axum runs the layer that was added last first. From the outside in: tracing and request IDs, CORS, Tollkey, then limits,
 //! timeouts and load shedding.
 //!
-//! - **CORS outside**: a browser's preflight request (`OPTIONS`) presents no key. Expose `www-authenticate`, `retry-after`, `ratelimit` and
-//!   `ratelimit-policy` if scripts are to read them.
+//! - **CORS outside**: a browser's preflight request (`OPTIONS`) presents no key, and scripts can read a rejection only if CORS headers
+//!   are added to it. The example below exposes the headers of a rejection to them as well.
 //! - **Concurrency limits inside**: a permit is taken once the key is authorized. A request without a valid key takes none, whether it
 //!   is rejected from the cache or by the server. A limit outside of the layer is shared with strangers.
 //! - **Timeouts**: a key that is not cached is looked up within two seconds; a timeout outside of the layer includes that.
+//!
+//! ```no_run
+//! use axum::{
+//!     Router,
+//!     http::{HeaderName, HeaderValue, Method, header::AUTHORIZATION},
+//! };
+//! use tollkey_axum::{Guard, TollkeyLayer};
+//! use tower_http::cors::CorsLayer;
+//!
+//! /// Routes that the scripts of a web page may call.
+//! fn app(routes: Router, guard: Guard) -> Router {
+//!     let exposed = ["www-authenticate", "retry-after", "ratelimit", "ratelimit-policy"];
+//!     let cors = CorsLayer::new()
+//!         .allow_origin(HeaderValue::from_static("https://shop.example.com"))
+//!         .allow_methods([Method::GET, Method::POST])
+//!         .allow_headers([AUTHORIZATION])
+//!         .expose_headers(exposed.map(HeaderName::from_static));
+//!     routes.layer(TollkeyLayer::new(guard)).layer(cors)
+//! }
+//! ```
 //!
 //! # Long responses
 //!
