@@ -37,7 +37,8 @@
 //! - The method and path on the wire, including what `nest` has cut off. The features of a scoped key and the routes of a
 //!   publishable key are compared with these.
 //! - The peer's address only if the application is served with `into_make_service_with_connect_info::<SocketAddr>()`. Without it a key with
-//!   an IP allowlist is rejected. Behind a proxy, see [`GuardBuilder::trusted_proxies`].
+//!   an IP allowlist is rejected. Tests can use [`MockConnectInfo`] outside of the layer. Behind a proxy, see
+//!   [`GuardBuilder::trusted_proxies`].
 //! - No body. A rejected request's body is discarded up to 1 MiB while the response is sent, so that a proxy that is still sending it
 //!   receives the response.
 //!
@@ -89,7 +90,7 @@ use std::{
 };
 
 use axum::{
-    extract::{ConnectInfo, OriginalUri},
+    extract::{ConnectInfo, OriginalUri, connect_info::MockConnectInfo},
     http::{
         Extensions, HeaderMap, HeaderName, HeaderValue, Method, Request, Uri, Version, header::CONTENT_TYPE,
         request::Parts,
@@ -399,11 +400,12 @@ impl<'a> Seen<'a> {
     fn head(&self) -> RequestHead<'_> {
         // A prefix that a router has cut off is part of the path on the wire.
         let uri = self.extensions.get::<OriginalUri>().map_or(self.uri, |original| &original.0);
-        let peer = self.extensions.get::<ConnectInfo<SocketAddr>>();
+        let peer = self.extensions.get::<ConnectInfo<SocketAddr>>().map(|ConnectInfo(address)| address);
+        let mock = || self.extensions.get::<MockConnectInfo<SocketAddr>>().map(|MockConnectInfo(address)| address);
         RequestHead {
             method: self.method.as_str(),
             target: uri.path_and_query().map_or("/", |target| target.as_str()),
-            peer: peer.map(|ConnectInfo(address)| address.ip()),
+            peer: peer.or_else(mock).map(SocketAddr::ip),
             headers: &self.headers,
         }
     }
