@@ -4,4 +4,5 @@ mod apps;
 mod cors;
 mod decisions;
 mod elsewhere;
+mod programs;
 mod raw;
