@@ -64,6 +64,10 @@ impl Checkout {
     }
 }
 
+/// How long a test waits for an event stream: far shorter than the ten minutes after which a stream that was not notified looks
+/// up its key.
+const PATIENCE: Duration = Duration::from_secs(20);
+
 /// An open event stream.
 struct EventStream {
     response: reqwest::Response,
@@ -84,23 +88,25 @@ impl EventStream {
 
     /// Reads on; gives whether there is more.
     async fn read(&mut self) -> bool {
-        // Far shorter than the ten minutes after which a stream that was not notified looks up its key.
-        let chunk = timeout(Duration::from_secs(20), self.response.chunk()).await.expect("the stream goes on or ends");
-        let Some(chunk) = chunk.expect("the stream ends in good order") else { return false };
-        self.text.push_str(std::str::from_utf8(&chunk).expect("a text"));
-        true
+        let chunk = self.response.chunk().await.expect("the stream ends in good order");
+        self.text.push_str(std::str::from_utf8(chunk.as_deref().unwrap_or_default()).expect("a text"));
+        chunk.is_some()
     }
 
     /// Reads until this has been sent.
     async fn until(&mut self, part: &str) {
-        while !self.text.contains(part) {
-            assert!(self.read().await, "{part:?} was not sent: {}", self.text);
-        }
+        let read = async {
+            while !self.text.contains(part) {
+                assert!(self.read().await, "{part:?} was not sent: {}", self.text);
+            }
+        };
+        timeout(PATIENCE, read).await.expect("the event is sent");
     }
 
     /// Everything that is sent until the end.
     async fn to_end(mut self) -> String {
-        while self.read().await {}
+        let read = async { while self.read().await {} };
+        timeout(PATIENCE, read).await.expect("the stream ends");
         self.text
     }
 }
