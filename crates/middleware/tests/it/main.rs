@@ -3,4 +3,7 @@
 mod apps;
 mod decisions;
 mod elsewhere;
+mod handlers;
+mod layers;
 mod raw;
+mod threads;
