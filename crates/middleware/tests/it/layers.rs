@@ -318,3 +318,49 @@ async fn response_to_a_rejection_carries_it_in_its_extensions() {
     assert_eq!((rejection.status(), rejection.denial()), (403, Some(Denial::Expired)));
     assert!(!format!("{rejection:?}").contains(&expired));
 }
+
+#[actix_web::test]
+async fn rejected_request_takes_no_permit_of_an_actix_limit_inside() {
+    use actix_web::{App, dev::Service as _, test, web};
+    for cached in [true, false] {
+        let Kinds { guard, rows, .. } = Kinds::new(cached).await;
+        let permits = Arc::new(Semaphore::new(1));
+        let taken = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+        let limited = || {
+            let (permits, taken) = (Arc::clone(&permits), Arc::clone(&taken));
+            web::resource("/api/v1/links").to(async || "links").wrap_fn(move |request, service| {
+                let (permits, taken, response) = (Arc::clone(&permits), Arc::clone(&taken), service.call(request));
+                async move {
+                    let _permit = permits.acquire_owned().await.expect("a permit");
+                    taken.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                    response.await
+                }
+            })
+        };
+        let layer = tollkey_actix::Tollkey::new(guard);
+        let at_the_layer = test::init_service(App::new().service(limited().wrap(layer.clone().require("links:read"))));
+        let at_require =
+            test::init_service(App::new().service(limited().wrap(tollkey_actix::require("links:read")).wrap(layer)));
+        let (at_the_layer, at_require) = (at_the_layer.await, at_require.await);
+        for (kind, key, status) in &rows {
+            for requires_inside in [false, true] {
+                let mut request = test::TestRequest::get().uri("/api/v1/links");
+                if let Some(key) = key {
+                    request = request.insert_header(("x-api-key", key.as_str()));
+                }
+                let before = taken.load(std::sync::atomic::Ordering::Relaxed);
+                let request = request.to_request();
+                let sent = if requires_inside {
+                    test::call_service(&at_require, request).await.status()
+                } else {
+                    test::call_service(&at_the_layer, request).await.status()
+                };
+                let context = format!("{kind}, require inside: {requires_inside}, cached: {cached}");
+                assert_eq!(sent.as_u16(), *status, "{context}");
+                let taken = taken.load(std::sync::atomic::Ordering::Relaxed) - before;
+                assert_eq!(taken, usize::from(*status == 200), "{context}");
+                assert_eq!(permits.available_permits(), 1, "{context}");
+            }
+        }
+    }
+}
