@@ -28,7 +28,7 @@ impl Headers for Presenting {
 
 /// A guard that remembers that key.
 async fn warm(keys: &TestKeys, key: &str) -> Guard {
-    let guard = keys.remembering_guard().await.expect("a guard");
+    let guard = keys.caching_guard().await.expect("a guard");
     while guard.stats().lease_left.is_zero() {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }

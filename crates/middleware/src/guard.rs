@@ -336,6 +336,7 @@ impl GuardBuilder {
     ) -> Result<Guard, ConnectError> {
         let policy = self.policy()?;
         let background = Background::start().map_err(ConnectError::System)?;
+        verifier.fetch_on(background.runtime().clone());
         if leased {
             background.subscribe(|stopped| verifier.clone().run(stopped));
         }

@@ -4,5 +4,8 @@ mod apps;
 mod cors;
 mod decisions;
 mod elsewhere;
+mod handlers;
+mod layers;
 mod programs;
 mod raw;
+mod threads;
