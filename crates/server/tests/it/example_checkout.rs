@@ -104,7 +104,7 @@ impl EventStream {
     }
 
     /// Everything that is sent until the end.
-    async fn to_end(mut self) -> String {
+    async fn read_to_end(mut self) -> String {
         let read = async { while self.read().await {} };
         timeout(PATIENCE, read).await.expect("the stream ends");
         self.text
@@ -378,7 +378,7 @@ async fn event_stream_ends_when_its_key_is_revoked() {
 
             let changed = app.post(&format!("/api-keys/{}/{action}", key.id), json!({})).bearer(&token).await;
             assert_eq!(changed.status, 200, "{changed}");
-            let text = stream.to_end().await;
+            let text = stream.read_to_end().await;
             let (_, end) = text.split_once("event: end\ndata: ").unwrap_or_else(|| panic!("{action}: {text}"));
             let problem: Value = serde_json::from_str(end.trim_end()).expect("a problem");
             assert_eq!(problem["code"], code, "{text}");
@@ -390,7 +390,7 @@ async fn event_stream_ends_when_its_key_is_revoked() {
         let last = checkout.create("links", &writer).await;
         kept.until(&last).await;
         checkout.stop().await;
-        let text = kept.to_end().await;
+        let text = kept.read_to_end().await;
         assert!(!text.contains("event: end"), "{text}");
     })
     .await;

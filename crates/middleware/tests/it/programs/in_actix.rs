@@ -75,6 +75,7 @@ where
 async fn scopes_are_required_in_any_form() {
     let keys = TestKeys::new();
     let (reads, both) = (vec!["links:read"], vec![Scope::LINKS_READ, Scope::LINKS_WRITE]);
+    let array = [Scope::LINKS_READ, Scope::LINKS_WRITE];
     let configured: Vec<String> = vec!["links:read".to_owned(), "links:write".to_owned()];
     let get = || web::get().to(account);
     let app = App::new()
@@ -88,10 +89,11 @@ async fn scopes_are_required_in_any_form() {
         .service(web::resource("/both/2").wrap(require(&both[..])).to(account))
         .service(web::resource("/both/3").wrap(require(&both)).to(account))
         .service(web::scope("/both/4").wrap(require(both)).route("", get()))
-        .service(web::scope("/both/5").wrap(require(&["links:read", "links:write"])).route("", get()))
+        .service(web::scope("/both/5").wrap(require(&array)).route("", get()))
         .route("/both/6", get().wrap(require(vec!["links:read", "links:write"])))
         .route("/both/7", get().wrap(require(&configured)))
-        .route("/both/8", get().wrap(require(configured)));
+        .route("/both/8", get().wrap(require(configured)))
+        .route("/both/9", get().wrap(require(array)));
     let app = init_service(app).await;
     let with = |scopes: &[&'static str]| {
         let scopes = scopes.iter().map(|scope| Scope::from(*scope)).collect();
@@ -101,7 +103,7 @@ async fn scopes_are_required_in_any_form() {
     for path in (1..=5).map(|number| format!("/read/{number}")) {
         assert_eq!((status(&app, &path, &reader).await, status(&app, &path, &writer).await), (200, 200), "{path}");
     }
-    for path in (1..=8).map(|number| format!("/both/{number}")) {
+    for path in (1..=9).map(|number| format!("/both/{number}")) {
         assert_eq!((status(&app, &path, &reader).await, status(&app, &path, &writer).await), (403, 200), "{path}");
     }
 }

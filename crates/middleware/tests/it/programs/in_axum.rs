@@ -44,6 +44,7 @@ async fn text(response: Response) -> String {
 async fn scopes_are_required_in_any_form() {
     let keys = TestKeys::new();
     let (reads, both) = (vec!["links:read"], vec![Scope::LINKS_READ, Scope::LINKS_WRITE]);
+    let array = [Scope::LINKS_READ, Scope::LINKS_WRITE];
     let configured: Vec<String> = vec!["links:read".to_owned(), "links:write".to_owned()];
     let app = Router::new()
         .route("/read/1", get(account.layer(require("links:read"))))
@@ -55,10 +56,11 @@ async fn scopes_are_required_in_any_form() {
         .route("/both/2", get(account).layer(require(&both[..])))
         .route("/both/3", get(account).layer(require(&both)))
         .route("/both/4", get(account).layer(require(both)))
-        .route("/both/5", get(account).layer(require(&["links:read", "links:write"])))
+        .route("/both/5", get(account).layer(require(&array)))
         .route("/both/6", get(account).layer(require(vec!["links:read", "links:write"])))
         .route("/both/7", get(account).layer(require(&configured)))
         .route("/both/8", get(account).layer(require(configured)))
+        .route("/both/9", get(account).layer(require(array)))
         .layer(TollkeyLayer::new(keys.guard().await.expect("a guard")));
     let with = |scopes: &[&'static str]| {
         let scopes = scopes.iter().map(|scope| Scope::from(*scope)).collect();
@@ -68,7 +70,7 @@ async fn scopes_are_required_in_any_form() {
     for path in (1..=5).map(|number| format!("/read/{number}")) {
         assert_eq!((status(&app, &path, &reader).await, status(&app, &path, &writer).await), (200, 200), "{path}");
     }
-    for path in (1..=8).map(|number| format!("/both/{number}")) {
+    for path in (1..=9).map(|number| format!("/both/{number}")) {
         assert_eq!((status(&app, &path, &reader).await, status(&app, &path, &writer).await), (403, 200), "{path}");
     }
 }
