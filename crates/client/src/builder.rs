@@ -5,10 +5,14 @@ use std::{env, fmt, sync::Arc, time::Duration};
 use reqwest::{
     Url,
     header::{HeaderMap, HeaderName, HeaderValue, USER_AGENT},
-    redirect::Policy,
 };
 
-use crate::{Auth, Client, Error, client::Shared, error::Kind, retry::Retries};
+use crate::{
+    Auth, Client, Error,
+    client::Shared,
+    connections::{Connections, HttpSettings},
+    retry::Retries,
+};
 
 /// What every client of this release says it is.
 const NAME: &str = concat!("tollkey-rust/", env!("CARGO_PKG_VERSION"));
@@ -16,8 +20,6 @@ const NAME: &str = concat!("tollkey-rust/", env!("CARGO_PKG_VERSION"));
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a connection may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
-/// For how long an idle connection is kept: not as long as the server does, so that none is used that it is closing.
-const IDLE: Duration = Duration::from_secs(30);
 
 /// Headers that are the client's own business.
 const RESERVED: [&str; 12] = [
@@ -218,12 +220,11 @@ impl ClientBuilder {
         let user_agent = HeaderValue::from_str(&user_agent)
             .map_err(|_| Error::settings("user_agent has characters that no header takes"))?;
         headers.insert(USER_AGENT, user_agent);
-        let connect_timeout = self.connect_timeout;
-        let http = match self.http_client {
-            Some(client) => Http { own: true, client, connect_timeout },
-            None => Http { own: false, client: http_client(connect_timeout)?, connect_timeout },
+        let connections = match self.http_client {
+            Some(client) => Connections::of(client),
+            None => Connections::open(HttpSettings { connect_timeout: self.connect_timeout })?,
         };
-        let shared = Shared::new(base_url, http, headers);
+        let shared = Shared::new(base_url, connections, headers);
         Ok(Client {
             shared: Arc::new(shared),
             auth: self.auth,
@@ -244,25 +245,6 @@ impl fmt::Debug for ClientBuilder {
             .field("retries", &self.retries)
             .finish_non_exhaustive()
     }
-}
-
-/// The HTTP client and where it comes from.
-pub(crate) struct Http {
-    pub(crate) client: reqwest::Client,
-    /// Whether it is the caller's.
-    #[cfg_attr(not(feature = "blocking"), expect(dead_code, reason = "asked by blocking calls"))]
-    pub(crate) own: bool,
-    #[cfg_attr(not(feature = "blocking"), expect(dead_code, reason = "asked by blocking calls"))]
-    pub(crate) connect_timeout: Duration,
-}
-
-/// An HTTP client as we want it.
-pub(crate) fn http_client(connect_timeout: Duration) -> Result<reqwest::Client, Error> {
-    let builder =
-        reqwest::Client::builder().connect_timeout(connect_timeout).pool_idle_timeout(IDLE).redirect(Policy::none());
-    builder.build().map_err(|error| {
-        Error::with_source(Kind::Settings("there is no HTTP client to be had".to_owned()), error.without_url())
-    })
 }
 
 /// The base URL, without a slash at its end. None of it is repeated in an error: it may hold a password.

@@ -10,6 +10,7 @@ mod blocking;
 mod builder;
 mod client;
 pub mod commerce;
+mod connections;
 mod error;
 mod list;
 mod members;

@@ -16,6 +16,7 @@ use zeroize::Zeroizing;
 
 use crate::{
     Client, Error, Secret,
+    connections::{Connections, Pending},
     error::{Kind, Refusal},
     retry::{Progress, Repeat, retry_after},
 };
@@ -34,8 +35,8 @@ const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 #[derive(Clone)]
 pub(crate) struct Call {
     client: Client,
-    /// What it is sent with: the client's, or that of blocking calls.
-    http: reqwest::Client,
+    /// What it is sent on: the client's, or those of blocking calls.
+    connections: Arc<Connections>,
     method: Method,
     /// As in the OpenAPI document.
     route: &'static str,
@@ -58,7 +59,7 @@ impl Call {
     pub(crate) fn new(client: &Client, method: Method, route: &'static str, segments: &[&str]) -> Self {
         Self {
             client: client.clone(),
-            http: client.shared.http.client.clone(),
+            connections: client.shared.connections.clone(),
             method,
             route,
             segments: segments.iter().map(|&segment| segment.to_owned()).collect(),
@@ -179,14 +180,21 @@ impl Call {
 
     async fn attempt(&self, url: &Url, progress: &Progress) -> Result<Reply, Error> {
         let headers = self.headers().await?;
-        let mut request = self.http.request(self.method.clone(), url.clone()).headers(headers);
+        let pool = self.connections.pool();
+        let mut request = pool.client.request(self.method.clone(), url.clone()).headers(headers);
         if let Some((_, bytes)) = &self.body {
             request = request.body(bytes.clone());
         }
         progress.begin();
+        let limit = self.client.deadline.map_or(self.client.timeout, |whole| self.client.timeout.min(whole / 2));
+        let pending = Pending::new(&self.connections, pool, limit);
         let attempt = async {
-            let response = request.send().await.map_err(Error::transport)?;
-            Reply::receive(response, url, self.silent).await
+            let reply = match request.send().await {
+                Ok(response) => Reply::receive(response, url, self.silent).await,
+                Err(error) => Err(Error::transport(error)),
+            };
+            pending.finish();
+            reply
         };
         timeout(self.client.timeout, attempt).await.unwrap_or_else(|_| Err(Error::new(Kind::Timeout)))
     }
@@ -223,10 +231,10 @@ impl Call {
         self.client.shared.clone()
     }
 
-    /// Is sent with that HTTP client.
+    /// Is sent on those connections.
     #[cfg(feature = "blocking")]
-    pub(crate) fn send_with(&mut self, http: reqwest::Client) {
-        self.http = http;
+    pub(crate) fn send_with(&mut self, connections: Arc<Connections>) {
+        self.connections = connections;
     }
 
     fn url(&self) -> Result<Url, Error> {
@@ -441,7 +449,7 @@ impl<T: Send + 'static> Request<T> {
     pub fn send_blocking(mut self) -> Result<T, Error> {
         let shared = self.call.shared();
         let blocking = shared.blocking()?;
-        self.call.send_with(blocking.http.clone());
+        self.call.send_with(blocking.connections.clone());
         blocking.runtime().block_on(self.send())
     }
 }
