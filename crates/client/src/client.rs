@@ -15,6 +15,7 @@ use crate::{
     operator::{Accounts, ServiceKeys},
     retry::Retries,
     subscription::Subscription,
+    url_text::UrlText,
 };
 
 /// A client of one server. Cheap to clone: clones share connections.
@@ -42,7 +43,7 @@ pub struct Client {
     pub(crate) auth: Option<Auth>,
     /// Presented instead of `auth` where keys of others are verified.
     pub(crate) service: Option<Auth>,
-    pub(crate) account: Option<Arc<str>>,
+    pub(crate) account: Option<Arc<UrlText>>,
     pub(crate) timeout: Duration,
     pub(crate) deadline: Option<Duration>,
     pub(crate) retries: Retries,
@@ -103,7 +104,9 @@ impl Client {
     /// (`verify`, `introspect`, `subscription`) and the token everywhere else; one alone is presented everywhere.
     ///
     /// # Errors
-    /// `TOLLKEY_URL` is not set, a variable is empty or not UTF-8, and those of [`ClientBuilder::build`].
+    /// [`ErrorKind::Settings`](crate::ErrorKind::Settings), which names the variable and never repeats its value: `TOLLKEY_URL` is not
+    /// set, a variable is empty or not UTF-8, a credential cannot be presented (it ends with a line break, for instance); and those of
+    /// [`ClientBuilder::build`].
     ///
     /// ```no_run
     /// # async fn example() -> Result<(), tollkey_client::Error> {
@@ -144,7 +147,7 @@ impl Client {
     /// ```
     #[must_use]
     pub fn for_account(&self, account: impl Into<String>) -> Self {
-        Self { account: Some(account.into().into()), ..self.clone() }
+        Self { account: Some(Arc::new(UrlText::new(account))), ..self.clone() }
     }
 
     /// The same client with another limit of time for each attempt; see [`ClientBuilder::timeout`].

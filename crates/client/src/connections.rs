@@ -8,6 +8,7 @@
 //!   needs this: it has no PING, and the pool may hold many connections that fail one call each.
 
 use std::{
+    env,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
@@ -38,6 +39,8 @@ const SILENCE: Duration = Duration::from_secs(1);
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct HttpSettings {
     pub(crate) connect_timeout: Duration,
+    /// Whether the server is at an `https://` URL, which takes CA certificates.
+    pub(crate) needs_tls: bool,
 }
 
 /// The HTTP client that attempts use, and the means to replace it.
@@ -145,7 +148,23 @@ impl Drop for Pending {
 }
 
 /// An HTTP client with the settings that every client of ours has.
+///
+/// On a machine without CA certificates it trusts none, which is enough for `http://`.
 fn http_client(settings: HttpSettings) -> Result<reqwest::Client, Error> {
+    let failure = match builder(settings).build() {
+        Ok(client) => return Ok(client),
+        Err(failure) => failure,
+    };
+    let without_ca = builder(settings).tls_certs_only([]).build();
+    let rule = match without_ca {
+        Ok(client) if !settings.needs_tls => return Ok(client),
+        Ok(_) => no_ca_certificates(|name| env::var_os(name).is_some_and(|value| !value.is_empty())),
+        Err(_) => "the HTTP client cannot be built".to_owned(),
+    };
+    Err(Error::with_source(Kind::Settings(rule), failure.without_url()))
+}
+
+fn builder(settings: HttpSettings) -> reqwest::ClientBuilder {
     let builder = reqwest::Client::builder()
         .connect_timeout(settings.connect_timeout)
         .pool_idle_timeout(IDLE)
@@ -158,7 +177,24 @@ fn http_client(settings: HttpSettings) -> Result<reqwest::Client, Error> {
         .redirect(Policy::none());
     #[cfg(any(target_os = "android", target_os = "fuchsia", target_os = "linux"))]
     let builder = builder.tcp_user_timeout(TCP_USER_TIMEOUT);
-    builder.build().map_err(|error| {
-        Error::with_source(Kind::Settings("the HTTP client cannot be built".to_owned()), error.without_url())
-    })
+    builder
+}
+
+/// Says which certificates are missing, and what to do. The values of the variables are not repeated.
+fn no_ca_certificates(is_set: impl Fn(&str) -> bool) -> String {
+    let (place, remedy) = match (is_set("SSL_CERT_FILE"), is_set("SSL_CERT_DIR")) {
+        (false, false) => {
+            let remedy = "install the package ca-certificates, set SSL_CERT_FILE or SSL_CERT_DIR";
+            ("in the certificate store of this machine", remedy)
+        }
+        (true, false) => ("in the file that SSL_CERT_FILE names", "correct or unset SSL_CERT_FILE"),
+        (false, true) => ("in the directories that SSL_CERT_DIR names", "correct or unset SSL_CERT_DIR"),
+        (true, true) => {
+            ("where SSL_CERT_FILE and SSL_CERT_DIR point to", "correct or unset SSL_CERT_FILE and SSL_CERT_DIR")
+        }
+    };
+    format!(
+        "base_url is https://, and no CA certificates to check the server's certificate with were found {place}: {remedy}, \
+         or give an HTTP client with certificates of its own (ClientBuilder::http_client)"
+    )
 }

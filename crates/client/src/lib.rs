@@ -18,6 +18,8 @@ pub mod operator;
 mod request;
 mod retry;
 pub mod subscription;
+mod transport;
+mod url_text;
 pub mod verification;
 
 pub use reqwest;

@@ -19,14 +19,13 @@ use crate::{
     connections::{Connections, Pending},
     error::{Kind, Refusal},
     retry::{Progress, Repeat, retry_after},
+    url_text::{query_value, segment},
 };
 
 /// The longest answer that is read: the longest list, a thousand keys with all they can hold, is below.
 const MAX_ANSWER: usize = 64 * 1024 * 1024;
 /// What a body rarely needs more than, so that growing leaves no copies behind.
 const USUAL_BODY: usize = 4096;
-/// The longest id that is sent.
-const MAX_SEGMENT: usize = 256;
 
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -76,7 +75,7 @@ impl Call {
     /// In the account that [`Client::for_account`] names.
     pub(crate) fn in_account(mut self) -> Self {
         if let Some(account) = self.client.account.as_deref() {
-            self.query.push(("account", account.to_owned()));
+            self.query.push(("account", account.as_str().to_owned()));
         }
         self
     }
@@ -88,7 +87,12 @@ impl Call {
     }
 
     /// Creates something: every attempt carries the same Idempotency-Key, the caller's or a random one.
+    ///
+    /// With a random one, a response that cannot be read is asked for once more. With the caller's, that is left to the caller.
     pub(crate) fn creating(mut self, key: Option<Secret>) -> Self {
+        if key.is_none() {
+            self.repeat = Repeat::AlsoUnreadable;
+        }
         self.idempotency_key = Some(key.unwrap_or_else(|| Secret::new(uuid::Uuid::new_v4().to_string())));
         self
     }
@@ -249,25 +253,14 @@ impl Call {
                 };
             }
         }
+        for (name, value) in &self.query {
+            query_value(name, value)?;
+        }
         if !self.query.is_empty() {
             url.query_pairs_mut().extend_pairs(&self.query);
         }
         Ok(url)
     }
-}
-
-/// An id as a segment of a path.
-fn segment<'a>(name: &'static str, text: &'a str) -> Result<&'a str, Error> {
-    let rule = if text.is_empty() {
-        "must not be empty"
-    } else if text.len() > MAX_SEGMENT || !text.bytes().all(|byte| byte.is_ascii_graphic()) {
-        "must be at most 256 printable ASCII characters"
-    } else if matches!(text, "." | "..") {
-        "must not be a dot segment, which no path can hold"
-    } else {
-        return Ok(text);
-    };
-    Err(Error::argument(name, rule))
 }
 
 /// The rule of the server (contract, section 7), said before anything is sent.
