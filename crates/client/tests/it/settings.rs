@@ -230,7 +230,7 @@ async fn without_a_token_nothing_is_sent() {
     let auth = Auth::from_fn(|| async { Err::<Secret, _>("the identity provider is down") });
     let error = refused(server.persistent().with_auth(auth).whoami().await);
     assert_eq!((error.kind(), error.attempts(), error.status()), (ErrorKind::Auth, 0, None));
-    assert_eq!(error.to_string(), "GET /api/v1/whoami: there is no token to present");
+    assert_eq!(error.to_string(), "GET /api/v1/whoami: auth: the function returned no token");
     assert_eq!(std::error::Error::source(&error).unwrap().to_string(), "the identity provider is down");
     assert!(server.asked().await.is_empty());
 }
