@@ -71,7 +71,7 @@ async fn blocking_calls_get_new_connections_too() {
 /// A server of HTTP/1.1 behind a proxy. Its responses take a moment, so that calls at the same time need a connection each.
 async fn http1() -> (Server, Proxy) {
     let server = Server::responding(json_answer(200, &said::whoami()).set_delay(Duration::from_millis(50))).await;
-    let proxy = Proxy::to(server.address()).await;
+    let proxy = Proxy::to(&[server.address()]).await;
     (server, proxy)
 }
 
@@ -166,10 +166,21 @@ async fn new_connections_work_while_the_old_ones_are_silent() {
     client.with_new_connections().unwrap().whoami().await.unwrap();
 }
 
+#[tokio::test]
+async fn damaged_response_to_a_creation_is_read_again() {
+    let server = Server::responding(json_answer(201, &said::created_commerce_key())).await;
+    let proxy = Proxy::to(&[server.address()]).await;
+    let client = builder(&format!("http://{}", proxy.address)).max_retries(2).build().unwrap();
+    proxy.damage();
+    let created = client.commerce().api_keys().create("Key").await.unwrap();
+    assert_eq!(created.api_key.expose(), "ck_test_EXAMPLE1");
+    assert_eq!(server.asked().await.len(), 2);
+}
+
 /// A server of HTTP/2 with TLS behind a proxy, and a client that trusts it: its process was started with its certificate.
 async fn http2() -> (Http2Server, Proxy, tollkey_client::ClientBuilder) {
     let server = Http2Server::start(&Certificate::read()).await;
-    let proxy = Proxy::to(server.address).await;
+    let proxy = Proxy::to(&[server.address]).await;
     let client = builder(&format!("https://localhost:{}", proxy.address.port())).timeout(10 * LIMIT);
     (server, proxy, client)
 }
