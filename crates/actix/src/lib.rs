@@ -45,10 +45,33 @@
 //!
 //! actix-web runs the middleware that was wrapped last first. From the outside in: logging, CORS, Tollkey, then limits and timeouts.
 //!
-//! - **CORS outside**: a browser's preflight request (`OPTIONS`) presents no key. Expose `www-authenticate`, `retry-after`, `ratelimit` and
-//!   `ratelimit-policy` if scripts are to read them.
+//! - **CORS outside**: a browser's preflight request (`OPTIONS`) presents no key, and scripts can read a rejection only if CORS headers
+//!   are added to it. The example below exposes the headers of a rejection to them as well.
 //! - **Limits inside**: so that only requests with a valid key count against them. A limit outside is shared with strangers.
 //! - **Timeouts**: a key that is not cached is looked up within two seconds; a timeout outside of the middleware includes that.
+//!
+//! ```no_run
+//! use actix_cors::Cors;
+//! use actix_web::{App, http::header::AUTHORIZATION, web};
+//! use tollkey_actix::{Guard, Tollkey, VerifiedKey};
+//!
+//! async fn list_links(key: VerifiedKey) -> String {
+//!     format!("the links of {}", key.account_id())
+//! }
+//!
+//! # fn example(guard: Guard) {
+//! // Routes that the scripts of a web page may call.
+//! let cors = Cors::default()
+//!     .allowed_origin("https://shop.example.com")
+//!     .allowed_methods(["GET", "POST"])
+//!     .allowed_header(AUTHORIZATION)
+//!     .expose_headers(["www-authenticate", "retry-after", "ratelimit", "ratelimit-policy"]);
+//! let app = App::new()
+//!     .wrap(Tollkey::new(guard))
+//!     .wrap(cors)
+//!     .route("/api/v1/links", web::get().to(list_links));
+//! # }
+//! ```
 //!
 //! # Long responses
 //!

@@ -37,7 +37,8 @@
 //! - The method and path on the wire, including what `nest` has cut off. The features of a scoped key and the routes of a
 //!   publishable key are compared with these.
 //! - The peer's address only if the application is served with `into_make_service_with_connect_info::<SocketAddr>()`. Without it a key with
-//!   an IP allowlist is rejected. Behind a proxy, see [`GuardBuilder::trusted_proxies`].
+//!   an IP allowlist is rejected. Tests can use [`MockConnectInfo`] outside of the layer. Behind a proxy, see
+//!   [`GuardBuilder::trusted_proxies`].
 //! - No body. A rejected request's body is discarded up to 1 MiB while the response is sent, so that a proxy that is still sending it
 //!   receives the response.
 //!
@@ -46,11 +47,31 @@
 //! axum runs the layer that was added last first. From the outside in: tracing and request IDs, CORS, Tollkey, then limits,
 //! timeouts and load shedding.
 //!
-//! - **CORS outside**: a browser's preflight request (`OPTIONS`) presents no key. Expose `www-authenticate`, `retry-after`, `ratelimit` and
-//!   `ratelimit-policy` if scripts are to read them.
+//! - **CORS outside**: a browser's preflight request (`OPTIONS`) presents no key, and scripts can read a rejection only if CORS headers
+//!   are added to it. The example below exposes the headers of a rejection to them as well.
 //! - **Concurrency limits inside**: a permit is taken once the key is authorized. A request without a valid key takes none, whether it
 //!   is rejected from the cache or by the server. A limit outside of the layer is shared with strangers.
 //! - **Timeouts**: a key that is not cached is looked up within two seconds; a timeout outside of the layer includes that.
+//!
+//! ```no_run
+//! use axum::{
+//!     Router,
+//!     http::{HeaderName, HeaderValue, Method, header::AUTHORIZATION},
+//! };
+//! use tollkey_axum::{Guard, TollkeyLayer};
+//! use tower_http::cors::CorsLayer;
+//!
+//! /// Routes that the scripts of a web page may call.
+//! fn app(routes: Router, guard: Guard) -> Router {
+//!     let exposed = ["www-authenticate", "retry-after", "ratelimit", "ratelimit-policy"];
+//!     let cors = CorsLayer::new()
+//!         .allow_origin(HeaderValue::from_static("https://shop.example.com"))
+//!         .allow_methods([Method::GET, Method::POST])
+//!         .allow_headers([AUTHORIZATION])
+//!         .expose_headers(exposed.map(HeaderName::from_static));
+//!     routes.layer(TollkeyLayer::new(guard)).layer(cors)
+//! }
+//! ```
 //!
 //! # Long responses
 //!
@@ -69,7 +90,7 @@ use std::{
 };
 
 use axum::{
-    extract::{ConnectInfo, OriginalUri},
+    extract::{ConnectInfo, OriginalUri, connect_info::MockConnectInfo},
     http::{
         Extensions, HeaderMap, HeaderName, HeaderValue, Method, Request, Uri, Version, header::CONTENT_TYPE,
         request::Parts,
@@ -379,11 +400,12 @@ impl<'a> Seen<'a> {
     fn head(&self) -> RequestHead<'_> {
         // A prefix that a router has cut off is part of the path on the wire.
         let uri = self.extensions.get::<OriginalUri>().map_or(self.uri, |original| &original.0);
-        let peer = self.extensions.get::<ConnectInfo<SocketAddr>>();
+        let peer = self.extensions.get::<ConnectInfo<SocketAddr>>().map(|ConnectInfo(address)| address);
+        let mock = || self.extensions.get::<MockConnectInfo<SocketAddr>>().map(|MockConnectInfo(address)| address);
         RequestHead {
             method: self.method.as_str(),
             target: uri.path_and_query().map_or("/", |target| target.as_str()),
-            peer: peer.map(|ConnectInfo(address)| address.ip()),
+            peer: peer.or_else(mock).map(SocketAddr::ip),
             headers: &self.headers,
         }
     }

@@ -286,7 +286,7 @@ impl Guard {
         if denial == Denial::InsufficientScope {
             problem.needed_scopes.clone_from(&requirement.scopes);
         }
-        self.reject(problem)
+        self.reject(problem).because_of(denial)
     }
 
     fn reject(&self, problem: Problem) -> Rejection {

@@ -148,8 +148,8 @@ pub struct GuardBuilder {
     connect_limit: Option<Duration>,
 }
 
-/// IP ranges (CIDR) of proxies, from an array of texts, or a slice or vector of texts or of
-/// [`IpNet`](https://docs.rs/ipnet)s. An empty list trusts no proxy.
+/// IP ranges (CIDR) of proxies, from an array of texts, or a slice or vector of texts or of [`IpNet`]s. An empty list trusts
+/// no proxy.
 #[derive(Debug, Clone, Default)]
 pub struct TrustedProxies(Vec<String>);
 
@@ -162,6 +162,12 @@ impl<const N: usize> From<[&str; N]> for TrustedProxies {
 impl<T: ToString> From<&[T]> for TrustedProxies {
     fn from(ranges: &[T]) -> Self {
         Self(ranges.iter().map(ToString::to_string).collect())
+    }
+}
+
+impl<T: ToString> From<&Vec<T>> for TrustedProxies {
+    fn from(ranges: &Vec<T>) -> Self {
+        ranges.as_slice().into()
     }
 }
 

@@ -25,11 +25,16 @@ pub mod testing;
 
 pub use admission::Admission;
 pub use guard::{ConnectError, Guard, GuardBuilder, TrustedProxies};
+pub use ipnet::IpNet;
 pub use key::VerifiedKey;
 pub use merchant::Merchant;
 pub use rejection::{Rejection, RejectionForm, RejectionResponse};
 pub use request::{Headers, RequestHead};
 pub use requirement::Requirement;
+pub use serde_json;
 pub use tollkey_client::{Auth, Client, Error as ClientError, Secret};
-pub use tollkey_core::{Denial, Family, Mode, Scope, Timestamp};
+pub use tollkey_core::{
+    ApiKey, Denial, Family, Grants, Invalid, IpList, Mode, OperatingModel, RateLimit, Scope, Timestamp,
+    feature::Feature, metadata::Metadata,
+};
 pub use tollkey_verifier::{Seq, Stats};

@@ -15,6 +15,8 @@ pub struct Rejection(Arc<Inner>);
 #[derive(Debug, Clone)]
 struct Inner {
     problem: Problem,
+    /// Not in the problem: an unknown key and a revoked one have the same.
+    denial: Option<Denial>,
     settings: Arc<RejectionSettings>,
     form: RejectionForm,
     rate: Option<(RateStatus, Option<u32>)>,
@@ -89,7 +91,13 @@ struct Body<'a> {
 impl Rejection {
     pub(crate) fn new(problem: Problem, settings: &Arc<RejectionSettings>) -> Self {
         let settings = Arc::clone(settings);
-        Self(Arc::new(Inner { problem, settings, form: RejectionForm::default(), rate: None }))
+        Self(Arc::new(Inner { problem, denial: None, settings, form: RejectionForm::default(), rate: None }))
+    }
+
+    /// Because of the key.
+    pub(crate) fn because_of(mut self, denial: Denial) -> Self {
+        Arc::make_mut(&mut self.0).denial = Some(denial);
+        self
     }
 
     /// For a route that requires a key without a layer of Tollkey around it: a mistake of the application, which admits no
@@ -137,15 +145,11 @@ impl Rejection {
         &self.0.problem.detail
     }
 
-    /// Why the key was denied; `None` where the request was not rejected because of its key. A caller must not be told
-    /// more of it than [`code`](Self::code) says: an unknown key and a revoked one look the same.
+    /// Why the key was denied; `None` where the request was not rejected because of its key. For logs and metrics: a caller
+    /// must not be told more of it than [`code`](Self::code) says, which is the same for an unknown key and a revoked one.
     #[must_use]
     pub fn denial(&self) -> Option<Denial> {
-        match self.0.problem.code {
-            ProblemCode::Denied(denial) => Some(denial),
-            ProblemCode::RateLimited => Some(Denial::RateLimited),
-            _ => None,
-        }
+        self.0.denial
     }
 
     /// The scopes that the route requires, where the key lacks one of them.

@@ -11,7 +11,7 @@ use crate::Merchant;
 ///
 /// Publishable keys can call the routes that the storefront publishes, and only where no scope is required.
 ///
-/// Scopes convert into a requirement: a name, one [`Scope`], or an array, slice or vector of either, of which all are required.
+/// Scopes convert into a requirement: a name, one [`Scope`], or an array, slice or vector of either (also by reference), of which all are required.
 ///
 /// ```
 /// use tollkey_middleware::{Mode, Requirement, Scope};
@@ -104,5 +104,17 @@ impl<S: Into<Scope>> From<Vec<S>> for Requirement {
 impl<S: Into<Scope> + Clone> From<&[S]> for Requirement {
     fn from(scopes: &[S]) -> Self {
         Self::scopes(scopes.iter().cloned())
+    }
+}
+
+impl<S: Into<Scope> + Clone, const N: usize> From<&[S; N]> for Requirement {
+    fn from(scopes: &[S; N]) -> Self {
+        scopes.as_slice().into()
+    }
+}
+
+impl<S: Into<Scope> + Clone> From<&Vec<S>> for Requirement {
+    fn from(scopes: &Vec<S>) -> Self {
+        scopes.as_slice().into()
     }
 }
