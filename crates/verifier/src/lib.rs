@@ -22,6 +22,7 @@
 //! | `http` (a feature) | a server of Tollkey as an upstream |
 //! | [`verdict`], [`usage`] | what a verification answers, and what is counted of it |
 //! | `rate` | allowances |
+//! | `share` | fair shares of bounded memory |
 //! | [`clock`] | the clock of a real machine |
 //!
 //! ```
@@ -51,6 +52,7 @@ mod locks;
 mod memory;
 mod rate;
 mod serve;
+mod share;
 pub mod source;
 mod stats;
 mod subscribe;
