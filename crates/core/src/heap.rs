@@ -1,7 +1,7 @@
 //! Estimates of the memory that values take on the heap, so that caches can be bounded in bytes.
 //!
-//! They are estimates: what an allocation really takes depends on the allocator. `crates/verifier/tests/heap` compares
-//! them with the memory of a real process.
+//! They are estimates: what an allocation really takes depends on the allocator. `crates/verifier/tests/it/bounds.rs`
+//! compares them with what is allocated, and `crates/server/tests/it/memory.rs` with the memory of real processes.
 
 /// Estimates what an allocation of `bytes` takes: allocators round up to size classes, by an eighth on average, and some
 /// keep a header. Nothing is allocated for 0 bytes.

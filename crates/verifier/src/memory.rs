@@ -68,6 +68,8 @@ pub(crate) struct Entry {
     pub(crate) allowances: Box<[Arc<Allowance>]>,
     /// Separate, so that counts that wait to be fetched do not keep the record.
     pub(crate) tally: Arc<Tally>,
+    /// How many bytes it takes in the cache, with its allowances and its counts, as estimated.
+    weight: usize,
     /// Whether it was used since the eviction hand passed.
     touched: AtomicBool,
 }
@@ -75,13 +77,8 @@ pub(crate) struct Entry {
 impl Entry {
     pub(crate) fn new(digest: Digest, record: Record, allowances: Box<[Arc<Allowance>]>) -> Self {
         let tally = Arc::new(Tally::new(record.key.id, record.key.account_id.clone()));
-        Self { digest, record, allowances, tally, touched: AtomicBool::new(false) }
-    }
-
-    /// Estimates how many bytes it takes in the cache, with its allowances and its counts.
-    pub(crate) fn weight(&self) -> usize {
-        let allowances = self.allowances.len() * (size_of::<Arc<Allowance>>() + Allowances::EACH);
-        ENTRY + self.record.heap_bytes() + allowances
+        let weight = ENTRY + record.heap_bytes() + allowances.len() * (size_of::<Arc<Allowance>>() + Allowances::EACH);
+        Self { digest, record, allowances, tally, weight, touched: AtomicBool::new(false) }
     }
 
     /// Whether it was used since an eviction hand last passed. Now one has.
@@ -242,7 +239,7 @@ impl Memory {
         let allowances = limits.map(|(key, limit)| books.allowances.of(key, limit, fresh, elapsed)).collect();
         let entry = Arc::new(Entry::new(*digest, record, allowances));
         // An entry that takes much of the whole cache is used once: it would evict too many others.
-        if fresh && self.max_entries > 0 && entry.weight() <= books.shares.largest() {
+        if fresh && self.max_entries > 0 && entry.weight <= books.shares.largest() {
             self.insert(&mut books, &entry);
         }
         entry
@@ -265,23 +262,22 @@ impl Memory {
     fn insert(&self, books: &mut Books, entry: &Arc<Entry>) {
         let key = &entry.record.key;
         self.remove(books, key.id); // another request asked for the same key at the same time
-        let weight = entry.weight();
-        while books.by_key.len() >= self.max_entries || !books.shares.fits(&key.account_id, weight) {
-            let Some(next) = books.next_to_go(&key.account_id, weight) else { break };
+        while books.by_key.len() >= self.max_entries || !books.shares.fits(&key.account_id, entry.weight) {
+            let Some(next) = books.next_to_go(&key.account_id, entry.weight) else { break };
             self.remove(books, next);
             count(&self.evictions);
         }
-        books.enter(entry, weight);
+        books.enter(entry);
         self.keys.pin().insert(entry.digest, Arc::clone(entry));
     }
 
     /// Evicts a key. Returns whether it was cached.
     fn remove(&self, books: &mut Books, key: KeyId) -> bool {
-        let entry = books.leave(key);
-        if let Some(entry) = &entry {
-            self.keys.pin().remove(&entry.digest);
-        }
-        entry.is_some()
+        let Some(at) = books.by_key.get(&key).copied() else { return false };
+        // First from the map that readers use, so that no panic below leaves an evicted key there.
+        self.keys.pin().remove(&books.entries[at as usize].digest);
+        books.leave(key, at);
+        true
     }
 
     /// Applies what has changed after the position up to which everything is applied. True when nothing is missing up
@@ -523,20 +519,21 @@ impl Books {
         Some(self.recent.range(first..))
     }
 
-    fn enter(&mut self, entry: &Arc<Entry>, weight: usize) {
+    fn enter(&mut self, entry: &Arc<Entry>) {
         let key = &entry.record.key;
         self.by_key.insert(key.id, self.entries.len() as u32); // at most `max_entries`, which fits
         self.by_account.insert((key.account_id.clone(), key.id));
         if let Some(application) = key.application_id {
             self.by_application.insert((application, key.id));
         }
-        self.shares.add(&key.account_id, weight);
+        self.shares.add(&key.account_id, entry.weight);
         self.entries.push(Arc::clone(entry));
     }
 
-    fn leave(&mut self, key: KeyId) -> Option<Arc<Entry>> {
-        let at = self.by_key.remove(&key)?;
+    /// Takes out the entry of a key, which is at that place.
+    fn leave(&mut self, key: KeyId, at: u32) {
         let entry = self.entries.swap_remove(at as usize);
+        self.by_key.remove(&key);
         if let Some(moved) = self.entries.get(at as usize) {
             self.by_key.insert(moved.record.key.id, at);
         }
@@ -545,8 +542,7 @@ impl Books {
         if let Some(application) = key.application_id {
             self.by_application.remove(&(application, key.id));
         }
-        self.shares.remove(&key.account_id, entry.weight());
-        Some(entry)
+        self.shares.remove(&key.account_id, entry.weight);
     }
 
     /// The key that makes room for so many bytes of an account: one of the account that holds more than its fair share, or

@@ -2,7 +2,7 @@
 
 use std::{collections::HashSet, fs};
 
-use clap::Parser;
+use clap::{Args as _, Parser};
 use tollkey_core::{Family, Scope};
 
 use super::*;
