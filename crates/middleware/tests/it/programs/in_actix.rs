@@ -490,7 +490,7 @@ async fn task_waits_until_the_key_is_revoked() {
     }
     let keys = TestKeys::new();
     let key = keys.add(Family::Commerce, Mode::Live, |_| {});
-    let guard = keys.remembering_guard().await.expect("a guard");
+    let guard = keys.caching_guard().await.expect("a guard");
     let (ended, mut denials) = tokio::sync::mpsc::channel(1);
     let app = App::new().app_data(web::Data::new(ended)).wrap(Tollkey::new(guard)).route("/open", web::get().to(open));
     assert_eq!(status(&init_service(app).await, "/open", &key).await, 200);

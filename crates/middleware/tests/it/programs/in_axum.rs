@@ -431,7 +431,7 @@ async fn task_waits_until_the_key_is_revoked() {
     }
     let keys = TestKeys::new();
     let key = keys.add(Family::Commerce, Mode::Live, |_| {});
-    let guard = keys.remembering_guard().await.expect("a guard");
+    let guard = keys.caching_guard().await.expect("a guard");
     let (ended, mut denials) = tokio::sync::mpsc::channel(1);
     let app = Router::new().route("/open", get(open)).layer(TollkeyLayer::new(guard)).with_state(ended);
     assert_eq!(status(&app, "/open", &key).await, 200);
