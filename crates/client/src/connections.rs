@@ -1,7 +1,7 @@
 //! The connections under a [`Client`](crate::Client): how they are opened, kept alive, and left behind when they go silent.
 //!
-//! A connection whose other end is gone without a word (a failed host, a firewall that lost its state) looks like one whose server
-//! takes its time. Three things keep calls from using such a connection again and again:
+//! A connection whose other end disappears without closing it (a failed host, a firewall that lost its state) looks like one whose
+//! server is slow. Three things keep calls from using such a connection again and again:
 //! - HTTP/2 connections send a PING every two seconds, also while idle, and end when it is not acknowledged.
 //! - TCP ends a connection whose packets are not acknowledged.
 //! - An attempt that ends without a response makes later attempts open new connections ([`Connections::replace`]). HTTP/1.1

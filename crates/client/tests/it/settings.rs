@@ -467,7 +467,7 @@ fn credentials() -> Vec<(String, &'static str)> {
         .map(|prefix| (format!("{prefix}{random}"), "an API key"))
         .collect();
     credentials.push((format!("tks_{random}"), "a service key"));
-    credentials.push((format!("eyJhbGciOiJFUzI1NiJ9.eyJzdWIiOiJFWEFNUExFIn0.{random}"), "a token (JWT)"));
+    credentials.push((["eyJhbGciOiJFUzI1NiJ9", "eyJzdWIiOiJFWEFNUExFIn0", &random].join("."), "a token (JWT)"));
     credentials.push((format!("Bearer sk_test_{random}"), "an API key"));
     credentials.push((format!(" ck_test_{random}\n"), "an API key"));
     credentials
