@@ -200,7 +200,7 @@ impl GuardBuilder {
 
     /// A client of the server to use in place of URL and service key. It presents the service key. The guard opens connections
     /// of its own, unless the client was built with its own [`http_client`](tollkey_client::ClientBuilder::http_client): that
-    /// one must not be used on another runtime.
+    /// one must not be used on another runtime, and needs HTTP/2 keep-alive of its own to notice a silent connection.
     pub fn client(mut self, client: Client) -> Self {
         self.client = Some(client);
         self
@@ -335,8 +335,8 @@ impl GuardBuilder {
             // Connections belong to the runtime that opened them.
             (Some(client), None, None) => client.with_new_connections().map_err(ConnectError::Client),
             (None, Some(url), Some(key)) => {
-                let client = Client::new(url).map_err(ConnectError::Client)?;
-                Ok(client.with_auth(Auth::service(key)))
+                let client = Client::builder().base_url(url).auth(Auth::service(key)).build();
+                client.map_err(ConnectError::Client)
             }
             _ => Err(ConnectError::Settings("set either url and service_key, or client".to_owned())),
         }
