@@ -12,8 +12,7 @@
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
-use tollkey_core::{Family, Mode, OperatingModel, feature::Feature};
+use tollkey_core::{Family, Mode, OperatingModel, feature::Feature, metadata::Metadata};
 
 use crate::{commerce::RateLimit, object::from_objects, time::UnixSeconds};
 
@@ -230,7 +229,7 @@ pub struct KeyRecord {
     /// What was attached to it.
     #[serde(deserialize_with = "crate::object::present")]
     #[cfg_attr(feature = "openapi", schema(value_type = Option<Object>))]
-    pub metadata: Option<Map<String, Value>>,
+    pub metadata: Option<Metadata>,
     /// When it was made.
     pub created_at: UnixSeconds,
     /// Since when it is suspended; null when it is not.

@@ -125,6 +125,20 @@ impl Record {
             key,
         }
     }
+
+    /// Makes it take as little memory as it can, to be kept: without spare capacity, and without what no decision needs
+    /// (the reason of a revocation).
+    #[must_use]
+    pub fn compacted(mut self) -> Self {
+        self.key.compact();
+        self
+    }
+
+    /// Estimates the heap it takes, in bytes, without the account ID, which many keys can share.
+    #[must_use]
+    pub fn heap_bytes(&self) -> usize {
+        self.key.heap_bytes()
+    }
 }
 
 /// Who asks about keys, when it may not see all of them: an `sk_` key sees those of its own account, an

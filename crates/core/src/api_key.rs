@@ -7,6 +7,7 @@ use jiff::{SignedDuration, Timestamp};
 use crate::{
     AccountId, ApplicationId, Family, Invalid, IpList, KeyId, KeyText, Mode, RateLimit, Scope,
     feature::Feature,
+    heap,
     lineage::{APPLICATION_DELETED, Inherited, Revocation, earliest},
     metadata::Metadata,
     time::to_seconds,
@@ -348,6 +349,45 @@ impl ApiKey {
         }
         self.grants.expires_at = end;
         Ok(())
+    }
+
+    /// Estimates the heap it takes, in bytes, without the account ID, which many keys can share.
+    #[must_use]
+    pub fn heap_bytes(&self) -> usize {
+        let Grants { scopes, merchants, features, allowed_ips, rate_limit: _, expires_at: _ } = &self.grants;
+        let texts = [&self.name, &self.prefix, &self.last4].into_iter().chain(&self.revoked_reason);
+        texts.map(heap::string).sum::<usize>()
+            + heap::vec(scopes)
+            + scopes.iter().map(Scope::heap_bytes).sum::<usize>()
+            + merchants.as_ref().map_or(0, heap::strings)
+            + features.as_ref().map_or(0, heap::vec)
+            + allowed_ips.as_ref().map_or(0, IpList::heap_bytes)
+            + self.metadata.as_ref().map_or(0, Metadata::heap_bytes)
+            + self.inherited.as_ref().map_or(0, |it| heap::allocation(size_of::<Inherited>()) + it.heap_bytes())
+    }
+
+    /// Gives up spare capacity, and what no decision about the key needs.
+    pub(crate) fn compact(&mut self) {
+        self.revoked_reason = None;
+        for text in [&mut self.name, &mut self.prefix, &mut self.last4] {
+            text.shrink_to_fit();
+        }
+        let Grants { scopes, merchants, features, allowed_ips, rate_limit: _, expires_at: _ } = &mut self.grants;
+        scopes.shrink_to_fit();
+        scopes.iter_mut().for_each(Scope::compact);
+        if let Some(merchants) = merchants {
+            merchants.shrink_to_fit();
+            merchants.iter_mut().for_each(String::shrink_to_fit);
+        }
+        if let Some(features) = features {
+            features.shrink_to_fit();
+        }
+        if let Some(list) = allowed_ips {
+            list.shrink_to_fit();
+        }
+        if let Some(inherited) = &mut self.inherited {
+            inherited.shrink_to_fit();
+        }
     }
 
     /// Whether what the key may do can still be changed.

@@ -64,8 +64,8 @@ impl<Of> Id<Of> {
 
     /// The id with these 16 bytes.
     #[must_use]
-    pub fn from_bytes(bytes: [u8; 16]) -> Self {
-        Uuid::from_bytes(bytes).into()
+    pub const fn from_bytes(bytes: [u8; 16]) -> Self {
+        Self { uuid: Uuid::from_bytes(bytes), of: PhantomData }
     }
 }
 

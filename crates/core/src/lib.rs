@@ -17,6 +17,7 @@
 //! | [`lineage`] | what a key inherits from its ancestors |
 //! | [`audit`] | entries and the hash chain over them |
 //! | [`session`] | who is signed in to the dashboard, and until when |
+//! | [`heap`] | how much memory values take |
 //! | [`change`], [`usage`] | what verifiers and the store tell each other: what changed, what was used |
 //! | [`problem`] | everything that can go wrong, in words and as a status |
 #![forbid(unsafe_code)]
@@ -30,6 +31,7 @@ pub mod ceiling;
 pub mod change;
 pub mod credential;
 pub mod feature;
+pub mod heap;
 mod hex;
 pub mod id;
 pub mod key_text;

@@ -9,7 +9,7 @@ use std::net::IpAddr;
 
 use jiff::Timestamp;
 
-use crate::{AccountId, ApiKey, ApplicationId, IpList, KeyId, RateLimit, Status, audit::Actor};
+use crate::{AccountId, ApiKey, ApplicationId, IpList, KeyId, RateLimit, Status, audit::Actor, heap};
 
 /// Why a key of a deleted application is revoked.
 pub const APPLICATION_DELETED: &str = "application_deleted";
@@ -71,6 +71,20 @@ impl Inherited {
     #[must_use]
     pub fn status(&self, now: Timestamp) -> Status {
         Status::of(self.revoked.is_some(), self.expires_at, self.suspended_at.is_some(), now)
+    }
+
+    /// Estimates the heap it takes, in bytes.
+    #[must_use]
+    pub fn heap_bytes(&self) -> usize {
+        heap::vec(&self.allowed_ips)
+            + self.allowed_ips.iter().map(IpList::heap_bytes).sum::<usize>()
+            + heap::vec(&self.rate_limits)
+    }
+
+    pub(crate) fn shrink_to_fit(&mut self) {
+        self.allowed_ips.shrink_to_fit();
+        self.allowed_ips.iter_mut().for_each(IpList::shrink_to_fit);
+        self.rate_limits.shrink_to_fit();
     }
 
     /// Whether a client at that address passes the IP allowlist of every ancestor.

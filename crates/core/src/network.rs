@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net};
 
-use crate::Invalid;
+use crate::{Invalid, heap};
 
 /// A non-empty list of networks in CIDR form, host bits zero. IPv4-mapped IPv6 counts as IPv4, in the list and
 /// in what is judged.
@@ -94,6 +94,16 @@ impl IpList {
         let outermost = |inner: &&IpNet| !common.iter().any(|outer| outer != *inner && outer.contains(*inner));
         let common: Vec<IpNet> = common.iter().filter(outermost).copied().collect();
         Self(if common.is_empty() { vec![NO_CLIENT] } else { common })
+    }
+
+    /// Estimates the heap it takes, in bytes.
+    #[must_use]
+    pub fn heap_bytes(&self) -> usize {
+        heap::vec(&self.0)
+    }
+
+    pub(crate) fn shrink_to_fit(&mut self) {
+        self.0.shrink_to_fit();
     }
 
     /// The networks, as given, mapped ones as IPv4.

@@ -5,7 +5,7 @@
 
 use std::{borrow::Cow, fmt};
 
-use crate::{Family, Invalid};
+use crate::{Family, Invalid, heap};
 
 /// The name of a scope, such as `links:read`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -63,6 +63,24 @@ impl Scope {
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+
+    /// Estimates the heap it takes, in bytes; none for a name of the program's own.
+    #[must_use]
+    pub fn heap_bytes(&self) -> usize {
+        match &self.0 {
+            Cow::Borrowed(_) => 0,
+            Cow::Owned(name) => heap::string(name),
+        }
+    }
+
+    /// Replaces the name of a built-in scope by the program's own, which takes no memory, and gives up spare capacity.
+    pub(crate) fn compact(&mut self) {
+        if let Some(known) = Self::BUILT_IN.into_iter().find(|known| known == self) {
+            *self = known;
+        } else if let Cow::Owned(name) = &mut self.0 {
+            name.shrink_to_fit();
+        }
     }
 }
 

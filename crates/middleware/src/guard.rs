@@ -144,6 +144,7 @@ pub struct GuardBuilder {
     route_base: Option<String>,
     realm: Option<String>,
     format: Option<Arc<Format>>,
+    cache_bytes: Option<usize>,
     max_cached_keys: Option<usize>,
     connect_limit: Option<Duration>,
 }
@@ -197,7 +198,9 @@ impl GuardBuilder {
         self
     }
 
-    /// A client of the server to use in place of URL and service key. It presents the service key.
+    /// A client of the server to use in place of URL and service key. It presents the service key. The guard opens connections
+    /// of its own, unless the client was built with its own [`http_client`](tollkey_client::ClientBuilder::http_client): that
+    /// one must not be used on another runtime, and needs HTTP/2 keep-alive of its own to notice a silent connection.
     pub fn client(mut self, client: Client) -> Self {
         self.client = Some(client);
         self
@@ -265,7 +268,14 @@ impl GuardBuilder {
         self
     }
 
-    /// How many keys are cached; a million when not set.
+    /// How many bytes the cached keys and the counts of their usage take at most, as estimated; 256 MiB when not set. When
+    /// there is no room, the account whose keys take the most evicts one that it has not used for long.
+    pub fn cache_bytes(mut self, bytes: usize) -> Self {
+        self.cache_bytes = Some(bytes);
+        self
+    }
+
+    /// How many keys are cached, within [`cache_bytes`](Self::cache_bytes); a million when not set.
     pub fn max_cached_keys(mut self, keys: usize) -> Self {
         self.max_cached_keys = Some(keys);
         self
@@ -311,17 +321,22 @@ impl GuardBuilder {
     fn prepare(self) -> Result<Prepared, ConnectError> {
         let client = self.built_client()?;
         let defaults = Settings::default();
-        let settings = Settings { max_entries: self.max_cached_keys.unwrap_or(defaults.max_entries), ..defaults };
+        let settings = Settings {
+            max_entries: self.max_cached_keys.unwrap_or(defaults.max_entries),
+            max_bytes: self.cache_bytes.unwrap_or(defaults.max_bytes),
+            ..defaults
+        };
         let policy = self.policy()?;
         Ok(Prepared { client, settings, policy, background: Background::start().map_err(ConnectError::System)? })
     }
 
     fn built_client(&self) -> Result<Client, ConnectError> {
         match (&self.client, &self.url, &self.service_key) {
-            (Some(client), None, None) => Ok(client.clone()),
+            // Connections belong to the runtime that opened them.
+            (Some(client), None, None) => client.with_new_connections().map_err(ConnectError::Client),
             (None, Some(url), Some(key)) => {
-                let client = Client::new(url).map_err(ConnectError::Client)?;
-                Ok(client.with_auth(Auth::service(key)))
+                let client = Client::builder().base_url(url).auth(Auth::service(key)).build();
+                client.map_err(ConnectError::Client)
             }
             _ => Err(ConnectError::Settings("set either url and service_key, or client".to_owned())),
         }

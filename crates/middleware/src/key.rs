@@ -111,9 +111,9 @@ impl VerifiedKey {
         self.record().key.grants.expires_at
     }
 
-    /// The metadata that was attached to it.
+    /// The metadata that was attached to it. Parsed by each call: keep the result.
     #[must_use]
-    pub fn metadata(&self) -> Option<&Map<String, Value>> {
+    pub fn metadata(&self) -> Option<Map<String, Value>> {
         self.record().key.metadata.as_ref().map(tollkey_core::metadata::Metadata::object)
     }
 

@@ -93,7 +93,11 @@ pub async fn assemble(
     let catalogue = Arc::new(settings.catalogue.clone());
     let source = StoreSource::new(store.clone(), Arc::clone(&catalogue));
     let id = random.with(|rng| VerifierId::new(rng));
-    let limits = tollkey_verifier::Settings { max_entries: settings.remembered_keys, ..Default::default() };
+    let limits = tollkey_verifier::Settings {
+        max_entries: settings.cached_keys,
+        max_bytes: settings.cache_bytes,
+        ..Default::default()
+    };
     let verifier = Verifier::new(id, source, Arc::clone(&clock), limits).await.context("the store cannot be asked")?;
     let policy = Policy {
         trusted_proxies: settings.trusted_proxies.as_ref().map_or_else(Vec::new, |list| list.networks().to_vec()),

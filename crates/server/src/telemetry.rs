@@ -31,8 +31,10 @@ pub const VERIFICATIONS: &str = "tollkey_verifications_total";
 pub const VERIFICATION_HITS: &str = "tollkey_verification_hits_total";
 /// Verifications that had to ask the store.
 pub const VERIFICATION_MISSES: &str = "tollkey_verification_misses_total";
-/// Keys remembered.
-pub const REMEMBERED_KEYS: &str = "tollkey_remembered_keys";
+/// Cached keys.
+pub const CACHED_KEYS: &str = "tollkey_cached_keys";
+/// Bytes that cached keys, their rate limits and the usage counts that are not written yet take, as estimated.
+pub const CACHE_BYTES: &str = "tollkey_cache_bytes";
 /// Keys forgotten to make room, or because they changed.
 pub const EVICTIONS: &str = "tollkey_evictions_total";
 /// How much longer this replica may answer from memory.
@@ -135,7 +137,12 @@ fn describe() {
     describe_counter!(VERIFICATIONS, Unit::Count, "Verifications, by outcome.");
     describe_counter!(VERIFICATION_HITS, Unit::Count, "Verifications answered from memory.");
     describe_counter!(VERIFICATION_MISSES, Unit::Count, "Verifications that asked the database.");
-    describe_gauge!(REMEMBERED_KEYS, Unit::Count, "Keys remembered.");
+    describe_gauge!(CACHED_KEYS, Unit::Count, "Cached keys.");
+    describe_gauge!(
+        CACHE_BYTES,
+        Unit::Bytes,
+        "Bytes of cached keys and of usage counts not written yet, as estimated."
+    );
     describe_counter!(EVICTIONS, Unit::Count, "Keys forgotten, to make room or because they changed.");
     describe_gauge!(LEASE_LEFT, Unit::Seconds, "How much longer this replica may answer from memory.");
     describe_gauge!(CHANGE_SEQ, Unit::Count, "The change up to which this replica is up to date.");
@@ -222,7 +229,8 @@ pub fn record_verifier(stats: &Stats) {
     counter!(SETTLES_WAITED, "for" => "subscriber").absolute(stats.settles_for_subscribers);
     counter!(FORGOTTEN).absolute(stats.forgotten);
     gauge!(SUBSCRIBERS).set(stats.subscribers as f64);
-    gauge!(REMEMBERED_KEYS).set(stats.entries as f64);
+    gauge!(CACHED_KEYS).set(stats.entries as f64);
+    gauge!(CACHE_BYTES).set(stats.bytes as f64);
     gauge!(LEASE_LEFT).set(stats.lease_left.as_secs_f64());
     gauge!(CHANGE_SEQ).set(stats.seq.0 as f64);
 }

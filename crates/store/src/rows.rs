@@ -184,7 +184,7 @@ impl From<&ApiKey> for KeyState {
             rate_limit_limit: grants.rate_limit.map(|limit| number(limit.limit())),
             rate_limit_window_seconds: grants.rate_limit.map(|limit| number(limit.window_seconds())),
             expires_at: grants.expires_at.map(micros),
-            metadata: key.metadata.as_ref().map(Metadata::to_json),
+            metadata: key.metadata.as_ref().map(|metadata| metadata.as_json().to_owned()),
             suspended_at: key.suspended_at.map(micros),
             revoked_at: key.revoked_at.map(micros),
             revoked_reason: key.revoked_reason.clone(),
@@ -244,10 +244,7 @@ impl TryFrom<KeyRow> for ApiKey {
         let networks = strings(row.allowed_ips, "networks")?;
         let allowed_ips =
             networks.map(|list| IpList::parse(list.iter().map(String::as_str)).map_err(|_| Error::corrupt("networks")));
-        let metadata = row.metadata.map(|text| match serde_json::from_str(&text) {
-            Ok(Value::Object(object)) => Metadata::new(object).map_err(|_| Error::corrupt("metadata")),
-            _ => Err(Error::corrupt("metadata")),
-        });
+        let metadata = row.metadata.map(|json| Metadata::parse(&json).map_err(|_| Error::corrupt("metadata")));
         let grants = Grants {
             scopes: row.scopes.split_ascii_whitespace().map(|name| Scope::named(name.to_owned())).collect(),
             merchants: strings(row.merchants, "merchants")?,

@@ -87,7 +87,7 @@ impl World {
         }
 
         let runtime = Builder::new_multi_thread().worker_threads(1).enable_time().build().unwrap();
-        let settings = Settings { max_entries: size, ..Settings::default() };
+        let settings = Settings { max_entries: size, max_bytes: size * 8192, ..Settings::default() };
         let id = VerifierId::from_bytes([1; 16]);
         let verifier = runtime.block_on(Verifier::new(id, source, Arc::new(SystemClock), settings)).unwrap();
         runtime.spawn(verifier.clone().run(std::future::pending()));

@@ -21,7 +21,7 @@ use tollkey_api::sync as api;
 use tollkey_client::{Client, Error, subscription::Subscription};
 use tollkey_core::{
     ApiKey, Catalogue, Changed, Digest, Grants, Invalid, IpList, KeyId, Position, RateLimit, Record, Scope, Seq, Usage,
-    VerifierId, lineage::Inherited, metadata::Metadata, usage::outcome_code,
+    VerifierId, lineage::Inherited, usage::outcome_code,
 };
 
 use crate::source::{News, Poll, Snapshot, Source, Unavailable, Upstream};
@@ -129,7 +129,7 @@ fn record(key: api::KeyRecord, catalogue: &Catalogue) -> Result<Record, Invalid>
                 rate_limit: key.rate_limit.map(RateLimit::try_from).transpose()?,
                 expires_at: key.expires_at.map(Into::into),
             },
-            metadata: key.metadata.map(Metadata::new).transpose()?,
+            metadata: key.metadata,
             created_at: key.created_at.into(),
             created_by: None,
             last_used_at: None,

@@ -23,6 +23,7 @@
 //! | [`verdict`], [`usage`] | what a verification answers, and what is counted of it |
 //! | `rate` | allowances |
 //! | `usable`, `watches` | telling requests that go on when their key can no longer be used |
+//! | `share` | fair shares of bounded memory |
 //! | [`clock`] | the clock of a real machine |
 //!
 //! ```
@@ -52,6 +53,7 @@ mod locks;
 mod memory;
 mod rate;
 mod serve;
+mod share;
 pub mod source;
 mod stats;
 mod subscribe;

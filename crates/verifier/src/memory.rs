@@ -9,10 +9,14 @@
 //!   back what a change has just removed.
 //! - A log that does not go on from where we are (too much was missed, or the database was restored or failed over)
 //!   ends everything at once: all entries, the lease, and whatever answer or renewal is still under way.
+//!
+//! Entries are weighed in bytes, and accounts have fair shares of all bytes ([`Shares`]). When there is no room, the
+//! account that holds the most evicts the entry that it has not used for the longest time, by a clock hand of its own.
 
 use std::{
     collections::{BTreeSet, HashMap, VecDeque, hash_map::RandomState},
     hash::{BuildHasher, Hasher},
+    ops::Bound,
     sync::{Arc, PoisonError, atomic::Ordering},
     time::Duration,
 };
@@ -20,12 +24,13 @@ use std::{
 use tokio::sync::watch;
 use tollkey_core::{
     AccountId, ApiKey, ApplicationId, ChangeLog, Changed, Digest, KeyId, Position, Record, Seq, ServiceKeyId,
-    VerifierId, ceiling::DepthLimit,
+    VerifierId, heap::allocation,
 };
 
 use crate::{
     locks::{AtomicBool, AtomicU64, Map, Mutex, MutexGuard},
     rate::{Allowance, Allowances},
+    share::Shares,
     source::News,
     stats::count,
     subscribers::{Full, Subscribers},
@@ -39,23 +44,48 @@ const MAX_SERVICE_KEYS: usize = 1024;
 /// How many changes are kept for subscribers. One further behind forgets everything.
 const RECENT_CHANGES: usize = 10_000;
 
+/// The least and the greatest ID of a key.
+const FIRST: KeyId = KeyId::from_bytes([0; 16]);
+const LAST: KeyId = KeyId::from_bytes([u8::MAX; 16]);
+
 /// How many entries are given a second chance before one goes without, so that no single miss pays for all.
 const SECOND_CHANCES: usize = 64;
 
-/// A remembered key, and what belongs to it alone.
+/// How many bytes an entry takes besides what its record owns: itself and its counts, each with two reference counts, and
+/// its places in the maps and lists, which are half empty on average: a node and a slot of the map that readers use, a
+/// place in the list of all entries, and one in the index of keys, in that of accounts and in that of applications.
+const ENTRY: usize = allocation(16 + size_of::<Entry>())
+    + allocation(16 + size_of::<Tally>())
+    + allocation(size_of::<Digest>() + 16)
+    + 2 * (9 + size_of::<usize>())
+    + 2 * (size_of::<KeyId>() + 8)
+    + 2 * (size_of::<AccountId>() + size_of::<KeyId>())
+    + 2 * (size_of::<ApplicationId>() + size_of::<KeyId>());
+
+/// A cached key, and what belongs to it alone.
 pub(crate) struct Entry {
     pub(crate) digest: Digest,
     pub(crate) record: Record,
     /// The rate limits of its ancestors, the root's first, and its own: every use takes from all of them.
     pub(crate) allowances: Box<[Arc<Allowance>]>,
-    pub(crate) tally: Tally,
+    /// Separate, so that counts that wait to be fetched do not keep the record.
+    pub(crate) tally: Arc<Tally>,
+    /// How many bytes it takes in the cache, with its allowances and its counts, as estimated.
+    weight: usize,
     /// Whether it was used since the eviction hand passed.
     touched: AtomicBool,
 }
 
 impl Entry {
     pub(crate) fn new(digest: Digest, record: Record, allowances: Box<[Arc<Allowance>]>) -> Self {
-        Self { digest, record, allowances, tally: Tally::default(), touched: AtomicBool::new(false) }
+        let tally = Arc::new(Tally::new(record.key.id, record.key.account_id.clone()));
+        let weight = ENTRY + record.heap_bytes() + allowances.len() * (size_of::<Arc<Allowance>>() + Allowances::EACH);
+        Self { digest, record, allowances, tally, weight, touched: AtomicBool::new(false) }
+    }
+
+    /// Whether it was used since an eviction hand last passed. Now one has.
+    fn was_used(&self) -> bool {
+        self.touched.swap(false, Ordering::Relaxed)
     }
 }
 
@@ -63,6 +93,17 @@ impl std::fmt::Debug for Entry {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Entry").field("record", &self.record).finish_non_exhaustive()
     }
+}
+
+/// The most that is cached.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Bounds {
+    /// How many keys.
+    pub(crate) entries: usize,
+    /// How many bytes of them.
+    pub(crate) entry_bytes: usize,
+    /// How many bytes of allowances. Those of cached keys are counted with the keys as well.
+    pub(crate) allowance_bytes: usize,
 }
 
 /// The state of the memory at which an answer of the source was asked for.
@@ -77,7 +118,7 @@ pub(crate) struct Memory {
     /// the lock of `books`.
     lease_end: AtomicU64,
     books: Mutex<Books>,
-    max: usize,
+    max_entries: usize,
     evictions: AtomicU64,
     changed: AtomicU64,
     forgotten: AtomicU64,
@@ -94,22 +135,24 @@ struct Books {
     subscribers: Subscribers,
     generation: u64,
     stopped: bool,
-    slots: Vec<Option<(Digest, Arc<Entry>)>>,
-    free: Vec<u32>,
+    /// All entries, in the order of the eviction hand.
+    entries: Vec<Arc<Entry>>,
     hand: usize,
+    /// Where each key is in `entries`.
     by_key: HashMap<KeyId, u32>,
-    by_application: BTreeSet<(ApplicationId, u32)>,
-    by_account: BTreeSet<(AccountId, u32)>,
+    by_application: BTreeSet<(ApplicationId, KeyId)>,
+    by_account: BTreeSet<(AccountId, KeyId)>,
+    /// The bytes of the entries of each account, and the key that the account's own hand has passed.
+    shares: Shares<Option<KeyId>>,
     service_keys: VecDeque<Digest>,
     allowances: Allowances,
     watches: Watches,
 }
 
 impl Memory {
-    /// An empty memory of at most `max` keys, for which every change up to `applied` is no news. `margin`, in
-    /// nanoseconds, is added to the leases of subscribers.
-    pub(crate) fn new(max: usize, applied: Position, margin: u64) -> Self {
-        let max = max.min(u32::MAX as usize);
+    /// An empty cache of at most so many keys and bytes, and of so many allowances, for which every change up to `applied`
+    /// is no news. `margin`, in nanoseconds, is added to the leases of subscribers.
+    pub(crate) fn new(bounds: &Bounds, applied: Position, margin: u64) -> Self {
         let hash = DigestHash::random();
         Self {
             keys: Map::builder().hasher(hash).build(),
@@ -122,18 +165,17 @@ impl Memory {
                 subscribers: Subscribers::new(margin),
                 generation: 0,
                 stopped: false,
-                slots: Vec::new(),
-                free: Vec::new(),
+                entries: Vec::new(),
                 hand: 0,
                 by_key: HashMap::new(),
                 by_application: BTreeSet::new(),
                 by_account: BTreeSet::new(),
                 service_keys: VecDeque::new(),
-                // Of every key and of its ancestors.
-                allowances: Allowances::new(max.saturating_mul(1 + usize::from(DepthLimit::MAX))),
+                shares: Shares::new(bounds.entry_bytes),
+                allowances: Allowances::new(bounds.allowance_bytes / Allowances::EACH),
                 watches: Watches::new(),
             }),
-            max,
+            max_entries: bounds.entries.min(u32::MAX as usize),
             evictions: AtomicU64::new(0),
             changed: AtomicU64::new(0),
             forgotten: AtomicU64::new(0),
@@ -191,13 +233,18 @@ impl Memory {
         record: Record,
         elapsed: u64,
     ) -> Arc<Entry> {
+        let mut record = record.compacted();
         let mut books = self.books();
         let fresh = books.is_fresh(seq, asked);
+        if let Some(id) = books.shares.id(&record.key.account_id) {
+            record.key.account_id = id; // one for all keys of the account
+        }
         let limits = record.key.rate_limits();
         let allowances = limits.map(|(key, limit)| books.allowances.of(key, limit, fresh, elapsed)).collect();
         let entry = Arc::new(Entry::new(*digest, record, allowances));
-        if fresh && self.max > 0 {
-            self.insert(&mut books, digest, &entry);
+        // An entry that takes much of the whole cache is used once: it would evict too many others.
+        if fresh && self.max_entries > 0 && entry.weight <= books.shares.largest() {
+            self.insert(&mut books, &entry);
         }
         entry
     }
@@ -216,23 +263,25 @@ impl Memory {
         }
     }
 
-    fn insert(&self, books: &mut Books, digest: &Digest, entry: &Arc<Entry>) {
-        if let Some(&slot) = books.by_key.get(&entry.record.key.id) {
-            self.remove(books, slot); // another request asked for the same key at the same time
-        }
-        if books.free.is_empty() && books.slots.len() >= self.max {
-            let slot = books.next_to_go();
-            self.remove(books, slot);
+    fn insert(&self, books: &mut Books, entry: &Arc<Entry>) {
+        let key = &entry.record.key;
+        self.remove(books, key.id); // another request asked for the same key at the same time
+        while books.by_key.len() >= self.max_entries || !books.shares.fits(&key.account_id, entry.weight) {
+            let Some(next) = books.next_to_go(&key.account_id, entry.weight) else { break };
+            self.remove(books, next);
             count(&self.evictions);
         }
-        books.enter(*digest, entry);
-        self.keys.pin().insert(*digest, Arc::clone(entry));
+        books.enter(entry);
+        self.keys.pin().insert(entry.digest, Arc::clone(entry));
     }
 
-    fn remove(&self, books: &mut Books, slot: u32) {
-        if let Some(digest) = books.leave(slot) {
-            self.keys.pin().remove(&digest);
-        }
+    /// Evicts a key. Returns whether it was cached.
+    fn remove(&self, books: &mut Books, key: KeyId) -> bool {
+        let Some(at) = books.by_key.get(&key).copied() else { return false };
+        // First from the map that readers use, so that no panic below leaves an evicted key there.
+        self.keys.pin().remove(&books.entries[at as usize].digest);
+        books.leave(key, at);
+        true
     }
 
     /// Applies what has changed after the position up to which everything is applied. True when nothing is missing up
@@ -279,13 +328,13 @@ impl Memory {
 
     fn evict(&self, books: &mut Books, changed: &Changed) {
         books.watches.notify(changed);
-        let slots: Vec<u32> = match changed {
-            Changed::Key(id) => books.by_key.get(id).copied().into_iter().collect(),
+        let keys: Vec<KeyId> = match changed {
+            Changed::Key(id) => vec![*id],
             Changed::Application(id) => {
-                books.by_application.range((*id, 0)..=(*id, u32::MAX)).map(|(_, slot)| *slot).collect()
+                books.by_application.range((*id, FIRST)..=(*id, LAST)).map(|(_, key)| *key).collect()
             }
             Changed::Account(id) => {
-                books.by_account.range((id.clone(), 0)..=(id.clone(), u32::MAX)).map(|(_, slot)| *slot).collect()
+                books.by_account.range((id.clone(), FIRST)..=(id.clone(), LAST)).map(|(_, key)| *key).collect()
             }
             Changed::ServiceKey(id) => {
                 let known = self.service_keys.pin();
@@ -294,10 +343,8 @@ impl Memory {
                 return;
             }
         };
-        self.changed.fetch_add(slots.len() as u64, Ordering::Relaxed);
-        for slot in slots {
-            self.remove(books, slot);
-        }
+        let evicted = keys.into_iter().filter(|key| self.remove(books, *key)).count();
+        self.changed.fetch_add(evicted as u64, Ordering::Relaxed);
     }
 
     fn forget(&self, books: &mut Books, applied: Position) {
@@ -313,12 +360,12 @@ impl Memory {
         self.end_lease(books);
         self.keys.pin().clear();
         self.service_keys.pin().clear();
-        books.slots.clear();
-        books.free.clear();
+        books.entries.clear();
         books.hand = 0;
         books.by_key.clear();
         books.by_application.clear();
         books.by_account.clear();
+        books.shares.clear();
         books.service_keys.clear();
         books.recent.clear();
         books.before_recent = applied;
@@ -437,6 +484,12 @@ impl Memory {
         self.keys.len()
     }
 
+    /// How many bytes the entries and the allowances take, as estimated.
+    pub(crate) fn bytes(&self) -> usize {
+        let books = self.books();
+        books.shares.held() + books.allowances.len() * Allowances::EACH
+    }
+
     /// Keys evicted for room, keys evicted by changes, and how often all were forgotten.
     pub(crate) fn evicted(&self) -> [u64; 3] {
         [&self.evictions, &self.changed, &self.forgotten].map(|counter| counter.load(Ordering::Relaxed))
@@ -479,50 +532,72 @@ impl Books {
         Some(self.recent.range(first..))
     }
 
-    fn enter(&mut self, digest: Digest, entry: &Arc<Entry>) {
-        let slot = self.free.pop().unwrap_or_else(|| {
-            self.slots.push(None);
-            (self.slots.len() - 1) as u32 // at most `max`, which fits
-        });
+    fn enter(&mut self, entry: &Arc<Entry>) {
         let key = &entry.record.key;
-        self.by_key.insert(key.id, slot);
-        self.by_account.insert((key.account_id.clone(), slot));
+        self.by_key.insert(key.id, self.entries.len() as u32); // at most `max_entries`, which fits
+        self.by_account.insert((key.account_id.clone(), key.id));
         if let Some(application) = key.application_id {
-            self.by_application.insert((application, slot));
+            self.by_application.insert((application, key.id));
         }
-        self.slots[slot as usize] = Some((digest, Arc::clone(entry)));
+        self.shares.add(&key.account_id, entry.weight);
+        self.entries.push(Arc::clone(entry));
     }
 
-    fn leave(&mut self, slot: u32) -> Option<Digest> {
-        let (digest, entry) = self.slots.get_mut(slot as usize)?.take()?;
-        let key = &entry.record.key;
-        self.by_key.remove(&key.id);
-        self.by_account.remove(&(key.account_id.clone(), slot));
-        if let Some(application) = key.application_id {
-            self.by_application.remove(&(application, slot));
+    /// Takes out the entry of a key, which is at that place.
+    fn leave(&mut self, key: KeyId, at: u32) {
+        let entry = self.entries.swap_remove(at as usize);
+        self.by_key.remove(&key);
+        if let Some(moved) = self.entries.get(at as usize) {
+            self.by_key.insert(moved.record.key.id, at);
         }
-        self.free.push(slot);
-        Some(digest)
+        let key = &entry.record.key;
+        self.by_account.remove(&(key.account_id.clone(), key.id));
+        if let Some(application) = key.application_id {
+            self.by_application.remove(&(application, key.id));
+        }
+        self.shares.remove(&key.account_id, entry.weight);
     }
 
-    /// The entry to make room: first in, first out, but one that was used since the hand last passed stays a turn.
-    fn next_to_go(&mut self) -> u32 {
-        for _ in 0..SECOND_CHANCES {
-            let slot = self.advance();
-            let used = self.slots[slot as usize]
-                .as_ref()
-                .is_some_and(|(_, entry)| entry.touched.swap(false, Ordering::Relaxed));
-            if !used {
-                return slot;
+    /// The key that makes room for so many bytes of an account: one of the account that holds more than its fair share, or
+    /// any when none does. `None` when no key is cached.
+    fn next_to_go(&mut self, account: &AccountId, bytes: usize) -> Option<KeyId> {
+        match self.shares.payer(account, bytes) {
+            Some(payer) => self.next_of(&payer),
+            None => self.next_of_all(),
+        }
+    }
+
+    /// The next key of an account to go: in turn, but one that was used since the account's hand last passed stays.
+    fn next_of(&mut self, account: &AccountId) -> Option<KeyId> {
+        let hand = self.shares.get_mut(account)?;
+        let all = |range: (Bound<KeyId>, KeyId)| {
+            let of = |key| (account.clone(), key);
+            self.by_account.range((range.0.map(of), Bound::Included(of(range.1))))
+        };
+        let after = hand.map_or(Bound::Included(FIRST), Bound::Excluded);
+        let keys = all((after, LAST)).chain(all((Bound::Included(FIRST), LAST))).map(|(_, key)| *key);
+        for key in keys.take(SECOND_CHANCES) {
+            *hand = Some(key);
+            let at = self.by_key.get(&key).copied();
+            if !at.is_some_and(|at| self.entries[at as usize].was_used()) {
+                break;
             }
         }
-        self.advance()
+        *hand
     }
 
-    fn advance(&mut self) -> u32 {
-        let slot = self.hand % self.slots.len();
-        self.hand = slot + 1;
-        slot as u32
+    /// The next key to go, of whichever account, by the hand that passes all of them.
+    fn next_of_all(&mut self) -> Option<KeyId> {
+        let mut next = None;
+        for _ in 0..SECOND_CHANCES {
+            let at = self.hand.checked_rem(self.entries.len())?;
+            self.hand = at + 1;
+            next = Some(self.entries[at].record.key.id);
+            if !self.entries[at].was_used() {
+                break;
+            }
+        }
+        next
     }
 }
 

@@ -12,7 +12,7 @@ use std::{
     },
 };
 
-use tollkey_core::{KeyId, RateLimit};
+use tollkey_core::{KeyId, RateLimit, heap::allocation};
 
 use crate::{clock::nanos, verdict::RateStatus};
 
@@ -117,11 +117,22 @@ pub(crate) struct Allowances {
 }
 
 impl Allowances {
+    /// How many bytes an allowance takes: itself with two reference counts, and its places in the map and in the queue,
+    /// which are half empty on average.
+    pub(crate) const EACH: usize = allocation(16 + size_of::<Allowance>())
+        + 2 * (size_of::<KeyId>() + size_of::<Arc<Allowance>>() + 1)
+        + 2 * size_of::<KeyId>();
+
     /// How many allowances are looked at to find one that may go, so that no single miss pays for all of them.
     const LOOK_AT: usize = 32;
 
     pub(crate) fn new(max: usize) -> Self {
         Self { by_key: HashMap::new(), order: VecDeque::new(), max: max.max(1) }
+    }
+
+    /// How many there are.
+    pub(crate) fn len(&self) -> usize {
+        self.by_key.len()
     }
 
     /// The allowance of that key. When its limit is another one, a `fresh` look at the key begins a new allowance;

@@ -16,8 +16,11 @@ pub struct Stats {
     pub misses: u64,
     /// Verifications that needed an answer of the source and got none.
     pub unavailable: u64,
-    /// Keys remembered now.
+    /// Keys that are cached now.
     pub entries: usize,
+    /// How many bytes the cached keys take, their rate limits and the counts that wait to be fetched, as estimated; at
+    /// most [`crate::Settings::max_bytes`].
+    pub bytes: usize,
     /// Keys forgotten to make room for others.
     pub evictions: u64,
     /// Keys forgotten because something changed.

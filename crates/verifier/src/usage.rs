@@ -1,27 +1,31 @@
 //! What is counted of verifications: per key, day and outcome, in memory, fetched in batches.
 //!
-//! Nothing is written per request. Each remembered key carries its own counts; the first use after a fetch puts it
-//! into a queue, and the queue keeps it alive when the key is forgotten in between, so no count is lost.
+//! Nothing is written per request. Each cached key has counts of its own ([`Tally`]); the first use after a fetch puts
+//! them into the queue of the key's account, which keeps them when the key is evicted in between, so no count is lost. What
+//! waits is bounded in bytes, with a fair share for each account: when there is no room, the account with the most waiting
+//! counts loses some.
 
 use std::{
-    collections::{HashMap, VecDeque, hash_map},
+    collections::{BTreeMap, HashMap, VecDeque, btree_map, hash_map},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering},
     },
 };
 
-use tollkey_core::{Denial, KeyId, Timestamp, Usage, time};
+use tollkey_core::{AccountId, Denial, KeyId, Timestamp, Usage, heap::allocation, time};
 
-use crate::memory::Entry;
+use crate::share::Shares;
 
 /// How many keys one fetch takes: as many as can be written down in one small transaction. There may be more: fetch until
 /// nothing comes.
 pub const BATCH: usize = 500;
 
-/// The counts of one remembered key since the last fetch.
+/// The counts of one cached key since the last fetch.
 #[derive(Debug)]
 pub(crate) struct Tally {
+    key: KeyId,
+    account: AccountId,
     queued: AtomicBool,
     /// Microseconds since 1970 of the last success.
     last_used: AtomicI64,
@@ -32,9 +36,10 @@ pub(crate) struct Tally {
 
 const NEVER: i64 = i64::MIN;
 
-impl Default for Tally {
-    fn default() -> Self {
-        Self { queued: AtomicBool::new(false), last_used: AtomicI64::new(NEVER), counts: Default::default() }
+impl Tally {
+    pub(crate) fn new(key: KeyId, account: AccountId) -> Self {
+        let (queued, last_used) = (AtomicBool::new(false), AtomicI64::new(NEVER));
+        Self { key, account, queued, last_used, counts: Default::default() }
     }
 }
 
@@ -46,26 +51,58 @@ fn outcome(place: usize) -> Option<Denial> {
     (place > 0).then(|| Denial::ALL[place])
 }
 
-/// The keys that have been used since the last fetch, and counts that could not be written down.
+/// How many bytes a waiting tally takes: itself, with two reference counts, for its key may have been evicted, and its place
+/// in a queue that is half empty on average.
+const TALLY: usize = allocation(16 + size_of::<Tally>()) + 2 * size_of::<Arc<Tally>>();
+
+/// How many bytes a row takes that was put back: its place in a tree whose nodes are two thirds full.
+const ROW: usize = (size_of::<RowKey>() + size_of::<Sum>()) * 3 / 2;
+
+/// The most bytes that wait to be fetched.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Bounds {
+    /// Of tallies.
+    pub(crate) tally_bytes: usize,
+    /// Of rows that were put back.
+    pub(crate) row_bytes: usize,
+}
+
+/// The tallies of keys that have been used since the last fetch, and rows that could not be written down.
 #[derive(Debug)]
 pub(crate) struct Ledger {
-    max: usize,
+    max_rows: usize,
     waiting: Mutex<Waiting>,
 }
 
 #[derive(Debug)]
 struct Waiting {
-    entries: VecDeque<Arc<Entry>>,
-    restored: VecDeque<Usage>,
+    queues: Shares<VecDeque<Arc<Tally>>>,
+    /// The accounts with a queue, the one to be fetched from next in front.
+    turns: VecDeque<AccountId>,
+    tallies: usize,
+    rows: BTreeMap<RowKey, Sum>,
     dropped: u64,
 }
 
+type RowKey = (KeyId, i32, Option<Denial>);
+
+/// How often, and when last.
+#[derive(Debug, Clone, Copy)]
+struct Sum {
+    count: u64,
+    last_used_at: Option<Timestamp>,
+}
+
 impl Ledger {
-    /// A ledger for at most `max` used keys between two fetches.
-    pub(crate) fn new(max: usize) -> Self {
-        // Allocated whole, so that no verification pays for growing it; memory nobody touches costs nothing.
-        let waiting = Waiting { entries: VecDeque::with_capacity(max), restored: VecDeque::new(), dropped: 0 };
-        Self { max, waiting: Mutex::new(waiting) }
+    pub(crate) fn new(bounds: &Bounds) -> Self {
+        let waiting = Waiting {
+            queues: Shares::new(bounds.tally_bytes),
+            turns: VecDeque::new(),
+            tallies: 0,
+            rows: BTreeMap::new(),
+            dropped: 0,
+        };
+        Self { max_rows: bounds.row_bytes / ROW, waiting: Mutex::new(waiting) }
     }
 
     fn waiting(&self) -> MutexGuard<'_, Waiting> {
@@ -74,8 +111,7 @@ impl Ledger {
     }
 
     /// Counts one verification of a key.
-    pub(crate) fn count(&self, entry: &Arc<Entry>, outcome: Result<(), Denial>, now: Timestamp) {
-        let tally = &entry.tally;
+    pub(crate) fn count(&self, tally: &Arc<Tally>, outcome: Result<(), Denial>, now: Timestamp) {
         if outcome.is_ok() {
             tally.last_used.store(now.as_microsecond(), Ordering::Relaxed);
         }
@@ -83,45 +119,43 @@ impl Ledger {
         // clears the flag first and reads the counts then, so either it sees this count or this sees the cleared flag.
         tally.counts[place(outcome)].fetch_add(1, Ordering::SeqCst);
         if !tally.queued.load(Ordering::SeqCst) && !tally.queued.swap(true, Ordering::SeqCst) {
-            let mut waiting = self.waiting();
-            if waiting.entries.len() < self.max {
-                waiting.entries.push_back(Arc::clone(entry));
-            } else {
-                // The counts stay with the key; a later use tries again.
-                waiting.dropped += 1;
-                tally.queued.store(false, Ordering::SeqCst);
-            }
+            self.waiting().push(tally);
         }
     }
 
     /// How many keys and rows there are to fetch.
     pub(crate) fn len(&self) -> usize {
         let waiting = self.waiting();
-        waiting.entries.len().max(waiting.restored.len())
+        waiting.tallies + waiting.rows.len()
     }
 
-    /// Fetches the counts of at most `max` keys, and as many that were put back.
+    /// How many bytes wait to be fetched, as estimated.
+    pub(crate) fn bytes(&self) -> usize {
+        let waiting = self.waiting();
+        waiting.queues.held() + waiting.rows.len() * ROW
+    }
+
+    /// Fetches at most `max` rows that were put back and then the counts of keys, so that it is about `max` keys in all.
     pub(crate) fn take(&self, now: Timestamp, max: usize) -> Vec<Usage> {
-        let (entries, restored): (Vec<_>, Vec<_>) = {
+        let (rows, tallies) = {
             let mut waiting = self.waiting();
-            let entries = waiting.entries.len().min(max);
-            let restored = waiting.restored.len().min(max);
-            (waiting.entries.drain(..entries).collect(), waiting.restored.drain(..restored).collect())
+            let rows: Vec<_> = (0..max).map_while(|_| waiting.rows.pop_first()).collect();
+            let tallies: Vec<_> = (rows.len()..max).map_while(|_| waiting.pop()).collect();
+            (rows, tallies)
         };
         let day = time::day(now);
-        let mut rows = Merged::default();
-        for usage in restored {
-            rows.add(usage);
+        let mut merged = Merged::default();
+        for ((key_id, day, outcome), Sum { count, last_used_at }) in rows {
+            merged.add(Usage { key_id, day, outcome, count, last_used_at });
         }
-        for entry in entries {
-            let tally = &entry.tally;
+        for tally in tallies {
             tally.queued.store(false, Ordering::SeqCst);
             for (place, count) in tally.counts.iter().enumerate() {
                 let count = count.swap(0, Ordering::SeqCst);
                 if count > 0 {
                     let last_used_at = (place == 0).then(|| tally.last_used.load(Ordering::Relaxed));
-                    rows.add(Usage {
-                        key_id: entry.record.key.id,
+                    merged.add(Usage {
+                        key_id: tally.key,
                         day,
                         outcome: outcome(place),
                         count,
@@ -130,23 +164,73 @@ impl Ledger {
                 }
             }
         }
-        rows.rows
+        merged.rows
     }
 
     /// Puts counts back that could not be written down.
     pub(crate) fn restore(&self, rows: Vec<Usage>) {
         let mut waiting = self.waiting();
-        for usage in rows {
-            if waiting.restored.len() < self.max {
-                waiting.restored.push_back(usage);
-            } else {
-                waiting.dropped += usage.count;
+        for Usage { key_id, day, outcome, count, last_used_at } in rows {
+            let there_is_room = waiting.rows.len() < self.max_rows;
+            match waiting.rows.entry((key_id, day, outcome)) {
+                btree_map::Entry::Occupied(mut row) => {
+                    let sum = row.get_mut();
+                    sum.count = sum.count.saturating_add(count);
+                    sum.last_used_at = sum.last_used_at.max(last_used_at);
+                }
+                btree_map::Entry::Vacant(row) if there_is_room => {
+                    row.insert(Sum { count, last_used_at });
+                }
+                btree_map::Entry::Vacant(_) => waiting.dropped += count,
             }
         }
     }
 
     pub(crate) fn dropped(&self) -> u64 {
         self.waiting().dropped
+    }
+}
+
+impl Waiting {
+    /// Puts a tally into the queue of its account. Where there is no room, the last tally of the account with the most of
+    /// them leaves its queue; its counts stay with its key, and a later use tries again.
+    fn push(&mut self, tally: &Arc<Tally>) {
+        while !self.queues.fits(&tally.account, TALLY) {
+            self.dropped += 1;
+            let own = self.queues.get_mut(&tally.account).map_or(0, |queue| queue.len());
+            let heaviest = self.queues.heaviest().map(|(account, _)| account.clone());
+            let longer = heaviest.and_then(|account| {
+                let queue = self.queues.get_mut(&account).filter(|queue| queue.len() > own + 1)?;
+                Some((account, queue.pop_back()?))
+            });
+            let Some((account, other)) = longer else {
+                tally.queued.store(false, Ordering::SeqCst);
+                return;
+            };
+            other.queued.store(false, Ordering::SeqCst);
+            self.queues.remove(&account, TALLY);
+            self.tallies -= 1;
+        }
+        let queue = self.queues.add(&tally.account, TALLY);
+        queue.push_back(Arc::clone(tally));
+        if queue.len() == 1 {
+            self.turns.push_back(tally.account.clone());
+        }
+        self.tallies += 1;
+    }
+
+    /// The next tally of the account whose turn it is.
+    fn pop(&mut self) -> Option<Arc<Tally>> {
+        let account = self.turns.pop_front()?;
+        let queue = self.queues.get_mut(&account)?;
+        let tally = queue.pop_front()?;
+        let more = !queue.is_empty();
+        self.queues.remove(&account, TALLY);
+        if more {
+            self.turns.push_back(account);
+        }
+        self.tallies -= 1;
+        Some(tally)
     }
 }
 

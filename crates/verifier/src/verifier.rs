@@ -24,11 +24,11 @@ use tollkey_fair::{FairSemaphore, Limits, Priority};
 use crate::{
     clock::nanos,
     follow::margin,
-    memory::{Entry, Generation, Memory},
+    memory::{Bounds, Entry, Generation, Memory},
     rate::{give_back_all, take_all},
     source::{Primary, Snapshot, Source, Unavailable},
     stats::{Counters, Stats, count},
-    usage::{BATCH, Ledger},
+    usage::{self, BATCH, Ledger},
     verdict::{Known, Verdict},
 };
 
@@ -39,8 +39,12 @@ const FAILURES: u64 = 3;
 /// The bounds of a verifier.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Settings {
-    /// How many keys are remembered. Beyond that, keys not used lately are forgotten.
+    /// How many keys are cached. Beyond that, keys not used lately are evicted.
     pub max_entries: usize,
+    /// How many bytes the cached keys take, their rate limits and the counts that wait to be fetched. Beyond that, keys not
+    /// used lately are evicted, first those of the account that holds the most. Ten sixteenths are for keys, and no key is
+    /// cached that takes more than a sixteenth of those; five for counts, and one for rate limits.
+    pub max_bytes: usize,
     /// How many look-ups the source gets at the same time: half of them for clients, half for authenticated callers, and
     /// in either half no [`Requester`] has more than half of it.
     pub max_misses: usize,
@@ -52,9 +56,29 @@ pub struct Settings {
 }
 
 impl Default for Settings {
-    /// A million keys; 64 look-ups at a time, 1024 of either half waiting; two seconds.
+    /// A million keys in 256 MiB; 64 look-ups at a time, 1024 of either half waiting; two seconds.
     fn default() -> Self {
-        Self { max_entries: 1_000_000, max_misses: 64, max_waiting: 1024, miss_limit: Duration::from_secs(2) }
+        Self {
+            max_entries: 1_000_000,
+            max_bytes: 256 * 1024 * 1024,
+            max_misses: 64,
+            max_waiting: 1024,
+            miss_limit: Duration::from_secs(2),
+        }
+    }
+}
+
+impl Settings {
+    /// The bounds of the cache.
+    fn cache(&self) -> Bounds {
+        let sixteenth = self.max_bytes / 16;
+        Bounds { entries: self.max_entries, entry_bytes: 10 * sixteenth, allowance_bytes: sixteenth }
+    }
+
+    /// The bounds of what waits to be fetched. The counts of as many keys as can be cached have room.
+    fn ledger(&self) -> usage::Bounds {
+        let sixteenth = self.max_bytes / 16;
+        usage::Bounds { tally_bytes: 3 * sixteenth, row_bytes: 2 * sixteenth }
     }
 }
 
@@ -202,12 +226,12 @@ impl<S: Source> Verifier<S> {
             clock,
             lease,
             margin,
-            memory: Memory::new(settings.max_entries, applied, nanos(margin)),
+            memory: Memory::new(&settings.cache(), applied, nanos(margin)),
             applying: Mutex::new(()),
             applied: watch::Sender::new(applied),
             poked: Notify::new(),
             counters: Counters::default(),
-            ledger: Ledger::new(settings.max_entries.saturating_mul(2).clamp(1024, 4_000_000)),
+            ledger: Ledger::new(&settings.ledger()),
             look_ups: LookUps::new(&settings),
             failures: AtomicU64::new(0),
             probe: Semaphore::new(1),
@@ -322,7 +346,7 @@ impl<S: Source> Verifier<S> {
         if outcome.is_err() {
             self.release(held);
         }
-        self.0.ledger.count(entry, outcome, self.0.clock.now());
+        self.0.ledger.count(&entry.tally, outcome, self.0.clock.now());
     }
 
     /// Ends what [`Verifier::hold`] began and allowed, once, as if it had not been: it costs no allowance and is not
@@ -370,14 +394,15 @@ impl<S: Source> Verifier<S> {
         Ok(self.0.judge(entry, need, elapsed, purpose))
     }
 
-    /// What has been counted since the last time, for at most [`crate::usage::BATCH`] keys: fetch until nothing
-    /// comes. No two rows are about the same key, day and outcome.
+    /// What has been counted since the last time: for at most [`crate::usage::BATCH`] keys, of all accounts in turn, of which
+    /// rows that were put back are the first. Fetch until nothing comes. No two rows are about the same key, day and
+    /// outcome.
     #[must_use]
     pub fn take_usage(&self) -> Vec<Usage> {
         self.0.ledger.take(self.0.clock.now(), BATCH)
     }
 
-    /// For how many keys [`Verifier::take_usage`] has something, those included that were put back.
+    /// For how many keys [`Verifier::take_usage`] has something, and how many rows that were put back.
     #[must_use]
     pub fn usage_waiting(&self) -> usize {
         self.0.ledger.len()
@@ -400,6 +425,7 @@ impl<S: Source> Verifier<S> {
             misses: counters.misses.load(Ordering::Relaxed),
             unavailable: counters.unavailable.load(Ordering::Relaxed),
             entries: memory.len(),
+            bytes: memory.bytes() + ledger.bytes(),
             evictions,
             changed,
             forgotten,
@@ -451,7 +477,7 @@ impl<S: Source> Inner<S> {
         }
         // What is held and allowed is counted when it is concluded.
         if purpose == Purpose::Use || outcome.is_err() {
-            self.ledger.count(&entry, outcome, now);
+            self.ledger.count(&entry.tally, outcome, now);
         }
         Verdict { outcome, record: Some(Known(entry)), rate, retry_after_seconds, judged_at: elapsed }
     }

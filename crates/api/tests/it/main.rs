@@ -297,6 +297,18 @@ fn the_subscription() {
     assert_eq!(key.scopes, [NEW]);
 }
 
+/// A subscriber caches the text; it does not need the object to authorize a request.
+#[test]
+fn metadata_of_a_looked_up_key_stays_text() {
+    let json = r#"{"z":1.0,"a":[0,{"y":null,"b":"\u0001"}]}"#;
+    let told = record("test", "null").replace(r#""metadata": null"#, &format!(r#""metadata": {json}"#));
+    let found: sync::LookupResponse = read(&told);
+    let key = found.key.unwrap();
+    assert_eq!(key.metadata.as_ref().unwrap().as_json(), json);
+    let sent = serde_json::to_string(&key).unwrap();
+    assert!(sent.contains(&format!(r#""metadata":{json},"#)), "{sent}");
+}
+
 #[test]
 fn what_is_told_to_nobody_else_is_not_shown() {
     let request = sync::SyncRequest {

@@ -398,7 +398,7 @@ fn metadata_is_merged_as_rfc_7396_says() {
         (json!({"a": 1}), json!({}), json!({"a": 1})),
     ] {
         let merged = Metadata::new(object(original.clone())).unwrap().merged(object(patch.clone())).unwrap();
-        assert_eq!(merged.object(), &object(result), "{original} {patch}");
+        assert_eq!(merged.object(), object(result), "{original} {patch}");
     }
     // The whole has to fit, not the patch alone.
     let full = Metadata::new(object(json!({"a": "x".repeat(4000)}))).unwrap();

@@ -39,9 +39,11 @@ proptest! {
     #[test]
     fn what_is_kept_reads_back_the_same(given in any_object()) {
         let metadata = Metadata::new(given.clone()).unwrap();
-        let read = object(serde_json::from_str(&metadata.to_json()).unwrap());
+        let read = metadata.object();
         prop_assert_eq!(&read, &given);
-        prop_assert_eq!(Metadata::new(read).unwrap().to_json(), metadata.to_json());
+        let again = Metadata::new(read).unwrap();
+        prop_assert_eq!(again.as_json(), metadata.as_json());
+        prop_assert_eq!(Metadata::parse(metadata.as_json()), Ok(again));
     }
 
     #[test]
@@ -55,7 +57,7 @@ proptest! {
 #[test]
 fn it_is_at_most_4_kib() {
     let of_size = |bytes: usize| Metadata::new(object(json!({ "a": "x".repeat(bytes - r#"{"a":""}"#.len()) })));
-    assert_eq!(of_size(4096).unwrap().to_json().len(), 4096);
+    assert_eq!(of_size(4096).unwrap().as_json().len(), 4096);
     assert_eq!(of_size(4097).unwrap_err().to_string(), "must be at most 4096 bytes of JSON");
 }
 
@@ -80,4 +82,65 @@ fn it_nests_at_most_64_levels_and_so_can_be_read_inside_other_objects() {
         assert_eq!(serde_json::from_str::<Value>(&entry.to_string()).unwrap(), entry);
         assert_eq!(Metadata::new(nested(65, level)).unwrap_err().to_string(), "must nest at most 64 levels deep");
     }
+}
+
+/// What is stored and what a server sends is read without a tree, and is as strict as what a request sends.
+#[test]
+fn stored_text_is_kept_as_it_is() {
+    for json in [
+        r#"{}"#,
+        r#"{"z":1,"a":2,"m":{"z":[],"a":{}}}"#,
+        r#"{"n":[0,-0.0,1.0,1e+300,1.7976931348623157e+308,5e-324,18446744073709551615,-9223372036854775808,0.1]}"#,
+        r#"{"text":"\"\\\n\u0001é\\u0000"}"#,
+    ] {
+        let metadata = Metadata::parse(json).unwrap();
+        assert_eq!(metadata.as_json(), json);
+        assert_eq!(Value::Object(metadata.object()).to_string(), json, "members in order, numbers to the last digit");
+        assert_eq!(Metadata::new(metadata.object()).unwrap().as_json(), json);
+    }
+    // Written by others: longer than it may be, but only by white space.
+    let spaced = format!("{{\"a\":{}1}}", " ".repeat(5000));
+    assert_eq!(Metadata::parse(&spaced).unwrap().as_json(), r#"{"a":1}"#);
+}
+
+#[test]
+fn stored_text_that_is_no_metadata_is_rejected() {
+    let nested = |levels: usize| format!(r#"{{"a":{}{}}}"#, "[".repeat(levels - 1), "]".repeat(levels - 1));
+    assert!(Metadata::parse(&nested(64)).is_ok());
+    let too_long = format!(r#"{{"a":"{}"}}"#, "x".repeat(4096));
+    for (json, rule) in [
+        ("", "must be an object"),
+        ("[]", "must be an object"),
+        ("null", "must be an object"),
+        ("1", "must be an object"),
+        ("\"{}\"", "must be an object"),
+        ("{\"a\":1", "must be an object"),
+        ("{} {}", "must be an object"),
+        ("{\"a\":1e999}", "must be an object"),
+        ("{\"a\":\"\\ud800\"}", "must be an object"),
+        ("{\"a\":[\"\\u0000\"]}", "must not have NUL characters"),
+        ("{\"a\":{\"\\u0000\":1}}", "must not have NUL characters"),
+        (&nested(65), "must nest at most 64 levels deep"),
+        (&nested(1000), "must nest at most 64 levels deep"),
+        (&too_long, "must be at most 4096 bytes of JSON"),
+    ] {
+        assert_eq!(Metadata::parse(json).unwrap_err().to_string(), rule, "{json}");
+    }
+}
+
+#[test]
+fn metadata_is_equal_whatever_the_order_of_its_fields() {
+    let parse = |json| Metadata::parse(json).unwrap();
+    assert_eq!(parse(r#"{"a":1,"b":2}"#), parse(r#"{"b":2,"a":1}"#));
+    assert_ne!(parse(r#"{"a":1}"#), parse(r#"{"a":1.0}"#));
+    assert_ne!(parse(r#"{"a":1}"#), parse(r#"{"a":1,"b":null}"#));
+    assert_eq!(Metadata::default(), parse("{ }"));
+}
+
+#[test]
+fn largest_metadata_takes_little_more_than_its_text() {
+    let zeros = json!({ "a": vec![0; 2040] });
+    let metadata = Metadata::new(object(zeros)).unwrap();
+    assert_eq!(metadata.as_json().len(), 4087);
+    assert!(metadata.heap_bytes() < 5 * 1024, "{}", metadata.heap_bytes());
 }

@@ -329,6 +329,10 @@ async fn a_setting_that_cannot_be_used_is_refused_before_anybody_is_asked() {
             builder().credential_headers(["cookie"]),
             "credential_headers: must be some of authorization, x-api-key, x-commerce-api-key",
         ),
+        (
+            Guard::builder().url("http://127.0.0.1:1").service_key("tks_EXAMPLE\n"),
+            "the HTTP client cannot be built: auth: the service key ends with a line break",
+        ),
         (builder().trusted_proxies(["10.0.0.1/99"]), "trusted_proxies: "),
         (builder().route_base("api"), "route_base: must begin with a slash, such as /api or /merchants/{merchant}"),
         (builder().route_base("/a/../b"), "route_base: must be a path such as /api"),

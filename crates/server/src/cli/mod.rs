@@ -86,6 +86,9 @@ fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
     }
     let settings = Settings::load(&cli.options)?;
     telemetry::init_logs(&settings.log)?;
+    for (former, setting) in &settings.renamed {
+        tracing::warn!(former, setting, "a setting was renamed; its former name is accepted in this release only");
+    }
     match cli.command.unwrap_or(Command::Serve) {
         Command::Serve => serve::run(&settings),
         Command::Migrate => migrate::run(&settings),

@@ -283,13 +283,27 @@ pub(super) const COMMERCE_SCOPES: Setting = Setting {
     default: None,
     help: "Those of TOLLKEY_SCOPES that the scope commerce implies",
 };
-pub(super) const REMEMBERED_KEYS: Setting = Setting {
-    env: "TOLLKEY_REMEMBERED_KEYS",
-    flag: Some("remembered-keys"),
+pub(super) const CACHE_BYTES: Setting = Setting {
+    env: "TOLLKEY_CACHE_BYTES",
+    flag: Some("cache-bytes"),
+    form: Form::Number,
+    default: Some("268435456"),
+    help: "Most bytes of memory that cached keys take, their rate limits and the usage counts that are not written yet; \
+           beyond it the account with the most cached bytes loses keys first",
+};
+pub(super) const CACHED_KEYS: Setting = Setting {
+    env: "TOLLKEY_CACHED_KEYS",
+    flag: Some("cached-keys"),
     form: Form::Number,
     default: Some("1000000"),
-    help: "Most keys that are remembered to be verified from memory",
+    help: "Most keys that are cached; TOLLKEY_CACHE_BYTES is usually reached first",
 };
+/// The name that [`CACHED_KEYS`] had up to release 0.1.
+pub(super) const REMEMBERED_KEYS: Setting =
+    Setting { env: "TOLLKEY_REMEMBERED_KEYS", flag: Some("remembered-keys"), default: None, ..CACHED_KEYS };
+
+/// Former names of settings. They are accepted with a warning for one release, and not shown.
+pub(super) const FORMER: &[Setting] = &[REMEMBERED_KEYS];
 
 /// All members of the configuration file, in the order in which `--help` shows them.
 pub const SETTINGS: &[Setting] = &[
@@ -330,5 +344,6 @@ pub const SETTINGS: &[Setting] = &[
     KEY_DEPTH_LIMIT,
     SCOPES,
     COMMERCE_SCOPES,
-    REMEMBERED_KEYS,
+    CACHE_BYTES,
+    CACHED_KEYS,
 ];

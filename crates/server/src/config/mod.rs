@@ -83,8 +83,12 @@ pub struct Settings {
     pub key_depth_limit: DepthLimit,
     /// The built-in scopes, `TOLLKEY_SCOPES` and `TOLLKEY_COMMERCE_SCOPES`.
     pub catalogue: Catalogue,
-    /// `TOLLKEY_REMEMBERED_KEYS`, at least 1.
-    pub remembered_keys: usize,
+    /// `TOLLKEY_CACHE_BYTES`, at least 4 MiB.
+    pub cache_bytes: usize,
+    /// `TOLLKEY_CACHED_KEYS`, at least 1.
+    pub cached_keys: usize,
+    /// Former names of settings that are in use, each with the name to use instead.
+    pub renamed: Vec<(&'static str, &'static str)>,
 }
 
 /// What is logged, and how.
@@ -192,6 +196,7 @@ impl Settings {
         default_file: &Path,
     ) -> Result<Self, ConfigError> {
         let sources = Sources::open(options, env, default_file)?;
+        let mut renamed = Vec::new();
         Ok(Self {
             listen: required(&sources, &LISTEN, rules::socket_address)?,
             workers: match sources.parse(&WORKERS, |text| rules::number(text, 1, 1024))? {
@@ -219,8 +224,33 @@ impl Settings {
             account_key_limit: sources.parse(&ACCOUNT_KEY_LIMIT, |text| rules::number(text, 1, 1_000_000))?,
             key_depth_limit: required(&sources, &KEY_DEPTH_LIMIT, rules::key_depth_limit)?,
             catalogue: catalogue(&sources)?,
-            remembered_keys: required(&sources, &REMEMBERED_KEYS, |text| rules::number(text, 1, 100_000_000))?,
+            cache_bytes: required(&sources, &CACHE_BYTES, |text| rules::number(text, 4 << 20, 1 << 40))?,
+            cached_keys: {
+                let setting = under_either_name(&sources, &CACHED_KEYS, &REMEMBERED_KEYS, &mut renamed)?;
+                required(&sources, setting, |text| rules::number(text, 1, 100_000_000))?
+            },
+            renamed,
         })
+    }
+}
+
+/// The setting that is set: itself, or under its former name, which is then added to `renamed`.
+fn under_either_name<'a>(
+    sources: &Sources<'_>,
+    setting: &'a Setting,
+    former: &'a Setting,
+    renamed: &mut Vec<(&'static str, &'static str)>,
+) -> Result<&'a Setting, ConfigError> {
+    let Some(given) = sources.get(former)? else { return Ok(setting) };
+    renamed.push((former.env, setting.env));
+    match sources.get(setting)? {
+        Some(own) if own.from != Source::Default => Err(ConfigError::Exclusive {
+            first: setting.env,
+            first_from: own.from,
+            second: former.env,
+            second_from: given.from,
+        }),
+        _ => Ok(former),
     }
 }
 

@@ -12,7 +12,7 @@ use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches};
 use tollkey_core::Invalid;
 use zeroize::Zeroizing;
 
-use super::{CONFIG, Form, SETTINGS, Secret, Setting};
+use super::{CONFIG, FORMER, Form, SETTINGS, Secret, Setting};
 
 /// The most a file with a secret can hold.
 const SECRET_FILE_MAX: u64 = 64 * 1024;
@@ -23,20 +23,24 @@ pub struct Options(BTreeMap<&'static str, Zeroizing<String>>);
 
 impl Args for Options {
     fn augment_args(command: Command) -> Command {
-        command.args(SETTINGS.iter().chain([&CONFIG]).filter_map(|setting| {
-            let flag = setting.flag?;
-            let arg = Arg::new(flag)
-                .long(flag)
-                .value_name(setting.form.placeholder())
-                .help(setting.help_line())
-                .help_heading("Settings")
-                .action(ArgAction::Set)
-                .global(true);
-            Some(match setting.form {
-                Form::Switch => arg.num_args(0..=1).require_equals(true).default_missing_value("true"),
-                _ => arg,
-            })
-        }))
+        let former = FORMER.iter().map(|setting| (setting, true));
+        command.args(SETTINGS.iter().chain([&CONFIG]).map(|setting| (setting, false)).chain(former).filter_map(
+            |(setting, hidden)| {
+                let flag = setting.flag?;
+                let arg = Arg::new(flag)
+                    .long(flag)
+                    .value_name(setting.form.placeholder())
+                    .help(setting.help_line())
+                    .help_heading("Settings")
+                    .action(ArgAction::Set)
+                    .global(true)
+                    .hide(hidden);
+                Some(match setting.form {
+                    Form::Switch => arg.num_args(0..=1).require_equals(true).default_missing_value("true"),
+                    _ => arg,
+                })
+            },
+        ))
     }
 
     fn augment_args_for_update(command: Command) -> Command {
@@ -52,7 +56,7 @@ impl FromArgMatches for Options {
     }
 
     fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
-        for flag in SETTINGS.iter().chain([&CONFIG]).filter_map(|setting| setting.flag) {
+        for flag in SETTINGS.iter().chain([&CONFIG]).chain(FORMER).filter_map(|setting| setting.flag) {
             if let Some(value) = matches.get_one::<String>(flag) {
                 self.0.insert(flag, Zeroizing::new(value.clone()));
             }
@@ -260,7 +264,8 @@ impl ConfigFile {
             fail(format!("line {line}: {}", error.message()))
         })?;
         let known: Vec<String> = SETTINGS.iter().map(Setting::member).collect();
-        match members.keys().find(|name| !known.contains(name)) {
+        let former: Vec<String> = FORMER.iter().map(Setting::member).collect();
+        match members.keys().find(|name| !known.contains(name) && !former.contains(name)) {
             Some(name) => Err(fail(format!("unknown member {name:?}; there are {}", known.join(", ")))),
             None => Ok(Self { path: path.to_owned(), members }),
         }

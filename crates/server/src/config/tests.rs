@@ -2,7 +2,7 @@
 
 use std::{collections::HashSet, fs};
 
-use clap::Parser;
+use clap::{Args as _, Parser};
 use tollkey_core::{Family, RouteBase, Scope};
 
 use super::*;
@@ -66,7 +66,8 @@ fn defaults_are_those_of_the_contract() {
     assert_eq!(settings.tokens.roles_claim.as_deref(), Some("roles"));
     assert_eq!(settings.application_key_limit, 20);
     assert_eq!(settings.catalogue, Catalogue::default());
-    assert_eq!(settings.remembered_keys, 1_000_000);
+    assert_eq!((settings.cache_bytes, settings.cached_keys), (256 * 1024 * 1024, 1_000_000));
+    assert_eq!(settings.renamed, []);
 }
 
 #[test]
@@ -157,7 +158,8 @@ fn the_file_can_hold_every_setting_in_the_type_that_fits() {
             application_key_limit = 5
             scopes = "refunds:read,refunds:write"
             commerce_scopes = ["refunds:read"]
-            remembered_keys = 10
+            cache_bytes = 8388608
+            cached_keys = 10
             "#,
             canary()
         )),
@@ -173,7 +175,7 @@ fn the_file_can_hold_every_setting_in_the_type_that_fits() {
     assert_eq!(settings.tokens.issuer.as_deref(), Some("https://issuer.example"));
     assert_eq!(settings.tokens.roles_claim.as_deref(), Some("https://example.com/roles"));
     assert_eq!(settings.application_key_limit, 5);
-    assert_eq!(settings.remembered_keys, 10);
+    assert_eq!((settings.cache_bytes, settings.cached_keys), (8 * 1024 * 1024, 10));
     let commerce = settings.catalogue.expand(Family::Commerce, &[Scope::COMMERCE]);
     assert!(commerce.contains_all(settings.catalogue.needed(["refunds:read"]).unwrap()));
     assert!(!commerce.contains_all(settings.catalogue.needed(["refunds:write"]).unwrap()));
@@ -234,6 +236,9 @@ fn rules() {
         ("TOLLKEY_WORKERS", &long, "must be a whole number from 1 to 1024"),
         ("TOLLKEY_DATABASE_POOL", "-1", "must be a whole number"),
         ("TOLLKEY_APPLICATION_KEY_LIMIT", "0", "must be a whole number"),
+        ("TOLLKEY_CACHE_BYTES", "4194303", "must be a whole number from 4194304 to"),
+        ("TOLLKEY_CACHE_BYTES", "256MiB", "must be a whole number"),
+        ("TOLLKEY_CACHED_KEYS", "0", "must be a whole number"),
         ("TOLLKEY_REMEMBERED_KEYS", "0", "must be a whole number"),
         ("TOLLKEY_MIGRATE", "1", "must be true or false"),
         ("TOLLKEY_TRUSTED_PROXIES", "10.0.0.1", "did you mean 10.0.0.1/32?"),
@@ -265,6 +270,23 @@ fn rules() {
         let error = environment(&variables).unwrap_err();
         assert!(error.starts_with(&format!("{variable} (environment): ")) && error.contains(rule), "{value}: {error}");
     }
+}
+
+#[test]
+fn former_name_of_a_setting_is_accepted_and_reported() {
+    let renamed = [("TOLLKEY_REMEMBERED_KEYS", "TOLLKEY_CACHED_KEYS")];
+    for settings in [
+        resolve(&["--remembered-keys", "7"], &[], None),
+        environment(&[("TOLLKEY_REMEMBERED_KEYS", "7")]),
+        resolve(&[], &[], Some("remembered_keys = 7")),
+    ] {
+        let settings = settings.unwrap();
+        assert_eq!((settings.cached_keys, settings.renamed), (7, renamed.to_vec()));
+    }
+    let both = environment(&[("TOLLKEY_REMEMBERED_KEYS", "7"), ("TOLLKEY_CACHED_KEYS", "7")]).unwrap_err();
+    assert!(both.starts_with("TOLLKEY_CACHED_KEYS (environment) and TOLLKEY_REMEMBERED_KEYS"), "{both}");
+    let help = Options::augment_args(clap::Command::new("tollkey")).render_long_help().to_string();
+    assert!(help.contains("--cached-keys") && !help.contains("--remembered-keys"), "{help}");
 }
 
 #[test]

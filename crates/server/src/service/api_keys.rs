@@ -316,7 +316,7 @@ fn end_at(keys: &mut Vec<ApiKey>, bytes: usize) -> bool {
         sum += key.name.len() + 16 * scopes.len();
         sum += merchants.iter().flatten().map(String::len).sum::<usize>();
         sum += allowed_ips.as_ref().map_or(0, |list| 20 * list.networks().len());
-        sum += key.metadata.as_ref().map_or(0, |metadata| metadata.to_json().len());
+        sum += key.metadata.as_ref().map_or(0, |metadata| metadata.as_json().len());
         sum > bytes
     });
     if let Some(beyond) = beyond {

@@ -226,6 +226,12 @@ impl fmt::Display for Finished {
 #[derive(Clone, Copy)]
 pub struct Pid(u32);
 
+impl fmt::Display for Pid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
 impl Pid {
     /// Sends a signal, such as `TERM`; false when nobody is there any more.
     pub async fn signal(self, name: &str) -> bool {

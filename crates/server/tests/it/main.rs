@@ -26,6 +26,8 @@ mod hellgate;
 mod idempotency;
 mod input;
 mod lineage_attack;
+#[cfg(target_os = "linux")] // the memory of a process is read from /proc
+mod memory;
 mod openapi;
 mod operator;
 mod outage;
@@ -36,6 +38,7 @@ mod readme;
 mod replicas;
 mod rotation;
 mod sign_in;
+mod silent_connections;
 mod storlaunch;
 mod support;
 mod sync;

@@ -11,6 +11,8 @@
 mod locks;
 #[path = "../../src/memory.rs"]
 mod memory;
+#[path = "../../src/share.rs"]
+mod share;
 #[path = "../../src/subscribers.rs"]
 mod subscribers;
 #[path = "../../src/watches.rs"]
@@ -32,8 +34,13 @@ mod stats {
 
 /// What hangs on an entry has its own tests, and no keys here have a rate limit.
 mod usage {
-    #[derive(Default)]
     pub(crate) struct Tally(());
+
+    impl Tally {
+        pub(crate) fn new(_: tollkey_core::KeyId, _: tollkey_core::AccountId) -> Self {
+            Self(())
+        }
+    }
 }
 
 mod rate {
@@ -46,6 +53,12 @@ mod rate {
     pub(crate) struct Allowances;
 
     impl Allowances {
+        pub(crate) const EACH: usize = 1;
+
+        pub(crate) fn len(&self) -> usize {
+            0
+        }
+
         pub(crate) fn new(_: usize) -> Self {
             Self
         }
@@ -58,7 +71,7 @@ mod rate {
 
 use std::sync::Arc;
 
-use memory::Memory;
+use memory::{Bounds, Memory};
 use shuttle::{sync::Mutex, thread};
 use tollkey_core::{ChangeLog, Changed, Digest, KeyId, Position, Seq, ServiceKeyId, VerifierId};
 use tollkey_verifier::testing::record;
@@ -106,7 +119,8 @@ struct Database {
 impl World {
     /// With room for so many keys, and a lease until then.
     fn new(max: usize, lease: u64) -> Arc<Self> {
-        let world = Self { memory: Memory::new(max, Position::default(), 0), database: Mutex::default() };
+        let bounds = Bounds { entries: max, entry_bytes: 1 << 20, allowance_bytes: 0 };
+        let world = Self { memory: Memory::new(&bounds, Position::default(), 0), database: Mutex::default() };
         assert!(world.memory.grant(world.memory.generation(), lease));
         Arc::new(world)
     }

@@ -1,5 +1,6 @@
 //! A verifier over a source in memory, on clocks that stand still.
 
+mod bounds;
 mod held;
 mod judging;
 mod leases;

@@ -11,8 +11,13 @@ use tollkey_verifier::{
 
 use crate::world::{World, text};
 
-const SETTINGS: Settings =
-    Settings { max_entries: 100, max_misses: 16, max_waiting: 20, miss_limit: Duration::from_secs(1) };
+const SETTINGS: Settings = Settings {
+    max_entries: 100,
+    max_bytes: 1 << 20,
+    max_misses: 16,
+    max_waiting: 20,
+    miss_limit: Duration::from_secs(1),
+};
 
 type Asked = JoinHandle<Result<Result<(), Denial>, Unavailable>>;
 

@@ -96,7 +96,7 @@ async fn a_new_day_is_a_new_row() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn it_is_fetched_in_batches_and_kept_within_bounds() {
+async fn usage_is_fetched_in_batches() {
     let world = World::with(11_000, Settings { max_entries: 6000, ..Settings::default() }).await;
     for n in 0..11_000 {
         assert_eq!(world.one.outcome(n).await, Ok(()));
@@ -104,12 +104,6 @@ async fn it_is_fetched_in_batches_and_kept_within_bounds() {
     let batches = std::iter::from_fn(|| Some(world.one.verifier.take_usage()).filter(|rows| !rows.is_empty()));
     assert_eq!(batches.map(|rows| rows.len()).collect::<Vec<_>>(), [BATCH; 22]);
     assert_eq!(world.one.verifier.stats().usage_dropped, 0);
-
-    // Nobody fetches for long: the bound holds, and what did not fit is told.
-    for n in (0..11_000).chain(0..11_000) {
-        assert_eq!(world.one.outcome(n).await, Ok(()));
-    }
-    assert_eq!(world.one.verifier.stats().usage_dropped, 10_000);
 }
 
 #[test]

@@ -51,7 +51,7 @@ fn extras(key: &ApiKey) -> api::Extras {
         expires_at: grants.expires_at.map(Into::into),
         allowed_ips: members::shown_networks(grants.allowed_ips.as_ref()),
         rate_limit: grants.rate_limit.map(members::shown_rate_limit),
-        metadata: key.metadata.as_ref().map(|metadata| metadata.object().clone()),
+        metadata: key.metadata.as_ref().map(Metadata::object),
     }
 }
 

@@ -52,7 +52,7 @@ pub(super) fn key(key: &ApiKey, application_id: ApplicationId, now: Timestamp) -
         scopes: grants.scopes.clone(),
         allowed_ips: members::shown_networks(grants.allowed_ips.as_ref()),
         rate_limit: grants.rate_limit.map(members::shown_rate_limit),
-        metadata: key.metadata.as_ref().map(|metadata| metadata.object().clone()),
+        metadata: key.metadata.as_ref().map(Metadata::object),
         created_at: key.created_at.into(),
         expires_at: grants.expires_at.map(Into::into),
         last_used_at: key.last_used_at.map(Into::into),

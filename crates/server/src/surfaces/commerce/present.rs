@@ -46,7 +46,7 @@ pub(super) fn key(key: &ApiKey, now: Timestamp) -> api::Key {
         features: grants.features.as_deref().map(members::shown_features),
         allowed_ips: members::shown_networks(grants.allowed_ips.as_ref()),
         rate_limit: grants.rate_limit.map(Into::into),
-        metadata: key.metadata.as_ref().map(|metadata| metadata.object().clone()),
+        metadata: key.metadata.as_ref().map(Metadata::object),
         rotated_from: key.rotated_from.map(|id| id.to_string()),
         rotated_to: key.rotated_to.map(|id| id.to_string()),
     }

@@ -2,7 +2,7 @@
 
 use jiff::Timestamp;
 use tollkey_api::verification as api;
-use tollkey_core::{Catalogue, Family, Record};
+use tollkey_core::{Catalogue, Family, Record, metadata::Metadata};
 use tollkey_verifier::Verdict;
 
 use crate::surfaces::members;
@@ -42,7 +42,7 @@ fn verified_key(record: &Record, catalogue: &Catalogue) -> api::VerifiedKey {
         merchants: key.grants.merchants.clone(),
         features: key.grants.features.as_deref().map(members::shown_features),
         expires_at: key.grants.expires_at.map(Into::into),
-        metadata: key.metadata.as_ref().map(|metadata| metadata.object().clone()),
+        metadata: key.metadata.as_ref().map(Metadata::object),
     }
 }
 

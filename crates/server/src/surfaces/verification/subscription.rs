@@ -143,7 +143,7 @@ fn key_record(record: &Record, catalogue: &Catalogue) -> api::KeyRecord {
         allowed_ips: members::shown_networks(key.effective_allowlist().as_ref()),
         rate_limit: grants.rate_limit.map(Into::into),
         expires_at: key.expiration().map(Into::into),
-        metadata: key.metadata.as_ref().map(|metadata| metadata.object().clone()),
+        metadata: key.metadata.clone(),
         created_at: key.created_at.into(),
         suspended_at: key.suspension().map(Into::into),
         revoked_at: key.revocation().map(|revocation| revocation.at.into()),
