@@ -69,7 +69,7 @@ async fn memory_stays_bounded_with_the_largest_keys() {
             verify(keys).await;
         }
         let after = resident(&pid);
-        println!("server, {:?}: {} kB before, {} kB after", database.backend(), before / 1024, after / 1024);
+        eprintln!("server, {:?}: {} kB before, {} kB after", database.backend(), before / 1024, after / 1024);
         assert!(after - before.min(after) < CACHE_BYTES + ELSE, "{before} bytes before, {after} bytes after");
 
         // The same for a subscriber. What it looks up comes through the server's cache once more.
@@ -79,9 +79,9 @@ async fn memory_stays_bounded_with_the_largest_keys() {
         guard.env_clear().envs(Tollkey::bare().environment());
         guard.env(SERVER, format!("http://{}", server.address)).env(SERVICE_KEY, service_key);
         let output = guard.stdin(Stdio::null()).kill_on_drop(true).output().await.expect("it ends");
-        let printed = String::from_utf8_lossy(&output.stdout);
-        println!("{printed}");
-        assert!(output.status.success(), "{printed}\n{}", String::from_utf8_lossy(&output.stderr));
+        let printed = String::from_utf8_lossy(&output.stderr);
+        eprintln!("{printed}");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
         let grown = resident(&pid) - before.min(resident(&pid));
         assert!(grown < CACHE_BYTES + ELSE, "{grown} bytes more than in the beginning");
         server.stop().await;
@@ -119,7 +119,7 @@ fn is_a_guard() {
         }
         let after = resident("self");
         let stats = verifier.stats();
-        println!("guard: {} kB before, {} kB after, {} keys cached", before / 1024, after / 1024, stats.entries);
+        eprintln!("guard: {} kB before, {} kB after, {} keys cached", before / 1024, after / 1024, stats.entries);
         assert!(after - before.min(after) < CACHE_BYTES + ELSE, "{before} bytes before, {after} bytes after");
         assert!(stats.bytes <= CACHE_BYTES && stats.entries > 300, "{stats:?}");
         subscription.abort();

@@ -89,10 +89,13 @@ impl World {
     }
 }
 
+/// Makes a key of one shape.
+type Shape = fn(usize) -> Record;
+
 /// The estimate against what is really allocated, key by key of every shape.
 #[tokio::test(start_paused = true)]
 async fn estimated_bytes_are_close_to_those_allocated() {
-    let shapes: [(&str, fn(usize) -> Record); 6] = [
+    let shapes: [(&str, Shape); 6] = [
         ("ordinary", ordinary),
         ("of accounts of their own", |n| of_account(&format!("{n:0128}"), ordinary(n))),
         ("with metadata", |n| {
@@ -128,7 +131,6 @@ async fn estimated_bytes_are_close_to_those_allocated() {
         assert_eq!(stats.entries, keys);
         let (estimated, real) = (stats.bytes as f64, allocated.bytes_current as f64);
         let ratio = estimated / real;
-        println!("{shape}: {:.0} bytes a key estimated, {:.0} allocated", estimated / 3e3, real / 3e3);
         assert!((1.0..1.6).contains(&ratio), "{shape}: {estimated} bytes estimated, {real} allocated");
     }
 }
@@ -194,7 +196,7 @@ async fn accounts_that_come_after_a_flood_get_their_share() {
     for n in 0..200 {
         world.one.verify(n).await;
         world.verify_all(1000 + n * 5..1005 + n * 5, 4 * MIB).await;
-        if n % 10 == 0 {
+        if n.is_multiple_of(10) {
             world.cached(1000..2000);
         }
     }
@@ -236,7 +238,7 @@ async fn bound_holds_under_any_mix_of_changes() {
             1 => descendant(n),
             _ => ordinary(n),
         };
-        it.key.application_id = (n % 3 == 0).then(|| ApplicationId::from_bytes([(n % 5) as u8; 16]));
+        it.key.application_id = n.is_multiple_of(3).then(|| ApplicationId::from_bytes([(n % 5) as u8; 16]));
         of_account(&name(n), it)
     };
     let world = world(3 * MIB, (0..400).map(|n| (n, made(n, 0)))).await;
@@ -249,8 +251,8 @@ async fn bound_holds_under_any_mix_of_changes() {
                 world.source.change(&text(n), |it| *it = made(n, step));
                 world.one.verifier.settle_current().await.unwrap();
             }
-            1 if step % 16 == 0 => world.change(&name(n)).await,
-            2 if step % 8 == 0 => {
+            1 if step.is_multiple_of(16) => world.change(&name(n)).await,
+            2 if step.is_multiple_of(8) => {
                 let application = ApplicationId::from_bytes([(n % 5) as u8; 16]);
                 world.source.change_all(Changed::Application(application), |_| ());
                 world.one.verifier.settle_current().await.unwrap();
@@ -323,7 +325,7 @@ async fn rows_that_are_put_back_are_merged_and_bounded() {
     let rows = world.one.verifier.take_usage();
     assert_eq!((rows.len(), rows[0].count), (1, 50));
     for n in 0..4000u32 {
-        let mut row = rows[0].clone();
+        let mut row = rows[0];
         let mut id = [0; 16];
         id[..4].copy_from_slice(&n.to_be_bytes());
         (row.key_id, row.count) = (KeyId::from_bytes(id), 1);
