@@ -11,7 +11,7 @@ use std::{
 use tokio::{sync::oneshot, task::JoinHandle, time::sleep};
 use tollkey_core::{Clock, Denial, Digest, Need, Seq, Usage, VerifierId};
 use tollkey_verifier::{
-    News, Poll, Settings, Snapshot, Source, Unavailable, Upstream, Verifier,
+    Leave, News, Poll, PollError, Settings, Snapshot, Source, SourceError, Unavailable, Upstream, Verifier,
     testing::{MemorySource, TokioClock},
 };
 
@@ -66,22 +66,22 @@ impl Link {
 }
 
 impl Source for Link {
-    async fn find(&self, digest: &Digest) -> Result<Snapshot, Unavailable> {
+    async fn find(&self, digest: &Digest) -> Result<Snapshot, SourceError> {
         self.0.finds.fetch_add(1, Ordering::SeqCst);
         let elsewhere = self.0.replicas.get(self.0.look_up_at.load(Ordering::SeqCst));
         let answer = elsewhere.map_or_else(|| self.replica(), Ok)?.find(digest).await?;
-        self.delivered(answer)
+        Ok(self.delivered(answer)?)
     }
 }
 
 impl Upstream for Link {
-    async fn poll(&self, poll: Poll) -> Result<News, Unavailable> {
+    async fn poll(&self, poll: Poll) -> Result<News, PollError> {
         let answer = self.replica()?.poll(poll).await?;
-        self.delivered(answer)
+        Ok(self.delivered(answer)?)
     }
 
-    async fn leave(&self, subscriber: VerifierId, usage: Vec<Usage>) -> Result<(), Unavailable> {
-        self.replica()?.leave(subscriber, usage).await
+    async fn leave(&self, leave: Leave) -> Result<(), PollError> {
+        self.replica()?.leave(leave).await
     }
 }
 
@@ -298,6 +298,7 @@ async fn a_replica_without_a_lease_grants_none() {
     let replica = leaseless(&world.source, &clock).await;
     let poll = Poll {
         subscriber: VerifierId::from_bytes([7; 16]),
+        ids: None,
         position: world.source.position(),
         wait: Duration::ZERO,
         usage: Vec::new(),
@@ -352,6 +353,7 @@ async fn a_poll_that_is_refused_tells_nothing() {
     let world = World::new(1).await;
     let poll = |n: u16| Poll {
         subscriber: VerifierId::from_bytes(u128::from(n).to_be_bytes()),
+        ids: None,
         position: world.source.position(),
         wait: Duration::ZERO,
         usage: vec![Usage {
@@ -366,7 +368,7 @@ async fn a_poll_that_is_refused_tells_nothing() {
         world.one.verifier.poll(poll(n)).await.unwrap();
     }
     for n in 1024..1100 {
-        assert_eq!(world.one.verifier.poll(poll(n)).await, Err(Unavailable), "there is no room");
+        assert_eq!(world.one.verifier.poll(poll(n)).await, Err(PollError::Rejected), "there is no room");
     }
     let told = std::iter::from_fn(|| Some(world.one.verifier.take_usage()).filter(|rows| !rows.is_empty()));
     assert_eq!(told.flatten().map(|row| row.count).sum::<u64>(), 1024);
