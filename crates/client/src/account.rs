@@ -13,6 +13,7 @@ use crate::{
     list::{by_cursor, lists},
     members::{idempotent, restrictions},
     request::{Call, Reply, sends},
+    url_text::UrlText,
 };
 
 /// What the account surface has: keys and an audit log.
@@ -153,7 +154,7 @@ sends!(CreateKey => CreatedKey);
 pub struct ListKeys {
     call: Call,
     limit: Option<u32>,
-    cursor: Option<String>,
+    cursor: Option<UrlText>,
 }
 
 impl ListKeys {
@@ -165,7 +166,7 @@ impl ListKeys {
 
     /// Where to go on: the [`next_cursor`](Page::next_cursor) of the page before.
     pub fn cursor(mut self, cursor: impl Into<String>) -> Self {
-        self.cursor = Some(cursor.into());
+        self.cursor = Some(UrlText::new(cursor));
         self
     }
 
@@ -206,8 +207,8 @@ impl AuditLog {
 pub struct ListAuditLog {
     call: Call,
     limit: Option<u32>,
-    cursor: Option<String>,
-    action: Option<String>,
+    cursor: Option<UrlText>,
+    action: Option<UrlText>,
 }
 
 impl ListAuditLog {
@@ -219,13 +220,13 @@ impl ListAuditLog {
 
     /// Where to go on: the [`next_cursor`](Page::next_cursor) of the page before.
     pub fn cursor(mut self, cursor: impl Into<String>) -> Self {
-        self.cursor = Some(cursor.into());
+        self.cursor = Some(UrlText::new(cursor));
         self
     }
 
     /// Only entries of this action, such as `api_key.revoked`.
     pub fn action(mut self, action: impl Into<String>) -> Self {
-        self.action = Some(action.into());
+        self.action = Some(UrlText::new(action));
         self
     }
 

@@ -15,6 +15,7 @@ use crate::{
     members::{idempotent, restrictions, texts},
     request::{Call, sends},
     retry::Repeat,
+    url_text::UrlText,
 };
 
 /// The applications of an account.
@@ -150,7 +151,7 @@ impl Applications {
     /// The keys of one application.
     #[must_use]
     pub fn api_keys(&self, application_id: impl Into<String>) -> ApiKeys {
-        ApiKeys { client: self.0.clone(), application_id: application_id.into() }
+        ApiKeys { client: self.0.clone(), application_id: UrlText::new(application_id) }
     }
 }
 
@@ -252,7 +253,7 @@ sends!(UpdateApplication => Application);
 #[derive(Debug, Clone)]
 pub struct ApiKeys {
     client: Client,
-    application_id: String,
+    application_id: UrlText,
 }
 
 impl ApiKeys {
@@ -272,7 +273,7 @@ impl ApiKeys {
     pub fn create(&self, description: impl Into<String>) -> CreateKey {
         let route = "/api/v1/applications/{id}/api-keys";
         CreateKey {
-            call: Call::new(&self.client, Method::POST, route, &[&self.application_id]).in_account(),
+            call: Call::new(&self.client, Method::POST, route, &[self.application_id.as_str()]).in_account(),
             idempotency_key: None,
             body: api::CreateKey { description: description.into(), ..api::CreateKey::default() },
         }
@@ -296,7 +297,7 @@ impl ApiKeys {
     #[doc(alias = "listApplicationKeys")]
     pub fn list(&self) -> ListKeys {
         let route = "/api/v1/applications/{id}/api-keys";
-        let call = Call::new(&self.client, Method::GET, route, &[&self.application_id]).in_account();
+        let call = Call::new(&self.client, Method::GET, route, &[self.application_id.as_str()]).in_account();
         ListKeys { call, page: None, limit: None }
     }
 

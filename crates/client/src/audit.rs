@@ -9,6 +9,7 @@ use crate::{
     Client, Moment, Page, Request,
     list::{by_cursor, lists},
     request::{Call, sends},
+    url_text::UrlText,
 };
 
 /// The audit log: [`Client::audit_log`].
@@ -52,10 +53,10 @@ impl AuditLog {
 pub struct ListAuditLog {
     call: Call,
     limit: Option<u32>,
-    cursor: Option<String>,
-    action: Option<String>,
-    target_id: Option<String>,
-    actor_id: Option<String>,
+    cursor: Option<UrlText>,
+    action: Option<UrlText>,
+    target_id: Option<UrlText>,
+    actor_id: Option<UrlText>,
     since: Option<Moment>,
     until: Option<Moment>,
 }
@@ -69,25 +70,25 @@ impl ListAuditLog {
 
     /// Where to go on: the [`next_cursor`](Page::next_cursor) of the page before.
     pub fn cursor(mut self, cursor: impl Into<String>) -> Self {
-        self.cursor = Some(cursor.into());
+        self.cursor = Some(UrlText::new(cursor));
         self
     }
 
     /// Only entries of this action, such as `api_key.revoked`.
     pub fn action(mut self, action: impl Into<String>) -> Self {
-        self.action = Some(action.into());
+        self.action = Some(UrlText::new(action));
         self
     }
 
     /// Only entries about the thing with this id.
     pub fn target_id(mut self, id: impl Into<String>) -> Self {
-        self.target_id = Some(id.into());
+        self.target_id = Some(UrlText::new(id));
         self
     }
 
     /// Only what this caller did: the `sub` of a token, or the id of a key.
     pub fn actor_id(mut self, id: impl Into<String>) -> Self {
-        self.actor_id = Some(id.into());
+        self.actor_id = Some(UrlText::new(id));
         self
     }
 

@@ -16,6 +16,12 @@ pub type BoxError = Box<dyn StdError + Send + Sync>;
 ///
 /// Hidden by `Debug`, wiped on drop, sent as a header that no log shows.
 ///
+/// A credential must be printable ASCII, without white space or quotation marks at its ends. Any other is never sent:
+/// [`ClientBuilder::build`](crate::ClientBuilder::build) and [`Client::from_env`](crate::Client::from_env) report it as
+/// [`ErrorKind::Settings`](crate::ErrorKind::Settings); with [`Client::with_auth`](crate::Client::with_auth) and
+/// [`from_fn`](Self::from_fn) the call reports it as [`ErrorKind::Argument`](crate::ErrorKind::Argument). A credential from a
+/// file often ends with a line break: trim it.
+///
 /// ```
 /// use tollkey_client::Auth;
 ///
@@ -23,12 +29,16 @@ pub type BoxError = Box<dyn StdError + Send + Sync>;
 /// assert_eq!(format!("{merchant:?}"), "Auth(redacted)");
 /// ```
 #[derive(Clone)]
-pub struct Auth(Source);
+pub struct Auth {
+    /// What it is, for errors.
+    name: &'static str,
+    source: Source,
+}
 
 #[derive(Clone)]
 enum Source {
     Fixed(Arc<Secret>),
-    Asked(Arc<dyn Fn() -> BoxFuture<'static, Result<Secret, BoxError>> + Send + Sync>),
+    Function(Arc<dyn Fn() -> BoxFuture<'static, Result<Secret, BoxError>> + Send + Sync>),
 }
 
 impl Auth {
@@ -38,7 +48,7 @@ impl Auth {
     /// let auth = tollkey_client::Auth::bearer("a management token");
     /// ```
     pub fn bearer(token: impl Into<Secret>) -> Self {
-        Self(Source::Fixed(Arc::new(token.into())))
+        Self::fixed("the token", token)
     }
 
     /// A service key (`tks_…`), with which resource servers and gateways verify the keys of others.
@@ -47,7 +57,7 @@ impl Auth {
     /// let auth = tollkey_client::Auth::service("tks_YOUR_SERVICE_KEY_HERE");
     /// ```
     pub fn service(service_key: impl Into<Secret>) -> Self {
-        Self::bearer(service_key)
+        Self::fixed("the service key", service_key)
     }
 
     /// An API key: a secret key (`sk_…`) for the account surface, or any key to ask what it is.
@@ -56,7 +66,11 @@ impl Auth {
     /// let auth = tollkey_client::Auth::key("sk_test_YOUR_KEY_HERE");
     /// ```
     pub fn key(api_key: impl Into<Secret>) -> Self {
-        Self::bearer(api_key)
+        Self::fixed("the API key", api_key)
+    }
+
+    fn fixed(name: &'static str, secret: impl Into<Secret>) -> Self {
+        Self { name, source: Source::Fixed(Arc::new(secret.into())) }
     }
 
     /// A token that is asked for before every attempt, for tokens that end. Whoever gives it keeps it as long as it
@@ -76,29 +90,73 @@ impl Auth {
         Fut: Future<Output = Result<Secret, E>> + Send + 'static,
         E: Into<BoxError>,
     {
-        Self(Source::Asked(Arc::new(move || {
+        let function = move || -> BoxFuture<'static, Result<Secret, BoxError>> {
             let token = source();
             Box::pin(async move { token.await.map_err(Into::into) })
-        })))
+        };
+        Self { name: "the token", source: Source::Function(Arc::new(function)) }
+    }
+
+    /// What is wrong with the credential, as far as it is known before a call.
+    pub(crate) fn fault(&self) -> Option<String> {
+        match &self.source {
+            Source::Fixed(secret) => fault(secret.expose()).map(|fault| format!("{} {fault}", self.name)),
+            Source::Function(_) => None,
+        }
     }
 
     /// The header, marked as sensitive.
     pub(crate) async fn header(&self) -> Result<HeaderValue, Error> {
-        match &self.0 {
-            Source::Fixed(secret) => bearer(secret),
-            Source::Asked(source) => bearer(&source().await.map_err(|error| Error::with_source(Kind::Auth, error))?),
+        match &self.source {
+            Source::Fixed(secret) => self.bearer_header(secret),
+            Source::Function(function) => {
+                let secret = function().await.map_err(|error| Error::with_source(Kind::Auth, error))?;
+                self.bearer_header(&secret)
+            }
         }
+    }
+
+    fn bearer_header(&self, secret: &Secret) -> Result<HeaderValue, Error> {
+        if let Some(fault) = fault(secret.expose()) {
+            return Err(Error::argument("auth", format!("{} {fault}", self.name)));
+        }
+        let text = Zeroizing::new(format!("Bearer {}", secret.expose()));
+        let mut header = HeaderValue::from_str(&text).map_err(|error| Error::with_source(Kind::Auth, error))?;
+        header.set_sensitive(true);
+        Ok(header)
     }
 }
 
-fn bearer(secret: &Secret) -> Result<HeaderValue, Error> {
-    if secret.expose().is_empty() || !secret.expose().bytes().all(|byte| matches!(byte, b' '..=b'~')) {
-        return Err(Error::argument("auth", "the credential must be printable ASCII, and some"));
-    }
-    let text = Zeroizing::new(format!("Bearer {}", secret.expose()));
-    let mut header = HeaderValue::from_str(&text).map_err(|error| Error::with_source(Kind::Auth, error))?;
-    header.set_sensitive(true);
-    Ok(header)
+/// Why a credential cannot be presented: what follows its name in an error. None of it is repeated.
+pub(crate) fn fault(credential: &str) -> Option<&'static str> {
+    let is_break = |character: char| matches!(character, '\r' | '\n');
+    let is_quote = |character: char| matches!(character, '"' | '\'' | '`');
+    let fault = if credential.is_empty() {
+        "is empty"
+    } else if credential.trim().is_empty() {
+        "holds nothing but white space"
+    } else if credential.ends_with(is_break) {
+        "ends with a line break; was it read from a file? trim it"
+    } else if credential.starts_with(is_break) {
+        "begins with a line break; was it read from a file? trim it"
+    } else if credential.ends_with(char::is_whitespace) {
+        "ends with white space; trim it"
+    } else if credential.starts_with(char::is_whitespace) {
+        "begins with white space; trim it"
+    } else if credential.starts_with(is_quote) || credential.ends_with(is_quote) {
+        "is in quotation marks; leave them out"
+    } else if credential.contains(is_break) {
+        "holds a line break; is it more than one credential?"
+    } else if credential.contains(|character: char| character.is_ascii_control()) {
+        "holds a control character"
+    } else if !credential.is_ascii() {
+        "holds a character that is not ASCII"
+    } else if credential.get(..7).is_some_and(|scheme| scheme.eq_ignore_ascii_case("Bearer ")) {
+        "begins with \"Bearer\", which the client adds itself; leave it out"
+    } else {
+        return None;
+    };
+    Some(fault)
 }
 
 impl fmt::Debug for Auth {

@@ -1,17 +1,17 @@
 //! Calls from programs without an async runtime: each call has `send_blocking()`, each list `items_blocking()`.
 
-use std::iter;
+use std::{iter, sync::Arc};
 
 use tokio::runtime::{Builder, Runtime};
 
-use crate::{Error, Listing, builder::http_client, client::Shared, error::Kind, list::Paged};
+use crate::{Error, Listing, client::Shared, connections::Connections, error::Kind, list::Paged};
 
 /// What blocking calls of a client run on. A connection lives on the runtime that opened it, so they share none with the
 /// async calls: those would stand still while their runtime waits for a blocking call.
 pub(crate) struct Blocking {
     /// There until it is dropped.
     runtime: Option<Runtime>,
-    pub(crate) http: reqwest::Client,
+    pub(crate) connections: Arc<Connections>,
 }
 
 impl Blocking {
@@ -39,9 +39,12 @@ impl Shared {
         let runtime = runtime.map_err(|error| {
             Error::with_source(Kind::Settings("there is no thread for blocking calls".to_owned()), error)
         })?;
-        // A client of the caller's own is theirs to use: it cannot be made a second time.
-        let http = if self.http.own { self.http.client.clone() } else { http_client(self.http.connect_timeout)? };
-        Ok(self.blocking.get_or_init(|| Blocking { runtime: Some(runtime), http }))
+        // An HTTP client of the caller's own cannot be built a second time.
+        let connections = match self.connections.separate() {
+            Some(connections) => Arc::new(connections?),
+            None => self.connections.clone(),
+        };
+        Ok(self.blocking.get_or_init(|| Blocking { runtime: Some(runtime), connections }))
     }
 }
 
@@ -52,7 +55,7 @@ pub(crate) fn iterate<L: Paged, T: Send + 'static>(
 ) -> impl Iterator<Item = Result<T, Error>> + Send {
     let shared = list.call_mut().shared();
     let mut listing = shared.blocking().map(|blocking| {
-        list.call_mut().send_with(blocking.http.clone());
+        list.call_mut().send_with(blocking.connections.clone());
         listed(list)
     });
     iter::from_fn(move || match (&mut listing, shared.blocking()) {

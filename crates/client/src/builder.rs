@@ -5,10 +5,14 @@ use std::{env, fmt, sync::Arc, time::Duration};
 use reqwest::{
     Url,
     header::{HeaderMap, HeaderName, HeaderValue, USER_AGENT},
-    redirect::Policy,
 };
 
-use crate::{Auth, Client, Error, client::Shared, error::Kind, retry::Retries};
+use crate::{
+    Auth, Client, Error, Secret, auth,
+    client::Shared,
+    connections::{Connections, HttpSettings},
+    retry::Retries,
+};
 
 /// What every client of this release says it is.
 const NAME: &str = concat!("tollkey-rust/", env!("CARGO_PKG_VERSION"));
@@ -16,8 +20,6 @@ const NAME: &str = concat!("tollkey-rust/", env!("CARGO_PKG_VERSION"));
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a connection may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
-/// For how long an idle connection is kept: not as long as the server does, so that none is used that it is closing.
-const IDLE: Duration = Duration::from_secs(30);
 
 /// Headers that are the client's own business.
 const RESERVED: [&str; 12] = [
@@ -92,9 +94,17 @@ impl ClientBuilder {
             Some(Err(_)) => Err(Error::settings(format!("{name} is not UTF-8"))),
         };
         let url = variable("TOLLKEY_URL")?.ok_or_else(|| Error::settings("TOLLKEY_URL is not set"))?;
-        let service = variable("TOLLKEY_SERVICE_KEY")?.map(Auth::service);
-        // Alone, the service key is presented with every call: a server's refusal says more than silence.
-        let auth = variable("TOLLKEY_TOKEN")?.map(Auth::bearer).or_else(|| service.clone());
+        let credential = |name: &str| match variable(name)? {
+            Some(value) => match auth::fault(&value) {
+                Some(fault) => Err(Error::settings(format!("{name} {fault}"))),
+                None => Ok(Some(Secret::new(value))),
+            },
+            None => Ok(None),
+        };
+        let service = credential("TOLLKEY_SERVICE_KEY")?.map(Auth::service);
+        // Alone, the service key is presented with every call: a server that rejects it says why, and one that gets no credential
+        // cannot.
+        let auth = credential("TOLLKEY_TOKEN")?.map(Auth::bearer).or_else(|| service.clone());
         Ok(Self { auth, service, ..Self::new().base_url(url) })
     }
 
@@ -138,10 +148,12 @@ impl ClientBuilder {
 
     /// How often a call is sent again; 2 when not set, 0 for never.
     ///
-    /// It is sent again when there was no connection, the connection ended, no answer came in time, or the answer is 408,
-    /// 429, 5xx or 409 `idempotency_in_progress` (that one five times at least, unless never). A server's `Retry-After` is
-    /// obeyed up to [`max_retry_after`](Self::max_retry_after). What brings access back (`resume`, `enable`, `update`,
-    /// `set_operating_model`) is not sent again where no answer came: somebody else may have stopped it since.
+    /// It is sent again when there was no connection, the connection ended, no response came in time, or the response is 408,
+    /// 429, 5xx or 409 `idempotency_in_progress` (that one five times at least, unless never). A creation without an
+    /// `idempotency_key` of the caller's is also sent again, once, when its response cannot be read: the server sends its first
+    /// response again. A server's `Retry-After` is obeyed up to [`max_retry_after`](Self::max_retry_after). What brings access
+    /// back (`resume`, `enable`, `update`, `set_operating_model`) is not sent again where no response came: another caller may
+    /// have stopped it since.
     pub fn max_retries(mut self, retries: u32) -> Self {
         self.retries.max = retries;
         self
@@ -192,11 +204,13 @@ impl ClientBuilder {
         self
     }
 
-    /// The client. Nothing is sent yet.
+    /// Builds the client. Nothing is sent yet.
     ///
     /// # Errors
-    /// [`ErrorKind::Settings`](crate::ErrorKind::Settings) for a setting that cannot be used, or where there is no HTTP client to be had, for lack of certificate
-    /// authorities for instance.
+    /// [`ErrorKind::Settings`](crate::ErrorKind::Settings):
+    /// - a setting is missing or invalid;
+    /// - a credential cannot be presented, because it ends with a line break for instance ([`Auth`] has the rules);
+    /// - `base_url` is `https://` and this machine has no CA certificates. Where it is `http://`, none are needed.
     pub fn build(self) -> Result<Client, Error> {
         let base_url = self.base_url.as_deref().ok_or_else(|| Error::settings("base_url is not set"))?;
         let base_url = parse_base_url(base_url).ok_or_else(|| {
@@ -213,17 +227,24 @@ impl ClientBuilder {
         if self.connect_timeout.is_zero() {
             return Err(Error::settings("connect_timeout must not be zero"));
         }
+        for (name, auth) in [("auth", &self.auth), ("service_auth", &self.service)] {
+            if let Some(fault) = auth.as_ref().and_then(Auth::fault) {
+                return Err(Error::settings(format!("{name}: {fault}")));
+            }
+        }
         let mut headers = self.headers.map_err(Error::settings)?;
         let user_agent = self.user_agent.map_or_else(|| NAME.to_owned(), |product| format!("{NAME} {product}"));
         let user_agent = HeaderValue::from_str(&user_agent)
             .map_err(|_| Error::settings("user_agent has characters that no header takes"))?;
         headers.insert(USER_AGENT, user_agent);
-        let connect_timeout = self.connect_timeout;
-        let http = match self.http_client {
-            Some(client) => Http { own: true, client, connect_timeout },
-            None => Http { own: false, client: http_client(connect_timeout)?, connect_timeout },
+        let connections = match self.http_client {
+            Some(client) => Connections::of(client),
+            None => {
+                let needs_tls = base_url.scheme() == "https";
+                Connections::open(HttpSettings { connect_timeout: self.connect_timeout, needs_tls })?
+            }
         };
-        let shared = Shared::new(base_url, http, headers);
+        let shared = Shared::new(base_url, connections, headers);
         Ok(Client {
             shared: Arc::new(shared),
             auth: self.auth,
@@ -244,25 +265,6 @@ impl fmt::Debug for ClientBuilder {
             .field("retries", &self.retries)
             .finish_non_exhaustive()
     }
-}
-
-/// The HTTP client and where it comes from.
-pub(crate) struct Http {
-    pub(crate) client: reqwest::Client,
-    /// Whether it is the caller's.
-    #[cfg_attr(not(feature = "blocking"), expect(dead_code, reason = "asked by blocking calls"))]
-    pub(crate) own: bool,
-    #[cfg_attr(not(feature = "blocking"), expect(dead_code, reason = "asked by blocking calls"))]
-    pub(crate) connect_timeout: Duration,
-}
-
-/// An HTTP client as we want it.
-pub(crate) fn http_client(connect_timeout: Duration) -> Result<reqwest::Client, Error> {
-    let builder =
-        reqwest::Client::builder().connect_timeout(connect_timeout).pool_idle_timeout(IDLE).redirect(Policy::none());
-    builder.build().map_err(|error| {
-        Error::with_source(Kind::Settings("there is no HTTP client to be had".to_owned()), error.without_url())
-    })
 }
 
 /// The base URL, without a slash at its end. None of it is repeated in an error: it may hold a password.
@@ -361,6 +363,24 @@ mod tests {
         for (variables, expected) in rows {
             assert_eq!(by(variables).unwrap_err().to_string(), expected);
         }
+    }
+
+    #[test]
+    fn faulty_credential_in_the_environment_is_named() {
+        for (value, fault) in [
+            ("hunter2\n", "ends with a line break; was it read from a file? trim it"),
+            (" hunter2", "begins with white space; trim it"),
+            ("\"hunter2\"", "is in quotation marks; leave them out"),
+            ("hunter2\u{7}!", "holds a control character"),
+        ] {
+            for name in ["TOLLKEY_TOKEN", "TOLLKEY_SERVICE_KEY"] {
+                let error = by(&[URL, (name, value)]).unwrap_err();
+                assert_eq!((error.kind(), error.to_string()), (crate::ErrorKind::Settings, format!("{name} {fault}")));
+                assert!(!format!("{error:?}").contains("hunter2"));
+            }
+        }
+        // A URL may be written carelessly: it is trimmed.
+        assert!(by(&[("TOLLKEY_URL", "https://keys.example.com\n"), TOKEN]).unwrap().build().is_ok());
     }
 
     #[cfg(unix)]

@@ -9,11 +9,13 @@ use crate::{
     account::Account,
     applications::Applications,
     audit::AuditLog,
-    builder::{self, Http},
+    builder,
     commerce::Commerce,
+    connections::Connections,
     operator::{Accounts, ServiceKeys},
     retry::Retries,
     subscription::Subscription,
+    url_text::UrlText,
 };
 
 /// A client of one server. Cheap to clone: clones share connections.
@@ -41,7 +43,7 @@ pub struct Client {
     pub(crate) auth: Option<Auth>,
     /// Presented instead of `auth` where keys of others are verified.
     pub(crate) service: Option<Auth>,
-    pub(crate) account: Option<Arc<str>>,
+    pub(crate) account: Option<Arc<UrlText>>,
     pub(crate) timeout: Duration,
     pub(crate) deadline: Option<Duration>,
     pub(crate) retries: Retries,
@@ -50,17 +52,17 @@ pub struct Client {
 /// What all clones of a client share.
 pub(crate) struct Shared {
     pub(crate) base_url: Url,
-    pub(crate) http: Http,
+    pub(crate) connections: Arc<Connections>,
     pub(crate) headers: HeaderMap,
     #[cfg(feature = "blocking")]
     pub(crate) blocking: std::sync::OnceLock<crate::blocking::Blocking>,
 }
 
 impl Shared {
-    pub(crate) fn new(base_url: Url, http: Http, headers: HeaderMap) -> Self {
+    pub(crate) fn new(base_url: Url, connections: Connections, headers: HeaderMap) -> Self {
         Self {
             base_url,
-            http,
+            connections: Arc::new(connections),
             headers,
             #[cfg(feature = "blocking")]
             blocking: std::sync::OnceLock::new(),
@@ -102,7 +104,9 @@ impl Client {
     /// (`verify`, `introspect`, `subscription`) and the token everywhere else; one alone is presented everywhere.
     ///
     /// # Errors
-    /// `TOLLKEY_URL` is not set, a variable is empty or not UTF-8, and those of [`ClientBuilder::build`].
+    /// [`ErrorKind::Settings`](crate::ErrorKind::Settings), which names the variable and never repeats its value: `TOLLKEY_URL` is not
+    /// set, a variable is empty or not UTF-8, a credential cannot be presented (it ends with a line break, for instance); and those of
+    /// [`ClientBuilder::build`].
     ///
     /// ```no_run
     /// # async fn example() -> Result<(), tollkey_client::Error> {
@@ -143,7 +147,7 @@ impl Client {
     /// ```
     #[must_use]
     pub fn for_account(&self, account: impl Into<String>) -> Self {
-        Self { account: Some(account.into().into()), ..self.clone() }
+        Self { account: Some(Arc::new(UrlText::new(account))), ..self.clone() }
     }
 
     /// The same client with another limit of time for each attempt; see [`ClientBuilder::timeout`].
@@ -184,6 +188,31 @@ impl Client {
     #[must_use]
     pub fn with_max_retries(&self, retries: u32) -> Self {
         Self { retries: Retries { max: retries, ..self.retries }, ..self.clone() }
+    }
+
+    /// Returns a client with the same settings and a connection pool of its own, which has no connections yet: blocking calls of
+    /// the new client have a pool of their own too. For a caller that has reason to believe that the connections of this client
+    /// are dead, or that needs connections on another runtime.
+    ///
+    /// Calls do not need it to recover: a client leaves silent connections behind by itself. The pool of an HTTP
+    /// client of the caller's own ([`ClientBuilder::http_client`]) cannot be replaced: there it returns a clone, which shares
+    /// all connections with this client.
+    ///
+    /// ```
+    /// # fn main() -> Result<(), tollkey_client::Error> {
+    /// let tollkey = tollkey_client::Client::new("https://keys.example.com")?;
+    /// let separate = tollkey.with_new_connections()?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// [`ErrorKind::Settings`](crate::ErrorKind::Settings) when no HTTP client can be built, as in [`ClientBuilder::build`]: the
+    /// system's CA certificates are read again.
+    pub fn with_new_connections(&self) -> Result<Self, Error> {
+        let Some(connections) = self.shared.connections.separate() else { return Ok(self.clone()) };
+        let shared = Shared::new(self.shared.base_url.clone(), connections?, self.shared.headers.clone());
+        Ok(Self { shared: Arc::new(shared), ..self.clone() })
     }
 
     /// Applications and their keys (`ks_…`).

@@ -18,6 +18,7 @@ use crate::{
     members::{idempotent, object, restrictions, seconds, texts},
     request::{Call, sends},
     retry::Repeat,
+    url_text::UrlText,
 };
 
 /// What the commerce surface has: keys.
@@ -229,7 +230,7 @@ sends!(CreateKey => CreatedKey);
 pub struct ListKeys {
     call: Call,
     limit: Option<u32>,
-    cursor: Option<String>,
+    cursor: Option<UrlText>,
 }
 
 impl ListKeys {
@@ -241,7 +242,7 @@ impl ListKeys {
 
     /// Where to go on: the [`next_cursor`](Page::next_cursor) of the page before.
     pub fn cursor(mut self, cursor: impl Into<String>) -> Self {
-        self.cursor = Some(cursor.into());
+        self.cursor = Some(UrlText::new(cursor));
         self
     }
 

@@ -4,7 +4,7 @@ use std::{error::Error as StdError, fmt, time::Duration};
 
 use tollkey_api::problem::FieldError;
 
-use crate::{auth::BoxError, retry::Progress};
+use crate::{auth::BoxError, retry::Progress, transport::ConnectFailure};
 
 /// A call that failed.
 ///
@@ -48,9 +48,7 @@ pub(crate) enum Kind {
         rule: String,
     },
     Auth,
-    Connect {
-        timed_out: bool,
-    },
+    Connect(ConnectFailure),
     Interrupted,
     Timeout,
     /// Without a status when the HTTP client, one of the caller's own, says so.
@@ -131,10 +129,10 @@ impl Error {
         Self::new(Kind::Argument { name, rule: rule.into() })
     }
 
-    /// A failure of the HTTP client. Its text may name the address, which has no secrets.
+    /// A failure of the HTTP client. The URL is taken out of the source: its path and query are the caller's.
     pub(crate) fn transport(error: reqwest::Error) -> Self {
         let kind = if error.is_connect() {
-            Kind::Connect { timed_out: error.is_timeout() }
+            Kind::Connect(ConnectFailure::of(&error))
         } else if error.is_timeout() {
             Kind::Timeout
         } else if error.is_redirect() {
@@ -167,7 +165,7 @@ impl Error {
             Kind::Settings(_) => ErrorKind::Settings,
             Kind::Argument { .. } => ErrorKind::Argument,
             Kind::Auth => ErrorKind::Auth,
-            Kind::Connect { .. } => ErrorKind::Connect,
+            Kind::Connect(_) => ErrorKind::Connect,
             Kind::Interrupted => ErrorKind::Interrupted,
             Kind::Timeout => ErrorKind::Timeout,
             Kind::Redirect { .. } => ErrorKind::Redirect,
@@ -292,13 +290,13 @@ impl Error {
     /// No answer in time, whether no connection or no answer on it.
     #[must_use]
     pub fn is_timeout(&self) -> bool {
-        matches!(self.0.kind, Kind::Timeout | Kind::Connect { timed_out: true })
+        matches!(self.0.kind, Kind::Timeout | Kind::Connect(ConnectFailure::TimedOut))
     }
 
     /// No connection, at the last attempt.
     #[must_use]
     pub fn is_connect(&self) -> bool {
-        matches!(self.0.kind, Kind::Connect { .. })
+        matches!(self.0.kind, Kind::Connect(_))
     }
 }
 
@@ -311,9 +309,9 @@ impl fmt::Display for Error {
             Kind::Settings(rule) => f.write_str(rule)?,
             Kind::Argument { name, rule } => write!(f, "{name}: {rule}")?,
             Kind::Auth => f.write_str("there is no token to present")?,
-            Kind::Connect { .. } => f.write_str("no connection")?,
-            Kind::Interrupted => f.write_str("the connection ended before the answer did")?,
-            Kind::Timeout => f.write_str("no answer in time")?,
+            Kind::Connect(failure) => write!(f, "no connection: {failure}")?,
+            Kind::Interrupted => f.write_str("the connection ended before the response did")?,
+            Kind::Timeout => f.write_str("no response in time")?,
             Kind::Redirect { status } => {
                 if let Some(status) = status {
                     write!(f, "{status}: ")?;

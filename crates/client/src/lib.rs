@@ -10,6 +10,7 @@ mod blocking;
 mod builder;
 mod client;
 pub mod commerce;
+mod connections;
 mod error;
 mod list;
 mod members;
@@ -17,6 +18,8 @@ pub mod operator;
 mod request;
 mod retry;
 pub mod subscription;
+mod transport;
+mod url_text;
 pub mod verification;
 
 pub use reqwest;

@@ -20,6 +20,7 @@ use tollkey_api::applications as numbered;
 use crate::{
     Error,
     request::{Call, Reply},
+    url_text::UrlText,
 };
 
 /// A part of a list, and how it goes on.
@@ -204,9 +205,9 @@ pub(crate) fn items<L: Paged>(list: L) -> Listing<L::Item> {
 }
 
 /// Where a list with cursors goes on. One that stays where it is would never end.
-pub(crate) fn follow<T>(call: &Call, asked: Option<&str>, page: &Page<T>) -> Result<Option<String>, Error> {
+pub(crate) fn follow<T>(call: &Call, asked: Option<&UrlText>, page: &Page<T>) -> Result<Option<String>, Error> {
     let next = page.next_cursor.as_deref();
-    if next.is_some() && next == asked {
+    if next.is_some() && next == asked.map(UrlText::as_str) {
         return Err(call.unreadable("the list does not go on: its next cursor is the one that was asked for"));
     }
     Ok(next.map(str::to_owned))
@@ -308,7 +309,7 @@ macro_rules! by_cursor {
             }
 
             fn after(self, page: &Self::Page) -> Result<Option<Self>, $crate::Error> {
-                let next = $crate::list::follow(&self.call, self.cursor.as_deref(), page)?;
+                let next = $crate::list::follow(&self.call, self.cursor.as_ref(), page)?;
                 Ok(next.map(|cursor| self.cursor(cursor)))
             }
 

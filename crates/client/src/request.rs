@@ -16,16 +16,16 @@ use zeroize::Zeroizing;
 
 use crate::{
     Client, Error, Secret,
+    connections::{Connections, Pending},
     error::{Kind, Refusal},
     retry::{Progress, Repeat, retry_after},
+    url_text::{query_value, segment},
 };
 
 /// The longest answer that is read: the longest list, a thousand keys with all they can hold, is below.
 const MAX_ANSWER: usize = 64 * 1024 * 1024;
 /// What a body rarely needs more than, so that growing leaves no copies behind.
 const USUAL_BODY: usize = 4096;
-/// The longest id that is sent.
-const MAX_SEGMENT: usize = 256;
 
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -34,8 +34,8 @@ const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 #[derive(Clone)]
 pub(crate) struct Call {
     client: Client,
-    /// What it is sent with: the client's, or that of blocking calls.
-    http: reqwest::Client,
+    /// What it is sent on: the client's, or those of blocking calls.
+    connections: Arc<Connections>,
     method: Method,
     /// As in the OpenAPI document.
     route: &'static str,
@@ -58,7 +58,7 @@ impl Call {
     pub(crate) fn new(client: &Client, method: Method, route: &'static str, segments: &[&str]) -> Self {
         Self {
             client: client.clone(),
-            http: client.shared.http.client.clone(),
+            connections: client.shared.connections.clone(),
             method,
             route,
             segments: segments.iter().map(|&segment| segment.to_owned()).collect(),
@@ -75,7 +75,7 @@ impl Call {
     /// In the account that [`Client::for_account`] names.
     pub(crate) fn in_account(mut self) -> Self {
         if let Some(account) = self.client.account.as_deref() {
-            self.query.push(("account", account.to_owned()));
+            self.query.push(("account", account.as_str().to_owned()));
         }
         self
     }
@@ -87,7 +87,12 @@ impl Call {
     }
 
     /// Creates something: every attempt carries the same Idempotency-Key, the caller's or a random one.
+    ///
+    /// With a random one, a response that cannot be read is asked for once more. With the caller's, that is left to the caller.
     pub(crate) fn creating(mut self, key: Option<Secret>) -> Self {
+        if key.is_none() {
+            self.repeat = Repeat::AlsoUnreadable;
+        }
         self.idempotency_key = Some(key.unwrap_or_else(|| Secret::new(uuid::Uuid::new_v4().to_string())));
         self
     }
@@ -179,14 +184,21 @@ impl Call {
 
     async fn attempt(&self, url: &Url, progress: &Progress) -> Result<Reply, Error> {
         let headers = self.headers().await?;
-        let mut request = self.http.request(self.method.clone(), url.clone()).headers(headers);
+        let pool = self.connections.pool();
+        let mut request = pool.client.request(self.method.clone(), url.clone()).headers(headers);
         if let Some((_, bytes)) = &self.body {
             request = request.body(bytes.clone());
         }
         progress.begin();
+        let limit = self.client.deadline.map_or(self.client.timeout, |whole| self.client.timeout.min(whole / 2));
+        let pending = Pending::new(&self.connections, pool, limit);
         let attempt = async {
-            let response = request.send().await.map_err(Error::transport)?;
-            Reply::receive(response, url, self.silent).await
+            let reply = match request.send().await {
+                Ok(response) => Reply::receive(response, url, self.silent).await,
+                Err(error) => Err(Error::transport(error)),
+            };
+            pending.finish();
+            reply
         };
         timeout(self.client.timeout, attempt).await.unwrap_or_else(|_| Err(Error::new(Kind::Timeout)))
     }
@@ -223,10 +235,10 @@ impl Call {
         self.client.shared.clone()
     }
 
-    /// Is sent with that HTTP client.
+    /// Is sent on those connections.
     #[cfg(feature = "blocking")]
-    pub(crate) fn send_with(&mut self, http: reqwest::Client) {
-        self.http = http;
+    pub(crate) fn send_with(&mut self, connections: Arc<Connections>) {
+        self.connections = connections;
     }
 
     fn url(&self) -> Result<Url, Error> {
@@ -241,25 +253,14 @@ impl Call {
                 };
             }
         }
+        for (name, value) in &self.query {
+            query_value(name, value)?;
+        }
         if !self.query.is_empty() {
             url.query_pairs_mut().extend_pairs(&self.query);
         }
         Ok(url)
     }
-}
-
-/// An id as a segment of a path.
-fn segment<'a>(name: &'static str, text: &'a str) -> Result<&'a str, Error> {
-    let rule = if text.is_empty() {
-        "must not be empty"
-    } else if text.len() > MAX_SEGMENT || !text.bytes().all(|byte| byte.is_ascii_graphic()) {
-        "must be at most 256 printable ASCII characters"
-    } else if matches!(text, "." | "..") {
-        "must not be a dot segment, which no path can hold"
-    } else {
-        return Ok(text);
-    };
-    Err(Error::argument(name, rule))
 }
 
 /// The rule of the server (contract, section 7), said before anything is sent.
@@ -441,7 +442,7 @@ impl<T: Send + 'static> Request<T> {
     pub fn send_blocking(mut self) -> Result<T, Error> {
         let shared = self.call.shared();
         let blocking = shared.blocking()?;
-        self.call.send_with(blocking.http.clone());
+        self.call.send_with(blocking.connections.clone());
         blocking.runtime().block_on(self.send())
     }
 }

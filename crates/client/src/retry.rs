@@ -41,7 +41,10 @@ impl Default for Retries {
 pub(crate) enum Repeat {
     /// All that may pass: a repeat does what the first attempt would have done, once.
     Always,
-    /// Not where no answer came: the first attempt may have been done and undone by somebody else since, and a repeat would
+    /// Those, and once a response that cannot be read: the call has an Idempotency-Key of its own, so that the server sends the
+    /// response of the first attempt again, which may have been damaged on its way.
+    AlsoUnreadable,
+    /// Not where no response came: the first attempt may have been done and undone by another caller since, and a repeat would
     /// do it again.
     WhenAnswered,
     /// None.
@@ -83,6 +86,7 @@ impl Retries {
         Sent: Future<Output = Result<T, Error>>,
     {
         let mut attempt = 1;
+        let mut may_repeat_unreadable = repeat == Repeat::AlsoUnreadable;
         loop {
             let error = match send(attempt).await {
                 Ok(answer) => return Ok(answer),
@@ -90,11 +94,13 @@ impl Retries {
             };
             progress.uncertain.fetch_or(error.is_uncertain(), Ordering::Relaxed);
             let repeated = match repeat {
-                Repeat::Always => true,
+                Repeat::Always | Repeat::AlsoUnreadable => true,
                 Repeat::WhenAnswered => !matches!(error.kind(), ErrorKind::Interrupted | ErrorKind::Timeout),
                 Repeat::Never => false,
             };
-            let pause = self.pause_after(&error, attempt, fastrand::f64()).filter(|_| repeated);
+            let is_unreadable = error.kind() == ErrorKind::Unreadable;
+            let is_passing = is_passing(&error) || (is_unreadable && std::mem::take(&mut may_repeat_unreadable));
+            let pause = self.pause_after(&error, is_passing && repeated, attempt, fastrand::f64());
             let Some(pause) = pause else { return Err(error) };
             tracing::debug!(attempt, %error, pause_ms = pause.as_millis() as u64, "a call is sent again");
             tokio::time::sleep(pause).await;
@@ -102,11 +108,10 @@ impl Retries {
         }
     }
 
-    /// How long to wait after this attempt, if it makes sense to try again. `jitter` is 0 to 1.
-    fn pause_after(&self, error: &Error, attempt: u32, jitter: f64) -> Option<Duration> {
-        let is_in_progress = error.code() == Some("idempotency_in_progress");
-        let max = if is_in_progress && self.max > 0 { self.max.max(IN_PROGRESS) } else { self.max };
-        if attempt > max || !(is_in_progress || is_passing(error)) {
+    /// How long to wait after this attempt, if another follows. `jitter` is 0 to 1.
+    fn pause_after(&self, error: &Error, is_repeated: bool, attempt: u32, jitter: f64) -> Option<Duration> {
+        let max = if is_in_progress(error) && self.max > 0 { self.max.max(IN_PROGRESS) } else { self.max };
+        if attempt > max || !is_repeated {
             return None;
         }
         let doubled = self.first_pause.saturating_mul(2_u32.saturating_pow(attempt - 1)).min(self.longest_pause);
@@ -124,9 +129,14 @@ impl Retries {
 fn is_passing(error: &Error) -> bool {
     match error.kind() {
         ErrorKind::Connect | ErrorKind::Interrupted | ErrorKind::Timeout => true,
-        ErrorKind::Refused => matches!(error.status(), Some(408 | 429 | 500..)),
+        ErrorKind::Refused => is_in_progress(error) || matches!(error.status(), Some(408 | 429 | 500..)),
         _ => false,
     }
+}
+
+/// Whether the first request with this Idempotency-Key is still running.
+fn is_in_progress(error: &Error) -> bool {
+    error.code() == Some("idempotency_in_progress")
 }
 
 /// `Retry-After` (RFC 9110, section 10.2.3): seconds, or a date, which is taken against the answer's own `Date` where
@@ -146,7 +156,10 @@ mod tests {
     use tokio::time::Instant;
 
     use super::*;
-    use crate::error::{Kind, Refusal};
+    use crate::{
+        error::{Kind, Refusal},
+        transport::ConnectFailure,
+    };
 
     fn refusal(status: u16, retry_after: Option<Duration>) -> Error {
         Error::new(Kind::Refused(Box::new(Refusal { status, retry_after, ..Refusal::default() })))
@@ -265,7 +278,7 @@ mod tests {
         for (kind, status, repeats) in [
             (Some(Kind::Timeout), 0, 0),
             (Some(Kind::Interrupted), 0, 0),
-            (Some(Kind::Connect { timed_out: true }), 0, 2),
+            (Some(Kind::Connect(ConnectFailure::TimedOut)), 0, 2),
             (None, 503, 2),
             (None, 429, 2),
         ] {
@@ -276,7 +289,7 @@ mod tests {
             let failed = retries.run(Repeat::WhenAnswered, &progress, |attempt| {
                 sent = attempt;
                 let again = kind.as_ref().map(|kind| match kind {
-                    Kind::Connect { timed_out } => Kind::Connect { timed_out: *timed_out },
+                    Kind::Connect(failure) => Kind::Connect(*failure),
                     Kind::Interrupted => Kind::Interrupted,
                     _ => Kind::Timeout,
                 });
@@ -288,12 +301,44 @@ mod tests {
         }
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn unreadable_response_is_repeated_once_and_only_for_creations() {
+        let unreadable = || Kind::Unreadable { status: 201, request_id: None, why: "in a sentence".to_owned() };
+        for (repeat, max, attempts) in [
+            (Repeat::AlsoUnreadable, 2, 2),
+            (Repeat::AlsoUnreadable, 9, 2),
+            (Repeat::AlsoUnreadable, 1, 2),
+            (Repeat::AlsoUnreadable, 0, 1),
+            (Repeat::Always, 2, 1),
+            (Repeat::WhenAnswered, 2, 1),
+            (Repeat::Never, 2, 1),
+        ] {
+            let retries = Retries { max, ..Retries::default() };
+            let (progress, mut sent) = (Progress::default(), 0);
+            let failed = retries.run(repeat, &progress, |attempt| {
+                sent = attempt;
+                std::future::ready(Err::<(), _>(Error::new(unreadable())))
+            });
+            assert_eq!(failed.await.unwrap_err().kind(), ErrorKind::Unreadable);
+            assert_eq!(sent, attempts, "{repeat:?} {max}");
+        }
+        // Other failures keep their own count.
+        let (progress, mut sent) = (Progress::default(), 0);
+        let retries = Retries { max: 3, ..Retries::default() };
+        let failed = retries.run(Repeat::AlsoUnreadable, &progress, |attempt| {
+            sent = attempt;
+            let error = if attempt % 2 == 1 { refusal(503, None) } else { Error::new(unreadable()) };
+            std::future::ready(Err::<(), _>(error))
+        });
+        assert_eq!((failed.await.unwrap_err().kind(), sent), (ErrorKind::Unreadable, 4));
+    }
+
     #[test]
     fn chance_takes_between_nothing_and_half() {
         let retries = Retries { max: u32::MAX, ..Retries::default() };
         let rows = [(1, 500), (2, 1000), (3, 2000), (4, 4000), (5, 8000), (6, 8000), (33, 8000), (u32::MAX, 8000)];
         for (attempt, milliseconds) in rows {
-            let pause = |jitter| retries.pause_after(&refusal(503, None), attempt, jitter).unwrap();
+            let pause = |jitter| retries.pause_after(&refusal(503, None), true, attempt, jitter).unwrap();
             let doubled = Duration::from_millis(milliseconds);
             assert_eq!(pause(0.0), doubled, "{attempt}");
             assert_eq!(pause(0.5), doubled * 3 / 4, "{attempt}");
@@ -305,13 +350,13 @@ mod tests {
     fn pauses_of_one_s_own_are_kept_to() {
         let (first_pause, longest_pause) = (Duration::from_millis(30), Duration::from_millis(50));
         let retries = Retries { max: 3, first_pause, longest_pause, ..Retries::default() };
-        let pauses = [1, 2, 3, 4].map(|attempt| retries.pause_after(&refusal(503, None), attempt, 0.0));
+        let pauses = [1, 2, 3, 4].map(|attempt| retries.pause_after(&refusal(503, None), true, attempt, 0.0));
         assert_eq!(pauses, [Some(first_pause), Some(longest_pause), Some(longest_pause), None]);
         // No pause is fine, and one that is longer than the longest is the longest.
         let none = Retries { max: 1, first_pause: Duration::ZERO, longest_pause: Duration::ZERO, ..Retries::default() };
-        assert_eq!(none.pause_after(&refusal(503, None), 1, 0.0), Some(Duration::ZERO));
+        assert_eq!(none.pause_after(&refusal(503, None), true, 1, 0.0), Some(Duration::ZERO));
         let longer = Retries { max: 1, first_pause: Duration::MAX, longest_pause, ..Retries::default() };
-        assert_eq!(longer.pause_after(&refusal(503, None), 1, 0.0), Some(longest_pause));
+        assert_eq!(longer.pause_after(&refusal(503, None), true, 1, 0.0), Some(longest_pause));
     }
 
     #[test]
@@ -319,7 +364,7 @@ mod tests {
         let retries =
             Retries { max: 1, first_pause: Duration::MAX, longest_pause: Duration::MAX, ..Retries::default() };
         for jitter in [0.0, f64::EPSILON, 0.5, 1.0] {
-            assert!(retries.pause_after(&refusal(503, None), 1, jitter).is_some(), "{jitter}");
+            assert!(retries.pause_after(&refusal(503, None), true, 1, jitter).is_some(), "{jitter}");
         }
     }
 
@@ -327,8 +372,8 @@ mod tests {
     fn only_what_may_pass_is_tried_again() {
         let text = || "in a sentence".to_owned();
         let rows = [
-            (Kind::Connect { timed_out: false }, true),
-            (Kind::Connect { timed_out: true }, true),
+            (Kind::Connect(ConnectFailure::Refused), true),
+            (Kind::Connect(ConnectFailure::TimedOut), true),
             (Kind::Interrupted, true),
             (Kind::Timeout, true),
             (Kind::Settings(text()), false),
@@ -340,8 +385,7 @@ mod tests {
         ];
         for (kind, again) in rows {
             let error = Error::new(kind);
-            let pause = Retries::default().pause_after(&error, 1, 0.0);
-            assert_eq!(pause.is_some(), again, "{error:?}");
+            assert_eq!(is_passing(&error), again, "{error:?}");
         }
     }
 

@@ -62,7 +62,8 @@ async fn json_that_is_something_else_is_not_read() {
         wrong.push(if right.starts_with('[') { "{}" } else { "[]" });
         wrong.extend((!right.starts_with('[')).then_some("{}"));
         let server = Server::answering(wrong.iter().map(|body| answer(*status, "application/json", *body))).await;
-        let client = server.persistent();
+        // A creation would be repeated.
+        let client = server.client();
         for (sent, body) in wrong.iter().enumerate() {
             let error = refused((row.call)(client.clone()).await);
             assert_eq!(error.kind(), ErrorKind::Unreadable, "{}: {body}: {error}", row.operation);

@@ -2,6 +2,7 @@
 
 mod answers;
 mod blocking;
+mod connections;
 mod lists;
 mod operations;
 mod refusals;

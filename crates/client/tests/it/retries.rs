@@ -15,7 +15,8 @@ use crate::{
     operations::rows,
     said,
     support::{
-        Does, Server, Wire, builder, header, json_answer, nothing, on_the_wire, only_header, problem, refused, target,
+        Does, Server, Wire, answer, builder, header, json_answer, nothing, on_the_wire, only_header, problem, refused,
+        target,
     },
 };
 
@@ -414,7 +415,8 @@ async fn without_a_connection_nothing_was_sent() {
     assert_eq!(error.kind(), ErrorKind::Connect);
     assert!(error.is_connect() && !error.is_timeout());
     assert_eq!((error.status(), error.code(), error.request_id(), error.retry_after()), (None, None, None, None));
-    assert_eq!(error.to_string(), "GET /api/v1/whoami: no connection after 3 attempts");
+    let cause = "no connection: connection refused: no server listens on this host and port";
+    assert_eq!(error.to_string(), format!("GET /api/v1/whoami: {cause} after 3 attempts"));
     assert!(error.source().is_some());
     assert!(!format!("{error:?}").contains(&url), "{error:?}");
 }
@@ -438,7 +440,7 @@ async fn a_connection_that_ends_before_the_answer_does_is_tried_again() {
         assert_eq!(wire.heard().len(), 3, "cut at {cut}");
         assert_eq!(
             error.to_string(),
-            "GET /api/v1/whoami: the connection ended before the answer did after 3 attempts"
+            "GET /api/v1/whoami: the connection ended before the response did after 3 attempts"
         );
     }
 }
@@ -471,7 +473,7 @@ async fn a_server_that_is_too_slow_is_given_up() {
         assert_eq!((error.kind(), error.attempts()), (ErrorKind::Timeout, 2), "{stall:?}: {error:?}");
         assert!(error.is_timeout() && !error.is_connect());
         assert_eq!(error.status(), None);
-        assert_eq!(error.to_string(), "GET /api/v1/whoami: no answer in time after 2 attempts");
+        assert_eq!(error.to_string(), "GET /api/v1/whoami: no response in time after 2 attempts");
         // Each attempt has that time for itself; far less than the ten seconds it has when nothing is said.
         assert!((Duration::from_millis(500)..Duration::from_secs(5)).contains(&took), "{took:?}");
         assert_eq!(wire.heard().len(), 2, "{stall:?}");
@@ -487,6 +489,49 @@ async fn an_answer_after_a_slow_one_is_taken() {
     .await;
     let client = wire.builder().timeout(Duration::from_millis(500)).max_retries(1).build().unwrap();
     assert_eq!(client.whoami().await.unwrap().id, said::KEY);
+}
+
+/// A creation whose response cannot be read: cut JSON, a page of a proxy, another status.
+fn unreadable_creations() -> [ResponseTemplate; 3] {
+    let cut = said::application().to_string();
+    [
+        answer(201, "application/json", &cut[..cut.len() - 1]),
+        answer(200, "text/html", "<html>Welcome to nginx!</html>"),
+        json_answer(202, &json!({})),
+    ]
+}
+
+#[tokio::test]
+async fn unreadable_creation_is_repeated_once_with_its_key() {
+    for unreadable in unreadable_creations() {
+        let replayed = json_answer(201, &said::application()).insert_header("idempotent-replayed", "true");
+        let server = Server::answering([unreadable.clone(), replayed]).await;
+        assert_eq!(server.persistent().applications().create("Shop").await.unwrap().name, said::application()["name"]);
+        let asked = server.asked().await;
+        assert_eq!(asked.len(), 2);
+        assert_eq!(only_header(&asked[0], "idempotency-key"), only_header(&asked[1], "idempotency-key"));
+        assert_eq!(asked[0].body, asked[1].body);
+
+        // A second one is final, and so is the first where nothing may be repeated.
+        let server = Server::responding(unreadable.clone()).await;
+        let error = refused(server.persistent().applications().create("Shop").await);
+        assert_eq!((error.kind(), error.attempts(), error.may_have_been_done()), (ErrorKind::Unreadable, 2, true));
+        let error = refused(server.client().applications().create("Shop").await);
+        assert_eq!((error.kind(), error.attempts()), (ErrorKind::Unreadable, 1));
+    }
+}
+
+#[tokio::test]
+async fn unreadable_response_without_generated_key_is_final() {
+    for unreadable in unreadable_creations() {
+        let server = Server::responding(unreadable).await;
+        let client = server.persistent();
+        let given = client.applications().create("Shop").idempotency_key("order 4711, first try");
+        for error in [refused(given.await), refused(client.applications().update("app").name("Shop").await)] {
+            assert_eq!((error.kind(), error.attempts()), (ErrorKind::Unreadable, 1));
+        }
+        assert_eq!(server.asked().await.len(), 2);
+    }
 }
 
 #[tokio::test]

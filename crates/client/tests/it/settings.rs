@@ -258,20 +258,67 @@ async fn a_token_that_does_not_come_is_not_waited_for_for_ever() {
     assert!(server.asked().await.is_empty());
 }
 
+/// Credentials that cannot be presented, and what is said of each.
+const FAULTY: [(&str, &str); 17] = [
+    ("", "is empty"),
+    (" \n", "holds nothing but white space"),
+    ("hunter2\n", "ends with a line break; was it read from a file? trim it"),
+    ("hunter2\r\n", "ends with a line break; was it read from a file? trim it"),
+    ("hunter2\r", "ends with a line break; was it read from a file? trim it"),
+    ("\nhunter2", "begins with a line break; was it read from a file? trim it"),
+    ("hunter2 ", "ends with white space; trim it"),
+    ("\thunter2", "begins with white space; trim it"),
+    ("hunter2\u{a0}", "ends with white space; trim it"),
+    ("\"hunter2\"", "is in quotation marks; leave them out"),
+    ("'hunter2'", "is in quotation marks; leave them out"),
+    ("hunter2\r\nx: y", "holds a line break; is it more than one credential?"),
+    ("hunter\02", "holds a control character"),
+    ("hunter\x7f2", "holds a control character"),
+    ("h\u{fc}nter2", "holds a character that is not ASCII"),
+    ("Bearer hunter2", "begins with \"Bearer\", which the client adds itself; leave it out"),
+    ("bearer hunter2", "begins with \"Bearer\", which the client adds itself; leave it out"),
+];
+
+/// An error that shows no credential.
+#[track_caller]
+fn assert_discreet(error: &Error) {
+    assert!(!format!("{error} {error:?} {error:#?}").contains("hunter2"), "{error:?}");
+}
+
 #[tokio::test]
-async fn a_credential_that_no_header_takes_is_not_sent() {
+async fn credential_that_cannot_be_presented_is_not_sent() {
     let server = Server::responding(me()).await;
-    let asked = Auth::from_fn(|| async { Ok::<_, io::Error>(Secret::new("hunter2\n")) });
-    for auth in
-        [Auth::bearer("hunter2\r\nx: y"), Auth::service("hunter2\0"), Auth::key(""), Auth::key("h\u{e9}"), asked]
-    {
-        let error = refused(server.persistent().with_auth(auth).whoami().await);
-        assert_eq!((error.kind(), error.attempts()), (ErrorKind::Argument, 0));
-        let why = "auth: the credential must be printable ASCII, and some";
-        assert_eq!(error.to_string(), format!("GET /api/v1/whoami: {why}"));
-        assert!(!format!("{error:?}").contains("hunter2"));
+    let client = server.persistent();
+    for (credential, fault) in FAULTY {
+        let function = Auth::from_fn(move || async move { Ok::<_, io::Error>(Secret::new(credential)) });
+        for (auth, name) in [
+            (Auth::service(credential), "the service key"),
+            (Auth::key(credential), "the API key"),
+            (Auth::bearer(credential), "the token"),
+            (function, "the token"),
+        ] {
+            let error = refused(client.with_auth(auth).whoami().await);
+            assert_eq!((error.kind(), error.attempts()), (ErrorKind::Argument, 0));
+            assert_eq!(error.to_string(), format!("GET /api/v1/whoami: auth: {name} {fault}"));
+            assert_discreet(&error);
+        }
     }
     assert!(server.asked().await.is_empty());
+}
+
+#[test]
+fn credential_that_cannot_be_presented_builds_no_client() {
+    for (credential, fault) in FAULTY {
+        let error = refused(builder("http://localhost").auth(Auth::key(credential)).build());
+        assert_eq!((error.kind(), error.to_string()), (ErrorKind::Settings, format!("auth: the API key {fault}")));
+        assert_discreet(&error);
+        let error = refused(builder("http://localhost").service_auth(Auth::service(credential)).build());
+        assert_eq!(error.to_string(), format!("service_auth: the service key {fault}"));
+        assert_discreet(&error);
+    }
+    // What a function returns is not known before a call.
+    let function = Auth::from_fn(|| async { Ok::<_, io::Error>(Secret::new("hunter2\n")) });
+    builder("http://localhost").auth(function).build().unwrap();
 }
 
 #[test]
@@ -317,7 +364,7 @@ async fn connecting_has_a_time_of_its_own() {
     let error = refused(client.whoami().await);
     assert_eq!(error.kind(), ErrorKind::Connect, "{error:?}");
     assert!(error.is_timeout() && error.is_connect());
-    assert_eq!(error.to_string(), "GET /api/v1/whoami: no connection");
+    assert_eq!(error.to_string(), "GET /api/v1/whoami: no connection: connecting timed out");
     // Far less than the three seconds it has when nothing is said.
     assert!(started.elapsed() < Duration::from_millis(2500), "{:?}", started.elapsed());
 
@@ -346,18 +393,19 @@ async fn an_http_client_of_one_s_own_is_used() {
     assert_eq!(error.kind(), ErrorKind::Timeout, "{error:?}");
 }
 
-/// Every call with an id in its path: the name of that id and the call.
-fn with_id(
-    client: &Client,
-    id: &str,
-) -> Vec<(&'static str, futures_util::future::BoxFuture<'static, Result<(), Error>>)> {
-    fn call<T: Send + 'static>(
-        name: &'static str,
-        call: impl IntoFuture<Output = Result<T, Error>, IntoFuture: Send + 'static>,
-    ) -> (&'static str, futures_util::future::BoxFuture<'static, Result<(), Error>>) {
-        let call = call.into_future();
-        (name, Box::pin(async move { call.await.map(drop) }))
-    }
+/// A call and the name of one of its arguments.
+type Named = (&'static str, futures_util::future::BoxFuture<'static, Result<(), Error>>);
+
+fn call<T: Send + 'static>(
+    name: &'static str,
+    call: impl IntoFuture<Output = Result<T, Error>, IntoFuture: Send + 'static>,
+) -> Named {
+    let call = call.into_future();
+    (name, Box::pin(async move { call.await.map(drop) }))
+}
+
+/// Every call with an ID in its path, and the name of that ID.
+fn with_id(client: &Client, id: &str) -> Vec<Named> {
     let (apps, keys, account) = (client.applications(), client.commerce().api_keys(), client.account().api_keys());
     vec![
         call("id", apps.get(id)),
@@ -409,6 +457,78 @@ async fn an_id_that_no_path_can_hold_is_not_sent() {
         }
     }
     assert!(server.asked().await.is_empty());
+}
+
+/// Texts that look like credentials and are none, and what they look like.
+fn credentials() -> Vec<(String, &'static str)> {
+    let random = "hunter2EXAMPLE".repeat(2) + "1234";
+    let mut credentials: Vec<_> = ["ck_live_", "ks_test_", "sk_live_", "pk_test_"]
+        .iter()
+        .map(|prefix| (format!("{prefix}{random}"), "an API key"))
+        .collect();
+    credentials.push((format!("tks_{random}"), "a service key"));
+    credentials.push((format!("eyJhbGciOiJFUzI1NiJ9.eyJzdWIiOiJFWEFNUExFIn0.{random}"), "a token (JWT)"));
+    credentials.push((format!("Bearer sk_test_{random}"), "an API key"));
+    credentials.push((format!(" ck_test_{random}\n"), "an API key"));
+    credentials
+}
+
+/// Every call with a text of the caller's in its query, and the name of the parameter.
+fn with_query_value(client: &Client, text: &str) -> Vec<Named> {
+    let (account, other) = (client.account(), client.for_account(text));
+    vec![
+        call("account", other.applications().create("Shop")),
+        call("account", other.applications().api_keys("app").list()),
+        call("account", other.commerce().api_keys().list()),
+        call("account", other.account().api_keys().list()),
+        call("account", other.account().audit_log().list()),
+        call("account", other.audit_log().list()),
+        call("cursor", client.commerce().api_keys().list().cursor(text)),
+        call("cursor", account.api_keys().list().cursor(text)),
+        call("cursor", account.audit_log().list().cursor(text)),
+        call("action", account.audit_log().list().action(text)),
+        call("cursor", client.audit_log().list().cursor(text)),
+        call("action", client.audit_log().list().action(text)),
+        call("target_id", client.audit_log().list().target_id(text)),
+        call("actor_id", client.audit_log().list().actor_id(text)),
+    ]
+}
+
+#[tokio::test]
+async fn credential_given_for_an_id_is_not_sent() {
+    let server = Server::responding(nothing()).await;
+    let client = server.persistent();
+    for (credential, kind) in credentials() {
+        for (name, call) in with_id(&client, &credential).into_iter().chain(with_query_value(&client, &credential)) {
+            let error = refused(call.await);
+            assert_eq!((error.kind(), error.attempts()), (ErrorKind::Argument, 0), "{credential}");
+            let rule = format!("{name}: looks like {kind}, and a URL must not hold a credential; nothing was sent");
+            assert!(error.to_string().ends_with(&format!(": {rule}")), "{credential}: {error}");
+            assert_discreet(&error);
+        }
+        // Nor does `Debug` of what holds it until the call.
+        let keys = client.applications().api_keys(&credential);
+        let list = client.audit_log().list().target_id(&credential).actor_id(&credential).cursor(&credential);
+        let text = format!("{:?} {keys:?} {:?} {list:?}", client.for_account(&credential), keys.list());
+        assert!(!text.contains("hunter2") && text.contains("redacted"), "{text}");
+    }
+    assert!(server.asked().await.is_empty());
+}
+
+#[tokio::test]
+async fn ids_that_resemble_credentials_are_sent() {
+    let server = Server::responding(json_answer(200, &json!([]))).await;
+    let client = server.client();
+    let ids = ["tks_holding", "pk_live", "ck_live_a1B2c3", "eyJ.a.b", "key_01K30DW000E008000000000002", said::KEY];
+    for id in ids {
+        for (name, call) in with_id(&client, id).into_iter().chain(with_query_value(&client, id)) {
+            // The response is not the right one for most of them.
+            let argument = call.await.err().filter(|error| error.kind() == ErrorKind::Argument);
+            assert!(argument.is_none(), "{id}: {name}: {argument:?}");
+        }
+    }
+    let calls = with_id(&client, "id").len() + with_query_value(&client, "text").len();
+    assert_eq!(server.asked().await.len(), ids.len() * calls);
 }
 
 #[tokio::test]

@@ -1,0 +1,103 @@
+//! What went wrong beneath HTTP, in words for the operator.
+
+use std::{error::Error as StdError, fmt, io, iter};
+
+use rustls::CertificateError;
+
+/// Why there is no connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ConnectFailure {
+    TimedOut,
+    UnknownHost,
+    Refused,
+    Unreachable,
+    /// The connection ended while it was opened.
+    Ended,
+    UnknownIssuer,
+    WrongHost,
+    Expired,
+    NotValidYet,
+    Revoked,
+    InvalidCertificate,
+    /// The server sent an alert.
+    TlsRejected,
+    /// What the server sent is not TLS.
+    NotTls,
+    Tls,
+    Other,
+}
+
+impl ConnectFailure {
+    /// Finds the cause of a failed connection in the chain of its sources.
+    pub(crate) fn of(error: &reqwest::Error) -> Self {
+        if error.is_dns() {
+            return Self::UnknownHost;
+        }
+        let found = causes(error).find_map(|cause| {
+            let of_tls = cause.downcast_ref::<rustls::Error>().map(Self::of_tls);
+            of_tls.or_else(|| cause.downcast_ref::<io::Error>().and_then(|error| Self::of_io(error.kind())))
+        });
+        found.unwrap_or(if error.is_timeout() { Self::TimedOut } else { Self::Other })
+    }
+
+    fn of_io(kind: io::ErrorKind) -> Option<Self> {
+        Some(match kind {
+            io::ErrorKind::TimedOut => Self::TimedOut,
+            io::ErrorKind::ConnectionRefused => Self::Refused,
+            io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable => Self::Unreachable,
+            io::ErrorKind::UnexpectedEof
+            | io::ErrorKind::ConnectionReset
+            | io::ErrorKind::ConnectionAborted
+            | io::ErrorKind::BrokenPipe => Self::Ended,
+            _ => return None,
+        })
+    }
+
+    fn of_tls(error: &rustls::Error) -> Self {
+        match error {
+            rustls::Error::InvalidCertificate(error) => match error {
+                CertificateError::UnknownIssuer => Self::UnknownIssuer,
+                CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => Self::WrongHost,
+                CertificateError::Expired | CertificateError::ExpiredContext { .. } => Self::Expired,
+                CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => Self::NotValidYet,
+                CertificateError::Revoked => Self::Revoked,
+                _ => Self::InvalidCertificate,
+            },
+            rustls::Error::AlertReceived(_) => Self::TlsRejected,
+            rustls::Error::InvalidMessage(_) => Self::NotTls,
+            _ => Self::Tls,
+        }
+    }
+}
+
+impl fmt::Display for ConnectFailure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::TimedOut => "connecting timed out",
+            Self::UnknownHost => "the host name cannot be resolved (DNS)",
+            Self::Refused => "connection refused: no server listens on this host and port",
+            Self::Unreachable => "the host is unreachable",
+            Self::Ended => "the server ended the connection while it was opened",
+            Self::UnknownIssuer => {
+                "the server's certificate is not trusted: its issuer is not among the certificate authorities of this machine"
+            }
+            Self::WrongHost => "the server's certificate is for another host name",
+            Self::Expired => "the server's certificate has expired",
+            Self::NotValidYet => "the server's certificate is not valid yet: is the clock of this machine right?",
+            Self::Revoked => "the server's certificate is revoked",
+            Self::InvalidCertificate => "the server's certificate is not valid",
+            Self::TlsRejected => "the server rejected the TLS handshake",
+            Self::NotTls => "the server does not speak TLS on this port: is it one for http://?",
+            Self::Tls => "the TLS handshake failed",
+            Self::Other => "the connection could not be opened",
+        })
+    }
+}
+
+/// The error and its sources. An [`io::Error`] does not name the error that it wraps as its source.
+fn causes<'a>(error: &'a (dyn StdError + 'static)) -> impl Iterator<Item = &'a (dyn StdError + 'static)> {
+    iter::successors(Some(error), |&error: &&'a (dyn StdError + 'static)| {
+        let wrapped = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+        wrapped.map(|wrapped| wrapped as &(dyn StdError + 'static)).or_else(|| error.source())
+    })
+}

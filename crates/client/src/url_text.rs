@@ -1,0 +1,174 @@
+//! Texts of the caller that go into a URL: IDs, accounts, cursors and filters.
+//!
+//! A URL is logged by proxies and servers. A credential that is given by mistake for an ID is rejected before anything is sent, and
+//! neither an error nor `Debug` repeats it.
+
+use std::fmt;
+
+use tollkey_core::{Family, Mode};
+
+use crate::Error;
+
+/// The longest ID that is sent.
+const MAX_SEGMENT: usize = 256;
+/// How many characters behind its prefix make a text a key: half of what a key has. A masked key (`ck_live_a1B2c3`) has less.
+const KEY_CHARACTERS: usize = 16;
+/// How long the header of a JWT is at least: `{"alg":"RS1"}` in base64url.
+const JWT_HEADER: usize = 18;
+
+/// A text for a URL. `Debug` hides it where it looks like a credential.
+#[derive(Clone)]
+pub(crate) struct UrlText(String);
+
+impl UrlText {
+    pub(crate) fn new(text: impl Into<String>) -> Self {
+        Self(text.into())
+    }
+
+    pub(crate) fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for UrlText {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for UrlText {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match credential_in(&self.0) {
+            Some(_) => f.write_str("redacted"),
+            None => self.0.fmt(f),
+        }
+    }
+}
+
+/// An ID as a segment of a path.
+pub(crate) fn segment<'a>(name: &'static str, text: &'a str) -> Result<&'a str, Error> {
+    query_value(name, text)?;
+    let rule = if text.is_empty() {
+        "must not be empty"
+    } else if text.len() > MAX_SEGMENT || !text.bytes().all(|byte| byte.is_ascii_graphic()) {
+        "must be at most 256 printable ASCII characters"
+    } else if matches!(text, "." | "..") {
+        "must not be a dot segment, which no path can hold"
+    } else {
+        return Ok(text);
+    };
+    Err(Error::argument(name, rule))
+}
+
+/// Rejects a credential as the value of a query parameter.
+pub(crate) fn query_value(name: &'static str, text: &str) -> Result<(), Error> {
+    let Some(credential) = credential_in(text) else { return Ok(()) };
+    Err(Error::argument(
+        name,
+        format!("looks like {credential}, and a URL must not hold a credential; nothing was sent"),
+    ))
+}
+
+/// What sort of credential the text is or holds, by its shape.
+fn credential_in(text: &str) -> Option<&'static str> {
+    let words = || text.split(|character: char| !(character.is_ascii_alphanumeric() || character == '_'));
+    let keys = Family::ALL.into_iter().flat_map(|family| Mode::ALL.map(|mode| (family.prefix(), mode.as_str())));
+    if keys.into_iter().any(|(family, mode)| words().any(|word| holds_key(word, &format!("{family}_{mode}_")))) {
+        return Some("an API key");
+    }
+    if words().any(|word| holds_key(word, "tks_")) {
+        return Some("a service key");
+    }
+    let mut tokens = text.split(|character: char| !(character.is_ascii_alphanumeric() || "_-.".contains(character)));
+    tokens.any(is_jwt).then_some("a token (JWT)")
+}
+
+/// Whether there is a key with this prefix at the start of the word or behind an underscore.
+fn holds_key(word: &str, prefix: &str) -> bool {
+    word.match_indices(prefix).any(|(at, _)| {
+        let before = word[..at].chars().next_back();
+        let random = &word[at + prefix.len()..];
+        before.is_none_or(|character| character == '_')
+            && random.bytes().take_while(u8::is_ascii_alphanumeric).count() >= KEY_CHARACTERS
+    })
+}
+
+/// Whether this is a JWS or JWE in compact form (RFC 7515, RFC 7516): at least three parts, of which the first is a JSON object.
+fn is_jwt(token: &str) -> bool {
+    // `{"`, `{ `, and `{` with a tab or a line break behind it, in base64url.
+    const OBJECTS: [&str; 5] = ["eyJ", "eyA", "ewk", "ewo", "ew0"];
+    let mut parts = token.trim_start_matches('.').split('.');
+    let header = parts.next().unwrap_or_default();
+    header.len() >= JWT_HEADER
+        && OBJECTS.iter().any(|object| header.starts_with(object))
+        && parts.next().is_some_and(|part| !part.is_empty())
+        && parts.next().is_some()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A text of a key, which is none of a real one.
+    fn key(prefix: &str) -> String {
+        format!("{prefix}{}", "EXAMPLE1".repeat(4))
+    }
+
+    #[test]
+    fn credential_is_found_by_its_shape() {
+        let jwt = "eyJhbGciOiJFUzI1NiJ9.eyJzdWIiOiJFWEFNUExFIn0.RVhBTVBMRQ";
+        let jwe = "eyJhbGciOiJSU0EtT0FFUCJ9.RVhBTVBMRQ.RVhBTVBMRQ.RVhBTVBMRQ.RVhBTVBMRQ";
+        for family in ["ck", "ks", "sk", "pk"] {
+            for mode in ["live", "test"] {
+                assert_eq!(credential_in(&key(&format!("{family}_{mode}_"))), Some("an API key"));
+            }
+        }
+        assert_eq!(credential_in(&key("tks_")), Some("a service key"));
+        assert_eq!(credential_in(jwt), Some("a token (JWT)"));
+        assert_eq!(credential_in(jwe), Some("a token (JWT)"));
+        assert_eq!(credential_in("ewogICJhbGciOiAibm9uZSIKfQ.e30."), Some("a token (JWT)"));
+        for secret in [key("sk_live_"), key("tks_"), jwt.to_owned()] {
+            for text in [
+                format!(" {secret}\n"),
+                format!("\"{secret}\""),
+                format!("Bearer {secret}"),
+                format!("secret-token:{secret}"),
+                format!("key/{secret}"),
+                format!("{secret}/revoke"),
+                secret[..30].to_owned() + if secret.starts_with("eyJ") { ".x" } else { "" },
+            ] {
+                assert!(credential_in(&text).is_some(), "{text}");
+                assert_eq!(format!("{:?}", UrlText::new(&text)), "redacted");
+            }
+        }
+    }
+
+    #[test]
+    fn ids_are_no_credentials() {
+        let texts = [
+            "",
+            "0198c0de-0000-7000-8000-000000000001",
+            "key_01K30DW000E008000000000002",
+            "acme",
+            "acme:eu@x.y-z_1",
+            "tks_holding.eu",
+            "pk_live_music",
+            "ck_live_a1B2c3",
+            "disk_live_0123456789abcdefghij",
+            "mytks_0123456789abcdefghij",
+            "ck_0123456789abcdefghij",
+            "eyJhbGciOiJFUzI1NiJ9",
+            "eyJh.b.c",
+            "keys.example.com",
+            "api_key.revoked",
+            "auth0|0123456789abcdef01234567",
+            "https://issuer.example.com/users/0123456789abcdef",
+        ];
+        for text in texts {
+            assert_eq!(credential_in(text), None, "{text}");
+            assert_eq!(format!("{:?}", UrlText::new(text)), format!("{text:?}"));
+        }
+        let longest = "a".repeat(128);
+        assert_eq!(segment("id", &longest).unwrap(), longest);
+    }
+}
