@@ -30,8 +30,8 @@ use tollkey_client::{
     subscription::{self, Subscription},
 };
 use tollkey_core::{
-    ApiKey, Catalogue, Changed, Digest, Grants, Invalid, IpList, KeyId, Position, ProblemCode, RateLimit, Record, Scope,
-    Seq, Usage, lineage::Inherited, metadata::Metadata, usage::outcome_code,
+    ApiKey, Catalogue, Changed, Digest, Grants, Invalid, IpList, KeyId, Position, ProblemCode, RateLimit, Record,
+    Scope, Seq, Usage, lineage::Inherited, metadata::Metadata, usage::outcome_code,
 };
 
 use crate::{

@@ -428,12 +428,7 @@ impl Memory {
 
     /// Takes a subscriber off that has stopped answering from memory. Whether the usage that came with it has to be
     /// counted.
-    pub(crate) fn leave(
-        &self,
-        subscriber: VerifierId,
-        ids: Option<&PollIds>,
-        elapsed: u64,
-    ) -> Result<bool, SharedId> {
+    pub(crate) fn leave(&self, subscriber: VerifierId, ids: Option<&PollIds>, elapsed: u64) -> Result<bool, SharedId> {
         let mut books = self.books();
         if books.subscribers.arrive(subscriber, ids, true, elapsed)? == Arrival::Late {
             return Ok(false);

@@ -37,11 +37,7 @@ impl PollWatch {
     }
 
     fn new(ends_at: u64) -> Self {
-        Self {
-            ends_at: AtomicU64::new(ends_at),
-            overdue_at: AtomicU64::new(u64::MAX),
-            stalled: LogLimit::default(),
-        }
+        Self { ends_at: AtomicU64::new(ends_at), overdue_at: AtomicU64::new(u64::MAX), stalled: LogLimit::default() }
     }
 
     /// A poll begins that may wait for `wait` and ends after `limit`. Unless [`PollInFlight::end`] says how, the poll

@@ -41,7 +41,9 @@ impl<S: Primary> Verifier<S> {
     /// The error for a subscriber whose ID another process uses as well. What is applied everywhere is reported anew: no
     /// acknowledgement under that ID counts any more.
     fn shared_id(&self, _: SharedId) -> PollError {
-        tracing::warn!("two processes use one subscriber ID, as clones of a machine do; both are told to take a new ID");
+        tracing::warn!(
+            "two processes use one subscriber ID, as clones of a machine do; both are told to take a new ID"
+        );
         self.0.poked.notify_one();
         PollError::SharedId
     }

@@ -17,10 +17,7 @@ use std::{
     time::Duration,
 };
 
-use rand::{
-    rand_core::UnwrapErr,
-    rngs::SysRng,
-};
+use rand::{rand_core::UnwrapErr, rngs::SysRng};
 use tokio::time::sleep;
 use tollkey_core::{Clock, Position, Usage, VerifierId};
 

@@ -143,8 +143,7 @@ impl Subscribers {
         if self.known.len() < MAX_KNOWN {
             return;
         }
-        let without_lease =
-            self.known.iter().filter(|(_, subscriber)| !subscriber.may_hold_lease(self.margin, now));
+        let without_lease = self.known.iter().filter(|(_, subscriber)| !subscriber.may_hold_lease(self.margin, now));
         let silent = without_lease.min_by_key(|(_, subscriber)| subscriber.heard_at).map(|(id, _)| *id);
         if let Some(id) = silent {
             self.known.remove(&id);

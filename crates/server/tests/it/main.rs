@@ -36,6 +36,7 @@ mod readme;
 mod replicas;
 mod rotation;
 mod sign_in;
+mod silence;
 mod storlaunch;
 mod support;
 mod sync;

@@ -12,7 +12,8 @@ use std::{
 use tokio::{sync::oneshot, task::JoinHandle, time::sleep};
 use tollkey_core::{Clock, Denial, Digest, Need, Seq, Usage, VerifierId};
 use tollkey_verifier::{
-    Leave, News, Poll, PollError, PollId, PollIds, Settings, Snapshot, Source, SourceError, Unavailable, Upstream, Verifier,
+    Leave, News, Poll, PollError, PollId, PollIds, Settings, Snapshot, Source, SourceError, Unavailable, Upstream,
+    Verifier,
     testing::{MemorySource, TokioClock},
 };
 
