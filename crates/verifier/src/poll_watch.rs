@@ -55,10 +55,14 @@ impl PollWatch {
         polls && nanos(now) >= self.overdue_at.load(Ordering::SeqCst)
     }
 
-    /// Logs that this process does not run the subscription, if that is so.
-    pub(crate) fn check_stalled(&self, now: Duration) {
-        let stalled_at = self.ends_at.load(Ordering::SeqCst).saturating_add(nanos(STALLED));
-        if nanos(now) >= stalled_at && self.stalled.allows(now) {
+    /// Whether this process does not run the subscription.
+    pub(crate) fn is_stalled(&self, now: Duration) -> bool {
+        nanos(now) >= self.ends_at.load(Ordering::SeqCst).saturating_add(nanos(STALLED))
+    }
+
+    /// Logs that this process does not run the subscription.
+    pub(crate) fn log_stalled(&self, now: Duration) {
+        if self.stalled.allows(now) {
             tracing::error!(
                 "the subscription is not polled, so every verification asks the server; keep the runtime that runs the \
                  subscription alive, and do not block its threads"

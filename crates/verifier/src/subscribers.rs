@@ -16,8 +16,10 @@
 //!   take a new one, and nothing counts as acknowledged until the longest lease that was granted under the old ID has
 //!   ended: the verifier cannot know which of the two acknowledged what.
 //!
-//! Two processes are found out when both have sent a new poll to the same replica. Until then the second one can only use
-//! up the lease that the snapshot copied, which no rule of this file can end.
+//! Two processes are found out when both have sent a new poll to the same replica. No protocol can tell two copies of one
+//! process apart before both have spoken. Until then, and for one lease at most, one of them may accept a key whose
+//! revocation the other has acknowledged. The model checker does not cover this rule for that reason: with copies, its
+//! property does not hold before both have spoken, whatever the rules are.
 
 use std::collections::HashMap;
 

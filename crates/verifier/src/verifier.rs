@@ -517,18 +517,25 @@ impl<S: Source> Inner<S> {
         answer.inspect_err(|_| count(&self.counters.unavailable))
     }
 
+    /// Fails if this is a subscriber without a lease whose poll has no response.
+    fn check_polls(&self, now: Duration) -> Result<(), SourceError> {
+        let (is_overdue, is_stalled) = (self.poll_watch.is_overdue(now), self.poll_watch.is_stalled(now));
+        if !(is_overdue || is_stalled) || self.memory.lease_end() > nanos(now) || self.memory.is_stopped() {
+            return Ok(());
+        }
+        if is_stalled {
+            self.poll_watch.log_stalled(now);
+        }
+        if is_overdue { Err(SourceError::Unavailable) } else { Ok(()) }
+    }
+
     async fn answer<T>(
         &self,
         question: impl Future<Output = Result<T, SourceError>>,
         requester: Requester,
     ) -> Result<(T, Generation), SourceError> {
         let begun = self.clock.elapsed();
-        if self.memory.lease_end() <= nanos(begun) && !self.memory.is_stopped() {
-            self.poll_watch.check_stalled(begun);
-            if self.poll_watch.is_overdue(begun) {
-                return Err(SourceError::Unavailable);
-            }
-        }
+        self.check_polls(begun)?;
         let fails = self.failures.load(Ordering::Relaxed) >= FAILURES;
         let _probe = if fails { Some(self.probe.try_acquire().map_err(|_| SourceError::Unavailable)?) } else { None };
         let mut asked_at = None;

@@ -157,7 +157,7 @@ async fn resource_server_recovers_when_its_connections_go_silent() {
                 let asked = Instant::now();
                 if far.is_valid(&keys[turn % keys.len()].text).await != Some(true) {
                     (failed, last_failure) = (failed + 1, begun.elapsed());
-                    assert!(last_failure < Duration::from_secs(30), "it does not recover");
+                    assert!(last_failure < Duration::from_secs(15), "each silent connection costs a request");
                 }
                 slowest = slowest.max(asked.elapsed());
                 turn += 1;

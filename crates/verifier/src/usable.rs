@@ -1,0 +1,68 @@
+//! Waiting until a key can no longer be used, for requests that go on after they were authorized.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::time::timeout;
+use tollkey_core::{Denial, Record, Seq, Timestamp, decide_usable};
+
+use crate::{
+    clock::nanos,
+    memory::Entry,
+    source::{Source, Unavailable},
+    verdict::Known,
+    verifier::{Inner, Requester, Verifier},
+};
+
+/// Until a key is looked up again when it could not be, or when no lease promises to hear of changes.
+const PAUSE: Duration = Duration::from_secs(1);
+/// The longest time until the wall clock is read again: it may be set.
+const LONGEST_PAUSE: Duration = Duration::from_secs(600);
+
+impl<S: Source> Verifier<S> {
+    /// Waits until this key can no longer be used, whatever for: it is revoked, expired or suspended, or its application is
+    /// disabled. Returns which. Under a lease it learns of that as fast as a verification would; while the source does
+    /// not respond it goes on waiting.
+    pub async fn until_unusable(&self, key: &Known) -> Denial {
+        self.0.until_unusable(&key.0).await
+    }
+}
+
+impl<S: Source> Inner<S> {
+    async fn until_unusable(&self, entry: &Entry) -> Denial {
+        loop {
+            // First watched, then read: a change in between notifies.
+            let (mut changed, applied) = self.memory.watch(&entry.record.key);
+            let pause = match self.current(entry).await {
+                Ok(None) => return Denial::UnknownKey,
+                Ok(Some((seq, current))) => match decide_usable(&current.record, self.clock.now()) {
+                    Err(denial) => return denial,
+                    // What is older than a change that was applied here may not show it.
+                    Ok(()) if seq < applied || !self.memory.may_answer(nanos(self.clock.elapsed())) => PAUSE,
+                    Ok(()) => until_expiration(&current.record, self.clock.now()),
+                },
+                Err(Unavailable) => PAUSE,
+            };
+            // Notified or not, the key is read again.
+            let _ = timeout(pause, changed.changed()).await;
+        }
+    }
+
+    /// The key as it is now, with the change that it shows.
+    async fn current(&self, entry: &Entry) -> Result<Option<(Seq, Arc<Entry>)>, Unavailable> {
+        let (applied, _) = self.memory.applied();
+        if let Some(current) = self.memory.recall(&entry.digest, nanos(self.clock.elapsed())) {
+            return Ok(Some((applied.seq, current)));
+        }
+        let requester = Requester::Account(entry.record.key.account_id.clone());
+        let (snapshot, current) = self.fetch(&entry.digest, requester).await?;
+        Ok(current.map(|current| (snapshot.seq, current)))
+    }
+}
+
+/// How long the key may go on being used, as far as it is known now.
+fn until_expiration(record: &Record, now: Timestamp) -> Duration {
+    let left = record.key.expiration().map(|expires_at| expires_at.duration_since(now));
+    let left = left.map(|left| Duration::try_from(left).unwrap_or_default());
+    // A little later, so that it has expired by then.
+    left.map_or(LONGEST_PAUSE, |left| (left + Duration::from_millis(1)).min(LONGEST_PAUSE))
+}
