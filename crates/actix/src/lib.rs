@@ -2,14 +2,14 @@
 //!
 //! ```no_run
 //! use actix_web::{App, HttpServer, Responder, web};
-//! use tollkey_actix::{Guard, Scope, Tollkey, VerifiedKey, require};
+//! use tollkey_actix::{Guard, Tollkey, VerifiedKey, require};
 //!
 //! async fn list_links(key: VerifiedKey) -> impl Responder {
 //!     format!("the links of {}, {} data", key.account_id(), key.mode())
 //! }
 //!
 //! async fn create_link(key: VerifiedKey) -> impl Responder {
-//!     "made"
+//!     "created"
 //! }
 //!
 //! # async fn example(service_key: String) -> Result<(), Box<dyn std::error::Error>> {
@@ -17,8 +17,8 @@
 //! HttpServer::new(move || {
 //!     App::new().wrap(Tollkey::new(guard.clone())).service(
 //!         web::resource("/api/v1/links")
-//!             .route(web::get().to(list_links).wrap(require(Scope::LINKS_READ)))
-//!             .route(web::post().to(create_link).wrap(require(Scope::LINKS_WRITE))),
+//!             .route(web::get().to(list_links).wrap(require("links:read")))
+//!             .route(web::post().to(create_link).wrap(require("links:write"))),
 //!     )
 //! })
 //! .bind("127.0.0.1:8081")?
@@ -28,10 +28,55 @@
 //! # }
 //! ```
 //!
-//! [`Tollkey`] guards whatever it wraps: a request without a key that may make it is answered there (RFC 6750, RFC 9457).
-//! [`require`] asks for more at a scope, resource or route inside of it; a route without one takes any key. [`VerifiedKey`] is who
-//! calls, and `Option<VerifiedKey>` where the key is [optional](Requirement::optional). Without a [`Tollkey`] around it
-//! `VerifiedKey` is a 500, but `Option<VerifiedKey>` is `None`: actix-web makes that of every extractor that fails.
+//! [`Tollkey`] guards everything that it wraps: a request that presents no key, or one that may not make this request, gets its
+//! response there (RFC 6750, RFC 9457). [`require`] asks for more at a scope, resource or route inside of it; a route without one
+//! accepts any key. [`VerifiedKey`] is the key of the request, `Option<VerifiedKey>` where the key is
+//! [optional](Requirement::optional). A handler asks for more with [`VerifiedKey::require`] and returns the [`Rejection`] as its
+//! error. Without a [`Tollkey`] around it `VerifiedKey` is a 500, but `Option<VerifiedKey>` is `None`: actix-web makes that of every
+//! extractor that fails.
+//!
+//! # What the middleware sees
+//!
+//! - The method and path on the wire. The features of a scoped key and the routes of a publishable key are compared with these.
+//! - The peer's address. Behind a proxy, see [`GuardBuilder::trusted_proxies`].
+//! - No body.
+//!
+//! # What belongs outside and inside
+//!
+//! actix-web runs the middleware that was wrapped last first. From the outside in: logging, CORS, Tollkey, then limits and timeouts.
+//!
+//! - **CORS outside**: a browser's preflight request (`OPTIONS`) presents no key, and scripts can read a rejection only if CORS headers
+//!   are added to it. The example below exposes the headers of a rejection to them as well.
+//! - **Limits inside**: so that only requests with a valid key count against them. A limit outside is shared with strangers.
+//! - **Timeouts**: a key that is not cached is looked up within two seconds; a timeout outside of the middleware includes that.
+//!
+//! ```no_run
+//! use actix_cors::Cors;
+//! use actix_web::{App, http::header::AUTHORIZATION, web};
+//! use tollkey_actix::{Guard, Tollkey, VerifiedKey};
+//!
+//! async fn list_links(key: VerifiedKey) -> String {
+//!     format!("the links of {}", key.account_id())
+//! }
+//!
+//! # fn example(guard: Guard) {
+//! // Routes that the scripts of a web page may call.
+//! let cors = Cors::default()
+//!     .allowed_origin("https://shop.example.com")
+//!     .allowed_methods(["GET", "POST"])
+//!     .allowed_header(AUTHORIZATION)
+//!     .expose_headers(["www-authenticate", "retry-after", "ratelimit", "ratelimit-policy"]);
+//! let app = App::new()
+//!     .wrap(Tollkey::new(guard))
+//!     .wrap(cors)
+//!     .route("/api/v1/links", web::get().to(list_links));
+//! # }
+//! ```
+//!
+//! # Long responses
+//!
+//! A request is authorized once, when it begins. A WebSocket or an event stream goes on when its key is revoked, unless the
+//! handler ends it: [`VerifiedKey::revoked`] resolves at that moment.
 #![forbid(unsafe_code)]
 
 use std::{
@@ -43,31 +88,24 @@ use std::{
 };
 
 use actix_web::{
-    Error, FromRequest, HttpMessage as _, HttpRequest, HttpResponse, ResponseError,
+    Error, HttpMessage as _, HttpRequest, ResponseError as _,
     body::{EitherBody, MessageBody},
-    dev::{Payload, Service, ServiceRequest, ServiceResponse, Transform, forward_ready},
-    http::{
-        StatusCode,
-        header::{HeaderMap, HeaderName, HeaderValue},
-    },
+    dev::{Service, ServiceRequest, ServiceResponse, Transform, forward_ready},
+    http::header::{HeaderMap, HeaderName, HeaderValue},
 };
 use pin_project_lite::pin_project;
-use tollkey_middleware::{Admission, Answer, Headers, RequestHead};
-pub use tollkey_middleware::{ConnectError, Family, Guard, GuardBuilder, Merchant, Mode, Refusal, Requirement, Scope};
-
-#[cfg(feature = "test-util")]
-pub use tollkey_middleware::testing;
+pub use tollkey_middleware::*;
 
 /// Guards what it wraps.
 #[derive(Debug, Clone)]
 pub struct Tollkey {
     guard: Guard,
-    /// Shared: each request takes one along.
+    /// Shared by the requests that wait for the server.
     requirement: Arc<Requirement>,
 }
 
 impl Tollkey {
-    /// Lets in any key that may make the request.
+    /// Admits any key that may make the request.
     #[must_use]
     pub fn new(guard: Guard) -> Self {
         Self { guard, requirement: Arc::new(Requirement::any()) }
@@ -103,8 +141,8 @@ pub struct TollkeyService<S> {
     layer: Tollkey,
 }
 
-/// An answer in a box.
-type Answered<B> = Pin<Box<dyn Future<Output = Result<ServiceResponse<EitherBody<B>>, Error>>>>;
+/// A future in a box.
+type Boxed<B> = Pin<Box<dyn Future<Output = Result<ServiceResponse<EitherBody<B>>, Error>>>>;
 
 impl<S, B> Service<ServiceRequest> for TollkeyService<S>
 where
@@ -113,26 +151,26 @@ where
 {
     type Response = ServiceResponse<EitherBody<B>>;
     type Error = Error;
-    type Future = Answering<S::Future, B>;
+    type Future = ResponseFuture<S::Future, B>;
 
     forward_ready!(inner);
 
-    fn call(&self, request: ServiceRequest) -> Self::Future {
+    fn call(&self, mut request: ServiceRequest) -> Self::Future {
         let Tollkey { guard, requirement } = &self.layer;
         if let Some(outer) = request.extensions().get::<Admission>() {
             outer.give_way_to(guard);
         }
-        // Almost always the key is remembered. Then no future is put into a box.
-        let checked = guard.check_remembered(&Seen::of(request.request()).head(), requirement);
+        // Almost always the key is cached. Then no future is boxed.
+        let checked = guard.check_cached(&Seen::of(request.request()).head(), requirement);
         if let Some(checked) = checked {
             let stage = match checked {
                 Ok(admission) => {
-                    request.extensions_mut().insert(admission.clone());
-                    Stage::Admitted { answer: self.inner.call(request), admission }
+                    admit(&mut request, &admission);
+                    Stage::Running { future: self.inner.call(request), admission }
                 }
-                Err(refusal) => Stage::Refused { response: Some(refuse(request, &refusal)) },
+                Err(rejection) => Stage::Rejected { response: Some(reject(request, &rejection)) },
             };
-            return Answering { stage };
+            return ResponseFuture { stage };
         }
         let inner = Rc::clone(&self.inner);
         let Tollkey { guard, requirement } = self.layer.clone();
@@ -140,18 +178,29 @@ where
             let checked = guard.check(&Seen::of(request.request()).head(), &requirement).await;
             let admission = match checked {
                 Ok(admission) => admission,
-                Err(refusal) => return Ok(refuse(request, &refusal)),
+                Err(rejection) => return Ok(reject(request, &rejection)),
             };
-            request.extensions_mut().insert(admission.clone());
+            admit(&mut request, &admission);
             Ok(concluded(inner.call(request).await?, &admission))
         };
-        Answering { stage: Stage::Asked { answer: Box::pin(asked) } }
+        ResponseFuture { stage: Stage::Asked { future: Box::pin(asked) } }
     }
 }
 
+/// Passes the admission on with the request, and marks the header with the key as sensitive, so that nothing inside logs it.
+fn admit(request: &mut ServiceRequest, admission: &Admission) {
+    if let Some(key) = admission.key() {
+        let credential = HeaderName::from_static(key.credential_header());
+        if let Some(credential) = request.headers_mut().get_mut(credential) {
+            credential.set_sensitive(true);
+        }
+    }
+    request.extensions_mut().insert(admission.clone());
+}
+
 pin_project! {
-    /// The answer of [`TollkeyService`].
-    pub struct Answering<F, B> {
+    /// The future of [`TollkeyService`].
+    pub struct ResponseFuture<F, B> {
         #[pin]
         stage: Stage<F, B>,
     }
@@ -160,15 +209,15 @@ pin_project! {
 pin_project! {
     #[project = StageProjection]
     enum Stage<F, B> {
-        /// Decided from memory; nothing is left once it is given,
-        Refused { response: Option<ServiceResponse<EitherBody<B>>> },
-        Admitted { #[pin] answer: F, admission: Admission },
+        /// Decided from the cache,
+        Rejected { response: Option<ServiceResponse<EitherBody<B>>> },
+        Running { #[pin] future: F, admission: Admission },
         /// or by the server.
-        Asked { answer: Answered<B> },
+        Asked { future: Boxed<B> },
     }
 }
 
-impl<F, B> Future for Answering<F, B>
+impl<F, B> Future for ResponseFuture<F, B>
 where
     F: Future<Output = Result<ServiceResponse<B>, Error>>,
 {
@@ -176,31 +225,34 @@ where
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         match self.project().stage.project() {
-            // There is nothing to say about a future that is asked after its end.
-            StageProjection::Refused { response } => response.take().map_or(Poll::Pending, |one| Poll::Ready(Ok(one))),
-            StageProjection::Admitted { answer, admission } => {
-                Poll::Ready(ready!(answer.poll(context)).map(|response| concluded(response, admission)))
+            // A future that is polled after its end stays pending.
+            StageProjection::Rejected { response } => response.take().map_or(Poll::Pending, |one| Poll::Ready(Ok(one))),
+            StageProjection::Running { future, admission } => {
+                Poll::Ready(ready!(future.poll(context)).map(|response| concluded(response, admission)))
             }
-            StageProjection::Asked { answer } => answer.as_mut().poll(context),
+            StageProjection::Asked { future } => future.as_mut().poll(context),
         }
     }
 }
 
-impl<F, B> std::fmt::Debug for Answering<F, B> {
+impl<F, B> std::fmt::Debug for ResponseFuture<F, B> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Answering").finish_non_exhaustive()
+        f.debug_struct("ResponseFuture").finish_non_exhaustive()
     }
 }
 
-/// Ends the request, and says in the answer what is left of the key's rate limit.
+/// Ends the request, and adds to the response what remains of the key's rate limit.
 fn concluded<B>(mut response: ServiceResponse<B>, admission: &Admission) -> ServiceResponse<EitherBody<B>> {
     for (name, value) in admission.conclude() {
-        insert(response.headers_mut(), name, &value);
+        if let Ok(value) = HeaderValue::from_str(&value) {
+            response.headers_mut().insert(HeaderName::from_static(name), value);
+        }
     }
     response.map_into_left_body()
 }
 
-/// Requires more of the key that a [`Tollkey`] outside of it has let in.
+/// Requires more of the key that a [`Tollkey`] outside of it has admitted: scopes by name (`require("links:read")`,
+/// `require(["links:read", "events:read"])`), or a [`Requirement`].
 pub fn require(requirement: impl Into<Requirement>) -> Require {
     Require(requirement.into())
 }
@@ -239,62 +291,19 @@ where
 {
     type Response = ServiceResponse<EitherBody<B>>;
     type Error = Error;
-    type Future = Answered<B>;
+    type Future = Boxed<B>;
 
     forward_ready!(inner);
 
     fn call(&self, request: ServiceRequest) -> Self::Future {
-        let admission = request.extensions().get::<Admission>().cloned().ok_or_else(Refusal::unguarded);
+        let admission = request.extensions().get::<Admission>().cloned().ok_or_else(Rejection::unguarded);
         let allowed =
             admission.and_then(|admission| admission.require(&Seen::of(request.request()).head(), &self.requirement));
-        if let Err(refusal) = allowed {
-            return Box::pin(ready(Ok(refuse(request, &refusal))));
+        if let Err(rejection) = allowed {
+            return Box::pin(ready(Ok(reject(request, &rejection))));
         }
-        let answer = self.inner.call(request);
-        Box::pin(async move { answer.await.map(ServiceResponse::map_into_left_body) })
-    }
-}
-
-/// The key a request was let in with: an extractor. Reads as [`tollkey_middleware::VerifiedKey`].
-#[derive(Debug, Clone)]
-pub struct VerifiedKey(tollkey_middleware::VerifiedKey);
-
-impl std::ops::Deref for VerifiedKey {
-    type Target = tollkey_middleware::VerifiedKey;
-
-    fn deref(&self) -> &Self::Target {
-        &self.0
-    }
-}
-
-/// Why there is no [`VerifiedKey`].
-#[derive(Debug, Clone)]
-pub struct NoKey(Refusal);
-
-impl std::fmt::Display for NoKey {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        self.0.fmt(f)
-    }
-}
-
-impl ResponseError for NoKey {
-    fn status_code(&self) -> StatusCode {
-        StatusCode::from_u16(self.0.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
-    }
-
-    fn error_response(&self) -> HttpResponse {
-        refused(&self.0)
-    }
-}
-
-impl FromRequest for VerifiedKey {
-    type Error = NoKey;
-    type Future = Ready<Result<Self, NoKey>>;
-
-    fn from_request(request: &HttpRequest, _: &mut Payload) -> Self::Future {
-        let extensions = request.extensions();
-        let admission = extensions.get::<Admission>().ok_or_else(Refusal::unguarded);
-        ready(admission.and_then(Admission::needed_key).map(|key| Self(key.clone())).map_err(NoKey))
+        let response = self.inner.call(request);
+        Box::pin(async move { response.await.map(ServiceResponse::map_into_left_body) })
     }
 }
 
@@ -329,21 +338,6 @@ impl Headers for HttpHeaders<'_> {
     }
 }
 
-fn refuse<B>(request: ServiceRequest, refusal: &Refusal) -> ServiceResponse<EitherBody<B>> {
-    request.into_response(refused(refusal)).map_into_right_body()
-}
-
-fn refused(refusal: &Refusal) -> HttpResponse {
-    let Answer { status, headers, body, .. } = refusal.answer();
-    let mut response = HttpResponse::new(StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR));
-    for (name, value) in headers {
-        insert(response.headers_mut(), name, &value);
-    }
-    response.set_body(body).map_into_boxed_body()
-}
-
-fn insert(headers: &mut HeaderMap, name: &'static str, value: &str) {
-    if let Ok(value) = HeaderValue::from_str(value) {
-        headers.insert(HeaderName::from_static(name), value);
-    }
+fn reject<B>(request: ServiceRequest, rejection: &Rejection) -> ServiceResponse<EitherBody<B>> {
+    request.into_response(rejection.error_response()).map_into_right_body()
 }

@@ -2,14 +2,14 @@
 //!
 //! ```no_run
 //! use axum::{Json, Router, handler::Handler, routing::get};
-//! use tollkey_axum::{Guard, Scope, TollkeyLayer, VerifiedKey, require};
+//! use tollkey_axum::{Guard, TollkeyLayer, VerifiedKey, require};
 //!
 //! async fn list_links(key: VerifiedKey) -> Json<Vec<String>> {
 //!     Json(vec![format!("the links of {}, {} data", key.account_id(), key.mode())])
 //! }
 //!
 //! async fn create_link(key: VerifiedKey) -> &'static str {
-//!     "made"
+//!     "created"
 //! }
 //!
 //! # async fn example(service_key: String) -> Result<(), tollkey_axum::ConnectError> {
@@ -17,69 +17,136 @@
 //! let app: Router = Router::new()
 //!     .route(
 //!         "/api/v1/links",
-//!         get(list_links.layer(require(Scope::LINKS_READ))).post(create_link.layer(require(Scope::LINKS_WRITE))),
+//!         get(list_links.layer(require("links:read"))).post(create_link.layer(require("links:write"))),
 //!     )
 //!     .layer(TollkeyLayer::new(guard));
 //! # Ok(())
 //! # }
 //! ```
 //!
-//! [`TollkeyLayer`] guards whatever is inside of it: a request without a key that may make it is answered there (RFC 6750,
-//! RFC 9457). [`require`] asks for more at a route inside of it; a route without one takes any key. [`VerifiedKey`] is who
-//! calls, and `Option<VerifiedKey>` where a layer makes the key [optional](Requirement::optional).
+//! [`TollkeyLayer`] guards everything inside of it: a request that presents no key, or one that may not make this request, gets
+//! its response there (RFC 6750, RFC 9457). [`require`] asks for more at a route inside of it; a route without one accepts any key.
+//! [`VerifiedKey`] is the key of the request, `Option<VerifiedKey>` where a layer makes it [optional](Requirement::optional). A
+//! handler asks for more with [`VerifiedKey::require`] and returns the [`Rejection`] as its error.
 //!
-//! Outside of axum [`VerifiedKey::of`] finds the key in a request's extensions, in tonic as in hyper. A gRPC request is refused as gRPC does
-//! it: a status (`UNAUTHENTICATED`, `PERMISSION_DENIED`, …) in trailers.
+//! Outside of axum, [`VerifiedKey::of`] finds the key in a request's extensions, in tonic as in hyper.
+//! [`TollkeyLayer::grpc`] sends rejections as gRPC statuses.
 //!
-//! Serve the app with `into_make_service_with_connect_info::<SocketAddr>()`: a key that is bound to addresses is refused where the
-//! address of the other end is not known.
+//! # What the layer sees
+//!
+//! - The method and path on the wire, including what `nest` has cut off. The features of a scoped key and the routes of a
+//!   publishable key are compared with these.
+//! - The peer's address only if the application is served with `into_make_service_with_connect_info::<SocketAddr>()`. Without it a key with
+//!   an IP allowlist is rejected. Tests can use [`MockConnectInfo`] outside of the layer. Behind a proxy, see
+//!   [`GuardBuilder::trusted_proxies`].
+//! - No body. A rejected request's body is discarded up to 1 MiB while the response is sent, so that a proxy that is still sending it
+//!   receives the response.
+//!
+//! # What belongs outside and inside
+//!
+//! axum runs the layer that was added last first. From the outside in: tracing and request IDs, CORS, Tollkey, then limits,
+//! timeouts and load shedding.
+//!
+//! - **CORS outside**: a browser's preflight request (`OPTIONS`) presents no key, and scripts can read a rejection only if CORS headers
+//!   are added to it. The example below exposes the headers of a rejection to them as well.
+//! - **Concurrency limits inside**: a permit is taken once the key is authorized. A request without a valid key takes none, whether it
+//!   is rejected from the cache or by the server. A limit outside of the layer is shared with strangers.
+//! - **Timeouts**: a key that is not cached is looked up within two seconds; a timeout outside of the layer includes that.
+//!
+//! ```no_run
+//! use axum::{
+//!     Router,
+//!     http::{HeaderName, HeaderValue, Method, header::AUTHORIZATION},
+//! };
+//! use tollkey_axum::{Guard, TollkeyLayer};
+//! use tower_http::cors::CorsLayer;
+//!
+//! /// Routes that the scripts of a web page may call.
+//! fn app(routes: Router, guard: Guard) -> Router {
+//!     let exposed = ["www-authenticate", "retry-after", "ratelimit", "ratelimit-policy"];
+//!     let cors = CorsLayer::new()
+//!         .allow_origin(HeaderValue::from_static("https://shop.example.com"))
+//!         .allow_methods([Method::GET, Method::POST])
+//!         .allow_headers([AUTHORIZATION])
+//!         .expose_headers(exposed.map(HeaderName::from_static));
+//!     routes.layer(TollkeyLayer::new(guard)).layer(cors)
+//! }
+//! ```
+//!
+//! # Long responses
+//!
+//! A request is authorized once, when it begins. A WebSocket or an event stream goes on when its key is revoked, unless the
+//! handler ends it: [`VerifiedKey::revoked`] resolves at that moment.
 #![forbid(unsafe_code)]
 
+mod body;
+
 use std::{
-    future::Future,
+    future::{Future, poll_fn},
     net::SocketAddr,
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll, ready},
+    task::{Context, Poll, Waker, ready},
 };
 
 use axum::{
-    body::Body,
-    extract::{ConnectInfo, FromRequestParts, OptionalFromRequestParts, OriginalUri},
+    extract::{ConnectInfo, OriginalUri, connect_info::MockConnectInfo},
     http::{
-        Extensions, HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Uri, header::CONTENT_TYPE,
+        Extensions, HeaderMap, HeaderName, HeaderValue, Method, Request, Uri, Version, header::CONTENT_TYPE,
         request::Parts,
     },
     response::{IntoResponse, Response},
 };
+use http_body::Body as HttpBody;
 use pin_project_lite::pin_project;
-use tollkey_middleware::{Admission, Answer, Headers, RequestHead};
-pub use tollkey_middleware::{ConnectError, Family, Guard, GuardBuilder, Merchant, Mode, Refusal, Requirement, Scope};
+pub use tollkey_middleware::*;
 use tower_layer::Layer;
 use tower_service::Service;
-
-#[cfg(feature = "test-util")]
-pub use tollkey_middleware::testing;
 
 /// Guards what is inside of it.
 #[derive(Debug, Clone)]
 pub struct TollkeyLayer {
     guard: Guard,
-    /// Shared: each request takes one along.
+    /// Shared by the requests that wait for the server.
     requirement: Arc<Requirement>,
+    grpc: bool,
 }
 
 impl TollkeyLayer {
-    /// Lets in any key that may make the request.
+    /// Admits any key that may make the request.
     #[must_use]
     pub fn new(guard: Guard) -> Self {
-        Self { guard, requirement: Arc::new(Requirement::any()) }
+        Self { guard, requirement: Arc::new(Requirement::any()), grpc: false }
     }
 
     /// Requires this of every key.
     #[must_use]
     pub fn require(self, requirement: impl Into<Requirement>) -> Self {
         Self { requirement: Arc::new(requirement.into()), ..self }
+    }
+
+    /// Sends rejections of gRPC requests as gRPC statuses (`UNAUTHENTICATED`, `PERMISSION_DENIED`, …) with HTTP status 200, as gRPC
+    /// clients expect them. A gRPC request is a `POST` over HTTP/2 whose content type is `application/grpc` or begins with
+    /// `application/grpc+`; any other request gets the usual response.
+    ///
+    /// For layers around gRPC services alone: a proxy that decides by the HTTP status takes this rejection for a success.
+    #[must_use]
+    pub fn grpc(self) -> Self {
+        Self { grpc: true, ..self }
+    }
+
+    /// The form in which a request is rejected. Without [`grpc`](Self::grpc) nothing in the request decides it.
+    fn form(&self, method: &Method, version: Version, headers: &HeaderMap) -> RejectionForm {
+        let is_grpc = |value: &HeaderValue| {
+            let value = value.as_bytes();
+            value == b"application/grpc" || value.starts_with(b"application/grpc+")
+        };
+        let is_grpc = || headers.get(CONTENT_TYPE).is_some_and(is_grpc);
+        if self.grpc && *method == Method::POST && version == Version::HTTP_2 && is_grpc() {
+            RejectionForm::Grpc
+        } else {
+            RejectionForm::Problem
+        }
     }
 }
 
@@ -92,218 +159,222 @@ impl<S> Layer<S> for TollkeyLayer {
 }
 
 /// The service of [`TollkeyLayer`].
+///
+/// It is always ready: the inner service is asked whether it is ready only for requests that are admitted, so that no other
+/// request takes a permit of a limit in there.
 #[derive(Debug, Clone)]
 pub struct Tollkey<S> {
     inner: S,
     layer: TollkeyLayer,
 }
 
-/// An answer in a box.
+/// A future in a box.
 type Boxed<E> = Pin<Box<dyn Future<Output = Result<Response, E>> + Send>>;
 
 impl<S, B> Service<Request<B>> for Tollkey<S>
 where
     S: Service<Request<B>, Response: IntoResponse, Future: Send> + Clone + Send + 'static,
-    B: Send + 'static,
+    B: HttpBody<Data: Send, Error: Send> + Send + 'static,
 {
     type Response = Response;
     type Error = S::Error;
-    type Future = Answering<S::Future, S::Error>;
+    type Future = ResponseFuture<S, B>;
 
-    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
-        self.inner.poll_ready(context)
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        Poll::Ready(Ok(()))
     }
 
     fn call(&mut self, mut request: Request<B>) -> Self::Future {
-        let TollkeyLayer { guard, requirement } = &self.layer;
+        let TollkeyLayer { guard, requirement, .. } = &self.layer;
         if let Some(outer) = request.extensions().get::<Admission>() {
             outer.give_way_to(guard);
         }
-        // Almost always the key is remembered. Then no future is put into a box, and the service is not cloned.
-        if let Some(checked) = guard.check_remembered(&Seen::of_request(&request).head(), requirement) {
-            let stage = match checked {
+        let form = self.layer.form(request.method(), request.version(), request.headers());
+        // Almost always the key is cached. Then no future is boxed, and the service is not cloned.
+        if let Some(checked) = guard.check_cached(&Seen::of_request(&request).head(), requirement) {
+            return match checked {
                 Ok(admission) => {
+                    let admission = admission.in_form(form);
+                    hide_credential(request.headers_mut(), &admission);
                     request.extensions_mut().insert(admission.clone());
-                    Stage::Admitted { answer: self.inner.call(request), admission }
+                    ResponseFuture::run(&mut self.inner, request, Some(admission))
                 }
-                Err(refusal) => {
-                    // What is ready and not called may hold a place that others wait for.
-                    self.inner = self.inner.clone();
-                    Stage::Refused { response: Some(refused(&refusal, request.headers())) }
-                }
+                Err(rejection) => ResponseFuture::reject(rejection.in_form(form), request),
             };
-            return Answering { stage };
         }
-        // The one that is ready, and a clone in its place.
-        let clone = self.inner.clone();
-        let mut inner = std::mem::replace(&mut self.inner, clone);
-        let TollkeyLayer { guard, requirement } = self.layer.clone();
+        // A clone that is not ready yet: it takes no permit while the server is asked.
+        let mut inner = self.inner.clone();
+        let TollkeyLayer { guard, requirement, .. } = self.layer.clone();
         let asked = async move {
             let (mut parts, body) = request.into_parts();
             let admission = match guard.check(&Seen::of(&parts).head(), &requirement).await {
-                Ok(admission) => admission,
-                Err(refusal) => return Ok(refused(&refusal, &parts.headers)),
+                Ok(admission) => admission.in_form(form),
+                Err(rejection) => {
+                    body::discard(&parts.headers, body);
+                    return Ok(rejection.in_form(form).into_response());
+                }
             };
+            hide_credential(&mut parts.headers, &admission);
             parts.extensions.insert(admission.clone());
-            let answer = inner.call(Request::from_parts(parts, body)).await?;
-            Ok(concluded(answer.into_response(), &admission))
+            poll_fn(|context| inner.poll_ready(context)).await?;
+            let response = inner.call(Request::from_parts(parts, body)).await?;
+            Ok(conclude(response.into_response(), Some(&admission)))
         };
-        Answering { stage: Stage::Asked { answer: Box::pin(asked) } }
+        ResponseFuture { stage: Stage::Asked { future: Box::pin(asked) }, admission: None }
+    }
+}
+
+/// Marks the header with the key as sensitive, so that nothing inside of the layer logs it.
+fn hide_credential(headers: &mut HeaderMap, admission: &Admission) {
+    if let Some(credential) = admission.key().and_then(|key| headers.get_mut(key.credential_header())) {
+        credential.set_sensitive(true);
     }
 }
 
 pin_project! {
-    /// The answer of [`Tollkey`].
-    pub struct Answering<F, E> {
+    /// The future of [`Tollkey`] and [`Require`].
+    pub struct ResponseFuture<S, B>
+    where
+        S: Service<Request<B>>,
+    {
         #[pin]
-        stage: Stage<F, E>,
+        stage: Stage<S, B, S::Future, S::Error>,
+        // What ends with the response.
+        admission: Option<Admission>,
     }
 }
 
 pin_project! {
     #[project = StageProjection]
-    enum Stage<F, E> {
-        /// Decided from memory; nothing is left once it is given,
-        Refused { response: Option<Response> },
-        Admitted { #[pin] answer: F, admission: Admission },
-        /// or by the server.
-        Asked { answer: Boxed<E> },
+    enum Stage<S, B, F, E> {
+        /// Rejected, or failed before it was called.
+        Done { outcome: Option<Result<Response, E>> },
+        /// Admitted while the inner service was not ready.
+        Waiting { inner: S, request: Option<Request<B>> },
+        Running { #[pin] future: F },
+        /// The server is asked, and everything that follows.
+        Asked { future: Boxed<E> },
     }
 }
 
-impl<F, E, R> Future for Answering<F, E>
+impl<S, B> ResponseFuture<S, B>
 where
-    F: Future<Output = Result<R, E>>,
-    R: IntoResponse,
+    S: Service<Request<B>> + Clone,
 {
-    type Output = Result<Response, E>;
+    /// Calls the inner service, at once if it is ready.
+    fn run(inner: &mut S, request: Request<B>, admission: Option<Admission>) -> Self {
+        // Whoever has to wait is woken up by the poll of `Waiting`.
+        let stage = match inner.poll_ready(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(Ok(())) => Stage::Running { future: inner.call(request) },
+            Poll::Ready(Err(error)) => Stage::Done { outcome: Some(Err(error)) },
+            Poll::Pending => {
+                // The one that waits, and a clone in its place.
+                let clone = inner.clone();
+                Stage::Waiting { inner: std::mem::replace(inner, clone), request: Some(request) }
+            }
+        };
+        Self { stage, admission }
+    }
+
+    fn reject(rejection: Rejection, request: Request<B>) -> Self
+    where
+        B: HttpBody<Data: Send, Error: Send> + Send + 'static,
+    {
+        let (parts, body) = request.into_parts();
+        body::discard(&parts.headers, body);
+        Self { stage: Stage::Done { outcome: Some(Ok(rejection.into_response())) }, admission: None }
+    }
+}
+
+impl<S, B> Future for ResponseFuture<S, B>
+where
+    S: Service<Request<B>, Response: IntoResponse>,
+{
+    type Output = Result<Response, S::Error>;
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        Poll::Ready(match self.project().stage.project() {
-            StageProjection::Refused { response } => match response.take() {
-                Some(response) => Ok(response),
-                // There is nothing to say about a future that is asked after its end.
-                None => return Poll::Pending,
-            },
-            StageProjection::Admitted { answer, admission } => {
-                ready!(answer.poll(context)).map(|answer| concluded(answer.into_response(), admission))
+        let mut this = self.project();
+        if let StageProjection::Waiting { inner, request } = this.stage.as_mut().project() {
+            ready!(inner.poll_ready(context))?;
+            // Taken once: the stage is another one from here on.
+            let Some(request) = request.take() else { return Poll::Pending };
+            let future = inner.call(request);
+            this.stage.set(Stage::Running { future });
+        }
+        match this.stage.project() {
+            StageProjection::Running { future } => {
+                let response = ready!(future.poll(context))?;
+                Poll::Ready(Ok(conclude(response.into_response(), this.admission.as_ref())))
             }
-            StageProjection::Asked { answer } => ready!(answer.as_mut().poll(context)),
-        })
+            StageProjection::Asked { future } => future.as_mut().poll(context),
+            // A future that is polled after its end stays pending.
+            StageProjection::Done { outcome } => outcome.take().map_or(Poll::Pending, Poll::Ready),
+            StageProjection::Waiting { .. } => Poll::Pending,
+        }
     }
 }
 
-impl<F, E> std::fmt::Debug for Answering<F, E> {
+impl<S: Service<Request<B>>, B> std::fmt::Debug for ResponseFuture<S, B> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Answering").finish_non_exhaustive()
+        f.debug_struct("ResponseFuture").finish_non_exhaustive()
     }
 }
 
-/// Ends the request, and says in the answer what is left of the key's rate limit.
-fn concluded(mut response: Response, admission: &Admission) -> Response {
-    for (name, value) in admission.conclude() {
-        insert(&mut response, name, &value);
+/// Ends the request, and adds to the response what remains of the key's rate limit.
+fn conclude(mut response: Response, admission: Option<&Admission>) -> Response {
+    for (name, value) in admission.map(Admission::conclude).unwrap_or_default() {
+        if let Ok(value) = HeaderValue::from_str(&value) {
+            response.headers_mut().insert(HeaderName::from_static(name), value);
+        }
     }
     response
 }
 
-/// Requires more of the key that a [`TollkeyLayer`] outside of it has let in.
+/// Requires more of the key that a [`TollkeyLayer`] outside of it has admitted: scopes by name (`require("links:read")`,
+/// `require(["links:read", "events:read"])`), or a [`Requirement`].
 pub fn require(requirement: impl Into<Requirement>) -> RequireLayer {
-    RequireLayer(requirement.into())
+    RequireLayer(Arc::new(requirement.into()))
 }
 
 /// The layer of [`require`].
 #[derive(Debug, Clone)]
-pub struct RequireLayer(Requirement);
+pub struct RequireLayer(Arc<Requirement>);
 
 impl<S> Layer<S> for RequireLayer {
     type Service = Require<S>;
 
     fn layer(&self, inner: S) -> Require<S> {
-        Require { inner, requirement: self.0.clone() }
+        Require { inner, requirement: Arc::clone(&self.0) }
     }
 }
 
-/// The service of [`require`].
+/// The service of [`require`]. It is always ready, as [`Tollkey`] is.
 #[derive(Debug, Clone)]
 pub struct Require<S> {
     inner: S,
-    requirement: Requirement,
+    requirement: Arc<Requirement>,
 }
 
 impl<S, B> Service<Request<B>> for Require<S>
 where
-    S: Service<Request<B>, Response: IntoResponse, Future: Send + 'static> + Send + 'static,
-    B: Send + 'static,
+    S: Service<Request<B>, Response: IntoResponse> + Clone,
+    B: HttpBody<Data: Send, Error: Send> + Send + 'static,
 {
     type Response = Response;
     type Error = S::Error;
-    type Future = Boxed<S::Error>;
+    type Future = ResponseFuture<S, B>;
 
-    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
-        self.inner.poll_ready(context)
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        Poll::Ready(Ok(()))
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
-        let (parts, body) = request.into_parts();
-        let admission = parts.extensions.get::<Admission>().ok_or_else(Refusal::unguarded);
-        let allowed = admission.and_then(|admission| admission.require(&Seen::of(&parts).head(), &self.requirement));
-        if let Err(refusal) = allowed {
-            let response = refused(&refusal, &parts.headers);
-            return Box::pin(async move { Ok(response) });
+        let admission = request.extensions().get::<Admission>().ok_or_else(Rejection::unguarded);
+        let head = Seen::of_request(&request);
+        match admission.and_then(|admission| admission.require(&head.head(), &self.requirement)) {
+            Ok(()) => ResponseFuture::run(&mut self.inner, request, None),
+            Err(rejection) => ResponseFuture::reject(rejection, request),
         }
-        let answer = self.inner.call(Request::from_parts(parts, body));
-        Box::pin(async move { answer.await.map(IntoResponse::into_response) })
-    }
-}
-
-/// The key a request was let in with: an extractor. Reads as [`tollkey_middleware::VerifiedKey`].
-#[derive(Debug, Clone)]
-pub struct VerifiedKey(tollkey_middleware::VerifiedKey);
-
-impl VerifiedKey {
-    /// The key that a request was let in with, by the request's extensions: where there are no extractors, as in tonic and hyper.
-    /// `None` where there is no [`TollkeyLayer`] around, or where it makes the key [optional](Requirement::optional) and none was
-    /// presented.
-    #[must_use]
-    pub fn of(extensions: &Extensions) -> Option<Self> {
-        extensions.get::<Admission>()?.key().cloned().map(Self)
-    }
-}
-
-impl std::ops::Deref for VerifiedKey {
-    type Target = tollkey_middleware::VerifiedKey;
-
-    fn deref(&self) -> &Self::Target {
-        &self.0
-    }
-}
-
-/// Why there is no [`VerifiedKey`].
-#[derive(Debug, Clone)]
-pub struct NoKey(Refusal);
-
-impl IntoResponse for NoKey {
-    fn into_response(self) -> Response {
-        said(self.0.answer())
-    }
-}
-
-impl<S: Sync> FromRequestParts<S> for VerifiedKey {
-    type Rejection = NoKey;
-
-    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, NoKey> {
-        let admission = parts.extensions.get::<Admission>().ok_or_else(Refusal::unguarded);
-        admission.and_then(Admission::needed_key).map(|key| Self(key.clone())).map_err(NoKey)
-    }
-}
-
-impl<S: Sync> OptionalFromRequestParts<S> for VerifiedKey {
-    type Rejection = NoKey;
-
-    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Option<Self>, NoKey> {
-        let admission = parts.extensions.get::<Admission>().ok_or_else(|| NoKey(Refusal::unguarded()))?;
-        Ok(admission.key().map(|key| Self(key.clone())))
     }
 }
 
@@ -327,13 +398,14 @@ impl<'a> Seen<'a> {
     }
 
     fn head(&self) -> RequestHead<'_> {
-        // What a router has cut off is part of what was asked for.
+        // A prefix that a router has cut off is part of the path on the wire.
         let uri = self.extensions.get::<OriginalUri>().map_or(self.uri, |original| &original.0);
-        let peer = self.extensions.get::<ConnectInfo<SocketAddr>>();
+        let peer = self.extensions.get::<ConnectInfo<SocketAddr>>().map(|ConnectInfo(address)| address);
+        let mock = || self.extensions.get::<MockConnectInfo<SocketAddr>>().map(|MockConnectInfo(address)| address);
         RequestHead {
             method: self.method.as_str(),
             target: uri.path_and_query().map_or("/", |target| target.as_str()),
-            peer: peer.map(|ConnectInfo(address)| address.ip()),
+            peer: peer.or_else(mock).map(SocketAddr::ip),
             headers: &self.headers,
         }
     }
@@ -346,26 +418,5 @@ impl Headers for HttpHeaders<'_> {
         for (name, value) in self.0 {
             show(name.as_str(), value.as_bytes());
         }
-    }
-}
-
-/// A refusal in the language of the request: HTTP, or gRPC over it.
-fn refused(refusal: &Refusal, headers: &HeaderMap) -> Response {
-    let is_grpc = |value: &HeaderValue| value.as_bytes().starts_with(b"application/grpc");
-    said(if headers.get(CONTENT_TYPE).is_some_and(is_grpc) { refusal.grpc_answer() } else { refusal.answer() })
-}
-
-fn said(answer: Answer) -> Response {
-    let mut response = Response::new(Body::from(answer.body));
-    *response.status_mut() = StatusCode::from_u16(answer.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-    for (name, value) in answer.headers {
-        insert(&mut response, name, &value);
-    }
-    response
-}
-
-fn insert(response: &mut Response, name: &'static str, value: &str) {
-    if let Ok(value) = HeaderValue::from_str(value) {
-        response.headers_mut().insert(HeaderName::from_static(name), value);
     }
 }

@@ -14,14 +14,14 @@ use crate::{
     retry::Retries,
 };
 
-/// What every client of this release says it is.
+/// The name of this release in `User-Agent`.
 const NAME: &str = concat!("tollkey-rust/", env!("CARGO_PKG_VERSION"));
-/// How long one attempt may take, from before it connects until the answer is whole.
+/// How long one attempt may take, from before it connects until the whole response is received.
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a connection may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Headers that are the client's own business.
+/// Headers that the client sets itself.
 const RESERVED: [&str; 12] = [
     "authorization",
     "x-api-key",
@@ -108,26 +108,26 @@ impl ClientBuilder {
         Ok(Self { auth, service, ..Self::new().base_url(url) })
     }
 
-    /// Where the server is: `https://keys.example.com`, or with a path where a proxy puts it beneath one. Needed.
+    /// The URL of the server: `https://keys.example.com`, or with a path where a proxy puts it beneath one. Required.
     pub fn base_url(mut self, url: impl Into<String>) -> Self {
         self.base_url = Some(url.into());
         self
     }
 
-    /// What calls present; none when not set. [`Client::with_auth`] makes a client with another.
+    /// The credential that calls present; none when not set. [`Client::with_auth`] returns a client with another.
     pub fn auth(mut self, auth: Auth) -> Self {
         self.auth = Some(auth);
         self
     }
 
-    /// What calls that verify the keys of others present instead (`verify`, `verify_batch`, `introspect`,
+    /// The credential that calls which verify the keys of others present instead (`verify`, `verify_batch`, `introspect`,
     /// `subscription`): for a process that manages keys with a management token and verifies keys with a service key.
     pub fn service_auth(mut self, auth: Auth) -> Self {
         self.service = Some(auth);
         self
     }
 
-    /// How long one attempt may take, connecting included and until the answer is whole; 10 s when not set.
+    /// How long one attempt may take, from before it connects until the whole response is received; 10 s when not set.
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;
         self
@@ -196,9 +196,14 @@ impl ClientBuilder {
         self
     }
 
-    /// An HTTP client of one's own, for its proxies, certificates or connection pool. It should follow no redirects: it
-    /// would show keys elsewhere. Whatever it is led to, no answer from another address is taken. Blocking calls use it too,
-    /// while otherwise they have connections of their own: keep its connections to one runtime.
+    /// Uses the caller's own HTTP client, for its proxies, certificates or connection pool.
+    ///
+    /// - It should follow no redirects, which would send keys to another server. A response from another URL is never used.
+    /// - Its settings are its own: enable HTTP/2 keep-alive
+    ///   ([`http2_keep_alive_interval`](reqwest::ClientBuilder::http2_keep_alive_interval), also
+    ///   [`while idle`](reqwest::ClientBuilder::http2_keep_alive_while_idle)), without which a connection that has gone silent fails
+    ///   call after call. Its connections cannot be replaced either ([`Client::with_new_connections`]).
+    /// - Blocking calls use it too, while otherwise they have connections of their own: use it on one runtime only.
     pub fn http_client(mut self, client: reqwest::Client) -> Self {
         self.http_client = Some(client);
         self

@@ -198,3 +198,82 @@ fn no_ca_certificates(is_set: impl Fn(&str) -> bool) -> String {
          or give an HTTP client with certificates of its own (ClientBuilder::http_client)"
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn connections() -> Connections {
+        let settings = HttpSettings { connect_timeout: Duration::from_secs(3), needs_tls: false };
+        Connections::open(settings).unwrap()
+    }
+
+    #[test]
+    fn connections_are_replaced_once_for_attempts_at_once() {
+        let connections = connections();
+        let (silent, now) = (connections.pool(), Instant::now());
+        for _ in 0..10 {
+            connections.replace(&silent, now);
+        }
+        assert_eq!(connections.pool().generation, 1);
+        // Not even later: others have taken their place.
+        connections.replace(&silent, now + 10 * REPLACEMENT_INTERVAL);
+        assert_eq!(connections.pool().generation, 1);
+    }
+
+    #[test]
+    fn connections_are_replaced_at_most_every_two_seconds() {
+        let connections = connections();
+        let now = Instant::now();
+        let mut replaced = Vec::new();
+        for tenth in 0..=100 {
+            let before = connections.pool();
+            connections.replace(&before, now + Duration::from_millis(100) * tenth);
+            if connections.pool().generation != before.generation {
+                replaced.push(tenth);
+            }
+        }
+        assert_eq!(replaced, [0, 20, 40, 60, 80, 100]);
+    }
+
+    #[test]
+    fn client_of_the_caller_is_never_replaced() {
+        let connections = Connections::of(reqwest::Client::new());
+        connections.replace(&connections.pool(), Instant::now());
+        assert_eq!(connections.pool().generation, 0);
+        assert!(connections.separate().is_none());
+    }
+
+    #[test]
+    fn only_an_attempt_that_waited_replaces_connections() {
+        let connections = Arc::new(connections());
+        let generation = || connections.pool().generation;
+        drop(Pending::new(&connections, connections.pool(), Duration::from_secs(10)));
+        assert_eq!(generation(), 0, "dropped as soon as it began");
+        Pending::new(&connections, connections.pool(), Duration::ZERO).finish();
+        assert_eq!(generation(), 0, "there was a response");
+        drop(Pending::new(&connections, connections.pool(), Duration::ZERO));
+        assert_eq!(generation(), 1);
+    }
+
+    #[test]
+    fn missing_ca_certificates_are_named_with_the_remedy() {
+        let rows: [(&[&str], &str); 4] = [
+            (
+                &[],
+                "in the certificate store of this machine: install the package ca-certificates, set SSL_CERT_FILE or \
+                 SSL_CERT_DIR",
+            ),
+            (&["SSL_CERT_FILE"], "in the file that SSL_CERT_FILE names: correct or unset SSL_CERT_FILE"),
+            (&["SSL_CERT_DIR"], "in the directories that SSL_CERT_DIR names: correct or unset SSL_CERT_DIR"),
+            (
+                &["SSL_CERT_FILE", "SSL_CERT_DIR"],
+                "where SSL_CERT_FILE and SSL_CERT_DIR point to: correct or unset SSL_CERT_FILE and SSL_CERT_DIR",
+            ),
+        ];
+        for (set, expected) in rows {
+            let text = no_ca_certificates(|name| set.contains(&name));
+            assert!(text.contains(&format!(" were found {expected}, or give an HTTP client")), "{text}");
+        }
+    }
+}

@@ -1,4 +1,4 @@
-//! What can go wrong with a call, to be asked rather than taken apart.
+//! The error of a call: what failed, and what a caller can do about it.
 
 use std::{error::Error as StdError, fmt, time::Duration};
 
@@ -8,16 +8,17 @@ use crate::{auth::BoxError, retry::Progress, transport::ConnectFailure};
 
 /// A call that failed.
 ///
-/// Holds no credential and no body. [`Display`](fmt::Display) says what was called, what came back and the request's id, which the
-/// server's logs have too.
+/// Holds no credential and no body. [`Display`](fmt::Display) names the call, the status, code and detail of the response or the
+/// cause where there is none (the host name cannot be resolved, the certificate is not trusted, connection refused, timed out, …),
+/// and the request ID, which the server's logs have too.
 ///
 /// ```no_run
 /// # use tollkey_client::{Client, Mode};
 /// # async fn example(merchant: Client) -> Result<(), tollkey_client::Error> {
 /// match merchant.applications().create("Production Web Store").await {
 ///     Ok(application) => println!("{}", application.id),
-///     Err(error) if error.code() == Some("application_name_taken") => println!("it is there already"),
-///     Err(error) if error.is_unauthorized() => println!("the token has ended"),
+///     Err(error) if error.code() == Some("application_name_taken") => println!("it already exists"),
+///     Err(error) if error.is_unauthorized() => println!("the token has expired"),
 ///     Err(error) => return Err(error),
 /// }
 /// # Ok(())
@@ -73,7 +74,7 @@ impl Kind {
     }
 }
 
-/// An answer that says no.
+/// A response with an error status.
 #[derive(Debug, Default)]
 pub(crate) struct Refusal {
     pub(crate) status: u16,
@@ -84,28 +85,28 @@ pub(crate) struct Refusal {
     pub(crate) retry_after: Option<Duration>,
 }
 
-/// What sort of failure an [`Error`] is. It speaks of the last attempt; whether an earlier one may have done what was asked
-/// for is [`Error::may_have_been_done`].
+/// What sort of failure an [`Error`] is. It describes the last attempt; whether an earlier one may have taken effect is
+/// [`Error::may_have_been_done`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ErrorKind {
-    /// The client cannot be built of these settings.
+    /// The client cannot be built with these settings.
     Settings,
-    /// An argument that cannot be sent, such as an empty id.
+    /// An argument that is not sent, such as an empty ID, a key given for an ID, or a credential that ends with a line break.
     Argument,
-    /// The source of an [`Auth::from_fn`](crate::Auth::from_fn) gave no token, or not in time.
+    /// The function of an [`Auth::from_fn`](crate::Auth::from_fn) returned no token, or not in time.
     Auth,
-    /// No connection.
+    /// No connection could be opened: `Display` says why.
     Connect,
-    /// The connection ended before the whole answer was there.
+    /// The connection ended before the whole response was received.
     Interrupted,
-    /// No answer in time.
+    /// No response in time, or the connection went silent.
     Timeout,
-    /// The server sent elsewhere. The client never follows: it would show its credential there.
+    /// A redirect. The client never follows one: it would send its credential to another server.
     Redirect,
-    /// An answer that is not one of Tollkey's: no JSON, too long, or without a member that has to be there.
+    /// A response that is not one of Tollkey's: not JSON, too long, or without a required field.
     Unreadable,
-    /// The server refused: see [`Error::status`] and [`Error::code`].
+    /// The server rejected the request: see [`Error::status`] and [`Error::code`].
     Refused,
 }
 
@@ -181,7 +182,7 @@ impl Error {
         }
     }
 
-    /// The HTTP status, when there was an answer.
+    /// The HTTP status, if there was a response.
     #[must_use]
     pub fn status(&self) -> Option<u16> {
         match &self.0.kind {
@@ -193,19 +194,19 @@ impl Error {
     }
 
     /// The stable snake_case code of the problem, such as `validation_failed`: the `code` of a problem (RFC 9457). On the
-    /// account surface, whose own codes are in capitals and coarser, the same words.
+    /// account surface, whose own codes are in capitals and coarser, the same values.
     #[must_use]
     pub fn code(&self) -> Option<&str> {
         self.refusal()?.code.as_deref()
     }
 
-    /// What the server says about it, in a sentence.
+    /// The detail of the problem, in a sentence.
     #[must_use]
     pub fn detail(&self) -> Option<&str> {
         self.refusal()?.detail.as_deref()
     }
 
-    /// The request's id (`X-Request-Id`), by which the server's logs and audit log know it.
+    /// The request ID (`X-Request-Id`), which the server's logs and audit log have too.
     #[must_use]
     pub fn request_id(&self) -> Option<&str> {
         match &self.0.kind {
@@ -220,14 +221,14 @@ impl Error {
         self.refusal()?.retry_after
     }
 
-    /// Each member that breaks a rule, and the rule.
+    /// Each field that breaks a rule, and the rule.
     #[must_use]
     pub fn errors(&self) -> &[FieldError] {
         self.refusal().map_or(&[], |refusal| &refusal.errors)
     }
 
-    /// Whether what was asked for may have been done all the same: an attempt, not necessarily the last, got no answer that
-    /// says otherwise (none at all, one that cannot be read, or 5xx). Then look before doing it anew, or repeat the call: with
+    /// Whether the call may have taken effect all the same: an attempt, not necessarily the last, had no response that says
+    /// otherwise (none at all, one that cannot be read, or 5xx). Then check before doing it anew, or repeat the call: with
     /// the same [`idempotency_key`](crate::commerce::CreateKey::idempotency_key) where it creates something.
     ///
     /// ```no_run
@@ -244,14 +245,14 @@ impl Error {
         self.0.uncertain
     }
 
-    /// How often it was tried; 0 when there was nothing to try. After more than one attempt a refusal may speak of what an
-    /// earlier one did: a deleted application is then not found.
+    /// How often the request was sent; 0 when it was not. After more than one attempt the response may be due to an earlier one: a
+    /// deleted application is then not found.
     #[must_use]
     pub fn attempts(&self) -> u32 {
         self.0.attempts
     }
 
-    /// 400 because members, parameters or headers break a rule; [`errors`](Self::errors) names them.
+    /// 400 because fields, parameters or headers break a rule; [`errors`](Self::errors) names them.
     #[must_use]
     pub fn is_validation(&self) -> bool {
         self.code() == Some("validation_failed")
@@ -263,19 +264,19 @@ impl Error {
         self.status() == Some(401)
     }
 
-    /// 403: a valid credential that may not do this.
+    /// 403: a valid credential that does not allow this.
     #[must_use]
     pub fn is_forbidden(&self) -> bool {
         self.status() == Some(403)
     }
 
-    /// 404: no such thing, or somebody else's.
+    /// 404: it does not exist, or belongs to another account.
     #[must_use]
     pub fn is_not_found(&self) -> bool {
         self.status() == Some(404)
     }
 
-    /// 409: the thing does not stand where this change needs it to.
+    /// 409: its state does not allow this change.
     #[must_use]
     pub fn is_conflict(&self) -> bool {
         self.status() == Some(409)
@@ -287,13 +288,13 @@ impl Error {
         self.status() == Some(429)
     }
 
-    /// No answer in time, whether no connection or no answer on it.
+    /// No connection or no response in time.
     #[must_use]
     pub fn is_timeout(&self) -> bool {
         matches!(self.0.kind, Kind::Timeout | Kind::Connect(ConnectFailure::TimedOut))
     }
 
-    /// No connection, at the last attempt.
+    /// No connection could be opened at the last attempt.
     #[must_use]
     pub fn is_connect(&self) -> bool {
         matches!(self.0.kind, Kind::Connect(_))
@@ -308,7 +309,7 @@ impl fmt::Display for Error {
         match &self.0.kind {
             Kind::Settings(rule) => f.write_str(rule)?,
             Kind::Argument { name, rule } => write!(f, "{name}: {rule}")?,
-            Kind::Auth => f.write_str("there is no token to present")?,
+            Kind::Auth => f.write_str("auth: the function returned no token")?,
             Kind::Connect(failure) => write!(f, "no connection: {failure}")?,
             Kind::Interrupted => f.write_str("the connection ended before the response did")?,
             Kind::Timeout => f.write_str("no response in time")?,

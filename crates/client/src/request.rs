@@ -1,4 +1,4 @@
-//! A call: how it is put together, sent, and its answer read.
+//! A call: how it is put together and sent, and how its response is read.
 
 use std::{fmt, future::IntoFuture, pin::Pin, sync::Arc, time::SystemTime};
 
@@ -22,8 +22,8 @@ use crate::{
     url_text::{query_value, segment},
 };
 
-/// The longest answer that is read: the longest list, a thousand keys with all they can hold, is below.
-const MAX_ANSWER: usize = 64 * 1024 * 1024;
+/// The longest response that is read. The longest list, a thousand keys with all they can hold, is shorter.
+const MAX_RESPONSE: usize = 64 * 1024 * 1024;
 /// What a body rarely needs more than, so that growing leaves no copies behind.
 const USUAL_BODY: usize = 4096;
 
@@ -44,12 +44,12 @@ pub(crate) struct Call {
     /// Shared by all attempts, and wiped after the last: it can hold a presented key.
     body: Option<(&'static str, Bytes)>,
     as_service: bool,
-    /// A secret: it is part of what opens the answer that the server keeps.
+    /// A secret: it is part of what opens the idempotency record of the server.
     idempotency_key: Option<Secret>,
     /// The code by which a repeat says that it is done.
     done_before: Option<&'static str>,
     repeat: Repeat,
-    /// Whether the answer is 204 and has no body.
+    /// Whether the response is 204 and has no body.
     silent: bool,
 }
 
@@ -97,8 +97,8 @@ impl Call {
         self
     }
 
-    /// Ends something that cannot be ended twice: after an attempt that may have been done, a refusal with this code means
-    /// that it is.
+    /// Ends something that cannot be ended twice: after an attempt that may have taken effect, a rejection with this code means
+    /// that it did.
     pub(crate) fn done_before(mut self, code: &'static str) -> Self {
         self.done_before = Some(code);
         self
@@ -134,12 +134,12 @@ impl Call {
         self
     }
 
-    /// A call whose answer is JSON.
+    /// A call whose response is JSON.
     pub(crate) fn reading<T: DeserializeOwned + 'static>(self) -> Request<T> {
         self.reading_with(|reply| reply.json())
     }
 
-    /// A call whose answer is 204.
+    /// A call whose response is 204.
     pub(crate) fn reading_nothing(mut self) -> Request<()> {
         self.silent = true;
         self.reading_with(|_| Ok(()))
@@ -175,11 +175,11 @@ impl Call {
                 reply => reply.and_then(read),
             }
         });
-        let answer = match self.client.deadline {
+        let outcome = match self.client.deadline {
             Some(deadline) => timeout(deadline, sent).await.unwrap_or_else(|_| Err(Error::new(Kind::Timeout))),
             None => sent.await,
         };
-        answer.map_err(|error| error.of(name, self.route, &progress))
+        outcome.map_err(|error| error.of(name, self.route, &progress))
     }
 
     async fn attempt(&self, url: &Url, progress: &Progress) -> Result<Reply, Error> {
@@ -221,7 +221,7 @@ impl Call {
         Ok(headers)
     }
 
-    /// Its answer could be read and does not make sense.
+    /// The error of a call whose response could be read and makes no sense.
     pub(crate) fn unreadable(&self, why: &str) -> Error {
         let kind = Kind::Unreadable { status: 200, request_id: None, why: why.to_owned() };
         let progress = Progress::default();
@@ -285,24 +285,24 @@ fn method_name(method: &Method) -> &'static str {
     }
 }
 
-/// An answer that says yes.
+/// A response, read as far as its body.
 pub(crate) struct Reply {
     status: u16,
     request_id: Option<String>,
     pub(crate) headers: HeaderMap,
-    /// Whether the answer said how long it is.
+    /// Whether the response states its length.
     is_measured: bool,
     /// Wiped, because it can hold a new key.
     body: Zeroizing<Vec<u8>>,
 }
 
 impl Reply {
-    /// What an earlier attempt would have answered, had it been heard.
+    /// The response to an earlier attempt, which was lost.
     fn nothing() -> Self {
         Self { status: 204, request_id: None, headers: HeaderMap::new(), is_measured: true, body: Zeroizing::default() }
     }
 
-    /// Takes an answer in.
+    /// Receives a response.
     async fn receive(mut response: Response, asked: &Url, silent: bool) -> Result<Self, Error> {
         let status = response.status();
         let headers = std::mem::take(response.headers_mut());
@@ -324,31 +324,36 @@ impl Reply {
         match status {
             204 if silent => Ok(reply),
             200 | 201 if !silent && is_json => Ok(reply),
-            200 | 201 if !silent => Err(reply.unreadable("the answer is no JSON: is this the address of a Tollkey?")),
-            200..=299 => Err(reply.unreadable("this call is not answered with such a status")),
+            200 | 201 if !silent => {
+                Err(reply.unreadable("the response is not JSON: is base_url the URL of a Tollkey server?"))
+            }
+            200..=299 => Err(reply.unreadable("this call has no response with this status")),
             _ => Err(Error::new(Kind::Refused(Box::new(reply.refusal())))),
         }
     }
 
     pub(crate) fn json<T: DeserializeOwned>(&self) -> Result<T, Error> {
-        // What exactly is wrong could quote the answer, which may hold a key: place and sort say enough.
+        // The message of the parser could quote the response, which may hold a key: position and sort are enough.
         serde_json::from_slice(&self.body).map_err(|error| {
             if error.is_eof() && !self.is_measured {
-                return Error::new(Kind::Interrupted); // the end of the connection was the end of the answer
+                return Error::new(Kind::Interrupted); // the end of the connection was the end of the response
             }
             let (line, column) = (error.line(), error.column());
-            self.unreadable(&format!("the answer cannot be read ({:?}, line {line} column {column})", error.classify()))
+            self.unreadable(&format!(
+                "the response cannot be read ({:?}, line {line} column {column})",
+                error.classify()
+            ))
         })
     }
 
-    /// An answer that is not what it should be.
+    /// The error of a response that is not what it should be.
     pub(crate) fn unreadable(&self, why: &str) -> Error {
         let request_id = self.request_id.clone();
         Error::new(Kind::Unreadable { status: self.status, request_id, why: why.to_owned() })
     }
 
-    /// The answer as a refusal: a problem (RFC 9457), the envelope of the account surface, or what a proxy says. Each member
-    /// is taken for itself: none has to be there.
+    /// The response as a rejection: a problem (RFC 9457), the envelope of the account surface, or what a proxy sends. Each field
+    /// is optional.
     fn refusal(self) -> Refusal {
         let said: Value = serde_json::from_slice(&self.body).unwrap_or_default();
         let text = |at: &str| said.pointer(at).and_then(Value::as_str).map(str::to_owned);
@@ -383,14 +388,14 @@ impl Reply {
 
 /// Reads the body, as far as it is not too long.
 async fn read_body(response: &mut Response, reply: &Reply, announced: u64) -> Result<Zeroizing<Vec<u8>>, Error> {
-    let too_long = || reply.unreadable("the answer is too long");
-    if announced > MAX_ANSWER as u64 {
+    let too_long = || reply.unreadable("the response is too long");
+    if announced > MAX_RESPONSE as u64 {
         return Err(too_long());
     }
     // At once, so that growing leaves no copies behind.
     let mut body = Zeroizing::new(Vec::with_capacity(announced as usize));
     while let Some(chunk) = response.chunk().await.map_err(Error::transport)? {
-        if body.len() + chunk.len() > MAX_ANSWER {
+        if body.len() + chunk.len() > MAX_RESPONSE {
             return Err(too_long());
         }
         body.extend_from_slice(&chunk);
@@ -404,7 +409,7 @@ fn is_json(content_type: &str) -> bool {
     media_type == "application/json" || (media_type.starts_with("application/") && media_type.ends_with("+json"))
 }
 
-/// How an answer is read.
+/// How a response is read.
 type Read<T> = Arc<dyn Fn(Reply) -> Result<T, Error> + Send + Sync>;
 
 /// A call that is not sent yet: `.await` sends it.
@@ -431,7 +436,7 @@ impl<T: Send + 'static> Request<T> {
         self.call.send(self.read).await
     }
 
-    /// Sends it and waits for the answer, without an async runtime. Needs the feature `blocking`.
+    /// Sends it and waits for the response, without an async runtime. Needs the feature `blocking`.
     ///
     /// # Errors
     /// [`Error`].
@@ -458,17 +463,17 @@ impl<T: Send + 'static> IntoFuture for Request<T> {
 
 /// How a builder is sent: by what its method `request` makes of it.
 macro_rules! sends {
-    ($builder:ty => $answer:ty) => {
+    ($builder:ty => $output:ty) => {
         impl $builder {
             /// Sends it. `.await` on the call itself does the same.
             ///
             /// # Errors
             /// [`Error`](crate::Error).
-            pub async fn send(self) -> Result<$answer, $crate::Error> {
+            pub async fn send(self) -> Result<$output, $crate::Error> {
                 self.request().send().await
             }
 
-            /// Sends it and waits for the answer, without an async runtime. Needs the feature `blocking`.
+            /// Sends it and waits for the response, without an async runtime. Needs the feature `blocking`.
             ///
             /// # Errors
             /// [`Error`](crate::Error).
@@ -476,13 +481,13 @@ macro_rules! sends {
             /// # Panics
             /// Inside an async runtime, whose worker it would hold up.
             #[cfg(feature = "blocking")]
-            pub fn send_blocking(self) -> Result<$answer, $crate::Error> {
+            pub fn send_blocking(self) -> Result<$output, $crate::Error> {
                 self.request().send_blocking()
             }
         }
 
         impl std::future::IntoFuture for $builder {
-            type Output = Result<$answer, $crate::Error>;
+            type Output = Result<$output, $crate::Error>;
             type IntoFuture = std::pin::Pin<Box<dyn Future<Output = Self::Output> + Send>>;
 
             fn into_future(self) -> Self::IntoFuture {

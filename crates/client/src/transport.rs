@@ -101,3 +101,35 @@ fn causes<'a>(error: &'a (dyn StdError + 'static)) -> impl Iterator<Item = &'a (
         wrapped.map(|wrapped| wrapped as &(dyn StdError + 'static)).or_else(|| error.source())
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cause_in_a_wrapped_io_error_is_found() {
+        let tls = rustls::Error::InvalidCertificate(CertificateError::Revoked);
+        let outer = io::Error::other(io::Error::new(io::ErrorKind::InvalidData, tls));
+        let found: Vec<_> = causes(&outer).filter_map(|cause| cause.downcast_ref::<rustls::Error>()).collect();
+        assert_eq!(found.len(), 1);
+        assert_eq!(ConnectFailure::of_tls(found[0]), ConnectFailure::Revoked);
+    }
+
+    #[test]
+    fn causes_that_no_test_can_provoke_are_named() {
+        use io::ErrorKind::{BrokenPipe, ConnectionReset, HostUnreachable, NetworkUnreachable, Other};
+        let rows = [
+            (HostUnreachable, Some(ConnectFailure::Unreachable)),
+            (NetworkUnreachable, Some(ConnectFailure::Unreachable)),
+            (ConnectionReset, Some(ConnectFailure::Ended)),
+            (BrokenPipe, Some(ConnectFailure::Ended)),
+            (Other, None),
+        ];
+        for (kind, expected) in rows {
+            assert_eq!(ConnectFailure::of_io(kind), expected, "{kind}");
+        }
+        let bad = rustls::Error::InvalidCertificate(CertificateError::BadEncoding);
+        assert_eq!(ConnectFailure::of_tls(&bad), ConnectFailure::InvalidCertificate);
+        assert_eq!(ConnectFailure::of_tls(&rustls::Error::DecryptError), ConnectFailure::Tls);
+    }
+}

@@ -189,15 +189,7 @@ pub fn decide<'a>(record: &'a Record, need: &Need<'a>, now: Timestamp) -> Result
     {
         return Err(Denial::UnknownKey);
     }
-    match key.status(now) {
-        Status::Revoked => return Err(Denial::Revoked),
-        Status::Expired => return Err(Denial::Expired),
-        Status::Suspended => return Err(Denial::Suspended),
-        Status::Active => {}
-    }
-    if !record.application_enabled {
-        return Err(Denial::ApplicationDisabled);
-    }
+    decide_usable(record, now)?;
     if need.mode.is_some_and(|mode| mode != key.mode) {
         return Err(Denial::WrongMode);
     }
@@ -210,13 +202,46 @@ pub fn decide<'a>(record: &'a Record, need: &Need<'a>, now: Timestamp) -> Result
     if !route_allowed(record, need) {
         return Err(Denial::RouteNotAllowed);
     }
+    decide_merchant_and_scopes(record, need)?;
+    Ok(Grant { record, merchant: need.merchant })
+}
+
+/// Decides whether the key can be used at all at `now`, whatever for.
+///
+/// # Errors
+/// `Revoked`, `Expired`, `Suspended` or `ApplicationDisabled`, the first that applies.
+#[inline]
+pub fn decide_usable(record: &Record, now: Timestamp) -> Result<(), Denial> {
+    match record.key.status(now) {
+        Status::Revoked => Err(Denial::Revoked),
+        Status::Expired => Err(Denial::Expired),
+        Status::Suspended => Err(Denial::Suspended),
+        Status::Active if !record.application_enabled => Err(Denial::ApplicationDisabled),
+        Status::Active => Ok(()),
+    }
+}
+
+/// Decides what a handler requires besides, of a key that [`decide`] has allowed for the same request: the mode, merchant
+/// and scopes of `need`. The client's address and the route were decided there.
+///
+/// # Errors
+/// The first [`Denial`] that applies, in their order.
+pub fn decide_further(record: &Record, need: &Need<'_>, now: Timestamp) -> Result<(), Denial> {
+    decide_usable(record, now)?;
+    if need.mode.is_some_and(|mode| mode != record.key.mode) {
+        return Err(Denial::WrongMode);
+    }
+    decide_merchant_and_scopes(record, need)
+}
+
+fn decide_merchant_and_scopes(record: &Record, need: &Need<'_>) -> Result<(), Denial> {
     if !merchant_allowed(record, need) {
         return Err(Denial::MerchantNotAllowed);
     }
     if !record.scopes.contains_all(need.scopes) {
         return Err(Denial::InsufficientScope);
     }
-    Ok(Grant { record, merchant: need.merchant })
+    Ok(())
 }
 
 /// Publishable keys have their own list of routes, scoped keys those of their features as far as the account's

@@ -47,7 +47,7 @@ pub mod time;
 pub mod usage;
 mod word;
 
-pub use access::{Denial, Grant, Need, Record, Viewer, decide};
+pub use access::{Denial, Grant, Need, Record, Viewer, decide, decide_further, decide_usable};
 pub use account::{Account, AccountId, OperatingModel};
 pub use api_key::{ApiKey, Grants, Status};
 pub use application::Application;
@@ -58,7 +58,7 @@ pub use key_text::{Digest, Family, KeyText, Mode};
 pub use network::IpList;
 pub use problem::{Checks, FieldError, Invalid, Problem, ProblemCode};
 pub use rate_limit::RateLimit;
-pub use route::RequestPath;
+pub use route::{RequestPath, RouteBase};
 pub use scope::{Catalogue, Scope, ScopeSet};
 pub use service_key::ServiceKey;
 pub use time::Clock;

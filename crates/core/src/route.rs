@@ -3,26 +3,101 @@
 //! A request is judged on its path as it was sent. Two readers of one path may disagree about dot segments,
 //! doubled slashes, encoded slashes or path parameters; a path that has any of these matches nothing.
 
+use crate::Invalid;
+
+/// The part in front of the paths of a protected API that is cut once before a path is compared with routes: literal
+/// segments such as `/api`, and `{name}` for any one segment, as in `/merchants/{merchant}`. The default is `/api`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RouteBase {
+    /// The literal segments before the first placeholder, as one text, each with its slash.
+    literal: Box<str>,
+    /// The segments from the first placeholder on; `None` is a placeholder.
+    segments: Box<[Option<Box<str>>]>,
+}
+
+impl RouteBase {
+    /// Cuts nothing.
+    #[must_use]
+    pub fn none() -> Self {
+        Self { literal: Box::default(), segments: Box::default() }
+    }
+
+    /// Reads a base. `/` and the empty text cut nothing; a slash at the end does not matter.
+    ///
+    /// # Errors
+    /// [`Invalid`] unless it begins with `/` and each segment is literal, unambiguous and without escapes, or `{name}`.
+    ///
+    /// ```
+    /// use tollkey_core::{RequestPath, RouteBase};
+    /// let base = RouteBase::parse("/merchants/{merchant}").unwrap();
+    /// assert_eq!(RequestPath::new("/merchants/m1/tokens", &base).as_str(), "/tokens");
+    /// assert!(RouteBase::parse("api").is_err());
+    /// ```
+    pub fn parse(text: &str) -> Result<Self, Invalid> {
+        let text = text.strip_suffix('/').unwrap_or(text);
+        if text.is_empty() {
+            return Ok(Self::none());
+        }
+        let placeholder = |segment: &str| segment.starts_with('{') && segment.ends_with('}') && segment.len() >= 2;
+        let literal = |segment: &str| {
+            !segment.contains(['?', '%', '{', '}', '*']) && RequestPath(&format!("/{segment}")).is_unambiguous()
+        };
+        let Some(segments) = text.strip_prefix('/').map(|text| text.split('/').collect::<Vec<_>>()) else {
+            return Err(Invalid::new("must begin with a slash, such as /api or /merchants/{merchant}"));
+        };
+        if !segments.iter().all(|segment| !segment.is_empty() && (placeholder(segment) || literal(segment))) {
+            return Err(Invalid::new(
+                "must be a path such as /api or /merchants/{merchant}, without escapes, dot segments and empty segments",
+            ));
+        }
+        let first = segments.iter().position(|segment| placeholder(segment)).unwrap_or(segments.len());
+        let (literals, rest) = segments.split_at(first);
+        Ok(Self {
+            literal: literals.iter().flat_map(|segment| ["/", segment]).collect::<String>().into(),
+            segments: rest.iter().map(|segment| (!placeholder(segment)).then(|| (*segment).into())).collect(),
+        })
+    }
+
+    /// What follows this base in a path that begins with it as whole segments.
+    fn cut<'a>(&self, path: &'a str) -> Option<&'a str> {
+        let mut rest = path.strip_prefix(&*self.literal)?;
+        for expected in &self.segments {
+            let (segment, behind) = rest.strip_prefix('/')?.split_once('/')?;
+            if expected.as_deref().is_some_and(|literal| literal != segment) {
+                return None;
+            }
+            rest = &rest[rest.len() - behind.len() - 1..];
+        }
+        // A segment that a router may read as another one must not vanish with the base.
+        let base = &path[..path.len() - rest.len()];
+        (rest.starts_with('/') && (self.segments.is_empty() || RequestPath(base).is_unambiguous())).then_some(rest)
+    }
+}
+
+impl Default for RouteBase {
+    fn default() -> Self {
+        Self { literal: "/api".into(), segments: Box::default() }
+    }
+}
+
 /// The path of a request as it stood on the wire: the query is cut, and so is the route base, once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RequestPath<'a>(&'a str);
 
 impl<'a> RequestPath<'a> {
-    /// Cuts the query, then `base` (such as `/api`, or nothing) where the path begins with it as whole segments.
+    /// Cuts the query, then the base where the path begins with it as whole segments.
     ///
     /// ```
-    /// use tollkey_core::RequestPath;
-    /// assert_eq!(RequestPath::new("/api/tokens?page=2", "/api").as_str(), "/tokens");
-    /// assert_eq!(RequestPath::new("/api/api/tokens", "/api").as_str(), "/api/tokens");
-    /// assert_eq!(RequestPath::new("/apis/tokens", "/api").as_str(), "/apis/tokens");
+    /// use tollkey_core::{RequestPath, RouteBase};
+    /// let base = RouteBase::default();
+    /// assert_eq!(RequestPath::new("/api/tokens?page=2", &base).as_str(), "/tokens");
+    /// assert_eq!(RequestPath::new("/api/api/tokens", &base).as_str(), "/api/tokens");
+    /// assert_eq!(RequestPath::new("/apis/tokens", &base).as_str(), "/apis/tokens");
     /// ```
     #[must_use]
-    pub fn new(raw: &'a str, base: &str) -> Self {
+    pub fn new(raw: &'a str, base: &RouteBase) -> Self {
         let path = raw.split_once('?').map_or(raw, |(path, _)| path);
-        match path.strip_prefix(base) {
-            Some(rest) if rest.starts_with('/') => Self(rest),
-            _ => Self(path),
-        }
+        Self(base.cut(path).unwrap_or(path))
     }
 
     /// What is left.
@@ -101,11 +176,11 @@ impl Template {
     /// Whether a request is covered. Methods compare exactly, but HEAD counts as GET.
     ///
     /// ```
-    /// use tollkey_core::{RequestPath, route::Template};
-    /// let template = Template::new("GET", "/tokens/{id}");
-    /// assert!(template.matches("HEAD", RequestPath::new("/tokens/tok_1?expand=1", "/api")));
-    /// assert!(!template.matches("GET", RequestPath::new("/tokens/..", "/api")));
-    /// assert!(!template.matches("get", RequestPath::new("/tokens/tok_1", "/api")));
+    /// use tollkey_core::{RequestPath, RouteBase, route::Template};
+    /// let (template, base) = (Template::new("GET", "/tokens/{id}"), RouteBase::default());
+    /// assert!(template.matches("HEAD", RequestPath::new("/tokens/tok_1?expand=1", &base)));
+    /// assert!(!template.matches("GET", RequestPath::new("/tokens/..", &base)));
+    /// assert!(!template.matches("get", RequestPath::new("/tokens/tok_1", &base)));
     /// ```
     #[must_use]
     pub fn matches(&self, method: &str, path: RequestPath<'_>) -> bool {
@@ -133,7 +208,7 @@ mod tests {
     use super::*;
 
     fn matches(template: &'static str, path: &str) -> bool {
-        Template::new("GET", template).matches("GET", RequestPath::new(path, "/api"))
+        Template::new("GET", template).matches("GET", RequestPath::new(path, &RouteBase::default()))
     }
 
     #[test]
@@ -185,9 +260,48 @@ mod tests {
     }
 
     #[test]
+    fn a_base_with_placeholders_is_cut_as_whole_segments() {
+        for (base, path, expected) in [
+            ("/merchants/{merchant}", "/merchants/m1/tokens", "/tokens"),
+            ("/merchants/{}", "/merchants/m1/merchants/m2/tokens", "/merchants/m2/tokens"),
+            ("/v1/{a}/x/{b}", "/v1/1/x/2/tokens?q", "/tokens"),
+            ("/v1/{a}/x/{b}", "/v1/1/y/2/tokens", "/v1/1/y/2/tokens"),
+            ("/{tenant}/api/", "/acme/api/tokens", "/tokens"),
+            // Nothing is left, or a segment is missing.
+            ("/merchants/{merchant}", "/merchants/m1", "/merchants/m1"),
+            ("/merchants/{merchant}", "/merchants", "/merchants"),
+            // What a router may read as another path stays, and so matches nothing.
+            ("/merchants/{merchant}", "/merchants//tokens", "/merchants//tokens"),
+            ("/merchants/{merchant}", "/merchants/../tokens", "/merchants/../tokens"),
+            ("/merchants/{merchant}", "/merchants/m1;x/tokens", "/merchants/m1;x/tokens"),
+            ("/merchants/{merchant}", "/merchants/a%2fb/tokens", "/merchants/a%2fb/tokens"),
+            ("/merchants/{merchant}", "/%6derchants/m1/tokens", "/%6derchants/m1/tokens"),
+            ("/", "/tokens", "/tokens"),
+            ("", "/tokens", "/tokens"),
+        ] {
+            let base = RouteBase::parse(base).unwrap();
+            assert_eq!(RequestPath::new(path, &base).as_str(), expected, "{base:?} {path}");
+        }
+    }
+
+    #[test]
+    fn a_base_that_can_never_match_is_rejected() {
+        for text in ["api", "api/", "//", "/api//v1", "/a/../b", "/a?b", "/a%20b", "/{a", "/a}", "/{a}b", "/*", "/a b"]
+        {
+            assert!(RouteBase::parse(text).is_err(), "{text}");
+        }
+        assert_eq!(RouteBase::parse("/api"), Ok(RouteBase::default()));
+        assert_eq!(
+            RouteBase::parse("api").unwrap_err().to_string(),
+            "must begin with a slash, such as /api or /merchants/{merchant}"
+        );
+    }
+
+    #[test]
     fn methods_compare_exactly_and_head_counts_as_get() {
         let get = Template::new("GET", "/tokens");
-        let path = RequestPath::new("/tokens", "/api");
+        let base = RouteBase::default();
+        let path = RequestPath::new("/tokens", &base);
         assert!(get.matches("GET", path) && get.matches("HEAD", path));
         assert!(!get.matches("get", path) && !get.matches("POST", path) && !get.matches("", path));
         assert!(!Template::new("POST", "/tokens").matches("HEAD", path));

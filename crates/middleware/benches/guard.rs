@@ -12,7 +12,7 @@ use std::{
 use actix_web::{App, test, web};
 use axum::{Router, body::Body, http::Request, routing::get};
 use criterion::Criterion;
-use tollkey_core::{Catalogue, Family, Mode, Need, RequestPath, Scope};
+use tollkey_core::{Catalogue, Family, Mode, Need, RequestPath, RouteBase, Scope};
 use tollkey_middleware::{Guard, Headers, RequestHead, Requirement, testing::TestKeys};
 use tower_service::Service as _;
 
@@ -28,7 +28,7 @@ impl Headers for Presenting {
 
 /// A guard that remembers that key.
 async fn warm(keys: &TestKeys, key: &str) -> Guard {
-    let guard = keys.remembering_guard().await.expect("a guard");
+    let guard = keys.caching_guard().await.expect("a guard");
     while guard.stats().lease_left.is_zero() {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
@@ -68,7 +68,12 @@ fn main() {
         verifier
     });
     let scopes = Catalogue::default().needed(["links:read"]).expect("a scope");
-    let need = Need { scopes, method: Some("GET"), path: Some(RequestPath::new(PATH, "/api")), ..Need::default() };
+    let need = Need {
+        scopes,
+        method: Some("GET"),
+        path: Some(RequestPath::new(PATH, &RouteBase::default())),
+        ..Need::default()
+    };
     let headers = Presenting(bearer.clone());
     let requirement = Requirement::from(Scope::LINKS_READ);
     let mut runs: Vec<(&str, Run<'_>)> = Vec::new();

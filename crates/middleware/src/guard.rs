@@ -1,49 +1,59 @@
-//! The connection to the server, and what a guard is set to.
+//! The connection to the server, and the settings of a guard.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use ipnet::IpNet;
 use rand::{TryRng as _, rngs::SysRng};
-use tokio::{
-    sync::{Mutex, oneshot},
-    task::JoinHandle,
-    time::{Instant, sleep, timeout_at},
-};
+use tokio::{runtime::Handle, time::sleep};
 use tollkey_client::{Auth, Client, Error, ErrorKind, Secret};
-use tollkey_core::{Catalogue, Digest, VerifierId, credential, network::parse_network};
+use tollkey_core::{Catalogue, Digest, RouteBase, VerifierId, credential, network::parse_network};
 use tollkey_verifier::{Settings, Stats, SystemClock, Verifier, http::HttpSource};
 
-use crate::{Merchant, judge::Verifiers};
+use crate::{
+    Merchant, Rejection, RejectionResponse,
+    admission::Verifiers,
+    background::Background,
+    rejection::{Format, RejectionSettings},
+};
 
 /// How long [`GuardBuilder::connect`] tries.
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
-/// How long one answer may take meanwhile,
-const ANSWER_LIMIT: Duration = Duration::from_secs(2);
+/// The longest that it can be told to try, so that a deadline can be computed from it.
+const LONGEST_CONNECT_LIMIT: Duration = Duration::from_secs(365 * 24 * 3600);
+/// How long one response may take meanwhile,
+const RESPONSE_LIMIT: Duration = Duration::from_secs(2);
 /// and the pause between two attempts.
 const PAUSE: Duration = Duration::from_millis(200);
 
-/// Judges requests. Cheap to clone; clones share one subscription and one memory, which end with the last clone or with
+/// Authorizes requests. Cheap to clone; clones share one subscription and one cache, which end with the last clone or with
 /// [`Guard::shutdown`].
+///
+/// The subscription and all requests to the server run on a thread of the guard's own, so a guard can be connected in one
+/// runtime and used in others, and no blocked worker of the application holds them up.
 #[derive(Clone)]
 pub struct Guard(pub(crate) Arc<Inner>);
 
 pub(crate) struct Inner {
     pub(crate) verifiers: Verifiers,
     pub(crate) policy: Policy,
-    subscription: Mutex<Option<(oneshot::Sender<()>, JoinHandle<()>)>>,
+    background: Background,
 }
 
-/// How requests are read.
+/// How requests are read and rejected.
 pub(crate) struct Policy {
     pub(crate) catalogue: Arc<Catalogue>,
     pub(crate) headers: Vec<&'static str>,
     pub(crate) trusted_proxies: Vec<IpNet>,
     pub(crate) merchant: Merchant,
-    pub(crate) route_base: String,
-    pub(crate) realm: Arc<str>,
+    pub(crate) route_base: RouteBase,
+    pub(crate) rejections: Arc<RejectionSettings>,
 }
 
-/// A guard cannot be had.
+/// Why there is no guard. Its text includes the cause.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ConnectError {
@@ -51,21 +61,24 @@ pub enum ConnectError {
     #[error("{0}")]
     Settings(String),
     /// The HTTP client cannot be built.
-    #[error("the client cannot be built")]
-    Client(#[source] Error),
-    /// The server refuses the service key.
-    #[error("the server refuses the service key")]
-    Refused(#[source] Error),
-    /// What answers is no Tollkey, or one without subscriptions.
-    #[error("the answer is not that of a Tollkey with subscriptions")]
-    Incompatible(#[source] Error),
-    /// The server did not answer, for as long as was waited.
-    #[error("the server does not answer")]
-    Unreachable(#[source] Error),
+    #[error("the HTTP client cannot be built: {0}")]
+    Client(Error),
+    /// The operating system gives no thread or no random numbers.
+    #[error("the guard cannot be started: {0}")]
+    System(std::io::Error),
+    /// The server rejects the service key.
+    #[error("the server rejects the service key: {0}")]
+    Rejected(Error),
+    /// The response is not that of a Tollkey server that has subscriptions.
+    #[error("this is not a Tollkey server with subscriptions: {0}")]
+    Incompatible(Error),
+    /// The server did not respond within the limit.
+    #[error("the server does not respond: {0}")]
+    Unreachable(Error),
 }
 
 impl Guard {
-    /// Subscribes to the server at this address with a service key (`tks_…`), and returns once keys are answered from memory.
+    /// Subscribes to the server at this URL with a service key (`tks_…`), and returns once keys are authorized from the cache.
     ///
     /// ```no_run
     /// # async fn example(service_key: String) -> Result<(), tollkey_middleware::ConnectError> {
@@ -80,20 +93,16 @@ impl Guard {
         Self::builder().url(url).service_key(service_key).connect().await
     }
 
-    /// A guard with settings of one's own.
+    /// A guard with other settings.
     pub fn builder() -> GuardBuilder {
         GuardBuilder::default()
     }
 
-    /// Ends the subscription: nothing is answered from memory any more, what was counted is told, and revocations do not
-    /// wait for this process. To be called when the last request is done. Without it the same begins when the last
-    /// clone is dropped, and nobody waits for it.
+    /// Ends the subscription: the last counts of usage are sent, and revocations no longer wait for this process. Call it
+    /// when the last request is done; requests that come later are rejected with 503. It takes a lease (3 s) at most.
+    /// Without it the same begins when the last clone is dropped, in the background.
     pub async fn shutdown(&self) {
-        let Some((stop, task)) = self.0.subscription.lock().await.take() else { return };
-        drop(stop);
-        if let Err(error) = task.await {
-            tracing::error!(%error, "the subscription ended badly");
-        }
+        self.0.background.stop().await;
     }
 
     /// The state of the verifier: hits, misses, what is left of the lease.
@@ -106,6 +115,10 @@ impl Guard {
         &self.0.verifiers
     }
 
+    pub(crate) fn runtime(&self) -> &Handle {
+        self.0.background.runtime()
+    }
+
     pub(crate) fn policy(&self) -> &Policy {
         &self.0.policy
     }
@@ -113,7 +126,7 @@ impl Guard {
 
 impl fmt::Debug for Guard {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Guard").field("realm", &self.0.policy.realm).finish_non_exhaustive()
+        f.debug_struct("Guard").field("realm", &self.0.policy.rejections.realm).finish_non_exhaustive()
     }
 }
 
@@ -126,144 +139,181 @@ pub struct GuardBuilder {
     client: Option<Client>,
     scopes: Vec<String>,
     headers: Option<Vec<String>>,
-    trusted_proxies: Option<Vec<String>>,
+    trusted_proxies: Option<TrustedProxies>,
     merchant: Option<Merchant>,
     route_base: Option<String>,
     realm: Option<String>,
-    max_remembered: Option<usize>,
+    format: Option<Arc<Format>>,
+    max_cached_keys: Option<usize>,
     connect_limit: Option<Duration>,
+}
+
+/// IP ranges (CIDR) of proxies, from an array of texts, or a slice or vector of texts or of [`IpNet`]s. An empty list trusts
+/// no proxy.
+#[derive(Debug, Clone, Default)]
+pub struct TrustedProxies(Vec<String>);
+
+impl<const N: usize> From<[&str; N]> for TrustedProxies {
+    fn from(ranges: [&str; N]) -> Self {
+        Self(ranges.map(str::to_owned).into())
+    }
+}
+
+impl<T: ToString> From<&[T]> for TrustedProxies {
+    fn from(ranges: &[T]) -> Self {
+        Self(ranges.iter().map(ToString::to_string).collect())
+    }
+}
+
+impl<T: ToString> From<&Vec<T>> for TrustedProxies {
+    fn from(ranges: &Vec<T>) -> Self {
+        ranges.as_slice().into()
+    }
+}
+
+impl<T: ToString> From<Vec<T>> for TrustedProxies {
+    fn from(ranges: Vec<T>) -> Self {
+        ranges.as_slice().into()
+    }
 }
 
 impl fmt::Debug for GuardBuilder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Not the URL, which is read later: a password may stand in it.
+        // Not the URL, which is parsed later: a password may be in it.
         f.debug_struct("GuardBuilder").field("realm", &self.realm).finish_non_exhaustive()
     }
 }
 
 impl GuardBuilder {
-    /// Where the server is.
+    /// The URL of the server.
     pub fn url(mut self, url: impl Into<String>) -> Self {
         self.url = Some(url.into());
         self
     }
 
-    /// The service key (`tks_…`) to ask with.
+    /// The service key (`tks_…`) to present to the server.
     pub fn service_key(mut self, key: impl Into<Secret>) -> Self {
         self.service_key = Some(key.into());
         self
     }
 
-    /// A client of one's own to ask with, in the place of URL and service key.
+    /// A client of the server to use in place of URL and service key. It presents the service key.
     pub fn client(mut self, client: Client) -> Self {
         self.client = Some(client);
         self
     }
 
-    /// Scopes besides the built-in ones that routes require: those the server is set to (`TOLLKEY_SCOPES`).
+    /// Scopes besides the built-in ones that routes require: those of the server's `TOLLKEY_SCOPES`.
     pub fn scopes(mut self, names: impl IntoIterator<Item = impl Into<String>>) -> Self {
         self.scopes = names.into_iter().map(Into::into).collect();
         self
     }
 
-    /// The headers a key is read from, out of `authorization` (Bearer), `x-api-key` and `x-commerce-api-key`; all three when
-    /// not set. Others are not looked at.
+    /// The headers that a key is read from, out of `authorization` (Bearer), `x-api-key` and `x-commerce-api-key`; all three when
+    /// not set. No other header is read.
     pub fn credential_headers(mut self, names: impl IntoIterator<Item = impl Into<String>>) -> Self {
         self.headers = Some(names.into_iter().map(Into::into).collect());
         self
     }
 
-    /// The proxies whose entry in `X-Forwarded-For` is believed, as networks; loopback when not set.
-    pub fn trusted_proxies(mut self, networks: impl IntoIterator<Item = impl ToString>) -> Self {
-        self.trusted_proxies = Some(networks.into_iter().map(|network| network.to_string()).collect());
+    /// The proxies whose entry in `X-Forwarded-For` is trusted, as IP ranges; loopback when not set, none when empty.
+    ///
+    /// ```
+    /// # use tollkey_middleware::Guard;
+    /// let behind_a_proxy = Guard::builder().trusted_proxies(["10.0.0.0/8", "fd00::/8"]);
+    /// let without_proxies = Guard::builder().trusted_proxies([]);
+    /// ```
+    pub fn trusted_proxies(mut self, ranges: impl Into<TrustedProxies>) -> Self {
+        self.trusted_proxies = Some(ranges.into());
         self
     }
 
-    /// Where the merchant stands that a request is about; the header `x-merchant-id` when not set.
+    /// Where a request names the merchant that it is about; the header `x-merchant-id` when not set.
     pub fn merchant(mut self, merchant: Merchant) -> Self {
         self.merchant = Some(merchant);
         self
     }
 
-    /// What is cut once from the front of a path before it is compared with the routes of scoped and publishable keys;
-    /// `/api` when not set, nothing when empty.
+    /// What is cut once from the front of a path before it is compared with the routes of scoped and publishable keys:
+    /// literal segments, and `{name}` for any one segment, as in `/merchants/{merchant}`. `/api` when not set, nothing for `/`.
     pub fn route_base(mut self, base: impl Into<String>) -> Self {
         self.route_base = Some(base.into());
         self
     }
 
-    /// What the challenge of a 401 calls what is protected; `tollkey` when not set.
+    /// The realm in the challenge of a 401 (RFC 6750); `tollkey` when not set.
     pub fn realm(mut self, realm: impl Into<String>) -> Self {
         self.realm = Some(realm.into());
         self
     }
 
-    /// How many keys are remembered; a million when not set.
-    pub fn max_remembered(mut self, keys: usize) -> Self {
-        self.max_remembered = Some(keys);
+    /// Formats rejections in the application's own way. The closure gets each response as it would be sent, and changes what it
+    /// likes: body, headers, and the status to another error's. Rejections by layers, by `require`, by the extractor and by
+    /// [`VerifiedKey::require`](crate::VerifiedKey::require) all go through it; those in gRPC form do not.
+    ///
+    /// A status below 400 is not used, and `cache-control` stays `no-store`.
+    ///
+    /// ```
+    /// # use tollkey_middleware::Guard;
+    /// let builder = Guard::builder().on_rejection(|rejection, response| {
+    ///     response.set_header("content-type", "application/json");
+    ///     response.body = format!(r#"{{"error":{{"code":"{}"}}}}"#, rejection.code());
+    /// });
+    /// ```
+    pub fn on_rejection(mut self, format: impl Fn(&Rejection, &mut RejectionResponse) + Send + Sync + 'static) -> Self {
+        self.format = Some(Arc::new(format));
         self
     }
 
-    /// How long [`connect`](Self::connect) tries; ten seconds when not set.
+    /// How many keys are cached; a million when not set.
+    pub fn max_cached_keys(mut self, keys: usize) -> Self {
+        self.max_cached_keys = Some(keys);
+        self
+    }
+
+    /// How long [`connect`](Self::connect) tries; ten seconds when not set, a year at most.
     pub fn connect_limit(mut self, limit: Duration) -> Self {
         self.connect_limit = Some(limit);
         self
     }
 
-    /// The guard, once the server has answered and keys are answered from memory.
+    /// The guard, once the server has responded and keys are authorized from the cache.
     ///
     /// # Errors
-    /// [`ConnectError`], at once when the server refuses the service key or is none of ours, and after the limit when it does not
-    /// answer.
+    /// [`ConnectError`]: immediately when the server rejects the service key or is not a Tollkey server, and after the limit when
+    /// it does not respond.
     pub async fn connect(self) -> Result<Guard, ConnectError> {
-        let deadline = Instant::now() + self.connect_limit.unwrap_or(CONNECT_LIMIT);
+        let limit = self.connect_limit.unwrap_or(CONNECT_LIMIT).min(LONGEST_CONNECT_LIMIT);
+        let deadline = Instant::now() + limit;
         let prepared = self.prepare()?;
-        let probe = || {
-            let left = deadline.saturating_duration_since(Instant::now());
-            prepared.client.with_timeout(ANSWER_LIMIT.min(left)).subscription().lookup(Digest::of(""))
-        };
-        while let Err(error) = probe().await {
-            match error.kind() {
-                ErrorKind::Connect | ErrorKind::Interrupted | ErrorKind::Timeout => {}
-                ErrorKind::Refused if matches!(error.status(), Some(408 | 429 | 500..)) => {}
-                ErrorKind::Refused if error.is_unauthorized() || error.is_forbidden() => {
-                    return Err(ConnectError::Refused(error));
-                }
-                ErrorKind::Argument | ErrorKind::Auth => return Err(ConnectError::Client(error)),
-                _ => return Err(ConnectError::Incompatible(error)),
-            }
-            if Instant::now() + PAUSE >= deadline {
-                return Err(ConnectError::Unreachable(error));
-            }
-            sleep(PAUSE).await;
-        }
+        prepared.on_background(probe(prepared.client.clone(), deadline)).await??;
         let guard = prepared.start()?;
         // Without a lease every request asks the server, which works as well.
-        let _ = timeout_at(deadline, async {
-            while guard.stats().lease_left.is_zero() {
+        let subscribed = guard.clone();
+        let leased = async move {
+            while subscribed.stats().lease_left.is_zero() && Instant::now() < deadline {
                 sleep(Duration::from_millis(5)).await;
             }
-        })
-        .await;
+        };
+        let _ = guard.runtime().spawn(leased).await;
         Ok(guard)
     }
 
-    /// The guard at once, whether or not the server is there: until it is, requests are refused with 503.
+    /// The guard immediately, whether or not the server responds: until it does, requests are rejected with 503.
     ///
     /// # Errors
-    /// [`ConnectError::Settings`] and [`ConnectError::Client`].
-    ///
-    /// # Panics
-    /// Outside of a tokio runtime, which the subscription runs on.
+    /// [`ConnectError::Settings`], [`ConnectError::Client`] and [`ConnectError::System`].
     pub fn start(self) -> Result<Guard, ConnectError> {
         self.prepare()?.start()
     }
 
-    /// What is needed of the settings, all of them looked at.
+    /// Everything a guard is made of, with all settings checked.
     fn prepare(self) -> Result<Prepared, ConnectError> {
         let client = self.built_client()?;
-        let max_entries = self.max_remembered.unwrap_or(Settings::default().max_entries);
-        Ok(Prepared { client, max_entries, policy: self.policy()? })
+        let defaults = Settings::default();
+        let settings = Settings { max_entries: self.max_cached_keys.unwrap_or(defaults.max_entries), ..defaults };
+        let policy = self.policy()?;
+        Ok(Prepared { client, settings, policy, background: Background::start().map_err(ConnectError::System)? })
     }
 
     fn built_client(&self) -> Result<Client, ConnectError> {
@@ -277,23 +327,20 @@ impl GuardBuilder {
         }
     }
 
-    /// A guard whose keys are in memory. With `remembering` it keeps a lease, as against a server.
+    /// A guard over keys in memory. With `leased` it keeps a lease, as against a server.
     #[cfg(feature = "test-util")]
     pub(crate) fn over(
         self,
         verifier: Verifier<tollkey_verifier::testing::MemorySource>,
-        remembering: bool,
+        leased: bool,
     ) -> Result<Guard, ConnectError> {
         let policy = self.policy()?;
-        let subscription = remembering.then(|| {
-            let (stop, stopped) = oneshot::channel();
-            let run = verifier.clone().run(async {
-                let _ = stopped.await;
-            });
-            (stop, tokio::spawn(run))
-        });
-        let (verifiers, subscription) = (Verifiers::Memory(verifier), Mutex::new(subscription));
-        Ok(Guard(Arc::new(Inner { verifiers, policy, subscription })))
+        let background = Background::start().map_err(ConnectError::System)?;
+        verifier.fetch_on(background.runtime().clone());
+        if leased {
+            background.subscribe(|stopped| verifier.clone().run(stopped));
+        }
+        Ok(Guard(Arc::new(Inner { verifiers: Verifiers::Memory(verifier), policy, background })))
     }
 
     /// The scopes that routes can require.
@@ -316,46 +363,72 @@ impl GuardBuilder {
         let headers = headers.filter(|headers: &Vec<&str>| !headers.is_empty()).ok_or_else(|| {
             setting("credential_headers", &format!("must be some of {}", credential::HEADERS.join(", ")))
         })?;
-        let loopback = || vec!["127.0.0.0/8".to_owned(), "::1/128".to_owned()];
-        let trusted = self.trusted_proxies.unwrap_or_else(loopback);
-        let trusted_proxies = trusted.iter().map(|network| parse_network(network)).collect::<Result<_, _>>();
-        let realm = self.realm.unwrap_or_else(|| "tollkey".to_owned());
+        let trusted = self.trusted_proxies.unwrap_or_else(|| ["127.0.0.0/8", "::1/128"].into());
+        let trusted_proxies = trusted.0.iter().map(|range| parse_network(range)).collect::<Result<_, _>>();
+        let realm = self.realm.unwrap_or_else(|| RejectionSettings::default().realm);
         if !realm.bytes().all(|byte| matches!(byte, b' '..=b'~') && !matches!(byte, b'"' | b'\\')) {
             return Err(setting("realm", &"must be printable ASCII without quote and backslash"));
         }
-        let route_base = self.route_base.unwrap_or_else(|| "/api".to_owned());
+        let route_base = self.route_base.map_or_else(|| Ok(RouteBase::default()), |base| RouteBase::parse(&base));
         Ok(Policy {
             catalogue: Arc::new(catalogue),
             headers,
             trusted_proxies: trusted_proxies.map_err(|rule| setting("trusted_proxies", &rule))?,
             merchant: self.merchant.unwrap_or_else(|| Merchant::header("x-merchant-id")),
-            route_base: route_base.trim_end_matches('/').to_owned(),
-            realm: realm.into(),
+            route_base: route_base.map_err(|rule| setting("route_base", &rule))?,
+            rejections: Arc::new(RejectionSettings { realm, format: self.format }),
         })
     }
 }
 
-/// A guard that nothing is wrong with so far.
+/// Asks the server for a key that does not exist until it responds, and whether it is the right one.
+async fn probe(client: Client, deadline: Instant) -> Result<(), ConnectError> {
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let client = client.with_timeout(RESPONSE_LIMIT.min(left));
+        let Err(error) = client.subscription().lookup(Digest::of("")).await else { return Ok(()) };
+        match error.kind() {
+            ErrorKind::Connect | ErrorKind::Interrupted | ErrorKind::Timeout => {}
+            ErrorKind::Refused if matches!(error.status(), Some(408 | 429 | 500..)) => {}
+            ErrorKind::Refused if error.is_unauthorized() || error.is_forbidden() => {
+                return Err(ConnectError::Rejected(error));
+            }
+            ErrorKind::Argument | ErrorKind::Auth => return Err(ConnectError::Client(error)),
+            _ => return Err(ConnectError::Incompatible(error)),
+        }
+        if Instant::now() + PAUSE >= deadline {
+            return Err(ConnectError::Unreachable(error));
+        }
+        sleep(PAUSE).await;
+    }
+}
+
+/// A guard that has not begun yet.
 struct Prepared {
     client: Client,
-    max_entries: usize,
+    settings: Settings,
     policy: Policy,
+    background: Background,
 }
 
 impl Prepared {
     fn start(self) -> Result<Guard, ConnectError> {
-        let Self { client, max_entries, policy } = self;
+        let Self { client, settings, policy, background } = self;
         let mut id = [0; 16];
-        SysRng.try_fill_bytes(&mut id).map_err(|error| ConnectError::Settings(format!("no randomness: {error}")))?;
+        SysRng.try_fill_bytes(&mut id).map_err(|error| ConnectError::System(std::io::Error::other(error)))?;
         let source = HttpSource::new(&client, policy.catalogue.clone());
-        let settings = Settings { max_entries, ..Settings::default() };
         let verifier = Verifier::subscriber(VerifierId::from_bytes(id), source, Arc::new(SystemClock), settings);
-        let (stop, stopped) = oneshot::channel();
-        let task = tokio::spawn(verifier.clone().subscribe(async {
-            // Ends when the sender does.
-            let _ = stopped.await;
-        }));
-        let subscription = Mutex::new(Some((stop, task)));
-        Ok(Guard(Arc::new(Inner { verifiers: Verifiers::Server(verifier), policy, subscription })))
+        verifier.fetch_on(background.runtime().clone());
+        background.subscribe(|stopped| verifier.clone().subscribe(stopped));
+        Ok(Guard(Arc::new(Inner { verifiers: Verifiers::Server(verifier), policy, background })))
+    }
+
+    /// Runs something on the thread of the guard: the client's connections live there.
+    async fn on_background<T: Send + 'static>(
+        &self,
+        future: impl Future<Output = T> + Send + 'static,
+    ) -> Result<T, ConnectError> {
+        let task = self.background.runtime().spawn(future);
+        task.await.map_err(|error| ConnectError::System(std::io::Error::other(error)))
     }
 }

@@ -1,4 +1,4 @@
-//! The key that was let in.
+//! The key that a request was admitted with.
 
 use std::{
     fmt,
@@ -12,11 +12,12 @@ use serde_json::{Map, Value};
 use tollkey_core::{Denial, Family, Mode, Record, Scope, Timestamp};
 use tollkey_verifier::{Known, Verdict};
 
-use crate::{Guard, Refusal, RequestHead, Requirement};
+use crate::{Guard, Rejection, RequestHead, Requirement};
 
-/// The key a request was let in with. Cheap to clone.
+/// The key that a request was admitted with: an extractor of axum and of actix-web. Cheap to clone.
 ///
-/// The request counts as a use of the key when it is [concluded](crate::Admission::conclude), or when the last clone is dropped.
+/// The request counts as a use of the key when it is [concluded](crate::Admission::conclude), which a layer does as soon as there
+/// is a response, or when the last clone is dropped.
 #[derive(Clone)]
 pub struct VerifiedKey(Arc<Held>);
 
@@ -24,16 +25,17 @@ struct Held {
     guard: Guard,
     record: Known,
     verdict: Verdict,
+    header: &'static str,
     merchant: Option<String>,
     concluded: AtomicBool,
 }
 
 impl VerifiedKey {
     /// Holds a verdict that allows.
-    pub(crate) fn hold(guard: Guard, verdict: Verdict, merchant: Option<String>) -> Option<Self> {
+    pub(crate) fn hold(guard: Guard, verdict: Verdict, header: &'static str, merchant: Option<String>) -> Option<Self> {
         verdict.allowed()?;
         let record = verdict.record.clone()?;
-        Some(Self(Arc::new(Held { guard, record, verdict, merchant, concluded: AtomicBool::new(false) })))
+        Some(Self(Arc::new(Held { guard, record, verdict, header, merchant, concluded: AtomicBool::new(false) })))
     }
 
     pub(crate) fn guard(&self) -> &Guard {
@@ -44,31 +46,31 @@ impl VerifiedKey {
         &self.0.record
     }
 
-    /// Its id.
+    /// The ID.
     #[must_use]
     pub fn id(&self) -> String {
         self.record().key.id.to_string()
     }
 
-    /// Whose it is.
+    /// The account that owns it.
     #[must_use]
     pub fn account_id(&self) -> &str {
         self.record().key.account_id.as_str()
     }
 
-    /// Its application, for keys of applications.
+    /// The application, for a key of an application.
     #[must_use]
     pub fn application_id(&self) -> Option<String> {
         self.record().key.application_id.map(|id| id.to_string())
     }
 
-    /// Its label.
+    /// The name that it was given.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.record().key.name
     }
 
-    /// Which key system it belongs to.
+    /// The family: commerce, application, secret or publishable.
     #[must_use]
     pub fn family(&self) -> Family {
         self.record().key.family
@@ -91,47 +93,112 @@ impl VerifiedKey {
         self.scopes().any(|own| own == scope)
     }
 
-    /// The merchant the request is about, when it names one; a key that is bound to merchants is bound to this one.
+    /// The merchant that the request is about, where it names one. A key that is bound to merchants may be used for this one.
     #[must_use]
     pub fn merchant(&self) -> Option<&str> {
         self.0.merchant.as_deref()
     }
 
-    /// The merchants it is bound to; `None` is any.
+    /// The merchants that it is bound to; `None` is any.
     #[must_use]
     pub fn merchants(&self) -> Option<&[String]> {
         self.record().key.grants.merchants.as_deref()
     }
 
-    /// When it ends; `None` is never.
+    /// When it expires; `None` is never.
     #[must_use]
     pub fn expires_at(&self) -> Option<Timestamp> {
         self.record().key.grants.expires_at
     }
 
-    /// What was attached to it.
+    /// The metadata that was attached to it.
     #[must_use]
     pub fn metadata(&self) -> Option<&Map<String, Value>> {
         self.record().key.metadata.as_ref().map(tollkey_core::metadata::Metadata::object)
     }
 
-    /// The fields `RateLimit-Policy` and `RateLimit` for the answer, where the key has a limit.
-    pub(crate) fn rate_limit_fields(&self) -> impl Iterator<Item = (&'static str, String)> {
-        self.0.verdict.rate.iter().flat_map(|rate| crate::refusal::rate_fields(rate, None))
-    }
-
-    /// Requires more of it, further in. A refusal costs the key nothing of its allowance, and is no use of it.
+    /// Requires more of the key, in a handler: a mode, scopes, a merchant ([`Merchant::id`](crate::Merchant::id)). The client's
+    /// address and the route were authorized by the layer. A rejection takes nothing from the key's rate limit, and is no
+    /// use of the key; the handler returns it as its error.
+    ///
+    /// ```
+    /// # use tollkey_middleware::{Merchant, Rejection, Requirement, VerifiedKey};
+    /// fn pay(key: &VerifiedKey, merchant: &str) -> Result<(), Rejection> {
+    ///     key.require("sessions:write")?;
+    ///     key.require(Requirement::any().merchant(Merchant::id(merchant)))?;
+    ///     Ok(())
+    /// }
+    /// ```
     ///
     /// # Errors
-    /// The [`Refusal`] to answer with.
-    pub(crate) fn require(&self, request: &RequestHead<'_>, requirement: &Requirement) -> Result<(), Refusal> {
+    /// The [`Rejection`] to respond with. A requirement whose merchant stands in the request cannot be checked here: it is
+    /// rejected, with an error in the log.
+    pub fn require(&self, requirement: impl Into<Requirement>) -> Result<(), Rejection> {
+        let requirement = requirement.into();
+        let merchant = match &requirement.merchant {
+            None => self.merchant(),
+            Some(source) => Some(source.without_request().ok_or_else(|| {
+                tracing::error!(?source, "a handler requires the merchant of a request; use Merchant::id there");
+                self.release();
+                self.guard().misconfigured()
+            })?),
+        };
+        let need = self.guard().need_of_key(&requirement, merchant).inspect_err(|_| self.release())?;
+        self.decide(&requirement, self.guard().verifiers().decide_further(&self.0.verdict, &need))
+    }
+
+    /// Rejects the request with this denial, for a rule of the application's own: with the response that the layer would
+    /// give, and without a use of the key.
+    #[must_use]
+    pub fn reject(&self, denial: Denial) -> Rejection {
+        self.0.end(Some(Err(denial)));
+        self.guard().deny(denial, &Requirement::any())
+    }
+
+    /// Waits until the key can no longer be used, whatever for: it is revoked, expired or suspended, or its application is
+    /// disabled; and returns which. For responses that go on after the request was authorized, such as WebSockets and event
+    /// streams: end them when it resolves. It does as fast as a new request would be rejected, and never for a change of
+    /// scopes or other restrictions. While the server cannot be reached, it goes on waiting.
+    ///
+    /// ```
+    /// # async fn example(key: tollkey_middleware::VerifiedKey, next_event: impl Future<Output = String>) {
+    /// tokio::select! {
+    ///     event = next_event => println!("{event}"),
+    ///     denial = key.revoked() => println!("the stream ends: {}", denial.code()),
+    /// }
+    /// # }
+    /// ```
+    pub async fn revoked(&self) -> Denial {
+        self.guard().until_unusable(&self.0.record).await
+    }
+
+    /// The name of the header that held the key, in lower case.
+    #[must_use]
+    pub fn credential_header(&self) -> &'static str {
+        self.0.header
+    }
+
+    /// The fields `RateLimit-Policy` and `RateLimit` for the response, where the key has a limit.
+    pub(crate) fn rate_limit_fields(&self) -> impl Iterator<Item = (&'static str, String)> {
+        self.0.verdict.rate.iter().flat_map(|rate| crate::rejection::rate_fields(rate, None))
+    }
+
+    /// [`require`](Self::require) with the request at hand.
+    ///
+    /// # Errors
+    /// The [`Rejection`] to respond with.
+    pub(crate) fn require_of(&self, request: &RequestHead<'_>, requirement: &Requirement) -> Result<(), Rejection> {
         let Held { guard, verdict, merchant, .. } = &*self.0;
         let own = requirement.merchant.as_ref().map(|source| source.of(request));
         let merchant = own.unwrap_or_else(|| merchant.clone());
-        let need = guard.need(request, requirement, merchant.as_deref()).inspect_err(|_| self.release())?;
-        guard.verifiers().judge_held(verdict, &need).map_err(|denial| {
+        let need = guard.need_of_key(requirement, merchant.as_deref()).inspect_err(|_| self.release())?;
+        self.decide(requirement, guard.verifiers().decide_further(verdict, &need))
+    }
+
+    fn decide(&self, requirement: &Requirement, outcome: Result<(), Denial>) -> Result<(), Rejection> {
+        outcome.map_err(|denial| {
             self.0.end(Some(Err(denial)));
-            guard.refuse(denial, requirement)
+            self.guard().deny(denial, requirement)
         })
     }
 

@@ -1,23 +1,23 @@
-//! What is read of a request.
+//! The parts of a request that a guard reads.
 
 use std::net::IpAddr;
 
-/// The headers of a request, whatever its framework calls them.
+/// The headers of a request, in any framework's type.
 pub trait Headers: Sync {
-    /// Shows every header, its name and its value; those of one name in the order in which they came.
+    /// Calls `show` with the name and the value of every header; those of one name in the order in which they came.
     ///
-    /// All of them, because to look a few names up each time costs more than to go through what a request has.
+    /// All of them, because a few look-ups by name cost more than one pass over what a request has.
     fn each<'a>(&'a self, show: &mut dyn FnMut(&'a str, &'a [u8]));
 }
 
 /// A request without its body.
 #[derive(Clone, Copy)]
 pub struct RequestHead<'a> {
-    /// The method, as sent.
+    /// The method on the wire.
     pub method: &'a str,
-    /// Path and query, as sent: what a router has cut off belongs to it.
+    /// Path and query on the wire, with any prefix that a router has cut off.
     pub target: &'a str,
-    /// The other end of the connection, where it is known.
+    /// The address of the other end of the connection, where it is known.
     pub peer: Option<IpAddr>,
     /// The headers.
     pub headers: &'a dyn Headers,
@@ -35,20 +35,20 @@ impl<'a> RequestHead<'a> {
         values
     }
 
-    /// The first two headers with one of these names: more than one is all there is to know of more.
-    pub(crate) fn first_two(&self, names: &[&'static str]) -> impl Iterator<Item = (&'a str, &'a [u8])> + use<'a> {
-        let mut found: [Option<(&'a str, &'a [u8])>; 2] = [None; 2];
+    /// The first two headers with one of these names, under that name: a third changes nothing.
+    pub(crate) fn first_two(&self, names: &[&'static str]) -> [Option<(&'static str, &'a [u8])>; 2] {
+        let mut found = [None; 2];
         self.headers.each(&mut |own, value| {
             if let Some(name) = names.iter().find(|name| own.eq_ignore_ascii_case(name))
-                && let Some(free) = found.iter_mut().find(|place| place.is_none())
+                && let Some(free) = found.iter_mut().find(|slot| slot.is_none())
             {
                 *free = Some((*name, value));
             }
         });
-        found.into_iter().flatten()
+        found
     }
 
-    /// The value of a header that is there once and a text; `None` otherwise. For closures of [`crate::Merchant::from_fn`].
+    /// The value of a header that is present once and is a text; `None` otherwise. For closures of [`crate::Merchant::from_fn`].
     #[must_use]
     pub fn header(&self, name: &str) -> Option<&'a str> {
         match self.all(name)[..] {
@@ -66,7 +66,7 @@ impl<'a> RequestHead<'a> {
 
 impl std::fmt::Debug for RequestHead<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        // Neither headers nor query: a key may stand there.
+        // Neither headers nor query: a key may be in them.
         f.debug_struct("RequestHead").field("method", &self.method).field("path", &self.path()).finish_non_exhaustive()
     }
 }

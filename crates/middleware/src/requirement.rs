@@ -1,18 +1,23 @@
-//! What a route needs of a key.
+//! What a route requires of a key.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::time::Duration;
 
 use tollkey_core::{Mode, Scope};
 
-use crate::RequestHead;
+use crate::Merchant;
 
-/// What a route needs of the key it is called with. The default: any key that may call it at all, as its own restrictions have it.
+/// What a route requires of the key that a request presents. The default is any key that may make the request, as its own
+/// restrictions say.
 ///
 /// Publishable keys can call the routes that the storefront publishes, and only where no scope is required.
+///
+/// Scopes convert into a requirement: a name, one [`Scope`], or an array, slice or vector of either (also by reference), of which all are required.
 ///
 /// ```
 /// use tollkey_middleware::{Mode, Requirement, Scope};
 /// let requirement = Requirement::scopes([Scope::LINKS_WRITE]).mode(Mode::Live);
+/// let by_name: Requirement = "links:write".into();
+/// let both: Requirement = vec!["links:read", "links:write"].into();
 /// ```
 #[derive(Debug, Clone, Default)]
 #[must_use]
@@ -30,7 +35,8 @@ impl Requirement {
         Self::default()
     }
 
-    /// All of these scopes.
+    /// All of these scopes. A scope that the guard does not know ([`GuardBuilder::scopes`](crate::GuardBuilder::scopes)) rejects
+    /// every request, with an error in the log.
     pub fn scopes(scopes: impl IntoIterator<Item = impl Into<Scope>>) -> Self {
         Self { scopes: scopes.into_iter().map(Into::into).collect(), ..Self::default() }
     }
@@ -41,25 +47,25 @@ impl Requirement {
         self
     }
 
-    /// Where the merchant stands that the request is about, instead of where the guard looks for it. At a layer it is also the
-    /// merchant that a handler is told ([`VerifiedKey::merchant`](crate::VerifiedKey::merchant)); at a `require` further in it is
-    /// judged, and the handler goes on being told the layer's.
+    /// Where the request names its merchant, instead of where the guard reads it. At a layer it is also the merchant that a
+    /// handler is given ([`VerifiedKey::merchant`](crate::VerifiedKey::merchant)); a `require` inside of it authorizes that
+    /// merchant, and the handler is still given the layer's.
     pub fn merchant(mut self, merchant: Merchant) -> Self {
         self.merchant = Some(merchant);
         self
     }
 
-    /// Lets requests without any credential pass, without a key. One with a credential that is refused is refused.
+    /// Admits requests without any credential, without a key. A request whose credential is rejected is rejected.
     pub fn optional(mut self) -> Self {
         self.optional = true;
         self
     }
 
-    /// When the server cannot be asked, goes on with keys that are remembered, for that long after the lease has ended.
+    /// When the server cannot be reached, authorizes cached keys for this long after the lease has ended.
     ///
-    /// **A key that was revoked meanwhile is let in for that long.** Without this, requests are refused with 503 once the
-    /// lease has ended, which is three seconds at most.
-    pub fn remembered_without_immediate_revocation(mut self, grace: Duration) -> Self {
+    /// **A key that was revoked meanwhile is accepted for that long.** Without this, requests are rejected with 503 once the
+    /// lease has ended, which takes three seconds at most.
+    pub fn cached_without_immediate_revocation(mut self, grace: Duration) -> Self {
         self.grace = grace;
         self
     }
@@ -71,89 +77,44 @@ impl From<Scope> for Requirement {
     }
 }
 
-impl<const N: usize> From<[Scope; N]> for Requirement {
-    fn from(scopes: [Scope; N]) -> Self {
+impl From<&str> for Requirement {
+    fn from(scope: &str) -> Self {
+        Self::scopes([scope.to_owned()])
+    }
+}
+
+impl From<String> for Requirement {
+    fn from(scope: String) -> Self {
+        Self::scopes([scope])
+    }
+}
+
+impl<S: Into<Scope>, const N: usize> From<[S; N]> for Requirement {
+    fn from(scopes: [S; N]) -> Self {
         Self::scopes(scopes)
     }
 }
 
-/// Where the merchant stands that a request is about.
-#[derive(Clone)]
-pub struct Merchant(pub(crate) Source);
-
-type Find = dyn Fn(&RequestHead<'_>) -> Option<String> + Send + Sync;
-
-#[derive(Clone)]
-pub(crate) enum Source {
-    Header(Arc<str>),
-    Segment(Arc<[Segment]>),
-    Asked(Arc<Find>),
-}
-
-/// A segment of a path template.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Segment {
-    Literal(String),
-    Any,
-    Merchant,
-}
-
-impl Merchant {
-    /// In a header; `x-merchant-id` is where the guard looks when nothing is said. A repeated one denies.
-    #[must_use]
-    pub fn header(name: &str) -> Self {
-        Self(Source::Header(name.to_ascii_lowercase().into()))
-    }
-
-    /// In the path: `/merchants/{merchant}/tokens` takes what stands at `{merchant}`, `{}` is any other segment, and what
-    /// follows the template does not matter. A path that does not fit names no merchant.
-    #[must_use]
-    pub fn path(template: &str) -> Self {
-        let segment = |part: &str| match part {
-            "{merchant}" => Segment::Merchant,
-            "{}" => Segment::Any,
-            literal => Segment::Literal(literal.to_owned()),
-        };
-        Self(Source::Segment(template.trim_start_matches('/').split('/').map(segment).collect()))
-    }
-
-    /// Wherever the closure finds it.
-    #[must_use]
-    pub fn from_fn(find: impl Fn(&RequestHead<'_>) -> Option<String> + Send + Sync + 'static) -> Self {
-        Self(Source::Asked(Arc::new(find)))
-    }
-
-    /// The merchant of a request. What cannot be read as one reads as something no merchant is called, so that it denies.
-    pub(crate) fn of(&self, request: &RequestHead<'_>) -> Option<String> {
-        match &self.0 {
-            Source::Header(name) => tollkey_core::text::reference_in(request.all(name)),
-            Source::Segment(template) => {
-                let mut parts = request.path().trim_start_matches('/').split('/');
-                let mut merchant = None;
-                for segment in template.iter() {
-                    let part = parts.next()?;
-                    match segment {
-                        // A router that decodes what it matches may take this for the literal.
-                        Segment::Literal(literal) if literal != part => {
-                            return part.contains('%').then(|| part.to_owned());
-                        }
-                        Segment::Merchant => merchant = Some(part.to_owned()),
-                        Segment::Literal(_) | Segment::Any => {}
-                    }
-                }
-                merchant
-            }
-            Source::Asked(find) => find(request),
-        }
+impl<S: Into<Scope>> From<Vec<S>> for Requirement {
+    fn from(scopes: Vec<S>) -> Self {
+        Self::scopes(scopes)
     }
 }
 
-impl fmt::Debug for Merchant {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.0 {
-            Source::Header(name) => f.debug_tuple("Header").field(name).finish(),
-            Source::Segment(template) => f.debug_tuple("Path").field(template).finish(),
-            Source::Asked(_) => f.write_str("FromFn"),
-        }
+impl<S: Into<Scope> + Clone> From<&[S]> for Requirement {
+    fn from(scopes: &[S]) -> Self {
+        Self::scopes(scopes.iter().cloned())
+    }
+}
+
+impl<S: Into<Scope> + Clone, const N: usize> From<&[S; N]> for Requirement {
+    fn from(scopes: &[S; N]) -> Self {
+        scopes.as_slice().into()
+    }
+}
+
+impl<S: Into<Scope> + Clone> From<&Vec<S>> for Requirement {
+    fn from(scopes: &Vec<S>) -> Self {
+        scopes.as_slice().into()
     }
 }

@@ -1,4 +1,4 @@
-//! A guard over keys that are declared in code, for tests of what it protects. No server, no network.
+//! A guard over keys that are declared in code, for tests of the API that it protects. No server, no network.
 //!
 //! ```
 //! # async fn example() -> Result<(), tollkey_middleware::ConnectError> {
@@ -18,6 +18,7 @@ use std::sync::{
     atomic::{AtomicU64, Ordering},
 };
 
+use tokio::sync::OwnedRwLockWriteGuard;
 use tollkey_core::{ApiKey, Catalogue, Changed, Clock, Family, Mode, OperatingModel, Record, VerifierId};
 use tollkey_verifier::{
     Settings, SystemClock, Verifier,
@@ -26,13 +27,19 @@ use tollkey_verifier::{
 
 use crate::{ConnectError, Guard, GuardBuilder};
 
-/// Keys declared in code. Clones are the same keys.
+/// Keys declared in code. Clones share them.
 #[derive(Debug, Clone, Default)]
 pub struct TestKeys {
     source: MemorySource,
     made: Arc<AtomicU64>,
     /// The scopes of the last guard.
     catalogue: Arc<Mutex<Catalogue>>,
+}
+
+/// A server that keeps its responses back: [`TestKeys::pause`].
+#[derive(Debug)]
+pub struct Paused {
+    _held: OwnedRwLockWriteGuard<()>,
 }
 
 impl TestKeys {
@@ -42,8 +49,8 @@ impl TestKeys {
         Self::default()
     }
 
-    /// Makes a key of account `acme` without restrictions, with the scope `commerce`, but for what `edit` makes of it. Answers its
-    /// text.
+    /// Creates a key of account `acme` without restrictions, with the scope `commerce`, but for what `edit` changes. Returns the
+    /// full key.
     pub fn add(&self, family: Family, mode: Mode, edit: impl FnOnce(&mut ApiKey)) -> String {
         let number = self.made.fetch_add(1, Ordering::Relaxed);
         let text = format!("{}_{}_EXAMPLE{number:0>25}", family.prefix(), mode.as_str());
@@ -58,7 +65,7 @@ impl TestKeys {
         Record::new(key, None, OperatingModel::Ecosystem, &catalogue)
     }
 
-    /// Changes a key. Holds for every request from here on.
+    /// Changes a key. Applies to every request that starts afterwards.
     pub fn change(&self, text: &str, edit: impl FnOnce(&mut ApiKey)) {
         self.source.change(text, |record| {
             edit(&mut record.key);
@@ -66,7 +73,7 @@ impl TestKeys {
         });
     }
 
-    /// Revokes a key. Holds for every request from here on.
+    /// Revokes a key. Applies to every request that starts afterwards.
     pub fn revoke(&self, text: &str) {
         self.change(text, |key| {
             let _ = key.revoke(SystemClock.now(), None);
@@ -78,6 +85,12 @@ impl TestKeys {
         self.source.set_down(unreachable);
     }
 
+    /// Keeps the responses of the server back, as one that hangs does, until the returned value is dropped. Keys that are looked
+    /// up meanwhile wait for it, two seconds at most.
+    pub async fn pause(&self) -> Paused {
+        Paused { _held: self.source.hold().await }
+    }
+
     /// A guard over these keys, with the usual settings.
     ///
     /// # Errors
@@ -86,8 +99,8 @@ impl TestKeys {
         self.guard_with(Guard::builder()).await
     }
 
-    /// A guard over these keys. Of the builder's settings those count that say how requests are read. Of several guards all have
-    /// to have the same [scopes](GuardBuilder::scopes).
+    /// A guard over these keys. Of the builder's settings those apply that say how requests are read and rejected. All guards
+    /// over the same keys must have the same [scopes](GuardBuilder::scopes).
     ///
     /// # Errors
     /// [`ConnectError::Settings`].
@@ -96,18 +109,15 @@ impl TestKeys {
         if let Ok(account) = "acme".parse() {
             self.source.change_all(Changed::Account(account), |record| *record = self.record(record.key.clone()));
         }
-        // Nothing renews its lease: it asks for every key, so that a change holds at once.
+        // Nothing renews its lease: it looks every key up, so that a change applies immediately.
         builder.over(self.verifier().await?, false)
     }
 
-    /// A guard over these keys that remembers them, as against a server: for benchmarks. A change holds within a second.
+    /// A guard over these keys that caches them, as against a server: for benchmarks. A change applies within a second.
     ///
     /// # Errors
     /// As [`TestKeys::guard_with`].
-    ///
-    /// # Panics
-    /// Outside of a tokio runtime.
-    pub async fn remembering_guard(&self) -> Result<Guard, ConnectError> {
+    pub async fn caching_guard(&self) -> Result<Guard, ConnectError> {
         Guard::builder().over(self.verifier().await?, true)
     }
 

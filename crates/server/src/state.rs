@@ -10,7 +10,9 @@ use std::{
 
 use actix_web::http::header::HeaderName;
 use ipnet::IpNet;
-use tollkey_core::{Catalogue, Clock, Denial, Need, Problem, ceiling::DepthLimit, time::day, usage::outcome_code};
+use tollkey_core::{
+    Catalogue, Clock, Denial, Need, Problem, RouteBase, ceiling::DepthLimit, time::day, usage::outcome_code,
+};
 use tollkey_store::{Change, Owner, Reader, SchemaError, Store, Writer};
 use tollkey_verifier::{Requester, Unavailable, Verdict, Verifier, usage::BATCH};
 
@@ -66,7 +68,7 @@ pub struct Policy {
     /// The header in which gateways pass the merchant a request is about.
     pub merchant_header: HeaderName,
     /// Cut once from the path of a request before routes are matched.
-    pub route_base: String,
+    pub route_base: RouteBase,
     /// How many usable keys an application can hold.
     pub application_key_limit: u32,
     /// How many usable commerce keys, and how many usable account keys, an account can hold; `None` is unlimited.

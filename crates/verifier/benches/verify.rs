@@ -19,7 +19,7 @@ use std::{
 use criterion::{BenchmarkId, Criterion};
 use tokio::runtime::{Builder, Runtime};
 use tollkey_core::{
-    Catalogue, Digest, IpList, Need, OperatingModel, Record, RequestPath, VerifierId, feature::Feature,
+    Catalogue, Digest, IpList, Need, OperatingModel, Record, RequestPath, RouteBase, VerifierId, feature::Feature,
 };
 use tollkey_verifier::{
     Settings, SystemClock, Verifier,
@@ -107,7 +107,7 @@ impl World {
         Need {
             scopes: Catalogue::default().needed(["links:read"]).unwrap(),
             method: Some("GET"),
-            path: Some(RequestPath::new("/api/tokens/tok_0123456789", "/api")),
+            path: Some(RequestPath::new("/api/tokens/tok_0123456789", &RouteBase::default())),
             client_ip: Some(IpAddr::from([203, 0, 113, 7])),
             ..Need::default()
         }

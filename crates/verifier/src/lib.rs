@@ -22,6 +22,7 @@
 //! | `http` (a feature) | a server of Tollkey as an upstream |
 //! | [`verdict`], [`usage`] | what a verification answers, and what is counted of it |
 //! | `rate` | allowances |
+//! | `usable`, `watches` | telling requests that go on when their key can no longer be used |
 //! | [`clock`] | the clock of a real machine |
 //!
 //! ```
@@ -59,9 +60,11 @@ mod subscribe;
 mod subscribers;
 #[cfg(any(test, feature = "test-util"))]
 pub mod testing;
+mod usable;
 pub mod usage;
 pub mod verdict;
 mod verifier;
+mod watches;
 
 pub use clock::SystemClock;
 pub use follow::margin;

@@ -17,9 +17,10 @@ use std::{
     time::Duration,
 };
 
+use tokio::sync::watch;
 use tollkey_core::{
-    AccountId, ApplicationId, ChangeLog, Changed, Digest, KeyId, Position, Record, Seq, ServiceKeyId, VerifierId,
-    ceiling::DepthLimit,
+    AccountId, ApiKey, ApplicationId, ChangeLog, Changed, Digest, KeyId, Position, Record, Seq, ServiceKeyId,
+    VerifierId, ceiling::DepthLimit,
 };
 
 use crate::{
@@ -29,6 +30,7 @@ use crate::{
     stats::count,
     subscribers::{Arrival, NoLease, SharedId, Subscribers},
     usage::Tally,
+    watches::Watches,
 };
 
 /// How many service keys are remembered. Each stands for a resource server or gateway: there are few.
@@ -42,6 +44,7 @@ const SECOND_CHANCES: usize = 64;
 
 /// A remembered key, and what belongs to it alone.
 pub(crate) struct Entry {
+    pub(crate) digest: Digest,
     pub(crate) record: Record,
     /// The rate limits of its ancestors, the root's first, and its own: every use takes from all of them.
     pub(crate) allowances: Box<[Arc<Allowance>]>,
@@ -51,8 +54,8 @@ pub(crate) struct Entry {
 }
 
 impl Entry {
-    pub(crate) fn new(record: Record, allowances: Box<[Arc<Allowance>]>) -> Self {
-        Self { record, allowances, tally: Tally::default(), touched: AtomicBool::new(false) }
+    pub(crate) fn new(digest: Digest, record: Record, allowances: Box<[Arc<Allowance>]>) -> Self {
+        Self { digest, record, allowances, tally: Tally::default(), touched: AtomicBool::new(false) }
     }
 }
 
@@ -110,6 +113,7 @@ struct Books {
     by_account: BTreeSet<(AccountId, u32)>,
     service_keys: VecDeque<Digest>,
     allowances: Allowances,
+    watches: Watches,
 }
 
 impl Memory {
@@ -138,6 +142,7 @@ impl Memory {
                 service_keys: VecDeque::new(),
                 // Of every key and of its ancestors.
                 allowances: Allowances::new(max.saturating_mul(1 + usize::from(DepthLimit::MAX))),
+                watches: Watches::new(),
             }),
             max,
             evictions: AtomicU64::new(0),
@@ -179,7 +184,7 @@ impl Memory {
     }
 
     /// Whether the lease lasts at `elapsed`. To be asked before an entry is looked up.
-    fn may_answer(&self, elapsed: u64) -> bool {
+    pub(crate) fn may_answer(&self, elapsed: u64) -> bool {
         elapsed < self.lease_end.load(Ordering::SeqCst)
     }
 
@@ -201,7 +206,7 @@ impl Memory {
         let fresh = books.is_fresh(seq, asked);
         let limits = record.key.rate_limits();
         let allowances = limits.map(|(key, limit)| books.allowances.of(key, limit, fresh, elapsed)).collect();
-        let entry = Arc::new(Entry::new(record, allowances));
+        let entry = Arc::new(Entry::new(*digest, record, allowances));
         if fresh && self.max > 0 {
             self.insert(&mut books, digest, &entry);
         }
@@ -276,7 +281,15 @@ impl Memory {
         }
     }
 
+    /// Watches a key: the receiver is notified of every change to it that is applied after the returned one.
+    pub(crate) fn watch(&self, key: &ApiKey) -> (watch::Receiver<()>, Seq) {
+        let mut books = self.books();
+        let applied = books.applied.seq;
+        (books.watches.watch(key), applied)
+    }
+
     fn evict(&self, books: &mut Books, changed: &Changed) {
+        books.watches.notify(changed);
         let slots: Vec<u32> = match changed {
             Changed::Key(id) => books.by_key.get(id).copied().into_iter().collect(),
             Changed::Application(id) => {
@@ -321,6 +334,7 @@ impl Memory {
         books.recent.clear();
         books.before_recent = applied;
         books.subscribers.disown();
+        books.watches.notify_all();
         books.applied = applied;
     }
 

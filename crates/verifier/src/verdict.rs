@@ -2,7 +2,7 @@
 
 use std::{fmt, ops::Deref, sync::Arc};
 
-use tollkey_core::{Denial, Record};
+use tollkey_core::{Denial, Digest, Record};
 
 use crate::memory::Entry;
 
@@ -77,7 +77,7 @@ impl Deref for Known {
 impl From<Record> for Known {
     /// For tests of what comes after a verification.
     fn from(record: Record) -> Self {
-        Self(Arc::new(Entry::new(record, Box::default())))
+        Self(Arc::new(Entry::new(Digest::of(""), record, Box::default())))
     }
 }
 

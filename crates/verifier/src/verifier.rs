@@ -3,15 +3,19 @@
 use std::{
     net::IpAddr,
     sync::{
-        Arc, PoisonError, RwLock,
+        Arc, OnceLock, PoisonError, RwLock,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
 };
 
-use tokio::sync::{Mutex, Notify, Semaphore, watch};
+use tokio::{
+    runtime::Handle,
+    sync::{Mutex, Notify, Semaphore, watch},
+};
+use tokio_util::task::AbortOnDropHandle;
 use tollkey_core::{
-    AccountId, Clock, Denial, Digest, Need, Position, ServiceKeyId, Usage, VerifierId, decide,
+    AccountId, Clock, Denial, Digest, Need, Position, ServiceKeyId, Usage, VerifierId, decide, decide_further,
     key_text::{Kind, without_scheme},
     network::client_network,
 };
@@ -142,6 +146,8 @@ pub(crate) struct Inner<S> {
     pub(crate) failures: AtomicU64,
     probe: Semaphore,
     miss_limit: Duration,
+    /// Where keys are fetched, if not on the runtime of the request.
+    runtime: OnceLock<Handle>,
 }
 
 impl<S: Primary> Verifier<S> {
@@ -215,6 +221,7 @@ impl<S: Source> Verifier<S> {
             failures: AtomicU64::new(0),
             probe: Semaphore::new(1),
             miss_limit: settings.miss_limit,
+            runtime: OnceLock::new(),
         }))
     }
 
@@ -223,6 +230,12 @@ impl<S: Source> Verifier<S> {
     #[must_use]
     pub fn id(&self) -> VerifierId {
         self.0.id()
+    }
+
+    /// Fetches keys on this runtime from now on, in place of the runtimes of the requests: a worker of theirs that is blocked
+    /// then holds no connection and no permit that others need. A second call changes nothing.
+    pub fn fetch_on(&self, runtime: Handle) {
+        let _ = self.0.runtime.set(runtime);
     }
 
     /// Where this verifier's keys come from.
@@ -306,13 +319,14 @@ impl<S: Source> Verifier<S> {
         })
     }
 
-    /// Whether the key of a verdict that is held may do what is required further in. Counts nothing.
+    /// Decides what is required besides of a key that this verdict has allowed for the same request, by
+    /// [`tollkey_core::decide_further`]. Counts nothing.
     ///
     /// # Errors
     /// The first [`Denial`] that applies.
-    pub fn judge_held(&self, held: &Verdict, need: &Need<'_>) -> Result<(), Denial> {
+    pub fn decide_further(&self, held: &Verdict, need: &Need<'_>) -> Result<(), Denial> {
         let record = held.allowed().ok_or(Denial::UnknownKey)?;
-        decide(record, need, self.0.clock.now()).map(|_| ())
+        decide_further(record, need, self.0.clock.now())
     }
 
     /// Ends what [`Verifier::hold`] began and allowed, once: it was a use of the key, or it was refused further in, which
@@ -366,7 +380,7 @@ impl<S: Source> Verifier<S> {
     ) -> Result<Verdict, SourceError> {
         match self.remembered(presented, need, purpose) {
             Ok(verdict) => Ok(verdict),
-            Err(digest) => self.0.ask(&digest, need, purpose, requester()).await,
+            Err(digest) => self.0.ask(digest, need, purpose, requester()).await,
         }
     }
 
@@ -478,13 +492,21 @@ impl<S: Source> Inner<S> {
     }
 
     async fn ask(
-        &self,
-        digest: &Digest,
+        self: &Arc<Self>,
+        digest: Digest,
         need: &Need<'_>,
         purpose: Purpose,
         requester: Requester,
     ) -> Result<Verdict, SourceError> {
-        let (_, entry) = self.fetch(digest, requester).await?;
+        let (_, entry) = match self.runtime.get() {
+            None => self.fetch(&digest, requester).await?,
+            Some(runtime) => {
+                let inner = Arc::clone(self);
+                let fetched = runtime.spawn(async move { inner.fetch(&digest, requester).await });
+                // Canceled with the request; and with the runtime, which then fetches nothing any more.
+                AbortOnDropHandle::new(fetched).await.unwrap_or(Err(SourceError::Unavailable))?
+            }
+        };
         // An unknown key is not remembered: it could be created a moment later.
         let Some(entry) = entry else { return Ok(Verdict::unknown()) };
         Ok(self.judge(entry, need, nanos(self.clock.elapsed()), purpose))

@@ -1,11 +1,14 @@
-//! Events: what happened to the account's things. `events:read` lists and retrieves them.
+//! Events: what happened to the account's things. `events:read` lists and retrieves them, and streams them as they happen.
 
 use axum::{
-    Json,
+    Error, Json,
     extract::{Path, State},
+    response::sse::{self, KeepAlive, Sse},
 };
+use futures_util::{Stream, stream};
 use jiff::Timestamp;
 use serde::Serialize;
+use tokio::sync::broadcast;
 use tollkey_axum::VerifiedKey;
 
 use crate::{
@@ -44,4 +47,39 @@ pub async fn retrieve(
     Path(id): Path<String>,
 ) -> Result<Json<Event>, Failure> {
     store.read(&key, |data| data.events.get(&id).cloned().map(Json).ok_or(Failure::NotFound))
+}
+
+/// `GET /events/stream`: the events from now on, as server-sent events.
+///
+/// The stream ends when its key can no longer be used: it is revoked, for example. Its last event is then `end`, and the data of
+/// that is the problem that the next request with the key gets. A stream that ends without it is to be opened again: the
+/// server is stopping, or the client has read too slowly and finds what it missed at `GET /events`.
+pub async fn stream(
+    State(store): State<Store>,
+    key: VerifiedKey,
+) -> Result<Sse<impl Stream<Item = Result<sse::Event, Error>>>, Failure> {
+    let events = store.of(&key, |data| data.stream())?;
+    Ok(Sse::new(until_unusable(key, events)).keep_alive(KeepAlive::default()))
+}
+
+/// The events, until the key can no longer be used.
+fn until_unusable(
+    key: VerifiedKey,
+    events: broadcast::Receiver<Event>,
+) -> impl Stream<Item = Result<sse::Event, Error>> {
+    // One future for the whole stream. The layer authorized the request when it began, and nothing else notices a revocation.
+    let unusable = Box::pin(async move { key.reject(key.revoked().await) });
+    stream::unfold(Some((events, unusable)), |open| async move {
+        let (mut events, mut unusable) = open?;
+        tokio::select! {
+            // In this order, so that a stream with many events ends as well.
+            biased;
+            rejection = &mut unusable => Some((Ok(sse::Event::default().event("end").data(rejection.response().body)), None)),
+            event = events.recv() => {
+                let event = event.ok()?;
+                let sent = sse::Event::default().id(&event.id).event(event.r#type).json_data(&event);
+                Some((sent, Some((events, unusable))))
+            }
+        }
+    })
 }

@@ -15,6 +15,8 @@ pub enum Failure {
     Invalid(&'static str),
     /// There is no room.
     Full,
+    /// The account has as many open event streams as it can have.
+    TooManyStreams,
 }
 
 impl IntoResponse for Failure {
@@ -23,6 +25,9 @@ impl IntoResponse for Failure {
             Self::NotFound => (StatusCode::NOT_FOUND, "There is no such thing in this account and mode."),
             Self::Invalid(rule) => (StatusCode::UNPROCESSABLE_ENTITY, rule),
             Self::Full => (StatusCode::INSUFFICIENT_STORAGE, "There are too many of these."),
+            Self::TooManyStreams => {
+                (StatusCode::TOO_MANY_REQUESTS, "Close an event stream before you open another one.")
+            }
         };
         let problem = json!({
             "type": "about:blank",

@@ -29,8 +29,8 @@ pub fn guard() -> GuardBuilder {
     Guard::builder().credential_headers(["authorization"]).realm("checkout")
 }
 
-/// The API, and what each route of it needs of a key.
-pub fn app(guard: Guard) -> Router {
+/// The API over this data, and what each route of it needs of a key.
+pub fn app(guard: Guard, store: Store) -> Router {
     Router::new()
         .route(
             "/api/v1/links",
@@ -59,6 +59,7 @@ pub fn app(guard: Guard) -> Router {
                 .delete(webhooks::delete.layer(require(Scope::WEBHOOKS_WRITE))),
         )
         .route("/api/v1/events", get(events::list.layer(require(Scope::EVENTS_READ))))
+        .route("/api/v1/events/stream", get(events::stream.layer(require(Scope::EVENTS_READ))))
         .route("/api/v1/events/{id}", get(events::retrieve.layer(require(Scope::EVENTS_READ))))
         .route(
             "/api/v1/customers",
@@ -74,10 +75,10 @@ pub fn app(guard: Guard) -> Router {
         .layer(DefaultBodyLimit::max(MAX_BODY))
         // The outermost layer, so that nothing is read and nothing told without a key.
         .layer(TollkeyLayer::new(guard))
-        .with_state(Store::default())
+        .with_state(store)
 }
 
-/// Serves the API until `stopped`, and then what was begun.
+/// Serves the API until `stopped`, and then the requests in flight. Event streams end at that moment.
 ///
 /// # Errors
 /// Those of the listener.
@@ -87,6 +88,11 @@ pub async fn serve(
     stopped: impl Future<Output = ()> + Send + 'static,
 ) -> io::Result<()> {
     // With the address of the other end: a key may be bound to some.
-    let app = app(guard).into_make_service_with_connect_info::<SocketAddr>();
+    let store = Store::default();
+    let app = app(guard, store.clone()).into_make_service_with_connect_info::<SocketAddr>();
+    let stopped = async move {
+        stopped.await;
+        store.end_streams();
+    };
     axum::serve(listener, app).with_graceful_shutdown(stopped).await
 }

@@ -5,6 +5,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
+use tokio::sync::broadcast;
 use tollkey_axum::{Mode, VerifiedKey};
 use uuid::Uuid;
 
@@ -14,6 +15,10 @@ use crate::{customers::Customer, events::Event, failure::Failure, links::Link, s
 const MAX_ACCOUNTS: usize = 500;
 /// and the most that one of them has of each kind.
 const MAX_EACH: usize = 100;
+/// The most event streams that an account has open in one mode,
+const MAX_STREAMS: usize = 10;
+/// and the most events that wait until a client has read them. The stream of a client that is slower ends.
+const MAX_WAITING: usize = 64;
 
 /// All data. Clones are the same data.
 #[derive(Debug, Clone, Default)]
@@ -32,6 +37,8 @@ pub struct Data {
     pub customers: BTreeMap<String, Customer>,
     /// What happened to all of these.
     pub events: BTreeMap<String, Event>,
+    /// The open event streams; `None` until the first one is opened.
+    streams: Option<broadcast::Sender<Event>>,
 }
 
 impl Store {
@@ -55,6 +62,11 @@ impl Store {
         work(all.entry(owner).or_default())
     }
 
+    /// Ends all event streams.
+    pub fn end_streams(&self) {
+        self.all().values_mut().for_each(|data| data.streams = None);
+    }
+
     fn all(&self) -> MutexGuard<'_, HashMap<(String, Mode), Data>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -71,7 +83,23 @@ impl Data {
         if self.events.len() == MAX_EACH {
             self.events.pop_first();
         }
+        if let Some(streams) = &self.streams {
+            // An error says that no stream is open.
+            let _ = streams.send(event.clone());
+        }
         self.events.insert(event.id.clone(), event);
+    }
+
+    /// Opens a stream of the events that are recorded from here on.
+    ///
+    /// # Errors
+    /// [`Failure::TooManyStreams`].
+    pub fn stream(&mut self) -> Result<broadcast::Receiver<Event>, Failure> {
+        let streams = self.streams.get_or_insert_with(|| broadcast::Sender::new(MAX_WAITING));
+        if streams.receiver_count() >= MAX_STREAMS {
+            return Err(Failure::TooManyStreams);
+        }
+        Ok(streams.subscribe())
     }
 }
 

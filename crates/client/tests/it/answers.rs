@@ -34,7 +34,7 @@ async fn an_answer_that_is_no_json_is_not_read() {
         let error = refused(server.persistent().whoami().await);
         assert_eq!((error.kind(), error.status()), (ErrorKind::Unreadable, Some(200)));
         assert_eq!((error.code(), error.detail(), error.request_id()), (None, None, Some(REQUEST_ID)));
-        let why = "the answer is no JSON: is this the address of a Tollkey?";
+        let why = "the response is not JSON: is base_url the URL of a Tollkey server?";
         assert_eq!(error.to_string(), format!("GET /api/v1/whoami: 200: {why} ({REQUEST_ID})"));
         // Another attempt would go no better.
         assert_eq!(server.asked().await.len(), 1);
@@ -68,7 +68,7 @@ async fn json_that_is_something_else_is_not_read() {
             let error = refused((row.call)(client.clone()).await);
             assert_eq!(error.kind(), ErrorKind::Unreadable, "{}: {body}: {error}", row.operation);
             assert_eq!((error.status(), error.attempts()), (Some(*status), 1), "{}: {body}", row.operation);
-            assert!(error.to_string().contains(": the answer cannot be read ("), "{error}");
+            assert!(error.to_string().contains(": the response cannot be read ("), "{error}");
             assert_eq!(server.asked().await.len(), sent + 1, "{}: {body}", row.operation);
         }
     }
@@ -167,7 +167,7 @@ async fn an_answer_that_is_announced_as_too_long_is_not_read() {
         let wire = Wire::that([Does::Stalls(head)]).await;
         let error = refused(wire.builder().max_retries(2).build().unwrap().whoami().await);
         assert_eq!((error.kind(), error.attempts()), (ErrorKind::Unreadable, 1), "{error}");
-        assert!(error.to_string().ends_with(": the answer is too long"), "{error}");
+        assert!(error.to_string().ends_with(": the response is too long"), "{error}");
     }
 }
 
@@ -177,7 +177,7 @@ async fn an_answer_that_does_not_end_is_not_read_for_ever() {
     let client = wire.builder().timeout(Duration::from_secs(60)).build().unwrap();
     let error = refused(client.whoami().await);
     assert_eq!(error.kind(), ErrorKind::Unreadable, "{error:?}");
-    assert!(error.to_string().ends_with(": the answer is too long"), "{error}");
+    assert!(error.to_string().ends_with(": the response is too long"), "{error}");
     // To the byte: this one is read, and is no answer for another reason.
     let error = refused(client.whoami().await);
     assert!(error.to_string().contains("cannot be read"), "{error}");

@@ -1,11 +1,24 @@
 //! Connections: shared, kept alive, and left behind when they go silent.
 
-use tollkey_client::{Client, reqwest};
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use tokio::time::timeout;
+use tollkey_client::{Client, ErrorKind, reqwest};
 
 use crate::{
+    proxy::Proxy,
     said,
-    support::{Does, Wire, on_the_wire},
+    support::{Does, Server, Wire, builder, json_answer, on_the_wire, refused},
+    tls::{Certificate, Http2Server, run_with_ca_certificates},
 };
+
+/// No test waits longer than this for a silent connection to end: shorter than an idle connection is kept anyway (30 s).
+const LIMIT: Duration = Duration::from_secs(20);
+/// How long an attempt takes on a silent connection, where the test does not depend on it.
+const ATTEMPT: Duration = Duration::from_millis(400);
+/// How many connections are idle when they go silent.
+const IDLE: usize = 4;
 
 fn me() -> Does {
     Does::Serves(on_the_wire("200 OK", "application/json", &said::whoami()))
@@ -53,4 +66,205 @@ async fn blocking_calls_get_new_connections_too() {
         wire.connections()
     });
     assert_eq!(connections.await.unwrap(), 2);
+}
+
+/// A server of HTTP/1.1 behind a proxy. Its responses take a moment, so that calls at the same time need a connection each.
+async fn http1() -> (Server, Proxy) {
+    let server = Server::responding(json_answer(200, &said::whoami()).set_delay(Duration::from_millis(50))).await;
+    let proxy = Proxy::to(&[server.address()]).await;
+    (server, proxy)
+}
+
+/// Opens as many connections as there are calls.
+async fn call_at_once(client: &Client) -> Vec<Result<(), ErrorKind>> {
+    let calls = (0..IDLE).map(|_| async { client.whoami().await.map(drop).map_err(|error| error.kind()) });
+    join_all(calls).await
+}
+
+#[tokio::test]
+async fn silent_http1_connections_fail_one_attempt() {
+    let (_server, proxy) = http1().await;
+    let client = builder(&format!("http://{}", proxy.address)).timeout(ATTEMPT).build().unwrap();
+    assert_eq!(call_at_once(&client).await, [Ok(()); IDLE]);
+    assert_eq!(proxy.opened(), IDLE);
+    proxy.silence();
+    assert_eq!(refused(client.whoami().await).kind(), ErrorKind::Timeout);
+    for _ in 0..2 * IDLE {
+        client.whoami().await.unwrap();
+    }
+    assert_eq!(proxy.opened(), IDLE + 1);
+    // The silent connections are closed, not only unused.
+    timeout(LIMIT, proxy.closed(IDLE)).await.unwrap();
+}
+
+#[tokio::test]
+async fn calls_at_once_on_silent_connections_fail_together() {
+    let (_server, proxy) = http1().await;
+    let client = builder(&format!("http://{}", proxy.address)).timeout(ATTEMPT).build().unwrap();
+    assert_eq!(call_at_once(&client).await, [Ok(()); IDLE]);
+    proxy.silence();
+    assert_eq!(call_at_once(&client).await, [Err(ErrorKind::Timeout); IDLE]);
+    assert_eq!(call_at_once(&client).await, [Ok(()); IDLE]);
+    assert_eq!(call_at_once(&client).await, [Ok(()); IDLE]);
+    assert_eq!(proxy.opened(), 2 * IDLE);
+}
+
+#[tokio::test]
+async fn repeat_after_silence_uses_a_new_connection() {
+    let (_server, proxy) = http1().await;
+    let client = builder(&format!("http://{}", proxy.address)).timeout(ATTEMPT).max_retries(1).build().unwrap();
+    call_at_once(&client).await;
+    proxy.silence();
+    client.whoami().await.unwrap();
+}
+
+#[tokio::test]
+async fn deadline_on_a_silent_connection_opens_a_new_one() {
+    let (_server, proxy) = http1().await;
+    let client = builder(&format!("http://{}", proxy.address)).timeout(LIMIT).deadline(ATTEMPT).build().unwrap();
+    call_at_once(&client).await;
+    proxy.silence();
+    assert_eq!(refused(client.whoami().await).kind(), ErrorKind::Timeout);
+    client.whoami().await.unwrap();
+}
+
+#[tokio::test]
+async fn call_that_its_caller_drops_opens_a_new_connection() {
+    let (_server, proxy) = http1().await;
+    let client = builder(&format!("http://{}", proxy.address)).timeout(LIMIT).build().unwrap();
+    call_at_once(&client).await;
+    proxy.silence();
+    timeout(Duration::from_millis(1200), client.whoami().send()).await.unwrap_err();
+    client.whoami().await.unwrap();
+}
+
+#[tokio::test]
+async fn blocking_calls_leave_silent_connections_too() {
+    let (_server, proxy) = http1().await;
+    let client = builder(&format!("http://{}", proxy.address)).timeout(ATTEMPT).build().unwrap();
+    let calls = tokio::task::spawn_blocking(move || {
+        std::thread::scope(|scope| {
+            for _ in 0..IDLE {
+                scope.spawn(|| client.whoami().send_blocking().unwrap());
+            }
+        });
+        proxy.silence();
+        assert_eq!(refused(client.whoami().send_blocking()).kind(), ErrorKind::Timeout);
+        for _ in 0..2 * IDLE {
+            client.whoami().send_blocking().unwrap();
+        }
+    });
+    calls.await.unwrap();
+}
+
+#[tokio::test]
+async fn new_connections_work_while_the_old_ones_are_silent() {
+    let (_server, proxy) = http1().await;
+    let client = builder(&format!("http://{}", proxy.address)).timeout(ATTEMPT).build().unwrap();
+    client.whoami().await.unwrap();
+    proxy.silence();
+    client.with_new_connections().unwrap().whoami().await.unwrap();
+}
+
+#[tokio::test]
+async fn damaged_response_to_a_creation_is_read_again() {
+    let server = Server::responding(json_answer(201, &said::created_commerce_key())).await;
+    let proxy = Proxy::to(&[server.address()]).await;
+    let client = builder(&format!("http://{}", proxy.address)).max_retries(2).build().unwrap();
+    proxy.damage();
+    let created = client.commerce().api_keys().create("Key").await.unwrap();
+    assert_eq!(created.api_key.expose(), "ck_test_EXAMPLE1");
+    assert_eq!(server.asked().await.len(), 2);
+}
+
+/// A server of HTTP/2 with TLS behind a proxy, and a client that trusts it: its process was started with its certificate.
+async fn http2() -> (Http2Server, Proxy, tollkey_client::ClientBuilder) {
+    let server = Http2Server::start(&Certificate::read()).await;
+    let proxy = Proxy::to(&[server.address]).await;
+    let client = builder(&format!("https://localhost:{}", proxy.address.port())).timeout(10 * LIMIT);
+    (server, proxy, client)
+}
+
+/// Runs an ignored test in a process that trusts the certificate of its servers.
+fn with_certificate(test: &str) {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("ca.pem");
+    Certificate::valid().write(&file);
+    run_with_ca_certificates(test, Some(file.as_os_str()), None);
+}
+
+#[test]
+fn silent_http2_connection_ends_while_idle() {
+    with_certificate("connections::http2_while_idle");
+}
+
+#[tokio::test]
+#[ignore = "needs a process that trusts the certificate of its server"]
+async fn http2_while_idle() {
+    let (server, proxy, client) = http2().await;
+    let client = client.build().unwrap();
+    client.whoami().await.unwrap();
+    // It is HTTP/2: calls at the same time share one connection.
+    assert_eq!(call_at_once(&client).await, [Ok(()); IDLE]);
+    assert_eq!((proxy.opened(), server.requests()), (1, IDLE + 1));
+    proxy.silence();
+    timeout(LIMIT, proxy.closed(1)).await.expect("no PING is acknowledged");
+    client.whoami().await.unwrap();
+    assert_eq!(proxy.opened(), 2);
+}
+
+#[test]
+fn silent_http2_connection_ends_during_a_call() {
+    with_certificate("connections::http2_during_a_call");
+}
+
+#[tokio::test]
+#[ignore = "needs a process that trusts the certificate of its server"]
+async fn http2_during_a_call() {
+    let (_server, proxy, client) = http2().await;
+    let client = client.build().unwrap();
+    client.whoami().await.unwrap();
+    proxy.silence();
+    // Far sooner than the attempt may take.
+    let error = timeout(LIMIT, client.whoami().send()).await.expect("no PING is acknowledged").unwrap_err();
+    assert!(error.is_timeout() && error.may_have_been_done(), "{error:?}");
+    client.whoami().await.unwrap();
+    // And with a repeat, no call fails.
+    let client = client.with_max_retries(1);
+    proxy.silence();
+    timeout(LIMIT, client.whoami().send()).await.unwrap().unwrap();
+    assert_eq!(proxy.opened(), 3);
+}
+
+#[test]
+fn short_attempts_leave_a_silent_http2_connection() {
+    with_certificate("connections::http2_with_short_attempts");
+}
+
+#[tokio::test]
+#[ignore = "needs a process that trusts the certificate of its server"]
+async fn http2_with_short_attempts() {
+    let (_server, proxy, client) = http2().await;
+    let client = client.timeout(ATTEMPT).build().unwrap();
+    client.whoami().await.unwrap();
+    proxy.silence();
+    assert_eq!(refused(client.whoami().await).kind(), ErrorKind::Timeout);
+    client.whoami().await.unwrap();
+}
+
+#[test]
+fn living_http2_connection_is_kept() {
+    with_certificate("connections::http2_with_acknowledged_pings");
+}
+
+#[tokio::test]
+#[ignore = "needs a process that trusts the certificate of its server"]
+async fn http2_with_acknowledged_pings() {
+    let (_server, proxy, client) = http2().await;
+    let client = client.build().unwrap();
+    client.whoami().await.unwrap();
+    // Longer than a PING and its acknowledgment may take.
+    timeout(Duration::from_secs(5), proxy.closed(1)).await.unwrap_err();
+    client.whoami().await.unwrap();
+    assert_eq!(proxy.opened(), 1);
 }

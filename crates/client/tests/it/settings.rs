@@ -230,7 +230,7 @@ async fn without_a_token_nothing_is_sent() {
     let auth = Auth::from_fn(|| async { Err::<Secret, _>("the identity provider is down") });
     let error = refused(server.persistent().with_auth(auth).whoami().await);
     assert_eq!((error.kind(), error.attempts(), error.status()), (ErrorKind::Auth, 0, None));
-    assert_eq!(error.to_string(), "GET /api/v1/whoami: there is no token to present");
+    assert_eq!(error.to_string(), "GET /api/v1/whoami: auth: the function returned no token");
     assert_eq!(std::error::Error::source(&error).unwrap().to_string(), "the identity provider is down");
     assert!(server.asked().await.is_empty());
 }
@@ -272,8 +272,8 @@ const FAULTY: [(&str, &str); 17] = [
     ("\"hunter2\"", "is in quotation marks; leave them out"),
     ("'hunter2'", "is in quotation marks; leave them out"),
     ("hunter2\r\nx: y", "holds a line break; is it more than one credential?"),
-    ("hunter\02", "holds a control character"),
-    ("hunter\x7f2", "holds a control character"),
+    ("hunter2\0x", "holds a control character"),
+    ("hunter2\x7fx", "holds a control character"),
     ("h\u{fc}nter2", "holds a character that is not ASCII"),
     ("Bearer hunter2", "begins with \"Bearer\", which the client adds itself; leave it out"),
     ("bearer hunter2", "begins with \"Bearer\", which the client adds itself; leave it out"),

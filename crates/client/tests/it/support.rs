@@ -3,6 +3,7 @@
 use std::{
     collections::VecDeque,
     fmt::Debug,
+    net::SocketAddr,
     sync::{
         Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
@@ -46,6 +47,10 @@ impl Server {
 
     pub fn url(&self) -> String {
         self.0.uri()
+    }
+
+    pub fn address(&self) -> SocketAddr {
+        *self.0.address()
     }
 
     /// Settings for a client of this server, which has a credential, sends nothing twice and wastes no time.

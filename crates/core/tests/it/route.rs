@@ -1,7 +1,7 @@
 //! Routes: what is ambiguous matches nothing, and everything else as the template says.
 
 use proptest::prelude::*;
-use tollkey_core::{RequestPath, route::Template};
+use tollkey_core::{RequestPath, RouteBase, route::Template};
 
 use crate::support::one_of;
 
@@ -50,9 +50,9 @@ proptest! {
         for (template, length) in TEMPLATES {
             let expected = if template.ends_with('*') { segments.len() >= length } else { segments.len() == length };
             for method in ["GET", "HEAD"] {
-                prop_assert_eq!(matches(template, method, RequestPath::new(&raw, "")), expected, "{} {}", template, raw);
+                prop_assert_eq!(matches(template, method, RequestPath::new(&raw, &RouteBase::none())), expected, "{} {}", template, raw);
             }
-            prop_assert!(!matches(template, "POST", RequestPath::new(&raw, "")));
+            prop_assert!(!matches(template, "POST", RequestPath::new(&raw, &RouteBase::none())));
         }
     }
 
@@ -60,9 +60,9 @@ proptest! {
     fn literals_compare_as_sent(segments in segments()) {
         let own: &'static str = path_of(&segments).leak();
         prop_assume!(segments.iter().all(|s| s != "*" && !s.starts_with('{')));
-        prop_assert!(matches(own, "GET", RequestPath::new(own, "")));
+        prop_assert!(matches(own, "GET", RequestPath::new(own, &RouteBase::none())));
         let other = format!("{own}x");
-        prop_assert!(!matches(own, "GET", RequestPath::new(&other, "")));
+        prop_assert!(!matches(own, "GET", RequestPath::new(&other, &RouteBase::none())));
     }
 
     #[test]
@@ -76,7 +76,7 @@ proptest! {
             at.get_mut(&mut segments).push_str(hazard);
         }
         let raw = format!("{base}{}", path_of(&segments));
-        let path = RequestPath::new(&raw, "/api");
+        let path = RequestPath::new(&raw, &RouteBase::default());
         prop_assert!(!path.is_unambiguous(), "{raw}");
         for (template, _) in TEMPLATES {
             prop_assert!(!matches(template, "GET", path), "{template} {raw}");
@@ -89,7 +89,7 @@ proptest! {
     fn an_unambiguous_path_reads_the_same_decoded(raw in prop_oneof![
         any::<String>(), "/[a-c./%;2eEfF05cC]{0,12}", "(/([a-z.]{0,3}|%[0-9a-f]{2}|%[0-9A-F]{2})){0,5}",
     ]) {
-        let path = RequestPath::new(&raw, "/api");
+        let path = RequestPath::new(&raw, &RouteBase::default());
         if path.is_unambiguous() {
             let decoded = decode(path.as_str());
             let segments = |bytes: &[u8]| bytes.split(|&b| b == b'/').map(<[u8]>::to_vec).collect::<Vec<_>>();
@@ -101,7 +101,8 @@ proptest! {
     }
 
     #[test]
-    fn arbitrary_requests_never_panic(method: String, raw: String, base in "(/[a-z]{0,4}){0,3}") {
+    fn arbitrary_requests_never_panic(method: String, raw: String, base in "(/([a-z]{1,4}|\\{[a-z]\\})){0,3}") {
+        let base = RouteBase::parse(&base).unwrap();
         let path = RequestPath::new(&raw, &base);
         prop_assert!(raw.contains(path.as_str()));
         for (template, _) in TEMPLATES {
@@ -117,10 +118,11 @@ proptest! {
         let with_base = format!("{base}{path}");
         let twice = format!("{base}{base}{path}");
         let longer = format!("{base}x{path}");
-        prop_assert_eq!(RequestPath::new(&with_base, &base).as_str(), path);
-        prop_assert_eq!(RequestPath::new(&twice, &base).as_str(), with_base);
-        prop_assert_eq!(RequestPath::new(&longer, &base).as_str(), longer.as_str());
-        prop_assert_eq!(RequestPath::new(&base, &base).as_str(), base.as_str());
+        let cut = RouteBase::parse(&base).unwrap();
+        prop_assert_eq!(RequestPath::new(&with_base, &cut).as_str(), path);
+        prop_assert_eq!(RequestPath::new(&twice, &cut).as_str(), with_base);
+        prop_assert_eq!(RequestPath::new(&longer, &cut).as_str(), longer.as_str());
+        prop_assert_eq!(RequestPath::new(&base, &cut).as_str(), base.as_str());
     }
 }
 

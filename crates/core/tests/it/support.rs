@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use rand::{SeedableRng as _, rngs::StdRng};
 use tollkey_core::{
     AccountId, ApiKey, Catalogue, Denial, Family, Grants, KeyId, Mode, Need, OperatingModel, Record, RequestPath,
-    ScopeSet, Timestamp, Viewer, decide,
+    RouteBase, ScopeSet, Timestamp, Viewer, decide,
 };
 
 /// Randomness that repeats.
@@ -93,7 +93,7 @@ impl Request {
             scopes: self.scopes,
             mode: self.mode,
             method: self.method.as_deref(),
-            path: self.path.as_deref().map(|path| RequestPath::new(path, "/api")),
+            path: self.path.as_deref().map(|path| RequestPath::new(path, &RouteBase::default())),
             merchant: self.merchant.as_deref(),
             client_ip: self.client_ip,
         };

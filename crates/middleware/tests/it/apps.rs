@@ -3,7 +3,7 @@
 use std::net::{SocketAddr, TcpListener};
 
 use tollkey_client::reqwest::{self, Client, RequestBuilder, Response};
-use tollkey_middleware::{Guard, Merchant, Mode, Requirement, Scope};
+use tollkey_middleware::{Denial, Guard, Merchant, Mode, Rejection, Requirement, Scope, VerifiedKey};
 
 /// What a handler says of the key it was called with.
 fn said(key: &tollkey_middleware::VerifiedKey) -> String {
@@ -19,9 +19,30 @@ fn of_merchant() -> Requirement {
     Requirement::any().merchant(Merchant::path("/of/{merchant}/tokens"))
 }
 
+/// What handlers of both require of the key: the library that they share.
+fn writes(key: &VerifiedKey) -> Result<String, Rejection> {
+    key.require("links:write")?;
+    key.require(Requirement::any().mode(Mode::Test))?;
+    Ok(said(key))
+}
+
+fn for_merchant(key: &VerifiedKey, merchant: &str) -> Result<String, Rejection> {
+    key.require(Requirement::any().merchant(Merchant::id(merchant)))?;
+    Ok(format!("{merchant} pays"))
+}
+
+fn misconfigured(key: &VerifiedKey) -> Result<String, Rejection> {
+    key.require(Requirement::any().merchant(Merchant::header("x-shop")))?;
+    Ok("admitted".to_owned())
+}
+
+fn never(key: &VerifiedKey) -> Result<String, Rejection> {
+    Err(key.reject(Denial::RouteNotAllowed))
+}
+
 mod in_axum {
     use axum::{Router, extract::Path, handler::Handler as _, routing::get};
-    use tollkey_axum::{TollkeyLayer, VerifiedKey, require};
+    use tollkey_axum::{Rejection, TollkeyLayer, VerifiedKey, require};
 
     use super::{Guard, Requirement, Scope, SocketAddr, live, of_merchant, said};
 
@@ -35,6 +56,10 @@ mod in_axum {
 
     async fn of_one(Path(merchant): Path<String>, key: VerifiedKey) -> String {
         format!("{merchant} is {}", key.merchant().unwrap_or("nobody"))
+    }
+
+    async fn for_merchant(Path(merchant): Path<String>, key: VerifiedKey) -> Result<String, Rejection> {
+        super::for_merchant(&key, &merchant)
     }
 
     async fn anyone() -> &'static str {
@@ -54,6 +79,10 @@ mod in_axum {
                 get(who.layer(require(Scope::LINKS_READ)))
                     .post(who.layer(require([Scope::LINKS_WRITE, Scope::LINKS_READ]))),
             )
+            .route("/handler/writes", get(async |key: VerifiedKey| super::writes(&key)))
+            .route("/handler/for/{merchant}", get(for_merchant))
+            .route("/handler/misconfigured", get(async |key: VerifiedKey| super::misconfigured(&key)))
+            .route("/handler/never", get(async |key: VerifiedKey| super::never(&key)))
             .layer(layer());
         let optional = Router::new()
             .route("/optional", get(maybe))
@@ -80,7 +109,7 @@ mod in_axum {
 
 mod in_actix {
     use actix_web::{App, HttpServer, web};
-    use tollkey_actix::{Tollkey, VerifiedKey, require};
+    use tollkey_actix::{Rejection, Tollkey, VerifiedKey, require};
 
     use super::{Guard, Requirement, Scope, TcpListener, live, of_merchant, said};
 
@@ -94,6 +123,10 @@ mod in_actix {
 
     async fn of_one(merchant: web::Path<String>, key: VerifiedKey) -> String {
         format!("{merchant} is {}", key.merchant().unwrap_or("nobody"))
+    }
+
+    async fn for_merchant(merchant: web::Path<String>, key: VerifiedKey) -> Result<String, Rejection> {
+        super::for_merchant(&key, &merchant)
     }
 
     async fn anyone() -> &'static str {
@@ -119,6 +152,14 @@ mod in_actix {
                         .wrap(layer())
                         .route("", web::get().to(who))
                         .route("/unheard", web::get().to(who).wrap(require(Scope::named("unheard:of")))),
+                )
+                .service(
+                    web::scope("/handler")
+                        .wrap(layer())
+                        .route("/writes", web::get().to(async |key: VerifiedKey| super::writes(&key)))
+                        .route("/for/{merchant}", web::get().to(for_merchant))
+                        .route("/misconfigured", web::get().to(async |key: VerifiedKey| super::misconfigured(&key)))
+                        .route("/never", web::get().to(async |key: VerifiedKey| super::never(&key))),
                 )
                 .service(web::resource("/bare").get(who))
                 .service(web::resource("/bare/required").wrap(require(live())).get(anyone))

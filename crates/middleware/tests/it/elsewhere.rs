@@ -85,7 +85,7 @@ async fn a_service_of_tonic_is_guarded() {
     });
     let (listener, address) = listener().await;
     let incoming = transport::server::TcpIncoming::from(listener);
-    let server = transport::Server::builder().layer(layer(&keys).await).add_service(health);
+    let server = transport::Server::builder().layer(layer(&keys).await.grpc()).add_service(health);
     tokio::spawn(server.serve_with_incoming(incoming));
 
     let channel = transport::Endpoint::from_shared(format!("http://{address}")).expect("a URL").connect_lazy();

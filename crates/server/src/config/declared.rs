@@ -45,7 +45,8 @@ pub(super) const ROUTE_BASE: Setting = Setting {
     flag: Some("route-base"),
     form: Form::Text("PATH"),
     default: Some("/api"),
-    help: "Cut once from the path of a verified request before it is compared with the routes of a key; / cuts nothing",
+    help: "Cut once from the path of a verified request before it is compared with the routes of a key: segments such as \
+           /api, and {name} for any segment, as in /merchants/{merchant}; / cuts nothing",
 };
 pub(super) const MERCHANT_HEADER: Setting = Setting {
     env: "TOLLKEY_MERCHANT_HEADER",

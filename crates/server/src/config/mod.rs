@@ -19,7 +19,7 @@ use std::{
 };
 
 pub use tollkey_api::Secret;
-use tollkey_core::{Catalogue, Invalid, IpList, ceiling::DepthLimit};
+use tollkey_core::{Catalogue, Invalid, IpList, RouteBase, ceiling::DepthLimit};
 
 use self::declared::*;
 use self::sources::{Sources, invalid};
@@ -58,7 +58,7 @@ pub struct Settings {
     /// `TOLLKEY_MERCHANT_HEADER`, in lower case.
     pub merchant_header: String,
     /// `TOLLKEY_ROUTE_BASE`, without a slash at its end; empty when nothing is cut.
-    pub route_base: String,
+    pub route_base: RouteBase,
     /// What is logged, and how.
     pub log: LogSettings,
     /// `DATABASE_URL`.
@@ -203,7 +203,7 @@ impl Settings {
             metrics_listen: sources.parse(&METRICS_LISTEN, rules::socket_address)?,
             trusted_proxies: required(&sources, &TRUSTED_PROXIES, rules::trusted_proxies)?,
             merchant_header: required(&sources, &MERCHANT_HEADER, rules::header_name)?,
-            route_base: required(&sources, &ROUTE_BASE, rules::route_base)?,
+            route_base: required(&sources, &ROUTE_BASE, RouteBase::parse)?,
             log: LogSettings {
                 filter: required(&sources, &LOG, rules::log_filter)?,
                 format: required(&sources, &LOG_FORMAT, rules::log_format)?,

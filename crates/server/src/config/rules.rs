@@ -6,7 +6,7 @@ use std::{
     str::FromStr,
 };
 
-use tollkey_core::{Invalid, IpList, RequestPath, ceiling::DepthLimit};
+use tollkey_core::{Invalid, IpList, ceiling::DepthLimit};
 use tracing_subscriber::EnvFilter;
 
 use super::{DatabaseKind, LogFormat};
@@ -81,18 +81,6 @@ pub(super) fn header_name(text: &str) -> Result<String, Invalid> {
         return Err(Invalid::new(format!("must be a header of its own; {name} already says something else")));
     }
     Ok(name)
-}
-
-pub(super) fn route_base(text: &str) -> Result<String, Invalid> {
-    if text == "/" {
-        return Ok(String::new());
-    }
-    let plain = !text.contains(['?', '%', '{', '*']) && RequestPath::new(text, "").is_unambiguous();
-    if plain {
-        Ok(text.to_owned())
-    } else {
-        Err(Invalid::new("must be a path such as /api, without a slash at its end, or /"))
-    }
 }
 
 pub(super) fn log_filter(text: &str) -> Result<String, Invalid> {

@@ -3,7 +3,7 @@
 use std::{collections::HashSet, fs};
 
 use clap::Parser;
-use tollkey_core::{Family, Scope};
+use tollkey_core::{Family, RouteBase, Scope};
 
 use super::*;
 
@@ -56,7 +56,7 @@ fn defaults_are_those_of_the_contract() {
     assert_eq!(settings.metrics_listen, None);
     assert_eq!(settings.trusted_proxies, Some(IpList::parse(["127.0.0.0/8", "::1/128"]).unwrap()));
     assert_eq!(settings.merchant_header, "x-merchant-id");
-    assert_eq!(settings.route_base, "/api");
+    assert_eq!(settings.route_base, RouteBase::default());
     assert_eq!((settings.log.filter.as_str(), settings.log.format), ("info", LogFormat::Pretty));
     assert_eq!(settings.database.url.expose(), "sqlite://tollkey.db");
     assert_eq!(settings.database.kind, DatabaseKind::SqliteFile("tollkey.db".into()));
@@ -167,7 +167,7 @@ fn the_file_can_hold_every_setting_in_the_type_that_fits() {
     assert_eq!(settings.database.kind, DatabaseKind::Postgres);
     assert_eq!((settings.database_pool, settings.migrate, settings.workers), (4, true, 2));
     assert_eq!(settings.trusted_proxies.unwrap().networks().len(), 2);
-    assert_eq!((settings.merchant_header.as_str(), settings.route_base.as_str()), ("x-shop", ""));
+    assert_eq!((settings.merchant_header.as_str(), &settings.route_base), ("x-shop", &RouteBase::none()));
     assert_eq!(settings.log.format, LogFormat::Json);
     assert!(matches!(settings.tokens.source, TokenSource::Hs256(secret) if secret.expose() == canary()));
     assert_eq!(settings.tokens.issuer.as_deref(), Some("https://issuer.example"));
@@ -242,8 +242,8 @@ fn rules() {
         ("TOLLKEY_MERCHANT_HEADER", "x merchant", "must be the name of a header"),
         ("TOLLKEY_MERCHANT_HEADER", "Authorization", "already says something else"),
         ("TOLLKEY_MERCHANT_HEADER", "X-Auth-Key-Id", "already says something else"),
-        ("TOLLKEY_ROUTE_BASE", "api", "must be a path such as /api"),
-        ("TOLLKEY_ROUTE_BASE", "/api/", "must be a path such as /api"),
+        ("TOLLKEY_ROUTE_BASE", "api", "must begin with a slash, such as /api"),
+        ("TOLLKEY_ROUTE_BASE", "/api//", "must be a path such as /api"),
         ("TOLLKEY_ROUTE_BASE", "/a/../b", "must be a path such as /api"),
         ("TOLLKEY_LOG", "info,=", "must be log directives"),
         ("TOLLKEY_LOG_FORMAT", "xml", "must be pretty or json"),

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 
 use serde_json::{Value, json};
 use tokio::{sync::oneshot, task::JoinHandle};
-use tollkey_core::{Catalogue, Denial, Need, RequestPath, VerifierId, usage::outcome_code};
+use tollkey_core::{Catalogue, Denial, Need, RequestPath, RouteBase, VerifierId, usage::outcome_code};
 use tollkey_server::server::Running;
 use tollkey_verifier::{Settings, Stats, Verifier, http::HttpSource};
 
@@ -229,7 +229,7 @@ impl Observer<'_> {
             Self::Subscriber(verifier) => {
                 let need = Need {
                     method: Some("GET"),
-                    path: Some(RequestPath::new(path, "/api")),
+                    path: Some(RequestPath::new(path, &RouteBase::default())),
                     merchant: Some("m_1"),
                     client_ip: Some([203, 0, 113, 7].into()),
                     ..Need::default()

@@ -38,7 +38,7 @@ use rand::{
 use serde_json::{Value, json};
 use tokio::time::{sleep, timeout};
 use tollkey_client::{Auth, Client, verification::VerifyResponse};
-use tollkey_core::{Need, RequestPath, VerifierId, usage::outcome_code};
+use tollkey_core::{Need, RequestPath, RouteBase, VerifierId, usage::outcome_code};
 use tollkey_store::testing::{Database, Postgres};
 use tollkey_verifier::{Settings, SystemClock, Verifier};
 
@@ -543,8 +543,11 @@ impl World {
                 for number in self.choose(if turn % 2 == 0 { Asking::Suspect } else { Asking::One }, turn) {
                     let text = self.keys.borrow()[number].text.clone();
                     let (began, hits) = (Instant::now(), far.stats().hits);
-                    let need =
-                        Need { method: Some(ROUTE.0), path: Some(RequestPath::new(ROUTE.1, "")), ..Need::default() };
+                    let need = Need {
+                        method: Some(ROUTE.0),
+                        path: Some(RequestPath::new(ROUTE.1, &RouteBase::none())),
+                        ..Need::default()
+                    };
                     let Ok(Ok(verdict)) = timeout(PATIENCE, far.verify(&text, &need)).await else {
                         continue;
                     };

@@ -1,15 +1,15 @@
 //! `examples/checkout-axum` with the real server: what a key may, whose data it sees, and that a revoked key is refused at once.
 
-use std::{io, net::SocketAddr};
+use std::{io, net::SocketAddr, time::Duration};
 
 use serde_json::{Value, json};
-use tokio::{net::TcpListener, sync::oneshot, task::JoinHandle};
+use tokio::{net::TcpListener, sync::oneshot, task::JoinHandle, time::timeout};
 use tollkey_core::{Family, Mode};
 use tollkey_middleware::Guard;
 
 use crate::{
     binary::member,
-    support::{App, Call, each_backend},
+    support::{App, Call, each_backend, eventually},
 };
 
 /// The app in this process.
@@ -61,6 +61,53 @@ impl Checkout {
         assert_eq!(reply.status, 200, "{reply}");
         let json = reply.json();
         json.as_array().expect("a list").iter().map(|one| one["id"].as_str().expect("an id").to_owned()).collect()
+    }
+}
+
+/// How long a test waits for an event stream: far shorter than the ten minutes after which a stream that was not notified looks
+/// up its key.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// An open event stream.
+struct EventStream {
+    response: reqwest::Response,
+    text: String,
+}
+
+impl EventStream {
+    /// Opens it, or gives the status of the rejection.
+    async fn open(checkout: &Checkout, key: &str) -> Result<Self, u16> {
+        let url = format!("http://{}/api/v1/events/stream", checkout.address);
+        let response = reqwest::Client::new().get(url).bearer_auth(key).send().await.expect("a response");
+        if response.status() != 200 {
+            return Err(response.status().as_u16());
+        }
+        assert_eq!(response.headers()["content-type"], "text/event-stream");
+        Ok(Self { response, text: String::new() })
+    }
+
+    /// Reads on; gives whether there is more.
+    async fn read(&mut self) -> bool {
+        let chunk = self.response.chunk().await.expect("the stream ends in good order");
+        self.text.push_str(std::str::from_utf8(chunk.as_deref().unwrap_or_default()).expect("a text"));
+        chunk.is_some()
+    }
+
+    /// Reads until this has been sent.
+    async fn until(&mut self, part: &str) {
+        let read = async {
+            while !self.text.contains(part) {
+                assert!(self.read().await, "{part:?} was not sent: {}", self.text);
+            }
+        };
+        timeout(PATIENCE, read).await.expect("the event is sent");
+    }
+
+    /// Everything that is sent until the end.
+    async fn to_end(mut self) -> String {
+        let read = async { while self.read().await {} };
+        timeout(PATIENCE, read).await.expect("the stream ends");
+        self.text
     }
 }
 
@@ -308,6 +355,64 @@ async fn a_revoked_key_is_refused_at_the_very_next_request() {
             let challenge = refused.header("www-authenticate").expect("a challenge");
             assert!(challenge.contains("error=\"invalid_token\""), "{challenge}");
         }
+        checkout.stop().await;
+    })
+    .await;
+}
+
+#[actix_web::test]
+async fn event_stream_ends_when_its_key_is_revoked() {
+    each_backend(async |app| {
+        let (token, checkout) = (app.merchant("acme"), Checkout::start(app).await);
+        let writer = app.commerce_key(&token, json!({})).await.text;
+        let elsewhere = app.commerce_key(&app.merchant("globex"), json!({})).await.text;
+        let kept = app.commerce_key(&token, json!({"scopes": ["events:read"]})).await.text;
+        let mut kept = EventStream::open(&checkout, &kept).await.expect("a stream");
+        for (action, code) in [("revoke", "invalid_api_key"), ("suspend", "suspended")] {
+            let key = app.commerce_key(&token, json!({"scopes": ["events:read"]})).await;
+            let mut stream = EventStream::open(&checkout, &key.text).await.expect("a stream");
+            let (foreign, own) = (checkout.create("links", &elsewhere).await, checkout.create("links", &writer).await);
+            stream.until(&own).await;
+            assert!(stream.text.contains("\nevent: link.created\ndata: {"), "{}", stream.text);
+            assert!(!stream.text.contains(&foreign), "{}", stream.text);
+
+            let changed = app.post(&format!("/api-keys/{}/{action}", key.id), json!({})).bearer(&token).await;
+            assert_eq!(changed.status, 200, "{changed}");
+            let text = stream.to_end().await;
+            let (_, end) = text.split_once("event: end\ndata: ").unwrap_or_else(|| panic!("{action}: {text}"));
+            let problem: Value = serde_json::from_str(end.trim_end()).expect("a problem");
+            assert_eq!(problem["code"], code, "{text}");
+            // It is what the next request gets.
+            let reply = checkout.call("GET", "/events/stream", &key.text).await;
+            assert_eq!((reply.json()["code"].clone(), problem["status"].clone()), (json!(code), json!(reply.status)));
+        }
+        // The stream of another key of the account goes on, and ends without a reason when the server stops.
+        let last = checkout.create("links", &writer).await;
+        kept.until(&last).await;
+        checkout.stop().await;
+        let text = kept.to_end().await;
+        assert!(!text.contains("event: end"), "{text}");
+    })
+    .await;
+}
+
+#[actix_web::test]
+async fn open_event_streams_of_an_account_are_limited() {
+    each_backend(async |app| {
+        let (token, checkout) = (app.merchant("acme"), Checkout::start(app).await);
+        let key = app.commerce_key(&token, json!({"scopes": ["events:read"]})).await.text;
+        let other = app.commerce_key(&token, json!({"scopes": ["links:read"]})).await.text;
+        assert_eq!(EventStream::open(&checkout, &other).await.err(), Some(403));
+        let mut streams = Vec::new();
+        for _ in 0..10 {
+            streams.push(EventStream::open(&checkout, &key).await.expect("a stream"));
+        }
+        assert_eq!(EventStream::open(&checkout, &key).await.err(), Some(429));
+        let elsewhere = app.commerce_key(&app.merchant("globex"), json!({})).await.text;
+        assert!(EventStream::open(&checkout, &elsewhere).await.is_ok());
+        // The place of a client that hangs up is free for another one.
+        streams.pop();
+        eventually("another stream can be opened", async || EventStream::open(&checkout, &key).await.is_ok()).await;
         checkout.stop().await;
     })
     .await;

@@ -1,13 +1,19 @@
 //! `tollkey_middleware::Guard` against the real server: connecting, losing the server, and revocation.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::mpsc,
+    thread,
+    time::{Duration, Instant},
+};
 
 use serde_json::json;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpListener,
+    runtime::Builder,
+    sync::oneshot,
 };
-use tollkey_core::Scope;
+use tollkey_core::{Denial, Scope};
 use tollkey_middleware::{ConnectError, Guard, Headers, RequestHead, Requirement};
 
 use crate::{
@@ -92,7 +98,7 @@ async fn who_is_refused_by_the_server_is_told_so_at_once() {
         for credential in ["tks_EXAMPLE0EXAMPLE0EXAMPLE0EXAMPLE0", &key.text, &app.merchant("acme")] {
             let begun = Instant::now();
             let refused = Guard::connect(&url, credential).await;
-            assert!(matches!(refused, Err(ConnectError::Refused(_))), "{refused:?}");
+            assert!(matches!(refused, Err(ConnectError::Rejected(_))), "{refused:?}");
             assert!(begun.elapsed() < Duration::from_secs(5));
         }
     })
@@ -134,6 +140,77 @@ async fn what_is_no_server_of_ours_is_told_apart_from_one_that_does_not_answer()
     }
 }
 
+/// Runs a future on a runtime of its own in a thread of its own, which is then blocked until `released`.
+async fn elsewhere<T: Send + 'static>(
+    future: impl Future<Output = T> + Send + 'static,
+    released: mpsc::Receiver<()>,
+) -> T {
+    let (done, result) = oneshot::channel();
+    thread::spawn(move || {
+        let runtime = Builder::new_current_thread().enable_all().build().expect("a runtime");
+        let _ = done.send(runtime.block_on(future));
+        // The runtime is there, and nothing on it goes on.
+        let _ = released.recv();
+    });
+    result.await.expect("no panic")
+}
+
+#[actix_web::test]
+async fn guard_lives_on_no_runtime_of_the_application() {
+    each_backend(async |app| {
+        let token = app.merchant("acme");
+        let [first, second] = [app.commerce_key(&token, json!({})).await, app.commerce_key(&token, json!({})).await];
+        let (url, service) = (format!("http://{}", app.running().address()), app.service_key().await);
+        // Connected in a runtime that ends.
+        let (release, released) = mpsc::channel();
+        drop(release);
+        let guard = elsewhere(Guard::connect(url, service.text), released).await.expect("a guard");
+        // A worker looks a key up and is blocked, with the connection it has opened.
+        let (_blocked, released) = mpsc::channel();
+        let (on_the_worker, key) = (guard.clone(), first.text.clone());
+        let found = elsewhere(async move { status(&on_the_worker, &key, &Requirement::any()).await }, released).await;
+        assert_eq!(found, 200);
+        assert_eq!(status(&guard, &second.text, &Requirement::any()).await, 200);
+        let revoked = app.post(&format!("/api-keys/{}/revoke", first.id), json!({})).bearer(&token).await;
+        assert_eq!(revoked.status, 200, "{revoked}");
+        assert_eq!(status(&guard, &first.text, &Requirement::any()).await, 401);
+        guard.shutdown().await;
+        assert!(guard.stats().lease_left.is_zero());
+    })
+    .await;
+}
+
+#[actix_web::test]
+async fn shutdown_does_not_wait_for_a_server_that_hangs() {
+    let silent = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let url = format!("http://{}", silent.local_addr().expect("an address"));
+    let guard = Guard::builder().url(url).service_key("tks_EXAMPLE").start().expect("a guard");
+    let shutdown = tokio::time::timeout(Duration::from_secs(30), guard.shutdown());
+    assert!(shutdown.await.is_ok(), "it ends by itself");
+}
+
+#[actix_web::test]
+async fn long_response_learns_of_the_revocation_of_its_key() {
+    each_backend(async |app| {
+        let token = app.merchant("acme");
+        let key = app.commerce_key(&token, json!({})).await;
+        let guard = app.guard().await;
+        let headers = Presenting(&key.text);
+        let request = RequestHead { method: "GET", target: "/stream", peer: None, headers: &headers };
+        let admission = guard.check(&request, &Requirement::any()).await.expect("admitted");
+        let verified = admission.key().expect("a key").clone();
+        let stream = tokio::spawn(async move { verified.revoked().await });
+        let renamed = app.patch(&format!("/api-keys/{}", key.id), json!({"name": "another"})).bearer(&token).await;
+        assert_eq!(renamed.status, 200, "{renamed}");
+        assert!(!stream.is_finished());
+        let revoked = app.post(&format!("/api-keys/{}/revoke", key.id), json!({})).bearer(&token).await;
+        assert_eq!(revoked.status, 200, "{revoked}");
+        assert_eq!(stream.await.expect("no panic"), Denial::Revoked);
+        guard.shutdown().await;
+    })
+    .await;
+}
+
 #[actix_web::test]
 async fn a_guard_survives_its_server() {
     let tollkey = Tollkey::development();
@@ -145,13 +222,13 @@ async fn a_guard_survives_its_server() {
     let keys = keys.with_auth(tollkey_client::Auth::bearer(token)).commerce().api_keys();
     let made = keys.create("Web").await.expect("a key");
     let (key, any) = (made.api_key.expose(), Requirement::any());
-    let grace = Requirement::any().remembered_without_immediate_revocation(Duration::from_secs(600));
+    let grace = Requirement::any().cached_without_immediate_revocation(Duration::from_secs(600));
 
     // Started before there is a server, as after an outage of both.
     server.stop().await;
     let guard = Guard::builder().url(format!("http://{address}")).service_key(service_key).start().expect("a guard");
     assert_eq!(status(&guard, key, &any).await, 503);
-    assert_eq!(status(&guard, key, &grace).await, 503, "nothing is remembered");
+    assert_eq!(status(&guard, key, &grace).await, 503, "nothing is cached");
     let again = tollkey.clone().with("TOLLKEY_LISTEN", &address);
     let server = again.serve().await;
     eventually("the server is found", async || status(&guard, key, &any).await == 200).await;

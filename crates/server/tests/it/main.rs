@@ -37,6 +37,7 @@ mod replicas;
 mod rotation;
 mod sign_in;
 mod silence;
+mod silent_connections;
 mod storlaunch;
 mod support;
 mod sync;

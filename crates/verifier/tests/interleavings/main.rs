@@ -13,6 +13,12 @@ mod locks;
 mod memory;
 #[path = "../../src/subscribers.rs"]
 mod subscribers;
+#[path = "../../src/watches.rs"]
+mod watches;
+
+mod testing {
+    pub(crate) use tollkey_verifier::testing::record;
+}
 
 mod source {
     pub(crate) use tollkey_verifier::{News, PollId, PollIds};

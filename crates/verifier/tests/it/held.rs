@@ -43,7 +43,7 @@ async fn what_is_refused_further_in_costs_nothing_and_is_counted_as_refused() {
     for _ in 0..5 {
         let verdict = held(&world, 0).await;
         assert_eq!(verdict.outcome, Ok(()));
-        let denied = world.one.verifier.judge_held(&verdict, &test_only);
+        let denied = world.one.verifier.decide_further(&verdict, &test_only);
         assert_eq!(denied, Err(Denial::WrongMode));
         world.one.verifier.conclude(&verdict, denied);
     }
@@ -71,7 +71,7 @@ async fn a_key_that_is_denied_at_the_door_is_denied_further_in() {
     let world = World::new(1).await;
     let verdict = world.one.verifier.hold(&text(7), &Need::default()).await.unwrap();
     assert_eq!(verdict.outcome, Err(Denial::UnknownKey));
-    assert_eq!(world.one.verifier.judge_held(&verdict, &Need::default()), Err(Denial::UnknownKey));
+    assert_eq!(world.one.verifier.decide_further(&verdict, &Need::default()), Err(Denial::UnknownKey));
 }
 
 #[tokio::test(start_paused = true)]

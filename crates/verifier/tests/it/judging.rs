@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use tollkey_core::{
-    Catalogue, Clock, Denial, IpList, Mode, Need, OperatingModel, RateLimit, Record, RequestPath, Viewer,
+    Catalogue, Clock, Denial, IpList, Mode, Need, OperatingModel, RateLimit, Record, RequestPath, RouteBase, Viewer,
     feature::Feature,
 };
 use tollkey_verifier::testing::{ManualClock, MemorySource, account, record};
@@ -50,9 +50,9 @@ async fn each_denial_reaches_the_caller() {
         it.operating_model = OperatingModel::Ecosystem;
         it.key.grants.features = Some(vec![Feature::TokensList]);
     };
-    let path = Some(RequestPath::new("/api/forward", "/api"));
+    let path = Some(RequestPath::new("/api/forward", &RouteBase::default()));
     assert_eq!(outcome(scoped, Need { method: Some("POST"), path, ..none }).await, Err(Denial::RouteNotAllowed));
-    let path = Some(RequestPath::new("/api/tokens", "/api"));
+    let path = Some(RequestPath::new("/api/tokens", &RouteBase::default()));
     assert_eq!(outcome(scoped, Need { method: Some("GET"), path, ..none }).await, Ok(()));
     assert_eq!(outcome(|_| (), Need { merchant: Some("no merchant"), ..none }).await, Err(Denial::MerchantNotAllowed));
     let mut catalogue = Catalogue::default();

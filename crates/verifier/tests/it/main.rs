@@ -9,4 +9,5 @@ mod misses;
 mod settling;
 mod subscribing;
 mod usage;
+mod watching;
 mod world;

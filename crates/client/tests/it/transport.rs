@@ -1,0 +1,177 @@
+//! Why there is no connection, on real sockets; and machines without CA certificates.
+
+use std::{env, ffi::OsStr, fs, path::PathBuf, time::Duration};
+
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpListener,
+    time::timeout,
+};
+use tollkey_client::{Client, Error, ErrorKind};
+
+use crate::{
+    said,
+    support::{Server, builder, json_answer, refused},
+    tls::{Certificate, Http2Server, run_with_ca_certificates},
+};
+
+/// No test waits longer than this.
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// What is said of a call to this URL, which gets no connection.
+async fn cause(url: &str) -> String {
+    let error = refused(builder(url).build().unwrap().whoami().await);
+    assert_eq!((error.kind(), error.is_connect()), (ErrorKind::Connect, true), "{error:?}");
+    assert!(!error.may_have_been_done());
+    let text = error.to_string();
+    assert!(!text.contains("localhost") && !text.contains("127.0.0.1"), "{text}");
+    text.strip_prefix("GET /api/v1/whoami: no connection: ").expect("it is said what was called").to_owned()
+}
+
+#[tokio::test]
+async fn unknown_host_is_named_as_cause() {
+    // No label of a name is so long (RFC 1035, section 2.3.4): no resolver has to be asked.
+    let host = "x".repeat(64);
+    assert_eq!(cause(&format!("http://{host}.example.com")).await, "the host name cannot be resolved (DNS)");
+}
+
+#[tokio::test]
+async fn refused_connection_is_named_as_cause() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    drop(listener);
+    for scheme in ["http", "https"] {
+        let expected = "connection refused: no server listens on this host and port";
+        assert_eq!(cause(&format!("{scheme}://{address}")).await, expected);
+    }
+}
+
+/// A listener that reads a little, writes this, and ends each connection.
+async fn listener_that_says(text: &'static str) -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        while let Ok((mut connection, _)) = listener.accept().await {
+            let _ = connection.read(&mut [0; 4096]).await;
+            let _ = connection.write_all(text.as_bytes()).await;
+        }
+    });
+    port
+}
+
+#[tokio::test]
+async fn server_without_tls_is_named_as_cause() {
+    let port = listener_that_says("HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n").await;
+    let expected = "the server does not speak TLS on this port: is it one for http://?";
+    assert_eq!(cause(&format!("https://localhost:{port}")).await, expected);
+}
+
+#[tokio::test]
+async fn handshake_that_is_cut_is_named_as_cause() {
+    let port = listener_that_says("").await;
+    let expected = "the server ended the connection while it was opened";
+    assert_eq!(cause(&format!("https://localhost:{port}")).await, expected);
+}
+
+#[tokio::test]
+async fn handshake_that_is_not_answered_times_out() {
+    // The system opens the connection; nobody takes it.
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("https://{}", listener.local_addr().unwrap());
+    let client = builder(&url).connect_timeout(Duration::from_millis(200)).build().unwrap();
+    let error = timeout(LIMIT, async { refused(client.whoami().await) }).await.unwrap();
+    assert!(error.is_connect() && error.is_timeout());
+    assert_eq!(error.to_string(), "GET /api/v1/whoami: no connection: connecting timed out");
+}
+
+#[tokio::test]
+async fn untrusted_certificate_is_named_as_cause() {
+    let server = Http2Server::start(&Certificate::valid()).await;
+    let expected = "the server's certificate is not trusted: its issuer is not among the certificate authorities of this \
+                    machine";
+    assert_eq!(cause(&format!("https://localhost:{}", server.address.port())).await, expected);
+    assert_eq!(server.requests(), 0);
+}
+
+#[test]
+fn fault_of_a_trusted_certificate_is_named_as_cause() {
+    let directory = tempfile::tempdir().unwrap();
+    for (name, host, from, to) in FAULTS.map(|(name, host, from, to, _)| (name, host, from, to)) {
+        Certificate::new(host, from, to).write(&directory.path().join(name).with_extension("pem"));
+    }
+    let all = FAULTS.map(|(name, ..)| fs::read_to_string(directory.path().join(name).with_extension("pem")).unwrap());
+    let file = directory.path().join("ca.crt");
+    fs::write(&file, all.concat()).unwrap();
+    run_with_ca_certificates("transport::faults_of_trusted_certificates", Some(file.as_os_str()), None);
+}
+
+/// Certificates, and what is said of them when they are those of `localhost`.
+const FAULTS: [(&str, &str, u16, u16, &str); 3] = [
+    ("other-host", "keys.example.com", 2020, 2049, "the server's certificate is for another host name"),
+    ("expired", "localhost", 2020, 2021, "the server's certificate has expired"),
+    (
+        "early",
+        "localhost",
+        2048,
+        2049,
+        "the server's certificate is not valid yet: is the clock of this machine right?",
+    ),
+];
+
+#[tokio::test]
+#[ignore = "needs a process that trusts the certificates of its servers"]
+async fn faults_of_trusted_certificates() {
+    let directory = PathBuf::from(env::var_os("SSL_CERT_FILE").unwrap());
+    for (name, .., expected) in FAULTS {
+        let server = Http2Server::start(&Certificate::read_from(&directory.with_file_name(name))).await;
+        assert_eq!(cause(&format!("https://localhost:{}", server.address.port())).await, expected);
+    }
+    // The host name is all that is wrong with the first.
+    let certificate = Certificate::read_from(&directory.with_file_name("other-host"));
+    let server = Http2Server::with_protocols(&certificate, &["another protocol"]).await;
+    let url = format!("https://localhost:{}", server.address.port());
+    assert_eq!(cause(&url).await, "the server rejected the TLS handshake");
+}
+
+#[test]
+fn client_works_without_ca_certificates() {
+    let directory = tempfile::tempdir().unwrap();
+    let empty = directory.path().join("ca.pem");
+    fs::write(&empty, "").unwrap();
+    let missing = directory.path().join("missing");
+    let no_certificates = directory.path().join("certs");
+    fs::create_dir(&no_certificates).unwrap();
+    let (file, missing, certs): (&OsStr, &OsStr, &OsStr) =
+        (empty.as_os_str(), missing.as_os_str(), no_certificates.as_os_str());
+    for (file, certs) in [(Some(file), Some(certs)), (Some(file), None), (None, Some(certs)), (Some(missing), None)] {
+        run_with_ca_certificates("transport::without_ca_certificates", file, certs);
+    }
+}
+
+#[tokio::test]
+#[ignore = "needs a process without CA certificates"]
+async fn without_ca_certificates() {
+    let server = Server::responding(json_answer(200, &said::whoami())).await;
+    let client = server.client();
+    client.whoami().await.unwrap();
+    client.with_new_connections().unwrap().whoami().await.unwrap();
+    tokio::task::spawn_blocking(move || client.whoami().send_blocking().unwrap()).await.unwrap();
+
+    let set = |name| env::var_os(name).is_some();
+    let expected = match (set("SSL_CERT_FILE"), set("SSL_CERT_DIR")) {
+        (true, true) => {
+            "found where SSL_CERT_FILE and SSL_CERT_DIR point to: correct or unset SSL_CERT_FILE and SSL_CERT_DIR"
+        }
+        (true, false) => "found in the file that SSL_CERT_FILE names: correct or unset SSL_CERT_FILE",
+        (false, true) => "found in the directories that SSL_CERT_DIR names: correct or unset SSL_CERT_DIR",
+        (false, false) => unreachable!("the process would have those of the machine"),
+    };
+    let error: Error = refused(Client::new("https://keys.example.com"));
+    assert_eq!(error.kind(), ErrorKind::Settings);
+    let text = error.to_string();
+    assert!(text.starts_with("base_url is https://, and no CA certificates") && text.contains(expected), "{text}");
+    assert!(text.ends_with("(ClientBuilder::http_client)"), "{text}");
+    // An HTTP client of the caller's needs none of ours.
+    let own = tollkey_client::reqwest::Client::builder().tls_certs_only([]).build().unwrap();
+    Client::builder().base_url("https://keys.example.com").http_client(own).build().unwrap();
+}

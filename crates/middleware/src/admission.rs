@@ -1,0 +1,295 @@
+//! One request: the credential it presents, what it needs, and the decision.
+
+use std::{future::pending, sync::Arc};
+
+use tokio::{runtime::Handle, task::JoinHandle};
+use tokio_util::task::AbortOnDropHandle;
+use tollkey_core::{
+    Denial, Need, Problem, ProblemCode, RequestPath,
+    credential::{self, Credential},
+    network::client_address,
+};
+#[cfg(feature = "test-util")]
+use tollkey_verifier::testing::MemorySource;
+use tollkey_verifier::{Known, Stats, Unavailable, Verdict, Verifier, http::HttpSource};
+
+use crate::{Guard, Rejection, RejectionForm, RequestHead, Requirement, VerifiedKey};
+
+/// The verifier of a guard.
+pub(crate) enum Verifiers {
+    /// Subscribed to a server.
+    Server(Verifier<HttpSource>),
+    /// Of keys declared in code.
+    #[cfg(feature = "test-util")]
+    Memory(Verifier<MemorySource>),
+}
+
+/// The same expression for either.
+macro_rules! each {
+    ($verifiers:expr, $verifier:ident => $expression:expr) => {
+        match $verifiers {
+            Verifiers::Server($verifier) => $expression,
+            #[cfg(feature = "test-util")]
+            Verifiers::Memory($verifier) => $expression,
+        }
+    };
+}
+
+impl Verifiers {
+    fn hold_cached(&self, key: &str, need: &Need<'_>) -> Option<Verdict> {
+        each!(self, verifier => verifier.hold_remembered(key, need))
+    }
+
+    async fn hold(&self, key: &str, need: &Need<'_>, requirement: &Requirement) -> Result<Verdict, Unavailable> {
+        each!(self, verifier => if requirement.grace.is_zero() {
+            verifier.hold(key, need).await
+        } else {
+            verifier.hold_without_immediate_revocation(key, need, requirement.grace).await
+        })
+    }
+
+    /// Decides what is required besides of a key that was admitted with the same request.
+    pub(crate) fn decide_further(&self, held: &Verdict, need: &Need<'_>) -> Result<(), Denial> {
+        each!(self, verifier => verifier.decide_further(held, need))
+    }
+
+    /// Waits until the key can no longer be used, on that runtime.
+    fn until_unusable(&self, key: &Known, runtime: &Handle) -> JoinHandle<Denial> {
+        let key = key.clone();
+        each!(self, verifier => {
+            let verifier = verifier.clone();
+            runtime.spawn(async move { verifier.until_unusable(&key).await })
+        })
+    }
+
+    /// Ends a verdict that is held; without an outcome as if it had not been.
+    pub(crate) fn end(&self, held: &Verdict, outcome: Option<Result<(), Denial>>) {
+        each!(self, verifier => match outcome {
+            Some(outcome) => verifier.conclude(held, outcome),
+            None => verifier.release(held),
+        });
+    }
+
+    pub(crate) fn stats(&self) -> Stats {
+        each!(self, verifier => verifier.stats())
+    }
+}
+
+/// A request that was admitted: by which guard, and with which key.
+#[derive(Debug, Clone)]
+pub struct Admission {
+    admitted: Admitted,
+    form: RejectionForm,
+}
+
+#[derive(Debug, Clone)]
+enum Admitted {
+    With(VerifiedKey),
+    /// Where the key is optional and none was presented.
+    WithoutKey(Guard),
+}
+
+impl Admission {
+    /// Sends rejections inside of this admission in this form.
+    #[must_use]
+    pub fn in_form(self, form: RejectionForm) -> Self {
+        Self { form, ..self }
+    }
+
+    /// The key; `None` where it is optional and none was presented.
+    #[must_use]
+    pub fn key(&self) -> Option<&VerifiedKey> {
+        match &self.admitted {
+            Admitted::With(key) => Some(key),
+            Admitted::WithoutKey(_) => None,
+        }
+    }
+
+    /// The key, where the handler requires one.
+    ///
+    /// # Errors
+    /// The [`Rejection`] to respond with, where the key is optional and none was presented.
+    pub fn required_key(&self) -> Result<&VerifiedKey, Rejection> {
+        match &self.admitted {
+            Admitted::With(key) => Ok(key),
+            Admitted::WithoutKey(guard) => Err(guard.missing().in_form(self.form)),
+        }
+    }
+
+    /// Requires more, inside of the layer. A rejection takes nothing from the key's rate limit, and is no use of the key.
+    ///
+    /// # Errors
+    /// The [`Rejection`] to respond with.
+    pub fn require(&self, request: &RequestHead<'_>, requirement: &Requirement) -> Result<(), Rejection> {
+        let outcome = match &self.admitted {
+            Admitted::WithoutKey(_) if requirement.optional => Ok(()),
+            Admitted::WithoutKey(guard) => Err(guard.missing()),
+            Admitted::With(key) => key.require_of(request, requirement),
+        };
+        outcome.map_err(|rejection| rejection.in_form(self.form))
+    }
+
+    /// Ends the request: it was a use of the key, unless it was rejected inside of the layer. Returns the headers that belong
+    /// into the response to a use, lower-case names and values.
+    pub fn conclude(&self) -> Vec<(&'static str, String)> {
+        match &self.admitted {
+            Admitted::With(key) if key.conclude() => key.rate_limit_fields().collect(),
+            _ => Vec::new(),
+        }
+    }
+
+    /// Withdraws this admission where that guard is about to decide the same request again, as a layer inside of a layer
+    /// does: only the inner one counts.
+    pub fn give_way_to(&self, guard: &Guard) {
+        match &self.admitted {
+            Admitted::With(key) if Arc::ptr_eq(&key.guard().0, &guard.0) => key.release(),
+            _ => {}
+        }
+    }
+}
+
+impl Guard {
+    /// Authorizes a request, with a request to the server where its key is not cached.
+    ///
+    /// # Errors
+    /// The [`Rejection`] to respond with.
+    pub async fn check(&self, request: &RequestHead<'_>, requirement: &Requirement) -> Result<Admission, Rejection> {
+        let Some((header, key)) = self.presented(request, requirement)? else { return Ok(self.admit_without_key()) };
+        let merchant = self.merchant(request, requirement);
+        let need = self.need(request, requirement, merchant.as_deref())?;
+        let verdict = self.verifiers().hold(key, &need, requirement).await;
+        let verdict = verdict.map_err(|Unavailable| self.reject(Problem::unavailable()))?;
+        self.admit(verdict, header, merchant, requirement)
+    }
+
+    /// [`check`](Self::check) where that needs no network; `None` where the server has to be asked, and nothing was done.
+    ///
+    /// A framework saves with it not the time of the decision but that of coming back to a request later.
+    #[must_use]
+    pub fn check_cached(
+        &self,
+        request: &RequestHead<'_>,
+        requirement: &Requirement,
+    ) -> Option<Result<Admission, Rejection>> {
+        let checked = || {
+            let Some((header, key)) = self.presented(request, requirement)? else {
+                return Ok(Some(self.admit_without_key()));
+            };
+            let merchant = self.merchant(request, requirement);
+            let need = self.need(request, requirement, merchant.as_deref())?;
+            let verdict = self.verifiers().hold_cached(key, &need);
+            verdict.map(|verdict| self.admit(verdict, header, merchant, requirement)).transpose()
+        };
+        checked().transpose()
+    }
+
+    pub(crate) async fn until_unusable(&self, key: &Known) -> Denial {
+        let waiting = AbortOnDropHandle::new(self.verifiers().until_unusable(key, self.runtime()));
+        match waiting.await {
+            Ok(denial) => denial,
+            // The guard was shut down, and its key with it.
+            Err(_) => pending().await,
+        }
+    }
+
+    /// The key that a request presents and the header it is in; `None` where it is optional and none is presented.
+    fn presented<'a>(
+        &self,
+        request: &RequestHead<'a>,
+        requirement: &Requirement,
+    ) -> Result<Option<(&'static str, &'a str)>, Rejection> {
+        let [first, second] = request.first_two(&self.policy().headers);
+        match Credential::read(first.into_iter().chain(second)) {
+            Credential::One(key) => Ok(first.map(|(header, _)| (header, key))),
+            Credential::None if requirement.optional => Ok(None),
+            Credential::None => Err(self.missing()),
+            Credential::Unreadable => Err(self.reject(Problem::invalid_api_key())),
+            Credential::Several => {
+                let detail = "Present exactly one credential, once.";
+                Err(self.reject(Problem::new(ProblemCode::MultipleCredentials, detail)))
+            }
+        }
+    }
+
+    fn merchant(&self, request: &RequestHead<'_>, requirement: &Requirement) -> Option<String> {
+        requirement.merchant.as_ref().unwrap_or(&self.policy().merchant).of(request)
+    }
+
+    fn admit_without_key(&self) -> Admission {
+        Admission { admitted: Admitted::WithoutKey(self.clone()), form: RejectionForm::default() }
+    }
+
+    fn admit(
+        &self,
+        held: Verdict,
+        header: &'static str,
+        merchant: Option<String>,
+        requirement: &Requirement,
+    ) -> Result<Admission, Rejection> {
+        if let Err(denial) = held.outcome {
+            return Err(self.deny(denial, requirement).with_rate(held.rate, held.retry_after_seconds));
+        }
+        // A request without a key that needs one is never admitted, whatever the verdict is made of.
+        let key = VerifiedKey::hold(self.clone(), held, header, merchant);
+        let key = key.ok_or_else(|| self.reject(Problem::invalid_api_key()))?;
+        Ok(Admission { admitted: Admitted::With(key), form: RejectionForm::default() })
+    }
+
+    /// What the request needs of its key.
+    pub(crate) fn need<'a>(
+        &self,
+        request: &RequestHead<'a>,
+        requirement: &Requirement,
+        merchant: Option<&'a str>,
+    ) -> Result<Need<'a>, Rejection> {
+        let policy = self.policy();
+        Ok(Need {
+            method: Some(request.method),
+            path: Some(RequestPath::new(request.target, &policy.route_base)),
+            client_ip: client_address(request.peer, || request.all("x-forwarded-for"), &policy.trusted_proxies),
+            ..self.need_of_key(requirement, merchant)?
+        })
+    }
+
+    /// The part of it that is about the key alone.
+    pub(crate) fn need_of_key<'a>(
+        &self,
+        requirement: &Requirement,
+        merchant: Option<&'a str>,
+    ) -> Result<Need<'a>, Rejection> {
+        let scopes = self.policy().catalogue.needed(requirement.scopes.iter().map(tollkey_core::Scope::as_str));
+        let scopes = scopes.map_err(|rule| {
+            tracing::error!(%rule, "a route requires a scope that the guard does not know; the request is rejected");
+            self.misconfigured()
+        })?;
+        Ok(Need { scopes, mode: requirement.mode, merchant, ..Need::default() })
+    }
+
+    /// For a requirement that the guard cannot check. Its cause is in the log.
+    pub(crate) fn misconfigured(&self) -> Rejection {
+        let detail = "The route requires something unknown; its operator's log says what.";
+        self.reject(Problem::new(ProblemCode::InvalidRequirement, detail))
+    }
+
+    fn missing(&self) -> Rejection {
+        let headers = &self.policy().headers;
+        self.reject(if headers.contains(&credential::AUTHORIZATION) {
+            Problem::new(ProblemCode::MissingCredentials, "Present an API key as Bearer.")
+        } else {
+            let detail = format!("Present an API key in {}.", headers.join(" or "));
+            Problem::new(ProblemCode::MissingCredentials, detail)
+        })
+    }
+
+    pub(crate) fn deny(&self, denial: Denial, requirement: &Requirement) -> Rejection {
+        let mut problem = Problem::denied(denial);
+        if denial == Denial::InsufficientScope {
+            problem.needed_scopes.clone_from(&requirement.scopes);
+        }
+        self.reject(problem).because_of(denial)
+    }
+
+    fn reject(&self, problem: Problem) -> Rejection {
+        Rejection::new(problem, &self.policy().rejections)
+    }
+}

@@ -1,0 +1,139 @@
+//! Where a request names its merchant.
+
+use std::{fmt, sync::Arc};
+
+use crate::RequestHead;
+
+/// Where a request names the merchant that it is about. A key that is bound to merchants is rejected unless that is one of them.
+#[derive(Clone)]
+pub struct Merchant(Source);
+
+type Find = dyn Fn(&RequestHead<'_>) -> Option<String> + Send + Sync;
+
+#[derive(Clone)]
+enum Source {
+    Header(Arc<str>),
+    Path(Arc<[Segment]>),
+    Function(Arc<Find>),
+    Id(Arc<str>),
+}
+
+/// A segment of a path template.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Segment {
+    Literal(String),
+    Any,
+    Merchant,
+}
+
+impl Merchant {
+    /// In a header; a guard reads `x-merchant-id` unless it is told otherwise. A repeated header denies.
+    #[must_use]
+    pub fn header(name: &str) -> Self {
+        Self(Source::Header(name.to_ascii_lowercase().into()))
+    }
+
+    /// In the path: `{merchant}` stands for the merchant, any other `{name}` for one segment, and whatever follows the template
+    /// does not matter. A path that does not match names no merchant.
+    ///
+    /// Keys that are bound to merchants are also bound to routes such as `GET /tokens`, which are compared with the whole path
+    /// after the [route base](crate::GuardBuilder::route_base). Where the merchant stands in front of these routes, the
+    /// route base has to cut it:
+    ///
+    /// ```
+    /// use tollkey_middleware::{Guard, Merchant};
+    /// // GET /merchants/m_1/tokens is the route GET /tokens of the merchant m_1.
+    /// let builder = Guard::builder()
+    ///     .route_base("/merchants/{merchant}")
+    ///     .merchant(Merchant::path("/merchants/{merchant}"));
+    /// ```
+    ///
+    /// # Panics
+    /// Unless the template begins with `/` and has `{merchant}` exactly once: it could never name a merchant.
+    #[must_use]
+    pub fn path(template: &str) -> Self {
+        let segment = |part: &str| match part {
+            "{merchant}" => Segment::Merchant,
+            name if name.starts_with('{') && name.ends_with('}') => Segment::Any,
+            literal => Segment::Literal(literal.to_owned()),
+        };
+        let segments: Option<Vec<_>> = template.strip_prefix('/').map(|path| path.split('/').map(segment).collect());
+        let segments = segments.unwrap_or_default();
+        let merchants = segments.iter().filter(|segment| **segment == Segment::Merchant).count();
+        assert!(
+            merchants == 1,
+            "{template:?} must begin with a slash and have {{merchant}} as one of its segments, once"
+        );
+        Self(Source::Path(segments.into()))
+    }
+
+    /// Wherever the closure finds it.
+    #[must_use]
+    pub fn from_fn(find: impl Fn(&RequestHead<'_>) -> Option<String> + Send + Sync + 'static) -> Self {
+        Self(Source::Function(Arc::new(find)))
+    }
+
+    /// This merchant, for a handler that knows it from the body or the database:
+    /// [`VerifiedKey::require`](crate::VerifiedKey::require).
+    #[must_use]
+    pub fn id(id: impl Into<String>) -> Self {
+        Self(Source::Id(id.into().into()))
+    }
+
+    /// The merchant of a request. What cannot be read as one is returned as a text that is no merchant's ID, so that it denies.
+    pub(crate) fn of(&self, request: &RequestHead<'_>) -> Option<String> {
+        match &self.0 {
+            Source::Header(name) => tollkey_core::text::reference_in(request.all(name)),
+            Source::Path(template) => in_path(template, request.path()),
+            Source::Function(find) => find(request),
+            Source::Id(id) => Some(id.as_ref().to_owned()),
+        }
+    }
+
+    /// The merchant where no request is at hand; `None` for one that stands in the request.
+    pub(crate) fn without_request(&self) -> Option<&str> {
+        match &self.0 {
+            Source::Id(id) => Some(id),
+            _ => None,
+        }
+    }
+}
+
+fn in_path(template: &[Segment], path: &str) -> Option<String> {
+    let mut parts = path.strip_prefix('/')?.split('/');
+    let mut merchant = None;
+    for segment in template {
+        let part = parts.next()?;
+        match segment {
+            // A router that decodes what it matches may take this for the literal.
+            Segment::Literal(literal) if literal != part => return part.contains('%').then(|| part.to_owned()),
+            Segment::Merchant => merchant = Some(part.to_owned()),
+            Segment::Literal(_) | Segment::Any => {}
+        }
+    }
+    merchant
+}
+
+impl fmt::Debug for Merchant {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.0 {
+            Source::Header(name) => f.debug_tuple("Header").field(name).finish(),
+            Source::Path(template) => f.debug_tuple("Path").field(template).finish(),
+            Source::Function(_) => f.write_str("Function"),
+            Source::Id(id) => f.debug_tuple("Id").field(id).finish(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn template_without_one_merchant_is_rejected() {
+        for template in ["", "/", "merchants/{merchant}", "/merchants/{id}", "/{merchant}/{merchant}"] {
+            let built = std::panic::catch_unwind(|| Merchant::path(template));
+            assert!(built.is_err(), "{template}");
+        }
+    }
+}

@@ -1,0 +1,329 @@
+//! The response to a request that is rejected: RFC 9457 in the body, RFC 6750 in the header, the same in every framework.
+
+use std::{fmt, sync::Arc, time::Duration};
+
+use serde::Serialize;
+use tollkey_core::{Denial, Problem, ProblemCode, Scope};
+use tollkey_verifier::RateStatus;
+
+/// Why a request is rejected. It converts into the response of the framework, so that a handler can return it as its error.
+///
+/// Every response with a rejection carries it in its extensions, for a layer outside of Tollkey's that logs or counts it.
+#[derive(Debug, Clone)]
+pub struct Rejection(Arc<Inner>);
+
+#[derive(Debug, Clone)]
+struct Inner {
+    problem: Problem,
+    /// Not in the problem: an unknown key and a revoked one have the same.
+    denial: Option<Denial>,
+    settings: Arc<RejectionSettings>,
+    form: RejectionForm,
+    rate: Option<(RateStatus, Option<u32>)>,
+}
+
+/// In which form a rejection is sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum RejectionForm {
+    /// A problem (RFC 9457) with its own HTTP status.
+    #[default]
+    Problem,
+    /// A gRPC status in trailers, with HTTP status 200.
+    Grpc,
+}
+
+/// How a guard formats its rejections.
+pub(crate) struct RejectionSettings {
+    pub(crate) realm: String,
+    pub(crate) format: Option<Arc<Format>>,
+}
+
+/// The application's own error format: [`GuardBuilder::on_rejection`](crate::GuardBuilder::on_rejection).
+pub(crate) type Format = dyn Fn(&Rejection, &mut RejectionResponse) + Send + Sync;
+
+impl Default for RejectionSettings {
+    fn default() -> Self {
+        Self { realm: "tollkey".to_owned(), format: None }
+    }
+}
+
+impl fmt::Debug for RejectionSettings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RejectionSettings").field("realm", &self.realm).finish_non_exhaustive()
+    }
+}
+
+/// A rejection as an HTTP response.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct RejectionResponse {
+    /// The status.
+    pub status: u16,
+    /// The headers, names in lower case.
+    pub headers: Vec<(&'static str, String)>,
+    /// The body.
+    pub body: String,
+}
+
+impl RejectionResponse {
+    /// The value of a header; its name in lower case.
+    #[must_use]
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.iter().find(|(own, _)| *own == name).map(|(_, value)| value.as_str())
+    }
+
+    /// Sets a header, its name in lower case, in place of any value it has.
+    pub fn set_header(&mut self, name: &'static str, value: impl Into<String>) {
+        self.headers.retain(|(own, _)| *own != name);
+        self.headers.push((name, value.into()));
+    }
+}
+
+#[derive(Serialize)]
+struct Body<'a> {
+    r#type: String,
+    title: &'static str,
+    status: u16,
+    detail: &'a str,
+    code: &'static str,
+}
+
+impl Rejection {
+    pub(crate) fn new(problem: Problem, settings: &Arc<RejectionSettings>) -> Self {
+        let settings = Arc::clone(settings);
+        Self(Arc::new(Inner { problem, denial: None, settings, form: RejectionForm::default(), rate: None }))
+    }
+
+    /// Because of the key.
+    pub(crate) fn because_of(mut self, denial: Denial) -> Self {
+        Arc::make_mut(&mut self.0).denial = Some(denial);
+        self
+    }
+
+    /// For a route that requires a key without a layer of Tollkey around it: a mistake of the application, which admits no
+    /// request.
+    #[must_use]
+    pub fn unguarded() -> Self {
+        tracing::error!("a route requires a key, and no Tollkey layer is around it; the request is rejected");
+        Self::new(Problem::internal(), &Arc::default())
+    }
+
+    /// In this form.
+    #[must_use]
+    pub fn in_form(mut self, form: RejectionForm) -> Self {
+        if self.0.form != form {
+            Arc::make_mut(&mut self.0).form = form;
+        }
+        self
+    }
+
+    /// What remains of the key's rate limit, and in how many seconds a use is possible again.
+    pub(crate) fn with_rate(mut self, rate: Option<RateStatus>, retry_after_seconds: Option<u32>) -> Self {
+        let inner = Arc::make_mut(&mut self.0);
+        inner.rate = rate.map(|rate| (rate, retry_after_seconds));
+        if inner.problem.code == ProblemCode::RateLimited {
+            inner.problem.retry_after = retry_after_seconds.map(Into::into);
+        }
+        self
+    }
+
+    /// The stable code of the problem, such as `insufficient_scope`.
+    #[must_use]
+    pub fn code(&self) -> &'static str {
+        self.0.problem.code.as_str()
+    }
+
+    /// The HTTP status: 400, 401, 403, 429, 500 or 503.
+    #[must_use]
+    pub fn status(&self) -> u16 {
+        self.0.problem.code.status()
+    }
+
+    /// What is wrong, in one sentence that the caller may read.
+    #[must_use]
+    pub fn detail(&self) -> &str {
+        &self.0.problem.detail
+    }
+
+    /// Why the key was denied; `None` where the request was not rejected because of its key. For logs and metrics: a caller
+    /// must not be told more of it than [`code`](Self::code) says, which is the same for an unknown key and a revoked one.
+    #[must_use]
+    pub fn denial(&self) -> Option<Denial> {
+        self.0.denial
+    }
+
+    /// The scopes that the route requires, where the key lacks one of them.
+    #[must_use]
+    pub fn needed_scopes(&self) -> &[Scope] {
+        &self.0.problem.needed_scopes
+    }
+
+    /// When the request can succeed again: with 429, and with 503.
+    #[must_use]
+    pub fn retry_after(&self) -> Option<Duration> {
+        self.0.problem.retry_after.map(Duration::from_secs)
+    }
+
+    /// The code of the gRPC status, such as 16 for `UNAUTHENTICATED`.
+    #[must_use]
+    pub fn grpc_code(&self) -> i32 {
+        match self.status() {
+            400 => 3,  // INVALID_ARGUMENT
+            401 => 16, // UNAUTHENTICATED
+            403 => 7,  // PERMISSION_DENIED
+            429 => 8,  // RESOURCE_EXHAUSTED
+            503 => 14, // UNAVAILABLE
+            _ => 13,   // INTERNAL
+        }
+    }
+
+    /// The rejection as an HTTP response, in the application's own format where it has one
+    /// ([`GuardBuilder::on_rejection`](crate::GuardBuilder::on_rejection)).
+    #[must_use]
+    pub fn response(&self) -> RejectionResponse {
+        match self.0.form {
+            RejectionForm::Problem => self.http_response(),
+            RejectionForm::Grpc => self.grpc_response(),
+        }
+    }
+
+    fn http_response(&self) -> RejectionResponse {
+        let (code, status, title) = self.0.problem.code.row();
+        let body = Body { r#type: self.0.problem.code.type_uri(), title, status, detail: &self.0.problem.detail, code };
+        let mut response = RejectionResponse {
+            status,
+            headers: self.fields(),
+            // A struct of texts and a number.
+            body: serde_json::to_string(&body).expect("a problem is JSON"),
+        };
+        response.set_header("content-type", tollkey_api::problem::MEDIA_TYPE);
+        if let Some(format) = &self.0.settings.format {
+            format(self, &mut response);
+            if !(400..=599).contains(&response.status) {
+                tracing::error!(
+                    status = response.status,
+                    code,
+                    "on_rejection set a status that is no error; it is not used"
+                );
+                response.status = status;
+            }
+        }
+        response.set_header("cache-control", "no-store");
+        response
+    }
+
+    /// A response that is nothing but trailers (<https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md>). The stable
+    /// code is in `tollkey-code`.
+    fn grpc_response(&self) -> RejectionResponse {
+        let mut response = RejectionResponse { status: 200, headers: self.fields(), body: String::new() };
+        response.set_header("content-type", "application/grpc");
+        response.set_header("grpc-status", self.grpc_code().to_string());
+        response.set_header("grpc-message", percent_encoded(&self.0.problem.detail));
+        response.set_header("tollkey-code", self.code());
+        response.set_header("cache-control", "no-store");
+        response
+    }
+
+    /// The headers of both forms.
+    fn fields(&self) -> Vec<(&'static str, String)> {
+        let mut headers = Vec::new();
+        let challenge = self.0.problem.challenge(&self.0.settings.realm);
+        headers.extend(challenge.map(|challenge| ("www-authenticate", challenge)));
+        headers.extend(self.0.problem.retry_after.map(|seconds| ("retry-after", seconds.to_string())));
+        if let Some((rate, retry_after_seconds)) = &self.0.rate {
+            headers.extend(rate_fields(rate, *retry_after_seconds));
+        }
+        headers
+    }
+}
+
+/// As the gRPC protocol has `grpc-message`.
+fn percent_encoded(text: &str) -> String {
+    text.bytes().fold(String::new(), |mut encoded, byte| {
+        match byte {
+            b' '..=b'~' if byte != b'%' => encoded.push(byte.into()),
+            _ => encoded.push_str(&format!("%{byte:02X}")),
+        }
+        encoded
+    })
+}
+
+/// The fields `RateLimit-Policy` and `RateLimit`.
+pub(crate) fn rate_fields(rate: &RateStatus, retry_after_seconds: Option<u32>) -> [(&'static str, String); 2] {
+    let [policy, left] = rate.fields(retry_after_seconds);
+    [("ratelimit-policy", policy), ("ratelimit", left)]
+}
+
+impl fmt::Display for Rejection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.problem.fmt(f)
+    }
+}
+
+impl std::error::Error for Rejection {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rejection(code: ProblemCode, detail: &'static str) -> Rejection {
+        Rejection::new(Problem::new(code, detail), &Arc::default())
+    }
+
+    #[test]
+    fn grpc_has_a_status_for_each() {
+        for (code, expected) in [
+            (ProblemCode::MultipleCredentials, "3"),
+            (ProblemCode::MissingCredentials, "16"),
+            (ProblemCode::InvalidApiKey, "16"),
+            (ProblemCode::Denied(Denial::InsufficientScope), "7"),
+            (ProblemCode::RateLimited, "8"),
+            (ProblemCode::Unavailable, "14"),
+            (ProblemCode::InternalError, "13"),
+        ] {
+            let response = rejection(code, "").in_form(RejectionForm::Grpc).response();
+            let status = response.header("grpc-status");
+            assert_eq!((response.status, status, response.body.as_str()), (200, Some(expected), ""), "{code:?}");
+        }
+    }
+
+    #[test]
+    fn grpc_form_has_the_headers_of_the_http_form() {
+        let rejection = rejection(ProblemCode::InvalidApiKey, "100% sure");
+        let common = (
+            "www-authenticate",
+            "Bearer realm=\"tollkey\", error=\"invalid_token\", error_description=\"100% sure\"".to_owned(),
+        );
+        assert!(rejection.response().headers.contains(&common), "{:?}", rejection.response());
+        assert_eq!(
+            rejection.in_form(RejectionForm::Grpc).response().headers,
+            [
+                common,
+                ("content-type", "application/grpc".to_owned()),
+                ("grpc-status", "16".to_owned()),
+                ("grpc-message", "100%25 sure".to_owned()),
+                ("tollkey-code", "invalid_api_key".to_owned()),
+                ("cache-control", "no-store".to_owned()),
+            ]
+        );
+        assert_eq!(percent_encoded("\u{fc}\n"), "%C3%BC%0A");
+    }
+
+    #[test]
+    fn own_format_cannot_make_a_rejection_succeed_or_be_cached() {
+        let format: Arc<Format> = Arc::new(|rejection, response| {
+            response.status = if rejection.status() == 403 { 404 } else { 200 };
+            response.body = format!("{{\"error\":\"{}\"}}", rejection.code());
+            response.set_header("content-type", "application/json");
+            response.set_header("cache-control", "public, max-age=60");
+        });
+        let settings = Arc::new(RejectionSettings { format: Some(format), ..RejectionSettings::default() });
+        for (code, status) in [(ProblemCode::InvalidApiKey, 401), (ProblemCode::Denied(Denial::WrongMode), 404)] {
+            let response = Rejection::new(Problem::new(code, ""), &settings).response();
+            assert_eq!(response.status, status);
+            assert_eq!(response.header("cache-control"), Some("no-store"));
+            assert_eq!(response.header("content-type"), Some("application/json"));
+            assert_eq!(response.body, format!("{{\"error\":\"{}\"}}", code.as_str()));
+        }
+    }
+}

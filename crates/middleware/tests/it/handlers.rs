@@ -1,0 +1,102 @@
+//! Requirements and rejections by handlers, and the application's own error format: the same in both frameworks.
+
+use tollkey_core::{Family, Mode, OperatingModel, RateLimit, Scope, feature::Feature};
+use tollkey_middleware::{Guard, Merchant, testing::TestKeys};
+
+use crate::apps::{Apps, Told};
+
+/// Status and code.
+fn rejected(told: &Told) -> (u16, String) {
+    let body: serde_json::Value = serde_json::from_str(&told.body).expect("a problem");
+    assert_eq!(told.header("cache-control"), Some("no-store"));
+    (told.status, body["code"].as_str().expect("a code").to_owned())
+}
+
+fn bound_to(keys: &TestKeys, merchant: &str) -> String {
+    keys.add(Family::Commerce, Mode::Test, |key| key.grants.merchants = Some(vec![merchant.to_owned()]))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn handler_rejects_as_the_layer_does() {
+    let keys = TestKeys::new();
+    let writer = keys.add(Family::Commerce, Mode::Test, |key| key.grants.scopes = vec![Scope::LINKS_WRITE]);
+    let live = keys.add(Family::Commerce, Mode::Live, |key| key.grants.scopes = vec![Scope::LINKS_WRITE]);
+    let reader = keys.add(Family::Commerce, Mode::Test, |key| key.grants.scopes = vec![Scope::LINKS_READ]);
+    let apps = Apps::start(&keys.guard().await.expect("a guard"));
+    let ask = async |path: &str, key: &str| apps.ask("GET", path, &[("x-api-key", key)]).await;
+    assert_eq!(ask("/handler/writes", &writer).await.body, "acme commerce test [links:write]");
+    let told = ask("/handler/writes", &reader).await;
+    assert_eq!(rejected(&told), (403, "insufficient_scope".to_owned()));
+    assert_eq!(
+        told.header("www-authenticate"),
+        Some(
+            "Bearer realm=\"tollkey\", error=\"insufficient_scope\", error_description=\"The key lacks a needed scope.\", scope=\"links:write\""
+        )
+    );
+    assert_eq!(rejected(&ask("/handler/writes", &live).await), (403, "wrong_mode".to_owned()));
+    assert_eq!(ask("/handler/for/m1", &writer).await.body, "m1 pays");
+    assert_eq!(rejected(&ask("/handler/for/no%20merchant", &writer).await), (403, "merchant_not_allowed".to_owned()));
+    // What stands in a request cannot be required without one.
+    assert_eq!(rejected(&ask("/handler/misconfigured", &writer).await), (403, "invalid_requirement".to_owned()));
+    assert_eq!(rejected(&ask("/handler/never", &writer).await), (403, "route_not_allowed".to_owned()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rejection_by_a_handler_takes_nothing_from_the_rate_limit() {
+    for app in ["axum", "actix"] {
+        let keys = TestKeys::new();
+        let key = keys.add(Family::Commerce, Mode::Test, |key| {
+            key.grants.rate_limit = RateLimit::new(1, 3600).ok();
+            key.grants.scopes = vec![Scope::LINKS_READ];
+        });
+        let apps = Apps::start(&keys.guard().await.expect("a guard"));
+        let ask = async |path| apps.ask_one(app, "GET", path, &[("x-api-key", &key)]).await;
+        for path in ["/handler/writes", "/handler/never", "/handler/misconfigured"] {
+            let told = ask(path).await;
+            assert_eq!((told.status, told.header("ratelimit")), (403, None), "{app} {path}");
+        }
+        assert_eq!(ask("/any").await.header("ratelimit"), Some("\"key\";r=0;t=3600"), "{app}");
+        assert_eq!(ask("/any").await.status, 429, "{app}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn merchant_in_front_of_a_route_is_cut_with_the_route_base() {
+    let keys = TestKeys::new();
+    let m1 = bound_to(&keys, "m1");
+    let builder = Guard::builder().route_base("/of/{merchant}").merchant(Merchant::path("/of/{merchant}"));
+    let apps = Apps::start(&keys.guard_with(builder).await.expect("a guard"));
+    let ask = async |path: &str| apps.ask("GET", path, &[("x-api-key", &m1)]).await;
+    assert!(OperatingModel::Ecosystem.features().contains(&Feature::TokensList));
+    assert_eq!(ask("/of/m1/tokens").await.body, "m1 is m1");
+    assert_eq!(rejected(&ask("/of/m2/tokens").await), (403, "merchant_not_allowed".to_owned()));
+    // The same path with the default route base is no route of the key: the example of an earlier release.
+    let apps = Apps::start(&keys.guard().await.expect("a guard"));
+    let told = apps.ask("GET", "/of/m1/tokens", &[("x-api-key", &m1)]).await;
+    assert_eq!(rejected(&told), (403, "route_not_allowed".to_owned()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_rejection_goes_through_the_own_format() {
+    let keys = TestKeys::new();
+    let reader = keys.add(Family::Commerce, Mode::Test, |key| key.grants.scopes = vec![Scope::LINKS_READ]);
+    let builder = Guard::builder().on_rejection(|rejection, response| {
+        response.status = if rejection.status() == 403 { 404 } else { rejection.status() };
+        response.set_header("content-type", "application/vnd.acme.error+json");
+        response.set_header("Not A Header", "is left out");
+        response.body = format!("{{\"code\":\"acme.{}\"}}", rejection.code());
+    });
+    let apps = Apps::start(&keys.guard_with(builder).await.expect("a guard"));
+    for (path, key, status, code) in [
+        ("/any", None, 401, "acme.missing_credentials"),      // by the layer
+        ("/needed", None, 401, "acme.missing_credentials"),   // by the extractor
+        ("/required", None, 401, "acme.missing_credentials"), // by `require`
+        ("/live", Some(&*reader), 404, "acme.wrong_mode"),    // by `require`
+        ("/handler/writes", Some(&*reader), 404, "acme.insufficient_scope"), // by the handler
+    ] {
+        let headers: Vec<_> = key.map(|key| ("x-api-key", key)).into_iter().collect();
+        let told = apps.ask("GET", path, &headers).await;
+        assert_eq!(rejected(&told), (status, code.to_owned()), "{path}");
+        assert_eq!(told.header("content-type"), Some("application/vnd.acme.error+json"), "{path}");
+    }
+}

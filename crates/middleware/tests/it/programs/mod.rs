@@ -1,0 +1,27 @@
+//! Small programs against both crates, written as a reader of the documentation would write them. Each takes every name of ours
+//! from `tollkey_axum` or `tollkey_actix` alone, and both kinds share one library.
+
+mod in_actix;
+mod in_axum;
+
+/// A library for applications of both frameworks.
+mod library {
+    use tollkey_middleware::{Denial, Rejection, VerifiedKey};
+
+    /// Describes a key for a log.
+    pub fn describe(key: &VerifiedKey) -> String {
+        let expiration = key.expires_at().map_or_else(|| "never".to_owned(), |time| time.to_string());
+        format!("{} {} {} expires {expiration}", key.account_id(), key.family(), key.mode())
+    }
+
+    /// The label of a metric about rejections.
+    pub fn label(rejection: &Rejection) -> &'static str {
+        match rejection.denial() {
+            Some(Denial::InsufficientScope) => "scope",
+            Some(Denial::RateLimited) => "rate limit",
+            Some(denial) => denial.code(),
+            None if rejection.status() == 503 => "server",
+            None => rejection.code(),
+        }
+    }
+}
