@@ -62,13 +62,11 @@ pub struct SyncRequest {
     pub leave: bool,
 }
 
-/// Without the subscriber: who knew it could acknowledge in its name.
+/// Without the subscriber and the IDs of its polls: a caller that knew them could acknowledge in its name.
 impl fmt::Debug for SyncRequest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { subscriber: _, poll_id, previous_poll_ids, cursor, wait_ms, usage, leave } = self;
+        let Self { subscriber: _, poll_id: _, previous_poll_ids: _, cursor, wait_ms, usage, leave } = self;
         f.debug_struct("SyncRequest")
-            .field("poll_id", poll_id)
-            .field("previous_poll_ids", previous_poll_ids)
             .field("cursor", cursor)
             .field("wait_ms", wait_ms)
             .field("usage", usage)
