@@ -24,6 +24,21 @@ pub struct SyncRequest {
     /// Who polls: 128 random bits as hexadecimal digits, made anew by every start of a process and told to nobody else.
     #[cfg_attr(feature = "openapi", schema(example = "0f1e2d3c4b5a69788796a5b4c3d2e1f0", pattern = "^[0-9a-f]{32}$"))]
     pub subscriber: String,
+    /// Which poll this is: 64 random bits as hexadecimal digits, new for each poll, from a source of randomness that the
+    /// clone of a machine does not share. A poll is repeated with the same ID and the same `usage` until it has a
+    /// response. Absent in polls of release 0.1.0, whose usage counts as often as it arrives.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(example = "9f86d081884c7d65", pattern = "^[0-9a-f]{16}$"))]
+    pub poll_id: Option<String>,
+    /// The `poll_id` of the last 16 polls of this subscriber that had a response, the newest first, whichever replica
+    /// responded. Not without `poll_id`. A poll that does not name the last poll that arrived comes from another process,
+    /// and is rejected with 409 `subscriber_id_shared`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[cfg_attr(
+        feature = "openapi",
+        schema(max_items = 16, example = json!(["60303ae22b998861"]))
+    )]
+    pub previous_poll_ids: Vec<String>,
     /// The `cursor` of the last answer, once everything that came with it has been applied: whatever was changed has
     /// been forgotten. Null or absent in the first poll of all and in no other, however little is remembered: without it
     /// nothing is acknowledged, and every change waits for the lease to end.
@@ -35,8 +50,9 @@ pub struct SyncRequest {
     #[serde(default)]
     #[cfg_attr(feature = "openapi", schema(example = 1000, maximum = 60_000))]
     pub wait_ms: u32,
-    /// How keys were used since the last poll that was answered. What was sent with a poll whose answer was lost is
-    /// sent again, and may then count twice.
+    /// How keys were used since the last poll that had a response. With a `poll_id`, a replica counts it once, however
+    /// often the poll is repeated, for 15 minutes. It counts twice if the response of one replica is lost and another
+    /// one, or the same one after a restart, gets the repeat.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[cfg_attr(feature = "openapi", schema(max_items = 400))]
     pub usage: Vec<Usage>,
@@ -45,10 +61,10 @@ pub struct SyncRequest {
     pub leave: bool,
 }
 
-/// Without the subscriber: who knew it could acknowledge in its name.
+/// Without the subscriber and the IDs of its polls: a caller that knew them could acknowledge in its name.
 impl fmt::Debug for SyncRequest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { subscriber: _, cursor, wait_ms, usage, leave } = self;
+        let Self { subscriber: _, poll_id: _, previous_poll_ids: _, cursor, wait_ms, usage, leave } = self;
         f.debug_struct("SyncRequest")
             .field("cursor", cursor)
             .field("wait_ms", wait_ms)

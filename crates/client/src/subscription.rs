@@ -72,6 +72,15 @@ pub struct Poll {
 }
 
 impl Poll {
+    /// The ID of this poll, 16 random hexadecimal digits, and those of up to 16 polls before it that had a response, the newest
+    /// first. A poll without a response is repeated with the same ID and the same [`usage`](Self::usage), which the server
+    /// then counts once.
+    pub fn ids(mut self, id: impl Into<String>, previous: impl IntoIterator<Item = impl Into<String>>) -> Self {
+        self.body.poll_id = Some(id.into());
+        self.body.previous_poll_ids = previous.into_iter().map(Into::into).collect();
+        self
+    }
+
     /// The cursor of the last answer, once everything that came with it has been applied. Left out in the first poll of all and in no
     /// other.
     pub fn cursor(mut self, cursor: impl Into<String>) -> Self {
@@ -86,7 +95,7 @@ impl Poll {
         self
     }
 
-    /// How keys were used since the last poll that was answered.
+    /// How keys were used since the last poll that had a response.
     pub fn usage(mut self, usage: impl IntoIterator<Item = Usage>) -> Self {
         self.body.usage = usage.into_iter().collect();
         self

@@ -55,6 +55,8 @@ pub enum ProblemCode {
     IdempotencyInProgress,
     /// The first answer to this Idempotency-Key was kept, and can be opened no more.
     IdempotencyReplayUnavailable,
+    /// Another process polls with the same subscriber ID, so neither gets a lease under it.
+    SubscriberIdShared,
     /// The same Idempotency-Key came with another body before.
     IdempotencyMismatch,
     /// The body is larger than accepted.
@@ -104,6 +106,7 @@ impl ProblemCode {
             Self::IdempotencyReplayUnavailable => {
                 ("idempotency_replay_unavailable", 409, "The first answer cannot be given again")
             }
+            Self::SubscriberIdShared => ("subscriber_id_shared", 409, "Another process uses this subscriber ID"),
             Self::IdempotencyMismatch => ("idempotency_mismatch", 422, "The Idempotency-Key was used before"),
             Self::PayloadTooLarge => ("payload_too_large", 413, "The body is too large"),
             Self::UnsupportedMediaType => ("unsupported_media_type", 415, "Unsupported media type"),

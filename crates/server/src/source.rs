@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use tollkey_core::{Catalogue, Digest, Position, Record, Seq, VerifierId};
 use tollkey_store::Store;
-use tollkey_verifier::{ChangeLog, Primary, ServiceSnapshot, Snapshot, Source, Unavailable};
+use tollkey_verifier::{ChangeLog, Primary, ServiceSnapshot, Snapshot, Source, SourceError, Unavailable};
 
 /// The store, and the catalogue that its scopes are read with.
 #[derive(Debug, Clone)]
@@ -26,9 +26,17 @@ fn unavailable(_: tollkey_store::Error) -> Unavailable {
     Unavailable
 }
 
+/// Why a look-up failed. A row that cannot be read says nothing about the database and about other rows.
+fn failed(error: tollkey_store::Error) -> SourceError {
+    match error {
+        tollkey_store::Error::Corrupt(_) => SourceError::Unreadable,
+        _ => SourceError::Unavailable,
+    }
+}
+
 impl Source for StoreSource {
-    async fn find(&self, digest: &Digest) -> Result<Snapshot, Unavailable> {
-        let snapshot = self.store.find_by_digest(*digest).await.map_err(unavailable)?;
+    async fn find(&self, digest: &Digest) -> Result<Snapshot, SourceError> {
+        let snapshot = self.store.find_by_digest(*digest).await.map_err(failed)?;
         let record = snapshot
             .found
             .map(|found| Record::new(found.key, found.application.as_ref(), found.operating_model, &self.catalogue));
@@ -37,8 +45,8 @@ impl Source for StoreSource {
 }
 
 impl Primary for StoreSource {
-    async fn find_service_key(&self, digest: &Digest) -> Result<ServiceSnapshot, Unavailable> {
-        let snapshot = self.store.find_service_key(*digest).await.map_err(unavailable)?;
+    async fn find_service_key(&self, digest: &Digest) -> Result<ServiceSnapshot, SourceError> {
+        let snapshot = self.store.find_service_key(*digest).await.map_err(failed)?;
         let usable = snapshot.found.filter(|key| key.revoked_at.is_none());
         Ok(ServiceSnapshot { seq: snapshot.seq, id: usable.map(|key| key.id) })
     }

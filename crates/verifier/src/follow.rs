@@ -125,7 +125,7 @@ impl<S: Primary> Verifier<S> {
             // Nothing has been granted since. The runtime's clock is never ahead of ours: ours counts sleep, too.
             sleep(Duration::from_nanos(end.saturating_sub(nanos(inner.clock.elapsed())))).await;
         }
-        if inner.within(inner.lease, inner.source.unregister(inner.id)).await.is_err() {
+        if inner.within(inner.lease, inner.source.unregister(inner.id())).await.is_err() {
             tracing::warn!("could not unregister; the next change waits for this verifier's lease");
         }
     }
@@ -138,7 +138,7 @@ impl<S: Primary> Inner<S> {
         loop {
             let asked = self.clock.elapsed();
             let (applied, generation, reported) = self.memory.applied_everywhere(nanos(asked));
-            let renewed = self.source.renew(self.id, reported, applied).await?;
+            let renewed = self.source.renew(self.id(), reported, applied).await?;
             self.failures.store(0, Ordering::Relaxed);
             if renewed {
                 let end = (asked + self.lease).saturating_sub(self.margin);
@@ -161,7 +161,7 @@ impl<S: Primary> Inner<S> {
         self.catch_up().await?;
         let (.., applied) = self.memory.applied_everywhere(nanos(self.clock.elapsed()));
         if applied != reported {
-            self.source.report(self.id, applied).await?;
+            self.source.report(self.id(), applied).await?;
         }
         Ok(applied)
     }
@@ -184,7 +184,7 @@ impl<S: Primary> Inner<S> {
     async fn settle(&self, seq: Seq, since: Duration) {
         let whole = self.lease + self.margin;
         let over = since + whole; // every lease that does not cover `seq` has ended then
-        let first = self.until(over, self.source.behind(seq, self.id)).await;
+        let first = self.until(over, self.source.behind(seq, self.id())).await;
         let seen_at = self.clock.elapsed();
 
         if self.until(over, self.catch_up()).await.is_err() {
@@ -213,7 +213,7 @@ impl<S: Primary> Inner<S> {
                 break;
             }
             if others != Some(0) {
-                let behind = self.until(over, self.source.behind(seq, self.id)).await;
+                let behind = self.until(over, self.source.behind(seq, self.id())).await;
                 others = behind.ok().map(|rows| rows.len());
             }
             pause = (pause * 2).min(LONGEST_PAUSE);
@@ -238,13 +238,13 @@ impl<S: Primary> Inner<S> {
     async fn remove_silent(&self, seq: Seq, seen: HashMap<VerifierId, u64>, silent_until: Duration) {
         while self.pause_until(silent_until, LONGEST_PAUSE).await {}
         let removed = self.within(self.lease, async {
-            for (id, renewals) in self.source.behind(seq, self.id).await? {
+            for (id, renewals) in self.source.behind(seq, self.id()).await? {
                 if seen.get(&id) == Some(&renewals) {
                     tracing::warn!(verifier = %id, "removing a verifier that has been silent for a lease");
                     self.source.remove_if_not_renewed(id, renewals).await?;
                 }
             }
-            Ok(())
+            Ok::<_, Unavailable>(())
         });
         if removed.await.is_err() {
             tracing::warn!("could not remove silent verifiers; the next change waits for them again");
@@ -273,11 +273,11 @@ impl<S: Primary> Inner<S> {
 
 impl<S: Source> Inner<S> {
     /// An answer that comes within `limit`.
-    pub(crate) async fn within<T>(
+    pub(crate) async fn within<T, E: From<Unavailable>>(
         &self,
         limit: Duration,
-        answer: impl Future<Output = Result<T, Unavailable>>,
-    ) -> Result<T, Unavailable> {
-        timeout(limit, answer).await.unwrap_or(Err(Unavailable))
+        answer: impl Future<Output = Result<T, E>>,
+    ) -> Result<T, E> {
+        timeout(limit, answer).await.unwrap_or_else(|_| Err(Unavailable.into()))
     }
 }

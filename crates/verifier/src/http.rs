@@ -15,25 +15,148 @@
 //! # }
 //! ```
 
-use std::{sync::Arc, time::Duration};
-
-use tollkey_api::sync as api;
-use tollkey_client::{Client, Error, subscription::Subscription};
-use tollkey_core::{
-    ApiKey, Catalogue, Changed, Digest, Grants, Invalid, IpList, KeyId, Position, RateLimit, Record, Scope, Seq, Usage,
-    VerifierId, lineage::Inherited, usage::outcome_code,
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
 };
 
-use crate::source::{News, Poll, Snapshot, Source, Unavailable, Upstream};
+use tokio::time::Instant;
+use tollkey_api::sync as api;
+use tollkey_client::{
+    Client, Error, ErrorKind,
+    subscription::{self, Subscription},
+};
+use tollkey_core::{
+    ApiKey, Catalogue, Changed, Digest, Grants, Invalid, IpList, KeyId, Position, ProblemCode, RateLimit, Record,
+    Scope, Seq, Usage, lineage::Inherited, usage::outcome_code,
+};
+
+use crate::{
+    log_limit::LogLimit,
+    source::{Leave, News, Poll, PollError, PollIds, Snapshot, Source, SourceError, Upstream},
+};
 
 /// How long an answer may take that nobody was asked to wait for.
 const TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A server that is subscribed to over HTTP.
+///
+/// The client opens new connections by itself when those it has are silent.
 #[derive(Debug)]
 pub struct HttpSource {
     subscription: Subscription,
     catalogue: Arc<Catalogue>,
+    /// The server is of a release that rejects polls with IDs.
+    knows_no_poll_ids: AtomicBool,
+    log: Log,
+}
+
+/// At most one line per 30 s about each kind of failure.
+#[derive(Debug)]
+struct Log {
+    started: Instant,
+    rejected_key: LogLimit,
+    rejected_request: LogLimit,
+    unreadable: LogLimit,
+}
+
+/// What a failed request means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Failure {
+    /// There is no response.
+    NoResponse,
+    /// The server rejects the request, or it does not work.
+    Rejected,
+    /// This release cannot read the response.
+    Unreadable,
+    /// Another process uses the subscriber ID.
+    SharedId,
+}
+
+impl From<Failure> for SourceError {
+    fn from(failure: Failure) -> Self {
+        match failure {
+            Failure::NoResponse | Failure::Rejected | Failure::SharedId => Self::Unavailable,
+            Failure::Unreadable => Self::Unreadable,
+        }
+    }
+}
+
+impl From<Failure> for PollError {
+    fn from(failure: Failure) -> Self {
+        match failure {
+            Failure::NoResponse => Self::Unavailable,
+            Failure::Rejected | Failure::Unreadable => Self::Rejected,
+            Failure::SharedId => Self::SharedId,
+        }
+    }
+}
+
+impl Log {
+    fn new() -> Self {
+        Self {
+            started: Instant::now(),
+            rejected_key: LogLimit::default(),
+            rejected_request: LogLimit::default(),
+            unreadable: LogLimit::default(),
+        }
+    }
+
+    fn allows(&self, limit: &LogLimit) -> bool {
+        limit.allows(self.started.elapsed())
+    }
+
+    /// Says what an error means, and logs it.
+    fn failure(&self, error: &Error) -> Failure {
+        match (error.kind(), error.status()) {
+            (ErrorKind::Refused, Some(401 | 403)) => {
+                if self.allows(&self.rejected_key) {
+                    tracing::error!(
+                        status = error.status(),
+                        code = error.code(),
+                        "the server rejects the service key of this process, so it verifies no keys; create a service \
+                         key with `tollkey service-key create` and start this process with it"
+                    );
+                }
+                Failure::Rejected
+            }
+            (ErrorKind::Refused, _) if error.code() == Some(ProblemCode::SubscriberIdShared.as_str()) => {
+                Failure::SharedId
+            }
+            (ErrorKind::Refused, Some(400..500)) | (ErrorKind::Redirect, _) => {
+                if self.allows(&self.rejected_request) {
+                    tracing::warn!(%error, "the server rejects requests of this verifier");
+                }
+                Failure::Rejected
+            }
+            (ErrorKind::Refused, _) => {
+                tracing::debug!(%error, "the server cannot respond now");
+                Failure::Rejected
+            }
+            (ErrorKind::Unreadable, _) => self.unreadable(error),
+            (ErrorKind::Settings | ErrorKind::Argument | ErrorKind::Auth, _) => {
+                if self.allows(&self.rejected_request) {
+                    tracing::warn!(%error, "nothing can be sent to the server");
+                }
+                Failure::NoResponse
+            }
+            _ => {
+                tracing::debug!(%error, "the server does not respond");
+                Failure::NoResponse
+            }
+        }
+    }
+
+    /// Logs a response that cannot be read; `error` has no values of it.
+    fn unreadable(&self, error: &dyn std::fmt::Display) -> Failure {
+        if self.allows(&self.unreadable) {
+            tracing::warn!(%error, "a response of the server cannot be read; it may be of a newer release");
+        }
+        Failure::Unreadable
+    }
 }
 
 impl HttpSource {
@@ -41,51 +164,74 @@ impl HttpSource {
     /// that a key has are of no use here. The client's limits of time are replaced: an answer may take two seconds.
     #[must_use]
     pub fn new(client: &Client, catalogue: Arc<Catalogue>) -> Self {
-        Self { subscription: client.with_timeout(TIMEOUT).subscription(), catalogue }
+        Self {
+            subscription: client.with_timeout(TIMEOUT).subscription(),
+            catalogue,
+            knows_no_poll_ids: AtomicBool::new(false),
+            log: Log::new(),
+        }
+    }
+
+    /// Sends a poll with its IDs, or without them to a server that does not know them yet.
+    async fn send(&self, poll: subscription::Poll, ids: Option<PollIds>) -> Result<api::SyncResponse, Failure> {
+        let with_ids = ids.filter(|_| !self.knows_no_poll_ids.load(Ordering::Relaxed));
+        let Some(PollIds { id, previous }) = with_ids else {
+            return poll.await.map_err(|error| self.without_ids(&error));
+        };
+        let previous = previous.iter().map(ToString::to_string);
+        match poll.clone().ids(id.to_string(), previous).await {
+            Err(error) if rejects_poll_ids(&error) => {
+                self.knows_no_poll_ids.store(true, Ordering::Relaxed);
+                tracing::info!("the server is of an older release; usage may count twice when a response is lost");
+                poll.await.map_err(|error| self.without_ids(&error))
+            }
+            response => response.map_err(|error| self.log.failure(&error)),
+        }
+    }
+
+    /// The failure of a poll without IDs. A server that had no response may be another release when it is back.
+    fn without_ids(&self, error: &Error) -> Failure {
+        let failure = self.log.failure(error);
+        if failure != Failure::Unreadable {
+            self.knows_no_poll_ids.store(false, Ordering::Relaxed);
+        }
+        failure
     }
 }
 
-/// Why there is no answer, for the log: a refused credential is no passing trouble.
-fn unavailable(error: Error) -> Unavailable {
-    match error.status() {
-        Some(400..500) => tracing::warn!(%error, "the server refuses to be asked"),
-        Some(200..300) => tracing::warn!(%error, "the server's answer cannot be read"),
-        _ => tracing::debug!(%error, "the server cannot be asked"),
-    }
-    Unavailable
-}
-
-fn unreadable(_: impl std::fmt::Debug) -> Unavailable {
-    tracing::warn!("the server's answer cannot be understood");
-    Unavailable
+/// Whether the server is of a release that knows no poll IDs.
+fn rejects_poll_ids(error: &Error) -> bool {
+    let is_about_ids = |pointer: &str| matches!(pointer, "/poll_id" | "/previous_poll_ids");
+    error.is_validation() && error.errors().iter().any(|field| is_about_ids(&field.pointer))
 }
 
 impl Source for HttpSource {
-    async fn find(&self, digest: &Digest) -> Result<Snapshot, Unavailable> {
-        let found = self.subscription.lookup(*digest).await.map_err(unavailable)?;
+    async fn find(&self, digest: &Digest) -> Result<Snapshot, SourceError> {
+        let found = self.subscription.lookup(*digest).await.map_err(|error| self.log.failure(&error))?;
         let record = found.key.map(|key| record(key, &self.catalogue)).transpose();
-        Ok(Snapshot { seq: Seq(found.seq), record: record.map_err(unreadable)? })
+        Ok(Snapshot { seq: Seq(found.seq), record: record.map_err(|rule| self.log.unreadable(&rule))? })
     }
 }
 
 impl Upstream for HttpSource {
-    async fn poll(&self, poll: Poll) -> Result<News, Unavailable> {
+    async fn poll(&self, poll: Poll) -> Result<News, PollError> {
         let mut call = self.subscription.poll(poll.subscriber).wait(poll.wait).usage(poll.usage.iter().map(usage));
         if poll.position != Position::default() {
             call = call.cursor(poll.position.to_string());
         }
-        let answer = call.await.map_err(unavailable)?;
+        let answer = self.send(call, poll.ids).await?;
         let change = |change: &api::Change| Changed::from_parts(&change.kind, &change.id);
         Ok(News {
-            position: answer.cursor.parse().map_err(unreadable)?,
+            position: answer.cursor.parse().map_err(|rule: Invalid| self.log.unreadable(&rule))?,
             // What a newer server calls by a word we do not know may be about anything.
             changes: answer.changes.and_then(|changes| changes.iter().map(change).collect::<Result<_, _>>().ok()),
             lease: Duration::from_millis(answer.lease_ms),
         })
     }
 
-    async fn leave(&self, subscriber: VerifierId, counted: Vec<Usage>) -> Result<(), Unavailable> {
-        self.subscription.poll(subscriber).usage(counted.iter().map(usage)).leave().await.map_err(unavailable)?;
+    async fn leave(&self, leave: Leave) -> Result<(), PollError> {
+        let call = self.subscription.poll(leave.subscriber).usage(leave.usage.iter().map(usage)).leave();
+        self.send(call, leave.ids).await?;
         Ok(())
     }
 }

@@ -18,7 +18,7 @@
 //! | `memory` | what is remembered, under which lease, and how it is forgotten |
 //! | `follow` | keeping the lease of a primary, applying changes, waiting for others |
 //! | `subscribers`, `serve` | granting leases to verifiers without a primary |
-//! | `subscribe` | being one of those |
+//! | `subscribe`, `poll_watch` | being one of those, and what look-ups need to know of its polls |
 //! | `http` (a feature) | a server of Tollkey as an upstream |
 //! | [`verdict`], [`usage`] | what a verification answers, and what is counted of it |
 //! | `rate` | allowances |
@@ -50,7 +50,9 @@ mod follow;
 #[cfg(feature = "http")]
 pub mod http;
 mod locks;
+mod log_limit;
 mod memory;
+mod poll_watch;
 mod rate;
 mod serve;
 mod share;
@@ -68,7 +70,10 @@ mod watches;
 
 pub use clock::SystemClock;
 pub use follow::margin;
-pub use source::{News, Poll, Primary, ServiceSnapshot, Snapshot, Source, Unavailable, Upstream};
+pub use source::{
+    Leave, News, Poll, PollError, PollId, PollIds, Primary, ServiceSnapshot, Snapshot, Source, SourceError,
+    Unavailable, Upstream,
+};
 pub use stats::Stats;
 pub use tollkey_core::{ChangeLog, Changed, Position, Seq, Usage, VerifierId};
 pub use verdict::{Known, RateStatus, Verdict};

@@ -31,9 +31,9 @@ use crate::{
     locks::{AtomicBool, AtomicU64, Map, Mutex, MutexGuard},
     rate::{Allowance, Allowances},
     share::Shares,
-    source::News,
+    source::{News, PollIds},
     stats::count,
-    subscribers::{Full, Subscribers},
+    subscribers::{Arrival, NoLease, SharedId, Subscribers},
     usage::Tally,
     watches::Watches,
 };
@@ -109,6 +109,17 @@ pub(crate) struct Bounds {
 /// The state of the memory at which an answer of the source was asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Generation(u64);
+
+/// What the arrival of a poll has changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Acknowledged {
+    /// More is applied everywhere because of it.
+    More,
+    /// No more is applied everywhere than before.
+    NoMore,
+    /// The subscriber has sent a newer poll since, so nobody waits for the response.
+    Late,
+}
 
 /// Everything remembered.
 pub(crate) struct Memory {
@@ -425,26 +436,40 @@ impl Memory {
         (books.applied, Generation(books.generation), reported)
     }
 
-    /// Takes down what a subscriber has applied. True when more is applied everywhere because of that.
-    pub(crate) fn acknowledge(&self, subscriber: VerifierId, position: Position, elapsed: u64) -> bool {
+    /// Takes down that a poll has arrived, and what its subscriber has applied.
+    pub(crate) fn acknowledge(
+        &self,
+        subscriber: VerifierId,
+        ids: Option<&PollIds>,
+        position: Position,
+        elapsed: u64,
+    ) -> Result<Acknowledged, SharedId> {
         let mut books = self.books();
         let before = books.reported(elapsed);
+        if books.subscribers.arrive(subscriber, ids, false, elapsed)? == Arrival::Late {
+            return Ok(Acknowledged::Late);
+        }
         // What was applied of another history says nothing about this one.
         if books.changes_after(position).is_some() {
             books.subscribers.acknowledge(subscriber, position.seq);
         }
-        books.reported(elapsed) > before
+        Ok(if books.reported(elapsed) > before { Acknowledged::More } else { Acknowledged::NoMore })
     }
 
-    /// What a subscriber at `position` has to apply, at most `limit` changes, and the lease it may take afterwards.
+    /// What a subscriber at `position` has to apply, at most `limit` changes, and the lease it may take afterwards. Also
+    /// whether the usage that came with the poll has to be counted, which is so once for each poll.
     pub(crate) fn serve(
         &self,
         subscriber: VerifierId,
+        ids: Option<&PollIds>,
         position: Position,
         limit: usize,
         elapsed: u64,
-    ) -> Result<News, Full> {
+    ) -> Result<(News, bool), NoLease> {
         let mut books = self.books();
+        if books.subscribers.still(subscriber, ids)? == Arrival::Late {
+            return Ok((News::none(position), false));
+        }
         let missing = books.changes_after(position);
         let whole = missing.as_ref().is_none_or(|changes| changes.len() <= limit);
         let changes: Option<Vec<_>> = missing.map(|changes| changes.take(limit).cloned().collect());
@@ -458,12 +483,19 @@ impl Memory {
             left = 0;
         }
         let changes = changes.map(|changes| changes.into_iter().map(|(_, changed)| changed).collect());
-        Ok(News { position, changes, lease: Duration::from_nanos(left) })
+        let counts = books.subscribers.counts(subscriber, ids);
+        Ok((News { position, changes, lease: Duration::from_nanos(left) }, counts))
     }
 
-    /// Takes a subscriber off that has stopped answering from memory.
-    pub(crate) fn leave(&self, subscriber: VerifierId) {
-        self.books().subscribers.leave(subscriber);
+    /// Takes a subscriber off that has stopped answering from memory. Whether the usage that came with it has to be
+    /// counted.
+    pub(crate) fn leave(&self, subscriber: VerifierId, ids: Option<&PollIds>, elapsed: u64) -> Result<bool, SharedId> {
+        let mut books = self.books();
+        if books.subscribers.arrive(subscriber, ids, true, elapsed)? == Arrival::Late {
+            return Ok(false);
+        }
+        books.subscribers.leave(subscriber);
+        Ok(books.subscribers.counts(subscriber, ids))
     }
 
     /// When no subscriber will hold a lease any more; `None` when none does.

@@ -6,11 +6,13 @@
 use std::{sync::Arc, time::Duration};
 
 use tokio::time::timeout;
-use tollkey_core::{Digest, Usage, VerifierId};
+use tollkey_core::Digest;
 
 use crate::{
     clock::nanos,
-    source::{News, Poll, Primary, Snapshot, Source, Unavailable, Upstream},
+    memory::Acknowledged,
+    source::{Leave, News, Poll, PollError, Primary, Snapshot, Source, SourceError, Unavailable, Upstream},
+    subscribers::{NoLease, SharedId},
     verifier::{Requester, Verifier},
 };
 
@@ -32,22 +34,37 @@ impl<S: Primary> Verifier<S> {
                 inner.counters.hits.count();
                 Ok(Snapshot { seq: applied.seq, record: Some(entry.record.clone()) })
             }
-            None => inner.fetch(digest, requester).await.map(|(snapshot, _)| snapshot),
+            None => Ok(inner.fetch(digest, requester).await.map(|(snapshot, _)| snapshot)?),
         }
+    }
+
+    /// The error for a subscriber whose ID another process uses as well. What is applied everywhere is reported anew: no
+    /// acknowledgement under that ID counts any more.
+    fn shared_id(&self, _: SharedId) -> PollError {
+        tracing::warn!(
+            "two processes use one subscriber ID, as clones of a machine do; both are told to take a new ID"
+        );
+        self.0.poked.notify_one();
+        PollError::SharedId
     }
 }
 
 impl<S: Primary> Source for Verifier<S> {
-    async fn find(&self, digest: &Digest) -> Result<Snapshot, Unavailable> {
-        self.find_for(Requester::Service(Arc::default()), digest).await
+    async fn find(&self, digest: &Digest) -> Result<Snapshot, SourceError> {
+        Ok(self.find_for(Requester::Service(Arc::default()), digest).await?)
     }
 }
 
 impl<S: Primary> Upstream for Verifier<S> {
-    async fn poll(&self, poll: Poll) -> Result<News, Unavailable> {
+    async fn poll(&self, poll: Poll) -> Result<News, PollError> {
         let inner = &*self.0;
-        if inner.memory.acknowledge(poll.subscriber, poll.position, nanos(inner.clock.elapsed())) {
-            inner.poked.notify_one(); // there is more to report
+        let ids = poll.ids.as_ref();
+        let now = || nanos(inner.clock.elapsed());
+        match inner.memory.acknowledge(poll.subscriber, ids, poll.position, now()) {
+            Ok(Acknowledged::More) => inner.poked.notify_one(), // there is more to report
+            Ok(Acknowledged::NoMore) => {}
+            Ok(Acknowledged::Late) => return Ok(News::none(poll.position)),
+            Err(shared) => return Err(self.shared_id(shared)),
         }
         let wait = poll.wait.min(inner.lease / 3);
         if wait > Duration::ZERO {
@@ -56,22 +73,30 @@ impl<S: Primary> Upstream for Verifier<S> {
             let _ = timeout(wait, applied.wait_for(|applied| *applied != poll.position)).await;
         }
         if inner.memory.is_stopped() {
-            return Err(Unavailable);
+            return Err(PollError::Rejected);
         }
-        let news = inner.memory.serve(poll.subscriber, poll.position, CHANGES, nanos(inner.clock.elapsed()));
-        let news = news.map_err(|_| {
-            tracing::warn!("there are too many subscribers; one more is refused");
-            Unavailable
-        })?;
-        // Only now that it will not be told again.
-        self.restore_usage(poll.usage);
+        let (news, counts) =
+            inner.memory.serve(poll.subscriber, ids, poll.position, CHANGES, now()).map_err(|why| match why {
+                NoLease::Full => {
+                    tracing::warn!("there are too many subscribers; one more is refused");
+                    PollError::Rejected
+                }
+                NoLease::SharedId => self.shared_id(SharedId),
+            })?;
+        // Only now that the subscriber will not tell it again.
+        if counts {
+            self.restore_usage(poll.usage);
+        }
         Ok(news)
     }
 
-    async fn leave(&self, subscriber: VerifierId, usage: Vec<Usage>) -> Result<(), Unavailable> {
-        self.restore_usage(usage);
-        self.0.memory.leave(subscriber);
-        self.0.poked.notify_one();
+    async fn leave(&self, leave: Leave) -> Result<(), PollError> {
+        let inner = &*self.0;
+        let left = inner.memory.leave(leave.subscriber, leave.ids.as_ref(), nanos(inner.clock.elapsed()));
+        if left.map_err(|shared| self.shared_id(shared))? {
+            self.restore_usage(leave.usage);
+        }
+        inner.poked.notify_one();
         Ok(())
     }
 }

@@ -4,14 +4,62 @@
 //! others when it has changed something. A resource server has an [`Upstream`], a verifier in another process, whose
 //! lease its own nests in. What both have in common, a [`Source`], is all that verifying needs.
 
-use std::time::Duration;
+use std::{fmt, str::FromStr, time::Duration};
 
-use tollkey_core::{ChangeLog, Changed, Digest, Position, Record, Seq, ServiceKeyId, Usage, VerifierId};
+use rand::Rng;
+use tollkey_core::{ChangeLog, Changed, Digest, Invalid, Position, Record, Seq, ServiceKeyId, Usage, VerifierId};
 
 /// The source cannot be asked, or did not answer in time. It has logged why.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the source of keys is unavailable")]
 pub struct Unavailable;
+
+/// A look-up that failed. The source has logged why.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum SourceError {
+    /// The source did not respond in time, or cannot look anything up. After several of these in a row the verifier
+    /// sends one look-up at a time.
+    #[error("the source of keys is unavailable")]
+    Unavailable,
+    /// The source responded, but this verifier cannot read the key: a newer release wrote it, for example. This fails
+    /// this look-up only; look-ups of other keys go on as usual.
+    #[error("the source's response cannot be read")]
+    Unreadable,
+}
+
+impl From<Unavailable> for SourceError {
+    fn from(_: Unavailable) -> Self {
+        Self::Unavailable
+    }
+}
+
+impl From<SourceError> for Unavailable {
+    fn from(_: SourceError) -> Self {
+        Self
+    }
+}
+
+/// A poll that brought nothing. The source has logged why.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum PollError {
+    /// The upstream did not respond in time.
+    #[error("the upstream does not respond")]
+    Unavailable,
+    /// The upstream responded without changes and without a lease: it rejects the poll, it stops, or its response cannot
+    /// be read.
+    #[error("the upstream rejects the poll")]
+    Rejected,
+    /// Another process uses the same subscriber ID. Neither gets a lease under it any more. The subscriber must end its
+    /// lease, forget everything and continue under a new random ID.
+    #[error("another process uses this subscriber ID")]
+    SharedId,
+}
+
+impl From<Unavailable> for PollError {
+    fn from(_: Unavailable) -> Self {
+        Self::Unavailable
+    }
+}
 
 /// A key as the source had it.
 #[derive(Debug, Clone)]
@@ -34,14 +82,14 @@ pub struct ServiceSnapshot {
 /// Where a [`crate::Verifier`] learns what keys are. Every call must end in bounded time.
 pub trait Source: Send + Sync + 'static {
     /// The key with that digest.
-    fn find(&self, digest: &Digest) -> impl Future<Output = Result<Snapshot, Unavailable>> + Send;
+    fn find(&self, digest: &Digest) -> impl Future<Output = Result<Snapshot, SourceError>> + Send;
 }
 
 /// The source itself: the database that the change counter and the leases are in. Every call must read and write the
 /// primary, never a standby.
 pub trait Primary: Source {
     /// The service key with that digest.
-    fn find_service_key(&self, digest: &Digest) -> impl Future<Output = Result<ServiceSnapshot, Unavailable>> + Send;
+    fn find_service_key(&self, digest: &Digest) -> impl Future<Output = Result<ServiceSnapshot, SourceError>> + Send;
 
     /// At most `limit` changes after `position`, and where the counter stands.
     fn changes_after(
@@ -88,10 +136,54 @@ pub trait Primary: Source {
 /// A verifier of a [`Primary`] is one itself; over HTTP it is `POST /sync`.
 pub trait Upstream: Source {
     /// Tells what has been applied, and waits a while for news.
-    fn poll(&self, poll: Poll) -> impl Future<Output = Result<News, Unavailable>> + Send;
+    fn poll(&self, poll: Poll) -> impl Future<Output = Result<News, PollError>> + Send;
 
-    /// Takes a subscriber off that has stopped answering from memory. `usage` is what it had still counted.
-    fn leave(&self, subscriber: VerifierId, usage: Vec<Usage>) -> impl Future<Output = Result<(), Unavailable>> + Send;
+    /// Takes a subscriber off that has stopped answering from memory, with the last usage that it counted.
+    fn leave(&self, leave: Leave) -> impl Future<Output = Result<(), PollError>> + Send;
+}
+
+/// The random ID of one poll. A poll that is repeated because no response came has the same ID.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PollId(u64);
+
+impl PollId {
+    /// A new ID from `rng`, which must not be a generator whose state a snapshot of the machine would copy.
+    pub fn new(rng: &mut (impl Rng + ?Sized)) -> Self {
+        Self(rng.next_u64())
+    }
+}
+
+impl fmt::Display for PollId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}", self.0)
+    }
+}
+
+impl FromStr for PollId {
+    type Err = Invalid;
+
+    fn from_str(text: &str) -> Result<Self, Invalid> {
+        let is_hex = text.len() == 16 && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+        let id = is_hex.then(|| u64::from_str_radix(text, 16).ok()).flatten();
+        id.map(Self).ok_or_else(|| Invalid::new("must be 16 lower-case hex digits"))
+    }
+}
+
+/// The ID of a poll and of those before it, by which the upstream recognizes a repeat, a poll that arrives late, and a
+/// poll of another process.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PollIds {
+    /// The ID of this poll.
+    pub id: PollId,
+    /// The IDs of the polls before it that had a response, the newest first, at most [`PollIds::PREVIOUS`]. They may
+    /// have gone to other replicas.
+    pub previous: Vec<PollId>,
+}
+
+impl PollIds {
+    /// How many previous IDs a poll carries. A subscriber that a load balancer sends back to a replica after more polls
+    /// than this, while its lease from there is valid, is taken for another process.
+    pub const PREVIOUS: usize = 16;
 }
 
 /// What a subscriber tells.
@@ -99,17 +191,31 @@ pub trait Upstream: Source {
 pub struct Poll {
     /// Who.
     pub subscriber: VerifierId,
+    /// Which poll this is. `None` for a subscriber of a release without poll IDs: its repeats count twice.
+    pub ids: Option<PollIds>,
     /// Up to where it has forgotten everything that was changed; the default where it remembers nothing.
     pub position: Position,
     /// How long it would wait for news. What it waits is no longer than a third of a lease.
     pub wait: Duration,
-    /// What it has counted since its last poll, at most [`Poll::USAGE`] rows.
+    /// What it has counted since its last poll that had a response, at most [`Poll::USAGE`] rows. A poll that is
+    /// repeated has the same rows.
     pub usage: Vec<Usage>,
 }
 
 impl Poll {
     /// How many counts one poll takes along.
     pub const USAGE: usize = 400;
+}
+
+/// The end of a subscription.
+#[derive(Debug, Clone)]
+pub struct Leave {
+    /// Who.
+    pub subscriber: VerifierId,
+    /// As in [`Poll::ids`]. If the last poll had no response, its ID: `usage` then has the rows of that poll.
+    pub ids: Option<PollIds>,
+    /// What it had still counted, at most [`Poll::USAGE`] rows.
+    pub usage: Vec<Usage>,
 }
 
 /// What a subscriber is told.
@@ -123,4 +229,12 @@ pub struct News {
     /// For how long it may answer from memory, counted from before its poll, once it has applied the changes. Zero when
     /// who was asked holds no lease, or there are more changes than one answer holds.
     pub lease: Duration,
+}
+
+impl News {
+    /// Nothing new for a subscriber at `position`, and no lease.
+    #[must_use]
+    pub fn none(position: Position) -> Self {
+        Self { position, changes: Some(Vec::new()), lease: Duration::ZERO }
+    }
 }

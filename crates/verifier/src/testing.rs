@@ -1,7 +1,7 @@
 //! A source in memory and clocks that stand still, for tests of whatever verifies.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -15,7 +15,7 @@ use tollkey_core::{
     Scope, Seq, ServiceKeyId, Timestamp, VerifierId, key_text::Kind,
 };
 
-use crate::source::{Primary, ServiceSnapshot, Snapshot, Source, Unavailable};
+use crate::source::{Primary, ServiceSnapshot, Snapshot, Source, SourceError, Unavailable};
 
 /// The start of every test clock: 2026-01-01T00:00:00Z.
 pub const START: i64 = 1_767_225_600;
@@ -154,6 +154,7 @@ struct State {
     ever: i64,
     changes: Vec<(Position, Changed)>,
     keys: HashMap<Digest, Record>,
+    unreadable: HashSet<Digest>,
     service_keys: HashMap<Digest, ServiceKeyId>,
     verifiers: HashMap<VerifierId, (Seq, u64)>,
     /// How many renewals there have been, of all verifiers.
@@ -172,6 +173,7 @@ impl Default for MemorySource {
                 ever: 0,
                 changes: Vec::new(),
                 keys: HashMap::new(),
+                unreadable: HashSet::new(),
                 service_keys: HashMap::new(),
                 verifiers: HashMap::new(),
                 renewals: 0,
@@ -195,6 +197,11 @@ impl MemorySource {
     /// Creates a key, or overwrites one without saying so to anybody.
     pub fn put(&self, text: &str, record: Record) {
         self.state().keys.insert(Digest::of(text), record);
+    }
+
+    /// Makes the key with that text one that this release cannot read.
+    pub fn make_unreadable(&self, text: &str) {
+        self.state().unreadable.insert(Digest::of(text));
     }
 
     /// Creates a service key.
@@ -277,10 +284,13 @@ impl State {
 }
 
 impl Source for MemorySource {
-    async fn find(&self, digest: &Digest) -> Result<Snapshot, Unavailable> {
+    async fn find(&self, digest: &Digest) -> Result<Snapshot, SourceError> {
         let snapshot = {
             let mut state = self.answer()?;
             state.finds += 1;
+            if state.unreadable.contains(digest) {
+                return Err(SourceError::Unreadable);
+            }
             Snapshot { seq: state.position.seq, record: state.keys.get(digest).cloned() }
         };
         let _delivered = self.0.gate.read().await;
@@ -289,7 +299,7 @@ impl Source for MemorySource {
 }
 
 impl Primary for MemorySource {
-    async fn find_service_key(&self, digest: &Digest) -> Result<ServiceSnapshot, Unavailable> {
+    async fn find_service_key(&self, digest: &Digest) -> Result<ServiceSnapshot, SourceError> {
         let snapshot = {
             let mut state = self.answer()?;
             state.finds += 1;

@@ -8,7 +8,7 @@ use tollkey_core::{Denial, Record, Seq, Timestamp, decide_usable};
 use crate::{
     clock::nanos,
     memory::Entry,
-    source::{Source, Unavailable},
+    source::{Source, SourceError},
     verdict::Known,
     verifier::{Inner, Requester, Verifier},
 };
@@ -40,7 +40,7 @@ impl<S: Source> Inner<S> {
                     Ok(()) if seq < applied || !self.memory.may_answer(nanos(self.clock.elapsed())) => PAUSE,
                     Ok(()) => until_expiration(&current.record, self.clock.now()),
                 },
-                Err(Unavailable) => PAUSE,
+                Err(_) => PAUSE,
             };
             // Notified or not, the key is read again.
             let _ = timeout(pause, changed.changed()).await;
@@ -48,7 +48,7 @@ impl<S: Source> Inner<S> {
     }
 
     /// The key as it is now, with the change that it shows.
-    async fn current(&self, entry: &Entry) -> Result<Option<(Seq, Arc<Entry>)>, Unavailable> {
+    async fn current(&self, entry: &Entry) -> Result<Option<(Seq, Arc<Entry>)>, SourceError> {
         let (applied, _) = self.memory.applied();
         if let Some(current) = self.memory.recall(&entry.digest, nanos(self.clock.elapsed())) {
             return Ok(Some((applied.seq, current)));

@@ -3,7 +3,7 @@
 use std::{
     net::IpAddr,
     sync::{
-        Arc, OnceLock,
+        Arc, OnceLock, PoisonError, RwLock,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -25,9 +25,11 @@ use crate::{
     clock::nanos,
     follow::margin,
     memory::{Bounds, Entry, Generation, Memory},
+    poll_watch::PollWatch,
     rate::{give_back_all, take_all},
-    source::{Primary, Snapshot, Source, Unavailable},
+    source::{Primary, Snapshot, Source, SourceError, Unavailable},
     stats::{Counters, Stats, count},
+    subscribe::PollSequence,
     usage::{self, BATCH, Ledger},
     verdict::{Known, Verdict},
 };
@@ -140,12 +142,13 @@ impl<S> Clone for Verifier<S> {
 
 impl<S> std::fmt::Debug for Verifier<S> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_tuple("Verifier").field(&self.0.id).finish_non_exhaustive()
+        f.debug_tuple("Verifier").field(&self.0.id()).finish_non_exhaustive()
     }
 }
 
 pub(crate) struct Inner<S> {
-    pub(crate) id: VerifierId,
+    /// A subscriber takes another one when it shares this one with another process.
+    id: RwLock<VerifierId>,
     pub(crate) source: S,
     pub(crate) clock: Arc<dyn Clock>,
     /// How long leases are; with an upstream, which grants other ones each time, only how long an answer may take.
@@ -159,6 +162,9 @@ pub(crate) struct Inner<S> {
     pub(crate) poked: Notify,
     pub(crate) counters: Counters,
     pub(crate) ledger: Ledger,
+    /// The polls of a subscriber. Locked while [`Verifier::subscribe`] runs, so that one subscription runs at a time.
+    pub(crate) polls: Mutex<PollSequence>,
+    pub(crate) poll_watch: PollWatch,
     look_ups: LookUps,
     /// How many questions the source has left without an answer since the last one it gave.
     pub(crate) failures: AtomicU64,
@@ -183,7 +189,7 @@ impl<S: Primary> Verifier<S> {
         let lease = source.lease_length().await?;
         // With nothing remembered, all that has changed so far is no news.
         let applied = source.changes_after(Position::default(), 1).await?.current;
-        Ok(Self::with(id, source, clock, settings, lease, applied))
+        Ok(Self::with(id, source, clock, settings, PollWatch::off(), lease, applied))
     }
 
     /// Which service key the presented text is, if it is one. `client_ip` is the address of the client that presents it.
@@ -216,12 +222,13 @@ impl<S: Source> Verifier<S> {
         source: S,
         clock: Arc<dyn Clock>,
         settings: Settings,
+        poll_watch: PollWatch,
         lease: Duration,
         applied: Position,
     ) -> Self {
         let margin = margin(lease);
         Self(Arc::new(Inner {
-            id,
+            id: RwLock::new(id),
             source,
             clock,
             lease,
@@ -232,6 +239,8 @@ impl<S: Source> Verifier<S> {
             poked: Notify::new(),
             counters: Counters::default(),
             ledger: Ledger::new(&settings.ledger()),
+            polls: Mutex::default(),
+            poll_watch,
             look_ups: LookUps::new(&settings),
             failures: AtomicU64::new(0),
             probe: Semaphore::new(1),
@@ -240,10 +249,11 @@ impl<S: Source> Verifier<S> {
         }))
     }
 
-    /// Who this verifier is to the others.
+    /// Who this verifier is to the others. A subscriber takes another ID when it finds out that another process uses the
+    /// same one.
     #[must_use]
     pub fn id(&self) -> VerifierId {
-        self.0.id
+        self.0.id()
     }
 
     /// Fetches keys on this runtime from now on, in place of the runtimes of the requests: a worker of theirs that is blocked
@@ -320,8 +330,12 @@ impl<S: Source> Verifier<S> {
         need: &Need<'_>,
         grace: Duration,
     ) -> Result<Verdict, Unavailable> {
-        let asked = self.hold(presented, need).await;
-        asked.or_else(|Unavailable| {
+        let asked = self.verdict_or_why(|| Requester::client(need.client_ip), presented, need, Purpose::Hold).await;
+        asked.or_else(|error| {
+            // A response that cannot be read may well say that the key is revoked.
+            if error == SourceError::Unreadable {
+                return Err(Unavailable);
+            }
             let elapsed = nanos(self.0.clock.elapsed());
             let digest = Digest::of(without_scheme(presented));
             let entry = self.0.memory.recall_late(&digest, elapsed, nanos(grace)).ok_or(Unavailable)?;
@@ -377,6 +391,17 @@ impl<S: Source> Verifier<S> {
         need: &Need<'_>,
         purpose: Purpose,
     ) -> Result<Verdict, Unavailable> {
+        Ok(self.verdict_or_why(requester, presented, need, purpose).await?)
+    }
+
+    /// [`Self::verdict_for`], and why there is none.
+    async fn verdict_or_why(
+        &self,
+        requester: impl FnOnce() -> Requester,
+        presented: &str,
+        need: &Need<'_>,
+        purpose: Purpose,
+    ) -> Result<Verdict, SourceError> {
         match self.remembered(presented, need, purpose) {
             Ok(verdict) => Ok(verdict),
             Err(digest) => self.0.ask(digest, need, purpose, requester()).await,
@@ -453,6 +478,16 @@ enum Purpose {
     Look,
 }
 
+impl<S> Inner<S> {
+    pub(crate) fn id(&self) -> VerifierId {
+        *self.id.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn set_id(&self, id: VerifierId) {
+        *self.id.write().unwrap_or_else(PoisonError::into_inner) = id;
+    }
+}
+
 impl<S: Source> Inner<S> {
     /// Judges a key and counts the outcome. The allowance comes last, so that no other denial costs any.
     fn judge(&self, entry: Arc<Entry>, need: &Need<'_>, elapsed: u64, purpose: Purpose) -> Verdict {
@@ -488,14 +523,14 @@ impl<S: Source> Inner<S> {
         need: &Need<'_>,
         purpose: Purpose,
         requester: Requester,
-    ) -> Result<Verdict, Unavailable> {
+    ) -> Result<Verdict, SourceError> {
         let (_, entry) = match self.runtime.get() {
             None => self.fetch(&digest, requester).await?,
             Some(runtime) => {
                 let inner = Arc::clone(self);
                 let fetched = runtime.spawn(async move { inner.fetch(&digest, requester).await });
                 // Canceled with the request; and with the runtime, which then fetches nothing any more.
-                AbortOnDropHandle::new(fetched).await.unwrap_or(Err(Unavailable))?
+                AbortOnDropHandle::new(fetched).await.unwrap_or(Err(SourceError::Unavailable))?
             }
         };
         // An unknown key is not remembered: it could be created a moment later.
@@ -508,7 +543,7 @@ impl<S: Source> Inner<S> {
         &self,
         digest: &Digest,
         requester: Requester,
-    ) -> Result<(Snapshot, Option<Arc<Entry>>), Unavailable> {
+    ) -> Result<(Snapshot, Option<Arc<Entry>>), SourceError> {
         let (snapshot, generation) = self.miss(self.source.find(digest), requester).await?;
         let Some(record) = snapshot.record.clone() else { return Ok((snapshot, None)) };
         let entry = self.memory.learn(digest, snapshot.seq, generation, record, nanos(self.clock.elapsed()));
@@ -517,38 +552,52 @@ impl<S: Source> Inner<S> {
 
     /// Asks the source when it is the requester's turn, all within the limit, and only where not too many wait already:
     /// a flood of unknown keys slows the look-ups of its own requester, and nothing else. While the source does not
-    /// respond, one look-up at a time finds out whether it does again, and all others fail immediately. Returns the
-    /// response with the state of the cache at which it was requested.
+    /// respond, one look-up at a time finds out whether it does again, and all others fail immediately. Of a subscriber
+    /// without a lease all fail immediately while its poll has no response: the poll finds out. Returns the response with
+    /// the state of the cache at which it was requested.
     async fn miss<T>(
         &self,
-        question: impl Future<Output = Result<T, Unavailable>>,
+        question: impl Future<Output = Result<T, SourceError>>,
         requester: Requester,
-    ) -> Result<(T, Generation), Unavailable> {
+    ) -> Result<(T, Generation), SourceError> {
         count(&self.counters.misses);
         let answer = self.answer(question, requester).await;
         answer.inspect_err(|_| count(&self.counters.unavailable))
     }
 
+    /// Fails if this is a subscriber without a lease whose poll has no response.
+    fn check_polls(&self, now: Duration) -> Result<(), SourceError> {
+        let (is_overdue, is_stalled) = (self.poll_watch.is_overdue(now), self.poll_watch.is_stalled(now));
+        if !(is_overdue || is_stalled) || self.memory.lease_end() > nanos(now) || self.memory.is_stopped() {
+            return Ok(());
+        }
+        if is_stalled {
+            self.poll_watch.log_stalled(now);
+        }
+        if is_overdue { Err(SourceError::Unavailable) } else { Ok(()) }
+    }
+
     async fn answer<T>(
         &self,
-        question: impl Future<Output = Result<T, Unavailable>>,
+        question: impl Future<Output = Result<T, SourceError>>,
         requester: Requester,
-    ) -> Result<(T, Generation), Unavailable> {
+    ) -> Result<(T, Generation), SourceError> {
         let begun = self.clock.elapsed();
+        self.check_polls(begun)?;
         let fails = self.failures.load(Ordering::Relaxed) >= FAILURES;
-        let _probe = if fails { Some(self.probe.try_acquire().map_err(|_| Unavailable)?) } else { None };
+        let _probe = if fails { Some(self.probe.try_acquire().map_err(|_| SourceError::Unavailable)?) } else { None };
         let mut asked_at = None;
         let answer = self.within(self.miss_limit, async {
             let look_ups = self.look_ups.of(&requester);
-            let _permit = look_ups.acquire(requester, Priority::Normal).await.map_err(|_| Unavailable)?;
+            let _permit = look_ups.acquire(requester, Priority::Normal).await.map_err(|_| SourceError::Unavailable)?;
             asked_at = Some(self.clock.elapsed());
             let generation = self.memory.generation();
             Ok((question.await?, generation))
         });
         let answer = answer.await;
         match &answer {
-            Ok(_) => self.failures.store(0, Ordering::Relaxed),
-            Err(Unavailable) => {
+            Ok(_) | Err(SourceError::Unreadable) => self.failures.store(0, Ordering::Relaxed),
+            Err(SourceError::Unavailable) => {
                 // Who waited in the queue for most of the time left the source none to answer in.
                 let limit_at = begun + self.miss_limit;
                 if asked_at.is_some_and(|at| self.clock.elapsed() < limit_at || at < begun + self.miss_limit / 2) {

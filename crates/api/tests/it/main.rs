@@ -317,6 +317,7 @@ fn what_is_told_to_nobody_else_is_not_shown() {
         wait_ms: 1000,
         usage: Vec::new(),
         leave: true,
+        ..Default::default()
     };
     let shown = r#"SyncRequest { cursor: Some("43-1"), wait_ms: 1000, usage: [], leave: true, .. }"#;
     assert_eq!(format!("{request:?}"), shown);

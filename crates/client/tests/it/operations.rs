@@ -696,6 +696,8 @@ fn subscription() -> Vec<Row> {
         Row::new("sync", "POST /api/v1/sync")
             .json(json!({
                 "subscriber": SUBSCRIBER,
+                "poll_id": "9f86d081884c7d65",
+                "previous_poll_ids": ["60303ae22b998861"],
                 "cursor": "a-6",
                 "wait_ms": 1500,
                 "usage": [{"key_id": said::KEY, "outcome": "valid", "count": 3, "last_used_at": said::NOON}],
@@ -708,7 +710,7 @@ fn subscription() -> Vec<Row> {
                 }))
                 .unwrap();
                 let poll = client.subscription().poll(subscriber).cursor("a-6").wait(Duration::from_millis(1500));
-                let news = poll.usage([used]).leave().await?;
+                let news = poll.ids("9f86d081884c7d65", ["60303ae22b998861"]).usage([used]).leave().await?;
                 assert_eq!((news.seq, news.cursor.as_str(), news.lease_ms), (7, "a-7", 2500));
                 let changes = news.changes.expect("they are known");
                 assert_eq!((changes[0].kind.as_str(), changes[0].id.as_str()), ("key", said::KEY));

@@ -1,6 +1,7 @@
 //! Several real processes on one database, while processes are frozen and killed, PostgreSQL is restarted and the
 //! network between them is slow, mute or gone; and somebody asks about keys all the time, the servers and resource
-//! servers that subscribe to them.
+//! servers that subscribe to them. Resource servers and clients reach a server over a network whose connections go silent
+//! while new ones work.
 //!
 //! One promise is checked: no verification that began after a revocation was answered says that the key is valid, or a descendant of it.
 //! Some keys are trees of account keys, and while one is revoked, a thief who has the keys creates more with them.
@@ -36,6 +37,7 @@ use rand::{
 };
 use serde_json::{Value, json};
 use tokio::time::{sleep, timeout};
+use tollkey_client::{Auth, Client, verification::VerifyResponse};
 use tollkey_core::{Need, RequestPath, RouteBase, VerifierId, usage::outcome_code};
 use tollkey_store::testing::{Database, Postgres};
 use tollkey_verifier::{Settings, SystemClock, Verifier};
@@ -54,6 +56,8 @@ const LEASE: Duration = Duration::from_millis(300);
 const IMPATIENCE: Duration = Duration::from_millis(60);
 /// How long the others wait: longer than it takes to find out that PostgreSQL is gone.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// How long one attempt of a client takes: a connection has to be silent for a second before the client gives it up.
+const CLIENT_TIMEOUT: Duration = Duration::from_secs(2);
 /// For how long a new key is shown to a replica that does not answer.
 const INTRODUCTION: Duration = Duration::from_millis(500);
 /// How many milliseconds a client waits for a change before it repeats the request, perhaps elsewhere. Some repeat at once, while the
@@ -109,10 +113,12 @@ enum Fault {
     Unheard,
     /// A replica cannot reach PostgreSQL.
     Cut,
+    /// Nothing arrives any more on the connections that resource servers and clients have to a replica; new ones work.
+    SilentConnections,
 }
 
 impl Fault {
-    const OF_PROCESSES: [Self; 3] = [Self::FrozenBriefly, Self::FrozenForLong, Self::Killed];
+    const OF_PROCESSES: [Self; 4] = [Self::FrozenBriefly, Self::FrozenForLong, Self::Killed, Self::SilentConnections];
     const OF_THE_DATABASE: [Self; 6] =
         [Self::DatabaseRestarted, Self::DatabaseCrashed, Self::Slow, Self::Mute, Self::Unheard, Self::Cut];
 }
@@ -160,6 +166,9 @@ struct Replica {
     server: RefCell<Option<Server>>,
     /// Between it and PostgreSQL.
     wire: Option<Wire>,
+    /// Between it and those who use it: resource servers that subscribe, and a client.
+    front: Wire,
+    client: Client,
 }
 
 impl Replica {
@@ -192,6 +201,8 @@ struct Counts {
     far: Cell<u64>,
     /// Of these, from their own memory.
     far_hits: Cell<u64>,
+    /// Verifications by clients behind a network whose connections go silent.
+    by_clients: Cell<u64>,
     /// Subscriptions begun, and those of them that ended without a word.
     subscriptions: Cell<u64>,
     silent: Cell<u64>,
@@ -288,7 +299,10 @@ impl World {
                 .with("TOLLKEY_LOG", "warn")
                 .with("TOLLKEY_APPLICATION_KEY_LIMIT", "10000");
             let server = tollkey.serve().await;
-            Replica { tollkey, server: RefCell::new(Some(server)), wire }
+            let front = Wire::to_address(server.address);
+            let client = Client::new(format!("http://{}", front.address)).expect("a client");
+            let client = client.with_auth(Auth::service(service())).with_max_retries(0).with_timeout(CLIENT_TIMEOUT);
+            Replica { tollkey, server: RefCell::new(Some(server)), wire, front, client }
         };
         let replicas = join_all((0..plan.replicas).map(replica)).await;
         let (merchant, service) = (merchant("acme"), service());
@@ -506,7 +520,7 @@ impl World {
                 sleep(PAUSE).await;
                 continue;
             };
-            let source = source(&format!("http://{address}"), &self.service);
+            let source = source(&format!("http://{}", self.replicas[replica].front.address), &self.service);
             let id = VerifierId::from_bytes(rng.random());
             let far = Verifier::subscriber(id, source, Arc::new(SystemClock), Settings::default());
             let subscription = tokio::spawn(far.clone().subscribe(std::future::pending()));
@@ -545,6 +559,29 @@ impl World {
                 sleep(PAUSE).await;
             }
             subscription.abort();
+        }
+    }
+
+    /// A client that asks the replica over a network whose connections go silent.
+    async fn client_caller(&self, replica: usize) {
+        let client = &self.replicas[replica].client;
+        let mut turn = 0;
+        while !self.is_over.get() {
+            for number in self.choose(if turn % 2 == 0 { Asking::Suspect } else { Asking::One }, turn) {
+                let text = self.keys.borrow()[number].text.clone();
+                let (method, path) = ROUTE;
+                let began = Instant::now();
+                if let Ok(verification) = client.verify(text).method(method).path(path).await {
+                    add(&self.counts.by_clients, 1);
+                    let code = match &verification {
+                        VerifyResponse::Valid(_) => "valid",
+                        VerifyResponse::Invalid(invalid) => invalid.code.as_str(),
+                    };
+                    self.judge(number, replica, began, code);
+                }
+            }
+            turn += 1;
+            sleep(PAUSE).await;
         }
     }
 
@@ -755,6 +792,7 @@ impl World {
             Fault::Mute => weather(Weather::Mute { requests, answers }).await,
             Fault::Unheard => weather(Weather::Unheard).await,
             Fault::Cut => weather(Weather::Cut).await,
+            Fault::SilentConnections => replica.front.silence_existing(),
         }
         *self.counts.faults.borrow_mut().entry(fault).or_default() += 1;
     }
@@ -774,6 +812,7 @@ impl World {
             // PostgreSQL may be out of its reach at this moment.
             match replica.tollkey.start(&[]).await {
                 Ok(server) => {
+                    replica.front.lead_to(server.address);
                     replica.server.replace(Some(server));
                     return;
                 }
@@ -805,12 +844,13 @@ impl World {
         let revokers = join_all((0..REVOKERS).map(|_| self.revoker(fork())));
         let callers = (0..self.replicas.len()).flat_map(|replica| CALLERS.map(|how| self.caller(replica, how)));
         let far_callers: Vec<_> = (0..self.replicas.len()).map(|replica| self.far_caller(replica, fork())).collect();
+        let clients: Vec<_> = (0..self.replicas.len()).map(|replica| self.client_caller(replica)).collect();
         let story = async {
             tokio::join!(faults, revokers);
             sleep(CALM).await;
             self.is_over.set(true);
         };
-        tokio::join!(story, join_all(callers), join_all(far_callers));
+        tokio::join!(story, join_all(callers), join_all(far_callers), join_all(clients));
     }
 
     /// When the faults are over, everybody says yes to a new key and no to all that were revoked. How long it took
@@ -824,6 +864,7 @@ impl World {
         let everybody = (0..self.replicas.len()).map(async |replica| {
             let mut connection = None;
             self.insist(replica, &mut connection, &[new], 1).await;
+            self.client_recovers(replica, new).await;
             let took = since.elapsed();
             for keys in revoked.chunks(50) {
                 self.insist(replica, &mut connection, keys, 0).await;
@@ -831,6 +872,17 @@ impl World {
             took
         });
         join_all(everybody).await.into_iter().max().unwrap_or_default()
+    }
+
+    /// The client that has been there all the time asks until the key is valid.
+    async fn client_recovers(&self, replica: usize, key: usize) {
+        let (since, text) = (Instant::now(), self.keys.borrow()[key].text.clone());
+        let (method, path) = ROUTE;
+        let client = &self.replicas[replica].client;
+        while !client.verify(text.as_str()).method(method).path(path).await.is_ok_and(|said| said.is_valid()) {
+            assert!(since.elapsed() < RECOVERY, "the client of replica {replica} does not verify again");
+            sleep(Duration::from_millis(5)).await;
+        }
     }
 
     /// Asks until there is an answer.
@@ -864,10 +916,11 @@ impl World {
             unavailable.get(),
             unanswered.get(),
         );
-        let Counts { far, far_hits, subscriptions, silent, .. } = &self.counts;
+        let Counts { far, far_hits, by_clients, subscriptions, silent, .. } = &self.counts;
         let _ = write!(
             text,
-            " {} of the verifications by {} resource servers, {} from their own memory; {} of them fell silent\n ",
+            " {} of the verifications by clients, {} by {} resource servers, {} from their own memory; {} of them fell silent\n ",
+            by_clients.get(),
             far.get(),
             subscriptions.get(),
             far_hits.get(),

@@ -38,6 +38,7 @@ mod readme;
 mod replicas;
 mod rotation;
 mod sign_in;
+mod silence;
 mod silent_connections;
 mod storlaunch;
 mod support;

@@ -2,15 +2,20 @@
 //! use it.
 
 use std::{
-    sync::Arc,
+    sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
 
 use serde_json::{Value, json};
 use tokio::time::{sleep, timeout};
-use tollkey_core::{Catalogue, Denial, Digest, Family, Grants, Mode, Need, Scope, VerifierId};
+use tollkey_core::{Catalogue, Denial, Digest, Family, Grants, Mode, Need, Position, Scope, VerifierId};
 use tollkey_store::testing::backends;
-use tollkey_verifier::{Settings, SystemClock, Unavailable, Verifier, http::HttpSource};
+use tollkey_verifier::{
+    Poll, PollError, PollIds, Settings, Source as _, SourceError, SystemClock, Unavailable, Upstream as _, Verifier,
+    http::HttpSource,
+};
+use tracing_subscriber::prelude::*;
+use wiremock::{Mock, MockServer, ResponseTemplate};
 
 use crate::{
     binary::{Tollkey, merchant},
@@ -171,6 +176,29 @@ async fn what_breaks_a_rule_is_named_and_subscribes_nobody() {
             (json!({"subscriber": SUBSCRIBER, "cursor": "4"}), "/cursor", "must be a cursor as it was given"),
             (json!({"subscriber": SUBSCRIBER, "wait_ms": 60001}), "/wait_ms", "must be 0 to 60000"),
             (json!({"subscriber": SUBSCRIBER, "lease": 1}), "/lease", "is unknown"),
+            (
+                json!({"subscriber": SUBSCRIBER, "poll_id": "9F86D081884C7D65"}),
+                "/poll_id",
+                "must be 16 lower-case hex digits",
+            ),
+            (
+                json!({"subscriber": SUBSCRIBER, "previous_poll_ids": ["9f86d081884c7d65"]}),
+                "/previous_poll_ids",
+                "requires poll_id",
+            ),
+            (
+                json!({
+                    "subscriber": SUBSCRIBER, "poll_id": "9f86d081884c7d65",
+                    "previous_poll_ids": vec!["9f86d081884c7d65"; 17],
+                }),
+                "/previous_poll_ids",
+                "must have at most 16 items",
+            ),
+            (
+                json!({"subscriber": SUBSCRIBER, "poll_id": "9f86d081884c7d65", "previous_poll_ids": ["1"]}),
+                "/previous_poll_ids/0",
+                "must be 16 lower-case hex digits",
+            ),
             (usage(json!({"key_id": "x", "outcome": "valid", "count": 1})), "/usage/0/key_id", "not an id"),
             (
                 usage(json!({"key_id": key, "outcome": "unknown_key", "count": 1})),
@@ -224,6 +252,155 @@ async fn uses_told_by_a_subscriber_are_written_down_as_the_servers_own() {
         counts.sort_unstable();
         assert_eq!(counts, [(None, 1206), (Some(Denial::WrongMode), 2)]);
         assert_eq!(state.verifier.usage_waiting(), 0);
+    })
+    .await;
+}
+
+#[actix_web::test]
+async fn usage_of_a_repeated_poll_is_written_once_and_a_clone_gets_409() {
+    each_backend(async |app| {
+        leased(app).await;
+        let token = app.merchant("acme");
+        let key = app.commerce_key(&token, json!({})).await;
+        let poll = |id: &str, previous: &[&str], count: u32| {
+            json!({
+                "subscriber": SUBSCRIBER, "poll_id": id, "previous_poll_ids": previous,
+                "usage": [{"key_id": key.id, "outcome": "valid", "count": count}],
+            })
+        };
+        let (first, second) = (poll("00000000000000a1", &[], 3), poll("00000000000000a2", &["00000000000000a1"], 4));
+        for body in [&first, &first, &second, &second, &first] {
+            let reply = sync(app, body.clone()).await;
+            assert_eq!(reply.status, 200, "{reply}");
+        }
+        assert_eq!(sync(app, first).await.json()["lease_ms"], 0, "a poll that comes late gets no lease");
+        let clone = poll("00000000000000b1", &["00000000000000a1"], 5);
+        for body in [clone, second, json!({"subscriber": SUBSCRIBER})] {
+            let reply = sync(app, body).await;
+            assert_eq!((reply.status, reply.json()["code"].as_str()), (409, Some("subscriber_id_shared")), "{reply}");
+        }
+        // What it could not tell, it tells under its new ID, and its end is repeated.
+        let mut farewell = poll("00000000000000b2", &[], 5);
+        farewell["subscriber"] = json!("ff".repeat(16));
+        farewell["leave"] = json!(true);
+        for _ in 0..3 {
+            assert_eq!(sync(app, farewell.clone()).await.status, 200);
+        }
+        let state = app.running().state();
+        state.flush_usage().await;
+        let (account, id) = ("acme".parse().expect("an account"), key.id.parse().expect("an id"));
+        let rows = state.store.read(move |db| db.account(&account).usage(&id, 0)).await.expect("usage");
+        assert_eq!(rows.iter().map(|row| row.count).sum::<u64>(), 3 + 4 + 5);
+    })
+    .await;
+}
+
+/// Responds to each poll and look-up with these, in this order.
+async fn responding(responses: impl IntoIterator<Item = ResponseTemplate>) -> (MockServer, HttpSource) {
+    let server = MockServer::start().await;
+    for response in responses {
+        Mock::given(wiremock::matchers::any()).respond_with(response).up_to_n_times(1).mount(&server).await;
+    }
+    let source = source(&server.uri(), &format!("tks_{}", "EXAMPLE1".repeat(4)));
+    (server, source)
+}
+
+fn problem(status: u16, code: &str, pointer: Option<&str>) -> ResponseTemplate {
+    let errors: Vec<_> = pointer.iter().map(|pointer| json!({"pointer": pointer, "detail": "is unknown"})).collect();
+    let body = json!({
+        "type": format!("urn:tollkey:problem:{code}"), "title": code, "status": status, "detail": "A detail.",
+        "code": code, "request_id": "r", "errors": errors,
+    });
+    ResponseTemplate::new(status).set_body_raw(body.to_string(), "application/problem+json")
+}
+
+fn news(lease: u64) -> ResponseTemplate {
+    ResponseTemplate::new(200).set_body_json(json!({"seq": 1, "cursor": "1-1", "changes": [], "lease_ms": lease}))
+}
+
+fn a_poll() -> Poll {
+    let ids = PollIds { id: "00000000000000a2".parse().expect("an id"), previous: Vec::new() };
+    Poll {
+        subscriber: VerifierId::from_bytes([7; 16]),
+        ids: Some(ids),
+        position: Position::default(),
+        wait: Duration::ZERO,
+        usage: Vec::new(),
+    }
+}
+
+#[actix_web::test]
+async fn server_of_the_release_before_gets_polls_without_ids() {
+    let unknown = || problem(400, "validation_failed", Some("/poll_id"));
+    let responses = [unknown(), news(10), news(11), problem(503, "unavailable", None), unknown(), news(12)];
+    let (server, source) = responding(responses).await;
+    let mut leases = Vec::new();
+    for _ in 0..4 {
+        leases.push(source.poll(a_poll()).await.map(|news| news.lease.as_millis()));
+    }
+    assert_eq!(leases, [Ok(10), Ok(11), Err(PollError::Rejected), Ok(12)]);
+    let requests = server.received_requests().await.expect("they are kept");
+    let with_ids: Vec<_> = requests.iter().map(|request| request.body_json::<Value>().expect("JSON")).collect();
+    let with_ids: Vec<_> = with_ids.iter().map(|body| body["poll_id"].is_string()).collect();
+    assert_eq!(with_ids, [true, false, false, false, true, false], "after a failure it may be another release");
+}
+
+#[actix_web::test]
+async fn failures_of_a_server_are_told_apart() {
+    let rows = [
+        (problem(409, "subscriber_id_shared", None), PollError::SharedId, SourceError::Unavailable),
+        (problem(401, "invalid_api_key", None), PollError::Rejected, SourceError::Unavailable),
+        (problem(503, "unavailable", None), PollError::Rejected, SourceError::Unavailable),
+        (ResponseTemplate::new(200).set_body_string("{}"), PollError::Rejected, SourceError::Unreadable),
+    ];
+    for (response, poll, look_up) in rows {
+        let (_server, source) = responding([response.clone(), response]).await;
+        assert_eq!(source.poll(a_poll()).await.expect_err("no news"), poll);
+        assert_eq!(source.find(&Digest::of("a key")).await.expect_err("no key"), look_up);
+    }
+    let nobody = source("http://127.0.0.1:1", &format!("tks_{}", "EXAMPLE1".repeat(4)));
+    assert_eq!(nobody.poll(a_poll()).await.expect_err("no news"), PollError::Unavailable);
+    assert_eq!(nobody.find(&Digest::of("a key")).await.expect_err("no key"), SourceError::Unavailable);
+}
+
+/// Keeps the text of errors of the verifier.
+#[derive(Clone, Default)]
+struct Errors(Arc<Mutex<Vec<String>>>);
+
+impl<S: tracing::Subscriber> tracing_subscriber::Layer<S> for Errors {
+    fn on_event(&self, event: &tracing::Event<'_>, _: tracing_subscriber::layer::Context<'_, S>) {
+        let metadata = event.metadata();
+        if *metadata.level() == tracing::Level::ERROR && metadata.target().starts_with("tollkey_verifier") {
+            let mut text = String::new();
+            event.record(&mut |field: &tracing::field::Field, value: &dyn std::fmt::Debug| {
+                text += &format!("{field}={value:?} ");
+            });
+            self.0.lock().expect("no panic").push(text);
+        }
+    }
+}
+
+#[actix_web::test]
+async fn rejected_service_key_is_logged_once_and_not_shown() {
+    let errors = Errors::default();
+    let _guard = tracing::subscriber::set_default(tracing_subscriber::registry().with(errors.clone()));
+    each_backend_with(&[], async |app| {
+        errors.0.lock().expect("no panic").clear();
+        let gateway = app.service_key().await;
+        let revoked = app.delete(&format!("/service-keys/{}", gateway.id)).bearer(&app.operator()).await;
+        assert_eq!(revoked.status, 204);
+        let far = subscriber(&format!("http://{}", app.running().address()), &gateway.text);
+        let running = tokio::spawn(far.clone().subscribe(std::future::pending()));
+        let key = app.insert_key("acme", Family::Commerce, Mode::Test).await;
+        for _ in 0..50 {
+            assert_eq!(says(&far, &key).await, Err(Unavailable));
+        }
+        sleep(Duration::from_millis(500)).await; // some polls
+        running.abort();
+        let errors = errors.0.lock().expect("no panic").clone();
+        assert_eq!(errors.len(), 1, "{errors:?}");
+        assert!(errors[0].contains("rejects the service key of this process"), "{errors:?}");
+        assert!(!errors[0].contains(&gateway.text[4..]), "the key itself");
     })
     .await;
 }

@@ -1,4 +1,4 @@
-//! A network between a server and PostgreSQL that a test can make slow, mute or gone.
+//! A network between a server and PostgreSQL, or between a client and a server, that a test can make slow, mute or gone.
 
 use std::{
     cell::Cell,
@@ -6,7 +6,7 @@ use std::{
     net::{SocketAddr, TcpListener},
     path::PathBuf,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicU64, Ordering},
     },
     thread,
@@ -63,27 +63,51 @@ impl Weather {
     }
 }
 
-/// A TCP address behind which a Unix socket is. Gone when dropped. On a thread of its own, so that a busy test is no
-/// slow network.
+/// Where a wire leads.
+#[derive(Debug, Clone)]
+enum Target {
+    Unix(PathBuf),
+    Tcp(SocketAddr),
+}
+
+/// A TCP address behind which a Unix socket or another TCP address is. Gone when dropped. On a thread of its own, so that
+/// a busy test is no slow network.
 pub struct Wire {
     pub address: SocketAddr,
+    target: Arc<Mutex<Target>>,
     weather: watch::Sender<Weather>,
     silences: Arc<AtomicU64>,
 }
 
 impl Wire {
     pub fn to(socket: PathBuf) -> Self {
+        Self::new(Target::Unix(socket))
+    }
+
+    /// To a server.
+    pub fn to_address(address: SocketAddr) -> Self {
+        Self::new(Target::Tcp(address))
+    }
+
+    /// Leads new connections to this server instead.
+    pub fn lead_to(&self, address: SocketAddr) {
+        *self.target.lock().expect("no panic") = Target::Tcp(address);
+    }
+
+    fn new(target: Target) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         listener.set_nonblocking(true).expect("it can be awaited");
         let address = listener.local_addr().expect("its address");
         let (weather, seen) = watch::channel(Weather::Clear);
         let silences = Arc::new(AtomicU64::new(0));
         let heard = Arc::clone(&silences);
+        let target = Arc::new(Mutex::new(target));
+        let led_to = Arc::clone(&target);
         thread::spawn(move || {
             let runtime = Builder::new_current_thread().enable_all().build().expect("a runtime");
-            LocalSet::new().block_on(&runtime, accept(listener, socket, seen, heard));
+            LocalSet::new().block_on(&runtime, accept(listener, led_to, seen, heard));
         });
-        Self { address, weather, silences }
+        Self { address, target, weather, silences }
     }
 
     pub fn set(&self, weather: Weather) {
@@ -100,7 +124,7 @@ impl Wire {
 /// Ends when the wire is dropped; what it has spawned ends with it.
 async fn accept(
     listener: TcpListener,
-    socket: PathBuf,
+    target: Arc<Mutex<Target>>,
     mut weather: watch::Receiver<Weather>,
     silences: Arc<AtomicU64>,
 ) {
@@ -109,7 +133,8 @@ async fn accept(
         tokio::select! {
             accepted = listener.accept() => {
                 let (client, _) = accepted.expect("a connection");
-                spawn_local(carry(client, socket.clone(), weather.clone(), Arc::clone(&silences)));
+                let target = target.lock().expect("no panic").clone();
+                spawn_local(carry(client, target, weather.clone(), Arc::clone(&silences)));
             }
             changed = weather.changed() => if changed.is_err() {
                 return;
@@ -118,13 +143,34 @@ async fn accept(
     }
 }
 
-async fn carry(client: TcpStream, socket: PathBuf, mut weather: watch::Receiver<Weather>, silences: Arc<AtomicU64>) {
+async fn carry(client: TcpStream, target: Target, weather: watch::Receiver<Weather>, silences: Arc<AtomicU64>) {
     if *weather.borrow() == Weather::Cut {
         return;
     }
-    let Ok(server) = UnixStream::connect(socket).await else { return };
+    match target {
+        Target::Unix(socket) => {
+            let Ok(server) = UnixStream::connect(socket).await else { return };
+            let (from, to) = server.into_split();
+            carry_between(client, from, to, weather, silences).await;
+        }
+        Target::Tcp(address) => {
+            let Ok(server) = TcpStream::connect(address).await else { return };
+            let _ = server.set_nodelay(true);
+            let (from, to) = server.into_split();
+            carry_between(client, from, to, weather, silences).await;
+        }
+    }
+}
+
+async fn carry_between(
+    client: TcpStream,
+    from_server: impl AsyncRead + Unpin,
+    to_server: impl AsyncWrite + Unpin,
+    mut weather: watch::Receiver<Weather>,
+    silences: Arc<AtomicU64>,
+) {
     let _ = client.set_nodelay(true);
-    let ((from_client, to_client), (from_server, to_server)) = (client.into_split(), server.into_split());
+    let (from_client, to_client) = client.into_split();
     // Whether the client waits for notifications on this connection.
     let listens = Cell::new(false);
     let before = silences.load(Ordering::Relaxed);

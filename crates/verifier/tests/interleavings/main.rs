@@ -23,7 +23,7 @@ mod testing {
 }
 
 mod source {
-    pub(crate) use tollkey_verifier::News;
+    pub(crate) use tollkey_verifier::{News, PollId, PollIds};
 }
 
 mod stats {
@@ -71,7 +71,7 @@ mod rate {
 
 use std::sync::Arc;
 
-use memory::{Bounds, Memory};
+use memory::{Acknowledged, Bounds, Memory};
 use shuttle::{sync::Mutex, thread};
 use tollkey_core::{ChangeLog, Changed, Digest, KeyId, Position, Seq, ServiceKeyId, VerifierId};
 use tollkey_verifier::testing::record;
@@ -336,7 +336,7 @@ fn what_is_reported_is_never_ahead_of_what_a_subscriber_was_told() {
     in_every_order(|| {
         let world = World::new(8, LONG);
         let subscriber = VerifierId::from_bytes([7; 16]);
-        let begin = move |world: &World| world.memory.serve(subscriber, Position::default(), 8, 1).unwrap();
+        let begin = move |world: &World| world.memory.serve(subscriber, None, Position::default(), 8, 1).unwrap().0;
         let told = Arc::new(Mutex::new(None));
         let polls = world.spawn({
             let told = Arc::clone(&told);
@@ -352,7 +352,8 @@ fn what_is_reported_is_never_ahead_of_what_a_subscriber_was_told() {
         world.revoke(Changed::Key(id(2)));
         world.catch_up();
         assert_eq!(world.memory.applied_everywhere(2).2, news.position.seq);
-        assert!(world.memory.acknowledge(subscriber, Position { seq: Seq(2), at: 1 }, 2));
+        let acknowledged = world.memory.acknowledge(subscriber, None, Position { seq: Seq(2), at: 1 }, 2);
+        assert_eq!(acknowledged, Ok(Acknowledged::More));
         assert_eq!(world.memory.applied_everywhere(2).2, Seq(2));
     });
 }

@@ -170,3 +170,28 @@ async fn a_caller_that_goes_away_leaves_its_place_to_the_next() {
     drop(held);
     assert_eq!(world.one.outcome(0).await, Ok(()));
 }
+
+#[tokio::test(start_paused = true)]
+async fn key_that_cannot_be_read_fails_alone() {
+    let world = World::with(4, SETTINGS).await;
+    world.source.make_unreadable(&text(0));
+    assert_eq!(world.one.outcome(3).await, Ok(()));
+    for _ in 0..5 {
+        assert_eq!(ask(&world.one.verifier, text(0)).await.unwrap(), Err(Unavailable));
+    }
+    // Two at the same time: the source does not count as silent.
+    let held = world.source.hold().await;
+    let asked = [1, 2].map(|n| ask(&world.one.verifier, text(n)));
+    sleep(Duration::from_millis(1)).await;
+    drop(held);
+    for asked in asked {
+        assert_eq!(asked.await.unwrap(), Ok(Ok(())));
+    }
+    // What cannot be read may be a revocation, so a grace period does not apply to it.
+    world.source.make_unreadable(&text(3));
+    let verifier = world.one.freeze().await;
+    sleep(2 * crate::world::LEASE).await;
+    let grace = Duration::from_secs(60);
+    let late = verifier.hold_without_immediate_revocation(&text(3), &Need::default(), grace).await;
+    assert_eq!(late.unwrap_err(), Unavailable);
+}

@@ -1,8 +1,9 @@
 //! Leases that nest: a verifier without a store subscribes to one that has one.
 
 use std::{
+    future::pending,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
@@ -11,7 +12,8 @@ use std::{
 use tokio::{sync::oneshot, task::JoinHandle, time::sleep};
 use tollkey_core::{Clock, Denial, Digest, Need, Seq, Usage, VerifierId};
 use tollkey_verifier::{
-    News, Poll, Settings, Snapshot, Source, Unavailable, Upstream, Verifier,
+    Leave, News, Poll, PollError, PollId, PollIds, Settings, Snapshot, Source, SourceError, Unavailable, Upstream,
+    Verifier,
     testing::{MemorySource, TokioClock},
 };
 
@@ -31,7 +33,11 @@ struct Shared {
     cut: AtomicBool,
     /// Answers are made but not delivered.
     loses_answers: AtomicBool,
+    /// Nothing is answered, and nothing fails.
+    hangs: AtomicBool,
     finds: AtomicUsize,
+    /// The last poll that was sent.
+    last_poll: Mutex<Option<Poll>>,
 }
 
 impl Link {
@@ -42,7 +48,9 @@ impl Link {
             look_up_at: AtomicUsize::new(usize::MAX),
             cut: AtomicBool::new(false),
             loses_answers: AtomicBool::new(false),
+            hangs: AtomicBool::new(false),
             finds: AtomicUsize::new(0),
+            last_poll: Mutex::new(None),
         }))
     }
 
@@ -50,7 +58,14 @@ impl Link {
         self.0.cut.store(cut, Ordering::SeqCst);
     }
 
-    fn replica(&self) -> Result<&Verifier<MemorySource>, Unavailable> {
+    fn set_hanging(&self, hangs: bool) {
+        self.0.hangs.store(hangs, Ordering::SeqCst);
+    }
+
+    async fn replica(&self) -> Result<&Verifier<MemorySource>, Unavailable> {
+        if self.0.hangs.load(Ordering::SeqCst) {
+            pending::<()>().await;
+        }
         if self.0.cut.load(Ordering::SeqCst) {
             return Err(Unavailable);
         }
@@ -66,22 +81,30 @@ impl Link {
 }
 
 impl Source for Link {
-    async fn find(&self, digest: &Digest) -> Result<Snapshot, Unavailable> {
+    async fn find(&self, digest: &Digest) -> Result<Snapshot, SourceError> {
         self.0.finds.fetch_add(1, Ordering::SeqCst);
         let elsewhere = self.0.replicas.get(self.0.look_up_at.load(Ordering::SeqCst));
-        let answer = elsewhere.map_or_else(|| self.replica(), Ok)?.find(digest).await?;
-        self.delivered(answer)
+        let replica = match elsewhere {
+            Some(elsewhere) => elsewhere,
+            None => self.replica().await?,
+        };
+        let answer = replica.find(digest).await?;
+        Ok(self.delivered(answer)?)
     }
 }
 
 impl Upstream for Link {
-    async fn poll(&self, poll: Poll) -> Result<News, Unavailable> {
-        let answer = self.replica()?.poll(poll).await?;
-        self.delivered(answer)
+    async fn poll(&self, poll: Poll) -> Result<News, PollError> {
+        *self.0.last_poll.lock().unwrap() = Some(poll.clone());
+        let answer = self.replica().await?.poll(poll).await?;
+        if self.0.hangs.load(Ordering::SeqCst) {
+            pending::<()>().await;
+        }
+        Ok(self.delivered(answer)?)
     }
 
-    async fn leave(&self, subscriber: VerifierId, usage: Vec<Usage>) -> Result<(), Unavailable> {
-        self.replica()?.leave(subscriber, usage).await
+    async fn leave(&self, leave: Leave) -> Result<(), PollError> {
+        self.replica().await?.leave(leave).await
     }
 }
 
@@ -103,7 +126,7 @@ impl Subscriber {
             let _ = stop.await;
         }));
         while verifier.stats().lease_left.is_zero() {
-            tokio::task::yield_now().await;
+            sleep(Duration::from_millis(1)).await;
         }
         Self { verifier, link, shutdown, task }
     }
@@ -298,6 +321,7 @@ async fn a_replica_without_a_lease_grants_none() {
     let replica = leaseless(&world.source, &clock).await;
     let poll = Poll {
         subscriber: VerifierId::from_bytes([7; 16]),
+        ids: None,
         position: world.source.position(),
         wait: Duration::ZERO,
         usage: Vec::new(),
@@ -352,6 +376,7 @@ async fn a_poll_that_is_refused_tells_nothing() {
     let world = World::new(1).await;
     let poll = |n: u16| Poll {
         subscriber: VerifierId::from_bytes(u128::from(n).to_be_bytes()),
+        ids: None,
         position: world.source.position(),
         wait: Duration::ZERO,
         usage: vec![Usage {
@@ -366,7 +391,7 @@ async fn a_poll_that_is_refused_tells_nothing() {
         world.one.verifier.poll(poll(n)).await.unwrap();
     }
     for n in 1024..1100 {
-        assert_eq!(world.one.verifier.poll(poll(n)).await, Err(Unavailable), "there is no room");
+        assert_eq!(world.one.verifier.poll(poll(n)).await, Err(PollError::Rejected), "there is no room");
     }
     let told = std::iter::from_fn(|| Some(world.one.verifier.take_usage()).filter(|rows| !rows.is_empty()));
     assert_eq!(told.flatten().map(|row| row.count).sum::<u64>(), 1024);
@@ -434,6 +459,239 @@ async fn usage_is_told_upstream_and_comes_back_when_nobody_hears_it() {
     far.shutdown.send(()).unwrap();
     far.task.await.unwrap();
     assert_eq!(world.one.verifier.take_usage().iter().map(|row| row.count).sum::<u64>(), 1);
+}
+
+/// What a replica was told, added up.
+fn told(replica: &Verifier<MemorySource>) -> u64 {
+    let batches = std::iter::from_fn(|| Some(replica.take_usage()).filter(|rows| !rows.is_empty()));
+    batches.flatten().map(|row| row.count).sum()
+}
+
+#[tokio::test(start_paused = true)]
+async fn usage_in_flight_at_a_graceful_end_counts_once() {
+    let world = World::new(1).await;
+    let mut used = 0;
+    for id in 7..27 {
+        let far = Subscriber::start(id, &[&world.one.verifier], &world.clock).await;
+        for _ in 0..id {
+            assert_eq!(far.outcome(0).await, Ok(()));
+            used += 1;
+        }
+        // The next poll takes these along and hangs; a few more come after it.
+        sleep(LEASE / 2).await;
+        assert!(!far.link.0.last_poll.lock().unwrap().as_ref().unwrap().usage.is_empty());
+        assert_eq!(far.outcome(0).await, Ok(()));
+        used += 1;
+        far.shutdown.send(()).unwrap();
+        far.task.await.unwrap();
+    }
+    sleep(LEASE).await;
+    assert_eq!(told(&world.one.verifier), used);
+}
+
+#[tokio::test(start_paused = true)]
+async fn usage_counts_once_however_often_its_responses_are_lost() {
+    let world = World::new(1).await;
+    let far = Subscriber::start(7, &[&world.one.verifier], &world.clock).await;
+    for round in 1..6_u64 {
+        for _ in 0..round {
+            assert_eq!(far.outcome(0).await, Ok(()));
+        }
+        far.link.0.loses_answers.store(true, Ordering::SeqCst);
+        // Longer than a lease: the replica remembers the poll although it has forgotten the lease.
+        sleep(2 * LEASE).await;
+        far.link.0.loses_answers.store(false, Ordering::SeqCst);
+        sleep(LEASE).await;
+        assert_eq!(told(&world.one.verifier), round);
+    }
+    assert_eq!(far.verifier.id(), VerifierId::from_bytes([7; 16]), "a repeated poll is no clone");
+    assert!(!far.verifier.stats().lease_left.is_zero());
+}
+
+#[tokio::test(start_paused = true)]
+async fn processes_that_share_an_id_take_new_ones_and_acknowledge_for_themselves() {
+    let world = World::new(1).await;
+    let shared = VerifierId::from_bytes([7; 16]);
+    let one = Subscriber::start(7, &[&world.one.verifier], &world.clock).await;
+    let other = Subscriber::start(7, &[&world.one.verifier], &world.clock).await;
+    sleep(2 * LEASE).await;
+    let ids = [one.verifier.id(), other.verifier.id()];
+    assert!(ids[0] != ids[1] && !ids.contains(&shared), "{ids:?}");
+    for far in [&one, &other] {
+        assert_eq!((far.outcome(0).await, far.asks(0).await), (Ok(()), false));
+    }
+    assert_eq!(world.one.verifier.stats().subscribers, 2);
+
+    // One of them acknowledges a revocation, the other one is frozen with its lease.
+    let (frozen, link) = other.freeze().await;
+    let (seq, since) = world.revoke(0);
+    world.one.verifier.poke();
+    world.one.verifier.settle(seq, since).await;
+    assert_eq!(one.outcome(0).await, Err(Denial::Revoked));
+    let finds = link.0.finds.load(Ordering::SeqCst);
+    let outcome = frozen.verify(&text(0), &Need::default()).await.unwrap().outcome;
+    assert_eq!((outcome, link.0.finds.load(Ordering::SeqCst)), (Err(Denial::Revoked), finds + 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn clone_acknowledges_nothing_for_the_process_it_was_cloned_from() {
+    let world = World::new(1).await;
+    let other = world.another(2).await;
+    let far = Subscriber::start(7, &[&world.one.verifier], &world.clock).await;
+    assert_eq!(far.outcome(0).await, Ok(()));
+    sleep(LEASE / 2).await;
+    // A snapshot while a poll waits: the clone has the ID, the polls that had a response, and the lease.
+    let copied = far.link.0.last_poll.lock().unwrap().clone().unwrap();
+    let previous = copied.ids.as_ref().unwrap().previous.clone();
+    sleep(LEASE / 2).await;
+    let (frozen, link) = far.freeze().await;
+
+    // The clone goes on where it was. It applies the revocation of whatever key, and acknowledges it.
+    let (seq, since) = world.revoke(0);
+    world.one.verifier.poke();
+    other.verifier.poke();
+    let clone = tokio::spawn({
+        let replica = world.one.verifier.clone();
+        let source = world.source.clone();
+        async move {
+            let mut rejected = 0;
+            for n in 0..20_u64 {
+                let id: PollId = format!("{n:016x}").parse().unwrap();
+                let ids = Some(PollIds { id, previous: previous.clone() });
+                let poll = Poll { ids, position: source.position(), wait: Duration::ZERO, ..copied.clone() };
+                rejected += u32::from(replica.poll(poll).await == Err(PollError::SharedId));
+                sleep(Duration::from_millis(5)).await;
+            }
+            rejected
+        }
+    });
+    let (here, there) = tokio::join!(
+        async {
+            world.one.verifier.settle(seq, since).await;
+            world.clock.elapsed()
+        },
+        async {
+            other.verifier.settle(seq, since).await;
+            world.clock.elapsed()
+        }
+    );
+    assert_eq!(clone.await.unwrap(), 20, "no lease and no acknowledgement under this ID");
+    assert!(here - since > LEASE / 3 && there - since > LEASE / 3, "the lease of the first process is waited for");
+    let finds = link.0.finds.load(Ordering::SeqCst);
+    let outcome = frozen.verify(&text(0), &Need::default()).await.unwrap().outcome;
+    assert_eq!((outcome, link.0.finds.load(Ordering::SeqCst)), (Err(Denial::Revoked), finds + 1));
+    // It continues as another subscriber, with nothing in its memory and nothing counted twice.
+    let back = tokio::spawn(frozen.clone().subscribe(pending()));
+    sleep(LEASE).await;
+    assert_ne!(frozen.id(), VerifierId::from_bytes([7; 16]));
+    assert!(!frozen.stats().lease_left.is_zero());
+    back.abort();
+}
+
+#[tokio::test(start_paused = true)]
+async fn look_ups_fail_immediately_while_the_poll_has_no_response() {
+    let world = World::new(2).await;
+    let far = Subscriber::start(7, &[&world.one.verifier], &world.clock).await;
+    assert_eq!(far.outcome(0).await, Ok(()));
+    for hang in [Link::set_hanging, Link::set_cut] {
+        hang(&far.link, true);
+        while !far.verifier.stats().lease_left.is_zero() {
+            sleep(Duration::from_millis(1)).await;
+        }
+        let ended_at = world.clock.elapsed();
+        let finds = far.link.0.finds.load(Ordering::SeqCst);
+        let grace = Duration::from_secs(60);
+        for n in 0..2000 {
+            let before = world.clock.elapsed();
+            assert_eq!(far.verifier.verify(&text(n % 2), &Need::default()).await.unwrap_err(), Unavailable);
+            let late = far.verifier.hold_without_immediate_revocation(&text(0), &Need::default(), grace).await;
+            assert_eq!(late.unwrap().outcome, Ok(()), "by the cached key");
+            assert_eq!(world.clock.elapsed(), before, "after {:?}", before - ended_at);
+            sleep(Duration::from_millis(10)).await;
+        }
+        assert_eq!(far.link.0.finds.load(Ordering::SeqCst), finds, "the poll is the probe");
+        hang(&far.link, false);
+        let back_at = world.clock.elapsed();
+        while far.verifier.verify(&text(0), &Need::default()).await.is_err() {
+            sleep(Duration::from_millis(1)).await;
+        }
+        let took = world.clock.elapsed() - back_at;
+        assert!(took <= Duration::from_secs(3), "{took:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn look_ups_go_on_when_the_poll_is_rejected_or_nothing_polls() {
+    let world = World::new(2).await;
+    let far = Subscriber::start(7, &[&world.one.verifier], &world.clock).await;
+    assert_eq!(far.outcome(0).await, Ok(()));
+    far.link.set_hanging(true);
+    sleep(2 * LEASE).await;
+    // The subscription ends badly while a response is overdue.
+    let (frozen, link) = far.freeze().await;
+    link.set_hanging(false);
+    assert_eq!(frozen.verify(&text(1), &Need::default()).await.unwrap().outcome, Ok(()));
+
+    let far = Subscriber::start(8, &[&world.one.verifier], &world.clock).await;
+    world.one.verifier.stop().await;
+    sleep(2 * LEASE).await;
+    assert!(far.verifier.stats().lease_left.is_zero());
+    for n in 0..2 {
+        assert_eq!(far.outcome(n).await, Ok(()), "a replica without a lease looks keys up");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn subscription_that_is_not_polled_is_logged_once_in_a_while() {
+    let log = Log::default();
+    let _guard = tracing::subscriber::set_default(log.clone());
+    let world = World::new(2).await;
+    let far = Subscriber::start(7, &[&world.one.verifier], &world.clock).await;
+    assert_eq!(far.outcome(0).await, Ok(()));
+    far.link.set_hanging(true);
+    sleep(2 * LEASE).await;
+    let _ = far.verifier.verify(&text(0), &Need::default()).await;
+    assert_eq!(log.errors(), 0, "it is polled, and the server does not respond");
+    far.link.set_hanging(false);
+    let (frozen, _link) = far.freeze().await;
+    for seconds in 0..100 {
+        let errors = log.errors();
+        assert_eq!(errors, if seconds < 13 { 0 } else { 1 + (seconds - 13) / 30 }, "after {seconds} s");
+        let _ = frozen.verify(&text(0), &Need::default()).await;
+        sleep(Duration::from_secs(1)).await;
+    }
+}
+
+/// Counts errors.
+#[derive(Clone, Default)]
+struct Log(Arc<AtomicUsize>);
+
+impl Log {
+    fn errors(&self) -> usize {
+        self.0.load(Ordering::SeqCst)
+    }
+}
+
+impl tracing::Subscriber for Log {
+    fn enabled(&self, metadata: &tracing::Metadata<'_>) -> bool {
+        *metadata.level() == tracing::Level::ERROR
+    }
+
+    fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
+        tracing::span::Id::from_u64(1)
+    }
+
+    fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
+
+    fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
+
+    fn event(&self, _: &tracing::Event<'_>) {
+        self.0.fetch_add(1, Ordering::SeqCst);
+    }
+
+    fn enter(&self, _: &tracing::span::Id) {}
+
+    fn exit(&self, _: &tracing::span::Id) {}
 }
 
 #[test]

@@ -5,9 +5,10 @@ use std::time::Duration;
 use actix_web::{HttpResponse, post, web};
 use tollkey_api::sync as api;
 use tollkey_core::{
-    Catalogue, Checks, Digest, Invalid, KeyId, Problem, Record, Timestamp, Usage, time::day, usage::parse_outcome,
+    Catalogue, Checks, Digest, Invalid, KeyId, Problem, ProblemCode, Record, Timestamp, Usage, time::day,
+    usage::parse_outcome,
 };
-use tollkey_verifier::{News, Poll, Upstream as _};
+use tollkey_verifier::{Leave, News, Poll, PollError, PollId, PollIds, Upstream as _};
 
 use crate::{
     body::Body,
@@ -31,13 +32,18 @@ const MAX_WAIT: u32 = 60_000;
 ///
 /// The rules, in this order for each verification: look whether the lease lasts; look the key up in memory. For
 /// each poll: apply the changes; take the lease; acknowledge. One poll at a time; an answer that comes after one has given
-/// up waiting for it is thrown away.
+/// up waiting for it is thrown away, and the poll is repeated as it was, with the same `poll_id`. When two processes poll
+/// with one `subscriber`, as a machine and its clone do, each gets 409 `subscriber_id_shared`: it must end its lease and
+/// forget everything at once, and continue as another `subscriber`, whose first poll it is.
 #[utoipa::path(
     tag = "verification",
     operation_id = "sync",
     security(("service_key" = []), ("management_token" = [])),
     request_body(content = api::SyncRequest),
-    responses((status = 200, description = "What has changed, and a lease.", body = api::SyncResponse))
+    responses(
+        (status = 200, description = "What has changed, and a lease.", body = api::SyncResponse),
+        (status = 409, description = "`subscriber_id_shared`: another process polls with the same `subscriber`.", body = tollkey_api::problem::Problem, content_type = "application/problem+json"),
+    )
 )]
 #[post("/sync")]
 pub async fn sync(state: web::Data<State>, _: Service, body: Body) -> Answer {
@@ -47,10 +53,11 @@ pub async fn sync(state: web::Data<State>, _: Service, body: Body) -> Answer {
     if leave {
         // Nothing is granted any more; the answer says so in the words of any other.
         let (seq, cursor) = (poll.position.seq.0, poll.position.to_string());
-        state.verifier.leave(poll.subscriber, poll.usage).await.map_err(|_| Problem::unavailable())?;
+        let Poll { subscriber, ids, usage, .. } = poll;
+        state.verifier.leave(Leave { subscriber, ids, usage }).await.map_err(no_news)?;
         return Ok(HttpResponse::Ok().json(api::SyncResponse { seq, cursor, changes: Some(Vec::new()), lease_ms: 0 }));
     }
-    let news = state.verifier.poll(poll).await.map_err(|_| Problem::unavailable())?;
+    let news = state.verifier.poll(poll).await.map_err(no_news)?;
     Ok(HttpResponse::Ok().json(answer(news)))
 }
 
@@ -78,10 +85,40 @@ pub async fn sync_lookup(state: web::Data<State>, caller: Service, body: Body) -
     Ok(HttpResponse::Ok().json(api::LookupResponse { seq: snapshot.seq.0, key }))
 }
 
+/// The problem of a poll without news.
+fn no_news(error: PollError) -> Problem {
+    match error {
+        PollError::SharedId => Problem::new(
+            ProblemCode::SubscriberIdShared,
+            "Another process polls with this subscriber ID. Forget everything and continue with a new random one.",
+        ),
+        PollError::Unavailable | PollError::Rejected => Problem::unavailable(),
+    }
+}
+
+/// The IDs of a poll and of those before it.
+fn read_ids(checks: &mut Checks, id: Option<&str>, previous: &[String]) -> Option<PollIds> {
+    let id: Option<PollId> = id.and_then(|id| checks.member("/poll_id", id.parse()));
+    let rule = match (previous.len(), id) {
+        (1.., None) => Some(Invalid::new("requires poll_id")),
+        (len, _) if len > PollIds::PREVIOUS => {
+            Some(Invalid::new(format!("must have at most {} items", PollIds::PREVIOUS)))
+        }
+        _ => None,
+    };
+    if let Some(rule) = rule {
+        checks.member::<()>("/previous_poll_ids", Err(rule));
+    }
+    let read = |(i, id): (usize, &String)| checks.member(&format!("/previous_poll_ids/{i}"), id.parse());
+    let previous = previous.iter().take(PollIds::PREVIOUS).enumerate().filter_map(read).collect();
+    Some(PollIds { id: id?, previous })
+}
+
 /// What a subscriber tells.
 fn read(request: api::SyncRequest, now: Timestamp) -> Result<Poll, Problem> {
     let mut checks = Checks::default();
     let subscriber = checks.member("/subscriber", request.subscriber.parse());
+    let ids = read_ids(&mut checks, request.poll_id.as_deref(), &request.previous_poll_ids);
     let position = checks.member("/cursor", request.cursor.map_or_else(|| Ok(Default::default()), |text| text.parse()));
     let wait = checks.member("/wait_ms", within(Some(request.wait_ms), 0, 0..=MAX_WAIT));
     if request.usage.len() > Poll::USAGE {
@@ -104,7 +141,7 @@ fn read(request: api::SyncRequest, now: Timestamp) -> Result<Poll, Problem> {
     }
     match (subscriber, position, wait, checks.is_empty()) {
         (Some(subscriber), Some(position), Some(wait), true) => {
-            Ok(Poll { subscriber, position, wait: Duration::from_millis(wait.into()), usage })
+            Ok(Poll { subscriber, ids, position, wait: Duration::from_millis(wait.into()), usage })
         }
         _ => Err(checks.into_problem()),
     }

@@ -1,0 +1,138 @@
+//! Whether the polls of a subscription have responses, for look-ups: they fail immediately while the upstream owes one.
+
+use std::{
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
+};
+
+use crate::{clock::nanos, log_limit::LogLimit};
+
+/// How much later than it was asked to a response may come before look-ups are told that there is none. Shorter than a
+/// third of a lease: an upstream that stops responding is found out before the lease ends.
+const OVERDUE: Duration = Duration::from_millis(500);
+/// How long after the end of a poll the next one begins at the latest. Longer than the longest pause between two polls.
+const NEXT_POLL: Duration = Duration::from_millis(1500);
+/// How long after the end of a poll a missing next one is an error of this process.
+const STALLED: Duration = Duration::from_secs(10);
+
+/// The state of the polls of one subscription. Times are nanoseconds of the verifier's clock.
+#[derive(Debug)]
+pub(crate) struct PollWatch {
+    /// When the last poll ends at the latest.
+    ends_at: AtomicU64,
+    /// Since when a response is overdue; in the future for a poll that waits, and [`u64::MAX`] after a response.
+    overdue_at: AtomicU64,
+    stalled: LogLimit,
+}
+
+impl PollWatch {
+    /// For a verifier that begins to poll at `now`.
+    pub(crate) fn subscriber(now: Duration) -> Self {
+        Self::new(nanos(now))
+    }
+
+    /// For a verifier that never polls.
+    pub(crate) fn off() -> Self {
+        Self::new(u64::MAX)
+    }
+
+    fn new(ends_at: u64) -> Self {
+        Self { ends_at: AtomicU64::new(ends_at), overdue_at: AtomicU64::new(u64::MAX), stalled: LogLimit::default() }
+    }
+
+    /// A poll begins that may wait for `wait` and ends after `limit`. Unless [`PollInFlight::end`] says how, the poll
+    /// was given up by this process, which says nothing about the upstream.
+    pub(crate) fn begin(&self, now: Duration, wait: Duration, limit: Duration) -> PollInFlight<'_> {
+        self.ends_at.store(nanos(now + limit), Ordering::SeqCst);
+        self.overdue_at.fetch_min(nanos(now + wait + OVERDUE), Ordering::SeqCst);
+        PollInFlight(self)
+    }
+
+    /// Whether the upstream owes a response. Not so when no poll is on its way that could find out that it responds
+    /// again.
+    pub(crate) fn is_overdue(&self, now: Duration) -> bool {
+        let polls = nanos(now) < self.ends_at.load(Ordering::SeqCst).saturating_add(nanos(NEXT_POLL));
+        polls && nanos(now) >= self.overdue_at.load(Ordering::SeqCst)
+    }
+
+    /// Whether this process does not run the subscription.
+    pub(crate) fn is_stalled(&self, now: Duration) -> bool {
+        nanos(now) >= self.ends_at.load(Ordering::SeqCst).saturating_add(nanos(STALLED))
+    }
+
+    /// Logs that this process does not run the subscription.
+    pub(crate) fn log_stalled(&self, now: Duration) {
+        if self.stalled.allows(now) {
+            tracing::error!(
+                "the subscription is not polled, so every verification asks the server; keep the runtime that runs the \
+                 subscription alive, and do not block its threads"
+            );
+        }
+    }
+}
+
+/// A poll that has no response yet.
+#[derive(Debug)]
+pub(crate) struct PollInFlight<'a>(&'a PollWatch);
+
+impl PollInFlight<'_> {
+    /// The poll has ended at `now`, with a response or without.
+    pub(crate) fn end(self, now: Duration, has_response: bool) {
+        let watch = self.0;
+        if has_response {
+            watch.overdue_at.store(u64::MAX, Ordering::SeqCst);
+        } else {
+            watch.overdue_at.fetch_min(nanos(now), Ordering::SeqCst);
+        }
+        std::mem::forget(self);
+    }
+}
+
+impl Drop for PollInFlight<'_> {
+    fn drop(&mut self) {
+        self.0.overdue_at.store(u64::MAX, Ordering::SeqCst);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const WAIT: Duration = Duration::from_secs(1);
+    const LIMIT: Duration = Duration::from_secs(3);
+
+    fn at(millis: u64) -> Duration {
+        Duration::from_millis(100_000 + millis)
+    }
+
+    #[test]
+    fn response_is_overdue_after_the_wait_until_there_is_one() {
+        let watch = PollWatch::subscriber(at(0));
+        let poll = watch.begin(at(0), WAIT, LIMIT);
+        assert_eq!([0, 1499, 1500, 2999].map(|millis| watch.is_overdue(at(millis))), [false, false, true, true]);
+        poll.end(at(3000), false);
+        assert!(watch.is_overdue(at(3000)));
+        // The next poll is the probe; until it has a response, nothing else is sent.
+        let poll = watch.begin(at(3100), Duration::ZERO, Duration::from_secs(2));
+        assert!(watch.is_overdue(at(3100)));
+        poll.end(at(3200), true);
+        assert!(!watch.is_overdue(at(3200)));
+    }
+
+    #[test]
+    fn poll_that_fails_at_once_is_overdue_at_once() {
+        let watch = PollWatch::subscriber(at(0));
+        watch.begin(at(0), WAIT, LIMIT).end(at(1), false);
+        assert!(watch.is_overdue(at(1)));
+    }
+
+    #[test]
+    fn nothing_is_overdue_when_nothing_polls() {
+        let watch = PollWatch::subscriber(at(0));
+        watch.begin(at(0), WAIT, LIMIT).end(at(3000), false);
+        assert_eq!([4499, 4500].map(|millis| watch.is_overdue(at(millis))), [true, false]);
+        drop(watch.begin(at(5000), WAIT, LIMIT));
+        assert!(!watch.is_overdue(at(7000)), "given up by this process");
+        assert!(!PollWatch::off().is_overdue(at(1_000_000)));
+    }
+}
