@@ -96,7 +96,9 @@ impl Source for Link {
 impl Upstream for Link {
     async fn poll(&self, poll: Poll) -> Result<News, PollError> {
         *self.0.last_poll.lock().unwrap() = Some(poll.clone());
-        let answer = self.replica().await?.poll(poll).await?;
+        // A request that has arrived is worked on, whether or not its sender goes on waiting.
+        let replica = self.replica().await?.clone();
+        let answer = tokio::spawn(async move { replica.poll(poll).await }).await.unwrap()?;
         if self.0.hangs.load(Ordering::SeqCst) {
             pending::<()>().await;
         }
@@ -139,6 +141,13 @@ impl Subscriber {
         let before = self.link.0.finds.load(Ordering::SeqCst);
         let _ = self.verifier.verify(&text(n), &Need::default()).await;
         self.link.0.finds.load(Ordering::SeqCst) > before
+    }
+
+    /// Waits until a poll that takes usage along is on its way.
+    async fn until_poll_has_usage(&self) {
+        while self.link.0.last_poll.lock().unwrap().as_ref().is_none_or(|poll| poll.usage.is_empty()) {
+            sleep(Duration::from_millis(1)).await;
+        }
     }
 
     /// What it holds it keeps, nothing is polled any more.
@@ -478,8 +487,7 @@ async fn usage_in_flight_at_a_graceful_end_counts_once() {
             used += 1;
         }
         // The next poll takes these along and hangs; a few more come after it.
-        sleep(LEASE / 2).await;
-        assert!(!far.link.0.last_poll.lock().unwrap().as_ref().unwrap().usage.is_empty());
+        far.until_poll_has_usage().await;
         assert_eq!(far.outcome(0).await, Ok(()));
         used += 1;
         far.shutdown.send(()).unwrap();
@@ -497,6 +505,7 @@ async fn usage_counts_once_however_often_its_responses_are_lost() {
         for _ in 0..round {
             assert_eq!(far.outcome(0).await, Ok(()));
         }
+        far.until_poll_has_usage().await;
         far.link.0.loses_answers.store(true, Ordering::SeqCst);
         // Longer than a lease: the replica remembers the poll although it has forgotten the lease.
         sleep(2 * LEASE).await;
