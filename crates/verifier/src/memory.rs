@@ -11,7 +11,7 @@
 //!   ends everything at once: all entries, the lease, and whatever answer or renewal is still under way.
 //!
 //! Entries are weighed in bytes, and accounts have fair shares of all bytes ([`Shares`]). When there is no room, the
-//! account that holds the most evicts the entry that it has not used for the longest time, by a clock hand of its own.
+//! account that holds the most evicts an entry that it has not used lately, by a clock hand of its own.
 
 use std::{
     collections::{BTreeSet, HashMap, VecDeque, hash_map::RandomState},
