@@ -324,6 +324,7 @@ impl<'a> Seen<'a> {
             target: self.request.uri().path_and_query().map_or("/", |target| target.as_str()),
             peer: self.request.peer_addr().map(|address| address.ip()),
             headers: &self.headers,
+            form: RejectionForm::Problem,
         }
     }
 }

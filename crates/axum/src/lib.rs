@@ -191,15 +191,14 @@ where
         }
         let form = self.layer.form(request.method(), request.version(), request.headers());
         // Almost always the key is cached. Then no future is boxed, and the service is not cloned.
-        if let Some(checked) = guard.check_cached(&Seen::of_request(&request).head(), requirement) {
+        if let Some(checked) = guard.check_cached(&Seen::of_request(&request).head(form), requirement) {
             return match checked {
                 Ok(admission) => {
-                    let admission = admission.in_form(form);
                     hide_credential(request.headers_mut(), &admission);
                     request.extensions_mut().insert(admission.clone());
                     ResponseFuture::run(&mut self.inner, request, Some(admission))
                 }
-                Err(rejection) => ResponseFuture::reject(rejection.in_form(form), request),
+                Err(rejection) => ResponseFuture::reject(rejection, request),
             };
         }
         // A clone that is not ready yet: it takes no permit while the server is asked.
@@ -207,11 +206,11 @@ where
         let TollkeyLayer { guard, requirement, .. } = self.layer.clone();
         let asked = async move {
             let (mut parts, body) = request.into_parts();
-            let admission = match guard.check(&Seen::of(&parts).head(), &requirement).await {
-                Ok(admission) => admission.in_form(form),
+            let admission = match guard.check(&Seen::of(&parts).head(form), &requirement).await {
+                Ok(admission) => admission,
                 Err(rejection) => {
                     body::discard(&parts.headers, body);
-                    return Ok(rejection.in_form(form).into_response());
+                    return Ok(rejection.into_response());
                 }
             };
             hide_credential(&mut parts.headers, &admission);
@@ -371,7 +370,8 @@ where
     fn call(&mut self, request: Request<B>) -> Self::Future {
         let admission = request.extensions().get::<Admission>().ok_or_else(Rejection::unguarded);
         let head = Seen::of_request(&request);
-        match admission.and_then(|admission| admission.require(&head.head(), &self.requirement)) {
+        match admission.and_then(|admission| admission.require(&head.head(RejectionForm::default()), &self.requirement))
+        {
             Ok(()) => ResponseFuture::run(&mut self.inner, request, None),
             Err(rejection) => ResponseFuture::reject(rejection, request),
         }
@@ -397,7 +397,7 @@ impl<'a> Seen<'a> {
         Self { method: request.method(), uri: request.uri(), extensions: request.extensions(), headers }
     }
 
-    fn head(&self) -> RequestHead<'_> {
+    fn head(&self, form: RejectionForm) -> RequestHead<'_> {
         // A prefix that a router has cut off is part of the path on the wire.
         let uri = self.extensions.get::<OriginalUri>().map_or(self.uri, |original| &original.0);
         let peer = self.extensions.get::<ConnectInfo<SocketAddr>>().map(|ConnectInfo(address)| address);
@@ -407,6 +407,7 @@ impl<'a> Seen<'a> {
             target: uri.path_and_query().map_or("/", |target| target.as_str()),
             peer: peer.or_else(mock).map(SocketAddr::ip),
             headers: &self.headers,
+            form,
         }
     }
 }

@@ -13,7 +13,7 @@ use actix_web::{App, test, web};
 use axum::{Router, body::Body, http::Request, routing::get};
 use criterion::Criterion;
 use tollkey_core::{Catalogue, Family, Mode, Need, RequestPath, RouteBase, Scope};
-use tollkey_middleware::{Guard, Headers, RequestHead, Requirement, testing::TestKeys};
+use tollkey_middleware::{Guard, Headers, RejectionForm, RequestHead, Requirement, testing::TestKeys};
 use tower_service::Service as _;
 
 const PATH: &str = "/api/v1/links";
@@ -33,7 +33,8 @@ async fn warm(keys: &TestKeys, key: &str) -> Guard {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
     let headers = Presenting(format!("Bearer {key}"));
-    let request = RequestHead { method: "GET", target: PATH, peer: None, headers: &headers };
+    let request =
+        RequestHead { method: "GET", target: PATH, peer: None, headers: &headers, form: RejectionForm::Problem };
     drop(guard.check(&request, &Requirement::any()).await);
     guard
 }
@@ -89,7 +90,13 @@ fn main() {
         "guard",
         Box::new(|times| {
             runtime.block_on(time(times, async || {
-                let request = RequestHead { method: "GET", target: PATH, peer: None, headers: &headers };
+                let request = RequestHead {
+                    method: "GET",
+                    target: PATH,
+                    peer: None,
+                    headers: &headers,
+                    form: RejectionForm::Problem,
+                };
                 black_box(guard.check(&request, &requirement).await.map(|admission| admission.conclude()).is_ok());
             }))
         }),

@@ -77,31 +77,22 @@ impl Verifiers {
 
 /// A request that was admitted: by which guard, and with which key.
 #[derive(Debug, Clone)]
-pub struct Admission {
-    admitted: Admitted,
-    form: RejectionForm,
-}
+pub struct Admission(Admitted);
 
 #[derive(Debug, Clone)]
 enum Admitted {
     With(VerifiedKey),
     /// Where the key is optional and none was presented.
-    WithoutKey(Guard),
+    WithoutKey(Guard, RejectionForm),
 }
 
 impl Admission {
-    /// Sends rejections inside of this admission in this form.
-    #[must_use]
-    pub fn in_form(self, form: RejectionForm) -> Self {
-        Self { form, ..self }
-    }
-
     /// The key; `None` where it is optional and none was presented.
     #[must_use]
     pub fn key(&self) -> Option<&VerifiedKey> {
-        match &self.admitted {
+        match &self.0 {
             Admitted::With(key) => Some(key),
-            Admitted::WithoutKey(_) => None,
+            Admitted::WithoutKey(..) => None,
         }
     }
 
@@ -110,9 +101,9 @@ impl Admission {
     /// # Errors
     /// The [`Rejection`] to respond with, where the key is optional and none was presented.
     pub fn required_key(&self) -> Result<&VerifiedKey, Rejection> {
-        match &self.admitted {
+        match &self.0 {
             Admitted::With(key) => Ok(key),
-            Admitted::WithoutKey(guard) => Err(guard.missing().in_form(self.form)),
+            Admitted::WithoutKey(guard, form) => Err(guard.missing(*form)),
         }
     }
 
@@ -121,18 +112,17 @@ impl Admission {
     /// # Errors
     /// The [`Rejection`] to respond with.
     pub fn require(&self, request: &RequestHead<'_>, requirement: &Requirement) -> Result<(), Rejection> {
-        let outcome = match &self.admitted {
-            Admitted::WithoutKey(_) if requirement.optional => Ok(()),
-            Admitted::WithoutKey(guard) => Err(guard.missing()),
+        match &self.0 {
+            Admitted::WithoutKey(..) if requirement.optional => Ok(()),
+            Admitted::WithoutKey(guard, form) => Err(guard.missing(*form)),
             Admitted::With(key) => key.require_of(request, requirement),
-        };
-        outcome.map_err(|rejection| rejection.in_form(self.form))
+        }
     }
 
     /// Ends the request: it was a use of the key, unless it was rejected inside of the layer. Returns the headers that belong
     /// into the response to a use, lower-case names and values.
     pub fn conclude(&self) -> Vec<(&'static str, String)> {
-        match &self.admitted {
+        match &self.0 {
             Admitted::With(key) if key.conclude() => key.rate_limit_fields().collect(),
             _ => Vec::new(),
         }
@@ -141,7 +131,7 @@ impl Admission {
     /// Withdraws this admission where that guard is about to decide the same request again, as a layer inside of a layer
     /// does: only the inner one counts.
     pub fn give_way_to(&self, guard: &Guard) {
-        match &self.admitted {
+        match &self.0 {
             Admitted::With(key) if Arc::ptr_eq(&key.guard().0, &guard.0) => key.release(),
             _ => {}
         }
@@ -154,12 +144,14 @@ impl Guard {
     /// # Errors
     /// The [`Rejection`] to respond with.
     pub async fn check(&self, request: &RequestHead<'_>, requirement: &Requirement) -> Result<Admission, Rejection> {
-        let Some((header, key)) = self.presented(request, requirement)? else { return Ok(self.admit_without_key()) };
+        let Some((header, key)) = self.presented(request, requirement)? else {
+            return Ok(self.admit_without_key(request.form));
+        };
         let merchant = self.merchant(request, requirement);
         let need = self.need(request, requirement, merchant.as_deref())?;
         let verdict = self.verifiers().hold(key, &need, requirement).await;
-        let verdict = verdict.map_err(|Unavailable| self.reject(Problem::unavailable()))?;
-        self.admit(verdict, header, merchant, requirement)
+        let verdict = verdict.map_err(|Unavailable| self.reject(Problem::unavailable(), request.form))?;
+        self.admit(verdict, header, merchant, requirement, request.form)
     }
 
     /// [`check`](Self::check) where that needs no network; `None` where the server has to be asked, and nothing was done.
@@ -173,12 +165,12 @@ impl Guard {
     ) -> Option<Result<Admission, Rejection>> {
         let checked = || {
             let Some((header, key)) = self.presented(request, requirement)? else {
-                return Ok(Some(self.admit_without_key()));
+                return Ok(Some(self.admit_without_key(request.form)));
             };
             let merchant = self.merchant(request, requirement);
             let need = self.need(request, requirement, merchant.as_deref())?;
             let verdict = self.verifiers().hold_cached(key, &need);
-            verdict.map(|verdict| self.admit(verdict, header, merchant, requirement)).transpose()
+            verdict.map(|verdict| self.admit(verdict, header, merchant, requirement, request.form)).transpose()
         };
         checked().transpose()
     }
@@ -202,11 +194,11 @@ impl Guard {
         match Credential::read(first.into_iter().chain(second)) {
             Credential::One(key) => Ok(first.map(|(header, _)| (header, key))),
             Credential::None if requirement.optional => Ok(None),
-            Credential::None => Err(self.missing()),
-            Credential::Unreadable => Err(self.reject(Problem::invalid_api_key())),
+            Credential::None => Err(self.missing(request.form)),
+            Credential::Unreadable => Err(self.reject(Problem::invalid_api_key(), request.form)),
             Credential::Several => {
                 let detail = "Present exactly one credential, once.";
-                Err(self.reject(Problem::new(ProblemCode::MultipleCredentials, detail)))
+                Err(self.reject(Problem::new(ProblemCode::MultipleCredentials, detail), request.form))
             }
         }
     }
@@ -215,8 +207,8 @@ impl Guard {
         requirement.merchant.as_ref().unwrap_or(&self.policy().merchant).of(request)
     }
 
-    fn admit_without_key(&self) -> Admission {
-        Admission { admitted: Admitted::WithoutKey(self.clone()), form: RejectionForm::default() }
+    fn admit_without_key(&self, form: RejectionForm) -> Admission {
+        Admission(Admitted::WithoutKey(self.clone(), form))
     }
 
     fn admit(
@@ -225,14 +217,15 @@ impl Guard {
         header: &'static str,
         merchant: Option<String>,
         requirement: &Requirement,
+        form: RejectionForm,
     ) -> Result<Admission, Rejection> {
         if let Err(denial) = held.outcome {
-            return Err(self.deny(denial, requirement).with_rate(held.rate, held.retry_after_seconds));
+            return Err(self.deny(denial, requirement, form).with_rate(held.rate, held.retry_after_seconds));
         }
         // A request without a key that needs one is never admitted, whatever the verdict is made of.
-        let key = VerifiedKey::hold(self.clone(), held, header, merchant);
-        let key = key.ok_or_else(|| self.reject(Problem::invalid_api_key()))?;
-        Ok(Admission { admitted: Admitted::With(key), form: RejectionForm::default() })
+        let key = VerifiedKey::hold(self.clone(), held, header, merchant, form);
+        let key = key.ok_or_else(|| self.reject(Problem::invalid_api_key(), form))?;
+        Ok(Admission(Admitted::With(key)))
     }
 
     /// What the request needs of its key.
@@ -247,49 +240,48 @@ impl Guard {
             method: Some(request.method),
             path: Some(RequestPath::new(request.target, &policy.route_base)),
             client_ip: client_address(request.peer, || request.all("x-forwarded-for"), &policy.trusted_proxies),
-            ..self.need_of_key(requirement, merchant)?
+            ..self.need_of_key(requirement, merchant).ok_or_else(|| self.misconfigured(request.form))?
         })
     }
 
-    /// The part of it that is about the key alone.
-    pub(crate) fn need_of_key<'a>(
-        &self,
-        requirement: &Requirement,
-        merchant: Option<&'a str>,
-    ) -> Result<Need<'a>, Rejection> {
+    /// The part of it that is about the key alone; `None` for a scope that the guard does not know, which is logged.
+    pub(crate) fn need_of_key<'a>(&self, requirement: &Requirement, merchant: Option<&'a str>) -> Option<Need<'a>> {
         let scopes = self.policy().catalogue.needed(requirement.scopes.iter().map(tollkey_core::Scope::as_str));
-        let scopes = scopes.map_err(|rule| {
+        let scopes = scopes.inspect_err(|rule| {
             tracing::error!(%rule, "a route requires a scope that the guard does not know; the request is rejected");
-            self.misconfigured()
-        })?;
-        Ok(Need { scopes, mode: requirement.mode, merchant, ..Need::default() })
+        });
+        Some(Need { scopes: scopes.ok()?, mode: requirement.mode, merchant, ..Need::default() })
     }
 
     /// For a requirement that the guard cannot check. Its cause is in the log.
-    pub(crate) fn misconfigured(&self) -> Rejection {
+    pub(crate) fn misconfigured(&self, form: RejectionForm) -> Rejection {
         let detail = "The route requires something unknown; its operator's log says what.";
-        self.reject(Problem::new(ProblemCode::InvalidRequirement, detail))
+        self.reject(Problem::new(ProblemCode::InvalidRequirement, detail), form)
     }
 
-    fn missing(&self) -> Rejection {
+    fn missing(&self, form: RejectionForm) -> Rejection {
         let headers = &self.policy().headers;
-        self.reject(if headers.contains(&credential::AUTHORIZATION) {
+        let problem = if headers.contains(&credential::AUTHORIZATION) {
             Problem::new(ProblemCode::MissingCredentials, "Present an API key as Bearer.")
         } else {
             let detail = format!("Present an API key in {}.", headers.join(" or "));
             Problem::new(ProblemCode::MissingCredentials, detail)
-        })
+        };
+        self.reject(problem, form)
     }
 
-    pub(crate) fn deny(&self, denial: Denial, requirement: &Requirement) -> Rejection {
+    pub(crate) fn deny(&self, denial: Denial, requirement: &Requirement, form: RejectionForm) -> Rejection {
         let mut problem = Problem::denied(denial);
-        if denial == Denial::InsufficientScope {
-            problem.needed_scopes.clone_from(&requirement.scopes);
+        match denial {
+            Denial::InsufficientScope => problem.needed_scopes.clone_from(&requirement.scopes),
+            // Unless the verdict knows more.
+            Denial::RateLimited => problem.retry_after = Some(1),
+            _ => {}
         }
-        self.reject(problem).because_of(denial)
+        self.reject(problem, form).because_of(denial)
     }
 
-    fn reject(&self, problem: Problem) -> Rejection {
-        Rejection::new(problem, &self.policy().rejections)
+    fn reject(&self, problem: Problem, form: RejectionForm) -> Rejection {
+        Rejection::new(problem, &self.policy().rejections, form)
     }
 }

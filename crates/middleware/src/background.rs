@@ -3,7 +3,7 @@
 
 use std::{
     io,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError, mpsc},
     thread,
     time::Duration,
 };
@@ -33,16 +33,22 @@ impl Background {
     /// # Errors
     /// When the operating system gives no thread or no event queue.
     pub(crate) fn start() -> io::Result<Self> {
-        let runtime = Builder::new_current_thread().enable_all().build()?;
         let (stop, stopped) = watch::channel(false);
         let (alive, ended) = watch::channel(());
         let subscription = Arc::<Mutex<Option<JoinHandle<()>>>>::default();
-        let background = Self { runtime: runtime.handle().clone(), stop, ended, subscription: subscription.clone() };
+        let (started, runtime) = mpsc::sync_channel(1);
+        let running = Arc::clone(&subscription);
         thread::Builder::new().name("tollkey-guard".to_owned()).spawn(move || {
             let _alive = alive;
+            // Built here: a runtime must not be dropped in another one, as it would be if there were no thread.
+            let runtime = match Builder::new_current_thread().enable_all().build() {
+                Ok(runtime) => runtime,
+                Err(error) => return drop(started.send(Err(error))),
+            };
+            let _ = started.send(Ok(runtime.handle().clone()));
             runtime.block_on(async {
                 until_stopped(stopped).await;
-                let task = subscription.lock().unwrap_or_else(PoisonError::into_inner).take();
+                let task = running.lock().unwrap_or_else(PoisonError::into_inner).take();
                 let Some(task) = task else { return };
                 match timeout(STOP_LIMIT, task).await {
                     Ok(Ok(())) => {}
@@ -53,7 +59,8 @@ impl Background {
             // A look-up of a host name may still hang in a thread of its own.
             runtime.shutdown_background();
         })?;
-        Ok(background)
+        let runtime = runtime.recv().map_err(|_| io::Error::other("the thread of the guard failed"))??;
+        Ok(Self { runtime, stop, ended, subscription })
     }
 
     /// The runtime of the thread. Tasks on it are canceled when the thread ends.

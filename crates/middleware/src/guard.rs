@@ -9,6 +9,7 @@ use std::{
 use ipnet::IpNet;
 use rand::{TryRng as _, rngs::SysRng};
 use tokio::{runtime::Handle, time::sleep};
+use tokio_util::task::AbortOnDropHandle;
 use tollkey_client::{Auth, Client, Error, ErrorKind, Secret};
 use tollkey_core::{Catalogue, Digest, RouteBase, VerifierId, credential, network::parse_network};
 use tollkey_verifier::{Settings, Stats, SystemClock, Verifier, http::HttpSource};
@@ -24,6 +25,8 @@ use crate::{
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 /// The longest that it can be told to try, so that a deadline can be computed from it.
 const LONGEST_CONNECT_LIMIT: Duration = Duration::from_secs(365 * 24 * 3600);
+/// The least that the cache can be given, as in the server: the counts and rate limits of keys in use need room as well.
+const LEAST_CACHE_BYTES: usize = 4 * 1024 * 1024;
 /// How long one response may take meanwhile,
 const RESPONSE_LIMIT: Duration = Duration::from_secs(2);
 /// and the pause between two attempts.
@@ -268,7 +271,8 @@ impl GuardBuilder {
         self
     }
 
-    /// How many bytes the cached keys and the counts of their usage take at most, as estimated; 256 MiB when not set. When
+    /// How many bytes the cached keys and the counts of their usage take at most, as estimated; 256 MiB when not set, 4 MiB at
+    /// least. When
     /// there is no room, the account whose keys take the most evicts one that it has not used for long.
     pub fn cache_bytes(mut self, bytes: usize) -> Self {
         self.cache_bytes = Some(bytes);
@@ -305,7 +309,7 @@ impl GuardBuilder {
                 sleep(Duration::from_millis(5)).await;
             }
         };
-        let _ = guard.runtime().spawn(leased).await;
+        let _ = AbortOnDropHandle::new(guard.runtime().spawn(leased)).await;
         Ok(guard)
     }
 
@@ -326,6 +330,9 @@ impl GuardBuilder {
             max_bytes: self.cache_bytes.unwrap_or(defaults.max_bytes),
             ..defaults
         };
+        if settings.max_bytes < LEAST_CACHE_BYTES {
+            return Err(ConnectError::Settings(format!("cache_bytes: must be at least {LEAST_CACHE_BYTES} (4 MiB)")));
+        }
         let policy = self.policy()?;
         Ok(Prepared { client, settings, policy, background: Background::start().map_err(ConnectError::System)? })
     }
@@ -443,7 +450,7 @@ impl Prepared {
         &self,
         future: impl Future<Output = T> + Send + 'static,
     ) -> Result<T, ConnectError> {
-        let task = self.background.runtime().spawn(future);
+        let task = AbortOnDropHandle::new(self.background.runtime().spawn(future));
         task.await.map_err(|error| ConnectError::System(std::io::Error::other(error)))
     }
 }

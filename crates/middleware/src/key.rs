@@ -12,7 +12,7 @@ use serde_json::{Map, Value};
 use tollkey_core::{Denial, Family, Mode, Record, Scope, Timestamp};
 use tollkey_verifier::{Known, Verdict};
 
-use crate::{Guard, Rejection, RequestHead, Requirement};
+use crate::{Guard, Rejection, RejectionForm, RequestHead, Requirement};
 
 /// The key that a request was admitted with: an extractor of axum and of actix-web. Cheap to clone.
 ///
@@ -27,15 +27,22 @@ struct Held {
     verdict: Verdict,
     header: &'static str,
     merchant: Option<String>,
+    form: RejectionForm,
     concluded: AtomicBool,
 }
 
 impl VerifiedKey {
     /// Holds a verdict that allows.
-    pub(crate) fn hold(guard: Guard, verdict: Verdict, header: &'static str, merchant: Option<String>) -> Option<Self> {
+    pub(crate) fn hold(
+        guard: Guard,
+        verdict: Verdict,
+        header: &'static str,
+        merchant: Option<String>,
+        form: RejectionForm,
+    ) -> Option<Self> {
         verdict.allowed()?;
         let record = verdict.record.clone()?;
-        Some(Self(Arc::new(Held { guard, record, verdict, header, merchant, concluded: AtomicBool::new(false) })))
+        Some(Self(Arc::new(Held { guard, record, verdict, header, merchant, form, concluded: AtomicBool::new(false) })))
     }
 
     pub(crate) fn guard(&self) -> &Guard {
@@ -119,7 +126,7 @@ impl VerifiedKey {
 
     /// Requires more of the key, in a handler: a mode, scopes, a merchant ([`Merchant::id`](crate::Merchant::id)). The client's
     /// address and the route were authorized by the layer. A rejection takes nothing from the key's rate limit, and is no
-    /// use of the key; the handler returns it as its error.
+    /// use of the key; the handler returns it as its error. To ask without rejecting, see [`can`](Self::can).
     ///
     /// ```
     /// # use tollkey_middleware::{Merchant, Rejection, Requirement, VerifiedKey};
@@ -135,24 +142,23 @@ impl VerifiedKey {
     /// rejected, with an error in the log.
     pub fn require(&self, requirement: impl Into<Requirement>) -> Result<(), Rejection> {
         let requirement = requirement.into();
-        let merchant = match &requirement.merchant {
-            None => self.merchant(),
-            Some(source) => Some(source.without_request().ok_or_else(|| {
-                tracing::error!(?source, "a handler requires the merchant of a request; use Merchant::id there");
-                self.release();
-                self.guard().misconfigured()
-            })?),
-        };
-        let need = self.guard().need_of_key(&requirement, merchant).inspect_err(|_| self.release())?;
-        self.decide(&requirement, self.guard().verifiers().decide_further(&self.0.verdict, &need))
+        let decision = self.decide_here(&requirement);
+        self.rejected_unless(decision, &requirement)
+    }
+
+    /// Whether the key meets a requirement, as [`require`](Self::require) decides it, for a handler that goes on either way:
+    /// it rejects nothing, and the request counts as a use of the key.
+    #[must_use]
+    pub fn can(&self, requirement: impl Into<Requirement>) -> bool {
+        self.decide_here(&requirement.into()) == Some(Ok(()))
     }
 
     /// Rejects the request with this denial, for a rule of the application's own: with the response that the layer would
-    /// give, and without a use of the key.
+    /// give, and without a use of the key. With [`Denial::RateLimited`] the response asks to retry after a second.
     #[must_use]
     pub fn reject(&self, denial: Denial) -> Rejection {
         self.0.end(Some(Err(denial)));
-        self.guard().deny(denial, &Requirement::any())
+        self.guard().deny(denial, &Requirement::any(), self.0.form)
     }
 
     /// Waits until the key can no longer be used, whatever for: it is revoked, expired or suspended, or its application is
@@ -188,18 +194,47 @@ impl VerifiedKey {
     /// # Errors
     /// The [`Rejection`] to respond with.
     pub(crate) fn require_of(&self, request: &RequestHead<'_>, requirement: &Requirement) -> Result<(), Rejection> {
-        let Held { guard, verdict, merchant, .. } = &*self.0;
-        let own = requirement.merchant.as_ref().map(|source| source.of(request));
-        let merchant = own.unwrap_or_else(|| merchant.clone());
-        let need = guard.need_of_key(requirement, merchant.as_deref()).inspect_err(|_| self.release())?;
-        self.decide(requirement, guard.verifiers().decide_further(verdict, &need))
+        let decision = match &requirement.merchant {
+            None => self.decide(requirement, self.merchant()),
+            Some(source) => self.decide(requirement, source.of(request).as_deref()),
+        };
+        self.rejected_unless(decision, requirement)
     }
 
-    fn decide(&self, requirement: &Requirement, outcome: Result<(), Denial>) -> Result<(), Rejection> {
-        outcome.map_err(|denial| {
-            self.0.end(Some(Err(denial)));
-            self.guard().deny(denial, requirement)
-        })
+    /// Decides a requirement without a request.
+    fn decide_here(&self, requirement: &Requirement) -> Option<Result<(), Denial>> {
+        let Some(source) = &requirement.merchant else { return self.decide(requirement, self.merchant()) };
+        let merchant = source.without_request();
+        if merchant.is_none() {
+            tracing::error!(?source, "a handler requires the merchant of a request; use Merchant::id there");
+        }
+        self.decide(requirement, Some(merchant?))
+    }
+
+    /// Decides a requirement; `None` if it cannot be, and the log says why.
+    fn decide(&self, requirement: &Requirement, merchant: Option<&str>) -> Option<Result<(), Denial>> {
+        let need = self.guard().need_of_key(requirement, merchant)?;
+        Some(self.guard().verifiers().decide_further(&self.0.verdict, &need))
+    }
+
+    /// Ends the request with a rejection unless the decision allows it.
+    fn rejected_unless(
+        &self,
+        decision: Option<Result<(), Denial>>,
+        requirement: &Requirement,
+    ) -> Result<(), Rejection> {
+        let (guard, form) = (self.guard(), self.0.form);
+        match decision {
+            Some(Ok(())) => Ok(()),
+            Some(Err(denial)) => {
+                self.0.end(Some(Err(denial)));
+                Err(guard.deny(denial, requirement, form))
+            }
+            None => {
+                self.release();
+                Err(guard.misconfigured(form))
+            }
+        }
     }
 
     /// Ends the request: it was a use of the key, unless it ended before. Whether it was.

@@ -89,9 +89,9 @@ struct Body<'a> {
 }
 
 impl Rejection {
-    pub(crate) fn new(problem: Problem, settings: &Arc<RejectionSettings>) -> Self {
+    pub(crate) fn new(problem: Problem, settings: &Arc<RejectionSettings>, form: RejectionForm) -> Self {
         let settings = Arc::clone(settings);
-        Self(Arc::new(Inner { problem, denial: None, settings, form: RejectionForm::default(), rate: None }))
+        Self(Arc::new(Inner { problem, denial: None, settings, form, rate: None }))
     }
 
     /// Because of the key.
@@ -105,16 +105,7 @@ impl Rejection {
     #[must_use]
     pub fn unguarded() -> Self {
         tracing::error!("a route requires a key, and no Tollkey layer is around it; the request is rejected");
-        Self::new(Problem::internal(), &Arc::default())
-    }
-
-    /// In this form.
-    #[must_use]
-    pub fn in_form(mut self, form: RejectionForm) -> Self {
-        if self.0.form != form {
-            Arc::make_mut(&mut self.0).form = form;
-        }
-        self
+        Self::new(Problem::internal(), &Arc::default(), RejectionForm::Problem)
     }
 
     /// What remains of the key's rate limit, and in how many seconds a use is possible again.
@@ -122,7 +113,7 @@ impl Rejection {
         let inner = Arc::make_mut(&mut self.0);
         inner.rate = rate.map(|rate| (rate, retry_after_seconds));
         if inner.problem.code == ProblemCode::RateLimited {
-            inner.problem.retry_after = retry_after_seconds.map(Into::into);
+            inner.problem.retry_after = retry_after_seconds.map(Into::into).or(inner.problem.retry_after);
         }
         self
     }
@@ -266,8 +257,8 @@ impl std::error::Error for Rejection {}
 mod tests {
     use super::*;
 
-    fn rejection(code: ProblemCode, detail: &'static str) -> Rejection {
-        Rejection::new(Problem::new(code, detail), &Arc::default())
+    fn rejection(code: ProblemCode, detail: &'static str, form: RejectionForm) -> Rejection {
+        Rejection::new(Problem::new(code, detail), &Arc::default(), form)
     }
 
     #[test]
@@ -281,7 +272,7 @@ mod tests {
             (ProblemCode::Unavailable, "14"),
             (ProblemCode::InternalError, "13"),
         ] {
-            let response = rejection(code, "").in_form(RejectionForm::Grpc).response();
+            let response = rejection(code, "", RejectionForm::Grpc).response();
             let status = response.header("grpc-status");
             assert_eq!((response.status, status, response.body.as_str()), (200, Some(expected), ""), "{code:?}");
         }
@@ -289,14 +280,15 @@ mod tests {
 
     #[test]
     fn grpc_form_has_the_headers_of_the_http_form() {
-        let rejection = rejection(ProblemCode::InvalidApiKey, "100% sure");
+        let [http, grpc] = [RejectionForm::Problem, RejectionForm::Grpc]
+            .map(|form| rejection(ProblemCode::InvalidApiKey, "100% sure", form).response());
         let common = (
             "www-authenticate",
             "Bearer realm=\"tollkey\", error=\"invalid_token\", error_description=\"100% sure\"".to_owned(),
         );
-        assert!(rejection.response().headers.contains(&common), "{:?}", rejection.response());
+        assert!(http.headers.contains(&common), "{http:?}");
         assert_eq!(
-            rejection.in_form(RejectionForm::Grpc).response().headers,
+            grpc.headers,
             [
                 common,
                 ("content-type", "application/grpc".to_owned()),
@@ -319,7 +311,7 @@ mod tests {
         });
         let settings = Arc::new(RejectionSettings { format: Some(format), ..RejectionSettings::default() });
         for (code, status) in [(ProblemCode::InvalidApiKey, 401), (ProblemCode::Denied(Denial::WrongMode), 404)] {
-            let response = Rejection::new(Problem::new(code, ""), &settings).response();
+            let response = Rejection::new(Problem::new(code, ""), &settings, RejectionForm::Problem).response();
             assert_eq!(response.status, status);
             assert_eq!(response.header("cache-control"), Some("no-store"));
             assert_eq!(response.header("content-type"), Some("application/json"));

@@ -2,6 +2,8 @@
 
 use std::net::IpAddr;
 
+use crate::RejectionForm;
+
 /// The headers of a request, in any framework's type.
 pub trait Headers: Sync {
     /// Calls `show` with the name and the value of every header; those of one name in the order in which they came.
@@ -21,6 +23,8 @@ pub struct RequestHead<'a> {
     pub peer: Option<IpAddr>,
     /// The headers.
     pub headers: &'a dyn Headers,
+    /// In which form the request is rejected, by the guard and by a handler.
+    pub form: RejectionForm,
 }
 
 impl<'a> RequestHead<'a> {

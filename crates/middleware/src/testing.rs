@@ -121,10 +121,11 @@ impl TestKeys {
         Guard::builder().over(self.verifier().await?, true)
     }
 
-    /// A verifier over these keys.
+    /// A verifier over these keys, for this workspace's benchmarks.
     ///
     /// # Errors
     /// [`ConnectError::Settings`] while they are [unreachable](Self::set_unreachable).
+    #[doc(hidden)]
     pub async fn verifier(&self) -> Result<Verifier<MemorySource>, ConnectError> {
         let id = VerifierId::from_bytes([0; 16]);
         let verifier = Verifier::new(id, self.source.clone(), Arc::new(SystemClock), Settings::default());

@@ -40,6 +40,14 @@ fn never(key: &VerifiedKey) -> Result<String, Rejection> {
     Err(key.reject(Denial::RouteNotAllowed))
 }
 
+fn busy(key: &VerifiedKey) -> Result<String, Rejection> {
+    Err(key.reject(Denial::RateLimited))
+}
+
+fn asks(key: &VerifiedKey) -> String {
+    format!("reads: {}, writes: {}", key.can("links:read"), key.can(["links:write"]))
+}
+
 mod in_axum {
     use axum::{Router, extract::Path, handler::Handler as _, routing::get};
     use tollkey_axum::{Rejection, TollkeyLayer, VerifiedKey, require};
@@ -83,6 +91,8 @@ mod in_axum {
             .route("/handler/for/{merchant}", get(for_merchant))
             .route("/handler/misconfigured", get(async |key: VerifiedKey| super::misconfigured(&key)))
             .route("/handler/never", get(async |key: VerifiedKey| super::never(&key)))
+            .route("/handler/busy", get(async |key: VerifiedKey| super::busy(&key)))
+            .route("/handler/asks", get(async |key: VerifiedKey| super::asks(&key)))
             .layer(layer());
         let optional = Router::new()
             .route("/optional", get(maybe))
@@ -159,7 +169,9 @@ mod in_actix {
                         .route("/writes", web::get().to(async |key: VerifiedKey| super::writes(&key)))
                         .route("/for/{merchant}", web::get().to(for_merchant))
                         .route("/misconfigured", web::get().to(async |key: VerifiedKey| super::misconfigured(&key)))
-                        .route("/never", web::get().to(async |key: VerifiedKey| super::never(&key))),
+                        .route("/never", web::get().to(async |key: VerifiedKey| super::never(&key)))
+                        .route("/busy", web::get().to(async |key: VerifiedKey| super::busy(&key)))
+                        .route("/asks", web::get().to(async |key: VerifiedKey| super::asks(&key))),
                 )
                 .service(web::resource("/bare").get(who))
                 .service(web::resource("/bare/required").wrap(require(live())).get(anyone))

@@ -334,6 +334,7 @@ async fn a_setting_that_cannot_be_used_is_refused_before_anybody_is_asked() {
             "the HTTP client cannot be built: auth: the service key ends with a line break",
         ),
         (builder().trusted_proxies(["10.0.0.1/99"]), "trusted_proxies: "),
+        (builder().cache_bytes(1024), "cache_bytes: must be at least 4194304 (4 MiB)"),
         (builder().route_base("api"), "route_base: must begin with a slash, such as /api or /merchants/{merchant}"),
         (builder().route_base("/a/../b"), "route_base: must be a path such as /api"),
         (builder().realm("a \"quoted\" one"), "realm: must be printable ASCII without quote and backslash"),

@@ -1,7 +1,7 @@
 //! Requirements and rejections by handlers, and the application's own error format: the same in both frameworks.
 
 use tollkey_core::{Family, Mode, OperatingModel, RateLimit, Scope, feature::Feature};
-use tollkey_middleware::{Guard, Merchant, testing::TestKeys};
+use tollkey_middleware::{Denial, Guard, Merchant, testing::TestKeys};
 
 use crate::apps::{Apps, Told};
 
@@ -98,5 +98,57 @@ async fn every_rejection_goes_through_the_own_format() {
         let told = apps.ask("GET", path, &headers).await;
         assert_eq!(rejected(&told), (status, code.to_owned()), "{path}");
         assert_eq!(told.header("content-type"), Some("application/vnd.acme.error+json"), "{path}");
+    }
+}
+
+#[tokio::test]
+async fn handler_rejects_grpc_requests_in_their_form() {
+    use axum::{
+        Router,
+        body::Body,
+        http::{Request, Version},
+        routing::post,
+    };
+    use tollkey_axum::{Rejection, TollkeyLayer, VerifiedKey};
+    use tower::ServiceExt as _;
+    let keys = TestKeys::new();
+    let key = keys.add(Family::Commerce, Mode::Test, |key| key.grants.scopes = vec![Scope::LINKS_READ]);
+    let app = Router::new()
+        .route("/required", post(async |key: VerifiedKey| key.require("links:write")))
+        .route("/rejected", post(async |key: VerifiedKey| Err::<(), Rejection>(key.reject(Denial::RateLimited))))
+        .layer(TollkeyLayer::new(keys.guard().await.expect("a guard")).grpc());
+    for (path, status) in [("/required", "7"), ("/rejected", "8")] {
+        let request = Request::post(path).version(Version::HTTP_2).header("content-type", "application/grpc");
+        let request = request.header("x-api-key", &key).body(Body::empty()).expect("a request");
+        let response = app.clone().oneshot(request).await.expect("a response");
+        assert_eq!(
+            (response.status().as_u16(), &response.headers()["grpc-status"]),
+            (200, &status.parse().expect("a header"))
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn handler_that_rejects_with_rate_limited_asks_to_retry() {
+    let keys = TestKeys::new();
+    let key = keys.add(Family::Commerce, Mode::Test, |_| {});
+    let apps = Apps::start(&keys.guard().await.expect("a guard"));
+    let told = apps.ask("GET", "/handler/busy", &[("x-api-key", &key)]).await;
+    assert_eq!(rejected(&told), (429, "rate_limited".to_owned()));
+    assert_eq!(told.header("retry-after"), Some("1"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn handler_that_only_asks_uses_the_key() {
+    for app in ["axum", "actix"] {
+        let keys = TestKeys::new();
+        let key = keys.add(Family::Commerce, Mode::Test, |key| {
+            key.grants.rate_limit = RateLimit::new(1, 3600).ok();
+            key.grants.scopes = vec![Scope::LINKS_READ];
+        });
+        let apps = Apps::start(&keys.guard().await.expect("a guard"));
+        let ask = async || apps.ask_one(app, "GET", "/handler/asks", &[("x-api-key", &key)]).await;
+        assert_eq!(ask().await.body, "reads: true, writes: false", "{app}");
+        assert_eq!(ask().await.status, 429, "{app}");
     }
 }

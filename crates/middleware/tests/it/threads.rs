@@ -4,7 +4,7 @@ use std::{sync::mpsc, thread, time::Duration};
 
 use tokio::runtime::{Builder, Runtime};
 use tollkey_core::{Family, Mode};
-use tollkey_middleware::{Guard, Headers, RequestHead, Requirement, testing::TestKeys};
+use tollkey_middleware::{Guard, Headers, RejectionForm, RequestHead, Requirement, testing::TestKeys};
 
 struct Presenting<'a>(&'a str);
 
@@ -17,7 +17,8 @@ impl Headers for Presenting<'_> {
 /// The status of a request with that key.
 async fn status(guard: &Guard, key: &str) -> u16 {
     let headers = Presenting(key);
-    let request = RequestHead { method: "GET", target: "/any", peer: None, headers: &headers };
+    let request =
+        RequestHead { method: "GET", target: "/any", peer: None, headers: &headers, form: RejectionForm::Problem };
     guard.check(&request, &Requirement::any()).await.map_or_else(|rejection| rejection.status(), |_| 200)
 }
 

@@ -14,7 +14,7 @@ use tokio::{
     sync::oneshot,
 };
 use tollkey_core::{Denial, Scope};
-use tollkey_middleware::{ConnectError, Guard, Headers, RequestHead, Requirement};
+use tollkey_middleware::{ConnectError, Guard, Headers, RejectionForm, RequestHead, Requirement};
 
 use crate::{
     binary::Tollkey,
@@ -33,7 +33,13 @@ impl Headers for Presenting<'_> {
 /// What a guard says to `GET /api/v1/links` with that key: 200, or the status of the refusal.
 async fn status(guard: &Guard, key: &str, requirement: &Requirement) -> u16 {
     let headers = Presenting(key);
-    let request = RequestHead { method: "GET", target: "/api/v1/links", peer: None, headers: &headers };
+    let request = RequestHead {
+        method: "GET",
+        target: "/api/v1/links",
+        peer: None,
+        headers: &headers,
+        form: RejectionForm::Problem,
+    };
     match guard.check(&request, requirement).await {
         Ok(admission) => {
             admission.conclude();
@@ -196,7 +202,13 @@ async fn long_response_learns_of_the_revocation_of_its_key() {
         let key = app.commerce_key(&token, json!({})).await;
         let guard = app.guard().await;
         let headers = Presenting(&key.text);
-        let request = RequestHead { method: "GET", target: "/stream", peer: None, headers: &headers };
+        let request = RequestHead {
+            method: "GET",
+            target: "/stream",
+            peer: None,
+            headers: &headers,
+            form: RejectionForm::Problem,
+        };
         let admission = guard.check(&request, &Requirement::any()).await.expect("admitted");
         let verified = admission.key().expect("a key").clone();
         let stream = tokio::spawn(async move { verified.revoked().await });
