@@ -175,15 +175,16 @@ impl FromStr for PollId {
 pub struct PollIds {
     /// The ID of this poll.
     pub id: PollId,
-    /// The IDs of the polls before it that had a response, the newest first, at most [`PollIds::PREVIOUS`]. They may
-    /// have gone to other replicas.
+    /// The IDs of the polls before it that had a response within the last two leases, and at least the last 16, the newest
+    /// first, at most [`PollIds::PREVIOUS`]. They may have gone to other replicas.
     pub previous: Vec<PollId>,
 }
 
 impl PollIds {
-    /// How many previous IDs a poll carries. A subscriber that a load balancer sends back to a replica after more polls
-    /// than this, while its lease from there is valid, is taken for another process.
-    pub const PREVIOUS: usize = 16;
+    /// How many previous IDs a poll carries at most. A subscriber that a load balancer sends back to a replica after more
+    /// polls than this, while its lease from there is valid, is taken for another process. [`crate::Verifier::subscribe`]
+    /// polls so slowly that this does not happen.
+    pub const PREVIOUS: usize = 512;
 }
 
 /// What a subscriber tells.

@@ -31,7 +31,7 @@ use crate::source::{PollId, PollIds};
 const MAX: usize = 1024;
 
 /// How many subscribers are known, those without a lease included. Beyond that, the one that has been silent for the
-/// longest time is forgotten.
+/// longest time is forgotten. Each takes at most 4 KiB for the IDs of its polls ([`PollIds::PREVIOUS`]), all together 8 MiB.
 const MAX_KNOWN: usize = 2 * MAX;
 
 /// For how long the last poll of a subscriber without a lease is known, in nanoseconds: a subscriber that could not reach

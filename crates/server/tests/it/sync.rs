@@ -189,10 +189,10 @@ async fn what_breaks_a_rule_is_named_and_subscribes_nobody() {
             (
                 json!({
                     "subscriber": SUBSCRIBER, "poll_id": "9f86d081884c7d65",
-                    "previous_poll_ids": vec!["9f86d081884c7d65"; 17],
+                    "previous_poll_ids": vec!["9f86d081884c7d65"; 513],
                 }),
                 "/previous_poll_ids",
-                "must have at most 16 items",
+                "must have at most 512 items",
             ),
             (
                 json!({"subscriber": SUBSCRIBER, "poll_id": "9f86d081884c7d65", "previous_poll_ids": ["1"]}),
@@ -239,9 +239,13 @@ async fn uses_told_by_a_subscriber_are_written_down_as_the_servers_own() {
         // A clock that goes fast uses nothing ahead of ours.
         polled(app, json!({"usage": [row("valid", 1, json!(1_999_999_999))], "leave": true})).await;
         let state = app.running().state();
-        // Far more rows than one batch, of one key: all of them are written down by one flush.
-        for _ in 0..3 {
-            polled(app, json!({"usage": vec![row("valid", 1, Value::Null); 400]})).await;
+        // Far more rows than one batch, of one key: all of them are written down by one flush. The largest poll fits into a
+        // request body.
+        let id = |n: u32| format!("{n:016x}");
+        for n in 1..4 {
+            let usage = vec![row("valid", 1, json!(1_767_225_500)); Poll::USAGE];
+            let previous = vec![id(n - 1); PollIds::PREVIOUS];
+            polled(app, json!({"poll_id": id(n), "previous_poll_ids": previous, "usage": usage})).await;
         }
         state.flush_usage().await;
         let shown = app.get(&format!("/api-keys/{}", key.id)).bearer(&token).await.json();

@@ -28,6 +28,8 @@ struct Link(Arc<Shared>);
 struct Shared {
     replicas: Vec<Verifier<MemorySource>>,
     to: AtomicUsize,
+    /// Each request goes to another replica than the one before.
+    balances: AtomicBool,
     /// Where keys are looked up, when that is elsewhere.
     look_up_at: AtomicUsize,
     cut: AtomicBool,
@@ -45,6 +47,7 @@ impl Link {
         Self(Arc::new(Shared {
             replicas: replicas.iter().map(|replica| (*replica).clone()).collect(),
             to: AtomicUsize::new(0),
+            balances: AtomicBool::new(false),
             look_up_at: AtomicUsize::new(usize::MAX),
             cut: AtomicBool::new(false),
             loses_answers: AtomicBool::new(false),
@@ -69,7 +72,10 @@ impl Link {
         if self.0.cut.load(Ordering::SeqCst) {
             return Err(Unavailable);
         }
-        Ok(&self.0.replicas[self.0.to.load(Ordering::SeqCst)])
+        if self.0.balances.load(Ordering::SeqCst) {
+            self.0.to.fetch_add(1, Ordering::SeqCst);
+        }
+        Ok(&self.0.replicas[self.0.to.load(Ordering::SeqCst) % self.0.replicas.len()])
     }
 
     fn delivered<T>(&self, answer: T) -> Result<T, Unavailable> {
@@ -371,7 +377,7 @@ async fn what_a_replica_that_is_behind_says_is_not_remembered() {
     far.link.0.look_up_at.store(1, Ordering::SeqCst);
     let (seq, since) = world.revoke(0);
     world.one.verifier.poke(); // and not the other
-    sleep(Duration::from_millis(5)).await;
+    sleep(Duration::from_millis(10)).await;
     assert_eq!(far.verifier.stats().seq, seq);
     assert_eq!(far.outcome(0).await, Ok(()), "the change is not settled yet");
     assert!(far.asks(0).await, "it was not remembered");
@@ -515,6 +521,25 @@ async fn usage_counts_once_however_often_its_responses_are_lost() {
     }
     assert_eq!(far.verifier.id(), VerifierId::from_bytes([7; 16]), "a repeated poll is no clone");
     assert!(!far.verifier.stats().lease_left.is_zero());
+}
+
+#[tokio::test(start_paused = true)]
+async fn subscriber_behind_a_balancer_keeps_its_id_under_changes() {
+    let world = World::new(2).await;
+    let others = [world.another(2).await, world.another(3).await];
+    let replicas = [&world.one.verifier, &others[0].verifier, &others[1].verifier];
+    let far = Subscriber::start(7, &replicas, &world.clock).await;
+    assert_eq!(far.outcome(0).await, Ok(()));
+    far.link.0.balances.store(true, Ordering::SeqCst);
+    for n in 0..2000_u64 {
+        world.source.change(&text(1), |_| {});
+        replicas.iter().for_each(|replica| replica.poke());
+        // Now and then one replica gets several polls in a row, and the others none for longer than 16 polls.
+        far.link.0.balances.store(n % 40 < 15, Ordering::SeqCst);
+        sleep(Duration::from_millis(10)).await;
+    }
+    assert_eq!(far.verifier.id(), VerifierId::from_bytes([7; 16]));
+    assert_eq!((far.verifier.stats().forgotten, far.asks(0).await), (0, false));
 }
 
 #[tokio::test(start_paused = true)]

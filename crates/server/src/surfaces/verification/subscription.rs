@@ -109,8 +109,11 @@ fn read_ids(checks: &mut Checks, id: Option<&str>, previous: &[String]) -> Optio
     if let Some(rule) = rule {
         checks.member::<()>("/previous_poll_ids", Err(rule));
     }
-    let read = |(i, id): (usize, &String)| checks.member(&format!("/previous_poll_ids/{i}"), id.parse());
-    let previous = previous.iter().take(PollIds::PREVIOUS).enumerate().filter_map(read).collect();
+    let mut read = |(i, id): (usize, &String)| match id.parse() {
+        Ok(id) => Some(id),
+        Err(rule) => checks.member(&format!("/previous_poll_ids/{i}"), Err(rule)),
+    };
+    let previous = previous.iter().take(PollIds::PREVIOUS).enumerate().filter_map(&mut read).collect();
     Some(PollIds { id: id?, previous })
 }
 
