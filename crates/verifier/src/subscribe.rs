@@ -20,7 +20,7 @@ use std::{
 };
 
 use rand::{rand_core::UnwrapErr, rngs::SysRng};
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep, timeout_at};
 use tollkey_core::{Clock, Position, Usage, VerifierId};
 
 use crate::{
@@ -37,6 +37,15 @@ const PATIENCE: Duration = Duration::from_secs(2);
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 /// but no longer than this.
 const LONGEST_PAUSE: Duration = Duration::from_millis(800);
+
+/// How long a subscriber that stops waits for the response to a poll that takes usage along. With leases of the default
+/// length a poll waits for a second at most.
+const LAST_POLL: Duration = Duration::from_millis(1500);
+/// For how long a subscriber that stops tries to end its subscription, since the last response. With [`LAST_POLL`] less
+/// than the three seconds that a guard allows for both.
+const LEAVE: Duration = Duration::from_millis(1400);
+/// The longest pause between two attempts.
+const LONGEST_LEAVE_PAUSE: Duration = Duration::from_millis(200);
 
 /// How many previous polls are named however long ago they ended.
 const LEAST_PREVIOUS: usize = 16;
@@ -108,8 +117,12 @@ impl<S: Upstream> Verifier<S> {
         Self::with(id, source, clock, settings, watch, PATIENCE, Position::default())
     }
 
-    /// Keeps the subscription. Ends when `shutdown` does; nothing is answered from memory any more then. While nobody
-    /// answers it keeps trying; the lease then ends by itself. While this runs, another call on a clone waits.
+    /// Keeps the subscription. While the upstream does not respond it keeps trying; the lease then ends by itself. While
+    /// this runs, another call on a clone waits.
+    ///
+    /// When `shutdown` ends, keys are not answered from the cache any more, and the subscription ends: it waits up to 1.5 s
+    /// for the response to a poll that takes usage along, sends the remaining usage, and gives up when it has had no
+    /// response for another 1.4 s.
     pub async fn subscribe(self, shutdown: impl Future<Output = ()>) {
         let inner = &*self.0;
         let mut shutdown = pin!(shutdown);
@@ -125,9 +138,19 @@ impl<S: Upstream> Verifier<S> {
                 () = &mut shutdown => break,
                 () = sleep(polls.pause(inner.clock.elapsed())) => {}
             }
+            let poll = self.next_poll(&mut polls, wait);
+            let has_usage = !poll.usage.is_empty();
+            let mut polling = pin!(self.send(&mut polls, poll));
             let polled = tokio::select! {
-                () = &mut shutdown => break,
-                polled = self.poll_once(&mut polls, wait) => polled,
+                () = &mut shutdown => {
+                    inner.memory.stop();
+                    // A replica counts this usage. If another one ended the subscription, it would count it again.
+                    if has_usage {
+                        let _ = inner.within(LAST_POLL, polling).await;
+                    }
+                    break;
+                }
+                polled = &mut polling => polled,
             };
             if polled.is_ok() != connected {
                 connected = polled.is_ok();
@@ -157,17 +180,22 @@ impl<S: Upstream> Verifier<S> {
         self.unsubscribe(&mut polls).await;
     }
 
-    /// One poll: applies what it brings and takes the lease that comes with it.
-    async fn poll_once(&self, polls: &mut PollSequence, wait: Duration) -> Result<News, PollError> {
+    /// The poll to send, which waits for news no longer than `wait`.
+    fn next_poll(&self, polls: &mut PollSequence, wait: Duration) -> Poll {
         let inner = &*self.0;
         let (position, _) = inner.memory.applied();
-        let asked = inner.clock.elapsed();
-        let ids = polls.begin(asked, || self.some_usage());
+        let ids = polls.begin(inner.clock.elapsed(), || self.some_usage());
         let usage = polls.usage.clone();
         // With more to tell than fits, nobody waits.
         let wait = if usage.len() < Poll::USAGE / 2 { wait } else { Duration::ZERO };
-        let poll = Poll { subscriber: inner.id(), ids: Some(ids), position, wait, usage };
-        let limit = wait + PATIENCE;
+        Poll { subscriber: inner.id(), ids: Some(ids), position, wait, usage }
+    }
+
+    /// Sends a poll, applies what it brings and takes the lease that comes with it.
+    async fn send(&self, polls: &mut PollSequence, poll: Poll) -> Result<News, PollError> {
+        let inner = &*self.0;
+        let asked = inner.clock.elapsed();
+        let (wait, limit) = (poll.wait, poll.wait + PATIENCE);
         let in_flight = inner.poll_watch.begin(asked, wait, limit);
         let polled = inner.within(limit, inner.source.poll(poll)).await;
         in_flight.end(inner.clock.elapsed(), !matches!(polled, Err(PollError::Unavailable)));
@@ -207,11 +235,14 @@ impl<S: Upstream> Verifier<S> {
         polls.restart();
     }
 
-    /// Stops answering from memory, for good, and says so to who would wait for it, with what is left of the counts.
+    /// Stops answering from memory, for good, and says so to who would wait for it, with what is left of the counts. After
+    /// a failure it tries again: another replica may respond when one is restarted.
     async fn unsubscribe(&self, polls: &mut PollSequence) {
         let inner = &*self.0;
         inner.memory.stop();
         let mut has_started_over = false;
+        let mut give_up_at = Instant::now() + LEAVE;
+        let mut pause = FIRST_PAUSE;
         loop {
             // More may have been counted since a poll that is repeated.
             let is_repeated = polls.current.is_some();
@@ -219,12 +250,20 @@ impl<S: Upstream> Verifier<S> {
             let usage = polls.usage.clone();
             let is_last = usage.is_empty() && !is_repeated;
             let leave = Leave { subscriber: inner.id(), ids: Some(ids), usage };
-            match inner.within(PATIENCE, inner.source.leave(leave)).await {
+            let left = timeout_at(give_up_at, inner.source.leave(leave)).await;
+            match left.unwrap_or(Err(PollError::Unavailable)) {
                 Ok(()) if is_last => return,
-                Ok(()) => polls.end(inner.clock.elapsed(), Duration::ZERO),
+                Ok(()) => {
+                    polls.end(inner.clock.elapsed(), Duration::ZERO);
+                    (give_up_at, pause) = (Instant::now() + LEAVE, FIRST_PAUSE);
+                }
                 Err(PollError::SharedId) if !has_started_over => {
                     has_started_over = true;
                     self.start_over(polls);
+                }
+                Err(_) if Instant::now() + pause < give_up_at => {
+                    sleep(pause).await;
+                    pause = (pause * 2).min(LONGEST_LEAVE_PAUSE);
                 }
                 Err(_) => {
                     tracing::warn!("could not end the subscription; the next change waits for this verifier's lease");

@@ -485,9 +485,11 @@ fn told(replica: &Verifier<MemorySource>) -> u64 {
 #[tokio::test(start_paused = true)]
 async fn usage_in_flight_at_a_graceful_end_counts_once() {
     let world = World::new(1).await;
+    let other = world.another(2).await;
+    let replicas = [&world.one.verifier, &other.verifier];
     let mut used = 0;
     for id in 7..27 {
-        let far = Subscriber::start(id, &[&world.one.verifier], &world.clock).await;
+        let far = Subscriber::start(id, &replicas, &world.clock).await;
         for _ in 0..id {
             assert_eq!(far.outcome(0).await, Ok(()));
             used += 1;
@@ -496,11 +498,64 @@ async fn usage_in_flight_at_a_graceful_end_counts_once() {
         far.until_poll_has_usage().await;
         assert_eq!(far.outcome(0).await, Ok(()));
         used += 1;
+        // The end of every second one goes to another replica than its last poll.
+        far.link.0.to.store(usize::from(id % 2), Ordering::SeqCst);
         far.shutdown.send(()).unwrap();
+        let stopped_at = world.clock.elapsed();
         far.task.await.unwrap();
+        let took = world.clock.elapsed() - stopped_at;
+        assert!(took <= LEASE / 3, "{took:?}");
     }
     sleep(LEASE).await;
-    assert_eq!(told(&world.one.verifier), used);
+    assert_eq!(replicas.map(told).iter().sum::<u64>(), used);
+}
+
+#[tokio::test(start_paused = true)]
+async fn subscriber_that_stops_answers_nothing_from_memory() {
+    let world = World::new(1).await;
+    let far = Subscriber::start(7, &[&world.one.verifier], &world.clock).await;
+    assert_eq!(far.outcome(0).await, Ok(()));
+    far.until_poll_has_usage().await;
+    far.shutdown.send(()).unwrap();
+    sleep(Duration::from_millis(1)).await;
+    assert!(!far.task.is_finished(), "it waits for the response to its poll");
+    let before = far.link.0.finds.load(Ordering::SeqCst);
+    let _ = far.verifier.verify(&text(0), &Need::default()).await;
+    assert_eq!(far.link.0.finds.load(Ordering::SeqCst), before + 1);
+    // A revocation does not wait for it.
+    let (seq, since) = world.revoke(0);
+    world.one.verifier.poke();
+    world.one.verifier.settle(seq, since).await;
+    assert!(world.clock.elapsed() - since < SOON);
+    far.task.await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn end_of_a_subscription_is_repeated_within_a_limit() {
+    let world = World::new(1).await;
+    let far = Subscriber::start(7, &[&world.one.verifier], &world.clock).await;
+    // No usage is in flight, so nothing is waited for but the end itself.
+    far.link.set_cut(true);
+    far.shutdown.send(()).unwrap();
+    sleep(Duration::from_secs(1)).await;
+    far.link.set_cut(false);
+    far.task.await.unwrap();
+    let (seq, since) = world.revoke(0);
+    world.one.verifier.settle(seq, since).await;
+    assert_eq!(world.clock.elapsed(), since, "it has ended its subscription");
+
+    for (id, fail) in [(8, Link::set_cut as fn(&Link, bool)), (9, Link::set_hanging)] {
+        let far = Subscriber::start(id, &[&world.one.verifier], &world.clock).await;
+        let _ = far.outcome(0).await;
+        far.until_poll_has_usage().await;
+        fail(&far.link, true);
+        far.shutdown.send(()).unwrap();
+        let stopped_at = world.clock.elapsed();
+        far.task.await.unwrap();
+        let took = world.clock.elapsed() - stopped_at;
+        assert!(took < LEASE, "{took:?}");
+        assert!(took > Duration::from_secs(1), "{took:?}");
+    }
 }
 
 #[tokio::test(start_paused = true)]
