@@ -21,8 +21,14 @@ pub enum SourceError {
     /// sends one look-up at a time.
     #[error("the source of keys is unavailable")]
     Unavailable,
-    /// The source responded, but this verifier cannot read the key: a newer release wrote it, for example. This fails
-    /// this look-up only; look-ups of other keys go on as usual.
+    /// The source responded and rejects the look-up: the service key of this process was revoked, for example. Such a
+    /// response is fast, so look-ups are sent as usual. Cached keys are not authorized after the end of the lease, not even
+    /// within a grace period: that is for a source that cannot be reached.
+    #[error("the source rejects the look-up")]
+    Rejected,
+    /// The source responded, but the key cannot be read: a newer release wrote it, for example. This fails this look-up
+    /// only; look-ups of other keys go on as usual. The key is not authorized within a grace period, because what cannot be
+    /// read may be a revocation.
     #[error("the source's response cannot be read")]
     Unreadable,
 }
