@@ -30,13 +30,14 @@ pub struct SyncRequest {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", schema(example = "9f86d081884c7d65", pattern = "^[0-9a-f]{16}$"))]
     pub poll_id: Option<String>,
-    /// The `poll_id` of the last 16 polls of this subscriber that had a response, the newest first, whichever replica
-    /// responded. Not without `poll_id`. A poll that does not name the last poll that arrived comes from another process,
-    /// and is rejected with 409 `subscriber_id_shared`.
+    /// The `poll_id` of the polls of this subscriber that had a response within the last two leases, and at least of the
+    /// last 16, the newest first, whichever replica responded. At most 512, so let two polls begin at least 7 ms apart.
+    /// Not without `poll_id`. A poll that does not name the last poll that arrived comes from another process, and is
+    /// rejected with 409 `subscriber_id_shared`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[cfg_attr(
         feature = "openapi",
-        schema(max_items = 16, example = json!(["60303ae22b998861"]))
+        schema(max_items = 512, example = json!(["60303ae22b998861"]))
     )]
     pub previous_poll_ids: Vec<String>,
     /// The `cursor` of the last answer, once everything that came with it has been applied: whatever was changed has

@@ -72,8 +72,8 @@ pub struct Poll {
 }
 
 impl Poll {
-    /// The ID of this poll, 16 random hexadecimal digits, and those of up to 16 polls before it that had a response, the newest
-    /// first. A poll without a response is repeated with the same ID and the same [`usage`](Self::usage), which the server
+    /// The ID of this poll, 16 random hexadecimal digits, and those of the polls before it that had a response within the last
+    /// two leases, and at least of the last 16, the newest first, at most 512. A poll without a response is repeated with the same ID and the same [`usage`](Self::usage), which the server
     /// then counts once.
     pub fn ids(mut self, id: impl Into<String>, previous: impl IntoIterator<Item = impl Into<String>>) -> Self {
         self.body.poll_id = Some(id.into());

@@ -18,7 +18,7 @@
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicU32, Ordering},
     },
     time::Duration,
 };
@@ -49,10 +49,14 @@ const TIMEOUT: Duration = Duration::from_secs(2);
 pub struct HttpSource {
     subscription: Subscription,
     catalogue: Arc<Catalogue>,
-    /// The server is of a release that rejects polls with IDs.
-    knows_no_poll_ids: AtomicBool,
+    /// How many more polls are sent without IDs, because the server is of a release that rejects them.
+    without_ids: AtomicU32,
     log: Log,
 }
+
+/// After how many polls without IDs one with IDs is sent again: a minute's when nothing changes. The server may have been
+/// upgraded without a poll that failed.
+const WITHOUT_IDS: u32 = 60;
 
 /// At most one line per 30 s about each kind of failure.
 #[derive(Debug)]
@@ -61,6 +65,7 @@ struct Log {
     rejected_key: LogLimit,
     rejected_request: LogLimit,
     unreadable: LogLimit,
+    older_release: LogLimit,
 }
 
 /// What a failed request means.
@@ -68,9 +73,11 @@ struct Log {
 enum Failure {
     /// There is no response.
     NoResponse,
-    /// The server rejects the request, or it does not work.
+    /// The server rejects the request.
     Rejected,
-    /// This release cannot read the response.
+    /// The server, or a proxy before it, responds that it does not work now.
+    Unavailable,
+    /// This release cannot read the response, or the server cannot read its data.
     Unreadable,
     /// Another process uses the subscriber ID.
     SharedId,
@@ -79,7 +86,8 @@ enum Failure {
 impl From<Failure> for SourceError {
     fn from(failure: Failure) -> Self {
         match failure {
-            Failure::NoResponse | Failure::Rejected | Failure::SharedId => Self::Unavailable,
+            Failure::NoResponse | Failure::Unavailable => Self::Unavailable,
+            Failure::Rejected | Failure::SharedId => Self::Rejected,
             Failure::Unreadable => Self::Unreadable,
         }
     }
@@ -89,7 +97,7 @@ impl From<Failure> for PollError {
     fn from(failure: Failure) -> Self {
         match failure {
             Failure::NoResponse => Self::Unavailable,
-            Failure::Rejected | Failure::Unreadable => Self::Rejected,
+            Failure::Rejected | Failure::Unavailable | Failure::Unreadable => Self::Rejected,
             Failure::SharedId => Self::SharedId,
         }
     }
@@ -102,6 +110,7 @@ impl Log {
             rejected_key: LogLimit::default(),
             rejected_request: LogLimit::default(),
             unreadable: LogLimit::default(),
+            older_release: LogLimit::default(),
         }
     }
 
@@ -132,9 +141,16 @@ impl Log {
                 }
                 Failure::Rejected
             }
+            // Not from a proxy, which knows no codes: the server works, and fails with this request.
+            (ErrorKind::Refused, _) if error.code() == Some(ProblemCode::InternalError.as_str()) => {
+                if self.allows(&self.unreadable) {
+                    tracing::warn!(%error, "the server fails with a request of this verifier; see its log");
+                }
+                Failure::Unreadable
+            }
             (ErrorKind::Refused, _) => {
                 tracing::debug!(%error, "the server cannot respond now");
-                Failure::Rejected
+                Failure::Unavailable
             }
             (ErrorKind::Unreadable, _) => self.unreadable(error),
             (ErrorKind::Settings | ErrorKind::Argument | ErrorKind::Auth, _) => {
@@ -167,22 +183,25 @@ impl HttpSource {
         Self {
             subscription: client.with_timeout(TIMEOUT).subscription(),
             catalogue,
-            knows_no_poll_ids: AtomicBool::new(false),
+            without_ids: AtomicU32::new(0),
             log: Log::new(),
         }
     }
 
     /// Sends a poll with its IDs, or without them to a server that does not know them yet.
     async fn send(&self, poll: subscription::Poll, ids: Option<PollIds>) -> Result<api::SyncResponse, Failure> {
-        let with_ids = ids.filter(|_| !self.knows_no_poll_ids.load(Ordering::Relaxed));
-        let Some(PollIds { id, previous }) = with_ids else {
+        let one_less = |left: u32| left.checked_sub(1);
+        let is_without = self.without_ids.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_less).is_ok();
+        let Some(PollIds { id, previous }) = ids.filter(|_| !is_without) else {
             return poll.await.map_err(|error| self.without_ids(&error));
         };
         let previous = previous.iter().map(ToString::to_string);
         match poll.clone().ids(id.to_string(), previous).await {
             Err(error) if rejects_poll_ids(&error) => {
-                self.knows_no_poll_ids.store(true, Ordering::Relaxed);
-                tracing::info!("the server is of an older release; usage may count twice when a response is lost");
+                self.without_ids.store(WITHOUT_IDS, Ordering::Relaxed);
+                if self.log.allows(&self.log.older_release) {
+                    tracing::info!("the server is of an older release; usage may count twice when a response is lost");
+                }
                 poll.await.map_err(|error| self.without_ids(&error))
             }
             response => response.map_err(|error| self.log.failure(&error)),
@@ -193,7 +212,7 @@ impl HttpSource {
     fn without_ids(&self, error: &Error) -> Failure {
         let failure = self.log.failure(error);
         if failure != Failure::Unreadable {
-            self.knows_no_poll_ids.store(false, Ordering::Relaxed);
+            self.without_ids.store(0, Ordering::Relaxed);
         }
         failure
     }

@@ -11,7 +11,7 @@ use tollkey_core::Digest;
 use crate::{
     clock::nanos,
     memory::Acknowledged,
-    source::{Leave, News, Poll, PollError, Primary, Snapshot, Source, SourceError, Unavailable, Upstream},
+    source::{Leave, News, Poll, PollError, Primary, Snapshot, Source, SourceError, Upstream},
     subscribers::{NoLease, SharedId},
     verifier::{Requester, Verifier},
 };
@@ -24,8 +24,9 @@ impl<S: Primary> Verifier<S> {
     /// subscriber does that.
     ///
     /// # Errors
-    /// [`Unavailable`] when the key is not cached and the source does not respond, or too many look-ups of this requester wait.
-    pub async fn find_for(&self, requester: Requester, digest: &Digest) -> Result<Snapshot, Unavailable> {
+    /// When the key is not cached: [`SourceError::Unavailable`] if the source does not respond, or too many look-ups of this
+    /// requester wait; [`SourceError::Unreadable`] if the key cannot be read.
+    pub async fn find_for(&self, requester: Requester, digest: &Digest) -> Result<Snapshot, SourceError> {
         let inner = &*self.0;
         // The position is read first. Whatever is found afterwards under a lease shows every change up to it.
         let (applied, _) = inner.memory.applied();
@@ -34,7 +35,7 @@ impl<S: Primary> Verifier<S> {
                 inner.counters.hits.count();
                 Ok(Snapshot { seq: applied.seq, record: Some(entry.record.clone()) })
             }
-            None => Ok(inner.fetch(digest, requester).await.map(|(snapshot, _)| snapshot)?),
+            None => Ok(inner.fetch(digest, requester).await?.0),
         }
     }
 
@@ -51,7 +52,7 @@ impl<S: Primary> Verifier<S> {
 
 impl<S: Primary> Source for Verifier<S> {
     async fn find(&self, digest: &Digest) -> Result<Snapshot, SourceError> {
-        Ok(self.find_for(Requester::Service(Arc::default()), digest).await?)
+        self.find_for(Requester::Service(Arc::default()), digest).await
     }
 }
 

@@ -21,8 +21,14 @@ pub enum SourceError {
     /// sends one look-up at a time.
     #[error("the source of keys is unavailable")]
     Unavailable,
-    /// The source responded, but this verifier cannot read the key: a newer release wrote it, for example. This fails
-    /// this look-up only; look-ups of other keys go on as usual.
+    /// The source responded and rejects the look-up: the service key of this process was revoked, for example. Such a
+    /// response is fast, so look-ups are sent as usual. Cached keys are not authorized after the end of the lease, not even
+    /// within a grace period: that is for a source that cannot be reached.
+    #[error("the source rejects the look-up")]
+    Rejected,
+    /// The source responded, but the key cannot be read: a newer release wrote it, for example. This fails this look-up
+    /// only; look-ups of other keys go on as usual. The key is not authorized within a grace period, because what cannot be
+    /// read may be a revocation.
     #[error("the source's response cannot be read")]
     Unreadable,
 }
@@ -175,15 +181,16 @@ impl FromStr for PollId {
 pub struct PollIds {
     /// The ID of this poll.
     pub id: PollId,
-    /// The IDs of the polls before it that had a response, the newest first, at most [`PollIds::PREVIOUS`]. They may
-    /// have gone to other replicas.
+    /// The IDs of the polls before it that had a response within the last two leases, and at least the last 16, the newest
+    /// first, at most [`PollIds::PREVIOUS`]. They may have gone to other replicas.
     pub previous: Vec<PollId>,
 }
 
 impl PollIds {
-    /// How many previous IDs a poll carries. A subscriber that a load balancer sends back to a replica after more polls
-    /// than this, while its lease from there is valid, is taken for another process.
-    pub const PREVIOUS: usize = 16;
+    /// How many previous IDs a poll carries at most. A subscriber that a load balancer sends back to a replica after more
+    /// polls than this, while its lease from there is valid, is taken for another process. [`crate::Verifier::subscribe`]
+    /// polls so slowly that this does not happen.
+    pub const PREVIOUS: usize = 512;
 }
 
 /// What a subscriber tells.

@@ -12,6 +12,7 @@
 //! - A poll follows the last one if it names it among the polls before it. Then its acknowledgement counts.
 //! - A poll with the ID of the last one repeats it. Its usage counts once.
 //! - A poll with the ID of an earlier one arrives late, after its sender gave up on it. It has no effect.
+//! - The first poll with an ID, and the first after one without, follows any.
 //! - Any other poll comes from another process. From then on neither is granted a lease under this ID, both are told to
 //!   take a new one, and nothing counts as acknowledged until the longest lease that was granted under the old ID has
 //!   ended: the verifier cannot know which of the two acknowledged what.
@@ -31,7 +32,7 @@ use crate::source::{PollId, PollIds};
 const MAX: usize = 1024;
 
 /// How many subscribers are known, those without a lease included. Beyond that, the one that has been silent for the
-/// longest time is forgotten.
+/// longest time is forgotten. Each takes at most 4 KiB for the IDs of its polls ([`PollIds::PREVIOUS`]), all together 8 MiB.
 const MAX_KNOWN: usize = 2 * MAX;
 
 /// For how long the last poll of a subscriber without a lease is known, in nanoseconds: a subscriber that could not reach
@@ -163,8 +164,11 @@ impl Subscribers {
     ) -> Result<Arrival, SharedId> {
         self.drop_lapsed(now);
         let Some(ids) = ids else {
-            let is_shared = self.known.get(&id).is_some_and(|subscriber| subscriber.shared);
-            return if is_shared { Err(SharedId) } else { Ok(Arrival::Newest) };
+            let Some(subscriber) = self.known.get_mut(&id) else { return Ok(Arrival::Newest) };
+            // The subscriber may send any number of polls without IDs, to replicas of different releases behind a balancer
+            // for example, so its next poll with IDs need not name the last one that had some.
+            subscriber.newest = None;
+            return if subscriber.shared { Err(SharedId) } else { Ok(Arrival::Newest) };
         };
         if !self.known.contains_key(&id) {
             self.make_room(now);
@@ -344,6 +348,21 @@ mod tests {
         // Polls 4 and 5 went to another replica.
         assert_eq!(all.arrive(id(1), Some(&ids(6, [5, 4, 3, 2, 1])), false, 20), Ok(Arrival::Newest));
         assert_eq!(all.arrive(id(1), Some(&ids(5, [4, 3])), false, 20), Ok(Arrival::Late));
+    }
+
+    #[test]
+    fn polls_with_and_without_ids_in_turn_are_no_clone() {
+        let mut all = polled();
+        for n in 0..600_u64 {
+            assert_eq!(all.arrive(id(1), None, false, 20), Ok(Arrival::Newest));
+            all.grant(id(1), Seq(4), 120, 20).unwrap();
+            // The polls that are named went to other replicas.
+            let named = ids(2000 + 3 * n, [1999 + 3 * n, 1998 + 3 * n]);
+            assert_eq!(all.arrive(id(1), Some(&named), false, 20), Ok(Arrival::Newest));
+        }
+        assert_eq!(all.acknowledged(20), Some(Seq(3)), "nothing that was acknowledged is lost");
+        let clone = ids(7, [2, 1]);
+        assert_eq!(all.arrive(id(1), Some(&clone), false, 20), Err(SharedId));
     }
 
     #[test]

@@ -149,6 +149,7 @@ struct Shared {
 struct State {
     lease: Duration,
     down: bool,
+    rejects_look_ups: bool,
     position: Position,
     /// Counts all changes ever made, those of a history that was left too, in the place of time.
     ever: i64,
@@ -169,6 +170,7 @@ impl Default for MemorySource {
             state: Mutex::new(State {
                 lease: Duration::from_secs(3),
                 down: false,
+                rejects_look_ups: false,
                 position: Position::default(),
                 ever: 0,
                 changes: Vec::new(),
@@ -202,6 +204,11 @@ impl MemorySource {
     /// Makes the key with that text one that this release cannot read.
     pub fn make_unreadable(&self, text: &str) {
         self.state().unreadable.insert(Digest::of(text));
+    }
+
+    /// Whether every look-up of a key is rejected, as by a server that has revoked the service key of the verifier.
+    pub fn reject_look_ups(&self, rejects: bool) {
+        self.state().rejects_look_ups = rejects;
     }
 
     /// Creates a service key.
@@ -291,10 +298,11 @@ impl Source for MemorySource {
             if state.unreadable.contains(digest) {
                 return Err(SourceError::Unreadable);
             }
-            Snapshot { seq: state.position.seq, record: state.keys.get(digest).cloned() }
+            let snapshot = Snapshot { seq: state.position.seq, record: state.keys.get(digest).cloned() };
+            if state.rejects_look_ups { Err(SourceError::Rejected) } else { Ok(snapshot) }
         };
         let _delivered = self.0.gate.read().await;
-        Ok(snapshot)
+        snapshot
     }
 }
 

@@ -4,7 +4,7 @@ use std::{
     net::IpAddr,
     sync::{
         Arc, OnceLock, PoisonError, RwLock,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -168,6 +168,8 @@ pub(crate) struct Inner<S> {
     look_ups: LookUps,
     /// How many questions the source has left without an answer since the last one it gave.
     pub(crate) failures: AtomicU64,
+    /// Whether the source has rejected the last look-up that was sent.
+    rejects: AtomicBool,
     probe: Semaphore,
     miss_limit: Duration,
     /// Where keys are fetched, if not on the runtime of the request.
@@ -243,6 +245,7 @@ impl<S: Source> Verifier<S> {
             poll_watch,
             look_ups: LookUps::new(&settings),
             failures: AtomicU64::new(0),
+            rejects: AtomicBool::new(false),
             probe: Semaphore::new(1),
             miss_limit: settings.miss_limit,
             runtime: OnceLock::new(),
@@ -319,11 +322,12 @@ impl<S: Source> Verifier<S> {
         self.remembered(presented, need, Purpose::Hold).ok()
     }
 
-    /// [`Verifier::hold`], and when nobody can be asked, by what was remembered when the lease ended no longer ago than
+    /// [`Verifier::hold`], and when the source does not respond, by what was cached when the lease ended no longer ago than
     /// `grace`. **Gives up immediate revocation**: a key that was revoked meanwhile is let in for that long.
     ///
     /// # Errors
-    /// [`Unavailable`] when the key is not remembered, or the lease ended earlier.
+    /// [`Unavailable`] when the key is not cached, the lease ended earlier, or the source responds without the key: it
+    /// rejects the look-up ([`SourceError::Rejected`]), or the key cannot be read ([`SourceError::Unreadable`]).
     pub async fn hold_without_immediate_revocation(
         &self,
         presented: &str,
@@ -332,8 +336,7 @@ impl<S: Source> Verifier<S> {
     ) -> Result<Verdict, Unavailable> {
         let asked = self.verdict_or_why(|| Requester::client(need.client_ip), presented, need, Purpose::Hold).await;
         asked.or_else(|error| {
-            // A response that cannot be read may well say that the key is revoked.
-            if error == SourceError::Unreadable {
+            if error != SourceError::Unavailable {
                 return Err(Unavailable);
             }
             let elapsed = nanos(self.0.clock.elapsed());
@@ -595,8 +598,14 @@ impl<S: Source> Inner<S> {
             Ok((question.await?, generation))
         });
         let answer = answer.await;
+        if asked_at.is_some() {
+            self.rejects.store(matches!(answer, Err(SourceError::Rejected)), Ordering::Relaxed);
+        } else if answer.is_err() && self.rejects.load(Ordering::Relaxed) {
+            // It was not sent, because too many wait. The source rejects them, so it can be reached.
+            return Err(SourceError::Rejected);
+        }
         match &answer {
-            Ok(_) | Err(SourceError::Unreadable) => self.failures.store(0, Ordering::Relaxed),
+            Ok(_) | Err(SourceError::Rejected | SourceError::Unreadable) => self.failures.store(0, Ordering::Relaxed),
             Err(SourceError::Unavailable) => {
                 // Who waited in the queue for most of the time left the source none to answer in.
                 let limit_at = begun + self.miss_limit;

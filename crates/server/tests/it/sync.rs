@@ -189,10 +189,10 @@ async fn what_breaks_a_rule_is_named_and_subscribes_nobody() {
             (
                 json!({
                     "subscriber": SUBSCRIBER, "poll_id": "9f86d081884c7d65",
-                    "previous_poll_ids": vec!["9f86d081884c7d65"; 17],
+                    "previous_poll_ids": vec!["9f86d081884c7d65"; 513],
                 }),
                 "/previous_poll_ids",
-                "must have at most 16 items",
+                "must have at most 512 items",
             ),
             (
                 json!({"subscriber": SUBSCRIBER, "poll_id": "9f86d081884c7d65", "previous_poll_ids": ["1"]}),
@@ -239,9 +239,13 @@ async fn uses_told_by_a_subscriber_are_written_down_as_the_servers_own() {
         // A clock that goes fast uses nothing ahead of ours.
         polled(app, json!({"usage": [row("valid", 1, json!(1_999_999_999))], "leave": true})).await;
         let state = app.running().state();
-        // Far more rows than one batch, of one key: all of them are written down by one flush.
-        for _ in 0..3 {
-            polled(app, json!({"usage": vec![row("valid", 1, Value::Null); 400]})).await;
+        // Far more rows than one batch, of one key: all of them are written down by one flush. The largest poll fits into a
+        // request body.
+        let id = |n: u32| format!("{n:016x}");
+        for n in 1..4 {
+            let usage = vec![row("valid", 1, json!(1_767_225_500)); Poll::USAGE];
+            let previous = vec![id(n - 1); PollIds::PREVIOUS];
+            polled(app, json!({"poll_id": id(n), "previous_poll_ids": previous, "usage": usage})).await;
         }
         state.flush_usage().await;
         let shown = app.get(&format!("/api-keys/{}", key.id)).bearer(&token).await.json();
@@ -346,11 +350,33 @@ async fn server_of_the_release_before_gets_polls_without_ids() {
 }
 
 #[actix_web::test]
+async fn upgraded_server_gets_poll_ids_again_without_a_failure() {
+    let unknown = problem(400, "validation_failed", Some("/poll_id"));
+    let responses = std::iter::once(unknown).chain((0..63).map(news));
+    let (server, source) = responding(responses).await;
+    for lease in 0..63 {
+        assert_eq!(source.poll(a_poll()).await.map(|news| news.lease.as_millis()), Ok(lease));
+    }
+    let requests = server.received_requests().await.expect("they are kept");
+    let bodies = requests.iter().map(|request| request.body_json::<Value>().expect("JSON"));
+    let with_ids: Vec<_> = bodies.map(|body| body["poll_id"].is_string()).collect();
+    let expected = [&[true][..], &[false; 61], &[true; 2]].concat();
+    assert_eq!(with_ids, expected);
+}
+
+#[actix_web::test]
 async fn failures_of_a_server_are_told_apart() {
+    let redirect = ResponseTemplate::new(302).insert_header("location", "https://elsewhere.example.com/");
     let rows = [
-        (problem(409, "subscriber_id_shared", None), PollError::SharedId, SourceError::Unavailable),
-        (problem(401, "invalid_api_key", None), PollError::Rejected, SourceError::Unavailable),
+        (problem(409, "subscriber_id_shared", None), PollError::SharedId, SourceError::Rejected),
+        (problem(401, "invalid_api_key", None), PollError::Rejected, SourceError::Rejected),
+        (problem(403, "insufficient_permissions", None), PollError::Rejected, SourceError::Rejected),
+        (problem(404, "not_found", None), PollError::Rejected, SourceError::Rejected),
+        (redirect, PollError::Rejected, SourceError::Rejected),
         (problem(503, "unavailable", None), PollError::Rejected, SourceError::Unavailable),
+        (ResponseTemplate::new(502), PollError::Rejected, SourceError::Unavailable),
+        (ResponseTemplate::new(500), PollError::Rejected, SourceError::Unavailable),
+        (problem(500, "internal_error", None), PollError::Rejected, SourceError::Unreadable),
         (ResponseTemplate::new(200).set_body_string("{}"), PollError::Rejected, SourceError::Unreadable),
     ];
     for (response, poll, look_up) in rows {

@@ -195,3 +195,35 @@ async fn key_that_cannot_be_read_fails_alone() {
     let late = verifier.hold_without_immediate_revocation(&text(3), &Need::default(), grace).await;
     assert_eq!(late.unwrap_err(), Unavailable);
 }
+
+#[tokio::test(start_paused = true)]
+async fn source_that_rejects_look_ups_gets_no_grace_period() {
+    let world = World::with(1, SETTINGS).await;
+    assert_eq!(world.one.outcome(0).await, Ok(()));
+    world.source.reject_look_ups(true);
+    let (source, verifier) = (world.source, world.one.freeze().await);
+    sleep(2 * crate::world::LEASE).await;
+    let late = async || {
+        let (need, grace) = (Need::default(), Duration::from_secs(60));
+        let verdict = verifier.hold_without_immediate_revocation(&text(0), &need, grace).await;
+        verdict.map(|verdict| verdict.outcome)
+    };
+    let finds = source.finds();
+    for _ in 0..20 {
+        assert_eq!(late().await, Err(Unavailable));
+    }
+    assert_eq!(source.finds() - finds, 20, "a source that responds is asked as usual");
+    // Nor when so many look-ups wait that this one is not sent.
+    let held = source.hold().await;
+    let flood: Vec<Asked> = (1..100).map(|n| ask(&verifier, text(n))).collect();
+    sleep(Duration::from_millis(1)).await;
+    let finds = source.finds();
+    assert_eq!((late().await, source.finds() - finds), (Err(Unavailable), 0));
+    drop(held);
+    for asked in flood {
+        assert_eq!(asked.await.unwrap(), Err(Unavailable));
+    }
+    // A source that cannot be reached is what the grace period is for.
+    source.set_down(true);
+    assert_eq!(late().await, Ok(Ok(())));
+}

@@ -28,6 +28,8 @@ struct Link(Arc<Shared>);
 struct Shared {
     replicas: Vec<Verifier<MemorySource>>,
     to: AtomicUsize,
+    /// Each request goes to another replica than the one before.
+    balances: AtomicBool,
     /// Where keys are looked up, when that is elsewhere.
     look_up_at: AtomicUsize,
     cut: AtomicBool,
@@ -45,6 +47,7 @@ impl Link {
         Self(Arc::new(Shared {
             replicas: replicas.iter().map(|replica| (*replica).clone()).collect(),
             to: AtomicUsize::new(0),
+            balances: AtomicBool::new(false),
             look_up_at: AtomicUsize::new(usize::MAX),
             cut: AtomicBool::new(false),
             loses_answers: AtomicBool::new(false),
@@ -69,7 +72,10 @@ impl Link {
         if self.0.cut.load(Ordering::SeqCst) {
             return Err(Unavailable);
         }
-        Ok(&self.0.replicas[self.0.to.load(Ordering::SeqCst)])
+        if self.0.balances.load(Ordering::SeqCst) {
+            self.0.to.fetch_add(1, Ordering::SeqCst);
+        }
+        Ok(&self.0.replicas[self.0.to.load(Ordering::SeqCst) % self.0.replicas.len()])
     }
 
     fn delivered<T>(&self, answer: T) -> Result<T, Unavailable> {
@@ -371,7 +377,7 @@ async fn what_a_replica_that_is_behind_says_is_not_remembered() {
     far.link.0.look_up_at.store(1, Ordering::SeqCst);
     let (seq, since) = world.revoke(0);
     world.one.verifier.poke(); // and not the other
-    sleep(Duration::from_millis(5)).await;
+    sleep(Duration::from_millis(10)).await;
     assert_eq!(far.verifier.stats().seq, seq);
     assert_eq!(far.outcome(0).await, Ok(()), "the change is not settled yet");
     assert!(far.asks(0).await, "it was not remembered");
@@ -479,9 +485,11 @@ fn told(replica: &Verifier<MemorySource>) -> u64 {
 #[tokio::test(start_paused = true)]
 async fn usage_in_flight_at_a_graceful_end_counts_once() {
     let world = World::new(1).await;
+    let other = world.another(2).await;
+    let replicas = [&world.one.verifier, &other.verifier];
     let mut used = 0;
     for id in 7..27 {
-        let far = Subscriber::start(id, &[&world.one.verifier], &world.clock).await;
+        let far = Subscriber::start(id, &replicas, &world.clock).await;
         for _ in 0..id {
             assert_eq!(far.outcome(0).await, Ok(()));
             used += 1;
@@ -490,11 +498,64 @@ async fn usage_in_flight_at_a_graceful_end_counts_once() {
         far.until_poll_has_usage().await;
         assert_eq!(far.outcome(0).await, Ok(()));
         used += 1;
+        // The end of every second one goes to another replica than its last poll.
+        far.link.0.to.store(usize::from(id % 2), Ordering::SeqCst);
         far.shutdown.send(()).unwrap();
+        let stopped_at = world.clock.elapsed();
         far.task.await.unwrap();
+        let took = world.clock.elapsed() - stopped_at;
+        assert!(took <= LEASE / 3, "{took:?}");
     }
     sleep(LEASE).await;
-    assert_eq!(told(&world.one.verifier), used);
+    assert_eq!(replicas.map(told).iter().sum::<u64>(), used);
+}
+
+#[tokio::test(start_paused = true)]
+async fn subscriber_that_stops_answers_nothing_from_memory() {
+    let world = World::new(1).await;
+    let far = Subscriber::start(7, &[&world.one.verifier], &world.clock).await;
+    assert_eq!(far.outcome(0).await, Ok(()));
+    far.until_poll_has_usage().await;
+    far.shutdown.send(()).unwrap();
+    sleep(Duration::from_millis(1)).await;
+    assert!(!far.task.is_finished(), "it waits for the response to its poll");
+    let before = far.link.0.finds.load(Ordering::SeqCst);
+    let _ = far.verifier.verify(&text(0), &Need::default()).await;
+    assert_eq!(far.link.0.finds.load(Ordering::SeqCst), before + 1);
+    // A revocation does not wait for it.
+    let (seq, since) = world.revoke(0);
+    world.one.verifier.poke();
+    world.one.verifier.settle(seq, since).await;
+    assert!(world.clock.elapsed() - since < SOON);
+    far.task.await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn end_of_a_subscription_is_repeated_within_a_limit() {
+    let world = World::new(1).await;
+    let far = Subscriber::start(7, &[&world.one.verifier], &world.clock).await;
+    // No usage is in flight, so nothing is waited for but the end itself.
+    far.link.set_cut(true);
+    far.shutdown.send(()).unwrap();
+    sleep(Duration::from_secs(1)).await;
+    far.link.set_cut(false);
+    far.task.await.unwrap();
+    let (seq, since) = world.revoke(0);
+    world.one.verifier.settle(seq, since).await;
+    assert_eq!(world.clock.elapsed(), since, "it has ended its subscription");
+
+    for (id, fail) in [(8, Link::set_cut as fn(&Link, bool)), (9, Link::set_hanging)] {
+        let far = Subscriber::start(id, &[&world.one.verifier], &world.clock).await;
+        let _ = far.outcome(0).await;
+        far.until_poll_has_usage().await;
+        fail(&far.link, true);
+        far.shutdown.send(()).unwrap();
+        let stopped_at = world.clock.elapsed();
+        far.task.await.unwrap();
+        let took = world.clock.elapsed() - stopped_at;
+        assert!(took < LEASE, "{took:?}");
+        assert!(took > Duration::from_secs(1), "{took:?}");
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -515,6 +576,25 @@ async fn usage_counts_once_however_often_its_responses_are_lost() {
     }
     assert_eq!(far.verifier.id(), VerifierId::from_bytes([7; 16]), "a repeated poll is no clone");
     assert!(!far.verifier.stats().lease_left.is_zero());
+}
+
+#[tokio::test(start_paused = true)]
+async fn subscriber_behind_a_balancer_keeps_its_id_under_changes() {
+    let world = World::new(2).await;
+    let others = [world.another(2).await, world.another(3).await];
+    let replicas = [&world.one.verifier, &others[0].verifier, &others[1].verifier];
+    let far = Subscriber::start(7, &replicas, &world.clock).await;
+    assert_eq!(far.outcome(0).await, Ok(()));
+    far.link.0.balances.store(true, Ordering::SeqCst);
+    for n in 0..2000_u64 {
+        world.source.change(&text(1), |_| {});
+        replicas.iter().for_each(|replica| replica.poke());
+        // Now and then one replica gets several polls in a row, and the others none for longer than 16 polls.
+        far.link.0.balances.store(n % 40 < 15, Ordering::SeqCst);
+        sleep(Duration::from_millis(10)).await;
+    }
+    assert_eq!(far.verifier.id(), VerifierId::from_bytes([7; 16]));
+    assert_eq!((far.verifier.stats().forgotten, far.asks(0).await), (0, false));
 }
 
 #[tokio::test(start_paused = true)]

@@ -8,7 +8,7 @@ use tollkey_core::{
     Catalogue, Checks, Digest, Invalid, KeyId, Problem, ProblemCode, Record, Timestamp, Usage, time::day,
     usage::parse_outcome,
 };
-use tollkey_verifier::{Leave, News, Poll, PollError, PollId, PollIds, Upstream as _};
+use tollkey_verifier::{Leave, News, Poll, PollError, PollId, PollIds, SourceError, Upstream as _};
 
 use crate::{
     body::Body,
@@ -67,7 +67,7 @@ pub async fn sync(state: web::Data<State>, _: Service, body: Body) -> Answer {
 /// judged and nothing is counted here. The replica that answers may be behind the one that was polled: remember the key only
 /// if its `seq` is at least that of every answer of `POST /sync` that was applied or begun to be, and if nothing was forgotten
 /// by a null since the request was sent; decide that under the lock under which changes are applied. Otherwise judge
-/// this one request by it and forget it.
+/// this one request by it and forget it. 500 `internal_error` is about this key alone: the server cannot read it.
 #[utoipa::path(
     tag = "verification",
     operation_id = "syncLookup",
@@ -80,7 +80,11 @@ pub async fn sync_lookup(state: web::Data<State>, caller: Service, body: Body) -
     let request: api::LookupRequest = body.json()?;
     let digest: Digest = request.digest.parse().map_err(|rule: Invalid| Problem::field("/digest", rule.to_string()))?;
     let found = state.verifier.find_for(caller.requester(), &digest);
-    let snapshot = found.await.map_err(|_| Problem::unavailable())?;
+    let snapshot = found.await.map_err(|error| match error {
+        // This key alone: a subscriber goes on with the look-ups of others.
+        SourceError::Unreadable => Problem::internal(),
+        SourceError::Unavailable | SourceError::Rejected => Problem::unavailable(),
+    })?;
     let key = snapshot.record.as_ref().map(|record| key_record(record, &state.catalogue));
     Ok(HttpResponse::Ok().json(api::LookupResponse { seq: snapshot.seq.0, key }))
 }
@@ -109,8 +113,11 @@ fn read_ids(checks: &mut Checks, id: Option<&str>, previous: &[String]) -> Optio
     if let Some(rule) = rule {
         checks.member::<()>("/previous_poll_ids", Err(rule));
     }
-    let read = |(i, id): (usize, &String)| checks.member(&format!("/previous_poll_ids/{i}"), id.parse());
-    let previous = previous.iter().take(PollIds::PREVIOUS).enumerate().filter_map(read).collect();
+    let mut read = |(i, id): (usize, &String)| match id.parse() {
+        Ok(id) => Some(id),
+        Err(rule) => checks.member(&format!("/previous_poll_ids/{i}"), Err(rule)),
+    };
+    let previous = previous.iter().take(PollIds::PREVIOUS).enumerate().filter_map(&mut read).collect();
     Some(PollIds { id: id?, previous })
 }
 
