@@ -385,6 +385,7 @@ mod tests {
         (0..15).for_each(|n| assert!(world.take("flood", n, 86_400, 0)));
         let mut n = 100;
         while world.has("small", 0) {
+            assert!(n < 200);
             world.take("flood", n, 86_400, 2 * SECOND);
             n += 1;
         }
