@@ -45,8 +45,8 @@ const MAX_SERVICE_KEYS: usize = 1024;
 const RECENT_CHANGES: usize = 10_000;
 
 /// The least and the greatest ID of a key.
-const FIRST: KeyId = KeyId::from_bytes([0; 16]);
-const LAST: KeyId = KeyId::from_bytes([u8::MAX; 16]);
+pub(crate) const FIRST: KeyId = KeyId::from_bytes([0; 16]);
+pub(crate) const LAST: KeyId = KeyId::from_bytes([u8::MAX; 16]);
 
 /// How many entries are given a second chance before one goes without, so that no single miss pays for all.
 const SECOND_CHANCES: usize = 64;
@@ -183,7 +183,7 @@ impl Memory {
                 by_account: BTreeSet::new(),
                 service_keys: VecDeque::new(),
                 shares: Shares::new(bounds.entry_bytes),
-                allowances: Allowances::new(bounds.allowance_bytes / Allowances::EACH),
+                allowances: Allowances::new(bounds.allowance_bytes),
                 watches: Watches::new(),
             }),
             max_entries: bounds.entries.min(u32::MAX as usize),
@@ -250,8 +250,8 @@ impl Memory {
         if let Some(id) = books.shares.id(&record.key.account_id) {
             record.key.account_id = id; // one for all keys of the account
         }
-        let limits = record.key.rate_limits();
-        let allowances = limits.map(|(key, limit)| books.allowances.of(key, limit, fresh, elapsed)).collect();
+        let (account, limits) = (&record.key.account_id, record.key.rate_limits());
+        let allowances = limits.map(|(key, limit)| books.allowances.of(account, key, limit, fresh, elapsed)).collect();
         let entry = Arc::new(Entry::new(*digest, record, allowances));
         // An entry that takes much of the whole cache is used once: it would evict too many others.
         if fresh && self.max_entries > 0 && entry.weight <= books.shares.largest() {
@@ -278,7 +278,7 @@ impl Memory {
         let key = &entry.record.key;
         self.remove(books, key.id); // another request asked for the same key at the same time
         while books.by_key.len() >= self.max_entries || !books.shares.fits(&key.account_id, entry.weight) {
-            let Some(next) = books.next_to_go(&key.account_id, entry.weight) else { break };
+            let Some(next) = books.next_to_go(&key.account_id, entry.weight) else { return };
             self.remove(books, next);
             count(&self.evictions);
         }
@@ -519,7 +519,7 @@ impl Memory {
     /// How many bytes the entries and the allowances take, as estimated.
     pub(crate) fn bytes(&self) -> usize {
         let books = self.books();
-        books.shares.held() + books.allowances.len() * Allowances::EACH
+        books.shares.held() + books.allowances.bytes()
     }
 
     /// Keys evicted for room, keys evicted by changes, and how often all were forgotten.
@@ -593,10 +593,8 @@ impl Books {
     /// The key that makes room for so many bytes of an account: one of the account that holds more than its fair share, or
     /// any when none does. `None` when no key is cached.
     fn next_to_go(&mut self, account: &AccountId, bytes: usize) -> Option<KeyId> {
-        match self.shares.payer(account, bytes) {
-            Some(payer) => self.next_of(&payer),
-            None => self.next_of_all(),
-        }
+        let payer = self.shares.payer(account, bytes);
+        payer.and_then(|payer| self.next_of(&payer)).or_else(|| self.next_of_all())
     }
 
     /// The next key of an account to go: in turn, but one that was used since the account's hand last passed stays.

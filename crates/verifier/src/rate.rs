@@ -5,16 +5,22 @@
 //! clock read of its own and does not tell when the allowance is whole again, so these few lines are ours.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::BTreeMap,
+    ops::Bound,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
 };
 
-use tollkey_core::{KeyId, RateLimit, heap::allocation};
+use tollkey_core::{AccountId, KeyId, RateLimit, heap::allocation};
 
-use crate::{clock::nanos, verdict::RateStatus};
+use crate::{
+    clock::nanos,
+    memory::{FIRST, LAST},
+    share::Shares,
+    verdict::RateStatus,
+};
 
 /// What is left of one key's rate limit.
 #[derive(Debug)]
@@ -71,8 +77,9 @@ impl Allowance {
         }
     }
 
-    fn is_whole(&self, now: u64) -> bool {
-        self.whole_at.load(Ordering::Acquire) <= now
+    /// In how many nanoseconds the whole limit will be available again: 0 when it is.
+    fn until_whole(&self, now: u64) -> u64 {
+        self.whole_at.load(Ordering::Acquire).saturating_sub(now)
     }
 }
 
@@ -106,66 +113,117 @@ fn seconds(nanos: u64) -> u32 {
     u32::try_from(nanos.div_ceil(1_000_000_000)).unwrap_or(u32::MAX)
 }
 
-/// The allowances of all keys that have one. They are kept apart from what is remembered of the keys, so that a
-/// change to a key gives it no new allowance unless its limit is what changed.
+/// The rate limits of all keys that have one, as far as they are used up. They outlive the cached keys, so that a change to
+/// a key, or its eviction, does not make its rate limit available again. A change of the limit does.
+///
+/// They are bounded in bytes, and accounts have fair shares of all bytes ([`Shares`]). Where there is no room, one goes
+/// first that is whole, whatever its account: a new one is as good. If there is none, an account that holds more than its
+/// fair share gives one up, so that the keys of one account cannot reset the rate limits of another. An account that uses
+/// more limited keys than its share has room for may lose its own.
 #[derive(Debug)]
 pub(crate) struct Allowances {
-    by_key: HashMap<KeyId, Arc<Allowance>>,
-    /// Every key of the map once, the one looked at next in front.
-    order: VecDeque<KeyId>,
-    max: usize,
+    all: BTreeMap<Place, Arc<Allowance>>,
+    /// The bytes of each account, and up to which key its allowances have been looked at.
+    shares: Shares<Option<KeyId>>,
+    /// Up to where the allowances of all accounts have been looked at.
+    looked_at: Option<Place>,
 }
 
+/// An account and a key of it: all keys of a tree are of one account, so a limit of a parent key has one place.
+type Place = (AccountId, KeyId);
+
 impl Allowances {
-    /// How many bytes an allowance takes: itself with two reference counts, and its places in the map and in the queue,
-    /// which are half empty on average.
-    pub(crate) const EACH: usize = allocation(16 + size_of::<Allowance>())
-        + 2 * (size_of::<KeyId>() + size_of::<Arc<Allowance>>() + 1)
-        + 2 * size_of::<KeyId>();
+    /// How many bytes an allowance takes: itself with two reference counts, and its place in a tree whose nodes are half
+    /// empty at worst.
+    pub(crate) const EACH: usize =
+        allocation(16 + size_of::<Allowance>()) + 2 * (size_of::<Place>() + size_of::<Arc<Allowance>>());
 
     /// How many allowances are looked at to find one that may go, so that no single miss pays for all of them.
     const LOOK_AT: usize = 32;
 
+    /// At most so many bytes of allowances.
     pub(crate) fn new(max: usize) -> Self {
-        Self { by_key: HashMap::new(), order: VecDeque::new(), max: max.max(1) }
+        Self { all: BTreeMap::new(), shares: Shares::new(max), looked_at: None }
     }
 
-    /// How many there are.
-    pub(crate) fn len(&self) -> usize {
-        self.by_key.len()
+    /// How many bytes they take, as estimated.
+    pub(crate) fn bytes(&self) -> usize {
+        self.shares.held()
     }
 
     /// The allowance of that key. When its limit is another one, a `fresh` look at the key begins a new allowance;
     /// one that is known to be old does not.
-    pub(crate) fn of(&mut self, key: KeyId, limit: RateLimit, fresh: bool, now: u64) -> Arc<Allowance> {
-        if let Some(allowance) = self.by_key.get_mut(&key) {
+    pub(crate) fn of(
+        &mut self,
+        account: &AccountId,
+        key: KeyId,
+        limit: RateLimit,
+        fresh: bool,
+        now: u64,
+    ) -> Arc<Allowance> {
+        let place = (account.clone(), key);
+        if let Some(allowance) = self.all.get_mut(&place) {
             if fresh && allowance.limit != limit {
                 *allowance = Arc::new(Allowance::new(limit));
             }
             return Arc::clone(allowance);
         }
-        if self.by_key.len() >= self.max {
-            self.drop_one(now);
+        while !self.shares.fits(account, Self::EACH) {
+            let Some(place) = self.next_to_go(account, now) else { break };
+            self.all.remove(&place);
+            self.shares.remove(&place.0, Self::EACH);
         }
         let allowance = Arc::new(Allowance::new(limit));
-        self.by_key.insert(key, Arc::clone(&allowance));
-        self.order.push_back(key);
+        self.shares.add(account, Self::EACH);
+        // One ID for all allowances of the account.
+        let account = self.shares.id(account).unwrap_or(place.0);
+        self.all.insert((account, key), Arc::clone(&allowance));
         allowance
     }
 
-    /// Drops an allowance that is whole and in nobody's hands, for which a new one is as good; if none of those
-    /// looked at is, the last one looked at.
-    fn drop_one(&mut self, now: u64) {
-        for looked_at in 1..=Self::LOOK_AT {
-            let Some(key) = self.order.pop_front() else { return };
-            let expendable = self.by_key.get(&key).is_none_or(|it| it.is_whole(now) && Arc::strong_count(it) == 1);
-            if expendable || looked_at == Self::LOOK_AT {
-                self.by_key.remove(&key);
-                return;
-            }
-            self.order.push_back(key);
+    /// The allowance that makes room for one more of an account; `None` when there is none at all.
+    fn next_to_go(&mut self, account: &AccountId, now: u64) -> Option<Place> {
+        let after = self.looked_at.take().map_or(Bound::Unbounded, Bound::Excluded);
+        let (looked_at, (lost, place)) = self.look(after, (Bound::Unbounded, Bound::Unbounded), now)?;
+        self.looked_at = Some(looked_at);
+        if lost == 0 {
+            return Some(place);
         }
+        let Some(payer) = self.shares.payer(account, Self::EACH) else { return Some(place) };
+        let all = (Bound::Included((payer.clone(), FIRST)), Bound::Included((payer.clone(), LAST)));
+        let looked_at = self.shares.get_mut(&payer).and_then(|looked_at| *looked_at);
+        let after = looked_at.map_or(all.0.clone(), |key| Bound::Excluded((payer.clone(), key)));
+        let ((_, key), (_, place)) = self.look(after, all, now)?;
+        if let Some(looked_at) = self.shares.get_mut(&payer) {
+            *looked_at = Some(key);
+        }
+        Some(place)
     }
+
+    /// Looks at the next few of `all`, in turn. Returns the last of them, and the one of which least is lost when it goes,
+    /// with what is lost: nothing of one that is whole.
+    fn look(&self, after: Bound<Place>, all: (Bound<Place>, Bound<Place>), now: u64) -> Option<(Place, (u64, Place))> {
+        let rest = self.all.range((after, all.1.clone()));
+        let (mut last, mut least) = (None, None);
+        for (place, allowance) in rest.chain(self.all.range(all)).take(Self::LOOK_AT) {
+            let lost = lost(allowance, now);
+            last = Some(place);
+            if least.is_none_or(|(least, _)| lost < least) {
+                least = Some((lost, place));
+            }
+            if lost == 0 {
+                break;
+            }
+        }
+        let (lost, place) = least?;
+        Some((last?.clone(), (lost, place.clone())))
+    }
+}
+
+/// For how long a key could be used more often than its limit allows if this allowance went, in nanoseconds: a new one is
+/// whole from the beginning. One that a cached key still takes from could be used up after it went.
+fn lost(allowance: &Arc<Allowance>, now: u64) -> u64 {
+    if Arc::strong_count(allowance) > 1 { nanos(allowance.limit.window()) } else { allowance.until_whole(now) }
 }
 
 #[cfg(test)]
@@ -192,8 +250,8 @@ mod tests {
         assert_eq!((status.remaining, status.reset_seconds, taken), (0, 41, Err(1)));
         let (status, taken) = allowance.take(now + 20 * SECOND);
         assert_eq!((status.remaining, status.reset_seconds, taken), (0, 60, Ok(())));
-        assert!(!allowance.is_whole(now + 80 * SECOND - 1));
-        assert!(allowance.is_whole(now + 80 * SECOND));
+        assert_eq!(allowance.until_whole(now + 80 * SECOND - 1), 1);
+        assert_eq!(allowance.until_whole(now + 80 * SECOND), 0);
     }
 
     #[test]
@@ -263,36 +321,155 @@ mod tests {
         assert_eq!((status.remaining, status.window_seconds), (2, 600), "of two with 2 left, the slower one");
     }
 
+    fn account(name: &str) -> AccountId {
+        name.parse().unwrap()
+    }
+
+    fn id(n: u32) -> KeyId {
+        let mut bytes = [0; 16];
+        bytes[..4].copy_from_slice(&n.to_be_bytes());
+        KeyId::from_bytes(bytes)
+    }
+
+    /// Allowances of one use in so many seconds each, with room for so many of one account.
+    struct World {
+        all: Allowances,
+        max: usize,
+    }
+
+    impl World {
+        fn new(room: usize) -> Self {
+            let mut shares = Shares::<()>::new(usize::MAX);
+            shares.add(&account("small"), Allowances::EACH);
+            let max = shares.held() + (room - 1) * Allowances::EACH;
+            Self { all: Allowances::new(max), max }
+        }
+
+        /// Looks a key up, and uses it when it is not used up. Returns whether it was.
+        fn take(&mut self, name: &str, n: u32, window: i64, now: u64) -> bool {
+            let limit = RateLimit::new(1, window).unwrap();
+            let taken = self.all.of(&account(name), id(n), limit, true, now).take(now).1.is_ok();
+            assert!(self.all.bytes() <= self.max && self.all.all.contains_key(&(account(name), id(n))));
+            taken
+        }
+
+        fn has(&self, name: &str, n: u32) -> bool {
+            self.all.all.contains_key(&(account(name), id(n)))
+        }
+
+        fn len(&self, name: &str) -> usize {
+            self.all.all.keys().filter(|(of, _)| *of == account(name)).count()
+        }
+    }
+
     #[test]
-    fn the_number_of_allowances_is_bounded_and_whole_ones_go_first() {
-        let limit = RateLimit::new(1, 60).unwrap();
-        let id = |n: u8| KeyId::from_bytes([n; 16]);
-        let mut all = Allowances::new(3);
+    fn allowance_that_is_whole_goes_first() {
+        let mut world = World::new(100);
+        for n in 0..100 {
+            let window = if n == 70 { 1 } else { 86_400 };
+            assert!(world.take("small", n, window, 0));
+        }
+        let later = 2 * SECOND;
+        // 32 are looked at for each new one.
         for n in 0..3 {
-            let taken = all.of(id(n), limit, true, 0);
-            if n != 1 {
-                assert_eq!(taken.take(1).1, Ok(()));
-            }
+            assert!(world.take("small", 1000 + n, 86_400, later));
         }
-        let _ = all.of(id(9), limit, true, 1);
-        assert_eq!((all.by_key.len(), all.order.len()), (3, 3));
-        assert!(!all.by_key.contains_key(&id(1)), "the only whole one went");
-        for n in 10..60 {
-            let _ = all.of(id(n), limit, true, 1).take(1);
-            assert_eq!((all.by_key.len(), all.order.len()), (3, 3));
+        assert!(!world.has("small", 70));
+        assert_eq!(world.len("small"), 100);
+    }
+
+    #[test]
+    fn allowance_that_is_whole_goes_whatever_its_account() {
+        let mut world = World::new(20);
+        assert!(world.take("small", 0, 1, 0));
+        (0..15).for_each(|n| assert!(world.take("flood", n, 86_400, 0)));
+        let mut n = 100;
+        while world.has("small", 0) {
+            assert!(n < 200);
+            world.take("flood", n, 86_400, 2 * SECOND);
+            n += 1;
         }
+        // The account that holds the most has lost none.
+        assert!((0..15).chain(100..n).all(|n| world.has("flood", n)));
+    }
+
+    #[test]
+    fn allowance_in_use_by_a_cached_key_is_not_whole() {
+        let mut world = World::new(20);
+        let limit = RateLimit::new(1, 86_400).unwrap();
+        let held: Vec<_> = (0..10).map(|n| world.all.of(&account("small"), id(n), limit, true, 0)).collect();
+        for n in 10..1000 {
+            world.take("small", n, 1, u64::from(n) * 2 * SECOND);
+        }
+        assert!((0..10).all(|n| world.has("small", n)));
+        drop(held);
+        for n in 1000..1100 {
+            world.take("small", n, 86_400, 10_000 * SECOND);
+        }
+        assert!((0..10).all(|n| !world.has("small", n)));
+    }
+
+    #[test]
+    fn flood_of_one_account_does_not_reset_limits_of_another() {
+        let mut world = World::new(2000);
+        for n in 0..500 {
+            assert!(world.take("small", n, 86_400, 0));
+        }
+        for n in 0..50_000 {
+            world.take("flood", n, 86_400, 1);
+        }
+        assert!((0..500).all(|n| !world.take("small", n, 86_400, 2)));
+        assert!(world.len("flood") > 1490, "what the other leaves is used");
+        // Nor does one that was there first leave no room for others.
+        for n in 0..700 {
+            world.take("late", n, 86_400, 3);
+        }
+        assert!((0..700).all(|n| !world.take("late", n, 86_400, 4)));
+        assert!((0..500).all(|n| !world.take("small", n, 86_400, 4)));
+    }
+
+    #[test]
+    fn account_over_its_share_loses_those_that_return_soonest() {
+        let mut world = World::new(64);
+        (0..32).for_each(|n| assert!(world.take("small", n, 86_400, 0)));
+        (32..64).for_each(|n| assert!(world.take("small", n, 3600, 0)));
+        (64..70).for_each(|n| assert!(world.take("small", n, 86_400, 1)));
+        // Of 32 looked at in turn: those of an hour are half of all.
+        let hours = (32..64).filter(|n| world.has("small", *n)).count();
+        let days = (0..32).filter(|n| world.has("small", *n)).count();
+        assert!(hours < 32 && days + hours == 58 && days >= 28, "{days} and {hours}");
+    }
+
+    #[test]
+    fn many_accounts_within_their_shares_replace_each_other() {
+        let mut world = World::new(1000);
+        for n in 0..5000 {
+            assert!(world.take(&format!("account-{n}"), n, 86_400, u64::from(n)));
+        }
+        let kept = world.all.all.len();
+        assert!((100..1000).contains(&kept), "{kept}");
+    }
+
+    #[test]
+    fn no_room_at_all_still_gives_an_allowance() {
+        let mut all = Allowances::new(0);
+        let limit = RateLimit::new(1, 60).unwrap();
+        for n in 0..10 {
+            assert_eq!(all.of(&account("a"), id(n), limit, true, 0).take(0).1, Ok(()));
+        }
+        assert_eq!(all.all.len(), 1, "the one in use");
     }
 
     #[test]
     fn only_a_fresh_look_at_a_changed_limit_begins_anew() {
         let (small, large) = (RateLimit::new(1, 60).unwrap(), RateLimit::new(2, 60).unwrap());
-        let key = KeyId::from_bytes([1; 16]);
-        let mut all = Allowances::new(3);
-        let first = all.of(key, small, true, 0);
-        assert!(Arc::ptr_eq(&first, &all.of(key, small, true, 0)));
-        assert!(Arc::ptr_eq(&first, &all.of(key, large, false, 0)));
-        let second = all.of(key, large, true, 0);
+        let mut all = Allowances::new(10_000);
+        let mut of = |limit, fresh| all.of(&account("a"), id(1), limit, fresh, 0);
+        let first = of(small, true);
+        assert!(Arc::ptr_eq(&first, &of(small, true)));
+        assert!(Arc::ptr_eq(&first, &of(large, false)));
+        let second = of(large, true);
         assert!(!Arc::ptr_eq(&first, &second));
-        assert!(Arc::ptr_eq(&second, &all.of(key, large, true, 0)));
+        assert!(Arc::ptr_eq(&second, &of(large, true)));
     }
 }

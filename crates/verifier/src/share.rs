@@ -62,15 +62,14 @@ impl<T: Default> Shares<T> {
         self.held.saturating_add(bytes).saturating_add(own) <= self.max
     }
 
-    /// The account that makes room for `bytes` more of `account`: the one that holds the most, which can be the same.
-    /// `None` when that is within its fair share too: then any account may make room.
+    /// The account that makes room for `bytes` more of `account`: the one that holds the most, which can be the same
+    /// when it holds any. `None` when that is within its fair share too: then any account may make room.
     pub(crate) fn payer(&self, account: &AccountId, bytes: usize) -> Option<AccountId> {
         let own = self.accounts.get(account).map_or(0, |share| share.bytes);
         let accounts = self.accounts.len() + usize::from(own == 0);
-        let (most, id) = match self.by_bytes.last() {
-            Some((most, heaviest)) if *most > own + bytes => (*most, heaviest),
-            _ => (own + bytes, account),
-        };
+        let (most, heaviest) = self.by_bytes.last()?;
+        let pays_itself = own > 0 && own + bytes >= *most;
+        let (most, id) = if pays_itself { (own + bytes, account) } else { (*most, heaviest) };
         (most > (self.held + bytes) / accounts.clamp(1, PARTS)).then(|| id.clone())
     }
 
@@ -180,6 +179,17 @@ mod tests {
             give(&mut shares, "b", 10);
         }
         assert!(bytes(&shares, "a").abs_diff(bytes(&shares, "b")) <= 20);
+    }
+
+    #[test]
+    fn account_that_holds_nothing_makes_no_room() {
+        let mut shares = Shares::<()>::new(100_000);
+        assert_eq!(shares.payer(&account("a"), 10), None);
+        shares.add(&account("a"), 10);
+        assert_eq!(shares.payer(&account("b"), 5000), None, "nobody else holds more than a fair share either");
+        shares.add(&account("c"), 2000);
+        assert_eq!(shares.payer(&account("b"), 500), Some(account("c")));
+        assert_eq!(shares.payer(&account("a"), 5000), Some(account("a")));
     }
 
     #[test]

@@ -29,8 +29,7 @@ pub(crate) struct Tally {
     queued: AtomicBool,
     /// Microseconds since 1970 of the last success.
     last_used: AtomicI64,
-    /// By outcome: a success in place 0, a denial in its own place. Place 0 is free for that, because it would be
-    /// `UnknownKey`, which is never counted for a key.
+    /// By outcome, at its [`place`].
     counts: [AtomicU64; Denial::ALL.len()],
 }
 
@@ -43,8 +42,14 @@ impl Tally {
     }
 }
 
-fn place(outcome: Result<(), Denial>) -> usize {
-    outcome.err().map_or(0, |denial| denial as usize)
+/// Where an outcome is counted: a success at 0, a denial at its own place. That of `UnknownKey` would be 0; it is not
+/// counted, because the store keeps no counts of keys that are unknown.
+fn place(outcome: Result<(), Denial>) -> Option<usize> {
+    match outcome {
+        Ok(()) => Some(0),
+        Err(Denial::UnknownKey) => None,
+        Err(denial) => Some(denial as usize),
+    }
 }
 
 fn outcome(place: usize) -> Option<Denial> {
@@ -110,14 +115,15 @@ impl Ledger {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Counts one verification of a key.
+    /// Counts one verification of a key. [`Denial::UnknownKey`] is not counted.
     pub(crate) fn count(&self, tally: &Arc<Tally>, outcome: Result<(), Denial>, now: Timestamp) {
+        let Some(place) = place(outcome) else { return };
         if outcome.is_ok() {
             tally.last_used.store(now.as_microsecond(), Ordering::Relaxed);
         }
         // First the count, then the look at the flag, both in the one order that all threads agree on: whoever fetches
         // clears the flag first and reads the counts then, so either it sees this count or this sees the cleared flag.
-        tally.counts[place(outcome)].fetch_add(1, Ordering::SeqCst);
+        tally.counts[place].fetch_add(1, Ordering::SeqCst);
         if !tally.queued.load(Ordering::SeqCst) && !tally.queued.swap(true, Ordering::SeqCst) {
             self.waiting().push(tally);
         }

@@ -43,9 +43,16 @@ const FAILURES: u64 = 3;
 pub struct Settings {
     /// How many keys are cached. Beyond that, keys not used lately are evicted.
     pub max_entries: usize,
-    /// How many bytes the cached keys take, their rate limits and the counts that wait to be fetched. Beyond that, keys not
-    /// used lately are evicted, first those of the account that holds the most. Ten sixteenths are for keys, and no key is
-    /// cached that takes more than a sixteenth of those; five for counts, and one for rate limits.
+    /// How many bytes the cached keys, their rate limits and the counts that wait to be fetched take. Nine sixteenths are for
+    /// keys, five for counts, and two for rate limits.
+    ///
+    /// When there is no room, keys not used lately are evicted: those of the account that holds the most, if that is more
+    /// than its fair share, and otherwise those of any account. No key is cached that takes more than a sixteenth of the
+    /// bytes for keys. Rate limits outlive the cached keys. When there is no room for them, one that is fully available
+    /// again goes first. If there is none, the account that holds the most loses one, which its key can then use anew.
+    ///
+    /// With less than [`Settings::MIN_BYTES`], rate limits and counts have as much room as with that many bytes: without
+    /// room for cached keys, keys are limited and counted all the same.
     pub max_bytes: usize,
     /// How many look-ups the source gets at the same time: half of them for clients, half for authenticated callers, and
     /// in either half no [`Requester`] has more than half of it.
@@ -71,16 +78,23 @@ impl Default for Settings {
 }
 
 impl Settings {
+    /// 4 MiB: with less, fewer keys are cached, but rate limits and counts take no less room.
+    pub const MIN_BYTES: usize = 4 * 1024 * 1024;
+
+    /// A sixteenth of the bytes, for rate limits and counts.
+    fn sixteenth(&self) -> usize {
+        self.max_bytes.max(Self::MIN_BYTES) / 16
+    }
+
     /// The bounds of the cache.
     fn cache(&self) -> Bounds {
-        let sixteenth = self.max_bytes / 16;
-        Bounds { entries: self.max_entries, entry_bytes: 10 * sixteenth, allowance_bytes: sixteenth }
+        let entry_bytes = self.max_bytes / 16 * 9;
+        Bounds { entries: self.max_entries, entry_bytes, allowance_bytes: 2 * self.sixteenth() }
     }
 
     /// The bounds of what waits to be fetched. The counts of as many keys as can be cached have room.
     fn ledger(&self) -> usage::Bounds {
-        let sixteenth = self.max_bytes / 16;
-        usage::Bounds { tally_bytes: 3 * sixteenth, row_bytes: 2 * sixteenth }
+        usage::Bounds { tally_bytes: 3 * self.sixteenth(), row_bytes: 2 * self.sixteenth() }
     }
 }
 
@@ -357,7 +371,8 @@ impl<S: Source> Verifier<S> {
     }
 
     /// Ends what [`Verifier::hold`] began and allowed, once: it was a use of the key, or it was refused further in, which
-    /// costs no allowance. A verdict that denies was counted when it was made.
+    /// costs no allowance. A rejection with [`Denial::UnknownKey`] is not counted. A verdict that denies was counted when
+    /// it was made.
     pub fn conclude(&self, held: &Verdict, outcome: Result<(), Denial>) {
         let (Ok(()), Some(Known(entry))) = (held.outcome, &held.record) else { return };
         if outcome.is_err() {

@@ -46,7 +46,7 @@ mod usage {
 mod rate {
     use std::sync::Arc;
 
-    use tollkey_core::{KeyId, RateLimit};
+    use tollkey_core::{AccountId, KeyId, RateLimit};
 
     pub(crate) struct Allowance;
 
@@ -55,7 +55,7 @@ mod rate {
     impl Allowances {
         pub(crate) const EACH: usize = 1;
 
-        pub(crate) fn len(&self) -> usize {
+        pub(crate) fn bytes(&self) -> usize {
             0
         }
 
@@ -63,7 +63,7 @@ mod rate {
             Self
         }
 
-        pub(crate) fn of(&mut self, _: KeyId, _: RateLimit, _: bool, _: u64) -> Arc<Allowance> {
+        pub(crate) fn of(&mut self, _: &AccountId, _: KeyId, _: RateLimit, _: bool, _: u64) -> Arc<Allowance> {
             Arc::new(Allowance)
         }
     }

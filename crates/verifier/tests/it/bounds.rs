@@ -228,6 +228,22 @@ async fn accounts_of_one_key_each_replace_each_other_in_turn() {
     assert!(newest > entries * 9 / 10, "{newest} of {entries} are the newest");
 }
 
+#[tokio::test(start_paused = true)]
+async fn number_of_cached_keys_is_bounded_however_few() {
+    for max_entries in [1, 2, 4] {
+        let world = World::with(0, Settings { max_entries, ..Settings::default() }).await;
+        for n in 0..200 {
+            // Each is of an account of its own, and heavier than those before.
+            let mut it = of_account(&format!("account-{n}"), ordinary(n));
+            it.key.grants.merchants = Some((0..5 * n).map(|i| format!("{n:064}{i:064}")).collect());
+            world.source.put(&text(n), it);
+            world.one.verify(n).await;
+            assert_eq!(world.one.verifier.stats().entries, max_entries.min(n + 1));
+            assert_eq!(world.cached([n]), 1);
+        }
+    }
+}
+
 /// Whatever is verified, evicted, changed and fetched, the bound holds and nothing is left in the end.
 #[tokio::test(start_paused = true)]
 async fn bound_holds_under_any_mix_of_changes() {
@@ -284,36 +300,36 @@ fn counted(world: &World, of: impl Fn(usize) -> bool, keys: usize) -> u64 {
 #[tokio::test(start_paused = true)]
 async fn counts_that_nobody_fetches_are_bounded_with_a_share_for_each_account() {
     let name = |n: usize| if n < 100 { format!("small-{}", n % 10) } else { "flood".to_owned() };
-    let world = world(2 * MIB, (0..6000).map(|n| (n, of_account(&name(n), ordinary(n))))).await;
-    world.verify_all(0..50, 2 * MIB).await;
-    world.verify_all(100..5000, 2 * MIB).await;
-    world.verify_all(50..100, 2 * MIB).await; // there is no room any more
-    world.verify_all(5000..6000, 2 * MIB).await;
+    let world = world(4 * MIB, (0..6000).map(|n| (n, of_account(&name(n), ordinary(n))))).await;
+    world.verify_all(0..50, 4 * MIB).await;
+    world.verify_all(100..5000, 4 * MIB).await;
+    world.verify_all(50..100, 4 * MIB).await; // there is no room any more
+    world.verify_all(5000..6000, 4 * MIB).await;
     let dropped = world.one.verifier.stats().usage_dropped;
-    assert!(dropped > 3000, "{dropped}");
-    assert!(world.one.verifier.usage_waiting() < 2100);
+    assert!(dropped > 1500, "{dropped}");
+    assert!(world.one.verifier.usage_waiting() < 4100);
     // Those of the flood are lost, the others are not.
     assert_eq!(counted(&world, |n| n < 100, 6000), 100);
 }
 
 #[tokio::test(start_paused = true)]
 async fn dropped_counts_of_a_cached_key_are_fetched_after_its_next_use() {
-    let world = world(2 * MIB, (0..2500).map(|n| (n, ordinary(n)))).await;
+    let world = world(4 * MIB, (0..5000).map(|n| (n, ordinary(n)))).await;
     // Without a cache worth the name, nearly nothing waits that is not in the queue.
-    world.verify_all(0..2500, 2 * MIB).await;
-    let last = 2499;
+    world.verify_all(0..5000, 4 * MIB).await;
+    let last = 4999;
     assert_eq!(world.cached([last]), 1);
     let dropped = world.one.verifier.stats().usage_dropped;
     assert!(dropped > 0);
-    let all = counted(&world, |_| true, 2500);
+    let all = counted(&world, |_| true, 5000);
     world.one.verify(last).await;
-    assert_eq!(counted(&world, |n| n == last, 2500), 2, "the use before was dropped from the queue, not from the key");
-    assert!(all < 2500);
+    assert_eq!(counted(&world, |n| n == last, 5000), 2, "the use before was dropped from the queue, not from the key");
+    assert!(all < 5000);
 }
 
 #[tokio::test(start_paused = true)]
 async fn rows_that_are_put_back_are_merged_and_bounded() {
-    let world = world(2 * MIB, (0..4000).map(|n| (n, ordinary(n)))).await;
+    let world = world(4 * MIB, (0..1).map(|n| (n, ordinary(n)))).await;
     for _ in 0..50 {
         world.one.verify(0).await;
         tokio::time::sleep(Duration::from_secs(1)).await;
@@ -324,7 +340,7 @@ async fn rows_that_are_put_back_are_merged_and_bounded() {
     assert_eq!(world.one.verifier.usage_waiting(), 1);
     let rows = world.one.verifier.take_usage();
     assert_eq!((rows.len(), rows[0].count), (1, 50));
-    for n in 0..4000u32 {
+    for n in 0..10_000u32 {
         let mut row = rows[0];
         let mut id = [0; 16];
         id[..4].copy_from_slice(&n.to_be_bytes());
@@ -333,7 +349,7 @@ async fn rows_that_are_put_back_are_merged_and_bounded() {
     }
     let stats = world.one.verifier.stats();
     let waiting = world.one.verifier.usage_waiting() as u64;
-    assert!((1000..4000).contains(&waiting) && stats.usage_dropped == 4000 - waiting, "{waiting}: {stats:?}");
-    assert!(stats.bytes <= 2 * MIB);
+    assert!((5000..9000).contains(&waiting) && stats.usage_dropped == 10_000 - waiting, "{waiting}: {stats:?}");
+    assert!(stats.bytes <= 4 * MIB);
     assert_eq!(world.one.verifier.take_usage().len(), tollkey_verifier::usage::BATCH);
 }

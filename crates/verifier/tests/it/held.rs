@@ -52,6 +52,18 @@ async fn what_is_refused_further_in_costs_nothing_and_is_counted_as_refused() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn rejection_as_unknown_key_is_not_counted_as_a_success() {
+    let world = limited(1).await;
+    for _ in 0..5 {
+        let verdict = held(&world, 0).await;
+        assert_eq!(verdict.outcome, Ok(()));
+        world.one.verifier.conclude(&verdict, Err(Denial::UnknownKey));
+    }
+    assert_eq!(counted(&world), BTreeMap::new());
+    assert_eq!(world.one.verifier.usage_waiting(), 0);
+}
+
+#[tokio::test(start_paused = true)]
 async fn no_more_are_let_in_at_a_time_than_the_limit_has() {
     let world = limited(2).await;
     let (first, second) = (held(&world, 0).await, held(&world, 0).await);

@@ -3,8 +3,11 @@
 use std::{sync::Arc, time::Duration};
 
 use tokio::time::sleep;
-use tollkey_core::{Denial, IpList, Need, RateLimit};
-use tollkey_verifier::{Settings, testing::record};
+use tollkey_core::{Changed, Denial, IpList, KeyId, Need, RateLimit, Record, lineage::Inherited};
+use tollkey_verifier::{
+    Settings,
+    testing::{account, record},
+};
 
 use crate::world::{World, text};
 
@@ -129,4 +132,66 @@ async fn without_a_lease_limits_hold_too() {
     let need = Need::default();
     assert_eq!(one.verify(&text(0), &need).await.unwrap().outcome, Ok(()));
     assert_eq!(one.verify(&text(0), &need).await.unwrap().outcome, Err(Denial::RateLimited));
+}
+
+/// A key with one use a day, of that account.
+fn once_a_day(n: usize, name: &str) -> Record {
+    let mut it = record(&text(n));
+    it.key.account_id = account(name);
+    it.key.grants.rate_limit = RateLimit::new(1, 86_400).ok();
+    it
+}
+
+#[tokio::test(start_paused = true)]
+async fn flood_of_one_account_does_not_reset_limits_of_others() {
+    let settings = Settings { max_bytes: Settings::MIN_BYTES, ..Settings::default() };
+    let world = World::with(0, settings).await;
+    (0..20).for_each(|n| world.source.put(&text(n), once_a_day(n, "small")));
+    (20..12_000).for_each(|n| world.source.put(&text(n), once_a_day(n, "flood")));
+    for n in 0..12_000 {
+        assert_eq!(world.one.outcome(n).await, Ok(()));
+    }
+    // A change of the account, such as another name: its keys are looked up again.
+    world.source.change_all(Changed::Account(account("small")), |_| ());
+    world.one.verifier.settle_current().await.unwrap();
+    for n in 0..20 {
+        assert_eq!(world.one.outcome(n).await, Err(Denial::RateLimited), "{n}");
+    }
+    assert!(world.one.verifier.stats().bytes <= Settings::MIN_BYTES);
+}
+
+/// The keys that one key creates have its account, however many they are.
+#[tokio::test(start_paused = true)]
+async fn limit_of_a_parent_key_holds_for_all_descendants() {
+    let settings = Settings { max_bytes: Settings::MIN_BYTES, ..Settings::default() };
+    let world = World::with(0, settings).await;
+    let parent = KeyId::from_bytes([7; 16]);
+    let mut allowed = 0;
+    for n in 0..12_000 {
+        let mut it = once_a_day(n, "a");
+        let rate_limits = vec![(parent, RateLimit::new(100, 86_400).unwrap())];
+        it.key.inherited = Some(Box::new(Inherited { rate_limits, ..Inherited::default() }));
+        world.source.put(&text(n), it);
+        allowed += usize::from(world.one.outcome(n).await.is_ok());
+    }
+    assert_eq!(allowed, 100);
+}
+
+#[tokio::test(start_paused = true)]
+async fn keys_are_limited_and_counted_without_a_cache() {
+    for settings in
+        [Settings { max_bytes: 0, ..Settings::default() }, Settings { max_entries: 0, ..Settings::default() }]
+    {
+        let world = World::with(0, settings).await;
+        world.source.put(&text(0), once_a_day(0, "a"));
+        assert_eq!(world.one.outcome(0).await, Ok(()));
+        for _ in 0..9 {
+            assert_eq!(world.one.outcome(0).await, Err(Denial::RateLimited));
+        }
+        let stats = world.one.verifier.stats();
+        assert_eq!((stats.entries, stats.usage_dropped), (0, 0));
+        let counts = world.one.verifier.take_usage();
+        let counts: Vec<_> = counts.iter().map(|row| (row.outcome, row.count)).collect();
+        assert_eq!(counts, [(None, 1), (Some(Denial::RateLimited), 9)]);
+    }
 }
