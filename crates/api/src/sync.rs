@@ -52,8 +52,9 @@ pub struct SyncRequest {
     #[cfg_attr(feature = "openapi", schema(example = 1000, maximum = 60_000))]
     pub wait_ms: u32,
     /// How keys were used since the last poll that had a response. With a `poll_id`, a replica counts it once, however
-    /// often the poll is repeated, for 15 minutes. It counts twice if the response of one replica is lost and another
-    /// one, or the same one after a restart, gets the repeat.
+    /// often the poll is repeated, for 15 minutes. It counts twice if a response is lost and the repeat goes to another
+    /// replica, to the same one after a restart, or under another `subscriber` after 409 `subscriber_id_shared`. Before the
+    /// last poll of all (`leave`), wait for the response to the poll in flight, because another replica may get the last.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[cfg_attr(feature = "openapi", schema(max_items = 400))]
     pub usage: Vec<Usage>,

@@ -389,6 +389,23 @@ async fn failures_of_a_server_are_told_apart() {
     assert_eq!(nobody.find(&Digest::of("a key")).await.expect_err("no key"), SourceError::Unavailable);
 }
 
+#[actix_web::test]
+async fn key_that_the_server_cannot_read_fails_alone() {
+    each_backend(async |app| {
+        let [broken, intact] = [(); 2].map(|()| app.insert_key("acme", Family::Commerce, Mode::Test));
+        let (broken, intact) = (broken.await, intact.await);
+        let last4 = &broken[broken.len() - 4..];
+        app.database.sql(&format!("UPDATE api_keys SET metadata = '[]' WHERE last4 = '{last4}'"));
+        let gateway = app.service_key().await;
+        let source = source(&format!("http://{}", app.running().address()), &gateway.text);
+        for _ in 0..4 {
+            assert_eq!(source.find(&Digest::of(&broken)).await.expect_err("no key"), SourceError::Unreadable);
+        }
+        assert!(source.find(&Digest::of(&intact)).await.expect("a key").record.is_some());
+    })
+    .await;
+}
+
 /// Keeps the text of errors of the verifier.
 #[derive(Clone, Default)]
 struct Errors(Arc<Mutex<Vec<String>>>);
