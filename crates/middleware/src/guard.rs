@@ -25,8 +25,6 @@ use crate::{
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 /// The longest that it can be told to try, so that a deadline can be computed from it.
 const LONGEST_CONNECT_LIMIT: Duration = Duration::from_secs(365 * 24 * 3600);
-/// The least that the cache can be given, as in the server: the counts and rate limits of keys in use need room as well.
-const LEAST_CACHE_BYTES: usize = 4 * 1024 * 1024;
 /// How long one response may take meanwhile,
 const RESPONSE_LIMIT: Duration = Duration::from_secs(2);
 /// and the pause between two attempts.
@@ -271,9 +269,8 @@ impl GuardBuilder {
         self
     }
 
-    /// How many bytes the cached keys and the counts of their usage take at most, as estimated; 256 MiB when not set, 4 MiB at
-    /// least. When
-    /// there is no room, the account whose keys take the most evicts one that it has not used for long.
+    /// How many bytes the cached keys, their rate limits and the counts of their usage take at most, as estimated; 256 MiB when
+    /// not set, 4 MiB at least. Accounts have fair shares of it; `docs/middleware.md` says how.
     pub fn cache_bytes(mut self, bytes: usize) -> Self {
         self.cache_bytes = Some(bytes);
         self
@@ -330,8 +327,11 @@ impl GuardBuilder {
             max_bytes: self.cache_bytes.unwrap_or(defaults.max_bytes),
             ..defaults
         };
-        if settings.max_bytes < LEAST_CACHE_BYTES {
-            return Err(ConnectError::Settings(format!("cache_bytes: must be at least {LEAST_CACHE_BYTES} (4 MiB)")));
+        if settings.max_bytes < Settings::MIN_BYTES {
+            return Err(ConnectError::Settings(format!(
+                "cache_bytes: must be at least {} (4 MiB)",
+                Settings::MIN_BYTES
+            )));
         }
         let policy = self.policy()?;
         Ok(Prepared { client, settings, policy, background: Background::start().map_err(ConnectError::System)? })
