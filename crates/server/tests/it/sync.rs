@@ -245,7 +245,11 @@ async fn uses_told_by_a_subscriber_are_written_down_as_the_servers_own() {
         for n in 1..4 {
             let usage = vec![row("valid", 1, json!(1_767_225_500)); Poll::USAGE];
             let previous = vec![id(n - 1); PollIds::PREVIOUS];
-            polled(app, json!({"poll_id": id(n), "previous_poll_ids": previous, "usage": usage})).await;
+            let body = json!({
+                "subscriber": "ff".repeat(16), "poll_id": id(n), "previous_poll_ids": previous, "usage": usage,
+            });
+            let reply = sync(app, body).await;
+            assert_eq!(reply.status, 200, "{reply}");
         }
         state.flush_usage().await;
         let shown = app.get(&format!("/api-keys/{}", key.id)).bearer(&token).await.json();
