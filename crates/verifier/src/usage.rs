@@ -23,15 +23,16 @@ pub const BATCH: usize = 500;
 
 /// The counts of one cached key since the last fetch.
 #[derive(Debug)]
+#[repr(C)] // what a successful verification touches stands together, for the processor's caches
 pub(crate) struct Tally {
-    key: KeyId,
-    account: AccountId,
     queued: AtomicBool,
     /// Microseconds since 1970 of the last success.
     last_used: AtomicI64,
     /// By outcome: a success in place 0, a denial in its own place. Place 0 is free for that, because it would be
     /// `UnknownKey`, which is never counted for a key.
     counts: [AtomicU64; Denial::ALL.len()],
+    key: KeyId,
+    account: AccountId,
 }
 
 const NEVER: i64 = i64::MIN;
