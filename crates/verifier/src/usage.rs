@@ -23,14 +23,15 @@ pub const BATCH: usize = 500;
 
 /// The counts of one cached key since the last fetch.
 #[derive(Debug)]
+#[repr(C)] // what a successful verification touches stands together, for the processor's caches
 pub(crate) struct Tally {
-    key: KeyId,
-    account: AccountId,
     queued: AtomicBool,
     /// Microseconds since 1970 of the last success.
     last_used: AtomicI64,
     /// By outcome, at its [`place`].
     counts: [AtomicU64; Denial::ALL.len()],
+    key: KeyId,
+    account: AccountId,
 }
 
 const NEVER: i64 = i64::MIN;
