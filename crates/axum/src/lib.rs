@@ -262,7 +262,7 @@ where
 {
     /// Calls the inner service, at once if it is ready.
     fn run(inner: &mut S, request: Request<B>, admission: Option<Admission>) -> Self {
-        // Whoever has to wait is woken up by the poll of `Waiting`.
+        // If it is not ready, the poll of `Waiting` registers the waker.
         let stage = match inner.poll_ready(&mut Context::from_waker(Waker::noop())) {
             Poll::Ready(Ok(())) => Stage::Running { future: inner.call(request) },
             Poll::Ready(Err(error)) => Stage::Done { outcome: Some(Err(error)) },

@@ -85,7 +85,7 @@ impl Background {
     }
 }
 
-/// Waits until the thread is to end: it was stopped, or nobody can stop it any more.
+/// Waits until the thread is to end: it was stopped, or the last clone of the guard was dropped.
 async fn until_stopped(mut stopped: watch::Receiver<bool>) {
     let _ = stopped.wait_for(|stopped| *stopped).await;
 }

@@ -227,8 +227,8 @@ impl<S: Upstream> Verifier<S> {
     fn start_over(&self, polls: &mut PollSequence) {
         let inner = &*self.0;
         tracing::warn!(
-            "another process uses the ID of this subscription, as a clone of this machine does; this one forgets its \
-             keys and takes a new ID"
+            "another process uses the ID of this subscription, as a clone of this machine does; this one evicts its \
+             cached keys and takes a new ID"
         );
         inner.memory.follow(Position::default(), None);
         inner.set_id(VerifierId::new(&mut UnwrapErr(SysRng)));

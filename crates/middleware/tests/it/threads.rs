@@ -47,7 +47,7 @@ fn guard_outlives_the_runtime_that_connected_it() {
     assert_eq!(futures_executor(status(&guard, &key)), 200);
     futures_executor(guard.shutdown());
     assert_eq!(guard.stats().lease_left, Duration::ZERO);
-    // Once more, and nobody waits for ever.
+    // A second call returns as well.
     futures_executor(guard.shutdown());
     assert_eq!(futures_executor(status(&guard, &key)), 503, "a guard that was shut down looks nothing up");
 }

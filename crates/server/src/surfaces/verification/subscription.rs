@@ -34,7 +34,7 @@ const MAX_WAIT: u32 = 60_000;
 /// each poll: apply the changes; take the lease; acknowledge. One poll at a time; an answer that comes after one has given
 /// up waiting for it is thrown away, and the poll is repeated as it was, with the same `poll_id`. When two processes poll
 /// with one `subscriber`, as a machine and its clone do, each gets 409 `subscriber_id_shared`: it must end its lease and
-/// forget everything at once, and continue as another `subscriber`, whose first poll it is.
+/// evict every cached key immediately, and continue as another `subscriber`, whose first poll it is.
 #[utoipa::path(
     tag = "verification",
     operation_id = "sync",
@@ -94,7 +94,7 @@ fn no_news(error: PollError) -> Problem {
     match error {
         PollError::SharedId => Problem::new(
             ProblemCode::SubscriberIdShared,
-            "Another process polls with this subscriber ID. Forget everything and continue with a new random one.",
+            "Another process polls with this subscriber ID. Evict every cached key and continue with a new random ID.",
         ),
         PollError::Unavailable | PollError::Rejected => Problem::unavailable(),
     }
