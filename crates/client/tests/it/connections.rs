@@ -57,15 +57,14 @@ async fn pool_of_a_given_http_client_is_shared() {
 async fn blocking_calls_get_new_connections_too() {
     let wire = Wire::that([me()]).await;
     let client = wire.builder().build().unwrap();
-    let connections = tokio::task::spawn_blocking(move || {
+    let opened = tokio::task::spawn_blocking(move || {
         client.whoami().send_blocking().unwrap();
-        client.whoami().send_blocking().unwrap();
-        let separate = client.with_new_connections().unwrap();
-        separate.whoami().send_blocking().unwrap();
-        client.whoami().send_blocking().unwrap();
-        wire.connections()
+        let before = wire.connections();
+        // On a busy machine the connection may not be back in the pool, so a second call of `client` would prove nothing.
+        client.with_new_connections().unwrap().whoami().send_blocking().unwrap();
+        wire.connections() - before
     });
-    assert_eq!(connections.await.unwrap(), 2);
+    assert_eq!(opened.await.unwrap(), 1);
 }
 
 /// A server of HTTP/1.1 behind a proxy. Its responses take a moment, so that calls at the same time need a connection each.

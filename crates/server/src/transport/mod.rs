@@ -108,6 +108,9 @@ where
                 let connections = Arc::clone(&connections);
                 async move {
                     let address = io.peer_addr().ok();
+                    // Otherwise the last part of a response of more than one segment waits for an acknowledgment that the
+                    // client delays: 40 ms or more.
+                    let _ = io.set_nodelay(true);
                     let refused = || DispatchError::Io(io::ErrorKind::ConnectionRefused.into());
                     let peer = connections.admit().await.ok_or_else(refused)?;
                     Ok((Stream::new(io, peer, write_timeout), Protocol::Http1, address))
