@@ -1,6 +1,6 @@
 //! What is counted of verifications: per key, day and outcome, in memory, fetched in batches.
 //!
-//! Nothing is written per request. Each cached key has counts of its own ([`Tally`]); the first use after a fetch puts
+//! Nothing is written per request. Each cached key has counts of its own (`Tally`); the first use after a fetch puts
 //! them into the queue of the key's account, which keeps them when the key is evicted in between, so no count is lost. What
 //! waits is bounded in bytes, with a fair share for each account: when there is no room, the account with the most waiting
 //! counts loses some.
