@@ -91,7 +91,7 @@ use actix_web::{
     Error, HttpMessage as _, HttpRequest, ResponseError as _,
     body::{EitherBody, MessageBody},
     dev::{Service, ServiceRequest, ServiceResponse, Transform, forward_ready},
-    http::header::{HeaderMap, HeaderName, HeaderValue},
+    http::header::{AUTHORIZATION, HeaderMap, HeaderName, HeaderValue},
 };
 use pin_project_lite::pin_project;
 pub use tollkey_middleware::*;
@@ -190,8 +190,12 @@ where
 /// Passes the admission on with the request, and marks the header with the key as sensitive, so that nothing inside logs it.
 fn admit(request: &mut ServiceRequest, admission: &Admission) {
     if let Some(key) = admission.key() {
-        let credential = HeaderName::from_static(key.credential_header());
-        if let Some(credential) = request.headers_mut().get_mut(credential) {
+        // A constant needs no parsing.
+        let name = match key.credential_header() {
+            "authorization" => AUTHORIZATION,
+            other => HeaderName::from_static(other),
+        };
+        if let Some(credential) = request.headers_mut().get_mut(name) {
             credential.set_sensitive(true);
         }
     }

@@ -248,6 +248,7 @@ pub fn decide_further(record: &Record, need: &Need<'_>, now: Timestamp) -> Resul
     decide_merchant_and_scopes(record, need)
 }
 
+#[inline]
 fn decide_merchant_and_scopes(record: &Record, need: &Need<'_>) -> Result<(), Denial> {
     if !merchant_allowed(record, need) {
         return Err(Denial::MerchantNotAllowed);
