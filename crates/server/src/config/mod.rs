@@ -83,7 +83,7 @@ pub struct Settings {
     pub key_depth_limit: DepthLimit,
     /// The built-in scopes, `TOLLKEY_SCOPES` and `TOLLKEY_COMMERCE_SCOPES`.
     pub catalogue: Catalogue,
-    /// `TOLLKEY_CACHE_BYTES`, at least 4 MiB.
+    /// `TOLLKEY_CACHE_BYTES`, at least [`tollkey_verifier::Settings::MIN_BYTES`].
     pub cache_bytes: usize,
     /// `TOLLKEY_CACHED_KEYS`, at least 1.
     pub cached_keys: usize,
@@ -224,7 +224,9 @@ impl Settings {
             account_key_limit: sources.parse(&ACCOUNT_KEY_LIMIT, |text| rules::number(text, 1, 1_000_000))?,
             key_depth_limit: required(&sources, &KEY_DEPTH_LIMIT, rules::key_depth_limit)?,
             catalogue: catalogue(&sources)?,
-            cache_bytes: required(&sources, &CACHE_BYTES, |text| rules::number(text, 4 << 20, 1 << 40))?,
+            cache_bytes: required(&sources, &CACHE_BYTES, |text| {
+                rules::number(text, tollkey_verifier::Settings::MIN_BYTES, 1 << 40)
+            })?,
             cached_keys: {
                 let setting = under_either_name(&sources, &CACHED_KEYS, &REMEMBERED_KEYS, &mut renamed)?;
                 required(&sources, setting, |text| rules::number(text, 1, 100_000_000))?
