@@ -11,7 +11,7 @@ use actix_web::{
     dev::{ServiceRequest, ServiceResponse},
     http::{
         Method, StatusCode,
-        header::{self, HeaderName, HeaderValue},
+        header::{self, HeaderMap, HeaderName, HeaderValue},
     },
     middleware::Next,
     web,
@@ -29,6 +29,7 @@ use crate::{
     surfaces::{
         account::is_account_path,
         dashboard::{is_dashboard_path, page},
+        docs::is_docs_path,
     },
     telemetry,
     transport::{self, SharedBody},
@@ -79,6 +80,11 @@ pub async fn edge<B: MessageBody + 'static>(
     next: Next<B>,
 ) -> Result<ServiceResponse<EitherBody<B>>, Error> {
     let started = Instant::now();
+    // From here on, the request has the server's own path, whether a proxy in front of it strips the prefix or not.
+    if let Some(own) = state.public_path.strip_uri(request.uri()) {
+        request.match_info_mut().get_mut().update(&own);
+        request.head_mut().uri = own;
+    }
     let method = request.method().clone();
     // The path as the router sees it, so that an escape in it does not change whose it is.
     let path = request.match_info().as_str();
@@ -105,7 +111,7 @@ pub async fn edge<B: MessageBody + 'static>(
                 let meta = Meta { request_id: id.to_string(), timestamp: state.clock.now().into() };
                 response.json(ErrorEnvelope { data: (), error: ErrorBody::new(&problem), meta })
             } else if dashboard {
-                response.content_type("text/html; charset=utf-8").body(page::problem(&problem, &id))
+                response.content_type("text/html; charset=utf-8").body(page::problem(&problem, &id, &state.public_path))
             } else {
                 let body = serde_json::to_string(&wire::Problem::new(&problem, &id)).unwrap_or_default();
                 response.content_type(wire::MEDIA_TYPE).body(body)
@@ -134,7 +140,10 @@ pub async fn edge<B: MessageBody + 'static>(
 
     if dashboard {
         page::secure(headers);
+    } else if is_html(headers) || is_docs_path(http_request.match_info().as_str()) {
+        page::secure_docs(headers);
     }
+    state.public_path.add_to(headers);
 
     // A gateway's caller is told what is left only when that is nothing.
     if (!gateway || status == StatusCode::TOO_MANY_REQUESTS)
@@ -158,6 +167,10 @@ pub async fn edge<B: MessageBody + 'static>(
         duration_us = u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX), "answered"
     );
     Ok(ServiceResponse::new(http_request, response))
+}
+
+fn is_html(headers: &HeaderMap) -> bool {
+    headers.get(header::CONTENT_TYPE).is_some_and(|value| value.as_bytes().starts_with(b"text/html"))
 }
 
 /// An inbound id is kept when it is well-formed, 1 to 128 characters out of `A-Z a-z 0-9 . _ : -`, and looks like no

@@ -7,6 +7,7 @@
 //! | [`service`] | what happens |
 //! | [`state`] | what a request may use |
 //! | [`edge`], [`body`] | what every request goes through, and what it brings |
+//! | [`public_path`] | the path prefix under which clients reach the server |
 //! | [`config`], [`dev_mode`] | settings, and what stands in for them on a developer's machine |
 //! | [`cli`] | one file per subcommand |
 //! | [`server`] | everything put together and set running |
@@ -22,6 +23,7 @@ pub mod config;
 pub mod dev_mode;
 pub mod edge;
 pub mod openapi;
+pub mod public_path;
 pub mod random;
 pub mod server;
 pub mod service;

@@ -5,7 +5,7 @@
 
 use std::sync::LazyLock;
 
-use actix_web::{App, http::Method};
+use actix_web::{App, http::Method, web::Bytes};
 use tollkey_api::{
     account::ErrorEnvelope,
     problem::{MEDIA_TYPE, Problem},
@@ -14,7 +14,7 @@ use utoipa::{
     PartialSchema as _, ToSchema as _,
     openapi::{
         ContentBuilder, HeaderBuilder, InfoBuilder, LicenseBuilder, ObjectBuilder, OpenApi, Ref, RefOr,
-        ResponseBuilder, Type,
+        ResponseBuilder, ServerBuilder, Type,
         path::{Operation, ParameterBuilder, ParameterIn, PathItem},
         security::{ApiKey, ApiKeyValue, Http, HttpAuthScheme, HttpBuilder, SecurityScheme},
         tag::TagBuilder,
@@ -22,7 +22,7 @@ use utoipa::{
 };
 use utoipa_actix_web::AppExt as _;
 
-use crate::surfaces;
+use crate::{public_path::PublicPath, surfaces};
 
 /// The document.
 #[must_use]
@@ -81,6 +81,20 @@ pub fn json() -> &'static str {
         json
     });
     &JSON
+}
+
+/// [`json`] for clients under a path prefix: it is the one server of the document. Its URL is relative to the origin that the
+/// document comes from, so that Swagger UI calls the server it was loaded from.
+#[must_use]
+pub fn json_under(prefix: &PublicPath) -> Bytes {
+    if prefix.is_empty() {
+        return Bytes::from_static(json().as_bytes());
+    }
+    let mut document = document();
+    document.servers = Some(vec![ServerBuilder::new().url(prefix.to_string()).build()]);
+    let mut json = document.to_pretty_json().unwrap_or_default();
+    json.push('\n');
+    json.into()
 }
 
 /// Every operation: its path template and its method.

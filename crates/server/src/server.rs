@@ -4,7 +4,7 @@ use std::{
     io,
     net::SocketAddr,
     sync::{
-        Arc, LazyLock,
+        Arc, LazyLock, OnceLock,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -13,7 +13,7 @@ use std::{
 use actix_web::{
     App, HttpRequest, HttpResponse,
     dev::{ResourceDef, ServerHandle},
-    http::Method,
+    http::{Method, header},
     middleware::from_fn,
     web,
 };
@@ -130,6 +130,8 @@ pub async fn assemble(
         audit_checks: UnderWay::new(settings.database_pool),
         revocations: Revocations::default(),
         policy,
+        public_path: settings.public_path.clone(),
+        document: OnceLock::new(),
         draining: AtomicBool::new(false),
     })
 }
@@ -229,6 +231,7 @@ pub fn start(settings: &Settings, state: State, metrics: Option<Metrics>) -> any
             .configure(surfaces::account::under_v1)
             .configure(surfaces::dashboard::configure)
             .configure(surfaces::docs::configure)
+            .route("/", web::get().to(home))
             .default_service(web::to(unmatched))
             .wrap(from_fn(edge))
     })?;
@@ -439,6 +442,17 @@ async fn render_metrics(
     telemetry::record_verifier(&state.verifier.stats());
     telemetry::record_connections(connections.open(), connections.pending_bytes());
     HttpResponse::Ok().content_type("text/plain; version=0.0.4; charset=utf-8").body(metrics.render())
+}
+
+/// The root. A browser is sent to the dashboard; there is nothing else.
+async fn home(request: HttpRequest) -> Answer {
+    let accepts = request.headers().get_all(header::ACCEPT);
+    let is_browser = accepts.filter_map(|value| value.to_str().ok()).any(|value| value.contains("text/html"));
+    if !is_browser {
+        return nothing().await;
+    }
+    let mut response = HttpResponse::SeeOther();
+    Ok(response.insert_header((header::LOCATION, "/dashboard")).insert_header((header::VARY, "Accept")).finish())
 }
 
 async fn nothing() -> Answer {

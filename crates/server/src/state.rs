@@ -3,12 +3,12 @@
 use std::{
     fmt,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, Ordering},
     },
 };
 
-use actix_web::http::header::HeaderName;
+use actix_web::{http::header::HeaderName, web::Bytes};
 use ipnet::IpNet;
 use tollkey_core::{
     Catalogue, Clock, Denial, Need, Problem, RouteBase, ceiling::DepthLimit, time::day, usage::outcome_code,
@@ -18,6 +18,7 @@ use tollkey_verifier::{Requester, Unavailable, Verdict, Verifier, usage::BATCH};
 
 use crate::{
     caller::jwt::TokenVerifier,
+    public_path::PublicPath,
     random::Random,
     service::{
         audit::UnderWay,
@@ -56,6 +57,10 @@ pub struct State {
     pub revocations: Revocations,
     /// What the operator decided.
     pub policy: Policy,
+    /// The path prefix under which clients reach the server.
+    pub public_path: PublicPath,
+    /// The OpenAPI document, for clients under that prefix.
+    pub document: OnceLock<Bytes>,
     /// Set while the server stops: it is no longer ready.
     pub draining: AtomicBool,
 }

@@ -194,7 +194,8 @@ pub(super) const PUBLIC_URL: Setting = Setting {
     flag: Some("public-url"),
     form: Form::Text("URL"),
     default: None,
-    help: "Where browsers reach this server, such as https://keys.example.com; must be set with TOLLKEY_OIDC_ISSUER",
+    help: "URL of this server for its clients, such as https://keys.example.com or, behind a path prefix, \
+           https://example.com/keys. A proxy may strip the prefix or pass it on. Required with TOLLKEY_OIDC_ISSUER",
 };
 pub(super) const OIDC_ISSUER: Setting = Setting {
     env: "TOLLKEY_OIDC_ISSUER",

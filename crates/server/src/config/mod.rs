@@ -28,7 +28,7 @@ pub use self::{
     setting::{Form, Setting},
     sources::{ConfigError, Options, Source},
 };
-use crate::caller::jwks::JwksUrl;
+use crate::{caller::jwks::JwksUrl, public_path::PublicPath};
 
 /// The fewest bytes of a secret that signs tokens: the output of SHA-256 (RFC 7518, section 3.2).
 pub const HS256_SECRET_MIN: usize = 32;
@@ -73,6 +73,8 @@ pub struct Settings {
     pub sealing_secret: Option<Secret>,
     /// `TOLLKEY_DASHBOARD_TOKEN_SIGN_IN`.
     pub dashboard_token_sign_in: bool,
+    /// The path of `TOLLKEY_PUBLIC_URL`; empty when there is none.
+    pub public_path: PublicPath,
     /// Who signs people in to the dashboard; `None` when `TOLLKEY_OIDC_ISSUER` is not set.
     pub oidc: Option<OidcSettings>,
     /// `TOLLKEY_APPLICATION_KEY_LIMIT`, at least 1.
@@ -166,7 +168,7 @@ pub struct OidcSettings {
     pub client_id: String,
     /// `TOLLKEY_OIDC_CLIENT_SECRET`; `None` for a public client.
     pub client_secret: Option<Secret>,
-    /// `TOLLKEY_PUBLIC_URL`: scheme, host and port, without a slash at its end.
+    /// `TOLLKEY_PUBLIC_URL`: scheme, host, port and path, without a slash at its end.
     pub public_url: String,
     /// `TOLLKEY_OIDC_SCOPES`, without `openid`.
     pub scopes: Vec<String>,
@@ -219,6 +221,7 @@ impl Settings {
             tokens: tokens(&sources)?,
             sealing_secret: sealing_secret(&sources)?,
             dashboard_token_sign_in: required(&sources, &DASHBOARD_TOKEN_SIGN_IN, rules::switch)?,
+            public_path: sources.parse(&PUBLIC_URL, rules::public_url)?.map(|(_, path)| path).unwrap_or_default(),
             oidc: oidc(&sources)?,
             application_key_limit: required(&sources, &APPLICATION_KEY_LIMIT, |text| rules::number(text, 1, 10_000))?,
             account_key_limit: sources.parse(&ACCOUNT_KEY_LIMIT, |text| rules::number(text, 1, 1_000_000))?,
@@ -364,7 +367,7 @@ fn oidc(sources: &Sources<'_>) -> Result<Option<OidcSettings>, ConfigError> {
     let issuer = sources.parse(&OIDC_ISSUER, rules::issuer)?;
     let client_id = sources.parse(&OIDC_CLIENT_ID, rules::text)?;
     let client_secret = sources.secret(&OIDC_CLIENT_SECRET, &OIDC_CLIENT_SECRET_FILE)?;
-    let public_url = sources.parse(&PUBLIC_URL, rules::public_url)?;
+    let public_url = sources.parse(&PUBLIC_URL, rules::public_url)?.map(|(origin, path)| format!("{origin}{path}"));
     let scopes = sources.parse(&OIDC_SCOPES, rules::oidc_scopes)?;
     let account_claim = required(sources, &OIDC_ACCOUNT_CLAIM, rules::text)?;
     let roles_claim = sources.parse(&OIDC_ROLES_CLAIM, rules::text)?;

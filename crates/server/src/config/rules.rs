@@ -10,7 +10,7 @@ use tollkey_core::{Invalid, IpList, ceiling::DepthLimit};
 use tracing_subscriber::EnvFilter;
 
 use super::{DatabaseKind, LogFormat};
-use crate::caller::jwks::trusted_url;
+use crate::{caller::jwks::trusted_url, public_path::PublicPath};
 
 /// Headers that already say something else; a merchant named in one of them would be nonsense or a leak.
 const TAKEN_HEADERS: [&str; 16] = [
@@ -134,13 +134,19 @@ pub(super) fn issuer(text: &str) -> Result<String, Invalid> {
     Ok(text.to_owned())
 }
 
-/// Scheme, host and port; the dashboard's own path is fixed.
-pub(super) fn public_url(text: &str) -> Result<String, Invalid> {
+/// The origin, and the path prefix, if there is one. The path is read as it is written: a URL parser would resolve dot segments.
+pub(super) fn public_url(text: &str) -> Result<(String, PublicPath), Invalid> {
     let url = trusted_url(text)?;
-    if url.path() != "/" || url.query().is_some() || url.fragment().is_some() {
-        return Err(Invalid::new("must have nothing behind host and port, as https://keys.example.com"));
+    if url.query().is_some() || url.fragment().is_some() {
+        return Err(Invalid::new("must not have a query or fragment"));
     }
-    Ok(url.origin().ascii_serialization())
+    let behind_scheme = text.split_once("://").map_or("", |(_, rest)| rest);
+    let path = behind_scheme.find(['/', '\\']).map_or("/", |at| &behind_scheme[at..]);
+    let prefix = PublicPath::parse(path)?;
+    if path != url.path() {
+        return Err(Invalid::new("must be written in full, such as https://keys.example.com"));
+    }
+    Ok((url.origin().ascii_serialization(), prefix))
 }
 
 /// RFC 6749, section 3.3. `openid` is always asked for.

@@ -494,8 +494,15 @@ fn rules_of_a_provider() {
         ("TOLLKEY_OIDC_ISSUER", "https://id.example/#x", "must not have a query"),
         ("TOLLKEY_PUBLIC_URL", "keys.example.com", "must be a URL"),
         ("TOLLKEY_PUBLIC_URL", "http://keys.example.com", "must be https"),
-        ("TOLLKEY_PUBLIC_URL", "https://keys.example.com/tollkey", "must have nothing behind host and port"),
-        ("TOLLKEY_PUBLIC_URL", "https://keys.example.com/?x", "must have nothing behind host and port"),
+        ("TOLLKEY_PUBLIC_URL", "https://keys.example.com/?x", "must not have a query or fragment"),
+        ("TOLLKEY_PUBLIC_URL", "https://keys.example.com/keys#x", "must not have a query or fragment"),
+        ("TOLLKEY_PUBLIC_URL", "https://keys.example.com/a/../keys", "must have a path of at most"),
+        ("TOLLKEY_PUBLIC_URL", "https://keys.example.com/a%2e", "must have a path of at most"),
+        ("TOLLKEY_PUBLIC_URL", "https://keys.example.com//keys", "must have a path of at most"),
+        ("TOLLKEY_PUBLIC_URL", "https://keys.example.com\\keys", "must have a path of at most"),
+        ("TOLLKEY_PUBLIC_URL", "https:///keys.example.com", "must be written in full"),
+        ("TOLLKEY_PUBLIC_URL", "https:keys.example.com/keys", "must be written in full"),
+        ("TOLLKEY_PUBLIC_URL", "https://keys.example.com/api", "must not have a path that the server uses itself"),
         ("TOLLKEY_OIDC_SCOPES", "profile email", "is no scope"),
         ("TOLLKEY_OIDC_SCOPES", "profile,", "must not have an empty entry"),
     ] {
@@ -504,13 +511,17 @@ fn rules_of_a_provider() {
         let error = environment(&variables).unwrap_err();
         assert!(error.starts_with(&format!("{variable} (environment): ")) && error.contains(rule), "{value}: {error}");
     }
-    for (issuer, public) in [
-        ("http://127.0.0.1:8081", "http://localhost:8080"),
-        ("http://[::1]:8081/", "http://127.0.0.1:8080/"),
-        ("https://id.example/", "https://keys.example.com:8443"),
+    for (issuer, public, path) in [
+        ("http://127.0.0.1:8081", "http://localhost:8080", ""),
+        ("http://[::1]:8081/", "http://127.0.0.1:8080/", ""),
+        ("https://id.example/", "https://keys.example.com:8443", ""),
+        ("https://id.example/", "https://example.com/keys", "/keys"),
+        ("https://id.example/", "https://example.com/team/keys/", "/team/keys"),
     ] {
         let variables = [PROVIDER[1], ("TOLLKEY_OIDC_ISSUER", issuer), ("TOLLKEY_PUBLIC_URL", public)];
-        let oidc = environment(&variables).unwrap().oidc.unwrap();
+        let settings = environment(&variables).unwrap();
+        assert_eq!(settings.public_path.to_string(), path);
+        let oidc = settings.oidc.unwrap();
         assert_eq!(oidc.issuer, issuer, "as it is written");
         assert_eq!(oidc.public_url, public.trim_end_matches('/'));
     }

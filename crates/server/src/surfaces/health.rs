@@ -37,8 +37,8 @@ pub async fn ready(state: web::Data<State>) -> Answer {
 /// This document.
 #[utoipa::path(tag = "health", operation_id = "openapi", responses((status = 200, description = "The OpenAPI 3.1 document.", body = Object, content_type = "application/json")))]
 #[get("/openapi.json")]
-pub async fn document() -> HttpResponse {
+pub async fn document(state: web::Data<State>) -> HttpResponse {
     let mut response = HttpResponse::Ok();
     response.insert_header((header::CACHE_CONTROL, "no-cache")).content_type("application/json");
-    SharedBody::of(response, openapi::json().as_bytes())
+    SharedBody::of(response, state.document.get_or_init(|| openapi::json_under(&state.public_path)).clone())
 }

@@ -39,10 +39,10 @@ const COUNTED: u64 = 16 * 1024;
 pub struct SharedBody(());
 
 impl SharedBody {
-    /// The response with this body.
+    /// The response with this body, whose bytes are static or kept by the server.
     #[must_use]
-    pub fn of(mut response: HttpResponseBuilder, bytes: &'static [u8]) -> HttpResponse {
-        let mut response = response.body(Bytes::from_static(bytes));
+    pub fn of(mut response: HttpResponseBuilder, bytes: Bytes) -> HttpResponse {
+        let mut response = response.body(bytes);
         response.extensions_mut().insert(Self(()));
         response
     }

@@ -46,5 +46,5 @@ pub(super) async fn file(path: web::Path<(String, String)>) -> Answer {
     let kept = if version == asset.version { "public, max-age=31536000, immutable" } else { "no-store" };
     let mut response = HttpResponse::Ok();
     response.insert_header((header::CACHE_CONTROL, kept)).content_type(asset.content_type);
-    Ok(SharedBody::of(response, asset.content.as_bytes()))
+    Ok(SharedBody::of(response, web::Bytes::from_static(asset.content.as_bytes())))
 }

@@ -219,7 +219,7 @@ fn file(
             let Some((filter, is_first)) = rest else { return Ok(None) };
             let found = audit::list(&state, &by, filter.clone()).await?;
             let written = match format {
-                Format::Csv => csv_lines(&found.entries, is_first)?,
+                Format::Csv => csv_lines(&found.entries, is_first).into_bytes(),
                 Format::JsonLines => json_lines(&found.entries)?,
             };
             let rest = found.next.map(|next| (audit::Filter { before: Some(next), ..filter }, false));
@@ -237,59 +237,171 @@ fn json_lines(entries: &[Entry]) -> Result<Vec<u8>, Problem> {
     Ok(lines)
 }
 
+/// The columns of the CSV file.
+const COLUMNS: [&str; 11] = [
+    "seq",
+    "occurred_at",
+    "action",
+    "actor_type",
+    "actor_id",
+    "target_type",
+    "target_id",
+    "request_id",
+    "ip",
+    "changes",
+    "hash",
+];
+
 /// RFC 4180, with a line of names.
-fn csv_lines(entries: &[Entry], with_names: bool) -> Result<Vec<u8>, Problem> {
-    let mut writer = csv::WriterBuilder::new().terminator(csv::Terminator::CRLF).from_writer(Vec::new());
+fn csv_lines(entries: &[Entry], with_names: bool) -> String {
+    let mut lines = String::new();
     if with_names {
-        let names = [
-            "seq",
-            "occurred_at",
-            "action",
-            "actor_type",
-            "actor_id",
-            "target_type",
-            "target_id",
-            "request_id",
-            "ip",
-            "changes",
-            "hash",
-        ];
-        writer.write_record(names).map_err(|_| Problem::internal())?;
+        push_line(&mut lines, &COLUMNS.map(str::to_owned));
     }
     for entry in entries {
         let draft = &entry.draft;
-        let record = [
-            entry.seq.to_string(),
-            Time(draft.occurred_at).iso(),
-            draft.action.as_str().to_owned(),
-            draft.actor.kind.as_str().to_owned(),
-            harmless(&draft.actor.id),
-            draft.target.kind.as_str().to_owned(),
-            harmless(&draft.target.id),
-            harmless(draft.request_id.as_deref().unwrap_or_default()),
-            draft.ip.map(|ip| ip.to_string()).unwrap_or_default(),
-            draft.changes.to_string(),
-            entry.hash.to_string(),
-        ];
-        writer.write_record(record).map_err(|_| Problem::internal())?;
+        push_line(
+            &mut lines,
+            &[
+                entry.seq.to_string(),
+                Time(draft.occurred_at).iso(),
+                draft.action.as_str().to_owned(),
+                draft.actor.kind.as_str().to_owned(),
+                draft.actor.id.clone(),
+                draft.target.kind.as_str().to_owned(),
+                draft.target.id.clone(),
+                draft.request_id.clone().unwrap_or_default(),
+                draft.ip.map(|ip| ip.to_string()).unwrap_or_default(),
+                draft.changes.to_string(),
+                entry.hash.to_string(),
+            ],
+        );
     }
-    writer.into_inner().map_err(|_| Problem::internal())
+    lines
 }
 
-/// A text that a spreadsheet takes for a text: who is named `=cmd()` runs nothing on the desk of who opens the file.
-fn harmless(text: &str) -> String {
-    let is_formula = text.starts_with(['=', '+', '-', '@', '\t', '\r']);
-    if is_formula { format!("'{text}") } else { text.to_owned() }
+/// Every cell goes through [`without_formulas`], whatever it holds. A cell with the list separator of any locale is quoted, not
+/// only one with a comma.
+fn push_line(lines: &mut String, cells: &[String; COLUMNS.len()]) {
+    for (column, cell) in cells.iter().enumerate() {
+        if column > 0 {
+            lines.push(',');
+        }
+        let cell = without_formulas(cell);
+        if cell.contains(|letter| letter == '"' || SEPARATORS.contains(&letter)) {
+            lines.push('"');
+            lines.push_str(&cell.replace('"', "\"\""));
+            lines.push('"');
+        } else {
+            lines.push_str(&cell);
+        }
+    }
+    lines.push_str("\r\n");
+}
+
+/// What ends a cell in some locale or import dialog of a spreadsheet.
+const SEPARATORS: [char; 6] = [',', ';', '\t', '|', '\r', '\n'];
+/// What begins a formula, also in the full-width forms that spreadsheets in East Asian locales accept.
+const FORMULA: [char; 8] = ['=', '+', '-', '@', '＝', '＋', '－', '＠'];
+
+/// The text with `'` before everything that a spreadsheet could take for a formula (OWASP, "CSV Injection"): at its beginning,
+/// and after each character that separates cells in some locale. A spreadsheet whose list separator is `;` splits the line of
+/// this file there although the cell is quoted, because the quotes are not at the beginning of what it takes for a cell.
+/// Quotes and white space before the formula do not protect it.
+fn without_formulas(text: &str) -> String {
+    let mut safe = String::with_capacity(text.len());
+    // Spreadsheets skip these at the beginning of a cell.
+    if text.starts_with(['\t', '\r', '\n']) {
+        safe.push('\'');
+    }
+    for cell in text.split_inclusive(SEPARATORS) {
+        let shown = cell.trim_start_matches(|letter: char| letter.is_whitespace() || letter.is_control() || letter == '"');
+        if shown.starts_with(FORMULA) {
+            safe.push('\'');
+        }
+        safe.push_str(cell);
+    }
+    safe
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    /// Whether a spreadsheet runs it.
+    fn is_formula(cell: &str) -> bool {
+        cell.trim_start_matches(|letter: char| letter.is_whitespace() || letter == '"').starts_with(FORMULA)
+            || cell.starts_with(['\t', '\r'])
+    }
+
+    /// The cells of a file by that separator, quotes read as RFC 4180 has them.
+    fn cells(file: &str, separator: char) -> Vec<String> {
+        let mut reader = csv::ReaderBuilder::new();
+        reader.has_headers(false).flexible(true).delimiter(u8::try_from(separator).unwrap());
+        let rows = reader.from_reader(file.as_bytes()).into_records().map(|row| row.expect("a row"));
+        rows.flat_map(|row| row.iter().map(str::to_owned).collect::<Vec<_>>()).collect()
+    }
+
     #[test]
-    fn a_text_that_a_spreadsheet_would_run_is_quoted() {
-        for (text, expected) in [("=1+1", "'=1+1"), ("@x", "'@x"), ("-2", "'-2"), ("user_7", "user_7"), ("", "")] {
-            assert_eq!(harmless(text), expected);
+    fn no_cell_is_a_formula_whatever_the_list_separator() {
+        let texts = [
+            "user_7", "", "a-b", "5-3", "key=1", "=1+1", "+1", "-2", "@x", "＝1", "\t=1", "\r=1", "\n=1", "\tx", " =1", "\"=1",
+            "a;=1", "a,=1", "a\t=1", "a|=1", "a\n=1", "a\r\n=1", "a; =1", "a;\"=1\"", "a;;=1", ";=1", ";", "a;-1;@b", "x;＋1", "a,\t\"=1",
+            "{\"name\":\";=cmd|' /C calc'!A0\"}", "[\"=a\",\"=b\"]", "[1,-2]",
+        ];
+        for text in texts {
+            let mut row: [String; COLUMNS.len()] = Default::default();
+            for column in 0..COLUMNS.len() {
+                row.fill("x".to_owned());
+                row[column] = text.to_owned();
+                let mut file = String::new();
+                push_line(&mut file, &row);
+                for separator in [',', ';', '\t', '|'] {
+                    for cell in cells(&file, separator) {
+                        assert!(!is_formula(&cell), "{text:?} in column {column} by {separator:?}: {cell:?} of {file}");
+                    }
+                }
+                // A spreadsheet that knows no quotes at all.
+                for cell in file.split([',', ';', '\t', '|', '\r', '\n']).filter(|_| text != "\tx") {
+                    assert!(!is_formula(cell), "{text:?} in column {column}: {cell:?} of {file}");
+                }
+                assert_eq!(cells(&file, ',').len(), COLUMNS.len(), "{file}");
+            }
+        }
+    }
+
+    #[test]
+    fn cell_that_is_no_formula_is_kept() {
+        for text in ["user_7", "2026-01-01T00:00:00Z", "a;b", "a=1", "::1", "{\"a\":-1,\"b\":\"=\"}", "a\"b", ""] {
+            assert_eq!(without_formulas(text), text);
+        }
+        for (text, expected) in [
+            ("=1", "'=1"),
+            ("a;=1", "a;'=1"),
+            ("a; \"=1", "a;' \"=1"),
+            ("a;;=1;-2", "a;;'=1;'-2"),
+            ("\t=1", "'\t'=1"),
+            ("[\"a\",\"=b\"]", "[\"a\",'\"=b\"]"),
+        ] {
+            assert_eq!(without_formulas(text), expected);
+        }
+    }
+
+    #[test]
+    fn cell_with_any_separator_is_quoted() {
+        for (text, expected) in [
+            ("a;b", "\"a;b\""),
+            ("a,b", "\"a,b\""),
+            ("a\tb", "\"a\tb\""),
+            ("a\"b", "\"a\"\"b\""),
+            ("a\nb", "\"a\nb\""),
+            ("a b", "a b"),
+        ] {
+            let mut row: [String; COLUMNS.len()] = Default::default();
+            row[0] = text.to_owned();
+            let mut file = String::new();
+            push_line(&mut file, &row);
+            assert_eq!(file, format!("{expected},,,,,,,,,,\r\n"));
         }
     }
 }

@@ -77,7 +77,7 @@ pub(super) async fn signed_in<B: MessageBody + 'static>(
             Ok(next.call(request).await?.map_into_left_body())
         }
         Ok(None) => {
-            let response = turn_away(&request);
+            let response = turn_away(&request, &state);
             Ok(request.into_response(response.map_into_right_body()))
         }
         Err(problem) => Ok(refuse(request, problem)),
@@ -89,20 +89,22 @@ fn is_for_everybody(path: &str) -> bool {
     matches!(path, "/dashboard/account" | "/dashboard/sign-out")
 }
 
-/// The page that a form was sent from, which people come back to: what they typed is lost, where they were is not.
-fn page_of_form(request: &ServiceRequest) -> &str {
+/// The page that a form was sent from, which the sign-in returns to: what was typed is lost, the page is not. A browser names it
+/// with the path prefix.
+fn page_of_form<'a>(request: &'a ServiceRequest, state: &State) -> &'a str {
     let is_page = |page: &&str| is_dashboard_path(page.split('?').next().unwrap_or_default());
-    behind_own_host(request, &REFERER).filter(is_page).unwrap_or("/dashboard")
+    let page = behind_own_host(request, &REFERER).map(|page| state.public_path.strip(page).unwrap_or(page));
+    page.filter(is_page).unwrap_or("/dashboard")
 }
 
-/// To the door, and back here afterwards.
-fn turn_away(request: &ServiceRequest) -> HttpResponse {
-    let here = request.uri().path_and_query().map_or("/dashboard", |here| here.as_str());
+/// Redirects to the sign-in page, which returns here.
+fn turn_away(request: &ServiceRequest, state: &State) -> HttpResponse {
+    let here = page::own_page(request.uri().path_and_query().map_or("/dashboard", |here| here.as_str()));
     // Followed from somewhere else, a `SameSite=Strict` cookie is not sent although it is there. A page of ours that goes on
     // by itself is asked for with it. Once: whoever comes from our own page has none.
     if request.method().is_safe() && header(request, &FETCH_SITE) == Some("cross-site") {
-        return page::go_on(here);
+        return page::go_on(here, &state.public_path);
     }
-    let next = if request.method().is_safe() { here } else { page_of_form(request) };
+    let next = if request.method().is_safe() { here } else { page_of_form(request, state) };
     page::whole_window(request.headers(), &page::door(next, None))
 }

@@ -235,10 +235,10 @@ fn place_of((key, _): &api_keys::Made) -> String {
 
 /// The one page that shows the text of a key.
 fn shown_once(state: &State, visitor: &SignedIn, request: &HttpRequest, key: &ApiKey, text: &KeyText) -> Answer {
-    // As the browser has it, whatever stands in front of this server: a form says where its page is from.
+    // The origin that the browser uses, which a proxy may hide from the server: a form has it in `Origin`.
     let header = |name| request.headers().get(name).and_then(|value| value.to_str().ok());
     let base = header(ORIGIN).filter(|origin| *origin != "null").map(str::to_owned);
-    let base = base.unwrap_or_else(|| format!("https://{}", header(HOST).unwrap_or_default()));
+    let base = base.unwrap_or_else(|| format!("https://{}", header(HOST).unwrap_or_default())) + &state.public_path.path("");
     page::page(&CreatedPage {
         frame: Frame::of(visitor, SECTION, "Your new key"),
         key: KeyView::new(key, &[], state.clock.now()),

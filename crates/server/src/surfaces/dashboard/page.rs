@@ -13,30 +13,43 @@ use serde::Deserialize;
 use tollkey_core::{Problem, ProblemCode, session::Session};
 
 use super::{assets, session::SignedIn};
-use crate::edge::Answer;
+use crate::{edge::Answer, public_path::PublicPath};
 
 /// Only our own style and script, no frames, no forms to elsewhere. Images in style sheets are `data:`.
 const POLICY: &str = "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self' data:; connect-src 'self'; \
                       form-action 'self'; frame-ancestors 'none'; base-uri 'none'";
 
-/// Puts the headers of a page on an answer.
+/// [`POLICY`] for HTML outside the dashboard, which is Swagger UI.
+const DOCS_POLICY: &str =
+    "default-src 'self'; img-src 'self' data:; form-action 'self'; frame-ancestors 'none'; base-uri 'none'";
+
+/// Sets the headers of a response of the dashboard.
 pub fn secure(headers: &mut HeaderMap) {
+    secure_html(headers, POLICY);
+    headers.insert(HeaderName::from_static("permissions-policy"), HeaderValue::from_static("clipboard-write=(self)"));
+    set_default(headers, header::CACHE_CONTROL, "no-store");
+}
+
+/// Sets the headers of HTML outside the dashboard, and of what it loads.
+pub fn secure_docs(headers: &mut HeaderMap) {
+    secure_html(headers, DOCS_POLICY);
+}
+
+fn secure_html(headers: &mut HeaderMap, policy: &'static str) {
     for (name, value) in [
-        (header::CONTENT_SECURITY_POLICY, POLICY),
+        (header::CONTENT_SECURITY_POLICY, policy),
         (header::X_FRAME_OPTIONS, "DENY"),
         (HeaderName::from_static("cross-origin-opener-policy"), "same-origin"),
-        (HeaderName::from_static("permissions-policy"), "clipboard-write=(self)"),
     ] {
         headers.insert(name, HeaderValue::from_static(value));
     }
-    for (name, value) in [
-        (header::CACHE_CONTROL, "no-store"),
-        // With `no-referrer` browsers would hide where a form comes from, even from ourselves.
-        (header::REFERRER_POLICY, "same-origin"),
-    ] {
-        if !headers.contains_key(&name) {
-            headers.insert(name, HeaderValue::from_static(value));
-        }
+    // With `no-referrer` browsers would hide where a form comes from, even from ourselves.
+    set_default(headers, header::REFERRER_POLICY, "same-origin");
+}
+
+fn set_default(headers: &mut HeaderMap, name: HeaderName, value: &'static str) {
+    if !headers.contains_key(&name) {
+        headers.insert(name, HeaderValue::from_static(value));
     }
 }
 
@@ -58,6 +71,8 @@ pub struct Frame {
     pub who: Option<Who>,
     /// What was just done, to be told once.
     pub done: Option<&'static str>,
+    /// Written before each of the server's own paths on the page.
+    pub root: PublicPath,
 }
 
 /// Who is signed in.
@@ -75,24 +90,29 @@ impl Frame {
     /// The frame of a page for somebody who is signed in.
     #[must_use]
     pub fn of(visitor: &SignedIn, section: &'static str, title: impl Into<String>) -> Self {
-        Self::of_session(&visitor.session, section, title)
+        Self::of_session(&visitor.session, &visitor.root, section, title)
     }
 
-    /// [`Frame::of`] somebody who may not have chosen an account yet.
+    /// [`Frame::of`] a session that may have no account yet.
     #[must_use]
-    pub fn of_session(session: &Session, section: &'static str, title: impl Into<String>) -> Self {
+    pub fn of_session(
+        session: &Session,
+        root: &PublicPath,
+        section: &'static str,
+        title: impl Into<String>,
+    ) -> Self {
         let who = Who {
             subject: session.subject.clone(),
             account: session.account_id.as_ref().map(ToString::to_string),
             is_operator: session.is_operator,
         };
-        Self { title: title.into(), section, who: Some(who), done: None }
+        Self { title: title.into(), section, who: Some(who), done: None, root: root.clone() }
     }
 
-    /// The frame of a page before anybody is signed in.
+    /// The frame of a page without a session.
     #[must_use]
-    pub fn outside(title: &str) -> Self {
-        Self { title: title.to_owned(), ..Self::default() }
+    pub fn outside(title: &str, root: &PublicPath) -> Self {
+        Self { title: title.to_owned(), root: root.clone(), ..Self::default() }
     }
 
     /// With what was just done, as the query of a redirect says it: one of the words of this page, never a text of its own.
@@ -124,7 +144,7 @@ impl Frame {
     /// Where an asset is.
     #[must_use]
     pub fn asset(&self, name: &str) -> String {
-        assets::url(name)
+        self.root.path(&assets::url(name))
     }
 }
 
@@ -168,10 +188,39 @@ pub fn see_other(to: &str) -> HttpResponse {
     HttpResponse::SeeOther().insert_header((header::LOCATION, to)).finish()
 }
 
-/// The address of the door; with the word of why somebody is sent back there.
+/// The page that a browser starts at.
+pub const HOME: &str = "/dashboard/keys";
+/// The most bytes of a page to return to.
+const NEXT_MAX: usize = 2048;
+/// The sections whose pages a sign-in can return to.
+const SECTIONS: [&str; 5] = ["keys", "applications", "audit", "settings", "account"];
+
+/// The page to go to after a sign-in: `next` if it has the form of one of our pages, otherwise [`HOME`]. The form is
+/// `/dashboard`, or `/dashboard/` with a section and segments of letters, digits, `-` and `_`, and then a query.
+///
+/// The form has no dots, escapes, colons, empty segments, backslashes or control characters in the path. So neither a browser
+/// nor a proxy that normalizes the path of a redirect can turn it into another host.
+#[must_use]
+pub fn own_page(next: &str) -> &str {
+    let (path, query) = next.split_once('?').unwrap_or((next, ""));
+    let is_segment = |segment: &str| {
+        !segment.is_empty() && segment.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'))
+    };
+    let is_page = match path.strip_prefix("/dashboard") {
+        Some("") => true,
+        Some(rest) => rest.strip_prefix('/').is_some_and(|rest| {
+            rest.split('/').all(is_segment) && rest.split('/').next().is_some_and(|first| SECTIONS.contains(&first))
+        }),
+        None => false,
+    };
+    let is_query = query.bytes().all(|byte| byte.is_ascii_graphic() && !matches!(byte, b'\\' | b'#'));
+    if is_page && is_query && next.len() <= NEXT_MAX { next } else { HOME }
+}
+
+/// The URL of the sign-in page, with the page to return to, and the word for why a sign-in failed.
 #[must_use]
 pub fn door(next: &str, failed: Option<&str>) -> String {
-    let pairs = [Some(("next", next)), failed.map(|word| ("failed", word))];
+    let pairs = [Some(("next", own_page(next))), failed.map(|word| ("failed", word))];
     let query = serde_urlencoded::to_string(pairs.into_iter().flatten().collect::<Vec<_>>()).unwrap_or_default();
     format!("/dashboard/sign-in?{query}")
 }
@@ -186,10 +235,10 @@ pub fn whole_window(asked: &HeaderMap, to: &str) -> HttpResponse {
     }
 }
 
-/// A page that goes on by itself: what it asks for comes from our own site, and brings the session's cookie.
+/// A page that loads another page by itself. That request comes from our own site, and brings the session's cookie.
 #[must_use]
-pub fn go_on(to: &str) -> HttpResponse {
-    let page = GoOn { to: to.to_owned() };
+pub fn go_on(to: &str, root: &PublicPath) -> HttpResponse {
+    let page = GoOn { to: root.path(to) };
     HttpResponse::Ok().content_type("text/html; charset=utf-8").body(page.render().unwrap_or_default())
 }
 
@@ -207,16 +256,16 @@ struct ProblemPage<'a> {
     request_id: &'a str,
 }
 
-/// What somebody sees where a page would be.
+/// The page of a problem.
 #[must_use]
-pub fn problem(problem: &Problem, request_id: &str) -> String {
+pub fn problem(problem: &Problem, request_id: &str, root: &PublicPath) -> String {
     let title = match problem.code {
         ProblemCode::NotFound => "There is no such page",
         ProblemCode::Forbidden => "This is not allowed",
         ProblemCode::Unavailable => "Not available right now",
         _ => "This did not work",
     };
-    ProblemPage { frame: Frame::outside(title), problem, request_id }.render().unwrap_or_default()
+    ProblemPage { frame: Frame::outside(title, root), problem, request_id }.render().unwrap_or_default()
 }
 
 /// A time on a page: in UTC, and in the reader's zone where there is script.
@@ -235,5 +284,89 @@ impl Time {
     #[must_use]
     pub fn utc(&self) -> String {
         self.0.to_zoned(TimeZone::UTC).strftime("%Y-%m-%d %H:%M UTC").to_string()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sign_in_returns_only_to_pages_of_the_dashboard() {
+        for page in [
+            "/dashboard",
+            "/dashboard?done=account",
+            "/dashboard/keys",
+            "/dashboard/keys?mode=test&q=a%2e%2e%2f/..//b",
+            "/dashboard/keys/01a1fdf4-8ded-771c-a1fe-14ac36e62ac1/rotate",
+            "/dashboard/keys/key_01KDVDNA00HXPX69B46WBKBWSC",
+            "/dashboard/settings/service-keys/01a1fdf4-8ded-771c-a1fe-14ac36e62ac1/revoke",
+            "/dashboard/audit/export?format=csv&",
+            "/dashboard/account",
+        ] {
+            assert_eq!(own_page(page), page);
+        }
+        let longest = format!("/dashboard/keys?q={}", "a".repeat(NEXT_MAX - 18));
+        assert_eq!(own_page(&longest), longest);
+        for rejected in [
+            "",
+            "/",
+            "//",
+            "/dashboard/..//x",
+            "/dashboard/../x",
+            "/dashboard/..",
+            "/dashboard/.",
+            "/dashboard/keys/..//evil.example",
+            "/dashboard/%2e%2e//x",
+            "/dashboard/%2E%2E/%2Fx",
+            "/dashboard/.%2e/x",
+            "/dashboard/keys/%2e%2e/%2e%2e//x",
+            "/dashboard/%252e%252e//x",
+            "/dashboard%2f..%2f%2fx",
+            "/dashboard//x",
+            "/dashboard//evil.example/keys",
+            "/dashboard/",
+            "/dashboard/keys/",
+            "/dashboard/keys//x",
+            "/dashboard\\..\\\\x",
+            "/dashboard/keys\\@evil.example",
+            "/dashboard/keys?a=\\",
+            "/dashboard/keys?a#b",
+            "/dashboard#x",
+            "/dashboard@evil.example",
+            "/dashboard/keys@evil.example",
+            "/dashboard:80/keys",
+            "/dashboard;/keys",
+            "/dashboard.evil.example",
+            "/dashboards",
+            "/DASHBOARD/keys",
+            "/dashboard/nothing",
+            "/dashboard/sign-in?next=/dashboard",
+            "/dashboard/sign-in/callback",
+            "/dashboard/sign-out",
+            "/dashboard/assets/0/style.css",
+            "//evil.example/dashboard",
+            "//evil.example/dashboard/keys",
+            "/\\evil.example",
+            "\\\\evil.example",
+            "https://evil.example/dashboard/keys",
+            "https:/dashboard/keys",
+            "http:dashboard/keys",
+            "javascript:alert(1)",
+            "dashboard/keys",
+            " /dashboard/keys",
+            "/dashboard/keys ",
+            "/dashboard/keys\t",
+            "/\t/evil.example",
+            "/dashboard/keys\r\nset-cookie: a=b",
+            "/dashboard/keys?a=\u{0}",
+            "/dashboard/keys?a=\u{7f}",
+            "/dashboard/keys?a=ä",
+            "/dashboard/k\u{202e}eys",
+            "/keys/dashboard/keys",
+            &format!("{longest}a"),
+        ] {
+            assert_eq!(own_page(rejected), HOME, "{rejected:?}");
+        }
     }
 }

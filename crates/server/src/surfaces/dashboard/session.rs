@@ -20,6 +20,7 @@ use crate::{
     caller::{Manager, client_ip, oidc::Attempt, request_id},
     dev_mode::new_secret,
     edge::Refusal,
+    public_path::PublicPath,
     state::State,
 };
 
@@ -69,6 +70,8 @@ pub struct Visitor {
     pub digest: Digest,
     /// Their session.
     pub session: Session,
+    /// The path prefix of the links on their pages.
+    pub root: PublicPath,
 }
 
 impl Visitor {
@@ -85,6 +88,8 @@ pub struct SignedIn {
     pub by: Manager,
     /// Their session.
     pub session: Session,
+    /// The path prefix of the links on their pages.
+    pub root: PublicPath,
 }
 
 /// Whose cookie a request brings. The session is looked up each time, so that one that was ended is over everywhere.
@@ -100,7 +105,7 @@ pub(super) async fn find(state: &State, request: &HttpRequest) -> Result<Option<
     if session.is_seen_again(now) {
         state.change(owner(state, request), move |tx| Ok(tx.see_session(&digest, now)?)).await?;
     }
-    Ok(Some(Visitor { digest, session }))
+    Ok(Some(Visitor { digest, session, root: state.public_path.clone() }))
 }
 
 /// Whose work it is to find, begin and end the sessions of a request.
@@ -212,7 +217,7 @@ fn add(response: &mut HttpResponse, cookie: &Cookie<'_>) {
 
 impl SignedIn {
     fn of(request: &HttpRequest) -> Option<Self> {
-        let Visitor { session, .. } = request.extensions().get::<Visitor>().cloned()?;
+        let Visitor { session, root, .. } = request.extensions().get::<Visitor>().cloned()?;
         let state = request.app_data::<actix_web::web::Data<State>>()?;
         let kind = if session.is_operator { ActorKind::Operator } else { ActorKind::Merchant };
         let by = Manager {
@@ -222,7 +227,7 @@ impl SignedIn {
             ip: client_ip(request, state),
             key: None,
         };
-        Some(Self { by, session })
+        Some(Self { by, session, root })
     }
 
     /// Who it is, if it is an operator.

@@ -196,7 +196,7 @@ struct AccountPage {
 
 impl AccountPage {
     fn new(visitor: &Visitor, fields: Fields) -> Self {
-        Self { frame: Frame::of_session(&visitor.session, "", "Choose an account"), fields }
+        Self { frame: Frame::of_session(&visitor.session, &visitor.root, "", "Choose an account"), fields }
     }
 }
 
