@@ -402,6 +402,21 @@ impl ApiKey {
         }
     }
 
+    /// Whether the key can have a successor.
+    ///
+    /// # Errors
+    /// [`Unchangeable`] unless the key is active and has no successor yet.
+    pub fn rotatable(&self, now: Timestamp) -> Result<(), Unchangeable> {
+        self.changeable(now)?;
+        if self.suspended_at.is_some() {
+            return Err(Unchangeable::Suspended);
+        }
+        if self.rotated_to.is_some() {
+            return Err(Unchangeable::AlreadyRotated);
+        }
+        Ok(())
+    }
+
     /// Gives the key a successor with the same grants and the same end, and lets the key itself end after the
     /// overlap, unless it ends sooner anyway. Each names the other.
     ///
@@ -414,13 +429,7 @@ impl ApiKey {
         overlap: Overlap,
         now: Timestamp,
     ) -> Result<Self, Unchangeable> {
-        self.changeable(now)?;
-        if self.suspended_at.is_some() {
-            return Err(Unchangeable::Suspended);
-        }
-        if self.rotated_to.is_some() {
-            return Err(Unchangeable::AlreadyRotated);
-        }
+        self.rotatable(now)?;
         let successor = Self {
             application_id: self.application_id,
             name: self.name.clone(),

@@ -119,3 +119,10 @@ pub(crate) fn suspended_from_above() -> SqlLiteral<Bool> {
     sql("EXISTS (SELECT 1 FROM key_ancestors JOIN api_keys AS above ON above.id = key_ancestors.ancestor_id \
          WHERE key_ancestors.key_id = api_keys.id AND above.suspended_at IS NOT NULL)")
 }
+
+/// Whether the application of the row of `api_keys` is disabled.
+pub(crate) fn application_disabled() -> SqlLiteral<Bool> {
+    sql(
+        "EXISTS (SELECT 1 FROM applications WHERE applications.id = api_keys.application_id AND NOT applications.is_enabled)",
+    )
+}

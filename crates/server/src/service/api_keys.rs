@@ -289,6 +289,8 @@ pub struct Wanted {
     pub mode: Option<Mode>,
     /// In this status.
     pub status: Option<Status>,
+    /// `false` for the keys of disabled applications, `true` for all other keys.
+    pub application_enabled: Option<bool>,
     /// Of this application.
     pub application: Option<ApplicationId>,
     /// With this in their name, or as their last four characters or their id.
@@ -299,7 +301,7 @@ impl Wanted {
     /// All keys of these families.
     #[must_use]
     pub fn of(families: &'static [Family]) -> Self {
-        Self { families, mode: None, status: None, application: None, text: None }
+        Self { families, mode: None, status: None, application_enabled: None, application: None, text: None }
     }
 }
 
@@ -346,6 +348,7 @@ pub async fn list(
             mode: sees.or(wanted.mode),
             application: wanted.application,
             status: wanted.status.map(|status| (status, now)),
+            application_enabled: wanted.application_enabled,
             text: wanted.text.as_deref(),
         };
         db.account(&account_id).keys(&filter, after, limit)

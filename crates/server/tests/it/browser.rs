@@ -3,6 +3,7 @@
 
 mod accessibility;
 mod driver;
+mod prefix;
 
 use std::{fs, path::Path};
 
@@ -185,6 +186,18 @@ async fn a_first_key_from_the_printed_link_to_its_revocation() {
     browser.open(&link).await;
     browser.arrives("/dashboard/sign-in/link").await;
     browser.reads("main", "This link was used before, or is older than five minutes.").await;
+    world.end().await;
+}
+
+#[actix_web::test]
+async fn swagger_ui_works_under_its_policy() {
+    let Some(world) = World::begin().await else { return };
+    world.open("/docs/").await;
+    prefix::tries_livez(&world.browser, &world.url("/livez")).await;
+    // The logo has the one inline style that the policy allows: white on black.
+    let fill = "return getComputedStyle(document.querySelector('.topbar svg path.cls-2, .topbar svg .st0, .topbar svg path')).fill";
+    let fill = world.browser.run(fill, vec![]).await;
+    assert_ne!(fill, json!("rgb(0, 0, 0)"));
     world.end().await;
 }
 

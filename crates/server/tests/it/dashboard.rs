@@ -242,6 +242,392 @@ async fn no_page_can_be_framed_cached_or_made_to_run_other_script() {
     .await;
 }
 
+/// The values of attributes of a page that are URLs.
+fn urls(page: &str) -> Vec<(&'static str, String)> {
+    let mut found = Vec::new();
+    for (attribute, before) in [
+        ("href", " href=\""),
+        ("src", " src=\""),
+        ("action", " action=\""),
+        ("hx-get", " hx-get=\""),
+        ("refresh", " content=\"0;url="),
+    ] {
+        for rest in page.split(before).skip(1) {
+            let value = rest.split('"').next().expect("its end").replace("&#38;", "&").replace("&amp;", "&");
+            found.push((attribute, value));
+        }
+    }
+    found
+}
+
+#[actix_web::test]
+async fn every_link_and_form_leads_under_the_path_prefix() {
+    let behind = [TOKEN_SIGN_IN, ("TOLLKEY_PUBLIC_URL", "https://example.com/keys")];
+    each_backend_with(&behind, async |app: &App| {
+        let ids = Ids::of(app, "acme").await;
+        let token = app.merchant("acme");
+        app.key(&token, &ids.application, json!({})).await;
+        for number in 0..51 {
+            app.commerce_key(&token, json!({"name": format!("Till {number}")})).await;
+            app.application(&token, &format!("Store {number}")).await;
+        }
+        // A proxy that passes the prefix on, and one that strips it.
+        for proxy in ["/keys", ""] {
+            let request = |method: &str, own: &str| raw(app, method, &format!("{proxy}{own}"));
+            let own_form = |own: &str| request("POST", own).header("sec-fetch-site", "same-origin");
+            let signed_in = app.token(Some("acme"), &["operator"]);
+            let fields = [("token", signed_in.as_str()), ("next", "/dashboard/audit")];
+            let reply = own_form("/dashboard/sign-in/token").form(&form(&fields)).await;
+            assert_eq!((reply.status, reply.header("location")), (303, Some("/keys/dashboard/audit")), "{reply}");
+            let cookie = reply.header("set-cookie").expect("a cookie").to_owned();
+            assert!(cookie.starts_with("__Host-") && cookie.ends_with("; Path=/"), "{cookie}");
+            let cookie = cookie.split(';').next().expect("a pair");
+            let get = |own: &str| request("GET", own).header("cookie", cookie).header("sec-fetch-site", "same-origin");
+
+            let mut pages: Vec<(String, String)> = Vec::new();
+            let mut paths: Vec<String> = PAGES.iter().map(|path| ids.fill(path)).collect();
+            paths.extend(
+                ["/dashboard/sign-in", "/dashboard/sign-in?failed=unknown", "/dashboard/nothing"].map(str::to_owned),
+            );
+            paths.push(format!("/dashboard/keys/{NOTHING}"));
+            for path in paths {
+                let page = get(&path).await.body;
+                pages.push((path, page));
+            }
+            let crossing = request("GET", "/dashboard/keys").header("sec-fetch-site", "cross-site").await;
+            pages.push(("a page that goes on".to_owned(), crossing.body));
+            let hidden = |page: &str| {
+                let (_, rest) = page.split_once("name=\"once\" value=\"").expect("a form");
+                rest.split('"').next().expect("its value").to_owned()
+            };
+            let again = app.commerce_key(&token, json!({"name": "Again"})).await.id;
+            for (path, fields) in [
+                (
+                    "/dashboard/keys/new",
+                    &[("name", "New"), ("mode", "test"), ("kind", "commerce"), ("expires", "never")][..],
+                ),
+                ("/dashboard/keys/new", &[("name", "")]),
+                (&format!("/dashboard/keys/{again}/rotate"), &[("overlap", "3600")]),
+                ("/dashboard/settings/service-keys", &[("name", "Gateway")]),
+            ] {
+                let page = get(&path.replace("/service-keys", "")).await.body;
+                let once = hidden(&page);
+                let mut fields = fields.to_vec();
+                fields.push(("once", &once));
+                let reply = own_form(path).header("cookie", cookie).form(&form(&fields)).await;
+                assert!([200, 400].contains(&reply.status), "{path}: {reply}");
+                if reply.body.contains("curl -sS") {
+                    let line = format!("curl -sS https://{}/keys/api/v1/whoami ", app.running().address());
+                    assert!(reply.body.contains(&line), "{}", without_secrets(&reply.body));
+                }
+                pages.push((format!("POST {path}"), reply.body));
+            }
+            pages.push(("a rotated key".to_owned(), get(&format!("/dashboard/keys/{again}")).await.body));
+            pages.push(("its form".to_owned(), get(&format!("/dashboard/keys/{again}/rotate")).await.body));
+            let checked = own_form("/dashboard/audit/verify").header("cookie", cookie).form("").await.body;
+            pages.push(("the checked log".to_owned(), checked));
+
+            let mut seen = std::collections::BTreeSet::new();
+            for (path, page) in &pages {
+                for (attribute, url) in urls(page) {
+                    if url.starts_with('#') {
+                        continue;
+                    }
+                    assert!(url.starts_with("/keys/dashboard"), "{attribute}={url} on {path}");
+                    if !seen.insert((attribute, url.clone())) {
+                        continue;
+                    }
+                    let own = url.strip_prefix("/keys").expect("the prefix");
+                    if attribute == "action" && !page.contains(&format!("method=\"get\" action=\"{url}\"")) {
+                        let known = |form: &&str| {
+                            let mut own = own.split('/');
+                            let mut form = form.split('/');
+                            form.by_ref().zip(own.by_ref()).all(|(form, own)| form == own || form.starts_with('{'))
+                                && form.next().is_none()
+                                && own.next().is_none()
+                        };
+                        let sign_in = ["/dashboard/sign-in/token"];
+                        assert!(FORMS.iter().chain(&sign_in).any(|form| known(&form)), "{url} on {path}");
+                        continue;
+                    }
+                    let reply = get(own).await;
+                    assert_eq!(reply.status, 200, "{attribute}={url} on {path}: {reply}");
+                }
+            }
+            assert!(seen.len() > 150, "{}", seen.len());
+            let out = own_form("/dashboard/sign-out").header("cookie", cookie).form("").await;
+            assert_eq!(
+                (out.status, out.header("location").is_some_and(|it| it.starts_with("/keys/dashboard/sign-in"))),
+                (303, true)
+            );
+            // The page of a form is named by the browser, with the prefix.
+            let from = format!("http://{}/keys/dashboard/keys/new?application=x", app.running().address());
+            let over = own_form("/dashboard/keys/new").header("referer", &from).form("").await;
+            let door = "/keys/dashboard/sign-in?next=%2Fdashboard%2Fkeys%2Fnew%3Fapplication%3Dx";
+            assert_eq!((over.status, over.header("location")), (303, Some(door)), "{over}");
+        }
+    })
+    .await;
+}
+
+#[actix_web::test]
+async fn sign_in_never_leads_to_another_host() {
+    each_backend_with(TOKENS, async |app: &App| {
+        for next in [
+            "/dashboard/..//x",
+            "/dashboard/%2e%2e//evil.example",
+            "/dashboard/.%2E/%2e%2e//evil.example",
+            "/dashboard//evil.example",
+            "/dashboard/\\evil.example",
+            "/dashboard@evil.example",
+            "//evil.example/dashboard",
+            "https://evil.example/dashboard/keys",
+            "/dashboard/keys\r\nset-cookie: a=b",
+            "/dashboard/nothing",
+        ] {
+            let fields = [("token", &*app.merchant("acme")), ("next", next)];
+            let reply = raw(app, "POST", "/dashboard/sign-in/token").header("sec-fetch-site", "same-origin");
+            let reply = reply.form(&form(&fields)).await;
+            assert_eq!((reply.status, reply.header("location")), (303, Some("/dashboard/keys")), "{next:?}");
+            let page = raw(app, "GET", &format!("/dashboard/sign-in?{}", form(&[("next", next)]))).await;
+            assert!(page.body.contains("name=\"next\" value=\"/dashboard/keys\""), "{next:?}: {page}");
+        }
+        // Nor do the redirect to the sign-in page and the page that a request of another site gets.
+        for path in ["/dashboard/..//evil.example", "/dashboard/%2e%2e//evil.example", "/dashboard//evil.example"] {
+            let reply = raw(app, "GET", path).await;
+            assert!(is_sent_to_the_door(&reply, "/dashboard/keys") || reply.status == 404, "{path}: {reply}");
+            let reply = raw(app, "GET", path).header("sec-fetch-site", "cross-site").await;
+            assert!(!reply.body.contains("evil"), "{path}: {reply}");
+        }
+    })
+    .await;
+}
+
+#[actix_web::test]
+async fn key_of_a_disabled_application_is_not_active() {
+    each_backend_with(TOKENS, async |app: &App| {
+        let browser = Browser::merchant(app, "acme").await;
+        let token = app.merchant("acme");
+        let (store, other) = (app.application(&token, "Store").await, app.application(&token, "Other").await);
+        let till = app.key(&token, &store, json!({})).await;
+        let gone = app.key(&token, &store, json!({})).await;
+        let path = format!("/applications/{store}/api-keys/{}", gone.id);
+        assert_eq!(app.delete(&path).bearer(&token).await.status, 204);
+        let elsewhere = app.key(&token, &other, json!({})).await;
+        let commerce = app.commerce_key(&token, json!({})).await;
+        let key_page = format!("/dashboard/keys/{}", till.id);
+        let badge = "<span class=\"badge application_disabled\">Application disabled</span>";
+        let listed = async |status: &str| {
+            let page = browser.page(&format!("/dashboard/keys?status={status}")).await;
+            let keys = [&till, &gone, &elsewhere, &commerce]
+                .map(|key| page.contains(&format!("/dashboard/keys/{}\"", key.id)));
+            (keys, page.contains(badge))
+        };
+        assert_eq!(listed("active").await, ([true, false, true, true], false));
+        assert_eq!(listed("application_disabled").await, ([false; 4], false));
+        assert_eq!(browser.post(&format!("/dashboard/applications/{store}/disable"), &[]).await.status, 303);
+        for (status, expected) in [
+            ("", ([true; 4], true)),
+            ("active", ([false, false, true, true], false)),
+            ("application_disabled", ([true, false, false, false], true)),
+            ("revoked", ([false, true, false, false], false)),
+            ("suspended", ([false; 4], false)),
+            ("expired", ([false; 4], false)),
+        ] {
+            assert_eq!(listed(status).await, expected, "{status:?}");
+        }
+        let application = format!("/dashboard/applications/{store}");
+        for path in [&key_page, &format!("{key_page}/revoke"), &application, &format!("{application}/delete")] {
+            let page = browser.page(path).await;
+            assert!(page.contains(badge) && !page.contains("class=\"badge active\""), "{path}: {page}");
+        }
+        assert!(browser.page(&key_page).await.contains(">Revoke</a>"), "it can be revoked");
+        let page = words(&browser.page(&format!("{application}/delete")).await);
+        assert!(
+            page.contains("1 key, which does not work while the application is disabled, is revoked for good"),
+            "{page}"
+        );
+        // The API prints the status of the key itself.
+        let rows = app.get(&format!("/applications/{store}/api-keys")).bearer(&token).await.json();
+        assert!(rows.to_string().contains("\"active\""), "{rows}");
+        assert_eq!(browser.post(&format!("/dashboard/applications/{store}/enable"), &[]).await.status, 303);
+        assert_eq!(listed("active").await, ([true, false, true, true], false));
+        assert_eq!(listed("application_disabled").await, ([false; 4], false));
+    })
+    .await;
+}
+
+#[actix_web::test]
+async fn status_of_a_key_includes_its_ancestors() {
+    each_backend_with(TOKENS, async |app: &App| {
+        let browser = Browser::merchant(app, "acme").await;
+        let create = async |name: &str, credential: &str| {
+            let body = json!({"name": name, "environment": "test", "access": "secret"});
+            let reply = app.call("POST", "/v1/account/api-keys").json(body).bearer(credential).await;
+            assert_eq!(reply.status, 201, "{reply}");
+            let data = reply.json()["data"].clone();
+            let id: tollkey_core::KeyId = data["id"].as_str().expect("an ID").parse().expect("an ID");
+            (id.to_string(), data["value"].as_str().expect("a key").to_owned())
+        };
+        let (parent, parent_key) = create("Parent", &app.merchant("acme")).await;
+        let (child, _) = create("Child", &parent_key).await;
+        app.edit_key("acme", &parent, |key| key.suspended_at = Some(key.created_at)).await;
+        let page = browser.page(&format!("/dashboard/keys/{child}")).await;
+        assert!(page.contains("<span class=\"badge suspended\">suspended</span>"), "{page}");
+        let listed = browser.page("/dashboard/keys?status=suspended").await;
+        assert!(listed.contains(&child) && listed.contains(&parent), "{listed}");
+        assert!(!browser.page("/dashboard/keys?status=active").await.contains(&child));
+    })
+    .await;
+}
+
+#[actix_web::test]
+async fn successor_shows_the_rotation_that_created_it() {
+    each_backend_with(TOKENS, async |app: &App| {
+        let browser = Browser::merchant(app, "acme").await;
+        let token = app.merchant("acme");
+        let first = app.commerce_key(&token, json!({"name": "Till"})).await;
+        let rotate = async |id: &str| {
+            let reply =
+                app.post(&format!("/api-keys/{id}/rotate"), json!({"overlap_seconds": 60})).bearer(&token).await;
+            assert_eq!(reply.status, 201, "{reply}");
+            reply.json()["key_id"].as_str().expect("an ID").to_owned()
+        };
+        let second = rotate(&first.id).await;
+        let third = rotate(&second).await;
+        app.post(&format!("/api-keys/{third}/suspend"), json!({})).bearer(&token).await;
+        let entries = async |id: &str| {
+            let page = browser.page(&format!("/dashboard/keys/{id}")).await;
+            let (_, table) = page.split_once("<h2 id=\"entries\">").expect("the audit table");
+            let actions =
+                table.split("<code>api_key.").skip(1).map(|rest| rest.split('<').next().expect("an action").to_owned());
+            (actions.collect::<Vec<_>>(), table.to_owned())
+        };
+        assert_eq!(entries(&first.id).await.0, ["rotated", "created"]);
+        for (id, predecessor, expected) in
+            [(&second, &first.id, &["rotated", "rotated"]), (&third, &second, &["suspended", "rotated"])]
+        {
+            let (actions, table) = entries(id).await;
+            assert_eq!(actions, expected);
+            let (_, last) = table.rsplit_once("<tr>").expect("a row");
+            assert!(
+                last.contains("Created by rotation of") && last.contains(&format!("/dashboard/keys/{predecessor}\"")),
+                "{last}"
+            );
+            assert_eq!(table.matches("Created by rotation of").count(), 1);
+        }
+        // Where the table does not reach back to the creation, it does not show it.
+        for _ in 0..10 {
+            for step in ["resume", "suspend"] {
+                app.post(&format!("/api-keys/{third}/{step}"), json!({})).bearer(&token).await;
+            }
+        }
+        let (actions, table) = entries(&third).await;
+        assert_eq!((actions.len(), table.contains("Created by rotation of")), (20, false));
+    })
+    .await;
+}
+
+#[actix_web::test]
+async fn form_that_would_be_rejected_is_not_offered() {
+    each_backend_with(TOKENS, async |app: &App| {
+        let browser = Browser::sign_in(app, &app.token(Some("acme"), &["operator"])).await;
+        let token = app.merchant("acme");
+        let key = async |name: &str| app.commerce_key(&token, json!({"name": name})).await.id;
+        let change = async |id: &str, step: &str, status: u16| {
+            let reply = app.post(&format!("/api-keys/{id}/{step}"), json!({})).bearer(&token).await;
+            assert_eq!(reply.status, status, "{reply}");
+        };
+        let (active, suspended, revoked) = (key("Active").await, key("Suspended").await, key("Revoked").await);
+        let rotated = key("Rotated").await;
+        change(&suspended, "suspend", 200).await;
+        change(&revoked, "revoke", 200).await;
+        let reply =
+            app.post(&format!("/api-keys/{rotated}/rotate"), json!({"overlap_seconds": 3600})).bearer(&token).await;
+        assert_eq!(reply.status, 201);
+        let expired = app.commerce_key(&token, json!({"name": "Expired", "expires_at": app.in_seconds(60)})).await.id;
+        let stale = browser.hidden(&format!("/dashboard/keys/{expired}/rotate"), "once").await;
+        app.clock.advance(std::time::Duration::from_secs(60));
+        for (id, reason, offered) in [
+            (&active, None, &["rotate", "suspend", "revoke"][..]),
+            (&suspended, Some("The key is suspended."), &["resume", "revoke"]),
+            (&revoked, Some("The key is revoked."), &[]),
+            (&rotated, Some("The key was rotated before"), &["suspend", "revoke"]),
+            (&expired, Some("The key has expired."), &[]),
+        ] {
+            let page = browser.page(&format!("/dashboard/keys/{id}")).await;
+            for step in ["rotate", "suspend", "resume", "revoke"] {
+                let is_offered = page.contains(&format!("/dashboard/keys/{id}/{step}\""));
+                assert_eq!(is_offered, offered.contains(&step), "{step}: {page}");
+            }
+            let form = browser.page(&format!("/dashboard/keys/{id}/rotate")).await;
+            assert_eq!(form.contains("name=\"overlap\""), reason.is_none(), "{form}");
+            assert!(reason.is_none_or(|reason| form.contains(reason)), "{form}");
+        }
+        // A form that was loaded before is rejected, and not offered again.
+        let late =
+            browser.post(&format!("/dashboard/keys/{expired}/rotate"), &[("once", &stale), ("overlap", "0")]).await;
+        assert_eq!(late.status, 409, "{late}");
+        assert!(late.body.contains("The key has expired.") && !late.body.contains("name=\"overlap\""), "{late}");
+
+        let page = browser.page(&format!("/dashboard/keys/{revoked}/revoke")).await;
+        assert!(page.contains("The key is revoked since") && !page.contains("name=\"confirm\""), "{page}");
+        let application = app.application(&token, "Store").await;
+        assert_eq!(browser.post(&format!("/dashboard/applications/{application}/disable"), &[]).await.status, 303);
+        let page = browser.page(&format!("/dashboard/applications/{application}/disable")).await;
+        assert!(page.contains("already disabled") && !page.contains("Disable the application"), "{page}");
+        let service_key = app.service_key().await.id;
+        let path = format!("/dashboard/settings/service-keys/{service_key}/revoke");
+        assert_eq!(browser.post(&path, &[]).await.status, 303);
+        let page = browser.page(&path).await;
+        assert!(page.contains("The service key is revoked since") && !page.contains("Whatever presents it"), "{page}");
+    })
+    .await;
+}
+
+#[actix_web::test]
+async fn exported_csv_has_no_formula_whatever_the_list_separator() {
+    each_backend_with(TOKENS, async |app: &App| {
+        let actor = "=1+1;=cmd()";
+        let rules = tollkey_server::caller::jwt::ClaimRules::from(&app.settings.tokens);
+        let token = tollkey_server::caller::jwt::NewToken {
+            subject: actor.to_owned(),
+            account: Some("acme".parse().expect("an account ID")),
+            roles: Vec::new(),
+            lifetime: jiff::SignedDuration::from_hours(1),
+        };
+        let secret = tollkey_server::config::Secret::new(crate::support::SECRET);
+        let now = tollkey_core::Clock::now(&app.clock);
+        let token = tollkey_server::caller::jwt::mint(&secret, &rules, &token, now).expect("a token");
+        for name in ["=1", "a;=HYPERLINK(1)", "a;\"=1\"", "a, +1", "-1", "@x"] {
+            app.commerce_key(&token, json!({"name": name})).await;
+        }
+        let browser = Browser::merchant(app, "acme").await;
+        let file = browser.get("/dashboard/audit/export?format=csv").await.body;
+        for separator in [',', ';', '\t', '|'] {
+            let mut reader = csv::ReaderBuilder::new();
+            reader.has_headers(false).flexible(true).delimiter(u8::try_from(separator).expect("ASCII"));
+            for row in reader.from_reader(file.as_bytes()).into_records() {
+                for cell in &row.expect("a row") {
+                    let shown = cell.trim_start_matches([' ', '"']);
+                    assert!(
+                        !shown.starts_with(['=', '+', '-', '@', '\t', '\r']),
+                        "{cell:?} by {separator:?} in {file}"
+                    );
+                }
+            }
+        }
+        let reader = csv::Reader::from_reader(file.as_bytes()).into_records().collect::<Result<Vec<_>, _>>();
+        let rows = reader.expect("RFC 4180");
+        assert_eq!((rows.len(), &rows[0][4]), (6, "'=1+1;'=cmd()"));
+        // The JSON lines are exact.
+        let lines = browser.get("/dashboard/audit/export?format=jsonl").await.body;
+        let first: Value = serde_json::from_str(lines.lines().next().expect("a line")).expect("JSON");
+        assert_eq!(first["actor"]["id"], actor);
+    })
+    .await;
+}
+
 #[actix_web::test]
 async fn a_form_of_another_site_is_refused_and_changes_nothing() {
     each_backend_with(TOKENS, async |app: &App| {

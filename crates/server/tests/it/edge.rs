@@ -109,6 +109,41 @@ async fn answers_of_the_api_and_errors_are_not_stored_by_anybody() {
 }
 
 #[actix_web::test]
+async fn no_html_can_be_framed_or_run_other_script() {
+    each_backend(async |app: &App| {
+        for path in [
+            "/docs/",
+            "/docs/index.html",
+            "/docs/oauth2-redirect.html",
+            "/docs/swagger-ui-bundle.js",
+            "/docs",
+            "/docs/x",
+        ] {
+            let reply = app.get(path).await;
+            let policy = reply.header("content-security-policy").expect("a policy");
+            for directive in ["default-src 'self'", "frame-ancestors 'none'", "base-uri 'none'", "form-action 'self'"] {
+                assert!(policy.split(';').any(|own| own.trim() == directive), "{path}: {directive} in {policy}");
+            }
+            assert!(!policy.contains("unsafe"), "{path}: {policy}");
+            let shown = ["x-frame-options", "x-content-type-options", "referrer-policy", "cross-origin-opener-policy"];
+            let shown = shown.map(|name| reply.header(name).unwrap_or_default());
+            assert_eq!(shown, ["DENY", "nosniff", "same-origin", "same-origin"], "{path}");
+        }
+        // A page that the policy would break would have script or style in its markup.
+        let page = app.get("/docs/").await.body;
+        assert!(!page.contains("<style") && !page.contains(" style=") && !page.contains("<script>"), "{page}");
+        for path in ["/livez", "/openapi.json", "/nothing", "/api/v1/whoami", "/"] {
+            assert_eq!(
+                Call::to(app.running().address(), "GET", path).await.header("content-security-policy"),
+                None,
+                "{path}"
+            );
+        }
+    })
+    .await;
+}
+
+#[actix_web::test]
 async fn a_stopping_server_is_alive_and_not_ready() {
     each_backend(async |app: &App| {
         let ready = app.get("/readyz").await;

@@ -31,6 +31,7 @@ mod memory;
 mod openapi;
 mod operator;
 mod outage;
+mod path_prefix;
 mod pepay;
 mod processes;
 mod rate_limits;

@@ -1,6 +1,6 @@
 //! Signing in to the dashboard, by each way there is, and what is refused.
 
-mod provider;
+pub mod provider;
 
 use std::{
     net::SocketAddr,

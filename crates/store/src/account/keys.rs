@@ -15,7 +15,7 @@ use super::{AccountReader, AccountWriter, Paged, bound_search, offset};
 use crate::{
     Error,
     connection::{AnyConnection, multi::MultiBackend},
-    lineage::{self, expired_from_above, revoked_from_above, suspended_from_above},
+    lineage::{self, application_disabled, expired_from_above, revoked_from_above, suspended_from_above},
     rows::{self, KeyRow, KeyState},
     schema::{api_keys, key_ancestors, key_usage},
 };
@@ -46,6 +46,8 @@ pub struct KeyFilter<'a> {
     pub application: Option<ApplicationId>,
     /// In this status at that time, as [`ApiKey::status`] has it.
     pub status: Option<(Status, Timestamp)>,
+    /// `false` for the keys of disabled applications, `true` for all other keys.
+    pub application_enabled: Option<bool>,
     /// With this in their name, whatever its case (in SQLite that of ASCII letters), or as their last four characters or their id.
     pub text: Option<&'a str>,
 }
@@ -174,7 +176,7 @@ impl Walk {
         let families =
             !matches!(self, Self::Application(_) | Self::Family(_)) && filter.families.len() < Family::ALL.len();
         let status = filter.status.is_some() && self != Self::Revoked;
-        families || status || filter.mode.is_some() || filter.text.is_some()
+        families || status || filter.application_enabled.is_some() || filter.mode.is_some() || filter.text.is_some()
     }
 }
 
@@ -197,6 +199,11 @@ fn filtered<'a>(mut query: KeyQuery<'a>, filter: &KeyFilter<'_>, walk: Option<Wa
     if let Some((status, now)) = filter.status {
         query = of_status(query, status, now, above);
     }
+    query = match filter.application_enabled {
+        None => query,
+        Some(false) => query.filter(application_disabled()),
+        Some(true) => query.filter(not(application_disabled())),
+    };
     if let Some(text) = filter.text {
         let pattern = lower(format!("%{}%", escaped(text)));
         let named = lower(api_keys::name).like(pattern).escape('\\');

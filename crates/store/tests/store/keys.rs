@@ -2,8 +2,8 @@ use std::sync::Arc;
 
 use tollkey_core::Usage;
 use tollkey_core::{
-    ApiKey, Changed, Family, Grants, IpList, KeyId, Mode, OperatingModel, RateLimit, Scope, Status, Timestamp,
-    api_key::Transition, feature::Feature, metadata::Metadata, time::to_micros,
+    ApiKey, Application, Changed, Family, Grants, IpList, KeyId, Mode, OperatingModel, RateLimit, Scope, Status,
+    Timestamp, api_key::Transition, feature::Feature, metadata::Metadata, time::to_micros,
 };
 use tollkey_store::{Error, KeyCursor, KeyFilter, UniqueViolation};
 
@@ -155,6 +155,53 @@ fn a_list_can_be_of_a_status_an_application_or_a_text() {
         });
         let expected = of(&|key| key.id == id(12));
         assert_eq!(by_id.await.unwrap(), [expected.clone(), expected]);
+    });
+}
+
+#[test]
+fn keys_are_filtered_by_whether_their_application_is_enabled() {
+    each(async |database| {
+        let store = database.store();
+        for (number, is_enabled) in [(1, true), (2, false), (3, false)] {
+            store.add_application(&Application { is_enabled, ..application(number, &acme()) }).await.unwrap();
+        }
+        store.add_application(&Application { is_enabled: false, ..application(4, &other()) }).await.unwrap();
+        for (number, of) in [(11, 1), (12, 2), (13, 2), (14, 3)] {
+            store.add_key(&application_key(number, &acme(), id(of))).await.unwrap();
+        }
+        let revoked = ApiKey { revoked_at: Some(at(5)), ..application_key(15, &acme(), id(2)) };
+        store.add_key(&revoked).await.unwrap();
+        store.add_key(&key(16, &acme())).await.unwrap();
+        store.add_key(&application_key(17, &other(), id(4))).await.unwrap();
+
+        let list = async |filter: KeyFilter<'static>| {
+            let read = store.read(move |db| {
+                let (mut ids, mut after) = (Vec::new(), None);
+                loop {
+                    let page = db.account(&acme()).keys(&filter, after, 2)?;
+                    ids.extend(page.keys.iter().map(|key| key.id));
+                    after = page.next;
+                    if after.is_none() {
+                        return Ok(ids);
+                    }
+                }
+            });
+            read.await.unwrap()
+        };
+        let ids = |numbers: &[u64]| numbers.iter().copied().map(id).collect::<Vec<KeyId>>();
+        let of =
+            |application_enabled| KeyFilter { families: &Family::ALL, application_enabled, ..KeyFilter::default() };
+        let active = |enabled| KeyFilter { status: Some((Status::Active, at(10))), ..of(enabled) };
+        assert_eq!(list(of(None)).await, ids(&[16, 15, 14, 13, 12, 11]));
+        assert_eq!(list(of(Some(true))).await, ids(&[16, 11]));
+        assert_eq!(list(of(Some(false))).await, ids(&[15, 14, 13, 12]));
+        assert_eq!(list(active(None)).await, ids(&[16, 14, 13, 12, 11]));
+        assert_eq!(list(active(Some(true))).await, ids(&[16, 11]));
+        assert_eq!(list(active(Some(false))).await, ids(&[14, 13, 12]));
+        let in_second = KeyFilter { application: Some(id(2)), ..active(Some(false)) };
+        assert_eq!(list(in_second).await, ids(&[13, 12]));
+        let by_id = KeyFilter { text: Some("00000000-0000-0000-0000-00000000000d"), ..active(Some(true)) };
+        assert_eq!(list(by_id).await, ids(&[]));
     });
 }
 

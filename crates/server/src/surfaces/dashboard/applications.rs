@@ -165,7 +165,7 @@ impl Whole {
         let wanted = api_keys::Wanted { application: Some(id), status, ..api_keys::Wanted::of(&[Family::Application]) };
         let found = api_keys::list(state, by, wanted, None, KEYS).await?;
         let now = state.clock.now();
-        let choice = [Choice { id: application.id.to_string(), name: application.name.clone() }];
+        let choice = [Choice::from(application.clone())];
         let keys = found.keys.iter().map(|key| KeyView::new(key, &choice, now)).collect();
         Ok(Self { application: View::from(&application), keys, more: found.next.is_some() })
     }

@@ -315,7 +315,8 @@ fn without_formulas(text: &str) -> String {
         safe.push('\'');
     }
     for cell in text.split_inclusive(SEPARATORS) {
-        let shown = cell.trim_start_matches(|letter: char| letter.is_whitespace() || letter.is_control() || letter == '"');
+        let shown =
+            cell.trim_start_matches(|letter: char| letter.is_whitespace() || letter.is_control() || letter == '"');
         if shown.starts_with(FORMULA) {
             safe.push('\'');
         }
@@ -345,9 +346,39 @@ mod tests {
     #[test]
     fn no_cell_is_a_formula_whatever_the_list_separator() {
         let texts = [
-            "user_7", "", "a-b", "5-3", "key=1", "=1+1", "+1", "-2", "@x", "＝1", "\t=1", "\r=1", "\n=1", "\tx", " =1", "\"=1",
-            "a;=1", "a,=1", "a\t=1", "a|=1", "a\n=1", "a\r\n=1", "a; =1", "a;\"=1\"", "a;;=1", ";=1", ";", "a;-1;@b", "x;＋1", "a,\t\"=1",
-            "{\"name\":\";=cmd|' /C calc'!A0\"}", "[\"=a\",\"=b\"]", "[1,-2]",
+            "user_7",
+            "",
+            "a-b",
+            "5-3",
+            "key=1",
+            "=1+1",
+            "+1",
+            "-2",
+            "@x",
+            "＝1",
+            "\t=1",
+            "\r=1",
+            "\n=1",
+            "\tx",
+            " =1",
+            "\"=1",
+            "a;=1",
+            "a,=1",
+            "a\t=1",
+            "a|=1",
+            "a\n=1",
+            "a\r\n=1",
+            "a; =1",
+            "a;\"=1\"",
+            "a;;=1",
+            ";=1",
+            ";",
+            "a;-1;@b",
+            "x;＋1",
+            "a,\t\"=1",
+            "{\"name\":\";=cmd|' /C calc'!A0\"}",
+            "[\"=a\",\"=b\"]",
+            "[1,-2]",
         ];
         for text in texts {
             let mut row: [String; COLUMNS.len()] = Default::default();
@@ -362,7 +393,7 @@ mod tests {
                     }
                 }
                 // A spreadsheet that knows no quotes at all.
-                for cell in file.split([',', ';', '\t', '|', '\r', '\n']).filter(|_| text != "\tx") {
+                for cell in file.split([',', ';', '\t', '|', '\r', '\n']) {
                     assert!(!is_formula(cell), "{text:?} in column {column}: {cell:?} of {file}");
                 }
                 assert_eq!(cells(&file, ',').len(), COLUMNS.len(), "{file}");

@@ -11,13 +11,14 @@ use actix_web::{
 use askama::Template;
 use serde::Deserialize;
 use tollkey_core::{
-    ApiKey, ApplicationId, Checks, Family, Invalid, KeyId, KeyText, Problem, Status, key_text::Kind, text, time::day,
+    ApiKey, Application, ApplicationId, Checks, Family, Invalid, KeyId, KeyText, Problem, Status,
+    api_key::Unchangeable, audit::Action, key_text::Kind, text, time::day,
 };
 
 pub(super) use self::view::KeyView;
 use self::{
     form::{NewKeyForm, Wish},
-    view::Usage,
+    view::{EffectiveStatus, Usage},
 };
 use super::{
     audit::EntryView,
@@ -75,9 +76,18 @@ impl Asked {
                 .map(|(name, text)| text.parse().map_err(|_| Problem::field(name, "is not one of the choices")))
                 .transpose()
         }
+        let status = filled("status", &self.status).map(|(name, text)| {
+            let known = EffectiveStatus::ALL.into_iter().find(|status| status.as_str() == text);
+            known.ok_or_else(|| Problem::field(name, "is not one of the choices"))
+        });
+        let (status, application_enabled) = status
+            .transpose()?
+            .map(EffectiveStatus::filter)
+            .map_or((None, None), |(status, enabled)| (Some(status), enabled));
         Ok(api_keys::Wanted {
             mode: read(filled("mode", &self.mode))?,
-            status: read(filled("status", &self.status))?,
+            status,
+            application_enabled,
             application: read(filled("application", &self.application))?,
             text: text::search(Some(&self.q)).map_err(|rule| Problem::field("q", rule.to_string()))?,
             ..api_keys::Wanted::of(&Family::ALL)
@@ -103,6 +113,13 @@ impl Asked {
 pub(super) struct Choice {
     pub(super) id: String,
     pub(super) name: String,
+    pub(super) is_enabled: bool,
+}
+
+impl From<Application> for Choice {
+    fn from(application: Application) -> Self {
+        Self { id: application.id.to_string(), name: application.name, is_enabled: application.is_enabled }
+    }
 }
 
 /// The newest applications, and these.
@@ -112,16 +129,23 @@ async fn choices(
     these: impl IntoIterator<Item = ApplicationId>,
 ) -> Result<Vec<Choice>, Problem> {
     let found = applications::newest_and(state, by, APPLICATIONS, these.into_iter().collect()).await?;
-    let mut choices: Vec<Choice> =
-        found.into_iter().map(|one| Choice { id: one.id.to_string(), name: one.name }).collect();
+    let mut choices: Vec<Choice> = found.into_iter().map(Choice::from).collect();
     choices.sort_by_key(|choice| choice.name.to_lowercase());
     Ok(choices)
+}
+
+/// The application of a key, if it has one.
+async fn application_of(state: &State, by: &Manager, key: &ApiKey) -> Result<Vec<Choice>, Problem> {
+    let Some(id) = key.application_id else { return Ok(Vec::new()) };
+    let found = applications::newest_and(state, by, 0, [id].into()).await?;
+    Ok(found.into_iter().map(Choice::from).collect())
 }
 
 #[derive(Template)]
 #[template(path = "keys.html")]
 struct ListPage {
     frame: Frame,
+    statuses: [EffectiveStatus; 5],
     asked: Asked,
     keys: Vec<KeyView>,
     applications: Vec<Choice>,
@@ -158,6 +182,7 @@ pub(super) async fn list(state: web::Data<State>, visitor: SignedIn, request: Ht
     let is_partial = found.next.is_some() && found.keys.len() < limit as usize;
     page::page(&ListPage {
         is_partial,
+        statuses: EffectiveStatus::ALL,
         frame: Frame::of(&visitor, SECTION, "API keys").done(asked.done.as_deref(), &["account", "pasted"]),
         keys: found.keys.iter().map(|key| KeyView::new(key, &applications, now)).collect(),
         next: found.next.map(|next| asked.from(members::shown_cursor(next))),
@@ -238,7 +263,8 @@ fn shown_once(state: &State, visitor: &SignedIn, request: &HttpRequest, key: &Ap
     // The origin that the browser uses, which a proxy may hide from the server: a form has it in `Origin`.
     let header = |name| request.headers().get(name).and_then(|value| value.to_str().ok());
     let base = header(ORIGIN).filter(|origin| *origin != "null").map(str::to_owned);
-    let base = base.unwrap_or_else(|| format!("https://{}", header(HOST).unwrap_or_default())) + &state.public_path.path("");
+    let base =
+        base.unwrap_or_else(|| format!("https://{}", header(HOST).unwrap_or_default())) + &state.public_path.path("");
     page::page(&CreatedPage {
         frame: Frame::of(visitor, SECTION, "Your new key"),
         key: KeyView::new(key, &[], state.clock.now()),
@@ -255,6 +281,8 @@ struct KeyPage {
     key: KeyView,
     usage: Usage,
     entries: Vec<EntryView>,
+    /// The entry of the rotation that created this key, and its predecessor. The entry's target is the predecessor.
+    creation: Option<(EntryView, KeyView)>,
     /// The key that is to take over, and whether this one is still needed.
     successor: Option<KeyView>,
 }
@@ -268,8 +296,12 @@ pub(super) async fn show(state: web::Data<State>, visitor: SignedIn, id: web::Pa
     let today = day(now);
     let usage = api_keys::usage(&state, by, id, today - USAGE_DAYS + 1).await?;
     let about = audit::Filter { limit: ENTRIES, target_id: Some(id.to_string()), ..audit::Filter::default() };
-    let entries = audit::list(&state, by, about).await?.entries;
-    let applications = choices(&state, by, key.application_id).await?;
+    let found = audit::list(&state, by, about).await?;
+    let creation = match key.rotated_from {
+        Some(predecessor) if found.next.is_none() => creation_of(&state, by, predecessor).await?,
+        _ => None,
+    };
+    let applications = application_of(&state, by, &key).await?;
     // What the address says was done is told while it is so: anybody can make a link.
     let told: &[&str] = match key.status(now) {
         Status::Revoked => &["once", "revoked"],
@@ -285,9 +317,24 @@ pub(super) async fn show(state: web::Data<State>, visitor: SignedIn, id: web::Pa
         frame: Frame::of(&visitor, SECTION, key.name.clone()).done(done.as_deref(), told),
         key: KeyView::new(&key, &applications, now),
         usage: Usage::new(&usage, today, USAGE_DAYS),
-        entries: entries.iter().map(EntryView::from).collect(),
+        entries: found.entries.iter().map(EntryView::from).collect(),
+        creation,
         successor: successor.map(|key| KeyView::new(&key, &applications, now)),
     })
+}
+
+/// The audit entry of the rotation of a key, and the key.
+async fn creation_of(state: &State, by: &Manager, id: KeyId) -> Result<Option<(EntryView, KeyView)>, Problem> {
+    let rotation = audit::Filter {
+        limit: 1,
+        action: Some(Action::ApiKeyRotated),
+        target_id: Some(id.to_string()),
+        ..audit::Filter::default()
+    };
+    let found = audit::list(state, by, rotation).await?;
+    let Some(entry) = found.entries.first() else { return Ok(None) };
+    let predecessor = api_keys::get(state, by, &Family::ALL, id).await?;
+    Ok(Some((EntryView::from(entry), KeyView::new(&predecessor, &[], state.clock.now()))))
 }
 
 #[derive(Template)]
@@ -301,7 +348,8 @@ struct RevokePage {
 impl RevokePage {
     async fn new(state: &State, visitor: &SignedIn, id: KeyId, fields: Fields) -> Result<Self, Problem> {
         let key = api_keys::get(state, &visitor.by, &Family::ALL, id).await?;
-        let key = KeyView::new(&key, &[], state.clock.now());
+        let applications = application_of(state, &visitor.by, &key).await?;
+        let key = KeyView::new(&key, &applications, state.clock.now());
         Ok(Self { frame: Frame::of(visitor, SECTION, "Revoke a key"), key, fields })
     }
 }
@@ -333,14 +381,17 @@ pub(super) async fn revoke(state: web::Data<State>, visitor: SignedIn, id: web::
 struct RotatePage {
     frame: Frame,
     key: KeyView,
+    /// Why the key cannot be rotated; then the page has no form.
+    obstacle: Option<Unchangeable>,
     fields: Fields,
 }
 
 impl RotatePage {
     async fn new(state: &State, visitor: &SignedIn, id: KeyId, fields: Fields) -> Result<Self, Problem> {
         let key = api_keys::get(state, &visitor.by, api_keys::COMMERCE, id).await?;
-        let key = KeyView::new(&key, &[], state.clock.now());
-        Ok(Self { frame: Frame::of(visitor, SECTION, "Rotate a key"), key, fields })
+        let now = state.clock.now();
+        let (obstacle, key) = (key.rotatable(now).err(), KeyView::new(&key, &[], now));
+        Ok(Self { frame: Frame::of(visitor, SECTION, "Rotate a key"), key, obstacle, fields })
     }
 }
 

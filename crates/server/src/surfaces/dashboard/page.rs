@@ -19,9 +19,11 @@ use crate::{edge::Answer, public_path::PublicPath};
 const POLICY: &str = "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self' data:; connect-src 'self'; \
                       form-action 'self'; frame-ancestors 'none'; base-uri 'none'";
 
-/// [`POLICY`] for HTML outside the dashboard, which is Swagger UI.
-const DOCS_POLICY: &str =
-    "default-src 'self'; img-src 'self' data:; form-action 'self'; frame-ancestors 'none'; base-uri 'none'";
+/// [`POLICY`] for HTML outside the dashboard, which is Swagger UI. The hash is that of the one inline style sheet of Swagger UI, in
+/// its logo. Without it the logo is black on black, and the console has an error.
+const DOCS_POLICY: &str = "default-src 'self'; \
+                           style-src 'self' 'sha256-RL3ie0nH+Lzz2YNqQN83mnU0J1ot4QL7b99vMdIX99w='; \
+                           img-src 'self' data:; form-action 'self'; frame-ancestors 'none'; base-uri 'none'";
 
 /// Sets the headers of a response of the dashboard.
 pub fn secure(headers: &mut HeaderMap) {
@@ -95,12 +97,7 @@ impl Frame {
 
     /// [`Frame::of`] a session that may have no account yet.
     #[must_use]
-    pub fn of_session(
-        session: &Session,
-        root: &PublicPath,
-        section: &'static str,
-        title: impl Into<String>,
-    ) -> Self {
+    pub fn of_session(session: &Session, root: &PublicPath, section: &'static str, title: impl Into<String>) -> Self {
         let who = Who {
             subject: session.subject.clone(),
             account: session.account_id.as_ref().map(ToString::to_string),

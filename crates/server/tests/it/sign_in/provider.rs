@@ -26,6 +26,8 @@ use wiremock::{Mock, MockServer, Request, Respond, ResponseTemplate, matchers::a
 pub const CLIENT: &str = "tollkey dashboard";
 pub const SECRET: &str = "canary:secret/of the client";
 pub const PUBLIC: &str = "https://keys.example.com";
+/// [`PUBLIC`] of a server behind a path prefix.
+pub const UNDER_PREFIX: &str = "https://example.com/keys";
 
 /// One RSA key for all tests: they are slow to make.
 static RSA: LazyLock<RsaKeyPair> = LazyLock::new(|| RsaKeyPair::generate(KeySize::Rsa2048).unwrap());
@@ -193,11 +195,14 @@ impl Provider {
             ("response_type", "code"),
             ("client_id", CLIENT),
             ("code_challenge_method", "S256"),
-            ("redirect_uri", "https://keys.example.com/dashboard/sign-in/callback"),
             ("scope", "openid profile keys:manage"),
         ] {
             assert_eq!(parameter(sent_by, name), expected, "{name}");
         }
+        // Of a test behind a path prefix, or of the others.
+        let redirects =
+            [format!("{PUBLIC}/dashboard/sign-in/callback"), format!("{UNDER_PREFIX}/dashboard/sign-in/callback")];
+        assert!(redirects.contains(&parameter(sent_by, "redirect_uri")), "{sent_by}");
         for name in ["state", "nonce", "code_challenge"] {
             assert!(parameter(sent_by, name).len() >= 43, "{name}");
         }

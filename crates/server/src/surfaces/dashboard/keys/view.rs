@@ -6,6 +6,51 @@ use tollkey_store::DayUsage;
 
 use super::{super::page::Time, Choice};
 
+/// The status of a key on a page: what a verification of the key says. The API prints [`Status`], which is the key's own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in super::super) enum EffectiveStatus {
+    /// The status of the key and its ancestors.
+    Key(Status),
+    /// The key would be active, but its application is disabled.
+    ApplicationDisabled,
+}
+
+impl EffectiveStatus {
+    /// All of them, in the order of the filter.
+    pub(in super::super) const ALL: [Self; 5] = [
+        Self::Key(Status::Active),
+        Self::ApplicationDisabled,
+        Self::Key(Status::Suspended),
+        Self::Key(Status::Expired),
+        Self::Key(Status::Revoked),
+    ];
+
+    /// The value of the filter, and the CSS class.
+    pub(in super::super) fn as_str(self) -> &'static str {
+        match self {
+            Self::Key(status) => status.as_str(),
+            Self::ApplicationDisabled => "application_disabled",
+        }
+    }
+
+    /// The text on a page; style sheet and template capitalize its first letter.
+    pub(in super::super) fn label(self) -> &'static str {
+        match self {
+            Self::Key(status) => status.as_str(),
+            Self::ApplicationDisabled => "Application disabled",
+        }
+    }
+
+    /// The status of keys, and whether their application is enabled, to select the keys with this status.
+    pub(in super::super) fn filter(self) -> (Status, Option<bool>) {
+        match self {
+            Self::Key(Status::Active) => (Status::Active, Some(true)),
+            Self::Key(status) => (status, None),
+            Self::ApplicationDisabled => (Status::Active, Some(false)),
+        }
+    }
+}
+
 /// A key on a page.
 #[derive(Debug)]
 pub(in super::super) struct KeyView {
@@ -16,7 +61,7 @@ pub(in super::super) struct KeyView {
     pub(in super::super) prefix: String,
     pub(in super::super) last4: String,
     pub(in super::super) is_live: bool,
-    pub(in super::super) status: Status,
+    pub(in super::super) status: EffectiveStatus,
     pub(in super::super) scopes: Vec<String>,
     pub(in super::super) merchants: Option<Vec<String>>,
     pub(in super::super) features: Option<Vec<&'static str>>,
@@ -36,6 +81,10 @@ pub(in super::super) struct KeyView {
     pub(in super::super) rotated_to: Option<String>,
     /// Used since its successor is there: somebody has not changed over yet.
     pub(in super::super) is_still_used: bool,
+    /// Whether the key can have a successor.
+    pub(in super::super) is_rotatable: bool,
+    /// Whether the key itself is suspended, so that it can be resumed.
+    pub(in super::super) is_suspended: bool,
 }
 
 impl KeyView {
@@ -44,8 +93,13 @@ impl KeyView {
         let application = key.application_id.map(|id| {
             let id = id.to_string();
             let known = applications.iter().find(|choice| choice.id == id).cloned();
-            known.unwrap_or_else(|| Choice { name: id.clone(), id })
+            known.unwrap_or_else(|| Choice { name: id.clone(), id, is_enabled: true })
         });
+        let is_disabled = application.as_ref().is_some_and(|application| !application.is_enabled);
+        let status = match key.status(now) {
+            Status::Active if is_disabled => EffectiveStatus::ApplicationDisabled,
+            status => EffectiveStatus::Key(status),
+        };
         Self {
             id: key.id.to_string(),
             name: key.name.clone(),
@@ -54,7 +108,9 @@ impl KeyView {
             prefix: key.prefix.clone(),
             last4: key.last4.clone(),
             is_live: key.mode == Mode::Live,
-            status: key.status(now),
+            status,
+            is_rotatable: key.family == Family::Commerce && key.rotatable(now).is_ok(),
+            is_suspended: key.suspended_at.is_some(),
             scopes: grants.scopes.iter().map(ToString::to_string).collect(),
             merchants: grants.merchants.clone(),
             features: grants.features.as_ref().map(|all| all.iter().map(|feature| feature.as_str()).collect()),
@@ -78,18 +134,9 @@ impl KeyView {
         }
     }
 
-    /// Whether it can be used now or later.
+    /// Whether the key can be used now or later.
     pub(in super::super) fn is_alive(&self) -> bool {
-        matches!(self.status, Status::Active | Status::Suspended)
-    }
-
-    pub(in super::super) fn is_suspended(&self) -> bool {
-        self.status == Status::Suspended
-    }
-
-    /// Whether it can have a successor.
-    pub(in super::super) fn can_rotate(&self) -> bool {
-        self.is_commerce && self.status == Status::Active && self.rotated_to.is_none()
+        !matches!(self.status, EffectiveStatus::Key(Status::Revoked | Status::Expired))
     }
 }
 
