@@ -11,6 +11,17 @@ use crate::{Grants, Invalid, Problem, ProblemCode, feature::Feature, text::is_re
 pub struct AccountId(Arc<str>);
 
 impl AccountId {
+    /// Reads an ID that was stored, maybe before `.` and `..` were rejected.
+    ///
+    /// # Errors
+    /// [`Invalid`] unless it is `[A-Za-z0-9._:@-]{1,128}`.
+    pub fn stored(text: &str) -> Result<Self, Invalid> {
+        if !is_reference(text) {
+            return Err(Invalid::new("must be 1 to 128 characters out of A-Z a-z 0-9 . _ : @ -"));
+        }
+        Ok(Self(text.into()))
+    }
+
     /// The id as text.
     #[must_use]
     pub fn as_str(&self) -> &str {
@@ -22,13 +33,10 @@ impl FromStr for AccountId {
     type Err = Invalid;
 
     fn from_str(text: &str) -> Result<Self, Invalid> {
-        if !is_reference(text) {
-            return Err(Invalid::new("must be 1 to 128 characters out of A-Z a-z 0-9 . _ : @ -"));
-        }
         if matches!(text, "." | "..") {
             return Err(Invalid::new("must not be . or .., which URLs remove from a path"));
         }
-        Ok(Self(text.into()))
+        Self::stored(text)
     }
 }
 impl fmt::Display for AccountId {

@@ -6,7 +6,7 @@ use tokio::{runtime::Handle, task::JoinHandle};
 use tokio_util::task::AbortOnDropHandle;
 use tollkey_core::{
     Denial, Need, Problem, ProblemCode, RequestPath,
-    credential::{self, Credential},
+    credential::{Credential, Expected},
     network::client_address,
 };
 #[cfg(feature = "test-util")]
@@ -151,7 +151,7 @@ impl Guard {
         let need = self.need(request, requirement, merchant.as_deref())?;
         let verdict = self.verifiers().hold(key, &need, requirement).await;
         let verdict = verdict.map_err(|Unavailable| self.reject(Problem::unavailable(), request.form))?;
-        self.admit(verdict, header, merchant, requirement, request.form)
+        self.admit(verdict, (header, key), merchant, requirement, request.form)
     }
 
     /// [`check`](Self::check) where that needs no network; `None` where the server has to be asked, and nothing was done.
@@ -170,7 +170,7 @@ impl Guard {
             let merchant = self.merchant(request, requirement);
             let need = self.need(request, requirement, merchant.as_deref())?;
             let verdict = self.verifiers().hold_cached(key, &need);
-            verdict.map(|verdict| self.admit(verdict, header, merchant, requirement, request.form)).transpose()
+            verdict.map(|verdict| self.admit(verdict, (header, key), merchant, requirement, request.form)).transpose()
         };
         checked().transpose()
     }
@@ -190,16 +190,15 @@ impl Guard {
         request: &RequestHead<'a>,
         requirement: &Requirement,
     ) -> Result<Option<(&'static str, &'a str)>, Rejection> {
-        let [first, second] = request.first_two(&self.policy().headers);
-        match Credential::read(first.into_iter().chain(second)) {
-            Credential::One(key) => Ok(first.map(|(header, _)| (header, key))),
-            Credential::None if requirement.optional => Ok(None),
-            Credential::None => Err(self.missing(request.form)),
-            Credential::Unreadable => Err(self.reject(Problem::invalid_api_key(), request.form)),
-            Credential::Several => {
-                let detail = "Present exactly one credential, once.";
-                Err(self.reject(Problem::new(ProblemCode::MultipleCredentials, detail), request.form))
-            }
+        let headers = self.policy().headers;
+        let [first, second] = request.first_two(headers);
+        let credential = Credential::read(first.into_iter().chain(second));
+        if requirement.optional && matches!(credential, Credential::None) {
+            return Ok(None);
+        }
+        match credential.one(headers, Expected::ApiKey) {
+            Ok(key) => Ok(first.map(|(header, _)| (header, key))),
+            Err(problem) => Err(self.reject(problem, request.form)),
         }
     }
 
@@ -214,12 +213,16 @@ impl Guard {
     fn admit(
         &self,
         held: Verdict,
-        header: &'static str,
+        (header, presented): (&'static str, &str),
         merchant: Option<String>,
         requirement: &Requirement,
         form: RejectionForm,
     ) -> Result<Admission, Rejection> {
         if let Err(denial) = held.outcome {
+            if denial == Denial::UnknownKey {
+                // The form of the credential says more, and the same of every text with the form of a key.
+                return Err(self.reject(Expected::ApiKey.problem(presented), form).because_of(denial));
+            }
             return Err(self.deny(denial, requirement, form).with_rate(held.rate, held.retry_after_seconds));
         }
         // A request without a key that needs one is never admitted, whatever the verdict is made of.
@@ -260,14 +263,7 @@ impl Guard {
     }
 
     fn missing(&self, form: RejectionForm) -> Rejection {
-        let headers = &self.policy().headers;
-        let problem = if headers.contains(&credential::AUTHORIZATION) {
-            Problem::new(ProblemCode::MissingCredentials, "Present an API key as Bearer.")
-        } else {
-            let detail = format!("Present an API key in {}.", headers.join(" or "));
-            Problem::new(ProblemCode::MissingCredentials, detail)
-        };
-        self.reject(problem, form)
+        self.reject(self.policy().headers.missing(Expected::ApiKey), form)
     }
 
     pub(crate) fn deny(&self, denial: Denial, requirement: &Requirement, form: RejectionForm) -> Rejection {

@@ -102,6 +102,7 @@ pub async fn assemble(
     let policy = Policy {
         trusted_proxies: settings.trusted_proxies.as_ref().map_or_else(Vec::new, |list| list.networks().to_vec()),
         merchant_header: settings.merchant_header.parse().context("the merchant header is no header name")?,
+        credential_headers: settings.credential_headers,
         route_base: settings.route_base.clone(),
         application_key_limit: settings.application_key_limit,
         account_key_limit: settings.account_key_limit,

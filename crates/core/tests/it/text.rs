@@ -106,6 +106,7 @@ fn dot_segments_are_no_account_ids() {
     for id in [".", ".."] {
         let rule = id.parse::<AccountId>().unwrap_err().to_string();
         assert_eq!(rule, "must not be . or .., which URLs remove from a path");
+        assert_eq!(AccountId::stored(id).map(|id| id.to_string()).as_deref(), Ok(id));
     }
     for id in ["...", ".a", "a.", "..a", "-", "a@b.example"] {
         assert_eq!(id.parse::<AccountId>().map(|id| id.to_string()).as_deref(), Ok(id));
