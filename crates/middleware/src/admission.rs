@@ -5,7 +5,7 @@ use std::{future::pending, sync::Arc};
 use tokio::{runtime::Handle, task::JoinHandle};
 use tokio_util::task::AbortOnDropHandle;
 use tollkey_core::{
-    Denial, Need, Problem, ProblemCode, RequestPath,
+    Denial, Need, Problem, ProblemCode, Record, RequestPath,
     credential::{Credential, Expected},
     network::client_address,
 };
@@ -223,7 +223,8 @@ impl Guard {
                 // The form of the credential says more, and the same of every text with the form of a key.
                 return Err(self.reject(Expected::ApiKey.problem(presented), form).because_of(denial));
             }
-            return Err(self.deny(denial, requirement, form).with_rate(held.rate, held.retry_after_seconds));
+            let rejection = self.deny(denial, requirement, held.record.as_deref(), form);
+            return Err(rejection.with_rate(held.rate, held.retry_after_seconds));
         }
         // A request without a key that needs one is never admitted, whatever the verdict is made of.
         let key = VerifiedKey::hold(self.clone(), held, header, merchant, form);
@@ -266,10 +267,23 @@ impl Guard {
         self.reject(self.policy().headers.missing(Expected::ApiKey), form)
     }
 
-    pub(crate) fn deny(&self, denial: Denial, requirement: &Requirement, form: RejectionForm) -> Rejection {
+    pub(crate) fn deny(
+        &self,
+        denial: Denial,
+        requirement: &Requirement,
+        record: Option<&Record>,
+        form: RejectionForm,
+    ) -> Rejection {
         let mut problem = Problem::denied(denial);
         match denial {
-            Denial::InsufficientScope => problem.needed_scopes.clone_from(&requirement.scopes),
+            Denial::InsufficientScope => {
+                problem.needed_scopes.clone_from(&requirement.scopes);
+                let needed = self.policy().catalogue.needed(requirement.scopes.iter().map(tollkey_core::Scope::as_str));
+                if let (Ok(needed), Some(record)) = (needed, record) {
+                    let missing = self.policy().catalogue.names(needed.without(record.scopes));
+                    problem.missing_scopes = missing.cloned().collect();
+                }
+            }
             // Unless the verdict knows more.
             Denial::RateLimited => problem.retry_after = Some(1),
             _ => {}

@@ -1,7 +1,10 @@
-//! What a request brings: its body and its query, read into the words of `tollkey-api`.
+//! The body and the query of a request, read into the types of `tollkey-api`.
 //!
-//! Both are taken in first and read by the handler once the caller is known, so that nobody learns from a 400
-//! what a 401 should hide. Errors name the member and the rule, and never repeat a value.
+//! Both are taken in first and read by the handler once the caller is known, so that a 400 never tells what a 401 should hide.
+//! Errors name the field and the rule, and never repeat a value. A body is read by [`json`]: one response names all of
+//! its invalid fields, those that a handler finds with [`Read::check`] included.
+
+mod json;
 
 use std::time::Duration;
 
@@ -13,7 +16,7 @@ use actix_web::{
 };
 use futures_util::{StreamExt as _, future::LocalBoxFuture};
 use serde::de::DeserializeOwned;
-use tollkey_core::{FieldError, Problem, ProblemCode};
+use tollkey_core::{Checks, FieldError, Problem, ProblemCode, text::nearest};
 
 use crate::{caller::Identified, edge::Refusal};
 
@@ -86,17 +89,37 @@ impl Body {
     /// The body as a JSON object.
     ///
     /// # Errors
-    /// 413, 415, or 400 that names the member and the rule, or line and column.
+    /// 413, 415, or 400 that names each invalid field and its rule, or line and column.
     pub fn json<T: DeserializeOwned>(&self) -> Result<T, Problem> {
-        read_json(self.typed(&[JSON])?)
+        self.read_json()?.value()
     }
 
-    /// The body as a JSON object; none at all counts as `{}`.
+    /// The body as a JSON object, for a handler with rules of its own.
+    ///
+    /// # Errors
+    /// As for [`Body::json`], but those about fields may come with [`Read::check`].
+    pub fn read_json<T: DeserializeOwned>(&self) -> Result<Read<T>, Problem> {
+        json::read(self.typed(&[JSON])?)
+    }
+
+    /// The body of a POST whose fields are all optional: an empty one and `null` count as `{}`.
     ///
     /// # Errors
     /// As for [`Body::json`].
     pub fn json_or_nothing<T: DeserializeOwned>(&self) -> Result<T, Problem> {
-        if self.bytes()?.is_empty() { read_json(b"{}") } else { self.json() }
+        self.read_json_or_nothing()?.value()
+    }
+
+    /// As [`Body::json_or_nothing`], for a handler with rules of its own.
+    ///
+    /// # Errors
+    /// As for [`Body::read_json`].
+    pub fn read_json_or_nothing<T: DeserializeOwned>(&self) -> Result<Read<T>, Problem> {
+        match json::without_mark(self.bytes()?).trim_ascii() {
+            b"" => json::read(b"{}"),
+            b"null" => self.typed(&[JSON]).and_then(|_| json::read(b"{}")),
+            _ => self.read_json(),
+        }
     }
 
     /// The body as it came.
@@ -110,17 +133,25 @@ impl Body {
     /// The body as a JSON merge patch, which may also call itself JSON.
     ///
     /// # Errors
-    /// As for [`Body::json`].
-    pub fn merge_patch<T: DeserializeOwned>(&self) -> Result<T, Problem> {
-        read_json(self.typed(&[JSON, MERGE_PATCH])?)
+    /// As for [`Body::read_json`].
+    pub fn read_merge_patch<T: DeserializeOwned>(&self) -> Result<Read<T>, Problem> {
+        json::read(self.typed(&[JSON, MERGE_PATCH])?)
     }
 
-    /// The body as a JSON merge patch; none at all counts as `{}`.
+    /// The body as a JSON merge patch; an empty one counts as `{}`.
     ///
     /// # Errors
-    /// As for [`Body::json`].
-    pub fn merge_patch_or_nothing<T: DeserializeOwned>(&self) -> Result<T, Problem> {
-        if self.bytes()?.is_empty() { read_json(b"{}") } else { self.merge_patch() }
+    /// As for [`Body::read_json`].
+    pub fn read_merge_patch_or_nothing<T: DeserializeOwned>(&self) -> Result<Read<T>, Problem> {
+        if self.bytes()?.is_empty() { json::read(b"{}") } else { self.read_merge_patch() }
+    }
+
+    /// The body as a form whose fields are texts. Each may stand there once.
+    ///
+    /// # Errors
+    /// 413, 415, or 400 that names each invalid field and its rule.
+    pub fn read_form<T: DeserializeOwned>(&self) -> Result<Read<T>, Problem> {
+        json::read_form(self.typed(&[FORM])?)
     }
 
     /// The body as a form.
@@ -139,6 +170,47 @@ impl Body {
             return Err(Problem::new(ProblemCode::UnsupportedMediaType, format!("The body must be {expected}.")));
         }
         Ok(bytes)
+    }
+}
+
+/// A body that was read. Its value comes out only when no field is invalid: until then it may hold stand-ins.
+#[derive(Debug)]
+pub struct Read<T> {
+    value: T,
+    errors: Checks,
+}
+
+impl<T> Read<T> {
+    /// The value.
+    ///
+    /// # Errors
+    /// The validation problem of all invalid fields.
+    pub fn value(self) -> Result<T, Problem> {
+        self.errors.finish(Some(self.value))
+    }
+
+    /// What a handler makes of the value by rules of its own, which add to the errors of reading.
+    ///
+    /// # Errors
+    /// The validation problem of all invalid fields.
+    pub fn check<U>(mut self, check: impl FnOnce(T, &mut Checks) -> Option<U>) -> Result<U, Problem> {
+        let checked = check(self.value, &mut self.errors);
+        self.errors.finish(checked)
+    }
+
+    /// As [`Read::check`], where the result borrows from the value.
+    ///
+    /// # Errors
+    /// The validation problem of all invalid fields.
+    pub fn check_ref<'a, U>(&'a self, check: impl FnOnce(&'a T, &mut Checks) -> Option<U>) -> Result<U, Problem> {
+        let mut errors = self.errors.clone();
+        let checked = check(&self.value, &mut errors);
+        errors.finish(checked)
+    }
+
+    /// The same with a value of another type, whose fields have the same names.
+    pub fn map<U>(self, map: impl FnOnce(T) -> U) -> Read<U> {
+        Read { value: map(self.value), errors: self.errors }
     }
 }
 
@@ -175,26 +247,6 @@ impl Query {
     }
 }
 
-fn read_json<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
-    let malformed = |error: &serde_json::Error| {
-        let (line, column) = (error.line(), error.column());
-        let reason = without_position(&error.to_string()).to_owned();
-        Problem::new(ProblemCode::MalformedJson, format!("Line {line}, column {column}: {reason}."))
-    };
-    // Serde would also read a struct from an array.
-    if bytes.trim_ascii_start().first() == Some(&b'[') {
-        serde_json::from_slice::<serde::de::IgnoredAny>(bytes).map_err(|error| malformed(&error))?;
-        return Err(Problem::field("", "The body must be a JSON object."));
-    }
-    let mut deserializer = serde_json::Deserializer::from_slice(bytes);
-    let value = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
-        let pointer = || error.path().iter().map(segment).collect();
-        if error.inner().is_data() { rule(pointer(), &error.inner().to_string()) } else { malformed(error.inner()) }
-    })?;
-    deserializer.end().map_err(|error| malformed(&error))?;
-    Ok(value)
-}
-
 fn read_pairs<T: DeserializeOwned>(text: &[u8], root: &str) -> Result<T, Problem> {
     let pairs = serde_urlencoded::Deserializer::new(form_urlencoded::parse(text));
     serde_path_to_error::deserialize(pairs).map_err(|error| {
@@ -221,34 +273,86 @@ fn escape(member: &str) -> String {
     member.chars().take(64).collect::<String>().replace('~', "~0").replace('/', "~1")
 }
 
-/// Says serde's words about a member in ours: which member, which rule, without the value and without the names
-/// of our types.
+/// What a message of serde's says is wrong, in our terms: without the value and without the names of our types.
+enum Fault {
+    /// A field that is required is absent.
+    Missing(String),
+    /// A field that must not be there, and those that may.
+    Unknown(String, Vec<String>),
+    /// A field that is there twice.
+    Repeated(String),
+    /// A text out of a short list is needed, with the list.
+    NoVariant(Vec<String>),
+    /// Another rule.
+    Rule(String),
+}
+
+impl Fault {
+    fn of(message: &str) -> Self {
+        let message = without_position(message);
+        if let Some(name) = message.strip_prefix("missing field `").and_then(|rest| rest.strip_suffix('`')) {
+            return Self::Missing(name.to_owned());
+        }
+        if let Some(name) = message.strip_prefix("duplicate field `").and_then(|rest| rest.strip_suffix('`')) {
+            return Self::Repeated(name.to_owned());
+        }
+        if let Some((name, known)) = message.strip_prefix("unknown field `").and_then(|rest| rest.rsplit_once("`, ")) {
+            // The list ends in a name: `, expected one of `a`, `b``.
+            let (name, first) = name.split_once("`, expected ").unwrap_or((name, ""));
+            return Self::Unknown(name.to_owned(), quoted(&format!("{first}`, {known}")));
+        }
+        if message.starts_with("unknown variant `") {
+            return Self::NoVariant(quoted(message.rsplit_once("expected ").map_or("", |(_, expected)| expected)));
+        }
+        if let Some((_, expected)) = message.rsplit_once(", expected ")
+            && message.starts_with("invalid ")
+        {
+            return Self::Rule(format!("must be {}", in_our_words(expected)));
+        }
+        let is_number = ["invalid digit", "number too", "cannot parse integer"].iter().any(|m| message.starts_with(m));
+        Self::Rule(if is_number { "must be a whole number within its range" } else { message }.to_owned())
+    }
+
+    fn detail(&self) -> String {
+        match self {
+            Self::Missing(_) => "is required".to_owned(),
+            Self::Unknown(name, known) => unknown(name, known),
+            Self::Repeated(_) => "must not be repeated".to_owned(),
+            Self::NoVariant(variants) => format!("must be one of {}", variants.join(", ")),
+            Self::Rule(rule) => rule.clone(),
+        }
+    }
+}
+
+/// The names in backticks.
+fn quoted(text: &str) -> Vec<String> {
+    text.split('`').skip(1).step_by(2).map(str::to_owned).collect()
+}
+
+/// What is wrong with an unknown field: whether this surface writes it in another case, or which name it resembles.
+fn unknown(name: &str, known: &[String]) -> String {
+    let letters = |name: &str| {
+        name.chars().filter(|c| !matches!(c, '_' | '-')).flat_map(char::to_lowercase).take(64).collect::<String>()
+    };
+    let own = letters(name);
+    if let Some(known) = known.iter().find(|known| letters(known) == own) {
+        return format!("is unknown; this surface uses `{known}`");
+    }
+    match nearest(name, known.iter().map(String::as_str)) {
+        Some(known) => format!("is unknown; did you mean `{known}`?"),
+        None => "is unknown".to_owned(),
+    }
+}
+
+/// The problem of one fault at a pointer.
 fn rule(pointer: String, message: &str) -> Problem {
-    let message = without_position(message);
-    let quoted =
-        |prefix: &str| message.strip_prefix(prefix).and_then(|rest| rest.rsplit_once('`').or(Some((rest, ""))));
-    if let Some(name) = message.strip_prefix("missing field `").and_then(|rest| rest.strip_suffix('`')) {
-        return Problem::field(format!("{pointer}/{}", escape(name)), "is required");
-    }
-    if let Some(name) = message.strip_prefix("duplicate field `").and_then(|rest| rest.strip_suffix('`')) {
-        return Problem::field(at(&pointer, name), "is given twice");
-    }
-    if let Some((name, _)) = message.strip_prefix("unknown field `").and_then(|rest| rest.split_once("`, ")) {
-        return Problem::field(at(&pointer, name), "is unknown");
-    }
-    if quoted("unknown variant `").is_some() {
-        let expected = message.rsplit_once("expected ").map_or("", |(_, expected)| expected).replace('`', "");
-        let expected = expected.trim_start_matches("one of ");
-        return Problem::field(pointer, format!("must be one of {}", expected.replace(" or ", ", ")));
-    }
-    if let Some((_, expected)) = message.rsplit_once(", expected ")
-        && message.starts_with("invalid ")
-    {
-        return Problem::field(pointer, format!("must be {}", in_our_words(expected)));
-    }
-    let is_number = ["invalid digit", "number too", "cannot parse integer"].iter().any(|m| message.starts_with(m));
-    let rule = if is_number { "must be a whole number within its range" } else { message };
-    Problem::field(pointer, rule)
+    let fault = Fault::of(message);
+    let pointer = match &fault {
+        Fault::Missing(name) => format!("{pointer}/{}", escape(name)),
+        Fault::Unknown(name, _) | Fault::Repeated(name) => at(&pointer, name),
+        Fault::NoVariant(_) | Fault::Rule(_) => pointer,
+    };
+    Problem::field(pointer, fault.detail())
 }
 
 /// The pointer of a member that may already be the last step.
@@ -295,7 +399,7 @@ mod tests {
         for (body, expected) in [
             (r#"{}"#, "/description is required"),
             (r#"{"description":5}"#, "/description must be a string"),
-            (r#"{"description":"d","description":"e"}"#, "/description is given twice"),
+            (r#"{"description":"d","description":"e"}"#, "/description must not be repeated"),
             (r#"{"description":"d","owner":"x"}"#, "/owner is unknown"),
             (r#"{"description":"d","mode":"s3cret"}"#, "/mode must be one of live, test"),
             (r#"{"description":"d","mode":7}"#, "/mode must be a string"),
@@ -304,8 +408,8 @@ mod tests {
             (r#"{"description":"d","scopes":"s3cret"}"#, "/scopes must be an array"),
             (r#"{"description":"d","scopes":["a",7]}"#, "/scopes/1 must be a string"),
             (r#"{"description":"d","metadata":[1]}"#, "/metadata must be an object"),
-            (r#"{"description":"d","metadata":{"a":1,"a":2}}"#, "/metadata/a is given twice"),
-            (r#"{"description":"d","metadata":{"x":[{"a":1,"a":2}]}}"#, "/metadata/x/0/a is given twice"),
+            (r#"{"description":"d","metadata":{"a":1,"a":2}}"#, "/metadata/a must not be repeated"),
+            (r#"{"description":"d","metadata":{"x":[{"a":1,"a":2}]}}"#, "/metadata/x/0/a must not be repeated"),
             (r#"{"description":"d","rateLimit":{"limit":1}}"#, "/rateLimit/windowSeconds is required"),
             (r#"{"description":"d","rateLimit":[1,60]}"#, "/rateLimit must be an object"),
             (
@@ -347,7 +451,7 @@ mod tests {
             ("page=99999999999", "page must be a whole number within its range"),
             ("page=", "page must be a whole number within its range"),
             ("pages=1", "pages is unknown"),
-            ("page=1&page=2", "page is given twice"),
+            ("page=1&page=2", "page must not be repeated"),
         ] {
             assert_eq!(said(Query(query.to_owned()).read::<Paging>().unwrap_err()), expected, "{query}");
         }

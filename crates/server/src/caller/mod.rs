@@ -27,7 +27,7 @@ use actix_web::{
 use futures_util::future::LocalBoxFuture;
 use tokio::sync::Notify;
 use tollkey_core::{
-    AccountId, AuditId, Family, Invalid, Mode, Need, Problem, ProblemCode, ServiceKeyId, Viewer,
+    AccountId, AuditId, Denial, Family, Invalid, Mode, Need, Problem, ProblemCode, ServiceKeyId, Viewer,
     audit::{Action, Actor, ActorKind, Draft, Target},
     key_text::{Kind, without_scheme},
     network::client_address,
@@ -113,12 +113,12 @@ async fn judge(request: &HttpRequest, state: &State, text: &str, need: &Need<'_>
         let retry_after_seconds = verdict.retry_after_seconds;
         request.extensions_mut().insert(Allowance { rate, retry_after_seconds });
     }
-    known(verdict)
+    known(verdict, state, need)
 }
 
 /// Judges an API key that will be refused all the same: in the order of all denials, but as no use of it.
 async fn look(request: &HttpRequest, state: &State, text: &str, need: &Need<'_>) -> Result<Known, Problem> {
-    known(state.look(|| requester(request, state), text, need).await?)
+    known(state.look(|| requester(request, state), text, need).await?, state, need)
 }
 
 /// The client that presents the credential of a request, for look-ups before the credential is known: by the forwarded
@@ -127,13 +127,17 @@ fn requester(request: &HttpRequest, state: &State) -> Requester {
     Requester::client(client_ip(request, state))
 }
 
-fn known(verdict: Verdict) -> Result<Known, Problem> {
+fn known(verdict: Verdict, state: &State, need: &Need<'_>) -> Result<Known, Problem> {
     match (verdict.outcome, verdict.record) {
         (Ok(()), Some(key)) => Ok(key),
         (Ok(()), None) => Err(Problem::invalid_api_key()),
-        (Err(denial), _) => {
-            let retry_after = verdict.retry_after_seconds.map(u64::from);
-            Err(Problem { retry_after, ..Problem::denied(denial) })
+        (Err(denial), record) => {
+            let mut problem = Problem::denied(denial);
+            problem.retry_after = verdict.retry_after_seconds.map(u64::from);
+            if let (Denial::InsufficientScope, Some(key)) = (denial, record) {
+                problem.missing_scopes = state.catalogue.names(need.scopes.without(key.scopes)).cloned().collect();
+            }
+            Err(problem)
         }
     }
 }
@@ -256,7 +260,7 @@ fn account_parameter(request: &HttpRequest) -> Result<Option<AccountId>, Problem
         (Some((_, account)), None) => {
             account.parse().map(Some).map_err(|rule: Invalid| Problem::field("account", rule.to_string()))
         }
-        (Some(_), Some(_)) => Err(Problem::field("account", "is given twice")),
+        (Some(_), Some(_)) => Err(Problem::field("account", "must not be repeated")),
     }
 }
 

@@ -152,7 +152,7 @@ async fn malformed_json_is_told_by_line_and_column() {
         x-content-type-options: nosniff
         x-request-id: req_01KDVDNA00590KP5CNGK0J4VFP
 
-        {"type":"urn:tollkey:problem:validation_failed","title":"The request is not valid","status":400,"detail":"/name is given twice","code":"validation_failed","request_id":"req_01KDVDNA00590KP5CNGK0J4VFP","errors":[{"pointer":"/name","detail":"is given twice"}]}
+        {"type":"urn:tollkey:problem:validation_failed","title":"The request is not valid","status":400,"detail":"/name must not be repeated","code":"validation_failed","request_id":"req_01KDVDNA00590KP5CNGK0J4VFP","errors":[{"pointer":"/name","detail":"must not be repeated"}]}
         "#);
         assert_answer!(send("[{\"name\": \"a\"}]").await, @r#"
         400

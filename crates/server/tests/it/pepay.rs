@@ -229,7 +229,7 @@ async fn a_query_that_cannot_be_read_is_400() {
         for (query, error) in [
             ("scope=payments", "scope must be one of commerce".to_owned()),
             ("scope=", "scope must be one of commerce".to_owned()),
-            ("scope=commerce&scope=commerce", "scope is given twice".to_owned()),
+            ("scope=commerce&scope=commerce", "scope must not be repeated".to_owned()),
             ("limit=0", format!("limit {limit}")),
             ("limit=1001", format!("limit {limit}")),
             ("limit=-1", "limit must be a whole number within its range".to_owned()),

@@ -188,7 +188,7 @@ async fn a_list_is_paged_by_limit_and_cursor() {
             ("limit=0", "limit must be 1 to 1000"),
             ("limit=1001", "limit must be 1 to 1000"),
             ("limit=x", "limit must be a whole number within its range"),
-            ("limit=1&limit=1", "limit is given twice"),
+            ("limit=1&limit=1", "limit must not be repeated"),
             ("cursor=x", "cursor must be one that an earlier answer gave"),
             ("cursor=", "cursor must be one that an earlier answer gave"),
             ("page=1", "page is unknown"),

@@ -691,7 +691,7 @@ async fn an_introspection_that_breaks_a_rule_is_told_by_member_and_rule() {
         let service = app.service();
         for (form, expected) in [
             ("", "/token is required"),
-            ("token=a&token=b", "/token is given twice"),
+            ("token=a&token=b", "/token must not be repeated"),
             ("token=a&tokens=b", "/tokens is unknown"),
             ("token=a&mode=prod", "/mode must be one of live, test"),
             ("token=a&client_ip=x", "/client_ip must be an IPv4 or IPv6 address"),
