@@ -296,10 +296,10 @@ impl Fault {
         if let Some(name) = message.strip_prefix("duplicate field `").and_then(|rest| rest.strip_suffix('`')) {
             return Self::Repeated(name.to_owned());
         }
-        if let Some((name, known)) = message.strip_prefix("unknown field `").and_then(|rest| rest.rsplit_once("`, ")) {
-            // The list ends in a name: `, expected one of `a`, `b``.
-            let (name, first) = name.split_once("`, expected ").unwrap_or((name, ""));
-            return Self::Unknown(name.to_owned(), quoted(&format!("{first}`, {known}")));
+        if let Some(rest) = message.strip_prefix("unknown field `") {
+            // Followed by `, expected one of `a`, `b``, or by `, there are no fields`.
+            let (name, known) = rest.rsplit_once("`, expected ").or(rest.rsplit_once("`, ")).unwrap_or((rest, ""));
+            return Self::Unknown(name.to_owned(), quoted(known));
         }
         if message.starts_with("unknown variant `") {
             return Self::NoVariant(quoted(message.rsplit_once("expected ").map_or("", |(_, expected)| expected)));
@@ -397,7 +397,7 @@ mod tests {
     #[test]
     fn a_bad_body_is_told_by_member_and_rule_without_its_value() {
         for (body, expected) in [
-            (r#"{}"#, "/description is required"),
+            ("{}", "/description is required"),
             (r#"{"description":5}"#, "/description must be a string"),
             (r#"{"description":"d","description":"e"}"#, "/description must not be repeated"),
             (r#"{"description":"d","owner":"x"}"#, "/owner is unknown"),
@@ -421,7 +421,7 @@ mod tests {
                 "/expiresAt must be Unix seconds or an RFC 3339 time such as 2027-01-01T00:00:00Z",
             ),
             (r#"["d"]"#, "The body must be a JSON object."),
-            (r#""s3cret""#, " must be an object"),
+            (r#""s3cret""#, "The body must be a JSON object."),
             (r#"{"description":"#, "malformed_json: Line 1, column 15: EOF while parsing a value."),
             ("", "malformed_json: Line 1, column 0: EOF while parsing a value."),
             (r#"{"description":"d"} x"#, "malformed_json: Line 1, column 21: trailing characters."),
@@ -429,12 +429,125 @@ mod tests {
         ] {
             assert_eq!(said(json::<CreateKey>(body).unwrap_err()).trim(), expected.trim(), "{body}");
         }
+        // Every invalid field, each once.
+        for (body, expected) in [
+            (
+                r#"{"description":7,"mode":"x","scopes":["a",7,8],"rateLimit":{"limit":"x","burst":1},"owner":1}"#,
+                "/description must be a string; /mode must be one of live, test; /scopes/1 must be a string; \
+                 /scopes/2 must be a string; /rateLimit/limit must be a whole number within its range; \
+                 /rateLimit/burst is unknown; /rateLimit/windowSeconds is required; /owner is unknown",
+            ),
+            (
+                r#"{"descripton":"d","expires_at":1,"allowedIPs":[],"Metadata":{},"rate-limit":null}"#,
+                "/descripton is unknown; did you mean `description`?; /expires_at is unknown; this surface uses `expiresAt`; \
+                 /allowedIPs is unknown; this surface uses `allowedIps`; /Metadata is unknown; this surface uses `metadata`; \
+                 /rate-limit is unknown; this surface uses `rateLimit`; /description is required",
+            ),
+            (
+                r#"{"description":"d","description":"e","mode":1,"metadata":{"a":1,"a":2,"b":{"c":1,"c":2}}}"#,
+                "/description must not be repeated; /metadata/a must not be repeated; /metadata/b/c must not be repeated; \
+                 /mode must be a string",
+            ),
+            (
+                r#"{"expiresAt":[],"metadata":7}"#,
+                "/expiresAt must be Unix seconds or an RFC 3339 time such as 2027-01-01T00:00:00Z; /metadata must be an object; /description is required",
+            ),
+        ] {
+            assert_eq!(said(json::<CreateKey>(body).unwrap_err()), expected, "{body}");
+        }
+        let batch = json::<tollkey_api::verification::VerifyBatchRequest>(
+            r#"{"requests":[{"key":7,"mode":"x"},["k"],{"path":1},{"key":"k","x":1}]}"#,
+        );
+        assert_eq!(
+            said(batch.unwrap_err()),
+            "/requests/0/key must be a string; /requests/0/mode must be one of live, test; /requests/1 must be an object; \
+             /requests/2/path must be a string; /requests/2/key is required; /requests/3/x is unknown"
+        );
+        let required = json::<tollkey_api::account::CreateKey>(r#"{"environment":7,"access":"s3cret"}"#).unwrap_err();
+        assert_eq!(
+            said(required),
+            "/environment must be a string; /access must be one of secret, publishable; /name is required"
+        );
+        let none = json::<tollkey_api::account::CreateKey>("{}").unwrap_err();
+        assert_eq!(said(none.clone()), "/name is required; /environment is required; /access is required");
+        assert_eq!(none.detail, "3 fields are invalid: /name, /environment, /access");
+        let nothing = json::<tollkey_api::commerce::Nothing>(r#"{"a":1,"b":2}"#).unwrap_err();
+        assert_eq!(said(nothing), "/a is unknown; /b is unknown");
         let batch = json::<tollkey_api::verification::VerifyBatchRequest>(r#"{"requests":[{"key":"k"},["k"]]}"#);
         assert_eq!(said(batch.unwrap_err()), "/requests/1 must be an object");
         let not_utf8 =
             Body { bytes: Ok(Bytes::from_static(b"{\"description\":\"\xff\"}")), content_type: JSON.to_owned() };
         let problem = not_utf8.json::<CreateKey>().unwrap_err();
         assert_eq!(said(problem), "malformed_json: Line 1, column 17: invalid unicode code point.");
+    }
+
+    #[test]
+    fn a_body_with_many_invalid_fields_is_bounded() {
+        let fields: Vec<String> = (0..3000).map(|number| format!("\"x{number}\":1")).collect();
+        let problem = json::<CreateKey>(&format!("{{{}}}", fields.join(","))).unwrap_err();
+        assert_eq!(problem.errors.len(), 32);
+        assert_eq!(problem.detail.matches("/x").count(), 10);
+        let requests = vec!["7"; 3000].join(",");
+        let batch = json::<tollkey_api::verification::VerifyBatchRequest>(&format!("{{\"requests\":[{requests}]}}"));
+        assert!(batch.unwrap_err().errors.len() <= 32);
+    }
+
+    #[test]
+    fn whole_numbers_may_be_written_with_a_fraction_of_zero() {
+        use tollkey_api::commerce::{RotateKey, UpdateKey};
+
+        for (text, expected) in [("5.0", 5), ("1e3", 1000), ("-0.0", 0), ("9007199254740992.0", 1 << 53), ("5", 5)] {
+            let body = json::<RotateKey>(&format!("{{\"overlap_seconds\":{text}}}")).unwrap();
+            assert_eq!(body.overlap_seconds, Some(expected), "{text}");
+        }
+        for text in ["5.5", "9007199254740994.0", "1e16", "-1e300", "99999999999999999999"] {
+            let problem = json::<RotateKey>(&format!("{{\"overlap_seconds\":{text}}}")).unwrap_err();
+            assert_eq!(said(problem), "/overlap_seconds must be a whole number within its range", "{text}");
+        }
+        // Also in a merge patch, inside an object, in a number without a sign, and as a time; metadata stays as it is.
+        let patch =
+            json::<UpdateKey>(r#"{"rate_limit":{"limit":10.0},"expires_at":1e9,"metadata":{"n":5.0}}"#).unwrap();
+        let tollkey_api::Patch::Value(limit) = patch.rate_limit else { panic!("a rate limit") };
+        assert_eq!(limit.limit, tollkey_api::Patch::Value(10));
+        let tollkey_api::Patch::Value(metadata) = patch.metadata else { panic!("metadata") };
+        assert_eq!(serde_json::Value::Object(metadata).to_string(), r#"{"n":5.0}"#);
+        let sync = r#"{"subscriber":"s","wait_ms":5.0}"#;
+        assert_eq!(json::<tollkey_api::sync::SyncRequest>(sync).unwrap().wait_ms, 5);
+    }
+
+    #[test]
+    fn a_byte_order_mark_is_skipped_and_null_is_an_empty_body() {
+        let body = |text: &str, content_type: &str| Body {
+            bytes: Ok(Bytes::copy_from_slice(text.as_bytes())),
+            content_type: content_type.to_owned(),
+        };
+        assert_eq!(json::<CreateKey>("\u{feff} {\"description\":\"d\"}").unwrap().description, "d");
+        assert_eq!(said(json::<CreateKey>("\u{feff}{}").unwrap_err()), "/description is required");
+        for text in ["", " \n", "\u{feff}", "null", " null ", "\u{feff}null", "{}"] {
+            assert!(body(text, JSON).json_or_nothing::<tollkey_api::commerce::RotateKey>().is_ok(), "{text:?}");
+        }
+        assert!(body("", "").json_or_nothing::<tollkey_api::commerce::Nothing>().is_ok());
+        for (text, content_type) in [("null", "text/plain"), ("[]", JSON), ("0", JSON), ("nul", JSON), ("{", JSON)] {
+            assert!(body(text, content_type).json_or_nothing::<tollkey_api::commerce::Nothing>().is_err(), "{text}");
+        }
+        // Null as a merge patch would replace the whole.
+        assert!(body("null", JSON).read_merge_patch_or_nothing::<tollkey_api::commerce::UpdateKey>().is_err());
+        assert_eq!(said(json::<CreateKey>("null").unwrap_err()), " The body must be a JSON object.".trim());
+    }
+
+    #[test]
+    fn a_form_reports_all_invalid_fields() {
+        let body = Body {
+            bytes: Ok(Bytes::from_static(b"token=a&token=b&mode=x&scope=c&tokens=d")),
+            content_type: FORM.to_owned(),
+        };
+        let problem =
+            body.read_form::<tollkey_api::verification::IntrospectRequest>().and_then(Read::value).unwrap_err();
+        assert_eq!(
+            said(problem),
+            "/token must not be repeated; /mode must be one of live, test; /scope is unknown; did you mean `scopes`?; \
+             /tokens is unknown; did you mean `token`?"
+        );
     }
 
     #[test]
@@ -450,7 +563,9 @@ mod tests {
             ("page=-1", "page must be a whole number within its range"),
             ("page=99999999999", "page must be a whole number within its range"),
             ("page=", "page must be a whole number within its range"),
-            ("pages=1", "pages is unknown"),
+            ("pages=1", "pages is unknown; did you mean `page`?"),
+            ("x-page=1", "x-page is unknown; did you mean `page`?"),
+            ("cursor=1", "cursor is unknown"),
             ("page=1&page=2", "page must not be repeated"),
         ] {
             assert_eq!(said(Query(query.to_owned()).read::<Paging>().unwrap_err()), expected, "{query}");
