@@ -81,7 +81,7 @@ impl Problem {
             code: code.to_owned(),
             request_id: request_id.to_owned(),
             errors: problem.errors.iter().map(FieldError::from).collect(),
-            missing_scopes: problem.missing_scopes.clone(),
+            missing_scopes: problem.missing_scopes.to_vec(),
         }
     }
 }

@@ -155,11 +155,11 @@ pub struct Problem {
     /// Whole seconds after which trying again makes sense.
     pub retry_after: Option<u64>,
     /// The scopes that would have been needed, for the challenge of RFC 6750.
-    pub needed_scopes: Vec<Scope>,
+    pub needed_scopes: Box<[Scope]>,
     /// Those of the needed scopes that the key lacks.
-    pub missing_scopes: Vec<Scope>,
+    pub missing_scopes: Box<[Scope]>,
     /// The methods that exist here, for `Allow`.
-    pub allowed_methods: Vec<String>,
+    pub allowed_methods: Box<[String]>,
 }
 
 impl Problem {
@@ -171,9 +171,9 @@ impl Problem {
             detail: detail.into(),
             errors: Vec::new(),
             retry_after: None,
-            needed_scopes: Vec::new(),
-            missing_scopes: Vec::new(),
-            allowed_methods: Vec::new(),
+            needed_scopes: Box::default(),
+            missing_scopes: Box::default(),
+            allowed_methods: Box::default(),
         }
     }
 

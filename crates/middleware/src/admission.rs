@@ -277,7 +277,7 @@ impl Guard {
         let mut problem = Problem::denied(denial);
         match denial {
             Denial::InsufficientScope => {
-                problem.needed_scopes.clone_from(&requirement.scopes);
+                problem.needed_scopes = requirement.scopes.as_slice().into();
                 let needed = self.policy().catalogue.needed(requirement.scopes.iter().map(tollkey_core::Scope::as_str));
                 if let (Ok(needed), Some(record)) = (needed, record) {
                     let missing = self.policy().catalogue.names(needed.without(record.scopes));

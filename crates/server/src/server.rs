@@ -461,6 +461,6 @@ async fn unmatched(request: HttpRequest) -> Answer {
     }
     let detail = format!("This path takes {}.", allowed.join(", "));
     let mut problem = Problem::new(ProblemCode::MethodNotAllowed, detail);
-    problem.allowed_methods = allowed;
+    problem.allowed_methods = allowed.into();
     Err(problem.into())
 }

@@ -115,7 +115,7 @@ async fn answer(request: &HttpRequest, state: &State, asked: Asked<'_>) -> Answe
     };
     let record = judge_presented(request, state, &need).await.map_err(|mut problem| {
         if problem.code == ProblemCode::Denied(Denial::InsufficientScope) {
-            problem.needed_scopes = requirement.names;
+            problem.needed_scopes = requirement.names.into();
         }
         problem
     })?;
