@@ -34,6 +34,10 @@ pub struct Problem {
     /// For validation problems: each member and the rule it breaks.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub errors: Vec<FieldError>,
+    /// With `insufficient_scope`: those of the required scopes that the key does not satisfy.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Vec<String>, example = json!(["links:write"])))]
+    pub missing_scopes: Vec<core::Scope>,
 }
 
 /// A member and the rule it breaks.
@@ -77,6 +81,7 @@ impl Problem {
             code: code.to_owned(),
             request_id: request_id.to_owned(),
             errors: problem.errors.iter().map(FieldError::from).collect(),
+            missing_scopes: problem.missing_scopes.to_vec(),
         }
     }
 }

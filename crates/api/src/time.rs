@@ -119,11 +119,15 @@ impl UnixSeconds {
     }
 }
 impl Moment {
-    /// The instant so many whole seconds after 1970-01-01.
+    /// The instant so many whole seconds after 1970-01-01. The last hours of the year 9999 cannot be represented: they count as
+    /// the last instant that can, [`Timestamp::MAX`].
     ///
     /// # Errors
     /// [`Invalid`] beyond the years -9999 and 9999.
     pub fn from_unix(seconds: i64) -> Result<Self, Invalid> {
+        if (Timestamp::MAX.as_second()..=END_OF_9999).contains(&seconds) {
+            return Ok(Self(Timestamp::MAX));
+        }
         Timestamp::from_second(seconds).map(Self).map_err(|_| Invalid::new(EXPECTED))
     }
 
@@ -187,15 +191,36 @@ impl<'de> Deserialize<'de> for Moment {
 impl std::str::FromStr for Moment {
     type Err = Invalid;
 
-    /// Reads Unix seconds or RFC 3339, as they stand in a query.
+    /// Reads Unix seconds or RFC 3339, as they stand in a query, where an unescaped `+` arrives as a space.
     fn from_str(text: &str) -> Result<Self, Invalid> {
-        text.parse().map_or_else(|_| rfc_3339(text), Self::from_unix)
+        let read = text.parse().map_or_else(|_| rfc_3339(text), Self::from_unix);
+        read.map_err(|rule| match rfc_3339(&text.replacen(' ', "+", 1)) {
+            Ok(_) => Invalid::new("has a space where the + of its offset stood: write + as %2B, or the time with Z"),
+            Err(_) => rule,
+        })
     }
 }
 
 fn rfc_3339(text: &str) -> Result<Moment, Invalid> {
-    let parsed = is_rfc_3339(text).then(|| text.parse().ok()).flatten();
+    let parsed = is_rfc_3339(text).then(|| text.parse().ok().or_else(|| last_hours(text))).flatten();
     parsed.map(Moment).ok_or_else(|| Invalid::new(EXPECTED))
+}
+
+/// [`Timestamp::MAX`] for a text with the shape of RFC 3339 that names an instant behind it, in the year 9999 of UTC.
+fn last_hours(text: &str) -> Option<Timestamp> {
+    let local: jiff::civil::DateTime = text.get(..19)?.parse().ok()?;
+    let zone = text.get(text.len() - 6..).filter(|zone| zone.starts_with(['+', '-']));
+    let offset = match zone {
+        Some(zone) => {
+            let (hours, minutes): (i64, i64) = (zone.get(1..3)?.parse().ok()?, zone.get(4..)?.parse().ok()?);
+            let seconds = (hours < 24 && minutes < 60).then_some(hours * 3600 + minutes * 60)?;
+            if zone.starts_with('-') { -seconds } else { seconds }
+        }
+        None => 0,
+    };
+    let epoch = jiff::civil::date(1970, 1, 1).at(0, 0, 0, 0);
+    let seconds = local.duration_since(epoch).as_secs() - offset;
+    (Timestamp::MAX.as_second()..=END_OF_9999).contains(&seconds).then_some(Timestamp::MAX)
 }
 
 /// Whether a text has the shape of RFC 3339, section 5.6. The parser reads more than that: spaces, signed years,
@@ -212,6 +237,12 @@ fn is_rfc_3339(text: &str) -> bool {
         && fraction != "."
         && (zone.eq_ignore_ascii_case("z") || shape(zone, "+00:00") || shape(zone, "-00:00"))
 }
+
+/// 9999-12-31T23:59:59Z.
+const END_OF_9999: i64 = 253_402_300_799;
+
+/// Floating-point numbers up to here are whole where they look whole: 2^53.
+const MAX_WHOLE: f64 = 9_007_199_254_740_992.0;
 
 const EXPECTED: &str = "must be Unix seconds or an RFC 3339 time such as 2027-01-01T00:00:00Z";
 
@@ -230,6 +261,15 @@ impl de::Visitor<'_> for MomentVisitor {
 
     fn visit_u64<E: de::Error>(self, seconds: u64) -> Result<Moment, E> {
         i64::try_from(seconds).map_err(|_| E::custom(EXPECTED)).and_then(|seconds| self.visit_i64(seconds))
+    }
+
+    /// Whole numbers may be written as `5.0`.
+    fn visit_f64<E: de::Error>(self, seconds: f64) -> Result<Moment, E> {
+        if seconds.fract() != 0.0 || seconds.abs() > MAX_WHOLE {
+            return Err(E::custom(EXPECTED));
+        }
+        #[expect(clippy::cast_possible_truncation, reason = "a whole number of at most 2^53")]
+        self.visit_i64(seconds as i64)
     }
 
     fn visit_str<E: de::Error>(self, text: &str) -> Result<Moment, E> {
@@ -294,7 +334,42 @@ mod tests {
         for refused in ["2026-02-23", "", "1771848000.5", "9223372036854775807", "99999999999999999999"] {
             assert_eq!(refused.parse::<Moment>().unwrap_err().to_string(), EXPECTED, "{refused}");
         }
+        for unescaped in ["2026-02-23T12:00:00 00:00", "2026-02-23T12:00:00.5 05:30"] {
+            assert!(unescaped.parse::<Moment>().unwrap_err().to_string().contains("write + as %2B"), "{unescaped}");
+        }
+        for other in ["2026-02-23 12:00:00Z", "2026-02-23T12:00:00 0000", " 2026-02-23"] {
+            assert_eq!(other.parse::<Moment>().unwrap_err().to_string(), EXPECTED, "{other}");
+        }
         assert_eq!(Moment::from_unix(i64::MAX).unwrap_err().to_string(), EXPECTED);
+    }
+
+    #[test]
+    fn last_hours_of_9999_are_the_last_time_that_can_be_represented() {
+        for text in [
+            "253402300799",
+            "253402300799.0",
+            "253402207200",
+            "\"9999-12-31T23:59:59Z\"",
+            "\"9999-12-31t23:59:59.999z\"",
+            "\"9999-12-31T23:59:59+05:30\"",
+            "\"9999-12-31T12:00:00-11:59\"",
+            "\"9999-12-30T22:00:01Z\"",
+        ] {
+            let moment = serde_json::from_str::<Moment>(text).unwrap();
+            assert_eq!(moment.timestamp(), Timestamp::MAX, "{text}");
+            assert_eq!(serde_json::to_string(&Rfc3339::from(moment.timestamp())).unwrap(), "\"9999-12-30T22:00:00Z\"");
+        }
+        for text in [
+            "253402300800",
+            "9223372036854775807",
+            "\"9999-12-31T23:59:59-00:01\"",
+            "\"9999-12-31T24:00:00Z\"",
+            "\"9999-12-32T00:00:00Z\"",
+            "\"9999-12-31T23:59:59+24:00\"",
+            "\"9999-12-31T23:60:00Z\"",
+        ] {
+            assert!(serde_json::from_str::<Moment>(text).is_err(), "{text}");
+        }
     }
 
     #[test]
@@ -318,7 +393,12 @@ mod tests {
         ] {
             assert!(serde_json::from_str::<Moment>(text).is_err(), "{text}");
         }
-        for text in ["1771848000.5", "\"2026-02-23\"", "\"1771848000\"", "true", "9223372036854775807", "[]"] {
+        for text in ["1771848000.0", "1.771848e9"] {
+            assert_eq!(serde_json::from_str::<Moment>(text).unwrap(), Moment::from(at), "{text}");
+        }
+        for text in
+            ["1771848000.5", "1e17", "-1e300", "\"2026-02-23\"", "\"1771848000\"", "true", "9223372036854775807", "[]"]
+        {
             assert!(serde_json::from_str::<Moment>(text).is_err(), "{text}");
         }
     }

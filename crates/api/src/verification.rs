@@ -120,6 +120,7 @@ struct ReadResponse {
     key: Option<Value>,
     #[serde(default)]
     rate_limit: Patch<Value>,
+    missing_scopes: Option<Value>,
 }
 
 impl<'de> Deserialize<'de> for VerifyResponse {
@@ -127,7 +128,9 @@ impl<'de> Deserialize<'de> for VerifyResponse {
         let read: ReadResponse = object::required(deserializer)?;
         if !read.valid {
             let code = Open::deserialize(read.code.into_deserializer())?;
-            return Ok(Self::Invalid(Invalid { valid: false, code }));
+            // A hint: one that cannot be read leaves the denial as it is.
+            let missing_scopes = read.missing_scopes.and_then(|scopes| serde_json::from_value(scopes).ok());
+            return Ok(Self::Invalid(Invalid { valid: false, code, missing_scopes }));
         }
         if read.code != "valid" {
             return Err(D::Error::custom("`valid` is true, and `code` says something else"));
@@ -175,6 +178,10 @@ pub struct Invalid {
     /// Why: the first that applies.
     #[cfg_attr(feature = "openapi", schema(value_type = Denial))]
     pub code: Open<Denial>,
+    /// With `insufficient_scope`: those of the requested scopes that the key does not satisfy.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<Vec<String>>, nullable = false, example = json!(["links:write"])))]
+    pub missing_scopes: Option<Vec<Scope>>,
 }
 
 impl fmt::Display for Invalid {
@@ -242,6 +249,10 @@ pub struct RateLimitState {
     /// In how many seconds all are back.
     #[cfg_attr(feature = "openapi", schema(example = 17))]
     pub reset_seconds: u64,
+    /// The window, in seconds; 0 in the response of a server of release 0.1, which does not say.
+    #[serde(default)]
+    #[cfg_attr(feature = "openapi", schema(required = true, example = 60))]
+    pub window_seconds: u32,
 }
 
 /// The body of `POST /verify/batch`.

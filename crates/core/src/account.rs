@@ -4,12 +4,24 @@ use std::{fmt, str::FromStr, sync::Arc};
 
 use crate::{Grants, Invalid, Problem, ProblemCode, feature::Feature, text::is_reference};
 
-/// The id of an account, given by the issuer of management tokens: `[A-Za-z0-9._:@-]{1,128}`.
+/// The ID of an account, which the issuer of management tokens chooses: `[A-Za-z0-9._:@-]{1,128}`, but not `.` or `..`, which
+/// clients and proxies remove from the path of a URL.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize), serde(transparent))]
 pub struct AccountId(Arc<str>);
 
 impl AccountId {
+    /// Reads an ID that was stored, maybe before `.` and `..` were rejected.
+    ///
+    /// # Errors
+    /// [`Invalid`] unless it is `[A-Za-z0-9._:@-]{1,128}`.
+    pub fn stored(text: &str) -> Result<Self, Invalid> {
+        if !is_reference(text) {
+            return Err(Invalid::new("must be 1 to 128 characters out of A-Z a-z 0-9 . _ : @ -"));
+        }
+        Ok(Self(text.into()))
+    }
+
     /// The id as text.
     #[must_use]
     pub fn as_str(&self) -> &str {
@@ -21,11 +33,10 @@ impl FromStr for AccountId {
     type Err = Invalid;
 
     fn from_str(text: &str) -> Result<Self, Invalid> {
-        if is_reference(text) {
-            Ok(Self(text.into()))
-        } else {
-            Err(Invalid::new("must be 1 to 128 characters out of A-Z a-z 0-9 . _ : @ -"))
+        if matches!(text, "." | "..") {
+            return Err(Invalid::new("must not be . or .., which URLs remove from a path"));
         }
+        Self::stored(text)
     }
 }
 impl fmt::Display for AccountId {

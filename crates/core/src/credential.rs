@@ -1,11 +1,79 @@
 //! The one credential of a request, and the headers it can stand in (contract, section 2; RFC 6750).
+//!
+//! [`Credential::read`] finds it. What is wrong with the form of one that is rejected is worked out by [`Expected::problem`],
+//! from the presented text alone: it says nothing about whether a key exists, and costs an accepted request nothing.
+
+mod form;
+
+use crate::{Invalid, Problem, ProblemCode};
+
+pub use self::form::Expected;
 
 /// The header with a scheme in front of the credential: `Authorization: Bearer`.
 pub const AUTHORIZATION: &str = "authorization";
-/// The scheme there, with what ends it.
-const BEARER: &str = "bearer ";
+/// The scheme there.
+const BEARER: &str = "bearer";
 /// The headers a credential can stand in.
 pub const HEADERS: [&str; 3] = [AUTHORIZATION, "x-api-key", "x-commerce-api-key"];
+
+/// The headers that a credential is read from: some of [`HEADERS`], all of them by default.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CredentialHeaders([bool; HEADERS.len()]);
+
+impl CredentialHeaders {
+    /// Reads a list of names, in any case.
+    ///
+    /// # Errors
+    /// [`Invalid`] for another name, and for an empty list.
+    ///
+    /// ```
+    /// use tollkey_core::credential::CredentialHeaders;
+    /// let headers = CredentialHeaders::parse(["X-API-Key"]).unwrap();
+    /// assert!(headers.names().eq(["x-api-key"]));
+    /// assert!(CredentialHeaders::parse(["cookie"]).is_err());
+    /// ```
+    pub fn parse<'a>(names: impl IntoIterator<Item = &'a str>) -> Result<Self, Invalid> {
+        let mut headers = Self([false; HEADERS.len()]);
+        for name in names {
+            let known = HEADERS.iter().position(|header| header.eq_ignore_ascii_case(name));
+            headers.0[known.ok_or_else(Self::rule)?] = true;
+        }
+        if headers.0.contains(&true) { Ok(headers) } else { Err(Self::rule()) }
+    }
+
+    fn rule() -> Invalid {
+        Invalid::new(format!("must be some of {}", HEADERS.join(", ")))
+    }
+
+    /// Whether a credential is read from the header at this index of [`HEADERS`].
+    #[must_use]
+    pub fn has(self, index: usize) -> bool {
+        self.0[index]
+    }
+
+    /// The names, in lower case and in the order of [`HEADERS`].
+    pub fn names(self) -> impl Iterator<Item = &'static str> {
+        HEADERS.into_iter().zip(self.0).filter_map(|(name, read)| read.then_some(name))
+    }
+
+    /// The problem of a request without a credential.
+    #[must_use]
+    pub fn missing(self, expected: Expected) -> Problem {
+        let what = expected.noun();
+        let detail = if self.has(0) {
+            format!("Present {what} as Bearer.")
+        } else {
+            format!("Present {what} in {}.", self.names().collect::<Vec<_>>().join(" or "))
+        };
+        Problem::new(ProblemCode::MissingCredentials, detail)
+    }
+}
+
+impl Default for CredentialHeaders {
+    fn default() -> Self {
+        Self([true; HEADERS.len()])
+    }
+}
 
 /// What a request presents.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -14,7 +82,9 @@ pub enum Credential<'a> {
     None,
     /// One text.
     One(&'a str),
-    /// One that is no Bearer credential or no text.
+    /// An `Authorization` header without the scheme Bearer; the whole value.
+    NotBearer(&'a str),
+    /// One with characters other than printable ASCII.
     Unreadable,
     /// More than one, be it the same one twice.
     Several,
@@ -25,22 +95,31 @@ impl std::fmt::Debug for Credential<'_> {
         f.write_str(match self {
             Self::None => "None",
             Self::One(_) => "One(redacted)",
+            Self::NotBearer(_) => "NotBearer(redacted)",
             Self::Unreadable => "Unreadable",
             Self::Several => "Several",
         })
     }
 }
 
+/// Whether a header presents nothing: it is empty or white space, or `Authorization: Bearer` without a token.
+#[must_use]
+pub fn is_empty(name: &str, value: &[u8]) -> bool {
+    let value = value.trim_ascii();
+    value.is_empty() || name == AUTHORIZATION && value.eq_ignore_ascii_case(BEARER.as_bytes())
+}
+
 impl<'a> Credential<'a> {
-    /// The credential among the headers found under [`HEADERS`], each with its lower-case name. The query is never read.
+    /// The credential among the headers found under [`HEADERS`], each with its lower-case name. A header that
+    /// [is empty](is_empty) counts as absent. The query is never read.
     ///
     /// ```
     /// use tollkey_core::credential::Credential;
-    /// let found = [("authorization", b"Bearer key".as_slice())];
+    /// let found = [("authorization", b"Bearer key".as_slice()), ("x-api-key", b"")];
     /// assert!(Credential::read(found) == Credential::One("key"));
     /// ```
     pub fn read(found: impl IntoIterator<Item = (&'a str, &'a [u8])>) -> Self {
-        let mut found = found.into_iter();
+        let mut found = found.into_iter().filter(|(name, value)| !is_empty(name, value));
         let Some((name, value)) = found.next() else { return Self::None };
         if found.next().is_some() {
             return Self::Several;
@@ -50,18 +129,31 @@ impl<'a> Credential<'a> {
         let Some(text) = std::str::from_utf8(value).ok().filter(|_| visible) else { return Self::Unreadable };
         let text = text.trim_ascii();
         let text = if name == AUTHORIZATION {
-            match text.split_at_checked(BEARER.len()) {
+            match text.split_once(' ') {
                 Some((scheme, text)) if scheme.eq_ignore_ascii_case(BEARER) => text.trim_ascii(),
-                _ => return Self::Unreadable,
+                _ => return Self::NotBearer(text),
             }
         } else {
             text
         };
         // Two credentials in one header: a proxy joined what was sent twice.
-        match text {
-            "" => Self::Unreadable,
-            joined if joined.as_bytes().contains(&b',') => Self::Several,
-            one => Self::One(one),
+        if text.as_bytes().contains(&b',') { Self::Several } else { Self::One(text) }
+    }
+
+    /// The problem with a credential that cannot be accepted, whatever keys there are: none, several, or no text that is a
+    /// credential. [`Credential::One`] can be accepted; once it is rejected, [`Expected::problem`] says what is wrong with it.
+    ///
+    /// # Errors
+    /// `missing_credentials`, `multiple_credentials`, `invalid_api_key`.
+    pub fn one(self, headers: CredentialHeaders, expected: Expected) -> Result<&'a str, Problem> {
+        match self {
+            Self::One(text) => Ok(text),
+            Self::None => Err(headers.missing(expected)),
+            Self::NotBearer(value) => Err(expected.not_bearer(value)),
+            Self::Unreadable => Err(form::unreadable()),
+            Self::Several => {
+                Err(Problem::new(ProblemCode::MultipleCredentials, "Present exactly one credential, once."))
+            }
         }
     }
 }
@@ -79,15 +171,33 @@ mod tests {
         for pair in [
             ("authorization", "Bearer key"),
             ("authorization", "bearer  key "),
+            ("authorization", "BEARER\u{20}key"),
             ("x-api-key", "key"),
             ("x-commerce-api-key", "key"),
         ] {
             assert!(read(&[pair]) == Credential::One("key"), "{pair:?}");
         }
-        assert_eq!(read(&[]), Credential::None);
-        for value in ["key", "Basic a2V5", "Bearer", "Bearer ", "", "Bearer k\u{e9}y"] {
-            assert_eq!(read(&[("authorization", value)]), Credential::Unreadable, "{value:?}");
+        for value in ["key", "Basic a2V5", "Bearer\tkey", "Bearerkey", "Bearer:key", "Bearer: key"] {
+            assert!(read(&[("authorization", value)]) == Credential::NotBearer(value), "{value:?}");
         }
+        assert_eq!(read(&[("authorization", "Bearer k\u{e9}y")]), Credential::Unreadable);
+        assert_eq!(read(&[("x-api-key", "\u{a0}key")]), Credential::Unreadable);
+    }
+
+    #[test]
+    fn an_empty_header_counts_as_absent() {
+        assert_eq!(read(&[]), Credential::None);
+        for empty in
+            [("authorization", ""), ("authorization", "Bearer"), ("authorization", "bearer  "), ("x-api-key", " \t ")]
+        {
+            assert_eq!(read(&[empty]), Credential::None, "{empty:?}");
+            assert_eq!(read(&[empty, empty, ("x-commerce-api-key", "")]), Credential::None, "{empty:?}");
+            for pairs in [[empty, ("x-api-key", "key")], [("x-api-key", "key"), empty]] {
+                assert!(read(&pairs) == Credential::One("key"), "{pairs:?}");
+            }
+        }
+        // Without a scheme it is a text like another.
+        assert!(read(&[("x-api-key", "Bearer")]) == Credential::One("Bearer"));
     }
 
     #[test]
@@ -96,15 +206,35 @@ mod tests {
             [("authorization", "Bearer key"), ("authorization", "Bearer key")],
             [("authorization", "Bearer key"), ("x-api-key", "key")],
             [("x-commerce-api-key", "key"), ("x-api-key", "key")],
-            [("x-api-key", ""), ("x-api-key", "key")],
+            [("authorization", "Basic YTpi"), ("x-api-key", "key")],
         ] {
             assert_eq!(read(&pairs), Credential::Several, "{pairs:?}");
         }
         assert_eq!(read(&[("x-api-key", "key, key")]), Credential::Several);
+        assert_eq!(read(&[("x-api-key", ""), ("x-api-key", "a"), ("authorization", "Bearer b")]), Credential::Several);
     }
 
     #[test]
     fn a_credential_is_not_shown() {
         assert_eq!(format!("{:?}", read(&[("x-api-key", "canary")])), "One(redacted)");
+        assert_eq!(format!("{:?}", read(&[("authorization", "canary")])), "NotBearer(redacted)");
+    }
+
+    #[test]
+    fn credential_headers_are_a_choice_out_of_three() {
+        let names = |given: &[&str]| {
+            CredentialHeaders::parse(given.iter().copied()).map(|headers| headers.names().collect::<Vec<_>>())
+        };
+        assert_eq!(names(&HEADERS), Ok(HEADERS.to_vec()));
+        assert_eq!(CredentialHeaders::parse(HEADERS), Ok(CredentialHeaders::default()));
+        assert_eq!(names(&["X-Commerce-API-Key", "Authorization"]), Ok(vec!["authorization", "x-commerce-api-key"]));
+        let rule = Invalid::new("must be some of authorization, x-api-key, x-commerce-api-key");
+        for given in [&[][..], &[""], &["cookie"], &["x-api-key", "x-api-keys"]] {
+            assert_eq!(names(given), Err(rule.clone()), "{given:?}");
+        }
+        let missing =
+            |names: &[&str]| CredentialHeaders::parse(names.iter().copied()).unwrap().missing(Expected::ApiKey).detail;
+        assert_eq!(missing(&HEADERS), "Present an API key as Bearer.");
+        assert_eq!(missing(&HEADERS[1..]), "Present an API key in x-api-key or x-commerce-api-key.");
     }
 }

@@ -129,7 +129,7 @@ impl Kind {
         Some(Self::Key(family, mode))
     }
 
-    fn prefix(self) -> String {
+    pub(crate) fn prefix(self) -> String {
         match self {
             Self::Key(family, mode) => format!("{}_{}_", family.prefix(), mode.as_str()),
             Self::ServiceKey => "tks_".to_owned(),

@@ -155,9 +155,11 @@ pub struct Problem {
     /// Whole seconds after which trying again makes sense.
     pub retry_after: Option<u64>,
     /// The scopes that would have been needed, for the challenge of RFC 6750.
-    pub needed_scopes: Vec<Scope>,
+    pub needed_scopes: Box<[Scope]>,
+    /// Those of the needed scopes that the key lacks.
+    pub missing_scopes: Box<[Scope]>,
     /// The methods that exist here, for `Allow`.
-    pub allowed_methods: Vec<String>,
+    pub allowed_methods: Box<[String]>,
 }
 
 impl Problem {
@@ -169,8 +171,9 @@ impl Problem {
             detail: detail.into(),
             errors: Vec::new(),
             retry_after: None,
-            needed_scopes: Vec::new(),
-            allowed_methods: Vec::new(),
+            needed_scopes: Box::default(),
+            missing_scopes: Box::default(),
+            allowed_methods: Box::default(),
         }
     }
 
@@ -183,9 +186,15 @@ impl Problem {
     /// A validation problem about these members.
     #[must_use]
     pub fn validation(errors: Vec<FieldError>) -> Self {
+        /// How many fields the detail names; `errors` has all of them.
+        const NAMED: usize = 10;
         let detail = match errors.as_slice() {
             [one] => one.to_string(),
-            several => format!("{} members break a rule; see errors.", several.len()),
+            several => {
+                let names: Vec<&str> = several.iter().take(NAMED).map(|error| error.pointer.as_str()).collect();
+                let more = if several.len() > NAMED { ", \u{2026}" } else { "" };
+                format!("{} fields are invalid: {}{more}", several.len(), names.join(", "))
+            }
         };
         Self { errors, ..Self::new(ProblemCode::ValidationFailed, detail) }
     }
@@ -317,19 +326,55 @@ impl Invalid {
 /// };
 /// # unreachable!("{name} {description:?}");
 /// ```
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Checks(Vec<FieldError>);
 
 impl Checks {
     /// The value, or `None` with its error kept under that pointer.
     pub fn member<T>(&mut self, pointer: &str, value: Result<T, Invalid>) -> Option<T> {
-        value.map_err(|rule| self.0.push(FieldError { pointer: pointer.to_owned(), detail: rule.0 })).ok()
+        value.map_err(|rule| self.add(pointer, rule.0)).ok()
+    }
+
+    /// Keeps an error. A field has one: whatever follows from it, in the field itself, in what contains it or in what it
+    /// contains, is not kept.
+    pub fn add(&mut self, pointer: impl Into<String>, detail: impl Into<String>) {
+        let pointer = pointer.into();
+        let within = |outer: &str, inner: &str| {
+            inner.strip_prefix(outer).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+        };
+        if !self.0.iter().any(|error| within(&error.pointer, &pointer) || within(&pointer, &error.pointer)) {
+            self.0.push(FieldError { pointer, detail: detail.into() });
+        }
+    }
+
+    /// Keeps the errors of a part of the request, whose pointers begin at `prefix`.
+    pub fn append(&mut self, prefix: &str, part: Self) {
+        for error in part.0 {
+            self.add(format!("{prefix}{}", error.pointer), error.detail);
+        }
+    }
+
+    /// How many errors are kept.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.0.len()
     }
 
     /// Whether nothing was wrong so far.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
+    }
+
+    /// The value, when nothing was wrong.
+    ///
+    /// # Errors
+    /// The validation problem of everything collected.
+    pub fn finish<T>(self, value: Option<T>) -> Result<T, Problem> {
+        match value {
+            Some(value) if self.is_empty() => Ok(value),
+            _ => Err(self.into_problem()),
+        }
     }
 
     /// The validation problem of everything collected.

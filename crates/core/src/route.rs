@@ -109,19 +109,25 @@ impl<'a> RequestPath<'a> {
         self.0
     }
 
-    /// Whether every reader takes this path for the same one. Not so when it does not begin with `/`, or has an
-    /// empty or dot segment, `%2e`, `%2f`, `%5c`, `%00`, `%25` (in either case), an incomplete escape, `;`,
-    /// `\`, `#` or anything but printable ASCII. A trailing slash leaves an empty last segment.
+    /// Whether every reader takes this path for the same one (contract, section 4). Not so when it
+    ///
+    /// - does not begin with `/`, or has an empty or dot segment; a trailing slash leaves an empty last segment,
+    /// - has `;`, `\`, `#` or anything but printable ASCII,
+    /// - has an incomplete escape, or one of `/ \ . % ; ? #` or of a control character,
+    /// - is invalid UTF-8 when it is decoded, which includes overlong forms,
+    /// - has a segment that begins or ends with white space when it is decoded.
+    ///
+    /// Other escapes, such as `%20` inside a segment, `%40` and `%3A`, are part of their segment.
     #[must_use]
     pub fn is_unambiguous(self) -> bool {
         let mut bytes = self.0.bytes();
         if bytes.next() != Some(b'/') {
             return false;
         }
-        // One walk, because every verification that is about a route comes along here. Of the current segment it
+        // One pass, because every verification that is about a route comes along here. Of the current segment it
         // keeps how long it is and whether it has been nothing but dots.
-        let (mut length, mut dots) = (0usize, true);
-        while let Some(byte) = bytes.next() {
+        let (mut length, mut dots, mut escapes) = (0usize, true, false);
+        for byte in bytes {
             match byte {
                 b'/' => {
                     if dots && length <= 2 {
@@ -131,22 +137,39 @@ impl<'a> RequestPath<'a> {
                     continue;
                 }
                 b';' | b'\\' | b'#' => return false,
-                b'%' => {
-                    let hex = |byte: Option<u8>| char::from(byte?).to_digit(16);
-                    let (Some(high), Some(low)) = (hex(bytes.next()), hex(bytes.next())) else { return false };
-                    if matches!(u8::try_from(high << 4 | low), Ok(b'.' | b'/' | b'\\' | 0 | b'%') | Err(_)) {
-                        return false;
-                    }
-                    dots = false;
-                }
+                b'%' => (escapes, dots) = (true, false),
                 b'.' => {}
                 _ if byte.is_ascii_graphic() => dots = false,
                 _ => return false,
             }
             length += 1;
         }
-        self.0.len() == 1 || !(dots && length <= 2)
+        (self.0.len() == 1 || !(dots && length <= 2)) && (!escapes || self.0.split('/').all(has_plain_escapes))
     }
+}
+
+/// Whether the escapes of a segment are complete, and stand for characters that no reader takes for the end of a segment, of
+/// the path or of a line, or trims from the segment.
+fn has_plain_escapes(segment: &str) -> bool {
+    let mut decoded = Vec::with_capacity(segment.len());
+    let mut bytes = segment.bytes();
+    while let Some(byte) = bytes.next() {
+        if byte != b'%' {
+            decoded.push(byte);
+            continue;
+        }
+        let hex = |byte: Option<u8>| char::from(byte?).to_digit(16);
+        let (Some(high), Some(low)) = (hex(bytes.next()), hex(bytes.next())) else { return false };
+        match u8::try_from(high << 4 | low) {
+            Ok(b'/' | b'\\' | b'.' | b'%' | b';' | b'?' | b'#') | Err(_) => return false,
+            Ok(byte) => decoded.push(byte),
+        }
+    }
+    // Strict: no overlong form is valid.
+    let Ok(text) = std::str::from_utf8(&decoded) else { return false };
+    // U+FEFF is white space to ECMAScript's `trim`.
+    let trimmed = |character: char| character.is_whitespace() || character == '\u{feff}';
+    !text.contains(char::is_control) && !text.starts_with(trimmed) && !text.ends_with(trimmed)
 }
 
 /// A method and a path template: literal segments, `{name}` for one non-empty segment, and a final `*` for one
@@ -245,6 +268,39 @@ mod tests {
             "/public/a%00",
             "/public/a%25",
             "/public/a%252e",
+            "/public/a%3bb",
+            "/public/a%3Bb",
+            "/public/a%3fb",
+            "/public/a%23b",
+            // Control characters: line ends, tab, DEL, and U+0085 of C1.
+            "/public/a%0ab",
+            "/public/a%0Db",
+            "/public/a%09b",
+            "/public/a%1fb",
+            "/public/a%7fb",
+            "/public/a%c2%85b",
+            "/public/%0a",
+            "/public/x%0a",
+            // White space at either end of a segment: U+0020, U+00A0, U+2003, U+3000, U+FEFF.
+            "/public/%20a",
+            "/public/a%20",
+            "/public/%20",
+            "/public/a%20/b",
+            "/public/%20a/b",
+            "/public/a%c2%a0",
+            "/public/%C2%A0a",
+            "/public/a%e2%80%83/b",
+            "/public/%e3%80%80a",
+            "/public/a%ef%bb%bf",
+            // Not UTF-8: a lone byte, a cut sequence, a surrogate, overlong forms of `/`, `.` and NUL.
+            "/public/a%ff",
+            "/public/a%c3",
+            "/public/a%c3/%a9",
+            "/public/a%ed%a0%80",
+            "/public/a%c0%afb",
+            "/public/a%e0%80%afb",
+            "/public/%c0%ae%c0%ae/x",
+            "/public/a%c0%80",
             "/public/a;b",
             "/public/a\\b",
             "/public/a%",
@@ -263,6 +319,29 @@ mod tests {
     }
 
     #[test]
+    fn other_escapes_are_part_of_their_segment() {
+        for path in [
+            "/public/a%20b",
+            "/public/a%20%20b",
+            "/public/user%40example.com",
+            "/public/a%3Ab",
+            "/public/%3A",
+            "/public/%c3%a9",
+            "/public/%F0%9F%94%91",
+            "/public/a%c2%a0b",
+            "/public/%41",
+            "/public/a%2Cb",
+            "/public/%2B",
+            "/public/a%e2%80%8db",
+        ] {
+            assert!(matches("/public/*", path), "{path}");
+            assert!(matches("/public/{id}", path), "{path}");
+        }
+        // As sent: an escaped letter is not the letter.
+        assert!(!matches("/tokens", "/%74okens"));
+    }
+
+    #[test]
     fn a_base_with_placeholders_is_cut_as_whole_segments() {
         for (base, path, expected) in [
             ("/merchants/{merchant}", "/merchants/m1/tokens", "/tokens"),
@@ -278,6 +357,9 @@ mod tests {
             ("/merchants/{merchant}", "/merchants/../tokens", "/merchants/../tokens"),
             ("/merchants/{merchant}", "/merchants/m1;x/tokens", "/merchants/m1;x/tokens"),
             ("/merchants/{merchant}", "/merchants/a%2fb/tokens", "/merchants/a%2fb/tokens"),
+            ("/merchants/{merchant}", "/merchants/a%3fb/tokens", "/merchants/a%3fb/tokens"),
+            ("/merchants/{merchant}", "/merchants/m1%20/tokens", "/merchants/m1%20/tokens"),
+            ("/merchants/{merchant}", "/merchants/m%201/tokens", "/tokens"),
             ("/merchants/{merchant}", "/%6derchants/m1/tokens", "/%6derchants/m1/tokens"),
             ("/", "/tokens", "/tokens"),
             ("", "/tokens", "/tokens"),

@@ -123,6 +123,12 @@ impl ScopeSet {
         Self(self.0 | other.0)
     }
 
+    /// The scopes of this set that are not in that one.
+    #[must_use]
+    pub fn without(self, held: Self) -> Self {
+        Self(self.0 & !held.0)
+    }
+
     /// Whether there is none.
     #[must_use]
     pub fn is_empty(self) -> bool {

@@ -6,26 +6,28 @@ use crate::Invalid;
 /// and databases reject long patterns.
 pub const MAX_SEARCH_TEXT: usize = 255;
 
-/// Reads a text that a list is filtered by, as [`optional`] with at most [`MAX_SEARCH_TEXT`] characters.
+/// Reads a text that a list is filtered by: at most [`MAX_SEARCH_TEXT`] characters after trimming, and none for an empty one.
 ///
 /// # Errors
 /// [`Invalid`] when it is longer or has a control character, which PostgreSQL rejects.
 pub fn search(text: Option<&str>) -> Result<Option<String>, Invalid> {
-    optional(text, MAX_SEARCH_TEXT)
+    at_most(text.map(without_controls).transpose()?, MAX_SEARCH_TEXT)
 }
 
 /// Reads a text of 1 to `max` characters after trimming white space at both ends.
 ///
 /// # Errors
-/// [`Invalid`] when it is empty, longer than `max` characters (Unicode scalar values) or has a control character.
+/// [`Invalid`] when it is empty, longer than `max` characters (Unicode scalar values), has a control character or one that
+/// changes the writing direction, or has no visible character.
 ///
 /// ```
 /// use tollkey_core::text::required;
 /// assert_eq!(required("  Web store ", 100).unwrap(), "Web store");
 /// assert_eq!(required("  ", 100).unwrap_err().to_string(), "must have 1 to 100 characters");
+/// assert_eq!(required("\u{200b}", 100).unwrap_err().to_string(), "must have a visible character");
 /// ```
 pub fn required(text: &str, max: usize) -> Result<String, Invalid> {
-    let text = printable(text)?;
+    let text = displayable(text)?;
     if text.is_empty() || text.chars().count() > max {
         return Err(Invalid::new(format!("must have 1 to {max} characters")));
     }
@@ -37,19 +39,112 @@ pub fn required(text: &str, max: usize) -> Result<String, Invalid> {
 /// # Errors
 /// [`Invalid`] as for [`required`], but for the empty text.
 pub fn optional(text: Option<&str>, max: usize) -> Result<Option<String>, Invalid> {
-    match text.map(printable).transpose()? {
+    at_most(text.map(displayable).transpose()?, max)
+}
+
+fn at_most(text: Option<&str>, max: usize) -> Result<Option<String>, Invalid> {
+    match text {
         None | Some("") => Ok(None),
         Some(text) if text.chars().count() > max => Err(Invalid::new(format!("must have at most {max} characters"))),
         Some(text) => Ok(Some(text.to_owned())),
     }
 }
 
-fn printable(text: &str) -> Result<&str, Invalid> {
+fn without_controls(text: &str) -> Result<&str, Invalid> {
     let text = text.trim();
     if text.chars().any(char::is_control) {
         return Err(Invalid::new("must not have control characters"));
     }
     Ok(text)
+}
+
+/// A text that shows itself as what it is: without control characters, without characters that reverse the text around
+/// them, and, unless it is empty, with something to see. Joiners stay: scripts and emoji need them.
+fn displayable(text: &str) -> Result<&str, Invalid> {
+    let text = without_controls(text)?;
+    if text.chars().any(changes_direction) {
+        return Err(Invalid::new(
+            "must not have characters that change the writing direction (U+202A to U+202E, U+2066 to U+2069)",
+        ));
+    }
+    if !text.is_empty() && !text.chars().any(is_visible) {
+        return Err(Invalid::new("must have a visible character"));
+    }
+    Ok(text)
+}
+
+/// Whether a character embeds, overrides or isolates a writing direction (Unicode Standard Annex #9).
+fn changes_direction(character: char) -> bool {
+    matches!(character, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
+/// Whether a character leaves a mark. Not so: white space, control characters, those that Unicode lets a renderer ignore
+/// (joiners, variation selectors, Hangul fillers, tags), annotation and hieroglyph format characters, and the Braille blank.
+fn is_visible(character: char) -> bool {
+    let invisible = character.is_whitespace()
+        || character.is_control()
+        || matches!(
+            character,
+            '\u{ad}'
+                | '\u{34f}'
+                | '\u{61c}'
+                | '\u{115f}'..='\u{1160}'
+                | '\u{17b4}'..='\u{17b5}'
+                | '\u{180b}'..='\u{180f}'
+                | '\u{200b}'..='\u{200f}'
+                | '\u{202a}'..='\u{202e}'
+                | '\u{2060}'..='\u{206f}'
+                | '\u{2800}'
+                | '\u{3164}'
+                | '\u{fe00}'..='\u{fe0f}'
+                | '\u{feff}'
+                | '\u{ffa0}'
+                | '\u{fff0}'..='\u{fffb}'
+                | '\u{13430}'..='\u{1343f}'
+                | '\u{1bca0}'..='\u{1bca3}'
+                | '\u{1d173}'..='\u{1d17a}'
+                | '\u{e0000}'..='\u{e0fff}'
+        );
+    !invisible
+}
+
+/// The candidate that a misspelled name is nearest to: with at most two letters wrong, left out, added or swapped, and one in
+/// names of up to four letters. `None` when no candidate is that near.
+///
+/// ```
+/// use tollkey_core::text::nearest;
+/// assert_eq!(nearest("descripton", ["name", "description"]), Some("description"));
+/// assert_eq!(nearest("owner", ["name", "description"]), None);
+/// ```
+#[must_use]
+pub fn nearest<'a>(name: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    /// No name of ours is longer; what a caller sends can be.
+    const LONGEST: usize = 64;
+    if name.len() > LONGEST {
+        return None;
+    }
+    let distances = candidates.into_iter().map(|candidate| (distance(name, candidate), candidate));
+    let (distance, candidate) = distances.min_by_key(|(distance, _)| *distance)?;
+    (distance <= if candidate.len() <= 4 { 1 } else { 2 }).then_some(candidate)
+}
+
+/// How many edits lead from one name to the other; a swap of neighbors is one.
+fn distance(from: &str, to: &str) -> usize {
+    let (from, to): (Vec<char>, Vec<char>) = (from.chars().collect(), to.chars().collect());
+    let mut rows = vec![(0..=to.len()).collect::<Vec<usize>>()];
+    for (i, own) in from.iter().enumerate() {
+        let mut row = vec![i + 1];
+        for (j, other) in to.iter().enumerate() {
+            let replaced = rows[i][j] + usize::from(own != other);
+            let mut least = replaced.min(rows[i][j + 1] + 1).min(row[j] + 1);
+            if i > 0 && j > 0 && *own == to[j - 1] && from[i - 1] == *other {
+                least = least.min(rows[i - 1][j - 1] + 1);
+            }
+            row.push(least);
+        }
+        rows.push(row);
+    }
+    rows[from.len()][to.len()]
 }
 
 /// Whether `text` is an identifier of somebody else's making that we keep and compare: an account, a

@@ -5,8 +5,8 @@ use std::{future::pending, sync::Arc};
 use tokio::{runtime::Handle, task::JoinHandle};
 use tokio_util::task::AbortOnDropHandle;
 use tollkey_core::{
-    Denial, Need, Problem, ProblemCode, RequestPath,
-    credential::{self, Credential},
+    Denial, Need, Problem, ProblemCode, Record, RequestPath,
+    credential::{Credential, Expected},
     network::client_address,
 };
 #[cfg(feature = "test-util")]
@@ -151,7 +151,7 @@ impl Guard {
         let need = self.need(request, requirement, merchant.as_deref())?;
         let verdict = self.verifiers().hold(key, &need, requirement).await;
         let verdict = verdict.map_err(|Unavailable| self.reject(Problem::unavailable(), request.form))?;
-        self.admit(verdict, header, merchant, requirement, request.form)
+        self.admit(verdict, (header, key), merchant, requirement, request.form)
     }
 
     /// [`check`](Self::check) where that needs no network; `None` where the server has to be asked, and nothing was done.
@@ -170,7 +170,7 @@ impl Guard {
             let merchant = self.merchant(request, requirement);
             let need = self.need(request, requirement, merchant.as_deref())?;
             let verdict = self.verifiers().hold_cached(key, &need);
-            verdict.map(|verdict| self.admit(verdict, header, merchant, requirement, request.form)).transpose()
+            verdict.map(|verdict| self.admit(verdict, (header, key), merchant, requirement, request.form)).transpose()
         };
         checked().transpose()
     }
@@ -190,16 +190,15 @@ impl Guard {
         request: &RequestHead<'a>,
         requirement: &Requirement,
     ) -> Result<Option<(&'static str, &'a str)>, Rejection> {
-        let [first, second] = request.first_two(&self.policy().headers);
-        match Credential::read(first.into_iter().chain(second)) {
-            Credential::One(key) => Ok(first.map(|(header, _)| (header, key))),
-            Credential::None if requirement.optional => Ok(None),
-            Credential::None => Err(self.missing(request.form)),
-            Credential::Unreadable => Err(self.reject(Problem::invalid_api_key(), request.form)),
-            Credential::Several => {
-                let detail = "Present exactly one credential, once.";
-                Err(self.reject(Problem::new(ProblemCode::MultipleCredentials, detail), request.form))
-            }
+        let headers = self.policy().headers;
+        let [first, second] = request.first_two(headers);
+        let credential = Credential::read(first.into_iter().chain(second));
+        if requirement.optional && matches!(credential, Credential::None) {
+            return Ok(None);
+        }
+        match credential.one(headers, Expected::ApiKey) {
+            Ok(key) => Ok(first.map(|(header, _)| (header, key))),
+            Err(problem) => Err(self.reject(problem, request.form)),
         }
     }
 
@@ -214,13 +213,18 @@ impl Guard {
     fn admit(
         &self,
         held: Verdict,
-        header: &'static str,
+        (header, presented): (&'static str, &str),
         merchant: Option<String>,
         requirement: &Requirement,
         form: RejectionForm,
     ) -> Result<Admission, Rejection> {
         if let Err(denial) = held.outcome {
-            return Err(self.deny(denial, requirement, form).with_rate(held.rate, held.retry_after_seconds));
+            if denial == Denial::UnknownKey {
+                // The form of the credential says more, and the same of every text with the form of a key.
+                return Err(self.reject(Expected::ApiKey.problem(presented), form).because_of(denial));
+            }
+            let rejection = self.deny(denial, requirement, held.record.as_deref(), form);
+            return Err(rejection.with_rate(held.rate, held.retry_after_seconds));
         }
         // A request without a key that needs one is never admitted, whatever the verdict is made of.
         let key = VerifiedKey::hold(self.clone(), held, header, merchant, form);
@@ -260,20 +264,26 @@ impl Guard {
     }
 
     fn missing(&self, form: RejectionForm) -> Rejection {
-        let headers = &self.policy().headers;
-        let problem = if headers.contains(&credential::AUTHORIZATION) {
-            Problem::new(ProblemCode::MissingCredentials, "Present an API key as Bearer.")
-        } else {
-            let detail = format!("Present an API key in {}.", headers.join(" or "));
-            Problem::new(ProblemCode::MissingCredentials, detail)
-        };
-        self.reject(problem, form)
+        self.reject(self.policy().headers.missing(Expected::ApiKey), form)
     }
 
-    pub(crate) fn deny(&self, denial: Denial, requirement: &Requirement, form: RejectionForm) -> Rejection {
+    pub(crate) fn deny(
+        &self,
+        denial: Denial,
+        requirement: &Requirement,
+        record: Option<&Record>,
+        form: RejectionForm,
+    ) -> Rejection {
         let mut problem = Problem::denied(denial);
         match denial {
-            Denial::InsufficientScope => problem.needed_scopes.clone_from(&requirement.scopes),
+            Denial::InsufficientScope => {
+                problem.needed_scopes = requirement.scopes.as_slice().into();
+                let needed = self.policy().catalogue.needed(requirement.scopes.iter().map(tollkey_core::Scope::as_str));
+                if let (Ok(needed), Some(record)) = (needed, record) {
+                    let missing = self.policy().catalogue.names(needed.without(record.scopes));
+                    problem.missing_scopes = missing.cloned().collect();
+                }
+            }
             // Unless the verdict knows more.
             Denial::RateLimited => problem.retry_after = Some(1),
             _ => {}

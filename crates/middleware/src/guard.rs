@@ -11,7 +11,7 @@ use rand::{TryRng as _, rngs::SysRng};
 use tokio::{runtime::Handle, time::sleep};
 use tokio_util::task::AbortOnDropHandle;
 use tollkey_client::{Auth, Client, Error, ErrorKind, Secret};
-use tollkey_core::{Catalogue, Digest, RouteBase, VerifierId, credential, network::parse_network};
+use tollkey_core::{Catalogue, Digest, RouteBase, VerifierId, credential::CredentialHeaders, network::parse_network};
 use tollkey_verifier::{Settings, Stats, SystemClock, Verifier, http::HttpSource};
 
 use crate::{
@@ -47,7 +47,7 @@ pub(crate) struct Inner {
 /// How requests are read and rejected.
 pub(crate) struct Policy {
     pub(crate) catalogue: Arc<Catalogue>,
-    pub(crate) headers: Vec<&'static str>,
+    pub(crate) headers: CredentialHeaders,
     pub(crate) trusted_proxies: Vec<IpNet>,
     pub(crate) merchant: Merchant,
     pub(crate) route_base: RouteBase,
@@ -377,14 +377,8 @@ impl GuardBuilder {
     fn policy(self) -> Result<Policy, ConnectError> {
         let setting = |name: &str, rule: &dyn fmt::Display| ConnectError::Settings(format!("{name}: {rule}"));
         let catalogue = self.catalogue()?;
-        let named = |name: &String| credential::HEADERS.into_iter().find(|header| header.eq_ignore_ascii_case(name));
-        let headers = match &self.headers {
-            None => Some(credential::HEADERS.to_vec()),
-            Some(names) => names.iter().map(named).collect(),
-        };
-        let headers = headers.filter(|headers: &Vec<&str>| !headers.is_empty()).ok_or_else(|| {
-            setting("credential_headers", &format!("must be some of {}", credential::HEADERS.join(", ")))
-        })?;
+        let headers = self.headers.as_ref().map(|names| CredentialHeaders::parse(names.iter().map(String::as_str)));
+        let headers = headers.transpose().map_err(|rule| setting("credential_headers", &rule))?.unwrap_or_default();
         let trusted = self.trusted_proxies.unwrap_or_else(|| ["127.0.0.0/8", "::1/128"].into());
         let trusted_proxies = trusted.0.iter().map(|range| parse_network(range)).collect::<Result<_, _>>();
         let realm = self.realm.unwrap_or_else(|| RejectionSettings::default().realm);

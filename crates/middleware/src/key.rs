@@ -158,7 +158,7 @@ impl VerifiedKey {
     #[must_use]
     pub fn reject(&self, denial: Denial) -> Rejection {
         self.0.end(Some(Err(denial)));
-        self.guard().deny(denial, &Requirement::any(), self.0.form)
+        self.guard().deny(denial, &Requirement::any(), Some(self.record()), self.0.form)
     }
 
     /// Waits until the key can no longer be used, whatever for: it is revoked, expired or suspended, or its application is
@@ -228,7 +228,7 @@ impl VerifiedKey {
             Some(Ok(())) => Ok(()),
             Some(Err(denial)) => {
                 self.0.end(Some(Err(denial)));
-                Err(guard.deny(denial, requirement, form))
+                Err(guard.deny(denial, requirement, Some(self.record()), form))
             }
             None => {
                 self.release();

@@ -86,6 +86,8 @@ struct Body<'a> {
     status: u16,
     detail: &'a str,
     code: &'static str,
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    missing_scopes: &'a [Scope],
 }
 
 impl Rejection {
@@ -149,6 +151,12 @@ impl Rejection {
         &self.0.problem.needed_scopes
     }
 
+    /// Those of [`needed_scopes`](Self::needed_scopes) that the key does not satisfy.
+    #[must_use]
+    pub fn missing_scopes(&self) -> &[Scope] {
+        &self.0.problem.missing_scopes
+    }
+
     /// When the request can succeed again: with 429, and with 503.
     #[must_use]
     pub fn retry_after(&self) -> Option<Duration> {
@@ -180,7 +188,15 @@ impl Rejection {
 
     fn http_response(&self) -> RejectionResponse {
         let (code, status, title) = self.0.problem.code.row();
-        let body = Body { r#type: self.0.problem.code.type_uri(), title, status, detail: &self.0.problem.detail, code };
+        let problem = &self.0.problem;
+        let body = Body {
+            r#type: problem.code.type_uri(),
+            title,
+            status,
+            detail: &problem.detail,
+            code,
+            missing_scopes: &problem.missing_scopes,
+        };
         let mut response = RejectionResponse {
             status,
             headers: self.fields(),

@@ -2,6 +2,8 @@
 
 use std::net::IpAddr;
 
+use tollkey_core::credential::{self, CredentialHeaders};
+
 use crate::RejectionForm;
 
 /// The headers of a request, in any framework's type.
@@ -39,14 +41,16 @@ impl<'a> RequestHead<'a> {
         values
     }
 
-    /// The first two headers with one of these names, under that name: a third changes nothing.
-    pub(crate) fn first_two(&self, names: &[&'static str]) -> [Option<(&'static str, &'a [u8])>; 2] {
+    /// The first two headers that a credential is read from and that present something, each with its lower-case name: a third
+    /// changes nothing.
+    pub(crate) fn first_two(&self, headers: CredentialHeaders) -> [Option<(&'static str, &'a [u8])>; 2] {
         let mut found = [None; 2];
         self.headers.each(&mut |own, value| {
-            if let Some(name) = names.iter().find(|name| own.eq_ignore_ascii_case(name))
+            if let Some(name) = headers.names().find(|name| own.eq_ignore_ascii_case(name))
                 && let Some(free) = found.iter_mut().find(|slot| slot.is_none())
+                && !credential::is_empty(name, value)
             {
-                *free = Some((*name, value));
+                *free = Some((name, value));
             }
         });
         found

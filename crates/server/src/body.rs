@@ -1,7 +1,10 @@
-//! What a request brings: its body and its query, read into the words of `tollkey-api`.
+//! The body and the query of a request, read into the types of `tollkey-api`.
 //!
-//! Both are taken in first and read by the handler once the caller is known, so that nobody learns from a 400
-//! what a 401 should hide. Errors name the member and the rule, and never repeat a value.
+//! Both are taken in first and read by the handler once the caller is known, so that a 400 never tells what a 401 should hide.
+//! Errors name the field and the rule, and never repeat a value. A body is read by [`json`]: one response names all of
+//! its invalid fields, those that a handler finds with [`Read::check`] included.
+
+mod json;
 
 use std::time::Duration;
 
@@ -13,7 +16,7 @@ use actix_web::{
 };
 use futures_util::{StreamExt as _, future::LocalBoxFuture};
 use serde::de::DeserializeOwned;
-use tollkey_core::{FieldError, Problem, ProblemCode};
+use tollkey_core::{Checks, FieldError, Problem, ProblemCode, text::nearest};
 
 use crate::{caller::Identified, edge::Refusal};
 
@@ -86,17 +89,37 @@ impl Body {
     /// The body as a JSON object.
     ///
     /// # Errors
-    /// 413, 415, or 400 that names the member and the rule, or line and column.
+    /// 413, 415, or 400 that names each invalid field and its rule, or line and column.
     pub fn json<T: DeserializeOwned>(&self) -> Result<T, Problem> {
-        read_json(self.typed(&[JSON])?)
+        self.read_json()?.value()
     }
 
-    /// The body as a JSON object; none at all counts as `{}`.
+    /// The body as a JSON object, for a handler with rules of its own.
+    ///
+    /// # Errors
+    /// As for [`Body::json`], but those about fields may come with [`Read::check`].
+    pub fn read_json<T: DeserializeOwned>(&self) -> Result<Read<T>, Problem> {
+        json::read(self.typed(&[JSON])?)
+    }
+
+    /// The body of a POST whose fields are all optional: an empty one and `null` count as `{}`.
     ///
     /// # Errors
     /// As for [`Body::json`].
     pub fn json_or_nothing<T: DeserializeOwned>(&self) -> Result<T, Problem> {
-        if self.bytes()?.is_empty() { read_json(b"{}") } else { self.json() }
+        self.read_json_or_nothing()?.value()
+    }
+
+    /// As [`Body::json_or_nothing`], for a handler with rules of its own.
+    ///
+    /// # Errors
+    /// As for [`Body::read_json`].
+    pub fn read_json_or_nothing<T: DeserializeOwned>(&self) -> Result<Read<T>, Problem> {
+        match json::without_mark(self.bytes()?).trim_ascii() {
+            b"" => json::read(b"{}"),
+            b"null" => self.typed(&[JSON]).and_then(|_| json::read(b"{}")),
+            _ => self.read_json(),
+        }
     }
 
     /// The body as it came.
@@ -110,17 +133,25 @@ impl Body {
     /// The body as a JSON merge patch, which may also call itself JSON.
     ///
     /// # Errors
-    /// As for [`Body::json`].
-    pub fn merge_patch<T: DeserializeOwned>(&self) -> Result<T, Problem> {
-        read_json(self.typed(&[JSON, MERGE_PATCH])?)
+    /// As for [`Body::read_json`].
+    pub fn read_merge_patch<T: DeserializeOwned>(&self) -> Result<Read<T>, Problem> {
+        json::read(self.typed(&[JSON, MERGE_PATCH])?)
     }
 
-    /// The body as a JSON merge patch; none at all counts as `{}`.
+    /// The body as a JSON merge patch; an empty one counts as `{}`.
     ///
     /// # Errors
-    /// As for [`Body::json`].
-    pub fn merge_patch_or_nothing<T: DeserializeOwned>(&self) -> Result<T, Problem> {
-        if self.bytes()?.is_empty() { read_json(b"{}") } else { self.merge_patch() }
+    /// As for [`Body::read_json`].
+    pub fn read_merge_patch_or_nothing<T: DeserializeOwned>(&self) -> Result<Read<T>, Problem> {
+        if self.bytes()?.is_empty() { json::read(b"{}") } else { self.read_merge_patch() }
+    }
+
+    /// The body as a form whose fields are texts. Each may stand there once.
+    ///
+    /// # Errors
+    /// 413, 415, or 400 that names each invalid field and its rule.
+    pub fn read_form<T: DeserializeOwned>(&self) -> Result<Read<T>, Problem> {
+        json::read_form(self.typed(&[FORM])?)
     }
 
     /// The body as a form.
@@ -139,6 +170,47 @@ impl Body {
             return Err(Problem::new(ProblemCode::UnsupportedMediaType, format!("The body must be {expected}.")));
         }
         Ok(bytes)
+    }
+}
+
+/// A body that was read. Its value comes out only when no field is invalid: until then it may hold stand-ins.
+#[derive(Debug)]
+pub struct Read<T> {
+    value: T,
+    errors: Checks,
+}
+
+impl<T> Read<T> {
+    /// The value.
+    ///
+    /// # Errors
+    /// The validation problem of all invalid fields.
+    pub fn value(self) -> Result<T, Problem> {
+        self.errors.finish(Some(self.value))
+    }
+
+    /// What a handler makes of the value by rules of its own, which add to the errors of reading.
+    ///
+    /// # Errors
+    /// The validation problem of all invalid fields.
+    pub fn check<U>(mut self, check: impl FnOnce(T, &mut Checks) -> Option<U>) -> Result<U, Problem> {
+        let checked = check(self.value, &mut self.errors);
+        self.errors.finish(checked)
+    }
+
+    /// As [`Read::check`], where the result borrows from the value.
+    ///
+    /// # Errors
+    /// The validation problem of all invalid fields.
+    pub fn check_ref<'a, U>(&'a self, check: impl FnOnce(&'a T, &mut Checks) -> Option<U>) -> Result<U, Problem> {
+        let mut errors = self.errors.clone();
+        let checked = check(&self.value, &mut errors);
+        errors.finish(checked)
+    }
+
+    /// The same with a value of another type, whose fields have the same names.
+    pub fn map<U>(self, map: impl FnOnce(T) -> U) -> Read<U> {
+        Read { value: map(self.value), errors: self.errors }
     }
 }
 
@@ -175,26 +247,6 @@ impl Query {
     }
 }
 
-fn read_json<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
-    let malformed = |error: &serde_json::Error| {
-        let (line, column) = (error.line(), error.column());
-        let reason = without_position(&error.to_string()).to_owned();
-        Problem::new(ProblemCode::MalformedJson, format!("Line {line}, column {column}: {reason}."))
-    };
-    // Serde would also read a struct from an array.
-    if bytes.trim_ascii_start().first() == Some(&b'[') {
-        serde_json::from_slice::<serde::de::IgnoredAny>(bytes).map_err(|error| malformed(&error))?;
-        return Err(Problem::field("", "The body must be a JSON object."));
-    }
-    let mut deserializer = serde_json::Deserializer::from_slice(bytes);
-    let value = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
-        let pointer = || error.path().iter().map(segment).collect();
-        if error.inner().is_data() { rule(pointer(), &error.inner().to_string()) } else { malformed(error.inner()) }
-    })?;
-    deserializer.end().map_err(|error| malformed(&error))?;
-    Ok(value)
-}
-
 fn read_pairs<T: DeserializeOwned>(text: &[u8], root: &str) -> Result<T, Problem> {
     let pairs = serde_urlencoded::Deserializer::new(form_urlencoded::parse(text));
     serde_path_to_error::deserialize(pairs).map_err(|error| {
@@ -221,34 +273,86 @@ fn escape(member: &str) -> String {
     member.chars().take(64).collect::<String>().replace('~', "~0").replace('/', "~1")
 }
 
-/// Says serde's words about a member in ours: which member, which rule, without the value and without the names
-/// of our types.
+/// What a message of serde's says is wrong, in our terms: without the value and without the names of our types.
+enum Fault {
+    /// A field that is required is absent.
+    Missing(String),
+    /// A field that must not be there, and those that may.
+    Unknown(String, Vec<String>),
+    /// A field that is there twice.
+    Repeated(String),
+    /// A text out of a short list is needed, with the list.
+    NoVariant(Vec<String>),
+    /// Another rule.
+    Rule(String),
+}
+
+impl Fault {
+    fn of(message: &str) -> Self {
+        let message = without_position(message);
+        if let Some(name) = message.strip_prefix("missing field `").and_then(|rest| rest.strip_suffix('`')) {
+            return Self::Missing(name.to_owned());
+        }
+        if let Some(name) = message.strip_prefix("duplicate field `").and_then(|rest| rest.strip_suffix('`')) {
+            return Self::Repeated(name.to_owned());
+        }
+        if let Some(rest) = message.strip_prefix("unknown field `") {
+            // Followed by `, expected one of `a`, `b``, or by `, there are no fields`.
+            let (name, known) = rest.rsplit_once("`, expected ").or(rest.rsplit_once("`, ")).unwrap_or((rest, ""));
+            return Self::Unknown(name.to_owned(), quoted(known));
+        }
+        if message.starts_with("unknown variant `") {
+            return Self::NoVariant(quoted(message.rsplit_once("expected ").map_or("", |(_, expected)| expected)));
+        }
+        if let Some((_, expected)) = message.rsplit_once(", expected ")
+            && message.starts_with("invalid ")
+        {
+            return Self::Rule(format!("must be {}", in_our_words(expected)));
+        }
+        let is_number = ["invalid digit", "number too", "cannot parse integer"].iter().any(|m| message.starts_with(m));
+        Self::Rule(if is_number { "must be a whole number within its range" } else { message }.to_owned())
+    }
+
+    fn detail(&self) -> String {
+        match self {
+            Self::Missing(_) => "is required".to_owned(),
+            Self::Unknown(name, known) => unknown(name, known),
+            Self::Repeated(_) => "must not be repeated".to_owned(),
+            Self::NoVariant(variants) => format!("must be one of {}", variants.join(", ")),
+            Self::Rule(rule) => rule.clone(),
+        }
+    }
+}
+
+/// The names in backticks.
+fn quoted(text: &str) -> Vec<String> {
+    text.split('`').skip(1).step_by(2).map(str::to_owned).collect()
+}
+
+/// What is wrong with an unknown field: whether this surface writes it in another case, or which name it resembles.
+fn unknown(name: &str, known: &[String]) -> String {
+    let letters = |name: &str| {
+        name.chars().filter(|c| !matches!(c, '_' | '-')).flat_map(char::to_lowercase).take(64).collect::<String>()
+    };
+    let own = letters(name);
+    if let Some(known) = known.iter().find(|known| letters(known) == own) {
+        return format!("is unknown; this surface uses `{known}`");
+    }
+    match nearest(name, known.iter().map(String::as_str)) {
+        Some(known) => format!("is unknown; did you mean `{known}`?"),
+        None => "is unknown".to_owned(),
+    }
+}
+
+/// The problem of one fault at a pointer.
 fn rule(pointer: String, message: &str) -> Problem {
-    let message = without_position(message);
-    let quoted =
-        |prefix: &str| message.strip_prefix(prefix).and_then(|rest| rest.rsplit_once('`').or(Some((rest, ""))));
-    if let Some(name) = message.strip_prefix("missing field `").and_then(|rest| rest.strip_suffix('`')) {
-        return Problem::field(format!("{pointer}/{}", escape(name)), "is required");
-    }
-    if let Some(name) = message.strip_prefix("duplicate field `").and_then(|rest| rest.strip_suffix('`')) {
-        return Problem::field(at(&pointer, name), "is given twice");
-    }
-    if let Some((name, _)) = message.strip_prefix("unknown field `").and_then(|rest| rest.split_once("`, ")) {
-        return Problem::field(at(&pointer, name), "is unknown");
-    }
-    if quoted("unknown variant `").is_some() {
-        let expected = message.rsplit_once("expected ").map_or("", |(_, expected)| expected).replace('`', "");
-        let expected = expected.trim_start_matches("one of ");
-        return Problem::field(pointer, format!("must be one of {}", expected.replace(" or ", ", ")));
-    }
-    if let Some((_, expected)) = message.rsplit_once(", expected ")
-        && message.starts_with("invalid ")
-    {
-        return Problem::field(pointer, format!("must be {}", in_our_words(expected)));
-    }
-    let is_number = ["invalid digit", "number too", "cannot parse integer"].iter().any(|m| message.starts_with(m));
-    let rule = if is_number { "must be a whole number within its range" } else { message };
-    Problem::field(pointer, rule)
+    let fault = Fault::of(message);
+    let pointer = match &fault {
+        Fault::Missing(name) => format!("{pointer}/{}", escape(name)),
+        Fault::Unknown(name, _) | Fault::Repeated(name) => at(&pointer, name),
+        Fault::NoVariant(_) | Fault::Rule(_) => pointer,
+    };
+    Problem::field(pointer, fault.detail())
 }
 
 /// The pointer of a member that may already be the last step.
@@ -293,9 +397,9 @@ mod tests {
     #[test]
     fn a_bad_body_is_told_by_member_and_rule_without_its_value() {
         for (body, expected) in [
-            (r#"{}"#, "/description is required"),
+            ("{}", "/description is required"),
             (r#"{"description":5}"#, "/description must be a string"),
-            (r#"{"description":"d","description":"e"}"#, "/description is given twice"),
+            (r#"{"description":"d","description":"e"}"#, "/description must not be repeated"),
             (r#"{"description":"d","owner":"x"}"#, "/owner is unknown"),
             (r#"{"description":"d","mode":"s3cret"}"#, "/mode must be one of live, test"),
             (r#"{"description":"d","mode":7}"#, "/mode must be a string"),
@@ -304,8 +408,8 @@ mod tests {
             (r#"{"description":"d","scopes":"s3cret"}"#, "/scopes must be an array"),
             (r#"{"description":"d","scopes":["a",7]}"#, "/scopes/1 must be a string"),
             (r#"{"description":"d","metadata":[1]}"#, "/metadata must be an object"),
-            (r#"{"description":"d","metadata":{"a":1,"a":2}}"#, "/metadata/a is given twice"),
-            (r#"{"description":"d","metadata":{"x":[{"a":1,"a":2}]}}"#, "/metadata/x/0/a is given twice"),
+            (r#"{"description":"d","metadata":{"a":1,"a":2}}"#, "/metadata/a must not be repeated"),
+            (r#"{"description":"d","metadata":{"x":[{"a":1,"a":2}]}}"#, "/metadata/x/0/a must not be repeated"),
             (r#"{"description":"d","rateLimit":{"limit":1}}"#, "/rateLimit/windowSeconds is required"),
             (r#"{"description":"d","rateLimit":[1,60]}"#, "/rateLimit must be an object"),
             (
@@ -317,7 +421,7 @@ mod tests {
                 "/expiresAt must be Unix seconds or an RFC 3339 time such as 2027-01-01T00:00:00Z",
             ),
             (r#"["d"]"#, "The body must be a JSON object."),
-            (r#""s3cret""#, " must be an object"),
+            (r#""s3cret""#, "The body must be a JSON object."),
             (r#"{"description":"#, "malformed_json: Line 1, column 15: EOF while parsing a value."),
             ("", "malformed_json: Line 1, column 0: EOF while parsing a value."),
             (r#"{"description":"d"} x"#, "malformed_json: Line 1, column 21: trailing characters."),
@@ -325,12 +429,125 @@ mod tests {
         ] {
             assert_eq!(said(json::<CreateKey>(body).unwrap_err()).trim(), expected.trim(), "{body}");
         }
+        // Every invalid field, each once.
+        for (body, expected) in [
+            (
+                r#"{"description":7,"mode":"x","scopes":["a",7,8],"rateLimit":{"limit":"x","burst":1},"owner":1}"#,
+                "/description must be a string; /mode must be one of live, test; /scopes/1 must be a string; \
+                 /scopes/2 must be a string; /rateLimit/limit must be a whole number within its range; \
+                 /rateLimit/burst is unknown; /rateLimit/windowSeconds is required; /owner is unknown",
+            ),
+            (
+                r#"{"descripton":"d","expires_at":1,"allowedIPs":[],"Metadata":{},"rate-limit":null}"#,
+                "/descripton is unknown; did you mean `description`?; /expires_at is unknown; this surface uses `expiresAt`; \
+                 /allowedIPs is unknown; this surface uses `allowedIps`; /Metadata is unknown; this surface uses `metadata`; \
+                 /rate-limit is unknown; this surface uses `rateLimit`; /description is required",
+            ),
+            (
+                r#"{"description":"d","description":"e","mode":1,"metadata":{"a":1,"a":2,"b":{"c":1,"c":2}}}"#,
+                "/description must not be repeated; /metadata/a must not be repeated; /metadata/b/c must not be repeated; \
+                 /mode must be a string",
+            ),
+            (
+                r#"{"expiresAt":[],"metadata":7}"#,
+                "/expiresAt must be Unix seconds or an RFC 3339 time such as 2027-01-01T00:00:00Z; /metadata must be an object; /description is required",
+            ),
+        ] {
+            assert_eq!(said(json::<CreateKey>(body).unwrap_err()), expected, "{body}");
+        }
+        let batch = json::<tollkey_api::verification::VerifyBatchRequest>(
+            r#"{"requests":[{"key":7,"mode":"x"},["k"],{"path":1},{"key":"k","x":1}]}"#,
+        );
+        assert_eq!(
+            said(batch.unwrap_err()),
+            "/requests/0/key must be a string; /requests/0/mode must be one of live, test; /requests/1 must be an object; \
+             /requests/2/path must be a string; /requests/2/key is required; /requests/3/x is unknown"
+        );
+        let required = json::<tollkey_api::account::CreateKey>(r#"{"environment":7,"access":"s3cret"}"#).unwrap_err();
+        assert_eq!(
+            said(required),
+            "/environment must be a string; /access must be one of secret, publishable; /name is required"
+        );
+        let none = json::<tollkey_api::account::CreateKey>("{}").unwrap_err();
+        assert_eq!(said(none.clone()), "/name is required; /environment is required; /access is required");
+        assert_eq!(none.detail, "3 fields are invalid: /name, /environment, /access");
+        let nothing = json::<tollkey_api::commerce::Nothing>(r#"{"a":1,"b":2}"#).unwrap_err();
+        assert_eq!(said(nothing), "/a is unknown; /b is unknown");
         let batch = json::<tollkey_api::verification::VerifyBatchRequest>(r#"{"requests":[{"key":"k"},["k"]]}"#);
         assert_eq!(said(batch.unwrap_err()), "/requests/1 must be an object");
         let not_utf8 =
             Body { bytes: Ok(Bytes::from_static(b"{\"description\":\"\xff\"}")), content_type: JSON.to_owned() };
         let problem = not_utf8.json::<CreateKey>().unwrap_err();
         assert_eq!(said(problem), "malformed_json: Line 1, column 17: invalid unicode code point.");
+    }
+
+    #[test]
+    fn a_body_with_many_invalid_fields_is_bounded() {
+        let fields: Vec<String> = (0..3000).map(|number| format!("\"x{number}\":1")).collect();
+        let problem = json::<CreateKey>(&format!("{{{}}}", fields.join(","))).unwrap_err();
+        assert_eq!(problem.errors.len(), 32);
+        assert_eq!(problem.detail.matches("/x").count(), 10);
+        let requests = vec!["7"; 3000].join(",");
+        let batch = json::<tollkey_api::verification::VerifyBatchRequest>(&format!("{{\"requests\":[{requests}]}}"));
+        assert!(batch.unwrap_err().errors.len() <= 32);
+    }
+
+    #[test]
+    fn whole_numbers_may_be_written_with_a_fraction_of_zero() {
+        use tollkey_api::commerce::{RotateKey, UpdateKey};
+
+        for (text, expected) in [("5.0", 5), ("1e3", 1000), ("-0.0", 0), ("9007199254740992.0", 1 << 53), ("5", 5)] {
+            let body = json::<RotateKey>(&format!("{{\"overlap_seconds\":{text}}}")).unwrap();
+            assert_eq!(body.overlap_seconds, Some(expected), "{text}");
+        }
+        for text in ["5.5", "9007199254740994.0", "1e16", "-1e300", "99999999999999999999"] {
+            let problem = json::<RotateKey>(&format!("{{\"overlap_seconds\":{text}}}")).unwrap_err();
+            assert_eq!(said(problem), "/overlap_seconds must be a whole number within its range", "{text}");
+        }
+        // Also in a merge patch, inside an object, in a number without a sign, and as a time; metadata stays as it is.
+        let patch =
+            json::<UpdateKey>(r#"{"rate_limit":{"limit":10.0},"expires_at":1e9,"metadata":{"n":5.0}}"#).unwrap();
+        let tollkey_api::Patch::Value(limit) = patch.rate_limit else { panic!("a rate limit") };
+        assert_eq!(limit.limit, tollkey_api::Patch::Value(10));
+        let tollkey_api::Patch::Value(metadata) = patch.metadata else { panic!("metadata") };
+        assert_eq!(serde_json::Value::Object(metadata).to_string(), r#"{"n":5.0}"#);
+        let sync = r#"{"subscriber":"s","wait_ms":5.0}"#;
+        assert_eq!(json::<tollkey_api::sync::SyncRequest>(sync).unwrap().wait_ms, 5);
+    }
+
+    #[test]
+    fn a_byte_order_mark_is_skipped_and_null_is_an_empty_body() {
+        let body = |text: &str, content_type: &str| Body {
+            bytes: Ok(Bytes::copy_from_slice(text.as_bytes())),
+            content_type: content_type.to_owned(),
+        };
+        assert_eq!(json::<CreateKey>("\u{feff} {\"description\":\"d\"}").unwrap().description, "d");
+        assert_eq!(said(json::<CreateKey>("\u{feff}{}").unwrap_err()), "/description is required");
+        for text in ["", " \n", "\u{feff}", "null", " null ", "\u{feff}null", "{}"] {
+            assert!(body(text, JSON).json_or_nothing::<tollkey_api::commerce::RotateKey>().is_ok(), "{text:?}");
+        }
+        assert!(body("", "").json_or_nothing::<tollkey_api::commerce::Nothing>().is_ok());
+        for (text, content_type) in [("null", "text/plain"), ("[]", JSON), ("0", JSON), ("nul", JSON), ("{", JSON)] {
+            assert!(body(text, content_type).json_or_nothing::<tollkey_api::commerce::Nothing>().is_err(), "{text}");
+        }
+        // Null as a merge patch would replace the whole.
+        assert!(body("null", JSON).read_merge_patch_or_nothing::<tollkey_api::commerce::UpdateKey>().is_err());
+        assert_eq!(said(json::<CreateKey>("null").unwrap_err()), " The body must be a JSON object.".trim());
+    }
+
+    #[test]
+    fn a_form_reports_all_invalid_fields() {
+        let body = Body {
+            bytes: Ok(Bytes::from_static(b"token=a&token=b&mode=x&scope=c&tokens=d")),
+            content_type: FORM.to_owned(),
+        };
+        let problem =
+            body.read_form::<tollkey_api::verification::IntrospectRequest>().and_then(Read::value).unwrap_err();
+        assert_eq!(
+            said(problem),
+            "/token must not be repeated; /mode must be one of live, test; /scope is unknown; did you mean `scopes`?; \
+             /tokens is unknown; did you mean `token`?"
+        );
     }
 
     #[test]
@@ -346,8 +563,10 @@ mod tests {
             ("page=-1", "page must be a whole number within its range"),
             ("page=99999999999", "page must be a whole number within its range"),
             ("page=", "page must be a whole number within its range"),
-            ("pages=1", "pages is unknown"),
-            ("page=1&page=2", "page is given twice"),
+            ("pages=1", "pages is unknown; did you mean `page`?"),
+            ("x-page=1", "x-page is unknown; did you mean `page`?"),
+            ("cursor=1", "cursor is unknown"),
+            ("page=1&page=2", "page must not be repeated"),
         ] {
             assert_eq!(said(Query(query.to_owned()).read::<Paging>().unwrap_err()), expected, "{query}");
         }

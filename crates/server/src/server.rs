@@ -102,6 +102,7 @@ pub async fn assemble(
     let policy = Policy {
         trusted_proxies: settings.trusted_proxies.as_ref().map_or_else(Vec::new, |list| list.networks().to_vec()),
         merchant_header: settings.merchant_header.parse().context("the merchant header is no header name")?,
+        credential_headers: settings.credential_headers,
         route_base: settings.route_base.clone(),
         application_key_limit: settings.application_key_limit,
         account_key_limit: settings.account_key_limit,
@@ -474,6 +475,6 @@ async fn unmatched(request: HttpRequest) -> Answer {
     }
     let detail = format!("This path takes {}.", allowed.join(", "));
     let mut problem = Problem::new(ProblemCode::MethodNotAllowed, detail);
-    problem.allowed_methods = allowed;
+    problem.allowed_methods = allowed.into();
     Err(problem.into())
 }

@@ -11,7 +11,8 @@ use std::{
 use actix_web::{http::header::HeaderName, web::Bytes};
 use ipnet::IpNet;
 use tollkey_core::{
-    Catalogue, Clock, Denial, Need, Problem, RouteBase, ceiling::DepthLimit, time::day, usage::outcome_code,
+    Catalogue, Clock, Denial, Need, Problem, RouteBase, ceiling::DepthLimit, credential::CredentialHeaders, time::day,
+    usage::outcome_code,
 };
 use tollkey_store::{Change, Owner, Reader, SchemaError, Store, Writer};
 use tollkey_verifier::{Requester, Unavailable, Verdict, Verifier, usage::BATCH};
@@ -72,6 +73,8 @@ pub struct Policy {
     pub trusted_proxies: Vec<IpNet>,
     /// The header in which gateways pass the merchant a request is about.
     pub merchant_header: HeaderName,
+    /// The headers that the gateway routes read a credential from.
+    pub credential_headers: CredentialHeaders,
     /// Cut once from the path of a request before routes are matched.
     pub route_base: RouteBase,
     /// How many usable keys an application can hold.

@@ -38,7 +38,7 @@ fn optional_id<Of>(bytes: Option<&[u8]>) -> Result<Option<Id<Of>>, Error> {
 }
 
 pub(crate) fn account_id(text: &str) -> Result<AccountId, Error> {
-    text.parse().map_err(|_| Error::corrupt("account id"))
+    AccountId::stored(text).map_err(|_| Error::corrupt("account id"))
 }
 
 pub(crate) fn operating_model(text: &str) -> Result<OperatingModel, Error> {

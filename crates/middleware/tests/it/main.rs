@@ -2,6 +2,10 @@
 
 mod apps;
 mod cors;
+#[expect(dead_code, reason = "one column is about the server's other routes")]
+#[path = "../../../core/tests/it/credential_forms.rs"]
+mod credential_forms;
+mod credentials;
 mod decisions;
 mod elsewhere;
 mod handlers;

@@ -1,15 +1,16 @@
 //! The one credential of a request, as actix has its headers.
 
 use actix_web::http::header::{self, HeaderMap, HeaderName};
-pub use tollkey_core::credential::Credential;
+pub use tollkey_core::credential::{Credential, CredentialHeaders, Expected};
 
 /// The headers a credential can stand in: those of the rule, made once.
 static HEADERS: [HeaderName; 3] =
     [header::AUTHORIZATION, HeaderName::from_static("x-api-key"), HeaderName::from_static("x-commerce-api-key")];
 
-/// Finds the credential. The query is never read.
-pub fn credential(headers: &HeaderMap) -> Credential<'_> {
-    let found = HEADERS.iter().flat_map(|name| headers.get_all(name).map(|value| (name.as_str(), value.as_bytes())));
+/// Finds the credential in these headers of a request. The query is never read.
+pub fn credential(headers: &HeaderMap, from: CredentialHeaders) -> Credential<'_> {
+    let read = HEADERS.iter().enumerate().filter(|(index, _)| from.has(*index));
+    let found = read.flat_map(|(_, name)| headers.get_all(name).map(|value| (name.as_str(), value.as_bytes())));
     Credential::read(found)
 }
 

@@ -27,7 +27,7 @@ use actix_web::{
 use futures_util::future::LocalBoxFuture;
 use tokio::sync::Notify;
 use tollkey_core::{
-    AccountId, AuditId, Family, Invalid, Mode, Need, Problem, ProblemCode, ServiceKeyId, Viewer,
+    AccountId, AuditId, Denial, Family, Invalid, Mode, Need, Problem, ProblemCode, ServiceKeyId, Viewer,
     audit::{Action, Actor, ActorKind, Draft, Target},
     key_text::{Kind, without_scheme},
     network::client_address,
@@ -35,7 +35,7 @@ use tollkey_core::{
 use tollkey_store::Owner;
 use tollkey_verifier::{Known, RateStatus, Requester, Verdict};
 
-pub use credential::{Credential, credential};
+pub use credential::{Credential, CredentialHeaders, Expected, credential};
 
 use crate::{edge::Refusal, state::State};
 
@@ -113,12 +113,12 @@ async fn judge(request: &HttpRequest, state: &State, text: &str, need: &Need<'_>
         let retry_after_seconds = verdict.retry_after_seconds;
         request.extensions_mut().insert(Allowance { rate, retry_after_seconds });
     }
-    known(verdict)
+    known(verdict, state, need)
 }
 
 /// Judges an API key that will be refused all the same: in the order of all denials, but as no use of it.
 async fn look(request: &HttpRequest, state: &State, text: &str, need: &Need<'_>) -> Result<Known, Problem> {
-    known(state.look(|| requester(request, state), text, need).await?)
+    known(state.look(|| requester(request, state), text, need).await?, state, need)
 }
 
 /// The client that presents the credential of a request, for look-ups before the credential is known: by the forwarded
@@ -127,13 +127,17 @@ fn requester(request: &HttpRequest, state: &State) -> Requester {
     Requester::client(client_ip(request, state))
 }
 
-fn known(verdict: Verdict) -> Result<Known, Problem> {
+fn known(verdict: Verdict, state: &State, need: &Need<'_>) -> Result<Known, Problem> {
     match (verdict.outcome, verdict.record) {
         (Ok(()), Some(key)) => Ok(key),
         (Ok(()), None) => Err(Problem::invalid_api_key()),
-        (Err(denial), _) => {
-            let retry_after = verdict.retry_after_seconds.map(u64::from);
-            Err(Problem { retry_after, ..Problem::denied(denial) })
+        (Err(denial), record) => {
+            let mut problem = Problem::denied(denial);
+            problem.retry_after = verdict.retry_after_seconds.map(u64::from);
+            if let (Denial::InsufficientScope, Some(key)) = (denial, record) {
+                problem.missing_scopes = state.catalogue.names(need.scopes.without(key.scopes)).cloned().collect();
+            }
+            Err(problem)
         }
     }
 }
@@ -143,9 +147,9 @@ fn known(verdict: Verdict) -> Result<Known, Problem> {
 /// # Errors
 /// As for every caller: none 401, several 400, invalid 401, of the wrong kind 403; and the denial.
 pub async fn judge_presented(request: &HttpRequest, state: &State, need: &Need<'_>) -> Result<Known, Problem> {
-    match presented_key(request) {
-        Some(text) => judge(request, state, text, need).await,
-        None => Err(no_key(request, state).await),
+    match presented_key(request, state) {
+        Ok(text) => judge(request, state, text, need).await,
+        Err(credential) => Err(no_key(request, state, credential).await),
     }
 }
 
@@ -155,41 +159,43 @@ pub async fn judge_presented(request: &HttpRequest, state: &State, need: &Need<'
 /// # Errors
 /// As [`judge_presented`], but for `rate_limited`.
 pub async fn look_at_presented(request: &HttpRequest, state: &State, need: &Need<'_>) -> Result<Known, Problem> {
-    match presented_key(request) {
-        Some(text) => look(request, state, text, need).await,
-        None => Err(no_key(request, state).await),
+    match presented_key(request, state) {
+        Ok(text) => look(request, state, text, need).await,
+        Err(credential) => Err(no_key(request, state, credential).await),
     }
 }
 
-/// The one credential of a request, if it has the shape of an API key.
-fn presented_key(request: &HttpRequest) -> Option<&str> {
-    match credential(request.headers()) {
-        Credential::One(text) if matches!(Kind::of(without_scheme(text)), Some(Kind::Key(..))) => Some(text),
-        _ => None,
+/// The one credential in the headers that gateway routes read, if it has the form of an API key.
+///
+/// # Errors
+/// What the request presents instead.
+fn presented_key<'a>(request: &'a HttpRequest, state: &State) -> Result<&'a str, Credential<'a>> {
+    match credential(request.headers(), state.policy.credential_headers) {
+        Credential::One(text) if matches!(Kind::of(without_scheme(text)), Some(Kind::Key(..))) => Ok(text),
+        other => Err(other),
     }
 }
 
-/// Whatever it is that a request presents, it is no key: missing, several, invalid, or of the wrong kind.
-async fn no_key(request: &HttpRequest, state: &State) -> Problem {
-    match identify(request, state, &[]).await {
+/// The problem of a request to a gateway route that presents no API key: no credential, several, an invalid one, or one of
+/// the wrong kind.
+async fn no_key(request: &HttpRequest, state: &State, credential: Credential<'_>) -> Problem {
+    let expected = Expected::ApiKey;
+    match credential.one(state.policy.credential_headers, expected) {
         Err(problem) => problem,
+        Ok(text) if is_token(text) => match identify_token(request, state, text).await {
+            Ok(_) => Problem::forbidden(NEEDS_KEY),
+            Err(problem) => Problem { detail: format!("{} {NEEDS_KEY}", problem.detail), ..problem },
+        },
         // Verification knows service keys no more than any other text that is no API key.
-        Ok(Caller::ServiceKey(_)) => Problem::invalid_api_key(),
-        Ok(_) => Problem::forbidden(NEEDS_KEY),
+        Ok(text) => expected.problem(text),
     }
 }
 
 /// Finds out who presents the request's one credential. A key of a family that is not `wanted` here will be refused, and
 /// is not used by that.
 async fn identify(request: &HttpRequest, state: &State, wanted: &[Family]) -> Result<Caller, Problem> {
-    let text = match credential(request.headers()) {
-        Credential::None => {
-            return Err(Problem::new(ProblemCode::MissingCredentials, "Present a credential as Bearer."));
-        }
-        Credential::Several => return Err(several()),
-        Credential::Unreadable => return Err(Problem::invalid_api_key()),
-        Credential::One(text) => text,
-    };
+    let headers = CredentialHeaders::default();
+    let text = credential(request.headers(), headers).one(headers, Expected::Any)?;
     match Kind::of(without_scheme(text)) {
         Some(Kind::Key(family, _)) => {
             let need = Need { identity_only: true, client_ip: client_ip(request, state), ..Need::default() };
@@ -208,25 +214,26 @@ async fn identify(request: &HttpRequest, state: &State, wanted: &[Family]) -> Re
                 .map_err(|_| Problem::unavailable())?;
             id.map(Caller::ServiceKey).ok_or_else(Problem::invalid_api_key)
         }
-        // A management token has three parts; anything else can only be meant as a key.
-        None if text.split('.').count() != 3 => Err(Problem::invalid_api_key()),
-        None => {
-            let claims = state.tokens.verify(text, state.clock.now()).await.map_err(|error| {
-                tracing::debug!(%error, "a management token was refused");
-                if error.is_unavailable() {
-                    return Problem::unavailable();
-                }
-                Problem::new(ProblemCode::InvalidToken, "The management token is not valid, or has expired.")
-            })?;
-            not_forwarded(request, state)?;
-            Ok(Caller::Token(claims))
-        }
+        None if is_token(text) => identify_token(request, state, text).await.map(Caller::Token),
+        None => Err(Expected::Any.problem(text)),
     }
 }
 
-/// More than one credential: nobody can tell which one is meant.
-pub fn several() -> Problem {
-    Problem::new(ProblemCode::MultipleCredentials, "Present exactly one credential, once.")
+/// Whether a credential has the form of a management token: three parts. Anything else can only be meant as a key.
+fn is_token(text: &str) -> bool {
+    text.split('.').count() == 3
+}
+
+async fn identify_token(request: &HttpRequest, state: &State, text: &str) -> Result<jwt::Claims, Problem> {
+    let claims = state.tokens.verify(text, state.clock.now()).await.map_err(|error| {
+        tracing::debug!(%error, "a management token was refused");
+        if error.is_unavailable() {
+            return Problem::unavailable();
+        }
+        Problem::new(ProblemCode::InvalidToken, "The management token is not valid, or has expired.")
+    })?;
+    not_forwarded(request, state)?;
+    Ok(claims)
 }
 
 /// Development mode is for the machine it runs on: whoever manages must not have come through a proxy, which others reach.
@@ -253,7 +260,7 @@ fn account_parameter(request: &HttpRequest) -> Result<Option<AccountId>, Problem
         (Some((_, account)), None) => {
             account.parse().map(Some).map_err(|rule: Invalid| Problem::field("account", rule.to_string()))
         }
-        (Some(_), Some(_)) => Err(Problem::field("account", "is given twice")),
+        (Some(_), Some(_)) => Err(Problem::field("account", "must not be repeated")),
     }
 }
 
@@ -416,8 +423,8 @@ pub struct PresentedKey {
     pub manager: Manager,
 }
 
-const NEEDS_KEY: &str = "This needs an API key.";
-const NEEDS_TOKEN: &str = "This needs a management token.";
+const NEEDS_KEY: &str = "This needs an API key, not a management token.";
+const NEEDS_TOKEN: &str = "This needs a management token, not a key.";
 const ONLY_OPERATORS: &str = "Only an operator may name an account.";
 
 /// Whose account a management token manages in this request.
@@ -455,7 +462,10 @@ impl AccountHolder {
         match identify(request, &state, &[Family::Secret]).await? {
             Caller::Token(claims) => Ok(Self(manager(request, &state, claims)?)),
             Caller::Key(key) if key.key.family == Family::Secret => match account_parameter(request) {
-                Ok(None) => Ok(Self(Manager::of_key(request, &state, key))),
+                Ok(None) => {
+                    not_forwarded(request, &state)?;
+                    Ok(Self(Manager::of_key(request, &state, key)))
+                }
                 _ => Err(Problem::forbidden(ONLY_OPERATORS).into()),
             },
             _ => Err(Problem::forbidden("This needs a secret key or a management token.").into()),
@@ -508,8 +518,10 @@ impl Service {
 impl PresentedKey {
     async fn extract(request: &HttpRequest) -> Result<Self, Refusal> {
         let state = state(request)?;
-        let Caller::Key(record) = identify(request, &state, &Family::ALL).await? else {
-            return Err(Problem::forbidden(NEEDS_KEY).into());
+        let record = match identify(request, &state, &Family::ALL).await? {
+            Caller::Key(record) => record,
+            Caller::Token(_) => return Err(Problem::forbidden(NEEDS_KEY).into()),
+            Caller::ServiceKey(_) => return Err(Problem::forbidden("This needs an API key, not a service key.").into()),
         };
         let manager = Manager::of_key(request, &state, record.clone());
         Ok(Self { record, manager })

@@ -55,6 +55,14 @@ pub(super) const MERCHANT_HEADER: Setting = Setting {
     default: Some("x-merchant-id"),
     help: "Request header in which a gateway's request names its merchant",
 };
+pub(super) const CREDENTIAL_HEADERS: Setting = Setting {
+    env: "TOLLKEY_CREDENTIAL_HEADERS",
+    flag: Some("credential-headers"),
+    form: Form::List("NAME,..."),
+    default: Some("authorization,x-api-key,x-commerce-api-key"),
+    help: "Request headers that the gateway routes read a key from, some of these three; without authorization, an API's own \
+           Authorization header passes beside the key",
+};
 pub(super) const TRUSTED_PROXIES: Setting = Setting {
     env: "TOLLKEY_TRUSTED_PROXIES",
     flag: Some("trusted-proxies"),
@@ -318,6 +326,7 @@ pub const SETTINGS: &[Setting] = &[
     METRICS_LISTEN,
     TRUSTED_PROXIES,
     MERCHANT_HEADER,
+    CREDENTIAL_HEADERS,
     ROUTE_BASE,
     LOG,
     LOG_FORMAT,

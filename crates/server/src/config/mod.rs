@@ -19,7 +19,7 @@ use std::{
 };
 
 pub use tollkey_api::Secret;
-use tollkey_core::{Catalogue, Invalid, IpList, RouteBase, ceiling::DepthLimit};
+use tollkey_core::{Catalogue, Invalid, IpList, RouteBase, ceiling::DepthLimit, credential::CredentialHeaders};
 
 use self::declared::*;
 use self::sources::{Sources, invalid};
@@ -57,6 +57,8 @@ pub struct Settings {
     pub trusted_proxies: Option<IpList>,
     /// `TOLLKEY_MERCHANT_HEADER`, in lower case.
     pub merchant_header: String,
+    /// `TOLLKEY_CREDENTIAL_HEADERS`.
+    pub credential_headers: CredentialHeaders,
     /// `TOLLKEY_ROUTE_BASE`, without a slash at its end; empty when nothing is cut.
     pub route_base: RouteBase,
     /// What is logged, and how.
@@ -210,6 +212,9 @@ impl Settings {
             metrics_listen: sources.parse(&METRICS_LISTEN, rules::socket_address)?,
             trusted_proxies: required(&sources, &TRUSTED_PROXIES, rules::trusted_proxies)?,
             merchant_header: required(&sources, &MERCHANT_HEADER, rules::header_name)?,
+            credential_headers: required(&sources, &CREDENTIAL_HEADERS, |text| {
+                CredentialHeaders::parse(rules::list(text)?)
+            })?,
             route_base: required(&sources, &ROUTE_BASE, RouteBase::parse)?,
             log: LogSettings {
                 filter: required(&sources, &LOG, rules::log_filter)?,

@@ -3,7 +3,7 @@
 use std::{collections::HashSet, fs};
 
 use clap::{Args as _, Parser};
-use tollkey_core::{Family, RouteBase, Scope};
+use tollkey_core::{Family, RouteBase, Scope, credential::CredentialHeaders};
 
 use super::*;
 
@@ -57,6 +57,7 @@ fn defaults_are_those_of_the_contract() {
     assert_eq!(settings.trusted_proxies, Some(IpList::parse(["127.0.0.0/8", "::1/128"]).unwrap()));
     assert_eq!(settings.merchant_header, "x-merchant-id");
     assert_eq!(settings.route_base, RouteBase::default());
+    assert_eq!(settings.credential_headers, CredentialHeaders::default());
     assert_eq!((settings.log.filter.as_str(), settings.log.format), ("info", LogFormat::Pretty));
     assert_eq!(settings.database.url.expose(), "sqlite://tollkey.db");
     assert_eq!(settings.database.kind, DatabaseKind::SqliteFile("tollkey.db".into()));
@@ -147,6 +148,7 @@ fn the_file_can_hold_every_setting_in_the_type_that_fits() {
             metrics_listen = "127.0.0.1:9090"
             trusted_proxies = ["10.0.0.0/8", "192.0.2.0/24"]
             merchant_header = "X-Shop"
+            credential_headers = ["X-API-Key", "x-commerce-api-key"]
             route_base = "/"
             log = "warn,tollkey_server=debug"
             log_format = "json"
@@ -170,6 +172,7 @@ fn the_file_can_hold_every_setting_in_the_type_that_fits() {
     assert_eq!((settings.database_pool, settings.migrate, settings.workers), (4, true, 2));
     assert_eq!(settings.trusted_proxies.unwrap().networks().len(), 2);
     assert_eq!((settings.merchant_header.as_str(), &settings.route_base), ("x-shop", &RouteBase::none()));
+    assert!(settings.credential_headers.names().eq(["x-api-key", "x-commerce-api-key"]));
     assert_eq!(settings.log.format, LogFormat::Json);
     assert!(matches!(settings.tokens.source, TokenSource::Hs256(secret) if secret.expose() == canary()));
     assert_eq!(settings.tokens.issuer.as_deref(), Some("https://issuer.example"));
@@ -247,6 +250,9 @@ fn rules() {
         ("TOLLKEY_MERCHANT_HEADER", "x merchant", "must be the name of a header"),
         ("TOLLKEY_MERCHANT_HEADER", "Authorization", "already says something else"),
         ("TOLLKEY_MERCHANT_HEADER", "X-Auth-Key-Id", "already says something else"),
+        ("TOLLKEY_CREDENTIAL_HEADERS", "cookie", "must be some of authorization, x-api-key, x-commerce-api-key"),
+        ("TOLLKEY_CREDENTIAL_HEADERS", "x-api-key,", "must not have an empty entry"),
+        ("TOLLKEY_CREDENTIAL_HEADERS", "x-api-key,x-api-keys", "must be some of authorization"),
         ("TOLLKEY_ROUTE_BASE", "api", "must begin with a slash, such as /api"),
         ("TOLLKEY_ROUTE_BASE", "/api//", "must be a path such as /api"),
         ("TOLLKEY_ROUTE_BASE", "/a/../b", "must be a path such as /api"),

@@ -45,7 +45,7 @@ fn key(request: &HttpRequest) -> Result<Option<IdempotencyKey>, Problem> {
     let mut values = request.headers().get_all(IDEMPOTENCY_KEY);
     let Some(value) = values.next() else { return Ok(None) };
     if values.next().is_some() {
-        return Err(wrong("is given twice"));
+        return Err(wrong("must not be repeated"));
     }
     let text = value.to_str().unwrap_or_default();
     IdempotencyKey::parse(text).map(Some).map_err(|rule| wrong(&rule.to_string()))

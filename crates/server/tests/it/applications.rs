@@ -75,7 +75,7 @@ async fn a_bad_application_names_each_member_and_rule() {
         x-content-type-options: nosniff
         x-request-id: req_01KDVDNA00HXPX69B46WBKBWSC
 
-        {"type":"urn:tollkey:problem:validation_failed","title":"The request is not valid","status":400,"detail":"2 members break a rule; see errors.","code":"validation_failed","request_id":"req_01KDVDNA00HXPX69B46WBKBWSC","errors":[{"pointer":"/name","detail":"must have 1 to 100 characters"},{"pointer":"/description","detail":"must have at most 500 characters"}]}
+        {"type":"urn:tollkey:problem:validation_failed","title":"The request is not valid","status":400,"detail":"2 fields are invalid: /name, /description","code":"validation_failed","request_id":"req_01KDVDNA00HXPX69B46WBKBWSC","errors":[{"pointer":"/name","detail":"must have 1 to 100 characters"},{"pointer":"/description","detail":"must have at most 500 characters"}]}
         "#);
         for (body, error) in [
             (json!({}), "/name is required"),

@@ -232,7 +232,7 @@ async fn other_values_and_unknown_names_in_the_query_are_400() {
             ("limit=0", "limit must be 1 to 100".to_owned()),
             ("limit=101", "limit must be 1 to 100".to_owned()),
             ("limit=ten", "limit must be a whole number within its range".to_owned()),
-            ("limit=1&limit=2", "limit is given twice".to_owned()),
+            ("limit=1&limit=2", "limit must not be repeated".to_owned()),
             ("cursor=x", "cursor must be one that an earlier answer gave".to_owned()),
             ("cursor=", "cursor must be one that an earlier answer gave".to_owned()),
             ("cursor=-1", "cursor must be one that an earlier answer gave".to_owned()),

@@ -267,7 +267,9 @@ async fn an_invalid_credential_is_401_everywhere() {
             if who != Public {
                 let basic = call(app, method, template, &things).header("authorization", "Basic YTpi").await;
                 let found = (basic.status, &*code(&basic, template));
-                assert_eq!(found, expected(template, 401, "invalid_api_key"), "{method} {template}");
+                assert_eq!(found, expected(template, 401, "missing_credentials"), "{method} {template}");
+                // RFC 6750, section 3.1: no error where there are no Bearer credentials.
+                assert_eq!(basic.header("www-authenticate"), Some("Bearer realm=\"tollkey\""), "{method} {template}");
             }
         }
     })
@@ -394,7 +396,7 @@ async fn an_operator_manages_any_account_by_name_and_nobody_else_does() {
         assert_eq!(app.get(&format!("{path}?account=globex")).bearer(operator).await.status, 404);
         assert_eq!(app.get("/applications?account=acme&page=1").bearer(operator).await.json()["totalItems"], 1);
         assert_eq!(app.get("/audit-log?account=acme").bearer(operator).await.status, 200);
-        for query in ["", "?account=", "?account=a%20b", "?account=acme&account=acme"] {
+        for query in ["", "?account=", "?account=a%20b", "?account=.", "?account=..", "?account=acme&account=acme"] {
             let reply = app.get(&format!("{path}{query}")).bearer(operator).await;
             assert_eq!(
                 (reply.status, reply.json()["errors"][0]["pointer"].as_str()),

@@ -518,8 +518,8 @@ async fn forms_of_other_sites_change_nothing() {
 
 #[actix_web::test]
 async fn markup_in_a_name_is_text() {
-    // Quotes that end an attribute, markup, an entity, a template's braces, a change of the direction, white space within.
-    const NAME: &str = "\u{202e}x'\"><img src=x onerror=\"alert(1)\"><script>alert(2)</script>&lt;b&gt;{{7*7}}  two";
+    // Quotes that end an attribute, markup, an entity, a template's braces, a right-to-left letter, white space within.
+    const NAME: &str = "\u{5d0}x'\"><img src=x onerror=\"alert(1)\"><script>alert(2)</script>&lt;b&gt;{{7*7}}  two";
     let Some(world) = World::signed_in().await else { return };
     let browser = &world.browser;
     world.server.application(&world.token, NAME).await;

@@ -194,7 +194,7 @@ async fn the_answer_to_a_key_without_the_scope_names_what_it_lacks() {
         www-authenticate: Bearer realm="tollkey", error="insufficient_scope", error_description="The key lacks a needed scope.", scope="links:write sessions:write"
         x-request-id: req_01KDVDNA000QT6EFQNM6ZM32RB
 
-        {"type":"urn:tollkey:problem:insufficient_scope","title":"Insufficient scope","status":403,"detail":"The key lacks a needed scope.","code":"insufficient_scope","request_id":"req_01KDVDNA000QT6EFQNM6ZM32RB"}
+        {"type":"urn:tollkey:problem:insufficient_scope","title":"Insufficient scope","status":403,"detail":"The key lacks a needed scope.","code":"insufficient_scope","request_id":"req_01KDVDNA000QT6EFQNM6ZM32RB","missing_scopes":["links:write"]}
         "#);
     })
     .await;

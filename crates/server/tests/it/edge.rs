@@ -197,6 +197,11 @@ async fn development_mode_takes_no_management_request_that_came_through_a_proxy(
     assert_eq!(made.status, 201, "{made}");
     let service_key = made.json()["key"].as_str().unwrap().to_owned();
     assert_eq!(call("GET", "/applications?account=acme").bearer(&token).await.status, 200);
+    let body = json!({"name": "secret", "environment": "live", "access": "secret"});
+    let made = call("POST", "/account/api-keys?account=acme").bearer(&token).json(body.clone()).await;
+    assert_eq!(made.status, 201, "{made}");
+    let secret_key = made.json()["data"]["value"].as_str().unwrap().to_owned();
+    assert_eq!(call("GET", "/account/api-keys").bearer(&secret_key).await.status, 200);
     for (name, value) in [
         ("forwarded", "for=203.0.113.7"),
         ("Forwarded", ""),
@@ -209,7 +214,22 @@ async fn development_mode_takes_no_management_request_that_came_through_a_proxy(
             let reply = call("GET", path).bearer(&token).header(name, value).await;
             assert_eq!((reply.status, reply.code().as_str()), (403, "forbidden"), "{path} {name}");
         }
+        // A secret key manages its account, too.
+        for managed in [
+            call("GET", "/account/api-keys"),
+            call("POST", "/account/api-keys").json(body.clone()),
+            call("GET", "/account/audit-log"),
+        ] {
+            let reply = managed.bearer(&secret_key).header(name, value).await;
+            assert_eq!(
+                (reply.status, reply.json()["error"]["code"].as_str()),
+                (403, Some("FORBIDDEN")),
+                "{name}: {reply}"
+            );
+        }
         // Resource servers and gateways are no management.
+        let verify = call("POST", "/verify").bearer(&secret_key).json(json!({"key": "x"}));
+        assert_eq!(verify.header(name, value).await.status, 200, "{name}");
         let verify = call("POST", "/verify").bearer(&service_key).json(json!({"key": "x"}));
         assert_eq!(verify.header(name, value).await.status, 200, "{name}");
         let gateway = call("GET", "/authz/forward-auth").header("x-api-key", "x").header(name, value);

@@ -86,6 +86,15 @@ impl Gateway {
         directories.map(|directory| directory.join(self.name())).find(|program| program.is_file())
     }
 
+    /// The line that takes `Authorization` from a request: the file says to remove it for an API with one of its own.
+    fn removes_authorization(self) -> (&'static str, &'static str) {
+        match self {
+            Nginx => ("nginx.conf", "    proxy_set_header Authorization         \"\";\n"),
+            Haproxy => ("haproxy.cfg", "    http-request del-header Authorization\n"),
+            Caddy => ("Caddyfile", "\t\theader_up -Authorization\n"),
+        }
+    }
+
     fn shipped(self, file: &str) -> String {
         let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/gateways");
         let path = examples.join(self.name()).join(file);
@@ -411,6 +420,7 @@ async fn works(gateway: Gateway) {
     allowances(&world).await;
     revocation(&world).await;
     the_mode_is_a_setting(&world).await;
+    an_api_has_its_own_authorization(&world).await;
     only_tollkey_says_yes(&world).await;
     connections_are_kept(&world).await;
     a_connection_that_closes_costs_no_answer(&world).await;
@@ -446,6 +456,7 @@ async fn what_a_route_needs(world: &World) {
         ("read", "GET", links, &read),
         ("read one", "GET", "/api/v1/links/l_1?a=b%2Fc&d=/../e", &read),
         ("a space", "GET", "/api/v1/links/a%20b", &read),
+        ("other escapes", "GET", "/api/v1/links/a%40b%3Ac%2Cd", &read),
         ("head", "HEAD", links, &read),
         ("write", "POST", links, &write),
         ("write one", "PATCH", "/api/v1/links/l_1", &write),
@@ -614,6 +625,17 @@ async fn paths_with_two_readings(world: &World) {
         "/api/v1/links/..%2fapi-keys",
         "/api/v1/links/..%5capi-keys",
         "/api/v1/links/%252e%252e/api-keys",
+        "/api/v1/links/l_1%3bv=1",
+        "/api/v1/links/l_1%3Fx",
+        "/api/v1/links/l_1%23x",
+        "/api/v1/links%0a",
+        "/api/v1/links/l_1%0D%0Ax",
+        "/api/v1/links/l_1%09",
+        "/api/v1/links/l_1%7f",
+        "/api/v1/links/%20l_1",
+        "/api/v1/links/l_1%20",
+        "/api/v1/links/l_1%20/x",
+        "/api/v1/links/l_1%20?x",
         "/api/v1/links/l_1;v=1",
         "/api/v1/links/..;/api-keys",
         "/api/v1/links/%00",
@@ -786,6 +808,50 @@ async fn the_mode_is_a_setting(world: &World) {
     }
     let modes: Vec<_> = world.api.take().iter().map(|arrived| arrived.identity()[3].to_owned()).collect();
     assert_eq!(modes, ["test"; 3], "{:?}", world.gateway);
+}
+
+/// An API with its own `Authorization` header, as the examples say: the gateway passes the header on, and Tollkey reads the key
+/// from `X-Api-Key` only.
+async fn an_api_has_its_own_authorization(world: &World) {
+    let gateway = world.gateway;
+    let tollkey = Tollkey::development()
+        .with("TOLLKEY_LISTEN", &format!("{TOLLKEY_HOST}:0"))
+        .with("TOLLKEY_JWT_HS256_SECRET", SECRET)
+        .with("TOLLKEY_TRUSTED_PROXIES", "127.0.0.1/32")
+        .with("TOLLKEY_CREDENTIAL_HEADERS", "x-api-key");
+    let server = tollkey.serve().await;
+    let made = server.post("/api-keys", json!({"name": "Checkout"})).bearer(&merchant("acme")).await;
+    assert_eq!(made.status, 201, "{made}");
+    let key = member(&made, "api_key");
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let address = free(GATEWAY_HOST);
+    let (file, line) = gateway.removes_authorization();
+    assert!(gateway.shipped(file).contains(line), "{file} has no {line:?} any more");
+    let between = [(TOLLKEY, server.address.to_string()), (API, world.api.address.to_string())];
+    let arguments = gateway.configure(directory.path(), address, &between, "live");
+    let written = directory.path().join(if gateway == Nginx { "gateway.conf" } else { file });
+    let text = fs::read_to_string(&written).expect("it was written");
+    fs::write(&written, text.replace(line, "")).expect("a file");
+    let running = Running::launch(gateway, &world.program, address, directory, &arguments).await;
+    world.api.take();
+    for (path, method) in [("/api/v1/links", "GET"), ("/api/v1/links", "POST"), ("/api/tokens", "GET")] {
+        for own in ["Basic YTpi", "Bearer of-the-api"] {
+            let call = || Call::new(address, method, path).header("authorization", own);
+            let reply = call().header("x-api-key", &key).await;
+            assert_eq!(reply.status, 200, "{gateway:?} {method} {path} {own}: {reply}\n{}", running.log());
+            let arrived = world.api.take();
+            assert_eq!(arrived.len(), 1, "{gateway:?} {arrived:?}");
+            assert_eq!(arrived[0].header("authorization"), [own], "{gateway:?}");
+            assert!(arrived[0].header("x-api-key").is_empty(), "{gateway:?}");
+            assert_eq!(arrived[0].identity()[1], "acme", "{gateway:?}");
+            let reply = call().await;
+            assert_eq!(reply.status, 401, "{gateway:?} {method} {path}: {reply}");
+        }
+        let reply = Call::new(address, method, path).bearer(&key).await;
+        assert_eq!(reply.status, 401, "{gateway:?}: the key is read from x-api-key only: {reply}");
+        assert!(world.api.take().is_empty(), "{gateway:?}");
+    }
+    server.stop().await;
 }
 
 /// Asserts that a request is answered as Tollkey would say that it cannot tell.

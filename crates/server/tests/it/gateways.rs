@@ -162,7 +162,7 @@ async fn every_denial_has_its_status_and_code_in_every_dialect() {
                 (ask("", "/x").bearer("nonsense"), denied(401, "invalid_api_key")),
                 (ask("", "/x").bearer(&revoked), denied(401, "invalid_api_key")),
                 (ask("", "/x").bearer(&service_key), denied(401, "invalid_api_key")),
-                (ask("", "/x").header("authorization", "Basic YTpi"), denied(401, "invalid_api_key")),
+                (ask("", "/x").header("authorization", "Basic YTpi"), denied(401, "missing_credentials")),
                 (ask("", "/x").bearer("a.b.c"), denied(401, "invalid_token")),
                 (ask("", "/x").bearer(&token), denied(403, "forbidden")),
                 (ask("", "/x").bearer(&ended), denied(403, "expired")),
@@ -213,7 +213,7 @@ async fn a_401_and_a_lacking_scope_carry_the_challenge_of_rfc_6750() {
         www-authenticate: Bearer realm="tollkey"
         x-request-id: r
 
-        {"type":"urn:tollkey:problem:missing_credentials","title":"A credential is needed","status":401,"detail":"Present a credential as Bearer.","code":"missing_credentials","request_id":"r"}
+        {"type":"urn:tollkey:problem:missing_credentials","title":"A credential is needed","status":401,"detail":"Present an API key as Bearer.","code":"missing_credentials","request_id":"r"}
         "#);
         assert_answer!(ask("").bearer(app.mint(Family::Commerce, Mode::Live).expose()).await, @r#"
         401
@@ -229,7 +229,7 @@ async fn a_401_and_a_lacking_scope_carry_the_challenge_of_rfc_6750() {
         www-authenticate: Bearer realm="tollkey", error="insufficient_scope", error_description="The key lacks a needed scope.", scope="links:write links:read"
         x-request-id: r
 
-        {"type":"urn:tollkey:problem:insufficient_scope","title":"Insufficient scope","status":403,"detail":"The key lacks a needed scope.","code":"insufficient_scope","request_id":"r"}
+        {"type":"urn:tollkey:problem:insufficient_scope","title":"Insufficient scope","status":403,"detail":"The key lacks a needed scope.","code":"insufficient_scope","request_id":"r","missing_scopes":["links:write"]}
         "#);
         assert_answer!(ask("").bearer(&one).bearer(&one).await, @r#"
         400

@@ -216,9 +216,9 @@ async fn the_header_has_16_to_255_printable_characters_once() {
             assert_eq!(create(bad).await.status, 400, "{bad:?}");
         }
         let twice = create(KEY.as_bytes()).header(IDEMPOTENCY_KEY, KEY).await;
-        assert_eq!(twice.errors(), ["Idempotency-Key is given twice"]);
+        assert_eq!(twice.errors(), ["Idempotency-Key must not be repeated"]);
         let twice = create(KEY.as_bytes()).header(IDEMPOTENCY_KEY, format!("{KEY}2")).await;
-        assert_eq!(twice.errors(), ["Idempotency-Key is given twice"]);
+        assert_eq!(twice.errors(), ["Idempotency-Key must not be repeated"]);
         let listed = app.get("/api-keys").bearer(&by).await.json();
         assert_eq!(listed.as_array().unwrap().len(), 5);
         // Who is not known learns nothing about it.

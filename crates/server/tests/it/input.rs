@@ -96,7 +96,8 @@ async fn a_body_that_is_no_json_object_is_400_everywhere_and_nothing_is_written(
         ("not UTF-8", b"{\"name\": \"\xff\xfe\"}".to_vec()),
         ("overlong UTF-8", b"{\"name\": \"\xc0\xaf\"}".to_vec()),
         ("UTF-16", "{\"name\": \"x\"}".encode_utf16().flat_map(u16::to_le_bytes).collect()),
-        ("byte order mark", b"\xef\xbb\xbf{\"name\": \"x\"}".to_vec()),
+        ("byte order mark inside", b"{\xef\xbb\xbf\"name\": \"x\"}".to_vec()),
+        ("two byte order marks", b"\xef\xbb\xbf\xef\xbb\xbf{\"name\": \"x\"}".to_vec()),
         ("unknown member", b"{\"nmae\": \"x\"}".to_vec()),
         ("member twice", b"{\"name\": \"x\", \"name\": \"x\"}".to_vec()),
         ("deep arrays", nested("[", "]").into_bytes()),
@@ -152,7 +153,7 @@ async fn malformed_json_is_told_by_line_and_column() {
         x-content-type-options: nosniff
         x-request-id: req_01KDVDNA00590KP5CNGK0J4VFP
 
-        {"type":"urn:tollkey:problem:validation_failed","title":"The request is not valid","status":400,"detail":"/name is given twice","code":"validation_failed","request_id":"req_01KDVDNA00590KP5CNGK0J4VFP","errors":[{"pointer":"/name","detail":"is given twice"}]}
+        {"type":"urn:tollkey:problem:validation_failed","title":"The request is not valid","status":400,"detail":"/name must not be repeated","code":"validation_failed","request_id":"req_01KDVDNA00590KP5CNGK0J4VFP","errors":[{"pointer":"/name","detail":"must not be repeated"}]}
         "#);
         assert_answer!(send("[{\"name\": \"a\"}]").await, @r#"
         400
@@ -187,11 +188,14 @@ async fn each_member_is_refused_by_name_when_unknown_or_of_the_wrong_type() {
             let send = async |body: Value| app.call(method, path).bearer(token).json(body).await;
             // A member with a value that could be a secret: its name comes back, never its value.
             let reply = send(json!({"surprise": "s3cret-value"})).await;
-            assert_eq!(reply.errors(), ["/surprise is unknown"], "{method} {path}");
+            assert_eq!(reply.errors()[0], "/surprise is unknown", "{method} {path}");
+            // What is missing comes with it.
+            let others = &reply.errors()[1..];
+            assert!(others.iter().all(|error| error.ends_with(" is required")), "{method} {path}: {reply}");
             assert!(!reply.body.contains("s3cret"), "{reply}");
             assert_problem(&reply, path);
             let reply = send(json!({"a/b~c": 1})).await;
-            assert_eq!(reply.errors(), ["/a~1b~0c is unknown"], "{method} {path}");
+            assert_eq!(reply.errors()[0], "/a~1b~0c is unknown", "{method} {path}");
             // A name of any length is not repeated whole.
             let reply = send(json!({ long.as_str(): 1 })).await;
             assert_eq!(reply.status, 400, "{method} {path}");
@@ -241,6 +245,140 @@ async fn each_member_is_refused_by_name_when_unknown_or_of_the_wrong_type() {
             assert_problem(&reply, path);
         }
         assert_eq!(world(app, &token).await, before);
+    })
+    .await;
+}
+
+#[actix_web::test]
+async fn all_invalid_fields_are_reported_in_one_response() {
+    each_backend(async |app: &App| {
+        let token = app.merchant("acme");
+        let application = app.application(&token, "Web Store").await;
+        let before = world(app, &token).await;
+        let keys = format!("/applications/{application}/api-keys");
+        let (operator, service) = (app.operator(), app.service());
+        // Unknown and missing fields, wrong types and broken rules, each once.
+        for (method, path, token, body, expected) in [
+            (
+                "POST",
+                "/api-keys",
+                &token,
+                json!({"name": 7, "expiresAt": 1, "scopes": ["link:read"], "mode": "prod", "allowed_ips": ["10.0.0.1/8"],
+                       "rate_limit": {"limit": 0}}),
+                vec![
+                    "/allowed_ips", "/expiresAt", "/mode", "/name", "/rate_limit/window_seconds", "/scopes",
+                ],
+            ),
+            ("POST", keys.as_str(), &token, json!({"mode": 1, "scopes": [], "owner": 2}), vec!["/description", "/mode", "/owner", "/scopes"]),
+            ("POST", "/account/api-keys", &token, json!({"name": "", "access": "x"}), vec!["/access", "/environment", "/name"]),
+            ("POST", "/applications", &token, json!({"name": "\u{202e}x", "description": 5}), vec!["/description", "/name"]),
+            ("PATCH", &format!("/applications/{application}"), &token, json!({"name": null, "description": 5, "id": 1}), vec!["/description", "/id", "/name"]),
+            ("POST", "/service-keys", &operator, json!({"name": "\u{200b}", "x": 1}), vec!["/name", "/x"]),
+            ("POST", "/verify", &service, json!({"path": 1, "client_ip": "x", "scope": []}), vec!["/client_ip", "/key", "/path", "/scope"]),
+            (
+                "POST",
+                "/verify/batch",
+                &service,
+                json!({"requests": [{"key": "k", "scopes": ["x"]}, {"client_ip": "x"}, 7]}),
+                vec!["/requests/0/scopes", "/requests/1/client_ip", "/requests/1/key", "/requests/2"],
+            ),
+        ] {
+            let reply = app.call(method, path).bearer(token).json(body).await;
+            assert_eq!(reply.status, 400, "{method} {path}: {reply}");
+            let json = reply.json();
+            let surface = path.starts_with("/account");
+            let errors = if surface { &json["error"]["details"]["errors"] } else { &json["errors"] };
+            let mut pointers: Vec<&str> =
+                errors.as_array().unwrap().iter().map(|error| error["pointer"].as_str().unwrap()).collect();
+            pointers.sort_unstable();
+            assert_eq!(pointers, expected, "{method} {path}: {reply}");
+            let detail = if surface { &json["error"]["message"] } else { &json["detail"] };
+            let detail = detail.as_str().unwrap();
+            assert!(expected.iter().all(|pointer| detail.contains(pointer)), "{method} {path}: {detail}");
+            for error in errors.as_array().unwrap() {
+                let detail = error["detail"].as_str().unwrap();
+                assert!(!detail.contains(error["pointer"].as_str().unwrap()), "{detail}");
+            }
+        }
+        assert_eq!(world(app, &token).await, before);
+    })
+    .await;
+}
+
+#[actix_web::test]
+async fn unknown_fields_come_with_a_suggestion() {
+    each_backend(async |app: &App| {
+        let token = app.merchant("acme");
+        let application = app.application(&token, "Web Store").await;
+        let keys = format!("/applications/{application}/api-keys");
+        for (path, body, expected) in [
+            (
+                "/api-keys",
+                json!({"name": "k", "expiresAt": 1}),
+                "/expiresAt is unknown; this surface uses `expires_at`",
+            ),
+            (
+                &keys,
+                json!({"description": "k", "expires_at": 1}),
+                "/expires_at is unknown; this surface uses `expiresAt`",
+            ),
+            ("/api-keys", json!({"name": "k", "merchant": []}), "/merchant is unknown; did you mean `merchants`?"),
+            (
+                "/api-keys",
+                json!({"name": "k", "rate_limit": {"limit": 1, "window_seconds": 1, "windowSeconds": 1}}),
+                "/rate_limit/windowSeconds is unknown; this surface uses `window_seconds`",
+            ),
+        ] {
+            let reply = app.post(path, body).bearer(&token).await;
+            assert_eq!((reply.status, reply.errors()), (400, vec![expected.to_owned()]), "{path}");
+        }
+    })
+    .await;
+}
+
+#[actix_web::test]
+async fn lenient_forms_of_json_are_accepted() {
+    each_backend(async |app: &App| {
+        let token = app.merchant("acme");
+        let send = |method: &str, path: &str, body: &str| {
+            app.call(method, path).bearer(&token).header("content-type", "application/json").body(body)
+        };
+        let made = send("POST", "/api-keys", "\u{feff}{\"name\":\"k\",\"rate_limit\":{\"limit\":1e3,\"window_seconds\":60.0},\"expires_at\":\"9999-12-31T23:59:59Z\"}").await;
+        assert_eq!(made.status, 201, "{made}");
+        let json = made.json();
+        assert_eq!(json["expires_at"], 253_402_207_200_i64);
+        let path = format!("/api-keys/{}", json["key_id"].as_str().unwrap());
+        let row = app.get(&path).bearer(&token).await.json();
+        assert_eq!((&row["expires_at"], &row["rate_limit"]), (&json!(253_402_207_200_i64), &json!({"limit": 1000, "window_seconds": 60})));
+        let patched = send("PATCH", &path, "{\"expires_at\":253402300799}").await;
+        assert_eq!((patched.status, &patched.json()["expires_at"]), (200, &json!(253_402_207_200_i64)), "{patched}");
+        // Null and nothing are {} where every field of a POST is optional.
+        for action in ["suspend", "resume", "rotate", "revoke"] {
+            let reply = send("POST", &format!("{path}/{action}"), "null").await;
+            assert_eq!(reply.status, if action == "rotate" { 201 } else { 200 }, "{action}: {reply}");
+        }
+        let other = send("POST", &format!("{path}/revoke"), " \n").await;
+        assert_eq!(other.status, 200, "{other}");
+        assert_eq!(send("POST", "/applications", "null").await.errors(), [" The body must be a JSON object."]);
+        assert_eq!(send("PATCH", &path, "null").await.errors(), [" The body must be a JSON object."]);
+        let half = send("POST", &format!("{path}/rotate"), "{\"overlap_seconds\":5.5}").await;
+        assert_eq!(half.errors(), ["/overlap_seconds must be a whole number within its range"]);
+    })
+    .await;
+}
+
+#[actix_web::test]
+async fn an_unescaped_plus_in_a_time_gets_a_hint() {
+    each_backend(async |app: &App| {
+        let token = app.merchant("acme");
+        for name in ["since", "until"] {
+            let reply = app.get(&format!("/audit-log?{name}=2026-01-01T00:00:00+00:00")).bearer(&token).await;
+            let rule = "has a space where the + of its offset stood: write + as %2B, or the time with Z";
+            assert_eq!((reply.status, reply.errors()), (400, vec![format!("{name} {rule}")]));
+            for time in ["2026-01-01T00:00:00%2B00:00", "2026-01-01T00:00:00Z", "1767225600"] {
+                assert_eq!(app.get(&format!("/audit-log?{name}={time}")).bearer(&token).await.status, 200, "{time}");
+            }
+        }
     })
     .await;
 }

@@ -11,6 +11,9 @@ mod chaos;
 mod cli;
 mod client;
 mod connections;
+#[path = "../../../core/tests/it/credential_forms.rs"]
+mod credential_forms;
+mod credentials;
 mod crypto_checkout;
 mod dashboard;
 mod edge;

@@ -364,7 +364,10 @@ async fn a_changed_key_has_used_what_it_has_used() {
         let raised = json!({"rate_limit": {"limit": 3, "window_seconds": 60}});
         assert_eq!(app.patch(&path, raised).bearer(&token).await.status, 200);
         let verdict = app.verify(text, json!({})).await;
-        assert_eq!(verdict["rate_limit"], json!({"limit": 3, "remaining": 2, "reset_seconds": 20}));
+        assert_eq!(
+            verdict["rate_limit"],
+            json!({"limit": 3, "remaining": 2, "reset_seconds": 20, "window_seconds": 60})
+        );
         assert_eq!(app.patch(&path, json!({"rate_limit": null})).bearer(&token).await.status, 200);
         assert_eq!(app.verify(text, json!({})).await["rate_limit"], Value::Null);
     })

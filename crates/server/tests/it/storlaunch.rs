@@ -188,7 +188,7 @@ async fn a_list_is_paged_by_limit_and_cursor() {
             ("limit=0", "limit must be 1 to 1000"),
             ("limit=1001", "limit must be 1 to 1000"),
             ("limit=x", "limit must be a whole number within its range"),
-            ("limit=1&limit=1", "limit is given twice"),
+            ("limit=1&limit=1", "limit must not be repeated"),
             ("cursor=x", "cursor must be one that an earlier answer gave"),
             ("cursor=", "cursor must be one that an earlier answer gave"),
             ("page=1", "page is unknown"),
@@ -262,7 +262,7 @@ async fn name_environment_and_access_are_required_and_of_their_kind() {
             ("scopes", json!(["commerce"]), "/scopes is unknown"),
             ("mode", json!("live"), "/mode is unknown"),
             ("accountId", json!("globex"), "/accountId is unknown"),
-            ("expires_at", json!(1), "/expires_at is unknown"),
+            ("expires_at", json!(1), "/expires_at is unknown; this surface uses `expiresAt`"),
             ("expiresAt", json!(now), "/expiresAt must be in the future"),
             ("allowedIps", json!([]), "/allowedIps must not be empty; leave it out to allow every address"),
             (
@@ -300,7 +300,7 @@ async fn name_environment_and_access_are_required_and_of_their_kind() {
         x-content-type-options: nosniff
         x-request-id: req_01KDVDNA007YN2G8RB5BG00N8E
 
-        {"data":null,"error":{"code":"VALIDATION_ERROR","message":"3 members break a rule; see errors.","details":{"code":"validation_failed","errors":[{"pointer":"/name","detail":"must have 1 to 100 characters"},{"pointer":"/expiresAt","detail":"must be in the future"},{"pointer":"/allowedIps","detail":"\"x\" is not a CIDR network such as 203.0.113.0/24"}]}},"meta":{"requestId":"req_01KDVDNA007YN2G8RB5BG00N8E","timestamp":"2026-01-01T00:00:00Z"}}
+        {"data":null,"error":{"code":"VALIDATION_ERROR","message":"3 fields are invalid: /name, /expiresAt, /allowedIps","details":{"code":"validation_failed","errors":[{"pointer":"/name","detail":"must have 1 to 100 characters"},{"pointer":"/expiresAt","detail":"must be in the future"},{"pointer":"/allowedIps","detail":"\"x\" is not a CIDR network such as 203.0.113.0/24"}]}},"meta":{"requestId":"req_01KDVDNA007YN2G8RB5BG00N8E","timestamp":"2026-01-01T00:00:00Z"}}
         "#);
         assert_eq!(data(app, KEYS, &token).await, Vec::<Value>::new());
         assert_eq!(data(app, AUDIT_LOG, &token).await, Vec::<Value>::new());

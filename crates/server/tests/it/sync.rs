@@ -175,7 +175,7 @@ async fn what_breaks_a_rule_is_named_and_subscribes_nobody() {
             (json!({"subscriber": "x"}), "/subscriber", "must be 32 hex digits"),
             (json!({"subscriber": SUBSCRIBER, "cursor": "4"}), "/cursor", "must be a cursor as it was given"),
             (json!({"subscriber": SUBSCRIBER, "wait_ms": 60001}), "/wait_ms", "must be 0 to 60000"),
-            (json!({"subscriber": SUBSCRIBER, "lease": 1}), "/lease", "is unknown"),
+            (json!({"subscriber": SUBSCRIBER, "lease": 1}), "/lease", "is unknown; did you mean `leave`?"),
             (
                 json!({"subscriber": SUBSCRIBER, "poll_id": "9F86D081884C7D65"}),
                 "/poll_id",

@@ -67,7 +67,7 @@ async fn verify_a_key() {
         x-content-type-options: nosniff
         x-request-id: req_01KDVDNA00KBT51SJGTPW3GV2C
 
-        {"valid":true,"code":"valid","key":{"id":"019b76da-a800-785a-95eb-050352795d0b","account_id":"acme","application_id":"019b76da-a800-7474-bdc5-e24d2a413b15","name":"Checkout","family":"application","mode":"test","scopes":["links:read","sessions:write"],"merchants":null,"features":null,"expires_at":4102444800,"metadata":{"owner":"checkout","n":1.5}},"rate_limit":{"limit":5,"remaining":4,"reset_seconds":12}}
+        {"valid":true,"code":"valid","key":{"id":"019b76da-a800-785a-95eb-050352795d0b","account_id":"acme","application_id":"019b76da-a800-7474-bdc5-e24d2a413b15","name":"Checkout","family":"application","mode":"test","scopes":["links:read","sessions:write"],"merchants":null,"features":null,"expires_at":4102444800,"metadata":{"owner":"checkout","n":1.5}},"rate_limit":{"limit":5,"remaining":4,"reset_seconds":12,"window_seconds":60}}
         "#);
         assert_answer!(verify(json!({"key": full.text})).await, @r#"
         200
@@ -450,7 +450,10 @@ async fn a_rate_limit_is_exact_under_parallel_use_and_comes_back_evenly() {
         assert_eq!(app.code(&key.text).await, "rate_limited");
         app.clock.advance(Duration::from_secs(100));
         let whole = app.verify(&key.text, json!({})).await;
-        assert_eq!(whole["rate_limit"], json!({"limit": 50, "remaining": 49, "reset_seconds": 2}));
+        assert_eq!(
+            whole["rate_limit"],
+            json!({"limit": 50, "remaining": 49, "reset_seconds": 2, "window_seconds": 100})
+        );
         assert_eq!(whole["key"]["name"], "Renamed");
     })
     .await;
@@ -556,7 +559,17 @@ async fn verify_a_batch_in_the_order_of_its_requests() {
         let reply = batch(requests).await.json();
         let codes: Vec<&Value> = reply["results"].as_array().unwrap().iter().map(|result| &result["code"]).collect();
         assert_eq!(codes, ["valid", "insufficient_scope", "unknown_key", "valid", "rate_limited", "valid"]);
-        assert_eq!(reply["results"][0]["rate_limit"], json!({"limit": 2, "remaining": 1, "reset_seconds": 30}));
+        assert_eq!(
+            reply["results"][0]["rate_limit"],
+            json!({"limit": 2, "remaining": 1, "reset_seconds": 30, "window_seconds": 60})
+        );
+        assert_eq!(
+            reply["results"][1],
+            json!({"valid": false, "code": "insufficient_scope", "missing_scopes": ["links:write"]})
+        );
+        assert_eq!(reply["results"][2], json!({"valid": false, "code": "unknown_key"}));
+        let verdict = app.verify(&key.text, json!({"scopes": ["commerce", "links:read", "events:read"]})).await;
+        assert_eq!(verdict["missing_scopes"], json!(["commerce", "events:read"]));
         // The same words as for one.
         assert_eq!(reply["results"][5], app.verify(&key.text, json!({"scopes": ["links:read"]})).await);
 
@@ -585,7 +598,7 @@ async fn verify_a_batch_in_the_order_of_its_requests() {
         assert_eq!(pointers, ["/requests/1/scopes", "/requests/3/merchant", "/requests/3/client_ip"]);
         assert_eq!(app.verify(&limited.text, json!({})).await["rate_limit"]["remaining"], 1);
         for (body, expected) in [
-            (json!([{"key": "x"}, {"key": "x", "pathh": "/"}]), "/requests/1/pathh is unknown"),
+            (json!([{"key": "x"}, {"key": "x", "pathh": "/"}]), "/requests/1/pathh is unknown; did you mean `path`?"),
             (json!([{"method": "GET"}]), "/requests/0/key is required"),
             (json!([{"key": 7}]), "/requests/0/key must be a string"),
             (json!([{"key": "x", "mode": "prod"}]), "/requests/0/mode must be one of live, test"),
@@ -691,8 +704,8 @@ async fn an_introspection_that_breaks_a_rule_is_told_by_member_and_rule() {
         let service = app.service();
         for (form, expected) in [
             ("", "/token is required"),
-            ("token=a&token=b", "/token is given twice"),
-            ("token=a&tokens=b", "/tokens is unknown"),
+            ("token=a&token=b", "/token must not be repeated"),
+            ("token=a&tokens=b", "/tokens is unknown; did you mean `token`?"),
             ("token=a&mode=prod", "/mode must be one of live, test"),
             ("token=a&client_ip=x", "/client_ip must be an IPv4 or IPv6 address"),
         ] {

@@ -7,7 +7,6 @@ mod present;
 
 use actix_web::{HttpRequest, HttpResponse, delete, get, post, web};
 use tollkey_api::{account as api, audit::ListAuditLog};
-use tollkey_core::Family;
 
 use self::present::{created_key, enveloped, enveloped_list, key, new_key};
 use super::{
@@ -62,12 +61,8 @@ pub async fn create(
 ) -> Answer {
     let by = &holder.0;
     let make = async |creating| {
-        let body: api::CreateKey = body.json()?;
-        let family = match body.access {
-            api::Access::Secret => Family::Secret,
-            api::Access::Publishable => Family::Publishable,
-        };
-        let wanted = new_key(body, state.clock.now())?;
+        let now = state.clock.now();
+        let (family, wanted) = body.read_json()?.check(|body, checks| new_key(body, now, checks))?;
         api_keys::create(&state, by, family, wanted, creating, |(key, text)| {
             Answered::created(&created_key(&key, &text))
         })

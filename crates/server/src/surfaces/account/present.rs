@@ -82,24 +82,21 @@ pub(super) fn key(key: &ApiKey) -> api::Key {
     }
 }
 
-/// The key a request asks for. Scopes mean nothing here: a secret key has all, a publishable one none.
-///
-/// # Errors
-/// A validation problem that names every member that breaks a rule.
-pub(super) fn new_key(body: api::CreateKey, now: Timestamp) -> Result<NewKey, Problem> {
-    let mut checks = Checks::default();
+/// The key that a request describes, and its family; `None` when a field is invalid, which `checks` then says. Scopes mean
+/// nothing here: a secret key has all, a publishable one none.
+pub(super) fn new_key(body: api::CreateKey, now: Timestamp, checks: &mut Checks) -> Option<(Family, NewKey)> {
     let name = checks.member("/name", text::required(&body.name, 100));
     let expires_at = checks.member("/expiresAt", members::end(body.expires_at, now));
     let allowed_ips = checks.member("/allowedIps", members::networks(body.allowed_ips.as_deref()));
     let rate_limit = checks.member("/rateLimit", members::rate_limit(body.rate_limit));
     let metadata = checks.member("/metadata", body.metadata.map(Metadata::new).transpose());
-    let (Some(name), Some(expires_at), Some(allowed_ips), Some(rate_limit), Some(metadata)) =
-        (name, expires_at, allowed_ips, rate_limit, metadata)
-    else {
-        return Err(checks.into_problem());
+    let family = match body.access {
+        api::Access::Secret => Family::Secret,
+        api::Access::Publishable => Family::Publishable,
     };
-    let grants = Grants { allowed_ips, rate_limit, expires_at, ..Grants::default() };
-    Ok(NewKey { name, mode: body.environment, grants, metadata })
+    let grants =
+        Grants { allowed_ips: allowed_ips?, rate_limit: rate_limit?, expires_at: expires_at?, ..Grants::default() };
+    Some((family, NewKey { name: name?, mode: body.environment, grants, metadata: metadata? }))
 }
 
 /// Ids of keys have this surface's form here too.

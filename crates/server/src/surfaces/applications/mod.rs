@@ -5,7 +5,7 @@ mod present;
 
 use actix_web::{HttpResponse, delete, get, patch, post, web};
 use tollkey_api::{Patch, applications as api};
-use tollkey_core::{Application, Checks, Id, Invalid, Problem};
+use tollkey_core::{Application, Id, Invalid, Problem};
 
 use self::present::{created_key, included_key, key, shown};
 use super::{
@@ -37,11 +37,12 @@ use crate::{
 pub async fn create(state: web::Data<State>, merchant: Merchant, retry: Retry, body: Body) -> Answer {
     let by = &merchant.0;
     let make = async |creating| {
-        let body: api::CreateApplication = body.json()?;
-        let mut checks = Checks::default();
-        let name = checks.member("/name", Application::parse_name(&body.name));
-        let description = checks.member("/description", Application::parse_description(body.description.as_deref()));
-        let (Some(name), Some(description)) = (name, description) else { return Err(checks.into_problem()) };
+        let (name, description) = body.read_json()?.check(|body: api::CreateApplication, checks| {
+            let name = checks.member("/name", Application::parse_name(&body.name));
+            let description =
+                checks.member("/description", Application::parse_description(body.description.as_deref()));
+            Some((name?, description?))
+        })?;
         applications::create(&state, by, name, description, creating, |application| {
             Answered::created(&shown(&application, None)).at(format!("/api/v1/applications/{}", application.id))
         })
@@ -104,26 +105,21 @@ pub async fn get(state: web::Data<State>, merchant: Merchant, id: web::Path<Stri
 )]
 #[patch("/applications/{id}")]
 pub async fn update(state: web::Data<State>, merchant: Merchant, id: web::Path<String>, body: Body) -> Answer {
-    let body: api::UpdateApplication = body.merge_patch()?;
-    let id = path_id(&id)?;
-    let mut checks = Checks::default();
-    let name = checks.member(
-        "/name",
-        match &body.name {
+    let (name, description) = body.read_merge_patch()?.check(|body: api::UpdateApplication, checks| {
+        let name = match &body.name {
             Patch::Absent => Ok(None),
             Patch::Null => Err(Invalid::new("cannot be cleared")),
             Patch::Value(name) => Application::parse_name(name).map(Some),
-        },
-    );
-    let description = checks.member(
-        "/description",
-        match &body.description {
+        };
+        let description = match &body.description {
             Patch::Absent => Ok(None),
             Patch::Null => Ok(Some(None)),
             Patch::Value(description) => Application::parse_description(Some(description)).map(Some),
-        },
-    );
-    let (Some(name), Some(description)) = (name, description) else { return Err(checks.into_problem().into()) };
+        };
+        let (name, description) = (checks.member("/name", name), checks.member("/description", description));
+        Some((name?, description?))
+    })?;
+    let id = path_id(&id)?;
     let application = applications::update(&state, &merchant.0, id, name, description).await?;
     Ok(HttpResponse::Ok().json(shown(&application, None)))
 }
@@ -187,9 +183,9 @@ pub async fn create_key(
 ) -> Answer {
     let by = &merchant.0;
     let make = async |creating| {
-        let body: api::CreateKey = body.json()?;
+        let now = state.clock.now();
+        let wanted = body.read_json()?.check(|body, checks| present::new_key(body, &state.catalogue, now, checks))?;
         let id = path_id(&id)?;
-        let wanted = present::new_key(body, &state.catalogue, state.clock.now())?;
         api_keys::create_for_application(&state, by, id, wanted, creating, move |(key, text)| {
             Answered::created(&created_key(&key, id, &text))
         })

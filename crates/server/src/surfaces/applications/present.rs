@@ -2,9 +2,7 @@
 
 use jiff::Timestamp;
 use tollkey_api::{Secret, applications as api};
-use tollkey_core::{
-    ApiKey, Application, ApplicationId, Catalogue, Checks, Grants, KeyText, Problem, metadata::Metadata, text,
-};
+use tollkey_core::{ApiKey, Application, ApplicationId, Catalogue, Checks, Grants, KeyText, metadata::Metadata, text};
 
 use crate::{service::api_keys::NewKey, surfaces::members};
 
@@ -61,27 +59,25 @@ pub(super) fn key(key: &ApiKey, application_id: ApplicationId, now: Timestamp) -
     }
 }
 
-/// The key a request asks for.
-///
-/// # Errors
-/// A validation problem that names every member that breaks a rule.
-pub(super) fn new_key(body: api::CreateKey, catalogue: &Catalogue, now: Timestamp) -> Result<NewKey, Problem> {
-    let mut checks = Checks::default();
+/// The key that a request describes; `None` when a field is invalid, which `checks` then says.
+pub(super) fn new_key(
+    body: api::CreateKey,
+    catalogue: &Catalogue,
+    now: Timestamp,
+    checks: &mut Checks,
+) -> Option<NewKey> {
     let name = checks.member("/description", text::required(&body.description, 255));
     let scopes = checks.member("/scopes", members::scopes(body.scopes.as_deref(), catalogue));
     let expires_at = checks.member("/expiresAt", members::end(body.expires_at, now));
     let allowed_ips = checks.member("/allowedIps", members::networks(body.allowed_ips.as_deref()));
     let rate_limit = checks.member("/rateLimit", members::rate_limit(body.rate_limit));
     let metadata = checks.member("/metadata", body.metadata.map(Metadata::new).transpose());
-    let (Some(name), Some(scopes), Some(expires_at), Some(allowed_ips), Some(rate_limit), Some(metadata)) =
-        (name, scopes, expires_at, allowed_ips, rate_limit, metadata)
-    else {
-        return Err(checks.into_problem());
+    let grants = Grants {
+        scopes: scopes?,
+        expires_at: expires_at?,
+        allowed_ips: allowed_ips?,
+        rate_limit: rate_limit?,
+        ..Grants::default()
     };
-    Ok(NewKey {
-        name,
-        mode: body.mode.unwrap_or_default(),
-        grants: Grants { scopes, expires_at, allowed_ips, rate_limit, ..Grants::default() },
-        metadata,
-    })
+    Some(NewKey { name: name?, mode: body.mode.unwrap_or_default(), grants, metadata: metadata? })
 }

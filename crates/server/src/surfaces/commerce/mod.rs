@@ -5,7 +5,7 @@ mod present;
 
 use actix_web::{HttpResponse, get, http::header, patch, post, web};
 use tollkey_api::commerce as api;
-use tollkey_core::{Family, Problem, api_key::Overlap, text};
+use tollkey_core::{Family, api_key::Overlap, text};
 
 use self::present::{created_key, edit, key, new_key};
 use super::{
@@ -45,7 +45,8 @@ fn made((key, text): api_keys::Made) -> Answered {
 pub async fn create(state: web::Data<State>, merchant: Merchant, retry: Retry, body: Body) -> Answer {
     let by = &merchant.0;
     let make = async |creating| {
-        let wanted = new_key(body.json_or_nothing()?, &state.catalogue, state.clock.now())?;
+        let now = state.clock.now();
+        let wanted = body.read_json_or_nothing()?.check(|body, checks| new_key(body, &state.catalogue, now, checks))?;
         api_keys::create(&state, by, Family::Commerce, wanted, creating, made).await
     };
     Ok(plain(&retry.once(&state, by, &body, make).await?))
@@ -109,10 +110,9 @@ pub async fn get(state: web::Data<State>, merchant: Merchant, id: web::Path<Stri
 )]
 #[patch("/api-keys/{id}")]
 pub async fn update(state: web::Data<State>, merchant: Merchant, id: web::Path<String>, body: Body) -> Answer {
-    let body: api::UpdateKey = body.merge_patch_or_nothing()?;
-    let id = path_id(&id)?;
     let now = state.clock.now();
-    let edit = edit(body, &state.catalogue, now)?;
+    let edit = body.read_merge_patch_or_nothing()?.check(|body, checks| edit(body, &state.catalogue, now, checks))?;
+    let id = path_id(&id)?;
     let changed = api_keys::update(&state, &merchant.0, id, edit).await?;
     Ok(HttpResponse::Ok().json(key(&changed, now)))
 }
@@ -130,10 +130,10 @@ pub async fn update(state: web::Data<State>, merchant: Merchant, id: web::Path<S
 )]
 #[post("/api-keys/{id}/revoke")]
 pub async fn revoke(state: web::Data<State>, merchant: Merchant, id: web::Path<String>, body: Body) -> Answer {
-    let body: api::RevokeKey = body.json_or_nothing()?;
+    let reason = body
+        .read_json_or_nothing()?
+        .check(|body: api::RevokeKey, checks| checks.member("/reason", text::optional(body.reason.as_deref(), 255)))?;
     let id = path_id(&id)?;
-    let reason =
-        text::optional(body.reason.as_deref(), 255).map_err(|rule| Problem::field("/reason", rule.to_string()))?;
     api_keys::revoke(&state, &merchant.0, api_keys::COMMERCE, id, reason).await?;
     Ok(HttpResponse::Ok().json(api::Message { message: REVOKED.to_owned() }))
 }
@@ -207,10 +207,10 @@ pub async fn rotate(
 ) -> Answer {
     let by = &merchant.0;
     let make = async |creating| {
-        let body: api::RotateKey = body.json_or_nothing()?;
+        let overlap = body.read_json_or_nothing()?.check(|body: api::RotateKey, checks| {
+            checks.member("/overlap_seconds", Overlap::parse(body.overlap_seconds.unwrap_or_default()))
+        })?;
         let id = path_id(&id)?;
-        let overlap = Overlap::parse(body.overlap_seconds.unwrap_or_default())
-            .map_err(|rule| Problem::field("/overlap_seconds", rule.to_string()))?;
         api_keys::rotate(&state, by, id, overlap, creating, made).await
     };
     Ok(plain(&retry.once(&state, by, &body, make).await?))

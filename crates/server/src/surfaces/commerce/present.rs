@@ -64,12 +64,13 @@ fn features(list: &[String]) -> Result<Vec<Feature>, Invalid> {
     Feature::parse_list(list.iter().map(String::as_str))
 }
 
-/// The key a request asks for.
-///
-/// # Errors
-/// A validation problem that names every member that breaks a rule.
-pub(super) fn new_key(body: api::CreateKey, catalogue: &Catalogue, now: Timestamp) -> Result<NewKey, Problem> {
-    let mut checks = Checks::default();
+/// The key that a request describes; `None` when a field is invalid, which `checks` then says.
+pub(super) fn new_key(
+    body: api::CreateKey,
+    catalogue: &Catalogue,
+    now: Timestamp,
+    checks: &mut Checks,
+) -> Option<NewKey> {
     let name = checks.member("/name", name(&body.name));
     let scopes = checks.member("/scopes", members::scopes(body.scopes.as_deref(), catalogue));
     let expires_at = checks.member("/expires_at", members::end(body.expires_at, now));
@@ -78,21 +79,15 @@ pub(super) fn new_key(body: api::CreateKey, catalogue: &Catalogue, now: Timestam
     let allowed_ips = checks.member("/allowed_ips", members::networks(body.allowed_ips.as_deref()));
     let rate_limit = checks.member("/rate_limit", body.rate_limit.map(RateLimit::try_from).transpose());
     let metadata = checks.member("/metadata", body.metadata.map(Metadata::new).transpose());
-    let (
-        Some(name),
-        Some(scopes),
-        Some(expires_at),
-        Some(merchants),
-        Some(features),
-        Some(allowed_ips),
-        Some(rate_limit),
-        Some(metadata),
-    ) = (name, scopes, expires_at, merchants, features, allowed_ips, rate_limit, metadata)
-    else {
-        return Err(checks.into_problem());
+    let grants = Grants {
+        scopes: scopes?,
+        merchants: merchants?,
+        features: features?,
+        allowed_ips: allowed_ips?,
+        rate_limit: rate_limit?,
+        expires_at: expires_at?,
     };
-    let grants = Grants { scopes, merchants, features, allowed_ips, rate_limit, expires_at };
-    Ok(NewKey { name, mode: body.mode.unwrap_or_default(), grants, metadata })
+    Some(NewKey { name: name?, mode: body.mode.unwrap_or_default(), grants, metadata: metadata? })
 }
 
 /// A member of a merge patch: what it becomes, if it is there. Null is `cleared`.
@@ -112,16 +107,14 @@ fn cannot_be_cleared<T>() -> Result<T, Invalid> {
     Err(Invalid::new("cannot be cleared"))
 }
 
-/// The change a request asks for. What does not depend on the key is checked here, the rest when it is made.
-///
-/// # Errors
-/// A validation problem that names every member that breaks a rule; the change itself can fail so too.
+/// The change that a request describes; `None` when a field is invalid, which `checks` then says. What depends on the key is
+/// checked when the change is made, which can fail with a validation problem too.
 pub(super) fn edit(
     body: api::UpdateKey,
     catalogue: &Catalogue,
     now: Timestamp,
-) -> Result<impl FnOnce(&mut ApiKey) -> Result<(), Problem> + Send + use<> + 'static, Problem> {
-    let mut checks = Checks::default();
+    checks: &mut Checks,
+) -> Option<impl FnOnce(&mut ApiKey) -> Result<(), Problem> + Send + use<> + 'static> {
     let name = checks.member("/name", member(body.name, cannot_be_cleared(), |text| name(&text)));
     let mode = checks.member("/mode", member(body.mode, cannot_be_cleared(), Ok));
     let scopes = checks.member(
@@ -135,13 +128,10 @@ pub(super) fn edit(
     let features = checks.member("/features", member(body.features, Ok(None), |list| features(&list).map(Some)));
     let allowed_ips: Option<Option<Option<IpList>>> =
         checks.member("/allowed_ips", member(body.allowed_ips, Ok(None), |list| members::networks(Some(&list))));
-    let (Some(name), Some(mode), Some(scopes), Some(expires_at), Some(merchants), Some(features), Some(allowed_ips)) =
-        (name, mode, scopes, expires_at, merchants, features, allowed_ips)
-    else {
-        return Err(checks.into_problem());
-    };
+    let (name, mode, scopes, expires_at) = (name?, mode?, scopes?, expires_at?);
+    let (merchants, features, allowed_ips) = (merchants?, features?, allowed_ips?);
     let (limit_patch, metadata_patch) = (body.rate_limit, body.metadata);
-    Ok(move |key: &mut ApiKey| {
+    Some(move |key: &mut ApiKey| {
         let mut checks = Checks::default();
         if mode.is_some_and(|mode| mode != key.mode) {
             checks.member::<()>("/mode", Err(Invalid::new("cannot be changed: it stands in the key")));

@@ -231,7 +231,7 @@ pub(super) async fn ask_delete(state: web::Data<State>, visitor: SignedIn, id: w
 pub(super) async fn delete(state: web::Data<State>, visitor: SignedIn, id: web::Path<String>, body: Body) -> Answer {
     let (id, fields) = (path_id(&id)?, Fields::read(&body)?);
     let whole = Whole::of(&state, &visitor, id, STOPS).await?;
-    if fields.get("confirm") != whole.application.name {
+    if !fields.confirms("confirm", &whole.application.name) {
         let problem = Problem::field("/confirm", "is not the name of the application");
         let frame = Frame::of(&visitor, SECTION, "Delete an application");
         return page::refused(

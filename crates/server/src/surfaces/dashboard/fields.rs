@@ -59,6 +59,14 @@ impl Fields {
         self.all(name).any(|chosen| chosen == value)
     }
 
+    /// Whether a name was typed into this field, to confirm what is done to its bearer. Both are compared in NFC (Unicode Standard
+    /// Annex #15): keyboards type the same letter in different ways.
+    #[must_use]
+    pub fn confirms(&self, field: &str, name: &str) -> bool {
+        let nfc = icu_normalizer::ComposingNormalizerBorrowed::new_nfc();
+        nfc.normalize(self.get(field)) == nfc.normalize(name)
+    }
+
     /// The entries of a list that was typed with commas, spaces or lines between; `None` when there are none.
     #[must_use]
     pub fn list(&self, name: &str) -> Option<Vec<String>> {
@@ -107,4 +115,23 @@ impl fmt::Debug for Fields {
 
 fn field_of(pointer: &str) -> &str {
     pointer.trim_start_matches('/').split('/').next().unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn confirmations_compare_in_normalization_form_c() {
+        let typed = |text: &str| Fields::default().with("confirm", text);
+        // U+00E9, and U+0065 with U+0301.
+        for (own, text) in
+            [("caf\u{e9}", "cafe\u{301}"), ("cafe\u{301}", " caf\u{e9} "), ("\u{ac00}", "\u{1100}\u{1161}")]
+        {
+            assert!(typed(text).confirms("confirm", own), "{own} {text}");
+        }
+        for (own, text) in [("caf\u{e9}", "cafe"), ("a", "A"), ("\u{fb01}", "fi"), ("a", "")] {
+            assert!(!typed(text).confirms("confirm", own), "{own} {text}");
+        }
+    }
 }

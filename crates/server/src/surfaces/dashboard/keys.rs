@@ -365,7 +365,7 @@ pub(super) async fn revoke(state: web::Data<State>, visitor: SignedIn, id: web::
     let name = api_keys::get(&state, by, &Family::ALL, id).await?.name;
     let mut checks = Checks::default();
     let confirmed =
-        if fields.get("confirm") == name { Ok(()) } else { Err(Invalid::new("is not the name of the key")) };
+        if fields.confirms("confirm", &name) { Ok(()) } else { Err(Invalid::new("is not the name of the key")) };
     let confirmed = checks.member("/confirm", confirmed);
     let reason = checks.member("/reason", text::optional(fields.filled("reason"), 255));
     let (Some(()), Some(reason)) = (confirmed, reason) else {

@@ -64,8 +64,9 @@ pub async fn put_account(state: web::Data<State>, operator: Operator, id: web::P
 #[post("/service-keys")]
 pub async fn create_service_key(state: web::Data<State>, operator: Operator, retry: Retry, body: Body) -> Answer {
     let make = async |creating| {
-        let body: api::CreateServiceKey = body.json()?;
-        let name = ServiceKey::parse_name(&body.name).map_err(|rule| Problem::field("/name", rule.to_string()))?;
+        let name = body
+            .read_json()?
+            .check(|body: api::CreateServiceKey, checks| checks.member("/name", ServiceKey::parse_name(&body.name)))?;
         service_keys::create_once(&state, &operator.actor.id, name, creating, |(key, text)| {
             Answered::created(&api::CreatedServiceKey {
                 id: key.id.to_string(),

@@ -2,7 +2,7 @@
 
 use actix_web::{HttpResponse, post, web};
 use tollkey_api::verification as api;
-use tollkey_core::{Checks, Invalid, Need, Problem, RequestPath, text::is_reference};
+use tollkey_core::{Checks, Invalid, Need, RequestPath, text::is_reference};
 
 use super::present;
 use crate::{body::Body, caller::Verifying, edge::Answer, state::State};
@@ -26,10 +26,10 @@ const MAX_BATCH: usize = 100;
 )]
 #[post("/verify")]
 pub async fn verify(state: web::Data<State>, caller: Verifying, body: Body) -> Answer {
-    let request: api::VerifyRequest = body.json()?;
-    let need = need(&state, &caller, &request).map_err(Checks::into_problem)?;
-    let verdict = state.verify(|| caller.requester(), request.key.expose(), &need).await?;
-    Ok(HttpResponse::Ok().json(present::verdict(&verdict, &state.catalogue)))
+    let request = body.read_json()?;
+    let (key, need) = request.check_ref(|request, checks| needed(&state, &caller, request, checks))?;
+    let verdict = state.verify(|| caller.requester(), key, &need).await?;
+    Ok(HttpResponse::Ok().json(present::verdict(&verdict, need.scopes, &state.catalogue)))
 }
 
 /// Verify up to 100 keys.
@@ -44,28 +44,24 @@ pub async fn verify(state: web::Data<State>, caller: Verifying, body: Body) -> A
 )]
 #[post("/verify/batch")]
 pub async fn verify_batch(state: web::Data<State>, caller: Verifying, body: Body) -> Answer {
-    let batch: api::VerifyBatchRequest = body.json()?;
-    if !(1..=MAX_BATCH).contains(&batch.requests.len()) {
-        return Err(Problem::field("/requests", format!("must have 1 to {MAX_BATCH} items")).into());
-    }
-    let mut needs = Vec::with_capacity(batch.requests.len());
-    let mut errors = Vec::new();
-    for (i, request) in batch.requests.iter().enumerate() {
-        match need(&state, &caller, request) {
-            Ok(need) => needs.push(need),
-            Err(checks) => errors.extend(checks.into_problem().errors.into_iter().map(|mut error| {
-                error.pointer = format!("/requests/{i}{}", error.pointer);
-                error
-            })),
+    let batch = body.read_json()?;
+    let requests = batch.check_ref(|batch: &api::VerifyBatchRequest, checks| {
+        if !(1..=MAX_BATCH).contains(&batch.requests.len()) {
+            checks.add("/requests", format!("must have 1 to {MAX_BATCH} items"));
+            return None;
         }
-    }
-    if !errors.is_empty() {
-        return Err(Problem::validation(errors).into());
-    }
-    let mut results = Vec::with_capacity(needs.len());
-    for (request, need) in batch.requests.iter().zip(&needs) {
-        let verdict = state.verify(|| caller.requester(), request.key.expose(), need).await?;
-        results.push(present::verdict(&verdict, &state.catalogue));
+        let mut requests = Vec::with_capacity(batch.requests.len());
+        for (i, request) in batch.requests.iter().enumerate() {
+            let mut own = Checks::default();
+            requests.extend(needed(&state, &caller, request, &mut own));
+            checks.append(&format!("/requests/{i}"), own);
+        }
+        Some(requests)
+    })?;
+    let mut results = Vec::with_capacity(requests.len());
+    for (key, need) in &requests {
+        let verdict = state.verify(|| caller.requester(), key, need).await?;
+        results.push(present::verdict(&verdict, need.scopes, &state.catalogue));
     }
     Ok(HttpResponse::Ok().json(api::VerifyBatchResponse { results }))
 }
@@ -83,8 +79,7 @@ pub async fn verify_batch(state: web::Data<State>, caller: Verifying, body: Body
 )]
 #[post("/introspect")]
 pub async fn introspect(state: web::Data<State>, caller: Verifying, body: Body) -> Answer {
-    let form: api::IntrospectRequest = body.form()?;
-    let request = api::VerifyRequest {
+    let request = body.read_form()?.map(|form: api::IntrospectRequest| api::VerifyRequest {
         key: form.token,
         method: form.method,
         path: form.path,
@@ -92,15 +87,19 @@ pub async fn introspect(state: web::Data<State>, caller: Verifying, body: Body) 
         mode: form.mode,
         merchant: form.merchant,
         client_ip: form.client_ip,
-    };
-    let need = need(&state, &caller, &request).map_err(Checks::into_problem)?;
-    let verdict = state.verify(|| caller.requester(), request.key.expose(), &need).await?;
+    });
+    let (key, need) = request.check_ref(|request, checks| needed(&state, &caller, request, checks))?;
+    let verdict = state.verify(|| caller.requester(), key, &need).await?;
     Ok(HttpResponse::Ok().json(present::introspection(&verdict, &state.catalogue)))
 }
 
-/// What a request says that it needs.
-fn need<'a>(state: &'a State, caller: &'a Verifying, request: &'a api::VerifyRequest) -> Result<Need<'a>, Checks> {
-    let mut checks = Checks::default();
+/// The presented key and what the request says that it needs; `None` when a field is invalid, which `checks` then says.
+fn needed<'a>(
+    state: &'a State,
+    caller: &'a Verifying,
+    request: &'a api::VerifyRequest,
+    checks: &mut Checks,
+) -> Option<(&'a str, Need<'a>)> {
     let at_most = |text: Option<&'a str>, max: usize| match text {
         Some(text) if text.len() > max => Err(Invalid::new(format!("must have at most {max} bytes"))),
         text => Ok(text),
@@ -126,19 +125,15 @@ fn need<'a>(state: &'a State, caller: &'a Verifying, request: &'a api::VerifyReq
             Some(Err(_)) => Err(Invalid::new("must be an IPv4 or IPv6 address")),
         },
     );
-    let (Some(scopes), Some(method), Some(path), Some(merchant), Some(client_ip)) =
-        (scopes, method, path, merchant, client_ip)
-    else {
-        return Err(checks);
-    };
-    Ok(Need {
+    let need = Need {
         viewer: caller.viewer(),
         identity_only: false,
-        scopes,
+        scopes: scopes?,
         mode: request.mode,
-        method,
-        path: path.map(|path| RequestPath::new(path, &state.policy.route_base)),
-        merchant,
-        client_ip,
-    })
+        method: method?,
+        path: path?.map(|path| RequestPath::new(path, &state.policy.route_base)),
+        merchant: merchant?,
+        client_ip: client_ip?,
+    };
+    Some((request.key.expose(), need))
 }

@@ -60,7 +60,7 @@ impl Requirement {
                 "mode" if requirement.mode.is_none() => {
                     requirement.mode = Some(value.parse().map_err(|_| Invalid::new("mode must be live or test"))?);
                 }
-                "mode" => return Err(Invalid::new("mode is given twice")),
+                "mode" => return Err(Invalid::new("mode must not be repeated")),
                 _ => return Err(Invalid::new("only scope and mode can be required")),
             }
         }
@@ -115,7 +115,7 @@ async fn answer(request: &HttpRequest, state: &State, asked: Asked<'_>) -> Answe
     };
     let record = judge_presented(request, state, &need).await.map_err(|mut problem| {
         if problem.code == ProblemCode::Denied(Denial::InsufficientScope) {
-            problem.needed_scopes = requirement.names;
+            problem.needed_scopes = requirement.names.into();
         }
         problem
     })?;

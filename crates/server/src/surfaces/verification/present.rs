@@ -2,16 +2,23 @@
 
 use jiff::Timestamp;
 use tollkey_api::verification as api;
-use tollkey_core::{Catalogue, Family, Record, metadata::Metadata};
+use tollkey_core::{Catalogue, Denial, Family, Record, ScopeSet, metadata::Metadata};
 use tollkey_verifier::Verdict;
 
 use crate::surfaces::members;
 
-pub(super) fn verdict(verdict: &Verdict, catalogue: &Catalogue) -> api::VerifyResponse {
+pub(super) fn verdict(verdict: &Verdict, needed: ScopeSet, catalogue: &Catalogue) -> api::VerifyResponse {
+    let invalid = |code: Denial, missing_scopes| {
+        api::VerifyResponse::Invalid(api::Invalid { valid: false, code: code.into(), missing_scopes })
+    };
     let record = match (verdict.outcome, verdict.record.as_deref()) {
         (Ok(()), Some(record)) => record,
-        (Ok(()), None) => return invalid(tollkey_core::Denial::UnknownKey),
-        (Err(denial), _) => return invalid(denial),
+        (Ok(()), None) => return invalid(Denial::UnknownKey, None),
+        (Err(Denial::InsufficientScope), Some(record)) => {
+            let missing = catalogue.names(needed.without(record.scopes)).cloned().collect();
+            return invalid(Denial::InsufficientScope, Some(missing));
+        }
+        (Err(denial), _) => return invalid(denial, None),
     };
     api::VerifyResponse::Valid(api::Valid {
         valid: true,
@@ -21,12 +28,9 @@ pub(super) fn verdict(verdict: &Verdict, catalogue: &Catalogue) -> api::VerifyRe
             limit: rate.limit,
             remaining: rate.remaining,
             reset_seconds: rate.reset_seconds.into(),
+            window_seconds: rate.window_seconds,
         }),
     })
-}
-
-fn invalid(code: tollkey_core::Denial) -> api::VerifyResponse {
-    api::VerifyResponse::Invalid(api::Invalid { valid: false, code: code.into() })
 }
 
 fn verified_key(record: &Record, catalogue: &Catalogue) -> api::VerifiedKey {

@@ -47,9 +47,11 @@ const MAX_WAIT: u32 = 60_000;
 )]
 #[post("/sync")]
 pub async fn sync(state: web::Data<State>, _: Service, body: Body) -> Answer {
-    let request: api::SyncRequest = body.json()?;
-    let leave = request.leave;
-    let poll = read(request, state.clock.now())?;
+    let now = state.clock.now();
+    let (leave, poll) = body.read_json()?.check(|request: api::SyncRequest, checks| {
+        let leave = request.leave;
+        read(request, now, checks).map(|poll| (leave, poll))
+    })?;
     if leave {
         // Nothing is granted any more; the answer says so in the words of any other.
         let (seq, cursor) = (poll.position.seq.0, poll.position.to_string());
@@ -77,8 +79,9 @@ pub async fn sync(state: web::Data<State>, _: Service, body: Body) -> Answer {
 )]
 #[post("/sync/lookup")]
 pub async fn sync_lookup(state: web::Data<State>, caller: Service, body: Body) -> Answer {
-    let request: api::LookupRequest = body.json()?;
-    let digest: Digest = request.digest.parse().map_err(|rule: Invalid| Problem::field("/digest", rule.to_string()))?;
+    let digest: Digest = body
+        .read_json()?
+        .check(|request: api::LookupRequest, checks| checks.member("/digest", request.digest.parse()))?;
     let found = state.verifier.find_for(caller.requester(), &digest);
     let snapshot = found.await.map_err(|error| match error {
         // This key alone: a subscriber goes on with the look-ups of others.
@@ -121,11 +124,10 @@ fn read_ids(checks: &mut Checks, id: Option<&str>, previous: &[String]) -> Optio
     Some(PollIds { id: id?, previous })
 }
 
-/// What a subscriber tells.
-fn read(request: api::SyncRequest, now: Timestamp) -> Result<Poll, Problem> {
-    let mut checks = Checks::default();
+/// What a subscriber reports; `None` when a field is invalid, which `checks` then says.
+fn read(request: api::SyncRequest, now: Timestamp, checks: &mut Checks) -> Option<Poll> {
     let subscriber = checks.member("/subscriber", request.subscriber.parse());
-    let ids = read_ids(&mut checks, request.poll_id.as_deref(), &request.previous_poll_ids);
+    let ids = read_ids(checks, request.poll_id.as_deref(), &request.previous_poll_ids);
     let position = checks.member("/cursor", request.cursor.map_or_else(|| Ok(Default::default()), |text| text.parse()));
     let wait = checks.member("/wait_ms", within(Some(request.wait_ms), 0, 0..=MAX_WAIT));
     if request.usage.len() > Poll::USAGE {
@@ -146,12 +148,8 @@ fn read(request: api::SyncRequest, now: Timestamp) -> Result<Poll, Problem> {
         let last_used_at = row.last_used_at.map(|at| Timestamp::from(at).min(now)).filter(|_| outcome.is_none());
         usage.push(Usage { key_id, day: day(now), outcome, count: count.into(), last_used_at });
     }
-    match (subscriber, position, wait, checks.is_empty()) {
-        (Some(subscriber), Some(position), Some(wait), true) => {
-            Ok(Poll { subscriber, ids, position, wait: Duration::from_millis(wait.into()), usage })
-        }
-        _ => Err(checks.into_problem()),
-    }
+    let wait = Duration::from_millis(wait?.into());
+    Some(Poll { subscriber: subscriber?, ids, position: position?, wait, usage })
 }
 
 fn answer(news: News) -> api::SyncResponse {

@@ -1,0 +1,273 @@
+//! What is wrong with the form of a credential that was rejected.
+//!
+//! All of it follows from the presented text. A text with the form of a key gets the same problem whether the key is unknown
+//! or revoked. No detail repeats the text; a detail is also the `error_description` of a challenge (RFC 6750, section 3), which
+//! takes neither `"` nor `\`.
+
+use crate::{
+    Family, Mode, Problem, ProblemCode,
+    key_text::{Kind, RANDOM_LEN, without_scheme},
+};
+
+/// Which credentials a route takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Expected {
+    /// An API key only: gateway routes, resource servers.
+    ApiKey,
+    /// A management token, a service key or an API key; which of them, the route says.
+    Any,
+}
+
+/// Schemes that are named when one of them stands in place of Bearer. No other is: it could be part of a secret.
+const SCHEMES: [&str; 16] = [
+    "ApiKey",
+    "Api-Key",
+    "AWS4-HMAC-SHA256",
+    "Basic",
+    "Digest",
+    "DPoP",
+    "GNAP",
+    "HMAC",
+    "HOBA",
+    "JWT",
+    "Key",
+    "Negotiate",
+    "NTLM",
+    "OAuth",
+    "Signature",
+    "Token",
+];
+
+impl Expected {
+    pub(super) fn noun(self) -> &'static str {
+        match self {
+            Self::ApiKey => "an API key",
+            Self::Any => "a credential",
+        }
+    }
+
+    /// The problem with a credential that is not accepted, by its form alone.
+    ///
+    /// ```
+    /// use tollkey_core::credential::Expected;
+    /// let problem = Expected::ApiKey.problem("$TOKEN");
+    /// assert!(problem.detail.starts_with("A placeholder was sent"));
+    /// ```
+    #[must_use]
+    pub fn problem(self, presented: &str) -> Problem {
+        match self.fault(presented) {
+            Some(detail) => Problem::new(ProblemCode::InvalidApiKey, detail),
+            None => Problem::invalid_api_key(),
+        }
+    }
+
+    /// What is wrong with the form of a credential; `None` when it has the form of an API key.
+    fn fault(self, presented: &str) -> Option<&'static str> {
+        let text = without_scheme(presented);
+        match Kind::of(text) {
+            Some(Kind::Key(..)) => return None,
+            Some(Kind::ServiceKey) if self == Self::Any => return None,
+            Some(Kind::ServiceKey) => {
+                return Some("This is a service key, and an API key is needed: a service key verifies API keys.");
+            }
+            None => {}
+        }
+        if let Some(detail) = mistake(text) {
+            return Some(detail);
+        }
+        if is_jwt(text) && self == Self::ApiKey {
+            return Some("This is a token (JWT), and an API key is needed.");
+        }
+        Some(match (body_of_key(text), self) {
+            (Some(body), _) => wrong_body(body),
+            (None, Self::ApiKey) => {
+                "The credential does not have the form of an API key: a prefix such as ck_live_, and 32 letters and digits."
+            }
+            (None, Self::Any) => "The credential has neither the form of a key nor that of a management token.",
+        })
+    }
+
+    /// The problem with an `Authorization` header that has no Bearer credential. To RFC 6750 such a request has no
+    /// credential (section 3.1), so its challenge has no error.
+    pub(super) fn not_bearer(self, value: &str) -> Problem {
+        let scheme = value.split_once([' ', '\t']).map_or(value, |(scheme, _)| scheme);
+        let detail = if let Some(known) = SCHEMES.into_iter().find(|known| known.eq_ignore_ascii_case(scheme)) {
+            format!("The Authorization header has the scheme {known}; the scheme must be Bearer.")
+        } else if let Some(detail) = wrapped(value) {
+            detail.to_owned()
+        } else if value.get(..6).is_some_and(|start| start.eq_ignore_ascii_case("bearer")) {
+            "In the Authorization header, one space must follow the word Bearer, and nothing else.".to_owned()
+        } else if is_jwt(value) || Kind::of(without_scheme(value)).is_some() || body_of_key(value).is_some() {
+            "In the Authorization header, the word Bearer and a space must precede the credential.".to_owned()
+        } else {
+            "The Authorization header must have the scheme Bearer.".to_owned()
+        };
+        Problem::new(ProblemCode::MissingCredentials, detail)
+    }
+}
+
+pub(super) fn unreadable() -> Problem {
+    let detail = "The credential has characters other than printable ASCII; an invisible one, such as a no-break space, may \
+                  have been copied with it.";
+    Problem::new(ProblemCode::InvalidApiKey, detail)
+}
+
+/// A mistake in how a credential was written, whatever it is.
+fn mistake(text: &str) -> Option<&'static str> {
+    let first_word = text.split_ascii_whitespace().next().unwrap_or_default();
+    if let Some(detail) = wrapped(text) {
+        Some(detail)
+    } else if first_word.eq_ignore_ascii_case("bearer") && first_word.len() < text.len() {
+        Some("The credential itself begins with the word Bearer, which belongs once in the Authorization header only.")
+    } else if text.contains([' ', '\t']) {
+        Some("The credential must not contain white space.")
+    } else if ["\\n", "\\r", "%0a", "%0d", "%20"].iter().any(|end| text.to_ascii_lowercase().ends_with(end)) {
+        Some("The credential ends in a written line break or space, which must be removed.")
+    } else if text.contains("...") || text.contains('*') {
+        Some("This is a shortened form of a key: the full key is shown once, when the key is created.")
+    } else {
+        None
+    }
+}
+
+/// A mistake that shows at both ends of a text.
+fn wrapped(text: &str) -> Option<&'static str> {
+    let quotes = ['"', '\'', '`'];
+    if is_placeholder(text) {
+        Some("A placeholder was sent: a variable such as $TOKEN must be replaced by the credential.")
+    } else if text.starts_with(quotes) || text.ends_with(quotes) {
+        Some("The credential must not have quotation marks around it.")
+    } else {
+        None
+    }
+}
+
+/// Whether a text is a variable or a template that was sent as it stands: `$NAME`, `${NAME}`, `$(NAME)`, `%NAME%`, `{{name}}`,
+/// `{name}`, `<name>`, `[name]`.
+fn is_placeholder(text: &str) -> bool {
+    let within =
+        |open, close| text.len() > 2 && text.strip_prefix(open).is_some_and(|rest: &str| rest.ends_with::<char>(close));
+    text.starts_with('$') || within('%', '%') || within('{', '}') || within('<', '>') || within('[', ']')
+}
+
+/// Whether a text has the form of a JWT: three parts.
+fn is_jwt(text: &str) -> bool {
+    text.split('.').count() == 3
+}
+
+/// What follows the prefix of a key, in a text that begins as one.
+fn body_of_key(text: &str) -> Option<&str> {
+    let families = Family::ALL.into_iter().flat_map(|family| Mode::ALL.map(|mode| Kind::Key(family, mode)));
+    let mut prefixes = families.chain([Kind::ServiceKey]).map(Kind::prefix);
+    prefixes.find_map(|prefix| {
+        let (start, body) = text.split_at_checked(prefix.len())?;
+        start.eq_ignore_ascii_case(&prefix).then_some(body)
+    })
+}
+
+fn wrong_body(body: &str) -> &'static str {
+    if !body.bytes().all(|byte| byte.is_ascii_alphanumeric()) {
+        "The key has characters other than letters and digits after its prefix."
+    } else if body.len() < RANDOM_LEN {
+        "The key is too short: 32 letters and digits follow the prefix of a key."
+    } else if body.len() > RANDOM_LEN {
+        "The key is too long: 32 letters and digits follow the prefix of a key."
+    } else {
+        "The prefix of a key must be in lower case."
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::credential::{Credential, CredentialHeaders};
+
+    const RANDOM: &str = "EXAMPLE0EXAMPLE0EXAMPLE0EXAMPLE0";
+
+    fn rejected(expected: Expected, name: &str, value: &str) -> Problem {
+        let credential = Credential::read([(name, value.as_bytes())]);
+        match credential.one(CredentialHeaders::default(), expected) {
+            Ok(text) => expected.problem(text),
+            Err(problem) => problem,
+        }
+    }
+
+    #[test]
+    fn details_name_the_mistake_and_never_the_credential() {
+        let key = format!("ck_live_{RANDOM}");
+        let jwt = "eyEXAMPLE.eyEXAMPLE.EXAMPLE";
+        let missing = ProblemCode::MissingCredentials;
+        let invalid = ProblemCode::InvalidApiKey;
+        for (name, value, code, part) in [
+            ("authorization", format!("Basic {RANDOM}"), missing, "has the scheme Basic;"),
+            ("authorization", format!("token {key}"), missing, "has the scheme Token;"),
+            ("authorization", "Negotiate".to_owned(), missing, "has the scheme Negotiate;"),
+            ("authorization", format!("canary {key}"), missing, "must have the scheme Bearer"),
+            ("authorization", "canary".to_owned(), missing, "must have the scheme Bearer"),
+            ("authorization", key.clone(), missing, "must precede the credential"),
+            ("authorization", jwt.to_owned(), missing, "must precede the credential"),
+            ("authorization", format!("Bearer:{key}"), missing, "one space must follow"),
+            ("authorization", format!("Bearer{key}"), missing, "one space must follow"),
+            ("authorization", format!("\"Bearer {key}\""), missing, "quotation marks"),
+            ("authorization", "$AUTHORIZATION".to_owned(), missing, "A placeholder was sent"),
+            ("authorization", format!("Bearer Bearer {key}"), invalid, "begins with the word Bearer"),
+            ("x-api-key", format!("Bearer {key}"), invalid, "begins with the word Bearer"),
+            ("x-api-key", format!("\"{key}\""), invalid, "quotation marks"),
+            ("x-api-key", format!("'{key}'"), invalid, "quotation marks"),
+            ("x-api-key", format!("{key}`"), invalid, "quotation marks"),
+            ("x-api-key", format!("{key}\u{a0}"), invalid, "other than printable ASCII"),
+            ("x-api-key", format!("\u{feff}{key}"), invalid, "other than printable ASCII"),
+            ("x-api-key", format!("{key} x"), invalid, "white space"),
+            ("x-api-key", format!("{key}\\n"), invalid, "a written line break"),
+            ("x-api-key", format!("{key}%0A"), invalid, "a written line break"),
+            ("authorization", "Bearer $TOKEN".to_owned(), invalid, "A placeholder was sent"),
+            ("authorization", "Bearer ${TOKEN}".to_owned(), invalid, "A placeholder was sent"),
+            ("authorization", "Bearer {{ token }}".to_owned(), invalid, "A placeholder was sent"),
+            ("authorization", "Bearer <token>".to_owned(), invalid, "A placeholder was sent"),
+            ("authorization", "Bearer %TOKEN%".to_owned(), invalid, "A placeholder was sent"),
+            ("x-api-key", format!("ck_live_{}", &RANDOM[1..]), invalid, "too short"),
+            ("x-api-key", "ck_live_".to_owned(), invalid, "too short"),
+            ("x-api-key", format!("{key}0"), invalid, "too long"),
+            ("x-api-key", format!("tks_{RANDOM}0"), invalid, "too long"),
+            ("x-api-key", format!("ck_live_{}-", &RANDOM[1..]), invalid, "letters and digits after its prefix"),
+            ("x-api-key", format!("CK_LIVE_{RANDOM}"), invalid, "lower case"),
+            ("x-api-key", "ck_live_EXAMPL...".to_owned(), invalid, "shortened form"),
+            ("x-api-key", "sk_test_****".to_owned(), invalid, "shortened form"),
+            ("x-api-key", jwt.to_owned(), invalid, "This is a token (JWT)"),
+            ("x-api-key", format!("tks_{RANDOM}"), invalid, "This is a service key"),
+            ("x-api-key", "canary".to_owned(), invalid, "does not have the form of an API key"),
+        ] {
+            let problem = rejected(Expected::ApiKey, name, &value);
+            assert_eq!(problem.code, code, "{value}");
+            assert!(problem.detail.contains(part), "{value}: {}", problem.detail);
+            let challenge = problem.challenge("tollkey").expect("a 401 has a challenge");
+            assert_eq!(challenge.contains("error="), code == invalid, "{value}: {challenge}");
+            for secret in [RANDOM, &RANDOM[1..], "canary", "eyEXAMPLE", "AUTHORIZATION"] {
+                assert!(!problem.detail.contains(secret), "{value}: {}", problem.detail);
+            }
+            // RFC 6750, section 3: what an error_description can hold.
+            let fits = |byte: u8| matches!(byte, b' '..=b'~') && !matches!(byte, b'"' | b'\\');
+            assert!(problem.detail.bytes().all(fits), "{}", problem.detail);
+        }
+    }
+
+    #[test]
+    fn a_well_formed_key_gets_the_problem_of_an_unknown_key() {
+        for family in Family::ALL {
+            for mode in Mode::ALL {
+                let key = format!("{}{RANDOM}", Kind::Key(family, mode).prefix());
+                for text in [key.clone(), format!("secret-token:{key}")] {
+                    for expected in [Expected::ApiKey, Expected::Any] {
+                        assert_eq!(expected.problem(&text), Problem::invalid_api_key());
+                    }
+                }
+            }
+        }
+        let service_key = format!("tks_{RANDOM}");
+        assert_eq!(Expected::Any.problem(&service_key), Problem::invalid_api_key());
+        assert_eq!(
+            Expected::Any.problem("canary").detail,
+            "The credential has neither the form of a key nor that of a management token."
+        );
+    }
+}

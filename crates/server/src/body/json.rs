@@ -1,0 +1,402 @@
+//! Reads a JSON body so that all of its invalid fields are found.
+//!
+//! A body without a mistake is read directly. Otherwise it is read into a tree of nodes, and from that into its type. Serde ends
+//! at the first fault; that is noted, its node is replaced by a stand-in that reads as any type, and the tree is read again.
+//! What the types of `tollkey-api` declare is so the only description of a body.
+
+use serde::{
+    Deserialize, Deserializer,
+    de::{
+        DeserializeOwned, Error as _, IntoDeserializer, MapAccess, SeqAccess, Visitor,
+        value::{Error, MapDeserializer, SeqDeserializer},
+    },
+    forward_to_deserialize_any,
+};
+use tollkey_core::{Checks, Problem, ProblemCode};
+
+use super::{Fault, Read, escape, without_position};
+
+/// How many invalid fields one response names.
+const MAX_ERRORS: usize = 32;
+/// How often a body is read, at most: some stand-ins need a second attempt.
+const MAX_ATTEMPTS: usize = 96;
+/// Floating-point numbers up to here are whole where they look whole: 2^53.
+const MAX_WHOLE: f64 = 9_007_199_254_740_992.0;
+const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
+
+/// A body without a byte order mark at its beginning.
+pub(super) fn without_mark(bytes: &[u8]) -> &[u8] {
+    bytes.strip_prefix(BYTE_ORDER_MARK).unwrap_or(bytes)
+}
+
+/// Reads a body that must be a JSON object.
+pub(super) fn read<T: DeserializeOwned>(bytes: &[u8]) -> Result<Read<T>, Problem> {
+    let bytes = without_mark(bytes);
+    // Serde would also read a struct from an array.
+    if bytes.trim_ascii_start().first() == Some(&b'{')
+        && let Ok(value) = serde_json::from_slice(bytes)
+    {
+        return Ok(Read { value, errors: Checks::default() });
+    }
+    let mut root: Node = serde_json::from_slice(bytes).map_err(|error| malformed(&error))?;
+    if !matches!(root, Node::Object(_)) {
+        return Err(Problem::field("", "The body must be a JSON object."));
+    }
+    let mut errors = Checks::default();
+    root.take_repeated("", &mut errors);
+    read_tree(root, errors)
+}
+
+/// Reads a form of texts as a JSON object.
+pub(super) fn read_form<T: DeserializeOwned>(bytes: &[u8]) -> Result<Read<T>, Problem> {
+    let pairs = form_urlencoded::parse(bytes);
+    let fields = pairs.map(|(name, value)| (name.into_owned(), Node::Text(value.into_owned()))).collect();
+    let mut errors = Checks::default();
+    let mut root = Node::Object(fields);
+    root.take_repeated("", &mut errors);
+    read_tree(root, errors)
+}
+
+fn malformed(error: &serde_json::Error) -> Problem {
+    let (line, column) = (error.line(), error.column());
+    let reason = without_position(&error.to_string()).to_owned();
+    Problem::new(ProblemCode::MalformedJson, format!("Line {line}, column {column}: {reason}."))
+}
+
+fn read_tree<T: DeserializeOwned>(mut root: Node, mut errors: Checks) -> Result<Read<T>, Problem> {
+    for _ in 0..MAX_ATTEMPTS {
+        let error = match serde_path_to_error::deserialize::<_, T>(&root) {
+            Ok(value) => return Ok(Read { value, errors }),
+            Err(error) => error,
+        };
+        let fault = Fault::of(&error.inner().to_string());
+        let repaired = root.repair(&steps(error.path()), fault, &mut errors);
+        if !repaired || errors.len() >= MAX_ERRORS {
+            break;
+        }
+    }
+    Err(errors.into_problem())
+}
+
+/// A step of the way to a node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Step {
+    Field(String),
+    Item(usize),
+}
+
+fn steps(path: &serde_path_to_error::Path) -> Vec<Step> {
+    use serde_path_to_error::Segment;
+    let step = |segment: &Segment| match segment {
+        Segment::Map { key } => Some(Step::Field(key.clone())),
+        Segment::Seq { index } => Some(Step::Item(*index)),
+        Segment::Enum { .. } | Segment::Unknown => None,
+    };
+    path.iter().map_while(step).collect()
+}
+
+/// The JSON pointer of a node (RFC 6901).
+fn pointer(steps: &[Step]) -> String {
+    let step = |step: &Step| match step {
+        Step::Field(name) => format!("/{}", escape(name)),
+        Step::Item(index) => format!("/{index}"),
+    };
+    steps.iter().map(step).collect()
+}
+
+/// A JSON value. An object keeps fields of the same name.
+#[derive(Debug, Clone)]
+enum Node {
+    Null,
+    Bool(bool),
+    Signed(i64),
+    Unsigned(u64),
+    Float(f64),
+    Text(String),
+    Array(Vec<Node>),
+    Object(Vec<(String, Node)>),
+    /// In place of an invalid value: reads as any type, and as this text where one out of a list is needed.
+    StandIn(String),
+}
+
+impl Node {
+    /// Leaves one field of each name in every object, and notes the others.
+    fn take_repeated(&mut self, pointer: &str, errors: &mut Checks) {
+        match self {
+            Self::Array(items) => {
+                for (index, item) in items.iter_mut().enumerate() {
+                    item.take_repeated(&format!("{pointer}/{index}"), errors);
+                }
+            }
+            Self::Object(fields) => {
+                let mut names = std::collections::HashSet::new();
+                fields.retain(|(name, _)| {
+                    let is_first = names.insert(name.clone());
+                    if !is_first && errors.len() < MAX_ERRORS {
+                        errors.add(format!("{pointer}/{}", escape(name)), "must not be repeated");
+                    }
+                    is_first
+                });
+                for (name, value) in fields {
+                    value.take_repeated(&format!("{pointer}/{}", escape(name)), errors);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// The node at the end of the way.
+    fn find(&mut self, steps: &[Step]) -> Option<&mut Self> {
+        let Some((step, rest)) = steps.split_first() else { return Some(self) };
+        let inner = match (step, self) {
+            (Step::Field(name), Self::Object(fields)) => {
+                fields.iter_mut().find(|(own, _)| own == name).map(|(_, value)| value)
+            }
+            (Step::Item(index), Self::Array(items)) => items.get_mut(*index),
+            _ => None,
+        };
+        inner?.find(rest)
+    }
+
+    /// Notes a fault and takes it out of the tree, so that reading gets further. `false` when it cannot be taken out.
+    fn repair(&mut self, steps: &[Step], fault: Fault, errors: &mut Checks) -> bool {
+        let detail = fault.detail();
+        match fault {
+            Fault::Missing(name) => {
+                errors.add(format!("{}/{}", pointer(steps), escape(&name)), detail);
+                match self.find(steps) {
+                    Some(Self::Object(fields)) => fields.push((name, Self::stand_in())),
+                    Some(node @ Self::StandIn(_)) => *node = Self::Object(vec![(name, Self::stand_in())]),
+                    _ => return false,
+                }
+                true
+            }
+            Fault::Unknown(name, known) => {
+                // The path may lead to the field or to the object that has it.
+                let has = |node: Option<&mut Self>| matches!(node, Some(Self::Object(fields)) if fields.iter().any(|(own, _)| *own == name));
+                let steps = match steps.split_last() {
+                    Some((_, outer)) if !has(self.find(steps)) => outer,
+                    _ => steps,
+                };
+                let Some(Self::Object(fields)) = self.find(steps) else { return false };
+                let before = fields.len();
+                fields.retain(|(own, _)| {
+                    let is_known = known.contains(own);
+                    if !is_known && errors.len() < MAX_ERRORS {
+                        errors.add(format!("{}/{}", pointer(steps), escape(own)), super::unknown(own, &known));
+                    }
+                    is_known
+                });
+                fields.len() < before
+            }
+            // The tree has none.
+            Fault::Repeated(_) => {
+                errors.add(pointer(steps), detail);
+                false
+            }
+            Fault::NoVariant(variants) => {
+                errors.add(pointer(steps), detail);
+                match (self.find(steps), variants.into_iter().next()) {
+                    (Some(Self::StandIn(text)), _) if !text.is_empty() => false,
+                    (Some(node), Some(first)) => {
+                        *node = Self::StandIn(first);
+                        true
+                    }
+                    _ => false,
+                }
+            }
+            Fault::Rule(_) => {
+                errors.add(pointer(steps), detail);
+                match self.find(steps) {
+                    None | Some(Self::StandIn(_)) => false,
+                    Some(node) => {
+                        *node = Self::stand_in();
+                        true
+                    }
+                }
+            }
+        }
+    }
+
+    fn stand_in() -> Self {
+        Self::StandIn(String::new())
+    }
+}
+
+impl<'de> Deserialize<'de> for Node {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(NodeVisitor)
+    }
+}
+
+struct NodeVisitor;
+
+impl<'de> Visitor<'de> for NodeVisitor {
+    type Value = Node;
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("a JSON value")
+    }
+
+    fn visit_unit<E>(self) -> Result<Node, E> {
+        Ok(Node::Null)
+    }
+
+    fn visit_bool<E>(self, value: bool) -> Result<Node, E> {
+        Ok(Node::Bool(value))
+    }
+
+    fn visit_i64<E>(self, value: i64) -> Result<Node, E> {
+        Ok(Node::Signed(value))
+    }
+
+    fn visit_u64<E>(self, value: u64) -> Result<Node, E> {
+        Ok(Node::Unsigned(value))
+    }
+
+    fn visit_f64<E>(self, value: f64) -> Result<Node, E> {
+        Ok(Node::Float(value))
+    }
+
+    fn visit_str<E>(self, text: &str) -> Result<Node, E> {
+        Ok(Node::Text(text.to_owned()))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Node, A::Error> {
+        let mut array = Vec::new();
+        while let Some(item) = items.next_element()? {
+            array.push(item);
+        }
+        Ok(Node::Array(array))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut fields: A) -> Result<Node, A::Error> {
+        let mut object = Vec::new();
+        while let Some(field) = fields.next_entry()? {
+            object.push(field);
+        }
+        Ok(Node::Object(object))
+    }
+}
+
+impl<'de> IntoDeserializer<'de, Error> for &'de Node {
+    type Deserializer = Self;
+
+    fn into_deserializer(self) -> Self {
+        self
+    }
+}
+
+/// Whole numbers may be written as `5.0`.
+macro_rules! whole_numbers {
+    ($($method:ident)*) => {$(
+        fn $method<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+            match self {
+                Node::StandIn(_) => visitor.visit_u64(0),
+                #[expect(clippy::cast_possible_truncation, reason = "a whole number of at most 2^53")]
+                Node::Float(number) if number.fract() == 0.0 && number.abs() <= MAX_WHOLE => {
+                    visitor.visit_i64(*number as i64)
+                }
+                _ => self.deserialize_any(visitor),
+            }
+        }
+    )*};
+}
+
+impl<'de> Deserializer<'de> for &'de Node {
+    type Error = Error;
+
+    fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+        match self {
+            Node::Null | Node::StandIn(_) => visitor.visit_unit(),
+            Node::Bool(value) => visitor.visit_bool(*value),
+            Node::Signed(number) => visitor.visit_i64(*number),
+            Node::Unsigned(number) => visitor.visit_u64(*number),
+            Node::Float(number) => visitor.visit_f64(*number),
+            Node::Text(text) => visitor.visit_borrowed_str(text),
+            Node::Array(items) => visitor.visit_seq(SeqDeserializer::new(items.iter())),
+            Node::Object(fields) => {
+                let fields = fields.iter().map(|(name, value)| (name.as_str(), value));
+                visitor.visit_map(MapDeserializer::new(fields))
+            }
+        }
+    }
+
+    whole_numbers! {
+        deserialize_i8 deserialize_i16 deserialize_i32 deserialize_i64
+        deserialize_u8 deserialize_u16 deserialize_u32 deserialize_u64
+    }
+
+    fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+        match self {
+            Node::Null | Node::StandIn(_) => visitor.visit_none(),
+            _ => visitor.visit_some(self),
+        }
+    }
+
+    fn deserialize_bool<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+        match self {
+            Node::StandIn(_) => visitor.visit_bool(false),
+            _ => self.deserialize_any(visitor),
+        }
+    }
+
+    fn deserialize_str<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+        match self {
+            Node::StandIn(text) => visitor.visit_borrowed_str(text),
+            _ => self.deserialize_any(visitor),
+        }
+    }
+
+    fn deserialize_string<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+        self.deserialize_str(visitor)
+    }
+
+    fn deserialize_identifier<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+        self.deserialize_str(visitor)
+    }
+
+    fn deserialize_seq<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+        match self {
+            Node::StandIn(_) => visitor.visit_seq(SeqDeserializer::new(std::iter::empty::<&Node>())),
+            _ => self.deserialize_any(visitor),
+        }
+    }
+
+    fn deserialize_map<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+        match self {
+            Node::StandIn(_) => visitor.visit_map(MapDeserializer::new(std::iter::empty::<(&str, &Node)>())),
+            _ => self.deserialize_any(visitor),
+        }
+    }
+
+    fn deserialize_struct<V: Visitor<'de>>(
+        self,
+        _name: &'static str,
+        _fields: &'static [&'static str],
+        visitor: V,
+    ) -> Result<V::Value, Error> {
+        self.deserialize_map(visitor)
+    }
+
+    fn deserialize_newtype_struct<V: Visitor<'de>>(self, _name: &'static str, visitor: V) -> Result<V::Value, Error> {
+        visitor.visit_newtype_struct(self)
+    }
+
+    fn deserialize_enum<V: Visitor<'de>>(
+        self,
+        _name: &'static str,
+        variants: &'static [&'static str],
+        visitor: V,
+    ) -> Result<V::Value, Error> {
+        match self {
+            Node::Text(text) => visitor.visit_enum(text.as_str().into_deserializer()),
+            Node::StandIn(_) => visitor.visit_enum(variants.first().copied().unwrap_or_default().into_deserializer()),
+            _ => Err(Error::custom("must be a string")),
+        }
+    }
+
+    forward_to_deserialize_any! {
+        f32 f64 char bytes byte_buf unit unit_struct tuple tuple_struct ignored_any i128 u128
+    }
+}
