@@ -220,11 +220,24 @@ impl State {
         }
     }
 
+    /// The server stops soon: it is no longer ready, and polls of subscribers wait no longer, so that they move to another
+    /// replica.
+    pub fn begin_drain(&self) {
+        self.draining.store(true, Ordering::Release);
+        self.verifier.release_polls();
+    }
+
+    /// Whether the server stops soon.
+    #[must_use]
+    pub fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Acquire)
+    }
+
     /// Whether requests can be answered: the store answers and takes changes, its schema is not older than this build's,
     /// and the server is not stopping. A newer one works for the release before it: while servers are replaced one after
     /// the other, those that are left are ready.
     pub async fn is_ready(&self) -> bool {
-        if self.draining.load(Ordering::Acquire) || self.store.ping().await.is_err() {
+        if self.is_draining() || self.store.ping().await.is_err() {
             return false;
         }
         matches!(self.store.schema().await, Ok(()) | Err(SchemaError::Newer))
