@@ -29,7 +29,7 @@ use crate::{
     random::Random,
     service::{audit::UnderWay, idempotency::Sealer, revocations::Revocations, sign_in::Ways},
     source::StoreSource,
-    state::{Policy, State},
+    state::{LogLimits, Policy, State},
     surfaces,
     telemetry::{self, Metrics},
     transport::{self, Connections, Server, open_files},
@@ -124,6 +124,7 @@ pub async fn assemble(
         revocations: Revocations::default(),
         policy,
         draining: AtomicBool::new(false),
+        log_limits: LogLimits::default(),
     })
 }
 

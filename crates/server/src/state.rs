@@ -14,7 +14,7 @@ use tollkey_core::{
     Catalogue, Clock, Denial, Need, Problem, RouteBase, ceiling::DepthLimit, time::day, usage::outcome_code,
 };
 use tollkey_store::{Change, Owner, Reader, SchemaError, Store, Writer};
-use tollkey_verifier::{Requester, Unavailable, Verdict, Verifier, usage::BATCH};
+use tollkey_verifier::{LogLimit, Requester, Unavailable, Verdict, Verifier, usage::BATCH};
 
 use crate::{
     caller::jwt::TokenVerifier,
@@ -58,6 +58,23 @@ pub struct State {
     pub policy: Policy,
     /// Set while the server stops: it is no longer ready.
     pub draining: AtomicBool,
+    /// How often is logged what any request can cause.
+    pub log_limits: LogLimits,
+}
+
+/// Limits of log lines that any request can cause.
+#[derive(Debug)]
+pub struct LogLimits {
+    /// A trusted proxy sends a client address that cannot be read.
+    pub unreadable_hop: LogLimit,
+    /// A gateway requires something unknown. Several lines, because each can be about another route.
+    pub gateway_requirement: LogLimit,
+}
+
+impl Default for LogLimits {
+    fn default() -> Self {
+        Self { unreadable_hop: LogLimit::default(), gateway_requirement: LogLimit::new(20) }
+    }
 }
 
 /// What the operator decided, as far as requests are judged by it.

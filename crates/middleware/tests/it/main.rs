@@ -9,3 +9,4 @@ mod layers;
 mod programs;
 mod raw;
 mod threads;
+mod warnings;

@@ -26,6 +26,7 @@ mod hellgate;
 mod idempotency;
 mod input;
 mod lineage_attack;
+mod logs;
 #[cfg(target_os = "linux")] // the memory of a process is read from /proc
 mod memory;
 mod openapi;
@@ -40,6 +41,7 @@ mod rotation;
 mod sign_in;
 mod silence;
 mod silent_connections;
+mod stopping;
 mod storlaunch;
 mod support;
 mod sync;

@@ -140,5 +140,6 @@ fn need<'a>(state: &'a State, caller: &'a Verifying, request: &'a api::VerifyReq
         path: path.map(|path| RequestPath::new(path, &state.policy.route_base)),
         merchant,
         client_ip,
+        is_client_ip_unreadable: false,
     })
 }
