@@ -82,7 +82,7 @@ pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
 /// What a client connects with: its stream, HTTP/1.1, and its address.
 type Accepted<T> = (Stream<T>, Protocol, Option<SocketAddr>);
 
-/// HTTP/1.1 over streams of any kind. In a box, because nobody can name its type.
+/// HTTP/1.1 over streams of any kind. Boxed, because its type cannot be named.
 fn http<I, S, B, T>(application: I) -> BoxServiceFactory<(), Accepted<T>, (), DispatchError, ()>
 where
     I: IntoServiceFactory<S, Request>,

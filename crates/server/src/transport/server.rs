@@ -91,11 +91,12 @@ impl Server {
                     Ok(runtime) => runtime,
                     Err(error) => return drop(started.send(Err(error))),
                 };
-                let work = work(http(application()), queue, connections, write_timeout, started);
                 runtime.block_on(async {
                     let mut aborted = aborted;
+                    // Made here, because parts of it start tasks of this runtime.
+                    let factory = http(application());
                     tokio::select! {
-                        () = work => {}
+                        () = work(factory, queue, connections, write_timeout, started) => {}
                         _ = aborted.wait_for(|aborted| *aborted) => {}
                     }
                 });

@@ -121,13 +121,14 @@ async fn announced_close_leaves_idle_connections_open() {
     let before = admit(&connections).await;
     connections.announce_close();
     let after = admit(&connections).await;
-    for peer in [before, after] {
+    for peer in [&before, &after] {
         assert!(!peer.is_closing() && peer.is_last_response());
-        drop(InFlight::new(Rc::clone(&peer)));
+        drop(InFlight::new(Rc::clone(peer)));
         assert!(!peer.is_closing(), "the head of its response may have been written before");
-        connections.close_all();
-        assert!(peer.is_closing());
     }
+    connections.close_all();
+    assert!(before.is_closing() && after.is_closing());
+    drop((before, after));
     timeout(PATIENCE, connections.all_closed()).await.expect("none is open");
 }
 

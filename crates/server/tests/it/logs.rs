@@ -14,6 +14,7 @@ use crate::{
     support::SECRET,
 };
 
+/// A server that logs in JSON. Its database ends with this value.
 fn logging(filter: &str) -> Tollkey {
     Tollkey::development()
         .with("TOLLKEY_JWT_HS256_SECRET", SECRET)
@@ -62,7 +63,8 @@ async fn malformed_requests_are_no_errors_of_the_server() {
         unread.as_bytes(),
     ];
     for filter in ["error", "info", "debug", "debug,hyper=warn"] {
-        let server = logging(filter).serve().await;
+        let tollkey = logging(filter);
+        let server = tollkey.serve().await;
         for bytes in malformed {
             send(&server, bytes).await;
         }
@@ -79,7 +81,8 @@ async fn malformed_requests_are_no_errors_of_the_server() {
         assert_eq!(finished.stderr.contains("a connection ended early"), filter.starts_with("debug"), "{filter}");
     }
     // An operator who asks for the lines of the library gets them.
-    let server = logging("info,actix_http=error").serve().await;
+    let tollkey = logging("info,actix_http=error");
+    let server = tollkey.serve().await;
     send(&server, malformed[0]).await;
     let finished = server.stop().await;
     assert!(finished.stderr.contains("actix_http::h1::dispatcher"), "{finished}");
@@ -113,7 +116,8 @@ async fn successful_probes_and_polls_are_logged_at_debug() {
 
 #[actix_web::test]
 async fn gateway_warnings_name_the_request_and_a_plain_scope() {
-    let server = logging("warn").serve().await;
+    let tollkey = logging("warn");
+    let server = tollkey.serve().await;
     let token = merchant("acme");
     let application = server.application(&token, "Web Store").await;
     let key = server.key(&token, &application).await.text;
@@ -146,7 +150,8 @@ async fn gateway_warnings_name_the_request_and_a_plain_scope() {
 
 #[actix_web::test]
 async fn unreadable_hop_is_logged_once_without_its_value() {
-    let server = logging("warn").serve().await;
+    let tollkey = logging("warn");
+    let server = tollkey.serve().await;
     let token = merchant("acme");
     let application = server.application(&token, "Web Store").await;
     let key = server.key(&token, &application).await.text;

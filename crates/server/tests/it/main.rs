@@ -37,6 +37,8 @@ mod processes;
 mod rate_limits;
 mod readme;
 mod replicas;
+#[cfg(target_os = "linux")] // every address of 127.0.0.0/8 is its own
+mod rolling_restart;
 mod rotation;
 mod sign_in;
 mod silence;
