@@ -171,6 +171,8 @@ pub struct Need<'a> {
     pub merchant: Option<&'a str>,
     /// The address it comes from.
     pub client_ip: Option<IpAddr>,
+    /// A trusted proxy tells an address that cannot be read. That denies the use of every key.
+    pub is_client_ip_unreadable: bool,
 }
 
 /// The key may.
@@ -207,7 +209,7 @@ pub fn decide<'a>(record: &'a Record, need: &Need<'a>, now: Timestamp) -> Result
     if need.mode.is_some_and(|mode| mode != key.mode) {
         return Err(Denial::WrongMode);
     }
-    if !key.allows_client(need.client_ip) {
+    if need.is_client_ip_unreadable || !key.allows_client(need.client_ip) {
         return Err(Denial::IpNotAllowed);
     }
     if need.identity_only {

@@ -139,37 +139,89 @@ pub fn parse_network(cidr: &str) -> Result<IpNet, Invalid> {
     })
 }
 
-/// The address a request comes from: of the hops in `X-Forwarded-For` (all of its values, in order, asked for where they
-/// matter) and the peer behind them, the last one that is no trusted proxy. What stands left of it could have been written
-/// by anybody. `None` when every hop is a trusted proxy, or one on the way cannot be read.
+/// A hop of `X-Forwarded-For`, written by a trusted proxy, that is not an IP address. Without the hop, because the header
+/// can have anything in it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("a hop of X-Forwarded-For is not an IP address")]
+pub struct UnreadableHop;
+
+/// Returns the address that a request comes from: of the hops in `X-Forwarded-For` (all of its values, in their order, read
+/// only where they matter) and the peer behind them, the last one that is not a trusted proxy. Anyone could have written
+/// what is left of it. `None` when every hop is a trusted proxy, or when a trusted proxy sends none.
+///
+/// # Errors
+/// [`UnreadableHop`] when a hop that a trusted proxy wrote is not an IP address; see [`parse_hop`].
 ///
 /// ```
-/// use tollkey_core::network::client_address;
+/// use tollkey_core::network::{UnreadableHop, client_address};
 /// let trusted = ["10.0.0.0/8".parse().unwrap()];
 /// let peer = "10.0.0.1".parse().ok();
 /// let of = |peer, hops: &'static str| client_address(peer, || vec![hops.as_bytes()], &trusted);
-/// assert_eq!(of(peer, "6.6.6.6, 203.0.113.7, 10.0.0.2"), "203.0.113.7".parse().ok());
-/// assert_eq!(of("198.51.100.1".parse().ok(), "6.6.6.6"), "198.51.100.1".parse().ok());
-/// assert_eq!(of(peer, ""), None);
+/// assert_eq!(of(peer, "6.6.6.6, 203.0.113.7:4711, 10.0.0.2"), Ok("203.0.113.7".parse().ok()));
+/// assert_eq!(of("198.51.100.1".parse().ok(), "6.6.6.6"), Ok("198.51.100.1".parse().ok()));
+/// assert_eq!(of(peer, "203.0.113.7, unknown"), Err(UnreadableHop));
+/// assert_eq!(client_address(peer, Vec::new, &trusted), Ok(None));
 /// ```
-#[must_use]
 pub fn client_address<'a>(
     peer: Option<IpAddr>,
     forwarded_for: impl FnOnce() -> Vec<&'a [u8]>,
     trusted: &[IpNet],
-) -> Option<IpAddr> {
+) -> Result<Option<IpAddr>, UnreadableHop> {
     let is_trusted = |address: &IpAddr| trusted.iter().any(|proxy| proxy.contains(address));
-    let peer = peer?.to_canonical();
+    let Some(peer) = peer.map(|peer| peer.to_canonical()) else { return Ok(None) };
     if !is_trusted(&peer) {
-        return Some(peer);
+        return Ok(Some(peer));
     }
-    for hop in forwarded_for().into_iter().rev().flat_map(|value| value.rsplit(|byte| *byte == b',')) {
-        let address = std::str::from_utf8(hop).ok()?.trim().parse::<IpAddr>().ok()?.to_canonical();
+    let values = forwarded_for();
+    // As if the header were absent.
+    if values.iter().all(|value| value.iter().all(|byte| matches!(byte, b' ' | b'\t'))) {
+        return Ok(None);
+    }
+    for hop in values.into_iter().rev().flat_map(|value| value.rsplit(|byte| *byte == b',')) {
+        let address = parse_hop(hop).ok_or(UnreadableHop)?;
         if !is_trusted(&address) {
-            return Some(address);
+            return Ok(Some(address));
         }
     }
-    None
+    Ok(None)
+}
+
+/// Reads a hop of `X-Forwarded-For`: an IPv4 or IPv6 address, with or without a port, an IPv6 address with or without
+/// brackets (which a port requires), all of it with or without double quotes. Spaces and tabs around it are skipped, and
+/// no other white space. An IPv4-mapped address is returned as IPv4.
+///
+/// ```
+/// use tollkey_core::network::parse_hop;
+/// for hop in ["192.0.2.1", "192.0.2.1:80", "\"192.0.2.1:80\"", " [::ffff:192.0.2.1]:80\t"] {
+///     assert_eq!(parse_hop(hop.as_bytes()), "192.0.2.1".parse().ok(), "{hop:?}");
+/// }
+/// assert_eq!(parse_hop(b"unknown"), None);
+/// ```
+#[must_use]
+pub fn parse_hop(hop: &[u8]) -> Option<IpAddr> {
+    let text = std::str::from_utf8(hop).ok()?.trim_matches([' ', '\t']);
+    let text = match text.strip_prefix('"') {
+        Some(quoted) => quoted.strip_suffix('"')?,
+        None => text,
+    };
+    let is_port = |port: &str| {
+        (1..=5).contains(&port.len()) && port.bytes().all(|byte| byte.is_ascii_digit()) && port.parse::<u16>().is_ok()
+    };
+    let address = if let Some(rest) = text.strip_prefix('[') {
+        let (address, port) = rest.split_once(']')?;
+        if !port.is_empty() && !is_port(port.strip_prefix(':')?) {
+            return None;
+        }
+        IpAddr::V6(address.parse().ok()?)
+    } else {
+        match text.split_once(':') {
+            Some((address, port)) if !port.contains(':') => {
+                IpAddr::V4(is_port(port).then(|| address.parse().ok()).flatten()?)
+            }
+            _ => text.parse().ok()?,
+        }
+    };
+    Some(address.to_canonical())
 }
 
 /// The network that a client's requests are counted by: an IPv4 address by itself, an IPv6 address by its first 64 bits,
@@ -201,6 +253,98 @@ mod tests {
         assert!(mapped.contains("::ffff:10.1.2.3".parse().unwrap()));
         assert!(!mapped.contains("10.2.0.0".parse().unwrap()));
         assert!(!IpList::parse(["::/0"]).unwrap().contains("10.1.2.3".parse().unwrap()));
+    }
+
+    #[test]
+    fn hops_with_ports_brackets_and_quotes_are_read() {
+        let (v4, v6) = ("203.0.113.7", "2001:db8::7");
+        for (hop, address) in [
+            ("203.0.113.7", v4),
+            ("203.0.113.7:4711", v4),
+            ("203.0.113.7:0", v4),
+            ("203.0.113.7:65535", v4),
+            (" \t203.0.113.7\t ", v4),
+            ("\"203.0.113.7\"", v4),
+            ("\"203.0.113.7:4711\"", v4),
+            ("::ffff:203.0.113.7", v4),
+            ("[::ffff:203.0.113.7]:4711", v4),
+            ("2001:db8::7", v6),
+            ("2001:DB8:0::7", v6),
+            ("[2001:db8::7]", v6),
+            ("[2001:db8::7]:4711", v6),
+            ("\"2001:db8::7\"", v6),
+            ("\"[2001:db8::7]\"", v6),
+            ("\"[2001:db8::7]:4711\"", v6),
+            // Without brackets there is no port.
+            ("2001:db8::7:80", "2001:db8::7:80"),
+        ] {
+            assert_eq!(parse_hop(hop.as_bytes()), Some(address.parse().unwrap()), "{hop:?}");
+        }
+    }
+
+    #[test]
+    fn anything_else_is_no_hop() {
+        for hop in [
+            "",
+            " ",
+            "unknown",
+            "_hidden",
+            "localhost",
+            "203.0.113",
+            "203.0.113.07",
+            "203.0.113.7/32",
+            "203.0.113.7:",
+            "203.0.113.7:x",
+            "203.0.113.7:+80",
+            "203.0.113.7:65536",
+            "203.0.113.7:000080",
+            "203.0.113.7:80:80",
+            "203.0.113.7 : 80",
+            "203.0.113.7 80",
+            "[203.0.113.7]",
+            "[203.0.113.7]:80",
+            "[2001:db8::7",
+            "2001:db8::7]",
+            "[2001:db8::7]80",
+            "[2001:db8::7]:",
+            "[2001:db8::7]: 80",
+            "[ 2001:db8::7 ]",
+            "[fe80::1%eth0]",
+            "fe80::1%eth0",
+            "\"203.0.113.7",
+            "203.0.113.7\"",
+            "\"\"203.0.113.7\"\"",
+            "'203.0.113.7'",
+            "\" 203.0.113.7\"",
+            "for=203.0.113.7",
+            "203.0.113.7;proto=https",
+            "0x7f.0.0.1",
+            "2130706433",
+            // Not the white space of HTTP.
+            "\u{a0}203.0.113.7",
+            "203.0.113.7\u{a0}",
+            "203.0.113.7\u{2003}",
+            "203.0.113.7\r",
+            "203.0.113.7\u{b}",
+        ] {
+            assert_eq!(parse_hop(hop.as_bytes()), None, "{hop:?}");
+        }
+        // U+00A0 as Latin-1.
+        assert_eq!(parse_hop(b"203.0.113.7\xa0"), None);
+    }
+
+    #[test]
+    fn unreadable_hop_counts_only_where_a_trusted_proxy_wrote_it() {
+        let trusted = ["10.0.0.0/8".parse().unwrap()];
+        let of = |peer: &str, hops: &'static [u8]| client_address(peer.parse().ok(), || vec![hops], &trusted);
+        let client = Ok("203.0.113.7".parse().ok());
+        assert_eq!(of("10.0.0.1", b"unknown, 203.0.113.7, 10.0.0.2"), client);
+        assert_eq!(of("10.0.0.1", b"203.0.113.7, unknown, 10.0.0.2"), Err(UnreadableHop));
+        assert_eq!(of("10.0.0.1", b"203.0.113.7,"), Err(UnreadableHop));
+        assert_eq!(of("10.0.0.1", b"203.0.113.7\xa0"), Err(UnreadableHop));
+        assert_eq!(of("203.0.113.7", b"unknown"), client);
+        assert_eq!(of("10.0.0.1", b"10.0.0.3, 10.0.0.2"), Ok(None));
+        assert_eq!(of("10.0.0.1", b" "), Ok(None), "as if it were absent");
     }
 
     #[test]

@@ -7,7 +7,7 @@ use tokio_util::task::AbortOnDropHandle;
 use tollkey_core::{
     Denial, Need, Problem, ProblemCode, Record, RequestPath,
     credential::{Credential, Expected},
-    network::client_address,
+    network::{UnreadableHop, client_address},
 };
 #[cfg(feature = "test-util")]
 use tollkey_verifier::testing::MemorySource;
@@ -240,10 +240,16 @@ impl Guard {
         merchant: Option<&'a str>,
     ) -> Result<Need<'a>, Rejection> {
         let policy = self.policy();
+        if request.peer.is_none() {
+            policy.warnings.no_peer();
+        }
+        let client_ip = client_address(request.peer, || request.all("x-forwarded-for"), &policy.trusted_proxies)
+            .inspect_err(|UnreadableHop| policy.warnings.unreadable_hop());
         Ok(Need {
             method: Some(request.method),
             path: Some(RequestPath::new(request.target, &policy.route_base)),
-            client_ip: client_address(request.peer, || request.all("x-forwarded-for"), &policy.trusted_proxies),
+            client_ip: client_ip.unwrap_or_default(),
+            is_client_ip_unreadable: client_ip.is_err(),
             ..self.need_of_key(requirement, merchant).ok_or_else(|| self.misconfigured(request.form))?
         })
     }

@@ -2,7 +2,7 @@
 
 use std::{
     fmt,
-    sync::Arc,
+    sync::{Arc, Once},
     time::{Duration, Instant},
 };
 
@@ -12,7 +12,7 @@ use tokio::{runtime::Handle, time::sleep};
 use tokio_util::task::AbortOnDropHandle;
 use tollkey_client::{Auth, Client, Error, ErrorKind, Secret};
 use tollkey_core::{Catalogue, Digest, RouteBase, VerifierId, credential::CredentialHeaders, network::parse_network};
-use tollkey_verifier::{Settings, Stats, SystemClock, Verifier, http::HttpSource};
+use tollkey_verifier::{LogLimit, Settings, Stats, SystemClock, Verifier, http::HttpSource};
 
 use crate::{
     Merchant, Rejection, RejectionResponse,
@@ -52,6 +52,41 @@ pub(crate) struct Policy {
     pub(crate) merchant: Merchant,
     pub(crate) route_base: RouteBase,
     pub(crate) rejections: Arc<RejectionSettings>,
+    pub(crate) warnings: Warnings,
+}
+
+/// What is logged about requests, and how often.
+pub(crate) struct Warnings {
+    started: Instant,
+    unreadable_hop: LogLimit,
+    no_peer: Once,
+}
+
+impl Default for Warnings {
+    fn default() -> Self {
+        Self { started: Instant::now(), unreadable_hop: LogLimit::default(), no_peer: Once::new() }
+    }
+}
+
+impl Warnings {
+    /// Logs, once in 30 s, that a trusted proxy sends something that is not an IP address.
+    pub(crate) fn unreadable_hop(&self) {
+        if self.unreadable_hop.allows(self.started.elapsed()) {
+            tracing::warn!(
+                "a trusted proxy sends X-Forwarded-For with a hop that is not an IP address; the request is rejected"
+            );
+        }
+    }
+
+    /// Logs, once per guard, that requests have no peer address.
+    pub(crate) fn no_peer(&self) {
+        self.no_peer.call_once(|| {
+            tracing::warn!(
+                "requests have no peer address, so the client address is unknown and keys with an IP allowlist are \
+                 rejected; with axum, serve `into_make_service_with_connect_info::<SocketAddr>()`"
+            );
+        });
+    }
 }
 
 /// Why there is no guard. Its text includes the cause.
@@ -393,6 +428,7 @@ impl GuardBuilder {
             merchant: self.merchant.unwrap_or_else(|| Merchant::header("x-merchant-id")),
             route_base: route_base.map_err(|rule| setting("route_base", &rule))?,
             rejections: Arc::new(RejectionSettings { realm, format: self.format }),
+            warnings: Warnings::default(),
         })
     }
 }

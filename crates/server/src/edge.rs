@@ -42,6 +42,9 @@ const RATE_LIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy"
 /// Where the gateway routes live; they answer any method themselves and send no header but their own.
 pub const GATEWAY_PREFIX: &str = "/api/v1/authz/";
 
+/// The routes that programs request all the time, whatever people do: a success is logged at `debug`, anything else at `info`.
+const QUIET: [&str; 4] = ["/livez", "/readyz", "/metrics", "/api/v1/sync"];
+
 /// A problem on its way to the caller. Rendered by [`edge`], which knows the request.
 #[derive(Debug)]
 pub struct Refusal(pub Problem);
@@ -161,11 +164,14 @@ pub async fn edge<B: MessageBody + 'static>(
     let route = http_request.match_pattern();
     let elapsed = started.elapsed();
     requests.record(method.as_str(), route.as_deref(), status.as_u16(), elapsed);
-    tracing::info!(
-        target: "tollkey::http",
-        request_id = %id, method = telemetry::known_method(method.as_str()), route = route.as_deref().unwrap_or("-"), status = status.as_u16(),
-        duration_us = u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX), "answered"
-    );
+    let (method, route) = (telemetry::known_method(method.as_str()), route.as_deref().unwrap_or("-"));
+    let duration_us = u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX);
+    // The level of a line is fixed where it is written.
+    if status.is_success() && QUIET.contains(&route) {
+        tracing::debug!(target: "tollkey::http", request_id = %id, method, route, status = status.as_u16(), duration_us, "answered");
+    } else {
+        tracing::info!(target: "tollkey::http", request_id = %id, method, route, status = status.as_u16(), duration_us, "answered");
+    }
     Ok(ServiceResponse::new(http_request, response))
 }
 
@@ -180,14 +186,18 @@ fn inbound_request_id(request: &ServiceRequest, account: bool) -> Option<Arc<str
     let (Some(value), None) = (values.next(), values.next()) else { return None };
     let well_formed = |b: &u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b':' | b'-');
     let text = value.to_str().ok()?;
-    // It is logged and kept in the audit log: a credential that somebody put there by mistake must not be.
-    let like_a_credential = ["_live_", "_test_", "tks_", "eyJ"].iter().any(|part| text.contains(part));
     if account {
         let ulid = text.strip_prefix("req_").filter(|ulid| matches!(ulid.as_bytes().first(), Some(b'0'..=b'7')));
         return ulid.is_some_and(|ulid| Ulid::from_string(ulid).is_ok()).then(|| Arc::from(text));
     }
-    let kept = (1..=128).contains(&text.len()) && text.as_bytes().iter().all(well_formed) && !like_a_credential;
+    let kept = (1..=128).contains(&text.len()) && text.as_bytes().iter().all(well_formed) && !is_like_credential(text);
     kept.then(|| Arc::from(text))
+}
+
+/// Whether a text has a part that the credentials of this server have. Such a text is not logged: a client may have put a
+/// credential where it does not belong.
+pub fn is_like_credential(text: &str) -> bool {
+    ["_live_", "_test_", "tks_", "eyJ"].iter().any(|part| text.contains(part))
 }
 
 /// `req_` and a ULID.

@@ -3,16 +3,13 @@
 use std::{
     io,
     net::SocketAddr,
-    sync::{
-        Arc, LazyLock, OnceLock,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, LazyLock, OnceLock, atomic::AtomicBool},
     time::Duration,
 };
 
 use actix_web::{
     App, HttpRequest, HttpResponse,
-    dev::{ResourceDef, ServerHandle},
+    dev::ResourceDef,
     http::{Method, header},
     middleware::from_fn,
     web,
@@ -38,10 +35,10 @@ use crate::{
     random::Random,
     service::{audit::UnderWay, idempotency::Sealer, revocations::Revocations, sign_in::Ways},
     source::StoreSource,
-    state::{Policy, State},
+    state::{LogLimits, Policy, State},
     surfaces,
     telemetry::{self, Metrics},
-    transport::{self, Connections, open_files},
+    transport::{self, Connections, Server, open_files},
 };
 
 /// How often usage is written down.
@@ -52,8 +49,10 @@ const REVOCATIONS_INTERVAL: Duration = Duration::from_secs(5);
 const LAST_FLUSH: Duration = Duration::from_secs(10);
 /// How often old usage and old kept answers are deleted.
 const PRUNE_INTERVAL: Duration = Duration::from_secs(3600);
-/// How long requests under way may take once the server stops.
-const DRAIN_SECONDS: u64 = 15;
+/// How long requests in flight may take once the server stops.
+const FINISH: Duration = Duration::from_secs(15);
+/// How long connections without a request are kept once the listener is closed: a request may be on its way.
+const LAST_REQUEST: Duration = Duration::from_millis(500);
 /// How many connections the metrics listener may have: it is for probes and for Prometheus.
 const METRICS_CONNECTIONS: usize = 64;
 
@@ -134,6 +133,7 @@ pub async fn assemble(
         public_path: settings.public_path.clone(),
         document: OnceLock::new(),
         draining: AtomicBool::new(false),
+        log_limits: LogLimits::default(),
     })
 }
 
@@ -191,6 +191,14 @@ impl Signals {
     pub fn catch() -> io::Result<Self> {
         Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
     }
+
+    /// Waits for the next signal and returns its name.
+    async fn next(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        }
+    }
 }
 
 /// A running server.
@@ -199,9 +207,10 @@ pub struct Running {
     address: SocketAddr,
     metrics_address: Option<SocketAddr>,
     state: web::Data<State>,
-    handles: Vec<ServerHandle>,
-    connections: Vec<Arc<Connections>>,
-    servers: Vec<JoinHandle<io::Result<()>>>,
+    server: Server,
+    connections: Arc<Connections>,
+    metrics_server: Option<(Server, Arc<Connections>)>,
+    drain: Duration,
     background: Vec<JoinHandle<()>>,
     stop: watch::Sender<bool>,
     /// Wakes the verifier when another replica changes something; until it is dropped.
@@ -217,15 +226,11 @@ pub fn start(settings: &Settings, state: State, metrics: Option<Metrics>) -> any
     let (stop, stopping) = watch::channel(false);
     let shared = state.clone();
     let connections = Connections::new(open_files::max_connections(settings.max_connections)?);
-    let options = transport::Options {
-        workers: settings.workers,
-        write_timeout: settings.write_timeout,
-        drain_seconds: DRAIN_SECONDS,
-    };
+    let options = transport::Options { workers: settings.workers, write_timeout: settings.write_timeout };
     let listener =
         transport::listen(settings.listen).with_context(|| format!("cannot listen on {}", settings.listen))?;
     let address = listener.local_addr().context("no socket was bound")?;
-    let server = transport::serve(listener, &connections, &options, move || {
+    let server = Server::start(listener, &connections, &options, move || {
         let (app, _) =
             App::new().app_data(shared.clone()).into_utoipa_app().configure(surfaces::routes).split_for_parts();
         app.app_data(web::Data::new(telemetry::Requests::default()))
@@ -236,18 +241,15 @@ pub fn start(settings: &Settings, state: State, metrics: Option<Metrics>) -> any
             .default_service(web::to(unmatched))
             .wrap(from_fn(edge))
     })?;
-    let mut handles = vec![server.handle()];
-    let mut servers = vec![tokio::spawn(server)];
 
-    let mut metrics_address = None;
-    let mut all_connections = vec![Arc::clone(&connections)];
+    let (mut metrics_address, mut metrics_server) = (None, None);
     if let Some(listen) = settings.metrics_listen {
-        let (shared, metrics) = (state.clone(), metrics.clone());
+        let (shared, metrics, connections) = (state.clone(), metrics.clone(), Arc::clone(&connections));
         let listener = transport::listen(listen).with_context(|| format!("cannot listen on {listen}"))?;
         metrics_address = Some(listener.local_addr().context("no socket was bound")?);
         let own_connections = Connections::new(METRICS_CONNECTIONS);
-        let options = transport::Options { workers: 1, drain_seconds: 1, ..options };
-        let server = transport::serve(listener, &own_connections, &options, move || {
+        let options = transport::Options { workers: 1, ..options };
+        let server = Server::start(listener, &own_connections, &options, move || {
             let mut app = App::new()
                 .app_data(shared.clone())
                 .app_data(web::Data::new(telemetry::Requests::default()))
@@ -262,9 +264,7 @@ pub fn start(settings: &Settings, state: State, metrics: Option<Metrics>) -> any
             }
             app.wrap(from_fn(edge))
         })?;
-        all_connections.push(own_connections);
-        handles.push(server.handle());
-        servers.push(tokio::spawn(server));
+        metrics_server = Some((server, own_connections));
     }
 
     let verifier = state.verifier.clone();
@@ -279,9 +279,10 @@ pub fn start(settings: &Settings, state: State, metrics: Option<Metrics>) -> any
         address,
         metrics_address,
         state,
-        handles,
-        connections: all_connections,
-        servers,
+        server,
+        connections,
+        metrics_server,
+        drain: settings.drain,
         background,
         stop,
         _listener: listener,
@@ -307,38 +308,65 @@ impl Running {
         &self.state
     }
 
-    /// Runs until SIGTERM or SIGINT, then stops in good order.
+    /// Runs until SIGTERM or SIGINT, drains, and stops. A second signal ends the drain.
     ///
     /// # Errors
-    /// When a server ends by itself.
-    pub async fn until_signal(mut self, signals: Signals) -> anyhow::Result<()> {
-        let Signals { mut terminate, mut interrupt } = signals;
-        let servers = select_all(self.servers.iter_mut());
-        let background = select_all(self.background.iter_mut());
-        tokio::select! {
-            _ = terminate.recv() => tracing::info!("SIGTERM: stopping"),
-            _ = interrupt.recv() => tracing::info!("SIGINT: stopping"),
-            (ended, ..) = servers => {
-                ended??;
-                anyhow::bail!("a server ended by itself");
-            }
-            (ended, ..) = background => {
-                ended?;
-                anyhow::bail!("a background task ended by itself");
+    /// When a server or a background task ends by itself.
+    pub async fn until_signal(mut self, mut signals: Signals) -> anyhow::Result<()> {
+        let signal = tokio::select! {
+            signal = signals.next() => signal,
+            error = self.ended() => return Err(error),
+        };
+        self.begin_drain();
+        tracing::info!(signal, drain_seconds = self.drain.as_secs(), "stopping");
+        if !self.drain.is_zero() {
+            tokio::select! {
+                () = tokio::time::sleep(self.drain) => {}
+                signal = signals.next() => tracing::info!(signal, "a second signal ends the drain"),
+                error = self.ended() => return Err(error),
             }
         }
         self.stop().await;
         Ok(())
     }
 
-    /// Stops: not ready any more, no new connections, requests under way are finished, what was counted is written down.
-    pub async fn stop(self) {
-        self.state.draining.store(true, Ordering::Release);
-        for connections in &self.connections {
-            connections.drain();
+    /// Waits until a part of the server ends by itself, which is an error of this process.
+    async fn ended(&mut self) -> anyhow::Error {
+        let metrics_server = async {
+            match &mut self.metrics_server {
+                Some((server, _)) => server.ended().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = self.server.ended() => anyhow::anyhow!("the server ended by itself"),
+            () = metrics_server => anyhow::anyhow!("the server of metrics ended by itself"),
+            (ended, ..) = select_all(self.background.iter_mut()) => match ended {
+                Ok(()) => anyhow::anyhow!("a background task ended by itself"),
+                Err(error) => error.into(),
+            },
         }
-        for handle in &self.handles {
-            handle.stop(true).await;
+    }
+
+    /// Begins the drain: the server is not ready any more, and still responds, with `Connection: close`. Polls of subscribers
+    /// wait no longer. The lease is kept.
+    pub fn begin_drain(&self) {
+        self.state.begin_drain();
+        self.connections.announce_close();
+        if let Some((_, connections)) = &self.metrics_server {
+            connections.announce_close();
+        }
+    }
+
+    /// Stops without waiting for the end of a drain: new connections are refused, requests in flight are finished, usage is
+    /// written, and the lease is given back.
+    pub async fn stop(self) {
+        self.begin_drain();
+        finish(self.server, &self.connections, FINISH).await;
+        // Probes are answered until here.
+        if let Some((server, connections)) = self.metrics_server {
+            connections.close_all();
+            finish(server, &connections, Duration::from_secs(1)).await;
         }
         // The receivers may be gone already; then there is nobody to tell.
         let _ = self.stop.send(true);
@@ -348,6 +376,17 @@ impl Running {
             }
         }
         self.state.verifier.stop().await;
+    }
+}
+
+/// Closes a listener and ends its connections: each has its last response, which says so.
+async fn finish(mut server: Server, connections: &Connections, limit: Duration) {
+    server.stop_accepting().await;
+    // Whether all have ended or not, the rest is closed.
+    let _ = tokio::time::timeout(LAST_REQUEST, connections.all_closed()).await;
+    connections.close_all();
+    if !server.finish(limit).await {
+        tracing::warn!("requests in flight were cut off: they took too long");
     }
 }
 

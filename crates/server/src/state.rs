@@ -15,7 +15,7 @@ use tollkey_core::{
     usage::outcome_code,
 };
 use tollkey_store::{Change, Owner, Reader, SchemaError, Store, Writer};
-use tollkey_verifier::{Requester, Unavailable, Verdict, Verifier, usage::BATCH};
+use tollkey_verifier::{LogLimit, Requester, Unavailable, Verdict, Verifier, usage::BATCH};
 
 use crate::{
     caller::jwt::TokenVerifier,
@@ -64,6 +64,23 @@ pub struct State {
     pub document: OnceLock<Bytes>,
     /// Set while the server stops: it is no longer ready.
     pub draining: AtomicBool,
+    /// How often is logged what any request can cause.
+    pub log_limits: LogLimits,
+}
+
+/// Limits of log lines that any request can cause.
+#[derive(Debug)]
+pub struct LogLimits {
+    /// A trusted proxy sends a client address that cannot be read.
+    pub unreadable_hop: LogLimit,
+    /// A gateway requires something unknown. Several lines, because each can be about another route.
+    pub gateway_requirement: LogLimit,
+}
+
+impl Default for LogLimits {
+    fn default() -> Self {
+        Self { unreadable_hop: LogLimit::default(), gateway_requirement: LogLimit::new(20) }
+    }
 }
 
 /// What the operator decided, as far as requests are judged by it.
@@ -228,11 +245,24 @@ impl State {
         }
     }
 
+    /// The server stops soon: it is no longer ready, and polls of subscribers wait no longer, so that they move to another
+    /// replica.
+    pub fn begin_drain(&self) {
+        self.draining.store(true, Ordering::Release);
+        self.verifier.release_polls();
+    }
+
+    /// Whether the server stops soon.
+    #[must_use]
+    pub fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Acquire)
+    }
+
     /// Whether requests can be answered: the store answers and takes changes, its schema is not older than this build's,
     /// and the server is not stopping. A newer one works for the release before it: while servers are replaced one after
     /// the other, those that are left are ready.
     pub async fn is_ready(&self) -> bool {
-        if self.draining.load(Ordering::Acquire) || self.store.ping().await.is_err() {
+        if self.is_draining() || self.store.ping().await.is_err() {
             return false;
         }
         matches!(self.store.schema().await, Ok(()) | Err(SchemaError::Newer))

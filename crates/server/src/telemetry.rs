@@ -16,7 +16,7 @@ use metrics::{
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
 use tollkey_verifier::Stats;
 use tracing_subscriber::{
-    EnvFilter, Layer as _, Registry, fmt, layer::SubscriberExt as _, util::SubscriberInitExt as _,
+    EnvFilter, Layer as _, Registry, filter::ParseError, fmt, layer::SubscriberExt as _, util::SubscriberInitExt as _,
 };
 
 use crate::config::{LogFormat, LogSettings};
@@ -84,7 +84,7 @@ pub enum TelemetryError {
 /// # Errors
 /// [`TelemetryError`] when the filter is no filter, or when called twice.
 pub fn init_logs(settings: &LogSettings) -> Result<(), TelemetryError> {
-    let filter = EnvFilter::try_new(&settings.filter)?;
+    let filter = filter(&settings.filter)?;
     let lines = fmt::layer().with_writer(io::stderr);
     let layer = match settings.format {
         LogFormat::Pretty => lines.with_ansi(io::stderr().is_terminal()).boxed(),
@@ -92,6 +92,25 @@ pub fn init_logs(settings: &LogSettings) -> Result<(), TelemetryError> {
     };
     Registry::default().with(layer).with(filter).try_init()?;
     Ok(())
+}
+
+/// Modules of libraries that log at `error` what any client can cause, as often as it likes: malformed requests. The server
+/// logs the end of such a connection at `debug` itself.
+const NOISY: [&str; 2] = ["actix_http::h1::dispatcher", "actix_http::h1::decoder"];
+
+/// Reads a filter, and turns off what clients can cause in libraries unless the filter has a directive of its own for that.
+fn filter(directives: &str) -> Result<EnvFilter, ParseError> {
+    let is_named = |target: &str| {
+        directives.split(',').any(|directive| {
+            let name = directive.trim().split(['=', '[']).next().unwrap_or_default();
+            name.starts_with("actix_http") && target.starts_with(name)
+        })
+    };
+    let mut filter = EnvFilter::try_new(directives)?;
+    for target in NOISY.into_iter().filter(|target| !is_named(target)) {
+        filter = filter.add_directive(format!("{target}=off").parse()?);
+    }
+    Ok(filter)
 }
 
 /// The metrics of this process, as Prometheus reads them.

@@ -70,6 +70,7 @@ mod watches;
 
 pub use clock::SystemClock;
 pub use follow::margin;
+pub use log_limit::LogLimit;
 pub use source::{
     Leave, News, Poll, PollError, PollId, PollIds, Primary, ServiceSnapshot, Snapshot, Source, SourceError,
     Unavailable, Upstream,

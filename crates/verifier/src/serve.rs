@@ -5,7 +5,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::time::timeout;
+use tokio::time::sleep;
 use tollkey_core::Digest;
 
 use crate::{
@@ -18,6 +18,9 @@ use crate::{
 
 /// How many changes one answer brings.
 const CHANGES: usize = 500;
+/// The longest a poll waits once polls are released. Without any wait, a subscriber that has no other replica would poll
+/// without a pause.
+const RELEASED_WAIT: Duration = Duration::from_millis(100);
 
 impl<S: Primary> Verifier<S> {
     /// Looks a key up for a subscriber: from the cache, or else from the source. No use of the key is counted; the
@@ -37,6 +40,12 @@ impl<S: Primary> Verifier<S> {
             }
             None => Ok(inner.fetch(digest, requester).await?.0),
         }
+    }
+
+    /// Lets the polls of subscribers return immediately, and those that arrive later after 100 ms at the latest: for a
+    /// server that stops soon, so that subscribers move to another one. Leases are granted as before.
+    pub fn release_polls(&self) {
+        self.0.releases_polls.send_replace(true);
     }
 
     /// The error for a subscriber whose ID another process uses as well. What is applied everywhere is reported anew: no
@@ -67,11 +76,16 @@ impl<S: Primary> Upstream for Verifier<S> {
             Ok(Acknowledged::Late) => return Ok(News::none(poll.position)),
             Err(shared) => return Err(self.shared_id(shared)),
         }
-        let wait = poll.wait.min(inner.lease / 3);
+        let (mut applied, mut released) = (inner.applied.subscribe(), inner.releases_polls.subscribe());
+        let is_released = *released.borrow();
+        let wait = poll.wait.min(if is_released { RELEASED_WAIT } else { inner.lease / 3 });
         if wait > Duration::ZERO {
-            let mut applied = inner.applied.subscribe();
-            // Whether it came or not, what there is by then is answered.
-            let _ = timeout(wait, applied.wait_for(|applied| *applied != poll.position)).await;
+            // Whether there is news or not, the response is what is known by then.
+            tokio::select! {
+                _ = applied.wait_for(|applied| *applied != poll.position) => {}
+                _ = released.wait_for(|released| *released && !is_released) => {}
+                () = sleep(wait) => {}
+            }
         }
         if inner.memory.is_stopped() {
             return Err(PollError::Rejected);

@@ -173,6 +173,8 @@ pub(crate) struct Inner<S> {
     pub(crate) applying: Mutex<()>,
     /// Up to where everything is applied, for subscribers that wait for news.
     pub(crate) applied: watch::Sender<Position>,
+    /// Whether polls of subscribers wait no longer.
+    pub(crate) releases_polls: watch::Sender<bool>,
     pub(crate) poked: Notify,
     pub(crate) counters: Counters,
     pub(crate) ledger: Ledger,
@@ -252,6 +254,7 @@ impl<S: Source> Verifier<S> {
             memory: Memory::new(&settings.cache(), applied, nanos(margin)),
             applying: Mutex::new(()),
             applied: watch::Sender::new(applied),
+            releases_polls: watch::Sender::new(false),
             poked: Notify::new(),
             counters: Counters::default(),
             ledger: Ledger::new(&settings.ledger()),

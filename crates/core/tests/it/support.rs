@@ -96,6 +96,7 @@ impl Request {
             path: self.path.as_deref().map(|path| RequestPath::new(path, &RouteBase::default())),
             merchant: self.merchant.as_deref(),
             client_ip: self.client_ip,
+            is_client_ip_unreadable: false,
         };
         decide(record, &need, now()).map(|grant| {
             assert_eq!(grant.record, record);

@@ -202,7 +202,10 @@ async fn the_address_is_the_one_a_trusted_proxy_tells_of() {
         ("6.6.6.6, 203.0.113.7", 200),
         ("203.0.113.7, 6.6.6.6", 403),
         ("203.0.113.7, 127.0.0.1", 200),
+        ("203.0.113.7:4711", 200),
+        ("\"203.0.113.7:4711\", \"[::1]:4711\"", 200),
         ("nonsense", 403),
+        ("203.0.113.7\u{a0}", 403),
     ] {
         let told = apps.ask("GET", "/any", &[("x-api-key", &key), ("x-forwarded-for", forwarded)]).await;
         assert_eq!(told.status, status, "{forwarded}");
@@ -211,6 +214,11 @@ async fn the_address_is_the_one_a_trusted_proxy_tells_of() {
         .ask("GET", "/any", &[("x-api-key", &key), ("x-forwarded-for", "203.0.113.7"), ("x-forwarded-for", "6.6.6.6")])
         .await;
     assert_eq!(told.status, 403);
+    let free = commerce(&keys, |_| {});
+    for (forwarded, status) in [("nonsense", 403), ("nonsense, 203.0.113.7", 200), ("127.0.0.1", 200)] {
+        let told = apps.ask("GET", "/any", &[("x-api-key", &free), ("x-forwarded-for", forwarded)]).await;
+        assert_eq!(told.status, status, "{forwarded}");
+    }
     let strict = keys.guard_with(Guard::builder().trusted_proxies(["10.0.0.0/8"])).await.expect("a guard");
     let apps = Apps::start(&strict);
     let told = apps.ask("GET", "/any", &[("x-api-key", &key), ("x-forwarded-for", "203.0.113.7")]).await;

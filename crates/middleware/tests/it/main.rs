@@ -13,3 +13,4 @@ mod layers;
 mod programs;
 mod raw;
 mod threads;
+mod warnings;

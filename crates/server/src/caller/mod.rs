@@ -30,7 +30,7 @@ use tollkey_core::{
     AccountId, AuditId, Denial, Family, Invalid, Mode, Need, Problem, ProblemCode, ServiceKeyId, Viewer,
     audit::{Action, Actor, ActorKind, Draft, Target},
     key_text::{Kind, without_scheme},
-    network::client_address,
+    network::{UnreadableHop, client_address},
 };
 use tollkey_store::Owner;
 use tollkey_verifier::{Known, RateStatus, Requester, Verdict};
@@ -73,21 +73,29 @@ fn state(request: &HttpRequest) -> Result<web::Data<State>, Refusal> {
         .ok_or_else(|| Problem::new(ProblemCode::InternalError, "The server is not set up.").into())
 }
 
-/// The address a gateway's request comes from: the last hop of `X-Forwarded-For` that is no trusted proxy. `None`
-/// when the gateway does not tell.
-pub fn forwarded_ip(request: &HttpRequest, state: &State) -> Option<IpAddr> {
+/// Returns the address that a request comes from: the last hop of `X-Forwarded-For`, or the peer behind it, that is not a
+/// trusted proxy. `None` when a trusted proxy does not tell.
+///
+/// # Errors
+/// [`UnreadableHop`] when a trusted proxy tells something that is not an IP address; it is logged.
+pub fn forwarded_ip(request: &HttpRequest, state: &State) -> Result<Option<IpAddr>, UnreadableHop> {
     let peer = request.peer_addr().map(|peer| peer.ip());
     let hops = || request.headers().get_all(FORWARDED_FOR).map(HeaderValue::as_bytes).collect();
-    client_address(peer, hops, &state.policy.trusted_proxies)
+    client_address(peer, hops, &state.policy.trusted_proxies).inspect_err(|UnreadableHop| {
+        if state.log_limits.unreadable_hop.allows(state.clock.elapsed()) {
+            tracing::warn!(
+                request_id = %request_id(request), peer = peer.map(tracing::field::display),
+                "a trusted proxy sends X-Forwarded-For with a hop that is not an IP address; the client address is unknown \
+                 and gateway routes deny the request"
+            );
+        }
+    })
 }
 
-/// The address a request to our own surfaces comes from: as for gateways, but what no proxy forwarded comes from
-/// the peer itself.
+/// Returns the address that a request to the server's own surfaces comes from, as [`forwarded_ip`] does; `None` also where
+/// that is an error.
 pub fn client_ip(request: &HttpRequest, state: &State) -> Option<IpAddr> {
-    if request.headers().contains_key(FORWARDED_FOR) {
-        return forwarded_ip(request, state);
-    }
-    request.peer_addr().map(|peer| peer.ip().to_canonical())
+    forwarded_ip(request, state).unwrap_or_default()
 }
 
 /// A credential that was found valid, and whose it is.

@@ -33,6 +33,14 @@ pub(super) const MAX_CONNECTIONS: Setting = Setting {
     help: "How many connections may be open; over it an idle one is closed first. When not set, the limit of open files \
            less 256, at most 10000",
 };
+pub(super) const DRAIN_SECONDS: Setting = Setting {
+    env: "TOLLKEY_DRAIN_SECONDS",
+    flag: Some("drain-seconds"),
+    form: Form::Number,
+    default: Some("0"),
+    help: "For how many seconds the server still accepts connections after SIGTERM or SIGINT while /readyz returns 503, so \
+           that load balancers stop sending requests; 0 to 300. A second signal ends the wait",
+};
 pub(super) const METRICS_LISTEN: Setting = Setting {
     env: "TOLLKEY_METRICS_LISTEN",
     flag: Some("metrics-listen"),
@@ -323,6 +331,7 @@ pub const SETTINGS: &[Setting] = &[
     MIGRATE,
     WORKERS,
     MAX_CONNECTIONS,
+    DRAIN_SECONDS,
     METRICS_LISTEN,
     TRUSTED_PROXIES,
     MERCHANT_HEADER,

@@ -51,6 +51,8 @@ pub struct Settings {
     pub max_connections: Option<usize>,
     /// How long a client may take nothing of a response before its connection is closed: [`WRITE_TIMEOUT`].
     pub write_timeout: Duration,
+    /// `TOLLKEY_DRAIN_SECONDS`.
+    pub drain: Duration,
     /// `TOLLKEY_METRICS_LISTEN`; `None` when metrics are off.
     pub metrics_listen: Option<SocketAddr>,
     /// `TOLLKEY_TRUSTED_PROXIES`; `None` when nobody is trusted.
@@ -209,6 +211,7 @@ impl Settings {
             },
             max_connections: sources.parse(&MAX_CONNECTIONS, |text| rules::number(text, 1, 1_000_000))?,
             write_timeout: WRITE_TIMEOUT,
+            drain: Duration::from_secs(required(&sources, &DRAIN_SECONDS, |text| rules::number(text, 0, 300))?),
             metrics_listen: sources.parse(&METRICS_LISTEN, rules::socket_address)?,
             trusted_proxies: required(&sources, &TRUSTED_PROXIES, rules::trusted_proxies)?,
             merchant_header: required(&sources, &MERCHANT_HEADER, rules::header_name)?,

@@ -27,6 +27,9 @@ pub async fn live() -> HttpResponse {
 )]
 #[get("/readyz")]
 pub async fn ready(state: web::Data<State>) -> Answer {
+    if state.is_draining() {
+        return Err(Problem { detail: "The server is stopping.".to_owned(), ..Problem::unavailable() }.into());
+    }
     if state.is_ready().await {
         Ok(HttpResponse::Ok().content_type("text/plain; charset=utf-8").body("ok"))
     } else {

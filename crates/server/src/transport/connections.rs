@@ -7,7 +7,7 @@ use std::{
     rc::Rc,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering},
     },
     task::Waker,
     time::{Duration, Instant},
@@ -15,7 +15,7 @@ use std::{
 
 use futures_util::task::AtomicWaker;
 use metrics::counter;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
 use crate::telemetry::CONNECTIONS_CLOSED;
 
@@ -39,7 +39,7 @@ const BUSY: u8 = 1;
 const BLOCKED: u8 = 2;
 /// Had a request since the clock's hand last passed.
 const RECENT: u8 = 4;
-/// The server stops: the connection is closed after its current response.
+/// The next response whose head is written says `Connection: close`, and ends the connection.
 const LAST_RESPONSE: u8 = 8;
 /// The connection ends when what the client already sent is answered. A request that arrives before the end is the last one.
 const CLOSING: u8 = 16;
@@ -47,6 +47,8 @@ const CLOSING: u8 = 16;
 const UNREAD_BODY: u8 = 32;
 /// The response is given up as well.
 const ABORTED: u8 = 64;
+/// The connection is closed when it has no request, whatever its last response said.
+const END_WHEN_IDLE: u8 = 128;
 
 /// What is known of one connection on every thread.
 #[derive(Default)]
@@ -86,11 +88,11 @@ impl Connection {
         closed
     }
 
-    /// Closes the connection after its current response, or now when it has no request.
-    fn drain(&self) {
+    /// Closes the connection after its current request, or now when it has none.
+    fn close_when_idle(&self) {
         // The closure always returns flags.
         let _ = self.flags.fetch_update(Ordering::AcqRel, Ordering::Acquire, |flags| {
-            Some(flags | LAST_RESPONSE | if flags & BUSY == 0 { CLOSING } else { 0 })
+            Some(flags | LAST_RESPONSE | END_WHEN_IDLE | if flags & BUSY == 0 { CLOSING } else { 0 })
         });
         self.task.wake();
     }
@@ -100,7 +102,7 @@ impl Connection {
         let _ = self.flags.fetch_update(Ordering::AcqRel, Ordering::Acquire, |flags| {
             let flags = flags | BUSY | RECENT;
             let closes = flags & (CLOSING | UNREAD_BODY | ABORTED) == CLOSING;
-            Some(if closes { flags & !CLOSING | LAST_RESPONSE } else { flags })
+            Some(if closes { flags & !CLOSING | LAST_RESPONSE | END_WHEN_IDLE } else { flags })
         });
     }
 }
@@ -132,7 +134,10 @@ pub struct Connections {
     permits: Arc<Semaphore>,
     waiting: AtomicUsize,
     pending_bytes: AtomicUsize,
-    draining: AtomicBool,
+    /// The flags that a new connection gets besides [`RECENT`]. Changed under the lock of `clock`.
+    initial_flags: AtomicU8,
+    /// Notified when a connection ends.
+    ended: Notify,
     clock: Mutex<Clock>,
     started: Instant,
 }
@@ -151,7 +156,8 @@ impl Connections {
             permits: Arc::new(Semaphore::new(limit.min(Semaphore::MAX_PERMITS))),
             waiting: AtomicUsize::new(0),
             pending_bytes: AtomicUsize::new(0),
-            draining: AtomicBool::new(false),
+            initial_flags: AtomicU8::new(RECENT),
+            ended: Notify::new(),
             clock: Mutex::default(),
             started: Instant::now(),
         })
@@ -170,12 +176,36 @@ impl Connections {
         self.pending_bytes.load(Ordering::Relaxed)
     }
 
-    /// Closes idle connections, and every other one after its current response. New ones are not admitted.
-    pub fn drain(&self) {
+    /// Ends every connection, also those that are admitted later, with the next response whose head is written: it says
+    /// `Connection: close`. Connections without a request stay open.
+    pub fn announce_close(&self) {
         let clock = self.clock();
-        self.draining.store(true, Ordering::Release);
+        self.initial_flags.fetch_or(LAST_RESPONSE, Ordering::AcqRel);
         for connection in clock.places.iter().flatten() {
-            connection.drain();
+            connection.flags.fetch_or(LAST_RESPONSE, Ordering::AcqRel);
+        }
+    }
+
+    /// Closes connections without a request, and every other one after its current request. A connection that is admitted
+    /// later has one request.
+    pub fn close_all(&self) {
+        let clock = self.clock();
+        self.initial_flags.fetch_or(LAST_RESPONSE | END_WHEN_IDLE, Ordering::AcqRel);
+        for connection in clock.places.iter().flatten() {
+            connection.close_when_idle();
+        }
+    }
+
+    /// Waits until no connection is open.
+    pub async fn all_closed(&self) {
+        loop {
+            let mut ended = pin!(self.ended.notified());
+            // Before the count is read, so that no connection ends unnoticed between the two.
+            ended.as_mut().enable();
+            if self.open() == 0 {
+                return;
+            }
+            ended.await;
         }
     }
 
@@ -189,11 +219,9 @@ impl Connections {
                 None
             })?,
         };
-        let connection = Arc::new(Connection { flags: AtomicU8::new(RECENT), ..Connection::default() });
         let mut clock = self.clock();
-        if self.draining.load(Ordering::Acquire) {
-            return None;
-        }
+        let flags = AtomicU8::new(self.initial_flags.load(Ordering::Acquire));
+        let connection = Arc::new(Connection { flags, ..Connection::default() });
         let place = clock.free.pop().unwrap_or_else(|| {
             clock.places.push(None);
             clock.places.len() - 1
@@ -318,7 +346,7 @@ impl Peer {
         self.connection.has(ABORTED)
     }
 
-    /// Whether the connection ends after its current response.
+    /// Whether the next response whose head is written ends the connection.
     pub(super) fn is_last_response(&self) -> bool {
         self.connection.has(LAST_RESPONSE)
     }
@@ -423,6 +451,8 @@ impl Drop for Peer {
         let mut clock = self.connections.clock();
         clock.places[self.place] = None;
         clock.free.push(self.place);
+        drop(clock);
+        self.connections.ended.notify_waiters();
     }
 }
 
@@ -443,7 +473,7 @@ impl InFlight {
 impl Drop for InFlight {
     fn drop(&mut self) {
         let flags = self.0.connection.flags.fetch_and(!BUSY, Ordering::AcqRel);
-        if flags & LAST_RESPONSE != 0 {
+        if flags & END_WHEN_IDLE != 0 {
             self.0.connection.end(CLOSING);
         }
         let reading = &self.0.reading;

@@ -2,17 +2,19 @@
 //!
 //! | module | what it bounds |
 //! |---|---|
+//! | [`Server`] | accepts connections and passes them to workers; stops without a reset where the kernel allows that |
 //! | `stream` | how long a client may take nothing of a response, over TCP and Unix sockets alike |
 //! | [`Connections`] | how many connections are open, and how many bytes of responses wait for clients |
 //! | `exchange` | a body that no handler reads; `Expect: 100-continue`; how much of a response is copied at a time |
 //! | [`open_files`] | the limit of open files |
 //!
-//! actix-web's own `HttpServer` has a place for none of these, so [`serve`] builds the server from the same parts. The limits
-//! and their reasons are in `docs/operations.md` and `docs/security.md`.
+//! actix-web's own `HttpServer` has a place for none of these, so [`Server`] is made of the same parts. The limits and their
+//! reasons are in `docs/operations.md` and `docs/security.md`.
 
 mod connections;
 mod exchange;
 pub mod open_files;
+mod server;
 mod stream;
 #[cfg(test)]
 mod tests;
@@ -23,22 +25,23 @@ use std::{
     net::{SocketAddr, TcpListener},
     os::fd::AsFd,
     rc::Rc,
-    sync::Arc,
     time::Duration,
 };
 
 use actix_http::{HttpService, Protocol, Request, Response, body::BodySize, error::DispatchError};
-use actix_server::Server;
-use actix_service::{IntoServiceFactory, ServiceFactory, ServiceFactoryExt as _, fn_factory, fn_service};
+use actix_service::{
+    IntoServiceFactory, ServiceFactory,
+    boxed::{self, BoxServiceFactory},
+    fn_factory, fn_service,
+};
 use actix_web::{
     HttpRequest,
     body::MessageBody,
     dev::{AppConfig, ServiceResponse},
 };
 use rustix::net::{self, AddressFamily, SocketFlags, SocketType, ipproto, sockopt};
-use tokio::net::TcpStream;
 
-pub use self::{connections::Connections, exchange::SharedBody};
+pub use self::{connections::Connections, exchange::SharedBody, server::Server};
 use self::{connections::Peer, stream::Stream};
 
 /// How many connections the kernel keeps that the server has not accepted yet.
@@ -58,8 +61,6 @@ pub struct Options {
     pub workers: usize,
     /// How long a client may take nothing of a response before its connection is closed.
     pub write_timeout: Duration,
-    /// How many seconds requests in flight have once the server stops.
-    pub drain_seconds: u64,
 }
 
 /// Binds a socket and listens on it.
@@ -78,59 +79,11 @@ pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     Ok(socket.into())
 }
 
-/// Serves an application on a listener. To stop it in good order, drain the connections first.
-///
-/// # Errors
-/// When the listener cannot be used.
-pub fn serve<F, I, S, B>(
-    listener: TcpListener,
-    connections: &Arc<Connections>,
-    options: &Options,
-    application: F,
-) -> io::Result<Server>
-where
-    F: Fn() -> I + Send + Clone + 'static,
-    I: IntoServiceFactory<S, Request>,
-    S: ServiceFactory<Request, Config = AppConfig, Response = ServiceResponse<B>, Error = actix_web::Error> + 'static,
-    S::InitError: fmt::Debug,
-    B: MessageBody + Unpin + 'static,
-{
-    let (connections, write_timeout) = (Arc::clone(connections), options.write_timeout);
-    let builder = Server::build()
-        .workers(options.workers)
-        // The limit is kept here, over all workers and with regard to who is idle.
-        .max_concurrent_connections(usize::MAX)
-        .shutdown_timeout(options.drain_seconds)
-        .disable_signals()
-        .listen("tollkey", listener, move || {
-            let connections = Arc::clone(&connections);
-            let admit = fn_service(move |io: TcpStream| {
-                let connections = Arc::clone(&connections);
-                async move {
-                    let address = io.peer_addr().ok();
-                    // Otherwise the last part of a response of more than one segment waits for an acknowledgment that the
-                    // client delays: 40 ms or more.
-                    let _ = io.set_nodelay(true);
-                    let refused = || DispatchError::Io(io::ErrorKind::ConnectionRefused.into());
-                    let peer = connections.admit().await.ok_or_else(refused)?;
-                    Ok((Stream::new(io, peer, write_timeout), Protocol::Http1, address))
-                }
-            });
-            admit.and_then(http(application()))
-        })?;
-    Ok(builder.run())
-}
+/// What a client connects with: its stream, HTTP/1.1, and its address.
+type Accepted<T> = (Stream<T>, Protocol, Option<SocketAddr>);
 
-/// HTTP/1.1 over streams of any kind.
-fn http<I, S, B, T>(
-    application: I,
-) -> impl ServiceFactory<
-    (Stream<T>, Protocol, Option<SocketAddr>),
-    Config = (),
-    Response = (),
-    Error = DispatchError,
-    InitError = (),
->
+/// HTTP/1.1 over streams of any kind. Boxed, because its type cannot be named.
+fn http<I, S, B, T>(application: I) -> BoxServiceFactory<(), Accepted<T>, (), DispatchError, ()>
 where
     I: IntoServiceFactory<S, Request>,
     S: ServiceFactory<Request, Config = AppConfig, Response = ServiceResponse<B>, Error = actix_web::Error> + 'static,
@@ -142,7 +95,7 @@ where
     // The two services of actix-http share one application: a request goes from the first to the second.
     let shared: Rc<OnceCell<Rc<S::Service>>> = Rc::default();
     let expectations = Rc::clone(&shared);
-    HttpService::build()
+    let service = HttpService::build()
         .keep_alive(KEEP_ALIVE)
         .client_request_timeout(HEAD_TIMEOUT)
         // Zero: `Stream` lingers by itself, and bounds the bytes as well.
@@ -172,7 +125,8 @@ where
                 let _ = shared.set(Rc::clone(&app));
                 Ok::<_, ()>(fn_service::<_, _, _, _, _, ()>(move |request| exchange::answer(Rc::clone(&app), request)))
             }
-        }))
+        }));
+    boxed::factory(service)
 }
 
 /// Whether a response of this size may be kept for its client, so that what slow clients hold has an end.

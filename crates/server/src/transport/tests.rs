@@ -107,11 +107,38 @@ async fn connection_over_the_limit_is_closed_when_none_is_idle() {
 async fn request_on_a_closing_connection_is_its_last_one() {
     let connections = Connections::new(1);
     let peer = admit(&connections).await;
-    connections.drain();
+    connections.close_all();
     assert!(peer.is_closing(), "it is idle");
     let request = InFlight::new(Rc::clone(&peer));
     assert!(!peer.is_closing() && peer.is_last_response(), "the request is served");
     drop(request);
+    assert!(peer.is_closing());
+}
+
+#[tokio::test]
+async fn announced_close_leaves_idle_connections_open() {
+    let connections = Connections::new(2);
+    let before = admit(&connections).await;
+    connections.announce_close();
+    let after = admit(&connections).await;
+    for peer in [&before, &after] {
+        assert!(!peer.is_closing() && peer.is_last_response());
+        drop(InFlight::new(Rc::clone(peer)));
+        assert!(!peer.is_closing(), "the head of its response may have been written before");
+    }
+    connections.close_all();
+    assert!(before.is_closing() && after.is_closing());
+    drop((before, after));
+    timeout(PATIENCE, connections.all_closed()).await.expect("none is open");
+}
+
+#[tokio::test]
+async fn connection_admitted_at_the_end_has_one_request() {
+    let connections = Connections::new(1);
+    connections.close_all();
+    let peer = admit(&connections).await;
+    assert!(!peer.is_closing(), "its request may still come");
+    drop(InFlight::new(Rc::clone(&peer)));
     assert!(peer.is_closing());
 }
 
@@ -122,7 +149,7 @@ async fn closing_connection_reads_what_was_sent_first() {
     let peer = admit(&connections).await;
     let mut stream = Stream::new(server, Rc::clone(&peer), WRITE_TIMEOUT);
     client.write_all(b"head").await.unwrap();
-    connections.drain();
+    connections.close_all();
     let mut buffer = [0; 16];
     assert_eq!(stream.read(&mut buffer).await.unwrap(), 4);
     assert!(poll!(pin!(stream.read(&mut buffer))).is_pending(), "what was read is decoded first");

@@ -8,10 +8,13 @@ use tollkey_core::KeyId;
 
 use crate::{
     storlaunch::{envelope, made, make, refusal, rules, wanted},
-    support::{App, Call, Key, Reply, each_backend, eventually},
+    support::{App, Call, Key, Reply, each_backend, each_backend_with, eventually},
 };
 
 const KEYS: &str = "/v1/account/api-keys";
+
+/// Clients connect themselves: the address of a client is that of the connection.
+const DIRECT: &[(&str, &str)] = &[("TOLLKEY_TRUSTED_PROXIES", "none")];
 
 /// From these networks, until then, that often: everything a maker can be limited by.
 fn limits(app: &App) -> Value {
@@ -45,7 +48,7 @@ async fn rows(app: &App) -> Vec<Value> {
 
 #[actix_web::test]
 async fn what_is_left_out_or_null_is_taken_from_the_maker() {
-    each_backend(async |app: &App| {
+    each_backend_with(DIRECT, async |app: &App| {
         let maker = limited(app).await;
         for access in ["secret", "publishable"] {
             for environment in ["live", "test"] {
@@ -83,7 +86,7 @@ async fn what_is_left_out_or_null_is_taken_from_the_maker() {
 
 #[actix_web::test]
 async fn what_lies_beyond_the_maker_is_refused_and_what_lies_within_is_given() {
-    each_backend(async |app: &App| {
+    each_backend_with(DIRECT, async |app: &App| {
         let maker = limited(app).await;
         let end = |seconds: i64| json!(app.in_seconds(seconds));
         let limit = |limit: u32, window: u32| json!({"limit": limit, "windowSeconds": window});
@@ -170,7 +173,7 @@ async fn a_maker_without_limits_gives_any_and_a_management_token_too() {
 
 #[actix_web::test]
 async fn the_log_says_which_key_made_a_key() {
-    each_backend(async |app: &App| {
+    each_backend_with(DIRECT, async |app: &App| {
         let maker = limited(app).await;
         let child = make(app, &maker.text, wanted("live", "secret")).await;
         let log = app.get("/audit-log?action=api_key.created").bearer(&app.merchant("acme")).await.json();
@@ -303,7 +306,7 @@ async fn generations_revoked_at_once_are_all_gone_and_each_once() {
 /// A key's request is judged when its head is there; what it makes is judged again when it is made.
 #[actix_web::test]
 async fn a_key_that_ends_while_its_request_is_running_makes_nothing() {
-    each_backend(async |app: &App| {
+    each_backend_with(DIRECT, async |app: &App| {
         let token = app.merchant("acme");
         for ending in ["revoked", "suspended", "expired"] {
             let maker = limited(app).await;
@@ -341,7 +344,7 @@ async fn a_key_that_ends_while_its_request_is_running_makes_nothing() {
 /// With an Idempotency-Key, too: neither a first answer nor a kept one goes to a key that has ended.
 #[actix_web::test]
 async fn a_key_that_has_ended_is_given_no_kept_answer() {
-    each_backend(async |app: &App| {
+    each_backend_with(DIRECT, async |app: &App| {
         let maker = limited(app).await;
         let create = || {
             app.post(KEYS, wanted("live", "secret")).bearer(&maker.text).header("idempotency-key", "0123456789abcdef")

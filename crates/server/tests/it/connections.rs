@@ -27,9 +27,9 @@ use tollkey_verifier::testing::ManualClock;
 use crate::support::{App, Call, each_backend, settings};
 
 /// Long enough for everything here on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(20);
+pub const PATIENCE: Duration = Duration::from_secs(20);
 const BUNDLE: &str = "GET /docs/swagger-ui-bundle.js HTTP/1.1\r\nhost: x\r\n\r\n";
-const LIVEZ: &str = "GET /livez HTTP/1.1\r\nhost: x\r\n\r\n";
+pub const LIVEZ: &str = "GET /livez HTTP/1.1\r\nhost: x\r\n\r\n";
 
 /// A server with other limits than usual.
 async fn start(settings: &Settings) -> Running {
@@ -38,7 +38,7 @@ async fn start(settings: &Settings) -> Running {
     server::start(settings, opened.state, None).expect("the server starts")
 }
 
-async fn connect(address: SocketAddr) -> TcpStream {
+pub async fn connect(address: SocketAddr) -> TcpStream {
     TcpStream::connect(address).await.expect("a connection")
 }
 
@@ -49,7 +49,7 @@ async fn connect_narrow(address: SocketAddr) -> TcpStream {
     socket.connect(address).await.expect("a connection")
 }
 
-async fn send(stream: &mut TcpStream, text: impl AsRef<[u8]>) {
+pub async fn send(stream: &mut TcpStream, text: impl AsRef<[u8]>) {
     timeout(PATIENCE, stream.write_all(text.as_ref())).await.expect("the server reads").expect("the server reads");
 }
 
@@ -67,7 +67,7 @@ async fn read_head(stream: &mut TcpStream) -> io::Result<String> {
 }
 
 /// The next response: its head and its body.
-async fn read_response(stream: &mut TcpStream) -> io::Result<(String, String)> {
+pub async fn read_response(stream: &mut TcpStream) -> io::Result<(String, String)> {
     let head = read_head(stream).await?;
     let length = head.lines().find_map(|line| line.strip_prefix("content-length: ")?.parse().ok()).unwrap_or(0);
     let mut body = vec![0; length];
@@ -76,7 +76,7 @@ async fn read_response(stream: &mut TcpStream) -> io::Result<(String, String)> {
 }
 
 /// Whether the server closes this connection before long.
-async fn is_closed(stream: &mut TcpStream) -> bool {
+pub async fn is_closed(stream: &mut TcpStream) -> bool {
     timeout(PATIENCE, stream.read(&mut [0])).await.is_ok_and(|read| matches!(read, Ok(0) | Err(_)))
 }
 

@@ -771,7 +771,7 @@ async fn a_key_is_made_its_secret_shown_once_and_revoked() {
         let entries = app.get("/audit-log").bearer(&app.merchant("acme")).await.json();
         assert_eq!(entries[0]["action"], "api_key.revoked");
         assert_eq!(entries[0]["actor"], json!({"type": "merchant", "id": "user_1"}));
-        assert_eq!(entries[0]["ip"], "127.0.0.1");
+        assert_eq!(entries[0]["ip"], serde_json::Value::Null, "loopback is a trusted proxy, which tells nothing");
     })
     .await;
 }

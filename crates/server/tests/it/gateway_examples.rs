@@ -62,7 +62,7 @@ const SOME_ID: &str = "01a1fdf4-8ded-771c-a1fe-14ac36e62ac1";
 const CREDENTIALS: [&str; 3] = ["authorization", "x-api-key", "x-commerce-api-key"];
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Gateway {
+pub enum Gateway {
     Nginx,
     Haproxy,
     Caddy,
@@ -80,7 +80,7 @@ impl Gateway {
     }
 
     /// Where it is installed: in the path, or where Debian has it, which is in root's path only.
-    fn program(self) -> Option<PathBuf> {
+    pub fn program(self) -> Option<PathBuf> {
         let directories = env::var_os("PATH").unwrap_or_default();
         let directories = env::split_paths(&directories).chain([PathBuf::from("/usr/sbin")]);
         directories.map(|directory| directory.join(self.name())).find(|program| program.is_file())
@@ -160,8 +160,8 @@ impl Gateway {
 }
 
 /// A running gateway. Killed when dropped.
-struct Running {
-    address: SocketAddr,
+pub struct Running {
+    pub address: SocketAddr,
     process: Child,
     directory: TempDir,
 }
@@ -177,7 +177,7 @@ impl Running {
     }
 
     /// Starts one that has been configured.
-    async fn launch(
+    pub async fn launch(
         gateway: Gateway,
         program: &Path,
         address: SocketAddr,
@@ -201,14 +201,14 @@ impl Running {
         running
     }
 
-    fn log(&self) -> String {
+    pub fn log(&self) -> String {
         let bytes = fs::read(self.directory.path().join("log")).expect("what it wrote");
         String::from_utf8_lossy(&bytes).into_owned()
     }
 }
 
 /// An address where nobody listens.
-fn free(host: &str) -> SocketAddr {
+pub fn free(host: &str) -> SocketAddr {
     TcpListener::bind((host, 0)).and_then(|listener| listener.local_addr()).expect("a port")
 }
 

@@ -466,6 +466,34 @@ async fn the_merchant_is_what_the_gateway_says_and_a_repeated_header_denies() {
     .await;
 }
 
+#[actix_web::test]
+async fn unreadable_hop_denies_every_key() {
+    each_backend_with(&[("TOLLKEY_TRUSTED_PROXIES", "127.0.0.0/8,10.0.0.0/8")], async |app: &App| {
+        let key = commerce_key(app, scoped(None, None)).await;
+        let unknown = app.mint(Family::Commerce, Mode::Live);
+        for dialect in DIALECTS {
+            for hop in
+                [&b"unknown"[..], b"203.0.113.9, _hidden", b"203.0.113.9,", b"203.0.113.9\xa0", b"203.0.113.9\xc2\xa0"]
+            {
+                let ask = |key: &str| dialect.ask(app, "", "GET", "/x").bearer(key).header("x-forwarded-for", hop);
+                assert_eq!(outcome(&ask(&key).await), denied(403, "ip_not_allowed"), "{dialect:?} {hop:?}");
+                assert_eq!(
+                    outcome(&ask(unknown.expose()).await),
+                    denied(401, "invalid_api_key"),
+                    "credentials come first"
+                );
+            }
+            for hops in [&[][..], &[""], &["10.0.0.7"], &["unknown, 198.51.100.1"]] {
+                assert_eq!(from(app, &key, dialect, hops).await, ALLOWED, "{dialect:?} {hops:?}");
+            }
+        }
+        // On the other surfaces the address is unknown.
+        let reply = app.get("/whoami").bearer(&key).header("x-forwarded-for", "unknown").await;
+        assert_eq!(reply.status, 200, "{reply}");
+    })
+    .await;
+}
+
 /// A key that works from 203.0.113.0/24 only, asked about with these values of `X-Forwarded-For`.
 async fn from(app: &App, key: &str, dialect: Dialect, hops: &[&str]) -> (u16, String) {
     let call = dialect.ask(app, "", "GET", "/x").bearer(key);
@@ -486,6 +514,9 @@ async fn the_client_is_the_rightmost_hop_that_is_no_trusted_proxy() {
                 (&["203.0.113.9, 10.0.0.7, 127.0.0.2"], &ALLOWED),
                 (&["198.51.100.1", "203.0.113.9 ,10.0.0.7"], &ALLOWED),
                 (&["::ffff:203.0.113.9"], &ALLOWED),
+                (&["203.0.113.9:4711"], &ALLOWED),
+                (&["\"203.0.113.9:4711\""], &ALLOWED),
+                (&["\t203.0.113.9 , \"[::ffff:10.0.0.7]:4711\" "], &ALLOWED),
                 (&["nonsense, 203.0.113.9"], &ALLOWED), // left of it anybody can write anything
                 // What a client writes itself stands left of what the proxy adds.
                 (&["203.0.113.9, 198.51.100.1"], &refused),
@@ -497,7 +528,8 @@ async fn the_client_is_the_rightmost_hop_that_is_no_trusted_proxy() {
                 (&["10.0.0.7"], &refused),
                 (&["203.0.113.9, nonsense"], &refused),
                 (&["203.0.113.9, unknown, 10.0.0.7"], &refused),
-                (&["203.0.113.9:4711"], &refused),
+                (&["203.0.113.9:"], &refused),
+                (&["203.0.113.9\u{a0}"], &refused),
                 (&["203.0.113.9,"], &refused),
             ] {
                 assert_eq!(from(app, &key, dialect, hops).await, *expected, "{dialect:?} {hops:?}");

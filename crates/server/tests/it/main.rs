@@ -29,6 +29,7 @@ mod hellgate;
 mod idempotency;
 mod input;
 mod lineage_attack;
+mod logs;
 #[cfg(target_os = "linux")] // the memory of a process is read from /proc
 mod memory;
 mod openapi;
@@ -40,10 +41,13 @@ mod processes;
 mod rate_limits;
 mod readme;
 mod replicas;
+#[cfg(target_os = "linux")] // every address of 127.0.0.0/8 is its own
+mod rolling_restart;
 mod rotation;
 mod sign_in;
 mod silence;
 mod silent_connections;
+mod stopping;
 mod storlaunch;
 mod support;
 mod sync;

@@ -513,8 +513,8 @@ async fn a_gateway_is_believed_about_the_rightmost_hop_that_is_no_trusted_proxy(
             (&[""], false),
             (&["203.0.113.9, "], false),
             (&["203.0.113.9, unknown"], false),
-            (&["203.0.113.9, 10.1.2.3:443"], false),
-            (&["203.0.113.9:443"], false),
+            (&["203.0.113.9, 10.1.2.3:443"], true),
+            (&["203.0.113.9:443"], true),
             (&["10.1.2.3, 127.0.0.1"], false),
         ] {
             let expected = if allowed { (200, String::new()) } else { (403, "ip_not_allowed".to_owned()) };

@@ -84,10 +84,13 @@ async fn routes_merchants_and_scopes_do_not_matter_but_everything_else_does() {
         let here = insert(Grants { allowed_ips: IpList::parse(["127.0.0.0/8"]).ok(), ..bound.clone() }).await;
         let there = insert(Grants { allowed_ips: IpList::parse(["203.0.113.0/24"]).ok(), ..bound.clone() }).await;
         for (key, hops, status) in [
-            (&here, None, 200),
+            // Loopback is a trusted proxy: what it does not tell is unknown.
+            (&here, None, 403),
+            (&here, Some("127.0.0.1"), 403),
             (&here, Some("203.0.113.9"), 403),
             (&there, None, 403),
             (&there, Some("203.0.113.9"), 200),
+            (&there, Some("\"203.0.113.9:4711\""), 200),
             (&there, Some("203.0.113.9, 198.51.100.1"), 403),
             (&there, Some("nonsense"), 403),
         ] {

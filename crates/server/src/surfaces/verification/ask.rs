@@ -134,6 +134,7 @@ fn needed<'a>(
         path: path?.map(|path| RequestPath::new(path, &state.policy.route_base)),
         merchant: merchant?,
         client_ip: client_ip?,
+        is_client_ip_unreadable: false,
     };
     Some((request.key.expose(), need))
 }

@@ -20,8 +20,8 @@ use tollkey_core::{
 use utoipa_actix_web::OpenApiFactory;
 
 use crate::{
-    caller::{forwarded_ip, judge_presented, look_at_presented},
-    edge::{Answer, GATEWAY_PREFIX},
+    caller::{forwarded_ip, judge_presented, look_at_presented, request_id},
+    edge::{Answer, GATEWAY_PREFIX, is_like_credential},
     state::State,
 };
 
@@ -51,9 +51,8 @@ impl Requirement {
         for (name, value) in pairs {
             let value = value.as_ref();
             match name.as_ref() {
-                // Said without the value: an operator may have passed on what a client sent.
                 "scope" => {
-                    let scope = state.catalogue.parse(value).map_err(|_| Invalid::new("it names an unknown scope"))?;
+                    let scope = state.catalogue.parse(value).map_err(|_| unknown_scope(value))?;
                     requirement.scopes = requirement.scopes.union(state.catalogue.needed([scope.as_str()])?);
                     requirement.names.push(scope);
                 }
@@ -82,6 +81,20 @@ impl Requirement {
     }
 }
 
+/// The rule that an unknown scope breaks. It names the scope only where that can be nothing else: an operator may have passed
+/// on what a client sent.
+fn unknown_scope(scope: &str) -> Invalid {
+    let is_scope = (1..=64).contains(&scope.len())
+        && scope
+            .bytes()
+            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'_' | b'.' | b':' | b'-'));
+    if is_scope && !is_like_credential(scope) {
+        Invalid::new(format!("scope {scope:?} is unknown"))
+    } else {
+        Invalid::new("it names an unknown scope")
+    }
+}
+
 /// The request a gateway asks about.
 struct Asked<'a> {
     method: Option<&'a str>,
@@ -92,13 +105,21 @@ struct Asked<'a> {
 /// The one answer of all dialects.
 async fn answer(request: &HttpRequest, state: &State, asked: Asked<'_>) -> Answer {
     let merchant = merchant(request, &state.policy.merchant_header);
+    let client_ip = forwarded_ip(request, state);
+    let is_client_ip_unreadable = client_ip.is_err();
+    let client_ip = client_ip.unwrap_or_default();
     let requirement = match asked.requirement {
         Ok(requirement) => requirement,
         Err(rule) => {
             // Credentials are judged first, so that a mistake in the configuration tells a stranger nothing.
-            let identity = Need { identity_only: true, client_ip: forwarded_ip(request, state), ..Need::default() };
+            let identity = Need { identity_only: true, client_ip, is_client_ip_unreadable, ..Need::default() };
             look_at_presented(request, state, &identity).await?;
-            tracing::warn!(%rule, "a gateway requires something that cannot be read; its requests are denied");
+            if state.log_limits.gateway_requirement.allows(state.clock.elapsed()) {
+                tracing::warn!(
+                    request_id = %request_id(request), %rule,
+                    "a gateway requires something that cannot be read; its requests are denied"
+                );
+            }
             let detail = "The gateway requires something unknown; its operator's log says what.";
             return Err(Problem::new(ProblemCode::InvalidRequirement, detail).into());
         }
@@ -111,7 +132,8 @@ async fn answer(request: &HttpRequest, state: &State, asked: Asked<'_>) -> Answe
         method: asked.method,
         path: asked.uri.map(|uri| RequestPath::new(uri, &state.policy.route_base)),
         merchant: merchant.as_deref(),
-        client_ip: forwarded_ip(request, state),
+        client_ip,
+        is_client_ip_unreadable,
     };
     let record = judge_presented(request, state, &need).await.map_err(|mut problem| {
         if problem.code == ProblemCode::Denied(Denial::InsufficientScope) {

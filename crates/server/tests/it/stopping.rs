@@ -1,0 +1,274 @@
+//! What clients and subscribers see of a server that stops.
+
+use std::{
+    io,
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use serde_json::json;
+use tokio::{
+    net::{TcpListener, TcpStream},
+    time::{sleep, timeout},
+};
+use tollkey_core::VerifierId;
+use tollkey_store::testing::backends;
+use tollkey_verifier::{Settings, SystemClock, Verifier, http::HttpSource};
+
+use crate::{
+    binary::{Server, Tollkey, merchant},
+    connections::{LIVEZ, PATIENCE, connect, is_closed, read_response, send},
+    support::{App, Call, each_backend_with, eventually, source},
+};
+
+const METRICS: &[(&str, &str)] = &[("TOLLKEY_METRICS_LISTEN", "127.0.0.1:0")];
+
+/// The status of the response to a request without a body, which ends its connection.
+async fn last_response(stream: &mut TcpStream, request: &str) -> u16 {
+    send(stream, request).await;
+    let (head, body) = read_response(stream).await.expect("a response");
+    assert!(head.contains("connection: close"), "{head}{body}");
+    assert!(is_closed(stream).await);
+    head.split(' ').nth(1).and_then(|status| status.parse().ok()).expect("a status")
+}
+
+#[actix_web::test]
+async fn draining_server_responds_and_ends_each_connection() {
+    each_backend_with(METRICS, async |app: &App| {
+        let running = app.running();
+        let listeners = [running.address(), running.metrics_address().expect("a metrics listener")];
+        let mut kept = Vec::new();
+        for address in listeners {
+            let mut stream = connect(address).await;
+            send(&mut stream, LIVEZ).await;
+            let (head, _) = read_response(&mut stream).await.expect("a response");
+            assert!(!head.contains("connection: close"), "{head}");
+            kept.push(stream);
+        }
+        running.begin_drain();
+        for (address, mut stream) in listeners.into_iter().zip(kept) {
+            assert_eq!(last_response(&mut stream, LIVEZ).await, 200, "an open connection has one more request");
+            for (path, status) in [("/readyz", 503), ("/livez", 200), ("/nothing", 404)] {
+                let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\n\r\n");
+                assert_eq!(last_response(&mut connect(address).await, &request).await, status, "{path}");
+            }
+            let reply = Call::new(address, "GET", "/readyz").await;
+            assert_eq!((reply.code().as_str(), reply.status), ("unavailable", 503));
+            assert_eq!(reply.json()["detail"], "The server is stopping.");
+        }
+        let token = app.merchant("acme");
+        let created = app.post("/applications", json!({"name": "During the drain"})).bearer(&token).await;
+        assert_eq!(created.status, 201, "{created}");
+    })
+    .await;
+}
+
+#[actix_web::test]
+async fn draining_server_keeps_its_lease() {
+    each_backend_with(&[], async |app: &App| {
+        let stats = || app.running().state().verifier.stats();
+        eventually("a lease", async || !stats().lease_left.is_zero()).await;
+        app.running().begin_drain();
+        let key = app.insert_key("acme", tollkey_core::Family::Commerce, tollkey_core::Mode::Live).await;
+        assert_eq!(app.code(&key).await, "valid");
+        let hits = stats().hits;
+        assert_eq!(app.code(&key).await, "valid");
+        assert!(stats().hits > hits, "keys are verified from the cache");
+    })
+    .await;
+}
+
+/// Waits until a server refuses connections.
+async fn refused(address: SocketAddr) {
+    eventually("connections are refused", async || TcpStream::connect(address).await.is_err()).await;
+}
+
+/// The beginning of a request that creates an application, and the rest of it.
+fn halves(name: &str) -> (String, String) {
+    let (token, body) = (merchant("acme"), json!({"name": name}).to_string());
+    let head = format!(
+        "POST /api/v1/applications HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {token}\r\ncontent-type: application/json\r\n\
+         content-length: {}\r\n\r\n",
+        body.len()
+    );
+    (format!("{head}{}", &body[..2]), body[2..].to_owned())
+}
+
+#[actix_web::test]
+async fn request_in_flight_at_the_stop_is_answered() {
+    for database in backends() {
+        for drain in ["0", "1"] {
+            let server = Tollkey::on(&database).with("TOLLKEY_DRAIN_SECONDS", drain).serve().await;
+            let mut busy = connect(server.address).await;
+            send(&mut busy, LIVEZ).await;
+            read_response(&mut busy).await.expect("a response");
+            let (first, rest) = halves(&format!("In flight, drain {drain}"));
+            send(&mut busy, first).await;
+            server.signal("TERM").await;
+            refused(server.address).await;
+            send(&mut busy, rest).await;
+            let (head, body) = read_response(&mut busy).await.expect("a response");
+            assert!(head.starts_with("http/1.1 201") && head.contains("connection: close"), "{head}{body}");
+            assert!(is_closed(&mut busy).await);
+            let finished = server.ended().await;
+            assert_eq!(finished.code, Some(0), "{finished}");
+        }
+    }
+}
+
+/// Stops every thread of a server for the time of `during`.
+#[cfg(target_os = "linux")]
+async fn paused(server: &Server, during: impl Future<Output = ()>) {
+    server.signal("STOP").await;
+    eventually("each thread has stopped", async || server.pid().is_stopped()).await;
+    during.await;
+    server.signal("CONT").await;
+}
+
+#[cfg(target_os = "linux")]
+#[actix_web::test]
+async fn connections_queued_at_the_stop_are_answered() {
+    for database in backends() {
+        let server = Tollkey::on(&database).serve().await;
+        let mut queued = Vec::new();
+        // The kernel accepts connections and requests for a server that does not run.
+        paused(&server, async {
+            for _ in 0..100 {
+                let mut stream = connect(server.address).await;
+                send(&mut stream, LIVEZ).await;
+                queued.push(stream);
+            }
+            server.signal("TERM").await;
+        })
+        .await;
+        for stream in &mut queued {
+            let (head, body) = read_response(stream).await.expect("a response");
+            assert!(head.starts_with("http/1.1 200"), "{head}{body}");
+            // Announced, unless the response was written before the server looked at the signal.
+            assert!(is_closed(stream).await);
+        }
+        let finished = server.ended().await;
+        assert_eq!(finished.code, Some(0), "{finished}");
+    }
+}
+
+#[actix_web::test]
+async fn second_signal_ends_the_drain() {
+    for (first, second) in [("TERM", "INT"), ("INT", "TERM")] {
+        let server = Tollkey::development().with("TOLLKEY_DRAIN_SECONDS", "300").serve().await;
+        server.signal(first).await;
+        eventually("the server drains", async || server.get("/readyz").await.status == 503).await;
+        assert_eq!(server.get("/livez").await.status, 200);
+        server.signal(second).await;
+        let finished = server.ended().await;
+        assert_eq!(finished.code, Some(0), "{finished}");
+        assert!(finished.stderr.contains("a second signal ends the drain"), "{finished}");
+    }
+}
+
+/// A server on each backend whose leases are so long that a poll waits for 20 s.
+async fn each_backend_with_long_leases(test: impl AsyncFn(&App)) {
+    for database in backends() {
+        let _migrated = database.store();
+        database.sql("UPDATE settings SET value = '60000' WHERE name = 'lease_ms'");
+        let app = App::start(database, &[]).await;
+        eventually("a lease", async || !app.running().state().verifier.stats().lease_left.is_zero()).await;
+        test(&app).await;
+        app.stop().await;
+    }
+}
+
+#[actix_web::test]
+async fn polls_return_when_the_drain_begins() {
+    each_backend_with_long_leases(async |app: &App| {
+        let subscriber = "0f1e2d3c4b5a69788796a5b4c3d2e1f0";
+        let poll = |wait_ms: u32| {
+            let body = json!({"subscriber": subscriber, "cursor": "0-0", "wait_ms": wait_ms});
+            app.post("/sync", body).bearer(&app.service())
+        };
+        let lease = |reply: &crate::support::Reply| reply.json()["lease_ms"].as_u64().expect("a lease");
+        let waiting = actix_web::rt::spawn(poll(60_000).into_future());
+        // It is registered as a subscriber once its poll has a response.
+        sleep(Duration::from_millis(300)).await;
+        assert!(!waiting.is_finished());
+        app.running().begin_drain();
+        for poll in [waiting, actix_web::rt::spawn(poll(60_000).into_future())] {
+            let reply = timeout(Duration::from_secs(15), poll).await.expect("long before its time").expect("no panic");
+            assert_eq!((reply.status, lease(&reply) > 0), (200, true), "{reply}");
+        }
+        assert_eq!(
+            app.post("/sync", json!({"subscriber": subscriber, "leave": true})).bearer(&app.service()).await.status,
+            200
+        );
+    })
+    .await;
+}
+
+/// A balancer of TCP connections, which counts them.
+struct Balancer {
+    address: SocketAddr,
+    target: Arc<Mutex<SocketAddr>>,
+    connections: Arc<AtomicUsize>,
+}
+
+impl Balancer {
+    async fn start(target: SocketAddr) -> io::Result<Self> {
+        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        let address = listener.local_addr()?;
+        let (target, connections) = (Arc::new(Mutex::new(target)), Arc::new(AtomicUsize::new(0)));
+        let balancer = Self { address, target: Arc::clone(&target), connections: Arc::clone(&connections) };
+        tokio::spawn(async move {
+            while let Ok((mut client, _)) = listener.accept().await {
+                connections.fetch_add(1, Ordering::Relaxed);
+                let target = *target.lock().expect("no panic");
+                tokio::spawn(async move {
+                    let mut server = TcpStream::connect(target).await?;
+                    tokio::io::copy_bidirectional(&mut client, &mut server).await
+                });
+            }
+        });
+        Ok(balancer)
+    }
+}
+
+fn subscriber(source: HttpSource) -> Verifier<HttpSource> {
+    Verifier::subscriber(VerifierId::from_bytes([9; 16]), source, Arc::new(SystemClock), Settings::default())
+}
+
+#[actix_web::test]
+async fn subscriber_of_a_draining_replica_moves_and_does_not_spin() {
+    each_backend_with(&[], async |app: &App| {
+        let (first, second) = (app.running(), app.replica().await);
+        let subscribers = |running: &tollkey_server::server::Running| running.state().verifier.stats().subscribers;
+        let balancer = Balancer::start(first.address()).await.expect("a balancer");
+        let gateway = app.service_key().await;
+        let far = subscriber(source(&format!("http://{}", balancer.address), &gateway.text));
+        let polling = tokio::spawn(far.clone().subscribe(std::future::pending()));
+        eventually("a lease from the first replica", async || {
+            !far.stats().lease_left.is_zero() && subscribers(first) == 1
+        })
+        .await;
+        first.begin_drain();
+        let before = balancer.connections.load(Ordering::Relaxed);
+        sleep(Duration::from_secs(1)).await;
+        let polls = balancer.connections.load(Ordering::Relaxed) - before;
+        assert!((1..=15).contains(&polls), "{polls} polls in a second of the drain, each on a connection of its own");
+        assert!(!far.stats().lease_left.is_zero(), "without another replica it keeps its lease");
+        *balancer.target.lock().expect("no panic") = second.address();
+        timeout(PATIENCE, async {
+            while subscribers(&second) == 0 {
+                sleep(Duration::from_millis(10)).await;
+            }
+        })
+        .await
+        .expect("it moves to the second replica");
+        assert!(!far.stats().lease_left.is_zero());
+        polling.abort();
+        second.stop().await;
+    })
+    .await;
+}
