@@ -139,8 +139,7 @@ impl ConnectFailure {
 }
 
 /// Instead of a message that is not known, because it may quote the URL.
-const UNKNOWN: &str =
-    "the client library of PostgreSQL failed, with a message that may quote the URL and is not shown; check each part \
+const UNKNOWN: &str = "the client library of PostgreSQL failed, with a message that may quote the URL and is not shown; check each part \
      of DATABASE_URL";
 
 #[cfg(test)]
@@ -199,7 +198,10 @@ mod tests {
                 "connection to server at \"canary\", port 5432 failed: fe_sendauth: no password supplied\n",
                 "DATABASE_URL has none",
             ),
-            ("connection to server at \"canary\", port 5432 failed: session is read-only\n", "Tollkey needs the primary"),
+            (
+                "connection to server at \"canary\", port 5432 failed: session is read-only\n",
+                "Tollkey needs the primary",
+            ),
             // What the URL's own reader rejects first, if it does.
             ("invalid percent-encoded token: \"canary%zz\"\n", "may quote the URL"),
             ("invalid channel_binding value: \"canary\"\n", "may quote the URL"),

@@ -43,15 +43,19 @@ pub(crate) fn prepare(path: &Path, create: bool) -> Result<(), OpenError> {
         access(directory, Access::WRITE_OK | Access::EXEC_OK).map_err(|errno| fail(errno.into()))?;
     }
     let mut header = Vec::with_capacity(HEADER.len());
-    File::open(path)
-        .and_then(|file| file.take(HEADER.len() as u64).read_to_end(&mut header))
-        .map_err(&fail)?;
+    File::open(path).and_then(|file| file.take(HEADER.len() as u64).read_to_end(&mut header)).map_err(&fail)?;
     match header.as_slice() {
         HEADER => Ok(()),
         // What a process that crashed between creating and migrating it leaves.
         [] if create => Ok(()),
-        [] => Err(OpenError::NotADatabase { path: shown(), what: "is empty, so it is no database of Tollkey" }),
-        _ => Err(OpenError::NotADatabase { path: shown(), what: "is not a SQLite database" }),
+        [] => Err(OpenError::NotADatabase {
+            path: shown(),
+            what: "is empty, so it is no database of Tollkey; correct DATABASE_URL, or make it one with `tollkey migrate`",
+        }),
+        _ => Err(OpenError::NotADatabase {
+            path: shown(),
+            what: "is not a SQLite database; correct DATABASE_URL, or move the file away",
+        }),
     }
 }
 

@@ -85,7 +85,10 @@ pub enum OpenError {
     #[error("DATABASE_URL: {0}")]
     Url(#[from] BadUrl),
     /// The SQLite file does not exist, and was not to be created.
-    #[error("there is no SQLite database {path}")]
+    #[error(
+        "there is no SQLite database {path}; run the command in the directory of the server, set DATABASE_URL or \
+         --database-url, or create the database with `tollkey migrate`"
+    )]
     Missing {
         /// Its absolute path.
         path: String,

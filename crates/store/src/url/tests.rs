@@ -39,10 +39,14 @@ fn postgres_urls_are_read_as_libpq_reads_them() {
         ("postgres://", &[]),
         ("postgresql:///keys", &[("dbname", "keys")]),
         ("postgres://db.example", &[("host", "db.example")]),
-        ("postgres://me@db.example:5433/keys", &[("dbname", "keys"), ("host", "db.example"), ("port", "5433"), ("user", "me")]),
-        ("postgres://me:a%40b%2Fc%3Ad%3Fe%23f%25g%20h@db/k", &[
-            ("dbname", "k"), ("host", "db"), ("password", "a@b/c:d?e#f%g h"), ("user", "me"),
-        ]),
+        (
+            "postgres://me@db.example:5433/keys",
+            &[("dbname", "keys"), ("host", "db.example"), ("port", "5433"), ("user", "me")],
+        ),
+        (
+            "postgres://me:a%40b%2Fc%3Ad%3Fe%23f%25g%20h@db/k",
+            &[("dbname", "k"), ("host", "db"), ("password", "a@b/c:d?e#f%g h"), ("user", "me")],
+        ),
         ("postgres://me:a:b#c'd\\e@db", &[("host", "db"), ("password", "a:b#c'd\\e"), ("user", "me")]),
         ("postgres://me:@db", &[("host", "db"), ("user", "me")]),
         ("postgres://m%C3%A9@db/k%2Fl", &[("dbname", "k/l"), ("host", "db"), ("user", "mé")]),
@@ -50,11 +54,18 @@ fn postgres_urls_are_read_as_libpq_reads_them() {
         ("postgres://[fe80::1%25eth0]/k", &[("dbname", "k"), ("host", "fe80::1%eth0")]),
         ("postgres://one:1,two/k", &[("dbname", "k"), ("host", "one,two"), ("port", "1,")]),
         ("postgres://%2Fvar%2Frun/k", &[("dbname", "k"), ("host", "/var/run")]),
-        ("postgres:///k?host=/var/run/postgresql&port=5433", &[("dbname", "k"), ("host", "/var/run/postgresql"), ("port", "5433")]),
-        ("postgres://me:p@localhost/k?host=/cloudsql/a:b:c", &[
-            ("dbname", "k"), ("host", "/cloudsql/a:b:c"), ("password", "p"), ("user", "me"),
-        ]),
-        ("postgres://db/k?user=me@corp&pass%77ord=p", &[("dbname", "k"), ("host", "db"), ("password", "p"), ("user", "me@corp")]),
+        (
+            "postgres:///k?host=/var/run/postgresql&port=5433",
+            &[("dbname", "k"), ("host", "/var/run/postgresql"), ("port", "5433")],
+        ),
+        (
+            "postgres://me:p@localhost/k?host=/cloudsql/a:b:c",
+            &[("dbname", "k"), ("host", "/cloudsql/a:b:c"), ("password", "p"), ("user", "me")],
+        ),
+        (
+            "postgres://db/k?user=me@corp&pass%77ord=p",
+            &[("dbname", "k"), ("host", "db"), ("password", "p"), ("user", "me@corp")],
+        ),
         ("postgres://me@db?application_name=a@b", &[("application_name", "a@b"), ("host", "db"), ("user", "me")]),
         ("postgres://db/k?ssl=true", &[("dbname", "k"), ("host", "db"), ("sslmode", "require")]),
         ("postgres://db/k?hostaddr=192.0.2.7&sslmode=", &[("dbname", "k"), ("host", "db"), ("hostaddr", "192.0.2.7")]),
@@ -152,7 +163,9 @@ fn passwords_are_found_in_every_form() {
     ] {
         assert!(parse(url).unwrap().has_password(), "{url}");
     }
-    for url in ["postgres://me@db/password=x", "postgres://me:@db/k?passfile=/p", "sqlite://password=x", "sqlite://:memory:"] {
+    for url in
+        ["postgres://me@db/password=x", "postgres://me:@db/k?passfile=/p", "sqlite://password=x", "sqlite://:memory:"]
+    {
         assert!(!parse(url).unwrap().has_password(), "{url}");
     }
 }
