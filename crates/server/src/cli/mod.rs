@@ -108,13 +108,10 @@ fn usage_error(error: &clap::Error) -> ExitCode {
     u8::try_from(error.exit_code()).map_or(ExitCode::FAILURE, ExitCode::from)
 }
 
-/// Whether a text could be a URL with a password, a key or a token.
+/// Whether a text could be a URL with a password, also a malformed one, a key or a token.
 fn is_like_a_credential(text: &str) -> bool {
-    text.contains("://")
-        || text.contains("password=")
-        || text.starts_with("eyJ")
-        || text.len() > 64
-        || Kind::of(text).is_some()
+    let is_url = text.contains(":/") || text.contains('@') || text.contains("password=");
+    is_url || text.starts_with("eyJ") || text.len() > 64 || Kind::of(text).is_some()
 }
 
 fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
