@@ -73,6 +73,15 @@ pub enum DevModeError {
         /// Why not.
         error: io::Error,
     },
+    /// No server has been started there.
+    #[error(
+        "there is no {missing}, so there is no server in development mode to create a token for; start `tollkey serve` \
+         first, run the command in its directory, or set DATABASE_URL or --database-url as for the server"
+    )]
+    NoServer {
+        /// What does not exist: the database or the secret, with its absolute path.
+        missing: String,
+    },
     /// Only the server knows the secret.
     #[error(
         "the server keeps its database and its secret in memory, so no other process can make a token for it; \
@@ -106,14 +115,7 @@ impl DevMode {
     /// [`DevModeError`] when the database or the address forbids it, or the secret cannot be kept.
     pub fn enter(settings: &Settings, random: &Random) -> Result<Option<Self>, DevModeError> {
         let TokenSource::Development = settings.tokens.source else { return Ok(None) };
-        if !is_loopback(settings.listen.ip()) {
-            return Err(DevModeError::NotLoopback(settings.listen));
-        }
-        let kept_in = match &settings.database.kind {
-            DatabaseKind::Postgres => return Err(DevModeError::NotSqlite),
-            DatabaseKind::SqliteMemory => None,
-            DatabaseKind::SqliteFile(database) => Some(secret_path(database)),
-        };
+        let kept_in = secret_file(settings)?;
         let secret = match &kept_in {
             None => new_secret(random),
             Some(path) => kept_secret(path, random)?,
@@ -183,19 +185,38 @@ impl DevMode {
     }
 }
 
-/// The secret with which `tollkey token` signs: the configured one, or that of development mode.
+/// The secret with which `tollkey token` signs, and where it comes from: the configured one, or the one that a server in
+/// development mode has created. Creates none: it would sign tokens that no server accepts.
 ///
 /// # Errors
 /// [`DevModeError`] when there is none that this process could have.
-pub fn signing_secret(settings: &Settings, random: &Random) -> Result<Secret, DevModeError> {
+pub fn signing_secret(settings: &Settings) -> Result<(Secret, String), DevModeError> {
     match &settings.tokens.source {
-        TokenSource::Hs256(secret) => return Ok(secret.clone()),
+        TokenSource::Hs256(secret) => return Ok((secret.clone(), "TOLLKEY_JWT_HS256_SECRET".to_owned())),
         TokenSource::PublicKeyFile(_) | TokenSource::Jwks(_) => return Err(DevModeError::IssuedElsewhere),
         TokenSource::Development => {}
     }
-    match DevMode::enter(settings, random)? {
-        Some(DevMode { secret, kept_in: Some(_), .. }) => Ok(secret),
-        _ => Err(DevModeError::SecretInMemory),
+    let path = secret_file(settings)?.ok_or(DevModeError::SecretInMemory)?;
+    let shown = std::path::absolute(&path).unwrap_or_else(|_| path.clone());
+    if settings.database.url.file().is_some_and(|database| !database.exists()) {
+        return Err(DevModeError::NoServer { missing: settings.database.url.target() });
+    }
+    if !path.exists() {
+        return Err(DevModeError::NoServer { missing: format!("development secret {}", shown.display()) });
+    }
+    let secret = read_secret(&path)?.ok_or_else(|| DevModeError::NoSecret(shown.display().to_string()))?;
+    Ok((secret, format!("the development secret {}", shown.display())))
+}
+
+/// Where development mode keeps its secret; `None` in memory.
+fn secret_file(settings: &Settings) -> Result<Option<PathBuf>, DevModeError> {
+    if !is_loopback(settings.listen.ip()) {
+        return Err(DevModeError::NotLoopback(settings.listen));
+    }
+    match &settings.database.kind {
+        DatabaseKind::Postgres => Err(DevModeError::NotSqlite),
+        DatabaseKind::SqliteMemory => Ok(None),
+        DatabaseKind::SqliteFile(database) => Ok(Some(secret_path(database))),
     }
 }
 

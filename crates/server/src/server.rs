@@ -4,7 +4,8 @@ use std::{
     io,
     net::SocketAddr,
     sync::{Arc, LazyLock, OnceLock, atomic::AtomicBool},
-    time::Duration,
+    thread,
+    time::{Duration, Instant},
 };
 
 use actix_web::{
@@ -18,17 +19,17 @@ use anyhow::Context as _;
 use futures_util::future::select_all;
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
-    sync::watch,
+    sync::{oneshot, watch},
     task::JoinHandle,
 };
 use tollkey_core::{Clock, Problem, ProblemCode, VerifierId};
-use tollkey_store::{Backend, Listener, OpenOptions, Store};
+use tollkey_store::{Backend, Listener, OpenError, OpenOptions, SchemaError, Store};
 use tollkey_verifier::Verifier;
 use utoipa_actix_web::AppExt as _;
 
 use crate::{
     caller::{jwt::TokenVerifier, oidc::Provider, published::UPKEEP_INTERVAL},
-    config::{Secret, Settings, TokenSource},
+    config::{DatabaseKind, Secret, Settings, TokenSource},
     dev_mode::{DevMode, new_secret},
     edge::{Answer, edge},
     openapi,
@@ -56,39 +57,122 @@ const LAST_REQUEST: Duration = Duration::from_millis(500);
 /// How many connections the metrics listener may have: it is for probes and for Prometheus.
 const METRICS_CONNECTIONS: usize = 64;
 
-/// Opens the store that the settings name.
+/// Opens the database that the settings name, and creates a SQLite file that does not exist. While a PostgreSQL server
+/// cannot be reached, waits for it as long as `TOLLKEY_DATABASE_WAIT_SECONDS` allows. Blocks. Migrates nothing.
 ///
 /// # Errors
-/// When the URL is no good or the file cannot be made.
+/// [`OpenError`] as the cause, with the database's name.
 pub fn open_store(settings: &Settings, clock: Arc<dyn Clock>) -> anyhow::Result<Store> {
-    let options = OpenOptions { pool_size: settings.database_pool, ..OpenOptions::new(settings.database.url.expose()) };
-    Ok(Store::open(options, clock)?)
+    connect(settings, &clock, true)
 }
 
-/// SQLite is migrated on start, PostgreSQL when told so; otherwise its schema must be this build's.
+/// As [`open_store`], for commands that only work with what exists: creates no file, and the schema must be that of this
+/// build.
+///
+/// # Errors
+/// As [`open_store`], also when the database does not exist; [`SchemaError`] as the cause, with the database's name.
+pub fn open_existing_store(settings: &Settings, clock: Arc<dyn Clock>) -> anyhow::Result<Store> {
+    anyhow::ensure!(
+        settings.database.kind != DatabaseKind::SqliteMemory,
+        "a database in memory is its server's alone; set DATABASE_URL to the one that the server uses"
+    );
+    let store = connect(settings, &clock, false)?;
+    store.check_schema().with_context(|| settings.database.url.target())?;
+    Ok(store)
+}
+
+fn connect(settings: &Settings, clock: &Arc<dyn Clock>, create: bool) -> anyhow::Result<Store> {
+    let options =
+        OpenOptions { pool_size: settings.database_pool, create, ..OpenOptions::new(settings.database.url.expose()) };
+    let mut wait = DatabaseWait::new(settings.database_wait);
+    loop {
+        match Store::open(options.clone(), Arc::clone(clock)) {
+            Ok(store) => return Ok(store),
+            Err(error) => wait.pause_after(error)?,
+        }
+    }
+}
+
+/// The first pause between two attempts to open the database; each is twice as long as the one before.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+/// The longest pause between two attempts.
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+/// How often the log says what the process waits for.
+const WAIT_LOG_INTERVAL: Duration = Duration::from_secs(5);
+
+/// Waiting for a database that cannot be reached yet.
+struct DatabaseWait {
+    limit: Duration,
+    began: Instant,
+    pause: Duration,
+    logged: Option<Instant>,
+}
+
+impl DatabaseWait {
+    fn new(limit: Duration) -> Self {
+        Self { limit, began: Instant::now(), pause: FIRST_PAUSE, logged: None }
+    }
+
+    /// Pauses before the next attempt; fails with that error if waiting cannot help, or the time is over.
+    fn pause_after(&mut self, error: OpenError) -> anyhow::Result<()> {
+        if !error.is_transient() || self.limit.is_zero() {
+            return Err(error.into());
+        }
+        let left = self.limit.saturating_sub(self.began.elapsed());
+        if left.is_zero() {
+            let seconds = self.limit.as_secs();
+            let waited = format!("gave up after {seconds} seconds (TOLLKEY_DATABASE_WAIT_SECONDS)");
+            return Err(anyhow::Error::from(error).context(waited));
+        }
+        if self.logged.is_none_or(|at| at.elapsed() >= WAIT_LOG_INTERVAL) {
+            self.logged = Some(Instant::now());
+            tracing::warn!(%error, seconds_left = left.as_secs(), "waiting for the database");
+        }
+        thread::sleep(self.pause.min(left));
+        self.pause = (self.pause * 2).min(LONGEST_PAUSE);
+        Ok(())
+    }
+}
+
+/// Migrates SQLite, and PostgreSQL when told so; otherwise its schema must be that of this build. Blocks.
 ///
 /// # Errors
 /// When the schema is older or newer than this build, or the store cannot be reached.
 pub fn prepare_schema(settings: &Settings, store: &Store) -> anyhow::Result<()> {
-    if store.backend() == Backend::Sqlite || settings.migrate {
-        store.migrate()?;
-    }
-    Ok(store.check_schema()?)
+    let prepare = || -> Result<(), SchemaError> {
+        if store.backend() == Backend::Sqlite || settings.migrate {
+            let applied = store.apply_migrations()?;
+            if !applied.is_empty() {
+                tracing::info!(migrations = applied.join(", "), "migrations applied");
+            }
+        }
+        store.check_schema()
+    };
+    prepare().with_context(|| settings.database.url.target())
 }
 
-/// What requests use, on top of a store that is ready, with whoever is to check management tokens.
+/// Runs work that blocks on a thread of its own, for which the process does not wait when a signal ends it.
+async fn on_own_thread<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> anyhow::Result<T> {
+    let (done, result) = oneshot::channel();
+    thread::Builder::new().name("tollkey-open".into()).spawn(move || {
+        // The receiver is gone when a signal came first.
+        let _ = done.send(work());
+    })?;
+    result.await.context("a thread that opens the database panicked")
+}
+
+/// What requests use, on top of a store whose schema is that of this build, and of what checks management tokens.
 ///
 /// # Errors
 /// A sentence that says what to change.
 pub async fn assemble(
     settings: &Settings,
+    store: Store,
     clock: Arc<dyn Clock>,
     random: Random,
     tokens: TokenVerifier,
     development: Option<&DevMode>,
 ) -> anyhow::Result<State> {
-    let store = open_store(settings, Arc::clone(&clock))?;
-    prepare_schema(settings, &store)?;
     let catalogue = Arc::new(settings.catalogue.clone());
     let source = StoreSource::new(store.clone(), Arc::clone(&catalogue));
     let id = random.with(|rng| VerifierId::new(rng));
@@ -170,7 +254,17 @@ pub async fn open(settings: &Settings, clock: Arc<dyn Clock>, random: Random) ->
              process that gave it"
         );
     }
-    let state = assemble(settings, clock, random, tokens, development.as_ref()).await?;
+    tracing::info!(database = %settings.database.url, "opening the database");
+    let store = on_own_thread({
+        let (settings, clock) = (settings.clone(), Arc::clone(&clock));
+        move || -> anyhow::Result<Store> {
+            let store = open_store(&settings, clock)?;
+            prepare_schema(&settings, &store)?;
+            Ok(store)
+        }
+    })
+    .await??;
+    let state = assemble(settings, store, clock, random, tokens, development.as_ref()).await?;
     tracing::info!(verifier = %state.verifier.id(), "other replicas know this process by this id");
     Ok(Opened { state, development })
 }
@@ -193,7 +287,7 @@ impl Signals {
     }
 
     /// Waits for the next signal and returns its name.
-    async fn next(&mut self) -> &'static str {
+    pub async fn next(&mut self) -> &'static str {
         tokio::select! {
             _ = self.terminate.recv() => "SIGTERM",
             _ = self.interrupt.recv() => "SIGINT",

@@ -1,5 +1,4 @@
-//! One connection over two backends: which URL means which database, how a fresh connection is set up, and how
-//! the pool notices that one was lost.
+//! One connection over two backends: how a fresh connection is set up, and how the pool notices that one was lost.
 
 use std::{
     fmt,
@@ -17,7 +16,12 @@ use diesel::{
 
 pub(crate) use multi::AnyConnection;
 
-use crate::watch::{CONNECTIONS, Watch};
+#[cfg(any(test, feature = "test-util"))]
+use crate::{DatabaseUrl, url::BadUrl};
+use crate::{
+    connect_failure::ConnectFailure,
+    watch::{CONNECTIONS, Watch},
+};
 
 /// Over both backends, one text for most queries. In a module of its own because the derive makes public types
 /// without documentation.
@@ -52,32 +56,6 @@ impl Backend {
     }
 }
 
-/// The database URL cannot be used. Never repeats the URL, which may hold a password.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum BadUrl {
-    /// Another scheme, or none.
-    #[error("the database URL must begin with sqlite:// or postgres://")]
-    Scheme,
-    /// `sqlite://` and nothing behind it.
-    #[error("the database URL names no file; write sqlite://tollkey.db, sqlite:///absolute/path or sqlite://:memory:")]
-    NoFile,
-    /// A PostgreSQL URL that breaks off, repeats itself or has a broken percent escape.
-    #[error("the PostgreSQL URL is not well-formed")]
-    Malformed,
-    /// The server is elsewhere, and this build has no TLS.
-    #[error(
-        "this build has no TLS for PostgreSQL, and the database is not on this machine. Build with \
-         `--features pg-tls`, or put sslmode=disable into the URL if the network between is trusted"
-    )]
-    NeedsTls,
-    /// `sslmode=require` and the like, and this build has no TLS.
-    #[error("this build has no TLS for PostgreSQL, and the URL demands it. Build with `--features pg-tls`")]
-    TlsDemanded,
-    /// A standby may lag behind: it could say yes to a revoked key.
-    #[error("Tollkey needs the primary: leave target_session_attrs out of the URL, or make it read-write")]
-    Standby,
-}
-
 /// Where the data is.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) enum Target {
@@ -85,7 +63,7 @@ pub(crate) enum Target {
     Memory,
     /// The path of a SQLite file, never beginning with `file:`, which SQLite would read as a URI.
     File(String),
-    /// A libpq URL, completed.
+    /// libpq's keywords and values, completed.
     Postgres(String),
 }
 
@@ -100,19 +78,10 @@ impl fmt::Debug for Target {
 }
 
 impl Target {
-    /// Reads a URL. `env` looks up the variables that libpq reads by itself.
+    /// Reads a URL. `env` returns the variables that libpq reads by itself.
+    #[cfg(any(test, feature = "test-util"))]
     pub(crate) fn parse(url: &str, tls: bool, env: impl Fn(&str) -> Option<String>) -> Result<Self, BadUrl> {
-        if let Some(path) = url.strip_prefix("sqlite://") {
-            return match path {
-                "" | "/" => Err(BadUrl::NoFile),
-                ":memory:" => Ok(Self::Memory),
-                absolute if absolute.starts_with('/') => Ok(Self::File(absolute.to_owned())),
-                relative => Ok(Self::File(format!("./{relative}"))),
-            };
-        }
-        let rest =
-            url.strip_prefix("postgres://").or_else(|| url.strip_prefix("postgresql://")).ok_or(BadUrl::Scheme)?;
-        parse_postgres(url, rest, tls, env)
+        DatabaseUrl::parse(url)?.resolve(tls, env)
     }
 
     pub(crate) fn backend(&self) -> Backend {
@@ -124,107 +93,7 @@ impl Target {
 }
 
 /// How long libpq tries to reach the server, and after how long without an answer a connection counts as dead.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
-
-fn parse_postgres(url: &str, rest: &str, tls: bool, env: impl Fn(&str) -> Option<String>) -> Result<Target, BadUrl> {
-    // In libpq's order, so that both mean the same host: credentials end at the first '@' before any '/', even
-    // behind a '?'.
-    let hosts_on = match rest.find(['@', '/']) {
-        Some(at) if rest[at..].starts_with('@') => &rest[at + 1..],
-        _ => rest,
-    };
-    let hosts = hosts_on.split(['/', '?']).next().unwrap_or_default();
-    let query = hosts_on.split_once('?').map_or("", |(_, query)| query);
-    let mut parameters = Vec::new();
-    for pair in query.split('&').filter(|pair| !pair.is_empty()) {
-        let (name, value) = pair.split_once('=').ok_or(BadUrl::Malformed)?;
-        parameters.push((decode(name)?, decode(value)?));
-    }
-    let parameter = |name: &str| parameters.iter().rev().find(|(n, _)| n == name).map(|(_, value)| value.as_str());
-
-    // Where libpq would really connect to: `host` of the query overrides the authority, `hostaddr` both, and
-    // environment and service file fill what is left open.
-    let mut places = Vec::new();
-    match parameter("host") {
-        Some(list) => places.extend(list.split(',').map(str::to_owned)),
-        None => {
-            for host in hosts.split(',') {
-                places.extend(decode(without_port(host))?.split(',').map(str::to_owned));
-            }
-        }
-    }
-    if places.iter().all(String::is_empty) {
-        places = env("PGHOST").iter().flat_map(|list| list.split(',')).map(str::to_owned).collect();
-    }
-    let addresses = parameter("hostaddr").map(str::to_owned).or_else(|| env("PGHOSTADDR"));
-    places.extend(addresses.iter().flat_map(|list| list.split(',')).map(str::to_owned));
-    let service = parameter("service").is_some() || env("PGSERVICE").is_some_and(|service| !service.is_empty());
-    let local = !service && places.iter().all(|place| is_local(place));
-
-    if !tls {
-        match parameter("sslmode") {
-            Some("require" | "verify-ca" | "verify-full") => return Err(BadUrl::TlsDemanded),
-            Some("disable") => {}
-            _ if local => {}
-            _ => return Err(BadUrl::NeedsTls),
-        }
-    }
-    if !matches!(parameter("target_session_attrs"), None | Some("read-write" | "primary")) {
-        return Err(BadUrl::Standby);
-    }
-
-    // A connection must not hang for ever, and a server that was made a standby must not be connected to.
-    let millis = CONNECT_TIMEOUT.as_millis();
-    let mut completed = url.to_owned();
-    for (name, value) in [
-        ("connect_timeout", CONNECT_TIMEOUT.as_secs().to_string()),
-        ("tcp_user_timeout", millis.to_string()),
-        ("keepalives_idle", "5".to_owned()),
-        ("keepalives_interval", "2".to_owned()),
-        ("keepalives_count", "2".to_owned()),
-        ("target_session_attrs", "read-write".to_owned()),
-        ("application_name", "tollkey".to_owned()),
-        ("client_encoding", "UTF8".to_owned()),
-    ] {
-        if parameter(name).is_none() {
-            completed.push(if completed.contains('?') { '&' } else { '?' });
-            completed.push_str(&format!("{name}={value}"));
-        }
-    }
-    Ok(Target::Postgres(completed))
-}
-
-/// A host of the authority without its port; an IPv6 address is in brackets.
-fn without_port(host: &str) -> &str {
-    match host.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
-        Some((address, _)) => address,
-        None => host.split(':').next().unwrap_or_default(),
-    }
-}
-
-fn is_local(host: &str) -> bool {
-    host.is_empty()
-        || host.starts_with('/') // a directory with a socket
-        || host.starts_with('@') // an abstract socket
-        || host == "localhost"
-        || host.parse::<std::net::IpAddr>().is_ok_and(|address| address.to_canonical().is_loopback())
-}
-
-/// Resolves percent escapes, as libpq does.
-fn decode(text: &str) -> Result<String, BadUrl> {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.bytes();
-    while let Some(byte) = rest.next() {
-        if byte != b'%' {
-            bytes.push(byte);
-            continue;
-        }
-        let mut digit = || rest.next().and_then(|b| char::from(b).to_digit(16)).ok_or(BadUrl::Malformed);
-        let (high, low) = (digit()?, digit()?);
-        bytes.push(u8::try_from(high * 16 + low).map_err(|_| BadUrl::Malformed)?);
-    }
-    String::from_utf8(bytes).map_err(|_| BadUrl::Malformed)
-}
+pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// What a connection is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -281,7 +150,8 @@ pub(crate) fn establish_watched(target: &Target, purpose: Use) -> Result<(AnyCon
             watch.begin(OPENING);
             // The last ones count. Without keep-alives libpq would not set the other.
             let mut conn =
-                diesel::PgConnection::establish(&format!("{url}&keepalives=1&tcp_user_timeout={}", watch.mark()))?;
+                diesel::PgConnection::establish(&format!("{url} keepalives=1 tcp_user_timeout={}", watch.mark()))
+                    .map_err(ConnectError::from_connecting)?;
             if watch.end() {
                 return Err(ConnectError::Lost); // late, and shut
             }
@@ -297,11 +167,11 @@ pub(crate) fn establish_watched(target: &Target, purpose: Use) -> Result<(AnyCon
     }
 }
 
-/// The `tcp_user_timeout` of a completed URL, in milliseconds. Zero means what the kernel does by itself, which is to give
+/// The `tcp_user_timeout` of completed keywords, in milliseconds. Zero means what the kernel does by itself, which is to give
 /// up after a quarter of an hour.
 fn user_timeout(url: &str) -> u32 {
-    let last = url.rsplit_once("tcp_user_timeout=").map_or("", |(_, rest)| rest);
-    match last.split('&').next().and_then(|millis| millis.parse().ok()) {
+    let last = url.rsplit_once("tcp_user_timeout='").map_or("", |(_, rest)| rest);
+    match last.split('\'').next().and_then(|millis| millis.parse().ok()) {
         None | Some(0) => 15 * 60 * 1000,
         Some(millis) => millis,
     }
@@ -324,7 +194,7 @@ pub(crate) fn is_english(locale: &str) -> bool {
 }
 
 fn sqlite(path: &str, purpose: Use, in_file: bool) -> Result<AnyConnection, ConnectError> {
-    let mut conn = diesel::SqliteConnection::establish(path)?;
+    let mut conn = diesel::SqliteConnection::establish(path).map_err(ConnectError::from_connecting)?;
     conn.batch_execute(SQLITE_SETUP)?;
     if in_file {
         match purpose {
@@ -336,17 +206,33 @@ fn sqlite(path: &str, purpose: Use, in_file: bool) -> Result<AnyConnection, Conn
     Ok(AnyConnection::Sqlite(conn))
 }
 
-/// A connection could not be opened. For the log and for whoever starts the server; holds no password.
+/// A connection could not be opened. For the log and for the operator; holds nothing that libpq quotes of the URL.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ConnectError {
-    #[error(transparent)]
-    Connect(#[from] diesel::ConnectionError),
+    #[error("{0}")]
+    Connect(ConnectFailure),
     #[error(transparent)]
     Query(#[from] diesel::result::Error),
     #[error("the connection was lost")]
     Lost,
     #[error("nobody can watch over the connection: {0}")]
     Watch(std::io::Error),
+}
+
+impl ConnectError {
+    /// The one place where errors of connecting become ours.
+    fn from_connecting(error: diesel::ConnectionError) -> Self {
+        Self::Connect(ConnectFailure::from(&error))
+    }
+
+    /// Whether the next attempt may succeed without any change to settings or database.
+    pub(crate) fn is_transient(&self) -> bool {
+        match self {
+            Self::Connect(failure) => failure.is_transient,
+            Self::Lost => true,
+            Self::Query(_) | Self::Watch(_) => false,
+        }
+    }
 }
 
 /// Makes connections for a pool.
@@ -455,66 +341,6 @@ mod tests {
     use super::*;
     use crate::testing::Postgres;
 
-    fn parse(url: &str) -> Result<Target, BadUrl> {
-        Target::parse(url, false, |_| None)
-    }
-
-    #[test]
-    fn sqlite_urls_name_a_file_or_memory() {
-        assert_eq!(parse("sqlite://tollkey.db"), Ok(Target::File("./tollkey.db".into())));
-        assert_eq!(parse("sqlite://data/a b.db"), Ok(Target::File("./data/a b.db".into())));
-        assert_eq!(parse("sqlite:///var/lib/t.db"), Ok(Target::File("/var/lib/t.db".into())));
-        assert_eq!(parse("sqlite://file:x?mode=memory"), Ok(Target::File("./file:x?mode=memory".into())));
-        assert_eq!(parse("sqlite://:memory:"), Ok(Target::Memory));
-        assert_eq!(parse("sqlite://"), Err(BadUrl::NoFile));
-        for url in ["", "tollkey.db", "mysql://x", "sqlite:x", "postgres:x"] {
-            assert_eq!(parse(url), Err(BadUrl::Scheme), "{url}");
-        }
-    }
-
-    #[test]
-    fn without_tls_only_this_machine_is_connected_to() {
-        for url in [
-            "postgres:///tollkey",
-            "postgres://localhost/tollkey",
-            "postgres://user:p%40ss@127.0.0.1:5432/tollkey",
-            "postgresql://user@[::1]:5432/tollkey",
-            "postgres://%2Fvar%2Frun%2Fpostgresql/tollkey",
-            "postgres:///tollkey?host=/var/run/postgresql",
-            "postgres://db.example/tollkey?sslmode=disable",
-            "postgres://db.example/tollkey?host=localhost",
-        ] {
-            assert!(parse(url).is_ok(), "{url}");
-        }
-        for url in [
-            "postgres://db.example/tollkey",
-            "postgres://db.example/tollkey?sslmode=prefer",
-            "postgres://localhost,db.example/tollkey",
-            "postgres://localhost/tollkey?host=db.example",
-            "postgres://localhost/tollkey?hostaddr=192.0.2.1",
-            "postgres://localhost@db.example/tollkey",
-            "postgres://10.0.0.1",
-            "postgres:///tollkey?service=remote",
-            "postgres://localhost?x=a@db.example",
-            "postgres://%2Ftmp%2Cdb.example/tollkey",
-        ] {
-            assert_eq!(parse(url), Err(BadUrl::NeedsTls), "{url}");
-        }
-        let elsewhere = |name: &str| (name == "PGHOST").then(|| "db.example".to_owned());
-        assert_eq!(Target::parse("postgres:///tollkey", false, elsewhere), Err(BadUrl::NeedsTls));
-        assert!(Target::parse("postgres://db.example/tollkey", true, |_| None).is_ok());
-        assert_eq!(parse("postgres://localhost/t?sslmode=verify-full"), Err(BadUrl::TlsDemanded));
-    }
-
-    #[test]
-    fn a_standby_is_never_asked_for() {
-        assert_eq!(parse("postgres:///t?target_session_attrs=any"), Err(BadUrl::Standby));
-        let Ok(Target::Postgres(url)) = parse("postgres:///t?connect_timeout=9") else { panic!("no URL") };
-        assert!(url.starts_with("postgres:///t?connect_timeout=9&tcp_user_timeout="), "{url}");
-        assert!(url.contains("&target_session_attrs=read-write"), "{url}");
-        assert_eq!(url.matches("connect_timeout").count(), 1);
-    }
-
     #[test]
     fn english_is_recognized() {
         for english in ["C", "C.UTF-8", "POSIX", "en_US.UTF-8", "en-GB", "en"] {
@@ -550,7 +376,7 @@ mod tests {
         // Who may not set the language has the rest.
         let Target::Postgres(url) = target else { panic!("it is PostgreSQL") };
         database.sql("CREATE ROLE plain LOGIN");
-        let plain = Target::Postgres(url.replace("user=postgres", "user=plain"));
+        let plain = Target::Postgres(url.replace("user='postgres'", "user='plain'"));
         let mut conn = establish(&plain, Use::Write).unwrap();
         assert_eq!(settings(&mut conn, names), ["5s", "1s", "2s"]);
         assert_eq!(settings(&mut conn, ["synchronous_commit", "lc_messages"]), ["on", "C.UTF-8"]);
@@ -578,7 +404,7 @@ mod tests {
 
     #[test]
     fn a_password_is_in_no_debug_text() {
-        let target = parse("postgres://user:s3cret@localhost/t").unwrap();
+        let target = Target::parse("postgres://user:s3cret@localhost/t", false, |_| None).unwrap();
         assert_eq!(format!("{target:?}"), "Postgres");
     }
 }

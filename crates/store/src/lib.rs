@@ -21,6 +21,7 @@ pub mod account;
 pub mod audit_export;
 #[cfg(feature = "bulk")]
 pub mod bulk;
+mod connect_failure;
 mod connection;
 mod error;
 pub mod kept_answers;
@@ -32,9 +33,11 @@ mod rows;
 mod schema;
 pub mod service_keys;
 pub mod sessions;
+mod sqlite_file;
 mod store;
 #[cfg(feature = "test-util")]
 pub mod testing;
+mod url;
 pub mod usage;
 pub mod verification;
 mod wake;
@@ -44,12 +47,13 @@ pub use account::{
     AccountReader, AccountWriter, AuditFilter, AuditPage, Batch, DayUsage, EXAMINED_ENTRIES, EXAMINED_KEYS, KeyCursor,
     KeyFilter, KeyPage, Paged,
 };
-pub use connection::{Backend, BadUrl};
+pub use connection::Backend;
 pub use error::{Error, UniqueViolation};
 pub use kept_answers::KeptAnswer;
 pub use leases::Behind;
 pub use migrations::SchemaError;
 pub use store::{Change, OpenError, OpenOptions, Owner, Reader, Store, Writer, Written};
+pub use url::{BadUrl, DatabaseUrl};
 pub use verification::{FoundKey, Snapshot};
 pub use wake::Listener;
 

@@ -52,20 +52,22 @@ diesel::table! {
     }
 }
 
-/// Runs what is missing. Several processes may do so at once: the second waits for the first and finds nothing to do.
-pub(crate) fn run(conn: &mut AnyConnection) -> Result<(), SchemaError> {
+/// Runs what is missing, and returns the names of that. Several processes may do so at once: the second waits for the
+/// first and finds nothing to do.
+pub(crate) fn run(conn: &mut AnyConnection) -> Result<Vec<String>, SchemaError> {
     let failed = |error: Box<dyn std::error::Error + Send + Sync>| SchemaError::Failed(error.to_string());
     match check(conn) {
-        Ok(()) => return Ok(()),
+        Ok(()) => return Ok(Vec::new()),
         Err(SchemaError::Older { .. }) => {}
         Err(error) => return Err(error),
     }
-    match conn {
+    let applied = match conn {
         AnyConnection::Sqlite(conn) => conn
             .immediate_transaction(|conn| {
-                conn.run_pending_migrations(SQLITE).map(drop).map_err(|error| Failed(error.to_string()))
+                let applied = conn.run_pending_migrations(SQLITE).map_err(|error| Failed(error.to_string()))?;
+                Ok(applied.iter().map(ToString::to_string).collect::<Vec<_>>())
             })
-            .map_err(|Failed(error)| SchemaError::Failed(error)),
+            .map_err(|Failed(error)| SchemaError::Failed(error))?,
         AnyConnection::Postgres(conn) => {
             // Held until the connection is closed; diesel itself takes no lock.
             conn.batch_execute(&format!("SELECT pg_advisory_lock({ADVISORY_LOCK})"))
@@ -73,9 +75,17 @@ pub(crate) fn run(conn: &mut AnyConnection) -> Result<(), SchemaError> {
             // Whoever waits for a table makes all others wait behind it, renewals of leases among them. Better to give
             // up: nothing is lost, and it can be tried again when the dump is over that holds the table.
             conn.batch_execute("SET lock_timeout = 2000").map_err(|error| failed(error.into()))?;
-            conn.run_pending_migrations(POSTGRES).map(drop).map_err(failed)
+            let applied = conn.run_pending_migrations(POSTGRES).map_err(failed)?;
+            applied.iter().map(ToString::to_string).collect()
         }
-    }
+    };
+    names(conn, &applied)
+}
+
+/// The names of these versions, in the order of the migrations.
+fn names(conn: &AnyConnection, applied: &[String]) -> Result<Vec<String>, SchemaError> {
+    let known = known(conn)?.into_iter();
+    Ok(known.filter(|(version, _)| applied.contains(version)).map(|(_, name)| name).collect())
 }
 
 /// Lets SQLite's transaction roll back with a migration's error, whatever type that has.
@@ -91,7 +101,7 @@ impl From<diesel::result::Error> for Failed {
 pub(crate) fn check(conn: &mut AnyConnection) -> Result<(), SchemaError> {
     let applied = applied(conn).map_err(|error| SchemaError::Store(error.into()))?;
     let known = known(conn)?;
-    if applied.iter().any(|version| !known.contains(version)) {
+    if applied.iter().any(|version| !known.iter().any(|(known, _)| known == version)) {
         return Err(SchemaError::Newer);
     }
     match known.len() - applied.len() {
@@ -100,14 +110,19 @@ pub(crate) fn check(conn: &mut AnyConnection) -> Result<(), SchemaError> {
     }
 }
 
-fn known(conn: &AnyConnection) -> Result<Vec<String>, SchemaError> {
-    fn versions<DB: diesel::backend::Backend>(source: EmbeddedMigrations) -> diesel::migration::Result<Vec<String>> {
+/// The versions and names of the migrations of this build.
+fn known(conn: &AnyConnection) -> Result<Vec<(String, String)>, SchemaError> {
+    type Named = Vec<(String, String)>;
+    fn named<DB: diesel::backend::Backend>(source: EmbeddedMigrations) -> diesel::migration::Result<Named> {
         let migrations: Vec<Box<dyn Migration<DB>>> = source.migrations()?;
-        Ok(migrations.iter().map(|migration| migration.name().version().to_string()).collect())
+        let names = migrations.iter().map(|migration| migration.name());
+        let mut named: Named = names.map(|name| (name.version().to_string(), name.to_string())).collect();
+        named.sort();
+        Ok(named)
     }
     match conn {
-        AnyConnection::Sqlite(_) => versions::<diesel::sqlite::Sqlite>(SQLITE),
-        AnyConnection::Postgres(_) => versions::<diesel::pg::Pg>(POSTGRES),
+        AnyConnection::Sqlite(_) => named::<diesel::sqlite::Sqlite>(SQLITE),
+        AnyConnection::Postgres(_) => named::<diesel::pg::Pg>(POSTGRES),
     }
     .map_err(|error| SchemaError::Failed(error.to_string()))
 }

@@ -5,7 +5,6 @@ use std::{
     fmt,
     net::IpAddr,
     ops::{Deref, DerefMut},
-    os::unix::fs::OpenOptionsExt as _,
     panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -24,11 +23,11 @@ use tollkey_fair::{FairSemaphore, Limits, Permit, Priority};
 
 use crate::{
     Error,
-    connection::{
-        AnyConnection, Backend, BadUrl, ConnectError, Manager, Target, Use, establish, is_english, postgres_setting,
-    },
+    connection::{AnyConnection, Backend, ConnectError, Manager, Target, Use, establish, is_english, postgres_setting},
     leases, migrations,
     migrations::SchemaError,
+    sqlite_file,
+    url::{BadUrl, DatabaseUrl},
 };
 
 /// How to open a store.
@@ -41,12 +40,14 @@ pub struct OpenOptions {
     pub pool_size: u32,
     /// How long a call waits for a connection before it is [`Error::Busy`].
     pub acquire_timeout: Duration,
+    /// Whether a SQLite file that does not exist is created. Without it, such a file and an empty one are errors.
+    pub create: bool,
 }
 
 impl OpenOptions {
-    /// Eight connections, and two seconds to get one.
+    /// Eight connections, two seconds to get one, and a SQLite file that is created if it does not exist.
     pub fn new(url: impl Into<String>) -> Self {
-        Self { url: url.into(), pool_size: 8, acquire_timeout: Duration::from_secs(2) }
+        Self { url: url.into(), pool_size: 8, acquire_timeout: Duration::from_secs(2), create: true }
     }
 }
 
@@ -55,6 +56,7 @@ impl fmt::Debug for OpenOptions {
         f.debug_struct("OpenOptions")
             .field("pool_size", &self.pool_size)
             .field("acquire_timeout", &self.acquire_timeout)
+            .field("create", &self.create)
             .finish_non_exhaustive()
     }
 }
@@ -76,23 +78,58 @@ const KEPT_FOR_RENEWAL: Duration = Duration::from_millis(50);
 /// How many rows are deleted in one transaction, where many may have grown old.
 pub(crate) const STEP: u32 = 5_000;
 
-/// The store could not be opened. Made for whoever starts the server: names files and hosts, no password.
+/// The store could not be opened. Names the database without user name and password, and what to do next.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
-    /// The URL.
-    #[error(transparent)]
+    /// The URL cannot be used.
+    #[error("DATABASE_URL: {0}")]
     Url(#[from] BadUrl),
-    /// The SQLite file.
-    #[error("cannot open the database file {path}: {source}")]
-    File {
-        /// Which.
+    /// The SQLite file does not exist, and was not to be created.
+    #[error(
+        "there is no SQLite database {path}; run the command in the directory of the server, set DATABASE_URL or \
+         --database-url, or create the database with `tollkey migrate`"
+    )]
+    Missing {
+        /// Its absolute path.
         path: String,
-        /// Why.
-        source: std::io::Error,
     },
-    /// The database itself.
-    #[error("cannot connect to the database: {0}")]
-    Connect(String),
+    /// The SQLite file exists and holds nothing, or something else.
+    #[error("{path} {what}")]
+    NotADatabase {
+        /// Its absolute path.
+        path: String,
+        /// What is wrong with it.
+        what: &'static str,
+    },
+    /// The operating system does not let the SQLite file be used.
+    #[error("cannot open the SQLite database {path}: {source}{hint}")]
+    File {
+        /// Its absolute path.
+        path: String,
+        /// The operating system's error.
+        source: std::io::Error,
+        /// What to do about it, beginning with a semicolon; empty where the error says it.
+        hint: String,
+    },
+    /// No connection could be made.
+    #[error("cannot connect to the {target}: {reason}")]
+    Connect {
+        /// The database, as of [`DatabaseUrl::target`].
+        target: String,
+        /// Why, with what to do about it; nothing that a library quotes of the URL.
+        reason: String,
+        /// See [`OpenError::is_transient`].
+        is_transient: bool,
+    },
+}
+
+impl OpenError {
+    /// Whether the next attempt may succeed without any change to settings or database: the server is starting, or
+    /// cannot be reached or resolved yet.
+    #[must_use]
+    pub fn is_transient(&self) -> bool {
+        matches!(self, Self::Connect { is_transient: true, .. })
+    }
 }
 
 /// The data of Tollkey. Cheap to clone; clones are the same store.
@@ -245,21 +282,27 @@ impl Writer<'_> {
 }
 
 impl Store {
-    /// Opens a store and connects once. Creates a SQLite file that is not there, readable by its owner alone.
+    /// Opens a store and connects once. Creates a SQLite file that does not exist, readable by its owner alone, unless
+    /// the options forbid it.
     /// Blocks; meant for the start of a process. Migrates nothing: see [`Store::migrate`].
     ///
     /// # Errors
     /// [`OpenError`].
     pub fn open(options: OpenOptions, clock: Arc<dyn Clock>) -> Result<Self, OpenError> {
-        let target = Target::parse(&options.url, cfg!(feature = "pg-tls"), |name| std::env::var(name).ok())?;
-        if let Target::File(path) = &target {
-            create_file(path)?;
+        let url = DatabaseUrl::parse(&options.url)?;
+        let target = url.resolve(cfg!(feature = "pg-tls"), |name| std::env::var(name).ok())?;
+        if let Some(path) = url.file() {
+            sqlite_file::prepare(path, options.create)?;
         }
         let connections = Connections::new(&target, options.pool_size.max(1), options.acquire_timeout);
         // The pool would try again until its timeout and hide why; the first connection is made here, for its error.
         // A memory database is its connection: the pool keeps the one it makes.
         if target != Target::Memory {
-            let mut first = establish(&target, Use::Write).map_err(|error| OpenError::Connect(error.to_string()))?;
+            let mut first = establish(&target, Use::Write).map_err(|error| OpenError::Connect {
+                target: url.target(),
+                is_transient: error.is_transient(),
+                reason: error.to_string(),
+            })?;
             if let Ok(Some(locale)) = postgres_setting(&mut first, "lc_messages")
                 && !is_english(&locale)
             {
@@ -306,6 +349,14 @@ impl Store {
     /// # Errors
     /// [`SchemaError`].
     pub fn migrate(&self) -> Result<(), SchemaError> {
+        self.apply_migrations().map(drop)
+    }
+
+    /// As [`Store::migrate`]; returns the names of the migrations that this call has applied, in their order.
+    ///
+    /// # Errors
+    /// [`SchemaError`].
+    pub fn apply_migrations(&self) -> Result<Vec<String>, SchemaError> {
         match &self.inner.target {
             Target::Memory => {
                 let mut pooled = self.inner.connections.write.connection().map_err(SchemaError::Store)?;
@@ -771,16 +822,6 @@ fn begin(conn: &mut AnyConnection, mode: Mode) -> diesel::QueryResult<()> {
 fn roll_back(conn: &mut AnyConnection) {
     if let Err(error) = AnyConnection::rollback_transaction(conn) {
         tracing::warn!(%error, "a transaction could not be rolled back");
-    }
-}
-
-/// Creates the file if it is not there, for its owner alone: it holds the digests of all keys. SQLite gives the
-/// files beside it the same mode.
-fn create_file(path: &str) -> Result<(), OpenError> {
-    match std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path) {
-        Ok(_) => Ok(()),
-        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
-        Err(source) => Err(OpenError::File { path: path.to_owned(), source }),
     }
 }
 

@@ -401,7 +401,11 @@ impl fmt::Debug for TokenVerifier {
 }
 
 fn read_key_file(path: &Path) -> Result<Vec<u8>, KeySetupError> {
-    let fail = |error| KeySetupError::File { path: path.display().to_string(), error };
+    // A key that was pasted where its path belongs may be a private one.
+    let shown = path.display().to_string();
+    let is_pasted = shown.contains("-----") || shown.contains(char::is_control);
+    let path_text = if is_pasted { "a path that is a key instead".to_owned() } else { shown };
+    let fail = |error| KeySetupError::File { path: path_text, error };
     let mut pem = Vec::new();
     fs::File::open(path).and_then(|file| file.take(KEY_FILE_MAX).read_to_end(&mut pem)).map_err(fail)?;
     Ok(pem)

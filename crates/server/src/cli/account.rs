@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use tollkey_core::{Account, AccountId, OperatingModel};
 
-use super::{manager, open};
+use super::{manager, open, output};
 use crate::{config::Settings, service::accounts};
 
 /// What to do with an account.
@@ -33,6 +33,6 @@ pub(super) async fn run(settings: &Settings, command: Command) -> anyhow::Result
             accounts::set_operating_model(&state, &manager(id), operating_model).await?
         }
     };
-    println!("{}  operating_model={}", account.id, account.operating_model);
+    output::line(format_args!("{}  operating_model={}", account.id, account.operating_model))?;
     Ok(ExitCode::SUCCESS)
 }

@@ -2,12 +2,13 @@
 
 use std::{process::ExitCode, sync::Arc};
 
-use anyhow::{bail, ensure};
+use anyhow::ensure;
 use tollkey_core::{AccountId, audit::Hash};
 use tollkey_verifier::SystemClock;
 
+use super::{name_database, output};
 use crate::{
-    config::{DatabaseKind, Settings},
+    config::Settings,
     server,
     service::audit::{self, Checked},
 };
@@ -28,28 +29,26 @@ pub(super) enum Command {
 
 pub(super) fn run(settings: &Settings, command: Command) -> anyhow::Result<ExitCode> {
     let Command::Verify { account, heads } = command;
-    // Where there is no log, one that was cut off to nothing looks whole.
-    match &settings.database.kind {
-        DatabaseKind::Postgres => {}
-        DatabaseKind::SqliteFile(path) => ensure!(path.exists(), "there is no database at {}", path.display()),
-        DatabaseKind::SqliteMemory => bail!("a database in memory has no audit log that could be checked"),
-    }
-    let store = server::open_store(settings, Arc::new(SystemClock))?;
-    store.check_schema()?; // and no migration: who checks a database leaves it as it is
-
+    name_database(settings);
+    let store = server::open_existing_store(settings, Arc::new(SystemClock))?;
     let Checked { ends, faults } = store.read_blocking(|db| audit::check(db, account.as_ref(), &heads))?;
     if let Some(account) = &account {
         ensure!(!ends.is_empty() || !faults.is_empty(), "account {account} has no audit log");
     }
     for (account, end) in &ends {
-        println!("{account}  {} entries  head {}", end.seq, end.hash);
+        output::line(format_args!("{account}  {} entries  head {}", end.seq, end.hash))?;
     }
+    let (entries, accounts) = (ends.values().map(|end| end.seq).sum::<u64>(), ends.len());
     if faults.is_empty() {
-        println!("the audit log is whole");
+        output::line(format_args!("the audit log is intact (entries checked: {entries}, accounts: {accounts})"))?;
         return Ok(ExitCode::SUCCESS);
     }
     for fault in &faults {
-        eprintln!("tollkey: {fault}");
+        output::note(format_args!("tollkey: {fault}"));
     }
+    let faults = faults.len();
+    output::note(format_args!(
+        "tollkey: the audit log is not intact (faults: {faults}, intact entries: {entries}, accounts: {accounts})"
+    ));
     Ok(ExitCode::FAILURE)
 }

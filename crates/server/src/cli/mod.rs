@@ -1,20 +1,24 @@
 //! The command line: one file per subcommand.
-#![expect(clippy::print_stdout, reason = "what a command finds is said on stdout; logs go to stderr")]
+#![deny(clippy::print_stdout, clippy::print_stderr)] // they panic without a reader: see `output`
 
 mod account;
 mod audit;
 mod healthcheck;
 mod migrate;
 mod openapi;
+mod output;
 mod serve;
 mod service_key;
 mod session;
 mod token;
 
-use std::{process::ExitCode, sync::Arc};
+use std::{process::ExitCode, sync::Arc, thread};
 
 use clap::{Parser, Subcommand};
-use tollkey_core::audit::{Actor, ActorKind};
+use tollkey_core::{
+    audit::{Actor, ActorKind},
+    key_text::Kind,
+};
 use tollkey_verifier::SystemClock;
 
 use crate::{
@@ -22,10 +26,10 @@ use crate::{
         Manager,
         jwt::{ClaimRules, TokenVerifier},
     },
-    config::{DatabaseKind, Options, Settings},
+    config::{Options, Settings},
     dev_mode,
     random::Random,
-    server,
+    server::{self, Signals},
     state::State,
     telemetry,
 };
@@ -69,15 +73,45 @@ enum Command {
 /// Runs what the command line asks for.
 #[must_use]
 pub fn run() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return usage_error(&error),
+    };
     match dispatch(cli) {
         Ok(code) => code,
         Err(error) => {
             // Every error of ours is a sentence that names no secret.
-            eprintln!("tollkey: {error:#}");
+            output::note(format_args!("tollkey: {error:#}"));
             ExitCode::FAILURE
         }
     }
+}
+
+/// Prints what clap says: help, the version, or what is wrong with the arguments, unless that quotes a credential.
+fn usage_error(error: &clap::Error) -> ExitCode {
+    let message = error.to_string();
+    let quotes_credential = std::env::args_os().skip(1).any(|argument| {
+        let argument = argument.to_string_lossy();
+        let value = argument.split_once('=').map_or("", |(_, value)| value);
+        [argument.as_ref(), value].iter().any(|text| is_like_a_credential(text) && message.contains(text))
+    });
+    if quotes_credential {
+        output::note(
+            "error: an argument is not expected there; it is not shown, because it may be a credential. A database URL is \
+             set as DATABASE_URL\n\nFor more information, try '--help'.",
+        );
+    } else {
+        // Without a reader there is nothing to tell.
+        let _ = error.print();
+    }
+    // clap's are 0 and 2.
+    u8::try_from(error.exit_code()).map_or(ExitCode::FAILURE, ExitCode::from)
+}
+
+/// Whether a text could be a URL with a password, also a malformed one, a key or a token.
+fn is_like_a_credential(text: &str) -> bool {
+    let is_url = text.contains(":/") || text.contains('@') || text.contains("password=");
+    is_url || text.starts_with("eyJ") || text.len() > 64 || Kind::of(text).is_some()
 }
 
 fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
@@ -89,7 +123,11 @@ fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
     for (former, setting) in &settings.renamed {
         tracing::warn!(former, setting, "a setting was renamed; its former name is accepted in this release only");
     }
-    match cli.command.unwrap_or(Command::Serve) {
+    let command = cli.command.unwrap_or(Command::Serve);
+    if !matches!(command, Command::Serve) {
+        exit_on_signals()?;
+    }
+    match command {
         Command::Serve => serve::run(&settings),
         Command::Migrate => migrate::run(&settings),
         Command::Token(arguments) => token::run(&settings, arguments),
@@ -106,16 +144,37 @@ fn block_on<T>(command: impl Future<Output = anyhow::Result<T>>) -> anyhow::Resu
     tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(command)
 }
 
-/// What the server works with, without the server. Changes made with it hold on running servers once they return.
+/// Ends the process on SIGTERM and SIGINT, with the exit code of a shell. The kernel does so too, but not for the first
+/// process of a container, which could not be stopped while it waits for the database.
+fn exit_on_signals() -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let mut signals = {
+        let _entered = runtime.enter();
+        Signals::catch()?
+    };
+    thread::Builder::new().name("tollkey-signals".into()).spawn(move || {
+        let signal = runtime.block_on(signals.next());
+        output::note(format_args!("tollkey: ended by {signal}"));
+        std::process::exit(if signal == "SIGINT" { 128 + 2 } else { 128 + 15 })
+    })?;
+    Ok(())
+}
+
+/// Says on stderr which database a command works with.
+fn name_database(settings: &Settings) {
+    output::note(format_args!("database: {}", settings.database.url));
+}
+
+/// What the server works with, without the server, on a database that exists and whose schema is that of this build. Changes
+/// made with it apply on running servers once they return.
 async fn open(settings: &Settings) -> anyhow::Result<State> {
-    anyhow::ensure!(
-        settings.database.kind != DatabaseKind::SqliteMemory,
-        "a database in memory is its server's alone; set DATABASE_URL to the one that the server uses"
-    );
+    name_database(settings);
+    let clock = Arc::new(SystemClock);
+    let store = server::open_existing_store(settings, clock.clone())?;
     // No request comes in here, so nobody's token needs to be trusted: a secret that nobody has.
     let random = Random::system();
     let nobody = TokenVerifier::hs256(&dev_mode::new_secret(&random), ClaimRules::from(&settings.tokens))?;
-    server::assemble(settings, Arc::new(SystemClock), random, nobody, None).await
+    server::assemble(settings, store, clock, random, nobody, None).await
 }
 
 /// Somebody at the command line, managing an account.

@@ -2,7 +2,10 @@
 
 use std::process::ExitCode;
 
+use super::output;
+
 pub(super) fn run() -> anyhow::Result<ExitCode> {
-    print!("{}", crate::openapi::json());
+    let json = crate::openapi::json();
+    output::line(json.strip_suffix('\n').unwrap_or(json))?;
     Ok(ExitCode::SUCCESS)
 }

@@ -21,10 +21,17 @@ pub(super) fn run(settings: &Settings) -> anyhow::Result<ExitCode> {
     actix_web::rt::System::new().block_on(async {
         let metrics = Metrics::install()?;
         let random = Random::system();
-        let opened = server::open(settings, Arc::new(SystemClock), random.clone()).await?;
+        let mut signals = Signals::catch()?;
+        // It may wait for the database. As the first process of a container it would not be ended by a signal otherwise.
+        let opened = tokio::select! {
+            opened = server::open(settings, Arc::new(SystemClock), random.clone()) => opened?,
+            signal = signals.next() => {
+                tracing::info!(signal, "stopping before the server listens");
+                return Ok(ExitCode::SUCCESS);
+            }
+        };
         let development = opened.development;
         let clock = Arc::clone(&opened.state.clock);
-        let signals = Signals::catch()?;
         let running = server::start(settings, opened.state, Some(metrics))?;
         let base_url = format!("http://{}", running.address());
         let mut stdout = io::stdout();

@@ -2,9 +2,10 @@
 
 use std::process::ExitCode;
 
+use anyhow::Context as _;
 use tollkey_core::{ServiceKey, ServiceKeyId};
 
-use super::{open, user};
+use super::{open, output, user};
 use crate::{config::Settings, service::service_keys};
 
 /// What to do with service keys.
@@ -30,19 +31,22 @@ pub(super) async fn run(settings: &Settings, command: Command) -> anyhow::Result
         Command::Create { name } => {
             let name = ServiceKey::parse_name(&name).map_err(|rule| anyhow::anyhow!("the name {rule}"))?;
             let (key, text) = service_keys::create(&state, &user(), name).await?;
-            eprintln!("service key {} for {}; it is not shown again:", key.id, key.name);
-            println!("{}", text.expose());
+            output::note(format_args!("service key {} for {}; it is not shown again:", key.id, key.name));
+            output::only_once(text.expose()).with_context(|| {
+                format!("service key {} was created and is lost; revoke it with `tollkey service-key revoke`", key.id)
+            })?;
         }
         Command::List => {
             for key in service_keys::list(&state).await? {
                 let revoked = key.revoked_at.map(|at| format!("  revoked {at:.0}")).unwrap_or_default();
-                println!("{}  …{}  {:.0}  {}{revoked}", key.id, key.last4, key.created_at, key.name);
+                let (id, last4, name) = (key.id, key.last4, key.name);
+                output::line(format_args!("{id}  …{last4}  {:.0}  {name}{revoked}", key.created_at))?;
             }
         }
         Command::Revoke { id } => {
             let id: ServiceKeyId = id.parse()?;
             service_keys::revoke(&state, &user(), id).await?;
-            println!("revoked {id}");
+            output::line(format_args!("revoked {id}"))?;
         }
     }
     Ok(ExitCode::SUCCESS)

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::ArgGroup;
 use tollkey_core::AccountId;
 
-use super::open;
+use super::{open, output};
 use crate::config::Settings;
 
 /// What to do with sessions of the dashboard.
@@ -30,6 +30,6 @@ pub(super) async fn run(settings: &Settings, command: Command) -> anyhow::Result
     // `all` is what is left when neither of the others is there.
     let Command::End { all: _, account, subject } = command;
     let ended = open(settings).await?.store.end_sessions(account, subject).await?;
-    println!("{ended} ended");
+    output::line(format_args!("sessions ended: {ended}"))?;
     Ok(ExitCode::SUCCESS)
 }

@@ -7,11 +7,11 @@ use jiff::SignedDuration;
 use tollkey_core::{AccountId, Clock as _};
 use tollkey_verifier::SystemClock;
 
+use super::output;
 use crate::{
     caller::jwt::{self, ClaimRules, NewToken},
     config::Settings,
     dev_mode,
-    random::Random,
 };
 
 /// What the token says.
@@ -33,13 +33,14 @@ pub(super) struct Arguments {
 
 pub(super) fn run(settings: &Settings, arguments: Arguments) -> anyhow::Result<ExitCode> {
     ensure!(arguments.account.is_some() || !arguments.roles.is_empty(), "give --account, --role, or both");
-    let secret = dev_mode::signing_secret(settings, &Random::system())?;
+    let (secret, origin) = dev_mode::signing_secret(settings)?;
+    output::note(format_args!("signed with {origin}"));
     let token = NewToken {
         subject: arguments.subject,
         account: arguments.account,
         roles: arguments.roles,
         lifetime: SignedDuration::from_secs(arguments.ttl),
     };
-    println!("{}", jwt::mint(&secret, &ClaimRules::from(&settings.tokens), &token, SystemClock.now())?);
+    output::line(jwt::mint(&secret, &ClaimRules::from(&settings.tokens), &token, SystemClock.now())?)?;
     Ok(ExitCode::SUCCESS)
 }

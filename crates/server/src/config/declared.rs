@@ -114,6 +114,14 @@ pub(super) const DATABASE_POOL: Setting = Setting {
     default: Some("8"),
     help: "Most database connections for management requests; others have their own",
 };
+pub(super) const DATABASE_WAIT_SECONDS: Setting = Setting {
+    env: "TOLLKEY_DATABASE_WAIT_SECONDS",
+    flag: Some("database-wait-seconds"),
+    form: Form::Number,
+    default: Some("30"),
+    help: "For how many seconds a starting server or command waits for a PostgreSQL server that cannot be reached yet, \
+           0 to 3600; 0 does not wait",
+};
 pub(super) const MIGRATE: Setting = Setting {
     env: "TOLLKEY_MIGRATE",
     flag: Some("migrate"),
@@ -328,6 +336,7 @@ pub const SETTINGS: &[Setting] = &[
     DATABASE_URL,
     DATABASE_URL_FILE,
     DATABASE_POOL,
+    DATABASE_WAIT_SECONDS,
     MIGRATE,
     WORKERS,
     MAX_CONNECTIONS,

@@ -20,6 +20,7 @@ use std::{
 
 pub use tollkey_api::Secret;
 use tollkey_core::{Catalogue, Invalid, IpList, RouteBase, ceiling::DepthLimit, credential::CredentialHeaders};
+use tollkey_store::{Backend, DatabaseUrl};
 
 use self::declared::*;
 use self::sources::{Sources, invalid};
@@ -69,6 +70,8 @@ pub struct Settings {
     pub database: Database,
     /// `TOLLKEY_DATABASE_POOL`, at least 1.
     pub database_pool: u32,
+    /// `TOLLKEY_DATABASE_WAIT_SECONDS`.
+    pub database_wait: Duration,
     /// `TOLLKEY_MIGRATE`.
     pub migrate: bool,
     /// What is known of management tokens.
@@ -118,10 +121,23 @@ pub enum LogFormat {
 /// Where everything is kept.
 #[derive(Debug, Clone)]
 pub struct Database {
-    /// The URL; it may hold a password.
-    pub url: Secret,
+    /// The URL, which shows no password.
+    pub url: DatabaseUrl,
     /// What it leads to.
     pub kind: DatabaseKind,
+}
+
+impl Database {
+    /// Reads a URL. The error repeats nothing of it: it may hold a password.
+    fn parse(url: &str) -> Result<Self, Invalid> {
+        let url = DatabaseUrl::parse(url).map_err(|error| Invalid::new(error.to_string()))?;
+        let kind = match (url.backend(), url.file()) {
+            (Backend::Postgres, _) => DatabaseKind::Postgres,
+            (Backend::Sqlite, Some(path)) => DatabaseKind::SqliteFile(path.to_owned()),
+            (Backend::Sqlite, None) => DatabaseKind::SqliteMemory,
+        };
+        Ok(Self { url, kind })
+    }
 }
 
 /// What a database URL leads to.
@@ -225,6 +241,9 @@ impl Settings {
             },
             database: database(&sources)?,
             database_pool: required(&sources, &DATABASE_POOL, |text| rules::number(text, 1, 1000))?,
+            database_wait: Duration::from_secs(required(&sources, &DATABASE_WAIT_SECONDS, |text| {
+                rules::number(text, 0, 3600)
+            })?),
             migrate: required(&sources, &MIGRATE, rules::switch)?,
             tokens: tokens(&sources)?,
             sealing_secret: sealing_secret(&sources)?,
@@ -281,15 +300,13 @@ fn database(sources: &Sources<'_>) -> Result<Database, ConfigError> {
     let Some((url, from)) = sources.secret(&DATABASE_URL, &DATABASE_URL_FILE)? else {
         return Err(invalid(&DATABASE_URL, Source::Default, Invalid::new("must be set")));
     };
-    // Everybody on the machine can read a command line.
-    if matches!(from, Source::Flag(_)) && rules::has_password(url.expose()) {
+    let database = Database::parse(url.expose()).map_err(|rule| invalid(&DATABASE_URL, from.clone(), rule))?;
+    // Every user of the machine can read a command line.
+    if matches!(from, Source::Flag(_)) && database.url.has_password() {
         let rule = "must not have a password on the command line; put it into the environment or a file";
         return Err(invalid(&DATABASE_URL, from, Invalid::new(rule)));
     }
-    match rules::database_kind(url.expose()) {
-        Ok(kind) => Ok(Database { url, kind }),
-        Err(rule) => Err(invalid(&DATABASE_URL, from, rule)),
-    }
+    Ok(database)
 }
 
 fn sealing_secret(sources: &Sources<'_>) -> Result<Option<Secret>, ConfigError> {

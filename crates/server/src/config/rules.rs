@@ -9,7 +9,7 @@ use std::{
 use tollkey_core::{Invalid, IpList, ceiling::DepthLimit};
 use tracing_subscriber::EnvFilter;
 
-use super::{DatabaseKind, LogFormat};
+use super::LogFormat;
 use crate::{caller::jwks::trusted_url, public_path::PublicPath};
 
 /// Headers that already say something else; a merchant named in one of them would be nonsense or a leak.
@@ -96,29 +96,6 @@ pub(super) fn log_format(text: &str) -> Result<LogFormat, Invalid> {
         "json" => Ok(LogFormat::Json),
         _ => Err(Invalid::new("must be pretty or json")),
     }
-}
-
-/// Says nothing of the URL itself: it may hold a password.
-pub(super) fn database_kind(url: &str) -> Result<DatabaseKind, Invalid> {
-    if url.starts_with("postgres://") || url.starts_with("postgresql://") {
-        return Ok(DatabaseKind::Postgres);
-    }
-    match url.strip_prefix("sqlite://") {
-        Some(":memory:") => Ok(DatabaseKind::SqliteMemory),
-        Some(path) if !path.is_empty() && !path.ends_with('/') && !path.contains('?') => {
-            Ok(DatabaseKind::SqliteFile(path.into()))
-        }
-        Some(_) => Err(Invalid::new("must name a file, such as sqlite://tollkey.db, without options behind it")),
-        None => Err(Invalid::new("must begin with sqlite:// or postgres://")),
-    }
-}
-
-/// Whether a database URL holds a password: behind its user, or as a parameter.
-pub(super) fn has_password(url: &str) -> bool {
-    let (_, rest) = url.split_once("://").unwrap_or(("", url));
-    let authority = rest.split(['/', '?']).next().unwrap_or_default();
-    let behind_user = authority.rsplit_once('@').is_some_and(|(user, _)| user.contains(':'));
-    behind_user || rest.split_once('?').is_some_and(|(_, parameters)| parameters.contains("password="))
 }
 
 pub(super) fn text(text: &str) -> Result<String, Invalid> {

@@ -61,6 +61,7 @@ fn defaults_are_those_of_the_contract() {
     assert_eq!((settings.log.filter.as_str(), settings.log.format), ("info", LogFormat::Pretty));
     assert_eq!(settings.database.url.expose(), "sqlite://tollkey.db");
     assert_eq!(settings.database.kind, DatabaseKind::SqliteFile("tollkey.db".into()));
+    assert_eq!(settings.database_wait, Duration::from_secs(30));
     assert!(!settings.migrate);
     assert!(matches!(settings.tokens.source, TokenSource::Development));
     assert_eq!(settings.tokens.account_claim, "account_id");
@@ -258,6 +259,10 @@ fn rules() {
         ("TOLLKEY_ROUTE_BASE", "/a/../b", "must be a path such as /api"),
         ("TOLLKEY_LOG", "info,=", "must be log directives"),
         ("TOLLKEY_LOG_FORMAT", "xml", "must be pretty or json"),
+        ("TOLLKEY_DATABASE_WAIT_SECONDS", "-1", "must be a whole number from 0 to 3600"),
+        ("TOLLKEY_DATABASE_WAIT_SECONDS", "3601", "must be a whole number from 0 to 3600"),
+        ("DATABASE_URL", "postgres://me:a@b@db/keys", "write an @ in the user name or the password as %40"),
+        ("DATABASE_URL", "host=db user=me", "must be a URL"),
         ("DATABASE_URL", "mysql://localhost", "must begin with sqlite:// or postgres://"),
         ("DATABASE_URL", "tollkey.db", "must begin with sqlite:// or postgres://"),
         ("DATABASE_URL", "sqlite://", "must name a file"),
@@ -376,7 +381,12 @@ fn no_error_and_no_debug_shows_a_secret() {
 
 #[test]
 fn a_database_url_with_a_password_is_no_flag() {
-    for url in ["postgres://me:canary@db.example/tollkey", "postgres://db.example/tollkey?user=me&password=canary"] {
+    for url in [
+        "postgres://me:canary@db.example/tollkey",
+        "postgres://db.example/tollkey?user=me&password=canary",
+        "postgres://me@db.example/tollkey?pass%77ord=canary",
+        "postgres://me@db.example/tollkey?sslpassword=canary",
+    ] {
         let error = resolve(&[&format!("--database-url={url}")], &[], None).unwrap_err();
         assert!(error.contains("must not have a password on the command line"), "{error}");
         assert!(!error.contains("canary"), "{error}");

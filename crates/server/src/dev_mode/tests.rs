@@ -55,9 +55,9 @@ fn a_key_source_ends_it() {
     fs::write(&path, "s".repeat(32)).unwrap();
     let with_source = settings(&["--listen", "0.0.0.0:80", "--jwt-hs256-secret-file", path.to_str().unwrap()]);
     assert!(DevMode::enter(&with_source, &Random::system()).unwrap().is_none());
-    assert_eq!(signing_secret(&with_source, &Random::system()).unwrap().expose(), "s".repeat(32));
+    assert_eq!(signing_secret(&with_source).unwrap().0.expose(), "s".repeat(32));
     let elsewhere = settings(&["--jwt-public-key-file", "k.pem", "--jwt-issuer", "i", "--jwt-audience", "a"]);
-    let error = signing_secret(&elsewhere, &Random::system()).unwrap_err();
+    let error = signing_secret(&elsewhere).unwrap_err();
     assert!(matches!(error, DevModeError::IssuedElsewhere));
 }
 
@@ -70,7 +70,12 @@ fn the_secret_is_made_once_and_kept_beside_the_database() {
     assert_eq!(fs::read_to_string(&path).unwrap(), format!("{}\n", first.secret().expose()));
     assert_eq!(first.secret().expose().len(), 64);
     assert_eq!(entered(&settings).unwrap().secret(), first.secret());
-    assert_eq!(&signing_secret(&settings, &Random::system()).unwrap(), first.secret());
+    let missing = signing_secret(&settings).unwrap_err().to_string();
+    assert!(missing.contains(&directory.path().join("keys.db").display().to_string()), "{missing}");
+    fs::write(directory.path().join("keys.db"), "").unwrap();
+    let (secret, origin) = signing_secret(&settings).unwrap();
+    assert_eq!(&secret, first.secret());
+    assert!(origin.contains(path.to_str().unwrap()), "{origin}");
     #[cfg(unix)]
     {
         use std::os::unix::fs::PermissionsExt as _;
@@ -128,7 +133,7 @@ fn a_directory_that_is_missing_is_named() {
 fn in_memory_every_start_has_its_own_secret_and_no_other_process_has_it() {
     let memory = settings(&["--database-url", "sqlite://:memory:"]);
     assert_ne!(entered(&memory).unwrap().secret(), entered(&memory).unwrap().secret());
-    let error = signing_secret(&memory, &Random::system()).unwrap_err();
+    let error = signing_secret(&memory).unwrap_err();
     assert!(matches!(error, DevModeError::SecretInMemory));
 }
 

@@ -162,18 +162,20 @@ fn heads(report: &str) -> Vec<String> {
 }
 
 #[actix_web::test]
-async fn a_whole_audit_log_is_called_whole() {
+async fn an_intact_audit_log_is_reported_as_intact() {
     for database in backends() {
         let tollkey = Tollkey::on(&database);
         tollkey.answer(&["migrate"]).await;
-        assert_eq!(tollkey.answer(&["audit", "verify"]).await, "the audit log is whole", "an empty one too");
+        let empty = "the audit log is intact (entries checked: 0, accounts: 0)";
+        assert_eq!(tollkey.answer(&["audit", "verify"]).await, empty);
         let server = tollkey.serve().await;
         let heads = two_logs(&tollkey, &server).await;
         assert_eq!(heads.len(), 2);
         let report = tollkey.answer(&["audit", "verify", "--head", &heads[0], "--head", &heads[1]]).await;
         let expected =
             ["acme", "globex"].iter().zip(&heads).map(|(account, head)| format!("{account}  4 entries  head {head}\n"));
-        assert_eq!(report, format!("{}the audit log is whole", expected.collect::<String>()));
+        let end = "the audit log is intact (entries checked: 8, accounts: 2)";
+        assert_eq!(report, format!("{}{end}", expected.collect::<String>()));
         tollkey.run(&["audit", "verify", "--account", "acmee"]).await.refused(&["account acmee has no audit log"]);
         // A head stays good while the log grows, and can be one account's.
         server.application(&merchant("acme"), "Second Store").await;
@@ -186,16 +188,202 @@ async fn a_whole_audit_log_is_called_whole() {
 }
 
 #[actix_web::test]
-async fn an_audit_log_that_is_not_there_is_not_called_whole() {
-    let tollkey = Tollkey::bare();
-    tollkey.run(&["audit", "verify"]).await.refused(&["there is no database at tollkey.db"]);
-    assert_eq!(fs::read_dir(tollkey.directory()).expect("its directory").count(), 0, "none is made");
-    tollkey.run(&["audit", "verify", "--database-url", "sqlite://:memory:"]).await.refused(&["in memory"]);
-    // Nor is an emptied file made into a database first.
-    fs::write(tollkey.directory().join("tollkey.db"), "").expect("an empty file");
-    for _ in 0..2 {
-        tollkey.run(&["audit", "verify"]).await.refused(&["schema"]);
+async fn commands_create_no_database_and_name_its_path() {
+    // Every command that works with a database, but for `serve` and `migrate`.
+    let commands: [&[&str]; 9] = [
+        &["audit", "verify"],
+        &["account", "show", "acme"],
+        &["account", "set", "acme", "--operating-model", "ecosystem"],
+        &["service-key", "create", "gateway"],
+        &["service-key", "list"],
+        &["service-key", "revoke", "0198c0de-0000-7000-8000-000000000001"],
+        &["session", "end", "--all"],
+        &["token", "--account", "acme"],
+        &["token", "--role", "operator"],
+    ];
+    for command in commands {
+        let tollkey = Tollkey::bare();
+        let path = tollkey.directory().join("tollkey.db");
+        let shown = path.canonicalize().unwrap_or_else(|_| path.clone()).display().to_string();
+        let finished = tollkey.run(command).await;
+        finished.refused(&["there is no SQLite database", &shown, "DATABASE_URL"]);
+        assert_eq!(finished.stdout, "", "{command:?}");
+        assert_eq!(fs::read_dir(tollkey.directory()).expect("its directory").count(), 0, "{command:?} creates nothing");
+        tollkey.run(&[command, &["--database-url", "sqlite://:memory:"]].concat()).await.refused(&["in memory"]);
+        if command[0] == "token" {
+            fs::write(&path, "").expect("a file");
+            tollkey.run(command).await.refused(&["development secret", ".jwt-secret", "tollkey serve"]);
+            assert_eq!(fs::read_dir(tollkey.directory()).expect("its directory").count(), 1, "no secret is created");
+            continue;
+        }
+        // Neither is a file that is no database made into one, nor an older one migrated.
+        for (content, words) in [("", "is empty"), ("some text that is longer than a header", "not a SQLite database")]
+        {
+            fs::write(&path, content).expect("a file");
+            tollkey.run(command).await.refused(&[&shown, words]);
+            assert_eq!(fs::read_to_string(&path).expect("the file"), content, "{command:?}");
+        }
+        fs::remove_file(&path).expect("it is removed");
+        fs::create_dir(&path).expect("a directory");
+        tollkey.run(command).await.refused(&[&shown, "Is a directory (os error 21)"]);
+
+        let database = Database::sqlite();
+        drop(database.store());
+        database.sql("DELETE FROM __diesel_schema_migrations WHERE version = '20261121200000'");
+        let older = Tollkey::on(&database).run(command).await;
+        older.refused(&["schema is older", "tollkey migrate", "tollkey.db"]);
     }
+}
+
+#[actix_web::test]
+async fn commands_name_their_database_and_what_they_did() {
+    for database in backends() {
+        let tollkey = Tollkey::on(&database).without("TOLLKEY_MIGRATE");
+        let target = match database.directory() {
+            Some(directory) => format!("database: SQLite database {}", directory.join("tollkey.db").display()),
+            None => "database: PostgreSQL database t".to_owned(),
+        };
+        let migrated = tollkey.run(&["migrate"]).await;
+        assert!(migrated.success() && migrated.stderr.contains(&target), "{migrated}");
+        let applied = migrated.stdout.lines().filter(|line| line.starts_with("applied 2026")).count();
+        assert_eq!(applied, 7, "{migrated}");
+        assert_eq!(tollkey.answer(&["migrate"]).await, "the schema was already up to date");
+        for command in [
+            &["migrate"][..],
+            &["audit", "verify"],
+            &["account", "show", "acme"],
+            &["service-key", "list"],
+            &["session", "end", "--all"],
+        ] {
+            let finished = tollkey.run(command).await;
+            assert!(finished.success() && finished.stderr.contains(&target), "{command:?}: {finished}");
+            assert!(!finished.stdout.contains("database:"), "{command:?}: {finished}");
+        }
+        let token = tollkey.run(&["token", "--account", "acme"]).await;
+        assert!(token.success() && token.stderr.contains("signed with TOLLKEY_JWT_HS256_SECRET"), "{token}");
+        assert!(token.stdout.starts_with("ey") && token.stdout.lines().count() == 1, "{token}");
+    }
+}
+
+/// Runs a command whose standard output nobody reads.
+async fn without_reader(tollkey: &Tollkey, arguments: &[&str]) -> std::process::Output {
+    let (reader, writer) = std::io::pipe().expect("a pipe");
+    drop(reader);
+    let child = tollkey.command(arguments).stdout(writer).stderr(std::process::Stdio::piped()).spawn();
+    child.expect("it starts").wait_with_output().await.expect("it ends")
+}
+
+#[actix_web::test]
+async fn output_without_a_reader_is_no_panic() {
+    let database = Database::sqlite();
+    let tollkey = Tollkey::on(&database);
+    tollkey.answer(&["migrate"]).await;
+    for (arguments, succeeds) in [
+        (&["openapi"][..], true),
+        (&["--help"], true),
+        (&["--version"], true),
+        (&["migrate"], true),
+        (&["audit", "verify"], true),
+        (&["account", "show", "acme"], true),
+        (&["session", "end", "--all"], true),
+        (&["token", "--account", "acme"], true),
+        // The key would be lost: its ID is named, so that it can be revoked.
+        (&["service-key", "create", "gateway"], false),
+        (&["service-key", "list"], true),
+    ] {
+        let output = without_reader(&tollkey, arguments).await;
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.success(), succeeds, "{arguments:?}: {stderr}");
+        assert!(!stderr.contains("panicked"), "{arguments:?}: {stderr}");
+        if !succeeds {
+            assert!(stderr.contains("was created and is lost; revoke it"), "{stderr}");
+        }
+    }
+    // What cannot be written for another reason is an error.
+    if let Ok(full) = fs::File::options().write(true).open("/dev/full") {
+        let child = tollkey.command(&["openapi"]).stdout(full).stderr(std::process::Stdio::piped()).spawn();
+        let output = child.expect("it starts").wait_with_output().await.expect("it ends");
+        assert!(!output.status.success() && String::from_utf8_lossy(&output.stderr).contains("cannot write to stdout"));
+    }
+}
+
+#[actix_web::test]
+async fn no_command_prints_the_database_password() {
+    let password = "canary";
+    let urls = [
+        "postgres://shop:canary%zz@127.0.0.1:1/keys",
+        "postgres://shop:can ary canary@127.0.0.1:1/keys",
+        "postgres://shop:canary#@127.0.0.1:1/keys",
+        "postgres://shop:@canary@127.0.0.1:1/keys",
+        "postgres://shop:/canary@127.0.0.1:1/keys",
+        "postgres://shop:canary:@127.0.0.1:1/keys",
+        "postgres://shop:canary?@127.0.0.1:1/keys",
+        "postgres://shop@127.0.0.1:1#canary/keys",
+        "postgres://:canary@127.0.0.1:1/keys",
+        "postgres://shop:canary@127.0.0.1:port/keys",
+        "postgres://shop:canary@127.0.0.1:1,127.0.0.1:2/keys",
+        "postgres://shop:canary@[::1]:1/keys",
+        "postgres://shop:canary@[::1:1/keys",
+        "postgres://shop:canary@localhost/keys?host=/no/such/directory",
+        "postgres://shop@127.0.0.1:1/keys?password=canary",
+        "postgres://shop@127.0.0.1:1/keys?password=canary&password=canary",
+        "postgres://shop@127.0.0.1:1/keys?pass%77ord=canary",
+        "postgres://shop@127.0.0.1:1/keys?passwort=canary",
+        "postgres://shop:canary@127.0.0.1:1/keys?sslmode=canary",
+        "postgres://shop:canary@db.example/keys",
+        "postgres://shop:canary@127.0.0.1:1/keys?channel_binding=canary",
+        "postgres://shop:canary@127.0.0.1:1/keys?service=nowhere&sslmode=disable",
+        "host=127.0.0.1 port=1 user=shop password=canary",
+        "postgres:/shop:canary@127.0.0.1/keys",
+        "sqlite://no/such/directory/tollkey.db?key=canary",
+    ];
+    let with = |tollkey: Tollkey| {
+        let tollkey = tollkey.with("TOLLKEY_JWT_HS256_SECRET", SECRET).with("TOLLKEY_LOG", "trace");
+        tollkey.with("TOLLKEY_DATABASE_WAIT_SECONDS", "0").with("RUST_BACKTRACE", "1")
+    };
+    let silent = |finished: &crate::binary::Finished, what: &str| {
+        finished.refused(&[]);
+        assert!(!finished.to_string().contains(password), "{what}: {finished}");
+    };
+    for url in urls {
+        let tollkey = with(Tollkey::bare()).with("DATABASE_URL", url);
+        for command in [&["serve"][..], &["migrate"], &["audit", "verify"], &["service-key", "create", "x"]] {
+            silent(&tollkey.run(command).await, url);
+        }
+        // On the command line: as the flag, with a mistake in its name, or without one.
+        let bare = with(Tollkey::bare());
+        let flag = format!("--database-url={url}");
+        let misspelled = format!("--database-uri={url}");
+        for arguments in [&[flag.as_str()][..], &["migrate", &flag], &[&misspelled], &[url], &["migrate", url]] {
+            silent(&bare.run(arguments).await, url);
+        }
+        // In the configuration file, also as a line of an environment file.
+        for content in [format!("database_url = \"{url}\"\n"), format!("DATABASE_URL={url}\n"), format!("{url}\n")] {
+            let tollkey = with(Tollkey::bare());
+            fs::write(tollkey.directory().join("tollkey.toml"), content).expect("a file");
+            silent(&tollkey.run(&["migrate"]).await, url);
+        }
+    }
+    let at =
+        with(Tollkey::bare()).with("DATABASE_URL", "postgres://shop:can@ary@db.example/keys").run(&["migrate"]).await;
+    assert!(at.refused(&["DATABASE_URL", "%40"]).contains('@') && !at.stderr.contains("TLS"), "{at}");
+    // A key or a token where none belongs is not repeated either.
+    let key = format!("tks_{}", "EXAMPLE".repeat(5)[..32].to_owned());
+    for arguments in
+        [&["account", "show", "a b", &key][..], &[&key], &["token", "--role", &key], &["--listen", "x", &key]]
+    {
+        let finished = Tollkey::bare().run(arguments).await;
+        finished.refused(&[]);
+        assert!(!finished.stderr.contains(&key), "{finished}");
+    }
+    let pasted = with(Tollkey::bare())
+        .without("TOLLKEY_JWT_HS256_SECRET")
+        .with("TOLLKEY_JWT_PUBLIC_KEY_FILE", "-----BEGIN PRIVATE KEY-----\ncanary\n-----END PRIVATE KEY-----")
+        .with("TOLLKEY_JWT_ISSUER", "i")
+        .with("TOLLKEY_JWT_AUDIENCE", "a")
+        .run(&["serve"])
+        .await;
+    silent(&pasted, "a pasted key");
 }
 
 #[actix_web::test]
@@ -241,7 +429,8 @@ async fn what_was_done_to_an_audit_log_is_found() {
             let finished = tollkey.run(&["audit", "verify"]).await;
             assert_eq!(finished.code, Some(1), "{what}: {finished}");
             assert!(finished.stderr.contains(words), "{what}: {finished}");
-            assert!(!finished.stdout.contains("whole"), "{what}: {finished}");
+            assert!(!finished.stdout.contains("intact"), "{what}: {finished}");
+            assert!(finished.stderr.contains("the audit log is not intact (faults: "), "{what}: {finished}");
             assert!(finished.stdout.contains("globex  4 entries"), "the other account is looked at: {finished}");
             assert!(!finished.stderr.contains("globex"), "nothing is said against it: {finished}");
             if what != "a move" {
@@ -281,11 +470,18 @@ async fn healthcheck_asks_the_server() {
     let tollkey = Tollkey::development();
     let server = tollkey.serve().await;
     let listen = server.address.to_string();
-    assert_eq!(tollkey.answer(&["healthcheck", "--listen", &listen]).await, "ready");
+    let url = format!("http://{listen}/readyz");
+    assert_eq!(tollkey.answer(&["healthcheck", "--listen", &listen]).await, format!("ready: {url}"));
     let unspecified = format!("0.0.0.0:{}", server.address.port());
-    assert_eq!(Tollkey::bare().answer(&["healthcheck", "--listen", &unspecified]).await, "ready");
+    let answer = Tollkey::bare().answer(&["healthcheck", "--listen", &unspecified]).await;
+    assert_eq!(answer, format!("ready: {url}"));
     server.stop().await;
-    tollkey.run(&["healthcheck", "--listen", &listen]).await.refused(&["tollkey: "]);
+    tollkey.run(&["healthcheck", "--listen", &listen]).await.refused(&[
+        "no HTTP response",
+        &url,
+        "refused",
+        "--listen",
+    ]);
     tollkey.run(&["healthcheck"]).await.refused(&["--listen"]);
 }
 
@@ -296,7 +492,8 @@ async fn healthcheck_fails_when_the_server_is_not_ready() {
     let server = tollkey.serve().await;
     database.sql("DELETE FROM __diesel_schema_migrations WHERE version = '20261121200000'");
     let finished = tollkey.run(&["healthcheck", "--listen", &server.address.to_string()]).await;
-    assert_eq!((finished.code, finished.stdout.as_str()), (Some(1), "not ready\n"), "{finished}");
+    let expected = format!("not ready: http://{}/readyz responds with status 503;", server.address);
+    assert!(finished.code == Some(1) && finished.stdout.starts_with(&expected), "{finished}");
 }
 
 #[actix_web::test]
@@ -353,8 +550,9 @@ async fn settings_that_cannot_be_are_one_sentence() {
         (
             bare()
                 .with("DATABASE_URL", &format!("postgres://u:{secret}@127.0.0.1:1/keys"))
+                .with("TOLLKEY_DATABASE_WAIT_SECONDS", "0")
                 .with("TOLLKEY_JWT_HS256_SECRET", SECRET),
-            &["tollkey: "],
+            &["cannot connect to the PostgreSQL database keys at 127.0.0.1:1"],
         ),
         (
             with_file(&format!("jwt_secret = \"{secret}\"\n")),

@@ -109,7 +109,7 @@ async fn what_was_answered_survives_kills() {
             let mut verify = vec!["audit", "verify"];
             verify.extend(kept_heads.iter().flat_map(|head| ["--head", head.as_str()]));
             let whole = tollkey.answer(&verify).await;
-            assert!(whole.ends_with("the audit log is whole"), "{whole}");
+            assert!(whole.contains("\nthe audit log is intact ("), "{whole}");
             let line = whole.lines().next().expect("a line for the account");
             let words: Vec<&str> = line.split_whitespace().collect();
             let ["acme", entries, "entries", "head", head] = words[..] else { panic!("{line}") };
@@ -425,14 +425,19 @@ fn postgres() -> Option<Database> {
 async fn postgresql_is_migrated_only_when_told() {
     let Some(database) = postgres() else { return };
     let tollkey = Tollkey::on(&database).without("TOLLKEY_MIGRATE");
+    let told = tollkey.clone().with("TOLLKEY_MIGRATE", "true");
+    for arguments in [&["audit", "verify"][..], &["service-key", "list"], &["session", "end", "--all"]] {
+        told.run(arguments).await.refused(&["schema is older", "tollkey migrate"]);
+    }
     for arguments in [&[][..], &["serve"], &["audit", "verify"], &["service-key", "list"]] {
         let finished = tollkey.start(arguments).await.err().expect("it does not start");
         finished.refused(&["schema is older", "tollkey migrate", "serve --migrate"]);
         assert_eq!(finished.stdout, "");
     }
     assert_eq!(database.columns(), [""; 0], "nothing was touched");
-    assert_eq!(tollkey.answer(&["migrate"]).await, "the schema is up to date");
-    assert_eq!(tollkey.answer(&["migrate"]).await, "the schema is up to date");
+    let migrated = tollkey.answer(&["migrate"]).await;
+    assert!(migrated.starts_with("applied 2026") && migrated.ends_with("\nthe schema is up to date"), "{migrated}");
+    assert_eq!(tollkey.answer(&["migrate"]).await, "the schema was already up to date");
     tollkey.serve().await.stop().await;
     tollkey.serve_with(&["serve", "--migrate"]).await.stop().await;
 }
@@ -662,6 +667,83 @@ async fn no_secret_is_logged_or_kept() {
             let mut stored = String::from_utf8_lossy(&bytes).into_owned();
             stored.retain(|character| character != '\0');
             canaries.assert_absent("the database", &stored);
+        }
+    }
+}
+
+/// What a server writes while it waits for its database.
+async fn waits_for(process: &mut tokio::process::Child, stderr: &std::path::Path, words: &str) {
+    timeout(Duration::from_secs(30), async {
+        while !fs::read_to_string(stderr).expect("its log").contains(words) {
+            assert!(process.try_wait().expect("it can be asked").is_none(), "it ended");
+            sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await
+    .expect("it waits");
+}
+
+#[actix_web::test]
+async fn a_database_that_comes_later_is_waited_for() {
+    let Some(postgres) = Postgres::private("") else { return };
+    let database = postgres.database();
+    let tollkey = Tollkey::on(&database);
+    postgres.control("-m fast stop");
+    let stderr = tollkey.directory().join("stderr");
+    let start = |arguments: &[&str]| {
+        let mut command = tollkey.command(arguments);
+        command.stdout(Stdio::null()).stderr(fs::File::create(&stderr).expect("a file"));
+        command.spawn().expect("it starts")
+    };
+    let wait = "waiting for the database";
+
+    let mut migrating = start(&["migrate"]);
+    waits_for(&mut migrating, &stderr, wait).await;
+    tokio::task::spawn_blocking(|| postgres.control("start")).await.expect("it starts");
+    assert!(migrating.wait().await.expect("it ends").success(), "{}", fs::read_to_string(&stderr).expect("its log"));
+    let log = fs::read_to_string(&stderr).expect("its log");
+    assert!(log.contains("PostgreSQL database") && log.contains(".s.PGSQL.5432"), "{log}");
+    tollkey.serve().await.stop().await;
+
+    // A signal ends the wait: the server in good order, a command with the exit code of a shell.
+    tokio::task::spawn_blocking(|| postgres.control("-m fast stop")).await.expect("it stops");
+    for (arguments, signal, code) in [
+        (&["serve"][..], "TERM", 0),
+        (&["serve"], "INT", 0),
+        (&["migrate"], "TERM", 143),
+        (&["audit", "verify"], "INT", 130),
+    ] {
+        let mut process = start(arguments);
+        waits_for(&mut process, &stderr, wait).await;
+        let kill = format!("kill -{signal} {}", process.id().expect("it runs"));
+        assert!(Command::new("sh").args(["-c", &kill]).status().await.expect("a shell").success());
+        let ended = timeout(Duration::from_secs(30), process.wait()).await.expect("the signal ends it");
+        assert_eq!(ended.expect("its status").code(), Some(code), "{arguments:?} {signal}");
+    }
+    for arguments in [&["serve"][..], &["migrate"], &["account", "show", "acme"]] {
+        let limited = tollkey.clone().with("TOLLKEY_DATABASE_WAIT_SECONDS", "1");
+        limited.run(arguments).await.refused(&["gave up after 1 seconds", "no socket"]);
+        let finished = tollkey.clone().with("TOLLKEY_DATABASE_WAIT_SECONDS", "0").run(arguments).await;
+        finished.refused(&["cannot connect to the PostgreSQL database", "no socket"]);
+        assert!(!finished.stderr.contains(wait), "{finished}");
+    }
+    tokio::task::spawn_blocking(|| postgres.control("start")).await.expect("it starts");
+}
+
+#[actix_web::test]
+async fn a_database_that_will_not_come_is_not_waited_for() {
+    let Some(database) = postgres() else { return };
+    let (base, query) = database.url().split_once('?').expect("a query");
+    for (url, words) in [
+        (format!("postgres:///nowhere?{query}"), "database \"nowhere\" does not exist"),
+        (format!("{base}?{}", query.replace("user=postgres", "user=nobody")), "role \"nobody\" does not exist"),
+        (format!("{base}?{query}&sslmode=require"), "pg-tls"),
+    ] {
+        let tollkey = Tollkey::on(&database).with("DATABASE_URL", &url);
+        for arguments in [&["serve"][..], &["migrate"], &["audit", "verify"]] {
+            let finished = tollkey.run(arguments).await;
+            finished.refused(&[words]);
+            assert!(!finished.stderr.contains("waiting"), "{finished}");
         }
     }
 }

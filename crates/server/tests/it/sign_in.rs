@@ -1003,10 +1003,10 @@ async fn sessions_are_ended_at_the_command_line() {
         }
         assert_eq!(seen().await, [true, true, true, true]);
         for (arguments, answer, left) in [
-            (&["--account", "nobody"][..], "0 ended", [true, true, true, true]),
-            (&["--account", "acme", "--subject", "bob"], "1 ended", [true, false, true, true]),
-            (&["--subject", "ada"], "2 ended", [false, false, false, true]),
-            (&["--all"], "1 ended", [false, false, false, false]),
+            (&["--account", "nobody"][..], "sessions ended: 0", [true, true, true, true]),
+            (&["--account", "acme", "--subject", "bob"], "sessions ended: 1", [true, false, true, true]),
+            (&["--subject", "ada"], "sessions ended: 2", [false, false, false, true]),
+            (&["--all"], "sessions ended: 1", [false, false, false, false]),
         ] {
             assert_eq!(tollkey.answer(&[&end, arguments].concat()).await, answer, "{arguments:?}");
             assert_eq!(seen().await, left, "{arguments:?}");

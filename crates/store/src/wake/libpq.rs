@@ -3,7 +3,7 @@
 //! 10.0 ms). Waiting here costs nothing at rest, and the wake-up comes no later than the commit's own answer (99 %
 //! within 0.03 ms of it). `wake::measured` in the tests says how that was measured.
 //!
-//! It calls the libpq that diesel brings along anyway, with the same URL, so that TLS, time-outs and the refusal of
+//! It calls the libpq that diesel brings along anyway, with the same parameters, so that TLS, time-outs and the refusal of
 //! standbys are the same.
 
 use std::{
@@ -25,11 +25,11 @@ pub(super) struct Lost;
 pub(super) struct Connection(NonNull<PGconn>);
 
 impl Connection {
-    /// Connects. Ends in bounded time if the URL has a `connect_timeout`.
-    pub(super) fn open(url: &str) -> Result<Self, Lost> {
-        let url = CString::new(url).map_err(|_| Lost)?;
-        // SAFETY: `url` ends with a zero byte and lives until the call is over.
-        let connection = NonNull::new(unsafe { PQconnectdb(url.as_ptr()) }).ok_or(Lost)?;
+    /// Connects. Ends in bounded time if there is a `connect_timeout`.
+    pub(super) fn open(conninfo: &str) -> Result<Self, Lost> {
+        let conninfo = CString::new(conninfo).map_err(|_| Lost)?;
+        // SAFETY: `conninfo` ends with a zero byte and lives until the call is over.
+        let connection = NonNull::new(unsafe { PQconnectdb(conninfo.as_ptr()) }).ok_or(Lost)?;
         let connection = Self(connection); // to be closed from here on, whatever its status
         // SAFETY: what PQconnectdb gave is valid until PQfinish, which only `drop` calls. `ignore` uses no argument.
         unsafe { PQsetNoticeProcessor(connection.0.as_ptr(), Some(ignore), ptr::null_mut()) };

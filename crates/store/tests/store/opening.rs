@@ -181,17 +181,140 @@ fn a_memory_database_lives_as_long_as_its_store() {
     });
 }
 
+fn failure(url: &str) -> String {
+    open(url).err().unwrap_or_else(|| panic!("it opens")).to_string()
+}
+
 #[test]
-fn what_cannot_be_opened_says_why_without_the_password() {
+fn urls_that_cannot_be_used_are_named_by_their_rule() {
     assert!(matches!(open("mysql://x"), Err(OpenError::Url(BadUrl::Scheme))));
-    let missing = open("sqlite:///no/such/directory/tollkey.db").unwrap_err().to_string();
-    assert!(missing.contains("/no/such/directory/tollkey.db"), "{missing}");
-    let refused = open("postgres://user:s3cret@127.0.0.1:1/tollkey").unwrap_err().to_string();
-    assert!(refused.contains("127.0.0.1") && !refused.contains("s3cret"), "{refused}");
     let options = OpenOptions::new("postgres://user:s3cret@127.0.0.1:1/tollkey");
     assert!(!format!("{options:?}").contains("s3cret"));
-    let remote = open("postgres://user:s3cret@db.example/tollkey").unwrap_err().to_string();
-    assert!(remote.contains("pg-tls") && !remote.contains("s3cret"), "{remote}");
+    for (url, words) in [
+        ("postgres://user:s3cret@db.example/tollkey", "pg-tls"),
+        ("postgres://user:s3cret@127.0.0.1/tollkey?sslmode=require", "pg-tls"),
+        ("postgres://user:s3@cret@127.0.0.1:1/tollkey", "%40"),
+        ("postgres://user:s3/cret@127.0.0.1:1/tollkey", "%2F"),
+        ("postgres://user:s3%zzcret@127.0.0.1:1/tollkey", "%25"),
+    ] {
+        let error = failure(url);
+        assert!(error.starts_with("DATABASE_URL: ") && error.contains(words), "{error}");
+        assert!(!error.contains("s3") && !error.contains("cret"), "{error}");
+        assert!(error.contains("TLS") == words.contains("tls"), "the diagnosis of {url}: {error}");
+    }
+}
+
+#[test]
+fn a_server_that_cannot_be_reached_is_named_and_may_come_later() {
+    let directory = tempfile::tempdir().unwrap();
+    let socket = format!("postgres:///tollkey?host={}&user=u&password=s3cret", directory.path().display());
+    for (url, target, words) in [
+        ("postgres://user:s3cret@127.0.0.1:1/tollkey", "tollkey at 127.0.0.1:1", "refuses connections"),
+        ("postgres://user:s3cret@no-such-host.invalid/t?sslmode=disable", "t at no-such-host.invalid:5432", "resolved"),
+        (&socket, ".s.PGSQL.5432", "no socket"),
+    ] {
+        let error = open(url).err().unwrap();
+        assert!(error.is_transient(), "{error}");
+        let error = error.to_string();
+        assert!(error.starts_with("cannot connect to the PostgreSQL database "), "{error}");
+        assert!(error.contains(target) && error.contains(words) && !error.contains("s3cret"), "{error}");
+    }
+}
+
+#[test]
+fn what_the_server_says_is_passed_on_and_is_final() {
+    let Some(postgres) = Postgres::shared() else { return };
+    let database = postgres.database();
+    let (base, query) = database.url().split_once('?').unwrap();
+    let name = base.strip_prefix("postgres:///").unwrap();
+    for (url, words) in [
+        (database.url().replace(name, "nowhere"), "database \"nowhere\" does not exist; create it"),
+        (format!("{base}?{query}").replace("user=postgres", "user=nobody"), "role \"nobody\" does not exist"),
+        // What libpq itself says about a value is not passed on.
+        (format!("{}&password=s3cret&channel_binding=s3cret", database.url()), "may quote the URL"),
+        (format!("{}&password=s3cret&requirepeer=s3cret", database.url()), "may quote the URL"),
+    ] {
+        let error = open(&url).err().unwrap_or_else(|| panic!("{words}: it opens"));
+        assert!(!error.is_transient(), "{error}");
+        let error = error.to_string();
+        assert!(error.contains(words) && error.contains(" at /") && !error.contains("s3cret"), "{error}");
+    }
+}
+
+#[test]
+fn a_server_that_is_shutting_down_may_come_later() {
+    let Some(postgres) = Postgres::private("") else { return };
+    let database = postgres.database();
+    // A connection that stays keeps a server from ending that waits for its clients.
+    let url = database.url().to_owned();
+    hold(&url, "SELECT 1", || {
+        postgres.control("-m smart -W stop");
+        let since = Instant::now();
+        let error = loop {
+            match open(&url) {
+                Err(error) => break error,
+                Ok(_) => assert!(since.elapsed() < PATIENCE, "it does not stop"),
+            }
+        };
+        assert!(error.is_transient() && error.to_string().contains("the database system is shutting down"), "{error}");
+    });
+    postgres.control("start");
+    open(&url).unwrap();
+}
+
+#[test]
+fn sqlite_errors_name_the_absolute_path_and_the_reason() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = |name: &str| directory.path().join(name).display().to_string();
+    std::fs::create_dir(path("directory")).unwrap();
+    std::fs::write(path("text"), "not a database, though long enough for one").unwrap();
+    std::fs::write(path("short"), "x").unwrap();
+    for (name, words) in [
+        ("directory", "Is a directory (os error 21)"),
+        ("missing/tollkey.db", "No such file or directory (os error 2); create the directory"),
+        ("text/tollkey.db", "Not a directory (os error 20)"),
+        (&"n".repeat(300), "File name too long (os error 36)"),
+        ("text", "is not a SQLite database"),
+        ("short", "is not a SQLite database"),
+    ] {
+        let error = failure(&format!("sqlite://{}", path(name)));
+        assert!(error.contains(&path(name)) && error.contains(words), "{name}: {error}");
+    }
+    let relative = failure("sqlite://no-such-directory/tollkey.db");
+    let absolute = std::env::current_dir().unwrap().join("no-such-directory/tollkey.db");
+    assert!(relative.contains(&absolute.display().to_string()), "{relative}");
+}
+
+#[test]
+fn a_sqlite_file_is_not_created_when_that_is_forbidden() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("tollkey.db");
+    let url = format!("sqlite://{}", path.display());
+    let existing = || {
+        let options = OpenOptions { create: false, ..OpenOptions::new(url.as_str()) };
+        Store::open(options, Arc::new(RealClock::default()))
+    };
+    let error = existing().err().unwrap();
+    assert!(matches!(&error, OpenError::Missing { path: named } if *named == path.display().to_string()), "{error}");
+    std::fs::write(&path, "").unwrap();
+    let error = existing().err().unwrap();
+    assert!(matches!(&error, OpenError::NotADatabase { .. }) && error.to_string().contains("is empty"), "{error}");
+    assert_eq!(std::fs::metadata(&path).unwrap().len(), 0, "it is left as it is");
+    std::fs::remove_file(&path).unwrap();
+    assert!(existing().is_err() && !path.exists());
+    open(&url).unwrap().migrate().unwrap();
+    assert_eq!(existing().unwrap().check_schema(), Ok(()));
+}
+
+#[test]
+fn migrating_returns_the_names_of_what_was_applied() {
+    for database in backends() {
+        let store = open(database.url()).unwrap();
+        let applied = store.apply_migrations().unwrap();
+        assert_eq!(applied.len(), 7, "{applied:?}");
+        assert!(applied.is_sorted() && applied.iter().all(|name| name.starts_with("2026") && name.contains('_')));
+        assert_eq!(store.apply_migrations(), Ok(Vec::new()));
+    }
 }
 
 #[test]
@@ -350,7 +473,7 @@ fn a_database_that_takes_no_changes_is_not_ready_and_not_connected_to() {
         postgres.configure("default_transaction_read_only = on");
         until(false).await;
         assert_eq!(add(1).await, Err(Error::Unavailable));
-        assert!(matches!(open(database.url()), Err(OpenError::Connect(_))));
+        assert!(matches!(open(database.url()), Err(OpenError::Connect { .. })));
         postgres.configure("default_transaction_read_only = off");
         until(true).await;
         add(1).await.unwrap();
@@ -358,7 +481,7 @@ fn a_database_that_takes_no_changes_is_not_ready_and_not_connected_to() {
         postgres.demote();
         until(false).await;
         assert_eq!(add(2).await, Err(Error::Unavailable));
-        assert!(matches!(open(database.url()), Err(OpenError::Connect(_))), "a standby");
+        assert!(matches!(open(database.url()), Err(OpenError::Connect { .. })), "a standby");
         postgres.control("promote");
         until(true).await;
         assert!(store.key(&acme(), id(1)).await.is_some());

@@ -1,0 +1,562 @@
+//! The database URL, read by Tollkey itself.
+//!
+//! libpq quotes its input in its error messages, and so would print passwords. It also reads some malformed URLs in a
+//! way that their author did not mean. So [`DatabaseUrl`] reads the URL, rejects what is ambiguous, and passes libpq
+//! keywords and quoted values, which cannot be misread. [`BadUrl`] names the rule and never repeats the URL.
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    net::{IpAddr, Ipv6Addr},
+    path::{Path, PathBuf},
+};
+
+use crate::connection::{Backend, CONNECT_TIMEOUT, Target};
+
+/// The database URL cannot be used. Never repeats the URL, which may hold a password.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum BadUrl {
+    /// Another scheme, or none.
+    #[error(
+        "must begin with sqlite:// or postgres://; write sqlite://tollkey.db or \
+         postgres://USER:PASSWORD@HOST:PORT/DATABASE"
+    )]
+    Scheme,
+    /// `host=… password=…`, which libpq reads too.
+    #[error(
+        "must be a URL; write postgres://USER:PASSWORD@HOST:PORT/DATABASE instead of keywords such as host= and password="
+    )]
+    Keywords,
+    /// `sqlite://` without a file, or with options.
+    #[error(
+        "must name a file, without options behind it; write sqlite://tollkey.db, sqlite:///absolute/path/tollkey.db or \
+         sqlite://:memory:"
+    )]
+    NoFile,
+    /// A percent sign that is no escape.
+    #[error("has a % without two hexadecimal digits behind it; write the character % as %25")]
+    Escape,
+    /// Percent-encoded bytes that are no text.
+    #[error("has percent-encoded bytes that are not UTF-8; percent-encode the UTF-8 bytes of each character")]
+    NotUtf8,
+    /// White space, or a control character.
+    #[error("has white space or a control character; write a space as %20, and remove line breaks")]
+    WhiteSpace,
+    /// More than one `@` in front of the path.
+    #[error("has more than one @ before the database name; write an @ in the user name or the password as %40")]
+    At,
+    /// A `?` in the user name or the password.
+    #[error("has a ? before an @; in the user name and the password write ? as %3F, and in a parameter write @ as %40")]
+    QuestionMark,
+    /// Something behind the host that is no database name.
+    #[error(
+        "has a second /, an @ or a # behind the host; in the user name, the password and the database name write / as \
+         %2F, @ as %40 and # as %23"
+    )]
+    Path,
+    /// An empty user name.
+    #[error("has an @ without a user name before it; write postgres://USER:PASSWORD@HOST:PORT/DATABASE")]
+    NoUser,
+    /// A host that cannot be one.
+    #[error(
+        "has a host with a character that hosts do not have; in the user name and the password write @ as %40, / as \
+         %2F, : as %3A, ? as %3F and # as %23; write an IPv6 address in brackets"
+    )]
+    Host,
+    /// A port that cannot be one.
+    #[error(
+        "has a port that is not a number from 1 to 65535; if a password stands there, write \
+         postgres://USER:PASSWORD@HOST:PORT/DATABASE with @ as %40, / as %2F, ? as %3F and # as %23 in the password; \
+         write an IPv6 address in brackets"
+    )]
+    Port,
+    /// A parameter without a value.
+    #[error("has a parameter without = (number {0} behind the ?); if the ? belongs to the password, write it as %3F")]
+    NoValue(usize),
+    /// A parameter that libpq does not have.
+    #[error(
+        "has an unknown parameter (number {0} behind the ?); the parameters are those of libpq, such as sslmode and \
+         host; if the ? belongs to the password, write it as %3F"
+    )]
+    UnknownParameter(usize),
+    /// A parameter that is set more than once.
+    #[error("must not set {0} more than once; remove one of the two")]
+    Repeated(&'static str),
+    /// A parameter with a value that it cannot have.
+    #[error("has an unknown value of {name}; it must be {rule}")]
+    Value {
+        /// The parameter.
+        name: &'static str,
+        /// The values that it can have.
+        rule: &'static str,
+    },
+    /// The server is on another machine, and this build has no TLS.
+    #[error(
+        "names a host that is not this machine, and this build has no TLS for PostgreSQL; build with \
+         `--features pg-tls`, or add sslmode=disable to the URL if the network in between is trusted"
+    )]
+    NeedsTls,
+    /// `sslmode=require` and the like, and this build has no TLS.
+    #[error("requires TLS by its sslmode, and this build has no TLS for PostgreSQL; build with `--features pg-tls`")]
+    TlsDemanded,
+    /// A standby may lag behind: it could accept a revoked key.
+    #[error("must not ask for a standby; leave target_session_attrs out, or make it read-write")]
+    Standby,
+}
+
+/// A database URL that has been read. [`Display`](fmt::Display) and [`DatabaseUrl::target`] name the database without
+/// user name and password; `Debug` shows the same.
+#[derive(Clone, PartialEq, Eq)]
+pub struct DatabaseUrl {
+    text: String,
+    location: Location,
+}
+
+#[derive(Clone, PartialEq, Eq)]
+enum Location {
+    Memory,
+    File(String),
+    /// libpq's keywords and their values, decoded.
+    Postgres(BTreeMap<&'static str, String>),
+}
+
+/// The connection parameters of libpq 18 that a URL can have. `replication` would be another protocol.
+const PARAMETERS: [&str; 50] = [
+    "application_name",
+    "channel_binding",
+    "client_encoding",
+    "connect_timeout",
+    "dbname",
+    "fallback_application_name",
+    "gssdelegation",
+    "gssencmode",
+    "gsslib",
+    "host",
+    "hostaddr",
+    "keepalives",
+    "keepalives_count",
+    "keepalives_idle",
+    "keepalives_interval",
+    "krbsrvname",
+    "load_balance_hosts",
+    "max_protocol_version",
+    "min_protocol_version",
+    "oauth_client_id",
+    "oauth_client_secret",
+    "oauth_issuer",
+    "oauth_scope",
+    "options",
+    "passfile",
+    "password",
+    "port",
+    "require_auth",
+    "requirepeer",
+    "scram_client_key",
+    "scram_server_key",
+    "service",
+    "ssl_max_protocol_version",
+    "ssl_min_protocol_version",
+    "sslcert",
+    "sslcertmode",
+    "sslcompression",
+    "sslcrl",
+    "sslcrldir",
+    "sslkey",
+    "sslkeylogfile",
+    "sslmode",
+    "sslnegotiation",
+    "sslpassword",
+    "sslrootcert",
+    "sslsni",
+    "target_session_attrs",
+    "tcp_user_timeout",
+    "user",
+    // JDBC's, which libpq reads as sslmode=require.
+    "ssl",
+];
+
+/// The parameters that hold a secret.
+const SECRETS: [&str; 5] = ["password", "sslpassword", "oauth_client_secret", "scram_client_key", "scram_server_key"];
+
+/// The parameters that are whole numbers.
+const NUMBERS: [&str; 6] =
+    ["connect_timeout", "keepalives", "keepalives_count", "keepalives_idle", "keepalives_interval", "tcp_user_timeout"];
+
+impl DatabaseUrl {
+    /// Reads a URL: `sqlite://PATH`, `sqlite://:memory:` or `postgres://USER:PASSWORD@HOST:PORT/DATABASE?PARAMETERS`
+    /// as of libpq.
+    ///
+    /// # Errors
+    /// [`BadUrl`], without anything of the URL.
+    pub fn parse(text: &str) -> Result<Self, BadUrl> {
+        let location = match text.strip_prefix("sqlite://") {
+            Some(path) => sqlite(path)?,
+            None => match text.strip_prefix("postgres://").or_else(|| text.strip_prefix("postgresql://")) {
+                Some(rest) => Location::Postgres(postgres(rest)?),
+                None if !text.contains("://") && text.contains('=') => return Err(BadUrl::Keywords),
+                None => return Err(BadUrl::Scheme),
+            },
+        };
+        Ok(Self { text: text.to_owned(), location })
+    }
+
+    /// Returns the URL as it was written. It may hold a password.
+    #[must_use]
+    pub fn expose(&self) -> &str {
+        &self.text
+    }
+
+    /// Returns which database it is.
+    #[must_use]
+    pub fn backend(&self) -> Backend {
+        match self.location {
+            Location::Memory | Location::File(_) => Backend::Sqlite,
+            Location::Postgres(_) => Backend::Postgres,
+        }
+    }
+
+    /// Returns the path of the SQLite file as it was written, or `None` if there is no file.
+    #[must_use]
+    pub fn file(&self) -> Option<&Path> {
+        match &self.location {
+            Location::File(path) => Some(Path::new(path)),
+            Location::Memory | Location::Postgres(_) => None,
+        }
+    }
+
+    /// Whether it holds a password, or another secret of libpq's.
+    #[must_use]
+    pub fn has_password(&self) -> bool {
+        match &self.location {
+            Location::Memory | Location::File(_) => false,
+            Location::Postgres(parameters) => SECRETS.iter().any(|secret| parameters.contains_key(secret)),
+        }
+    }
+
+    /// Names the database for logs and errors: kind, host and database, or kind and absolute path. What the URL leaves
+    /// open is taken from libpq's variables (`PGHOST`, `PGPORT`, `PGDATABASE`).
+    #[must_use]
+    pub fn target(&self) -> String {
+        match &self.location {
+            Location::Memory => "SQLite database in memory".to_owned(),
+            Location::File(path) => format!("SQLite database {}", absolute(Path::new(path)).display()),
+            Location::Postgres(parameters) => {
+                let env = |name| std::env::var(name).ok();
+                let of = |name, variable| parameters.get(name).cloned().or_else(|| env(variable));
+                let service = of("service", "PGSERVICE").map(|service| format!("service {service}"));
+                let name = of("dbname", "PGDATABASE").or_else(|| of("user", "PGUSER"));
+                let hosts = of("host", "PGHOST").or_else(|| of("hostaddr", "PGHOSTADDR"));
+                let place = match (hosts, service) {
+                    (Some(hosts), _) => with_ports(&hosts, &of("port", "PGPORT").unwrap_or_default()),
+                    (None, Some(service)) => service,
+                    (None, None) => "the default socket".to_owned(),
+                };
+                match name {
+                    Some(name) => format!("PostgreSQL database {name} at {place}"),
+                    None => format!("PostgreSQL default database at {place}"),
+                }
+            }
+        }
+    }
+
+    /// What a connection is made to. `env` returns the variables that libpq reads by itself.
+    pub(crate) fn resolve(&self, tls: bool, env: impl Fn(&str) -> Option<String>) -> Result<Target, BadUrl> {
+        match &self.location {
+            Location::Memory => Ok(Target::Memory),
+            // A path that begins with `file:` would be a URI for SQLite.
+            Location::File(path) if path.starts_with('/') => Ok(Target::File(path.clone())),
+            Location::File(path) => Ok(Target::File(format!("./{path}"))),
+            Location::Postgres(parameters) => {
+                check_tls(parameters, tls, env)?;
+                Ok(Target::Postgres(conninfo(parameters)))
+            }
+        }
+    }
+}
+
+impl fmt::Display for DatabaseUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.target())
+    }
+}
+
+impl fmt::Debug for DatabaseUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("DatabaseUrl").field(&self.target()).finish()
+    }
+}
+
+/// The path from the root on, so that an error says where a relative one led. As it is if the working directory is gone.
+pub(crate) fn absolute(path: &Path) -> PathBuf {
+    std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
+}
+
+/// Hosts with their ports, as `one:5432,two:5433`.
+fn with_ports(hosts: &str, ports: &str) -> String {
+    let ports: Vec<&str> = ports.split(',').collect();
+    let named = hosts.split(',').enumerate().map(|(at, host)| {
+        let port = ports.get(at).or(ports.first()).copied().filter(|port| !port.is_empty()).unwrap_or("5432");
+        match host {
+            "" => "the default socket".to_owned(),
+            socket if is_socket(socket) => format!("{socket}/.s.PGSQL.{port}"),
+            address if address.contains(':') => format!("[{address}]:{port}"),
+            name => format!("{name}:{port}"),
+        }
+    });
+    named.collect::<Vec<_>>().join(",")
+}
+
+fn sqlite(path: &str) -> Result<Location, BadUrl> {
+    match path {
+        ":memory:" => Ok(Location::Memory),
+        _ if path.contains(char::is_control) => Err(BadUrl::WhiteSpace),
+        _ if path.is_empty() || path.ends_with('/') || path.contains('?') => Err(BadUrl::NoFile),
+        _ => Ok(Location::File(path.to_owned())),
+    }
+}
+
+/// Reads what stands behind the scheme. Where libpq and RFC 3986 divide a URL differently, it is an error.
+fn postgres(rest: &str) -> Result<BTreeMap<&'static str, String>, BadUrl> {
+    if rest.contains(|c: char| c.is_whitespace() || c.is_control()) {
+        return Err(BadUrl::WhiteSpace);
+    }
+    let mut parameters = BTreeMap::new();
+    let before_path = rest.split('/').next().unwrap_or_default();
+    let (user_info, behind) = match before_path.split_once('@') {
+        Some((_, more)) if more.contains('@') && !more.split('@').next().is_some_and(|host| host.contains('?')) => {
+            return Err(BadUrl::At);
+        }
+        Some((user_info, _)) => (Some(user_info), &rest[user_info.len() + 1..]),
+        None => (None, rest),
+    };
+    if let Some(user_info) = user_info {
+        if user_info.contains('?') {
+            return Err(BadUrl::QuestionMark);
+        }
+        let (user, password) = match user_info.split_once(':') {
+            Some((user, password)) => (user, Some(password)),
+            None => (user_info, None),
+        };
+        if user.is_empty() {
+            return Err(BadUrl::NoUser);
+        }
+        parameters.insert("user", name(user)?);
+        if let Some(password) = password.filter(|password| !password.is_empty()) {
+            parameters.insert("password", decode(password)?);
+        }
+    }
+    let (place, query) = behind.split_once('?').unwrap_or((behind, ""));
+    let (hosts, path) = place.split_once('/').unwrap_or((place, ""));
+    authority(hosts, &mut parameters)?;
+    if path.contains(['/', '@', '#']) {
+        return Err(BadUrl::Path);
+    }
+    if !path.is_empty() {
+        parameters.insert("dbname", name(path)?);
+    }
+    let in_query = query_parameters(query)?;
+    for (name, value) in in_query {
+        // Of host and port libpq takes those of the query, which is how a URL for other libraries names a socket.
+        if parameters.insert(name, value).is_some() && !matches!(name, "host" | "port") {
+            return Err(BadUrl::Repeated(name));
+        }
+    }
+    check_values(&parameters)?;
+    Ok(parameters)
+}
+
+/// `HOST:PORT`, or several with commas in between.
+fn authority(hosts: &str, parameters: &mut BTreeMap<&'static str, String>) -> Result<(), BadUrl> {
+    if hosts.is_empty() {
+        return Ok(());
+    }
+    let (mut names, mut ports) = (Vec::new(), Vec::new());
+    for entry in hosts.split(',') {
+        let (host, port) = match entry.strip_prefix('[') {
+            Some(bracketed) => {
+                let (address, behind) = bracketed.split_once(']').ok_or(BadUrl::Host)?;
+                let without_zone = address.split('%').next().unwrap_or_default();
+                without_zone.parse::<Ipv6Addr>().map_err(|_| BadUrl::Host)?;
+                match behind.strip_prefix(':') {
+                    Some(port) => (decode(address)?, port),
+                    None if behind.is_empty() => (decode(address)?, ""),
+                    None => return Err(BadUrl::Host),
+                }
+            }
+            None => {
+                let (host, port) = entry.split_once(':').unwrap_or((entry, ""));
+                let host = decode(host)?;
+                if host.contains(':') {
+                    return Err(BadUrl::Host);
+                }
+                (host, port)
+            }
+        };
+        if host.contains(',') {
+            return Err(BadUrl::Host);
+        }
+        names.push(host);
+        ports.push(port.to_owned());
+    }
+    if names.iter().any(|host| !host.is_empty()) {
+        parameters.insert("host", names.join(","));
+    }
+    if ports.iter().any(|port| !port.is_empty()) {
+        parameters.insert("port", ports.join(","));
+    }
+    Ok(())
+}
+
+fn query_parameters(query: &str) -> Result<BTreeMap<&'static str, String>, BadUrl> {
+    let mut parameters = BTreeMap::new();
+    if query.contains('#') {
+        return Err(BadUrl::Path);
+    }
+    for (at, pair) in query.split('&').filter(|pair| !pair.is_empty()).enumerate() {
+        let (name, value) = pair.split_once('=').ok_or(BadUrl::NoValue(at + 1))?;
+        let (name, value) = (decode(name)?, decode(value)?);
+        let known = PARAMETERS.into_iter().find(|known| *known == name).ok_or(BadUrl::UnknownParameter(at + 1))?;
+        let (known, value) = match (known, value.as_str()) {
+            ("ssl", "true") => ("sslmode", "require".to_owned()),
+            ("ssl", _) => return Err(BadUrl::Value { name: "ssl", rule: "true, or left out for sslmode" }),
+            _ => (known, value),
+        };
+        if parameters.insert(known, value).is_some() {
+            return Err(BadUrl::Repeated(known));
+        }
+    }
+    // An empty value means for libpq that it is not set.
+    parameters.retain(|_, value| !value.is_empty());
+    Ok(parameters)
+}
+
+fn check_values(parameters: &BTreeMap<&'static str, String>) -> Result<(), BadUrl> {
+    let get = |name: &str| parameters.get(name).map(String::as_str);
+    for host in get("host").into_iter().flat_map(|hosts| hosts.split(',')) {
+        // An address in a parameter is without brackets; with a zone it has a percent sign.
+        let is_name = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_' | ':' | '%');
+        if (!is_socket(host) && !host.chars().all(is_name)) || host.contains(char::is_control) {
+            return Err(BadUrl::Host);
+        }
+    }
+    let is_port = |port: &str| port.is_empty() || port.parse::<u16>().is_ok_and(|port| port > 0);
+    if !get("port").into_iter().flat_map(|ports| ports.split(',')).all(is_port) {
+        return Err(BadUrl::Port);
+    }
+    let is_address = |address: &str| address.is_empty() || address.parse::<IpAddr>().is_ok();
+    if !get("hostaddr").into_iter().flat_map(|list| list.split(',')).all(is_address) {
+        return Err(BadUrl::Value { name: "hostaddr", rule: "an IP address" });
+    }
+    for name in NUMBERS {
+        if get(name).is_some_and(|value| value.parse::<u32>().is_err()) {
+            return Err(BadUrl::Value { name, rule: "a whole number" });
+        }
+    }
+    let modes = ["disable", "allow", "prefer", "require", "verify-ca", "verify-full"];
+    if get("sslmode").is_some_and(|mode| !modes.contains(&mode)) {
+        let rule = "disable, allow, prefer, require, verify-ca or verify-full";
+        return Err(BadUrl::Value { name: "sslmode", rule });
+    }
+    if get("client_encoding").is_some_and(|encoding| !encoding.eq_ignore_ascii_case("utf8")) {
+        return Err(BadUrl::Value { name: "client_encoding", rule: "UTF8, or left out" });
+    }
+    match get("target_session_attrs") {
+        None | Some("read-write" | "primary") => {}
+        Some("any" | "read-only" | "standby" | "prefer-standby") => return Err(BadUrl::Standby),
+        Some(_) => return Err(BadUrl::Value { name: "target_session_attrs", rule: "read-write, or left out" }),
+    }
+    // They are named in errors.
+    for name in ["user", "dbname", "service"] {
+        if get(name).is_some_and(|value| value.contains(char::is_control)) {
+            return Err(BadUrl::WhiteSpace);
+        }
+    }
+    Ok(())
+}
+
+/// A user or a database, decoded.
+fn name(text: &str) -> Result<String, BadUrl> {
+    let decoded = decode(text)?;
+    if decoded.contains(char::is_control) { Err(BadUrl::WhiteSpace) } else { Ok(decoded) }
+}
+
+/// Resolves percent escapes. A zero byte would end libpq's input.
+fn decode(text: &str) -> Result<String, BadUrl> {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.bytes();
+    while let Some(byte) = rest.next() {
+        if byte != b'%' {
+            bytes.push(byte);
+            continue;
+        }
+        let mut digit = || rest.next().and_then(|b| char::from(b).to_digit(16)).ok_or(BadUrl::Escape);
+        let (high, low) = (digit()?, digit()?);
+        match u8::try_from(high * 16 + low) {
+            Ok(0) => return Err(BadUrl::WhiteSpace),
+            Ok(byte) => bytes.push(byte),
+            Err(_) => return Err(BadUrl::Escape),
+        }
+    }
+    String::from_utf8(bytes).map_err(|_| BadUrl::NotUtf8)
+}
+
+/// Whether everything that libpq could connect to is this machine, where a connection needs no TLS: `hostaddr` is used
+/// instead of the host, and variables and a service file fill what is left open.
+fn check_tls(
+    parameters: &BTreeMap<&'static str, String>,
+    tls: bool,
+    env: impl Fn(&str) -> Option<String>,
+) -> Result<(), BadUrl> {
+    if tls {
+        return Ok(());
+    }
+    let get = |name: &str, variable: &str| parameters.get(name).cloned().or_else(|| env(variable));
+    let places = [get("host", "PGHOST"), get("hostaddr", "PGHOSTADDR")];
+    let is_local = places.iter().flatten().flat_map(|list| list.split(',')).all(is_local)
+        && get("service", "PGSERVICE").is_none_or(|service| service.is_empty());
+    match parameters.get("sslmode").map(String::as_str) {
+        Some("require" | "verify-ca" | "verify-full") => Err(BadUrl::TlsDemanded),
+        Some("disable") => Ok(()),
+        _ if is_local => Ok(()),
+        _ => Err(BadUrl::NeedsTls),
+    }
+}
+
+/// A directory with a socket, or an abstract socket.
+fn is_socket(host: &str) -> bool {
+    host.starts_with('/') || host.starts_with('@')
+}
+
+fn is_local(host: &str) -> bool {
+    host.is_empty()
+        || is_socket(host)
+        || host == "localhost"
+        || host.parse::<IpAddr>().is_ok_and(|address| address.to_canonical().is_loopback())
+}
+
+/// The parameters in libpq's keyword form. A connection must not hang without end, and a server that was made a standby
+/// must not be connected to.
+fn conninfo(parameters: &BTreeMap<&'static str, String>) -> String {
+    let defaults = [
+        ("connect_timeout", CONNECT_TIMEOUT.as_secs().to_string()),
+        ("tcp_user_timeout", CONNECT_TIMEOUT.as_millis().to_string()),
+        ("keepalives_idle", "5".to_owned()),
+        ("keepalives_interval", "2".to_owned()),
+        ("keepalives_count", "2".to_owned()),
+        ("target_session_attrs", "read-write".to_owned()),
+        ("application_name", "tollkey".to_owned()),
+        ("client_encoding", "UTF8".to_owned()),
+    ];
+    let mut all = parameters.clone();
+    for (name, value) in defaults {
+        all.entry(name).or_insert(value);
+    }
+    let quoted = all.iter().map(|(name, value)| {
+        let escaped = value.replace('\\', r"\\").replace('\'', r"\'");
+        format!("{name}='{escaped}'")
+    });
+    quoted.collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests;
