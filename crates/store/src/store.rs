@@ -27,8 +27,12 @@ use crate::{
     connection::{
         AnyConnection, Backend, BadUrl, ConnectError, Manager, Target, Use, establish, is_english, postgres_setting,
     },
+    error::take_conflict,
     leases, migrations,
     migrations::SchemaError,
+    postgres_session::{Unsuitable, share_sessions},
+    readiness::Readiness,
+    sqlite_file::{FileId, SqliteFile},
 };
 
 /// How to open a store.
@@ -41,12 +45,19 @@ pub struct OpenOptions {
     pub pool_size: u32,
     /// How long a call waits for a connection before it is [`Error::Busy`].
     pub acquire_timeout: Duration,
+    /// How long [`Store::migrate`] waits for another process that migrates the same PostgreSQL database.
+    pub migration_timeout: Duration,
 }
 
 impl OpenOptions {
-    /// Eight connections, and two seconds to get one.
+    /// Eight connections, two seconds to get one, and a minute for another process that migrates.
     pub fn new(url: impl Into<String>) -> Self {
-        Self { url: url.into(), pool_size: 8, acquire_timeout: Duration::from_secs(2) }
+        Self {
+            url: url.into(),
+            pool_size: 8,
+            acquire_timeout: Duration::from_secs(2),
+            migration_timeout: Duration::from_secs(60),
+        }
     }
 }
 
@@ -55,6 +66,7 @@ impl fmt::Debug for OpenOptions {
         f.debug_struct("OpenOptions")
             .field("pool_size", &self.pool_size)
             .field("acquire_timeout", &self.acquire_timeout)
+            .field("migration_timeout", &self.migration_timeout)
             .finish_non_exhaustive()
     }
 }
@@ -72,6 +84,13 @@ const WAITING: usize = 1024;
 
 /// How long the writer of a SQLite file is kept for the renewal that follows a rejected one.
 const KEPT_FOR_RENEWAL: Duration = Duration::from_millis(50);
+
+/// How often a transaction is run when others are in its way.
+const ATTEMPTS: u32 = 3;
+
+/// How long a transaction waits before it runs again, times its attempts. Without a pause it takes its first lock again
+/// before the transaction that waits for that lock has woken up, and both are in a deadlock again.
+const CONFLICT_PAUSE: Duration = Duration::from_millis(25);
 
 /// How many rows are deleted in one transaction, where many may have grown old.
 pub(crate) const STEP: u32 = 5_000;
@@ -93,17 +112,33 @@ pub enum OpenError {
     /// The database itself.
     #[error("cannot connect to the database: {0}")]
     Connect(String),
+    /// The database server, or what is between, is not what Tollkey can rely on. Waiting does not help.
+    #[error(transparent)]
+    Unsuitable(#[from] Unsuitable),
+}
+
+impl From<ConnectError> for OpenError {
+    fn from(error: ConnectError) -> Self {
+        match error {
+            ConnectError::Unsuitable(unsuitable) => Self::Unsuitable(unsuitable),
+            other => Self::Connect(other.to_string()),
+        }
+    }
 }
 
 /// The data of Tollkey. Cheap to clone; clones are the same store.
 #[derive(Clone)]
 pub struct Store {
-    inner: Arc<Inner>,
+    pub(crate) inner: Arc<Inner>,
 }
 
-struct Inner {
+pub(crate) struct Inner {
     target: Target,
     acquire_timeout: Duration,
+    migration_timeout: Duration,
+    /// The file of a SQLite database that is not in memory.
+    pub(crate) file: Option<Arc<SqliteFile>>,
+    pub(crate) readiness: Readiness,
     clock: Arc<dyn Clock>,
     connections: Connections,
     kept_for_renewal: Mutex<KeptForRenewal>,
@@ -145,6 +180,8 @@ struct ConnectionGroup {
     acquire_timeout: Duration,
     semaphore: FairSemaphore<Owner>,
     priority: Priority,
+    /// The SQLite file that every connection is to.
+    file: Option<Arc<SqliteFile>>,
 }
 
 /// Whose work a connection is used for. Connections are shared fairly among owners: no owner holds more than half of
@@ -255,24 +292,47 @@ impl Store {
         if let Target::File(path) = &target {
             create_file(path)?;
         }
-        let connections = Connections::new(&target, options.pool_size.max(1), options.acquire_timeout);
+        let file = match &target {
+            Target::File(path) => {
+                let found = SqliteFile::at(path).map_err(|source| OpenError::File { path: path.clone(), source })?;
+                Some(Arc::new(found))
+            }
+            Target::Memory | Target::Postgres(_) => None,
+        };
+        let connections = Connections::new(&target, options.pool_size.max(1), options.acquire_timeout, file.as_ref());
         // The pool would try again until its timeout and hide why; the first connection is made here, for its error.
         // A memory database is its connection: the pool keeps the one it makes.
         if target != Target::Memory {
-            let mut first = establish(&target, Use::Write).map_err(|error| OpenError::Connect(error.to_string()))?;
+            let mut first = establish(&target, Use::Write)?;
+            if let AnyConnection::Postgres(first) = &mut first {
+                check_pooling(&target, first)?;
+            }
             if let Ok(Some(locale)) = postgres_setting(&mut first, "lc_messages")
                 && !is_english(&locale)
             {
                 tracing::warn!(
                     %locale,
                     "the database's messages are not in English and this role may not set their language: a lock that \
-                     is not had in time is answered 500 instead of 503. ALTER ROLE ... SET lc_messages = 'C', as a \
-                     superuser, mends it"
+                     is not had in time is answered 500 instead of 503, and a deadlock is not retried. ALTER ROLE ... \
+                     SET lc_messages = 'C', as a superuser, mends it"
                 );
             }
+            if file.is_some() {
+                // From here on the pool keeps the file open, so that its inode stays its own.
+                connections.write.connection().map_err(|error| OpenError::Connect(error.to_string()))?;
+            }
         }
-        let acquire_timeout = options.acquire_timeout;
-        let inner = Inner { target, acquire_timeout, clock, connections, kept_for_renewal: Mutex::default() };
+        let OpenOptions { acquire_timeout, migration_timeout, .. } = options;
+        let inner = Inner {
+            target,
+            acquire_timeout,
+            migration_timeout,
+            file,
+            readiness: Readiness::default(),
+            clock,
+            connections,
+            kept_for_renewal: Mutex::default(),
+        };
         Ok(Self { inner: Arc::new(inner) })
     }
 
@@ -301,29 +361,32 @@ impl Store {
         &self.inner.target
     }
 
-    /// Brings the schema up to this version. Safe to run from several processes at once. Blocks.
+    /// Brings the schema up to this version. Safe to run from several processes at the same time. Blocks, on PostgreSQL at
+    /// most for [`OpenOptions::migration_timeout`] while another process migrates.
     ///
     /// # Errors
-    /// [`SchemaError`].
+    /// [`SchemaError`]; [`SchemaError::Locked`] after that time.
     pub fn migrate(&self) -> Result<(), SchemaError> {
         match &self.inner.target {
             Target::Memory => {
                 let mut pooled = self.inner.connections.write.connection().map_err(SchemaError::Store)?;
-                migrations::run(&mut pooled.conn)
+                migrations::run(&mut pooled.conn, self.inner.migration_timeout)
             }
-            // PostgreSQL's own limits of time are off on this connection, and its end releases the lock.
+            // PostgreSQL's own limits of time are off on this connection.
             target => {
                 let mut conn =
                     establish(target, Use::Migrate).map_err(|error| SchemaError::Failed(error.to_string()))?;
-                migrations::run(&mut conn)
+                migrations::run(&mut conn, self.inner.migration_timeout)
             }
         }
     }
 
-    /// Whether the schema is that of this version. Changes nothing. Blocks.
+    /// Whether the schema is that of this version and, on PostgreSQL, the role has the rights that the server needs.
+    /// Changes nothing. Blocks.
     ///
     /// # Errors
-    /// [`SchemaError::Older`] or [`SchemaError::Newer`] when it is not.
+    /// [`SchemaError::Older`] or [`SchemaError::Newer`] when it is not, [`SchemaError::Rights`] for a missing right,
+    /// [`SchemaError::NotInSearchPath`] when the tables are in another schema.
     pub fn check_schema(&self) -> Result<(), SchemaError> {
         let mut pooled = self.inner.connections.read.connection().map_err(SchemaError::Store)?;
         migrations::check(&mut pooled.conn)
@@ -391,11 +454,14 @@ impl Store {
     /// Writes in one transaction, as [`Owner::Background`]: committed when the closure returns `Ok`, rolled back when
     /// it returns `Err` or panics. Once begun it is finished even if the caller goes away.
     ///
+    /// When PostgreSQL ends the transaction because of a deadlock or a serialization failure, a clone of the closure runs
+    /// again in a new transaction, three times in all. A commit that was sent is never repeated.
+    ///
     /// # Errors
     /// What the closure returns; the store's own errors as in [`Store::read`], and those of the commit.
     pub async fn write<T, E>(
         &self,
-        work: impl FnOnce(&mut Writer<'_>) -> Result<T, E> + Send + 'static,
+        work: impl FnOnce(&mut Writer<'_>) -> Result<T, E> + Clone + Send + 'static,
     ) -> Result<Written<T>, E>
     where
         T: Send + 'static,
@@ -411,7 +477,7 @@ impl Store {
     pub async fn write_for<T, E>(
         &self,
         owner: impl Into<Owner>,
-        work: impl FnOnce(&mut Writer<'_>) -> Result<T, E> + Send + 'static,
+        work: impl FnOnce(&mut Writer<'_>) -> Result<T, E> + Clone + Send + 'static,
     ) -> Result<Written<T>, E>
     where
         T: Send + 'static,
@@ -426,7 +492,7 @@ impl Store {
     /// As [`Store::write`].
     pub fn write_blocking<T, E: From<Error>>(
         &self,
-        work: impl FnOnce(&mut Writer<'_>) -> Result<T, E>,
+        work: impl FnOnce(&mut Writer<'_>) -> Result<T, E> + Clone,
     ) -> Result<Written<T>, E> {
         self.inner.connections.write.with(|conn| self.inner.write(conn, work))
     }
@@ -455,7 +521,7 @@ impl Store {
         owner: Owner,
         work: impl FnOnce(&mut AnyConnection) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
-        self.hop(role, owner, |inner, conn| inner.transact(conn, Mode::Autocommit, work)).await
+        self.hop(role, owner, |_, conn| work(conn)).await
     }
 
     /// One read statement of a verification.
@@ -487,10 +553,13 @@ impl Store {
     /// One statement about leases.
     pub(crate) async fn lease_one<T: Send + 'static>(
         &self,
-        work: impl FnOnce(&mut AnyConnection) -> Result<T, Error> + Send + 'static,
+        work: impl FnOnce(&mut AnyConnection) -> Result<T, Error> + Clone + Send + 'static,
     ) -> Result<T, Error> {
         let mode = self.lease_mode();
-        self.hop(ConnectionRole::Lease, Owner::Background, move |inner, conn| inner.transact(conn, mode, work)).await
+        self.hop(ConnectionRole::Lease, Owner::Background, move |inner, conn| {
+            inner.transact_repeatedly(conn, mode, work)
+        })
+        .await
     }
 
     /// The statement that renews a lease. It is rejected, with `false`, when a change has been committed that the
@@ -498,7 +567,7 @@ impl Store {
     /// committed another change in between each time, it would lose its lease.
     pub(crate) async fn renew_one(
         &self,
-        work: impl FnOnce(&mut AnyConnection) -> Result<bool, Error> + Send + 'static,
+        work: impl FnOnce(&mut AnyConnection) -> Result<bool, Error> + Clone + Send + 'static,
     ) -> Result<bool, Error> {
         let mode = self.lease_mode();
         let group = self.inner.connections.of(ConnectionRole::Lease);
@@ -507,8 +576,11 @@ impl Store {
             Some(permit) => permit,
             None => self.acquire(group, Owner::Background).await?,
         };
-        let run = self.run(group, permit, move |inner, conn| inner.transact(conn, mode, work));
+        let run = self.run(group, permit, move |inner, conn| inner.transact_repeatedly(conn, mode, work));
         let (renewed, permit) = run.await;
+        if matches!(renewed, Ok(true)) {
+            self.inner.readiness.note_write();
+        }
         if matches!(renewed, Ok(false)) && matches!(self.inner.target, Target::File(_)) {
             let number = {
                 let mut kept = self.inner.kept_for_renewal();
@@ -526,6 +598,17 @@ impl Store {
             });
         }
         renewed
+    }
+
+    /// A small transaction about leases.
+    pub(crate) async fn lease_transaction(
+        &self,
+        work: impl FnOnce(&mut AnyConnection) -> Result<(), Error> + Clone + Send + 'static,
+    ) -> Result<(), Error> {
+        self.hop(ConnectionRole::Lease, Owner::Background, |inner, conn| {
+            inner.transact_repeatedly(conn, Mode::Transaction, work)
+        })
+        .await
     }
 
     /// A read statement about leases.
@@ -602,19 +685,21 @@ impl fmt::Debug for Store {
 }
 
 impl Connections {
-    fn new(target: &Target, size: u32, acquire_timeout: Duration) -> Self {
+    fn new(target: &Target, size: u32, acquire_timeout: Duration, file: Option<&Arc<SqliteFile>>) -> Self {
         let group = |pool: &Pool<Manager>, connections: u32| ConnectionGroup {
             pool: pool.clone(),
             acquire_timeout,
             semaphore: FairSemaphore::new(Limits::half_per_owner(connections as usize, WAITING)),
             priority: Priority::Normal,
+            file: file.cloned(),
         };
+        let pool = |purpose: Use, connections: u32| pool(target, purpose, connections, file);
         // For roles that have one owner.
         let urgent = |group: &ConnectionGroup| ConnectionGroup { priority: Priority::Urgent, ..group.clone() };
         let verification = size.div_ceil(2);
         match target {
             Target::Memory => {
-                let only = group(&pool(target, Use::Write, 1), 1);
+                let only = group(&pool(Use::Write, 1), 1);
                 let first = urgent(&only);
                 Self {
                     read: only.clone(),
@@ -626,8 +711,8 @@ impl Connections {
                 }
             }
             Target::File(_) => {
-                let readers = |connections| group(&pool(target, Use::Read, connections), connections);
-                let write = group(&pool(target, Use::Write, 1), 1);
+                let readers = |connections| group(&pool(Use::Read, connections), connections);
+                let write = group(&pool(Use::Write, 1), 1);
                 Self {
                     read: readers(size),
                     lease: urgent(&write),
@@ -641,7 +726,7 @@ impl Connections {
             // keep the shares apart.
             Target::Postgres(_) => {
                 let all = size + LEASE_CONNECTIONS + verification + SESSION_CONNECTIONS;
-                let all = pool(target, Use::Write, all);
+                let all = pool(Use::Write, all);
                 let requests = group(&all, size);
                 let lease = urgent(&group(&all, LEASE_CONNECTIONS));
                 Self {
@@ -675,9 +760,25 @@ impl ConnectionGroup {
     }
 
     /// Works with a connection, and has it looked at afterwards if that failed.
+    ///
+    /// Fails when the SQLite file is no longer at its path, also when that is so only afterwards: what was written may be
+    /// in a file that nothing can open any more.
     fn with<T, E: From<Error>>(&self, work: impl FnOnce(&mut AnyConnection) -> Result<T, E>) -> Result<T, E> {
+        if let Some(file) = &self.file {
+            file.check()?; // first, because the pool waits for a connection that it cannot make
+        }
         let mut pooled = self.connection()?;
-        let result = work(&mut pooled.conn);
+        let check_log = |log: Option<FileId>| match &self.file {
+            Some(file) if log.is_some() => file.check_with_log(log),
+            _ => Ok(()),
+        };
+        check_log(pooled.log)?;
+        let mut result = work(&mut pooled.conn);
+        if result.is_ok()
+            && let Err(error) = check_log(pooled.log)
+        {
+            result = Err(error.into());
+        }
         pooled.is_suspect = result.is_err();
         result
     }
@@ -693,15 +794,15 @@ impl Inner {
         conn: &mut AnyConnection,
         work: impl FnOnce(&mut Reader<'_>) -> Result<T, Error>,
     ) -> Result<T, Error> {
-        self.transact(conn, Mode::Snapshot, |conn| work(&mut Reader { conn }))
+        self.transact(conn, Mode::Snapshot, |conn| work(&mut Reader { conn })).map_err(Failure::into_error)
     }
 
     fn write<T, E: From<Error>>(
         &self,
         conn: &mut AnyConnection,
-        work: impl FnOnce(&mut Writer<'_>) -> Result<T, E>,
+        work: impl FnOnce(&mut Writer<'_>) -> Result<T, E> + Clone,
     ) -> Result<Written<T>, E> {
-        self.transact(conn, Mode::Transaction, |conn| {
+        self.transact_repeatedly(conn, Mode::Transaction, |conn| {
             let mut writer = Writer { reader: Reader { conn }, changed: Vec::new() };
             let value = work(&mut writer)?;
             let Writer { reader: Reader { conn }, changed } = writer;
@@ -711,16 +812,42 @@ impl Inner {
         })
     }
 
+    /// [`Inner::transact`], again in a new transaction when another one was in the way.
+    fn transact_repeatedly<T, E: From<Error>>(
+        &self,
+        conn: &mut AnyConnection,
+        mode: Mode,
+        work: impl FnOnce(&mut AnyConnection) -> Result<T, E> + Clone,
+    ) -> Result<T, E> {
+        for attempt in 1..ATTEMPTS {
+            match self.transact(conn, mode, work.clone()) {
+                Ok(value) => return Ok(value),
+                Err(Failure::Conflict(_)) => {
+                    tracing::info!(attempt, "a transaction conflicted with another one; it is run again");
+                    std::thread::sleep(CONFLICT_PAUSE * attempt);
+                }
+                Err(Failure::Other(error)) => return Err(error),
+            }
+        }
+        self.transact(conn, mode, work).map_err(Failure::into_error)
+    }
+
+    /// Runs the work in one transaction, once.
     fn transact<T, E: From<Error>>(
         &self,
         conn: &mut AnyConnection,
         mode: Mode,
         work: impl FnOnce(&mut AnyConnection) -> Result<T, E>,
-    ) -> Result<T, E> {
+    ) -> Result<T, Failure<E>> {
+        let failed = |error: E| match take_conflict() {
+            true => Failure::Conflict(error),
+            false => Failure::Other(error),
+        };
+        let _earlier = take_conflict();
         if mode == Mode::Autocommit {
-            return work(conn);
+            return work(conn).map_err(failed);
         }
-        begin(conn, mode).map_err(Error::from)?;
+        begin(conn, mode).map_err(|error| Failure::Other(Error::from(error).into()))?;
         let outcome = catch_unwind(AssertUnwindSafe(|| {
             let value = work(conn)?;
             if mode == Mode::Transaction
@@ -730,14 +857,24 @@ impl Inner {
                 // without an error. If the closure ignored such a failure, this statement fails.
                 conn.batch_execute("SELECT 1").map_err(Error::from)?;
             }
+            if mode == Mode::Transaction
+                && let Some(file) = &self.file
+            {
+                file.check()?; // nothing is committed into a file that was deleted meanwhile
+            }
             Ok(value)
         }));
         match outcome {
             Ok(Ok(value)) => {
-                AnyConnection::commit_transaction(conn).map_err(Error::from)?;
+                // Not repeated, whatever it says: it may have happened.
+                AnyConnection::commit_transaction(conn).map_err(|error| Failure::Other(Error::from(error).into()))?;
+                if mode == Mode::Transaction {
+                    self.readiness.note_write();
+                }
                 Ok(value)
             }
             Ok(Err(error)) => {
+                let error = failed(error);
                 roll_back(conn);
                 Err(error)
             }
@@ -746,6 +883,39 @@ impl Inner {
                 let panic: Box<dyn Any + Send> = panic;
                 resume_unwind(panic)
             }
+        }
+    }
+}
+
+/// Why a transaction was rolled back.
+enum Failure<E> {
+    /// Another transaction was in the way; this one can be run again.
+    Conflict(E),
+    /// Anything else.
+    Other(E),
+}
+
+impl<E> Failure<E> {
+    fn into_error(self) -> E {
+        match self {
+            Self::Conflict(error) | Self::Other(error) => error,
+        }
+    }
+}
+
+/// Fails when a connection pooler shares server sessions among clients.
+fn check_pooling(target: &Target, first: &mut PgConnection) -> Result<(), OpenError> {
+    let shared = match establish(target, Use::Write) {
+        Ok(AnyConnection::Postgres(mut second)) => share_sessions(first, &mut second).map_err(ConnectError::from),
+        Ok(AnyConnection::Sqlite(_)) => Ok(false),
+        Err(error) => Err(error),
+    };
+    match shared {
+        Ok(false) => Ok(()),
+        Ok(true) => Err(Unsuitable::Pooler.into()),
+        Err(error) => {
+            tracing::warn!(%error, "whether a connection pooler shares sessions is not known: no second connection");
+            Ok(())
         }
     }
 }
@@ -788,7 +958,7 @@ fn create_file(path: &str) -> Result<(), OpenError> {
 /// database is back.
 const LONGEST_PAUSE: Duration = Duration::from_millis(500);
 
-fn pool(target: &Target, purpose: Use, size: u32) -> Pool<Manager> {
+fn pool(target: &Target, purpose: Use, size: u32, file: Option<&Arc<SqliteFile>>) -> Pool<Manager> {
     let builder = Pool::builder()
         .max_size(size)
         .min_idle(Some(0))
@@ -800,7 +970,7 @@ fn pool(target: &Target, purpose: Use, size: u32) -> Pool<Manager> {
         Target::Postgres(_) => builder,
         Target::Memory | Target::File(_) => builder.idle_timeout(None).max_lifetime(None),
     };
-    builder.build_unchecked(Manager::new(target.clone(), purpose))
+    builder.build_unchecked(Manager::new(target.clone(), purpose, file.cloned()))
 }
 
 #[derive(Debug)]

@@ -22,7 +22,7 @@ use tollkey_core::{AccountId, Invalid, Mode, Problem, ProblemCode, audit::Actor}
 use tollkey_store::{KeptAnswer, Owner, Writer};
 use zeroize::Zeroizing;
 
-use crate::state::State;
+use crate::{random::Random, state::State};
 
 /// For how long an answer is kept.
 const KEPT_FOR: SignedDuration = SignedDuration::from_hours(24);
@@ -160,7 +160,7 @@ struct Repeatable {
     id: [u8; 32],
     fingerprint: [u8; 32],
     key: LessSafeKey,
-    nonce: [u8; NONCE_LEN],
+    random: Random,
     now: Timestamp,
 }
 
@@ -202,9 +202,10 @@ pub async fn create<T: 'static>(
     state: &State,
     owner: impl Into<Owner>,
     Creating(reservation): Creating,
-    say: impl FnOnce(T) -> Answered + Send + 'static,
-    work: impl FnOnce(&mut Writer<'_>) -> Result<T, Problem> + Send + 'static,
+    say: impl FnOnce(T) -> Answered + Clone + Send + 'static,
+    work: impl FnOnce(&mut Writer<'_>) -> Result<T, Problem> + Clone + Send + 'static,
 ) -> Result<Said, Problem> {
+    let reservation = reservation.map(Arc::new);
     let said = state
         .change(owner, move |tx| {
             let request = reservation.as_ref().map(|reservation| &reservation.request);
@@ -281,10 +282,9 @@ impl Repeatable {
         let derived = state.sealer.secret.expand(&[&info], HKDF_SHA256).and_then(|key| key.fill(&mut *sealing_key));
         let sealing_key =
             derived.and_then(|()| UnboundKey::new(&AES_256_GCM, &*sealing_key)).map_err(|_| Problem::internal())?;
-        let mut nonce = [0; NONCE_LEN];
-        state.random.with(|rng| rng.fill_bytes(&mut nonce));
         let fingerprint = hash(&[b"body", &id, body]);
-        Ok(Self { id, fingerprint, key: LessSafeKey::new(sealing_key), nonce, now: state.clock.now() })
+        let (random, now) = (state.random.clone(), state.clock.now());
+        Ok(Self { id, fingerprint, key: LessSafeKey::new(sealing_key), random, now })
     }
 
     fn reserve(self, sealer: &Sealer) -> Result<Reservation, Problem> {
@@ -305,10 +305,13 @@ impl Repeatable {
 
     fn seal(&self, answered: &Answered) -> Result<KeptAnswer, Problem> {
         let mut sealed = Zeroizing::new(serde_json::to_vec(answered).map_err(|_| Problem::internal())?);
-        let nonce = Nonce::assume_unique_for_key(self.nonce);
+        // A new one each time: a transaction that runs again may seal another response.
+        let mut nonce = [0; NONCE_LEN];
+        self.random.with(|rng| rng.fill_bytes(&mut nonce));
+        let unique = Nonce::assume_unique_for_key(nonce);
         let tag =
-            self.key.seal_in_place_separate_tag(nonce, self.aad(), &mut sealed).map_err(|_| Problem::internal())?;
-        let sealed = [self.nonce.as_slice(), sealed.as_slice(), tag.as_ref()].concat();
+            self.key.seal_in_place_separate_tag(unique, self.aad(), &mut sealed).map_err(|_| Problem::internal())?;
+        let sealed = [nonce.as_slice(), sealed.as_slice(), tag.as_ref()].concat();
         Ok(KeptAnswer { id: self.id, fingerprint: self.fingerprint, sealed, created_at: self.now })
     }
 

@@ -79,7 +79,7 @@ fn request() -> Repeatable {
 /// A request that came without a server around it.
 fn request_with(id: [u8; 32], fingerprint: [u8; 32], key: [u8; 32]) -> Repeatable {
     let key = LessSafeKey::new(UnboundKey::new(&AES_256_GCM, &key).unwrap());
-    Repeatable { id, fingerprint, key, nonce: [3; NONCE_LEN], now: Timestamp::UNIX_EPOCH }
+    Repeatable { id, fingerprint, key, random: Random::system(), now: Timestamp::UNIX_EPOCH }
 }
 
 fn answer(text: &str) -> Answered {

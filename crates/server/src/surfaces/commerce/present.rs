@@ -120,7 +120,7 @@ pub(super) fn edit(
     body: api::UpdateKey,
     catalogue: &Catalogue,
     now: Timestamp,
-) -> Result<impl FnOnce(&mut ApiKey) -> Result<(), Problem> + Send + use<> + 'static, Problem> {
+) -> Result<impl FnOnce(&mut ApiKey) -> Result<(), Problem> + Clone + Send + use<> + 'static, Problem> {
     let mut checks = Checks::default();
     let name = checks.member("/name", member(body.name, cannot_be_cleared(), |text| name(&text)));
     let mode = checks.member("/mode", member(body.mode, cannot_be_cleared(), Ok));
