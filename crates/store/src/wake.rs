@@ -122,9 +122,10 @@ fn keep_listening(url: &str, stopped: &PipeReader, wake: &impl Fn()) {
 /// Listens on one connection, until the listener is dropped.
 fn listen(url: &str, stopped: &PipeReader, mut wake: impl FnMut()) -> Result<(), Lost> {
     let mut connection = Connection::open(url)?;
-    let listen = format!("{}; LISTEN {CHANNEL}", postgres_session::statement(Use::Read));
-    if execute(&mut connection, stopped, &CString::new(listen).map_err(|_| Lost)?)?.is_break() {
-        return Ok(());
+    for sql in [postgres_session::statement(Use::Read), format!("LISTEN {CHANNEL}")] {
+        if execute(&mut connection, stopped, &CString::new(sql).map_err(|_| Lost)?)?.is_break() {
+            return Ok(());
+        }
     }
     wake(); // for what happened while nobody listened
     loop {

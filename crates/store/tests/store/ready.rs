@@ -40,18 +40,18 @@ fn readiness_writes_and_leaves_nothing() {
         // Nothing was written before, so it must have tried: a trigger that allows no write is noticed.
         let other = open(database.url());
         let forbid = match database.backend() {
-            Backend::Sqlite => "CREATE TRIGGER full BEFORE INSERT ON verifiers BEGIN SELECT RAISE(ABORT, 'full'); END",
+            Backend::Sqlite => "CREATE TRIGGER no_space BEFORE INSERT ON verifiers BEGIN SELECT RAISE(ABORT, 'full'); END",
             Backend::Postgres => {
                 "CREATE FUNCTION full_disk() RETURNS trigger LANGUAGE plpgsql AS \
                  $$ BEGIN RAISE 'No space left on device' USING ERRCODE = '53100'; END $$; \
-                 CREATE TRIGGER full BEFORE INSERT ON verifiers FOR EACH ROW EXECUTE FUNCTION full_disk()"
+                 CREATE TRIGGER no_space BEFORE INSERT ON verifiers FOR EACH ROW EXECUTE FUNCTION full_disk()"
             }
         };
         database.sql(forbid);
         assert!(matches!(other.ready().await, Err(NotReady::Changes(_))));
         database.sql(match database.backend() {
-            Backend::Sqlite => "DROP TRIGGER full",
-            Backend::Postgres => "DROP TRIGGER full ON verifiers",
+            Backend::Sqlite => "DROP TRIGGER no_space",
+            Backend::Postgres => "DROP TRIGGER no_space ON verifiers",
         });
         becomes(&other, true).await.unwrap();
     });
