@@ -13,6 +13,7 @@ mod client;
 mod connections;
 mod crypto_checkout;
 mod dashboard;
+mod database;
 mod edge;
 mod example_checkout;
 mod example_shops;
