@@ -45,6 +45,13 @@ pub enum NotReady {
     Late,
 }
 
+/// A check that was made.
+#[derive(Debug)]
+struct Checked {
+    at: Instant,
+    result: Result<(), NotReady>,
+}
+
 /// The last check, and what shows that none is needed.
 #[derive(Debug)]
 pub(crate) struct Readiness {
@@ -52,7 +59,7 @@ pub(crate) struct Readiness {
     /// Milliseconds from `opened` to the last committed change, plus one; 0 is none.
     last_write: AtomicU64,
     /// Locked during a check, so that there is one at a time.
-    last: Arc<Mutex<Option<(Instant, Result<(), NotReady>)>>>,
+    last: Arc<Mutex<Option<Checked>>>,
     /// What was logged last, so that each change is logged once.
     logged: std::sync::Mutex<Option<NotReady>>,
     /// The row that this store writes to see whether it can.
@@ -124,16 +131,16 @@ impl Store {
             file.check().map_err(|_| NotReady::FileLost)?;
         }
         let mut last = Arc::clone(&self.inner.readiness.last).lock_owned().await;
-        if let Some((at, result)) = &*last
-            && at.elapsed() < FRESH
+        if let Some(checked) = &*last
+            && checked.at.elapsed() < FRESH
         {
-            return result.clone();
+            return checked.result.clone();
         }
         // On its own: a caller that goes away, or has waited long enough, leaves the check to the others.
         let store = self.clone();
         let check = tokio::spawn(async move {
             let result = store.check_ready().await;
-            *last = Some((Instant::now(), result.clone()));
+            *last = Some(Checked { at: Instant::now(), result: result.clone() });
             result
         });
         check.await.unwrap_or(Err(NotReady::Changes(Error::Unavailable)))

@@ -192,7 +192,7 @@ pub enum Owner {
     Account(AccountId),
     /// A client of the dashboard that is not known yet, by [`tollkey_core::network::client_network`].
     Client(Option<IpAddr>),
-    /// What belongs to no account: service keys, readiness.
+    /// What belongs to no account: service keys.
     Operator,
     /// This process itself.
     Background,
@@ -392,26 +392,25 @@ impl Store {
         migrations::check(&mut pooled.conn)
     }
 
-    /// [`Store::check_schema`] without blocking, in the order of requests.
+    /// [`Store::check_schema`] without blocking. Requests that wait for connections do not delay it.
     ///
     /// # Errors
     /// As there.
     pub async fn schema(&self) -> Result<(), SchemaError> {
-        self.hop(ConnectionRole::Read, Owner::Operator, |_, conn| migrations::check(conn)).await
+        self.hop(ConnectionRole::LeaseRead, Owner::Background, |_, conn| migrations::check(conn)).await
     }
 
-    /// Whether the database answers and, on PostgreSQL, takes changes: one that takes none cannot revoke a key.
+    /// Whether the database answers and, on PostgreSQL, is not read-only. [`Store::ready`] checks more.
     ///
     /// # Errors
-    /// [`Error`] when it does not, [`Error::Unavailable`] when it takes none.
+    /// [`Error`] when it does not answer, [`Error::Unavailable`] when it is read-only.
     pub async fn ping(&self) -> Result<(), Error> {
-        self.read_one(ConnectionRole::Read, Owner::Operator, |conn| {
+        self.read_one(ConnectionRole::LeaseRead, Owner::Background, |conn| {
             let read_only = match conn {
                 AnyConnection::Sqlite(conn) => conn.batch_execute("SELECT 1").map(|()| None),
                 postgres => postgres_setting(postgres, "transaction_read_only"),
             };
             if read_only?.as_deref() == Some("on") {
-                tracing::warn!("the database takes no changes");
                 return Err(Error::Unavailable);
             }
             Ok(())

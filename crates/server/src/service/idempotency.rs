@@ -7,7 +7,10 @@
 use std::{
     collections::HashSet,
     fmt,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU32, Ordering},
+    },
 };
 
 use aws_lc_rs::{
@@ -22,7 +25,7 @@ use tollkey_core::{AccountId, Invalid, Mode, Problem, ProblemCode, audit::Actor}
 use tollkey_store::{KeptAnswer, Owner, Writer};
 use zeroize::Zeroizing;
 
-use crate::{random::Random, state::State};
+use crate::state::State;
 
 /// For how long an answer is kept.
 const KEPT_FOR: SignedDuration = SignedDuration::from_hours(24);
@@ -160,7 +163,9 @@ struct Repeatable {
     id: [u8; 32],
     fingerprint: [u8; 32],
     key: LessSafeKey,
-    random: Random,
+    nonce: [u8; NONCE_LEN],
+    /// How often a response was sealed: a transaction that runs again may seal another one.
+    seals: AtomicU32,
     now: Timestamp,
 }
 
@@ -282,9 +287,11 @@ impl Repeatable {
         let derived = state.sealer.secret.expand(&[&info], HKDF_SHA256).and_then(|key| key.fill(&mut *sealing_key));
         let sealing_key =
             derived.and_then(|()| UnboundKey::new(&AES_256_GCM, &*sealing_key)).map_err(|_| Problem::internal())?;
+        let mut nonce = [0; NONCE_LEN];
+        state.random.with(|rng| rng.fill_bytes(&mut nonce));
         let fingerprint = hash(&[b"body", &id, body]);
-        let (random, now) = (state.random.clone(), state.clock.now());
-        Ok(Self { id, fingerprint, key: LessSafeKey::new(sealing_key), random, now })
+        let key = LessSafeKey::new(sealing_key);
+        Ok(Self { id, fingerprint, key, nonce, seals: AtomicU32::new(0), now: state.clock.now() })
     }
 
     fn reserve(self, sealer: &Sealer) -> Result<Reservation, Problem> {
@@ -305,9 +312,11 @@ impl Repeatable {
 
     fn seal(&self, answered: &Answered) -> Result<KeptAnswer, Problem> {
         let mut sealed = Zeroizing::new(serde_json::to_vec(answered).map_err(|_| Problem::internal())?);
-        // A new one each time: a transaction that runs again may seal another response.
-        let mut nonce = [0; NONCE_LEN];
-        self.random.with(|rng| rng.fill_bytes(&mut nonce));
+        // Another one each time, because one nonce must not seal two texts.
+        let mut nonce = self.nonce;
+        for (byte, count) in nonce.iter_mut().zip(self.seals.fetch_add(1, Ordering::Relaxed).to_be_bytes()) {
+            *byte ^= count;
+        }
         let unique = Nonce::assume_unique_for_key(nonce);
         let tag =
             self.key.seal_in_place_separate_tag(unique, self.aad(), &mut sealed).map_err(|_| Problem::internal())?;
