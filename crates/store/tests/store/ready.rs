@@ -40,7 +40,9 @@ fn readiness_writes_and_leaves_nothing() {
         // Nothing was written before, so it must have tried: a trigger that allows no write is noticed.
         let other = open(database.url());
         let forbid = match database.backend() {
-            Backend::Sqlite => "CREATE TRIGGER no_space BEFORE INSERT ON verifiers BEGIN SELECT RAISE(ABORT, 'full'); END",
+            Backend::Sqlite => {
+                "CREATE TRIGGER no_space BEFORE INSERT ON verifiers BEGIN SELECT RAISE(ABORT, 'full'); END"
+            }
             Backend::Postgres => {
                 "CREATE FUNCTION full_disk() RETURNS trigger LANGUAGE plpgsql AS \
                  $$ BEGIN RAISE 'No space left on device' USING ERRCODE = '53100'; END $$; \
