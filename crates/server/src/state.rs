@@ -14,7 +14,7 @@ use tollkey_core::{
     Catalogue, Clock, Denial, Need, Problem, RouteBase, ceiling::DepthLimit, credential::CredentialHeaders, time::day,
     usage::outcome_code,
 };
-use tollkey_store::{Change, Owner, Reader, SchemaError, Store, Writer};
+use tollkey_store::{Change, Owner, Reader, Store, Writer};
 use tollkey_verifier::{LogLimit, Requester, Unavailable, Verdict, Verifier, usage::BATCH};
 
 use crate::{
@@ -120,13 +120,15 @@ impl State {
     /// Writes to the store in one transaction, as work of this owner. When the transaction changed something that verifiers cache, this
     /// returns only once none of them, anywhere, can answer from what was.
     ///
+    /// `work` may run more than once, each time in a new transaction (see [`Store::write`]).
+    ///
     /// # Errors
     /// What `work` returns, with nothing written; `unavailable` when the store cannot be reached, or when too much of
     /// this owner's work waits.
     pub async fn change<T: Send + 'static>(
         &self,
         owner: impl Into<Owner>,
-        work: impl FnOnce(&mut Writer<'_>) -> Result<T, Problem> + Send + 'static,
+        work: impl FnOnce(&mut Writer<'_>) -> Result<T, Problem> + Clone + Send + 'static,
     ) -> Result<T, Problem> {
         let written = self.store.write_for(owner, work).await?;
         if let Some(change) = written.change {
@@ -143,7 +145,7 @@ impl State {
     pub async fn ensure<T: Send + 'static>(
         &self,
         owner: impl Into<Owner>,
-        work: impl FnOnce(&mut Writer<'_>) -> Result<T, Problem> + Send + 'static,
+        work: impl FnOnce(&mut Writer<'_>) -> Result<T, Problem> + Clone + Send + 'static,
     ) -> Result<T, Problem> {
         let written = self.store.write_for(owner, work).await?;
         match written.change {
@@ -262,10 +264,7 @@ impl State {
     /// and the server is not stopping. A newer one works for the release before it: while servers are replaced one after
     /// the other, those that are left are ready.
     pub async fn is_ready(&self) -> bool {
-        if self.is_draining() || self.store.ping().await.is_err() {
-            return false;
-        }
-        matches!(self.store.schema().await, Ok(()) | Err(SchemaError::Newer))
+        !self.is_draining() && self.store.ready().await.is_ok()
     }
 }
 

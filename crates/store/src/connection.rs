@@ -2,7 +2,10 @@
 
 use std::{
     fmt,
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -20,6 +23,9 @@ pub(crate) use multi::AnyConnection;
 use crate::{DatabaseUrl, url::BadUrl};
 use crate::{
     connect_failure::ConnectFailure,
+    postgres_session,
+    postgres_session::Unsuitable,
+    sqlite_file::{FileId, SqliteFile},
     watch::{CONNECTIONS, Watch},
 };
 
@@ -106,11 +112,6 @@ pub(crate) enum Use {
     Migrate,
 }
 
-/// What else runs must not wait for ever, and must not hold the change counter's lock longer than a lease (3 s), because
-/// then no verifier could renew. Where leases are made shorter, a process that is frozen while it changes something
-/// costs the others theirs until it is thrown out; they ask the database meanwhile.
-const POSTGRES_LIMITS: &str = "SET statement_timeout = 5000; SET lock_timeout = 1000; \
-                               SET idle_in_transaction_session_timeout = 2000;";
 /// After so long the answer to a statement is late: the server's own limit has ended it before, and the way back takes no
 /// longer than connecting does.
 const STATEMENT: Duration = Duration::from_secs(8);
@@ -119,18 +120,6 @@ const SIGN_OF_LIFE: Duration = Duration::from_secs(3);
 /// After so long a connection is late that is being made. libpq itself ends all but the last step, for each address of
 /// the server after [`CONNECT_TIMEOUT`].
 const OPENING: Duration = Duration::from_secs(20);
-/// No limit of ours fits a migration of a large table.
-const POSTGRES_NO_LIMITS: &str = "SET statement_timeout = 0; SET lock_timeout = 0; \
-                                  SET idle_in_transaction_session_timeout = 0;";
-/// What is answered as done must be done after a crash too: whatever the server's default is now, and whatever it becomes
-/// while the connection lasts, which a setting of the session outlives.
-const POSTGRES_DURABLE: &str = "SELECT set_config('synchronous_commit', coalesce( \
-                                nullif(current_setting('synchronous_commit'), 'off'), 'on'), false);";
-/// Errors are told apart by their text, because diesel hands out no code for most. Only a superuser may set its language,
-/// or a role that was granted it, and an attempt of others would be an error in the server's log; so it is made in a
-/// block that swallows it.
-const POSTGRES_ENGLISH: &str = "DO $$ BEGIN SET lc_messages = 'C'; EXCEPTION WHEN insufficient_privilege THEN END $$";
-
 /// The busy timeout comes first: switching to WAL can meet another process doing the same.
 const SQLITE_SETUP: &str = "PRAGMA busy_timeout = 5000; PRAGMA foreign_keys = ON; PRAGMA synchronous = FULL; \
                             PRAGMA trusted_schema = OFF; PRAGMA journal_size_limit = 67108864;";
@@ -155,13 +144,13 @@ pub(crate) fn establish_watched(target: &Target, purpose: Use) -> Result<(AnyCon
             if watch.end() {
                 return Err(ConnectError::Lost); // late, and shut
             }
-            watch.limit((purpose != Use::Migrate).then_some(STATEMENT));
+            watch.limit(Some(STATEMENT));
             conn.set_instrumentation(watch.statements());
-            let limits = if purpose == Use::Migrate { POSTGRES_NO_LIMITS } else { POSTGRES_LIMITS };
-            conn.batch_execute(&[limits, POSTGRES_DURABLE].concat())?;
-            if let Err(error) = conn.batch_execute(POSTGRES_ENGLISH) {
+            if let Err(error) = conn.batch_execute(postgres_session::ENGLISH) {
                 tracing::debug!(%error, "the language of the server's messages cannot be set"); // no PL/pgSQL, say
             }
+            postgres_session::prepare(&mut conn, purpose)??;
+            watch.limit((purpose != Use::Migrate).then_some(STATEMENT));
             Ok((AnyConnection::Postgres(conn), Some(watch)))
         }
     }
@@ -215,6 +204,10 @@ pub(crate) enum ConnectError {
     Query(#[from] diesel::result::Error),
     #[error("the connection was lost")]
     Lost,
+    #[error(transparent)]
+    Unsuitable(#[from] Unsuitable),
+    #[error("the database file was deleted or replaced")]
+    FileLost,
     #[error("nobody can watch over the connection: {0}")]
     Watch(std::io::Error),
 }
@@ -230,7 +223,7 @@ impl ConnectError {
         match self {
             Self::Connect(failure) => failure.is_transient,
             Self::Lost => true,
-            Self::Query(_) | Self::Watch(_) => false,
+            Self::Query(_) | Self::Unsuitable(_) | Self::FileLost | Self::Watch(_) => false,
         }
     }
 }
@@ -240,6 +233,8 @@ impl ConnectError {
 pub(crate) struct Manager {
     target: Target,
     purpose: Use,
+    /// The SQLite file that every connection has to be to.
+    file: Option<Arc<SqliteFile>>,
     /// Raised when a connection is found broken: the others of that time are most likely broken too, and are
     /// looked at before they are used again.
     epoch: AtomicU64,
@@ -249,8 +244,8 @@ pub(crate) struct Manager {
 }
 
 impl Manager {
-    pub(crate) fn new(target: Target, purpose: Use) -> Self {
-        Self { target, purpose, epoch: AtomicU64::new(0), silent_before: AtomicU64::new(0) }
+    pub(crate) fn new(target: Target, purpose: Use, file: Option<Arc<SqliteFile>>) -> Self {
+        Self { target, purpose, file, epoch: AtomicU64::new(0), silent_before: AtomicU64::new(0) }
     }
 
     /// Notes that a connection is broken, for the others of its time.
@@ -274,6 +269,8 @@ pub(crate) struct Pooled {
     checked_in: Instant,
     /// Over a connection to a server.
     watch: Option<Watch>,
+    /// The write-ahead log that this connection writes to, on a SQLite file.
+    pub(crate) log: Option<FileId>,
 }
 
 /// Asks for a sign of life, and does not wait long for it.
@@ -295,8 +292,22 @@ impl ManageConnection for Manager {
 
     fn connect(&self) -> Result<Pooled, ConnectError> {
         let epoch = self.epoch.load(Ordering::Relaxed);
-        let (conn, watch) = establish_watched(&self.target, self.purpose)?;
-        Ok(Pooled { conn, is_suspect: false, epoch, checked_in: Instant::now(), watch })
+        let is_lost = || self.file.as_ref().is_some_and(|file| file.check().is_err());
+        if is_lost() {
+            return Err(ConnectError::FileLost); // SQLite would create another one
+        }
+        let (mut conn, watch) = establish_watched(&self.target, self.purpose)?;
+        let mut log = None;
+        if let Some(file) = &self.file {
+            if self.purpose == Use::Write {
+                conn.batch_execute("SELECT 1 FROM sqlite_master")?; // opens the log
+                log = file.log();
+            }
+            if is_lost() {
+                return Err(ConnectError::FileLost);
+            }
+        }
+        Ok(Pooled { conn, is_suspect: false, epoch, checked_in: Instant::now(), watch, log })
     }
 
     fn is_valid(&self, pooled: &mut Pooled) -> Result<(), ConnectError> {
@@ -366,7 +377,7 @@ mod tests {
         let target = Target::parse(database.url(), false, |_| None).unwrap();
         let names = ["statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout"];
         for (purpose, limits) in
-            [(Use::Read, ["5s", "1s", "2s"]), (Use::Write, ["5s", "1s", "2s"]), (Use::Migrate, ["0", "0", "0"])]
+            [(Use::Read, ["5s", "1500ms", "2s"]), (Use::Write, ["5s", "1500ms", "2s"]), (Use::Migrate, ["0", "0", "0"])]
         {
             let mut conn = establish(&target, purpose).unwrap();
             assert_eq!(settings(&mut conn, names), limits, "{purpose:?}");
@@ -378,7 +389,7 @@ mod tests {
         database.sql("CREATE ROLE plain LOGIN");
         let plain = Target::Postgres(url.replace("user='postgres'", "user='plain'"));
         let mut conn = establish(&plain, Use::Write).unwrap();
-        assert_eq!(settings(&mut conn, names), ["5s", "1s", "2s"]);
+        assert_eq!(settings(&mut conn, names), ["5s", "1500ms", "2s"]);
         assert_eq!(settings(&mut conn, ["synchronous_commit", "lc_messages"]), ["on", "C.UTF-8"]);
 
         // A stricter default stays.

@@ -1,7 +1,11 @@
 //! What can go wrong with the store, and how the database's own errors become that.
 
+use std::cell::Cell;
+
 use diesel::result::{DatabaseErrorKind, Error as Diesel};
 use tollkey_core::{Problem, ProblemCode};
+
+use crate::postgres_session::Unsuitable;
 
 /// The store could not do it. Says nothing about tables, hosts or values; the log has the details.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -47,10 +51,31 @@ impl Error {
     }
 }
 
+thread_local! {
+    /// Whether the database has undone a statement on this thread because of a conflict with another transaction.
+    static CONFLICT: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Whether the database has undone a statement of this thread since the last call because of a conflict with another
+/// transaction: a deadlock or a serialization failure. The same transaction can then succeed when it is run again.
+///
+/// Work on a connection stays on one thread, and what it returns may be an error of a caller's type, which no longer
+/// tells.
+pub(crate) fn take_conflict() -> bool {
+    CONFLICT.replace(false)
+}
+
 /// The one place where errors of the database are classified and logged.
 impl From<Diesel> for Error {
     fn from(error: Diesel) -> Self {
         let classified = classify(&error);
+        if is_conflict(&error) {
+            CONFLICT.set(true);
+        }
+        if is_pooled(&error) {
+            tracing::error!(error = %Redacted(&error), "{}", Unsuitable::Pooler);
+            return Self::Unavailable;
+        }
         match &classified {
             Self::Unique(_) => tracing::debug!(error = %Redacted(&error), "refused by the database"),
             Self::Busy => tracing::warn!(error = %Redacted(&error), "the database is busy"),
@@ -81,6 +106,24 @@ fn classify(error: &Diesel) -> Error {
         Diesel::DeserializationError(_) => Error::Corrupt("row"),
         _ => Error::Other,
     }
+}
+
+/// Codes 40001 and 40P01.
+fn is_conflict(error: &Diesel) -> bool {
+    match error {
+        Diesel::DatabaseError(DatabaseErrorKind::SerializationFailure, _) => true,
+        Diesel::DatabaseError(DatabaseErrorKind::Unknown, info) => info.message().contains("deadlock detected"),
+        _ => false,
+    }
+}
+
+/// A prepared statement of this connection that the server does not have, or has from another connection, tells of a
+/// connection pooler that shares server sessions.
+fn is_pooled(error: &Diesel) -> bool {
+    let Diesel::DatabaseError(_, info) = error else { return false };
+    let message = info.message();
+    message.starts_with("prepared statement")
+        && (message.ends_with("already exists") || message.ends_with("does not exist"))
 }
 
 fn violated(name: &str) -> UniqueViolation {
@@ -176,6 +219,12 @@ mod tests {
         assert_eq!(unknown("database or disk is full"), Error::Unavailable);
         assert_eq!(unknown("the database system is shutting down"), Error::Unavailable);
         assert_eq!(unknown("syntax error"), Error::Other);
+        for pooled in
+            ["prepared statement \"__diesel_stmt_0\" already exists", "prepared statement \"s\" does not exist"]
+        {
+            let error = Diesel::DatabaseError(DatabaseErrorKind::Unknown, Box::new(pooled.to_owned()));
+            assert_eq!(Error::from(error), Error::Unavailable, "{pooled}");
+        }
         assert_eq!(database(DatabaseErrorKind::ClosedConnection, ""), Error::Unavailable);
         let unique = |message| database(DatabaseErrorKind::UniqueViolation, message);
         for (message, violation) in [

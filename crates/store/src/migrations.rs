@@ -1,12 +1,20 @@
 //! The schema: embedded migrations, run under a lock, and the question whether they have been run.
 
+use std::{
+    fmt,
+    time::{Duration, Instant},
+};
+
 use diesel::{
-    OptionalExtension as _, QueryDsl as _, RunQueryDsl as _, connection::SimpleConnection as _, migration::Migration,
-    migration::MigrationSource, sql_types::Bool,
+    Connection as _, OptionalExtension as _, PgConnection, QueryDsl as _, QueryableByName, RunQueryDsl as _,
+    connection::SimpleConnection as _,
+    migration::{Migration, MigrationSource},
+    sql_query,
+    sql_types::{Bool, Integer, Nullable, Text},
 };
 use diesel_migrations::{EmbeddedMigrations, MigrationHarness as _, embed_migrations};
 
-use crate::{Error, connection::AnyConnection};
+use crate::{Error, connection::AnyConnection, rights};
 
 const SQLITE: EmbeddedMigrations = embed_migrations!("../../migrations/sqlite");
 const POSTGRES: EmbeddedMigrations = embed_migrations!("../../migrations/postgres");
@@ -28,7 +36,34 @@ pub enum SchemaError {
         "the database schema is newer than this version of Tollkey; run the version that migrated it, or a later one"
     )]
     Newer,
-    /// A migration failed. Nothing of it has been kept.
+    /// The tables exist in a schema that the connection does not search.
+    #[error(
+        "Tollkey's tables are in the schema {schema}, but search_path is {search_path}; use ALTER ROLE … SET search_path, \
+         or put options=-csearch_path%3D{schema} into DATABASE_URL"
+    )]
+    NotInSearchPath {
+        /// Where the tables are.
+        schema: String,
+        /// Where the connection searches.
+        search_path: String,
+    },
+    /// The role lacks rights.
+    #[error("the database role {role} lacks {missing}; the GRANT lines are in docs/operations.md, \"Database roles\"")]
+    Rights {
+        /// The role that the connection uses.
+        role: String,
+        /// What it lacks, with the tables.
+        missing: String,
+    },
+    /// Another process holds the lock that migrations run under.
+    #[error("the database is being migrated by another process, which did not finish within {waited:?}{holder}")]
+    Locked {
+        /// How long this process waited.
+        waited: Duration,
+        /// The process that held the lock last.
+        holder: LockHolder,
+    },
+    /// A migration failed. Nothing has been kept of it, and on PostgreSQL nothing of those before it in the same run.
     #[error("the database could not be migrated: {0}")]
     Failed(String),
     /// The schema could not be asked for.
@@ -52,13 +87,47 @@ diesel::table! {
     }
 }
 
-/// Runs what is missing, and returns the names of that. Several processes may do so at once: the second waits for the
-/// first and finds nothing to do.
-pub(crate) fn run(conn: &mut AnyConnection) -> Result<Vec<String>, SchemaError> {
-    let failed = |error: Box<dyn std::error::Error + Send + Sync>| SchemaError::Failed(error.to_string());
+/// How often a process that waits for the lock tries to get it.
+const TRY_EVERY: Duration = Duration::from_millis(100);
+/// How often it logs what it waits for.
+const LOG_EVERY: Duration = Duration::from_secs(5);
+
+/// The PostgreSQL session that holds the lock that migrations run under, as far as this role can see it.
+#[derive(Debug, Clone, PartialEq, Eq, QueryableByName)]
+pub struct LockHolder {
+    /// The process ID of the session's backend.
+    #[diesel(sql_type = Nullable<Integer>)]
+    pub pid: Option<i32>,
+    /// The role, the `application_name`, the client, the state and the start of the session, as one text.
+    #[diesel(sql_type = Text)]
+    pub session: String,
+}
+
+impl fmt::Display for LockHolder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Some(pid) = self.pid else {
+            return f.write_str("; the process that held the lock is gone, try again");
+        };
+        write!(
+            f,
+            ". The lock is held by the PostgreSQL session with pid {pid} ({}). If it does not migrate any more (a \
+             connection pooler may have kept the lock), end it with `SELECT pg_terminate_backend({pid})` and try again",
+            self.session
+        )
+    }
+}
+
+/// Runs what is missing, and returns the names of that. Several processes can do so at the same time: the second waits
+/// for the first, at most for `patience`, and finds nothing to do.
+pub(crate) fn run(conn: &mut AnyConnection, patience: Duration) -> Result<Vec<String>, SchemaError> {
     match check(conn) {
         Ok(()) => return Ok(Vec::new()),
         Err(SchemaError::Older { .. }) => {}
+        Err(SchemaError::NotInSearchPath { schema, search_path }) => tracing::warn!(
+            %schema,
+            %search_path,
+            "another schema of the database has tables of Tollkey; new ones are created where search_path points"
+        ),
         Err(error) => return Err(error),
     }
     let applied = match conn {
@@ -69,14 +138,24 @@ pub(crate) fn run(conn: &mut AnyConnection) -> Result<Vec<String>, SchemaError> 
             })
             .map_err(|Failed(error)| SchemaError::Failed(error))?,
         AnyConnection::Postgres(conn) => {
-            // Held until the connection is closed; diesel itself takes no lock.
-            conn.batch_execute(&format!("SELECT pg_advisory_lock({ADVISORY_LOCK})"))
-                .map_err(|error| failed(error.into()))?;
-            // Whoever waits for a table makes all others wait behind it, renewals of leases among them. Better to give
-            // up: nothing is lost, and it can be tried again when the dump is over that holds the table.
-            conn.batch_execute("SET lock_timeout = 2000").map_err(|error| failed(error.into()))?;
-            let applied = conn.run_pending_migrations(POSTGRES).map_err(failed)?;
-            applied.iter().map(ToString::to_string).collect()
+            let since = Instant::now();
+            let mut log_at = Duration::ZERO;
+            loop {
+                if let Some(applied) = run_locked(conn)? {
+                    break applied;
+                }
+                let waited = since.elapsed();
+                if waited >= log_at || waited >= patience {
+                    let holder = lock_holder(conn)?;
+                    if waited >= patience {
+                        return Err(SchemaError::Locked { waited: patience, holder });
+                    }
+                    let (pid, session) = (holder.pid, holder.session);
+                    tracing::warn!(pid, session, "waiting for another process that migrates the database");
+                    log_at = waited + LOG_EVERY;
+                }
+                std::thread::sleep(TRY_EVERY.min(patience));
+            }
         }
     };
     names(conn, &applied)
@@ -88,7 +167,48 @@ fn names(conn: &AnyConnection, applied: &[String]) -> Result<Vec<String>, Schema
     Ok(known.filter(|(version, _)| applied.contains(version)).map(|(_, name)| name).collect())
 }
 
-/// Lets SQLite's transaction roll back with a migration's error, whatever type that has.
+/// Runs what is missing, all in one transaction, and returns their versions; `None` if another process holds
+/// the lock.
+///
+/// The lock belongs to the transaction and ends with it. A lock of the session would outlive this process where a
+/// connection pooler keeps the session.
+fn run_locked(conn: &mut PgConnection) -> Result<Option<Vec<String>>, SchemaError> {
+    conn.transaction(|conn| {
+        let locked = diesel::select(diesel::dsl::sql::<Bool>(&format!("pg_try_advisory_xact_lock({ADVISORY_LOCK})")));
+        if !locked.get_result::<bool>(conn)? {
+            return Ok(None);
+        }
+        // Whoever waits for a table makes all others wait behind it, renewals of leases among them. Better to give up:
+        // nothing is lost, and it can be tried again when the dump is over that holds the table.
+        conn.batch_execute("SET LOCAL lock_timeout = 2000")?;
+        let applied = conn.run_pending_migrations(POSTGRES).map_err(|error| Failed(error.to_string()))?;
+        Ok(Some(applied.iter().map(ToString::to_string).collect()))
+    })
+    .map_err(|Failed(error)| {
+        let hint = match error.contains("permission denied") || error.contains("must be owner") {
+            true => "; migrate as the owner of the tables, who needs CREATE on the schema",
+            false => "",
+        };
+        SchemaError::Failed(format!("{error}{hint}"))
+    })
+}
+
+/// The session that holds the lock. Roles without `pg_read_all_stats` do not see all of another role's session.
+fn lock_holder(conn: &mut PgConnection) -> Result<LockHolder, SchemaError> {
+    let sql = format!(
+        "SELECT pg_locks.pid, concat_ws(', ', 'role ' || coalesce(usename::text, '?'), \
+         'application_name ' || nullif(application_name, ''), 'client ' || host(client_addr), state, \
+         'connected since ' || to_char(backend_start AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"')) AS session \
+         FROM pg_locks LEFT JOIN pg_stat_activity USING (pid) \
+         WHERE locktype = 'advisory' AND granted AND objsubid = 1 \
+         AND ((classid::bigint << 32) | objid::bigint) = {ADVISORY_LOCK} \
+         AND pg_locks.database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+    );
+    let found = sql_query(sql).get_result(conn).optional().map_err(|error| SchemaError::Store(error.into()))?;
+    Ok(found.unwrap_or(LockHolder { pid: None, session: String::new() }))
+}
+
+/// Lets a transaction roll back with a migration's error, whatever type that has.
 struct Failed(String);
 
 impl From<diesel::result::Error> for Failed {
@@ -98,8 +218,19 @@ impl From<diesel::result::Error> for Failed {
 }
 
 /// Compares the migrations that were run with those of this version, without changing anything.
+///
+/// On PostgreSQL this also compares the rights of the role with those that the server needs.
 pub(crate) fn check(conn: &mut AnyConnection) -> Result<(), SchemaError> {
+    if let AnyConnection::Postgres(conn) = conn {
+        rights::check(conn)?;
+    }
     let applied = applied(conn).map_err(|error| SchemaError::Store(error.into()))?;
+    if let AnyConnection::Postgres(conn) = conn
+        && applied.is_empty()
+        && let Some(error) = rights::tables_elsewhere(conn)?
+    {
+        return Err(error);
+    }
     let known = known(conn)?;
     if applied.iter().any(|version| !known.iter().any(|(known, _)| known == version)) {
         return Err(SchemaError::Newer);

@@ -24,9 +24,12 @@ use tollkey_fair::{FairSemaphore, Limits, Permit, Priority};
 use crate::{
     Error,
     connection::{AnyConnection, Backend, ConnectError, Manager, Target, Use, establish, is_english, postgres_setting},
+    error::take_conflict,
     leases, migrations,
     migrations::SchemaError,
-    sqlite_file,
+    postgres_session::{Unsuitable, share_sessions},
+    readiness::Readiness,
+    sqlite_file::{self, FileId, SqliteFile},
     url::{BadUrl, DatabaseUrl},
 };
 
@@ -42,12 +45,21 @@ pub struct OpenOptions {
     pub acquire_timeout: Duration,
     /// Whether a SQLite file that does not exist is created. Without it, such a file and an empty one are errors.
     pub create: bool,
+    /// How long [`Store::migrate`] waits for another process that migrates the same PostgreSQL database.
+    pub migration_timeout: Duration,
 }
 
 impl OpenOptions {
-    /// Eight connections, two seconds to get one, and a SQLite file that is created if it does not exist.
+    /// Eight connections, two seconds to get one, a SQLite file that is created if it does not exist, and a minute for
+    /// another process that migrates.
     pub fn new(url: impl Into<String>) -> Self {
-        Self { url: url.into(), pool_size: 8, acquire_timeout: Duration::from_secs(2), create: true }
+        Self {
+            url: url.into(),
+            pool_size: 8,
+            acquire_timeout: Duration::from_secs(2),
+            create: true,
+            migration_timeout: Duration::from_secs(60),
+        }
     }
 }
 
@@ -57,6 +69,7 @@ impl fmt::Debug for OpenOptions {
             .field("pool_size", &self.pool_size)
             .field("acquire_timeout", &self.acquire_timeout)
             .field("create", &self.create)
+            .field("migration_timeout", &self.migration_timeout)
             .finish_non_exhaustive()
     }
 }
@@ -74,6 +87,13 @@ const WAITING: usize = 1024;
 
 /// How long the writer of a SQLite file is kept for the renewal that follows a rejected one.
 const KEPT_FOR_RENEWAL: Duration = Duration::from_millis(50);
+
+/// How often a transaction is run when others are in its way.
+const ATTEMPTS: u32 = 3;
+
+/// How long a transaction waits before it runs again, times its attempts. Without a pause it takes its first lock again
+/// before the transaction that waits for that lock has woken up, and both are in a deadlock again.
+const CONFLICT_PAUSE: Duration = Duration::from_millis(25);
 
 /// How many rows are deleted in one transaction, where many may have grown old.
 pub(crate) const STEP: u32 = 5_000;
@@ -121,9 +141,21 @@ pub enum OpenError {
         /// See [`OpenError::is_transient`].
         is_transient: bool,
     },
+    /// The database server, or what is between, is not what Tollkey can rely on. Waiting does not help.
+    #[error(transparent)]
+    Unsuitable(#[from] Unsuitable),
 }
 
 impl OpenError {
+    fn connecting(error: ConnectError, url: &DatabaseUrl) -> Self {
+        match error {
+            ConnectError::Unsuitable(unsuitable) => Self::Unsuitable(unsuitable),
+            other => {
+                Self::Connect { target: url.target(), is_transient: other.is_transient(), reason: other.to_string() }
+            }
+        }
+    }
+
     /// Whether the next attempt may succeed without any change to settings or database: the server is starting, or
     /// cannot be reached or resolved yet.
     #[must_use]
@@ -135,12 +167,16 @@ impl OpenError {
 /// The data of Tollkey. Cheap to clone; clones are the same store.
 #[derive(Clone)]
 pub struct Store {
-    inner: Arc<Inner>,
+    pub(crate) inner: Arc<Inner>,
 }
 
-struct Inner {
+pub(crate) struct Inner {
     target: Target,
     acquire_timeout: Duration,
+    migration_timeout: Duration,
+    /// The file of a SQLite database that is not in memory.
+    pub(crate) file: Option<Arc<SqliteFile>>,
+    pub(crate) readiness: Readiness,
     clock: Arc<dyn Clock>,
     connections: Connections,
     kept_for_renewal: Mutex<KeptForRenewal>,
@@ -182,6 +218,8 @@ struct ConnectionGroup {
     acquire_timeout: Duration,
     semaphore: FairSemaphore<Owner>,
     priority: Priority,
+    /// The SQLite file that every connection is to.
+    file: Option<Arc<SqliteFile>>,
 }
 
 /// Whose work a connection is used for. Connections are shared fairly among owners: no owner holds more than half of
@@ -192,7 +230,7 @@ pub enum Owner {
     Account(AccountId),
     /// A client of the dashboard that is not known yet, by [`tollkey_core::network::client_network`].
     Client(Option<IpAddr>),
-    /// What belongs to no account: service keys, readiness.
+    /// What belongs to no account: service keys.
     Operator,
     /// This process itself.
     Background,
@@ -294,28 +332,51 @@ impl Store {
         if let Some(path) = url.file() {
             sqlite_file::prepare(path, options.create)?;
         }
-        let connections = Connections::new(&target, options.pool_size.max(1), options.acquire_timeout);
+        let file = match &target {
+            Target::File(path) => {
+                let found = SqliteFile::at(path).map_err(|source| sqlite_file::failure(path.as_ref(), source))?;
+                Some(Arc::new(found))
+            }
+            Target::Memory | Target::Postgres(_) => None,
+        };
+        let connections = Connections::new(&target, options.pool_size.max(1), options.acquire_timeout, file.as_ref());
         // The pool would try again until its timeout and hide why; the first connection is made here, for its error.
         // A memory database is its connection: the pool keeps the one it makes.
         if target != Target::Memory {
-            let mut first = establish(&target, Use::Write).map_err(|error| OpenError::Connect {
-                target: url.target(),
-                is_transient: error.is_transient(),
-                reason: error.to_string(),
-            })?;
+            let mut first = establish(&target, Use::Write).map_err(|error| OpenError::connecting(error, &url))?;
+            if let AnyConnection::Postgres(first) = &mut first {
+                check_pooling(&target, first)?;
+            }
             if let Ok(Some(locale)) = postgres_setting(&mut first, "lc_messages")
                 && !is_english(&locale)
             {
                 tracing::warn!(
                     %locale,
                     "the database's messages are not in English and this role may not set their language: a lock that \
-                     is not had in time is answered 500 instead of 503. ALTER ROLE ... SET lc_messages = 'C', as a \
-                     superuser, mends it"
+                     is not had in time is answered 500 instead of 503, and a deadlock is not retried. ALTER ROLE ... \
+                     SET lc_messages = 'C', as a superuser, mends it"
                 );
             }
+            if file.is_some() {
+                // From here on the pool keeps the file open, so that its inode stays its own.
+                connections.write.connection().map_err(|error| OpenError::Connect {
+                    target: url.target(),
+                    reason: error.to_string(),
+                    is_transient: false,
+                })?;
+            }
         }
-        let acquire_timeout = options.acquire_timeout;
-        let inner = Inner { target, acquire_timeout, clock, connections, kept_for_renewal: Mutex::default() };
+        let OpenOptions { acquire_timeout, migration_timeout, .. } = options;
+        let inner = Inner {
+            target,
+            acquire_timeout,
+            migration_timeout,
+            file,
+            readiness: Readiness::default(),
+            clock,
+            connections,
+            kept_for_renewal: Mutex::default(),
+        };
         Ok(Self { inner: Arc::new(inner) })
     }
 
@@ -344,10 +405,11 @@ impl Store {
         &self.inner.target
     }
 
-    /// Brings the schema up to this version. Safe to run from several processes at once. Blocks.
+    /// Brings the schema up to this version. Safe to run from several processes at the same time. Blocks, on PostgreSQL at
+    /// most for [`OpenOptions::migration_timeout`] while another process migrates.
     ///
     /// # Errors
-    /// [`SchemaError`].
+    /// [`SchemaError`]; [`SchemaError::Locked`] after that time.
     pub fn migrate(&self) -> Result<(), SchemaError> {
         self.apply_migrations().map(drop)
     }
@@ -360,46 +422,47 @@ impl Store {
         match &self.inner.target {
             Target::Memory => {
                 let mut pooled = self.inner.connections.write.connection().map_err(SchemaError::Store)?;
-                migrations::run(&mut pooled.conn)
+                migrations::run(&mut pooled.conn, self.inner.migration_timeout)
             }
-            // PostgreSQL's own limits of time are off on this connection, and its end releases the lock.
+            // PostgreSQL's own limits of time are off on this connection.
             target => {
                 let mut conn =
                     establish(target, Use::Migrate).map_err(|error| SchemaError::Failed(error.to_string()))?;
-                migrations::run(&mut conn)
+                migrations::run(&mut conn, self.inner.migration_timeout)
             }
         }
     }
 
-    /// Whether the schema is that of this version. Changes nothing. Blocks.
+    /// Whether the schema is that of this version and, on PostgreSQL, the role has the rights that the server needs.
+    /// Changes nothing. Blocks.
     ///
     /// # Errors
-    /// [`SchemaError::Older`] or [`SchemaError::Newer`] when it is not.
+    /// [`SchemaError::Older`] or [`SchemaError::Newer`] when it is not, [`SchemaError::Rights`] for a missing right,
+    /// [`SchemaError::NotInSearchPath`] when the tables are in another schema.
     pub fn check_schema(&self) -> Result<(), SchemaError> {
         let mut pooled = self.inner.connections.read.connection().map_err(SchemaError::Store)?;
         migrations::check(&mut pooled.conn)
     }
 
-    /// [`Store::check_schema`] without blocking, in the order of requests.
+    /// [`Store::check_schema`] without blocking. Requests that wait for connections do not delay it.
     ///
     /// # Errors
     /// As there.
     pub async fn schema(&self) -> Result<(), SchemaError> {
-        self.hop(ConnectionRole::Read, Owner::Operator, |_, conn| migrations::check(conn)).await
+        self.hop(ConnectionRole::LeaseRead, Owner::Background, |_, conn| migrations::check(conn)).await
     }
 
-    /// Whether the database answers and, on PostgreSQL, takes changes: one that takes none cannot revoke a key.
+    /// Whether the database answers and, on PostgreSQL, is not read-only. [`Store::ready`] checks more.
     ///
     /// # Errors
-    /// [`Error`] when it does not, [`Error::Unavailable`] when it takes none.
+    /// [`Error`] when it does not answer, [`Error::Unavailable`] when it is read-only.
     pub async fn ping(&self) -> Result<(), Error> {
-        self.read_one(ConnectionRole::Read, Owner::Operator, |conn| {
+        self.read_one(ConnectionRole::LeaseRead, Owner::Background, |conn| {
             let read_only = match conn {
                 AnyConnection::Sqlite(conn) => conn.batch_execute("SELECT 1").map(|()| None),
                 postgres => postgres_setting(postgres, "transaction_read_only"),
             };
             if read_only?.as_deref() == Some("on") {
-                tracing::warn!("the database takes no changes");
                 return Err(Error::Unavailable);
             }
             Ok(())
@@ -442,11 +505,14 @@ impl Store {
     /// Writes in one transaction, as [`Owner::Background`]: committed when the closure returns `Ok`, rolled back when
     /// it returns `Err` or panics. Once begun it is finished even if the caller goes away.
     ///
+    /// When PostgreSQL ends the transaction because of a deadlock or a serialization failure, a clone of the closure runs
+    /// again in a new transaction, three times in all. A commit that was sent is never repeated.
+    ///
     /// # Errors
     /// What the closure returns; the store's own errors as in [`Store::read`], and those of the commit.
     pub async fn write<T, E>(
         &self,
-        work: impl FnOnce(&mut Writer<'_>) -> Result<T, E> + Send + 'static,
+        work: impl FnOnce(&mut Writer<'_>) -> Result<T, E> + Clone + Send + 'static,
     ) -> Result<Written<T>, E>
     where
         T: Send + 'static,
@@ -462,7 +528,7 @@ impl Store {
     pub async fn write_for<T, E>(
         &self,
         owner: impl Into<Owner>,
-        work: impl FnOnce(&mut Writer<'_>) -> Result<T, E> + Send + 'static,
+        work: impl FnOnce(&mut Writer<'_>) -> Result<T, E> + Clone + Send + 'static,
     ) -> Result<Written<T>, E>
     where
         T: Send + 'static,
@@ -477,7 +543,7 @@ impl Store {
     /// As [`Store::write`].
     pub fn write_blocking<T, E: From<Error>>(
         &self,
-        work: impl FnOnce(&mut Writer<'_>) -> Result<T, E>,
+        work: impl FnOnce(&mut Writer<'_>) -> Result<T, E> + Clone,
     ) -> Result<Written<T>, E> {
         self.inner.connections.write.with(|conn| self.inner.write(conn, work))
     }
@@ -506,7 +572,7 @@ impl Store {
         owner: Owner,
         work: impl FnOnce(&mut AnyConnection) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
-        self.hop(role, owner, |inner, conn| inner.transact(conn, Mode::Autocommit, work)).await
+        self.hop(role, owner, |_, conn| work(conn)).await
     }
 
     /// One read statement of a verification.
@@ -538,10 +604,13 @@ impl Store {
     /// One statement about leases.
     pub(crate) async fn lease_one<T: Send + 'static>(
         &self,
-        work: impl FnOnce(&mut AnyConnection) -> Result<T, Error> + Send + 'static,
+        work: impl FnOnce(&mut AnyConnection) -> Result<T, Error> + Clone + Send + 'static,
     ) -> Result<T, Error> {
         let mode = self.lease_mode();
-        self.hop(ConnectionRole::Lease, Owner::Background, move |inner, conn| inner.transact(conn, mode, work)).await
+        self.hop(ConnectionRole::Lease, Owner::Background, move |inner, conn| {
+            inner.transact_repeatedly(conn, mode, work)
+        })
+        .await
     }
 
     /// The statement that renews a lease. It is rejected, with `false`, when a change has been committed that the
@@ -549,7 +618,7 @@ impl Store {
     /// committed another change in between each time, it would lose its lease.
     pub(crate) async fn renew_one(
         &self,
-        work: impl FnOnce(&mut AnyConnection) -> Result<bool, Error> + Send + 'static,
+        work: impl FnOnce(&mut AnyConnection) -> Result<bool, Error> + Clone + Send + 'static,
     ) -> Result<bool, Error> {
         let mode = self.lease_mode();
         let group = self.inner.connections.of(ConnectionRole::Lease);
@@ -558,8 +627,11 @@ impl Store {
             Some(permit) => permit,
             None => self.acquire(group, Owner::Background).await?,
         };
-        let run = self.run(group, permit, move |inner, conn| inner.transact(conn, mode, work));
+        let run = self.run(group, permit, move |inner, conn| inner.transact_repeatedly(conn, mode, work));
         let (renewed, permit) = run.await;
+        if matches!(renewed, Ok(true)) {
+            self.inner.readiness.note_write();
+        }
         if matches!(renewed, Ok(false)) && matches!(self.inner.target, Target::File(_)) {
             let number = {
                 let mut kept = self.inner.kept_for_renewal();
@@ -577,6 +649,17 @@ impl Store {
             });
         }
         renewed
+    }
+
+    /// A small transaction about leases.
+    pub(crate) async fn lease_transaction(
+        &self,
+        work: impl FnOnce(&mut AnyConnection) -> Result<(), Error> + Clone + Send + 'static,
+    ) -> Result<(), Error> {
+        self.hop(ConnectionRole::Lease, Owner::Background, |inner, conn| {
+            inner.transact_repeatedly(conn, Mode::Transaction, work)
+        })
+        .await
     }
 
     /// A read statement about leases.
@@ -653,19 +736,21 @@ impl fmt::Debug for Store {
 }
 
 impl Connections {
-    fn new(target: &Target, size: u32, acquire_timeout: Duration) -> Self {
+    fn new(target: &Target, size: u32, acquire_timeout: Duration, file: Option<&Arc<SqliteFile>>) -> Self {
         let group = |pool: &Pool<Manager>, connections: u32| ConnectionGroup {
             pool: pool.clone(),
             acquire_timeout,
             semaphore: FairSemaphore::new(Limits::half_per_owner(connections as usize, WAITING)),
             priority: Priority::Normal,
+            file: file.cloned(),
         };
+        let pool = |purpose: Use, connections: u32| pool(target, purpose, connections, file);
         // For roles that have one owner.
         let urgent = |group: &ConnectionGroup| ConnectionGroup { priority: Priority::Urgent, ..group.clone() };
         let verification = size.div_ceil(2);
         match target {
             Target::Memory => {
-                let only = group(&pool(target, Use::Write, 1), 1);
+                let only = group(&pool(Use::Write, 1), 1);
                 let first = urgent(&only);
                 Self {
                     read: only.clone(),
@@ -677,8 +762,8 @@ impl Connections {
                 }
             }
             Target::File(_) => {
-                let readers = |connections| group(&pool(target, Use::Read, connections), connections);
-                let write = group(&pool(target, Use::Write, 1), 1);
+                let readers = |connections| group(&pool(Use::Read, connections), connections);
+                let write = group(&pool(Use::Write, 1), 1);
                 Self {
                     read: readers(size),
                     lease: urgent(&write),
@@ -692,7 +777,7 @@ impl Connections {
             // keep the shares apart.
             Target::Postgres(_) => {
                 let all = size + LEASE_CONNECTIONS + verification + SESSION_CONNECTIONS;
-                let all = pool(target, Use::Write, all);
+                let all = pool(Use::Write, all);
                 let requests = group(&all, size);
                 let lease = urgent(&group(&all, LEASE_CONNECTIONS));
                 Self {
@@ -726,9 +811,25 @@ impl ConnectionGroup {
     }
 
     /// Works with a connection, and has it looked at afterwards if that failed.
+    ///
+    /// Fails when the SQLite file is no longer at its path, also when that is so only afterwards: what was written may be
+    /// in a file that nothing can open any more.
     fn with<T, E: From<Error>>(&self, work: impl FnOnce(&mut AnyConnection) -> Result<T, E>) -> Result<T, E> {
+        if let Some(file) = &self.file {
+            file.check()?; // first, because the pool waits for a connection that it cannot make
+        }
         let mut pooled = self.connection()?;
-        let result = work(&mut pooled.conn);
+        let check_log = |log: Option<FileId>| match &self.file {
+            Some(file) if log.is_some() => file.check_with_log(log),
+            _ => Ok(()),
+        };
+        check_log(pooled.log)?;
+        let mut result = work(&mut pooled.conn);
+        if result.is_ok()
+            && let Err(error) = check_log(pooled.log)
+        {
+            result = Err(error.into());
+        }
         pooled.is_suspect = result.is_err();
         result
     }
@@ -744,15 +845,15 @@ impl Inner {
         conn: &mut AnyConnection,
         work: impl FnOnce(&mut Reader<'_>) -> Result<T, Error>,
     ) -> Result<T, Error> {
-        self.transact(conn, Mode::Snapshot, |conn| work(&mut Reader { conn }))
+        self.transact(conn, Mode::Snapshot, |conn| work(&mut Reader { conn })).map_err(Failure::into_error)
     }
 
     fn write<T, E: From<Error>>(
         &self,
         conn: &mut AnyConnection,
-        work: impl FnOnce(&mut Writer<'_>) -> Result<T, E>,
+        work: impl FnOnce(&mut Writer<'_>) -> Result<T, E> + Clone,
     ) -> Result<Written<T>, E> {
-        self.transact(conn, Mode::Transaction, |conn| {
+        self.transact_repeatedly(conn, Mode::Transaction, |conn| {
             let mut writer = Writer { reader: Reader { conn }, changed: Vec::new() };
             let value = work(&mut writer)?;
             let Writer { reader: Reader { conn }, changed } = writer;
@@ -762,16 +863,42 @@ impl Inner {
         })
     }
 
+    /// [`Inner::transact`], again in a new transaction when another one was in the way.
+    fn transact_repeatedly<T, E: From<Error>>(
+        &self,
+        conn: &mut AnyConnection,
+        mode: Mode,
+        work: impl FnOnce(&mut AnyConnection) -> Result<T, E> + Clone,
+    ) -> Result<T, E> {
+        for attempt in 1..ATTEMPTS {
+            match self.transact(conn, mode, work.clone()) {
+                Ok(value) => return Ok(value),
+                Err(Failure::Conflict(_)) => {
+                    tracing::info!(attempt, "a transaction conflicted with another one; it is run again");
+                    std::thread::sleep(CONFLICT_PAUSE * attempt);
+                }
+                Err(Failure::Other(error)) => return Err(error),
+            }
+        }
+        self.transact(conn, mode, work).map_err(Failure::into_error)
+    }
+
+    /// Runs the work in one transaction, once.
     fn transact<T, E: From<Error>>(
         &self,
         conn: &mut AnyConnection,
         mode: Mode,
         work: impl FnOnce(&mut AnyConnection) -> Result<T, E>,
-    ) -> Result<T, E> {
+    ) -> Result<T, Failure<E>> {
+        let failed = |error: E| match take_conflict() {
+            true => Failure::Conflict(error),
+            false => Failure::Other(error),
+        };
+        let _earlier = take_conflict();
         if mode == Mode::Autocommit {
-            return work(conn);
+            return work(conn).map_err(failed);
         }
-        begin(conn, mode).map_err(Error::from)?;
+        begin(conn, mode).map_err(|error| Failure::Other(Error::from(error).into()))?;
         let outcome = catch_unwind(AssertUnwindSafe(|| {
             let value = work(conn)?;
             if mode == Mode::Transaction
@@ -781,14 +908,24 @@ impl Inner {
                 // without an error. If the closure ignored such a failure, this statement fails.
                 conn.batch_execute("SELECT 1").map_err(Error::from)?;
             }
+            if mode == Mode::Transaction
+                && let Some(file) = &self.file
+            {
+                file.check()?; // nothing is committed into a file that was deleted meanwhile
+            }
             Ok(value)
         }));
         match outcome {
             Ok(Ok(value)) => {
-                AnyConnection::commit_transaction(conn).map_err(Error::from)?;
+                // Not repeated, whatever it says: it may have happened.
+                AnyConnection::commit_transaction(conn).map_err(|error| Failure::Other(Error::from(error).into()))?;
+                if mode == Mode::Transaction {
+                    self.readiness.note_write();
+                }
                 Ok(value)
             }
             Ok(Err(error)) => {
+                let error = failed(error);
                 roll_back(conn);
                 Err(error)
             }
@@ -797,6 +934,39 @@ impl Inner {
                 let panic: Box<dyn Any + Send> = panic;
                 resume_unwind(panic)
             }
+        }
+    }
+}
+
+/// Why a transaction was rolled back.
+enum Failure<E> {
+    /// Another transaction was in the way; this one can be run again.
+    Conflict(E),
+    /// Anything else.
+    Other(E),
+}
+
+impl<E> Failure<E> {
+    fn into_error(self) -> E {
+        match self {
+            Self::Conflict(error) | Self::Other(error) => error,
+        }
+    }
+}
+
+/// Fails when a connection pooler shares server sessions among clients.
+fn check_pooling(target: &Target, first: &mut PgConnection) -> Result<(), OpenError> {
+    let shared = match establish(target, Use::Write) {
+        Ok(AnyConnection::Postgres(mut second)) => share_sessions(first, &mut second).map_err(ConnectError::from),
+        Ok(AnyConnection::Sqlite(_)) => Ok(false),
+        Err(error) => Err(error),
+    };
+    match shared {
+        Ok(false) => Ok(()),
+        Ok(true) => Err(Unsuitable::Pooler.into()),
+        Err(error) => {
+            tracing::warn!(%error, "whether a connection pooler shares sessions is not known: no second connection");
+            Ok(())
         }
     }
 }
@@ -829,7 +999,7 @@ fn roll_back(conn: &mut AnyConnection) {
 /// database is back.
 const LONGEST_PAUSE: Duration = Duration::from_millis(500);
 
-fn pool(target: &Target, purpose: Use, size: u32) -> Pool<Manager> {
+fn pool(target: &Target, purpose: Use, size: u32, file: Option<&Arc<SqliteFile>>) -> Pool<Manager> {
     let builder = Pool::builder()
         .max_size(size)
         .min_idle(Some(0))
@@ -841,7 +1011,7 @@ fn pool(target: &Target, purpose: Use, size: u32) -> Pool<Manager> {
         Target::Postgres(_) => builder,
         Target::Memory | Target::File(_) => builder.idle_timeout(None).max_lifetime(None),
     };
-    builder.build_unchecked(Manager::new(target.clone(), purpose))
+    builder.build_unchecked(Manager::new(target.clone(), purpose, file.cloned()))
 }
 
 #[derive(Debug)]

@@ -194,9 +194,98 @@ impl Postgres {
     /// # Panics
     /// When it cannot be made.
     pub fn database(&'static self) -> Database {
+        self.database_with("")
+    }
+
+    /// [`Postgres::database`] with these options of `CREATE DATABASE`, `ENCODING 'LATIN1' TEMPLATE template0` for
+    /// instance.
+    ///
+    /// # Panics
+    /// When it cannot be created.
+    pub fn database_with(&'static self, options: &str) -> Database {
         let name = format!("t{}", self.next.fetch_add(1, Ordering::Relaxed));
-        self.run(&format!("CREATE DATABASE {name}"));
+        self.run(&format!("CREATE DATABASE {name} {options}"));
         Database { url: self.url(&name), place: Place::Postgres { server: self, name } }
+    }
+}
+
+/// A PgBouncer in front of one database, until it is dropped.
+#[derive(Debug)]
+pub struct PgBouncer {
+    url: String,
+    watchdog: Child,
+}
+
+/// Starts a PgBouncer that listens on a socket in a directory of its own, says where, and stops it when the pipe closes.
+const POOLER: &str = r#"
+trap '' INT TERM HUP
+directory=$(mktemp -d /tmp/tkpb.XXXXXX) || exit 1
+echo '"postgres" ""' >"$directory/users"
+cat >"$directory/ini" <<END
+[databases]
+* = host=$TOLLKEY_TEST_PG_SOCKET port=5432
+[pgbouncer]
+listen_addr =
+listen_port = 6432
+unix_socket_dir = $directory
+auth_type = trust
+auth_file = $directory/users
+$TOLLKEY_TEST_POOLER_SETTINGS
+END
+"$TOLLKEY_TEST_POOLER" "$directory/ini" </dev/null >"$directory/log" 2>&1 &
+for _ in $(seq 200); do [ -S "$directory/.s.PGSQL.6432" ] && break; sleep 0.05; done
+[ -S "$directory/.s.PGSQL.6432" ] && echo "$directory" || cat "$directory/log" >&2
+cat >/dev/null
+kill $!
+rm -rf "$directory"
+"#;
+
+impl PgBouncer {
+    /// Starts one with these lines in the section `[pgbouncer]` of its configuration, `pool_mode = transaction` for
+    /// instance. `None` where PgBouncer is not installed.
+    ///
+    /// # Panics
+    /// When it does not start, or is not installed and `TOLLKEY_TEST_REQUIRE_GATEWAYS` is 1; and on SQLite.
+    #[must_use]
+    pub fn before(database: &Database, settings: &str) -> Option<Self> {
+        let Place::Postgres { server, name } = &database.place else { panic!("a SQLite file has no server") };
+        let Some(pooler) =
+            on_path("pgbouncer").or_else(|| Some("/usr/sbin/pgbouncer".into()).filter(|path: &PathBuf| path.is_file()))
+        else {
+            let required = std::env::var("TOLLKEY_TEST_REQUIRE_GATEWAYS").is_ok_and(|value| value == "1");
+            assert!(!required, "no pgbouncer found, but TOLLKEY_TEST_REQUIRE_GATEWAYS=1");
+            let warning = "\nWARNING: PgBouncer is not installed: the tests of connection poolers do NOT run\n";
+            let _ = writeln!(std::io::stderr(), "{warning}");
+            return None;
+        };
+        let mut watchdog = shell(POOLER, &server.bin)
+            .env("TOLLKEY_TEST_POOLER", pooler)
+            .env("TOLLKEY_TEST_PG_SOCKET", &server.directory)
+            .env("TOLLKEY_TEST_POOLER_SETTINGS", settings)
+            .process_group(0)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("the shell that watches over PgBouncer starts");
+        let mut line = String::new();
+        let out = watchdog.stdout.take().expect("it was piped");
+        BufReader::new(out).read_line(&mut line).expect("the shell can be read");
+        assert!(line.starts_with('/'), "PgBouncer did not start; its log is above");
+        let url = format!("postgres:///{name}?host={}&port=6432&user=postgres", line.trim());
+        Some(Self { url, watchdog })
+    }
+
+    /// The URL of the database behind it.
+    #[must_use]
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+}
+
+impl Drop for PgBouncer {
+    fn drop(&mut self) {
+        drop(self.watchdog.stdin.take());
+        let _ = self.watchdog.wait();
     }
 }
 
@@ -239,6 +328,16 @@ impl Database {
     pub fn url_at(&self, address: std::net::SocketAddr) -> String {
         let Place::Postgres { name, .. } = &self.place else { panic!("a SQLite file has no server") };
         format!("postgres://postgres@{address}/{name}")
+    }
+
+    /// Its URL for this role, which need not have a password.
+    ///
+    /// # Panics
+    /// On SQLite.
+    #[must_use]
+    pub fn url_as(&self, role: &str) -> String {
+        assert_eq!(self.backend(), Backend::Postgres, "a SQLite file has no roles");
+        self.url.replace("user=postgres", &format!("user={role}"))
     }
 
     /// Which database it is.

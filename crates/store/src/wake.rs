@@ -20,7 +20,11 @@ use rustix::{
 };
 
 use self::libpq::{Connection, Lost};
-use crate::{Store, connection::Target};
+use crate::{
+    Store,
+    connection::{Target, Use},
+    postgres_session,
+};
 
 #[expect(unsafe_code, reason = "libpq can be waited for only past diesel; what that is worth is measured there")]
 mod libpq;
@@ -118,8 +122,10 @@ fn keep_listening(url: &str, stopped: &PipeReader, wake: &impl Fn()) {
 /// Listens on one connection, until the listener is dropped.
 fn listen(url: &str, stopped: &PipeReader, mut wake: impl FnMut()) -> Result<(), Lost> {
     let mut connection = Connection::open(url)?;
-    if execute(&mut connection, stopped, &CString::new(format!("LISTEN {CHANNEL}")).map_err(|_| Lost)?)?.is_break() {
-        return Ok(());
+    for sql in [postgres_session::statement(Use::Read), format!("LISTEN {CHANNEL}")] {
+        if execute(&mut connection, stopped, &CString::new(sql).map_err(|_| Lost)?)?.is_break() {
+            return Ok(());
+        }
     }
     wake(); // for what happened while nobody listened
     loop {

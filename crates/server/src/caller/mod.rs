@@ -332,7 +332,7 @@ impl Manager {
     pub fn drafts(
         &self,
         state: &State,
-    ) -> impl Fn(Action, Target, serde_json::Value) -> Draft + Send + Sync + use<> + 'static {
+    ) -> impl Fn(Action, Target, serde_json::Value) -> Draft + Clone + Send + Sync + use<> + 'static {
         let (by, random, clock) = (self.clone(), state.random.clone(), Arc::clone(&state.clock));
         move |action, target, changes| {
             let occurred_at = clock.now();

@@ -125,7 +125,7 @@ pub async fn create(
     family: Family,
     wanted: NewKey,
     creating: Creating,
-    say: impl FnOnce(Made) -> Answered + Send + 'static,
+    say: impl FnOnce(Made) -> Answered + Clone + Send + 'static,
 ) -> Result<Said, Problem> {
     let limit = state.policy.account_key_limit;
     let depth_limit = state.policy.key_depth_limit;
@@ -151,8 +151,8 @@ async fn insert(
     (family, application_id): (Family, Option<ApplicationId>),
     wanted: NewKey,
     creating: Creating,
-    say: impl FnOnce(Made) -> Answered + Send + 'static,
-    allow: impl FnOnce(&mut AccountWriter<'_>, &ApiKey) -> Result<(), Problem> + Send + 'static,
+    say: impl FnOnce(Made) -> Answered + Clone + Send + 'static,
+    allow: impl FnOnce(&mut AccountWriter<'_>, &ApiKey) -> Result<(), Problem> + Clone + Send + 'static,
 ) -> Result<Said, Problem> {
     let (key, text) = wanted.mint(state, by, family, application_id)?;
     let draft = by.draft(state, Action::ApiKeyCreated, Target::key(key.id, key.mode), described(&key).into());
@@ -192,7 +192,7 @@ pub async fn create_for_application(
     application_id: ApplicationId,
     wanted: NewKey,
     creating: Creating,
-    say: impl FnOnce(Made) -> Answered + Send + 'static,
+    say: impl FnOnce(Made) -> Answered + Clone + Send + 'static,
 ) -> Result<Said, Problem> {
     let limit = state.policy.application_key_limit;
     let home = (Family::Application, Some(application_id));
@@ -221,7 +221,7 @@ pub async fn rotate(
     id: KeyId,
     overlap: Overlap,
     creating: Creating,
-    say: impl FnOnce(Made) -> Answered + Send + 'static,
+    say: impl FnOnce(Made) -> Answered + Clone + Send + 'static,
 ) -> Result<Said, Problem> {
     let now = state.clock.now();
     let account_id = by.account_id.clone();
@@ -391,7 +391,7 @@ pub async fn update(
     state: &State,
     by: &Manager,
     id: KeyId,
-    edit: impl FnOnce(&mut ApiKey) -> Result<(), Problem> + Send + 'static,
+    edit: impl FnOnce(&mut ApiKey) -> Result<(), Problem> + Clone + Send + 'static,
 ) -> Result<ApiKey, Problem> {
     let now = state.clock.now();
     let account_id = by.account_id.clone();
@@ -507,7 +507,7 @@ async fn transition(
     by: &Manager,
     which: Which,
     action: Action,
-    step: impl FnOnce(&mut AccountWriter<'_>, &mut ApiKey) -> Result<Transition, Problem> + Send + 'static,
+    step: impl FnOnce(&mut AccountWriter<'_>, &mut ApiKey) -> Result<Transition, Problem> + Clone + Send + 'static,
 ) -> Result<(ApiKey, bool), Problem> {
     let now = state.clock.now();
     let Which { families, application_id, id } = which;

@@ -30,7 +30,7 @@ pub async fn create(
     name: String,
     description: Option<String>,
     creating: Creating,
-    say: impl FnOnce(Application) -> Answered + Send + 'static,
+    say: impl FnOnce(Application) -> Answered + Clone + Send + 'static,
 ) -> Result<Said, Problem> {
     let now = state.clock.now();
     let application = Application {
@@ -180,7 +180,7 @@ async fn modify(
     by: &Manager,
     id: ApplicationId,
     action: Action,
-    edit: impl FnOnce(&mut Application) -> Map<String, Value> + Send + 'static,
+    edit: impl FnOnce(&mut Application) -> Map<String, Value> + Clone + Send + 'static,
 ) -> Result<Application, Problem> {
     let mut draft = by.draft(state, action, Target::application(id), Value::Null);
     let account_id = by.account_id.clone();

@@ -7,7 +7,10 @@
 use std::{
     collections::HashSet,
     fmt,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU32, Ordering},
+    },
 };
 
 use aws_lc_rs::{
@@ -161,6 +164,8 @@ struct Repeatable {
     fingerprint: [u8; 32],
     key: LessSafeKey,
     nonce: [u8; NONCE_LEN],
+    /// How often a response was sealed: a transaction that runs again may seal another one.
+    seals: AtomicU32,
     now: Timestamp,
 }
 
@@ -202,9 +207,10 @@ pub async fn create<T: 'static>(
     state: &State,
     owner: impl Into<Owner>,
     Creating(reservation): Creating,
-    say: impl FnOnce(T) -> Answered + Send + 'static,
-    work: impl FnOnce(&mut Writer<'_>) -> Result<T, Problem> + Send + 'static,
+    say: impl FnOnce(T) -> Answered + Clone + Send + 'static,
+    work: impl FnOnce(&mut Writer<'_>) -> Result<T, Problem> + Clone + Send + 'static,
 ) -> Result<Said, Problem> {
+    let reservation = reservation.map(Arc::new);
     let said = state
         .change(owner, move |tx| {
             let request = reservation.as_ref().map(|reservation| &reservation.request);
@@ -284,7 +290,8 @@ impl Repeatable {
         let mut nonce = [0; NONCE_LEN];
         state.random.with(|rng| rng.fill_bytes(&mut nonce));
         let fingerprint = hash(&[b"body", &id, body]);
-        Ok(Self { id, fingerprint, key: LessSafeKey::new(sealing_key), nonce, now: state.clock.now() })
+        let key = LessSafeKey::new(sealing_key);
+        Ok(Self { id, fingerprint, key, nonce, seals: AtomicU32::new(0), now: state.clock.now() })
     }
 
     fn reserve(self, sealer: &Sealer) -> Result<Reservation, Problem> {
@@ -305,10 +312,15 @@ impl Repeatable {
 
     fn seal(&self, answered: &Answered) -> Result<KeptAnswer, Problem> {
         let mut sealed = Zeroizing::new(serde_json::to_vec(answered).map_err(|_| Problem::internal())?);
-        let nonce = Nonce::assume_unique_for_key(self.nonce);
+        // Another one each time, because one nonce must not seal two texts.
+        let mut nonce = self.nonce;
+        for (byte, count) in nonce.iter_mut().zip(self.seals.fetch_add(1, Ordering::Relaxed).to_be_bytes()) {
+            *byte ^= count;
+        }
+        let unique = Nonce::assume_unique_for_key(nonce);
         let tag =
-            self.key.seal_in_place_separate_tag(nonce, self.aad(), &mut sealed).map_err(|_| Problem::internal())?;
-        let sealed = [self.nonce.as_slice(), sealed.as_slice(), tag.as_ref()].concat();
+            self.key.seal_in_place_separate_tag(unique, self.aad(), &mut sealed).map_err(|_| Problem::internal())?;
+        let sealed = [nonce.as_slice(), sealed.as_slice(), tag.as_ref()].concat();
         Ok(KeptAnswer { id: self.id, fingerprint: self.fingerprint, sealed, created_at: self.now })
     }
 

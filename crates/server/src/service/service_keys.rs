@@ -47,7 +47,7 @@ pub async fn create_once(
     by: &str,
     name: String,
     creating: Creating,
-    say: impl FnOnce((ServiceKey, KeyText)) -> Answered + Send + 'static,
+    say: impl FnOnce((ServiceKey, KeyText)) -> Answered + Clone + Send + 'static,
 ) -> Result<Said, Problem> {
     let (key, text) = mint(state, name);
     let (id, digest) = (key.id, text.digest());

@@ -16,13 +16,14 @@ pub async fn live() -> HttpResponse {
 
 /// Whether the server can work.
 ///
-/// The store answers, its schema is this build's, and the server is not stopping: use it to decide on traffic.
+/// The store answers and accepts changes, its schema fits this build, and the server is not stopping: use it to decide on
+/// traffic. It becomes ready again by itself.
 #[utoipa::path(
     tag = "health",
     operation_id = "readyz",
     responses(
         (status = 200, description = "It can work.", body = String, content_type = "text/plain", example = "ok"),
-        (status = 503, description = "The store cannot be reached, its schema is another build's, or the server is stopping.", body = tollkey_api::problem::Problem, content_type = "application/problem+json"),
+        (status = 503, description = "The store cannot be reached or accepts no changes, its schema does not fit this build, or the server is stopping.", body = tollkey_api::problem::Problem, content_type = "application/problem+json"),
     )
 )]
 #[get("/readyz")]

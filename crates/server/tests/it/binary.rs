@@ -125,6 +125,18 @@ impl Tollkey {
         self.start(arguments).await.unwrap_or_else(|finished| panic!("the server did not start: {finished}"))
     }
 
+    /// As [`Self::serve`], in place of a shell that has run this before.
+    pub async fn serve_after(&self, script: &str) -> Server {
+        let binary = self.command(&[]);
+        let mut command = Command::new("sh");
+        command.args(["-c", &format!("{script}; exec \"$0\"")]).arg(binary.as_std().get_program());
+        command.env_clear().envs(self.environment()).current_dir(self.directory());
+        command.stdin(Stdio::null()).kill_on_drop(true);
+        let number = self.started.fetch_add(1, Ordering::Relaxed);
+        let listening = Process::spawn(command, &self.outputs, number).listens().await;
+        listening.unwrap_or_else(|finished| panic!("the server did not start: {finished}"))
+    }
+
     /// Runs a server until it listens, or until it ends without.
     pub async fn start(&self, arguments: &[&str]) -> Result<Server, Finished> {
         self.spawn(arguments).listens().await
@@ -233,6 +245,12 @@ impl fmt::Display for Pid {
 }
 
 impl Pid {
+    /// As the operating system has it.
+    #[cfg(target_os = "linux")]
+    pub fn rustix(self) -> rustix::process::Pid {
+        i32::try_from(self.0).ok().and_then(rustix::process::Pid::from_raw).expect("a process")
+    }
+
     /// Sends a signal, such as `TERM`; false when nobody is there any more.
     pub async fn signal(self, name: &str) -> bool {
         let kill = format!("kill -{name} {} 2>/dev/null", self.0);

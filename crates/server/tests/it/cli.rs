@@ -89,7 +89,8 @@ async fn tokens_are_made_where_the_secret_is() {
     // The configured secret is the same everywhere.
     let configured = Tollkey::bare().with("TOLLKEY_JWT_HS256_SECRET", SECRET);
     let token = configured.answer(&["token", "--account", "acme"]).await;
-    let server = Tollkey::on(&Database::sqlite()).serve().await;
+    let database = Database::sqlite();
+    let server = Tollkey::on(&database).serve().await;
     assert_eq!(server.get("/applications").bearer(&token).await.status, 200);
     assert!(!configured.directory().join("tollkey.db").exists(), "a token needs no database");
 }

@@ -16,6 +16,7 @@ mod credential_forms;
 mod credentials;
 mod crypto_checkout;
 mod dashboard;
+mod database;
 mod edge;
 mod example_checkout;
 mod example_shops;

@@ -271,7 +271,7 @@ impl App {
     }
 
     /// Changes a key in the store as a surface would that is not there yet; it holds once this returns.
-    pub async fn edit_key(&self, account: &str, id: &str, edit: impl FnOnce(&mut ApiKey) + Send + 'static) {
+    pub async fn edit_key(&self, account: &str, id: &str, edit: impl FnOnce(&mut ApiKey) + Clone + Send + 'static) {
         let account: AccountId = account.parse().expect("an account id");
         let id: KeyId = id.parse().expect("the id of a key");
         let changed = self.running.state().change(Owner::from(&account.clone()), move |tx| {

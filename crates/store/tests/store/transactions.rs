@@ -165,7 +165,7 @@ fn who_waits_too_long_for_a_connection_is_told_that_the_store_is_busy() {
             ..OpenOptions::new(database.url())
         };
         let store = Store::open(options, Arc::new(RealClock::default())).unwrap();
-        let (held, is_held) = tokio::sync::oneshot::channel();
+        let (held, mut is_held) = tokio::sync::mpsc::unbounded_channel();
         let holding = tokio::spawn({
             let store = store.clone();
             async move {
@@ -178,7 +178,7 @@ fn who_waits_too_long_for_a_connection_is_told_that_the_store_is_busy() {
                     .await
             }
         });
-        is_held.await.unwrap();
+        is_held.recv().await.unwrap();
         let begun = Instant::now();
         assert_eq!(store.write(|_| Ok::<_, Error>(())).await, Err(Error::Busy));
         assert!(begun.elapsed() < Duration::from_secs(1));

@@ -79,7 +79,7 @@ fn request() -> Repeatable {
 /// A request that came without a server around it.
 fn request_with(id: [u8; 32], fingerprint: [u8; 32], key: [u8; 32]) -> Repeatable {
     let key = LessSafeKey::new(UnboundKey::new(&AES_256_GCM, &key).unwrap());
-    Repeatable { id, fingerprint, key, nonce: [3; NONCE_LEN], now: Timestamp::UNIX_EPOCH }
+    Repeatable { id, fingerprint, key, nonce: [3; NONCE_LEN], seals: AtomicU32::new(0), now: Timestamp::UNIX_EPOCH }
 }
 
 fn answer(text: &str) -> Answered {
@@ -104,6 +104,9 @@ fn what_was_sealed_is_opened_in_its_place_and_nowhere_else() {
     assert_eq!(code(&other_body, &kept), ProblemCode::IdempotencyMismatch);
     let changed = KeptAnswer { fingerprint: [9; 32], ..kept.clone() };
     assert_eq!(code(&other_body, &changed), ProblemCode::IdempotencyReplayUnavailable);
+    let again = here.seal(&answer("{\"a\":2}")).unwrap();
+    assert_ne!(again.sealed[..NONCE_LEN], kept.sealed[..NONCE_LEN], "no nonce seals twice");
+    assert_eq!(here.open(&again).unwrap().body.expose(), "{\"a\":2}");
     for at in 0..kept.sealed.len() {
         let mut changed = kept.clone();
         changed.sealed[at] ^= 1;

@@ -114,7 +114,7 @@ pub(super) fn edit(
     catalogue: &Catalogue,
     now: Timestamp,
     checks: &mut Checks,
-) -> Option<impl FnOnce(&mut ApiKey) -> Result<(), Problem> + Send + use<> + 'static> {
+) -> Option<impl FnOnce(&mut ApiKey) -> Result<(), Problem> + Clone + Send + use<> + 'static> {
     let name = checks.member("/name", member(body.name, cannot_be_cleared(), |text| name(&text)));
     let mode = checks.member("/mode", member(body.mode, cannot_be_cleared(), Ok));
     let scopes = checks.member(

@@ -8,7 +8,7 @@ use tollkey_core::{Application, ApplicationId, Checks, Family, Problem, Status};
 use super::{
     fields::Fields,
     keys::{Choice, KeyView},
-    once::{self, Once, once},
+    once::{self, Once, Say, once},
     page::{self, Done, Frame, Time, can_be_mended, see_other},
     session::SignedIn,
 };
@@ -105,9 +105,9 @@ pub(super) async fn new(state: web::Data<State>, visitor: SignedIn) -> Answer {
 #[post("/applications/new")]
 pub(super) async fn create(state: web::Data<State>, visitor: SignedIn, request: HttpRequest, body: Body) -> Answer {
     let (by, fields) = (&visitor.by, Fields::read(&body)?);
-    let make = async |creating, say| {
+    let make = async |creating, say: Say<_>| {
         let (name, description) = read(&fields)?;
-        applications::create(&state, by, name, description, creating, say).await
+        applications::create(&state, by, name, description, creating, move |made| say(made)).await
     };
     let place_of = |made: &Application| format!("/dashboard/applications/{}?done=created", made.id);
     match once(&state, by.who(), request.path(), (&fields, &body), place_of, make).await {

@@ -23,7 +23,7 @@ use self::{
 use super::{
     audit::EntryView,
     fields::Fields,
-    once::{self, Once, once},
+    once::{self, Once, Say, once},
     page::{self, Done, Frame, can_be_mended, see_other, whole_window},
     session::SignedIn,
 };
@@ -236,11 +236,11 @@ struct CreatedPage<'a> {
 pub(super) async fn create(state: web::Data<State>, visitor: SignedIn, request: HttpRequest, body: Body) -> Answer {
     let fields = Fields::read(&body)?;
     let by = &visitor.by;
-    let make = async |creating, say| {
+    let make = async |creating, say: Say<_>| {
         let Wish { family, application, key } = form::read(&fields, &state.catalogue, state.clock.now())?;
         match application {
-            Some(id) => api_keys::create_for_application(&state, by, id, key, creating, say).await,
-            None => api_keys::create(&state, by, family, key, creating, say).await,
+            Some(id) => api_keys::create_for_application(&state, by, id, key, creating, move |made| say(made)).await,
+            None => api_keys::create(&state, by, family, key, creating, move |made| say(made)).await,
         }
     };
     match once(&state, by.who(), request.path(), (&fields, &body), place_of, make).await {
@@ -410,9 +410,9 @@ pub(super) async fn rotate(
     body: Body,
 ) -> Answer {
     let (by, id, fields) = (&visitor.by, path_id(&id)?, Fields::read(&body)?);
-    let make = async |creating, say| {
+    let make = async |creating, say: Say<_>| {
         let overlap = form::overlap(&fields).map_err(|rule| Problem::field("/overlap", rule.to_string()))?;
-        api_keys::rotate(&state, by, id, overlap, creating, say).await
+        api_keys::rotate(&state, by, id, overlap, creating, move |made| say(made)).await
     };
     match once(&state, by.who(), request.path(), (&fields, &body), place_of, make).await {
         Ok(Once::Made((key, text))) => shown_once(&state, &visitor, &request, &key, &text),

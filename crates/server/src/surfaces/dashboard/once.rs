@@ -21,8 +21,8 @@ pub(super) enum Once<T> {
     Before(String),
 }
 
-/// Says what was made, in the transaction that makes it.
-pub(super) type Say<T> = Box<dyn FnOnce(T) -> Answered + Send>;
+/// Says what was made, in the transaction that makes it, which may run more than once.
+pub(super) type Say<T> = Arc<dyn Fn(T) -> Answered + Send + Sync>;
 
 /// The fields of such a form before anybody has filled it in. It is for this account, and acts on no other: in another tab
 /// an operator may choose another one, or somebody else sign in.
@@ -91,7 +91,7 @@ pub(super) async fn once<T: Send + 'static>(
         *giver.lock().unwrap_or_else(PoisonError::into_inner) = Some(made);
         Answered { status: 303, location, body: Secret::new("") }
     };
-    let said = make(creating, Box::new(say)).await?;
+    let said = make(creating, Arc::new(say)).await?;
     let made = handover.lock().unwrap_or_else(PoisonError::into_inner).take();
     // None where the same form was sent twice at a time, and the other one came first.
     Ok(made.map_or_else(|| Once::before(said), Once::Made))

@@ -7,7 +7,7 @@ use tollkey_store::Owner;
 
 use super::{
     fields::Fields,
-    once::{self, Once, once},
+    once::{self, Once, Say, once},
     page::{self, Done, Frame, Time, can_be_mended, see_other},
     session::{SignedIn, Visitor},
 };
@@ -141,10 +141,10 @@ pub(super) async fn create_service_key(
     body: Body,
 ) -> Answer {
     let (actor, fields) = (visitor.operator()?, Fields::read(&body)?);
-    let make = async |creating, say| {
+    let make = async |creating, say: Say<_>| {
         let name =
             ServiceKey::parse_name(fields.get("name")).map_err(|rule| Problem::field("/name", rule.to_string()))?;
-        service_keys::create_once(&state, &actor.id, name, creating, say).await
+        service_keys::create_once(&state, &actor.id, name, creating, move |made| say(made)).await
     };
     let place_of = |_: &(ServiceKey, KeyText)| "/dashboard/settings?done=once".to_owned();
     match once(&state, (NO_ACCOUNT, actor), request.path(), (&fields, &body), place_of, make).await {

@@ -1,0 +1,229 @@
+//! The database under a server: what it is, what the server may do with it, and whether it takes changes.
+
+use std::{
+    fs,
+    sync::mpsc,
+    time::{Duration, Instant},
+};
+
+use serde_json::json;
+use tokio::time::sleep;
+use tollkey_store::{
+    Backend,
+    testing::{Database, PgBouncer, Postgres, backends, hold},
+};
+
+use crate::binary::{LEASE, Server, Tollkey, merchant, service};
+
+/// Longer than anything takes on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Waits until `/readyz` returns this status.
+async fn becomes(server: &Server, status: u16) {
+    let since = Instant::now();
+    while server.get("/readyz").await.status != status {
+        assert!(since.elapsed() < PATIENCE, "it does not become {status}: {}", server.stderr());
+        sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// Creates a key, verifies it, revokes it and verifies it again.
+async fn create_verify_revoke(server: &Server, name: &str) {
+    let token = merchant("acme");
+    let application = server.application(&token, name).await;
+    let key = server.key(&token, &application).await;
+    assert_eq!(server.code(&key.text).await, "valid");
+    let path = format!("/applications/{application}/api-keys/{}", key.id);
+    assert_eq!(server.delete(&path).bearer(&token).await.status, 204);
+    assert_eq!(server.code(&key.text).await, "revoked");
+}
+
+#[actix_web::test]
+async fn pooler_in_transaction_mode_is_refused_by_every_command() {
+    let Some(postgres) = Postgres::shared() else { return };
+    let database = postgres.database();
+    let Some(pooler) = PgBouncer::before(&database, "pool_mode = transaction") else { return };
+    let pooled = Tollkey::on(&database).with("DATABASE_URL", pooler.url());
+    for arguments in [&["migrate"][..], &["serve"], &["migrate"], &["audit", "verify"]] {
+        let finished = pooled.run(arguments).await;
+        finished.refused(&["connection pooler in transaction or statement mode", "pool_mode = session"]);
+    }
+    let server = Tollkey::on(&database).serve().await;
+    create_verify_revoke(&server, "Web Store").await;
+    server.stop().await;
+}
+
+#[actix_web::test]
+async fn pooler_in_session_mode_serves() {
+    let Some(postgres) = Postgres::shared() else { return };
+    let database = postgres.database();
+    let Some(pooler) = PgBouncer::before(&database, "pool_mode = session\ndefault_pool_size = 40") else { return };
+    let tollkey = Tollkey::on(&database).with("DATABASE_URL", pooler.url());
+    for name in ["Web Store", "Web Store 2"] {
+        tollkey.answer(&["migrate"]).await;
+        let server = tollkey.serve().await;
+        becomes(&server, 200).await;
+        create_verify_revoke(&server, name).await;
+        server.stop().await;
+    }
+}
+
+#[actix_web::test]
+async fn database_in_another_encoding_is_refused_at_start() {
+    let Some(postgres) = Postgres::shared() else { return };
+    let database = postgres.database_with("ENCODING 'LATIN1' LOCALE 'C' LOCALE_PROVIDER libc TEMPLATE template0");
+    for command in ["serve", "migrate"] {
+        let finished = Tollkey::on(&database).run(&[command]).await;
+        finished.refused(&["LATIN1", "CREATE DATABASE tollkey ENCODING 'UTF8' TEMPLATE template0"]);
+    }
+}
+
+/// The lines of docs/operations.md, for this role.
+fn grants(role: &str) -> String {
+    format!(
+        "GRANT USAGE ON SCHEMA public TO {role}; \
+         GRANT SELECT ON __diesel_schema_migrations, settings TO {role}; \
+         GRANT SELECT, INSERT ON audit_log, key_ancestors TO {role}; \
+         GRANT SELECT, UPDATE ON change_counter TO {role}; \
+         GRANT SELECT, INSERT, DELETE ON changes, kept_answers TO {role}; \
+         GRANT SELECT, INSERT, UPDATE ON accounts, api_keys, applications, audit_heads, service_keys TO {role}; \
+         GRANT SELECT, INSERT, UPDATE, DELETE ON key_usage, pending_revocations, sessions, verifiers TO {role};"
+    )
+}
+
+#[actix_web::test]
+async fn role_with_the_documented_rights_serves() {
+    let Some(postgres) = Postgres::shared() else { return };
+    let database = postgres.database();
+    let owner = Tollkey::on(&database).without("TOLLKEY_MIGRATE");
+    owner.answer(&["migrate"]).await;
+    database.sql("CREATE ROLE tollkey_server LOGIN; REVOKE ALL ON SCHEMA public FROM PUBLIC");
+    database.sql(&grants("tollkey_server"));
+    let limited = owner.with("DATABASE_URL", &database.url_as("tollkey_server"));
+    let server = limited.serve().await;
+    becomes(&server, 200).await;
+    create_verify_revoke(&server, "Web Store").await;
+    let gateway = server.service_key().await;
+    assert_eq!(server.post("/verify", json!({"key": gateway.text})).bearer(&gateway.text).await.status, 200);
+    let model = server.put("/accounts/acme", json!({"operating_model": "platform"}));
+    assert_eq!(model.bearer(&crate::binary::operator()).await.status, 200);
+    let repeatable = server.post("/applications", json!({"name": "Kept"})).header("idempotency-key", "k".repeat(16));
+    assert_eq!(repeatable.bearer(&merchant("acme")).await.status, 201);
+    server.signal("TERM").await;
+    let finished = server.ended().await;
+    assert!(finished.success() && !finished.stderr.contains("permission denied"), "{finished}");
+
+    // What is missing is named at start, and while it runs by readiness, in the log.
+    let server = limited.serve().await;
+    becomes(&server, 200).await;
+    database.sql("REVOKE INSERT ON audit_log FROM tollkey_server");
+    becomes(&server, 503).await;
+    let lacking =
+        "the database role tollkey_server lacks INSERT on audit_log; the GRANT lines are in docs/operations.md";
+    assert!(server.stderr().contains(lacking), "{}", server.stderr());
+    assert_eq!(server.stderr().matches(lacking).count(), 1, "logged once");
+    assert!(!server.get("/readyz").await.to_string().contains("audit_log"));
+    limited.run(&["serve"]).await.refused(&[lacking]);
+    database.sql("GRANT INSERT ON audit_log TO tollkey_server");
+    becomes(&server, 200).await;
+    server.stop().await;
+}
+
+#[actix_web::test]
+async fn write_lock_of_another_process_ends_readiness() {
+    for database in backends() {
+        let server = Tollkey::on(&database).serve().await;
+        becomes(&server, 200).await;
+        let (url, (held, is_held)) = (database.url().to_owned(), mpsc::channel());
+        let (over, is_over) = mpsc::channel::<()>();
+        let sql = match database.backend() {
+            Backend::Sqlite => "UPDATE settings SET name = name",
+            Backend::Postgres => "SELECT * FROM change_counter FOR UPDATE; LOCK TABLE verifiers IN EXCLUSIVE MODE",
+        };
+        let holder = std::thread::spawn(move || {
+            hold(&url, sql, || {
+                held.send(()).unwrap();
+                let _ = is_over.recv_timeout(PATIENCE);
+            });
+        });
+        is_held.recv().unwrap();
+        becomes(&server, 503).await;
+        assert_eq!(server.get("/livez").await.status, 200);
+        over.send(()).unwrap();
+        holder.join().unwrap();
+        becomes(&server, 200).await;
+        create_verify_revoke(&server, "Web Store").await;
+        server.stop().await;
+    }
+}
+
+#[actix_web::test]
+async fn deleted_database_file_ends_readiness_and_fails_changes() {
+    let database = Database::sqlite();
+    let server = Tollkey::on(&database).serve().await;
+    let token = merchant("acme");
+    let application = server.application(&token, "Web Store").await;
+    let key = server.key(&token, &application).await;
+    assert_eq!(server.code(&key.text).await, "valid");
+    assert_eq!(server.get("/readyz").await.status, 200);
+    let verify = || server.post("/verify", json!({"key": key.text})).bearer(&service());
+    let create = || server.post("/applications", json!({"name": "Lost"})).bearer(&token);
+
+    let path = database.directory().unwrap().join("tollkey.db");
+    let aside = path.with_file_name("aside.db");
+    fs::rename(&path, &aside).unwrap();
+    assert_eq!(server.get("/readyz").await.status, 503, "immediately");
+    let reply = create().await;
+    assert_eq!((reply.status, reply.code().as_str()), (503, "unavailable"), "{reply}");
+    // Another process may use another file in its place: no lease goes on, and without one nothing is verified.
+    let gone = Instant::now();
+    while verify().await.status == 200 {
+        assert!(gone.elapsed() < 2 * LEASE, "it still verifies");
+        sleep(Duration::from_millis(50)).await;
+    }
+    assert_eq!(verify().await.status, 503);
+    assert!(!path.exists(), "no empty database is created");
+    assert!(server.stderr().contains("was deleted"), "{}", server.stderr());
+
+    fs::rename(&aside, &path).unwrap();
+    becomes(&server, 200).await;
+    assert_eq!(server.code(&key.text).await, "valid");
+    assert_eq!(create().await.status, 201, "nothing was written meanwhile");
+    server.stop().await;
+}
+
+/// A limit on the size of files makes each write behind it fail, as a full disk does.
+#[cfg(target_os = "linux")]
+#[actix_web::test]
+async fn full_disk_ends_readiness_and_changes_until_there_is_room() {
+    use rustix::process::{Resource, Rlimit, getrlimit, prlimit};
+
+    const LIMIT: u64 = 64 * 1024;
+    let database = Database::sqlite();
+    let server = Tollkey::on(&database).serve_after("trap '' XFSZ").await;
+    let token = merchant("acme");
+    let log = database.directory().unwrap().join("tollkey.db-wal");
+    for number in 0.. {
+        server.application(&token, &format!("Application {number}")).await;
+        if fs::metadata(&log).is_ok_and(|log| log.len() > LIMIT) {
+            break;
+        }
+    }
+    assert_eq!(server.get("/readyz").await.status, 200);
+    let (pid, maximum) = (server.pid().rustix(), getrlimit(Resource::Fsize).maximum);
+    let limit = |current| prlimit(Some(pid), Resource::Fsize, Rlimit { current, maximum }).expect("a limit");
+    let create = |name: &'static str| server.post("/applications", json!({"name": name})).bearer(&token);
+
+    limit(Some(LIMIT));
+    becomes(&server, 503).await;
+    let reply = create("Lost").await;
+    assert_eq!((reply.status, reply.code().as_str()), (503, "unavailable"), "{reply}");
+    assert_eq!(server.get("/applications").bearer(&token).await.status, 200, "reads go on");
+    assert_eq!(server.get("/livez").await.status, 200);
+
+    limit(maximum);
+    becomes(&server, 200).await;
+    assert_eq!(create("Lost").await.status, 201, "nothing was written meanwhile");
+    create_verify_revoke(&server, "Web Store").await;
+    server.stop().await;
+}

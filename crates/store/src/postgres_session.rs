@@ -1,0 +1,203 @@
+//! What the server relies on in a PostgreSQL session: set on every connection, or checked there.
+//!
+//! Defaults of the database, of the role and of `postgresql.conf` would otherwise change how statements behave.
+//! [`prepare`] does both in one statement. Left to the operator: `search_path` (the schema check names tables that it
+//! hides), `default_transaction_read_only` (readiness notices it), and `timezone`, `datestyle`, `intervalstyle`, which
+//! nothing depends on, because times are stored as whole microseconds.
+
+use std::{
+    collections::hash_map::RandomState,
+    hash::{BuildHasher as _, Hasher as _},
+};
+
+use diesel::{
+    PgConnection, QueryableByName, RunQueryDsl as _, sql_query,
+    sql_types::{Bool, Integer, Text},
+};
+
+use crate::connection::Use;
+
+/// Settings of every connection. Names that a version of PostgreSQL does not have are skipped.
+const SETTINGS: [(&str, &str); 8] = [
+    // Migrations contain literals with backslashes.
+    ("standard_conforming_strings", "on"),
+    ("client_encoding", "UTF8"),
+    // A single statement that waited for a lock has to see what the lock's holder committed.
+    ("default_transaction_isolation", "read committed"),
+    ("default_transaction_deferrable", "off"),
+    // A policy makes a statement fail; it does not hide a revoked key.
+    ("row_security", "off"),
+    ("transform_null_equals", "off"),
+    // The pool and the listener keep connections that are idle.
+    ("idle_session_timeout", "0"),
+    // Each statement has its limit, and migrations have none.
+    ("transaction_timeout", "0"),
+];
+
+/// Limits of all connections but those of migrations, in milliseconds.
+///
+/// Nothing may wait without a limit, and no transaction may hold the change counter's lock longer than a lease (3 s),
+/// because no verifier could renew meanwhile. Where leases are shorter, a process that is frozen while it changes
+/// something costs the others theirs until it is thrown out; they ask the database meanwhile.
+const LIMITS: [(&str, &str); 2] = [("statement_timeout", "5000"), ("idle_in_transaction_session_timeout", "2000")];
+/// No limit of ours fits a migration of a large table.
+const NO_LIMITS: [(&str, &str); 3] =
+    [("statement_timeout", "0"), ("idle_in_transaction_session_timeout", "0"), ("lock_timeout", "0")];
+/// Longer than the server takes to detect a deadlock, if that is possible within 2 s: a deadlock is retried, a lock that
+/// is held for too long is not. `deadlock_timeout` itself can be set by superusers only.
+const LOCK_TIMEOUT: &str = "SELECT 'lock_timeout', least(2000, greatest(1000, setting::integer + 500))::text \
+                            FROM pg_settings WHERE name = 'deadlock_timeout'";
+/// What was reported as done must be done after a crash too: whatever the server's default is now, and whatever it
+/// becomes while the connection lasts, which a setting of the session outlives.
+const DURABLE: &str =
+    "SELECT 'synchronous_commit', coalesce(nullif(current_setting('synchronous_commit'), 'off'), 'on')";
+
+/// Errors are told apart by their text, because diesel does not pass on most codes. Only a superuser can set its
+/// language, or a role to which that was granted. The attempt of another role would be an error in the server's log, so
+/// it is made in a block that catches the error.
+pub(crate) const ENGLISH: &str = "DO $$ BEGIN SET lc_messages = 'C'; EXCEPTION WHEN insufficient_privilege THEN END $$";
+
+/// The oldest server whose SQL the migrations are written in (`CREATE TRIGGER … EXECUTE FUNCTION`).
+const OLDEST_VERSION: i32 = 110_000;
+
+/// How often each of two connections is asked whether it still has its own session.
+const ROUNDS: usize = 3;
+
+/// The database server works, but not in a way that Tollkey can rely on.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Unsuitable {
+    /// PostgreSQL is older than the oldest supported version.
+    #[error("the server is PostgreSQL {0}; Tollkey needs PostgreSQL 11 or later")]
+    Version(i32),
+    /// The database stores texts in another encoding than UTF-8.
+    #[error(
+        "the database has the encoding {0}, which cannot hold every name; Tollkey needs UTF8. Create one with `CREATE \
+         DATABASE tollkey ENCODING 'UTF8' TEMPLATE template0` and name it in DATABASE_URL"
+    )]
+    Encoding(String),
+    /// The server is a standby.
+    #[error("the server is a standby, which accepts no changes; Tollkey needs the primary")]
+    Standby,
+    /// Triggers and foreign keys are off.
+    #[error(
+        "session_replication_role is {0}, which turns off the triggers that Tollkey relies on; remove that setting from \
+         the role, the database and postgresql.conf"
+    )]
+    ReplicationRole(String),
+    /// A connection pooler shares server sessions among clients.
+    #[error(
+        "the database is reached through a connection pooler in transaction or statement mode. It keeps neither \
+         settings nor locks nor LISTEN of a session, and Tollkey relies on all of them. Connect to PostgreSQL directly, \
+         or set pool_mode = session for this database"
+    )]
+    Pooler,
+}
+
+#[derive(QueryableByName)]
+struct ServerState {
+    #[diesel(sql_type = Integer)]
+    version: i32,
+    #[diesel(sql_type = Text)]
+    encoding: String,
+    #[diesel(sql_type = Bool)]
+    is_standby: bool,
+    #[diesel(sql_type = Text)]
+    replication_role: String,
+}
+
+impl ServerState {
+    fn check(self) -> Result<(), Unsuitable> {
+        if self.version < OLDEST_VERSION {
+            return Err(Unsuitable::Version(self.version / 10_000));
+        }
+        if self.encoding != "UTF8" {
+            return Err(Unsuitable::Encoding(self.encoding));
+        }
+        if self.is_standby {
+            return Err(Unsuitable::Standby);
+        }
+        match self.replication_role.as_str() {
+            "origin" | "local" => Ok(()),
+            _ => Err(Unsuitable::ReplicationRole(self.replication_role)),
+        }
+    }
+}
+
+/// The statement that sets what can be set and returns one row of what has to be checked.
+pub(crate) fn statement(purpose: Use) -> String {
+    let limits: &[_] = if purpose == Use::Migrate { &NO_LIMITS } else { &LIMITS };
+    let values: Vec<String> =
+        SETTINGS.iter().chain(limits).map(|(name, value)| format!("('{name}', '{value}')")).collect();
+    let lock_timeout = if purpose == Use::Migrate { String::new() } else { format!(" UNION ALL {LOCK_TIMEOUT}") };
+    format!(
+        "WITH wanted (name, value) AS (VALUES {} UNION ALL {DURABLE}{lock_timeout}), \
+         done AS (SELECT count(set_config(name, value, false)) AS settings FROM wanted JOIN pg_settings USING (name)) \
+         SELECT current_setting('server_version_num')::integer AS version, \
+         current_setting('server_encoding') AS encoding, pg_is_in_recovery() AS is_standby, \
+         current_setting('session_replication_role') AS replication_role FROM done WHERE settings > 0",
+        values.join(", ")
+    )
+}
+
+/// Sets and checks what the server relies on.
+pub(crate) fn prepare(conn: &mut PgConnection, purpose: Use) -> diesel::QueryResult<Result<(), Unsuitable>> {
+    sql_query(statement(purpose)).get_result::<ServerState>(conn).map(ServerState::check)
+}
+
+/// Whether two open connections share server sessions, as they do behind a pooler in transaction or statement mode.
+///
+/// Each connection writes a mark of its own into its session and then reads it back in turn with the other. Without such
+/// a pooler both always find their own mark. The first one reads twice in a row, so that a pooler that takes its server
+/// sessions in turn is noticed too.
+pub(crate) fn share_sessions(one: &mut PgConnection, other: &mut PgConnection) -> diesel::QueryResult<bool> {
+    let marks = [(); 2].map(|()| format!("{:016x}", RandomState::new().build_hasher().finish()));
+    let [one_mark, other_mark] = &marks;
+    for (conn, mark) in [(&mut *one, one_mark), (&mut *other, other_mark)] {
+        text(conn, &format!("SELECT set_config('tollkey.connection', '{mark}', false) AS value"))?;
+    }
+    for _ in 0..ROUNDS {
+        for (conn, mark) in [(&mut *one, one_mark), (&mut *other, other_mark)] {
+            for _ in 0..2 {
+                if text(conn, "SELECT coalesce(current_setting('tollkey.connection', true), '') AS value")? != *mark {
+                    return Ok(true);
+                }
+            }
+        }
+    }
+    Ok(false)
+}
+
+fn text(conn: &mut PgConnection, sql: &str) -> diesel::QueryResult<String> {
+    #[derive(QueryableByName)]
+    struct Row {
+        #[diesel(sql_type = Text)]
+        value: String,
+    }
+    sql_query(sql).get_result::<Row>(conn).map(|row| row.value)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn unsuitable_servers_are_rejected() {
+        let good = || ServerState {
+            version: 150_018,
+            encoding: "UTF8".into(),
+            is_standby: false,
+            replication_role: "origin".into(),
+        };
+        assert_eq!(good().check(), Ok(()));
+        assert_eq!(ServerState { version: 110_000, ..good() }.check(), Ok(()));
+        assert_eq!(ServerState { version: 109_999, ..good() }.check(), Err(Unsuitable::Version(10)));
+        for encoding in ["LATIN1", "SQL_ASCII"] {
+            let error = ServerState { encoding: encoding.into(), ..good() }.check().unwrap_err();
+            assert_eq!(error, Unsuitable::Encoding(encoding.into()));
+            assert!(error.to_string().contains("ENCODING 'UTF8' TEMPLATE template0"), "{error}");
+        }
+        assert_eq!(ServerState { is_standby: true, ..good() }.check(), Err(Unsuitable::Standby));
+        let replica = ServerState { replication_role: "replica".into(), ..good() };
+        assert_eq!(replica.check(), Err(Unsuitable::ReplicationRole("replica".into())));
+    }
+}

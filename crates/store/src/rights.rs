@@ -1,0 +1,115 @@
+//! Whether a PostgreSQL role can use the tables: which it needs and how, and what is in its way.
+//!
+//! docs/operations.md has the same list as `GRANT` lines, for a role that is not the owner of the tables.
+
+use diesel::{
+    OptionalExtension as _, PgConnection, QueryableByName, RunQueryDsl as _, sql_query,
+    sql_types::{Bool, Text},
+};
+
+use crate::migrations::SchemaError;
+
+/// What the server does with each table. `FOR UPDATE` and `FOR SHARE` need UPDATE.
+const RIGHTS: [(&str, &str); 16] = [
+    ("__diesel_schema_migrations", "SELECT"),
+    ("accounts", "SELECT, INSERT, UPDATE"),
+    ("api_keys", "SELECT, INSERT, UPDATE"),
+    ("applications", "SELECT, INSERT, UPDATE"),
+    ("audit_heads", "SELECT, INSERT, UPDATE"),
+    ("audit_log", "SELECT, INSERT"),
+    ("change_counter", "SELECT, UPDATE"),
+    ("changes", "SELECT, INSERT, DELETE"),
+    ("kept_answers", "SELECT, INSERT, DELETE"),
+    ("key_ancestors", "SELECT, INSERT"),
+    ("key_usage", "SELECT, INSERT, UPDATE, DELETE"),
+    ("pending_revocations", "SELECT, INSERT, UPDATE, DELETE"),
+    ("service_keys", "SELECT, INSERT, UPDATE"),
+    ("sessions", "SELECT, INSERT, UPDATE, DELETE"),
+    ("settings", "SELECT"),
+    ("verifiers", "SELECT, INSERT, UPDATE, DELETE"),
+];
+
+/// The table that tells where Tollkey's tables are.
+const LANDMARK: &str = "change_counter";
+
+#[derive(QueryableByName)]
+struct Lacking {
+    #[diesel(sql_type = Text)]
+    role: String,
+    #[diesel(sql_type = Text)]
+    rights: String,
+    #[diesel(sql_type = Text)]
+    relation: String,
+}
+
+/// Fails when the role lacks a right on a table, naming all that it lacks, and when a row-level security policy applies
+/// to it. Tables that do not exist are left to the comparison of the migrations.
+pub(crate) fn check(conn: &mut PgConnection) -> Result<(), SchemaError> {
+    let needed: Vec<String> = RIGHTS
+        .iter()
+        .flat_map(|(table, rights)| rights.split(", ").map(move |right| format!("('{table}', '{right}')")))
+        .collect();
+    let sql = format!(
+        "WITH needed (relation, wanted) AS (VALUES {}), lacking (relation, wanted) AS ( \
+         SELECT relation, wanted FROM needed WHERE NOT has_table_privilege(to_regclass(relation), wanted) \
+         UNION ALL SELECT DISTINCT relation, 'BYPASSRLS (a row-level security policy applies)' \
+         FROM needed JOIN pg_class ON pg_class.oid = to_regclass(relation) \
+         WHERE relrowsecurity AND row_security_active(pg_class.oid)) \
+         SELECT current_user::text AS role, string_agg(wanted, ', ') AS rights, relation FROM lacking \
+         GROUP BY relation ORDER BY relation",
+        needed.join(", ")
+    );
+    let lacking: Vec<Lacking> = sql_query(sql).load(conn).map_err(|error| SchemaError::Store(error.into()))?;
+    let Some(Lacking { role, .. }) = lacking.first() else { return Ok(()) };
+    let missing: Vec<String> =
+        lacking.iter().map(|Lacking { rights, relation, .. }| format!("{rights} on {relation}")).collect();
+    Err(SchemaError::Rights { role: role.clone(), missing: missing.join("; ") })
+}
+
+/// Tables of Tollkey that the connection cannot see.
+#[derive(QueryableByName)]
+struct Elsewhere {
+    #[diesel(sql_type = Text)]
+    schema: String,
+    #[diesel(sql_type = Text)]
+    search_path: String,
+    #[diesel(sql_type = Text)]
+    role: String,
+    #[diesel(sql_type = Bool)]
+    is_usable: bool,
+}
+
+/// Why the tables are not found, if they exist in a schema that `search_path` does not name or that the role cannot use.
+pub(crate) fn tables_elsewhere(conn: &mut PgConnection) -> Result<Option<SchemaError>, SchemaError> {
+    let sql = format!(
+        "SELECT nspname::text AS schema, current_setting('search_path') AS search_path, current_user::text AS role, \
+         has_schema_privilege(pg_namespace.oid, 'USAGE') AS is_usable \
+         FROM pg_class JOIN pg_namespace ON pg_namespace.oid = relnamespace \
+         WHERE relname = '{LANDMARK}' AND relkind IN ('r', 'p') AND to_regclass('{LANDMARK}') IS NULL \
+         ORDER BY nspname LIMIT 1"
+    );
+    let found: Option<Elsewhere> =
+        sql_query(sql).get_result(conn).optional().map_err(|error| SchemaError::Store(error.into()))?;
+    Ok(found.map(|Elsewhere { schema, search_path, role, is_usable }| match is_usable {
+        true => SchemaError::NotInSearchPath { schema, search_path },
+        false => SchemaError::Rights { role, missing: format!("USAGE on schema {schema}") },
+    }))
+}
+
+#[cfg(all(test, feature = "test-util"))]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+    use crate::testing::Database;
+
+    /// So that a new table is not forgotten: on SQLite, because the tables are the same on both.
+    #[test]
+    fn every_table_has_its_rights() {
+        let database = Database::sqlite();
+        let _migrated = database.store();
+        let columns = database.columns();
+        let tables: BTreeSet<&str> = columns.iter().filter_map(|name| name.split('.').next()).collect();
+        assert_eq!(tables, RIGHTS.iter().map(|(table, _)| *table).collect::<BTreeSet<_>>());
+    }
+}

@@ -1,0 +1,260 @@
+//! Readiness, and a SQLite file that is deleted or replaced under its store.
+
+use std::{
+    fs,
+    path::PathBuf,
+    sync::{Arc, mpsc},
+    time::{Duration, Instant},
+};
+
+use tollkey_core::{Digest, Family, Position, Seq, VerifierId};
+use tollkey_store::{
+    Backend, Error, NotReady, OpenOptions, SchemaError, Store,
+    testing::{Database, Postgres, RealClock, hold},
+};
+
+use crate::{Actions as _, acme, each, id, key, on};
+
+/// Longer than anything takes on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+async fn becomes(store: &Store, ready: bool) -> Result<(), NotReady> {
+    let since = Instant::now();
+    loop {
+        let result = store.ready().await;
+        if result.is_ok() == ready {
+            return result;
+        }
+        assert!(since.elapsed() < PATIENCE, "it stays {result:?}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[test]
+fn readiness_writes_and_leaves_nothing() {
+    each(async |database| {
+        let store = database.store();
+        let before = database.dump();
+        store.ready().await.unwrap();
+        assert_eq!(database.dump(), before);
+        // Nothing was written before, so it must have tried: a trigger that allows no write is noticed.
+        let other = open(database.url());
+        let forbid = match database.backend() {
+            Backend::Sqlite => {
+                "CREATE TRIGGER no_space BEFORE INSERT ON verifiers BEGIN SELECT RAISE(ABORT, 'full'); END"
+            }
+            Backend::Postgres => {
+                "CREATE FUNCTION full_disk() RETURNS trigger LANGUAGE plpgsql AS \
+                 $$ BEGIN RAISE 'No space left on device' USING ERRCODE = '53100'; END $$; \
+                 CREATE TRIGGER no_space BEFORE INSERT ON verifiers FOR EACH ROW EXECUTE FUNCTION full_disk()"
+            }
+        };
+        database.sql(forbid);
+        assert!(matches!(other.ready().await, Err(NotReady::Changes(_))));
+        database.sql(match database.backend() {
+            Backend::Sqlite => "DROP TRIGGER no_space",
+            Backend::Postgres => "DROP TRIGGER no_space ON verifiers",
+        });
+        becomes(&other, true).await.unwrap();
+    });
+}
+
+fn open(url: &str) -> Store {
+    Store::open(OpenOptions::new(url), Arc::new(RealClock::default())).unwrap()
+}
+
+#[test]
+fn write_lock_of_another_process_ends_readiness_until_it_is_released() {
+    each(async |database| {
+        let store = database.store();
+        store.ready().await.unwrap();
+        let (url, (held, is_held)) = (database.url().to_owned(), mpsc::channel());
+        let (over, is_over) = mpsc::channel::<()>();
+        let sql = match database.backend() {
+            Backend::Sqlite => "UPDATE settings SET name = name",
+            Backend::Postgres => "LOCK TABLE verifiers IN EXCLUSIVE MODE",
+        };
+        let holder = std::thread::spawn(move || {
+            hold(&url, sql, || {
+                held.send(()).unwrap();
+                let _ = is_over.recv_timeout(PATIENCE);
+            });
+        });
+        is_held.recv().unwrap();
+        becomes(&store, false).await.unwrap_err();
+        // However many ask, each has its answer in bounded time, and one check runs at a time.
+        let begun = Instant::now();
+        let asked: Vec<_> = (0..50)
+            .map(|_| {
+                let store = store.clone();
+                tokio::spawn(async move { store.ready().await })
+            })
+            .collect();
+        if database.backend() == Backend::Postgres {
+            tokio::time::sleep(Duration::from_millis(1_200)).await; // the last result is no longer fresh
+            database.sql(
+                "DO $$ BEGIN IF (SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() \
+                 AND wait_event_type = 'Lock' AND query LIKE 'INSERT INTO verifiers%') > 1 \
+                 THEN RAISE 'more than one probe'; END IF; END $$",
+            );
+        }
+        for result in asked {
+            assert!(result.await.unwrap().is_err());
+        }
+        assert!(begun.elapsed() < PATIENCE / 2, "{:?}", begun.elapsed());
+        over.send(()).unwrap();
+        holder.join().unwrap();
+        becomes(&store, true).await.unwrap();
+    });
+}
+
+#[test]
+fn short_writes_of_other_processes_do_not_end_readiness() {
+    each(async |database| {
+        let store = database.store();
+        let other = database.store();
+        let busy = tokio::spawn(async move {
+            for number in 0..200 {
+                other.add_key(&key(number, &acme())).await.unwrap();
+            }
+        });
+        while !busy.is_finished() {
+            store.ready().await.unwrap();
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        busy.await.unwrap();
+    });
+}
+
+#[test]
+fn older_schema_is_not_ready_and_a_newer_one_is() {
+    each(async |database| {
+        let store = open(database.url());
+        assert_eq!(store.ready().await, Err(NotReady::Schema(SchemaError::Older { missing: 7 })));
+        store.migrate().unwrap();
+        becomes(&store, true).await.unwrap();
+        database.sql("INSERT INTO __diesel_schema_migrations (version) VALUES ('29991231235959')");
+        tokio::time::sleep(Duration::from_millis(1_100)).await; // the last result is no longer fresh
+        store.ready().await.unwrap();
+    });
+}
+
+#[test]
+fn read_only_database_ends_readiness_until_it_is_over() {
+    let Some(postgres) = Postgres::private("") else { return };
+    on(&postgres.database(), async |database| {
+        let store = database.store();
+        store.ready().await.unwrap();
+        postgres.configure("default_transaction_read_only = on");
+        becomes(&store, false).await.unwrap_err();
+        postgres.configure("default_transaction_read_only = off");
+        becomes(&store, true).await.unwrap();
+        postgres.demote();
+        becomes(&store, false).await.unwrap_err();
+        postgres.control("promote");
+        becomes(&store, true).await.unwrap();
+    });
+}
+
+/// The path of the file, and one beside it.
+fn paths(database: &Database) -> (PathBuf, PathBuf) {
+    let directory = database.directory().unwrap();
+    (directory.join("tollkey.db"), directory.join("aside.db"))
+}
+
+/// Everything that the store is asked for fails, immediately.
+async fn assert_unavailable(store: &Store) {
+    let begun = Instant::now();
+    assert_eq!(store.add_key(&key(2, &acme())).await, Err(Error::Unavailable));
+    assert_eq!(store.read(|db| db.account(&acme()).key(&Family::ALL, &id(1))).await, Err(Error::Unavailable));
+    assert_eq!(store.find_by_digest(Digest::of("1")).await.map(drop), Err(Error::Unavailable));
+    let verifier = VerifierId::from_bytes([1; 16]);
+    assert_eq!(store.renew(verifier, Seq(0), Position::default()).await, Err(Error::Unavailable));
+    assert_eq!(store.ready().await, Err(NotReady::FileLost));
+    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+}
+
+#[test]
+fn deleted_file_fails_everything_until_it_is_restored() {
+    let database = Database::sqlite();
+    on(&database, async |database| {
+        let store = database.store();
+        store.add_key(&key(1, &acme())).await.unwrap();
+        store.ready().await.unwrap();
+        let (path, aside) = paths(database);
+        for _ in 0..2 {
+            fs::rename(&path, &aside).unwrap();
+            assert_unavailable(&store).await;
+            assert!(!path.exists(), "no empty file is created in its place");
+            fs::rename(&aside, &path).unwrap();
+            store.ready().await.unwrap();
+            assert_eq!(store.key(&acme(), id(2)).await, None, "nothing was written meanwhile");
+        }
+        store.add_key(&key(2, &acme())).await.unwrap();
+        assert!(open(database.url()).key(&acme(), id(2)).await.is_some());
+
+        fs::remove_file(&path).unwrap();
+        assert_unavailable(&store).await;
+    });
+}
+
+/// It stays with the file that it has opened: leases and caches belong to that one. A restart takes the other file.
+#[test]
+fn replaced_file_fails_everything_until_a_restart() {
+    let database = Database::sqlite();
+    let other = Database::sqlite();
+    on(&database, async |database| {
+        drop(other.store());
+        let store = database.store();
+        store.add_key(&key(1, &acme())).await.unwrap();
+        let (path, aside) = paths(database);
+        fs::rename(&path, &aside).unwrap();
+        for name in ["tollkey.db-wal", "tollkey.db-shm"] {
+            fs::rename(path.with_file_name(name), path.with_file_name(format!("aside-{name}"))).unwrap();
+        }
+        fs::copy(other.directory().unwrap().join("tollkey.db"), &path).unwrap();
+        assert_unavailable(&store).await;
+        let restarted = open(database.url());
+        restarted.ready().await.unwrap();
+        restarted.add_key(&key(7, &acme())).await.unwrap();
+        assert_unavailable(&store).await;
+    });
+}
+
+/// Without it the changes that are not in the database file yet would be lost with the process.
+#[test]
+fn deleted_write_ahead_log_fails_changes() {
+    let database = Database::sqlite();
+    on(&database, async |database| {
+        let store = database.store();
+        store.add_key(&key(1, &acme())).await.unwrap();
+        let (log, aside) = (paths(database).0.with_file_name("tollkey.db-wal"), paths(database).1);
+        fs::rename(&log, &aside).unwrap();
+        assert_eq!(store.add_key(&key(2, &acme())).await, Err(Error::Unavailable));
+        becomes(&store, false).await.unwrap_err();
+        fs::rename(&aside, &log).unwrap();
+        becomes(&store, true).await.unwrap();
+        assert_eq!(store.key(&acme(), id(2)).await, None);
+        store.add_key(&key(2, &acme())).await.unwrap();
+    });
+}
+
+#[test]
+fn file_that_is_deleted_during_a_change_keeps_nothing_of_it() {
+    let database = Database::sqlite();
+    on(&database, async |database| {
+        let store = database.store();
+        store.ready().await.unwrap();
+        let (path, aside) = paths(database);
+        let (from, to) = (path.clone(), aside.clone());
+        let written = store.write(move |tx| {
+            tx.account(&acme()).insert_key(&key(1, &acme()), &crate::digest(1))?;
+            fs::rename(&from, &to).unwrap();
+            Ok::<_, Error>(())
+        });
+        assert_eq!(written.await.map(drop), Err(Error::Unavailable));
+        fs::rename(&aside, &path).unwrap();
+        assert_eq!(store.key(&acme(), id(1)).await, None);
+        store.add_key(&key(1, &acme())).await.unwrap();
+    });
+}
