@@ -100,8 +100,8 @@ pub struct Settings {
     pub unknown_variables: Vec<UnknownVariable>,
     /// All settings in effect, without secrets.
     pub effective: Vec<EffectiveSetting>,
-    /// What can be used and is probably a mistake; [`Settings::warnings`] has the rest, too.
-    suspicious: Vec<Warning>,
+    /// Secrets and files that can be used and are probably a mistake. [`Settings::warnings`] returns these and the rest.
+    pub suspicious: Vec<Warning>,
 }
 
 /// What is logged, and how.
