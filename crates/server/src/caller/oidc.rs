@@ -209,8 +209,8 @@ impl Rejection {
     pub fn word(self) -> &'static str {
         match self {
             Self::ResponseIssuer => "response-issuer",
-            Self::NoCode => "no-code",
-            Self::Code => "code",
+            Self::NoCode => "empty-response",
+            Self::Code => "invalid-grant",
             Self::NoIdToken => "no-id-token",
             Self::Claim("iss") => "claim-iss",
             Self::Claim("sub") => "claim-sub",

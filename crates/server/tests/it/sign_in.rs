@@ -390,12 +390,12 @@ async fn who_comes_back_otherwise_than_they_went_is_refused() {
             "response-issuer",
             401,
         ),
-        ("neither code nor error", format!("state={state}"), own, "no-code", 401),
+        ("neither code nor error", format!("state={state}"), own, "empty-response", 401),
         ("declined", format!("error=access_denied&error_description=canary&state={state}"), own, "declined", 403),
         ("an error and a code", format!("error=login_required&code={code}&state={state}"), own, "declined", 403),
         ("an outage", format!("error=temporarily_unavailable&state={state}"), own, "unavailable", 503),
-        ("a code of another attempt", format!("code={other_code}&state={state}"), own, "code", 401),
-        ("a code of nobody's", format!("code=canary&state={state}"), own, "code", 401),
+        ("a code of another attempt", format!("code={other_code}&state={state}"), own, "invalid-grant", 401),
+        ("a code of nobody's", format!("code=canary&state={state}"), own, "invalid-grant", 401),
     ] {
         let reply = call(&query, cookie).await;
         assert_eq!(refused(&app, &reply, word).await, status, "{name}");
@@ -405,7 +405,7 @@ async fn who_comes_back_otherwise_than_they_went_is_refused() {
     // The attempt is good all the same, once.
     let query = format!("code={code}&state={state}&iss={issuer}");
     signed_in(&call(&query, own).await);
-    assert_eq!(refused(&app, &call(&query, own).await, "code").await, 401, "the code was used");
+    assert_eq!(refused(&app, &call(&query, own).await, "invalid-grant").await, 401, "the code was used");
     assert_eq!(
         refused(&app, &call(&query, None).await, "unknown").await,
         403,
