@@ -23,7 +23,7 @@ use crate::{
     caller::jwt::{self, ClaimRules, MintError, NewToken},
     config::{DatabaseKind, HS256_SECRET_MIN, Secret, Settings, TokenSource, is_loopback},
     random::Random,
-    service::sign_in::{LINK_LASTS, Link},
+    service::sign_in::{LINK_LASTS, Links},
 };
 
 /// What stands behind the name of the database file in that of the secret's file.
@@ -51,6 +51,17 @@ pub enum DevModeError {
          TOLLKEY_JWT_HS256_SECRET, TOLLKEY_JWT_PUBLIC_KEY_FILE, TOLLKEY_JWT_JWKS_URL, or listen on 127.0.0.1"
     )]
     NotLoopback(SocketAddr),
+    /// A variable was meant as a setting, perhaps as the one that would end development mode.
+    #[error(
+        "development mode does not start while the unknown variable {name} is set; did you mean {nearest}? Correct it, \
+         or remove it"
+    )]
+    UnknownVariable {
+        /// Its name.
+        name: String,
+        /// The nearest known name.
+        nearest: &'static str,
+    },
     /// Others can read the secret.
     #[error(
         "{path} can be read by other users of this machine (mode {mode:o}); delete it, or take their rights away \
@@ -103,8 +114,6 @@ pub struct DevMode {
     /// Where the secret is kept; `None` in memory.
     kept_in: Option<PathBuf>,
     rules: ClaimRules,
-    /// What is in the link that signs in to the dashboard.
-    code: Secret,
 }
 
 impl DevMode {
@@ -115,13 +124,31 @@ impl DevMode {
     /// [`DevModeError`] when the database or the address forbids it, or the secret cannot be kept.
     pub fn enter(settings: &Settings, random: &Random) -> Result<Option<Self>, DevModeError> {
         let TokenSource::Development = settings.tokens.source else { return Ok(None) };
-        let kept_in = secret_file(settings)?;
+        let kept_in = Self::check(settings)?;
         let secret = match &kept_in {
             None => new_secret(random),
             Some(path) => kept_secret(path, random)?,
         };
-        let code = new_secret(random);
-        Ok(Some(Self { secret, kept_in, rules: ClaimRules::from(&settings.tokens), code }))
+        Ok(Some(Self { secret, kept_in, rules: ClaimRules::from(&settings.tokens) }))
+    }
+
+    /// Whether these settings allow development mode. Returns the path of the secret, `None` for one in memory. Creates
+    /// nothing.
+    ///
+    /// # Errors
+    /// [`DevModeError`] when the database, the address or an unknown variable forbids it.
+    pub fn check(settings: &Settings) -> Result<Option<PathBuf>, DevModeError> {
+        if let Some(unknown) = settings.unknown_variables.first() {
+            return Err(DevModeError::UnknownVariable { name: unknown.name.clone(), nearest: unknown.nearest });
+        }
+        if !is_loopback(settings.listen.ip()) {
+            return Err(DevModeError::NotLoopback(settings.listen));
+        }
+        match &settings.database.kind {
+            DatabaseKind::Postgres => Err(DevModeError::NotSqlite),
+            DatabaseKind::SqliteMemory => Ok(None),
+            DatabaseKind::SqliteFile(database) => Ok(Some(secret_path(database))),
+        }
     }
 
     /// The secret that signs tokens.
@@ -130,11 +157,11 @@ impl DevMode {
         &self.secret
     }
 
-    /// The link that signs in to the dashboard, as an operator who manages the example's account.
+    /// The links that sign in to the dashboard, as an operator who manages the example's account.
     #[must_use]
-    pub fn link(&self, now: Timestamp) -> Option<Link> {
+    pub fn links(&self, now: Timestamp) -> Option<Links> {
         let account = EXAMPLE_ACCOUNT.parse().ok()?;
-        Some(Link::new(&self.code, account, DEFAULT_SUBJECT, now))
+        Some(Links::new(self.secret.clone(), account, DEFAULT_SUBJECT, now))
     }
 
     /// What to print once the server listens at `base_url`, such as `http://127.0.0.1:8080`: where everything is,
@@ -158,10 +185,11 @@ impl DevMode {
             Some(path) => format!("The secret that signs tokens is kept in {}.", path.display()),
             None => "The database and the secret that signs tokens are gone when the server stops.".to_owned(),
         };
-        let more = match &self.kept_in {
-            Some(_) => "; `tollkey token --account acme` makes another",
-            None => "",
+        let (more, more_links) = match &self.kept_in {
+            Some(_) => ("; `tollkey token --account acme` makes another", "; `tollkey dashboard-link` prints another"),
+            None => ("", ""),
         };
+        let link = dashboard_link(base_url, &Links::code(&self.secret, random, now));
         // Names are unique, and the line should work at every start.
         let name = random.with(|rng| format!("Example {:04x}", rng.next_u32() & 0xffff));
         Ok(format!(
@@ -169,8 +197,8 @@ impl DevMode {
              \n\
              API:        {base_url}/api/v1\n\
              Swagger UI: {base_url}/docs/\n\
-             Dashboard:  {base_url}/dashboard/sign-in/link?code={code}\n\
-             \x20           (signs in once, within {minutes} minutes)\n\
+             Dashboard:  {link}\n\
+             \x20           (signs in once, within {minutes} minutes{more_links})\n\
              Token for account {EXAMPLE_ACCOUNT}, valid for {hours} hours{more}:\n\
              {token}\n\
              \n\
@@ -179,10 +207,16 @@ impl DevMode {
              -H 'Content-Type: application/json' -d '{{\"name\":\"{name}\"}}'\n",
             hours = jwt::DEFAULT_LIFETIME.as_hours(),
             token = *token,
-            code = self.code.expose(),
+            link = *link,
             minutes = LINK_LASTS.as_mins(),
         ))
     }
+}
+
+/// The link that signs in to the dashboard with that code.
+#[must_use]
+pub fn dashboard_link(base_url: &str, code: &Secret) -> Zeroizing<String> {
+    Zeroizing::new(format!("{base_url}/dashboard/sign-in/link?code={}", code.expose()))
 }
 
 /// The secret with which `tollkey token` signs, and where it comes from: the configured one, or the one that a server in
@@ -196,7 +230,7 @@ pub fn signing_secret(settings: &Settings) -> Result<(Secret, String), DevModeEr
         TokenSource::PublicKeyFile(_) | TokenSource::Jwks(_) => return Err(DevModeError::IssuedElsewhere),
         TokenSource::Development => {}
     }
-    let path = secret_file(settings)?.ok_or(DevModeError::SecretInMemory)?;
+    let path = DevMode::check(settings)?.ok_or(DevModeError::SecretInMemory)?;
     let shown = std::path::absolute(&path).unwrap_or_else(|_| path.clone());
     if settings.database.url.file().is_some_and(|database| !database.exists()) {
         return Err(DevModeError::NoServer { missing: settings.database.url.target() });
@@ -206,18 +240,6 @@ pub fn signing_secret(settings: &Settings) -> Result<(Secret, String), DevModeEr
     }
     let secret = read_secret(&path)?.ok_or_else(|| DevModeError::NoSecret(shown.display().to_string()))?;
     Ok((secret, format!("the development secret {}", shown.display())))
-}
-
-/// Where development mode keeps its secret; `None` in memory.
-fn secret_file(settings: &Settings) -> Result<Option<PathBuf>, DevModeError> {
-    if !is_loopback(settings.listen.ip()) {
-        return Err(DevModeError::NotLoopback(settings.listen));
-    }
-    match &settings.database.kind {
-        DatabaseKind::Postgres => Err(DevModeError::NotSqlite),
-        DatabaseKind::SqliteMemory => Ok(None),
-        DatabaseKind::SqliteFile(database) => Ok(Some(secret_path(database))),
-    }
 }
 
 fn secret_path(database: &Path) -> PathBuf {

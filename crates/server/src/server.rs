@@ -193,8 +193,8 @@ pub async fn assemble(
         development: development.is_some(),
     };
     let ways = Ways {
-        token: (settings.dashboard_token_sign_in || development.is_some()).then(|| tokens.grounds()),
-        link: development.and_then(|development| development.link(clock.now())),
+        token: settings.dashboard_token_sign_in.unwrap_or(development.is_some()).then(|| tokens.grounds()),
+        links: development.and_then(|development| development.links(clock.now())),
         oidc: settings.oidc.as_ref().map(Provider::new).transpose()?,
     };
     // Without one, what this process keeps only this process can open.

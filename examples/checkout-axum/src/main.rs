@@ -12,6 +12,7 @@ use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
 };
+use tracing_subscriber::filter::{EnvFilter, LevelFilter};
 
 /// How long requests may go on once the program was told to stop.
 const LAST_REQUESTS: Duration = Duration::from_secs(10);
@@ -19,6 +20,7 @@ const LAST_REQUESTS: Duration = Duration::from_secs(10);
 /// Public for the test that runs it as a process.
 #[tokio::main]
 pub async fn main() -> anyhow::Result<()> {
+    init_log()?;
     let url = env::var("TOLLKEY_URL").unwrap_or_else(|_| "http://127.0.0.1:8080".to_owned());
     let service_key = env::var("TOLLKEY_SERVICE_KEY").context("set TOLLKEY_SERVICE_KEY to a service key (tks_…)")?;
     let listen = env::var("LISTEN").unwrap_or_else(|_| "127.0.0.1:8081".to_owned());
@@ -32,6 +34,13 @@ pub async fn main() -> anyhow::Result<()> {
     }
     guard.shutdown().await;
     Ok(())
+}
+
+/// Writes warnings of the middleware to stderr; `RUST_LOG` chooses what else.
+fn init_log() -> anyhow::Result<()> {
+    let filter = EnvFilter::builder().with_default_directive(LevelFilter::INFO.into()).from_env()?;
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
+    log.try_init().map_err(|error| anyhow::anyhow!("the log cannot be set up: {error}"))
 }
 
 /// Ends at SIGTERM or SIGINT, and at once where signals cannot be had.

@@ -9,10 +9,12 @@ use std::{
 
 use anyhow::Context as _;
 use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::filter::{EnvFilter, LevelFilter};
 
 /// Public for the test that runs it as a process.
 #[actix_web::main]
 pub async fn main() -> anyhow::Result<()> {
+    init_log()?;
     let url = env::var("TOLLKEY_URL").unwrap_or_else(|_| "http://127.0.0.1:8080".to_owned());
     let service_key = env::var("TOLLKEY_SERVICE_KEY").context("set TOLLKEY_SERVICE_KEY to a service key (tks_…)")?;
     let listen = env::var("LISTEN").unwrap_or_else(|_| "127.0.0.1:8082".to_owned());
@@ -23,6 +25,13 @@ pub async fn main() -> anyhow::Result<()> {
     storefront_actix::serve(listener, guard.clone(), stopped()).await?;
     guard.shutdown().await;
     Ok(())
+}
+
+/// Writes warnings of the middleware to stderr; `RUST_LOG` chooses what else.
+fn init_log() -> anyhow::Result<()> {
+    let filter = EnvFilter::builder().with_default_directive(LevelFilter::INFO.into()).from_env()?;
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
+    log.try_init().map_err(|error| anyhow::anyhow!("the log cannot be set up: {error}"))
 }
 
 /// Ends at SIGTERM or SIGINT, and at once where signals cannot be had.

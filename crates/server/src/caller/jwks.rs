@@ -210,6 +210,11 @@ impl KeySet {
         self.keys.settled().await;
     }
 
+    /// Fetches the set and returns how many of its keys can be used. Keeps nothing.
+    pub(super) async fn count(&self) -> Result<usize, FetchError> {
+        Ok(self.request().await?.len())
+    }
+
     /// The keys as the issuer publishes them now. Borrows nothing: the fetch outlives the caller that requested it.
     fn fetch(self: &Arc<Self>) -> impl Future<Output = Result<Keys, FetchError>> + Send + 'static {
         let set = Arc::clone(self);

@@ -5,7 +5,12 @@
 //! points at (`jku`, `x5u`, `jwk`), nothing critical that we do not know. Why a token is refused goes to the log;
 //! its caller learns only that it is not valid.
 
-use std::{fmt, fs, io::Read as _, path::Path, sync::Arc};
+use std::{
+    fmt, fs,
+    io::{self, Read as _},
+    path::Path,
+    sync::Arc,
+};
 
 use jiff::{SignedDuration, Timestamp};
 use jsonwebtoken::{EncodingKey, Header, Validation, decode, decode_header, encode, errors::ErrorKind};
@@ -29,12 +34,26 @@ const KEY_FILE_MAX: u64 = 64 * 1024;
 pub struct Claims {
     /// `sub`: who it is. 1 to 255 bytes without control characters.
     pub subject: String,
-    /// The account claim, when it is a string that can be an account's id.
-    pub account: Option<AccountId>,
+    /// The account claim: a string that is an account ID, or an integer, in decimal. Else why there is no account.
+    pub account: Result<AccountId, ClaimFault>,
     /// The roles claim: an array of strings, or one string with spaces between. Anything else is no role at all.
     pub roles: Vec<String>,
     /// `exp`: it is refused from [`LEEWAY`] after this moment.
     pub expires_at: Timestamp,
+}
+
+/// Why a claim cannot be used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum ClaimFault {
+    /// There is none, or it is null.
+    #[error("is missing")]
+    Missing,
+    /// It has a type that the claim cannot have.
+    #[error("must be a string or an integer")]
+    Type,
+    /// It is no account ID.
+    #[error("must be 1 to 128 characters out of A-Z a-z 0-9 . _ : @ -, but not . or ..")]
+    Form,
 }
 
 impl Claims {
@@ -125,15 +144,10 @@ pub enum KeySetupError {
     #[error("the secret of management tokens must have at least {HS256_SECRET_MIN} bytes")]
     WeakSecret,
     /// The file cannot be read.
-    #[error("cannot read the public key of management tokens from {path}: {error}")]
-    File {
-        /// Its path.
-        path: String,
-        /// Why not.
-        error: std::io::Error,
-    },
+    #[error("TOLLKEY_JWT_PUBLIC_KEY_FILE: cannot read the file that it names: {0}")]
+    File(std::io::Error),
     /// The file holds something else.
-    #[error("the public key of management tokens {0}")]
+    #[error("TOLLKEY_JWT_PUBLIC_KEY_FILE: the file that it names {0}")]
     PublicKey(&'static str),
     /// No HTTP client, as on a machine without CA certificates.
     #[error("cannot set up the client that fetches the keys of management tokens")]
@@ -150,9 +164,9 @@ pub struct ClaimRules {
     pub issuer: Option<String>,
     /// What its `aud` must be or hold; `None` refuses a token that has one (RFC 7519, section 4.1.3).
     pub audience: Option<String>,
-    /// The claim that names the account.
+    /// The claim that names the account: its name, or the path of a nested claim ([`find`]).
     pub account_claim: String,
-    /// The claim that holds roles; `None` gives nobody a role.
+    /// The claim that holds roles, named the same way; `None` gives no token a role.
     pub roles_claim: Option<String>,
 }
 
@@ -205,16 +219,48 @@ impl ClaimRules {
         if time(claims, "nbf")?.is_some_and(|not_before| not_before.duration_since(now) > LEEWAY) {
             return Err(TokenError::NotYetValid);
         }
+        // RFC 7519, section 4.1.1: one string. The library also accepts an array of which each entry is right.
+        if claims.get("iss").is_some_and(|issuer| !issuer.is_string() && !issuer.is_null()) {
+            return Err(TokenError::Claim("iss"));
+        }
         if self.audience.is_none() && claims.get("aud").is_some_and(|audience| !audience.is_null()) {
             return Err(TokenError::Audience);
         }
         Ok(Claims {
             subject: subject.to_owned(),
-            account: claims.get(&self.account_claim).and_then(Value::as_str).and_then(|id| id.parse().ok()),
-            roles: self.roles_claim.as_ref().and_then(|name| claims.get(name)).map(roles).unwrap_or_default(),
+            account: account(find(claims, &self.account_claim)),
+            roles: self.roles_claim.as_ref().and_then(|name| find(claims, name)).map(roles).unwrap_or_default(),
             expires_at,
         })
     }
+}
+
+/// Finds a claim by its name or, when no claim has that name, by the path of a nested one: a JSON pointer
+/// (`/realm_access/roles`, RFC 6901) or names with dots between (`realm_access.roles`). A name comes first because it
+/// can have dots and slashes of its own, as in `https://example.com/roles`.
+#[must_use]
+pub fn find<'a>(claims: &'a Map<String, Value>, path: &str) -> Option<&'a Value> {
+    if let Some(claim) = claims.get(path) {
+        return Some(claim);
+    }
+    if let Some(pointer) = path.strip_prefix('/') {
+        let (first, rest) = pointer.split_at(pointer.find('/').unwrap_or(pointer.len()));
+        return claims.get(&first.replace("~1", "/").replace("~0", "~"))?.pointer(rest);
+    }
+    let (first, rest) = path.split_once('.')?;
+    rest.split('.').try_fold(claims.get(first)?, |outer, name| outer.as_object()?.get(name))
+}
+
+/// The account that a claim names.
+fn account(claim: Option<&Value>) -> Result<AccountId, ClaimFault> {
+    let id = match claim {
+        None | Some(Value::Null) => return Err(ClaimFault::Missing),
+        Some(Value::String(id)) => id.parse(),
+        // Not a float: `1.0` and `1e3` have several decimal forms.
+        Some(Value::Number(number)) if number.is_i64() || number.is_u64() => number.to_string().parse(),
+        Some(_) => return Err(ClaimFault::Type),
+    };
+    id.map_err(|_| ClaimFault::Form)
 }
 
 /// A `NumericDate` (RFC 7519, section 2): seconds since 1970, whole or not.
@@ -261,7 +307,9 @@ impl TokenVerifier {
         let rules = ClaimRules::from(settings);
         match &settings.source {
             TokenSource::Hs256(secret) => Self::hs256(secret, rules),
-            TokenSource::PublicKeyFile(path) => Self::public_key(&read_key_file(path)?, rules),
+            TokenSource::PublicKeyFile(path) => {
+                Self::public_key(&read_key_file(path).map_err(KeySetupError::File)?, rules)
+            }
             TokenSource::Jwks(url) => Self::jwks(url.clone(), rules),
             TokenSource::Development => Self::hs256(development.ok_or(KeySetupError::NoSource)?, rules),
         }
@@ -286,6 +334,12 @@ impl TokenVerifier {
     /// # Errors
     /// [`KeySetupError::PublicKey`] for anything else, a private key and a certificate among it.
     pub fn public_key(pem: &[u8], rules: ClaimRules) -> Result<Self, KeySetupError> {
+        // As environment files and JSON write a PEM text on one line.
+        let unescaped = has_escaped_line_breaks(pem).then(|| String::from_utf8_lossy(pem).replace("\\n", "\n"));
+        let pem = unescaped.as_ref().map_or(pem, |pem| pem.as_bytes());
+        if pem.starts_with("\u{feff}".as_bytes()) {
+            return Err(KeySetupError::PublicKey("begins with a byte order mark; save it without one"));
+        }
         let holds = |label: &str| pem.windows(label.len()).any(|window| window == label.as_bytes());
         if holds("PRIVATE KEY-----") {
             return Err(KeySetupError::PublicKey("is a private key; give its public half only"));
@@ -295,8 +349,9 @@ impl TokenVerifier {
                 "is a certificate; take the key out of it with `openssl x509 -pubkey -noout`",
             ));
         }
-        let key = VerifyingKey::from_pem(pem)
-            .ok_or(KeySetupError::PublicKey("must be RSA (2048 to 8192 bits), P-256, P-384 or Ed25519, in PEM form"))?;
+        let key = VerifyingKey::from_pem(pem).ok_or(KeySetupError::PublicKey(
+            "must hold a public key in PEM form: RSA (2048 to 8192 bits), P-256, P-384 or Ed25519",
+        ))?;
         let source = Digest::of(&String::from_utf8_lossy(pem));
         Ok(Self::new(KeySource::One(Arc::new(key)), &source, rules))
     }
@@ -318,6 +373,12 @@ impl TokenVerifier {
         Self { keys, validation: Arc::new(rules.validation()), rules: Arc::new(rules), grounds }
     }
 
+    /// The claim that names the account.
+    #[must_use]
+    pub fn account_claim(&self) -> &str {
+        &self.rules.account_claim
+    }
+
     /// What a session of the dashboard rests on that began with a token.
     #[must_use]
     pub fn grounds(&self) -> Digest {
@@ -333,6 +394,17 @@ impl TokenVerifier {
         match &self.keys {
             KeySource::One(_) => Ok(()),
             KeySource::Set(set) => set.keys(None, now).await.map(drop),
+        }
+    }
+
+    /// Fetches the key set, if there is one, and returns how many of its keys can be used.
+    ///
+    /// # Errors
+    /// Why it cannot be fetched, in words.
+    pub async fn fetch_key_count(&self) -> Result<Option<usize>, String> {
+        match &self.keys {
+            KeySource::One(_) => Ok(None),
+            KeySource::Set(set) => set.count().await.map(Some).map_err(|error| error.to_string()),
         }
     }
 
@@ -400,15 +472,19 @@ impl fmt::Debug for TokenVerifier {
     }
 }
 
-fn read_key_file(path: &Path) -> Result<Vec<u8>, KeySetupError> {
-    // A key that was pasted where its path belongs may be a private one.
-    let shown = path.display().to_string();
-    let is_pasted = shown.contains("-----") || shown.contains(char::is_control);
-    let path_text = if is_pasted { "a path that is a key instead".to_owned() } else { shown };
-    let fail = |error| KeySetupError::File { path: path_text, error };
+/// The file that holds a public key.
+pub(crate) fn read_key_file(path: &Path) -> io::Result<Vec<u8>> {
     let mut pem = Vec::new();
-    fs::File::open(path).and_then(|file| file.take(KEY_FILE_MAX).read_to_end(&mut pem)).map_err(fail)?;
+    fs::File::open(path)?.take(KEY_FILE_MAX + 1).read_to_end(&mut pem)?;
+    if pem.len() as u64 > KEY_FILE_MAX {
+        return Err(io::Error::other(format!("it is larger than {KEY_FILE_MAX} bytes")));
+    }
     Ok(pem)
+}
+
+/// Whether a PEM text has the two characters `\n` where it should have line breaks.
+pub(crate) fn has_escaped_line_breaks(pem: &[u8]) -> bool {
+    pem.windows(2).any(|pair| pair == b"\\n")
 }
 
 /// A token to be made.
@@ -460,7 +536,7 @@ pub fn mint(secret: &Secret, rules: &ClaimRules, token: &NewToken, now: Timestam
     set("iat", now.as_second().into());
     set("exp", expires_at.as_second().into());
     let read = rules.read(&claims, now).map_err(MintError::Refused)?;
-    if read.account != token.account || read.roles != token.roles {
+    if read.account.ok() != token.account || read.roles != token.roles {
         return Err(MintError::Clash);
     }
     let key = EncodingKey::from_secret(secret.expose().as_bytes());

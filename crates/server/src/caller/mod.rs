@@ -447,8 +447,12 @@ fn manager(request: &HttpRequest, state: &State, claims: jwt::Claims) -> Result<
         (None, _) if operator => {
             return Err(Problem::field("account", "is required: an operator says whose account"));
         }
-        (_, Some(account)) => account,
-        (_, None) => return Err(Problem::forbidden("The management token names no account.")),
+        (_, Ok(account)) => account,
+        (_, Err(fault)) => {
+            let claim = state.tokens.account_claim();
+            let detail = format!("The management token names no account: its claim `{claim}` {fault}.");
+            return Err(Problem::forbidden(detail));
+        }
     };
     let kind = if operator { ActorKind::Operator } else { ActorKind::Merchant };
     Ok(Manager::new(request, state, account, kind, &claims.subject))

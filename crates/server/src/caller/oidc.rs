@@ -1,9 +1,12 @@
 //! An OpenID Connect provider: where people are sent to sign in, and what its word is worth when they come back.
 //!
 //! The authorization code flow with PKCE (S256), `state` and `nonce`, by the crate `openidconnect`. Of an ID token the signature,
-//! `iss`, `aud` (this client and nobody else), `exp` and `nonce` are checked, then the same rules as for a management token. It is
-//! signed with one of the asymmetric algorithms that the provider names: never `none`, and never an HMAC, whose key would be the
-//! client's secret.
+//! `iss`, `aud` (this client and no other), `azp` (this client, where there is one), `exp` and `nonce` are checked, then the same rules
+//! as for a management token. The crate leaves `azp` to its caller. An ID token is signed with one of the asymmetric algorithms that the
+//! provider names: never `none`, and never an HMAC, whose key would be the client's secret.
+//!
+//! Signing out at the provider is OpenID Connect RP-Initiated Logout 1.0, where the provider has an `end_session_endpoint`. The ID token
+//! is not stored, so the request names the client and not the session (`client_id` without `id_token_hint`).
 //!
 //! The provider's metadata and keys are fetched when they are first needed, so that a provider that is down does not affect other ways to
 //! sign in. Later versions are fetched in the background (`published`).
@@ -12,18 +15,21 @@ mod attempt;
 
 use std::{fmt, sync::Arc, time::SystemTime};
 
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use futures_util::future::{BoxFuture, FutureExt as _};
 use jiff::{SignedDuration, Timestamp};
 use openidconnect::{
-    AdditionalClaims, AsyncHttpClient, AuthType, AuthenticationFlow, AuthorizationCode, ClaimsVerificationError,
-    ClientId, ClientSecret, CsrfToken, DiscoveryError, EmptyExtraTokenFields, EndpointMaybeSet, EndpointNotSet,
-    EndpointSet, HttpRequest, HttpResponse, IdToken, IdTokenFields, IdTokenVerifier, IssuerUrl, JsonWebKeySet,
-    JwsSigningAlgorithm as _, Nonce, PkceCodeChallenge, PkceCodeVerifier, RedirectUrl, RequestTokenError, Scope,
-    SignatureVerificationError, StandardErrorResponse, StandardTokenResponse, TokenResponse as _,
+    AdditionalClaims, AdditionalProviderMetadata, AsyncHttpClient, AuthType, AuthenticationFlow, AuthorizationCode,
+    ClaimsVerificationError, ClientId, ClientSecret, CsrfToken, DiscoveryError, EmptyExtraTokenFields,
+    EndpointMaybeSet, EndpointNotSet, EndpointSet, HttpRequest, HttpResponse, IdToken, IdTokenFields, IdTokenVerifier,
+    IssuerUrl, JsonWebKeySet, JwsSigningAlgorithm as _, Nonce, PkceCodeChallenge, PkceCodeVerifier, ProviderMetadata,
+    RedirectUrl, RequestTokenError, Scope, SignatureVerificationError, StandardErrorResponse, StandardTokenResponse,
+    TokenResponse as _,
     core::{
-        CoreAuthDisplay, CoreAuthPrompt, CoreClientAuthMethod, CoreErrorResponseType, CoreGenderClaim, CoreJsonWebKey,
-        CoreJweContentEncryptionAlgorithm, CoreJwsSigningAlgorithm, CoreProviderMetadata, CoreResponseType,
-        CoreRevocableToken, CoreRevocationErrorResponse, CoreTokenIntrospectionResponse, CoreTokenType,
+        CoreAuthDisplay, CoreAuthPrompt, CoreClaimName, CoreClaimType, CoreClientAuthMethod, CoreErrorResponseType,
+        CoreGenderClaim, CoreGrantType, CoreJsonWebKey, CoreJweContentEncryptionAlgorithm,
+        CoreJweKeyManagementAlgorithm, CoreJwsSigningAlgorithm, CoreResponseMode, CoreResponseType, CoreRevocableToken,
+        CoreRevocationErrorResponse, CoreSubjectIdentifierType, CoreTokenIntrospectionResponse, CoreTokenType,
     },
     http,
 };
@@ -35,13 +41,15 @@ use tollkey_core::{Clock, Digest};
 pub use self::attempt::Attempt;
 use super::{
     jwks::{self, FetchError, RSA_MODULUS, trusted_url},
-    jwt::{ClaimRules, Claims},
-    published::Published,
+    jwt::{ClaimRules, Claims, TokenError},
+    published::{FETCH_TIMEOUT, Published},
 };
 use crate::{config::OidcSettings, random::Random};
 
 /// Where the provider sends people back to, behind the public URL.
 pub const CALLBACK: &str = "/dashboard/sign-in/callback";
+/// Where the provider sends people back to after they signed out there, behind the public URL.
+pub const SIGNED_OUT: &str = "/dashboard/signed-out";
 /// The least time between the beginnings of two fetches of the provider's metadata. Longer than a fetch may take, so that a request that
 /// waited for one that failed is not kept waiting by the next.
 const FETCH_INTERVAL: SignedDuration = SignedDuration::from_secs(10);
@@ -52,6 +60,29 @@ struct Others(Map<String, Value>);
 
 impl AdditionalClaims for Others {}
 
+/// The metadata of the provider that Discovery 1.0 does not name.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct OtherMetadata {
+    /// RP-Initiated Logout 1.0, section 2.1. Any JSON: a malformed one must not prevent a sign-in.
+    end_session_endpoint: Option<Value>,
+}
+
+impl AdditionalProviderMetadata for OtherMetadata {}
+
+type Metadata = ProviderMetadata<
+    OtherMetadata,
+    CoreAuthDisplay,
+    CoreClientAuthMethod,
+    CoreClaimName,
+    CoreClaimType,
+    CoreGrantType,
+    CoreJweContentEncryptionAlgorithm,
+    CoreJweKeyManagementAlgorithm,
+    CoreJsonWebKey,
+    CoreResponseMode,
+    CoreResponseType,
+    CoreSubjectIdentifierType,
+>;
 type Token = IdToken<Others, CoreGenderClaim, CoreJweContentEncryptionAlgorithm, CoreJwsSigningAlgorithm>;
 type TokenFields = IdTokenFields<
     Others,
@@ -80,15 +111,154 @@ type Registered = openidconnect::Client<
     EndpointMaybeSet,
 >;
 
-/// Why somebody is not signed in. Its text is for the log: it holds nothing that was sent or answered but an error's code.
-#[derive(Debug, thiserror::Error)]
+/// Why a sign-in fails. Its text is for the log and holds nothing that was sent or received but the code of an error.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum OidcError {
-    /// The provider cannot be asked, or what it answers is none of the protocol's answers.
+    /// The provider does not respond, or not as the protocol has it.
     #[error("the provider {0}")]
     Unavailable(String),
-    /// The provider's answer does not say who it is.
+    /// The provider's response does not say who signs in.
     #[error("{0}")]
-    Refused(&'static str),
+    Rejected(Rejection),
+}
+
+/// What is wrong with a provider's response.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rejection {
+    /// The response names another issuer (RFC 9207).
+    ResponseIssuer,
+    /// The response has neither a code nor an error.
+    NoCode,
+    /// The token endpoint does not accept the code.
+    Code,
+    /// The token endpoint returns no ID token.
+    NoIdToken,
+    /// A claim of the ID token that must be there is missing or has the wrong type.
+    Claim(&'static str),
+    /// `iss` is another one.
+    Issuer,
+    /// `aud` is another one, or has others beside this client.
+    Audience,
+    /// `azp` is another client, or missing beside several audiences.
+    AuthorizedParty,
+    /// `exp` is over.
+    Expired,
+    /// `nbf` is not reached.
+    NotYetValid,
+    /// `nonce` is another sign-in's.
+    Nonce,
+    /// The provider does not name the algorithm, or it is none that is accepted.
+    Algorithm,
+    /// The ID token is not signed.
+    Unsigned,
+    /// The provider has no key with that ID.
+    UnknownKey,
+    /// Several keys of the provider could be the one.
+    AmbiguousKey,
+    /// The signature is wrong.
+    Signature,
+    /// Anything else, such as a critical extension.
+    Form,
+}
+
+impl Rejection {
+    /// All there are, with one claim that can be missing.
+    pub const ALL: [Self; 23] = [
+        Self::ResponseIssuer,
+        Self::NoCode,
+        Self::Code,
+        Self::NoIdToken,
+        Self::Claim("iss"),
+        Self::Claim("sub"),
+        Self::Claim("aud"),
+        Self::Claim("azp"),
+        Self::Claim("exp"),
+        Self::Claim("iat"),
+        Self::Claim("nbf"),
+        Self::Issuer,
+        Self::Audience,
+        Self::AuthorizedParty,
+        Self::Expired,
+        Self::NotYetValid,
+        Self::Nonce,
+        Self::Algorithm,
+        Self::Unsigned,
+        Self::UnknownKey,
+        Self::AmbiguousKey,
+        Self::Signature,
+        Self::Form,
+    ];
+
+    /// The claim that was expected to be otherwise, where it is one.
+    #[must_use]
+    pub fn claim(self) -> Option<&'static str> {
+        match self {
+            Self::Claim(claim) => Some(claim),
+            Self::Issuer => Some("iss"),
+            Self::Audience => Some("aud"),
+            Self::AuthorizedParty => Some("azp"),
+            Self::Expired => Some("exp"),
+            Self::NotYetValid => Some("nbf"),
+            Self::Nonce => Some("nonce"),
+            _ => None,
+        }
+    }
+
+    /// Its name in the address of the sign-in page: lower-case letters and hyphens.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::ResponseIssuer => "response-issuer",
+            Self::NoCode => "empty-response",
+            Self::Code => "invalid-grant",
+            Self::NoIdToken => "no-id-token",
+            Self::Claim("iss") => "claim-iss",
+            Self::Claim("sub") => "claim-sub",
+            Self::Claim("aud") => "claim-aud",
+            Self::Claim("azp") => "claim-azp",
+            Self::Claim("exp") => "claim-exp",
+            Self::Claim("iat") => "claim-iat",
+            Self::Claim("nbf") => "claim-nbf",
+            Self::Claim(_) | Self::Form => "form",
+            Self::Issuer => "issuer",
+            Self::Audience => "audience",
+            Self::AuthorizedParty => "authorized-party",
+            Self::Expired => "expired",
+            Self::NotYetValid => "not-yet-valid",
+            Self::Nonce => "nonce",
+            Self::Algorithm => "algorithm",
+            Self::Unsigned => "unsigned",
+            Self::UnknownKey => "unknown-key",
+            Self::AmbiguousKey => "ambiguous-key",
+            Self::Signature => "signature",
+        }
+    }
+}
+
+impl fmt::Display for Rejection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::ResponseIssuer => "the response comes from another issuer",
+            Self::NoCode => "the response has neither a code nor an error",
+            Self::Code => "the provider does not accept its own code, which may have been used before or have expired",
+            Self::NoIdToken => "the provider returned no ID token",
+            Self::Claim(claim) => return write!(f, "the claim `{claim}` of the ID token is missing or malformed"),
+            Self::Issuer => "the ID token comes from another issuer than TOLLKEY_OIDC_ISSUER",
+            Self::Audience => "the ID token is not for this client alone",
+            Self::AuthorizedParty => "the ID token was issued to another client",
+            Self::Expired => "the ID token has expired; the clocks of the provider and of this server may differ",
+            Self::NotYetValid => {
+                "the ID token is not valid yet; the clocks of the provider and of this server may differ"
+            }
+            Self::Nonce => "the ID token is not from this sign-in",
+            Self::Algorithm => "the algorithm of the ID token is not accepted",
+            Self::Unsigned => "the ID token is not signed",
+            Self::UnknownKey => "the provider has no key with the ID that the ID token names",
+            Self::AmbiguousKey => "several keys of the provider could be the one that signed the ID token",
+            Self::Signature => "the signature of the ID token is wrong",
+            Self::Form => "the ID token is not one that this server accepts",
+        })
+    }
 }
 
 /// A provider cannot be set up.
@@ -104,8 +274,9 @@ pub enum ProviderSetupError {
 
 /// The provider's metadata and keys.
 struct Known {
-    metadata: CoreProviderMetadata,
+    metadata: Metadata,
     algorithms: Vec<CoreJwsSigningAlgorithm>,
+    end_session: Option<Url>,
 }
 
 /// Where the provider is, and how to send requests to it.
@@ -121,6 +292,7 @@ pub struct Provider {
     client_id: ClientId,
     client_secret: Option<ClientSecret>,
     redirect: RedirectUrl,
+    signed_out: String,
     scopes: Vec<Scope>,
     rules: ClaimRules,
     grounds: Digest,
@@ -150,11 +322,37 @@ impl Provider {
             },
             client_id: ClientId::new(settings.client_id.clone()),
             client_secret: settings.client_secret.as_ref().map(|it| ClientSecret::new(it.expose().to_owned())),
+            signed_out: format!("{}{SIGNED_OUT}", settings.public_url),
             redirect: RedirectUrl::new(redirect).map_err(|_| ProviderSetupError::Url)?,
             scopes: settings.scopes.iter().cloned().map(Scope::new).collect(),
             rules,
             published: Published::new("the metadata of the OpenID Connect provider", FETCH_INTERVAL),
         })
+    }
+
+    /// The claim that names the account.
+    #[must_use]
+    pub fn account_claim(&self) -> &str {
+        &self.rules.account_claim
+    }
+
+    /// Fetches what the provider publishes, keeps nothing of it, and returns how many of its keys can be used.
+    ///
+    /// # Errors
+    /// [`OidcError::Unavailable`].
+    pub async fn fetch_key_count(&self) -> Result<usize, OidcError> {
+        let fetched = tokio::time::timeout(FETCH_TIMEOUT, self.endpoint.clone().fetch()).await;
+        let known = fetched.map_err(|_| OidcError::Unavailable("does not respond in time".to_owned()))??;
+        Ok(known.metadata.jwks().keys().len())
+    }
+
+    /// Returns where a browser ends its session at the provider, from where it comes back to [`SIGNED_OUT`]. `None` where the provider has
+    /// no such place, or does not respond. There is no `state`: the page that it comes back to changes nothing.
+    pub async fn end_session_url(&self, clock: &dyn Clock) -> Option<Url> {
+        let mut url = self.known(clock.now()).await.ok()?.end_session.clone()?;
+        let parameters = [("client_id", self.client_id.as_str()), ("post_logout_redirect_uri", &self.signed_out)];
+        url.query_pairs_mut().extend_pairs(parameters);
+        Some(url)
     }
 
     /// Whether an answer that names its issuer (RFC 9207) names this one.
@@ -211,15 +409,26 @@ impl Provider {
             .request_async(&self.endpoint)
             .await
             .map_err(of_exchange)?;
-        let token = tokens.id_token().ok_or(OidcError::Refused("there is no ID token"))?;
+        let token = tokens.id_token().ok_or(OidcError::Rejected(Rejection::NoIdToken))?;
         let nonce = Nonce::new(attempt.nonce.expose().to_owned());
         let mut judged = self.judge(token, &known, &nonce, clock.now());
         if let Err(ClaimsVerificationError::SignatureVerification(SignatureVerificationError::NoMatchingKey)) = judged {
             let newer = self.newer(clock.now()).await?;
             judged = self.judge(token, &newer, &nonce, clock.now());
         }
-        let claims = judged.map_err(|error| OidcError::Refused(of_claims(&error)))?;
-        self.rules.read(&claims, clock.now()).map_err(|_| OidcError::Refused("a claim is missing or malformed"))
+        let claims = judged.map_err(|error| OidcError::Rejected(of_claims(&error)))?;
+        self.check_authorized_party(&claims).map_err(OidcError::Rejected)?;
+        self.rules.read(&claims, clock.now()).map_err(|error| OidcError::Rejected(of_rules(&error)))
+    }
+
+    /// OpenID Connect Core 1.0, section 3.1.3.7, rules 4 and 5, which the crate does not check.
+    fn check_authorized_party(&self, claims: &Map<String, Value>) -> Result<(), Rejection> {
+        let several = claims.get("aud").and_then(Value::as_array).is_some_and(|audiences| audiences.len() > 1);
+        match claims.get("azp").filter(|azp| !azp.is_null()) {
+            Some(azp) if azp.as_str() == Some(self.client_id.as_str()) => Ok(()),
+            None if !several => Ok(()),
+            _ => Err(Rejection::AuthorizedParty),
+        }
     }
 
     /// The claims of an ID token, if it is one of this provider for this client and this attempt.
@@ -280,9 +489,8 @@ impl Provider {
 impl Endpoint {
     /// What the provider publishes about itself now, and its keys.
     async fn fetch(self) -> Result<Known, OidcError> {
-        let metadata = CoreProviderMetadata::discover_async(self.issuer.clone(), &self)
-            .await
-            .map_err(|error| of_discovery(&error))?;
+        let metadata =
+            Metadata::discover_async(self.issuer.clone(), &self).await.map_err(|error| of_discovery(&error))?;
         // A browser is sent there, and our own client does not see to it.
         if trusted_url(metadata.authorization_endpoint()).is_err() {
             return Err(OidcError::Unavailable("has an authorization endpoint that is not https".to_owned()));
@@ -293,7 +501,9 @@ impl Endpoint {
         tracing::info!(
             issuer = %*self.issuer, usable_keys = keys.len(), "fetched the metadata of the OpenID Connect provider"
         );
-        Ok(Known { metadata: metadata.set_jwks(JsonWebKeySet::new(keys)), algorithms })
+        let end_session = metadata.additional_metadata().end_session_endpoint.as_ref().and_then(Value::as_str);
+        let end_session = end_session.and_then(|url| trusted_url(url).ok());
+        Ok(Known { metadata: metadata.set_jwks(JsonWebKeySet::new(keys)), algorithms, end_session })
     }
 
     /// Our HTTP client as that crate wants it.
@@ -342,41 +552,77 @@ fn of_fetch(error: &FetchError) -> String {
 fn of_discovery(error: &DiscoveryError<FetchError>) -> OidcError {
     OidcError::Unavailable(match error {
         DiscoveryError::Request(error) => of_fetch(error),
-        DiscoveryError::Response(status, ..) if status.as_u16() != 200 => format!("answered {status}, not 200"),
-        DiscoveryError::Validation(_) => "calls itself by another issuer than TOLLKEY_OIDC_ISSUER".to_owned(),
-        _ => "does not describe itself as OpenID Connect Discovery has it".to_owned(),
+        DiscoveryError::Response(status, ..) if status.as_u16() != 200 => format!("responded with {status}, not 200"),
+        DiscoveryError::Validation(_) => {
+            "publishes another issuer than TOLLKEY_OIDC_ISSUER; set it exactly as published, with or without a slash at \
+             its end"
+                .to_owned()
+        }
+        _ => "does not publish its metadata and keys as OpenID Connect Discovery has it".to_owned(),
     })
 }
 
 fn of_exchange(error: RequestTokenError<FetchError, StandardErrorResponse<CoreErrorResponseType>>) -> OidcError {
     let error = match error {
         RequestTokenError::ServerResponse(said) => match said.error() {
-            CoreErrorResponseType::InvalidGrant => return OidcError::Refused("the provider does not take the code"),
+            CoreErrorResponseType::InvalidGrant => return OidcError::Rejected(Rejection::Code),
             // Not its description, which may repeat what was sent.
             CoreErrorResponseType::InvalidClient => "does not accept our client: invalid_client".to_owned(),
             CoreErrorResponseType::UnauthorizedClient => "does not accept our client: unauthorized_client".to_owned(),
             _ => "refused to exchange a code".to_owned(),
         },
         RequestTokenError::Request(error) => of_fetch(&error),
-        RequestTokenError::Parse(..) | RequestTokenError::Other(_) => "does not answer with tokens".to_owned(),
+        RequestTokenError::Parse(_, body) => match malformed_claim(&body) {
+            Some(claim) => return OidcError::Rejected(Rejection::Claim(claim)),
+            None => "does not respond with tokens".to_owned(),
+        },
+        RequestTokenError::Other(_) => "does not respond with tokens".to_owned(),
     };
     OidcError::Unavailable(error)
 }
 
-/// Without what the token says: that is for whom it is meant.
-fn of_claims(error: &ClaimsVerificationError) -> &'static str {
+/// Returns the claim for which the crate cannot read the ID token in a response: it must be there in a certain type.
+fn malformed_claim(body: &[u8]) -> Option<&'static str> {
+    let body: Value = serde_json::from_slice(body).ok()?;
+    let payload = body.get("id_token")?.as_str()?.split('.').nth(1)?;
+    let claims: Map<String, Value> = serde_json::from_slice(&URL_SAFE_NO_PAD.decode(payload).ok()?).ok()?;
+    let claim = |name: &str| claims.get(name).unwrap_or(&Value::Null);
+    let is_audience = claim("aud").is_string()
+        || claim("aud").as_array().is_some_and(|audiences| audiences.iter().all(Value::is_string));
+    let rules = [
+        ("iss", claim("iss").is_string()),
+        ("sub", claim("sub").is_string()),
+        ("aud", is_audience),
+        ("azp", claim("azp").is_string() || claim("azp").is_null()),
+        ("exp", claim("exp").is_number()),
+        ("iat", claim("iat").is_number()),
+    ];
+    rules.into_iter().find(|(_, is_good)| !is_good).map(|(name, _)| name)
+}
+
+/// Without the values that the error repeats.
+fn of_claims(error: &ClaimsVerificationError) -> Rejection {
     use SignatureVerificationError::{AmbiguousKeyId, DisallowedAlg, NoMatchingKey, NoSignature};
     match error {
-        ClaimsVerificationError::Expired(_) => "the ID token has expired",
-        ClaimsVerificationError::InvalidAudience(_) => "the ID token is not for this client alone",
-        ClaimsVerificationError::InvalidIssuer(_) => "the ID token is another issuer's",
-        ClaimsVerificationError::InvalidNonce(_) => "the ID token is another sign-in's",
-        ClaimsVerificationError::SignatureVerification(DisallowedAlg(_)) => "the ID token's algorithm is not allowed",
-        ClaimsVerificationError::SignatureVerification(NoSignature) => "the ID token is not signed",
-        ClaimsVerificationError::SignatureVerification(NoMatchingKey) => "the provider has no key of the ID token's id",
-        ClaimsVerificationError::SignatureVerification(AmbiguousKeyId(_)) => "several keys could be the ID token's",
-        ClaimsVerificationError::SignatureVerification(_) => "the ID token's signature is wrong",
-        _ => "the ID token is not one that can be judged",
+        ClaimsVerificationError::Expired(_) => Rejection::Expired,
+        ClaimsVerificationError::InvalidAudience(_) => Rejection::Audience,
+        ClaimsVerificationError::InvalidIssuer(_) => Rejection::Issuer,
+        ClaimsVerificationError::InvalidNonce(_) => Rejection::Nonce,
+        ClaimsVerificationError::SignatureVerification(DisallowedAlg(_)) => Rejection::Algorithm,
+        ClaimsVerificationError::SignatureVerification(NoSignature) => Rejection::Unsigned,
+        ClaimsVerificationError::SignatureVerification(NoMatchingKey) => Rejection::UnknownKey,
+        ClaimsVerificationError::SignatureVerification(AmbiguousKeyId(_)) => Rejection::AmbiguousKey,
+        ClaimsVerificationError::SignatureVerification(_) => Rejection::Signature,
+        _ => Rejection::Form,
+    }
+}
+
+fn of_rules(error: &TokenError) -> Rejection {
+    match error {
+        TokenError::Expired => Rejection::Expired,
+        TokenError::NotYetValid => Rejection::NotYetValid,
+        TokenError::Claim(claim) => Rejection::Claim(claim),
+        _ => Rejection::Form,
     }
 }
 

@@ -3,6 +3,8 @@
 
 mod account;
 mod audit;
+mod config;
+mod dashboard_link;
 mod healthcheck;
 mod migrate;
 mod openapi;
@@ -26,7 +28,7 @@ use crate::{
         Manager,
         jwt::{ClaimRules, TokenVerifier},
     },
-    config::{Options, Settings},
+    config::{Options, Settings, Warning},
     dev_mode,
     random::Random,
     server::{self, Signals},
@@ -68,6 +70,11 @@ enum Command {
     Session(session::Command),
     /// Ask a running server whether it is ready; exits 0 when it is.
     Healthcheck,
+    /// Check the settings.
+    #[command(subcommand)]
+    Config(config::Command),
+    /// Print a new link that signs in to the dashboard of a server in development mode.
+    DashboardLink,
 }
 
 /// Runs what the command line asks for.
@@ -118,10 +125,15 @@ fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
     if matches!(cli.command, Some(Command::Openapi)) {
         return openapi::run();
     }
-    let settings = Settings::load(&cli.options)?;
+    let settings = Settings::load(&cli.options).inspect_err(|_| {
+        // A variable that is missing may be there under a misspelled name.
+        for unknown in Settings::unknown_variables() {
+            output::note(format_args!("tollkey: {}", Warning::Unknown(unknown)));
+        }
+    })?;
     telemetry::init_logs(&settings.log)?;
-    for (former, setting) in &settings.renamed {
-        tracing::warn!(former, setting, "a setting was renamed; its former name is accepted in this release only");
+    if !matches!(cli.command, Some(Command::Config(_))) {
+        settings.warnings().for_each(|warning| warning.log());
     }
     let command = cli.command.unwrap_or(Command::Serve);
     if !matches!(command, Command::Serve) {
@@ -137,6 +149,8 @@ fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Account(command) => block_on(account::run(&settings, command)),
         Command::Session(command) => block_on(session::run(&settings, command)),
         Command::Healthcheck => healthcheck::run(&settings),
+        Command::Config(command) => config::run(&settings, &command),
+        Command::DashboardLink => dashboard_link::run(&settings),
     }
 }
 

@@ -9,9 +9,9 @@ use std::{
 use tollkey_verifier::SystemClock;
 
 use crate::{
-    config::Settings,
+    config::{Settings, TokenSource},
     random::Random,
-    server::{self, Signals},
+    server::{self, Running, Signals},
     telemetry::Metrics,
     transport::open_files,
 };
@@ -34,6 +34,7 @@ pub(super) fn run(settings: &Settings) -> anyhow::Result<ExitCode> {
         let clock = Arc::clone(&opened.state.clock);
         let running = server::start(settings, opened.state, Some(metrics))?;
         let base_url = format!("http://{}", running.address());
+        log_summary(settings, &running);
         let mut stdout = io::stdout();
         // Whoever started this may read the first line only: nobody listening is no reason not to serve.
         let _ = writeln!(stdout, "listening on {base_url}");
@@ -43,4 +44,22 @@ pub(super) fn run(settings: &Settings) -> anyhow::Result<ExitCode> {
         running.until_signal(signals).await?;
         Ok(ExitCode::SUCCESS)
     })
+}
+
+/// Writes what was started to the log, in one line: the first thing that is asked for when something is wrong.
+fn log_summary(settings: &Settings, running: &Running) {
+    let off = || "off".to_owned();
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        listen = %running.address(),
+        metrics_listen = running.metrics_address().map_or_else(off, |address| address.to_string()),
+        database = %settings.database.url,
+        token_source = settings.tokens.source.name(),
+        development_mode = matches!(settings.tokens.source, TokenSource::Development),
+        oidc_issuer = settings.oidc.as_ref().map_or_else(off, |oidc| oidc.issuer.clone()),
+        trusted_proxies = settings.trusted_proxies.as_ref().map_or(0, |list| list.networks().len()),
+        workers = settings.workers,
+        drain_seconds = settings.drain.as_secs(),
+        "server started"
+    );
 }

@@ -83,7 +83,8 @@ pub(super) const LOG: Setting = Setting {
     flag: Some("log"),
     form: Form::Text("FILTER"),
     default: Some("info"),
-    help: "What is logged: a level, or directives such as info,tollkey_server=debug",
+    help: "What is logged: a level (off, error, warn, info, debug, trace), or directives such as \
+           info,tollkey_server=debug",
 };
 pub(super) const LOG_FORMAT: Setting = Setting {
     env: "TOLLKEY_LOG_FORMAT",
@@ -178,15 +179,17 @@ pub(super) const JWT_ACCOUNT_CLAIM: Setting = Setting {
     flag: Some("jwt-account-claim"),
     form: Form::Text("CLAIM"),
     default: Some("account_id"),
-    help: "Claim that names the account of a management token",
+    help: "Claim that names the account of a management token: its name, or the path of a nested claim, such as \
+           /shop/id or shop.id",
 };
 pub(super) const JWT_ROLES_CLAIM: Setting = Setting {
     env: "TOLLKEY_JWT_ROLES_CLAIM",
     flag: Some("jwt-roles-claim"),
     form: Form::Text("CLAIM"),
     default: None,
-    help: "Claim that holds roles (operator, service); roles with HS256 secrets, \
-           with the other two sources nobody has a role until it is set",
+    help: "Claim that holds roles (operator, service): its name, or the path of a nested claim, such as \
+           /realm_access/roles or realm_access.roles; roles with HS256 secrets, with the other two sources no token \
+           has a role until it is set",
 };
 
 pub(super) const SEALING_SECRET: Setting = Setting {
@@ -209,8 +212,8 @@ pub(super) const DASHBOARD_TOKEN_SIGN_IN: Setting = Setting {
     env: "TOLLKEY_DASHBOARD_TOKEN_SIGN_IN",
     flag: Some("dashboard-token-sign-in"),
     form: Form::Switch,
-    default: Some("false"),
-    help: "Whether a management token signs in to the dashboard; in development mode it always does",
+    default: None,
+    help: "Whether a management token signs in to the dashboard; when not set, only in development mode",
 };
 
 pub(super) const PUBLIC_URL: Setting = Setting {
@@ -262,14 +265,15 @@ pub(super) const OIDC_ACCOUNT_CLAIM: Setting = Setting {
     flag: Some("oidc-account-claim"),
     form: Form::Text("CLAIM"),
     default: Some("account_id"),
-    help: "Claim that names the account of an ID token",
+    help: "Claim that names the account of an ID token: its name, or the path of a nested claim",
 };
 pub(super) const OIDC_ROLES_CLAIM: Setting = Setting {
     env: "TOLLKEY_OIDC_ROLES_CLAIM",
     flag: Some("oidc-roles-claim"),
     form: Form::Text("CLAIM"),
     default: None,
-    help: "Claim of an ID token that holds roles (operator); nobody has a role until it is set",
+    help: "Claim of an ID token that holds roles (operator): its name, or the path of a nested claim; no ID token has a \
+           role until it is set",
 };
 
 pub(super) const APPLICATION_KEY_LIMIT: Setting = Setting {
@@ -330,7 +334,15 @@ pub(super) const REMEMBERED_KEYS: Setting =
 /// Former names of settings. They are accepted with a warning for one release, and not shown.
 pub(super) const FORMER: &[Setting] = &[REMEMBERED_KEYS];
 
-/// All members of the configuration file, in the order in which `--help` shows them.
+/// The secrets, each with the setting that names its file.
+pub(super) const SECRETS: [(Setting, Setting); 4] = [
+    (DATABASE_URL, DATABASE_URL_FILE),
+    (JWT_HS256_SECRET, JWT_HS256_SECRET_FILE),
+    (SEALING_SECRET, SEALING_SECRET_FILE),
+    (OIDC_CLIENT_SECRET, OIDC_CLIENT_SECRET_FILE),
+];
+
+/// All fields of the configuration file, in the order in which `--help` shows them.
 pub const SETTINGS: &[Setting] = &[
     LISTEN,
     DATABASE_URL,

@@ -1,14 +1,18 @@
 //! Every setting, documented where it is declared, and the checked whole of them: [`Settings`].
 //!
-//! A setting is an environment variable, a member of an optional `tollkey.toml` (its name in lower case, without
+//! A setting is an environment variable, a field of an optional `tollkey.toml` (its name in lower case, without
 //! `TOLLKEY_`) and, unless it is a secret, a flag. Flag wins over environment over file over default. An empty
-//! value is an error, not "unset"; so is an unknown member of the file. A secret can stand in a file of its own,
-//! named by the same setting with `_FILE` behind it.
+//! value is an error, not "unset"; so is an unknown field of the file. A secret can be in a file of its own,
+//! named by the same setting + `_FILE`. An error names the variable and the rule, and never the value. An unknown
+//! variable, and what is probably a mistake, is a [`Warning`].
 
 mod declared;
+mod effective;
 mod rules;
 mod setting;
 mod sources;
+mod unknown;
+mod warning;
 
 use std::{
     ffi::OsString,
@@ -26,10 +30,16 @@ use self::declared::*;
 use self::sources::{Sources, invalid};
 pub use self::{
     declared::{CONFIG, SETTINGS},
+    effective::EffectiveSetting,
     setting::{Form, Setting},
     sources::{ConfigError, Options, Source},
+    unknown::UnknownVariable,
+    warning::Warning,
 };
-use crate::{caller::jwks::JwksUrl, public_path::PublicPath};
+use crate::{
+    caller::{jwks::JwksUrl, jwt},
+    public_path::PublicPath,
+};
 
 /// The fewest bytes of a secret that signs tokens: the output of SHA-256 (RFC 7518, section 3.2).
 pub const HS256_SECRET_MIN: usize = 32;
@@ -78,8 +88,8 @@ pub struct Settings {
     pub tokens: TokenSettings,
     /// `TOLLKEY_SEALING_SECRET`, at least [`HS256_SECRET_MIN`] bytes.
     pub sealing_secret: Option<Secret>,
-    /// `TOLLKEY_DASHBOARD_TOKEN_SIGN_IN`.
-    pub dashboard_token_sign_in: bool,
+    /// `TOLLKEY_DASHBOARD_TOKEN_SIGN_IN`; `None` is yes in development mode, and no otherwise.
+    pub dashboard_token_sign_in: Option<bool>,
     /// The path of `TOLLKEY_PUBLIC_URL`; empty when there is none.
     pub public_path: PublicPath,
     /// Who signs people in to the dashboard; `None` when `TOLLKEY_OIDC_ISSUER` is not set.
@@ -98,6 +108,12 @@ pub struct Settings {
     pub cached_keys: usize,
     /// Former names of settings that are in use, each with the name to use instead.
     pub renamed: Vec<(&'static str, &'static str)>,
+    /// Environment variables that look like settings and have no effect. Development mode does not start with one.
+    pub unknown_variables: Vec<UnknownVariable>,
+    /// All settings in effect, without secrets.
+    pub effective: Vec<EffectiveSetting>,
+    /// Secrets and files that can be used and are probably a mistake. [`Settings::warnings`] returns these and the rest.
+    pub suspicious: Vec<Warning>,
 }
 
 /// What is logged, and how.
@@ -179,6 +195,19 @@ pub enum TokenSource {
     Development,
 }
 
+impl TokenSource {
+    /// Returns its name for the log.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Hs256(_) => "hs256_secret",
+            Self::PublicKeyFile(_) => "public_key_file",
+            Self::Jwks(_) => "jwks_url",
+            Self::Development => "development",
+        }
+    }
+}
+
 /// The OpenID Connect provider that signs people in to the dashboard.
 #[derive(Debug, Clone)]
 pub struct OidcSettings {
@@ -204,7 +233,21 @@ impl Settings {
     /// # Errors
     /// [`ConfigError`] for the first setting that cannot be used.
     pub fn load(options: &Options) -> Result<Self, ConfigError> {
-        Self::resolve(options, &|name| std::env::var_os(name), Path::new(DEFAULT_FILE))
+        let settings = Self::resolve(options, &|name| std::env::var_os(name), Path::new(DEFAULT_FILE))?;
+        Ok(Self { unknown_variables: Self::unknown_variables(), ..settings })
+    }
+
+    /// The environment variables of this process that look like settings and have no effect.
+    #[must_use]
+    pub fn unknown_variables() -> Vec<UnknownVariable> {
+        unknown::unknown_variables(std::env::vars_os())
+    }
+
+    /// What can be used and is probably a mistake.
+    pub fn warnings(&self) -> impl Iterator<Item = Warning> {
+        let renamed = self.renamed.iter().map(|&(former, setting)| Warning::Renamed { former, setting });
+        let unknown = self.unknown_variables.iter().cloned().map(Warning::Unknown);
+        renamed.chain(unknown).chain(self.suspicious.iter().cloned())
     }
 
     /// The settings of these flags, this environment and this configuration file; the file may be absent unless
@@ -219,7 +262,8 @@ impl Settings {
     ) -> Result<Self, ConfigError> {
         let sources = Sources::open(options, env, default_file)?;
         let mut renamed = Vec::new();
-        Ok(Self {
+        let database = database(&sources)?;
+        let mut settings = Self {
             listen: required(&sources, &LISTEN, rules::socket_address)?,
             workers: match sources.parse(&WORKERS, |text| rules::number(text, 1, 1024))? {
                 Some(workers) => workers,
@@ -239,15 +283,15 @@ impl Settings {
                 filter: required(&sources, &LOG, rules::log_filter)?,
                 format: required(&sources, &LOG_FORMAT, rules::log_format)?,
             },
-            database: database(&sources)?,
+            migrate: migrate(&sources, &database)?,
+            database,
             database_pool: required(&sources, &DATABASE_POOL, |text| rules::number(text, 1, 1000))?,
             database_wait: Duration::from_secs(required(&sources, &DATABASE_WAIT_SECONDS, |text| {
                 rules::number(text, 0, 3600)
             })?),
-            migrate: required(&sources, &MIGRATE, rules::switch)?,
             tokens: tokens(&sources)?,
             sealing_secret: sealing_secret(&sources)?,
-            dashboard_token_sign_in: required(&sources, &DASHBOARD_TOKEN_SIGN_IN, rules::switch)?,
+            dashboard_token_sign_in: sources.parse(&DASHBOARD_TOKEN_SIGN_IN, rules::switch)?,
             public_path: sources.parse(&PUBLIC_URL, rules::public_url)?.map(|(_, path)| path).unwrap_or_default(),
             oidc: oidc(&sources)?,
             application_key_limit: required(&sources, &APPLICATION_KEY_LIMIT, |text| rules::number(text, 1, 10_000))?,
@@ -262,7 +306,33 @@ impl Settings {
                 required(&sources, setting, |text| rules::number(text, 1, 100_000_000))?
             },
             renamed,
-        })
+            unknown_variables: Vec::new(),
+            effective: Vec::new(),
+            suspicious: Vec::new(),
+        };
+        let roles_claim = settings.tokens.roles_claim.clone();
+        let mut derived = vec![(&WORKERS, settings.workers.to_string())];
+        derived.extend(roles_claim.map(|claim| (&JWT_ROLES_CLAIM, claim)));
+        settings.effective = effective::effective(&sources, &settings.database, &derived)?;
+        let mut secrets: Vec<_> = SECRETS.iter().map(|(secret, _)| secret.env).collect();
+        if !settings.database.url.has_password() {
+            secrets.retain(|secret| *secret != DATABASE_URL.env);
+        }
+        settings.suspicious = sources.into_warnings(&secrets);
+        Ok(settings)
+    }
+}
+
+/// `TOLLKEY_MIGRATE`. SQLite is migrated on every start, so `false` would be accepted and ignored there.
+fn migrate(sources: &Sources<'_>, database: &Database) -> Result<bool, ConfigError> {
+    let migrate = required(sources, &MIGRATE, rules::switch)?;
+    let is_postgres = database.kind == DatabaseKind::Postgres;
+    match sources.set(&MIGRATE)? {
+        Some(from) if !migrate && !is_postgres => {
+            let rule = "must be true or left out with SQLite, which the server migrates on every start";
+            Err(invalid(&MIGRATE, from, Invalid::new(rule)))
+        }
+        _ => Ok(migrate),
     }
 }
 
@@ -311,13 +381,17 @@ fn database(sources: &Sources<'_>) -> Result<Database, ConfigError> {
 
 fn sealing_secret(sources: &Sources<'_>) -> Result<Option<Secret>, ConfigError> {
     let secret = sources.secret(&SEALING_SECRET, &SEALING_SECRET_FILE)?;
-    secret.map(|(secret, from)| long_enough(&SEALING_SECRET, secret, from)).transpose()
+    secret.map(|(secret, from)| long_enough(sources, &SEALING_SECRET, secret, from)).transpose()
 }
 
 /// A secret of [`HS256_SECRET_MIN`] bytes or more.
-fn long_enough(setting: &Setting, secret: Secret, from: Source) -> Result<Secret, ConfigError> {
+fn long_enough(sources: &Sources<'_>, setting: &Setting, secret: Secret, from: Source) -> Result<Secret, ConfigError> {
     if secret.expose().len() < HS256_SECRET_MIN {
-        return Err(invalid(setting, from, Invalid::new(format!("must have at least {HS256_SECRET_MIN} bytes"))));
+        let rule = format!("must have at least {HS256_SECRET_MIN} bytes; create one with `openssl rand -hex 32`");
+        return Err(invalid(setting, from, Invalid::new(rule)));
+    }
+    if let Some(reason) = warning::weakness(secret.expose()) {
+        sources.warn(Warning::WeakSecret { setting: setting.env, reason });
     }
     Ok(secret)
 }
@@ -327,14 +401,29 @@ fn catalogue(sources: &Sources<'_>) -> Result<Catalogue, ConfigError> {
     let added = sources.parse(&SCOPES, names)?.unwrap_or_default();
     let implied = sources.parse(&COMMERCE_SCOPES, |text| {
         let implied = names(text)?;
-        match implied.iter().find(|name| !added.contains(name)) {
-            Some(name) => Err(Invalid::new(format!("{name:?} must also be in TOLLKEY_SCOPES"))),
+        match implied.iter().position(|name| !added.contains(name)) {
+            Some(at) => Err(Invalid::new(format!("entry {} must also be in TOLLKEY_SCOPES", at + 1))),
             None => Ok(implied),
         }
     })?;
     let implied = implied.unwrap_or_default();
     let mut catalogue = Catalogue::default();
-    sources.parse(&SCOPES, |_| added.iter().try_for_each(|name| catalogue.add(name, implied.contains(name))))?;
+    sources.parse(&SCOPES, |_| {
+        for (at, name) in (1..).zip(&added) {
+            let is_repeated = catalogue.needed([name.as_str()]).is_ok();
+            // The catalogue's own error quotes the entry.
+            catalogue.add(name, implied.contains(name)).map_err(|_| {
+                Invalid::new(if is_repeated {
+                    format!("entry {at} is a built-in scope or repeated; remove it")
+                } else if at > Catalogue::MAX {
+                    format!("must have at most {} scopes, with the built-in ones", Catalogue::MAX)
+                } else {
+                    format!("entry {at} must be 1 to 64 characters out of a-z 0-9 . _ - : and begin with a letter")
+                })
+            })?;
+        }
+        Ok(())
+    })?;
     Ok(catalogue)
 }
 
@@ -369,8 +458,15 @@ fn tokens(sources: &Sources<'_>) -> Result<TokenSettings, ConfigError> {
     }
 
     let source = match (secret, key_file) {
-        (Some((secret, from)), _) => TokenSource::Hs256(long_enough(&JWT_HS256_SECRET, secret, from)?),
-        (None, Some(path)) => TokenSource::PublicKeyFile(path.text.as_str().into()),
+        (Some((secret, from)), _) => TokenSource::Hs256(long_enough(sources, &JWT_HS256_SECRET, secret, from)?),
+        (None, Some(path)) => {
+            // Whether the file can be used is checked when it is used.
+            let path = PathBuf::from(path.text.as_str());
+            if jwt::read_key_file(&path).is_ok_and(|pem| jwt::has_escaped_line_breaks(&pem)) {
+                sources.warn(Warning::EscapedLineBreaks { setting: JWT_PUBLIC_KEY_FILE.env });
+            }
+            TokenSource::PublicKeyFile(path)
+        }
         (None, None) => match sources.parse(&JWT_JWKS_URL, str::parse)? {
             Some(url) => TokenSource::Jwks(url),
             None => TokenSource::Development,
@@ -380,8 +476,8 @@ fn tokens(sources: &Sources<'_>) -> Result<TokenSettings, ConfigError> {
         source,
         issuer,
         audience,
-        account_claim: required(sources, &JWT_ACCOUNT_CLAIM, rules::text)?,
-        roles_claim: match sources.parse(&JWT_ROLES_CLAIM, rules::text)? {
+        account_claim: required(sources, &JWT_ACCOUNT_CLAIM, rules::claim)?,
+        roles_claim: match sources.parse(&JWT_ROLES_CLAIM, rules::claim)? {
             None if !checked_only => Some("roles".to_owned()),
             claim => claim,
         },
@@ -394,8 +490,13 @@ fn oidc(sources: &Sources<'_>) -> Result<Option<OidcSettings>, ConfigError> {
     let client_secret = sources.secret(&OIDC_CLIENT_SECRET, &OIDC_CLIENT_SECRET_FILE)?;
     let public_url = sources.parse(&PUBLIC_URL, rules::public_url)?.map(|(origin, path)| format!("{origin}{path}"));
     let scopes = sources.parse(&OIDC_SCOPES, rules::oidc_scopes)?;
-    let account_claim = required(sources, &OIDC_ACCOUNT_CLAIM, rules::text)?;
-    let roles_claim = sources.parse(&OIDC_ROLES_CLAIM, rules::text)?;
+    let account_claim = required(sources, &OIDC_ACCOUNT_CLAIM, rules::claim)?;
+    let roles_claim = sources.parse(&OIDC_ROLES_CLAIM, rules::claim)?;
+    if let Some((secret, _)) = &client_secret
+        && let Some(reason) = warning::weakness(secret.expose())
+    {
+        sources.warn(Warning::WeakSecret { setting: OIDC_CLIENT_SECRET.env, reason });
+    }
 
     let Some(issuer) = issuer else {
         // The public URL says something by itself; the others mean nothing without a provider.

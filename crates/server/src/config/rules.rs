@@ -6,7 +6,7 @@ use std::{
     str::FromStr,
 };
 
-use tollkey_core::{Invalid, IpList, ceiling::DepthLimit};
+use tollkey_core::{Invalid, IpList, ceiling::DepthLimit, network::parse_network};
 use tracing_subscriber::EnvFilter;
 
 use super::LogFormat;
@@ -65,7 +65,15 @@ pub(super) fn list(text: &str) -> Result<Vec<&str>, Invalid> {
 pub(super) fn trusted_proxies(text: &str) -> Result<Option<IpList>, Invalid> {
     match text {
         "none" => Ok(None),
-        _ => IpList::parse(list(text)?).map(Some),
+        _ => {
+            let entries = list(text)?;
+            // The list's own error quotes the entry.
+            if let Some(at) = entries.iter().position(|entry| parse_network(entry).is_err()) {
+                let rule = "must be a CIDR with host bits of zero, such as 10.0.0.0/8 or 192.0.2.7/32";
+                return Err(Invalid::new(format!("entry {} {rule}", at + 1)));
+            }
+            IpList::parse(entries).map(Some)
+        }
     }
 }
 
@@ -78,16 +86,39 @@ pub(super) fn header_name(text: &str) -> Result<String, Invalid> {
         return Err(Invalid::new("must be the name of a header"));
     }
     if TAKEN_HEADERS.contains(&name.as_str()) || name.starts_with("x-auth-") {
-        return Err(Invalid::new(format!("must be a header of its own; {name} already says something else")));
+        return Err(Invalid::new("must be a header of its own; this one has another meaning"));
     }
     Ok(name)
 }
 
+/// The levels of the log, least first.
+const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+
+/// Directives of `EnvFilter`, of which this is stricter in one thing: that one takes an unknown level for the name of a
+/// module, all of whose events it then writes.
 pub(super) fn log_filter(text: &str) -> Result<String, Invalid> {
-    match EnvFilter::try_new(text) {
-        Ok(_) => Ok(text.to_owned()),
-        Err(error) => Err(Invalid::new(format!("must be log directives: {error}"))),
+    let directives = list(text)?;
+    for (at, directive) in directives.iter().enumerate() {
+        let level = match (directive.rsplit_once(']'), directive.split_once('=')) {
+            // A span, whose fields may have values: the level is behind it, or left out.
+            (Some((_, rest)), _) => rest.strip_prefix('=').unwrap_or("trace"),
+            (None, Some((_, level))) => level,
+            (None, None) => directive,
+        };
+        let is_level = LEVELS.iter().any(|known| known.eq_ignore_ascii_case(level));
+        if !is_level || EnvFilter::try_new(directive).is_err() {
+            let number = if directives.len() > 1 { format!("directive {}: ", at + 1) } else { String::new() };
+            let levels = LEVELS.join(", ");
+            return Err(Invalid::new(if is_level {
+                format!("{number}must be LEVEL, TARGET=LEVEL or TARGET[SPAN{{FIELD=VALUE}}]=LEVEL")
+            } else {
+                format!(
+                    "{number}unknown level; the levels are {levels}, alone or behind a module, as in tollkey_server=debug"
+                )
+            }));
+        }
     }
+    Ok(directives.join(","))
 }
 
 pub(super) fn log_format(text: &str) -> Result<LogFormat, Invalid> {
@@ -98,7 +129,38 @@ pub(super) fn log_format(text: &str) -> Result<LogFormat, Invalid> {
     }
 }
 
+/// A text that is compared with another one, where a character that nobody sees would make a difference.
 pub(super) fn text(text: &str) -> Result<String, Invalid> {
+    clean(text)?;
+    Ok(text.to_owned())
+}
+
+/// Whether a text has nothing that an editor, a shell or an environment file leaves by mistake.
+pub(super) fn clean(text: &str) -> Result<(), Invalid> {
+    // Zero-width characters: a byte order mark, and those that come along with text from a web page.
+    let is_invisible = |c: char| matches!(c, '\u{200b}'..='\u{200f}' | '\u{2060}' | '\u{feff}');
+    let is_quote = |c: char| matches!(c, '"' | '\'' | '`' | '\u{2018}'..='\u{201f}');
+    Err(Invalid::new(if text.contains('\u{feff}') {
+        "must not have a byte order mark; save it as UTF-8 without one"
+    } else if text.trim() != text {
+        "must not begin or end with white space; remove it (one line break at the end of a file is fine)"
+    } else if text.chars().any(|c| c.is_control() || is_invisible(c)) {
+        "must not have control or invisible characters, such as line breaks; remove them"
+    } else if text.starts_with(is_quote) || text.ends_with(is_quote) {
+        "must not begin or end with a quotation mark; remove the quotation marks"
+    } else {
+        return Ok(());
+    }))
+}
+
+/// Where a token has a claim: its name, or the path of a nested one.
+pub(super) fn claim(text: &str) -> Result<String, Invalid> {
+    clean(text)?;
+    // RFC 6901, section 3.
+    let escapes = text.split('~').skip(1).all(|rest| rest.starts_with(['0', '1']));
+    if text.starts_with('/') && !escapes {
+        return Err(Invalid::new("must be a JSON pointer, in which ~0 stands for ~ and ~1 for /"));
+    }
     Ok(text.to_owned())
 }
 
@@ -130,8 +192,11 @@ pub(super) fn public_url(text: &str) -> Result<(String, PublicPath), Invalid> {
 pub(super) fn oidc_scopes(text: &str) -> Result<Vec<String>, Invalid> {
     let is_scope = |entry: &&str| entry.bytes().all(|b| b.is_ascii_graphic() && b != b'"' && b != b'\\');
     let scopes = list(text)?;
-    match scopes.iter().find(|entry| !is_scope(entry)) {
-        Some(entry) => Err(Invalid::new(format!("{entry:?} is no scope"))),
+    match scopes.iter().position(|entry| !is_scope(entry)) {
+        Some(at) => {
+            let rule = "is no scope: it has white space, a quotation mark, a backslash or a character beyond ASCII";
+            Err(Invalid::new(format!("entry {} {rule}; put commas between scopes", at + 1)))
+        }
         None => Ok(scopes.into_iter().filter(|scope| *scope != "openid").map(str::to_owned).collect()),
     }
 }

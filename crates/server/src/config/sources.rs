@@ -1,10 +1,11 @@
 //! Where settings come from: flag, then environment, then file, then default. The first that has one wins.
 
 use std::{
+    cell::RefCell,
     collections::BTreeMap,
     ffi::OsString,
     fmt, fs,
-    io::Read as _,
+    io::{self, Read as _},
     path::{Path, PathBuf},
 };
 
@@ -12,10 +13,14 @@ use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches};
 use tollkey_core::Invalid;
 use zeroize::Zeroizing;
 
-use super::{CONFIG, FORMER, Form, SETTINGS, Secret, Setting};
+use super::{CONFIG, FORMER, Form, SETTINGS, Secret, Setting, Warning, rules, unknown::nearest_field};
 
 /// The most a file with a secret can hold.
 const SECRET_FILE_MAX: u64 = 64 * 1024;
+/// The most a configuration file can hold.
+const CONFIG_FILE_MAX: u64 = 1024 * 1024;
+/// The permission bit that lets every user of the machine read a file.
+const OTHERS_READ: u32 = 0o004;
 
 /// The settings that were given as flags. Flattened into the command line, valid before and after a subcommand.
 #[derive(Clone, Default)]
@@ -152,6 +157,7 @@ pub(super) struct Sources<'a> {
     options: &'a Options,
     env: &'a dyn Fn(&str) -> Option<OsString>,
     file: Option<ConfigFile>,
+    warnings: RefCell<Vec<Warning>>,
 }
 
 impl<'a> Sources<'a> {
@@ -161,13 +167,51 @@ impl<'a> Sources<'a> {
         env: &'a dyn Fn(&str) -> Option<OsString>,
         default_file: &Path,
     ) -> Result<Self, ConfigError> {
-        let mut sources = Self { options, env, file: None };
+        let mut sources = Self { options, env, file: None, warnings: RefCell::default() };
+        let unreadable = |error: &io::Error| Invalid::new(format!("cannot read the file that it names: {error}"));
         sources.file = match sources.get(&CONFIG)? {
-            Some(given) => Some(ConfigFile::read(Path::new(given.text.as_str()))?),
-            None if default_file.exists() => Some(ConfigFile::read(default_file)?),
-            None => None,
+            Some(given) => {
+                let path = Path::new(given.text.as_str());
+                let text = read_config(path).map_err(|error| invalid(&CONFIG, given.from, unreadable(&error)))?;
+                Some(ConfigFile::parse(path, text)?)
+            }
+            None => match read_config(default_file) {
+                Ok(text) => Some(ConfigFile::parse(default_file, text)?),
+                // A link that leads nowhere is no missing file: its settings would be left out silently.
+                Err(error) if error.kind() == io::ErrorKind::NotFound && default_file.symlink_metadata().is_err() => {
+                    None
+                }
+                Err(error) => return Err(file_error(default_file, error.to_string())),
+            },
         };
         Ok(sources)
+    }
+
+    /// The value of a setting that is set, and where; `None` where it has its default.
+    pub(super) fn set(&self, setting: &Setting) -> Result<Option<Source>, ConfigError> {
+        Ok(self.get(setting)?.map(|given| given.from).filter(|from| *from != Source::Default))
+    }
+
+    /// Notes what is probably a mistake.
+    pub(super) fn warn(&self, warning: Warning) {
+        self.warnings.borrow_mut().push(warning);
+    }
+
+    /// What was noted, and whether every user can read a configuration file with one of these settings, which are secrets.
+    pub(super) fn into_warnings(self, secrets: &[&'static str]) -> Vec<Warning> {
+        let mut warnings = self.warnings.into_inner();
+        if let Some(file) = self.file
+            && file.mode & OTHERS_READ != 0
+        {
+            let held =
+                SETTINGS.iter().filter(|it| secrets.contains(&it.env) && file.members.contains_key(&it.member()));
+            warnings.extend(held.map(|it| Warning::ReadableSecret {
+                setting: it.env,
+                path: file.path.clone(),
+                mode: file.mode,
+            }));
+        }
+        warnings
     }
 
     /// The value of a setting, its default included. An empty one is an error wherever it stands, also where
@@ -195,8 +239,16 @@ impl<'a> Sources<'a> {
             .transpose()
     }
 
-    /// A secret, given itself or as the file that holds it. Both at once is an error, whatever the places.
+    /// A secret, set itself or as the file that holds it. Both at once is an error, whatever the places.
     pub(super) fn secret(&self, setting: &Setting, file: &Setting) -> Result<Option<(Secret, Source)>, ConfigError> {
+        let found = self.read_secret(setting, file)?;
+        if let Some((secret, from)) = &found {
+            rules::clean(secret.expose()).map_err(|rule| invalid(setting, from.clone(), rule))?;
+        }
+        Ok(found)
+    }
+
+    fn read_secret(&self, setting: &Setting, file: &Setting) -> Result<Option<(Secret, Source)>, ConfigError> {
         let own = self.get(setting)?;
         let Some(path) = self.get(file)? else {
             return Ok(own.map(|given| (Secret::new(given.text.as_str()), given.from)));
@@ -212,10 +264,11 @@ impl<'a> Sources<'a> {
             });
         }
         let file_path = PathBuf::from(path.text.as_str());
-        match read_secret(&file_path) {
-            Ok(secret) => Ok(Some((secret, Source::File(file_path)))),
-            Err(rule) => Err(invalid(file, path.from, rule)),
+        let (secret, mode) = read_secret(&file_path).map_err(|rule| invalid(file, path.from, rule))?;
+        if mode & OTHERS_READ != 0 {
+            self.warn(Warning::ReadableSecret { setting: setting.env, path: file_path.clone(), mode });
         }
+        Ok(Some((secret, Source::File(file_path))))
     }
 
     fn flag(&self, setting: &Setting) -> Option<Given> {
@@ -247,27 +300,38 @@ pub(super) fn invalid(setting: &Setting, from: Source, rule: Invalid) -> ConfigE
     ConfigError::Invalid { setting: setting.env, from, rule }
 }
 
-/// The configuration file, whose members are all known.
+/// The configuration file, whose fields are all known.
 struct ConfigFile {
     path: PathBuf,
     members: toml::Table,
+    mode: u32,
+}
+
+fn file_error(path: &Path, rule: String) -> ConfigError {
+    ConfigError::File { path: path.to_owned(), rule: Invalid::new(rule) }
+}
+
+/// The text of a configuration file, and the permission bits of the file.
+fn read_config(path: &Path) -> io::Result<(Zeroizing<String>, u32)> {
+    let (text, mode) = read_file(path, CONFIG_FILE_MAX)?;
+    Ok((text, mode))
 }
 
 impl ConfigFile {
-    fn read(path: &Path) -> Result<Self, ConfigError> {
-        let fail = |rule: String| ConfigError::File { path: path.to_owned(), rule: Invalid::new(rule) };
-        let text = fs::read_to_string(path).map(Zeroizing::new).map_err(|error| fail(error.to_string()))?;
+    fn parse(path: &Path, (text, mode): (Zeroizing<String>, u32)) -> Result<Self, ConfigError> {
         let members: toml::Table = toml::from_str(&text).map_err(|error| {
             // Its own text quotes the line, which may hold a secret: say where and what only.
             let at = error.span().map_or(0, |span| span.start);
             let line = text.bytes().take(at).filter(|b| *b == b'\n').count() + 1;
-            fail(format!("line {line}: {}", error.message()))
+            file_error(path, format!("line {line}: {}", error.message()))
         })?;
-        let known: Vec<String> = SETTINGS.iter().map(Setting::member).collect();
-        let former: Vec<String> = FORMER.iter().map(Setting::member).collect();
-        match members.keys().find(|name| !known.contains(name) && !former.contains(name)) {
-            Some(name) => Err(fail(format!("unknown member {name:?}; there are {}", known.join(", ")))),
-            None => Ok(Self { path: path.to_owned(), members }),
+        let is_known = |name: &str| SETTINGS.iter().chain(FORMER).any(|setting| setting.member() == name);
+        match members.keys().find(|name| !is_known(name)) {
+            Some(name) => {
+                let shown: String = name.chars().take(64).collect();
+                Err(file_error(path, format!("unknown field {shown:?}; did you mean {:?}?", nearest_field(name))))
+            }
+            None => Ok(Self { path: path.to_owned(), members, mode }),
         }
     }
 }
@@ -291,19 +355,40 @@ fn as_text(form: Form, value: &toml::Value) -> Result<String, Invalid> {
     }
 }
 
-/// The text of a file, without the line break that editors and secret stores leave at its end.
-fn read_secret(path: &Path) -> Result<Secret, Invalid> {
-    let fail = |rule: String| Invalid::new(format!("file {}: {rule}", path.display()));
-    let file = fs::File::open(path).map_err(|error| fail(error.to_string()))?;
+/// The text of a file of at most that many bytes, and its permission bits.
+fn read_file(path: &Path, max: u64) -> io::Result<(Zeroizing<String>, u32)> {
+    let file = fs::File::open(path)?;
+    let mode = mode(&file.metadata()?);
     let mut text = Zeroizing::new(String::new());
-    file.take(SECRET_FILE_MAX + 1).read_to_string(&mut text).map_err(|error| fail(error.to_string()))?;
-    if text.len() as u64 > SECRET_FILE_MAX {
-        return Err(fail(format!("is larger than {SECRET_FILE_MAX} bytes")));
+    file.take(max + 1).read_to_string(&mut text).map_err(|error| match error.kind() {
+        io::ErrorKind::InvalidData => io::Error::other("it is not UTF-8; save it as UTF-8 without a byte order mark"),
+        _ => error,
+    })?;
+    if text.len() as u64 > max {
+        return Err(io::Error::other(format!("it is larger than {max} bytes")));
     }
-    let line = text.strip_suffix('\n').unwrap_or(&text);
-    let line = line.strip_suffix('\r').unwrap_or(line);
+    Ok((text, mode))
+}
+
+#[cfg(unix)]
+fn mode(metadata: &fs::Metadata) -> u32 {
+    std::os::unix::fs::PermissionsExt::mode(&metadata.permissions()) & 0o777
+}
+
+#[cfg(not(unix))]
+fn mode(_: &fs::Metadata) -> u32 {
+    0
+}
+
+/// The secret in a file, without the one line break that editors and secret stores leave at its end, and the permission
+/// bits of the file. The error does not name the path: it is a secret where the variable was taken for its sibling
+/// without `_FILE`.
+fn read_secret(path: &Path) -> Result<(Secret, u32), Invalid> {
+    let (text, mode) = read_file(path, SECRET_FILE_MAX)
+        .map_err(|error| Invalid::new(format!("cannot read the file that it names: {error}")))?;
+    let line = text.strip_suffix("\r\n").or_else(|| text.strip_suffix('\n')).unwrap_or(&text);
     if line.trim().is_empty() {
-        return Err(fail("is empty".into()));
+        return Err(Invalid::new("the file that it names is empty; write the secret into it"));
     }
-    Ok(Secret::new(line))
+    Ok((Secret::new(line), mode))
 }

@@ -70,6 +70,7 @@ fn defaults_are_those_of_the_contract() {
     assert_eq!(settings.catalogue, Catalogue::default());
     assert_eq!((settings.cache_bytes, settings.cached_keys), (256 * 1024 * 1024, 1_000_000));
     assert_eq!(settings.renamed, []);
+    assert_eq!(settings.warnings().collect::<Vec<_>>(), []);
 }
 
 #[test]
@@ -97,7 +98,17 @@ fn flags_stand_before_or_after_the_subcommand() {
 fn a_switch_means_true_when_it_stands_alone() {
     assert!(resolve(&["--migrate"], &[], None).unwrap().migrate);
     assert!(resolve(&["--migrate", "serve"], &[], None).unwrap().migrate);
-    assert!(!resolve(&["--migrate=false"], &[("TOLLKEY_MIGRATE", "true")], None).unwrap().migrate);
+    let postgres = [("TOLLKEY_MIGRATE", "true"), ("DATABASE_URL", "postgres://localhost/keys")];
+    assert!(!resolve(&["--migrate=false"], &postgres, None).unwrap().migrate);
+}
+
+#[test]
+fn migration_cannot_be_turned_off_on_sqlite() {
+    for (flags, file) in [(&["--migrate=false"][..], None), (&[], Some("migrate = false"))] {
+        let error = resolve(flags, &[], file).unwrap_err();
+        assert!(error.contains("must be true or left out with SQLite"), "{error}");
+    }
+    assert!(resolve(&[], &[], Some("migrate = false\ndatabase_url = 'postgres://localhost/keys'")).is_ok());
 }
 
 #[test]
@@ -188,9 +199,9 @@ fn the_file_can_hold_every_setting_in_the_type_that_fits() {
 #[test]
 fn the_file_refuses_what_it_does_not_know() {
     for (file, expected) in [
-        ("lisen = \"127.0.0.1:1\"", "unknown member \"lisen\""),
+        ("lisen = \"127.0.0.1:1\"", "unknown field \"lisen\"; did you mean \"listen\"?"),
         ("[listen]\nport = 1", "TOLLKEY_LISTEN"),
-        ("config = \"x\"", "unknown member \"config\""),
+        ("config = \"x\"", "unknown field \"config\""),
         ("workers = \"2\"", "must be an integer"),
         ("listen = 8080", "must be a string"),
         ("migrate = \"yes\"", "must be true or false"),
@@ -225,7 +236,24 @@ fn a_named_file_must_be_there() {
     assert_eq!(resolve(&["--config", &path], &[], Some("workers = 1")).unwrap().workers, 7);
     assert_eq!(environment(&[("TOLLKEY_CONFIG", &path)]).unwrap().workers, 7);
     let error = environment(&[("TOLLKEY_CONFIG", "missing.toml")]).unwrap_err();
-    assert!(error.starts_with("configuration file missing.toml: "), "{error}");
+    assert!(error.starts_with("TOLLKEY_CONFIG (environment): cannot read the file that it names: "), "{error}");
+}
+
+#[cfg(unix)]
+#[test]
+fn unreadable_default_file_is_not_passed_over() {
+    let directory = tempfile::tempdir().unwrap();
+    let (link, folder) = (directory.path().join("link.toml"), directory.path().join("folder.toml"));
+    std::os::unix::fs::symlink("nowhere", &link).unwrap();
+    fs::create_dir(&folder).unwrap();
+    let latin1 = directory.path().join("latin1.toml");
+    fs::write(&latin1, b"log = \"caf\xe9\"").unwrap();
+    for path in [link, folder, latin1] {
+        let error = Settings::resolve(&Options::default(), &|_| None, &path).unwrap_err().to_string();
+        assert!(error.starts_with(&format!("configuration file {}: ", path.display())), "{error}");
+    }
+    let missing = directory.path().join("missing.toml");
+    assert!(Settings::resolve(&Options::default(), &|_| None, &missing).is_ok());
 }
 
 #[test]
@@ -245,19 +273,27 @@ fn rules() {
         ("TOLLKEY_CACHED_KEYS", "0", "must be a whole number"),
         ("TOLLKEY_REMEMBERED_KEYS", "0", "must be a whole number"),
         ("TOLLKEY_MIGRATE", "1", "must be true or false"),
-        ("TOLLKEY_TRUSTED_PROXIES", "10.0.0.1", "did you mean 10.0.0.1/32?"),
-        ("TOLLKEY_TRUSTED_PROXIES", "10.0.0.1/8", "has host bits set"),
+        ("TOLLKEY_TRUSTED_PROXIES", "10.0.0.1", "entry 1 must be a CIDR with host bits of zero"),
+        ("TOLLKEY_TRUSTED_PROXIES", "127.0.0.0/8,10.0.0.1/8", "entry 2 must be a CIDR with host bits of zero"),
         ("TOLLKEY_TRUSTED_PROXIES", "10.0.0.0/8,", "must not have an empty entry"),
         ("TOLLKEY_MERCHANT_HEADER", "x merchant", "must be the name of a header"),
-        ("TOLLKEY_MERCHANT_HEADER", "Authorization", "already says something else"),
-        ("TOLLKEY_MERCHANT_HEADER", "X-Auth-Key-Id", "already says something else"),
+        ("TOLLKEY_MERCHANT_HEADER", "Authorization", "this one has another meaning"),
+        ("TOLLKEY_MERCHANT_HEADER", "X-Auth-Key-Id", "this one has another meaning"),
         ("TOLLKEY_CREDENTIAL_HEADERS", "cookie", "must be some of authorization, x-api-key, x-commerce-api-key"),
         ("TOLLKEY_CREDENTIAL_HEADERS", "x-api-key,", "must not have an empty entry"),
         ("TOLLKEY_CREDENTIAL_HEADERS", "x-api-key,x-api-keys", "must be some of authorization"),
         ("TOLLKEY_ROUTE_BASE", "api", "must begin with a slash, such as /api"),
         ("TOLLKEY_ROUTE_BASE", "/api//", "must be a path such as /api"),
         ("TOLLKEY_ROUTE_BASE", "/a/../b", "must be a path such as /api"),
-        ("TOLLKEY_LOG", "info,=", "must be log directives"),
+        ("TOLLKEY_LOG", "info,=", "directive 2: unknown level"),
+        ("TOLLKEY_LOG", "infoo", "unknown level; the levels are off, error, warn, info, debug, trace"),
+        ("TOLLKEY_LOG", "5", "unknown level"),
+        ("TOLLKEY_LOG", "info,tollkey_server", "directive 2: unknown level"),
+        ("TOLLKEY_LOG", "tollkey_server=verbose", "unknown level"),
+        ("TOLLKEY_LOG", "tollkey_server=", "unknown level"),
+        ("TOLLKEY_LOG", "info,[span]=loud", "directive 2: unknown level"),
+        ("TOLLKEY_LOG", "info,[span{}=debug", "directive 2: must be LEVEL, TARGET=LEVEL or"),
+        ("TOLLKEY_LOG", "info,", "must not have an empty entry"),
         ("TOLLKEY_LOG_FORMAT", "xml", "must be pretty or json"),
         ("TOLLKEY_DATABASE_WAIT_SECONDS", "-1", "must be a whole number from 0 to 3600"),
         ("TOLLKEY_DATABASE_WAIT_SECONDS", "3601", "must be a whole number from 0 to 3600"),
@@ -267,9 +303,10 @@ fn rules() {
         ("DATABASE_URL", "tollkey.db", "must begin with sqlite:// or postgres://"),
         ("DATABASE_URL", "sqlite://", "must name a file"),
         ("DATABASE_URL", "sqlite://a.db?mode=ro", "must name a file"),
-        ("TOLLKEY_SCOPES", "Refunds", "must be 1 to 64 characters"),
-        ("TOLLKEY_SCOPES", "links:read", "is there already"),
-        ("TOLLKEY_COMMERCE_SCOPES", "refunds:read", "must also be in TOLLKEY_SCOPES"),
+        ("TOLLKEY_SCOPES", "Refunds", "entry 1 must be 1 to 64 characters"),
+        ("TOLLKEY_SCOPES", "refunds:read,links:read", "entry 2 is a built-in scope or repeated"),
+        ("TOLLKEY_SCOPES", "refunds:read,refunds:read", "entry 2 is a built-in scope or repeated"),
+        ("TOLLKEY_COMMERCE_SCOPES", "refunds:read", "entry 1 must also be in TOLLKEY_SCOPES"),
         ("TOLLKEY_JWT_JWKS_URL", "http://issuer.example/jwks", "must be https"),
         ("TOLLKEY_JWT_JWKS_URL", "https://u:p@issuer.example/jwks", "must not have a user name or password"),
         ("TOLLKEY_JWT_JWKS_URL", "issuer.example", "must be a URL"),
@@ -352,21 +389,284 @@ fn a_file_without_a_secret_is_refused() {
         let error = environment(&[("TOLLKEY_JWT_HS256_SECRET_FILE", &path)]).unwrap_err();
         assert!(error.contains("is empty"), "{error}");
     }
-    let error = environment(&[("DATABASE_URL_FILE", "missing")]).unwrap_err();
-    assert!(error.starts_with("DATABASE_URL_FILE (environment): file missing: "), "{error}");
+    // The secret itself, in the variable that takes the path of its file.
+    let error = environment(&[("DATABASE_URL_FILE", "canary")]).unwrap_err();
+    assert!(error.starts_with("DATABASE_URL_FILE (environment): cannot read the file that it names: "), "{error}");
+    assert!(!error.contains("canary"), "{error}");
     let (_directory, path) = secret_file(&"x".repeat(70_000));
     let error = environment(&[("DATABASE_URL_FILE", &path)]).unwrap_err();
     assert!(error.contains("is larger than"), "{error}");
+    let utf16: Vec<u8> = "canary".encode_utf16().flat_map(u16::to_le_bytes).collect();
+    fs::write(&path, [&[0xff, 0xfe], utf16.as_slice()].concat()).unwrap();
+    let error = environment(&[("TOLLKEY_JWT_HS256_SECRET_FILE", &path)]).unwrap_err();
+    assert!(error.contains("it is not UTF-8"), "{error}");
+}
+
+/// What surrounds a secret by mistake, and the rule that rejects it.
+const STRAY: [(&str, &str, &str); 12] = [
+    (" ", "", "white space"),
+    ("", " ", "white space"),
+    ("\t", "", "white space"),
+    ("", "\n\n", "white space"),
+    ("", "\u{a0}", "white space"),
+    ("\u{feff}", "", "byte order mark"),
+    ("\"", "\"", "quotation mark"),
+    ("'", "'", "quotation mark"),
+    ("", "\u{201d}", "quotation mark"),
+    ("", "\u{1b}[0m", "control"),
+    ("", "\u{200b}", "control or invisible"),
+    ("two\nlines", "", "control"),
+];
+
+#[test]
+fn stray_characters_of_a_secret_are_rejected() {
+    let secrets = [
+        ("DATABASE_URL", "postgres://tollkey:canary@db.example/keys".to_owned()),
+        ("TOLLKEY_JWT_HS256_SECRET", canary()),
+        ("TOLLKEY_SEALING_SECRET", canary()),
+        ("TOLLKEY_OIDC_CLIENT_SECRET", canary()),
+    ];
+    assert_eq!(secrets.len(), SECRETS.len());
+    for (name, secret) in secrets {
+        let others = |variable: (&'static str, String)| {
+            let mut variables: Vec<(&str, String)> = PROVIDER.map(|(name, value)| (name, value.to_owned())).to_vec();
+            variables.push(variable);
+            variables
+        };
+        let judged = |variables: &[(&'static str, String)], file: Option<&str>| {
+            let variables: Vec<(&str, &str)> = variables.iter().map(|(name, value)| (*name, value.as_str())).collect();
+            resolve(&[], &variables, file)
+        };
+        let file_name = SECRETS.iter().find(|(own, _)| own.env == name).unwrap().1.env;
+        for (before, behind, rule) in STRAY {
+            let text = format!("{before}{secret}{behind}");
+            let (_directory, path) = secret_file(&format!("{text}\n"));
+            let toml = format!("{} = {}", name.trim_start_matches("TOLLKEY_").to_lowercase(), serde_json::json!(text));
+            let from_file = (path.clone(), judged(&others((file_name, path)), None));
+            for (place, result) in [
+                ("environment".to_owned(), judged(&others((name, text.clone())), None)),
+                from_file,
+                (
+                    "tollkey.toml".to_owned(),
+                    judged(&PROVIDER.map(|(name, value)| (name, value.to_owned())), Some(&toml)),
+                ),
+            ] {
+                let error = result.err().unwrap_or_else(|| panic!("{name} {text:?} from {place} is accepted"));
+                assert!(error.starts_with(&format!("{name} (")) && error.contains(&place), "{text:?}: {error}");
+                assert!(error.contains(rule) && !error.contains("canary"), "{text:?}: {error}");
+            }
+        }
+        // One line break at the end of a file, of either kind, and no more than one.
+        for (behind, is_good) in
+            [("", true), ("\n", true), ("\r\n", true), ("\r", false), ("\n\n", false), ("\n\r", false)]
+        {
+            let (_directory, path) = secret_file(&format!("{secret}{behind}"));
+            assert_eq!(judged(&others((file_name, path)), None).is_ok(), is_good, "{name} {behind:?}");
+        }
+    }
+}
+
+#[test]
+fn database_url_flag_follows_the_rules_of_secrets() {
+    let error = resolve(&["--database-url", "sqlite://canary.db "], &[], None).unwrap_err();
+    assert!(error.starts_with("DATABASE_URL (flag --database-url): must not begin or end with white space"), "{error}");
+    assert!(!error.contains("canary"), "{error}");
+}
+
+/// One bad value of every setting. Its error names the variable and the rule, and does not show the value.
+#[test]
+fn every_setting_has_a_rule_that_hides_its_value() {
+    let long = "canary".repeat(20);
+    let rows: &[(&str, &str, &str)] = &[
+        ("TOLLKEY_LISTEN", "canary:80", "must be an address and a port"),
+        ("DATABASE_URL", "canary://x", "must begin with sqlite:// or postgres://"),
+        ("DATABASE_URL_FILE", "canary", "cannot read the file that it names"),
+        ("TOLLKEY_DATABASE_POOL", "canary", "must be a whole number from 1 to 1000"),
+        ("TOLLKEY_MIGRATE", "canary", "must be true or false"),
+        ("TOLLKEY_WORKERS", "canary", "must be a whole number from 1 to 1024"),
+        ("TOLLKEY_MAX_CONNECTIONS", "canary", "must be a whole number from 1 to 1000000"),
+        ("TOLLKEY_METRICS_LISTEN", "canary", "must be an address and a port"),
+        ("TOLLKEY_TRUSTED_PROXIES", "10.0.0.0/8,canary", "entry 2 must be a CIDR"),
+        ("TOLLKEY_MERCHANT_HEADER", "x canary", "must be the name of a header"),
+        ("TOLLKEY_ROUTE_BASE", "canary", "must begin with a slash"),
+        ("TOLLKEY_LOG", "canary", "unknown level; the levels are off, error, warn, info, debug, trace"),
+        ("TOLLKEY_LOG_FORMAT", "canary", "must be pretty or json"),
+        ("TOLLKEY_JWT_HS256_SECRET", "canary", "must have at least 32 bytes"),
+        ("TOLLKEY_JWT_HS256_SECRET_FILE", "canary", "cannot read the file that it names"),
+        ("TOLLKEY_JWT_PUBLIC_KEY_FILE", " ", "must not be empty"),
+        ("TOLLKEY_JWT_JWKS_URL", "canary", "must be a URL"),
+        ("TOLLKEY_JWT_ISSUER", " canary", "must not begin or end with white space"),
+        ("TOLLKEY_JWT_AUDIENCE", "'canary'", "must not begin or end with a quotation mark"),
+        ("TOLLKEY_JWT_ACCOUNT_CLAIM", "canary\n", "must not begin or end with white space"),
+        ("TOLLKEY_JWT_ROLES_CLAIM", "/canary/~2", "must be a JSON pointer"),
+        ("TOLLKEY_SEALING_SECRET", "canary", "must have at least 32 bytes"),
+        ("TOLLKEY_SEALING_SECRET_FILE", "canary", "cannot read the file that it names"),
+        ("TOLLKEY_DASHBOARD_TOKEN_SIGN_IN", "canary", "must be true or false"),
+        ("TOLLKEY_PUBLIC_URL", "canary", "must be a URL"),
+        ("TOLLKEY_OIDC_ISSUER", "http://canary.example", "must be https"),
+        ("TOLLKEY_OIDC_CLIENT_ID", "\"canary\"", "must not begin or end with a quotation mark"),
+        ("TOLLKEY_OIDC_CLIENT_SECRET", "canary\u{feff}", "must not have a byte order mark"),
+        ("TOLLKEY_OIDC_CLIENT_SECRET_FILE", "canary", "cannot read the file that it names"),
+        ("TOLLKEY_OIDC_SCOPES", "profile,can ary", "entry 2 is no scope"),
+        ("TOLLKEY_OIDC_ACCOUNT_CLAIM", "canary ", "must not begin or end with white space"),
+        ("TOLLKEY_OIDC_ROLES_CLAIM", "/canary~", "must be a JSON pointer"),
+        ("TOLLKEY_APPLICATION_KEY_LIMIT", "canary", "must be a whole number"),
+        ("TOLLKEY_ACCOUNT_KEY_LIMIT", "canary", "must be a whole number"),
+        ("TOLLKEY_KEY_DEPTH_LIMIT", "canary", "must be a whole number from 0 to 8"),
+        ("TOLLKEY_SCOPES", "Canary", "entry 1 must be 1 to 64 characters"),
+        ("TOLLKEY_COMMERCE_SCOPES", "canary", "entry 1 must also be in TOLLKEY_SCOPES"),
+        ("TOLLKEY_CACHE_BYTES", "canary", "must be a whole number"),
+        ("TOLLKEY_CACHED_KEYS", "canary", "must be a whole number"),
+        ("TOLLKEY_REMEMBERED_KEYS", "canary", "must be a whole number"),
+        ("TOLLKEY_CONFIG", "canary", "cannot read the file that it names"),
+        ("TOLLKEY_JWT_ISSUER", &long, ""),
+    ];
+    for (variable, value, rule) in rows {
+        let others = [("TOLLKEY_JWT_ISSUER", "i"), ("TOLLKEY_JWT_AUDIENCE", "a")];
+        let others = PROVIDER.into_iter().chain(others).filter(|(name, _)| name != variable);
+        let variables: Vec<_> = others.chain([(*variable, *value)]).collect();
+        if rule.is_empty() {
+            assert!(environment(&variables).is_ok(), "{variable}");
+            continue;
+        }
+        let error = environment(&variables).unwrap_err();
+        assert!(error.starts_with(&format!("{variable} (environment): ")), "{variable}: {error}");
+        assert!(error.contains(rule) && !error.to_lowercase().contains("canary"), "{variable}: {error}");
+    }
+    let unlisted: Vec<_> =
+        SETTINGS.iter().filter(|setting| rows.iter().all(|(variable, ..)| *variable != setting.env)).collect();
+    assert!(unlisted.is_empty(), "a row for each setting: {unlisted:?}");
+}
+
+#[test]
+fn log_directives_are_accepted() {
+    for (text, filter) in [
+        ("info", "info"),
+        ("WARN", "WARN"),
+        ("off", "off"),
+        ("info,tollkey_server=debug", "info,tollkey_server=debug"),
+        ("warn, tollkey::http=Off", "warn,tollkey::http=Off"),
+        (
+            "info,tollkey_server[request]=trace,[span{field=value}]=debug,tollkey_store[query]",
+            "info,tollkey_server[request]=trace,[span{field=value}]=debug,tollkey_store[query]",
+        ),
+    ] {
+        assert_eq!(environment(&[("TOLLKEY_LOG", text)]).unwrap().log.filter, filter);
+    }
+}
+
+#[test]
+fn dashboard_accepts_tokens_as_set() {
+    let setting = |value| environment(&[("TOLLKEY_DASHBOARD_TOKEN_SIGN_IN", value)]).unwrap().dashboard_token_sign_in;
+    assert_eq!(environment(&[]).unwrap().dashboard_token_sign_in, None);
+    assert_eq!((setting("true"), setting("false")), (Some(true), Some(false)));
+}
+
+#[cfg(unix)]
+#[test]
+fn secret_that_every_user_can_read_is_a_warning() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let chmod = |path: &str, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    let secret = "3f9a1c27b9d04e86512fa77c0b9d3e158";
+    for (mode, warns) in [(0o600, false), (0o640, false), (0o644, true), (0o604, true), (0o444, true)] {
+        let (_directory, path) = secret_file(secret);
+        chmod(&path, mode);
+        let settings = environment(&[("TOLLKEY_JWT_HS256_SECRET_FILE", &path)]).unwrap();
+        let expected = Warning::ReadableSecret { setting: "TOLLKEY_JWT_HS256_SECRET", path: path.clone().into(), mode };
+        let warnings: Vec<_> = settings.warnings().collect();
+        assert_eq!(warnings, if warns { vec![expected] } else { Vec::new() }, "{mode:o}");
+        if warns {
+            let text = warnings[0].to_string();
+            assert!(text.contains(&format!("(mode {mode:o}); use chmod 600")) && !text.contains(secret), "{text}");
+        }
+
+        // A configuration file, if there is a secret in it.
+        for (text, is_secret) in [
+            (format!("jwt_hs256_secret = '{secret}'"), true),
+            ("database_url = 'postgres://me:canary@db.example/keys'".to_owned(), true),
+            ("database_url = 'postgres://me@db.example/keys'\nlog = 'warn'".to_owned(), false),
+        ] {
+            let (_directory, path) = secret_file(&text);
+            chmod(&path, mode);
+            let warnings = environment(&[("TOLLKEY_CONFIG", &path)]).unwrap().warnings().count();
+            assert_eq!(warnings, usize::from(warns && is_secret), "{mode:o} {text}");
+        }
+    }
+}
+
+#[test]
+fn weak_secret_is_a_warning() {
+    let weak = "a".repeat(40);
+    for name in ["TOLLKEY_JWT_HS256_SECRET", "TOLLKEY_SEALING_SECRET", "TOLLKEY_OIDC_CLIENT_SECRET"] {
+        let variables: Vec<_> = PROVIDER.into_iter().chain([(name, weak.as_str())]).collect();
+        let warnings: Vec<_> = environment(&variables).unwrap().warnings().collect();
+        let reason = "is one repeated character";
+        assert_eq!(warnings, [Warning::WeakSecret { setting: name, reason }]);
+        assert!(!warnings[0].to_string().contains(&weak));
+    }
+}
+
+#[test]
+fn public_key_on_one_line_is_a_warning() {
+    for (text, expected) in
+        [("-----BEGIN PUBLIC KEY-----\\nEXAMPLE\\n", 1), ("-----BEGIN PUBLIC KEY-----\nEXAMPLE\n", 0)]
+    {
+        let (_directory, path) = secret_file(text);
+        let warnings: Vec<_> = environment(&[
+            ("TOLLKEY_JWT_PUBLIC_KEY_FILE", &path),
+            ("TOLLKEY_JWT_ISSUER", "i"),
+            ("TOLLKEY_JWT_AUDIENCE", "a"),
+        ])
+        .unwrap()
+        .warnings()
+        .collect();
+        assert_eq!(warnings.len(), expected, "{warnings:?}");
+    }
+}
+
+#[test]
+fn effective_settings_have_a_source_and_no_secret() {
+    let secret = canary();
+    let (_directory, path) = secret_file(&format!("{secret}\n"));
+    let settings = resolve(
+        &["--listen", "127.0.0.1:1"],
+        &[
+            ("DATABASE_URL", "postgres://me:canary@db.example/keys"),
+            ("TOLLKEY_JWT_HS256_SECRET_FILE", &path),
+            ("TOLLKEY_LOG", "warn"),
+        ],
+        Some(&format!("sealing_secret = '{secret}'\nlog_format = 'json'")),
+    )
+    .unwrap();
+    let shown = |name: &str| {
+        let setting = settings.effective.iter().find(|setting| setting.name == name).unwrap();
+        (setting.value.clone(), setting.from.to_string())
+    };
+    let some = |text: &str| Some(text.to_owned());
+    assert_eq!(settings.effective.len(), SETTINGS.len());
+    assert_eq!(shown("TOLLKEY_LISTEN"), (some("127.0.0.1:1"), "flag --listen".into()));
+    assert_eq!(shown("TOLLKEY_LOG"), (some("warn"), "environment".into()));
+    assert_eq!(shown("TOLLKEY_MERCHANT_HEADER"), (some("x-merchant-id"), "default".into()));
+    assert_eq!(shown("TOLLKEY_METRICS_LISTEN"), (None, "default".into()));
+    assert_eq!(shown("TOLLKEY_JWT_ROLES_CLAIM"), (some("roles"), "default".into()));
+    assert_eq!(shown("TOLLKEY_WORKERS").0, Some(settings.workers.to_string()));
+    assert_eq!(shown("DATABASE_URL"), (some("postgres://db.example/keys"), "environment".into()));
+    assert_eq!(shown("TOLLKEY_JWT_HS256_SECRET"), (some("(hidden)"), path.clone()));
+    assert_eq!(shown("TOLLKEY_JWT_HS256_SECRET_FILE"), (Some(path.clone()), "environment".into()));
+    let (value, from) = shown("TOLLKEY_SEALING_SECRET");
+    assert!(value == some("(hidden)") && from.ends_with("tollkey.toml"), "{from}");
+    assert!(shown("TOLLKEY_LOG_FORMAT").1.ends_with("tollkey.toml"));
+    assert!(!format!("{:?}", settings.effective).contains("canary"));
 }
 
 #[test]
 fn no_error_and_no_debug_shows_a_secret() {
     let short = &canary()[..31];
     let error = environment(&[("TOLLKEY_JWT_HS256_SECRET", short)]).unwrap_err();
-    assert_eq!(error, "TOLLKEY_JWT_HS256_SECRET (environment): must have at least 32 bytes");
+    assert!(error.starts_with("TOLLKEY_JWT_HS256_SECRET (environment): must have at least 32 bytes"), "{error}");
     let (_directory, path) = secret_file(short);
     let error = environment(&[("TOLLKEY_JWT_HS256_SECRET_FILE", &path)]).unwrap_err();
-    assert!(error.ends_with("must have at least 32 bytes") && !error.contains("canary"), "{error}");
+    assert!(error.contains("must have at least 32 bytes; create one with") && !error.contains("canary"), "{error}");
     for url in ["mysql://u:canary@h/d", "sqlite://canary?x", "canary"] {
         assert!(!environment(&[("DATABASE_URL", url)]).unwrap_err().contains("canary"));
     }
@@ -519,7 +819,7 @@ fn rules_of_a_provider() {
         ("TOLLKEY_PUBLIC_URL", "https:///keys.example.com", "must be written in full"),
         ("TOLLKEY_PUBLIC_URL", "https:keys.example.com/keys", "must be written in full"),
         ("TOLLKEY_PUBLIC_URL", "https://keys.example.com/api", "must not have a path that the server uses itself"),
-        ("TOLLKEY_OIDC_SCOPES", "profile email", "is no scope"),
+        ("TOLLKEY_OIDC_SCOPES", "profile email", "entry 1 is no scope"),
         ("TOLLKEY_OIDC_SCOPES", "profile,", "must not have an empty entry"),
     ] {
         let mut variables: Vec<_> = PROVIDER.into_iter().filter(|(name, _)| *name != variable).collect();

@@ -5,7 +5,10 @@ use std::fs;
 use clap::Parser;
 
 use super::*;
-use crate::{caller::jwt::TokenVerifier, config::Options};
+use crate::{
+    caller::jwt::TokenVerifier,
+    config::{Options, UnknownVariable},
+};
 
 #[derive(Parser)]
 struct Cli {
@@ -46,6 +49,18 @@ fn it_is_for_sqlite_and_a_loopback_address_only() {
     for listen in ["127.0.0.1:0", "127.9.9.9:0", "[::1]:0", "[::ffff:127.0.0.1]:0"] {
         entered(&settings(&["--listen", listen, "--database-url", "sqlite://:memory:"])).unwrap();
     }
+}
+
+#[test]
+fn unknown_variable_keeps_it_from_starting() {
+    let directory = tempfile::tempdir().unwrap();
+    let unknown = UnknownVariable { name: "TOLLKEY_JWT_HS256_SECRT".to_owned(), nearest: "TOLLKEY_JWT_HS256_SECRET" };
+    let mut settings = on_file(directory.path());
+    settings.unknown_variables = vec![unknown];
+    let error = entered(&settings).unwrap_err().to_string();
+    assert!(error.contains("TOLLKEY_JWT_HS256_SECRT is set; did you mean TOLLKEY_JWT_HS256_SECRET?"), "{error}");
+    assert!(matches!(signing_secret(&settings), Err(DevModeError::UnknownVariable { .. })));
+    assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0, "nothing is created");
 }
 
 #[test]
@@ -157,6 +172,10 @@ async fn the_message_has_a_line_that_works_when_pasted() {
         let verifier = TokenVerifier::open(&settings.tokens, Some(mode.secret())).unwrap();
         let claims = verifier.verify(token, now()).await.unwrap();
         assert_eq!(claims.account.unwrap().as_str(), EXAMPLE_ACCOUNT);
+
+        let link = message.lines().find_map(|line| line.strip_prefix("Dashboard:  ")).unwrap();
+        let code = link.strip_prefix("http://127.0.0.1:4711/dashboard/sign-in/link?code=").unwrap();
+        assert!(mode.links(now()).unwrap().follow(code, now()).is_some(), "{link}");
         assert!(claims.roles.is_empty());
 
         let body = message.split(" -d '").nth(1).unwrap().trim_end().trim_end_matches('\'');

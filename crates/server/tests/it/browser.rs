@@ -185,7 +185,7 @@ async fn a_first_key_from_the_printed_link_to_its_revocation() {
     // The link was for once.
     browser.open(&link).await;
     browser.arrives("/dashboard/sign-in/link").await;
-    browser.reads("main", "This link was used before, or is older than five minutes.").await;
+    browser.reads("main", "This link was used before, is older than five minutes,").await;
     world.end().await;
 }
 
@@ -396,7 +396,8 @@ async fn a_session_that_is_over_leads_to_the_door_and_back() {
     browser.driver().switch_to_window(second).await.expect("another window");
     world.open("/dashboard/keys").await;
     browser.press("Sign out").await;
-    browser.arrives("/dashboard/sign-in").await;
+    browser.arrives("/dashboard/signed-out").await;
+    browser.reads("main", "You are signed out.").await;
     browser.driver().close_window().await.expect("one window");
     browser.driver().switch_to_window(first).await.expect("the first window");
     browser.press("Settings").await;
@@ -407,7 +408,7 @@ async fn a_session_that_is_over_leads_to_the_door_and_back() {
     // Nobody sees by going back what was there before.
     world.open(&format!("/dashboard/keys/{}", key.id)).await;
     browser.press("Sign out").await;
-    browser.arrives("/dashboard/sign-in").await;
+    browser.arrives("/dashboard/signed-out").await;
     assert!(browser.driver().get_all_cookies().await.expect("cookies").iter().all(|one| !one.name.contains("session")));
     browser.back().await;
     browser.arrives("/dashboard/sign-in?next=").await;
@@ -706,7 +707,7 @@ async fn all_of_it_works_without_script() {
     assert_eq!(world.status_of(&secret).await, 401);
 
     browser.press("Sign out").await;
-    browser.arrives("/dashboard/sign-in").await;
+    browser.arrives("/dashboard/signed-out").await;
     world.sign_in_by(&world.token).await;
     browser.arrives("/dashboard/keys").await;
     world.end().await;

@@ -13,7 +13,18 @@ use crate::{
 #[actix_web::test]
 async fn help_names_every_command_and_setting() {
     let help = Tollkey::bare().answer(&["--help"]).await;
-    for command in ["serve", "migrate", "token", "service-key", "openapi", "audit", "account", "healthcheck"] {
+    for command in [
+        "serve",
+        "migrate",
+        "token",
+        "service-key",
+        "openapi",
+        "audit",
+        "account",
+        "healthcheck",
+        "config",
+        "dashboard-link",
+    ] {
         assert!(help.lines().any(|line| line.trim_start().starts_with(&format!("{command} "))), "{command}: {help}");
     }
     for setting in tollkey_server::config::SETTINGS {
@@ -535,11 +546,14 @@ async fn settings_that_cannot_be_are_one_sentence() {
             &["TOLLKEY_JWT_PUBLIC_KEY_FILE", "TOLLKEY_JWT_JWKS_URL", "exclude each other"],
         ),
         (bare().with("TOLLKEY_JWT_PUBLIC_KEY_FILE", "a.pem"), &["TOLLKEY_JWT_ISSUER must be set"]),
-        (bare().with("TOLLKEY_JWT_HS256_SECRET_FILE", "nowhere"), &["TOLLKEY_JWT_HS256_SECRET_FILE", "nowhere"]),
+        (
+            bare().with("TOLLKEY_JWT_HS256_SECRET_FILE", "nowhere"),
+            &["TOLLKEY_JWT_HS256_SECRET_FILE", "cannot read the file"],
+        ),
         (bare().with("TOLLKEY_WORKERS", "many"), &["TOLLKEY_WORKERS", "whole number"]),
         (bare().with("TOLLKEY_LISTEN", "here"), &["TOLLKEY_LISTEN", "an address and a port"]),
         (bare().with("TOLLKEY_LOG_FORMAT", "xml"), &["TOLLKEY_LOG_FORMAT", "pretty or json"]),
-        (bare().with("TOLLKEY_CONFIG", "nowhere.toml"), &["nowhere.toml"]),
+        (bare().with("TOLLKEY_CONFIG", "nowhere.toml"), &["TOLLKEY_CONFIG", "cannot read the file"]),
         (bare().with("DATABASE_URL", &format!("mysql://root:{secret}@db/keys")), &["DATABASE_URL", "postgres://"]),
         (bare().with("DATABASE_URL", &format!("sqlite://keys.db?key={secret}")), &["DATABASE_URL", "must name a file"]),
         (
@@ -557,7 +571,7 @@ async fn settings_that_cannot_be_are_one_sentence() {
         ),
         (
             with_file(&format!("jwt_secret = \"{secret}\"\n")),
-            &["tollkey.toml", "unknown member \"jwt_secret\"", "jwt_hs256_secret"],
+            &["tollkey.toml", "unknown field \"jwt_secret\"", "did you mean"],
         ),
         (with_file(&format!("listen = \"127.0.0.1:0\"\njwt_hs256_secret = \"{secret}\n")), &["tollkey.toml", "line 2"]),
         (with_file(&format!("jwt_hs256_secret = {secret}\n")), &["tollkey.toml", "line 1"]),
@@ -578,5 +592,167 @@ async fn settings_that_cannot_be_are_one_sentence() {
         let sentence = finished.stderr.lines().filter(|line| line.starts_with("tollkey: ")).count();
         assert_eq!(sentence, 1, "{finished}");
         assert!(!finished.stderr.contains("backtrace"), "{finished}");
+    }
+}
+
+#[actix_web::test]
+async fn unknown_variable_is_a_warning_and_ends_development_mode() {
+    for (name, nearest) in
+        [("TOLLKEY_JWT_HS256_SECRT", "TOLLKEY_JWT_HS256_SECRET"), ("TOLLKEY_LISTN", "TOLLKEY_LISTEN")]
+    {
+        let development = Tollkey::development().with(name, "canary");
+        let finished = development.start(&[]).await.err().expect("it does not start");
+        finished.refused(&["development mode does not start", name, nearest]);
+        assert!(!finished.stderr.contains("canary"), "{finished}");
+        assert_eq!(fs::read_dir(development.directory()).expect("its directory").count(), 0, "nothing is created");
+
+        let server = Tollkey::on(&Database::sqlite()).with(name, "canary").serve().await;
+        let log = server.stop().await.stderr;
+        let line = log.lines().find(|line| line.contains("unknown environment variable")).expect("a warning");
+        assert!(line.contains("WARN") && line.contains(name) && line.contains(nearest), "{line}");
+        assert!(!log.contains("canary"), "{log}");
+    }
+    // Those of Kubernetes, of the client and of tests are known.
+    let server = Tollkey::development()
+        .with("TOLLKEY_PORT", "tcp://10.0.0.1:8080")
+        .with("TOLLKEY_SERVICE_HOST", "10.0.0.1")
+        .with("TOLLKEY_EU_PORT_8080_TCP_ADDR", "10.0.0.1")
+        .with("TOLLKEY_URL", "http://127.0.0.1:8080")
+        .with("TOLLKEY_TEST_X", "1")
+        .serve()
+        .await;
+    assert!(!server.stop().await.stderr.contains("unknown environment variable"));
+}
+
+#[actix_web::test]
+async fn config_check_prints_settings_and_checks_the_database() {
+    for database in backends() {
+        let tollkey = Tollkey::on(&database).with("TOLLKEY_LISTN", "canary");
+        let json = |finished: &crate::binary::Finished| -> serde_json::Value {
+            serde_json::from_str(&finished.stdout).expect("JSON")
+        };
+        let check = ["config", "check", "--format", "json"];
+        let older = tollkey.run(&check).await;
+        assert_eq!(older.code, Some(1), "not migrated: {older}");
+        assert_eq!(json(&older)["checks"][0]["ok"], false, "{older}");
+        tollkey.answer(&["migrate"]).await;
+        let finished = tollkey.run(&check).await;
+        assert!(finished.success(), "{finished}");
+        let report = json(&finished);
+        let setting = |name: &str| {
+            let all = report["settings"].as_array().expect("settings");
+            all.iter().find(|it| it["name"] == name).unwrap_or_else(|| panic!("{name}")).clone()
+        };
+        let secret = setting("TOLLKEY_JWT_HS256_SECRET");
+        assert_eq!((&secret["value"], &secret["source"]), (&json!("(hidden)"), &json!("environment")));
+        assert_eq!(setting("TOLLKEY_LOG")["source"], "default");
+        assert_eq!(report["checks"][0]["ok"], true, "{report}");
+        assert!(
+            report["warnings"][0].as_str().expect("a warning").contains("did you mean TOLLKEY_LISTEN?"),
+            "{report}"
+        );
+        assert!(!finished.stdout.contains(SECRET) && !finished.stdout.contains("canary"), "{finished}");
+
+        let text = tollkey.answer(&["config", "check", "--log", "warn"]).await;
+        assert!(text.contains("TOLLKEY_LOG") && text.contains("warn  (flag --log)"), "{text}");
+        assert!(text.contains("database: ok: ") && !text.contains(SECRET), "{text}");
+    }
+}
+
+#[actix_web::test]
+async fn config_check_fails_for_what_does_not_respond() {
+    let bare = Tollkey::bare();
+    let finished = bare.run(&["config", "check"]).await;
+    assert_eq!(finished.code, Some(1), "{finished}");
+    assert!(finished.stdout.contains("database: FAILED: sqlite://tollkey.db does not exist"), "{finished}");
+    assert!(finished.stdout.contains("management tokens: ok: development mode"), "{finished}");
+    assert_eq!(fs::read_dir(bare.directory()).expect("its directory").count(), 0, "it creates nothing");
+
+    let issuer = wiremock::MockServer::start().await;
+    let respond = |body: serde_json::Value| wiremock::ResponseTemplate::new(200).set_body_json(body);
+    let at = |path: &str| wiremock::Mock::given(wiremock::matchers::path(path));
+    at("/none").respond_with(respond(json!({"keys": []}))).mount(&issuer).await;
+    let ec = json!({
+        "kty": "EC", "crv": "P-256", "kid": "1", "x": "f83OJ3D2xF1Bg8vub9tLe1gHMzV76e8Tus9uPHvRVEU",
+        "y": "x_FEzRu9m36HLN_tue659LNpXW6pCyStikYjKIWI5a0",
+    });
+    at("/one").respond_with(respond(json!({"keys": [ec]}))).mount(&issuer).await;
+    for (path, ok, detail) in
+        [("/one", true, "has 1 usable keys"), ("/none", false, "has no usable key"), ("/missing", false, "404")]
+    {
+        let tollkey = Tollkey::bare()
+            .with("DATABASE_URL", "sqlite://:memory:")
+            .with("TOLLKEY_JWT_JWKS_URL", &format!("{}{path}", issuer.uri()))
+            .with("TOLLKEY_JWT_ISSUER", "i")
+            .with("TOLLKEY_JWT_AUDIENCE", "a");
+        let finished = tollkey.run(&["config", "check"]).await;
+        assert_eq!(finished.success(), ok, "{finished}");
+        let line = finished.stdout.lines().find(|line| line.contains("management tokens")).expect("a line");
+        assert!(line.contains(detail), "{line}");
+    }
+    // An OpenID Connect provider that is not there.
+    let tollkey = Tollkey::bare()
+        .with("DATABASE_URL", "sqlite://:memory:")
+        .with("TOLLKEY_OIDC_ISSUER", &issuer.uri())
+        .with("TOLLKEY_OIDC_CLIENT_ID", "tollkey")
+        .with("TOLLKEY_PUBLIC_URL", "https://keys.example.com");
+    let finished = tollkey.run(&["config", "check"]).await;
+    assert_eq!(finished.code, Some(1), "{finished}");
+    assert!(finished.stdout.contains("OpenID Connect: FAILED: "), "{finished}");
+}
+
+#[actix_web::test]
+async fn dashboard_link_signs_in_at_a_running_server() {
+    let tollkey = Tollkey::development();
+    tollkey.run(&["dashboard-link", "--listen", "127.0.0.1:1"]).await.refused(&["tollkey.db does not exist"]);
+    let server = tollkey.serve().await;
+    let listen = server.address.to_string();
+    let command = ["dashboard-link", "--listen", listen.as_str()];
+    let (one, other) = (tollkey.answer(&command).await, tollkey.answer(&command).await);
+    assert_ne!(one, other);
+    for link in [one, other] {
+        let code = link.strip_prefix(&format!("http://{listen}/dashboard/sign-in/link?code=")).expect("a link");
+        let follow = || {
+            let call = crate::support::Call::new(server.address, "POST", "/dashboard/sign-in/link");
+            call.header("sec-fetch-site", "same-origin").form(&format!("code={code}"))
+        };
+        assert_eq!((follow().await.status, follow().await.status), (303, 403), "once");
+    }
+    tollkey
+        .run(&["dashboard-link", "--listen", "127.0.0.1:1"])
+        .await
+        .refused(&["no server responds at http://127.0.0.1:1"]);
+    tollkey.run(&["dashboard-link"]).await.refused(&["--listen"]);
+    // Another database, and so another secret.
+    let elsewhere = Tollkey::development();
+    elsewhere.serve().await.stop().await;
+    elsewhere.run(&command).await.refused(&["does not accept the link"]);
+    let with_secret = tollkey.clone().with("TOLLKEY_JWT_HS256_SECRET", SECRET);
+    with_secret.run(&command).await.refused(&["links are for development mode"]);
+}
+
+#[actix_web::test]
+async fn start_up_summary_is_one_line_of_the_log() {
+    for database in backends() {
+        let server = Tollkey::on(&database).with("TOLLKEY_LOG_FORMAT", "json").serve().await;
+        let address = server.address.to_string();
+        let log = server.stop().await.stderr;
+        let mut lines = log.lines().filter(|line| line.contains("\"server started\""));
+        let line: serde_json::Value = serde_json::from_str(lines.next().expect("a summary")).expect("JSON");
+        assert!(lines.next().is_none(), "one line");
+        let backend = if database.url().starts_with("sqlite") { "SQLite" } else { "PostgreSQL" };
+        for (name, value) in [
+            ("level", json!("INFO")),
+            ("version", json!(env!("CARGO_PKG_VERSION"))),
+            ("listen", json!(address)),
+            ("metrics_listen", json!("off")),
+            ("database", json!(backend)),
+            ("token_source", json!("hs256_secret")),
+            ("development_mode", json!(false)),
+            ("oidc_issuer", json!("off")),
+        ] {
+            assert_eq!(line[name], value, "{name}: {line}");
+        }
+        assert!(line["database_location"].as_str().is_some_and(|location| !location.contains('@')), "{line}");
     }
 }

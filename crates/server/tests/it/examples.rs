@@ -212,7 +212,9 @@ async fn an_app_without_its_server_refuses_everything(example: Example) {
         let server = tollkey.clone().with("TOLLKEY_LISTEN", &address.to_string()).serve().await;
         eventually("it has found the server again", async || example.status(&app, &kept).await == 200).await;
         assert_eq!(example.status(&app, &gone).await, 401);
-        app.stop().await;
+        // The example has a log, so that what the middleware warns of is seen.
+        let log = app.stop().await.stderr;
+        assert!(log.lines().any(|line| line.contains("WARN") && line.contains("tollkey")), "{log}");
         server.stop().await;
         other.stop().await;
     }

@@ -165,7 +165,7 @@ async fn cookies_say_who_may_read_and_send_them() {
     assert!(is_gone(&set, "tollkey_sign_in", "Lax; "), "{set:?}");
 
     let out = form(&app, "/dashboard/sign-out", "").header("cookie", &session).await;
-    assert_eq!((out.status, out.header("location")), (303, Some("/dashboard/sign-in")));
+    assert_eq!((out.status, out.header("location")), (303, Some("/dashboard/signed-out")));
     let set = out.all("set-cookie");
     assert!(is_gone(&set, SESSION, "Strict; Secure; "), "{set:?}");
     assert!(is_gone(&set, "tollkey_session", "Strict; "), "{set:?}");
@@ -208,65 +208,85 @@ async fn an_id_token_that_is_not_this_sign_ins_is_refused() {
             claims["groups"] = json!(["a", {"b": 1}]);
             Some(it.key.token(&claims))
         }),
-        ("none at all", Some("invalid"), |_, _| None),
-        ("another nonce", Some("invalid"), |it, claims| with(it, claims, "nonce", json!("n".repeat(64)))),
-        ("no nonce", Some("invalid"), |it, claims| with(it, claims, "nonce", json!(null))),
-        ("another audience", Some("invalid"), |it, claims| with(it, claims, "aud", json!("another"))),
-        ("a further audience", Some("invalid"), |it, claims| with(it, claims, "aud", json!([CLIENT, "another"]))),
-        ("no audience", Some("invalid"), |it, claims| with(it, claims, "aud", json!([]))),
-        ("another issuer", Some("invalid"), |it, claims| with(it, claims, "iss", json!("https://i.example"))),
-        ("the issuer with a slash", Some("invalid"), |it, claims| {
+        ("none at all", Some("no-id-token"), |_, _| None),
+        ("another nonce", Some("nonce"), |it, claims| with(it, claims, "nonce", json!("n".repeat(64)))),
+        ("no nonce", Some("nonce"), |it, claims| with(it, claims, "nonce", json!(null))),
+        ("another audience", Some("audience"), |it, claims| with(it, claims, "aud", json!("another"))),
+        ("a further audience", Some("audience"), |it, claims| with(it, claims, "aud", json!([CLIENT, "another"]))),
+        ("no audience", Some("audience"), |it, claims| with(it, claims, "aud", json!([]))),
+        ("another issuer", Some("issuer"), |it, claims| with(it, claims, "iss", json!("https://i.example"))),
+        ("the issuer with a slash", Some("issuer"), |it, claims| {
             let issuer = format!("{}/", it.issuer);
             with(it, claims, "iss", json!(issuer))
         }),
-        ("expired", Some("invalid"), |it, claims| {
+        ("expired", Some("expired"), |it, claims| {
             let issued = claims["iat"].clone();
             with(it, claims, "exp", issued)
         }),
-        ("not valid yet", Some("invalid"), |it, claims| {
+        ("not valid yet", Some("not-yet-valid"), |it, claims| {
             let later = claims["exp"].clone();
             with(it, claims, "nbf", later)
         }),
-        ("an empty subject", Some("invalid"), |it, claims| with(it, claims, "sub", json!(""))),
-        ("a subject that breaks lines", Some("invalid"), |it, claims| with(it, claims, "sub", json!("a\nb"))),
-        ("alg none", Some("invalid"), |_, claims| Some(token(&json!({"alg": "none"}), &claims, |_| Vec::new()))),
-        ("alg none, signed", Some("invalid"), |it, claims| headed(it, json!({"alg": "none"}), &claims)),
-        ("HS256 with the client's secret", Some("invalid"), |_, claims| {
+        ("an empty subject", Some("claim-sub"), |it, claims| with(it, claims, "sub", json!(""))),
+        ("a subject that breaks lines", Some("claim-sub"), |it, claims| with(it, claims, "sub", json!("a\nb"))),
+        ("alg none", Some("unsigned"), |_, claims| Some(token(&json!({"alg": "none"}), &claims, |_| Vec::new()))),
+        ("alg none, signed", Some("unsigned"), |it, claims| headed(it, json!({"alg": "none"}), &claims)),
+        ("HS256 with the client's secret", Some("algorithm"), |_, claims| {
             Some(token(&json!({"alg": "HS256"}), &claims, |message| hs256(SECRET.as_bytes(), message)))
         }),
-        ("HS256 with the public key", Some("invalid"), |it, claims| {
+        ("HS256 with the public key", Some("algorithm"), |it, claims| {
             let header = json!({"alg": "HS256", "kid": it.key.id});
             Some(token(&header, &claims, |message| hs256(&it.key.point(), message)))
         }),
-        ("an algorithm the provider does not name", Some("invalid"), |it, claims| {
+        ("an algorithm the provider does not name", Some("algorithm"), |it, claims| {
             let (jwk, token) = eddsa(&claims);
             it.inner().keys.push(jwk);
             Some(token)
         }),
-        ("not signed", Some("invalid"), |it, claims| {
+        ("not signed", Some("signature"), |it, claims| {
             Some(token(&json!({"alg": "ES256", "kid": it.key.id}), &claims, |_| Vec::new()))
         }),
-        ("somebody else's key of that id", Some("invalid"), |it, claims| Some(Key::new(it.key.id).token(&claims))),
-        ("a key nobody knows", Some("invalid"), |_, claims| Some(Key::new("two").token(&claims))),
-        ("a key it brings along", Some("invalid"), |_, claims| {
+        ("somebody else's key of that id", Some("signature"), |it, claims| Some(Key::new(it.key.id).token(&claims))),
+        ("a key nobody knows", Some("unknown-key"), |_, claims| Some(Key::new("two").token(&claims))),
+        ("a key it brings along", Some("signature"), |_, claims| {
             let own = Key::new("own");
             let header = json!({"alg": "ES256", "jwk": own.jwk()});
             Some(token(&header, &claims, |message| own.sign(message)))
         }),
-        ("the signature of other claims", Some("invalid"), |it, claims| {
+        ("the signature of other claims", Some("signature"), |it, claims| {
             let good = it.key.token(&claims);
             let changed = with(it, claims, "account_id", json!("victim"))?;
             let (message, _) = changed.rsplit_once('.')?;
             Some(format!("{message}.{}", good.rsplit_once('.')?.1))
         }),
-        ("critical extensions", Some("invalid"), |it, claims| {
+        ("critical extensions", Some("form"), |it, claims| {
             headed(it, json!({"alg": "ES256", "kid": it.key.id, "crit": ["b64"]}), &claims)
         }),
-        ("an access token", Some("invalid"), |it, claims| {
+        ("an access token", Some("form"), |it, claims| {
             headed(it, json!({"alg": "ES256", "kid": it.key.id, "typ": "at+jwt"}), &claims)
         }),
+        ("issued to this client", None, |it, claims| with(it, claims, "azp", json!(CLIENT))),
+        ("issued to another client", Some("authorized-party"), |it, claims| with(it, claims, "azp", json!("another"))),
+        ("issued to no client", Some("claim-azp"), |it, claims| with(it, claims, "azp", json!(7))),
+        ("several audiences, issued to none", Some("authorized-party"), |it, claims| {
+            with(it, claims, "aud", json!([CLIENT, CLIENT]))
+        }),
+        ("several audiences, issued to this client", None, |it, mut claims| {
+            claims["azp"] = json!(CLIENT);
+            with(it, claims, "aud", json!([CLIENT, CLIENT]))
+        }),
+        ("an array of issuers", Some("claim-iss"), |it, claims| {
+            let issuers = json!([it.issuer]);
+            with(it, claims, "iss", issuers)
+        }),
+        ("an account that is an integer", None, |it, claims| with(it, claims, "account_id", json!(4711))),
+        ("an account that is a list", Some("account-type"), |it, claims| {
+            with(it, claims, "account_id", json!(["acme"]))
+        }),
         ("no account", Some("no-account"), |it, claims| with(it, claims, "account_id", json!(null))),
-        ("an account that can be none", Some("no-account"), |it, claims| with(it, claims, "account_id", json!("a b"))),
+        ("an account that can be none", Some("account-form"), |it, claims| {
+            with(it, claims, "account_id", json!("a b"))
+        }),
         ("a role that is none here", Some("no-account"), |it, mut claims| {
             claims["account_id"] = json!(null);
             with(it, claims, "roles", json!(["admin", "service"]))
@@ -274,8 +294,8 @@ async fn an_id_token_that_is_not_this_sign_ins_is_refused() {
         // What is no token at all is no answer of a token endpoint.
         ("no token", Some("unavailable"), |_, _| Some("canary".to_owned())),
         ("claims that are none", Some("unavailable"), |it, _| Some(it.key.token(&json!([1])))),
-        ("no subject", Some("unavailable"), |it, claims| with(it, claims, "sub", json!(null))),
-        ("no end", Some("unavailable"), |it, claims| with(it, claims, "exp", json!(null))),
+        ("no subject", Some("claim-sub"), |it, claims| with(it, claims, "sub", json!(null))),
+        ("no end", Some("claim-exp"), |it, claims| with(it, claims, "exp", json!(null))),
     ];
     let provider = Provider::start().await;
     let app = sqlite(&provider.settings()).await;
@@ -292,9 +312,9 @@ async fn an_id_token_that_is_not_this_sign_ins_is_refused() {
             Some(word) => {
                 let status = refused(&app, &back, word).await;
                 let expected = match *word {
-                    "invalid" => 401,
-                    "no-account" => 403,
-                    _ => 503,
+                    "unavailable" => 503,
+                    "no-account" | "account-type" | "account-form" => 403,
+                    _ => 401,
                 };
                 assert_eq!(status, expected, "{name}");
                 let used = back.all("set-cookie").into_iter().any(|set| set.starts_with("__Host-tollkey_sign_in=;"));
@@ -367,15 +387,15 @@ async fn who_comes_back_otherwise_than_they_went_is_refused() {
             "another issuer's answer",
             format!("code={code}&state={state}&iss=https%3A%2F%2Fi.example"),
             own,
-            "invalid",
+            "response-issuer",
             401,
         ),
-        ("neither code nor error", format!("state={state}"), own, "invalid", 401),
+        ("neither code nor error", format!("state={state}"), own, "empty-response", 401),
         ("declined", format!("error=access_denied&error_description=canary&state={state}"), own, "declined", 403),
         ("an error and a code", format!("error=login_required&code={code}&state={state}"), own, "declined", 403),
         ("an outage", format!("error=temporarily_unavailable&state={state}"), own, "unavailable", 503),
-        ("a code of another attempt", format!("code={other_code}&state={state}"), own, "invalid", 401),
-        ("a code of nobody's", format!("code=canary&state={state}"), own, "invalid", 401),
+        ("a code of another attempt", format!("code={other_code}&state={state}"), own, "invalid-grant", 401),
+        ("a code of nobody's", format!("code=canary&state={state}"), own, "invalid-grant", 401),
     ] {
         let reply = call(&query, cookie).await;
         assert_eq!(refused(&app, &reply, word).await, status, "{name}");
@@ -385,7 +405,7 @@ async fn who_comes_back_otherwise_than_they_went_is_refused() {
     // The attempt is good all the same, once.
     let query = format!("code={code}&state={state}&iss={issuer}");
     signed_in(&call(&query, own).await);
-    assert_eq!(refused(&app, &call(&query, own).await, "invalid").await, 401, "the code was used");
+    assert_eq!(refused(&app, &call(&query, own).await, "invalid-grant").await, 401, "the code was used");
     assert_eq!(
         refused(&app, &call(&query, None).await, "unknown").await,
         403,
@@ -544,14 +564,14 @@ async fn what_a_provider_says_of_itself_is_remembered_for_a_time() {
         begun.come_back(&app, &code).await
     };
     provider.inner().keys = vec![new.jwk()];
-    assert_eq!(refused(&app, &by_new_key().await, "invalid").await, 401);
+    assert_eq!(refused(&app, &by_new_key().await, "unknown-key").await, 401);
     assert_eq!(provider.asked("/keys"), 2, "a moment after the last time");
     app.clock.advance(Duration::from_secs(10));
     signed_in(&by_new_key().await);
     assert_eq!(provider.asked("/keys"), 3);
     // The old one went with the old set.
     for _ in 0..3 {
-        assert_eq!(refused(&app, &sign_in_with(&app, &provider, |_| {}).await, "invalid").await, 401);
+        assert_eq!(refused(&app, &sign_in_with(&app, &provider, |_| {}).await, "unknown-key").await, 401);
     }
     assert_eq!(provider.asked("/keys"), 3);
     app.stop().await;
@@ -694,7 +714,7 @@ async fn no_part_of_a_sign_in_is_logged_not_even_at_trace() {
     canaries.push(basic.expect("credentials"));
     let finished = server.stop().await;
     assert!(
-        finished.stderr.contains("TRACE") && finished.stderr.contains("nobody was signed in"),
+        finished.stderr.contains("TRACE") && finished.stderr.contains("sign-in with OpenID Connect failed"),
         "it logs all there is"
     );
     for canary in canaries {
@@ -703,6 +723,136 @@ async fn no_part_of_a_sign_in_is_logged_not_even_at_trace() {
             let line = text.lines().find(|line| line.contains(&canary));
             assert_eq!(line, None, "{canary} in {name}");
         }
+    }
+}
+
+#[actix_web::test]
+async fn failed_sign_in_is_logged_once_with_the_claim() {
+    let provider = Provider::start().await;
+    let database = backends().into_iter().next().expect("a backend");
+    let mut tollkey = Tollkey::on(&database).with("TOLLKEY_LOG_FORMAT", "json");
+    for (name, value) in provider.settings() {
+        tollkey = tollkey.with(name, value);
+    }
+    let server = tollkey.serve().await;
+    let now = jiff::Timestamp::now().as_second();
+    let edits: &[(&str, Value, &str, Option<&str>)] = &[
+        ("nonce", json!("canary"), "nonce", Some("nonce")),
+        ("azp", json!("canary"), "authorized-party", Some("azp")),
+        ("aud", json!("canary"), "audience", Some("aud")),
+        ("sub", json!(["canary"]), "claim-sub", Some("sub")),
+        ("account_id", json!({"canary": 1}), "account-type", Some("account_id")),
+        ("account_id", json!("can ary"), "account-form", Some("account_id")),
+    ];
+    for (claim, value, ..) in edits {
+        let begun = begun(&server.get("/dashboard/sign-in/oidc").await);
+        let mut claims = provider.claims(&begun.url, now);
+        claims[*claim] = value.clone();
+        let code = provider.sign_in(&begun.url, Some(provider.key.token(&claims)));
+        let path = format!("/dashboard/sign-in/callback?code={code}&state={}", begun.state());
+        assert_eq!(server.get(&path).header("cookie", &begun.cookie).await.status, 303);
+    }
+    // What comes with no ID token.
+    let mut expected: Vec<_> = edits.iter().map(|(.., word, claim)| (*word, *claim)).collect();
+    for (sent, word) in [("code=x", "unknown"), ("error=access_denied", "declined"), ("error=can%20ary", "declined")] {
+        let begun = begun(&server.get("/dashboard/sign-in/oidc").await);
+        let state = if word == "unknown" { "x".to_owned() } else { begun.state() };
+        let path = format!("/dashboard/sign-in/callback?{sent}&state={state}");
+        assert_eq!(server.get(&path).header("cookie", &begun.cookie).await.status, 303);
+        expected.push((word, None));
+    }
+    let finished = server.stop().await;
+    let lines: Vec<Value> = finished
+        .stderr
+        .lines()
+        .filter(|line| line.contains("sign-in with OpenID Connect failed"))
+        .map(|line| serde_json::from_str(line).expect("JSON"))
+        .collect();
+    let seen: Vec<_> = lines.iter().map(|line| (line["code"].as_str().unwrap(), line["claim"].as_str())).collect();
+    assert_eq!(seen, expected, "{finished}");
+    for line in &lines {
+        assert_eq!(line["level"], "WARN", "{line}");
+        assert!(line["reason"].as_str().is_some_and(|reason| reason.len() > 10), "{line}");
+        assert!(!line.to_string().contains("canary") && !line.to_string().contains("can ary"), "{line}");
+    }
+}
+
+#[actix_web::test]
+async fn account_and_roles_claims_can_be_nested() {
+    let provider = Provider::start().await;
+    for (account, roles) in [("shop.id", "realm_access.roles"), ("/shop/id", "/realm_access/roles")] {
+        let mut settings = provider.settings();
+        settings.retain(|(name, _)| *name != "TOLLKEY_OIDC_ROLES_CLAIM");
+        settings.extend([("TOLLKEY_OIDC_ACCOUNT_CLAIM", account), ("TOLLKEY_OIDC_ROLES_CLAIM", roles)]);
+        let app = sqlite(&settings).await;
+        let back = sign_in_with(&app, &provider, |claims| {
+            claims["shop"] = json!({"id": 4711});
+            claims["realm_access"] = json!({"roles": ["operator"]});
+        })
+        .await;
+        let session = signed_in(&back);
+        let keys = page(&app, "/dashboard/keys", &session).await;
+        assert!(keys.body.contains(">4711</a>"), "an operator, who can change the account: {keys}");
+        // What is wrong is told with the name of the claim.
+        let back = sign_in_with(&app, &provider, |claims| claims["shop"] = json!({"id": [1]})).await;
+        let sign_in = app.get(back.header("location").expect("a place")).await;
+        assert!(sign_in.body.contains(account.trim_start_matches('/').split(['.', '/']).next().unwrap()), "{sign_in}");
+        assert!(sign_in.body.contains("must be a string or an integer"), "{sign_in}");
+        app.stop().await;
+    }
+}
+
+#[actix_web::test]
+async fn sign_out_says_that_it_happened() {
+    each_backend_with(&[TOKEN_SIGN_IN], async |app| {
+        let session = sign_in_at(app.running().address(), &app.merchant("acme")).await;
+        assert_eq!(page(app, "/dashboard/signed-out", &session).await.status, 303, "while signed in");
+        let out = form(app, "/dashboard/sign-out", "").header("cookie", &session).await;
+        assert_eq!((out.status, out.header("location")), (303, Some("/dashboard/signed-out")), "{out}");
+        let seen = page(app, "/dashboard/signed-out?state=x", &session).await;
+        assert!(
+            seen.status == 200 && seen.body.contains("You are signed out.") && seen.body.contains("name=\"token\"")
+        );
+        assert!(!app.get("/dashboard/sign-in").await.body.contains("You are signed out."));
+    })
+    .await;
+}
+
+#[actix_web::test]
+async fn sign_out_goes_on_to_the_provider_that_began_the_session() {
+    let provider = Provider::start().await;
+    let settings: Vec<_> = provider.settings().into_iter().chain([TOKEN_SIGN_IN]).collect();
+    let good = format!("{}/logout?realm=shop", provider.issuer);
+    for (endpoint, expected) in [
+        (json!(good), true),
+        (json!(null), false),
+        (json!("http://i.example/logout"), false),
+        (json!("javascript:alert(1)"), false),
+        (json!(7), false),
+    ] {
+        provider.inner().metadata = json!({"end_session_endpoint": endpoint});
+        let app = sqlite(&settings).await;
+        let session = signed_in(&sign_in_with(&app, &provider, |_| {}).await);
+        let out = form(&app, "/dashboard/sign-out", "").header("cookie", &session).await;
+        if expected {
+            assert_eq!(out.status, 200, "a page, which a form may lead to: {out}");
+            let body = out.body.replace("&#38;", "&").replace("&amp;", "&");
+            let (_, rest) = body.split_once("content=\"0;url=").expect("a place");
+            let url: Url = rest.split('"').next().unwrap().parse().expect("a URL");
+            assert!(url.as_str().starts_with(&good), "{url}");
+            assert_eq!(parameter(&url, "client_id"), CLIENT);
+            assert_eq!(parameter(&url, "post_logout_redirect_uri"), "https://keys.example.com/dashboard/signed-out");
+            assert_eq!(url.query_pairs().count(), 3, "neither a token nor a name: {url}");
+        } else {
+            assert_eq!((out.status, out.header("location")), (303, Some("/dashboard/signed-out")), "{endpoint}: {out}");
+        }
+        assert_eq!(cookie(&out, SESSION), None);
+        assert_eq!(page(&app, "/dashboard/keys", &session).await.status, 303, "ended here, too");
+        // A session that a token began has none at the provider.
+        let session = sign_in_at(app.running().address(), &app.merchant("acme")).await;
+        let out = form(&app, "/dashboard/sign-out", "").header("cookie", &session).await;
+        assert_eq!((out.status, out.header("location")), (303, Some("/dashboard/signed-out")), "{out}");
+        app.stop().await;
     }
 }
 
@@ -739,6 +889,8 @@ async fn the_link_of_development_mode_signs_in_once() {
     assert_eq!(attributes, "HttpOnly; SameSite=Strict; Path=/", "the browser did not show that it takes another");
     assert!(session.starts_with("tollkey_session="));
     assert_eq!(page(&app, "/dashboard/keys", session).await.status, 200);
+    let seen = app.get(&format!("/dashboard/sign-in/link?code={code}")).await;
+    assert!(seen.status == 403 && seen.body.contains("tollkey dashboard-link"), "{seen}");
     let again = form(&app, "/dashboard/sign-in/link", &format!("code={code}")).await;
     assert_eq!(again.status, 403, "{again}");
     assert!(cookie(&again, "tollkey_session").is_none());

@@ -126,14 +126,18 @@ async fn a_valid_token_that_names_no_account_is_403() {
             Value::Null,
             json!(""),
             json!("a b"),
-            json!(7),
+            json!(7.5),
             json!(["acme"]),
             json!("x".repeat(129)),
             json!("acme\u{0}"),
         ] {
             let reply = app.get("/applications").bearer(&signed(&claims(app, "account_id", account.clone()))).await;
             assert_eq!((reply.status, reply.code().as_str()), (403, "forbidden"), "{account}");
+            assert!(reply.body.contains("its claim `account_id` "), "it names the claim: {reply}");
         }
+        // An integer is the account of its decimal form.
+        let reply = app.get("/applications").bearer(&signed(&claims(app, "account_id", json!(7)))).await;
+        assert_eq!(reply.status, 200, "{reply}");
         // No other claim stands in for it.
         let mut other = claims(app, "account_id", Value::Null);
         other["accountId"] = json!("acme");

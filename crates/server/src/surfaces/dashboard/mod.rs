@@ -80,7 +80,8 @@ pub fn configure(config: &mut web::ServiceConfig) {
         .service(sign_in::by_link)
         .service(sign_in::by_oidc)
         .service(sign_in::come_back)
-        .service(sign_in::by_token);
+        .service(sign_in::by_token)
+        .service(sign_in::signed_out);
     config.service(open.service(signed_in));
 }
 

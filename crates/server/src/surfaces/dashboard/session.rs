@@ -121,6 +121,11 @@ fn brought<'a>(request: &'a HttpRequest, name: &str) -> Option<&'a str> {
     pairs.filter_map(value).find_map(|value| std::str::from_utf8(value).ok())
 }
 
+/// Whether the session of a request began in a certain way.
+pub(super) fn rests_on(state: &State, request: &HttpRequest, visitor: &Visitor, grounds: Digest) -> bool {
+    SESSION.brought(state, request).is_some_and(|token| bound(&grounds, token) == visitor.session.grounds)
+}
+
 /// What the session in a request's cookie would be found by.
 pub(super) fn presented(state: &State, request: &HttpRequest) -> Option<Digest> {
     SESSION.brought(state, request).map(Digest::of)

@@ -17,6 +17,7 @@ use super::{
 };
 use crate::{
     body::{Body, Query},
+    caller::oidc::{Provider, SIGNED_OUT},
     edge::Answer,
     service::sign_in::{self, Failure, Returned},
     state::State,
@@ -68,8 +69,7 @@ struct LinkPage {
 pub(super) async fn show(state: web::Data<State>, query: Query) -> Answer {
     let Next { next, failed } = query.read()?;
     let next = next.as_deref().unwrap_or(HOME);
-    let failure = Failure::ALL.into_iter().find(|failure| failed.as_deref() == Some(failure.word()));
-    match failure {
+    match failed.as_deref().and_then(Failure::from_word) {
         Some(failure) => refused(&state, next, failure),
         None => page::page(&Door::new(&state, next, Fields::default())),
     }
@@ -78,7 +78,8 @@ pub(super) async fn show(state: web::Data<State>, query: Query) -> Answer {
 
 /// The door, with why nobody came in by a provider.
 fn refused(state: &State, next: &str, failure: Failure) -> Answer {
-    let problem = failure.problem();
+    let claim = state.ways.oidc.as_ref().map_or("", Provider::account_claim);
+    let problem = failure.problem(claim);
     page::refused(&problem, &Door::new(state, next, Fields::default().refused(&problem)))
 }
 
@@ -109,7 +110,7 @@ pub(super) async fn come_back(state: web::Data<State>, request: HttpRequest, que
             // Its address holds a code, which the next page has no need to know of.
             response.headers_mut().insert(header::REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
             let before = attempt.and_then(|attempt| attempt.before);
-            session::begin(&state, &request, session, before, response).await.map_err(|_| Failure::Unavailable)
+            session::begin(&state, &request, session, before, response).await.map_err(|_| sign_in::session_not_stored())
         }
         Err(failure) => Err(failure),
     };
@@ -138,28 +139,34 @@ fn returned(query: &Query) -> Result<Returned, Problem> {
     })
 }
 
-/// The link that development mode prints. Looking at it is no use of it: only sending its form is, so whatever previews
-/// or prefetches links does not use it up.
+/// A link of development mode. Looking at it is no use of it: only sending its form is, so a program that previews or
+/// prefetches links does not use it up.
 #[get("/sign-in/link")]
 pub(super) async fn link_page(state: web::Data<State>, query: Query) -> Answer {
-    if state.ways.link.is_none() {
-        return Err(Problem::not_found().into());
-    }
+    let links = state.ways.links.as_ref().ok_or_else(Problem::not_found)?;
     let Code { code } = query.read()?;
+    if !links.is_valid(&code, state.clock.now()) {
+        return link_rejected(&state);
+    }
     page::page(&LinkPage { frame: Frame::outside("Sign in", &state.public_path), code }).map(session::probe)
 }
 
 #[post("/sign-in/link")]
 pub(super) async fn by_link(state: web::Data<State>, request: HttpRequest, body: Body) -> Answer {
     let fields = Fields::read(&body)?;
-    let link = state.ways.link.as_ref().ok_or_else(Problem::not_found)?;
-    match link.follow(fields.get("code"), state.clock.now()) {
+    let links = state.ways.links.as_ref().ok_or_else(Problem::not_found)?;
+    match links.follow(fields.get("code"), state.clock.now()) {
         Some(session) => Ok(session::begin(&state, &request, session, None, see_other(HOME)).await?),
-        None => {
-            let problem = Problem::forbidden("This link was used before, or is older than five minutes.");
-            page::refused(&problem, &Door::new(&state, HOME, Fields::default().refused(&problem)))
-        }
+        None => link_rejected(&state),
     }
+}
+
+fn link_rejected(state: &State) -> Answer {
+    let problem = Problem::forbidden(
+        "This link was used before, is older than five minutes, or is from before the server started. \
+         `tollkey dashboard-link` prints another.",
+    );
+    page::refused(&problem, &Door::new(state, HOME, Fields::default().refused(&problem)))
 }
 
 #[post("/sign-in/token")]
@@ -176,7 +183,28 @@ pub(super) async fn by_token(state: web::Data<State>, request: HttpRequest, body
     }
 }
 
+/// Ends the session here and, if an OpenID Connect provider began it, goes on to the provider to end that one's, too.
 #[post("/sign-out")]
-pub(super) async fn sign_out(state: web::Data<State>, visitor: Visitor) -> Answer {
-    Ok(session::end(&state, &visitor, see_other("/dashboard/sign-in")).await?)
+pub(super) async fn sign_out(state: web::Data<State>, request: HttpRequest, visitor: Visitor) -> Answer {
+    let provider = state.ways.oidc.as_ref().filter(|it| session::rests_on(&state, &request, &visitor, it.grounds()));
+    let response = match provider {
+        Some(provider) => match provider.end_session_url(&*state.clock).await {
+            // A page and no redirect: the policy of our pages lets a form lead to our own site only.
+            Some(url) => page::go_on(url.as_str(), &state.public_path),
+            None => see_other(SIGNED_OUT),
+        },
+        None => see_other(SIGNED_OUT),
+    };
+    Ok(session::end(&state, &visitor, response).await?)
+}
+
+/// Says that a session has ended. A provider sends browsers back here, too, so it takes any query, such as `state`.
+#[get("/signed-out")]
+pub(super) async fn signed_out(state: web::Data<State>, request: HttpRequest) -> Answer {
+    if session::find(&state, &request).await?.is_some() {
+        return Ok(see_other(HOME));
+    }
+    let mut page = Door::new(&state, HOME, Fields::default());
+    page.frame.done = Some("You are signed out.");
+    page::page(&page).map(session::probe)
 }

@@ -208,7 +208,7 @@ async fn no_page_is_hard_to_use_or_wider_than_its_window() {
     looker.look("a new key of an ecosystem").await;
 
     browser.press("Sign out").await;
-    browser.arrives("/dashboard/sign-in").await;
+    browser.arrives("/dashboard/signed-out").await;
     world.sign_in_by(&world.token).await;
     browser.arrives("/dashboard/keys").await;
     world.open("/dashboard/settings").await;

@@ -1,0 +1,188 @@
+//! Environment variables whose names begin with `TOLLKEY_` and that no part of Tollkey reads.
+
+use std::ffi::OsString;
+
+use super::{CONFIG, FORMER, SETTINGS, Setting};
+
+/// The variables that the client library reads (`Client::from_env`). They may be set for the server's process, too.
+const CLIENT_VARIABLES: [&str; 3] = ["TOLLKEY_URL", "TOLLKEY_TOKEN", "TOLLKEY_SERVICE_KEY"];
+const PREFIX: &str = "TOLLKEY_";
+/// The prefix of variables that only tests read.
+const TEST_PREFIX: &str = "TOLLKEY_TEST_";
+/// The most unknown variables that are reported.
+const REPORTED_MAX: usize = 32;
+/// The most characters of a name that are reported.
+const NAME_MAX: usize = 64;
+
+/// An environment variable that looks like a setting and has no effect.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UnknownVariable {
+    /// Its name, at most 64 characters of it.
+    pub name: String,
+    /// The variable whose name is nearest to it.
+    pub nearest: &'static str,
+}
+
+/// Returns the unknown variables among these, sorted by name. Never keeps a value.
+pub(super) fn unknown_variables(variables: impl IntoIterator<Item = (OsString, OsString)>) -> Vec<UnknownVariable> {
+    let mut unknown: Vec<UnknownVariable> = variables
+        .into_iter()
+        .filter_map(|(name, value)| {
+            let name = name.to_string_lossy();
+            let is_unknown = name.starts_with(PREFIX) && !is_known(&name, &value.to_string_lossy());
+            is_unknown.then(|| UnknownVariable {
+                name: name.chars().take(NAME_MAX).map(|c| if c.is_ascii_graphic() { c } else { '?' }).collect(),
+                nearest: nearest_variable(&name),
+            })
+        })
+        .collect();
+    unknown.sort_by(|a, b| a.name.cmp(&b.name));
+    unknown.truncate(REPORTED_MAX);
+    unknown
+}
+
+fn is_known(name: &str, value: &str) -> bool {
+    SETTINGS.iter().chain(FORMER).chain([&CONFIG]).any(|setting| setting.env == name)
+        || CLIENT_VARIABLES.contains(&name)
+        || name.starts_with(TEST_PREFIX)
+        || is_of_kubernetes(name, value)
+}
+
+/// Whether Kubernetes sets this variable in every pod of a namespace that has a service named `tollkey` or `tollkey-…`.
+/// `TOLLKEY_PORT=8080` is a mistake and no such variable: Kubernetes writes a URL there, such as `tcp://10.0.0.1:8080`.
+fn is_of_kubernetes(name: &str, value: &str) -> bool {
+    let protocols = ["TCP", "UDP", "SCTP"];
+    if name.ends_with("_SERVICE_HOST") || name.ends_with("_SERVICE_PORT") || name.contains("_SERVICE_PORT_") {
+        return true;
+    }
+    if name.ends_with("_PORT")
+        && protocols.iter().any(|protocol| value.starts_with(&format!("{}://", protocol.to_ascii_lowercase())))
+    {
+        return true;
+    }
+    // Of each port: `_PORT_8080_TCP`, and behind that `_PROTO`, `_PORT` and `_ADDR`.
+    let of_a_port = ["_PROTO", "_PORT", "_ADDR"].iter().find_map(|suffix| name.strip_suffix(suffix)).unwrap_or(name);
+    let Some((before, protocol)) = of_a_port.rsplit_once('_') else { return false };
+    let Some((before, port)) = before.rsplit_once('_') else { return false };
+    protocols.contains(&protocol) && port.parse::<u16>().is_ok() && before.ends_with("_PORT")
+}
+
+/// Returns the variable whose name is nearest. `TOLLKEY_DATABASE_URL` is nearest to `DATABASE_URL`.
+fn nearest_variable(name: &str) -> &'static str {
+    let own = name.strip_prefix(PREFIX).unwrap_or(name).to_ascii_lowercase();
+    let settings = SETTINGS.iter().chain([&CONFIG]).map(|setting| setting.env);
+    let nearest = settings
+        .chain(CLIENT_VARIABLES)
+        .min_by_key(|env| distance(&own, &env.strip_prefix(PREFIX).unwrap_or(env).to_ascii_lowercase()));
+    nearest.unwrap_or(CONFIG.env)
+}
+
+/// Returns the field of the configuration file whose name is nearest.
+pub(super) fn nearest_field(name: &str) -> String {
+    let own = name.to_ascii_lowercase();
+    let own = own.strip_prefix("tollkey_").unwrap_or(&own);
+    SETTINGS.iter().map(Setting::member).min_by_key(|member| distance(own, member)).unwrap_or_default()
+}
+
+/// Returns how many characters have to be inserted, deleted or replaced to turn one text into the other.
+fn distance(one: &str, other: &str) -> usize {
+    let one: Vec<char> = one.chars().take(NAME_MAX).collect();
+    let other: Vec<char> = other.chars().collect();
+    let mut row: Vec<usize> = (0..=other.len()).collect();
+    for (i, a) in one.iter().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, b) in other.iter().enumerate() {
+            let replaced = diagonal + usize::from(a != b);
+            diagonal = row[j + 1];
+            row[j + 1] = replaced.min(row[j] + 1).min(diagonal + 1);
+        }
+    }
+    row[other.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn unknown(variables: &[(&str, &str)]) -> Vec<(String, &'static str)> {
+        let variables = variables.iter().map(|(name, value)| (OsString::from(name), OsString::from(value)));
+        unknown_variables(variables).into_iter().map(|unknown| (unknown.name, unknown.nearest)).collect()
+    }
+
+    #[test]
+    fn unknown_variable_is_reported_with_the_nearest_one() {
+        for (name, nearest) in [
+            ("TOLLKEY_LISTN", "TOLLKEY_LISTEN"),
+            ("TOLLKEY_JWT_SECRET", "TOLLKEY_JWT_ISSUER"),
+            ("TOLLKEY_JWT_HS256_SECRT", "TOLLKEY_JWT_HS256_SECRET"),
+            ("TOLLKEY_JWT_HS265_SECRET_FILE", "TOLLKEY_JWT_HS256_SECRET_FILE"),
+            ("TOLLKEY_DATABASE_URL", "DATABASE_URL"),
+            ("TOLLKEY_DATABASE_URL_FILE", "DATABASE_URL_FILE"),
+            ("TOLLKEY_LOGFORMAT", "TOLLKEY_LOG_FORMAT"),
+            ("TOLLKEY_log", "TOLLKEY_LOG"),
+            ("TOLLKEY_LOG_FILE", "TOLLKEY_LOG"),
+            ("TOLLKEY_TOKENS", "TOLLKEY_TOKEN"),
+            ("TOLLKEY_PORTS", "TOLLKEY_URL"),
+        ] {
+            let found = unknown(&[(name, "canary")]);
+            assert_eq!(found.len(), 1, "{name}");
+            assert_eq!(found[0].0, name);
+            // Of two that are equally near either will do; these are the ones that matter.
+            if !["TOLLKEY_JWT_SECRET", "TOLLKEY_LOG_FILE", "TOLLKEY_PORTS"].contains(&name) {
+                assert_eq!(found[0].1, nearest, "{name}");
+            }
+        }
+        // A port that somebody meant as a setting.
+        for name in ["TOLLKEY_PORT", "TOLLKEY_METRICS_PORT", "TOLLKEY_PORT_8080", "TOLLKEY_PORT_TCP"] {
+            assert_eq!(unknown(&[(name, "8080")]).len(), 1, "{name}");
+        }
+        assert_eq!(nearest_field("lisen"), "listen");
+        assert_eq!(nearest_field("TOLLKEY_LISTEN"), "listen");
+    }
+
+    #[test]
+    fn known_variables_are_not_reported() {
+        let mut known: Vec<(&str, &str)> =
+            SETTINGS.iter().chain(FORMER).chain([&CONFIG]).map(|setting| (setting.env, "x")).collect();
+        known.extend(CLIENT_VARIABLES.map(|name| (name, "x")));
+        known.extend([
+            ("TOLLKEY_TEST_REQUIRE_POSTGRES", "1"),
+            ("PATH", "/bin"),
+            ("tollkey_listen", "x"),
+            ("MY_TOLLKEY_LISTEN", "x"),
+        ]);
+        // What Kubernetes sets for the services `tollkey` and `tollkey-metrics-eu`.
+        for service in ["TOLLKEY", "TOLLKEY_METRICS_EU"] {
+            for (name, value) in [
+                ("SERVICE_HOST", "10.0.0.1"),
+                ("SERVICE_PORT", "8080"),
+                ("SERVICE_PORT_HTTP", "8080"),
+                ("PORT", "tcp://10.0.0.1:8080"),
+                ("PORT_8080_TCP", "tcp://10.0.0.1:8080"),
+                ("PORT_8080_TCP_PROTO", "tcp"),
+                ("PORT_8080_TCP_PORT", "8080"),
+                ("PORT_8080_TCP_ADDR", "10.0.0.1"),
+                ("PORT_53_UDP", "udp://10.0.0.1:53"),
+                ("PORT_53_SCTP_ADDR", "10.0.0.1"),
+            ] {
+                let name: &'static str = format!("{service}_{name}").leak();
+                known.push((name, value));
+            }
+        }
+        for variable in known {
+            assert_eq!(unknown(&[variable]), [], "{variable:?}");
+        }
+    }
+
+    #[test]
+    fn report_is_bounded_and_shows_no_value() {
+        let many: Vec<_> = (0..100).map(|n| (format!("TOLLKEY_X{n:03}"), "canary".to_owned())).collect();
+        let many = many.iter().map(|(name, value)| (name.into(), value.into()));
+        assert_eq!(unknown_variables(many).len(), REPORTED_MAX);
+        let long = format!("TOLLKEY_{}\u{1b}[31m", "é".repeat(100));
+        let found = unknown_variables([(long.into(), "canary".into())]);
+        assert_eq!(found[0].name.chars().count(), NAME_MAX);
+        assert!(found[0].name.is_ascii() && !format!("{found:?}").contains("canary"), "{found:?}");
+    }
+}
