@@ -482,6 +482,9 @@ fn every_setting_has_a_rule_that_hides_its_value() {
         ("DATABASE_URL", "canary://x", "must begin with sqlite:// or postgres://"),
         ("DATABASE_URL_FILE", "canary", "cannot read the file that it names"),
         ("TOLLKEY_DATABASE_POOL", "canary", "must be a whole number from 1 to 1000"),
+        ("TOLLKEY_DATABASE_WAIT_SECONDS", "canary", "must be a whole number from 0 to 3600"),
+        ("TOLLKEY_DRAIN_SECONDS", "canary", "must be a whole number from 0 to 300"),
+        ("TOLLKEY_CREDENTIAL_HEADERS", "canary", "must be some of authorization, x-api-key, x-commerce-api-key"),
         ("TOLLKEY_MIGRATE", "canary", "must be true or false"),
         ("TOLLKEY_WORKERS", "canary", "must be a whole number from 1 to 1024"),
         ("TOLLKEY_MAX_CONNECTIONS", "canary", "must be a whole number from 1 to 1000000"),
@@ -650,7 +653,7 @@ fn effective_settings_have_a_source_and_no_secret() {
     assert_eq!(shown("TOLLKEY_METRICS_LISTEN"), (None, "default".into()));
     assert_eq!(shown("TOLLKEY_JWT_ROLES_CLAIM"), (some("roles"), "default".into()));
     assert_eq!(shown("TOLLKEY_WORKERS").0, Some(settings.workers.to_string()));
-    assert_eq!(shown("DATABASE_URL"), (some("postgres://db.example/keys"), "environment".into()));
+    assert_eq!(shown("DATABASE_URL"), (some("PostgreSQL database keys at db.example:5432"), "environment".into()));
     assert_eq!(shown("TOLLKEY_JWT_HS256_SECRET"), (some("(hidden)"), path.clone()));
     assert_eq!(shown("TOLLKEY_JWT_HS256_SECRET_FILE"), (Some(path.clone()), "environment".into()));
     let (value, from) = shown("TOLLKEY_SEALING_SECRET");
