@@ -357,7 +357,7 @@ async fn every_link_and_form_leads_under_the_path_prefix() {
             assert!(seen.len() > 150, "{}", seen.len());
             let out = own_form("/dashboard/sign-out").header("cookie", cookie).form("").await;
             assert_eq!(
-                (out.status, out.header("location").is_some_and(|it| it.starts_with("/keys/dashboard/sign-in"))),
+                (out.status, out.header("location").is_some_and(|it| it.starts_with("/keys/dashboard/signed-out"))),
                 (303, true)
             );
             // The page of a form is named by the browser, with the prefix.

@@ -103,7 +103,7 @@ fn turn_away(request: &ServiceRequest, state: &State) -> HttpResponse {
     // Followed from somewhere else, a `SameSite=Strict` cookie is not sent although it is there. A page of ours that goes on
     // by itself is asked for with it. Once: whoever comes from our own page has none.
     if request.method().is_safe() && header(request, &FETCH_SITE) == Some("cross-site") {
-        return page::go_on(here, &state.public_path);
+        return page::go_on(&state.public_path.path(here));
     }
     let next = if request.method().is_safe() { here } else { page_of_form(request, state) };
     page::whole_window(request.headers(), &page::door(next, None))

@@ -232,17 +232,18 @@ pub fn whole_window(asked: &HeaderMap, to: &str) -> HttpResponse {
     }
 }
 
-/// A page that loads another page by itself. That request comes from our own site, and brings the session's cookie.
+/// A page that loads another one by itself: the URL of a provider, or a path of ours with the path prefix. That request
+/// comes from our own site, and brings the session's cookie.
 #[must_use]
-pub fn go_on(to: &str, root: &PublicPath) -> HttpResponse {
-    let page = GoOn { to: root.path(to) };
+pub fn go_on(to: &str) -> HttpResponse {
+    let page = GoOn { to };
     HttpResponse::Ok().content_type("text/html; charset=utf-8").body(page.render().unwrap_or_default())
 }
 
 #[derive(Template)]
 #[template(path = "go_on.html")]
-struct GoOn {
-    to: String,
+struct GoOn<'a> {
+    to: &'a str,
 }
 
 #[derive(Template)]

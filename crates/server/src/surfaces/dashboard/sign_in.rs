@@ -106,7 +106,7 @@ pub(super) async fn come_back(state: web::Data<State>, request: HttpRequest, que
     let next = own_page(attempt.as_ref().map_or(HOME, |attempt| &attempt.next)).to_owned();
     let signed_in = match sign_in::by_oidc(&state, provider, attempt.as_ref(), &returned).await {
         Ok(session) => {
-            let mut response = page::go_on(&next, &state.public_path);
+            let mut response = page::go_on(&state.public_path.path(&next));
             // Its address holds a code, which the next page has no need to know of.
             response.headers_mut().insert(header::REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
             let before = attempt.and_then(|attempt| attempt.before);
@@ -190,7 +190,7 @@ pub(super) async fn sign_out(state: web::Data<State>, request: HttpRequest, visi
     let response = match provider {
         Some(provider) => match provider.end_session_url(&*state.clock).await {
             // A page and no redirect: the policy of our pages lets a form lead to our own site only.
-            Some(url) => page::go_on(url.as_str(), &state.public_path),
+            Some(url) => page::go_on(url.as_str()),
             None => see_other(SIGNED_OUT),
         },
         None => see_other(SIGNED_OUT),

@@ -120,7 +120,7 @@ async fn dashboard_and_swagger_ui_work_under_a_prefix() {
         browser.reads("#results", "api_key.suspended").await;
 
         browser.press("Sign out").await;
-        browser.arrives("/keys/dashboard/sign-in").await;
+        browser.arrives("/keys/dashboard/signed-out").await;
         browser.open(&url("/dashboard/audit?action=api_key.created")).await;
         browser.arrives("/keys/dashboard/sign-in?next=").await;
         browser.fill("token", &token).await;
@@ -132,7 +132,7 @@ async fn dashboard_and_swagger_ui_work_under_a_prefix() {
         tries_livez(&browser, &url("/livez")).await;
         browser.open(&url("/dashboard/keys")).await;
         browser.press("Sign out").await;
-        browser.arrives("/keys/dashboard/sign-in").await;
+        browser.arrives("/keys/dashboard/signed-out").await;
     }
     browser.close().await;
     server.stop().await;
