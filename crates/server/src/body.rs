@@ -1,7 +1,7 @@
 //! The body and the query of a request, read into the types of `tollkey-api`.
 //!
 //! Both are taken in first and read by the handler once the caller is known, so that a 400 never tells what a 401 should hide.
-//! Errors name the field and the rule, and never repeat a value. A body is read by [`json`]: one response names all of
+//! Errors name the field and the rule, and never repeat a value. A body is read by `json`: one response names all of
 //! its invalid fields, those that a handler finds with [`Read::check`] included.
 
 mod json;
