@@ -7,7 +7,7 @@ mod form;
 
 use crate::{Invalid, Problem, ProblemCode};
 
-pub use self::form::Expected;
+pub use self::form::{Expected, is_jwt};
 
 /// The header with a scheme in front of the credential: `Authorization: Bearer`.
 pub const AUTHORIZATION: &str = "authorization";

@@ -150,8 +150,10 @@ fn is_placeholder(text: &str) -> bool {
     text.starts_with('$') || within('%', '%') || within('{', '}') || within('<', '>') || within('[', ']')
 }
 
-/// Whether a text has the form of a JWT: three parts.
-fn is_jwt(text: &str) -> bool {
+/// Whether a credential has the form of a management token, which is a JWT: three parts. Anything else can only be meant as
+/// a key.
+#[must_use]
+pub fn is_jwt(text: &str) -> bool {
     text.split('.').count() == 3
 }
 

@@ -29,6 +29,7 @@ use tokio::sync::Notify;
 use tollkey_core::{
     AccountId, AuditId, Denial, Family, Invalid, Mode, Need, Problem, ProblemCode, ServiceKeyId, Viewer,
     audit::{Action, Actor, ActorKind, Draft, Target},
+    credential::is_jwt,
     key_text::{Kind, without_scheme},
     network::{UnreadableHop, client_address},
 };
@@ -190,7 +191,7 @@ async fn no_key(request: &HttpRequest, state: &State, credential: Credential<'_>
     let expected = Expected::ApiKey;
     match credential.one(state.policy.credential_headers, expected) {
         Err(problem) => problem,
-        Ok(text) if is_token(text) => match identify_token(request, state, text).await {
+        Ok(text) if is_jwt(text) => match identify_token(request, state, text).await {
             Ok(_) => Problem::forbidden(NEEDS_KEY),
             Err(problem) => Problem { detail: format!("{} {NEEDS_KEY}", problem.detail), ..problem },
         },
@@ -222,14 +223,9 @@ async fn identify(request: &HttpRequest, state: &State, wanted: &[Family]) -> Re
                 .map_err(|_| Problem::unavailable())?;
             id.map(Caller::ServiceKey).ok_or_else(Problem::invalid_api_key)
         }
-        None if is_token(text) => identify_token(request, state, text).await.map(Caller::Token),
+        None if is_jwt(text) => identify_token(request, state, text).await.map(Caller::Token),
         None => Err(Expected::Any.problem(text)),
     }
-}
-
-/// Whether a credential has the form of a management token: three parts. Anything else can only be meant as a key.
-fn is_token(text: &str) -> bool {
-    text.split('.').count() == 3
 }
 
 async fn identify_token(request: &HttpRequest, state: &State, text: &str) -> Result<jwt::Claims, Problem> {
