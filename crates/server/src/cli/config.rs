@@ -4,7 +4,12 @@
 //! keys of management tokens, the OpenID Connect provider. Changes nothing, creates nothing, and takes at most
 //! [`TIMEOUT`].
 
-use std::{process::ExitCode, sync::Arc, sync::mpsc, thread, time::Duration};
+use std::{
+    process::ExitCode,
+    sync::{Arc, mpsc},
+    thread,
+    time::{Duration, Instant},
+};
 
 use serde_json::json;
 use tollkey_verifier::SystemClock;
@@ -73,11 +78,11 @@ fn check_all(settings: &Settings) -> Vec<(&'static str, Outcome)> {
             (name, receiver)
         })
         .collect();
-    let deadline = std::time::Instant::now() + TIMEOUT;
+    let deadline = Instant::now() + TIMEOUT;
     running
         .into_iter()
         .map(|(name, receiver)| {
-            let left = deadline.saturating_duration_since(std::time::Instant::now());
+            let left = deadline.saturating_duration_since(Instant::now());
             let outcome = receiver.recv_timeout(left);
             (name, outcome.unwrap_or_else(|_| Err(format!("no response within {} seconds", TIMEOUT.as_secs()))))
         })
@@ -99,20 +104,19 @@ fn database(settings: &Settings) -> Outcome {
 
 /// The source of management tokens can be used.
 fn tokens(settings: &Settings) -> Outcome {
-    let of_error = |error: &dyn std::error::Error| error.to_string();
     let secret = new_secret(&Random::system());
     match &settings.tokens.source {
         TokenSource::Development => {
-            DevMode::check(settings).map_err(|error| of_error(&error))?;
+            DevMode::check(settings).map_err(|error| error.to_string())?;
             Ok("development mode: no key source is set".to_owned())
         }
         TokenSource::Hs256(_) => Ok("HS256 with TOLLKEY_JWT_HS256_SECRET".to_owned()),
         TokenSource::PublicKeyFile(path) => {
-            TokenVerifier::open(&settings.tokens, Some(&secret)).map_err(|error| of_error(&error))?;
+            TokenVerifier::open(&settings.tokens, Some(&secret)).map_err(|error| error.to_string())?;
             Ok(format!("public key in {}", path.display()))
         }
         TokenSource::Jwks(url) => {
-            let verifier = TokenVerifier::open(&settings.tokens, Some(&secret)).map_err(|error| of_error(&error))?;
+            let verifier = TokenVerifier::open(&settings.tokens, Some(&secret)).map_err(|error| error.to_string())?;
             match within_runtime(verifier.fetch_key_count())? {
                 Ok(Some(0)) => Err(format!("{url} has no usable key (RSA from 2048 bits, P-256, P-384, Ed25519)")),
                 Ok(keys) => Ok(format!("{url} has {} usable keys", keys.unwrap_or_default())),
@@ -138,7 +142,7 @@ fn within_runtime<T>(work: impl Future<Output = T>) -> Result<T, String> {
 }
 
 fn print_text(settings: &Settings, warnings: &[Warning], checks: &[(&str, Outcome)]) -> anyhow::Result<()> {
-    output::line(format_args!("Settings"))?;
+    output::line("Settings")?;
     let widest = |texts: &mut dyn Iterator<Item = usize>| texts.max().unwrap_or_default();
     let names = widest(&mut settings.effective.iter().map(|it| it.name.len()));
     for setting in &settings.effective {
@@ -146,12 +150,12 @@ fn print_text(settings: &Settings, warnings: &[Warning], checks: &[(&str, Outcom
         output::line(format_args!("  {:names$}  {value}  ({})", setting.name, setting.from))?;
     }
     if !warnings.is_empty() {
-        output::line(format_args!("\nWarnings"))?;
+        output::line("\nWarnings")?;
         for warning in warnings {
             output::line(format_args!("  {warning}"))?;
         }
     }
-    output::line(format_args!("\nChecks"))?;
+    output::line("\nChecks")?;
     for (name, outcome) in checks {
         match outcome {
             Ok(found) => output::line(format_args!("  {name}: ok: {found}"))?,

@@ -6,6 +6,7 @@ mod audit;
 mod config;
 mod dashboard_link;
 mod healthcheck;
+mod local_request;
 mod migrate;
 mod openapi;
 mod output;
