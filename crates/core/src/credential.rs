@@ -126,7 +126,9 @@ impl<'a> Credential<'a> {
         }
         // All bytes, without a way out: so several are looked at at once.
         let visible = value.iter().fold(true, |all, byte| all & matches!(byte, b'\t' | b' '..=b'~'));
-        let Some(text) = std::str::from_utf8(value).ok().filter(|_| visible) else { return Self::Unreadable };
+        let Some(text) = std::str::from_utf8(value).ok().filter(|_| visible) else {
+            return Self::unreadable(name, value);
+        };
         let text = text.trim_ascii();
         let text = if name == AUTHORIZATION {
             match text.split_once(' ') {
@@ -138,6 +140,17 @@ impl<'a> Credential<'a> {
         };
         // Two credentials in one header: a proxy joined what was sent twice.
         if text.as_bytes().contains(&b',') { Self::Several } else { Self::One(text) }
+    }
+
+    /// A value with other characters: a Bearer credential, unless `Authorization` has another scheme.
+    fn unreadable(name: &str, value: &'a [u8]) -> Self {
+        let scheme = value.trim_ascii().split(|byte| *byte == b' ').next().unwrap_or_default();
+        match std::str::from_utf8(scheme) {
+            Ok(scheme) if name == AUTHORIZATION && scheme.is_ascii() && !scheme.eq_ignore_ascii_case(BEARER) => {
+                Self::NotBearer(scheme)
+            }
+            _ => Self::Unreadable,
+        }
     }
 
     /// The problem with a credential that cannot be accepted, whatever keys there are: none, several, or no text that is a

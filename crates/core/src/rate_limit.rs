@@ -4,6 +4,11 @@ use std::{num::NonZeroU32, time::Duration};
 
 use crate::Invalid;
 
+fn within(value: i64, max: u32) -> Result<NonZeroU32, Invalid> {
+    let value = u32::try_from(value).ok().filter(|value| *value <= max).and_then(NonZeroU32::new);
+    value.ok_or_else(|| Invalid::new(format!("must be 1 to {max}")))
+}
+
 /// At most `limit` uses in `window_seconds`, counted by each verifier for itself (GCRA: the whole limit may be
 /// used at once and then comes back evenly).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,12 +28,23 @@ impl RateLimit {
     /// # Errors
     /// [`Invalid`] unless 1 ≤ `limit` ≤ 1 000 000 and 1 ≤ `window_seconds` ≤ 86 400.
     pub fn new(limit: i64, window_seconds: i64) -> Result<Self, Invalid> {
-        let within = |value: i64, max: u32| u32::try_from(value).ok().filter(|v| *v <= max).and_then(NonZeroU32::new);
-        let limit = within(limit, Self::MAX_LIMIT)
-            .ok_or_else(|| Invalid::new(format!("limit must be 1 to {}", Self::MAX_LIMIT)))?;
-        let window_seconds = within(window_seconds, Self::MAX_WINDOW_SECONDS)
-            .ok_or_else(|| Invalid::new(format!("the window must be 1 to {} seconds", Self::MAX_WINDOW_SECONDS)))?;
-        Ok(Self { limit, window_seconds })
+        Ok(Self { limit: Self::parse_limit(limit)?, window_seconds: Self::parse_window_seconds(window_seconds)? })
+    }
+
+    /// Reads a limit by itself, for a form that reports both fields.
+    ///
+    /// # Errors
+    /// [`Invalid`] unless it is 1 to [`RateLimit::MAX_LIMIT`].
+    pub fn parse_limit(limit: i64) -> Result<NonZeroU32, Invalid> {
+        within(limit, Self::MAX_LIMIT)
+    }
+
+    /// Reads a window by itself, in seconds.
+    ///
+    /// # Errors
+    /// [`Invalid`] unless it is 1 to [`RateLimit::MAX_WINDOW_SECONDS`].
+    pub fn parse_window_seconds(window_seconds: i64) -> Result<NonZeroU32, Invalid> {
+        within(window_seconds, Self::MAX_WINDOW_SECONDS)
     }
 
     /// How many uses.

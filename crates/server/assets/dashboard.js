@@ -66,7 +66,9 @@ function start() {
 
   for (const field of document.querySelectorAll("[data-must-be]")) {
     const button = field.form.querySelector("button[type=submit]");
-    const check = () => { button.disabled = field.value.trim() !== field.dataset.mustBe.trim(); };
+    // As the server compares: two ways to write the same letters are one (NFC).
+    const plain = (text) => text.trim().normalize("NFC");
+    const check = () => { button.disabled = plain(field.value) !== plain(field.dataset.mustBe); };
     field.addEventListener("input", check);
     check();
   }

@@ -4,6 +4,7 @@
 //! Errors name the field and the rule, and never repeat a value. A body is read by `json`: one response names all of
 //! its invalid fields, those that a handler finds with [`Read::check`] included.
 
+mod fault;
 mod json;
 
 use std::time::Duration;
@@ -16,7 +17,7 @@ use actix_web::{
 };
 use futures_util::{StreamExt as _, future::LocalBoxFuture};
 use serde::de::DeserializeOwned;
-use tollkey_core::{Checks, FieldError, Problem, ProblemCode, text::nearest};
+use tollkey_core::{Checks, FieldError, Problem, ProblemCode};
 
 use crate::{caller::Identified, edge::Refusal};
 
@@ -154,13 +155,12 @@ impl Body {
         json::read_form(self.typed(&[FORM])?)
     }
 
-    /// The body as a form.
+    /// The fields of a form, each as often as the body has it.
     ///
     /// # Errors
-    /// 413, 415, or 400 that names the member and the rule.
-    pub fn form<T: DeserializeOwned>(&self) -> Result<T, Problem> {
-        let bytes = self.typed(&[FORM])?;
-        read_pairs(bytes, "/")
+    /// 408, 413, 415.
+    pub fn pairs(&self) -> Result<Vec<(String, String)>, Problem> {
+        Ok(form_urlencoded::parse(self.typed(&[FORM])?).into_owned().collect())
     }
 
     fn typed(&self, expected: &[&str]) -> Result<&Bytes, Problem> {
@@ -231,7 +231,7 @@ impl Query {
     /// The query's parameters.
     ///
     /// # Errors
-    /// 400 that names the parameter and the rule.
+    /// 400 that names each invalid parameter and its rule.
     pub fn read<T: DeserializeOwned>(&self) -> Result<T, Problem> {
         let too_long: Vec<FieldError> = form_urlencoded::parse(self.0.as_bytes())
             .filter(|(_, value)| value.len() > MAX_PARAMETER)
@@ -243,137 +243,12 @@ impl Query {
         if !too_long.is_empty() {
             return Err(Problem::validation(too_long));
         }
-        read_pairs(self.0.as_bytes(), "")
-    }
-}
-
-fn read_pairs<T: DeserializeOwned>(text: &[u8], root: &str) -> Result<T, Problem> {
-    let pairs = serde_urlencoded::Deserializer::new(form_urlencoded::parse(text));
-    serde_path_to_error::deserialize(pairs).map_err(|error| {
-        let pointer: String = error.path().iter().map(segment).collect();
-        let mut problem = rule(pointer, &error.inner().to_string());
-        for error in &mut problem.errors {
-            error.pointer = format!("{root}{}", error.pointer.trim_start_matches('/'));
-        }
-        Problem::validation(problem.errors)
-    })
-}
-
-/// One step of a JSON pointer (RFC 6901).
-fn segment(segment: &serde_path_to_error::Segment) -> String {
-    use serde_path_to_error::Segment::{Enum, Map, Seq, Unknown};
-    match segment {
-        Seq { index } => format!("/{index}"),
-        Map { key } | Enum { variant: key } => format!("/{}", escape(key)),
-        Unknown => String::new(),
+        json::read_query(self.0.as_bytes())
     }
 }
 
 fn escape(member: &str) -> String {
     member.chars().take(64).collect::<String>().replace('~', "~0").replace('/', "~1")
-}
-
-/// What a message of serde's says is wrong, in our terms: without the value and without the names of our types.
-enum Fault {
-    /// A field that is required is absent.
-    Missing(String),
-    /// A field that must not be there, and those that may.
-    Unknown(String, Vec<String>),
-    /// A field that is there twice.
-    Repeated(String),
-    /// A text out of a short list is needed, with the list.
-    NoVariant(Vec<String>),
-    /// Another rule.
-    Rule(String),
-}
-
-impl Fault {
-    fn of(message: &str) -> Self {
-        let message = without_position(message);
-        if let Some(name) = message.strip_prefix("missing field `").and_then(|rest| rest.strip_suffix('`')) {
-            return Self::Missing(name.to_owned());
-        }
-        if let Some(name) = message.strip_prefix("duplicate field `").and_then(|rest| rest.strip_suffix('`')) {
-            return Self::Repeated(name.to_owned());
-        }
-        if let Some(rest) = message.strip_prefix("unknown field `") {
-            // Followed by `, expected one of `a`, `b``, or by `, there are no fields`.
-            let (name, known) = rest.rsplit_once("`, expected ").or(rest.rsplit_once("`, ")).unwrap_or((rest, ""));
-            return Self::Unknown(name.to_owned(), quoted(known));
-        }
-        if message.starts_with("unknown variant `") {
-            return Self::NoVariant(quoted(message.rsplit_once("expected ").map_or("", |(_, expected)| expected)));
-        }
-        if let Some((_, expected)) = message.rsplit_once(", expected ")
-            && message.starts_with("invalid ")
-        {
-            return Self::Rule(format!("must be {}", in_our_words(expected)));
-        }
-        let is_number = ["invalid digit", "number too", "cannot parse integer"].iter().any(|m| message.starts_with(m));
-        Self::Rule(if is_number { "must be a whole number within its range" } else { message }.to_owned())
-    }
-
-    fn detail(&self) -> String {
-        match self {
-            Self::Missing(_) => "is required".to_owned(),
-            Self::Unknown(name, known) => unknown(name, known),
-            Self::Repeated(_) => "must not be repeated".to_owned(),
-            Self::NoVariant(variants) => format!("must be one of {}", variants.join(", ")),
-            Self::Rule(rule) => rule.clone(),
-        }
-    }
-}
-
-/// The names in backticks.
-fn quoted(text: &str) -> Vec<String> {
-    text.split('`').skip(1).step_by(2).map(str::to_owned).collect()
-}
-
-/// What is wrong with an unknown field: whether this surface writes it in another case, or which name it resembles.
-fn unknown(name: &str, known: &[String]) -> String {
-    let letters = |name: &str| {
-        name.chars().filter(|c| !matches!(c, '_' | '-')).flat_map(char::to_lowercase).take(64).collect::<String>()
-    };
-    let own = letters(name);
-    if let Some(known) = known.iter().find(|known| letters(known) == own) {
-        return format!("is unknown; this surface uses `{known}`");
-    }
-    match nearest(name, known.iter().map(String::as_str)) {
-        Some(known) => format!("is unknown; did you mean `{known}`?"),
-        None => "is unknown".to_owned(),
-    }
-}
-
-/// The problem of one fault at a pointer.
-fn rule(pointer: String, message: &str) -> Problem {
-    let fault = Fault::of(message);
-    let pointer = match &fault {
-        Fault::Missing(name) => format!("{pointer}/{}", escape(name)),
-        Fault::Unknown(name, _) | Fault::Repeated(name) => at(&pointer, name),
-        Fault::NoVariant(_) | Fault::Rule(_) => pointer,
-    };
-    Problem::field(pointer, fault.detail())
-}
-
-/// The pointer of a member that may already be the last step.
-fn at(pointer: &str, name: &str) -> String {
-    let step = format!("/{}", escape(name));
-    if pointer.ends_with(&step) { pointer.to_owned() } else { format!("{pointer}{step}") }
-}
-
-fn in_our_words(expected: &str) -> &str {
-    match expected {
-        "i64" | "u64" | "i32" | "u32" => "a whole number within its range",
-        "a sequence" => "an array",
-        "a map" => "an object",
-        expected if expected.starts_with("struct ") => "an object",
-        expected => expected,
-    }
-}
-
-/// Serde's message without where it stands.
-fn without_position(message: &str) -> &str {
-    message.rsplit_once(" at line ").map_or(message, |(message, _)| message)
 }
 
 #[cfg(test)]
@@ -428,6 +303,21 @@ mod tests {
             ("{\"description\":\n  nope}", "malformed_json: Line 2, column 4: expected ident."),
         ] {
             assert_eq!(said(json::<CreateKey>(body).unwrap_err()).trim(), expected.trim(), "{body}");
+        }
+        // A text that reads like a part of a message of serde's changes nothing.
+        for (body, expected) in [
+            (r#"{"description":"d","scopes":"s3cret at line 2"}"#, "/scopes must be an array"),
+            (r#"{"description":"d","x at line 5":1}"#, "/x at line 5 is unknown"),
+            (
+                r#"{"mode":"x at line 3, expected `s3cret`","x`, expected `y":7}"#,
+                "/mode must be one of live, test; /x`, expected `y is unknown; /description is required",
+            ),
+            (
+                r#"{"description":"d","expiresAt":"s3cret at line 2","metadata":"missing field `a`"}"#,
+                "/expiresAt must be Unix seconds or an RFC 3339 time such as 2027-01-01T00:00:00Z; /metadata must be an object",
+            ),
+        ] {
+            assert_eq!(said(json::<CreateKey>(body).unwrap_err()), expected, "{body}");
         }
         // Every invalid field, each once.
         for (body, expected) in [
@@ -567,6 +457,8 @@ mod tests {
             ("x-page=1", "x-page is unknown"),
             ("cursor=1", "cursor is unknown"),
             ("page=1&page=2", "page must not be repeated"),
+            ("page=x&pages=1", "page must be a whole number within its range; pages is unknown; did you mean `page`?"),
+            ("cursor+at+line+1=1", "cursor at line 1 is unknown"),
         ] {
             assert_eq!(said(Query(query.to_owned()).read::<Paging>().unwrap_err()), expected, "{query}");
         }

@@ -86,7 +86,7 @@ pub enum DevModeError {
     },
     /// No server has been started there.
     #[error(
-        "there is no {missing}, so there is no server in development mode to create a token for; start `tollkey serve` \
+        "there is no {missing}, so there is no server in development mode here; start `tollkey serve` \
          first, run the command in its directory, or set DATABASE_URL or --database-url as for the server"
     )]
     NoServer {
@@ -95,8 +95,8 @@ pub enum DevModeError {
     },
     /// Only the server knows the secret.
     #[error(
-        "the server keeps its database and its secret in memory, so no other process can make a token for it; \
-         use the token it printed, or set TOLLKEY_JWT_HS256_SECRET for both"
+        "the server keeps its database and its secret in memory, so no other process can sign for it; \
+         use the token and the link that it printed, or set TOLLKEY_JWT_HS256_SECRET for both"
     )]
     SecretInMemory,
     /// Somebody else makes the tokens.

@@ -11,7 +11,10 @@ use std::{
 use actix_web::{
     App, HttpRequest, HttpResponse,
     dev::ResourceDef,
-    http::{Method, header},
+    http::{
+        Method,
+        header::{self, Header as _},
+    },
     middleware::from_fn,
     web,
 };
@@ -580,8 +583,9 @@ async fn render_metrics(
 
 /// The root. A browser is sent to the dashboard; there is nothing else.
 async fn home(request: HttpRequest) -> Answer {
-    let accepts = request.headers().get_all(header::ACCEPT);
-    let is_browser = accepts.filter_map(|value| value.to_str().ok()).any(|value| value.contains("text/html"));
+    let accepted = header::Accept::parse(&request).map_or_else(|_| Vec::new(), |accept| accept.0);
+    let is_browser =
+        accepted.iter().any(|it| it.item.essence_str() == "text/html" && it.quality > header::Quality::ZERO);
     if !is_browser {
         return nothing().await;
     }

@@ -30,8 +30,8 @@ use tollkey_client::{
     subscription::{self, Subscription},
 };
 use tollkey_core::{
-    ApiKey, Catalogue, Changed, Digest, Grants, Invalid, IpList, KeyId, Position, ProblemCode, RateLimit, Record,
-    Scope, Seq, Usage, lineage::Inherited, usage::outcome_code,
+    AccountId, ApiKey, Catalogue, Changed, Digest, Grants, Invalid, IpList, KeyId, Position, ProblemCode, RateLimit,
+    Record, Scope, Seq, Usage, lineage::Inherited, usage::outcome_code,
 };
 
 use crate::{
@@ -279,7 +279,8 @@ fn record(key: api::KeyRecord, catalogue: &Catalogue) -> Result<Record, Invalid>
         operating_model: key.operating_model,
         key: ApiKey {
             id: key.id.parse()?,
-            account_id: key.account_id.parse()?,
+            // As stored: the rules for a new ID may have become stricter.
+            account_id: AccountId::stored(&key.account_id)?,
             application_id: key.application_id.map(|id| id.parse()).transpose()?,
             name: key.name,
             family: key.family,

@@ -125,13 +125,13 @@ impl Subject {
 }
 
 fn measure() -> anyhow::Result<()> {
-    let tollkey = servers::build()?;
+    let binary = servers::build()?;
     let program = servers::build_self()?;
     let directory = tempfile::tempdir()?;
     let processors = Processors::divide()?;
     eprintln!("starting the servers and making keys ...");
-    let service_key = service_key_of(&tollkey, directory.path())?;
-    let tollkey = Tollkey::start(&tollkey, directory.path(), &processors)?;
+    let tollkey = Tollkey::start(&binary, directory.path(), &processors)?;
+    let service_key = service_key_of(&binary, directory.path())?;
     let mut subjects = ["axum", "actix"]
         .into_iter()
         .map(|name| Subject::start(name, &program, tollkey.server.address, &service_key, &processors))
@@ -154,7 +154,7 @@ fn measure() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A service key, made before the server starts.
+/// Creates a service key in the database of the server that runs in this directory.
 fn service_key_of(program: &Path, directory: &Path) -> anyhow::Result<String> {
     let mut command = servers::tollkey(program, directory);
     let made = command.args(["service-key", "create", "bench"]).output()?;

@@ -14,6 +14,8 @@ use crate::{
 pub enum Expected {
     /// An API key only: gateway routes, resource servers.
     ApiKey,
+    /// A management token only: the sign-in page of the dashboard.
+    Token,
     /// A management token, a service key or an API key; which of them, the route says.
     Any,
 }
@@ -42,6 +44,7 @@ impl Expected {
     pub(super) fn noun(self) -> &'static str {
         match self {
             Self::ApiKey => "an API key",
+            Self::Token => "a management token",
             Self::Any => "a credential",
         }
     }
@@ -56,15 +59,17 @@ impl Expected {
     #[must_use]
     pub fn problem(self, presented: &str) -> Problem {
         match self.fault(presented) {
+            Some(detail) if self == Self::Token => Problem::new(ProblemCode::InvalidToken, detail),
             Some(detail) => Problem::new(ProblemCode::InvalidApiKey, detail),
             None => Problem::invalid_api_key(),
         }
     }
 
-    /// What is wrong with the form of a credential; `None` when it has the form of an API key.
+    /// What is wrong with the form of a credential; `None` when it has the form of an API key, and one is expected.
     fn fault(self, presented: &str) -> Option<&'static str> {
         let text = without_scheme(presented);
         match Kind::of(text) {
+            Some(_) if self == Self::Token => return Some("This is a key, and a management token (JWT) is needed."),
             Some(Kind::Key(..)) => return None,
             Some(Kind::ServiceKey) if self == Self::Any => return None,
             Some(Kind::ServiceKey) => {
@@ -79,6 +84,7 @@ impl Expected {
             return Some("This is a token (JWT), and an API key is needed.");
         }
         Some(match (body_of_key(text), self) {
+            (_, Self::Token) => "The text does not have the form of a management token (JWT).",
             (Some(body), _) => wrong_body(body),
             (None, Self::ApiKey) => {
                 "The credential does not have the form of an API key: a prefix such as ck_live_, and 32 letters and digits."
@@ -123,7 +129,7 @@ fn mistake(text: &str) -> Option<&'static str> {
         Some("The credential must not contain white space.")
     } else if ["\\n", "\\r", "%0a", "%0d", "%20"].iter().any(|end| text.to_ascii_lowercase().ends_with(end)) {
         Some("The credential ends in a written line break or space, which must be removed.")
-    } else if text.contains("...") || text.contains('*') {
+    } else if text.contains("..") || text.contains('*') {
         Some("This is a shortened form of a key: the full key is shown once, when the key is created.")
     } else {
         None
@@ -150,11 +156,23 @@ fn is_placeholder(text: &str) -> bool {
     text.starts_with('$') || within('%', '%') || within('{', '}') || within('<', '>') || within('[', ']')
 }
 
-/// Whether a credential has the form of a management token, which is a JWT: three parts. Anything else can only be meant as
-/// a key.
+/// Whether a credential has the form of a management token, which is a JWT (RFC 7519, section 3): three parts in base64url, the
+/// first of which is a JSON object. Anything else can only be meant as a key.
+///
+/// ```
+/// use tollkey_core::credential::is_jwt;
+/// assert!(is_jwt("eyEXAMPLE.eyEXAMPLE.EXAMPLE"));
+/// assert!(!is_jwt("{{ .Values.token }}") && !is_jwt("process.env.TOKEN"));
+/// ```
 #[must_use]
 pub fn is_jwt(text: &str) -> bool {
-    text.split('.').count() == 3
+    let is_base64url =
+        |part: &str| part.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'));
+    let mut parts = text.split('.');
+    // A brace and a quotation mark, a space or a line break after it, in base64url.
+    let is_object =
+        parts.next().is_some_and(|part| (part.starts_with("ey") || part.starts_with("ew")) && is_base64url(part));
+    is_object && parts.clone().count() == 2 && parts.all(is_base64url)
 }
 
 /// What follows the prefix of a key, in a text that begins as one.
@@ -222,6 +240,21 @@ mod tests {
             ("x-api-key", format!("{key} x"), invalid, "white space"),
             ("x-api-key", format!("{key}\\n"), invalid, "a written line break"),
             ("x-api-key", format!("{key}%0A"), invalid, "a written line break"),
+            // A malformed token is no token, so that what is wrong with it is named.
+            ("authorization", format!("Bearer Bearer {jwt}"), invalid, "begins with the word Bearer"),
+            ("authorization", format!("Bearer \"{jwt}\""), invalid, "quotation marks"),
+            ("authorization", format!("Bearer {jwt}\\n"), invalid, "a written line break"),
+            ("authorization", format!("Bearer {jwt}%0A"), invalid, "a written line break"),
+            ("authorization", "Bearer eyEXAMPLE.ey EXAMPLE.EXAMPLE".to_owned(), invalid, "white space"),
+            ("x-api-key", format!("Bearer {jwt}"), invalid, "begins with the word Bearer"),
+            ("authorization", "Bearer {{ .Values.token }}".to_owned(), invalid, "A placeholder was sent"),
+            ("authorization", "Bearer ${env.x.TOKEN}".to_owned(), invalid, "A placeholder was sent"),
+            ("authorization", "Bearer <your.api.key>".to_owned(), invalid, "A placeholder was sent"),
+            ("authorization", "Bearer process.env.TOKEN".to_owned(), invalid, "does not have the form"),
+            ("x-api-key", "ck_live_EXAMPL..MPLE0".to_owned(), invalid, "shortened form"),
+            ("authorization", "Basic caf\u{e9}".to_owned(), missing, "has the scheme Basic;"),
+            ("authorization", "Digest username=\"\u{e9}\"".to_owned(), missing, "has the scheme Digest;"),
+            ("authorization", format!("\u{a0}Bearer {key}"), invalid, "other than printable ASCII"),
             ("authorization", "Bearer $TOKEN".to_owned(), invalid, "A placeholder was sent"),
             ("authorization", "Bearer ${TOKEN}".to_owned(), invalid, "A placeholder was sent"),
             ("authorization", "Bearer {{ token }}".to_owned(), invalid, "A placeholder was sent"),
@@ -250,6 +283,24 @@ mod tests {
             // RFC 6750, section 3: what an error_description can hold.
             let fits = |byte: u8| matches!(byte, b' '..=b'~') && !matches!(byte, b'"' | b'\\');
             assert!(problem.detail.bytes().all(fits), "{}", problem.detail);
+        }
+    }
+
+    #[test]
+    fn a_text_in_place_of_a_management_token_is_named() {
+        let jwt = "eyEXAMPLE.eyEXAMPLE.EXAMPLE";
+        for (text, part) in [
+            (format!("ck_live_{RANDOM}"), "This is a key"),
+            (format!("tks_{RANDOM}"), "This is a key"),
+            (format!("Bearer {jwt}"), "begins with the word Bearer"),
+            (format!("\"{jwt}\""), "quotation marks"),
+            ("$TOKEN".to_owned(), "A placeholder was sent"),
+            ("ck_live_".to_owned(), "does not have the form of a management token"),
+            (String::new(), "does not have the form of a management token"),
+        ] {
+            let problem = Expected::Token.problem(&text);
+            assert_eq!(problem.code, ProblemCode::InvalidToken, "{text}");
+            assert!(problem.detail.contains(part), "{text}: {}", problem.detail);
         }
     }
 

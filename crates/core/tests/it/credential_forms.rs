@@ -56,6 +56,9 @@ const NO_KEY: Outcome = invalid(
 );
 const NOTHING: Outcome = invalid("The credential has neither the form of a key nor that of a management token.");
 
+/// The form of a management token.
+const TOKEN: &str = "eyEXAMPLE.eyEXAMPLE.EXAMPLE";
+
 const fn missing(detail: &'static str) -> Outcome {
     Outcome { status: 401, code: "missing_credentials", detail }
 }
@@ -138,6 +141,23 @@ pub fn forms(key: &str, revoked: &str, service_key: &str) -> Vec<Form> {
         row("${TOKEN}", bearer("${TOKEN}"), PLACEHOLDER),
         row("{{token}}", plain("{{token}}"), PLACEHOLDER),
         row("<token>", bearer("<token>"), PLACEHOLDER),
+        // Texts with two dots: those of a malformed token are named as any other.
+        row("a placeholder with dots", bearer("{{ .Values.token }}"), PLACEHOLDER),
+        row("a variable with dots", bearer("${env.x.TOKEN}"), PLACEHOLDER),
+        row("a token with Bearer twice", bearer(&format!("Bearer {TOKEN}")), TWICE),
+        row("a token in quotation marks", bearer(&format!("\"{TOKEN}\"")), QUOTED),
+        row("a token in x-api-key with Bearer", plain(&format!("Bearer {TOKEN}")), TWICE),
+        row(
+            "a token with an encoded line break",
+            bearer(&format!("{TOKEN}%0A")),
+            invalid("The credential ends in a written line break or space, which must be removed."),
+        ),
+        differs("the name of a variable", bearer("process.env.TOKEN"), NO_KEY, NOTHING),
+        row(
+            "Basic with other characters",
+            authorization("Basic caf\u{e9}"),
+            missing("The Authorization header has the scheme Basic; the scheme must be Bearer."),
+        ),
         row("an unknown key", bearer(&unknown), UNKNOWN),
         row("a revoked key", bearer(revoked), UNKNOWN),
         row("a key that was cut off", bearer(&key[..key.len() - 1]), SHORT),

@@ -1,4 +1,4 @@
-//! Reads a JSON body so that all of its invalid fields are found.
+//! Reads a JSON body, a form or a query so that all of its invalid fields are found.
 //!
 //! A body without a mistake is read directly. Otherwise it is read into a tree of nodes, and from that into its type. Serde ends
 //! at the first fault; that is noted, its node is replaced by a stand-in that reads as any type, and the tree is read again.
@@ -8,13 +8,16 @@ use serde::{
     Deserialize, Deserializer,
     de::{
         DeserializeOwned, Error as _, IntoDeserializer, MapAccess, SeqAccess, Visitor,
-        value::{Error, MapDeserializer, SeqDeserializer},
+        value::{MapDeserializer, SeqDeserializer},
     },
     forward_to_deserialize_any,
 };
-use tollkey_core::{Checks, Problem, ProblemCode};
+use tollkey_core::{Checks, FieldError, Problem, ProblemCode};
 
-use super::{Fault, Read, escape, without_position};
+use super::{
+    Read, escape,
+    fault::{Fault, unknown},
+};
 
 /// How many invalid fields one response names.
 const MAX_ERRORS: usize = 32;
@@ -38,39 +41,45 @@ pub(super) fn read<T: DeserializeOwned>(bytes: &[u8]) -> Result<Read<T>, Problem
     {
         return Ok(Read { value, errors: Checks::default() });
     }
-    let mut root: Node = serde_json::from_slice(bytes).map_err(|error| malformed(&error))?;
+    let root: Node = serde_json::from_slice(bytes).map_err(|error| malformed(&error))?;
     if !matches!(root, Node::Object(_)) {
         return Err(Problem::field("", "The body must be a JSON object."));
     }
-    let mut errors = Checks::default();
-    root.take_repeated("", &mut errors);
-    read_tree(root, errors)
+    read_tree(root)
 }
 
 /// Reads a form of texts as a JSON object.
 pub(super) fn read_form<T: DeserializeOwned>(bytes: &[u8]) -> Result<Read<T>, Problem> {
-    let pairs = form_urlencoded::parse(bytes);
-    let fields = pairs.map(|(name, value)| (name.into_owned(), Node::Text(value.into_owned()))).collect();
-    let mut errors = Checks::default();
-    let mut root = Node::Object(fields);
-    root.take_repeated("", &mut errors);
-    read_tree(root, errors)
+    read_tree(Node::of_pairs(bytes, Node::Text))
+}
+
+/// Reads the parameters of a query.
+pub(super) fn read_query<T: DeserializeOwned>(text: &[u8]) -> Result<T, Problem> {
+    read_tree(Node::of_pairs(text, Node::Parameter)).and_then(Read::value).map_err(|problem| {
+        // A parameter has no pointer, but a name.
+        let named =
+            |error: FieldError| FieldError { pointer: error.pointer.trim_start_matches('/').to_owned(), ..error };
+        Problem::validation(problem.errors.into_iter().map(named).collect())
+    })
 }
 
 fn malformed(error: &serde_json::Error) -> Problem {
     let (line, column) = (error.line(), error.column());
-    let reason = without_position(&error.to_string()).to_owned();
+    let message = error.to_string();
+    let reason = message.rsplit_once(" at line ").map_or(message.as_str(), |(reason, _)| reason);
     Problem::new(ProblemCode::MalformedJson, format!("Line {line}, column {column}: {reason}."))
 }
 
-fn read_tree<T: DeserializeOwned>(mut root: Node, mut errors: Checks) -> Result<Read<T>, Problem> {
+fn read_tree<T: DeserializeOwned>(mut root: Node) -> Result<Read<T>, Problem> {
+    let mut errors = Checks::default();
+    root.take_repeated(&mut Vec::new(), &mut errors);
     for _ in 0..MAX_ATTEMPTS {
         let error = match serde_path_to_error::deserialize::<_, T>(&root) {
             Ok(value) => return Ok(Read { value, errors }),
             Err(error) => error,
         };
-        let fault = Fault::of(&error.inner().to_string());
-        let repaired = root.repair(&steps(error.path()), fault, &mut errors);
+        let steps = steps(error.path());
+        let repaired = root.repair(&steps, error.into_inner(), &mut errors);
         if !repaired || errors.len() >= MAX_ERRORS {
             break;
         }
@@ -113,6 +122,8 @@ enum Node {
     Unsigned(u64),
     Float(f64),
     Text(String),
+    /// A text that is read as a number or a truth value where one is needed.
+    Parameter(String),
     Array(Vec<Node>),
     Object(Vec<(String, Node)>),
     /// In place of an invalid value: reads as any type, and as this text where one out of a list is needed.
@@ -120,12 +131,20 @@ enum Node {
 }
 
 impl Node {
-    /// Leaves one field of each name in every object, and notes the others.
-    fn take_repeated(&mut self, pointer: &str, errors: &mut Checks) {
+    /// The object of these pairs.
+    fn of_pairs(text: &[u8], value: fn(String) -> Self) -> Self {
+        let pairs = form_urlencoded::parse(text).into_owned();
+        Self::Object(pairs.map(|(name, text)| (name, value(text))).collect())
+    }
+
+    /// Leaves one field of each name in every object, and notes the others. `way` leads to this node.
+    fn take_repeated(&mut self, way: &mut Vec<Step>, errors: &mut Checks) {
         match self {
             Self::Array(items) => {
                 for (index, item) in items.iter_mut().enumerate() {
-                    item.take_repeated(&format!("{pointer}/{index}"), errors);
+                    way.push(Step::Item(index));
+                    item.take_repeated(way, errors);
+                    way.pop();
                 }
             }
             Self::Object(fields) => {
@@ -133,16 +152,23 @@ impl Node {
                 fields.retain(|(name, _)| {
                     let is_first = names.insert(name.clone());
                     if !is_first && errors.len() < MAX_ERRORS {
-                        errors.add(format!("{pointer}/{}", escape(name)), "must not be repeated");
+                        errors.add(format!("{}/{}", pointer(way), escape(name)), "must not be repeated");
                     }
                     is_first
                 });
-                for (name, value) in fields {
-                    value.take_repeated(&format!("{pointer}/{}", escape(name)), errors);
+                // Only what contains others can contain a repeated name.
+                for (name, value) in fields.iter_mut().filter(|(_, value)| value.is_container()) {
+                    way.push(Step::Field(name.clone()));
+                    value.take_repeated(way, errors);
+                    way.pop();
                 }
             }
             _ => {}
         }
+    }
+
+    fn is_container(&self) -> bool {
+        matches!(self, Self::Array(_) | Self::Object(_))
     }
 
     /// The node at the end of the way.
@@ -160,13 +186,13 @@ impl Node {
 
     /// Notes a fault and takes it out of the tree, so that reading gets further. `false` when it cannot be taken out.
     fn repair(&mut self, steps: &[Step], fault: Fault, errors: &mut Checks) -> bool {
-        let detail = fault.detail();
+        let detail = fault.to_string();
         match fault {
             Fault::Missing(name) => {
-                errors.add(format!("{}/{}", pointer(steps), escape(&name)), detail);
+                errors.add(format!("{}/{}", pointer(steps), escape(name)), detail);
                 match self.find(steps) {
-                    Some(Self::Object(fields)) => fields.push((name, Self::stand_in())),
-                    Some(node @ Self::StandIn(_)) => *node = Self::Object(vec![(name, Self::stand_in())]),
+                    Some(Self::Object(fields)) => fields.push((name.to_owned(), Self::stand_in())),
+                    Some(node @ Self::StandIn(_)) => *node = Self::Object(vec![(name.to_owned(), Self::stand_in())]),
                     _ => return false,
                 }
                 true
@@ -181,25 +207,20 @@ impl Node {
                 let Some(Self::Object(fields)) = self.find(steps) else { return false };
                 let before = fields.len();
                 fields.retain(|(own, _)| {
-                    let is_known = known.contains(own);
+                    let is_known = known.contains(&own.as_str());
                     if !is_known && errors.len() < MAX_ERRORS {
-                        errors.add(format!("{}/{}", pointer(steps), escape(own)), super::unknown(own, &known));
+                        errors.add(format!("{}/{}", pointer(steps), escape(own)), unknown(own, known));
                     }
                     is_known
                 });
                 fields.len() < before
             }
-            // The tree has none.
-            Fault::Repeated(_) => {
-                errors.add(pointer(steps), detail);
-                false
-            }
             Fault::NoVariant(variants) => {
                 errors.add(pointer(steps), detail);
-                match (self.find(steps), variants.into_iter().next()) {
+                match (self.find(steps), variants.first()) {
                     (Some(Self::StandIn(text)), _) if !text.is_empty() => false,
                     (Some(node), Some(first)) => {
-                        *node = Self::StandIn(first);
+                        *node = Self::StandIn((*first).to_owned());
                         true
                     }
                     _ => false,
@@ -279,7 +300,7 @@ impl<'de> Visitor<'de> for NodeVisitor {
     }
 }
 
-impl<'de> IntoDeserializer<'de, Error> for &'de Node {
+impl<'de> IntoDeserializer<'de, Fault> for &'de Node {
     type Deserializer = Self;
 
     fn into_deserializer(self) -> Self {
@@ -290,9 +311,13 @@ impl<'de> IntoDeserializer<'de, Error> for &'de Node {
 /// Whole numbers may be written as `5.0`.
 macro_rules! whole_numbers {
     ($($method:ident)*) => {$(
-        fn $method<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+        fn $method<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Fault> {
             match self {
                 Node::StandIn(_) => visitor.visit_u64(0),
+                Node::Parameter(text) => match text.parse() {
+                    Ok(number) => visitor.visit_i64(number),
+                    Err(_) => self.deserialize_any(visitor),
+                },
                 #[expect(clippy::cast_possible_truncation, reason = "a whole number of at most 2^53")]
                 Node::Float(number) if number.fract() == 0.0 && number.abs() <= MAX_WHOLE => {
                     visitor.visit_i64(*number as i64)
@@ -304,16 +329,16 @@ macro_rules! whole_numbers {
 }
 
 impl<'de> Deserializer<'de> for &'de Node {
-    type Error = Error;
+    type Error = Fault;
 
-    fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+    fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Fault> {
         match self {
             Node::Null | Node::StandIn(_) => visitor.visit_unit(),
             Node::Bool(value) => visitor.visit_bool(*value),
             Node::Signed(number) => visitor.visit_i64(*number),
             Node::Unsigned(number) => visitor.visit_u64(*number),
             Node::Float(number) => visitor.visit_f64(*number),
-            Node::Text(text) => visitor.visit_borrowed_str(text),
+            Node::Text(text) | Node::Parameter(text) => visitor.visit_borrowed_str(text),
             Node::Array(items) => visitor.visit_seq(SeqDeserializer::new(items.iter())),
             Node::Object(fields) => {
                 let fields = fields.iter().map(|(name, value)| (name.as_str(), value));
@@ -327,43 +352,44 @@ impl<'de> Deserializer<'de> for &'de Node {
         deserialize_u8 deserialize_u16 deserialize_u32 deserialize_u64
     }
 
-    fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+    fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Fault> {
         match self {
             Node::Null | Node::StandIn(_) => visitor.visit_none(),
             _ => visitor.visit_some(self),
         }
     }
 
-    fn deserialize_bool<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+    fn deserialize_bool<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Fault> {
         match self {
             Node::StandIn(_) => visitor.visit_bool(false),
+            Node::Parameter(text) if text == "true" || text == "false" => visitor.visit_bool(text == "true"),
             _ => self.deserialize_any(visitor),
         }
     }
 
-    fn deserialize_str<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+    fn deserialize_str<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Fault> {
         match self {
             Node::StandIn(text) => visitor.visit_borrowed_str(text),
             _ => self.deserialize_any(visitor),
         }
     }
 
-    fn deserialize_string<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+    fn deserialize_string<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Fault> {
         self.deserialize_str(visitor)
     }
 
-    fn deserialize_identifier<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+    fn deserialize_identifier<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Fault> {
         self.deserialize_str(visitor)
     }
 
-    fn deserialize_seq<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+    fn deserialize_seq<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Fault> {
         match self {
             Node::StandIn(_) => visitor.visit_seq(SeqDeserializer::new(std::iter::empty::<&Node>())),
             _ => self.deserialize_any(visitor),
         }
     }
 
-    fn deserialize_map<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+    fn deserialize_map<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Fault> {
         match self {
             Node::StandIn(_) => visitor.visit_map(MapDeserializer::new(std::iter::empty::<(&str, &Node)>())),
             _ => self.deserialize_any(visitor),
@@ -375,11 +401,11 @@ impl<'de> Deserializer<'de> for &'de Node {
         _name: &'static str,
         _fields: &'static [&'static str],
         visitor: V,
-    ) -> Result<V::Value, Error> {
+    ) -> Result<V::Value, Fault> {
         self.deserialize_map(visitor)
     }
 
-    fn deserialize_newtype_struct<V: Visitor<'de>>(self, _name: &'static str, visitor: V) -> Result<V::Value, Error> {
+    fn deserialize_newtype_struct<V: Visitor<'de>>(self, _name: &'static str, visitor: V) -> Result<V::Value, Fault> {
         visitor.visit_newtype_struct(self)
     }
 
@@ -388,11 +414,11 @@ impl<'de> Deserializer<'de> for &'de Node {
         _name: &'static str,
         variants: &'static [&'static str],
         visitor: V,
-    ) -> Result<V::Value, Error> {
+    ) -> Result<V::Value, Fault> {
         match self {
-            Node::Text(text) => visitor.visit_enum(text.as_str().into_deserializer()),
+            Node::Text(text) | Node::Parameter(text) => visitor.visit_enum(text.as_str().into_deserializer()),
             Node::StandIn(_) => visitor.visit_enum(variants.first().copied().unwrap_or_default().into_deserializer()),
-            _ => Err(Error::custom("must be a string")),
+            _ => Err(Fault::custom("must be a string")),
         }
     }
 

@@ -52,7 +52,7 @@ pub enum ClaimFault {
     #[error("must be a string or an integer")]
     Type,
     /// It is no account ID.
-    #[error("must be 1 to 128 characters out of A-Z a-z 0-9 . _ : @ -, but not . or ..")]
+    #[error("must be 1 to 128 of the characters A-Z a-z 0-9 . _ : @ - and cannot be . or .. alone")]
     Form,
 }
 

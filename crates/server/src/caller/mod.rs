@@ -130,8 +130,8 @@ async fn look(request: &HttpRequest, state: &State, text: &str, need: &Need<'_>)
     known(state.look(|| requester(request, state), text, need).await?, state, need)
 }
 
-/// The client that presents the credential of a request, for look-ups before the credential is known: by the forwarded
-/// address, or by that of the connection where no proxy forwards one.
+/// The client that presents the credential of a request, for look-ups before the credential is known: by its address, where
+/// that is known.
 fn requester(request: &HttpRequest, state: &State) -> Requester {
     Requester::client(client_ip(request, state))
 }

@@ -12,6 +12,7 @@ use jiff::{SignedDuration, Timestamp};
 use tollkey_api::Secret;
 use tollkey_core::{
     AccountId, Digest, Problem, ProblemCode,
+    credential::{Expected, is_jwt},
     session::{self, Session},
 };
 
@@ -165,6 +166,9 @@ fn no_account(source: &str, claim: &str, fault: ClaimFault) -> Problem {
 pub async fn by_token(state: &State, token: &str) -> Result<Session, Problem> {
     let grounds = state.ways.token.ok_or_else(Problem::not_found)?;
     let now = state.clock.now();
+    if !is_jwt(token) {
+        return Err(Expected::Token.problem(token));
+    }
     let claims = state.tokens.verify(token, now).await.map_err(|error| {
         tracing::debug!(%error, "a management token was refused at the dashboard");
         if error.is_unavailable() {

@@ -39,9 +39,12 @@ pub fn shown_networks(list: Option<&IpList>) -> Option<Vec<String>> {
     list.map(|list| list.networks().iter().map(ToString::to_string).collect())
 }
 
-/// How often a key may be used, read in camelCase.
-pub fn rate_limit(limit: Option<applications::RateLimit>) -> Result<Option<RateLimit>, Invalid> {
-    limit.map(|limit| RateLimit::new(limit.limit, limit.window_seconds)).transpose()
+/// A rate limit, read in camelCase; `None` when a field of it is invalid, which `checks` then says.
+pub fn rate_limit(limit: Option<applications::RateLimit>, checks: &mut Checks) -> Option<Option<RateLimit>> {
+    let Some(limit) = limit else { return Some(None) };
+    checks.member("/rateLimit/limit", RateLimit::parse_limit(limit.limit));
+    checks.member("/rateLimit/windowSeconds", RateLimit::parse_window_seconds(limit.window_seconds));
+    RateLimit::new(limit.limit, limit.window_seconds).ok().map(Some)
 }
 
 /// A rate limit, printed in camelCase.

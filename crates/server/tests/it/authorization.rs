@@ -253,7 +253,7 @@ async fn an_invalid_credential_is_401_everywhere() {
         };
         let invalid = [
             ("garbage".to_owned(), "invalid_api_key"),
-            ("a.b.c".to_owned(), "invalid_token"),
+            ("eyEXAMPLE.eyEXAMPLE.EXAMPLE".to_owned(), "invalid_token"),
             (unknown(Kind::Key(Family::Application, Mode::Live)), "invalid_api_key"),
             (unknown(Kind::Key(Family::Secret, Mode::Test)), "invalid_api_key"),
             (unknown(Kind::ServiceKey), "invalid_api_key"),

@@ -160,6 +160,13 @@ async fn a_first_key_from_the_printed_link_to_its_revocation() {
     assert!(!browser.is_enabled("Revoke the key").await);
     browser.fill("confirm", "checkout server").await;
     assert!(!browser.is_enabled("Revoke the key").await);
+    // The same name with its letters and accents apart is the name.
+    let written = "const field = document.getElementById('confirm'); const name = field.dataset.mustBe; \
+                   const enabled = () => !field.form.querySelector('[type=submit]').disabled; \
+                   const type = (text) => { field.value = text; field.dispatchEvent(new Event('input')); }; \
+                   field.dataset.mustBe = 'caf\\u00e9'; type('cafe\\u0301'); const same = enabled(); \
+                   type('cafe'); const other = enabled(); field.dataset.mustBe = name; return [same, other]";
+    assert_eq!(browser.run(written, vec![]).await, json!([true, false]));
     browser.fill("confirm", "Checkout server").await;
     browser.fill("reason", "Trying it out").await;
     let before = jiff::Timestamp::now().as_second();

@@ -239,7 +239,10 @@ async fn development_mode_takes_no_management_request_that_came_through_a_proxy(
         assert_eq!(gateway.await.code(), "invalid_api_key", "{name}");
     }
     // Nor does it tell a stranger what mode it is in.
-    let reply = call("GET", "/applications").header("x-forwarded-for", "203.0.113.7").bearer("a.b.c").await;
+    let reply = call("GET", "/applications")
+        .header("x-forwarded-for", "203.0.113.7")
+        .bearer("eyEXAMPLE.eyEXAMPLE.EXAMPLE")
+        .await;
     assert_eq!(reply.code(), "invalid_token");
     running.stop().await;
 }

@@ -123,8 +123,11 @@ async fn gateway_warnings_name_the_request_and_a_plain_scope() {
     let key = server.key(&token, &application).await.text;
     let hidden = format!("ck_live_{}", "example0".repeat(4));
     let long = "x".repeat(65);
+    let random = "0123456789abcdef".repeat(3);
     for (number, scope) in
-        ["nothing:read", "Nothing", "a%20b", hidden.as_str(), long.as_str(), "a.b_c-d:9"].into_iter().enumerate()
+        ["nothing:read", "Nothing", "a%20b", hidden.as_str(), long.as_str(), random.as_str(), "a.b_c-d:9"]
+            .into_iter()
+            .enumerate()
     {
         let reply = server.get(&format!("/authz/forward-auth?scope={scope}")).bearer(&key);
         let reply = reply.header("x-request-id", format!("request-{number}")).await;
@@ -135,13 +138,21 @@ async fn gateway_warnings_name_the_request_and_a_plain_scope() {
     }
     let finished = server.stop().await;
     let warnings: Vec<Value> = lines(&finished).into_iter().filter(|line| line["rule"].is_string()).collect();
-    let rules: Vec<_> = warnings[..6].iter().map(|line| line["rule"].as_str().expect("a rule")).collect();
+    let rules: Vec<_> = warnings[..7].iter().map(|line| line["rule"].as_str().expect("a rule")).collect();
     let unnamed = "it names an unknown scope";
     assert_eq!(
         rules,
-        ["scope \"nothing:read\" is unknown", unnamed, unnamed, unnamed, unnamed, "scope \"a.b_c-d:9\" is unknown"]
+        [
+            "scope \"nothing:read\" is unknown",
+            unnamed,
+            unnamed,
+            unnamed,
+            unnamed,
+            unnamed,
+            "scope \"a.b_c-d:9\" is unknown"
+        ]
     );
-    for (number, line) in warnings[..6].iter().enumerate() {
+    for (number, line) in warnings[..7].iter().enumerate() {
         assert_eq!(line["request_id"], format!("request-{number}"));
     }
     assert!(warnings.len() <= 40, "{} lines", warnings.len());

@@ -189,6 +189,8 @@ async fn root_redirects_browsers_to_the_dashboard() {
             call(app, "GET", "/"),
             call(app, "GET", "/").header("accept", "*/*"),
             call(app, "GET", "/").header("accept", "application/json"),
+            call(app, "GET", "/").header("accept", "text/html;q=0, */*"),
+            call(app, "GET", "/").header("accept", "text/htmlx"),
             call(app, "POST", "/").header("accept", "text/html"),
             call(app, "DELETE", "/").header("accept", "text/html"),
         ] {

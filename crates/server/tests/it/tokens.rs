@@ -98,7 +98,7 @@ async fn a_token_that_is_not_valid_is_401_and_the_answer_does_not_say_why() {
             }
         }
         assert_eq!(answers.len(), 2, "{answers:?}");
-        assert_answer!(app.get("/applications").bearer("a.b.c").header("x-request-id", "same").await, @r#"
+        assert_answer!(app.get("/applications").bearer("eyEXAMPLE.eyEXAMPLE.EXAMPLE").header("x-request-id", "same").await, @r#"
         401
         cache-control: no-store
         content-type: application/problem+json

@@ -88,7 +88,7 @@ pub(super) fn new_key(body: api::CreateKey, now: Timestamp, checks: &mut Checks)
     let name = checks.member("/name", text::required(&body.name, 100));
     let expires_at = checks.member("/expiresAt", members::end(body.expires_at, now));
     let allowed_ips = checks.member("/allowedIps", members::networks(body.allowed_ips.as_deref()));
-    let rate_limit = checks.member("/rateLimit", members::rate_limit(body.rate_limit));
+    let rate_limit = members::rate_limit(body.rate_limit, checks);
     let metadata = checks.member("/metadata", body.metadata.map(Metadata::new).transpose());
     let family = match body.access {
         api::Access::Secret => Family::Secret,

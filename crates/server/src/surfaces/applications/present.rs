@@ -70,7 +70,7 @@ pub(super) fn new_key(
     let scopes = checks.member("/scopes", members::scopes(body.scopes.as_deref(), catalogue));
     let expires_at = checks.member("/expiresAt", members::end(body.expires_at, now));
     let allowed_ips = checks.member("/allowedIps", members::networks(body.allowed_ips.as_deref()));
-    let rate_limit = checks.member("/rateLimit", members::rate_limit(body.rate_limit));
+    let rate_limit = members::rate_limit(body.rate_limit, checks);
     let metadata = checks.member("/metadata", body.metadata.map(Metadata::new).transpose());
     let grants = Grants {
         scopes: scopes?,

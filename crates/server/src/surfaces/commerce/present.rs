@@ -64,6 +64,9 @@ fn features(list: &[String]) -> Result<Vec<Feature>, Invalid> {
     Feature::parse_list(list.iter().map(String::as_str))
 }
 
+const LIMIT: &str = "/rate_limit/limit";
+const WINDOW_SECONDS: &str = "/rate_limit/window_seconds";
+
 /// The key that a request describes; `None` when a field is invalid, which `checks` then says.
 pub(super) fn new_key(
     body: api::CreateKey,
@@ -77,7 +80,7 @@ pub(super) fn new_key(
     let merchants = checks.member("/merchants", body.merchants.as_deref().map(merchants).transpose());
     let features = checks.member("/features", body.features.as_deref().map(features).transpose());
     let allowed_ips = checks.member("/allowed_ips", members::networks(body.allowed_ips.as_deref()));
-    let rate_limit = checks.member("/rate_limit", body.rate_limit.map(RateLimit::try_from).transpose());
+    let rate_limit = new_limit(body.rate_limit, checks);
     let metadata = checks.member("/metadata", body.metadata.map(Metadata::new).transpose());
     let grants = Grants {
         scopes: scopes?,
@@ -88,6 +91,14 @@ pub(super) fn new_key(
         expires_at: expires_at?,
     };
     Some(NewKey { name: name?, mode: body.mode.unwrap_or_default(), grants, metadata: metadata? })
+}
+
+/// A rate limit; `None` when a field of it is invalid, which `checks` then says.
+fn new_limit(limit: Option<api::RateLimit>, checks: &mut Checks) -> Option<Option<RateLimit>> {
+    let Some(limit) = limit else { return Some(None) };
+    checks.member(LIMIT, RateLimit::parse_limit(limit.limit));
+    checks.member(WINDOW_SECONDS, RateLimit::parse_window_seconds(limit.window_seconds));
+    RateLimit::try_from(limit).ok().map(Some)
 }
 
 /// A member of a merge patch: what it becomes, if it is there. Null is `cleared`.
@@ -128,9 +139,17 @@ pub(super) fn edit(
     let features = checks.member("/features", member(body.features, Ok(None), |list| features(&list).map(Some)));
     let allowed_ips: Option<Option<Option<IpList>>> =
         checks.member("/allowed_ips", member(body.allowed_ips, Ok(None), |list| members::networks(Some(&list))));
+    let (limit_patch, metadata_patch) = (body.rate_limit, body.metadata);
+    if let Patch::Value(patch) = &limit_patch {
+        checks.member(LIMIT, patched(&patch.limit, RateLimit::parse_limit));
+        checks.member(WINDOW_SECONDS, patched(&patch.window_seconds, RateLimit::parse_window_seconds));
+    }
+    if let Patch::Value(patch) = &metadata_patch {
+        // What breaks a rule by itself does so merged with anything, too.
+        checks.member("/metadata", Metadata::default().merged(patch.clone()));
+    }
     let (name, mode, scopes, expires_at) = (name?, mode?, scopes?, expires_at?);
     let (merchants, features, allowed_ips) = (merchants?, features?, allowed_ips?);
-    let (limit_patch, metadata_patch) = (body.rate_limit, body.metadata);
     Some(move |key: &mut ApiKey| {
         let mut checks = Checks::default();
         if mode.is_some_and(|mode| mode != key.mode) {
@@ -153,6 +172,15 @@ pub(super) fn edit(
         set(&mut key.grants.allowed_ips, allowed_ips);
         Ok(())
     })
+}
+
+/// A field of a rate limit in a merge patch, as far as it can be checked without the key.
+fn patched<T>(patch: &Patch<i64>, read: impl FnOnce(i64) -> Result<T, Invalid>) -> Result<(), Invalid> {
+    match patch {
+        Patch::Absent => Ok(()),
+        Patch::Null => cannot_be_cleared(),
+        Patch::Value(value) => read(*value).map(drop),
+    }
 }
 
 fn set<T>(member: &mut T, value: Option<T>) {
@@ -181,8 +209,7 @@ fn merged_limit(own: Option<RateLimit>, patch: Patch<api::UpdateRateLimit>) -> R
     };
     let merged = |patch: Patch<i64>, own: Option<i64>, name: &str| match patch {
         Patch::Value(value) => Ok(value),
-        Patch::Absent => own.ok_or_else(|| Invalid::new(format!("needs {name}"))),
-        Patch::Null => Err(Invalid::new(format!("needs {name}"))),
+        Patch::Absent | Patch::Null => own.ok_or_else(|| Invalid::new(format!("needs {name}"))),
     };
     let limit = merged(patch.limit, own.map(|own| own.limit().get().into()), "limit")?;
     let window = merged(patch.window_seconds, own.map(|own| own.window_seconds().get().into()), "window_seconds")?;

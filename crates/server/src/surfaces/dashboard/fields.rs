@@ -19,7 +19,7 @@ impl Fields {
     /// # Errors
     /// 408, 413, 415.
     pub fn read(body: &Body) -> Result<Self, Problem> {
-        Ok(Self { pairs: body.form()?, errors: Vec::new() })
+        Ok(Self { pairs: body.pairs()?, errors: Vec::new() })
     }
 
     /// With this in a field that nobody has filled in yet.

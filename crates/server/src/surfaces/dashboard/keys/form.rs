@@ -4,6 +4,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use jiff::{SignedDuration, Timestamp, civil::Date, tz::TimeZone};
+use tollkey_api::time::Moment;
 use tollkey_core::{
     ApplicationId, Catalogue, Checks, Family, Grants, Invalid, Mode, OperatingModel, Problem, Scope, api_key::Overlap,
     feature::Feature, text,
@@ -188,8 +189,8 @@ fn end(fields: &Fields, now: Timestamp) -> Result<Option<Timestamp>, Invalid> {
         "never" => Ok(None),
         "on" => {
             let day: Date = fields.get("expires_on").parse().map_err(|_| Invalid::new("must be a day"))?;
-            let start = day.to_zoned(TimeZone::UTC).map_err(|_| Invalid::new("must be a day"))?;
-            Ok(Some(start.timestamp()))
+            let start: Moment = format!("{day}T00:00:00Z").parse().map_err(|_| Invalid::new("must be a day"))?;
+            Ok(Some(start.into()))
         }
         days => {
             let days = ["7", "30", "90", "365"].contains(&days).then(|| days.parse().ok()).flatten();
@@ -253,6 +254,7 @@ mod tests {
             (form().with("expires", "8"), "/expires"),
             (form().with("expires", "on"), "/expires"),
             (form().with("expires", "on").with("expires_on", "1970-01-01"), "/expires"),
+            (form().with("expires", "on").with("expires_on", "-009999-01-01"), "/expires"),
             (Fields::default().with("expires", "never").with("mode", "test").with("kind", "commerce"), "/name"),
             (form().with("expires", "never").with("allowed_ips", "10.0.0.0/8 x"), "/allowed_ips"),
         ] {
