@@ -326,6 +326,24 @@ fn news(lease: u64) -> ResponseTemplate {
     ResponseTemplate::new(200).set_body_json(json!({"seq": 1, "cursor": "1-1", "changes": [], "lease_ms": lease}))
 }
 
+/// Accounts were named so before the rule; their keys are still verified.
+#[actix_web::test]
+async fn keys_of_an_account_named_by_dots_are_read() {
+    for account in [".", ".."] {
+        let key = json!({
+            "id": "0198c0de-0000-7000-8000-000000000002", "account_id": account, "application_id": null, "name": "n",
+            "family": "commerce", "mode": "test", "prefix": "ck_test_EXAMPL", "last4": "MPLE", "scopes": ["commerce"],
+            "merchants": null, "features": null, "allowed_ips": null, "rate_limit": null, "expires_at": null,
+            "metadata": null, "created_at": 1_767_225_600, "suspended_at": null, "revoked_at": null, "rotated_at": null,
+            "application_enabled": true, "operating_model": "ecosystem",
+        });
+        let (_server, source) =
+            responding([ResponseTemplate::new(200).set_body_json(json!({"seq": 1, "key": key}))]).await;
+        let found = source.find(&Digest::of("EXAMPLE")).await.expect("a response");
+        assert_eq!(found.record.expect("a key").key.account_id.as_str(), account);
+    }
+}
+
 fn a_poll() -> Poll {
     let ids = PollIds { id: "00000000000000a2".parse().expect("an id"), previous: Vec::new() };
     Poll {
