@@ -233,6 +233,20 @@ impl Query {
     /// # Errors
     /// 400 that names each invalid parameter and its rule.
     pub fn read<T: DeserializeOwned>(&self) -> Result<T, Problem> {
+        self.check_lengths()?;
+        json::read_query(self.0.as_bytes())
+    }
+
+    /// The query's parameters, each as often as the query has it.
+    ///
+    /// # Errors
+    /// 400 that names each parameter that is too long.
+    pub fn pairs(&self) -> Result<Vec<(String, String)>, Problem> {
+        self.check_lengths()?;
+        Ok(form_urlencoded::parse(self.0.as_bytes()).into_owned().collect())
+    }
+
+    fn check_lengths(&self) -> Result<(), Problem> {
         let too_long: Vec<FieldError> = form_urlencoded::parse(self.0.as_bytes())
             .filter(|(_, value)| value.len() > MAX_PARAMETER)
             .map(|(name, _)| FieldError {
@@ -240,10 +254,7 @@ impl Query {
                 detail: format!("must have at most {MAX_PARAMETER} bytes"),
             })
             .collect();
-        if !too_long.is_empty() {
-            return Err(Problem::validation(too_long));
-        }
-        json::read_query(self.0.as_bytes())
+        if too_long.is_empty() { Ok(()) } else { Err(Problem::validation(too_long)) }
     }
 }
 
