@@ -3,23 +3,17 @@
 use std::{
     collections::hash_map::RandomState,
     hash::{BuildHasher as _, Hasher as _},
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::Arc,
     time::{Duration, Instant},
 };
 
-use diesel::{prelude::*, sql_query, sql_types::Binary};
+use diesel::{connection::SimpleConnection as _, prelude::*, sql_query, sql_types::Binary};
 use tokio::{sync::Mutex, time::timeout};
 
-use crate::{Error, SchemaError, Store};
+use crate::{Backend, Error, SchemaError, Store, connection::AnyConnection, rights};
 
 /// For how long the result of a check is returned again.
 const FRESH: Duration = Duration::from_secs(1);
-/// A change that was committed within this time shows that the store takes changes. A renewal of a lease counts, and a
-/// verifier renews each third of a lease: by default, once a second.
-const RECENT: Duration = Duration::from_millis(1_500);
 /// How long a check may take. Longer than a change that is in the way for a moment, shorter than probes wait.
 const LIMIT: Duration = Duration::from_secs(2);
 
@@ -27,6 +21,9 @@ const LIMIT: Duration = Duration::from_secs(2);
 /// applied everything.
 const INSERT: &str = "INSERT INTO verifiers (id, applied_seq, renewals) VALUES ($1, 9223372036854775807, 0)";
 const DELETE: &str = "DELETE FROM verifiers WHERE id = $1";
+
+/// How long the probe waits for each lock on PostgreSQL, in milliseconds. Shorter than [`LIMIT`].
+const LOCK_TIMEOUT: u32 = 1_000;
 
 /// Why the store cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -52,12 +49,9 @@ struct Checked {
     result: Result<(), NotReady>,
 }
 
-/// The last check, and what shows that none is needed.
+/// The last check.
 #[derive(Debug)]
 pub(crate) struct Readiness {
-    opened: Instant,
-    /// Milliseconds from `opened` to the last committed change, plus one; 0 is none.
-    last_write: AtomicU64,
     /// Locked during a check, so that there is one at a time.
     last: Arc<Mutex<Option<Checked>>>,
     /// What was logged last, so that each change is logged once.
@@ -72,30 +66,11 @@ impl Default for Readiness {
         for half in row.chunks_exact_mut(8) {
             half.copy_from_slice(&RandomState::new().build_hasher().finish().to_be_bytes());
         }
-        Self {
-            opened: Instant::now(),
-            last_write: AtomicU64::default(),
-            last: Arc::default(),
-            logged: std::sync::Mutex::default(),
-            row,
-        }
+        Self { last: Arc::default(), logged: std::sync::Mutex::default(), row }
     }
 }
 
 impl Readiness {
-    /// Notes that a change was committed just now.
-    pub(crate) fn note_write(&self) {
-        let millis = u64::try_from(self.opened.elapsed().as_millis()).unwrap_or(u64::MAX - 1);
-        self.last_write.fetch_max(millis + 1, Ordering::Relaxed);
-    }
-
-    fn has_written_recently(&self) -> bool {
-        match self.last_write.load(Ordering::Relaxed) {
-            0 => false,
-            after => self.opened.elapsed().saturating_sub(Duration::from_millis(after - 1)) < RECENT,
-        }
-    }
-
     /// Logs what is different from before.
     fn log(&self, result: &Result<(), NotReady>) {
         let now = result.as_ref().err();
@@ -152,14 +127,15 @@ impl Store {
             Ok(()) | Err(SchemaError::Newer) => {}
             Err(error) => return Err(NotReady::Schema(error)),
         }
-        if self.inner.readiness.has_written_recently() {
-            return Ok(());
-        }
         self.probe().await.map_err(NotReady::Changes)
     }
 
-    /// Writes, to see whether that is possible.
+    /// Tries what changes do. No change that was committed before proves as much: it wrote some of the tables, and a
+    /// renewal of a lease writes a single page.
     async fn probe(&self) -> Result<(), Error> {
+        if self.backend() == Backend::Postgres {
+            self.lease_one(probe_locks).await?;
+        }
         let row = self.inner.readiness.row;
         self.lease_transaction(move |conn| {
             for sql in [INSERT, DELETE] {
@@ -169,4 +145,24 @@ impl Store {
         })
         .await
     }
+}
+
+/// Takes every lock that changes take on PostgreSQL, and releases each one immediately.
+///
+/// Each lock is taken in a transaction of its own, so the probe holds none while it waits for another: it can be part
+/// of no deadlock. All are sent in one message, so a process that is paused meanwhile holds none either. A lock that
+/// waits here delays no read: it is compatible with those of reads.
+fn probe_locks(conn: &mut AnyConnection) -> Result<(), Error> {
+    let tables = rights::written_tables().map(|table| format!("LOCK TABLE {table} IN ROW EXCLUSIVE MODE"));
+    // The mode of an UPDATE.
+    let counter = "SELECT FROM change_counter FOR NO KEY UPDATE".to_owned();
+    let transaction = |lock| format!("BEGIN; SET LOCAL lock_timeout = {LOCK_TIMEOUT}; {lock}; ROLLBACK;");
+    let batch: String = tables.chain([counter]).map(transaction).collect();
+    let result = conn.batch_execute(&batch);
+    if result.is_err()
+        && let Err(error) = conn.batch_execute("ROLLBACK")
+    {
+        tracing::warn!(%error, "a transaction could not be rolled back"); // the pool finds the connection broken
+    }
+    result.map_err(Error::from)
 }

@@ -629,9 +629,6 @@ impl Store {
         };
         let run = self.run(group, permit, move |inner, conn| inner.transact_repeatedly(conn, mode, work));
         let (renewed, permit) = run.await;
-        if matches!(renewed, Ok(true)) {
-            self.inner.readiness.note_write();
-        }
         if matches!(renewed, Ok(false)) && matches!(self.inner.target, Target::File(_)) {
             let number = {
                 let mut kept = self.inner.kept_for_renewal();
@@ -919,9 +916,6 @@ impl Inner {
             Ok(Ok(value)) => {
                 // Not repeated, whatever it says: it may have happened.
                 AnyConnection::commit_transaction(conn).map_err(|error| Failure::Other(Error::from(error).into()))?;
-                if mode == Mode::Transaction {
-                    self.readiness.note_write();
-                }
                 Ok(value)
             }
             Ok(Err(error)) => {

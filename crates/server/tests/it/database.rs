@@ -138,7 +138,7 @@ async fn write_lock_of_another_process_ends_readiness() {
         let (over, is_over) = mpsc::channel::<()>();
         let sql = match database.backend() {
             Backend::Sqlite => "UPDATE settings SET name = name",
-            Backend::Postgres => "SELECT * FROM change_counter FOR UPDATE; LOCK TABLE verifiers IN EXCLUSIVE MODE",
+            Backend::Postgres => "LOCK TABLE audit_log IN EXCLUSIVE MODE",
         };
         let holder = std::thread::spawn(move || {
             hold(&url, sql, || {

@@ -63,24 +63,101 @@ fn open(url: &str) -> Store {
     Store::open(OpenOptions::new(url), Arc::new(RealClock::default())).unwrap()
 }
 
+/// A transaction of another process that has run these statements, until it is released.
+struct Held {
+    release: mpsc::Sender<()>,
+    holder: std::thread::JoinHandle<()>,
+}
+
+impl Held {
+    fn by(database: &Database, sql: &str) -> Self {
+        let (url, sql) = (database.url().to_owned(), sql.to_owned());
+        let (held, is_held) = mpsc::channel();
+        let (release, is_released) = mpsc::channel::<()>();
+        let holder = std::thread::spawn(move || {
+            hold(&url, &sql, || {
+                held.send(()).unwrap();
+                let _ = is_released.recv_timeout(PATIENCE);
+            });
+        });
+        is_held.recv().unwrap();
+        Self { release, holder }
+    }
+
+    fn release(self) {
+        self.release.send(()).unwrap();
+        self.holder.join().unwrap();
+    }
+}
+
+/// Each lock that makes some change fail, while a verifier renews its lease.
+#[test]
+fn lock_on_any_written_table_ends_readiness() {
+    let Some(postgres) = Postgres::shared() else { return };
+    on(&postgres.database(), async |database| {
+        drop(database.store());
+        let tables = database.columns().into_iter().filter_map(|name| Some(name.split_once('.')?.0.to_owned()));
+        let tables: std::collections::BTreeSet<String> =
+            tables.filter(|table| !["__diesel_schema_migrations", "settings"].contains(&table.as_str())).collect();
+        assert_eq!(tables.len(), 14, "{tables:?}");
+        let locks = tables.iter().map(|table| format!("LOCK TABLE {table} IN SHARE MODE"));
+        let others = [
+            "SELECT * FROM change_counter FOR UPDATE",
+            "LOCK TABLE api_keys IN ACCESS EXCLUSIVE MODE",
+            "CREATE INDEX held ON audit_log (occurred_at)",
+        ];
+        let verifier = VerifierId::from_bytes([1; 16]);
+        for lock in locks.chain(others.map(str::to_owned)) {
+            let store = open(database.url());
+            assert_eq!(store.renew(verifier, Seq(0), Position::default()).await, Ok(true));
+            let held = Held::by(database, &lock);
+            assert_eq!(store.ready().await, Err(NotReady::Changes(Error::Busy)), "{lock}");
+            held.release();
+        }
+        let store = open(database.url());
+        store.ready().await.unwrap();
+        store.add_key(&key(1, &acme())).await.unwrap();
+    });
+}
+
+/// A probe that waits for a lock delays neither look-ups nor changes that do not need that lock.
+#[test]
+fn waiting_probe_holds_no_lock() {
+    let Some(postgres) = Postgres::shared() else { return };
+    on(&postgres.database(), async |database| {
+        let store = database.store();
+        let held = Held::by(database, "LOCK TABLE verifiers IN EXCLUSIVE MODE");
+        let asking = tokio::spawn({
+            let store = store.clone();
+            async move { store.ready().await }
+        });
+        database.sql(
+            "DO $$ BEGIN FOR i IN 1..2000 LOOP IF EXISTS (SELECT 1 FROM pg_locks JOIN pg_class ON pg_class.oid = relation \
+             WHERE relname = 'verifiers' AND NOT granted \
+             AND database = (SELECT oid FROM pg_database WHERE datname = current_database())) THEN \
+             IF EXISTS (SELECT 1 FROM pg_locks JOIN pg_class ON pg_class.oid = relation WHERE granted \
+             AND relname = 'api_keys' AND mode <> 'AccessShareLock' \
+             AND database = (SELECT oid FROM pg_database WHERE datname = current_database())) THEN RAISE 'it holds another lock'; END IF; RETURN; \
+             END IF; PERFORM pg_sleep(0.001); END LOOP; RAISE 'nothing waits'; END $$",
+        );
+        held.release();
+        asking.await.unwrap().unwrap();
+        database.sql("BEGIN; LOCK TABLE verifiers IN ACCESS EXCLUSIVE MODE NOWAIT; ROLLBACK");
+    });
+}
+
 #[test]
 fn write_lock_of_another_process_ends_readiness_until_it_is_released() {
     each(async |database| {
         let store = database.store();
         store.ready().await.unwrap();
-        let (url, (held, is_held)) = (database.url().to_owned(), mpsc::channel());
-        let (over, is_over) = mpsc::channel::<()>();
-        let sql = match database.backend() {
-            Backend::Sqlite => "UPDATE settings SET name = name",
-            Backend::Postgres => "LOCK TABLE verifiers IN EXCLUSIVE MODE",
-        };
-        let holder = std::thread::spawn(move || {
-            hold(&url, sql, || {
-                held.send(()).unwrap();
-                let _ = is_over.recv_timeout(PATIENCE);
-            });
-        });
-        is_held.recv().unwrap();
+        let held = Held::by(
+            database,
+            match database.backend() {
+                Backend::Sqlite => "UPDATE settings SET name = name",
+                Backend::Postgres => "LOCK TABLE verifiers IN EXCLUSIVE MODE",
+            },
+        );
         becomes(&store, false).await.unwrap_err();
         // However many ask, each has its answer in bounded time, and one check runs at a time.
         let begun = Instant::now();
@@ -94,7 +171,7 @@ fn write_lock_of_another_process_ends_readiness_until_it_is_released() {
             tokio::time::sleep(Duration::from_millis(1_200)).await; // the last result is no longer fresh
             database.sql(
                 "DO $$ BEGIN IF (SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() \
-                 AND wait_event_type = 'Lock' AND query LIKE 'INSERT INTO verifiers%') > 1 \
+                 AND wait_event_type = 'Lock' AND query LIKE '%LOCK TABLE verifiers%') > 1 \
                  THEN RAISE 'more than one probe'; END IF; END $$",
             );
         }
@@ -102,8 +179,7 @@ fn write_lock_of_another_process_ends_readiness_until_it_is_released() {
             assert!(result.await.unwrap().is_err());
         }
         assert!(begun.elapsed() < PATIENCE / 2, "{:?}", begun.elapsed());
-        over.send(()).unwrap();
-        holder.join().unwrap();
+        held.release();
         becomes(&store, true).await.unwrap();
     });
 }
