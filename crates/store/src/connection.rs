@@ -23,9 +23,10 @@ pub(crate) use multi::AnyConnection;
 use crate::{DatabaseUrl, url::BadUrl};
 use crate::{
     connect_failure::ConnectFailure,
+    error::is_damage,
     postgres_session,
     postgres_session::Unsuitable,
-    sqlite_file::{FileId, SqliteFile},
+    sqlite_file::{LogFiles, SqliteFile},
     watch::{CONNECTIONS, Watch},
 };
 
@@ -206,7 +207,7 @@ pub(crate) enum ConnectError {
     Lost,
     #[error(transparent)]
     Unsuitable(#[from] Unsuitable),
-    #[error("the database file was deleted or replaced")]
+    #[error("the database file was deleted, replaced, overwritten or damaged")]
     FileLost,
     #[error("nobody can watch over the connection: {0}")]
     Watch(std::io::Error),
@@ -270,7 +271,7 @@ pub(crate) struct Pooled {
     /// Over a connection to a server.
     watch: Option<Watch>,
     /// The write-ahead log that this connection writes to, on a SQLite file.
-    pub(crate) log: Option<FileId>,
+    pub(crate) log: Option<LogFiles>,
 }
 
 /// Asks for a sign of life, and does not wait long for it.
@@ -296,14 +297,26 @@ impl ManageConnection for Manager {
         if is_lost() {
             return Err(ConnectError::FileLost); // SQLite would create another one
         }
-        let (mut conn, watch) = establish_watched(&self.target, self.purpose)?;
+        let note_damage = |error: &ConnectError| {
+            if let (ConnectError::Query(error), Some(file)) = (error, &self.file)
+                && is_damage(error)
+            {
+                file.note_damage();
+            }
+        };
+        let (mut conn, watch) = establish_watched(&self.target, self.purpose).inspect_err(note_damage)?;
         let mut log = None;
         if let Some(file) = &self.file {
+            let mut is_lost = is_lost();
             if self.purpose == Use::Write {
-                conn.batch_execute("SELECT 1 FROM sqlite_master")?; // opens the log
-                log = file.log();
+                // Opens the log.
+                conn.batch_execute("SELECT 1 FROM sqlite_master")
+                    .map_err(ConnectError::from)
+                    .inspect_err(note_damage)?;
+                log = file.log_files();
+                is_lost |= file.check_content().is_err();
             }
-            if is_lost() {
+            if is_lost {
                 return Err(ConnectError::FileLost);
             }
         }

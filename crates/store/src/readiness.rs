@@ -28,8 +28,8 @@ const LOCK_TIMEOUT: u32 = 1_000;
 /// Why the store cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NotReady {
-    /// The SQLite file is no longer at its path.
-    #[error("the database file was deleted or replaced")]
+    /// The SQLite file is no longer at its path, or has other content than the store has written.
+    #[error("the database file was deleted, replaced, overwritten or damaged")]
     FileLost,
     /// The schema does not fit, or the role lacks rights.
     #[error(transparent)]
@@ -91,7 +91,7 @@ impl Store {
     /// and changes are accepted.
     ///
     /// Returns within two seconds. Checks at most once a second, one at a time, however many callers there are; a SQLite
-    /// file that is gone is noticed in every call. Leaves nothing in the database.
+    /// file that is gone or overwritten is noticed in every call. Leaves nothing in the database.
     ///
     /// # Errors
     /// [`NotReady`] says why not.
@@ -103,7 +103,7 @@ impl Store {
 
     async fn checked(&self) -> Result<(), NotReady> {
         if let Some(file) = &self.inner.file {
-            file.check().map_err(|_| NotReady::FileLost)?;
+            file.check_content().map_err(|_| NotReady::FileLost)?;
         }
         let mut last = Arc::clone(&self.inner.readiness.last).lock_owned().await;
         if let Some(checked) = &*last

@@ -24,12 +24,12 @@ use tollkey_fair::{FairSemaphore, Limits, Permit, Priority};
 use crate::{
     Error,
     connection::{AnyConnection, Backend, ConnectError, Manager, Target, Use, establish, is_english, postgres_setting},
-    error::take_conflict,
+    error::{take_conflict, take_damage},
     leases, migrations,
     migrations::SchemaError,
     postgres_session::{Unsuitable, share_sessions},
     readiness::Readiness,
-    sqlite_file::{self, FileId, SqliteFile},
+    sqlite_file::{self, LogFiles, SqliteFile},
     url::{BadUrl, DatabaseUrl},
 };
 
@@ -816,12 +816,18 @@ impl ConnectionGroup {
             file.check()?; // first, because the pool waits for a connection that it cannot make
         }
         let mut pooled = self.connection()?;
-        let check_log = |log: Option<FileId>| match &self.file {
-            Some(file) if log.is_some() => file.check_with_log(log),
+        let check_log = |log: Option<LogFiles>| match (&self.file, log) {
+            (Some(file), Some(log)) => file.check_with_log(log),
             _ => Ok(()),
         };
         check_log(pooled.log)?;
+        let _earlier = take_damage();
         let mut result = work(&mut pooled.conn);
+        if take_damage()
+            && let Some(file) = &self.file
+        {
+            file.note_damage();
+        }
         if result.is_ok()
             && let Err(error) = check_log(pooled.log)
         {
@@ -908,7 +914,7 @@ impl Inner {
             if mode == Mode::Transaction
                 && let Some(file) = &self.file
             {
-                file.check()?; // nothing is committed into a file that was deleted meanwhile
+                file.check_content()?; // nothing is committed into a file that was deleted or overwritten meanwhile
             }
             Ok(value)
         }));

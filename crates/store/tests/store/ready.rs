@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    io::Write as _,
     path::PathBuf,
     sync::{Arc, mpsc},
     time::{Duration, Instant},
@@ -312,6 +313,122 @@ fn deleted_write_ahead_log_fails_changes() {
         becomes(&store, true).await.unwrap();
         assert_eq!(store.key(&acme(), id(2)).await, None);
         store.add_key(&key(2, &acme())).await.unwrap();
+    });
+}
+
+/// Another process would create a new index, and neither of the two would see what the other writes.
+#[test]
+fn deleted_index_of_the_log_fails_changes() {
+    let database = Database::sqlite();
+    on(&database, async |database| {
+        let store = database.store();
+        store.add_key(&key(1, &acme())).await.unwrap();
+        let (index, aside) = (paths(database).0.with_file_name("tollkey.db-shm"), paths(database).1);
+        fs::rename(&index, &aside).unwrap();
+        assert_eq!(store.add_key(&key(2, &acme())).await, Err(Error::Unavailable));
+        becomes(&store, false).await.unwrap_err();
+        // With an index of another process it is the same.
+        fs::write(&index, "").unwrap();
+        assert_eq!(store.add_key(&key(2, &acme())).await, Err(Error::Unavailable));
+        fs::rename(&aside, &index).unwrap();
+        becomes(&store, true).await.unwrap();
+        store.add_key(&key(2, &acme())).await.unwrap();
+    });
+}
+
+/// `cp` writes into the file that is open.
+#[test]
+fn file_that_is_copied_over_fails_everything_until_a_restart() {
+    // A backup of the same database, and another database with more changes.
+    for is_backup in [true, false] {
+        let (database, other) = (Database::sqlite(), Database::sqlite());
+        on(&database, async |database| {
+            let (path, backup) = paths(database);
+            let add = async |store: &Store, numbers: std::ops::Range<u64>| {
+                for number in numbers {
+                    store.add_key(&key(number, &acme())).await.unwrap();
+                }
+            };
+            add(&database.store(), 10..20).await; // in the file when the last connection is closed
+            if is_backup {
+                fs::copy(&path, &backup).unwrap();
+            } else {
+                add(&other.store(), 10..200).await;
+                fs::copy(other.directory().unwrap().join("tollkey.db"), &backup).unwrap();
+            }
+            add(&open(database.url()), 100..150).await;
+            let store = open(database.url());
+            store.add_key(&key(1, &acme())).await.unwrap();
+            store.ready().await.unwrap();
+
+            fs::copy(&backup, &path).unwrap();
+            assert_unavailable(&store).await;
+            drop(store);
+            for name in ["tollkey.db-wal", "tollkey.db-shm"] {
+                let _ = fs::remove_file(path.with_file_name(name));
+            }
+            fs::copy(&backup, &path).unwrap();
+            let restarted = open(database.url());
+            restarted.ready().await.unwrap();
+            assert!(restarted.key(&acme(), id(10)).await.is_some());
+            restarted.add_key(&key(1, &acme())).await.unwrap();
+        });
+    }
+}
+
+#[test]
+fn truncated_file_fails_everything() {
+    let database = Database::sqlite();
+    on(&database, async |database| {
+        let store = database.store();
+        store.add_key(&key(1, &acme())).await.unwrap();
+        fs::File::create(paths(database).0).unwrap();
+        assert_unavailable(&store).await;
+    });
+}
+
+#[test]
+fn damaged_file_fails_everything_until_a_restart() {
+    let database = Database::sqlite();
+    on(&database, async |database| {
+        drop(database.store());
+        let path = paths(database).0;
+        let store = open(database.url());
+        // All pages but the first.
+        let (intact, mut damaged) = (fs::read(&path).unwrap(), fs::read(&path).unwrap());
+        damaged[4096..].fill(0xff);
+        let write = |bytes: &[u8]| fs::OpenOptions::new().write(true).open(&path).unwrap().write_all(bytes);
+        write(&damaged).unwrap();
+        assert_eq!(store.add_key(&key(1, &acme())).await, Err(Error::Unavailable));
+        assert_eq!(store.ready().await, Err(NotReady::FileLost));
+        write(&intact).unwrap();
+        assert_unavailable(&store).await;
+        drop(store);
+        let restarted = open(database.url());
+        restarted.ready().await.unwrap();
+        restarted.add_key(&key(1, &acme())).await.unwrap();
+    });
+}
+
+/// A backup or a cleanup by another process is no other content.
+#[test]
+fn maintenance_by_other_processes_does_not_end_readiness() {
+    let database = Database::sqlite();
+    on(&database, async |database| {
+        let store = database.store();
+        let backup = format!("VACUUM INTO '{}'", paths(database).1.display());
+        for (round, sql) in ["PRAGMA wal_checkpoint(TRUNCATE)", "VACUUM", "PRAGMA wal_checkpoint(TRUNCATE)", &backup]
+            .into_iter()
+            .enumerate()
+        {
+            for number in 0..60 {
+                store.add_key(&key(round as u64 * 100 + number, &acme())).await.unwrap();
+            }
+            database.sql(sql);
+            store.ready().await.unwrap();
+        }
+        drop(store);
+        open(database.url()).ready().await.unwrap();
     });
 }
 
