@@ -10,7 +10,11 @@ use std::{
 use diesel::{connection::SimpleConnection as _, prelude::*, sql_query, sql_types::Binary};
 use tokio::{sync::Mutex, time::timeout};
 
-use crate::{Backend, Error, SchemaError, Store, connection::AnyConnection, rights};
+use crate::{
+    Error, SchemaError, Store,
+    connection::{AnyConnection, Target},
+    rights,
+};
 
 /// For how long the result of a check is returned again.
 const FRESH: Duration = Duration::from_secs(1);
@@ -21,6 +25,14 @@ const LIMIT: Duration = Duration::from_secs(2);
 /// applied everything.
 const INSERT: &str = "INSERT INTO verifiers (id, applied_seq, renewals) VALUES ($1, 9223372036854775807, 0)";
 const DELETE: &str = "DELETE FROM verifiers WHERE id = $1";
+
+/// A change of this size has to fit into a SQLite file: 64 KiB, more pages than a request changes. One page would fit
+/// into what a larger change that failed has left allocated behind the end of the write-ahead log.
+const LARGE: &str = "INSERT INTO settings (name, value) VALUES ('readiness', hex(zeroblob(32768)))";
+/// With a cache of one page SQLite writes the pages of a transaction into the log before its end.
+const SMALL_CACHE: &str = "PRAGMA cache_size = 1";
+/// SQLite's default.
+const USUAL_CACHE: &str = "PRAGMA cache_size = -2000";
 
 /// How long the probe waits for each lock on PostgreSQL, in milliseconds. Shorter than [`LIMIT`].
 const LOCK_TIMEOUT: u32 = 1_000;
@@ -133,8 +145,10 @@ impl Store {
     /// Tries what changes do. No change that was committed before proves as much: it wrote some of the tables, and a
     /// renewal of a lease writes a single page.
     async fn probe(&self) -> Result<(), Error> {
-        if self.backend() == Backend::Postgres {
-            self.lease_one(probe_locks).await?;
+        match self.target() {
+            Target::Memory => {}
+            Target::File(_) => self.lease_rolled_back(probe_space).await?,
+            Target::Postgres(_) => self.lease_one(probe_locks).await?,
         }
         let row = self.inner.readiness.row;
         self.lease_transaction(move |conn| {
@@ -145,6 +159,14 @@ impl Store {
         })
         .await
     }
+}
+
+/// Writes a change that is rolled back, up to the file system.
+fn probe_space(conn: &mut AnyConnection) -> Result<(), Error> {
+    conn.batch_execute(SMALL_CACHE)?;
+    let written = conn.batch_execute(LARGE);
+    conn.batch_execute(USUAL_CACHE)?;
+    Ok(written?)
 }
 
 /// Takes every lock that changes take on PostgreSQL, and releases each one immediately.

@@ -659,6 +659,23 @@ impl Store {
         .await
     }
 
+    /// A transaction in the place of one about leases that is rolled back, also when the work succeeds.
+    pub(crate) async fn lease_rolled_back(
+        &self,
+        work: impl FnOnce(&mut AnyConnection) -> Result<(), Error> + Clone + Send + 'static,
+    ) -> Result<(), Error> {
+        struct RolledBack(Result<(), Error>);
+        impl From<Error> for RolledBack {
+            fn from(error: Error) -> Self {
+                Self(Err(error))
+            }
+        }
+        let rolled_back = self.hop(ConnectionRole::Lease, Owner::Background, |inner, conn| {
+            inner.transact_repeatedly(conn, Mode::Transaction, |conn| Err::<(), _>(RolledBack(work(conn))))
+        });
+        rolled_back.await.err().map_or(Ok(()), |RolledBack(result)| result)
+    }
+
     /// A read statement about leases.
     pub(crate) async fn lease_read<T: Send + 'static>(
         &self,

@@ -60,6 +60,28 @@ fn readiness_writes_and_leaves_nothing() {
     });
 }
 
+/// A change of several pages needs more room than one page. What a probe has written stays allocated, so the next one
+/// overwrites it.
+#[test]
+fn probe_writes_more_than_a_page_into_the_file_system() {
+    let database = Database::sqlite();
+    on(&database, async |database| {
+        drop(database.store());
+        let store = open(database.url());
+        let log = paths(database).0.with_file_name("tollkey.db-wal");
+        let length = || fs::metadata(&log).unwrap().len();
+        let (before, contents) = (length(), database.dump());
+        store.ready().await.unwrap();
+        let after = length();
+        assert!((48 * 1024..96 * 1024).contains(&(after - before)), "{before} {after}");
+        assert_eq!(database.dump(), contents);
+        tokio::time::sleep(Duration::from_millis(1_100)).await; // the last result is no longer fresh
+        store.ready().await.unwrap();
+        assert!(length() - after < 16 * 1024, "{after} {}", length());
+        store.add_key(&key(1, &acme())).await.unwrap();
+    });
+}
+
 fn open(url: &str) -> Store {
     Store::open(OpenOptions::new(url), Arc::new(RealClock::default())).unwrap()
 }
