@@ -41,6 +41,12 @@ pub(crate) fn prepare(path: &Path, create: bool) -> Result<(), OpenError> {
         Err(error) if error.kind() == io::ErrorKind::NotFound && create => {
             return match fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path) {
                 Ok(_) => Ok(()),
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_symlink() => {
+                    Err(OpenError::NotADatabase {
+                        path: shown(),
+                        what: "is a symbolic link to a file that does not exist; correct the link or DATABASE_URL",
+                    })
+                }
                 // Another process has created it.
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
                 Err(error) => Err(fail(error)),
@@ -81,7 +87,9 @@ pub(crate) fn failure(path: &Path, source: io::Error) -> OpenError {
 fn hint(path: &Path, error: &io::Error) -> String {
     let directory = path.parent().unwrap_or(Path::new("/"));
     match error.kind() {
-        io::ErrorKind::NotFound => format!("; create the directory {} first", directory.display()),
+        io::ErrorKind::NotFound if !directory.exists() => {
+            format!("; create the directory {} first", directory.display())
+        }
         io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
             format!("; Tollkey writes the file, and others beside it in {}", directory.display())
         }

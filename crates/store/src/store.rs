@@ -30,7 +30,7 @@ use crate::{
     postgres_session::{Unsuitable, share_sessions},
     readiness::Readiness,
     sqlite_file::{self, LogFiles, SqliteFile},
-    url::{BadUrl, DatabaseUrl},
+    url::{BadUrl, DatabaseUrl, absolute},
 };
 
 /// How to open a store.
@@ -150,6 +150,11 @@ impl OpenError {
     fn connecting(error: ConnectError, url: &DatabaseUrl) -> Self {
         match error {
             ConnectError::Unsuitable(unsuitable) => Self::Unsuitable(unsuitable),
+            ConnectError::OtherApplication => Self::NotADatabase {
+                path: url.file().map(|path| absolute(path).display().to_string()).unwrap_or_default(),
+                what: "is the SQLite database of another application: it has tables, and not those of Tollkey; correct \
+                       DATABASE_URL, or move the file away",
+            },
             other => {
                 Self::Connect { target: url.target(), is_transient: other.is_transient(), reason: other.to_string() }
             }
@@ -334,7 +339,8 @@ impl Store {
         }
         let file = match &target {
             Target::File(path) => {
-                let found = SqliteFile::at(path).map_err(|source| sqlite_file::failure(path.as_ref(), source))?;
+                let found =
+                    SqliteFile::at(path).map_err(|source| sqlite_file::failure(&absolute(path.as_ref()), source))?;
                 Some(Arc::new(found))
             }
             Target::Memory | Target::Postgres(_) => None,
