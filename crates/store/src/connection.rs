@@ -151,6 +151,7 @@ pub(crate) fn establish_watched(target: &Target, purpose: Use) -> Result<(AnyCon
             }
             watch.limit(Some(STATEMENT));
             conn.set_instrumentation(watch.statements());
+            conn.batch_execute(postgres_session::NO_STATEMENT_TIMEOUT)?;
             if let Err(error) = conn.batch_execute(postgres_session::ENGLISH) {
                 tracing::debug!(%error, "the language of the server's messages cannot be set"); // no PL/pgSQL, say
             }
@@ -189,7 +190,7 @@ pub(crate) fn is_english(locale: &str) -> bool {
 
 fn sqlite(path: &str, purpose: Use, in_file: bool) -> Result<AnyConnection, ConnectError> {
     let mut conn = diesel::SqliteConnection::establish(path).map_err(ConnectError::from_connecting)?;
-    conn.batch_execute(SQLITE_SETUP)?;
+    conn.batch_execute(SQLITE_SETUP).map_err(ConnectError::from_sqlite)?;
     if in_file {
         match purpose {
             // Kept in the file; set by the writer, which is opened first.

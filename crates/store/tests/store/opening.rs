@@ -313,7 +313,7 @@ fn file_of_another_application_is_rejected_and_left_as_it_is() {
         let content = std::fs::read(&path).unwrap();
         for create in [false, true] {
             let options = OpenOptions { create, ..OpenOptions::new(format!("sqlite://{}", path.display())) };
-            let error = Store::open(options, Arc::new(RealClock::default())).err().expect(foreign);
+            let error = Store::open(options, Arc::new(RealClock::default())).expect_err(foreign);
             assert!(matches!(error, OpenError::NotADatabase { .. }), "{error}");
             let error = error.to_string();
             assert!(error.contains("another application") && error.contains(path.to_str().unwrap()), "{error}");
