@@ -363,7 +363,7 @@ impl ManageConnection for Manager {
                 conn.batch_execute("SELECT 1 FROM sqlite_master")
                     .map_err(ConnectError::from)
                     .inspect_err(note_damage)?;
-                log = file.log_files();
+                log = file.note_log_files();
                 is_lost |= file.check_content().is_err();
             }
             if is_lost {

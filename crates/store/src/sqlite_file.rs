@@ -11,6 +11,9 @@
 //! A copy over the file (`cp backup.db tollkey.db`) keeps the inode. So each change also compares the header in the file
 //! with the last one that was read: see [`Header`]. What SQLite has of the file in its caches and in the write-ahead log
 //! does not fit the copy, so nothing makes such a file good again but a restart.
+//!
+//! The connections to a lost file are never closed. When the last one is, SQLite writes the log into the database file and
+//! deletes the log: the copy would be damaged, and what another process has appended to the log would be lost.
 
 use std::{
     fs::{self, File},
@@ -196,8 +199,12 @@ pub(crate) struct SqliteFile {
     spoiled: Mutex<Option<String>>,
     /// Whether `spoiled` is set.
     is_spoiled: AtomicBool,
+    /// The files beside it that the connection for changes has.
+    log_files: Mutex<Option<LogFiles>>,
     /// So that each loss is logged once.
     is_lost: AtomicBool,
+    /// The same for the files beside it, which only changes look at.
+    is_log_lost: AtomicBool,
 }
 
 impl SqliteFile {
@@ -211,14 +218,18 @@ impl SqliteFile {
             header: Mutex::default(),
             spoiled: Mutex::default(),
             is_spoiled: AtomicBool::new(false),
+            log_files: Mutex::default(),
             is_lost: AtomicBool::new(false),
+            is_log_lost: AtomicBool::new(false),
         })
     }
 
-    /// The files that belong to the open connections.
-    pub(crate) fn log_files(&self) -> Option<LogFiles> {
+    /// Notes the files that belong to the open connections, and returns them.
+    pub(crate) fn note_log_files(&self) -> Option<LogFiles> {
         let id = |suffix| FileId::of(&self.beside(suffix)).ok();
-        Some(LogFiles { log: id("-wal")?, index: id("-shm")? })
+        let found = id("-wal").zip(id("-shm")).map(|(log, index)| LogFiles { log, index });
+        *self.log_files.lock().unwrap_or_else(PoisonError::into_inner) = found;
+        found
     }
 
     fn beside(&self, suffix: &str) -> PathBuf {
@@ -229,12 +240,12 @@ impl SqliteFile {
 
     /// Fails unless the path names this file.
     pub(crate) fn check(&self) -> Result<(), Error> {
-        self.report(self.is_there())
+        self.report(&self.is_lost, self.is_there())
     }
 
     /// Fails unless the path names this file, and the file still has the content that was written into it.
     pub(crate) fn check_content(&self) -> Result<(), Error> {
-        self.report(self.is_there().and_then(|()| self.is_ours()))
+        self.report(&self.is_lost, self.is_there().and_then(|()| self.is_ours()))
     }
 
     /// [`SqliteFile::check_content`], also for the files of a connection.
@@ -242,11 +253,18 @@ impl SqliteFile {
     /// Without its index the log would be read through one that another process creates, and neither of the two would
     /// see what the other writes.
     pub(crate) fn check_with_log(&self, files: LogFiles) -> Result<(), Error> {
-        let are_there = || {
-            self.is(&self.beside("-wal"), files.log)?;
-            self.is(&self.beside("-shm"), files.index)
-        };
-        self.report(self.is_there().and_then(|()| self.is_ours()).and_then(|()| are_there()))
+        self.check_content()?;
+        let log = self.is(&self.beside("-wal"), files.log);
+        self.report(&self.is_log_lost, log.and_then(|()| self.is(&self.beside("-shm"), files.index)))
+    }
+
+    /// Whether the connections must not be closed: the files at the paths are not theirs.
+    pub(crate) fn is_lost(&self) -> bool {
+        let files = *self.log_files.lock().unwrap_or_else(PoisonError::into_inner);
+        match files {
+            Some(files) => self.check_with_log(files).is_err(),
+            None => self.check_content().is_err(),
+        }
     }
 
     /// Notes that SQLite has found the file damaged.
@@ -308,8 +326,8 @@ impl SqliteFile {
         }
     }
 
-    fn report(&self, state: Result<(), String>) -> Result<(), Error> {
-        let was_lost = self.is_lost.swap(state.is_err(), Ordering::Relaxed);
+    fn report(&self, is_lost: &AtomicBool, state: Result<(), String>) -> Result<(), Error> {
+        let was_lost = is_lost.swap(state.is_err(), Ordering::Relaxed);
         match state {
             Ok(()) => {
                 if was_lost {

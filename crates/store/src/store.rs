@@ -861,6 +861,16 @@ impl ConnectionGroup {
     }
 }
 
+impl Drop for Inner {
+    /// Keeps the connections to a SQLite file that is lost: closing them would write into files that are not theirs.
+    fn drop(&mut self) {
+        if self.file.as_ref().is_some_and(|file| file.is_lost()) {
+            let Connections { read, write, lease, lease_read, verification, session } = &self.connections;
+            std::mem::forget([read, write, lease, lease_read, verification, session].map(Clone::clone));
+        }
+    }
+}
+
 impl Inner {
     fn kept_for_renewal(&self) -> MutexGuard<'_, KeptForRenewal> {
         self.kept_for_renewal.lock().unwrap_or_else(PoisonError::into_inner)

@@ -192,6 +192,30 @@ async fn deleted_database_file_ends_readiness_and_fails_changes() {
     server.stop().await;
 }
 
+/// Without its index the server would not see what another process appends to the log, and would delete it at its end.
+#[actix_web::test]
+async fn deleted_index_of_the_log_loses_no_change() {
+    let database = Database::sqlite();
+    let tollkey = Tollkey::on(&database);
+    let server = tollkey.serve().await;
+    let token = merchant("acme");
+    server.application(&token, "Web Store").await;
+    fs::remove_file(database.directory().unwrap().join("tollkey.db-shm")).expect("the index");
+    let create = || server.post("/applications", json!({"name": "Lost"})).bearer(&token);
+    assert_eq!(create().await.status, 503);
+    becomes(&server, 503).await;
+    let key = tollkey.answer(&["service-key", "create", "gateway"]).await;
+    assert_eq!(create().await.status, 503, "it does not see the other process");
+    server.stop().await;
+
+    let server = tollkey.serve().await;
+    becomes(&server, 200).await;
+    let reply = server.post("/verify", json!({"key": key.trim()})).bearer(key.trim()).await;
+    assert_eq!(reply.status, 200, "{reply}");
+    server.application(&token, "Lost").await; // nothing was written meanwhile
+    server.stop().await;
+}
+
 /// A limit on the size of files makes each write behind it fail, as a full disk does.
 #[cfg(target_os = "linux")]
 #[actix_web::test]
