@@ -11,6 +11,8 @@ use diesel::ConnectionError;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct ConnectFailure {
     reason: String,
+    /// Whether libpq's message is one that Tollkey knows.
+    is_known: bool,
     /// Whether the next attempt may succeed without any change to settings or database: the server is starting, or
     /// cannot be reached yet.
     pub(crate) is_transient: bool,
@@ -38,7 +40,7 @@ const ATTEMPT: &str = "connection to server ";
 const FAILED: &str = " failed: ";
 
 /// What libpq says about servers that may answer later, and what to say instead.
-const TRANSIENT: [(&str, &str); 11] = [
+const TRANSIENT: [(&str, &str); 14] = [
     ("could not translate host name", "its host name cannot be resolved"),
     ("Connection refused", "the server refuses connections; it is not running, or listens on another port"),
     ("No such file or directory", "there is no socket at that path; the server is not running"),
@@ -47,6 +49,9 @@ const TRANSIENT: [(&str, &str); 11] = [
     ("No route to host", "there is no route to its host"),
     ("Host is unreachable", "there is no route to its host"),
     ("Network is unreachable", "its network is unreachable"),
+    ("Cannot assign requested address", "this machine has no address of the family of its host's (IPv4 or IPv6)"),
+    ("Address family not supported", "this machine has no address of the family of its host's (IPv4 or IPv6)"),
+    ("Resource temporarily unavailable", "the server accepts no more connections for the moment"),
     ("Connection reset by peer", "the connection was closed by the server"),
     ("server closed the connection unexpectedly", "the connection was closed by the server"),
     ("Broken pipe", "the connection was closed by the server"),
@@ -87,15 +92,27 @@ const NEXT_STEPS: [(&str, &str); 4] = [
 
 impl ConnectFailure {
     fn permanent(reason: impl Into<String>) -> Self {
-        Self { reason: reason.into(), is_transient: false }
+        Self { reason: reason.into(), is_known: true, is_transient: false }
+    }
+
+    /// Instead of a message that is not known, because it may quote the URL.
+    fn unknown() -> Self {
+        Self {
+            reason: "the client library of PostgreSQL failed, with a message that may quote the URL and is not shown; \
+                     check each part of DATABASE_URL"
+                .to_owned(),
+            is_known: false,
+            is_transient: false,
+        }
     }
 
     fn transient(reason: impl Into<String>) -> Self {
-        Self { reason: reason.into(), is_transient: true }
+        Self { reason: reason.into(), is_known: true, is_transient: true }
     }
 
     /// Reads libpq's message. It has a line for each address that was tried, and more lines with hints. One address that
-    /// fails for good means that waiting does not help.
+    /// is known to fail for good means that waiting does not help, whatever the others say. A message that is not known
+    /// counts only where no other is.
     fn from_message(message: &str) -> Self {
         let attempts: Vec<&str> = message.lines().filter(|line| line.starts_with(ATTEMPT)).collect();
         if attempts.is_empty() {
@@ -105,8 +122,9 @@ impl ConnectFailure {
             .into_iter()
             .map(|line| Self::from_line(line.split_once(FAILED).map_or("", |(_, reason)| reason)))
             .collect();
-        let decisive = failures.iter().find(|failure| !failure.is_transient).or(failures.first());
-        decisive.cloned().unwrap_or_else(|| Self::permanent(UNKNOWN))
+        let known = || failures.iter().filter(|failure| failure.is_known);
+        let decisive = known().find(|failure| !failure.is_transient).or(known().next());
+        decisive.cloned().unwrap_or_else(Self::unknown)
     }
 
     fn from_line(line: &str) -> Self {
@@ -124,7 +142,7 @@ impl ConnectFailure {
         } else if let Some(reason) = among(&PERMANENT) {
             Self::permanent(reason)
         } else {
-            Self::permanent(UNKNOWN)
+            Self::unknown()
         }
     }
 
@@ -137,10 +155,6 @@ impl ConnectFailure {
         Self::permanent(format!("the server says: {said}{next}"))
     }
 }
-
-/// Instead of a message that is not known, because it may quote the URL.
-const UNKNOWN: &str = "the client library of PostgreSQL failed, with a message that may quote the URL and is not shown; check each part \
-     of DATABASE_URL";
 
 #[cfg(test)]
 mod tests {
@@ -156,6 +170,15 @@ mod tests {
             "connection to server at \"canary\" (::1), port 1 failed: Connection refused\n\tIs the server running on \
              that host and accepting TCP/IP connections?\nconnection to server at \"canary\" (127.0.0.1), port 1 \
              failed: Connection refused\n\tIs the server running on that host and accepting TCP/IP connections?\n",
+            "connection to server at \"canary\" (::1), port 1 failed: Cannot assign requested address\n\tIs the server \
+             running on that host and accepting TCP/IP connections?\nconnection to server at \"canary\" (127.0.0.1), \
+             port 1 failed: Connection refused\n\tIs the server running on that host?\n",
+            "connection to server at \"canary\" (::1), port 1 failed: Address family not supported by protocol\n",
+            "connection to server at \"canary\" (::1), port 1 failed: Network is unreachable\n",
+            "connection to server on socket \"/canary/.s.PGSQL.5432\" failed: Resource temporarily unavailable\n",
+            // A message that nobody knows does not outrank one that is known.
+            "connection to server at \"canary\" (::1), port 1 failed: canary\nconnection to server at \"canary\" \
+             (127.0.0.1), port 1 failed: Connection refused\n",
             "connection to server on socket \"/canary/.s.PGSQL.5432\" failed: No such file or directory\n\tIs the \
              server running locally and accepting connections on that socket?\n",
             "could not translate host name \"canary\" to address: Name or service not known\n",
@@ -202,6 +225,12 @@ mod tests {
                 "connection to server at \"canary\", port 5432 failed: session is read-only\n",
                 "Tollkey needs the primary",
             ),
+            (
+                "connection to server at \"canary\" (::1), port 5432 failed: canary\nconnection to server at \
+                 \"canary\" (127.0.0.1), port 5432 failed: server does not support SSL, but SSL was required\n",
+                "the server has no TLS",
+            ),
+            ("connection to server at \"canary\", port 5432 failed: canary\n", "may quote the URL"),
             // What the URL's own reader rejects first, if it does.
             ("invalid percent-encoded token: \"canary%zz\"\n", "may quote the URL"),
             ("invalid channel_binding value: \"canary\"\n", "may quote the URL"),

@@ -14,7 +14,7 @@ use diesel::{
     connection::SimpleConnection as _,
     define_sql_function,
     r2d2::{ManageConnection, R2D2Connection as _},
-    sql_types::Text,
+    sql_types::{Bool, Text},
 };
 
 pub(crate) use multi::AnyConnection;
@@ -23,9 +23,10 @@ pub(crate) use multi::AnyConnection;
 use crate::{DatabaseUrl, url::BadUrl};
 use crate::{
     connect_failure::ConnectFailure,
+    error::is_damage,
     postgres_session,
     postgres_session::Unsuitable,
-    sqlite_file::{FileId, SqliteFile},
+    sqlite_file::{LogFiles, SqliteFile},
     watch::{CONNECTIONS, Watch},
 };
 
@@ -120,7 +121,11 @@ const SIGN_OF_LIFE: Duration = Duration::from_secs(3);
 /// After so long a connection is late that is being made. libpq itself ends all but the last step, for each address of
 /// the server after [`CONNECT_TIMEOUT`].
 const OPENING: Duration = Duration::from_secs(20);
-/// The busy timeout comes first: switching to WAL can meet another process doing the same.
+/// How long a statement waits for another process that holds a lock on the SQLite file.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long switching to the write-ahead log waits before it is tried again.
+const BUSY_PAUSE: Duration = Duration::from_millis(50);
+/// The busy timeout comes first, [`BUSY_TIMEOUT`]: the statements after it can meet another process.
 const SQLITE_SETUP: &str = "PRAGMA busy_timeout = 5000; PRAGMA foreign_keys = ON; PRAGMA synchronous = FULL; \
                             PRAGMA trusted_schema = OFF; PRAGMA journal_size_limit = 67108864;";
 
@@ -146,6 +151,7 @@ pub(crate) fn establish_watched(target: &Target, purpose: Use) -> Result<(AnyCon
             }
             watch.limit(Some(STATEMENT));
             conn.set_instrumentation(watch.statements());
+            conn.batch_execute(postgres_session::NO_STATEMENT_TIMEOUT)?;
             if let Err(error) = conn.batch_execute(postgres_session::ENGLISH) {
                 tracing::debug!(%error, "the language of the server's messages cannot be set"); // no PL/pgSQL, say
             }
@@ -184,15 +190,44 @@ pub(crate) fn is_english(locale: &str) -> bool {
 
 fn sqlite(path: &str, purpose: Use, in_file: bool) -> Result<AnyConnection, ConnectError> {
     let mut conn = diesel::SqliteConnection::establish(path).map_err(ConnectError::from_connecting)?;
-    conn.batch_execute(SQLITE_SETUP)?;
+    conn.batch_execute(SQLITE_SETUP).map_err(ConnectError::from_sqlite)?;
     if in_file {
         match purpose {
             // Kept in the file; set by the writer, which is opened first.
-            Use::Write | Use::Migrate => conn.batch_execute("PRAGMA journal_mode = WAL")?,
+            Use::Write | Use::Migrate => {
+                check_application(&mut conn).map_err(ConnectError::from_sqlite)??;
+                use_write_ahead_log(&mut conn).map_err(ConnectError::from_sqlite)?;
+            }
             Use::Read => conn.batch_execute("PRAGMA query_only = ON")?,
         }
     }
     Ok(AnyConnection::Sqlite(conn))
+}
+
+/// Fails when the file has tables of another application: nothing in it may be changed, and switching to the
+/// write-ahead log would.
+fn check_application(conn: &mut diesel::SqliteConnection) -> diesel::QueryResult<Result<(), ConnectError>> {
+    let is_ours = "NOT EXISTS (SELECT 1 FROM sqlite_master) OR 2 = (SELECT count(*) FROM sqlite_master \
+                   WHERE type = 'table' AND name IN ('__diesel_schema_migrations', 'change_counter'))";
+    let is_ours: bool = diesel::select(diesel::dsl::sql::<Bool>(is_ours)).get_result(conn)?;
+    Ok(if is_ours { Ok(()) } else { Err(ConnectError::OtherApplication) })
+}
+
+/// Switches the file to the write-ahead log. SQLite does not wait by itself for a process that is in the way: it cannot
+/// while it holds a lock.
+fn use_write_ahead_log(conn: &mut diesel::SqliteConnection) -> diesel::QueryResult<()> {
+    let since = Instant::now();
+    loop {
+        match conn.batch_execute("PRAGMA journal_mode = WAL") {
+            Err(error) if is_locked(&error) && since.elapsed() < BUSY_TIMEOUT => std::thread::sleep(BUSY_PAUSE),
+            result => return result,
+        }
+    }
+}
+
+/// Whether another process holds a lock on the SQLite file.
+fn is_locked(error: &diesel::result::Error) -> bool {
+    matches!(error, diesel::result::Error::DatabaseError(_, info) if info.message() == "database is locked")
 }
 
 /// A connection could not be opened. For the log and for the operator; holds nothing that libpq quotes of the URL.
@@ -206,8 +241,15 @@ pub(crate) enum ConnectError {
     Lost,
     #[error(transparent)]
     Unsuitable(#[from] Unsuitable),
-    #[error("the database file was deleted or replaced")]
+    #[error("the database file was deleted, replaced, overwritten or damaged")]
     FileLost,
+    #[error(
+        "another process holds a lock on the file, and did not release it within {BUSY_TIMEOUT:?}; end its transaction, \
+         or stop it, and try again"
+    )]
+    Locked,
+    #[error("it belongs to another application")]
+    OtherApplication,
     #[error("nobody can watch over the connection: {0}")]
     Watch(std::io::Error),
 }
@@ -218,12 +260,21 @@ impl ConnectError {
         Self::Connect(ConnectFailure::from(&error))
     }
 
+    fn from_sqlite(error: diesel::result::Error) -> Self {
+        if is_locked(&error) { Self::Locked } else { Self::Query(error) }
+    }
+
     /// Whether the next attempt may succeed without any change to settings or database.
     pub(crate) fn is_transient(&self) -> bool {
         match self {
             Self::Connect(failure) => failure.is_transient,
             Self::Lost => true,
-            Self::Query(_) | Self::Unsuitable(_) | Self::FileLost | Self::Watch(_) => false,
+            Self::Query(_)
+            | Self::Unsuitable(_)
+            | Self::FileLost
+            | Self::Locked
+            | Self::OtherApplication
+            | Self::Watch(_) => false,
         }
     }
 }
@@ -270,7 +321,7 @@ pub(crate) struct Pooled {
     /// Over a connection to a server.
     watch: Option<Watch>,
     /// The write-ahead log that this connection writes to, on a SQLite file.
-    pub(crate) log: Option<FileId>,
+    pub(crate) log: Option<LogFiles>,
 }
 
 /// Asks for a sign of life, and does not wait long for it.
@@ -296,14 +347,26 @@ impl ManageConnection for Manager {
         if is_lost() {
             return Err(ConnectError::FileLost); // SQLite would create another one
         }
-        let (mut conn, watch) = establish_watched(&self.target, self.purpose)?;
+        let note_damage = |error: &ConnectError| {
+            if let (ConnectError::Query(error), Some(file)) = (error, &self.file)
+                && is_damage(error)
+            {
+                file.note_damage();
+            }
+        };
+        let (mut conn, watch) = establish_watched(&self.target, self.purpose).inspect_err(note_damage)?;
         let mut log = None;
         if let Some(file) = &self.file {
+            let mut is_lost = is_lost();
             if self.purpose == Use::Write {
-                conn.batch_execute("SELECT 1 FROM sqlite_master")?; // opens the log
-                log = file.log();
+                // Opens the log.
+                conn.batch_execute("SELECT 1 FROM sqlite_master")
+                    .map_err(ConnectError::from)
+                    .inspect_err(note_damage)?;
+                log = file.note_log_files();
+                is_lost |= file.check_content().is_err();
             }
-            if is_lost() {
+            if is_lost {
                 return Err(ConnectError::FileLost);
             }
         }

@@ -54,6 +54,8 @@ impl Error {
 thread_local! {
     /// Whether the database has undone a statement on this thread because of a conflict with another transaction.
     static CONFLICT: Cell<bool> = const { Cell::new(false) };
+    /// Whether SQLite has found the file damaged in a statement on this thread.
+    static DAMAGE: Cell<bool> = const { Cell::new(false) };
 }
 
 /// Whether the database has undone a statement of this thread since the last call because of a conflict with another
@@ -65,12 +67,20 @@ pub(crate) fn take_conflict() -> bool {
     CONFLICT.replace(false)
 }
 
+/// Whether SQLite has found the file damaged in a statement of this thread since the last call.
+pub(crate) fn take_damage() -> bool {
+    DAMAGE.replace(false)
+}
+
 /// The one place where errors of the database are classified and logged.
 impl From<Diesel> for Error {
     fn from(error: Diesel) -> Self {
         let classified = classify(&error);
         if is_conflict(&error) {
             CONFLICT.set(true);
+        }
+        if is_damage(&error) {
+            DAMAGE.set(true);
         }
         if is_pooled(&error) {
             tracing::error!(error = %Redacted(&error), "{}", Unsuitable::Pooler);
@@ -115,6 +125,16 @@ fn is_conflict(error: &Diesel) -> bool {
         Diesel::DatabaseError(DatabaseErrorKind::Unknown, info) => info.message().contains("deadlock detected"),
         _ => false,
     }
+}
+
+/// What SQLite says about a file that is no database, or no longer a good one (`SQLITE_NOTADB`, `SQLITE_CORRUPT`).
+const DAMAGE_MESSAGES: [&str; 3] =
+    ["database disk image is malformed", "file is not a database", "malformed database schema"];
+
+/// Whether SQLite has found the file damaged.
+pub(crate) fn is_damage(error: &Diesel) -> bool {
+    let Diesel::DatabaseError(DatabaseErrorKind::Unknown, info) = error else { return false };
+    DAMAGE_MESSAGES.iter().any(|text| info.message().contains(text))
 }
 
 /// A prepared statement of this connection that the server does not have, or has from another connection, tells of a
@@ -170,7 +190,7 @@ fn by_message(message: &str) -> Error {
     let has = |texts: &[&str]| texts.iter().any(|text| message.contains(text));
     if has(&BUSY) {
         Error::Busy
-    } else if has(&UNAVAILABLE) {
+    } else if has(&UNAVAILABLE) || has(&DAMAGE_MESSAGES) {
         Error::Unavailable
     } else {
         Error::Other
@@ -217,6 +237,8 @@ mod tests {
         assert_eq!(unknown("database is locked"), Error::Busy);
         assert_eq!(unknown("canceling statement due to lock timeout"), Error::Busy);
         assert_eq!(unknown("database or disk is full"), Error::Unavailable);
+        assert_eq!(unknown("database disk image is malformed"), Error::Unavailable);
+        assert_eq!(unknown("file is not a database"), Error::Unavailable);
         assert_eq!(unknown("the database system is shutting down"), Error::Unavailable);
         assert_eq!(unknown("syntax error"), Error::Other);
         for pooled in

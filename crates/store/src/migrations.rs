@@ -1,12 +1,15 @@
 //! The schema: embedded migrations, run under a lock, and the question whether they have been run.
 
 use std::{
+    collections::hash_map::RandomState,
     fmt,
+    hash::{BuildHasher as _, Hasher as _},
     time::{Duration, Instant},
 };
 
 use diesel::{
     Connection as _, OptionalExtension as _, PgConnection, QueryDsl as _, QueryableByName, RunQueryDsl as _,
+    SqliteConnection,
     connection::SimpleConnection as _,
     migration::{Migration, MigrationSource},
     sql_query,
@@ -121,7 +124,10 @@ impl fmt::Display for LockHolder {
 /// for the first, at most for `patience`, and finds nothing to do.
 pub(crate) fn run(conn: &mut AnyConnection, patience: Duration) -> Result<Vec<String>, SchemaError> {
     match check(conn) {
-        Ok(()) => return Ok(Vec::new()),
+        Ok(()) => {
+            identify(conn)?;
+            return Ok(Vec::new());
+        }
         Err(SchemaError::Older { .. }) => {}
         Err(SchemaError::NotInSearchPath { schema, search_path }) => tracing::warn!(
             %schema,
@@ -158,7 +164,35 @@ pub(crate) fn run(conn: &mut AnyConnection, patience: Duration) -> Result<Vec<St
             }
         }
     };
+    identify(conn)?;
     names(conn, &applied)
+}
+
+/// Gives a SQLite database that has none a random `application_id`, so that a copy of another database over the file is
+/// noticed. No version of Tollkey reads it in another way.
+fn identify(conn: &mut AnyConnection) -> Result<(), SchemaError> {
+    #[derive(QueryableByName)]
+    struct Row {
+        #[diesel(sql_type = Integer)]
+        application_id: i32,
+    }
+    let AnyConnection::Sqlite(conn) = conn else { return Ok(()) };
+    let read = |conn: &mut SqliteConnection| {
+        sql_query("SELECT application_id FROM pragma_application_id").get_result::<Row>(conn)
+    };
+    let identify = |conn: &mut SqliteConnection| {
+        if read(conn)?.application_id == 0 {
+            let random = RandomState::new().build_hasher().finish() as u32;
+            conn.batch_execute(&format!("PRAGMA application_id = {}", random.max(1).cast_signed()))?;
+        }
+        Ok::<_, diesel::result::Error>(())
+    };
+    match read(conn) {
+        Ok(Row { application_id: 0 }) => conn.immediate_transaction(identify),
+        Ok(_) => Ok(()),
+        Err(error) => Err(error),
+    }
+    .map_err(|error| SchemaError::Store(error.into()))
 }
 
 /// The names of these versions, in the order of the migrations.

@@ -52,6 +52,10 @@ const LOCK_TIMEOUT: &str = "SELECT 'lock_timeout', least(2000, greatest(1000, se
 const DURABLE: &str =
     "SELECT 'synchronous_commit', coalesce(nullif(current_setting('synchronous_commit'), 'off'), 'on')";
 
+/// The first statement of each connection, because a default of a few milliseconds would end the others. It is short
+/// enough itself. As a startup parameter (`options`) it would be set earlier, but connection poolers reject that.
+pub(crate) const NO_STATEMENT_TIMEOUT: &str = "SET statement_timeout = 0";
+
 /// Errors are told apart by their text, because diesel does not pass on most codes. Only a superuser can set its
 /// language, or a role to which that was granted. The attempt of another role would be an error in the server's log, so
 /// it is made in a block that catches the error.

@@ -29,6 +29,11 @@ const RIGHTS: [(&str, &str); 16] = [
     ("verifiers", "SELECT, INSERT, UPDATE, DELETE"),
 ];
 
+/// The tables that changes write.
+pub(crate) fn written_tables() -> impl Iterator<Item = &'static str> {
+    RIGHTS.into_iter().filter(|(_, rights)| *rights != "SELECT").map(|(table, _)| table)
+}
+
 /// The table that tells where Tollkey's tables are.
 const LANDMARK: &str = "change_counter";
 

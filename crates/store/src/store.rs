@@ -24,13 +24,13 @@ use tollkey_fair::{FairSemaphore, Limits, Permit, Priority};
 use crate::{
     Error,
     connection::{AnyConnection, Backend, ConnectError, Manager, Target, Use, establish, is_english, postgres_setting},
-    error::take_conflict,
+    error::{take_conflict, take_damage},
     leases, migrations,
     migrations::SchemaError,
     postgres_session::{Unsuitable, share_sessions},
     readiness::Readiness,
-    sqlite_file::{self, FileId, SqliteFile},
-    url::{BadUrl, DatabaseUrl},
+    sqlite_file::{self, LogFiles, SqliteFile},
+    url::{BadUrl, DatabaseUrl, absolute},
 };
 
 /// How to open a store.
@@ -150,6 +150,11 @@ impl OpenError {
     fn connecting(error: ConnectError, url: &DatabaseUrl) -> Self {
         match error {
             ConnectError::Unsuitable(unsuitable) => Self::Unsuitable(unsuitable),
+            ConnectError::OtherApplication => Self::NotADatabase {
+                path: url.file().map(|path| absolute(path).display().to_string()).unwrap_or_default(),
+                what: "is the SQLite database of another application: it has tables, and not those of Tollkey; correct \
+                       DATABASE_URL, or move the file away",
+            },
             other => {
                 Self::Connect { target: url.target(), is_transient: other.is_transient(), reason: other.to_string() }
             }
@@ -334,7 +339,8 @@ impl Store {
         }
         let file = match &target {
             Target::File(path) => {
-                let found = SqliteFile::at(path).map_err(|source| sqlite_file::failure(path.as_ref(), source))?;
+                let found =
+                    SqliteFile::at(path).map_err(|source| sqlite_file::failure(&absolute(path.as_ref()), source))?;
                 Some(Arc::new(found))
             }
             Target::Memory | Target::Postgres(_) => None,
@@ -629,9 +635,6 @@ impl Store {
         };
         let run = self.run(group, permit, move |inner, conn| inner.transact_repeatedly(conn, mode, work));
         let (renewed, permit) = run.await;
-        if matches!(renewed, Ok(true)) {
-            self.inner.readiness.note_write();
-        }
         if matches!(renewed, Ok(false)) && matches!(self.inner.target, Target::File(_)) {
             let number = {
                 let mut kept = self.inner.kept_for_renewal();
@@ -660,6 +663,23 @@ impl Store {
             inner.transact_repeatedly(conn, Mode::Transaction, work)
         })
         .await
+    }
+
+    /// A transaction in the place of one about leases that is rolled back, also when the work succeeds.
+    pub(crate) async fn lease_rolled_back(
+        &self,
+        work: impl FnOnce(&mut AnyConnection) -> Result<(), Error> + Clone + Send + 'static,
+    ) -> Result<(), Error> {
+        struct RolledBack(Result<(), Error>);
+        impl From<Error> for RolledBack {
+            fn from(error: Error) -> Self {
+                Self(Err(error))
+            }
+        }
+        let rolled_back = self.hop(ConnectionRole::Lease, Owner::Background, |inner, conn| {
+            inner.transact_repeatedly(conn, Mode::Transaction, |conn| Err::<(), _>(RolledBack(work(conn))))
+        });
+        rolled_back.await.err().map_or(Ok(()), |RolledBack(result)| result)
     }
 
     /// A read statement about leases.
@@ -819,12 +839,18 @@ impl ConnectionGroup {
             file.check()?; // first, because the pool waits for a connection that it cannot make
         }
         let mut pooled = self.connection()?;
-        let check_log = |log: Option<FileId>| match &self.file {
-            Some(file) if log.is_some() => file.check_with_log(log),
+        let check_log = |log: Option<LogFiles>| match (&self.file, log) {
+            (Some(file), Some(log)) => file.check_with_log(log),
             _ => Ok(()),
         };
         check_log(pooled.log)?;
+        let _earlier = take_damage();
         let mut result = work(&mut pooled.conn);
+        if take_damage()
+            && let Some(file) = &self.file
+        {
+            file.note_damage();
+        }
         if result.is_ok()
             && let Err(error) = check_log(pooled.log)
         {
@@ -832,6 +858,16 @@ impl ConnectionGroup {
         }
         pooled.is_suspect = result.is_err();
         result
+    }
+}
+
+impl Drop for Inner {
+    /// Keeps the connections to a SQLite file that is lost: closing them would write into files that are not theirs.
+    fn drop(&mut self) {
+        if self.file.as_ref().is_some_and(|file| file.is_lost()) {
+            let Connections { read, write, lease, lease_read, verification, session } = &self.connections;
+            std::mem::forget([read, write, lease, lease_read, verification, session].map(Clone::clone));
+        }
     }
 }
 
@@ -911,7 +947,7 @@ impl Inner {
             if mode == Mode::Transaction
                 && let Some(file) = &self.file
             {
-                file.check()?; // nothing is committed into a file that was deleted meanwhile
+                file.check_content()?; // nothing is committed into a file that was deleted or overwritten meanwhile
             }
             Ok(value)
         }));
@@ -919,9 +955,6 @@ impl Inner {
             Ok(Ok(value)) => {
                 // Not repeated, whatever it says: it may have happened.
                 AnyConnection::commit_transaction(conn).map_err(|error| Failure::Other(Error::from(error).into()))?;
-                if mode == Mode::Transaction {
-                    self.readiness.note_write();
-                }
                 Ok(value)
             }
             Ok(Err(error)) => {

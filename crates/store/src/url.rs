@@ -54,6 +54,12 @@ pub enum BadUrl {
          %2F, @ as %40 and # as %23"
     )]
     Path,
+    /// A database name that looks like parameters, which would be shown with it.
+    #[error(
+        "has white space or one of & ; = ? in the database name; parameters begin with a single ?, as in \
+         postgres://HOST/DATABASE?NAME=VALUE&NAME=VALUE"
+    )]
+    DatabaseName,
     /// An empty user name.
     #[error("has an @ without a user name before it; write postgres://USER:PASSWORD@HOST:PORT/DATABASE")]
     NoUser,
@@ -470,6 +476,11 @@ fn check_values(parameters: &BTreeMap<&'static str, String>) -> Result<(), BadUr
         if get(name).is_some_and(|value| value.contains(char::is_control)) {
             return Err(BadUrl::WhiteSpace);
         }
+    }
+    // libpq takes the rest of the path for the name, and a password would be in every error.
+    let is_separator = |c: char| c.is_whitespace() || matches!(c, '&' | ';' | '=' | '?');
+    if get("dbname").is_some_and(|value| value.contains(is_separator)) {
+        return Err(BadUrl::DatabaseName);
     }
     Ok(())
 }

@@ -138,7 +138,7 @@ async fn write_lock_of_another_process_ends_readiness() {
         let (over, is_over) = mpsc::channel::<()>();
         let sql = match database.backend() {
             Backend::Sqlite => "UPDATE settings SET name = name",
-            Backend::Postgres => "SELECT * FROM change_counter FOR UPDATE; LOCK TABLE verifiers IN EXCLUSIVE MODE",
+            Backend::Postgres => "LOCK TABLE audit_log IN EXCLUSIVE MODE",
         };
         let holder = std::thread::spawn(move || {
             hold(&url, sql, || {
@@ -192,6 +192,30 @@ async fn deleted_database_file_ends_readiness_and_fails_changes() {
     server.stop().await;
 }
 
+/// Without its index the server would not see what another process appends to the log, and would delete it at its end.
+#[actix_web::test]
+async fn deleted_index_of_the_log_loses_no_change() {
+    let database = Database::sqlite();
+    let tollkey = Tollkey::on(&database);
+    let server = tollkey.serve().await;
+    let token = merchant("acme");
+    server.application(&token, "Web Store").await;
+    fs::remove_file(database.directory().unwrap().join("tollkey.db-shm")).expect("the index");
+    let create = || server.post("/applications", json!({"name": "Lost"})).bearer(&token);
+    assert_eq!(create().await.status, 503);
+    becomes(&server, 503).await;
+    let key = tollkey.answer(&["service-key", "create", "gateway"]).await;
+    assert_eq!(create().await.status, 503, "it does not see the other process");
+    server.stop().await;
+
+    let server = tollkey.serve().await;
+    becomes(&server, 200).await;
+    let reply = server.post("/verify", json!({"key": key.trim()})).bearer(key.trim()).await;
+    assert_eq!(reply.status, 200, "{reply}");
+    server.application(&token, "Lost").await; // nothing was written meanwhile
+    server.stop().await;
+}
+
 /// A limit on the size of files makes each write behind it fail, as a full disk does.
 #[cfg(target_os = "linux")]
 #[actix_web::test]
@@ -213,6 +237,18 @@ async fn full_disk_ends_readiness_and_changes_until_there_is_room() {
     let (pid, maximum) = (server.pid().rustix(), getrlimit(Resource::Fsize).maximum);
     let limit = |current| prlimit(Some(pid), Resource::Fsize, Rlimit { current, maximum }).expect("a limit");
     let create = |name: &'static str| server.post("/applications", json!({"name": name})).bearer(&token);
+
+    // What a larger change that failed has left behind the end of the log has room for a page, and for renewals of leases,
+    // which are no proof that another change of that size would fit.
+    limit(Some(fs::metadata(&log).expect("a log").len()));
+    let mut number = 0;
+    while server.get("/readyz").await.status == 200 {
+        number += 1;
+        let reply = server.post("/applications", json!({"name": format!("Last {number}")})).bearer(&token).await;
+        assert_eq!(reply.status, 201, "a change fails while it is ready: {reply}");
+        sleep(Duration::from_millis(1_050)).await; // the last result is no longer fresh
+    }
+    assert!(number < 100, "it stays ready");
 
     limit(Some(LIMIT));
     becomes(&server, 503).await;

@@ -118,6 +118,13 @@ fn a_malformed_url_is_rejected_without_being_repeated() {
         ("postgres://me:canary@db/keys?password=canary", BadUrl::Repeated("password")),
         ("postgres://canary@db/keys?user=canary", BadUrl::Repeated("user")),
         ("postgres://db/canary?dbname=canary", BadUrl::Repeated("dbname")),
+        ("postgres://db/keys&password=canary", BadUrl::DatabaseName),
+        ("postgres://db/keys;password=canary", BadUrl::DatabaseName),
+        ("postgres://db/keys%3Fpassword=canary", BadUrl::DatabaseName),
+        ("postgres://db/keys%26password%3Dcanary", BadUrl::DatabaseName),
+        ("postgres://db/keys%20canary", BadUrl::DatabaseName),
+        ("postgres://db/?dbname=password%3Dcanary", BadUrl::DatabaseName),
+        ("postgres://db/?dbname=host%3Ddb%20password%3Dcanary", BadUrl::DatabaseName),
         ("postgres://db/keys?host=canary&host=canary", BadUrl::Repeated("host")),
         ("host=db user=me password=canary dbname=keys", BadUrl::Keywords),
         ("password=canary", BadUrl::Keywords),
@@ -164,7 +171,7 @@ fn passwords_are_found_in_every_form() {
         assert!(parse(url).unwrap().has_password(), "{url}");
     }
     for url in
-        ["postgres://me@db/password=x", "postgres://me:@db/k?passfile=/p", "sqlite://password=x", "sqlite://:memory:"]
+        ["postgres://me@db/password", "postgres://me:@db/k?passfile=/p", "sqlite://password=x", "sqlite://:memory:"]
     {
         assert!(!parse(url).unwrap().has_password(), "{url}");
     }

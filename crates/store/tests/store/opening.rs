@@ -9,6 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use diesel::{Connection as _, connection::SimpleConnection as _};
 use tollkey_core::{Family, Seq};
 use tollkey_store::{
     Backend, BadUrl, Error, OpenError, OpenOptions, SchemaError, Store,
@@ -293,6 +294,67 @@ fn sqlite_errors_name_the_absolute_path_and_the_reason() {
     let relative = failure("sqlite://no-such-directory/tollkey.db");
     let absolute = std::env::current_dir().unwrap().join("no-such-directory/tollkey.db");
     assert!(relative.contains(&absolute.display().to_string()), "{relative}");
+}
+
+#[test]
+fn file_of_another_application_is_rejected_and_left_as_it_is() {
+    let ours = Database::sqlite();
+    for foreign in [
+        "CREATE TABLE notes (text TEXT); INSERT INTO notes VALUES ('x')",
+        "CREATE VIEW one AS SELECT 1",
+        // Also an application of diesel's.
+        "CREATE TABLE __diesel_schema_migrations (version VARCHAR(50) PRIMARY KEY NOT NULL)",
+    ] {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("notes.db");
+        let mut conn = diesel::SqliteConnection::establish(path.to_str().unwrap()).unwrap();
+        conn.batch_execute(foreign).unwrap();
+        drop(conn);
+        let content = std::fs::read(&path).unwrap();
+        for create in [false, true] {
+            let options = OpenOptions { create, ..OpenOptions::new(format!("sqlite://{}", path.display())) };
+            let error = Store::open(options, Arc::new(RealClock::default())).expect_err(foreign);
+            assert!(matches!(error, OpenError::NotADatabase { .. }), "{error}");
+            let error = error.to_string();
+            assert!(error.contains("another application") && error.contains(path.to_str().unwrap()), "{error}");
+            assert!(!error.contains("tollkey migrate"), "{error}");
+        }
+        assert!(std::fs::read(&path).unwrap() == content, "{foreign}: the file was changed");
+        assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 1, "{foreign}: files were left beside it");
+    }
+    drop(ours.store());
+    open(ours.url()).unwrap();
+}
+
+#[test]
+fn file_that_is_locked_before_it_has_a_log_is_waited_for() {
+    for lock in ["BEGIN IMMEDIATE", "BEGIN EXCLUSIVE"] {
+        let database = Database::sqlite();
+        let path = database.directory().unwrap().join("tollkey.db");
+        std::fs::write(&path, "").unwrap();
+        let mut other = diesel::SqliteConnection::establish(path.to_str().unwrap()).unwrap();
+        other.batch_execute(lock).unwrap();
+        let begun = Instant::now();
+        let error = failure(database.url());
+        assert!(error.contains("another process holds a lock on the file"), "{lock}: {error}");
+        assert!(begun.elapsed() > Duration::from_secs(4), "{lock}: {:?}", begun.elapsed());
+        let waiting = thread::spawn({
+            let url = database.url().to_owned();
+            move || open(&url).map(|store| store.migrate())
+        });
+        other.batch_execute("COMMIT").unwrap();
+        waiting.join().unwrap().unwrap().unwrap();
+    }
+}
+
+#[test]
+fn link_to_a_missing_file_is_named() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("tollkey.db");
+    std::os::unix::fs::symlink(directory.path().join("elsewhere.db"), &path).unwrap();
+    let error = failure(&format!("sqlite://{}", path.display()));
+    assert!(error.contains("is a symbolic link to a file that does not exist"), "{error}");
+    assert!(error.contains(path.to_str().unwrap()) && !error.contains("create the directory"), "{error}");
 }
 
 #[test]

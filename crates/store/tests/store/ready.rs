@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    io::Write as _,
     path::PathBuf,
     sync::{Arc, mpsc},
     time::{Duration, Instant},
@@ -59,8 +60,113 @@ fn readiness_writes_and_leaves_nothing() {
     });
 }
 
+/// A change of several pages needs more room than one page. What a probe has written stays allocated, so the next one
+/// overwrites it.
+#[test]
+fn probe_writes_more_than_a_page_into_the_file_system() {
+    let database = Database::sqlite();
+    on(&database, async |database| {
+        drop(database.store());
+        let store = open(database.url());
+        let log = paths(database).0.with_file_name("tollkey.db-wal");
+        let length = || fs::metadata(&log).unwrap().len();
+        let (before, contents) = (length(), database.dump());
+        store.ready().await.unwrap();
+        let after = length();
+        assert!((48 * 1024..96 * 1024).contains(&(after - before)), "{before} {after}");
+        assert_eq!(database.dump(), contents);
+        tokio::time::sleep(Duration::from_millis(1_100)).await; // the last result is no longer fresh
+        store.ready().await.unwrap();
+        assert!(length() - after < 16 * 1024, "{after} {}", length());
+        store.add_key(&key(1, &acme())).await.unwrap();
+    });
+}
+
 fn open(url: &str) -> Store {
     Store::open(OpenOptions::new(url), Arc::new(RealClock::default())).unwrap()
+}
+
+/// A transaction of another process that has run these statements, until it is released.
+struct Held {
+    release: mpsc::Sender<()>,
+    holder: std::thread::JoinHandle<()>,
+}
+
+impl Held {
+    fn by(database: &Database, sql: &str) -> Self {
+        let (url, sql) = (database.url().to_owned(), sql.to_owned());
+        let (held, is_held) = mpsc::channel();
+        let (release, is_released) = mpsc::channel::<()>();
+        let holder = std::thread::spawn(move || {
+            hold(&url, &sql, || {
+                held.send(()).unwrap();
+                let _ = is_released.recv_timeout(PATIENCE);
+            });
+        });
+        is_held.recv().unwrap();
+        Self { release, holder }
+    }
+
+    fn release(self) {
+        self.release.send(()).unwrap();
+        self.holder.join().unwrap();
+    }
+}
+
+/// Each lock that makes some change fail, while a verifier renews its lease.
+#[test]
+fn lock_on_any_written_table_ends_readiness() {
+    let Some(postgres) = Postgres::shared() else { return };
+    on(&postgres.database(), async |database| {
+        drop(database.store());
+        let tables = database.columns().into_iter().filter_map(|name| Some(name.split_once('.')?.0.to_owned()));
+        let tables: std::collections::BTreeSet<String> =
+            tables.filter(|table| !["__diesel_schema_migrations", "settings"].contains(&table.as_str())).collect();
+        assert_eq!(tables.len(), 14, "{tables:?}");
+        let locks = tables.iter().map(|table| format!("LOCK TABLE {table} IN SHARE MODE"));
+        let others = [
+            "SELECT * FROM change_counter FOR UPDATE",
+            "LOCK TABLE api_keys IN ACCESS EXCLUSIVE MODE",
+            "CREATE INDEX held ON audit_log (occurred_at)",
+        ];
+        let verifier = VerifierId::from_bytes([1; 16]);
+        for lock in locks.chain(others.map(str::to_owned)) {
+            let store = open(database.url());
+            assert_eq!(store.renew(verifier, Seq(0), Position::default()).await, Ok(true));
+            let held = Held::by(database, &lock);
+            assert_eq!(store.ready().await, Err(NotReady::Changes(Error::Busy)), "{lock}");
+            held.release();
+        }
+        let store = open(database.url());
+        store.ready().await.unwrap();
+        store.add_key(&key(1, &acme())).await.unwrap();
+    });
+}
+
+/// A probe that waits for a lock delays neither look-ups nor changes that do not need that lock.
+#[test]
+fn waiting_probe_holds_no_lock() {
+    let Some(postgres) = Postgres::shared() else { return };
+    on(&postgres.database(), async |database| {
+        let store = database.store();
+        let held = Held::by(database, "LOCK TABLE verifiers IN EXCLUSIVE MODE");
+        let asking = tokio::spawn({
+            let store = store.clone();
+            async move { store.ready().await }
+        });
+        database.sql(
+            "DO $$ BEGIN FOR i IN 1..2000 LOOP IF EXISTS (SELECT 1 FROM pg_locks JOIN pg_class ON pg_class.oid = relation \
+             WHERE relname = 'verifiers' AND NOT granted \
+             AND database = (SELECT oid FROM pg_database WHERE datname = current_database())) THEN \
+             IF EXISTS (SELECT 1 FROM pg_locks JOIN pg_class ON pg_class.oid = relation WHERE granted \
+             AND relname = 'api_keys' AND mode <> 'AccessShareLock' \
+             AND database = (SELECT oid FROM pg_database WHERE datname = current_database())) THEN RAISE 'it holds another lock'; END IF; RETURN; \
+             END IF; PERFORM pg_sleep(0.001); END LOOP; RAISE 'nothing waits'; END $$",
+        );
+        held.release();
+        asking.await.unwrap().unwrap();
+        database.sql("BEGIN; LOCK TABLE verifiers IN ACCESS EXCLUSIVE MODE NOWAIT; ROLLBACK");
+    });
 }
 
 #[test]
@@ -68,19 +174,13 @@ fn write_lock_of_another_process_ends_readiness_until_it_is_released() {
     each(async |database| {
         let store = database.store();
         store.ready().await.unwrap();
-        let (url, (held, is_held)) = (database.url().to_owned(), mpsc::channel());
-        let (over, is_over) = mpsc::channel::<()>();
-        let sql = match database.backend() {
-            Backend::Sqlite => "UPDATE settings SET name = name",
-            Backend::Postgres => "LOCK TABLE verifiers IN EXCLUSIVE MODE",
-        };
-        let holder = std::thread::spawn(move || {
-            hold(&url, sql, || {
-                held.send(()).unwrap();
-                let _ = is_over.recv_timeout(PATIENCE);
-            });
-        });
-        is_held.recv().unwrap();
+        let held = Held::by(
+            database,
+            match database.backend() {
+                Backend::Sqlite => "UPDATE settings SET name = name",
+                Backend::Postgres => "LOCK TABLE verifiers IN EXCLUSIVE MODE",
+            },
+        );
         becomes(&store, false).await.unwrap_err();
         // However many ask, each has its answer in bounded time, and one check runs at a time.
         let begun = Instant::now();
@@ -94,7 +194,7 @@ fn write_lock_of_another_process_ends_readiness_until_it_is_released() {
             tokio::time::sleep(Duration::from_millis(1_200)).await; // the last result is no longer fresh
             database.sql(
                 "DO $$ BEGIN IF (SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() \
-                 AND wait_event_type = 'Lock' AND query LIKE 'INSERT INTO verifiers%') > 1 \
+                 AND wait_event_type = 'Lock' AND query LIKE '%LOCK TABLE verifiers%') > 1 \
                  THEN RAISE 'more than one probe'; END IF; END $$",
             );
         }
@@ -102,8 +202,7 @@ fn write_lock_of_another_process_ends_readiness_until_it_is_released() {
             assert!(result.await.unwrap().is_err());
         }
         assert!(begun.elapsed() < PATIENCE / 2, "{:?}", begun.elapsed());
-        over.send(()).unwrap();
-        holder.join().unwrap();
+        held.release();
         becomes(&store, true).await.unwrap();
     });
 }
@@ -236,6 +335,126 @@ fn deleted_write_ahead_log_fails_changes() {
         becomes(&store, true).await.unwrap();
         assert_eq!(store.key(&acme(), id(2)).await, None);
         store.add_key(&key(2, &acme())).await.unwrap();
+    });
+}
+
+/// Another process would create a new index, and neither of the two would see what the other writes.
+#[test]
+fn deleted_index_of_the_log_fails_changes() {
+    let database = Database::sqlite();
+    on(&database, async |database| {
+        let store = database.store();
+        store.add_key(&key(1, &acme())).await.unwrap();
+        let (index, aside) = (paths(database).0.with_file_name("tollkey.db-shm"), paths(database).1);
+        fs::rename(&index, &aside).unwrap();
+        assert_eq!(store.add_key(&key(2, &acme())).await, Err(Error::Unavailable));
+        becomes(&store, false).await.unwrap_err();
+        // With an index of another process it is the same.
+        fs::write(&index, "").unwrap();
+        assert_eq!(store.add_key(&key(2, &acme())).await, Err(Error::Unavailable));
+        fs::rename(&aside, &index).unwrap();
+        becomes(&store, true).await.unwrap();
+        store.add_key(&key(2, &acme())).await.unwrap();
+    });
+}
+
+/// `cp` writes into the file that is open.
+#[test]
+fn file_that_is_copied_over_fails_everything_until_a_restart() {
+    // A backup of the same database, and another database with more changes.
+    for is_backup in [true, false] {
+        let (database, other) = (Database::sqlite(), Database::sqlite());
+        on(&database, async |database| {
+            let (path, backup) = paths(database);
+            let add = async |store: &Store, numbers: std::ops::Range<u64>| {
+                for number in numbers {
+                    store.add_key(&key(number, &acme())).await.unwrap();
+                }
+            };
+            add(&database.store(), 10..20).await; // in the file when the last connection is closed
+            if is_backup {
+                fs::copy(&path, &backup).unwrap();
+            } else {
+                add(&other.store(), 10..20).await;
+                // Each statement raises the change counter in the header.
+                let changes: String = (0..1000).map(|number| format!("PRAGMA user_version = {number};")).collect();
+                other.sql(&changes);
+                fs::copy(other.directory().unwrap().join("tollkey.db"), &backup).unwrap();
+            }
+            add(&open(database.url()), 100..150).await;
+            let store = open(database.url());
+            store.add_key(&key(1, &acme())).await.unwrap();
+            store.ready().await.unwrap();
+
+            fs::copy(&backup, &path).unwrap();
+            assert_unavailable(&store).await;
+            drop(store);
+            assert!(fs::read(&path).unwrap() == fs::read(&backup).unwrap(), "stopping has changed the copy");
+            assert!(path.with_file_name("tollkey.db-wal").exists(), "stopping has deleted the log");
+            // SQLite shares what it knows of a file within a process, so another process is one on another file.
+            let elsewhere = path.with_file_name("restarted.db");
+            fs::copy(&path, &elsewhere).unwrap();
+            let restarted = open(&format!("sqlite://{}", elsewhere.display()));
+            restarted.ready().await.unwrap();
+            assert!(restarted.key(&acme(), id(10)).await.is_some());
+            restarted.add_key(&key(1, &acme())).await.unwrap();
+        });
+    }
+}
+
+#[test]
+fn truncated_file_fails_everything() {
+    let database = Database::sqlite();
+    on(&database, async |database| {
+        let store = database.store();
+        store.add_key(&key(1, &acme())).await.unwrap();
+        fs::File::create(paths(database).0).unwrap();
+        assert_unavailable(&store).await;
+    });
+}
+
+#[test]
+fn damaged_file_fails_everything_until_a_restart() {
+    let database = Database::sqlite();
+    on(&database, async |database| {
+        drop(database.store());
+        let path = paths(database).0;
+        let store = open(database.url());
+        // All pages but the first.
+        let (intact, mut damaged) = (fs::read(&path).unwrap(), fs::read(&path).unwrap());
+        damaged[4096..].fill(0xff);
+        let write = |bytes: &[u8]| fs::OpenOptions::new().write(true).open(&path).unwrap().write_all(bytes);
+        write(&damaged).unwrap();
+        assert_eq!(store.add_key(&key(1, &acme())).await, Err(Error::Unavailable));
+        assert_eq!(store.ready().await, Err(NotReady::FileLost));
+        write(&intact).unwrap();
+        assert_unavailable(&store).await;
+        drop(store);
+        let restarted = open(database.url());
+        restarted.ready().await.unwrap();
+        restarted.add_key(&key(1, &acme())).await.unwrap();
+    });
+}
+
+/// A backup or a cleanup by another process is no other content.
+#[test]
+fn maintenance_by_other_processes_does_not_end_readiness() {
+    let database = Database::sqlite();
+    on(&database, async |database| {
+        let store = database.store();
+        let backup = format!("VACUUM INTO '{}'", paths(database).1.display());
+        for (round, sql) in ["PRAGMA wal_checkpoint(TRUNCATE)", "VACUUM", "PRAGMA wal_checkpoint(TRUNCATE)", &backup]
+            .into_iter()
+            .enumerate()
+        {
+            for number in 0..60 {
+                store.add_key(&key(round as u64 * 100 + number, &acme())).await.unwrap();
+            }
+            database.sql(sql);
+            store.ready().await.unwrap();
+        }
+        drop(store);
+        open(database.url()).ready().await.unwrap();
     });
 }
 

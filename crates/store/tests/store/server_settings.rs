@@ -38,6 +38,7 @@ fn hostile_defaults_change_nothing() {
         "intervalstyle = 'sql_standard'",
         "synchronous_commit = off",
         "statement_timeout = 400",
+        "statement_timeout = 1",
         "lock_timeout = 100",
         "idle_in_transaction_session_timeout = 100",
         "idle_session_timeout = 100",
