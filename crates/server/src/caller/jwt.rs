@@ -264,7 +264,7 @@ fn account(claim: Option<&Value>) -> Result<AccountId, ClaimFault> {
 }
 
 /// A `NumericDate` (RFC 7519, section 2): seconds since 1970, whole or not.
-fn time(claims: &Map<String, Value>, name: &'static str) -> Result<Option<Timestamp>, TokenError> {
+pub(super) fn time(claims: &Map<String, Value>, name: &'static str) -> Result<Option<Timestamp>, TokenError> {
     let Some(value) = claims.get(name).filter(|value| !value.is_null()) else { return Ok(None) };
     // `as` saturates a float beyond the range, and no timestamp can hold that either.
     let seconds = value.as_i64().or_else(|| value.as_f64().map(|seconds| seconds.floor() as i64));
