@@ -472,7 +472,6 @@ impl Running {
                 tracing::error!(%error, "a background task failed");
             }
         }
-        self.state.verifier.stop().await;
     }
 }
 
