@@ -37,7 +37,7 @@ pub use self::{
     warning::Warning,
 };
 use crate::{
-    caller::{jwks::JwksUrl, jwt},
+    caller::{jwks::JwksUrl, jwt::PublicKeyFile},
     public_path::PublicPath,
 };
 
@@ -188,7 +188,7 @@ pub enum TokenSource {
     /// `TOLLKEY_JWT_HS256_SECRET`: everybody's who holds this secret of at least [`HS256_SECRET_MIN`] bytes.
     Hs256(Secret),
     /// `TOLLKEY_JWT_PUBLIC_KEY_FILE`: that of the key whose public half is in this PEM file.
-    PublicKeyFile(PathBuf),
+    PublicKeyFile(PublicKeyFile),
     /// `TOLLKEY_JWT_JWKS_URL`: that of a key in the set found there.
     Jwks(JwksUrl),
     /// None is set: development mode, see [`crate::dev_mode`].
@@ -461,11 +461,11 @@ fn tokens(sources: &Sources<'_>) -> Result<TokenSettings, ConfigError> {
         (Some((secret, from)), _) => TokenSource::Hs256(long_enough(sources, &JWT_HS256_SECRET, secret, from)?),
         (None, Some(path)) => {
             // Whether the file can be used is checked when it is used.
-            let path = PathBuf::from(path.text.as_str());
-            if jwt::read_key_file(&path).is_ok_and(|pem| jwt::has_escaped_line_breaks(&pem)) {
+            let file = PublicKeyFile::read(path.text.as_str().into());
+            if file.has_escaped_line_breaks() {
                 sources.warn(Warning::EscapedLineBreaks { setting: JWT_PUBLIC_KEY_FILE.env });
             }
-            TokenSource::PublicKeyFile(path)
+            TokenSource::PublicKeyFile(file)
         }
         (None, None) => match sources.parse(&JWT_JWKS_URL, str::parse)? {
             Some(url) => TokenSource::Jwks(url),

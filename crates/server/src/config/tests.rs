@@ -1,11 +1,12 @@
 //! Each source, each rule.
 
-use std::{collections::HashSet, fs};
+use std::{collections::HashSet, fs, io::Write as _, os::fd::AsRawFd as _};
 
 use clap::{Args as _, Parser};
 use tollkey_core::{Family, RouteBase, Scope, credential::CredentialHeaders};
 
 use super::*;
+use crate::caller::jwt::TokenVerifier;
 
 #[derive(Parser)]
 struct Cli {
@@ -403,7 +404,7 @@ fn a_file_without_a_secret_is_refused() {
 }
 
 /// What surrounds a secret by mistake, and the rule that rejects it.
-const STRAY: [(&str, &str, &str); 12] = [
+const STRAY: [(&str, &str, &str); 28] = [
     (" ", "", "white space"),
     ("", " ", "white space"),
     ("\t", "", "white space"),
@@ -413,8 +414,24 @@ const STRAY: [(&str, &str, &str); 12] = [
     ("\"", "\"", "quotation mark"),
     ("'", "'", "quotation mark"),
     ("", "\u{201d}", "quotation mark"),
+    ("\u{ab}", "\u{bb}", "quotation mark"),
+    ("\u{bb}", "\u{ab}", "quotation mark"),
+    ("\u{2039}", "", "quotation mark"),
+    ("", "\u{b4}", "quotation mark"),
+    ("", "\u{ff02}", "quotation mark"),
+    ("\u{300c}", "", "quotation mark"),
     ("", "\u{1b}[0m", "control"),
     ("", "\u{200b}", "control or invisible"),
+    ("", "\u{ad}", "control or invisible"),
+    ("\u{180e}", "", "control or invisible"),
+    ("\u{202a}", "", "control or invisible"),
+    ("\u{202e}", "", "control or invisible"),
+    ("", "\u{2066}", "control or invisible"),
+    ("\u{2800}", "", "control or invisible"),
+    ("", "\u{3164}", "control or invisible"),
+    ("", "\u{fe0f}", "control or invisible"),
+    ("", "\u{e0041}", "control or invisible"),
+    ("", "\u{e0100}", "control or invisible"),
     ("two\nlines", "", "control"),
 ];
 
@@ -740,6 +757,22 @@ fn public_keys_need_issuer_and_audience_and_give_no_roles_by_default() {
         assert_eq!(settings.tokens.roles_claim, None);
         let settings = environment(&[source, issuer, audience, ("TOLLKEY_JWT_ROLES_CLAIM", "groups")]).unwrap();
         assert_eq!(settings.tokens.roles_claim.as_deref(), Some("groups"));
+    }
+}
+
+#[test]
+fn public_key_can_come_from_a_pipe() {
+    let (reader, mut writer) = std::io::pipe().unwrap();
+    // Ed25519, from RFC 8410, section 10.1.
+    let key = "MCowBQYDK2VwAyEAGb9ECWmEzf6FQbrBZ9w7lshQhqowtrbLDFw4rXAxZuE=";
+    write!(writer, "-----BEGIN PUBLIC KEY-----\n{key}\n-----END PUBLIC KEY-----\n").unwrap();
+    drop(writer);
+    let path = format!("/dev/fd/{}", reader.as_raw_fd());
+    let variables =
+        [("TOLLKEY_JWT_PUBLIC_KEY_FILE", path.as_str()), ("TOLLKEY_JWT_ISSUER", "i"), ("TOLLKEY_JWT_AUDIENCE", "a")];
+    let settings = environment(&variables).unwrap();
+    for _ in 0..2 {
+        assert!(TokenVerifier::open(&settings.tokens, None).is_ok());
     }
 }
 
