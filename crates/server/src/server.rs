@@ -247,16 +247,18 @@ pub struct Opened {
 /// # Errors
 /// A sentence that says what to change.
 pub async fn open(settings: &Settings, clock: Arc<dyn Clock>, random: Random) -> anyhow::Result<Opened> {
-    let development = DevMode::enter(settings, &random)?;
-    let tokens = TokenVerifier::open(&settings.tokens, development.as_ref().map(DevMode::secret))?;
-    if let Err(error) = tokens.warm_up(clock.now()).await {
+    // What is wrong with the settings is said before the database is opened, and so before anything is created.
+    let configured = match settings.tokens.source {
+        TokenSource::Development => {
+            DevMode::check(settings)?;
+            None
+        }
+        _ => Some(TokenVerifier::open(&settings.tokens, None)?),
+    };
+    if let Some(tokens) = &configured
+        && let Err(error) = tokens.warm_up(clock.now()).await
+    {
         tracing::warn!(%error, "management requests are refused until the issuer's keys can be fetched");
-    }
-    if sealing_secret(settings, development.as_ref()).is_none() {
-        tracing::warn!(
-            "TOLLKEY_SEALING_SECRET is not set: an answer kept for an Idempotency-Key can be given again only by the \
-             process that gave it"
-        );
     }
     tracing::info!(database = %settings.database.url, "opening the database");
     let store = on_own_thread({
@@ -268,6 +270,18 @@ pub async fn open(settings: &Settings, clock: Arc<dyn Clock>, random: Random) ->
         }
     })
     .await??;
+    // The secret of development mode is kept beside a database that can be used, and nowhere else.
+    let development = DevMode::enter(settings, &random)?;
+    let tokens = match configured {
+        Some(tokens) => tokens,
+        None => TokenVerifier::open(&settings.tokens, development.as_ref().map(DevMode::secret))?,
+    };
+    if sealing_secret(settings, development.as_ref()).is_none() {
+        tracing::warn!(
+            "TOLLKEY_SEALING_SECRET is not set: an answer kept for an Idempotency-Key can be given again only by the \
+             process that gave it"
+        );
+    }
     let state = assemble(settings, store, clock, random, tokens, development.as_ref()).await?;
     tracing::info!(verifier = %state.verifier.id(), "other replicas know this process by this id");
     Ok(Opened { state, development })
