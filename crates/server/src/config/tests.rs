@@ -104,6 +104,27 @@ fn a_switch_means_true_when_it_stands_alone() {
 }
 
 #[test]
+fn setting_without_effect_on_the_database_is_rejected() {
+    let (file, memory, server) = ("sqlite://keys.db", "sqlite://:memory:", "postgres:///keys");
+    for (setting, good, other, rejected_by) in [
+        ("TOLLKEY_DATABASE_WAIT_SECONDS", "0", "30", vec![file, memory]),
+        ("TOLLKEY_DATABASE_POOL", "1", "8", vec![memory]),
+        ("TOLLKEY_MIGRATE", "true", "false", vec![file, memory]),
+    ] {
+        for url in [file, memory, server] {
+            let with = |value: &str| environment(&[("DATABASE_URL", url), (setting, value)]);
+            assert!(with(good).is_ok(), "{setting} {url}");
+            let result = with(other);
+            assert_eq!(result.is_err(), rejected_by.contains(&url), "{setting} {url}");
+            if let Err(error) = result {
+                let rule = format!("{setting} (environment): must be {good} or left out with ");
+                assert!(error.starts_with(&rule), "{error}");
+            }
+        }
+    }
+}
+
+#[test]
 fn migration_cannot_be_turned_off_on_sqlite() {
     for (flags, file) in [(&["--migrate=false"][..], None), (&[], Some("migrate = false"))] {
         let error = resolve(flags, &[], file).unwrap_err();
@@ -677,6 +698,26 @@ fn effective_settings_have_a_source_and_no_secret() {
     assert!(value == some("(hidden)") && from.ends_with("tollkey.toml"), "{from}");
     assert!(shown("TOLLKEY_LOG_FORMAT").1.ends_with("tollkey.toml"));
     assert!(!format!("{:?}", settings.effective).contains("canary"));
+}
+
+#[test]
+fn effective_value_is_the_one_in_use() {
+    let shown = |settings: &Settings, name: &str| {
+        let setting = settings.effective.iter().find(|setting| setting.name == name).unwrap();
+        (setting.value.clone().unwrap_or_default(), setting.from.to_string())
+    };
+    let default = environment(&[]).unwrap();
+    let (value, from) = shown(&default, "TOLLKEY_MAX_CONNECTIONS");
+    assert!((16..=10_000).contains(&value.parse().unwrap()) && from == "default", "{value}");
+    assert_eq!(shown(&default, "TOLLKEY_DASHBOARD_TOKEN_SIGN_IN"), ("true".into(), "default".into()));
+    assert_eq!(shown(&default, "TOLLKEY_CACHED_KEYS"), ("1000000".into(), "default".into()));
+    let secret = "f3a1c27b9d04e86512fa77c0b9d3e158EXAMPLE";
+    let variables =
+        [("TOLLKEY_JWT_HS256_SECRET", secret), ("TOLLKEY_REMEMBERED_KEYS", "5"), ("TOLLKEY_MAX_CONNECTIONS", "100")];
+    let set = environment(&variables).unwrap();
+    assert_eq!(shown(&set, "TOLLKEY_DASHBOARD_TOKEN_SIGN_IN"), ("false".into(), "default".into()));
+    assert_eq!(shown(&set, "TOLLKEY_CACHED_KEYS"), ("5".into(), "environment".into()));
+    assert_eq!(shown(&set, "TOLLKEY_MAX_CONNECTIONS"), ("100".into(), "environment".into()));
 }
 
 #[test]
