@@ -228,11 +228,25 @@ impl FromRequest for Query {
 }
 
 impl Query {
-    /// The query's parameters.
+    /// The query's parameters. Each may stand there once.
     ///
     /// # Errors
     /// 400 that names each invalid parameter and its rule.
     pub fn read<T: DeserializeOwned>(&self) -> Result<T, Problem> {
+        self.check_lengths()?;
+        json::read_query(self.0.as_bytes())
+    }
+
+    /// The query's parameters, each as often as the query has it.
+    ///
+    /// # Errors
+    /// 400 that names each parameter that is too long.
+    pub fn pairs(&self) -> Result<Vec<(String, String)>, Problem> {
+        self.check_lengths()?;
+        Ok(form_urlencoded::parse(self.0.as_bytes()).into_owned().collect())
+    }
+
+    fn check_lengths(&self) -> Result<(), Problem> {
         let too_long: Vec<FieldError> = form_urlencoded::parse(self.0.as_bytes())
             .filter(|(_, value)| value.len() > MAX_PARAMETER)
             .map(|(name, _)| FieldError {
@@ -240,10 +254,7 @@ impl Query {
                 detail: format!("must have at most {MAX_PARAMETER} bytes"),
             })
             .collect();
-        if !too_long.is_empty() {
-            return Err(Problem::validation(too_long));
-        }
-        json::read_query(self.0.as_bytes())
+        if too_long.is_empty() { Ok(()) } else { Err(Problem::validation(too_long)) }
     }
 }
 
@@ -260,6 +271,17 @@ mod tests {
 
     fn json<T: DeserializeOwned>(text: &str) -> Result<T, Problem> {
         Body { bytes: Ok(Bytes::copy_from_slice(text.as_bytes())), content_type: JSON.to_owned() }.json()
+    }
+
+    #[test]
+    fn pairs_of_a_query_can_be_repeated() {
+        let query = |text: &str| Query(text.to_owned());
+        let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+        let expected = vec![pair("state", "a b"), pair("code", "c"), pair("state", "")];
+        assert_eq!(query("state=a+b&code=c&state").pairs().unwrap(), expected);
+        assert_eq!(query("").pairs().unwrap(), []);
+        let long = format!("code={}", "x".repeat(MAX_PARAMETER + 1));
+        assert_eq!(said(query(&long).pairs().unwrap_err()), format!("code must have at most {MAX_PARAMETER} bytes"));
     }
 
     fn said(problem: Problem) -> String {

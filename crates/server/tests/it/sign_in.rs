@@ -890,7 +890,7 @@ async fn sign_out_ends_the_session_before_it_asks_the_provider() {
     let replica = app.replica().await;
     let fetched = provider.asked(DISCOVERY);
     provider.answer(DISCOVERY, never());
-    let mut out = std::pin::pin!(async {
+    let mut out = Box::pin(async {
         let call = Call::new(replica.address(), "POST", "/dashboard/sign-out");
         call.header("sec-fetch-site", "same-origin").header("cookie", &session).form("").await
     });

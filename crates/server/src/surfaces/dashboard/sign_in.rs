@@ -124,7 +124,7 @@ pub(super) async fn come_back(state: web::Data<State>, request: HttpRequest, que
 
 /// What a provider sends somebody back with; nothing when one of these stands there twice (RFC 6749, section 3.1).
 fn returned(query: &Query) -> Result<Returned, Problem> {
-    let pairs: Vec<(String, String)> = query.read()?;
+    let pairs = query.pairs()?;
     let all = |name: &str| pairs.iter().filter(|(own, _)| own == name).map(|(_, value)| value).collect::<Vec<_>>();
     let [state, code, error, issuer] = ["state", "code", "error", "iss"].map(all);
     if [&state, &code, &error, &issuer].iter().any(|values| values.len() > 1) {
