@@ -375,7 +375,7 @@ impl Provider {
     }
 
     /// Returns where a browser ends its session at the provider, from where it comes back to [`SIGNED_OUT`]. `None` where the provider has
-    /// no such place, or if its metadata was never fetched and is not there within [`SIGN_OUT_WAIT`]. There is no `state`: the page that it
+    /// no such place, or if its metadata was never fetched and is not there within two seconds. There is no `state`: the page that it
     /// comes back to changes nothing.
     pub async fn end_session_url(&self, clock: &dyn Clock) -> Option<Url> {
         let known = tokio::time::timeout(SIGN_OUT_WAIT, self.known(clock.now())).await.ok()?.ok()?;
