@@ -169,9 +169,9 @@ pub fn is_jwt(text: &str) -> bool {
     let is_base64url =
         |part: &str| part.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'));
     let mut parts = text.split('.');
-    // A brace and a quotation mark, a space or a line break after it, in base64url.
-    let is_object =
-        parts.next().is_some_and(|part| (part.starts_with("ey") || part.starts_with("ew")) && is_base64url(part));
+    // A brace, and a quotation mark, white space or another brace behind it.
+    let is_object = |part: &str| ["ey", "ew", "e3"].iter().any(|start| part.starts_with(start)) && is_base64url(part);
+    let is_object = parts.next().is_some_and(is_object);
     is_object && parts.clone().count() == 2 && parts.all(is_base64url)
 }
 

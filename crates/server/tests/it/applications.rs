@@ -172,7 +172,7 @@ async fn a_bad_key_names_each_member_and_rule_and_nothing_is_made() {
                 json!({"description": "d", "allowedIps": ["10.0.0.1/8"]}),
                 "/allowedIps \"10.0.0.1/8\" has host bits set; did you mean 10.0.0.0/8?",
             ),
-            (json!({"description": "d", "rateLimit": {"limit": 0, "windowSeconds": 1}}), "/rateLimit limit must be 1 to 1000000"),
+            (json!({"description": "d", "rateLimit": {"limit": 0, "windowSeconds": 1}}), "/rateLimit/limit must be 1 to 1000000"),
             (json!({"description": "d", "metadata": {"x": "y".repeat(5000)}}), "/metadata must be at most 4096 bytes of JSON"),
             (json!({"description": "d", "merchants": ["m"]}), "/merchants is unknown"),
         ] {

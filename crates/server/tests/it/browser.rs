@@ -379,7 +379,7 @@ async fn a_session_that_is_over_leads_to_the_door_and_back() {
     browser.fill("q", "Check").await;
     browser.arrives("/dashboard/sign-in?next=").await;
     world.sign_in_by("not a token").await;
-    browser.reads("[role=alert]", "The management token is not valid").await;
+    browser.reads("[role=alert]", "The credential must not contain white space.").await;
     assert!(browser.value("token").await.is_empty(), "a secret does not come back");
     world.sign_in_by(&world.token).await;
     browser.arrives("/dashboard/keys?q=Check").await;

@@ -163,7 +163,7 @@ async fn every_denial_has_its_status_and_code_in_every_dialect() {
                 (ask("", "/x").bearer(&revoked), denied(401, "invalid_api_key")),
                 (ask("", "/x").bearer(&service_key), denied(401, "invalid_api_key")),
                 (ask("", "/x").header("authorization", "Basic YTpi"), denied(401, "missing_credentials")),
-                (ask("", "/x").bearer("a.b.c"), denied(401, "invalid_token")),
+                (ask("", "/x").bearer("eyEXAMPLE.eyEXAMPLE.EXAMPLE"), denied(401, "invalid_token")),
                 (ask("", "/x").bearer(&token), denied(403, "forbidden")),
                 (ask("", "/x").bearer(&ended), denied(403, "expired")),
                 (ask("", "/x").bearer(&suspended), denied(403, "suspended")),

@@ -266,7 +266,8 @@ async fn all_invalid_fields_are_reported_in_one_response() {
                 json!({"name": 7, "expiresAt": 1, "scopes": ["link:read"], "mode": "prod", "allowed_ips": ["10.0.0.1/8"],
                        "rate_limit": {"limit": 0}}),
                 vec![
-                    "/allowed_ips", "/expiresAt", "/mode", "/name", "/rate_limit/window_seconds", "/scopes",
+                    "/allowed_ips", "/expiresAt", "/mode", "/name", "/rate_limit/limit",
+                    "/rate_limit/window_seconds", "/scopes",
                 ],
             ),
             ("POST", keys.as_str(), &token, json!({"mode": 1, "scopes": [], "owner": 2}), vec!["/description", "/mode", "/owner", "/scopes"]),

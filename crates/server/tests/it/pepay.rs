@@ -475,7 +475,17 @@ async fn a_body_that_breaks_a_rule_is_refused_by_member_and_makes_nothing() {
             reply.errors().iter().map(|error| error.split(' ').next().unwrap().to_owned()).collect();
         assert_eq!(
             pointers,
-            ["/name", "/scopes", "/expires_at", "/merchants", "/features", "/allowed_ips", "/rate_limit", "/metadata"]
+            [
+                "/name",
+                "/scopes",
+                "/expires_at",
+                "/merchants",
+                "/features",
+                "/allowed_ips",
+                "/rate_limit/limit",
+                "/rate_limit/window_seconds",
+                "/metadata"
+            ]
         );
         assert_eq!(app.get("/api-keys").bearer(&token).await.json(), json!([]));
         assert_eq!(app.get("/audit-log?action=api_key.created").bearer(&token).await.json(), json!([]));

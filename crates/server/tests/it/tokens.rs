@@ -83,8 +83,7 @@ async fn a_token_that_is_not_valid_is_401_and_the_answer_does_not_say_why() {
                 ),
             ),
             ("no claims", token(&header, &json!(["acme"]), hs256(SECRET.as_bytes()))),
-            ("no JSON", format!("{}.{}.{signature}", URL_SAFE_NO_PAD.encode("x"), URL_SAFE_NO_PAD.encode("y"))),
-            ("dots", "..".to_owned()),
+            ("no JSON", format!("{}.{}.{signature}", URL_SAFE_NO_PAD.encode("{ x"), URL_SAFE_NO_PAD.encode("y"))),
         ];
         let mut answers = std::collections::BTreeSet::new();
         for (name, bad) in &bad {
