@@ -228,7 +228,7 @@ impl FromRequest for Query {
 }
 
 impl Query {
-    /// The query's parameters.
+    /// The query's parameters. Each may stand there once.
     ///
     /// # Errors
     /// 400 that names each invalid parameter and its rule.
@@ -271,6 +271,17 @@ mod tests {
 
     fn json<T: DeserializeOwned>(text: &str) -> Result<T, Problem> {
         Body { bytes: Ok(Bytes::copy_from_slice(text.as_bytes())), content_type: JSON.to_owned() }.json()
+    }
+
+    #[test]
+    fn pairs_of_a_query_can_be_repeated() {
+        let query = |text: &str| Query(text.to_owned());
+        let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+        let expected = vec![pair("state", "a b"), pair("code", "c"), pair("state", "")];
+        assert_eq!(query("state=a+b&code=c&state").pairs().unwrap(), expected);
+        assert_eq!(query("").pairs().unwrap(), []);
+        let long = format!("code={}", "x".repeat(MAX_PARAMETER + 1));
+        assert_eq!(said(query(&long).pairs().unwrap_err()), format!("code must have at most {MAX_PARAMETER} bytes"));
     }
 
     fn said(problem: Problem) -> String {

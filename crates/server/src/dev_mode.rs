@@ -68,7 +68,7 @@ pub enum DevModeError {
          with chmod 600 if nobody has read it"
     )]
     Exposed {
-        /// The file.
+        /// The file, with its absolute path.
         path: String,
         /// Its permission bits.
         mode: u32,
@@ -79,7 +79,7 @@ pub enum DevModeError {
     /// The file can be neither made nor read.
     #[error("cannot keep the development secret in {path}: {error}")]
     File {
-        /// The file.
+        /// The file, with its absolute path.
         path: String,
         /// Why not.
         error: io::Error,
@@ -231,15 +231,20 @@ pub fn signing_secret(settings: &Settings) -> Result<(Secret, String), DevModeEr
         TokenSource::Development => {}
     }
     let path = DevMode::check(settings)?.ok_or(DevModeError::SecretInMemory)?;
-    let shown = std::path::absolute(&path).unwrap_or_else(|_| path.clone());
+    let shown = shown(&path);
     if settings.database.url.file().is_some_and(|database| !database.exists()) {
         return Err(DevModeError::NoServer { missing: settings.database.url.target() });
     }
     if !path.exists() {
-        return Err(DevModeError::NoServer { missing: format!("development secret {}", shown.display()) });
+        return Err(DevModeError::NoServer { missing: format!("development secret {shown}") });
     }
-    let secret = read_secret(&path)?.ok_or_else(|| DevModeError::NoSecret(shown.display().to_string()))?;
-    Ok((secret, format!("the development secret {}", shown.display())))
+    let secret = read_secret(&path)?.ok_or_else(|| DevModeError::NoSecret(shown.clone()))?;
+    Ok((secret, format!("the development secret {shown}")))
+}
+
+/// A path as errors show it: absolute, because the reader may not know the directory of the process.
+fn shown(path: &Path) -> String {
+    std::path::absolute(path).unwrap_or_else(|_| path.to_owned()).display().to_string()
 }
 
 fn secret_path(database: &Path) -> PathBuf {
@@ -262,7 +267,7 @@ pub(crate) fn new_secret(random: &Random) -> Secret {
 /// The secret in that file, made and written if there is no such file. Whoever creates the file writes it; everybody
 /// else reads what is there.
 fn kept_secret(path: &Path, random: &Random) -> Result<Secret, DevModeError> {
-    let fail = |error| DevModeError::File { path: path.display().to_string(), error };
+    let fail = |error| DevModeError::File { path: shown(path), error };
     let mut options = OpenOptions::new();
     options.write(true).create_new(true);
     #[cfg(unix)]
@@ -289,7 +294,7 @@ fn kept_secret(path: &Path, random: &Random) -> Result<Secret, DevModeError> {
                         thread::sleep(step);
                         waited += step;
                     }
-                    None => return Err(DevModeError::NoSecret(path.display().to_string())),
+                    None => return Err(DevModeError::NoSecret(shown(path))),
                 }
             }
         }
@@ -299,14 +304,14 @@ fn kept_secret(path: &Path, random: &Random) -> Result<Secret, DevModeError> {
 
 /// The secret in that file; `None` when what is in it is too short to be one.
 fn read_secret(path: &Path) -> Result<Option<Secret>, DevModeError> {
-    let fail = |error| DevModeError::File { path: path.display().to_string(), error };
+    let fail = |error| DevModeError::File { path: shown(path), error };
     let file = File::open(path).map_err(fail)?;
     #[cfg(unix)]
     {
         let metadata = file.metadata().map_err(fail)?;
         let mode = std::os::unix::fs::PermissionsExt::mode(&metadata.permissions()) & 0o777;
         if mode & 0o077 != 0 {
-            return Err(DevModeError::Exposed { path: path.display().to_string(), mode });
+            return Err(DevModeError::Exposed { path: shown(path), mode });
         }
     }
     let mut text = Zeroizing::new(String::new());

@@ -1,6 +1,7 @@
 //! Everything put together and set running: state, routes, background tasks, an orderly end.
 
 use std::{
+    future::pending,
     io,
     net::SocketAddr,
     sync::{Arc, LazyLock, OnceLock, atomic::AtomicBool},
@@ -55,7 +56,7 @@ const LAST_FLUSH: Duration = Duration::from_secs(10);
 const PRUNE_INTERVAL: Duration = Duration::from_secs(3600);
 /// How long requests in flight may take once the server stops.
 const FINISH: Duration = Duration::from_secs(15);
-/// How long connections without a request are kept once the listener is closed: a request may be on its way.
+/// How long connections without a request are kept once the listener is to be closed: a request may be on its way.
 const LAST_REQUEST: Duration = Duration::from_millis(500);
 /// How many connections the metrics listener may have: it is for probes and for Prometheus.
 const METRICS_CONNECTIONS: usize = 64;
@@ -246,16 +247,18 @@ pub struct Opened {
 /// # Errors
 /// A sentence that says what to change.
 pub async fn open(settings: &Settings, clock: Arc<dyn Clock>, random: Random) -> anyhow::Result<Opened> {
-    let development = DevMode::enter(settings, &random)?;
-    let tokens = TokenVerifier::open(&settings.tokens, development.as_ref().map(DevMode::secret))?;
-    if let Err(error) = tokens.warm_up(clock.now()).await {
+    // What is wrong with the settings is said before the database is opened, and so before anything is created.
+    let configured = match settings.tokens.source {
+        TokenSource::Development => {
+            DevMode::check(settings)?;
+            None
+        }
+        _ => Some(TokenVerifier::open(&settings.tokens, None)?),
+    };
+    if let Some(tokens) = &configured
+        && let Err(error) = tokens.warm_up(clock.now()).await
+    {
         tracing::warn!(%error, "management requests are refused until the issuer's keys can be fetched");
-    }
-    if sealing_secret(settings, development.as_ref()).is_none() {
-        tracing::warn!(
-            "TOLLKEY_SEALING_SECRET is not set: an answer kept for an Idempotency-Key can be given again only by the \
-             process that gave it"
-        );
     }
     tracing::info!(database = %settings.database.url, "opening the database");
     let store = on_own_thread({
@@ -267,6 +270,18 @@ pub async fn open(settings: &Settings, clock: Arc<dyn Clock>, random: Random) ->
         }
     })
     .await??;
+    // The secret of development mode is kept beside a database that can be used, and nowhere else.
+    let development = DevMode::enter(settings, &random)?;
+    let tokens = match configured {
+        Some(tokens) => tokens,
+        None => TokenVerifier::open(&settings.tokens, development.as_ref().map(DevMode::secret))?,
+    };
+    if sealing_secret(settings, development.as_ref()).is_none() {
+        tracing::warn!(
+            "TOLLKEY_SEALING_SECRET is not set: an answer kept for an Idempotency-Key can be given again only by the \
+             process that gave it"
+        );
+    }
     let state = assemble(settings, store, clock, random, tokens, development.as_ref()).await?;
     tracing::info!(verifier = %state.verifier.id(), "other replicas know this process by this id");
     Ok(Opened { state, development })
@@ -405,7 +420,8 @@ impl Running {
         &self.state
     }
 
-    /// Runs until SIGTERM or SIGINT, drains, and stops. A second signal ends the drain.
+    /// Runs until SIGTERM or SIGINT, drains, and stops. A further signal ends the drain, and one after the drain cuts off the
+    /// requests in flight.
     ///
     /// # Errors
     /// When a server or a background task ends by itself.
@@ -423,7 +439,11 @@ impl Running {
                 error = self.ended() => return Err(error),
             }
         }
-        self.stop().await;
+        self.stop_unless(async {
+            let signal = signals.next().await;
+            tracing::info!(signal, "a further signal ends the wait for requests in flight");
+        })
+        .await;
         Ok(())
     }
 
@@ -432,7 +452,7 @@ impl Running {
         let metrics_server = async {
             match &mut self.metrics_server {
                 Some((server, _)) => server.ended().await,
-                None => std::future::pending().await,
+                None => pending().await,
             }
         };
         tokio::select! {
@@ -458,12 +478,17 @@ impl Running {
     /// Stops without waiting for the end of a drain: new connections are refused, requests in flight are finished, usage is
     /// written, and the lease is given back.
     pub async fn stop(self) {
+        self.stop_unless(pending()).await;
+    }
+
+    /// Stops as [`Running::stop`] does. Requests that are in flight when `cut` resolves are cut off.
+    async fn stop_unless(self, cut: impl Future<Output = ()>) {
         self.begin_drain();
-        finish(self.server, &self.connections, FINISH).await;
+        finish(self.server, &self.connections, FINISH, cut).await;
         // Probes are answered until here.
         if let Some((server, connections)) = self.metrics_server {
             connections.close_all();
-            finish(server, &connections, Duration::from_secs(1)).await;
+            finish(server, &connections, Duration::from_secs(1), pending()).await;
         }
         // The receivers may be gone already; then there is nobody to tell.
         let _ = self.stop.send(true);
@@ -472,18 +497,30 @@ impl Running {
                 tracing::error!(%error, "a background task failed");
             }
         }
-        self.state.verifier.stop().await;
     }
 }
 
-/// Closes a listener and ends its connections: each has its last response, which says so.
-async fn finish(mut server: Server, connections: &Connections, limit: Duration) {
-    server.stop_accepting().await;
-    // Whether all have ended or not, the rest is closed.
-    let _ = tokio::time::timeout(LAST_REQUEST, connections.all_closed()).await;
-    connections.close_all();
-    if !server.finish(limit).await {
-        tracing::warn!("requests in flight were cut off: they took too long");
+/// Closes a listener and ends its connections: each has its last response, which says so. After the limit, or when `cut`
+/// resolves, connections are cut off.
+async fn finish(mut server: Server, connections: &Connections, limit: Duration, cut: impl Future<Output = ()>) {
+    let finished = async {
+        let last_requests = async {
+            server.stop_accepting().await;
+            connections.all_closed().await;
+        };
+        // Whether all have ended or not, the rest is closed.
+        let _ = tokio::time::timeout(LAST_REQUEST, last_requests).await;
+        connections.close_all();
+        server.finish().await;
+    };
+    let is_finished = tokio::select! {
+        () = finished => true,
+        () = tokio::time::sleep(limit) => false,
+        () = cut => false,
+    };
+    if !is_finished {
+        server.abort().await;
+        tracing::warn!("requests in flight were cut off");
     }
 }
 

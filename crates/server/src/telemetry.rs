@@ -69,13 +69,13 @@ const SETTLE_BUCKETS: [f64; 10] = [0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 2.0,
 #[derive(Debug, thiserror::Error)]
 pub enum TelemetryError {
     /// The filter cannot be read. Settings have been through the same test, so this is for other callers.
-    #[error("cannot read the log filter: {0}")]
+    #[error("cannot read the log filter")]
     Filter(#[from] tracing_subscriber::filter::ParseError),
     /// There is a subscriber already.
     #[error("logging has begun already")]
     LogsTwice(#[from] tracing_subscriber::util::TryInitError),
     /// There is a recorder already, or it cannot be built.
-    #[error("cannot collect metrics: {0}")]
+    #[error("cannot collect metrics")]
     Metrics(#[from] BuildError),
 }
 

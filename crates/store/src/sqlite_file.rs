@@ -83,7 +83,7 @@ pub(crate) fn prepare(path: &Path, create: bool) -> Result<(), OpenError> {
 
 /// The error for a file that the operating system does not let be used.
 pub(crate) fn failure(path: &Path, source: io::Error) -> OpenError {
-    OpenError::File { path: path.display().to_string(), hint: hint(path, &source), source }
+    OpenError::File { path: path.display().to_string(), hint: hint(path, &source), error: source }
 }
 
 /// What the operating system's error does not say.

@@ -98,12 +98,13 @@ const CONFLICT_PAUSE: Duration = Duration::from_millis(25);
 /// How many rows are deleted in one transaction, where many may have grown old.
 pub(crate) const STEP: u32 = 5_000;
 
-/// The store could not be opened. Names the database without user name and password, and what to do next.
+/// The store could not be opened. Names the database without user name and password, and what to do next. The text is
+/// complete: an error has no source whose text it contains.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// The URL cannot be used.
     #[error("DATABASE_URL: {0}")]
-    Url(#[from] BadUrl),
+    Url(BadUrl),
     /// The SQLite file does not exist, and was not to be created.
     #[error(
         "there is no SQLite database {path}; run the command in the directory of the server, set DATABASE_URL or \
@@ -122,12 +123,12 @@ pub enum OpenError {
         what: &'static str,
     },
     /// The operating system does not let the SQLite file be used.
-    #[error("cannot open the SQLite database {path}: {source}{hint}")]
+    #[error("cannot open the SQLite database {path}: {error}{hint}")]
     File {
         /// Its absolute path.
         path: String,
         /// The operating system's error.
-        source: std::io::Error,
+        error: std::io::Error,
         /// What to do about it, beginning with a semicolon; empty where the error says it.
         hint: String,
     },
@@ -144,6 +145,12 @@ pub enum OpenError {
     /// The database server, or what is between, is not what Tollkey can rely on. Waiting does not help.
     #[error(transparent)]
     Unsuitable(#[from] Unsuitable),
+}
+
+impl From<BadUrl> for OpenError {
+    fn from(error: BadUrl) -> Self {
+        Self::Url(error)
+    }
 }
 
 impl OpenError {

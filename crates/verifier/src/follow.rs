@@ -28,6 +28,8 @@ const CHANGES: usize = 1000;
 const FIRST_PAUSE: Duration = Duration::from_millis(1);
 /// but no longer than this.
 const LONGEST_PAUSE: Duration = Duration::from_millis(25);
+/// The longest that a verifier that stops waits for the leases of its subscribers, and then for the source.
+const STOP_WAIT: Duration = Duration::from_secs(5);
 
 /// By how much two clocks may drift apart over a lease: a thousandth of it (quartz drifts by less than a tenth of
 /// that, and NTP slews by at most half of it) and a millisecond for the grain of clocks.
@@ -40,45 +42,9 @@ impl<S: Primary> Verifier<S> {
     /// Keeps the lease: renews each third of it, applies changes, reports them. Ends when `shutdown` does, with
     /// [`Verifier::stop`]. While the source is unavailable it keeps trying; the lease then ends by itself.
     pub async fn run(self, shutdown: impl Future<Output = ()>) {
-        let inner = &*self.0;
-        let mut shutdown = pin!(shutdown);
-        let mut reported = Seq::default();
-        let mut connected = true;
-        'running: while !inner.memory.is_stopped() {
-            let renewed = tokio::select! {
-                () = &mut shutdown => break,
-                renewed = inner.within(inner.lease, inner.renew()) => renewed,
-            };
-            if renewed.is_ok() != connected {
-                connected = renewed.is_ok();
-                if connected {
-                    tracing::info!("the lease is renewed again; keys are answered from memory");
-                } else {
-                    tracing::warn!("the lease cannot be renewed; when it ends, every verification asks the source");
-                }
-            }
-            // After a failure sooner, so that a short outage costs no lease.
-            let pause = match renewed {
-                Ok(seq) => {
-                    reported = seq;
-                    inner.lease / 3
-                }
-                Err(Unavailable) => inner.lease / 10,
-            };
-            let mut due = pin!(sleep(pause.max(FIRST_PAUSE)));
-            loop {
-                tokio::select! {
-                    () = &mut shutdown => break 'running,
-                    () = &mut due => break,
-                    () = inner.poked.notified() => {}
-                }
-                if let Ok(seq) = inner.within(inner.lease, inner.report(reported)).await {
-                    reported = seq;
-                }
-                if inner.memory.has_lost_lease() {
-                    break; // no need to wait for the next third
-                }
-            }
+        tokio::select! {
+            () = shutdown => {}
+            () = self.0.keep_lease() => {}
         }
         self.stop().await;
     }
@@ -115,23 +81,68 @@ impl<S: Primary> Verifier<S> {
         Ok(())
     }
 
-    /// Stops answering from memory, for good; and then, once no subscriber holds a lease any more, takes this verifier
-    /// off the list of those to be waited for.
+    /// Stops answering from the cache, for good, and removes this verifier's row once no subscriber holds a lease any more.
+    ///
+    /// Takes at most ten seconds, however long a lease is. If a subscriber's lease is still valid after five, the row stays:
+    /// the next change waits for it, as it does for a verifier that crashed.
     pub async fn stop(&self) {
         let inner = &*self.0;
         inner.memory.stop();
         inner.poked.notify_one(); // so that a `run` that did not call this ends, too
         if let Some(end) = inner.memory.subscribed_until() {
             // Nothing has been granted since. The runtime's clock is never ahead of ours: ours counts sleep, too.
-            sleep(Duration::from_nanos(end.saturating_sub(nanos(inner.clock.elapsed())))).await;
+            let left = Duration::from_nanos(end.saturating_sub(nanos(inner.clock.elapsed())));
+            sleep(left.min(STOP_WAIT)).await;
+            if left > STOP_WAIT {
+                tracing::warn!("a subscriber still has a lease; the next change waits for this verifier");
+                return;
+            }
         }
-        if inner.within(inner.lease, inner.source.unregister(inner.id())).await.is_err() {
+        if inner.within(STOP_WAIT, inner.source.unregister(inner.id())).await.is_err() {
             tracing::warn!("could not unregister; the next change waits for this verifier's lease");
         }
     }
 }
 
 impl<S: Primary> Inner<S> {
+    /// Renews the lease, applies changes and reports them until the verifier is stopped.
+    async fn keep_lease(&self) {
+        let mut reported = Seq::default();
+        let mut connected = true;
+        while !self.memory.is_stopped() {
+            let renewed = self.within(self.lease, self.renew()).await;
+            if renewed.is_ok() != connected {
+                connected = renewed.is_ok();
+                if connected {
+                    tracing::info!("the lease is renewed again; keys are answered from memory");
+                } else {
+                    tracing::warn!("the lease cannot be renewed; when it ends, every verification asks the source");
+                }
+            }
+            // After a failure sooner, so that a short outage costs no lease.
+            let pause = match renewed {
+                Ok(seq) => {
+                    reported = seq;
+                    self.lease / 3
+                }
+                Err(Unavailable) => self.lease / 10,
+            };
+            let mut due = pin!(sleep(pause.max(FIRST_PAUSE)));
+            loop {
+                tokio::select! {
+                    () = &mut due => break,
+                    () = self.poked.notified() => {}
+                }
+                if let Ok(seq) = self.within(self.lease, self.report(reported)).await {
+                    reported = seq;
+                }
+                if self.memory.has_lost_lease() {
+                    break; // no need to wait for the next third
+                }
+            }
+        }
+    }
+
     /// Renews the lease, after applying what is missing for it. Answers the change that was reported with it.
     async fn renew(&self) -> Result<Seq, Unavailable> {
         let mut pause = FIRST_PAUSE;

@@ -143,6 +143,8 @@ struct Shared {
     state: Mutex<State>,
     /// Held by a test to let answers be read but not delivered.
     gate: Arc<RwLock<()>>,
+    /// The same for reports.
+    report_gate: Arc<RwLock<()>>,
 }
 
 #[derive(Debug)]
@@ -166,9 +168,17 @@ struct State {
 impl Default for MemorySource {
     /// An empty source with leases of three seconds.
     fn default() -> Self {
+        Self::with_lease(Duration::from_secs(3))
+    }
+}
+
+impl MemorySource {
+    /// Returns an empty source with leases of that length.
+    #[must_use]
+    pub fn with_lease(lease: Duration) -> Self {
         Self(Arc::new(Shared {
             state: Mutex::new(State {
-                lease: Duration::from_secs(3),
+                lease,
                 down: false,
                 rejects_look_ups: false,
                 position: Position::default(),
@@ -182,11 +192,10 @@ impl Default for MemorySource {
                 finds: 0,
             }),
             gate: Arc::default(),
+            report_gate: Arc::default(),
         }))
     }
-}
 
-impl MemorySource {
     fn state(&self) -> MutexGuard<'_, State> {
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -260,6 +269,11 @@ impl MemorySource {
     /// Keeps answers to `find`, `find_service_key` and `renew` back, once they have been made, until this is dropped.
     pub async fn hold(&self) -> OwnedRwLockWriteGuard<()> {
         Arc::clone(&self.0.gate).write_owned().await
+    }
+
+    /// Delays responses to `report`, which is done nevertheless, until this is dropped.
+    pub async fn hold_reports(&self) -> OwnedRwLockWriteGuard<()> {
+        Arc::clone(&self.0.report_gate).write_owned().await
     }
 
     /// Where the change counter stands.
@@ -353,6 +367,7 @@ impl Primary for MemorySource {
         if let Some(row) = self.answer()?.verifiers.get_mut(&id) {
             row.0 = applied;
         }
+        let _delivered = self.0.report_gate.read().await;
         Ok(())
     }
 

@@ -8,7 +8,7 @@
 use std::{
     fmt, fs,
     io::{self, Read as _},
-    path::Path,
+    path::{Path, PathBuf},
     sync::Arc,
 };
 
@@ -145,7 +145,7 @@ pub enum KeySetupError {
     WeakSecret,
     /// The file cannot be read.
     #[error("TOLLKEY_JWT_PUBLIC_KEY_FILE: cannot read the file that it names: {0}")]
-    File(std::io::Error),
+    File(String),
     /// The file holds something else.
     #[error("TOLLKEY_JWT_PUBLIC_KEY_FILE: the file that it names {0}")]
     PublicKey(&'static str),
@@ -264,7 +264,7 @@ fn account(claim: Option<&Value>) -> Result<AccountId, ClaimFault> {
 }
 
 /// A `NumericDate` (RFC 7519, section 2): seconds since 1970, whole or not.
-fn time(claims: &Map<String, Value>, name: &'static str) -> Result<Option<Timestamp>, TokenError> {
+pub(super) fn time(claims: &Map<String, Value>, name: &'static str) -> Result<Option<Timestamp>, TokenError> {
     let Some(value) = claims.get(name).filter(|value| !value.is_null()) else { return Ok(None) };
     // `as` saturates a float beyond the range, and no timestamp can hold that either.
     let seconds = value.as_i64().or_else(|| value.as_f64().map(|seconds| seconds.floor() as i64));
@@ -307,8 +307,9 @@ impl TokenVerifier {
         let rules = ClaimRules::from(settings);
         match &settings.source {
             TokenSource::Hs256(secret) => Self::hs256(secret, rules),
-            TokenSource::PublicKeyFile(path) => {
-                Self::public_key(&read_key_file(path).map_err(KeySetupError::File)?, rules)
+            TokenSource::PublicKeyFile(file) => {
+                let pem = file.pem.as_ref().map_err(|error| KeySetupError::File(error.clone()))?;
+                Self::public_key(pem, rules)
             }
             TokenSource::Jwks(url) => Self::jwks(url.clone(), rules),
             TokenSource::Development => Self::hs256(development.ok_or(KeySetupError::NoSource)?, rules),
@@ -472,18 +473,43 @@ impl fmt::Debug for TokenVerifier {
     }
 }
 
-/// The file that holds a public key.
-pub(crate) fn read_key_file(path: &Path) -> io::Result<Vec<u8>> {
-    let mut pem = Vec::new();
-    fs::File::open(path)?.take(KEY_FILE_MAX + 1).read_to_end(&mut pem)?;
-    if pem.len() as u64 > KEY_FILE_MAX {
-        return Err(io::Error::other(format!("it is larger than {KEY_FILE_MAX} bytes")));
+/// The file that `TOLLKEY_JWT_PUBLIC_KEY_FILE` names. It is read once: a pipe cannot be read again.
+#[derive(Debug, Clone)]
+pub struct PublicKeyFile {
+    path: PathBuf,
+    pem: Result<Vec<u8>, String>,
+}
+
+impl PublicKeyFile {
+    /// Reads the file. [`TokenVerifier::open`] returns the error if the file cannot be read.
+    #[must_use]
+    pub fn read(path: PathBuf) -> Self {
+        let read = || -> io::Result<Vec<u8>> {
+            let mut pem = Vec::new();
+            fs::File::open(&path)?.take(KEY_FILE_MAX + 1).read_to_end(&mut pem)?;
+            if pem.len() as u64 > KEY_FILE_MAX {
+                return Err(io::Error::other(format!("it is larger than {KEY_FILE_MAX} bytes")));
+            }
+            Ok(pem)
+        };
+        let pem = read().map_err(|error| error.to_string());
+        Self { path, pem }
     }
-    Ok(pem)
+
+    /// The path of the file.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Whether the file has the two characters `\n` where it should have line breaks.
+    pub(crate) fn has_escaped_line_breaks(&self) -> bool {
+        self.pem.as_ref().is_ok_and(|pem| has_escaped_line_breaks(pem))
+    }
 }
 
 /// Whether a PEM text has the two characters `\n` where it should have line breaks.
-pub(crate) fn has_escaped_line_breaks(pem: &[u8]) -> bool {
+fn has_escaped_line_breaks(pem: &[u8]) -> bool {
     pem.windows(2).any(|pair| pair == b"\\n")
 }
 

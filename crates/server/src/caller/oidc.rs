@@ -1,9 +1,9 @@
 //! An OpenID Connect provider: where people are sent to sign in, and what its word is worth when they come back.
 //!
 //! The authorization code flow with PKCE (S256), `state` and `nonce`, by the crate `openidconnect`. Of an ID token the signature,
-//! `iss`, `aud` (this client and no other), `azp` (this client, where there is one), `exp` and `nonce` are checked, then the same rules
-//! as for a management token. The crate leaves `azp` to its caller. An ID token is signed with one of the asymmetric algorithms that the
-//! provider names: never `none`, and never an HMAC, whose key would be the client's secret.
+//! `iss`, `aud` (this client and no other), `azp` (this client, where there is one), `exp` and `nonce` are checked (`id_token`), then the
+//! same rules as for a management token. An ID token is signed with one of the asymmetric algorithms that the provider names: never
+//! `none`, and never an HMAC, whose key would be the client's secret.
 //!
 //! Signing out at the provider is OpenID Connect RP-Initiated Logout 1.0, where the provider has an `end_session_endpoint`. The ID token
 //! is not stored, so the request names the client and not the session (`client_id` without `id_token_hint`).
@@ -12,19 +12,18 @@
 //! sign in. Later versions are fetched in the background (`published`).
 
 mod attempt;
+mod id_token;
 
-use std::{fmt, sync::Arc, time::SystemTime};
+use std::{fmt, sync::Arc, time::Duration};
 
-use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use futures_util::future::{BoxFuture, FutureExt as _};
 use jiff::{SignedDuration, Timestamp};
 use openidconnect::{
     AdditionalClaims, AdditionalProviderMetadata, AsyncHttpClient, AuthType, AuthenticationFlow, AuthorizationCode,
-    ClaimsVerificationError, ClientId, ClientSecret, CsrfToken, DiscoveryError, EmptyExtraTokenFields,
-    EndpointMaybeSet, EndpointNotSet, EndpointSet, HttpRequest, HttpResponse, IdToken, IdTokenFields, IdTokenVerifier,
-    IssuerUrl, JsonWebKeySet, JwsSigningAlgorithm as _, Nonce, PkceCodeChallenge, PkceCodeVerifier, ProviderMetadata,
-    RedirectUrl, RequestTokenError, Scope, SignatureVerificationError, StandardErrorResponse, StandardTokenResponse,
-    TokenResponse as _,
+    ClientId, ClientSecret, CsrfToken, DiscoveryError, EndpointMaybeSet, EndpointNotSet, EndpointSet, ExtraTokenFields,
+    HttpRequest, HttpResponse, IdToken, IssuerUrl, JsonWebKeySet, JwsSigningAlgorithm as _, Nonce, PkceCodeChallenge,
+    PkceCodeVerifier, ProviderMetadata, RedirectUrl, RequestTokenError, Scope, StandardErrorResponse,
+    StandardTokenResponse, TokenResponse,
     core::{
         CoreAuthDisplay, CoreAuthPrompt, CoreClaimName, CoreClaimType, CoreClientAuthMethod, CoreErrorResponseType,
         CoreGenderClaim, CoreGrantType, CoreJsonWebKey, CoreJweContentEncryptionAlgorithm,
@@ -35,7 +34,7 @@ use openidconnect::{
 };
 use reqwest::{Client, Url, header};
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
+use serde_json::Value;
 use tollkey_core::{Clock, Digest};
 
 pub use self::attempt::Attempt;
@@ -53,12 +52,39 @@ pub const SIGNED_OUT: &str = "/dashboard/signed-out";
 /// The least time between the beginnings of two fetches of the provider's metadata. Longer than a fetch may take, so that a request that
 /// waited for one that failed is not kept waiting by the next.
 const FETCH_INTERVAL: SignedDuration = SignedDuration::from_secs(10);
+/// The longest a sign-out waits for metadata that was never fetched.
+const SIGN_OUT_WAIT: Duration = Duration::from_secs(2);
 
-/// The claims of an ID token that the standard does not name.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-struct Others(Map<String, Value>);
+/// What a token endpoint returns besides the access token.
+#[derive(Debug, Serialize, Deserialize)]
+struct OtherTokens {
+    /// Any JSON: an ID token is read by [`id_token`], which says what is wrong with it.
+    #[serde(default)]
+    id_token: Value,
+}
 
-impl AdditionalClaims for Others {}
+impl ExtraTokenFields for OtherTokens {}
+
+/// The claims of the crate's type of ID token, which is never read. The type is this server's own so that it can implement the crate's
+/// trait for [`Tokens`].
+#[derive(Debug, Serialize, Deserialize)]
+struct UnreadClaims {}
+
+impl AdditionalClaims for UnreadClaims {}
+
+type Tokens = StandardTokenResponse<OtherTokens, CoreTokenType>;
+
+impl TokenResponse<UnreadClaims, CoreGenderClaim, CoreJweContentEncryptionAlgorithm, CoreJwsSigningAlgorithm>
+    for Tokens
+{
+    /// Returns nothing: the crate's type of ID token cannot hold what [`id_token`] reads.
+    fn id_token(
+        &self,
+    ) -> Option<&IdToken<UnreadClaims, CoreGenderClaim, CoreJweContentEncryptionAlgorithm, CoreJwsSigningAlgorithm>>
+    {
+        None
+    }
+}
 
 /// The metadata of the provider that Discovery 1.0 does not name.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -83,23 +109,15 @@ type Metadata = ProviderMetadata<
     CoreResponseType,
     CoreSubjectIdentifierType,
 >;
-type Token = IdToken<Others, CoreGenderClaim, CoreJweContentEncryptionAlgorithm, CoreJwsSigningAlgorithm>;
-type TokenFields = IdTokenFields<
-    Others,
-    EmptyExtraTokenFields,
-    CoreGenderClaim,
-    CoreJweContentEncryptionAlgorithm,
-    CoreJwsSigningAlgorithm,
->;
 type Registered = openidconnect::Client<
-    Others,
+    UnreadClaims,
     CoreAuthDisplay,
     CoreGenderClaim,
     CoreJweContentEncryptionAlgorithm,
     CoreJsonWebKey,
     CoreAuthPrompt,
     StandardErrorResponse<CoreErrorResponseType>,
-    StandardTokenResponse<TokenFields, CoreTokenType>,
+    Tokens,
     CoreTokenIntrospectionResponse,
     CoreRevocableToken,
     CoreRevocationErrorResponse,
@@ -133,6 +151,8 @@ pub enum Rejection {
     Code,
     /// The token endpoint returns no ID token.
     NoIdToken,
+    /// The token endpoint returns an ID token in a response that is malformed otherwise.
+    TokenResponse,
     /// A claim of the ID token that must be there is missing or has the wrong type.
     Claim(&'static str),
     /// `iss` is another one.
@@ -157,17 +177,18 @@ pub enum Rejection {
     AmbiguousKey,
     /// The signature is wrong.
     Signature,
-    /// Anything else, such as a critical extension.
+    /// Anything else, such as a critical extension, or no signed JWT.
     Form,
 }
 
 impl Rejection {
     /// All there are, with one claim that can be missing.
-    pub const ALL: [Self; 23] = [
+    pub const ALL: [Self; 25] = [
         Self::ResponseIssuer,
         Self::NoCode,
         Self::Code,
         Self::NoIdToken,
+        Self::TokenResponse,
         Self::Claim("iss"),
         Self::Claim("sub"),
         Self::Claim("aud"),
@@ -175,6 +196,7 @@ impl Rejection {
         Self::Claim("exp"),
         Self::Claim("iat"),
         Self::Claim("nbf"),
+        Self::Claim("nonce"),
         Self::Issuer,
         Self::Audience,
         Self::AuthorizedParty,
@@ -212,6 +234,7 @@ impl Rejection {
             Self::NoCode => "empty-response",
             Self::Code => "invalid-grant",
             Self::NoIdToken => "no-id-token",
+            Self::TokenResponse => "token-response",
             Self::Claim("iss") => "claim-iss",
             Self::Claim("sub") => "claim-sub",
             Self::Claim("aud") => "claim-aud",
@@ -219,6 +242,7 @@ impl Rejection {
             Self::Claim("exp") => "claim-exp",
             Self::Claim("iat") => "claim-iat",
             Self::Claim("nbf") => "claim-nbf",
+            Self::Claim("nonce") => "claim-nonce",
             Self::Claim(_) | Self::Form => "form",
             Self::Issuer => "issuer",
             Self::Audience => "audience",
@@ -242,6 +266,10 @@ impl fmt::Display for Rejection {
             Self::NoCode => "the response has neither a code nor an error",
             Self::Code => "the provider does not accept its own code, which may have been used before or have expired",
             Self::NoIdToken => "the provider returned no ID token",
+            Self::TokenResponse => {
+                "the provider's token response is malformed: `access_token` or `token_type` is missing, or a field has the \
+                 wrong type"
+            }
             Self::Claim(claim) => return write!(f, "the claim `{claim}` of the ID token is missing or malformed"),
             Self::Issuer => "the ID token comes from another issuer than TOLLKEY_OIDC_ISSUER",
             Self::Audience => "the ID token is not for this client alone",
@@ -347,9 +375,11 @@ impl Provider {
     }
 
     /// Returns where a browser ends its session at the provider, from where it comes back to [`SIGNED_OUT`]. `None` where the provider has
-    /// no such place, or does not respond. There is no `state`: the page that it comes back to changes nothing.
+    /// no such place, or if its metadata was never fetched and is not there within two seconds. There is no `state`: the page that it
+    /// comes back to changes nothing.
     pub async fn end_session_url(&self, clock: &dyn Clock) -> Option<Url> {
-        let mut url = self.known(clock.now()).await.ok()?.end_session.clone()?;
+        let known = tokio::time::timeout(SIGN_OUT_WAIT, self.known(clock.now())).await.ok()?.ok()?;
+        let mut url = known.end_session.clone()?;
         let parameters = [("client_id", self.client_id.as_str()), ("post_logout_redirect_uri", &self.signed_out)];
         url.query_pairs_mut().extend_pairs(parameters);
         Some(url)
@@ -409,46 +439,29 @@ impl Provider {
             .request_async(&self.endpoint)
             .await
             .map_err(of_exchange)?;
-        let token = tokens.id_token().ok_or(OidcError::Rejected(Rejection::NoIdToken))?;
-        let nonce = Nonce::new(attempt.nonce.expose().to_owned());
-        let mut judged = self.judge(token, &known, &nonce, clock.now());
-        if let Err(ClaimsVerificationError::SignatureVerification(SignatureVerificationError::NoMatchingKey)) = judged {
+        let token = match &tokens.extra_fields().id_token {
+            Value::Null => return Err(OidcError::Rejected(Rejection::NoIdToken)),
+            Value::String(token) => token,
+            _ => return Err(OidcError::Rejected(Rejection::Form)),
+        };
+        let token = id_token::IdToken::parse(token).map_err(OidcError::Rejected)?;
+        let mut verified = token.verify(&self.expected(&known, attempt), clock.now());
+        if verified == Err(Rejection::UnknownKey) {
             let newer = self.newer(clock.now()).await?;
-            judged = self.judge(token, &newer, &nonce, clock.now());
+            verified = token.verify(&self.expected(&newer, attempt), clock.now());
         }
-        let claims = judged.map_err(|error| OidcError::Rejected(of_claims(&error)))?;
-        self.check_authorized_party(&claims).map_err(OidcError::Rejected)?;
-        self.rules.read(&claims, clock.now()).map_err(|error| OidcError::Rejected(of_rules(&error)))
+        let claims = verified.map_err(OidcError::Rejected)?;
+        self.rules.read(claims, clock.now()).map_err(|error| OidcError::Rejected(of_rules(&error)))
     }
 
-    /// OpenID Connect Core 1.0, section 3.1.3.7, rules 4 and 5, which the crate does not check.
-    fn check_authorized_party(&self, claims: &Map<String, Value>) -> Result<(), Rejection> {
-        let several = claims.get("aud").and_then(Value::as_array).is_some_and(|audiences| audiences.len() > 1);
-        match claims.get("azp").filter(|azp| !azp.is_null()) {
-            Some(azp) if azp.as_str() == Some(self.client_id.as_str()) => Ok(()),
-            None if !several => Ok(()),
-            _ => Err(Rejection::AuthorizedParty),
-        }
-    }
-
-    /// The claims of an ID token, if it is one of this provider for this client and this attempt.
-    fn judge(
-        &self,
-        token: &Token,
-        known: &Known,
-        nonce: &Nonce,
-        now: Timestamp,
-    ) -> Result<Map<String, Value>, ClaimsVerificationError> {
-        let now = SystemTime::from(now);
-        let keys = known.metadata.jwks().clone();
-        // As if the client had no secret: nothing is checked with it.
-        let verifier = IdTokenVerifier::new_public_client(self.client_id.clone(), self.endpoint.issuer.clone(), keys)
-            .set_allowed_algs(known.algorithms.iter().cloned())
-            .set_time_fn(move || now.into());
-        let claims = token.claims(&verifier, nonce)?;
-        match serde_json::to_value(claims) {
-            Ok(Value::Object(claims)) => Ok(claims),
-            _ => Err(ClaimsVerificationError::Other(String::new())),
+    /// What an ID token of this sign-in is checked against.
+    fn expected<'a>(&'a self, known: &'a Known, attempt: &'a Attempt) -> id_token::Expected<'a> {
+        id_token::Expected {
+            issuer: &self.endpoint.issuer,
+            client_id: &self.client_id,
+            nonce: attempt.nonce.expose(),
+            algorithms: &known.algorithms,
+            keys: known.metadata.jwks().keys(),
         }
     }
 
@@ -563,57 +576,35 @@ fn of_discovery(error: &DiscoveryError<FetchError>) -> OidcError {
 }
 
 fn of_exchange(error: RequestTokenError<FetchError, StandardErrorResponse<CoreErrorResponseType>>) -> OidcError {
-    let error = match error {
-        RequestTokenError::ServerResponse(said) => match said.error() {
-            CoreErrorResponseType::InvalidGrant => return OidcError::Rejected(Rejection::Code),
-            // Not its description, which may repeat what was sent.
-            CoreErrorResponseType::InvalidClient => "does not accept our client: invalid_client".to_owned(),
-            CoreErrorResponseType::UnauthorizedClient => "does not accept our client: unauthorized_client".to_owned(),
-            _ => "refused to exchange a code".to_owned(),
-        },
-        RequestTokenError::Request(error) => of_fetch(&error),
-        RequestTokenError::Parse(_, body) => match malformed_claim(&body) {
-            Some(claim) => return OidcError::Rejected(Rejection::Claim(claim)),
-            None => "does not respond with tokens".to_owned(),
-        },
-        RequestTokenError::Other(_) => "does not respond with tokens".to_owned(),
-    };
-    OidcError::Unavailable(error)
-}
-
-/// Returns the claim for which the crate cannot read the ID token in a response: it must be there in a certain type.
-fn malformed_claim(body: &[u8]) -> Option<&'static str> {
-    let body: Value = serde_json::from_slice(body).ok()?;
-    let payload = body.get("id_token")?.as_str()?.split('.').nth(1)?;
-    let claims: Map<String, Value> = serde_json::from_slice(&URL_SAFE_NO_PAD.decode(payload).ok()?).ok()?;
-    let claim = |name: &str| claims.get(name).unwrap_or(&Value::Null);
-    let is_audience = claim("aud").is_string()
-        || claim("aud").as_array().is_some_and(|audiences| audiences.iter().all(Value::is_string));
-    let rules = [
-        ("iss", claim("iss").is_string()),
-        ("sub", claim("sub").is_string()),
-        ("aud", is_audience),
-        ("azp", claim("azp").is_string() || claim("azp").is_null()),
-        ("exp", claim("exp").is_number()),
-        ("iat", claim("iat").is_number()),
-    ];
-    rules.into_iter().find(|(_, is_good)| !is_good).map(|(name, _)| name)
-}
-
-/// Without the values that the error repeats.
-fn of_claims(error: &ClaimsVerificationError) -> Rejection {
-    use SignatureVerificationError::{AmbiguousKeyId, DisallowedAlg, NoMatchingKey, NoSignature};
     match error {
-        ClaimsVerificationError::Expired(_) => Rejection::Expired,
-        ClaimsVerificationError::InvalidAudience(_) => Rejection::Audience,
-        ClaimsVerificationError::InvalidIssuer(_) => Rejection::Issuer,
-        ClaimsVerificationError::InvalidNonce(_) => Rejection::Nonce,
-        ClaimsVerificationError::SignatureVerification(DisallowedAlg(_)) => Rejection::Algorithm,
-        ClaimsVerificationError::SignatureVerification(NoSignature) => Rejection::Unsigned,
-        ClaimsVerificationError::SignatureVerification(NoMatchingKey) => Rejection::UnknownKey,
-        ClaimsVerificationError::SignatureVerification(AmbiguousKeyId(_)) => Rejection::AmbiguousKey,
-        ClaimsVerificationError::SignatureVerification(_) => Rejection::Signature,
-        _ => Rejection::Form,
+        RequestTokenError::ServerResponse(response) => of_error_code(response.error()),
+        RequestTokenError::Request(error) => OidcError::Unavailable(of_fetch(&error)),
+        RequestTokenError::Parse(_, body) => of_malformed_tokens(&body),
+        RequestTokenError::Other(_) => OidcError::Unavailable("does not respond with tokens".to_owned()),
+    }
+}
+
+/// Without the description of the error, which may repeat what was sent.
+fn of_error_code(code: &CoreErrorResponseType) -> OidcError {
+    OidcError::Unavailable(match code {
+        CoreErrorResponseType::InvalidGrant => return OidcError::Rejected(Rejection::Code),
+        CoreErrorResponseType::InvalidClient => "does not accept our client: invalid_client".to_owned(),
+        CoreErrorResponseType::UnauthorizedClient => "does not accept our client: unauthorized_client".to_owned(),
+        _ => "refused to exchange a code".to_owned(),
+    })
+}
+
+/// The response of a token endpoint that is neither a token response nor an error of RFC 6749. Some providers send an error with status
+/// 200.
+fn of_malformed_tokens(body: &[u8]) -> OidcError {
+    let body: Value = serde_json::from_slice(body).unwrap_or_default();
+    let code = body.get("error").and_then(|code| serde_json::from_value(code.clone()).ok());
+    match code {
+        Some(code) => of_error_code(&code),
+        None if body.get("id_token").is_some_and(|token| !token.is_null()) => {
+            OidcError::Rejected(Rejection::TokenResponse)
+        }
+        None => OidcError::Unavailable("does not respond with tokens".to_owned()),
     }
 }
 
@@ -646,5 +637,32 @@ mod tests {
             let read: CoreJsonWebKey = serde_json::from_value(key.clone()).unwrap();
             assert_eq!(is_strong(&read), strong, "{key}");
         }
+    }
+
+    #[test]
+    fn malformed_token_response_is_an_error_of_what_it_holds() {
+        let unavailable = |reason: &str| OidcError::Unavailable(reason.to_owned());
+        for (body, expected) in [
+            (r#"{"error": "invalid_grant"}"#, OidcError::Rejected(Rejection::Code)),
+            (r#"{"error": "invalid_client"}"#, unavailable("does not accept our client: invalid_client")),
+            (r#"{"error": "EXAMPLE"}"#, unavailable("refused to exchange a code")),
+            (r#"{"access_token": "a", "id_token": "a.b.c"}"#, OidcError::Rejected(Rejection::TokenResponse)),
+            (r#"{"id_token": null}"#, unavailable("does not respond with tokens")),
+            ("[1]", unavailable("does not respond with tokens")),
+            ("<html>", unavailable("does not respond with tokens")),
+        ] {
+            assert_eq!(of_malformed_tokens(body.as_bytes()), expected, "{body}");
+        }
+    }
+
+    #[test]
+    fn token_response_can_hold_any_id_token() {
+        for id_token in [json!("a.b.c"), json!(5), json!(null)] {
+            let body = json!({"access_token": "a", "token_type": "Bearer", "id_token": id_token});
+            let tokens: Tokens = serde_json::from_value(body).unwrap();
+            assert_eq!(tokens.extra_fields().id_token, id_token);
+        }
+        let tokens: Tokens = serde_json::from_value(json!({"access_token": "a", "token_type": "Bearer"})).unwrap();
+        assert!(tokens.extra_fields().id_token.is_null());
     }
 }

@@ -111,9 +111,9 @@ fn tokens(settings: &Settings) -> Outcome {
             Ok("development mode: no key source is set".to_owned())
         }
         TokenSource::Hs256(_) => Ok("HS256 with TOLLKEY_JWT_HS256_SECRET".to_owned()),
-        TokenSource::PublicKeyFile(path) => {
+        TokenSource::PublicKeyFile(file) => {
             TokenVerifier::open(&settings.tokens, Some(&secret)).map_err(|error| error.to_string())?;
-            Ok(format!("public key in {}", path.display()))
+            Ok(format!("public key in {}", file.path().display()))
         }
         TokenSource::Jwks(url) => {
             let verifier = TokenVerifier::open(&settings.tokens, Some(&secret)).map_err(|error| error.to_string())?;

@@ -97,16 +97,12 @@ pub fn run() -> ExitCode {
 
 /// Prints what clap says: help, the version, or what is wrong with the arguments, unless that quotes a credential.
 fn usage_error(error: &clap::Error) -> ExitCode {
-    let message = error.to_string();
-    let quotes_credential = std::env::args_os().skip(1).any(|argument| {
-        let argument = argument.to_string_lossy();
-        let value = argument.split_once('=').map_or("", |(_, value)| value);
-        [argument.as_ref(), value].iter().any(|text| is_like_a_credential(text) && message.contains(text))
-    });
-    if quotes_credential {
+    let arguments = std::env::args_os().skip(1);
+    if shows_credential(&error.to_string(), arguments.map(|argument| argument.to_string_lossy().into_owned())) {
         output::note(
             "error: an argument is not expected there; it is not shown, because it may be a credential. A database URL is \
-             set as DATABASE_URL\n\nFor more information, try '--help'.",
+             set as DATABASE_URL, and a variable in front of the command: NAME=VALUE tollkey\n\nFor more information, try \
+             '--help'.",
         );
     } else {
         // Without a reader there is nothing to tell.
@@ -114,6 +110,17 @@ fn usage_error(error: &clap::Error) -> ExitCode {
     }
     // clap's are 0 and 2.
     u8::try_from(error.exit_code()).map_or(ExitCode::FAILURE, ExitCode::from)
+}
+
+/// Whether a message about these arguments repeats one that may be a credential, or its part behind an equals sign.
+fn shows_credential(message: &str, mut arguments: impl Iterator<Item = String>) -> bool {
+    arguments.any(|argument| {
+        let (name, value) = argument.split_once('=').unwrap_or_default();
+        // A variable or a field of the configuration file, whatever its value.
+        let is_setting = !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
+        (is_setting || is_like_a_credential(&argument)) && message.contains(&argument)
+            || is_like_a_credential(value) && message.contains(value)
+    })
 }
 
 /// Whether a text could be a URL with a password, also a malformed one, a key or a token.
@@ -200,4 +207,59 @@ fn manager(account_id: tollkey_core::AccountId) -> Manager {
 /// Who is at the command line, by the operating system's word.
 fn user() -> String {
     std::env::var("USER").ok().filter(|user| !user.is_empty()).unwrap_or_else(|| "unknown".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use tollkey_store::{OpenOptions, Store};
+
+    use super::*;
+
+    #[test]
+    fn argument_that_may_be_a_credential_is_not_repeated() {
+        let key = format!("ks_live_{}", "a".repeat(32));
+        for (arguments, is_hidden) in [
+            (vec!["serve", "TOLLKEY_JWT_HS256_SECRET=EXAMPLE"], true),
+            (vec!["TOLLKEY_JWT_HS256_SECRET=EXAMPLE", "serve"], true),
+            (vec!["serve", "jwt_hs256_secret=EXAMPLE"], true),
+            (vec!["serve", "PGPASSWORD="], true),
+            (vec!["token", "--ttl", "SECRET=EXAMPLE"], true),
+            (vec!["serve", "postgres://u:EXAMPLE@h/db"], true),
+            (vec!["serve", key.as_str()], true),
+            (vec!["service-key", "revoke", "a", key.as_str()], true),
+            (vec!["sevre"], false),
+            (vec!["serve", "--unknown"], false),
+            (vec!["serve", "--unknown=x"], false),
+            (vec!["token", "--ttl", "soon"], false),
+        ] {
+            let error = Cli::try_parse_from([&["tollkey"], arguments.as_slice()].concat()).unwrap_err();
+            let is_shown = !shows_credential(&error.to_string(), arguments.iter().map(ToString::to_string));
+            assert_eq!(is_shown, !is_hidden, "{arguments:?}: {error}");
+        }
+    }
+
+    #[test]
+    fn error_of_opening_says_each_thing_once() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = |name: &str| format!("sqlite://{}/{name}", directory.path().display());
+        fs::create_dir(directory.path().join("a directory")).unwrap();
+        fs::write(directory.path().join("text"), "no database").unwrap();
+        for url in [
+            "mysql://EXAMPLE".to_owned(),
+            "postgres://EXAMPLE.invalid/db?sslmode=require".to_owned(),
+            path("a directory"),
+            path("missing/tollkey.db"),
+            path("text"),
+            path("text/tollkey.db"),
+        ] {
+            let opened = Store::open(OpenOptions::new(&url), Arc::new(SystemClock));
+            let error = anyhow::Error::from(opened.err().unwrap());
+            let (printed, text) = (format!("{error:#}"), error.to_string());
+            assert_eq!(printed, text, "the text is complete, and is not repeated");
+            let hint = text.find("; ");
+            assert!(hint.is_none_or(|at| !text[at..].contains("(os error")), "the hint is last: {text}");
+        }
+    }
 }

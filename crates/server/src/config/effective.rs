@@ -2,7 +2,7 @@
 
 use super::{
     ConfigError, Database, Setting, Source,
-    declared::{DATABASE_URL, SECRETS, SETTINGS},
+    declared::{DATABASE_URL, FORMER, SECRETS, SETTINGS},
     sources::Sources,
 };
 
@@ -20,16 +20,20 @@ pub struct EffectiveSetting {
 /// What is shown instead of a secret.
 const HIDDEN: &str = "(hidden)";
 
-/// Returns all settings in effect. `derived` are the values of those whose default depends on something else.
+/// Returns all settings in effect. `derived` are the values of those whose default depends on something else, `renamed` the
+/// former names in use, each with the name of its setting.
 pub(super) fn effective(
     sources: &Sources<'_>,
     database: &Database,
     derived: &[(&Setting, String)],
+    renamed: &[(&str, &str)],
 ) -> Result<Vec<EffectiveSetting>, ConfigError> {
     let mut all = Vec::new();
     for setting in SETTINGS {
         let secret = SECRETS.iter().find(|(secret, _)| secret.env == setting.env);
-        let own = sources.get(setting)?;
+        let former = renamed.iter().find(|(_, name)| *name == setting.env);
+        let former = former.and_then(|(former, _)| FORMER.iter().find(|it| it.env == *former));
+        let own = sources.get(former.unwrap_or(setting))?;
         // A secret in a file is the value of its setting, too, and the setting's default does not count beside it.
         let file = match secret {
             Some((_, file)) => sources.get(file)?,

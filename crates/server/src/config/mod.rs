@@ -37,8 +37,9 @@ pub use self::{
     warning::Warning,
 };
 use crate::{
-    caller::{jwks::JwksUrl, jwt},
+    caller::{jwks::JwksUrl, jwt::PublicKeyFile},
     public_path::PublicPath,
+    transport::open_files,
 };
 
 /// The fewest bytes of a secret that signs tokens: the output of SHA-256 (RFC 7518, section 3.2).
@@ -188,7 +189,7 @@ pub enum TokenSource {
     /// `TOLLKEY_JWT_HS256_SECRET`: everybody's who holds this secret of at least [`HS256_SECRET_MIN`] bytes.
     Hs256(Secret),
     /// `TOLLKEY_JWT_PUBLIC_KEY_FILE`: that of the key whose public half is in this PEM file.
-    PublicKeyFile(PathBuf),
+    PublicKeyFile(PublicKeyFile),
     /// `TOLLKEY_JWT_JWKS_URL`: that of a key in the set found there.
     Jwks(JwksUrl),
     /// None is set: development mode, see [`crate::dev_mode`].
@@ -263,6 +264,19 @@ impl Settings {
         let sources = Sources::open(options, env, default_file)?;
         let mut renamed = Vec::new();
         let database = database(&sources)?;
+        let migrate = required(&sources, &MIGRATE, rules::switch)?;
+        let database_pool = required(&sources, &DATABASE_POOL, |text| rules::number(text, 1, 1000))?;
+        let database_wait = required(&sources, &DATABASE_WAIT_SECONDS, |text| rules::number(text, 0, 3600))?;
+        if database.kind != DatabaseKind::Postgres {
+            let rule = "must be true or left out with SQLite, which the server migrates on every start";
+            check_fixed(&sources, &MIGRATE, migrate, rule)?;
+            let rule = "must be 0 or left out with SQLite: no server has to start before the file can be opened";
+            check_fixed(&sources, &DATABASE_WAIT_SECONDS, database_wait == 0, rule)?;
+        }
+        if database.kind == DatabaseKind::SqliteMemory {
+            let rule = "must be 1 or left out with a database in memory, which is one connection";
+            check_fixed(&sources, &DATABASE_POOL, database_pool == 1, rule)?;
+        }
         let mut settings = Self {
             listen: required(&sources, &LISTEN, rules::socket_address)?,
             workers: match sources.parse(&WORKERS, |text| rules::number(text, 1, 1024))? {
@@ -283,12 +297,10 @@ impl Settings {
                 filter: required(&sources, &LOG, rules::log_filter)?,
                 format: required(&sources, &LOG_FORMAT, rules::log_format)?,
             },
-            migrate: migrate(&sources, &database)?,
+            migrate,
             database,
-            database_pool: required(&sources, &DATABASE_POOL, |text| rules::number(text, 1, 1000))?,
-            database_wait: Duration::from_secs(required(&sources, &DATABASE_WAIT_SECONDS, |text| {
-                rules::number(text, 0, 3600)
-            })?),
+            database_pool,
+            database_wait: Duration::from_secs(database_wait),
             tokens: tokens(&sources)?,
             sealing_secret: sealing_secret(&sources)?,
             dashboard_token_sign_in: sources.parse(&DASHBOARD_TOKEN_SIGN_IN, rules::switch)?,
@@ -311,9 +323,14 @@ impl Settings {
             suspicious: Vec::new(),
         };
         let roles_claim = settings.tokens.roles_claim.clone();
-        let mut derived = vec![(&WORKERS, settings.workers.to_string())];
+        let is_development = matches!(settings.tokens.source, TokenSource::Development);
+        let mut derived = vec![
+            (&WORKERS, settings.workers.to_string()),
+            (&MAX_CONNECTIONS, open_files::default_max_connections().to_string()),
+            (&DASHBOARD_TOKEN_SIGN_IN, is_development.to_string()),
+        ];
         derived.extend(roles_claim.map(|claim| (&JWT_ROLES_CLAIM, claim)));
-        settings.effective = effective::effective(&sources, &settings.database, &derived)?;
+        settings.effective = effective::effective(&sources, &settings.database, &derived, &settings.renamed)?;
         let mut secrets: Vec<_> = SECRETS.iter().map(|(secret, _)| secret.env).collect();
         if !settings.database.url.has_password() {
             secrets.retain(|secret| *secret != DATABASE_URL.env);
@@ -323,16 +340,17 @@ impl Settings {
     }
 }
 
-/// `TOLLKEY_MIGRATE`. SQLite is migrated on every start, so `false` would be accepted and ignored there.
-fn migrate(sources: &Sources<'_>, database: &Database) -> Result<bool, ConfigError> {
-    let migrate = required(sources, &MIGRATE, rules::switch)?;
-    let is_postgres = database.kind == DatabaseKind::Postgres;
-    match sources.set(&MIGRATE)? {
-        Some(from) if !migrate && !is_postgres => {
-            let rule = "must be true or left out with SQLite, which the server migrates on every start";
-            Err(invalid(&MIGRATE, from, Invalid::new(rule)))
-        }
-        _ => Ok(migrate),
+/// Rejects a setting that this database fixes to one value, unless it is left out or set to that value: no setting is accepted
+/// and then ignored.
+fn check_fixed(
+    sources: &Sources<'_>,
+    setting: &Setting,
+    has_fixed_value: bool,
+    rule: &'static str,
+) -> Result<(), ConfigError> {
+    match sources.set(setting)? {
+        Some(from) if !has_fixed_value => Err(invalid(setting, from, Invalid::new(rule))),
+        _ => Ok(()),
     }
 }
 
@@ -461,11 +479,11 @@ fn tokens(sources: &Sources<'_>) -> Result<TokenSettings, ConfigError> {
         (Some((secret, from)), _) => TokenSource::Hs256(long_enough(sources, &JWT_HS256_SECRET, secret, from)?),
         (None, Some(path)) => {
             // Whether the file can be used is checked when it is used.
-            let path = PathBuf::from(path.text.as_str());
-            if jwt::read_key_file(&path).is_ok_and(|pem| jwt::has_escaped_line_breaks(&pem)) {
+            let file = PublicKeyFile::read(path.text.as_str().into());
+            if file.has_escaped_line_breaks() {
                 sources.warn(Warning::EscapedLineBreaks { setting: JWT_PUBLIC_KEY_FILE.env });
             }
-            TokenSource::PublicKeyFile(path)
+            TokenSource::PublicKeyFile(file)
         }
         (None, None) => match sources.parse(&JWT_JWKS_URL, str::parse)? {
             Some(url) => TokenSource::Jwks(url),

@@ -137,9 +137,6 @@ pub(super) fn text(text: &str) -> Result<String, Invalid> {
 
 /// Whether a text has nothing that an editor, a shell or an environment file leaves by mistake.
 pub(super) fn clean(text: &str) -> Result<(), Invalid> {
-    // Zero-width characters: a byte order mark, and those that come along with text from a web page.
-    let is_invisible = |c: char| matches!(c, '\u{200b}'..='\u{200f}' | '\u{2060}' | '\u{feff}');
-    let is_quote = |c: char| matches!(c, '"' | '\'' | '`' | '\u{2018}'..='\u{201f}');
     Err(Invalid::new(if text.contains('\u{feff}') {
         "must not have a byte order mark; save it as UTF-8 without one"
     } else if text.trim() != text {
@@ -151,6 +148,24 @@ pub(super) fn clean(text: &str) -> Result<(), Invalid> {
     } else {
         return Ok(());
     }))
+}
+
+/// Whether a character is not shown: the code points that Unicode calls default ignorable, which come along with text from a web page or
+/// a document, the separators of lines and paragraphs, and the blank Braille pattern.
+fn is_invisible(c: char) -> bool {
+    matches!(c,
+        '\u{ad}' | '\u{34f}' | '\u{61c}' | '\u{115f}'..='\u{1160}' | '\u{17b4}'..='\u{17b5}' | '\u{180b}'..='\u{180f}'
+        | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{2800}' | '\u{3164}'
+        | '\u{fe00}'..='\u{fe0f}' | '\u{feff}' | '\u{ffa0}' | '\u{fff0}'..='\u{fffb}' | '\u{1bca0}'..='\u{1bca3}'
+        | '\u{1d173}'..='\u{1d17a}' | '\u{e0000}'..='\u{e0fff}')
+}
+
+/// Whether a character is a quotation mark, in ASCII or as word processors write it.
+fn is_quote(c: char) -> bool {
+    matches!(
+        c,
+        '"' | '\'' | '`' | '´' | '«' | '»' | '\u{2018}'..='\u{201f}' | '‹' | '›' | '「'..='』' | '＂' | '＇'
+    )
 }
 
 /// Where a token has a claim: its name, or the path of a nested one.

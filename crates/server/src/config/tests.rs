@@ -1,11 +1,12 @@
 //! Each source, each rule.
 
-use std::{collections::HashSet, fs};
+use std::{collections::HashSet, fs, io::Write as _, os::fd::AsRawFd as _};
 
 use clap::{Args as _, Parser};
 use tollkey_core::{Family, RouteBase, Scope, credential::CredentialHeaders};
 
 use super::*;
+use crate::caller::jwt::TokenVerifier;
 
 #[derive(Parser)]
 struct Cli {
@@ -100,6 +101,27 @@ fn a_switch_means_true_when_it_stands_alone() {
     assert!(resolve(&["--migrate", "serve"], &[], None).unwrap().migrate);
     let postgres = [("TOLLKEY_MIGRATE", "true"), ("DATABASE_URL", "postgres://localhost/keys")];
     assert!(!resolve(&["--migrate=false"], &postgres, None).unwrap().migrate);
+}
+
+#[test]
+fn setting_without_effect_on_the_database_is_rejected() {
+    let (file, memory, server) = ("sqlite://keys.db", "sqlite://:memory:", "postgres:///keys");
+    for (setting, good, other, rejected_by) in [
+        ("TOLLKEY_DATABASE_WAIT_SECONDS", "0", "30", vec![file, memory]),
+        ("TOLLKEY_DATABASE_POOL", "1", "8", vec![memory]),
+        ("TOLLKEY_MIGRATE", "true", "false", vec![file, memory]),
+    ] {
+        for url in [file, memory, server] {
+            let with = |value: &str| environment(&[("DATABASE_URL", url), (setting, value)]);
+            assert!(with(good).is_ok(), "{setting} {url}");
+            let result = with(other);
+            assert_eq!(result.is_err(), rejected_by.contains(&url), "{setting} {url}");
+            if let Err(error) = result {
+                let rule = format!("{setting} (environment): must be {good} or left out with ");
+                assert!(error.starts_with(&rule), "{error}");
+            }
+        }
+    }
 }
 
 #[test]
@@ -403,7 +425,7 @@ fn a_file_without_a_secret_is_refused() {
 }
 
 /// What surrounds a secret by mistake, and the rule that rejects it.
-const STRAY: [(&str, &str, &str); 12] = [
+const STRAY: [(&str, &str, &str); 28] = [
     (" ", "", "white space"),
     ("", " ", "white space"),
     ("\t", "", "white space"),
@@ -413,8 +435,24 @@ const STRAY: [(&str, &str, &str); 12] = [
     ("\"", "\"", "quotation mark"),
     ("'", "'", "quotation mark"),
     ("", "\u{201d}", "quotation mark"),
+    ("\u{ab}", "\u{bb}", "quotation mark"),
+    ("\u{bb}", "\u{ab}", "quotation mark"),
+    ("\u{2039}", "", "quotation mark"),
+    ("", "\u{b4}", "quotation mark"),
+    ("", "\u{ff02}", "quotation mark"),
+    ("\u{300c}", "", "quotation mark"),
     ("", "\u{1b}[0m", "control"),
     ("", "\u{200b}", "control or invisible"),
+    ("", "\u{ad}", "control or invisible"),
+    ("\u{180e}", "", "control or invisible"),
+    ("\u{202a}", "", "control or invisible"),
+    ("\u{202e}", "", "control or invisible"),
+    ("", "\u{2066}", "control or invisible"),
+    ("\u{2800}", "", "control or invisible"),
+    ("", "\u{3164}", "control or invisible"),
+    ("", "\u{fe0f}", "control or invisible"),
+    ("", "\u{e0041}", "control or invisible"),
+    ("", "\u{e0100}", "control or invisible"),
     ("two\nlines", "", "control"),
 ];
 
@@ -663,6 +701,26 @@ fn effective_settings_have_a_source_and_no_secret() {
 }
 
 #[test]
+fn effective_value_is_the_one_in_use() {
+    let shown = |settings: &Settings, name: &str| {
+        let setting = settings.effective.iter().find(|setting| setting.name == name).unwrap();
+        (setting.value.clone().unwrap_or_default(), setting.from.to_string())
+    };
+    let default = environment(&[]).unwrap();
+    let (value, from) = shown(&default, "TOLLKEY_MAX_CONNECTIONS");
+    assert!((16..=10_000).contains(&value.parse().unwrap()) && from == "default", "{value}");
+    assert_eq!(shown(&default, "TOLLKEY_DASHBOARD_TOKEN_SIGN_IN"), ("true".into(), "default".into()));
+    assert_eq!(shown(&default, "TOLLKEY_CACHED_KEYS"), ("1000000".into(), "default".into()));
+    let secret = "f3a1c27b9d04e86512fa77c0b9d3e158EXAMPLE";
+    let variables =
+        [("TOLLKEY_JWT_HS256_SECRET", secret), ("TOLLKEY_REMEMBERED_KEYS", "5"), ("TOLLKEY_MAX_CONNECTIONS", "100")];
+    let set = environment(&variables).unwrap();
+    assert_eq!(shown(&set, "TOLLKEY_DASHBOARD_TOKEN_SIGN_IN"), ("false".into(), "default".into()));
+    assert_eq!(shown(&set, "TOLLKEY_CACHED_KEYS"), ("5".into(), "environment".into()));
+    assert_eq!(shown(&set, "TOLLKEY_MAX_CONNECTIONS"), ("100".into(), "environment".into()));
+}
+
+#[test]
 fn no_error_and_no_debug_shows_a_secret() {
     let short = &canary()[..31];
     let error = environment(&[("TOLLKEY_JWT_HS256_SECRET", short)]).unwrap_err();
@@ -740,6 +798,22 @@ fn public_keys_need_issuer_and_audience_and_give_no_roles_by_default() {
         assert_eq!(settings.tokens.roles_claim, None);
         let settings = environment(&[source, issuer, audience, ("TOLLKEY_JWT_ROLES_CLAIM", "groups")]).unwrap();
         assert_eq!(settings.tokens.roles_claim.as_deref(), Some("groups"));
+    }
+}
+
+#[test]
+fn public_key_can_come_from_a_pipe() {
+    let (reader, mut writer) = std::io::pipe().unwrap();
+    // Ed25519, from RFC 8410, section 10.1.
+    let key = "MCowBQYDK2VwAyEAGb9ECWmEzf6FQbrBZ9w7lshQhqowtrbLDFw4rXAxZuE=";
+    write!(writer, "-----BEGIN PUBLIC KEY-----\n{key}\n-----END PUBLIC KEY-----\n").unwrap();
+    drop(writer);
+    let path = format!("/dev/fd/{}", reader.as_raw_fd());
+    let variables =
+        [("TOLLKEY_JWT_PUBLIC_KEY_FILE", path.as_str()), ("TOLLKEY_JWT_ISSUER", "i"), ("TOLLKEY_JWT_AUDIENCE", "a")];
+    let settings = environment(&variables).unwrap();
+    for _ in 0..2 {
+        assert!(TokenVerifier::open(&settings.tokens, None).is_ok());
     }
 }
 

@@ -1,8 +1,9 @@
 //! Where development mode is entered, what it keeps and what it prints.
 
-use std::fs;
+use std::{fs, sync::Arc};
 
 use clap::Parser;
+use tollkey_verifier::SystemClock;
 
 use super::*;
 use crate::{
@@ -49,6 +50,36 @@ fn it_is_for_sqlite_and_a_loopback_address_only() {
     for listen in ["127.0.0.1:0", "127.9.9.9:0", "[::1]:0", "[::ffff:127.0.0.1]:0"] {
         entered(&settings(&["--listen", listen, "--database-url", "sqlite://:memory:"])).unwrap();
     }
+}
+
+#[tokio::test]
+async fn secret_is_created_beside_a_usable_database_only() {
+    let directory = tempfile::tempdir().unwrap();
+    let open = async |settings: &Settings| {
+        crate::server::open(settings, Arc::new(SystemClock), Random::system())
+            .await
+            .map_err(|error| format!("{error:#}"))
+    };
+    let settings = on_file(directory.path());
+    let (database, secret) = (directory.path().join("keys.db"), directory.path().join("keys.db.jwt-secret"));
+    fs::write(&database, "no database").unwrap();
+    let error = open(&settings).await.unwrap_err();
+    assert!(error.contains("is not a SQLite database"), "{error}");
+    assert!(!secret.exists());
+    // The error of a database that cannot be created is that of the database.
+    let missing = on_file(&directory.path().join("missing"));
+    let error = open(&missing).await.unwrap_err();
+    assert!(error.contains("cannot open the SQLite database") && error.contains("create the directory"), "{error}");
+    fs::remove_file(&database).unwrap();
+    open(&settings).await.unwrap();
+    assert!(secret.exists());
+}
+
+#[test]
+fn error_shows_the_absolute_path_of_the_secret() {
+    let error = entered(&settings(&["--database-url", "sqlite://no/such/directory/keys.db"])).unwrap_err().to_string();
+    let path = std::env::current_dir().unwrap().join("no/such/directory/keys.db.jwt-secret");
+    assert!(error.contains(path.to_str().unwrap()), "{error}");
 }
 
 #[test]

@@ -21,6 +21,9 @@ use crate::telemetry::CONNECTIONS_CLOSED;
 
 /// How many connections over the limit wait for one to end. The rest is closed immediately: each holds a descriptor.
 pub(super) const MAX_WAITING: usize = 64;
+/// How many sockets, besides those of open and of waiting connections, may be accepted and not closed yet. With [`MAX_WAITING`] less than
+/// [`super::open_files::RESERVED`].
+const MAX_CLOSING: usize = 32;
 /// How often a waiting connection looks for an idle one to close, and how many times.
 const WAIT: (Duration, u32) = (Duration::from_millis(50), 20);
 /// How many bytes of responses may wait for slow clients, in total. Static files do not count: they exist once.
@@ -132,6 +135,8 @@ impl Clock {
 /// The connections of a listener. Workers share it; a request of an open connection takes no lock of it.
 pub struct Connections {
     permits: Arc<Semaphore>,
+    /// One permit for each socket that may exist.
+    sockets: Arc<Semaphore>,
     waiting: AtomicUsize,
     pending_bytes: AtomicUsize,
     /// The flags that a new connection gets besides [`RECENT`]. Changed under the lock of `clock`.
@@ -154,6 +159,7 @@ impl Connections {
     pub fn new(limit: usize) -> Arc<Self> {
         Arc::new(Self {
             permits: Arc::new(Semaphore::new(limit.min(Semaphore::MAX_PERMITS))),
+            sockets: Arc::new(Semaphore::new((limit + MAX_WAITING + MAX_CLOSING).min(Semaphore::MAX_PERMITS))),
             waiting: AtomicUsize::new(0),
             pending_bytes: AtomicUsize::new(0),
             initial_flags: AtomicU8::new(RECENT),
@@ -161,6 +167,12 @@ impl Connections {
             clock: Mutex::default(),
             started: Instant::now(),
         })
+    }
+
+    /// The permits of accepted sockets. A socket needs one before it is accepted and until it is closed: clients that connect faster
+    /// than the workers run would otherwise use up the descriptors of the process.
+    pub(super) fn sockets(&self) -> &Arc<Semaphore> {
+        &self.sockets
     }
 
     /// How many connections are open.

@@ -21,14 +21,30 @@ pub fn raise() {
     }
 }
 
+/// The number of files that a limit stands for.
+fn files(limit: Option<u64>) -> usize {
+    limit.map_or(usize::MAX, |limit| usize::try_from(limit).unwrap_or(usize::MAX))
+}
+
+/// How many connections a listener may have where the operator says nothing: as many as that limit of open files leaves
+/// after [`RESERVED`], at most 10,000.
+fn default_for(limit: usize) -> usize {
+    limit.saturating_sub(RESERVED).clamp(FEWEST, MAX_CONNECTIONS)
+}
+
+/// The default of `TOLLKEY_MAX_CONNECTIONS` for this process once [`raise`] has raised its limit of open files.
+#[must_use]
+pub fn default_max_connections() -> usize {
+    default_for(files(getrlimit(Resource::Nofile).maximum))
+}
+
 /// How many connections a listener may have: as many as the operator says, otherwise as many as the limit of open files
 /// leaves after [`RESERVED`], at most 10,000.
 ///
 /// # Errors
 /// When the limit of open files is too low for what the operator says.
 pub fn max_connections(setting: Option<usize>) -> anyhow::Result<usize> {
-    let limit =
-        getrlimit(Resource::Nofile).current.map_or(usize::MAX, |limit| usize::try_from(limit).unwrap_or(usize::MAX));
+    let limit = files(getrlimit(Resource::Nofile).current);
     let most = limit.saturating_sub(RESERVED);
     match setting {
         Some(wanted) if wanted > most => anyhow::bail!(
@@ -36,6 +52,6 @@ pub fn max_connections(setting: Option<usize>) -> anyhow::Result<usize> {
              for other things; lower the setting or raise the limit (ulimit -n, LimitNOFILE of systemd)"
         ),
         Some(wanted) => Ok(wanted),
-        None => Ok(most.clamp(FEWEST, MAX_CONNECTIONS)),
+        None => Ok(default_for(limit)),
     }
 }

@@ -32,16 +32,19 @@ use rustix::{
 use tokio::{
     net::TcpStream,
     sync::{
+        OwnedSemaphorePermit, Semaphore,
         mpsc::{self, error::TrySendError},
         oneshot, watch,
     },
     task::JoinSet,
 };
 
-use super::{Accepted, Connections, Options, http, stream::Stream};
+use super::{Accepted, BACKLOG, Connections, Options, http, stream::Stream};
 
 /// How many accepted connections wait for each worker. Beyond that the kernel queues them.
 const QUEUE: usize = 256;
+/// How many connections are accepted before the acceptor looks whether it is to stop.
+const BATCH: usize = 64;
 /// How long nothing is accepted after an error that is not of one connection, such as too many open files.
 const PAUSE: Timespec = Timespec { tv_sec: 0, tv_nsec: 500_000_000 };
 
@@ -53,7 +56,7 @@ pub struct Server {
     /// Ends the workers, whatever they do.
     abort: watch::Sender<bool>,
     /// Resolves when the acceptor has ended.
-    acceptor: oneshot::Receiver<()>,
+    acceptor: Option<oneshot::Receiver<()>>,
     /// Each resolves when a worker has ended.
     workers: Vec<oneshot::Receiver<()>>,
 }
@@ -111,90 +114,157 @@ impl Server {
             starts.recv().unwrap_or_else(|_| Err(io::Error::other("a worker ended while it started")))?;
         }
         let (stop, stopped) = UnixStream::pair()?;
-        let (ended, acceptor) = oneshot::channel();
+        let (ended, acceptor_ended) = oneshot::channel();
+        let acceptor = Acceptor::new(listener, queues, Arc::clone(connections.sockets()))?;
         thread::Builder::new().name("tollkey acceptor".to_owned()).spawn(move || {
-            if let Err(error) = accept(listener, &queues, &stopped) {
+            if let Err(error) = acceptor.run(&stopped) {
                 tracing::error!(%error, "connections cannot be accepted any more");
             }
             let _ = ended.send(());
         })?;
-        Ok(Self { stop: Some(stop), abort, acceptor, workers })
+        Ok(Self { stop: Some(stop), abort, acceptor: Some(acceptor_ended), workers })
     }
 
     /// Waits until the server ends by itself, which is an error of this process.
     pub async fn ended(&mut self) {
         // An error says the same: the thread panicked.
-        let _ = select_all(self.workers.iter_mut().chain([&mut self.acceptor])).await;
+        let _ = select_all(self.workers.iter_mut().chain(&mut self.acceptor)).await;
     }
 
     /// Accepts the connections that the kernel has queued, and closes the listener. Once this returns, new connections are
-    /// refused; the accepted ones are served.
+    /// refused; the accepted ones are served. Can be cancelled and called again.
     pub async fn stop_accepting(&mut self) {
-        if self.stop.take().is_some() {
+        self.stop = None;
+        if let Some(acceptor) = &mut self.acceptor {
             // An error means that the thread has ended.
-            let _ = (&mut self.acceptor).await;
+            let _ = acceptor.await;
+            self.acceptor = None;
         }
     }
 
-    /// Waits until all connections have ended, at most this long, and ends the workers. False when connections were cut off.
-    pub async fn finish(mut self, limit: Duration) -> bool {
+    /// Closes the listener, and waits until all connections have ended. Can be cancelled and called again.
+    pub async fn finish(&mut self) {
         self.stop_accepting().await;
-        let finished = tokio::time::timeout(limit, self.workers_ended()).await.is_ok();
-        if !finished {
-            // Without a receiver, every worker has ended.
-            let _ = self.abort.send(true);
-            self.workers_ended().await;
-        }
-        finished
-    }
-
-    async fn workers_ended(&mut self) {
         while let Some(worker) = self.workers.last_mut() {
             // An error means that the thread has ended.
             let _ = worker.await;
             self.workers.pop();
         }
     }
+
+    /// Closes the listener, and cuts off all connections.
+    pub async fn abort(mut self) {
+        // Without a receiver, every worker has ended.
+        let _ = self.abort.send(true);
+        self.finish().await;
+    }
 }
 
-/// Accepts connections until the other end of `stopped` is closed, and then those that the kernel has queued.
-fn accept(listener: TcpListener, queues: &[mpsc::Sender<StdTcpStream>], stopped: &UnixStream) -> io::Result<()> {
-    let mut workers = queues.iter().cycle();
-    let (mut stops, mut is_failing) = (false, false);
-    loop {
-        match listener.accept() {
-            Ok((socket, _)) => {
-                is_failing = false;
-                let mut waiting = Some(socket);
-                for worker in workers.by_ref().take(queues.len()) {
-                    match waiting.take().map(|socket| worker.try_send(socket)) {
-                        Some(Err(TrySendError::Full(socket) | TrySendError::Closed(socket))) => waiting = Some(socket),
-                        _ => break,
-                    }
-                }
-                // All are busy. One that has ended takes no connection; `Server::ended` tells.
-                if let (Some(socket), Some(worker)) = (waiting, workers.next()) {
-                    drop(worker.blocking_send(socket));
-                }
+/// An accepted connection on its way to a worker.
+struct Socket {
+    stream: StdTcpStream,
+    permit: OwnedSemaphorePermit,
+}
+
+/// Accepts the connections of a listener and passes them to the workers in turn.
+struct Acceptor {
+    listener: TcpListener,
+    queues: Vec<mpsc::Sender<Socket>>,
+    /// The queue that is next.
+    next: usize,
+    /// See [`Connections::sockets`].
+    permits: Arc<Semaphore>,
+    /// Waits for a permit.
+    runtime: tokio::runtime::Runtime,
+    /// How many connections the kernel can have queued.
+    backlog: usize,
+    /// Whether the last `accept` failed with an error that is not of one connection.
+    is_failing: bool,
+}
+
+/// Why an acceptor stopped accepting.
+#[derive(Debug, PartialEq, Eq)]
+enum Pause {
+    /// The kernel has no further connection, or as many as asked for were accepted.
+    None,
+    /// The system does not let a connection be accepted.
+    Failed,
+    /// No worker takes connections any more.
+    Closed,
+}
+
+impl Acceptor {
+    fn new(listener: TcpListener, queues: Vec<mpsc::Sender<Socket>>, permits: Arc<Semaphore>) -> io::Result<Self> {
+        let runtime = tokio::runtime::Builder::new_current_thread().build()?;
+        // Linux queues one more than it was told.
+        let backlog = BACKLOG as usize + 1;
+        Ok(Self { listener, queues, next: 0, permits, runtime, backlog, is_failing: false })
+    }
+
+    /// Accepts connections until the other end of `stopped` is closed, and then those that the kernel has queued.
+    fn run(mut self, stopped: &UnixStream) -> io::Result<()> {
+        loop {
+            let mut both = [PollFd::new(&self.listener, PollFlags::IN), PollFd::new(stopped, PollFlags::IN)];
+            retry_on_intr(|| poll(&mut both, None))?;
+            if !both[1].revents().is_empty() {
+                // Nothing is done between this and the end of the listener, which resets what is in its queue. Not more than were
+                // queued: otherwise clients that keep connecting would keep the listener open.
+                self.accept(self.backlog);
+                return Ok(());
             }
-            Err(error) if is_of_one_connection(&error) => {}
-            // Nothing is done between this and the end of the listener, which resets what is in its queue.
-            Err(_) if stops => return Ok(()),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                let mut both = [PollFd::new(&listener, PollFlags::IN), PollFd::new(stopped, PollFlags::IN)];
-                retry_on_intr(|| poll(&mut both, None))?;
-                // What is queued is accepted before the listener is closed.
-                stops = !both[1].revents().is_empty();
-            }
-            Err(error) => {
-                // Once until a connection is accepted again.
-                if !std::mem::replace(&mut is_failing, true) {
-                    tracing::error!(%error, "connections cannot be accepted; trying again every half second");
+            match self.accept(BATCH) {
+                Pause::None => {}
+                Pause::Failed => {
+                    let mut stop = [PollFd::new(stopped, PollFlags::IN)];
+                    retry_on_intr(|| poll(&mut stop, Some(&PAUSE)))?;
                 }
-                let mut stop = [PollFd::new(stopped, PollFlags::IN)];
-                stops = retry_on_intr(|| poll(&mut stop, Some(&PAUSE)))? > 0;
+                Pause::Closed => return Ok(()),
             }
         }
+    }
+
+    /// Accepts what the kernel has queued, at most this many connections.
+    fn accept(&mut self, most: usize) -> Pause {
+        for _ in 0..most {
+            let Some(permit) = self.permit() else { return Pause::Closed };
+            match self.listener.accept() {
+                Ok((stream, _)) => {
+                    self.is_failing = false;
+                    if !self.pass_on(Socket { stream, permit }) {
+                        return Pause::Closed;
+                    }
+                }
+                Err(error) if is_of_one_connection(&error) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Pause::None,
+                Err(error) => {
+                    // Once until a connection is accepted again.
+                    if !std::mem::replace(&mut self.is_failing, true) {
+                        tracing::error!(%error, "connections cannot be accepted; trying again every half second");
+                    }
+                    return Pause::Failed;
+                }
+            }
+        }
+        Pause::None
+    }
+
+    /// Waits until another socket may exist. Meanwhile the kernel queues connections.
+    fn permit(&self) -> Option<OwnedSemaphorePermit> {
+        let permits = || Arc::clone(&self.permits);
+        permits().try_acquire_owned().or_else(|_| self.runtime.block_on(permits().acquire_owned())).ok()
+    }
+
+    /// Passes a connection to the next worker that has room for it. If none has, waits for one. False when all have ended.
+    fn pass_on(&mut self, mut socket: Socket) -> bool {
+        for _ in 0..self.queues.len() {
+            self.next = (self.next + 1) % self.queues.len();
+            match self.queues[self.next].try_send(socket) {
+                Ok(()) => return true,
+                Err(TrySendError::Full(back) | TrySendError::Closed(back)) => socket = back,
+            }
+        }
+        // One that has ended takes no connection; `Server::ended` tells.
+        self.queues[self.next].blocking_send(socket).is_ok() || self.queues.iter().any(|queue| !queue.is_closed())
     }
 }
 
@@ -207,7 +277,7 @@ fn is_of_one_connection(error: &io::Error) -> bool {
 /// Serves the connections of one worker until the acceptor has ended and all of them have.
 async fn work(
     factory: BoxServiceFactory<(), Accepted<TcpStream>, (), DispatchError, ()>,
-    mut queue: mpsc::Receiver<StdTcpStream>,
+    mut queue: mpsc::Receiver<Socket>,
     connections: Arc<Connections>,
     write_timeout: Duration,
     started: blocking::Sender<io::Result<()>>,
@@ -251,8 +321,10 @@ async fn serve(
     service: Rc<BoxService<Accepted<TcpStream>, (), DispatchError>>,
     connections: Arc<Connections>,
     write_timeout: Duration,
-    socket: StdTcpStream,
+    socket: Socket,
 ) {
+    // Given back when the socket is closed.
+    let Socket { stream: socket, permit: _permit } = socket;
     // A socket that cannot be used has ended already.
     let Ok(()) = socket.set_nonblocking(true) else { return };
     let Ok(socket) = TcpStream::from_std(socket) else { return };
@@ -269,5 +341,70 @@ async fn serve(
     if let Err(error) = served {
         // Any client can cause this, as often as it likes.
         tracing::debug!(%error, "a connection ended early");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::*;
+
+    /// An acceptor with that many permits, one queue, and that many connections of clients in the kernel's queue.
+    fn acceptor(permits: usize, connections: usize) -> (Acceptor, mpsc::Receiver<Socket>, Vec<StdTcpStream>) {
+        let listener = super::super::listen("127.0.0.1:0".parse().unwrap()).unwrap();
+        let address = listener.local_addr().unwrap();
+        let (sender, queue) = mpsc::channel(100);
+        let acceptor = Acceptor::new(listener, vec![sender], Arc::new(Semaphore::new(permits))).unwrap();
+        let clients = (0..connections).map(|_| StdTcpStream::connect(address).unwrap()).collect();
+        (acceptor, queue, clients)
+    }
+
+    #[test]
+    fn no_more_sockets_are_accepted_than_may_exist() {
+        let (acceptor, mut queue, clients) = acceptor(10, 30);
+        let (stop, stopped) = UnixStream::pair().unwrap();
+        let accepting = thread::spawn(move || acceptor.run(&stopped));
+        let mut held = Vec::new();
+        let wait_for = |queue: &mpsc::Receiver<Socket>, sockets: usize| {
+            let began = Instant::now();
+            while queue.len() < sockets && began.elapsed() < Duration::from_secs(20) {
+                thread::yield_now();
+            }
+            // Time to accept another one.
+            thread::sleep(Duration::from_millis(50));
+            assert_eq!(queue.len(), sockets);
+        };
+        wait_for(&queue, 10);
+        // Sockets that a worker has count as those in its queue do.
+        held.extend((0..10).map(|_| queue.try_recv().unwrap()));
+        wait_for(&queue, 0);
+        held.truncate(3);
+        wait_for(&queue, 7);
+        held.clear();
+        wait_for(&queue, 10);
+        // When it stops it accepts what is queued, too.
+        drop(stop);
+        let rest = std::iter::from_fn(|| queue.blocking_recv()).count();
+        assert_eq!(10 + rest, clients.len());
+        accepting.join().unwrap().unwrap();
+    }
+
+    #[test]
+    fn acceptor_that_stops_accepts_as_many_as_can_be_queued() {
+        let (mut acceptor, queue, _clients) = acceptor(100, 8);
+        acceptor.backlog = 5;
+        let (stop, stopped) = UnixStream::pair().unwrap();
+        drop(stop);
+        acceptor.run(&stopped).unwrap();
+        assert_eq!(queue.len(), 5, "clients that keep connecting do not keep it from stopping");
+    }
+
+    #[test]
+    fn acceptor_without_workers_ends() {
+        let (acceptor, queue, _clients) = acceptor(100, 1);
+        drop(queue);
+        let (_stop, stopped) = UnixStream::pair().unwrap();
+        acceptor.run(&stopped).unwrap();
     }
 }

@@ -411,7 +411,7 @@ pub fn token_of(subject: &str, account: Option<&str>, roles: &[&str]) -> String 
         roles: roles.iter().map(ToString::to_string).collect(),
         lifetime: jiff::SignedDuration::from_hours(1),
     };
-    let rules = ClaimRules::from(&settings("sqlite://:memory:", &[]).tokens);
+    let rules = ClaimRules::from(&settings("sqlite://tollkey.db", &[]).tokens);
     mint(&Secret::new(SECRET), &rules, &token, Timestamp::now()).expect("a token")
 }
 

@@ -206,6 +206,10 @@ async fn an_id_token_that_is_not_this_sign_ins_is_refused() {
             claims["updated_at"] = json!("2026-01-01T00:00:00.000Z");
             claims["nbf"] = json!(0);
             claims["groups"] = json!(["a", {"b": 1}]);
+            claims["acr"] = json!(1);
+            claims["amr"] = json!("pwd");
+            claims["address"] = json!("...");
+            claims["phone_number"] = json!(4915);
             Some(it.key.token(&claims))
         }),
         ("none at all", Some("no-id-token"), |_, _| None),
@@ -291,9 +295,10 @@ async fn an_id_token_that_is_not_this_sign_ins_is_refused() {
             claims["account_id"] = json!(null);
             with(it, claims, "roles", json!(["admin", "service"]))
         }),
-        // What is no token at all is no answer of a token endpoint.
-        ("no token", Some("unavailable"), |_, _| Some("canary".to_owned())),
-        ("claims that are none", Some("unavailable"), |it, _| Some(it.key.token(&json!([1])))),
+        ("a nonce that is no string", Some("claim-nonce"), |it, claims| with(it, claims, "nonce", json!(5))),
+        ("an unknown algorithm", Some("algorithm"), |it, claims| headed(it, json!({"alg": "XX"}), &claims)),
+        ("no token", Some("form"), |_, _| Some("canary".to_owned())),
+        ("claims that are none", Some("form"), |it, _| Some(it.key.token(&json!([1])))),
         ("no subject", Some("claim-sub"), |it, claims| with(it, claims, "sub", json!(null))),
         ("no end", Some("claim-exp"), |it, claims| with(it, claims, "exp", json!(null))),
     ];
@@ -453,6 +458,25 @@ async fn a_token_endpoint_that_does_not_answer_as_it_should_is_an_outage() {
     assert_eq!(elsewhere.asked("/token"), 0);
     provider.inner().instead.clear();
     signed_in(&sign_in_with(&app, &provider, |_| {}).await);
+    app.stop().await;
+}
+
+#[actix_web::test]
+async fn malformed_token_response_says_what_is_wrong() {
+    let provider = Provider::start().await;
+    let app = sqlite(&provider.settings()).await;
+    for (body, word, status) in [
+        (json!({"access_token": "canary", "token_type": "Bearer", "id_token": 5}), "form", 401),
+        (json!({"access_token": "canary", "id_token": "canary"}), "token-response", 401),
+        (json!({"error": "invalid_grant", "error_description": "canary"}), "invalid-grant", 401),
+        (json!({"error": "invalid_client"}), "unavailable", 503),
+    ] {
+        let begun = begin(&app, "").await;
+        let code = provider.sign_in(&begun.url, None);
+        provider.answer("/token", ResponseTemplate::new(200).set_body_json(&body));
+        let reply = begun.come_back(&app, &code).await;
+        assert_eq!(refused(&app, &reply, word).await, status, "{body}");
+    }
     app.stop().await;
 }
 
@@ -854,6 +878,31 @@ async fn sign_out_goes_on_to_the_provider_that_began_the_session() {
         assert_eq!((out.status, out.header("location")), (303, Some("/dashboard/signed-out")), "{out}");
         app.stop().await;
     }
+}
+
+#[actix_web::test]
+async fn sign_out_ends_the_session_before_it_asks_the_provider() {
+    const DISCOVERY: &str = "/.well-known/openid-configuration";
+    let provider = Provider::start().await;
+    let app = sqlite(&provider.settings()).await;
+    let session = signed_in(&sign_in_with(&app, &provider, |_| {}).await);
+    // A replica that has not fetched the provider's metadata yet, of a provider that now hangs.
+    let replica = app.replica().await;
+    let fetched = provider.asked(DISCOVERY);
+    provider.answer(DISCOVERY, never());
+    let mut out = Box::pin(async {
+        let call = Call::new(replica.address(), "POST", "/dashboard/sign-out");
+        call.header("sec-fetch-site", "same-origin").header("cookie", &session).form("").await
+    });
+    tokio::select! {
+        out = &mut out => panic!("the replica does not wait for the provider: {out}"),
+        () = eventually("a fetch", async || provider.asked(DISCOVERY) > fetched) => {}
+    }
+    assert_eq!(page(&app, "/dashboard/keys", &session).await.status, 303, "ended while the provider hangs");
+    let out = out.await;
+    assert_eq!((out.status, out.header("location")), (303, Some("/dashboard/signed-out")), "{out}");
+    replica.stop().await;
+    app.stop().await;
 }
 
 // The other ways in.

@@ -170,6 +170,31 @@ async fn second_signal_ends_the_drain() {
     }
 }
 
+#[actix_web::test]
+async fn further_signal_cuts_off_requests_in_flight() {
+    for drain in ["0", "300"] {
+        let database = backends().into_iter().next().expect("a backend");
+        let server = Tollkey::on(&database).with("TOLLKEY_DRAIN_SECONDS", drain).serve().await;
+        let mut busy = connect(server.address).await;
+        send(&mut busy, LIVEZ).await;
+        read_response(&mut busy).await.expect("a response");
+        let (first, _rest) = halves("Cut off");
+        send(&mut busy, first).await;
+        server.signal("TERM").await;
+        if drain != "0" {
+            eventually("the server drains", async || server.get("/readyz").await.status == 503).await;
+            server.signal("TERM").await;
+        }
+        refused(server.address).await;
+        server.signal("INT").await;
+        assert!(is_closed(&mut busy).await);
+        let finished = server.ended().await;
+        assert_eq!(finished.code, Some(0), "{finished}");
+        assert!(finished.stderr.contains("a further signal ends the wait for requests in flight"), "{finished}");
+        assert!(finished.stderr.contains("requests in flight were cut off"), "{finished}");
+    }
+}
+
 /// A server on each backend whose leases are so long that a poll waits for 20 s.
 async fn each_backend_with_long_leases(test: impl AsyncFn(&App)) {
     for database in backends() {

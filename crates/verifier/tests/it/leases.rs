@@ -149,6 +149,22 @@ async fn stopping_a_verifier_ends_its_task() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn verifier_stops_while_the_source_does_not_respond() {
+    // With a lease that is longer than a server may take to stop.
+    let lease = Duration::from_secs(60);
+    let world = World::on(MemorySource::with_lease(lease), 1, Settings::default()).await;
+    let _held = world.source.hold_reports().await;
+    let (seq, before) = world.revoke(0);
+    world.one.verifier.poke();
+    while world.source.verifiers()[&world.one.verifier.id()].0 < seq {
+        tokio::task::yield_now().await;
+    }
+    world.one.stop().await;
+    assert!(world.source.verifiers().is_empty());
+    assert_eq!(world.clock.elapsed(), before);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_stopped_verifier_answers_nothing_from_memory_and_is_waited_for_by_nobody() {
     let world = World::new(1).await;
     assert!(world.one.asks(0).await);

@@ -330,6 +330,24 @@ async fn a_replica_that_stops_stays_listed_until_its_subscribers_leases_are_over
 }
 
 #[tokio::test(start_paused = true)]
+async fn stopping_replica_does_not_wait_for_a_long_lease() {
+    let lease = Duration::from_secs(60);
+    let world = World::on(MemorySource::with_lease(lease), 1, Settings::default()).await;
+    let other = world.another(2).await;
+    let far = Subscriber::start(7, &[&world.one.verifier], &world.clock).await;
+    assert_eq!(far.outcome(0).await, Ok(()));
+    let id = world.one.verifier.id();
+    let began = world.clock.elapsed();
+    world.one.stop().await;
+    assert_eq!(world.clock.elapsed() - began, Duration::from_secs(5));
+    assert!(!far.verifier.stats().lease_left.is_zero() && world.source.verifiers().contains_key(&id));
+    // Another replica waits for the row that was left, and then removes it.
+    let seq = world.source.change(&text(0), |record| record.key.revoked_at = Some(world.clock.now()));
+    other.verifier.settle(seq, world.clock.elapsed()).await;
+    assert!(far.verifier.stats().lease_left.is_zero() && !world.source.verifiers().contains_key(&id));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_replica_without_a_lease_grants_none() {
     let world = World::new(1).await;
     let clock = tollkey_verifier::testing::ManualClock::default();

@@ -29,7 +29,10 @@ impl World {
     }
 
     pub(crate) async fn with(keys: usize, settings: Settings) -> Self {
-        let source = MemorySource::default();
+        Self::on(MemorySource::default(), keys, settings).await
+    }
+
+    pub(crate) async fn on(source: MemorySource, keys: usize, settings: Settings) -> Self {
         for n in 0..keys {
             source.put(&text(n), record(&text(n)));
         }

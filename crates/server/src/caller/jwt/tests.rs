@@ -485,7 +485,7 @@ async fn settings_name_the_key_source() {
 
     let verifier = TokenVerifier::open(&settings(TokenSource::Hs256(secret())), None).unwrap();
     assert!(verifier.verify(&hs256, now()).await.is_ok());
-    let verifier = TokenVerifier::open(&settings(TokenSource::PublicKeyFile(path)), None).unwrap();
+    let verifier = TokenVerifier::open(&settings(TokenSource::PublicKeyFile(PublicKeyFile::read(path))), None).unwrap();
     assert!(verifier.verify(&rs256, now()).await.is_ok());
     assert_eq!(verifier.warm_up(now()).await, Ok(()));
     let verifier = TokenVerifier::open(&settings(TokenSource::Development), Some(&secret())).unwrap();
@@ -493,7 +493,8 @@ async fn settings_name_the_key_source() {
 
     let error = TokenVerifier::open(&settings(TokenSource::Development), None).unwrap_err();
     assert!(matches!(error, KeySetupError::NoSource));
-    let error = TokenVerifier::open(&settings(TokenSource::PublicKeyFile("missing.pem".into())), None).unwrap_err();
+    let missing = TokenSource::PublicKeyFile(PublicKeyFile::read("missing.pem".into()));
+    let error = TokenVerifier::open(&settings(missing), None).unwrap_err();
     assert!(error.to_string().starts_with("TOLLKEY_JWT_PUBLIC_KEY_FILE: cannot read the file"), "{error}");
 }
 

@@ -197,12 +197,17 @@ pub(super) fn forget_attempt(mut response: HttpResponse) -> HttpResponse {
 ///
 /// # Errors
 /// `unavailable`.
-pub(super) async fn end(state: &State, visitor: &Visitor, mut response: HttpResponse) -> Result<HttpResponse, Problem> {
+pub(super) async fn end(state: &State, visitor: &Visitor) -> Result<(), Problem> {
     let digest = visitor.digest;
     state.change(visitor.owner(), move |tx| Ok(tx.delete_session(&digest)?)).await?;
     tracing::info!(subject = visitor.session.subject, "signed out of the dashboard");
+    Ok(())
+}
+
+/// Has the browser delete the cookie of its session.
+pub(super) fn forget(mut response: HttpResponse) -> HttpResponse {
     SESSION.forget(&mut response);
-    Ok(response)
+    response
 }
 
 /// Finds out whether the browser takes a `Secure` cookie from here; [`begin`] sees it in the next request.

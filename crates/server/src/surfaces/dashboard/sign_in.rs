@@ -183,19 +183,21 @@ pub(super) async fn by_token(state: web::Data<State>, request: HttpRequest, body
     }
 }
 
-/// Ends the session here and, if an OpenID Connect provider began it, goes on to the provider to end that one's, too.
+/// Ends the session here and, if an OpenID Connect provider began it, sends the browser on to the provider to end that session, too.
 #[post("/sign-out")]
 pub(super) async fn sign_out(state: web::Data<State>, request: HttpRequest, visitor: Visitor) -> Answer {
+    // First: the wait for a provider that hangs ends with the connection, and the session must not outlive either.
+    session::end(&state, &visitor).await?;
     let provider = state.ways.oidc.as_ref().filter(|it| session::rests_on(&state, &request, &visitor, it.grounds()));
-    let response = match provider {
-        Some(provider) => match provider.end_session_url(&*state.clock).await {
-            // A page and no redirect: the policy of our pages lets a form lead to our own site only.
-            Some(url) => page::go_on(url.as_str()),
-            None => see_other(SIGNED_OUT),
-        },
-        None => see_other(SIGNED_OUT),
+    let at_provider = match provider {
+        Some(provider) => provider.end_session_url(&*state.clock).await,
+        None => None,
     };
-    Ok(session::end(&state, &visitor, response).await?)
+    Ok(session::forget(match at_provider {
+        // A page and no redirect: the policy of our pages lets a form lead to our own site only.
+        Some(url) => page::go_on(url.as_str()),
+        None => see_other(SIGNED_OUT),
+    }))
 }
 
 /// Says that a session has ended. A provider sends browsers back here, too, so it takes any query, such as `state`.
