@@ -12,12 +12,27 @@ const REVOCATIONS: u64 = 1000;
 pub(crate) fn run(arguments: &[&str]) -> anyhow::Result<()> {
     let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(cargo);
-    command.args(["test", "--package", "tollkey-server", "--test", "it", "chaos::", "--", "--test-threads", "1"]);
-    command.env("TOLLKEY_TEST_REQUIRE_POSTGRES", "1").current_dir(crate::root());
+    command.args([
+        "test",
+        "--package",
+        "tollkey-server",
+        "--test",
+        "it",
+        "chaos::",
+        "--",
+        "--test-threads",
+        "1",
+    ]);
+    command
+        .env("TOLLKEY_TEST_REQUIRE_POSTGRES", "1")
+        .current_dir(crate::root());
     for (name, value) in variables(arguments)? {
         command.env(name, value.to_string());
     }
-    ensure!(command.status().context("cannot run cargo")?.success(), "the fault test failed");
+    ensure!(
+        command.status().context("cannot run cargo")?.success(),
+        "the fault test failed"
+    );
     Ok(())
 }
 
@@ -25,20 +40,32 @@ pub(crate) fn run(arguments: &[&str]) -> anyhow::Result<()> {
 fn variables(arguments: &[&str]) -> anyhow::Result<Vec<(&'static str, u64)>> {
     let mut variables = Vec::new();
     let pairs = arguments.chunks_exact(2);
-    ensure!(pairs.remainder().is_empty(), "{:?} needs a number", pairs.remainder()[0]);
+    ensure!(
+        pairs.remainder().is_empty(),
+        "{:?} needs a number",
+        pairs.remainder()[0]
+    );
     for pair in pairs {
-        let number: u64 = pair[1].parse().with_context(|| format!("{} needs a number, not {:?}", pair[0], pair[1]))?;
+        let number: u64 = pair[1]
+            .parse()
+            .with_context(|| format!("{} needs a number, not {:?}", pair[0], pair[1]))?;
         variables.push(match pair[0] {
             "--revocations" => ("TOLLKEY_CHAOS_REVOCATIONS", number),
             "--minutes" => {
-                ensure!(number <= 50, "--minutes is 50 at most: the tokens of the test last an hour");
+                ensure!(
+                    number <= 50,
+                    "--minutes is 50 at most: the tokens of the test last an hour"
+                );
                 ("TOLLKEY_CHAOS_SECONDS", number * 60)
             }
             "--seed" => ("TOLLKEY_CHAOS_SEED", number),
             other => bail!("{other} is none of --revocations, --minutes, --seed"),
         });
     }
-    if !variables.iter().any(|(name, _)| matches!(*name, "TOLLKEY_CHAOS_REVOCATIONS" | "TOLLKEY_CHAOS_SECONDS")) {
+    if !variables
+        .iter()
+        .any(|(name, _)| matches!(*name, "TOLLKEY_CHAOS_REVOCATIONS" | "TOLLKEY_CHAOS_SECONDS"))
+    {
         variables.push(("TOLLKEY_CHAOS_REVOCATIONS", REVOCATIONS));
     }
     Ok(variables)
@@ -50,12 +77,20 @@ mod tests {
 
     #[test]
     fn arguments_become_variables_of_the_test() {
-        assert_eq!(variables(&[]).unwrap(), [("TOLLKEY_CHAOS_REVOCATIONS", 1000)]);
+        assert_eq!(
+            variables(&[]).unwrap(),
+            [("TOLLKEY_CHAOS_REVOCATIONS", 1000)]
+        );
         assert_eq!(
             variables(&["--seed", "7", "--minutes", "2"]).unwrap(),
             [("TOLLKEY_CHAOS_SEED", 7), ("TOLLKEY_CHAOS_SECONDS", 120)]
         );
-        for wrong in [&["--seed"][..], &["--seed", "x"], &["--hours", "1"], &["--minutes", "51"]] {
+        for wrong in [
+            &["--seed"][..],
+            &["--seed", "x"],
+            &["--hours", "1"],
+            &["--minutes", "51"],
+        ] {
             assert!(variables(wrong).is_err(), "{wrong:?}");
         }
     }

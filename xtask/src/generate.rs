@@ -11,8 +11,8 @@ use std::{
 
 use anyhow::{Context as _, bail, ensure};
 use tollkey_core::{
-    AccountId, ApiKey, Application, Digest, Family, Grants, Id, IpList, Mode, RateLimit, Scope, Timestamp,
-    metadata::Metadata,
+    AccountId, ApiKey, Application, Digest, Family, Grants, Id, IpList, Mode, RateLimit, Scope,
+    Timestamp, metadata::Metadata,
 };
 use tollkey_store::{OpenOptions, Store};
 use tollkey_verifier::SystemClock;
@@ -33,7 +33,11 @@ pub(crate) struct Population {
 impl Population {
     /// The text of a key.
     pub(crate) fn text(self, number: u64) -> String {
-        let family = if self.is_of_application(number) { Family::Application } else { Family::Commerce };
+        let family = if self.is_of_application(number) {
+            Family::Application
+        } else {
+            Family::Commerce
+        };
         let mut text = format!("{}_live_", family.prefix());
         text.extend(bytes("text", number).map(|byte| {
             let digits = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
@@ -56,7 +60,11 @@ impl Population {
         number / self.accounts % 4 == 3
     }
 
-    fn application_id(self, account: u64, number: u64) -> Id<tollkey_core::application::Application> {
+    fn application_id(
+        self,
+        account: u64,
+        number: u64,
+    ) -> Id<tollkey_core::application::Application> {
         id("application", account + number * self.accounts, time(0))
     }
 
@@ -75,13 +83,19 @@ impl Population {
         };
         let grants = Grants {
             scopes,
-            allowed_ips: one_in(10, 1).then(|| IpList::parse(["198.51.100.0/24", "2001:db8::/32"])).transpose()?,
-            rate_limit: one_in(5, 2).then(|| RateLimit::new(1_000_000, 60)).transpose()?,
-            expires_at: one_in(5, 3).then(|| time(10 * i64::try_from(SPAN_MICROS).unwrap_or(i64::MAX / 10))),
+            allowed_ips: one_in(10, 1)
+                .then(|| IpList::parse(["198.51.100.0/24", "2001:db8::/32"]))
+                .transpose()?,
+            rate_limit: one_in(5, 2)
+                .then(|| RateLimit::new(1_000_000, 60))
+                .transpose()?,
+            expires_at: one_in(5, 3)
+                .then(|| time(10 * i64::try_from(SPAN_MICROS).unwrap_or(i64::MAX / 10))),
             ..Grants::default()
         };
         let metadata = one_in(5, 4).then(|| {
-            let object = serde_json::json!({ "order": format!("order-{number}"), "team": "checkout" });
+            let object =
+                serde_json::json!({ "order": format!("order-{number}"), "team": "checkout" });
             Metadata::new(object.as_object().cloned().unwrap_or_default())
         });
         let revoked_at = (!self.is_usable(number)).then_some(created_at);
@@ -89,9 +103,14 @@ impl Population {
         let key = ApiKey {
             id: id("key", number, created_at),
             account_id: self.account(number)?,
-            application_id: is_of_application.then(|| self.application_id(account, nth / 4 / OF_AN_APPLICATION)),
+            application_id: is_of_application
+                .then(|| self.application_id(account, nth / 4 / OF_AN_APPLICATION)),
             name: format!("key {nth}"),
-            family: if is_of_application { Family::Application } else { Family::Commerce },
+            family: if is_of_application {
+                Family::Application
+            } else {
+                Family::Commerce
+            },
             mode: Mode::Live,
             prefix: text[..if is_of_application { 12 } else { 14 }].to_owned(),
             last4: text[text.len() - 4..].to_owned(),
@@ -113,9 +132,14 @@ impl Population {
 
     /// The applications that the keys belong to, and perhaps one of an account that none belongs to.
     fn applications(self) -> impl Iterator<Item = anyhow::Result<Application>> {
-        let of_an_account = self.keys.div_ceil(self.accounts).div_ceil(4).div_ceil(OF_AN_APPLICATION);
-        (0..self.accounts).flat_map(move |account| (0..of_an_account).map(move |number| (account, number))).map(
-            move |(account, number)| {
+        let of_an_account = self
+            .keys
+            .div_ceil(self.accounts)
+            .div_ceil(4)
+            .div_ceil(OF_AN_APPLICATION);
+        (0..self.accounts)
+            .flat_map(move |account| (0..of_an_account).map(move |number| (account, number)))
+            .map(move |(account, number)| {
                 Ok(Application {
                     id: self.application_id(account, number),
                     account_id: self.account(account)?,
@@ -124,8 +148,7 @@ impl Population {
                     is_enabled: true,
                     created_at: time(0),
                 })
-            },
-        )
+            })
     }
 }
 
@@ -142,7 +165,9 @@ fn time(micros: i64) -> Timestamp {
 fn id<Of>(what: &str, number: u64, at: Timestamp) -> Id<Of> {
     let mut id = [0; 16];
     id.copy_from_slice(&bytes(what, number)[..16]);
-    let millis = u64::try_from(at.as_millisecond()).unwrap_or(0).to_be_bytes();
+    let millis = u64::try_from(at.as_millisecond())
+        .unwrap_or(0)
+        .to_be_bytes();
     id[..6].copy_from_slice(&millis[2..]);
     id[6] = 0x70 | (id[6] & 0x0f);
     id[8] = 0x80 | (id[8] & 0x3f);
@@ -155,8 +180,14 @@ pub(crate) fn run(arguments: &[&str]) -> anyhow::Result<()> {
     let mut arguments = arguments.iter().copied();
     while let Some(argument) = arguments.next() {
         let mut number = || -> anyhow::Result<u64> {
-            let text = arguments.next().with_context(|| format!("{argument} needs a number"))?;
-            text.replace('_', "").parse().ok().filter(|&number| number > 0).context("not a number above 0")
+            let text = arguments
+                .next()
+                .with_context(|| format!("{argument} needs a number"))?;
+            text.replace('_', "")
+                .parse()
+                .ok()
+                .filter(|&number| number > 0)
+                .context("not a number above 0")
         };
         match argument {
             "--keys" => keys = Some(number()?),
@@ -166,18 +197,29 @@ pub(crate) fn run(arguments: &[&str]) -> anyhow::Result<()> {
         }
     }
     let keys = keys.context("--keys is missing")?;
-    fill(url.context("the database URL is missing")?, Population { keys, accounts: accounts.min(keys) })
+    fill(
+        url.context("the database URL is missing")?,
+        Population {
+            keys,
+            accounts: accounts.min(keys),
+        },
+    )
 }
 
 /// Fills the database at this URL.
 pub(crate) fn fill(url: &str, population: Population) -> anyhow::Result<()> {
     let store = Store::open(OpenOptions::new(url), Arc::new(SystemClock))?;
-    ensure!(!store.is_in_memory(), "a database in memory ends with this program");
+    ensure!(
+        !store.is_in_memory(),
+        "a database in memory ends with this program"
+    );
     store.check_schema()?;
     ensure!(store.is_empty()?, "there are keys in that database already");
     let started = Instant::now();
     let is_watched = std::io::stderr().is_terminal();
-    let applications = population.applications().collect::<anyhow::Result<Vec<_>>>()?;
+    let applications = population
+        .applications()
+        .collect::<anyhow::Result<Vec<_>>>()?;
     // The only failures are those of the constants above; the first key shows them.
     population.key(0)?;
     let made = (0..population.keys).map_while(move |number| population.key(number).ok());
@@ -209,7 +251,10 @@ mod tests {
 
     use super::*;
 
-    const FEW: Population = Population { keys: 2_000, accounts: 7 };
+    const FEW: Population = Population {
+        keys: 2_000,
+        accounts: 7,
+    };
 
     #[test]
     fn a_key_follows_from_its_number_and_looks_like_one() {
@@ -228,14 +273,30 @@ mod tests {
         for database in backends() {
             let store = database.store();
             fill(database.url(), FEW).unwrap();
-            assert!(fill(database.url(), FEW).unwrap_err().to_string().contains("already"));
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            assert!(
+                fill(database.url(), FEW)
+                    .unwrap_err()
+                    .to_string()
+                    .contains("already")
+            );
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .unwrap();
             let mut restricted = 0;
             for number in (0..FEW.keys).step_by(13) {
                 let (key, digest) = FEW.key(number).unwrap();
-                let found = runtime.block_on(store.find_by_digest(digest)).unwrap().found.unwrap();
-                assert_eq!(found.application.map(|application| application.id), key.application_id);
-                restricted += u32::from(key.grants.rate_limit.is_some() && key.grants.expires_at.is_none());
+                let found = runtime
+                    .block_on(store.find_by_digest(digest))
+                    .unwrap()
+                    .found
+                    .unwrap();
+                assert_eq!(
+                    found.application.map(|application| application.id),
+                    key.application_id
+                );
+                restricted +=
+                    u32::from(key.grants.rate_limit.is_some() && key.grants.expires_at.is_none());
                 assert_eq!(found.key, key);
             }
             assert!(restricted > 0);

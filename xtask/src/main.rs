@@ -70,5 +70,9 @@ fn main() -> ExitCode {
 
 /// The root of the repository, wherever a task is called from.
 fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(1).unwrap_or(Path::new(".")).to_owned()
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .ancestors()
+        .nth(1)
+        .unwrap_or(Path::new("."))
+        .to_owned()
 }

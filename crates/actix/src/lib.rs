@@ -108,13 +108,19 @@ impl Tollkey {
     /// Admits any key that may make the request.
     #[must_use]
     pub fn new(guard: Guard) -> Self {
-        Self { guard, requirement: Arc::new(Requirement::any()) }
+        Self {
+            guard,
+            requirement: Arc::new(Requirement::any()),
+        }
     }
 
     /// Requires this of every key.
     #[must_use]
     pub fn require(self, requirement: impl Into<Requirement>) -> Self {
-        Self { requirement: Arc::new(requirement.into()), ..self }
+        Self {
+            requirement: Arc::new(requirement.into()),
+            ..self
+        }
     }
 }
 
@@ -130,7 +136,10 @@ where
     type Future = Ready<Result<Self::Transform, ()>>;
 
     fn new_transform(&self, inner: S) -> Self::Future {
-        ready(Ok(TollkeyService { inner: Rc::new(inner), layer: self.clone() }))
+        ready(Ok(TollkeyService {
+            inner: Rc::new(inner),
+            layer: self.clone(),
+        }))
     }
 }
 
@@ -166,16 +175,23 @@ where
             let stage = match checked {
                 Ok(admission) => {
                     admit(&mut request, &admission);
-                    Stage::Running { future: self.inner.call(request), admission }
+                    Stage::Running {
+                        future: self.inner.call(request),
+                        admission,
+                    }
                 }
-                Err(rejection) => Stage::Rejected { response: Some(reject(request, &rejection)) },
+                Err(rejection) => Stage::Rejected {
+                    response: Some(reject(request, &rejection)),
+                },
             };
             return ResponseFuture { stage };
         }
         let inner = Rc::clone(&self.inner);
         let Tollkey { guard, requirement } = self.layer.clone();
         let asked = async move {
-            let checked = guard.check(&Seen::of(request.request()).head(), &requirement).await;
+            let checked = guard
+                .check(&Seen::of(request.request()).head(), &requirement)
+                .await;
             let admission = match checked {
                 Ok(admission) => admission,
                 Err(rejection) => return Ok(reject(request, &rejection)),
@@ -183,7 +199,11 @@ where
             admit(&mut request, &admission);
             Ok(concluded(inner.call(request).await?, &admission))
         };
-        ResponseFuture { stage: Stage::Asked { future: Box::pin(asked) } }
+        ResponseFuture {
+            stage: Stage::Asked {
+                future: Box::pin(asked),
+            },
+        }
     }
 }
 
@@ -230,10 +250,12 @@ where
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         match self.project().stage.project() {
             // A future that is polled after its end stays pending.
-            StageProjection::Rejected { response } => response.take().map_or(Poll::Pending, |one| Poll::Ready(Ok(one))),
-            StageProjection::Running { future, admission } => {
-                Poll::Ready(ready!(future.poll(context)).map(|response| concluded(response, admission)))
-            }
+            StageProjection::Rejected { response } => response
+                .take()
+                .map_or(Poll::Pending, |one| Poll::Ready(Ok(one))),
+            StageProjection::Running { future, admission } => Poll::Ready(
+                ready!(future.poll(context)).map(|response| concluded(response, admission)),
+            ),
             StageProjection::Asked { future } => future.as_mut().poll(context),
         }
     }
@@ -246,10 +268,15 @@ impl<F, B> std::fmt::Debug for ResponseFuture<F, B> {
 }
 
 /// Ends the request, and adds to the response what remains of the key's rate limit.
-fn concluded<B>(mut response: ServiceResponse<B>, admission: &Admission) -> ServiceResponse<EitherBody<B>> {
+fn concluded<B>(
+    mut response: ServiceResponse<B>,
+    admission: &Admission,
+) -> ServiceResponse<EitherBody<B>> {
     for (name, value) in admission.conclude() {
         if let Ok(value) = HeaderValue::from_str(&value) {
-            response.headers_mut().insert(HeaderName::from_static(name), value);
+            response
+                .headers_mut()
+                .insert(HeaderName::from_static(name), value);
         }
     }
     response.map_into_left_body()
@@ -277,7 +304,10 @@ where
     type Future = Ready<Result<Self::Transform, ()>>;
 
     fn new_transform(&self, inner: S) -> Self::Future {
-        ready(Ok(RequireService { inner, requirement: self.0.clone() }))
+        ready(Ok(RequireService {
+            inner,
+            requirement: self.0.clone(),
+        }))
     }
 }
 
@@ -300,9 +330,14 @@ where
     forward_ready!(inner);
 
     fn call(&self, request: ServiceRequest) -> Self::Future {
-        let admission = request.extensions().get::<Admission>().cloned().ok_or_else(Rejection::unguarded);
-        let allowed =
-            admission.and_then(|admission| admission.require(&Seen::of(request.request()).head(), &self.requirement));
+        let admission = request
+            .extensions()
+            .get::<Admission>()
+            .cloned()
+            .ok_or_else(Rejection::unguarded);
+        let allowed = admission.and_then(|admission| {
+            admission.require(&Seen::of(request.request()).head(), &self.requirement)
+        });
         if let Err(rejection) = allowed {
             return Box::pin(ready(Ok(reject(request, &rejection))));
         }
@@ -319,13 +354,20 @@ struct Seen<'a> {
 
 impl<'a> Seen<'a> {
     fn of(request: &'a HttpRequest) -> Self {
-        Self { request, headers: HttpHeaders(request.headers()) }
+        Self {
+            request,
+            headers: HttpHeaders(request.headers()),
+        }
     }
 
     fn head(&self) -> RequestHead<'_> {
         RequestHead {
             method: self.request.method().as_str(),
-            target: self.request.uri().path_and_query().map_or("/", |target| target.as_str()),
+            target: self
+                .request
+                .uri()
+                .path_and_query()
+                .map_or("/", |target| target.as_str()),
             peer: self.request.peer_addr().map(|address| address.ip()),
             headers: &self.headers,
             form: RejectionForm::Problem,
@@ -344,5 +386,7 @@ impl Headers for HttpHeaders<'_> {
 }
 
 fn reject<B>(request: ServiceRequest, rejection: &Rejection) -> ServiceResponse<EitherBody<B>> {
-    request.into_response(rejection.error_response()).map_into_right_body()
+    request
+        .into_response(rejection.error_response())
+        .map_into_right_body()
 }

@@ -65,7 +65,10 @@ pub struct ErrorEnvelope {
 #[cfg_attr(not(feature = "server"), non_exhaustive)]
 pub struct Meta {
     /// The request's id, as in `X-Request-Id`: `req_` and a ULID.
-    #[cfg_attr(feature = "openapi", schema(example = "req_01K30DW000E008000000000001"))]
+    #[cfg_attr(
+        feature = "openapi",
+        schema(example = "req_01K30DW000E008000000000001")
+    )]
     pub request_id: String,
     /// When it was answered.
     pub timestamp: Rfc3339,
@@ -78,7 +81,10 @@ pub struct Meta {
 #[cfg_attr(not(feature = "server"), non_exhaustive)]
 pub struct ListMeta {
     /// The request's id, as in `X-Request-Id`: `req_` and a ULID.
-    #[cfg_attr(feature = "openapi", schema(example = "req_01K30DW000E008000000000001"))]
+    #[cfg_attr(
+        feature = "openapi",
+        schema(example = "req_01K30DW000E008000000000001")
+    )]
     pub request_id: String,
     /// When it was answered.
     pub timestamp: Rfc3339,
@@ -95,7 +101,10 @@ pub struct ErrorBody {
     #[cfg_attr(feature = "openapi", schema(example = "VALIDATION_ERROR"))]
     pub code: String,
     /// This occurrence in a sentence.
-    #[cfg_attr(feature = "openapi", schema(example = "/name must have 1 to 100 characters"))]
+    #[cfg_attr(
+        feature = "openapi",
+        schema(example = "/name must have 1 to 100 characters")
+    )]
     pub message: String,
     /// More about it, when there is more.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -138,8 +147,15 @@ impl ErrorBody {
         let errors: Vec<_> = problem.errors.iter().map(FieldError::from).collect();
         // The code of ours is told where it says more than the one of this surface.
         let details = (!errors.is_empty() || !code.eq_ignore_ascii_case(said) && status != 401)
-            .then(|| ErrorDetails { code: code.to_owned(), errors });
-        Self { code: said.to_owned(), message: problem.detail.clone(), details }
+            .then(|| ErrorDetails {
+                code: code.to_owned(),
+                errors,
+            });
+        Self {
+            code: said.to_owned(),
+            message: problem.detail.clone(),
+            details,
+        }
     }
 }
 
@@ -187,7 +203,12 @@ impl FromStr for Access {
         Self::ALL
             .into_iter()
             .find(|access| access.as_str() == text)
-            .ok_or_else(|| Invalid::new(format!("must be one of {}", Self::ALL.map(Self::as_str).join(", "))))
+            .ok_or_else(|| {
+                Invalid::new(format!(
+                    "must be one of {}",
+                    Self::ALL.map(Self::as_str).join(", ")
+                ))
+            })
     }
 }
 
@@ -197,7 +218,10 @@ impl FromStr for Access {
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema), schema(as = CreateAccountKey))]
 pub struct CreateKey {
     /// Its label: 1 to 100 characters after trimming.
-    #[cfg_attr(feature = "openapi", schema(example = "Production CI", min_length = 1, max_length = 100))]
+    #[cfg_attr(
+        feature = "openapi",
+        schema(example = "Production CI", min_length = 1, max_length = 100)
+    )]
     pub name: String,
     /// Test keys see test data only.
     #[serde(deserialize_with = "crate::word::required")]
@@ -216,10 +240,18 @@ pub struct CreateKey {
     pub allowed_ips: Option<Vec<String>>,
     /// How often it may be used, counted by each verifier for itself. Unlimited, or as the key that makes it, when
     /// absent or null.
-    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "crate::applications::requested")]
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "crate::applications::requested"
+    )]
     pub rate_limit: Option<RateLimit>,
     /// An object of at most 4 KiB of JSON, kept and given back. Whole numbers beyond 64 bits come back as floating point.
-    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "crate::metadata::object")]
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "crate::metadata::object"
+    )]
     #[cfg_attr(feature = "openapi", schema(value_type = Option<Object>, example = json!({"owner": "checkout"})))]
     pub metadata: Option<Map<String, Value>>,
 }
@@ -253,7 +285,10 @@ pub struct Extras {
 #[cfg_attr(not(feature = "server"), non_exhaustive)]
 pub struct CreatedKey {
     /// Its id.
-    #[cfg_attr(feature = "openapi", schema(example = "key_01K30DW000E008000000000002"))]
+    #[cfg_attr(
+        feature = "openapi",
+        schema(example = "key_01K30DW000E008000000000002")
+    )]
     pub id: String,
     /// Its label.
     #[cfg_attr(feature = "openapi", schema(example = "Production webhook handler"))]
@@ -282,7 +317,10 @@ pub struct CreatedKey {
 #[cfg_attr(not(feature = "server"), non_exhaustive)]
 pub struct Key {
     /// Its id.
-    #[cfg_attr(feature = "openapi", schema(example = "key_01K30DW000E008000000000002"))]
+    #[cfg_attr(
+        feature = "openapi",
+        schema(example = "key_01K30DW000E008000000000002")
+    )]
     pub id: String,
     /// Its label.
     #[cfg_attr(feature = "openapi", schema(example = "Production webhook handler"))]
@@ -354,7 +392,10 @@ pub struct ListAuditLog {
 #[cfg_attr(not(feature = "server"), non_exhaustive)]
 pub struct AuditEntry {
     /// Its id.
-    #[cfg_attr(feature = "openapi", schema(example = "aud_01K30DW000E008000000000003"))]
+    #[cfg_attr(
+        feature = "openapi",
+        schema(example = "aud_01K30DW000E008000000000003")
+    )]
     pub id: String,
     /// When.
     pub occurred_at: Rfc3339,
@@ -366,7 +407,10 @@ pub struct AuditEntry {
     /// To what.
     pub target: Target,
     /// The id of the request that did it; null when none did.
-    #[cfg_attr(feature = "openapi", schema(example = "req_01K30DW000E008000000000001"))]
+    #[cfg_attr(
+        feature = "openapi",
+        schema(example = "req_01K30DW000E008000000000001")
+    )]
     pub request_id: Option<String>,
     /// The address it came from, when known.
     #[cfg_attr(feature = "openapi", schema(example = "203.0.113.7"))]
@@ -400,6 +444,9 @@ pub struct Target {
     #[cfg_attr(feature = "openapi", schema(value_type = TargetKind))]
     pub r#type: Open<TargetKind>,
     /// Its id.
-    #[cfg_attr(feature = "openapi", schema(example = "key_01K30DW000E008000000000002"))]
+    #[cfg_attr(
+        feature = "openapi",
+        schema(example = "key_01K30DW000E008000000000002")
+    )]
     pub id: String,
 }

@@ -15,11 +15,17 @@ use crate::{
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct CreateApplication {
     /// 1 to 100 characters after trimming; unique in the account, case-sensitively, among those not deleted.
-    #[cfg_attr(feature = "openapi", schema(example = "Production Web Store", min_length = 1, max_length = 100))]
+    #[cfg_attr(
+        feature = "openapi",
+        schema(example = "Production Web Store", min_length = 1, max_length = 100)
+    )]
     pub name: String,
     /// At most 500 characters.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[cfg_attr(feature = "openapi", schema(example = "Primary e-commerce backend", max_length = 500))]
+    #[cfg_attr(
+        feature = "openapi",
+        schema(example = "Primary e-commerce backend", max_length = 500)
+    )]
     pub description: Option<String>,
 }
 
@@ -55,7 +61,10 @@ pub struct SetApplicationStatus {
 #[cfg_attr(not(feature = "server"), non_exhaustive)]
 pub struct Application {
     /// Its id.
-    #[cfg_attr(feature = "openapi", schema(example = "0198c0de-0000-7000-8000-000000000001"))]
+    #[cfg_attr(
+        feature = "openapi",
+        schema(example = "0198c0de-0000-7000-8000-000000000001")
+    )]
     pub id: String,
     /// Its name.
     #[cfg_attr(feature = "openapi", schema(example = "Production Web Store"))]
@@ -80,7 +89,10 @@ pub struct Application {
 #[cfg_attr(not(feature = "server"), non_exhaustive)]
 pub struct IncludedKey {
     /// Its id.
-    #[cfg_attr(feature = "openapi", schema(example = "0198c0de-0000-7000-8000-000000000002"))]
+    #[cfg_attr(
+        feature = "openapi",
+        schema(example = "0198c0de-0000-7000-8000-000000000002")
+    )]
     pub id: String,
     /// How it begins.
     #[cfg_attr(feature = "openapi", schema(example = "ks_live_abc1"))]
@@ -99,10 +111,17 @@ pub struct IncludedKey {
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct CreateKey {
     /// What it is for: 1 to 255 characters after trimming.
-    #[cfg_attr(feature = "openapi", schema(example = "Primary checkout key", min_length = 1, max_length = 255))]
+    #[cfg_attr(
+        feature = "openapi",
+        schema(example = "Primary checkout key", min_length = 1, max_length = 255)
+    )]
     pub description: String,
     /// Live or test; `live` when absent.
-    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "crate::word::option")]
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "crate::word::option"
+    )]
     pub mode: Option<Mode>,
     /// Exactly these scopes; `["commerce"]` when absent or null. An empty list is refused.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -117,10 +136,18 @@ pub struct CreateKey {
     #[cfg_attr(feature = "openapi", schema(example = json!(["203.0.113.0/24"]), min_items = 1, max_items = 100))]
     pub allowed_ips: Option<Vec<String>>,
     /// How often it may be used, counted by each verifier for itself. Unlimited, when absent or null.
-    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "crate::applications::requested")]
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "crate::applications::requested"
+    )]
     pub rate_limit: Option<RateLimit>,
     /// An object of at most 4 KiB of JSON, kept and given back. Whole numbers beyond 64 bits come back as floating point.
-    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "crate::metadata::object")]
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "crate::metadata::object"
+    )]
     #[cfg_attr(feature = "openapi", schema(value_type = Option<Object>, example = json!({"owner": "checkout"})))]
     pub metadata: Option<Map<String, Value>>,
 }
@@ -140,7 +167,10 @@ impl RateLimit {
     /// So many uses in so many seconds. The server refuses what is out of bounds.
     #[must_use]
     pub const fn new(limit: i64, window_seconds: i64) -> Self {
-        Self { limit, window_seconds }
+        Self {
+            limit,
+            window_seconds,
+        }
     }
 }
 
@@ -155,10 +185,16 @@ impl RateLimit {
 )]
 struct RequestedRateLimit {
     /// How many uses, 1 to 1 000 000.
-    #[cfg_attr(feature = "openapi", schema(example = 100, minimum = 1, maximum = 1_000_000))]
+    #[cfg_attr(
+        feature = "openapi",
+        schema(example = 100, minimum = 1, maximum = 1_000_000)
+    )]
     limit: i64,
     /// In how many seconds, 1 to 86 400.
-    #[cfg_attr(feature = "openapi", schema(example = 60, minimum = 1, maximum = 86_400))]
+    #[cfg_attr(
+        feature = "openapi",
+        schema(example = 60, minimum = 1, maximum = 86_400)
+    )]
     window_seconds: i64,
 }
 
@@ -179,7 +215,9 @@ impl utoipa::ToSchema for RateLimit {
 ///
 /// # Errors
 /// For anything but an object with exactly its members.
-pub(crate) fn requested<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<RateLimit>, D::Error> {
+pub(crate) fn requested<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<RateLimit>, D::Error> {
     let requested: Option<RequestedRateLimit> = crate::object::option(deserializer)?;
     Ok(requested.map(|limit| RateLimit::new(limit.limit, limit.window_seconds)))
 }
@@ -192,10 +230,16 @@ pub(crate) fn requested<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Op
 #[cfg_attr(not(feature = "server"), non_exhaustive)]
 pub struct CreatedKey {
     /// Its id.
-    #[cfg_attr(feature = "openapi", schema(example = "0198c0de-0000-7000-8000-000000000002"))]
+    #[cfg_attr(
+        feature = "openapi",
+        schema(example = "0198c0de-0000-7000-8000-000000000002")
+    )]
     pub id: String,
     /// Its application.
-    #[cfg_attr(feature = "openapi", schema(example = "0198c0de-0000-7000-8000-000000000001"))]
+    #[cfg_attr(
+        feature = "openapi",
+        schema(example = "0198c0de-0000-7000-8000-000000000001")
+    )]
     pub application_id: String,
     /// The whole key. Store it now: it cannot be shown again.
     #[serde(serialize_with = "crate::secret::write")]
@@ -218,7 +262,10 @@ pub struct CreatedKey {
 #[cfg_attr(not(feature = "server"), non_exhaustive)]
 pub struct Key {
     /// Its id.
-    #[cfg_attr(feature = "openapi", schema(example = "0198c0de-0000-7000-8000-000000000002"))]
+    #[cfg_attr(
+        feature = "openapi",
+        schema(example = "0198c0de-0000-7000-8000-000000000002")
+    )]
     pub id: String,
     /// How it begins.
     #[cfg_attr(feature = "openapi", schema(example = "ks_live_abc1"))]
@@ -230,7 +277,10 @@ pub struct Key {
     #[cfg_attr(feature = "openapi", schema(value_type = Status))]
     pub status: Open<Status>,
     /// Its application.
-    #[cfg_attr(feature = "openapi", schema(example = "0198c0de-0000-7000-8000-000000000001"))]
+    #[cfg_attr(
+        feature = "openapi",
+        schema(example = "0198c0de-0000-7000-8000-000000000001")
+    )]
     pub application_id: String,
     /// The last four characters.
     #[cfg_attr(feature = "openapi", schema(example = "9z8a"))]

@@ -12,7 +12,10 @@ use crate::{Open, time::UnixSeconds};
 #[cfg_attr(not(feature = "server"), non_exhaustive)]
 pub struct AuditEntry {
     /// Its id.
-    #[cfg_attr(feature = "openapi", schema(example = "0198c0de-0000-7000-8000-000000000003"))]
+    #[cfg_attr(
+        feature = "openapi",
+        schema(example = "0198c0de-0000-7000-8000-000000000003")
+    )]
     pub id: String,
     /// When.
     pub occurred_at: UnixSeconds,
@@ -24,7 +27,10 @@ pub struct AuditEntry {
     /// To what.
     pub target: AuditTarget,
     /// The id of the request that did it; null when none did.
-    #[cfg_attr(feature = "openapi", schema(example = "req_01K30DW000E008000000000001"))]
+    #[cfg_attr(
+        feature = "openapi",
+        schema(example = "req_01K30DW000E008000000000001")
+    )]
     pub request_id: Option<String>,
     /// The address it came from, when known.
     #[cfg_attr(feature = "openapi", schema(example = "203.0.113.7"))]
@@ -59,7 +65,10 @@ pub struct AuditTarget {
     #[cfg_attr(feature = "openapi", schema(value_type = TargetKind))]
     pub r#type: Open<TargetKind>,
     /// Its id.
-    #[cfg_attr(feature = "openapi", schema(example = "0198c0de-0000-7000-8000-000000000002"))]
+    #[cfg_attr(
+        feature = "openapi",
+        schema(example = "0198c0de-0000-7000-8000-000000000002")
+    )]
     pub id: String,
 }
 

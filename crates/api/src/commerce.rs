@@ -57,7 +57,10 @@ impl RateLimit {
     /// So many uses in so many seconds. The server refuses what is out of bounds.
     #[must_use]
     pub const fn new(limit: i64, window_seconds: i64) -> Self {
-        Self { limit, window_seconds }
+        Self {
+            limit,
+            window_seconds,
+        }
     }
 }
 
@@ -72,10 +75,16 @@ impl RateLimit {
 )]
 struct RequestedRateLimit {
     /// How many uses, 1 to 1 000 000.
-    #[cfg_attr(feature = "openapi", schema(example = 100, minimum = 1, maximum = 1_000_000))]
+    #[cfg_attr(
+        feature = "openapi",
+        schema(example = 100, minimum = 1, maximum = 1_000_000)
+    )]
     limit: i64,
     /// In how many seconds, 1 to 86 400.
-    #[cfg_attr(feature = "openapi", schema(example = 60, minimum = 1, maximum = 86_400))]
+    #[cfg_attr(
+        feature = "openapi",
+        schema(example = 60, minimum = 1, maximum = 86_400)
+    )]
     window_seconds: i64,
 }
 
@@ -96,14 +105,19 @@ impl utoipa::ToSchema for RateLimit {
 ///
 /// # Errors
 /// For anything but an object with exactly its members.
-pub(crate) fn requested<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<RateLimit>, D::Error> {
+pub(crate) fn requested<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<RateLimit>, D::Error> {
     let requested: Option<RequestedRateLimit> = crate::object::option(deserializer)?;
     Ok(requested.map(|limit| RateLimit::new(limit.limit, limit.window_seconds)))
 }
 
 impl From<tollkey_core::RateLimit> for RateLimit {
     fn from(limit: tollkey_core::RateLimit) -> Self {
-        Self { limit: limit.limit().get().into(), window_seconds: limit.window_seconds().get().into() }
+        Self {
+            limit: limit.limit().get().into(),
+            window_seconds: limit.window_seconds().get().into(),
+        }
     }
 }
 
@@ -121,13 +135,24 @@ impl TryFrom<RateLimit> for tollkey_core::RateLimit {
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema), schema(as = CreateCommerceKey))]
 pub struct CreateKey {
     /// Its label: 1 to 255 characters after trimming.
-    #[cfg_attr(feature = "openapi", schema(example = "Commerce Server Key", min_length = 1, max_length = 255))]
+    #[cfg_attr(
+        feature = "openapi",
+        schema(example = "Commerce Server Key", min_length = 1, max_length = 255)
+    )]
     pub name: String,
     /// What it is for; can be left out.
-    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "crate::word::option")]
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "crate::word::option"
+    )]
     pub scope: Option<KeyScope>,
     /// Live or test; `live` when absent.
-    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "crate::word::option")]
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "crate::word::option"
+    )]
     pub mode: Option<Mode>,
     /// Exactly these scopes; `["commerce"]` when absent or null. An empty list is refused.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -150,10 +175,18 @@ pub struct CreateKey {
     #[cfg_attr(feature = "openapi", schema(example = json!(["203.0.113.0/24"]), min_items = 1, max_items = 100))]
     pub allowed_ips: Option<Vec<String>>,
     /// How often it may be used, counted by each verifier for itself. Unlimited, when absent or null.
-    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "crate::commerce::requested")]
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "crate::commerce::requested"
+    )]
     pub rate_limit: Option<RateLimit>,
     /// An object of at most 4 KiB of JSON, kept and given back. Whole numbers beyond 64 bits come back as floating point.
-    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "crate::metadata::object")]
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "crate::metadata::object"
+    )]
     #[cfg_attr(feature = "openapi", schema(value_type = Option<Object>, example = json!({"owner": "checkout"})))]
     pub metadata: Option<Map<String, Value>>,
 }
@@ -168,7 +201,11 @@ pub struct UpdateKey {
     #[cfg_attr(feature = "openapi", schema(value_type = Option<String>, max_length = 255))]
     pub name: Patch<String>,
     /// The mode it has; it stands in the key's text and cannot be changed.
-    #[serde(default, skip_serializing_if = "Patch::is_absent", deserialize_with = "crate::word::patch")]
+    #[serde(
+        default,
+        skip_serializing_if = "Patch::is_absent",
+        deserialize_with = "crate::word::patch"
+    )]
     #[cfg_attr(feature = "openapi", schema(value_type = Option<Mode>))]
     pub mode: Patch<Mode>,
     /// Exactly these scopes; null gives the default, `["commerce"]`.
@@ -192,11 +229,19 @@ pub struct UpdateKey {
     #[cfg_attr(feature = "openapi", schema(value_type = Option<Vec<String>>, min_items = 1))]
     pub allowed_ips: Patch<Vec<String>>,
     /// How often it may be used, merged with what there is; null is unlimited.
-    #[serde(default, skip_serializing_if = "Patch::is_absent", deserialize_with = "crate::object::patch")]
+    #[serde(
+        default,
+        skip_serializing_if = "Patch::is_absent",
+        deserialize_with = "crate::object::patch"
+    )]
     #[cfg_attr(feature = "openapi", schema(value_type = Option<UpdateRateLimit>))]
     pub rate_limit: Patch<UpdateRateLimit>,
     /// Merged with what there is, member by member; null clears it.
-    #[serde(default, skip_serializing_if = "Patch::is_absent", deserialize_with = "crate::metadata::patch")]
+    #[serde(
+        default,
+        skip_serializing_if = "Patch::is_absent",
+        deserialize_with = "crate::metadata::patch"
+    )]
     #[cfg_attr(feature = "openapi", schema(value_type = Option<Object>))]
     pub metadata: Patch<Map<String, Value>>,
 }
@@ -224,7 +269,10 @@ pub struct UpdateRateLimit {
 #[cfg_attr(not(feature = "server"), non_exhaustive)]
 pub struct CreatedKey {
     /// Its id.
-    #[cfg_attr(feature = "openapi", schema(example = "0198c0de-0000-7000-8000-000000000002"))]
+    #[cfg_attr(
+        feature = "openapi",
+        schema(example = "0198c0de-0000-7000-8000-000000000002")
+    )]
     pub key_id: String,
     /// Its label.
     #[cfg_attr(feature = "openapi", schema(example = "Commerce Server Key"))]
@@ -262,7 +310,10 @@ pub struct CreatedKey {
 #[cfg_attr(not(feature = "server"), non_exhaustive)]
 pub struct Key {
     /// Its id.
-    #[cfg_attr(feature = "openapi", schema(example = "0198c0de-0000-7000-8000-000000000002"))]
+    #[cfg_attr(
+        feature = "openapi",
+        schema(example = "0198c0de-0000-7000-8000-000000000002")
+    )]
     pub key_id: String,
     /// Its label.
     #[cfg_attr(feature = "openapi", schema(example = "Commerce Server Key"))]
@@ -358,7 +409,10 @@ pub struct Nothing {}
 pub struct RotateKey {
     /// For how many seconds the old key goes on working, 0 to 604 800; 0 when absent or null.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[cfg_attr(feature = "openapi", schema(example = 86_400, minimum = 0, maximum = 604_800))]
+    #[cfg_attr(
+        feature = "openapi",
+        schema(example = 86_400, minimum = 0, maximum = 604_800)
+    )]
     pub overlap_seconds: Option<i64>,
 }
 

@@ -14,7 +14,9 @@ use crate::Patch;
 ///
 /// # Errors
 /// For anything else, and for a member that is there twice.
-pub(crate) fn object<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Map<String, Value>>, D::Error> {
+pub(crate) fn object<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<Map<String, Value>>, D::Error> {
     match Option::<Strict>::deserialize(deserializer)? {
         None => Ok(None),
         Some(Strict(Value::Object(object))) => Ok(Some(object)),
@@ -26,7 +28,9 @@ pub(crate) fn object<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Optio
 ///
 /// # Errors
 /// As for [`object`].
-pub(crate) fn patch<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Patch<Map<String, Value>>, D::Error> {
+pub(crate) fn patch<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Patch<Map<String, Value>>, D::Error> {
     Ok(object(deserializer)?.map_or(Patch::Null, Patch::Value))
 }
 
@@ -65,7 +69,9 @@ impl<'de> Visitor<'de> for StrictVisitor {
     }
 
     fn visit_f64<E: de::Error>(self, value: f64) -> Result<Value, E> {
-        Number::from_f64(value).map(Value::Number).ok_or_else(|| E::custom("must be a number JSON can hold"))
+        Number::from_f64(value)
+            .map(Value::Number)
+            .ok_or_else(|| E::custom("must be a number JSON can hold"))
     }
 
     fn visit_str<E>(self, value: &str) -> Result<Value, E> {

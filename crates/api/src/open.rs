@@ -133,7 +133,12 @@ mod tests {
     fn an_unknown_word_is_no_known_one() {
         let word: Open<Status> = serde_json::from_str(r#""on_hold""#).unwrap();
         assert_eq!(word, Open::Unknown("on_hold".to_owned()));
-        for known in [Status::Revoked, Status::Expired, Status::Suspended, Status::Active] {
+        for known in [
+            Status::Revoked,
+            Status::Expired,
+            Status::Suspended,
+            Status::Active,
+        ] {
             assert!(word != known, "{known}");
             assert!(Open::Known(known) == known, "{known}");
         }
@@ -141,8 +146,19 @@ mod tests {
 
     #[test]
     fn only_a_string_is_a_word() {
-        for text in ["null", "1", "true", "[]", r#"["active"]"#, "{}", r#"{"active": null}"#] {
-            assert!(serde_json::from_str::<Open<Status>>(text).is_err(), "{text}");
+        for text in [
+            "null",
+            "1",
+            "true",
+            "[]",
+            r#"["active"]"#,
+            "{}",
+            r#"{"active": null}"#,
+        ] {
+            assert!(
+                serde_json::from_str::<Open<Status>>(text).is_err(),
+                "{text}"
+            );
         }
     }
 }

@@ -34,7 +34,10 @@ pub struct PutAccount {
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct CreateServiceKey {
     /// What it is for: 1 to 100 characters after trimming.
-    #[cfg_attr(feature = "openapi", schema(example = "checkout gateway", min_length = 1, max_length = 100))]
+    #[cfg_attr(
+        feature = "openapi",
+        schema(example = "checkout gateway", min_length = 1, max_length = 100)
+    )]
     pub name: String,
 }
 
@@ -45,7 +48,10 @@ pub struct CreateServiceKey {
 #[cfg_attr(not(feature = "server"), non_exhaustive)]
 pub struct CreatedServiceKey {
     /// Its id.
-    #[cfg_attr(feature = "openapi", schema(example = "0198c0de-0000-7000-8000-000000000004"))]
+    #[cfg_attr(
+        feature = "openapi",
+        schema(example = "0198c0de-0000-7000-8000-000000000004")
+    )]
     pub id: String,
     /// What it is for.
     #[cfg_attr(feature = "openapi", schema(example = "checkout gateway"))]
@@ -64,7 +70,10 @@ pub struct CreatedServiceKey {
 #[cfg_attr(not(feature = "server"), non_exhaustive)]
 pub struct ServiceKey {
     /// Its id.
-    #[cfg_attr(feature = "openapi", schema(example = "0198c0de-0000-7000-8000-000000000004"))]
+    #[cfg_attr(
+        feature = "openapi",
+        schema(example = "0198c0de-0000-7000-8000-000000000004")
+    )]
     pub id: String,
     /// What it is for.
     #[cfg_attr(feature = "openapi", schema(example = "checkout gateway"))]

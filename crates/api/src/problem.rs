@@ -14,7 +14,10 @@ pub const MEDIA_TYPE: &str = "application/problem+json";
 #[cfg_attr(not(feature = "server"), non_exhaustive)]
 pub struct Problem {
     /// A stable URI for this sort of problem.
-    #[cfg_attr(feature = "openapi", schema(example = "urn:tollkey:problem:validation_failed"))]
+    #[cfg_attr(
+        feature = "openapi",
+        schema(example = "urn:tollkey:problem:validation_failed")
+    )]
     pub r#type: String,
     /// The sort of problem in a few words.
     #[cfg_attr(feature = "openapi", schema(example = "The request is not valid"))]
@@ -23,13 +26,19 @@ pub struct Problem {
     #[cfg_attr(feature = "openapi", schema(example = 400))]
     pub status: u16,
     /// This occurrence in a sentence.
-    #[cfg_attr(feature = "openapi", schema(example = "/name must have 1 to 100 characters"))]
+    #[cfg_attr(
+        feature = "openapi",
+        schema(example = "/name must have 1 to 100 characters")
+    )]
     pub detail: String,
     /// A stable snake_case code to switch on.
     #[cfg_attr(feature = "openapi", schema(example = "validation_failed"))]
     pub code: String,
     /// The id of the request, as in `X-Request-Id`.
-    #[cfg_attr(feature = "openapi", schema(example = "req_01K30DW000E008000000000001"))]
+    #[cfg_attr(
+        feature = "openapi",
+        schema(example = "req_01K30DW000E008000000000001")
+    )]
     pub request_id: String,
     /// For validation problems: each member and the rule it breaks.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -64,7 +73,10 @@ impl fmt::Display for FieldError {
 
 impl From<&core::FieldError> for FieldError {
     fn from(error: &core::FieldError) -> Self {
-        Self { pointer: error.pointer.clone(), detail: error.detail.clone() }
+        Self {
+            pointer: error.pointer.clone(),
+            detail: error.detail.clone(),
+        }
     }
 }
 

@@ -22,13 +22,22 @@ use crate::{commerce::RateLimit, object::from_objects, time::UnixSeconds};
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct SyncRequest {
     /// Who polls: 128 random bits as hexadecimal digits, made anew by every start of a process and told to nobody else.
-    #[cfg_attr(feature = "openapi", schema(example = "0f1e2d3c4b5a69788796a5b4c3d2e1f0", pattern = "^[0-9a-f]{32}$"))]
+    #[cfg_attr(
+        feature = "openapi",
+        schema(
+            example = "0f1e2d3c4b5a69788796a5b4c3d2e1f0",
+            pattern = "^[0-9a-f]{32}$"
+        )
+    )]
     pub subscriber: String,
     /// Which poll this is: 64 random bits as hexadecimal digits, new for each poll, from a source of randomness that the
     /// clone of a machine does not share. A poll is repeated with the same ID and the same `usage` until it has a
     /// response. Absent in polls of release 0.1.0, whose usage counts as often as it arrives.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[cfg_attr(feature = "openapi", schema(example = "9f86d081884c7d65", pattern = "^[0-9a-f]{16}$"))]
+    #[cfg_attr(
+        feature = "openapi",
+        schema(example = "9f86d081884c7d65", pattern = "^[0-9a-f]{16}$")
+    )]
     pub poll_id: Option<String>,
     /// The `poll_id` of the polls of this subscriber that had a response within the last two leases, and at least of the
     /// last 16, the newest first, whichever replica responded. At most 512, so let two polls begin at least 7 ms apart.
@@ -66,7 +75,15 @@ pub struct SyncRequest {
 /// Without the subscriber and the IDs of its polls: a caller that knew them could acknowledge in its name.
 impl fmt::Debug for SyncRequest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { subscriber: _, poll_id: _, previous_poll_ids: _, cursor, wait_ms, usage, leave } = self;
+        let Self {
+            subscriber: _,
+            poll_id: _,
+            previous_poll_ids: _,
+            cursor,
+            wait_ms,
+            usage,
+            leave,
+        } = self;
         f.debug_struct("SyncRequest")
             .field("cursor", cursor)
             .field("wait_ms", wait_ms)
@@ -82,13 +99,19 @@ impl fmt::Debug for SyncRequest {
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema), schema(as = SyncUsage))]
 pub struct Usage {
     /// The key.
-    #[cfg_attr(feature = "openapi", schema(example = "0198c0de-0000-7000-8000-000000000002"))]
+    #[cfg_attr(
+        feature = "openapi",
+        schema(example = "0198c0de-0000-7000-8000-000000000002")
+    )]
     pub key_id: String,
     /// `valid`, or the code of the denial.
     #[cfg_attr(feature = "openapi", schema(example = "valid"))]
     pub outcome: String,
     /// How often, at least 1.
-    #[cfg_attr(feature = "openapi", schema(example = 17, minimum = 1, maximum = 4_294_967_295_u64))]
+    #[cfg_attr(
+        feature = "openapi",
+        schema(example = 17, minimum = 1, maximum = 4_294_967_295_u64)
+    )]
     pub count: u64,
     /// The last of them, with the outcome `valid`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -143,7 +166,10 @@ pub struct Change {
     #[cfg_attr(feature = "openapi", schema(example = "key"))]
     pub kind: String,
     /// Its id.
-    #[cfg_attr(feature = "openapi", schema(example = "0198c0de-0000-7000-8000-000000000002"))]
+    #[cfg_attr(
+        feature = "openapi",
+        schema(example = "0198c0de-0000-7000-8000-000000000002")
+    )]
     pub id: String,
 }
 
@@ -203,7 +229,10 @@ from_objects! {
 #[cfg_attr(not(feature = "server"), non_exhaustive)]
 pub struct KeyRecord {
     /// Its id.
-    #[cfg_attr(feature = "openapi", schema(example = "0198c0de-0000-7000-8000-000000000002"))]
+    #[cfg_attr(
+        feature = "openapi",
+        schema(example = "0198c0de-0000-7000-8000-000000000002")
+    )]
     pub id: String,
     /// Whose it is.
     #[cfg_attr(feature = "openapi", schema(example = "acme"))]
@@ -276,7 +305,10 @@ pub struct KeyRecord {
 #[cfg_attr(not(feature = "server"), non_exhaustive)]
 pub struct AncestorRateLimit {
     /// The ID of the key that it belongs to. All descendants of that key share its uses.
-    #[cfg_attr(feature = "openapi", schema(example = "0198c0de-0000-7000-8000-000000000001"))]
+    #[cfg_attr(
+        feature = "openapi",
+        schema(example = "0198c0de-0000-7000-8000-000000000001")
+    )]
     pub key_id: String,
     /// The limit.
     pub rate_limit: RateLimit,

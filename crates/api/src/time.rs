@@ -93,7 +93,11 @@ impl From<SystemTime> for Moment {
     /// A time that the wire has no form for, beyond the year 9999, is taken for the last one that it has, and one as far
     /// in the past for the first.
     fn from(at: SystemTime) -> Self {
-        let beyond = if at < SystemTime::UNIX_EPOCH { Timestamp::MIN } else { Timestamp::MAX };
+        let beyond = if at < SystemTime::UNIX_EPOCH {
+            Timestamp::MIN
+        } else {
+            Timestamp::MAX
+        };
         Self(Timestamp::try_from(at).unwrap_or(beyond))
     }
 }
@@ -128,7 +132,9 @@ impl Moment {
         if (Timestamp::MAX.as_second()..=END_OF_9999).contains(&seconds) {
             return Ok(Self(Timestamp::MAX));
         }
-        Timestamp::from_second(seconds).map(Self).map_err(|_| Invalid::new(EXPECTED))
+        Timestamp::from_second(seconds)
+            .map(Self)
+            .map_err(|_| Invalid::new(EXPECTED))
     }
 
     /// The instant.
@@ -193,34 +199,49 @@ impl std::str::FromStr for Moment {
 
     /// Reads Unix seconds or RFC 3339, as they stand in a query, where an unescaped `+` arrives as a space.
     fn from_str(text: &str) -> Result<Self, Invalid> {
-        let read = text.parse().map_or_else(|_| rfc_3339(text), Self::from_unix);
+        let read = text
+            .parse()
+            .map_or_else(|_| rfc_3339(text), Self::from_unix);
         read.map_err(|rule| match rfc_3339(&text.replacen(' ', "+", 1)) {
-            Ok(_) => Invalid::new("has a space where the + of its offset stood: write + as %2B, or the time with Z"),
+            Ok(_) => Invalid::new(
+                "has a space where the + of its offset stood: write + as %2B, or the time with Z",
+            ),
             Err(_) => rule,
         })
     }
 }
 
 fn rfc_3339(text: &str) -> Result<Moment, Invalid> {
-    let parsed = is_rfc_3339(text).then(|| text.parse().ok().or_else(|| last_hours(text))).flatten();
+    let parsed = is_rfc_3339(text)
+        .then(|| text.parse().ok().or_else(|| last_hours(text)))
+        .flatten();
     parsed.map(Moment).ok_or_else(|| Invalid::new(EXPECTED))
 }
 
 /// [`Timestamp::MAX`] for a text with the shape of RFC 3339 that names an instant behind it, in the year 9999 of UTC.
 fn last_hours(text: &str) -> Option<Timestamp> {
     let local: jiff::civil::DateTime = text.get(..19)?.parse().ok()?;
-    let zone = text.get(text.len() - 6..).filter(|zone| zone.starts_with(['+', '-']));
+    let zone = text
+        .get(text.len() - 6..)
+        .filter(|zone| zone.starts_with(['+', '-']));
     let offset = match zone {
         Some(zone) => {
-            let (hours, minutes): (i64, i64) = (zone.get(1..3)?.parse().ok()?, zone.get(4..)?.parse().ok()?);
+            let (hours, minutes): (i64, i64) =
+                (zone.get(1..3)?.parse().ok()?, zone.get(4..)?.parse().ok()?);
             let seconds = (hours < 24 && minutes < 60).then_some(hours * 3600 + minutes * 60)?;
-            if zone.starts_with('-') { -seconds } else { seconds }
+            if zone.starts_with('-') {
+                -seconds
+            } else {
+                seconds
+            }
         }
         None => 0,
     };
     let epoch = jiff::civil::date(1970, 1, 1).at(0, 0, 0, 0);
     let seconds = local.duration_since(epoch).as_secs() - offset;
-    (Timestamp::MAX.as_second()..=END_OF_9999).contains(&seconds).then_some(Timestamp::MAX)
+    (Timestamp::MAX.as_second()..=END_OF_9999)
+        .contains(&seconds)
+        .then_some(Timestamp::MAX)
 }
 
 /// Whether a text has the shape of RFC 3339, section 5.6. The parser reads more than that: spaces, signed years,
@@ -228,10 +249,20 @@ fn last_hours(text: &str) -> Option<Timestamp> {
 fn is_rfc_3339(text: &str) -> bool {
     let shape = |text: &str, shape: &str| {
         text.len() == shape.len()
-            && text.bytes().zip(shape.bytes()).all(|(b, s)| if s == b'0' { b.is_ascii_digit() } else { b == s })
+            && text.bytes().zip(shape.bytes()).all(|(b, s)| {
+                if s == b'0' {
+                    b.is_ascii_digit()
+                } else {
+                    b == s
+                }
+            })
     };
-    let Some((seconds, rest)) = text.split_at_checked(19) else { return false };
-    let zone = rest.strip_prefix('.').map_or(rest, |rest| rest.trim_start_matches(|c: char| c.is_ascii_digit()));
+    let Some((seconds, rest)) = text.split_at_checked(19) else {
+        return false;
+    };
+    let zone = rest.strip_prefix('.').map_or(rest, |rest| {
+        rest.trim_start_matches(|c: char| c.is_ascii_digit())
+    });
     let fraction = &rest[..rest.len() - zone.len()];
     shape(&seconds.to_ascii_uppercase(), "0000-00-00T00:00:00")
         && fraction != "."
@@ -260,7 +291,9 @@ impl de::Visitor<'_> for MomentVisitor {
     }
 
     fn visit_u64<E: de::Error>(self, seconds: u64) -> Result<Moment, E> {
-        i64::try_from(seconds).map_err(|_| E::custom(EXPECTED)).and_then(|seconds| self.visit_i64(seconds))
+        i64::try_from(seconds)
+            .map_err(|_| E::custom(EXPECTED))
+            .and_then(|seconds| self.visit_i64(seconds))
     }
 
     /// Whole numbers may be written as `5.0`.
@@ -268,7 +301,10 @@ impl de::Visitor<'_> for MomentVisitor {
         if seconds.fract() != 0.0 || seconds.abs() > MAX_WHOLE {
             return Err(E::custom(EXPECTED));
         }
-        #[expect(clippy::cast_possible_truncation, reason = "a whole number of at most 2^53")]
+        #[expect(
+            clippy::cast_possible_truncation,
+            reason = "a whole number of at most 2^53"
+        )]
         self.visit_i64(seconds as i64)
     }
 
@@ -286,10 +322,19 @@ mod tests {
     #[test]
     fn times_are_whole_seconds() {
         let at: Timestamp = "2026-02-23T12:00:00.999999Z".parse().unwrap();
-        assert_eq!(serde_json::to_string(&Rfc3339::from(at)).unwrap(), "\"2026-02-23T12:00:00Z\"");
-        assert_eq!(serde_json::to_string(&UnixSeconds::from(at)).unwrap(), "1771848000");
+        assert_eq!(
+            serde_json::to_string(&Rfc3339::from(at)).unwrap(),
+            "\"2026-02-23T12:00:00Z\""
+        );
+        assert_eq!(
+            serde_json::to_string(&UnixSeconds::from(at)).unwrap(),
+            "1771848000"
+        );
         let before_1970: Timestamp = "1969-12-31T23:59:58.5Z".parse().unwrap();
-        assert_eq!(serde_json::to_string(&UnixSeconds::from(before_1970)).unwrap(), "-2");
+        assert_eq!(
+            serde_json::to_string(&UnixSeconds::from(before_1970)).unwrap(),
+            "-2"
+        );
     }
 
     #[test]
@@ -299,48 +344,113 @@ mod tests {
         for shown in [text.to_string(), seconds.to_string(), moment.to_string()] {
             assert_eq!(shown, "2026-02-23T12:00:00Z");
         }
-        assert_eq!([text.timestamp(), seconds.timestamp(), moment.timestamp()], [at; 3]);
+        assert_eq!(
+            [text.timestamp(), seconds.timestamp(), moment.timestamp()],
+            [at; 3]
+        );
         assert_eq!(seconds.seconds(), 1_771_848_000);
-        assert_eq!([SystemTime::from(text), SystemTime::from(seconds)], [SystemTime::from(at); 2]);
-        assert_eq!([Moment::from(text), Moment::from(seconds), Moment::from(SystemTime::from(at))], [moment; 3]);
+        assert_eq!(
+            [SystemTime::from(text), SystemTime::from(seconds)],
+            [SystemTime::from(at); 2]
+        );
+        assert_eq!(
+            [
+                Moment::from(text),
+                Moment::from(seconds),
+                Moment::from(SystemTime::from(at))
+            ],
+            [moment; 3]
+        );
     }
 
     #[test]
     fn a_time_that_is_read_is_whole_seconds_too() {
         for text in ["\"2026-02-23T12:00:00.75Z\"", "1771848000"] {
-            assert_eq!(serde_json::from_str::<Rfc3339>(text).unwrap().to_string(), "2026-02-23T12:00:00Z");
-            assert_eq!(serde_json::from_str::<UnixSeconds>(text).unwrap().to_string(), "2026-02-23T12:00:00Z");
+            assert_eq!(
+                serde_json::from_str::<Rfc3339>(text).unwrap().to_string(),
+                "2026-02-23T12:00:00Z"
+            );
+            assert_eq!(
+                serde_json::from_str::<UnixSeconds>(text)
+                    .unwrap()
+                    .to_string(),
+                "2026-02-23T12:00:00Z"
+            );
         }
     }
 
     #[test]
     fn a_time_out_of_range_is_the_last_or_the_first_there_is() {
         let far = Duration::from_secs(400_000_000_000);
-        assert_eq!(Moment::from(SystemTime::UNIX_EPOCH + far).timestamp(), Timestamp::MAX);
-        assert_eq!(Moment::from(SystemTime::UNIX_EPOCH - far).timestamp(), Timestamp::MIN);
+        assert_eq!(
+            Moment::from(SystemTime::UNIX_EPOCH + far).timestamp(),
+            Timestamp::MAX
+        );
+        assert_eq!(
+            Moment::from(SystemTime::UNIX_EPOCH - far).timestamp(),
+            Timestamp::MIN
+        );
         // The last one is still read by a server.
         let sent = serde_json::to_string(&Moment::from(SystemTime::UNIX_EPOCH + far)).unwrap();
-        assert_eq!(serde_json::from_str::<Moment>(&sent).unwrap().timestamp(), Timestamp::MAX);
+        assert_eq!(
+            serde_json::from_str::<Moment>(&sent).unwrap().timestamp(),
+            Timestamp::MAX
+        );
     }
 
     #[test]
     fn a_moment_of_a_query_or_a_number() {
         let at: Timestamp = "2026-02-23T12:00:00Z".parse().unwrap();
-        for text in ["1771848000", "2026-02-23T12:00:00Z", "2026-02-23T13:00:00+01:00"] {
+        for text in [
+            "1771848000",
+            "2026-02-23T12:00:00Z",
+            "2026-02-23T13:00:00+01:00",
+        ] {
             assert_eq!(text.parse(), Ok(Moment::from(at)), "{text}");
         }
         assert_eq!(Moment::from_unix(1_771_848_000), Ok(Moment::from(at)));
-        assert_eq!(Moment::from_unix(-1).unwrap().to_string(), "1969-12-31T23:59:59Z");
-        for refused in ["2026-02-23", "", "1771848000.5", "9223372036854775807", "99999999999999999999"] {
-            assert_eq!(refused.parse::<Moment>().unwrap_err().to_string(), EXPECTED, "{refused}");
+        assert_eq!(
+            Moment::from_unix(-1).unwrap().to_string(),
+            "1969-12-31T23:59:59Z"
+        );
+        for refused in [
+            "2026-02-23",
+            "",
+            "1771848000.5",
+            "9223372036854775807",
+            "99999999999999999999",
+        ] {
+            assert_eq!(
+                refused.parse::<Moment>().unwrap_err().to_string(),
+                EXPECTED,
+                "{refused}"
+            );
         }
         for unescaped in ["2026-02-23T12:00:00 00:00", "2026-02-23T12:00:00.5 05:30"] {
-            assert!(unescaped.parse::<Moment>().unwrap_err().to_string().contains("write + as %2B"), "{unescaped}");
+            assert!(
+                unescaped
+                    .parse::<Moment>()
+                    .unwrap_err()
+                    .to_string()
+                    .contains("write + as %2B"),
+                "{unescaped}"
+            );
         }
-        for other in ["2026-02-23 12:00:00Z", "2026-02-23T12:00:00 0000", " 2026-02-23"] {
-            assert_eq!(other.parse::<Moment>().unwrap_err().to_string(), EXPECTED, "{other}");
+        for other in [
+            "2026-02-23 12:00:00Z",
+            "2026-02-23T12:00:00 0000",
+            " 2026-02-23",
+        ] {
+            assert_eq!(
+                other.parse::<Moment>().unwrap_err().to_string(),
+                EXPECTED,
+                "{other}"
+            );
         }
-        assert_eq!(Moment::from_unix(i64::MAX).unwrap_err().to_string(), EXPECTED);
+        assert_eq!(
+            Moment::from_unix(i64::MAX).unwrap_err().to_string(),
+            EXPECTED
+        );
     }
 
     #[test]
@@ -357,7 +467,10 @@ mod tests {
         ] {
             let moment = serde_json::from_str::<Moment>(text).unwrap();
             assert_eq!(moment.timestamp(), Timestamp::MAX, "{text}");
-            assert_eq!(serde_json::to_string(&Rfc3339::from(moment.timestamp())).unwrap(), "\"9999-12-30T22:00:00Z\"");
+            assert_eq!(
+                serde_json::to_string(&Rfc3339::from(moment.timestamp())).unwrap(),
+                "\"9999-12-30T22:00:00Z\""
+            );
         }
         for text in [
             "253402300800",
@@ -375,10 +488,21 @@ mod tests {
     #[test]
     fn a_moment_is_unix_seconds_or_rfc_3339() {
         let at: Timestamp = "2026-02-23T12:00:00Z".parse().unwrap();
-        for text in ["1771848000", "\"2026-02-23T12:00:00Z\"", "\"2026-02-23T13:00:00+01:00\""] {
-            assert_eq!(serde_json::from_str::<Moment>(text).unwrap(), Moment::from(at), "{text}");
+        for text in [
+            "1771848000",
+            "\"2026-02-23T12:00:00Z\"",
+            "\"2026-02-23T13:00:00+01:00\"",
+        ] {
+            assert_eq!(
+                serde_json::from_str::<Moment>(text).unwrap(),
+                Moment::from(at),
+                "{text}"
+            );
         }
-        for text in ["\"2026-02-23T12:00:00.5z\"", "\"2026-02-23t07:00:00-05:00\""] {
+        for text in [
+            "\"2026-02-23T12:00:00.5z\"",
+            "\"2026-02-23t07:00:00-05:00\"",
+        ] {
             assert!(serde_json::from_str::<Moment>(text).is_ok(), "{text}");
         }
         for text in [
@@ -394,11 +518,22 @@ mod tests {
             assert!(serde_json::from_str::<Moment>(text).is_err(), "{text}");
         }
         for text in ["1771848000.0", "1.771848e9"] {
-            assert_eq!(serde_json::from_str::<Moment>(text).unwrap(), Moment::from(at), "{text}");
+            assert_eq!(
+                serde_json::from_str::<Moment>(text).unwrap(),
+                Moment::from(at),
+                "{text}"
+            );
         }
-        for text in
-            ["1771848000.5", "1e17", "-1e300", "\"2026-02-23\"", "\"1771848000\"", "true", "9223372036854775807", "[]"]
-        {
+        for text in [
+            "1771848000.5",
+            "1e17",
+            "-1e300",
+            "\"2026-02-23\"",
+            "\"1771848000\"",
+            "true",
+            "9223372036854775807",
+            "[]",
+        ] {
             assert!(serde_json::from_str::<Moment>(text).is_err(), "{text}");
         }
     }

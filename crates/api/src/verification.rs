@@ -31,14 +31,21 @@ pub struct VerifyRequest {
     pub method: Option<String>,
     /// The path of the request, as sent; a query is cut.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[cfg_attr(feature = "openapi", schema(example = "/api/v1/sessions", max_length = 8192))]
+    #[cfg_attr(
+        feature = "openapi",
+        schema(example = "/api/v1/sessions", max_length = 8192)
+    )]
     pub path: Option<String>,
     /// All of these scopes are needed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", schema(example = json!(["sessions:write"]), max_items = 128))]
     pub scopes: Option<Vec<String>>,
     /// This mode is needed.
-    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "crate::word::option")]
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "crate::word::option"
+    )]
     pub mode: Option<Mode>,
     /// The merchant the request is about.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -129,11 +136,19 @@ impl<'de> Deserialize<'de> for VerifyResponse {
         if !read.valid {
             let code = Open::deserialize(read.code.into_deserializer())?;
             // A hint: one that cannot be read leaves the denial as it is.
-            let missing_scopes = read.missing_scopes.and_then(|scopes| serde_json::from_value(scopes).ok());
-            return Ok(Self::Invalid(Invalid { valid: false, code, missing_scopes }));
+            let missing_scopes = read
+                .missing_scopes
+                .and_then(|scopes| serde_json::from_value(scopes).ok());
+            return Ok(Self::Invalid(Invalid {
+                valid: false,
+                code,
+                missing_scopes,
+            }));
         }
         if read.code != "valid" {
-            return Err(D::Error::custom("`valid` is true, and `code` says something else"));
+            return Err(D::Error::custom(
+                "`valid` is true, and `code` says something else",
+            ));
         }
         let key = read.key.ok_or_else(|| D::Error::missing_field("key"))?;
         let rate_limit = match read.rate_limit {
@@ -198,14 +213,20 @@ impl std::error::Error for Invalid {}
 #[cfg_attr(not(feature = "server"), non_exhaustive)]
 pub struct VerifiedKey {
     /// Its id.
-    #[cfg_attr(feature = "openapi", schema(example = "0198c0de-0000-7000-8000-000000000002"))]
+    #[cfg_attr(
+        feature = "openapi",
+        schema(example = "0198c0de-0000-7000-8000-000000000002")
+    )]
     pub id: String,
     /// Whose it is.
     #[cfg_attr(feature = "openapi", schema(example = "acme"))]
     pub account_id: String,
     /// Its application, for keys of applications.
     #[serde(deserialize_with = "crate::object::present")]
-    #[cfg_attr(feature = "openapi", schema(example = "0198c0de-0000-7000-8000-000000000001"))]
+    #[cfg_attr(
+        feature = "openapi",
+        schema(example = "0198c0de-0000-7000-8000-000000000001")
+    )]
     pub application_id: Option<String>,
     /// Its label.
     #[cfg_attr(feature = "openapi", schema(example = "Primary checkout key"))]
@@ -305,7 +326,11 @@ pub struct IntrospectRequest {
     #[cfg_attr(feature = "openapi", schema(example = "sessions:read sessions:write"))]
     pub scopes: Option<String>,
     /// This mode is needed.
-    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "crate::word::option")]
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "crate::word::option"
+    )]
     pub mode: Option<Mode>,
     /// The merchant the request is about.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -396,7 +421,10 @@ impl IntrospectResponse {
 #[cfg_attr(not(feature = "server"), non_exhaustive)]
 pub struct WhoAmI {
     /// Its id.
-    #[cfg_attr(feature = "openapi", schema(example = "0198c0de-0000-7000-8000-000000000002"))]
+    #[cfg_attr(
+        feature = "openapi",
+        schema(example = "0198c0de-0000-7000-8000-000000000002")
+    )]
     pub id: String,
     /// Which key system it belongs to.
     #[cfg_attr(feature = "openapi", schema(value_type = Family))]
@@ -425,10 +453,27 @@ struct ReadWhoAmI {
 
 impl<'de> Deserialize<'de> for WhoAmI {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let ReadWhoAmI { id, family, mode, status, rest } = ReadWhoAmI::deserialize(deserializer)?;
-        let rest = rest.contains_key("account_id").then_some(Value::Object(rest));
-        let rest = rest.map(serde_json::from_value).transpose().map_err(D::Error::custom)?;
-        Ok(Self { id, family, mode, status, rest })
+        let ReadWhoAmI {
+            id,
+            family,
+            mode,
+            status,
+            rest,
+        } = ReadWhoAmI::deserialize(deserializer)?;
+        let rest = rest
+            .contains_key("account_id")
+            .then_some(Value::Object(rest));
+        let rest = rest
+            .map(serde_json::from_value)
+            .transpose()
+            .map_err(D::Error::custom)?;
+        Ok(Self {
+            id,
+            family,
+            mode,
+            status,
+            rest,
+        })
     }
 }
 
@@ -485,7 +530,13 @@ mod tests {
     fn valid_is_what_says_so() {
         let answer: VerifyResponse = serde_json::from_value(valid()).unwrap();
         assert!(answer.is_valid());
-        assert_eq!((answer.code(), answer.key().map(|key| key.account_id.as_str())), ("valid", Some("acme")));
+        assert_eq!(
+            (
+                answer.code(),
+                answer.key().map(|key| key.account_id.as_str())
+            ),
+            ("valid", Some("acme"))
+        );
         assert!(answer.into_result().is_ok());
 
         // A newer server may say more of a key that it denies.
@@ -495,14 +546,21 @@ mod tests {
         let answer: VerifyResponse = serde_json::from_value(denied).unwrap();
         assert!(!answer.is_valid());
         assert_eq!((answer.code(), answer.key()), ("suspended", None));
-        assert!(answer.into_result().is_err_and(|invalid| invalid.code == Denial::Suspended));
+        assert!(
+            answer
+                .into_result()
+                .is_err_and(|invalid| invalid.code == Denial::Suspended)
+        );
     }
 
     #[test]
     fn a_denial_is_read_whatever_else_it_says() {
         let text = r#"{"valid": false, "code": "wrong_moon_phase", "key": 7, "rate_limit": "none", "hint": []}"#;
         let answer: VerifyResponse = serde_json::from_str(text).unwrap();
-        assert_eq!((answer.is_valid(), answer.code()), (false, "wrong_moon_phase"));
+        assert_eq!(
+            (answer.is_valid(), answer.code()),
+            (false, "wrong_moon_phase")
+        );
     }
 
     #[test]
@@ -530,7 +588,10 @@ mod tests {
                 Some(value) => members.insert(member.to_owned(), value.clone()),
                 None => members.remove(member),
             };
-            assert!(serde_json::from_value::<VerifyResponse>(answer).is_err(), "{member}: {value:?}");
+            assert!(
+                serde_json::from_value::<VerifyResponse>(answer).is_err(),
+                "{member}: {value:?}"
+            );
         }
         let twice = valid().to_string().replacen('{', r#"{"valid": false, "#, 1);
         assert!(serde_json::from_str::<VerifyResponse>(&twice).is_err());
@@ -543,7 +604,10 @@ mod tests {
         for member in valid()["key"].as_object().unwrap().keys() {
             let mut answer = valid();
             answer["key"].as_object_mut().unwrap().remove(member);
-            assert!(serde_json::from_value::<VerifyResponse>(answer).is_err(), "{member}");
+            assert!(
+                serde_json::from_value::<VerifyResponse>(answer).is_err(),
+                "{member}"
+            );
         }
     }
 
@@ -552,18 +616,47 @@ mod tests {
         let mut as_array = valid();
         as_array["key"] = values(&valid()["key"]);
         for answer in [valid(), as_array] {
-            let array = json!([answer["valid"], answer["code"], answer["key"], answer["rate_limit"]]);
-            assert!(serde_json::from_value::<VerifyResponse>(array.clone()).is_err(), "{array}");
+            let array = json!([
+                answer["valid"],
+                answer["code"],
+                answer["key"],
+                answer["rate_limit"]
+            ]);
+            assert!(
+                serde_json::from_value::<VerifyResponse>(array.clone()).is_err(),
+                "{array}"
+            );
             for batch in [json!([[valid()]]), json!({"results": [array]})] {
-                assert!(serde_json::from_value::<VerifyBatchResponse>(batch.clone()).is_err(), "{batch}");
+                assert!(
+                    serde_json::from_value::<VerifyBatchResponse>(batch.clone()).is_err(),
+                    "{batch}"
+                );
             }
         }
-        assert!(serde_json::from_value::<VerifyBatchResponse>(json!({"results": [valid()]})).is_ok());
-        for text in ["[true]", r#"[true,"links:read",null,"acme",null,null,null,null,null]"#, "[false]", "true", "{}"] {
-            assert!(serde_json::from_str::<IntrospectResponse>(text).is_err(), "{text}");
+        assert!(
+            serde_json::from_value::<VerifyBatchResponse>(json!({"results": [valid()]})).is_ok()
+        );
+        for text in [
+            "[true]",
+            r#"[true,"links:read",null,"acme",null,null,null,null,null]"#,
+            "[false]",
+            "true",
+            "{}",
+        ] {
+            assert!(
+                serde_json::from_str::<IntrospectResponse>(text).is_err(),
+                "{text}"
+            );
         }
-        for text in [r#"{"active":true}"#, r#"{"active":false}"#, r#"{"active":true,"scope":null,"a_new_member":[]}"#] {
-            assert!(serde_json::from_str::<IntrospectResponse>(text).is_ok(), "{text}");
+        for text in [
+            r#"{"active":true}"#,
+            r#"{"active":false}"#,
+            r#"{"active":true,"scope":null,"a_new_member":[]}"#,
+        ] {
+            assert!(
+                serde_json::from_str::<IntrospectResponse>(text).is_ok(),
+                "{text}"
+            );
         }
     }
 
@@ -579,18 +672,31 @@ mod tests {
     fn a_publishable_key_learns_four_members_and_what_a_newer_server_adds() {
         let text = r#"{"id": "1", "family": "publishable", "mode": "live", "status": "active", "origins": []}"#;
         let answer: WhoAmI = serde_json::from_str(text).unwrap();
-        assert_eq!((answer.family, answer.rest), (Family::Publishable.into(), None));
+        assert_eq!(
+            (answer.family, answer.rest),
+            (Family::Publishable.into(), None)
+        );
     }
 
     #[test]
     fn the_rest_is_read_or_refused_and_never_left_out() {
         let answer: WhoAmI = serde_json::from_value(whoami()).unwrap();
-        assert_eq!(answer.rest.as_ref().map(|rest| rest.account_id.as_str()), Some("acme"));
+        assert_eq!(
+            answer.rest.as_ref().map(|rest| rest.account_id.as_str()),
+            Some("acme")
+        );
         assert_eq!(serde_json::to_value(&answer).unwrap(), whoami());
-        for (member, value) in [("name", json!(7)), ("scopes", json!(null)), ("created_at", json!("yesterday"))] {
+        for (member, value) in [
+            ("name", json!(7)),
+            ("scopes", json!(null)),
+            ("created_at", json!("yesterday")),
+        ] {
             let mut answer = whoami();
             answer[member] = value;
-            assert!(serde_json::from_value::<WhoAmI>(answer).is_err(), "{member}");
+            assert!(
+                serde_json::from_value::<WhoAmI>(answer).is_err(),
+                "{member}"
+            );
         }
     }
 }

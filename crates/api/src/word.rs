@@ -13,7 +13,9 @@ use crate::Patch;
 ///
 /// # Errors
 /// For anything but a text, and for another word.
-pub(crate) fn required<'de, T: Deserialize<'de>, D: Deserializer<'de>>(deserializer: D) -> Result<T, D::Error> {
+pub(crate) fn required<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<T, D::Error> {
     Word::deserialize(deserializer).map(|word| word.0)
 }
 
@@ -21,7 +23,9 @@ pub(crate) fn required<'de, T: Deserialize<'de>, D: Deserializer<'de>>(deseriali
 ///
 /// # Errors
 /// As for [`required`].
-pub(crate) fn option<'de, T: Deserialize<'de>, D: Deserializer<'de>>(deserializer: D) -> Result<Option<T>, D::Error> {
+pub(crate) fn option<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<T>, D::Error> {
     Ok(Option::<Word<T>>::deserialize(deserializer)?.map(|word| word.0))
 }
 
@@ -29,7 +33,9 @@ pub(crate) fn option<'de, T: Deserialize<'de>, D: Deserializer<'de>>(deserialize
 ///
 /// # Errors
 /// As for [`required`].
-pub(crate) fn patch<'de, T: Deserialize<'de>, D: Deserializer<'de>>(deserializer: D) -> Result<Patch<T>, D::Error> {
+pub(crate) fn patch<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Patch<T>, D::Error> {
     Ok(option(deserializer)?.map_or(Patch::Null, Patch::Value))
 }
 
@@ -37,7 +43,9 @@ struct Word<T>(T);
 
 impl<'de, T: Deserialize<'de>> Deserialize<'de> for Word<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_str(WordVisitor(PhantomData)).map(Self)
+        deserializer
+            .deserialize_str(WordVisitor(PhantomData))
+            .map(Self)
     }
 }
 

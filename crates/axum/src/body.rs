@@ -22,7 +22,9 @@ where
     if body.is_end_stream() || headers.contains_key(EXPECT) {
         return;
     }
-    let Ok(runtime) = Handle::try_current() else { return };
+    let Ok(runtime) = Handle::try_current() else {
+        return;
+    };
     runtime.spawn(timeout(DISCARD_LIMIT, async move {
         let mut body = pin!(body);
         let mut discarded = 0;

@@ -92,8 +92,8 @@ use std::{
 use axum::{
     extract::{ConnectInfo, OriginalUri, connect_info::MockConnectInfo},
     http::{
-        Extensions, HeaderMap, HeaderName, HeaderValue, Method, Request, Uri, Version, header::CONTENT_TYPE,
-        request::Parts,
+        Extensions, HeaderMap, HeaderName, HeaderValue, Method, Request, Uri, Version,
+        header::CONTENT_TYPE, request::Parts,
     },
     response::{IntoResponse, Response},
 };
@@ -116,13 +116,20 @@ impl TollkeyLayer {
     /// Admits any key that may make the request.
     #[must_use]
     pub fn new(guard: Guard) -> Self {
-        Self { guard, requirement: Arc::new(Requirement::any()), grpc: false }
+        Self {
+            guard,
+            requirement: Arc::new(Requirement::any()),
+            grpc: false,
+        }
     }
 
     /// Requires this of every key.
     #[must_use]
     pub fn require(self, requirement: impl Into<Requirement>) -> Self {
-        Self { requirement: Arc::new(requirement.into()), ..self }
+        Self {
+            requirement: Arc::new(requirement.into()),
+            ..self
+        }
     }
 
     /// Sends rejections of gRPC requests as gRPC statuses (`UNAUTHENTICATED`, `PERMISSION_DENIED`, …) with HTTP status 200, as gRPC
@@ -154,7 +161,10 @@ impl<S> Layer<S> for TollkeyLayer {
     type Service = Tollkey<S>;
 
     fn layer(&self, inner: S) -> Tollkey<S> {
-        Tollkey { inner, layer: self.clone() }
+        Tollkey {
+            inner,
+            layer: self.clone(),
+        }
     }
 }
 
@@ -185,13 +195,19 @@ where
     }
 
     fn call(&mut self, mut request: Request<B>) -> Self::Future {
-        let TollkeyLayer { guard, requirement, .. } = &self.layer;
+        let TollkeyLayer {
+            guard, requirement, ..
+        } = &self.layer;
         if let Some(outer) = request.extensions().get::<Admission>() {
             outer.give_way_to(guard);
         }
-        let form = self.layer.form(request.method(), request.version(), request.headers());
+        let form = self
+            .layer
+            .form(request.method(), request.version(), request.headers());
         // Almost always the key is cached. Then no future is boxed, and the service is not cloned.
-        if let Some(checked) = guard.check_cached(&Seen::of_request(&request).head(form), requirement) {
+        if let Some(checked) =
+            guard.check_cached(&Seen::of_request(&request).head(form), requirement)
+        {
             return match checked {
                 Ok(admission) => {
                     hide_credential(request.headers_mut(), &admission);
@@ -203,10 +219,15 @@ where
         }
         // A clone that is not ready yet: it takes no permit while the server is asked.
         let mut inner = self.inner.clone();
-        let TollkeyLayer { guard, requirement, .. } = self.layer.clone();
+        let TollkeyLayer {
+            guard, requirement, ..
+        } = self.layer.clone();
         let asked = async move {
             let (mut parts, body) = request.into_parts();
-            let admission = match guard.check(&Seen::of(&parts).head(form), &requirement).await {
+            let admission = match guard
+                .check(&Seen::of(&parts).head(form), &requirement)
+                .await
+            {
                 Ok(admission) => admission,
                 Err(rejection) => {
                     body::discard(&parts.headers, body);
@@ -219,13 +240,21 @@ where
             let response = inner.call(Request::from_parts(parts, body)).await?;
             Ok(conclude(response.into_response(), Some(&admission)))
         };
-        ResponseFuture { stage: Stage::Asked { future: Box::pin(asked) }, admission: None }
+        ResponseFuture {
+            stage: Stage::Asked {
+                future: Box::pin(asked),
+            },
+            admission: None,
+        }
     }
 }
 
 /// Marks the header with the key as sensitive, so that nothing inside of the layer logs it.
 fn hide_credential(headers: &mut HeaderMap, admission: &Admission) {
-    if let Some(credential) = admission.key().and_then(|key| headers.get_mut(key.credential_header())) {
+    if let Some(credential) = admission
+        .key()
+        .and_then(|key| headers.get_mut(key.credential_header()))
+    {
         credential.set_sensitive(true);
     }
 }
@@ -264,12 +293,19 @@ where
     fn run(inner: &mut S, request: Request<B>, admission: Option<Admission>) -> Self {
         // If it is not ready, the poll of `Waiting` registers the waker.
         let stage = match inner.poll_ready(&mut Context::from_waker(Waker::noop())) {
-            Poll::Ready(Ok(())) => Stage::Running { future: inner.call(request) },
-            Poll::Ready(Err(error)) => Stage::Done { outcome: Some(Err(error)) },
+            Poll::Ready(Ok(())) => Stage::Running {
+                future: inner.call(request),
+            },
+            Poll::Ready(Err(error)) => Stage::Done {
+                outcome: Some(Err(error)),
+            },
             Poll::Pending => {
                 // The one that waits, and a clone in its place.
                 let clone = inner.clone();
-                Stage::Waiting { inner: std::mem::replace(inner, clone), request: Some(request) }
+                Stage::Waiting {
+                    inner: std::mem::replace(inner, clone),
+                    request: Some(request),
+                }
             }
         };
         Self { stage, admission }
@@ -281,7 +317,12 @@ where
     {
         let (parts, body) = request.into_parts();
         body::discard(&parts.headers, body);
-        Self { stage: Stage::Done { outcome: Some(Ok(rejection.into_response())) }, admission: None }
+        Self {
+            stage: Stage::Done {
+                outcome: Some(Ok(rejection.into_response())),
+            },
+            admission: None,
+        }
     }
 }
 
@@ -296,14 +337,19 @@ where
         if let StageProjection::Waiting { inner, request } = this.stage.as_mut().project() {
             ready!(inner.poll_ready(context))?;
             // Taken once: the stage is another one from here on.
-            let Some(request) = request.take() else { return Poll::Pending };
+            let Some(request) = request.take() else {
+                return Poll::Pending;
+            };
             let future = inner.call(request);
             this.stage.set(Stage::Running { future });
         }
         match this.stage.project() {
             StageProjection::Running { future } => {
                 let response = ready!(future.poll(context))?;
-                Poll::Ready(Ok(conclude(response.into_response(), this.admission.as_ref())))
+                Poll::Ready(Ok(conclude(
+                    response.into_response(),
+                    this.admission.as_ref(),
+                )))
             }
             StageProjection::Asked { future } => future.as_mut().poll(context),
             // A future that is polled after its end stays pending.
@@ -323,7 +369,9 @@ impl<S: Service<Request<B>>, B> std::fmt::Debug for ResponseFuture<S, B> {
 fn conclude(mut response: Response, admission: Option<&Admission>) -> Response {
     for (name, value) in admission.map(Admission::conclude).unwrap_or_default() {
         if let Ok(value) = HeaderValue::from_str(&value) {
-            response.headers_mut().insert(HeaderName::from_static(name), value);
+            response
+                .headers_mut()
+                .insert(HeaderName::from_static(name), value);
         }
     }
     response
@@ -343,7 +391,10 @@ impl<S> Layer<S> for RequireLayer {
     type Service = Require<S>;
 
     fn layer(&self, inner: S) -> Require<S> {
-        Require { inner, requirement: Arc::clone(&self.0) }
+        Require {
+            inner,
+            requirement: Arc::clone(&self.0),
+        }
     }
 }
 
@@ -368,10 +419,14 @@ where
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
-        let admission = request.extensions().get::<Admission>().ok_or_else(Rejection::unguarded);
+        let admission = request
+            .extensions()
+            .get::<Admission>()
+            .ok_or_else(Rejection::unguarded);
         let head = Seen::of_request(&request);
-        match admission.and_then(|admission| admission.require(&head.head(RejectionForm::default()), &self.requirement))
-        {
+        match admission.and_then(|admission| {
+            admission.require(&head.head(RejectionForm::default()), &self.requirement)
+        }) {
             Ok(()) => ResponseFuture::run(&mut self.inner, request, None),
             Err(rejection) => ResponseFuture::reject(rejection, request),
         }
@@ -388,20 +443,46 @@ struct Seen<'a> {
 
 impl<'a> Seen<'a> {
     fn of(parts: &'a Parts) -> Self {
-        let Parts { method, uri, extensions, headers, .. } = parts;
-        Self { method, uri, extensions, headers: HttpHeaders(headers) }
+        let Parts {
+            method,
+            uri,
+            extensions,
+            headers,
+            ..
+        } = parts;
+        Self {
+            method,
+            uri,
+            extensions,
+            headers: HttpHeaders(headers),
+        }
     }
 
     fn of_request<B>(request: &'a Request<B>) -> Self {
         let headers = HttpHeaders(request.headers());
-        Self { method: request.method(), uri: request.uri(), extensions: request.extensions(), headers }
+        Self {
+            method: request.method(),
+            uri: request.uri(),
+            extensions: request.extensions(),
+            headers,
+        }
     }
 
     fn head(&self, form: RejectionForm) -> RequestHead<'_> {
         // A prefix that a router has cut off is part of the path on the wire.
-        let uri = self.extensions.get::<OriginalUri>().map_or(self.uri, |original| &original.0);
-        let peer = self.extensions.get::<ConnectInfo<SocketAddr>>().map(|ConnectInfo(address)| address);
-        let mock = || self.extensions.get::<MockConnectInfo<SocketAddr>>().map(|MockConnectInfo(address)| address);
+        let uri = self
+            .extensions
+            .get::<OriginalUri>()
+            .map_or(self.uri, |original| &original.0);
+        let peer = self
+            .extensions
+            .get::<ConnectInfo<SocketAddr>>()
+            .map(|ConnectInfo(address)| address);
+        let mock = || {
+            self.extensions
+                .get::<MockConnectInfo<SocketAddr>>()
+                .map(|MockConnectInfo(address)| address)
+        };
         RequestHead {
             method: self.method.as_str(),
             target: uri.path_and_query().map_or("/", |target| target.as_str()),

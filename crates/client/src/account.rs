@@ -6,7 +6,9 @@ use serde::de::DeserializeOwned;
 use tollkey_api::account::{self as api, Envelope, ListEnvelope};
 use tollkey_core::Mode;
 
-pub use tollkey_api::account::{Access, Actor, AuditEntry, CreatedKey, Extras, Key, RateLimit, Target};
+pub use tollkey_api::account::{
+    Access, Actor, AuditEntry, CreatedKey, Extras, Key, RateLimit, Target,
+};
 
 use crate::{
     Client, Error, Page, Request, Secret,
@@ -45,7 +47,9 @@ fn data<T: DeserializeOwned>(reply: Reply) -> Result<T, Error> {
 
 /// The `data` of an envelope around a list.
 fn page<T: DeserializeOwned>(reply: Reply) -> Result<Page<T>, Error> {
-    reply.json::<ListEnvelope<T>>().map(|envelope| Page::new(envelope.data, envelope.meta.next_cursor))
+    reply
+        .json::<ListEnvelope<T>>()
+        .map(|envelope| Page::new(envelope.data, envelope.meta.next_cursor))
 }
 
 /// The secret and publishable keys of an account: [`Account::api_keys`].
@@ -98,7 +102,11 @@ impl ApiKeys {
     /// ```
     #[doc(alias = "listAccountKeys")]
     pub fn list(&self) -> ListKeys {
-        ListKeys { call: self.call(Method::GET, "/api/v1/account/api-keys", &[]), limit: None, cursor: None }
+        ListKeys {
+            call: self.call(Method::GET, "/api/v1/account/api-keys", &[]),
+            limit: None,
+            cursor: None,
+        }
     }
 
     /// `POST /account/api-keys/{id}/revoke`: revokes a key for good. Once this returns, the key is refused everywhere. Can
@@ -113,7 +121,12 @@ impl ApiKeys {
     /// ```
     #[doc(alias = "revokeAccountKey")]
     pub fn revoke(&self, key_id: impl AsRef<str>) -> Request<Key> {
-        self.call(Method::POST, "/api/v1/account/api-keys/{id}/revoke", &[key_id.as_ref()]).reading_with(data)
+        self.call(
+            Method::POST,
+            "/api/v1/account/api-keys/{id}/revoke",
+            &[key_id.as_ref()],
+        )
+        .reading_with(data)
     }
 
     /// `DELETE /account/api-keys/{id}`: the same as [`revoke`](Self::revoke).
@@ -126,7 +139,12 @@ impl ApiKeys {
     /// ```
     #[doc(alias = "deleteAccountKey")]
     pub fn delete(&self, key_id: impl AsRef<str>) -> Request<Key> {
-        self.call(Method::DELETE, "/api/v1/account/api-keys/{id}", &[key_id.as_ref()]).reading_with(data)
+        self.call(
+            Method::DELETE,
+            "/api/v1/account/api-keys/{id}",
+            &[key_id.as_ref()],
+        )
+        .reading_with(data)
     }
 }
 
@@ -141,7 +159,10 @@ pub struct CreateKey {
 
 impl CreateKey {
     fn request(self) -> Request<CreatedKey> {
-        self.call.creating(self.idempotency_key).json(&self.body).reading_with(data)
+        self.call
+            .creating(self.idempotency_key)
+            .json(&self.body)
+            .reading_with(data)
     }
 }
 restrictions!(CreateKey);
@@ -171,7 +192,10 @@ impl ListKeys {
     }
 
     fn request(self) -> Request<Page<Key>> {
-        self.call.query("limit", self.limit).query("cursor", self.cursor).reading_with(page)
+        self.call
+            .query("limit", self.limit)
+            .query("cursor", self.cursor)
+            .reading_with(page)
     }
 }
 sends!(ListKeys => Page<Key>);
@@ -197,7 +221,12 @@ impl AuditLog {
     #[doc(alias = "listAccountAuditLog")]
     pub fn list(&self) -> ListAuditLog {
         let call = Call::new(&self.0, Method::GET, "/api/v1/account/audit-log", &[]).in_account();
-        ListAuditLog { call, limit: None, cursor: None, action: None }
+        ListAuditLog {
+            call,
+            limit: None,
+            cursor: None,
+            action: None,
+        }
     }
 }
 
@@ -231,7 +260,11 @@ impl ListAuditLog {
     }
 
     fn request(self) -> Request<Page<AuditEntry>> {
-        let call = self.call.query("limit", self.limit).query("cursor", self.cursor).query("action", self.action);
+        let call = self
+            .call
+            .query("limit", self.limit)
+            .query("cursor", self.cursor)
+            .query("action", self.action);
         call.reading_with(page)
     }
 }

@@ -46,7 +46,10 @@ impl Applications {
         CreateApplication {
             call: self.call(Method::POST, "/api/v1/applications", &[]),
             idempotency_key: None,
-            body: api::CreateApplication { name: name.into(), description: None },
+            body: api::CreateApplication {
+                name: name.into(),
+                description: None,
+            },
         }
     }
 
@@ -68,7 +71,12 @@ impl Applications {
     #[doc(alias = "listApplications")]
     pub fn list(&self) -> ListApplications {
         let call = self.call(Method::GET, "/api/v1/applications", &[]);
-        ListApplications { call, include: None, page: None, limit: None }
+        ListApplications {
+            call,
+            include: None,
+            page: None,
+            limit: None,
+        }
     }
 
     /// `GET /applications/{id}`: one application.
@@ -82,7 +90,8 @@ impl Applications {
     /// ```
     #[doc(alias = "getApplication")]
     pub fn get(&self, id: impl AsRef<str>) -> Request<Application> {
-        self.call(Method::GET, "/api/v1/applications/{id}", &[id.as_ref()]).reading()
+        self.call(Method::GET, "/api/v1/applications/{id}", &[id.as_ref()])
+            .reading()
     }
 
     /// `PATCH /applications/{id}`: changes what is set here and leaves the rest.
@@ -96,7 +105,10 @@ impl Applications {
     #[doc(alias = "updateApplication")]
     pub fn update(&self, id: impl AsRef<str>) -> UpdateApplication {
         let call = self.call(Method::PATCH, "/api/v1/applications/{id}", &[id.as_ref()]);
-        UpdateApplication { call, body: api::UpdateApplication::default() }
+        UpdateApplication {
+            call,
+            body: api::UpdateApplication::default(),
+        }
     }
 
     /// `PATCH /applications/{id}/status`: lets the application's keys work again.
@@ -128,8 +140,14 @@ impl Applications {
 
     fn set_enabled(&self, id: &str, is_enabled: bool) -> Request<Application> {
         let call = self.call(Method::PATCH, "/api/v1/applications/{id}/status", &[id]);
-        let repeat = if is_enabled { Repeat::WhenAnswered } else { Repeat::Always };
-        call.repeated(repeat).json(&api::SetApplicationStatus { is_enabled }).reading()
+        let repeat = if is_enabled {
+            Repeat::WhenAnswered
+        } else {
+            Repeat::Always
+        };
+        call.repeated(repeat)
+            .json(&api::SetApplicationStatus { is_enabled })
+            .reading()
     }
 
     /// `DELETE /applications/{id}`: deletes the application and revokes its keys for good.
@@ -145,13 +163,17 @@ impl Applications {
     /// ```
     #[doc(alias = "deleteApplication")]
     pub fn delete(&self, id: impl AsRef<str>) -> Request<()> {
-        self.call(Method::DELETE, "/api/v1/applications/{id}", &[id.as_ref()]).reading_nothing()
+        self.call(Method::DELETE, "/api/v1/applications/{id}", &[id.as_ref()])
+            .reading_nothing()
     }
 
     /// The keys of one application.
     #[must_use]
     pub fn api_keys(&self, application_id: impl Into<String>) -> ApiKeys {
-        ApiKeys { client: self.0.clone(), application_id: UrlText::new(application_id) }
+        ApiKeys {
+            client: self.0.clone(),
+            application_id: UrlText::new(application_id),
+        }
     }
 }
 
@@ -172,7 +194,10 @@ impl CreateApplication {
     }
 
     fn request(self) -> Request<Application> {
-        self.call.creating(self.idempotency_key).json(&self.body).reading()
+        self.call
+            .creating(self.idempotency_key)
+            .json(&self.body)
+            .reading()
     }
 }
 idempotent!(CreateApplication);
@@ -209,7 +234,11 @@ impl ListApplications {
 
     fn request(self) -> Request<Page<Application>> {
         let include = self.include.map(|Include::ApiKeys| "apiKeys");
-        self.call.query("include", include).query("page", self.page).query("limit", self.limit).reading()
+        self.call
+            .query("include", include)
+            .query("page", self.page)
+            .query("limit", self.limit)
+            .reading()
     }
 }
 sends!(ListApplications => Page<Application>);
@@ -273,9 +302,18 @@ impl ApiKeys {
     pub fn create(&self, description: impl Into<String>) -> CreateKey {
         let route = "/api/v1/applications/{id}/api-keys";
         CreateKey {
-            call: Call::new(&self.client, Method::POST, route, &[self.application_id.as_str()]).in_account(),
+            call: Call::new(
+                &self.client,
+                Method::POST,
+                route,
+                &[self.application_id.as_str()],
+            )
+            .in_account(),
             idempotency_key: None,
-            body: api::CreateKey { description: description.into(), ..api::CreateKey::default() },
+            body: api::CreateKey {
+                description: description.into(),
+                ..api::CreateKey::default()
+            },
         }
     }
 
@@ -297,8 +335,18 @@ impl ApiKeys {
     #[doc(alias = "listApplicationKeys")]
     pub fn list(&self) -> ListKeys {
         let route = "/api/v1/applications/{id}/api-keys";
-        let call = Call::new(&self.client, Method::GET, route, &[self.application_id.as_str()]).in_account();
-        ListKeys { call, page: None, limit: None }
+        let call = Call::new(
+            &self.client,
+            Method::GET,
+            route,
+            &[self.application_id.as_str()],
+        )
+        .in_account();
+        ListKeys {
+            call,
+            page: None,
+            limit: None,
+        }
     }
 
     /// `DELETE /applications/{id}/api-keys/{keyId}`: revokes a key for good. Once this returns, the key is refused
@@ -313,10 +361,15 @@ impl ApiKeys {
     #[doc(alias = "revokeApplicationKey")]
     pub fn revoke(&self, key_id: impl AsRef<str>) -> Request<()> {
         let segments = [self.application_id.as_str(), key_id.as_ref()];
-        Call::new(&self.client, Method::DELETE, "/api/v1/applications/{id}/api-keys/{keyId}", &segments)
-            .in_account()
-            .done_before("key_already_revoked")
-            .reading_nothing()
+        Call::new(
+            &self.client,
+            Method::DELETE,
+            "/api/v1/applications/{id}/api-keys/{keyId}",
+            &segments,
+        )
+        .in_account()
+        .done_before("key_already_revoked")
+        .reading_nothing()
     }
 }
 
@@ -343,7 +396,10 @@ impl CreateKey {
     }
 
     fn request(self) -> Request<CreatedKey> {
-        self.call.creating(self.idempotency_key).json(&self.body).reading()
+        self.call
+            .creating(self.idempotency_key)
+            .json(&self.body)
+            .reading()
     }
 }
 restrictions!(CreateKey);
@@ -373,7 +429,10 @@ impl ListKeys {
     }
 
     fn request(self) -> Request<Page<Key>> {
-        self.call.query("page", self.page).query("limit", self.limit).reading()
+        self.call
+            .query("page", self.page)
+            .query("limit", self.limit)
+            .reading()
     }
 }
 sends!(ListKeys => Page<Key>);

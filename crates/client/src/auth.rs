@@ -70,7 +70,10 @@ impl Auth {
     }
 
     fn fixed(name: &'static str, secret: impl Into<Secret>) -> Self {
-        Self { name, source: Source::Fixed(Arc::new(secret.into())) }
+        Self {
+            name,
+            source: Source::Fixed(Arc::new(secret.into())),
+        }
     }
 
     /// A token that is asked for before every attempt, for tokens that end. Whoever gives it keeps it as long as it
@@ -94,13 +97,18 @@ impl Auth {
             let token = source();
             Box::pin(async move { token.await.map_err(Into::into) })
         };
-        Self { name: "the token", source: Source::Function(Arc::new(function)) }
+        Self {
+            name: "the token",
+            source: Source::Function(Arc::new(function)),
+        }
     }
 
     /// What is wrong with the credential, as far as it is known before a call.
     pub(crate) fn fault(&self) -> Option<String> {
         match &self.source {
-            Source::Fixed(secret) => fault(secret.expose()).map(|fault| format!("{} {fault}", self.name)),
+            Source::Fixed(secret) => {
+                fault(secret.expose()).map(|fault| format!("{} {fault}", self.name))
+            }
             Source::Function(_) => None,
         }
     }
@@ -110,7 +118,9 @@ impl Auth {
         match &self.source {
             Source::Fixed(secret) => self.bearer_header(secret),
             Source::Function(function) => {
-                let secret = function().await.map_err(|error| Error::with_source(Kind::Auth, error))?;
+                let secret = function()
+                    .await
+                    .map_err(|error| Error::with_source(Kind::Auth, error))?;
                 self.bearer_header(&secret)
             }
         }
@@ -121,7 +131,8 @@ impl Auth {
             return Err(Error::argument("auth", format!("{} {fault}", self.name)));
         }
         let text = Zeroizing::new(format!("Bearer {}", secret.expose()));
-        let mut header = HeaderValue::from_str(&text).map_err(|error| Error::with_source(Kind::Auth, error))?;
+        let mut header =
+            HeaderValue::from_str(&text).map_err(|error| Error::with_source(Kind::Auth, error))?;
         header.set_sensitive(true);
         Ok(header)
     }
@@ -151,7 +162,10 @@ pub(crate) fn fault(credential: &str) -> Option<&'static str> {
         "holds a control character"
     } else if !credential.is_ascii() {
         "holds a character that is not ASCII"
-    } else if credential.get(..7).is_some_and(|scheme| scheme.eq_ignore_ascii_case("Bearer ")) {
+    } else if credential
+        .get(..7)
+        .is_some_and(|scheme| scheme.eq_ignore_ascii_case("Bearer "))
+    {
         "begins with \"Bearer\", which the client adds itself; leave it out"
     } else {
         return None;

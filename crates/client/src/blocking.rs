@@ -16,7 +16,9 @@ pub(crate) struct Blocking {
 
 impl Blocking {
     pub(crate) fn runtime(&self) -> &Runtime {
-        self.runtime.as_ref().expect("it is there until it is dropped")
+        self.runtime
+            .as_ref()
+            .expect("it is there until it is dropped")
     }
 }
 
@@ -35,16 +37,26 @@ impl Shared {
         if let Some(blocking) = self.blocking.get() {
             return Ok(blocking);
         }
-        let runtime = Builder::new_multi_thread().worker_threads(1).thread_name("tollkey-client").enable_all().build();
+        let runtime = Builder::new_multi_thread()
+            .worker_threads(1)
+            .thread_name("tollkey-client")
+            .enable_all()
+            .build();
         let runtime = runtime.map_err(|error| {
-            Error::with_source(Kind::Settings("there is no thread for blocking calls".to_owned()), error)
+            Error::with_source(
+                Kind::Settings("there is no thread for blocking calls".to_owned()),
+                error,
+            )
         })?;
         // An HTTP client of the caller's own cannot be built a second time.
         let connections = match self.connections.separate() {
             Some(connections) => Arc::new(connections?),
             None => self.connections.clone(),
         };
-        Ok(self.blocking.get_or_init(|| Blocking { runtime: Some(runtime), connections }))
+        Ok(self.blocking.get_or_init(|| Blocking {
+            runtime: Some(runtime),
+            connections,
+        }))
     }
 }
 
@@ -60,6 +72,8 @@ pub(crate) fn iterate<L: Paged, T: Send + 'static>(
     });
     iter::from_fn(move || match (&mut listing, shared.blocking()) {
         (Ok(listing), Ok(blocking)) => blocking.runtime().block_on(listing.next()),
-        (listing, _) => std::mem::replace(listing, Ok(Listing::empty())).err().map(Err),
+        (listing, _) => std::mem::replace(listing, Ok(Listing::empty()))
+            .err()
+            .map(Err),
     })
 }

@@ -86,14 +86,17 @@ impl ClientBuilder {
     }
 
     /// Reads `TOLLKEY_URL`, `TOLLKEY_TOKEN` and `TOLLKEY_SERVICE_KEY`; see [`Client::from_env`].
-    pub(crate) fn from_env(read: impl Fn(&str) -> Option<std::ffi::OsString>) -> Result<Self, Error> {
+    pub(crate) fn from_env(
+        read: impl Fn(&str) -> Option<std::ffi::OsString>,
+    ) -> Result<Self, Error> {
         let variable = |name: &str| match read(name).map(std::ffi::OsString::into_string) {
             None => Ok(None),
             Some(Ok(value)) if value.is_empty() => Err(Error::settings(format!("{name} is empty"))),
             Some(Ok(value)) => Ok(Some(value)),
             Some(Err(_)) => Err(Error::settings(format!("{name} is not UTF-8"))),
         };
-        let url = variable("TOLLKEY_URL")?.ok_or_else(|| Error::settings("TOLLKEY_URL is not set"))?;
+        let url =
+            variable("TOLLKEY_URL")?.ok_or_else(|| Error::settings("TOLLKEY_URL is not set"))?;
         let credential = |name: &str| match variable(name)? {
             Some(value) => match auth::fault(&value) {
                 Some(fault) => Err(Error::settings(format!("{name} {fault}"))),
@@ -104,8 +107,14 @@ impl ClientBuilder {
         let service = credential("TOLLKEY_SERVICE_KEY")?.map(Auth::service);
         // Alone, the service key is presented with every call: a server that rejects it says why, and one that gets no credential
         // cannot.
-        let auth = credential("TOLLKEY_TOKEN")?.map(Auth::bearer).or_else(|| service.clone());
-        Ok(Self { auth, service, ..Self::new().base_url(url) })
+        let auth = credential("TOLLKEY_TOKEN")?
+            .map(Auth::bearer)
+            .or_else(|| service.clone());
+        Ok(Self {
+            auth,
+            service,
+            ..Self::new().base_url(url)
+        })
     }
 
     /// The URL of the server: `https://keys.example.com`, or with a path where a proxy puts it beneath one. Required.
@@ -183,12 +192,14 @@ impl ClientBuilder {
     pub fn header(mut self, name: impl AsRef<str>, value: impl AsRef<str>) -> Self {
         self.headers = self.headers.and_then(|mut headers| {
             let name = name.as_ref();
-            let parsed = HeaderName::try_from(name).map_err(|_| format!("header {name:?} is no header name"))?;
+            let parsed = HeaderName::try_from(name)
+                .map_err(|_| format!("header {name:?} is no header name"))?;
             if RESERVED.contains(&parsed.as_str()) {
                 return Err(format!("header {name:?} is set by the client itself"));
             }
-            let mut value = HeaderValue::from_str(value.as_ref())
-                .map_err(|_| format!("header {name:?} has a value with characters that no header takes"))?;
+            let mut value = HeaderValue::from_str(value.as_ref()).map_err(|_| {
+                format!("header {name:?} has a value with characters that no header takes")
+            })?;
             value.set_sensitive(true);
             headers.append(parsed, value);
             Ok(headers)
@@ -217,7 +228,10 @@ impl ClientBuilder {
     /// - a credential cannot be presented, because it ends with a line break for instance ([`Auth`] has the rules);
     /// - `base_url` is `https://` and this machine has no CA certificates. Where it is `http://`, none are needed.
     pub fn build(self) -> Result<Client, Error> {
-        let base_url = self.base_url.as_deref().ok_or_else(|| Error::settings("base_url is not set"))?;
+        let base_url = self
+            .base_url
+            .as_deref()
+            .ok_or_else(|| Error::settings("base_url is not set"))?;
         let base_url = parse_base_url(base_url).ok_or_else(|| {
             Error::settings(
                 "base_url must be http:// or https:// with a host and without credentials, query or fragment",
@@ -238,7 +252,9 @@ impl ClientBuilder {
             }
         }
         let mut headers = self.headers.map_err(Error::settings)?;
-        let user_agent = self.user_agent.map_or_else(|| NAME.to_owned(), |product| format!("{NAME} {product}"));
+        let user_agent = self
+            .user_agent
+            .map_or_else(|| NAME.to_owned(), |product| format!("{NAME} {product}"));
         let user_agent = HeaderValue::from_str(&user_agent)
             .map_err(|_| Error::settings("user_agent has characters that no header takes"))?;
         headers.insert(USER_AGENT, user_agent);
@@ -246,7 +262,10 @@ impl ClientBuilder {
             Some(client) => Connections::of(client),
             None => {
                 let needs_tls = base_url.scheme() == "https";
-                Connections::open(HttpSettings { connect_timeout: self.connect_timeout, needs_tls })?
+                Connections::open(HttpSettings {
+                    connect_timeout: self.connect_timeout,
+                    needs_tls,
+                })?
             }
         };
         let shared = Shared::new(base_url, connections, headers);
@@ -297,7 +316,10 @@ mod tests {
 
     /// Settings by these variables.
     fn by(variables: &[(&str, &str)]) -> Result<ClientBuilder, Error> {
-        let variables: HashMap<_, _> = variables.iter().map(|(name, value)| (*name, OsString::from(value))).collect();
+        let variables: HashMap<_, _> = variables
+            .iter()
+            .map(|(name, value)| (*name, OsString::from(value)))
+            .collect();
         ClientBuilder::from_env(|name| variables.get(name).cloned())
     }
 
@@ -309,7 +331,10 @@ mod tests {
             Some(header.to_str().unwrap().to_owned())
         }
         let client = builder.build().unwrap();
-        (header(client.auth.as_ref()).await, header(client.service.as_ref()).await)
+        (
+            header(client.auth.as_ref()).await,
+            header(client.service.as_ref()).await,
+        )
     }
 
     const URL: (&str, &str) = ("TOLLKEY_URL", "https://keys.example.com/eu");
@@ -318,32 +343,69 @@ mod tests {
 
     #[tokio::test]
     async fn the_environment_names_the_server_and_what_is_presented_where() {
-        let (token, key) = (|| Some("Bearer a token".to_owned()), || Some("Bearer tks_EXAMPLE1".to_owned()));
+        let (token, key) = (
+            || Some("Bearer a token".to_owned()),
+            || Some("Bearer tks_EXAMPLE1".to_owned()),
+        );
         assert_eq!(presented(by(&[URL]).unwrap()).await, (None, None));
         assert_eq!(presented(by(&[URL, TOKEN]).unwrap()).await, (token(), None));
-        assert_eq!(presented(by(&[URL, SERVICE_KEY]).unwrap()).await, (key(), key()));
-        assert_eq!(presented(by(&[URL, TOKEN, SERVICE_KEY]).unwrap()).await, (token(), key()));
-        let both = ClientBuilder::new().base_url("http://localhost").service_auth(Auth::service("tks_EXAMPLE1"));
-        assert_eq!(presented(both.auth(Auth::bearer("a token"))).await, (token(), key()));
+        assert_eq!(
+            presented(by(&[URL, SERVICE_KEY]).unwrap()).await,
+            (key(), key())
+        );
+        assert_eq!(
+            presented(by(&[URL, TOKEN, SERVICE_KEY]).unwrap()).await,
+            (token(), key())
+        );
+        let both = ClientBuilder::new()
+            .base_url("http://localhost")
+            .service_auth(Auth::service("tks_EXAMPLE1"));
+        assert_eq!(
+            presented(both.auth(Auth::bearer("a token"))).await,
+            (token(), key())
+        );
         // Another credential takes the place of both.
-        let client = by(&[URL, TOKEN, SERVICE_KEY]).unwrap().build().unwrap().with_auth(Auth::bearer("another"));
+        let client = by(&[URL, TOKEN, SERVICE_KEY])
+            .unwrap()
+            .build()
+            .unwrap()
+            .with_auth(Auth::bearer("another"));
         assert!(client.service.is_none());
-        assert_eq!(client.shared.base_url.as_str(), "https://keys.example.com/eu");
+        assert_eq!(
+            client.shared.base_url.as_str(),
+            "https://keys.example.com/eu"
+        );
     }
 
     #[tokio::test]
     async fn the_service_key_is_presented_where_keys_of_others_are_verified() {
         let answers = wiremock::ResponseTemplate::new(503);
         let server = wiremock::MockServer::start().await;
-        wiremock::Mock::given(wiremock::matchers::any()).respond_with(answers).mount(&server).await;
-        let client = by(&[("TOLLKEY_URL", &server.uri()), TOKEN, SERVICE_KEY]).unwrap().max_retries(0).build().unwrap();
+        wiremock::Mock::given(wiremock::matchers::any())
+            .respond_with(answers)
+            .mount(&server)
+            .await;
+        let client = by(&[("TOLLKEY_URL", &server.uri()), TOKEN, SERVICE_KEY])
+            .unwrap()
+            .max_retries(0)
+            .build()
+            .unwrap();
         // What they answer does not matter here.
         let verifier = tollkey_core::VerifierId::from_bytes([7; 16]);
         drop(client.verify("ck_test_EXAMPLE1").await);
-        drop(client.verify_batch([crate::verification::Question::new("ck_test_EXAMPLE1")]).await);
+        drop(
+            client
+                .verify_batch([crate::verification::Question::new("ck_test_EXAMPLE1")])
+                .await,
+        );
         drop(client.introspect("ck_test_EXAMPLE1").await);
         drop(client.subscription().poll(verifier).await);
-        drop(client.subscription().lookup(tollkey_core::Digest::of("ck_test_EXAMPLE1")).await);
+        drop(
+            client
+                .subscription()
+                .lookup(tollkey_core::Digest::of("ck_test_EXAMPLE1"))
+                .await,
+        );
         drop(client.whoami().await);
         drop(client.applications().list().await);
         drop(client.commerce().api_keys().list().await);
@@ -352,8 +414,14 @@ mod tests {
         drop(client.accounts().get("acme").await);
         drop(client.service_keys().list().await);
         let asked = server.received_requests().await.unwrap();
-        let shown: Vec<_> = asked.iter().map(|request| request.headers["authorization"].to_str().unwrap()).collect();
-        assert_eq!(shown, [&["Bearer tks_EXAMPLE1"; 5][..], &["Bearer a token"; 7]].concat());
+        let shown: Vec<_> = asked
+            .iter()
+            .map(|request| request.headers["authorization"].to_str().unwrap())
+            .collect();
+        assert_eq!(
+            shown,
+            [&["Bearer tks_EXAMPLE1"; 5][..], &["Bearer a token"; 7]].concat()
+        );
     }
 
     #[test]
@@ -363,7 +431,10 @@ mod tests {
             (&[TOKEN, SERVICE_KEY], "TOLLKEY_URL is not set"),
             (&[("TOLLKEY_URL", ""), TOKEN], "TOLLKEY_URL is empty"),
             (&[URL, ("TOLLKEY_TOKEN", "")], "TOLLKEY_TOKEN is empty"),
-            (&[URL, TOKEN, ("TOLLKEY_SERVICE_KEY", "")], "TOLLKEY_SERVICE_KEY is empty"),
+            (
+                &[URL, TOKEN, ("TOLLKEY_SERVICE_KEY", "")],
+                "TOLLKEY_SERVICE_KEY is empty",
+            ),
         ];
         for (variables, expected) in rows {
             assert_eq!(by(variables).unwrap_err().to_string(), expected);
@@ -373,19 +444,30 @@ mod tests {
     #[test]
     fn faulty_credential_in_the_environment_is_named() {
         for (value, fault) in [
-            ("hunter2\n", "ends with a line break; was it read from a file? trim it"),
+            (
+                "hunter2\n",
+                "ends with a line break; was it read from a file? trim it",
+            ),
             (" hunter2", "begins with white space; trim it"),
             ("\"hunter2\"", "is in quotation marks; leave them out"),
             ("hunter2\u{7}!", "holds a control character"),
         ] {
             for name in ["TOLLKEY_TOKEN", "TOLLKEY_SERVICE_KEY"] {
                 let error = by(&[URL, (name, value)]).unwrap_err();
-                assert_eq!((error.kind(), error.to_string()), (crate::ErrorKind::Settings, format!("{name} {fault}")));
+                assert_eq!(
+                    (error.kind(), error.to_string()),
+                    (crate::ErrorKind::Settings, format!("{name} {fault}"))
+                );
                 assert!(!format!("{error:?}").contains("hunter2"));
             }
         }
         // A URL may be written carelessly: it is trimmed.
-        assert!(by(&[("TOLLKEY_URL", "https://keys.example.com\n"), TOKEN]).unwrap().build().is_ok());
+        assert!(
+            by(&[("TOLLKEY_URL", "https://keys.example.com\n"), TOKEN])
+                .unwrap()
+                .build()
+                .is_ok()
+        );
     }
 
     #[cfg(unix)]
@@ -412,11 +494,20 @@ mod tests {
         let rows = [
             ("https://keys.example.com", "https://keys.example.com/"),
             ("https://keys.example.com/", "https://keys.example.com/"),
-            ("https://keys.example.com/eu/", "https://keys.example.com/eu"),
-            ("HTTPS://Keys.Example.COM:443/eu", "https://keys.example.com/eu"),
+            (
+                "https://keys.example.com/eu/",
+                "https://keys.example.com/eu",
+            ),
+            (
+                "HTTPS://Keys.Example.COM:443/eu",
+                "https://keys.example.com/eu",
+            ),
         ];
         for (text, expected) in rows {
-            assert_eq!(parse_base_url(text).map(String::from).as_deref(), Some(expected));
+            assert_eq!(
+                parse_base_url(text).map(String::from).as_deref(),
+                Some(expected)
+            );
         }
     }
 }

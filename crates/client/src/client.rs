@@ -132,7 +132,11 @@ impl Client {
     /// ```
     #[must_use]
     pub fn with_auth(&self, auth: Auth) -> Self {
-        Self { auth: Some(auth), service: None, ..self.clone() }
+        Self {
+            auth: Some(auth),
+            service: None,
+            ..self.clone()
+        }
     }
 
     /// The same client for that account (`?account=`): how an operator manages the account of somebody else. It bears on applications,
@@ -147,7 +151,10 @@ impl Client {
     /// ```
     #[must_use]
     pub fn for_account(&self, account: impl Into<String>) -> Self {
-        Self { account: Some(Arc::new(UrlText::new(account))), ..self.clone() }
+        Self {
+            account: Some(Arc::new(UrlText::new(account))),
+            ..self.clone()
+        }
     }
 
     /// The same client with another limit of time for each attempt; see [`ClientBuilder::timeout`].
@@ -160,7 +167,10 @@ impl Client {
     /// ```
     #[must_use]
     pub fn with_timeout(&self, timeout: Duration) -> Self {
-        Self { timeout, ..self.clone() }
+        Self {
+            timeout,
+            ..self.clone()
+        }
     }
 
     /// The same client with a limit of time for a whole call; see [`ClientBuilder::deadline`].
@@ -174,7 +184,10 @@ impl Client {
     /// ```
     #[must_use]
     pub fn with_deadline(&self, deadline: Duration) -> Self {
-        Self { deadline: Some(deadline), ..self.clone() }
+        Self {
+            deadline: Some(deadline),
+            ..self.clone()
+        }
     }
 
     /// The same client with another number of repeats; see [`ClientBuilder::max_retries`].
@@ -187,7 +200,13 @@ impl Client {
     /// ```
     #[must_use]
     pub fn with_max_retries(&self, retries: u32) -> Self {
-        Self { retries: Retries { max: retries, ..self.retries }, ..self.clone() }
+        Self {
+            retries: Retries {
+                max: retries,
+                ..self.retries
+            },
+            ..self.clone()
+        }
     }
 
     /// Returns a client with the same settings and a connection pool of its own, which has no connections yet: blocking calls of
@@ -210,9 +229,18 @@ impl Client {
     /// [`ErrorKind::Settings`](crate::ErrorKind::Settings) when no HTTP client can be built, as in [`ClientBuilder::build`]: the
     /// system's CA certificates are read again.
     pub fn with_new_connections(&self) -> Result<Self, Error> {
-        let Some(connections) = self.shared.connections.separate() else { return Ok(self.clone()) };
-        let shared = Shared::new(self.shared.base_url.clone(), connections?, self.shared.headers.clone());
-        Ok(Self { shared: Arc::new(shared), ..self.clone() })
+        let Some(connections) = self.shared.connections.separate() else {
+            return Ok(self.clone());
+        };
+        let shared = Shared::new(
+            self.shared.base_url.clone(),
+            connections?,
+            self.shared.headers.clone(),
+        );
+        Ok(Self {
+            shared: Arc::new(shared),
+            ..self.clone()
+        })
     }
 
     /// Applications and their keys (`ks_…`).

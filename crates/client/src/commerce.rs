@@ -71,7 +71,11 @@ impl ApiKeys {
         CreateKey {
             call: self.call(Method::POST, "/api/v1/api-keys", &[]),
             idempotency_key: None,
-            body: api::CreateKey { name: name.into(), scope: Some(KeyScope::Commerce), ..api::CreateKey::default() },
+            body: api::CreateKey {
+                name: name.into(),
+                scope: Some(KeyScope::Commerce),
+                ..api::CreateKey::default()
+            },
         }
     }
 
@@ -87,8 +91,14 @@ impl ApiKeys {
     /// ```
     #[doc(alias = "listCommerceKeys")]
     pub fn list(&self) -> ListKeys {
-        let call = self.call(Method::GET, "/api/v1/api-keys", &[]).query("scope", Some(KeyScope::Commerce));
-        ListKeys { call, limit: None, cursor: None }
+        let call = self
+            .call(Method::GET, "/api/v1/api-keys", &[])
+            .query("scope", Some(KeyScope::Commerce));
+        ListKeys {
+            call,
+            limit: None,
+            cursor: None,
+        }
     }
 
     /// `GET /api-keys/{id}`: one key.
@@ -102,7 +112,8 @@ impl ApiKeys {
     /// ```
     #[doc(alias = "getCommerceKey")]
     pub fn get(&self, key_id: impl AsRef<str>) -> Request<Key> {
-        self.call(Method::GET, "/api/v1/api-keys/{id}", &[key_id.as_ref()]).reading()
+        self.call(Method::GET, "/api/v1/api-keys/{id}", &[key_id.as_ref()])
+            .reading()
     }
 
     /// `PATCH /api-keys/{id}`: changes what is set here and leaves the rest. 409 for a key that is revoked or has expired.
@@ -117,8 +128,13 @@ impl ApiKeys {
     /// ```
     #[doc(alias = "updateCommerceKey")]
     pub fn update(&self, key_id: impl AsRef<str>) -> UpdateKey {
-        let call = self.call(Method::PATCH, "/api/v1/api-keys/{id}", &[key_id.as_ref()]).repeated(Repeat::WhenAnswered);
-        UpdateKey { call, body: api::UpdateKey::default() }
+        let call = self
+            .call(Method::PATCH, "/api/v1/api-keys/{id}", &[key_id.as_ref()])
+            .repeated(Repeat::WhenAnswered);
+        UpdateKey {
+            call,
+            body: api::UpdateKey::default(),
+        }
     }
 
     /// `POST /api-keys/{id}/revoke`: revokes a key for good. Once this returns, the key is refused everywhere. Can be
@@ -132,8 +148,15 @@ impl ApiKeys {
     /// ```
     #[doc(alias = "revokeCommerceKey")]
     pub fn revoke(&self, key_id: impl AsRef<str>) -> RevokeKey {
-        let call = self.call(Method::POST, "/api/v1/api-keys/{id}/revoke", &[key_id.as_ref()]);
-        RevokeKey { call, body: api::RevokeKey::default() }
+        let call = self.call(
+            Method::POST,
+            "/api/v1/api-keys/{id}/revoke",
+            &[key_id.as_ref()],
+        );
+        RevokeKey {
+            call,
+            body: api::RevokeKey::default(),
+        }
     }
 
     /// `POST /api-keys/{id}/suspend`: stops a key until [`resume`](Self::resume). Can be repeated; 409 on a revoked key.
@@ -146,7 +169,13 @@ impl ApiKeys {
     /// ```
     #[doc(alias = "suspendCommerceKey")]
     pub fn suspend(&self, key_id: impl AsRef<str>) -> Request<Key> {
-        self.call(Method::POST, "/api/v1/api-keys/{id}/suspend", &[key_id.as_ref()]).json(&api::Nothing {}).reading()
+        self.call(
+            Method::POST,
+            "/api/v1/api-keys/{id}/suspend",
+            &[key_id.as_ref()],
+        )
+        .json(&api::Nothing {})
+        .reading()
     }
 
     /// `POST /api-keys/{id}/resume`: brings a suspended key back. Can be repeated; 409 on a revoked key.
@@ -159,8 +188,14 @@ impl ApiKeys {
     /// ```
     #[doc(alias = "resumeCommerceKey")]
     pub fn resume(&self, key_id: impl AsRef<str>) -> Request<Key> {
-        let call = self.call(Method::POST, "/api/v1/api-keys/{id}/resume", &[key_id.as_ref()]);
-        call.repeated(Repeat::WhenAnswered).json(&api::Nothing {}).reading()
+        let call = self.call(
+            Method::POST,
+            "/api/v1/api-keys/{id}/resume",
+            &[key_id.as_ref()],
+        );
+        call.repeated(Repeat::WhenAnswered)
+            .json(&api::Nothing {})
+            .reading()
     }
 
     /// `POST /api-keys/{id}/rotate`: makes a successor with the same grants and the same end. The old key ends at once, or
@@ -176,8 +211,16 @@ impl ApiKeys {
     /// ```
     #[doc(alias = "rotateCommerceKey")]
     pub fn rotate(&self, key_id: impl AsRef<str>) -> RotateKey {
-        let call = self.call(Method::POST, "/api/v1/api-keys/{id}/rotate", &[key_id.as_ref()]);
-        RotateKey { call, idempotency_key: None, body: api::RotateKey::default() }
+        let call = self.call(
+            Method::POST,
+            "/api/v1/api-keys/{id}/rotate",
+            &[key_id.as_ref()],
+        );
+        RotateKey {
+            call,
+            idempotency_key: None,
+            body: api::RotateKey::default(),
+        }
     }
 }
 
@@ -217,7 +260,10 @@ impl CreateKey {
     }
 
     fn request(self) -> Request<CreatedKey> {
-        self.call.creating(self.idempotency_key).json(&self.body).reading()
+        self.call
+            .creating(self.idempotency_key)
+            .json(&self.body)
+            .reading()
     }
 }
 restrictions!(CreateKey);
@@ -247,7 +293,10 @@ impl ListKeys {
     }
 
     fn request(self) -> Request<Page<Key>> {
-        self.call.query("limit", self.limit).query("cursor", self.cursor).reading_with(Page::read)
+        self.call
+            .query("limit", self.limit)
+            .query("cursor", self.cursor)
+            .reading_with(Page::read)
     }
 }
 sends!(ListKeys => Page<Key>);
@@ -320,7 +369,10 @@ impl UpdateKey {
     /// At most so many uses (1 to 1 000 000) in that time (1 s to a day; a part of a second counts as a whole one).
     pub fn rate_limit(mut self, limit: u32, window: Duration) -> Self {
         let window_seconds = Patch::Value(seconds(window));
-        self.body.rate_limit = Patch::Value(UpdateRateLimit { limit: Patch::Value(limit.into()), window_seconds });
+        self.body.rate_limit = Patch::Value(UpdateRateLimit {
+            limit: Patch::Value(limit.into()),
+            window_seconds,
+        });
         self
     }
 
@@ -331,7 +383,10 @@ impl UpdateKey {
     }
 
     /// What to attach, merged with what there is, member by member; a null takes a member away.
-    pub fn metadata(mut self, pairs: impl IntoIterator<Item = (impl Into<String>, impl Into<Value>)>) -> Self {
+    pub fn metadata(
+        mut self,
+        pairs: impl IntoIterator<Item = (impl Into<String>, impl Into<Value>)>,
+    ) -> Self {
         self.body.metadata = Patch::Value(object(pairs));
         self
     }
@@ -387,7 +442,10 @@ impl RotateKey {
     }
 
     fn request(self) -> Request<CreatedKey> {
-        self.call.creating(self.idempotency_key).json(&self.body).reading()
+        self.call
+            .creating(self.idempotency_key)
+            .json(&self.body)
+            .reading()
     }
 }
 idempotent!(RotateKey);

@@ -74,7 +74,16 @@ impl Connections {
     }
 
     fn new(settings: Option<HttpSettings>, client: reqwest::Client) -> Self {
-        Self { settings, state: Mutex::new(State { pool: Pool { client, generation: 0 }, replaced_at: None }) }
+        Self {
+            settings,
+            state: Mutex::new(State {
+                pool: Pool {
+                    client,
+                    generation: 0,
+                },
+                replaced_at: None,
+            }),
+        }
     }
 
     /// A pool of its own with the same settings. `None` for an HTTP client of the caller's.
@@ -90,10 +99,14 @@ impl Connections {
     /// Makes later attempts open new connections instead of those of `silent`, unless these were replaced already or others
     /// were a moment ago. Attempts under way go on.
     fn replace(&self, silent: &Pool, now: Instant) {
-        let Some(settings) = self.settings else { return };
+        let Some(settings) = self.settings else {
+            return;
+        };
         {
             let mut state = self.state();
-            let too_soon = state.replaced_at.is_some_and(|at| now.saturating_duration_since(at) < REPLACEMENT_INTERVAL);
+            let too_soon = state
+                .replaced_at
+                .is_some_and(|at| now.saturating_duration_since(at) < REPLACEMENT_INTERVAL);
             if state.pool.generation != silent.generation || too_soon {
                 return;
             }
@@ -103,7 +116,10 @@ impl Connections {
         match http_client(settings) {
             Ok(client) => {
                 let generation = silent.generation + 1;
-                tracing::debug!(generation, "an attempt had no response: later attempts open new connections");
+                tracing::debug!(
+                    generation,
+                    "an attempt had no response: later attempts open new connections"
+                );
                 self.state().pool = Pool { client, generation };
             }
             Err(error) => tracing::warn!(%error, "connections that may be dead cannot be replaced"),
@@ -127,7 +143,12 @@ impl Pending {
     /// An attempt on this pool that begins now. Without a response for `limit`, its connection counts as silent.
     pub(crate) fn new(connections: &Arc<Connections>, pool: Pool, limit: Duration) -> Self {
         let patience = limit.min(SILENCE);
-        Self { connections: Some(connections.clone()), pool, started: Instant::now(), patience }
+        Self {
+            connections: Some(connections.clone()),
+            pool,
+            started: Instant::now(),
+            patience,
+        }
     }
 
     /// There is a response, or an error that ended the connection.
@@ -158,10 +179,15 @@ fn http_client(settings: HttpSettings) -> Result<reqwest::Client, Error> {
     let without_ca = builder(settings).tls_certs_only([]).build();
     let rule = match without_ca {
         Ok(client) if !settings.needs_tls => return Ok(client),
-        Ok(_) => no_ca_certificates(|name| env::var_os(name).is_some_and(|value| !value.is_empty())),
+        Ok(_) => {
+            no_ca_certificates(|name| env::var_os(name).is_some_and(|value| !value.is_empty()))
+        }
         Err(_) => "the HTTP client cannot be built".to_owned(),
     };
-    Err(Error::with_source(Kind::Settings(rule), failure.without_url()))
+    Err(Error::with_source(
+        Kind::Settings(rule),
+        failure.without_url(),
+    ))
 }
 
 fn builder(settings: HttpSettings) -> reqwest::ClientBuilder {
@@ -187,11 +213,18 @@ fn no_ca_certificates(is_set: impl Fn(&str) -> bool) -> String {
             let remedy = "install the package ca-certificates, set SSL_CERT_FILE or SSL_CERT_DIR";
             ("in the certificate store of this machine", remedy)
         }
-        (true, false) => ("in the file that SSL_CERT_FILE names", "correct or unset SSL_CERT_FILE"),
-        (false, true) => ("in the directories that SSL_CERT_DIR names", "correct or unset SSL_CERT_DIR"),
-        (true, true) => {
-            ("where SSL_CERT_FILE and SSL_CERT_DIR point to", "correct or unset SSL_CERT_FILE and SSL_CERT_DIR")
-        }
+        (true, false) => (
+            "in the file that SSL_CERT_FILE names",
+            "correct or unset SSL_CERT_FILE",
+        ),
+        (false, true) => (
+            "in the directories that SSL_CERT_DIR names",
+            "correct or unset SSL_CERT_DIR",
+        ),
+        (true, true) => (
+            "where SSL_CERT_FILE and SSL_CERT_DIR point to",
+            "correct or unset SSL_CERT_FILE and SSL_CERT_DIR",
+        ),
     };
     format!(
         "base_url is https://, and no CA certificates to check the server's certificate with were found {place}: {remedy}, \
@@ -204,7 +237,10 @@ mod tests {
     use super::*;
 
     fn connections() -> Connections {
-        let settings = HttpSettings { connect_timeout: Duration::from_secs(3), needs_tls: false };
+        let settings = HttpSettings {
+            connect_timeout: Duration::from_secs(3),
+            needs_tls: false,
+        };
         Connections::open(settings).unwrap()
     }
 
@@ -248,11 +284,19 @@ mod tests {
     fn only_an_attempt_that_waited_replaces_connections() {
         let connections = Arc::new(connections());
         let generation = || connections.pool().generation;
-        drop(Pending::new(&connections, connections.pool(), Duration::from_secs(10)));
+        drop(Pending::new(
+            &connections,
+            connections.pool(),
+            Duration::from_secs(10),
+        ));
         assert_eq!(generation(), 0, "dropped as soon as it began");
         Pending::new(&connections, connections.pool(), Duration::ZERO).finish();
         assert_eq!(generation(), 0, "there was a response");
-        drop(Pending::new(&connections, connections.pool(), Duration::ZERO));
+        drop(Pending::new(
+            &connections,
+            connections.pool(),
+            Duration::ZERO,
+        ));
         assert_eq!(generation(), 1);
     }
 
@@ -264,8 +308,14 @@ mod tests {
                 "in the certificate store of this machine: install the package ca-certificates, set SSL_CERT_FILE or \
                  SSL_CERT_DIR",
             ),
-            (&["SSL_CERT_FILE"], "in the file that SSL_CERT_FILE names: correct or unset SSL_CERT_FILE"),
-            (&["SSL_CERT_DIR"], "in the directories that SSL_CERT_DIR names: correct or unset SSL_CERT_DIR"),
+            (
+                &["SSL_CERT_FILE"],
+                "in the file that SSL_CERT_FILE names: correct or unset SSL_CERT_FILE",
+            ),
+            (
+                &["SSL_CERT_DIR"],
+                "in the directories that SSL_CERT_DIR names: correct or unset SSL_CERT_DIR",
+            ),
             (
                 &["SSL_CERT_FILE", "SSL_CERT_DIR"],
                 "where SSL_CERT_FILE and SSL_CERT_DIR point to: correct or unset SSL_CERT_FILE and SSL_CERT_DIR",
@@ -273,7 +323,10 @@ mod tests {
         ];
         for (set, expected) in rows {
             let text = no_ca_certificates(|name| set.contains(&name));
-            assert!(text.contains(&format!(" were found {expected}, or give an HTTP client")), "{text}");
+            assert!(
+                text.contains(&format!(" were found {expected}, or give an HTTP client")),
+                "{text}"
+            );
         }
     }
 }

@@ -113,7 +113,13 @@ pub enum ErrorKind {
 impl Error {
     pub(crate) fn new(kind: Kind) -> Self {
         let uncertain = kind.is_uncertain();
-        Self(Box::new(Inner { kind, call: None, attempts: 0, uncertain, source: None }))
+        Self(Box::new(Inner {
+            kind,
+            call: None,
+            attempts: 0,
+            uncertain,
+            source: None,
+        }))
     }
 
     pub(crate) fn with_source(kind: Kind, source: impl Into<BoxError>) -> Self {
@@ -127,7 +133,10 @@ impl Error {
     }
 
     pub(crate) fn argument(name: &'static str, rule: impl Into<String>) -> Self {
-        Self::new(Kind::Argument { name, rule: rule.into() })
+        Self::new(Kind::Argument {
+            name,
+            rule: rule.into(),
+        })
     }
 
     /// A failure of the HTTP client. The URL is taken out of the source: its path and query are the caller's.
@@ -139,7 +148,10 @@ impl Error {
         } else if error.is_redirect() {
             Kind::Redirect { status: None }
         } else if error.is_builder() {
-            Kind::Argument { name: "request", rule: "cannot be sent".to_owned() }
+            Kind::Argument {
+                name: "request",
+                rule: "cannot be sent".to_owned(),
+            }
         } else {
             Kind::Interrupted
         };
@@ -147,7 +159,12 @@ impl Error {
     }
 
     /// Of this call, which had come so far.
-    pub(crate) fn of(mut self, method: &'static str, route: &'static str, progress: &Progress) -> Self {
+    pub(crate) fn of(
+        mut self,
+        method: &'static str,
+        route: &'static str,
+        progress: &Progress,
+    ) -> Self {
         self.0.call = Some(Called { method, route });
         self.0.attempts = progress.attempts();
         self.0.uncertain |= progress.is_uncertain();
@@ -291,7 +308,10 @@ impl Error {
     /// No connection or no response in time.
     #[must_use]
     pub fn is_timeout(&self) -> bool {
-        matches!(self.0.kind, Kind::Timeout | Kind::Connect(ConnectFailure::TimedOut))
+        matches!(
+            self.0.kind,
+            Kind::Timeout | Kind::Connect(ConnectFailure::TimedOut)
+        )
     }
 
     /// No connection could be opened at the last attempt.
@@ -346,13 +366,19 @@ impl fmt::Debug for Error {
         if let Some(call) = self.0.call {
             debug.field("call", &format_args!("{} {}", call.method, call.route));
         }
-        debug.field("kind", &self.0.kind).field("attempts", &self.0.attempts).field("uncertain", &self.0.uncertain);
+        debug
+            .field("kind", &self.0.kind)
+            .field("attempts", &self.0.attempts)
+            .field("uncertain", &self.0.uncertain);
         debug.field("source", &self.0.source).finish()
     }
 }
 
 impl StdError for Error {
     fn source(&self) -> Option<&(dyn StdError + 'static)> {
-        self.0.source.as_ref().map(|source| &**source as &(dyn StdError + 'static))
+        self.0
+            .source
+            .as_ref()
+            .map(|source| &**source as &(dyn StdError + 'static))
     }
 }

@@ -55,11 +55,19 @@ impl<T> Page<T> {
 impl<T: DeserializeOwned> Page<T> {
     /// A bare array with a `Link` header (RFC 8288) that leads on.
     pub(crate) fn read(reply: Reply) -> Result<Self, Error> {
-        let next = reply.headers.get_all(LINK).iter().filter_map(|value| value.to_str().ok()).find_map(next_link);
+        let next = reply
+            .headers
+            .get_all(LINK)
+            .iter()
+            .filter_map(|value| value.to_str().ok())
+            .find_map(next_link);
         let cursor = match next {
             None => None,
             // Only its cursor is taken: wherever it leads, the next call goes where this one went.
-            Some(link) => Some(cursor(link).ok_or_else(|| reply.unreadable("the list's next link has no cursor"))?),
+            Some(link) => Some(
+                cursor(link)
+                    .ok_or_else(|| reply.unreadable("the list's next link has no cursor"))?,
+            ),
         };
         Ok(Self::new(reply.json()?, cursor))
     }
@@ -76,15 +84,20 @@ fn next_link(header: &str) -> Option<&str> {
 
 /// Whether a parameter of a link is its relation, and that is `next`, perhaps among others: `rel="next last"`.
 fn is_next(parameter: &str) -> bool {
-    let Some((name, value)) = parameter.split_once('=') else { return false };
+    let Some((name, value)) = parameter.split_once('=') else {
+        return false;
+    };
     let mut relations = value.trim().trim_matches('"').split_ascii_whitespace();
-    name.trim().eq_ignore_ascii_case("rel") && relations.any(|relation| relation.eq_ignore_ascii_case("next"))
+    name.trim().eq_ignore_ascii_case("rel")
+        && relations.any(|relation| relation.eq_ignore_ascii_case("next"))
 }
 
 fn cursor(link: &str) -> Option<String> {
     let anywhere = Url::parse("http://localhost").ok()?;
     let link = anywhere.join(link).ok()?;
-    link.query_pairs().find(|(name, _)| name == "cursor").map(|(_, value)| value.into_owned())
+    link.query_pairs()
+        .find(|(name, _)| name == "cursor")
+        .map(|(_, value)| value.into_owned())
 }
 
 impl<T> IntoIterator for Page<T> {
@@ -205,10 +218,15 @@ pub(crate) fn items<L: Paged>(list: L) -> Listing<L::Item> {
 }
 
 /// Where a list with cursors goes on. One that stays where it is would never end.
-pub(crate) fn follow<T>(call: &Call, asked: Option<&UrlText>, page: &Page<T>) -> Result<Option<String>, Error> {
+pub(crate) fn follow<T>(
+    call: &Call,
+    asked: Option<&UrlText>,
+    page: &Page<T>,
+) -> Result<Option<String>, Error> {
     let next = page.next_cursor.as_deref();
     if next.is_some() && next == asked.map(UrlText::as_str) {
-        return Err(call.unreadable("the list does not go on: its next cursor is the one that was asked for"));
+        return Err(call
+            .unreadable("the list does not go on: its next cursor is the one that was asked for"));
     }
     Ok(next.map(str::to_owned))
 }
@@ -232,7 +250,9 @@ macro_rules! lists {
             /// # Panics
             /// When it is read inside an async runtime, whose worker it would hold up.
             #[cfg(feature = "blocking")]
-            pub fn items_blocking(self) -> impl Iterator<Item = Result<$item, $crate::Error>> + Send {
+            pub fn items_blocking(
+                self,
+            ) -> impl Iterator<Item = Result<$item, $crate::Error>> + Send {
                 $crate::blocking::iterate(self, $crate::list::items)
             }
 
@@ -241,7 +261,9 @@ macro_rules! lists {
             /// # Panics
             /// When it is read inside an async runtime, whose worker it would hold up.
             #[cfg(feature = "blocking")]
-            pub fn pages_blocking(self) -> impl Iterator<Item = Result<$page, $crate::Error>> + Send {
+            pub fn pages_blocking(
+                self,
+            ) -> impl Iterator<Item = Result<$page, $crate::Error>> + Send {
                 $crate::blocking::iterate(self, $crate::list::pages)
             }
         }
@@ -254,10 +276,16 @@ pub(crate) const MOST: u32 = 100;
 
 /// The page after this one. An empty one ends the list, whatever it says; one that was not asked for would come again and
 /// again.
-pub(crate) fn next_page<T>(call: &Call, asked: Option<u32>, page: &numbered::Page<T>) -> Result<Option<u32>, Error> {
+pub(crate) fn next_page<T>(
+    call: &Call,
+    asked: Option<u32>,
+    page: &numbered::Page<T>,
+) -> Result<Option<u32>, Error> {
     let asked = asked.unwrap_or(1);
     if page.page != asked {
-        return Err(call.unreadable("the list does not go on: its page is not the one that was asked for"));
+        return Err(
+            call.unreadable("the list does not go on: its page is not the one that was asked for")
+        );
     }
     Ok((page.has_next_page && !page.items.is_empty()).then(|| asked.saturating_add(1)))
 }
@@ -281,7 +309,10 @@ macro_rules! by_page {
 
             fn after(self, page: &Self::Page) -> Result<Option<Self>, $crate::Error> {
                 let next = $crate::list::next_page(&self.call, self.page, page)?;
-                Ok(next.map(|page| Self { page: Some(page), ..self }))
+                Ok(next.map(|page| Self {
+                    page: Some(page),
+                    ..self
+                }))
             }
 
             fn items_of(page: Self::Page) -> Vec<$item> {

@@ -10,13 +10,20 @@ pub(crate) fn texts(items: impl IntoIterator<Item = impl ToString>) -> Vec<Strin
 }
 
 /// Pairs as an object of the body.
-pub(crate) fn object(pairs: impl IntoIterator<Item = (impl Into<String>, impl Into<Value>)>) -> Map<String, Value> {
-    pairs.into_iter().map(|(name, value)| (name.into(), value.into())).collect()
+pub(crate) fn object(
+    pairs: impl IntoIterator<Item = (impl Into<String>, impl Into<Value>)>,
+) -> Map<String, Value> {
+    pairs
+        .into_iter()
+        .map(|(name, value)| (name.into(), value.into()))
+        .collect()
 }
 
 /// A window in whole seconds, rounded up: never more uses than meant.
 pub(crate) fn seconds(window: Duration) -> i64 {
-    let seconds = window.as_secs().saturating_add(u64::from(window.subsec_nanos() > 0));
+    let seconds = window
+        .as_secs()
+        .saturating_add(u64::from(window.subsec_nanos() > 0));
     i64::try_from(seconds).unwrap_or(i64::MAX)
 }
 
@@ -47,7 +54,10 @@ macro_rules! restrictions {
 
             /// The networks it may be used from, in CIDR form with host bits zero. When not set: any, or those of the
             /// key that makes it.
-            pub fn allowed_ips(mut self, networks: impl IntoIterator<Item = impl ToString>) -> Self {
+            pub fn allowed_ips(
+                mut self,
+                networks: impl IntoIterator<Item = impl ToString>,
+            ) -> Self {
                 self.body.allowed_ips = Some($crate::members::texts(networks));
                 self
             }
@@ -55,7 +65,10 @@ macro_rules! restrictions {
             /// At most so many uses (1 to 1 000 000) in that time (1 s to a day; a part of a second counts as a whole
             /// one), counted by each verifier for itself. When not set: unlimited, or as the key that makes it.
             pub fn rate_limit(mut self, limit: u32, window: std::time::Duration) -> Self {
-                self.body.rate_limit = Some(RateLimit::new(limit.into(), $crate::members::seconds(window)));
+                self.body.rate_limit = Some(RateLimit::new(
+                    limit.into(),
+                    $crate::members::seconds(window),
+                ));
                 self
             }
 

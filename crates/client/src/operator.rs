@@ -32,7 +32,13 @@ impl Accounts {
     /// ```
     #[doc(alias = "getAccount")]
     pub fn get(&self, id: impl AsRef<str>) -> Request<Account> {
-        Call::new(&self.0, Method::GET, "/api/v1/accounts/{id}", &[id.as_ref()]).reading()
+        Call::new(
+            &self.0,
+            Method::GET,
+            "/api/v1/accounts/{id}",
+            &[id.as_ref()],
+        )
+        .reading()
     }
 
     /// `PUT /accounts/{id}`: says how an account does business, which bounds what its scoped keys can do, those it has
@@ -46,9 +52,20 @@ impl Accounts {
     /// # }
     /// ```
     #[doc(alias = "putAccount")]
-    pub fn set_operating_model(&self, id: impl AsRef<str>, operating_model: OperatingModel) -> Request<Account> {
-        let call = Call::new(&self.0, Method::PUT, "/api/v1/accounts/{id}", &[id.as_ref()]);
-        call.repeated(Repeat::WhenAnswered).json(&api::PutAccount { operating_model }).reading()
+    pub fn set_operating_model(
+        &self,
+        id: impl AsRef<str>,
+        operating_model: OperatingModel,
+    ) -> Request<Account> {
+        let call = Call::new(
+            &self.0,
+            Method::PUT,
+            "/api/v1/accounts/{id}",
+            &[id.as_ref()],
+        );
+        call.repeated(Repeat::WhenAnswered)
+            .json(&api::PutAccount { operating_model })
+            .reading()
     }
 }
 
@@ -74,7 +91,11 @@ impl ServiceKeys {
     #[doc(alias = "createServiceKey")]
     pub fn create(&self, name: impl Into<String>) -> CreateServiceKey {
         let call = Call::new(&self.0, Method::POST, "/api/v1/service-keys", &[]);
-        CreateServiceKey { call, idempotency_key: None, body: api::CreateServiceKey { name: name.into() } }
+        CreateServiceKey {
+            call,
+            idempotency_key: None,
+            body: api::CreateServiceKey { name: name.into() },
+        }
     }
 
     /// `GET /service-keys`: all of them, revoked ones included.
@@ -102,7 +123,13 @@ impl ServiceKeys {
     /// ```
     #[doc(alias = "revokeServiceKey")]
     pub fn revoke(&self, id: impl AsRef<str>) -> Request<()> {
-        Call::new(&self.0, Method::DELETE, "/api/v1/service-keys/{id}", &[id.as_ref()]).reading_nothing()
+        Call::new(
+            &self.0,
+            Method::DELETE,
+            "/api/v1/service-keys/{id}",
+            &[id.as_ref()],
+        )
+        .reading_nothing()
     }
 }
 
@@ -117,7 +144,10 @@ pub struct CreateServiceKey {
 
 impl CreateServiceKey {
     fn request(self) -> Request<CreatedServiceKey> {
-        self.call.creating(self.idempotency_key).json(&self.body).reading()
+        self.call
+            .creating(self.idempotency_key)
+            .json(&self.body)
+            .reading()
     }
 }
 idempotent!(CreateServiceKey);

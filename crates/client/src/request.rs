@@ -55,7 +55,12 @@ pub(crate) struct Call {
 
 impl Call {
     /// A call of this route. The segments fill its braces, in order.
-    pub(crate) fn new(client: &Client, method: Method, route: &'static str, segments: &[&str]) -> Self {
+    pub(crate) fn new(
+        client: &Client,
+        method: Method,
+        route: &'static str,
+        segments: &[&str],
+    ) -> Self {
         Self {
             client: client.clone(),
             connections: client.shared.connections.clone(),
@@ -93,7 +98,8 @@ impl Call {
         if key.is_none() {
             self.repeat = Repeat::AlsoUnreadable;
         }
-        self.idempotency_key = Some(key.unwrap_or_else(|| Secret::new(uuid::Uuid::new_v4().to_string())));
+        self.idempotency_key =
+            Some(key.unwrap_or_else(|| Secret::new(uuid::Uuid::new_v4().to_string())));
         self
     }
 
@@ -117,20 +123,25 @@ impl Call {
     }
 
     pub(crate) fn query(mut self, name: &'static str, value: Option<impl ToString>) -> Self {
-        self.query.extend(value.map(|value| (name, value.to_string())));
+        self.query
+            .extend(value.map(|value| (name, value.to_string())));
         self
     }
 
     pub(crate) fn json(mut self, body: &impl Serialize) -> Self {
         let mut bytes = Zeroizing::new(Vec::with_capacity(USUAL_BODY));
-        serde_json::to_writer(&mut *bytes, body).expect("bodies are made of texts, numbers and JSON");
+        serde_json::to_writer(&mut *bytes, body)
+            .expect("bodies are made of texts, numbers and JSON");
         self.body = Some(("application/json", Bytes::from_owner(bytes)));
         self
     }
 
     pub(crate) fn form(mut self, body: &impl Serialize) -> Self {
         let text = serde_urlencoded::to_string(body).expect("forms are made of texts");
-        self.body = Some(("application/x-www-form-urlencoded", Bytes::from_owner(Zeroizing::new(text.into_bytes()))));
+        self.body = Some((
+            "application/x-www-form-urlencoded",
+            Bytes::from_owner(Zeroizing::new(text.into_bytes())),
+        ));
         self
     }
 
@@ -149,34 +160,48 @@ impl Call {
         self,
         read: impl Fn(Reply) -> Result<T, Error> + Send + Sync + 'static,
     ) -> Request<T> {
-        Request { call: self, read: Arc::new(read) }
+        Request {
+            call: self,
+            read: Arc::new(read),
+        }
     }
 
     /// Sends it, again where that makes sense.
     async fn send<T>(self, read: Read<T>) -> Result<T, Error> {
         let name = method_name(&self.method);
         let progress = Progress::default();
-        let url = self.url().map_err(|error| error.of(name, self.route, &progress))?;
+        let url = self
+            .url()
+            .map_err(|error| error.of(name, self.route, &progress))?;
         let (call, url, read, so_far) = (&self, &url, &*read, &progress);
-        let sent = self.client.retries.run(self.repeat, so_far, |attempt| async move {
-            let span = tracing::info_span!(
-                "tollkey_call",
-                method = name,
-                route = call.route,
-                attempt,
-                status = Empty,
-                request_id = Empty
-            );
-            let was_uncertain = so_far.is_uncertain();
-            match call.attempt(url, so_far).instrument(span).await {
-                Err(error) if was_uncertain && call.done_before.is_some() && error.code() == call.done_before => {
-                    read(Reply::nothing())
+        let sent = self
+            .client
+            .retries
+            .run(self.repeat, so_far, |attempt| async move {
+                let span = tracing::info_span!(
+                    "tollkey_call",
+                    method = name,
+                    route = call.route,
+                    attempt,
+                    status = Empty,
+                    request_id = Empty
+                );
+                let was_uncertain = so_far.is_uncertain();
+                match call.attempt(url, so_far).instrument(span).await {
+                    Err(error)
+                        if was_uncertain
+                            && call.done_before.is_some()
+                            && error.code() == call.done_before =>
+                    {
+                        read(Reply::nothing())
+                    }
+                    reply => reply.and_then(read),
                 }
-                reply => reply.and_then(read),
-            }
-        });
+            });
         let outcome = match self.client.deadline {
-            Some(deadline) => timeout(deadline, sent).await.unwrap_or_else(|_| Err(Error::new(Kind::Timeout))),
+            Some(deadline) => timeout(deadline, sent)
+                .await
+                .unwrap_or_else(|_| Err(Error::new(Kind::Timeout))),
             None => sent.await,
         };
         outcome.map_err(|error| error.of(name, self.route, &progress))
@@ -185,12 +210,17 @@ impl Call {
     async fn attempt(&self, url: &Url, progress: &Progress) -> Result<Reply, Error> {
         let headers = self.headers().await?;
         let pool = self.connections.pool();
-        let mut request = pool.client.request(self.method.clone(), url.clone()).headers(headers);
+        let mut request = pool
+            .client
+            .request(self.method.clone(), url.clone())
+            .headers(headers);
         if let Some((_, bytes)) = &self.body {
             request = request.body(bytes.clone());
         }
         progress.begin();
-        let limit = self.client.deadline.map_or(self.client.timeout, |whole| self.client.timeout.min(whole / 2));
+        let limit = self.client.deadline.map_or(self.client.timeout, |whole| {
+            self.client.timeout.min(whole / 2)
+        });
         let pending = Pending::new(&self.connections, pool, limit);
         let attempt = async {
             let reply = match request.send().await {
@@ -200,7 +230,9 @@ impl Call {
             pending.finish();
             reply
         };
-        timeout(self.client.timeout, attempt).await.unwrap_or_else(|_| Err(Error::new(Kind::Timeout)))
+        timeout(self.client.timeout, attempt)
+            .await
+            .unwrap_or_else(|_| Err(Error::new(Kind::Timeout)))
     }
 
     async fn headers(&self) -> Result<HeaderMap, Error> {
@@ -210,7 +242,10 @@ impl Call {
         let service = client.service.as_ref().filter(|_| self.as_service);
         if let Some(auth) = service.or(client.auth.as_ref()) {
             let header = timeout(client.timeout, auth.header()).await;
-            headers.insert(AUTHORIZATION, header.unwrap_or_else(|slow| Err(Error::with_source(Kind::Auth, slow)))?);
+            headers.insert(
+                AUTHORIZATION,
+                header.unwrap_or_else(|slow| Err(Error::with_source(Kind::Auth, slow)))?,
+            );
         }
         if let Some(key) = &self.idempotency_key {
             headers.insert(IDEMPOTENCY_KEY, idempotency_key(key.expose())?);
@@ -223,7 +258,11 @@ impl Call {
 
     /// The error of a call whose response could be read and makes no sense.
     pub(crate) fn unreadable(&self, why: &str) -> Error {
-        let kind = Kind::Unreadable { status: 200, request_id: None, why: why.to_owned() };
+        let kind = Kind::Unreadable {
+            status: 200,
+            request_id: None,
+            why: why.to_owned(),
+        };
         let progress = Progress::default();
         progress.begin();
         Error::new(kind).of(method_name(&self.method), self.route, &progress)
@@ -245,11 +284,18 @@ impl Call {
         let mut url = self.client.shared.base_url.clone();
         let mut segments = self.segments.iter();
         {
-            let mut path = url.path_segments_mut().map_err(|()| Error::settings("base_url has no path"))?;
+            let mut path = url
+                .path_segments_mut()
+                .map_err(|()| Error::settings("base_url has no path"))?;
             for part in self.route.trim_start_matches('/').split('/') {
-                match part.strip_prefix('{').and_then(|part| part.strip_suffix('}')) {
+                match part
+                    .strip_prefix('{')
+                    .and_then(|part| part.strip_suffix('}'))
+                {
                     None => path.push(part),
-                    Some(name) => path.push(segment(name, segments.next().map_or("", String::as_str))?),
+                    Some(name) => {
+                        path.push(segment(name, segments.next().map_or("", String::as_str))?)
+                    }
                 };
             }
         }
@@ -266,10 +312,18 @@ impl Call {
 /// The rule of the server (contract, section 7), said before anything is sent.
 fn idempotency_key(key: &str) -> Result<HeaderValue, Error> {
     let well_formed = (16..=255).contains(&key.len())
-        && key.bytes().all(|byte| matches!(byte, b' '..=b'~') && !matches!(byte, b'"' | b'\\'));
-    let mut value = HeaderValue::from_str(key).ok().filter(|_| well_formed).ok_or_else(|| {
-        Error::argument("idempotency_key", "must have 16 to 255 printable ASCII characters without quote and backslash")
-    })?;
+        && key
+            .bytes()
+            .all(|byte| matches!(byte, b' '..=b'~') && !matches!(byte, b'"' | b'\\'));
+    let mut value = HeaderValue::from_str(key)
+        .ok()
+        .filter(|_| well_formed)
+        .ok_or_else(|| {
+            Error::argument(
+                "idempotency_key",
+                "must have 16 to 255 printable ASCII characters without quote and backslash",
+            )
+        })?;
     value.set_sensitive(true);
     Ok(value)
 }
@@ -299,34 +353,52 @@ pub(crate) struct Reply {
 impl Reply {
     /// The response to an earlier attempt, which was lost.
     fn nothing() -> Self {
-        Self { status: 204, request_id: None, headers: HeaderMap::new(), is_measured: true, body: Zeroizing::default() }
+        Self {
+            status: 204,
+            request_id: None,
+            headers: HeaderMap::new(),
+            is_measured: true,
+            body: Zeroizing::default(),
+        }
     }
 
     /// Receives a response.
     async fn receive(mut response: Response, asked: &Url, silent: bool) -> Result<Self, Error> {
         let status = response.status();
         let headers = std::mem::take(response.headers_mut());
-        let text = |name: &HeaderName| headers.get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
+        let text = |name: &HeaderName| {
+            headers
+                .get(name)
+                .and_then(|value| value.to_str().ok())
+                .map(str::to_owned)
+        };
         let request_id = text(&X_REQUEST_ID);
         let span = Span::current();
         span.record("status", status.as_u16());
         span.record("request_id", request_id.as_deref());
         if status.is_redirection() || response.url() != asked {
-            return Err(Error::new(Kind::Redirect { status: Some(status.as_u16()) }));
+            return Err(Error::new(Kind::Redirect {
+                status: Some(status.as_u16()),
+            }));
         }
         let is_json = text(&CONTENT_TYPE).is_some_and(|text| is_json(&text));
         let announced = response.content_length();
         let (status, body) = (status.as_u16(), Zeroizing::default());
-        let mut reply = Self { status, request_id, headers, is_measured: announced.is_some(), body };
+        let mut reply = Self {
+            status,
+            request_id,
+            headers,
+            is_measured: announced.is_some(),
+            body,
+        };
         if status != 204 && is_json {
             reply.body = read_body(&mut response, &reply, announced.unwrap_or(0)).await?;
         }
         match status {
             204 if silent => Ok(reply),
             200 | 201 if !silent && is_json => Ok(reply),
-            200 | 201 if !silent => {
-                Err(reply.unreadable("the response is not JSON: is base_url the URL of a Tollkey server?"))
-            }
+            200 | 201 if !silent => Err(reply
+                .unreadable("the response is not JSON: is base_url the URL of a Tollkey server?")),
             200..=299 => Err(reply.unreadable("this call has no response with this status")),
             _ => Err(Error::new(Kind::Refused(Box::new(reply.refusal())))),
         }
@@ -349,7 +421,11 @@ impl Reply {
     /// The error of a response that is not what it should be.
     pub(crate) fn unreadable(&self, why: &str) -> Error {
         let request_id = self.request_id.clone();
-        Error::new(Kind::Unreadable { status: self.status, request_id, why: why.to_owned() })
+        Error::new(Kind::Unreadable {
+            status: self.status,
+            request_id,
+            why: why.to_owned(),
+        })
     }
 
     /// The response as a rejection: a problem (RFC 9457), the envelope of the account surface, or what a proxy sends. Each field
@@ -358,8 +434,14 @@ impl Reply {
         let said: Value = serde_json::from_slice(&self.body).unwrap_or_default();
         let text = |at: &str| said.pointer(at).and_then(Value::as_str).map(str::to_owned);
         let fields = |at: &str| -> Vec<FieldError> {
-            let items = said.pointer(at).and_then(Value::as_array).into_iter().flatten();
-            items.filter_map(|item| FieldError::deserialize(item).ok()).collect()
+            let items = said
+                .pointer(at)
+                .and_then(Value::as_array)
+                .into_iter()
+                .flatten();
+            items
+                .filter_map(|item| FieldError::deserialize(item).ok())
+                .collect()
         };
         let refusal = Refusal {
             status: self.status,
@@ -369,7 +451,8 @@ impl Reply {
         };
         if said.get("error").is_some_and(Value::is_object) {
             return Refusal {
-                code: text("/error/details/code").or(text("/error/code").map(|code| code.to_ascii_lowercase())),
+                code: text("/error/details/code")
+                    .or(text("/error/code").map(|code| code.to_ascii_lowercase())),
                 detail: text("/error/message"),
                 errors: fields("/error/details/errors"),
                 request_id: refusal.request_id.or(text("/meta/requestId")),
@@ -387,7 +470,11 @@ impl Reply {
 }
 
 /// Reads the body, as far as it is not too long.
-async fn read_body(response: &mut Response, reply: &Reply, announced: u64) -> Result<Zeroizing<Vec<u8>>, Error> {
+async fn read_body(
+    response: &mut Response,
+    reply: &Reply,
+    announced: u64,
+) -> Result<Zeroizing<Vec<u8>>, Error> {
     let too_long = || reply.unreadable("the response is too long");
     if announced > MAX_RESPONSE as u64 {
         return Err(too_long());
@@ -405,8 +492,14 @@ async fn read_body(response: &mut Response, reply: &Reply, announced: u64) -> Re
 
 /// Whether a content type is JSON, plain or as a problem.
 fn is_json(content_type: &str) -> bool {
-    let media_type = content_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
-    media_type == "application/json" || (media_type.starts_with("application/") && media_type.ends_with("+json"))
+    let media_type = content_type
+        .split(';')
+        .next()
+        .unwrap_or_default()
+        .trim()
+        .to_ascii_lowercase();
+    media_type == "application/json"
+        || (media_type.starts_with("application/") && media_type.ends_with("+json"))
 }
 
 /// How a response is read.
@@ -500,7 +593,10 @@ pub(crate) use sends;
 
 impl<T> Clone for Request<T> {
     fn clone(&self) -> Self {
-        Self { call: self.call.clone(), read: self.read.clone() }
+        Self {
+            call: self.call.clone(),
+            read: self.read.clone(),
+        }
     }
 }
 

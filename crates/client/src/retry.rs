@@ -92,16 +92,23 @@ impl Retries {
                 Ok(answer) => return Ok(answer),
                 Err(error) => error,
             };
-            progress.uncertain.fetch_or(error.is_uncertain(), Ordering::Relaxed);
+            progress
+                .uncertain
+                .fetch_or(error.is_uncertain(), Ordering::Relaxed);
             let repeated = match repeat {
                 Repeat::Always | Repeat::AlsoUnreadable => true,
-                Repeat::WhenAnswered => !matches!(error.kind(), ErrorKind::Interrupted | ErrorKind::Timeout),
+                Repeat::WhenAnswered => {
+                    !matches!(error.kind(), ErrorKind::Interrupted | ErrorKind::Timeout)
+                }
                 Repeat::Never => false,
             };
             let is_unreadable = error.kind() == ErrorKind::Unreadable;
-            let is_passing = is_passing(&error) || (is_unreadable && std::mem::take(&mut may_repeat_unreadable));
+            let is_passing =
+                is_passing(&error) || (is_unreadable && std::mem::take(&mut may_repeat_unreadable));
             let pause = self.pause_after(&error, is_passing && repeated, attempt, fastrand::f64());
-            let Some(pause) = pause else { return Err(error) };
+            let Some(pause) = pause else {
+                return Err(error);
+            };
             tracing::debug!(attempt, %error, pause_ms = pause.as_millis() as u64, "a call is sent again");
             tokio::time::sleep(pause).await;
             attempt += 1;
@@ -109,18 +116,36 @@ impl Retries {
     }
 
     /// How long to wait after this attempt, if another follows. `jitter` is 0 to 1.
-    fn pause_after(&self, error: &Error, is_repeated: bool, attempt: u32, jitter: f64) -> Option<Duration> {
-        let max = if is_in_progress(error) && self.max > 0 { self.max.max(IN_PROGRESS) } else { self.max };
+    fn pause_after(
+        &self,
+        error: &Error,
+        is_repeated: bool,
+        attempt: u32,
+        jitter: f64,
+    ) -> Option<Duration> {
+        let max = if is_in_progress(error) && self.max > 0 {
+            self.max.max(IN_PROGRESS)
+        } else {
+            self.max
+        };
         if attempt > max || !is_repeated {
             return None;
         }
-        let doubled = self.first_pause.saturating_mul(2_u32.saturating_pow(attempt - 1)).min(self.longest_pause);
+        let doubled = self
+            .first_pause
+            .saturating_mul(2_u32.saturating_pow(attempt - 1))
+            .min(self.longest_pause);
         // Half of it is left to chance, so that those who failed together do not come back together.
         let half = doubled / 2;
         let chance = half.saturating_sub(half.mul_f64(jitter));
         match error.retry_after() {
             Some(asked) if asked > self.max_retry_after => None,
-            asked => Some(asked.unwrap_or_default().max(doubled - half).saturating_add(chance)),
+            asked => Some(
+                asked
+                    .unwrap_or_default()
+                    .max(doubled - half)
+                    .saturating_add(chance),
+            ),
         }
     }
 }
@@ -129,7 +154,9 @@ impl Retries {
 fn is_passing(error: &Error) -> bool {
     match error.kind() {
         ErrorKind::Connect | ErrorKind::Interrupted | ErrorKind::Timeout => true,
-        ErrorKind::Refused => is_in_progress(error) || matches!(error.status(), Some(408 | 429 | 500..)),
+        ErrorKind::Refused => {
+            is_in_progress(error) || matches!(error.status(), Some(408 | 429 | 500..))
+        }
         _ => false,
     }
 }
@@ -148,7 +175,11 @@ pub(crate) fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Durati
     }
     let date = |value: &HeaderValue| httpdate::parse_http_date(value.to_str().ok()?).ok();
     let until = httpdate::parse_http_date(text).ok()?;
-    Some(until.duration_since(headers.get(DATE).and_then(date).unwrap_or(now)).unwrap_or_default())
+    Some(
+        until
+            .duration_since(headers.get(DATE).and_then(date).unwrap_or(now))
+            .unwrap_or_default(),
+    )
 }
 
 #[cfg(test)]
@@ -162,7 +193,11 @@ mod tests {
     };
 
     fn refusal(status: u16, retry_after: Option<Duration>) -> Error {
-        Error::new(Kind::Refused(Box::new(Refusal { status, retry_after, ..Refusal::default() })))
+        Error::new(Kind::Refused(Box::new(Refusal {
+            status,
+            retry_after,
+            ..Refusal::default()
+        })))
     }
 
     /// The pauses between attempts that all fail with that error.
@@ -183,37 +218,73 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn pauses_double_up_to_eight_seconds_and_half_of_each_is_left_to_chance() {
-        let retries = Retries { max: 7, ..Retries::default() };
+        let retries = Retries {
+            max: 7,
+            ..Retries::default()
+        };
         let doubled = [500, 1000, 2000, 4000, 8000, 8000, 8000].map(Duration::from_millis);
         let mut shares = Vec::new();
         for _ in 0..100 {
             let pauses = pauses(retries, || refusal(503, None)).await;
             assert_eq!(pauses.len(), doubled.len());
             for (pause, doubled) in pauses.into_iter().zip(doubled) {
-                assert!((doubled / 2..=doubled + TICK).contains(&pause), "{pause:?} of {doubled:?}");
+                assert!(
+                    (doubled / 2..=doubled + TICK).contains(&pause),
+                    "{pause:?} of {doubled:?}"
+                );
                 shares.push(pause.as_secs_f64() / doubled.as_secs_f64());
             }
         }
         // By chance none of seven hundred is in a fifth of the range: once in 10^67.
         for fifth in 0..5 {
             let from = 0.5 + f64::from(fifth) * 0.1;
-            assert!(shares.iter().any(|share| (from..from + 0.1).contains(share)), "{from}: {shares:?}");
+            assert!(
+                shares
+                    .iter()
+                    .any(|share| (from..from + 0.1).contains(share)),
+                "{from}: {shares:?}"
+            );
         }
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_call_is_sent_three_times_in_all_when_nothing_else_is_said() {
-        assert_eq!(pauses(Retries::default(), || refusal(503, None)).await.len(), 2);
-        assert!(pauses(Retries { max: 0, ..Retries::default() }, || refusal(503, None)).await.is_empty());
+        assert_eq!(
+            pauses(Retries::default(), || refusal(503, None))
+                .await
+                .len(),
+            2
+        );
+        assert!(
+            pauses(
+                Retries {
+                    max: 0,
+                    ..Retries::default()
+                },
+                || refusal(503, None)
+            )
+            .await
+            .is_empty()
+        );
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_longer_time_that_was_asked_for_is_waited_and_a_little_is_left_to_chance() {
         for seconds in [1, 3, 60, 120] {
             let asked = Duration::from_secs(seconds);
-            let pauses = pauses(Retries { max: 1, ..Retries::default() }, || refusal(429, Some(asked))).await;
+            let pauses = pauses(
+                Retries {
+                    max: 1,
+                    ..Retries::default()
+                },
+                || refusal(429, Some(asked)),
+            )
+            .await;
             assert_eq!(pauses.len(), 1);
-            assert!((asked..=asked + Duration::from_millis(250) + TICK).contains(&pauses[0]), "{pauses:?}");
+            assert!(
+                (asked..=asked + Duration::from_millis(250) + TICK).contains(&pauses[0]),
+                "{pauses:?}"
+            );
         }
     }
 
@@ -229,9 +300,17 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn more_than_two_minutes_are_not_waited() {
-        for asked in [Duration::from_millis(120_001), Duration::from_secs(121), Duration::MAX] {
+        for asked in [
+            Duration::from_millis(120_001),
+            Duration::from_secs(121),
+            Duration::MAX,
+        ] {
             let started = Instant::now();
-            assert!(pauses(Retries::default(), || refusal(503, Some(asked))).await.is_empty());
+            assert!(
+                pauses(Retries::default(), || refusal(503, Some(asked)))
+                    .await
+                    .is_empty()
+            );
             assert_eq!(started.elapsed(), Duration::ZERO);
         }
     }
@@ -242,7 +321,11 @@ mod tests {
         let retries = Retries::default();
         let progress = Progress::default();
         let answer = retries.run(Repeat::Always, &progress, |attempt| {
-            std::future::ready(if attempt < 2 { Err(refusal(503, None)) } else { Ok(attempt) })
+            std::future::ready(if attempt < 2 {
+                Err(refusal(503, None))
+            } else {
+                Ok(attempt)
+            })
         });
         assert_eq!(answer.await.unwrap(), 2);
         assert!(started.elapsed() <= Duration::from_millis(500) + TICK);
@@ -266,11 +349,28 @@ mod tests {
     async fn a_creation_that_is_under_way_is_asked_for_as_long_as_an_attempt_may_take() {
         let in_progress = || {
             let code = Some("idempotency_in_progress".to_owned());
-            Error::new(Kind::Refused(Box::new(Refusal { status: 409, code, ..Refusal::default() })))
+            Error::new(Kind::Refused(Box::new(Refusal {
+                status: 409,
+                code,
+                ..Refusal::default()
+            })))
         };
-        let waited: Duration = pauses(Retries::default(), in_progress).await.into_iter().sum();
+        let waited: Duration = pauses(Retries::default(), in_progress)
+            .await
+            .into_iter()
+            .sum();
         assert!(waited > Duration::from_millis(7500), "{waited:?}");
-        assert!(pauses(Retries { max: 0, ..Retries::default() }, in_progress).await.is_empty());
+        assert!(
+            pauses(
+                Retries {
+                    max: 0,
+                    ..Retries::default()
+                },
+                in_progress
+            )
+            .await
+            .is_empty()
+        );
     }
 
     #[tokio::test(start_paused = true)]
@@ -293,7 +393,8 @@ mod tests {
                     Kind::Interrupted => Kind::Interrupted,
                     _ => Kind::Timeout,
                 });
-                let error = std::mem::replace(&mut kind, again).map_or_else(|| refusal(status, None), Error::new);
+                let error = std::mem::replace(&mut kind, again)
+                    .map_or_else(|| refusal(status, None), Error::new);
                 std::future::ready(Err::<(), _>(error))
             });
             failed.await.unwrap_err();
@@ -303,7 +404,11 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn unreadable_response_is_repeated_once_and_only_for_creations() {
-        let unreadable = || Kind::Unreadable { status: 201, request_id: None, why: "in a sentence".to_owned() };
+        let unreadable = || Kind::Unreadable {
+            status: 201,
+            request_id: None,
+            why: "in a sentence".to_owned(),
+        };
         for (repeat, max, attempts) in [
             (Repeat::AlsoUnreadable, 2, 2),
             (Repeat::AlsoUnreadable, 9, 2),
@@ -313,7 +418,10 @@ mod tests {
             (Repeat::WhenAnswered, 2, 1),
             (Repeat::Never, 2, 1),
         ] {
-            let retries = Retries { max, ..Retries::default() };
+            let retries = Retries {
+                max,
+                ..Retries::default()
+            };
             let (progress, mut sent) = (Progress::default(), 0);
             let failed = retries.run(repeat, &progress, |attempt| {
                 sent = attempt;
@@ -324,21 +432,47 @@ mod tests {
         }
         // Other failures keep their own count.
         let (progress, mut sent) = (Progress::default(), 0);
-        let retries = Retries { max: 3, ..Retries::default() };
+        let retries = Retries {
+            max: 3,
+            ..Retries::default()
+        };
         let failed = retries.run(Repeat::AlsoUnreadable, &progress, |attempt| {
             sent = attempt;
-            let error = if attempt % 2 == 1 { refusal(503, None) } else { Error::new(unreadable()) };
+            let error = if attempt % 2 == 1 {
+                refusal(503, None)
+            } else {
+                Error::new(unreadable())
+            };
             std::future::ready(Err::<(), _>(error))
         });
-        assert_eq!((failed.await.unwrap_err().kind(), sent), (ErrorKind::Unreadable, 4));
+        assert_eq!(
+            (failed.await.unwrap_err().kind(), sent),
+            (ErrorKind::Unreadable, 4)
+        );
     }
 
     #[test]
     fn chance_takes_between_nothing_and_half() {
-        let retries = Retries { max: u32::MAX, ..Retries::default() };
-        let rows = [(1, 500), (2, 1000), (3, 2000), (4, 4000), (5, 8000), (6, 8000), (33, 8000), (u32::MAX, 8000)];
+        let retries = Retries {
+            max: u32::MAX,
+            ..Retries::default()
+        };
+        let rows = [
+            (1, 500),
+            (2, 1000),
+            (3, 2000),
+            (4, 4000),
+            (5, 8000),
+            (6, 8000),
+            (33, 8000),
+            (u32::MAX, 8000),
+        ];
         for (attempt, milliseconds) in rows {
-            let pause = |jitter| retries.pause_after(&refusal(503, None), true, attempt, jitter).unwrap();
+            let pause = |jitter| {
+                retries
+                    .pause_after(&refusal(503, None), true, attempt, jitter)
+                    .unwrap()
+            };
             let doubled = Duration::from_millis(milliseconds);
             assert_eq!(pause(0.0), doubled, "{attempt}");
             assert_eq!(pause(0.5), doubled * 3 / 4, "{attempt}");
@@ -349,22 +483,61 @@ mod tests {
     #[test]
     fn pauses_of_one_s_own_are_kept_to() {
         let (first_pause, longest_pause) = (Duration::from_millis(30), Duration::from_millis(50));
-        let retries = Retries { max: 3, first_pause, longest_pause, ..Retries::default() };
-        let pauses = [1, 2, 3, 4].map(|attempt| retries.pause_after(&refusal(503, None), true, attempt, 0.0));
-        assert_eq!(pauses, [Some(first_pause), Some(longest_pause), Some(longest_pause), None]);
+        let retries = Retries {
+            max: 3,
+            first_pause,
+            longest_pause,
+            ..Retries::default()
+        };
+        let pauses = [1, 2, 3, 4]
+            .map(|attempt| retries.pause_after(&refusal(503, None), true, attempt, 0.0));
+        assert_eq!(
+            pauses,
+            [
+                Some(first_pause),
+                Some(longest_pause),
+                Some(longest_pause),
+                None
+            ]
+        );
         // No pause is fine, and one that is longer than the longest is the longest.
-        let none = Retries { max: 1, first_pause: Duration::ZERO, longest_pause: Duration::ZERO, ..Retries::default() };
-        assert_eq!(none.pause_after(&refusal(503, None), true, 1, 0.0), Some(Duration::ZERO));
-        let longer = Retries { max: 1, first_pause: Duration::MAX, longest_pause, ..Retries::default() };
-        assert_eq!(longer.pause_after(&refusal(503, None), true, 1, 0.0), Some(longest_pause));
+        let none = Retries {
+            max: 1,
+            first_pause: Duration::ZERO,
+            longest_pause: Duration::ZERO,
+            ..Retries::default()
+        };
+        assert_eq!(
+            none.pause_after(&refusal(503, None), true, 1, 0.0),
+            Some(Duration::ZERO)
+        );
+        let longer = Retries {
+            max: 1,
+            first_pause: Duration::MAX,
+            longest_pause,
+            ..Retries::default()
+        };
+        assert_eq!(
+            longer.pause_after(&refusal(503, None), true, 1, 0.0),
+            Some(longest_pause)
+        );
     }
 
     #[test]
     fn the_longest_pause_there_is_does_not_overflow() {
-        let retries =
-            Retries { max: 1, first_pause: Duration::MAX, longest_pause: Duration::MAX, ..Retries::default() };
+        let retries = Retries {
+            max: 1,
+            first_pause: Duration::MAX,
+            longest_pause: Duration::MAX,
+            ..Retries::default()
+        };
         for jitter in [0.0, f64::EPSILON, 0.5, 1.0] {
-            assert!(retries.pause_after(&refusal(503, None), true, 1, jitter).is_some(), "{jitter}");
+            assert!(
+                retries
+                    .pause_after(&refusal(503, None), true, 1, jitter)
+                    .is_some(),
+                "{jitter}"
+            );
         }
     }
 
@@ -377,11 +550,24 @@ mod tests {
             (Kind::Interrupted, true),
             (Kind::Timeout, true),
             (Kind::Settings(text()), false),
-            (Kind::Argument { name: "id", rule: text() }, false),
+            (
+                Kind::Argument {
+                    name: "id",
+                    rule: text(),
+                },
+                false,
+            ),
             (Kind::Auth, false),
             (Kind::Redirect { status: Some(503) }, false),
             (Kind::Redirect { status: None }, false),
-            (Kind::Unreadable { status: 503, request_id: None, why: text() }, false),
+            (
+                Kind::Unreadable {
+                    status: 503,
+                    request_id: None,
+                    why: text(),
+                },
+                false,
+            ),
         ];
         for (kind, again) in rows {
             let error = Error::new(kind);
@@ -395,14 +581,25 @@ mod tests {
         let now = at("Mon, 23 Feb 2026 12:00:00 GMT");
         let until = ("retry-after", "Mon, 23 Feb 2026 12:00:07 GMT");
         let wait = |headers: &[(&'static str, &'static str)]| {
-            let headers = headers.iter().map(|(name, value)| (name.parse().unwrap(), HeaderValue::from_static(value)));
+            let headers = headers
+                .iter()
+                .map(|(name, value)| (name.parse().unwrap(), HeaderValue::from_static(value)));
             retry_after(&headers.collect(), now).map(|wait| wait.as_secs())
         };
         assert_eq!(wait(&[until]), Some(7));
-        assert_eq!(wait(&[until, ("date", "Mon, 23 Feb 2026 12:00:05 GMT")]), Some(2));
-        assert_eq!(wait(&[until, ("date", "Mon, 23 Feb 2026 13:00:00 GMT")]), Some(0));
+        assert_eq!(
+            wait(&[until, ("date", "Mon, 23 Feb 2026 12:00:05 GMT")]),
+            Some(2)
+        );
+        assert_eq!(
+            wait(&[until, ("date", "Mon, 23 Feb 2026 13:00:00 GMT")]),
+            Some(0)
+        );
         assert_eq!(wait(&[until, ("date", "today")]), Some(7));
         assert_eq!(wait(&[("date", "Mon, 23 Feb 2026 12:00:05 GMT")]), None);
-        assert_eq!(wait(&[("retry-after", "Mon, 23 Feb 2026 11:00:00 GMT")]), Some(0));
+        assert_eq!(
+            wait(&[("retry-after", "Mon, 23 Feb 2026 11:00:00 GMT")]),
+            Some(0)
+        );
     }
 }

@@ -40,9 +40,18 @@ impl Subscription {
     /// ```
     #[doc(alias = "sync")]
     pub fn poll(&self, subscriber: VerifierId) -> Poll {
-        let call = Call::new(&self.0, Method::POST, "/api/v1/sync", &[]).for_service().repeated(Repeat::Never);
-        let body = SyncRequest { subscriber: subscriber.to_string(), ..SyncRequest::default() };
-        Poll { call, wait: Duration::ZERO, body }
+        let call = Call::new(&self.0, Method::POST, "/api/v1/sync", &[])
+            .for_service()
+            .repeated(Repeat::Never);
+        let body = SyncRequest {
+            subscriber: subscriber.to_string(),
+            ..SyncRequest::default()
+        };
+        Poll {
+            call,
+            wait: Duration::ZERO,
+            body,
+        }
     }
 
     /// `POST /sync/lookup`: the key with this digest of its text, and everything a verification judges it by.
@@ -57,8 +66,13 @@ impl Subscription {
     /// ```
     #[doc(alias = "syncLookup")]
     pub fn lookup(&self, digest: Digest) -> Request<LookupResponse> {
-        let call = Call::new(&self.0, Method::POST, "/api/v1/sync/lookup", &[]).for_service().repeated(Repeat::Never);
-        call.json(&LookupRequest { digest: digest.hex().to_string() }).reading()
+        let call = Call::new(&self.0, Method::POST, "/api/v1/sync/lookup", &[])
+            .for_service()
+            .repeated(Repeat::Never);
+        call.json(&LookupRequest {
+            digest: digest.hex().to_string(),
+        })
+        .reading()
     }
 }
 
@@ -75,7 +89,11 @@ impl Poll {
     /// The ID of this poll, 16 random hexadecimal digits, and those of the polls before it that had a response within the last
     /// two leases, and at least of the last 16, the newest first, at most 512. A poll without a response is repeated with the same ID and the same [`usage`](Self::usage), which the server
     /// then counts once.
-    pub fn ids(mut self, id: impl Into<String>, previous: impl IntoIterator<Item = impl Into<String>>) -> Self {
+    pub fn ids(
+        mut self,
+        id: impl Into<String>,
+        previous: impl IntoIterator<Item = impl Into<String>>,
+    ) -> Self {
         self.body.poll_id = Some(id.into());
         self.body.previous_poll_ids = previous.into_iter().map(Into::into).collect();
         self

@@ -35,9 +35,17 @@ impl ConnectFailure {
         }
         let found = causes(error).find_map(|cause| {
             let of_tls = cause.downcast_ref::<rustls::Error>().map(Self::of_tls);
-            of_tls.or_else(|| cause.downcast_ref::<io::Error>().and_then(|error| Self::of_io(error.kind())))
+            of_tls.or_else(|| {
+                cause
+                    .downcast_ref::<io::Error>()
+                    .and_then(|error| Self::of_io(error.kind()))
+            })
         });
-        found.unwrap_or(if error.is_timeout() { Self::TimedOut } else { Self::Other })
+        found.unwrap_or(if error.is_timeout() {
+            Self::TimedOut
+        } else {
+            Self::Other
+        })
     }
 
     fn of_io(kind: io::ErrorKind) -> Option<Self> {
@@ -57,9 +65,14 @@ impl ConnectFailure {
         match error {
             rustls::Error::InvalidCertificate(error) => match error {
                 CertificateError::UnknownIssuer => Self::UnknownIssuer,
-                CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => Self::WrongHost,
-                CertificateError::Expired | CertificateError::ExpiredContext { .. } => Self::Expired,
-                CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => Self::NotValidYet,
+                CertificateError::NotValidForName
+                | CertificateError::NotValidForNameContext { .. } => Self::WrongHost,
+                CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
+                    Self::Expired
+                }
+                CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
+                    Self::NotValidYet
+                }
                 CertificateError::Revoked => Self::Revoked,
                 _ => Self::InvalidCertificate,
             },
@@ -95,10 +108,16 @@ impl fmt::Display for ConnectFailure {
 }
 
 /// The error and its sources. An [`io::Error`] does not name the error that it wraps as its source.
-fn causes<'a>(error: &'a (dyn StdError + 'static)) -> impl Iterator<Item = &'a (dyn StdError + 'static)> {
+fn causes<'a>(
+    error: &'a (dyn StdError + 'static),
+) -> impl Iterator<Item = &'a (dyn StdError + 'static)> {
     iter::successors(Some(error), |&error: &&'a (dyn StdError + 'static)| {
-        let wrapped = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
-        wrapped.map(|wrapped| wrapped as &(dyn StdError + 'static)).or_else(|| error.source())
+        let wrapped = error
+            .downcast_ref::<io::Error>()
+            .and_then(io::Error::get_ref);
+        wrapped
+            .map(|wrapped| wrapped as &(dyn StdError + 'static))
+            .or_else(|| error.source())
     })
 }
 
@@ -110,14 +129,18 @@ mod tests {
     fn cause_in_a_wrapped_io_error_is_found() {
         let tls = rustls::Error::InvalidCertificate(CertificateError::Revoked);
         let outer = io::Error::other(io::Error::new(io::ErrorKind::InvalidData, tls));
-        let found: Vec<_> = causes(&outer).filter_map(|cause| cause.downcast_ref::<rustls::Error>()).collect();
+        let found: Vec<_> = causes(&outer)
+            .filter_map(|cause| cause.downcast_ref::<rustls::Error>())
+            .collect();
         assert_eq!(found.len(), 1);
         assert_eq!(ConnectFailure::of_tls(found[0]), ConnectFailure::Revoked);
     }
 
     #[test]
     fn causes_that_no_test_can_provoke_are_named() {
-        use io::ErrorKind::{BrokenPipe, ConnectionReset, HostUnreachable, NetworkUnreachable, Other};
+        use io::ErrorKind::{
+            BrokenPipe, ConnectionReset, HostUnreachable, NetworkUnreachable, Other,
+        };
         let rows = [
             (HostUnreachable, Some(ConnectFailure::Unreachable)),
             (NetworkUnreachable, Some(ConnectFailure::Unreachable)),
@@ -129,7 +152,13 @@ mod tests {
             assert_eq!(ConnectFailure::of_io(kind), expected, "{kind}");
         }
         let bad = rustls::Error::InvalidCertificate(CertificateError::BadEncoding);
-        assert_eq!(ConnectFailure::of_tls(&bad), ConnectFailure::InvalidCertificate);
-        assert_eq!(ConnectFailure::of_tls(&rustls::Error::DecryptError), ConnectFailure::Tls);
+        assert_eq!(
+            ConnectFailure::of_tls(&bad),
+            ConnectFailure::InvalidCertificate
+        );
+        assert_eq!(
+            ConnectFailure::of_tls(&rustls::Error::DecryptError),
+            ConnectFailure::Tls
+        );
     }
 }

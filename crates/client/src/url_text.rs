@@ -62,7 +62,9 @@ pub(crate) fn segment<'a>(name: &'static str, text: &'a str) -> Result<&'a str, 
 
 /// Rejects a credential as the value of a query parameter.
 pub(crate) fn query_value(name: &'static str, text: &str) -> Result<(), Error> {
-    let Some(credential) = credential_in(text) else { return Ok(()) };
+    let Some(credential) = credential_in(text) else {
+        return Ok(());
+    };
     Err(Error::argument(
         name,
         format!("looks like {credential}, and a URL must not hold a credential; nothing was sent"),
@@ -71,15 +73,22 @@ pub(crate) fn query_value(name: &'static str, text: &str) -> Result<(), Error> {
 
 /// What sort of credential the text is or holds, by its shape.
 fn credential_in(text: &str) -> Option<&'static str> {
-    let words = || text.split(|character: char| !(character.is_ascii_alphanumeric() || character == '_'));
-    let keys = Family::ALL.into_iter().flat_map(|family| Mode::ALL.map(|mode| (family.prefix(), mode.as_str())));
-    if keys.into_iter().any(|(family, mode)| words().any(|word| holds_key(word, &format!("{family}_{mode}_")))) {
+    let words =
+        || text.split(|character: char| !(character.is_ascii_alphanumeric() || character == '_'));
+    let keys = Family::ALL
+        .into_iter()
+        .flat_map(|family| Mode::ALL.map(|mode| (family.prefix(), mode.as_str())));
+    if keys
+        .into_iter()
+        .any(|(family, mode)| words().any(|word| holds_key(word, &format!("{family}_{mode}_"))))
+    {
         return Some("an API key");
     }
     if words().any(|word| holds_key(word, "tks_")) {
         return Some("a service key");
     }
-    let mut tokens = text.split(|character: char| !(character.is_ascii_alphanumeric() || "_-.".contains(character)));
+    let mut tokens = text
+        .split(|character: char| !(character.is_ascii_alphanumeric() || "_-.".contains(character)));
     tokens.any(is_jwt).then_some("a token (JWT)")
 }
 
@@ -117,16 +126,29 @@ mod tests {
     #[test]
     fn credential_is_found_by_its_shape() {
         let jwt = ["eyJhbGciOiJFUzI1NiJ9", "eyJzdWIiOiJFWEFNUExFIn0", "EXAMPLE"].join(".");
-        let jwe = ["eyJhbGciOiJSU0EtT0FFUCJ9", "EXAMPLE", "EXAMPLE", "EXAMPLE", "EXAMPLE"].join(".");
+        let jwe = [
+            "eyJhbGciOiJSU0EtT0FFUCJ9",
+            "EXAMPLE",
+            "EXAMPLE",
+            "EXAMPLE",
+            "EXAMPLE",
+        ]
+        .join(".");
         for family in ["ck", "ks", "sk", "pk"] {
             for mode in ["live", "test"] {
-                assert_eq!(credential_in(&key(&format!("{family}_{mode}_"))), Some("an API key"));
+                assert_eq!(
+                    credential_in(&key(&format!("{family}_{mode}_"))),
+                    Some("an API key")
+                );
             }
         }
         assert_eq!(credential_in(&key("tks_")), Some("a service key"));
         assert_eq!(credential_in(&jwt), Some("a token (JWT)"));
         assert_eq!(credential_in(&jwe), Some("a token (JWT)"));
-        assert_eq!(credential_in("ewogICJhbGciOiAibm9uZSIKfQ.e30."), Some("a token (JWT)"));
+        assert_eq!(
+            credential_in("ewogICJhbGciOiAibm9uZSIKfQ.e30."),
+            Some("a token (JWT)")
+        );
         for secret in [key("sk_live_"), key("tks_"), jwt] {
             for text in [
                 format!(" {secret}\n"),

@@ -4,11 +4,14 @@
 use std::net::IpAddr;
 
 use reqwest::Method;
-use tollkey_api::verification::{IntrospectRequest, VerifyBatchRequest, VerifyBatchResponse, VerifyRequest};
+use tollkey_api::verification::{
+    IntrospectRequest, VerifyBatchRequest, VerifyBatchResponse, VerifyRequest,
+};
 use tollkey_core::{Mode, Scope};
 
 pub use tollkey_api::verification::{
-    IntrospectResponse, Invalid, RateLimitState, Valid, VerifiedKey, VerifyResponse, WhoAmI, WhoAmIRest,
+    IntrospectResponse, Invalid, RateLimitState, Valid, VerifiedKey, VerifyResponse, WhoAmI,
+    WhoAmIRest,
 };
 
 use crate::{
@@ -61,7 +64,10 @@ impl Client {
     #[doc(alias = "verifyBatch")]
     pub fn verify_batch(&self, questions: impl IntoIterator<Item = Question>) -> VerifyBatch {
         let call = Call::new(self, Method::POST, "/api/v1/verify/batch", &[]).for_service();
-        VerifyBatch { call, questions: questions.into_iter().collect() }
+        VerifyBatch {
+            call,
+            questions: questions.into_iter().collect(),
+        }
     }
 
     /// `POST /introspect` (RFC 7662): is this key active, and what does it stand for? A key that may not do what the
@@ -76,7 +82,10 @@ impl Client {
     /// ```
     pub fn introspect(&self, token: impl Into<Secret>) -> Introspect {
         let call = Call::new(self, Method::POST, "/api/v1/introspect", &[]).for_service();
-        Introspect { call, question: Question::new(token) }
+        Introspect {
+            call,
+            question: Question::new(token),
+        }
     }
 
     /// `GET /whoami`: the key that calls. A publishable one learns only its id, family, mode and status.
@@ -174,32 +183,50 @@ macro_rules! asks {
         impl $builder {
             /// All of these scopes are needed.
             pub fn scopes(self, scopes: impl IntoIterator<Item = impl Into<Scope>>) -> Self {
-                Self { question: self.question.scopes(scopes), ..self }
+                Self {
+                    question: self.question.scopes(scopes),
+                    ..self
+                }
             }
 
             /// The method of the request, as sent.
             pub fn method(self, method: impl Into<String>) -> Self {
-                Self { question: self.question.method(method), ..self }
+                Self {
+                    question: self.question.method(method),
+                    ..self
+                }
             }
 
             /// The path of the request, as sent.
             pub fn path(self, path: impl Into<String>) -> Self {
-                Self { question: self.question.path(path), ..self }
+                Self {
+                    question: self.question.path(path),
+                    ..self
+                }
             }
 
             /// This mode is needed.
             pub fn mode(self, mode: Mode) -> Self {
-                Self { question: self.question.mode(mode), ..self }
+                Self {
+                    question: self.question.mode(mode),
+                    ..self
+                }
             }
 
             /// The merchant the request is about.
             pub fn merchant(self, merchant: impl Into<String>) -> Self {
-                Self { question: self.question.merchant(merchant), ..self }
+                Self {
+                    question: self.question.merchant(merchant),
+                    ..self
+                }
             }
 
             /// The address the request came from, as this resource server saw it.
             pub fn client_ip(self, address: impl Into<IpAddr>) -> Self {
-                Self { question: self.question.client_ip(address), ..self }
+                Self {
+                    question: self.question.client_ip(address),
+                    ..self
+                }
             }
         }
     };
@@ -231,14 +258,21 @@ pub struct VerifyBatch {
 
 impl VerifyBatch {
     fn request(self) -> Request<Vec<VerifyResponse>> {
-        let requests: Vec<_> = self.questions.into_iter().map(|question| question.0).collect();
+        let requests: Vec<_> = self
+            .questions
+            .into_iter()
+            .map(|question| question.0)
+            .collect();
         let asked = requests.len();
-        self.call.json(&VerifyBatchRequest { requests }).reading_with(move |reply| {
-            let VerifyBatchResponse { results, .. } = reply.json()?;
-            // Fewer or more answers than questions cannot be told apart: nobody is let in by another's answer.
-            let each = results.len() == asked;
-            each.then_some(results).ok_or_else(|| reply.unreadable("there are not as many answers as questions"))
-        })
+        self.call
+            .json(&VerifyBatchRequest { requests })
+            .reading_with(move |reply| {
+                let VerifyBatchResponse { results, .. } = reply.json()?;
+                // Fewer or more answers than questions cannot be told apart: nobody is let in by another's answer.
+                let each = results.len() == asked;
+                each.then_some(results)
+                    .ok_or_else(|| reply.unreadable("there are not as many answers as questions"))
+            })
     }
 }
 sends!(VerifyBatch => Vec<VerifyResponse>);
@@ -253,10 +287,26 @@ pub struct Introspect {
 
 impl Introspect {
     fn request(self) -> Request<IntrospectResponse> {
-        let VerifyRequest { key, method, path, scopes, mode, merchant, client_ip } = self.question.0;
+        let VerifyRequest {
+            key,
+            method,
+            path,
+            scopes,
+            mode,
+            merchant,
+            client_ip,
+        } = self.question.0;
         let scopes = scopes.map(|scopes| scopes.join(" "));
-        let form =
-            IntrospectRequest { token: key, token_type_hint: None, method, path, scopes, mode, merchant, client_ip };
+        let form = IntrospectRequest {
+            token: key,
+            token_type_hint: None,
+            method,
+            path,
+            scopes,
+            mode,
+            merchant,
+            client_ip,
+        };
         self.call.form(&form).reading()
     }
 }

@@ -9,13 +9,17 @@ use std::{net::IpAddr, sync::LazyLock};
 use jiff::Timestamp;
 
 use crate::{
-    AccountId, ApiKey, Application, Catalogue, Family, Mode, OperatingModel, RequestPath, ScopeSet, Status,
-    feature::Feature, route::Template, text::is_reference,
+    AccountId, ApiKey, Application, Catalogue, Family, Mode, OperatingModel, RequestPath, ScopeSet,
+    Status, feature::Feature, route::Template, text::is_reference,
 };
 
 /// Why a key is denied, in the order in which it is judged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
+#[cfg_attr(
+    feature = "serde",
+    derive(serde::Serialize, serde::Deserialize),
+    serde(rename_all = "snake_case")
+)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub enum Denial {
     /// Never made here, or not visible to who asks.
@@ -82,21 +86,41 @@ impl Denial {
             Self::Revoked => ("revoked", "Key revoked", "The key was revoked."),
             Self::Expired => ("expired", "Key expired", "The key has expired."),
             Self::Suspended => ("suspended", "Key suspended", "The key is suspended."),
-            Self::ApplicationDisabled => {
-                ("application_disabled", "Application disabled", "The key's application is disabled.")
-            }
-            Self::WrongMode => ("wrong_mode", "Wrong mode", "The key is of the other mode: live and test never mix."),
-            Self::IpNotAllowed => {
-                ("ip_not_allowed", "Address not allowed", "The key may not be used from this address.")
-            }
-            Self::RouteNotAllowed => {
-                ("route_not_allowed", "Route not allowed", "The key may not be used for this method and path.")
-            }
-            Self::MerchantNotAllowed => {
-                ("merchant_not_allowed", "Merchant not allowed", "The key may not be used for this merchant.")
-            }
-            Self::InsufficientScope => ("insufficient_scope", "Insufficient scope", "The key lacks a needed scope."),
-            Self::RateLimited => ("rate_limited", "Too many requests", "The key's allowance is used up."),
+            Self::ApplicationDisabled => (
+                "application_disabled",
+                "Application disabled",
+                "The key's application is disabled.",
+            ),
+            Self::WrongMode => (
+                "wrong_mode",
+                "Wrong mode",
+                "The key is of the other mode: live and test never mix.",
+            ),
+            Self::IpNotAllowed => (
+                "ip_not_allowed",
+                "Address not allowed",
+                "The key may not be used from this address.",
+            ),
+            Self::RouteNotAllowed => (
+                "route_not_allowed",
+                "Route not allowed",
+                "The key may not be used for this method and path.",
+            ),
+            Self::MerchantNotAllowed => (
+                "merchant_not_allowed",
+                "Merchant not allowed",
+                "The key may not be used for this merchant.",
+            ),
+            Self::InsufficientScope => (
+                "insufficient_scope",
+                "Insufficient scope",
+                "The key lacks a needed scope.",
+            ),
+            Self::RateLimited => (
+                "rate_limited",
+                "Too many requests",
+                "The key's allowance is used up.",
+            ),
         }
     }
 }
@@ -117,7 +141,12 @@ pub struct Record {
 impl Record {
     /// The record of a key.
     #[must_use]
-    pub fn new(key: ApiKey, application: Option<&Application>, model: OperatingModel, catalogue: &Catalogue) -> Self {
+    pub fn new(
+        key: ApiKey,
+        application: Option<&Application>,
+        model: OperatingModel,
+        catalogue: &Catalogue,
+    ) -> Self {
         Self {
             scopes: catalogue.expand(key.family, &key.grants.scopes),
             application_enabled: application.is_none_or(|application| application.is_enabled),
@@ -198,10 +227,15 @@ static PUBLISHABLE: LazyLock<[Template; 3]> = LazyLock::new(|| {
 /// # Errors
 /// The first [`Denial`] that applies, in their order. `UnknownKey` only where the viewer may not see the key;
 /// never `RateLimited`: the verifier counts.
-pub fn decide<'a>(record: &'a Record, need: &Need<'a>, now: Timestamp) -> Result<Grant<'a>, Denial> {
+pub fn decide<'a>(
+    record: &'a Record,
+    need: &Need<'a>,
+    now: Timestamp,
+) -> Result<Grant<'a>, Denial> {
     let key = &record.key;
     if let Some(viewer) = need.viewer
-        && (*viewer.account_id != key.account_id || viewer.mode.is_some_and(|mode| mode != key.mode))
+        && (*viewer.account_id != key.account_id
+            || viewer.mode.is_some_and(|mode| mode != key.mode))
     {
         return Err(Denial::UnknownKey);
     }
@@ -213,13 +247,19 @@ pub fn decide<'a>(record: &'a Record, need: &Need<'a>, now: Timestamp) -> Result
         return Err(Denial::IpNotAllowed);
     }
     if need.identity_only {
-        return Ok(Grant { record, merchant: None });
+        return Ok(Grant {
+            record,
+            merchant: None,
+        });
     }
     if !route_allowed(record, need) {
         return Err(Denial::RouteNotAllowed);
     }
     decide_merchant_and_scopes(record, need)?;
-    Ok(Grant { record, merchant: need.merchant })
+    Ok(Grant {
+        record,
+        merchant: need.merchant,
+    })
 }
 
 /// Decides whether the key can be used at all at `now`, whatever for.
@@ -269,7 +309,9 @@ fn route_allowed(record: &Record, need: &Need<'_>) -> bool {
     if !publishable && !key.grants.is_scoped() {
         return true;
     }
-    let (Some(method), Some(path)) = (need.method, need.path) else { return false };
+    let (Some(method), Some(path)) = (need.method, need.path) else {
+        return false;
+    };
     if publishable {
         return PUBLISHABLE.iter().any(|route| route.matches(method, path));
     }
@@ -278,13 +320,17 @@ fn route_allowed(record: &Record, need: &Need<'_>) -> bool {
     if let Some(own) = &key.grants.features {
         features = own;
     }
-    features.iter().any(|feature| model.contains(feature) && feature.allows(method, path))
+    features
+        .iter()
+        .any(|feature| model.contains(feature) && feature.allows(method, path))
 }
 
 /// A key bound to merchants needs one of them; for any other key a merchant only has to be well-formed.
 fn merchant_allowed(record: &Record, need: &Need<'_>) -> bool {
     match &record.key.grants.merchants {
-        Some(merchants) => need.merchant.is_some_and(|merchant| merchants.iter().any(|m| m == merchant)),
+        Some(merchants) => need
+            .merchant
+            .is_some_and(|merchant| merchants.iter().any(|m| m == merchant)),
         None => need.merchant.is_none_or(is_reference),
     }
 }

@@ -17,7 +17,9 @@ impl AccountId {
     /// [`Invalid`] unless it is `[A-Za-z0-9._:@-]{1,128}`.
     pub fn stored(text: &str) -> Result<Self, Invalid> {
         if !is_reference(text) {
-            return Err(Invalid::new("must be 1 to 128 characters out of A-Z a-z 0-9 . _ : @ -"));
+            return Err(Invalid::new(
+                "must be 1 to 128 characters out of A-Z a-z 0-9 . _ : @ -",
+            ));
         }
         Ok(Self(text.into()))
     }
@@ -34,7 +36,9 @@ impl FromStr for AccountId {
 
     fn from_str(text: &str) -> Result<Self, Invalid> {
         if matches!(text, "." | "..") {
-            return Err(Invalid::new("must not be . or .., which URLs remove from a path"));
+            return Err(Invalid::new(
+                "must not be . or .., which URLs remove from a path",
+            ));
         }
         Self::stored(text)
     }
@@ -63,13 +67,20 @@ impl Account {
     /// An account nobody has set anything for.
     #[must_use]
     pub fn new(id: AccountId) -> Self {
-        Self { id, operating_model: OperatingModel::default() }
+        Self {
+            id,
+            operating_model: OperatingModel::default(),
+        }
     }
 }
 
 /// The four operating models of the hellgate document. They bound which features a scoped key can have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
+#[cfg_attr(
+    feature = "serde",
+    derive(serde::Serialize, serde::Deserialize),
+    serde(rename_all = "snake_case")
+)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub enum OperatingModel {
     /// One merchant: no scoped keys.
@@ -85,7 +96,12 @@ pub enum OperatingModel {
 
 impl OperatingModel {
     /// All models, in the document's order.
-    pub const ALL: [Self; 4] = [Self::PrimaryMerchant, Self::Platform, Self::Ecosystem, Self::ManagedEcosystem];
+    pub const ALL: [Self; 4] = [
+        Self::PrimaryMerchant,
+        Self::Platform,
+        Self::Ecosystem,
+        Self::ManagedEcosystem,
+    ];
 
     /// Its name, as stored and as printed.
     #[must_use]
@@ -105,7 +121,9 @@ impl OperatingModel {
         match self {
             Self::PrimaryMerchant | Self::Platform => &[],
             Self::Ecosystem => &Feature::ALL,
-            Self::ManagedEcosystem => &[Feature::PaymentDataForward, Feature::CardholderDataForward],
+            Self::ManagedEcosystem => {
+                &[Feature::PaymentDataForward, Feature::CardholderDataForward]
+            }
         }
     }
 
@@ -125,11 +143,19 @@ impl OperatingModel {
                 format!("Accounts with the operating model {self} have no scoped keys."),
             ));
         }
-        match grants.features.iter().flatten().find(|feature| !available.contains(feature)) {
+        match grants
+            .features
+            .iter()
+            .flatten()
+            .find(|feature| !available.contains(feature))
+        {
             None => Ok(()),
             Some(feature) => Err(Problem::new(
                 ProblemCode::FeatureUnavailable,
-                format!("The feature {} is not available with the operating model {self}.", feature.as_str()),
+                format!(
+                    "The feature {} is not available with the operating model {self}.",
+                    feature.as_str()
+                ),
             )),
         }
     }

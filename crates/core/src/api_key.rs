@@ -96,7 +96,11 @@ impl Grants {
 
 /// The status of a key: the first that applies, in this order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
+#[cfg_attr(
+    feature = "serde",
+    derive(serde::Serialize, serde::Deserialize),
+    serde(rename_all = "snake_case")
+)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub enum Status {
     /// Ended by somebody, for good.
@@ -115,7 +119,12 @@ impl Status {
 
     /// The first that applies at `now` to a key with this expiration.
     #[inline]
-    pub(crate) fn of(is_revoked: bool, expires_at: Option<Timestamp>, is_suspended: bool, now: Timestamp) -> Self {
+    pub(crate) fn of(
+        is_revoked: bool,
+        expires_at: Option<Timestamp>,
+        is_suspended: bool,
+        now: Timestamp,
+    ) -> Self {
         if is_revoked {
             Self::Revoked
         } else if expires_at.is_some_and(|end| end <= now) {
@@ -170,7 +179,13 @@ impl ApiKey {
     /// A key whose text was made just now. Nothing restricts it yet, and it has no name: what is wanted of it is
     /// added by whoever makes it.
     #[must_use]
-    pub fn new(id: KeyId, account_id: AccountId, text: &KeyText, kind: (Family, Mode), now: Timestamp) -> Self {
+    pub fn new(
+        id: KeyId,
+        account_id: AccountId,
+        text: &KeyText,
+        kind: (Family, Mode),
+        now: Timestamp,
+    ) -> Self {
         let (family, mode) = kind;
         Self {
             id,
@@ -200,7 +215,11 @@ impl ApiKey {
     #[must_use]
     pub fn with_ancestors<'a>(mut self, ancestors: impl IntoIterator<Item = &'a Self>) -> Self {
         let mut inherited = Inherited::from_ancestors(ancestors);
-        if let Some((at, reason)) = self.inherited.as_ref().and_then(|inherited| inherited.revoked) {
+        if let Some((at, reason)) = self
+            .inherited
+            .as_ref()
+            .and_then(|inherited| inherited.revoked)
+        {
             inherited.revoke(at, reason);
         }
         self.inherit(inherited);
@@ -211,7 +230,10 @@ impl ApiKey {
     #[must_use]
     pub fn with_deleted_application(mut self, deleted_at: Timestamp) -> Self {
         if self.expiration().is_none_or(|end| end > deleted_at) {
-            let mut inherited = self.inherited.take().map_or_else(Inherited::default, |inherited| *inherited);
+            let mut inherited = self
+                .inherited
+                .take()
+                .map_or_else(Inherited::default, |inherited| *inherited);
             inherited.revoke(deleted_at, APPLICATION_DELETED);
             self.inherit(inherited);
         }
@@ -225,7 +247,12 @@ impl ApiKey {
     /// The status of the key at `now`: its own, and that of its ancestors.
     #[must_use]
     pub fn status(&self, now: Timestamp) -> Status {
-        let own = Status::of(self.revoked_at.is_some(), self.own_expiration(), self.suspended_at.is_some(), now);
+        let own = Status::of(
+            self.revoked_at.is_some(),
+            self.own_expiration(),
+            self.suspended_at.is_some(),
+            now,
+        );
         // Most keys inherit nothing: they are decided without a look at what is not in their row.
         match &self.inherited {
             None => own,
@@ -237,8 +264,14 @@ impl ApiKey {
     #[must_use]
     pub fn revocation(&self) -> Option<Revocation<'_>> {
         match (self.revoked_at, &self.inherited) {
-            (Some(at), _) => Some(Revocation { at, reason: self.revoked_reason.as_deref() }),
-            (None, Some(inherited)) => inherited.revoked.map(|(at, reason)| Revocation { at, reason: Some(reason) }),
+            (Some(at), _) => Some(Revocation {
+                at,
+                reason: self.revoked_reason.as_deref(),
+            }),
+            (None, Some(inherited)) => inherited.revoked.map(|(at, reason)| Revocation {
+                at,
+                reason: Some(reason),
+            }),
             (None, None) => None,
         }
     }
@@ -247,14 +280,20 @@ impl ApiKey {
     #[must_use]
     pub fn expiration(&self) -> Option<Timestamp> {
         let own = self.own_expiration();
-        self.inherited.as_ref().map_or(own, |inherited| earliest(own, inherited.expires_at))
+        self.inherited
+            .as_ref()
+            .map_or(own, |inherited| earliest(own, inherited.expires_at))
     }
 
     /// The expiration of the key itself. A key whose overlap had ended when it was rotated has expired, whatever the
     /// clock of a replica says.
     pub(crate) fn own_expiration(&self) -> Option<Timestamp> {
         let end = self.grants.expires_at?;
-        Some(if self.rotated_at.is_some_and(|at| end <= at) { Timestamp::UNIX_EPOCH } else { end })
+        Some(if self.rotated_at.is_some_and(|at| end <= at) {
+            Timestamp::UNIX_EPOCH
+        } else {
+            end
+        })
     }
 
     /// Since when the key is suspended, by itself or by the first of its ancestors.
@@ -262,7 +301,9 @@ impl ApiKey {
     pub fn suspension(&self) -> Option<Timestamp> {
         self.inherited
             .as_ref()
-            .map_or(self.suspended_at, |inherited| earliest(self.suspended_at, inherited.suspended_at))
+            .map_or(self.suspended_at, |inherited| {
+                earliest(self.suspended_at, inherited.suspended_at)
+            })
     }
 
     /// Whether the key may be used from that address: by its own IP allowlist and by those of its ancestors. A client
@@ -272,22 +313,38 @@ impl ApiKey {
     pub fn allows_client(&self, client: Option<IpAddr>) -> bool {
         let own = self.grants.allowed_ips.as_ref();
         own.is_none_or(|list| client.is_some_and(|address| list.contains(address)))
-            && self.inherited.as_ref().is_none_or(|inherited| inherited.allows(client))
+            && self
+                .inherited
+                .as_ref()
+                .is_none_or(|inherited| inherited.allows(client))
     }
 
     /// The networks from which the key may be used: those that its own IP allowlist and those of its ancestors have in
     /// common; `None` when there is no list.
     #[must_use]
     pub fn effective_allowlist(&self) -> Option<IpList> {
-        let inherited = self.inherited.iter().flat_map(|inherited| &inherited.allowed_ips);
-        self.grants.allowed_ips.iter().chain(inherited).cloned().reduce(|one, other| one.intersection(&other))
+        let inherited = self
+            .inherited
+            .iter()
+            .flat_map(|inherited| &inherited.allowed_ips);
+        self.grants
+            .allowed_ips
+            .iter()
+            .chain(inherited)
+            .cloned()
+            .reduce(|one, other| one.intersection(&other))
     }
 
     /// The rate limits that a use of the key counts against, with the key that each belongs to: those of its ancestors,
     /// the root's first, then its own.
     pub fn rate_limits(&self) -> impl Iterator<Item = (KeyId, RateLimit)> {
-        let inherited = self.inherited.iter().flat_map(|inherited| &inherited.rate_limits);
-        inherited.copied().chain(self.grants.rate_limit.map(|limit| (self.id, limit)))
+        let inherited = self
+            .inherited
+            .iter()
+            .flat_map(|inherited| &inherited.rate_limits);
+        inherited
+            .copied()
+            .chain(self.grants.rate_limit.map(|limit| (self.id, limit)))
     }
 
     /// Revokes the key. A repeat changes nothing, not even the reason; nor does it when an ancestor is revoked.
@@ -302,7 +359,9 @@ impl ApiKey {
 
     /// Records on the key itself the revocation that it inherits, with the time and the reason of that one.
     pub fn record_inherited_revocation(&mut self) -> Transition {
-        let Some(Revocation { at, reason }) = self.revocation().filter(|_| self.revoked_at.is_none()) else {
+        let Some(Revocation { at, reason }) =
+            self.revocation().filter(|_| self.revoked_at.is_none())
+        else {
             return Transition::AlreadySo;
         };
         (self.revoked_at, self.revoked_reason) = (Some(at), reason.map(str::to_owned));
@@ -345,7 +404,9 @@ impl ApiKey {
     pub fn set_end(&mut self, end: Option<Timestamp>) -> Result<(), Invalid> {
         let later = |own: Timestamp| end.is_none_or(|end| end > own);
         if self.rotated_to.is_some() && self.grants.expires_at.is_some_and(later) {
-            return Err(Invalid::new("cannot be later: the key was rotated, and its successor is there"));
+            return Err(Invalid::new(
+                "cannot be later: the key was rotated, and its successor is there",
+            ));
         }
         self.grants.expires_at = end;
         Ok(())
@@ -354,8 +415,17 @@ impl ApiKey {
     /// Estimates the heap it takes, in bytes, without the account ID, which many keys can share.
     #[must_use]
     pub fn heap_bytes(&self) -> usize {
-        let Grants { scopes, merchants, features, allowed_ips, rate_limit: _, expires_at: _ } = &self.grants;
-        let texts = [&self.name, &self.prefix, &self.last4].into_iter().chain(&self.revoked_reason);
+        let Grants {
+            scopes,
+            merchants,
+            features,
+            allowed_ips,
+            rate_limit: _,
+            expires_at: _,
+        } = &self.grants;
+        let texts = [&self.name, &self.prefix, &self.last4]
+            .into_iter()
+            .chain(&self.revoked_reason);
         texts.map(heap::string).sum::<usize>()
             + heap::vec(scopes)
             + scopes.iter().map(Scope::heap_bytes).sum::<usize>()
@@ -363,7 +433,9 @@ impl ApiKey {
             + features.as_ref().map_or(0, heap::vec)
             + allowed_ips.as_ref().map_or(0, IpList::heap_bytes)
             + self.metadata.as_ref().map_or(0, Metadata::heap_bytes)
-            + self.inherited.as_ref().map_or(0, |it| heap::allocation(size_of::<Inherited>()) + it.heap_bytes())
+            + self.inherited.as_ref().map_or(0, |it| {
+                heap::allocation(size_of::<Inherited>()) + it.heap_bytes()
+            })
     }
 
     /// Gives up spare capacity, and what no decision about the key needs.
@@ -372,7 +444,14 @@ impl ApiKey {
         for text in [&mut self.name, &mut self.prefix, &mut self.last4] {
             text.shrink_to_fit();
         }
-        let Grants { scopes, merchants, features, allowed_ips, rate_limit: _, expires_at: _ } = &mut self.grants;
+        let Grants {
+            scopes,
+            merchants,
+            features,
+            allowed_ips,
+            rate_limit: _,
+            expires_at: _,
+        } = &mut self.grants;
         scopes.shrink_to_fit();
         scopes.iter_mut().for_each(Scope::compact);
         if let Some(merchants) = merchants {
@@ -438,7 +517,13 @@ impl ApiKey {
             created_by: self.created_by,
             inherited: self.inherited.clone(),
             rotated_from: Some(self.id),
-            ..Self::new(id, self.account_id.clone(), text, (self.family, self.mode), now)
+            ..Self::new(
+                id,
+                self.account_id.clone(),
+                text,
+                (self.family, self.mode),
+                now,
+            )
         };
         let end = now.saturating_add(overlap.0).unwrap_or(Timestamp::MAX);
         self.grants.expires_at = Some(self.grants.expires_at.map_or(end, |own| own.min(end)));
@@ -480,9 +565,16 @@ mod tests {
         assert_eq!(Grants::parse_end(None, at(10, 0)), Ok(None));
         assert_eq!(end(at(11, 0), at(10, 0)), Some(Some(at(11, 0))));
         assert_eq!(end(at(11, 999_999_999), at(10, 0)), Some(Some(at(11, 0))));
-        assert_eq!(end(Timestamp::MAX, at(10, 0)), Some(Some(at(Timestamp::MAX.as_second(), 0))));
+        assert_eq!(
+            end(Timestamp::MAX, at(10, 0)),
+            Some(Some(at(Timestamp::MAX.as_second(), 0)))
+        );
         // Cut, it is over.
-        for (over, now) in [(at(10, 0), at(10, 0)), (at(10, 999_999_999), at(10, 0)), (at(10, 700), at(10, 600))] {
+        for (over, now) in [
+            (at(10, 0), at(10, 0)),
+            (at(10, 999_999_999), at(10, 0)),
+            (at(10, 700), at(10, 600)),
+        ] {
             assert_eq!(end(over, now), None);
         }
     }

@@ -88,7 +88,11 @@ pub struct Actor {
 
 /// What sort of caller did something.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
+#[cfg_attr(
+    feature = "serde",
+    derive(serde::Serialize, serde::Deserialize),
+    serde(rename_all = "snake_case")
+)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub enum ActorKind {
     /// A management token of the account.
@@ -132,25 +136,41 @@ impl Target {
     /// A key.
     #[must_use]
     pub fn key(id: KeyId, mode: Mode) -> Self {
-        Self { kind: TargetKind::ApiKey, id: id.to_string(), mode: Some(mode) }
+        Self {
+            kind: TargetKind::ApiKey,
+            id: id.to_string(),
+            mode: Some(mode),
+        }
     }
 
     /// An application.
     #[must_use]
     pub fn application(id: ApplicationId) -> Self {
-        Self { kind: TargetKind::Application, id: id.to_string(), mode: None }
+        Self {
+            kind: TargetKind::Application,
+            id: id.to_string(),
+            mode: None,
+        }
     }
 
     /// An account.
     #[must_use]
     pub fn account(id: &AccountId) -> Self {
-        Self { kind: TargetKind::Account, id: id.to_string(), mode: None }
+        Self {
+            kind: TargetKind::Account,
+            id: id.to_string(),
+            mode: None,
+        }
     }
 }
 
 /// What sort of thing something was done to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
+#[cfg_attr(
+    feature = "serde",
+    derive(serde::Serialize, serde::Deserialize),
+    serde(rename_all = "snake_case")
+)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub enum TargetKind {
     /// An API key.
@@ -201,7 +221,9 @@ impl FromStr for Hash {
     type Err = Invalid;
 
     fn from_str(text: &str) -> Result<Self, Invalid> {
-        hex::read(text).map(Self).ok_or_else(|| Invalid::new("must be 64 hex digits"))
+        hex::read(text)
+            .map(Self)
+            .ok_or_else(|| Invalid::new("must be 64 hex digits"))
     }
 }
 impl fmt::Display for Hash {
@@ -249,7 +271,10 @@ pub struct Head {
 
 impl Head {
     /// Before the first entry.
-    pub const GENESIS: Self = Self { seq: 0, hash: Hash::GENESIS };
+    pub const GENESIS: Self = Self {
+        seq: 0,
+        hash: Hash::GENESIS,
+    };
 }
 
 /// An entry of the log.
@@ -268,7 +293,11 @@ impl Draft {
     #[must_use]
     pub fn seal(self, head: Head) -> Entry {
         let seq = head.seq + 1;
-        Entry { hash: self.hash(seq, head.hash), seq, draft: self }
+        Entry {
+            hash: self.hash(seq, head.hash),
+            seq,
+            draft: self,
+        }
     }
 
     /// SHA-256 over every member, each with its length before it, so that no two entries read the same. An absent
@@ -276,7 +305,11 @@ impl Draft {
     fn hash(&self, seq: u64, previous: Hash) -> Hash {
         let mut hasher = Sha256::new();
         let mut optional = |bytes: Option<&[u8]>| {
-            hasher.update(bytes.map_or(u64::MAX, |bytes| bytes.len() as u64).to_be_bytes());
+            hasher.update(
+                bytes
+                    .map_or(u64::MAX, |bytes| bytes.len() as u64)
+                    .to_be_bytes(),
+            );
             hasher.update(bytes.unwrap_or_default());
         };
         let mut member = |bytes: &[u8]| optional(Some(bytes));
@@ -294,7 +327,12 @@ impl Draft {
         member(self.changes.to_string().as_bytes());
         optional(self.target.mode.map(|mode| mode.as_str().as_bytes()));
         optional(self.request_id.as_deref().map(str::as_bytes));
-        optional(self.ip.map(|ip| ip.to_string()).as_deref().map(str::as_bytes));
+        optional(
+            self.ip
+                .map(|ip| ip.to_string())
+                .as_deref()
+                .map(str::as_bytes),
+        );
         Hash(hasher.finalize().into())
     }
 }
@@ -339,10 +377,20 @@ impl ChainError {
 pub fn verify(head: Head, entry: &Entry) -> Result<Head, ChainError> {
     let account = || entry.draft.account_id.clone();
     if entry.seq != head.seq + 1 {
-        return Err(ChainError::Gap { account: account(), expected: head.seq + 1, found: entry.seq });
+        return Err(ChainError::Gap {
+            account: account(),
+            expected: head.seq + 1,
+            found: entry.seq,
+        });
     }
     if entry.draft.hash(entry.seq, head.hash) != entry.hash {
-        return Err(ChainError::Broken { account: account(), seq: entry.seq });
+        return Err(ChainError::Broken {
+            account: account(),
+            seq: entry.seq,
+        });
     }
-    Ok(Head { seq: entry.seq, hash: entry.hash })
+    Ok(Head {
+        seq: entry.seq,
+        hash: entry.hash,
+    })
 }

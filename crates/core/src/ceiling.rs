@@ -52,7 +52,11 @@ impl DepthLimit {
     /// # Errors
     /// [`Invalid`] unless 0 to [`DepthLimit::MAX`]. With 0 no key creates keys.
     pub fn new(limit: u8) -> Result<Self, Invalid> {
-        if limit <= Self::MAX { Ok(Self(limit)) } else { Err(Invalid::new(format!("must be 0 to {}", Self::MAX))) }
+        if limit <= Self::MAX {
+            Ok(Self(limit))
+        } else {
+            Err(Invalid::new(format!("must be 0 to {}", Self::MAX)))
+        }
     }
 
     /// Whether a key with so many ancestors can create keys.
@@ -60,7 +64,11 @@ impl DepthLimit {
     /// # Errors
     /// [`Beyond::Depth`] when it stands at the limit or deeper.
     pub fn check(self, ancestors: usize) -> Result<(), Beyond> {
-        if ancestors < usize::from(self.0) { Ok(()) } else { Err(Beyond::Depth(self.0)) }
+        if ancestors < usize::from(self.0) {
+            Ok(())
+        } else {
+            Err(Beyond::Depth(self.0))
+        }
     }
 }
 
@@ -80,9 +88,13 @@ pub fn beneath(maker: &ApiKey, mode: Mode, asked: Grants) -> Result<Grants, Beyo
     if maker.mode == Mode::Test && mode == Mode::Live {
         return Err(Beyond::Mode);
     }
-    let allowed_ips = inherit(&own.allowed_ips, asked.allowed_ips, |own, asked| own.covers(asked));
+    let allowed_ips = inherit(&own.allowed_ips, asked.allowed_ips, |own, asked| {
+        own.covers(asked)
+    });
     let expires_at = inherit(&own.expires_at, asked.expires_at, |own, asked| asked <= own);
-    let rate_limit = inherit(&own.rate_limit, asked.rate_limit, |own, asked| asked.is_within(*own));
+    let rate_limit = inherit(&own.rate_limit, asked.rate_limit, |own, asked| {
+        asked.is_within(*own)
+    });
     Ok(Grants {
         allowed_ips: allowed_ips.ok_or(Beyond::Networks)?,
         expires_at: expires_at.ok_or(Beyond::End)?,
@@ -92,7 +104,11 @@ pub fn beneath(maker: &ApiKey, mode: Mode, asked: Grants) -> Result<Grants, Beyo
 }
 
 /// The limit asked for if it is within the maker's, the maker's where none was; `None` when it is not within.
-fn inherit<T: Clone>(own: &Option<T>, asked: Option<T>, within: impl FnOnce(&T, &T) -> bool) -> Option<Option<T>> {
+fn inherit<T: Clone>(
+    own: &Option<T>,
+    asked: Option<T>,
+    within: impl FnOnce(&T, &T) -> bool,
+) -> Option<Option<T>> {
     match (own, asked) {
         (None, asked) => Some(asked),
         (Some(own), None) => Some(Some(own.clone())),

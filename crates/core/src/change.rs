@@ -55,7 +55,11 @@ impl Changed {
             "application" => Self::Application(id.parse()?),
             "account" => Self::Account(id.parse()?),
             "service_key" => Self::ServiceKey(id.parse()?),
-            _ => return Err(Invalid::new("must be key, application, account or service_key")),
+            _ => {
+                return Err(Invalid::new(
+                    "must be key, application, account or service_key",
+                ));
+            }
         })
     }
 }
@@ -84,7 +88,9 @@ impl FromStr for Position {
     type Err = Invalid;
 
     fn from_str(text: &str) -> Result<Self, Invalid> {
-        let parts = text.split_once('-').and_then(|(seq, at)| Some((seq.parse().ok()?, at.parse().ok()?)));
+        let parts = text
+            .split_once('-')
+            .and_then(|(seq, at)| Some((seq.parse().ok()?, at.parse().ok()?)));
         match parts {
             Some((seq, at)) => Ok(Self { seq: Seq(seq), at }),
             None => Err(Invalid::new("must be a cursor as it was given")),
@@ -145,6 +151,8 @@ impl FromStr for VerifierId {
 
     /// The 32 hexadecimal digits of [`Display`](fmt::Display).
     fn from_str(text: &str) -> Result<Self, Invalid> {
-        hex::read(text).map(Self).ok_or_else(|| Invalid::new("must be 32 hex digits"))
+        hex::read(text)
+            .map(Self)
+            .ok_or_else(|| Invalid::new("must be 32 hex digits"))
     }
 }

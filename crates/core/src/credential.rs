@@ -35,10 +35,16 @@ impl CredentialHeaders {
     pub fn parse<'a>(names: impl IntoIterator<Item = &'a str>) -> Result<Self, Invalid> {
         let mut headers = Self([false; HEADERS.len()]);
         for name in names {
-            let known = HEADERS.iter().position(|header| header.eq_ignore_ascii_case(name));
+            let known = HEADERS
+                .iter()
+                .position(|header| header.eq_ignore_ascii_case(name));
             headers.0[known.ok_or_else(Self::rule)?] = true;
         }
-        if headers.0.contains(&true) { Ok(headers) } else { Err(Self::rule()) }
+        if headers.0.contains(&true) {
+            Ok(headers)
+        } else {
+            Err(Self::rule())
+        }
     }
 
     fn rule() -> Invalid {
@@ -53,7 +59,10 @@ impl CredentialHeaders {
 
     /// The names, in lower case and in the order of [`HEADERS`].
     pub fn names(self) -> impl Iterator<Item = &'static str> {
-        HEADERS.into_iter().zip(self.0).filter_map(|(name, read)| read.then_some(name))
+        HEADERS
+            .into_iter()
+            .zip(self.0)
+            .filter_map(|(name, read)| read.then_some(name))
     }
 
     /// The problem of a request without a credential.
@@ -63,7 +72,10 @@ impl CredentialHeaders {
         let detail = if self.has(0) {
             format!("Present {what} as Bearer.")
         } else {
-            format!("Present {what} in {}.", self.names().collect::<Vec<_>>().join(" or "))
+            format!(
+                "Present {what} in {}.",
+                self.names().collect::<Vec<_>>().join(" or ")
+            )
         };
         Problem::new(ProblemCode::MissingCredentials, detail)
     }
@@ -119,13 +131,19 @@ impl<'a> Credential<'a> {
     /// assert!(Credential::read(found) == Credential::One("key"));
     /// ```
     pub fn read(found: impl IntoIterator<Item = (&'a str, &'a [u8])>) -> Self {
-        let mut found = found.into_iter().filter(|(name, value)| !is_empty(name, value));
-        let Some((name, value)) = found.next() else { return Self::None };
+        let mut found = found
+            .into_iter()
+            .filter(|(name, value)| !is_empty(name, value));
+        let Some((name, value)) = found.next() else {
+            return Self::None;
+        };
         if found.next().is_some() {
             return Self::Several;
         }
         // All bytes, without a way out: so several are looked at at once.
-        let visible = value.iter().fold(true, |all, byte| all & matches!(byte, b'\t' | b' '..=b'~'));
+        let visible = value
+            .iter()
+            .fold(true, |all, byte| all & matches!(byte, b'\t' | b' '..=b'~'));
         let Some(text) = std::str::from_utf8(value).ok().filter(|_| visible) else {
             return Self::unreadable(name, value);
         };
@@ -139,14 +157,26 @@ impl<'a> Credential<'a> {
             text
         };
         // Two credentials in one header: a proxy joined what was sent twice.
-        if text.as_bytes().contains(&b',') { Self::Several } else { Self::One(text) }
+        if text.as_bytes().contains(&b',') {
+            Self::Several
+        } else {
+            Self::One(text)
+        }
     }
 
     /// A value with other characters: a Bearer credential, unless `Authorization` has another scheme.
     fn unreadable(name: &str, value: &'a [u8]) -> Self {
-        let scheme = value.trim_ascii().split(|byte| *byte == b' ').next().unwrap_or_default();
+        let scheme = value
+            .trim_ascii()
+            .split(|byte| *byte == b' ')
+            .next()
+            .unwrap_or_default();
         match std::str::from_utf8(scheme) {
-            Ok(scheme) if name == AUTHORIZATION && scheme.is_ascii() && !scheme.eq_ignore_ascii_case(BEARER) => {
+            Ok(scheme)
+                if name == AUTHORIZATION
+                    && scheme.is_ascii()
+                    && !scheme.eq_ignore_ascii_case(BEARER) =>
+            {
                 Self::NotBearer(scheme)
             }
             _ => Self::Unreadable,
@@ -164,9 +194,10 @@ impl<'a> Credential<'a> {
             Self::None => Err(headers.missing(expected)),
             Self::NotBearer(value) => Err(expected.not_bearer(value)),
             Self::Unreadable => Err(form::unreadable()),
-            Self::Several => {
-                Err(Problem::new(ProblemCode::MultipleCredentials, "Present exactly one credential, once."))
-            }
+            Self::Several => Err(Problem::new(
+                ProblemCode::MultipleCredentials,
+                "Present exactly one credential, once.",
+            )),
         }
     }
 }
@@ -190,21 +221,41 @@ mod tests {
         ] {
             assert!(read(&[pair]) == Credential::One("key"), "{pair:?}");
         }
-        for value in ["key", "Basic a2V5", "Bearer\tkey", "Bearerkey", "Bearer:key", "Bearer: key"] {
-            assert!(read(&[("authorization", value)]) == Credential::NotBearer(value), "{value:?}");
+        for value in [
+            "key",
+            "Basic a2V5",
+            "Bearer\tkey",
+            "Bearerkey",
+            "Bearer:key",
+            "Bearer: key",
+        ] {
+            assert!(
+                read(&[("authorization", value)]) == Credential::NotBearer(value),
+                "{value:?}"
+            );
         }
-        assert_eq!(read(&[("authorization", "Bearer k\u{e9}y")]), Credential::Unreadable);
+        assert_eq!(
+            read(&[("authorization", "Bearer k\u{e9}y")]),
+            Credential::Unreadable
+        );
         assert_eq!(read(&[("x-api-key", "\u{a0}key")]), Credential::Unreadable);
     }
 
     #[test]
     fn an_empty_header_counts_as_absent() {
         assert_eq!(read(&[]), Credential::None);
-        for empty in
-            [("authorization", ""), ("authorization", "Bearer"), ("authorization", "bearer  "), ("x-api-key", " \t ")]
-        {
+        for empty in [
+            ("authorization", ""),
+            ("authorization", "Bearer"),
+            ("authorization", "bearer  "),
+            ("x-api-key", " \t "),
+        ] {
             assert_eq!(read(&[empty]), Credential::None, "{empty:?}");
-            assert_eq!(read(&[empty, empty, ("x-commerce-api-key", "")]), Credential::None, "{empty:?}");
+            assert_eq!(
+                read(&[empty, empty, ("x-commerce-api-key", "")]),
+                Credential::None,
+                "{empty:?}"
+            );
             for pairs in [[empty, ("x-api-key", "key")], [("x-api-key", "key"), empty]] {
                 assert!(read(&pairs) == Credential::One("key"), "{pairs:?}");
             }
@@ -216,7 +267,10 @@ mod tests {
     #[test]
     fn more_than_one_credential_is_several_even_the_same_twice() {
         for pairs in [
-            [("authorization", "Bearer key"), ("authorization", "Bearer key")],
+            [
+                ("authorization", "Bearer key"),
+                ("authorization", "Bearer key"),
+            ],
             [("authorization", "Bearer key"), ("x-api-key", "key")],
             [("x-commerce-api-key", "key"), ("x-api-key", "key")],
             [("authorization", "Basic YTpi"), ("x-api-key", "key")],
@@ -224,30 +278,57 @@ mod tests {
             assert_eq!(read(&pairs), Credential::Several, "{pairs:?}");
         }
         assert_eq!(read(&[("x-api-key", "key, key")]), Credential::Several);
-        assert_eq!(read(&[("x-api-key", ""), ("x-api-key", "a"), ("authorization", "Bearer b")]), Credential::Several);
+        assert_eq!(
+            read(&[
+                ("x-api-key", ""),
+                ("x-api-key", "a"),
+                ("authorization", "Bearer b")
+            ]),
+            Credential::Several
+        );
     }
 
     #[test]
     fn a_credential_is_not_shown() {
-        assert_eq!(format!("{:?}", read(&[("x-api-key", "canary")])), "One(redacted)");
-        assert_eq!(format!("{:?}", read(&[("authorization", "canary")])), "NotBearer(redacted)");
+        assert_eq!(
+            format!("{:?}", read(&[("x-api-key", "canary")])),
+            "One(redacted)"
+        );
+        assert_eq!(
+            format!("{:?}", read(&[("authorization", "canary")])),
+            "NotBearer(redacted)"
+        );
     }
 
     #[test]
     fn credential_headers_are_a_choice_out_of_three() {
         let names = |given: &[&str]| {
-            CredentialHeaders::parse(given.iter().copied()).map(|headers| headers.names().collect::<Vec<_>>())
+            CredentialHeaders::parse(given.iter().copied())
+                .map(|headers| headers.names().collect::<Vec<_>>())
         };
         assert_eq!(names(&HEADERS), Ok(HEADERS.to_vec()));
-        assert_eq!(CredentialHeaders::parse(HEADERS), Ok(CredentialHeaders::default()));
-        assert_eq!(names(&["X-Commerce-API-Key", "Authorization"]), Ok(vec!["authorization", "x-commerce-api-key"]));
+        assert_eq!(
+            CredentialHeaders::parse(HEADERS),
+            Ok(CredentialHeaders::default())
+        );
+        assert_eq!(
+            names(&["X-Commerce-API-Key", "Authorization"]),
+            Ok(vec!["authorization", "x-commerce-api-key"])
+        );
         let rule = Invalid::new("must be some of authorization, x-api-key, x-commerce-api-key");
         for given in [&[][..], &[""], &["cookie"], &["x-api-key", "x-api-keys"]] {
             assert_eq!(names(given), Err(rule.clone()), "{given:?}");
         }
-        let missing =
-            |names: &[&str]| CredentialHeaders::parse(names.iter().copied()).unwrap().missing(Expected::ApiKey).detail;
+        let missing = |names: &[&str]| {
+            CredentialHeaders::parse(names.iter().copied())
+                .unwrap()
+                .missing(Expected::ApiKey)
+                .detail
+        };
         assert_eq!(missing(&HEADERS), "Present an API key as Bearer.");
-        assert_eq!(missing(&HEADERS[1..]), "Present an API key in x-api-key or x-commerce-api-key.");
+        assert_eq!(
+            missing(&HEADERS[1..]),
+            "Present an API key in x-api-key or x-commerce-api-key."
+        );
     }
 }

@@ -75,7 +75,9 @@ impl Feature {
             }
         }
         if features.is_empty() {
-            return Err(Invalid::new("must not be empty; leave it out to have no such restriction"));
+            return Err(Invalid::new(
+                "must not be empty; leave it out to have no such restriction",
+            ));
         }
         Ok(features)
     }

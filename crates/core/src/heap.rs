@@ -7,7 +7,11 @@
 /// keep a header. Nothing is allocated for 0 bytes.
 #[must_use]
 pub const fn allocation(bytes: usize) -> usize {
-    if bytes == 0 { 0 } else { bytes + bytes / 8 + 16 }
+    if bytes == 0 {
+        0
+    } else {
+        bytes + bytes / 8 + 16
+    }
 }
 
 /// What the buffer of a `String` takes.

@@ -53,7 +53,9 @@ impl<Of> Id<Of> {
         let mut random = [0; 10];
         rng.fill_bytes(&mut random);
         let millis = u64::try_from(now.as_millisecond()).unwrap_or(0);
-        uuid::Builder::from_unix_timestamp_millis(millis, &random).into_uuid().into()
+        uuid::Builder::from_unix_timestamp_millis(millis, &random)
+            .into_uuid()
+            .into()
     }
 
     /// The 16 bytes, as they are stored.
@@ -65,7 +67,10 @@ impl<Of> Id<Of> {
     /// The id with these 16 bytes.
     #[must_use]
     pub const fn from_bytes(bytes: [u8; 16]) -> Self {
-        Self { uuid: Uuid::from_bytes(bytes), of: PhantomData }
+        Self {
+            uuid: Uuid::from_bytes(bytes),
+            of: PhantomData,
+        }
     }
 }
 
@@ -73,7 +78,11 @@ impl<Of: Entity> Id<Of> {
     /// The form of the account surface: `key_` + 26 Crockford base-32 characters.
     #[must_use]
     pub fn crockford(&self) -> String {
-        format!("{}{}", Of::PREFIX.unwrap_or_default(), Ulid(self.uuid.as_u128()))
+        format!(
+            "{}{}",
+            Of::PREFIX.unwrap_or_default(),
+            Ulid(self.uuid.as_u128())
+        )
     }
 }
 
@@ -109,7 +118,10 @@ impl<Of: Entity> FromStr for Id<Of> {
 
 impl<Of> From<Uuid> for Id<Of> {
     fn from(uuid: Uuid) -> Self {
-        Self { uuid, of: PhantomData }
+        Self {
+            uuid,
+            of: PhantomData,
+        }
     }
 }
 impl<Of> fmt::Display for Id<Of> {
@@ -177,6 +189,10 @@ mod tests {
         ] {
             assert_eq!(text.parse::<KeyId>(), Err(NotAnId), "{text}");
         }
-        assert!("key_01K30DW000E008000000000001".parse::<ApplicationId>().is_err());
+        assert!(
+            "key_01K30DW000E008000000000001"
+                .parse::<ApplicationId>()
+                .is_err()
+        );
     }
 }

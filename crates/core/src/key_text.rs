@@ -17,7 +17,11 @@ pub const RANDOM_LEN: usize = 32;
 
 /// Which of the documented key systems a key belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
+#[cfg_attr(
+    feature = "serde",
+    derive(serde::Serialize, serde::Deserialize),
+    serde(rename_all = "snake_case")
+)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub enum Family {
     /// `ck_`, commerce keys (pepay, crypto-checkout, hellgate).
@@ -32,7 +36,12 @@ pub enum Family {
 
 impl Family {
     /// All families.
-    pub const ALL: [Self; 4] = [Self::Commerce, Self::Application, Self::Secret, Self::Publishable];
+    pub const ALL: [Self; 4] = [
+        Self::Commerce,
+        Self::Application,
+        Self::Secret,
+        Self::Publishable,
+    ];
 
     /// What a key of this family starts with: `ck`, `ks`, `sk`, `pk`.
     #[must_use]
@@ -69,7 +78,11 @@ impl Family {
 
 /// Whether a key moves real money.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
+#[cfg_attr(
+    feature = "serde",
+    derive(serde::Serialize, serde::Deserialize),
+    serde(rename_all = "snake_case")
+)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub enum Mode {
     /// Real payments, real funds.
@@ -114,18 +127,29 @@ impl Kind {
     /// ```
     #[must_use]
     pub fn of(text: &str) -> Option<Self> {
-        let (prefix, random) = text.as_bytes().split_at_checked(text.len().checked_sub(RANDOM_LEN)?)?;
+        let (prefix, random) = text
+            .as_bytes()
+            .split_at_checked(text.len().checked_sub(RANDOM_LEN)?)?;
         // No early end: all 32 are looked at in a few vector instructions.
-        if !random.iter().fold(true, |all, byte| all & byte.is_ascii_alphanumeric()) {
+        if !random
+            .iter()
+            .fold(true, |all, byte| all & byte.is_ascii_alphanumeric())
+        {
             return None;
         }
         let prefix = prefix.strip_suffix(b"_")?;
         if prefix == b"tks" {
             return Some(Self::ServiceKey);
         }
-        let [first, second, b'_', mode @ ..] = prefix else { return None };
-        let family = Family::ALL.into_iter().find(|family| family.prefix().as_bytes() == [*first, *second])?;
-        let mode = Mode::ALL.into_iter().find(|it| it.as_str().as_bytes() == mode)?;
+        let [first, second, b'_', mode @ ..] = prefix else {
+            return None;
+        };
+        let family = Family::ALL
+            .into_iter()
+            .find(|family| family.prefix().as_bytes() == [*first, *second])?;
+        let mode = Mode::ALL
+            .into_iter()
+            .find(|it| it.as_str().as_bytes() == mode)?;
         Some(Self::Key(family, mode))
     }
 
@@ -234,7 +258,9 @@ impl FromStr for Digest {
     type Err = Invalid;
 
     fn from_str(text: &str) -> Result<Self, Invalid> {
-        hex::read(text).map(Self).ok_or_else(|| Invalid::new("must be 64 hex digits"))
+        hex::read(text)
+            .map(Self)
+            .ok_or_else(|| Invalid::new("must be 64 hex digits"))
     }
 }
 

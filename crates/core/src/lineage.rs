@@ -9,7 +9,9 @@ use std::net::IpAddr;
 
 use jiff::Timestamp;
 
-use crate::{AccountId, ApiKey, ApplicationId, IpList, KeyId, RateLimit, Status, audit::Actor, heap};
+use crate::{
+    AccountId, ApiKey, ApplicationId, IpList, KeyId, RateLimit, Status, audit::Actor, heap,
+};
 
 /// Why a key of a deleted application is revoked.
 pub const APPLICATION_DELETED: &str = "application_deleted";
@@ -55,7 +57,9 @@ impl Inherited {
             {
                 inherited.allowed_ips.push(list.clone());
             }
-            inherited.rate_limits.extend(ancestor.grants.rate_limit.map(|limit| (ancestor.id, limit)));
+            inherited
+                .rate_limits
+                .extend(ancestor.grants.rate_limit.map(|limit| (ancestor.id, limit)));
         }
         inherited
     }
@@ -70,14 +74,23 @@ impl Inherited {
     /// The first status that applies to any ancestor at `now`.
     #[must_use]
     pub fn status(&self, now: Timestamp) -> Status {
-        Status::of(self.revoked.is_some(), self.expires_at, self.suspended_at.is_some(), now)
+        Status::of(
+            self.revoked.is_some(),
+            self.expires_at,
+            self.suspended_at.is_some(),
+            now,
+        )
     }
 
     /// Estimates the heap it takes, in bytes.
     #[must_use]
     pub fn heap_bytes(&self) -> usize {
         heap::vec(&self.allowed_ips)
-            + self.allowed_ips.iter().map(IpList::heap_bytes).sum::<usize>()
+            + self
+                .allowed_ips
+                .iter()
+                .map(IpList::heap_bytes)
+                .sum::<usize>()
             + heap::vec(&self.rate_limits)
     }
 
@@ -90,7 +103,9 @@ impl Inherited {
     /// Whether a client at that address passes the IP allowlist of every ancestor.
     #[must_use]
     pub fn allows(&self, client: Option<IpAddr>) -> bool {
-        self.allowed_ips.iter().all(|list| client.is_some_and(|address| list.contains(address)))
+        self.allowed_ips
+            .iter()
+            .all(|list| client.is_some_and(|address| list.contains(address)))
     }
 }
 

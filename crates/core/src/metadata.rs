@@ -32,7 +32,10 @@ impl Metadata {
     pub fn new(object: Map<String, Value>) -> Result<Self, Invalid> {
         let json = Value::Object(object).to_string();
         if json.len() > Self::MAX_BYTES {
-            return Err(Invalid::new(format!("must be at most {} bytes of JSON", Self::MAX_BYTES)));
+            return Err(Invalid::new(format!(
+                "must be at most {} bytes of JSON",
+                Self::MAX_BYTES
+            )));
         }
         check(&json)?;
         Ok(Self(json.into()))
@@ -103,7 +106,8 @@ impl Eq for Metadata {}
 #[cfg(feature = "serde")]
 impl serde::Serialize for Metadata {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let raw: &serde_json::value::RawValue = serde_json::from_str(&self.0).map_err(serde::ser::Error::custom)?;
+        let raw: &serde_json::value::RawValue =
+            serde_json::from_str(&self.0).map_err(serde::ser::Error::custom)?;
         raw.serialize(serializer)
     }
 }
@@ -121,7 +125,12 @@ impl<'de> serde::Deserialize<'de> for Metadata {
 fn check(json: &str) -> Result<(), Invalid> {
     let mut broken = None;
     let mut reader = serde_json::Deserializer::from_str(json);
-    let read = Check { levels: Metadata::MAX_DEPTH, outermost: true, broken: &mut broken }.deserialize(&mut reader);
+    let read = Check {
+        levels: Metadata::MAX_DEPTH,
+        outermost: true,
+        broken: &mut broken,
+    }
+    .deserialize(&mut reader);
     match (broken, read.and_then(|()| reader.end())) {
         (Some(rule), _) => Err(rule),
         (None, Err(_)) => Err(not_an_object()),
@@ -140,12 +149,20 @@ struct Check<'a> {
 impl Check<'_> {
     /// Checks a value inside this one.
     fn inner(&mut self) -> Check<'_> {
-        Check { levels: self.levels - 1, outermost: false, broken: self.broken }
+        Check {
+            levels: self.levels - 1,
+            outermost: false,
+            broken: self.broken,
+        }
     }
 
     /// Checks the name of a field.
     fn name(&mut self) -> Check<'_> {
-        Check { levels: 0, outermost: false, broken: self.broken }
+        Check {
+            levels: 0,
+            outermost: false,
+            broken: self.broken,
+        }
     }
 
     /// Ends reading because of a broken rule.
@@ -156,19 +173,30 @@ impl Check<'_> {
 
     /// A value that is not an object.
     fn other<E: Error>(mut self) -> Result<(), E> {
-        if self.outermost { Err(self.fail(not_an_object())) } else { Ok(()) }
+        if self.outermost {
+            Err(self.fail(not_an_object()))
+        } else {
+            Ok(())
+        }
     }
 
     fn nests<E: Error>(&mut self) -> Result<(), E> {
         if self.levels > 0 {
             return Ok(());
         }
-        Err(self.fail(Invalid::new(format!("must nest at most {} levels deep", Metadata::MAX_DEPTH))))
+        Err(self.fail(Invalid::new(format!(
+            "must nest at most {} levels deep",
+            Metadata::MAX_DEPTH
+        ))))
     }
 
     /// Checks the text itself: in its JSON a NUL and a written backslash followed by `u0000` look alike.
     fn text<E: Error>(&mut self, text: &str) -> Result<(), E> {
-        if text.contains('\0') { Err(self.fail(Invalid::new("must not have NUL characters"))) } else { Ok(()) }
+        if text.contains('\0') {
+            Err(self.fail(Invalid::new("must not have NUL characters")))
+        } else {
+            Ok(())
+        }
     }
 }
 

@@ -44,7 +44,10 @@ impl IpList {
         Self::parse_up_to(usize::MAX, cidrs)
     }
 
-    fn parse_up_to<'a>(max: usize, cidrs: impl IntoIterator<Item = &'a str>) -> Result<Self, Invalid> {
+    fn parse_up_to<'a>(
+        max: usize,
+        cidrs: impl IntoIterator<Item = &'a str>,
+    ) -> Result<Self, Invalid> {
         let mut networks = Vec::new();
         for cidr in cidrs {
             let network = parse_network(cidr)?;
@@ -56,7 +59,9 @@ impl IpList {
             }
         }
         if networks.is_empty() {
-            return Err(Invalid::new("must not be empty; leave it out to allow every address"));
+            return Err(Invalid::new(
+                "must not be empty; leave it out to allow every address",
+            ));
         }
         Ok(Self(networks))
     }
@@ -71,7 +76,10 @@ impl IpList {
     /// Whether every address of `other` is in this list, judged network by network.
     #[must_use]
     pub fn covers(&self, other: &Self) -> bool {
-        other.0.iter().all(|inner| self.0.iter().any(|outer| outer.contains(inner)))
+        other
+            .0
+            .iter()
+            .all(|inner| self.0.iter().any(|outer| outer.contains(inner)))
     }
 
     /// The networks that both lists allow. Where they have none in common it is a list that no client passes: that of
@@ -91,9 +99,17 @@ impl IpList {
         }
         // Of nested networks the outer one is enough. So what is common to a list and one within it is no longer than the
         // latter, and every release can read it.
-        let outermost = |inner: &&IpNet| !common.iter().any(|outer| outer != *inner && outer.contains(*inner));
+        let outermost = |inner: &&IpNet| {
+            !common
+                .iter()
+                .any(|outer| outer != *inner && outer.contains(*inner))
+        };
         let common: Vec<IpNet> = common.iter().filter(outermost).copied().collect();
-        Self(if common.is_empty() { vec![NO_CLIENT] } else { common })
+        Self(if common.is_empty() {
+            vec![NO_CLIENT]
+        } else {
+            common
+        })
     }
 
     /// Estimates the heap it takes, in bytes.
@@ -120,15 +136,27 @@ impl IpList {
 pub fn parse_network(cidr: &str) -> Result<IpNet, Invalid> {
     let shown: String = cidr.chars().take(64).collect();
     // The standard library refuses octets with leading zeros, which some readers take for octal; ipnet does not.
-    let unclear = cidr.split_once('/').is_some_and(|(address, _)| address.parse::<IpAddr>().is_err());
-    let network = cidr.parse::<IpNet>().ok().filter(|_| !unclear).ok_or_else(|| {
-        Invalid::new(match cidr.parse::<IpAddr>() {
-            Ok(address) => format!("{shown:?} is not a CIDR network; did you mean {}?", IpNet::from(address)),
-            Err(_) => format!("{shown:?} is not a CIDR network such as 203.0.113.0/24"),
-        })
-    })?;
+    let unclear = cidr
+        .split_once('/')
+        .is_some_and(|(address, _)| address.parse::<IpAddr>().is_err());
+    let network = cidr
+        .parse::<IpNet>()
+        .ok()
+        .filter(|_| !unclear)
+        .ok_or_else(|| {
+            Invalid::new(match cidr.parse::<IpAddr>() {
+                Ok(address) => format!(
+                    "{shown:?} is not a CIDR network; did you mean {}?",
+                    IpNet::from(address)
+                ),
+                Err(_) => format!("{shown:?} is not a CIDR network such as 203.0.113.0/24"),
+            })
+        })?;
     if network.addr() != network.network() {
-        return Err(Invalid::new(format!("{shown:?} has host bits set; did you mean {}?", network.trunc())));
+        return Err(Invalid::new(format!(
+            "{shown:?} has host bits set; did you mean {}?",
+            network.trunc()
+        )));
     }
     Ok(match network {
         IpNet::V6(v6) if v6.prefix_len() >= 96 => match v6.addr().to_ipv4_mapped() {
@@ -168,16 +196,25 @@ pub fn client_address<'a>(
     trusted: &[IpNet],
 ) -> Result<Option<IpAddr>, UnreadableHop> {
     let is_trusted = |address: &IpAddr| trusted.iter().any(|proxy| proxy.contains(address));
-    let Some(peer) = peer.map(|peer| peer.to_canonical()) else { return Ok(None) };
+    let Some(peer) = peer.map(|peer| peer.to_canonical()) else {
+        return Ok(None);
+    };
     if !is_trusted(&peer) {
         return Ok(Some(peer));
     }
     let values = forwarded_for();
     // As if the header were absent.
-    if values.iter().all(|value| value.iter().all(|byte| matches!(byte, b' ' | b'\t'))) {
+    if values
+        .iter()
+        .all(|value| value.iter().all(|byte| matches!(byte, b' ' | b'\t')))
+    {
         return Ok(None);
     }
-    for hop in values.into_iter().rev().flat_map(|value| value.rsplit(|byte| *byte == b',')) {
+    for hop in values
+        .into_iter()
+        .rev()
+        .flat_map(|value| value.rsplit(|byte| *byte == b','))
+    {
         let address = parse_hop(hop).ok_or(UnreadableHop)?;
         if !is_trusted(&address) {
             return Ok(Some(address));
@@ -205,7 +242,9 @@ pub fn parse_hop(hop: &[u8]) -> Option<IpAddr> {
         None => text,
     };
     let is_port = |port: &str| {
-        (1..=5).contains(&port.len()) && port.bytes().all(|byte| byte.is_ascii_digit()) && port.parse::<u16>().is_ok()
+        (1..=5).contains(&port.len())
+            && port.bytes().all(|byte| byte.is_ascii_digit())
+            && port.parse::<u16>().is_ok()
     };
     let address = if let Some(rest) = text.strip_prefix('[') {
         let (address, port) = rest.split_once(']')?;
@@ -237,7 +276,9 @@ pub fn parse_hop(hop: &[u8]) -> Option<IpAddr> {
 pub fn client_network(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V4(address) => IpAddr::V4(address),
-        IpAddr::V6(address) => IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() & !u128::from(u64::MAX))),
+        IpAddr::V6(address) => IpAddr::V6(Ipv6Addr::from_bits(
+            address.to_bits() & !u128::from(u64::MAX),
+        )),
     }
 }
 
@@ -252,7 +293,11 @@ mod tests {
         assert!(mapped.contains("10.1.2.3".parse().unwrap()));
         assert!(mapped.contains("::ffff:10.1.2.3".parse().unwrap()));
         assert!(!mapped.contains("10.2.0.0".parse().unwrap()));
-        assert!(!IpList::parse(["::/0"]).unwrap().contains("10.1.2.3".parse().unwrap()));
+        assert!(
+            !IpList::parse(["::/0"])
+                .unwrap()
+                .contains("10.1.2.3".parse().unwrap())
+        );
     }
 
     #[test]
@@ -278,7 +323,11 @@ mod tests {
             // Without brackets there is no port.
             ("2001:db8::7:80", "2001:db8::7:80"),
         ] {
-            assert_eq!(parse_hop(hop.as_bytes()), Some(address.parse().unwrap()), "{hop:?}");
+            assert_eq!(
+                parse_hop(hop.as_bytes()),
+                Some(address.parse().unwrap()),
+                "{hop:?}"
+            );
         }
     }
 
@@ -336,10 +385,15 @@ mod tests {
     #[test]
     fn unreadable_hop_counts_only_where_a_trusted_proxy_wrote_it() {
         let trusted = ["10.0.0.0/8".parse().unwrap()];
-        let of = |peer: &str, hops: &'static [u8]| client_address(peer.parse().ok(), || vec![hops], &trusted);
+        let of = |peer: &str, hops: &'static [u8]| {
+            client_address(peer.parse().ok(), || vec![hops], &trusted)
+        };
         let client = Ok("203.0.113.7".parse().ok());
         assert_eq!(of("10.0.0.1", b"unknown, 203.0.113.7, 10.0.0.2"), client);
-        assert_eq!(of("10.0.0.1", b"203.0.113.7, unknown, 10.0.0.2"), Err(UnreadableHop));
+        assert_eq!(
+            of("10.0.0.1", b"203.0.113.7, unknown, 10.0.0.2"),
+            Err(UnreadableHop)
+        );
         assert_eq!(of("10.0.0.1", b"203.0.113.7,"), Err(UnreadableHop));
         assert_eq!(of("10.0.0.1", b"203.0.113.7\xa0"), Err(UnreadableHop));
         assert_eq!(of("203.0.113.7", b"unknown"), client);
@@ -349,13 +403,23 @@ mod tests {
 
     #[test]
     fn what_is_no_network_is_refused() {
-        for cidr in
-            ["", "10.0.0.0", "10.0.0.0/33", "10.0.0.1/24", "::1/64", "10.0.0/8", " 10.0.0.0/8", "010.0.0.0/8", "x"]
-        {
+        for cidr in [
+            "",
+            "10.0.0.0",
+            "10.0.0.0/33",
+            "10.0.0.1/24",
+            "::1/64",
+            "10.0.0/8",
+            " 10.0.0.0/8",
+            "010.0.0.0/8",
+            "x",
+        ] {
             assert!(IpList::parse([cidr]).is_err(), "{cidr:?}");
         }
         assert!(IpList::parse([]).is_err());
-        let many: Vec<String> = (0..=IpList::MAX).map(|i| format!("10.0.{i}.0/24")).collect();
+        let many: Vec<String> = (0..=IpList::MAX)
+            .map(|i| format!("10.0.{i}.0/24"))
+            .collect();
         assert!(IpList::parse(many.iter().map(String::as_str)).is_err());
     }
 }

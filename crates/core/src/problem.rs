@@ -77,37 +77,77 @@ impl ProblemCode {
             Self::ValidationFailed => ("validation_failed", 400, "The request is not valid"),
             Self::MalformedJson => ("malformed_json", 400, "The body is not valid JSON"),
             Self::MultipleCredentials => ("multiple_credentials", 400, "More than one credential"),
-            Self::ApplicationKeyLimitReached => {
-                ("application_key_limit_reached", 400, "Maximum number of API keys reached")
-            }
+            Self::ApplicationKeyLimitReached => (
+                "application_key_limit_reached",
+                400,
+                "Maximum number of API keys reached",
+            ),
             Self::KeyAlreadyRevoked => ("key_already_revoked", 400, "The key is already revoked"),
             Self::MissingCredentials => ("missing_credentials", 401, "A credential is needed"),
             Self::InvalidToken => ("invalid_token", 401, "The management token is not valid"),
             Self::InvalidApiKey => ("invalid_api_key", 401, "The API key is not valid"),
             Self::Forbidden => ("forbidden", 403, "Not allowed"),
-            Self::ScopedKeysUnavailable => ("scoped_keys_unavailable", 403, "Scoped keys are not available"),
-            Self::FeatureUnavailable => ("feature_unavailable", 403, "The feature is not available"),
-            Self::KeyLimitReached => ("key_limit_reached", 403, "Maximum number of API keys reached"),
-            Self::KeyDepthLimitReached => ("key_depth_limit_reached", 403, "Maximum depth of keys reached"),
-            Self::InvalidRequirement => ("invalid_requirement", 403, "The gateway's requirement cannot be read"),
+            Self::ScopedKeysUnavailable => (
+                "scoped_keys_unavailable",
+                403,
+                "Scoped keys are not available",
+            ),
+            Self::FeatureUnavailable => {
+                ("feature_unavailable", 403, "The feature is not available")
+            }
+            Self::KeyLimitReached => (
+                "key_limit_reached",
+                403,
+                "Maximum number of API keys reached",
+            ),
+            Self::KeyDepthLimitReached => (
+                "key_depth_limit_reached",
+                403,
+                "Maximum depth of keys reached",
+            ),
+            Self::InvalidRequirement => (
+                "invalid_requirement",
+                403,
+                "The gateway's requirement cannot be read",
+            ),
             Self::Denied(denial) => (denial.code(), 403, denial.title()),
             Self::RateLimited => ("rate_limited", 429, "Too many requests"),
             Self::NotFound => ("not_found", 404, "Not found"),
             Self::MethodNotAllowed => ("method_not_allowed", 405, "Method not allowed"),
             Self::RequestTimeout => ("request_timeout", 408, "The request took too long"),
-            Self::ApplicationNameTaken => ("application_name_taken", 409, "The application name is taken"),
+            Self::ApplicationNameTaken => (
+                "application_name_taken",
+                409,
+                "The application name is taken",
+            ),
             Self::KeyUnchangeable(why) => match why {
                 Unchangeable::Revoked => ("key_revoked", 409, "The key is revoked"),
                 Unchangeable::Expired => ("key_expired", 409, "The key has expired"),
                 Unchangeable::Suspended => ("key_suspended", 409, "The key is suspended"),
-                Unchangeable::AlreadyRotated => ("key_already_rotated", 409, "The key was rotated before"),
+                Unchangeable::AlreadyRotated => {
+                    ("key_already_rotated", 409, "The key was rotated before")
+                }
             },
-            Self::IdempotencyInProgress => ("idempotency_in_progress", 409, "The first request is still running"),
-            Self::IdempotencyReplayUnavailable => {
-                ("idempotency_replay_unavailable", 409, "The first answer cannot be given again")
-            }
-            Self::SubscriberIdShared => ("subscriber_id_shared", 409, "Another process uses this subscriber ID"),
-            Self::IdempotencyMismatch => ("idempotency_mismatch", 422, "The Idempotency-Key was used before"),
+            Self::IdempotencyInProgress => (
+                "idempotency_in_progress",
+                409,
+                "The first request is still running",
+            ),
+            Self::IdempotencyReplayUnavailable => (
+                "idempotency_replay_unavailable",
+                409,
+                "The first answer cannot be given again",
+            ),
+            Self::SubscriberIdShared => (
+                "subscriber_id_shared",
+                409,
+                "Another process uses this subscriber ID",
+            ),
+            Self::IdempotencyMismatch => (
+                "idempotency_mismatch",
+                422,
+                "The Idempotency-Key was used before",
+            ),
             Self::PayloadTooLarge => ("payload_too_large", 413, "The body is too large"),
             Self::UnsupportedMediaType => ("unsupported_media_type", 415, "Unsupported media type"),
             Self::InternalError => ("internal_error", 500, "Something went wrong on our side"),
@@ -137,7 +177,9 @@ impl ProblemCode {
     #[must_use]
     pub fn type_uri(self) -> String {
         match self {
-            Self::RateLimited => "https://iana.org/assignments/http-problem-types#quota-exceeded".to_owned(),
+            Self::RateLimited => {
+                "https://iana.org/assignments/http-problem-types#quota-exceeded".to_owned()
+            }
             _ => format!("urn:tollkey:problem:{}", self.as_str()),
         }
     }
@@ -180,7 +222,10 @@ impl Problem {
     /// A validation problem about one member.
     #[must_use]
     pub fn field(pointer: impl Into<String>, detail: impl Into<String>) -> Self {
-        Self::validation(vec![FieldError { pointer: pointer.into(), detail: detail.into() }])
+        Self::validation(vec![FieldError {
+            pointer: pointer.into(),
+            detail: detail.into(),
+        }])
     }
 
     /// A validation problem about these members.
@@ -191,18 +236,36 @@ impl Problem {
         let detail = match errors.as_slice() {
             [one] => one.to_string(),
             several => {
-                let names: Vec<&str> = several.iter().take(NAMED).map(|error| error.pointer.as_str()).collect();
-                let more = if several.len() > NAMED { ", \u{2026}" } else { "" };
-                format!("{} fields are invalid: {}{more}", several.len(), names.join(", "))
+                let names: Vec<&str> = several
+                    .iter()
+                    .take(NAMED)
+                    .map(|error| error.pointer.as_str())
+                    .collect();
+                let more = if several.len() > NAMED {
+                    ", \u{2026}"
+                } else {
+                    ""
+                };
+                format!(
+                    "{} fields are invalid: {}{more}",
+                    several.len(),
+                    names.join(", ")
+                )
             }
         };
-        Self { errors, ..Self::new(ProblemCode::ValidationFailed, detail) }
+        Self {
+            errors,
+            ..Self::new(ProblemCode::ValidationFailed, detail)
+        }
     }
 
     /// No such thing, or somebody else's: one answer for both, so that ids cannot be probed.
     #[must_use]
     pub fn not_found() -> Self {
-        Self::new(ProblemCode::NotFound, "There is no such resource in this account.")
+        Self::new(
+            ProblemCode::NotFound,
+            "There is no such resource in this account.",
+        )
     }
 
     /// A valid credential of the wrong kind.
@@ -214,13 +277,19 @@ impl Problem {
     /// The key is not accepted; unknown and revoked read the same.
     #[must_use]
     pub fn invalid_api_key() -> Self {
-        Self::new(ProblemCode::InvalidApiKey, "The API key is unknown or was revoked.")
+        Self::new(
+            ProblemCode::InvalidApiKey,
+            "The API key is unknown or was revoked.",
+        )
     }
 
     /// A mistake of our own, of which the caller learns no more; the log does.
     #[must_use]
     pub fn internal() -> Self {
-        Self::new(ProblemCode::InternalError, "Something went wrong on our side.")
+        Self::new(
+            ProblemCode::InternalError,
+            "Something went wrong on our side.",
+        )
     }
 
     /// The store cannot be reached, or too much is waiting for it.
@@ -228,7 +297,10 @@ impl Problem {
     pub fn unavailable() -> Self {
         Self {
             retry_after: Some(1),
-            ..Self::new(ProblemCode::Unavailable, "The service cannot answer right now; try again.")
+            ..Self::new(
+                ProblemCode::Unavailable,
+                "The service cannot answer right now; try again.",
+            )
         }
     }
 
@@ -249,10 +321,17 @@ impl Problem {
             ProblemCode::Denied(Denial::InsufficientScope) => "insufficient_scope",
             _ => return None,
         };
-        let mut challenge =
-            format!("Bearer realm=\"{realm}\", error=\"{error}\", error_description=\"{}\"", self.detail);
+        let mut challenge = format!(
+            "Bearer realm=\"{realm}\", error=\"{error}\", error_description=\"{}\"",
+            self.detail
+        );
         if !self.needed_scopes.is_empty() {
-            let scopes = self.needed_scopes.iter().map(Scope::as_str).collect::<Vec<_>>().join(" ");
+            let scopes = self
+                .needed_scopes
+                .iter()
+                .map(Scope::as_str)
+                .collect::<Vec<_>>()
+                .join(" ");
             challenge.push_str(&format!(", scope=\"{scopes}\""));
         }
         Some(challenge)
@@ -264,7 +343,9 @@ impl Problem {
     pub fn denied(denial: Denial) -> Self {
         match denial {
             Denial::UnknownKey | Denial::Revoked => Self::invalid_api_key(),
-            Denial::RateLimited => Self::new(ProblemCode::RateLimited, "The key's allowance is used up."),
+            Denial::RateLimited => {
+                Self::new(ProblemCode::RateLimited, "The key's allowance is used up.")
+            }
             other => Self::new(ProblemCode::Denied(other), other.detail()),
         }
     }
@@ -340,10 +421,19 @@ impl Checks {
     pub fn add(&mut self, pointer: impl Into<String>, detail: impl Into<String>) {
         let pointer = pointer.into();
         let within = |outer: &str, inner: &str| {
-            inner.strip_prefix(outer).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+            inner
+                .strip_prefix(outer)
+                .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
         };
-        if !self.0.iter().any(|error| within(&error.pointer, &pointer) || within(&pointer, &error.pointer)) {
-            self.0.push(FieldError { pointer, detail: detail.into() });
+        if !self
+            .0
+            .iter()
+            .any(|error| within(&error.pointer, &pointer) || within(&pointer, &error.pointer))
+        {
+            self.0.push(FieldError {
+                pointer,
+                detail: detail.into(),
+            });
         }
     }
 

@@ -5,7 +5,10 @@ use std::{num::NonZeroU32, time::Duration};
 use crate::Invalid;
 
 fn within(value: i64, max: u32) -> Result<NonZeroU32, Invalid> {
-    let value = u32::try_from(value).ok().filter(|value| *value <= max).and_then(NonZeroU32::new);
+    let value = u32::try_from(value)
+        .ok()
+        .filter(|value| *value <= max)
+        .and_then(NonZeroU32::new);
     value.ok_or_else(|| Invalid::new(format!("must be 1 to {max}")))
 }
 
@@ -28,7 +31,10 @@ impl RateLimit {
     /// # Errors
     /// [`Invalid`] unless 1 ≤ `limit` ≤ 1 000 000 and 1 ≤ `window_seconds` ≤ 86 400.
     pub fn new(limit: i64, window_seconds: i64) -> Result<Self, Invalid> {
-        Ok(Self { limit: Self::parse_limit(limit)?, window_seconds: Self::parse_window_seconds(window_seconds)? })
+        Ok(Self {
+            limit: Self::parse_limit(limit)?,
+            window_seconds: Self::parse_window_seconds(window_seconds)?,
+        })
     }
 
     /// Reads a limit by itself, for a form that reports both fields.
@@ -68,7 +74,9 @@ impl RateLimit {
     /// Whether this allows nothing that the other does not: neither more uses at once nor more in the long run.
     #[must_use]
     pub fn is_within(self, other: Self) -> bool {
-        let rate = |limit: Self, window: Self| u64::from(limit.limit.get()) * u64::from(window.window_seconds.get());
+        let rate = |limit: Self, window: Self| {
+            u64::from(limit.limit.get()) * u64::from(window.window_seconds.get())
+        };
         self.limit <= other.limit && rate(self, other) <= rate(other, self)
     }
 }

@@ -19,7 +19,10 @@ impl RouteBase {
     /// Cuts nothing.
     #[must_use]
     pub fn none() -> Self {
-        Self { literal: Box::default(), segments: Box::default() }
+        Self {
+            literal: Box::default(),
+            segments: Box::default(),
+        }
     }
 
     /// Reads a base. `/` and the empty text cut nothing; a slash at the end does not matter.
@@ -39,25 +42,46 @@ impl RouteBase {
             return Ok(Self::none());
         }
         let placeholder = |segment: &str| {
-            let name = segment.strip_prefix('{').and_then(|name| name.strip_suffix('}'));
+            let name = segment
+                .strip_prefix('{')
+                .and_then(|name| name.strip_suffix('}'));
             name.is_some_and(|name| !name.contains(['{', '}']))
         };
         let literal = |segment: &str| {
-            !segment.contains(['?', '%', '{', '}', '*']) && RequestPath(&format!("/{segment}")).is_unambiguous()
+            !segment.contains(['?', '%', '{', '}', '*'])
+                && RequestPath(&format!("/{segment}")).is_unambiguous()
         };
-        let Some(segments) = text.strip_prefix('/').map(|text| text.split('/').collect::<Vec<_>>()) else {
-            return Err(Invalid::new("must begin with a slash, such as /api or /merchants/{merchant}"));
+        let Some(segments) = text
+            .strip_prefix('/')
+            .map(|text| text.split('/').collect::<Vec<_>>())
+        else {
+            return Err(Invalid::new(
+                "must begin with a slash, such as /api or /merchants/{merchant}",
+            ));
         };
-        if !segments.iter().all(|segment| !segment.is_empty() && (placeholder(segment) || literal(segment))) {
+        if !segments
+            .iter()
+            .all(|segment| !segment.is_empty() && (placeholder(segment) || literal(segment)))
+        {
             return Err(Invalid::new(
                 "must be a path such as /api or /merchants/{merchant}, without escapes, dot segments and empty segments",
             ));
         }
-        let first = segments.iter().position(|segment| placeholder(segment)).unwrap_or(segments.len());
+        let first = segments
+            .iter()
+            .position(|segment| placeholder(segment))
+            .unwrap_or(segments.len());
         let (literals, rest) = segments.split_at(first);
         Ok(Self {
-            literal: literals.iter().flat_map(|segment| ["/", segment]).collect::<String>().into(),
-            segments: rest.iter().map(|segment| (!placeholder(segment)).then(|| (*segment).into())).collect(),
+            literal: literals
+                .iter()
+                .flat_map(|segment| ["/", segment])
+                .collect::<String>()
+                .into(),
+            segments: rest
+                .iter()
+                .map(|segment| (!placeholder(segment)).then(|| (*segment).into()))
+                .collect(),
         })
     }
 
@@ -66,20 +90,27 @@ impl RouteBase {
         let mut rest = path.strip_prefix(&*self.literal)?;
         for expected in &self.segments {
             let (segment, behind) = rest.strip_prefix('/')?.split_once('/')?;
-            if expected.as_deref().is_some_and(|literal| literal != segment) {
+            if expected
+                .as_deref()
+                .is_some_and(|literal| literal != segment)
+            {
                 return None;
             }
             rest = &rest[rest.len() - behind.len() - 1..];
         }
         // A segment that a router may read as another one must not vanish with the base.
         let base = &path[..path.len() - rest.len()];
-        (rest.starts_with('/') && (self.segments.is_empty() || RequestPath(base).is_unambiguous())).then_some(rest)
+        (rest.starts_with('/') && (self.segments.is_empty() || RequestPath(base).is_unambiguous()))
+            .then_some(rest)
     }
 }
 
 impl Default for RouteBase {
     fn default() -> Self {
-        Self { literal: "/api".into(), segments: Box::default() }
+        Self {
+            literal: "/api".into(),
+            segments: Box::default(),
+        }
     }
 }
 
@@ -144,7 +175,8 @@ impl<'a> RequestPath<'a> {
             }
             length += 1;
         }
-        (self.0.len() == 1 || !(dots && length <= 2)) && (!escapes || self.0.split('/').all(has_plain_escapes))
+        (self.0.len() == 1 || !(dots && length <= 2))
+            && (!escapes || self.0.split('/').all(has_plain_escapes))
     }
 }
 
@@ -159,14 +191,18 @@ fn has_plain_escapes(segment: &str) -> bool {
             continue;
         }
         let hex = |byte: Option<u8>| char::from(byte?).to_digit(16);
-        let (Some(high), Some(low)) = (hex(bytes.next()), hex(bytes.next())) else { return false };
+        let (Some(high), Some(low)) = (hex(bytes.next()), hex(bytes.next())) else {
+            return false;
+        };
         match u8::try_from(high << 4 | low) {
             Ok(b'/' | b'\\' | b'.' | b'%' | b';' | b'?' | b'#') | Err(_) => return false,
             Ok(byte) => decoded.push(byte),
         }
     }
     // Strict: no overlong form is valid.
-    let Ok(text) = std::str::from_utf8(&decoded) else { return false };
+    let Ok(text) = std::str::from_utf8(&decoded) else {
+        return false;
+    };
     // U+FEFF is white space to ECMAScript's `trim`.
     let trimmed = |character: char| character.is_whitespace() || character == '\u{feff}';
     !text.contains(char::is_control) && !text.starts_with(trimmed) && !text.ends_with(trimmed)
@@ -196,7 +232,10 @@ impl Template {
             name if name.starts_with('{') => Segment::One,
             literal => Segment::Literal(literal),
         });
-        Self { method, segments: segments.collect() }
+        Self {
+            method,
+            segments: segments.collect(),
+        }
     }
 
     /// Whether a request is covered. Methods compare exactly, but HEAD counts as GET.
@@ -216,7 +255,12 @@ impl Template {
     }
 
     fn matches_segments(&self, path: RequestPath<'_>) -> bool {
-        let mut given = path.0.as_bytes().split(|byte| *byte == b'/').skip(1).filter(|segment| !segment.is_empty());
+        let mut given = path
+            .0
+            .as_bytes()
+            .split(|byte| *byte == b'/')
+            .skip(1)
+            .filter(|segment| !segment.is_empty());
         for segment in &self.segments {
             match (segment, given.next()) {
                 (Segment::Literal(literal), Some(given)) if literal.as_bytes() == given => {}
@@ -345,7 +389,11 @@ mod tests {
     fn a_base_with_placeholders_is_cut_as_whole_segments() {
         for (base, path, expected) in [
             ("/merchants/{merchant}", "/merchants/m1/tokens", "/tokens"),
-            ("/merchants/{}", "/merchants/m1/merchants/m2/tokens", "/merchants/m2/tokens"),
+            (
+                "/merchants/{}",
+                "/merchants/m1/merchants/m2/tokens",
+                "/merchants/m2/tokens",
+            ),
             ("/v1/{a}/x/{b}", "/v1/1/x/2/tokens?q", "/tokens"),
             ("/v1/{a}/x/{b}", "/v1/1/y/2/tokens", "/v1/1/y/2/tokens"),
             ("/{tenant}/api/", "/acme/api/tokens", "/tokens"),
@@ -353,27 +401,63 @@ mod tests {
             ("/merchants/{merchant}", "/merchants/m1", "/merchants/m1"),
             ("/merchants/{merchant}", "/merchants", "/merchants"),
             // What a router may read as another path stays, and so matches nothing.
-            ("/merchants/{merchant}", "/merchants//tokens", "/merchants//tokens"),
-            ("/merchants/{merchant}", "/merchants/../tokens", "/merchants/../tokens"),
-            ("/merchants/{merchant}", "/merchants/m1;x/tokens", "/merchants/m1;x/tokens"),
-            ("/merchants/{merchant}", "/merchants/a%2fb/tokens", "/merchants/a%2fb/tokens"),
-            ("/merchants/{merchant}", "/merchants/a%3fb/tokens", "/merchants/a%3fb/tokens"),
-            ("/merchants/{merchant}", "/merchants/m1%20/tokens", "/merchants/m1%20/tokens"),
-            ("/merchants/{merchant}", "/merchants/m%201/tokens", "/tokens"),
-            ("/merchants/{merchant}", "/%6derchants/m1/tokens", "/%6derchants/m1/tokens"),
+            (
+                "/merchants/{merchant}",
+                "/merchants//tokens",
+                "/merchants//tokens",
+            ),
+            (
+                "/merchants/{merchant}",
+                "/merchants/../tokens",
+                "/merchants/../tokens",
+            ),
+            (
+                "/merchants/{merchant}",
+                "/merchants/m1;x/tokens",
+                "/merchants/m1;x/tokens",
+            ),
+            (
+                "/merchants/{merchant}",
+                "/merchants/a%2fb/tokens",
+                "/merchants/a%2fb/tokens",
+            ),
+            (
+                "/merchants/{merchant}",
+                "/merchants/a%3fb/tokens",
+                "/merchants/a%3fb/tokens",
+            ),
+            (
+                "/merchants/{merchant}",
+                "/merchants/m1%20/tokens",
+                "/merchants/m1%20/tokens",
+            ),
+            (
+                "/merchants/{merchant}",
+                "/merchants/m%201/tokens",
+                "/tokens",
+            ),
+            (
+                "/merchants/{merchant}",
+                "/%6derchants/m1/tokens",
+                "/%6derchants/m1/tokens",
+            ),
             ("/", "/tokens", "/tokens"),
             ("", "/tokens", "/tokens"),
         ] {
             let base = RouteBase::parse(base).unwrap();
-            assert_eq!(RequestPath::new(path, &base).as_str(), expected, "{base:?} {path}");
+            assert_eq!(
+                RequestPath::new(path, &base).as_str(),
+                expected,
+                "{base:?} {path}"
+            );
         }
     }
 
     #[test]
     fn a_base_that_can_never_match_is_rejected() {
         for text in [
-            "api", "api/", "//", "/api//v1", "/a/../b", "/a?b", "/a%20b", "/{a", "/a}", "/{a}b", "/{a}{b}", "/{a{b}",
-            "/*", "/a b",
+            "api", "api/", "//", "/api//v1", "/a/../b", "/a?b", "/a%20b", "/{a", "/a}", "/{a}b",
+            "/{a}{b}", "/{a{b}", "/*", "/a b",
         ] {
             assert!(RouteBase::parse(text).is_err(), "{text}");
         }

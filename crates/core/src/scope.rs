@@ -9,7 +9,11 @@ use crate::{Family, Invalid, heap};
 
 /// The name of a scope, such as `links:read`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(transparent))]
+#[cfg_attr(
+    feature = "serde",
+    derive(serde::Serialize, serde::Deserialize),
+    serde(transparent)
+)]
 pub struct Scope(Cow<'static, str>);
 
 impl Scope {
@@ -145,7 +149,10 @@ pub struct Catalogue {
 
 impl Default for Catalogue {
     fn default() -> Self {
-        Self { scopes: Scope::BUILT_IN.into(), commerce: ScopeSet((1 << Scope::BUILT_IN.len()) - 1) }
+        Self {
+            scopes: Scope::BUILT_IN.into(),
+            commerce: ScopeSet((1 << Scope::BUILT_IN.len()) - 1),
+        }
     }
 }
 
@@ -161,9 +168,11 @@ impl Catalogue {
     pub fn add(&mut self, name: &str, in_commerce: bool) -> Result<(), Invalid> {
         let well_formed = (1..=64).contains(&name.len())
             && name.starts_with(|c: char| c.is_ascii_lowercase())
-            && name
-                .bytes()
-                .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'.' | b'_' | b'-' | b':'));
+            && name.bytes().all(|b| {
+                b.is_ascii_lowercase()
+                    || b.is_ascii_digit()
+                    || matches!(b, b'.' | b'_' | b'-' | b':')
+            });
         if !well_formed {
             return Err(Invalid::new(format!(
                 "scope {name:?} must be 1 to 64 characters out of a-z 0-9 . _ - : and begin with a letter"
@@ -173,7 +182,10 @@ impl Catalogue {
             return Err(Invalid::new(format!("scope {name} is there already")));
         }
         if self.scopes.len() == Self::MAX {
-            return Err(Invalid::new(format!("there can be at most {} scopes", Self::MAX)));
+            return Err(Invalid::new(format!(
+                "there can be at most {} scopes",
+                Self::MAX
+            )));
         }
         if in_commerce {
             self.commerce.0 |= 1 << self.scopes.len();
@@ -193,14 +205,19 @@ impl Catalogue {
     /// # Errors
     /// [`Invalid`] naming the unknown one and listing the valid ones.
     pub fn parse(&self, name: &str) -> Result<Scope, Invalid> {
-        self.index(name).map(|i| self.scopes[i].clone()).ok_or_else(|| self.unknown(name))
+        self.index(name)
+            .map(|i| self.scopes[i].clone())
+            .ok_or_else(|| self.unknown(name))
     }
 
     /// Reads a list of scopes in the order given, a repeated one once.
     ///
     /// # Errors
     /// [`Invalid`] for an unknown name and for an empty list: a key without any scope could do nothing.
-    pub fn parse_list<'a>(&self, names: impl IntoIterator<Item = &'a str>) -> Result<Vec<Scope>, Invalid> {
+    pub fn parse_list<'a>(
+        &self,
+        names: impl IntoIterator<Item = &'a str>,
+    ) -> Result<Vec<Scope>, Invalid> {
         let mut scopes: Vec<Scope> = Vec::new();
         for name in names {
             let scope = self.parse(name)?;
@@ -209,7 +226,9 @@ impl Catalogue {
             }
         }
         if scopes.is_empty() {
-            return Err(Invalid::new("must not be empty; leave it out for the default, [\"commerce\"]"));
+            return Err(Invalid::new(
+                "must not be empty; leave it out for the default, [\"commerce\"]",
+            ));
         }
         Ok(scopes)
     }
@@ -218,7 +237,10 @@ impl Catalogue {
     ///
     /// # Errors
     /// [`Invalid`] for an unknown name.
-    pub fn needed<'a>(&self, names: impl IntoIterator<Item = &'a str>) -> Result<ScopeSet, Invalid> {
+    pub fn needed<'a>(
+        &self,
+        names: impl IntoIterator<Item = &'a str>,
+    ) -> Result<ScopeSet, Invalid> {
         let mut set = ScopeSet::EMPTY;
         for name in names {
             set.0 |= 1 << self.index(name).ok_or_else(|| self.unknown(name))?;
@@ -233,22 +255,37 @@ impl Catalogue {
         match family {
             Family::Secret => ScopeSet(u128::MAX >> (Self::MAX - self.scopes.len())),
             Family::Publishable => ScopeSet::EMPTY,
-            Family::Commerce | Family::Application => scopes.iter().fold(ScopeSet::EMPTY, |set, scope| {
-                let own = self.index(scope.as_str()).map_or(ScopeSet::EMPTY, |i| ScopeSet(1 << i));
-                set.union(if *scope == Scope::COMMERCE { self.commerce } else { own })
-            }),
+            Family::Commerce | Family::Application => {
+                scopes.iter().fold(ScopeSet::EMPTY, |set, scope| {
+                    let own = self
+                        .index(scope.as_str())
+                        .map_or(ScopeSet::EMPTY, |i| ScopeSet(1 << i));
+                    set.union(if *scope == Scope::COMMERCE {
+                        self.commerce
+                    } else {
+                        own
+                    })
+                })
+            }
         }
     }
 
     /// The scopes of a set, in the catalogue's order.
     pub fn names(&self, set: ScopeSet) -> impl Iterator<Item = &Scope> {
-        self.scopes.iter().enumerate().filter(move |(i, _)| set.0 & (1 << i) != 0).map(|(_, scope)| scope)
+        self.scopes
+            .iter()
+            .enumerate()
+            .filter(move |(i, _)| set.0 & (1 << i) != 0)
+            .map(|(_, scope)| scope)
     }
 
     /// The scopes of a set, separated by spaces (RFC 6749, section 3.3).
     #[must_use]
     pub fn joined(&self, set: ScopeSet) -> String {
-        self.names(set).map(Scope::as_str).collect::<Vec<_>>().join(" ")
+        self.names(set)
+            .map(Scope::as_str)
+            .collect::<Vec<_>>()
+            .join(" ")
     }
 
     fn index(&self, name: &str) -> Option<usize> {
@@ -257,7 +294,12 @@ impl Catalogue {
 
     fn unknown(&self, name: &str) -> Invalid {
         let shown: String = name.chars().take(64).collect();
-        let valid = self.scopes.iter().map(Scope::as_str).collect::<Vec<_>>().join(", ");
+        let valid = self
+            .scopes
+            .iter()
+            .map(Scope::as_str)
+            .collect::<Vec<_>>()
+            .join(", ");
         Invalid::new(format!("unknown scope {shown:?}; valid scopes are {valid}"))
     }
 }
@@ -269,7 +311,10 @@ mod tests {
     #[test]
     fn a_text_is_taken_for_a_scope() {
         assert_eq!(Scope::from("links:read"), Scope::LINKS_READ);
-        assert_eq!(Scope::from("orders:read".to_owned()).as_str(), "orders:read");
+        assert_eq!(
+            Scope::from("orders:read".to_owned()).as_str(),
+            "orders:read"
+        );
     }
 
     #[test]
@@ -277,7 +322,10 @@ mod tests {
         let catalogue = Catalogue::default();
         let commerce = catalogue.expand(Family::Commerce, &[Scope::COMMERCE]);
         for scope in &Scope::BUILT_IN {
-            assert!(commerce.contains_all(catalogue.needed([scope.as_str()]).unwrap()), "{scope}");
+            assert!(
+                commerce.contains_all(catalogue.needed([scope.as_str()]).unwrap()),
+                "{scope}"
+            );
         }
         let nine = catalogue.expand(Family::Commerce, &Scope::BUILT_IN[1..]);
         assert!(!nine.contains_all(catalogue.needed(["commerce"]).unwrap()));
@@ -304,9 +352,15 @@ mod tests {
     fn sk_satisfies_every_known_scope_and_pk_none() {
         let mut catalogue = Catalogue::default();
         catalogue.add("orders:write", false).unwrap();
-        let all = catalogue.needed(catalogue.scopes().iter().map(Scope::as_str)).unwrap();
+        let all = catalogue
+            .needed(catalogue.scopes().iter().map(Scope::as_str))
+            .unwrap();
         assert_eq!(catalogue.expand(Family::Secret, &[]), all);
-        assert!(catalogue.expand(Family::Publishable, &[Scope::COMMERCE]).is_empty());
+        assert!(
+            catalogue
+                .expand(Family::Publishable, &[Scope::COMMERCE])
+                .is_empty()
+        );
     }
 
     #[test]
@@ -318,12 +372,19 @@ mod tests {
         assert!(catalogue.add("one-more", false).is_err());
         let last = catalogue.needed(["s127"]).unwrap();
         assert!(catalogue.expand(Family::Secret, &[]).contains_all(last));
-        assert!(!catalogue.expand(Family::Commerce, &[Scope::COMMERCE]).contains_all(last));
+        assert!(
+            !catalogue
+                .expand(Family::Commerce, &[Scope::COMMERCE])
+                .contains_all(last)
+        );
     }
 
     #[test]
     fn an_unknown_scope_is_named_and_the_valid_ones_are_listed() {
-        let error = Catalogue::default().parse("link:read").unwrap_err().to_string();
+        let error = Catalogue::default()
+            .parse("link:read")
+            .unwrap_err()
+            .to_string();
         assert_eq!(
             error,
             "unknown scope \"link:read\"; valid scopes are commerce, links:read, links:write, sessions:read, \

@@ -64,7 +64,15 @@ impl Session {
     ) -> Self {
         let longest = now.saturating_add(Self::LONGEST).unwrap_or(Timestamp::MAX);
         let ends_at = proof_ends.map_or(longest, |end| end.min(longest));
-        Self { account_id, subject, is_operator, grounds, created_at: now, last_seen_at: now, ends_at }
+        Self {
+            account_id,
+            subject,
+            is_operator,
+            grounds,
+            created_at: now,
+            last_seen_at: now,
+            ends_at,
+        }
     }
 
     /// Whether it is over: its time has come, or nothing was asked for too long.
@@ -90,8 +98,20 @@ mod tests {
 
     #[test]
     fn a_session_ends_with_its_time_with_its_proof_and_when_nothing_is_asked_for() {
-        let session = |proof_ends| Session::begin(None, "ada".to_owned(), true, Digest::of(""), at(0), proof_ends);
-        let seen = |minutes, session: Session| Session { last_seen_at: at(minutes), ..session };
+        let session = |proof_ends| {
+            Session::begin(
+                None,
+                "ada".to_owned(),
+                true,
+                Digest::of(""),
+                at(0),
+                proof_ends,
+            )
+        };
+        let seen = |minutes, session: Session| Session {
+            last_seen_at: at(minutes),
+            ..session
+        };
         for (session, now, over) in [
             (session(None), 0, false),
             (session(None), 59, false),
@@ -124,7 +144,10 @@ mod tests {
             assert!(all[i + 1..].iter().all(|other| other != one), "{i}");
         }
         assert_eq!(grounds("token", &[Some("a"), None]), all[4]);
-        assert!(bound(&all[0], "one") != bound(&all[0], "two") && bound(&all[0], "one") != bound(&all[1], "one"));
+        assert!(
+            bound(&all[0], "one") != bound(&all[0], "two")
+                && bound(&all[0], "one") != bound(&all[1], "one")
+        );
     }
 
     #[test]
@@ -132,6 +155,9 @@ mod tests {
         let session = Session::begin(None, "ada".to_owned(), true, Digest::of(""), at(0), None);
         assert!(!session.is_seen_again(Timestamp::from_second(59).unwrap()));
         assert!(session.is_seen_again(at(1)));
-        assert!(!session.is_seen_again(at(-5)), "a clock that was set back is no reason to write");
+        assert!(
+            !session.is_seen_again(at(-5)),
+            "a clock that was set back is no reason to write"
+        );
     }
 }

@@ -45,7 +45,9 @@ pub fn optional(text: Option<&str>, max: usize) -> Result<Option<String>, Invali
 fn at_most(text: Option<&str>, max: usize) -> Result<Option<String>, Invalid> {
     match text {
         None | Some("") => Ok(None),
-        Some(text) if text.chars().count() > max => Err(Invalid::new(format!("must have at most {max} characters"))),
+        Some(text) if text.chars().count() > max => {
+            Err(Invalid::new(format!("must have at most {max} characters")))
+        }
         Some(text) => Ok(Some(text.to_owned())),
     }
 }
@@ -123,7 +125,9 @@ pub fn nearest<'a>(name: &str, candidates: impl IntoIterator<Item = &'a str>) ->
     if name.len() > LONGEST {
         return None;
     }
-    let distances = candidates.into_iter().map(|candidate| (distance(name, candidate), candidate));
+    let distances = candidates
+        .into_iter()
+        .map(|candidate| (distance(name, candidate), candidate));
     let (distance, candidate) = distances.min_by_key(|(distance, _)| *distance)?;
     (distance <= if candidate.len() <= 4 { 1 } else { 2 }).then_some(candidate)
 }
@@ -152,7 +156,9 @@ fn distance(from: &str, to: &str) -> usize {
 #[must_use]
 pub fn is_reference(text: &str) -> bool {
     (1..=128).contains(&text.len())
-        && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b':' | b'@' | b'-'))
+        && text
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b':' | b'@' | b'-'))
 }
 
 /// The most references in one list.
@@ -166,17 +172,23 @@ pub fn references<'a>(texts: impl IntoIterator<Item = &'a str>) -> Result<Vec<St
     let mut references: Vec<String> = Vec::new();
     for text in texts {
         if !is_reference(text) {
-            return Err(Invalid::new("each must be 1 to 128 characters out of A-Z a-z 0-9 . _ : @ -"));
+            return Err(Invalid::new(
+                "each must be 1 to 128 characters out of A-Z a-z 0-9 . _ : @ -",
+            ));
         }
         if !references.iter().any(|known| known == text) {
             references.push(text.to_owned());
         }
         if references.len() > MAX_REFERENCES {
-            return Err(Invalid::new(format!("must have at most {MAX_REFERENCES} items")));
+            return Err(Invalid::new(format!(
+                "must have at most {MAX_REFERENCES} items"
+            )));
         }
     }
     if references.is_empty() {
-        return Err(Invalid::new("must not be empty; leave it out to have no such restriction"));
+        return Err(Invalid::new(
+            "must not be empty; leave it out to have no such restriction",
+        ));
     }
     Ok(references)
 }
@@ -184,7 +196,10 @@ pub fn references<'a>(texts: impl IntoIterator<Item = &'a str>) -> Result<Vec<St
 /// The reference that stands in the values of one header, none when there is none or it is empty. A repeated or unreadable
 /// header reads as something nothing is called, so that it denies.
 pub fn reference_in<'a>(values: impl IntoIterator<Item = &'a [u8]>) -> Option<String> {
-    let texts: Vec<&str> = values.into_iter().map(|value| std::str::from_utf8(value).unwrap_or("?")).collect();
+    let texts: Vec<&str> = values
+        .into_iter()
+        .map(|value| std::str::from_utf8(value).unwrap_or("?"))
+        .collect();
     match texts.as_slice() {
         [] | [""] => None,
         texts => Some(texts.join(",")),

@@ -53,9 +53,17 @@ mod tests {
         assert_eq!(to_micros(Timestamp::MAX), last);
         let before_1970 = Timestamp::new(-1, -500_000_000).unwrap();
         for at in [last, Timestamp::MIN, Timestamp::UNIX_EPOCH, before_1970] {
-            assert_eq!((from_micros(at.as_microsecond()), to_micros(at)), (Some(at), at));
+            assert_eq!(
+                (from_micros(at.as_microsecond()), to_micros(at)),
+                (Some(at), at)
+            );
         }
-        for micros in [last.as_microsecond() + 1, Timestamp::MIN.as_microsecond() - 1, i64::MAX, i64::MIN] {
+        for micros in [
+            last.as_microsecond() + 1,
+            Timestamp::MIN.as_microsecond() - 1,
+            i64::MAX,
+            i64::MIN,
+        ] {
             assert_eq!(from_micros(micros), None);
         }
     }

@@ -57,11 +57,26 @@ mod tests {
         {
             let mut rule = "must be one of ".to_owned();
             for (i, word) in words.iter().enumerate() {
-                assert_eq!((&word.to_string().parse::<T>().unwrap(), word.to_string().as_str()), (word, word.as_ref()));
+                assert_eq!(
+                    (
+                        &word.to_string().parse::<T>().unwrap(),
+                        word.to_string().as_str()
+                    ),
+                    (word, word.as_ref())
+                );
                 rule = rule + if i == 0 { "" } else { ", " } + word.as_ref();
             }
-            for other in ["", "other", &format!("{} ", words[0]), &words[0].to_string().to_uppercase()] {
-                assert_eq!(other.parse::<T>().unwrap_err().to_string(), rule, "{other:?}");
+            for other in [
+                "",
+                "other",
+                &format!("{} ", words[0]),
+                &words[0].to_string().to_uppercase(),
+            ] {
+                assert_eq!(
+                    other.parse::<T>().unwrap_err().to_string(),
+                    rule,
+                    "{other:?}"
+                );
             }
         }
         read(Action::ALL);
@@ -73,7 +88,10 @@ mod tests {
         read(OperatingModel::ALL);
         read(Status::ALL);
         read(TargetKind::ALL);
-        assert_eq!("tset".parse::<Mode>().unwrap_err().to_string(), "must be one of live, test");
+        assert_eq!(
+            "tset".parse::<Mode>().unwrap_err().to_string(),
+            "must be one of live, test"
+        );
     }
 
     /// What is shown is what is printed as JSON.

@@ -30,7 +30,11 @@ impl Limits {
     #[must_use]
     pub fn half_per_owner(permits: usize, waiting: usize) -> Self {
         let permits = permits.max(1);
-        Self { permits, permits_per_owner: (permits / 2).max(1), waiting }
+        Self {
+            permits,
+            permits_per_owner: (permits / 2).max(1),
+            waiting,
+        }
     }
 }
 
@@ -71,7 +75,9 @@ impl<K> Clone for FairSemaphore<K> {
 
 impl<K> fmt::Debug for FairSemaphore<K> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("FairSemaphore").field("limits", &self.0.limits).finish_non_exhaustive()
+        f.debug_struct("FairSemaphore")
+            .field("limits", &self.0.limits)
+            .finish_non_exhaustive()
     }
 }
 
@@ -98,8 +104,11 @@ impl<K: Hash + Eq + Clone> FairSemaphore<K> {
     /// A semaphore with these bounds; all permits are free.
     #[must_use]
     pub fn new(limits: Limits) -> Self {
-        let limits =
-            Limits { permits: limits.permits.max(1), permits_per_owner: limits.permits_per_owner.max(1), ..limits };
+        let limits = Limits {
+            permits: limits.permits.max(1),
+            permits_per_owner: limits.permits_per_owner.max(1),
+            ..limits
+        };
         let state = State {
             free: limits.permits,
             held: HashMap::new(),
@@ -109,7 +118,10 @@ impl<K: Hash + Eq + Clone> FairSemaphore<K> {
             turns: VecDeque::new(),
             waiting: 0,
         };
-        Self(Arc::new(Shared { limits, state: Mutex::new(state) }))
+        Self(Arc::new(Shared {
+            limits,
+            state: Mutex::new(state),
+        }))
     }
 
     /// Waits for a permit. A caller that stops waiting leaves the queue. There is no time limit: the caller sets one.
@@ -124,17 +136,31 @@ impl<K: Hash + Eq + Clone> FairSemaphore<K> {
             if state.free > 0 && (priority == Priority::Urgent || state.has_share(&owner, limits)) {
                 // Owners that wait while a permit is free hold their full share.
                 state.take(&owner, priority);
-                return Ok(Permit { semaphore: self.clone(), owner, priority });
+                return Ok(Permit {
+                    semaphore: self.clone(),
+                    owner,
+                    priority,
+                });
             }
             let (sender, granted) = oneshot::channel();
             let ticket = state.enqueue(&owner, priority, sender, limits)?;
-            Waiter { semaphore: self, owner: &owner, priority, ticket, granted }
+            Waiter {
+                semaphore: self,
+                owner: &owner,
+                priority,
+                ticket,
+                granted,
+            }
         };
         // An error means that a request of another owner has taken the place in the queue.
         let granted = (&mut waiter.granted).await;
         drop(waiter);
         match granted {
-            Ok(()) => Ok(Permit { semaphore: self.clone(), owner, priority }),
+            Ok(()) => Ok(Permit {
+                semaphore: self.clone(),
+                owner,
+                priority,
+            }),
             Err(_) => Err(QueueFull),
         }
     }
@@ -200,7 +226,8 @@ impl<K: Hash + Eq + Clone> State<K> {
                     queue.insert(ticket, sender);
                 }
                 None => {
-                    self.queues.insert(owner.clone(), BTreeMap::from([(ticket, sender)]));
+                    self.queues
+                        .insert(owner.clone(), BTreeMap::from([(ticket, sender)]));
                     self.turns.push_back(owner.clone());
                 }
             }
@@ -223,9 +250,15 @@ impl<K: Hash + Eq + Clone> State<K> {
             return Err(QueueFull);
         }
         let longest = longest.clone();
-        let newest = self.queues.get(&longest).and_then(|queue| queue.keys().next_back().copied());
+        let newest = self
+            .queues
+            .get(&longest)
+            .and_then(|queue| queue.keys().next_back().copied());
         // Dropping its sender tells it.
-        newest.and_then(|ticket| self.remove(&longest, ticket)).map(drop).ok_or(QueueFull)
+        newest
+            .and_then(|ticket| self.remove(&longest, ticket))
+            .map(drop)
+            .ok_or(QueueFull)
     }
 
     /// Takes a request out of the queue of its owner.
@@ -250,9 +283,19 @@ impl<K: Hash + Eq + Clone> State<K> {
                 continue;
             }
             // Owners that are passed over hold permits, so there are no more of them than permits.
-            let Some(turn) = self.turns.iter().position(|owner| self.has_share(owner, limits)) else { return };
-            let Some(owner) = self.turns.remove(turn) else { return };
-            let Some(queue) = self.queues.get_mut(&owner) else { continue };
+            let Some(turn) = self
+                .turns
+                .iter()
+                .position(|owner| self.has_share(owner, limits))
+            else {
+                return;
+            };
+            let Some(owner) = self.turns.remove(turn) else {
+                return;
+            };
+            let Some(queue) = self.queues.get_mut(&owner) else {
+                continue;
+            };
             let next = queue.pop_first();
             if queue.is_empty() {
                 self.queues.remove(&owner);
@@ -302,7 +345,9 @@ pub struct Permit<K: Hash + Eq + Clone> {
 
 impl<K: Hash + Eq + Clone> fmt::Debug for Permit<K> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Permit").field("priority", &self.priority).finish_non_exhaustive()
+        f.debug_struct("Permit")
+            .field("priority", &self.priority)
+            .finish_non_exhaustive()
     }
 }
 

@@ -12,7 +12,11 @@ fn semaphore(permits: usize, waiting: usize) -> FairSemaphore<&'static str> {
 }
 
 /// A request, polled once: it holds its permit or has its place in the queue.
-async fn request(semaphore: &FairSemaphore<&'static str>, owner: &'static str, priority: Priority) -> Requested {
+async fn request(
+    semaphore: &FairSemaphore<&'static str>,
+    owner: &'static str,
+    priority: Priority,
+) -> Requested {
     let semaphore = semaphore.clone();
     let mut request: Request = Box::pin(async move { semaphore.acquire(owner, priority).await });
     let acquired = poll(&mut request).await;
@@ -107,7 +111,13 @@ async fn owners_are_served_in_turn_and_each_in_order() {
         let served = order.last().copied();
         waiting.retain_mut(|(number, _)| Some(*number) != served);
     }
-    assert_eq!(order.iter().map(|number| owners[*number]).collect::<Vec<_>>(), ["a", "b", "c", "a", "b", "a"]);
+    assert_eq!(
+        order
+            .iter()
+            .map(|number| owners[*number])
+            .collect::<Vec<_>>(),
+        ["a", "b", "c", "a", "b", "a"]
+    );
     assert_eq!(order, [0, 3, 5, 1, 4, 2]);
 }
 
@@ -137,13 +147,19 @@ async fn a_full_queue_rejects_the_longest_owner_only() {
     assert!(normal(&semaphore, "flood").await.is_rejected().await);
     let mut other = normal(&semaphore, "other").await;
     assert!(!other.is_rejected().await);
-    assert!(flood[3].is_rejected().await, "the newest of the longest queue");
+    assert!(
+        flood[3].is_rejected().await,
+        "the newest of the longest queue"
+    );
     for request in &mut flood[..3] {
         assert!(request.outcome().await.is_none());
     }
     let mut second = normal(&semaphore, "other").await;
     assert!(!second.is_rejected().await && flood[2].is_rejected().await);
-    assert!(normal(&semaphore, "other").await.is_rejected().await, "the shares are equal");
+    assert!(
+        normal(&semaphore, "other").await.is_rejected().await,
+        "the shares are equal"
+    );
     assert_eq!(semaphore.waiting(), 4);
 }
 
@@ -164,7 +180,10 @@ async fn a_request_that_is_dropped_keeps_no_place_and_no_permit() {
         drop(other);
         drop(urgent);
         replaced = [normal(&semaphore, "a").await, normal(&semaphore, "b").await];
-        assert!(replaced[0].has_permit().await && !replaced[1].has_permit().await, "there is one permit");
+        assert!(
+            replaced[0].has_permit().await && !replaced[1].has_permit().await,
+            "there is one permit"
+        );
         drop(replaced);
     }
     assert_eq!(semaphore.waiting(), 0);

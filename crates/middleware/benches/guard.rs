@@ -13,7 +13,9 @@ use actix_web::{App, test, web};
 use axum::{Router, body::Body, http::Request, routing::get};
 use criterion::Criterion;
 use tollkey_core::{Catalogue, Family, Mode, Need, RequestPath, RouteBase, Scope};
-use tollkey_middleware::{Guard, Headers, RejectionForm, RequestHead, Requirement, testing::TestKeys};
+use tollkey_middleware::{
+    Guard, Headers, RejectionForm, RequestHead, Requirement, testing::TestKeys,
+};
 use tower_service::Service as _;
 
 const PATH: &str = "/api/v1/links";
@@ -33,8 +35,13 @@ async fn warm(keys: &TestKeys, key: &str) -> Guard {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
     let headers = Presenting(format!("Bearer {key}"));
-    let request =
-        RequestHead { method: "GET", target: PATH, peer: None, headers: &headers, form: RejectionForm::Problem };
+    let request = RequestHead {
+        method: "GET",
+        target: PATH,
+        peer: None,
+        headers: &headers,
+        form: RejectionForm::Problem,
+    };
     drop(guard.check(&request, &Requirement::any()).await);
     guard
 }
@@ -51,11 +58,16 @@ async fn time(times: u64, mut once: impl AsyncFnMut()) -> Duration {
 }
 
 fn main() {
-    let runtime =
-        tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .expect("a runtime");
     let local = actix_web::rt::System::new();
     let keys = TestKeys::new();
-    let key = keys.add(Family::Commerce, Mode::Live, |key| key.grants.scopes = vec![Scope::LINKS_READ]);
+    let key = keys.add(Family::Commerce, Mode::Live, |key| {
+        key.grants.scopes = vec![Scope::LINKS_READ]
+    });
     let bearer = format!("Bearer {key}");
     let guard = runtime.block_on(warm(&keys, &key));
 
@@ -68,7 +80,9 @@ fn main() {
         }
         verifier
     });
-    let scopes = Catalogue::default().needed(["links:read"]).expect("a scope");
+    let scopes = Catalogue::default()
+        .needed(["links:read"])
+        .expect("a scope");
     let need = Need {
         scopes,
         method: Some("GET"),
@@ -97,26 +111,42 @@ fn main() {
                     headers: &headers,
                     form: RejectionForm::Problem,
                 };
-                black_box(guard.check(&request, &requirement).await.map(|admission| admission.conclude()).is_ok());
+                black_box(
+                    guard
+                        .check(&request, &requirement)
+                        .await
+                        .map(|admission| admission.conclude())
+                        .is_ok(),
+                );
             }))
         }),
     ));
 
     let bare = Router::new().route(PATH, get(async || "links"));
     // What any layer costs there: a future in a box, a clone of what is inside.
-    let idle = bare
-        .clone()
-        .layer(axum::middleware::from_fn(async |request, next: axum::middleware::Next| next.run(request).await));
+    let idle = bare.clone().layer(axum::middleware::from_fn(
+        async |request, next: axum::middleware::Next| next.run(request).await,
+    ));
     let layer = tollkey_axum::TollkeyLayer::new(guard.clone()).require(Scope::LINKS_READ);
     let guarded = bare.clone().layer(layer);
-    for (name, app) in [("axum without", bare), ("axum with an idle layer", idle), ("axum with the layer", guarded)] {
+    for (name, app) in [
+        ("axum without", bare),
+        ("axum with an idle layer", idle),
+        ("axum with the layer", guarded),
+    ] {
         let (runtime, bearer) = (&runtime, &bearer);
         runs.push((
             name,
             Box::new(move |times| {
                 runtime.block_on(time(times, async || {
-                    let request = Request::get(PATH).header("authorization", bearer).body(Body::empty());
-                    let answer = app.clone().call(request.expect("a request")).await.expect("an answer");
+                    let request = Request::get(PATH)
+                        .header("authorization", bearer)
+                        .body(Body::empty());
+                    let answer = app
+                        .clone()
+                        .call(request.expect("a request"))
+                        .await
+                        .expect("an answer");
                     assert_eq!(answer.status(), 200);
                 }))
             }),
@@ -132,7 +162,9 @@ fn main() {
                 Box::new(move |times| {
                     local.block_on(time(times, async || {
                         let request = test::TestRequest::get().uri(PATH);
-                        let request = request.insert_header(("authorization", bearer.as_str())).to_request();
+                        let request = request
+                            .insert_header(("authorization", bearer.as_str()))
+                            .to_request();
                         assert_eq!(test::call_service(&app, request).await.status(), 200);
                     }))
                 }),
@@ -141,7 +173,9 @@ fn main() {
     }
     let links = || web::resource(PATH).get(async || "links");
     let idle =
-        actix_web::middleware::from_fn(async |request, next: actix_web::middleware::Next<_>| next.call(request).await);
+        actix_web::middleware::from_fn(async |request, next: actix_web::middleware::Next<_>| {
+            next.call(request).await
+        });
     let layer = tollkey_actix::Tollkey::new(guard.clone()).require(Scope::LINKS_READ);
     actix!("actix without", links());
     actix!("actix with an idle layer", links().wrap(idle));
@@ -160,16 +194,27 @@ fn main() {
 fn ratios(runs: &mut [(&str, Run<'_>)]) {
     const ROUNDS: usize = 400;
     const TIMES: u64 = 500;
-    let rounds: Vec<Vec<f64>> =
-        (0..ROUNDS).map(|_| runs.iter_mut().map(|(_, run)| run(TIMES).as_secs_f64()).collect()).collect();
-    let at = |name: &str| runs.iter().position(|(own, _)| *own == name).expect("a run of that name");
+    let rounds: Vec<Vec<f64>> = (0..ROUNDS)
+        .map(|_| {
+            runs.iter_mut()
+                .map(|(_, run)| run(TIMES).as_secs_f64())
+                .collect()
+        })
+        .collect();
+    let at = |name: &str| {
+        runs.iter()
+            .position(|(own, _)| *own == name)
+            .expect("a run of that name")
+    };
     let floor = at("floor: verifier");
     for framework in ["axum", "actix"] {
         let with = at(&format!("{framework} with the layer"));
         for other in ["without", "with an idle layer"] {
             let other_at = at(&format!("{framework} {other}"));
-            let mut ratios: Vec<f64> =
-                rounds.iter().map(|round| (round[with] - round[other_at]) / round[floor]).collect();
+            let mut ratios: Vec<f64> = rounds
+                .iter()
+                .map(|round| (round[with] - round[other_at]) / round[floor])
+                .collect();
             ratios.sort_by(f64::total_cmp);
             let [low, middle, high] = [1, 2, 3].map(|quarter| ratios[ROUNDS * quarter / 4]);
             println!(

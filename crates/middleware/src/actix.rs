@@ -19,7 +19,9 @@ impl FromRequest for VerifiedKey {
 
     fn from_request(request: &HttpRequest, _: &mut Payload) -> Self::Future {
         let extensions = request.extensions();
-        let admission = extensions.get::<Admission>().ok_or_else(Rejection::unguarded);
+        let admission = extensions
+            .get::<Admission>()
+            .ok_or_else(Rejection::unguarded);
         ready(admission.and_then(|admission| admission.required_key().cloned()))
     }
 }
@@ -31,11 +33,14 @@ impl ResponseError for Rejection {
 
     fn error_response(&self) -> HttpResponse {
         let rejected = self.response();
-        let status = StatusCode::from_u16(rejected.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let status =
+            StatusCode::from_u16(rejected.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         let mut response = HttpResponse::new(status);
         for (name, value) in rejected.headers {
             // An application's own format may have set what is no header.
-            if let (Ok(name), Ok(value)) = (HeaderName::try_from(name), HeaderValue::try_from(value)) {
+            if let (Ok(name), Ok(value)) =
+                (HeaderName::try_from(name), HeaderValue::try_from(value))
+            {
                 response.headers_mut().insert(name, value);
             }
         }

@@ -40,7 +40,12 @@ impl Verifiers {
         each!(self, verifier => verifier.hold_remembered(key, need))
     }
 
-    async fn hold(&self, key: &str, need: &Need<'_>, requirement: &Requirement) -> Result<Verdict, Unavailable> {
+    async fn hold(
+        &self,
+        key: &str,
+        need: &Need<'_>,
+        requirement: &Requirement,
+    ) -> Result<Verdict, Unavailable> {
         each!(self, verifier => if requirement.grace.is_zero() {
             verifier.hold(key, need).await
         } else {
@@ -111,7 +116,11 @@ impl Admission {
     ///
     /// # Errors
     /// The [`Rejection`] to respond with.
-    pub fn require(&self, request: &RequestHead<'_>, requirement: &Requirement) -> Result<(), Rejection> {
+    pub fn require(
+        &self,
+        request: &RequestHead<'_>,
+        requirement: &Requirement,
+    ) -> Result<(), Rejection> {
         match &self.0 {
             Admitted::WithoutKey(..) if requirement.optional => Ok(()),
             Admitted::WithoutKey(guard, form) => Err(guard.missing(*form)),
@@ -143,14 +152,19 @@ impl Guard {
     ///
     /// # Errors
     /// The [`Rejection`] to respond with.
-    pub async fn check(&self, request: &RequestHead<'_>, requirement: &Requirement) -> Result<Admission, Rejection> {
+    pub async fn check(
+        &self,
+        request: &RequestHead<'_>,
+        requirement: &Requirement,
+    ) -> Result<Admission, Rejection> {
         let Some((header, key)) = self.presented(request, requirement)? else {
             return Ok(self.admit_without_key(request.form));
         };
         let merchant = self.merchant(request, requirement);
         let need = self.need(request, requirement, merchant.as_deref())?;
         let verdict = self.verifiers().hold(key, &need, requirement).await;
-        let verdict = verdict.map_err(|Unavailable| self.reject(Problem::unavailable(), request.form))?;
+        let verdict =
+            verdict.map_err(|Unavailable| self.reject(Problem::unavailable(), request.form))?;
         self.admit(verdict, (header, key), merchant, requirement, request.form)
     }
 
@@ -170,7 +184,11 @@ impl Guard {
             let merchant = self.merchant(request, requirement);
             let need = self.need(request, requirement, merchant.as_deref())?;
             let verdict = self.verifiers().hold_cached(key, &need);
-            verdict.map(|verdict| self.admit(verdict, (header, key), merchant, requirement, request.form)).transpose()
+            verdict
+                .map(|verdict| {
+                    self.admit(verdict, (header, key), merchant, requirement, request.form)
+                })
+                .transpose()
         };
         checked().transpose()
     }
@@ -203,7 +221,11 @@ impl Guard {
     }
 
     fn merchant(&self, request: &RequestHead<'_>, requirement: &Requirement) -> Option<String> {
-        requirement.merchant.as_ref().unwrap_or(&self.policy().merchant).of(request)
+        requirement
+            .merchant
+            .as_ref()
+            .unwrap_or(&self.policy().merchant)
+            .of(request)
     }
 
     fn admit_without_key(&self, form: RejectionForm) -> Admission {
@@ -221,7 +243,9 @@ impl Guard {
         if let Err(denial) = held.outcome {
             if denial == Denial::UnknownKey {
                 // The form of the credential says more, and the same of every text with the form of a key.
-                return Err(self.reject(Expected::ApiKey.problem(presented), form).because_of(denial));
+                return Err(self
+                    .reject(Expected::ApiKey.problem(presented), form)
+                    .because_of(denial));
             }
             let rejection = self.deny(denial, requirement, held.record.as_deref(), form);
             return Err(rejection.with_rate(held.rate, held.retry_after_seconds));
@@ -243,24 +267,42 @@ impl Guard {
         if request.peer.is_none() {
             policy.warnings.no_peer();
         }
-        let client_ip = client_address(request.peer, || request.all("x-forwarded-for"), &policy.trusted_proxies)
-            .inspect_err(|UnreadableHop| policy.warnings.unreadable_hop());
+        let client_ip = client_address(
+            request.peer,
+            || request.all("x-forwarded-for"),
+            &policy.trusted_proxies,
+        )
+        .inspect_err(|UnreadableHop| policy.warnings.unreadable_hop());
         Ok(Need {
             method: Some(request.method),
             path: Some(RequestPath::new(request.target, &policy.route_base)),
             client_ip: client_ip.unwrap_or_default(),
             is_client_ip_unreadable: client_ip.is_err(),
-            ..self.need_of_key(requirement, merchant).ok_or_else(|| self.misconfigured(request.form))?
+            ..self
+                .need_of_key(requirement, merchant)
+                .ok_or_else(|| self.misconfigured(request.form))?
         })
     }
 
     /// The part of it that is about the key alone; `None` for a scope that the guard does not know, which is logged.
-    pub(crate) fn need_of_key<'a>(&self, requirement: &Requirement, merchant: Option<&'a str>) -> Option<Need<'a>> {
-        let scopes = self.policy().catalogue.needed(requirement.scopes.iter().map(tollkey_core::Scope::as_str));
+    pub(crate) fn need_of_key<'a>(
+        &self,
+        requirement: &Requirement,
+        merchant: Option<&'a str>,
+    ) -> Option<Need<'a>> {
+        let scopes = self
+            .policy()
+            .catalogue
+            .needed(requirement.scopes.iter().map(tollkey_core::Scope::as_str));
         let scopes = scopes.inspect_err(|rule| {
             tracing::error!(%rule, "a route requires a scope that the guard does not know; the request is rejected");
         });
-        Some(Need { scopes: scopes.ok()?, mode: requirement.mode, merchant, ..Need::default() })
+        Some(Need {
+            scopes: scopes.ok()?,
+            mode: requirement.mode,
+            merchant,
+            ..Need::default()
+        })
     }
 
     /// For a requirement that the guard cannot check. Its cause is in the log.
@@ -284,7 +326,10 @@ impl Guard {
         match denial {
             Denial::InsufficientScope => {
                 problem.needed_scopes = requirement.scopes.as_slice().into();
-                let needed = self.policy().catalogue.needed(requirement.scopes.iter().map(tollkey_core::Scope::as_str));
+                let needed = self
+                    .policy()
+                    .catalogue
+                    .needed(requirement.scopes.iter().map(tollkey_core::Scope::as_str));
                 if let (Ok(needed), Some(record)) = (needed, record) {
                     let missing = self.policy().catalogue.names(needed.without(record.scopes));
                     problem.missing_scopes = missing.cloned().collect();

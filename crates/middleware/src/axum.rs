@@ -23,7 +23,10 @@ impl<S: Sync> FromRequestParts<S> for VerifiedKey {
     type Rejection = Rejection;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Rejection> {
-        let admission = parts.extensions.get::<Admission>().ok_or_else(Rejection::unguarded)?;
+        let admission = parts
+            .extensions
+            .get::<Admission>()
+            .ok_or_else(Rejection::unguarded)?;
         admission.required_key().cloned()
     }
 }
@@ -32,7 +35,10 @@ impl<S: Sync> OptionalFromRequestParts<S> for VerifiedKey {
     type Rejection = Rejection;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Option<Self>, Rejection> {
-        let admission = parts.extensions.get::<Admission>().ok_or_else(Rejection::unguarded)?;
+        let admission = parts
+            .extensions
+            .get::<Admission>()
+            .ok_or_else(Rejection::unguarded)?;
         Ok(admission.key().cloned())
     }
 }
@@ -41,10 +47,13 @@ impl IntoResponse for Rejection {
     fn into_response(self) -> Response {
         let rejected = self.response();
         let mut response = Response::new(Body::from(rejected.body));
-        *response.status_mut() = StatusCode::from_u16(rejected.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        *response.status_mut() =
+            StatusCode::from_u16(rejected.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         for (name, value) in rejected.headers {
             // An application's own format may have set what is no header.
-            if let (Ok(name), Ok(value)) = (HeaderName::try_from(name), HeaderValue::try_from(value)) {
+            if let (Ok(name), Ok(value)) =
+                (HeaderName::try_from(name), HeaderValue::try_from(value))
+            {
                 response.headers_mut().insert(name, value);
             }
         }

@@ -38,29 +38,43 @@ impl Background {
         let subscription = Arc::<Mutex<Option<JoinHandle<()>>>>::default();
         let (started, runtime) = mpsc::sync_channel(1);
         let running = Arc::clone(&subscription);
-        thread::Builder::new().name("tollkey-guard".to_owned()).spawn(move || {
-            let _alive = alive;
-            // Built here: a runtime must not be dropped in another one, as it would be if there were no thread.
-            let runtime = match Builder::new_current_thread().enable_all().build() {
-                Ok(runtime) => runtime,
-                Err(error) => return drop(started.send(Err(error))),
-            };
-            let _ = started.send(Ok(runtime.handle().clone()));
-            runtime.block_on(async {
-                until_stopped(stopped).await;
-                let task = running.lock().unwrap_or_else(PoisonError::into_inner).take();
-                let Some(task) = task else { return };
-                match timeout(STOP_LIMIT, task).await {
-                    Ok(Ok(())) => {}
-                    Ok(Err(error)) => tracing::error!(%error, "the subscription failed"),
-                    Err(_) => tracing::warn!("the subscription could not be ended in time; its lease has expired"),
-                }
-            });
-            // A look-up of a host name may still hang in a thread of its own.
-            runtime.shutdown_background();
-        })?;
-        let runtime = runtime.recv().map_err(|_| io::Error::other("the thread of the guard failed"))??;
-        Ok(Self { runtime, stop, ended, subscription })
+        thread::Builder::new()
+            .name("tollkey-guard".to_owned())
+            .spawn(move || {
+                let _alive = alive;
+                // Built here: a runtime must not be dropped in another one, as it would be if there were no thread.
+                let runtime = match Builder::new_current_thread().enable_all().build() {
+                    Ok(runtime) => runtime,
+                    Err(error) => return drop(started.send(Err(error))),
+                };
+                let _ = started.send(Ok(runtime.handle().clone()));
+                runtime.block_on(async {
+                    until_stopped(stopped).await;
+                    let task = running
+                        .lock()
+                        .unwrap_or_else(PoisonError::into_inner)
+                        .take();
+                    let Some(task) = task else { return };
+                    match timeout(STOP_LIMIT, task).await {
+                        Ok(Ok(())) => {}
+                        Ok(Err(error)) => tracing::error!(%error, "the subscription failed"),
+                        Err(_) => tracing::warn!(
+                            "the subscription could not be ended in time; its lease has expired"
+                        ),
+                    }
+                });
+                // A look-up of a host name may still hang in a thread of its own.
+                runtime.shutdown_background();
+            })?;
+        let runtime = runtime
+            .recv()
+            .map_err(|_| io::Error::other("the thread of the guard failed"))??;
+        Ok(Self {
+            runtime,
+            stop,
+            ended,
+            subscription,
+        })
     }
 
     /// The runtime of the thread. Tasks on it are canceled when the thread ends.
@@ -73,8 +87,13 @@ impl Background {
         &self,
         subscribe: impl FnOnce(std::pin::Pin<Box<dyn Future<Output = ()> + Send>>) -> F,
     ) {
-        let task = self.runtime.spawn(subscribe(Box::pin(until_stopped(self.stop.subscribe()))));
-        *self.subscription.lock().unwrap_or_else(PoisonError::into_inner) = Some(task);
+        let task = self
+            .runtime
+            .spawn(subscribe(Box::pin(until_stopped(self.stop.subscribe()))));
+        *self
+            .subscription
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = Some(task);
     }
 
     /// Ends the subscription and the thread, and waits for that: no longer than a lease. Needs no runtime of the caller's.

@@ -11,7 +11,9 @@ use rand::{TryRng as _, rngs::SysRng};
 use tokio::{runtime::Handle, time::sleep};
 use tokio_util::task::AbortOnDropHandle;
 use tollkey_client::{Auth, Client, Error, ErrorKind, Secret};
-use tollkey_core::{Catalogue, Digest, RouteBase, VerifierId, credential::CredentialHeaders, network::parse_network};
+use tollkey_core::{
+    Catalogue, Digest, RouteBase, VerifierId, credential::CredentialHeaders, network::parse_network,
+};
 use tollkey_verifier::{LogLimit, Settings, Stats, SystemClock, Verifier, http::HttpSource};
 
 use crate::{
@@ -64,7 +66,11 @@ pub(crate) struct Warnings {
 
 impl Default for Warnings {
     fn default() -> Self {
-        Self { started: Instant::now(), unreadable_hop: LogLimit::default(), no_peer: Once::new() }
+        Self {
+            started: Instant::now(),
+            unreadable_hop: LogLimit::default(),
+            no_peer: Once::new(),
+        }
     }
 }
 
@@ -125,8 +131,15 @@ impl Guard {
     ///
     /// # Errors
     /// [`ConnectError`], after ten seconds at the latest.
-    pub async fn connect(url: impl Into<String>, service_key: impl Into<Secret>) -> Result<Self, ConnectError> {
-        Self::builder().url(url).service_key(service_key).connect().await
+    pub async fn connect(
+        url: impl Into<String>,
+        service_key: impl Into<Secret>,
+    ) -> Result<Self, ConnectError> {
+        Self::builder()
+            .url(url)
+            .service_key(service_key)
+            .connect()
+            .await
     }
 
     /// A guard with other settings.
@@ -162,7 +175,9 @@ impl Guard {
 
 impl fmt::Debug for Guard {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Guard").field("realm", &self.0.policy.rejections.realm).finish_non_exhaustive()
+        f.debug_struct("Guard")
+            .field("realm", &self.0.policy.rejections.realm)
+            .finish_non_exhaustive()
     }
 }
 
@@ -217,7 +232,9 @@ impl<T: ToString> From<Vec<T>> for TrustedProxies {
 impl fmt::Debug for GuardBuilder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // Not the URL, which is parsed later: a password may be in it.
-        f.debug_struct("GuardBuilder").field("realm", &self.realm).finish_non_exhaustive()
+        f.debug_struct("GuardBuilder")
+            .field("realm", &self.realm)
+            .finish_non_exhaustive()
     }
 }
 
@@ -250,7 +267,10 @@ impl GuardBuilder {
 
     /// The headers that a key is read from, out of `authorization` (Bearer), `x-api-key` and `x-commerce-api-key`; all three when
     /// not set. No other header is read.
-    pub fn credential_headers(mut self, names: impl IntoIterator<Item = impl Into<String>>) -> Self {
+    pub fn credential_headers(
+        mut self,
+        names: impl IntoIterator<Item = impl Into<String>>,
+    ) -> Self {
         self.headers = Some(names.into_iter().map(Into::into).collect());
         self
     }
@@ -299,7 +319,10 @@ impl GuardBuilder {
     ///     response.body = format!(r#"{{"error":{{"code":"{}"}}}}"#, rejection.code());
     /// });
     /// ```
-    pub fn on_rejection(mut self, format: impl Fn(&Rejection, &mut RejectionResponse) + Send + Sync + 'static) -> Self {
+    pub fn on_rejection(
+        mut self,
+        format: impl Fn(&Rejection, &mut RejectionResponse) + Send + Sync + 'static,
+    ) -> Self {
         self.format = Some(Arc::new(format));
         self
     }
@@ -329,10 +352,15 @@ impl GuardBuilder {
     /// [`ConnectError`]: immediately when the server rejects the service key or is not a Tollkey server, and after the limit when
     /// it does not respond.
     pub async fn connect(self) -> Result<Guard, ConnectError> {
-        let limit = self.connect_limit.unwrap_or(CONNECT_LIMIT).min(LONGEST_CONNECT_LIMIT);
+        let limit = self
+            .connect_limit
+            .unwrap_or(CONNECT_LIMIT)
+            .min(LONGEST_CONNECT_LIMIT);
         let deadline = Instant::now() + limit;
         let prepared = self.prepare()?;
-        prepared.on_background(probe(prepared.client.clone(), deadline)).await??;
+        prepared
+            .on_background(probe(prepared.client.clone(), deadline))
+            .await??;
         let guard = prepared.start()?;
         // Without a lease every request asks the server, which works as well.
         let subscribed = guard.clone();
@@ -369,18 +397,30 @@ impl GuardBuilder {
             )));
         }
         let policy = self.policy()?;
-        Ok(Prepared { client, settings, policy, background: Background::start().map_err(ConnectError::System)? })
+        Ok(Prepared {
+            client,
+            settings,
+            policy,
+            background: Background::start().map_err(ConnectError::System)?,
+        })
     }
 
     fn built_client(&self) -> Result<Client, ConnectError> {
         match (&self.client, &self.url, &self.service_key) {
             // Connections belong to the runtime that opened them.
-            (Some(client), None, None) => client.with_new_connections().map_err(ConnectError::Client),
+            (Some(client), None, None) => {
+                client.with_new_connections().map_err(ConnectError::Client)
+            }
             (None, Some(url), Some(key)) => {
-                let client = Client::builder().base_url(url).auth(Auth::service(key)).build();
+                let client = Client::builder()
+                    .base_url(url)
+                    .auth(Auth::service(key))
+                    .build();
                 client.map_err(ConnectError::Client)
             }
-            _ => Err(ConnectError::Settings("set either url and service_key, or client".to_owned())),
+            _ => Err(ConnectError::Settings(
+                "set either url and service_key, or client".to_owned(),
+            )),
         }
     }
 
@@ -397,37 +437,71 @@ impl GuardBuilder {
         if leased {
             background.subscribe(|stopped| verifier.clone().run(stopped));
         }
-        Ok(Guard(Arc::new(Inner { verifiers: Verifiers::Memory(verifier), policy, background })))
+        Ok(Guard(Arc::new(Inner {
+            verifiers: Verifiers::Memory(verifier),
+            policy,
+            background,
+        })))
     }
 
     /// The scopes that routes can require.
     pub(crate) fn catalogue(&self) -> Result<Catalogue, ConnectError> {
         let mut catalogue = Catalogue::default();
         for name in &self.scopes {
-            catalogue.add(name, false).map_err(|rule| ConnectError::Settings(format!("scopes: {rule}")))?;
+            catalogue
+                .add(name, false)
+                .map_err(|rule| ConnectError::Settings(format!("scopes: {rule}")))?;
         }
         Ok(catalogue)
     }
 
     fn policy(self) -> Result<Policy, ConnectError> {
-        let setting = |name: &str, rule: &dyn fmt::Display| ConnectError::Settings(format!("{name}: {rule}"));
+        let setting =
+            |name: &str, rule: &dyn fmt::Display| ConnectError::Settings(format!("{name}: {rule}"));
         let catalogue = self.catalogue()?;
-        let headers = self.headers.as_ref().map(|names| CredentialHeaders::parse(names.iter().map(String::as_str)));
-        let headers = headers.transpose().map_err(|rule| setting("credential_headers", &rule))?.unwrap_or_default();
-        let trusted = self.trusted_proxies.unwrap_or_else(|| ["127.0.0.0/8", "::1/128"].into());
-        let trusted_proxies = trusted.0.iter().map(|range| parse_network(range)).collect::<Result<_, _>>();
-        let realm = self.realm.unwrap_or_else(|| RejectionSettings::default().realm);
-        if !realm.bytes().all(|byte| matches!(byte, b' '..=b'~') && !matches!(byte, b'"' | b'\\')) {
-            return Err(setting("realm", &"must be printable ASCII without quote and backslash"));
+        let headers = self
+            .headers
+            .as_ref()
+            .map(|names| CredentialHeaders::parse(names.iter().map(String::as_str)));
+        let headers = headers
+            .transpose()
+            .map_err(|rule| setting("credential_headers", &rule))?
+            .unwrap_or_default();
+        let trusted = self
+            .trusted_proxies
+            .unwrap_or_else(|| ["127.0.0.0/8", "::1/128"].into());
+        let trusted_proxies = trusted
+            .0
+            .iter()
+            .map(|range| parse_network(range))
+            .collect::<Result<_, _>>();
+        let realm = self
+            .realm
+            .unwrap_or_else(|| RejectionSettings::default().realm);
+        if !realm
+            .bytes()
+            .all(|byte| matches!(byte, b' '..=b'~') && !matches!(byte, b'"' | b'\\'))
+        {
+            return Err(setting(
+                "realm",
+                &"must be printable ASCII without quote and backslash",
+            ));
         }
-        let route_base = self.route_base.map_or_else(|| Ok(RouteBase::default()), |base| RouteBase::parse(&base));
+        let route_base = self
+            .route_base
+            .map_or_else(|| Ok(RouteBase::default()), |base| RouteBase::parse(&base));
         Ok(Policy {
             catalogue: Arc::new(catalogue),
             headers,
             trusted_proxies: trusted_proxies.map_err(|rule| setting("trusted_proxies", &rule))?,
-            merchant: self.merchant.unwrap_or_else(|| Merchant::header("x-merchant-id")),
+            merchant: self
+                .merchant
+                .unwrap_or_else(|| Merchant::header("x-merchant-id")),
             route_base: route_base.map_err(|rule| setting("route_base", &rule))?,
-            rejections: Arc::new(RejectionSettings { realm, format: self.format }),
+            rejections: Arc::new(RejectionSettings {
+                realm,
+                format: self.format,
+            }),
             warnings: Warnings::default(),
         })
     }
@@ -438,7 +512,9 @@ async fn probe(client: Client, deadline: Instant) -> Result<(), ConnectError> {
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
         let client = client.with_timeout(RESPONSE_LIMIT.min(left));
-        let Err(error) = client.subscription().lookup(Digest::of("")).await else { return Ok(()) };
+        let Err(error) = client.subscription().lookup(Digest::of("")).await else {
+            return Ok(());
+        };
         match error.kind() {
             ErrorKind::Connect | ErrorKind::Interrupted | ErrorKind::Timeout => {}
             ErrorKind::Refused if matches!(error.status(), Some(408 | 429 | 500..)) => {}
@@ -465,14 +541,30 @@ struct Prepared {
 
 impl Prepared {
     fn start(self) -> Result<Guard, ConnectError> {
-        let Self { client, settings, policy, background } = self;
+        let Self {
+            client,
+            settings,
+            policy,
+            background,
+        } = self;
         let mut id = [0; 16];
-        SysRng.try_fill_bytes(&mut id).map_err(|error| ConnectError::System(std::io::Error::other(error)))?;
+        SysRng
+            .try_fill_bytes(&mut id)
+            .map_err(|error| ConnectError::System(std::io::Error::other(error)))?;
         let source = HttpSource::new(&client, policy.catalogue.clone());
-        let verifier = Verifier::subscriber(VerifierId::from_bytes(id), source, Arc::new(SystemClock), settings);
+        let verifier = Verifier::subscriber(
+            VerifierId::from_bytes(id),
+            source,
+            Arc::new(SystemClock),
+            settings,
+        );
         verifier.fetch_on(background.runtime().clone());
         background.subscribe(|stopped| verifier.clone().subscribe(stopped));
-        Ok(Guard(Arc::new(Inner { verifiers: Verifiers::Server(verifier), policy, background })))
+        Ok(Guard(Arc::new(Inner {
+            verifiers: Verifiers::Server(verifier),
+            policy,
+            background,
+        })))
     }
 
     /// Runs something on the thread of the guard: the client's connections live there.
@@ -481,6 +573,7 @@ impl Prepared {
         future: impl Future<Output = T> + Send + 'static,
     ) -> Result<T, ConnectError> {
         let task = AbortOnDropHandle::new(self.background.runtime().spawn(future));
-        task.await.map_err(|error| ConnectError::System(std::io::Error::other(error)))
+        task.await
+            .map_err(|error| ConnectError::System(std::io::Error::other(error)))
     }
 }

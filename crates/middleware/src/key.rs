@@ -42,7 +42,15 @@ impl VerifiedKey {
     ) -> Option<Self> {
         verdict.allowed()?;
         let record = verdict.record.clone()?;
-        Some(Self(Arc::new(Held { guard, record, verdict, header, merchant, form, concluded: AtomicBool::new(false) })))
+        Some(Self(Arc::new(Held {
+            guard,
+            record,
+            verdict,
+            header,
+            merchant,
+            form,
+            concluded: AtomicBool::new(false),
+        })))
     }
 
     pub(crate) fn guard(&self) -> &Guard {
@@ -121,7 +129,11 @@ impl VerifiedKey {
     /// The metadata that was attached to it. Parsed by each call: keep the result.
     #[must_use]
     pub fn metadata(&self) -> Option<Map<String, Value>> {
-        self.record().key.metadata.as_ref().map(tollkey_core::metadata::Metadata::object)
+        self.record()
+            .key
+            .metadata
+            .as_ref()
+            .map(tollkey_core::metadata::Metadata::object)
     }
 
     /// Requires more of the key, in a handler: a mode, scopes, a merchant ([`Merchant::id`](crate::Merchant::id)). The client's
@@ -158,7 +170,12 @@ impl VerifiedKey {
     #[must_use]
     pub fn reject(&self, denial: Denial) -> Rejection {
         self.0.end(Some(Err(denial)));
-        self.guard().deny(denial, &Requirement::any(), Some(self.record()), self.0.form)
+        self.guard().deny(
+            denial,
+            &Requirement::any(),
+            Some(self.record()),
+            self.0.form,
+        )
     }
 
     /// Waits until the key can no longer be used, whatever for: it is revoked, expired or suspended, or its application is
@@ -186,14 +203,22 @@ impl VerifiedKey {
 
     /// The fields `RateLimit-Policy` and `RateLimit` for the response, where the key has a limit.
     pub(crate) fn rate_limit_fields(&self) -> impl Iterator<Item = (&'static str, String)> {
-        self.0.verdict.rate.iter().flat_map(|rate| crate::rejection::rate_fields(rate, None))
+        self.0
+            .verdict
+            .rate
+            .iter()
+            .flat_map(|rate| crate::rejection::rate_fields(rate, None))
     }
 
     /// [`require`](Self::require) with the request at hand.
     ///
     /// # Errors
     /// The [`Rejection`] to respond with.
-    pub(crate) fn require_of(&self, request: &RequestHead<'_>, requirement: &Requirement) -> Result<(), Rejection> {
+    pub(crate) fn require_of(
+        &self,
+        request: &RequestHead<'_>,
+        requirement: &Requirement,
+    ) -> Result<(), Rejection> {
         let decision = match &requirement.merchant {
             None => self.decide(requirement, self.merchant()),
             Some(source) => self.decide(requirement, source.of(request).as_deref()),
@@ -203,18 +228,31 @@ impl VerifiedKey {
 
     /// Decides a requirement without a request.
     fn decide_here(&self, requirement: &Requirement) -> Option<Result<(), Denial>> {
-        let Some(source) = &requirement.merchant else { return self.decide(requirement, self.merchant()) };
+        let Some(source) = &requirement.merchant else {
+            return self.decide(requirement, self.merchant());
+        };
         let merchant = source.without_request();
         if merchant.is_none() {
-            tracing::error!(?source, "a handler requires the merchant of a request; use Merchant::id there");
+            tracing::error!(
+                ?source,
+                "a handler requires the merchant of a request; use Merchant::id there"
+            );
         }
         self.decide(requirement, Some(merchant?))
     }
 
     /// Decides a requirement; `None` if it cannot be, and the log says why.
-    fn decide(&self, requirement: &Requirement, merchant: Option<&str>) -> Option<Result<(), Denial>> {
+    fn decide(
+        &self,
+        requirement: &Requirement,
+        merchant: Option<&str>,
+    ) -> Option<Result<(), Denial>> {
         let need = self.guard().need_of_key(requirement, merchant)?;
-        Some(self.guard().verifiers().decide_further(&self.0.verdict, &need))
+        Some(
+            self.guard()
+                .verifiers()
+                .decide_further(&self.0.verdict, &need),
+        )
     }
 
     /// Ends the request with a rejection unless the decision allows it.

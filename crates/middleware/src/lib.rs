@@ -34,7 +34,7 @@ pub use requirement::Requirement;
 pub use serde_json;
 pub use tollkey_client::{Auth, Client, Error as ClientError, Secret};
 pub use tollkey_core::{
-    ApiKey, Denial, Family, Grants, Invalid, IpList, Mode, OperatingModel, RateLimit, Scope, Timestamp,
-    feature::Feature, metadata::Metadata,
+    ApiKey, Denial, Family, Grants, Invalid, IpList, Mode, OperatingModel, RateLimit, Scope,
+    Timestamp, feature::Feature, metadata::Metadata,
 };
 pub use tollkey_verifier::{Seq, Stats};

@@ -57,9 +57,14 @@ impl Merchant {
             name if name.starts_with('{') && name.ends_with('}') => Segment::Any,
             literal => Segment::Literal(literal.to_owned()),
         };
-        let segments: Option<Vec<_>> = template.strip_prefix('/').map(|path| path.split('/').map(segment).collect());
+        let segments: Option<Vec<_>> = template
+            .strip_prefix('/')
+            .map(|path| path.split('/').map(segment).collect());
         let segments = segments.unwrap_or_default();
-        let merchants = segments.iter().filter(|segment| **segment == Segment::Merchant).count();
+        let merchants = segments
+            .iter()
+            .filter(|segment| **segment == Segment::Merchant)
+            .count();
         assert!(
             merchants == 1,
             "{template:?} must begin with a slash and have {{merchant}} as one of its segments, once"
@@ -69,7 +74,9 @@ impl Merchant {
 
     /// Wherever the closure finds it.
     #[must_use]
-    pub fn from_fn(find: impl Fn(&RequestHead<'_>) -> Option<String> + Send + Sync + 'static) -> Self {
+    pub fn from_fn(
+        find: impl Fn(&RequestHead<'_>) -> Option<String> + Send + Sync + 'static,
+    ) -> Self {
         Self(Source::Function(Arc::new(find)))
     }
 
@@ -106,7 +113,9 @@ fn in_path(template: &[Segment], path: &str) -> Option<String> {
         let part = parts.next()?;
         match segment {
             // A router that decodes what it matches may take this for the literal.
-            Segment::Literal(literal) if literal != part => return part.contains('%').then(|| part.to_owned()),
+            Segment::Literal(literal) if literal != part => {
+                return part.contains('%').then(|| part.to_owned());
+            }
             Segment::Merchant => merchant = Some(part.to_owned()),
             Segment::Literal(_) | Segment::Any => {}
         }
@@ -131,7 +140,13 @@ mod tests {
 
     #[test]
     fn template_without_one_merchant_is_rejected() {
-        for template in ["", "/", "merchants/{merchant}", "/merchants/{id}", "/{merchant}/{merchant}"] {
+        for template in [
+            "",
+            "/",
+            "merchants/{merchant}",
+            "/merchants/{id}",
+            "/{merchant}/{merchant}",
+        ] {
             let built = std::panic::catch_unwind(|| Merchant::path(template));
             assert!(built.is_err(), "{template}");
         }

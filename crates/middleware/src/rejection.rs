@@ -43,13 +43,18 @@ pub(crate) type Format = dyn Fn(&Rejection, &mut RejectionResponse) + Send + Syn
 
 impl Default for RejectionSettings {
     fn default() -> Self {
-        Self { realm: "tollkey".to_owned(), format: None }
+        Self {
+            realm: "tollkey".to_owned(),
+            format: None,
+        }
     }
 }
 
 impl fmt::Debug for RejectionSettings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("RejectionSettings").field("realm", &self.realm).finish_non_exhaustive()
+        f.debug_struct("RejectionSettings")
+            .field("realm", &self.realm)
+            .finish_non_exhaustive()
     }
 }
 
@@ -69,7 +74,10 @@ impl RejectionResponse {
     /// The value of a header; its name in lower case.
     #[must_use]
     pub fn header(&self, name: &str) -> Option<&str> {
-        self.headers.iter().find(|(own, _)| *own == name).map(|(_, value)| value.as_str())
+        self.headers
+            .iter()
+            .find(|(own, _)| *own == name)
+            .map(|(_, value)| value.as_str())
     }
 
     /// Sets a header, its name in lower case, in place of any value it has.
@@ -91,9 +99,19 @@ struct Body<'a> {
 }
 
 impl Rejection {
-    pub(crate) fn new(problem: Problem, settings: &Arc<RejectionSettings>, form: RejectionForm) -> Self {
+    pub(crate) fn new(
+        problem: Problem,
+        settings: &Arc<RejectionSettings>,
+        form: RejectionForm,
+    ) -> Self {
         let settings = Arc::clone(settings);
-        Self(Arc::new(Inner { problem, denial: None, settings, form, rate: None }))
+        Self(Arc::new(Inner {
+            problem,
+            denial: None,
+            settings,
+            form,
+            rate: None,
+        }))
     }
 
     /// Because of the key.
@@ -106,16 +124,24 @@ impl Rejection {
     /// request.
     #[must_use]
     pub fn unguarded() -> Self {
-        tracing::error!("a route requires a key, and no Tollkey layer is around it; the request is rejected");
+        tracing::error!(
+            "a route requires a key, and no Tollkey layer is around it; the request is rejected"
+        );
         Self::new(Problem::internal(), &Arc::default(), RejectionForm::Problem)
     }
 
     /// What remains of the key's rate limit, and in how many seconds a use is possible again.
-    pub(crate) fn with_rate(mut self, rate: Option<RateStatus>, retry_after_seconds: Option<u32>) -> Self {
+    pub(crate) fn with_rate(
+        mut self,
+        rate: Option<RateStatus>,
+        retry_after_seconds: Option<u32>,
+    ) -> Self {
         let inner = Arc::make_mut(&mut self.0);
         inner.rate = rate.map(|rate| (rate, retry_after_seconds));
         if inner.problem.code == ProblemCode::RateLimited {
-            inner.problem.retry_after = retry_after_seconds.map(Into::into).or(inner.problem.retry_after);
+            inner.problem.retry_after = retry_after_seconds
+                .map(Into::into)
+                .or(inner.problem.retry_after);
         }
         self
     }
@@ -222,7 +248,11 @@ impl Rejection {
     /// A response that is nothing but trailers (<https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md>). The stable
     /// code is in `tollkey-code`.
     fn grpc_response(&self) -> RejectionResponse {
-        let mut response = RejectionResponse { status: 200, headers: self.fields(), body: String::new() };
+        let mut response = RejectionResponse {
+            status: 200,
+            headers: self.fields(),
+            body: String::new(),
+        };
         response.set_header("content-type", "application/grpc");
         response.set_header("grpc-status", self.grpc_code().to_string());
         response.set_header("grpc-message", percent_encoded(&self.0.problem.detail));
@@ -236,7 +266,12 @@ impl Rejection {
         let mut headers = Vec::new();
         let challenge = self.0.problem.challenge(&self.0.settings.realm);
         headers.extend(challenge.map(|challenge| ("www-authenticate", challenge)));
-        headers.extend(self.0.problem.retry_after.map(|seconds| ("retry-after", seconds.to_string())));
+        headers.extend(
+            self.0
+                .problem
+                .retry_after
+                .map(|seconds| ("retry-after", seconds.to_string())),
+        );
         if let Some((rate, retry_after_seconds)) = &self.0.rate {
             headers.extend(rate_fields(rate, *retry_after_seconds));
         }
@@ -256,7 +291,10 @@ fn percent_encoded(text: &str) -> String {
 }
 
 /// The fields `RateLimit-Policy` and `RateLimit`.
-pub(crate) fn rate_fields(rate: &RateStatus, retry_after_seconds: Option<u32>) -> [(&'static str, String); 2] {
+pub(crate) fn rate_fields(
+    rate: &RateStatus,
+    retry_after_seconds: Option<u32>,
+) -> [(&'static str, String); 2] {
     let [policy, left] = rate.fields(retry_after_seconds);
     [("ratelimit-policy", policy), ("ratelimit", left)]
 }
@@ -290,7 +328,11 @@ mod tests {
         ] {
             let response = rejection(code, "", RejectionForm::Grpc).response();
             let status = response.header("grpc-status");
-            assert_eq!((response.status, status, response.body.as_str()), (200, Some(expected), ""), "{code:?}");
+            assert_eq!(
+                (response.status, status, response.body.as_str()),
+                (200, Some(expected), ""),
+                "{code:?}"
+            );
         }
     }
 
@@ -300,7 +342,8 @@ mod tests {
             .map(|form| rejection(ProblemCode::InvalidApiKey, "100% sure", form).response());
         let common = (
             "www-authenticate",
-            "Bearer realm=\"tollkey\", error=\"invalid_token\", error_description=\"100% sure\"".to_owned(),
+            "Bearer realm=\"tollkey\", error=\"invalid_token\", error_description=\"100% sure\""
+                .to_owned(),
         );
         assert!(http.headers.contains(&common), "{http:?}");
         assert_eq!(
@@ -325,13 +368,24 @@ mod tests {
             response.set_header("content-type", "application/json");
             response.set_header("cache-control", "public, max-age=60");
         });
-        let settings = Arc::new(RejectionSettings { format: Some(format), ..RejectionSettings::default() });
-        for (code, status) in [(ProblemCode::InvalidApiKey, 401), (ProblemCode::Denied(Denial::WrongMode), 404)] {
-            let response = Rejection::new(Problem::new(code, ""), &settings, RejectionForm::Problem).response();
+        let settings = Arc::new(RejectionSettings {
+            format: Some(format),
+            ..RejectionSettings::default()
+        });
+        for (code, status) in [
+            (ProblemCode::InvalidApiKey, 401),
+            (ProblemCode::Denied(Denial::WrongMode), 404),
+        ] {
+            let response =
+                Rejection::new(Problem::new(code, ""), &settings, RejectionForm::Problem)
+                    .response();
             assert_eq!(response.status, status);
             assert_eq!(response.header("cache-control"), Some("no-store"));
             assert_eq!(response.header("content-type"), Some("application/json"));
-            assert_eq!(response.body, format!("{{\"error\":\"{}\"}}", code.as_str()));
+            assert_eq!(
+                response.body,
+                format!("{{\"error\":\"{}\"}}", code.as_str())
+            );
         }
     }
 }

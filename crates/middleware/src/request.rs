@@ -43,7 +43,10 @@ impl<'a> RequestHead<'a> {
 
     /// The first two headers that a credential is read from and that present something, each with its lower-case name: a third
     /// changes nothing.
-    pub(crate) fn first_two(&self, headers: CredentialHeaders) -> [Option<(&'static str, &'a [u8])>; 2] {
+    pub(crate) fn first_two(
+        &self,
+        headers: CredentialHeaders,
+    ) -> [Option<(&'static str, &'a [u8])>; 2] {
         let mut found = [None; 2];
         self.headers.each(&mut |own, value| {
             if let Some(name) = headers.names().find(|name| own.eq_ignore_ascii_case(name))
@@ -68,13 +71,18 @@ impl<'a> RequestHead<'a> {
     /// The path, without the query.
     #[must_use]
     pub fn path(&self) -> &'a str {
-        self.target.split_once('?').map_or(self.target, |(path, _)| path)
+        self.target
+            .split_once('?')
+            .map_or(self.target, |(path, _)| path)
     }
 }
 
 impl std::fmt::Debug for RequestHead<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         // Neither headers nor query: a key may be in them.
-        f.debug_struct("RequestHead").field("method", &self.method).field("path", &self.path()).finish_non_exhaustive()
+        f.debug_struct("RequestHead")
+            .field("method", &self.method)
+            .field("path", &self.path())
+            .finish_non_exhaustive()
     }
 }

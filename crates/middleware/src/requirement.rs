@@ -38,7 +38,10 @@ impl Requirement {
     /// All of these scopes. A scope that the guard does not know ([`GuardBuilder::scopes`](crate::GuardBuilder::scopes)) rejects
     /// every request, with an error in the log.
     pub fn scopes(scopes: impl IntoIterator<Item = impl Into<Scope>>) -> Self {
-        Self { scopes: scopes.into_iter().map(Into::into).collect(), ..Self::default() }
+        Self {
+            scopes: scopes.into_iter().map(Into::into).collect(),
+            ..Self::default()
+        }
     }
 
     /// This mode.

@@ -19,7 +19,9 @@ use std::sync::{
 };
 
 use tokio::sync::OwnedRwLockWriteGuard;
-use tollkey_core::{ApiKey, Catalogue, Changed, Clock, Family, Mode, OperatingModel, Record, VerifierId};
+use tollkey_core::{
+    ApiKey, Catalogue, Changed, Clock, Family, Mode, OperatingModel, Record, VerifierId,
+};
 use tollkey_verifier::{
     Settings, SystemClock, Verifier,
     testing::{MemorySource, record},
@@ -61,7 +63,10 @@ impl TestKeys {
     }
 
     fn record(&self, key: ApiKey) -> Record {
-        let catalogue = self.catalogue.lock().unwrap_or_else(PoisonError::into_inner);
+        let catalogue = self
+            .catalogue
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         Record::new(key, None, OperatingModel::Ecosystem, &catalogue)
     }
 
@@ -88,7 +93,9 @@ impl TestKeys {
     /// Keeps the responses of the server back, as one that hangs does, until the returned value is dropped. Keys that are looked
     /// up meanwhile wait for it, two seconds at most.
     pub async fn pause(&self) -> Paused {
-        Paused { _held: self.source.hold().await }
+        Paused {
+            _held: self.source.hold().await,
+        }
     }
 
     /// A guard over these keys, with the usual settings.
@@ -105,9 +112,14 @@ impl TestKeys {
     /// # Errors
     /// [`ConnectError::Settings`].
     pub async fn guard_with(&self, builder: GuardBuilder) -> Result<Guard, ConnectError> {
-        *self.catalogue.lock().unwrap_or_else(PoisonError::into_inner) = builder.catalogue()?;
+        *self
+            .catalogue
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = builder.catalogue()?;
         if let Ok(account) = "acme".parse() {
-            self.source.change_all(Changed::Account(account), |record| *record = self.record(record.key.clone()));
+            self.source.change_all(Changed::Account(account), |record| {
+                *record = self.record(record.key.clone())
+            });
         }
         // Nothing renews its lease: it looks every key up, so that a change applies immediately.
         builder.over(self.verifier().await?, false)
@@ -128,7 +140,14 @@ impl TestKeys {
     #[doc(hidden)]
     pub async fn verifier(&self) -> Result<Verifier<MemorySource>, ConnectError> {
         let id = VerifierId::from_bytes([0; 16]);
-        let verifier = Verifier::new(id, self.source.clone(), Arc::new(SystemClock), Settings::default());
-        verifier.await.map_err(|_| ConnectError::Settings("the keys are unreachable".to_owned()))
+        let verifier = Verifier::new(
+            id,
+            self.source.clone(),
+            Arc::new(SystemClock),
+            Settings::default(),
+        );
+        verifier
+            .await
+            .map_err(|_| ConnectError::Settings("the keys are unreachable".to_owned()))
     }
 }

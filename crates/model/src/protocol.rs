@@ -6,17 +6,21 @@ use stateright::{Model, Property};
 
 use crate::{
     rules::{Rule, Rules},
-    state::{Creation, Fetch, Key, Log, Marking, Memory, Poll, Renewal, Request, Row, Stage, State},
+    state::{
+        Creation, Fetch, Key, Log, Marking, Memory, Poll, Renewal, Request, Row, Stage, State,
+    },
 };
 
 /// The property that must hold.
-pub const SAFE: &str = "no verification that began after the answer to the revocation is answered yes";
+pub const SAFE: &str =
+    "no verification that began after the answer to the revocation is answered yes";
 
 /// A second property: the creation of a key never outruns the marking.
 pub const COMPLETE: &str = "when a marking has ended, the own row of every descendant is marked";
 
 /// A third property: no crash leaves a marking that no replica can finish.
-pub const FINISHABLE: &str = "the marking after a revocation can still be finished, whichever process has crashed";
+pub const FINISHABLE: &str =
+    "the marking after a revocation can still be finished, whichever process has crashed";
 
 /// How much a clock may be off over a lease, and the margin for that, in ticks.
 const MARGIN: u8 = 1;
@@ -150,30 +154,48 @@ impl Protocol {
     /// For how long, at worst, the holder of a lease of `length` believes to have it.
     fn held(&self, length: u8) -> u8 {
         let drifting = length + MARGIN;
-        if self.keep(Rule::HoldersSubtract) { drifting.saturating_sub(MARGIN) } else { drifting }
+        if self.keep(Rule::HoldersSubtract) {
+            drifting.saturating_sub(MARGIN)
+        } else {
+            drifting
+        }
     }
 
     /// For how long, at worst, the end of a lease of `length` is waited for.
     fn awaited(&self, length: u8) -> u8 {
-        let margin = if self.keep(Rule::WaitersAdd) { MARGIN } else { 0 };
+        let margin = if self.keep(Rule::WaitersAdd) {
+            MARGIN
+        } else {
+            0
+        };
         (length + margin).saturating_sub(MARGIN)
     }
 
     /// The row of a verifier.
     fn row(&self, verifier: u8) -> usize {
-        if self.keep(Rule::FreshIds) { verifier.into() } else { 0 }
+        if self.keep(Rule::FreshIds) {
+            verifier.into()
+        } else {
+            0
+        }
     }
 
     /// What a verifier reports.
     fn reported(&self, state: &State, verifier: u8) -> u8 {
         let own = state.verifiers[usize::from(verifier)].memory.evicted;
         let subscriber = &state.subscriber.known[usize::from(verifier)];
-        if subscriber.lives > 0 && self.keep(Rule::ReportsLeast) { own.min(subscriber.acknowledged) } else { own }
+        if subscriber.lives > 0 && self.keep(Rule::ReportsLeast) {
+            own.min(subscriber.acknowledged)
+        } else {
+            own
+        }
     }
 
     /// The rows that are behind the change of a caller, but for that of the verifier in its own process.
     fn behind(&self, state: &State, caller: u8) -> impl Iterator<Item = (usize, Row)> + use<> {
-        let own = self.bounds.callers[usize::from(caller)].1.map(|verifier| self.row(verifier));
+        let own = self.bounds.callers[usize::from(caller)]
+            .1
+            .map(|verifier| self.row(verifier));
         let (rows, seq) = (state.rows, state.callers[usize::from(caller)].seq);
         rows.into_iter()
             .enumerate()
@@ -207,7 +229,11 @@ impl Protocol {
 
     /// Whether the own row of the verified key lets it be valid.
     fn own_row_is_active(state: &State) -> bool {
-        let revoked = if state.verified == Key::Parent { state.revoked } else { state.marked };
+        let revoked = if state.verified == Key::Parent {
+            state.revoked
+        } else {
+            state.marked
+        };
         Self::exists(state) && !revoked
     }
 
@@ -222,13 +248,20 @@ impl Protocol {
 
     /// The callers that mark descendants.
     fn markers(&self) -> impl Iterator<Item = u8> {
-        (0..).zip(self.bounds.callers).filter(|(_, (wish, _))| *wish == Wish::Mark).map(|(at, _)| at)
+        (0..)
+            .zip(self.bounds.callers)
+            .filter(|(_, (wish, _))| *wish == Wish::Mark)
+            .map(|(at, _)| at)
     }
 
     /// Whether that caller marks descendants now.
     fn marks(&self, state: &State, caller: u8) -> bool {
         let in_revoking_process = self.markers().next() == Some(caller);
-        let runs = if in_revoking_process { !state.crashed } else { self.keep(Rule::MarkingResumed) };
+        let runs = if in_revoking_process {
+            !state.crashed
+        } else {
+            self.keep(Rule::MarkingResumed)
+        };
         self.wish(caller) == Wish::Mark && runs && state.marking == Marking::Pending
     }
 
@@ -250,10 +283,17 @@ impl Protocol {
             }
             let mut steps = vec![Action::InsertKey];
             for caller in (0..).take(self.bounds.callers.len()) {
-                steps.extend([Action::Commit(caller), Action::WritePending(caller), Action::Mark(caller)]);
+                steps.extend([
+                    Action::Commit(caller),
+                    Action::WritePending(caller),
+                    Action::Mark(caller),
+                ]);
             }
             steps.extend(self.markers().map(Action::Update));
-            for next in steps.into_iter().filter_map(|step| self.next_state(&state, step)) {
+            for next in steps
+                .into_iter()
+                .filter_map(|step| self.next_state(&state, step))
+            {
                 if !reachable.contains(&next) {
                     reachable.push(next);
                 }
@@ -281,19 +321,37 @@ impl Protocol {
                     allowed(verifier.asked < most)?;
                     verifier.asked += 1;
                 }
-                verifier.renewal = Renewal::Asked { age: 0, evicted: verifier.memory.evicted, reported };
+                verifier.renewal = Renewal::Asked {
+                    age: 0,
+                    evicted: verifier.memory.evicted,
+                    reported,
+                };
             }
             Action::Compare(at) => {
                 allowed(!self.keep(Rule::ShareLock))?;
                 let verifier = &mut state.verifiers[usize::from(at)];
-                let Renewal::Asked { age, evicted, reported } = verifier.renewal else { return None };
-                verifier.renewal =
-                    if evicted == state.counter { Renewal::Compared { age, reported } } else { Renewal::None };
+                let Renewal::Asked {
+                    age,
+                    evicted,
+                    reported,
+                } = verifier.renewal
+                else {
+                    return None;
+                };
+                verifier.renewal = if evicted == state.counter {
+                    Renewal::Compared { age, reported }
+                } else {
+                    Renewal::None
+                };
             }
             Action::Renew(at) => {
                 let verifier = &mut state.verifiers[usize::from(at)];
                 let (age, reported) = match verifier.renewal {
-                    Renewal::Asked { age, evicted, reported } if self.keep(Rule::ShareLock) => {
+                    Renewal::Asked {
+                        age,
+                        evicted,
+                        reported,
+                    } if self.keep(Rule::ShareLock) => {
                         allowed(state.locked_by.is_none())?;
                         if evicted != state.counter && self.keep(Rule::OnlyAtTheNewest) {
                             verifier.renewal = Renewal::None;
@@ -312,13 +370,22 @@ impl Protocol {
                     (Some(_), _) if self.keep(Rule::RenewalsNeverRepeat) => asked,
                     (Some(_), row) => row.map_or(1, |row| row.renewals + 1),
                 };
-                *row = Some(Row { applied: reported, renewals });
+                *row = Some(Row {
+                    applied: reported,
+                    renewals,
+                });
             }
             Action::Grant(at) => {
                 let verifier = &mut state.verifiers[usize::from(at)];
-                let Renewal::Written { age } = verifier.renewal else { return None };
+                let Renewal::Written { age } = verifier.renewal else {
+                    return None;
+                };
                 verifier.renewal = Renewal::None;
-                let age = if self.keep(Rule::CountedFromAsking) { age } else { 0 };
+                let age = if self.keep(Rule::CountedFromAsking) {
+                    age
+                } else {
+                    0
+                };
                 if !verifier.stopped || !self.keep(Rule::StoppedStaysStopped) {
                     let end = self.held(self.bounds.lease).saturating_sub(age);
                     verifier.memory.lease = verifier.memory.lease.max(end);
@@ -333,7 +400,11 @@ impl Protocol {
                 let memory = &mut state.verifiers[usize::from(at)].memory;
                 allowed(memory.log == Log::None && memory.evicted < state.counter)?;
                 let ours = are_among(state.changes, memory.evicted, state.counter);
-                memory.log = Log::Read { upto: state.counter, ours, steps: 0 };
+                memory.log = Log::Read {
+                    upto: state.counter,
+                    ours,
+                    steps: 0,
+                };
             }
             Action::SendReport(at) => {
                 let reported = self.reported(state, at);
@@ -360,7 +431,10 @@ impl Protocol {
                 let verifier = &mut state.verifiers[usize::from(at)];
                 allowed(self.bounds.stops && !verifier.unregistered)?;
                 allowed(verifier.stopped || !self.keep(Rule::StopBeforeUnregistering))?;
-                allowed(state.subscriber.known[usize::from(at)].lives == 0 || !self.keep(Rule::SubscribersOutlived))?;
+                allowed(
+                    state.subscriber.known[usize::from(at)].lives == 0
+                        || !self.keep(Rule::SubscribersOutlived),
+                )?;
                 verifier.unregistered = true;
                 state.rows[self.row(at)] = None;
             }
@@ -374,11 +448,16 @@ impl Protocol {
             Action::Fetch(who) => {
                 // A cached record that says "revoked" does no harm, so it is not fetched.
                 allowed(self.ancestors_are_active(state))?;
-                let read = if !self.keep(Rule::AncestorsInSnapshot) && state.verified != Key::Parent {
+                let read = if !self.keep(Rule::AncestorsInSnapshot) && state.verified != Key::Parent
+                {
                     Fetch::AncestorsRead
                 } else {
                     allowed(Self::own_row_is_active(state))?;
-                    if self.keep(Rule::OneSnapshot) { Fetch::Read(state.counter) } else { Fetch::WithoutCounter }
+                    if self.keep(Rule::OneSnapshot) {
+                        Fetch::Read(state.counter)
+                    } else {
+                        Fetch::WithoutCounter
+                    }
                 };
                 let memory = memory(state, who);
                 allowed(memory.fetch == Fetch::None)?;
@@ -438,14 +517,21 @@ impl Protocol {
                     // It waits for a creation that holds the lock on the key's row.
                     Wish::Revoke => allowed(!self.creation_holds_locks(state))?,
                     Wish::Repeat => return None,
-                    Wish::Mark => allowed(self.keep(Rule::MarkingAnnounced) && self.can_end_marking(state, at))?,
+                    Wish::Mark => allowed(
+                        self.keep(Rule::MarkingAnnounced) && self.can_end_marking(state, at),
+                    )?,
                 }
                 // If two callers are the same, the result does not depend on which one is first. Callers that mark are not:
                 // one of them runs in the revoking process.
                 let twin = (0..at)
-                    .rfind(|other| self.bounds.callers[usize::from(*other)] == self.bounds.callers[usize::from(at)])
+                    .rfind(|other| {
+                        self.bounds.callers[usize::from(*other)]
+                            == self.bounds.callers[usize::from(at)]
+                    })
                     .filter(|_| self.wish(at) != Wish::Mark);
-                allowed(twin.is_none_or(|twin| state.callers[usize::from(twin)].stage != Stage::Idle))?;
+                allowed(
+                    twin.is_none_or(|twin| state.callers[usize::from(twin)].stage != Stage::Idle),
+                )?;
                 let caller = &mut state.callers[usize::from(at)];
                 if self.wish(at) == Wish::Revoke && !self.keep(Rule::DescendantsReadUnderLock) {
                     allowed(caller.descendants.is_some())?;
@@ -479,7 +565,9 @@ impl Protocol {
                     }
                     Wish::Revoke => {
                         let descendants = caller.descendants.take().unwrap_or(has_descendants);
-                        if state.verified == Key::Parent || (descendants && self.keep(Rule::DescendantsEvicted)) {
+                        if state.verified == Key::Parent
+                            || (descendants && self.keep(Rule::DescendantsEvicted))
+                        {
                             state.changes |= 1 << seq;
                         }
                         if descendants && self.keep(Rule::PendingWithRevocation) {
@@ -519,7 +607,9 @@ impl Protocol {
                 }
             }
             Action::ReadDescendants(at) => {
-                allowed(!self.keep(Rule::DescendantsReadUnderLock) && self.wish(at) == Wish::Revoke)?;
+                allowed(
+                    !self.keep(Rule::DescendantsReadUnderLock) && self.wish(at) == Wish::Revoke,
+                )?;
                 let descendants = Self::has_descendants(state);
                 let caller = &mut state.callers[usize::from(at)];
                 allowed(caller.stage == Stage::Idle && caller.descendants.is_none())?;
@@ -559,7 +649,8 @@ impl Protocol {
                 allowed(state.verified.is_created() && state.creation == Creation::None)?;
                 if self.keep(Rule::CreationChecksAncestors) {
                     let revoking = |at: u8| self.wish(at) == Wish::Revoke;
-                    let waits = self.keep(Rule::CreationLocksAncestors) && state.locked_by.is_some_and(revoking);
+                    let waits = self.keep(Rule::CreationLocksAncestors)
+                        && state.locked_by.is_some_and(revoking);
                     allowed(!waits && !state.revoked)?;
                 }
                 state.creation = Creation::Checked;
@@ -579,8 +670,11 @@ impl Protocol {
                 } else {
                     allowed(self.removes(at) && !caller.looked && !caller.searched)?;
                     caller.looked = true;
-                    caller.silence =
-                        if self.keep(Rule::SilenceFromLook) { self.awaited(self.bounds.lease) } else { caller.wait };
+                    caller.silence = if self.keep(Rule::SilenceFromLook) {
+                        self.awaited(self.bounds.lease)
+                    } else {
+                        caller.wait
+                    };
                     for (row, Row { renewals, .. }) in rows {
                         caller.seen[row] = renewals;
                     }
@@ -591,7 +685,9 @@ impl Protocol {
                 let caller = &mut state.callers[usize::from(at)];
                 allowed(caller.looked && caller.silence == 0)?;
                 for (row, Row { renewals, .. }) in rows {
-                    if caller.seen[row] > 0 && (caller.seen[row] == renewals || !self.keep(Rule::OnlySilentRemoved)) {
+                    if caller.seen[row] > 0
+                        && (caller.seen[row] == renewals || !self.keep(Rule::OnlySilentRemoved))
+                    {
                         caller.silent |= 1 << row;
                     }
                 }
@@ -611,7 +707,9 @@ impl Protocol {
                 caller.silent &= !(1 << row);
                 let seen = std::mem::take(&mut caller.seen[usize::from(row)]);
                 let row = &mut state.rows[usize::from(row)];
-                if row.is_some_and(|row| row.renewals == seen) || !self.keep(Rule::OnlySilentRemoved) {
+                if row.is_some_and(|row| row.renewals == seen)
+                    || !self.keep(Rule::OnlySilentRemoved)
+                {
                     *row = None;
                 }
                 if caller.silent == 0 && self.wish(at) == Wish::Change {
@@ -649,45 +747,97 @@ impl Protocol {
             Action::Poll => {
                 let subscriber = &mut state.subscriber;
                 allowed(subscriber.poll == Poll::None)?;
-                subscriber.poll = Poll::Sent { age: 0, acknowledges: subscriber.memory.evicted };
+                subscriber.poll = Poll::Sent {
+                    age: 0,
+                    acknowledges: subscriber.memory.evicted,
+                };
             }
             Action::Compute(at) => {
-                let Poll::Sent { age, acknowledges } = state.subscriber.poll else { return None };
+                let Poll::Sent { age, acknowledges } = state.subscriber.poll else {
+                    return None;
+                };
                 let replica = &state.verifiers[usize::from(at)].memory;
                 let (upto, left) = (replica.evicted, replica.lease);
                 let ours = are_among(state.changes, acknowledges, upto);
                 if self.keep(Rule::RegisteredWithReply) && self.keep(Rule::ReplyOfOneMoment) {
                     self.register(state, at, acknowledges, upto, left);
-                    state.subscriber.poll = Poll::Replied { age, upto, ours, left };
+                    state.subscriber.poll = Poll::Replied {
+                        age,
+                        upto,
+                        ours,
+                        left,
+                    };
                 } else {
-                    state.subscriber.poll = Poll::Begun { at, age, acknowledges, upto, ours, left };
+                    state.subscriber.poll = Poll::Begun {
+                        at,
+                        age,
+                        acknowledges,
+                        upto,
+                        ours,
+                        left,
+                    };
                 }
             }
             Action::Complete => {
-                let Poll::Begun { at, age, acknowledges, upto, ours, mut left } = state.subscriber.poll else {
+                let Poll::Begun {
+                    at,
+                    age,
+                    acknowledges,
+                    upto,
+                    ours,
+                    mut left,
+                } = state.subscriber.poll
+                else {
                     return None;
                 };
                 if !self.keep(Rule::ReplyOfOneMoment) {
                     left = state.verifiers[usize::from(at)].memory.lease;
                 }
                 self.register(state, at, acknowledges, upto, left);
-                state.subscriber.poll = Poll::Replied { age, upto, ours, left };
+                state.subscriber.poll = Poll::Replied {
+                    age,
+                    upto,
+                    ours,
+                    left,
+                };
             }
             Action::TakeReply => {
                 let subscriber = &mut state.subscriber;
-                let Poll::Replied { age, upto, ours, left } = subscriber.poll else { return None };
+                let Poll::Replied {
+                    age,
+                    upto,
+                    ours,
+                    left,
+                } = subscriber.poll
+                else {
+                    return None;
+                };
                 if upto > subscriber.memory.evicted {
-                    subscriber.memory.log = Log::Read { upto, ours, steps: 0 };
+                    subscriber.memory.log = Log::Read {
+                        upto,
+                        ours,
+                        steps: 0,
+                    };
                 }
                 subscriber.poll = Poll::Applying { age, left };
             }
             Action::TakeLease => {
                 let subscriber = &mut state.subscriber;
-                let Poll::Applying { age, left } = subscriber.poll else { return None };
+                let Poll::Applying { age, left } = subscriber.poll else {
+                    return None;
+                };
                 let applied = subscriber.memory.log == Log::None;
                 allowed(left > 0 && (applied || !self.keep(Rule::AppliedBeforeTaken)))?;
-                let length = if self.keep(Rule::LeasesNest) { left } else { self.bounds.lease };
-                let age = if self.keep(Rule::CountedFromPolling) { age } else { 0 };
+                let length = if self.keep(Rule::LeasesNest) {
+                    left
+                } else {
+                    self.bounds.lease
+                };
+                let age = if self.keep(Rule::CountedFromPolling) {
+                    age
+                } else {
+                    0
+                };
                 let end = self.held(length).saturating_sub(age);
                 subscriber.memory.lease = subscriber.memory.lease.max(end);
                 subscriber.poll = Poll::Applying { age: 0, left: 0 };
@@ -718,7 +868,9 @@ impl Protocol {
                 less(&mut verifier.memory.lease);
                 match &mut verifier.renewal {
                     Renewal::None => {}
-                    Renewal::Asked { age, .. } | Renewal::Compared { age, .. } | Renewal::Written { age } => older(age),
+                    Renewal::Asked { age, .. }
+                    | Renewal::Compared { age, .. }
+                    | Renewal::Written { age } => older(age),
                 }
             }
         }
@@ -728,7 +880,10 @@ impl Protocol {
         }
         let subscriber = &mut state.subscriber;
         less(&mut subscriber.memory.lease);
-        subscriber.known.iter_mut().for_each(|known| less(&mut known.lives));
+        subscriber
+            .known
+            .iter_mut()
+            .for_each(|known| less(&mut known.lives));
         match &mut subscriber.poll {
             Poll::None | Poll::Applying { left: 0, .. } => {}
             Poll::Sent { age, .. }
@@ -769,13 +924,23 @@ impl Protocol {
             [Begin, Evict, Finish]
         };
         let memory = memory(state, who);
-        let Log::Read { upto, ours, steps } = memory.log else { return None };
+        let Log::Read { upto, ours, steps } = memory.log else {
+            return None;
+        };
         match order[usize::from(steps)] {
             Begin => memory.applying = upto,
             Evict => memory.remembered &= !ours,
             Finish => memory.evicted = upto,
         }
-        memory.log = if steps < 2 { Log::Read { upto, ours, steps: steps + 1 } } else { Log::None };
+        memory.log = if steps < 2 {
+            Log::Read {
+                upto,
+                ours,
+                steps: steps + 1,
+            }
+        } else {
+            Log::None
+        };
         Some(())
     }
 
@@ -817,20 +982,33 @@ impl Protocol {
         // One that holds no lease from here can answer nothing before it has applied the reply. One that does may still
         // answer from before; what it once acknowledged stays so.
         let lives = known.lives > 0 && self.keep(Rule::AnswersAcknowledgeNothing);
-        known.acknowledged = if lives { known.acknowledged.max(acknowledges) } else { upto };
-        known.lives = if self.keep(Rule::LargestLease) { known.lives.max(given) } else { given };
+        known.acknowledged = if lives {
+            known.acknowledged.max(acknowledges)
+        } else {
+            upto
+        };
+        known.lives = if self.keep(Rule::LargestLease) {
+            known.lives.max(given)
+        } else {
+            given
+        };
     }
 
     /// Whether a creation holds the locks on the rows of its ancestors.
     fn creation_holds_locks(&self, state: &State) -> bool {
-        let locks = self.keep(Rule::CreationChecksAncestors) && self.keep(Rule::CreationLocksAncestors);
+        let locks =
+            self.keep(Rule::CreationChecksAncestors) && self.keep(Rule::CreationLocksAncestors);
         state.creation == Creation::Checked && locks
     }
 
     /// Whether a caller removes silent rows. What it removes matters to those who come after it: after a revocation only to
     /// those who repeat it.
     fn removes(&self, caller: u8) -> bool {
-        let repeated = self.bounds.callers.iter().any(|(wish, _)| *wish == Wish::Repeat);
+        let repeated = self
+            .bounds
+            .callers
+            .iter()
+            .any(|(wish, _)| *wish == Wish::Repeat);
         self.bounds.asks.is_some() && (self.wish(caller) == Wish::Change || repeated)
     }
 
@@ -856,7 +1034,14 @@ impl Model for Protocol {
     type Action = Action;
 
     fn init_states(&self) -> Vec<State> {
-        self.bounds.keys.iter().map(|&verified| State { verified, ..State::default() }).collect()
+        self.bounds
+            .keys
+            .iter()
+            .map(|&verified| State {
+                verified,
+                ..State::default()
+            })
+            .collect()
     }
 
     fn actions(&self, state: &State, actions: &mut Vec<Action>) {
@@ -887,7 +1072,13 @@ impl Model for Protocol {
             Following::Any => self.bounds.verifiers,
         };
         if follows > 0 {
-            actions.extend([Action::Poll, Action::Complete, Action::TakeReply, Action::TakeLease, Action::LosePoll]);
+            actions.extend([
+                Action::Poll,
+                Action::Complete,
+                Action::TakeReply,
+                Action::TakeLease,
+                Action::LosePoll,
+            ]);
             actions.extend((0..follows).map(Action::Compute));
             actions.push(Action::Apply(Who::Subscriber));
         }
@@ -945,26 +1136,34 @@ impl Model for Protocol {
         if self.others(&State::default()).next().is_some() {
             properties.push(Property::sometimes(
                 "the revocation is answered, and another verifier holds a lease",
-                |model: &Self, state: &State| state.answered && model.others(state).any(|memory| memory.lease > 0),
+                |model: &Self, state: &State| {
+                    state.answered && model.others(state).any(|memory| memory.lease > 0)
+                },
             ));
             properties.push(Property::sometimes(
                 "the revocation is answered, and another verifier knows nothing of it",
-                |model: &Self, state: &State| state.answered && model.others(state).any(|memory| memory.remembered),
+                |model: &Self, state: &State| {
+                    state.answered && model.others(state).any(|memory| memory.remembered)
+                },
             ));
         }
         if matches!(self.bounds.subscriber, Following::One | Following::Any) {
-            properties.push(Property::sometimes("a subscriber answers from memory", |_, state: &State| {
-                !state.revoked && answers(&state.subscriber.memory)
-            }));
+            properties.push(Property::sometimes(
+                "a subscriber answers from memory",
+                |_, state: &State| !state.revoked && answers(&state.subscriber.memory),
+            ));
             properties.push(Property::sometimes(
                 "the revocation is answered, and a subscriber holds a lease",
                 |_, state: &State| state.answered && state.subscriber.memory.lease > 0,
             ));
         }
         if self.bounds.keys.iter().any(|key| key.is_created()) {
-            properties.push(Property::sometimes("a key that a key has created is cached", |_, state: &State| {
-                state.verified.is_created() && answers(&state.verifiers[0].memory)
-            }));
+            properties.push(Property::sometimes(
+                "a key that a key has created is cached",
+                |_, state: &State| {
+                    state.verified.is_created() && answers(&state.verifiers[0].memory)
+                },
+            ));
         }
         if self.markers().next().is_some() {
             properties.push(Property::always(COMPLETE, |_, state: &State| {
@@ -976,7 +1175,10 @@ impl Model for Protocol {
             ));
         }
         if self.markers().count() > 1 {
-            properties.push(Property::always(FINISHABLE, |model: &Self, state: &State| model.can_be_finished(state)));
+            properties.push(Property::always(
+                FINISHABLE,
+                |model: &Self, state: &State| model.can_be_finished(state),
+            ));
             properties.push(Property::sometimes(
                 "another replica finishes a marking that a crash has interrupted",
                 |_, state: &State| state.crashed && state.marking >= Marking::Finished,
@@ -994,7 +1196,12 @@ fn answers(memory: &Memory) -> bool {
 impl Protocol {
     /// The memories of verifiers in other processes than that of the revoking caller.
     fn others<'a>(&'a self, state: &'a State) -> impl Iterator<Item = &'a Memory> {
-        let home = self.bounds.callers.iter().find(|(wish, _)| *wish == Wish::Revoke).and_then(|(_, home)| *home);
+        let home = self
+            .bounds
+            .callers
+            .iter()
+            .find(|(wish, _)| *wish == Wish::Revoke)
+            .and_then(|(_, home)| *home);
         (0..self.bounds.verifiers)
             .filter(move |at| Some(*at) != home)
             .map(|at| &state.verifiers[usize::from(at)].memory)
@@ -1014,14 +1221,18 @@ impl fmt::Display for Action {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Tick => f.write_str("            a tick passes"),
-            Self::TickAsleep => f.write_str("            a tick passes, while the verifiers' machines sleep"),
+            Self::TickAsleep => {
+                f.write_str("            a tick passes, while the verifiers' machines sleep")
+            }
             Self::Ask(at) => write!(f, "verifier {at}: reads its clock and asks for a lease"),
             Self::Compare(at) => write!(f, "verifier {at}: its renewal compares the counter"),
             Self::Renew(at) => write!(f, "verifier {at}: its renewal is executed"),
             Self::Grant(at) => write!(f, "verifier {at}: hears that it was renewed"),
             Self::Lose(at) => write!(f, "verifier {at}: never hears of its renewal"),
             Self::ReadChanges(at) => write!(f, "verifier {at}: reads what has changed"),
-            Self::SendReport(at) => write!(f, "verifier {at}: sends a report of what it has applied"),
+            Self::SendReport(at) => {
+                write!(f, "verifier {at}: sends a report of what it has applied")
+            }
             Self::Report(at) => write!(f, "verifier {at}: its report is executed"),
             Self::Stop(at) => write!(f, "verifier {at}: stops answering from memory"),
             Self::Unregister(at) => write!(f, "verifier {at}: deletes its row"),
@@ -1036,7 +1247,9 @@ impl fmt::Display for Action {
             Self::Commit(at) => write!(f, "caller {at}: commits"),
             Self::CommitRest(at) => write!(f, "caller {at}: commits the change itself"),
             Self::FindItSo(at) => write!(f, "caller {at}: finds the key revoked already"),
-            Self::ReadDescendants(at) => write!(f, "caller {at}: reads whether the key has descendants"),
+            Self::ReadDescendants(at) => {
+                write!(f, "caller {at}: reads whether the key has descendants")
+            }
             Self::WritePending(at) => write!(f, "caller {at}: commits the pending row"),
             Self::Mark(at) => write!(f, "caller {at}: marks the descendant"),
             Self::EndUnannounced(at) => write!(f, "caller {at}: ends the marking without a change"),
@@ -1045,7 +1258,10 @@ impl fmt::Display for Action {
             Self::InsertKey => f.write_str("   creation: commits"),
             Self::Look(at) => write!(f, "caller {at}: looks who is behind"),
             Self::LookForSilent(at) => write!(f, "caller {at}: looks who has been silent"),
-            Self::Remove(at, row) => write!(f, "caller {at}: removes the row of verifier {row}, if not renewed"),
+            Self::Remove(at, row) => write!(
+                f,
+                "caller {at}: removes the row of verifier {row}, if not renewed"
+            ),
             Self::Answer(at) => write!(f, "caller {at}: is answered"),
             Self::Poll => f.write_str("subscriber: reads its clock and polls"),
             Self::Compute(at) => write!(f, "verifier {at}: computes the reply to the subscriber"),

@@ -230,7 +230,10 @@ pub struct Caller {
 impl Caller {
     /// Nothing that it still does matters.
     pub(crate) fn finish(&mut self) {
-        *self = Self { stage: Stage::Answered, ..Self::default() };
+        *self = Self {
+            stage: Stage::Answered,
+            ..Self::default()
+        };
     }
 }
 
@@ -282,9 +285,21 @@ pub enum Poll {
     /// On its way to a replica.
     Sent { age: u8, acknowledges: u8 },
     /// Part of the reply is computed. There is no such moment in the protocol.
-    Begun { at: u8, age: u8, acknowledges: u8, upto: u8, ours: bool, left: u8 },
+    Begun {
+        at: u8,
+        age: u8,
+        acknowledges: u8,
+        upto: u8,
+        ours: bool,
+        left: u8,
+    },
     /// On its way back.
-    Replied { age: u8, upto: u8, ours: bool, left: u8 },
+    Replied {
+        age: u8,
+        upto: u8,
+        ours: bool,
+        left: u8,
+    },
     /// Its changes are being applied.
     Applying { age: u8, left: u8 },
 }

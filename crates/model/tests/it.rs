@@ -7,7 +7,9 @@
 use std::{collections::BTreeSet, time::Instant};
 
 use stateright::{Checker, HasDiscoveries, Model};
-use tollkey_model::{Bounds, COMPLETE, FINISHABLE, Following, Key, Protocol, Rule, Rules, SAFE, Wish};
+use tollkey_model::{
+    Bounds, COMPLETE, FINISHABLE, Following, Key, Protocol, Rule, Rules, SAFE, Wish,
+};
 
 /// One verifier, and a caller in a process whose own verifier does nothing.
 const ONE: Bounds = Bounds {
@@ -23,42 +25,82 @@ const ONE: Bounds = Bounds {
 };
 
 /// Something else changes, too.
-const TWICE: Bounds = Bounds { callers: &[(Wish::Change, None), (Wish::Revoke, None)], ..ONE };
+const TWICE: Bounds = Bounds {
+    callers: &[(Wish::Change, None), (Wish::Revoke, None)],
+    ..ONE
+};
 
 /// The caller gives up, or does not, and another finds the key revoked already.
-const REPEATED: Bounds = Bounds { callers: &[(Wish::Revoke, None), (Wish::Repeat, None)], ..ONE };
+const REPEATED: Bounds = Bounds {
+    callers: &[(Wish::Revoke, None), (Wish::Repeat, None)],
+    ..ONE
+};
 
 /// The verifier may stop in good order.
 const STOPPED: Bounds = Bounds { stops: true, ..ONE };
 
 /// Two verifiers, neither in the process of the caller.
-const TWO: Bounds = Bounds { verifiers: 2, fine: false, ..ONE };
+const TWO: Bounds = Bounds {
+    verifiers: 2,
+    fine: false,
+    ..ONE
+};
 
 /// Two verifiers, one of them in the process of the caller.
-const AT_HOME: Bounds = Bounds { callers: &[(Wish::Revoke, Some(0))], ..TWO };
+const AT_HOME: Bounds = Bounds {
+    callers: &[(Wish::Revoke, Some(0))],
+    ..TWO
+};
 
 /// A change removes the row of a silent verifier, and then comes the revocation.
-const REMOVED: Bounds =
-    Bounds { lease: 1, fine: false, asks: Some(2), callers: &[(Wish::Change, None), (Wish::Revoke, None)], ..ONE };
+const REMOVED: Bounds = Bounds {
+    lease: 1,
+    fine: false,
+    asks: Some(2),
+    callers: &[(Wish::Change, None), (Wish::Revoke, None)],
+    ..ONE
+};
 
 /// Two do, at the same time.
-const REMOVED_TWICE: Bounds =
-    Bounds { callers: &[(Wish::Change, None), (Wish::Change, None), (Wish::Revoke, None)], ..REMOVED };
+const REMOVED_TWICE: Bounds = Bounds {
+    callers: &[
+        (Wish::Change, None),
+        (Wish::Change, None),
+        (Wish::Revoke, None),
+    ],
+    ..REMOVED
+};
 
 /// A subscriber.
-const FOLLOWED: Bounds = Bounds { subscriber: Following::One, fine: false, ..ONE };
+const FOLLOWED: Bounds = Bounds {
+    subscriber: Following::One,
+    fine: false,
+    ..ONE
+};
 
 /// A subscriber of the verifier in the caller's process.
-const FOLLOWED_AT_HOME: Bounds = Bounds { callers: &[(Wish::Revoke, Some(0))], ..FOLLOWED };
+const FOLLOWED_AT_HOME: Bounds = Bounds {
+    callers: &[(Wish::Revoke, Some(0))],
+    ..FOLLOWED
+};
 
 /// A subscriber of a verifier that may stop.
-const FOLLOWED_AND_STOPPED: Bounds = Bounds { stops: true, ..FOLLOWED };
+const FOLLOWED_AND_STOPPED: Bounds = Bounds {
+    stops: true,
+    ..FOLLOWED
+};
 
 /// A subscriber that keeps its replica from reporting, and a change that removes silent rows.
-const FOLLOWED_AND_REMOVED: Bounds = Bounds { subscriber: Following::Quiet, ..REMOVED };
+const FOLLOWED_AND_REMOVED: Bounds = Bounds {
+    subscriber: Following::Quiet,
+    ..REMOVED
+};
 
 /// The same with a lease that is long enough to be renewed while the subscriber holds one.
-const FOLLOWED_FOR_LONGER_AND_REMOVED: Bounds = Bounds { lease: 2, ..FOLLOWED_AND_REMOVED };
+const FOLLOWED_FOR_LONGER_AND_REMOVED: Bounds = Bounds {
+    lease: 2,
+    ..FOLLOWED_AND_REMOVED
+};
 
 /// One verifier, and every key that the revocation of the parent must reject. A creation runs beside the revocation.
 const DESCENDANTS: Bounds = Bounds {
@@ -76,14 +118,24 @@ const MARKED_BY_TWO: Bounds = Bounds {
 };
 
 /// The verifier is a server of the previous release.
-const PREVIOUS_RELEASE: Bounds = Bounds { previous_release: true, fine: false, ..DESCENDANTS };
+const PREVIOUS_RELEASE: Bounds = Bounds {
+    previous_release: true,
+    fine: false,
+    ..DESCENDANTS
+};
 
 /// Two verifiers, one of them in the process of the caller, and keys that are created beside the revocation. A run in
 /// which the creation comes first is one with a key that exists from the beginning.
-const DESCENDANTS_AT_HOME: Bounds = Bounds { keys: &[Key::Grandchild, Key::OnlyChild], ..AT_HOME };
+const DESCENDANTS_AT_HOME: Bounds = Bounds {
+    keys: &[Key::Grandchild, Key::OnlyChild],
+    ..AT_HOME
+};
 
 /// A subscriber, and a key that is created beside the revocation.
-const DESCENDANTS_FOLLOWED: Bounds = Bounds { keys: &[Key::Grandchild], ..FOLLOWED };
+const DESCENDANTS_FOLLOWED: Bounds = Bounds {
+    keys: &[Key::Grandchild],
+    ..FOLLOWED
+};
 
 /// A world in which a rule is missed when it is not kept.
 fn world(rule: Rule) -> Bounds {
@@ -126,7 +178,9 @@ fn world(rule: Rule) -> Bounds {
         | Rule::DescendantsEvicted
         | Rule::DescendantsReadUnderLock => DESCENDANTS,
         Rule::PendingWithRevocation | Rule::MarkingResumed => MARKED_BY_TWO,
-        Rule::CreationChecksAncestors | Rule::CreationLocksAncestors | Rule::MarkingAnnounced => PREVIOUS_RELEASE,
+        Rule::CreationChecksAncestors | Rule::CreationLocksAncestors | Rule::MarkingAnnounced => {
+            PREVIOUS_RELEASE
+        }
     }
 }
 
@@ -141,7 +195,13 @@ fn property(rule: Rule) -> &'static str {
 /// Goes through everything that may happen in that world with all rules kept.
 fn explore(name: &str, bounds: Bounds) {
     let began = Instant::now();
-    let checker = Protocol { rules: Rules::all(), bounds }.checker().spawn_bfs().join();
+    let checker = Protocol {
+        rules: Rules::all(),
+        bounds,
+    }
+    .checker()
+    .spawn_bfs()
+    .join();
     eprintln!(
         "{name}: {} states, {} steps deep, {:.1} s",
         checker.unique_state_count(),
@@ -150,10 +210,16 @@ fn explore(name: &str, bounds: Bounds) {
     );
     for property in [SAFE, COMPLETE, FINISHABLE] {
         // A world without marking does not have the last two properties.
-        if checker.model().properties().iter().any(|of_world| of_world.name == property)
+        if checker
+            .model()
+            .properties()
+            .iter()
+            .any(|of_world| of_world.name == property)
             && let Some(path) = checker.discovery(property)
         {
-            path.into_actions().iter().for_each(|action| eprintln!("    {action}"));
+            path.into_actions()
+                .iter()
+                .for_each(|action| eprintln!("    {action}"));
             panic!("{name}: it does not hold that {property}");
         }
     }
@@ -184,7 +250,10 @@ fn with_all_rules_subscribers_never_accept_what_was_revoked() {
 #[test]
 fn descendants_of_a_revoked_key_are_never_accepted() {
     explore("descendants", DESCENDANTS);
-    explore("descendants and two verifiers, one at home", DESCENDANTS_AT_HOME);
+    explore(
+        "descendants and two verifiers, one at home",
+        DESCENDANTS_AT_HOME,
+    );
     explore("descendants and a subscriber", DESCENDANTS_FOLLOWED);
     explore("marking by two replicas, and a crash", MARKED_BY_TWO);
     explore("a verifier of the previous release", PREVIOUS_RELEASE);
@@ -194,17 +263,29 @@ fn descendants_of_a_revoked_key_are_never_accepted() {
 fn without_any_one_rule_a_property_fails() {
     let mut needless = Vec::new();
     for &rule in Rule::ALL {
-        let protocol = Protocol { rules: Rules::without(rule), bounds: world(rule) };
+        let protocol = Protocol {
+            rules: Rules::without(rule),
+            bounds: world(rule),
+        };
         let failure = HasDiscoveries::AllOf(BTreeSet::from([property(rule)]));
         let checker = protocol.checker().finish_when(failure).spawn_bfs().join();
         let found = checker.discovery(property(rule));
-        eprintln!("\nWithout the rule: {rule} ({} states)", checker.unique_state_count());
+        eprintln!(
+            "\nWithout the rule: {rule} ({} states)",
+            checker.unique_state_count()
+        );
         match found {
-            Some(path) => path.into_actions().iter().for_each(|action| eprintln!("    {action}")),
+            Some(path) => path
+                .into_actions()
+                .iter()
+                .for_each(|action| eprintln!("    {action}")),
             None => needless.push(rule),
         }
     }
-    assert!(needless.is_empty(), "nothing goes wrong without {needless:?}");
+    assert!(
+        needless.is_empty(),
+        "nothing goes wrong without {needless:?}"
+    );
 }
 
 #[test]
@@ -214,7 +295,11 @@ fn with_longer_leases() {
         "longer leases, another change, a repeat, a stop",
         Bounds {
             lease: 3,
-            callers: &[(Wish::Change, None), (Wish::Revoke, None), (Wish::Repeat, None)],
+            callers: &[
+                (Wish::Change, None),
+                (Wish::Revoke, None),
+                (Wish::Repeat, None),
+            ],
             stops: true,
             ..ONE
         },
@@ -226,7 +311,11 @@ fn with_longer_leases() {
 fn with_two_verifiers_and_two_changes() {
     explore(
         "two verifiers, one at home, another change",
-        Bounds { lease: 1, callers: &[(Wish::Revoke, Some(0)), (Wish::Change, None)], ..TWO },
+        Bounds {
+            lease: 1,
+            callers: &[(Wish::Revoke, Some(0)), (Wish::Change, None)],
+            ..TWO
+        },
     );
 }
 
@@ -236,7 +325,12 @@ fn with_removal_by_three() {
     explore(
         "removal by three, with a repeat",
         Bounds {
-            callers: &[(Wish::Change, None), (Wish::Change, None), (Wish::Revoke, None), (Wish::Repeat, None)],
+            callers: &[
+                (Wish::Change, None),
+                (Wish::Change, None),
+                (Wish::Revoke, None),
+                (Wish::Repeat, None),
+            ],
             ..REMOVED
         },
     );
@@ -245,7 +339,13 @@ fn with_removal_by_three() {
 #[test]
 #[ignore = "minutes, and gigabytes of memory"]
 fn with_a_subscriber_and_removal() {
-    explore("a subscriber who verifies, and removal", Bounds { subscriber: Following::One, ..REMOVED });
+    explore(
+        "a subscriber who verifies, and removal",
+        Bounds {
+            subscriber: Following::One,
+            ..REMOVED
+        },
+    );
 }
 
 #[test]
@@ -255,7 +355,11 @@ fn with_descendants_a_repeat_and_two_verifiers() {
         "descendants, two verifiers, one at home, a repeat, marking",
         Bounds {
             lease: 1,
-            callers: &[(Wish::Revoke, Some(0)), (Wish::Repeat, None), (Wish::Mark, None)],
+            callers: &[
+                (Wish::Revoke, Some(0)),
+                (Wish::Repeat, None),
+                (Wish::Mark, None),
+            ],
             ..DESCENDANTS_AT_HOME
         },
     );
@@ -268,7 +372,11 @@ fn with_descendants_a_subscriber_and_marking() {
         "descendants, a subscriber at home, marking by two replicas",
         Bounds {
             lease: 1,
-            callers: &[(Wish::Revoke, Some(0)), (Wish::Mark, None), (Wish::Mark, None)],
+            callers: &[
+                (Wish::Revoke, Some(0)),
+                (Wish::Mark, None),
+                (Wish::Mark, None),
+            ],
             keys: &[Key::Child, Key::Grandchild, Key::OnlyChild],
             ..FOLLOWED
         },
@@ -278,5 +386,12 @@ fn with_descendants_a_subscriber_and_marking() {
 #[test]
 #[ignore = "minutes, and gigabytes of memory"]
 fn with_a_subscriber_behind_a_load_balancer() {
-    explore("a subscriber behind a load balancer", Bounds { subscriber: Following::Any, lease: 1, ..TWO });
+    explore(
+        "a subscriber behind a load balancer",
+        Bounds {
+            subscriber: Following::Any,
+            lease: 1,
+            ..TWO
+        },
+    );
 }

@@ -47,8 +47,14 @@ impl FromRequest for Body {
 
     fn from_request(request: &HttpRequest, payload: &mut Payload) -> Self::Future {
         let content_type = request.content_type().to_ascii_lowercase();
-        let announced = request.headers().get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
-        let encoded = request.headers().get(CONTENT_ENCODING).is_some_and(|value| value != "identity");
+        let announced = request
+            .headers()
+            .get(CONTENT_LENGTH)
+            .and_then(|value| value.to_str().ok()?.parse().ok());
+        let encoded = request
+            .headers()
+            .get(CONTENT_ENCODING)
+            .is_some_and(|value| value != "identity");
         let payload = payload.take();
         let identified = request.extensions().get::<Identified>().cloned();
         Box::pin(async move {
@@ -57,15 +63,26 @@ impl FromRequest for Body {
                 let _ = tokio::time::timeout(BODY_TIMEOUT, identified.notified()).await;
             }
             let bytes = if encoded {
-                Err(Problem::new(ProblemCode::UnsupportedMediaType, "The body must not be compressed."))
+                Err(Problem::new(
+                    ProblemCode::UnsupportedMediaType,
+                    "The body must not be compressed.",
+                ))
             } else if announced.is_some_and(|length: usize| length > MAX_BODY) {
                 Err(too_large())
             } else {
-                tokio::time::timeout(BODY_TIMEOUT, collect(payload)).await.unwrap_or_else(|_| {
-                    Err(Problem::new(ProblemCode::RequestTimeout, "The body did not arrive in time."))
-                })
+                tokio::time::timeout(BODY_TIMEOUT, collect(payload))
+                    .await
+                    .unwrap_or_else(|_| {
+                        Err(Problem::new(
+                            ProblemCode::RequestTimeout,
+                            "The body did not arrive in time.",
+                        ))
+                    })
             };
-            Ok(Self { bytes, content_type })
+            Ok(Self {
+                bytes,
+                content_type,
+            })
         })
     }
 }
@@ -73,7 +90,8 @@ impl FromRequest for Body {
 async fn collect(mut payload: Payload) -> Result<Bytes, Problem> {
     let mut bytes = BytesMut::new();
     while let Some(chunk) = payload.next().await {
-        let chunk = chunk.map_err(|_| Problem::new(ProblemCode::MalformedJson, "The body broke off."))?;
+        let chunk =
+            chunk.map_err(|_| Problem::new(ProblemCode::MalformedJson, "The body broke off."))?;
         if bytes.len() + chunk.len() > MAX_BODY {
             return Err(too_large());
         }
@@ -83,7 +101,10 @@ async fn collect(mut payload: Payload) -> Result<Bytes, Problem> {
 }
 
 fn too_large() -> Problem {
-    Problem::new(ProblemCode::PayloadTooLarge, format!("The body must be at most {MAX_BODY} bytes."))
+    Problem::new(
+        ProblemCode::PayloadTooLarge,
+        format!("The body must be at most {MAX_BODY} bytes."),
+    )
 }
 
 impl Body {
@@ -144,7 +165,11 @@ impl Body {
     /// # Errors
     /// As for [`Body::read_json`].
     pub fn read_merge_patch_or_nothing<T: DeserializeOwned>(&self) -> Result<Read<T>, Problem> {
-        if self.bytes()?.is_empty() { json::read(b"{}") } else { self.read_merge_patch() }
+        if self.bytes()?.is_empty() {
+            json::read(b"{}")
+        } else {
+            self.read_merge_patch()
+        }
     }
 
     /// The body as a form whose fields are texts. Each may stand there once.
@@ -160,14 +185,19 @@ impl Body {
     /// # Errors
     /// 408, 413, 415.
     pub fn pairs(&self) -> Result<Vec<(String, String)>, Problem> {
-        Ok(form_urlencoded::parse(self.typed(&[FORM])?).into_owned().collect())
+        Ok(form_urlencoded::parse(self.typed(&[FORM])?)
+            .into_owned()
+            .collect())
     }
 
     fn typed(&self, expected: &[&str]) -> Result<&Bytes, Problem> {
         let bytes = self.bytes()?;
         if !expected.contains(&self.content_type.as_str()) {
             let expected = expected.join(" or ");
-            return Err(Problem::new(ProblemCode::UnsupportedMediaType, format!("The body must be {expected}.")));
+            return Err(Problem::new(
+                ProblemCode::UnsupportedMediaType,
+                format!("The body must be {expected}."),
+            ));
         }
         Ok(bytes)
     }
@@ -193,7 +223,10 @@ impl<T> Read<T> {
     ///
     /// # Errors
     /// The validation problem of all invalid fields.
-    pub fn check<U>(mut self, check: impl FnOnce(T, &mut Checks) -> Option<U>) -> Result<U, Problem> {
+    pub fn check<U>(
+        mut self,
+        check: impl FnOnce(T, &mut Checks) -> Option<U>,
+    ) -> Result<U, Problem> {
         let checked = check(self.value, &mut self.errors);
         self.errors.finish(checked)
     }
@@ -202,7 +235,10 @@ impl<T> Read<T> {
     ///
     /// # Errors
     /// The validation problem of all invalid fields.
-    pub fn check_ref<'a, U>(&'a self, check: impl FnOnce(&'a T, &mut Checks) -> Option<U>) -> Result<U, Problem> {
+    pub fn check_ref<'a, U>(
+        &'a self,
+        check: impl FnOnce(&'a T, &mut Checks) -> Option<U>,
+    ) -> Result<U, Problem> {
         let mut errors = self.errors.clone();
         let checked = check(&self.value, &mut errors);
         errors.finish(checked)
@@ -210,7 +246,10 @@ impl<T> Read<T> {
 
     /// The same with a value of another type, whose fields have the same names.
     pub fn map<U>(self, map: impl FnOnce(T) -> U) -> Read<U> {
-        Read { value: map(self.value), errors: self.errors }
+        Read {
+            value: map(self.value),
+            errors: self.errors,
+        }
     }
 }
 
@@ -243,7 +282,9 @@ impl Query {
     /// 400 that names each parameter that is too long.
     pub fn pairs(&self) -> Result<Vec<(String, String)>, Problem> {
         self.check_lengths()?;
-        Ok(form_urlencoded::parse(self.0.as_bytes()).into_owned().collect())
+        Ok(form_urlencoded::parse(self.0.as_bytes())
+            .into_owned()
+            .collect())
     }
 
     fn check_lengths(&self) -> Result<(), Problem> {
@@ -254,12 +295,21 @@ impl Query {
                 detail: format!("must have at most {MAX_PARAMETER} bytes"),
             })
             .collect();
-        if too_long.is_empty() { Ok(()) } else { Err(Problem::validation(too_long)) }
+        if too_long.is_empty() {
+            Ok(())
+        } else {
+            Err(Problem::validation(too_long))
+        }
     }
 }
 
 fn escape(member: &str) -> String {
-    member.chars().take(64).collect::<String>().replace('~', "~0").replace('/', "~1")
+    member
+        .chars()
+        .take(64)
+        .collect::<String>()
+        .replace('~', "~0")
+        .replace('/', "~1")
 }
 
 #[cfg(test)]
@@ -270,7 +320,11 @@ mod tests {
     use super::*;
 
     fn json<T: DeserializeOwned>(text: &str) -> Result<T, Problem> {
-        Body { bytes: Ok(Bytes::copy_from_slice(text.as_bytes())), content_type: JSON.to_owned() }.json()
+        Body {
+            bytes: Ok(Bytes::copy_from_slice(text.as_bytes())),
+            content_type: JSON.to_owned(),
+        }
+        .json()
     }
 
     #[test]
@@ -281,13 +335,20 @@ mod tests {
         assert_eq!(query("state=a+b&code=c&state").pairs().unwrap(), expected);
         assert_eq!(query("").pairs().unwrap(), []);
         let long = format!("code={}", "x".repeat(MAX_PARAMETER + 1));
-        assert_eq!(said(query(&long).pairs().unwrap_err()), format!("code must have at most {MAX_PARAMETER} bytes"));
+        assert_eq!(
+            said(query(&long).pairs().unwrap_err()),
+            format!("code must have at most {MAX_PARAMETER} bytes")
+        );
     }
 
     fn said(problem: Problem) -> String {
         match problem.errors.as_slice() {
             [] => format!("{}: {}", problem.code.as_str(), problem.detail),
-            errors => errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "),
+            errors => errors
+                .iter()
+                .map(ToString::to_string)
+                .collect::<Vec<_>>()
+                .join("; "),
         }
     }
 
@@ -296,19 +357,52 @@ mod tests {
         for (body, expected) in [
             ("{}", "/description is required"),
             (r#"{"description":5}"#, "/description must be a string"),
-            (r#"{"description":"d","description":"e"}"#, "/description must not be repeated"),
+            (
+                r#"{"description":"d","description":"e"}"#,
+                "/description must not be repeated",
+            ),
             (r#"{"description":"d","owner":"x"}"#, "/owner is unknown"),
-            (r#"{"description":"d","mode":"s3cret"}"#, "/mode must be one of live, test"),
+            (
+                r#"{"description":"d","mode":"s3cret"}"#,
+                "/mode must be one of live, test",
+            ),
             (r#"{"description":"d","mode":7}"#, "/mode must be a string"),
-            (r#"{"description":"d","mode":{"live":null}}"#, "/mode must be a string"),
-            (r#"{"description":"d","mode":oops}"#, "malformed_json: Line 1, column 27: expected value."),
-            (r#"{"description":"d","scopes":"s3cret"}"#, "/scopes must be an array"),
-            (r#"{"description":"d","scopes":["a",7]}"#, "/scopes/1 must be a string"),
-            (r#"{"description":"d","metadata":[1]}"#, "/metadata must be an object"),
-            (r#"{"description":"d","metadata":{"a":1,"a":2}}"#, "/metadata/a must not be repeated"),
-            (r#"{"description":"d","metadata":{"x":[{"a":1,"a":2}]}}"#, "/metadata/x/0/a must not be repeated"),
-            (r#"{"description":"d","rateLimit":{"limit":1}}"#, "/rateLimit/windowSeconds is required"),
-            (r#"{"description":"d","rateLimit":[1,60]}"#, "/rateLimit must be an object"),
+            (
+                r#"{"description":"d","mode":{"live":null}}"#,
+                "/mode must be a string",
+            ),
+            (
+                r#"{"description":"d","mode":oops}"#,
+                "malformed_json: Line 1, column 27: expected value.",
+            ),
+            (
+                r#"{"description":"d","scopes":"s3cret"}"#,
+                "/scopes must be an array",
+            ),
+            (
+                r#"{"description":"d","scopes":["a",7]}"#,
+                "/scopes/1 must be a string",
+            ),
+            (
+                r#"{"description":"d","metadata":[1]}"#,
+                "/metadata must be an object",
+            ),
+            (
+                r#"{"description":"d","metadata":{"a":1,"a":2}}"#,
+                "/metadata/a must not be repeated",
+            ),
+            (
+                r#"{"description":"d","metadata":{"x":[{"a":1,"a":2}]}}"#,
+                "/metadata/x/0/a must not be repeated",
+            ),
+            (
+                r#"{"description":"d","rateLimit":{"limit":1}}"#,
+                "/rateLimit/windowSeconds is required",
+            ),
+            (
+                r#"{"description":"d","rateLimit":[1,60]}"#,
+                "/rateLimit must be an object",
+            ),
             (
                 r#"{"description":"d","rateLimit":{"limit":"s3cret","windowSeconds":1}}"#,
                 "/rateLimit/limit must be a whole number within its range",
@@ -319,17 +413,39 @@ mod tests {
             ),
             (r#"["d"]"#, "The body must be a JSON object."),
             (r#""s3cret""#, "The body must be a JSON object."),
-            (r#"{"description":"#, "malformed_json: Line 1, column 15: EOF while parsing a value."),
-            ("", "malformed_json: Line 1, column 0: EOF while parsing a value."),
-            (r#"{"description":"d"} x"#, "malformed_json: Line 1, column 21: trailing characters."),
-            ("{\"description\":\n  nope}", "malformed_json: Line 2, column 4: expected ident."),
+            (
+                r#"{"description":"#,
+                "malformed_json: Line 1, column 15: EOF while parsing a value.",
+            ),
+            (
+                "",
+                "malformed_json: Line 1, column 0: EOF while parsing a value.",
+            ),
+            (
+                r#"{"description":"d"} x"#,
+                "malformed_json: Line 1, column 21: trailing characters.",
+            ),
+            (
+                "{\"description\":\n  nope}",
+                "malformed_json: Line 2, column 4: expected ident.",
+            ),
         ] {
-            assert_eq!(said(json::<CreateKey>(body).unwrap_err()).trim(), expected.trim(), "{body}");
+            assert_eq!(
+                said(json::<CreateKey>(body).unwrap_err()).trim(),
+                expected.trim(),
+                "{body}"
+            );
         }
         // A text that reads like a part of a message of serde's changes nothing.
         for (body, expected) in [
-            (r#"{"description":"d","scopes":"s3cret at line 2"}"#, "/scopes must be an array"),
-            (r#"{"description":"d","x at line 5":1}"#, "/x at line 5 is unknown"),
+            (
+                r#"{"description":"d","scopes":"s3cret at line 2"}"#,
+                "/scopes must be an array",
+            ),
+            (
+                r#"{"description":"d","x at line 5":1}"#,
+                "/x at line 5 is unknown",
+            ),
             (
                 r#"{"mode":"x at line 3, expected `s3cret`","x`, expected `y":7}"#,
                 "/mode must be one of live, test; /x`, expected `y is unknown; /description is required",
@@ -339,7 +455,11 @@ mod tests {
                 "/expiresAt must be Unix seconds or an RFC 3339 time such as 2027-01-01T00:00:00Z; /metadata must be an object",
             ),
         ] {
-            assert_eq!(said(json::<CreateKey>(body).unwrap_err()), expected, "{body}");
+            assert_eq!(
+                said(json::<CreateKey>(body).unwrap_err()),
+                expected,
+                "{body}"
+            );
         }
         // Every invalid field, each once.
         for (body, expected) in [
@@ -365,7 +485,11 @@ mod tests {
                 "/expiresAt must be Unix seconds or an RFC 3339 time such as 2027-01-01T00:00:00Z; /metadata must be an object; /description is required",
             ),
         ] {
-            assert_eq!(said(json::<CreateKey>(body).unwrap_err()), expected, "{body}");
+            assert_eq!(
+                said(json::<CreateKey>(body).unwrap_err()),
+                expected,
+                "{body}"
+            );
         }
         let batch = json::<tollkey_api::verification::VerifyBatchRequest>(
             r#"{"requests":[{"key":7,"mode":"x"},["k"],{"path":1},{"key":"k","x":1}]}"#,
@@ -375,22 +499,37 @@ mod tests {
             "/requests/0/key must be a string; /requests/0/mode must be one of live, test; /requests/1 must be an object; \
              /requests/2/path must be a string; /requests/2/key is required; /requests/3/x is unknown"
         );
-        let required = json::<tollkey_api::account::CreateKey>(r#"{"environment":7,"access":"s3cret"}"#).unwrap_err();
+        let required =
+            json::<tollkey_api::account::CreateKey>(r#"{"environment":7,"access":"s3cret"}"#)
+                .unwrap_err();
         assert_eq!(
             said(required),
             "/environment must be a string; /access must be one of secret, publishable; /name is required"
         );
         let none = json::<tollkey_api::account::CreateKey>("{}").unwrap_err();
-        assert_eq!(said(none.clone()), "/name is required; /environment is required; /access is required");
-        assert_eq!(none.detail, "3 fields are invalid: /name, /environment, /access");
+        assert_eq!(
+            said(none.clone()),
+            "/name is required; /environment is required; /access is required"
+        );
+        assert_eq!(
+            none.detail,
+            "3 fields are invalid: /name, /environment, /access"
+        );
         let nothing = json::<tollkey_api::commerce::Nothing>(r#"{"a":1,"b":2}"#).unwrap_err();
         assert_eq!(said(nothing), "/a is unknown; /b is unknown");
-        let batch = json::<tollkey_api::verification::VerifyBatchRequest>(r#"{"requests":[{"key":"k"},["k"]]}"#);
+        let batch = json::<tollkey_api::verification::VerifyBatchRequest>(
+            r#"{"requests":[{"key":"k"},["k"]]}"#,
+        );
         assert_eq!(said(batch.unwrap_err()), "/requests/1 must be an object");
-        let not_utf8 =
-            Body { bytes: Ok(Bytes::from_static(b"{\"description\":\"\xff\"}")), content_type: JSON.to_owned() };
+        let not_utf8 = Body {
+            bytes: Ok(Bytes::from_static(b"{\"description\":\"\xff\"}")),
+            content_type: JSON.to_owned(),
+        };
         let problem = not_utf8.json::<CreateKey>().unwrap_err();
-        assert_eq!(said(problem), "malformed_json: Line 1, column 17: invalid unicode code point.");
+        assert_eq!(
+            said(problem),
+            "malformed_json: Line 1, column 17: invalid unicode code point."
+        );
     }
 
     #[test]
@@ -400,7 +539,9 @@ mod tests {
         assert_eq!(problem.errors.len(), 32);
         assert_eq!(problem.detail.matches("/x").count(), 10);
         let requests = vec!["7"; 3000].join(",");
-        let batch = json::<tollkey_api::verification::VerifyBatchRequest>(&format!("{{\"requests\":[{requests}]}}"));
+        let batch = json::<tollkey_api::verification::VerifyBatchRequest>(&format!(
+            "{{\"requests\":[{requests}]}}"
+        ));
         assert!(batch.unwrap_err().errors.len() <= 32);
     }
 
@@ -408,23 +549,54 @@ mod tests {
     fn whole_numbers_may_be_written_with_a_fraction_of_zero() {
         use tollkey_api::commerce::{RotateKey, UpdateKey};
 
-        for (text, expected) in [("5.0", 5), ("1e3", 1000), ("-0.0", 0), ("9007199254740992.0", 1 << 53), ("5", 5)] {
+        for (text, expected) in [
+            ("5.0", 5),
+            ("1e3", 1000),
+            ("-0.0", 0),
+            ("9007199254740992.0", 1 << 53),
+            ("5", 5),
+        ] {
             let body = json::<RotateKey>(&format!("{{\"overlap_seconds\":{text}}}")).unwrap();
             assert_eq!(body.overlap_seconds, Some(expected), "{text}");
         }
-        for text in ["5.5", "9007199254740994.0", "1e16", "-1e300", "99999999999999999999"] {
-            let problem = json::<RotateKey>(&format!("{{\"overlap_seconds\":{text}}}")).unwrap_err();
-            assert_eq!(said(problem), "/overlap_seconds must be a whole number within its range", "{text}");
+        for text in [
+            "5.5",
+            "9007199254740994.0",
+            "1e16",
+            "-1e300",
+            "99999999999999999999",
+        ] {
+            let problem =
+                json::<RotateKey>(&format!("{{\"overlap_seconds\":{text}}}")).unwrap_err();
+            assert_eq!(
+                said(problem),
+                "/overlap_seconds must be a whole number within its range",
+                "{text}"
+            );
         }
         // Also in a merge patch, inside an object, in a number without a sign, and as a time; metadata stays as it is.
-        let patch =
-            json::<UpdateKey>(r#"{"rate_limit":{"limit":10.0},"expires_at":1e9,"metadata":{"n":5.0}}"#).unwrap();
-        let tollkey_api::Patch::Value(limit) = patch.rate_limit else { panic!("a rate limit") };
+        let patch = json::<UpdateKey>(
+            r#"{"rate_limit":{"limit":10.0},"expires_at":1e9,"metadata":{"n":5.0}}"#,
+        )
+        .unwrap();
+        let tollkey_api::Patch::Value(limit) = patch.rate_limit else {
+            panic!("a rate limit")
+        };
         assert_eq!(limit.limit, tollkey_api::Patch::Value(10));
-        let tollkey_api::Patch::Value(metadata) = patch.metadata else { panic!("metadata") };
-        assert_eq!(serde_json::Value::Object(metadata).to_string(), r#"{"n":5.0}"#);
+        let tollkey_api::Patch::Value(metadata) = patch.metadata else {
+            panic!("metadata")
+        };
+        assert_eq!(
+            serde_json::Value::Object(metadata).to_string(),
+            r#"{"n":5.0}"#
+        );
         let sync = r#"{"subscriber":"s","wait_ms":5.0}"#;
-        assert_eq!(json::<tollkey_api::sync::SyncRequest>(sync).unwrap().wait_ms, 5);
+        assert_eq!(
+            json::<tollkey_api::sync::SyncRequest>(sync)
+                .unwrap()
+                .wait_ms,
+            5
+        );
     }
 
     #[test]
@@ -433,28 +605,75 @@ mod tests {
             bytes: Ok(Bytes::copy_from_slice(text.as_bytes())),
             content_type: content_type.to_owned(),
         };
-        assert_eq!(json::<CreateKey>("\u{feff} {\"description\":\"d\"}").unwrap().description, "d");
-        assert_eq!(said(json::<CreateKey>("\u{feff}{}").unwrap_err()), "/description is required");
-        for text in ["", " \n", "\u{feff}", "null", " null ", "\u{feff}null", "{}"] {
-            assert!(body(text, JSON).json_or_nothing::<tollkey_api::commerce::RotateKey>().is_ok(), "{text:?}");
+        assert_eq!(
+            json::<CreateKey>("\u{feff} {\"description\":\"d\"}")
+                .unwrap()
+                .description,
+            "d"
+        );
+        assert_eq!(
+            said(json::<CreateKey>("\u{feff}{}").unwrap_err()),
+            "/description is required"
+        );
+        for text in [
+            "",
+            " \n",
+            "\u{feff}",
+            "null",
+            " null ",
+            "\u{feff}null",
+            "{}",
+        ] {
+            assert!(
+                body(text, JSON)
+                    .json_or_nothing::<tollkey_api::commerce::RotateKey>()
+                    .is_ok(),
+                "{text:?}"
+            );
         }
-        assert!(body("", "").json_or_nothing::<tollkey_api::commerce::Nothing>().is_ok());
-        for (text, content_type) in [("null", "text/plain"), ("[]", JSON), ("0", JSON), ("nul", JSON), ("{", JSON)] {
-            assert!(body(text, content_type).json_or_nothing::<tollkey_api::commerce::Nothing>().is_err(), "{text}");
+        assert!(
+            body("", "")
+                .json_or_nothing::<tollkey_api::commerce::Nothing>()
+                .is_ok()
+        );
+        for (text, content_type) in [
+            ("null", "text/plain"),
+            ("[]", JSON),
+            ("0", JSON),
+            ("nul", JSON),
+            ("{", JSON),
+        ] {
+            assert!(
+                body(text, content_type)
+                    .json_or_nothing::<tollkey_api::commerce::Nothing>()
+                    .is_err(),
+                "{text}"
+            );
         }
         // Null as a merge patch would replace the whole.
-        assert!(body("null", JSON).read_merge_patch_or_nothing::<tollkey_api::commerce::UpdateKey>().is_err());
-        assert_eq!(said(json::<CreateKey>("null").unwrap_err()), " The body must be a JSON object.".trim());
+        assert!(
+            body("null", JSON)
+                .read_merge_patch_or_nothing::<tollkey_api::commerce::UpdateKey>()
+                .is_err()
+        );
+        assert_eq!(
+            said(json::<CreateKey>("null").unwrap_err()),
+            " The body must be a JSON object.".trim()
+        );
     }
 
     #[test]
     fn a_form_reports_all_invalid_fields() {
         let body = Body {
-            bytes: Ok(Bytes::from_static(b"token=a&token=b&mode=x&scope=c&tokens=d")),
+            bytes: Ok(Bytes::from_static(
+                b"token=a&token=b&mode=x&scope=c&tokens=d",
+            )),
             content_type: FORM.to_owned(),
         };
-        let problem =
-            body.read_form::<tollkey_api::verification::IntrospectRequest>().and_then(Read::value).unwrap_err();
+        let problem = body
+            .read_form::<tollkey_api::verification::IntrospectRequest>()
+            .and_then(Read::value)
+            .unwrap_err();
         assert_eq!(
             said(problem),
             "/token must not be repeated; /mode must be one of live, test; /scope is unknown; did you mean `scopes`?; \
@@ -473,16 +692,26 @@ mod tests {
         for (query, expected) in [
             ("page=x", "page must be a whole number within its range"),
             ("page=-1", "page must be a whole number within its range"),
-            ("page=99999999999", "page must be a whole number within its range"),
+            (
+                "page=99999999999",
+                "page must be a whole number within its range",
+            ),
             ("page=", "page must be a whole number within its range"),
             ("pages=1", "pages is unknown; did you mean `page`?"),
             ("x-page=1", "x-page is unknown"),
             ("cursor=1", "cursor is unknown"),
             ("page=1&page=2", "page must not be repeated"),
-            ("page=x&pages=1", "page must be a whole number within its range; pages is unknown; did you mean `page`?"),
+            (
+                "page=x&pages=1",
+                "page must be a whole number within its range; pages is unknown; did you mean `page`?",
+            ),
             ("cursor+at+line+1=1", "cursor at line 1 is unknown"),
         ] {
-            assert_eq!(said(Query(query.to_owned()).read::<Paging>().unwrap_err()), expected, "{query}");
+            assert_eq!(
+                said(Query(query.to_owned()).read::<Paging>().unwrap_err()),
+                expected,
+                "{query}"
+            );
         }
     }
 }

@@ -74,7 +74,9 @@ pub enum DevModeError {
         mode: u32,
     },
     /// The file is not ours.
-    #[error("{0} holds no secret of at least {HS256_SECRET_MIN} bytes; delete it, and the next start makes a new one")]
+    #[error(
+        "{0} holds no secret of at least {HS256_SECRET_MIN} bytes; delete it, and the next start makes a new one"
+    )]
     NoSecret(String),
     /// The file can be neither made nor read.
     #[error("cannot keep the development secret in {path}: {error}")]
@@ -100,7 +102,9 @@ pub enum DevModeError {
     )]
     SecretInMemory,
     /// Somebody else makes the tokens.
-    #[error("management tokens are issued elsewhere: with a public key or a JWKS URL Tollkey only checks them")]
+    #[error(
+        "management tokens are issued elsewhere: with a public key or a JWKS URL Tollkey only checks them"
+    )]
     IssuedElsewhere,
     /// The message's token cannot be made.
     #[error(transparent)]
@@ -123,13 +127,19 @@ impl DevMode {
     /// # Errors
     /// [`DevModeError`] when the database or the address forbids it, or the secret cannot be kept.
     pub fn enter(settings: &Settings, random: &Random) -> Result<Option<Self>, DevModeError> {
-        let TokenSource::Development = settings.tokens.source else { return Ok(None) };
+        let TokenSource::Development = settings.tokens.source else {
+            return Ok(None);
+        };
         let kept_in = Self::check(settings)?;
         let secret = match &kept_in {
             None => new_secret(random),
             Some(path) => kept_secret(path, random)?,
         };
-        Ok(Some(Self { secret, kept_in, rules: ClaimRules::from(&settings.tokens) }))
+        Ok(Some(Self {
+            secret,
+            kept_in,
+            rules: ClaimRules::from(&settings.tokens),
+        }))
     }
 
     /// Whether these settings allow development mode. Returns the path of the secret, `None` for one in memory. Creates
@@ -139,7 +149,10 @@ impl DevMode {
     /// [`DevModeError`] when the database, the address or an unknown variable forbids it.
     pub fn check(settings: &Settings) -> Result<Option<PathBuf>, DevModeError> {
         if let Some(unknown) = settings.unknown_variables.first() {
-            return Err(DevModeError::UnknownVariable { name: unknown.name.clone(), nearest: unknown.nearest });
+            return Err(DevModeError::UnknownVariable {
+                name: unknown.name.clone(),
+                nearest: unknown.nearest,
+            });
         }
         if !is_loopback(settings.listen.ip()) {
             return Err(DevModeError::NotLoopback(settings.listen));
@@ -161,7 +174,12 @@ impl DevMode {
     #[must_use]
     pub fn links(&self, now: Timestamp) -> Option<Links> {
         let account = EXAMPLE_ACCOUNT.parse().ok()?;
-        Some(Links::new(self.secret.clone(), account, DEFAULT_SUBJECT, now))
+        Some(Links::new(
+            self.secret.clone(),
+            account,
+            DEFAULT_SUBJECT,
+            now,
+        ))
     }
 
     /// What to print once the server listens at `base_url`, such as `http://127.0.0.1:8080`: where everything is,
@@ -169,12 +187,22 @@ impl DevMode {
     ///
     /// # Errors
     /// [`DevModeError::Token`] when the settings leave no room for a valid token.
-    pub fn message(&self, base_url: &str, now: Timestamp, random: &Random) -> Result<String, DevModeError> {
+    pub fn message(
+        &self,
+        base_url: &str,
+        now: Timestamp,
+        random: &Random,
+    ) -> Result<String, DevModeError> {
         let token = Zeroizing::new(jwt::mint(
             &self.secret,
             &self.rules,
             &NewToken {
-                subject: if self.rules.account_claim == "sub" { EXAMPLE_ACCOUNT } else { DEFAULT_SUBJECT }.to_owned(),
+                subject: if self.rules.account_claim == "sub" {
+                    EXAMPLE_ACCOUNT
+                } else {
+                    DEFAULT_SUBJECT
+                }
+                .to_owned(),
                 account: EXAMPLE_ACCOUNT.parse::<AccountId>().ok(),
                 roles: Vec::new(),
                 lifetime: jwt::DEFAULT_LIFETIME,
@@ -182,11 +210,18 @@ impl DevMode {
             now,
         )?);
         let kept = match &self.kept_in {
-            Some(path) => format!("The secret that signs tokens is kept in {}.", path.display()),
-            None => "The database and the secret that signs tokens are gone when the server stops.".to_owned(),
+            Some(path) => format!(
+                "The secret that signs tokens is kept in {}.",
+                path.display()
+            ),
+            None => "The database and the secret that signs tokens are gone when the server stops."
+                .to_owned(),
         };
         let (more, more_links) = match &self.kept_in {
-            Some(_) => ("; `tollkey token --account acme` makes another", "; `tollkey dashboard-link` prints another"),
+            Some(_) => (
+                "; `tollkey token --account acme` makes another",
+                "; `tollkey dashboard-link` prints another",
+            ),
             None => ("", ""),
         };
         let link = dashboard_link(base_url, &Links::code(&self.secret, random, now));
@@ -216,7 +251,10 @@ impl DevMode {
 /// The link that signs in to the dashboard with that code.
 #[must_use]
 pub fn dashboard_link(base_url: &str, code: &Secret) -> Zeroizing<String> {
-    Zeroizing::new(format!("{base_url}/dashboard/sign-in/link?code={}", code.expose()))
+    Zeroizing::new(format!(
+        "{base_url}/dashboard/sign-in/link?code={}",
+        code.expose()
+    ))
 }
 
 /// The secret with which `tollkey token` signs, and where it comes from: the configured one, or the one that a server in
@@ -226,17 +264,30 @@ pub fn dashboard_link(base_url: &str, code: &Secret) -> Zeroizing<String> {
 /// [`DevModeError`] when there is none that this process could have.
 pub fn signing_secret(settings: &Settings) -> Result<(Secret, String), DevModeError> {
     match &settings.tokens.source {
-        TokenSource::Hs256(secret) => return Ok((secret.clone(), "TOLLKEY_JWT_HS256_SECRET".to_owned())),
-        TokenSource::PublicKeyFile(_) | TokenSource::Jwks(_) => return Err(DevModeError::IssuedElsewhere),
+        TokenSource::Hs256(secret) => {
+            return Ok((secret.clone(), "TOLLKEY_JWT_HS256_SECRET".to_owned()));
+        }
+        TokenSource::PublicKeyFile(_) | TokenSource::Jwks(_) => {
+            return Err(DevModeError::IssuedElsewhere);
+        }
         TokenSource::Development => {}
     }
     let path = DevMode::check(settings)?.ok_or(DevModeError::SecretInMemory)?;
     let shown = shown(&path);
-    if settings.database.url.file().is_some_and(|database| !database.exists()) {
-        return Err(DevModeError::NoServer { missing: settings.database.url.target() });
+    if settings
+        .database
+        .url
+        .file()
+        .is_some_and(|database| !database.exists())
+    {
+        return Err(DevModeError::NoServer {
+            missing: settings.database.url.target(),
+        });
     }
     if !path.exists() {
-        return Err(DevModeError::NoServer { missing: format!("development secret {shown}") });
+        return Err(DevModeError::NoServer {
+            missing: format!("development secret {shown}"),
+        });
     }
     let secret = read_secret(&path)?.ok_or_else(|| DevModeError::NoSecret(shown.clone()))?;
     Ok((secret, format!("the development secret {shown}")))
@@ -244,7 +295,10 @@ pub fn signing_secret(settings: &Settings) -> Result<(Secret, String), DevModeEr
 
 /// A path as errors show it: absolute, because the reader may not know the directory of the process.
 fn shown(path: &Path) -> String {
-    std::path::absolute(path).unwrap_or_else(|_| path.to_owned()).display().to_string()
+    std::path::absolute(path)
+        .unwrap_or_else(|_| path.to_owned())
+        .display()
+        .to_string()
 }
 
 fn secret_path(database: &Path) -> PathBuf {
@@ -267,7 +321,10 @@ pub(crate) fn new_secret(random: &Random) -> Secret {
 /// The secret in that file, made and written if there is no such file. Whoever creates the file writes it; everybody
 /// else reads what is there.
 fn kept_secret(path: &Path, random: &Random) -> Result<Secret, DevModeError> {
-    let fail = |error| DevModeError::File { path: shown(path), error };
+    let fail = |error| DevModeError::File {
+        path: shown(path),
+        error,
+    };
     let mut options = OpenOptions::new();
     options.write(true).create_new(true);
     #[cfg(unix)]
@@ -276,7 +333,9 @@ fn kept_secret(path: &Path, random: &Random) -> Result<Secret, DevModeError> {
         Ok(mut file) => {
             let secret = new_secret(random);
             let line = Zeroizing::new(format!("{}\n", secret.expose()));
-            let written = file.write_all(line.as_bytes()).and_then(|()| file.sync_all());
+            let written = file
+                .write_all(line.as_bytes())
+                .and_then(|()| file.sync_all());
             if let Err(error) = written {
                 // Half a secret would be refused at every later start.
                 let _ = fs::remove_file(path);
@@ -304,14 +363,20 @@ fn kept_secret(path: &Path, random: &Random) -> Result<Secret, DevModeError> {
 
 /// The secret in that file; `None` when what is in it is too short to be one.
 fn read_secret(path: &Path) -> Result<Option<Secret>, DevModeError> {
-    let fail = |error| DevModeError::File { path: shown(path), error };
+    let fail = |error| DevModeError::File {
+        path: shown(path),
+        error,
+    };
     let file = File::open(path).map_err(fail)?;
     #[cfg(unix)]
     {
         let metadata = file.metadata().map_err(fail)?;
         let mode = std::os::unix::fs::PermissionsExt::mode(&metadata.permissions()) & 0o777;
         if mode & 0o077 != 0 {
-            return Err(DevModeError::Exposed { path: shown(path), mode });
+            return Err(DevModeError::Exposed {
+                path: shown(path),
+                mode,
+            });
         }
     }
     let mut text = Zeroizing::new(String::new());

@@ -91,8 +91,11 @@ pub async fn edge<B: MessageBody + 'static>(
     let method = request.method().clone();
     // The path as the router sees it, so that an escape in it does not change whose it is.
     let path = request.match_info().as_str();
-    let (gateway, account, dashboard) =
-        (path.starts_with(GATEWAY_PREFIX), is_account_path(path), is_dashboard_path(path));
+    let (gateway, account, dashboard) = (
+        path.starts_with(GATEWAY_PREFIX),
+        is_account_path(path),
+        is_dashboard_path(path),
+    );
     if method == Method::HEAD && !gateway {
         request.head_mut().method = Method::GET;
     }
@@ -101,22 +104,40 @@ pub async fn edge<B: MessageBody + 'static>(
 
     // Routing and handlers answer with a response even where they fail; an error here is actix's own affair.
     let (http_request, response) = next.call(request).await?.into_parts();
-    let problem = response.error().map(problem_of).or_else(|| unsaid(&response)).or_else(|| {
-        let is_shared = response.extensions().get::<SharedBody>().is_some();
-        // Dropped here, before more memory is taken than there is for responses that clients do not read.
-        (!transport::has_room(&http_request, response.body().size(), is_shared))
-            .then(|| Problem { retry_after: Some(1), ..Problem::unavailable() })
-    });
+    let problem = response
+        .error()
+        .map(problem_of)
+        .or_else(|| unsaid(&response))
+        .or_else(|| {
+            let is_shared = response.extensions().get::<SharedBody>().is_some();
+            // Dropped here, before more memory is taken than there is for responses that clients do not read.
+            (!transport::has_room(&http_request, response.body().size(), is_shared)).then(|| {
+                Problem {
+                    retry_after: Some(1),
+                    ..Problem::unavailable()
+                }
+            })
+        });
     let mut response = match problem {
         Some(problem) => {
             let mut response = problem_response(&problem);
             let whole = if account {
-                let meta = Meta { request_id: id.to_string(), timestamp: state.clock.now().into() };
-                response.json(ErrorEnvelope { data: (), error: ErrorBody::new(&problem), meta })
+                let meta = Meta {
+                    request_id: id.to_string(),
+                    timestamp: state.clock.now().into(),
+                };
+                response.json(ErrorEnvelope {
+                    data: (),
+                    error: ErrorBody::new(&problem),
+                    meta,
+                })
             } else if dashboard {
-                response.content_type("text/html; charset=utf-8").body(page::problem(&problem, &id, &state.public_path))
+                response
+                    .content_type("text/html; charset=utf-8")
+                    .body(page::problem(&problem, &id, &state.public_path))
             } else {
-                let body = serde_json::to_string(&wire::Problem::new(&problem, &id)).unwrap_or_default();
+                let body =
+                    serde_json::to_string(&wire::Problem::new(&problem, &id)).unwrap_or_default();
                 response.content_type(wire::MEDIA_TYPE).body(body)
             };
             whole.map_into_right_body()
@@ -131,7 +152,10 @@ pub async fn edge<B: MessageBody + 'static>(
     }
     // A gateway may copy every header it gets into the request or the answer it passes on.
     if !gateway {
-        headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+        headers.insert(
+            header::X_CONTENT_TYPE_OPTIONS,
+            HeaderValue::from_static("nosniff"),
+        );
         if account
             || http_request.match_info().as_str().starts_with("/api/")
             || status.is_client_error()
@@ -164,7 +188,10 @@ pub async fn edge<B: MessageBody + 'static>(
     let route = http_request.match_pattern();
     let elapsed = started.elapsed();
     requests.record(method.as_str(), route.as_deref(), status.as_u16(), elapsed);
-    let (method, route) = (telemetry::known_method(method.as_str()), route.as_deref().unwrap_or("-"));
+    let (method, route) = (
+        telemetry::known_method(method.as_str()),
+        route.as_deref().unwrap_or("-"),
+    );
     let duration_us = u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX);
     // The level of a line is fixed where it is written.
     if status.is_success() && QUIET.contains(&route) {
@@ -176,36 +203,54 @@ pub async fn edge<B: MessageBody + 'static>(
 }
 
 fn is_html(headers: &HeaderMap) -> bool {
-    headers.get(header::CONTENT_TYPE).is_some_and(|value| value.as_bytes().starts_with(b"text/html"))
+    headers
+        .get(header::CONTENT_TYPE)
+        .is_some_and(|value| value.as_bytes().starts_with(b"text/html"))
 }
 
 /// An inbound id is kept when it is well-formed, 1 to 128 characters out of `A-Z a-z 0-9 . _ : -`, and looks like no
 /// credential. The account surface has ids of one form, `req_` and a ULID, and keeps no other.
 fn inbound_request_id(request: &ServiceRequest, account: bool) -> Option<Arc<str>> {
     let mut values = request.headers().get_all(X_REQUEST_ID);
-    let (Some(value), None) = (values.next(), values.next()) else { return None };
+    let (Some(value), None) = (values.next(), values.next()) else {
+        return None;
+    };
     let well_formed = |b: &u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b':' | b'-');
     let text = value.to_str().ok()?;
     if account {
-        let ulid = text.strip_prefix("req_").filter(|ulid| matches!(ulid.as_bytes().first(), Some(b'0'..=b'7')));
-        return ulid.is_some_and(|ulid| Ulid::from_string(ulid).is_ok()).then(|| Arc::from(text));
+        let ulid = text
+            .strip_prefix("req_")
+            .filter(|ulid| matches!(ulid.as_bytes().first(), Some(b'0'..=b'7')));
+        return ulid
+            .is_some_and(|ulid| Ulid::from_string(ulid).is_ok())
+            .then(|| Arc::from(text));
     }
-    let kept = (1..=128).contains(&text.len()) && text.as_bytes().iter().all(well_formed) && !is_like_credential(text);
+    let kept = (1..=128).contains(&text.len())
+        && text.as_bytes().iter().all(well_formed)
+        && !is_like_credential(text);
     kept.then(|| Arc::from(text))
 }
 
 /// Whether a text has a part that the credentials of this server have. Such a text is not logged: a client may have put a
 /// credential where it does not belong.
 pub fn is_like_credential(text: &str) -> bool {
-    ["_live_", "_test_", "tks_", "eyJ"].iter().any(|part| text.contains(part))
+    ["_live_", "_test_", "tks_", "eyJ"]
+        .iter()
+        .any(|part| text.contains(part))
 }
 
 /// `req_` and a ULID.
 fn new_request_id(state: &State) -> Arc<str> {
     let millis = u64::try_from(state.clock.now().as_millisecond()).unwrap_or(0);
     let mut random = [0; 16];
-    state.random.for_names(|rng| rand::Rng::fill_bytes(rng, &mut random));
-    format!("req_{}", Ulid::from_parts(millis, u128::from_be_bytes(random))).into()
+    state
+        .random
+        .for_names(|rng| rand::Rng::fill_bytes(rng, &mut random));
+    format!(
+        "req_{}",
+        Ulid::from_parts(millis, u128::from_be_bytes(random))
+    )
+    .into()
 }
 
 /// What an actix error says in our words. Those of ours carry their problem; the others come from actix itself.
@@ -230,13 +275,15 @@ fn problem_of(error: &Error) -> Problem {
 
 /// What a response without a body would say where the router of a scope found nothing.
 fn unsaid<B>(response: &HttpResponse<B>) -> Option<Problem> {
-    let silent = response.status() == StatusCode::NOT_FOUND && !response.headers().contains_key(header::CONTENT_TYPE);
+    let silent = response.status() == StatusCode::NOT_FOUND
+        && !response.headers().contains_key(header::CONTENT_TYPE);
     silent.then(|| Problem::new(ProblemCode::NotFound, "There is nothing at this path."))
 }
 
 /// The head of a problem, with the headers that belong to it. Its body is the surface's.
 fn problem_response(problem: &Problem) -> HttpResponseBuilder {
-    let status = StatusCode::from_u16(problem.code.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    let status =
+        StatusCode::from_u16(problem.code.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let mut response = HttpResponse::build(status);
     if let Some(challenge) = problem.challenge("tollkey") {
         response.insert_header((header::WWW_AUTHENTICATE, challenge));

@@ -13,8 +13,8 @@ use tollkey_api::{
 use utoipa::{
     PartialSchema as _, ToSchema as _,
     openapi::{
-        ContentBuilder, HeaderBuilder, InfoBuilder, LicenseBuilder, ObjectBuilder, OpenApi, Ref, RefOr,
-        ResponseBuilder, ServerBuilder, Type,
+        ContentBuilder, HeaderBuilder, InfoBuilder, LicenseBuilder, ObjectBuilder, OpenApi, Ref,
+        RefOr, ResponseBuilder, ServerBuilder, Type,
         path::{Operation, ParameterBuilder, ParameterIn, PathItem},
         security::{ApiKey, ApiKeyValue, Http, HttpAuthScheme, HttpBuilder, SecurityScheme},
         tag::TagBuilder,
@@ -27,12 +27,20 @@ use crate::{public_path::PublicPath, surfaces};
 /// The document.
 #[must_use]
 pub fn document() -> OpenApi {
-    let (_, mut api) = App::new().into_utoipa_app().configure(surfaces::routes).split_for_parts();
+    let (_, mut api) = App::new()
+        .into_utoipa_app()
+        .configure(surfaces::routes)
+        .split_for_parts();
     api.info = InfoBuilder::new()
         .title("Tollkey")
         .version(env!("CARGO_PKG_VERSION"))
         .description(Some(include_str!("openapi.md")))
-        .license(Some(LicenseBuilder::new().name("MIT OR Apache-2.0").identifier(Some("MIT OR Apache-2.0")).build()))
+        .license(Some(
+            LicenseBuilder::new()
+                .name("MIT OR Apache-2.0")
+                .identifier(Some("MIT OR Apache-2.0"))
+                .build(),
+        ))
         .contact(None::<utoipa::openapi::Contact>)
         .build();
     api.tags = Some(
@@ -107,32 +115,62 @@ pub fn operations() -> impl Iterator<Item = (String, Method)> {
             (Method::PATCH, item.patch.is_some()),
             (Method::DELETE, item.delete.is_some()),
         ];
-        methods.into_iter().filter(|(_, there)| *there).map(move |(method, _)| (path.clone(), method))
+        methods
+            .into_iter()
+            .filter(|(_, there)| *there)
+            .map(move |(method, _)| (path.clone(), method))
     })
 }
 
 fn operations_mut(item: &mut PathItem) -> impl Iterator<Item = &mut Operation> {
-    [&mut item.get, &mut item.post, &mut item.put, &mut item.patch, &mut item.delete]
-        .into_iter()
-        .filter_map(Option::as_mut)
+    [
+        &mut item.get,
+        &mut item.post,
+        &mut item.put,
+        &mut item.patch,
+        &mut item.delete,
+    ]
+    .into_iter()
+    .filter_map(Option::as_mut)
 }
 
 fn bearer(format: &str, description: &str) -> SecurityScheme {
-    let http: Http =
-        HttpBuilder::new().scheme(HttpAuthScheme::Bearer).bearer_format(format).description(Some(description)).build();
+    let http: Http = HttpBuilder::new()
+        .scheme(HttpAuthScheme::Bearer)
+        .bearer_format(format)
+        .description(Some(description))
+        .build();
     SecurityScheme::Http(http)
 }
 
 fn header(name: &str) -> SecurityScheme {
-    SecurityScheme::ApiKey(ApiKey::Header(ApiKeyValue::with_description(name, "An API key.")))
+    SecurityScheme::ApiKey(ApiKey::Header(ApiKeyValue::with_description(
+        name,
+        "An API key.",
+    )))
 }
 
 fn security_schemes() -> [(&'static str, SecurityScheme); 6] {
     [
-        ("management_token", bearer("JWT", "A management token: `sub`, the account claim, `exp`; or one with a role.")),
-        ("service_key", bearer("tks_…", "The key of a resource server or gateway, made by an operator.")),
+        (
+            "management_token",
+            bearer(
+                "JWT",
+                "A management token: `sub`, the account claim, `exp`; or one with a role.",
+            ),
+        ),
+        (
+            "service_key",
+            bearer(
+                "tks_…",
+                "The key of a resource server or gateway, made by an operator.",
+            ),
+        ),
         ("secret_key", bearer("sk_…", "A secret account key.")),
-        ("api_key", bearer("ck_… ks_… sk_… pk_…", "An API key of any family.")),
+        (
+            "api_key",
+            bearer("ck_… ks_… sk_… pk_…", "An API key of any family."),
+        ),
         ("x_api_key", header("x-api-key")),
         ("x_commerce_api_key", header("x-commerce-api-key")),
     ]
@@ -140,14 +178,33 @@ fn security_schemes() -> [(&'static str, SecurityScheme); 6] {
 
 /// Adds what an operation shares with the others of its kind.
 fn complete(path: &str, operation: &mut Operation) {
-    let schemes: Vec<String> = operation.security.iter().flatten().flat_map(requirement_names).collect();
-    let tag = operation.tags.iter().flatten().next().cloned().unwrap_or_default();
+    let schemes: Vec<String> = operation
+        .security
+        .iter()
+        .flatten()
+        .flat_map(requirement_names)
+        .collect();
+    let tag = operation
+        .tags
+        .iter()
+        .flatten()
+        .next()
+        .cloned()
+        .unwrap_or_default();
     let has = |scheme: &str| schemes.iter().any(|name| name == scheme);
     if tag == "health" {
         return;
     }
-    if matches!(tag.as_str(), "applications" | "commerce keys" | "account keys" | "audit log") {
-        add_parameter(operation, "account", ParameterIn::Query, "For operators only: whose.");
+    if matches!(
+        tag.as_str(),
+        "applications" | "commerce keys" | "account keys" | "audit log"
+    ) {
+        add_parameter(
+            operation,
+            "account",
+            ParameterIn::Query,
+            "For operators only: whose.",
+        );
     }
     let creates = operation.responses.responses.contains_key("201");
     if creates {
@@ -155,20 +212,44 @@ fn complete(path: &str, operation: &mut Operation) {
                      answer again, with `Idempotent-Replayed: true`. Kept for 24 hours.";
         add_parameter(operation, "Idempotency-Key", ParameterIn::Header, words);
     }
-    let problem = if tag == "account keys" { enveloped_problem } else { problem };
+    let problem = if tag == "account keys" {
+        enveloped_problem
+    } else {
+        problem
+    };
     let mut add = |status: &str, words: &str, headers: &[(&str, &str)]| {
-        operation.responses.responses.entry(status.to_owned()).or_insert_with(|| problem(words, headers));
+        operation
+            .responses
+            .responses
+            .entry(status.to_owned())
+            .or_insert_with(|| problem(words, headers));
     };
     if operation.request_body.is_some() {
-        add("408", "`request_timeout`: the body did not arrive in time.", &[]);
+        add(
+            "408",
+            "`request_timeout`: the body did not arrive in time.",
+            &[],
+        );
         add("413", "`payload_too_large`: the body is over 64 KiB.", &[]);
         add("415", "`unsupported_media_type`.", &[]);
     }
     if creates {
-        add("409", "`idempotency_in_progress`: the first request with this Idempotency-Key is still running.", &[]);
-        add("422", "`idempotency_mismatch`: this Idempotency-Key came with another body before.", &[]);
+        add(
+            "409",
+            "`idempotency_in_progress`: the first request with this Idempotency-Key is still running.",
+            &[],
+        );
+        add(
+            "422",
+            "`idempotency_mismatch`: this Idempotency-Key came with another body before.",
+            &[],
+        );
     }
-    add("400", "`validation_failed`, `malformed_json` or `multiple_credentials`.", &[]);
+    add(
+        "400",
+        "`validation_failed`, `malformed_json` or `multiple_credentials`.",
+        &[],
+    );
     add(
         "401",
         if has("management_token") {
@@ -193,26 +274,43 @@ fn complete(path: &str, operation: &mut Operation) {
             "`rate_limited`.",
             &[
                 ("Retry-After", "Seconds after which one use is possible."),
-                ("RateLimit", "What is left, as in draft-ietf-httpapi-ratelimit-headers-11."),
+                (
+                    "RateLimit",
+                    "What is left, as in draft-ietf-httpapi-ratelimit-headers-11.",
+                ),
                 ("RateLimit-Policy", "The limit, likewise."),
             ],
         );
     }
     if path.contains('{') && tag != "gateways" {
-        add("404", "`not_found`: there is no such thing in this account.", &[]);
+        add(
+            "404",
+            "`not_found`: there is no such thing in this account.",
+            &[],
+        );
     }
-    add("503", "`unavailable`: the store cannot be reached.", &[("Retry-After", "Seconds.")]);
+    add(
+        "503",
+        "`unavailable`: the store cannot be reached.",
+        &[("Retry-After", "Seconds.")],
+    );
 }
 
 fn requirement_names(requirement: &utoipa::openapi::SecurityRequirement) -> Vec<String> {
     let value = serde_json::to_value(requirement).unwrap_or_default();
-    value.as_object().map(|names| names.keys().cloned().collect()).unwrap_or_default()
+    value
+        .as_object()
+        .map(|names| names.keys().cloned().collect())
+        .unwrap_or_default()
 }
 
 /// Adds a parameter that several operations share, unless the operation describes it itself.
 fn add_parameter(operation: &mut Operation, name: &str, place: ParameterIn, words: &str) {
     let parameters = operation.parameters.get_or_insert_default();
-    if parameters.iter().any(|parameter| matches!(parameter, RefOr::T(parameter) if parameter.name == name)) {
+    if parameters
+        .iter()
+        .any(|parameter| matches!(parameter, RefOr::T(parameter) if parameter.name == name))
+    {
         return;
     }
     parameters.push(
@@ -234,12 +332,27 @@ fn enveloped_problem(words: &str, headers: &[(&str, &str)]) -> RefOr<utoipa::ope
     refusal(&ErrorEnvelope::name(), "application/json", words, headers)
 }
 
-fn refusal(schema: &str, media_type: &str, words: &str, headers: &[(&str, &str)]) -> RefOr<utoipa::openapi::Response> {
-    let content = ContentBuilder::new().schema(Some(Ref::from_schema_name(schema))).build();
-    let mut response = ResponseBuilder::new().description(words).content(media_type, content);
+fn refusal(
+    schema: &str,
+    media_type: &str,
+    words: &str,
+    headers: &[(&str, &str)],
+) -> RefOr<utoipa::openapi::Response> {
+    let content = ContentBuilder::new()
+        .schema(Some(Ref::from_schema_name(schema)))
+        .build();
+    let mut response = ResponseBuilder::new()
+        .description(words)
+        .content(media_type, content);
     for (name, words) in headers {
         let schema = ObjectBuilder::new().schema_type(Type::String).build();
-        response = response.header(*name, HeaderBuilder::new().schema(Some(schema)).description(Some(*words)).build());
+        response = response.header(
+            *name,
+            HeaderBuilder::new()
+                .schema(Some(schema))
+                .description(Some(*words))
+                .build(),
+        );
     }
     response.build().into()
 }

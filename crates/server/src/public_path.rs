@@ -16,7 +16,15 @@ use tollkey_core::Invalid;
 /// The most bytes of a prefix.
 const MAX: usize = 255;
 /// The server's own paths that have other paths under them, or none: a prefix in one of them would be ambiguous.
-const OWN: [&str; 7] = ["/api/v1", "/v1", "/dashboard", "/docs", "/livez", "/readyz", "/openapi.json"];
+const OWN: [&str; 7] = [
+    "/api/v1",
+    "/v1",
+    "/dashboard",
+    "/docs",
+    "/livez",
+    "/readyz",
+    "/openapi.json",
+];
 /// How htmx is told to load another page. The value is a path, as in `Location`.
 const HX_REDIRECT: HeaderName = HeaderName::from_static("hx-redirect");
 
@@ -49,9 +57,13 @@ impl PublicPath {
         }
         let is_segment = |segment: &str| {
             let is_unreserved = |byte: u8| byte.is_ascii_alphanumeric() || b"._~-".contains(&byte);
-            !segment.is_empty() && segment.bytes().all(is_unreserved) && !matches!(segment, "." | "..")
+            !segment.is_empty()
+                && segment.bytes().all(is_unreserved)
+                && !matches!(segment, "." | "..")
         };
-        let is_well_formed = path.strip_prefix('/').is_some_and(|path| path.split('/').all(is_segment));
+        let is_well_formed = path
+            .strip_prefix('/')
+            .is_some_and(|path| path.split('/').all(is_segment));
         if !is_well_formed || path.len() > MAX {
             return Err(Invalid::new(format!(
                 "must have a path of at most {MAX} bytes, of letters, digits, - . _ ~ and single slashes, such as \
@@ -59,7 +71,9 @@ impl PublicPath {
             )));
         }
         if path == "/api" || OWN.iter().any(|own| is_at_or_under(path, own)) {
-            return Err(Invalid::new("must not have a path that the server uses itself, such as /api or /dashboard"));
+            return Err(Invalid::new(
+                "must not have a path that the server uses itself, such as /api or /dashboard",
+            ));
         }
         Ok(Self(path.into()))
     }
@@ -91,7 +105,11 @@ impl PublicPath {
     #[must_use]
     pub fn strip_uri(&self, uri: &Uri) -> Option<Uri> {
         let rest = self.strip(uri.path_and_query()?.as_str())?;
-        let own = if rest.starts_with('/') { PathAndQuery::try_from(rest) } else { format!("/{rest}").try_into() };
+        let own = if rest.starts_with('/') {
+            PathAndQuery::try_from(rest)
+        } else {
+            format!("/{rest}").try_into()
+        };
         let mut parts = uri.clone().into_parts();
         parts.path_and_query = Some(own.ok()?);
         Uri::from_parts(parts).ok()
@@ -102,8 +120,14 @@ impl PublicPath {
         if self.is_empty() {
             return;
         }
-        for (name, before) in [(header::LOCATION, ""), (header::LINK, "<"), (HX_REDIRECT, "")] {
-            let own = headers.get(&name).and_then(|value| value.to_str().ok()?.strip_prefix(before));
+        for (name, before) in [
+            (header::LOCATION, ""),
+            (header::LINK, "<"),
+            (HX_REDIRECT, ""),
+        ] {
+            let own = headers
+                .get(&name)
+                .and_then(|value| value.to_str().ok()?.strip_prefix(before));
             if let Some(own) = own.filter(|own| own.starts_with('/'))
                 && let Ok(value) = HeaderValue::try_from(format!("{before}{}", self.path(own)))
             {
@@ -115,7 +139,8 @@ impl PublicPath {
 
 /// Whether a path is this one, or one under it.
 fn is_at_or_under(path: &str, parent: &str) -> bool {
-    path.strip_prefix(parent).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+    path.strip_prefix(parent)
+        .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
 #[cfg(test)]
@@ -158,7 +183,14 @@ mod tests {
             ("/a;b", None),
             ("/a\\b", None),
         ] {
-            assert_eq!(PublicPath::parse(path).ok().map(|path| path.to_string()).as_deref(), expected, "{path:?}");
+            assert_eq!(
+                PublicPath::parse(path)
+                    .ok()
+                    .map(|path| path.to_string())
+                    .as_deref(),
+                expected,
+                "{path:?}"
+            );
         }
         assert!(PublicPath::parse(&format!("/{}", "a".repeat(MAX - 1))).is_ok());
         assert!(PublicPath::parse(&format!("/{}", "a".repeat(MAX))).is_err());
@@ -182,9 +214,15 @@ mod tests {
             ("/", None),
             ("*", None),
         ] {
-            let own = keys.strip_uri(&uri.parse().unwrap()).map(|uri| uri.to_string());
+            let own = keys
+                .strip_uri(&uri.parse().unwrap())
+                .map(|uri| uri.to_string());
             assert_eq!(own.as_deref(), expected, "{uri}");
-            assert_eq!(PublicPath::default().strip_uri(&uri.parse().unwrap()), None, "{uri}");
+            assert_eq!(
+                PublicPath::default().strip_uri(&uri.parse().unwrap()),
+                None,
+                "{uri}"
+            );
         }
     }
 
@@ -193,9 +231,21 @@ mod tests {
         let keys = PublicPath::parse("/keys").unwrap();
         for (name, value, expected) in [
             ("location", "/docs/", "/keys/docs/"),
-            ("location", "https://id.example/authorize", "https://id.example/authorize"),
-            ("link", "</api/v1/api-keys?cursor=1>; rel=\"next\"", "</keys/api/v1/api-keys?cursor=1>; rel=\"next\""),
-            ("hx-redirect", "/dashboard/sign-in?next=%2Fdashboard", "/keys/dashboard/sign-in?next=%2Fdashboard"),
+            (
+                "location",
+                "https://id.example/authorize",
+                "https://id.example/authorize",
+            ),
+            (
+                "link",
+                "</api/v1/api-keys?cursor=1>; rel=\"next\"",
+                "</keys/api/v1/api-keys?cursor=1>; rel=\"next\"",
+            ),
+            (
+                "hx-redirect",
+                "/dashboard/sign-in?next=%2Fdashboard",
+                "/keys/dashboard/sign-in?next=%2Fdashboard",
+            ),
             ("x-original-uri", "/docs/", "/docs/"),
         ] {
             let name = HeaderName::from_static(name);

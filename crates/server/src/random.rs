@@ -30,13 +30,19 @@ impl Random {
         let mut system = UnwrapErr(SysRng);
         // Every request takes some bytes for its id; asking the system each time costs more than judging a key.
         let names = Arc::new(Mutex::new(StdRng::from_rng(&mut system)));
-        Self { secrets: Arc::new(Mutex::new(system)), names }
+        Self {
+            secrets: Arc::new(Mutex::new(system)),
+            names,
+        }
     }
 
     /// A generator of the caller's choice: tests pass a seeded one, so that what they see is the same each time.
     pub fn new(rng: impl CryptoRng + Send + 'static) -> Self {
         let secrets: Shared = Arc::new(Mutex::new(rng));
-        Self { names: Arc::clone(&secrets), secrets }
+        Self {
+            names: Arc::clone(&secrets),
+            secrets,
+        }
     }
 
     /// Lends the generator for as long as `take` runs.
@@ -75,26 +81,45 @@ mod tests {
         let seeded = || Random::new(StdRng::seed_from_u64(7)).with(|rng| rng.next_u64());
         assert_eq!(seeded(), seeded());
         let system = Random::system();
-        assert_ne!(system.with(|rng| rng.next_u64()), system.with(|rng| rng.next_u64()));
+        assert_ne!(
+            system.with(|rng| rng.next_u64()),
+            system.with(|rng| rng.next_u64())
+        );
         let other = Random::system();
-        assert_ne!(system.for_names(|rng| rng.next_u64()), system.for_names(|rng| rng.next_u64()));
-        assert_ne!(system.for_names(|rng| rng.next_u64()), other.for_names(|rng| rng.next_u64()));
+        assert_ne!(
+            system.for_names(|rng| rng.next_u64()),
+            system.for_names(|rng| rng.next_u64())
+        );
+        assert_ne!(
+            system.for_names(|rng| rng.next_u64()),
+            other.for_names(|rng| rng.next_u64())
+        );
     }
 
     #[test]
     fn a_clone_is_the_same_generator() {
         let random = Random::new(StdRng::seed_from_u64(7));
-        assert_ne!(random.with(|rng| rng.next_u64()), random.clone().with(|rng| rng.next_u64()));
+        assert_ne!(
+            random.with(|rng| rng.next_u64()),
+            random.clone().with(|rng| rng.next_u64())
+        );
     }
 
     #[test]
     fn it_mints_keys() {
-        let key = Random::system().with(|rng| KeyText::mint(Kind::Key(Family::Commerce, Mode::Test), rng));
-        assert_eq!(Kind::of(key.expose()), Some(Kind::Key(Family::Commerce, Mode::Test)));
+        let key = Random::system()
+            .with(|rng| KeyText::mint(Kind::Key(Family::Commerce, Mode::Test), rng));
+        assert_eq!(
+            Kind::of(key.expose()),
+            Some(Kind::Key(Family::Commerce, Mode::Test))
+        );
     }
 
     #[test]
     fn debug_shows_nothing_of_it() {
-        assert_eq!(format!("{:?}", Random::new(StdRng::seed_from_u64(7))), "Random(..)");
+        assert_eq!(
+            format!("{:?}", Random::new(StdRng::seed_from_u64(7))),
+            "Random(..)"
+        );
     }
 }

@@ -81,13 +81,18 @@ pub fn open_existing_store(settings: &Settings, clock: Arc<dyn Clock>) -> anyhow
         "a database in memory is its server's alone; set DATABASE_URL to the one that the server uses"
     );
     let store = connect(settings, &clock, false)?;
-    store.check_schema().with_context(|| settings.database.url.target())?;
+    store
+        .check_schema()
+        .with_context(|| settings.database.url.target())?;
     Ok(store)
 }
 
 fn connect(settings: &Settings, clock: &Arc<dyn Clock>, create: bool) -> anyhow::Result<Store> {
-    let options =
-        OpenOptions { pool_size: settings.database_pool, create, ..OpenOptions::new(settings.database.url.expose()) };
+    let options = OpenOptions {
+        pool_size: settings.database_pool,
+        create,
+        ..OpenOptions::new(settings.database.url.expose())
+    };
     let mut wait = DatabaseWait::new(settings.database_wait);
     loop {
         match Store::open(options.clone(), Arc::clone(clock)) {
@@ -114,7 +119,12 @@ struct DatabaseWait {
 
 impl DatabaseWait {
     fn new(limit: Duration) -> Self {
-        Self { limit, began: Instant::now(), pause: FIRST_PAUSE, logged: None }
+        Self {
+            limit,
+            began: Instant::now(),
+            pause: FIRST_PAUSE,
+            logged: None,
+        }
     }
 
     /// Pauses before the next attempt; fails with that error if waiting cannot help, or the time is over.
@@ -128,7 +138,10 @@ impl DatabaseWait {
             let waited = format!("gave up after {seconds} seconds (TOLLKEY_DATABASE_WAIT_SECONDS)");
             return Err(anyhow::Error::from(error).context(waited));
         }
-        if self.logged.is_none_or(|at| at.elapsed() >= WAIT_LOG_INTERVAL) {
+        if self
+            .logged
+            .is_none_or(|at| at.elapsed() >= WAIT_LOG_INTERVAL)
+        {
             self.logged = Some(Instant::now());
             tracing::warn!(%error, seconds_left = left.as_secs(), "waiting for the database");
         }
@@ -156,13 +169,19 @@ pub fn prepare_schema(settings: &Settings, store: &Store) -> anyhow::Result<()> 
 }
 
 /// Runs work that blocks on a thread of its own, for which the process does not wait when a signal ends it.
-async fn on_own_thread<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> anyhow::Result<T> {
+async fn on_own_thread<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> anyhow::Result<T> {
     let (done, result) = oneshot::channel();
-    thread::Builder::new().name("tollkey-open".into()).spawn(move || {
-        // The receiver is gone when a signal came first.
-        let _ = done.send(work());
-    })?;
-    result.await.context("a thread that opens the database panicked")
+    thread::Builder::new()
+        .name("tollkey-open".into())
+        .spawn(move || {
+            // The receiver is gone when a signal came first.
+            let _ = done.send(work());
+        })?;
+    result
+        .await
+        .context("a thread that opens the database panicked")
 }
 
 /// What requests use, on top of a store whose schema is that of this build, and of what checks management tokens.
@@ -185,10 +204,18 @@ pub async fn assemble(
         max_bytes: settings.cache_bytes,
         ..Default::default()
     };
-    let verifier = Verifier::new(id, source, Arc::clone(&clock), limits).await.context("the store cannot be asked")?;
+    let verifier = Verifier::new(id, source, Arc::clone(&clock), limits)
+        .await
+        .context("the store cannot be asked")?;
     let policy = Policy {
-        trusted_proxies: settings.trusted_proxies.as_ref().map_or_else(Vec::new, |list| list.networks().to_vec()),
-        merchant_header: settings.merchant_header.parse().context("the merchant header is no header name")?,
+        trusted_proxies: settings
+            .trusted_proxies
+            .as_ref()
+            .map_or_else(Vec::new, |list| list.networks().to_vec()),
+        merchant_header: settings
+            .merchant_header
+            .parse()
+            .context("the merchant header is no header name")?,
         credential_headers: settings.credential_headers,
         route_base: settings.route_base.clone(),
         application_key_limit: settings.application_key_limit,
@@ -197,7 +224,10 @@ pub async fn assemble(
         development: development.is_some(),
     };
     let ways = Ways {
-        token: settings.dashboard_token_sign_in.unwrap_or(development.is_some()).then(|| tokens.grounds()),
+        token: settings
+            .dashboard_token_sign_in
+            .unwrap_or(development.is_some())
+            .then(|| tokens.grounds()),
         links: development.and_then(|development| development.links(clock.now())),
         oidc: settings.oidc.as_ref().map(Provider::new).transpose()?,
     };
@@ -226,7 +256,10 @@ pub async fn assemble(
 }
 
 /// The secret behind kept answers: its own, or the one that signs management tokens, if this process has one.
-fn sealing_secret<'a>(settings: &'a Settings, development: Option<&'a DevMode>) -> Option<&'a Secret> {
+fn sealing_secret<'a>(
+    settings: &'a Settings,
+    development: Option<&'a DevMode>,
+) -> Option<&'a Secret> {
     match (&settings.sealing_secret, &settings.tokens.source) {
         (Some(secret), _) | (None, TokenSource::Hs256(secret)) => Some(secret),
         (None, _) => development.map(DevMode::secret),
@@ -246,7 +279,11 @@ pub struct Opened {
 ///
 /// # Errors
 /// A sentence that says what to change.
-pub async fn open(settings: &Settings, clock: Arc<dyn Clock>, random: Random) -> anyhow::Result<Opened> {
+pub async fn open(
+    settings: &Settings,
+    clock: Arc<dyn Clock>,
+    random: Random,
+) -> anyhow::Result<Opened> {
     // What is wrong with the settings is said before the database is opened, and so before anything is created.
     let configured = match settings.tokens.source {
         TokenSource::Development => {
@@ -301,7 +338,10 @@ impl Signals {
     /// # Errors
     /// When signals cannot be awaited.
     pub fn catch() -> io::Result<Self> {
-        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
     }
 
     /// Waits for the next signal and returns its name.
@@ -333,18 +373,28 @@ pub struct Running {
 ///
 /// # Errors
 /// When an address cannot be bound, or the limit of open files is too low for the connections there may be.
-pub fn start(settings: &Settings, state: State, metrics: Option<Metrics>) -> anyhow::Result<Running> {
+pub fn start(
+    settings: &Settings,
+    state: State,
+    metrics: Option<Metrics>,
+) -> anyhow::Result<Running> {
     let state = web::Data::new(state);
     let (stop, stopping) = watch::channel(false);
     let shared = state.clone();
     let connections = Connections::new(open_files::max_connections(settings.max_connections)?);
-    let options = transport::Options { workers: settings.workers, write_timeout: settings.write_timeout };
-    let listener =
-        transport::listen(settings.listen).with_context(|| format!("cannot listen on {}", settings.listen))?;
+    let options = transport::Options {
+        workers: settings.workers,
+        write_timeout: settings.write_timeout,
+    };
+    let listener = transport::listen(settings.listen)
+        .with_context(|| format!("cannot listen on {}", settings.listen))?;
     let address = listener.local_addr().context("no socket was bound")?;
     let server = Server::start(listener, &connections, &options, move || {
-        let (app, _) =
-            App::new().app_data(shared.clone()).into_utoipa_app().configure(surfaces::routes).split_for_parts();
+        let (app, _) = App::new()
+            .app_data(shared.clone())
+            .into_utoipa_app()
+            .configure(surfaces::routes)
+            .split_for_parts();
         app.app_data(web::Data::new(telemetry::Requests::default()))
             .configure(surfaces::account::under_v1)
             .configure(surfaces::dashboard::configure)
@@ -356,11 +406,16 @@ pub fn start(settings: &Settings, state: State, metrics: Option<Metrics>) -> any
 
     let (mut metrics_address, mut metrics_server) = (None, None);
     if let Some(listen) = settings.metrics_listen {
-        let (shared, metrics, connections) = (state.clone(), metrics.clone(), Arc::clone(&connections));
-        let listener = transport::listen(listen).with_context(|| format!("cannot listen on {listen}"))?;
+        let (shared, metrics, connections) =
+            (state.clone(), metrics.clone(), Arc::clone(&connections));
+        let listener =
+            transport::listen(listen).with_context(|| format!("cannot listen on {listen}"))?;
         metrics_address = Some(listener.local_addr().context("no socket was bound")?);
         let own_connections = Connections::new(METRICS_CONNECTIONS);
-        let options = transport::Options { workers: 1, ..options };
+        let options = transport::Options {
+            workers: 1,
+            ..options
+        };
         let server = Server::start(listener, &own_connections, &options, move || {
             let mut app = App::new()
                 .app_data(shared.clone())
@@ -380,7 +435,10 @@ pub fn start(settings: &Settings, state: State, metrics: Option<Metrics>) -> any
     }
 
     let verifier = state.verifier.clone();
-    let listener = state.store.listen(move || verifier.poke()).context("no thread to listen for changes")?;
+    let listener = state
+        .store
+        .listen(move || verifier.poke())
+        .context("no thread to listen for changes")?;
     let background = vec![
         tokio::spawn(keep_lease(state.clone(), stopping.clone())),
         tokio::spawn(record_revocations(state.clone(), stopping.clone())),
@@ -441,7 +499,10 @@ impl Running {
         }
         self.stop_unless(async {
             let signal = signals.next().await;
-            tracing::info!(signal, "a further signal ends the wait for requests in flight");
+            tracing::info!(
+                signal,
+                "a further signal ends the wait for requests in flight"
+            );
         })
         .await;
         Ok(())
@@ -502,7 +563,12 @@ impl Running {
 
 /// Closes a listener and ends its connections: each has its last response, which says so. After the limit, or when `cut`
 /// resolves, connections are cut off.
-async fn finish(mut server: Server, connections: &Connections, limit: Duration, cut: impl Future<Output = ()>) {
+async fn finish(
+    mut server: Server,
+    connections: &Connections,
+    limit: Duration,
+    cut: impl Future<Output = ()>,
+) {
     let finished = async {
         let last_requests = async {
             server.stop_accepting().await;
@@ -553,7 +619,11 @@ async fn record_revocations(state: web::Data<State>, stopping: watch::Receiver<b
 }
 
 /// Writes usage down every few seconds and once more at the end.
-async fn keep_usage(state: web::Data<State>, metrics: Option<Metrics>, stopping: watch::Receiver<bool>) {
+async fn keep_usage(
+    state: web::Data<State>,
+    metrics: Option<Metrics>,
+    stopping: watch::Receiver<bool>,
+) {
     let mut end = std::pin::pin!(stopped(stopping));
     let mut prune = tokio::time::interval(PRUNE_INTERVAL);
     loop {
@@ -575,7 +645,10 @@ async fn keep_usage(state: web::Data<State>, metrics: Option<Metrics>, stopping:
         }
         if last {
             // Who stops is not held up by counts; a database that takes them one by one gets what it can.
-            if tokio::time::timeout(LAST_FLUSH, state.flush_usage()).await.is_err() {
+            if tokio::time::timeout(LAST_FLUSH, state.flush_usage())
+                .await
+                .is_err()
+            {
                 tracing::warn!("not all usage could be written down in time");
             }
         }
@@ -615,19 +688,25 @@ async fn render_metrics(
 ) -> HttpResponse {
     telemetry::record_verifier(&state.verifier.stats());
     telemetry::record_connections(connections.open(), connections.pending_bytes());
-    HttpResponse::Ok().content_type("text/plain; version=0.0.4; charset=utf-8").body(metrics.render())
+    HttpResponse::Ok()
+        .content_type("text/plain; version=0.0.4; charset=utf-8")
+        .body(metrics.render())
 }
 
 /// The root. A browser is sent to the dashboard; there is nothing else.
 async fn home(request: HttpRequest) -> Answer {
     let accepted = header::Accept::parse(&request).map_or_else(|_| Vec::new(), |accept| accept.0);
-    let is_browser =
-        accepted.iter().any(|it| it.item.essence_str() == "text/html" && it.quality > header::Quality::ZERO);
+    let is_browser = accepted
+        .iter()
+        .any(|it| it.item.essence_str() == "text/html" && it.quality > header::Quality::ZERO);
     if !is_browser {
         return nothing().await;
     }
     let mut response = HttpResponse::SeeOther();
-    Ok(response.insert_header((header::LOCATION, "/dashboard")).insert_header((header::VARY, "Accept")).finish())
+    Ok(response
+        .insert_header((header::LOCATION, "/dashboard"))
+        .insert_header((header::VARY, "Accept"))
+        .finish())
 }
 
 async fn nothing() -> Answer {
@@ -636,11 +715,17 @@ async fn nothing() -> Answer {
 
 /// What no route matches: 405 where the path exists with another method, else 404.
 async fn unmatched(request: HttpRequest) -> Answer {
-    static PATHS: LazyLock<Vec<(ResourceDef, Method)>> =
-        LazyLock::new(|| openapi::operations().map(|(path, method)| (ResourceDef::new(path), method)).collect());
+    static PATHS: LazyLock<Vec<(ResourceDef, Method)>> = LazyLock::new(|| {
+        openapi::operations()
+            .map(|(path, method)| (ResourceDef::new(path), method))
+            .collect()
+    });
     let path = surfaces::account::under_api(request.match_info().as_str());
-    let mut allowed: Vec<String> =
-        PATHS.iter().filter(|(template, _)| template.is_match(&path)).map(|(_, method)| method.to_string()).collect();
+    let mut allowed: Vec<String> = PATHS
+        .iter()
+        .filter(|(template, _)| template.is_match(&path))
+        .map(|(_, method)| method.to_string())
+        .collect();
     if allowed.is_empty() {
         return nothing().await;
     }

@@ -4,7 +4,9 @@ use std::{sync::Arc, time::Duration};
 
 use tollkey_core::{Catalogue, Digest, Position, Record, Seq, VerifierId};
 use tollkey_store::Store;
-use tollkey_verifier::{ChangeLog, Primary, ServiceSnapshot, Snapshot, Source, SourceError, Unavailable};
+use tollkey_verifier::{
+    ChangeLog, Primary, ServiceSnapshot, Snapshot, Source, SourceError, Unavailable,
+};
 
 /// The store, and the catalogue that its scopes are read with.
 #[derive(Debug, Clone)]
@@ -37,10 +39,18 @@ fn failed(error: tollkey_store::Error) -> SourceError {
 impl Source for StoreSource {
     async fn find(&self, digest: &Digest) -> Result<Snapshot, SourceError> {
         let snapshot = self.store.find_by_digest(*digest).await.map_err(failed)?;
-        let record = snapshot
-            .found
-            .map(|found| Record::new(found.key, found.application.as_ref(), found.operating_model, &self.catalogue));
-        Ok(Snapshot { seq: snapshot.seq, record })
+        let record = snapshot.found.map(|found| {
+            Record::new(
+                found.key,
+                found.application.as_ref(),
+                found.operating_model,
+                &self.catalogue,
+            )
+        });
+        Ok(Snapshot {
+            seq: snapshot.seq,
+            record,
+        })
     }
 }
 
@@ -48,20 +58,38 @@ impl Primary for StoreSource {
     async fn find_service_key(&self, digest: &Digest) -> Result<ServiceSnapshot, SourceError> {
         let snapshot = self.store.find_service_key(*digest).await.map_err(failed)?;
         let usable = snapshot.found.filter(|key| key.revoked_at.is_none());
-        Ok(ServiceSnapshot { seq: snapshot.seq, id: usable.map(|key| key.id) })
+        Ok(ServiceSnapshot {
+            seq: snapshot.seq,
+            id: usable.map(|key| key.id),
+        })
     }
 
-    async fn changes_after(&self, position: Position, limit: usize) -> Result<ChangeLog, Unavailable> {
+    async fn changes_after(
+        &self,
+        position: Position,
+        limit: usize,
+    ) -> Result<ChangeLog, Unavailable> {
         let limit = u32::try_from(limit).unwrap_or(u32::MAX);
-        self.store.changes_after(position, limit).await.map_err(unavailable)
+        self.store
+            .changes_after(position, limit)
+            .await
+            .map_err(unavailable)
     }
 
     async fn lease_length(&self) -> Result<Duration, Unavailable> {
         self.store.lease_length().await.map_err(unavailable)
     }
 
-    async fn renew(&self, id: VerifierId, reported: Seq, evicted: Position) -> Result<bool, Unavailable> {
-        self.store.renew(id, reported, evicted).await.map_err(unavailable)
+    async fn renew(
+        &self,
+        id: VerifierId,
+        reported: Seq,
+        evicted: Position,
+    ) -> Result<bool, Unavailable> {
+        self.store
+            .renew(id, reported, evicted)
+            .await
+            .map_err(unavailable)
     }
 
     async fn report(&self, id: VerifierId, applied: Seq) -> Result<(), Unavailable> {
@@ -72,13 +100,28 @@ impl Primary for StoreSource {
         self.store.unregister(id).await.map_err(unavailable)
     }
 
-    async fn behind(&self, seq: Seq, except: VerifierId) -> Result<Vec<(VerifierId, u64)>, Unavailable> {
+    async fn behind(
+        &self,
+        seq: Seq,
+        except: VerifierId,
+    ) -> Result<Vec<(VerifierId, u64)>, Unavailable> {
         let behind = self.store.behind(seq, except).await.map_err(unavailable)?;
-        Ok(behind.into_iter().map(|row| (row.verifier, row.renewals.unsigned_abs())).collect())
+        Ok(behind
+            .into_iter()
+            .map(|row| (row.verifier, row.renewals.unsigned_abs()))
+            .collect())
     }
 
-    async fn remove_if_not_renewed(&self, id: VerifierId, renewals: u64) -> Result<(), Unavailable> {
+    async fn remove_if_not_renewed(
+        &self,
+        id: VerifierId,
+        renewals: u64,
+    ) -> Result<(), Unavailable> {
         let renewals = i64::try_from(renewals).unwrap_or(i64::MAX);
-        self.store.remove_if_not_renewed(id, renewals).await.map(|_| ()).map_err(unavailable)
+        self.store
+            .remove_if_not_renewed(id, renewals)
+            .await
+            .map(|_| ())
+            .map_err(unavailable)
     }
 }

@@ -11,8 +11,8 @@ use std::{
 use actix_web::{http::header::HeaderName, web::Bytes};
 use ipnet::IpNet;
 use tollkey_core::{
-    Catalogue, Clock, Denial, Need, Problem, RouteBase, ceiling::DepthLimit, credential::CredentialHeaders, time::day,
-    usage::outcome_code,
+    Catalogue, Clock, Denial, Need, Problem, RouteBase, ceiling::DepthLimit,
+    credential::CredentialHeaders, time::day, usage::outcome_code,
 };
 use tollkey_store::{Change, Owner, Reader, Store, Writer};
 use tollkey_verifier::{LogLimit, Requester, Unavailable, Verdict, Verifier, usage::BATCH};
@@ -79,7 +79,10 @@ pub struct LogLimits {
 
 impl Default for LogLimits {
     fn default() -> Self {
-        Self { unreadable_hop: LogLimit::default(), gateway_requirement: LogLimit::new(20) }
+        Self {
+            unreadable_hop: LogLimit::default(),
+            gateway_requirement: LogLimit::new(20),
+        }
     }
 }
 
@@ -114,7 +117,10 @@ impl State {
         owner: impl Into<Owner>,
         work: impl FnOnce(&mut Reader<'_>) -> Result<T, tollkey_store::Error> + Send + 'static,
     ) -> Result<T, Problem> {
-        self.store.read_for(owner, work).await.map_err(Problem::from)
+        self.store
+            .read_for(owner, work)
+            .await
+            .map_err(Problem::from)
     }
 
     /// Writes to the store in one transaction, as work of this owner. When the transaction changed something that verifiers cache, this
@@ -167,7 +173,10 @@ impl State {
     /// # Errors
     /// `unavailable` when the store cannot be asked.
     pub async fn settle_current(&self) -> Result<(), Problem> {
-        self.verifier.settle_current().await.map_err(|_| Problem::unavailable())
+        self.verifier
+            .settle_current()
+            .await
+            .map_err(|_| Problem::unavailable())
     }
 
     /// Verifies a presented key. Look-ups of keys that are not cached are shared fairly among requesters.
@@ -235,7 +244,11 @@ impl State {
 
     /// Deletes usage that is older than anybody looks at.
     pub async fn prune_usage(&self) {
-        if let Err(error) = self.store.prune_usage(day(self.clock.now()) - USAGE_KEPT_DAYS).await {
+        if let Err(error) = self
+            .store
+            .prune_usage(day(self.clock.now()) - USAGE_KEPT_DAYS)
+            .await
+        {
             tracing::warn!(%error, "old usage could not be deleted; it is tried again");
         }
     }
@@ -270,6 +283,8 @@ impl State {
 
 impl fmt::Debug for State {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("State").field("policy", &self.policy).finish_non_exhaustive()
+        f.debug_struct("State")
+            .field("policy", &self.policy)
+            .finish_non_exhaustive()
     }
 }

@@ -11,12 +11,14 @@ use std::{
 };
 
 use metrics::{
-    Counter, Histogram, Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram,
+    Counter, Histogram, Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge,
+    histogram,
 };
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
 use tollkey_verifier::Stats;
 use tracing_subscriber::{
-    EnvFilter, Layer as _, Registry, filter::ParseError, fmt, layer::SubscriberExt as _, util::SubscriberInitExt as _,
+    EnvFilter, Layer as _, Registry, filter::ParseError, fmt, layer::SubscriberExt as _,
+    util::SubscriberInitExt as _,
 };
 
 use crate::config::{LogFormat, LogSettings};
@@ -61,7 +63,9 @@ pub const PENDING_RESPONSE_BYTES: &str = "tollkey_pending_response_bytes";
 pub const BUILD_INFO: &str = "tollkey_build_info";
 
 /// Answers: from well below a verification in memory to a change that waits for a lease.
-const REQUEST_BUCKETS: [f64; 13] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0];
+const REQUEST_BUCKETS: [f64; 13] = [
+    0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0,
+];
 /// Waits: from the same process to a lease and its margin.
 const SETTLE_BUCKETS: [f64; 10] = [0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 2.0, 3.0, 5.0];
 
@@ -102,7 +106,11 @@ const NOISY: [&str; 2] = ["actix_http::h1::dispatcher", "actix_http::h1::decoder
 fn filter(directives: &str) -> Result<EnvFilter, ParseError> {
     let is_named = |target: &str| {
         directives.split(',').any(|directive| {
-            let name = directive.trim().split(['=', '[']).next().unwrap_or_default();
+            let name = directive
+                .trim()
+                .split(['=', '['])
+                .next()
+                .unwrap_or_default();
             name.starts_with("actix_http") && target.starts_with(name)
         })
     };
@@ -145,38 +153,97 @@ impl Metrics {
 
 fn builder() -> Result<PrometheusBuilder, BuildError> {
     PrometheusBuilder::new()
-        .set_buckets_for_metric(Matcher::Full(HTTP_REQUEST_DURATION.into()), &REQUEST_BUCKETS)?
+        .set_buckets_for_metric(
+            Matcher::Full(HTTP_REQUEST_DURATION.into()),
+            &REQUEST_BUCKETS,
+        )?
         .set_buckets_for_metric(Matcher::Full(SETTLE_WAIT.into()), &SETTLE_BUCKETS)
 }
 
 /// The help lines.
 fn describe() {
-    describe_counter!(HTTP_REQUESTS, Unit::Count, "Requests answered, by method, route template and status.");
-    describe_histogram!(HTTP_REQUEST_DURATION, Unit::Seconds, "How long answers took, by method and route template.");
+    describe_counter!(
+        HTTP_REQUESTS,
+        Unit::Count,
+        "Requests answered, by method, route template and status."
+    );
+    describe_histogram!(
+        HTTP_REQUEST_DURATION,
+        Unit::Seconds,
+        "How long answers took, by method and route template."
+    );
     describe_counter!(VERIFICATIONS, Unit::Count, "Verifications, by outcome.");
-    describe_counter!(VERIFICATION_HITS, Unit::Count, "Verifications answered from memory.");
-    describe_counter!(VERIFICATION_MISSES, Unit::Count, "Verifications that asked the database.");
+    describe_counter!(
+        VERIFICATION_HITS,
+        Unit::Count,
+        "Verifications answered from memory."
+    );
+    describe_counter!(
+        VERIFICATION_MISSES,
+        Unit::Count,
+        "Verifications that asked the database."
+    );
     describe_gauge!(CACHED_KEYS, Unit::Count, "Cached keys.");
     describe_gauge!(
         CACHE_BYTES,
         Unit::Bytes,
         "Bytes of cached keys and of usage counts not written yet, as estimated."
     );
-    describe_counter!(EVICTIONS, Unit::Count, "Keys forgotten, to make room or because they changed.");
-    describe_gauge!(LEASE_LEFT, Unit::Seconds, "How much longer this replica may answer from memory.");
-    describe_gauge!(CHANGE_SEQ, Unit::Count, "The change up to which this replica is up to date.");
-    describe_histogram!(SETTLE_WAIT, Unit::Seconds, "How long changes waited until they held on every verifier.");
-    describe_counter!(SETTLE_LAPSES, Unit::Count, "Changes that waited for another verifier's lease to end.");
-    describe_counter!(SETTLES_WAITED, Unit::Count, "Changes that waited for another replica or for a subscriber.");
-    describe_gauge!(SUBSCRIBERS, Unit::Count, "Resource servers that hold a lease from this replica.");
-    describe_counter!(FORGOTTEN, Unit::Count, "How often everything remembered was forgotten at once.");
-    describe_gauge!(CONNECTIONS, Unit::Count, "Open connections to the listener.");
+    describe_counter!(
+        EVICTIONS,
+        Unit::Count,
+        "Keys forgotten, to make room or because they changed."
+    );
+    describe_gauge!(
+        LEASE_LEFT,
+        Unit::Seconds,
+        "How much longer this replica may answer from memory."
+    );
+    describe_gauge!(
+        CHANGE_SEQ,
+        Unit::Count,
+        "The change up to which this replica is up to date."
+    );
+    describe_histogram!(
+        SETTLE_WAIT,
+        Unit::Seconds,
+        "How long changes waited until they held on every verifier."
+    );
+    describe_counter!(
+        SETTLE_LAPSES,
+        Unit::Count,
+        "Changes that waited for another verifier's lease to end."
+    );
+    describe_counter!(
+        SETTLES_WAITED,
+        Unit::Count,
+        "Changes that waited for another replica or for a subscriber."
+    );
+    describe_gauge!(
+        SUBSCRIBERS,
+        Unit::Count,
+        "Resource servers that hold a lease from this replica."
+    );
+    describe_counter!(
+        FORGOTTEN,
+        Unit::Count,
+        "How often everything remembered was forgotten at once."
+    );
+    describe_gauge!(
+        CONNECTIONS,
+        Unit::Count,
+        "Open connections to the listener."
+    );
     describe_counter!(
         CONNECTIONS_CLOSED,
         Unit::Count,
         "Connections that the server closed or did not admit, by reason."
     );
-    describe_gauge!(PENDING_RESPONSE_BYTES, Unit::Bytes, "Bytes of responses that wait for their clients.");
+    describe_gauge!(
+        PENDING_RESPONSE_BYTES,
+        Unit::Bytes,
+        "Bytes of responses that wait for their clients."
+    );
     describe_gauge!(BUILD_INFO, Unit::Count, "The version that runs.");
 }
 
@@ -184,7 +251,10 @@ fn describe() {
 #[must_use]
 pub fn known_method(method: &str) -> &'static str {
     const METHODS: [&str; 7] = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"];
-    METHODS.into_iter().find(|known| *known == method).unwrap_or("other")
+    METHODS
+        .into_iter()
+        .find(|known| *known == method)
+        .unwrap_or("other")
 }
 
 /// Counts answered requests. Each worker has one of its own, which keeps the series it has met: to find a series by its
@@ -209,13 +279,19 @@ impl Requests {
         if !routes.contains_key(route) {
             routes.insert(route.into(), Vec::new());
         }
-        let Some(known) = routes.get_mut(route) else { return };
-        let place = known.iter().position(|series| series.method == method && series.status == status);
+        let Some(known) = routes.get_mut(route) else {
+            return;
+        };
+        let place = known
+            .iter()
+            .position(|series| series.method == method && series.status == status);
         let place = place.unwrap_or_else(|| {
             known.push(Series::new(method, route, status));
             known.len() - 1
         });
-        let Series { requests, duration, .. } = &known[place];
+        let Series {
+            requests, duration, ..
+        } = &known[place];
         requests.increment(1);
         duration.record(took);
     }
@@ -284,21 +360,55 @@ mod tests {
     fn requests_are_counted_by_template() {
         let text = rendered(|| {
             let requests = Requests::default();
-            requests.record("GET", Some("/api/v1/applications/{id}"), 200, Duration::from_millis(3));
-            requests.record("GET", Some("/api/v1/applications/{id}"), 200, Duration::from_millis(30));
-            requests.record("GET", Some("/api/v1/applications/{id}"), 404, Duration::from_millis(3));
+            requests.record(
+                "GET",
+                Some("/api/v1/applications/{id}"),
+                200,
+                Duration::from_millis(3),
+            );
+            requests.record(
+                "GET",
+                Some("/api/v1/applications/{id}"),
+                200,
+                Duration::from_millis(30),
+            );
+            requests.record(
+                "GET",
+                Some("/api/v1/applications/{id}"),
+                404,
+                Duration::from_millis(3),
+            );
         });
         let labels = r#"method="GET",route="/api/v1/applications/{id}""#;
-        assert!(text.contains(&format!("tollkey_http_requests_total{{{labels},status=\"200\"}} 2")), "{text}");
-        assert!(text.contains(&format!("duration_seconds_bucket{{{labels},le=\"0.005\"}} 2")), "{text}");
-        assert!(text.contains(&format!("duration_seconds_count{{{labels}}} 3")), "{text}");
-        assert!(text.contains("# HELP tollkey_http_requests_total Requests answered"), "{text}");
+        assert!(
+            text.contains(&format!(
+                "tollkey_http_requests_total{{{labels},status=\"200\"}} 2"
+            )),
+            "{text}"
+        );
+        assert!(
+            text.contains(&format!(
+                "duration_seconds_bucket{{{labels},le=\"0.005\"}} 2"
+            )),
+            "{text}"
+        );
+        assert!(
+            text.contains(&format!("duration_seconds_count{{{labels}}} 3")),
+            "{text}"
+        );
+        assert!(
+            text.contains("# HELP tollkey_http_requests_total Requests answered"),
+            "{text}"
+        );
     }
 
     #[test]
     fn what_a_caller_makes_up_is_no_label() {
         let text = rendered(|| Requests::default().record("BREW", None, 404, Duration::ZERO));
-        assert!(text.contains(r#"method="other",route="unmatched",status="404""#), "{text}");
+        assert!(
+            text.contains(r#"method="other",route="unmatched",status="404""#),
+            "{text}"
+        );
         assert!(!text.contains("BREW"));
     }
 
@@ -308,7 +418,13 @@ mod tests {
             record_verifications("valid", 3);
             record_verifications("revoked", 1);
         });
-        assert!(text.contains("tollkey_verifications_total{outcome=\"valid\"} 3"), "{text}");
-        assert!(text.contains("tollkey_verifications_total{outcome=\"revoked\"} 1"), "{text}");
+        assert!(
+            text.contains("tollkey_verifications_total{outcome=\"valid\"} 3"),
+            "{text}"
+        );
+        assert!(
+            text.contains("tollkey_verifications_total{outcome=\"revoked\"} 1"),
+            "{text}"
+        );
     }
 }

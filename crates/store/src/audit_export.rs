@@ -45,7 +45,9 @@ impl Reader<'_> {
                 query = query.filter(
                     audit_log::account_id
                         .gt(account.clone())
-                        .or(audit_log::account_id.eq(account).and(audit_log::seq.gt(seq))),
+                        .or(audit_log::account_id
+                            .eq(account)
+                            .and(audit_log::seq.gt(seq))),
                 );
             }
             let page: Vec<EntryRow> = query.load(self.conn)?;
@@ -55,7 +57,9 @@ impl Reader<'_> {
             }
             for row in page {
                 let (account, seq) = (rows::account_id(&row.account_id)?, rows::unsigned(row.seq)?);
-                let entry = row.try_into().map_err(|_: Error| ChainError::Broken { account, seq });
+                let entry = row
+                    .try_into()
+                    .map_err(|_: Error| ChainError::Broken { account, seq });
                 if let ControlFlow::Break(value) = each(entry) {
                     return Ok(ControlFlow::Break(value));
                 }
@@ -67,7 +71,11 @@ impl Reader<'_> {
     ///
     /// # Errors
     /// [`Error`].
-    pub fn audit_heads(&mut self, after: Option<&AccountId>, limit: u32) -> Result<Vec<(AccountId, Head)>, Error> {
+    pub fn audit_heads(
+        &mut self,
+        after: Option<&AccountId>,
+        limit: u32,
+    ) -> Result<Vec<(AccountId, Head)>, Error> {
         let rows: Vec<(String, i64, Vec<u8>)> = audit_heads::table
             .filter(audit_heads::account_id.gt(after.map_or("", AccountId::as_str)))
             .order(audit_heads::account_id)
@@ -75,7 +83,13 @@ impl Reader<'_> {
             .load(self.conn)?;
         rows.into_iter()
             .map(|(account, seq, hash)| {
-                Ok((rows::account_id(&account)?, Head { seq: rows::unsigned(seq)?, hash: rows::hash(&hash)? }))
+                Ok((
+                    rows::account_id(&account)?,
+                    Head {
+                        seq: rows::unsigned(seq)?,
+                        hash: rows::hash(&hash)?,
+                    },
+                ))
             })
             .collect()
     }

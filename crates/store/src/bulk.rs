@@ -5,7 +5,9 @@
 
 use std::{sync::mpsc::sync_channel, thread};
 
-use diesel::{Connection as _, connection::SimpleConnection as _, prelude::*, sql_query, sql_types};
+use diesel::{
+    Connection as _, connection::SimpleConnection as _, prelude::*, sql_query, sql_types,
+};
 use tollkey_core::{ApiKey, Application, Digest};
 
 use crate::{
@@ -137,7 +139,10 @@ impl Store {
     /// # Errors
     /// [`Error`].
     pub fn is_empty(&self) -> Result<bool, Error> {
-        Ok(self.number("SELECT count(*) AS number FROM (SELECT 1 FROM api_keys LIMIT 1) AS one")? == 0)
+        Ok(
+            self.number("SELECT count(*) AS number FROM (SELECT 1 FROM api_keys LIMIT 1) AS one")?
+                == 0,
+        )
     }
 
     /// How many bytes the database takes. Blocks.
@@ -166,11 +171,15 @@ impl Store {
         for chunk in chunks(applications.map(|application| ApplicationRow::from(&application))) {
             match &mut conn {
                 AnyConnection::Postgres(conn) => {
-                    diesel::copy_from(applications::table).from_insertable(chunk).execute(conn)?;
+                    diesel::copy_from(applications::table)
+                        .from_insertable(chunk)
+                        .execute(conn)?;
                 }
                 AnyConnection::Sqlite(conn) => conn.transaction(|conn| {
                     for few in chunks_of(chunk, OF_SQLITE) {
-                        diesel::insert_into(applications::table).values(few).execute(conn)?;
+                        diesel::insert_into(applications::table)
+                            .values(few)
+                            .execute(conn)?;
                     }
                     diesel::QueryResult::Ok(())
                 })?,
@@ -191,11 +200,15 @@ impl Store {
                 let rows = chunk.len() as u64;
                 match &mut conn {
                     AnyConnection::Postgres(conn) => {
-                        diesel::copy_from(api_keys::table).from_insertable(chunk).execute(conn)?;
+                        diesel::copy_from(api_keys::table)
+                            .from_insertable(chunk)
+                            .execute(conn)?;
                     }
                     AnyConnection::Sqlite(conn) => conn.transaction(|conn| {
                         for few in chunks_of(chunk, OF_SQLITE) {
-                            diesel::insert_into(api_keys::table).values(few).execute(conn)?;
+                            diesel::insert_into(api_keys::table)
+                                .values(few)
+                                .execute(conn)?;
                         }
                         diesel::QueryResult::Ok(())
                     })?,

@@ -28,7 +28,9 @@ impl From<&ConnectionError> for ConnectFailure {
     fn from(error: &ConnectionError) -> Self {
         match error {
             ConnectionError::BadConnection(message) => Self::from_message(message),
-            ConnectionError::CouldntSetupConfiguration(_) => Self::permanent("the connection cannot be set up"),
+            ConnectionError::CouldntSetupConfiguration(_) => {
+                Self::permanent("the connection cannot be set up")
+            }
             _ => Self::permanent("the database URL cannot be used"),
         }
     }
@@ -41,34 +43,85 @@ const FAILED: &str = " failed: ";
 
 /// What libpq says about servers that may answer later, and what to say instead.
 const TRANSIENT: [(&str, &str); 14] = [
-    ("could not translate host name", "its host name cannot be resolved"),
-    ("Connection refused", "the server refuses connections; it is not running, or listens on another port"),
-    ("No such file or directory", "there is no socket at that path; the server is not running"),
+    (
+        "could not translate host name",
+        "its host name cannot be resolved",
+    ),
+    (
+        "Connection refused",
+        "the server refuses connections; it is not running, or listens on another port",
+    ),
+    (
+        "No such file or directory",
+        "there is no socket at that path; the server is not running",
+    ),
     ("timeout expired", "the server does not answer in time"),
     ("timed out", "the server does not answer in time"),
     ("No route to host", "there is no route to its host"),
     ("Host is unreachable", "there is no route to its host"),
     ("Network is unreachable", "its network is unreachable"),
-    ("Cannot assign requested address", "this machine has no address of the family of its host's (IPv4 or IPv6)"),
-    ("Address family not supported", "this machine has no address of the family of its host's (IPv4 or IPv6)"),
-    ("Resource temporarily unavailable", "the server accepts no more connections for the moment"),
-    ("Connection reset by peer", "the connection was closed by the server"),
-    ("server closed the connection unexpectedly", "the connection was closed by the server"),
+    (
+        "Cannot assign requested address",
+        "this machine has no address of the family of its host's (IPv4 or IPv6)",
+    ),
+    (
+        "Address family not supported",
+        "this machine has no address of the family of its host's (IPv4 or IPv6)",
+    ),
+    (
+        "Resource temporarily unavailable",
+        "the server accepts no more connections for the moment",
+    ),
+    (
+        "Connection reset by peer",
+        "the connection was closed by the server",
+    ),
+    (
+        "server closed the connection unexpectedly",
+        "the connection was closed by the server",
+    ),
     ("Broken pipe", "the connection was closed by the server"),
 ];
 
 /// What libpq says about mistakes, and what to say instead.
 const PERMANENT: [(&str, &str); 11] = [
-    ("does not support SSL", "the server has no TLS, and sslmode requires it; enable TLS at the server"),
-    ("SSL support is not compiled in", "this build has no TLS for PostgreSQL; build with `--features pg-tls`"),
-    ("root certificate", "the file of root certificates (sslrootcert) is missing or cannot be read"),
-    ("certificate verify failed", "the server's certificate is not signed by a trusted authority (sslrootcert)"),
-    ("does not match host name", "the server's certificate is for another host"),
-    ("certificate", "TLS failed: a certificate is missing, cannot be read or is not accepted"),
+    (
+        "does not support SSL",
+        "the server has no TLS, and sslmode requires it; enable TLS at the server",
+    ),
+    (
+        "SSL support is not compiled in",
+        "this build has no TLS for PostgreSQL; build with `--features pg-tls`",
+    ),
+    (
+        "root certificate",
+        "the file of root certificates (sslrootcert) is missing or cannot be read",
+    ),
+    (
+        "certificate verify failed",
+        "the server's certificate is not signed by a trusted authority (sslrootcert)",
+    ),
+    (
+        "does not match host name",
+        "the server's certificate is for another host",
+    ),
+    (
+        "certificate",
+        "TLS failed: a certificate is missing, cannot be read or is not accepted",
+    ),
     ("SSL", "TLS failed"),
-    ("no password supplied", "the server asks for a password, and DATABASE_URL has none"),
-    ("session is read-only", "the server is read-only or a standby; Tollkey needs the primary"),
-    ("hot standby", "the server is a standby; Tollkey needs the primary"),
+    (
+        "no password supplied",
+        "the server asks for a password, and DATABASE_URL has none",
+    ),
+    (
+        "session is read-only",
+        "the server is read-only or a standby; Tollkey needs the primary",
+    ),
+    (
+        "hot standby",
+        "the server is a standby; Tollkey needs the primary",
+    ),
     ("Permission denied", "permission denied on its socket"),
 ];
 
@@ -84,15 +137,28 @@ const SERVER_TRANSIENT: [&str; 5] = [
 
 /// What to do about what the server says.
 const NEXT_STEPS: [(&str, &str); 4] = [
-    ("authentication failed", "correct the user name and the password in DATABASE_URL"),
+    (
+        "authentication failed",
+        "correct the user name and the password in DATABASE_URL",
+    ),
     ("does not exist", "create it, or correct DATABASE_URL"),
-    ("no pg_hba.conf entry", "allow this connection in the server's pg_hba.conf"),
-    ("permission denied for database", "grant CONNECT on it to this role"),
+    (
+        "no pg_hba.conf entry",
+        "allow this connection in the server's pg_hba.conf",
+    ),
+    (
+        "permission denied for database",
+        "grant CONNECT on it to this role",
+    ),
 ];
 
 impl ConnectFailure {
     fn permanent(reason: impl Into<String>) -> Self {
-        Self { reason: reason.into(), is_known: true, is_transient: false }
+        Self {
+            reason: reason.into(),
+            is_known: true,
+            is_transient: false,
+        }
     }
 
     /// Instead of a message that is not known, because it may quote the URL.
@@ -107,14 +173,21 @@ impl ConnectFailure {
     }
 
     fn transient(reason: impl Into<String>) -> Self {
-        Self { reason: reason.into(), is_known: true, is_transient: true }
+        Self {
+            reason: reason.into(),
+            is_known: true,
+            is_transient: true,
+        }
     }
 
     /// Reads libpq's message. It has a line for each address that was tried, and more lines with hints. One address that
     /// is known to fail for good means that waiting does not help, whatever the others say. A message that is not known
     /// counts only where no other is.
     fn from_message(message: &str) -> Self {
-        let attempts: Vec<&str> = message.lines().filter(|line| line.starts_with(ATTEMPT)).collect();
+        let attempts: Vec<&str> = message
+            .lines()
+            .filter(|line| line.starts_with(ATTEMPT))
+            .collect();
         if attempts.is_empty() {
             return Self::from_line(message.lines().next().unwrap_or_default());
         }
@@ -123,7 +196,9 @@ impl ConnectFailure {
             .map(|line| Self::from_line(line.split_once(FAILED).map_or("", |(_, reason)| reason)))
             .collect();
         let known = || failures.iter().filter(|failure| failure.is_known);
-        let decisive = known().find(|failure| !failure.is_transient).or(known().next());
+        let decisive = known()
+            .find(|failure| !failure.is_transient)
+            .or(known().next());
         decisive.cloned().unwrap_or_else(Self::unknown)
     }
 
@@ -135,7 +210,10 @@ impl ConnectFailure {
             return Self::from_server(said.trim_end());
         }
         let among = |table: &[(&str, &str)]| {
-            table.iter().find(|(libpq, _)| line.contains(libpq)).map(|(_, ours)| (*ours).to_owned())
+            table
+                .iter()
+                .find(|(libpq, _)| line.contains(libpq))
+                .map(|(_, ours)| (*ours).to_owned())
         };
         if let Some(reason) = among(&TRANSIENT) {
             Self::transient(reason)
@@ -151,7 +229,9 @@ impl ConnectFailure {
             return Self::transient(format!("the server says: {said}"));
         }
         let next = NEXT_STEPS.iter().find(|(text, _)| said.contains(text));
-        let next = next.map(|(_, step)| format!("; {step}")).unwrap_or_default();
+        let next = next
+            .map(|(_, step)| format!("; {step}"))
+            .unwrap_or_default();
         Self::permanent(format!("the server says: {said}{next}"))
     }
 }
@@ -230,17 +310,35 @@ mod tests {
                  \"canary\" (127.0.0.1), port 5432 failed: server does not support SSL, but SSL was required\n",
                 "the server has no TLS",
             ),
-            ("connection to server at \"canary\", port 5432 failed: canary\n", "may quote the URL"),
+            (
+                "connection to server at \"canary\", port 5432 failed: canary\n",
+                "may quote the URL",
+            ),
             // What the URL's own reader rejects first, if it does.
-            ("invalid percent-encoded token: \"canary%zz\"\n", "may quote the URL"),
-            ("invalid channel_binding value: \"canary\"\n", "may quote the URL"),
-            ("missing \"=\" after \"canary\" in connection info string\n", "may quote the URL"),
-            ("definition of service \"canary:  x\" not found\n", "may quote the URL"),
+            (
+                "invalid percent-encoded token: \"canary%zz\"\n",
+                "may quote the URL",
+            ),
+            (
+                "invalid channel_binding value: \"canary\"\n",
+                "may quote the URL",
+            ),
+            (
+                "missing \"=\" after \"canary\" in connection info string\n",
+                "may quote the URL",
+            ),
+            (
+                "definition of service \"canary:  x\" not found\n",
+                "may quote the URL",
+            ),
             ("canary", "may quote the URL"),
             ("", "may quote the URL"),
         ] {
             let failure = failure(message);
-            assert!(!failure.is_transient && failure.to_string().contains(words), "{message}: {failure}");
+            assert!(
+                !failure.is_transient && failure.to_string().contains(words),
+                "{message}: {failure}"
+            );
             assert!(!failure.to_string().contains("canary"), "{failure}");
         }
     }

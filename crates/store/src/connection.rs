@@ -87,7 +87,11 @@ impl fmt::Debug for Target {
 impl Target {
     /// Reads a URL. `env` returns the variables that libpq reads by itself.
     #[cfg(any(test, feature = "test-util"))]
-    pub(crate) fn parse(url: &str, tls: bool, env: impl Fn(&str) -> Option<String>) -> Result<Self, BadUrl> {
+    pub(crate) fn parse(
+        url: &str,
+        tls: bool,
+        env: impl Fn(&str) -> Option<String>,
+    ) -> Result<Self, BadUrl> {
         DatabaseUrl::parse(url)?.resolve(tls, env)
     }
 
@@ -135,17 +139,24 @@ pub(crate) fn establish(target: &Target, purpose: Use) -> Result<AnyConnection, 
 }
 
 /// [`establish`], with the watch over a connection to a server.
-pub(crate) fn establish_watched(target: &Target, purpose: Use) -> Result<(AnyConnection, Option<Watch>), ConnectError> {
+pub(crate) fn establish_watched(
+    target: &Target,
+    purpose: Use,
+) -> Result<(AnyConnection, Option<Watch>), ConnectError> {
     match target {
         Target::Memory => Ok((sqlite(":memory:", purpose, false)?, None)),
         Target::File(path) => Ok((sqlite(path, purpose, true)?, None)),
         Target::Postgres(url) => {
-            let watch = CONNECTIONS.watch(user_timeout(url)).map_err(ConnectError::Watch)?;
+            let watch = CONNECTIONS
+                .watch(user_timeout(url))
+                .map_err(ConnectError::Watch)?;
             watch.begin(OPENING);
             // The last ones count. Without keep-alives libpq would not set the other.
-            let mut conn =
-                diesel::PgConnection::establish(&format!("{url} keepalives=1 tcp_user_timeout={}", watch.mark()))
-                    .map_err(ConnectError::from_connecting)?;
+            let mut conn = diesel::PgConnection::establish(&format!(
+                "{url} keepalives=1 tcp_user_timeout={}",
+                watch.mark()
+            ))
+            .map_err(ConnectError::from_connecting)?;
             if watch.end() {
                 return Err(ConnectError::Lost); // late, and shut
             }
@@ -165,18 +176,29 @@ pub(crate) fn establish_watched(target: &Target, purpose: Use) -> Result<(AnyCon
 /// The `tcp_user_timeout` of completed keywords, in milliseconds. Zero means what the kernel does by itself, which is to give
 /// up after a quarter of an hour.
 fn user_timeout(url: &str) -> u32 {
-    let last = url.rsplit_once("tcp_user_timeout='").map_or("", |(_, rest)| rest);
-    match last.split('\'').next().and_then(|millis| millis.parse().ok()) {
+    let last = url
+        .rsplit_once("tcp_user_timeout='")
+        .map_or("", |(_, rest)| rest);
+    match last
+        .split('\'')
+        .next()
+        .and_then(|millis| millis.parse().ok())
+    {
         None | Some(0) => 15 * 60 * 1000,
         Some(millis) => millis,
     }
 }
 
 /// A setting of the connection; `None` on SQLite.
-pub(crate) fn postgres_setting(conn: &mut AnyConnection, name: &str) -> diesel::QueryResult<Option<String>> {
+pub(crate) fn postgres_setting(
+    conn: &mut AnyConnection,
+    name: &str,
+) -> diesel::QueryResult<Option<String>> {
     define_sql_function! { fn current_setting(name: Text) -> Text; }
     match conn {
-        AnyConnection::Postgres(conn) => diesel::select(current_setting(name)).get_result(conn).map(Some),
+        AnyConnection::Postgres(conn) => diesel::select(current_setting(name))
+            .get_result(conn)
+            .map(Some),
         AnyConnection::Sqlite(_) => Ok(None),
     }
 }
@@ -184,13 +206,17 @@ pub(crate) fn postgres_setting(conn: &mut AnyConnection, name: &str) -> diesel::
 /// Whether messages in that locale are in the language that errors are told apart in.
 pub(crate) fn is_english(locale: &str) -> bool {
     ["C", "POSIX", "en"].iter().any(|english| {
-        locale.strip_prefix(english).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '_', '@', '-']))
+        locale
+            .strip_prefix(english)
+            .is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '_', '@', '-']))
     })
 }
 
 fn sqlite(path: &str, purpose: Use, in_file: bool) -> Result<AnyConnection, ConnectError> {
-    let mut conn = diesel::SqliteConnection::establish(path).map_err(ConnectError::from_connecting)?;
-    conn.batch_execute(SQLITE_SETUP).map_err(ConnectError::from_sqlite)?;
+    let mut conn =
+        diesel::SqliteConnection::establish(path).map_err(ConnectError::from_connecting)?;
+    conn.batch_execute(SQLITE_SETUP)
+        .map_err(ConnectError::from_sqlite)?;
     if in_file {
         match purpose {
             // Kept in the file; set by the writer, which is opened first.
@@ -206,11 +232,17 @@ fn sqlite(path: &str, purpose: Use, in_file: bool) -> Result<AnyConnection, Conn
 
 /// Fails when the file has tables of another application: nothing in it may be changed, and switching to the
 /// write-ahead log would.
-fn check_application(conn: &mut diesel::SqliteConnection) -> diesel::QueryResult<Result<(), ConnectError>> {
+fn check_application(
+    conn: &mut diesel::SqliteConnection,
+) -> diesel::QueryResult<Result<(), ConnectError>> {
     let is_ours = "NOT EXISTS (SELECT 1 FROM sqlite_master) OR 2 = (SELECT count(*) FROM sqlite_master \
                    WHERE type = 'table' AND name IN ('__diesel_schema_migrations', 'change_counter'))";
     let is_ours: bool = diesel::select(diesel::dsl::sql::<Bool>(is_ours)).get_result(conn)?;
-    Ok(if is_ours { Ok(()) } else { Err(ConnectError::OtherApplication) })
+    Ok(if is_ours {
+        Ok(())
+    } else {
+        Err(ConnectError::OtherApplication)
+    })
 }
 
 /// Switches the file to the write-ahead log. SQLite does not wait by itself for a process that is in the way: it cannot
@@ -219,7 +251,9 @@ fn use_write_ahead_log(conn: &mut diesel::SqliteConnection) -> diesel::QueryResu
     let since = Instant::now();
     loop {
         match conn.batch_execute("PRAGMA journal_mode = WAL") {
-            Err(error) if is_locked(&error) && since.elapsed() < BUSY_TIMEOUT => std::thread::sleep(BUSY_PAUSE),
+            Err(error) if is_locked(&error) && since.elapsed() < BUSY_TIMEOUT => {
+                std::thread::sleep(BUSY_PAUSE)
+            }
             result => return result,
         }
     }
@@ -261,7 +295,11 @@ impl ConnectError {
     }
 
     fn from_sqlite(error: diesel::result::Error) -> Self {
-        if is_locked(&error) { Self::Locked } else { Self::Query(error) }
+        if is_locked(&error) {
+            Self::Locked
+        } else {
+            Self::Query(error)
+        }
     }
 
     /// Whether the next attempt may succeed without any change to settings or database.
@@ -296,7 +334,13 @@ pub(crate) struct Manager {
 
 impl Manager {
     pub(crate) fn new(target: Target, purpose: Use, file: Option<Arc<SqliteFile>>) -> Self {
-        Self { target, purpose, file, epoch: AtomicU64::new(0), silent_before: AtomicU64::new(0) }
+        Self {
+            target,
+            purpose,
+            file,
+            epoch: AtomicU64::new(0),
+            silent_before: AtomicU64::new(0),
+        }
     }
 
     /// Notes that a connection is broken, for the others of its time.
@@ -326,7 +370,9 @@ pub(crate) struct Pooled {
 
 /// Asks for a sign of life, and does not wait long for it.
 fn ping(conn: &mut diesel::PgConnection, watch: Option<&Watch>) -> diesel::QueryResult<()> {
-    let Some(watch) = watch else { return conn.ping() };
+    let Some(watch) = watch else {
+        return conn.ping();
+    };
     watch.limit(Some(SIGN_OF_LIFE));
     let result = conn.ping();
     watch.limit(Some(STATEMENT));
@@ -354,7 +400,8 @@ impl ManageConnection for Manager {
                 file.note_damage();
             }
         };
-        let (mut conn, watch) = establish_watched(&self.target, self.purpose).inspect_err(note_damage)?;
+        let (mut conn, watch) =
+            establish_watched(&self.target, self.purpose).inspect_err(note_damage)?;
         let mut log = None;
         if let Some(file) = &self.file {
             let mut is_lost = is_lost();
@@ -370,7 +417,14 @@ impl ManageConnection for Manager {
                 return Err(ConnectError::FileLost);
             }
         }
-        Ok(Pooled { conn, is_suspect: false, epoch, checked_in: Instant::now(), watch, log })
+        Ok(Pooled {
+            conn,
+            is_suspect: false,
+            epoch,
+            checked_in: Instant::now(),
+            watch,
+            log,
+        })
     }
 
     fn is_valid(&self, pooled: &mut Pooled) -> Result<(), ConnectError> {
@@ -431,39 +485,65 @@ mod tests {
 
     #[test]
     fn every_connection_has_limits_speaks_english_and_commits_to_disk() {
-        let Some(postgres) = Postgres::shared() else { return };
+        let Some(postgres) = Postgres::shared() else {
+            return;
+        };
         let database = postgres.database();
-        for setting in ["synchronous_commit = off", "lc_messages = 'C.UTF-8'", "lock_timeout = 0"] {
-            let sql = "DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET ', current_database()) || $s$";
+        for setting in [
+            "synchronous_commit = off",
+            "lc_messages = 'C.UTF-8'",
+            "lock_timeout = 0",
+        ] {
+            let sql =
+                "DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET ', current_database()) || $s$";
             database.sql(&format!("{sql}{setting}$s$; END $$"));
         }
         let target = Target::parse(database.url(), false, |_| None).unwrap();
-        let names = ["statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout"];
-        for (purpose, limits) in
-            [(Use::Read, ["5s", "1500ms", "2s"]), (Use::Write, ["5s", "1500ms", "2s"]), (Use::Migrate, ["0", "0", "0"])]
-        {
+        let names = [
+            "statement_timeout",
+            "lock_timeout",
+            "idle_in_transaction_session_timeout",
+        ];
+        for (purpose, limits) in [
+            (Use::Read, ["5s", "1500ms", "2s"]),
+            (Use::Write, ["5s", "1500ms", "2s"]),
+            (Use::Migrate, ["0", "0", "0"]),
+        ] {
             let mut conn = establish(&target, purpose).unwrap();
             assert_eq!(settings(&mut conn, names), limits, "{purpose:?}");
-            assert_eq!(settings(&mut conn, ["synchronous_commit", "lc_messages"]), ["on", "C"]);
+            assert_eq!(
+                settings(&mut conn, ["synchronous_commit", "lc_messages"]),
+                ["on", "C"]
+            );
         }
 
         // Who may not set the language has the rest.
-        let Target::Postgres(url) = target else { panic!("it is PostgreSQL") };
+        let Target::Postgres(url) = target else {
+            panic!("it is PostgreSQL")
+        };
         database.sql("CREATE ROLE plain LOGIN");
         let plain = Target::Postgres(url.replace("user='postgres'", "user='plain'"));
         let mut conn = establish(&plain, Use::Write).unwrap();
         assert_eq!(settings(&mut conn, names), ["5s", "1500ms", "2s"]);
-        assert_eq!(settings(&mut conn, ["synchronous_commit", "lc_messages"]), ["on", "C.UTF-8"]);
+        assert_eq!(
+            settings(&mut conn, ["synchronous_commit", "lc_messages"]),
+            ["on", "C.UTF-8"]
+        );
 
         // A stricter default stays.
         database.sql("ALTER ROLE plain SET synchronous_commit = remote_apply");
         let mut conn = establish(&plain, Use::Write).unwrap();
-        assert_eq!(settings(&mut conn, ["synchronous_commit"]), ["remote_apply"]);
+        assert_eq!(
+            settings(&mut conn, ["synchronous_commit"]),
+            ["remote_apply"]
+        );
     }
 
     #[test]
     fn a_setting_the_server_reads_anew_takes_no_durability_away() {
-        let Some(postgres) = Postgres::private("") else { return };
+        let Some(postgres) = Postgres::private("") else {
+            return;
+        };
         let database = postgres.database();
         let target = Target::parse(database.url(), false, |_| None).unwrap();
         let mut conn = establish(&target, Use::Write).unwrap();
@@ -471,7 +551,10 @@ mod tests {
         postgres.configure("work_mem = 12345kB");
         let since = Instant::now();
         while settings(&mut conn, ["work_mem"]) != ["12345kB"] {
-            assert!(since.elapsed() < Duration::from_secs(20), "the server does not read its settings");
+            assert!(
+                since.elapsed() < Duration::from_secs(20),
+                "the server does not read its settings"
+            );
         }
         assert_eq!(settings(&mut conn, ["synchronous_commit"]), ["on"]);
     }

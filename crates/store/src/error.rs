@@ -87,7 +87,9 @@ impl From<Diesel> for Error {
             return Self::Unavailable;
         }
         match &classified {
-            Self::Unique(_) => tracing::debug!(error = %Redacted(&error), "refused by the database"),
+            Self::Unique(_) => {
+                tracing::debug!(error = %Redacted(&error), "refused by the database")
+            }
             Self::Busy => tracing::warn!(error = %Redacted(&error), "the database is busy"),
             _ => tracing::error!(error = %Redacted(&error), "the database failed"),
         }
@@ -102,7 +104,9 @@ fn classify(error: &Diesel) -> Error {
         Diesel::DatabaseError(kind, info) => match kind {
             DatabaseErrorKind::UniqueViolation => {
                 // PostgreSQL names the constraint, SQLite the columns in its message.
-                Error::Unique(violated(info.constraint_name().unwrap_or_else(|| info.message())))
+                Error::Unique(violated(
+                    info.constraint_name().unwrap_or_else(|| info.message()),
+                ))
             }
             DatabaseErrorKind::SerializationFailure => Error::Busy,
             DatabaseErrorKind::ClosedConnection
@@ -122,25 +126,36 @@ fn classify(error: &Diesel) -> Error {
 fn is_conflict(error: &Diesel) -> bool {
     match error {
         Diesel::DatabaseError(DatabaseErrorKind::SerializationFailure, _) => true,
-        Diesel::DatabaseError(DatabaseErrorKind::Unknown, info) => info.message().contains("deadlock detected"),
+        Diesel::DatabaseError(DatabaseErrorKind::Unknown, info) => {
+            info.message().contains("deadlock detected")
+        }
         _ => false,
     }
 }
 
 /// What SQLite says about a file that is no database, or no longer a good one (`SQLITE_NOTADB`, `SQLITE_CORRUPT`).
-const DAMAGE_MESSAGES: [&str; 3] =
-    ["database disk image is malformed", "file is not a database", "malformed database schema"];
+const DAMAGE_MESSAGES: [&str; 3] = [
+    "database disk image is malformed",
+    "file is not a database",
+    "malformed database schema",
+];
 
 /// Whether SQLite has found the file damaged.
 pub(crate) fn is_damage(error: &Diesel) -> bool {
-    let Diesel::DatabaseError(DatabaseErrorKind::Unknown, info) = error else { return false };
-    DAMAGE_MESSAGES.iter().any(|text| info.message().contains(text))
+    let Diesel::DatabaseError(DatabaseErrorKind::Unknown, info) = error else {
+        return false;
+    };
+    DAMAGE_MESSAGES
+        .iter()
+        .any(|text| info.message().contains(text))
 }
 
 /// A prepared statement of this connection that the server does not have, or has from another connection, tells of a
 /// connection pooler that shares server sessions.
 fn is_pooled(error: &Diesel) -> bool {
-    let Diesel::DatabaseError(_, info) = error else { return false };
+    let Diesel::DatabaseError(_, info) = error else {
+        return false;
+    };
     let message = info.message();
     message.starts_with("prepared statement")
         && (message.ends_with("already exists") || message.ends_with("does not exist"))
@@ -204,7 +219,9 @@ impl std::fmt::Display for Redacted<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self.0 {
             Diesel::DatabaseError(kind, info) => write!(f, "{kind:?}: {}", info.message()),
-            Diesel::DeserializationError(_) => f.write_str("a column has an unexpected type or value"),
+            Diesel::DeserializationError(_) => {
+                f.write_str("a column has an unexpected type or value")
+            }
             other => write!(f, "{other}"),
         }
     }
@@ -216,12 +233,14 @@ impl From<Error> for Problem {
         match error {
             Error::Busy | Error::Unavailable => Self::unavailable(),
             Error::NotFound => Self::not_found(),
-            Error::Unique(UniqueViolation::ApplicationName) => {
-                Self::new(ProblemCode::ApplicationNameTaken, "An application of that name is there already.")
-            }
-            Error::Unique(_) | Error::Corrupt(_) | Error::Other => {
-                Self::new(ProblemCode::InternalError, "The request could not be completed.")
-            }
+            Error::Unique(UniqueViolation::ApplicationName) => Self::new(
+                ProblemCode::ApplicationNameTaken,
+                "An application of that name is there already.",
+            ),
+            Error::Unique(_) | Error::Corrupt(_) | Error::Other => Self::new(
+                ProblemCode::InternalError,
+                "The request could not be completed.",
+            ),
         }
     }
 }
@@ -232,27 +251,52 @@ mod tests {
 
     #[test]
     fn database_errors_are_classified() {
-        let database = |kind, message: &str| classify(&Diesel::DatabaseError(kind, Box::new(message.to_owned())));
+        let database = |kind, message: &str| {
+            classify(&Diesel::DatabaseError(kind, Box::new(message.to_owned())))
+        };
         let unknown = |message| database(DatabaseErrorKind::Unknown, message);
         assert_eq!(unknown("database is locked"), Error::Busy);
-        assert_eq!(unknown("canceling statement due to lock timeout"), Error::Busy);
+        assert_eq!(
+            unknown("canceling statement due to lock timeout"),
+            Error::Busy
+        );
         assert_eq!(unknown("database or disk is full"), Error::Unavailable);
-        assert_eq!(unknown("database disk image is malformed"), Error::Unavailable);
+        assert_eq!(
+            unknown("database disk image is malformed"),
+            Error::Unavailable
+        );
         assert_eq!(unknown("file is not a database"), Error::Unavailable);
-        assert_eq!(unknown("the database system is shutting down"), Error::Unavailable);
+        assert_eq!(
+            unknown("the database system is shutting down"),
+            Error::Unavailable
+        );
         assert_eq!(unknown("syntax error"), Error::Other);
-        for pooled in
-            ["prepared statement \"__diesel_stmt_0\" already exists", "prepared statement \"s\" does not exist"]
-        {
-            let error = Diesel::DatabaseError(DatabaseErrorKind::Unknown, Box::new(pooled.to_owned()));
+        for pooled in [
+            "prepared statement \"__diesel_stmt_0\" already exists",
+            "prepared statement \"s\" does not exist",
+        ] {
+            let error =
+                Diesel::DatabaseError(DatabaseErrorKind::Unknown, Box::new(pooled.to_owned()));
             assert_eq!(Error::from(error), Error::Unavailable, "{pooled}");
         }
-        assert_eq!(database(DatabaseErrorKind::ClosedConnection, ""), Error::Unavailable);
+        assert_eq!(
+            database(DatabaseErrorKind::ClosedConnection, ""),
+            Error::Unavailable
+        );
         let unique = |message| database(DatabaseErrorKind::UniqueViolation, message);
         for (message, violation) in [
-            ("UNIQUE constraint failed: applications.account_id, applications.name", UniqueViolation::ApplicationName),
-            ("applications_account_id_name_key", UniqueViolation::ApplicationName),
-            ("UNIQUE constraint failed: api_keys.digest", UniqueViolation::KeyDigest),
+            (
+                "UNIQUE constraint failed: applications.account_id, applications.name",
+                UniqueViolation::ApplicationName,
+            ),
+            (
+                "applications_account_id_name_key",
+                UniqueViolation::ApplicationName,
+            ),
+            (
+                "UNIQUE constraint failed: api_keys.digest",
+                UniqueViolation::KeyDigest,
+            ),
             ("service_keys_digest_key", UniqueViolation::ServiceKeyDigest),
             ("api_keys_pkey", UniqueViolation::Other),
         ] {

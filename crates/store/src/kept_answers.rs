@@ -46,17 +46,27 @@ impl Reader<'_> {
     ///
     /// # Errors
     /// [`Error`].
-    pub fn kept_answer(&mut self, id: &[u8; 32], since: Timestamp) -> Result<Option<KeptAnswer>, Error> {
+    pub fn kept_answer(
+        &mut self,
+        id: &[u8; 32],
+        since: Timestamp,
+    ) -> Result<Option<KeptAnswer>, Error> {
         let row: Option<(Vec<u8>, Vec<u8>, i64)> = kept_answers::table
             .find(id.as_slice())
             .filter(kept_answers::created_at.gt(micros(since)))
-            .select((kept_answers::fingerprint, kept_answers::sealed, kept_answers::created_at))
+            .select((
+                kept_answers::fingerprint,
+                kept_answers::sealed,
+                kept_answers::created_at,
+            ))
             .first(self.conn)
             .optional()?;
         row.map(|(fingerprint, sealed, created_at)| {
             Ok(KeptAnswer {
                 id: *id,
-                fingerprint: fingerprint.try_into().map_err(|_| Error::corrupt("fingerprint"))?,
+                fingerprint: fingerprint
+                    .try_into()
+                    .map_err(|_| Error::corrupt("fingerprint"))?,
                 sealed,
                 created_at: rows::timestamp(created_at)?,
             })
@@ -73,12 +83,15 @@ impl Writer<'_> {
     /// [`Error`].
     pub fn reserve_answer(&mut self, id: &[u8; 32]) -> Result<bool, Error> {
         let (conn, _) = self.parts();
-        let AnyConnection::Postgres(conn) = conn else { return Ok(true) };
+        let AnyConnection::Postgres(conn) = conn else {
+            return Ok(true);
+        };
         // The first 64 bits: should two ids ever share them, one request is told to try again, no more.
         let [a, b, c, d, e, f, g, h, ..] = *id;
         let number = i64::from_be_bytes([a, b, c, d, e, f, g, h]);
-        let row: Locked =
-            sql_query("SELECT pg_try_advisory_xact_lock($1) AS locked").bind::<BigInt, _>(number).get_result(conn)?;
+        let row: Locked = sql_query("SELECT pg_try_advisory_xact_lock($1) AS locked")
+            .bind::<BigInt, _>(number)
+            .get_result(conn)?;
         Ok(row.locked)
     }
 
@@ -110,7 +123,10 @@ impl Store {
         self.in_steps(move |tx| {
             let (conn, _) = tx.parts();
             let until = micros(until);
-            Ok(sql_query(PRUNE).bind::<BigInt, _>(until).bind::<BigInt, _>(i64::from(STEP)).execute(conn)?)
+            Ok(sql_query(PRUNE)
+                .bind::<BigInt, _>(until)
+                .bind::<BigInt, _>(i64::from(STEP))
+                .execute(conn)?)
         })
         .await
     }

@@ -62,14 +62,22 @@ pub(crate) fn raise_counter(
     }
     let at = rows::micros(at);
     let last: i64 = diesel::update(change_counter::table)
-        .set((change_counter::seq.eq(change_counter::seq + count), change_counter::at.eq(at)))
+        .set((
+            change_counter::seq.eq(change_counter::seq + count),
+            change_counter::at.eq(at),
+        ))
         .returning(change_counter::seq)
         .get_result(conn)?;
     let noted: Vec<ChangeRow> = (last - count + 1..)
         .zip(changed)
         .map(|(seq, change)| {
             let (kind, what) = change.to_parts();
-            ChangeRow { seq, kind: kind.to_owned(), what, at }
+            ChangeRow {
+                seq,
+                kind: kind.to_owned(),
+                what,
+                at,
+            }
         })
         .collect();
     for rows in noted.chunks(CHANGES_PER_STATEMENT) {
@@ -113,24 +121,48 @@ impl Store {
                 .left_join(changes::table.on(changes::seq.ge(after.seq.0)))
                 .order(changes::seq.asc())
                 .limit(i64::from(limit.max(1)) + 1)
-                .select((change_counter::seq, change_counter::at, Option::<ChangeRow>::as_select()))
+                .select((
+                    change_counter::seq,
+                    change_counter::at,
+                    Option::<ChangeRow>::as_select(),
+                ))
                 .load(conn)?;
-            let current = rows.first().map(|row| Position { seq: Seq(row.0), at: row.1 });
+            let current = rows.first().map(|row| Position {
+                seq: Seq(row.0),
+                at: row.1,
+            });
             let current = current.ok_or_else(|| Error::corrupt("change counter"))?;
             if after == current {
-                return Ok(ChangeLog { current, changes: Some(Vec::new()) });
+                return Ok(ChangeLog {
+                    current,
+                    changes: Some(Vec::new()),
+                });
             }
-            let position = |row: &ChangeRow| Position { seq: Seq(row.seq), at: row.at };
+            let position = |row: &ChangeRow| Position {
+                seq: Seq(row.seq),
+                at: row.at,
+            };
             let mut rows = rows.into_iter().filter_map(|(_, _, row)| row).peekable();
             // No change led to the very beginning.
-            let joins = after == Position::default() || rows.next().is_some_and(|row| position(&row) == after);
+            let joins = after == Position::default()
+                || rows.next().is_some_and(|row| position(&row) == after);
             if !joins || rows.peek().is_none_or(|row| row.seq != after.seq.0 + 1) {
-                return Ok(ChangeLog { current, changes: None });
+                return Ok(ChangeLog {
+                    current,
+                    changes: None,
+                });
             }
             let changes = rows.map(|row| {
-                Ok((position(&row), Changed::from_parts(&row.kind, &row.what).map_err(|_| Error::corrupt("change"))?))
+                Ok((
+                    position(&row),
+                    Changed::from_parts(&row.kind, &row.what)
+                        .map_err(|_| Error::corrupt("change"))?,
+                ))
             });
-            Ok(ChangeLog { current, changes: Some(changes.take(limit as usize).collect::<Result<_, Error>>()?) })
+            Ok(ChangeLog {
+                current,
+                changes: Some(changes.take(limit as usize).collect::<Result<_, Error>>()?),
+            })
         })
         .await
     }
@@ -141,7 +173,12 @@ impl Store {
     ///
     /// # Errors
     /// [`Error`]; whether the lease was renewed is then unknown, so it was not.
-    pub async fn renew(&self, verifier: VerifierId, reported: Seq, evicted: Position) -> Result<bool, Error> {
+    pub async fn renew(
+        &self,
+        verifier: VerifierId,
+        reported: Seq,
+        evicted: Position,
+    ) -> Result<bool, Error> {
         self.renew_one(move |conn| {
             let sql = match conn {
                 AnyConnection::Postgres(_) => RENEW_POSTGRES,
@@ -200,7 +237,10 @@ impl Store {
             rows.into_iter()
                 .map(|(id, renewals)| {
                     let id: [u8; 16] = id.try_into().map_err(|_| Error::corrupt("verifier"))?;
-                    Ok(Behind { verifier: VerifierId::from_bytes(id), renewals })
+                    Ok(Behind {
+                        verifier: VerifierId::from_bytes(id),
+                        renewals,
+                    })
                 })
                 .collect()
         })
@@ -213,7 +253,11 @@ impl Store {
     ///
     /// # Errors
     /// [`Error`].
-    pub async fn remove_if_not_renewed(&self, verifier: VerifierId, renewals: i64) -> Result<bool, Error> {
+    pub async fn remove_if_not_renewed(
+        &self,
+        verifier: VerifierId,
+        renewals: i64,
+    ) -> Result<bool, Error> {
         self.lease_one(move |conn| {
             let removed = diesel::delete(
                 verifiers::table
@@ -232,8 +276,12 @@ impl Store {
     /// [`Error`]; [`Error::Corrupt`] unless it is 100 ms to a minute.
     pub async fn lease_length(&self) -> Result<Duration, Error> {
         self.lease_read(|conn| {
-            let value: String =
-                settings::table.find("lease_ms").select(settings::value).first(conn).optional()?.unwrap_or_default();
+            let value: String = settings::table
+                .find("lease_ms")
+                .select(settings::value)
+                .first(conn)
+                .optional()?
+                .unwrap_or_default();
             match value.parse() {
                 Ok(millis @ 100..=60_000) => Ok(Duration::from_millis(millis)),
                 _ => Err(Error::corrupt("lease length")),

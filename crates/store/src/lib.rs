@@ -47,8 +47,8 @@ mod wake;
 mod watch;
 
 pub use account::{
-    AccountReader, AccountWriter, AuditFilter, AuditPage, Batch, DayUsage, EXAMINED_ENTRIES, EXAMINED_KEYS, KeyCursor,
-    KeyFilter, KeyPage, Paged,
+    AccountReader, AccountWriter, AuditFilter, AuditPage, Batch, DayUsage, EXAMINED_ENTRIES,
+    EXAMINED_KEYS, KeyCursor, KeyFilter, KeyPage, Paged,
 };
 pub use connection::Backend;
 pub use error::{Error, UniqueViolation};

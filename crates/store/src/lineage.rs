@@ -20,19 +20,29 @@ const IDS: usize = 500;
 
 /// The keys of these rows, each bound to its ancestors and to its application. Reads nothing for keys that have neither.
 pub(crate) fn keys(conn: &mut AnyConnection, rows: Vec<KeyRow>) -> Result<Vec<ApiKey>, Error> {
-    let keys: Vec<ApiKey> = rows.into_iter().map(TryInto::try_into).collect::<Result<_, _>>()?;
+    let keys: Vec<ApiKey> = rows
+        .into_iter()
+        .map(TryInto::try_into)
+        .collect::<Result<_, _>>()?;
     let deleted = deleted_applications(conn, &keys)?;
-    let keys = keys.into_iter().map(|key| match key.application_id.and_then(|id| deleted.get(id.as_bytes())) {
-        Some(at) => key.with_deleted_application(*at),
-        None => key,
+    let keys = keys.into_iter().map(|key| {
+        match key.application_id.and_then(|id| deleted.get(id.as_bytes())) {
+            Some(at) => key.with_deleted_application(*at),
+            None => key,
+        }
     });
     with_ancestors(conn, keys.collect())
 }
 
 /// The keys, each bound to its ancestors.
-pub(crate) fn with_ancestors(conn: &mut AnyConnection, keys: Vec<ApiKey>) -> Result<Vec<ApiKey>, Error> {
+pub(crate) fn with_ancestors(
+    conn: &mut AnyConnection,
+    keys: Vec<ApiKey>,
+) -> Result<Vec<ApiKey>, Error> {
     // Nothing about its ancestors changes what a revoked key is.
-    let descendants = keys.iter().filter(|key| key.created_by.is_some() && key.revoked_at.is_none());
+    let descendants = keys
+        .iter()
+        .filter(|key| key.created_by.is_some() && key.revoked_at.is_none());
     let ids: Vec<Vec<u8>> = descendants.map(|key| key.id.as_bytes().to_vec()).collect();
     if ids.is_empty() {
         return Ok(keys);
@@ -46,15 +56,20 @@ pub(crate) fn with_ancestors(conn: &mut AnyConnection, keys: Vec<ApiKey>) -> Res
             .select((key_ancestors::key_id, key_ancestors::ancestor_id))
             .load(conn)?;
         for (key, ancestor) in pairs {
-            lineages.entry(rows::id(&key)?).or_default().push(rows::id(&ancestor)?);
+            lineages
+                .entry(rows::id(&key)?)
+                .or_default()
+                .push(rows::id(&ancestor)?);
             above.insert(ancestor);
         }
     }
     let above: Vec<Vec<u8>> = above.into_iter().collect();
     let mut ancestors: HashMap<KeyId, ApiKey> = HashMap::new();
     for ids in above.chunks(IDS) {
-        let rows: Vec<KeyRow> =
-            api_keys::table.filter(api_keys::id.eq_any(ids)).select(KeyRow::as_select()).load(conn)?;
+        let rows: Vec<KeyRow> = api_keys::table
+            .filter(api_keys::id.eq_any(ids))
+            .select(KeyRow::as_select())
+            .load(conn)?;
         for row in rows {
             let key = ApiKey::try_from(row)?;
             ancestors.insert(key.id, key);
@@ -68,16 +83,23 @@ pub(crate) fn with_ancestors(conn: &mut AnyConnection, keys: Vec<ApiKey>) -> Res
                 None if key.created_by.is_none() || key.revoked_at.is_some() => return Ok(key),
                 _ => return Err(Error::corrupt("lineage")),
             };
-            let lineage = lineage.iter().map(|id| ancestors.get(id).ok_or_else(|| Error::corrupt("ancestor")));
+            let lineage = lineage
+                .iter()
+                .map(|id| ancestors.get(id).ok_or_else(|| Error::corrupt("ancestor")));
             Ok(key.with_ancestors(lineage.collect::<Result<Vec<_>, _>>()?))
         })
         .collect()
 }
 
 /// When those of the keys' applications were deleted that were.
-fn deleted_applications(conn: &mut AnyConnection, keys: &[ApiKey]) -> Result<HashMap<[u8; 16], Timestamp>, Error> {
+fn deleted_applications(
+    conn: &mut AnyConnection,
+    keys: &[ApiKey],
+) -> Result<HashMap<[u8; 16], Timestamp>, Error> {
     let unrevoked = keys.iter().filter(|key| key.revoked_at.is_none());
-    let ids: BTreeSet<Vec<u8>> = unrevoked.filter_map(|key| Some(key.application_id?.as_bytes().to_vec())).collect();
+    let ids: BTreeSet<Vec<u8>> = unrevoked
+        .filter_map(|key| Some(key.application_id?.as_bytes().to_vec()))
+        .collect();
     let ids: Vec<Vec<u8>> = ids.into_iter().collect();
     let mut deleted = HashMap::new();
     for ids in ids.chunks(IDS) {
@@ -97,11 +119,13 @@ fn deleted_applications(conn: &mut AnyConnection, keys: &[ApiKey]) -> Result<Has
 
 /// Whether an ancestor of the row of `api_keys`, or its application, revokes it; see [`ApiKey::revocation`].
 pub(crate) fn revoked_from_above() -> SqlLiteral<Bool> {
-    sql("(EXISTS (SELECT 1 FROM key_ancestors JOIN api_keys AS above ON above.id = key_ancestors.ancestor_id \
+    sql(
+        "(EXISTS (SELECT 1 FROM key_ancestors JOIN api_keys AS above ON above.id = key_ancestors.ancestor_id \
          WHERE key_ancestors.key_id = api_keys.id AND above.revoked_at IS NOT NULL) \
          OR EXISTS (SELECT 1 FROM applications WHERE applications.id = api_keys.application_id \
          AND applications.deleted_at IS NOT NULL \
-         AND (api_keys.expires_at IS NULL OR api_keys.expires_at > applications.deleted_at)))")
+         AND (api_keys.expires_at IS NULL OR api_keys.expires_at > applications.deleted_at)))",
+    )
 }
 
 /// Whether an ancestor of the row of `api_keys` has expired at `now`; see [`ApiKey::expiration`].
@@ -116,8 +140,10 @@ pub(crate) fn expired_from_above(now: Timestamp) -> SqlLiteral<Bool> {
 
 /// Whether an ancestor of the row of `api_keys` is suspended; see [`ApiKey::suspension`].
 pub(crate) fn suspended_from_above() -> SqlLiteral<Bool> {
-    sql("EXISTS (SELECT 1 FROM key_ancestors JOIN api_keys AS above ON above.id = key_ancestors.ancestor_id \
-         WHERE key_ancestors.key_id = api_keys.id AND above.suspended_at IS NOT NULL)")
+    sql(
+        "EXISTS (SELECT 1 FROM key_ancestors JOIN api_keys AS above ON above.id = key_ancestors.ancestor_id \
+         WHERE key_ancestors.key_id = api_keys.id AND above.suspended_at IS NOT NULL)",
+    )
 }
 
 /// Whether the application of the row of `api_keys` is disabled.

@@ -8,8 +8,8 @@ use std::{
 };
 
 use diesel::{
-    Connection as _, OptionalExtension as _, PgConnection, QueryDsl as _, QueryableByName, RunQueryDsl as _,
-    SqliteConnection,
+    Connection as _, OptionalExtension as _, PgConnection, QueryDsl as _, QueryableByName,
+    RunQueryDsl as _, SqliteConnection,
     connection::SimpleConnection as _,
     migration::{Migration, MigrationSource},
     sql_query,
@@ -51,7 +51,9 @@ pub enum SchemaError {
         search_path: String,
     },
     /// The role lacks rights.
-    #[error("the database role {role} lacks {missing}; the GRANT lines are in docs/operations.md, \"Database roles\"")]
+    #[error(
+        "the database role {role} lacks {missing}; the GRANT lines are in docs/operations.md, \"Database roles\""
+    )]
     Rights {
         /// The role that the connection uses.
         role: String,
@@ -59,7 +61,9 @@ pub enum SchemaError {
         missing: String,
     },
     /// Another process holds the lock that migrations run under.
-    #[error("the database is being migrated by another process, which did not finish within {waited:?}{holder}")]
+    #[error(
+        "the database is being migrated by another process, which did not finish within {waited:?}{holder}"
+    )]
     Locked {
         /// How long this process waited.
         waited: Duration,
@@ -122,14 +126,20 @@ impl fmt::Display for LockHolder {
 
 /// Runs what is missing, and returns the names of that. Several processes can do so at the same time: the second waits
 /// for the first, at most for `patience`, and finds nothing to do.
-pub(crate) fn run(conn: &mut AnyConnection, patience: Duration) -> Result<Vec<String>, SchemaError> {
+pub(crate) fn run(
+    conn: &mut AnyConnection,
+    patience: Duration,
+) -> Result<Vec<String>, SchemaError> {
     match check(conn) {
         Ok(()) => {
             identify(conn)?;
             return Ok(Vec::new());
         }
         Err(SchemaError::Older { .. }) => {}
-        Err(SchemaError::NotInSearchPath { schema, search_path }) => tracing::warn!(
+        Err(SchemaError::NotInSearchPath {
+            schema,
+            search_path,
+        }) => tracing::warn!(
             %schema,
             %search_path,
             "another schema of the database has tables of Tollkey; new ones are created where search_path points"
@@ -139,7 +149,9 @@ pub(crate) fn run(conn: &mut AnyConnection, patience: Duration) -> Result<Vec<St
     let applied = match conn {
         AnyConnection::Sqlite(conn) => conn
             .immediate_transaction(|conn| {
-                let applied = conn.run_pending_migrations(SQLITE).map_err(|error| Failed(error.to_string()))?;
+                let applied = conn
+                    .run_pending_migrations(SQLITE)
+                    .map_err(|error| Failed(error.to_string()))?;
                 Ok(applied.iter().map(ToString::to_string).collect::<Vec<_>>())
             })
             .map_err(|Failed(error)| SchemaError::Failed(error))?,
@@ -154,10 +166,17 @@ pub(crate) fn run(conn: &mut AnyConnection, patience: Duration) -> Result<Vec<St
                 if waited >= log_at || waited >= patience {
                     let holder = lock_holder(conn)?;
                     if waited >= patience {
-                        return Err(SchemaError::Locked { waited: patience, holder });
+                        return Err(SchemaError::Locked {
+                            waited: patience,
+                            holder,
+                        });
                     }
                     let (pid, session) = (holder.pid, holder.session);
-                    tracing::warn!(pid, session, "waiting for another process that migrates the database");
+                    tracing::warn!(
+                        pid,
+                        session,
+                        "waiting for another process that migrates the database"
+                    );
                     log_at = waited + LOG_EVERY;
                 }
                 std::thread::sleep(TRY_EVERY.min(patience));
@@ -176,14 +195,19 @@ fn identify(conn: &mut AnyConnection) -> Result<(), SchemaError> {
         #[diesel(sql_type = Integer)]
         application_id: i32,
     }
-    let AnyConnection::Sqlite(conn) = conn else { return Ok(()) };
+    let AnyConnection::Sqlite(conn) = conn else {
+        return Ok(());
+    };
     let read = |conn: &mut SqliteConnection| {
         sql_query("SELECT application_id FROM pragma_application_id").get_result::<Row>(conn)
     };
     let identify = |conn: &mut SqliteConnection| {
         if read(conn)?.application_id == 0 {
             let random = RandomState::new().build_hasher().finish() as u32;
-            conn.batch_execute(&format!("PRAGMA application_id = {}", random.max(1).cast_signed()))?;
+            conn.batch_execute(&format!(
+                "PRAGMA application_id = {}",
+                random.max(1).cast_signed()
+            ))?;
         }
         Ok::<_, diesel::result::Error>(())
     };
@@ -198,7 +222,10 @@ fn identify(conn: &mut AnyConnection) -> Result<(), SchemaError> {
 /// The names of these versions, in the order of the migrations.
 fn names(conn: &AnyConnection, applied: &[String]) -> Result<Vec<String>, SchemaError> {
     let known = known(conn)?.into_iter();
-    Ok(known.filter(|(version, _)| applied.contains(version)).map(|(_, name)| name).collect())
+    Ok(known
+        .filter(|(version, _)| applied.contains(version))
+        .map(|(_, name)| name)
+        .collect())
 }
 
 /// Runs what is missing, all in one transaction, and returns their versions; `None` if another process holds
@@ -208,14 +235,18 @@ fn names(conn: &AnyConnection, applied: &[String]) -> Result<Vec<String>, Schema
 /// connection pooler keeps the session.
 fn run_locked(conn: &mut PgConnection) -> Result<Option<Vec<String>>, SchemaError> {
     conn.transaction(|conn| {
-        let locked = diesel::select(diesel::dsl::sql::<Bool>(&format!("pg_try_advisory_xact_lock({ADVISORY_LOCK})")));
+        let locked = diesel::select(diesel::dsl::sql::<Bool>(&format!(
+            "pg_try_advisory_xact_lock({ADVISORY_LOCK})"
+        )));
         if !locked.get_result::<bool>(conn)? {
             return Ok(None);
         }
         // Whoever waits for a table makes all others wait behind it, renewals of leases among them. Better to give up:
         // nothing is lost, and it can be tried again when the dump is over that holds the table.
         conn.batch_execute("SET LOCAL lock_timeout = 2000")?;
-        let applied = conn.run_pending_migrations(POSTGRES).map_err(|error| Failed(error.to_string()))?;
+        let applied = conn
+            .run_pending_migrations(POSTGRES)
+            .map_err(|error| Failed(error.to_string()))?;
         Ok(Some(applied.iter().map(ToString::to_string).collect()))
     })
     .map_err(|Failed(error)| {
@@ -238,8 +269,14 @@ fn lock_holder(conn: &mut PgConnection) -> Result<LockHolder, SchemaError> {
          AND ((classid::bigint << 32) | objid::bigint) = {ADVISORY_LOCK} \
          AND pg_locks.database = (SELECT oid FROM pg_database WHERE datname = current_database())"
     );
-    let found = sql_query(sql).get_result(conn).optional().map_err(|error| SchemaError::Store(error.into()))?;
-    Ok(found.unwrap_or(LockHolder { pid: None, session: String::new() }))
+    let found = sql_query(sql)
+        .get_result(conn)
+        .optional()
+        .map_err(|error| SchemaError::Store(error.into()))?;
+    Ok(found.unwrap_or(LockHolder {
+        pid: None,
+        session: String::new(),
+    }))
 }
 
 /// Lets a transaction roll back with a migration's error, whatever type that has.
@@ -266,7 +303,10 @@ pub(crate) fn check(conn: &mut AnyConnection) -> Result<(), SchemaError> {
         return Err(error);
     }
     let known = known(conn)?;
-    if applied.iter().any(|version| !known.iter().any(|(known, _)| known == version)) {
+    if applied
+        .iter()
+        .any(|version| !known.iter().any(|(known, _)| known == version))
+    {
         return Err(SchemaError::Newer);
     }
     match known.len() - applied.len() {
@@ -278,10 +318,14 @@ pub(crate) fn check(conn: &mut AnyConnection) -> Result<(), SchemaError> {
 /// The versions and names of the migrations of this build.
 fn known(conn: &AnyConnection) -> Result<Vec<(String, String)>, SchemaError> {
     type Named = Vec<(String, String)>;
-    fn named<DB: diesel::backend::Backend>(source: EmbeddedMigrations) -> diesel::migration::Result<Named> {
+    fn named<DB: diesel::backend::Backend>(
+        source: EmbeddedMigrations,
+    ) -> diesel::migration::Result<Named> {
         let migrations: Vec<Box<dyn Migration<DB>>> = source.migrations()?;
         let names = migrations.iter().map(|migration| migration.name());
-        let mut named: Named = names.map(|name| (name.version().to_string(), name.to_string())).collect();
+        let mut named: Named = names
+            .map(|name| (name.version().to_string(), name.to_string()))
+            .collect();
         named.sort();
         Ok(named)
     }
@@ -294,12 +338,18 @@ fn known(conn: &AnyConnection) -> Result<Vec<(String, String)>, SchemaError> {
 
 fn applied(conn: &mut AnyConnection) -> diesel::QueryResult<Vec<String>> {
     let there = match conn {
-        AnyConnection::Sqlite(_) => "EXISTS (SELECT 1 FROM sqlite_master WHERE name = '__diesel_schema_migrations')",
+        AnyConnection::Sqlite(_) => {
+            "EXISTS (SELECT 1 FROM sqlite_master WHERE name = '__diesel_schema_migrations')"
+        }
         AnyConnection::Postgres(_) => "to_regclass('__diesel_schema_migrations') IS NOT NULL",
     };
-    let there: Option<bool> = diesel::select(diesel::dsl::sql::<Bool>(there)).get_result(conn).optional()?;
+    let there: Option<bool> = diesel::select(diesel::dsl::sql::<Bool>(there))
+        .get_result(conn)
+        .optional()?;
     if there != Some(true) {
         return Ok(Vec::new());
     }
-    __diesel_schema_migrations::table.select(__diesel_schema_migrations::version).load(conn)
+    __diesel_schema_migrations::table
+        .select(__diesel_schema_migrations::version)
+        .load(conn)
 }

@@ -39,18 +39,23 @@ const SETTINGS: [(&str, &str); 8] = [
 /// Nothing may wait without a limit, and no transaction may hold the change counter's lock longer than a lease (3 s),
 /// because no verifier could renew meanwhile. Where leases are shorter, a process that is frozen while it changes
 /// something costs the others theirs until it is thrown out; they ask the database meanwhile.
-const LIMITS: [(&str, &str); 2] = [("statement_timeout", "5000"), ("idle_in_transaction_session_timeout", "2000")];
+const LIMITS: [(&str, &str); 2] = [
+    ("statement_timeout", "5000"),
+    ("idle_in_transaction_session_timeout", "2000"),
+];
 /// No limit of ours fits a migration of a large table.
-const NO_LIMITS: [(&str, &str); 3] =
-    [("statement_timeout", "0"), ("idle_in_transaction_session_timeout", "0"), ("lock_timeout", "0")];
+const NO_LIMITS: [(&str, &str); 3] = [
+    ("statement_timeout", "0"),
+    ("idle_in_transaction_session_timeout", "0"),
+    ("lock_timeout", "0"),
+];
 /// Longer than the server takes to detect a deadlock, if that is possible within 2 s: a deadlock is retried, a lock that
 /// is held for too long is not. `deadlock_timeout` itself can be set by superusers only.
 const LOCK_TIMEOUT: &str = "SELECT 'lock_timeout', least(2000, greatest(1000, setting::integer + 500))::text \
                             FROM pg_settings WHERE name = 'deadlock_timeout'";
 /// What was reported as done must be done after a crash too: whatever the server's default is now, and whatever it
 /// becomes while the connection lasts, which a setting of the session outlives.
-const DURABLE: &str =
-    "SELECT 'synchronous_commit', coalesce(nullif(current_setting('synchronous_commit'), 'off'), 'on')";
+const DURABLE: &str = "SELECT 'synchronous_commit', coalesce(nullif(current_setting('synchronous_commit'), 'off'), 'on')";
 
 /// The first statement of each connection, because a default of a few milliseconds would end the others. It is short
 /// enough itself. As a startup parameter (`options`) it would be set earlier, but connection poolers reject that.
@@ -59,7 +64,8 @@ pub(crate) const NO_STATEMENT_TIMEOUT: &str = "SET statement_timeout = 0";
 /// Errors are told apart by their text, because diesel does not pass on most codes. Only a superuser can set its
 /// language, or a role to which that was granted. The attempt of another role would be an error in the server's log, so
 /// it is made in a block that catches the error.
-pub(crate) const ENGLISH: &str = "DO $$ BEGIN SET lc_messages = 'C'; EXCEPTION WHEN insufficient_privilege THEN END $$";
+pub(crate) const ENGLISH: &str =
+    "DO $$ BEGIN SET lc_messages = 'C'; EXCEPTION WHEN insufficient_privilege THEN END $$";
 
 /// The oldest server whose SQL the migrations are written in (`CREATE TRIGGER … EXECUTE FUNCTION`).
 const OLDEST_VERSION: i32 = 110_000;
@@ -129,10 +135,21 @@ impl ServerState {
 
 /// The statement that sets what can be set and returns one row of what has to be checked.
 pub(crate) fn statement(purpose: Use) -> String {
-    let limits: &[_] = if purpose == Use::Migrate { &NO_LIMITS } else { &LIMITS };
-    let values: Vec<String> =
-        SETTINGS.iter().chain(limits).map(|(name, value)| format!("('{name}', '{value}')")).collect();
-    let lock_timeout = if purpose == Use::Migrate { String::new() } else { format!(" UNION ALL {LOCK_TIMEOUT}") };
+    let limits: &[_] = if purpose == Use::Migrate {
+        &NO_LIMITS
+    } else {
+        &LIMITS
+    };
+    let values: Vec<String> = SETTINGS
+        .iter()
+        .chain(limits)
+        .map(|(name, value)| format!("('{name}', '{value}')"))
+        .collect();
+    let lock_timeout = if purpose == Use::Migrate {
+        String::new()
+    } else {
+        format!(" UNION ALL {LOCK_TIMEOUT}")
+    };
     format!(
         "WITH wanted (name, value) AS (VALUES {} UNION ALL {DURABLE}{lock_timeout}), \
          done AS (SELECT count(set_config(name, value, false)) AS settings FROM wanted JOIN pg_settings USING (name)) \
@@ -144,8 +161,13 @@ pub(crate) fn statement(purpose: Use) -> String {
 }
 
 /// Sets and checks what the server relies on.
-pub(crate) fn prepare(conn: &mut PgConnection, purpose: Use) -> diesel::QueryResult<Result<(), Unsuitable>> {
-    sql_query(statement(purpose)).get_result::<ServerState>(conn).map(ServerState::check)
+pub(crate) fn prepare(
+    conn: &mut PgConnection,
+    purpose: Use,
+) -> diesel::QueryResult<Result<(), Unsuitable>> {
+    sql_query(statement(purpose))
+        .get_result::<ServerState>(conn)
+        .map(ServerState::check)
 }
 
 /// Whether two open connections share server sessions, as they do behind a pooler in transaction or statement mode.
@@ -153,16 +175,26 @@ pub(crate) fn prepare(conn: &mut PgConnection, purpose: Use) -> diesel::QueryRes
 /// Each connection writes a mark of its own into its session and then reads it back in turn with the other. Without such
 /// a pooler both always find their own mark. The first one reads twice in a row, so that a pooler that takes its server
 /// sessions in turn is noticed too.
-pub(crate) fn share_sessions(one: &mut PgConnection, other: &mut PgConnection) -> diesel::QueryResult<bool> {
+pub(crate) fn share_sessions(
+    one: &mut PgConnection,
+    other: &mut PgConnection,
+) -> diesel::QueryResult<bool> {
     let marks = [(); 2].map(|()| format!("{:016x}", RandomState::new().build_hasher().finish()));
     let [one_mark, other_mark] = &marks;
     for (conn, mark) in [(&mut *one, one_mark), (&mut *other, other_mark)] {
-        text(conn, &format!("SELECT set_config('tollkey.connection', '{mark}', false) AS value"))?;
+        text(
+            conn,
+            &format!("SELECT set_config('tollkey.connection', '{mark}', false) AS value"),
+        )?;
     }
     for _ in 0..ROUNDS {
         for (conn, mark) in [(&mut *one, one_mark), (&mut *other, other_mark)] {
             for _ in 0..2 {
-                if text(conn, "SELECT coalesce(current_setting('tollkey.connection', true), '') AS value")? != *mark {
+                if text(
+                    conn,
+                    "SELECT coalesce(current_setting('tollkey.connection', true), '') AS value",
+                )? != *mark
+                {
                     return Ok(true);
                 }
             }
@@ -193,15 +225,52 @@ mod tests {
             replication_role: "origin".into(),
         };
         assert_eq!(good().check(), Ok(()));
-        assert_eq!(ServerState { version: 110_000, ..good() }.check(), Ok(()));
-        assert_eq!(ServerState { version: 109_999, ..good() }.check(), Err(Unsuitable::Version(10)));
+        assert_eq!(
+            ServerState {
+                version: 110_000,
+                ..good()
+            }
+            .check(),
+            Ok(())
+        );
+        assert_eq!(
+            ServerState {
+                version: 109_999,
+                ..good()
+            }
+            .check(),
+            Err(Unsuitable::Version(10))
+        );
         for encoding in ["LATIN1", "SQL_ASCII"] {
-            let error = ServerState { encoding: encoding.into(), ..good() }.check().unwrap_err();
+            let error = ServerState {
+                encoding: encoding.into(),
+                ..good()
+            }
+            .check()
+            .unwrap_err();
             assert_eq!(error, Unsuitable::Encoding(encoding.into()));
-            assert!(error.to_string().contains("ENCODING 'UTF8' TEMPLATE template0"), "{error}");
+            assert!(
+                error
+                    .to_string()
+                    .contains("ENCODING 'UTF8' TEMPLATE template0"),
+                "{error}"
+            );
         }
-        assert_eq!(ServerState { is_standby: true, ..good() }.check(), Err(Unsuitable::Standby));
-        let replica = ServerState { replication_role: "replica".into(), ..good() };
-        assert_eq!(replica.check(), Err(Unsuitable::ReplicationRole("replica".into())));
+        assert_eq!(
+            ServerState {
+                is_standby: true,
+                ..good()
+            }
+            .check(),
+            Err(Unsuitable::Standby)
+        );
+        let replica = ServerState {
+            replication_role: "replica".into(),
+            ..good()
+        };
+        assert_eq!(
+            replica.check(),
+            Err(Unsuitable::ReplicationRole("replica".into()))
+        );
     }
 }

@@ -23,7 +23,8 @@ const LIMIT: Duration = Duration::from_secs(2);
 
 /// A change that is written and not kept. The row is never visible to others, and would be that of a verifier that has
 /// applied everything.
-const INSERT: &str = "INSERT INTO verifiers (id, applied_seq, renewals) VALUES ($1, 9223372036854775807, 0)";
+const INSERT: &str =
+    "INSERT INTO verifiers (id, applied_seq, renewals) VALUES ($1, 9223372036854775807, 0)";
 const DELETE: &str = "DELETE FROM verifiers WHERE id = $1";
 
 /// A change of this size has to fit into a SQLite file: 64 KiB, more pages than a request changes. One page would fit
@@ -78,7 +79,11 @@ impl Default for Readiness {
         for half in row.chunks_exact_mut(8) {
             half.copy_from_slice(&RandomState::new().build_hasher().finish().to_be_bytes());
         }
-        Self { last: Arc::default(), logged: std::sync::Mutex::default(), row }
+        Self {
+            last: Arc::default(),
+            logged: std::sync::Mutex::default(),
+            row,
+        }
     }
 }
 
@@ -86,7 +91,10 @@ impl Readiness {
     /// Logs what is different from before.
     fn log(&self, result: &Result<(), NotReady>) {
         let now = result.as_ref().err();
-        let mut logged = self.logged.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut logged = self
+            .logged
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
         if logged.as_ref() == now {
             return;
         }
@@ -108,7 +116,9 @@ impl Store {
     /// # Errors
     /// [`NotReady`] says why not.
     pub async fn ready(&self) -> Result<(), NotReady> {
-        let result = timeout(LIMIT, self.checked()).await.unwrap_or(Err(NotReady::Late));
+        let result = timeout(LIMIT, self.checked())
+            .await
+            .unwrap_or(Err(NotReady::Late));
         self.inner.readiness.log(&result);
         result
     }
@@ -127,10 +137,15 @@ impl Store {
         let store = self.clone();
         let check = tokio::spawn(async move {
             let result = store.check_ready().await;
-            *last = Some(Checked { at: Instant::now(), result: result.clone() });
+            *last = Some(Checked {
+                at: Instant::now(),
+                result: result.clone(),
+            });
             result
         });
-        check.await.unwrap_or(Err(NotReady::Changes(Error::Unavailable)))
+        check
+            .await
+            .unwrap_or(Err(NotReady::Changes(Error::Unavailable)))
     }
 
     async fn check_ready(&self) -> Result<(), NotReady> {
@@ -153,7 +168,9 @@ impl Store {
         let row = self.inner.readiness.row;
         self.lease_transaction(move |conn| {
             for sql in [INSERT, DELETE] {
-                sql_query(sql).bind::<Binary, _>(row.as_slice()).execute(conn)?;
+                sql_query(sql)
+                    .bind::<Binary, _>(row.as_slice())
+                    .execute(conn)?;
             }
             Ok(())
         })
@@ -175,10 +192,12 @@ fn probe_space(conn: &mut AnyConnection) -> Result<(), Error> {
 /// of no deadlock. All are sent in one message, so a process that is paused meanwhile holds none either. A lock that
 /// waits here delays no read: it is compatible with those of reads.
 fn probe_locks(conn: &mut AnyConnection) -> Result<(), Error> {
-    let tables = rights::written_tables().map(|table| format!("LOCK TABLE {table} IN ROW EXCLUSIVE MODE"));
+    let tables =
+        rights::written_tables().map(|table| format!("LOCK TABLE {table} IN ROW EXCLUSIVE MODE"));
     // The mode of an UPDATE.
     let counter = "SELECT FROM change_counter FOR NO KEY UPDATE".to_owned();
-    let transaction = |lock| format!("BEGIN; SET LOCAL lock_timeout = {LOCK_TIMEOUT}; {lock}; ROLLBACK;");
+    let transaction =
+        |lock| format!("BEGIN; SET LOCAL lock_timeout = {LOCK_TIMEOUT}; {lock}; ROLLBACK;");
     let batch: String = tables.chain([counter]).map(transaction).collect();
     let result = conn.batch_execute(&batch);
     if result.is_err()

@@ -31,7 +31,10 @@ const RIGHTS: [(&str, &str); 16] = [
 
 /// The tables that changes write.
 pub(crate) fn written_tables() -> impl Iterator<Item = &'static str> {
-    RIGHTS.into_iter().filter(|(_, rights)| *rights != "SELECT").map(|(table, _)| table)
+    RIGHTS
+        .into_iter()
+        .filter(|(_, rights)| *rights != "SELECT")
+        .map(|(table, _)| table)
 }
 
 /// The table that tells where Tollkey's tables are.
@@ -52,7 +55,11 @@ struct Lacking {
 pub(crate) fn check(conn: &mut PgConnection) -> Result<(), SchemaError> {
     let needed: Vec<String> = RIGHTS
         .iter()
-        .flat_map(|(table, rights)| rights.split(", ").map(move |right| format!("('{table}', '{right}')")))
+        .flat_map(|(table, rights)| {
+            rights
+                .split(", ")
+                .map(move |right| format!("('{table}', '{right}')"))
+        })
         .collect();
     let sql = format!(
         "WITH needed (relation, wanted) AS (VALUES {}), lacking (relation, wanted) AS ( \
@@ -64,11 +71,24 @@ pub(crate) fn check(conn: &mut PgConnection) -> Result<(), SchemaError> {
          GROUP BY relation ORDER BY relation",
         needed.join(", ")
     );
-    let lacking: Vec<Lacking> = sql_query(sql).load(conn).map_err(|error| SchemaError::Store(error.into()))?;
-    let Some(Lacking { role, .. }) = lacking.first() else { return Ok(()) };
-    let missing: Vec<String> =
-        lacking.iter().map(|Lacking { rights, relation, .. }| format!("{rights} on {relation}")).collect();
-    Err(SchemaError::Rights { role: role.clone(), missing: missing.join("; ") })
+    let lacking: Vec<Lacking> = sql_query(sql)
+        .load(conn)
+        .map_err(|error| SchemaError::Store(error.into()))?;
+    let Some(Lacking { role, .. }) = lacking.first() else {
+        return Ok(());
+    };
+    let missing: Vec<String> = lacking
+        .iter()
+        .map(
+            |Lacking {
+                 rights, relation, ..
+             }| format!("{rights} on {relation}"),
+        )
+        .collect();
+    Err(SchemaError::Rights {
+        role: role.clone(),
+        missing: missing.join("; "),
+    })
 }
 
 /// Tables of Tollkey that the connection cannot see.
@@ -85,7 +105,9 @@ struct Elsewhere {
 }
 
 /// Why the tables are not found, if they exist in a schema that `search_path` does not name or that the role cannot use.
-pub(crate) fn tables_elsewhere(conn: &mut PgConnection) -> Result<Option<SchemaError>, SchemaError> {
+pub(crate) fn tables_elsewhere(
+    conn: &mut PgConnection,
+) -> Result<Option<SchemaError>, SchemaError> {
     let sql = format!(
         "SELECT nspname::text AS schema, current_setting('search_path') AS search_path, current_user::text AS role, \
          has_schema_privilege(pg_namespace.oid, 'USAGE') AS is_usable \
@@ -93,12 +115,27 @@ pub(crate) fn tables_elsewhere(conn: &mut PgConnection) -> Result<Option<SchemaE
          WHERE relname = '{LANDMARK}' AND relkind IN ('r', 'p') AND to_regclass('{LANDMARK}') IS NULL \
          ORDER BY nspname LIMIT 1"
     );
-    let found: Option<Elsewhere> =
-        sql_query(sql).get_result(conn).optional().map_err(|error| SchemaError::Store(error.into()))?;
-    Ok(found.map(|Elsewhere { schema, search_path, role, is_usable }| match is_usable {
-        true => SchemaError::NotInSearchPath { schema, search_path },
-        false => SchemaError::Rights { role, missing: format!("USAGE on schema {schema}") },
-    }))
+    let found: Option<Elsewhere> = sql_query(sql)
+        .get_result(conn)
+        .optional()
+        .map_err(|error| SchemaError::Store(error.into()))?;
+    Ok(found.map(
+        |Elsewhere {
+             schema,
+             search_path,
+             role,
+             is_usable,
+         }| match is_usable {
+            true => SchemaError::NotInSearchPath {
+                schema,
+                search_path,
+            },
+            false => SchemaError::Rights {
+                role,
+                missing: format!("USAGE on schema {schema}"),
+            },
+        },
+    ))
 }
 
 #[cfg(all(test, feature = "test-util"))]
@@ -114,7 +151,16 @@ mod tests {
         let database = Database::sqlite();
         let _migrated = database.store();
         let columns = database.columns();
-        let tables: BTreeSet<&str> = columns.iter().filter_map(|name| name.split('.').next()).collect();
-        assert_eq!(tables, RIGHTS.iter().map(|(table, _)| *table).collect::<BTreeSet<_>>());
+        let tables: BTreeSet<&str> = columns
+            .iter()
+            .filter_map(|name| name.split('.').next())
+            .collect();
+        assert_eq!(
+            tables,
+            RIGHTS
+                .iter()
+                .map(|(table, _)| *table)
+                .collect::<BTreeSet<_>>()
+        );
     }
 }

@@ -4,8 +4,8 @@
 use diesel::prelude::*;
 use serde_json::Value;
 use tollkey_core::{
-    AccountId, ApiKey, Application, Digest, Family, Grants, Id, IpList, Mode, OperatingModel, RateLimit, Scope,
-    ServiceKey, Timestamp,
+    AccountId, ApiKey, Application, Digest, Family, Grants, Id, IpList, Mode, OperatingModel,
+    RateLimit, Scope, ServiceKey, Timestamp,
     audit::{self, Action, Actor, ActorKind, Draft, Entry, Target, TargetKind},
     feature::Feature,
     metadata::Metadata,
@@ -30,7 +30,10 @@ fn optional_timestamp(micros: Option<i64>) -> Result<Option<Timestamp>, Error> {
 }
 
 pub(crate) fn id<Of>(bytes: &[u8]) -> Result<Id<Of>, Error> {
-    bytes.try_into().map(Id::from_bytes).map_err(|_| Error::corrupt("id"))
+    bytes
+        .try_into()
+        .map(Id::from_bytes)
+        .map_err(|_| Error::corrupt("id"))
 }
 
 fn optional_id<Of>(bytes: Option<&[u8]>) -> Result<Option<Id<Of>>, Error> {
@@ -54,11 +57,17 @@ fn family(text: &str) -> Result<Family, Error> {
 }
 
 pub(crate) fn digest(bytes: &[u8]) -> Result<Digest, Error> {
-    bytes.try_into().map(Digest::from_bytes).map_err(|_| Error::corrupt("digest"))
+    bytes
+        .try_into()
+        .map(Digest::from_bytes)
+        .map_err(|_| Error::corrupt("digest"))
 }
 
 pub(crate) fn hash(bytes: &[u8]) -> Result<audit::Hash, Error> {
-    bytes.try_into().map(audit::Hash::from_bytes).map_err(|_| Error::corrupt("hash"))
+    bytes
+        .try_into()
+        .map(audit::Hash::from_bytes)
+        .map_err(|_| Error::corrupt("hash"))
 }
 
 /// A number that is never negative.
@@ -174,17 +183,34 @@ impl From<&ApiKey> for KeyState {
         let number = |number: std::num::NonZeroU32| i32::try_from(number.get()).unwrap_or(i32::MAX);
         Self {
             name: key.name.clone(),
-            scopes: grants.scopes.iter().map(Scope::as_str).collect::<Vec<_>>().join(" "),
-            merchants: grants.merchants.as_ref().map(|list| array(list.iter().map(String::as_str))),
-            features: grants.features.as_ref().map(|list| array(list.iter().map(|feature| feature.as_str()))),
+            scopes: grants
+                .scopes
+                .iter()
+                .map(Scope::as_str)
+                .collect::<Vec<_>>()
+                .join(" "),
+            merchants: grants
+                .merchants
+                .as_ref()
+                .map(|list| array(list.iter().map(String::as_str))),
+            features: grants
+                .features
+                .as_ref()
+                .map(|list| array(list.iter().map(|feature| feature.as_str()))),
             allowed_ips: grants.allowed_ips.as_ref().map(|list| {
-                let networks: Vec<String> = list.networks().iter().map(ToString::to_string).collect();
+                let networks: Vec<String> =
+                    list.networks().iter().map(ToString::to_string).collect();
                 array(networks.iter().map(String::as_str))
             }),
             rate_limit_limit: grants.rate_limit.map(|limit| number(limit.limit())),
-            rate_limit_window_seconds: grants.rate_limit.map(|limit| number(limit.window_seconds())),
+            rate_limit_window_seconds: grants
+                .rate_limit
+                .map(|limit| number(limit.window_seconds())),
             expires_at: grants.expires_at.map(micros),
-            metadata: key.metadata.as_ref().map(|metadata| metadata.as_json().to_owned()),
+            metadata: key
+                .metadata
+                .as_ref()
+                .map(|metadata| metadata.as_json().to_owned()),
             suspended_at: key.suspended_at.map(micros),
             revoked_at: key.revoked_at.map(micros),
             revoked_reason: key.revoked_reason.clone(),
@@ -233,20 +259,34 @@ impl TryFrom<KeyRow> for ApiKey {
     fn try_from(row: KeyRow) -> Result<Self, Error> {
         let rate_limit = match (row.rate_limit_limit, row.rate_limit_window_seconds) {
             (None, None) => None,
-            (Some(limit), Some(window)) => {
-                Some(RateLimit::new(limit.into(), window.into()).map_err(|_| Error::corrupt("rate limit"))?)
-            }
+            (Some(limit), Some(window)) => Some(
+                RateLimit::new(limit.into(), window.into())
+                    .map_err(|_| Error::corrupt("rate limit"))?,
+            ),
             _ => return Err(Error::corrupt("rate limit")),
         };
         let features = strings(row.features, "features")?.map(|names| {
-            names.iter().map(|name| name.parse::<Feature>().map_err(|_| Error::corrupt("features"))).collect()
+            names
+                .iter()
+                .map(|name| {
+                    name.parse::<Feature>()
+                        .map_err(|_| Error::corrupt("features"))
+                })
+                .collect()
         });
         let networks = strings(row.allowed_ips, "networks")?;
-        let allowed_ips =
-            networks.map(|list| IpList::parse(list.iter().map(String::as_str)).map_err(|_| Error::corrupt("networks")));
-        let metadata = row.metadata.map(|json| Metadata::parse(&json).map_err(|_| Error::corrupt("metadata")));
+        let allowed_ips = networks.map(|list| {
+            IpList::parse(list.iter().map(String::as_str)).map_err(|_| Error::corrupt("networks"))
+        });
+        let metadata = row
+            .metadata
+            .map(|json| Metadata::parse(&json).map_err(|_| Error::corrupt("metadata")));
         let grants = Grants {
-            scopes: row.scopes.split_ascii_whitespace().map(|name| Scope::named(name.to_owned())).collect(),
+            scopes: row
+                .scopes
+                .split_ascii_whitespace()
+                .map(|name| Scope::named(name.to_owned()))
+                .collect(),
             merchants: strings(row.merchants, "merchants")?,
             features: features.transpose()?,
             allowed_ips: allowed_ips.transpose()?,
@@ -254,7 +294,9 @@ impl TryFrom<KeyRow> for ApiKey {
             expires_at: optional_timestamp(row.expires_at)?,
         };
         // A restriction that restricts to nothing is never written; read as one it would deny, as an absent one allow.
-        if grants.merchants.as_ref().is_some_and(Vec::is_empty) || grants.features.as_ref().is_some_and(Vec::is_empty) {
+        if grants.merchants.as_ref().is_some_and(Vec::is_empty)
+            || grants.features.as_ref().is_some_and(Vec::is_empty)
+        {
             return Err(Error::corrupt("restriction"));
         }
         Ok(Self {
@@ -292,7 +334,9 @@ fn array<'a>(texts: impl Iterator<Item = &'a str>) -> String {
 
 fn strings(json: Option<String>, what: &'static str) -> Result<Option<Vec<String>>, Error> {
     let Some(json) = json else { return Ok(None) };
-    let Ok(Value::Array(values)) = serde_json::from_str(&json) else { return Err(Error::corrupt(what)) };
+    let Ok(Value::Array(values)) = serde_json::from_str(&json) else {
+        return Err(Error::corrupt(what));
+    };
     let texts = values.into_iter().map(|value| match value {
         Value::String(text) => Ok(text),
         _ => Err(Error::corrupt(what)),
@@ -356,14 +400,20 @@ impl TryFrom<EntryRow> for Entry {
             account_id: account_id(&row.account_id)?,
             occurred_at: timestamp(row.occurred_at)?,
             action,
-            actor: Actor { kind: actor_kind, id: row.actor_id },
+            actor: Actor {
+                kind: actor_kind,
+                id: row.actor_id,
+            },
             target: Target {
                 kind: target_kind,
                 id: row.target_id,
                 mode: row.target_mode.as_deref().map(mode).transpose()?,
             },
             request_id: row.request_id,
-            ip: row.ip.map(|ip| ip.parse().map_err(|_| corrupt())).transpose()?,
+            ip: row
+                .ip
+                .map(|ip| ip.parse().map_err(|_| corrupt()))
+                .transpose()?,
             changes: serde_json::from_str(&row.changes).map_err(|_| corrupt())?,
         };
         // The hash is of the value; a text that reads as the same value but says something else to another reader
@@ -372,7 +422,11 @@ impl TryFrom<EntryRow> for Entry {
         if written != row.changes {
             return Err(corrupt());
         }
-        Ok(Self { draft, seq: unsigned(row.seq)?, hash: hash(&row.hash)? })
+        Ok(Self {
+            draft,
+            seq: unsigned(row.seq)?,
+            hash: hash(&row.hash)?,
+        })
     }
 }
 

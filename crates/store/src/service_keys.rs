@@ -3,7 +3,9 @@
 //! Not bound to a tenant: they belong to the operator and verify the keys of all accounts.
 
 use diesel::prelude::*;
-use tollkey_core::{Digest, ServiceKey, ServiceKeyId, Timestamp, api_key::Transition, change::Changed};
+use tollkey_core::{
+    Digest, ServiceKey, ServiceKeyId, Timestamp, api_key::Transition, change::Changed,
+};
 
 use crate::{
     Error, Reader, Writer,
@@ -46,7 +48,10 @@ impl Writer<'_> {
     /// [`Error`].
     pub fn insert_service_key(&mut self, key: &ServiceKey, digest: &Digest) -> Result<(), Error> {
         diesel::insert_into(service_keys::table)
-            .values((ServiceKeyRow::from(key), service_keys::digest.eq(digest.as_bytes().as_slice())))
+            .values((
+                ServiceKeyRow::from(key),
+                service_keys::digest.eq(digest.as_bytes().as_slice()),
+            ))
             .execute(self.conn)?;
         Ok(())
     }
@@ -55,9 +60,15 @@ impl Writer<'_> {
     ///
     /// # Errors
     /// [`Error`].
-    pub fn revoke_service_key(&mut self, id: &ServiceKeyId, at: Timestamp) -> Result<Option<Transition>, Error> {
+    pub fn revoke_service_key(
+        &mut self,
+        id: &ServiceKeyId,
+        at: Timestamp,
+    ) -> Result<Option<Transition>, Error> {
         let revoked = diesel::update(
-            service_keys::table.find(id.as_bytes().as_slice()).filter(service_keys::revoked_at.is_null()),
+            service_keys::table
+                .find(id.as_bytes().as_slice())
+                .filter(service_keys::revoked_at.is_null()),
         )
         .set(service_keys::revoked_at.eq(rows::micros(at)))
         .execute(self.conn)?;

@@ -56,7 +56,11 @@ impl TryFrom<SessionRow> for Session {
 
     fn try_from(row: SessionRow) -> Result<Self, Error> {
         Ok(Self {
-            account_id: row.account_id.as_deref().map(rows::account_id).transpose()?,
+            account_id: row
+                .account_id
+                .as_deref()
+                .map(rows::account_id)
+                .transpose()?,
             subject: row.subject,
             is_operator: row.is_operator,
             grounds: rows::digest(&row.grounds)?,
@@ -74,7 +78,10 @@ impl Writer<'_> {
     /// [`Error`].
     pub fn insert_session(&mut self, digest: &Digest, session: &Session) -> Result<(), Error> {
         diesel::insert_into(sessions::table)
-            .values((sessions::digest.eq(digest.as_bytes().as_slice()), SessionRow::from(session)))
+            .values((
+                sessions::digest.eq(digest.as_bytes().as_slice()),
+                SessionRow::from(session),
+            ))
             .execute(self.conn)?;
         Ok(())
     }
@@ -95,10 +102,18 @@ impl Writer<'_> {
     ///
     /// # Errors
     /// [`Error`].
-    pub fn set_session_account(&mut self, digest: &Digest, account: Option<&AccountId>) -> Result<(), Error> {
-        diesel::update(sessions::table.find(digest.as_bytes().as_slice()).filter(sessions::is_operator.eq(true)))
-            .set(sessions::account_id.eq(account.map(AccountId::as_str)))
-            .execute(self.conn)?;
+    pub fn set_session_account(
+        &mut self,
+        digest: &Digest,
+        account: Option<&AccountId>,
+    ) -> Result<(), Error> {
+        diesel::update(
+            sessions::table
+                .find(digest.as_bytes().as_slice())
+                .filter(sessions::is_operator.eq(true)),
+        )
+        .set(sessions::account_id.eq(account.map(AccountId::as_str)))
+        .execute(self.conn)?;
         Ok(())
     }
 
@@ -134,11 +149,18 @@ impl Store {
     ///
     /// # Errors
     /// [`Error`].
-    pub async fn end_sessions(&self, account: Option<AccountId>, subject: Option<String>) -> Result<usize, Error> {
+    pub async fn end_sessions(
+        &self,
+        account: Option<AccountId>,
+        subject: Option<String>,
+    ) -> Result<usize, Error> {
         self.in_steps(move |tx| {
             let (conn, _) = tx.parts();
-            let end = sql_query(END).bind::<Nullable<Text>, _>(account.as_ref().map(AccountId::as_str));
-            let end = end.bind::<Nullable<Text>, _>(subject.as_deref()).bind::<BigInt, _>(i64::from(STEP));
+            let end =
+                sql_query(END).bind::<Nullable<Text>, _>(account.as_ref().map(AccountId::as_str));
+            let end = end
+                .bind::<Nullable<Text>, _>(subject.as_deref())
+                .bind::<BigInt, _>(i64::from(STEP));
             Ok(end.execute(conn)?)
         })
         .await
@@ -151,7 +173,10 @@ impl Store {
     pub async fn prune_sessions(&self, now: Timestamp) -> Result<usize, Error> {
         self.in_steps(move |tx| {
             let (conn, _) = tx.parts();
-            Ok(sql_query(PRUNE).bind::<BigInt, _>(micros(now)).bind::<BigInt, _>(i64::from(STEP)).execute(conn)?)
+            Ok(sql_query(PRUNE)
+                .bind::<BigInt, _>(micros(now))
+                .bind::<BigInt, _>(i64::from(STEP))
+                .execute(conn)?)
         })
         .await
     }

@@ -42,7 +42,12 @@ pub(crate) fn prepare(path: &Path, create: bool) -> Result<(), OpenError> {
     let metadata = match fs::metadata(path) {
         Ok(metadata) => metadata,
         Err(error) if error.kind() == io::ErrorKind::NotFound && create => {
-            return match fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path) {
+            return match fs::OpenOptions::new()
+                .write(true)
+                .create_new(true)
+                .mode(0o600)
+                .open(path)
+            {
                 Ok(_) => Ok(()),
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_symlink() => {
                     Err(OpenError::NotADatabase {
@@ -55,7 +60,9 @@ pub(crate) fn prepare(path: &Path, create: bool) -> Result<(), OpenError> {
                 Err(error) => Err(fail(error)),
             };
         }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(OpenError::Missing { path: shown() }),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            return Err(OpenError::Missing { path: shown() });
+        }
         Err(error) => return Err(fail(error)),
     };
     if metadata.is_dir() {
@@ -64,7 +71,8 @@ pub(crate) fn prepare(path: &Path, create: bool) -> Result<(), OpenError> {
     access(path, Access::READ_OK | Access::WRITE_OK).map_err(|errno| fail(errno.into()))?;
     // For the files that SQLite keeps beside it.
     if let Some(directory) = path.parent() {
-        access(directory, Access::WRITE_OK | Access::EXEC_OK).map_err(|errno| fail(errno.into()))?;
+        access(directory, Access::WRITE_OK | Access::EXEC_OK)
+            .map_err(|errno| fail(errno.into()))?;
     }
     match opened(path).and_then(Header::read).map_err(&fail)? {
         Content::Database(_) => Ok(()),
@@ -83,7 +91,11 @@ pub(crate) fn prepare(path: &Path, create: bool) -> Result<(), OpenError> {
 
 /// The error for a file that the operating system does not let be used.
 pub(crate) fn failure(path: &Path, source: io::Error) -> OpenError {
-    OpenError::File { path: path.display().to_string(), hint: hint(path, &source), error: source }
+    OpenError::File {
+        path: path.display().to_string(),
+        hint: hint(path, &source),
+        error: source,
+    }
 }
 
 /// What the operating system's error does not say.
@@ -94,7 +106,10 @@ fn hint(path: &Path, error: &io::Error) -> String {
             format!("; create the directory {} first", directory.display())
         }
         io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
-            format!("; Tollkey writes the file, and others beside it in {}", directory.display())
+            format!(
+                "; Tollkey writes the file, and others beside it in {}",
+                directory.display()
+            )
         }
         _ => String::new(),
     }
@@ -109,7 +124,10 @@ pub(crate) struct FileId {
 
 impl FileId {
     fn of(path: &Path) -> io::Result<Self> {
-        fs::metadata(path).map(|found| Self { device: found.dev(), inode: found.ino() })
+        fs::metadata(path).map(|found| Self {
+            device: found.dev(),
+            inode: found.ino(),
+        })
     }
 }
 
@@ -127,7 +145,13 @@ fn opened(path: &Path) -> io::Result<&'static File> {
     }
     let file: &'static File = Box::leak(Box::new(File::open(path)?));
     let metadata = file.metadata()?;
-    opened.push((FileId { device: metadata.dev(), inode: metadata.ino() }, file));
+    opened.push((
+        FileId {
+            device: metadata.dev(),
+            inode: metadata.ino(),
+        },
+        file,
+    ));
     Ok(file)
 }
 
@@ -161,12 +185,15 @@ impl Header {
                 Err(error) => return Err(error),
             }
         }
-        let number = |at: usize| u32::from_be_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
+        let number = |at: usize| {
+            u32::from_be_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
+        };
         Ok(match length {
             0 => Content::Empty,
-            100 if bytes.starts_with(MAGIC) => {
-                Content::Database(Self { application_id: number(68), change_counter: number(24) })
-            }
+            100 if bytes.starts_with(MAGIC) => Content::Database(Self {
+                application_id: number(68),
+                change_counter: number(24),
+            }),
             _ => Content::Other,
         })
     }
@@ -227,8 +254,13 @@ impl SqliteFile {
     /// Notes the files that belong to the open connections, and returns them.
     pub(crate) fn note_log_files(&self) -> Option<LogFiles> {
         let id = |suffix| FileId::of(&self.beside(suffix)).ok();
-        let found = id("-wal").zip(id("-shm")).map(|(log, index)| LogFiles { log, index });
-        *self.log_files.lock().unwrap_or_else(PoisonError::into_inner) = found;
+        let found = id("-wal")
+            .zip(id("-shm"))
+            .map(|(log, index)| LogFiles { log, index });
+        *self
+            .log_files
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = found;
         found
     }
 
@@ -255,12 +287,18 @@ impl SqliteFile {
     pub(crate) fn check_with_log(&self, files: LogFiles) -> Result<(), Error> {
         self.check_content()?;
         let log = self.is(&self.beside("-wal"), files.log);
-        self.report(&self.is_log_lost, log.and_then(|()| self.is(&self.beside("-shm"), files.index)))
+        self.report(
+            &self.is_log_lost,
+            log.and_then(|()| self.is(&self.beside("-shm"), files.index)),
+        )
     }
 
     /// Whether the connections must not be closed: the files at the paths are not theirs.
     pub(crate) fn is_lost(&self) -> bool {
-        let files = *self.log_files.lock().unwrap_or_else(PoisonError::into_inner);
+        let files = *self
+            .log_files
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         match files {
             Some(files) => self.check_with_log(files).is_err(),
             None => self.check_content().is_err(),
@@ -269,8 +307,10 @@ impl SqliteFile {
 
     /// Notes that SQLite has found the file damaged.
     pub(crate) fn note_damage(&self) {
-        let _ = self
-            .spoil(format!("{} is damaged; restore it from a backup while the server is stopped", self.path.display()));
+        let _ = self.spoil(format!(
+            "{} is damaged; restore it from a backup while the server is stopped",
+            self.path.display()
+        ));
         let _ = self.check();
     }
 
@@ -320,8 +360,12 @@ impl SqliteFile {
         let name = path.display();
         match FileId::of(path) {
             Ok(found) if found == expected => Ok(()),
-            Ok(_) => Err(format!("{name} was replaced by another file; restart the server to use that one")),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Err(format!("{name} was deleted")),
+            Ok(_) => Err(format!(
+                "{name} was replaced by another file; restart the server to use that one"
+            )),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                Err(format!("{name} was deleted"))
+            }
             Err(error) => Err(format!("{name} cannot be found: {error}")),
         }
     }

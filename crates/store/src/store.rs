@@ -23,7 +23,10 @@ use tollkey_fair::{FairSemaphore, Limits, Permit, Priority};
 
 use crate::{
     Error,
-    connection::{AnyConnection, Backend, ConnectError, Manager, Target, Use, establish, is_english, postgres_setting},
+    connection::{
+        AnyConnection, Backend, ConnectError, Manager, Target, Use, establish, is_english,
+        postgres_setting,
+    },
     error::{take_conflict, take_damage},
     leases, migrations,
     migrations::SchemaError,
@@ -158,13 +161,18 @@ impl OpenError {
         match error {
             ConnectError::Unsuitable(unsuitable) => Self::Unsuitable(unsuitable),
             ConnectError::OtherApplication => Self::NotADatabase {
-                path: url.file().map(|path| absolute(path).display().to_string()).unwrap_or_default(),
+                path: url
+                    .file()
+                    .map(|path| absolute(path).display().to_string())
+                    .unwrap_or_default(),
                 what: "is the SQLite database of another application: it has tables, and not those of Tollkey; correct \
                        DATABASE_URL, or move the file away",
             },
-            other => {
-                Self::Connect { target: url.target(), is_transient: other.is_transient(), reason: other.to_string() }
-            }
+            other => Self::Connect {
+                target: url.target(),
+                is_transient: other.is_transient(),
+                reason: other.to_string(),
+            },
         }
     }
 
@@ -172,7 +180,13 @@ impl OpenError {
     /// cannot be reached or resolved yet.
     #[must_use]
     pub fn is_transient(&self) -> bool {
-        matches!(self, Self::Connect { is_transient: true, .. })
+        matches!(
+            self,
+            Self::Connect {
+                is_transient: true,
+                ..
+            }
+        )
     }
 }
 
@@ -346,17 +360,23 @@ impl Store {
         }
         let file = match &target {
             Target::File(path) => {
-                let found =
-                    SqliteFile::at(path).map_err(|source| sqlite_file::failure(&absolute(path.as_ref()), source))?;
+                let found = SqliteFile::at(path)
+                    .map_err(|source| sqlite_file::failure(&absolute(path.as_ref()), source))?;
                 Some(Arc::new(found))
             }
             Target::Memory | Target::Postgres(_) => None,
         };
-        let connections = Connections::new(&target, options.pool_size.max(1), options.acquire_timeout, file.as_ref());
+        let connections = Connections::new(
+            &target,
+            options.pool_size.max(1),
+            options.acquire_timeout,
+            file.as_ref(),
+        );
         // The pool would try again until its timeout and hide why; the first connection is made here, for its error.
         // A memory database is its connection: the pool keeps the one it makes.
         if target != Target::Memory {
-            let mut first = establish(&target, Use::Write).map_err(|error| OpenError::connecting(error, &url))?;
+            let mut first = establish(&target, Use::Write)
+                .map_err(|error| OpenError::connecting(error, &url))?;
             if let AnyConnection::Postgres(first) = &mut first {
                 check_pooling(&target, first)?;
             }
@@ -372,14 +392,21 @@ impl Store {
             }
             if file.is_some() {
                 // From here on the pool keeps the file open, so that its inode stays its own.
-                connections.write.connection().map_err(|error| OpenError::Connect {
-                    target: url.target(),
-                    reason: error.to_string(),
-                    is_transient: false,
-                })?;
+                connections
+                    .write
+                    .connection()
+                    .map_err(|error| OpenError::Connect {
+                        target: url.target(),
+                        reason: error.to_string(),
+                        is_transient: false,
+                    })?;
             }
         }
-        let OpenOptions { acquire_timeout, migration_timeout, .. } = options;
+        let OpenOptions {
+            acquire_timeout,
+            migration_timeout,
+            ..
+        } = options;
         let inner = Inner {
             target,
             acquire_timeout,
@@ -390,7 +417,9 @@ impl Store {
             connections,
             kept_for_renewal: Mutex::default(),
         };
-        Ok(Self { inner: Arc::new(inner) })
+        Ok(Self {
+            inner: Arc::new(inner),
+        })
     }
 
     /// Which database this is.
@@ -434,13 +463,18 @@ impl Store {
     pub fn apply_migrations(&self) -> Result<Vec<String>, SchemaError> {
         match &self.inner.target {
             Target::Memory => {
-                let mut pooled = self.inner.connections.write.connection().map_err(SchemaError::Store)?;
+                let mut pooled = self
+                    .inner
+                    .connections
+                    .write
+                    .connection()
+                    .map_err(SchemaError::Store)?;
                 migrations::run(&mut pooled.conn, self.inner.migration_timeout)
             }
             // PostgreSQL's own limits of time are off on this connection.
             target => {
-                let mut conn =
-                    establish(target, Use::Migrate).map_err(|error| SchemaError::Failed(error.to_string()))?;
+                let mut conn = establish(target, Use::Migrate)
+                    .map_err(|error| SchemaError::Failed(error.to_string()))?;
                 migrations::run(&mut conn, self.inner.migration_timeout)
             }
         }
@@ -453,7 +487,12 @@ impl Store {
     /// [`SchemaError::Older`] or [`SchemaError::Newer`] when it is not, [`SchemaError::Rights`] for a missing right,
     /// [`SchemaError::NotInSearchPath`] when the tables are in another schema.
     pub fn check_schema(&self) -> Result<(), SchemaError> {
-        let mut pooled = self.inner.connections.read.connection().map_err(SchemaError::Store)?;
+        let mut pooled = self
+            .inner
+            .connections
+            .read
+            .connection()
+            .map_err(SchemaError::Store)?;
         migrations::check(&mut pooled.conn)
     }
 
@@ -462,7 +501,10 @@ impl Store {
     /// # Errors
     /// As there.
     pub async fn schema(&self) -> Result<(), SchemaError> {
-        self.hop(ConnectionRole::LeaseRead, Owner::Background, |_, conn| migrations::check(conn)).await
+        self.hop(ConnectionRole::LeaseRead, Owner::Background, |_, conn| {
+            migrations::check(conn)
+        })
+        .await
     }
 
     /// Whether the database answers and, on PostgreSQL, is not read-only. [`Store::ready`] checks more.
@@ -504,15 +546,24 @@ impl Store {
         owner: impl Into<Owner>,
         work: impl FnOnce(&mut Reader<'_>) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
-        self.hop(ConnectionRole::Read, owner.into(), |inner, conn| inner.read(conn, work)).await
+        self.hop(ConnectionRole::Read, owner.into(), |inner, conn| {
+            inner.read(conn, work)
+        })
+        .await
     }
 
     /// [`Store::read`] without a runtime, for the command line.
     ///
     /// # Errors
     /// As [`Store::read`].
-    pub fn read_blocking<T>(&self, work: impl FnOnce(&mut Reader<'_>) -> Result<T, Error>) -> Result<T, Error> {
-        self.inner.connections.read.with(|conn| self.inner.read(conn, work))
+    pub fn read_blocking<T>(
+        &self,
+        work: impl FnOnce(&mut Reader<'_>) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        self.inner
+            .connections
+            .read
+            .with(|conn| self.inner.read(conn, work))
     }
 
     /// Writes in one transaction, as [`Owner::Background`]: committed when the closure returns `Ok`, rolled back when
@@ -547,7 +598,10 @@ impl Store {
         T: Send + 'static,
         E: From<Error> + Send + 'static,
     {
-        self.hop(ConnectionRole::Write, owner.into(), |inner, conn| inner.write(conn, work)).await
+        self.hop(ConnectionRole::Write, owner.into(), |inner, conn| {
+            inner.write(conn, work)
+        })
+        .await
     }
 
     /// [`Store::write`] without a runtime, for the command line.
@@ -558,7 +612,10 @@ impl Store {
         &self,
         work: impl FnOnce(&mut Writer<'_>) -> Result<T, E> + Clone,
     ) -> Result<Written<T>, E> {
-        self.inner.connections.write.with(|conn| self.inner.write(conn, work))
+        self.inner
+            .connections
+            .write
+            .with(|conn| self.inner.write(conn, work))
     }
 
     /// Deletes in one small transaction after the other until one has nothing to delete: a day of ten
@@ -593,7 +650,8 @@ impl Store {
         &self,
         work: impl FnOnce(&mut AnyConnection) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
-        self.read_one(ConnectionRole::Verification, Owner::Background, work).await
+        self.read_one(ConnectionRole::Verification, Owner::Background, work)
+            .await
     }
 
     /// One read statement about a session of the dashboard.
@@ -620,9 +678,11 @@ impl Store {
         work: impl FnOnce(&mut AnyConnection) -> Result<T, Error> + Clone + Send + 'static,
     ) -> Result<T, Error> {
         let mode = self.lease_mode();
-        self.hop(ConnectionRole::Lease, Owner::Background, move |inner, conn| {
-            inner.transact_repeatedly(conn, mode, work)
-        })
+        self.hop(
+            ConnectionRole::Lease,
+            Owner::Background,
+            move |inner, conn| inner.transact_repeatedly(conn, mode, work),
+        )
         .await
     }
 
@@ -640,7 +700,9 @@ impl Store {
             Some(permit) => permit,
             None => self.acquire(group, Owner::Background).await?,
         };
-        let run = self.run(group, permit, move |inner, conn| inner.transact_repeatedly(conn, mode, work));
+        let run = self.run(group, permit, move |inner, conn| {
+            inner.transact_repeatedly(conn, mode, work)
+        });
         let (renewed, permit) = run.await;
         if matches!(renewed, Ok(false)) && matches!(self.inner.target, Target::File(_)) {
             let number = {
@@ -684,9 +746,14 @@ impl Store {
             }
         }
         let rolled_back = self.hop(ConnectionRole::Lease, Owner::Background, |inner, conn| {
-            inner.transact_repeatedly(conn, Mode::Transaction, |conn| Err::<(), _>(RolledBack(work(conn))))
+            inner.transact_repeatedly(conn, Mode::Transaction, |conn| {
+                Err::<(), _>(RolledBack(work(conn)))
+            })
         });
-        rolled_back.await.err().map_or(Ok(()), |RolledBack(result)| result)
+        rolled_back
+            .await
+            .err()
+            .map_or(Ok(()), |RolledBack(result)| result)
     }
 
     /// A read statement about leases.
@@ -694,7 +761,8 @@ impl Store {
         &self,
         work: impl FnOnce(&mut AnyConnection) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
-        self.read_one(ConnectionRole::LeaseRead, Owner::Background, work).await
+        self.read_one(ConnectionRole::LeaseRead, Owner::Background, work)
+            .await
     }
 
     /// Waits, within bounds, for a connection of that role and runs on the blocking pool.
@@ -758,12 +826,19 @@ impl Store {
 
 impl fmt::Debug for Store {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Store").field("target", &self.inner.target).finish_non_exhaustive()
+        f.debug_struct("Store")
+            .field("target", &self.inner.target)
+            .finish_non_exhaustive()
     }
 }
 
 impl Connections {
-    fn new(target: &Target, size: u32, acquire_timeout: Duration, file: Option<&Arc<SqliteFile>>) -> Self {
+    fn new(
+        target: &Target,
+        size: u32,
+        acquire_timeout: Duration,
+        file: Option<&Arc<SqliteFile>>,
+    ) -> Self {
         let group = |pool: &Pool<Manager>, connections: u32| ConnectionGroup {
             pool: pool.clone(),
             acquire_timeout,
@@ -773,7 +848,10 @@ impl Connections {
         };
         let pool = |purpose: Use, connections: u32| pool(target, purpose, connections, file);
         // For roles that have one owner.
-        let urgent = |group: &ConnectionGroup| ConnectionGroup { priority: Priority::Urgent, ..group.clone() };
+        let urgent = |group: &ConnectionGroup| ConnectionGroup {
+            priority: Priority::Urgent,
+            ..group.clone()
+        };
         let verification = size.div_ceil(2);
         match target {
             Target::Memory => {
@@ -834,14 +912,19 @@ impl Connections {
 impl ConnectionGroup {
     fn connection(&self) -> Result<diesel::r2d2::PooledConnection<Manager>, Error> {
         // The pool's handler has logged why no connection could be made.
-        self.pool.get_timeout(self.acquire_timeout).map_err(|_| Error::Unavailable)
+        self.pool
+            .get_timeout(self.acquire_timeout)
+            .map_err(|_| Error::Unavailable)
     }
 
     /// Works with a connection, and has it looked at afterwards if that failed.
     ///
     /// Fails when the SQLite file is no longer at its path, also when that is so only afterwards: what was written may be
     /// in a file that nothing can open any more.
-    fn with<T, E: From<Error>>(&self, work: impl FnOnce(&mut AnyConnection) -> Result<T, E>) -> Result<T, E> {
+    fn with<T, E: From<Error>>(
+        &self,
+        work: impl FnOnce(&mut AnyConnection) -> Result<T, E>,
+    ) -> Result<T, E> {
         if let Some(file) = &self.file {
             file.check()?; // first, because the pool waits for a connection that it cannot make
         }
@@ -872,15 +955,26 @@ impl Drop for Inner {
     /// Keeps the connections to a SQLite file that is lost: closing them would write into files that are not theirs.
     fn drop(&mut self) {
         if self.file.as_ref().is_some_and(|file| file.is_lost()) {
-            let Connections { read, write, lease, lease_read, verification, session } = &self.connections;
-            std::mem::forget([read, write, lease, lease_read, verification, session].map(Clone::clone));
+            let Connections {
+                read,
+                write,
+                lease,
+                lease_read,
+                verification,
+                session,
+            } = &self.connections;
+            std::mem::forget(
+                [read, write, lease, lease_read, verification, session].map(Clone::clone),
+            );
         }
     }
 }
 
 impl Inner {
     fn kept_for_renewal(&self) -> MutexGuard<'_, KeptForRenewal> {
-        self.kept_for_renewal.lock().unwrap_or_else(PoisonError::into_inner)
+        self.kept_for_renewal
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     fn read<T>(
@@ -888,7 +982,8 @@ impl Inner {
         conn: &mut AnyConnection,
         work: impl FnOnce(&mut Reader<'_>) -> Result<T, Error>,
     ) -> Result<T, Error> {
-        self.transact(conn, Mode::Snapshot, |conn| work(&mut Reader { conn })).map_err(Failure::into_error)
+        self.transact(conn, Mode::Snapshot, |conn| work(&mut Reader { conn }))
+            .map_err(Failure::into_error)
     }
 
     fn write<T, E: From<Error>>(
@@ -897,11 +992,20 @@ impl Inner {
         work: impl FnOnce(&mut Writer<'_>) -> Result<T, E> + Clone,
     ) -> Result<Written<T>, E> {
         self.transact_repeatedly(conn, Mode::Transaction, |conn| {
-            let mut writer = Writer { reader: Reader { conn }, changed: Vec::new() };
+            let mut writer = Writer {
+                reader: Reader { conn },
+                changed: Vec::new(),
+            };
             let value = work(&mut writer)?;
-            let Writer { reader: Reader { conn }, changed } = writer;
+            let Writer {
+                reader: Reader { conn },
+                changed,
+            } = writer;
             let seq = leases::raise_counter(conn, changed.into_iter(), self.clock.now())?;
-            let change = seq.map(|seq| Change { seq, at: self.clock.elapsed() });
+            let change = seq.map(|seq| Change {
+                seq,
+                at: self.clock.elapsed(),
+            });
             Ok(Written { value, change })
         })
     }
@@ -917,7 +1021,10 @@ impl Inner {
             match self.transact(conn, mode, work.clone()) {
                 Ok(value) => return Ok(value),
                 Err(Failure::Conflict(_)) => {
-                    tracing::info!(attempt, "a transaction conflicted with another one; it is run again");
+                    tracing::info!(
+                        attempt,
+                        "a transaction conflicted with another one; it is run again"
+                    );
                     std::thread::sleep(CONFLICT_PAUSE * attempt);
                 }
                 Err(Failure::Other(error)) => return Err(error),
@@ -961,7 +1068,8 @@ impl Inner {
         match outcome {
             Ok(Ok(value)) => {
                 // Not repeated, whatever it says: it may have happened.
-                AnyConnection::commit_transaction(conn).map_err(|error| Failure::Other(Error::from(error).into()))?;
+                AnyConnection::commit_transaction(conn)
+                    .map_err(|error| Failure::Other(Error::from(error).into()))?;
                 Ok(value)
             }
             Ok(Err(error)) => {
@@ -997,7 +1105,9 @@ impl<E> Failure<E> {
 /// Fails when a connection pooler shares server sessions among clients.
 fn check_pooling(target: &Target, first: &mut PgConnection) -> Result<(), OpenError> {
     let shared = match establish(target, Use::Write) {
-        Ok(AnyConnection::Postgres(mut second)) => share_sessions(first, &mut second).map_err(ConnectError::from),
+        Ok(AnyConnection::Postgres(mut second)) => {
+            share_sessions(first, &mut second).map_err(ConnectError::from)
+        }
         Ok(AnyConnection::Sqlite(_)) => Ok(false),
         Err(error) => Err(error),
     };
@@ -1014,7 +1124,11 @@ fn check_pooling(target: &Target, first: &mut PgConnection) -> Result<(), OpenEr
 fn begin(conn: &mut AnyConnection, mode: Mode) -> diesel::QueryResult<()> {
     match conn {
         AnyConnection::Sqlite(conn) => {
-            let sql = if mode == Mode::Transaction { "BEGIN IMMEDIATE" } else { "BEGIN" };
+            let sql = if mode == Mode::Transaction {
+                "BEGIN IMMEDIATE"
+            } else {
+                "BEGIN"
+            };
             AnsiTransactionManager::begin_transaction_sql::<SqliteConnection>(conn, sql)
         }
         AnyConnection::Postgres(conn) => {

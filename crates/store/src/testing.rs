@@ -103,7 +103,10 @@ impl Postgres {
     /// As there.
     pub fn private(settings: &str) -> Option<&'static Self> {
         let shared = Self::shared()?; // says so where there is none
-        Some(Box::leak(Box::new(Self::start(shared.bin.clone(), settings))))
+        Some(Box::leak(Box::new(Self::start(
+            shared.bin.clone(),
+            settings,
+        ))))
     }
 
     fn start(bin: PathBuf, settings: &str) -> Self {
@@ -116,9 +119,19 @@ impl Postgres {
             .expect("the shell that watches over PostgreSQL starts");
         let mut line = String::new();
         let out = watchdog.stdout.take().expect("it was piped");
-        BufReader::new(out).read_line(&mut line).expect("the shell can be read");
-        assert!(line.starts_with('/'), "PostgreSQL did not start; its log is above");
-        Self { directory: line.trim().to_owned(), bin, next: AtomicU32::new(0), _watchdog: watchdog }
+        BufReader::new(out)
+            .read_line(&mut line)
+            .expect("the shell can be read");
+        assert!(
+            line.starts_with('/'),
+            "PostgreSQL did not start; its log is above"
+        );
+        Self {
+            directory: line.trim().to_owned(),
+            bin,
+            next: AtomicU32::new(0),
+            _watchdog: watchdog,
+        }
     }
 
     /// Runs `pg_ctl` with these arguments, `-m fast restart` for instance, and waits until it is done.
@@ -133,7 +146,10 @@ impl Postgres {
              </dev/null >/dev/null 2>&1"
         );
         let done = shell(&script, bin).process_group(0).status();
-        assert!(done.is_ok_and(|status| status.success()), "pg_ctl {arguments} failed");
+        assert!(
+            done.is_ok_and(|status| status.success()),
+            "pg_ctl {arguments} failed"
+        );
     }
 
     /// Adds a line to its `postgresql.conf` and has that read again, which connections do before their next statement,
@@ -144,7 +160,10 @@ impl Postgres {
     pub fn configure(&self, line: &str) {
         let script = format!("echo \"{line}\" >>{}/data/postgresql.conf", self.directory);
         let done = shell(&script, &self.bin).status();
-        assert!(done.is_ok_and(|status| status.success()), "{line} cannot be written");
+        assert!(
+            done.is_ok_and(|status| status.success()),
+            "{line} cannot be written"
+        );
         self.control("reload");
     }
 
@@ -153,8 +172,15 @@ impl Postgres {
     /// # Panics
     /// When that fails.
     pub fn demote(&self) {
-        let done = shell(&format!("touch {}/data/standby.signal", self.directory), &self.bin).status();
-        assert!(done.is_ok_and(|status| status.success()), "the file cannot be made");
+        let done = shell(
+            &format!("touch {}/data/standby.signal", self.directory),
+            &self.bin,
+        )
+        .status();
+        assert!(
+            done.is_ok_and(|status| status.success()),
+            "the file cannot be made"
+        );
         self.control("-m fast restart");
     }
 
@@ -166,13 +192,22 @@ impl Postgres {
              --no-owner --no-privileges --no-comments {database}"
         );
         let done = shell(&script, bin).output().expect("pg_dump runs");
-        assert!(done.status.success(), "pg_dump failed: {}", String::from_utf8_lossy(&done.stderr));
+        assert!(
+            done.status.success(),
+            "pg_dump failed: {}",
+            String::from_utf8_lossy(&done.stderr)
+        );
         let printed = String::from_utf8(done.stdout).expect("pg_dump prints UTF-8");
         let is_kept = |line: &&str| {
-            let is_session = line.starts_with("SET ") || line.starts_with("SELECT pg_catalog.set_config");
+            let is_session =
+                line.starts_with("SET ") || line.starts_with("SELECT pg_catalog.set_config");
             !(line.is_empty() || line.starts_with("--") || line.starts_with('\\') || is_session)
         };
-        printed.lines().filter(is_kept).map(|line| format!("{line}\n")).collect()
+        printed
+            .lines()
+            .filter(is_kept)
+            .map(|line| format!("{line}\n"))
+            .collect()
     }
 
     /// The Unix socket it listens on.
@@ -182,11 +217,16 @@ impl Postgres {
     }
 
     fn url(&self, database: &str) -> String {
-        format!("postgres:///{database}?host={}&user=postgres", self.directory)
+        format!(
+            "postgres:///{database}?host={}&user=postgres",
+            self.directory
+        )
     }
 
     fn run(&self, sql: &str) {
-        connect(&self.url("postgres")).batch_execute(sql).expect(sql);
+        connect(&self.url("postgres"))
+            .batch_execute(sql)
+            .expect(sql);
     }
 
     /// A fresh, empty database, dropped with what is returned.
@@ -205,7 +245,10 @@ impl Postgres {
     pub fn database_with(&'static self, options: &str) -> Database {
         let name = format!("t{}", self.next.fetch_add(1, Ordering::Relaxed));
         self.run(&format!("CREATE DATABASE {name} {options}"));
-        Database { url: self.url(&name), place: Place::Postgres { server: self, name } }
+        Database {
+            url: self.url(&name),
+            place: Place::Postgres { server: self, name },
+        }
     }
 }
 
@@ -248,12 +291,18 @@ impl PgBouncer {
     /// When it does not start, or is not installed and `TOLLKEY_TEST_REQUIRE_GATEWAYS` is 1; and on SQLite.
     #[must_use]
     pub fn before(database: &Database, settings: &str) -> Option<Self> {
-        let Place::Postgres { server, name } = &database.place else { panic!("a SQLite file has no server") };
-        let Some(pooler) =
-            on_path("pgbouncer").or_else(|| Some("/usr/sbin/pgbouncer".into()).filter(|path: &PathBuf| path.is_file()))
+        let Place::Postgres { server, name } = &database.place else {
+            panic!("a SQLite file has no server")
+        };
+        let Some(pooler) = on_path("pgbouncer")
+            .or_else(|| Some("/usr/sbin/pgbouncer".into()).filter(|path: &PathBuf| path.is_file()))
         else {
-            let required = std::env::var("TOLLKEY_TEST_REQUIRE_GATEWAYS").is_ok_and(|value| value == "1");
-            assert!(!required, "no pgbouncer found, but TOLLKEY_TEST_REQUIRE_GATEWAYS=1");
+            let required =
+                std::env::var("TOLLKEY_TEST_REQUIRE_GATEWAYS").is_ok_and(|value| value == "1");
+            assert!(
+                !required,
+                "no pgbouncer found, but TOLLKEY_TEST_REQUIRE_GATEWAYS=1"
+            );
             let warning = "\nWARNING: PgBouncer is not installed: the tests of connection poolers do NOT run\n";
             let _ = writeln!(std::io::stderr(), "{warning}");
             return None;
@@ -269,9 +318,17 @@ impl PgBouncer {
             .expect("the shell that watches over PgBouncer starts");
         let mut line = String::new();
         let out = watchdog.stdout.take().expect("it was piped");
-        BufReader::new(out).read_line(&mut line).expect("the shell can be read");
-        assert!(line.starts_with('/'), "PgBouncer did not start; its log is above");
-        let url = format!("postgres:///{name}?host={}&port=6432&user=postgres", line.trim());
+        BufReader::new(out)
+            .read_line(&mut line)
+            .expect("the shell can be read");
+        assert!(
+            line.starts_with('/'),
+            "PgBouncer did not start; its log is above"
+        );
+        let url = format!(
+            "postgres:///{name}?host={}&port=6432&user=postgres",
+            line.trim()
+        );
         Some(Self { url, watchdog })
     }
 
@@ -298,8 +355,13 @@ pub struct Database {
 
 #[derive(Debug)]
 enum Place {
-    Sqlite { directory: tempfile::TempDir },
-    Postgres { server: &'static Postgres, name: String },
+    Sqlite {
+        directory: tempfile::TempDir,
+    },
+    Postgres {
+        server: &'static Postgres,
+        name: String,
+    },
 }
 
 impl Database {
@@ -311,7 +373,10 @@ impl Database {
     pub fn sqlite() -> Self {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let url = format!("sqlite://{}/tollkey.db", directory.path().display());
-        Self { url, place: Place::Sqlite { directory } }
+        Self {
+            url,
+            place: Place::Sqlite { directory },
+        }
     }
 
     /// Its URL.
@@ -326,7 +391,9 @@ impl Database {
     /// On SQLite.
     #[must_use]
     pub fn url_at(&self, address: std::net::SocketAddr) -> String {
-        let Place::Postgres { name, .. } = &self.place else { panic!("a SQLite file has no server") };
+        let Place::Postgres { name, .. } = &self.place else {
+            panic!("a SQLite file has no server")
+        };
         format!("postgres://postgres@{address}/{name}")
     }
 
@@ -336,7 +403,11 @@ impl Database {
     /// On SQLite.
     #[must_use]
     pub fn url_as(&self, role: &str) -> String {
-        assert_eq!(self.backend(), Backend::Postgres, "a SQLite file has no roles");
+        assert_eq!(
+            self.backend(),
+            Backend::Postgres,
+            "a SQLite file has no roles"
+        );
         self.url.replace("user=postgres", &format!("user={role}"))
     }
 
@@ -373,7 +444,10 @@ impl Database {
     /// When that fails.
     #[must_use]
     pub fn store_with(&self, clock: Arc<dyn Clock>) -> Store {
-        let options = OpenOptions { acquire_timeout: Duration::from_secs(20), ..OpenOptions::new(&self.url) };
+        let options = OpenOptions {
+            acquire_timeout: Duration::from_secs(20),
+            ..OpenOptions::new(&self.url)
+        };
         let store = Store::open(options, clock).expect("the store opens");
         store.migrate().expect("the store is migrated");
         store
@@ -410,7 +484,9 @@ impl Database {
                  WHERE table_schema = 'public'"
             }
         };
-        let names: Vec<Name> = diesel::sql_query(sql).load(&mut connect(&self.url)).expect("the columns");
+        let names: Vec<Name> = diesel::sql_query(sql)
+            .load(&mut connect(&self.url))
+            .expect("the columns");
         let mut names: Vec<String> = names.into_iter().map(|row| row.name).collect();
         names.sort();
         names
@@ -438,8 +514,11 @@ impl Database {
                 ),
                 Backend::Postgres => format!("\"{column}\"::text"),
             };
-            let sql = format!("SELECT {shown} AS value FROM \"{table}\" WHERE \"{column}\" IS NOT NULL");
-            let cells: Vec<Cell> = diesel::sql_query(sql).load(&mut conn).expect("the values of a column");
+            let sql =
+                format!("SELECT {shown} AS value FROM \"{table}\" WHERE \"{column}\" IS NOT NULL");
+            let cells: Vec<Cell> = diesel::sql_query(sql)
+                .load(&mut conn)
+                .expect("the values of a column");
             for Cell { value } in cells {
                 dump.push_str(&format!("{name}: {value}\n"));
             }
@@ -465,10 +544,17 @@ impl Database {
     /// # Panics
     /// When that fails, and on SQLite.
     pub fn refuse_connections(&self, refuse: bool) {
-        let Place::Postgres { server, name } = &self.place else { panic!("a SQLite file has no server") };
-        server.run(&format!("ALTER DATABASE {name} WITH ALLOW_CONNECTIONS {}", !refuse));
+        let Place::Postgres { server, name } = &self.place else {
+            panic!("a SQLite file has no server")
+        };
+        server.run(&format!(
+            "ALTER DATABASE {name} WITH ALLOW_CONNECTIONS {}",
+            !refuse
+        ));
         if refuse {
-            server.run(&format!("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'"));
+            server.run(&format!(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'"
+            ));
         }
     }
 }
@@ -496,11 +582,23 @@ fn sqlite_script(conn: &mut AnyConnection) -> String {
         script.push_str(&format!("{table};\n"));
     }
     for table in texts(conn, &of_kind("type = 'table'", "name")) {
-        let columns = texts(conn, &format!("SELECT name AS value FROM pragma_table_info('{table}') ORDER BY cid"));
-        let values: Vec<String> = columns.iter().map(|column| format!("quote(\"{column}\")")).collect();
-        let sql = format!("SELECT '(' || {} || ')' AS value FROM \"{table}\" ORDER BY 1", values.join(" || ', ' || "));
+        let columns = texts(
+            conn,
+            &format!("SELECT name AS value FROM pragma_table_info('{table}') ORDER BY cid"),
+        );
+        let values: Vec<String> = columns
+            .iter()
+            .map(|column| format!("quote(\"{column}\")"))
+            .collect();
+        let sql = format!(
+            "SELECT '(' || {} || ')' AS value FROM \"{table}\" ORDER BY 1",
+            values.join(" || ', ' || ")
+        );
         for rows in texts(conn, &sql).chunks(50) {
-            script.push_str(&format!("INSERT INTO {table} VALUES\n{};\n", rows.join(",\n")));
+            script.push_str(&format!(
+                "INSERT INTO {table} VALUES\n{};\n",
+                rows.join(",\n")
+            ));
         }
     }
     // Last, with the triggers: the rows were written under them once.
@@ -540,7 +638,10 @@ impl Drop for Database {
 #[must_use]
 pub fn backends() -> Vec<Database> {
     let postgres = Postgres::shared().map(Postgres::database);
-    [Some(Database::sqlite()), postgres].into_iter().flatten().collect()
+    [Some(Database::sqlite()), postgres]
+        .into_iter()
+        .flatten()
+        .collect()
 }
 
 /// The machine's clocks.
@@ -566,7 +667,11 @@ impl Clock for RealClock {
 /// A shell for PostgreSQL's programs, which refuse to run as root.
 fn shell(script: &str, bin: &Path) -> Command {
     let mut command = if is_root() {
-        let program = if on_path("runuser").is_some() { "runuser" } else { "su" };
+        let program = if on_path("runuser").is_some() {
+            "runuser"
+        } else {
+            "su"
+        };
         let mut command = Command::new(program);
         command.args(["-s", "/bin/sh", "postgres", "-c", script]);
         command
@@ -575,7 +680,10 @@ fn shell(script: &str, bin: &Path) -> Command {
         command.args(["-c", script]);
         command
     };
-    command.env("TOLLKEY_TEST_PG_BIN", bin).env("LC_ALL", "C").current_dir("/");
+    command
+        .env("TOLLKEY_TEST_PG_BIN", bin)
+        .env("LC_ALL", "C")
+        .current_dir("/");
     command
 }
 
@@ -585,15 +693,23 @@ fn find_binaries() -> Option<PathBuf> {
         return Some(found);
     }
     let version = |path: &PathBuf| path.file_name()?.to_str()?.parse::<u32>().ok();
-    let mut versions: Vec<PathBuf> =
-        std::fs::read_dir("/usr/lib/postgresql").ok()?.filter_map(|entry| Some(entry.ok()?.path())).collect();
+    let mut versions: Vec<PathBuf> = std::fs::read_dir("/usr/lib/postgresql")
+        .ok()?
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .collect();
     versions.sort_by_key(version);
-    versions.into_iter().rev().map(|path| path.join("bin")).find(|bin| bin.join("initdb").is_file())
+    versions
+        .into_iter()
+        .rev()
+        .map(|path| path.join("bin"))
+        .find(|bin| bin.join("initdb").is_file())
 }
 
 fn on_path(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH")?;
-    std::env::split_paths(&path).map(|directory| directory.join(program)).find(|file| file.is_file())
+    std::env::split_paths(&path)
+        .map(|directory| directory.join(program))
+        .find(|file| file.is_file())
 }
 
 fn is_root() -> bool {

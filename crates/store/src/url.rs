@@ -37,16 +37,22 @@ pub enum BadUrl {
     #[error("has a % without two hexadecimal digits behind it; write the character % as %25")]
     Escape,
     /// Percent-encoded bytes that are no text.
-    #[error("has percent-encoded bytes that are not UTF-8; percent-encode the UTF-8 bytes of each character")]
+    #[error(
+        "has percent-encoded bytes that are not UTF-8; percent-encode the UTF-8 bytes of each character"
+    )]
     NotUtf8,
     /// White space, or a control character.
     #[error("has white space or a control character; write a space as %20, and remove line breaks")]
     WhiteSpace,
     /// More than one `@` in front of the path.
-    #[error("has more than one @ before the database name; write an @ in the user name or the password as %40")]
+    #[error(
+        "has more than one @ before the database name; write an @ in the user name or the password as %40"
+    )]
     At,
     /// A `?` in the user name or the password.
-    #[error("has a ? before an @; in the user name and the password write ? as %3F, and in a parameter write @ as %40")]
+    #[error(
+        "has a ? before an @; in the user name and the password write ? as %3F, and in a parameter write @ as %40"
+    )]
     QuestionMark,
     /// Something behind the host that is no database name.
     #[error(
@@ -61,7 +67,9 @@ pub enum BadUrl {
     )]
     DatabaseName,
     /// An empty user name.
-    #[error("has an @ without a user name before it; write postgres://USER:PASSWORD@HOST:PORT/DATABASE")]
+    #[error(
+        "has an @ without a user name before it; write postgres://USER:PASSWORD@HOST:PORT/DATABASE"
+    )]
     NoUser,
     /// A host that cannot be one.
     #[error(
@@ -77,7 +85,9 @@ pub enum BadUrl {
     )]
     Port,
     /// A parameter without a value.
-    #[error("has a parameter without = (number {0} behind the ?); if the ? belongs to the password, write it as %3F")]
+    #[error(
+        "has a parameter without = (number {0} behind the ?); if the ? belongs to the password, write it as %3F"
+    )]
     NoValue(usize),
     /// A parameter that libpq does not have.
     #[error(
@@ -103,7 +113,9 @@ pub enum BadUrl {
     )]
     NeedsTls,
     /// `sslmode=require` and the like, and this build has no TLS.
-    #[error("requires TLS by its sslmode, and this build has no TLS for PostgreSQL; build with `--features pg-tls`")]
+    #[error(
+        "requires TLS by its sslmode, and this build has no TLS for PostgreSQL; build with `--features pg-tls`"
+    )]
     TlsDemanded,
     /// A standby may lag behind: it could accept a revoked key.
     #[error("must not ask for a standby; leave target_session_attrs out, or make it read-write")]
@@ -182,11 +194,23 @@ const PARAMETERS: [&str; 50] = [
 ];
 
 /// The parameters that hold a secret.
-const SECRETS: [&str; 5] = ["password", "sslpassword", "oauth_client_secret", "scram_client_key", "scram_server_key"];
+const SECRETS: [&str; 5] = [
+    "password",
+    "sslpassword",
+    "oauth_client_secret",
+    "scram_client_key",
+    "scram_server_key",
+];
 
 /// The parameters that are whole numbers.
-const NUMBERS: [&str; 6] =
-    ["connect_timeout", "keepalives", "keepalives_count", "keepalives_idle", "keepalives_interval", "tcp_user_timeout"];
+const NUMBERS: [&str; 6] = [
+    "connect_timeout",
+    "keepalives",
+    "keepalives_count",
+    "keepalives_idle",
+    "keepalives_interval",
+    "tcp_user_timeout",
+];
 
 impl DatabaseUrl {
     /// Reads a URL: `sqlite://PATH`, `sqlite://:memory:` or `postgres://USER:PASSWORD@HOST:PORT/DATABASE?PARAMETERS`
@@ -197,13 +221,21 @@ impl DatabaseUrl {
     pub fn parse(text: &str) -> Result<Self, BadUrl> {
         let location = match text.strip_prefix("sqlite://") {
             Some(path) => sqlite(path)?,
-            None => match text.strip_prefix("postgres://").or_else(|| text.strip_prefix("postgresql://")) {
+            None => match text
+                .strip_prefix("postgres://")
+                .or_else(|| text.strip_prefix("postgresql://"))
+            {
                 Some(rest) => Location::Postgres(postgres(rest)?),
-                None if !text.contains("://") && text.contains('=') => return Err(BadUrl::Keywords),
+                None if !text.contains("://") && text.contains('=') => {
+                    return Err(BadUrl::Keywords);
+                }
                 None => return Err(BadUrl::Scheme),
             },
         };
-        Ok(Self { text: text.to_owned(), location })
+        Ok(Self {
+            text: text.to_owned(),
+            location,
+        })
     }
 
     /// Returns the URL as it was written. It may hold a password.
@@ -235,7 +267,9 @@ impl DatabaseUrl {
     pub fn has_password(&self) -> bool {
         match &self.location {
             Location::Memory | Location::File(_) => false,
-            Location::Postgres(parameters) => SECRETS.iter().any(|secret| parameters.contains_key(secret)),
+            Location::Postgres(parameters) => {
+                SECRETS.iter().any(|secret| parameters.contains_key(secret))
+            }
         }
     }
 
@@ -245,15 +279,20 @@ impl DatabaseUrl {
     pub fn target(&self) -> String {
         match &self.location {
             Location::Memory => "SQLite database in memory".to_owned(),
-            Location::File(path) => format!("SQLite database {}", absolute(Path::new(path)).display()),
+            Location::File(path) => {
+                format!("SQLite database {}", absolute(Path::new(path)).display())
+            }
             Location::Postgres(parameters) => {
                 let env = |name| std::env::var(name).ok();
                 let of = |name, variable| parameters.get(name).cloned().or_else(|| env(variable));
-                let service = of("service", "PGSERVICE").map(|service| format!("service {service}"));
+                let service =
+                    of("service", "PGSERVICE").map(|service| format!("service {service}"));
                 let name = of("dbname", "PGDATABASE").or_else(|| of("user", "PGUSER"));
                 let hosts = of("host", "PGHOST").or_else(|| of("hostaddr", "PGHOSTADDR"));
                 let place = match (hosts, service) {
-                    (Some(hosts), _) => with_ports(&hosts, &of("port", "PGPORT").unwrap_or_default()),
+                    (Some(hosts), _) => {
+                        with_ports(&hosts, &of("port", "PGPORT").unwrap_or_default())
+                    }
                     (None, Some(service)) => service,
                     (None, None) => "the default socket".to_owned(),
                 };
@@ -266,7 +305,11 @@ impl DatabaseUrl {
     }
 
     /// What a connection is made to. `env` returns the variables that libpq reads by itself.
-    pub(crate) fn resolve(&self, tls: bool, env: impl Fn(&str) -> Option<String>) -> Result<Target, BadUrl> {
+    pub(crate) fn resolve(
+        &self,
+        tls: bool,
+        env: impl Fn(&str) -> Option<String>,
+    ) -> Result<Target, BadUrl> {
         match &self.location {
             Location::Memory => Ok(Target::Memory),
             // A path that begins with `file:` would be a URI for SQLite.
@@ -301,7 +344,12 @@ pub(crate) fn absolute(path: &Path) -> PathBuf {
 fn with_ports(hosts: &str, ports: &str) -> String {
     let ports: Vec<&str> = ports.split(',').collect();
     let named = hosts.split(',').enumerate().map(|(at, host)| {
-        let port = ports.get(at).or(ports.first()).copied().filter(|port| !port.is_empty()).unwrap_or("5432");
+        let port = ports
+            .get(at)
+            .or(ports.first())
+            .copied()
+            .filter(|port| !port.is_empty())
+            .unwrap_or("5432");
         match host {
             "" => "the default socket".to_owned(),
             socket if is_socket(socket) => format!("{socket}/.s.PGSQL.{port}"),
@@ -329,7 +377,13 @@ fn postgres(rest: &str) -> Result<BTreeMap<&'static str, String>, BadUrl> {
     let mut parameters = BTreeMap::new();
     let before_path = rest.split('/').next().unwrap_or_default();
     let (user_info, behind) = match before_path.split_once('@') {
-        Some((_, more)) if more.contains('@') && !more.split('@').next().is_some_and(|host| host.contains('?')) => {
+        Some((_, more))
+            if more.contains('@')
+                && !more
+                    .split('@')
+                    .next()
+                    .is_some_and(|host| host.contains('?')) =>
+        {
             return Err(BadUrl::At);
         }
         Some((user_info, _)) => (Some(user_info), &rest[user_info.len() + 1..]),
@@ -421,10 +475,18 @@ fn query_parameters(query: &str) -> Result<BTreeMap<&'static str, String>, BadUr
     for (at, pair) in query.split('&').filter(|pair| !pair.is_empty()).enumerate() {
         let (name, value) = pair.split_once('=').ok_or(BadUrl::NoValue(at + 1))?;
         let (name, value) = (decode(name)?, decode(value)?);
-        let known = PARAMETERS.into_iter().find(|known| *known == name).ok_or(BadUrl::UnknownParameter(at + 1))?;
+        let known = PARAMETERS
+            .into_iter()
+            .find(|known| *known == name)
+            .ok_or(BadUrl::UnknownParameter(at + 1))?;
         let (known, value) = match (known, value.as_str()) {
             ("ssl", "true") => ("sslmode", "require".to_owned()),
-            ("ssl", _) => return Err(BadUrl::Value { name: "ssl", rule: "true, or left out for sslmode" }),
+            ("ssl", _) => {
+                return Err(BadUrl::Value {
+                    name: "ssl",
+                    rule: "true, or left out for sslmode",
+                });
+            }
             _ => (known, value),
         };
         if parameters.insert(known, value).is_some() {
@@ -440,36 +502,69 @@ fn check_values(parameters: &BTreeMap<&'static str, String>) -> Result<(), BadUr
     let get = |name: &str| parameters.get(name).map(String::as_str);
     for host in get("host").into_iter().flat_map(|hosts| hosts.split(',')) {
         // An address in a parameter is without brackets; with a zone it has a percent sign.
-        let is_name = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_' | ':' | '%');
+        let is_name =
+            |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_' | ':' | '%');
         if (!is_socket(host) && !host.chars().all(is_name)) || host.contains(char::is_control) {
             return Err(BadUrl::Host);
         }
     }
     let is_port = |port: &str| port.is_empty() || port.parse::<u16>().is_ok_and(|port| port > 0);
-    if !get("port").into_iter().flat_map(|ports| ports.split(',')).all(is_port) {
+    if !get("port")
+        .into_iter()
+        .flat_map(|ports| ports.split(','))
+        .all(is_port)
+    {
         return Err(BadUrl::Port);
     }
     let is_address = |address: &str| address.is_empty() || address.parse::<IpAddr>().is_ok();
-    if !get("hostaddr").into_iter().flat_map(|list| list.split(',')).all(is_address) {
-        return Err(BadUrl::Value { name: "hostaddr", rule: "an IP address" });
+    if !get("hostaddr")
+        .into_iter()
+        .flat_map(|list| list.split(','))
+        .all(is_address)
+    {
+        return Err(BadUrl::Value {
+            name: "hostaddr",
+            rule: "an IP address",
+        });
     }
     for name in NUMBERS {
         if get(name).is_some_and(|value| value.parse::<u32>().is_err()) {
-            return Err(BadUrl::Value { name, rule: "a whole number" });
+            return Err(BadUrl::Value {
+                name,
+                rule: "a whole number",
+            });
         }
     }
-    let modes = ["disable", "allow", "prefer", "require", "verify-ca", "verify-full"];
+    let modes = [
+        "disable",
+        "allow",
+        "prefer",
+        "require",
+        "verify-ca",
+        "verify-full",
+    ];
     if get("sslmode").is_some_and(|mode| !modes.contains(&mode)) {
         let rule = "disable, allow, prefer, require, verify-ca or verify-full";
-        return Err(BadUrl::Value { name: "sslmode", rule });
+        return Err(BadUrl::Value {
+            name: "sslmode",
+            rule,
+        });
     }
     if get("client_encoding").is_some_and(|encoding| !encoding.eq_ignore_ascii_case("utf8")) {
-        return Err(BadUrl::Value { name: "client_encoding", rule: "UTF8, or left out" });
+        return Err(BadUrl::Value {
+            name: "client_encoding",
+            rule: "UTF8, or left out",
+        });
     }
     match get("target_session_attrs") {
         None | Some("read-write" | "primary") => {}
         Some("any" | "read-only" | "standby" | "prefer-standby") => return Err(BadUrl::Standby),
-        Some(_) => return Err(BadUrl::Value { name: "target_session_attrs", rule: "read-write, or left out" }),
+        Some(_) => {
+            return Err(BadUrl::Value {
+                name: "target_session_attrs",
+                rule: "read-write, or left out",
+            });
+        }
     }
     // They are named in errors.
     for name in ["user", "dbname", "service"] {
@@ -488,7 +583,11 @@ fn check_values(parameters: &BTreeMap<&'static str, String>) -> Result<(), BadUr
 /// A user or a database, decoded.
 fn name(text: &str) -> Result<String, BadUrl> {
     let decoded = decode(text)?;
-    if decoded.contains(char::is_control) { Err(BadUrl::WhiteSpace) } else { Ok(decoded) }
+    if decoded.contains(char::is_control) {
+        Err(BadUrl::WhiteSpace)
+    } else {
+        Ok(decoded)
+    }
 }
 
 /// Resolves percent escapes. A zero byte would end libpq's input.
@@ -500,7 +599,11 @@ fn decode(text: &str) -> Result<String, BadUrl> {
             bytes.push(byte);
             continue;
         }
-        let mut digit = || rest.next().and_then(|b| char::from(b).to_digit(16)).ok_or(BadUrl::Escape);
+        let mut digit = || {
+            rest.next()
+                .and_then(|b| char::from(b).to_digit(16))
+                .ok_or(BadUrl::Escape)
+        };
         let (high, low) = (digit()?, digit()?);
         match u8::try_from(high * 16 + low) {
             Ok(0) => return Err(BadUrl::WhiteSpace),
@@ -523,7 +626,11 @@ fn check_tls(
     }
     let get = |name: &str, variable: &str| parameters.get(name).cloned().or_else(|| env(variable));
     let places = [get("host", "PGHOST"), get("hostaddr", "PGHOSTADDR")];
-    let is_local = places.iter().flatten().flat_map(|list| list.split(',')).all(is_local)
+    let is_local = places
+        .iter()
+        .flatten()
+        .flat_map(|list| list.split(','))
+        .all(is_local)
         && get("service", "PGSERVICE").is_none_or(|service| service.is_empty());
     match parameters.get("sslmode").map(String::as_str) {
         Some("require" | "verify-ca" | "verify-full") => Err(BadUrl::TlsDemanded),
@@ -542,7 +649,9 @@ fn is_local(host: &str) -> bool {
     host.is_empty()
         || is_socket(host)
         || host == "localhost"
-        || host.parse::<IpAddr>().is_ok_and(|address| address.to_canonical().is_loopback())
+        || host
+            .parse::<IpAddr>()
+            .is_ok_and(|address| address.to_canonical().is_loopback())
 }
 
 /// The parameters in libpq's keyword form. A connection must not hang without end, and a server that was made a standby

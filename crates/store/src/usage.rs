@@ -23,8 +23,7 @@ const ADD: &str = "INSERT INTO key_usage (key_id, day, outcome, count) \
     WHEN key_usage.count > 9223372036854775807 - excluded.count THEN 9223372036854775807 \
     ELSE key_usage.count + excluded.count END";
 /// Touches only this column, and never takes it back: replicas flush in any order.
-const USED: &str =
-    "UPDATE api_keys SET last_used_at = $1 WHERE id = $2 AND (last_used_at IS NULL OR last_used_at < $1)";
+const USED: &str = "UPDATE api_keys SET last_used_at = $1 WHERE id = $2 AND (last_used_at IS NULL OR last_used_at < $1)";
 /// A step of forgetting; the same text on both backends.
 const PRUNE: &str = "DELETE FROM key_usage WHERE (key_id, day, outcome) IN \
     (SELECT key_id, day, outcome FROM key_usage WHERE day < $1 LIMIT $2)";
@@ -49,7 +48,10 @@ impl Store {
     /// [`Error`]; what was forgotten before it stays forgotten.
     pub async fn prune_usage(&self, day: i32) -> Result<usize, Error> {
         self.in_steps(move |tx| {
-            Ok(sql_query(PRUNE).bind::<Integer, _>(day).bind::<BigInt, _>(i64::from(STEP)).execute(tx.conn)?)
+            Ok(sql_query(PRUNE)
+                .bind::<Integer, _>(day)
+                .bind::<BigInt, _>(i64::from(STEP))
+                .execute(tx.conn)?)
         })
         .await
     }

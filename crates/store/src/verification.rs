@@ -39,30 +39,56 @@ impl Store {
     /// [`Error`].
     pub async fn find_by_digest(&self, digest: Digest) -> Result<Snapshot<FoundKey>, Error> {
         self.verification_read(move |conn| {
-            let (seq, key, application, model): (i64, Option<KeyRow>, Option<ApplicationRow>, Option<String>) =
-                change_counter::table
-                    .left_join(api_keys::table.on(api_keys::digest.eq(digest.as_bytes().to_vec())))
-                    .left_join(applications::table.on(api_keys::application_id.eq(applications::id.nullable())))
-                    .left_join(accounts::table.on(accounts::id.eq(api_keys::account_id)))
-                    .select((
-                        change_counter::seq,
-                        Option::<KeyRow>::as_select(),
-                        Option::<ApplicationRow>::as_select(),
-                        accounts::operating_model.nullable(),
-                    ))
-                    .first(conn)?;
-            let Some(key) = key else { return Ok(Snapshot { seq: Seq(seq), found: None }) };
+            let (seq, key, application, model): (
+                i64,
+                Option<KeyRow>,
+                Option<ApplicationRow>,
+                Option<String>,
+            ) = change_counter::table
+                .left_join(api_keys::table.on(api_keys::digest.eq(digest.as_bytes().to_vec())))
+                .left_join(
+                    applications::table
+                        .on(api_keys::application_id.eq(applications::id.nullable())),
+                )
+                .left_join(accounts::table.on(accounts::id.eq(api_keys::account_id)))
+                .select((
+                    change_counter::seq,
+                    Option::<KeyRow>::as_select(),
+                    Option::<ApplicationRow>::as_select(),
+                    accounts::operating_model.nullable(),
+                ))
+                .first(conn)?;
+            let Some(key) = key else {
+                return Ok(Snapshot {
+                    seq: Seq(seq),
+                    found: None,
+                });
+            };
             let mut key = ApiKey::try_from(key)?;
-            if let Some(deleted_at) = application.as_ref().map(ApplicationRow::deleted_at).transpose()?.flatten() {
+            if let Some(deleted_at) = application
+                .as_ref()
+                .map(ApplicationRow::deleted_at)
+                .transpose()?
+                .flatten()
+            {
                 key = key.with_deleted_application(deleted_at);
             }
             let found = FoundKey {
                 // A second statement, for descendants alone: what it reads is as new as the counter, or newer.
-                key: lineage::with_ancestors(conn, vec![key])?.pop().ok_or(Error::Other)?,
+                key: lineage::with_ancestors(conn, vec![key])?
+                    .pop()
+                    .ok_or(Error::Other)?,
                 application: application.map(TryInto::try_into).transpose()?,
-                operating_model: model.as_deref().map(rows::operating_model).transpose()?.unwrap_or_default(),
+                operating_model: model
+                    .as_deref()
+                    .map(rows::operating_model)
+                    .transpose()?
+                    .unwrap_or_default(),
             };
-            Ok(Snapshot { seq: Seq(seq), found: Some(found) })
+            Ok(Snapshot {
+                seq: Seq(seq),
+                found: Some(found),
+            })
         })
         .await
     }
@@ -73,14 +99,18 @@ impl Store {
     /// [`Error`].
     pub async fn find_service_key(&self, digest: Digest) -> Result<Snapshot<ServiceKey>, Error> {
         self.verification_read(move |conn| {
-            let (seq, key): (i64, Option<ServiceKeyRow>) =
-                change_counter::table
-                    .left_join(service_keys::table.on(
-                        service_keys::digest.eq(digest.as_bytes().to_vec()).and(service_keys::revoked_at.is_null()),
-                    ))
-                    .select((change_counter::seq, Option::<ServiceKeyRow>::as_select()))
-                    .first(conn)?;
-            Ok(Snapshot { seq: Seq(seq), found: key.map(TryInto::try_into).transpose()? })
+            let (seq, key): (i64, Option<ServiceKeyRow>) = change_counter::table
+                .left_join(
+                    service_keys::table.on(service_keys::digest
+                        .eq(digest.as_bytes().to_vec())
+                        .and(service_keys::revoked_at.is_null())),
+                )
+                .select((change_counter::seq, Option::<ServiceKeyRow>::as_select()))
+                .first(conn)?;
+            Ok(Snapshot {
+                seq: Seq(seq),
+                found: key.map(TryInto::try_into).transpose()?,
+            })
         })
         .await
     }

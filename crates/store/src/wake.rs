@@ -26,7 +26,10 @@ use crate::{
     postgres_session,
 };
 
-#[expect(unsafe_code, reason = "libpq can be waited for only past diesel; what that is worth is measured there")]
+#[expect(
+    unsafe_code,
+    reason = "libpq can be waited for only past diesel; what that is worth is measured there"
+)]
 mod libpq;
 
 /// The channel of the notifications. They say nothing but that there is something.
@@ -72,14 +75,22 @@ impl Store {
     /// # Errors
     /// When the thread cannot be started.
     pub fn listen(&self, wake: impl Fn() + Send + 'static) -> io::Result<Option<Listener>> {
-        let Target::Postgres(url) = self.target().clone() else { return Ok(None) };
+        let Target::Postgres(url) = self.target().clone() else {
+            return Ok(None);
+        };
         let (stopped, stop) = io::pipe()?;
         let (ending, ended) = mpsc::channel();
-        let thread = std::thread::Builder::new().name("tollkey-listen".into()).spawn(move || {
-            let _ending = ending;
-            keep_listening(&url, &stopped, &wake);
-        })?;
-        Ok(Some(Listener { stop: Some(stop), ended, thread: Some(thread) }))
+        let thread = std::thread::Builder::new()
+            .name("tollkey-listen".into())
+            .spawn(move || {
+                let _ending = ending;
+                keep_listening(&url, &stopped, &wake);
+            })?;
+        Ok(Some(Listener {
+            stop: Some(stop),
+            ended,
+            thread: Some(thread),
+        }))
     }
 }
 
@@ -109,7 +120,9 @@ fn keep_listening(url: &str, stopped: &PipeReader, wake: &impl Fn()) {
         };
         if connected {
             connected = false;
-            tracing::warn!("the connection that listens for changes is lost; without it revocations take longer");
+            tracing::warn!(
+                "the connection that listens for changes is lost; without it revocations take longer"
+            );
         }
         match wait(None, stopped, AGAIN) {
             Ok(Woken::Stopped) => return,
@@ -122,8 +135,17 @@ fn keep_listening(url: &str, stopped: &PipeReader, wake: &impl Fn()) {
 /// Listens on one connection, until the listener is dropped.
 fn listen(url: &str, stopped: &PipeReader, mut wake: impl FnMut()) -> Result<(), Lost> {
     let mut connection = Connection::open(url)?;
-    for sql in [postgres_session::statement(Use::Read), format!("LISTEN {CHANNEL}")] {
-        if execute(&mut connection, stopped, &CString::new(sql).map_err(|_| Lost)?)?.is_break() {
+    for sql in [
+        postgres_session::statement(Use::Read),
+        format!("LISTEN {CHANNEL}"),
+    ] {
+        if execute(
+            &mut connection,
+            stopped,
+            &CString::new(sql).map_err(|_| Lost)?,
+        )?
+        .is_break()
+        {
             return Ok(());
         }
     }
@@ -147,11 +169,19 @@ fn listen(url: &str, stopped: &PipeReader, mut wake: impl FnMut()) -> Result<(),
 
 /// Runs statements whose rows nobody wants. Without an answer in time the connection counts as lost. Breaks off when the
 /// listener is dropped.
-fn execute(connection: &mut Connection, stopped: &PipeReader, sql: &CStr) -> Result<ControlFlow<()>, Lost> {
+fn execute(
+    connection: &mut Connection,
+    stopped: &PipeReader,
+    sql: &CStr,
+) -> Result<ControlFlow<()>, Lost> {
     let late_at = Instant::now() + SIGN;
     connection.send(sql)?;
     while !connection.answered()? {
-        match wait(Some(connection), stopped, late_at.saturating_duration_since(Instant::now()))? {
+        match wait(
+            Some(connection),
+            stopped,
+            late_at.saturating_duration_since(Instant::now()),
+        )? {
             Woken::Stopped => return Ok(ControlFlow::Break(())),
             Woken::Readable => {}
             Woken::Silence => return Err(Lost),
@@ -161,11 +191,18 @@ fn execute(connection: &mut Connection, stopped: &PipeReader, sql: &CStr) -> Res
 }
 
 /// Waits until the connection can be read, if there is one, or the listener is dropped; at most for that long.
-fn wait(connection: Option<&Connection>, stopped: &PipeReader, limit: Duration) -> Result<Woken, Lost> {
+fn wait(
+    connection: Option<&Connection>,
+    stopped: &PipeReader,
+    limit: Duration,
+) -> Result<Woken, Lost> {
     let limit = Timespec::try_from(limit).map_err(|_| Lost)?;
     let mut watched = vec![PollFd::new(stopped, PollFlags::IN)];
     if let Some(connection) = connection {
-        watched.push(PollFd::from_borrowed_fd(connection.socket()?, PollFlags::IN));
+        watched.push(PollFd::from_borrowed_fd(
+            connection.socket()?,
+            PollFlags::IN,
+        ));
     }
     match poll(&mut watched, Some(&limit)) {
         Ok(0) => Ok(Woken::Silence),

@@ -68,7 +68,12 @@ struct Entry {
 
 impl Connections {
     const fn new() -> Self {
-        Self { inner: Mutex::new(Inner { all: BTreeMap::new(), is_looked_at: false }) }
+        Self {
+            inner: Mutex::new(Inner {
+                all: BTreeMap::new(),
+                is_looked_at: false,
+            }),
+        }
     }
 
     /// Watches over one more, which has yet to be made with the mark as its `tcp_user_timeout`: the next free number
@@ -79,11 +84,16 @@ impl Connections {
             .find(|mark| *mark != NOT_OURS && !inner.all.contains_key(mark))
             .ok_or_else(|| io::Error::other("too many connections"))?;
         if !inner.is_looked_at {
-            thread::Builder::new().name("tollkey-watch".into()).spawn(|| self.look_again_and_again())?;
+            thread::Builder::new()
+                .name("tollkey-watch".into())
+                .spawn(|| self.look_again_and_again())?;
             inner.is_looked_at = true;
         }
         inner.all.insert(mark, Entry::default());
-        Ok(Watch(Arc::new(Watched { connections: self, mark })))
+        Ok(Watch(Arc::new(Watched {
+            connections: self,
+            mark,
+        })))
     }
 
     fn look_again_and_again(&self) {
@@ -98,8 +108,12 @@ impl Connections {
             drop(inner); // nobody's statement waits for a log
             for shut in given_up {
                 match shut {
-                    Ok(true) => tracing::warn!("the database does not answer; the connection is given up"),
-                    Ok(false) => tracing::warn!("the database does not answer, and the connection cannot be given up"),
+                    Ok(true) => {
+                        tracing::warn!("the database does not answer; the connection is given up")
+                    }
+                    Ok(false) => tracing::warn!(
+                        "the database does not answer, and the connection cannot be given up"
+                    ),
                     Err(error) => {
                         tracing::warn!(%error, "the database does not answer, and the connection cannot be given up");
                     }
@@ -178,7 +192,14 @@ impl Watch {
     }
 
     fn entry<T>(&self, work: impl FnOnce(&mut Entry) -> T) -> T {
-        work(self.0.connections.lock().all.entry(self.0.mark).or_default())
+        work(
+            self.0
+                .connections
+                .lock()
+                .all
+                .entry(self.0.mark)
+                .or_default(),
+        )
     }
 }
 
@@ -190,7 +211,9 @@ impl Instrumentation for Statements {
     fn on_connection_event(&mut self, event: InstrumentationEvent<'_>) {
         match event {
             InstrumentationEvent::StartQuery { .. } => self.0.entry(|entry| {
-                entry.late_at = entry.limit.and_then(|limit| Instant::now().checked_add(limit));
+                entry.late_at = entry
+                    .limit
+                    .and_then(|limit| Instant::now().checked_add(limit));
             }),
             InstrumentationEvent::FinishQuery { .. } => {
                 self.0.end();
@@ -245,7 +268,10 @@ mod tests {
             connections.watch(500_000).unwrap(),
             connections.watch(500_000).unwrap(),
         );
-        assert_eq!([late.mark(), in_time.mark(), resting.mark()], [500_001, 500_002, 500_003]);
+        assert_eq!(
+            [late.mark(), in_time.mark(), resting.mark()],
+            [500_001, 500_002, 500_003]
+        );
         let mut sockets = [late.mark(), in_time.mark(), resting.mark(), 500_000].map(connected);
         let (local, _other_end) = UnixStream::pair().unwrap();
         late.begin(LIMIT);
@@ -256,11 +282,23 @@ mod tests {
         connections.lock().look(Instant::now());
         assert_eq!(sockets.each_mut().map(|(own, _)| is_shut(own)), [false; 4]);
         connections.lock().look(Instant::now() + LIMIT);
-        assert_eq!(sockets.each_mut().map(|(own, _)| is_shut(own)), [true, false, false, false]);
-        assert_eq!(sockets.each_mut().map(|(_, far)| is_shut(far)), [true, false, false, false]);
-        assert_eq!([late.end(), in_time.end(), resting.end()], [true, false, false]);
+        assert_eq!(
+            sockets.each_mut().map(|(own, _)| is_shut(own)),
+            [true, false, false, false]
+        );
+        assert_eq!(
+            sockets.each_mut().map(|(_, far)| is_shut(far)),
+            [true, false, false, false]
+        );
+        assert_eq!(
+            [late.end(), in_time.end(), resting.end()],
+            [true, false, false]
+        );
         local.set_nonblocking(true).unwrap();
-        assert_eq!((&local).read(&mut [0]).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        assert_eq!(
+            (&local).read(&mut [0]).unwrap_err().kind(),
+            io::ErrorKind::WouldBlock
+        );
     }
 
     #[test]
@@ -297,7 +335,9 @@ mod tests {
 
     #[test]
     fn statements_are_told_of() {
-        let Some(postgres) = Postgres::shared() else { return };
+        let Some(postgres) = Postgres::shared() else {
+            return;
+        };
         let connections = connections();
         let watch = connections.watch(540_000).unwrap();
         let late_at = || connections.lock().all[&watch.mark()].late_at;
@@ -331,8 +371,10 @@ mod tests {
         let socket = postgres.socket();
         thread::spawn(move || {
             for client in listener.incoming() {
-                let (mut client, mut server) = (client.unwrap(), UnixStream::connect(&socket).unwrap());
-                let (mut to_client, mut to_server) = (client.try_clone().unwrap(), server.try_clone().unwrap());
+                let (mut client, mut server) =
+                    (client.unwrap(), UnixStream::connect(&socket).unwrap());
+                let (mut to_client, mut to_server) =
+                    (client.try_clone().unwrap(), server.try_clone().unwrap());
                 thread::spawn(move || io::copy(&mut client, &mut to_server));
                 thread::spawn(move || io::copy(&mut server, &mut to_client));
             }
@@ -348,7 +390,9 @@ mod tests {
 
     #[test]
     fn each_connection_has_its_socket() {
-        let Some(postgres) = Postgres::shared() else { return };
+        let Some(postgres) = Postgres::shared() else {
+            return;
+        };
         let database = postgres.database();
         let url = database.url_at(over_tcp(postgres));
         for asked_for in ["", "?tcp_user_timeout=2000", "?tcp_user_timeout=0"] {
@@ -367,24 +411,35 @@ mod tests {
 
     #[test]
     fn an_answer_that_does_not_come_is_not_waited_for() {
-        let Some(postgres) = Postgres::shared() else { return };
+        let Some(postgres) = Postgres::shared() else {
+            return;
+        };
         let database = postgres.database();
         let (mut conn, watch) = establish(&database.url_at(over_tcp(postgres)), Use::Write);
         conn.batch_execute("SET statement_timeout = 0").unwrap();
         watch.limit(Some(Duration::from_millis(100)));
         let since = Instant::now();
         assert!(conn.batch_execute("SELECT pg_sleep(60)").is_err());
-        assert!(since.elapsed() < Duration::from_secs(20), "it took {:?}", since.elapsed());
+        assert!(
+            since.elapsed() < Duration::from_secs(20),
+            "it took {:?}",
+            since.elapsed()
+        );
         assert!(watch.end());
     }
 
     #[test]
     fn a_migration_and_a_local_connection_take_their_time() {
-        let Some(postgres) = Postgres::shared() else { return };
+        let Some(postgres) = Postgres::shared() else {
+            return;
+        };
         let database = postgres.database();
         let (mut conn, watch) = establish(&database.url_at(over_tcp(postgres)), Use::Migrate);
         conn.batch_execute("SELECT 1").unwrap();
-        assert_eq!(watch.entry(|entry| (entry.limit, entry.late_at)), (None, None));
+        assert_eq!(
+            watch.entry(|entry| (entry.limit, entry.late_at)),
+            (None, None)
+        );
 
         let (mut conn, watch) = establish(database.url(), Use::Write);
         watch.begin(Duration::ZERO);

@@ -19,7 +19,8 @@ use std::{
 use criterion::{BenchmarkId, Criterion};
 use tokio::runtime::{Builder, Runtime};
 use tollkey_core::{
-    Catalogue, Digest, IpList, Need, OperatingModel, Record, RequestPath, RouteBase, VerifierId, feature::Feature,
+    Catalogue, Digest, IpList, Need, OperatingModel, Record, RequestPath, RouteBase, VerifierId,
+    feature::Feature,
 };
 use tollkey_verifier::{
     Settings, SystemClock, Verifier,
@@ -73,8 +74,9 @@ struct World {
 impl World {
     fn new(size: usize) -> Self {
         let mut random = Random(size as u64);
-        let mut texts: Vec<String> =
-            (0..size).map(|_| format!("ck_live_{:016x}{:016x}", random.next(), random.next())).collect();
+        let mut texts: Vec<String> = (0..size)
+            .map(|_| format!("ck_live_{:016x}{:016x}", random.next(), random.next()))
+            .collect();
         let source = MemorySource::default();
         let mut floor = HashMap::with_capacity(size);
         for text in &texts {
@@ -86,10 +88,20 @@ impl World {
             texts.swap(i, random.below(i + 1));
         }
 
-        let runtime = Builder::new_multi_thread().worker_threads(1).enable_time().build().unwrap();
-        let settings = Settings { max_entries: size, max_bytes: size * 8192, ..Settings::default() };
+        let runtime = Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_time()
+            .build()
+            .unwrap();
+        let settings = Settings {
+            max_entries: size,
+            max_bytes: size * 8192,
+            ..Settings::default()
+        };
         let id = VerifierId::from_bytes([1; 16]);
-        let verifier = runtime.block_on(Verifier::new(id, source, Arc::new(SystemClock), settings)).unwrap();
+        let verifier = runtime
+            .block_on(Verifier::new(id, source, Arc::new(SystemClock), settings))
+            .unwrap();
         runtime.spawn(verifier.clone().run(std::future::pending()));
         runtime.block_on(async {
             for text in &texts {
@@ -100,14 +112,22 @@ impl World {
             }
         });
         while !verifier.take_usage().is_empty() {}
-        Self { runtime, verifier, floor, texts }
+        Self {
+            runtime,
+            verifier,
+            floor,
+            texts,
+        }
     }
 
     fn need(&self) -> Need<'static> {
         Need {
             scopes: Catalogue::default().needed(["links:read"]).unwrap(),
             method: Some("GET"),
-            path: Some(RequestPath::new("/api/tokens/tok_0123456789", &RouteBase::default())),
+            path: Some(RequestPath::new(
+                "/api/tokens/tok_0123456789",
+                &RouteBase::default(),
+            )),
             client_ip: Some(IpAddr::from([203, 0, 113, 7])),
             ..Need::default()
         }
@@ -120,7 +140,11 @@ impl World {
     }
 
     fn floor(&self, text: &str) {
-        black_box(self.floor.get(Digest::of(black_box(text)).as_bytes()).unwrap());
+        black_box(
+            self.floor
+                .get(Digest::of(black_box(text)).as_bytes())
+                .unwrap(),
+        );
     }
 
     /// How long `threads` threads need for `iterations` visits each, from different places on.
@@ -132,7 +156,12 @@ impl World {
                     let barrier = &barrier;
                     scope.spawn(move || {
                         let from = self.texts.len() / threads * thread;
-                        let visits = self.texts.iter().cycle().skip(from).take(iterations as usize);
+                        let visits = self
+                            .texts
+                            .iter()
+                            .cycle()
+                            .skip(from)
+                            .take(iterations as usize);
                         barrier.wait();
                         let start = Instant::now();
                         visits.for_each(|text| visit(text));
@@ -140,7 +169,10 @@ impl World {
                     })
                 })
                 .collect();
-            runs.into_iter().map(|run| run.join().unwrap()).max().unwrap_or_default()
+            runs.into_iter()
+                .map(|run| run.join().unwrap())
+                .max()
+                .unwrap_or_default()
         })
     }
 }
@@ -168,7 +200,11 @@ fn main() {
         // Once around, so that each key has been used and queued for its usage to be fetched: the steady state.
         world.time(1, size as u64, &|text| world.verify(text, &need));
         let allocations = allocation_counter::measure(|| {
-            world.texts.iter().take(10_000).for_each(|text| world.verify(text, &need));
+            world
+                .texts
+                .iter()
+                .take(10_000)
+                .for_each(|text| world.verify(text, &need));
         });
         for threads in THREADS {
             let (floor, verify) = (Samples::default(), Samples::default());
@@ -177,7 +213,10 @@ fn main() {
                 group.bench_function(BenchmarkId::from_parameter(name), |bencher| {
                     bencher.iter_custom(|iterations| {
                         let took = world.time(threads, iterations, &|text: &str| visit(text));
-                        samples.lock().unwrap().push(took.as_nanos() as f64 / iterations as f64);
+                        samples
+                            .lock()
+                            .unwrap()
+                            .push(took.as_nanos() as f64 / iterations as f64);
                         took
                     });
                 });
@@ -185,16 +224,27 @@ fn main() {
             bench("floor", &floor, &|text| world.floor(text));
             bench("verify", &verify, &|text| world.verify(text, &need));
             group.finish();
-            table.push((size, threads, median(&floor), median(&verify), allocations.count_total));
+            table.push((
+                size,
+                threads,
+                median(&floor),
+                median(&verify),
+                allocations.count_total,
+            ));
         }
         drop(world.verifier);
         world.runtime.shutdown_background();
     }
 
-    println!("\n| keys | threads | floor ns | verify ns | verify / floor | allocations in 10 000 hits |");
+    println!(
+        "\n| keys | threads | floor ns | verify ns | verify / floor | allocations in 10 000 hits |"
+    );
     println!("|---:|---:|---:|---:|---:|---:|");
     for (size, threads, floor, verify, allocations) in table {
-        println!("| {size} | {threads} | {floor:.0} | {verify:.0} | {:.2} | {allocations} |", verify / floor);
+        println!(
+            "| {size} | {threads} | {floor:.0} | {verify:.0} | {:.2} | {allocations} |",
+            verify / floor
+        );
     }
     criterion.final_summary();
 }

@@ -21,7 +21,10 @@ impl Clock for SystemClock {
     fn elapsed(&self) -> Duration {
         let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
         // Never negative: it counts from boot.
-        Duration::new(u64::try_from(now.tv_sec).unwrap_or(0), u32::try_from(now.tv_nsec).unwrap_or(0))
+        Duration::new(
+            u64::try_from(now.tv_sec).unwrap_or(0),
+            u32::try_from(now.tv_nsec).unwrap_or(0),
+        )
     }
 }
 
@@ -32,14 +35,18 @@ impl Clock for SystemClock {
     }
 
     fn elapsed(&self) -> Duration {
-        static START: std::sync::LazyLock<std::time::Instant> = std::sync::LazyLock::new(std::time::Instant::now);
+        static START: std::sync::LazyLock<std::time::Instant> =
+            std::sync::LazyLock::new(std::time::Instant::now);
         START.elapsed()
     }
 }
 
 /// Nanoseconds of a duration, as kept in atomics. Saturates after 584 years.
 pub(crate) fn nanos(duration: Duration) -> u64 {
-    duration.as_secs().saturating_mul(1_000_000_000).saturating_add(duration.subsec_nanos().into())
+    duration
+        .as_secs()
+        .saturating_mul(1_000_000_000)
+        .saturating_add(duration.subsec_nanos().into())
 }
 
 #[cfg(test)]
@@ -50,7 +57,9 @@ mod tests {
     fn the_wall_clock_is_in_whole_microseconds_and_elapsed_does_not_go_back() {
         let clock = SystemClock;
         assert_eq!(clock.now().subsec_nanosecond() % 1000, 0);
-        assert!(clock.now().duration_since(Timestamp::now()).abs() < jiff::SignedDuration::from_secs(5));
+        assert!(
+            clock.now().duration_since(Timestamp::now()).abs() < jiff::SignedDuration::from_secs(5)
+        );
         let (first, second) = (clock.elapsed(), clock.elapsed());
         assert!(first <= second && first > Duration::ZERO);
     }

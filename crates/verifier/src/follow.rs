@@ -65,7 +65,10 @@ impl<S: Primary> Verifier<S> {
         inner.settle(seq, since).await;
         let waited = inner.clock.elapsed().saturating_sub(started);
         count(&inner.counters.settles);
-        inner.counters.settle_nanos.fetch_add(nanos(waited), Ordering::Relaxed);
+        inner
+            .counters
+            .settle_nanos
+            .fetch_add(nanos(waited), Ordering::Relaxed);
     }
 
     /// Waits until all changes made so far hold everywhere. For answers that say "it is so already": who made it so
@@ -94,11 +97,17 @@ impl<S: Primary> Verifier<S> {
             let left = Duration::from_nanos(end.saturating_sub(nanos(inner.clock.elapsed())));
             sleep(left.min(STOP_WAIT)).await;
             if left > STOP_WAIT {
-                tracing::warn!("a subscriber still has a lease; the next change waits for this verifier");
+                tracing::warn!(
+                    "a subscriber still has a lease; the next change waits for this verifier"
+                );
                 return;
             }
         }
-        if inner.within(STOP_WAIT, inner.source.unregister(inner.id())).await.is_err() {
+        if inner
+            .within(STOP_WAIT, inner.source.unregister(inner.id()))
+            .await
+            .is_err()
+        {
             tracing::warn!("could not unregister; the next change waits for this verifier's lease");
         }
     }
@@ -116,7 +125,9 @@ impl<S: Primary> Inner<S> {
                 if connected {
                     tracing::info!("the lease is renewed again; keys are answered from memory");
                 } else {
-                    tracing::warn!("the lease cannot be renewed; when it ends, every verification asks the source");
+                    tracing::warn!(
+                        "the lease cannot be renewed; when it ends, every verification asks the source"
+                    );
                 }
             }
             // After a failure sooner, so that a short outage costs no lease.
@@ -185,7 +196,8 @@ impl<S: Primary> Inner<S> {
             let log = self.source.changes_after(applied, CHANGES).await?;
             let whole = self.memory.apply(&log);
             let now = self.memory.applied().0;
-            self.applied.send_if_modified(|position| std::mem::replace(position, now) != now);
+            self.applied
+                .send_if_modified(|position| std::mem::replace(position, now) != now);
             if whole {
                 return Ok(log.current);
             }
@@ -201,7 +213,10 @@ impl<S: Primary> Inner<S> {
         if self.until(over, self.catch_up()).await.is_err() {
             // This process must not say yes either. A renewal that is still under way grants nothing any more.
             self.memory.drop_lease();
-            tracing::warn!(seq = seq.0, "a change could not be applied here; nothing is answered from memory");
+            tracing::warn!(
+                seq = seq.0,
+                "a change could not be applied here; nothing is answered from memory"
+            );
         }
         // Somebody else may be waiting for this verifier, too.
         self.poked.notify_one();
@@ -240,13 +255,19 @@ impl<S: Primary> Inner<S> {
         if let Ok(rows) = first
             && seen_at.saturating_sub(since) <= whole / 10
         {
-            self.remove_silent(seq, rows.into_iter().collect(), seen_at + whole).await;
+            self.remove_silent(seq, rows.into_iter().collect(), seen_at + whole)
+                .await;
         }
     }
 
     /// Removes those of `seen` that are behind `seq` and have not renewed until `silent_until`, a lease and a margin
     /// after they were seen: no lease of theirs is left.
-    async fn remove_silent(&self, seq: Seq, seen: HashMap<VerifierId, u64>, silent_until: Duration) {
+    async fn remove_silent(
+        &self,
+        seq: Seq,
+        seen: HashMap<VerifierId, u64>,
+        silent_until: Duration,
+    ) {
         while self.pause_until(silent_until, LONGEST_PAUSE).await {}
         let removed = self.within(self.lease, async {
             for (id, renewals) in self.source.behind(seq, self.id()).await? {
@@ -258,7 +279,9 @@ impl<S: Primary> Inner<S> {
             Ok::<_, Unavailable>(())
         });
         if removed.await.is_err() {
-            tracing::warn!("could not remove silent verifiers; the next change waits for them again");
+            tracing::warn!(
+                "could not remove silent verifiers; the next change waits for them again"
+            );
         }
     }
 
@@ -278,7 +301,8 @@ impl<S: Primary> Inner<S> {
         end: Duration,
         answer: impl Future<Output = Result<T, Unavailable>>,
     ) -> Result<T, Unavailable> {
-        self.within(end.saturating_sub(self.clock.elapsed()), answer).await
+        self.within(end.saturating_sub(self.clock.elapsed()), answer)
+            .await
     }
 }
 
@@ -289,6 +313,8 @@ impl<S: Source> Inner<S> {
         limit: Duration,
         answer: impl Future<Output = Result<T, E>>,
     ) -> Result<T, E> {
-        timeout(limit, answer).await.unwrap_or_else(|_| Err(Unavailable.into()))
+        timeout(limit, answer)
+            .await
+            .unwrap_or_else(|_| Err(Unavailable.into()))
     }
 }

@@ -30,8 +30,8 @@ use tollkey_client::{
     subscription::{self, Subscription},
 };
 use tollkey_core::{
-    AccountId, ApiKey, Catalogue, Changed, Digest, Grants, Invalid, IpList, KeyId, Position, ProblemCode, RateLimit,
-    Record, Scope, Seq, Usage, lineage::Inherited, usage::outcome_code,
+    AccountId, ApiKey, Catalogue, Changed, Digest, Grants, Invalid, IpList, KeyId, Position,
+    ProblemCode, RateLimit, Record, Scope, Seq, Usage, lineage::Inherited, usage::outcome_code,
 };
 
 use crate::{
@@ -132,7 +132,9 @@ impl Log {
                 }
                 Failure::Rejected
             }
-            (ErrorKind::Refused, _) if error.code() == Some(ProblemCode::SubscriberIdShared.as_str()) => {
+            (ErrorKind::Refused, _)
+                if error.code() == Some(ProblemCode::SubscriberIdShared.as_str()) =>
+            {
                 Failure::SharedId
             }
             (ErrorKind::Refused, Some(400..500)) | (ErrorKind::Redirect, _) => {
@@ -142,7 +144,9 @@ impl Log {
                 Failure::Rejected
             }
             // Not from a proxy, which knows no codes: the server works, and fails with this request.
-            (ErrorKind::Refused, _) if error.code() == Some(ProblemCode::InternalError.as_str()) => {
+            (ErrorKind::Refused, _)
+                if error.code() == Some(ProblemCode::InternalError.as_str()) =>
+            {
                 if self.allows(&self.unreadable) {
                     tracing::warn!(%error, "the server fails with a request of this verifier; see its log");
                 }
@@ -189,9 +193,16 @@ impl HttpSource {
     }
 
     /// Sends a poll with its IDs, or without them to a server that does not know them yet.
-    async fn send(&self, poll: subscription::Poll, ids: Option<PollIds>) -> Result<api::SyncResponse, Failure> {
+    async fn send(
+        &self,
+        poll: subscription::Poll,
+        ids: Option<PollIds>,
+    ) -> Result<api::SyncResponse, Failure> {
         let one_less = |left: u32| left.checked_sub(1);
-        let is_without = self.without_ids.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_less).is_ok();
+        let is_without = self
+            .without_ids
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_less)
+            .is_ok();
         let Some(PollIds { id, previous }) = ids.filter(|_| !is_without) else {
             return poll.await.map_err(|error| self.without_ids(&error));
         };
@@ -200,7 +211,9 @@ impl HttpSource {
             Err(error) if rejects_poll_ids(&error) => {
                 self.without_ids.store(WITHOUT_IDS, Ordering::Relaxed);
                 if self.log.allows(&self.log.older_release) {
-                    tracing::info!("the server is of an older release; usage may count twice when a response is lost");
+                    tracing::info!(
+                        "the server is of an older release; usage may count twice when a response is lost"
+                    );
                 }
                 poll.await.map_err(|error| self.without_ids(&error))
             }
@@ -221,35 +234,62 @@ impl HttpSource {
 /// Whether the server is of a release that knows no poll IDs.
 fn rejects_poll_ids(error: &Error) -> bool {
     let is_about_ids = |pointer: &str| matches!(pointer, "/poll_id" | "/previous_poll_ids");
-    error.is_validation() && error.errors().iter().any(|field| is_about_ids(&field.pointer))
+    error.is_validation()
+        && error
+            .errors()
+            .iter()
+            .any(|field| is_about_ids(&field.pointer))
 }
 
 impl Source for HttpSource {
     async fn find(&self, digest: &Digest) -> Result<Snapshot, SourceError> {
-        let found = self.subscription.lookup(*digest).await.map_err(|error| self.log.failure(&error))?;
-        let record = found.key.map(|key| record(key, &self.catalogue)).transpose();
-        Ok(Snapshot { seq: Seq(found.seq), record: record.map_err(|rule| self.log.unreadable(&rule))? })
+        let found = self
+            .subscription
+            .lookup(*digest)
+            .await
+            .map_err(|error| self.log.failure(&error))?;
+        let record = found
+            .key
+            .map(|key| record(key, &self.catalogue))
+            .transpose();
+        Ok(Snapshot {
+            seq: Seq(found.seq),
+            record: record.map_err(|rule| self.log.unreadable(&rule))?,
+        })
     }
 }
 
 impl Upstream for HttpSource {
     async fn poll(&self, poll: Poll) -> Result<News, PollError> {
-        let mut call = self.subscription.poll(poll.subscriber).wait(poll.wait).usage(poll.usage.iter().map(usage));
+        let mut call = self
+            .subscription
+            .poll(poll.subscriber)
+            .wait(poll.wait)
+            .usage(poll.usage.iter().map(usage));
         if poll.position != Position::default() {
             call = call.cursor(poll.position.to_string());
         }
         let answer = self.send(call, poll.ids).await?;
         let change = |change: &api::Change| Changed::from_parts(&change.kind, &change.id);
         Ok(News {
-            position: answer.cursor.parse().map_err(|rule: Invalid| self.log.unreadable(&rule))?,
+            position: answer
+                .cursor
+                .parse()
+                .map_err(|rule: Invalid| self.log.unreadable(&rule))?,
             // What a newer server calls by a word we do not know may be about anything.
-            changes: answer.changes.and_then(|changes| changes.iter().map(change).collect::<Result<_, _>>().ok()),
+            changes: answer
+                .changes
+                .and_then(|changes| changes.iter().map(change).collect::<Result<_, _>>().ok()),
             lease: Duration::from_millis(answer.lease_ms),
         })
     }
 
     async fn leave(&self, leave: Leave) -> Result<(), PollError> {
-        let call = self.subscription.poll(leave.subscriber).usage(leave.usage.iter().map(usage)).leave();
+        let call = self
+            .subscription
+            .poll(leave.subscriber)
+            .usage(leave.usage.iter().map(usage))
+            .leave();
         self.send(call, leave.ids).await?;
         Ok(())
     }
@@ -266,12 +306,19 @@ fn usage(usage: &Usage) -> api::Usage {
 
 /// A key as the server has it. Scopes that are not in the catalogue cannot be asked for here.
 fn record(key: api::KeyRecord, catalogue: &Catalogue) -> Result<Record, Invalid> {
-    let scopes: Vec<Scope> = key.scopes.iter().filter_map(|name| catalogue.parse(name).ok()).collect();
+    let scopes: Vec<Scope> = key
+        .scopes
+        .iter()
+        .filter_map(|name| catalogue.parse(name).ok())
+        .collect();
     let rate_limits = key.ancestor_rate_limits.into_iter();
     let rate_limits = rate_limits
         .map(|limit| Ok((limit.key_id.parse()?, limit.rate_limit.try_into()?)))
         .collect::<Result<Vec<(KeyId, RateLimit)>, Invalid>>()?;
-    let networks = key.allowed_ips.as_deref().map(|list| IpList::parse_common(list.iter().map(String::as_str)));
+    let networks = key
+        .allowed_ips
+        .as_deref()
+        .map(|list| IpList::parse_common(list.iter().map(String::as_str)));
     Ok(Record {
         // Expanded by the server; nothing is implied by anything here.
         scopes: catalogue.needed(scopes.iter().map(Scope::as_str))?,
@@ -306,7 +353,12 @@ fn record(key: api::KeyRecord, catalogue: &Catalogue) -> Result<Record, Invalid>
             rotated_to: None,
             rotated_at: key.rotated_at.map(Into::into),
             // The server has resolved what the ancestors restrict; what a use is counted against comes by itself.
-            inherited: (!rate_limits.is_empty()).then(|| Box::new(Inherited { rate_limits, ..Inherited::default() })),
+            inherited: (!rate_limits.is_empty()).then(|| {
+                Box::new(Inherited {
+                    rate_limits,
+                    ..Inherited::default()
+                })
+            }),
         },
     })
 }

@@ -72,8 +72,8 @@ pub use clock::SystemClock;
 pub use follow::margin;
 pub use log_limit::LogLimit;
 pub use source::{
-    Leave, News, Poll, PollError, PollId, PollIds, Primary, ServiceSnapshot, Snapshot, Source, SourceError,
-    Unavailable, Upstream,
+    Leave, News, Poll, PollError, PollId, PollIds, Primary, ServiceSnapshot, Snapshot, Source,
+    SourceError, Unavailable, Upstream,
 };
 pub use stats::Stats;
 pub use tollkey_core::{ChangeLog, Changed, Position, Seq, Usage, VerifierId};

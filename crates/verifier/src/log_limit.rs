@@ -31,7 +31,11 @@ impl LogLimit {
     /// At most this many lines in 30 s.
     #[must_use]
     pub const fn new(lines: u32) -> Self {
-        Self { lines, next: AtomicU64::new(0), left: AtomicU32::new(0) }
+        Self {
+            lines,
+            next: AtomicU64::new(0),
+            left: AtomicU32::new(0),
+        }
     }
 
     /// Whether a line may be logged now. `elapsed` is read from a clock that only goes forward.
@@ -39,12 +43,20 @@ impl LogLimit {
         let now = nanos(elapsed);
         let next = self.next.load(Ordering::Relaxed);
         let after = now.saturating_add(nanos(LOG_INTERVAL));
-        if now >= next && self.next.compare_exchange(next, after, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
-            self.left.store(self.lines.saturating_sub(1), Ordering::Relaxed);
+        if now >= next
+            && self
+                .next
+                .compare_exchange(next, after, Ordering::Relaxed, Ordering::Relaxed)
+                .is_ok()
+        {
+            self.left
+                .store(self.lines.saturating_sub(1), Ordering::Relaxed);
             return true;
         }
         let one_less = |left: u32| left.checked_sub(1);
-        self.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_less).is_ok()
+        self.left
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_less)
+            .is_ok()
     }
 }
 
@@ -55,10 +67,14 @@ mod tests {
     #[test]
     fn one_line_per_interval_is_written() {
         let limit = LogLimit::default();
-        let lines = (0..65).filter(|second| limit.allows(Duration::from_secs(*second))).collect::<Vec<_>>();
+        let lines = (0..65)
+            .filter(|second| limit.allows(Duration::from_secs(*second)))
+            .collect::<Vec<_>>();
         assert_eq!(lines, [0, 30, 60]);
         let limit = LogLimit::new(3);
-        let lines = (0..65).filter(|second| limit.allows(Duration::from_secs(*second))).collect::<Vec<_>>();
+        let lines = (0..65)
+            .filter(|second| limit.allows(Duration::from_secs(*second)))
+            .collect::<Vec<_>>();
         assert_eq!(lines, [0, 1, 2, 30, 31, 32, 60, 61, 62]);
     }
 }

@@ -23,8 +23,8 @@ use std::{
 
 use tokio::sync::watch;
 use tollkey_core::{
-    AccountId, ApiKey, ApplicationId, ChangeLog, Changed, Digest, KeyId, Position, Record, Seq, ServiceKeyId,
-    VerifierId, heap::allocation,
+    AccountId, ApiKey, ApplicationId, ChangeLog, Changed, Digest, KeyId, Position, Record, Seq,
+    ServiceKeyId, VerifierId, heap::allocation,
 };
 
 use crate::{
@@ -79,8 +79,17 @@ pub(crate) struct Entry {
 impl Entry {
     pub(crate) fn new(digest: Digest, record: Record, allowances: Box<[Arc<Allowance>]>) -> Self {
         let tally = Arc::new(Tally::new(record.key.id, record.key.account_id.clone()));
-        let weight = ENTRY + record.heap_bytes() + allowances.len() * (size_of::<Arc<Allowance>>() + Allowances::EACH);
-        Self { digest, record, allowances, tally, weight, touched: AtomicBool::new(false) }
+        let weight = ENTRY
+            + record.heap_bytes()
+            + allowances.len() * (size_of::<Arc<Allowance>>() + Allowances::EACH);
+        Self {
+            digest,
+            record,
+            allowances,
+            tally,
+            weight,
+            touched: AtomicBool::new(false),
+        }
     }
 
     /// Whether it was used since an eviction hand last passed. Now one has.
@@ -91,7 +100,9 @@ impl Entry {
 
 impl std::fmt::Debug for Entry {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Entry").field("record", &self.record).finish_non_exhaustive()
+        f.debug_struct("Entry")
+            .field("record", &self.record)
+            .finish_non_exhaustive()
     }
 }
 
@@ -213,7 +224,12 @@ impl Memory {
 
     /// The key with that digest, if it is remembered and could be answered from memory no longer ago than `grace` before
     /// `elapsed`. It may have been revoked since.
-    pub(crate) fn recall_late(&self, digest: &Digest, elapsed: u64, grace: u64) -> Option<Arc<Entry>> {
+    pub(crate) fn recall_late(
+        &self,
+        digest: &Digest,
+        elapsed: u64,
+        grace: u64,
+    ) -> Option<Arc<Entry>> {
         if !self.may_answer(elapsed.saturating_sub(grace)) {
             return None;
         }
@@ -222,7 +238,11 @@ impl Memory {
 
     /// The service key with that digest, under the same conditions.
     pub(crate) fn recall_service_key(&self, digest: &Digest, elapsed: u64) -> Option<ServiceKeyId> {
-        if self.may_answer(elapsed) { self.service_keys.pin().get(digest).copied() } else { None }
+        if self.may_answer(elapsed) {
+            self.service_keys.pin().get(digest).copied()
+        } else {
+            None
+        }
     }
 
     /// Whether the lease lasts at `elapsed`. To be asked before an entry is looked up.
@@ -251,7 +271,9 @@ impl Memory {
             record.key.account_id = id; // one for all keys of the account
         }
         let (account, limits) = (&record.key.account_id, record.key.rate_limits());
-        let allowances = limits.map(|(key, limit)| books.allowances.of(account, key, limit, fresh, elapsed)).collect();
+        let allowances = limits
+            .map(|(key, limit)| books.allowances.of(account, key, limit, fresh, elapsed))
+            .collect();
         let entry = Arc::new(Entry::new(*digest, record, allowances));
         // An entry that takes much of the whole cache is used once: it would evict too many others.
         if fresh && self.max_entries > 0 && entry.weight <= books.shares.largest() {
@@ -261,7 +283,13 @@ impl Memory {
     }
 
     /// Takes in a service key: remembers it if that is safe.
-    pub(crate) fn learn_service_key(&self, digest: &Digest, seq: Seq, asked: Generation, id: ServiceKeyId) {
+    pub(crate) fn learn_service_key(
+        &self,
+        digest: &Digest,
+        seq: Seq,
+        asked: Generation,
+        id: ServiceKeyId,
+    ) {
         let mut books = self.books();
         if !books.is_fresh(seq, asked) || self.service_keys.pin().insert(*digest, id).is_some() {
             return;
@@ -277,8 +305,12 @@ impl Memory {
     fn insert(&self, books: &mut Books, entry: &Arc<Entry>) {
         let key = &entry.record.key;
         self.remove(books, key.id); // another request asked for the same key at the same time
-        while books.by_key.len() >= self.max_entries || !books.shares.fits(&key.account_id, entry.weight) {
-            let Some(next) = books.next_to_go(&key.account_id, entry.weight) else { return };
+        while books.by_key.len() >= self.max_entries
+            || !books.shares.fits(&key.account_id, entry.weight)
+        {
+            let Some(next) = books.next_to_go(&key.account_id, entry.weight) else {
+                return;
+            };
             self.remove(books, next);
             count(&self.evictions);
         }
@@ -288,7 +320,9 @@ impl Memory {
 
     /// Evicts a key. Returns whether it was cached.
     fn remove(&self, books: &mut Books, key: KeyId) -> bool {
-        let Some(at) = books.by_key.get(&key).copied() else { return false };
+        let Some(at) = books.by_key.get(&key).copied() else {
+            return false;
+        };
         // First from the map that readers use, so that no panic below leaves an evicted key there.
         self.keys.pin().remove(&books.entries[at as usize].digest);
         books.leave(key, at);
@@ -301,7 +335,10 @@ impl Memory {
         let mut books = self.books();
         let before = books.applied;
         let goes_on = |changes: &[(Position, Changed)]| {
-            let gapless = changes.iter().zip(before.seq.0 + 1..).all(|((at, _), expected)| at.seq.0 == expected);
+            let gapless = changes
+                .iter()
+                .zip(before.seq.0 + 1..)
+                .all(|((at, _), expected)| at.seq.0 == expected);
             let last = changes.last().map_or(before, |(at, _)| *at);
             // No news while the counter has moved is a gap too.
             gapless && (last == log.current || (last.seq < log.current.seq && !changes.is_empty()))
@@ -323,7 +360,9 @@ impl Memory {
         let mut books = self.books();
         match changes {
             Some(changes) => {
-                changes.iter().for_each(|changed| self.evict(&mut books, changed));
+                changes
+                    .iter()
+                    .for_each(|changed| self.evict(&mut books, changed));
                 books.applied = position; // only now that nothing of it is left
             }
             None => self.forget(&mut books, position),
@@ -341,20 +380,29 @@ impl Memory {
         books.watches.notify(changed);
         let keys: Vec<KeyId> = match changed {
             Changed::Key(id) => vec![*id],
-            Changed::Application(id) => {
-                books.by_application.range((*id, FIRST)..=(*id, LAST)).map(|(_, key)| *key).collect()
-            }
-            Changed::Account(id) => {
-                books.by_account.range((id.clone(), FIRST)..=(id.clone(), LAST)).map(|(_, key)| *key).collect()
-            }
+            Changed::Application(id) => books
+                .by_application
+                .range((*id, FIRST)..=(*id, LAST))
+                .map(|(_, key)| *key)
+                .collect(),
+            Changed::Account(id) => books
+                .by_account
+                .range((id.clone(), FIRST)..=(id.clone(), LAST))
+                .map(|(_, key)| *key)
+                .collect(),
             Changed::ServiceKey(id) => {
                 let known = self.service_keys.pin();
                 known.retain(|_, remembered| remembered != id);
-                books.service_keys.retain(|digest| known.contains_key(digest));
+                books
+                    .service_keys
+                    .retain(|digest| known.contains_key(digest));
                 return;
             }
         };
-        let evicted = keys.into_iter().filter(|key| self.remove(books, *key)).count();
+        let evicted = keys
+            .into_iter()
+            .filter(|key| self.remove(books, *key))
+            .count();
         self.changed.fetch_add(evicted as u64, Ordering::Relaxed);
     }
 
@@ -453,7 +501,11 @@ impl Memory {
         if books.changes_after(position).is_some() {
             books.subscribers.acknowledge(subscriber, position.seq);
         }
-        Ok(if books.reported(elapsed) > before { Acknowledged::More } else { Acknowledged::NoMore })
+        Ok(if books.reported(elapsed) > before {
+            Acknowledged::More
+        } else {
+            Acknowledged::NoMore
+        })
     }
 
     /// What a subscriber at `position` has to apply, at most `limit` changes, and the lease it may take afterwards. Also
@@ -471,25 +523,51 @@ impl Memory {
             return Ok((News::none(position), false));
         }
         let missing = books.changes_after(position);
-        let whole = missing.as_ref().is_none_or(|changes| changes.len() <= limit);
+        let whole = missing
+            .as_ref()
+            .is_none_or(|changes| changes.len() <= limit);
         let changes: Option<Vec<_>> = missing.map(|changes| changes.take(limit).cloned().collect());
         let position = match changes.as_deref() {
             Some([.., (last, _)]) if !whole => *last,
             _ => books.applied,
         };
         // A lease comes only with all there is.
-        let mut left = if whole { self.lease_end().saturating_sub(elapsed) } else { 0 };
-        if left > 0 && !books.subscribers.grant(subscriber, position.seq, elapsed.saturating_add(left), elapsed)? {
+        let mut left = if whole {
+            self.lease_end().saturating_sub(elapsed)
+        } else {
+            0
+        };
+        if left > 0
+            && !books.subscribers.grant(
+                subscriber,
+                position.seq,
+                elapsed.saturating_add(left),
+                elapsed,
+            )?
+        {
             left = 0;
         }
-        let changes = changes.map(|changes| changes.into_iter().map(|(_, changed)| changed).collect());
+        let changes =
+            changes.map(|changes| changes.into_iter().map(|(_, changed)| changed).collect());
         let counts = books.subscribers.counts(subscriber, ids);
-        Ok((News { position, changes, lease: Duration::from_nanos(left) }, counts))
+        Ok((
+            News {
+                position,
+                changes,
+                lease: Duration::from_nanos(left),
+            },
+            counts,
+        ))
     }
 
     /// Takes a subscriber off that has stopped answering from memory. Whether the usage that came with it has to be
     /// counted.
-    pub(crate) fn leave(&self, subscriber: VerifierId, ids: Option<&PollIds>, elapsed: u64) -> Result<bool, SharedId> {
+    pub(crate) fn leave(
+        &self,
+        subscriber: VerifierId,
+        ids: Option<&PollIds>,
+        elapsed: u64,
+    ) -> Result<bool, SharedId> {
         let mut books = self.books();
         if books.subscribers.arrive(subscriber, ids, true, elapsed)? == Arrival::Late {
             return Ok(false);
@@ -524,7 +602,8 @@ impl Memory {
 
     /// Keys evicted for room, keys evicted by changes, and how often all were forgotten.
     pub(crate) fn evicted(&self) -> [u64; 3] {
-        [&self.evictions, &self.changed, &self.forgotten].map(|counter| counter.load(Ordering::Relaxed))
+        [&self.evictions, &self.changed, &self.forgotten]
+            .map(|counter| counter.load(Ordering::Relaxed))
     }
 }
 
@@ -537,7 +616,9 @@ impl Books {
     /// Up to which change everything is applied here and by every subscriber.
     fn reported(&mut self, elapsed: u64) -> Seq {
         let applied = self.applied.seq;
-        self.subscribers.acknowledged(elapsed).map_or(applied, |acknowledged| acknowledged.min(applied))
+        self.subscribers
+            .acknowledged(elapsed)
+            .map_or(applied, |acknowledged| acknowledged.min(applied))
     }
 
     /// Keeps a change that was applied, for subscribers.
@@ -551,7 +632,10 @@ impl Books {
     }
 
     /// The changes after `position`; `None` when that is no position of this log, or one from too long ago.
-    fn changes_after(&self, position: Position) -> Option<impl ExactSizeIterator<Item = &(Position, Changed)>> {
+    fn changes_after(
+        &self,
+        position: Position,
+    ) -> Option<impl ExactSizeIterator<Item = &(Position, Changed)>> {
         let first = if position == self.before_recent {
             0
         } else {
@@ -594,7 +678,9 @@ impl Books {
     /// any when none does. `None` when no key is cached.
     fn next_to_go(&mut self, account: &AccountId, bytes: usize) -> Option<KeyId> {
         let payer = self.shares.payer(account, bytes);
-        payer.and_then(|payer| self.next_of(&payer)).or_else(|| self.next_of_all())
+        payer
+            .and_then(|payer| self.next_of(&payer))
+            .or_else(|| self.next_of_all())
     }
 
     /// The next key of an account to go: in turn, but one that was used since the account's hand last passed stays.
@@ -602,10 +688,13 @@ impl Books {
         let hand = self.shares.get_mut(account)?;
         let all = |range: (Bound<KeyId>, KeyId)| {
             let of = |key| (account.clone(), key);
-            self.by_account.range((range.0.map(of), Bound::Included(of(range.1))))
+            self.by_account
+                .range((range.0.map(of), Bound::Included(of(range.1))))
         };
         let after = hand.map_or(Bound::Included(FIRST), Bound::Excluded);
-        let keys = all((after, LAST)).chain(all((Bound::Included(FIRST), LAST))).map(|(_, key)| *key);
+        let keys = all((after, LAST))
+            .chain(all((Bound::Included(FIRST), LAST)))
+            .map(|(_, key)| *key);
         for key in keys.take(SECOND_CHANCES) {
             *hand = Some(key);
             let at = self.by_key.get(&key).copied();
@@ -642,7 +731,10 @@ struct DigestHash {
 impl DigestHash {
     fn random() -> Self {
         let random = RandomState::new();
-        Self { add: random.hash_one(0), multiply: random.hash_one(1) | 1 }
+        Self {
+            add: random.hash_one(0),
+            multiply: random.hash_one(1) | 1,
+        }
     }
 }
 
@@ -650,7 +742,10 @@ impl BuildHasher for DigestHash {
     type Hasher = DigestHasher;
 
     fn build_hasher(&self) -> DigestHasher {
-        DigestHasher { keys: *self, hash: 0 }
+        DigestHasher {
+            keys: *self,
+            hash: 0,
+        }
     }
 }
 
@@ -661,7 +756,9 @@ struct DigestHasher {
 
 impl Hasher for DigestHasher {
     fn write(&mut self, bytes: &[u8]) {
-        let start = bytes.first_chunk().map_or(0, |eight| u64::from_le_bytes(*eight));
+        let start = bytes
+            .first_chunk()
+            .map_or(0, |eight| u64::from_le_bytes(*eight));
         let product = u128::from(start ^ self.keys.add) * u128::from(self.keys.multiply);
         self.hash ^= (product as u64) ^ ((product >> 64) as u64);
     }

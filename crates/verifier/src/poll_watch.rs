@@ -37,27 +37,40 @@ impl PollWatch {
     }
 
     fn new(ends_at: u64) -> Self {
-        Self { ends_at: AtomicU64::new(ends_at), overdue_at: AtomicU64::new(u64::MAX), stalled: LogLimit::default() }
+        Self {
+            ends_at: AtomicU64::new(ends_at),
+            overdue_at: AtomicU64::new(u64::MAX),
+            stalled: LogLimit::default(),
+        }
     }
 
     /// A poll begins that may wait for `wait` and ends after `limit`. Unless [`PollInFlight::end`] says how, the poll
     /// was given up by this process, which says nothing about the upstream.
     pub(crate) fn begin(&self, now: Duration, wait: Duration, limit: Duration) -> PollInFlight<'_> {
         self.ends_at.store(nanos(now + limit), Ordering::SeqCst);
-        self.overdue_at.fetch_min(nanos(now + wait + OVERDUE), Ordering::SeqCst);
+        self.overdue_at
+            .fetch_min(nanos(now + wait + OVERDUE), Ordering::SeqCst);
         PollInFlight(self)
     }
 
     /// Whether the upstream owes a response. Not so when no poll is on its way that could find out that it responds
     /// again.
     pub(crate) fn is_overdue(&self, now: Duration) -> bool {
-        let polls = nanos(now) < self.ends_at.load(Ordering::SeqCst).saturating_add(nanos(NEXT_POLL));
+        let polls = nanos(now)
+            < self
+                .ends_at
+                .load(Ordering::SeqCst)
+                .saturating_add(nanos(NEXT_POLL));
         polls && nanos(now) >= self.overdue_at.load(Ordering::SeqCst)
     }
 
     /// Whether this process does not run the subscription.
     pub(crate) fn is_stalled(&self, now: Duration) -> bool {
-        nanos(now) >= self.ends_at.load(Ordering::SeqCst).saturating_add(nanos(STALLED))
+        nanos(now)
+            >= self
+                .ends_at
+                .load(Ordering::SeqCst)
+                .saturating_add(nanos(STALLED))
     }
 
     /// Logs that this process does not run the subscription.
@@ -109,7 +122,10 @@ mod tests {
     fn response_is_overdue_after_the_wait_until_there_is_one() {
         let watch = PollWatch::subscriber(at(0));
         let poll = watch.begin(at(0), WAIT, LIMIT);
-        assert_eq!([0, 1499, 1500, 2999].map(|millis| watch.is_overdue(at(millis))), [false, false, true, true]);
+        assert_eq!(
+            [0, 1499, 1500, 2999].map(|millis| watch.is_overdue(at(millis))),
+            [false, false, true, true]
+        );
         poll.end(at(3000), false);
         assert!(watch.is_overdue(at(3000)));
         // The next poll is the probe; until it has a response, nothing else is sent.
@@ -130,7 +146,10 @@ mod tests {
     fn nothing_is_overdue_when_nothing_polls() {
         let watch = PollWatch::subscriber(at(0));
         watch.begin(at(0), WAIT, LIMIT).end(at(3000), false);
-        assert_eq!([4499, 4500].map(|millis| watch.is_overdue(at(millis))), [true, false]);
+        assert_eq!(
+            [4499, 4500].map(|millis| watch.is_overdue(at(millis))),
+            [true, false]
+        );
         drop(watch.begin(at(5000), WAIT, LIMIT));
         assert!(!watch.is_overdue(at(7000)), "given up by this process");
         assert!(!PollWatch::off().is_overdue(at(1_000_000)));

@@ -34,7 +34,11 @@ pub(crate) struct Allowance {
 
 impl Allowance {
     fn new(limit: RateLimit) -> Self {
-        Self { limit, each: nanos(limit.window()) / u64::from(limit.limit().get()), whole_at: AtomicU64::new(0) }
+        Self {
+            limit,
+            each: nanos(limit.window()) / u64::from(limit.limit().get()),
+            whole_at: AtomicU64::new(0),
+        }
     }
 
     /// Takes one use at `now`, or else says in how many seconds there will be one.
@@ -47,7 +51,12 @@ impl Allowance {
             if used > whole {
                 return (self.status(0, seen - now), Err(seconds(used - whole)));
             }
-            match self.whole_at.compare_exchange_weak(seen, next, Ordering::AcqRel, Ordering::Acquire) {
+            match self.whole_at.compare_exchange_weak(
+                seen,
+                next,
+                Ordering::AcqRel,
+                Ordering::Acquire,
+            ) {
                 Ok(_) => return (self.status((whole - used) / self.each, used), Ok(())),
                 Err(other) => seen = other,
             }
@@ -65,7 +74,11 @@ impl Allowance {
     /// it has come back by itself has no second one of it.
     pub(crate) fn give_back(&self, taken_at: u64, now: u64) {
         let left = self.each.saturating_sub(now.saturating_sub(taken_at));
-        let _ = self.whole_at.fetch_update(Ordering::AcqRel, Ordering::Acquire, |at| Some(at.saturating_sub(left)));
+        let _ = self
+            .whole_at
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |at| {
+                Some(at.saturating_sub(left))
+            });
     }
 
     fn status(&self, remaining: u64, until_whole: u64) -> RateStatus {
@@ -91,12 +104,18 @@ pub(crate) fn take_all(path: &[Arc<Allowance>], now: u64) -> Option<(RateStatus,
         let (status, outcome) = allowance.take(now);
         if let Err(seconds) = outcome {
             give_back_all(&path[..taken], now, now);
-            let later = path[taken + 1..].iter().filter_map(|allowance| allowance.wait(now));
+            let later = path[taken + 1..]
+                .iter()
+                .filter_map(|allowance| allowance.wait(now));
             return Some((status, Err(later.fold(seconds, u32::max))));
         }
         // Of two with as little left, the one that takes longer to be whole again.
-        let left = |status: &RateStatus| (status.remaining, std::cmp::Reverse(status.reset_seconds));
-        if least.as_ref().is_none_or(|least| left(&status) < left(least)) {
+        let left =
+            |status: &RateStatus| (status.remaining, std::cmp::Reverse(status.reset_seconds));
+        if least
+            .as_ref()
+            .is_none_or(|least| left(&status) < left(least))
+        {
             least = Some(status);
         }
     }
@@ -105,7 +124,8 @@ pub(crate) fn take_all(path: &[Arc<Allowance>], now: u64) -> Option<(RateStatus,
 
 /// Gives back what [`take_all`] took.
 pub(crate) fn give_back_all(path: &[Arc<Allowance>], taken_at: u64, now: u64) {
-    path.iter().for_each(|allowance| allowance.give_back(taken_at, now));
+    path.iter()
+        .for_each(|allowance| allowance.give_back(taken_at, now));
 }
 
 /// Whole seconds, rounded up.
@@ -135,15 +155,19 @@ type Place = (AccountId, KeyId);
 impl Allowances {
     /// How many bytes an allowance takes: itself with two reference counts, and its place in a tree whose nodes are half
     /// empty at worst.
-    pub(crate) const EACH: usize =
-        allocation(16 + size_of::<Allowance>()) + 2 * (size_of::<Place>() + size_of::<Arc<Allowance>>());
+    pub(crate) const EACH: usize = allocation(16 + size_of::<Allowance>())
+        + 2 * (size_of::<Place>() + size_of::<Arc<Allowance>>());
 
     /// How many allowances are looked at to find one that may go, so that no single miss pays for all of them.
     const LOOK_AT: usize = 32;
 
     /// At most so many bytes of allowances.
     pub(crate) fn new(max: usize) -> Self {
-        Self { all: BTreeMap::new(), shares: Shares::new(max), looked_at: None }
+        Self {
+            all: BTreeMap::new(),
+            shares: Shares::new(max),
+            looked_at: None,
+        }
     }
 
     /// How many bytes they take, as estimated.
@@ -169,7 +193,9 @@ impl Allowances {
             return Arc::clone(allowance);
         }
         while !self.shares.fits(account, Self::EACH) {
-            let Some(place) = self.next_to_go(account, now) else { break };
+            let Some(place) = self.next_to_go(account, now) else {
+                break;
+            };
             self.all.remove(&place);
             self.shares.remove(&place.0, Self::EACH);
         }
@@ -183,14 +209,23 @@ impl Allowances {
 
     /// The allowance that makes room for one more of an account; `None` when there is none at all.
     fn next_to_go(&mut self, account: &AccountId, now: u64) -> Option<Place> {
-        let after = self.looked_at.take().map_or(Bound::Unbounded, Bound::Excluded);
-        let (looked_at, (lost, place)) = self.look(after, (Bound::Unbounded, Bound::Unbounded), now)?;
+        let after = self
+            .looked_at
+            .take()
+            .map_or(Bound::Unbounded, Bound::Excluded);
+        let (looked_at, (lost, place)) =
+            self.look(after, (Bound::Unbounded, Bound::Unbounded), now)?;
         self.looked_at = Some(looked_at);
         if lost == 0 {
             return Some(place);
         }
-        let Some(payer) = self.shares.payer(account, Self::EACH) else { return Some(place) };
-        let all = (Bound::Included((payer.clone(), FIRST)), Bound::Included((payer.clone(), LAST)));
+        let Some(payer) = self.shares.payer(account, Self::EACH) else {
+            return Some(place);
+        };
+        let all = (
+            Bound::Included((payer.clone(), FIRST)),
+            Bound::Included((payer.clone(), LAST)),
+        );
         let looked_at = self.shares.get_mut(&payer).and_then(|looked_at| *looked_at);
         let after = looked_at.map_or(all.0.clone(), |key| Bound::Excluded((payer.clone(), key)));
         let ((_, key), (_, place)) = self.look(after, all, now)?;
@@ -202,7 +237,12 @@ impl Allowances {
 
     /// Looks at the next few of `all`, in turn. Returns the last of them, and the one of which least is lost when it goes,
     /// with what is lost: nothing of one that is whole.
-    fn look(&self, after: Bound<Place>, all: (Bound<Place>, Bound<Place>), now: u64) -> Option<(Place, (u64, Place))> {
+    fn look(
+        &self,
+        after: Bound<Place>,
+        all: (Bound<Place>, Bound<Place>),
+        now: u64,
+    ) -> Option<(Place, (u64, Place))> {
         let rest = self.all.range((after, all.1.clone()));
         let (mut last, mut least) = (None, None);
         for (place, allowance) in rest.chain(self.all.range(all)).take(Self::LOOK_AT) {
@@ -223,7 +263,11 @@ impl Allowances {
 /// For how long a key could be used more often than its limit allows if this allowance went, in nanoseconds: a new one is
 /// whole from the beginning. One that a cached key still takes from could be used up after it went.
 fn lost(allowance: &Arc<Allowance>, now: u64) -> u64 {
-    if Arc::strong_count(allowance) > 1 { nanos(allowance.limit.window()) } else { allowance.until_whole(now) }
+    if Arc::strong_count(allowance) > 1 {
+        nanos(allowance.limit.window())
+    } else {
+        allowance.until_whole(now)
+    }
 }
 
 #[cfg(test)]
@@ -242,14 +286,26 @@ mod tests {
         let now = 1000 * SECOND;
         for (remaining, reset) in [(2, 20), (1, 40), (0, 60)] {
             let (status, taken) = allowance.take(now);
-            assert_eq!((status.remaining, status.reset_seconds, taken), (remaining, reset, Ok(())));
+            assert_eq!(
+                (status.remaining, status.reset_seconds, taken),
+                (remaining, reset, Ok(()))
+            );
         }
         let (status, taken) = allowance.take(now);
-        assert_eq!((status.remaining, status.reset_seconds, taken), (0, 60, Err(20)));
+        assert_eq!(
+            (status.remaining, status.reset_seconds, taken),
+            (0, 60, Err(20))
+        );
         let (status, taken) = allowance.take(now + 20 * SECOND - 1);
-        assert_eq!((status.remaining, status.reset_seconds, taken), (0, 41, Err(1)));
+        assert_eq!(
+            (status.remaining, status.reset_seconds, taken),
+            (0, 41, Err(1))
+        );
         let (status, taken) = allowance.take(now + 20 * SECOND);
-        assert_eq!((status.remaining, status.reset_seconds, taken), (0, 60, Ok(())));
+        assert_eq!(
+            (status.remaining, status.reset_seconds, taken),
+            (0, 60, Ok(()))
+        );
         assert_eq!(allowance.until_whole(now + 80 * SECOND - 1), 1);
         assert_eq!(allowance.until_whole(now + 80 * SECOND), 0);
     }
@@ -278,12 +334,22 @@ mod tests {
 
     #[test]
     fn a_window_that_does_not_divide_evenly_never_reports_more_than_itself() {
-        for (limit, window) in [(7, 60), (3, 1), (1_000_000, 1), (1_000_000, 86_400), (1, 86_400), (999_983, 86_399)] {
+        for (limit, window) in [
+            (7, 60),
+            (3, 1),
+            (1_000_000, 1),
+            (1_000_000, 86_400),
+            (1, 86_400),
+            (999_983, 86_399),
+        ] {
             let allowance = allowance(limit, window);
             for _ in 0..limit.min(1000) {
                 let (status, taken) = allowance.take(5);
                 assert_eq!(taken, Ok(()));
-                assert!(i64::from(status.reset_seconds) <= window && i64::from(status.remaining) < limit);
+                assert!(
+                    i64::from(status.reset_seconds) <= window
+                        && i64::from(status.remaining) < limit
+                );
             }
         }
     }
@@ -318,7 +384,11 @@ mod tests {
     fn the_limit_with_the_least_left_is_reported() {
         let path = [allowance(3, 60), allowance(3, 600), allowance(9, 60)].map(Arc::new);
         let (status, _) = take_all(&path, 0).unwrap();
-        assert_eq!((status.remaining, status.window_seconds), (2, 600), "of two with 2 left, the slower one");
+        assert_eq!(
+            (status.remaining, status.window_seconds),
+            (2, 600),
+            "of two with 2 left, the slower one"
+        );
     }
 
     fn account(name: &str) -> AccountId {
@@ -342,14 +412,24 @@ mod tests {
             let mut shares = Shares::<()>::new(usize::MAX);
             shares.add(&account("small"), Allowances::EACH);
             let max = shares.held() + (room - 1) * Allowances::EACH;
-            Self { all: Allowances::new(max), max }
+            Self {
+                all: Allowances::new(max),
+                max,
+            }
         }
 
         /// Looks a key up, and uses it when it is not used up. Returns whether it was.
         fn take(&mut self, name: &str, n: u32, window: i64, now: u64) -> bool {
             let limit = RateLimit::new(1, window).unwrap();
-            let taken = self.all.of(&account(name), id(n), limit, true, now).take(now).1.is_ok();
-            assert!(self.all.bytes() <= self.max && self.all.all.contains_key(&(account(name), id(n))));
+            let taken = self
+                .all
+                .of(&account(name), id(n), limit, true, now)
+                .take(now)
+                .1
+                .is_ok();
+            assert!(
+                self.all.bytes() <= self.max && self.all.all.contains_key(&(account(name), id(n)))
+            );
             taken
         }
 
@@ -358,7 +438,11 @@ mod tests {
         }
 
         fn len(&self, name: &str) -> usize {
-            self.all.all.keys().filter(|(of, _)| *of == account(name)).count()
+            self.all
+                .all
+                .keys()
+                .filter(|(of, _)| *of == account(name))
+                .count()
         }
     }
 
@@ -397,7 +481,9 @@ mod tests {
     fn allowance_in_use_by_a_cached_key_is_not_whole() {
         let mut world = World::new(20);
         let limit = RateLimit::new(1, 86_400).unwrap();
-        let held: Vec<_> = (0..10).map(|n| world.all.of(&account("small"), id(n), limit, true, 0)).collect();
+        let held: Vec<_> = (0..10)
+            .map(|n| world.all.of(&account("small"), id(n), limit, true, 0))
+            .collect();
         for n in 10..1000 {
             world.take("small", n, 1, u64::from(n) * 2 * SECOND);
         }
@@ -437,7 +523,10 @@ mod tests {
         // Of 32 looked at in turn: those of an hour are half of all.
         let hours = (32..64).filter(|n| world.has("small", *n)).count();
         let days = (0..32).filter(|n| world.has("small", *n)).count();
-        assert!(hours < 32 && days + hours == 58 && days >= 28, "{days} and {hours}");
+        assert!(
+            hours < 32 && days + hours == 58 && days >= 28,
+            "{days} and {hours}"
+        );
     }
 
     #[test]
@@ -455,14 +544,20 @@ mod tests {
         let mut all = Allowances::new(0);
         let limit = RateLimit::new(1, 60).unwrap();
         for n in 0..10 {
-            assert_eq!(all.of(&account("a"), id(n), limit, true, 0).take(0).1, Ok(()));
+            assert_eq!(
+                all.of(&account("a"), id(n), limit, true, 0).take(0).1,
+                Ok(())
+            );
         }
         assert_eq!(all.all.len(), 1, "the one in use");
     }
 
     #[test]
     fn only_a_fresh_look_at_a_changed_limit_begins_anew() {
-        let (small, large) = (RateLimit::new(1, 60).unwrap(), RateLimit::new(2, 60).unwrap());
+        let (small, large) = (
+            RateLimit::new(1, 60).unwrap(),
+            RateLimit::new(2, 60).unwrap(),
+        );
         let mut all = Allowances::new(10_000);
         let mut of = |limit, fresh| all.of(&account("a"), id(1), limit, fresh, 0);
         let first = of(small, true);

@@ -29,14 +29,21 @@ impl<S: Primary> Verifier<S> {
     /// # Errors
     /// When the key is not cached: [`SourceError::Unavailable`] if the source does not respond, or too many look-ups of this
     /// requester wait; [`SourceError::Unreadable`] if the key cannot be read.
-    pub async fn find_for(&self, requester: Requester, digest: &Digest) -> Result<Snapshot, SourceError> {
+    pub async fn find_for(
+        &self,
+        requester: Requester,
+        digest: &Digest,
+    ) -> Result<Snapshot, SourceError> {
         let inner = &*self.0;
         // The position is read first. Whatever is found afterwards under a lease shows every change up to it.
         let (applied, _) = inner.memory.applied();
         match inner.memory.recall(digest, nanos(inner.clock.elapsed())) {
             Some(entry) => {
                 inner.counters.hits.count();
-                Ok(Snapshot { seq: applied.seq, record: Some(entry.record.clone()) })
+                Ok(Snapshot {
+                    seq: applied.seq,
+                    record: Some(entry.record.clone()),
+                })
             }
             None => Ok(inner.fetch(digest, requester).await?.0),
         }
@@ -61,7 +68,8 @@ impl<S: Primary> Verifier<S> {
 
 impl<S: Primary> Source for Verifier<S> {
     async fn find(&self, digest: &Digest) -> Result<Snapshot, SourceError> {
-        self.find_for(Requester::Service(Arc::default()), digest).await
+        self.find_for(Requester::Service(Arc::default()), digest)
+            .await
     }
 }
 
@@ -70,15 +78,23 @@ impl<S: Primary> Upstream for Verifier<S> {
         let inner = &*self.0;
         let ids = poll.ids.as_ref();
         let now = || nanos(inner.clock.elapsed());
-        match inner.memory.acknowledge(poll.subscriber, ids, poll.position, now()) {
+        match inner
+            .memory
+            .acknowledge(poll.subscriber, ids, poll.position, now())
+        {
             Ok(Acknowledged::More) => inner.poked.notify_one(), // there is more to report
             Ok(Acknowledged::NoMore) => {}
             Ok(Acknowledged::Late) => return Ok(News::none(poll.position)),
             Err(shared) => return Err(self.shared_id(shared)),
         }
-        let (mut applied, mut released) = (inner.applied.subscribe(), inner.releases_polls.subscribe());
+        let (mut applied, mut released) =
+            (inner.applied.subscribe(), inner.releases_polls.subscribe());
         let is_released = *released.borrow();
-        let wait = poll.wait.min(if is_released { RELEASED_WAIT } else { inner.lease / 3 });
+        let wait = poll.wait.min(if is_released {
+            RELEASED_WAIT
+        } else {
+            inner.lease / 3
+        });
         if wait > Duration::ZERO {
             // Whether there is news or not, the response is what is known by then.
             tokio::select! {
@@ -90,8 +106,10 @@ impl<S: Primary> Upstream for Verifier<S> {
         if inner.memory.is_stopped() {
             return Err(PollError::Rejected);
         }
-        let (news, counts) =
-            inner.memory.serve(poll.subscriber, ids, poll.position, CHANGES, now()).map_err(|why| match why {
+        let (news, counts) = inner
+            .memory
+            .serve(poll.subscriber, ids, poll.position, CHANGES, now())
+            .map_err(|why| match why {
                 NoLease::Full => {
                     tracing::warn!("there are too many subscribers; one more is refused");
                     PollError::Rejected
@@ -107,7 +125,11 @@ impl<S: Primary> Upstream for Verifier<S> {
 
     async fn leave(&self, leave: Leave) -> Result<(), PollError> {
         let inner = &*self.0;
-        let left = inner.memory.leave(leave.subscriber, leave.ids.as_ref(), nanos(inner.clock.elapsed()));
+        let left = inner.memory.leave(
+            leave.subscriber,
+            leave.ids.as_ref(),
+            nanos(inner.clock.elapsed()),
+        );
         if left.map_err(|shared| self.shared_id(shared))? {
             self.restore_usage(leave.usage);
         }

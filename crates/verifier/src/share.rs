@@ -13,7 +13,8 @@ use tollkey_core::{AccountId, heap::allocation};
 const PARTS: usize = 16;
 
 /// What an account itself takes: its ID, and its places in a map and in a tree, which are half empty on average.
-const ACCOUNT: usize = 2 * (size_of::<AccountId>() + size_of::<usize>()) + 2 * (size_of::<AccountId>() + 48);
+const ACCOUNT: usize =
+    2 * (size_of::<AccountId>() + size_of::<usize>()) + 2 * (size_of::<AccountId>() + 48);
 
 /// The bytes that accounts hold, and something of each account.
 #[derive(Debug)]
@@ -33,7 +34,12 @@ struct Share<T> {
 impl<T: Default> Shares<T> {
     /// Shares of `max` bytes.
     pub(crate) fn new(max: usize) -> Self {
-        Self { max, held: 0, accounts: HashMap::new(), by_bytes: BTreeSet::new() }
+        Self {
+            max,
+            held: 0,
+            accounts: HashMap::new(),
+            by_bytes: BTreeSet::new(),
+        }
     }
 
     /// The most bytes of one thing: an account that holds no more than that is always within its fair share.
@@ -48,7 +54,9 @@ impl<T: Default> Shares<T> {
 
     /// The ID of an account that holds bytes, to be shared by all that is kept of the account.
     pub(crate) fn id(&self, account: &AccountId) -> Option<AccountId> {
-        self.accounts.get_key_value(account).map(|(id, _)| id.clone())
+        self.accounts
+            .get_key_value(account)
+            .map(|(id, _)| id.clone())
     }
 
     /// What is kept of an account that holds bytes.
@@ -58,7 +66,11 @@ impl<T: Default> Shares<T> {
 
     /// Whether there is room for so many more bytes of an account.
     pub(crate) fn fits(&self, account: &AccountId, bytes: usize) -> bool {
-        let own = if self.accounts.contains_key(account) { 0 } else { own_bytes(account) };
+        let own = if self.accounts.contains_key(account) {
+            0
+        } else {
+            own_bytes(account)
+        };
         self.held.saturating_add(bytes).saturating_add(own) <= self.max
     }
 
@@ -69,20 +81,36 @@ impl<T: Default> Shares<T> {
         let accounts = self.accounts.len() + usize::from(own == 0);
         let (most, heaviest) = self.by_bytes.last()?;
         let pays_itself = own > 0 && own + bytes >= *most;
-        let (most, id) = if pays_itself { (own + bytes, account) } else { (*most, heaviest) };
+        let (most, id) = if pays_itself {
+            (own + bytes, account)
+        } else {
+            (*most, heaviest)
+        };
         (most > (self.held + bytes) / accounts.clamp(1, PARTS)).then(|| id.clone())
     }
 
     /// The account that holds the most bytes, and how many.
     pub(crate) fn heaviest(&self) -> Option<(&AccountId, usize)> {
-        self.by_bytes.last().map(|(bytes, account)| (account, *bytes))
+        self.by_bytes
+            .last()
+            .map(|(bytes, account)| (account, *bytes))
     }
 
     /// Gives an account so many more bytes. Returns what is kept of it.
     pub(crate) fn add(&mut self, account: &AccountId, bytes: usize) -> &mut T {
-        let share = self.accounts.entry(account.clone()).or_insert_with(|| Share { bytes: 0, of: T::default() });
+        let share = self
+            .accounts
+            .entry(account.clone())
+            .or_insert_with(|| Share {
+                bytes: 0,
+                of: T::default(),
+            });
         let before = share.bytes;
-        share.bytes += if before == 0 { bytes + own_bytes(account) } else { bytes };
+        share.bytes += if before == 0 {
+            bytes + own_bytes(account)
+        } else {
+            bytes
+        };
         self.held += share.bytes - before;
         if before > 0 {
             self.by_bytes.remove(&(before, account.clone()));
@@ -93,7 +121,9 @@ impl<T: Default> Shares<T> {
 
     /// Takes so many bytes from an account, which is gone when it holds no more.
     pub(crate) fn remove(&mut self, account: &AccountId, bytes: usize) {
-        let Some(share) = self.accounts.get_mut(account) else { return };
+        let Some(share) = self.accounts.get_mut(account) else {
+            return;
+        };
         self.by_bytes.remove(&(share.bytes, account.clone()));
         share.bytes = share.bytes.saturating_sub(bytes);
         if share.bytes > own_bytes(account) {
@@ -136,7 +166,10 @@ mod tests {
 
     fn bytes(shares: &Shares<()>, name: &str) -> usize {
         let id = account(name);
-        shares.accounts.get(&id).map_or(0, |share| share.bytes - own_bytes(&id))
+        shares
+            .accounts
+            .get(&id)
+            .map_or(0, |share| share.bytes - own_bytes(&id))
     }
 
     #[test]
@@ -146,7 +179,11 @@ mod tests {
             give(&mut shares, "a", 10);
         }
         assert!(shares.held() > 99_980 && bytes(&shares, "a") > 99_000);
-        assert_eq!(shares.payer(&account("a"), 10), None, "within its share: any of its entries may go");
+        assert_eq!(
+            shares.payer(&account("a"), 10),
+            None,
+            "within its share: any of its entries may go"
+        );
     }
 
     #[test]
@@ -159,12 +196,18 @@ mod tests {
         for _ in 0..100_000 {
             give(&mut shares, "flood", 10);
         }
-        assert_eq!((bytes(&shares, "small"), bytes(&shares, "other")), (1000, 2000));
+        assert_eq!(
+            (bytes(&shares, "small"), bytes(&shares, "other")),
+            (1000, 2000)
+        );
         // And the other way round: what was given to the flood first is given up for those that come later.
         for _ in 0..3000 {
             give(&mut shares, "late", 10);
         }
-        assert_eq!((bytes(&shares, "small"), bytes(&shares, "late")), (1000, 30_000));
+        assert_eq!(
+            (bytes(&shares, "small"), bytes(&shares, "late")),
+            (1000, 30_000)
+        );
         assert!(shares.held() <= 100_000);
         assert_eq!(shares.heaviest().unwrap().0, &account("flood"));
     }
@@ -186,7 +229,11 @@ mod tests {
         let mut shares = Shares::<()>::new(100_000);
         assert_eq!(shares.payer(&account("a"), 10), None);
         shares.add(&account("a"), 10);
-        assert_eq!(shares.payer(&account("b"), 5000), None, "nobody else holds more than a fair share either");
+        assert_eq!(
+            shares.payer(&account("b"), 5000),
+            None,
+            "nobody else holds more than a fair share either"
+        );
         shares.add(&account("c"), 2000);
         assert_eq!(shares.payer(&account("b"), 500), Some(account("c")));
         assert_eq!(shares.payer(&account("a"), 5000), Some(account("a")));
@@ -200,6 +247,9 @@ mod tests {
         assert!(shares.held() > 30);
         shares.remove(&account("a"), 20);
         shares.remove(&account("a"), 10);
-        assert_eq!((shares.held(), shares.accounts.len(), shares.by_bytes.len()), (0, 0, 0));
+        assert_eq!(
+            (shares.held(), shares.accounts.len(), shares.by_bytes.len()),
+            (0, 0, 0)
+        );
     }
 }

@@ -7,7 +7,9 @@
 use std::{fmt, str::FromStr, time::Duration};
 
 use rand::Rng;
-use tollkey_core::{ChangeLog, Changed, Digest, Invalid, Position, Record, Seq, ServiceKeyId, Usage, VerifierId};
+use tollkey_core::{
+    ChangeLog, Changed, Digest, Invalid, Position, Record, Seq, ServiceKeyId, Usage, VerifierId,
+};
 
 /// The source cannot be asked, or did not answer in time. It has logged why.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -95,7 +97,10 @@ pub trait Source: Send + Sync + 'static {
 /// primary, never a standby.
 pub trait Primary: Source {
     /// The service key with that digest.
-    fn find_service_key(&self, digest: &Digest) -> impl Future<Output = Result<ServiceSnapshot, SourceError>> + Send;
+    fn find_service_key(
+        &self,
+        digest: &Digest,
+    ) -> impl Future<Output = Result<ServiceSnapshot, SourceError>> + Send;
 
     /// At most `limit` changes after `position`, and where the counter stands.
     fn changes_after(
@@ -117,7 +122,11 @@ pub trait Primary: Source {
     ) -> impl Future<Output = Result<bool, Unavailable>> + Send;
 
     /// Writes that verifier `id` has applied everything up to `applied`, if it is registered. Extends no lease.
-    fn report(&self, id: VerifierId, applied: Seq) -> impl Future<Output = Result<(), Unavailable>> + Send;
+    fn report(
+        &self,
+        id: VerifierId,
+        applied: Seq,
+    ) -> impl Future<Output = Result<(), Unavailable>> + Send;
 
     /// Removes verifier `id`, which has stopped answering from memory.
     fn unregister(&self, id: VerifierId) -> impl Future<Output = Result<(), Unavailable>> + Send;
@@ -169,9 +178,13 @@ impl FromStr for PollId {
     type Err = Invalid;
 
     fn from_str(text: &str) -> Result<Self, Invalid> {
-        let is_hex = text.len() == 16 && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+        let is_hex = text.len() == 16
+            && text
+                .bytes()
+                .all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
         let id = is_hex.then(|| u64::from_str_radix(text, 16).ok()).flatten();
-        id.map(Self).ok_or_else(|| Invalid::new("must be 16 lower-case hex digits"))
+        id.map(Self)
+            .ok_or_else(|| Invalid::new("must be 16 lower-case hex digits"))
     }
 }
 
@@ -242,6 +255,10 @@ impl News {
     /// Nothing new for a subscriber at `position`, and no lease.
     #[must_use]
     pub fn none(position: Position) -> Self {
-        Self { position, changes: Some(Vec::new()), lease: Duration::ZERO }
+        Self {
+            position,
+            changes: Some(Vec::new()),
+            lease: Duration::ZERO,
+        }
     }
 }

@@ -71,7 +71,9 @@ impl PollSequence {
     /// and an eighth: 6.6 ms between two of them with a lease of 3 s. Zero after a longer time without a poll.
     fn pause(&self, now: Duration) -> Duration {
         let interval = (self.longest_lease + self.longest_lease / 8) / PollIds::PREVIOUS as u32;
-        self.begun_at.map_or(Duration::ZERO, |begun_at| (begun_at + interval).saturating_sub(now))
+        self.begun_at.map_or(Duration::ZERO, |begun_at| {
+            (begun_at + interval).saturating_sub(now)
+        })
     }
 
     /// The poll to send at `now`: the current one again, or else a new one that takes along what `usage` returns.
@@ -80,8 +82,13 @@ impl PollSequence {
             self.usage = usage();
         }
         self.begun_at = Some(now);
-        let id = *self.current.get_or_insert_with(|| PollId::new(&mut UnwrapErr(SysRng)));
-        PollIds { id, previous: self.previous.iter().map(|(id, _)| *id).collect() }
+        let id = *self
+            .current
+            .get_or_insert_with(|| PollId::new(&mut UnwrapErr(SysRng)));
+        PollIds {
+            id,
+            previous: self.previous.iter().map(|(id, _)| *id).collect(),
+        }
     }
 
     /// The current poll had a response at `now`, which granted this lease: its usage is counted. Polls that had theirs more
@@ -94,7 +101,9 @@ impl PollSequence {
             self.previous.push_front((id, now));
         }
         let is_old = |ended_at: Duration| now.saturating_sub(ended_at) > 2 * self.longest_lease;
-        while self.previous.len() > LEAST_PREVIOUS && self.previous.back().is_some_and(|(_, at)| is_old(*at)) {
+        while self.previous.len() > LEAST_PREVIOUS
+            && self.previous.back().is_some_and(|(_, at)| is_old(*at))
+        {
             self.previous.pop_back();
         }
     }
@@ -112,9 +121,22 @@ impl<S: Upstream> Verifier<S> {
     /// has got it a lease. `id` must be new for each start of a process, and known to nobody else. If another process
     /// uses it as well, as after the machine was cloned, the subscriber takes a new one: [`Verifier::id`].
     #[must_use]
-    pub fn subscriber(id: VerifierId, source: S, clock: Arc<dyn Clock>, settings: Settings) -> Self {
+    pub fn subscriber(
+        id: VerifierId,
+        source: S,
+        clock: Arc<dyn Clock>,
+        settings: Settings,
+    ) -> Self {
         let watch = PollWatch::subscriber(clock.elapsed());
-        Self::with(id, source, clock, settings, watch, PATIENCE, Position::default())
+        Self::with(
+            id,
+            source,
+            clock,
+            settings,
+            watch,
+            PATIENCE,
+            Position::default(),
+        )
     }
 
     /// Keeps the subscription. While the upstream does not respond it keeps trying; the lease then ends by itself. While
@@ -157,7 +179,9 @@ impl<S: Upstream> Verifier<S> {
                 if connected {
                     tracing::info!("subscribed again; keys are answered from memory");
                 } else {
-                    tracing::warn!("the subscription does not answer; when the lease ends, every verification asks");
+                    tracing::warn!(
+                        "the subscription does not answer; when the lease ends, every verification asks"
+                    );
                 }
             }
             wait = match polled {
@@ -166,7 +190,10 @@ impl<S: Upstream> Verifier<S> {
                     lease / 3
                 }
                 // More of the log is waiting.
-                Ok(News { changes: Some(changes), .. }) if !changes.is_empty() => Duration::ZERO,
+                Ok(News {
+                    changes: Some(changes),
+                    ..
+                }) if !changes.is_empty() => Duration::ZERO,
                 Ok(_) | Err(_) => {
                     tokio::select! {
                         () = &mut shutdown => break,
@@ -187,8 +214,18 @@ impl<S: Upstream> Verifier<S> {
         let ids = polls.begin(inner.clock.elapsed(), || self.some_usage());
         let usage = polls.usage.clone();
         // With more to tell than fits, nobody waits.
-        let wait = if usage.len() < Poll::USAGE / 2 { wait } else { Duration::ZERO };
-        Poll { subscriber: inner.id(), ids: Some(ids), position, wait, usage }
+        let wait = if usage.len() < Poll::USAGE / 2 {
+            wait
+        } else {
+            Duration::ZERO
+        };
+        Poll {
+            subscriber: inner.id(),
+            ids: Some(ids),
+            position,
+            wait,
+            usage,
+        }
     }
 
     /// Sends a poll, applies what it brings and takes the lease that comes with it.
@@ -198,7 +235,10 @@ impl<S: Upstream> Verifier<S> {
         let (wait, limit) = (poll.wait, poll.wait + PATIENCE);
         let in_flight = inner.poll_watch.begin(asked, wait, limit);
         let polled = inner.within(limit, inner.source.poll(poll)).await;
-        in_flight.end(inner.clock.elapsed(), !matches!(polled, Err(PollError::Unavailable)));
+        in_flight.end(
+            inner.clock.elapsed(),
+            !matches!(polled, Err(PollError::Unavailable)),
+        );
         if let Err(PollError::SharedId) = polled {
             self.start_over(polls);
         }
@@ -249,7 +289,11 @@ impl<S: Upstream> Verifier<S> {
             let ids = polls.begin(inner.clock.elapsed(), || self.some_usage());
             let usage = polls.usage.clone();
             let is_last = usage.is_empty() && !is_repeated;
-            let leave = Leave { subscriber: inner.id(), ids: Some(ids), usage };
+            let leave = Leave {
+                subscriber: inner.id(),
+                ids: Some(ids),
+                usage,
+            };
             let left = timeout_at(give_up_at, inner.source.leave(leave)).await;
             match left.unwrap_or(Err(PollError::Unavailable)) {
                 Ok(()) if is_last => return,
@@ -266,7 +310,9 @@ impl<S: Upstream> Verifier<S> {
                     pause = (pause * 2).min(LONGEST_LEAVE_PAUSE);
                 }
                 Err(_) => {
-                    tracing::warn!("could not end the subscription; the next change waits for this verifier's lease");
+                    tracing::warn!(
+                        "could not end the subscription; the next change waits for this verifier's lease"
+                    );
                     return;
                 }
             }
@@ -288,15 +334,27 @@ mod tests {
     fn poll_without_a_response_is_repeated_as_it_was() {
         let usage = |count| {
             let key_id = tollkey_core::KeyId::from_bytes([1; 16]);
-            vec![Usage { key_id, day: 1, outcome: None, count, last_used_at: None }]
+            vec![Usage {
+                key_id,
+                day: 1,
+                outcome: None,
+                count,
+                last_used_at: None,
+            }]
         };
         let now = Duration::from_secs(100);
         let mut polls = PollSequence::default();
         let first = polls.begin(now, || usage(1));
-        assert_eq!((polls.begin(now, || usage(2)), polls.usage[0].count), (first.clone(), 1));
+        assert_eq!(
+            (polls.begin(now, || usage(2)), polls.usage[0].count),
+            (first.clone(), 1)
+        );
         polls.end(now, LEASE);
         let second = polls.begin(now, || usage(3));
-        assert_eq!((second.previous.as_slice(), polls.usage[0].count), ([first.id].as_slice(), 3));
+        assert_eq!(
+            (second.previous.as_slice(), polls.usage[0].count),
+            ([first.id].as_slice(), 3)
+        );
         polls.restart();
         let under_another_id = polls.begin(now, || usage(4));
         assert!(under_another_id.id != second.id && under_another_id.previous.is_empty());
@@ -304,7 +362,10 @@ mod tests {
         // A poll without usage is repeated without usage as well.
         polls.end(now, LEASE);
         let empty = polls.begin(now, Vec::new);
-        assert_eq!((polls.begin(now, || usage(5)), polls.usage.len()), (empty, 0));
+        assert_eq!(
+            (polls.begin(now, || usage(5)), polls.usage.len()),
+            (empty, 0)
+        );
     }
 
     /// The IDs of `count` polls that begin at this interval and have a response immediately, the newest first.
@@ -322,7 +383,12 @@ mod tests {
     #[test]
     fn polls_of_two_leases_are_named_within_bounds() {
         // How many polls a second, and how many of them are named.
-        for (per_second, named) in [(1, LEAST_PREVIOUS), (20, 121), (50, 301), (200, PollIds::PREVIOUS)] {
+        for (per_second, named) in [
+            (1, LEAST_PREVIOUS),
+            (20, 121),
+            (50, 301),
+            (200, PollIds::PREVIOUS),
+        ] {
             let mut polls = PollSequence::default();
             let sent = poll_every(Duration::from_secs(1) / per_second, 2000, &mut polls);
             let next = polls.begin(Duration::from_secs(2000), Vec::new);
@@ -345,8 +411,15 @@ mod tests {
         let (_, oldest) = polls.previous[PollIds::PREVIOUS - 1];
         assert!(now - oldest > LEASE + margin(LEASE), "{:?}", now - oldest);
         let pause = polls.pause(now);
-        assert!((Duration::from_millis(6)..Duration::from_millis(7)).contains(&pause), "{pause:?}");
-        assert_eq!(polls.pause(now + pause), Duration::ZERO, "an isolated change is acknowledged immediately");
+        assert!(
+            (Duration::from_millis(6)..Duration::from_millis(7)).contains(&pause),
+            "{pause:?}"
+        );
+        assert_eq!(
+            polls.pause(now + pause),
+            Duration::ZERO,
+            "an isolated change is acknowledged immediately"
+        );
     }
 
     /// Replicas behind a balancer that picks one at random for each request.
@@ -360,13 +433,23 @@ mod tests {
 
     impl Balanced {
         fn new(replicas: usize, to_first: usize, seed: u32) -> Self {
-            let replicas = (0..replicas).map(|_| Subscribers::new(nanos(margin(LEASE)))).collect();
-            Self { replicas, to_first, state: seed.into(), acknowledged: 0 }
+            let replicas = (0..replicas)
+                .map(|_| Subscribers::new(nanos(margin(LEASE))))
+                .collect();
+            Self {
+                replicas,
+                to_first,
+                state: seed.into(),
+                acknowledged: 0,
+            }
         }
 
         /// A number below `end` from a linear congruential generator.
         fn random(&mut self, end: usize) -> usize {
-            self.state = self.state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            self.state = self
+                .state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
             (self.state >> 33) as usize % end
         }
 
@@ -374,13 +457,19 @@ mod tests {
         fn poll(&mut self, polls: &mut PollSequence, now: Duration) -> Result<(), SharedId> {
             let (now, has_response) = (nanos(now), self.random(20) > 0);
             let is_first = self.random(self.to_first) == 0;
-            let at = if is_first { 0 } else { 1 + self.random(self.replicas.len() - 1) };
+            let at = if is_first {
+                0
+            } else {
+                1 + self.random(self.replicas.len() - 1)
+            };
             let replica = &mut self.replicas[at];
             let ids = polls.begin(Duration::from_nanos(now), Vec::new);
             let arrival = replica.arrive(ID, Some(&ids), false, now)?;
             if arrival == Arrival::Newest {
                 self.acknowledged += 1;
-                replica.grant(ID, Seq(self.acknowledged), now + nanos(LEASE), now).unwrap();
+                replica
+                    .grant(ID, Seq(self.acknowledged), now + nanos(LEASE), now)
+                    .unwrap();
             }
             if has_response {
                 polls.end(Duration::from_nanos(now), LEASE);
@@ -400,7 +489,11 @@ mod tests {
                 let (mut polls, mut now) = (PollSequence::default(), Duration::from_secs(100));
                 while now < Duration::from_secs(130) {
                     let polled = balanced.poll(&mut polls, now);
-                    assert_eq!(polled, Ok(()), "{replicas} replicas, {per_second} polls a second, at {now:?}");
+                    assert_eq!(
+                        polled,
+                        Ok(()),
+                        "{replicas} replicas, {per_second} polls a second, at {now:?}"
+                    );
                     now += (Duration::from_secs(1) / per_second).max(polls.pause(now));
                 }
             }
@@ -419,9 +512,14 @@ mod tests {
                     now += interval;
                 }
                 let (mut clone, cloned_at) = (polls.clone(), now);
-                while balanced.poll(&mut polls, now).is_ok() && balanced.poll(&mut clone, now).is_ok() {
+                while balanced.poll(&mut polls, now).is_ok()
+                    && balanced.poll(&mut clone, now).is_ok()
+                {
                     now += interval;
-                    assert!(now - cloned_at < LEASE, "{replicas} replicas, {per_second} polls a second");
+                    assert!(
+                        now - cloned_at < LEASE,
+                        "{replicas} replicas, {per_second} polls a second"
+                    );
                 }
             }
         }

@@ -115,7 +115,9 @@ impl Subscriber {
     }
 
     fn is_newest(&self, ids: &PollIds) -> bool {
-        self.newest.as_ref().is_some_and(|newest| newest.id == ids.id)
+        self.newest
+            .as_ref()
+            .is_some_and(|newest| newest.id == ids.id)
     }
 }
 
@@ -129,14 +131,18 @@ pub(crate) struct Subscribers {
 
 impl Subscribers {
     pub(crate) fn new(margin: u64) -> Self {
-        Self { known: HashMap::new(), margin }
+        Self {
+            known: HashMap::new(),
+            margin,
+        }
     }
 
     /// Forgets those whose leases are over at `now`, and whose polls were long ago.
     fn drop_lapsed(&mut self, now: u64) {
         let margin = self.margin;
         self.known.retain(|_, subscriber| {
-            let may_repeat = subscriber.newest.is_some() && now < subscriber.heard_at.saturating_add(POLL_KNOWN);
+            let may_repeat =
+                subscriber.newest.is_some() && now < subscriber.heard_at.saturating_add(POLL_KNOWN);
             subscriber.may_hold_lease(margin, now) || may_repeat
         });
     }
@@ -146,8 +152,13 @@ impl Subscribers {
         if self.known.len() < MAX_KNOWN {
             return;
         }
-        let without_lease = self.known.iter().filter(|(_, subscriber)| !subscriber.may_hold_lease(self.margin, now));
-        let silent = without_lease.min_by_key(|(_, subscriber)| subscriber.heard_at).map(|(id, _)| *id);
+        let without_lease = self
+            .known
+            .iter()
+            .filter(|(_, subscriber)| !subscriber.may_hold_lease(self.margin, now));
+        let silent = without_lease
+            .min_by_key(|(_, subscriber)| subscriber.heard_at)
+            .map(|(id, _)| *id);
         if let Some(id) = silent {
             self.known.remove(&id);
         }
@@ -164,11 +175,17 @@ impl Subscribers {
     ) -> Result<Arrival, SharedId> {
         self.drop_lapsed(now);
         let Some(ids) = ids else {
-            let Some(subscriber) = self.known.get_mut(&id) else { return Ok(Arrival::Newest) };
+            let Some(subscriber) = self.known.get_mut(&id) else {
+                return Ok(Arrival::Newest);
+            };
             // The subscriber may send any number of polls without IDs, to replicas of different releases behind a balancer
             // for example, so its next poll with IDs need not name the last one that had some.
             subscriber.newest = None;
-            return if subscriber.shared { Err(SharedId) } else { Ok(Arrival::Newest) };
+            return if subscriber.shared {
+                Err(SharedId)
+            } else {
+                Ok(Arrival::Newest)
+            };
         };
         if !self.known.contains_key(&id) {
             self.make_room(now);
@@ -177,7 +194,11 @@ impl Subscribers {
         if subscriber.shared {
             return Err(SharedId);
         }
-        if let Some(newest) = subscriber.newest.as_ref().filter(|newest| newest.id != ids.id) {
+        if let Some(newest) = subscriber
+            .newest
+            .as_ref()
+            .filter(|newest| newest.id != ids.id)
+        {
             if newest.previous.contains(&ids.id) {
                 return Ok(Arrival::Late);
             }
@@ -194,8 +215,16 @@ impl Subscribers {
                 *subscriber = Subscriber::new(now);
             }
         }
-        let previous = ids.previous.iter().take(PollIds::PREVIOUS).copied().collect();
-        subscriber.newest = Some(PollIds { id: ids.id, previous });
+        let previous = ids
+            .previous
+            .iter()
+            .take(PollIds::PREVIOUS)
+            .copied()
+            .collect();
+        subscriber.newest = Some(PollIds {
+            id: ids.id,
+            previous,
+        });
         subscriber.heard_at = now;
         Ok(Arrival::Newest)
     }
@@ -211,7 +240,9 @@ impl Subscribers {
 
     /// Whether the usage that came with this poll has to be counted, now that the response says that it was. True once.
     pub(crate) fn counts(&mut self, id: VerifierId, ids: Option<&PollIds>) -> bool {
-        let (Some(ids), Some(subscriber)) = (ids, self.known.get_mut(&id)) else { return true };
+        let (Some(ids), Some(subscriber)) = (ids, self.known.get_mut(&id)) else {
+            return true;
+        };
         subscriber.is_newest(ids) && subscriber.counted.replace(ids.id) != Some(ids.id)
     }
 
@@ -225,11 +256,27 @@ impl Subscribers {
     /// Grants a lease until `lease_end` with an answer that leads to `answered`. One that holds no lease from here
     /// can answer from memory only after applying that answer; one that does may still answer from before it. False
     /// for one that has left.
-    pub(crate) fn grant(&mut self, id: VerifierId, answered: Seq, lease_end: u64, now: u64) -> Result<bool, Full> {
+    pub(crate) fn grant(
+        &mut self,
+        id: VerifierId,
+        answered: Seq,
+        lease_end: u64,
+        now: u64,
+    ) -> Result<bool, Full> {
         self.drop_lapsed(now);
         let margin = self.margin;
-        let may_hold_lease = self.known.get(&id).is_some_and(|subscriber| subscriber.may_hold_lease(margin, now));
-        if !may_hold_lease && self.known.values().filter(|other| other.may_hold_lease(margin, now)).count() >= MAX {
+        let may_hold_lease = self
+            .known
+            .get(&id)
+            .is_some_and(|subscriber| subscriber.may_hold_lease(margin, now));
+        if !may_hold_lease
+            && self
+                .known
+                .values()
+                .filter(|other| other.may_hold_lease(margin, now))
+                .count()
+                >= MAX
+        {
             return Err(Full);
         }
         if !self.known.contains_key(&id) {
@@ -255,7 +302,9 @@ impl Subscribers {
 
     fn living(&self, now: u64) -> impl Iterator<Item = &Subscriber> {
         let margin = self.margin;
-        self.known.values().filter(move |subscriber| !subscriber.left && subscriber.may_hold_lease(margin, now))
+        self.known
+            .values()
+            .filter(move |subscriber| !subscriber.left && subscriber.may_hold_lease(margin, now))
     }
 
     /// From here on nobody has acknowledged anything: the log is another one than theirs.
@@ -267,13 +316,20 @@ impl Subscribers {
 
     /// Up to which change everything is forgotten by all whose leases last at `now`; `None` without any.
     pub(crate) fn acknowledged(&mut self, now: u64) -> Option<Seq> {
-        self.living(now).map(|subscriber| subscriber.acknowledged).min()
+        self.living(now)
+            .map(|subscriber| subscriber.acknowledged)
+            .min()
     }
 
     /// When the last of their leases will be over.
     pub(crate) fn end(&self) -> Option<u64> {
-        let with_lease = self.known.values().filter(|subscriber| !subscriber.left && subscriber.lease_end > 0);
-        with_lease.map(|subscriber| subscriber.lease_end.saturating_add(self.margin)).max()
+        let with_lease = self
+            .known
+            .values()
+            .filter(|subscriber| !subscriber.left && subscriber.lease_end > 0);
+        with_lease
+            .map(|subscriber| subscriber.lease_end.saturating_add(self.margin))
+            .max()
     }
 
     /// How many hold a lease at `now`.
@@ -293,15 +349,24 @@ mod tests {
     /// Poll `last` of a process that has sent `polls` before it, all numbered by the test.
     fn ids(last: u64, before: impl IntoIterator<Item = u64>) -> PollIds {
         let poll = |n: u64| format!("{n:016x}").parse().unwrap();
-        PollIds { id: poll(last), previous: before.into_iter().map(poll).collect() }
+        PollIds {
+            id: poll(last),
+            previous: before.into_iter().map(poll).collect(),
+        }
     }
 
     /// A process that takes a lease of 100 with poll 1 and acknowledges change 3 with poll 2.
     fn polled() -> Subscribers {
         let mut all = Subscribers::new(5);
-        assert_eq!(all.arrive(id(1), Some(&ids(1, [])), false, 0), Ok(Arrival::Newest));
+        assert_eq!(
+            all.arrive(id(1), Some(&ids(1, [])), false, 0),
+            Ok(Arrival::Newest)
+        );
         all.grant(id(1), Seq(3), 100, 0).unwrap();
-        assert_eq!(all.arrive(id(1), Some(&ids(2, [1])), false, 10), Ok(Arrival::Newest));
+        assert_eq!(
+            all.arrive(id(1), Some(&ids(2, [1])), false, 10),
+            Ok(Arrival::Newest)
+        );
         all.acknowledge(id(1), Seq(3));
         all
     }
@@ -309,7 +374,10 @@ mod tests {
     #[test]
     fn acknowledgement_of_a_clone_counts_for_neither_process() {
         // 7 is a poll of the clone after poll 1; 8 is one after poll 2, which both have sent.
-        for (clone, sent) in [(ids(7, [1]), vec![ids(2, [1])]), (ids(8, [2, 1]), vec![ids(3, [2, 1])])] {
+        for (clone, sent) in [
+            (ids(7, [1]), vec![ids(2, [1])]),
+            (ids(8, [2, 1]), vec![ids(3, [2, 1])]),
+        ] {
             let mut all = polled();
             for ids in &sent {
                 all.arrive(id(1), Some(ids), false, 20).unwrap();
@@ -317,11 +385,23 @@ mod tests {
             assert_eq!(all.acknowledged(20), Some(Seq(3)));
             assert_eq!(all.arrive(id(1), Some(&clone), false, 20), Err(SharedId));
             for ids in sent.iter().chain([&clone, &ids(9, [])]) {
-                assert_eq!(all.arrive(id(1), Some(ids), false, 21), Err(SharedId), "both need a new ID");
-                assert_eq!(all.still(id(1), Some(ids)), Err(SharedId), "a poll that waits is told so");
+                assert_eq!(
+                    all.arrive(id(1), Some(ids), false, 21),
+                    Err(SharedId),
+                    "both need a new ID"
+                );
+                assert_eq!(
+                    all.still(id(1), Some(ids)),
+                    Err(SharedId),
+                    "a poll that waits is told so"
+                );
             }
             assert_eq!(all.arrive(id(1), None, false, 21), Err(SharedId));
-            assert_eq!(all.acknowledged(104), Some(Seq(0)), "the longest lease is waited for");
+            assert_eq!(
+                all.acknowledged(104),
+                Some(Seq(0)),
+                "the longest lease is waited for"
+            );
             assert_eq!(all.acknowledged(105), None);
         }
     }
@@ -329,25 +409,47 @@ mod tests {
     #[test]
     fn clone_that_polls_first_is_found_at_the_second_poll() {
         let mut all = polled();
-        assert_eq!(all.arrive(id(1), Some(&ids(7, [2, 1])), false, 20), Ok(Arrival::Newest));
-        assert_eq!(all.arrive(id(1), Some(&ids(3, [2, 1])), false, 20), Err(SharedId));
+        assert_eq!(
+            all.arrive(id(1), Some(&ids(7, [2, 1])), false, 20),
+            Ok(Arrival::Newest)
+        );
+        assert_eq!(
+            all.arrive(id(1), Some(&ids(3, [2, 1])), false, 20),
+            Err(SharedId)
+        );
     }
 
     #[test]
     fn repeated_and_late_polls_are_no_clones() {
         let mut all = polled();
         for _ in 0..3 {
-            assert_eq!(all.arrive(id(1), Some(&ids(2, [1])), false, 20), Ok(Arrival::Newest), "repeated");
+            assert_eq!(
+                all.arrive(id(1), Some(&ids(2, [1])), false, 20),
+                Ok(Arrival::Newest),
+                "repeated"
+            );
         }
-        assert_eq!(all.arrive(id(1), Some(&ids(3, [2, 1])), false, 20), Ok(Arrival::Newest));
+        assert_eq!(
+            all.arrive(id(1), Some(&ids(3, [2, 1])), false, 20),
+            Ok(Arrival::Newest)
+        );
         for late in [ids(2, [1]), ids(1, [])] {
             assert_eq!(all.arrive(id(1), Some(&late), false, 20), Ok(Arrival::Late));
             assert_eq!(all.still(id(1), Some(&late)), Ok(Arrival::Late));
-            assert!(!all.counts(id(1), Some(&late)), "its usage came with a poll that had a response");
+            assert!(
+                !all.counts(id(1), Some(&late)),
+                "its usage came with a poll that had a response"
+            );
         }
         // Polls 4 and 5 went to another replica.
-        assert_eq!(all.arrive(id(1), Some(&ids(6, [5, 4, 3, 2, 1])), false, 20), Ok(Arrival::Newest));
-        assert_eq!(all.arrive(id(1), Some(&ids(5, [4, 3])), false, 20), Ok(Arrival::Late));
+        assert_eq!(
+            all.arrive(id(1), Some(&ids(6, [5, 4, 3, 2, 1])), false, 20),
+            Ok(Arrival::Newest)
+        );
+        assert_eq!(
+            all.arrive(id(1), Some(&ids(5, [4, 3])), false, 20),
+            Ok(Arrival::Late)
+        );
     }
 
     #[test]
@@ -358,9 +460,16 @@ mod tests {
             all.grant(id(1), Seq(4), 120, 20).unwrap();
             // The polls that are named went to other replicas.
             let named = ids(2000 + 3 * n, [1999 + 3 * n, 1998 + 3 * n]);
-            assert_eq!(all.arrive(id(1), Some(&named), false, 20), Ok(Arrival::Newest));
+            assert_eq!(
+                all.arrive(id(1), Some(&named), false, 20),
+                Ok(Arrival::Newest)
+            );
         }
-        assert_eq!(all.acknowledged(20), Some(Seq(3)), "nothing that was acknowledged is lost");
+        assert_eq!(
+            all.acknowledged(20),
+            Some(Seq(3)),
+            "nothing that was acknowledged is lost"
+        );
         let clone = ids(7, [2, 1]);
         assert_eq!(all.arrive(id(1), Some(&clone), false, 20), Err(SharedId));
     }
@@ -377,7 +486,10 @@ mod tests {
         let later = 20 + POLL_KNOWN - 1;
         all.arrive(id(1), Some(&ids(3, [2])), false, later).unwrap();
         assert!(!all.counts(id(1), Some(&ids(3, [2]))));
-        assert!(all.counts(id(2), None) && all.counts(id(2), None), "a poll without an ID");
+        assert!(
+            all.counts(id(2), None) && all.counts(id(2), None),
+            "a poll without an ID"
+        );
     }
 
     #[test]
@@ -385,16 +497,30 @@ mod tests {
         let mut all = polled();
         all.arrive(id(1), Some(&ids(2, [1])), true, 20).unwrap();
         all.leave(id(1));
-        assert_eq!(all.arrive(id(1), Some(&ids(3, [2, 1])), true, 20), Ok(Arrival::Newest), "more usage");
+        assert_eq!(
+            all.arrive(id(1), Some(&ids(3, [2, 1])), true, 20),
+            Ok(Arrival::Newest),
+            "more usage"
+        );
         assert_eq!(all.acknowledged(20), None);
-        assert_eq!(all.arrive(id(1), Some(&ids(4, [3, 2, 1])), false, 20), Err(SharedId));
-        assert_eq!(all.acknowledged(20), Some(Seq(0)), "it may still hold the lease");
+        assert_eq!(
+            all.arrive(id(1), Some(&ids(4, [3, 2, 1])), false, 20),
+            Err(SharedId)
+        );
+        assert_eq!(
+            all.acknowledged(20),
+            Some(Seq(0)),
+            "it may still hold the lease"
+        );
     }
 
     #[test]
     fn unknown_polls_are_accepted_when_no_lease_is_valid() {
         let mut all = polled();
-        assert_eq!(all.arrive(id(1), Some(&ids(40, [39, 38])), false, 105), Ok(Arrival::Newest));
+        assert_eq!(
+            all.arrive(id(1), Some(&ids(40, [39, 38])), false, 105),
+            Ok(Arrival::Newest)
+        );
         assert_eq!(all.grant(id(1), Seq(9), 300, 105), Ok(true));
         assert_eq!(all.acknowledged(106), Some(Seq(9)));
     }
@@ -407,10 +533,15 @@ mod tests {
             all.arrive(id, Some(&ids(1, [])), false, 20).unwrap();
             assert!(all.known.len() <= MAX_KNOWN);
         }
-        assert_eq!(all.acknowledged(20), Some(Seq(3)), "a subscriber with a lease is never forgotten");
+        assert_eq!(
+            all.acknowledged(20),
+            Some(Seq(3)),
+            "a subscriber with a lease is never forgotten"
+        );
         let last = VerifierId::from_bytes(u128::from(999 + 2 * MAX_KNOWN as u64).to_be_bytes());
         assert!(all.known.contains_key(&last));
-        all.arrive(id(1), Some(&ids(3, [2])), false, 20 + POLL_KNOWN).unwrap();
+        all.arrive(id(1), Some(&ids(3, [2])), false, 20 + POLL_KNOWN)
+            .unwrap();
         assert_eq!(all.known.len(), 1, "after a quarter of an hour");
     }
 
@@ -441,7 +572,11 @@ mod tests {
         assert_eq!(all.acknowledged(60), Some(Seq(3)));
         all.acknowledge(id(1), Seq(8));
         all.acknowledge(id(1), Seq(7));
-        assert_eq!(all.acknowledged(60), Some(Seq(8)), "an older poll that comes late takes nothing back");
+        assert_eq!(
+            all.acknowledged(60),
+            Some(Seq(8)),
+            "an older poll that comes late takes nothing back"
+        );
     }
 
     #[test]
@@ -457,9 +592,15 @@ mod tests {
         let mut all = Subscribers::new(0);
         all.grant(id(1), Seq(3), 100, 0).unwrap();
         all.leave(id(1));
-        assert_eq!((all.acknowledged(50), all.end(), all.len(50)), (None, None, 0));
+        assert_eq!(
+            (all.acknowledged(50), all.end(), all.len(50)),
+            (None, None, 0)
+        );
         assert_eq!(all.grant(id(1), Seq(3), 150, 50), Ok(false));
-        assert_eq!((all.acknowledged(60), all.end(), all.len(60)), (None, None, 0));
+        assert_eq!(
+            (all.acknowledged(60), all.end(), all.len(60)),
+            (None, None, 0)
+        );
     }
 
     #[test]
@@ -478,7 +619,11 @@ mod tests {
             all.grant(id, Seq(1), 100, 0).unwrap();
         }
         assert_eq!(all.grant(id(9), Seq(1), 100, 99), Err(Full));
-        assert_eq!(all.grant(VerifierId::from_bytes([0; 16]), Seq(1), 100, 99), Ok(true), "who is known is served");
+        assert_eq!(
+            all.grant(VerifierId::from_bytes([0; 16]), Seq(1), 100, 99),
+            Ok(true),
+            "who is known is served"
+        );
         assert_eq!(all.grant(id(9), Seq(1), 200, 100), Ok(true));
     }
 }

@@ -11,8 +11,8 @@ use tokio::{
     time::Instant,
 };
 use tollkey_core::{
-    AccountId, ApiKey, Catalogue, ChangeLog, Changed, Clock, Digest, Grants, KeyId, OperatingModel, Position, Record,
-    Scope, Seq, ServiceKeyId, Timestamp, VerifierId, key_text::Kind,
+    AccountId, ApiKey, Catalogue, ChangeLog, Changed, Clock, Digest, Grants, KeyId, OperatingModel,
+    Position, Record, Scope, Seq, ServiceKeyId, Timestamp, VerifierId, key_text::Kind,
 };
 
 use crate::source::{Primary, ServiceSnapshot, Snapshot, Source, SourceError, Unavailable};
@@ -80,7 +80,11 @@ impl TokioClock {
 impl Clock for TokioClock {
     fn now(&self) -> Timestamp {
         let start = Timestamp::from_second(START).unwrap_or(Timestamp::UNIX_EPOCH);
-        tollkey_core::time::to_micros(start.saturating_add(self.0.elapsed()).unwrap_or(Timestamp::MAX))
+        tollkey_core::time::to_micros(
+            start
+                .saturating_add(self.0.elapsed())
+                .unwrap_or(Timestamp::MAX),
+        )
     }
 
     fn elapsed(&self) -> Duration {
@@ -94,7 +98,9 @@ impl Clock for TokioClock {
 /// When the text is not shaped like an API key.
 #[must_use]
 pub fn record(text: &str) -> Record {
-    let Some(Kind::Key(family, mode)) = Kind::of(text) else { panic!("not shaped like an API key") };
+    let Some(Kind::Key(family, mode)) = Kind::of(text) else {
+        panic!("not shaped like an API key")
+    };
     let mut id = [0; 16];
     id.copy_from_slice(&Digest::of(text).as_bytes()[..16]);
     let key = ApiKey {
@@ -106,7 +112,10 @@ pub fn record(text: &str) -> Record {
         mode,
         prefix: text[..text.len() - 32 + family.shown()].to_owned(),
         last4: text[text.len() - 4..].to_owned(),
-        grants: Grants { scopes: vec![Scope::COMMERCE], ..Grants::default() },
+        grants: Grants {
+            scopes: vec![Scope::COMMERCE],
+            ..Grants::default()
+        },
         metadata: None,
         created_at: Timestamp::UNIX_EPOCH,
         created_by: None,
@@ -202,7 +211,11 @@ impl MemorySource {
 
     fn answer(&self) -> Result<MutexGuard<'_, State>, Unavailable> {
         let state = self.state();
-        if state.down { Err(Unavailable) } else { Ok(state) }
+        if state.down {
+            Err(Unavailable)
+        } else {
+            Ok(state)
+        }
     }
 
     /// Creates a key, or overwrites one without saying so to anybody.
@@ -228,7 +241,9 @@ impl MemorySource {
     /// Changes the key with that text, as one transaction. Answers the change.
     pub fn change(&self, text: &str, change: impl FnOnce(&mut Record)) -> Seq {
         let mut state = self.state();
-        let Some(record) = state.keys.get_mut(&Digest::of(text)) else { return state.position.seq };
+        let Some(record) = state.keys.get_mut(&Digest::of(text)) else {
+            return state.position.seq;
+        };
         change(record);
         let changed = Changed::Key(record.key.id);
         state.changed(changed)
@@ -262,7 +277,10 @@ impl MemorySource {
     pub fn restore(&self, seq: Seq) {
         let mut state = self.state();
         state.changes.retain(|(at, _)| at.seq <= seq);
-        state.position = state.changes.last().map_or(Position { seq, at: 0 }, |(at, _)| *at);
+        state.position = state
+            .changes
+            .last()
+            .map_or(Position { seq, at: 0 }, |(at, _)| *at);
         state.verifiers.clear();
     }
 
@@ -298,7 +316,10 @@ impl MemorySource {
 impl State {
     fn changed(&mut self, changed: Changed) -> Seq {
         self.ever += 1;
-        self.position = Position { seq: Seq(self.position.seq.0 + 1), at: self.ever };
+        self.position = Position {
+            seq: Seq(self.position.seq.0 + 1),
+            at: self.ever,
+        };
         self.changes.push((self.position, changed));
         self.position.seq
     }
@@ -312,8 +333,15 @@ impl Source for MemorySource {
             if state.unreadable.contains(digest) {
                 return Err(SourceError::Unreadable);
             }
-            let snapshot = Snapshot { seq: state.position.seq, record: state.keys.get(digest).cloned() };
-            if state.rejects_look_ups { Err(SourceError::Rejected) } else { Ok(snapshot) }
+            let snapshot = Snapshot {
+                seq: state.position.seq,
+                record: state.keys.get(digest).cloned(),
+            };
+            if state.rejects_look_ups {
+                Err(SourceError::Rejected)
+            } else {
+                Ok(snapshot)
+            }
         };
         let _delivered = self.0.gate.read().await;
         snapshot
@@ -325,29 +353,52 @@ impl Primary for MemorySource {
         let snapshot = {
             let mut state = self.answer()?;
             state.finds += 1;
-            ServiceSnapshot { seq: state.position.seq, id: state.service_keys.get(digest).copied() }
+            ServiceSnapshot {
+                seq: state.position.seq,
+                id: state.service_keys.get(digest).copied(),
+            }
         };
         let _delivered = self.0.gate.read().await;
         Ok(snapshot)
     }
 
-    async fn changes_after(&self, position: Position, limit: usize) -> Result<ChangeLog, Unavailable> {
+    async fn changes_after(
+        &self,
+        position: Position,
+        limit: usize,
+    ) -> Result<ChangeLog, Unavailable> {
         let state = self.answer()?;
         let after = |at: &Position| at.seq > position.seq;
         let known = position == state.position
             || position == Position::default()
             || state.changes.iter().any(|(at, _)| *at == position);
-        let whole =
-            state.changes.iter().filter(|(at, _)| after(at)).count() as i64 == state.position.seq.0 - position.seq.0;
-        let changes = || state.changes.iter().filter(|(at, _)| after(at)).take(limit).cloned().collect();
-        Ok(ChangeLog { current: state.position, changes: (known && whole).then(changes) })
+        let whole = state.changes.iter().filter(|(at, _)| after(at)).count() as i64
+            == state.position.seq.0 - position.seq.0;
+        let changes = || {
+            state
+                .changes
+                .iter()
+                .filter(|(at, _)| after(at))
+                .take(limit)
+                .cloned()
+                .collect()
+        };
+        Ok(ChangeLog {
+            current: state.position,
+            changes: (known && whole).then(changes),
+        })
     }
 
     async fn lease_length(&self) -> Result<Duration, Unavailable> {
         Ok(self.answer()?.lease)
     }
 
-    async fn renew(&self, id: VerifierId, reported: Seq, evicted: Position) -> Result<bool, Unavailable> {
+    async fn renew(
+        &self,
+        id: VerifierId,
+        reported: Seq,
+        evicted: Position,
+    ) -> Result<bool, Unavailable> {
         let current = {
             let mut state = self.answer()?;
             let current = state.position == evicted;
@@ -376,15 +427,30 @@ impl Primary for MemorySource {
         Ok(())
     }
 
-    async fn behind(&self, seq: Seq, except: VerifierId) -> Result<Vec<(VerifierId, u64)>, Unavailable> {
+    async fn behind(
+        &self,
+        seq: Seq,
+        except: VerifierId,
+    ) -> Result<Vec<(VerifierId, u64)>, Unavailable> {
         let state = self.answer()?;
-        let behind = state.verifiers.iter().filter(|(id, (applied, _))| *applied < seq && **id != except);
+        let behind = state
+            .verifiers
+            .iter()
+            .filter(|(id, (applied, _))| *applied < seq && **id != except);
         Ok(behind.map(|(id, (_, renewals))| (*id, *renewals)).collect())
     }
 
-    async fn remove_if_not_renewed(&self, id: VerifierId, renewals: u64) -> Result<(), Unavailable> {
+    async fn remove_if_not_renewed(
+        &self,
+        id: VerifierId,
+        renewals: u64,
+    ) -> Result<(), Unavailable> {
         let mut state = self.answer()?;
-        if state.verifiers.get(&id).is_some_and(|(_, now)| *now == renewals) {
+        if state
+            .verifiers
+            .get(&id)
+            .is_some_and(|(_, now)| *now == renewals)
+        {
             state.verifiers.remove(&id);
         }
         Ok(())

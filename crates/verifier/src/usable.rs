@@ -34,12 +34,19 @@ impl<S: Source> Inner<S> {
             let (mut changed, applied) = self.memory.watch(&entry.record.key);
             let pause = match self.current(entry).await {
                 Ok(None) => return Denial::UnknownKey,
-                Ok(Some((seq, current))) => match decide_usable(&current.record, self.clock.now()) {
-                    Err(denial) => return denial,
-                    // What is older than a change that was applied here may not show it.
-                    Ok(()) if seq < applied || !self.memory.may_answer(nanos(self.clock.elapsed())) => PAUSE,
-                    Ok(()) => until_expiration(&current.record, self.clock.now()),
-                },
+                Ok(Some((seq, current))) => {
+                    match decide_usable(&current.record, self.clock.now()) {
+                        Err(denial) => return denial,
+                        // What is older than a change that was applied here may not show it.
+                        Ok(())
+                            if seq < applied
+                                || !self.memory.may_answer(nanos(self.clock.elapsed())) =>
+                        {
+                            PAUSE
+                        }
+                        Ok(()) => until_expiration(&current.record, self.clock.now()),
+                    }
+                }
                 Err(_) => PAUSE,
             };
             // Notified or not, the key is read again.
@@ -50,7 +57,10 @@ impl<S: Source> Inner<S> {
     /// The key as it is now, with the change that it shows.
     async fn current(&self, entry: &Entry) -> Result<Option<(Seq, Arc<Entry>)>, SourceError> {
         let (applied, _) = self.memory.applied();
-        if let Some(current) = self.memory.recall(&entry.digest, nanos(self.clock.elapsed())) {
+        if let Some(current) = self
+            .memory
+            .recall(&entry.digest, nanos(self.clock.elapsed()))
+        {
             return Ok(Some((applied.seq, current)));
         }
         let requester = Requester::Account(entry.record.key.account_id.clone());
@@ -61,8 +71,13 @@ impl<S: Source> Inner<S> {
 
 /// How long the key may go on being used, as far as it is known now.
 fn until_expiration(record: &Record, now: Timestamp) -> Duration {
-    let left = record.key.expiration().map(|expires_at| expires_at.duration_since(now));
+    let left = record
+        .key
+        .expiration()
+        .map(|expires_at| expires_at.duration_since(now));
     let left = left.map(|left| Duration::try_from(left).unwrap_or_default());
     // A little later, so that it has expired by then.
-    left.map_or(LONGEST_PAUSE, |left| (left + Duration::from_millis(1)).min(LONGEST_PAUSE))
+    left.map_or(LONGEST_PAUSE, |left| {
+        (left + Duration::from_millis(1)).min(LONGEST_PAUSE)
+    })
 }

@@ -39,7 +39,13 @@ const NEVER: i64 = i64::MIN;
 impl Tally {
     pub(crate) fn new(key: KeyId, account: AccountId) -> Self {
         let (queued, last_used) = (AtomicBool::new(false), AtomicI64::new(NEVER));
-        Self { key, account, queued, last_used, counts: Default::default() }
+        Self {
+            key,
+            account,
+            queued,
+            last_used,
+            counts: Default::default(),
+        }
     }
 }
 
@@ -108,7 +114,10 @@ impl Ledger {
             rows: BTreeMap::new(),
             dropped: 0,
         };
-        Self { max_rows: bounds.row_bytes / ROW, waiting: Mutex::new(waiting) }
+        Self {
+            max_rows: bounds.row_bytes / ROW,
+            waiting: Mutex::new(waiting),
+        }
     }
 
     fn waiting(&self) -> MutexGuard<'_, Waiting> {
@@ -120,7 +129,9 @@ impl Ledger {
     pub(crate) fn count(&self, tally: &Arc<Tally>, outcome: Result<(), Denial>, now: Timestamp) {
         let Some(place) = place(outcome) else { return };
         if outcome.is_ok() {
-            tally.last_used.store(now.as_microsecond(), Ordering::Relaxed);
+            tally
+                .last_used
+                .store(now.as_microsecond(), Ordering::Relaxed);
         }
         // First the count, then the look at the flag, both in the one order that all threads agree on: whoever fetches
         // clears the flag first and reads the counts then, so either it sees this count or this sees the cleared flag.
@@ -152,21 +163,36 @@ impl Ledger {
         };
         let day = time::day(now);
         let mut merged = Merged::default();
-        for ((key_id, day, outcome), Sum { count, last_used_at }) in rows {
-            merged.add(Usage { key_id, day, outcome, count, last_used_at });
+        for (
+            (key_id, day, outcome),
+            Sum {
+                count,
+                last_used_at,
+            },
+        ) in rows
+        {
+            merged.add(Usage {
+                key_id,
+                day,
+                outcome,
+                count,
+                last_used_at,
+            });
         }
         for tally in tallies {
             tally.queued.store(false, Ordering::SeqCst);
             for (place, count) in tally.counts.iter().enumerate() {
                 let count = count.swap(0, Ordering::SeqCst);
                 if count > 0 {
-                    let last_used_at = (place == 0).then(|| tally.last_used.load(Ordering::Relaxed));
+                    let last_used_at =
+                        (place == 0).then(|| tally.last_used.load(Ordering::Relaxed));
                     merged.add(Usage {
                         key_id: tally.key,
                         day,
                         outcome: outcome(place),
                         count,
-                        last_used_at: last_used_at.and_then(|at| Timestamp::from_microsecond(at).ok()),
+                        last_used_at: last_used_at
+                            .and_then(|at| Timestamp::from_microsecond(at).ok()),
                     });
                 }
             }
@@ -177,7 +203,14 @@ impl Ledger {
     /// Puts counts back that could not be written down.
     pub(crate) fn restore(&self, rows: Vec<Usage>) {
         let mut waiting = self.waiting();
-        for Usage { key_id, day, outcome, count, last_used_at } in rows {
+        for Usage {
+            key_id,
+            day,
+            outcome,
+            count,
+            last_used_at,
+        } in rows
+        {
             let there_is_room = waiting.rows.len() < self.max_rows;
             match waiting.rows.entry((key_id, day, outcome)) {
                 btree_map::Entry::Occupied(mut row) => {
@@ -186,7 +219,10 @@ impl Ledger {
                     sum.last_used_at = sum.last_used_at.max(last_used_at);
                 }
                 btree_map::Entry::Vacant(row) if there_is_room => {
-                    row.insert(Sum { count, last_used_at });
+                    row.insert(Sum {
+                        count,
+                        last_used_at,
+                    });
                 }
                 btree_map::Entry::Vacant(_) => waiting.dropped += count,
             }
@@ -204,10 +240,16 @@ impl Waiting {
     fn push(&mut self, tally: &Arc<Tally>) {
         while !self.queues.fits(&tally.account, TALLY) {
             self.dropped += 1;
-            let own = self.queues.get_mut(&tally.account).map_or(0, |queue| queue.len());
+            let own = self
+                .queues
+                .get_mut(&tally.account)
+                .map_or(0, |queue| queue.len());
             let heaviest = self.queues.heaviest().map(|(account, _)| account.clone());
             let longer = heaviest.and_then(|account| {
-                let queue = self.queues.get_mut(&account).filter(|queue| queue.len() > own + 1)?;
+                let queue = self
+                    .queues
+                    .get_mut(&account)
+                    .filter(|queue| queue.len() > own + 1)?;
                 Some((account, queue.pop_back()?))
             });
             let Some((account, other)) = longer else {

@@ -25,7 +25,13 @@ pub struct Verdict {
 impl Verdict {
     /// The answer for what is no key of ours.
     pub(crate) fn unknown() -> Self {
-        Self { outcome: Err(Denial::UnknownKey), record: None, rate: None, retry_after_seconds: None, judged_at: 0 }
+        Self {
+            outcome: Err(Denial::UnknownKey),
+            record: None,
+            rate: None,
+            retry_after_seconds: None,
+            judged_at: 0,
+        }
     }
 
     /// The key, if it may.
@@ -78,7 +84,11 @@ impl From<Record> for Known {
     /// For tests of what comes after a verification.
     fn from(record: Record) -> Self {
         // It is never cached, so nothing looks for its digest.
-        Self(Arc::new(Entry::new(Digest::from_bytes([0; 32]), record, Box::default())))
+        Self(Arc::new(Entry::new(
+            Digest::from_bytes([0; 32]),
+            record,
+            Box::default(),
+        )))
     }
 }
 

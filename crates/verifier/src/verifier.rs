@@ -15,7 +15,8 @@ use tokio::{
 };
 use tokio_util::task::AbortOnDropHandle;
 use tollkey_core::{
-    AccountId, Clock, Denial, Digest, Need, Position, ServiceKeyId, Usage, VerifierId, decide, decide_further,
+    AccountId, Clock, Denial, Digest, Need, Position, ServiceKeyId, Usage, VerifierId, decide,
+    decide_further,
     key_text::{Kind, without_scheme},
     network::client_network,
 };
@@ -89,12 +90,19 @@ impl Settings {
     /// The bounds of the cache.
     fn cache(&self) -> Bounds {
         let entry_bytes = self.max_bytes / 16 * 9;
-        Bounds { entries: self.max_entries, entry_bytes, allowance_bytes: 2 * self.sixteenth() }
+        Bounds {
+            entries: self.max_entries,
+            entry_bytes,
+            allowance_bytes: 2 * self.sixteenth(),
+        }
     }
 
     /// The bounds of what waits to be fetched. The counts of as many keys as can be cached have room.
     fn ledger(&self) -> usage::Bounds {
-        usage::Bounds { tally_bytes: 3 * self.sixteenth(), row_bytes: 2 * self.sixteenth() }
+        usage::Bounds {
+            tally_bytes: 3 * self.sixteenth(),
+            row_bytes: 2 * self.sixteenth(),
+        }
     }
 }
 
@@ -129,9 +137,13 @@ struct LookUps {
 
 impl LookUps {
     fn new(settings: &Settings) -> Self {
-        let half = |permits| FairSemaphore::new(Limits::half_per_owner(permits, settings.max_waiting));
+        let half =
+            |permits| FairSemaphore::new(Limits::half_per_owner(permits, settings.max_waiting));
         let clients = settings.max_misses.div_ceil(2);
-        Self { clients: half(clients), authenticated: half(settings.max_misses.saturating_sub(clients)) }
+        Self {
+            clients: half(clients),
+            authenticated: half(settings.max_misses.saturating_sub(clients)),
+        }
     }
 
     fn of(&self, requester: &Requester) -> &FairSemaphore<Requester> {
@@ -156,7 +168,9 @@ impl<S> Clone for Verifier<S> {
 
 impl<S> std::fmt::Debug for Verifier<S> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_tuple("Verifier").field(&self.0.id()).finish_non_exhaustive()
+        f.debug_tuple("Verifier")
+            .field(&self.0.id())
+            .finish_non_exhaustive()
     }
 }
 
@@ -207,7 +221,15 @@ impl<S: Primary> Verifier<S> {
         let lease = source.lease_length().await?;
         // With nothing remembered, all that has changed so far is no news.
         let applied = source.changes_after(Position::default(), 1).await?.current;
-        Ok(Self::with(id, source, clock, settings, PollWatch::off(), lease, applied))
+        Ok(Self::with(
+            id,
+            source,
+            clock,
+            settings,
+            PollWatch::off(),
+            lease,
+            applied,
+        ))
     }
 
     /// Which service key the presented text is, if it is one. `client_ip` is the address of the client that presents it.
@@ -224,12 +246,20 @@ impl<S: Primary> Verifier<S> {
             return Ok(None);
         }
         let digest = Digest::of(text);
-        match self.0.memory.recall_service_key(&digest, nanos(self.0.clock.elapsed())) {
+        match self
+            .0
+            .memory
+            .recall_service_key(&digest, nanos(self.0.clock.elapsed()))
+        {
             Some(id) => {
                 self.0.counters.hits.count();
                 Ok(Some(id))
             }
-            None => self.0.ask_service_key(&digest, Requester::client(client_ip)).await,
+            None => {
+                self.0
+                    .ask_service_key(&digest, Requester::client(client_ip))
+                    .await
+            }
         }
     }
 }
@@ -317,7 +347,8 @@ impl<S: Source> Verifier<S> {
         presented: &str,
         need: &Need<'_>,
     ) -> Result<Verdict, Unavailable> {
-        self.verdict_for(requester, presented, need, Purpose::Use).await
+        self.verdict_for(requester, presented, need, Purpose::Use)
+            .await
     }
 
     /// [`Verifier::look`], as [`Verifier::verify_for`] is [`Verifier::verify`].
@@ -330,7 +361,8 @@ impl<S: Source> Verifier<S> {
         presented: &str,
         need: &Need<'_>,
     ) -> Result<Verdict, Unavailable> {
-        self.verdict_for(requester, presented, need, Purpose::Look).await
+        self.verdict_for(requester, presented, need, Purpose::Look)
+            .await
     }
 
     /// [`Verifier::hold`] where nobody has to be asked for it; `None` where somebody has.
@@ -351,14 +383,25 @@ impl<S: Source> Verifier<S> {
         need: &Need<'_>,
         grace: Duration,
     ) -> Result<Verdict, Unavailable> {
-        let asked = self.verdict_or_why(|| Requester::client(need.client_ip), presented, need, Purpose::Hold).await;
+        let asked = self
+            .verdict_or_why(
+                || Requester::client(need.client_ip),
+                presented,
+                need,
+                Purpose::Hold,
+            )
+            .await;
         asked.or_else(|error| {
             if error != SourceError::Unavailable {
                 return Err(Unavailable);
             }
             let elapsed = nanos(self.0.clock.elapsed());
             let digest = Digest::of(without_scheme(presented));
-            let entry = self.0.memory.recall_late(&digest, elapsed, nanos(grace)).ok_or(Unavailable)?;
+            let entry = self
+                .0
+                .memory
+                .recall_late(&digest, elapsed, nanos(grace))
+                .ok_or(Unavailable)?;
             Ok(self.0.judge(entry, need, elapsed, Purpose::Hold))
         })
     }
@@ -377,18 +420,26 @@ impl<S: Source> Verifier<S> {
     /// costs no allowance. A rejection with [`Denial::UnknownKey`] is not counted. A verdict that denies was counted when
     /// it was made.
     pub fn conclude(&self, held: &Verdict, outcome: Result<(), Denial>) {
-        let (Ok(()), Some(Known(entry))) = (held.outcome, &held.record) else { return };
+        let (Ok(()), Some(Known(entry))) = (held.outcome, &held.record) else {
+            return;
+        };
         if outcome.is_err() {
             self.release(held);
         }
-        self.0.ledger.count(&entry.tally, outcome, self.0.clock.now());
+        self.0
+            .ledger
+            .count(&entry.tally, outcome, self.0.clock.now());
     }
 
     /// Ends what [`Verifier::hold`] began and allowed, once, as if it had not been: it costs no allowance and is not
     /// counted. For a request that is judged anew, or not at all.
     pub fn release(&self, held: &Verdict) {
         if let (Ok(()), Some(Known(entry))) = (held.outcome, &held.record) {
-            give_back_all(&entry.allowances, held.judged_at, nanos(self.0.clock.elapsed()));
+            give_back_all(
+                &entry.allowances,
+                held.judged_at,
+                nanos(self.0.clock.elapsed()),
+            );
         }
     }
 
@@ -401,8 +452,19 @@ impl<S: Source> Verifier<S> {
         self.verdict(presented, need, Purpose::Look).await
     }
 
-    async fn verdict(&self, presented: &str, need: &Need<'_>, purpose: Purpose) -> Result<Verdict, Unavailable> {
-        self.verdict_for(|| Requester::client(need.client_ip), presented, need, purpose).await
+    async fn verdict(
+        &self,
+        presented: &str,
+        need: &Need<'_>,
+        purpose: Purpose,
+    ) -> Result<Verdict, Unavailable> {
+        self.verdict_for(
+            || Requester::client(need.client_ip),
+            presented,
+            need,
+            purpose,
+        )
+        .await
     }
 
     async fn verdict_for(
@@ -412,7 +474,9 @@ impl<S: Source> Verifier<S> {
         need: &Need<'_>,
         purpose: Purpose,
     ) -> Result<Verdict, Unavailable> {
-        Ok(self.verdict_or_why(requester, presented, need, purpose).await?)
+        Ok(self
+            .verdict_or_why(requester, presented, need, purpose)
+            .await?)
     }
 
     /// [`Self::verdict_for`], and why there is none.
@@ -430,9 +494,16 @@ impl<S: Source> Verifier<S> {
     }
 
     /// The verdict by what is remembered, or what has to be asked for.
-    fn remembered(&self, presented: &str, need: &Need<'_>, purpose: Purpose) -> Result<Verdict, Digest> {
+    fn remembered(
+        &self,
+        presented: &str,
+        need: &Need<'_>,
+        purpose: Purpose,
+    ) -> Result<Verdict, Digest> {
         let text = without_scheme(presented);
-        let Some(Kind::Key(..)) = Kind::of(text) else { return Ok(Verdict::unknown()) };
+        let Some(Kind::Key(..)) = Kind::of(text) else {
+            return Ok(Verdict::unknown());
+        };
         let digest = Digest::of(text);
         let elapsed = nanos(self.0.clock.elapsed());
         let entry = self.0.memory.recall(&digest, elapsed).ok_or(digest)?;
@@ -462,7 +533,13 @@ impl<S: Source> Verifier<S> {
     /// The state of this verifier and what it has done.
     #[must_use]
     pub fn stats(&self) -> Stats {
-        let Inner { memory, counters, clock, ledger, .. } = &*self.0;
+        let Inner {
+            memory,
+            counters,
+            clock,
+            ledger,
+            ..
+        } = &*self.0;
         let [evictions, changed, forgotten] = memory.evicted();
         let elapsed = nanos(clock.elapsed());
         let left = memory.lease_end().saturating_sub(elapsed);
@@ -519,7 +596,13 @@ impl<S: Source> Inner<S> {
         }
         let (mut rate, mut retry_after_seconds) = (None, None);
         if purpose == Purpose::Look {
-            return Verdict { outcome, record: Some(Known(entry)), rate, retry_after_seconds, judged_at: elapsed };
+            return Verdict {
+                outcome,
+                record: Some(Known(entry)),
+                rate,
+                retry_after_seconds,
+                judged_at: elapsed,
+            };
         }
         if outcome.is_ok()
             && !entry.allowances.is_empty()
@@ -535,7 +618,13 @@ impl<S: Source> Inner<S> {
         if purpose == Purpose::Use || outcome.is_err() {
             self.ledger.count(&entry.tally, outcome, now);
         }
-        Verdict { outcome, record: Some(Known(entry)), rate, retry_after_seconds, judged_at: elapsed }
+        Verdict {
+            outcome,
+            record: Some(Known(entry)),
+            rate,
+            retry_after_seconds,
+            judged_at: elapsed,
+        }
     }
 
     async fn ask(
@@ -551,11 +640,15 @@ impl<S: Source> Inner<S> {
                 let inner = Arc::clone(self);
                 let fetched = runtime.spawn(async move { inner.fetch(&digest, requester).await });
                 // Canceled with the request; and with the runtime, which then fetches nothing any more.
-                AbortOnDropHandle::new(fetched).await.unwrap_or(Err(SourceError::Unavailable))?
+                AbortOnDropHandle::new(fetched)
+                    .await
+                    .unwrap_or(Err(SourceError::Unavailable))?
             }
         };
         // An unknown key is not remembered: it could be created a moment later.
-        let Some(entry) = entry else { return Ok(Verdict::unknown()) };
+        let Some(entry) = entry else {
+            return Ok(Verdict::unknown());
+        };
         Ok(self.judge(entry, need, nanos(self.clock.elapsed()), purpose))
     }
 
@@ -566,8 +659,16 @@ impl<S: Source> Inner<S> {
         requester: Requester,
     ) -> Result<(Snapshot, Option<Arc<Entry>>), SourceError> {
         let (snapshot, generation) = self.miss(self.source.find(digest), requester).await?;
-        let Some(record) = snapshot.record.clone() else { return Ok((snapshot, None)) };
-        let entry = self.memory.learn(digest, snapshot.seq, generation, record, nanos(self.clock.elapsed()));
+        let Some(record) = snapshot.record.clone() else {
+            return Ok((snapshot, None));
+        };
+        let entry = self.memory.learn(
+            digest,
+            snapshot.seq,
+            generation,
+            record,
+            nanos(self.clock.elapsed()),
+        );
         Ok((snapshot, Some(entry)))
     }
 
@@ -588,14 +689,24 @@ impl<S: Source> Inner<S> {
 
     /// Fails if this is a subscriber without a lease whose poll has no response.
     fn check_polls(&self, now: Duration) -> Result<(), SourceError> {
-        let (is_overdue, is_stalled) = (self.poll_watch.is_overdue(now), self.poll_watch.is_stalled(now));
-        if !(is_overdue || is_stalled) || self.memory.lease_end() > nanos(now) || self.memory.is_stopped() {
+        let (is_overdue, is_stalled) = (
+            self.poll_watch.is_overdue(now),
+            self.poll_watch.is_stalled(now),
+        );
+        if !(is_overdue || is_stalled)
+            || self.memory.lease_end() > nanos(now)
+            || self.memory.is_stopped()
+        {
             return Ok(());
         }
         if is_stalled {
             self.poll_watch.log_stalled(now);
         }
-        if is_overdue { Err(SourceError::Unavailable) } else { Ok(()) }
+        if is_overdue {
+            Err(SourceError::Unavailable)
+        } else {
+            Ok(())
+        }
     }
 
     async fn answer<T>(
@@ -606,28 +717,46 @@ impl<S: Source> Inner<S> {
         let begun = self.clock.elapsed();
         self.check_polls(begun)?;
         let fails = self.failures.load(Ordering::Relaxed) >= FAILURES;
-        let _probe = if fails { Some(self.probe.try_acquire().map_err(|_| SourceError::Unavailable)?) } else { None };
+        let _probe = if fails {
+            Some(
+                self.probe
+                    .try_acquire()
+                    .map_err(|_| SourceError::Unavailable)?,
+            )
+        } else {
+            None
+        };
         let mut asked_at = None;
         let answer = self.within(self.miss_limit, async {
             let look_ups = self.look_ups.of(&requester);
-            let _permit = look_ups.acquire(requester, Priority::Normal).await.map_err(|_| SourceError::Unavailable)?;
+            let _permit = look_ups
+                .acquire(requester, Priority::Normal)
+                .await
+                .map_err(|_| SourceError::Unavailable)?;
             asked_at = Some(self.clock.elapsed());
             let generation = self.memory.generation();
             Ok((question.await?, generation))
         });
         let answer = answer.await;
         if asked_at.is_some() {
-            self.rejects.store(matches!(answer, Err(SourceError::Rejected)), Ordering::Relaxed);
+            self.rejects.store(
+                matches!(answer, Err(SourceError::Rejected)),
+                Ordering::Relaxed,
+            );
         } else if answer.is_err() && self.rejects.load(Ordering::Relaxed) {
             // It was not sent, because too many wait. The source rejects them, so it can be reached.
             return Err(SourceError::Rejected);
         }
         match &answer {
-            Ok(_) | Err(SourceError::Rejected | SourceError::Unreadable) => self.failures.store(0, Ordering::Relaxed),
+            Ok(_) | Err(SourceError::Rejected | SourceError::Unreadable) => {
+                self.failures.store(0, Ordering::Relaxed)
+            }
             Err(SourceError::Unavailable) => {
                 // Who waited in the queue for most of the time left the source none to answer in.
                 let limit_at = begun + self.miss_limit;
-                if asked_at.is_some_and(|at| self.clock.elapsed() < limit_at || at < begun + self.miss_limit / 2) {
+                if asked_at.is_some_and(|at| {
+                    self.clock.elapsed() < limit_at || at < begun + self.miss_limit / 2
+                }) {
                     count(&self.failures);
                 }
             }
@@ -642,9 +771,12 @@ impl<S: Primary> Inner<S> {
         digest: &Digest,
         requester: Requester,
     ) -> Result<Option<ServiceKeyId>, Unavailable> {
-        let (snapshot, generation) = self.miss(self.source.find_service_key(digest), requester).await?;
+        let (snapshot, generation) = self
+            .miss(self.source.find_service_key(digest), requester)
+            .await?;
         if let Some(id) = snapshot.id {
-            self.memory.learn_service_key(digest, snapshot.seq, generation, id);
+            self.memory
+                .learn_service_key(digest, snapshot.seq, generation, id);
         }
         Ok(snapshot.id)
     }

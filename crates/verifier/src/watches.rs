@@ -26,13 +26,17 @@ pub(crate) struct Watches {
 
 impl Watches {
     pub(crate) fn new() -> Self {
-        Self { by_key: HashMap::new(), sweep_at: FIRST_SWEEP }
+        Self {
+            by_key: HashMap::new(),
+            sweep_at: FIRST_SWEEP,
+        }
     }
 
     /// Watches a key, until the receiver is dropped. It is notified of every change that is applied from here on.
     pub(crate) fn watch(&mut self, key: &ApiKey) -> watch::Receiver<()> {
         if self.by_key.len() >= self.sweep_at {
-            self.by_key.retain(|_, watched| watched.changed.receiver_count() > 0);
+            self.by_key
+                .retain(|_, watched| watched.changed.receiver_count() > 0);
             self.sweep_at = (self.by_key.len() * 2).max(FIRST_SWEEP);
         }
         let watched = self.by_key.entry(key.id).or_insert_with(|| Watched {
@@ -47,7 +51,9 @@ impl Watches {
     pub(crate) fn notify(&self, changed: &Changed) {
         match changed {
             Changed::Key(id) => self.by_key.get(id).into_iter().for_each(Watched::notify),
-            Changed::Application(id) => self.notify_if(|watched| watched.application_id == Some(*id)),
+            Changed::Application(id) => {
+                self.notify_if(|watched| watched.application_id == Some(*id))
+            }
             Changed::Account(id) => self.notify_if(|watched| watched.account_id == *id),
             Changed::ServiceKey(_) => {}
         }
@@ -59,7 +65,10 @@ impl Watches {
     }
 
     fn notify_if(&self, concerns: impl Fn(&Watched) -> bool) {
-        self.by_key.values().filter(|watched| concerns(watched)).for_each(Watched::notify);
+        self.by_key
+            .values()
+            .filter(|watched| concerns(watched))
+            .for_each(Watched::notify);
     }
 }
 
@@ -75,7 +84,11 @@ mod tests {
     use crate::testing::record;
 
     fn key(n: u8) -> ApiKey {
-        let mut key = record(&format!("ks_test_{}", char::from(b'a' + n % 26).to_string().repeat(32))).key;
+        let mut key = record(&format!(
+            "ks_test_{}",
+            char::from(b'a' + n % 26).to_string().repeat(32)
+        ))
+        .key;
         key.id = KeyId::from_bytes([n; 16]);
         key
     }
@@ -90,10 +103,18 @@ mod tests {
         for (changed, of_first, of_second) in [
             (Changed::Key(one.id), true, false),
             (Changed::Key(other.id), false, true),
-            (Changed::Application(ApplicationId::from_bytes([1; 16])), true, false),
+            (
+                Changed::Application(ApplicationId::from_bytes([1; 16])),
+                true,
+                false,
+            ),
             (Changed::Account("other".parse().unwrap()), false, true),
             (Changed::Account(one.account_id.clone()), true, false),
-            (Changed::ServiceKey(tollkey_core::ServiceKeyId::from_bytes([1; 16])), false, false),
+            (
+                Changed::ServiceKey(tollkey_core::ServiceKeyId::from_bytes([1; 16])),
+                false,
+                false,
+            ),
         ] {
             watches.notify(&changed);
             let notified = [&mut first, &mut second].map(|watcher| {
@@ -116,7 +137,11 @@ mod tests {
             key.id = KeyId::from_bytes((u128::from(round) + 1000).to_be_bytes());
             drop(watches.watch(&key));
         }
-        assert!(watches.by_key.len() <= FIRST_SWEEP, "{}", watches.by_key.len());
+        assert!(
+            watches.by_key.len() <= FIRST_SWEEP,
+            "{}",
+            watches.by_key.len()
+        );
         watches.notify_all();
         assert!(kept.has_changed().unwrap());
     }

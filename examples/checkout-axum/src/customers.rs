@@ -43,12 +43,18 @@ pub struct CustomerUpdate {
 }
 
 fn check_email(email: &str) -> Result<(), Failure> {
-    if email.contains('@') { Ok(()) } else { Err(Failure::Invalid("email must be an address")) }
+    if email.contains('@') {
+        Ok(())
+    } else {
+        Err(Failure::Invalid("email must be an address"))
+    }
 }
 
 /// `GET /customers`, newest first.
 pub async fn list(State(store): State<Store>, key: VerifiedKey) -> Json<Vec<Customer>> {
-    Json(store.read(&key, |data| data.customers.values().rev().cloned().collect()))
+    Json(store.read(&key, |data| {
+        data.customers.values().rev().cloned().collect()
+    }))
 }
 
 /// `GET /customers/{id}`.
@@ -57,7 +63,13 @@ pub async fn retrieve(
     key: VerifiedKey,
     Path(id): Path<String>,
 ) -> Result<Json<Customer>, Failure> {
-    store.read(&key, |data| data.customers.get(&id).cloned().map(Json).ok_or(Failure::NotFound))
+    store.read(&key, |data| {
+        data.customers
+            .get(&id)
+            .cloned()
+            .map(Json)
+            .ok_or(Failure::NotFound)
+    })
 }
 
 /// `POST /customers`.

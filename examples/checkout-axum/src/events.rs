@@ -31,7 +31,12 @@ impl Event {
     /// That this happened just now: `link.created`, `customer.updated`, …
     #[must_use]
     pub fn new(r#type: &'static str, object_id: &str) -> Self {
-        Self { id: new_id("event"), r#type, object_id: object_id.to_owned(), created_at: Timestamp::now() }
+        Self {
+            id: new_id("event"),
+            r#type,
+            object_id: object_id.to_owned(),
+            created_at: Timestamp::now(),
+        }
     }
 }
 
@@ -46,7 +51,13 @@ pub async fn retrieve(
     key: VerifiedKey,
     Path(id): Path<String>,
 ) -> Result<Json<Event>, Failure> {
-    store.read(&key, |data| data.events.get(&id).cloned().map(Json).ok_or(Failure::NotFound))
+    store.read(&key, |data| {
+        data.events
+            .get(&id)
+            .cloned()
+            .map(Json)
+            .ok_or(Failure::NotFound)
+    })
 }
 
 /// `GET /events/stream`: the events from now on, as server-sent events.

@@ -22,12 +22,19 @@ pub enum Failure {
 impl IntoResponse for Failure {
     fn into_response(self) -> Response {
         let (status, detail) = match self {
-            Self::NotFound => (StatusCode::NOT_FOUND, "There is no such thing in this account and mode."),
+            Self::NotFound => (
+                StatusCode::NOT_FOUND,
+                "There is no such thing in this account and mode.",
+            ),
             Self::Invalid(rule) => (StatusCode::UNPROCESSABLE_ENTITY, rule),
-            Self::Full => (StatusCode::INSUFFICIENT_STORAGE, "There are too many of these."),
-            Self::TooManyStreams => {
-                (StatusCode::TOO_MANY_REQUESTS, "Close an event stream before you open another one.")
-            }
+            Self::Full => (
+                StatusCode::INSUFFICIENT_STORAGE,
+                "There are too many of these.",
+            ),
+            Self::TooManyStreams => (
+                StatusCode::TOO_MANY_REQUESTS,
+                "Close an event stream before you open another one.",
+            ),
         };
         let problem = json!({
             "type": "about:blank",
@@ -35,6 +42,11 @@ impl IntoResponse for Failure {
             "status": status.as_u16(),
             "detail": detail,
         });
-        (status, [(header::CONTENT_TYPE, "application/problem+json")], problem.to_string()).into_response()
+        (
+            status,
+            [(header::CONTENT_TYPE, "application/problem+json")],
+            problem.to_string(),
+        )
+            .into_response()
     }
 }

@@ -26,7 +26,9 @@ const MAX_BODY: usize = 4096;
 
 /// How requests are read: the key stands in `Authorization: Bearer`, and nowhere else.
 pub fn guard() -> GuardBuilder {
-    Guard::builder().credential_headers(["authorization"]).realm("checkout")
+    Guard::builder()
+        .credential_headers(["authorization"])
+        .realm("checkout")
 }
 
 /// The API over this data, and what each route of it needs of a key.
@@ -34,7 +36,8 @@ pub fn app(guard: Guard, store: Store) -> Router {
     Router::new()
         .route(
             "/api/v1/links",
-            get(links::list.layer(require(Scope::LINKS_READ))).post(links::create.layer(require(Scope::LINKS_WRITE))),
+            get(links::list.layer(require(Scope::LINKS_READ)))
+                .post(links::create.layer(require(Scope::LINKS_WRITE))),
         )
         .route(
             "/api/v1/links/{id}",
@@ -47,7 +50,10 @@ pub fn app(guard: Guard, store: Store) -> Router {
             get(sessions::list.layer(require(Scope::SESSIONS_READ)))
                 .post(sessions::create.layer(require(Scope::SESSIONS_WRITE))),
         )
-        .route("/api/v1/sessions/{id}", get(sessions::retrieve.layer(require(Scope::SESSIONS_READ))))
+        .route(
+            "/api/v1/sessions/{id}",
+            get(sessions::retrieve.layer(require(Scope::SESSIONS_READ))),
+        )
         .route(
             "/api/v1/webhooks",
             get(webhooks::list.layer(require(Scope::WEBHOOKS_READ)))
@@ -58,9 +64,18 @@ pub fn app(guard: Guard, store: Store) -> Router {
             get(webhooks::retrieve.layer(require(Scope::WEBHOOKS_READ)))
                 .delete(webhooks::delete.layer(require(Scope::WEBHOOKS_WRITE))),
         )
-        .route("/api/v1/events", get(events::list.layer(require(Scope::EVENTS_READ))))
-        .route("/api/v1/events/stream", get(events::stream.layer(require(Scope::EVENTS_READ))))
-        .route("/api/v1/events/{id}", get(events::retrieve.layer(require(Scope::EVENTS_READ))))
+        .route(
+            "/api/v1/events",
+            get(events::list.layer(require(Scope::EVENTS_READ))),
+        )
+        .route(
+            "/api/v1/events/stream",
+            get(events::stream.layer(require(Scope::EVENTS_READ))),
+        )
+        .route(
+            "/api/v1/events/{id}",
+            get(events::retrieve.layer(require(Scope::EVENTS_READ))),
+        )
         .route(
             "/api/v1/customers",
             get(customers::list.layer(require(Scope::CUSTOMERS_READ)))
@@ -94,5 +109,7 @@ pub async fn serve(
         stopped.await;
         store.end_streams();
     };
-    axum::serve(listener, app).with_graceful_shutdown(stopped).await
+    axum::serve(listener, app)
+        .with_graceful_shutdown(stopped)
+        .await
 }

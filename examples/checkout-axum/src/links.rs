@@ -56,7 +56,13 @@ pub async fn retrieve(
     key: VerifiedKey,
     Path(id): Path<String>,
 ) -> Result<Json<Link>, Failure> {
-    store.read(&key, |data| data.links.get(&id).cloned().map(Json).ok_or(Failure::NotFound))
+    store.read(&key, |data| {
+        data.links
+            .get(&id)
+            .cloned()
+            .map(Json)
+            .ok_or(Failure::NotFound)
+    })
 }
 
 /// `POST /links`.

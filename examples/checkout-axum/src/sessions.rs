@@ -51,7 +51,13 @@ pub async fn retrieve(
     key: VerifiedKey,
     Path(id): Path<String>,
 ) -> Result<Json<Session>, Failure> {
-    store.read(&key, |data| data.sessions.get(&id).cloned().map(Json).ok_or(Failure::NotFound))
+    store.read(&key, |data| {
+        data.sessions
+            .get(&id)
+            .cloned()
+            .map(Json)
+            .ok_or(Failure::NotFound)
+    })
 }
 
 /// `POST /sessions`.

@@ -9,7 +9,10 @@ use tokio::sync::broadcast;
 use tollkey_axum::{Mode, VerifiedKey};
 use uuid::Uuid;
 
-use crate::{customers::Customer, events::Event, failure::Failure, links::Link, sessions::Session, webhooks::Webhook};
+use crate::{
+    customers::Customer, events::Event, failure::Failure, links::Link, sessions::Session,
+    webhooks::Webhook,
+};
 
 /// The most accounts, counted once for each mode,
 const MAX_ACCOUNTS: usize = 500;
@@ -54,7 +57,11 @@ impl Store {
     ///
     /// # Errors
     /// Those of the work, and a failure when there are too many accounts for another one.
-    pub fn of<A>(&self, key: &VerifiedKey, work: impl FnOnce(&mut Data) -> Result<A, Failure>) -> Result<A, Failure> {
+    pub fn of<A>(
+        &self,
+        key: &VerifiedKey,
+        work: impl FnOnce(&mut Data) -> Result<A, Failure>,
+    ) -> Result<A, Failure> {
         let (mut all, owner) = (self.all(), owner(key));
         if all.len() == MAX_ACCOUNTS && !all.contains_key(&owner) {
             return Err(Failure::Full);
@@ -95,7 +102,9 @@ impl Data {
     /// # Errors
     /// [`Failure::TooManyStreams`].
     pub fn stream(&mut self) -> Result<broadcast::Receiver<Event>, Failure> {
-        let streams = self.streams.get_or_insert_with(|| broadcast::Sender::new(MAX_WAITING));
+        let streams = self
+            .streams
+            .get_or_insert_with(|| broadcast::Sender::new(MAX_WAITING));
         if streams.receiver_count() >= MAX_STREAMS {
             return Err(Failure::TooManyStreams);
         }

@@ -43,7 +43,13 @@ pub async fn retrieve(
     key: VerifiedKey,
     Path(id): Path<String>,
 ) -> Result<Json<Webhook>, Failure> {
-    store.read(&key, |data| data.webhooks.get(&id).cloned().map(Json).ok_or(Failure::NotFound))
+    store.read(&key, |data| {
+        data.webhooks
+            .get(&id)
+            .cloned()
+            .map(Json)
+            .ok_or(Failure::NotFound)
+    })
 }
 
 /// `POST /webhooks`.
@@ -55,8 +61,12 @@ pub async fn create(
     if !new.url.starts_with("https://") {
         return Err(Failure::Invalid("url must begin with https://"));
     }
-    let webhook =
-        Webhook { id: new_id("webhook"), mode: key.mode().as_str(), url: new.url, created_at: Timestamp::now() };
+    let webhook = Webhook {
+        id: new_id("webhook"),
+        mode: key.mode().as_str(),
+        url: new.url,
+        created_at: Timestamp::now(),
+    };
     store.of(&key, |data| {
         add(&mut data.webhooks, &webhook.id, webhook.clone())?;
         data.record(Event::new("webhook.created", &webhook.id));

@@ -16,7 +16,12 @@ async fn main() -> anyhow::Result<()> {
 
 /// Writes what the client logs to stderr; `RUST_LOG` chooses what else.
 fn init_log() -> anyhow::Result<()> {
-    let filter = EnvFilter::builder().with_default_directive(LevelFilter::INFO.into()).from_env()?;
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
-    log.try_init().map_err(|error| anyhow::anyhow!("the log cannot be set up: {error}"))
+    let filter = EnvFilter::builder()
+        .with_default_directive(LevelFilter::INFO.into())
+        .from_env()?;
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr);
+    log.try_init()
+        .map_err(|error| anyhow::anyhow!("the log cannot be set up: {error}"))
 }

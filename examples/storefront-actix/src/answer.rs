@@ -21,7 +21,9 @@ use uuid::Uuid;
 /// The time, in whole seconds.
 #[must_use]
 pub fn now() -> String {
-    Timestamp::from_second(Timestamp::now().as_second()).unwrap_or_default().to_string()
+    Timestamp::from_second(Timestamp::now().as_second())
+        .unwrap_or_default()
+        .to_string()
 }
 
 fn meta() -> Value {
@@ -60,7 +62,10 @@ pub struct Failure {
 
 impl Failure {
     fn new(status: StatusCode, message: &str) -> Self {
-        Self { status, message: message.to_owned() }
+        Self {
+            status,
+            message: message.to_owned(),
+        }
     }
 
     /// The key may not do this.
@@ -72,7 +77,10 @@ impl Failure {
     /// There is no such thing; somebody else's is none.
     #[must_use]
     pub fn not_found() -> Self {
-        Self::new(StatusCode::NOT_FOUND, "There is no such thing in this account and environment.")
+        Self::new(
+            StatusCode::NOT_FOUND,
+            "There is no such thing in this account and environment.",
+        )
     }
 
     /// No room.
@@ -92,7 +100,11 @@ impl Failure {
     /// # Errors
     /// The failure, where it does not keep it.
     pub fn unless(kept: bool, rule: &str) -> Result<(), Self> {
-        if kept { Ok(()) } else { Err(Self::new(StatusCode::BAD_REQUEST, rule)) }
+        if kept {
+            Ok(())
+        } else {
+            Err(Self::new(StatusCode::BAD_REQUEST, rule))
+        }
     }
 }
 
@@ -108,7 +120,9 @@ impl ResponseError for Failure {
     }
 
     fn error_response(&self) -> HttpResponse {
-        HttpResponse::build(self.status).content_type("application/json").body(fault(self.status, &self.message))
+        HttpResponse::build(self.status)
+            .content_type("application/json")
+            .body(fault(self.status, &self.message))
     }
 }
 
@@ -124,12 +138,16 @@ pub async fn in_the_envelope(
     let response = next.call(request).await?;
     let status = response.status();
     let is_failure = status.is_client_error() || status.is_server_error();
-    let is_ours = response.headers().get(CONTENT_TYPE).is_some_and(|kind| kind == "application/json");
+    let is_ours = response
+        .headers()
+        .get(CONTENT_TYPE)
+        .is_some_and(|kind| kind == "application/json");
     if !is_failure || is_ours {
         return Ok(response.map_into_boxed_body());
     }
     Ok(response.map_body(|head, body| {
-        head.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        head.headers_mut()
+            .insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         let said = detail(body).or_else(|| status.canonical_reason().map(str::to_owned));
         BoxBody::new(fault(status, &said.unwrap_or_default()))
     }))

@@ -20,19 +20,25 @@ type Answer = Result<HttpResponse, Failure>;
 
 /// `GET /v1/storefront/public/store`.
 pub async fn store(key: VerifiedKey, shops: Data<Shops>) -> HttpResponse {
-    shops.read(&key, |shop| data(StatusCode::OK, json!({"name": shop.name})))
+    shops.read(&key, |shop| {
+        data(StatusCode::OK, json!({"name": shop.name}))
+    })
 }
 
 /// `GET /v1/storefront/products`: those that are published.
 pub async fn products(key: VerifiedKey, shops: Data<Shops>) -> HttpResponse {
-    shops.read(&key, |shop| data(StatusCode::OK, shop.listed().collect::<Vec<_>>()))
+    shops.read(&key, |shop| {
+        data(StatusCode::OK, shop.listed().collect::<Vec<_>>())
+    })
 }
 
 /// `GET /v1/storefront/products/{id}`, where it is published.
 pub async fn product(key: VerifiedKey, shops: Data<Shops>, id: Path<String>) -> Answer {
     shops.read(&key, |shop| {
         let found = shop.listed().find(|product| product.id == *id);
-        found.map(|product| data(StatusCode::OK, product)).ok_or_else(Failure::not_found)
+        found
+            .map(|product| data(StatusCode::OK, product))
+            .ok_or_else(Failure::not_found)
     })
 }
 
@@ -55,12 +61,30 @@ pub struct NewProduct {
 
 /// `POST /v1/account/products`.
 pub async fn create_product(key: VerifiedKey, shops: Data<Shops>, new: Json<NewProduct>) -> Answer {
-    let NewProduct { name, price, published, stock } = new.into_inner();
+    let NewProduct {
+        name,
+        price,
+        published,
+        stock,
+    } = new.into_inner();
     check_name(&name)?;
-    let is_currency = price.currency.len() == 3 && price.currency.bytes().all(|byte| byte.is_ascii_uppercase());
-    Failure::unless(is_currency, "price.currency must be three capital letters, such as \"EUR\"")?;
-    let listed = Listed { id: format!("prod_{}", Uuid::now_v7().simple()), name, price };
-    let product = Product { listed, published, stock, created_at: now() };
+    let is_currency =
+        price.currency.len() == 3 && price.currency.bytes().all(|byte| byte.is_ascii_uppercase());
+    Failure::unless(
+        is_currency,
+        "price.currency must be three capital letters, such as \"EUR\"",
+    )?;
+    let listed = Listed {
+        id: format!("prod_{}", Uuid::now_v7().simple()),
+        name,
+        price,
+    };
+    let product = Product {
+        listed,
+        published,
+        stock,
+        created_at: now(),
+    };
     shops.change(&key, |shop| {
         shop.add(product.clone())?;
         Ok(data(StatusCode::CREATED, product))
@@ -90,5 +114,8 @@ pub async fn name_store(key: VerifiedKey, shops: Data<Shops>, new: Json<StoreNam
 }
 
 fn check_name(name: &str) -> Result<(), Failure> {
-    Failure::unless((1..=100).contains(&name.chars().count()), "name must have 1 to 100 characters")
+    Failure::unless(
+        (1..=100).contains(&name.chars().count()),
+        "name must have 1 to 100 characters",
+    )
 }

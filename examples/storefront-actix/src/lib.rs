@@ -53,15 +53,27 @@ pub fn routes(config: &mut ServiceConfig, guard: &Guard, shops: &Shops) {
 
     let account = web::scope("/account")
         .route("/store", web::put().to(handlers::name_store))
-        .service(web::resource("/products").get(handlers::own_products).post(handlers::create_product))
+        .service(
+            web::resource("/products")
+                .get(handlers::own_products)
+                .post(handlers::create_product),
+        )
         .route("/products/{id}", web::delete().to(handlers::delete_product))
         .wrap(from_fn(secret_keys));
 
     // The guard is around all that is left, so that somebody without a key does not learn which routes there are.
-    let rest = web::scope("/v1").service(account).wrap(Tollkey::new(guard.clone()));
+    let rest = web::scope("/v1")
+        .service(account)
+        .wrap(Tollkey::new(guard.clone()));
 
-    let json = JsonConfig::default().limit(MAX_BODY).error_handler(|error, _| Failure::unreadable(&error).into());
-    config.app_data(Data::new(shops.clone())).app_data(json).service(catalogue).service(rest);
+    let json = JsonConfig::default()
+        .limit(MAX_BODY)
+        .error_handler(|error, _| Failure::unreadable(&error).into());
+    config
+        .app_data(Data::new(shops.clone()))
+        .app_data(json)
+        .service(catalogue)
+        .service(rest);
 }
 
 /// Which pages may read the catalogue: any, because that is what a publishable key is for.
@@ -70,7 +82,10 @@ fn for_browsers() -> Cors {
         .allow_any_origin()
         .send_wildcard()
         .allowed_methods(["GET"])
-        .allowed_headers([header::AUTHORIZATION, header::HeaderName::from_static("x-api-key")])
+        .allowed_headers([
+            header::AUTHORIZATION,
+            header::HeaderName::from_static("x-api-key"),
+        ])
         .expose_headers(["ratelimit", "ratelimit-policy", "retry-after"])
         .max_age(PREFLIGHT)
 }
@@ -97,7 +112,15 @@ pub async fn serve(
     stopped: impl Future<Output = ()> + Send + 'static,
 ) -> io::Result<()> {
     let shops = Shops::default();
-    let app =
-        move || App::new().configure(|config| routes(config, &guard, &shops)).wrap(from_fn(answer::in_the_envelope));
-    HttpServer::new(app).shutdown_signal(stopped).shutdown_timeout(LAST_REQUESTS).listen(listener)?.run().await
+    let app = move || {
+        App::new()
+            .configure(|config| routes(config, &guard, &shops))
+            .wrap(from_fn(answer::in_the_envelope))
+    };
+    HttpServer::new(app)
+        .shutdown_signal(stopped)
+        .shutdown_timeout(LAST_REQUESTS)
+        .listen(listener)?
+        .run()
+        .await
 }

@@ -16,12 +16,22 @@ use tracing_subscriber::filter::{EnvFilter, LevelFilter};
 pub async fn main() -> anyhow::Result<()> {
     init_log()?;
     let url = env::var("TOLLKEY_URL").unwrap_or_else(|_| "http://127.0.0.1:8080".to_owned());
-    let service_key = env::var("TOLLKEY_SERVICE_KEY").context("set TOLLKEY_SERVICE_KEY to a service key (tks_…)")?;
+    let service_key = env::var("TOLLKEY_SERVICE_KEY")
+        .context("set TOLLKEY_SERVICE_KEY to a service key (tks_…)")?;
     let listen = env::var("LISTEN").unwrap_or_else(|_| "127.0.0.1:8082".to_owned());
 
-    let guard = storefront_actix::guard().url(url).service_key(service_key).connect().await?;
-    let listener = TcpListener::bind(&listen).with_context(|| format!("cannot listen on {listen}"))?;
-    writeln!(io::stdout(), "listening on http://{}", listener.local_addr()?)?;
+    let guard = storefront_actix::guard()
+        .url(url)
+        .service_key(service_key)
+        .connect()
+        .await?;
+    let listener =
+        TcpListener::bind(&listen).with_context(|| format!("cannot listen on {listen}"))?;
+    writeln!(
+        io::stdout(),
+        "listening on http://{}",
+        listener.local_addr()?
+    )?;
     storefront_actix::serve(listener, guard.clone(), stopped()).await?;
     guard.shutdown().await;
     Ok(())
@@ -29,15 +39,22 @@ pub async fn main() -> anyhow::Result<()> {
 
 /// Writes warnings of the middleware to stderr; `RUST_LOG` chooses what else.
 fn init_log() -> anyhow::Result<()> {
-    let filter = EnvFilter::builder().with_default_directive(LevelFilter::INFO.into()).from_env()?;
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
-    log.try_init().map_err(|error| anyhow::anyhow!("the log cannot be set up: {error}"))
+    let filter = EnvFilter::builder()
+        .with_default_directive(LevelFilter::INFO.into())
+        .from_env()?;
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr);
+    log.try_init()
+        .map_err(|error| anyhow::anyhow!("the log cannot be set up: {error}"))
 }
 
 /// Ends at SIGTERM or SIGINT, and at once where signals cannot be had.
 async fn stopped() {
-    let (Ok(mut terminate), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
-    else {
+    let (Ok(mut terminate), Ok(mut interrupt)) = (
+        signal(SignalKind::terminate()),
+        signal(SignalKind::interrupt()),
+    ) else {
         return;
     };
     tokio::select! {

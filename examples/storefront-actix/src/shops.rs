@@ -102,7 +102,10 @@ fn owner(key: &VerifiedKey) -> (String, Mode) {
 impl Shop {
     /// What the catalogue shows.
     pub fn listed(&self) -> impl Iterator<Item = &Listed> {
-        self.products.iter().filter(|product| product.published).map(|product| &product.listed)
+        self.products
+            .iter()
+            .filter(|product| product.published)
+            .map(|product| &product.listed)
     }
 
     /// Adds a product.
@@ -122,7 +125,11 @@ impl Shop {
     /// # Errors
     /// A failure when there is no such product.
     pub fn remove(&mut self, id: &str) -> Result<Product, Failure> {
-        let at = self.products.iter().position(|product| product.listed.id == id);
-        at.map(|at| self.products.remove(at)).ok_or_else(Failure::not_found)
+        let at = self
+            .products
+            .iter()
+            .position(|product| product.listed.id == id);
+        at.map(|at| self.products.remove(at))
+            .ok_or_else(Failure::not_found)
     }
 }

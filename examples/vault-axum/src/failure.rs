@@ -20,34 +20,50 @@ impl Failure {
     /// There is no such thing; what the key may not see is none.
     #[must_use]
     pub fn not_found() -> Self {
-        Self { status: StatusCode::NOT_FOUND, detail: "There is no such thing." }
+        Self {
+            status: StatusCode::NOT_FOUND,
+            detail: "There is no such thing.",
+        }
     }
 
     /// No room.
     #[must_use]
     pub fn full(detail: &'static str) -> Self {
-        Self { status: StatusCode::INSUFFICIENT_STORAGE, detail }
+        Self {
+            status: StatusCode::INSUFFICIENT_STORAGE,
+            detail,
+        }
     }
 
     /// Where data is forwarded to does not answer as it should.
     #[must_use]
     pub fn upstream(detail: &'static str) -> Self {
-        Self { status: StatusCode::BAD_GATEWAY, detail }
+        Self {
+            status: StatusCode::BAD_GATEWAY,
+            detail,
+        }
     }
 
     /// Where data is forwarded to does not answer in time.
     #[must_use]
     pub fn too_slow() -> Self {
-        Self { status: StatusCode::GATEWAY_TIMEOUT, detail: "The receiver did not answer in time." }
+        Self {
+            status: StatusCode::GATEWAY_TIMEOUT,
+            detail: "The receiver did not answer in time.",
+        }
     }
 }
 
 impl IntoResponse for Failure {
     fn into_response(self) -> Response {
         let title = self.status.canonical_reason();
-        let problem =
-            json!({"type": "about:blank", "title": title, "status": self.status.as_u16(), "detail": self.detail});
-        (self.status, [(header::CONTENT_TYPE, "application/problem+json")], problem.to_string()).into_response()
+        let problem = json!({"type": "about:blank", "title": title, "status": self.status.as_u16(), "detail": self.detail});
+        (
+            self.status,
+            [(header::CONTENT_TYPE, "application/problem+json")],
+            problem.to_string(),
+        )
+            .into_response()
     }
 }
 

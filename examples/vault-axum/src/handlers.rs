@@ -47,7 +47,11 @@ pub async fn list(State(api): State<Api>, key: VerifiedKey) -> Json<Vec<Token>> 
 }
 
 /// `GET /tokens/{id}`.
-pub async fn retrieve(State(api): State<Api>, key: VerifiedKey, Path(id): Path<String>) -> Answer<Token> {
+pub async fn retrieve(
+    State(api): State<Api>,
+    key: VerifiedKey,
+    Path(id): Path<String>,
+) -> Answer<Token> {
     api.vaults.find(&key, |token| token.id == id).map(Json)
 }
 
@@ -85,7 +89,11 @@ pub async fn forward_payment_data(
     Body(Message { message }): Body<Message>,
 ) -> Answer<Answered> {
     let token = api.vaults.find(&key, |token| token.payment_data.id == id)?;
-    let forwarded = Forwarded { merchant: &token.merchant, data: &token.payment_data, message };
+    let forwarded = Forwarded {
+        merchant: &token.merchant,
+        data: &token.payment_data,
+        message,
+    };
     api.upstream.forward(&forwarded).await.map(Json)
 }
 
@@ -114,6 +122,17 @@ pub async fn forward_cardholder_data(
     Body(Forward { token: id, message }): Body<Forward>,
 ) -> Answer<Answered> {
     let token = api.vaults.find(&key, |token| token.id == id)?;
-    let data = Cardholder { token: &token.id, holder: &token.holder, last4: &token.last4 };
-    api.upstream.forward(&Forwarded { merchant: &token.merchant, data, message }).await.map(Json)
+    let data = Cardholder {
+        token: &token.id,
+        holder: &token.holder,
+        last4: &token.last4,
+    };
+    api.upstream
+        .forward(&Forwarded {
+            merchant: &token.merchant,
+            data,
+            message,
+        })
+        .await
+        .map(Json)
 }

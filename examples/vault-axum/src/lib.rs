@@ -39,7 +39,10 @@ pub struct Api {
 
 /// How requests are read: the key stands in `x-api-key` and nowhere else, the merchant in `x-merchant-id`.
 pub fn guard() -> GuardBuilder {
-    Guard::builder().credential_headers(["x-api-key"]).merchant(Merchant::header("x-merchant-id")).realm("vault")
+    Guard::builder()
+        .credential_headers(["x-api-key"])
+        .merchant(Merchant::header("x-merchant-id"))
+        .realm("vault")
 }
 
 /// The API.
@@ -50,19 +53,29 @@ pub fn app(guard: Guard, upstream: Upstream) -> Router {
         .route("/tokens", get(handlers::list))
         .route("/tokens/{id}", get(handlers::retrieve))
         .route("/tokens/{id}/payment-data", get(handlers::payment_data))
-        .route("/payment-data/{id}/forward", post(handlers::forward_payment_data))
+        .route(
+            "/payment-data/{id}/forward",
+            post(handlers::forward_payment_data),
+        )
         .route("/forward", post(handlers::forward_cardholder_data))
         .fallback(async || Failure::not_found())
         .layer(TollkeyLayer::new(guard.clone()).require(Scope::COMMERCE));
 
     // No feature, so no scoped key can call it. Here the merchant stands in the path.
-    let of_merchant = Requirement::from(Scope::COMMERCE).merchant(Merchant::path("/merchants/{merchant}/tokens"));
+    let of_merchant =
+        Requirement::from(Scope::COMMERCE).merchant(Merchant::path("/merchants/{merchant}/tokens"));
     let storing = Router::new()
         .route("/merchants/{merchant}/tokens", post(handlers::create))
         .layer(TollkeyLayer::new(guard).require(of_merchant));
 
-    let api = Api { vaults: Vaults::default(), upstream };
-    features.merge(storing).layer(DefaultBodyLimit::max(MAX_BODY)).with_state(api)
+    let api = Api {
+        vaults: Vaults::default(),
+        upstream,
+    };
+    features
+        .merge(storing)
+        .layer(DefaultBodyLimit::max(MAX_BODY))
+        .with_state(api)
 }
 
 /// Serves the API until `stopped`, and then what was begun.
@@ -77,5 +90,7 @@ pub async fn serve(
 ) -> io::Result<()> {
     // With the address of the other end: a key may be bound to some.
     let app = app(guard, upstream).into_make_service_with_connect_info::<SocketAddr>();
-    axum::serve(listener, app).with_graceful_shutdown(stopped).await
+    axum::serve(listener, app)
+        .with_graceful_shutdown(stopped)
+        .await
 }

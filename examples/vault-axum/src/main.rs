@@ -25,14 +25,26 @@ const LAST_REQUESTS: Duration = Duration::from_secs(10);
 pub async fn main() -> anyhow::Result<()> {
     init_log()?;
     let url = env::var("TOLLKEY_URL").unwrap_or_else(|_| "http://127.0.0.1:8080".to_owned());
-    let service_key = env::var("TOLLKEY_SERVICE_KEY").context("set TOLLKEY_SERVICE_KEY to a service key (tks_…)")?;
+    let service_key = env::var("TOLLKEY_SERVICE_KEY")
+        .context("set TOLLKEY_SERVICE_KEY to a service key (tks_…)")?;
     let listen = env::var("LISTEN").unwrap_or_else(|_| "127.0.0.1:8083".to_owned());
-    let forward_to = env::var("FORWARD_TO").context("set FORWARD_TO to the URL that data is forwarded to")?;
+    let forward_to =
+        env::var("FORWARD_TO").context("set FORWARD_TO to the URL that data is forwarded to")?;
 
     let upstream = Upstream::new(&forward_to, FORWARDING)?;
-    let guard = vault_axum::guard().url(url).service_key(service_key).connect().await?;
-    let listener = TcpListener::bind(&listen).await.with_context(|| format!("cannot listen on {listen}"))?;
-    writeln!(io::stdout(), "listening on http://{}", listener.local_addr()?)?;
+    let guard = vault_axum::guard()
+        .url(url)
+        .service_key(service_key)
+        .connect()
+        .await?;
+    let listener = TcpListener::bind(&listen)
+        .await
+        .with_context(|| format!("cannot listen on {listen}"))?;
+    writeln!(
+        io::stdout(),
+        "listening on http://{}",
+        listener.local_addr()?
+    )?;
     tokio::select! {
         served = vault_axum::serve(listener, guard.clone(), upstream, stopped()) => served?,
         () = async { stopped().await; tokio::time::sleep(LAST_REQUESTS).await } => {}
@@ -43,15 +55,22 @@ pub async fn main() -> anyhow::Result<()> {
 
 /// Writes warnings of the middleware to stderr; `RUST_LOG` chooses what else.
 fn init_log() -> anyhow::Result<()> {
-    let filter = EnvFilter::builder().with_default_directive(LevelFilter::INFO.into()).from_env()?;
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
-    log.try_init().map_err(|error| anyhow::anyhow!("the log cannot be set up: {error}"))
+    let filter = EnvFilter::builder()
+        .with_default_directive(LevelFilter::INFO.into())
+        .from_env()?;
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr);
+    log.try_init()
+        .map_err(|error| anyhow::anyhow!("the log cannot be set up: {error}"))
 }
 
 /// Ends at SIGTERM or SIGINT, and at once where signals cannot be had.
 async fn stopped() {
-    let (Ok(mut terminate), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
-    else {
+    let (Ok(mut terminate), Ok(mut interrupt)) = (
+        signal(SignalKind::terminate()),
+        signal(SignalKind::interrupt()),
+    ) else {
         return;
     };
     tokio::select! {

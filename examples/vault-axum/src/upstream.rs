@@ -33,9 +33,16 @@ impl Upstream {
     /// When it is no URL of HTTP, or no client can be had.
     pub fn new(url: &str, timeout: Duration) -> anyhow::Result<Self> {
         let url = Url::parse(url).context("what to forward to is no URL")?;
-        ensure!(matches!(url.scheme(), "http" | "https"), "what to forward to is no URL of HTTP");
+        ensure!(
+            matches!(url.scheme(), "http" | "https"),
+            "what to forward to is no URL of HTTP"
+        );
         // To that URL and to no other, whatever it answers and whatever the environment says of proxies.
-        let client = Client::builder().redirect(Policy::none()).no_proxy().timeout(timeout).build()?;
+        let client = Client::builder()
+            .redirect(Policy::none())
+            .no_proxy()
+            .timeout(timeout)
+            .build()?;
         Ok(Self { client, url })
     }
 
@@ -44,7 +51,13 @@ impl Upstream {
     /// # Errors
     /// A failure when there is no answer in time, or one that is too large.
     pub async fn forward(&self, what: &impl Serialize) -> Result<Answered, Failure> {
-        let mut response = self.client.post(self.url.clone()).json(what).send().await.map_err(failed)?;
+        let mut response = self
+            .client
+            .post(self.url.clone())
+            .json(what)
+            .send()
+            .await
+            .map_err(failed)?;
         let mut body = Vec::new();
         while let Some(chunk) = response.chunk().await.map_err(failed)? {
             if body.len() + chunk.len() > MAX_ANSWER {
@@ -54,10 +67,17 @@ impl Upstream {
         }
         let text = || Value::String(String::from_utf8_lossy(&body).into_owned());
         let body = serde_json::from_slice(&body).unwrap_or_else(|_| text());
-        Ok(Answered { status: response.status().as_u16(), body })
+        Ok(Answered {
+            status: response.status().as_u16(),
+            body,
+        })
     }
 }
 
 fn failed(error: reqwest::Error) -> Failure {
-    if error.is_timeout() { Failure::too_slow() } else { Failure::upstream("The receiver cannot be reached.") }
+    if error.is_timeout() {
+        Failure::too_slow()
+    } else {
+        Failure::upstream("The receiver cannot be reached.")
+    }
 }

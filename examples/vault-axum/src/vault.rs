@@ -72,7 +72,11 @@ impl TryFrom<String> for Last4 {
 fn is_card_number(number: &str) -> bool {
     let weigh = |(at, digit): (usize, char)| {
         let digit = digit.to_digit(10)?;
-        Some(if at % 2 == 1 { digit * 2 / 10 + digit * 2 % 10 } else { digit })
+        Some(if at % 2 == 1 {
+            digit * 2 / 10 + digit * 2 % 10
+        } else {
+            digit
+        })
     };
     let sum: Option<u32> = number.chars().rev().enumerate().map(weigh).sum();
     (12..=19).contains(&number.len()) && sum.is_some_and(|sum| sum % 10 == 0)
@@ -83,8 +87,19 @@ impl Token {
     #[must_use]
     pub fn new(merchant: &str, holder: String, last4: Last4, expiry: String) -> Self {
         let [id, data] = ["tok", "pd"].map(|name| format!("{name}_{}", Uuid::new_v4().simple()));
-        let payment_data = PaymentData { id: data, token: id.clone(), last4: last4.clone(), expiry };
-        Self { id, merchant: merchant.to_owned(), holder, last4, payment_data }
+        let payment_data = PaymentData {
+            id: data,
+            token: id.clone(),
+            last4: last4.clone(),
+            expiry,
+        };
+        Self {
+            id,
+            merchant: merchant.to_owned(),
+            holder,
+            last4,
+            payment_data,
+        }
     }
 }
 
@@ -95,15 +110,28 @@ impl Vaults {
     pub fn seen_by(&self, key: &VerifiedKey) -> Vec<Token> {
         let all = self.all();
         let tokens = all.get(&owner(key)).into_iter().flatten();
-        tokens.filter(|token| key.merchant().is_none_or(|merchant| merchant == token.merchant)).cloned().collect()
+        tokens
+            .filter(|token| {
+                key.merchant()
+                    .is_none_or(|merchant| merchant == token.merchant)
+            })
+            .cloned()
+            .collect()
     }
 
     /// The one among them.
     ///
     /// # Errors
     /// A failure when there is none.
-    pub fn find(&self, key: &VerifiedKey, is_it: impl Fn(&Token) -> bool) -> Result<Token, Failure> {
-        self.seen_by(key).into_iter().find(is_it).ok_or_else(Failure::not_found)
+    pub fn find(
+        &self,
+        key: &VerifiedKey,
+        is_it: impl Fn(&Token) -> bool,
+    ) -> Result<Token, Failure> {
+        self.seen_by(key)
+            .into_iter()
+            .find(is_it)
+            .ok_or_else(Failure::not_found)
     }
 
     /// Keeps a token.
@@ -142,8 +170,14 @@ mod tests {
         let read = |number: &str| Last4::try_from(number.to_owned()).map(|Last4(last4)| last4);
         assert_eq!(read("4242424242424242").as_deref(), Ok("4242"));
         assert_eq!(read("378282246310005").as_deref(), Ok("0005"));
-        for number in ["", "4242", "4242424242424241", "4242 4242 4242 4242", "42424242424242424242", "４２４２４２"]
-        {
+        for number in [
+            "",
+            "4242",
+            "4242424242424241",
+            "4242 4242 4242 4242",
+            "42424242424242424242",
+            "４２４２４２",
+        ] {
             assert!(read(number).is_err(), "{number}");
         }
     }

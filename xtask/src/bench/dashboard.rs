@@ -63,15 +63,29 @@ pub(crate) fn run() -> anyhow::Result<()> {
     let directory = tempfile::tempdir()?;
     let mut subjects = Vec::new();
     for keys in SIZES {
-        subjects.push(Subject::start(&program, directory.path(), "SQLite", Database::sqlite(), keys)?);
+        subjects.push(Subject::start(
+            &program,
+            directory.path(),
+            "SQLite",
+            Database::sqlite(),
+            keys,
+        )?);
     }
     match Postgres::shared() {
         Some(postgres) => {
             for keys in SIZES {
-                subjects.push(Subject::start(&program, directory.path(), "PostgreSQL", postgres.database(), keys)?);
+                subjects.push(Subject::start(
+                    &program,
+                    directory.path(),
+                    "PostgreSQL",
+                    postgres.database(),
+                    keys,
+                )?);
             }
         }
-        None => eprintln!("\n*** PostgreSQL is missing (no initdb). Debian: apt-get install postgresql ***\n"),
+        None => eprintln!(
+            "\n*** PostgreSQL is missing (no initdb). Debian: apt-get install postgresql ***\n"
+        ),
     }
     for round in 0..ROUNDS + 5 {
         for subject in &mut subjects {
@@ -99,18 +113,37 @@ impl Subject {
         drop(database.store()); // migrated
         let own = std::env::current_exe()?;
         let filled = Command::new(own)
-            .args(["generate", "--keys", &keys.to_string(), "--accounts", "1", database.url()])
+            .args([
+                "generate",
+                "--keys",
+                &keys.to_string(),
+                "--accounts",
+                "1",
+                database.url(),
+            ])
             .status()?;
         ensure!(filled.success(), "the database could not be filled");
         // As many to show in both, and where they are found last.
         database.sql(OLDEST_REVOKED);
         let set = |command: &mut Command| {
-            command.env("DATABASE_URL", database.url()).env("TOLLKEY_JWT_HS256_SECRET", SECRET);
+            command
+                .env("DATABASE_URL", database.url())
+                .env("TOLLKEY_JWT_HS256_SECRET", SECRET);
             command.env("TOLLKEY_DASHBOARD_TOKEN_SIGN_IN", "true");
         };
         let mut serve = tollkey(program, directory);
         set(&mut serve);
-        serve.args(["serve", "--listen", "127.0.0.1:0", "--workers", "1", "--log", "warn"]).stdout(Stdio::piped());
+        serve
+            .args([
+                "serve",
+                "--listen",
+                "127.0.0.1:0",
+                "--workers",
+                "1",
+                "--log",
+                "warn",
+            ])
+            .stdout(Stdio::piped());
         let mut server = Process::start(&mut serve)?;
         let address = server.listening()?;
         let mut token = tollkey(program, directory);
@@ -119,11 +152,22 @@ impl Subject {
         let mut browser = Browser::sign_in(address, &token)?;
         // As many to choose from in both.
         for number in 0..APPLICATIONS {
-            browser.client.post(&token, "/api/v1/applications", &json!({"name": format!("shop {number}")}))?;
+            browser.client.post(
+                &token,
+                "/api/v1/applications",
+                &json!({"name": format!("shop {number}")}),
+            )?;
         }
         let took = vec![Vec::new(); PAGES.len()];
         let size = vec![0; PAGES.len()];
-        Ok(Self { backend, _server: server, _database: database, browser, took, size })
+        Ok(Self {
+            backend,
+            _server: server,
+            _database: database,
+            browser,
+            took,
+            size,
+        })
     }
 }
 
@@ -145,9 +189,18 @@ impl Browser {
         ))?;
         ensure!(answer.status == 303, "signing in: {}", answer.status);
         let come = String::from_utf8_lossy(&come);
-        let cookie = come.lines().find_map(|line| line.strip_prefix("set-cookie: "));
-        let cookie = cookie.and_then(|cookie| cookie.split(';').next()).context("no cookie")?.to_owned();
-        Ok(Self { client, host: to, cookie })
+        let cookie = come
+            .lines()
+            .find_map(|line| line.strip_prefix("set-cookie: "));
+        let cookie = cookie
+            .and_then(|cookie| cookie.split(';').next())
+            .context("no cookie")?
+            .to_owned();
+        Ok(Self {
+            client,
+            host: to,
+            cookie,
+        })
     }
 
     /// How long a page takes, and how large it is.
@@ -173,8 +226,13 @@ fn print(subjects: &[Subject]) {
     );
     for (page, (name, _)) in PAGES.iter().enumerate() {
         for pair in subjects.chunks(SIZES.len()) {
-            let medians: Vec<f64> = pair.iter().map(|subject| median(subject.took[page].iter().copied())).collect();
-            let [small, large] = medians.as_slice() else { continue };
+            let medians: Vec<f64> = pair
+                .iter()
+                .map(|subject| median(subject.took[page].iter().copied()))
+                .collect();
+            let [small, large] = medians.as_slice() else {
+                continue;
+            };
             println!(
                 "{name:<16} {:<12} {small:>12.2} {:>6} {large:>12.2} {:>6} {:>7.2}",
                 pair[0].backend,

@@ -15,7 +15,9 @@ use std::{
 
 use anyhow::ensure;
 use rand::{SeedableRng as _, rngs::StdRng};
-use tollkey_core::{AccountId, ApiKey, Clock as _, Digest, Family, KeyId, KeyText, Mode, Timestamp, key_text::Kind};
+use tollkey_core::{
+    AccountId, ApiKey, Clock as _, Digest, Family, KeyId, KeyText, Mode, Timestamp, key_text::Kind,
+};
 use tollkey_store::testing::{Database, Postgres};
 use tollkey_verifier::SystemClock;
 
@@ -44,7 +46,12 @@ struct Tree {
 }
 
 /// Creates a tree; its keys with their hashes, parents first.
-fn tree(descendants: usize, account: &AccountId, now: Timestamp, rng: &mut StdRng) -> (Tree, Vec<(ApiKey, Digest)>) {
+fn tree(
+    descendants: usize,
+    account: &AccountId,
+    now: Timestamp,
+    rng: &mut StdRng,
+) -> (Tree, Vec<(ApiKey, Digest)>) {
     let kind = (Family::Secret, Mode::Live);
     let children = descendants - descendants / 10;
     let mut keys: Vec<(ApiKey, Digest)> = Vec::with_capacity(descendants + 1);
@@ -67,7 +74,13 @@ fn tree(descendants: usize, account: &AccountId, now: Timestamp, rng: &mut StdRn
             texts.push(text);
         }
     }
-    (Tree { root: keys[0].0.id, descendants: texts }, keys)
+    (
+        Tree {
+            root: keys[0].0.id,
+            descendants: texts,
+        },
+        keys,
+    )
 }
 
 struct Subject {
@@ -85,8 +98,17 @@ struct Subject {
 }
 
 impl Subject {
-    fn start(program: &Path, directory: &Path, backend: &'static str, database: Database) -> anyhow::Result<Self> {
-        let (account, now, mut rng) = (ACCOUNT.parse::<AccountId>()?, SystemClock.now(), StdRng::seed_from_u64(1));
+    fn start(
+        program: &Path,
+        directory: &Path,
+        backend: &'static str,
+        database: Database,
+    ) -> anyhow::Result<Self> {
+        let (account, now, mut rng) = (
+            ACCOUNT.parse::<AccountId>()?,
+            SystemClock.now(),
+            StdRng::seed_from_u64(1),
+        );
         let mut all = Vec::new();
         let trees = SIZES.map(|descendants| {
             let new = (0..ROUNDS).map(|_| {
@@ -96,26 +118,52 @@ impl Subject {
             });
             new.collect()
         });
-        database.store().fill(std::iter::empty(), all.into_iter(), |_| {})?;
+        database
+            .store()
+            .fill(std::iter::empty(), all.into_iter(), |_| {})?;
         let tollkey = || {
             let mut command = tollkey(program, directory);
-            command.env("DATABASE_URL", database.url()).env("TOLLKEY_JWT_HS256_SECRET", SECRET);
+            command
+                .env("DATABASE_URL", database.url())
+                .env("TOLLKEY_JWT_HS256_SECRET", SECRET);
             command
         };
         let mut serve = tollkey();
-        serve.args(["serve", "--listen", "127.0.0.1:0", "--workers", "1", "--log", "warn"]).stdout(Stdio::piped());
+        serve
+            .args([
+                "serve",
+                "--listen",
+                "127.0.0.1:0",
+                "--workers",
+                "1",
+                "--log",
+                "warn",
+            ])
+            .stdout(Stdio::piped());
         let mut server = Process::start(&mut serve)?;
         let address = server.listening()?;
         let token = servers::token(&mut tollkey(), ACCOUNT)?;
         let none = || std::array::from_fn(|_| Vec::new());
-        Ok(Self { backend, _server: server, database, address, token, trees, answered: none(), recorded: none() })
+        Ok(Self {
+            backend,
+            _server: server,
+            database,
+            address,
+            token,
+            trees,
+            answered: none(),
+            recorded: none(),
+        })
     }
 
     /// Verifies descendants by their own credential.
     fn verify(client: &mut Client, descendants: &[KeyText], expected: u16) -> anyhow::Result<()> {
         for text in descendants {
             let (status, _) = client.send("GET", servers::ROUTE, text.expose(), "")?;
-            ensure!(status == expected, "a descendant was answered {status} instead of {expected}");
+            ensure!(
+                status == expected,
+                "a descendant was answered {status} instead of {expected}"
+            );
         }
         Ok(())
     }
@@ -139,7 +187,9 @@ impl Subject {
 
     fn is_recorded(&self) -> anyhow::Result<bool> {
         let store = self.database.store();
-        Ok(store.read_blocking(|db| db.accounts_with_pending_revocations(None, 1))?.is_empty())
+        Ok(store
+            .read_blocking(|db| db.accounts_with_pending_revocations(None, 1))?
+            .is_empty())
     }
 }
 
@@ -147,12 +197,24 @@ impl Subject {
 pub(crate) fn run() -> anyhow::Result<()> {
     let program = servers::build()?;
     let directory = tempfile::tempdir()?;
-    let mut subjects = vec![Subject::start(&program, directory.path(), "SQLite", Database::sqlite())?];
+    let mut subjects = vec![Subject::start(
+        &program,
+        directory.path(),
+        "SQLite",
+        Database::sqlite(),
+    )?];
     match Postgres::shared() {
         Some(postgres) => {
-            subjects.push(Subject::start(&program, directory.path(), "PostgreSQL", postgres.database())?);
+            subjects.push(Subject::start(
+                &program,
+                directory.path(),
+                "PostgreSQL",
+                postgres.database(),
+            )?);
         }
-        None => eprintln!("\n*** PostgreSQL is missing (no initdb). Debian: apt-get install postgresql ***\n"),
+        None => eprintln!(
+            "\n*** PostgreSQL is missing (no initdb). Debian: apt-get install postgresql ***\n"
+        ),
     }
     for _ in 0..ROUNDS {
         for size in 0..SIZES.len() {
@@ -169,7 +231,10 @@ pub(crate) fn run() -> anyhow::Result<()> {
 
 #[expect(clippy::print_stdout, reason = "it is what was requested")]
 fn print(subjects: &[Subject]) {
-    println!("{:<12} {:>12} {:>12} {:>7} {:>13}", "database", "descendants", "revoked ms", "ratio", "recorded ms");
+    println!(
+        "{:<12} {:>12} {:>12} {:>7} {:>13}",
+        "database", "descendants", "revoked ms", "ratio", "recorded ms"
+    );
     for subject in subjects {
         let smallest = median(subject.answered[0].iter().copied());
         for (size, descendants) in SIZES.iter().enumerate() {

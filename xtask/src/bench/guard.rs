@@ -44,7 +44,10 @@ fn service_key() -> anyhow::Result<String> {
     env::var(SERVICE_KEY).context("a service key in the environment")
 }
 
-#[expect(clippy::print_stdout, reason = "the other process reads where this one listens")]
+#[expect(
+    clippy::print_stdout,
+    reason = "the other process reads where this one listens"
+)]
 fn tell(address: SocketAddr) -> anyhow::Result<()> {
     println!("listening on http://{address}");
     Ok(std::io::stdout().flush()?)
@@ -52,15 +55,25 @@ fn tell(address: SocketAddr) -> anyhow::Result<()> {
 
 fn serve_axum(url: &str) -> anyhow::Result<()> {
     use axum::{Router, routing::get};
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
     runtime.block_on(async {
         let guard = tollkey_axum::Guard::connect(url, service_key()?).await?;
         let layer = tollkey_axum::TollkeyLayer::new(guard).require(tollkey_axum::Scope::LINKS_READ);
-        let guarded = Router::new().route(GUARDED, get(async || ANSWER)).layer(layer);
-        let app = Router::new().route(OPEN, get(async || ANSWER)).merge(guarded);
+        let guarded = Router::new()
+            .route(GUARDED, get(async || ANSWER))
+            .layer(layer);
+        let app = Router::new()
+            .route(OPEN, get(async || ANSWER))
+            .merge(guarded);
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
         tell(listener.local_addr()?)?;
-        Ok(axum::serve(listener, app.into_make_service_with_connect_info::<SocketAddr>()).await?)
+        Ok(axum::serve(
+            listener,
+            app.into_make_service_with_connect_info::<SocketAddr>(),
+        )
+        .await?)
     })
 }
 
@@ -69,9 +82,12 @@ fn serve_actix(url: &str) -> anyhow::Result<()> {
     rt::System::new().block_on(async {
         let guard = tollkey_actix::Guard::connect(url, service_key()?).await?;
         let server = HttpServer::new(move || {
-            let layer = tollkey_actix::Tollkey::new(guard.clone()).require(tollkey_actix::Scope::LINKS_READ);
+            let layer = tollkey_actix::Tollkey::new(guard.clone())
+                .require(tollkey_actix::Scope::LINKS_READ);
             let resource = |path| web::resource(path).get(async || ANSWER);
-            App::new().service(resource(OPEN)).service(resource(GUARDED).wrap(layer))
+            App::new()
+                .service(resource(OPEN))
+                .service(resource(GUARDED).wrap(layer))
         })
         .workers(1)
         .bind("127.0.0.1:0")?;
@@ -102,24 +118,41 @@ impl Subject {
         processors: &Processors,
     ) -> anyhow::Result<Self> {
         let mut command = Command::new(program);
-        command.args(["bench", "guard", "--serve", name, &format!("http://{tollkey}")]);
+        command.args([
+            "bench",
+            "guard",
+            "--serve",
+            name,
+            &format!("http://{tollkey}"),
+        ]);
         command.env(SERVICE_KEY, service_key).stdout(Stdio::piped());
         let mut process = processors.start(&mut command)?;
         let address = process.listening()?;
-        Ok(Self { name, address, process, rounds: Vec::new() })
+        Ok(Self {
+            name,
+            address,
+            process,
+            rounds: Vec::new(),
+        })
     }
 
     fn ask(&self, path: &str, keys: &[Key], time: Duration) -> anyhow::Result<Measured> {
         let request = |key: &Key| {
             let text = &key.text;
-            format!("GET {path} HTTP/1.1\r\nHost: api.internal\r\nAccept: */*\r\nAuthorization: Bearer {text}\r\n\r\n")
+            format!(
+                "GET {path} HTTP/1.1\r\nHost: api.internal\r\nAccept: */*\r\nAuthorization: Bearer {text}\r\n\r\n"
+            )
         };
         let requests: Vec<Vec<u8>> = keys.iter().map(|key| request(key).into_bytes()).collect();
         let before = self.process.computed();
-        let round = load(self.address, &requests, 200, time).with_context(|| format!("{} {path}", self.name))?;
-        let computed = before.zip(self.process.computed()).map_or(f64::NAN, |(before, after)| {
-            after.saturating_sub(before).as_secs_f64() * 1_000_000.0 / round.requests().max(1) as f64
-        });
+        let round = load(self.address, &requests, 200, time)
+            .with_context(|| format!("{} {path}", self.name))?;
+        let computed = before
+            .zip(self.process.computed())
+            .map_or(f64::NAN, |(before, after)| {
+                after.saturating_sub(before).as_secs_f64() * 1_000_000.0
+                    / round.requests().max(1) as f64
+            });
         Ok(Measured { round, computed })
     }
 }
@@ -134,7 +167,15 @@ fn measure() -> anyhow::Result<()> {
     let service_key = service_key_of(&binary, directory.path())?;
     let mut subjects = ["axum", "actix"]
         .into_iter()
-        .map(|name| Subject::start(name, &program, tollkey.server.address, &service_key, &processors))
+        .map(|name| {
+            Subject::start(
+                name,
+                &program,
+                tollkey.server.address,
+                &service_key,
+                &processors,
+            )
+        })
         .collect::<anyhow::Result<Vec<_>>>()?;
     eprintln!(
         "{} keys with the scope {SCOPE}, {CONNECTIONS} connections, {ROUNDS} rounds of {} s each",
@@ -146,7 +187,10 @@ fn measure() -> anyhow::Result<()> {
     }
     for _ in 0..ROUNDS {
         for subject in &mut subjects {
-            let both = [subject.ask(OPEN, &tollkey.keys, TIME)?, subject.ask(GUARDED, &tollkey.keys, TIME)?];
+            let both = [
+                subject.ask(OPEN, &tollkey.keys, TIME)?,
+                subject.ask(GUARDED, &tollkey.keys, TIME)?,
+            ];
             subject.rounds.push(both);
         }
     }
@@ -158,7 +202,11 @@ fn measure() -> anyhow::Result<()> {
 fn service_key_of(program: &Path, directory: &Path) -> anyhow::Result<String> {
     let mut command = servers::tollkey(program, directory);
     let made = command.args(["service-key", "create", "bench"]).output()?;
-    ensure!(made.status.success(), "no service key: {}", String::from_utf8_lossy(&made.stderr));
+    ensure!(
+        made.status.success(),
+        "no service key: {}",
+        String::from_utf8_lossy(&made.stderr)
+    );
     Ok(String::from_utf8(made.stdout)?.trim().to_owned())
 }
 
@@ -166,12 +214,26 @@ fn service_key_of(program: &Path, directory: &Path) -> anyhow::Result<String> {
 fn print(subjects: &[Subject]) {
     println!(
         "{:<8} {:>12} {:>12} {:>6}  {:>8} {:>8} {:>6}  {:>11} {:>11} {:>6}",
-        "", "without /s", "with /s", "ratio", "p50 µs", "p50 µs", "ratio", "cpu µs/req", "cpu µs/req", "ratio"
+        "",
+        "without /s",
+        "with /s",
+        "ratio",
+        "p50 µs",
+        "p50 µs",
+        "ratio",
+        "cpu µs/req",
+        "cpu µs/req",
+        "ratio"
     );
     for subject in subjects {
         let of = |value: &dyn Fn(&Measured) -> f64| {
             let side = |place: usize| median(subject.rounds.iter().map(|both| value(&both[place])));
-            let ratio = median(subject.rounds.iter().map(|[without, with]| value(with) / value(without)));
+            let ratio = median(
+                subject
+                    .rounds
+                    .iter()
+                    .map(|[without, with]| value(with) / value(without)),
+            );
             (side(0), side(1), ratio)
         };
         let (rate, with_rate, rate_ratio) = of(&|it| it.round.rate());

@@ -38,9 +38,21 @@ struct Measured {
 }
 
 impl<'a> Subject<'a> {
-    fn new(name: &'static str, server: &'a Server, keys: &[Key], target: &str, status: u16) -> Self {
+    fn new(
+        name: &'static str,
+        server: &'a Server,
+        keys: &[Key],
+        target: &str,
+        status: u16,
+    ) -> Self {
         let requests = keys.iter().map(|key| request(target, key)).collect();
-        Self { name, address: server.address, process: &server.process, requests, status }
+        Self {
+            name,
+            address: server.address,
+            process: &server.process,
+            requests,
+            status,
+        }
     }
 
     fn measure(&self, time: Duration) -> anyhow::Result<Measured> {
@@ -48,7 +60,8 @@ impl<'a> Subject<'a> {
         let round = load(self.address, &self.requests, self.status, time)
             .with_context(|| format!("measuring {}", self.name))?;
         let computed = before.zip(self.process.computed()).map(|(before, after)| {
-            after.saturating_sub(before).as_secs_f64() * 1_000_000.0 / round.requests().max(1) as f64
+            after.saturating_sub(before).as_secs_f64() * 1_000_000.0
+                / round.requests().max(1) as f64
         });
         Ok(Measured { round, computed })
     }
@@ -59,7 +72,9 @@ pub(crate) fn run() -> anyhow::Result<()> {
     let program = servers::build()?;
     let nginx = servers::nginx();
     if nginx.is_none() {
-        eprintln!("\n*** nginx is missing: nothing to compare with. Debian: apt-get install nginx ***\n");
+        eprintln!(
+            "\n*** nginx is missing: nothing to compare with. Debian: apt-get install nginx ***\n"
+        );
     }
     let directory = tempfile::tempdir()?;
     let processors = Processors::divide()?;
@@ -73,7 +88,10 @@ pub(crate) fn run() -> anyhow::Result<()> {
         .transpose()?;
 
     let (ours, keys) = (&tollkey.server, &tollkey.keys);
-    let (allowing, denying) = (format!("{ROUTE}?scope={SCOPE}"), format!("{ROUTE}?scope={OTHER_SCOPE}"));
+    let (allowing, denying) = (
+        format!("{ROUTE}?scope={SCOPE}"),
+        format!("{ROUTE}?scope={OTHER_SCOPE}"),
+    );
     let mut subjects = Vec::new();
     if let Some(nginx) = &nginx {
         subjects.push(Subject::new("nginx, map", nginx, keys, &allowing, 200));
@@ -95,7 +113,10 @@ pub(crate) fn run() -> anyhow::Result<()> {
     for subject in &subjects {
         subject.measure(TIME / 4)?; // every key is remembered, every path is warm
     }
-    let mut measured: Vec<Vec<Measured>> = subjects.iter().map(|_| Vec::with_capacity(ROUNDS)).collect();
+    let mut measured: Vec<Vec<Measured>> = subjects
+        .iter()
+        .map(|_| Vec::with_capacity(ROUNDS))
+        .collect();
     for _ in 0..ROUNDS {
         for (subject, measured) in subjects.iter().zip(&mut measured) {
             measured.push(subject.measure(TIME)?);
@@ -108,7 +129,10 @@ pub(crate) fn run() -> anyhow::Result<()> {
 
 /// Which nginx it is.
 fn describe(nginx: &Path) -> anyhow::Result<()> {
-    let version = Command::new(nginx).arg("-v").output().context("cannot run nginx")?;
+    let version = Command::new(nginx)
+        .arg("-v")
+        .output()
+        .context("cannot run nginx")?;
     eprintln!("{}", String::from_utf8_lossy(&version.stderr).trim());
     Ok(())
 }
@@ -130,14 +154,30 @@ fn request(target: &str, key: &Key) -> Vec<u8> {
 fn print(subjects: &[Subject<'_>], measured: &[Vec<Measured>], compared: Option<usize>) {
     println!(
         "{:<18} {:>11} {:>6}  {:>8} {:>6}  {:>8} {:>6}  {:>10} {:>6}  {:>9}",
-        "server", "requests/s", "ratio", "p50 µs", "ratio", "p99 µs", "ratio", "cpu µs/req", "ratio", "generator"
+        "server",
+        "requests/s",
+        "ratio",
+        "p50 µs",
+        "ratio",
+        "p99 µs",
+        "ratio",
+        "cpu µs/req",
+        "ratio",
+        "generator"
     );
     for (subject, own) in subjects.iter().zip(measured) {
         // Within a round, because two servers that are asked one after the other see the same machine.
         let of = |value: &dyn Fn(&Measured) -> f64| -> (f64, f64) {
-            let ratios =
-                compared.map(|place| measured[place].iter().zip(own).map(|(base, own)| value(own) / value(base)));
-            (median(own.iter().map(value)), ratios.map_or(f64::NAN, median))
+            let ratios = compared.map(|place| {
+                measured[place]
+                    .iter()
+                    .zip(own)
+                    .map(|(base, own)| value(own) / value(base))
+            });
+            (
+                median(own.iter().map(value)),
+                ratios.map_or(f64::NAN, median),
+            )
         };
         let (rate, rate_ratio) = of(&|it| it.round.rate());
         let (p50, p50_ratio) = of(&|it| it.round.latency(0.50));
@@ -161,5 +201,9 @@ fn print(subjects: &[Subject<'_>], measured: &[Vec<Measured>], compared: Option<
 
 /// Two decimals, or a dash for what could not be measured.
 fn decimals(value: f64) -> String {
-    if value.is_nan() { "-".to_owned() } else { format!("{value:.2}") }
+    if value.is_nan() {
+        "-".to_owned()
+    } else {
+        format!("{value:.2}")
+    }
 }

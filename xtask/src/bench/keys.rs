@@ -92,10 +92,17 @@ pub(crate) fn run(arguments: &[&str]) -> anyhow::Result<()> {
     match Postgres::private(POSTGRES) {
         Some(postgres) => {
             for keys in [10_000, postgres_keys] {
-                subjects.push(Subject::fill(&program, "PostgreSQL", postgres.database(), keys)?);
+                subjects.push(Subject::fill(
+                    &program,
+                    "PostgreSQL",
+                    postgres.database(),
+                    keys,
+                )?);
             }
         }
-        None => eprintln!("\n*** PostgreSQL is missing (no initdb). Debian: apt-get install postgresql ***\n"),
+        None => eprintln!(
+            "\n*** PostgreSQL is missing (no initdb). Debian: apt-get install postgresql ***\n"
+        ),
     }
     for keys in [10_000, sqlite_keys] {
         subjects.push(Subject::fill(&program, "SQLite", Database::sqlite(), keys)?);
@@ -110,29 +117,60 @@ pub(crate) fn run(arguments: &[&str]) -> anyhow::Result<()> {
 }
 
 fn population(keys: u64) -> Population {
-    Population { keys, accounts: (keys / OF_AN_ACCOUNT).max(1) }
+    Population {
+        keys,
+        accounts: (keys / OF_AN_ACCOUNT).max(1),
+    }
 }
 
 impl Subject {
-    fn fill(program: &PathBuf, backend: &str, database: Database, keys: u64) -> anyhow::Result<Self> {
+    fn fill(
+        program: &PathBuf,
+        backend: &str,
+        database: Database,
+        keys: u64,
+    ) -> anyhow::Result<Self> {
         let population = population(keys);
         drop(database.store()); // migrated
         eprintln!("{backend}, {keys} keys ...");
         let accounts = population.accounts.to_string();
         let filled = Command::new(program)
-            .args(["generate", "--keys", &keys.to_string(), "--accounts", &accounts, database.url()])
+            .args([
+                "generate",
+                "--keys",
+                &keys.to_string(),
+                "--accounts",
+                &accounts,
+                database.url(),
+            ])
             .status()?;
         ensure!(filled.success(), "the database could not be filled");
-        Ok(Self { name: format!("{backend}, {}", short(keys)), database, population, said: Vec::new() })
+        Ok(Self {
+            name: format!("{backend}, {}", short(keys)),
+            database,
+            population,
+            said: Vec::new(),
+        })
     }
 
     fn measure(&mut self, program: &PathBuf, round: u64) -> anyhow::Result<()> {
         let (keys, round) = (self.population.keys.to_string(), round.to_string());
         let output = Command::new(program)
-            .args(["bench", "keys", "--measure", self.database.url(), &keys, &round])
+            .args([
+                "bench",
+                "keys",
+                "--measure",
+                self.database.url(),
+                &keys,
+                &round,
+            ])
             .stderr(Stdio::inherit())
             .output()?;
-        ensure!(output.status.success(), "{} could not be measured", self.name);
+        ensure!(
+            output.status.success(),
+            "{} could not be measured",
+            self.name
+        );
         self.said.push(serde_json::from_slice(&output.stdout)?);
         Ok(())
     }
@@ -144,12 +182,17 @@ impl Subject {
 }
 
 fn number(said: &Value, place: &str) -> f64 {
-    said.pointer(place).and_then(Value::as_f64).unwrap_or(f64::NAN)
+    said.pointer(place)
+        .and_then(Value::as_f64)
+        .unwrap_or(f64::NAN)
 }
 
 /// Measures one database, in this process.
 fn measure(url: &str, population: Population, round: u64) -> anyhow::Result<Value> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()?;
     runtime.block_on(async {
         let clock = Arc::new(SystemClock);
         let store = Store::open(OpenOptions::new(url), clock.clone())?;
@@ -157,7 +200,13 @@ fn measure(url: &str, population: Population, round: u64) -> anyhow::Result<Valu
         let mut bytes = [0; 16];
         bytes.copy_from_slice(&id.as_bytes()[..16]);
         let source = StoreSource::new(store.clone(), Arc::new(Catalogue::default()));
-        let verifier = Verifier::new(VerifierId::from_bytes(bytes), source, clock, Settings::default()).await?;
+        let verifier = Verifier::new(
+            VerifierId::from_bytes(bytes),
+            source,
+            clock,
+            Settings::default(),
+        )
+        .await?;
         let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
         let running = tokio::spawn(verifier.clone().run(async move {
             let _ = stopped.await;
@@ -180,12 +229,29 @@ async fn measure_with(
     population: Population,
     round: u64,
 ) -> anyhow::Result<Value> {
-    let mut picked = Picker { population, round, seen: HashSet::new(), next: 0 };
+    let mut picked = Picker {
+        population,
+        round,
+        seen: HashSet::new(),
+        next: 0,
+    };
     let verify = async |text: &str| {
         let started = Instant::now();
-        let verdict = verifier.verify(text, &Need { client_ip: Some(ADDRESS), ..Need::default() }).await?;
+        let verdict = verifier
+            .verify(
+                text,
+                &Need {
+                    client_ip: Some(ADDRESS),
+                    ..Need::default()
+                },
+            )
+            .await?;
         let took = started.elapsed();
-        ensure!(verdict.outcome.is_ok(), "a key that is good was denied: {:?}", verdict.outcome);
+        ensure!(
+            verdict.outcome.is_ok(),
+            "a key that is good was denied: {:?}",
+            verdict.outcome
+        );
         Ok(took)
     };
     for text in picked.texts(200) {
@@ -207,10 +273,17 @@ async fn measure_with(
                 let mut took = Vec::new();
                 while let Some(text) = crowd.get(next.fetch_add(1, Ordering::Relaxed)) {
                     let started = Instant::now();
-                    let need = Need { client_ip: Some(ADDRESS), ..Need::default() };
+                    let need = Need {
+                        client_ip: Some(ADDRESS),
+                        ..Need::default()
+                    };
                     let verdict = verifier.verify(text, &need).await?;
                     took.push(started.elapsed());
-                    ensure!(verdict.outcome.is_ok(), "a key that is good was denied: {:?}", verdict.outcome);
+                    ensure!(
+                        verdict.outcome.is_ok(),
+                        "a key that is good was denied: {:?}",
+                        verdict.outcome
+                    );
                 }
                 Ok(took)
             })
@@ -229,7 +302,10 @@ async fn measure_with(
         }
     }
     let stats = verifier.stats();
-    ensure!(stats.hits - before.hits == remembered.len() as u64, "what was to be remembered was asked for again");
+    ensure!(
+        stats.hits - before.hits == remembered.len() as u64,
+        "what was to be remembered was asked for again"
+    );
     let memory = resident()?;
 
     let mut list = Vec::with_capacity(MANAGED);
@@ -238,7 +314,10 @@ async fn measure_with(
         let started = Instant::now();
         let keys = store
             .read(move |db| {
-                let filter = KeyFilter { families: &[Family::Commerce], ..KeyFilter::default() };
+                let filter = KeyFilter {
+                    families: &[Family::Commerce],
+                    ..KeyFilter::default()
+                };
                 Ok(db.account(&account).keys(&filter, None, 1_000)?.keys)
             })
             .await?;
@@ -257,7 +336,10 @@ async fn measure_with(
             tx.account(&key.account_id).insert_key(&key, &digest)?;
             tx.account(&key.account_id).append(draft).map(drop)
         });
-        ensure!(written.await?.change.is_none(), "a new key is nothing to forget");
+        ensure!(
+            written.await?.change.is_none(),
+            "a new key is nothing to forget"
+        );
         create.push(started.elapsed());
     }
 
@@ -268,12 +350,17 @@ async fn measure_with(
         let started = Instant::now();
         let written = store.write(move |tx| {
             let mut account = tx.account(&key.account_id);
-            let mut key = account.lock_key(&Family::ALL, &key.id)?.ok_or(Error::NotFound)?;
+            let mut key = account
+                .lock_key(&Family::ALL, &key.id)?
+                .ok_or(Error::NotFound)?;
             let _ = key.revoke(draft.occurred_at, None);
             account.save_key(&key)?;
             account.append(draft).map(drop)
         });
-        let change = written.await?.change.context("a revocation is something to forget")?;
+        let change = written
+            .await?
+            .change
+            .context("a revocation is something to forget")?;
         verifier.settle(change.seq, change.at).await;
         revoke.push(started.elapsed());
     }
@@ -299,7 +386,10 @@ fn draft(key: &tollkey_core::ApiKey, action: Action) -> Draft {
         account_id: key.account_id.clone(),
         occurred_at: now,
         action,
-        actor: Actor { kind: ActorKind::Merchant, id: "bench".into() },
+        actor: Actor {
+            kind: ActorKind::Merchant,
+            id: "bench".into(),
+        },
         target: Target::key(key.id, Mode::Live),
         request_id: None,
         ip: None,
@@ -321,9 +411,16 @@ impl Picker {
         while picked.len() < count {
             self.next += 1;
             let random = Digest::of(&format!("{} {}", self.round, self.next));
-            let random = random.as_bytes().iter().take(8).fold(0_u64, |all, byte| all << 8 | u64::from(*byte));
+            let random = random
+                .as_bytes()
+                .iter()
+                .take(8)
+                .fold(0_u64, |all, byte| all << 8 | u64::from(*byte));
             let number = random % self.population.keys / ROUNDS * ROUNDS + self.round;
-            if number < self.population.keys && self.population.is_usable(number) && self.seen.insert(number) {
+            if number < self.population.keys
+                && self.population.is_usable(number)
+                && self.seen.insert(number)
+            {
                 picked.push(number);
             }
         }
@@ -331,21 +428,30 @@ impl Picker {
     }
 
     fn texts(&mut self, count: usize) -> Vec<String> {
-        self.numbers(count).into_iter().map(|number| self.population.text(number)).collect()
+        self.numbers(count)
+            .into_iter()
+            .map(|number| self.population.text(number))
+            .collect()
     }
 }
 
 /// Median and the worst of 99 %, in microseconds.
 fn quantiles(mut took: Vec<Duration>) -> Value {
     took.sort_unstable();
-    let at = |rank: usize| took.get(rank).map_or(f64::NAN, |took| took.as_secs_f64() * 1e6);
+    let at = |rank: usize| {
+        took.get(rank)
+            .map_or(f64::NAN, |took| took.as_secs_f64() * 1e6)
+    };
     json!([at(took.len() / 2), at(took.len() * 99 / 100)])
 }
 
 /// How much memory this process has, in megabytes.
 fn resident() -> anyhow::Result<f64> {
     let status = fs::read_to_string("/proc/self/status")?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("the kernel does not say")?;
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmRSS:"))
+        .context("the kernel does not say")?;
     let kilobytes: f64 = line.trim().trim_end_matches(" kB").parse()?;
     Ok(kilobytes * 1024.0 / 1e6)
 }
@@ -376,7 +482,9 @@ fn print(subjects: &[Subject]) -> anyhow::Result<()> {
             for (_, name) in COLUMNS {
                 let shown = match name {
                     "memory" | "size" => format!("{:.0}", subject.value(&format!("/{name}"))),
-                    _ => [0, 1].map(|it| digits(subject.value(&format!("/{name}/{it}")))).join(" / "),
+                    _ => [0, 1]
+                        .map(|it| digits(subject.value(&format!("/{name}/{it}"))))
+                        .join(" / "),
                 };
                 line.push_str(&format!(" {shown:>15}"));
             }
@@ -387,7 +495,13 @@ fn print(subjects: &[Subject]) -> anyhow::Result<()> {
             for (_, name) in COLUMNS {
                 let ratio = |place: &str| {
                     let rounds = small.said.iter().zip(&large.said);
-                    format!("{:.2}", median(rounds.map(|(small, large)| number(large, place) / number(small, place))))
+                    format!(
+                        "{:.2}",
+                        median(
+                            rounds
+                                .map(|(small, large)| number(large, place) / number(small, place))
+                        )
+                    )
                 };
                 let shown = match name {
                     "memory" | "size" => ratio(&format!("/{name}")),

@@ -60,25 +60,52 @@ struct Key {
 }
 
 impl Cluster {
-    fn start(program: &Path, directory: &Path, database: &Database, replicas: usize) -> anyhow::Result<Self> {
+    fn start(
+        program: &Path,
+        directory: &Path,
+        database: &Database,
+        replicas: usize,
+    ) -> anyhow::Result<Self> {
         let tollkey = || {
             let mut command = servers::tollkey(program, directory);
-            command.env("DATABASE_URL", database.url()).env("TOLLKEY_JWT_HS256_SECRET", SECRET);
+            command
+                .env("DATABASE_URL", database.url())
+                .env("TOLLKEY_JWT_HS256_SECRET", SECRET);
             command
         };
         let start = |_| {
             let mut serve = tollkey();
             // Not `warn`: whoever waits for a frozen replica says so.
-            serve.args(["serve", "--migrate", "--listen", "127.0.0.1:0", "--log", "error"]);
+            serve.args([
+                "serve",
+                "--migrate",
+                "--listen",
+                "127.0.0.1:0",
+                "--log",
+                "error",
+            ]);
             let mut process = Process::start(serve.stdout(Stdio::piped()))?;
             let address = process.listening()?;
-            Ok(Replica { process, client: Client::connect(address)? })
+            Ok(Replica {
+                process,
+                client: Client::connect(address)?,
+            })
         };
-        let mut replicas = (0..replicas).map(start).collect::<anyhow::Result<Vec<_>>>()?;
+        let mut replicas = (0..replicas)
+            .map(start)
+            .collect::<anyhow::Result<Vec<_>>>()?;
         let token = servers::token(&mut tollkey(), servers::ACCOUNT)?;
-        let application = replicas[0].client.post(&token, "/api/v1/applications", &json!({"name": "bench"}))?;
+        let application =
+            replicas[0]
+                .client
+                .post(&token, "/api/v1/applications", &json!({"name": "bench"}))?;
         let application = servers::text(&application, "id")?;
-        Ok(Self { replicas, token, application, rng: StdRng::seed_from_u64(1) })
+        Ok(Self {
+            replicas,
+            token,
+            application,
+            rng: StdRng::seed_from_u64(1),
+        })
     }
 
     fn any(&mut self) -> usize {
@@ -90,16 +117,30 @@ impl Cluster {
         let at = self.any();
         let path = format!("/api/v1/applications/{}/api-keys", self.application);
         let begun = Instant::now();
-        let made = self.replicas[at].client.post(&self.token, &path, &json!({"description": "bench"}))?;
+        let made =
+            self.replicas[at]
+                .client
+                .post(&self.token, &path, &json!({"description": "bench"}))?;
         let took = begun.elapsed();
-        Ok((Key { id: servers::text(&made, "id")?, text: servers::text(&made, "fullKey")? }, took))
+        Ok((
+            Key {
+                id: servers::text(&made, "id")?,
+                text: servers::text(&made, "fullKey")?,
+            },
+            took,
+        ))
     }
 
     /// Revokes a key there; says how long that took.
     fn revoke(&mut self, at: usize, key: &Key) -> anyhow::Result<Duration> {
-        let path = format!("/api/v1/applications/{}/api-keys/{}", self.application, key.id);
+        let path = format!(
+            "/api/v1/applications/{}/api-keys/{}",
+            self.application, key.id
+        );
         let begun = Instant::now();
-        let (status, _) = self.replicas[at].client.send("DELETE", &path, &self.token, "")?;
+        let (status, _) = self.replicas[at]
+            .client
+            .send("DELETE", &path, &self.token, "")?;
         let took = begun.elapsed();
         ensure!(status == 204, "a revocation was answered {status}");
         Ok(took)
@@ -110,7 +151,10 @@ impl Cluster {
         for replica in &mut self.replicas {
             for _ in 0..2 {
                 let (status, _) = replica.client.send("GET", servers::ROUTE, &key.text, "")?;
-                ensure!(status == expected, "a key was answered {status} instead of {expected}");
+                ensure!(
+                    status == expected,
+                    "a key was answered {status} instead of {expected}"
+                );
             }
         }
         Ok(())
@@ -161,7 +205,9 @@ impl Times {
         let mut sorted = self.0.clone();
         sorted.sort_unstable();
         let rank = (share * sorted.len() as f64).ceil() as usize;
-        sorted.get(rank.saturating_sub(1)).map_or(f64::NAN, |time| time.as_secs_f64() * 1000.0)
+        sorted
+            .get(rank.saturating_sub(1))
+            .map_or(f64::NAN, |time| time.as_secs_f64() * 1000.0)
     }
 }
 
@@ -177,11 +223,16 @@ struct Row {
 /// Measures and prints.
 pub(crate) fn run() -> anyhow::Result<()> {
     let program = servers::build()?;
-    let postgres = Postgres::private(DURABLE).context("PostgreSQL is missing. Debian: apt-get install postgresql")?;
+    let postgres = Postgres::private(DURABLE)
+        .context("PostgreSQL is missing. Debian: apt-get install postgresql")?;
     let directory = tempfile::tempdir()?;
     eprintln!(
         "PostgreSQL's data is in {}; {KEYS} keys for each number of replicas, {FREEZES} freezes",
-        postgres.socket().parent().unwrap_or(Path::new("?")).display()
+        postgres
+            .socket()
+            .parent()
+            .unwrap_or(Path::new("?"))
+            .display()
     );
     let mut rows = Vec::new();
     for replicas in REPLICAS {
@@ -190,8 +241,17 @@ pub(crate) fn run() -> anyhow::Result<()> {
         let mut cluster = Cluster::start(&program, directory.path(), &database, replicas)?;
         cluster.measure(FIRST_KEYS)?;
         let (created, revoked) = cluster.measure(KEYS)?;
-        let frozen = if replicas > 1 { cluster.measure_frozen(FREEZES)? } else { Times::default() };
-        rows.push(Row { replicas, created, revoked, frozen });
+        let frozen = if replicas > 1 {
+            cluster.measure_frozen(FREEZES)?
+        } else {
+            Times::default()
+        };
+        rows.push(Row {
+            replicas,
+            created,
+            revoked,
+            frozen,
+        });
     }
     print(&rows);
     Ok(())
@@ -202,13 +262,37 @@ pub(crate) fn run() -> anyhow::Result<()> {
 fn print(rows: &[Row]) {
     println!(
         "{:>8}  {:>10} {:>8}  {:>10} {:>8}  {:>6} {:>4}  {:>10} {:>8} {:>8}",
-        "replicas", "create p50", "p99", "revoke p50", "p99", "ratio", "aim", "frozen p50", "max", "aim"
+        "replicas",
+        "create p50",
+        "p99",
+        "revoke p50",
+        "p99",
+        "ratio",
+        "aim",
+        "frozen p50",
+        "max",
+        "aim"
     );
-    for Row { replicas, created, revoked, frozen } in rows {
+    for Row {
+        replicas,
+        created,
+        revoked,
+        frozen,
+    } in rows
+    {
         let ratio = revoked.at(0.5) / created.at(0.5);
-        let [frozen_median, frozen_max, frozen_aim] =
-            [frozen.at(0.5), frozen.at(1.0), FROZEN_AIM.as_secs_f64() * 1000.0]
-                .map(|millis| if frozen.0.is_empty() { "-".to_owned() } else { format!("{millis:.0}") });
+        let [frozen_median, frozen_max, frozen_aim] = [
+            frozen.at(0.5),
+            frozen.at(1.0),
+            FROZEN_AIM.as_secs_f64() * 1000.0,
+        ]
+        .map(|millis| {
+            if frozen.0.is_empty() {
+                "-".to_owned()
+            } else {
+                format!("{millis:.0}")
+            }
+        });
         println!(
             "{replicas:>8}  {:>10.2} {:>8.2}  {:>10.2} {:>8.2}  {ratio:>6.2} {AIM:>4.1}  {frozen_median:>10} \
              {frozen_max:>8} {frozen_aim:>8}",
@@ -233,7 +317,10 @@ mod tests {
     #[test]
     fn a_share_is_that_of_its_rank() {
         let times = Times((1..=200).rev().map(Duration::from_millis).collect());
-        assert_eq!([0.5, 0.99, 1.0].map(|share| times.at(share)), [100.0, 198.0, 200.0]);
+        assert_eq!(
+            [0.5, 0.99, 1.0].map(|share| times.at(share)),
+            [100.0, 198.0, 200.0]
+        );
         assert!(Times::default().at(0.5).is_nan());
     }
 }

@@ -41,12 +41,16 @@ impl Processors {
     /// The first for this thread, which moves there, the second for the servers. With one processor nothing is pinned.
     pub(super) fn divide() -> anyhow::Result<Self> {
         let ours = sched_getaffinity(None)?;
-        let mut each = (0..CpuSet::MAX_CPU).filter(|number| ours.is_set(*number)).map(|number| {
-            let mut one = CpuSet::new();
-            one.set(number);
-            one
-        });
-        let (Some(generator), Some(servers)) = (each.next(), each.next()) else { return Ok(Self(None)) };
+        let mut each = (0..CpuSet::MAX_CPU)
+            .filter(|number| ours.is_set(*number))
+            .map(|number| {
+                let mut one = CpuSet::new();
+                one.set(number);
+                one
+            });
+        let (Some(generator), Some(servers)) = (each.next(), each.next()) else {
+            return Ok(Self(None));
+        };
         sched_setaffinity(None, &generator)?;
         Ok(Self(Some((generator, servers))))
     }
@@ -76,7 +80,9 @@ impl Process {
     /// Starts it wherever there is room.
     pub(super) fn start(command: &mut Command) -> anyhow::Result<Self> {
         let child = command.spawn();
-        Ok(Self(child.with_context(|| format!("cannot start {}", command.get_program().display()))?))
+        Ok(Self(child.with_context(|| {
+            format!("cannot start {}", command.get_program().display())
+        })?))
     }
 
     fn pid(&self) -> anyhow::Result<Pid> {
@@ -94,7 +100,11 @@ impl Process {
     pub(super) fn listening(&mut self) -> anyhow::Result<SocketAddr> {
         let mut line = String::new();
         BufReader::new(self.0.stdout.take().context("no stdout")?).read_line(&mut line)?;
-        Ok(line.trim().strip_prefix("listening on http://").context("the server did not start")?.parse()?)
+        Ok(line
+            .trim()
+            .strip_prefix("listening on http://")
+            .context("the server did not start")?
+            .parse()?)
     }
 
     /// How long it and its children have computed so far, in all threads; `None` where the kernel does not say.
@@ -155,10 +165,19 @@ pub(super) struct Key {
 pub(super) fn build() -> anyhow::Result<PathBuf> {
     let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(cargo);
-    command.args(["build", "--release", "--package", "tollkey-server"]).current_dir(crate::root());
-    ensure!(command.status().context("cannot run cargo")?.success(), "the server does not build");
+    command
+        .args(["build", "--release", "--package", "tollkey-server"])
+        .current_dir(crate::root());
+    ensure!(
+        command.status().context("cannot run cargo")?.success(),
+        "the server does not build"
+    );
     // Beside the directory this program was built into, wherever that is.
-    let target = env::current_exe()?.ancestors().nth(2).context("this program has no directory")?.to_owned();
+    let target = env::current_exe()?
+        .ancestors()
+        .nth(2)
+        .context("this program has no directory")?
+        .to_owned();
     Ok(target.join("release").join("tollkey"))
 }
 
@@ -170,9 +189,17 @@ pub(super) fn build_self() -> anyhow::Result<PathBuf> {
     }
     let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(cargo);
-    command.args(["build", "--release", "--package", "xtask"]).current_dir(crate::root());
-    ensure!(command.status().context("cannot run cargo")?.success(), "xtask does not build");
-    let target = own.ancestors().nth(2).context("this program has no directory")?;
+    command
+        .args(["build", "--release", "--package", "xtask"])
+        .current_dir(crate::root());
+    ensure!(
+        command.status().context("cannot run cargo")?.success(),
+        "xtask does not build"
+    );
+    let target = own
+        .ancestors()
+        .nth(2)
+        .context("this program has no directory")?;
     Ok(target.join("release").join("xtask"))
 }
 
@@ -184,7 +211,11 @@ pub(super) struct Tollkey {
 
 impl Tollkey {
     /// Starts it and makes the keys, as a user would.
-    pub(super) fn start(program: &Path, directory: &Path, processors: &Processors) -> anyhow::Result<Self> {
+    pub(super) fn start(
+        program: &Path,
+        directory: &Path,
+        processors: &Processors,
+    ) -> anyhow::Result<Self> {
         let mut serve = tollkey(program, directory);
         serve.args(["serve", "--listen", "127.0.0.1:0", "--workers", "1"]);
         serve.args(["--metrics-listen", "127.0.0.1:0", "--log", "warn"]);
@@ -194,12 +225,21 @@ impl Tollkey {
         let mut manager = Client::connect(address)?;
         let mut keys = Vec::with_capacity(APPLICATIONS * KEYS_OF_EACH);
         for number in 0..APPLICATIONS {
-            let application =
-                manager.post(&token, "/api/v1/applications", &json!({ "name": format!("bench {number}") }))?;
-            let path = format!("/api/v1/applications/{}/api-keys", text(&application, "id")?);
+            let application = manager.post(
+                &token,
+                "/api/v1/applications",
+                &json!({ "name": format!("bench {number}") }),
+            )?;
+            let path = format!(
+                "/api/v1/applications/{}/api-keys",
+                text(&application, "id")?
+            );
             for number in 0..KEYS_OF_EACH {
-                let key =
-                    manager.post(&token, &path, &json!({ "description": format!("{number}"), "scopes": [SCOPE] }))?;
+                let key = manager.post(
+                    &token,
+                    &path,
+                    &json!({ "description": format!("{number}"), "scopes": [SCOPE] }),
+                )?;
                 keys.push(Key {
                     text: text(&key, "fullKey")?,
                     id: text(&key, "id")?,
@@ -207,7 +247,10 @@ impl Tollkey {
                 });
             }
         }
-        Ok(Self { server: Server { address, process }, keys })
+        Ok(Self {
+            server: Server { address, process },
+            keys,
+        })
     }
 }
 
@@ -215,10 +258,16 @@ impl Tollkey {
 pub(super) fn tollkey(program: &Path, directory: &Path) -> Command {
     let mut command = Command::new(program);
     let names = env::vars_os().map(|(name, _)| name);
-    for name in names.filter(|name| ["TOLLKEY_", "DATABASE_URL"].iter().any(|ours| starts_with(name, ours))) {
+    for name in names.filter(|name| {
+        ["TOLLKEY_", "DATABASE_URL"]
+            .iter()
+            .any(|ours| starts_with(name, ours))
+    }) {
         command.env_remove(name);
     }
-    command.current_dir(directory).env("DATABASE_URL", "sqlite://bench.db");
+    command
+        .current_dir(directory)
+        .env("DATABASE_URL", "sqlite://bench.db");
     command
 }
 
@@ -229,13 +278,20 @@ fn starts_with(name: &std::ffi::OsStr, with: &str) -> bool {
 /// A management token of an account, from our program.
 pub(super) fn token(tollkey: &mut Command, account: &str) -> anyhow::Result<String> {
     let token = tollkey.args(["token", "--account", account]).output()?;
-    ensure!(token.status.success(), "no token: {}", String::from_utf8_lossy(&token.stderr));
+    ensure!(
+        token.status.success(),
+        "no token: {}",
+        String::from_utf8_lossy(&token.stderr)
+    );
     Ok(String::from_utf8(token.stdout)?.trim().to_owned())
 }
 
 /// A text in an answer.
 pub(super) fn text(answer: &Value, member: &str) -> anyhow::Result<String> {
-    Ok(answer[member].as_str().with_context(|| format!("an answer without {member}"))?.to_owned())
+    Ok(answer[member]
+        .as_str()
+        .with_context(|| format!("an answer without {member}"))?
+        .to_owned())
 }
 
 /// The longest answer: a page of the dashboard is some 60 kB.
@@ -279,7 +335,10 @@ impl Client {
         loop {
             let mut more = [0; 64 * 1024];
             let count = self.stream.read(&mut more)?;
-            ensure!(count > 0 && come.len() < LARGEST, "the server closed the connection, or its answer is too long");
+            ensure!(
+                count > 0 && come.len() < LARGEST,
+                "the server closed the connection, or its answer is too long"
+            );
             come.extend_from_slice(&more[..count]);
             if let Some(answer) = Answer::read(&come)? {
                 return Ok((answer, come));
@@ -290,7 +349,11 @@ impl Client {
     /// Makes something.
     pub(super) fn post(&mut self, token: &str, path: &str, body: &Value) -> anyhow::Result<Value> {
         let (status, body) = self.send("POST", path, token, &body.to_string())?;
-        ensure!(status == 201, "{path}: {status} {}", String::from_utf8_lossy(&body));
+        ensure!(
+            status == 201,
+            "{path}: {status} {}",
+            String::from_utf8_lossy(&body)
+        );
         Ok(serde_json::from_slice(&body)?)
     }
 }
@@ -299,7 +362,9 @@ impl Client {
 pub(super) fn nginx() -> Option<PathBuf> {
     let directories = env::var_os("PATH").unwrap_or_default();
     let directories = env::split_paths(&directories).chain([PathBuf::from("/usr/sbin")]);
-    directories.map(|directory| directory.join("nginx")).find(|program| program.is_file())
+    directories
+        .map(|directory| directory.join("nginx"))
+        .find(|program| program.is_file())
 }
 
 /// Starts nginx with one worker and the keys in static maps. It answers with the headers we answer with.
@@ -314,7 +379,12 @@ pub(super) fn start_nginx(
     let configuration = directory.join("nginx.conf");
     fs::write(&configuration, nginx_configuration(address, keys)?)?;
     let mut command = Command::new(program);
-    command.arg("-p").arg(directory).arg("-c").arg(&configuration).args(["-e", "stderr"]);
+    command
+        .arg("-p")
+        .arg(directory)
+        .arg("-c")
+        .arg(&configuration)
+        .args(["-e", "stderr"]);
     let mut process = processors.start(&mut command)?;
     let since = Instant::now();
     while TcpStream::connect(address).is_err() {
@@ -329,7 +399,12 @@ pub(super) fn start_nginx(
 
 fn nginx_configuration(address: SocketAddr, keys: &[Key]) -> anyhow::Result<String> {
     let (mut ids, mut applications) = (String::new(), String::new());
-    for Key { text, id, application_id } in keys {
+    for Key {
+        text,
+        id,
+        application_id,
+    } in keys
+    {
         writeln!(ids, "    \"Bearer {text}\" {id};")?;
         writeln!(applications, "    \"Bearer {text}\" {application_id};")?;
     }

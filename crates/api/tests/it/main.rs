@@ -27,7 +27,10 @@ fn read<T: DeserializeOwned + Debug>(text: &str) -> T {
 }
 
 fn new<T: AsRef<str>>(word: &Open<T>) {
-    assert_eq!((word.as_str(), matches!(word, Open::Unknown(_))), (NEW, true));
+    assert_eq!(
+        (word.as_str(), matches!(word, Open::Unknown(_))),
+        (NEW, true)
+    );
 }
 
 fn features(features: Option<Vec<Open<Feature>>>) {
@@ -91,11 +94,19 @@ fn applications() {
             }]
         }"#,
     );
-    assert_eq!((page.page, page.limit, page.total_items, page.total_pages), (1, 10, 1, 1));
+    assert_eq!(
+        (page.page, page.limit, page.total_items, page.total_pages),
+        (1, 10, 1, 1)
+    );
     for application in &page {
         new(&application.api_keys.as_ref().unwrap()[0].status);
     }
-    assert_eq!(page.into_iter().map(|application| application.id).collect::<Vec<_>>(), ["a1"]);
+    assert_eq!(
+        page.into_iter()
+            .map(|application| application.id)
+            .collect::<Vec<_>>(),
+        ["a1"]
+    );
 
     let key: applications::Key = read(
         r#"{
@@ -137,8 +148,14 @@ fn account() {
     let key = &list.data[0];
     new(&key.environment);
     new(&key.access);
-    assert_eq!(key.extras.expires_at.unwrap().to_string(), "2027-01-01T00:00:00Z");
-    assert_eq!(key.extras.rate_limit, Some(account::RateLimit::new(100, 60)));
+    assert_eq!(
+        key.extras.expires_at.unwrap().to_string(),
+        "2027-01-01T00:00:00Z"
+    );
+    assert_eq!(
+        key.extras.rate_limit,
+        Some(account::RateLimit::new(100, 60))
+    );
 
     let created: account::Envelope<account::CreatedKey> = read(
         r#"{
@@ -166,7 +183,10 @@ fn account() {
             }]
         }"#,
     );
-    assert_eq!((log.data[0].action.as_str(), log.meta.next_cursor.as_deref()), ("api_key.a_new_word", Some("7")));
+    assert_eq!(
+        (log.data[0].action.as_str(), log.meta.next_cursor.as_deref()),
+        ("api_key.a_new_word", Some("7"))
+    );
     new(&log.data[0].actor.r#type);
     new(&log.data[0].target.r#type);
 
@@ -179,7 +199,14 @@ fn account() {
         }"#,
     );
     let details = error.error.details.unwrap();
-    assert_eq!((error.error.code.as_str(), details.code.as_str(), details.errors.len()), ("A_NEW_WORD", NEW, 1));
+    assert_eq!(
+        (
+            error.error.code.as_str(),
+            details.code.as_str(),
+            details.errors.len()
+        ),
+        ("A_NEW_WORD", NEW, 1)
+    );
 }
 
 #[test]
@@ -199,10 +226,12 @@ fn audit() {
 
 #[test]
 fn operator() {
-    let account: operator::Account = read(r#"{"+", "id": "acme", "operating_model": "a_new_word"}"#);
+    let account: operator::Account =
+        read(r#"{"+", "id": "acme", "operating_model": "a_new_word"}"#);
     new(&account.operating_model);
-    let created: operator::CreatedServiceKey =
-        read(r#"{"+", "id": "s1", "name": "checkout gateway", "key": "tks_EXAMPLE", "created_at": 1771848000}"#);
+    let created: operator::CreatedServiceKey = read(
+        r#"{"+", "id": "s1", "name": "checkout gateway", "key": "tks_EXAMPLE", "created_at": 1771848000}"#,
+    );
     assert_eq!(created.key.expose(), "tks_EXAMPLE");
     let key: operator::ServiceKey = read(
         r#"{"+", "id": "s1", "name": "gateway", "last4": "9z8a", "created_at": 1771848000, "revoked_at": 1771848001}"#,
@@ -291,9 +320,13 @@ fn the_subscription() {
         r#"{"+", "seq": 43, "cursor": "43-1", "changes": [{"+", "type": "a_new_word", "id": "k1"}], "lease_ms": 2650}"#,
     );
     assert_eq!(answer.changes.unwrap()[0].kind, NEW);
-    let found: sync::LookupResponse = read(&record("test", r#"{"limit": 100, "window_seconds": 60}"#));
+    let found: sync::LookupResponse =
+        read(&record("test", r#"{"limit": 100, "window_seconds": 60}"#));
     let key = found.key.unwrap();
-    assert_eq!((key.mode, key.rate_limit), (Mode::Test, Some(commerce::RateLimit::new(100, 60))));
+    assert_eq!(
+        (key.mode, key.rate_limit),
+        (Mode::Test, Some(commerce::RateLimit::new(100, 60)))
+    );
     assert_eq!(key.scopes, [NEW]);
 }
 
@@ -301,7 +334,8 @@ fn the_subscription() {
 #[test]
 fn metadata_of_a_looked_up_key_stays_text() {
     let json = r#"{"z":1.0,"a":[0,{"y":null,"b":"\u0001"}]}"#;
-    let told = record("test", "null").replace(r#""metadata": null"#, &format!(r#""metadata": {json}"#));
+    let told =
+        record("test", "null").replace(r#""metadata": null"#, &format!(r#""metadata": {json}"#));
     let found: sync::LookupResponse = read(&told);
     let key = found.key.unwrap();
     assert_eq!(key.metadata.as_ref().unwrap().as_json(), json);
@@ -319,10 +353,13 @@ fn what_is_told_to_nobody_else_is_not_shown() {
         leave: true,
         ..Default::default()
     };
-    let shown = r#"SyncRequest { cursor: Some("43-1"), wait_ms: 1000, usage: [], leave: true, .. }"#;
+    let shown =
+        r#"SyncRequest { cursor: Some("43-1"), wait_ms: 1000, usage: [], leave: true, .. }"#;
     assert_eq!(format!("{request:?}"), shown);
     assert!(!format!("{request:#?}").contains("0f1e"));
-    let lookup = sync::LookupRequest { digest: "ba78".to_owned() };
+    let lookup = sync::LookupRequest {
+        digest: "ba78".to_owned(),
+    };
     assert!(!format!("{lookup:?}").contains("ba78"));
 }
 
@@ -331,33 +368,55 @@ fn what_is_told_to_nobody_else_is_not_shown() {
 fn a_verifier_reads_no_word_and_no_limit_that_it_does_not_know() {
     for (mode, rate_limit) in [
         (NEW, "null"),
-        ("test", r#"{"limit": 100, "window_seconds": 60, "burst": 1}"#),
+        (
+            "test",
+            r#"{"limit": 100, "window_seconds": 60, "burst": 1}"#,
+        ),
         ("test", r#"{"limit": 100}"#),
         ("test", "[100, 60]"),
     ] {
         let text = record(mode, rate_limit).replace(r#""+","#, "");
-        assert!(serde_json::from_str::<sync::LookupResponse>(&text).is_err(), "{text}");
+        assert!(
+            serde_json::from_str::<sync::LookupResponse>(&text).is_err(),
+            "{text}"
+        );
     }
     let text = record("test", "null").replace(r#""+","#, "");
-    assert!(serde_json::from_str::<sync::LookupResponse>(&text).is_ok(), "{text}");
+    assert!(
+        serde_json::from_str::<sync::LookupResponse>(&text).is_ok(),
+        "{text}"
+    );
 }
 
 /// An absent restriction would read as none.
 #[test]
 fn a_verifier_reads_objects_with_all_their_members() {
-    let whole: Value = serde_json::from_str(&record("test", "null").replace(r#""+","#, "")).unwrap();
+    let whole: Value =
+        serde_json::from_str(&record("test", "null").replace(r#""+","#, "")).unwrap();
     let members = whole["key"].as_object().unwrap();
     assert_eq!(members.len(), 21);
     for member in members.keys() {
         let mut lacking = whole.clone();
         lacking["key"].as_object_mut().unwrap().remove(member);
-        assert!(serde_json::from_value::<sync::LookupResponse>(lacking).is_err(), "{member}");
+        assert!(
+            serde_json::from_value::<sync::LookupResponse>(lacking).is_err(),
+            "{member}"
+        );
     }
     let values: Value = members.values().cloned().collect();
-    for other in [json!({"seq": 43}), json!({"seq": 43, "key": values}), json!([43, whole["key"]]), json!([43, null])] {
-        assert!(serde_json::from_value::<sync::LookupResponse>(other.clone()).is_err(), "{other}");
+    for other in [
+        json!({"seq": 43}),
+        json!({"seq": 43, "key": values}),
+        json!([43, whole["key"]]),
+        json!([43, null]),
+    ] {
+        assert!(
+            serde_json::from_value::<sync::LookupResponse>(other.clone()).is_err(),
+            "{other}"
+        );
     }
-    let unknown: sync::LookupResponse = serde_json::from_value(json!({"seq": 43, "key": null})).unwrap();
+    let unknown: sync::LookupResponse =
+        serde_json::from_value(json!({"seq": 43, "key": null})).unwrap();
     assert_eq!(unknown.key, None);
 
     let answer = json!({"seq": 43, "cursor": "43-1", "changes": null, "lease_ms": 2650});
@@ -365,7 +424,10 @@ fn a_verifier_reads_objects_with_all_their_members() {
     for member in answer.as_object().unwrap().keys() {
         let mut lacking = answer.clone();
         lacking.as_object_mut().unwrap().remove(member);
-        assert!(serde_json::from_value::<sync::SyncResponse>(lacking).is_err(), "{member}");
+        assert!(
+            serde_json::from_value::<sync::SyncResponse>(lacking).is_err(),
+            "{member}"
+        );
     }
     assert!(serde_json::from_str::<sync::SyncResponse>(r#"[43, "43-1", [], 2650]"#).is_err());
 }
@@ -374,7 +436,10 @@ fn a_verifier_reads_objects_with_all_their_members() {
 fn requests_are_read_strictly() {
     fn refused<T: DeserializeOwned + Debug>(text: &str) {
         let error = serde_json::from_str::<T>(text).unwrap_err().to_string();
-        assert!(error.contains("unknown") && error.contains("a_new_"), "{error}: {text}");
+        assert!(
+            error.contains("unknown") && error.contains("a_new_"),
+            "{error}: {text}"
+        );
     }
     refused::<commerce::CreateKey>(r#"{"name": "k", "mode": "a_new_word"}"#);
     refused::<commerce::CreateKey>(r#"{"name": "k", "scope": "a_new_word"}"#);
@@ -386,8 +451,12 @@ fn requests_are_read_strictly() {
     refused::<applications::CreateKey>(
         r#"{"description": "k", "rateLimit": {"limit": 1, "windowSeconds": 1, "a_new_member": 1}}"#,
     );
-    refused::<account::CreateKey>(r#"{"name": "k", "environment": "a_new_word", "access": "secret"}"#);
-    refused::<account::CreateKey>(r#"{"name": "k", "environment": "live", "access": "a_new_word"}"#);
+    refused::<account::CreateKey>(
+        r#"{"name": "k", "environment": "a_new_word", "access": "secret"}"#,
+    );
+    refused::<account::CreateKey>(
+        r#"{"name": "k", "environment": "live", "access": "a_new_word"}"#,
+    );
     refused::<account::CreateKey>(
         r#"{"name": "k", "environment": "live", "access": "secret",
             "rateLimit": {"limit": 1, "windowSeconds": 1, "a_new_member": 1}}"#,
@@ -403,12 +472,19 @@ fn known_words_are_known() {
     assert!(entry.r#type == ActorKind::ApiKey);
     let entry: audit::AuditTarget = read(r#"{"+", "type": "application", "id": "a1"}"#);
     assert!(entry.r#type == TargetKind::Application);
-    let key: applications::IncludedKey =
-        read(r#"{"+", "id": "k1", "keyPrefix": "ks_", "description": "Primary", "status": "suspended"}"#);
+    let key: applications::IncludedKey = read(
+        r#"{"+", "id": "k1", "keyPrefix": "ks_", "description": "Primary", "status": "suspended"}"#,
+    );
     assert_eq!(key.status.known(), Some(Status::Suspended));
-    for (word, access) in [("secret", account::Access::Secret), ("publishable", account::Access::Publishable)] {
+    for (word, access) in [
+        ("secret", account::Access::Secret),
+        ("publishable", account::Access::Publishable),
+    ] {
         let read: Open<account::Access> = serde_json::from_str(&format!("\"{word}\"")).unwrap();
-        assert_eq!((read.known(), access.to_string().as_str(), word.parse()), (Some(access), word, Ok(access)));
+        assert_eq!(
+            (read.known(), access.to_string().as_str(), word.parse()),
+            (Some(access), word, Ok(access))
+        );
     }
     let refused = "Secret".parse::<account::Access>().unwrap_err().to_string();
     assert_eq!(refused, "must be one of secret, publishable");

@@ -13,14 +13,18 @@ use wiremock::ResponseTemplate;
 use crate::{
     operations::rows,
     said,
-    support::{Does, REQUEST_ID, Server, TOKEN, Wire, answer, json_answer, nothing, only_header, refused},
+    support::{
+        Does, REQUEST_ID, Server, TOKEN, Wire, answer, json_answer, nothing, only_header, refused,
+    },
 };
 
 #[tokio::test]
 async fn an_answer_that_is_no_json_is_not_read() {
     let page = "<html>Welcome to nginx!</html>";
     let me = said::whoami().to_string();
-    let unnamed = ResponseTemplate::new(200).set_body_bytes(me.as_bytes()).insert_header("x-request-id", REQUEST_ID);
+    let unnamed = ResponseTemplate::new(200)
+        .set_body_bytes(me.as_bytes())
+        .insert_header("x-request-id", REQUEST_ID);
     let rows = [
         answer(200, "text/html", page),
         answer(200, "text/plain", me.as_bytes()),
@@ -32,10 +36,19 @@ async fn an_answer_that_is_no_json_is_not_read() {
     for answer in rows {
         let server = Server::responding(answer).await;
         let error = refused(server.persistent().whoami().await);
-        assert_eq!((error.kind(), error.status()), (ErrorKind::Unreadable, Some(200)));
-        assert_eq!((error.code(), error.detail(), error.request_id()), (None, None, Some(REQUEST_ID)));
+        assert_eq!(
+            (error.kind(), error.status()),
+            (ErrorKind::Unreadable, Some(200))
+        );
+        assert_eq!(
+            (error.code(), error.detail(), error.request_id()),
+            (None, None, Some(REQUEST_ID))
+        );
         let why = "the response is not JSON: is base_url the URL of a Tollkey server?";
-        assert_eq!(error.to_string(), format!("GET /api/v1/whoami: 200: {why} ({REQUEST_ID})"));
+        assert_eq!(
+            error.to_string(),
+            format!("GET /api/v1/whoami: 200: {why} ({REQUEST_ID})")
+        );
         // Another attempt would go no better.
         assert_eq!(server.asked().await.len(), 1);
     }
@@ -43,11 +56,17 @@ async fn an_answer_that_is_no_json_is_not_read() {
 
 #[tokio::test]
 async fn no_call_takes_a_web_page_for_an_answer() {
-    let server = Server::responding(answer(200, "text/html", "<html>Welcome to nginx!</html>")).await;
+    let server =
+        Server::responding(answer(200, "text/html", "<html>Welcome to nginx!</html>")).await;
     let client = server.client();
     for row in rows() {
         let error = refused((row.call)(client.clone()).await);
-        assert_eq!(error.kind(), ErrorKind::Unreadable, "{}: {error}", row.operation);
+        assert_eq!(
+            error.kind(),
+            ErrorKind::Unreadable,
+            "{}: {error}",
+            row.operation
+        );
         assert!(!format!("{error} {error:?}").contains("nginx"), "{error:?}");
     }
 }
@@ -55,21 +74,57 @@ async fn no_call_takes_a_web_page_for_an_answer() {
 #[tokio::test]
 async fn json_that_is_something_else_is_not_read() {
     for row in rows() {
-        let (status, Some(right)) = &row.answer else { continue };
+        let (status, Some(right)) = &row.answer else {
+            continue;
+        };
         let right = right.to_string();
         let cut = &right[..right.len() - 1];
-        let mut wrong = vec!["", "null", "true", "7", "\"text\"", cut, "[7]", "{\"data\": null, \"error\": null}"];
+        let mut wrong = vec![
+            "",
+            "null",
+            "true",
+            "7",
+            "\"text\"",
+            cut,
+            "[7]",
+            "{\"data\": null, \"error\": null}",
+        ];
         wrong.push(if right.starts_with('[') { "{}" } else { "[]" });
         wrong.extend((!right.starts_with('[')).then_some("{}"));
-        let server = Server::answering(wrong.iter().map(|body| answer(*status, "application/json", *body))).await;
+        let server = Server::answering(
+            wrong
+                .iter()
+                .map(|body| answer(*status, "application/json", *body)),
+        )
+        .await;
         // A creation would be repeated.
         let client = server.client();
         for (sent, body) in wrong.iter().enumerate() {
             let error = refused((row.call)(client.clone()).await);
-            assert_eq!(error.kind(), ErrorKind::Unreadable, "{}: {body}: {error}", row.operation);
-            assert_eq!((error.status(), error.attempts()), (Some(*status), 1), "{}: {body}", row.operation);
-            assert!(error.to_string().contains(": the response cannot be read ("), "{error}");
-            assert_eq!(server.asked().await.len(), sent + 1, "{}: {body}", row.operation);
+            assert_eq!(
+                error.kind(),
+                ErrorKind::Unreadable,
+                "{}: {body}: {error}",
+                row.operation
+            );
+            assert_eq!(
+                (error.status(), error.attempts()),
+                (Some(*status), 1),
+                "{}: {body}",
+                row.operation
+            );
+            assert!(
+                error
+                    .to_string()
+                    .contains(": the response cannot be read ("),
+                "{error}"
+            );
+            assert_eq!(
+                server.asked().await.len(),
+                sent + 1,
+                "{}: {body}",
+                row.operation
+            );
         }
     }
 }
@@ -77,10 +132,17 @@ async fn json_that_is_something_else_is_not_read() {
 #[tokio::test]
 async fn each_member_that_has_to_be_there_is_missed() {
     for row in rows() {
-        let (status, Some(right)) = &row.answer else { continue };
+        let (status, Some(right)) = &row.answer else {
+            continue;
+        };
         let mut without = Vec::new();
-        leave_out_each(right, &mut |name, body| without.push((name.to_owned(), body)));
-        let answers: Vec<_> = without.iter().map(|(_, body)| json_answer(*status, body)).collect();
+        leave_out_each(right, &mut |name, body| {
+            without.push((name.to_owned(), body))
+        });
+        let answers: Vec<_> = without
+            .iter()
+            .map(|(_, body)| json_answer(*status, body))
+            .collect();
         let server = Server::answering(answers).await;
         let client = server.client();
         for (name, body) in without {
@@ -95,19 +157,38 @@ async fn each_member_that_has_to_be_there_is_missed() {
 /// the like.
 fn leave_out_each(right: &Value, with: &mut impl FnMut(&str, Value)) {
     const NEEDED: [&str; 13] = [
-        "id", "key_id", "valid", "active", "items", "results", "data", "seq", "cursor", "fullKey", "api_key", "value",
-        "hash",
+        "id", "key_id", "valid", "active", "items", "results", "data", "seq", "cursor", "fullKey",
+        "api_key", "value", "hash",
     ];
     let pointers = |value: &Value| -> Vec<String> {
-        let names = value.as_object().into_iter().flat_map(|object| object.keys().cloned());
-        names.filter(|name| NEEDED.contains(&name.as_str())).collect()
+        let names = value
+            .as_object()
+            .into_iter()
+            .flat_map(|object| object.keys().cloned());
+        names
+            .filter(|name| NEEDED.contains(&name.as_str()))
+            .collect()
     };
     // At the top, in the first item of a list, and in the envelope.
-    for place in ["", "/0", "/items/0", "/data", "/data/0", "/results/0", "/results/0/key", "/key"] {
-        let Some(object) = right.pointer(place) else { continue };
+    for place in [
+        "",
+        "/0",
+        "/items/0",
+        "/data",
+        "/data/0",
+        "/results/0",
+        "/results/0/key",
+        "/key",
+    ] {
+        let Some(object) = right.pointer(place) else {
+            continue;
+        };
         for name in pointers(object) {
             let mut body = right.clone();
-            let object = body.pointer_mut(place).and_then(Value::as_object_mut).expect("it was there");
+            let object = body
+                .pointer_mut(place)
+                .and_then(Value::as_object_mut)
+                .expect("it was there");
             object.remove(&name);
             with(&format!("{place}/{name}"), body);
         }
@@ -151,7 +232,12 @@ async fn a_call_that_expects_something_does_not_take_nothing() {
         let outcome = (row.call)(client.clone()).await;
         match row.answer {
             (_, None) => outcome.unwrap(),
-            (_, Some(_)) => assert_eq!(refused(outcome).kind(), ErrorKind::Unreadable, "{}", row.operation),
+            (_, Some(_)) => assert_eq!(
+                refused(outcome).kind(),
+                ErrorKind::Unreadable,
+                "{}",
+                row.operation
+            ),
         }
     }
 }
@@ -163,21 +249,44 @@ const LONGEST: usize = 64 * 1024 * 1024;
 async fn an_answer_that_is_announced_as_too_long_is_not_read() {
     for status in ["200 OK", "404 Not Found"] {
         let length = LONGEST + 1;
-        let head = format!("HTTP/1.1 {status}\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\r\n{{");
+        let head = format!(
+            "HTTP/1.1 {status}\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\r\n{{"
+        );
         let wire = Wire::that([Does::Stalls(head)]).await;
-        let error = refused(wire.builder().max_retries(2).build().unwrap().whoami().await);
-        assert_eq!((error.kind(), error.attempts()), (ErrorKind::Unreadable, 1), "{error}");
-        assert!(error.to_string().ends_with(": the response is too long"), "{error}");
+        let error = refused(
+            wire.builder()
+                .max_retries(2)
+                .build()
+                .unwrap()
+                .whoami()
+                .await,
+        );
+        assert_eq!(
+            (error.kind(), error.attempts()),
+            (ErrorKind::Unreadable, 1),
+            "{error}"
+        );
+        assert!(
+            error.to_string().ends_with(": the response is too long"),
+            "{error}"
+        );
     }
 }
 
 #[tokio::test]
 async fn an_answer_that_does_not_end_is_not_read_for_ever() {
     let wire = Wire::that([Does::Pours(LONGEST), Does::Pours(LONGEST - 2)]).await;
-    let client = wire.builder().timeout(Duration::from_secs(60)).build().unwrap();
+    let client = wire
+        .builder()
+        .timeout(Duration::from_secs(60))
+        .build()
+        .unwrap();
     let error = refused(client.whoami().await);
     assert_eq!(error.kind(), ErrorKind::Unreadable, "{error:?}");
-    assert!(error.to_string().ends_with(": the response is too long"), "{error}");
+    assert!(
+        error.to_string().ends_with(": the response is too long"),
+        "{error}"
+    );
     // To the byte: this one is read, and is no answer for another reason.
     let error = refused(client.whoami().await);
     assert!(error.to_string().contains("cannot be read"), "{error}");
@@ -187,15 +296,28 @@ async fn an_answer_that_does_not_end_is_not_read_for_ever() {
 async fn redirects_are_not_followed() {
     let elsewhere = Server::responding(json_answer(200, &said::whoami())).await;
     for status in [300, 301, 302, 303, 304, 305, 307, 308] {
-        let to =
-            [format!("{}/api/v1/whoami", elsewhere.url()), "/api/v1/whoami/".to_owned(), "//example.com".to_owned()];
+        let to = [
+            format!("{}/api/v1/whoami", elsewhere.url()),
+            "/api/v1/whoami/".to_owned(),
+            "//example.com".to_owned(),
+        ];
         for to in to {
-            let server = Server::responding(ResponseTemplate::new(status).insert_header("location", to.as_str())).await;
+            let server = Server::responding(
+                ResponseTemplate::new(status).insert_header("location", to.as_str()),
+            )
+            .await;
             let error = refused(server.persistent().whoami().await);
-            assert_eq!((error.kind(), error.status()), (ErrorKind::Redirect, Some(status)), "{to}");
+            assert_eq!(
+                (error.kind(), error.status()),
+                (ErrorKind::Redirect, Some(status)),
+                "{to}"
+            );
             assert_eq!(error.attempts(), 1, "{to}");
             let text = error.to_string();
-            assert_eq!(text, format!("GET /api/v1/whoami: {status}: a redirect, which is not followed"));
+            assert_eq!(
+                text,
+                format!("GET /api/v1/whoami: {status}: a redirect, which is not followed")
+            );
             assert_eq!(server.asked().await.len(), 1, "{status} {to}");
         }
     }
@@ -206,7 +328,8 @@ async fn redirects_are_not_followed() {
 async fn no_call_follows_a_redirect() {
     let elsewhere = Server::responding(nothing()).await;
     let to = elsewhere.url();
-    let server = Server::responding(ResponseTemplate::new(307).insert_header("location", to.as_str())).await;
+    let server =
+        Server::responding(ResponseTemplate::new(307).insert_header("location", to.as_str())).await;
     for row in rows() {
         let error = refused((row.call)(server.client()).await);
         assert_eq!(error.kind(), ErrorKind::Redirect, "{}", row.operation);
@@ -219,11 +342,26 @@ async fn whatever_an_http_client_of_one_s_own_follows_no_answer_from_elsewhere_i
     let elsewhere = Server::responding(json_answer(200, &said::valid())).await;
     for status in [301, 302, 303, 307, 308] {
         let to = format!("{}/api/v1/verify", elsewhere.url());
-        let server = Server::responding(ResponseTemplate::new(status).insert_header("location", to.as_str())).await;
-        let follows = reqwest::Client::builder().redirect(Policy::limited(5)).build().unwrap();
-        let client = server.builder().http_client(follows).max_retries(2).build().unwrap();
+        let server = Server::responding(
+            ResponseTemplate::new(status).insert_header("location", to.as_str()),
+        )
+        .await;
+        let follows = reqwest::Client::builder()
+            .redirect(Policy::limited(5))
+            .build()
+            .unwrap();
+        let client = server
+            .builder()
+            .http_client(follows)
+            .max_retries(2)
+            .build()
+            .unwrap();
         let error = refused(client.verify("ck_test_EXAMPLE1").await);
-        assert_eq!((error.kind(), error.attempts()), (ErrorKind::Redirect, 1), "{status}: {error}");
+        assert_eq!(
+            (error.kind(), error.attempts()),
+            (ErrorKind::Redirect, 1),
+            "{status}: {error}"
+        );
     }
     // It did ask there: that is not for us to prevent. What was said is not believed.
     assert_eq!(elsewhere.asked().await.len(), 5);
@@ -231,14 +369,31 @@ async fn whatever_an_http_client_of_one_s_own_follows_no_answer_from_elsewhere_i
 
 #[tokio::test]
 async fn redirects_in_a_circle_are_no_lost_connection() {
-    let server = Server::responding(ResponseTemplate::new(302).insert_header("location", "/api/v1/whoami")).await;
-    let follows = reqwest::Client::builder().redirect(Policy::limited(3)).build().unwrap();
+    let server =
+        Server::responding(ResponseTemplate::new(302).insert_header("location", "/api/v1/whoami"))
+            .await;
+    let follows = reqwest::Client::builder()
+        .redirect(Policy::limited(3))
+        .build()
+        .unwrap();
     let refuses = Policy::custom(|attempt| attempt.error("no redirects here"));
-    let refuses = reqwest::Client::builder().redirect(refuses).build().unwrap();
+    let refuses = reqwest::Client::builder()
+        .redirect(refuses)
+        .build()
+        .unwrap();
     for (http, asked) in [(follows, 4), (refuses, 5)] {
-        let client = server.builder().http_client(http).max_retries(2).build().unwrap();
+        let client = server
+            .builder()
+            .http_client(http)
+            .max_retries(2)
+            .build()
+            .unwrap();
         let error = refused(client.whoami().await);
-        assert_eq!((error.kind(), error.attempts()), (ErrorKind::Redirect, 1), "{error:?}");
+        assert_eq!(
+            (error.kind(), error.attempts()),
+            (ErrorKind::Redirect, 1),
+            "{error:?}"
+        );
         assert_eq!(server.asked().await.len(), asked);
     }
 }
@@ -247,13 +402,18 @@ async fn redirects_in_a_circle_are_no_lost_connection() {
 async fn members_of_a_newer_server_are_skipped() {
     let mut changed = 0;
     for row in rows() {
-        let (status, Some(body)) = &row.answer else { continue };
+        let (status, Some(body)) = &row.answer else {
+            continue;
+        };
         let mut newer = body.clone();
         add_members(&mut newer);
         if row.operation == "syncLookup" {
             // Who verifies from memory must not guess: a limit with another member is no limit that is known.
             let server = Server::answering([json_answer(*status, &newer)]).await;
-            assert_eq!(refused((row.call)(server.client()).await).kind(), ErrorKind::Unreadable);
+            assert_eq!(
+                refused((row.call)(server.client()).await).kind(),
+                ErrorKind::Unreadable
+            );
             newer["key"]["rate_limit"] = body["key"]["rate_limit"].clone();
         }
         changed += usize::from(newer != *body);
@@ -275,7 +435,10 @@ fn add_members(value: &mut Value) {
                     add_members(value);
                 }
             }
-            members.insert("of_a_newer_server".to_owned(), json!({"a": [1, null, "text"]}));
+            members.insert(
+                "of_a_newer_server".to_owned(),
+                json!({"a": [1, null, "text"]}),
+            );
             members.insert("ofANewerServer".to_owned(), Value::Null);
         }
         _ => {}
@@ -285,7 +448,9 @@ fn add_members(value: &mut Value) {
 /// An answer with another word at each of these places.
 fn with_new_words(mut body: Value, places: &[&str]) -> Value {
     for place in places {
-        let word = body.pointer_mut(place).unwrap_or_else(|| panic!("there is no {place}"));
+        let word = body
+            .pointer_mut(place)
+            .unwrap_or_else(|| panic!("there is no {place}"));
         *word = json!("brand_new");
     }
     body
@@ -307,7 +472,11 @@ async fn words_of_a_newer_server_are_kept() {
     assert!(is_new(&page.items[0].api_keys.as_ref().unwrap()[0].status));
 
     let places = ["/items/0/status", "/items/0/mode", "/items/0/scopes/0"];
-    let (client, _server) = newer(said::numbered_page(&json!([said::application_key()])), &places).await;
+    let (client, _server) = newer(
+        said::numbered_page(&json!([said::application_key()])),
+        &places,
+    )
+    .await;
     let page = client.applications().api_keys("app").list().await.unwrap();
     assert!(is_new(&page.items[0].status) && is_new(&page.items[0].mode));
     assert_eq!(page.items[0].scopes[0].as_str(), "brand_new");
@@ -320,50 +489,105 @@ async fn words_of_a_newer_server_are_kept() {
     assert_eq!(key.scopes[0].as_str(), "brand_new");
     assert!(key.status != Status::Active);
 
-    let (client, _server) = newer(said::created_commerce_key(), &["/scope", "/mode", "/scopes/0", "/features/0"]).await;
+    let (client, _server) = newer(
+        said::created_commerce_key(),
+        &["/scope", "/mode", "/scopes/0", "/features/0"],
+    )
+    .await;
     let created = client.commerce().api_keys().create("Key").await.unwrap();
-    assert!(is_new(&created.scope) && is_new(&created.mode) && is_new(&created.features.unwrap()[0]));
+    assert!(
+        is_new(&created.scope) && is_new(&created.mode) && is_new(&created.features.unwrap()[0])
+    );
 
     let places = ["/data/environment", "/data/access"];
     let (client, _server) = newer(said::envelope(&said::account_key()), &places).await;
     let key = client.account().api_keys().revoke("key").await.unwrap();
     assert!(is_new(&key.environment) && is_new(&key.access));
 
-    let places = ["/data/0/action", "/data/0/actor/type", "/data/0/target/type"];
-    let (client, _server) = newer(said::list_envelope(&json!([said::account_audit_entry()]), None), &places).await;
+    let places = [
+        "/data/0/action",
+        "/data/0/actor/type",
+        "/data/0/target/type",
+    ];
+    let (client, _server) = newer(
+        said::list_envelope(&json!([said::account_audit_entry()]), None),
+        &places,
+    )
+    .await;
     let page = client.account().audit_log().list().await.unwrap();
     assert!(is_new(&page.items[0].actor.r#type) && is_new(&page.items[0].target.r#type));
 
-    let (client, _server) =
-        newer(json!([said::audit_entry()]), &["/0/action", "/0/actor/type", "/0/target/type"]).await;
+    let (client, _server) = newer(
+        json!([said::audit_entry()]),
+        &["/0/action", "/0/actor/type", "/0/target/type"],
+    )
+    .await;
     let page = client.audit_log().list().await.unwrap();
     assert!(is_new(&page.items[0].actor.r#type) && is_new(&page.items[0].target.r#type));
     assert_eq!(page.items[0].action, "brand_new");
 
     let (client, _server) = newer(said::account(), &["/operating_model"]).await;
-    assert!(is_new(&client.accounts().get("acme").await.unwrap().operating_model));
+    assert!(is_new(
+        &client.accounts().get("acme").await.unwrap().operating_model
+    ));
 
-    let places = ["/key/family", "/key/mode", "/key/scopes/0", "/key/features/0"];
+    let places = [
+        "/key/family",
+        "/key/mode",
+        "/key/scopes/0",
+        "/key/features/0",
+    ];
     let (client, _server) = newer(said::valid(), &places).await;
-    let key = client.verify("ck_test_EXAMPLE1").await.unwrap().into_result().unwrap().key;
+    let key = client
+        .verify("ck_test_EXAMPLE1")
+        .await
+        .unwrap()
+        .into_result()
+        .unwrap()
+        .key;
     assert!(is_new(&key.family) && is_new(&key.mode) && is_new(&key.features.unwrap()[0]));
 
-    let (client, _server) = newer(said::whoami(), &["/family", "/mode", "/status", "/scopes/0"]).await;
+    let (client, _server) = newer(
+        said::whoami(),
+        &["/family", "/mode", "/status", "/scopes/0"],
+    )
+    .await;
     let me = client.whoami().await.unwrap();
     assert!(is_new(&me.family) && is_new(&me.mode) && is_new(&me.status));
 
     let (client, _server) = newer(said::introspected(), &["/mode"]).await;
-    assert!(is_new(&client.introspect("ck_test_EXAMPLE1").await.unwrap().mode.unwrap()));
+    assert!(is_new(
+        &client
+            .introspect("ck_test_EXAMPLE1")
+            .await
+            .unwrap()
+            .mode
+            .unwrap()
+    ));
 
     // Who verifies from memory must not guess what a word means: there it is refused.
-    for place in ["/key/family", "/key/mode", "/key/features/0", "/key/operating_model"] {
+    for place in [
+        "/key/family",
+        "/key/mode",
+        "/key/features/0",
+        "/key/operating_model",
+    ] {
         let (client, _server) = newer(said::found(), &[place]).await;
-        let error = refused(client.subscription().lookup(tollkey_client::Digest::of("ck_test_EXAMPLE1")).await);
+        let error = refused(
+            client
+                .subscription()
+                .lookup(tollkey_client::Digest::of("ck_test_EXAMPLE1"))
+                .await,
+        );
         assert_eq!(error.kind(), ErrorKind::Unreadable, "{place}");
     }
     // A change of a new sort is told as it is.
     let (client, _server) = newer(said::news(), &["/changes/0/type"]).await;
-    let news = client.subscription().poll(VerifierId::from_bytes([7; 16])).await.unwrap();
+    let news = client
+        .subscription()
+        .poll(VerifierId::from_bytes([7; 16]))
+        .await
+        .unwrap();
     assert_eq!(news.changes.unwrap()[0].kind, "brand_new");
 }
 
@@ -373,7 +597,10 @@ async fn a_denial_that_is_not_known_denies() {
     let verdict = server.client().verify("ck_test_EXAMPLE1").await.unwrap();
     assert!(!verdict.is_valid());
     let denied = verdict.into_result().unwrap_err();
-    assert_eq!((denied.code.known(), denied.code.as_str()), (None, "brand_new"));
+    assert_eq!(
+        (denied.code.known(), denied.code.as_str()),
+        (None, "brand_new")
+    );
 }
 
 #[tokio::test]
@@ -385,7 +612,10 @@ async fn who_says_no_and_shows_the_key_says_no() {
     let server = Server::answering([json_answer(200, &body), json_answer(200, &batch)]).await;
     let client = server.client();
     let one = client.verify("ck_test_EXAMPLE1").await.unwrap();
-    let several = client.verify_batch([Question::new("ck_test_EXAMPLE1")]).await.unwrap();
+    let several = client
+        .verify_batch([Question::new("ck_test_EXAMPLE1")])
+        .await
+        .unwrap();
     for verdict in [&one, &several[0]] {
         assert!(!verdict.is_valid() && verdict.key().is_none());
         assert_eq!(verdict.code(), "revoked");
@@ -410,36 +640,64 @@ async fn a_yes_that_is_not_plain_is_no_answer() {
         let batch = json!({"results": [body]});
         let server = Server::answering([json_answer(200, &body), json_answer(200, &batch)]).await;
         let client = server.client();
-        assert_eq!(refused(client.verify("ck_test_EXAMPLE1").await).kind(), ErrorKind::Unreadable, "{body}");
-        let several = client.verify_batch([Question::new("ck_test_EXAMPLE1")]).await;
+        assert_eq!(
+            refused(client.verify("ck_test_EXAMPLE1").await).kind(),
+            ErrorKind::Unreadable,
+            "{body}"
+        );
+        let several = client
+            .verify_batch([Question::new("ck_test_EXAMPLE1")])
+            .await;
         assert_eq!(refused(several).kind(), ErrorKind::Unreadable, "{body}");
     }
     // `valid` twice: no parser may choose.
     let twice = r#"{"valid": false, "code": "revoked", "valid": true}"#;
     let server = Server::responding(answer(200, "application/json", twice)).await;
-    assert_eq!(refused(server.client().verify("ck_test_EXAMPLE1").await).kind(), ErrorKind::Unreadable);
+    assert_eq!(
+        refused(server.client().verify("ck_test_EXAMPLE1").await).kind(),
+        ErrorKind::Unreadable
+    );
 }
 
 #[tokio::test]
 async fn there_are_as_many_verdicts_as_questions() {
-    let questions = || [Question::new("ck_test_EXAMPLE1"), Question::new("ck_test_EXAMPLE2")];
+    let questions = || {
+        [
+            Question::new("ck_test_EXAMPLE1"),
+            Question::new("ck_test_EXAMPLE2"),
+        ]
+    };
     for count in [0, 1, 3] {
         let body = json!({"results": vec![said::valid(); count]});
         let server = Server::responding(json_answer(200, &body)).await;
         let error = refused(server.persistent().verify_batch(questions()).await);
-        assert_eq!((error.kind(), error.attempts()), (ErrorKind::Unreadable, 1), "{count}");
+        assert_eq!(
+            (error.kind(), error.attempts()),
+            (ErrorKind::Unreadable, 1),
+            "{count}"
+        );
         let why = "200: there are not as many answers as questions";
-        assert_eq!(error.to_string(), format!("POST /api/v1/verify/batch: {why} ({REQUEST_ID})"));
+        assert_eq!(
+            error.to_string(),
+            format!("POST /api/v1/verify/batch: {why} ({REQUEST_ID})")
+        );
     }
     let body = json!({"results": [said::invalid("expired"), said::valid()]});
     let server = Server::responding(json_answer(200, &body)).await;
     let verdicts = server.client().verify_batch(questions()).await.unwrap();
-    assert_eq!(verdicts.iter().map(VerifyResponse::code).collect::<Vec<_>>(), ["expired", "valid"]);
+    assert_eq!(
+        verdicts
+            .iter()
+            .map(VerifyResponse::code)
+            .collect::<Vec<_>>(),
+        ["expired", "valid"]
+    );
 }
 
 #[tokio::test]
 async fn a_publishable_key_learns_little_and_others_all() {
-    let little = json!({"id": said::KEY, "family": "publishable", "mode": "live", "status": "active"});
+    let little =
+        json!({"id": said::KEY, "family": "publishable", "mode": "live", "status": "active"});
     let server = Server::responding(json_answer(200, &little)).await;
     let me = server.client().whoami().await.unwrap();
     assert_eq!(me.rest, None);
@@ -447,7 +705,10 @@ async fn a_publishable_key_learns_little_and_others_all() {
     let mut broken = said::whoami();
     broken["scopes"] = json!("sessions:write");
     let server = Server::responding(json_answer(200, &broken)).await;
-    assert_eq!(refused(server.client().whoami().await).kind(), ErrorKind::Unreadable);
+    assert_eq!(
+        refused(server.client().whoami().await).kind(),
+        ErrorKind::Unreadable
+    );
 }
 
 #[tokio::test]
@@ -455,7 +716,22 @@ async fn another_credential_is_shown_to_the_same_server_alone() {
     let server = Server::responding(json_answer(200, &said::whoami())).await;
     let client = server.client();
     client.whoami().await.unwrap();
-    client.with_auth(Auth::key("ck_test_EXAMPLE1")).whoami().await.unwrap();
-    let shown: Vec<_> = server.asked().await.iter().map(|request| only_header(request, "authorization")).collect();
-    assert_eq!(shown, [format!("Bearer {TOKEN}"), "Bearer ck_test_EXAMPLE1".to_owned()]);
+    client
+        .with_auth(Auth::key("ck_test_EXAMPLE1"))
+        .whoami()
+        .await
+        .unwrap();
+    let shown: Vec<_> = server
+        .asked()
+        .await
+        .iter()
+        .map(|request| only_header(request, "authorization"))
+        .collect();
+    assert_eq!(
+        shown,
+        [
+            format!("Bearer {TOKEN}"),
+            "Bearer ck_test_EXAMPLE1".to_owned()
+        ]
+    );
 }

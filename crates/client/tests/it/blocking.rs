@@ -22,7 +22,9 @@ fn answering(answers: impl IntoIterator<Item = ResponseTemplate>) -> Server {
 }
 
 fn responding(respond: impl wiremock::Respond + 'static) -> Server {
-    Runtime::new().unwrap().block_on(Server::responding(respond))
+    Runtime::new()
+        .unwrap()
+        .block_on(Server::responding(respond))
 }
 
 fn asked(server: &Server) -> Vec<Request> {
@@ -37,22 +39,46 @@ fn me() -> ResponseTemplate {
 fn a_call_is_sent_without_a_runtime() {
     let server = answering([json_answer(201, &said::created_commerce_key()), me()]);
     let client = server.client();
-    let created = client.commerce().api_keys().create("Key").scopes([Scope::LINKS_READ]).send_blocking().unwrap();
+    let created = client
+        .commerce()
+        .api_keys()
+        .create("Key")
+        .scopes([Scope::LINKS_READ])
+        .send_blocking()
+        .unwrap();
     assert_eq!(created.api_key.expose(), "ck_test_EXAMPLE1");
     assert_eq!(client.whoami().send_blocking().unwrap().id, said::KEY);
     let asked = asked(&server);
     assert_eq!(target(&asked[0]), "/api/v1/api-keys");
     let body: Value = asked[0].body_json().unwrap();
-    assert_eq!(body, json!({"name": "Key", "scope": "commerce", "scopes": ["links:read"]}));
-    assert_eq!(only_header(&asked[1], "authorization"), format!("Bearer {TOKEN}"));
+    assert_eq!(
+        body,
+        json!({"name": "Key", "scope": "commerce", "scopes": ["links:read"]})
+    );
+    assert_eq!(
+        only_header(&asked[1], "authorization"),
+        format!("Bearer {TOKEN}")
+    );
 }
 
 #[test]
 fn it_is_sent_again_with_the_same_idempotency_key() {
     let unavailable = || problem(503, "unavailable", "temporarily unavailable");
-    let server = answering([unavailable(), unavailable(), json_answer(201, &said::application())]);
-    server.persistent().applications().create("Shop").send_blocking().unwrap();
-    let keys: Vec<_> = asked(&server).iter().map(|request| only_header(request, "idempotency-key")).collect();
+    let server = answering([
+        unavailable(),
+        unavailable(),
+        json_answer(201, &said::application()),
+    ]);
+    server
+        .persistent()
+        .applications()
+        .create("Shop")
+        .send_blocking()
+        .unwrap();
+    let keys: Vec<_> = asked(&server)
+        .iter()
+        .map(|request| only_header(request, "idempotency-key"))
+        .collect();
     assert_eq!(keys.len(), 3);
     assert!(keys.iter().all(|key| *key == keys[0]), "{keys:?}");
 }
@@ -69,7 +95,11 @@ fn it_fails_as_other_calls_do() {
     let error = refused(server.client().applications().delete("").send_blocking());
     assert_eq!(error.kind(), ErrorKind::Argument);
     let server = responding(me().set_delay(Duration::from_millis(500)));
-    let client = server.builder().timeout(Duration::from_millis(50)).build().unwrap();
+    let client = server
+        .builder()
+        .timeout(Duration::from_millis(50))
+        .build()
+        .unwrap();
     assert!(refused(client.whoami().send_blocking()).is_timeout());
 }
 
@@ -81,27 +111,55 @@ fn a_token_can_be_asked_for() {
         tokio::time::sleep(Duration::from_millis(1)).await;
         Ok::<_, std::io::Error>(Secret::new("asked for"))
     });
-    server.client().with_auth(auth).whoami().send_blocking().unwrap();
-    assert_eq!(only_header(&asked(&server)[0], "authorization"), "Bearer asked for");
+    server
+        .client()
+        .with_auth(auth)
+        .whoami()
+        .send_blocking()
+        .unwrap();
+    assert_eq!(
+        only_header(&asked(&server)[0], "authorization"),
+        "Bearer asked for"
+    );
 }
 
 #[test]
 fn items_are_fetched_as_they_are_asked_for() {
-    let page = |next| json_answer(200, &said::list_envelope(&json!([said::account_key(), said::account_key()]), next));
+    let page = |next| {
+        json_answer(
+            200,
+            &said::list_envelope(&json!([said::account_key(), said::account_key()]), next),
+        )
+    };
     let server = answering([page(Some("c1")), page(None)]);
-    let mut items = server.client().account().api_keys().list().limit(2).items_blocking();
+    let mut items = server
+        .client()
+        .account()
+        .api_keys()
+        .list()
+        .limit(2)
+        .items_blocking();
     assert!(asked(&server).is_empty());
     assert!(items.next().unwrap().is_ok() && items.next().unwrap().is_ok());
     assert_eq!(asked(&server).len(), 1);
     assert_eq!(items.by_ref().map(Result::unwrap).count(), 2);
     assert!(items.next().is_none());
     let targets: Vec<_> = asked(&server).iter().map(target).collect();
-    assert_eq!(targets, ["/api/v1/account/api-keys?limit=2", "/api/v1/account/api-keys?limit=2&cursor=c1"]);
+    assert_eq!(
+        targets,
+        [
+            "/api/v1/account/api-keys?limit=2",
+            "/api/v1/account/api-keys?limit=2&cursor=c1"
+        ]
+    );
 }
 
 #[test]
 fn items_end_with_the_first_error() {
-    let first = json_answer(200, &said::list_envelope(&json!([said::account_key()]), Some("c1")));
+    let first = json_answer(
+        200,
+        &said::list_envelope(&json!([said::account_key()]), Some("c1")),
+    );
     let server = answering([first, problem(401, "invalid_token", "the token has ended")]);
     let mut items = server.client().account().api_keys().list().items_blocking();
     assert!(items.next().unwrap().is_ok());
@@ -113,15 +171,44 @@ fn items_end_with_the_first_error() {
 fn every_list_has_them() {
     let server = responding(json_answer(200, &json!([])));
     let client = server.client();
-    assert_eq!(client.commerce().api_keys().list().items_blocking().count(), 0);
+    assert_eq!(
+        client.commerce().api_keys().list().items_blocking().count(),
+        0
+    );
     assert_eq!(client.audit_log().list().items_blocking().count(), 0);
     let mut page = said::numbered_page(&json!([]));
     page["page"] = json!(1);
     let server = responding(json_answer(200, &page));
-    assert_eq!(server.client().applications().list().items_blocking().count(), 0);
-    assert_eq!(server.client().applications().api_keys("app").list().items_blocking().count(), 0);
+    assert_eq!(
+        server
+            .client()
+            .applications()
+            .list()
+            .items_blocking()
+            .count(),
+        0
+    );
+    assert_eq!(
+        server
+            .client()
+            .applications()
+            .api_keys("app")
+            .list()
+            .items_blocking()
+            .count(),
+        0
+    );
     let server = responding(json_answer(200, &said::list_envelope(&json!([]), None)));
-    assert_eq!(server.client().account().audit_log().list().items_blocking().count(), 0);
+    assert_eq!(
+        server
+            .client()
+            .account()
+            .audit_log()
+            .list()
+            .items_blocking()
+            .count(),
+        0
+    );
 }
 
 #[test]
@@ -134,7 +221,10 @@ fn threads_share_a_client() {
             let client = client.clone();
             scope.spawn(move || {
                 for call in 0..5 {
-                    let verdict = client.verify(format!("ck_test_EXAMPLE{thread}{call}")).send_blocking().unwrap();
+                    let verdict = client
+                        .verify(format!("ck_test_EXAMPLE{thread}{call}"))
+                        .send_blocking()
+                        .unwrap();
                     assert_eq!(verdict.code(), "expired");
                 }
             });
@@ -145,7 +235,10 @@ fn threads_share_a_client() {
 
 #[test]
 fn an_iterator_moves_to_another_thread_and_outlives_its_client() {
-    let server = answering([json_answer(200, &json!([said::commerce_key(), said::commerce_key()]))]);
+    let server = answering([json_answer(
+        200,
+        &json!([said::commerce_key(), said::commerce_key()]),
+    )]);
     let mut items = {
         let client = server.client();
         client.commerce().api_keys().list().items_blocking()
@@ -159,8 +252,18 @@ fn an_http_client_of_one_s_own_is_used_here_too() {
     let server = answering([me()]);
     let mut headers = reqwest::header::HeaderMap::new();
     headers.insert("x-of-one-s-own", "yes".parse().unwrap());
-    let own = reqwest::Client::builder().default_headers(headers).build().unwrap();
-    server.builder().http_client(own).build().unwrap().whoami().send_blocking().unwrap();
+    let own = reqwest::Client::builder()
+        .default_headers(headers)
+        .build()
+        .unwrap();
+    server
+        .builder()
+        .http_client(own)
+        .build()
+        .unwrap()
+        .whoami()
+        .send_blocking()
+        .unwrap();
     assert_eq!(only_header(&asked(&server)[0], "x-of-one-s-own"), "yes");
 }
 
@@ -171,7 +274,9 @@ async fn a_blocking_thread_of_a_runtime_may() {
     // One and the same client in both ways.
     client.whoami().await.unwrap();
     let kept = client.clone();
-    let id = tokio::task::spawn_blocking(move || kept.whoami().send_blocking().unwrap().id).await.unwrap();
+    let id = tokio::task::spawn_blocking(move || kept.whoami().send_blocking().unwrap().id)
+        .await
+        .unwrap();
     assert_eq!(id, said::KEY);
     client.whoami().await.unwrap();
     assert_eq!(server.asked().await.len(), 3);
@@ -198,5 +303,7 @@ async fn a_worker_of_a_runtime_may_not() {
     // And no harm was done.
     client.whoami().await.unwrap();
     let kept: Client = client.clone();
-    tokio::task::spawn_blocking(move || kept.whoami().send_blocking().unwrap()).await.unwrap();
+    tokio::task::spawn_blocking(move || kept.whoami().send_blocking().unwrap())
+        .await
+        .unwrap();
 }

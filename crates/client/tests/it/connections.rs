@@ -27,7 +27,12 @@ fn me() -> Does {
 #[tokio::test]
 async fn new_connections_are_separate_from_the_old_ones() {
     let wire = Wire::that([me()]).await;
-    let client = wire.builder().header("x-team", "checkout").build().unwrap().for_account("acme");
+    let client = wire
+        .builder()
+        .header("x-team", "checkout")
+        .build()
+        .unwrap()
+        .for_account("acme");
     for _ in 0..2 {
         client.commerce().api_keys().list().await.unwrap_err();
     }
@@ -40,16 +45,32 @@ async fn new_connections_are_separate_from_the_old_ones() {
     // Everything else stays.
     let heard = wire.heard();
     assert_eq!(heard.len(), 5);
-    assert!(heard.iter().all(|request| *request == heard[0]), "{heard:?}");
-    assert!(heard[0].contains("account=acme") && heard[0].contains("x-team: checkout"), "{}", heard[0]);
+    assert!(
+        heard.iter().all(|request| *request == heard[0]),
+        "{heard:?}"
+    );
+    assert!(
+        heard[0].contains("account=acme") && heard[0].contains("x-team: checkout"),
+        "{}",
+        heard[0]
+    );
 }
 
 #[tokio::test]
 async fn pool_of_a_given_http_client_is_shared() {
     let wire = Wire::that([me()]).await;
-    let client: Client = wire.builder().http_client(reqwest::Client::new()).build().unwrap();
+    let client: Client = wire
+        .builder()
+        .http_client(reqwest::Client::new())
+        .build()
+        .unwrap();
     client.whoami().await.unwrap();
-    client.with_new_connections().unwrap().whoami().await.unwrap();
+    client
+        .with_new_connections()
+        .unwrap()
+        .whoami()
+        .await
+        .unwrap();
     assert_eq!(wire.connections(), 1);
 }
 
@@ -61,7 +82,12 @@ async fn blocking_calls_get_new_connections_too() {
         client.whoami().send_blocking().unwrap();
         let before = wire.connections();
         // On a busy machine the connection may not be back in the pool, so a second call of `client` would prove nothing.
-        client.with_new_connections().unwrap().whoami().send_blocking().unwrap();
+        client
+            .with_new_connections()
+            .unwrap()
+            .whoami()
+            .send_blocking()
+            .unwrap();
         wire.connections() - before
     });
     assert_eq!(opened.await.unwrap(), 1);
@@ -69,21 +95,32 @@ async fn blocking_calls_get_new_connections_too() {
 
 /// A server of HTTP/1.1 behind a proxy. Its responses take a moment, so that calls at the same time need a connection each.
 async fn http1() -> (Server, Proxy) {
-    let server = Server::responding(json_answer(200, &said::whoami()).set_delay(Duration::from_millis(50))).await;
+    let server =
+        Server::responding(json_answer(200, &said::whoami()).set_delay(Duration::from_millis(50)))
+            .await;
     let proxy = Proxy::to(&[server.address()]).await;
     (server, proxy)
 }
 
 /// Opens as many connections as there are calls.
 async fn call_at_once(client: &Client) -> Vec<Result<(), ErrorKind>> {
-    let calls = (0..IDLE).map(|_| async { client.whoami().await.map(drop).map_err(|error| error.kind()) });
+    let calls = (0..IDLE).map(|_| async {
+        client
+            .whoami()
+            .await
+            .map(drop)
+            .map_err(|error| error.kind())
+    });
     join_all(calls).await
 }
 
 #[tokio::test]
 async fn silent_http1_connections_fail_one_attempt() {
     let (_server, proxy) = http1().await;
-    let client = builder(&format!("http://{}", proxy.address)).timeout(ATTEMPT).build().unwrap();
+    let client = builder(&format!("http://{}", proxy.address))
+        .timeout(ATTEMPT)
+        .build()
+        .unwrap();
     assert_eq!(call_at_once(&client).await, [Ok(()); IDLE]);
     assert_eq!(proxy.opened(), IDLE);
     proxy.silence();
@@ -99,7 +136,10 @@ async fn silent_http1_connections_fail_one_attempt() {
 #[tokio::test]
 async fn calls_at_once_on_silent_connections_fail_together() {
     let (_server, proxy) = http1().await;
-    let client = builder(&format!("http://{}", proxy.address)).timeout(ATTEMPT).build().unwrap();
+    let client = builder(&format!("http://{}", proxy.address))
+        .timeout(ATTEMPT)
+        .build()
+        .unwrap();
     assert_eq!(call_at_once(&client).await, [Ok(()); IDLE]);
     proxy.silence();
     assert_eq!(call_at_once(&client).await, [Err(ErrorKind::Timeout); IDLE]);
@@ -111,7 +151,11 @@ async fn calls_at_once_on_silent_connections_fail_together() {
 #[tokio::test]
 async fn repeat_after_silence_uses_a_new_connection() {
     let (_server, proxy) = http1().await;
-    let client = builder(&format!("http://{}", proxy.address)).timeout(ATTEMPT).max_retries(1).build().unwrap();
+    let client = builder(&format!("http://{}", proxy.address))
+        .timeout(ATTEMPT)
+        .max_retries(1)
+        .build()
+        .unwrap();
     call_at_once(&client).await;
     proxy.silence();
     client.whoami().await.unwrap();
@@ -120,7 +164,11 @@ async fn repeat_after_silence_uses_a_new_connection() {
 #[tokio::test]
 async fn deadline_on_a_silent_connection_opens_a_new_one() {
     let (_server, proxy) = http1().await;
-    let client = builder(&format!("http://{}", proxy.address)).timeout(LIMIT).deadline(ATTEMPT).build().unwrap();
+    let client = builder(&format!("http://{}", proxy.address))
+        .timeout(LIMIT)
+        .deadline(ATTEMPT)
+        .build()
+        .unwrap();
     call_at_once(&client).await;
     proxy.silence();
     assert_eq!(refused(client.whoami().await).kind(), ErrorKind::Timeout);
@@ -130,17 +178,25 @@ async fn deadline_on_a_silent_connection_opens_a_new_one() {
 #[tokio::test]
 async fn call_that_its_caller_drops_opens_a_new_connection() {
     let (_server, proxy) = http1().await;
-    let client = builder(&format!("http://{}", proxy.address)).timeout(LIMIT).build().unwrap();
+    let client = builder(&format!("http://{}", proxy.address))
+        .timeout(LIMIT)
+        .build()
+        .unwrap();
     call_at_once(&client).await;
     proxy.silence();
-    timeout(Duration::from_millis(1200), client.whoami().send()).await.unwrap_err();
+    timeout(Duration::from_millis(1200), client.whoami().send())
+        .await
+        .unwrap_err();
     client.whoami().await.unwrap();
 }
 
 #[tokio::test]
 async fn blocking_calls_leave_silent_connections_too() {
     let (_server, proxy) = http1().await;
-    let client = builder(&format!("http://{}", proxy.address)).timeout(ATTEMPT).build().unwrap();
+    let client = builder(&format!("http://{}", proxy.address))
+        .timeout(ATTEMPT)
+        .build()
+        .unwrap();
     let calls = tokio::task::spawn_blocking(move || {
         std::thread::scope(|scope| {
             for _ in 0..IDLE {
@@ -148,7 +204,10 @@ async fn blocking_calls_leave_silent_connections_too() {
             }
         });
         proxy.silence();
-        assert_eq!(refused(client.whoami().send_blocking()).kind(), ErrorKind::Timeout);
+        assert_eq!(
+            refused(client.whoami().send_blocking()).kind(),
+            ErrorKind::Timeout
+        );
         for _ in 0..2 * IDLE {
             client.whoami().send_blocking().unwrap();
         }
@@ -159,17 +218,28 @@ async fn blocking_calls_leave_silent_connections_too() {
 #[tokio::test]
 async fn new_connections_work_while_the_old_ones_are_silent() {
     let (_server, proxy) = http1().await;
-    let client = builder(&format!("http://{}", proxy.address)).timeout(ATTEMPT).build().unwrap();
+    let client = builder(&format!("http://{}", proxy.address))
+        .timeout(ATTEMPT)
+        .build()
+        .unwrap();
     client.whoami().await.unwrap();
     proxy.silence();
-    client.with_new_connections().unwrap().whoami().await.unwrap();
+    client
+        .with_new_connections()
+        .unwrap()
+        .whoami()
+        .await
+        .unwrap();
 }
 
 #[tokio::test]
 async fn damaged_response_to_a_creation_is_read_again() {
     let server = Server::responding(json_answer(201, &said::created_commerce_key())).await;
     let proxy = Proxy::to(&[server.address()]).await;
-    let client = builder(&format!("http://{}", proxy.address)).max_retries(2).build().unwrap();
+    let client = builder(&format!("http://{}", proxy.address))
+        .max_retries(2)
+        .build()
+        .unwrap();
     proxy.damage();
     let created = client.commerce().api_keys().create("Key").await.unwrap();
     assert_eq!(created.api_key.expose(), "ck_test_EXAMPLE1");
@@ -180,7 +250,8 @@ async fn damaged_response_to_a_creation_is_read_again() {
 async fn http2() -> (Http2Server, Proxy, tollkey_client::ClientBuilder) {
     let server = Http2Server::start(&Certificate::read()).await;
     let proxy = Proxy::to(&[server.address]).await;
-    let client = builder(&format!("https://localhost:{}", proxy.address.port())).timeout(10 * LIMIT);
+    let client =
+        builder(&format!("https://localhost:{}", proxy.address.port())).timeout(10 * LIMIT);
     (server, proxy, client)
 }
 
@@ -207,7 +278,9 @@ async fn http2_while_idle() {
     assert_eq!(call_at_once(&client).await, [Ok(()); IDLE]);
     assert_eq!((proxy.opened(), server.requests()), (1, IDLE + 1));
     proxy.silence();
-    timeout(LIMIT, proxy.closed(1)).await.expect("no PING is acknowledged");
+    timeout(LIMIT, proxy.closed(1))
+        .await
+        .expect("no PING is acknowledged");
     client.whoami().await.unwrap();
     assert_eq!(proxy.opened(), 2);
 }
@@ -225,13 +298,22 @@ async fn http2_during_a_call() {
     client.whoami().await.unwrap();
     proxy.silence();
     // Far sooner than the attempt may take.
-    let error = timeout(LIMIT, client.whoami().send()).await.expect("no PING is acknowledged").unwrap_err();
-    assert!(error.is_timeout() && error.may_have_been_done(), "{error:?}");
+    let error = timeout(LIMIT, client.whoami().send())
+        .await
+        .expect("no PING is acknowledged")
+        .unwrap_err();
+    assert!(
+        error.is_timeout() && error.may_have_been_done(),
+        "{error:?}"
+    );
     client.whoami().await.unwrap();
     // And with a repeat, no call fails.
     let client = client.with_max_retries(1);
     proxy.silence();
-    timeout(LIMIT, client.whoami().send()).await.unwrap().unwrap();
+    timeout(LIMIT, client.whoami().send())
+        .await
+        .unwrap()
+        .unwrap();
     assert_eq!(proxy.opened(), 3);
 }
 
@@ -263,7 +345,9 @@ async fn http2_with_acknowledged_pings() {
     let client = client.build().unwrap();
     client.whoami().await.unwrap();
     // Longer than a PING and its acknowledgment may take.
-    timeout(Duration::from_secs(5), proxy.closed(1)).await.unwrap_err();
+    timeout(Duration::from_secs(5), proxy.closed(1))
+        .await
+        .unwrap_err();
     client.whoami().await.unwrap();
     assert_eq!(proxy.opened(), 1);
 }

@@ -46,7 +46,13 @@ async fn ids(mut listing: Listing<commerce::Key>) -> Vec<String> {
 
 #[tokio::test]
 async fn items_come_from_page_after_page_with_what_was_set() {
-    let answers = || [linked(&["a", "b"], &next("c%2B1")), linked(&["c", "d"], &next("c2")), last(&["e"])];
+    let answers = || {
+        [
+            linked(&["a", "b"], &next("c%2B1")),
+            linked(&["c", "d"], &next("c2")),
+            last(&["e"]),
+        ]
+    };
     let expected = [
         "/api/v1/api-keys?account=acme&scope=commerce&limit=2",
         "/api/v1/api-keys?account=acme&scope=commerce&limit=2&cursor=c%2B1",
@@ -54,13 +60,30 @@ async fn items_come_from_page_after_page_with_what_was_set() {
     ];
     let server = Server::answering(answers()).await;
     let client = server.client().for_account("acme");
-    assert_eq!(ids(client.commerce().api_keys().list().limit(2).items()).await, ["a", "b", "c", "d", "e"]);
+    assert_eq!(
+        ids(client.commerce().api_keys().list().limit(2).items()).await,
+        ["a", "b", "c", "d", "e"]
+    );
     assert_eq!(targets(&server).await, expected);
 
     let server = Server::answering(answers()).await;
     let client = server.client().for_account("acme");
-    let pages: Vec<_> = client.commerce().api_keys().list().limit(2).pages().try_collect().await.unwrap();
-    assert_eq!(pages.iter().map(|page| page.items.len()).collect::<Vec<_>>(), [2, 2, 1]);
+    let pages: Vec<_> = client
+        .commerce()
+        .api_keys()
+        .list()
+        .limit(2)
+        .pages()
+        .try_collect()
+        .await
+        .unwrap();
+    assert_eq!(
+        pages
+            .iter()
+            .map(|page| page.items.len())
+            .collect::<Vec<_>>(),
+        [2, 2, 1]
+    );
     assert_eq!(pages[0].next_cursor.as_deref(), Some("c+1"));
     assert_eq!(pages[2].next_cursor, None);
     assert_eq!(targets(&server).await, expected);
@@ -69,9 +92,19 @@ async fn items_come_from_page_after_page_with_what_was_set() {
 #[tokio::test]
 async fn a_list_may_begin_in_the_middle() {
     let server = Server::answering([linked(&["c"], &next("c3")), last(&["d"])]).await;
-    let listed = ids(server.client().commerce().api_keys().list().cursor("c2").items()).await;
+    let listed = ids(server
+        .client()
+        .commerce()
+        .api_keys()
+        .list()
+        .cursor("c2")
+        .items())
+    .await;
     assert_eq!(listed, ["c", "d"]);
-    let expected = ["/api/v1/api-keys?scope=commerce&cursor=c2", "/api/v1/api-keys?scope=commerce&cursor=c3"];
+    let expected = [
+        "/api/v1/api-keys?scope=commerce&cursor=c2",
+        "/api/v1/api-keys?scope=commerce&cursor=c3",
+    ];
     assert_eq!(targets(&server).await, expected);
 }
 
@@ -80,7 +113,13 @@ async fn a_page_by_itself_says_how_it_goes_on() {
     let server = Server::answering([linked(&["a", "b"], &next("c1")), last(&[])]).await;
     let list = server.client().commerce().api_keys().list();
     let page = list.clone().await.unwrap();
-    assert_eq!((&page).into_iter().map(|key| key.key_id.as_str()).collect::<Vec<_>>(), ["a", "b"]);
+    assert_eq!(
+        (&page)
+            .into_iter()
+            .map(|key| key.key_id.as_str())
+            .collect::<Vec<_>>(),
+        ["a", "b"]
+    );
     let cursor = page.next_cursor.clone().expect("it goes on");
     assert_eq!(page.into_iter().count(), 2);
     let page = list.cursor(cursor).await.unwrap();
@@ -101,12 +140,30 @@ async fn nothing_is_fetched_before_it_is_read_nor_more_than_is_read() {
 
 #[tokio::test]
 async fn as_many_are_collected_as_were_asked_for() {
-    let rows: [(usize, &[&str], usize); 5] =
-        [(0, &[], 0), (1, &["a"], 1), (2, &["a", "b"], 1), (3, &["a", "b", "c"], 2), (99, &["a", "b", "c", "d"], 2)];
+    let rows: [(usize, &[&str], usize); 5] = [
+        (0, &[], 0),
+        (1, &["a"], 1),
+        (2, &["a", "b"], 1),
+        (3, &["a", "b", "c"], 2),
+        (99, &["a", "b", "c", "d"], 2),
+    ];
     for (most, expected, asked) in rows {
         let server = Server::answering([linked(&["a", "b"], &next("c1")), last(&["c", "d"])]).await;
-        let keys = server.client().commerce().api_keys().list().items().collect_up_to(most).await.unwrap();
-        assert_eq!(keys.iter().map(|key| key.key_id.as_str()).collect::<Vec<_>>(), expected);
+        let keys = server
+            .client()
+            .commerce()
+            .api_keys()
+            .list()
+            .items()
+            .collect_up_to(most)
+            .await
+            .unwrap();
+        assert_eq!(
+            keys.iter()
+                .map(|key| key.key_id.as_str())
+                .collect::<Vec<_>>(),
+            expected
+        );
         assert_eq!(server.asked().await.len(), asked, "{most}");
     }
 }
@@ -115,25 +172,53 @@ async fn as_many_are_collected_as_were_asked_for() {
 async fn a_listing_is_a_stream() {
     let server = Server::answering([linked(&["a", "b"], &next("c1")), last(&["c"])]).await;
     let items = server.client().commerce().api_keys().list().items();
-    let ids: Vec<_> = items.map_ok(|key| key.key_id).take(3).try_collect().await.unwrap();
+    let ids: Vec<_> = items
+        .map_ok(|key| key.key_id)
+        .take(3)
+        .try_collect()
+        .await
+        .unwrap();
     assert_eq!(ids, ["a", "b", "c"]);
 }
 
 #[tokio::test]
 async fn an_empty_page_in_the_middle_ends_nothing() {
-    let server = Server::answering([linked(&[], &next("c1")), linked(&[], &next("c2")), last(&["a"])]).await;
-    assert_eq!(ids(server.client().commerce().api_keys().list().items()).await, ["a"]);
+    let server = Server::answering([
+        linked(&[], &next("c1")),
+        linked(&[], &next("c2")),
+        last(&["a"]),
+    ])
+    .await;
+    assert_eq!(
+        ids(server.client().commerce().api_keys().list().items()).await,
+        ["a"]
+    );
     let server = Server::answering([last(&[])]).await;
-    assert!(ids(server.client().commerce().api_keys().list().items()).await.is_empty());
+    assert!(
+        ids(server.client().commerce().api_keys().list().items())
+            .await
+            .is_empty()
+    );
     let server = Server::answering([last(&[])]).await;
-    let pages = server.client().commerce().api_keys().list().pages().collect_up_to(9).await.unwrap();
+    let pages = server
+        .client()
+        .commerce()
+        .api_keys()
+        .list()
+        .pages()
+        .collect_up_to(9)
+        .await
+        .unwrap();
     assert_eq!(pages.len(), 1);
 }
 
 #[tokio::test]
 async fn an_error_in_the_middle_ends_the_list() {
-    let server =
-        Server::answering([linked(&["a"], &next("c1")), problem(401, "invalid_token", "the token has ended")]).await;
+    let server = Server::answering([
+        linked(&["a"], &next("c1")),
+        problem(401, "invalid_token", "the token has ended"),
+    ])
+    .await;
     let mut items = server.client().commerce().api_keys().list().items();
     assert_eq!(items.next().await.unwrap().unwrap().key_id, "a");
     let error = refused(items.next().await.unwrap());
@@ -141,19 +226,38 @@ async fn an_error_in_the_middle_ends_the_list() {
     assert!(items.next().await.is_none() && items.next().await.is_none());
     assert_eq!(server.asked().await.len(), 2);
 
-    let server =
-        Server::answering([linked(&["a"], &next("c1")), problem(401, "invalid_token", "the token has ended")]).await;
-    let collected = server.client().commerce().api_keys().list().items().collect_up_to(9).await;
+    let server = Server::answering([
+        linked(&["a"], &next("c1")),
+        problem(401, "invalid_token", "the token has ended"),
+    ])
+    .await;
+    let collected = server
+        .client()
+        .commerce()
+        .api_keys()
+        .list()
+        .items()
+        .collect_up_to(9)
+        .await;
     assert!(refused(collected).is_unauthorized());
 }
 
 #[tokio::test]
 async fn each_page_is_sent_again_by_itself() {
     let unavailable = || problem(503, "unavailable", "temporarily unavailable");
-    let answers =
-        [unavailable(), unavailable(), linked(&["a"], &next("c1")), unavailable(), unavailable(), last(&["b"])];
+    let answers = [
+        unavailable(),
+        unavailable(),
+        linked(&["a"], &next("c1")),
+        unavailable(),
+        unavailable(),
+        last(&["b"]),
+    ];
     let server = Server::answering(answers).await;
-    assert_eq!(ids(server.persistent().commerce().api_keys().list().items()).await, ["a", "b"]);
+    assert_eq!(
+        ids(server.persistent().commerce().api_keys().list().items()).await,
+        ["a", "b"]
+    );
 }
 
 #[tokio::test]
@@ -163,7 +267,10 @@ async fn a_list_that_stays_where_it_is_ends_with_an_error() {
     let mut items = server.client().commerce().api_keys().list().items();
     assert_eq!(items.next().await.unwrap().unwrap().key_id, "a");
     let error = refused(items.next().await.unwrap());
-    assert_eq!((error.kind(), error.status()), (ErrorKind::Unreadable, Some(200)));
+    assert_eq!(
+        (error.kind(), error.status()),
+        (ErrorKind::Unreadable, Some(200))
+    );
     let why = "200: the list does not go on: its next cursor is the one that was asked for";
     assert_eq!(error.to_string(), format!("GET /api/v1/api-keys: {why}"));
     assert!(items.next().await.is_none());
@@ -171,7 +278,16 @@ async fn a_list_that_stays_where_it_is_ends_with_an_error() {
 
     let page = said::list_envelope(&json!([said::account_key()]), Some("c1"));
     let server = Server::responding(json_answer(200, &page)).await;
-    let error = refused(server.client().account().api_keys().list().items().collect_up_to(99).await);
+    let error = refused(
+        server
+            .client()
+            .account()
+            .api_keys()
+            .list()
+            .items()
+            .collect_up_to(99)
+            .await,
+    );
     assert_eq!(error.kind(), ErrorKind::Unreadable);
     assert_eq!(server.asked().await.len(), 2);
 }
@@ -179,11 +295,21 @@ async fn a_list_that_stays_where_it_is_ends_with_an_error() {
 #[tokio::test]
 async fn the_next_page_is_asked_for_where_the_first_one_was() {
     let elsewhere = Server::responding(nothing()).await;
-    for host in [elsewhere.url(), format!("//{}", elsewhere.url().trim_start_matches("http://"))] {
-        let link = format!("<{host}/api/v1/api-keys?account=other&limit=9&cursor=c1>; rel=\"next\"");
+    for host in [
+        elsewhere.url(),
+        format!("//{}", elsewhere.url().trim_start_matches("http://")),
+    ] {
+        let link =
+            format!("<{host}/api/v1/api-keys?account=other&limit=9&cursor=c1>; rel=\"next\"");
         let server = Server::answering([linked(&["a"], &link), last(&["b"])]).await;
-        assert_eq!(ids(server.client().commerce().api_keys().list().items()).await, ["a", "b"]);
-        let expected = ["/api/v1/api-keys?scope=commerce", "/api/v1/api-keys?scope=commerce&cursor=c1"];
+        assert_eq!(
+            ids(server.client().commerce().api_keys().list().items()).await,
+            ["a", "b"]
+        );
+        let expected = [
+            "/api/v1/api-keys?scope=commerce",
+            "/api/v1/api-keys?scope=commerce&cursor=c1",
+        ];
         assert_eq!(targets(&server).await, expected);
     }
     assert!(elsewhere.asked().await.is_empty());
@@ -193,9 +319,14 @@ async fn the_next_page_is_asked_for_where_the_first_one_was() {
 async fn pages_are_found_beneath_a_path() {
     let server = Server::answering([linked(&["a"], &next("c1")), last(&["b"])]).await;
     let client = tollkey_client::Client::new(format!("{}/keys/of/eu/", server.url())).unwrap();
-    assert_eq!(ids(client.commerce().api_keys().list().items()).await, ["a", "b"]);
-    let expected =
-        ["/keys/of/eu/api/v1/api-keys?scope=commerce", "/keys/of/eu/api/v1/api-keys?scope=commerce&cursor=c1"];
+    assert_eq!(
+        ids(client.commerce().api_keys().list().items()).await,
+        ["a", "b"]
+    );
+    let expected = [
+        "/keys/of/eu/api/v1/api-keys?scope=commerce",
+        "/keys/of/eu/api/v1/api-keys?scope=commerce&cursor=c1",
+    ];
     assert_eq!(targets(&server).await, expected);
 }
 
@@ -205,11 +336,26 @@ async fn the_link_to_the_next_page_is_found_among_others() {
     let rows: [(&[&str], Option<&str>); 14] = [
         (&["</api/v1/api-keys?cursor=c1>; rel=\"next\""], Some("c1")),
         (&["</api/v1/api-keys?cursor=c1>;rel=next"], Some("c1")),
-        (&["</api/v1/api-keys?cursor=c1>; title=\"more\"; rel=\"next\""], Some("c1")),
-        (&["</a?cursor=p>; rel=\"prev\", </a?cursor=c1>; rel=\"next\""], Some("c1")),
-        (&["</a?cursor=p>; rel=\"prev\"", "</a?cursor=c1>; rel=\"next\""], Some("c1")),
+        (
+            &["</api/v1/api-keys?cursor=c1>; title=\"more\"; rel=\"next\""],
+            Some("c1"),
+        ),
+        (
+            &["</a?cursor=p>; rel=\"prev\", </a?cursor=c1>; rel=\"next\""],
+            Some("c1"),
+        ),
+        (
+            &[
+                "</a?cursor=p>; rel=\"prev\"",
+                "</a?cursor=c1>; rel=\"next\"",
+            ],
+            Some("c1"),
+        ),
         (&["<?cursor=c1>; rel=\"next\""], Some("c1")),
-        (&["</a?limit=2&cursor=%C3%A9%26%3D+x>; rel=\"next\""], Some("é&= x")),
+        (
+            &["</a?limit=2&cursor=%C3%A9%26%3D+x>; rel=\"next\""],
+            Some("é&= x"),
+        ),
         (&["</a?cursor=c1>; rel=\"next last\""], Some("c1")),
         (&["</a?cursor=c1>; REL=\"Next\""], Some("c1")),
         (&["</a?cursor=p>; rel=\"prev\""], None),
@@ -219,8 +365,11 @@ async fn the_link_to_the_next_page_is_found_among_others() {
         (&["nonsense"], None),
     ];
     for (links, cursor) in rows {
-        let answer =
-            links.iter().fold(json_answer(200, &json!([])), |answer, link| answer.append_header("link", *link));
+        let answer = links
+            .iter()
+            .fold(json_answer(200, &json!([])), |answer, link| {
+                answer.append_header("link", *link)
+            });
         let server = Server::responding(answer).await;
         let page = server.client().audit_log().list().await.unwrap();
         assert_eq!(page.next_cursor.as_deref(), cursor, "{links:?}");
@@ -229,12 +378,19 @@ async fn the_link_to_the_next_page_is_found_among_others() {
 
 #[tokio::test]
 async fn a_next_page_without_a_cursor_is_an_error_and_not_the_end() {
-    for link in ["</api/v1/audit-log?limit=2>; rel=\"next\"", "</api/v1/audit-log>; rel=\"next\""] {
-        let server = Server::responding(json_answer(200, &json!([])).insert_header("link", link)).await;
+    for link in [
+        "</api/v1/audit-log?limit=2>; rel=\"next\"",
+        "</api/v1/audit-log>; rel=\"next\"",
+    ] {
+        let server =
+            Server::responding(json_answer(200, &json!([])).insert_header("link", link)).await;
         let error = refused(server.client().audit_log().list().await);
         assert_eq!(error.kind(), ErrorKind::Unreadable);
         let why = "200: the list's next link has no cursor";
-        assert_eq!(error.to_string(), format!("GET /api/v1/audit-log: {why} ({REQUEST_ID})"));
+        assert_eq!(
+            error.to_string(),
+            format!("GET /api/v1/audit-log: {why} ({REQUEST_ID})")
+        );
     }
 }
 
@@ -244,23 +400,53 @@ async fn the_audit_log_keeps_its_filters_from_page_to_page() {
     let first = json_answer(200, &json!([said::audit_entry()])).insert_header("link", link);
     let server = Server::answering([first, json_answer(200, &json!([said::audit_entry()]))]).await;
     let from: tollkey_client::Timestamp = said::NOON_TEXT.parse().unwrap();
-    let list =
-        server.client().audit_log().list().limit(1).action("api_key.revoked").target_id("key").actor_id("user_7");
-    let entries = list.since(from).until(from).items().collect_up_to(9).await.unwrap();
+    let list = server
+        .client()
+        .audit_log()
+        .list()
+        .limit(1)
+        .action("api_key.revoked")
+        .target_id("key")
+        .actor_id("user_7");
+    let entries = list
+        .since(from)
+        .until(from)
+        .items()
+        .collect_up_to(9)
+        .await
+        .unwrap();
     assert_eq!(entries.len(), 2);
     let rest = "action=api_key.revoked&target_id=key&actor_id=user_7\
                 &since=2026-02-23T12%3A00%3A00Z&until=2026-02-23T12%3A00%3A00Z";
-    let expected = [format!("/api/v1/audit-log?limit=1&{rest}"), format!("/api/v1/audit-log?limit=1&cursor=c1&{rest}")];
+    let expected = [
+        format!("/api/v1/audit-log?limit=1&{rest}"),
+        format!("/api/v1/audit-log?limit=1&cursor=c1&{rest}"),
+    ];
     assert_eq!(targets(&server).await, expected);
 }
 
 #[tokio::test]
 async fn the_account_surface_s_lists_go_on_by_their_envelope() {
-    let page = |cursor| json_answer(200, &said::list_envelope(&json!([said::account_key()]), cursor));
+    let page = |cursor| {
+        json_answer(
+            200,
+            &said::list_envelope(&json!([said::account_key()]), cursor),
+        )
+    };
     // A `Link` is not this surface's way.
-    let first = page(Some("c1")).insert_header("link", "</api/v1/account/api-keys?cursor=no>; rel=\"next\"");
+    let first = page(Some("c1"))
+        .insert_header("link", "</api/v1/account/api-keys?cursor=no>; rel=\"next\"");
     let server = Server::answering([first, page(Some("c2")), page(None)]).await;
-    let keys = server.client().account().api_keys().list().limit(1).items().collect_up_to(9).await.unwrap();
+    let keys = server
+        .client()
+        .account()
+        .api_keys()
+        .list()
+        .limit(1)
+        .items()
+        .collect_up_to(9)
+        .await
+        .unwrap();
     assert_eq!(keys.len(), 3);
     let expected = [
         "/api/v1/account/api-keys?limit=1",
@@ -269,9 +455,20 @@ async fn the_account_surface_s_lists_go_on_by_their_envelope() {
     ];
     assert_eq!(targets(&server).await, expected);
 
-    let page = |cursor| json_answer(200, &said::list_envelope(&json!([said::account_audit_entry()]), cursor));
+    let page = |cursor| {
+        json_answer(
+            200,
+            &said::list_envelope(&json!([said::account_audit_entry()]), cursor),
+        )
+    };
     let server = Server::answering([page(Some("c1")), page(None)]).await;
-    let list = server.client().account().audit_log().list().limit(1).action("api_key.revoked");
+    let list = server
+        .client()
+        .account()
+        .audit_log()
+        .list()
+        .limit(1)
+        .action("api_key.revoked");
     assert_eq!(list.items().collect_up_to(9).await.unwrap().len(), 2);
     let expected = [
         "/api/v1/account/audit-log?limit=1&action=api_key.revoked",
@@ -285,7 +482,11 @@ fn numbered(item: Value, pages: u64) -> impl Fn(&Request) -> ResponseTemplate + 
     move |request: &Request| {
         let page = request.url.query_pairs().find(|(name, _)| name == "page");
         let page = page.map_or(1, |(_, page)| page.parse::<u64>().unwrap());
-        let items = if page <= pages { vec![item.clone(); 2] } else { Vec::new() };
+        let items = if page <= pages {
+            vec![item.clone(); 2]
+        } else {
+            Vec::new()
+        };
         let body = json!({
             "items": items, "page": page, "limit": 2, "totalItems": pages * 2, "totalPages": pages,
             "hasPreviousPage": page > 1, "hasNextPage": page < pages,
@@ -297,7 +498,15 @@ fn numbered(item: Value, pages: u64) -> impl Fn(&Request) -> ResponseTemplate + 
 #[tokio::test]
 async fn numbered_pages_are_read_to_the_end_in_as_few_calls_as_can_be() {
     let server = Server::responding(numbered(said::application(), 3)).await;
-    let all = server.client().applications().list().include_api_keys().items().collect_up_to(99).await.unwrap();
+    let all = server
+        .client()
+        .applications()
+        .list()
+        .include_api_keys()
+        .items()
+        .collect_up_to(99)
+        .await
+        .unwrap();
     assert_eq!(all.len(), 6);
     let expected = [
         "/api/v1/applications?include=apiKeys&limit=100",
@@ -308,7 +517,15 @@ async fn numbered_pages_are_read_to_the_end_in_as_few_calls_as_can_be() {
 
     let server = Server::responding(numbered(said::application_key(), 2)).await;
     let client = server.client().for_account("acme");
-    let keys = client.applications().api_keys("app").list().limit(2).items().collect_up_to(99).await.unwrap();
+    let keys = client
+        .applications()
+        .api_keys("app")
+        .list()
+        .limit(2)
+        .items()
+        .collect_up_to(99)
+        .await
+        .unwrap();
     assert_eq!(keys.len(), 4);
     let expected = [
         "/api/v1/applications/app/api-keys?account=acme&limit=2",
@@ -320,23 +537,57 @@ async fn numbered_pages_are_read_to_the_end_in_as_few_calls_as_can_be() {
 #[tokio::test]
 async fn numbered_pages_may_begin_in_the_middle() {
     let server = Server::responding(numbered(said::application(), 3)).await;
-    let pages = server.client().applications().list().page(2).limit(2).pages().collect_up_to(99).await.unwrap();
-    assert_eq!(pages.iter().map(|page| page.page).collect::<Vec<_>>(), [2, 3]);
-    let expected = ["/api/v1/applications?page=2&limit=2", "/api/v1/applications?page=3&limit=2"];
+    let pages = server
+        .client()
+        .applications()
+        .list()
+        .page(2)
+        .limit(2)
+        .pages()
+        .collect_up_to(99)
+        .await
+        .unwrap();
+    assert_eq!(
+        pages.iter().map(|page| page.page).collect::<Vec<_>>(),
+        [2, 3]
+    );
+    let expected = [
+        "/api/v1/applications?page=2&limit=2",
+        "/api/v1/applications?page=3&limit=2",
+    ];
     assert_eq!(targets(&server).await, expected);
 }
 
 #[tokio::test]
 async fn an_empty_numbered_page_ends_the_list_whatever_it_says() {
     let server = Server::responding(|request: &Request| {
-        let items = if target(request).contains("page=2") { json!([]) } else { json!([said::application()]) };
+        let items = if target(request).contains("page=2") {
+            json!([])
+        } else {
+            json!([said::application()])
+        };
         let mut page = said::numbered_page(&items);
-        page["page"] = json!(if target(request).contains("page=2") { 2 } else { 1 });
+        page["page"] = json!(if target(request).contains("page=2") {
+            2
+        } else {
+            1
+        });
         page["hasNextPage"] = json!(true);
         json_answer(200, &page)
     })
     .await;
-    assert_eq!(server.client().applications().list().items().collect_up_to(99).await.unwrap().len(), 1);
+    assert_eq!(
+        server
+            .client()
+            .applications()
+            .list()
+            .items()
+            .collect_up_to(99)
+            .await
+            .unwrap()
+            .len(),
+        1
+    );
     assert_eq!(server.asked().await.len(), 2);
 }
 
@@ -346,15 +597,32 @@ async fn a_numbered_page_that_is_not_the_one_asked_for_is_an_error() {
     let mut page = said::numbered_page(&json!([said::application()]));
     (page["page"], page["hasNextPage"]) = (json!(1), json!(true));
     let server = Server::responding(json_answer(200, &page)).await;
-    let error = refused(server.client().applications().list().items().collect_up_to(1000).await);
+    let error = refused(
+        server
+            .client()
+            .applications()
+            .list()
+            .items()
+            .collect_up_to(1000)
+            .await,
+    );
     assert_eq!(error.kind(), ErrorKind::Unreadable);
     assert_eq!(server.asked().await.len(), 2);
 
     let mut page = said::numbered_page(&json!([said::application_key()]));
     (page["page"], page["hasNextPage"]) = (json!(1), json!(true));
     let server = Server::responding(json_answer(200, &page)).await;
-    let keys = server.client().applications().api_keys("app").list().page(7).items();
-    assert_eq!(refused(keys.collect_up_to(1000).await).kind(), ErrorKind::Unreadable);
+    let keys = server
+        .client()
+        .applications()
+        .api_keys("app")
+        .list()
+        .page(7)
+        .items();
+    assert_eq!(
+        refused(keys.collect_up_to(1000).await).kind(),
+        ErrorKind::Unreadable
+    );
     assert_eq!(server.asked().await.len(), 1);
 }
 
@@ -367,6 +635,8 @@ async fn a_listing_moves_into_a_task() {
     };
     assert_eq!(format!("{items:?}"), "Listing");
     let items = items.boxed();
-    let count = tokio::spawn(async move { items.count().await }).await.unwrap();
+    let count = tokio::spawn(async move { items.count().await })
+        .await
+        .unwrap();
     assert_eq!(count, 2);
 }

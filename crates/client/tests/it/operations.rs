@@ -9,9 +9,9 @@ use std::{
 
 use serde_json::{Map, Value, json};
 use tollkey_client::{
-    ActorKind, Client, Digest, Error, Family, Feature, Mode, OperatingModel, Rfc3339, Scope, Status, TargetKind,
-    Timestamp, UnixSeconds, VerifierId, account::Access, commerce::KeyScope, subscription::Usage,
-    verification::Question,
+    ActorKind, Client, Digest, Error, Family, Feature, Mode, OperatingModel, Rfc3339, Scope,
+    Status, TargetKind, Timestamp, UnixSeconds, VerifierId, account::Access, commerce::KeyScope,
+    subscription::Usage, verification::Question,
 };
 use wiremock::{Request, ResponseTemplate};
 
@@ -22,7 +22,8 @@ use crate::{
 
 /// The document of the server.
 static DOCUMENT: LazyLock<Value> = LazyLock::new(|| {
-    serde_json::from_str(include_str!("../../../../openapi/tollkey.json")).expect("the document is JSON")
+    serde_json::from_str(include_str!("../../../../openapi/tollkey.json"))
+        .expect("the document is JSON")
 });
 
 /// An Idempotency-Key of the caller's own.
@@ -63,7 +64,14 @@ enum Given {
 impl Row {
     fn new(operation: &'static str, sends: &'static str) -> Self {
         let call = Box::new(|_| -> Outcome { unreachable!("every row has a call") });
-        Self { operation, sends, body: Body::None, idempotency_key: None, answer: (204, None), call }
+        Self {
+            operation,
+            sends,
+            body: Body::None,
+            idempotency_key: None,
+            answer: (204, None),
+            call,
+        }
     }
 
     fn json(mut self, body: Value) -> Self {
@@ -226,71 +234,112 @@ fn applications() -> Vec<Row> {
 
 fn application_keys() -> Vec<Row> {
     vec![
-        Row::new("createApplicationKey", "POST /api/v1/applications/app/api-keys")
-            .json(json!({
-                "description": "Primary checkout key",
-                "mode": "test",
-                "scopes": ["sessions:write", "links:read"],
-                "expiresAt": said::END_TEXT,
-                "allowedIps": ["203.0.113.0/24", "2001:db8::/32"],
-                "rateLimit": {"limit": 100, "windowSeconds": 60},
-                "metadata": {"team": "checkout"},
-            }))
-            .creates_by_own_key()
-            .answered(201, said::created_application_key())
-            .by(|client| async move {
-                let created = client
-                    .applications()
-                    .api_keys("app")
-                    .create("Primary checkout key")
-                    .mode(Mode::Test)
-                    .scopes([Scope::SESSIONS_WRITE, Scope::LINKS_READ])
-                    .expires_at(end())
-                    .allowed_ips(["203.0.113.0/24", "2001:db8::/32"])
-                    .rate_limit(100, Duration::from_secs(60))
-                    .metadata([("team", "checkout")])
-                    .idempotency_key(OWN_KEY)
-                    .await?;
-                assert_eq!((created.id.as_str(), created.application_id.as_str()), (said::KEY, said::APPLICATION));
-                assert_eq!(created.full_key.expose(), "ks_test_EXAMPLE1");
-                assert_eq!(created.key_prefix, "ks_test_EXAM");
-                assert_eq!(created.description, "Primary checkout key");
-                assert_eq!(created.created_at, Rfc3339::from(noon()));
-                Ok(())
-            }),
-        Row::new("createApplicationKey", "POST /api/v1/applications/app/api-keys")
-            .json(json!({"description": "Primary checkout key"}))
-            .creates()
-            .answered(201, said::created_application_key())
-            .by(|client| async move {
-                client.applications().api_keys("app").create("Primary checkout key").await.map(drop)
-            }),
-        Row::new("listApplicationKeys", "GET /api/v1/applications/app/api-keys?page=2&limit=20")
-            .answered(200, said::numbered_page(&json!([said::application_key()])))
-            .by(|client| async move {
-                let page = client.applications().api_keys("app").list().page(2).limit(20).await?;
-                assert_eq!((page.page, page.limit, page.total_items, page.total_pages), (2, 20, 21, 2));
-                let key = &page.items[0];
-                assert_eq!((key.id.as_str(), key.application_id.as_str()), (said::KEY, said::APPLICATION));
-                assert_eq!((key.key_prefix.as_str(), key.last4.as_str()), ("ks_live_a1b2", "9z8a"));
-                assert_eq!(key.status, Status::Revoked);
-                assert_eq!(key.mode, Mode::Live);
-                assert_eq!(key.scopes, [Scope::SESSIONS_WRITE]);
-                assert_eq!(key.allowed_ips.as_deref(), Some(&["203.0.113.0/24".to_owned()][..]));
-                let limit = key.rate_limit.expect("it has one");
-                assert_eq!((limit.limit, limit.window_seconds), (100, 60));
-                assert_eq!(key.metadata, metadata());
-                assert_eq!(key.expires_at, Some(Rfc3339::from(end())));
-                assert_eq!(key.last_used_at, Some(Rfc3339::from(noon())));
-                assert_eq!(key.revoked_at, Some(Rfc3339::from(noon())));
-                assert_eq!(key.revoked_reason.as_deref(), Some("rotated"));
-                Ok(())
-            }),
-        Row::new("listApplicationKeys", "GET /api/v1/applications/app/api-keys")
-            .answered(200, said::numbered_page(&json!([])))
-            .by(|client| async move { client.applications().api_keys("app").list().await.map(drop) }),
-        Row::new("revokeApplicationKey", "DELETE /api/v1/applications/app/api-keys/key")
-            .by(|client| async move { client.applications().api_keys("app").revoke("key").await }),
+        Row::new(
+            "createApplicationKey",
+            "POST /api/v1/applications/app/api-keys",
+        )
+        .json(json!({
+            "description": "Primary checkout key",
+            "mode": "test",
+            "scopes": ["sessions:write", "links:read"],
+            "expiresAt": said::END_TEXT,
+            "allowedIps": ["203.0.113.0/24", "2001:db8::/32"],
+            "rateLimit": {"limit": 100, "windowSeconds": 60},
+            "metadata": {"team": "checkout"},
+        }))
+        .creates_by_own_key()
+        .answered(201, said::created_application_key())
+        .by(|client| async move {
+            let created = client
+                .applications()
+                .api_keys("app")
+                .create("Primary checkout key")
+                .mode(Mode::Test)
+                .scopes([Scope::SESSIONS_WRITE, Scope::LINKS_READ])
+                .expires_at(end())
+                .allowed_ips(["203.0.113.0/24", "2001:db8::/32"])
+                .rate_limit(100, Duration::from_secs(60))
+                .metadata([("team", "checkout")])
+                .idempotency_key(OWN_KEY)
+                .await?;
+            assert_eq!(
+                (created.id.as_str(), created.application_id.as_str()),
+                (said::KEY, said::APPLICATION)
+            );
+            assert_eq!(created.full_key.expose(), "ks_test_EXAMPLE1");
+            assert_eq!(created.key_prefix, "ks_test_EXAM");
+            assert_eq!(created.description, "Primary checkout key");
+            assert_eq!(created.created_at, Rfc3339::from(noon()));
+            Ok(())
+        }),
+        Row::new(
+            "createApplicationKey",
+            "POST /api/v1/applications/app/api-keys",
+        )
+        .json(json!({"description": "Primary checkout key"}))
+        .creates()
+        .answered(201, said::created_application_key())
+        .by(|client| async move {
+            client
+                .applications()
+                .api_keys("app")
+                .create("Primary checkout key")
+                .await
+                .map(drop)
+        }),
+        Row::new(
+            "listApplicationKeys",
+            "GET /api/v1/applications/app/api-keys?page=2&limit=20",
+        )
+        .answered(200, said::numbered_page(&json!([said::application_key()])))
+        .by(|client| async move {
+            let page = client
+                .applications()
+                .api_keys("app")
+                .list()
+                .page(2)
+                .limit(20)
+                .await?;
+            assert_eq!(
+                (page.page, page.limit, page.total_items, page.total_pages),
+                (2, 20, 21, 2)
+            );
+            let key = &page.items[0];
+            assert_eq!(
+                (key.id.as_str(), key.application_id.as_str()),
+                (said::KEY, said::APPLICATION)
+            );
+            assert_eq!(
+                (key.key_prefix.as_str(), key.last4.as_str()),
+                ("ks_live_a1b2", "9z8a")
+            );
+            assert_eq!(key.status, Status::Revoked);
+            assert_eq!(key.mode, Mode::Live);
+            assert_eq!(key.scopes, [Scope::SESSIONS_WRITE]);
+            assert_eq!(
+                key.allowed_ips.as_deref(),
+                Some(&["203.0.113.0/24".to_owned()][..])
+            );
+            let limit = key.rate_limit.expect("it has one");
+            assert_eq!((limit.limit, limit.window_seconds), (100, 60));
+            assert_eq!(key.metadata, metadata());
+            assert_eq!(key.expires_at, Some(Rfc3339::from(end())));
+            assert_eq!(key.last_used_at, Some(Rfc3339::from(noon())));
+            assert_eq!(key.revoked_at, Some(Rfc3339::from(noon())));
+            assert_eq!(key.revoked_reason.as_deref(), Some("rotated"));
+            Ok(())
+        }),
+        Row::new(
+            "listApplicationKeys",
+            "GET /api/v1/applications/app/api-keys",
+        )
+        .answered(200, said::numbered_page(&json!([])))
+        .by(|client| async move { client.applications().api_keys("app").list().await.map(drop) }),
+        Row::new(
+            "revokeApplicationKey",
+            "DELETE /api/v1/applications/app/api-keys/key",
+        )
+        .by(|client| async move { client.applications().api_keys("app").revoke("key").await }),
     ]
 }
 
@@ -488,7 +537,10 @@ fn account() -> Vec<Row> {
                     .metadata([("team", "checkout")])
                     .idempotency_key(OWN_KEY)
                     .await?;
-                assert_eq!((created.id.as_str(), created.name.as_str()), (said::ACCOUNT_KEY, "Production CI"));
+                assert_eq!(
+                    (created.id.as_str(), created.name.as_str()),
+                    (said::ACCOUNT_KEY, "Production CI")
+                );
                 assert_eq!(created.environment, Mode::Test);
                 assert_eq!(created.access, Access::Secret);
                 assert_eq!(created.value.expose(), "sk_test_EXAMPLE1");
@@ -502,38 +554,70 @@ fn account() -> Vec<Row> {
             .creates()
             .answered(201, said::envelope(&said::created_account_key()))
             .by(|client| async move {
-                client.account().api_keys().create("Web shop", Mode::Live, Access::Publishable).await.map(drop)
+                client
+                    .account()
+                    .api_keys()
+                    .create("Web shop", Mode::Live, Access::Publishable)
+                    .await
+                    .map(drop)
             }),
-        Row::new("listAccountKeys", "GET /api/v1/account/api-keys?limit=50&cursor=c1")
-            .answered(200, said::list_envelope(&json!([said::account_key()]), Some("c2")))
-            .by(|client| async move {
-                let page = client.account().api_keys().list().limit(50).cursor("c1").await?;
-                assert_eq!(page.next_cursor.as_deref(), Some("c2"));
-                let key = &page.items[0];
-                assert_eq!((key.id.as_str(), key.name.as_str()), (said::ACCOUNT_KEY, "Production CI"));
-                assert_eq!((key.prefix.as_str(), key.last4.as_str()), ("sk_live_", "9z8a"));
-                assert_eq!(key.environment, Mode::Live);
-                assert_eq!(key.access, Access::Publishable);
-                assert_eq!((key.created_at, key.last_used_at), (Rfc3339::from(noon()), None));
-                assert_eq!(key.revoked_at, Some(Rfc3339::from(noon())));
-                assert_eq!(key.extras.allowed_ips.as_deref(), Some(&["203.0.113.0/24".to_owned()][..]));
-                let limit = key.extras.rate_limit.expect("it has one");
-                assert_eq!((limit.limit, limit.window_seconds), (100, 60));
-                Ok(())
-            }),
+        Row::new(
+            "listAccountKeys",
+            "GET /api/v1/account/api-keys?limit=50&cursor=c1",
+        )
+        .answered(
+            200,
+            said::list_envelope(&json!([said::account_key()]), Some("c2")),
+        )
+        .by(|client| async move {
+            let page = client
+                .account()
+                .api_keys()
+                .list()
+                .limit(50)
+                .cursor("c1")
+                .await?;
+            assert_eq!(page.next_cursor.as_deref(), Some("c2"));
+            let key = &page.items[0];
+            assert_eq!(
+                (key.id.as_str(), key.name.as_str()),
+                (said::ACCOUNT_KEY, "Production CI")
+            );
+            assert_eq!(
+                (key.prefix.as_str(), key.last4.as_str()),
+                ("sk_live_", "9z8a")
+            );
+            assert_eq!(key.environment, Mode::Live);
+            assert_eq!(key.access, Access::Publishable);
+            assert_eq!(
+                (key.created_at, key.last_used_at),
+                (Rfc3339::from(noon()), None)
+            );
+            assert_eq!(key.revoked_at, Some(Rfc3339::from(noon())));
+            assert_eq!(
+                key.extras.allowed_ips.as_deref(),
+                Some(&["203.0.113.0/24".to_owned()][..])
+            );
+            let limit = key.extras.rate_limit.expect("it has one");
+            assert_eq!((limit.limit, limit.window_seconds), (100, 60));
+            Ok(())
+        }),
         Row::new("listAccountKeys", "GET /api/v1/account/api-keys")
             .answered(200, said::list_envelope(&json!([]), None))
             .by(|client| async move {
                 assert_eq!(client.account().api_keys().list().await?.next_cursor, None);
                 Ok(())
             }),
-        Row::new("revokeAccountKey", "POST /api/v1/account/api-keys/key/revoke")
-            .answered(200, said::envelope(&said::account_key()))
-            .by(|client| async move {
-                let key = client.account().api_keys().revoke("key").await?;
-                assert_eq!(key.revoked_at, Some(Rfc3339::from(noon())));
-                Ok(())
-            }),
+        Row::new(
+            "revokeAccountKey",
+            "POST /api/v1/account/api-keys/key/revoke",
+        )
+        .answered(200, said::envelope(&said::account_key()))
+        .by(|client| async move {
+            let key = client.account().api_keys().revoke("key").await?;
+            assert_eq!(key.revoked_at, Some(Rfc3339::from(noon())));
+            Ok(())
+        }),
         Row::new("deleteAccountKey", "DELETE /api/v1/account/api-keys/key")
             .answered(200, said::envelope(&said::account_key()))
             .by(|client| async move {
@@ -541,23 +625,41 @@ fn account() -> Vec<Row> {
                 assert_eq!(key.revoked_at, Some(Rfc3339::from(noon())));
                 Ok(())
             }),
-        Row::new("listAccountAuditLog", "GET /api/v1/account/audit-log?limit=50&cursor=c1&action=api_key.revoked")
-            .answered(200, said::list_envelope(&json!([said::account_audit_entry()]), Some("c2")))
-            .by(|client| async move {
-                let list = client.account().audit_log().list().limit(50).cursor("c1").action("api_key.revoked");
-                let page = list.await?;
-                assert_eq!(page.next_cursor.as_deref(), Some("c2"));
-                let entry = &page.items[0];
-                assert_eq!(entry.id, "aud_01K30DW000E008000000000003");
-                assert_eq!((entry.occurred_at, entry.action.as_str()), (Rfc3339::from(noon()), "api_key.revoked"));
-                assert_eq!(entry.actor.r#type, ActorKind::ApiKey);
-                assert_eq!(entry.target.r#type, TargetKind::ApiKey);
-                assert_eq!(entry.target.id, said::ACCOUNT_KEY);
-                assert_eq!((entry.request_id.as_deref(), entry.ip.as_deref()), (Some(REQUEST_ID), Some("203.0.113.7")));
-                assert_eq!(entry.changes, json!({"status": "revoked"}));
-                assert_eq!(entry.hash, "00".repeat(32));
-                Ok(())
-            }),
+        Row::new(
+            "listAccountAuditLog",
+            "GET /api/v1/account/audit-log?limit=50&cursor=c1&action=api_key.revoked",
+        )
+        .answered(
+            200,
+            said::list_envelope(&json!([said::account_audit_entry()]), Some("c2")),
+        )
+        .by(|client| async move {
+            let list = client
+                .account()
+                .audit_log()
+                .list()
+                .limit(50)
+                .cursor("c1")
+                .action("api_key.revoked");
+            let page = list.await?;
+            assert_eq!(page.next_cursor.as_deref(), Some("c2"));
+            let entry = &page.items[0];
+            assert_eq!(entry.id, "aud_01K30DW000E008000000000003");
+            assert_eq!(
+                (entry.occurred_at, entry.action.as_str()),
+                (Rfc3339::from(noon()), "api_key.revoked")
+            );
+            assert_eq!(entry.actor.r#type, ActorKind::ApiKey);
+            assert_eq!(entry.target.r#type, TargetKind::ApiKey);
+            assert_eq!(entry.target.id, said::ACCOUNT_KEY);
+            assert_eq!(
+                (entry.request_id.as_deref(), entry.ip.as_deref()),
+                (Some(REQUEST_ID), Some("203.0.113.7"))
+            );
+            assert_eq!(entry.changes, json!({"status": "revoked"}));
+            assert_eq!(entry.hash, "00".repeat(32));
+            Ok(())
+        }),
         Row::new("listAccountAuditLog", "GET /api/v1/account/audit-log")
             .answered(200, said::list_envelope(&json!([]), None))
             .by(|client| async move { client.account().audit_log().list().await.map(drop) }),
@@ -767,25 +869,38 @@ fn audit() -> Vec<Row> {
 
 fn operator() -> Vec<Row> {
     vec![
-        Row::new("getAccount", "GET /api/v1/accounts/acme").answered(200, said::account()).by(|client| async move {
-            let account = client.accounts().get("acme").await?;
-            assert_eq!(account.id, "acme");
-            assert_eq!(account.operating_model, OperatingModel::Ecosystem);
-            Ok(())
-        }),
+        Row::new("getAccount", "GET /api/v1/accounts/acme")
+            .answered(200, said::account())
+            .by(|client| async move {
+                let account = client.accounts().get("acme").await?;
+                assert_eq!(account.id, "acme");
+                assert_eq!(account.operating_model, OperatingModel::Ecosystem);
+                Ok(())
+            }),
         Row::new("putAccount", "PUT /api/v1/accounts/acme")
             .json(json!({"operating_model": "managed_ecosystem"}))
             .answered(200, said::account())
             .by(|client| async move {
-                client.accounts().set_operating_model("acme", OperatingModel::ManagedEcosystem).await.map(drop)
+                client
+                    .accounts()
+                    .set_operating_model("acme", OperatingModel::ManagedEcosystem)
+                    .await
+                    .map(drop)
             }),
         Row::new("createServiceKey", "POST /api/v1/service-keys")
             .json(json!({"name": "checkout gateway"}))
             .creates_by_own_key()
             .answered(201, said::created_service_key())
             .by(|client| async move {
-                let created = client.service_keys().create("checkout gateway").idempotency_key(OWN_KEY).await?;
-                assert_eq!((created.id.as_str(), created.name.as_str()), (said::KEY, "checkout gateway"));
+                let created = client
+                    .service_keys()
+                    .create("checkout gateway")
+                    .idempotency_key(OWN_KEY)
+                    .await?;
+                assert_eq!(
+                    (created.id.as_str(), created.name.as_str()),
+                    (said::KEY, "checkout gateway")
+                );
                 assert_eq!(created.key.expose(), "tks_EXAMPLE1");
                 assert_eq!(created.created_at, UnixSeconds::from(noon()));
                 Ok(())
@@ -794,15 +909,24 @@ fn operator() -> Vec<Row> {
             .json(json!({"name": "checkout gateway"}))
             .creates()
             .answered(201, said::created_service_key())
-            .by(|client| async move { client.service_keys().create("checkout gateway").await.map(drop) }),
-        Row::new("listServiceKeys", "GET /api/v1/service-keys").answered(200, json!([said::service_key()])).by(
-            |client| async move {
+            .by(|client| async move {
+                client
+                    .service_keys()
+                    .create("checkout gateway")
+                    .await
+                    .map(drop)
+            }),
+        Row::new("listServiceKeys", "GET /api/v1/service-keys")
+            .answered(200, json!([said::service_key()]))
+            .by(|client| async move {
                 let keys = client.service_keys().list().await?;
-                assert_eq!((keys[0].id.as_str(), keys[0].last4.as_str()), (said::KEY, "9z8a"));
+                assert_eq!(
+                    (keys[0].id.as_str(), keys[0].last4.as_str()),
+                    (said::KEY, "9z8a")
+                );
                 assert_eq!(keys[0].revoked_at, Some(UnixSeconds::from(noon())));
                 Ok(())
-            },
-        ),
+            }),
         Row::new("revokeServiceKey", "DELETE /api/v1/service-keys/key")
             .by(|client| async move { client.service_keys().revoke("key").await }),
     ]
@@ -817,7 +941,11 @@ fn operation(id: &str) -> (&'static str, &'static str, &'static Value) {
 fn operations() -> impl Iterator<Item = (&'static str, &'static str, &'static Value)> {
     let paths = DOCUMENT["paths"].as_object().unwrap();
     paths.iter().flat_map(|(path, methods)| {
-        methods.as_object().unwrap().iter().map(|(method, operation)| (method.as_str(), path.as_str(), operation))
+        methods
+            .as_object()
+            .unwrap()
+            .iter()
+            .map(|(method, operation)| (method.as_str(), path.as_str(), operation))
     })
 }
 
@@ -835,9 +963,18 @@ fn members(schema: &'static Value) -> BTreeSet<&'static str> {
     if let Some(reference) = schema["$ref"].as_str() {
         return members(DOCUMENT.pointer(reference.trim_start_matches('#')).unwrap());
     }
-    let parts = ["allOf", "oneOf"].into_iter().filter_map(|part| schema[part].as_array()).flatten();
-    let own = schema["properties"].as_object().into_iter().flat_map(Map::keys).map(String::as_str);
-    own.chain(parts.flat_map(members)).chain(schema.get("items").into_iter().flat_map(members)).collect()
+    let parts = ["allOf", "oneOf"]
+        .into_iter()
+        .filter_map(|part| schema[part].as_array())
+        .flatten();
+    let own = schema["properties"]
+        .as_object()
+        .into_iter()
+        .flat_map(Map::keys)
+        .map(String::as_str);
+    own.chain(parts.flat_map(members))
+        .chain(schema.get("items").into_iter().flat_map(members))
+        .collect()
 }
 
 /// The schema of the only media type of a body.
@@ -848,18 +985,25 @@ fn only_schema(body: &'static Value) -> Option<&'static Value> {
 }
 
 fn names(object: &Value) -> impl Iterator<Item = &str> {
-    object.as_object().into_iter().flat_map(Map::keys).map(String::as_str)
+    object
+        .as_object()
+        .into_iter()
+        .flat_map(Map::keys)
+        .map(String::as_str)
 }
 
 /// Whether a path is one of this template.
 fn is_of(path: &str, template: &str) -> bool {
-    let (path, template): (Vec<_>, Vec<_>) = (path.split('/').collect(), template.split('/').collect());
+    let (path, template): (Vec<_>, Vec<_>) =
+        (path.split('/').collect(), template.split('/').collect());
     path.len() == template.len()
-        && path.iter().zip(template).all(
-            |(part, expected)| {
-                if expected.starts_with('{') { !part.is_empty() } else { *part == expected }
-            },
-        )
+        && path.iter().zip(template).all(|(part, expected)| {
+            if expected.starts_with('{') {
+                !part.is_empty()
+            } else {
+                *part == expected
+            }
+        })
 }
 
 #[test]
@@ -881,25 +1025,49 @@ fn every_operation_of_the_document_has_a_call() {
 async fn every_call_sends_what_it_says_and_reads_the_answer() {
     for row in rows() {
         let server = Server::answering([row.answer()]).await;
-        (row.call)(server.client()).await.unwrap_or_else(|error| panic!("{}: {error}", row.sends));
+        (row.call)(server.client())
+            .await
+            .unwrap_or_else(|error| panic!("{}: {error}", row.sends));
         let request = server.asked_once().await;
 
-        assert_eq!(format!("{} {}", request.method, target(&request)), row.sends);
+        assert_eq!(
+            format!("{} {}", request.method, target(&request)),
+            row.sends
+        );
         let mut headers = BTreeMap::from([
             ("accept", "application/json".to_owned()),
             ("authorization", format!("Bearer {TOKEN}")),
-            ("host", server.url().trim_start_matches("http://").to_owned()),
-            ("user-agent", format!("tollkey-rust/{}", env!("CARGO_PKG_VERSION"))),
+            (
+                "host",
+                server.url().trim_start_matches("http://").to_owned(),
+            ),
+            (
+                "user-agent",
+                format!("tollkey-rust/{}", env!("CARGO_PKG_VERSION")),
+            ),
         ]);
         match &row.body {
             Body::None => assert!(request.body.is_empty(), "{}", row.sends),
             Body::Json(body) => {
-                assert_eq!(request.body_json::<Value>().unwrap(), *body, "{}", row.sends);
+                assert_eq!(
+                    request.body_json::<Value>().unwrap(),
+                    *body,
+                    "{}",
+                    row.sends
+                );
                 headers.insert("content-type", "application/json".to_owned());
             }
             Body::Form(body) => {
-                assert_eq!(String::from_utf8_lossy(&request.body), *body, "{}", row.sends);
-                headers.insert("content-type", "application/x-www-form-urlencoded".to_owned());
+                assert_eq!(
+                    String::from_utf8_lossy(&request.body),
+                    *body,
+                    "{}",
+                    row.sends
+                );
+                headers.insert(
+                    "content-type",
+                    "application/x-www-form-urlencoded".to_owned(),
+                );
             }
         }
         if !request.body.is_empty() {
@@ -921,9 +1089,15 @@ async fn every_call_sends_what_it_says_and_reads_the_answer() {
 
 /// Every header, but for the length of no body.
 fn sent_headers(request: &Request) -> BTreeMap<&str, String> {
-    let mut headers: BTreeMap<_, _> =
-        request.headers.keys().map(|name| (name.as_str(), header(request, name.as_str()).join(" and "))).collect();
-    if headers.get("content-length").is_some_and(|length| length == "0") {
+    let mut headers: BTreeMap<_, _> = request
+        .headers
+        .keys()
+        .map(|name| (name.as_str(), header(request, name.as_str()).join(" and ")))
+        .collect();
+    if headers
+        .get("content-length")
+        .is_some_and(|length| length == "0")
+    {
         headers.remove("content-length");
     }
     headers
@@ -936,18 +1110,37 @@ fn what_is_sent_is_what_the_document_describes() {
         let (sent_method, sent) = row.sends.split_once(' ').unwrap();
         let path = sent.split('?').next().unwrap();
         assert_eq!(sent_method.to_lowercase(), method, "{}", row.operation);
-        assert!(is_of(path, template), "{}: {path} is not {template}", row.operation);
+        assert!(
+            is_of(path, template),
+            "{}: {path} is not {template}",
+            row.operation
+        );
         let takes_key = parameters(described, "header").contains("Idempotency-Key");
-        assert_eq!(row.idempotency_key.is_some(), takes_key, "{}", row.operation);
+        assert_eq!(
+            row.idempotency_key.is_some(),
+            takes_key,
+            "{}",
+            row.operation
+        );
         // And the answers of these tests have the members that answers have.
         let (status, answer) = &row.answer;
         let response = &described["responses"][status.to_string()];
-        assert!(response.is_object(), "{}: {status} is no answer of it", row.operation);
+        assert!(
+            response.is_object(),
+            "{}: {status} is no answer of it",
+            row.operation
+        );
         let Some(answer) = answer else { continue };
         let allowed = members(only_schema(response).unwrap());
-        let items = answer.as_array().map_or(std::slice::from_ref(answer), Vec::as_slice);
+        let items = answer
+            .as_array()
+            .map_or(std::slice::from_ref(answer), Vec::as_slice);
         for name in items.iter().flat_map(names) {
-            assert!(allowed.contains(name), "{}: an answer has no {name}", row.operation);
+            assert!(
+                allowed.contains(name),
+                "{}: an answer has no {name}",
+                row.operation
+            );
         }
     }
 }
@@ -958,8 +1151,15 @@ fn everything_that_can_be_set_is_set_by_some_call() {
     for row in rows() {
         let set = set.entry(row.operation).or_default();
         let query = row.sends.split_once('?').map_or("", |(_, query)| query);
-        let form = if let Body::Form(form) = row.body { form } else { "" };
-        let pairs = query.split('&').chain(form.split('&')).filter(|pair| !pair.is_empty());
+        let form = if let Body::Form(form) = row.body {
+            form
+        } else {
+            ""
+        };
+        let pairs = query
+            .split('&')
+            .chain(form.split('&'))
+            .filter(|pair| !pair.is_empty());
         set.extend(pairs.map(|pair| pair.split('=').next().unwrap().to_owned()));
         if let Body::Json(body) = &row.body {
             set.extend(names(body).map(str::to_owned));
@@ -968,8 +1168,11 @@ fn everything_that_can_be_set_is_set_by_some_call() {
     for (id, set) in set {
         let (_, _, described) = operation(id);
         let query = parameters(described, "query");
-        let body = only_schema(&described["requestBody"]).map(members).unwrap_or_default();
-        let mut settable: BTreeSet<String> = query.into_iter().chain(body).map(str::to_owned).collect();
+        let body = only_schema(&described["requestBody"])
+            .map(members)
+            .unwrap_or_default();
+        let mut settable: BTreeSet<String> =
+            query.into_iter().chain(body).map(str::to_owned).collect();
         // `Client::for_account` is for all calls; see below.
         settable.remove("account");
         match id {
@@ -988,10 +1191,16 @@ async fn an_operator_s_calls_name_the_account_where_the_document_lets_them() {
     let mut named = 0;
     for row in rows() {
         let server = Server::answering([row.answer()]).await;
-        (row.call)(server.client().for_account("acme & co")).await.unwrap();
+        (row.call)(server.client().for_account("acme & co"))
+            .await
+            .unwrap();
         let request = server.asked_once().await;
-        let account: Vec<_> =
-            request.url.query_pairs().filter(|(name, _)| name == "account").map(|(_, value)| value).collect();
+        let account: Vec<_> = request
+            .url
+            .query_pairs()
+            .filter(|(name, _)| name == "account")
+            .map(|(_, value)| value)
+            .collect();
         if parameters(operation(row.operation).2, "query").contains("account") {
             assert_eq!(account, ["acme & co"], "{}", row.sends);
             named += 1;

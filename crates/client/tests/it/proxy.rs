@@ -42,13 +42,20 @@ impl Proxy {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (sender, closed) = watch::channel(0);
-        let state = Arc::new(State { opened: 0.into(), silent_below: 0.into(), closed: sender, damaged: 0.into() });
+        let state = Arc::new(State {
+            opened: 0.into(),
+            silent_below: 0.into(),
+            closed: sender,
+            damaged: 0.into(),
+        });
         let passing = state.clone();
         tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
                 let number = passing.opened.fetch_add(1, Ordering::SeqCst);
                 let (from_client, to_client) = client.into_split();
-                let server = TcpStream::connect(servers[number % servers.len()]).await.unwrap();
+                let server = TcpStream::connect(servers[number % servers.len()])
+                    .await
+                    .unwrap();
                 let (from_server, to_server) = server.into_split();
                 let (state, counting) = (passing.clone(), passing.clone());
                 tokio::spawn(pass(from_server, to_client, number, state.clone(), || ()));
@@ -56,12 +63,18 @@ impl Proxy {
                 tokio::spawn(pass(from_client, to_server, number, state, count));
             }
         });
-        Self { address, state, closed }
+        Self {
+            address,
+            state,
+            closed,
+        }
     }
 
     /// From here on, nothing comes through on the connections that are open, and none of them is closed. New ones work.
     pub fn silence(&self) {
-        self.state.silent_below.store(self.opened(), Ordering::SeqCst);
+        self.state
+            .silent_below
+            .store(self.opened(), Ordering::SeqCst);
     }
 
     /// Damages the next response to a creation, so that it cannot be read.
@@ -76,7 +89,11 @@ impl Proxy {
 
     /// Waits until the client has closed so many connections.
     pub async fn closed(&self, connections: usize) {
-        self.closed.clone().wait_for(|closed| *closed >= connections).await.unwrap();
+        self.closed
+            .clone()
+            .wait_for(|closed| *closed >= connections)
+            .await
+            .unwrap();
     }
 }
 
@@ -89,7 +106,10 @@ impl State {
     fn takes_damage(&self, bytes: &[u8]) -> bool {
         let less = |damaged: usize| damaged.checked_sub(1);
         bytes.starts_with(b"HTTP/1.1 201 ")
-            && self.damaged.fetch_update(Ordering::SeqCst, Ordering::SeqCst, less).is_ok()
+            && self
+                .damaged
+                .fetch_update(Ordering::SeqCst, Ordering::SeqCst, less)
+                .is_ok()
     }
 }
 

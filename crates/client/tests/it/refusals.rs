@@ -25,42 +25,117 @@ struct Refusal {
     retry_after: Option<u64>,
 }
 
-const fn refusal(status: u16, code: &'static str, coarse: &'static str, detail: &'static str) -> Refusal {
-    Refusal { status, code, coarse, told_apart: false, detail, errors: &[], retry_after: None }
+const fn refusal(
+    status: u16,
+    code: &'static str,
+    coarse: &'static str,
+    detail: &'static str,
+) -> Refusal {
+    Refusal {
+        status,
+        code,
+        coarse,
+        told_apart: false,
+        detail,
+        errors: &[],
+        retry_after: None,
+    }
 }
 
 const REFUSALS: [Refusal; 13] = [
     Refusal {
         told_apart: true,
-        errors: &[("/name", "must have 1 to 100 characters"), ("/mode", "must be live or test")],
-        ..refusal(400, "validation_failed", "VALIDATION_ERROR", "/name must have 1 to 100 characters (and 1 more)")
+        errors: &[
+            ("/name", "must have 1 to 100 characters"),
+            ("/mode", "must be live or test"),
+        ],
+        ..refusal(
+            400,
+            "validation_failed",
+            "VALIDATION_ERROR",
+            "/name must have 1 to 100 characters (and 1 more)",
+        )
     },
     Refusal {
         told_apart: true,
-        ..refusal(400, "malformed_json", "VALIDATION_ERROR", "the body is not valid JSON (line 1 column 2)")
+        ..refusal(
+            400,
+            "malformed_json",
+            "VALIDATION_ERROR",
+            "the body is not valid JSON (line 1 column 2)",
+        )
     },
-    refusal(401, "invalid_api_key", "INVALID_API_KEY", "the API key is not valid"),
-    refusal(403, "forbidden", "FORBIDDEN", "this takes a management token"),
+    refusal(
+        401,
+        "invalid_api_key",
+        "INVALID_API_KEY",
+        "the API key is not valid",
+    ),
+    refusal(
+        403,
+        "forbidden",
+        "FORBIDDEN",
+        "this takes a management token",
+    ),
     Refusal {
         told_apart: true,
-        ..refusal(403, "insufficient_scope", "FORBIDDEN", "the key lacks a scope that is needed")
+        ..refusal(
+            403,
+            "insufficient_scope",
+            "FORBIDDEN",
+            "the key lacks a scope that is needed",
+        )
     },
     refusal(404, "not_found", "NOT_FOUND", "there is no such thing"),
-    refusal(409, "conflict", "CONFLICT", "it does not stand where this needs it to"),
+    refusal(
+        409,
+        "conflict",
+        "CONFLICT",
+        "it does not stand where this needs it to",
+    ),
     Refusal {
         told_apart: true,
-        ..refusal(409, "application_name_taken", "CONFLICT", "there is an application of this name")
+        ..refusal(
+            409,
+            "application_name_taken",
+            "CONFLICT",
+            "there is an application of this name",
+        )
     },
-    refusal(413, "payload_too_large", "PAYLOAD_TOO_LARGE", "the body is larger than 65536 bytes"),
-    refusal(422, "idempotency_mismatch", "IDEMPOTENCY_MISMATCH", "this Idempotency-Key came with another body"),
-    Refusal { retry_after: Some(17), ..refusal(429, "rate_limited", "RATE_LIMITED", "too many requests") },
-    refusal(500, "internal_error", "INTERNAL_ERROR", "something went wrong on our side"),
-    Refusal { retry_after: Some(2), ..refusal(503, "unavailable", "UNAVAILABLE", "temporarily unavailable") },
+    refusal(
+        413,
+        "payload_too_large",
+        "PAYLOAD_TOO_LARGE",
+        "the body is larger than 65536 bytes",
+    ),
+    refusal(
+        422,
+        "idempotency_mismatch",
+        "IDEMPOTENCY_MISMATCH",
+        "this Idempotency-Key came with another body",
+    ),
+    Refusal {
+        retry_after: Some(17),
+        ..refusal(429, "rate_limited", "RATE_LIMITED", "too many requests")
+    },
+    refusal(
+        500,
+        "internal_error",
+        "INTERNAL_ERROR",
+        "something went wrong on our side",
+    ),
+    Refusal {
+        retry_after: Some(2),
+        ..refusal(503, "unavailable", "UNAVAILABLE", "temporarily unavailable")
+    },
 ];
 
 impl Refusal {
     fn errors(&self) -> Value {
-        self.errors.iter().map(|(pointer, detail)| json!({"pointer": pointer, "detail": detail})).collect()
+        self.errors
+            .iter()
+            .map(|(pointer, detail)| json!({"pointer": pointer, "detail": detail}))
+            .collect()
     }
 
     /// As RFC 9457 has it.
@@ -69,7 +144,11 @@ impl Refusal {
         if !self.errors.is_empty() {
             body["errors"] = self.errors();
         }
-        self.paced(answer(self.status, "application/problem+json", body.to_string()))
+        self.paced(answer(
+            self.status,
+            "application/problem+json",
+            body.to_string(),
+        ))
     }
 
     /// As the account surface has it.
@@ -102,7 +181,11 @@ fn error_envelope(error: &Value) -> Value {
 async fn refusal_by(answer: ResponseTemplate) -> Error {
     let server = Server::answering([answer]).await;
     let error = refused(server.client().whoami().await);
-    assert_eq!((error.kind(), error.attempts()), (ErrorKind::Refused, 1), "{error}");
+    assert_eq!(
+        (error.kind(), error.attempts()),
+        (ErrorKind::Refused, 1),
+        "{error}"
+    );
     error
 }
 
@@ -124,13 +207,24 @@ async fn every_refusal_of_every_operation_can_be_asked() {
             assert_eq!(error.code(), Some(refusal.code), "{of}");
             assert_eq!(error.detail(), Some(refusal.detail), "{of}");
             assert_eq!(error.request_id(), Some(REQUEST_ID), "{of}");
-            assert_eq!(error.retry_after(), refusal.retry_after.map(Duration::from_secs), "{of}");
-            let errors: Vec<_> =
-                error.errors().iter().map(|error| (error.pointer.as_str(), error.detail.as_str())).collect();
+            assert_eq!(
+                error.retry_after(),
+                refusal.retry_after.map(Duration::from_secs),
+                "{of}"
+            );
+            let errors: Vec<_> = error
+                .errors()
+                .iter()
+                .map(|error| (error.pointer.as_str(), error.detail.as_str()))
+                .collect();
             assert_eq!(errors, refusal.errors, "{of}");
             assert_eq!(error.attempts(), 1, "{of}");
 
-            assert_eq!(error.is_validation(), refusal.code == "validation_failed", "{of}");
+            assert_eq!(
+                error.is_validation(),
+                refusal.code == "validation_failed",
+                "{of}"
+            );
             assert_eq!(error.is_unauthorized(), refusal.status == 401, "{of}");
             assert_eq!(error.is_forbidden(), refusal.status == 403, "{of}");
             assert_eq!(error.is_not_found(), refusal.status == 404, "{of}");
@@ -139,25 +233,37 @@ async fn every_refusal_of_every_operation_can_be_asked() {
             assert!(!error.is_timeout() && !error.is_connect(), "{of}");
             assert!(std::error::Error::source(&error).is_none(), "{of}");
 
-            let Refusal { status, code, detail, .. } = refusal;
+            let Refusal {
+                status,
+                code,
+                detail,
+                ..
+            } = refusal;
             let method = method.to_uppercase();
-            assert_eq!(error.to_string(), format!("{method} {template}: {status} {code}: {detail} ({REQUEST_ID})"));
+            assert_eq!(
+                error.to_string(),
+                format!("{method} {template}: {status} {code}: {detail} ({REQUEST_ID})")
+            );
         }
     }
 }
 
 #[tokio::test]
 async fn the_request_id_is_the_header_s_or_else_the_body_s() {
-    let without_header =
-        |body: &Value| ResponseTemplate::new(404).set_body_raw(body.to_string(), "application/problem+json");
+    let without_header = |body: &Value| {
+        ResponseTemplate::new(404).set_body_raw(body.to_string(), "application/problem+json")
+    };
     let mut problem = problem_body(404, "not_found", "there is no such thing");
     problem["request_id"] = json!("req_of_the_body");
-    let mut envelope = error_envelope(&json!({"code": "NOT_FOUND", "message": "there is no such thing"}));
+    let mut envelope =
+        error_envelope(&json!({"code": "NOT_FOUND", "message": "there is no such thing"}));
     envelope["meta"]["requestId"] = json!("req_of_the_body");
     for body in [problem, envelope] {
         let error = refusal_by(without_header(&body)).await;
         assert_eq!(error.request_id(), Some("req_of_the_body"));
-        let error = refusal_by(without_header(&body).insert_header("x-request-id", "req_of_the_header")).await;
+        let error =
+            refusal_by(without_header(&body).insert_header("x-request-id", "req_of_the_header"))
+                .await;
         assert_eq!(error.request_id(), Some("req_of_the_header"));
         assert_eq!(error.code(), Some("not_found"));
     }
@@ -186,10 +292,18 @@ async fn what_somebody_else_says_has_a_status_and_no_code() {
         let answer = answer(502, media_type, body.clone()).insert_header("retry-after", "3");
         let error = refusal_by(answer).await;
         let of = format!("{media_type}: {body}");
-        assert_eq!((error.status(), error.code(), error.detail()), (Some(502), None, None), "{of}");
+        assert_eq!(
+            (error.status(), error.code(), error.detail()),
+            (Some(502), None, None),
+            "{of}"
+        );
         assert_eq!(error.retry_after(), Some(Duration::from_secs(3)), "{of}");
         assert!(error.errors().is_empty(), "{of}");
-        assert_eq!(error.to_string(), format!("GET /api/v1/whoami: 502 ({REQUEST_ID})"), "{of}");
+        assert_eq!(
+            error.to_string(),
+            format!("GET /api/v1/whoami: 502 ({REQUEST_ID})"),
+            "{of}"
+        );
     }
 }
 
@@ -197,14 +311,24 @@ async fn what_somebody_else_says_has_a_status_and_no_code() {
 async fn each_member_of_a_refusal_is_read_for_itself() {
     let field = ("/name", "is too long");
     let rows = [
-        (json!({"type": "about:blank", "title": "Bad", "status": 400}), None, Some("Bad"), vec![]),
+        (
+            json!({"type": "about:blank", "title": "Bad", "status": 400}),
+            None,
+            Some("Bad"),
+            vec![],
+        ),
         (
             json!({"code": "validation_failed", "errors": [7, {"pointer": "/name", "detail": "is too long", "more": 1}]}),
             Some("validation_failed"),
             None,
             vec![field],
         ),
-        (json!({"error": {"code": "UNAVAILABLE", "message": "no meta"}}), Some("unavailable"), Some("no meta"), vec![]),
+        (
+            json!({"error": {"code": "UNAVAILABLE", "message": "no meta"}}),
+            Some("unavailable"),
+            Some("no meta"),
+            vec![],
+        ),
         (
             json!({"error": {"code": "CONFLICT", "details": {"code": "key_revoked", "errors": "none"}}}),
             Some("key_revoked"),
@@ -220,8 +344,16 @@ async fn each_member_of_a_refusal_is_read_for_itself() {
     ];
     for (body, code, detail, errors) in rows {
         let error = refusal_by(answer(400, "application/problem+json", body.to_string())).await;
-        let found: Vec<_> = error.errors().iter().map(|error| (&*error.pointer, &*error.detail)).collect();
-        assert_eq!((error.code(), error.detail(), found), (code, detail, errors), "{body}");
+        let found: Vec<_> = error
+            .errors()
+            .iter()
+            .map(|error| (&*error.pointer, &*error.detail))
+            .collect();
+        assert_eq!(
+            (error.code(), error.detail(), found),
+            (code, detail, errors),
+            "{body}"
+        );
     }
 }
 
@@ -229,7 +361,10 @@ async fn each_member_of_a_refusal_is_read_for_itself() {
 async fn an_answer_without_a_body_has_a_status() {
     for status in [400, 401, 403, 404, 409, 418, 429, 500, 503, 599] {
         let error = refusal_by(ResponseTemplate::new(status)).await;
-        assert_eq!((error.status(), error.code(), error.request_id()), (Some(status), None, None));
+        assert_eq!(
+            (error.status(), error.code(), error.request_id()),
+            (Some(status), None, None)
+        );
         assert_eq!(error.to_string(), format!("GET /api/v1/whoami: {status}"));
     }
 }
@@ -271,7 +406,11 @@ async fn a_newer_server_s_refusal_may_have_more_members() {
 
 #[tokio::test]
 async fn a_call_that_expects_nothing_is_refused_alike() {
-    let server = Server::answering([problem(404, "not_found", "there is no such thing"), nothing()]).await;
+    let server = Server::answering([
+        problem(404, "not_found", "there is no such thing"),
+        nothing(),
+    ])
+    .await;
     let call = server.client().service_keys().revoke("key");
     let error = refused(call.clone().await);
     assert!(error.is_not_found() && error.code() == Some("not_found"));

@@ -15,8 +15,8 @@ use crate::{
     operations::rows,
     said,
     support::{
-        Does, Server, Wire, answer, builder, header, json_answer, nothing, on_the_wire, only_header, problem, refused,
-        target,
+        Does, Server, Wire, answer, builder, header, json_answer, nothing, on_the_wire,
+        only_header, problem, refused, target,
     },
 };
 
@@ -26,7 +26,11 @@ fn unavailable() -> ResponseTemplate {
 
 fn refusal_on_the_wire(status: u16, code: &str) -> Does {
     let body = crate::support::problem_body(status, code, "in a sentence");
-    Does::Says(on_the_wire(&format!("{status} Refused"), "application/problem+json", &body))
+    Does::Says(on_the_wire(
+        &format!("{status} Refused"),
+        "application/problem+json",
+        &body,
+    ))
 }
 
 #[tokio::test]
@@ -59,13 +63,18 @@ async fn what_may_pass_is_sent_again_and_nothing_else() {
             "error": {"code": "SOMETHING", "message": "in a sentence", "details": {"code": code}},
             "meta": {"requestId": crate::support::REQUEST_ID, "timestamp": said::NOON_TEXT},
         });
-        for answer in [problem(status, code, "in a sentence"), json_answer(status, &envelope)] {
+        for answer in [
+            problem(status, code, "in a sentence"),
+            json_answer(status, &envelope),
+        ] {
             let server = Server::responding(answer).await;
             let error = refused(server.persistent().applications().create("Shop").await);
             assert_eq!((error.status(), error.code()), (Some(status), Some(code)));
             assert_eq!(server.asked().await.len(), attempts, "{status} {code}");
             assert_eq!(error.attempts() as usize, attempts, "{status} {code}");
-            let several = error.to_string().ends_with(&format!(" after {attempts} attempts"));
+            let several = error
+                .to_string()
+                .ends_with(&format!(" after {attempts} attempts"));
             assert_eq!(several, attempts > 1, "{error}");
             assert_eq!(error.may_have_been_done(), status >= 500, "{error}");
         }
@@ -73,7 +82,11 @@ async fn what_may_pass_is_sent_again_and_nothing_else() {
         let server = Server::responding(ResponseTemplate::new(status)).await;
         refused(server.persistent().whoami().await);
         let attempts = if status == 409 { 1 } else { attempts };
-        assert_eq!(server.asked().await.len(), attempts, "{status} without a body");
+        assert_eq!(
+            server.asked().await.len(),
+            attempts,
+            "{status} without a body"
+        );
     }
 }
 
@@ -83,7 +96,10 @@ async fn it_is_sent_again_as_often_as_was_said() {
         let server = Server::responding(unavailable()).await;
         let client = server.builder().max_retries(retries).build().unwrap();
         let error = refused(client.whoami().await);
-        assert_eq!((server.asked().await.len(), error.attempts()), (retries as usize + 1, retries + 1));
+        assert_eq!(
+            (server.asked().await.len(), error.attempts()),
+            (retries as usize + 1, retries + 1)
+        );
     }
     let server = Server::responding(unavailable()).await;
     refused(server.client().with_max_retries(1).whoami().await);
@@ -94,21 +110,34 @@ async fn it_is_sent_again_as_often_as_was_said() {
 async fn it_is_sent_twice_more_when_nothing_is_said() {
     let server = Server::responding(unavailable()).await;
     let pause = Duration::from_millis(1);
-    let client = Client::builder().base_url(server.url()).backoff(pause, pause).build().unwrap();
+    let client = Client::builder()
+        .base_url(server.url())
+        .backoff(pause, pause)
+        .build()
+        .unwrap();
     assert_eq!(refused(client.whoami().await).attempts(), 3);
     assert_eq!(server.asked().await.len(), 3);
 }
 
 #[tokio::test]
 async fn a_later_attempt_may_go_well() {
-    let server = Server::answering([unavailable(), unavailable(), json_answer(200, &said::whoami())]).await;
+    let server = Server::answering([
+        unavailable(),
+        unavailable(),
+        json_answer(200, &said::whoami()),
+    ])
+    .await;
     assert_eq!(server.persistent().whoami().await.unwrap().id, said::KEY);
     assert_eq!(server.asked().await.len(), 3);
 }
 
 #[tokio::test]
 async fn a_later_attempt_may_fail_for_good() {
-    let server = Server::answering([unavailable(), problem(404, "not_found", "there is no such thing")]).await;
+    let server = Server::answering([
+        unavailable(),
+        problem(404, "not_found", "there is no such thing"),
+    ])
+    .await;
     let error = refused(server.persistent().applications().delete("app").await);
     assert_eq!((error.status(), error.attempts()), (Some(404), 2));
 }
@@ -116,19 +145,35 @@ async fn a_later_attempt_may_fail_for_good() {
 #[tokio::test]
 async fn every_operation_is_sent_again_unchanged_but_for_the_subscription_s() {
     for row in rows() {
-        let server = Server::answering([unavailable(), unavailable(), row.answer(), row.answer()]).await;
+        let server =
+            Server::answering([unavailable(), unavailable(), row.answer(), row.answer()]).await;
         let outcome = (row.call)(server.persistent()).await;
         let sent: Vec<_> = server.asked().await;
         if matches!(row.operation, "sync" | "syncLookup") {
             let error = refused(outcome);
-            assert_eq!((error.status(), error.attempts(), sent.len()), (Some(503), 1, 1), "{}", row.operation);
+            assert_eq!(
+                (error.status(), error.attempts(), sent.len()),
+                (Some(503), 1, 1),
+                "{}",
+                row.operation
+            );
             continue;
         }
         outcome.unwrap_or_else(|error| panic!("{}: {error}", row.operation));
         assert_eq!(sent.len(), 3, "{}", row.operation);
         for again in &sent[1..] {
-            assert_eq!((&again.method, target(again)), (&sent[0].method, target(&sent[0])), "{}", row.operation);
-            assert_eq!((&again.headers, &again.body), (&sent[0].headers, &sent[0].body), "{}", row.operation);
+            assert_eq!(
+                (&again.method, target(again)),
+                (&sent[0].method, target(&sent[0])),
+                "{}",
+                row.operation
+            );
+            assert_eq!(
+                (&again.headers, &again.body),
+                (&sent[0].headers, &sent[0].body),
+                "{}",
+                row.operation
+            );
         }
     }
 }
@@ -139,10 +184,24 @@ async fn each_creation_has_an_idempotency_key_of_its_own() {
     fn creations(client: &Client) -> [Created<'_>; 5] {
         [
             Box::pin(async { client.applications().create("Shop").await.map(drop) }),
-            Box::pin(async { client.applications().api_keys("app").create("Key").await.map(drop) }),
+            Box::pin(async {
+                client
+                    .applications()
+                    .api_keys("app")
+                    .create("Key")
+                    .await
+                    .map(drop)
+            }),
             Box::pin(async { client.commerce().api_keys().create("Key").await.map(drop) }),
             Box::pin(async { client.commerce().api_keys().rotate("key").await.map(drop) }),
-            Box::pin(async { client.account().api_keys().create("Key", Mode::Test, Access::Secret).await.map(drop) }),
+            Box::pin(async {
+                client
+                    .account()
+                    .api_keys()
+                    .create("Key", Mode::Test, Access::Secret)
+                    .await
+                    .map(drop)
+            }),
         ]
     }
     let server = Server::responding(unavailable()).await;
@@ -155,10 +214,18 @@ async fn each_creation_has_an_idempotency_key_of_its_own() {
     refused(call.clone().await);
     refused(call.await);
 
-    let keys: Vec<_> = server.asked().await.iter().map(|request| only_header(request, "idempotency-key")).collect();
+    let keys: Vec<_> = server
+        .asked()
+        .await
+        .iter()
+        .map(|request| only_header(request, "idempotency-key"))
+        .collect();
     assert_eq!(keys.len(), 12 * 3);
     for attempts in keys.chunks(3) {
-        assert!(attempts.iter().all(|key| *key == attempts[0]), "{attempts:?}");
+        assert!(
+            attempts.iter().all(|key| *key == attempts[0]),
+            "{attempts:?}"
+        );
     }
     assert_eq!(keys.iter().collect::<BTreeSet<_>>().len(), 12, "{keys:?}");
 }
@@ -166,24 +233,56 @@ async fn each_creation_has_an_idempotency_key_of_its_own() {
 #[tokio::test]
 async fn the_caller_s_own_idempotency_key_is_sent_each_time() {
     let server = Server::responding(unavailable()).await;
-    let call = server.persistent().applications().create("Shop").idempotency_key("order 4711, first try");
+    let call = server
+        .persistent()
+        .applications()
+        .create("Shop")
+        .idempotency_key("order 4711, first try");
     refused(call.clone().await);
     refused(call.await);
     let asked = server.asked().await;
     assert_eq!(asked.len(), 6);
-    assert!(asked.iter().all(|request| only_header(request, "idempotency-key") == "order 4711, first try"));
+    assert!(
+        asked
+            .iter()
+            .all(|request| only_header(request, "idempotency-key") == "order 4711, first try")
+    );
 }
 
 #[tokio::test]
 async fn an_idempotency_key_that_no_server_takes_is_not_sent() {
     let server = Server::responding(nothing()).await;
-    for key in
-        ["", "fifteen letters", &"x".repeat(256), "with a \"quote\" in it", "with a back\\slash", "with a\ttab …"]
-    {
-        let error = refused(server.persistent().applications().create("Shop").idempotency_key(key).await);
-        assert_eq!((error.kind(), error.attempts()), (ErrorKind::Argument, 0), "{key}");
-        assert!(error.to_string().starts_with("POST /api/v1/applications: idempotency_key: must have"), "{error}");
-        assert!(key.is_empty() || !format!("{error} {error:?}").contains(key), "{error}");
+    for key in [
+        "",
+        "fifteen letters",
+        &"x".repeat(256),
+        "with a \"quote\" in it",
+        "with a back\\slash",
+        "with a\ttab …",
+    ] {
+        let error = refused(
+            server
+                .persistent()
+                .applications()
+                .create("Shop")
+                .idempotency_key(key)
+                .await,
+        );
+        assert_eq!(
+            (error.kind(), error.attempts()),
+            (ErrorKind::Argument, 0),
+            "{key}"
+        );
+        assert!(
+            error
+                .to_string()
+                .starts_with("POST /api/v1/applications: idempotency_key: must have"),
+            "{error}"
+        );
+        assert!(
+            key.is_empty() || !format!("{error} {error:?}").contains(key),
+            "{error}"
+        );
     }
     assert!(server.asked().await.is_empty());
 }
@@ -193,12 +292,20 @@ async fn calls_that_create_nothing_have_no_idempotency_key() {
     let server = Server::responding(unavailable()).await;
     refused(server.client().verify("ck_test_EXAMPLE1").await);
     refused(server.client().commerce().api_keys().revoke("key").await);
-    assert!(server.asked().await.iter().all(|request| header(request, "idempotency-key").is_empty()));
+    assert!(
+        server
+            .asked()
+            .await
+            .iter()
+            .all(|request| header(request, "idempotency-key").is_empty())
+    );
 }
 
 /// What `Retry-After` says, by an answer with these headers.
 async fn asked_to_wait(headers: &[(&'static str, &str)]) -> Option<Duration> {
-    let answer = headers.iter().fold(unavailable(), |answer, (name, value)| answer.insert_header(*name, *value));
+    let answer = headers.iter().fold(unavailable(), |answer, (name, value)| {
+        answer.insert_header(*name, *value)
+    });
     let server = Server::responding(answer).await;
     refused(server.client().whoami().await).retry_after()
 }
@@ -232,7 +339,8 @@ async fn how_long_to_wait_is_said_in_seconds_or_as_a_date() {
 #[tokio::test]
 async fn a_date_to_wait_for_is_taken_against_the_clock_where_the_answer_has_no_date() {
     let until = httpdate::fmt_http_date(SystemTime::now() + Duration::from_secs(600));
-    let head = format!("HTTP/1.1 503 Unavailable\r\nretry-after: {until}\r\ncontent-length: 0\r\n\r\n");
+    let head =
+        format!("HTTP/1.1 503 Unavailable\r\nretry-after: {until}\r\ncontent-length: 0\r\n\r\n");
     let wire = Wire::that([Does::Says(head)]).await;
     let client = wire.builder().max_retries(2).build().unwrap();
     let error = refused(client.whoami().await);
@@ -265,7 +373,12 @@ async fn who_asks_to_wait_is_waited_for() {
     let waits = [in_seconds, as_date, still_running].map(|answer| async move {
         let server = Server::answering([answer, json_answer(201, &said::application())]).await;
         let started = Instant::now();
-        server.persistent().applications().create("Shop").await.unwrap();
+        server
+            .persistent()
+            .applications()
+            .create("Shop")
+            .await
+            .unwrap();
         // It would have been a thousandth of that.
         assert!(started.elapsed() >= Duration::from_secs(1));
         assert_eq!(server.asked().await.len(), 2);
@@ -282,17 +395,35 @@ async fn a_revocation_whose_answer_was_lost_is_done() {
         refusal_on_the_wire(504, "gateway_timeout"),
     ];
     for lost in lost {
-        let wire = Wire::that([lost.clone(), refusal_on_the_wire(400, "key_already_revoked")]).await;
-        let client = wire.builder().max_retries(2).timeout(Duration::from_millis(500)).build().unwrap();
+        let wire = Wire::that([
+            lost.clone(),
+            refusal_on_the_wire(400, "key_already_revoked"),
+        ])
+        .await;
+        let client = wire
+            .builder()
+            .max_retries(2)
+            .timeout(Duration::from_millis(500))
+            .build()
+            .unwrap();
         let outcome = client.applications().api_keys("app").revoke("key").await;
         assert!(outcome.is_ok(), "{lost:?}: {outcome:?}");
         assert_eq!(wire.heard().len(), 2, "{lost:?}");
 
         let wire = Wire::that([lost.clone(), refusal_on_the_wire(401, "invalid_api_key")]).await;
-        let client = wire.builder().max_retries(2).timeout(Duration::from_millis(200)).build().unwrap();
+        let client = wire
+            .builder()
+            .max_retries(2)
+            .timeout(Duration::from_millis(200))
+            .build()
+            .unwrap();
         // A key that is refused may be one that never was: the caller learns both.
         let error = refused(client.revoke_self().await);
-        assert_eq!((error.is_unauthorized(), error.may_have_been_done()), (true, true), "{lost:?}");
+        assert_eq!(
+            (error.is_unauthorized(), error.may_have_been_done()),
+            (true, true),
+            "{lost:?}"
+        );
         assert_eq!(wire.heard().len(), 2, "{lost:?}");
     }
 }
@@ -303,9 +434,25 @@ async fn a_lost_connection_at_last_does_not_hide_what_was_sent_before() {
     let client = wire.builder().max_retries(1).build().unwrap();
     let error = refused(client.commerce().api_keys().create("Web").await);
     assert!(error.may_have_been_done());
-    let nobody = Client::builder().base_url("http://127.0.0.1:1").max_retries(1);
-    let error = refused(nobody.backoff(Duration::ZERO, Duration::ZERO).build().unwrap().whoami().await);
-    assert_eq!((error.is_connect(), error.may_have_been_done(), error.attempts()), (true, false, 2));
+    let nobody = Client::builder()
+        .base_url("http://127.0.0.1:1")
+        .max_retries(1);
+    let error = refused(
+        nobody
+            .backoff(Duration::ZERO, Duration::ZERO)
+            .build()
+            .unwrap()
+            .whoami()
+            .await,
+    );
+    assert_eq!(
+        (
+            error.is_connect(),
+            error.may_have_been_done(),
+            error.attempts()
+        ),
+        (true, false, 2)
+    );
 }
 
 #[tokio::test]
@@ -313,95 +460,226 @@ async fn what_brings_access_back_is_not_sent_again_without_an_answer() {
     type Sent = std::pin::Pin<Box<dyn Future<Output = Option<tollkey_client::Error>>>>;
     type Call = fn(Client) -> Sent;
     let calls: [(&str, Call); 4] = [
-        ("resume", |client| Box::pin(async move { client.commerce().api_keys().resume("key").await.err() })),
-        ("update", |client| Box::pin(async move { client.commerce().api_keys().update("key").name("n").await.err() })),
-        ("enable", |client| Box::pin(async move { client.applications().enable("app").await.err() })),
+        ("resume", |client| {
+            Box::pin(async move { client.commerce().api_keys().resume("key").await.err() })
+        }),
+        ("update", |client| {
+            Box::pin(async move {
+                client
+                    .commerce()
+                    .api_keys()
+                    .update("key")
+                    .name("n")
+                    .await
+                    .err()
+            })
+        }),
+        ("enable", |client| {
+            Box::pin(async move { client.applications().enable("app").await.err() })
+        }),
         ("set_operating_model", |client| {
             let model = tollkey_client::OperatingModel::Platform;
-            Box::pin(async move { client.accounts().set_operating_model("acme", model).await.err() })
+            Box::pin(async move {
+                client
+                    .accounts()
+                    .set_operating_model("acme", model)
+                    .await
+                    .err()
+            })
         }),
     ];
     for (name, call) in calls {
         let wire = Wire::that([Does::HangsUp]).await;
-        let error = call(wire.builder().max_retries(2).build().unwrap()).await.unwrap();
-        assert_eq!((error.attempts(), error.may_have_been_done()), (1, true), "{name}");
+        let error = call(wire.builder().max_retries(2).build().unwrap())
+            .await
+            .unwrap();
+        assert_eq!(
+            (error.attempts(), error.may_have_been_done()),
+            (1, true),
+            "{name}"
+        );
         // An answer that says to come back is another matter.
         let server = Server::responding(unavailable()).await;
-        assert_eq!(call(server.persistent()).await.unwrap().attempts(), 3, "{name}");
+        assert_eq!(
+            call(server.persistent()).await.unwrap().attempts(),
+            3,
+            "{name}"
+        );
     }
 }
 
 #[tokio::test]
 async fn a_whole_call_can_have_a_limit_of_time() {
     let server = Server::responding(unavailable().insert_header("retry-after", "100")).await;
-    let client = server.client().with_max_retries(2).with_deadline(Duration::from_millis(300));
+    let client = server
+        .client()
+        .with_max_retries(2)
+        .with_deadline(Duration::from_millis(300));
     let started = Instant::now();
     let error = refused(client.verify("ck_test_EXAMPLE1").await);
     assert!(error.is_timeout() && started.elapsed() < Duration::from_secs(50));
     assert_eq!(error.attempts(), 1);
     // And what a server asks for, a limit of its own.
-    let client = server.builder().max_retry_after(Duration::from_secs(99)).build().unwrap();
+    let client = server
+        .builder()
+        .max_retry_after(Duration::from_secs(99))
+        .build()
+        .unwrap();
     let error = refused(client.verify("ck_test_EXAMPLE1").await);
-    assert_eq!((error.status(), error.retry_after()), (Some(503), Some(Duration::from_secs(100))));
+    assert_eq!(
+        (error.status(), error.retry_after()),
+        (Some(503), Some(Duration::from_secs(100)))
+    );
 }
 
 #[tokio::test]
 async fn an_answer_that_ends_with_its_connection_may_have_been_cut() {
-    let cut = "HTTP/1.0 201 Created\r\ncontent-type: application/json\r\n\r\n{\"key_id\": \"0198c0de";
+    let cut =
+        "HTTP/1.0 201 Created\r\ncontent-type: application/json\r\n\r\n{\"key_id\": \"0198c0de";
     let wire = Wire::that([Does::Says(cut.to_owned())]).await;
-    let error = refused(wire.builder().max_retries(0).build().unwrap().commerce().api_keys().create("Web").await);
+    let error = refused(
+        wire.builder()
+            .max_retries(0)
+            .build()
+            .unwrap()
+            .commerce()
+            .api_keys()
+            .create("Web")
+            .await,
+    );
     assert_eq!(error.kind(), ErrorKind::Interrupted);
 }
 
 #[tokio::test]
 async fn a_revocation_that_is_refused_at_once_is_not_done() {
-    let server = Server::responding(problem(400, "key_already_revoked", "the key is revoked")).await;
-    let error = refused(server.persistent().applications().api_keys("app").revoke("key").await);
-    assert_eq!((error.code(), error.attempts()), (Some("key_already_revoked"), 1));
+    let server =
+        Server::responding(problem(400, "key_already_revoked", "the key is revoked")).await;
+    let error = refused(
+        server
+            .persistent()
+            .applications()
+            .api_keys("app")
+            .revoke("key")
+            .await,
+    );
+    assert_eq!(
+        (error.code(), error.attempts()),
+        (Some("key_already_revoked"), 1)
+    );
 
-    let server = Server::responding(problem(401, "invalid_api_key", "the API key is not valid")).await;
+    let server =
+        Server::responding(problem(401, "invalid_api_key", "the API key is not valid")).await;
     let error = refused(server.persistent().revoke_self().await);
-    assert_eq!((error.code(), error.attempts()), (Some("invalid_api_key"), 1));
+    assert_eq!(
+        (error.code(), error.attempts()),
+        (Some("invalid_api_key"), 1)
+    );
 }
 
 #[tokio::test]
 async fn a_revocation_that_no_attempt_before_can_have_made_is_not_done() {
     // Or a key that was never one of these would seem to be revoked, and the one that was meant goes on working.
-    let refusals = [(408, "request_timeout"), (429, "rate_limited"), (409, "idempotency_in_progress")];
+    let refusals = [
+        (408, "request_timeout"),
+        (429, "rate_limited"),
+        (409, "idempotency_in_progress"),
+    ];
     for (status, code) in refusals {
         let first = || problem(status, code, "nothing was done");
-        let server = Server::answering([first(), problem(400, "key_already_revoked", "the key is revoked")]).await;
-        let error = refused(server.persistent().applications().api_keys("app").revoke("key").await);
-        assert_eq!((error.code(), error.attempts()), (Some("key_already_revoked"), 2), "{status}");
+        let server = Server::answering([
+            first(),
+            problem(400, "key_already_revoked", "the key is revoked"),
+        ])
+        .await;
+        let error = refused(
+            server
+                .persistent()
+                .applications()
+                .api_keys("app")
+                .revoke("key")
+                .await,
+        );
+        assert_eq!(
+            (error.code(), error.attempts()),
+            (Some("key_already_revoked"), 2),
+            "{status}"
+        );
     }
     // One lost answer among others is enough.
     let limited = problem(429, "rate_limited", "too many requests");
-    let answers = [unavailable(), limited, problem(400, "key_already_revoked", "the key is revoked")];
+    let answers = [
+        unavailable(),
+        limited,
+        problem(400, "key_already_revoked", "the key is revoked"),
+    ];
     let server = Server::answering(answers).await;
-    server.persistent().applications().api_keys("app").revoke("key").await.unwrap();
+    server
+        .persistent()
+        .applications()
+        .api_keys("app")
+        .revoke("key")
+        .await
+        .unwrap();
 }
 
 #[tokio::test]
 async fn a_repeated_revocation_is_done_only_by_the_code_that_says_so() {
-    for (status, code) in [(400, "validation_failed"), (401, "invalid_token"), (403, "forbidden"), (404, "not_found")] {
-        let server = Server::answering([unavailable(), problem(status, code, "in a sentence")]).await;
-        let error = refused(server.persistent().applications().api_keys("app").revoke("key").await);
+    for (status, code) in [
+        (400, "validation_failed"),
+        (401, "invalid_token"),
+        (403, "forbidden"),
+        (404, "not_found"),
+    ] {
+        let server =
+            Server::answering([unavailable(), problem(status, code, "in a sentence")]).await;
+        let error = refused(
+            server
+                .persistent()
+                .applications()
+                .api_keys("app")
+                .revoke("key")
+                .await,
+        );
         assert_eq!((error.code(), error.attempts()), (Some(code), 2));
-        let server = Server::answering([unavailable(), problem(status, code, "in a sentence")]).await;
+        let server =
+            Server::answering([unavailable(), problem(status, code, "in a sentence")]).await;
         let error = refused(server.persistent().revoke_self().await);
         assert_eq!((error.code(), error.attempts()), (Some(code), 2));
     }
     // Nor does the code of one say it for the other, nor for a call that asks.
-    let server = Server::answering([unavailable(), problem(401, "invalid_api_key", "the API key is not valid")]).await;
-    refused(server.persistent().applications().api_keys("app").revoke("key").await);
-    let server = Server::answering([unavailable(), problem(401, "invalid_api_key", "the API key is not valid")]).await;
+    let server = Server::answering([
+        unavailable(),
+        problem(401, "invalid_api_key", "the API key is not valid"),
+    ])
+    .await;
+    refused(
+        server
+            .persistent()
+            .applications()
+            .api_keys("app")
+            .revoke("key")
+            .await,
+    );
+    let server = Server::answering([
+        unavailable(),
+        problem(401, "invalid_api_key", "the API key is not valid"),
+    ])
+    .await;
     refused(server.persistent().whoami().await);
 }
 
 #[tokio::test]
 async fn a_deletion_that_is_repeated_finds_nothing() {
     let wire = Wire::that([Does::HangsUp, refusal_on_the_wire(404, "not_found")]).await;
-    let error = refused(wire.builder().max_retries(2).build().unwrap().applications().delete("app").await);
+    let error = refused(
+        wire.builder()
+            .max_retries(2)
+            .build()
+            .unwrap()
+            .applications()
+            .delete("app")
+            .await,
+    );
     assert_eq!((error.is_not_found(), error.attempts()), (true, 2));
 }
 
@@ -414,9 +692,20 @@ async fn without_a_connection_nothing_was_sent() {
     let error = refused(client.whoami().await);
     assert_eq!(error.kind(), ErrorKind::Connect);
     assert!(error.is_connect() && !error.is_timeout());
-    assert_eq!((error.status(), error.code(), error.request_id(), error.retry_after()), (None, None, None, None));
+    assert_eq!(
+        (
+            error.status(),
+            error.code(),
+            error.request_id(),
+            error.retry_after()
+        ),
+        (None, None, None, None)
+    );
     let cause = "no connection: connection refused: no server listens on this host and port";
-    assert_eq!(error.to_string(), format!("GET /api/v1/whoami: {cause} after 3 attempts"));
+    assert_eq!(
+        error.to_string(),
+        format!("GET /api/v1/whoami: {cause} after 3 attempts")
+    );
     assert!(error.source().is_some());
     assert!(!format!("{error:?}").contains(&url), "{error:?}");
 }
@@ -424,17 +713,41 @@ async fn without_a_connection_nothing_was_sent() {
 #[tokio::test]
 async fn a_connection_that_ends_before_the_answer_does_is_tried_again() {
     let text = on_the_wire("200 OK", "application/json", &said::whoami());
-    let cuts = [0, 1, 12, text.find("\r\n\r\n").unwrap() + 2, text.find("\r\n\r\n").unwrap() + 4, text.len() - 1];
+    let cuts = [
+        0,
+        1,
+        12,
+        text.find("\r\n\r\n").unwrap() + 2,
+        text.find("\r\n\r\n").unwrap() + 4,
+        text.len() - 1,
+    ];
     for cut in cuts {
         let part = Does::Says(text[..cut].to_owned());
         let wire = Wire::that([part.clone(), part.clone(), Does::Says(text.clone())]).await;
-        let me = wire.builder().max_retries(2).build().unwrap().whoami().await;
+        let me = wire
+            .builder()
+            .max_retries(2)
+            .build()
+            .unwrap()
+            .whoami()
+            .await;
         assert_eq!(me.unwrap().id, said::KEY, "cut at {cut}");
         assert_eq!(wire.heard().len(), 3, "cut at {cut}");
 
         let wire = Wire::that([part]).await;
-        let error = refused(wire.builder().max_retries(2).build().unwrap().whoami().await);
-        assert_eq!((error.kind(), error.attempts()), (ErrorKind::Interrupted, 3), "cut at {cut}: {error:?}");
+        let error = refused(
+            wire.builder()
+                .max_retries(2)
+                .build()
+                .unwrap()
+                .whoami()
+                .await,
+        );
+        assert_eq!(
+            (error.kind(), error.attempts()),
+            (ErrorKind::Interrupted, 3),
+            "cut at {cut}: {error:?}"
+        );
         assert!(!error.is_timeout() && !error.is_connect());
         assert_eq!(error.status(), None);
         assert_eq!(wire.heard().len(), 3, "cut at {cut}");
@@ -447,35 +760,71 @@ async fn a_connection_that_ends_before_the_answer_does_is_tried_again() {
 
 #[tokio::test]
 async fn what_was_sent_on_a_connection_that_ended_is_sent_again_with_its_idempotency_key() {
-    let wire =
-        Wire::that([Does::HangsUp, Does::Says(on_the_wire("201 Created", "application/json", &said::application()))])
-            .await;
-    wire.builder().max_retries(2).build().unwrap().applications().create("Shop").await.unwrap();
+    let wire = Wire::that([
+        Does::HangsUp,
+        Does::Says(on_the_wire(
+            "201 Created",
+            "application/json",
+            &said::application(),
+        )),
+    ])
+    .await;
+    wire.builder()
+        .max_retries(2)
+        .build()
+        .unwrap()
+        .applications()
+        .create("Shop")
+        .await
+        .unwrap();
     let heard = wire.heard();
     let key = |text: &str| {
-        let line = text.lines().find(|line| line.to_lowercase().starts_with("idempotency-key:"));
+        let line = text
+            .lines()
+            .find(|line| line.to_lowercase().starts_with("idempotency-key:"));
         line.expect("every attempt has one").to_owned()
     };
     assert_eq!(heard.len(), 2);
     assert_eq!(key(&heard[0]), key(&heard[1]));
-    assert!(heard.iter().all(|text| text.ends_with("{\"name\":\"Shop\"}")), "{heard:?}");
+    assert!(
+        heard
+            .iter()
+            .all(|text| text.ends_with("{\"name\":\"Shop\"}")),
+        "{heard:?}"
+    );
 }
 
 #[tokio::test]
 async fn a_server_that_is_too_slow_is_given_up() {
-    let begun = "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 100\r\n\r\n{\"id\": ";
+    let begun =
+        "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 100\r\n\r\n{\"id\": ";
     for stall in ["", "HTTP/1.1 200 OK\r\n", begun] {
         let wire = Wire::that([Does::Stalls(stall.to_owned())]).await;
-        let client = wire.builder().timeout(Duration::from_millis(250)).max_retries(1).build().unwrap();
+        let client = wire
+            .builder()
+            .timeout(Duration::from_millis(250))
+            .max_retries(1)
+            .build()
+            .unwrap();
         let started = Instant::now();
         let error = refused(client.whoami().await);
         let took = started.elapsed();
-        assert_eq!((error.kind(), error.attempts()), (ErrorKind::Timeout, 2), "{stall:?}: {error:?}");
+        assert_eq!(
+            (error.kind(), error.attempts()),
+            (ErrorKind::Timeout, 2),
+            "{stall:?}: {error:?}"
+        );
         assert!(error.is_timeout() && !error.is_connect());
         assert_eq!(error.status(), None);
-        assert_eq!(error.to_string(), "GET /api/v1/whoami: no response in time after 2 attempts");
+        assert_eq!(
+            error.to_string(),
+            "GET /api/v1/whoami: no response in time after 2 attempts"
+        );
         // Each attempt has that time for itself; far less than the ten seconds it has when nothing is said.
-        assert!((Duration::from_millis(500)..Duration::from_secs(5)).contains(&took), "{took:?}");
+        assert!(
+            (Duration::from_millis(500)..Duration::from_secs(5)).contains(&took),
+            "{took:?}"
+        );
         assert_eq!(wire.heard().len(), 2, "{stall:?}");
     }
 }
@@ -487,7 +836,12 @@ async fn an_answer_after_a_slow_one_is_taken() {
         Does::Says(on_the_wire("200 OK", "application/json", &said::whoami())),
     ])
     .await;
-    let client = wire.builder().timeout(Duration::from_millis(500)).max_retries(1).build().unwrap();
+    let client = wire
+        .builder()
+        .timeout(Duration::from_millis(500))
+        .max_retries(1)
+        .build()
+        .unwrap();
     assert_eq!(client.whoami().await.unwrap().id, said::KEY);
 }
 
@@ -504,18 +858,34 @@ fn unreadable_creations() -> [ResponseTemplate; 3] {
 #[tokio::test]
 async fn unreadable_creation_is_repeated_once_with_its_key() {
     for unreadable in unreadable_creations() {
-        let replayed = json_answer(201, &said::application()).insert_header("idempotent-replayed", "true");
+        let replayed =
+            json_answer(201, &said::application()).insert_header("idempotent-replayed", "true");
         let server = Server::answering([unreadable.clone(), replayed]).await;
-        assert_eq!(server.persistent().applications().create("Shop").await.unwrap().name, said::application()["name"]);
+        assert_eq!(
+            server
+                .persistent()
+                .applications()
+                .create("Shop")
+                .await
+                .unwrap()
+                .name,
+            said::application()["name"]
+        );
         let asked = server.asked().await;
         assert_eq!(asked.len(), 2);
-        assert_eq!(only_header(&asked[0], "idempotency-key"), only_header(&asked[1], "idempotency-key"));
+        assert_eq!(
+            only_header(&asked[0], "idempotency-key"),
+            only_header(&asked[1], "idempotency-key")
+        );
         assert_eq!(asked[0].body, asked[1].body);
 
         // A second one is final, and so is the first where nothing may be repeated.
         let server = Server::responding(unreadable.clone()).await;
         let error = refused(server.persistent().applications().create("Shop").await);
-        assert_eq!((error.kind(), error.attempts(), error.may_have_been_done()), (ErrorKind::Unreadable, 2, true));
+        assert_eq!(
+            (error.kind(), error.attempts(), error.may_have_been_done()),
+            (ErrorKind::Unreadable, 2, true)
+        );
         let error = refused(server.client().applications().create("Shop").await);
         assert_eq!((error.kind(), error.attempts()), (ErrorKind::Unreadable, 1));
     }
@@ -526,8 +896,14 @@ async fn unreadable_response_without_generated_key_is_final() {
     for unreadable in unreadable_creations() {
         let server = Server::responding(unreadable).await;
         let client = server.persistent();
-        let given = client.applications().create("Shop").idempotency_key("order 4711, first try");
-        for error in [refused(given.await), refused(client.applications().update("app").name("Shop").await)] {
+        let given = client
+            .applications()
+            .create("Shop")
+            .idempotency_key("order 4711, first try");
+        for error in [
+            refused(given.await),
+            refused(client.applications().update("app").name("Shop").await),
+        ] {
             assert_eq!((error.kind(), error.attempts()), (ErrorKind::Unreadable, 1));
         }
         assert_eq!(server.asked().await.len(), 2);
@@ -538,8 +914,14 @@ async fn unreadable_response_without_generated_key_is_final() {
 async fn a_poll_may_take_longer_by_what_it_waits() {
     let answer = json_answer(200, &said::news()).set_delay(Duration::from_millis(300));
     let server = Server::responding(answer).await;
-    let client = server.builder().timeout(Duration::from_millis(100)).build().unwrap();
-    let poll = client.subscription().poll(tollkey_client::VerifierId::from_bytes([7; 16]));
+    let client = server
+        .builder()
+        .timeout(Duration::from_millis(100))
+        .build()
+        .unwrap();
+    let poll = client
+        .subscription()
+        .poll(tollkey_client::VerifierId::from_bytes([7; 16]));
     let error = refused(poll.clone().await);
     assert!(error.is_timeout());
     assert_eq!(poll.wait(Duration::from_secs(5)).await.unwrap().seq, 7);
@@ -549,7 +931,9 @@ async fn a_poll_may_take_longer_by_what_it_waits() {
 async fn what_a_failing_subscription_says_is_said_once() {
     let wire = Wire::that([Does::HangsUp]).await;
     let client = wire.builder().max_retries(5).build().unwrap();
-    let poll = client.subscription().poll(tollkey_client::VerifierId::from_bytes([7; 16]));
+    let poll = client
+        .subscription()
+        .poll(tollkey_client::VerifierId::from_bytes([7; 16]));
     assert_eq!(refused(poll.await).kind(), ErrorKind::Interrupted);
     assert_eq!(wire.heard().len(), 1);
 }

@@ -16,7 +16,8 @@ use tokio::{
     net::{TcpListener, TcpStream},
 };
 use tollkey_client::{
-    Auth, Client, Digest, Error, Mode, Scope, Secret, VerifierId, account::Access, reqwest, verification::Question,
+    Auth, Client, Digest, Error, Mode, Scope, Secret, VerifierId, account::Access, reqwest,
+    verification::Question,
 };
 use tracing_subscriber::{
     Layer as _, filter::dynamic_filter_fn, fmt::format::FmtSpan, layer::SubscriberExt as _,
@@ -26,7 +27,10 @@ use wiremock::{Request, ResponseTemplate};
 
 use crate::{
     said,
-    support::{Does, REQUEST_ID, Server, Wire, answer, builder, header, json_answer, on_the_wire, problem, target},
+    support::{
+        Does, REQUEST_ID, Server, Wire, answer, builder, header, json_answer, on_the_wire, problem,
+        target,
+    },
 };
 
 /// In everything that must not be seen.
@@ -81,7 +85,9 @@ impl Logs {
                 .with_span_events(FmtSpan::FULL)
                 .with_ansi(false)
                 .with_writer(writer)
-                .with_filter(dynamic_filter_fn(|_, _| COLLECTOR.with_borrow(Option::is_some)));
+                .with_filter(dynamic_filter_fn(|_, _| {
+                    COLLECTOR.with_borrow(Option::is_some)
+                }));
             tracing_subscriber::registry().with(lines).init();
         });
         COLLECTOR.set(Some(self.clone()));
@@ -131,14 +137,22 @@ fn generous(request: &Request) -> ResponseTemplate {
     let path = target.split('?').next().unwrap();
     let (status, body) = match (request.method.as_str(), path) {
         ("POST", "/api/v1/applications") => (201, said::application()),
-        ("POST", "/api/v1/applications/app/api-keys") => (201, created(said::created_application_key(), "fullKey")),
+        ("POST", "/api/v1/applications/app/api-keys") => {
+            (201, created(said::created_application_key(), "fullKey"))
+        }
         ("POST", "/api/v1/api-keys" | "/api/v1/api-keys/key/rotate") => {
             (201, created(said::created_commerce_key(), "api_key"))
         }
-        ("POST", "/api/v1/account/api-keys") => (201, said::envelope(&created(said::created_account_key(), "value"))),
+        ("POST", "/api/v1/account/api-keys") => (
+            201,
+            said::envelope(&created(said::created_account_key(), "value")),
+        ),
         ("POST", "/api/v1/service-keys") => (201, created(said::created_service_key(), "key")),
         ("POST", "/api/v1/verify") => (200, said::valid()),
-        ("POST", "/api/v1/verify/batch") => (200, json!({"results": [said::valid(), said::invalid("revoked")]})),
+        ("POST", "/api/v1/verify/batch") => (
+            200,
+            json!({"results": [said::valid(), said::invalid("revoked")]}),
+        ),
         ("POST", "/api/v1/introspect") => (200, said::introspected()),
         ("GET", "/api/v1/whoami") => (200, said::whoami()),
         ("POST", "/api/v1/sync/lookup") => (200, said::found()),
@@ -158,26 +172,71 @@ async fn story(client: &Client, shown: &mut Shown) {
         }};
     }
     shown.value(client);
-    tell!(client.applications().create("Shop").idempotency_key(IDEMPOTENCY_KEY));
-    tell!(client.applications().api_keys("app").create("Key").idempotency_key(IDEMPOTENCY_KEY));
-    tell!(client.commerce().api_keys().create("Key").scopes([Scope::LINKS_READ]).idempotency_key(IDEMPOTENCY_KEY));
+    tell!(
+        client
+            .applications()
+            .create("Shop")
+            .idempotency_key(IDEMPOTENCY_KEY)
+    );
+    tell!(
+        client
+            .applications()
+            .api_keys("app")
+            .create("Key")
+            .idempotency_key(IDEMPOTENCY_KEY)
+    );
+    tell!(
+        client
+            .commerce()
+            .api_keys()
+            .create("Key")
+            .scopes([Scope::LINKS_READ])
+            .idempotency_key(IDEMPOTENCY_KEY)
+    );
     tell!(client.commerce().api_keys().create("Key"));
-    tell!(client.commerce().api_keys().rotate("key").idempotency_key(IDEMPOTENCY_KEY));
+    tell!(
+        client
+            .commerce()
+            .api_keys()
+            .rotate("key")
+            .idempotency_key(IDEMPOTENCY_KEY)
+    );
     let service_keys = client.service_keys();
-    tell!(service_keys.create("gateway").idempotency_key(IDEMPOTENCY_KEY));
+    tell!(
+        service_keys
+            .create("gateway")
+            .idempotency_key(IDEMPOTENCY_KEY)
+    );
 
     let account = client.with_auth(Auth::key(SECRET_KEY));
     shown.value(&account);
-    tell!(account.account().api_keys().create("CI", Mode::Test, Access::Secret).idempotency_key(IDEMPOTENCY_KEY));
+    tell!(
+        account
+            .account()
+            .api_keys()
+            .create("CI", Mode::Test, Access::Secret)
+            .idempotency_key(IDEMPOTENCY_KEY)
+    );
 
     let service = client.with_auth(Auth::service(SERVICE_KEY));
-    tell!(service.verify(PRESENTED).method("GET").path("/tokens").client_ip([203, 0, 113, 7]));
+    tell!(
+        service
+            .verify(PRESENTED)
+            .method("GET")
+            .path("/tokens")
+            .client_ip([203, 0, 113, 7])
+    );
     tell!(service.introspect(PRESENTED).scopes([Scope::LINKS_READ]));
     let question = Question::new(PRESENTED).merchant("merchant_42");
     shown.value(&question);
     tell!(service.verify_batch([question, Question::new(PRESENTED)]));
     tell!(service.subscription().lookup(Digest::of(PRESENTED)));
-    tell!(service.subscription().poll(VerifierId::from_bytes([7; 16])).cursor("a-6"));
+    tell!(
+        service
+            .subscription()
+            .poll(VerifierId::from_bytes([7; 16]))
+            .cursor("a-6")
+    );
 
     tell!(client.with_auth(Auth::key(PRESENTED)).whoami());
     tell!(client.with_auth(Auth::key(PRESENTED)).revoke_self());
@@ -186,12 +245,23 @@ async fn story(client: &Client, shown: &mut Shown) {
     tell!(client.with_auth(asked).whoami());
 
     // What is refused before it is sent.
-    tell!(client.applications().create("Shop").idempotency_key("CANARY"));
-    tell!(client.applications().create("Shop").idempotency_key("CANARY with a \"quote\""));
+    tell!(
+        client
+            .applications()
+            .create("Shop")
+            .idempotency_key("CANARY")
+    );
+    tell!(
+        client
+            .applications()
+            .create("Shop")
+            .idempotency_key("CANARY with a \"quote\"")
+    );
     tell!(client.with_auth(Auth::bearer("CANARY\n")).whoami());
-    for value in
-        [client.applications().api_keys("app").list().items(), client.applications().api_keys("app").list().items()]
-    {
+    for value in [
+        client.applications().api_keys("app").list().items(),
+        client.applications().api_keys("app").list().items(),
+    ] {
         shown.value(&value);
     }
 }
@@ -200,7 +270,10 @@ async fn story(client: &Client, shown: &mut Shown) {
 fn assert_unseen(text: &str, secret: &str) {
     if let Some(at) = text.find(secret) {
         let line = text[..at].lines().count().saturating_sub(1);
-        panic!("{secret} is seen: {}", text.lines().nth(line).unwrap_or_default());
+        panic!(
+            "{secret} is seen: {}",
+            text.lines().nth(line).unwrap_or_default()
+        );
     }
 }
 
@@ -210,7 +283,11 @@ async fn told(http: reqwest::Client, expected: &[&str]) {
     let mut shown = Shown::default();
     let server = Server::responding(generous).await;
     let guard = logs.collect();
-    let builder = server.builder().auth(Auth::bearer(TOKEN)).header("x-team", HEADER).http_client(http);
+    let builder = server
+        .builder()
+        .auth(Auth::bearer(TOKEN))
+        .header("x-team", HEADER)
+        .http_client(http);
     shown.value(&builder);
     story(&builder.build().unwrap(), &mut shown).await;
     drop(guard);
@@ -224,15 +301,31 @@ async fn told(http: reqwest::Client, expected: &[&str]) {
     // And all secrets were there to be seen.
     let sent: String = asked
         .iter()
-        .map(|request| format!("{:?}{}", request.headers, String::from_utf8_lossy(&request.body)))
+        .map(|request| {
+            format!(
+                "{:?}{}",
+                request.headers,
+                String::from_utf8_lossy(&request.body)
+            )
+        })
         .collect();
-    for secret in [TOKEN, SERVICE_KEY, SECRET_KEY, PRESENTED, IDEMPOTENCY_KEY, HEADER, ASKED_FOR] {
+    for secret in [
+        TOKEN,
+        SERVICE_KEY,
+        SECRET_KEY,
+        PRESENTED,
+        IDEMPOTENCY_KEY,
+        HEADER,
+        ASKED_FOR,
+    ] {
         assert!(sent.contains(secret), "{secret} was not sent");
     }
     for text in [&logs, &shown] {
         assert_unseen(text, CANARY);
         assert_unseen(text, &Digest::of(PRESENTED).hex().to_string());
-        let random = asked.iter().flat_map(|request| header(request, "idempotency-key"));
+        let random = asked
+            .iter()
+            .flat_map(|request| header(request, "idempotency-key"));
         random.for_each(|key| assert_unseen(text, key));
     }
     assert!(shown.contains("redacted"), "{shown}");
@@ -241,13 +334,34 @@ async fn told(http: reqwest::Client, expected: &[&str]) {
 #[tokio::test]
 async fn nobody_logs_a_secret() {
     let http = reqwest::Client::builder().build().unwrap();
-    told(http, &["tollkey_call", " hyper_util::client", " reqwest::connect: ", " reqwest::retry: "]).await;
+    told(
+        http,
+        &[
+            "tollkey_call",
+            " hyper_util::client",
+            " reqwest::connect: ",
+            " reqwest::retry: ",
+        ],
+    )
+    .await;
 }
 
 #[tokio::test]
 async fn nobody_logs_a_secret_over_http_2() {
-    let http = reqwest::Client::builder().http2_prior_knowledge().build().unwrap();
-    told(http, &["tollkey_call", " h2::codec::framed_write: ", " h2::proto::", " reqwest::connect: "]).await;
+    let http = reqwest::Client::builder()
+        .http2_prior_knowledge()
+        .build()
+        .unwrap();
+    told(
+        http,
+        &[
+            "tollkey_call",
+            " h2::codec::framed_write: ",
+            " h2::proto::",
+            " reqwest::connect: ",
+        ],
+    )
+    .await;
 }
 
 #[tokio::test]
@@ -262,8 +376,10 @@ async fn nobody_logs_a_secret_of_a_call_that_fails() {
     created["expires_at"] = json!(NEW_KEY);
     let broken = on_the_wire("201 Created", "application/json", &created);
     let cut = whole[..whole.find(NEW_KEY).unwrap() + NEW_KEY.len()].to_owned();
-    let redirect = format!("HTTP/1.1 307 Elsewhere\r\nlocation: /{NEW_KEY}\r\ncontent-length: 0\r\n\r\n");
-    let page = format!("HTTP/1.1 200 OK\r\ncontent-type: text/html\r\ncontent-length: 8\r\n\r\n{NEW_KEY}");
+    let redirect =
+        format!("HTTP/1.1 307 Elsewhere\r\nlocation: /{NEW_KEY}\r\ncontent-length: 0\r\n\r\n");
+    let page =
+        format!("HTTP/1.1 200 OK\r\ncontent-type: text/html\r\ncontent-length: 8\r\n\r\n{NEW_KEY}");
     let all = [
         Does::Says(broken),
         Does::Says(cut),
@@ -274,7 +390,11 @@ async fn nobody_logs_a_secret_of_a_call_that_fails() {
     ];
     for does in all {
         let wire = Wire::that([does]).await;
-        let builder = wire.builder().auth(Auth::bearer(TOKEN)).header("x-team", HEADER).max_retries(2);
+        let builder = wire
+            .builder()
+            .auth(Auth::bearer(TOKEN))
+            .header("x-team", HEADER)
+            .max_retries(2);
         let client = builder.timeout(Duration::from_millis(100)).build().unwrap();
         let keys = client.commerce().api_keys();
         let outcome = keys.create("Key").idempotency_key(IDEMPOTENCY_KEY).await;
@@ -284,7 +404,11 @@ async fn nobody_logs_a_secret_of_a_call_that_fails() {
         assert!(wire.heard().iter().all(|request| request.contains(TOKEN)));
     }
     // Nobody there.
-    let client = builder("http://127.0.0.1:1").auth(Auth::bearer(TOKEN)).max_retries(2).build().unwrap();
+    let client = builder("http://127.0.0.1:1")
+        .auth(Auth::bearer(TOKEN))
+        .max_retries(2)
+        .build()
+        .unwrap();
     shown.outcome(&client.verify(PRESENTED).await);
     drop(guard);
 
@@ -314,9 +438,15 @@ async fn what_cannot_be_a_client_shows_nothing_either() {
 
 #[tokio::test]
 async fn clients_and_credentials_show_that_there_is_one() {
-    let client = builder("http://127.0.0.1:1").auth(Auth::bearer(TOKEN)).build().unwrap();
+    let client = builder("http://127.0.0.1:1")
+        .auth(Auth::bearer(TOKEN))
+        .build()
+        .unwrap();
     let text = format!("{client:?}");
-    assert!(text.contains("auth: Some(Auth(redacted))") && text.contains("http://127.0.0.1:1/"), "{text}");
+    assert!(
+        text.contains("auth: Some(Auth(redacted))") && text.contains("http://127.0.0.1:1/"),
+        "{text}"
+    );
     let text = format!("{:?}", Client::new("http://127.0.0.1:1").unwrap());
     assert!(text.contains("auth: None"), "{text}");
     let text = format!("{:?}", client.for_account("acme"));
@@ -326,7 +456,10 @@ async fn clients_and_credentials_show_that_there_is_one() {
     }
     assert_eq!(format!("{:?}", Secret::new(TOKEN)), "Secret(redacted)");
     let text = format!("{:?}", client.verify(PRESENTED));
-    assert!(text.contains("POST /api/v1/verify") && text.contains("Secret(redacted)"), "{text}");
+    assert!(
+        text.contains("POST /api/v1/verify") && text.contains("Secret(redacted)"),
+        "{text}"
+    );
 }
 
 /// The first request on a connection of HTTP/2, as far as its headers go: how each is written (RFC 7541, section 6), as
@@ -338,12 +471,17 @@ async fn written_headers(connection: &mut TcpStream) -> Vec<(usize, bool)> {
     loop {
         let mut head = [0; 9];
         connection.read_exact(&mut head).await.unwrap();
-        let mut payload = vec![0; usize::from(head[0]) << 16 | usize::from(head[1]) << 8 | usize::from(head[2])];
+        let mut payload =
+            vec![0; usize::from(head[0]) << 16 | usize::from(head[1]) << 8 | usize::from(head[2])];
         connection.read_exact(&mut payload).await.unwrap();
         if head[3] != 1 {
             continue;
         }
-        assert_eq!(head[4] & 0b0010_1100, 0b100, "all headers in one frame and nothing else");
+        assert_eq!(
+            head[4] & 0b0010_1100,
+            0b100,
+            "all headers in one frame and nothing else"
+        );
         let (mut block, mut headers) = (&payload[..], Vec::new());
         while let Some(&first) = block.first() {
             let prefix = match first {
@@ -394,16 +532,31 @@ fn integer(block: &mut &[u8], prefix: u32) -> usize {
 async fn credentials_are_written_so_that_no_table_of_http_2_may_hold_them() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
-    let http = reqwest::Client::builder().http2_prior_knowledge().build().unwrap();
-    let client = builder(&url).auth(Auth::bearer(TOKEN)).header("x-team", HEADER).http_client(http).build().unwrap();
+    let http = reqwest::Client::builder()
+        .http2_prior_knowledge()
+        .build()
+        .unwrap();
+    let client = builder(&url)
+        .auth(Auth::bearer(TOKEN))
+        .header("x-team", HEADER)
+        .http_client(http)
+        .build()
+        .unwrap();
     let call = tokio::spawn(client.service_keys().create("gateway").into_future());
     let (mut connection, _) = listener.accept().await.unwrap();
     let headers = written_headers(&mut connection).await;
     call.abort();
-    let never: Vec<_> = headers.iter().filter(|(_, never)| *never).map(|(name, _)| *name).collect();
+    let never: Vec<_> = headers
+        .iter()
+        .filter(|(_, never)| *never)
+        .map(|(name, _)| *name)
+        .collect();
     // `authorization` is 23 in the static table. The Idempotency-Key and the header of one's own have no place there.
     assert_eq!(never.len(), 3, "{headers:?}");
-    assert!(never.contains(&23) && never.iter().filter(|name| **name == 0).count() == 2, "{headers:?}");
+    assert!(
+        never.contains(&23) && never.iter().filter(|name| **name == 0).count() == 2,
+        "{headers:?}"
+    );
     // Others may be held: user-agent, content-type and so on.
     assert!(headers.len() > 6, "{headers:?}");
 }
@@ -417,29 +570,68 @@ async fn each_attempt_is_a_span_with_what_it_was() {
     .await;
     let logs = Logs::default();
     let guard = logs.collect();
-    server.persistent().applications().api_keys("app_of_mine").create("Key").await.unwrap();
+    server
+        .persistent()
+        .applications()
+        .api_keys("app_of_mine")
+        .create("Key")
+        .await
+        .unwrap();
     drop(guard);
     let logs = logs.text();
     let span = "tollkey_call{method=\"POST\" route=\"/api/v1/applications/{id}/api-keys\"";
     for (attempt, status) in [(1, 503), (2, 201)] {
-        let closed = format!("{span} attempt={attempt} status={status} request_id=\"{REQUEST_ID}\"}}: tollkey_client");
+        let closed = format!(
+            "{span} attempt={attempt} status={status} request_id=\"{REQUEST_ID}\"}}: tollkey_client"
+        );
         assert!(logs.contains(&closed), "{closed}: {logs}");
     }
-    assert!(logs.contains("a call is sent again attempt=1 error=503 unavailable: temporarily unavailable"), "{logs}");
-    let ours: Vec<_> = logs.lines().filter(|line| line.contains("tollkey_client::")).collect();
-    assert!(!ours.is_empty() && ours.iter().all(|line| !line.contains("app_of_mine")), "{ours:?}");
+    assert!(
+        logs.contains(
+            "a call is sent again attempt=1 error=503 unavailable: temporarily unavailable"
+        ),
+        "{logs}"
+    );
+    let ours: Vec<_> = logs
+        .lines()
+        .filter(|line| line.contains("tollkey_client::"))
+        .collect();
+    assert!(
+        !ours.is_empty() && ours.iter().all(|line| !line.contains("app_of_mine")),
+        "{ours:?}"
+    );
 }
 
 #[tokio::test]
 async fn an_answer_with_a_secret_shows_only_that_there_is_one() {
     let server = Server::responding(generous).await;
-    let created = server.client().commerce().api_keys().create("Key").await.unwrap();
+    let created = server
+        .client()
+        .commerce()
+        .api_keys()
+        .create("Key")
+        .await
+        .unwrap();
     let text = format!("{created:?}");
-    assert!(text.contains("api_key: Secret(redacted)") && text.contains("ck_test_EXAMPL"), "{text}");
+    assert!(
+        text.contains("api_key: Secret(redacted)") && text.contains("ck_test_EXAMPL"),
+        "{text}"
+    );
     assert_eq!(created.api_key.expose(), NEW_KEY);
     // One whose body is not even JSON.
-    let server = Server::responding(answer(201, "application/json", format!("{{\"api_key\": \"{NEW_KEY}\""))).await;
-    let error = server.client().commerce().api_keys().create("Key").await.unwrap_err();
+    let server = Server::responding(answer(
+        201,
+        "application/json",
+        format!("{{\"api_key\": \"{NEW_KEY}\""),
+    ))
+    .await;
+    let error = server
+        .client()
+        .commerce()
+        .api_keys()
+        .create("Key")
+        .await
+        .unwrap_err();
     let mut shown = Shown::default();
     shown.error(&error);
     assert_unseen(&shown.0, CANARY);

@@ -13,14 +13,15 @@ use std::{
 
 use serde_json::json;
 use tollkey_client::{
-    Auth, Client, ClientBuilder, Error, ErrorKind, Listing, Page, Request, Secret, VerifierId, account, applications,
-    audit, commerce, operator, reqwest, subscription, verification,
+    Auth, Client, ClientBuilder, Error, ErrorKind, Listing, Page, Request, Secret, VerifierId,
+    account, applications, audit, commerce, operator, reqwest, subscription, verification,
 };
 
 use crate::{
     said,
     support::{
-        Does, Server, TOKEN, Wire, builder, header, json_answer, nothing, on_the_wire, only_header, refused, target,
+        Does, Server, TOKEN, Wire, builder, header, json_answer, nothing, on_the_wire, only_header,
+        refused, target,
     },
 };
 
@@ -31,7 +32,10 @@ fn me() -> wiremock::ResponseTemplate {
 #[track_caller]
 fn refused_settings(builder: ClientBuilder) -> String {
     let error = refused(builder.build());
-    assert_eq!((error.kind(), error.attempts(), error.status()), (ErrorKind::Settings, 0, None));
+    assert_eq!(
+        (error.kind(), error.attempts(), error.status()),
+        (ErrorKind::Settings, 0, None)
+    );
     error.to_string()
 }
 
@@ -49,7 +53,11 @@ async fn the_base_url_may_have_a_path() {
     ];
     for (path, expected) in rows {
         let server = Server::responding(me()).await;
-        Client::new(format!("{}{path}", server.url())).unwrap().whoami().await.unwrap();
+        Client::new(format!("{}{path}", server.url()))
+            .unwrap()
+            .whoami()
+            .await
+            .unwrap();
         assert_eq!(target(&server.asked_once().await), expected);
     }
 }
@@ -57,7 +65,10 @@ async fn the_base_url_may_have_a_path() {
 #[test]
 fn the_base_url_is_without_the_version() {
     for url in ["http://localhost/api/v1", "http://localhost/keys/api/v1/"] {
-        assert_eq!(refused_settings(builder(url)), "base_url must be without /api/v1");
+        assert_eq!(
+            refused_settings(builder(url)),
+            "base_url must be without /api/v1"
+        );
     }
 }
 
@@ -101,7 +112,8 @@ fn a_base_url_that_is_none_is_refused_without_being_repeated() {
     for url in rows {
         let text = refused_settings(Client::builder().base_url(url));
         assert_eq!(
-            text, "base_url must be http:// or https:// with a host and without credentials, query or fragment",
+            text,
+            "base_url must be http:// or https:// with a host and without credentials, query or fragment",
             "{url}"
         );
         let error = refused(Client::new(url));
@@ -113,9 +125,19 @@ fn a_base_url_that_is_none_is_refused_without_being_repeated() {
 #[tokio::test]
 async fn a_name_of_one_s_own_stands_behind_ours() {
     let server = Server::responding(me()).await;
-    server.builder().user_agent("checkout/1.4 (eu)").build().unwrap().whoami().await.unwrap();
+    server
+        .builder()
+        .user_agent("checkout/1.4 (eu)")
+        .build()
+        .unwrap()
+        .whoami()
+        .await
+        .unwrap();
     let ours = format!("tollkey-rust/{}", env!("CARGO_PKG_VERSION"));
-    assert_eq!(only_header(&server.asked_once().await, "user-agent"), format!("{ours} checkout/1.4 (eu)"));
+    assert_eq!(
+        only_header(&server.asked_once().await, "user-agent"),
+        format!("{ours} checkout/1.4 (eu)")
+    );
     for name in ["check\nout", "check\0out"] {
         let text = refused_settings(server.builder().user_agent(name));
         assert_eq!(text, "user_agent has characters that no header takes");
@@ -125,16 +147,31 @@ async fn a_name_of_one_s_own_stands_behind_ours() {
 #[tokio::test]
 async fn headers_of_one_s_own_go_with_every_call() {
     let server = Server::responding(me()).await;
-    let builder = server.builder().header("X-Team", "checkout").header("x-route", "eu").header("X-Route", "us");
-    let client = builder.header("proxy-authorization", "Basic of the proxy").build().unwrap();
+    let builder = server
+        .builder()
+        .header("X-Team", "checkout")
+        .header("x-route", "eu")
+        .header("X-Route", "us");
+    let client = builder
+        .header("proxy-authorization", "Basic of the proxy")
+        .build()
+        .unwrap();
     client.whoami().await.unwrap();
-    client.with_auth(Auth::bearer("another")).with_timeout(Duration::from_secs(5)).whoami().await.unwrap();
+    client
+        .with_auth(Auth::bearer("another"))
+        .with_timeout(Duration::from_secs(5))
+        .whoami()
+        .await
+        .unwrap();
     let asked = server.asked().await;
     assert_eq!(asked.len(), 2);
     for request in asked {
         assert_eq!(header(&request, "x-team"), ["checkout"]);
         assert_eq!(header(&request, "x-route"), ["eu", "us"]);
-        assert_eq!(header(&request, "proxy-authorization"), ["Basic of the proxy"]);
+        assert_eq!(
+            header(&request, "proxy-authorization"),
+            ["Basic of the proxy"]
+        );
     }
 }
 
@@ -163,12 +200,21 @@ fn headers_that_are_the_client_s_own_business_are_refused() {
     }
     for value in ["hunter2\nx: y", "hunter2\r\n", "hunter2\0"] {
         let error = refused(builder("http://localhost").header("x-team", value).build());
-        assert_eq!(error.to_string(), "header \"x-team\" has a value with characters that no header takes");
+        assert_eq!(
+            error.to_string(),
+            "header \"x-team\" has a value with characters that no header takes"
+        );
         assert!(!format!("{error:?}").contains("hunter2"));
     }
     // The first one is told, and a good one after it does not mend it.
-    let builder = builder("http://localhost").header("host", "a").header("a b", "c").header("x-team", "d");
-    assert_eq!(refused_settings(builder), "header \"host\" is set by the client itself");
+    let builder = builder("http://localhost")
+        .header("host", "a")
+        .header("a b", "c")
+        .header("x-team", "d");
+    assert_eq!(
+        refused_settings(builder),
+        "header \"host\" is set by the client itself"
+    );
 }
 
 #[tokio::test]
@@ -181,23 +227,54 @@ async fn a_call_without_a_credential_presents_none() {
 #[tokio::test]
 async fn the_last_credential_is_presented_by_itself() {
     let server = Server::responding(me()).await;
-    let client = server.builder().auth(Auth::key("ck_test_EXAMPLE1")).build().unwrap();
+    let client = server
+        .builder()
+        .auth(Auth::key("ck_test_EXAMPLE1"))
+        .build()
+        .unwrap();
     let other = client.with_auth(Auth::service("tks_EXAMPLE1"));
-    for client in [&client, &other, &other.with_auth(Auth::bearer(Secret::new("the third"))), &client.clone()] {
+    for client in [
+        &client,
+        &other,
+        &other.with_auth(Auth::bearer(Secret::new("the third"))),
+        &client.clone(),
+    ] {
         client.whoami().await.unwrap();
     }
-    let shown: Vec<_> = server.asked().await.iter().map(|request| only_header(request, "authorization")).collect();
-    let expected = ["Bearer ck_test_EXAMPLE1", "Bearer tks_EXAMPLE1", "Bearer the third", "Bearer ck_test_EXAMPLE1"];
+    let shown: Vec<_> = server
+        .asked()
+        .await
+        .iter()
+        .map(|request| only_header(request, "authorization"))
+        .collect();
+    let expected = [
+        "Bearer ck_test_EXAMPLE1",
+        "Bearer tks_EXAMPLE1",
+        "Bearer the third",
+        "Bearer ck_test_EXAMPLE1",
+    ];
     assert_eq!(shown, expected);
 }
 
 #[tokio::test]
 async fn clients_made_of_one_share_its_connections() {
-    let wire = Wire::that([Does::Serves(on_the_wire("200 OK", "application/json", &said::whoami()))]).await;
+    let wire = Wire::that([Does::Serves(on_the_wire(
+        "200 OK",
+        "application/json",
+        &said::whoami(),
+    ))])
+    .await;
     let client = wire.builder().build().unwrap();
     client.whoami().await.unwrap();
-    let derived = client.with_auth(Auth::bearer("another")).for_account("acme").with_max_retries(1);
-    derived.with_timeout(Duration::from_secs(5)).whoami().await.unwrap();
+    let derived = client
+        .with_auth(Auth::bearer("another"))
+        .for_account("acme")
+        .with_max_retries(1);
+    derived
+        .with_timeout(Duration::from_secs(5))
+        .whoami()
+        .await
+        .unwrap();
     client.clone().whoami().await.unwrap();
     assert_eq!((wire.heard().len(), wire.connections()), (3, 1));
     // One that was built by itself has its own.
@@ -217,11 +294,28 @@ async fn a_token_is_asked_for_before_each_attempt() {
     });
     let client = server.persistent().with_auth(auth);
     let call = client.whoami();
-    assert_eq!(asked.load(Ordering::SeqCst), 0, "nothing is asked for before it is needed");
+    assert_eq!(
+        asked.load(Ordering::SeqCst),
+        0,
+        "nothing is asked for before it is needed"
+    );
     call.await.unwrap();
     client.clone().whoami().await.unwrap();
-    let shown: Vec<_> = server.asked().await.iter().map(|request| only_header(request, "authorization")).collect();
-    assert_eq!(shown, ["Bearer token 0", "Bearer token 1", "Bearer token 2", "Bearer token 3"]);
+    let shown: Vec<_> = server
+        .asked()
+        .await
+        .iter()
+        .map(|request| only_header(request, "authorization"))
+        .collect();
+    assert_eq!(
+        shown,
+        [
+            "Bearer token 0",
+            "Bearer token 1",
+            "Bearer token 2",
+            "Bearer token 3"
+        ]
+    );
 }
 
 #[tokio::test]
@@ -229,19 +323,39 @@ async fn without_a_token_nothing_is_sent() {
     let server = Server::responding(me()).await;
     let auth = Auth::from_fn(|| async { Err::<Secret, _>("the identity provider is down") });
     let error = refused(server.persistent().with_auth(auth).whoami().await);
-    assert_eq!((error.kind(), error.attempts(), error.status()), (ErrorKind::Auth, 0, None));
-    assert_eq!(error.to_string(), "GET /api/v1/whoami: auth: the function returned no token");
-    assert_eq!(std::error::Error::source(&error).unwrap().to_string(), "the identity provider is down");
+    assert_eq!(
+        (error.kind(), error.attempts(), error.status()),
+        (ErrorKind::Auth, 0, None)
+    );
+    assert_eq!(
+        error.to_string(),
+        "GET /api/v1/whoami: auth: the function returned no token"
+    );
+    assert_eq!(
+        std::error::Error::source(&error).unwrap().to_string(),
+        "the identity provider is down"
+    );
     assert!(server.asked().await.is_empty());
 }
 
 #[tokio::test]
 async fn a_token_that_is_missing_later_ends_the_call() {
-    let server = Server::responding(crate::support::problem(503, "unavailable", "temporarily unavailable")).await;
+    let server = Server::responding(crate::support::problem(
+        503,
+        "unavailable",
+        "temporarily unavailable",
+    ))
+    .await;
     let asked = AtomicUsize::new(0);
     let auth = Auth::from_fn(move || {
         let count = asked.fetch_add(1, Ordering::SeqCst);
-        async move { if count < 1 { Ok(Secret::new("the first")) } else { Err(io::Error::other("no more")) } }
+        async move {
+            if count < 1 {
+                Ok(Secret::new("the first"))
+            } else {
+                Err(io::Error::other("no more"))
+            }
+        }
     });
     let error = refused(server.persistent().with_auth(auth).whoami().await);
     assert_eq!((error.kind(), error.attempts()), (ErrorKind::Auth, 1));
@@ -252,9 +366,17 @@ async fn a_token_that_is_missing_later_ends_the_call() {
 async fn a_token_that_does_not_come_is_not_waited_for_for_ever() {
     let server = Server::responding(me()).await;
     let auth = Auth::from_fn(std::future::pending::<Result<Secret, io::Error>>);
-    let client = server.builder().timeout(Duration::from_millis(50)).auth(auth).build().unwrap();
+    let client = server
+        .builder()
+        .timeout(Duration::from_millis(50))
+        .auth(auth)
+        .build()
+        .unwrap();
     let error = refused(client.whoami().await);
-    assert_eq!((error.kind(), error.attempts(), error.may_have_been_done()), (ErrorKind::Auth, 0, false));
+    assert_eq!(
+        (error.kind(), error.attempts(), error.may_have_been_done()),
+        (ErrorKind::Auth, 0, false)
+    );
     assert!(server.asked().await.is_empty());
 }
 
@@ -262,27 +384,51 @@ async fn a_token_that_does_not_come_is_not_waited_for_for_ever() {
 const FAULTY: [(&str, &str); 17] = [
     ("", "is empty"),
     (" \n", "holds nothing but white space"),
-    ("hunter2\n", "ends with a line break; was it read from a file? trim it"),
-    ("hunter2\r\n", "ends with a line break; was it read from a file? trim it"),
-    ("hunter2\r", "ends with a line break; was it read from a file? trim it"),
-    ("\nhunter2", "begins with a line break; was it read from a file? trim it"),
+    (
+        "hunter2\n",
+        "ends with a line break; was it read from a file? trim it",
+    ),
+    (
+        "hunter2\r\n",
+        "ends with a line break; was it read from a file? trim it",
+    ),
+    (
+        "hunter2\r",
+        "ends with a line break; was it read from a file? trim it",
+    ),
+    (
+        "\nhunter2",
+        "begins with a line break; was it read from a file? trim it",
+    ),
     ("hunter2 ", "ends with white space; trim it"),
     ("\thunter2", "begins with white space; trim it"),
     ("hunter2\u{a0}", "ends with white space; trim it"),
     ("\"hunter2\"", "is in quotation marks; leave them out"),
     ("'hunter2'", "is in quotation marks; leave them out"),
-    ("hunter2\r\nx: y", "holds a line break; is it more than one credential?"),
+    (
+        "hunter2\r\nx: y",
+        "holds a line break; is it more than one credential?",
+    ),
     ("hunter2\0x", "holds a control character"),
     ("hunter2\x7fx", "holds a control character"),
     ("h\u{fc}nter2", "holds a character that is not ASCII"),
-    ("Bearer hunter2", "begins with \"Bearer\", which the client adds itself; leave it out"),
-    ("bearer hunter2", "begins with \"Bearer\", which the client adds itself; leave it out"),
+    (
+        "Bearer hunter2",
+        "begins with \"Bearer\", which the client adds itself; leave it out",
+    ),
+    (
+        "bearer hunter2",
+        "begins with \"Bearer\", which the client adds itself; leave it out",
+    ),
 ];
 
 /// An error that shows no credential.
 #[track_caller]
 fn assert_discreet(error: &Error) {
-    assert!(!format!("{error} {error:?} {error:#?}").contains("hunter2"), "{error:?}");
+    assert!(
+        !format!("{error} {error:?} {error:#?}").contains("hunter2"),
+        "{error:?}"
+    );
 }
 
 #[tokio::test]
@@ -290,7 +436,8 @@ async fn credential_that_cannot_be_presented_is_not_sent() {
     let server = Server::responding(me()).await;
     let client = server.persistent();
     for (credential, fault) in FAULTY {
-        let function = Auth::from_fn(move || async move { Ok::<_, io::Error>(Secret::new(credential)) });
+        let function =
+            Auth::from_fn(move || async move { Ok::<_, io::Error>(Secret::new(credential)) });
         for (auth, name) in [
             (Auth::service(credential), "the service key"),
             (Auth::key(credential), "the API key"),
@@ -299,7 +446,10 @@ async fn credential_that_cannot_be_presented_is_not_sent() {
         ] {
             let error = refused(client.with_auth(auth).whoami().await);
             assert_eq!((error.kind(), error.attempts()), (ErrorKind::Argument, 0));
-            assert_eq!(error.to_string(), format!("GET /api/v1/whoami: auth: {name} {fault}"));
+            assert_eq!(
+                error.to_string(),
+                format!("GET /api/v1/whoami: auth: {name} {fault}")
+            );
             assert_discreet(&error);
         }
     }
@@ -309,11 +459,25 @@ async fn credential_that_cannot_be_presented_is_not_sent() {
 #[test]
 fn credential_that_cannot_be_presented_builds_no_client() {
     for (credential, fault) in FAULTY {
-        let error = refused(builder("http://localhost").auth(Auth::key(credential)).build());
-        assert_eq!((error.kind(), error.to_string()), (ErrorKind::Settings, format!("auth: the API key {fault}")));
+        let error = refused(
+            builder("http://localhost")
+                .auth(Auth::key(credential))
+                .build(),
+        );
+        assert_eq!(
+            (error.kind(), error.to_string()),
+            (ErrorKind::Settings, format!("auth: the API key {fault}"))
+        );
         assert_discreet(&error);
-        let error = refused(builder("http://localhost").service_auth(Auth::service(credential)).build());
-        assert_eq!(error.to_string(), format!("service_auth: the service key {fault}"));
+        let error = refused(
+            builder("http://localhost")
+                .service_auth(Auth::service(credential))
+                .build(),
+        );
+        assert_eq!(
+            error.to_string(),
+            format!("service_auth: the service key {fault}")
+        );
         assert_discreet(&error);
     }
     // What a function returns is not known before a call.
@@ -324,16 +488,30 @@ fn credential_that_cannot_be_presented_builds_no_client() {
 #[test]
 fn no_time_at_all_is_refused() {
     let zero = Duration::ZERO;
-    assert_eq!(refused_settings(builder("http://localhost").timeout(zero)), "timeout must not be zero");
-    assert_eq!(refused_settings(builder("http://localhost").connect_timeout(zero)), "connect_timeout must not be zero");
+    assert_eq!(
+        refused_settings(builder("http://localhost").timeout(zero)),
+        "timeout must not be zero"
+    );
+    assert_eq!(
+        refused_settings(builder("http://localhost").connect_timeout(zero)),
+        "connect_timeout must not be zero"
+    );
 }
 
 #[tokio::test]
 async fn each_client_has_a_time_of_its_own() {
     let server = Server::responding(me().set_delay(Duration::from_millis(300))).await;
-    let client = server.builder().timeout(Duration::from_millis(50)).build().unwrap();
+    let client = server
+        .builder()
+        .timeout(Duration::from_millis(50))
+        .build()
+        .unwrap();
     assert!(refused(client.whoami().await).is_timeout());
-    client.with_timeout(Duration::from_secs(10)).whoami().await.unwrap();
+    client
+        .with_timeout(Duration::from_secs(10))
+        .whoami()
+        .await
+        .unwrap();
     assert!(refused(client.whoami().await).is_timeout());
 }
 
@@ -360,19 +538,36 @@ async fn connecting_has_a_time_of_its_own() {
     let (listener, _waiting) = deaf().await;
     let url = format!("http://{}", listener.local_addr().unwrap());
     let started = Instant::now();
-    let client = builder(&url).connect_timeout(Duration::from_millis(100)).build().unwrap();
+    let client = builder(&url)
+        .connect_timeout(Duration::from_millis(100))
+        .build()
+        .unwrap();
     let error = refused(client.whoami().await);
     assert_eq!(error.kind(), ErrorKind::Connect, "{error:?}");
     assert!(error.is_timeout() && error.is_connect());
-    assert_eq!(error.to_string(), "GET /api/v1/whoami: no connection: connecting timed out");
+    assert_eq!(
+        error.to_string(),
+        "GET /api/v1/whoami: no connection: connecting timed out"
+    );
     // Far less than the three seconds it has when nothing is said.
-    assert!(started.elapsed() < Duration::from_millis(2500), "{:?}", started.elapsed());
+    assert!(
+        started.elapsed() < Duration::from_millis(2500),
+        "{:?}",
+        started.elapsed()
+    );
 
     // The time of the whole attempt ends it too.
-    let client = builder(&url).timeout(Duration::from_millis(100)).build().unwrap();
+    let client = builder(&url)
+        .timeout(Duration::from_millis(100))
+        .build()
+        .unwrap();
     let started = Instant::now();
     assert!(refused(client.whoami().await).is_timeout());
-    assert!(started.elapsed() < Duration::from_millis(2500), "{:?}", started.elapsed());
+    assert!(
+        started.elapsed() < Duration::from_millis(2500),
+        "{:?}",
+        started.elapsed()
+    );
 }
 
 #[tokio::test]
@@ -380,21 +575,46 @@ async fn an_http_client_of_one_s_own_is_used() {
     let server = Server::responding(me().set_delay(Duration::from_millis(300))).await;
     let mut headers = reqwest::header::HeaderMap::new();
     headers.insert("x-of-one-s-own", "yes".parse().unwrap());
-    let own = || reqwest::Client::builder().default_headers(headers.clone()).user_agent("not this");
-    let client = server.builder().http_client(own().build().unwrap()).build().unwrap();
+    let own = || {
+        reqwest::Client::builder()
+            .default_headers(headers.clone())
+            .user_agent("not this")
+    };
+    let client = server
+        .builder()
+        .http_client(own().build().unwrap())
+        .build()
+        .unwrap();
     client.whoami().await.unwrap();
     let request = server.asked_once().await;
     assert_eq!(only_header(&request, "x-of-one-s-own"), "yes");
-    assert_eq!(only_header(&request, "authorization"), format!("Bearer {TOKEN}"));
-    assert_eq!(only_header(&request, "user-agent"), format!("tollkey-rust/{}", env!("CARGO_PKG_VERSION")));
+    assert_eq!(
+        only_header(&request, "authorization"),
+        format!("Bearer {TOKEN}")
+    );
+    assert_eq!(
+        only_header(&request, "user-agent"),
+        format!("tollkey-rust/{}", env!("CARGO_PKG_VERSION"))
+    );
     // Its own time to wait is one too.
     let own = own().timeout(Duration::from_millis(50)).build().unwrap();
-    let error = refused(server.builder().http_client(own).build().unwrap().whoami().await);
+    let error = refused(
+        server
+            .builder()
+            .http_client(own)
+            .build()
+            .unwrap()
+            .whoami()
+            .await,
+    );
     assert_eq!(error.kind(), ErrorKind::Timeout, "{error:?}");
 }
 
 /// A call and the name of one of its arguments.
-type Named = (&'static str, futures_util::future::BoxFuture<'static, Result<(), Error>>);
+type Named = (
+    &'static str,
+    futures_util::future::BoxFuture<'static, Result<(), Error>>,
+);
 
 fn call<T: Send + 'static>(
     name: &'static str,
@@ -406,7 +626,11 @@ fn call<T: Send + 'static>(
 
 /// Every call with an ID in its path, and the name of that ID.
 fn with_id(client: &Client, id: &str) -> Vec<Named> {
-    let (apps, keys, account) = (client.applications(), client.commerce().api_keys(), client.account().api_keys());
+    let (apps, keys, account) = (
+        client.applications(),
+        client.commerce().api_keys(),
+        client.account().api_keys(),
+    );
     vec![
         call("id", apps.get(id)),
         call("id", apps.update(id)),
@@ -426,7 +650,12 @@ fn with_id(client: &Client, id: &str) -> Vec<Named> {
         call("id", account.revoke(id)),
         call("id", account.delete(id)),
         call("id", client.accounts().get(id)),
-        call("id", client.accounts().set_operating_model(id, tollkey_client::OperatingModel::Platform)),
+        call(
+            "id",
+            client
+                .accounts()
+                .set_operating_model(id, tollkey_client::OperatingModel::Platform),
+        ),
         call("id", client.service_keys().revoke(id)),
     ]
 }
@@ -452,8 +681,15 @@ async fn an_id_that_no_path_can_hold_is_not_sent() {
     for (id, rule) in rows {
         for (name, call) in with_id(&server.persistent(), id) {
             let error = refused(call.await);
-            assert_eq!((error.kind(), error.attempts()), (ErrorKind::Argument, 0), "{id:?}");
-            assert!(error.to_string().ends_with(&format!(": {name}: {rule}")), "{id:?}: {error}");
+            assert_eq!(
+                (error.kind(), error.attempts()),
+                (ErrorKind::Argument, 0),
+                "{id:?}"
+            );
+            assert!(
+                error.to_string().ends_with(&format!(": {name}: {rule}")),
+                "{id:?}: {error}"
+            );
         }
     }
     assert!(server.asked().await.is_empty());
@@ -467,7 +703,10 @@ fn credentials() -> Vec<(String, &'static str)> {
         .map(|prefix| (format!("{prefix}{random}"), "an API key"))
         .collect();
     credentials.push((format!("tks_{random}"), "a service key"));
-    credentials.push((["eyJhbGciOiJFUzI1NiJ9", "eyJzdWIiOiJFWEFNUExFIn0", &random].join("."), "a token (JWT)"));
+    credentials.push((
+        ["eyJhbGciOiJFUzI1NiJ9", "eyJzdWIiOiJFWEFNUExFIn0", &random].join("."),
+        "a token (JWT)",
+    ));
     credentials.push((format!("Bearer sk_test_{random}"), "an API key"));
     credentials.push((format!(" ck_test_{random}\n"), "an API key"));
     credentials
@@ -499,18 +738,42 @@ async fn credential_given_for_an_id_is_not_sent() {
     let server = Server::responding(nothing()).await;
     let client = server.persistent();
     for (credential, kind) in credentials() {
-        for (name, call) in with_id(&client, &credential).into_iter().chain(with_query_value(&client, &credential)) {
+        for (name, call) in with_id(&client, &credential)
+            .into_iter()
+            .chain(with_query_value(&client, &credential))
+        {
             let error = refused(call.await);
-            assert_eq!((error.kind(), error.attempts()), (ErrorKind::Argument, 0), "{credential}");
-            let rule = format!("{name}: looks like {kind}, and a URL must not hold a credential; nothing was sent");
-            assert!(error.to_string().ends_with(&format!(": {rule}")), "{credential}: {error}");
+            assert_eq!(
+                (error.kind(), error.attempts()),
+                (ErrorKind::Argument, 0),
+                "{credential}"
+            );
+            let rule = format!(
+                "{name}: looks like {kind}, and a URL must not hold a credential; nothing was sent"
+            );
+            assert!(
+                error.to_string().ends_with(&format!(": {rule}")),
+                "{credential}: {error}"
+            );
             assert_discreet(&error);
         }
         // Nor does `Debug` of what holds it until the call.
         let keys = client.applications().api_keys(&credential);
-        let list = client.audit_log().list().target_id(&credential).actor_id(&credential).cursor(&credential);
-        let text = format!("{:?} {keys:?} {:?} {list:?}", client.for_account(&credential), keys.list());
-        assert!(!text.contains("hunter2") && text.contains("redacted"), "{text}");
+        let list = client
+            .audit_log()
+            .list()
+            .target_id(&credential)
+            .actor_id(&credential)
+            .cursor(&credential);
+        let text = format!(
+            "{:?} {keys:?} {:?} {list:?}",
+            client.for_account(&credential),
+            keys.list()
+        );
+        assert!(
+            !text.contains("hunter2") && text.contains("redacted"),
+            "{text}"
+        );
     }
     assert!(server.asked().await.is_empty());
 }
@@ -519,11 +782,24 @@ async fn credential_given_for_an_id_is_not_sent() {
 async fn ids_that_resemble_credentials_are_sent() {
     let server = Server::responding(json_answer(200, &json!([]))).await;
     let client = server.client();
-    let ids = ["tks_holding", "pk_live", "ck_live_a1B2c3", "eyJ.a.b", "key_01K30DW000E008000000000002", said::KEY];
+    let ids = [
+        "tks_holding",
+        "pk_live",
+        "ck_live_a1B2c3",
+        "eyJ.a.b",
+        "key_01K30DW000E008000000000002",
+        said::KEY,
+    ];
     for id in ids {
-        for (name, call) in with_id(&client, id).into_iter().chain(with_query_value(&client, id)) {
+        for (name, call) in with_id(&client, id)
+            .into_iter()
+            .chain(with_query_value(&client, id))
+        {
             // The response is not the right one for most of them.
-            let argument = call.await.err().filter(|error| error.kind() == ErrorKind::Argument);
+            let argument = call
+                .await
+                .err()
+                .filter(|error| error.kind() == ErrorKind::Argument);
             assert!(argument.is_none(), "{id}: {name}: {argument:?}");
         }
     }
@@ -545,7 +821,10 @@ async fn an_id_is_one_segment_whatever_it_holds() {
         ("...", "..."),
         ("a;b=c", "a;b=c"),
         ("acme:eu@x.y-z_1", "acme:eu@x.y-z_1"),
-        ("key_01K30DW000E008000000000002", "key_01K30DW000E008000000000002"),
+        (
+            "key_01K30DW000E008000000000002",
+            "key_01K30DW000E008000000000002",
+        ),
     ];
     // As it stands on the wire: the mock server takes addresses apart itself.
     let wire = Wire::that([Does::HangsUp]).await;
@@ -560,7 +839,10 @@ async fn an_id_is_one_segment_whatever_it_holds() {
     refused(client.applications().api_keys("a/b").revoke(&longest).await);
     let heard = wire.heard();
     let line = heard.last().unwrap().lines().next().unwrap();
-    assert_eq!(line, format!("DELETE /api/v1/applications/a%2Fb/api-keys/{longest} HTTP/1.1"));
+    assert_eq!(
+        line,
+        format!("DELETE /api/v1/applications/a%2Fb/api-keys/{longest} HTTP/1.1")
+    );
     for (_, call) in with_id(&client, "../../whoami") {
         refused(call.await);
         let heard = wire.heard();
@@ -595,7 +877,10 @@ async fn a_call_kept_for_later_needs_nothing_it_came_from() {
     assert_eq!(created.full_key.expose(), "ks_test_EXAMPLE1");
     // And a noun in a task of its own.
     let keys = server.client().applications().api_keys("app");
-    let created = tokio::spawn(async move { keys.create("Another").await }).await.unwrap().unwrap();
+    let created = tokio::spawn(async move { keys.create("Another").await })
+        .await
+        .unwrap()
+        .unwrap();
     assert_eq!(created.id, said::KEY);
 }
 
@@ -683,13 +968,24 @@ async fn an_account_that_is_named_stands_in_the_query_of_its_calls_alone() {
     other.commerce().api_keys().list().await.unwrap();
     client.commerce().api_keys().list().await.unwrap();
     let targets: Vec<_> = server.asked().await.iter().map(target).collect();
-    assert_eq!(targets, ["/api/v1/api-keys?account=b%26c%3Dd&scope=commerce", "/api/v1/api-keys?scope=commerce"]);
+    assert_eq!(
+        targets,
+        [
+            "/api/v1/api-keys?account=b%26c%3Dd&scope=commerce",
+            "/api/v1/api-keys?scope=commerce"
+        ]
+    );
 }
 
 #[tokio::test]
 async fn a_subscriber_is_named_by_its_digits() {
     let server = Server::responding(json_answer(200, &said::news())).await;
-    server.client().subscription().poll(VerifierId::from_bytes([0xab; 16])).await.unwrap();
+    server
+        .client()
+        .subscription()
+        .poll(VerifierId::from_bytes([0xab; 16]))
+        .await
+        .unwrap();
     let body: serde_json::Value = server.asked_once().await.body_json().unwrap();
     assert_eq!(body["subscriber"], "ab".repeat(16));
 }

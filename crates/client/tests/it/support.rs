@@ -41,7 +41,10 @@ impl Server {
     pub async fn responding(respond: impl Respond + 'static) -> Self {
         // Not one of wiremock's pool: a call that was given up must not reach the server of another test.
         let server = MockServer::builder().start().await;
-        Mock::given(any()).respond_with(respond).mount(&server).await;
+        Mock::given(any())
+            .respond_with(respond)
+            .mount(&server)
+            .await;
         Self(server)
     }
 
@@ -90,7 +93,9 @@ pub fn builder(url: &str) -> ClientBuilder {
 
 /// An answer with a body of that media type.
 pub fn answer(status: u16, media_type: &str, body: impl Into<Vec<u8>>) -> ResponseTemplate {
-    ResponseTemplate::new(status).set_body_raw(body, media_type).insert_header("x-request-id", REQUEST_ID)
+    ResponseTemplate::new(status)
+        .set_body_raw(body, media_type)
+        .insert_header("x-request-id", REQUEST_ID)
 }
 
 /// An answer of JSON.
@@ -105,7 +110,11 @@ pub fn nothing() -> ResponseTemplate {
 
 /// A refusal, everywhere but on the account surface.
 pub fn problem(status: u16, code: &str, detail: &str) -> ResponseTemplate {
-    answer(status, "application/problem+json", problem_body(status, code, detail).to_string())
+    answer(
+        status,
+        "application/problem+json",
+        problem_body(status, code, detail).to_string(),
+    )
 }
 
 pub fn problem_body(status: u16, code: &str, detail: &str) -> Value {
@@ -121,7 +130,12 @@ pub fn problem_body(status: u16, code: &str, detail: &str) -> Value {
 
 /// The values of a header, in order.
 pub fn header<'a>(request: &'a Request, name: &str) -> Vec<&'a str> {
-    request.headers.get_all(name).iter().map(|value| value.to_str().unwrap()).collect()
+    request
+        .headers
+        .get_all(name)
+        .iter()
+        .map(|value| value.to_str().unwrap())
+        .collect()
 }
 
 /// The only value of a header.
@@ -133,7 +147,11 @@ pub fn only_header(request: &Request, name: &str) -> String {
 
 /// Path and query as they were sent.
 pub fn target(request: &Request) -> String {
-    let query = request.url.query().map(|query| format!("?{query}")).unwrap_or_default();
+    let query = request
+        .url
+        .query()
+        .map(|query| format!("?{query}"))
+        .unwrap_or_default();
     format!("{}{query}", request.url.path())
 }
 
@@ -179,11 +197,23 @@ impl Wire {
         tokio::spawn(async move {
             while let Ok((connection, _)) = listener.accept().await {
                 count.fetch_add(1, Ordering::SeqCst);
-                let does = if does.len() > 1 { does.pop_front() } else { does.front().cloned() };
-                tokio::spawn(converse(connection, does.expect("it is told what to do"), keep.clone()));
+                let does = if does.len() > 1 {
+                    does.pop_front()
+                } else {
+                    does.front().cloned()
+                };
+                tokio::spawn(converse(
+                    connection,
+                    does.expect("it is told what to do"),
+                    keep.clone(),
+                ));
             }
         });
-        Self { url, heard, connections }
+        Self {
+            url,
+            heard,
+            connections,
+        }
     }
 
     pub fn builder(&self) -> ClientBuilder {
@@ -205,7 +235,9 @@ impl Wire {
 pub fn on_the_wire(status: &str, media_type: &str, body: &Value) -> String {
     let body = body.to_string();
     let length = body.len();
-    format!("HTTP/1.1 {status}\r\ncontent-type: {media_type}\r\ncontent-length: {length}\r\n\r\n{body}")
+    format!(
+        "HTTP/1.1 {status}\r\ncontent-type: {media_type}\r\ncontent-length: {length}\r\n\r\n{body}"
+    )
 }
 
 async fn converse(mut connection: TcpStream, does: Does, heard: Arc<Mutex<Vec<String>>>) {
@@ -256,14 +288,23 @@ async fn read_request(connection: &mut TcpStream) -> String {
         let read = connection.read(&mut buffer).await.unwrap_or_default();
         text.extend_from_slice(&buffer[..read]);
         let so_far = String::from_utf8_lossy(&text);
-        if read == 0 || so_far.split_once("\r\n\r\n").is_some_and(|(head, body)| body.len() >= content_length(head)) {
+        if read == 0
+            || so_far
+                .split_once("\r\n\r\n")
+                .is_some_and(|(head, body)| body.len() >= content_length(head))
+        {
             return so_far.into_owned();
         }
     }
 }
 
 fn content_length(head: &str) -> usize {
-    let length =
-        head.lines().find_map(|line| line.to_ascii_lowercase().strip_prefix("content-length:")?.trim().parse().ok());
+    let length = head.lines().find_map(|line| {
+        line.to_ascii_lowercase()
+            .strip_prefix("content-length:")?
+            .trim()
+            .parse()
+            .ok()
+    });
     length.unwrap_or_default()
 }

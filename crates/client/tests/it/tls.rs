@@ -39,8 +39,12 @@ impl Certificate {
     pub fn new(host: &str, from: u16, to: u16) -> Self {
         let private_key = EcdsaKeyPair::generate(&ECDSA_P256_SHA256_ASN1_SIGNING).unwrap();
         // RFC 5280, section 4.1.
-        let ecdsa_with_sha256 = sequence(&[object_id(&[0x2a, 0x86, 0x48, 0xce, 0x3d, 0x04, 0x03, 0x02])]);
-        let common_name = sequence(&[object_id(&[0x55, 0x04, 0x03]), der(0x0c, format!("EXAMPLE {from}").as_bytes())]);
+        let ecdsa_with_sha256 =
+            sequence(&[object_id(&[0x2a, 0x86, 0x48, 0xce, 0x3d, 0x04, 0x03, 0x02])]);
+        let common_name = sequence(&[
+            object_id(&[0x55, 0x04, 0x03]),
+            der(0x0c, format!("EXAMPLE {from}").as_bytes()),
+        ]);
         let name = sequence(&[der(0x31, &common_name)]);
         let time = |year: u16| der(0x17, format!("{:02}0101000000Z", year % 100).as_bytes());
         let ec_public_key = object_id(&[0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02, 0x01]);
@@ -58,9 +62,18 @@ impl Certificate {
             sequence(&[sequence(&[ec_public_key, prime256v1]), public_key]),
             der(0xa3, &sequence(&[extension])),
         ]);
-        let signature = private_key.sign(&SystemRandom::new(), &to_be_signed).unwrap();
-        let der = sequence(&[to_be_signed, ecdsa_with_sha256, bit_string(signature.as_ref())]);
-        Self { der, private_key: private_key.to_pkcs8v1().unwrap().as_ref().to_vec() }
+        let signature = private_key
+            .sign(&SystemRandom::new(), &to_be_signed)
+            .unwrap();
+        let der = sequence(&[
+            to_be_signed,
+            ecdsa_with_sha256,
+            bit_string(signature.as_ref()),
+        ]);
+        Self {
+            der,
+            private_key: private_key.to_pkcs8v1().unwrap().as_ref().to_vec(),
+        }
     }
 
     /// For `localhost`, valid for as long as these tests are run.
@@ -76,7 +89,9 @@ impl Certificate {
 
     /// The certificate that this process trusts, which its parent wrote.
     pub fn read() -> Self {
-        Self::read_from(Path::new(&env::var_os("SSL_CERT_FILE").expect("the process is started with it")))
+        Self::read_from(Path::new(
+            &env::var_os("SSL_CERT_FILE").expect("the process is started with it"),
+        ))
     }
 
     /// What [`write`](Self::write) wrote.
@@ -84,20 +99,34 @@ impl Certificate {
         let pem = fs::read_to_string(file.with_extension("pem")).unwrap();
         let base64: String = pem.lines().filter(|line| !line.starts_with('-')).collect();
         let private_key = fs::read(file.with_extension("key")).unwrap();
-        Self { der: BASE64_STANDARD.decode(base64).unwrap(), private_key }
+        Self {
+            der: BASE64_STANDARD.decode(base64).unwrap(),
+            private_key,
+        }
     }
 
     pub fn pem(&self) -> String {
-        format!("-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n", BASE64_STANDARD.encode(&self.der))
+        format!(
+            "-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n",
+            BASE64_STANDARD.encode(&self.der)
+        )
     }
 
     fn acceptor(&self, protocols: &[&str]) -> TlsAcceptor {
         let private_key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(self.private_key.clone()));
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let builder = ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+        let builder = ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap();
         let certificates = vec![CertificateDer::from(self.der.clone())];
-        let mut config = builder.with_no_client_auth().with_single_cert(certificates, private_key).unwrap();
-        config.alpn_protocols = protocols.iter().map(|protocol| protocol.as_bytes().to_vec()).collect();
+        let mut config = builder
+            .with_no_client_auth()
+            .with_single_cert(certificates, private_key)
+            .unwrap();
+        config.alpn_protocols = protocols
+            .iter()
+            .map(|protocol| protocol.as_bytes().to_vec())
+            .collect();
         TlsAcceptor::from(Arc::new(config))
     }
 }
@@ -158,12 +187,21 @@ impl Http2Server {
 
 async fn serve(acceptor: TlsAcceptor, connection: TcpStream, requests: Arc<AtomicUsize>) {
     // A client that does not trust the certificate ends the connection: the test looks at the client.
-    let Ok(connection) = acceptor.accept(connection).await else { return };
-    let Ok(mut connection) = h2::server::handshake(connection).await else { return };
+    let Ok(connection) = acceptor.accept(connection).await else {
+        return;
+    };
+    let Ok(mut connection) = h2::server::handshake(connection).await else {
+        return;
+    };
     while let Some(Ok((_, mut respond))) = connection.accept().await {
         requests.fetch_add(1, Ordering::SeqCst);
-        let response = http::Response::builder().header("content-type", "application/json").body(()).unwrap();
-        let Ok(mut body) = respond.send_response(response, false) else { return };
+        let response = http::Response::builder()
+            .header("content-type", "application/json")
+            .body(())
+            .unwrap();
+        let Ok(mut body) = respond.send_response(response, false) else {
+            return;
+        };
         drop(body.send_data(Bytes::from(said::whoami().to_string()), true));
     }
 }
@@ -181,6 +219,13 @@ pub fn run_with_ca_certificates(test: &str, file: Option<&OsStr>, directory: Opt
         };
     }
     let output = command.output().unwrap();
-    let text = format!("{}\n{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    assert!(output.status.success() && text.contains("1 passed"), "{test}: {text}");
+    let text = format!(
+        "{}\n{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+    assert!(
+        output.status.success() && text.contains("1 passed"),
+        "{test}: {text}"
+    );
 }

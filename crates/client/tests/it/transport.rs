@@ -21,18 +21,30 @@ const LIMIT: Duration = Duration::from_secs(60);
 /// What is said of a call to this URL, which gets no connection.
 async fn cause(url: &str) -> String {
     let error = refused(builder(url).build().unwrap().whoami().await);
-    assert_eq!((error.kind(), error.is_connect()), (ErrorKind::Connect, true), "{error:?}");
+    assert_eq!(
+        (error.kind(), error.is_connect()),
+        (ErrorKind::Connect, true),
+        "{error:?}"
+    );
     assert!(!error.may_have_been_done());
     let text = error.to_string();
-    assert!(!text.contains("localhost") && !text.contains("127.0.0.1"), "{text}");
-    text.strip_prefix("GET /api/v1/whoami: no connection: ").expect("it is said what was called").to_owned()
+    assert!(
+        !text.contains("localhost") && !text.contains("127.0.0.1"),
+        "{text}"
+    );
+    text.strip_prefix("GET /api/v1/whoami: no connection: ")
+        .expect("it is said what was called")
+        .to_owned()
 }
 
 #[tokio::test]
 async fn unknown_host_is_named_as_cause() {
     // No label of a name is so long (RFC 1035, section 2.3.4): no resolver has to be asked.
     let host = "x".repeat(64);
-    assert_eq!(cause(&format!("http://{host}.example.com")).await, "the host name cannot be resolved (DNS)");
+    assert_eq!(
+        cause(&format!("http://{host}.example.com")).await,
+        "the host name cannot be resolved (DNS)"
+    );
 }
 
 #[tokio::test]
@@ -78,10 +90,18 @@ async fn handshake_that_is_not_answered_times_out() {
     // The system opens the connection; nobody takes it.
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("https://{}", listener.local_addr().unwrap());
-    let client = builder(&url).connect_timeout(Duration::from_millis(200)).build().unwrap();
-    let error = timeout(LIMIT, async { refused(client.whoami().await) }).await.unwrap();
+    let client = builder(&url)
+        .connect_timeout(Duration::from_millis(200))
+        .build()
+        .unwrap();
+    let error = timeout(LIMIT, async { refused(client.whoami().await) })
+        .await
+        .unwrap();
     assert!(error.is_connect() && error.is_timeout());
-    assert_eq!(error.to_string(), "GET /api/v1/whoami: no connection: connecting timed out");
+    assert_eq!(
+        error.to_string(),
+        "GET /api/v1/whoami: no connection: connecting timed out"
+    );
 }
 
 #[tokio::test]
@@ -89,7 +109,10 @@ async fn untrusted_certificate_is_named_as_cause() {
     let server = Http2Server::start(&Certificate::valid()).await;
     let expected = "the server's certificate is not trusted: its issuer is not among the certificate authorities of this \
                     machine";
-    assert_eq!(cause(&format!("https://localhost:{}", server.address.port())).await, expected);
+    assert_eq!(
+        cause(&format!("https://localhost:{}", server.address.port())).await,
+        expected
+    );
     assert_eq!(server.requests(), 0);
 }
 
@@ -99,16 +122,34 @@ fn fault_of_a_trusted_certificate_is_named_as_cause() {
     for (name, host, from, to) in FAULTS.map(|(name, host, from, to, _)| (name, host, from, to)) {
         Certificate::new(host, from, to).write(&directory.path().join(name).with_extension("pem"));
     }
-    let all = FAULTS.map(|(name, ..)| fs::read_to_string(directory.path().join(name).with_extension("pem")).unwrap());
+    let all = FAULTS.map(|(name, ..)| {
+        fs::read_to_string(directory.path().join(name).with_extension("pem")).unwrap()
+    });
     let file = directory.path().join("ca.crt");
     fs::write(&file, all.concat()).unwrap();
-    run_with_ca_certificates("transport::faults_of_trusted_certificates", Some(file.as_os_str()), None);
+    run_with_ca_certificates(
+        "transport::faults_of_trusted_certificates",
+        Some(file.as_os_str()),
+        None,
+    );
 }
 
 /// Certificates, and what is said of them when they are those of `localhost`.
 const FAULTS: [(&str, &str, u16, u16, &str); 3] = [
-    ("other-host", "keys.example.com", 2020, 2049, "the server's certificate is for another host name"),
-    ("expired", "localhost", 2020, 2021, "the server's certificate has expired"),
+    (
+        "other-host",
+        "keys.example.com",
+        2020,
+        2049,
+        "the server's certificate is for another host name",
+    ),
+    (
+        "expired",
+        "localhost",
+        2020,
+        2021,
+        "the server's certificate has expired",
+    ),
     (
         "early",
         "localhost",
@@ -123,8 +164,12 @@ const FAULTS: [(&str, &str, u16, u16, &str); 3] = [
 async fn faults_of_trusted_certificates() {
     let directory = PathBuf::from(env::var_os("SSL_CERT_FILE").unwrap());
     for (name, .., expected) in FAULTS {
-        let server = Http2Server::start(&Certificate::read_from(&directory.with_file_name(name))).await;
-        assert_eq!(cause(&format!("https://localhost:{}", server.address.port())).await, expected);
+        let server =
+            Http2Server::start(&Certificate::read_from(&directory.with_file_name(name))).await;
+        assert_eq!(
+            cause(&format!("https://localhost:{}", server.address.port())).await,
+            expected
+        );
     }
     // The host name is all that is wrong with the first.
     let certificate = Certificate::read_from(&directory.with_file_name("other-host"));
@@ -141,9 +186,17 @@ fn client_works_without_ca_certificates() {
     let missing = directory.path().join("missing");
     let no_certificates = directory.path().join("certs");
     fs::create_dir(&no_certificates).unwrap();
-    let (file, missing, certs): (&OsStr, &OsStr, &OsStr) =
-        (empty.as_os_str(), missing.as_os_str(), no_certificates.as_os_str());
-    for (file, certs) in [(Some(file), Some(certs)), (Some(file), None), (None, Some(certs)), (Some(missing), None)] {
+    let (file, missing, certs): (&OsStr, &OsStr, &OsStr) = (
+        empty.as_os_str(),
+        missing.as_os_str(),
+        no_certificates.as_os_str(),
+    );
+    for (file, certs) in [
+        (Some(file), Some(certs)),
+        (Some(file), None),
+        (None, Some(certs)),
+        (Some(missing), None),
+    ] {
         run_with_ca_certificates("transport::without_ca_certificates", file, certs);
     }
 }
@@ -154,24 +207,45 @@ async fn without_ca_certificates() {
     let server = Server::responding(json_answer(200, &said::whoami())).await;
     let client = server.client();
     client.whoami().await.unwrap();
-    client.with_new_connections().unwrap().whoami().await.unwrap();
-    tokio::task::spawn_blocking(move || client.whoami().send_blocking().unwrap()).await.unwrap();
+    client
+        .with_new_connections()
+        .unwrap()
+        .whoami()
+        .await
+        .unwrap();
+    tokio::task::spawn_blocking(move || client.whoami().send_blocking().unwrap())
+        .await
+        .unwrap();
 
     let set = |name| env::var_os(name).is_some();
     let expected = match (set("SSL_CERT_FILE"), set("SSL_CERT_DIR")) {
         (true, true) => {
             "found where SSL_CERT_FILE and SSL_CERT_DIR point to: correct or unset SSL_CERT_FILE and SSL_CERT_DIR"
         }
-        (true, false) => "found in the file that SSL_CERT_FILE names: correct or unset SSL_CERT_FILE",
-        (false, true) => "found in the directories that SSL_CERT_DIR names: correct or unset SSL_CERT_DIR",
+        (true, false) => {
+            "found in the file that SSL_CERT_FILE names: correct or unset SSL_CERT_FILE"
+        }
+        (false, true) => {
+            "found in the directories that SSL_CERT_DIR names: correct or unset SSL_CERT_DIR"
+        }
         (false, false) => unreachable!("the process would have those of the machine"),
     };
     let error: Error = refused(Client::new("https://keys.example.com"));
     assert_eq!(error.kind(), ErrorKind::Settings);
     let text = error.to_string();
-    assert!(text.starts_with("base_url is https://, and no CA certificates") && text.contains(expected), "{text}");
+    assert!(
+        text.starts_with("base_url is https://, and no CA certificates") && text.contains(expected),
+        "{text}"
+    );
     assert!(text.ends_with("(ClientBuilder::http_client)"), "{text}");
     // An HTTP client of the caller's needs none of ours.
-    let own = tollkey_client::reqwest::Client::builder().tls_certs_only([]).build().unwrap();
-    Client::builder().base_url("https://keys.example.com").http_client(own).build().unwrap();
+    let own = tollkey_client::reqwest::Client::builder()
+        .tls_certs_only([])
+        .build()
+        .unwrap();
+    Client::builder()
+        .base_url("https://keys.example.com")
+        .http_client(own)
+        .build()
+        .unwrap();
 }

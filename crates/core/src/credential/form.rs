@@ -69,11 +69,15 @@ impl Expected {
     fn fault(self, presented: &str) -> Option<&'static str> {
         let text = without_scheme(presented);
         match Kind::of(text) {
-            Some(_) if self == Self::Token => return Some("This is a key, and a management token (JWT) is needed."),
+            Some(_) if self == Self::Token => {
+                return Some("This is a key, and a management token (JWT) is needed.");
+            }
             Some(Kind::Key(..)) => return None,
             Some(Kind::ServiceKey) if self == Self::Any => return None,
             Some(Kind::ServiceKey) => {
-                return Some("This is a service key, and an API key is needed: a service key verifies API keys.");
+                return Some(
+                    "This is a service key, and an API key is needed: a service key verifies API keys.",
+                );
             }
             None => {}
         }
@@ -89,22 +93,37 @@ impl Expected {
             (None, Self::ApiKey) => {
                 "The credential does not have the form of an API key: a prefix such as ck_live_, and 32 letters and digits."
             }
-            (None, Self::Any) => "The credential has neither the form of a key nor that of a management token.",
+            (None, Self::Any) => {
+                "The credential has neither the form of a key nor that of a management token."
+            }
         })
     }
 
     /// The problem with an `Authorization` header that has no Bearer credential. To RFC 6750 such a request has no
     /// credential (section 3.1), so its challenge has no error.
     pub(super) fn not_bearer(self, value: &str) -> Problem {
-        let scheme = value.split_once([' ', '\t']).map_or(value, |(scheme, _)| scheme);
-        let detail = if let Some(known) = SCHEMES.into_iter().find(|known| known.eq_ignore_ascii_case(scheme)) {
+        let scheme = value
+            .split_once([' ', '\t'])
+            .map_or(value, |(scheme, _)| scheme);
+        let detail = if let Some(known) = SCHEMES
+            .into_iter()
+            .find(|known| known.eq_ignore_ascii_case(scheme))
+        {
             format!("The Authorization header has the scheme {known}; the scheme must be Bearer.")
         } else if let Some(detail) = wrapped(value) {
             detail.to_owned()
-        } else if value.get(..6).is_some_and(|start| start.eq_ignore_ascii_case("bearer")) {
-            "In the Authorization header, one space must follow the word Bearer, and nothing else.".to_owned()
-        } else if is_jwt(value) || Kind::of(without_scheme(value)).is_some() || body_of_key(value).is_some() {
-            "In the Authorization header, the word Bearer and a space must precede the credential.".to_owned()
+        } else if value
+            .get(..6)
+            .is_some_and(|start| start.eq_ignore_ascii_case("bearer"))
+        {
+            "In the Authorization header, one space must follow the word Bearer, and nothing else."
+                .to_owned()
+        } else if is_jwt(value)
+            || Kind::of(without_scheme(value)).is_some()
+            || body_of_key(value).is_some()
+        {
+            "In the Authorization header, the word Bearer and a space must precede the credential."
+                .to_owned()
         } else {
             "The Authorization header must have the scheme Bearer.".to_owned()
         };
@@ -124,13 +143,20 @@ fn mistake(text: &str) -> Option<&'static str> {
     if let Some(detail) = wrapped(text) {
         Some(detail)
     } else if first_word.eq_ignore_ascii_case("bearer") && first_word.len() < text.len() {
-        Some("The credential itself begins with the word Bearer, which belongs once in the Authorization header only.")
+        Some(
+            "The credential itself begins with the word Bearer, which belongs once in the Authorization header only.",
+        )
     } else if text.contains([' ', '\t']) {
         Some("The credential must not contain white space.")
-    } else if ["\\n", "\\r", "%0a", "%0d", "%20"].iter().any(|end| text.to_ascii_lowercase().ends_with(end)) {
+    } else if ["\\n", "\\r", "%0a", "%0d", "%20"]
+        .iter()
+        .any(|end| text.to_ascii_lowercase().ends_with(end))
+    {
         Some("The credential ends in a written line break or space, which must be removed.")
     } else if text.contains("..") || text.contains('*') {
-        Some("This is a shortened form of a key: the full key is shown once, when the key is created.")
+        Some(
+            "This is a shortened form of a key: the full key is shown once, when the key is created.",
+        )
     } else {
         None
     }
@@ -140,7 +166,9 @@ fn mistake(text: &str) -> Option<&'static str> {
 fn wrapped(text: &str) -> Option<&'static str> {
     let quotes = ['"', '\'', '`'];
     if is_placeholder(text) {
-        Some("A placeholder was sent: a variable such as $TOKEN must be replaced by the credential.")
+        Some(
+            "A placeholder was sent: a variable such as $TOKEN must be replaced by the credential.",
+        )
     } else if text.starts_with(quotes) || text.ends_with(quotes) {
         Some("The credential must not have quotation marks around it.")
     } else {
@@ -151,9 +179,17 @@ fn wrapped(text: &str) -> Option<&'static str> {
 /// Whether a text is a variable or a template that was sent as it stands: `$NAME`, `${NAME}`, `$(NAME)`, `%NAME%`, `{{name}}`,
 /// `{name}`, `<name>`, `[name]`.
 fn is_placeholder(text: &str) -> bool {
-    let within =
-        |open, close| text.len() > 2 && text.strip_prefix(open).is_some_and(|rest: &str| rest.ends_with::<char>(close));
-    text.starts_with('$') || within('%', '%') || within('{', '}') || within('<', '>') || within('[', ']')
+    let within = |open, close| {
+        text.len() > 2
+            && text
+                .strip_prefix(open)
+                .is_some_and(|rest: &str| rest.ends_with::<char>(close))
+    };
+    text.starts_with('$')
+        || within('%', '%')
+        || within('{', '}')
+        || within('<', '>')
+        || within('[', ']')
 }
 
 /// Whether a credential has the form of a management token, which is a JWT (RFC 7519, section 3): three parts in base64url, the
@@ -166,18 +202,27 @@ fn is_placeholder(text: &str) -> bool {
 /// ```
 #[must_use]
 pub fn is_jwt(text: &str) -> bool {
-    let is_base64url =
-        |part: &str| part.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'));
+    let is_base64url = |part: &str| {
+        part.bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'))
+    };
     let mut parts = text.split('.');
     // A brace, and a quotation mark, white space or another brace behind it.
-    let is_object = |part: &str| ["ey", "ew", "e3"].iter().any(|start| part.starts_with(start)) && is_base64url(part);
+    let is_object = |part: &str| {
+        ["ey", "ew", "e3"]
+            .iter()
+            .any(|start| part.starts_with(start))
+            && is_base64url(part)
+    };
     let is_object = parts.next().is_some_and(is_object);
     is_object && parts.clone().count() == 2 && parts.all(is_base64url)
 }
 
 /// What follows the prefix of a key, in a text that begins as one.
 fn body_of_key(text: &str) -> Option<&str> {
-    let families = Family::ALL.into_iter().flat_map(|family| Mode::ALL.map(|mode| Kind::Key(family, mode)));
+    let families = Family::ALL
+        .into_iter()
+        .flat_map(|family| Mode::ALL.map(|mode| Kind::Key(family, mode)));
     let mut prefixes = families.chain([Kind::ServiceKey]).map(Kind::prefix);
     prefixes.find_map(|prefix| {
         let (start, body) = text.split_at_checked(prefix.len())?;
@@ -219,66 +264,299 @@ mod tests {
         let missing = ProblemCode::MissingCredentials;
         let invalid = ProblemCode::InvalidApiKey;
         for (name, value, code, part) in [
-            ("authorization", format!("Basic {RANDOM}"), missing, "has the scheme Basic;"),
-            ("authorization", format!("token {key}"), missing, "has the scheme Token;"),
-            ("authorization", "Negotiate".to_owned(), missing, "has the scheme Negotiate;"),
-            ("authorization", format!("canary {key}"), missing, "must have the scheme Bearer"),
-            ("authorization", "canary".to_owned(), missing, "must have the scheme Bearer"),
-            ("authorization", key.clone(), missing, "must precede the credential"),
-            ("authorization", jwt.to_owned(), missing, "must precede the credential"),
-            ("authorization", format!("Bearer:{key}"), missing, "one space must follow"),
-            ("authorization", format!("Bearer{key}"), missing, "one space must follow"),
-            ("authorization", format!("\"Bearer {key}\""), missing, "quotation marks"),
-            ("authorization", "$AUTHORIZATION".to_owned(), missing, "A placeholder was sent"),
-            ("authorization", format!("Bearer Bearer {key}"), invalid, "begins with the word Bearer"),
-            ("x-api-key", format!("Bearer {key}"), invalid, "begins with the word Bearer"),
-            ("x-api-key", format!("\"{key}\""), invalid, "quotation marks"),
+            (
+                "authorization",
+                format!("Basic {RANDOM}"),
+                missing,
+                "has the scheme Basic;",
+            ),
+            (
+                "authorization",
+                format!("token {key}"),
+                missing,
+                "has the scheme Token;",
+            ),
+            (
+                "authorization",
+                "Negotiate".to_owned(),
+                missing,
+                "has the scheme Negotiate;",
+            ),
+            (
+                "authorization",
+                format!("canary {key}"),
+                missing,
+                "must have the scheme Bearer",
+            ),
+            (
+                "authorization",
+                "canary".to_owned(),
+                missing,
+                "must have the scheme Bearer",
+            ),
+            (
+                "authorization",
+                key.clone(),
+                missing,
+                "must precede the credential",
+            ),
+            (
+                "authorization",
+                jwt.to_owned(),
+                missing,
+                "must precede the credential",
+            ),
+            (
+                "authorization",
+                format!("Bearer:{key}"),
+                missing,
+                "one space must follow",
+            ),
+            (
+                "authorization",
+                format!("Bearer{key}"),
+                missing,
+                "one space must follow",
+            ),
+            (
+                "authorization",
+                format!("\"Bearer {key}\""),
+                missing,
+                "quotation marks",
+            ),
+            (
+                "authorization",
+                "$AUTHORIZATION".to_owned(),
+                missing,
+                "A placeholder was sent",
+            ),
+            (
+                "authorization",
+                format!("Bearer Bearer {key}"),
+                invalid,
+                "begins with the word Bearer",
+            ),
+            (
+                "x-api-key",
+                format!("Bearer {key}"),
+                invalid,
+                "begins with the word Bearer",
+            ),
+            (
+                "x-api-key",
+                format!("\"{key}\""),
+                invalid,
+                "quotation marks",
+            ),
             ("x-api-key", format!("'{key}'"), invalid, "quotation marks"),
             ("x-api-key", format!("{key}`"), invalid, "quotation marks"),
-            ("x-api-key", format!("{key}\u{a0}"), invalid, "other than printable ASCII"),
-            ("x-api-key", format!("\u{feff}{key}"), invalid, "other than printable ASCII"),
+            (
+                "x-api-key",
+                format!("{key}\u{a0}"),
+                invalid,
+                "other than printable ASCII",
+            ),
+            (
+                "x-api-key",
+                format!("\u{feff}{key}"),
+                invalid,
+                "other than printable ASCII",
+            ),
             ("x-api-key", format!("{key} x"), invalid, "white space"),
-            ("x-api-key", format!("{key}\\n"), invalid, "a written line break"),
-            ("x-api-key", format!("{key}%0A"), invalid, "a written line break"),
+            (
+                "x-api-key",
+                format!("{key}\\n"),
+                invalid,
+                "a written line break",
+            ),
+            (
+                "x-api-key",
+                format!("{key}%0A"),
+                invalid,
+                "a written line break",
+            ),
             // A malformed token is no token, so that what is wrong with it is named.
-            ("authorization", format!("Bearer Bearer {jwt}"), invalid, "begins with the word Bearer"),
-            ("authorization", format!("Bearer \"{jwt}\""), invalid, "quotation marks"),
-            ("authorization", format!("Bearer {jwt}\\n"), invalid, "a written line break"),
-            ("authorization", format!("Bearer {jwt}%0A"), invalid, "a written line break"),
-            ("authorization", "Bearer eyEXAMPLE.ey EXAMPLE.EXAMPLE".to_owned(), invalid, "white space"),
-            ("x-api-key", format!("Bearer {jwt}"), invalid, "begins with the word Bearer"),
-            ("authorization", "Bearer {{ .Values.token }}".to_owned(), invalid, "A placeholder was sent"),
-            ("authorization", "Bearer ${env.x.TOKEN}".to_owned(), invalid, "A placeholder was sent"),
-            ("authorization", "Bearer <your.api.key>".to_owned(), invalid, "A placeholder was sent"),
-            ("authorization", "Bearer process.env.TOKEN".to_owned(), invalid, "does not have the form"),
-            ("x-api-key", "ck_live_EXAMPL..MPLE0".to_owned(), invalid, "shortened form"),
-            ("authorization", "Basic caf\u{e9}".to_owned(), missing, "has the scheme Basic;"),
-            ("authorization", "Digest username=\"\u{e9}\"".to_owned(), missing, "has the scheme Digest;"),
-            ("authorization", format!("\u{a0}Bearer {key}"), invalid, "other than printable ASCII"),
-            ("authorization", "Bearer $TOKEN".to_owned(), invalid, "A placeholder was sent"),
-            ("authorization", "Bearer ${TOKEN}".to_owned(), invalid, "A placeholder was sent"),
-            ("authorization", "Bearer {{ token }}".to_owned(), invalid, "A placeholder was sent"),
-            ("authorization", "Bearer <token>".to_owned(), invalid, "A placeholder was sent"),
-            ("authorization", "Bearer %TOKEN%".to_owned(), invalid, "A placeholder was sent"),
-            ("x-api-key", format!("ck_live_{}", &RANDOM[1..]), invalid, "too short"),
+            (
+                "authorization",
+                format!("Bearer Bearer {jwt}"),
+                invalid,
+                "begins with the word Bearer",
+            ),
+            (
+                "authorization",
+                format!("Bearer \"{jwt}\""),
+                invalid,
+                "quotation marks",
+            ),
+            (
+                "authorization",
+                format!("Bearer {jwt}\\n"),
+                invalid,
+                "a written line break",
+            ),
+            (
+                "authorization",
+                format!("Bearer {jwt}%0A"),
+                invalid,
+                "a written line break",
+            ),
+            (
+                "authorization",
+                "Bearer eyEXAMPLE.ey EXAMPLE.EXAMPLE".to_owned(),
+                invalid,
+                "white space",
+            ),
+            (
+                "x-api-key",
+                format!("Bearer {jwt}"),
+                invalid,
+                "begins with the word Bearer",
+            ),
+            (
+                "authorization",
+                "Bearer {{ .Values.token }}".to_owned(),
+                invalid,
+                "A placeholder was sent",
+            ),
+            (
+                "authorization",
+                "Bearer ${env.x.TOKEN}".to_owned(),
+                invalid,
+                "A placeholder was sent",
+            ),
+            (
+                "authorization",
+                "Bearer <your.api.key>".to_owned(),
+                invalid,
+                "A placeholder was sent",
+            ),
+            (
+                "authorization",
+                "Bearer process.env.TOKEN".to_owned(),
+                invalid,
+                "does not have the form",
+            ),
+            (
+                "x-api-key",
+                "ck_live_EXAMPL..MPLE0".to_owned(),
+                invalid,
+                "shortened form",
+            ),
+            (
+                "authorization",
+                "Basic caf\u{e9}".to_owned(),
+                missing,
+                "has the scheme Basic;",
+            ),
+            (
+                "authorization",
+                "Digest username=\"\u{e9}\"".to_owned(),
+                missing,
+                "has the scheme Digest;",
+            ),
+            (
+                "authorization",
+                format!("\u{a0}Bearer {key}"),
+                invalid,
+                "other than printable ASCII",
+            ),
+            (
+                "authorization",
+                "Bearer $TOKEN".to_owned(),
+                invalid,
+                "A placeholder was sent",
+            ),
+            (
+                "authorization",
+                "Bearer ${TOKEN}".to_owned(),
+                invalid,
+                "A placeholder was sent",
+            ),
+            (
+                "authorization",
+                "Bearer {{ token }}".to_owned(),
+                invalid,
+                "A placeholder was sent",
+            ),
+            (
+                "authorization",
+                "Bearer <token>".to_owned(),
+                invalid,
+                "A placeholder was sent",
+            ),
+            (
+                "authorization",
+                "Bearer %TOKEN%".to_owned(),
+                invalid,
+                "A placeholder was sent",
+            ),
+            (
+                "x-api-key",
+                format!("ck_live_{}", &RANDOM[1..]),
+                invalid,
+                "too short",
+            ),
             ("x-api-key", "ck_live_".to_owned(), invalid, "too short"),
             ("x-api-key", format!("{key}0"), invalid, "too long"),
             ("x-api-key", format!("tks_{RANDOM}0"), invalid, "too long"),
-            ("x-api-key", format!("ck_live_{}-", &RANDOM[1..]), invalid, "letters and digits after its prefix"),
-            ("x-api-key", format!("CK_LIVE_{RANDOM}"), invalid, "lower case"),
-            ("x-api-key", "ck_live_EXAMPL...".to_owned(), invalid, "shortened form"),
-            ("x-api-key", "sk_test_****".to_owned(), invalid, "shortened form"),
-            ("x-api-key", jwt.to_owned(), invalid, "This is a token (JWT)"),
-            ("x-api-key", format!("tks_{RANDOM}"), invalid, "This is a service key"),
-            ("x-api-key", "canary".to_owned(), invalid, "does not have the form of an API key"),
+            (
+                "x-api-key",
+                format!("ck_live_{}-", &RANDOM[1..]),
+                invalid,
+                "letters and digits after its prefix",
+            ),
+            (
+                "x-api-key",
+                format!("CK_LIVE_{RANDOM}"),
+                invalid,
+                "lower case",
+            ),
+            (
+                "x-api-key",
+                "ck_live_EXAMPL...".to_owned(),
+                invalid,
+                "shortened form",
+            ),
+            (
+                "x-api-key",
+                "sk_test_****".to_owned(),
+                invalid,
+                "shortened form",
+            ),
+            (
+                "x-api-key",
+                jwt.to_owned(),
+                invalid,
+                "This is a token (JWT)",
+            ),
+            (
+                "x-api-key",
+                format!("tks_{RANDOM}"),
+                invalid,
+                "This is a service key",
+            ),
+            (
+                "x-api-key",
+                "canary".to_owned(),
+                invalid,
+                "does not have the form of an API key",
+            ),
         ] {
             let problem = rejected(Expected::ApiKey, name, &value);
             assert_eq!(problem.code, code, "{value}");
             assert!(problem.detail.contains(part), "{value}: {}", problem.detail);
             let challenge = problem.challenge("tollkey").expect("a 401 has a challenge");
-            assert_eq!(challenge.contains("error="), code == invalid, "{value}: {challenge}");
+            assert_eq!(
+                challenge.contains("error="),
+                code == invalid,
+                "{value}: {challenge}"
+            );
             for secret in [RANDOM, &RANDOM[1..], "canary", "eyEXAMPLE", "AUTHORIZATION"] {
-                assert!(!problem.detail.contains(secret), "{value}: {}", problem.detail);
+                assert!(
+                    !problem.detail.contains(secret),
+                    "{value}: {}",
+                    problem.detail
+                );
             }
             // RFC 6750, section 3: what an error_description can hold.
             let fits = |byte: u8| matches!(byte, b' '..=b'~') && !matches!(byte, b'"' | b'\\');
@@ -295,8 +573,14 @@ mod tests {
             (format!("Bearer {jwt}"), "begins with the word Bearer"),
             (format!("\"{jwt}\""), "quotation marks"),
             ("$TOKEN".to_owned(), "A placeholder was sent"),
-            ("ck_live_".to_owned(), "does not have the form of a management token"),
-            (String::new(), "does not have the form of a management token"),
+            (
+                "ck_live_".to_owned(),
+                "does not have the form of a management token",
+            ),
+            (
+                String::new(),
+                "does not have the form of a management token",
+            ),
         ] {
             let problem = Expected::Token.problem(&text);
             assert_eq!(problem.code, ProblemCode::InvalidToken, "{text}");
@@ -317,7 +601,10 @@ mod tests {
             }
         }
         let service_key = format!("tks_{RANDOM}");
-        assert_eq!(Expected::Any.problem(&service_key), Problem::invalid_api_key());
+        assert_eq!(
+            Expected::Any.problem(&service_key),
+            Problem::invalid_api_key()
+        );
         assert_eq!(
             Expected::Any.problem("canary").detail,
             "The credential has neither the form of a key nor that of a management token."

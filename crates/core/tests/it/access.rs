@@ -1,8 +1,8 @@
 //! `decide` as the tables of the documents: a row there is a row here.
 
 use tollkey_core::{
-    Application, ApplicationId, Catalogue, Denial, Family, IpList, Mode, OperatingModel, Record, Scope, Timestamp,
-    feature::Feature,
+    Application, ApplicationId, Catalogue, Denial, Family, IpList, Mode, OperatingModel, Record,
+    Scope, Timestamp, feature::Feature,
 };
 
 use crate::support::{Request, account, key, now, record};
@@ -11,8 +11,16 @@ use crate::support::{Request, account, key, now, record};
 const FEATURES: [(Feature, &str, &str); 5] = [
     (Feature::TokensList, "GET", "/tokens"),
     (Feature::TokensRetrieve, "GET", "/tokens/tok_1"),
-    (Feature::PaymentDataList, "GET", "/tokens/tok_1/payment-data"),
-    (Feature::PaymentDataForward, "POST", "/payment-data/pd_1/forward"),
+    (
+        Feature::PaymentDataList,
+        "GET",
+        "/tokens/tok_1/payment-data",
+    ),
+    (
+        Feature::PaymentDataForward,
+        "POST",
+        "/payment-data/pd_1/forward",
+    ),
     (Feature::CardholderDataForward, "POST", "/forward"),
 ];
 
@@ -21,10 +29,17 @@ const MODELS: [(OperatingModel, [bool; 5]); 4] = [
     (OperatingModel::PrimaryMerchant, [false; 5]),
     (OperatingModel::Platform, [false; 5]),
     (OperatingModel::Ecosystem, [true; 5]),
-    (OperatingModel::ManagedEcosystem, [false, false, false, true, true]),
+    (
+        OperatingModel::ManagedEcosystem,
+        [false, false, false, true, true],
+    ),
 ];
 
-fn scoped(model: OperatingModel, merchants: Option<&[&str]>, features: Option<&[Feature]>) -> Record {
+fn scoped(
+    model: OperatingModel,
+    merchants: Option<&[&str]>,
+    features: Option<&[Feature]>,
+) -> Record {
     let mut key = key(Family::Commerce, Mode::Live);
     key.grants.scopes = vec![Scope::COMMERCE];
     key.grants.merchants = merchants.map(|all| all.iter().map(|&m| m.to_owned()).collect());
@@ -33,7 +48,11 @@ fn scoped(model: OperatingModel, merchants: Option<&[&str]>, features: Option<&[
 }
 
 fn denied_route_unless(allowed: bool) -> Result<(), Denial> {
-    if allowed { Ok(()) } else { Err(Denial::RouteNotAllowed) }
+    if allowed {
+        Ok(())
+    } else {
+        Err(Denial::RouteNotAllowed)
+    }
 }
 
 #[test]
@@ -43,13 +62,21 @@ fn a_feature_allows_its_row_where_the_operating_model_has_it() {
             let record = scoped(model, None, Some(&[feature]));
             for (j, (_, method, path)) in FEATURES.into_iter().enumerate() {
                 let expected = denied_route_unless(i == j && available[i]);
-                for path in [path.to_owned(), format!("/api{path}"), format!("{path}?page=2")] {
+                for path in [
+                    path.to_owned(),
+                    format!("/api{path}"),
+                    format!("{path}?page=2"),
+                ] {
                     let judged = Request::new(method, &path).judged_by(&record).map(drop);
                     assert_eq!(judged, expected, "{model}: {feature:?} for {method} {path}");
                 }
             }
         }
-        assert_eq!(available.map(|a| a as usize).iter().sum::<usize>(), model.features().len(), "{model}");
+        assert_eq!(
+            available.map(|a| a as usize).iter().sum::<usize>(),
+            model.features().len(),
+            "{model}"
+        );
     }
 }
 
@@ -59,8 +86,15 @@ fn merchants_alone_mean_every_feature_of_the_operating_model() {
         let record = scoped(model, Some(&["m-1", "m-2"]), None);
         for (i, (_, method, path)) in FEATURES.into_iter().enumerate() {
             for merchant in ["m-1", "m-2"] {
-                let judged = Request::new(method, path).merchant(merchant).judged_by(&record).map(|m| m.is_some());
-                assert_eq!(judged, denied_route_unless(available[i]).map(|()| true), "{model}: {method} {path}");
+                let judged = Request::new(method, path)
+                    .merchant(merchant)
+                    .judged_by(&record)
+                    .map(|m| m.is_some());
+                assert_eq!(
+                    judged,
+                    denied_route_unless(available[i]).map(|()| true),
+                    "{model}: {method} {path}"
+                );
             }
         }
     }
@@ -68,7 +102,11 @@ fn merchants_alone_mean_every_feature_of_the_operating_model() {
 
 #[test]
 fn several_features_allow_several_rows_and_no_other() {
-    let record = scoped(OperatingModel::Ecosystem, None, Some(&[Feature::TokensList, Feature::CardholderDataForward]));
+    let record = scoped(
+        OperatingModel::Ecosystem,
+        None,
+        Some(&[Feature::TokensList, Feature::CardholderDataForward]),
+    );
     let allowed = FEATURES.map(|(_, method, path)| Request::new(method, path).is_granted(&record));
     assert_eq!(allowed, [true, false, false, false, true]);
 }
@@ -92,7 +130,11 @@ fn a_scoped_key_may_call_nothing_beside_its_rows() {
         ("GET", "/"),
         ("GET", "/api/v1/api-keys"),
     ] {
-        assert_eq!(Request::new(method, path).judged_by(&record), Err(Denial::RouteNotAllowed), "{method} {path}");
+        assert_eq!(
+            Request::new(method, path).judged_by(&record),
+            Err(Denial::RouteNotAllowed),
+            "{method} {path}"
+        );
     }
 }
 
@@ -132,7 +174,11 @@ fn a_publishable_key_may_call_the_public_catalogue_and_nothing_else() {
             assert_eq!(judged, denied_route_unless(allowed), "{method} {path}");
         }
         let scoped = Request::new("GET", "/v1/storefront/products").scopes(&["events:read"]);
-        assert_eq!(scoped.judged_by(&record), Err(Denial::InsufficientScope), "it holds no scope at all");
+        assert_eq!(
+            scoped.judged_by(&record),
+            Err(Denial::InsufficientScope),
+            "it holds no scope at all"
+        );
     }
 }
 
@@ -151,7 +197,9 @@ const NINE: [&str; 9] = [
 
 fn with_scopes(family: Family, names: &[&str]) -> Record {
     let mut key = key(family, Mode::Live);
-    key.grants.scopes = Catalogue::default().parse_list(names.iter().copied()).unwrap();
+    key.grants.scopes = Catalogue::default()
+        .parse_list(names.iter().copied())
+        .unwrap();
     record(key)
 }
 
@@ -161,17 +209,29 @@ fn each_of_the_nine_scopes_grants_exactly_its_row() {
         for held in NINE {
             let record = with_scopes(family, &[held]);
             for wanted in NINE.into_iter().chain(["commerce"]) {
-                let expected = if held == wanted { Ok(None) } else { Err(Denial::InsufficientScope) };
+                let expected = if held == wanted {
+                    Ok(None)
+                } else {
+                    Err(Denial::InsufficientScope)
+                };
                 let request = Request::default().scopes(&[wanted]);
                 assert_eq!(request.judged_by(&record), expected, "{held} for {wanted}");
             }
         }
         let all_nine = with_scopes(family, &NINE);
         assert!(Request::default().scopes(&NINE).is_granted(&all_nine));
-        assert!(!Request::default().scopes(&["commerce"]).is_granted(&all_nine), "the nine do not imply commerce");
+        assert!(
+            !Request::default()
+                .scopes(&["commerce"])
+                .is_granted(&all_nine),
+            "the nine do not imply commerce"
+        );
         let commerce = with_scopes(family, &["commerce"]);
         for wanted in NINE.into_iter().chain(["commerce"]) {
-            assert!(Request::default().scopes(&[wanted]).is_granted(&commerce), "commerce for {wanted}");
+            assert!(
+                Request::default().scopes(&[wanted]).is_granted(&commerce),
+                "commerce for {wanted}"
+            );
         }
     }
 }
@@ -179,16 +239,28 @@ fn each_of_the_nine_scopes_grants_exactly_its_row() {
 #[test]
 fn all_needed_scopes_are_needed() {
     let record = with_scopes(Family::Commerce, &["links:read", "events:read"]);
-    let judged = |names: &[&str]| Request::default().scopes(names).judged_by(&record).map(drop);
+    let judged = |names: &[&str]| {
+        Request::default()
+            .scopes(names)
+            .judged_by(&record)
+            .map(drop)
+    };
     assert_eq!(judged(&[]), Ok(()));
     assert_eq!(judged(&["links:read", "events:read"]), Ok(()));
-    assert_eq!(judged(&["links:read", "links:write"]), Err(Denial::InsufficientScope));
+    assert_eq!(
+        judged(&["links:read", "links:write"]),
+        Err(Denial::InsufficientScope)
+    );
 }
 
 #[test]
 fn a_secret_key_satisfies_every_scope() {
     let record = record(key(Family::Secret, Mode::Live));
-    assert!(Request::new("DELETE", "/anything").scopes(&NINE).is_granted(&record));
+    assert!(
+        Request::new("DELETE", "/anything")
+            .scopes(&NINE)
+            .is_granted(&record)
+    );
     assert!(Request::default().scopes(&["commerce"]).is_granted(&record));
 }
 
@@ -198,11 +270,25 @@ fn modes_never_cross() {
         for own in Mode::ALL {
             let record = record(key(family, own));
             for wanted in Mode::ALL {
-                let request = Request { mode: Some(wanted), ..Request::default() };
-                let expected = if own == wanted { Ok(None) } else { Err(Denial::WrongMode) };
-                assert_eq!(request.judged_by(&record), expected, "{own:?} where {wanted:?} is needed");
+                let request = Request {
+                    mode: Some(wanted),
+                    ..Request::default()
+                };
+                let expected = if own == wanted {
+                    Ok(None)
+                } else {
+                    Err(Denial::WrongMode)
+                };
+                assert_eq!(
+                    request.judged_by(&record),
+                    expected,
+                    "{own:?} where {wanted:?} is needed"
+                );
             }
-            assert!(Request::default().is_granted(&record), "where no mode is needed, either will do");
+            assert!(
+                Request::default().is_granted(&record),
+                "where no mode is needed, either will do"
+            );
         }
     }
 }
@@ -219,11 +305,26 @@ const BREAKAGES: [Breakage; 10] = [
             |_, request| request.viewer = Some((account("acme"), Some(Mode::Test))),
         ],
     ),
-    (Denial::Revoked, &[|record, _| record.key.revoked_at = Some(now())]),
-    (Denial::Expired, &[|record, _| record.key.grants.expires_at = Some(now())]),
-    (Denial::Suspended, &[|record, _| record.key.suspended_at = Some(now())]),
-    (Denial::ApplicationDisabled, &[|record, _| record.application_enabled = false]),
-    (Denial::WrongMode, &[|_, request| request.mode = Some(Mode::Test)]),
+    (
+        Denial::Revoked,
+        &[|record, _| record.key.revoked_at = Some(now())],
+    ),
+    (
+        Denial::Expired,
+        &[|record, _| record.key.grants.expires_at = Some(now())],
+    ),
+    (
+        Denial::Suspended,
+        &[|record, _| record.key.suspended_at = Some(now())],
+    ),
+    (
+        Denial::ApplicationDisabled,
+        &[|record, _| record.application_enabled = false],
+    ),
+    (
+        Denial::WrongMode,
+        &[|_, request| request.mode = Some(Mode::Test)],
+    ),
     (
         Denial::IpNotAllowed,
         &[
@@ -242,21 +343,33 @@ const BREAKAGES: [Breakage; 10] = [
     ),
     (
         Denial::MerchantNotAllowed,
-        &[|_, request| request.merchant = None, |_, request| request.merchant = Some("m-2".into())],
+        &[
+            |_, request| request.merchant = None,
+            |_, request| request.merchant = Some("m-2".into()),
+        ],
     ),
-    (Denial::InsufficientScope, &[|record, _| record.scopes = Default::default()]),
+    (
+        Denial::InsufficientScope,
+        &[|record, _| record.scopes = Default::default()],
+    ),
 ];
 
 /// A key with every restriction there is, and a request that satisfies them all.
 fn restricted() -> (Record, Request) {
-    let mut record = scoped(OperatingModel::Ecosystem, Some(&["m-1"]), Some(&[Feature::TokensList]));
+    let mut record = scoped(
+        OperatingModel::Ecosystem,
+        Some(&["m-1"]),
+        Some(&[Feature::TokensList]),
+    );
     record.key.grants.allowed_ips = Some(IpList::parse(["203.0.113.0/24"]).unwrap());
     record.key.grants.expires_at = Some(now() + std::time::Duration::from_micros(1));
     let request = Request {
         viewer: Some((account("acme"), Some(Mode::Live))),
         mode: Some(Mode::Live),
         client_ip: Some("203.0.113.9".parse().unwrap()),
-        ..Request::new("GET", "/tokens").merchant("m-1").scopes(&["commerce"])
+        ..Request::new("GET", "/tokens")
+            .merchant("m-1")
+            .scopes(&["commerce"])
     };
     (record, request)
 }
@@ -289,7 +402,11 @@ fn first_reason_wins(identity_only: bool, matters: fn(Denial) -> bool) {
                 expected = expected.and(if matters(denial) { Err(denial) } else { Ok(()) });
             }
         }
-        assert_eq!(request.judged_by(&record).map(drop), expected, "{record:?} {request:?}");
+        assert_eq!(
+            request.judged_by(&record).map(drop),
+            expected,
+            "{record:?} {request:?}"
+        );
     }
 }
 
@@ -299,22 +416,44 @@ fn what_a_restriction_needs_and_the_request_lacks_denies() {
     let granted = Ok(None);
 
     let features = scoped(OperatingModel::Ecosystem, None, Some(&Feature::ALL));
-    let only_method = Request { method: Some("GET".into()), ..Request::default() };
-    let only_path = Request { path: Some("/tokens".into()), ..Request::default() };
+    let only_method = Request {
+        method: Some("GET".into()),
+        ..Request::default()
+    };
+    let only_path = Request {
+        path: Some("/tokens".into()),
+        ..Request::default()
+    };
     for request in [&silent, &only_method, &only_path] {
-        assert_eq!(request.judged_by(&features), Err(Denial::RouteNotAllowed), "{request:?}");
-        assert_eq!(request.judged_by(&record(key(Family::Publishable, Mode::Live))), Err(Denial::RouteNotAllowed));
-        assert_eq!(request.judged_by(&record(key(Family::Commerce, Mode::Live))), granted);
+        assert_eq!(
+            request.judged_by(&features),
+            Err(Denial::RouteNotAllowed),
+            "{request:?}"
+        );
+        assert_eq!(
+            request.judged_by(&record(key(Family::Publishable, Mode::Live))),
+            Err(Denial::RouteNotAllowed)
+        );
+        assert_eq!(
+            request.judged_by(&record(key(Family::Commerce, Mode::Live))),
+            granted
+        );
     }
 
     let merchants = scoped(OperatingModel::Ecosystem, Some(&["m-1"]), None);
     assert_eq!(silent.judged_by(&merchants), Err(Denial::RouteNotAllowed));
-    assert_eq!(Request::new("GET", "/tokens").judged_by(&merchants), Err(Denial::MerchantNotAllowed));
+    assert_eq!(
+        Request::new("GET", "/tokens").judged_by(&merchants),
+        Err(Denial::MerchantNotAllowed)
+    );
 
     let mut networks = record(key(Family::Secret, Mode::Live));
     networks.key.grants.allowed_ips = Some(IpList::parse(["0.0.0.0/0", "::/0"]).unwrap());
     assert_eq!(silent.judged_by(&networks), Err(Denial::IpNotAllowed));
-    let from = |ip: &str| Request { client_ip: Some(ip.parse().unwrap()), ..Request::default() };
+    let from = |ip: &str| Request {
+        client_ip: Some(ip.parse().unwrap()),
+        ..Request::default()
+    };
     assert_eq!(from("203.0.113.9").judged_by(&networks), granted);
     assert_eq!(from("2001:db8::1").judged_by(&networks), granted);
 }
@@ -331,8 +470,19 @@ fn a_merchant_is_compared_exactly() {
         ("m-11", false),
         ("", false),
     ] {
-        let judged = Request::new("GET", "/tokens").merchant(merchant).judged_by(&record).map(drop);
-        assert_eq!(judged, if allowed { Ok(()) } else { Err(Denial::MerchantNotAllowed) }, "{merchant:?}");
+        let judged = Request::new("GET", "/tokens")
+            .merchant(merchant)
+            .judged_by(&record)
+            .map(drop);
+        assert_eq!(
+            judged,
+            if allowed {
+                Ok(())
+            } else {
+                Err(Denial::MerchantNotAllowed)
+            },
+            "{merchant:?}"
+        );
     }
 }
 
@@ -342,7 +492,11 @@ fn a_key_of_all_merchants_takes_any_well_formed_one() {
     let judged = |merchant: &str| Request::default().merchant(merchant).judged_by(&record);
     assert_eq!(judged("m-1"), Ok(Some("m-1".to_owned())));
     for malformed in ["", "a b", "a\r\nx: y", "é", &"m".repeat(129)] {
-        assert_eq!(judged(malformed), Err(Denial::MerchantNotAllowed), "{malformed:?}");
+        assert_eq!(
+            judged(malformed),
+            Err(Denial::MerchantNotAllowed),
+            "{malformed:?}"
+        );
     }
 }
 
@@ -360,9 +514,20 @@ fn a_viewer_sees_its_own_account_and_a_test_viewer_only_test_keys() {
         (Some(("other", Some(Mode::Test))), Mode::Test, false),
     ];
     for (viewer, mode, sees) in rows {
-        let request = Request { viewer: viewer.map(|(id, mode)| (account(id), mode)), ..Request::default() };
-        let expected = if sees { Ok(None) } else { Err(Denial::UnknownKey) };
-        assert_eq!(request.judged_by(&record(key(Family::Commerce, mode))), expected, "{viewer:?} {mode:?}");
+        let request = Request {
+            viewer: viewer.map(|(id, mode)| (account(id), mode)),
+            ..Request::default()
+        };
+        let expected = if sees {
+            Ok(None)
+        } else {
+            Err(Denial::UnknownKey)
+        };
+        assert_eq!(
+            request.judged_by(&record(key(Family::Commerce, mode))),
+            expected,
+            "{viewer:?} {mode:?}"
+        );
     }
 }
 
@@ -370,7 +535,8 @@ fn a_viewer_sees_its_own_account_and_a_test_viewer_only_test_keys() {
 fn a_key_ends_at_the_very_moment_it_expires() {
     let ends_in = |micros: i64| {
         let mut key = key(Family::Commerce, Mode::Live);
-        key.grants.expires_at = Some(Timestamp::from_microsecond(now().as_microsecond() + micros).unwrap());
+        key.grants.expires_at =
+            Some(Timestamp::from_microsecond(now().as_microsecond() + micros).unwrap());
         Request::default().judged_by(&record(key)).map(drop)
     };
     assert_eq!(ends_in(1), Ok(()));
@@ -392,7 +558,12 @@ fn a_disabled_application_takes_its_keys_with_it_until_it_is_enabled() {
     let mut key = key(Family::Application, Mode::Live);
     key.application_id = Some(id);
     let judged = |application: &Application| {
-        let record = Record::new(key.clone(), Some(application), OperatingModel::default(), &Catalogue::default());
+        let record = Record::new(
+            key.clone(),
+            Some(application),
+            OperatingModel::default(),
+            &Catalogue::default(),
+        );
         Request::default().judged_by(&record).map(drop)
     };
     assert_eq!(judged(&application), Err(Denial::ApplicationDisabled));
@@ -403,7 +574,15 @@ fn a_disabled_application_takes_its_keys_with_it_until_it_is_enabled() {
 #[test]
 fn the_operating_model_bounds_only_scoped_keys() {
     for (model, _) in MODELS {
-        let record = Record::new(key(Family::Commerce, Mode::Live), None, model, &Catalogue::default());
-        assert!(Request::new("DELETE", "/anything/at/all").is_granted(&record), "{model}");
+        let record = Record::new(
+            key(Family::Commerce, Mode::Live),
+            None,
+            model,
+            &Catalogue::default(),
+        );
+        assert!(
+            Request::new("DELETE", "/anything/at/all").is_granted(&record),
+            "{model}"
+        );
     }
 }

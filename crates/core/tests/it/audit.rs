@@ -6,7 +6,9 @@ use proptest::{prelude::*, test_runner::Config};
 use serde_json::{Value, json};
 use tollkey_core::{
     AuditId, KeyId, Mode, Timestamp,
-    audit::{Action, Actor, ActorKind, ChainError, Draft, Entry, Hash, Head, Target, TargetKind, verify},
+    audit::{
+        Action, Actor, ActorKind, ChainError, Draft, Entry, Hash, Head, Target, TargetKind, verify,
+    },
 };
 
 use crate::{
@@ -21,7 +23,10 @@ fn check(log: &[Entry]) -> Result<Head, ChainError> {
 fn seal(drafts: impl IntoIterator<Item = Draft>, mut head: Head) -> Vec<Entry> {
     let seal_next = |draft: Draft| {
         let entry = draft.seal(head);
-        head = Head { seq: entry.seq, hash: entry.hash };
+        head = Head {
+            seq: entry.seq,
+            hash: entry.hash,
+        };
         entry
     };
     drafts.into_iter().map(seal_next).collect()
@@ -57,17 +62,38 @@ const EDITS: [fn(&mut Entry); 22] = [
     |e| e.draft.id = flip(e.draft.id),
     |e| e.draft.account_id = account("acm"),
     |e| e.draft.account_id = account("ACME"),
-    |e| e.draft.occurred_at = Timestamp::from_microsecond(e.draft.occurred_at.as_microsecond() + 1).unwrap(),
+    |e| {
+        e.draft.occurred_at =
+            Timestamp::from_microsecond(e.draft.occurred_at.as_microsecond() + 1).unwrap()
+    },
     |e| e.draft.action = another(&Action::ALL, e.draft.action),
     |e| e.draft.actor.kind = another(&ActorKind::ALL, e.draft.actor.kind),
     |e| e.draft.actor.id.push('x'),
     |e| e.draft.target.kind = another(&TargetKind::ALL, e.draft.target.kind),
     |e| e.draft.target.id.push('x'),
-    |e| e.draft.target.mode = if e.draft.target.mode.is_some() { None } else { Some(Mode::Test) },
+    |e| {
+        e.draft.target.mode = if e.draft.target.mode.is_some() {
+            None
+        } else {
+            Some(Mode::Test)
+        }
+    },
     |e| e.draft.target.mode = Some(another(&Mode::ALL, e.draft.target.mode.unwrap_or_default())),
-    |e| e.draft.request_id = if e.draft.request_id.is_some() { None } else { Some(String::new()) },
+    |e| {
+        e.draft.request_id = if e.draft.request_id.is_some() {
+            None
+        } else {
+            Some(String::new())
+        }
+    },
     |e| e.draft.request_id.get_or_insert_default().push('x'),
-    |e| e.draft.ip = if e.draft.ip.is_some() { None } else { Some(IpAddr::from([0, 0, 0, 0])) },
+    |e| {
+        e.draft.ip = if e.draft.ip.is_some() {
+            None
+        } else {
+            Some(IpAddr::from([0, 0, 0, 0]))
+        }
+    },
     |e| e.draft.ip = Some(e.draft.ip.map_or(IpAddr::from([9; 16]), next)),
     |e| {
         insert(&mut e.draft.changes, "added", Value::Null);
@@ -108,7 +134,10 @@ fn next(ip: IpAddr) -> IpAddr {
 }
 
 fn insert(changes: &mut Value, name: &str, value: Value) {
-    changes.as_object_mut().unwrap().insert(name.to_owned(), value);
+    changes
+        .as_object_mut()
+        .unwrap()
+        .insert(name.to_owned(), value);
 }
 
 proptest! {
@@ -242,13 +271,19 @@ fn an_entry_of_another_account_does_not_follow() {
         account_id: account(account_id),
         occurred_at: crate::support::now(),
         action: Action::ApiKeyCreated,
-        actor: Actor { kind: ActorKind::Merchant, id: "somebody".into() },
+        actor: Actor {
+            kind: ActorKind::Merchant,
+            id: "somebody".into(),
+        },
         target: Target::key(KeyId::from_bytes([2; 16]), Mode::Live),
         request_id: None,
         ip: None,
         changes: json!({}),
     };
-    let (ours, theirs) = (seal([draft("acme")], Head::GENESIS), seal([draft("other")], Head::GENESIS));
+    let (ours, theirs) = (
+        seal([draft("acme")], Head::GENESIS),
+        seal([draft("other")], Head::GENESIS),
+    );
     assert_ne!(ours[0].hash, theirs[0].hash);
     let mut moved = theirs;
     moved[0].draft.account_id = account("acme");

@@ -3,7 +3,8 @@
 use proptest::prelude::*;
 use serde_json::{Map, Value, json};
 use tollkey_core::{
-    ApiKey, Family, Grants, IpList, KeyId, KeyText, Mode, OperatingModel, Problem, RateLimit, Scope, Status, Timestamp,
+    ApiKey, Family, Grants, IpList, KeyId, KeyText, Mode, OperatingModel, Problem, RateLimit,
+    Scope, Status, Timestamp,
     api_key::{Overlap, Unchangeable},
     ceiling::{Beyond, beneath},
     feature::Feature,
@@ -27,7 +28,10 @@ fn rate(limit: i64, window: i64) -> RateLimit {
 }
 
 fn maker(mode: Mode, grants: Grants) -> ApiKey {
-    ApiKey { grants, ..key(Family::Secret, mode) }
+    ApiKey {
+        grants,
+        ..key(Family::Secret, mode)
+    }
 }
 
 #[test]
@@ -39,7 +43,11 @@ fn a_test_key_makes_test_keys_only_a_live_key_both() {
         (Mode::Live, Mode::Live, Ok(())),
     ] {
         let given = beneath(&maker(own, Grants::default()), asked, Grants::default());
-        assert_eq!(given.map(|grants| assert_eq!(grants, Grants::default())), expected, "{own:?} {asked:?}");
+        assert_eq!(
+            given.map(|grants| assert_eq!(grants, Grants::default())),
+            expected,
+            "{own:?} {asked:?}"
+        );
     }
 }
 
@@ -51,17 +59,42 @@ fn each_limit_is_inherited_narrowed_or_refused() {
         (None, ips(&["0.0.0.0/0"]), Ok(ips(&["0.0.0.0/0"]))),
         (own_ips.clone(), None, Ok(own_ips.clone())),
         (own_ips.clone(), own_ips.clone(), Ok(own_ips.clone())),
-        (own_ips.clone(), ips(&["203.0.113.128/25"]), Ok(ips(&["203.0.113.128/25"]))),
-        (own_ips.clone(), ips(&["203.0.113.0/24", "203.0.114.0/24"]), Err(Beyond::Networks)),
-        (own_ips.clone(), ips(&["203.0.112.0/23"]), Err(Beyond::Networks)),
+        (
+            own_ips.clone(),
+            ips(&["203.0.113.128/25"]),
+            Ok(ips(&["203.0.113.128/25"])),
+        ),
+        (
+            own_ips.clone(),
+            ips(&["203.0.113.0/24", "203.0.114.0/24"]),
+            Err(Beyond::Networks),
+        ),
+        (
+            own_ips.clone(),
+            ips(&["203.0.112.0/23"]),
+            Err(Beyond::Networks),
+        ),
         (own_ips.clone(), ips(&["0.0.0.0/0"]), Err(Beyond::Networks)),
         (own_ips.clone(), ips(&["::/0"]), Err(Beyond::Networks)),
         (ips(&["0.0.0.0/0"]), ips(&["::/0"]), Err(Beyond::Networks)),
         (ips(&["::/0"]), ips(&["10.0.0.0/8"]), Err(Beyond::Networks)),
     ] {
-        let maker = maker(Mode::Live, Grants { allowed_ips: own, ..Grants::default() });
-        let asked = Grants { allowed_ips: asked, ..Grants::default() };
-        assert_eq!(beneath(&maker, Mode::Live, asked.clone()).map(|grants| grants.allowed_ips), given, "{asked:?}");
+        let maker = maker(
+            Mode::Live,
+            Grants {
+                allowed_ips: own,
+                ..Grants::default()
+            },
+        );
+        let asked = Grants {
+            allowed_ips: asked,
+            ..Grants::default()
+        };
+        assert_eq!(
+            beneath(&maker, Mode::Live, asked.clone()).map(|grants| grants.allowed_ips),
+            given,
+            "{asked:?}"
+        );
     }
     for (own, asked, given) in [
         (None, None, Ok(None)),
@@ -72,9 +105,22 @@ fn each_limit_is_inherited_narrowed_or_refused() {
         (Some(at(5)), Some(at(6)), Err(Beyond::End)),
         (Some(at(5)), Some(Timestamp::MAX), Err(Beyond::End)),
     ] {
-        let maker = maker(Mode::Live, Grants { expires_at: own, ..Grants::default() });
-        let asked = Grants { expires_at: asked, ..Grants::default() };
-        assert_eq!(beneath(&maker, Mode::Live, asked.clone()).map(|grants| grants.expires_at), given, "{asked:?}");
+        let maker = maker(
+            Mode::Live,
+            Grants {
+                expires_at: own,
+                ..Grants::default()
+            },
+        );
+        let asked = Grants {
+            expires_at: asked,
+            ..Grants::default()
+        };
+        assert_eq!(
+            beneath(&maker, Mode::Live, asked.clone()).map(|grants| grants.expires_at),
+            given,
+            "{asked:?}"
+        );
     }
     for (own, asked, given) in [
         (None, None, Ok(None)),
@@ -83,21 +129,54 @@ fn each_limit_is_inherited_narrowed_or_refused() {
         (Some(rate(5, 10)), Some(rate(5, 10)), Ok(Some(rate(5, 10)))),
         (Some(rate(5, 10)), Some(rate(1, 2)), Ok(Some(rate(1, 2)))),
         (Some(rate(5, 10)), Some(rate(6, 10)), Err(Beyond::RateLimit)),
-        (Some(rate(5, 10)), Some(rate(10, 20)), Err(Beyond::RateLimit)),
+        (
+            Some(rate(5, 10)),
+            Some(rate(10, 20)),
+            Err(Beyond::RateLimit),
+        ),
         (Some(rate(5, 10)), Some(rate(1, 1)), Err(Beyond::RateLimit)),
     ] {
-        let maker = maker(Mode::Live, Grants { rate_limit: own, ..Grants::default() });
-        let asked = Grants { rate_limit: asked, ..Grants::default() };
-        assert_eq!(beneath(&maker, Mode::Live, asked.clone()).map(|grants| grants.rate_limit), given, "{asked:?}");
+        let maker = maker(
+            Mode::Live,
+            Grants {
+                rate_limit: own,
+                ..Grants::default()
+            },
+        );
+        let asked = Grants {
+            rate_limit: asked,
+            ..Grants::default()
+        };
+        assert_eq!(
+            beneath(&maker, Mode::Live, asked.clone()).map(|grants| grants.rate_limit),
+            given,
+            "{asked:?}"
+        );
     }
     // What is no limit is as asked for.
-    let asked = Grants { scopes: vec![Scope::COMMERCE], merchants: Some(vec!["m".to_owned()]), ..Grants::default() };
-    assert_eq!(beneath(&maker(Mode::Live, Grants::default()), Mode::Live, asked.clone()), Ok(asked));
+    let asked = Grants {
+        scopes: vec![Scope::COMMERCE],
+        merchants: Some(vec!["m".to_owned()]),
+        ..Grants::default()
+    };
+    assert_eq!(
+        beneath(
+            &maker(Mode::Live, Grants::default()),
+            Mode::Live,
+            asked.clone()
+        ),
+        Ok(asked)
+    );
 }
 
 #[test]
 fn what_lies_beyond_is_forbidden_in_words() {
-    for beyond in [Beyond::Mode, Beyond::Networks, Beyond::End, Beyond::RateLimit] {
+    for beyond in [
+        Beyond::Mode,
+        Beyond::Networks,
+        Beyond::End,
+        Beyond::RateLimit,
+    ] {
         let problem = Problem::from(beyond);
         assert_eq!(
             (problem.code.as_str(), problem.code.status(), problem.detail),
@@ -107,23 +186,36 @@ fn what_lies_beyond_is_forbidden_in_words() {
 }
 
 fn any_grants() -> impl Strategy<Value = Grants> {
-    let cidr =
-        one_of(["10.0.0.0/8", "10.1.0.0/16", "10.1.2.0/24", "192.0.2.0/24", "2001:db8::/32", "0.0.0.0/0", "::/0"]);
+    let cidr = one_of([
+        "10.0.0.0/8",
+        "10.1.0.0/16",
+        "10.1.2.0/24",
+        "192.0.2.0/24",
+        "2001:db8::/32",
+        "0.0.0.0/0",
+        "::/0",
+    ]);
     let networks = prop::collection::vec(cidr, 1..3).prop_map(|all| IpList::parse(all).unwrap());
     let limit = (1..40_i64, 1..40_i64).prop_map(|(limit, window)| rate(limit, window));
-    (prop::option::of(networks), prop::option::of(-3..50_i64), prop::option::of(limit)).prop_map(
-        |(allowed_ips, end, rate_limit)| Grants {
+    (
+        prop::option::of(networks),
+        prop::option::of(-3..50_i64),
+        prop::option::of(limit),
+    )
+        .prop_map(|(allowed_ips, end, rate_limit)| Grants {
             allowed_ips,
             expires_at: end.map(at),
             rate_limit,
             ..Grants::default()
-        },
-    )
+        })
 }
 
 /// How many uses GCRA allows from nothing used until `seconds` later, both ends included.
 fn uses(limit: RateLimit, seconds: u64) -> u64 {
-    let (limit, window) = (u64::from(limit.limit().get()), u64::from(limit.window_seconds().get()));
+    let (limit, window) = (
+        u64::from(limit.limit().get()),
+        u64::from(limit.window_seconds().get()),
+    );
     limit + seconds * limit / window
 }
 
@@ -174,25 +266,54 @@ fn an_operating_model_has_exactly_its_features() {
     let forwards = [Feature::PaymentDataForward, Feature::CardholderDataForward];
     let check = |model: OperatingModel, merchants: Option<&str>, features: Option<Vec<Feature>>| {
         let merchants = merchants.map(|merchant| vec![merchant.to_owned()]);
-        let grants = Grants { merchants, features, ..Grants::default() };
-        model.check(&grants).map_err(|problem| (problem.code.as_str(), problem.code.status()))
+        let grants = Grants {
+            merchants,
+            features,
+            ..Grants::default()
+        };
+        model
+            .check(&grants)
+            .map_err(|problem| (problem.code.as_str(), problem.code.status()))
     };
     for model in OperatingModel::ALL {
         assert_eq!(check(model, None, None), Ok(()), "{model}: no scoped key");
-        let scoped = matches!(model, OperatingModel::Ecosystem | OperatingModel::ManagedEcosystem);
-        let expected = if scoped { Ok(()) } else { Err(("scoped_keys_unavailable", 403)) };
-        assert_eq!(check(model, Some("m_1"), None), expected, "{model}: merchants alone");
+        let scoped = matches!(
+            model,
+            OperatingModel::Ecosystem | OperatingModel::ManagedEcosystem
+        );
+        let expected = if scoped {
+            Ok(())
+        } else {
+            Err(("scoped_keys_unavailable", 403))
+        };
+        assert_eq!(
+            check(model, Some("m_1"), None),
+            expected,
+            "{model}: merchants alone"
+        );
         for feature in Feature::ALL {
             let expected = match model {
-                OperatingModel::PrimaryMerchant | OperatingModel::Platform => Err(("scoped_keys_unavailable", 403)),
-                OperatingModel::ManagedEcosystem if !forwards.contains(&feature) => Err(("feature_unavailable", 403)),
+                OperatingModel::PrimaryMerchant | OperatingModel::Platform => {
+                    Err(("scoped_keys_unavailable", 403))
+                }
+                OperatingModel::ManagedEcosystem if !forwards.contains(&feature) => {
+                    Err(("feature_unavailable", 403))
+                }
                 OperatingModel::Ecosystem | OperatingModel::ManagedEcosystem => Ok(()),
             };
             for merchants in [None, Some("m_1")] {
-                assert_eq!(check(model, merchants, Some(vec![feature])), expected, "{model}: {feature:?}");
+                assert_eq!(
+                    check(model, merchants, Some(vec![feature])),
+                    expected,
+                    "{model}: {feature:?}"
+                );
                 // One that is not there spoils those that are.
                 let among = [&forwards[..], &[feature]].concat();
-                assert_eq!(check(model, merchants, Some(among)), expected, "{model}: {feature:?} among others");
+                assert_eq!(
+                    check(model, merchants, Some(among)),
+                    expected,
+                    "{model}: {feature:?} among others"
+                );
             }
         }
         assert_eq!(model.as_str().parse(), Ok(model));
@@ -204,38 +325,83 @@ fn an_operating_model_has_exactly_its_features() {
 #[test]
 fn features_are_read_in_order_and_once() {
     use Feature::{CardholderDataForward, TokensList};
-    let read = |names: &[&str]| Feature::parse_list(names.iter().copied()).map_err(|rule| rule.to_string());
+    let read = |names: &[&str]| {
+        Feature::parse_list(names.iter().copied()).map_err(|rule| rule.to_string())
+    };
     assert_eq!(
-        read(&["cardholder_data.forward", "tokens.list", "cardholder_data.forward"]),
+        read(&[
+            "cardholder_data.forward",
+            "tokens.list",
+            "cardholder_data.forward"
+        ]),
         Ok(vec![CardholderDataForward, TokensList])
     );
-    assert_eq!(read(&Feature::ALL.map(Feature::as_str)), Ok(Feature::ALL.to_vec()));
-    assert_eq!(read(&[]), Err("must not be empty; leave it out to have no such restriction".to_owned()));
-    let all =
-        "must be one of tokens.list, tokens.retrieve, payment_data.list, payment_data.forward, cardholder_data.forward";
-    for name in ["", "*", "tokens", "tokens.*", "Tokens.list", " tokens.list", "tokens.list "] {
-        assert_eq!(read(&["tokens.list", name]), Err(all.to_owned()), "{name:?}");
+    assert_eq!(
+        read(&Feature::ALL.map(Feature::as_str)),
+        Ok(Feature::ALL.to_vec())
+    );
+    assert_eq!(
+        read(&[]),
+        Err("must not be empty; leave it out to have no such restriction".to_owned())
+    );
+    let all = "must be one of tokens.list, tokens.retrieve, payment_data.list, payment_data.forward, cardholder_data.forward";
+    for name in [
+        "",
+        "*",
+        "tokens",
+        "tokens.*",
+        "Tokens.list",
+        " tokens.list",
+        "tokens.list ",
+    ] {
+        assert_eq!(
+            read(&["tokens.list", name]),
+            Err(all.to_owned()),
+            "{name:?}"
+        );
     }
 }
 
 #[test]
 fn references_are_read_in_order_and_once() {
-    let read = |texts: &[&str]| text::references(texts.iter().copied()).map_err(|rule| rule.to_string());
-    assert_eq!(read(&["m_2", "m_1", "m_2"]), Ok(vec!["m_2".to_owned(), "m_1".to_owned()]));
+    let read =
+        |texts: &[&str]| text::references(texts.iter().copied()).map_err(|rule| rule.to_string());
+    assert_eq!(
+        read(&["m_2", "m_1", "m_2"]),
+        Ok(vec!["m_2".to_owned(), "m_1".to_owned()])
+    );
     // Compared as they are.
     assert_eq!(read(&["m", "M"]).map(|all| all.len()), Ok(2));
-    assert_eq!(read(&[]), Err("must not be empty; leave it out to have no such restriction".to_owned()));
+    assert_eq!(
+        read(&[]),
+        Err("must not be empty; leave it out to have no such restriction".to_owned())
+    );
     let longest = "a".repeat(128);
     assert!(read(&[&longest]).is_ok());
-    for wrong in ["", " ", "*", "a b", "a,b", "é", "a/b", "a\0", &"a".repeat(129)] {
+    for wrong in [
+        "",
+        " ",
+        "*",
+        "a b",
+        "a,b",
+        "é",
+        "a/b",
+        "a\0",
+        &"a".repeat(129),
+    ] {
         let rule = "each must be 1 to 128 characters out of A-Z a-z 0-9 . _ : @ -";
         assert_eq!(read(&["m_1", wrong]), Err(rule.to_owned()), "{wrong:?}");
     }
-    let many: Vec<String> = (0..=text::MAX_REFERENCES).map(|i| format!("m_{i}")).collect();
+    let many: Vec<String> = (0..=text::MAX_REFERENCES)
+        .map(|i| format!("m_{i}"))
+        .collect();
     let many: Vec<&str> = many.iter().map(String::as_str).collect();
     assert!(read(&many[1..]).is_ok());
     assert_eq!(read(&many), Err("must have at most 100 items".to_owned()));
-    assert!(read(&[&many[1..], &many[1..]].concat()).is_ok(), "repeated ones do not count");
+    assert!(
+        read(&[&many[1..], &many[1..]].concat()).is_ok(),
+        "repeated ones do not count"
+    );
 }
 
 #[test]
@@ -244,7 +410,11 @@ fn an_overlap_is_none_to_a_week() {
         assert!(Overlap::parse(seconds).is_ok(), "{seconds}");
     }
     for seconds in [-1, 604_801, i64::MIN, i64::MAX] {
-        assert_eq!(Overlap::parse(seconds).unwrap_err().to_string(), "must be 0 to 604800", "{seconds}");
+        assert_eq!(
+            Overlap::parse(seconds).unwrap_err().to_string(),
+            "must be 0 to 604800",
+            "{seconds}"
+        );
     }
     assert_eq!(Overlap::default(), Overlap::parse(0).unwrap());
 }
@@ -274,7 +444,11 @@ fn the_status_of_a_key() {
         it.suspended_at = suspended.then(now);
         it.grants.expires_at = end;
         it.rotated_at = rotated_at;
-        assert_eq!(it.status(now()), status, "{revoked} {end:?} {suspended} {rotated_at:?}");
+        assert_eq!(
+            it.status(now()),
+            status,
+            "{revoked} {end:?} {suspended} {rotated_at:?}"
+        );
         let changeable = match status {
             Status::Revoked => Err(Unchangeable::Revoked),
             Status::Expired => Err(Unchangeable::Expired),
@@ -297,9 +471,24 @@ fn a_rotated_key_and_its_successor_name_each_other() {
         (None, Overlap::default(), at(0), Status::Expired),
         (None, Overlap::parse(60).unwrap(), at(60), Status::Active),
         (None, week, at(604_800), Status::Active),
-        (Some(at(30)), Overlap::parse(60).unwrap(), at(30), Status::Active),
-        (Some(at(60)), Overlap::parse(60).unwrap(), at(60), Status::Active),
-        (Some(at(90)), Overlap::parse(60).unwrap(), at(60), Status::Active),
+        (
+            Some(at(30)),
+            Overlap::parse(60).unwrap(),
+            at(30),
+            Status::Active,
+        ),
+        (
+            Some(at(60)),
+            Overlap::parse(60).unwrap(),
+            at(60),
+            Status::Active,
+        ),
+        (
+            Some(at(90)),
+            Overlap::parse(60).unwrap(),
+            at(60),
+            Status::Active,
+        ),
         (Some(at(90)), Overlap::default(), at(0), Status::Expired),
     ] {
         let mut it = key(Family::Commerce, Mode::Test);
@@ -323,25 +512,73 @@ fn a_rotated_key_and_its_successor_name_each_other() {
             (before.grants.clone(), before.metadata.clone())
         );
         assert_eq!(
-            (successor.id, successor.family, successor.mode, successor.name.as_str(), successor.created_by),
-            (new, Family::Commerce, Mode::Test, "Checkout", before.created_by)
+            (
+                successor.id,
+                successor.family,
+                successor.mode,
+                successor.name.as_str(),
+                successor.created_by
+            ),
+            (
+                new,
+                Family::Commerce,
+                Mode::Test,
+                "Checkout",
+                before.created_by
+            )
         );
-        assert_eq!((successor.created_at, successor.last_used_at, successor.revoked_at), (now(), None, None));
-        assert_eq!((successor.prefix.clone(), successor.last4.clone()), (text.shown_prefix(), text.last4()));
-        assert_eq!((successor.rotated_from, successor.rotated_to, successor.rotated_at), (Some(old), None, None));
+        assert_eq!(
+            (
+                successor.created_at,
+                successor.last_used_at,
+                successor.revoked_at
+            ),
+            (now(), None, None)
+        );
+        assert_eq!(
+            (successor.prefix.clone(), successor.last4.clone()),
+            (text.shown_prefix(), text.last4())
+        );
+        assert_eq!(
+            (
+                successor.rotated_from,
+                successor.rotated_to,
+                successor.rotated_at
+            ),
+            (Some(old), None, None)
+        );
         assert_eq!(successor.status(now()), Status::Active);
-        assert_eq!((it.rotated_from, it.rotated_to, it.rotated_at), (None, Some(new), Some(now())));
-        assert_eq!((it.grants.expires_at, it.status(now())), (Some(end), status));
+        assert_eq!(
+            (it.rotated_from, it.rotated_to, it.rotated_at),
+            (None, Some(new), Some(now()))
+        );
+        assert_eq!(
+            (it.grants.expires_at, it.status(now())),
+            (Some(end), status)
+        );
         assert_eq!(it.status(end), Status::Expired);
         // Nothing else of it is different.
-        let rest = ApiKey { rotated_to: None, rotated_at: None, grants: before.grants.clone(), ..it.clone() };
+        let rest = ApiKey {
+            rotated_to: None,
+            rotated_at: None,
+            grants: before.grants.clone(),
+            ..it.clone()
+        };
         assert_eq!(rest, before);
         // Once is all; its successor can be rotated on.
         let again = it.rotate(KeyId::from_bytes([9; 16]), &text, week, now());
-        let expected = if status == Status::Expired { Unchangeable::Expired } else { Unchangeable::AlreadyRotated };
+        let expected = if status == Status::Expired {
+            Unchangeable::Expired
+        } else {
+            Unchangeable::AlreadyRotated
+        };
         assert_eq!(again.unwrap_err(), expected);
         let mut successor = successor;
-        assert!(successor.rotate(KeyId::from_bytes([9; 16]), &text, week, now()).is_ok());
+        assert!(
+            successor
+                .rotate(KeyId::from_bytes([9; 16]), &text, week, now())
+                .is_ok()
+        );
     }
 }
 
@@ -350,9 +587,15 @@ fn only_an_active_key_can_be_rotated_and_a_refusal_changes_nothing() {
     type Edit = fn(&mut ApiKey);
     let edits: [(Edit, Unchangeable); 5] = [
         (|it| it.revoked_at = Some(now()), Unchangeable::Revoked),
-        (|it| it.grants.expires_at = Some(now()), Unchangeable::Expired),
+        (
+            |it| it.grants.expires_at = Some(now()),
+            Unchangeable::Expired,
+        ),
         (|it| it.suspended_at = Some(now()), Unchangeable::Suspended),
-        (|it| it.rotated_to = Some(KeyId::from_bytes([9; 16])), Unchangeable::AlreadyRotated),
+        (
+            |it| it.rotated_to = Some(KeyId::from_bytes([9; 16])),
+            Unchangeable::AlreadyRotated,
+        ),
         (
             |it| (it.suspended_at, it.rotated_to) = (Some(now()), Some(KeyId::from_bytes([9; 16]))),
             Unchangeable::Suspended,
@@ -380,15 +623,39 @@ fn object(value: Value) -> Map<String, Value> {
 fn metadata_is_merged_as_rfc_7396_says() {
     for (original, patch, result) in [
         (json!({"a": "b"}), json!({"a": "c"}), json!({"a": "c"})),
-        (json!({"a": "b"}), json!({"b": "c"}), json!({"a": "b", "b": "c"})),
+        (
+            json!({"a": "b"}),
+            json!({"b": "c"}),
+            json!({"a": "b", "b": "c"}),
+        ),
         (json!({"a": "b"}), json!({"a": null}), json!({})),
-        (json!({"a": "b", "b": "c"}), json!({"a": null}), json!({"b": "c"})),
+        (
+            json!({"a": "b", "b": "c"}),
+            json!({"a": null}),
+            json!({"b": "c"}),
+        ),
         (json!({"a": ["b"]}), json!({"a": "c"}), json!({"a": "c"})),
         (json!({"a": "c"}), json!({"a": ["b"]}), json!({"a": ["b"]})),
-        (json!({"a": {"b": "c"}}), json!({"a": {"b": "d", "c": null}}), json!({"a": {"b": "d"}})),
-        (json!({"a": [{"b": "c"}]}), json!({"a": [1]}), json!({"a": [1]})),
-        (json!({"e": null}), json!({"a": 1}), json!({"e": null, "a": 1})),
-        (json!({}), json!({"a": {"bb": {"ccc": null}}}), json!({"a": {"bb": {}}})),
+        (
+            json!({"a": {"b": "c"}}),
+            json!({"a": {"b": "d", "c": null}}),
+            json!({"a": {"b": "d"}}),
+        ),
+        (
+            json!({"a": [{"b": "c"}]}),
+            json!({"a": [1]}),
+            json!({"a": [1]}),
+        ),
+        (
+            json!({"e": null}),
+            json!({"a": 1}),
+            json!({"e": null, "a": 1}),
+        ),
+        (
+            json!({}),
+            json!({"a": {"bb": {"ccc": null}}}),
+            json!({"a": {"bb": {}}}),
+        ),
         // Section 1's example, as far as it is about members.
         (
             json!({"title": "Goodbye!", "author": {"givenName": "John", "familyName": "Doe"}, "tags": ["example", "sample"]}),
@@ -397,13 +664,22 @@ fn metadata_is_merged_as_rfc_7396_says() {
         ),
         (json!({"a": 1}), json!({}), json!({"a": 1})),
     ] {
-        let merged = Metadata::new(object(original.clone())).unwrap().merged(object(patch.clone())).unwrap();
+        let merged = Metadata::new(object(original.clone()))
+            .unwrap()
+            .merged(object(patch.clone()))
+            .unwrap();
         assert_eq!(merged.object(), object(result), "{original} {patch}");
     }
     // The whole has to fit, not the patch alone.
     let full = Metadata::new(object(json!({"a": "x".repeat(4000)}))).unwrap();
     let refused = full.merged(object(json!({"b": "y".repeat(200)})));
-    assert_eq!(refused.unwrap_err().to_string(), "must be at most 4096 bytes of JSON");
-    assert!(full.merged(object(json!({"a": null, "b": "y".repeat(4000)}))).is_ok());
+    assert_eq!(
+        refused.unwrap_err().to_string(),
+        "must be at most 4096 bytes of JSON"
+    );
+    assert!(
+        full.merged(object(json!({"a": null, "b": "y".repeat(4000)})))
+            .is_ok()
+    );
     assert!(full.merged(object(json!({"b": "\0"}))).is_err());
 }

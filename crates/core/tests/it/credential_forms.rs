@@ -28,43 +28,69 @@ impl Outcome {
             "invalid_api_key" => "invalid_token",
             _ => return None,
         };
-        Some(format!("Bearer realm=\"tollkey\", error=\"{error}\", error_description=\"{}\"", self.detail))
+        Some(format!(
+            "Bearer realm=\"tollkey\", error=\"{error}\", error_description=\"{}\"",
+            self.detail
+        ))
     }
 }
 
-const ACCEPTED: Outcome = Outcome { status: 200, code: "", detail: "" };
+const ACCEPTED: Outcome = Outcome {
+    status: 200,
+    code: "",
+    detail: "",
+};
 const ABSENT: Outcome = missing("Present an API key as Bearer.");
 const ABSENT_ANY: Outcome = missing("Present a credential as Bearer.");
-const SEVERAL: Outcome =
-    Outcome { status: 400, code: "multiple_credentials", detail: "Present exactly one credential, once." };
+const SEVERAL: Outcome = Outcome {
+    status: 400,
+    code: "multiple_credentials",
+    detail: "Present exactly one credential, once.",
+};
 const UNKNOWN: Outcome = invalid("The API key is unknown or was revoked.");
-const TWICE: Outcome =
-    invalid("The credential itself begins with the word Bearer, which belongs once in the Authorization header only.");
+const TWICE: Outcome = invalid(
+    "The credential itself begins with the word Bearer, which belongs once in the Authorization header only.",
+);
 const QUOTED: Outcome = invalid("The credential must not have quotation marks around it.");
-const PLACEHOLDER: Outcome =
-    invalid("A placeholder was sent: a variable such as $TOKEN must be replaced by the credential.");
+const PLACEHOLDER: Outcome = invalid(
+    "A placeholder was sent: a variable such as $TOKEN must be replaced by the credential.",
+);
 const INVISIBLE: Outcome = invalid(
     "The credential has characters other than printable ASCII; an invisible one, such as a no-break space, may have been copied with it.",
 );
-const BEFORE: Outcome =
-    missing("In the Authorization header, the word Bearer and a space must precede the credential.");
-const AFTER: Outcome = missing("In the Authorization header, one space must follow the word Bearer, and nothing else.");
-const SHORT: Outcome = invalid("The key is too short: 32 letters and digits follow the prefix of a key.");
-const LONG: Outcome = invalid("The key is too long: 32 letters and digits follow the prefix of a key.");
+const BEFORE: Outcome = missing(
+    "In the Authorization header, the word Bearer and a space must precede the credential.",
+);
+const AFTER: Outcome = missing(
+    "In the Authorization header, one space must follow the word Bearer, and nothing else.",
+);
+const SHORT: Outcome =
+    invalid("The key is too short: 32 letters and digits follow the prefix of a key.");
+const LONG: Outcome =
+    invalid("The key is too long: 32 letters and digits follow the prefix of a key.");
 const NO_KEY: Outcome = invalid(
     "The credential does not have the form of an API key: a prefix such as ck_live_, and 32 letters and digits.",
 );
-const NOTHING: Outcome = invalid("The credential has neither the form of a key nor that of a management token.");
+const NOTHING: Outcome =
+    invalid("The credential has neither the form of a key nor that of a management token.");
 
 /// The form of a management token.
 const TOKEN: &str = "eyEXAMPLE.eyEXAMPLE.EXAMPLE";
 
 const fn missing(detail: &'static str) -> Outcome {
-    Outcome { status: 401, code: "missing_credentials", detail }
+    Outcome {
+        status: 401,
+        code: "missing_credentials",
+        detail,
+    }
 }
 
 const fn invalid(detail: &'static str) -> Outcome {
-    Outcome { status: 401, code: "invalid_api_key", detail }
+    Outcome {
+        status: 401,
+        code: "invalid_api_key",
+        detail,
+    }
 }
 
 /// The table, for a key that is accepted, one that was revoked and a service key that exists.
@@ -75,24 +101,72 @@ pub fn forms(key: &str, revoked: &str, service_key: &str) -> Vec<Form> {
     let (prefix, body) = key.split_at(key.len() - 32);
     let last = if key.ends_with('0') { "1" } else { "0" };
     let unknown = format!("{}{last}", &key[..key.len() - 1]);
-    let row = |name, headers, for_key| Form { name, headers, for_key, for_any: None };
-    let differs = |name, headers, for_key, for_any| Form { name, headers, for_key, for_any: Some(for_any) };
+    let row = |name, headers, for_key| Form {
+        name,
+        headers,
+        for_key,
+        for_any: None,
+    };
+    let differs = |name, headers, for_key, for_any| Form {
+        name,
+        headers,
+        for_key,
+        for_any: Some(for_any),
+    };
     vec![
         row("Bearer", bearer(key), ACCEPTED),
-        row("bearer in lower case", authorization(&format!("bearer  {key} ")), ACCEPTED),
+        row(
+            "bearer in lower case",
+            authorization(&format!("bearer  {key} ")),
+            ACCEPTED,
+        ),
         row("x-api-key", plain(key), ACCEPTED),
-        row("x-commerce-api-key", vec![("x-commerce-api-key", key.to_owned())], ACCEPTED),
-        row("secret-token:", bearer(&format!("secret-token:{key}")), ACCEPTED),
-        row("a key and an empty header", [plain(key), authorization("")].concat(), ACCEPTED),
-        row("a key and Bearer without a token", [plain(key), authorization("Bearer ")].concat(), ACCEPTED),
+        row(
+            "x-commerce-api-key",
+            vec![("x-commerce-api-key", key.to_owned())],
+            ACCEPTED,
+        ),
+        row(
+            "secret-token:",
+            bearer(&format!("secret-token:{key}")),
+            ACCEPTED,
+        ),
+        row(
+            "a key and an empty header",
+            [plain(key), authorization("")].concat(),
+            ACCEPTED,
+        ),
+        row(
+            "a key and Bearer without a token",
+            [plain(key), authorization("Bearer ")].concat(),
+            ACCEPTED,
+        ),
         differs("nothing", vec![], ABSENT, ABSENT_ANY),
         differs("an empty header", plain(""), ABSENT, ABSENT_ANY),
         differs("white space", plain(" \t "), ABSENT, ABSENT_ANY),
-        differs("Bearer without a token", authorization("Bearer"), ABSENT, ABSENT_ANY),
-        differs("Bearer and a space", authorization("Bearer "), ABSENT, ABSENT_ANY),
+        differs(
+            "Bearer without a token",
+            authorization("Bearer"),
+            ABSENT,
+            ABSENT_ANY,
+        ),
+        differs(
+            "Bearer and a space",
+            authorization("Bearer "),
+            ABSENT,
+            ABSENT_ANY,
+        ),
         row("two headers", [bearer(key), plain(key)].concat(), SEVERAL),
-        row("one header twice", [plain(key), plain(key)].concat(), SEVERAL),
-        row("two keys in one header", plain(&format!("{key}, {key}")), SEVERAL),
+        row(
+            "one header twice",
+            [plain(key), plain(key)].concat(),
+            SEVERAL,
+        ),
+        row(
+            "two keys in one header",
+            plain(&format!("{key}, {key}")),
+            SEVERAL,
+        ),
         row(
             "Basic",
             authorization("Basic YTpi"),
@@ -119,14 +193,34 @@ pub fn forms(key: &str, revoked: &str, service_key: &str) -> Vec<Form> {
             missing("The Authorization header must have the scheme Bearer."),
         ),
         row("a key without Bearer", authorization(key), BEFORE),
-        row("Bearer with a colon", authorization(&format!("Bearer: {key}")), AFTER),
+        row(
+            "Bearer with a colon",
+            authorization(&format!("Bearer: {key}")),
+            AFTER,
+        ),
         row("Bearer twice", bearer(&format!("Bearer {key}")), TWICE),
-        row("Bearer in x-api-key", plain(&format!("Bearer {key}")), TWICE),
+        row(
+            "Bearer in x-api-key",
+            plain(&format!("Bearer {key}")),
+            TWICE,
+        ),
         row("quotation marks", plain(&format!("\"{key}\"")), QUOTED),
         row("apostrophes", bearer(&format!("'{key}'")), QUOTED),
-        row("quotation marks around all", authorization(&format!("\"Bearer {key}\"")), missing(QUOTED.detail)),
-        row("a no-break space behind", plain(&format!("{key}\u{a0}")), INVISIBLE),
-        row("a byte order mark before", bearer(&format!("\u{feff}{key}")), INVISIBLE),
+        row(
+            "quotation marks around all",
+            authorization(&format!("\"Bearer {key}\"")),
+            missing(QUOTED.detail),
+        ),
+        row(
+            "a no-break space behind",
+            plain(&format!("{key}\u{a0}")),
+            INVISIBLE,
+        ),
+        row(
+            "a byte order mark before",
+            bearer(&format!("\u{feff}{key}")),
+            INVISIBLE,
+        ),
         row(
             "white space inside",
             plain(&format!("{prefix} {body}")),
@@ -142,17 +236,42 @@ pub fn forms(key: &str, revoked: &str, service_key: &str) -> Vec<Form> {
         row("{{token}}", plain("{{token}}"), PLACEHOLDER),
         row("<token>", bearer("<token>"), PLACEHOLDER),
         // Texts with two dots: those of a malformed token are named as any other.
-        row("a placeholder with dots", bearer("{{ .Values.token }}"), PLACEHOLDER),
-        row("a variable with dots", bearer("${env.x.TOKEN}"), PLACEHOLDER),
-        row("a token with Bearer twice", bearer(&format!("Bearer {TOKEN}")), TWICE),
-        row("a token in quotation marks", bearer(&format!("\"{TOKEN}\"")), QUOTED),
-        row("a token in x-api-key with Bearer", plain(&format!("Bearer {TOKEN}")), TWICE),
+        row(
+            "a placeholder with dots",
+            bearer("{{ .Values.token }}"),
+            PLACEHOLDER,
+        ),
+        row(
+            "a variable with dots",
+            bearer("${env.x.TOKEN}"),
+            PLACEHOLDER,
+        ),
+        row(
+            "a token with Bearer twice",
+            bearer(&format!("Bearer {TOKEN}")),
+            TWICE,
+        ),
+        row(
+            "a token in quotation marks",
+            bearer(&format!("\"{TOKEN}\"")),
+            QUOTED,
+        ),
+        row(
+            "a token in x-api-key with Bearer",
+            plain(&format!("Bearer {TOKEN}")),
+            TWICE,
+        ),
         row(
             "a token with an encoded line break",
             bearer(&format!("{TOKEN}%0A")),
             invalid("The credential ends in a written line break or space, which must be removed."),
         ),
-        differs("the name of a variable", bearer("process.env.TOKEN"), NO_KEY, NOTHING),
+        differs(
+            "the name of a variable",
+            bearer("process.env.TOKEN"),
+            NO_KEY,
+            NOTHING,
+        ),
         row(
             "Basic with other characters",
             authorization("Basic caf\u{e9}"),
@@ -160,13 +279,19 @@ pub fn forms(key: &str, revoked: &str, service_key: &str) -> Vec<Form> {
         ),
         row("an unknown key", bearer(&unknown), UNKNOWN),
         row("a revoked key", bearer(revoked), UNKNOWN),
-        row("a key that was cut off", bearer(&key[..key.len() - 1]), SHORT),
+        row(
+            "a key that was cut off",
+            bearer(&key[..key.len() - 1]),
+            SHORT,
+        ),
         row("a prefix alone", plain(prefix), SHORT),
         row("a key with more behind", plain(&format!("{key}0")), LONG),
         row(
             "a shortened key",
             plain(&format!("{prefix}{}...", &body[..4])),
-            invalid("This is a shortened form of a key: the full key is shown once, when the key is created."),
+            invalid(
+                "This is a shortened form of a key: the full key is shown once, when the key is created.",
+            ),
         ),
         row(
             "other characters",
@@ -181,10 +306,17 @@ pub fn forms(key: &str, revoked: &str, service_key: &str) -> Vec<Form> {
         differs(
             "a service key",
             bearer(service_key),
-            invalid("This is a service key, and an API key is needed: a service key verifies API keys."),
+            invalid(
+                "This is a service key, and an API key is needed: a service key verifies API keys.",
+            ),
             ACCEPTED,
         ),
         differs("a password", bearer("hunter2"), NO_KEY, NOTHING),
-        differs("a UUID", plain("0198c0de-0000-7000-8000-000000000001"), NO_KEY, NOTHING),
+        differs(
+            "a UUID",
+            plain("0198c0de-0000-7000-8000-000000000001"),
+            NO_KEY,
+            NOTHING,
+        ),
     ]
 }

@@ -34,7 +34,8 @@ fn expected(text: &str) -> Option<Kind> {
 }
 
 fn minted() -> impl Strategy<Value = String> {
-    (one_of(KINDS), any::<u64>()).prop_map(|((_, kind), seed)| KeyText::mint(kind, &mut rng(seed)).expose().to_owned())
+    (one_of(KINDS), any::<u64>())
+        .prop_map(|((_, kind), seed)| KeyText::mint(kind, &mut rng(seed)).expose().to_owned())
 }
 
 proptest! {
@@ -99,7 +100,12 @@ proptest! {
 #[test]
 fn neither_the_text_nor_its_digest_is_shown() {
     let key = KeyText::mint(Kind::Key(Family::Secret, Mode::Live), &mut rng(1));
-    let hex: String = key.digest().as_bytes().iter().map(|byte| format!("{byte:02x}")).collect();
+    let hex: String = key
+        .digest()
+        .as_bytes()
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
     for shown in [
         format!("{key:?}"),
         format!("{key:#?}"),
@@ -107,19 +113,31 @@ fn neither_the_text_nor_its_digest_is_shown() {
         format!("{:?}", key.digest()),
         format!("{:#?}", [key.digest()]),
     ] {
-        assert!(!shown.contains(key.expose()) && !shown.contains(&key.last4()), "{shown}");
-        assert!(!shown.contains(&hex[..8]) && !shown.contains(char::is_numeric), "{shown}");
+        assert!(
+            !shown.contains(key.expose()) && !shown.contains(&key.last4()),
+            "{shown}"
+        );
+        assert!(
+            !shown.contains(&hex[..8]) && !shown.contains(char::is_numeric),
+            "{shown}"
+        );
     }
 }
 
 /// How far 62 counts are from even: the statistic of Pearson's test, 61 degrees of freedom.
 fn chi_square(counts: [u32; 62]) -> f64 {
     let mean = f64::from(counts.iter().sum::<u32>()) / 62.0;
-    counts.iter().map(|&count| (f64::from(count) - mean).powi(2) / mean).sum()
+    counts
+        .iter()
+        .map(|&count| (f64::from(count) - mean).powi(2) / mean)
+        .sum()
 }
 
 fn index(symbol: u8) -> usize {
-    SYMBOLS.iter().position(|&s| s == symbol).expect("minting uses the 62 symbols only")
+    SYMBOLS
+        .iter()
+        .position(|&s| s == symbol)
+        .expect("minting uses the 62 symbols only")
 }
 
 /// Even counts exceed this once in a million.
@@ -142,7 +160,8 @@ fn every_symbol_is_as_likely_at_every_place() {
         let statistic = chi_square(counts);
         assert!(statistic < BOUND, "place {place}: {statistic}");
     }
-    let all: [u32; 62] = std::array::from_fn(|symbol| places.iter().map(|counts| counts[symbol]).sum());
+    let all: [u32; 62] =
+        std::array::from_fn(|symbol| places.iter().map(|counts| counts[symbol]).sum());
     assert!(chi_square(all) < BOUND, "{}", chi_square(all));
 }
 

@@ -16,7 +16,10 @@ fn at(seconds: i64) -> Timestamp {
 }
 
 fn secret(number: u8) -> ApiKey {
-    ApiKey { id: KeyId::from_bytes([number; 16]), ..key(Family::Secret, Mode::Live) }
+    ApiKey {
+        id: KeyId::from_bytes([number; 16]),
+        ..key(Family::Secret, Mode::Live)
+    }
 }
 
 fn ips(list: &[&str]) -> IpList {
@@ -24,7 +27,10 @@ fn ips(list: &[&str]) -> IpList {
 }
 
 fn from(address: &str) -> Request {
-    Request { client_ip: Some(address.parse::<IpAddr>().unwrap()), ..Request::default() }
+    Request {
+        client_ip: Some(address.parse::<IpAddr>().unwrap()),
+        ..Request::default()
+    }
 }
 
 /// A descendant of these ancestors, the root first.
@@ -34,14 +40,38 @@ fn beneath(ancestors: &[ApiKey]) -> ApiKey {
 
 #[test]
 fn every_restriction_of_every_ancestor_denies() {
-    let revoked = ApiKey { revoked_at: Some(at(-1)), ..secret(1) };
-    let grants = |expires_at| Grants { expires_at, ..Grants::default() };
-    let expired = ApiKey { grants: grants(Some(at(0))), ..secret(1) };
-    let rotated = ApiKey { grants: grants(Some(at(50))), rotated_at: Some(at(50)), ..secret(1) };
-    let lasting = ApiKey { grants: grants(Some(at(1))), ..secret(1) };
-    let suspended = ApiKey { suspended_at: Some(at(-1)), ..secret(1) };
-    let bound =
-        ApiKey { grants: Grants { allowed_ips: Some(ips(&["203.0.113.0/24"])), ..Grants::default() }, ..secret(1) };
+    let revoked = ApiKey {
+        revoked_at: Some(at(-1)),
+        ..secret(1)
+    };
+    let grants = |expires_at| Grants {
+        expires_at,
+        ..Grants::default()
+    };
+    let expired = ApiKey {
+        grants: grants(Some(at(0))),
+        ..secret(1)
+    };
+    let rotated = ApiKey {
+        grants: grants(Some(at(50))),
+        rotated_at: Some(at(50)),
+        ..secret(1)
+    };
+    let lasting = ApiKey {
+        grants: grants(Some(at(1))),
+        ..secret(1)
+    };
+    let suspended = ApiKey {
+        suspended_at: Some(at(-1)),
+        ..secret(1)
+    };
+    let bound = ApiKey {
+        grants: Grants {
+            allowed_ips: Some(ips(&["203.0.113.0/24"])),
+            ..Grants::default()
+        },
+        ..secret(1)
+    };
     let rows: [(&[&ApiKey], Result<(), Denial>); 12] = [
         (&[], Ok(())),
         (&[&lasting], Ok(())),
@@ -67,18 +97,35 @@ fn every_restriction_of_every_ancestor_denies() {
 #[test]
 fn client_has_to_be_in_the_allowlist_of_every_ancestor() {
     let with = |number, list: &[&str]| ApiKey {
-        grants: Grants { allowed_ips: Some(ips(list)), ..Grants::default() },
+        grants: Grants {
+            allowed_ips: Some(ips(list)),
+            ..Grants::default()
+        },
         ..secret(number)
     };
     let own = with(9, &["203.0.113.128/25", "2001:db8::/32"]);
-    let key = own.with_ancestors(&[with(1, &["203.0.113.0/24", "198.51.100.0/24"]), with(2, &["203.0.113.192/26"])]);
+    let key = own.with_ancestors(&[
+        with(1, &["203.0.113.0/24", "198.51.100.0/24"]),
+        with(2, &["203.0.113.192/26"]),
+    ]);
     let record = record(key.clone());
-    for (address, allowed) in
-        [("203.0.113.200", true), ("203.0.113.130", false), ("203.0.113.5", false), ("2001:db8::1", false)]
-    {
-        assert_eq!(from(address).judged_by(&record).is_ok(), allowed, "{address}");
+    for (address, allowed) in [
+        ("203.0.113.200", true),
+        ("203.0.113.130", false),
+        ("203.0.113.5", false),
+        ("2001:db8::1", false),
+    ] {
+        assert_eq!(
+            from(address).judged_by(&record).is_ok(),
+            allowed,
+            "{address}"
+        );
     }
-    assert_eq!(Request::default().judged_by(&record), Err(Denial::IpNotAllowed), "a client without an address");
+    assert_eq!(
+        Request::default().judged_by(&record),
+        Err(Denial::IpNotAllowed),
+        "a client without an address"
+    );
     assert_eq!(key.effective_allowlist(), Some(ips(&["203.0.113.192/26"])));
     assert_eq!(secret(1).effective_allowlist(), None);
 }
@@ -87,7 +134,11 @@ fn client_has_to_be_in_the_allowlist_of_every_ancestor() {
 fn lists_with_nothing_in_common_allow_no_client() {
     let none = ips(&["203.0.113.0/24"]).intersection(&ips(&["198.51.100.0/24", "2001:db8::/32"]));
     assert_eq!(none, ips(&["255.255.255.255/32"]));
-    let both = ips(&["10.0.0.0/8", "2001:db8::/32"]).intersection(&ips(&["10.1.0.0/16", "10.2.0.0/16", "::/0"]));
+    let both = ips(&["10.0.0.0/8", "2001:db8::/32"]).intersection(&ips(&[
+        "10.1.0.0/16",
+        "10.2.0.0/16",
+        "::/0",
+    ]));
     assert_eq!(both, ips(&["10.1.0.0/16", "10.2.0.0/16", "2001:db8::/32"]));
 }
 
@@ -96,55 +147,98 @@ fn lists_with_nothing_in_common_allow_no_client() {
 fn what_two_nested_lists_have_in_common_is_no_longer_than_the_inner_one() {
     let list = |second: u8| {
         let narrow = (0..98).map(|third| format!("10.{second}.{third}.0/24"));
-        let all: Vec<String> = ["127.0.0.0/8".to_owned(), "10.0.0.0/8".to_owned()].into_iter().chain(narrow).collect();
+        let all: Vec<String> = ["127.0.0.0/8".to_owned(), "10.0.0.0/8".to_owned()]
+            .into_iter()
+            .chain(narrow)
+            .collect();
         IpList::parse(all.iter().map(String::as_str)).unwrap()
     };
     let (parent, child) = (list(0), list(1));
     assert!(parent.covers(&child));
-    assert_eq!(parent.intersection(&child), ips(&["127.0.0.0/8", "10.0.0.0/8"]));
+    assert_eq!(
+        parent.intersection(&child),
+        ips(&["127.0.0.0/8", "10.0.0.0/8"])
+    );
 }
 
 #[test]
 fn use_counts_against_the_limits_of_the_path_with_the_root_first() {
     let limit = |uses| RateLimit::new(uses, 60).unwrap();
     let with = |number, uses| ApiKey {
-        grants: Grants { rate_limit: Some(limit(uses)), ..Grants::default() },
+        grants: Grants {
+            rate_limit: Some(limit(uses)),
+            ..Grants::default()
+        },
         ..secret(number)
     };
     let key = with(9, 1).with_ancestors(&[with(1, 3), secret(2), with(3, 2)]);
     let id = |number| KeyId::from_bytes([number; 16]);
-    assert_eq!(key.rate_limits().collect::<Vec<_>>(), [(id(1), limit(3)), (id(3), limit(2)), (id(9), limit(1))]);
+    assert_eq!(
+        key.rate_limits().collect::<Vec<_>>(),
+        [(id(1), limit(3)), (id(3), limit(2)), (id(9), limit(1))]
+    );
 }
 
 #[test]
 fn key_inherits_the_earliest_revocation_and_records_it_once() {
-    let revoked = |number, seconds| ApiKey { revoked_at: Some(at(seconds)), ..secret(number) };
+    let revoked = |number, seconds| ApiKey {
+        revoked_at: Some(at(seconds)),
+        ..secret(number)
+    };
     let mut key = beneath(&[revoked(1, -5), revoked(2, -9)]);
     let revocation = key.revocation().unwrap();
-    assert_eq!((revocation.at, revocation.reason), (at(-9), Some(MAKER_REVOKED)));
+    assert_eq!(
+        (revocation.at, revocation.reason),
+        (at(-9), Some(MAKER_REVOKED))
+    );
     // A repeat of the revocation changes nothing, nor can the key be changed or suspended.
-    assert_eq!(key.revoke(now(), Some("leaked".to_owned())), Transition::AlreadySo);
-    assert_eq!((key.suspend(now()), key.resume()), (Err(Unchangeable::Revoked), Err(Unchangeable::Revoked)));
+    assert_eq!(
+        key.revoke(now(), Some("leaked".to_owned())),
+        Transition::AlreadySo
+    );
+    assert_eq!(
+        (key.suspend(now()), key.resume()),
+        (Err(Unchangeable::Revoked), Err(Unchangeable::Revoked))
+    );
     assert_eq!(key.changeable(now()), Err(Unchangeable::Revoked));
     assert_eq!(key.revoked_at, None);
 
     assert_eq!(key.record_inherited_revocation(), Transition::Changed);
-    assert_eq!((key.revoked_at, key.revoked_reason.as_deref()), (Some(at(-9)), Some(MAKER_REVOKED)));
+    assert_eq!(
+        (key.revoked_at, key.revoked_reason.as_deref()),
+        (Some(at(-9)), Some(MAKER_REVOKED))
+    );
     assert_eq!(key.record_inherited_revocation(), Transition::AlreadySo);
-    assert_eq!(beneath(&[secret(1)]).record_inherited_revocation(), Transition::AlreadySo);
+    assert_eq!(
+        beneath(&[secret(1)]).record_inherited_revocation(),
+        Transition::AlreadySo
+    );
 }
 
 #[test]
 fn own_revocation_is_kept_whatever_the_ancestors_are() {
-    let own = ApiKey { revoked_at: Some(at(-1)), revoked_reason: Some("leaked".to_owned()), ..secret(9) };
-    let key = own.with_ancestors(&[ApiKey { revoked_at: Some(at(-5)), ..secret(1) }]);
+    let own = ApiKey {
+        revoked_at: Some(at(-1)),
+        revoked_reason: Some("leaked".to_owned()),
+        ..secret(9)
+    };
+    let key = own.with_ancestors(&[ApiKey {
+        revoked_at: Some(at(-5)),
+        ..secret(1)
+    }]);
     let revocation = key.revocation().unwrap();
     assert_eq!((revocation.at, revocation.reason), (at(-1), Some("leaked")));
 }
 
 #[test]
 fn deleted_application_revokes_keys_that_had_not_expired() {
-    let ending = |end| ApiKey { grants: Grants { expires_at: end, ..Grants::default() }, ..secret(9) };
+    let ending = |end| ApiKey {
+        grants: Grants {
+            expires_at: end,
+            ..Grants::default()
+        },
+        ..secret(9)
+    };
     for (end, status) in [
         (None, Status::Revoked),
         (Some(at(5)), Status::Revoked),
@@ -179,9 +273,16 @@ fn key_at_the_depth_limit_creates_no_keys() {
         (8, 8, false),
     ] {
         let checked = DepthLimit::new(limit).unwrap().check(ancestors);
-        assert_eq!(checked.is_ok(), allowed, "{ancestors} ancestors with a limit of {limit}");
+        assert_eq!(
+            checked.is_ok(),
+            allowed,
+            "{ancestors} ancestors with a limit of {limit}"
+        );
         if let Err(beyond) = checked {
-            assert_eq!(Problem::from(beyond).code.as_str(), "key_depth_limit_reached");
+            assert_eq!(
+                Problem::from(beyond).code.as_str(),
+                "key_depth_limit_reached"
+            );
         }
     }
     assert!(DepthLimit::new(9).is_err());

@@ -31,7 +31,8 @@ pub(crate) fn any_json() -> impl Strategy<Value = Value> {
 }
 
 pub(crate) fn any_object() -> impl Strategy<Value = Map<String, Value>> {
-    prop::collection::vec(("[a-z]{1,6}", any_json()), 0..4).prop_map(|members| members.into_iter().collect())
+    prop::collection::vec(("[a-z]{1,6}", any_json()), 0..4)
+        .prop_map(|members| members.into_iter().collect())
 }
 
 proptest! {
@@ -56,14 +57,26 @@ proptest! {
 
 #[test]
 fn it_is_at_most_4_kib() {
-    let of_size = |bytes: usize| Metadata::new(object(json!({ "a": "x".repeat(bytes - r#"{"a":""}"#.len()) })));
+    let of_size = |bytes: usize| {
+        Metadata::new(object(
+            json!({ "a": "x".repeat(bytes - r#"{"a":""}"#.len()) }),
+        ))
+    };
     assert_eq!(of_size(4096).unwrap().as_json().len(), 4096);
-    assert_eq!(of_size(4097).unwrap_err().to_string(), "must be at most 4096 bytes of JSON");
+    assert_eq!(
+        of_size(4097).unwrap_err().to_string(),
+        "must be at most 4096 bytes of JSON"
+    );
 }
 
 #[test]
 fn it_has_no_nul_anywhere() {
-    for refused in [json!({"a": "\0"}), json!({"a\0": 1}), json!({"a": [{"b": ["x\0y"]}]}), json!({"a": {"\0": {}}})] {
+    for refused in [
+        json!({"a": "\0"}),
+        json!({"a\0": 1}),
+        json!({"a": [{"b": ["x\0y"]}]}),
+        json!({"a": {"\0": {}}}),
+    ] {
         let error = Metadata::new(object(refused)).unwrap_err();
         assert_eq!(error.to_string(), "must not have NUL characters");
     }
@@ -79,8 +92,14 @@ fn it_nests_at_most_64_levels_and_so_can_be_read_inside_other_objects() {
     for level in [|inner| json!([inner]), |inner| json!({ "b": inner })] {
         let deepest = Metadata::new(nested(64, level)).unwrap();
         let entry = json!({ "changes": { "metadata": { "from": null, "to": deepest.object() } } });
-        assert_eq!(serde_json::from_str::<Value>(&entry.to_string()).unwrap(), entry);
-        assert_eq!(Metadata::new(nested(65, level)).unwrap_err().to_string(), "must nest at most 64 levels deep");
+        assert_eq!(
+            serde_json::from_str::<Value>(&entry.to_string()).unwrap(),
+            entry
+        );
+        assert_eq!(
+            Metadata::new(nested(65, level)).unwrap_err().to_string(),
+            "must nest at most 64 levels deep"
+        );
     }
 }
 
@@ -95,7 +114,11 @@ fn stored_text_is_kept_as_it_is() {
     ] {
         let metadata = Metadata::parse(json).unwrap();
         assert_eq!(metadata.as_json(), json);
-        assert_eq!(Value::Object(metadata.object()).to_string(), json, "members in order, numbers to the last digit");
+        assert_eq!(
+            Value::Object(metadata.object()).to_string(),
+            json,
+            "members in order, numbers to the last digit"
+        );
         assert_eq!(Metadata::new(metadata.object()).unwrap().as_json(), json);
     }
     // Written by others: longer than it may be, but only by white space.
@@ -105,7 +128,13 @@ fn stored_text_is_kept_as_it_is() {
 
 #[test]
 fn stored_text_that_is_no_metadata_is_rejected() {
-    let nested = |levels: usize| format!(r#"{{"a":{}{}}}"#, "[".repeat(levels - 1), "]".repeat(levels - 1));
+    let nested = |levels: usize| {
+        format!(
+            r#"{{"a":{}{}}}"#,
+            "[".repeat(levels - 1),
+            "]".repeat(levels - 1)
+        )
+    };
     assert!(Metadata::parse(&nested(64)).is_ok());
     let too_long = format!(r#"{{"a":"{}"}}"#, "x".repeat(4096));
     for (json, rule) in [
@@ -124,7 +153,11 @@ fn stored_text_that_is_no_metadata_is_rejected() {
         (&nested(1000), "must nest at most 64 levels deep"),
         (&too_long, "must be at most 4096 bytes of JSON"),
     ] {
-        assert_eq!(Metadata::parse(json).unwrap_err().to_string(), rule, "{json}");
+        assert_eq!(
+            Metadata::parse(json).unwrap_err().to_string(),
+            rule,
+            "{json}"
+        );
     }
 }
 
@@ -142,5 +175,9 @@ fn largest_metadata_takes_little_more_than_its_text() {
     let zeros = json!({ "a": vec![0; 2040] });
     let metadata = Metadata::new(object(zeros)).unwrap();
     assert_eq!(metadata.as_json().len(), 4087);
-    assert!(metadata.heap_bytes() < 5 * 1024, "{}", metadata.heap_bytes());
+    assert!(
+        metadata.heap_bytes() < 5 * 1024,
+        "{}",
+        metadata.heap_bytes()
+    );
 }

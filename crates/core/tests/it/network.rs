@@ -7,16 +7,26 @@ use tollkey_core::IpList;
 
 /// The network of that length around an address, as text.
 fn v4(address: u32, length: u32) -> String {
-    format!("{}/{length}", Ipv4Addr::from(first_bits(u128::from(address), length, 32) as u32))
+    format!(
+        "{}/{length}",
+        Ipv4Addr::from(first_bits(u128::from(address), length, 32) as u32)
+    )
 }
 
 fn v6(address: u128, length: u32) -> String {
-    format!("{}/{length}", Ipv6Addr::from(first_bits(address, length, 128)))
+    format!(
+        "{}/{length}",
+        Ipv6Addr::from(first_bits(address, length, 128))
+    )
 }
 
 fn first_bits(address: u128, length: u32, width: u32) -> u128 {
     let host_bits = width - length;
-    address.checked_shr(host_bits).unwrap_or(0).checked_shl(host_bits).unwrap_or(0)
+    address
+        .checked_shr(host_bits)
+        .unwrap_or(0)
+        .checked_shl(host_bits)
+        .unwrap_or(0)
 }
 
 fn any_cidr() -> impl Strategy<Value = String> {
@@ -31,7 +41,8 @@ fn any_cidr() -> impl Strategy<Value = String> {
 }
 
 fn any_list() -> impl Strategy<Value = IpList> {
-    prop::collection::vec(any_cidr(), 1..4).prop_map(|cidrs| IpList::parse(cidrs.iter().map(String::as_str)).unwrap())
+    prop::collection::vec(any_cidr(), 1..4)
+        .prop_map(|cidrs| IpList::parse(cidrs.iter().map(String::as_str)).unwrap())
 }
 
 proptest! {

@@ -7,12 +7,19 @@ use proptest::{
     strategy::ValueTree as _,
     test_runner::{Config, TestRunner},
 };
-use tollkey_core::{Family, IpList, Mode, OperatingModel, Record, Scope, ScopeSet, feature::Feature};
+use tollkey_core::{
+    Family, IpList, Mode, OperatingModel, Record, Scope, ScopeSet, feature::Feature,
+};
 
 use crate::support::{Request, account, key, needed, now, one_of, record};
 
 const MERCHANTS: [&str; 3] = ["m-1", "m-2", "m-3"];
-const NETWORKS: [&str; 4] = ["203.0.113.0/24", "203.0.113.128/25", "2001:db8::/32", "0.0.0.0/0"];
+const NETWORKS: [&str; 4] = [
+    "203.0.113.0/24",
+    "203.0.113.128/25",
+    "2001:db8::/32",
+    "0.0.0.0/0",
+];
 const PATHS: [&str; 12] = [
     "/tokens",
     "/api/tokens",
@@ -28,7 +35,9 @@ const PATHS: [&str; 12] = [
     "",
 ];
 
-fn some_of<T: Clone + std::fmt::Debug + 'static>(items: &'static [T]) -> impl Strategy<Value = Vec<T>> {
+fn some_of<T: Clone + std::fmt::Debug + 'static>(
+    items: &'static [T],
+) -> impl Strategy<Value = Vec<T>> {
     prop::sample::subsequence(items, 1..=items.len())
 }
 
@@ -130,7 +139,11 @@ fn restriction() -> impl Strategy<Value = Restriction> {
         (0..3_usize).prop_map(TakeScope),
         one_of(Mode::ALL).prop_map(NeedMode),
         needed_scopes().prop_map(NeedScopes),
-        (one_of(["acme", "other"]), prop::option::of(one_of(Mode::ALL))).prop_map(|(id, mode)| View(id, mode)),
+        (
+            one_of(["acme", "other"]),
+            prop::option::of(one_of(Mode::ALL))
+        )
+            .prop_map(|(id, mode)| View(id, mode)),
     ]
 }
 
@@ -141,7 +154,11 @@ impl Restriction {
         let grants = &mut key.grants;
         match self {
             Self::Networks(networks) => {
-                if grants.allowed_ips.as_ref().is_none_or(|own| own.covers(networks)) {
+                if grants
+                    .allowed_ips
+                    .as_ref()
+                    .is_none_or(|own| own.covers(networks))
+                {
                     grants.allowed_ips = Some(networks.clone());
                 }
             }
@@ -160,9 +177,13 @@ impl Restriction {
             Self::TakeScope(index) => {
                 if *index < grants.scopes.len() {
                     grants.scopes.remove(*index);
-                    let (application_enabled, operating_model) = (record.application_enabled, record.operating_model);
-                    *record =
-                        Record { application_enabled, operating_model, ..crate::support::record(record.key.clone()) };
+                    let (application_enabled, operating_model) =
+                        (record.application_enabled, record.operating_model);
+                    *record = Record {
+                        application_enabled,
+                        operating_model,
+                        ..crate::support::record(record.key.clone())
+                    };
                 }
             }
             Self::NeedMode(mode) => {
@@ -179,7 +200,11 @@ impl Restriction {
 /// What was allowed and is allowed still; a list that would end up empty stays as it is.
 fn narrow<T: Clone + PartialEq>(list: &mut Option<Vec<T>>, to: &[T]) {
     let narrowed = match list {
-        Some(own) => own.iter().filter(|item| to.contains(item)).cloned().collect(),
+        Some(own) => own
+            .iter()
+            .filter(|item| to.contains(item))
+            .cloned()
+            .collect(),
         None => to.to_vec(),
     };
     if !narrowed.is_empty() {
@@ -224,7 +249,10 @@ fn the_random_requests_are_granted_and_denied_often_enough() {
     let mut runner = TestRunner::deterministic();
     let granted = (0..4000)
         .filter(|_| {
-            let (record, request) = (any_record(), any_request()).new_tree(&mut runner).unwrap().current();
+            let (record, request) = (any_record(), any_request())
+                .new_tree(&mut runner)
+                .unwrap()
+                .current();
             request.is_granted(&record)
         })
         .count();

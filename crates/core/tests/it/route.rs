@@ -6,7 +6,13 @@ use tollkey_core::{RequestPath, RouteBase, route::Template};
 use crate::support::one_of;
 
 /// Wide templates: whatever they refuse, narrower ones refuse.
-const TEMPLATES: [(&str, usize); 5] = [("/*", 1), ("/{a}", 1), ("/{a}/{b}", 2), ("/{a}/*", 2), ("/{a}/{b}/{c}", 3)];
+const TEMPLATES: [(&str, usize); 5] = [
+    ("/*", 1),
+    ("/{a}", 1),
+    ("/{a}/{b}", 2),
+    ("/{a}/*", 2),
+    ("/{a}/{b}/{c}", 3),
+];
 
 fn segment() -> impl Strategy<Value = String> {
     prop_oneof![

@@ -11,7 +11,8 @@ use crate::support::one_of;
 fn catalogue() -> impl Strategy<Value = (Catalogue, BTreeSet<String>)> {
     prop::collection::btree_map("x[a-z0-9._:-]{0,10}", any::<bool>(), 0..20).prop_map(|added| {
         let mut catalogue = Catalogue::default();
-        let mut implied: BTreeSet<String> = Scope::BUILT_IN.iter().map(ToString::to_string).collect();
+        let mut implied: BTreeSet<String> =
+            Scope::BUILT_IN.iter().map(ToString::to_string).collect();
         for (name, in_commerce) in added {
             catalogue.add(&name, in_commerce).unwrap();
             if in_commerce {

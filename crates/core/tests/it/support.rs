@@ -5,8 +5,8 @@ use std::{fmt::Debug, net::IpAddr};
 use proptest::prelude::*;
 use rand::{SeedableRng as _, rngs::StdRng};
 use tollkey_core::{
-    AccountId, ApiKey, Catalogue, Denial, Family, Grants, KeyId, Mode, Need, OperatingModel, Record, RequestPath,
-    RouteBase, ScopeSet, Timestamp, Viewer, decide,
+    AccountId, ApiKey, Catalogue, Denial, Family, Grants, KeyId, Mode, Need, OperatingModel,
+    Record, RequestPath, RouteBase, ScopeSet, Timestamp, Viewer, decide,
 };
 
 /// Randomness that repeats.
@@ -74,26 +74,42 @@ pub(crate) struct Request {
 
 impl Request {
     pub(crate) fn new(method: &str, path: &str) -> Self {
-        Self { method: Some(method.into()), path: Some(path.into()), ..Self::default() }
+        Self {
+            method: Some(method.into()),
+            path: Some(path.into()),
+            ..Self::default()
+        }
     }
 
     pub(crate) fn merchant(self, merchant: &str) -> Self {
-        Self { merchant: Some(merchant.into()), ..self }
+        Self {
+            merchant: Some(merchant.into()),
+            ..self
+        }
     }
 
     pub(crate) fn scopes(self, names: &[&str]) -> Self {
-        Self { scopes: needed(names), ..self }
+        Self {
+            scopes: needed(names),
+            ..self
+        }
     }
 
     /// Judges the request now; `Ok` is the merchant it was granted for.
     pub(crate) fn judged_by(&self, record: &Record) -> Result<Option<String>, Denial> {
         let need = Need {
-            viewer: self.viewer.as_ref().map(|(account_id, mode)| Viewer { account_id, mode: *mode }),
+            viewer: self.viewer.as_ref().map(|(account_id, mode)| Viewer {
+                account_id,
+                mode: *mode,
+            }),
             identity_only: self.identity_only,
             scopes: self.scopes,
             mode: self.mode,
             method: self.method.as_deref(),
-            path: self.path.as_deref().map(|path| RequestPath::new(path, &RouteBase::default())),
+            path: self
+                .path
+                .as_deref()
+                .map(|path| RequestPath::new(path, &RouteBase::default())),
             merchant: self.merchant.as_deref(),
             client_ip: self.client_ip,
             is_client_ip_unreadable: false,
@@ -110,6 +126,8 @@ impl Request {
 }
 
 /// One of these.
-pub(crate) fn one_of<T: Clone + Debug + 'static>(items: impl Into<Vec<T>>) -> impl Strategy<Value = T> {
+pub(crate) fn one_of<T: Clone + Debug + 'static>(
+    items: impl Into<Vec<T>>,
+) -> impl Strategy<Value = T> {
     prop::sample::select(items.into())
 }

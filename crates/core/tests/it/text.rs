@@ -30,23 +30,40 @@ proptest! {
 }
 
 /// The characters that embed, override or isolate a writing direction.
-const DIRECTIONS: [char; 9] =
-    ['\u{202a}', '\u{202b}', '\u{202c}', '\u{202d}', '\u{202e}', '\u{2066}', '\u{2067}', '\u{2068}', '\u{2069}'];
+const DIRECTIONS: [char; 9] = [
+    '\u{202a}', '\u{202b}', '\u{202c}', '\u{202d}', '\u{202e}', '\u{2066}', '\u{2067}', '\u{2068}',
+    '\u{2069}',
+];
 
 #[test]
 fn names_that_change_the_writing_direction_are_rejected() {
     for character in DIRECTIONS {
-        for name in [format!("a{character}b"), format!("{character}ab"), character.to_string()] {
-            let rule =
-                "must not have characters that change the writing direction (U+202A to U+202E, U+2066 to U+2069)";
-            assert_eq!(text::required(&name, 100).unwrap_err().to_string(), rule, "{character:?}");
-            assert_eq!(text::optional(Some(&name), 100).unwrap_err().to_string(), rule, "{character:?}");
+        for name in [
+            format!("a{character}b"),
+            format!("{character}ab"),
+            character.to_string(),
+        ] {
+            let rule = "must not have characters that change the writing direction (U+202A to U+202E, U+2066 to U+2069)";
+            assert_eq!(
+                text::required(&name, 100).unwrap_err().to_string(),
+                rule,
+                "{character:?}"
+            );
+            assert_eq!(
+                text::optional(Some(&name), 100).unwrap_err().to_string(),
+                rule,
+                "{character:?}"
+            );
             // A search finds a name that was stored before the rule.
             assert_eq!(text::search(Some(&name)), Ok(Some(name.clone())));
         }
     }
     // Names in scripts that are written from right to left need none of them.
-    for name in ["\u{5d7}\u{5e0}\u{5d5}\u{5ea}", "\u{645}\u{62a}\u{62c}\u{631} Web 2", "a\u{200f}b"] {
+    for name in [
+        "\u{5d7}\u{5e0}\u{5d5}\u{5ea}",
+        "\u{645}\u{62a}\u{62c}\u{631} Web 2",
+        "a\u{200f}b",
+    ] {
         assert_eq!(text::required(name, 100).as_deref(), Ok(name));
     }
 }
@@ -73,16 +90,30 @@ fn names_without_a_visible_character_are_rejected() {
         "\u{e0001}\u{e0061}",
         "\u{e0100}",
     ] {
-        for read in [text::required(name, 100).map(Some), text::optional(Some(name), 100)] {
-            assert_eq!(read.unwrap_err().to_string(), "must have a visible character", "{name:?}");
+        for read in [
+            text::required(name, 100).map(Some),
+            text::optional(Some(name), 100),
+        ] {
+            assert_eq!(
+                read.unwrap_err().to_string(),
+                "must have a visible character",
+                "{name:?}"
+            );
         }
     }
     for blank in ["", " ", "\u{a0}", "\u{2003}\u{3000}"] {
-        assert_eq!(text::required(blank, 100).unwrap_err().to_string(), "must have 1 to 100 characters", "{blank:?}");
+        assert_eq!(
+            text::required(blank, 100).unwrap_err().to_string(),
+            "must have 1 to 100 characters",
+            "{blank:?}"
+        );
         assert_eq!(text::optional(Some(blank), 100), Ok(None), "{blank:?}");
     }
     for controls in ["a\u{0}", "a\u{1b}[2J", "a\u{7f}", "a\u{85}b", "a\u{9b}b"] {
-        assert_eq!(text::required(controls, 100).unwrap_err().to_string(), "must not have control characters");
+        assert_eq!(
+            text::required(controls, 100).unwrap_err().to_string(),
+            "must not have control characters"
+        );
     }
 }
 
@@ -106,16 +137,29 @@ fn dot_segments_are_no_account_ids() {
     for id in [".", ".."] {
         let rule = id.parse::<AccountId>().unwrap_err().to_string();
         assert_eq!(rule, "must not be . or .., which URLs remove from a path");
-        assert_eq!(AccountId::stored(id).map(|id| id.to_string()).as_deref(), Ok(id));
+        assert_eq!(
+            AccountId::stored(id).map(|id| id.to_string()).as_deref(),
+            Ok(id)
+        );
     }
     for id in ["...", ".a", "a.", "..a", "-", "a@b.example"] {
-        assert_eq!(id.parse::<AccountId>().map(|id| id.to_string()).as_deref(), Ok(id));
+        assert_eq!(
+            id.parse::<AccountId>().map(|id| id.to_string()).as_deref(),
+            Ok(id)
+        );
     }
 }
 
 #[test]
 fn nearest_name_allows_two_slips() {
-    let names = ["name", "scope", "scopes", "expires_at", "allowed_ips", "mode"];
+    let names = [
+        "name",
+        "scope",
+        "scopes",
+        "expires_at",
+        "allowed_ips",
+        "mode",
+    ];
     for (given, expected) in [
         ("nmae", Some("name")),
         ("expire_at", Some("expires_at")),

@@ -19,7 +19,9 @@ fn rows(file: &Value) -> impl Iterator<Item = &Value> {
 }
 
 fn text(value: &Value) -> &str {
-    value.as_str().unwrap_or_else(|| panic!("{value} is no text"))
+    value
+        .as_str()
+        .unwrap_or_else(|| panic!("{value} is no text"))
 }
 
 fn texts(value: &Value) -> Vec<&str> {
@@ -31,7 +33,10 @@ fn hex(bytes: &[u8]) -> String {
 }
 
 fn named<T: Copy>(all: &[T], name: fn(T) -> &'static str, value: &Value) -> T {
-    all.iter().copied().find(|&one| name(one) == text(value)).unwrap_or_else(|| panic!("{value}"))
+    all.iter()
+        .copied()
+        .find(|&one| name(one) == text(value))
+        .unwrap_or_else(|| panic!("{value}"))
 }
 
 #[test]
@@ -49,9 +54,17 @@ fn ids() {
 fn digests() {
     for row in rows(&read(include_str!("../../vectors/digests.json"))) {
         let times = usize::try_from(row["times"].as_u64().unwrap()).unwrap();
-        let example = format!("{}{}", text(&row["prefix"]), text(&row["character"]).repeat(times));
+        let example = format!(
+            "{}{}",
+            text(&row["prefix"]),
+            text(&row["character"]).repeat(times)
+        );
         assert!(Kind::of(&example).is_some(), "{row}");
-        assert_eq!(hex(Digest::of(&example).as_bytes()), text(&row["sha256"]), "{row}");
+        assert_eq!(
+            hex(Digest::of(&example).as_bytes()),
+            text(&row["sha256"]),
+            "{row}"
+        );
     }
 }
 
@@ -61,7 +74,9 @@ fn routes() {
     let base = RouteBase::parse(text(&file["base"])).unwrap();
     for row in rows(&file) {
         // Templates are part of the program and live as long.
-        let (method, path) = String::leak(text(&row["template"]).to_owned()).split_once(' ').unwrap();
+        let (method, path) = String::leak(text(&row["template"]).to_owned())
+            .split_once(' ')
+            .unwrap();
         let request = RequestPath::new(text(&row["path"]), &base);
         let matches = Template::new(method, path).matches(text(&row["method"]), request);
         assert_eq!(Value::from(matches), row["matches"], "{row}");
@@ -73,11 +88,19 @@ fn scopes() {
     let file = read(include_str!("../../vectors/scopes.json"));
     let mut catalogue = Catalogue::default();
     for added in file["added"].as_array().unwrap() {
-        catalogue.add(text(&added["name"]), added["in_commerce"].as_bool().unwrap()).unwrap();
+        catalogue
+            .add(
+                text(&added["name"]),
+                added["in_commerce"].as_bool().unwrap(),
+            )
+            .unwrap();
     }
     for row in rows(&file) {
         let family = named(&Family::ALL, Family::as_str, &row["family"]);
-        let stored: Vec<Scope> = texts(&row["scopes"]).into_iter().map(|name| Scope::named(name.to_owned())).collect();
+        let stored: Vec<Scope> = texts(&row["scopes"])
+            .into_iter()
+            .map(|name| Scope::named(name.to_owned()))
+            .collect();
         let satisfied = catalogue.expand(family, &stored);
         let names: Vec<&str> = catalogue.names(satisfied).map(Scope::as_str).collect();
         assert_eq!(names, texts(&row["satisfies"]), "{row}");
@@ -101,7 +124,9 @@ fn audit_chain() {
             target: Target {
                 kind: named(&TargetKind::ALL, TargetKind::as_str, &row["target"]["kind"]),
                 id: text(&row["target"]["id"]).to_owned(),
-                mode: row["target"]["mode"].as_str().map(|mode| mode.parse().unwrap()),
+                mode: row["target"]["mode"]
+                    .as_str()
+                    .map(|mode| mode.parse().unwrap()),
             },
             request_id: row["request_id"].as_str().map(str::to_owned),
             ip: row["ip"].as_str().map(|ip| ip.parse().unwrap()),
@@ -109,7 +134,11 @@ fn audit_chain() {
         };
         let sealed = draft.clone().seal(head);
         assert_eq!(sealed.hash.to_string(), text(&row["hash"]), "{row}");
-        let entry = Entry { draft, seq: row["seq"].as_u64().unwrap(), hash: text(&row["hash"]).parse().unwrap() };
+        let entry = Entry {
+            draft,
+            seq: row["seq"].as_u64().unwrap(),
+            hash: text(&row["hash"]).parse().unwrap(),
+        };
         head = verify(head, &entry).unwrap();
     }
     assert_eq!(head.seq, 3);

@@ -3,12 +3,20 @@
 use std::net::{SocketAddr, TcpListener};
 
 use tollkey_client::reqwest::{self, Client, RequestBuilder, Response};
-use tollkey_middleware::{Denial, Guard, Merchant, Mode, Rejection, Requirement, Scope, VerifiedKey};
+use tollkey_middleware::{
+    Denial, Guard, Merchant, Mode, Rejection, Requirement, Scope, VerifiedKey,
+};
 
 /// What a handler says of the key it was called with.
 fn said(key: &tollkey_middleware::VerifiedKey) -> String {
     let scopes: Vec<_> = key.scopes().map(Scope::as_str).collect();
-    format!("{} {} {} [{}]", key.account_id(), key.family(), key.mode(), scopes.join(" "))
+    format!(
+        "{} {} {} [{}]",
+        key.account_id(),
+        key.family(),
+        key.mode(),
+        scopes.join(" ")
+    )
 }
 
 fn live() -> Requirement {
@@ -45,7 +53,11 @@ fn busy(key: &VerifiedKey) -> Result<String, Rejection> {
 }
 
 fn asks(key: &VerifiedKey) -> String {
-    format!("reads: {}, writes: {}", key.can("links:read"), key.can(["links:write"]))
+    format!(
+        "reads: {}, writes: {}",
+        key.can("links:read"),
+        key.can(["links:write"])
+    )
 }
 
 mod in_axum {
@@ -66,7 +78,10 @@ mod in_axum {
         format!("{merchant} is {}", key.merchant().unwrap_or("nobody"))
     }
 
-    async fn for_merchant(Path(merchant): Path<String>, key: VerifiedKey) -> Result<String, Rejection> {
+    async fn for_merchant(
+        Path(merchant): Path<String>,
+        key: VerifiedKey,
+    ) -> Result<String, Rejection> {
         super::for_merchant(&key, &merchant)
     }
 
@@ -80,19 +95,37 @@ mod in_axum {
             .route("/any", get(who))
             .route("/keyless", get(anyone))
             .route("/live", get(who.layer(require(live()))))
-            .route("/unheard", get(who.layer(require(Scope::named("unheard:of")))))
+            .route(
+                "/unheard",
+                get(who.layer(require(Scope::named("unheard:of")))),
+            )
             .route("/v1/storefront/products", get(who))
             .route(
                 "/api/v1/links",
                 get(who.layer(require(Scope::LINKS_READ)))
                     .post(who.layer(require([Scope::LINKS_WRITE, Scope::LINKS_READ]))),
             )
-            .route("/handler/writes", get(async |key: VerifiedKey| super::writes(&key)))
+            .route(
+                "/handler/writes",
+                get(async |key: VerifiedKey| super::writes(&key)),
+            )
             .route("/handler/for/{merchant}", get(for_merchant))
-            .route("/handler/misconfigured", get(async |key: VerifiedKey| super::misconfigured(&key)))
-            .route("/handler/never", get(async |key: VerifiedKey| super::never(&key)))
-            .route("/handler/busy", get(async |key: VerifiedKey| super::busy(&key)))
-            .route("/handler/asks", get(async |key: VerifiedKey| super::asks(&key)))
+            .route(
+                "/handler/misconfigured",
+                get(async |key: VerifiedKey| super::misconfigured(&key)),
+            )
+            .route(
+                "/handler/never",
+                get(async |key: VerifiedKey| super::never(&key)),
+            )
+            .route(
+                "/handler/busy",
+                get(async |key: VerifiedKey| super::busy(&key)),
+            )
+            .route(
+                "/handler/asks",
+                get(async |key: VerifiedKey| super::asks(&key)),
+            )
             .layer(layer());
         let optional = Router::new()
             .route("/optional", get(maybe))
@@ -101,12 +134,23 @@ mod in_axum {
             .layer(layer().require(Requirement::any().optional()));
         let twice = Router::new()
             .route("/twice", get(who))
-            .route("/twice/unheard", get(who.layer(require(Scope::named("unheard:of")))))
+            .route(
+                "/twice/unheard",
+                get(who.layer(require(Scope::named("unheard:of")))),
+            )
             .layer(layer())
             .layer(layer());
-        let merchants = Router::new().route("/of/{merchant}/tokens", get(of_one)).layer(layer().require(of_merchant()));
-        let bare = Router::new().route("/bare", get(who)).route("/bare/required", get(anyone.layer(require(live()))));
-        guarded.merge(optional).merge(twice).merge(merchants).merge(bare)
+        let merchants = Router::new()
+            .route("/of/{merchant}/tokens", get(of_one))
+            .layer(layer().require(of_merchant()));
+        let bare = Router::new()
+            .route("/bare", get(who))
+            .route("/bare/required", get(anyone.layer(require(live()))));
+        guarded
+            .merge(optional)
+            .merge(twice)
+            .merge(merchants)
+            .merge(bare)
     }
 
     pub async fn serve(guard: Guard, listener: std::net::TcpListener) {
@@ -135,7 +179,10 @@ mod in_actix {
         format!("{merchant} is {}", key.merchant().unwrap_or("nobody"))
     }
 
-    async fn for_merchant(merchant: web::Path<String>, key: VerifiedKey) -> Result<String, Rejection> {
+    async fn for_merchant(
+        merchant: web::Path<String>,
+        key: VerifiedKey,
+    ) -> Result<String, Rejection> {
         super::for_merchant(&key, &merchant)
     }
 
@@ -148,44 +195,98 @@ mod in_actix {
             let layer = || Tollkey::new(guard.clone());
             let links = web::resource("/api/v1/links")
                 .route(web::get().to(who).wrap(require(Scope::LINKS_READ)))
-                .route(web::post().to(who).wrap(require([Scope::LINKS_WRITE, Scope::LINKS_READ])));
+                .route(
+                    web::post()
+                        .to(who)
+                        .wrap(require([Scope::LINKS_WRITE, Scope::LINKS_READ])),
+                );
             App::new()
                 .service(web::resource("/any").wrap(layer()).get(who))
                 .service(web::resource("/keyless").wrap(layer()).get(anyone))
-                .service(web::resource("/live").wrap(require(live())).wrap(layer()).get(who))
-                .service(web::resource("/unheard").wrap(require(Scope::named("unheard:of"))).wrap(layer()).get(who))
-                .service(web::resource("/v1/storefront/products").wrap(layer()).get(who))
+                .service(
+                    web::resource("/live")
+                        .wrap(require(live()))
+                        .wrap(layer())
+                        .get(who),
+                )
+                .service(
+                    web::resource("/unheard")
+                        .wrap(require(Scope::named("unheard:of")))
+                        .wrap(layer())
+                        .get(who),
+                )
+                .service(
+                    web::resource("/v1/storefront/products")
+                        .wrap(layer())
+                        .get(who),
+                )
                 .service(links.wrap(layer()))
                 .service(
                     web::scope("/twice")
                         .wrap(layer())
                         .wrap(layer())
                         .route("", web::get().to(who))
-                        .route("/unheard", web::get().to(who).wrap(require(Scope::named("unheard:of")))),
+                        .route(
+                            "/unheard",
+                            web::get().to(who).wrap(require(Scope::named("unheard:of"))),
+                        ),
                 )
                 .service(
                     web::scope("/handler")
                         .wrap(layer())
-                        .route("/writes", web::get().to(async |key: VerifiedKey| super::writes(&key)))
+                        .route(
+                            "/writes",
+                            web::get().to(async |key: VerifiedKey| super::writes(&key)),
+                        )
                         .route("/for/{merchant}", web::get().to(for_merchant))
-                        .route("/misconfigured", web::get().to(async |key: VerifiedKey| super::misconfigured(&key)))
-                        .route("/never", web::get().to(async |key: VerifiedKey| super::never(&key)))
-                        .route("/busy", web::get().to(async |key: VerifiedKey| super::busy(&key)))
-                        .route("/asks", web::get().to(async |key: VerifiedKey| super::asks(&key))),
+                        .route(
+                            "/misconfigured",
+                            web::get().to(async |key: VerifiedKey| super::misconfigured(&key)),
+                        )
+                        .route(
+                            "/never",
+                            web::get().to(async |key: VerifiedKey| super::never(&key)),
+                        )
+                        .route(
+                            "/busy",
+                            web::get().to(async |key: VerifiedKey| super::busy(&key)),
+                        )
+                        .route(
+                            "/asks",
+                            web::get().to(async |key: VerifiedKey| super::asks(&key)),
+                        ),
                 )
                 .service(web::resource("/bare").get(who))
-                .service(web::resource("/bare/required").wrap(require(live())).get(anyone))
-                .service(web::resource("/of/{merchant}/tokens").wrap(layer().require(of_merchant())).get(of_one))
+                .service(
+                    web::resource("/bare/required")
+                        .wrap(require(live()))
+                        .get(anyone),
+                )
+                .service(
+                    web::resource("/of/{merchant}/tokens")
+                        .wrap(layer().require(of_merchant()))
+                        .get(of_one),
+                )
                 .service(
                     web::scope("")
                         .wrap(layer().require(Requirement::any().optional()))
                         .service(web::resource("/optional").get(maybe))
                         .service(web::resource("/needed").get(who))
-                        .service(web::resource("/required").wrap(require(Scope::LINKS_READ)).get(maybe)),
+                        .service(
+                            web::resource("/required")
+                                .wrap(require(Scope::LINKS_READ))
+                                .get(maybe),
+                        ),
                 )
         };
-        let server = HttpServer::new(app).workers(1).disable_signals().listen(listener).expect("a listener");
-        actix_web::rt::System::new().block_on(server.run()).expect("it serves");
+        let server = HttpServer::new(app)
+            .workers(1)
+            .disable_signals()
+            .listen(listener)
+            .expect("a listener");
+        actix_web::rt::System::new()
+            .block_on(server.run())
+            .expect("it serves");
     }
 }
 
@@ -200,12 +301,15 @@ impl Apps {
     pub fn start(guard: &Guard) -> Self {
         let listen = || TcpListener::bind("127.0.0.1:0").expect("a port");
         let (axum, actix) = (listen(), listen());
-        let addresses =
-            [("axum", &axum), ("actix", &actix)].map(|(name, on)| (name, on.local_addr().expect("an address")));
+        let addresses = [("axum", &axum), ("actix", &actix)]
+            .map(|(name, on)| (name, on.local_addr().expect("an address")));
         tokio::spawn(in_axum::serve(guard.clone(), axum));
         let guard = guard.clone();
         std::thread::spawn(move || in_actix::serve(guard, actix));
-        let http = Client::builder().redirect(reqwest::redirect::Policy::none()).build().expect("a client");
+        let http = Client::builder()
+            .redirect(reqwest::redirect::Policy::none())
+            .build()
+            .expect("a client");
         Self { http, addresses }
     }
 
@@ -222,14 +326,25 @@ impl Apps {
 
     /// Where one of them is.
     pub fn address(&self, name: &str) -> SocketAddr {
-        self.addresses.into_iter().find(|(other, _)| *other == name).expect("one of the two").1
+        self.addresses
+            .into_iter()
+            .find(|(other, _)| *other == name)
+            .expect("one of the two")
+            .1
     }
 
     /// Asks one of them.
-    pub async fn ask_one(&self, name: &str, method: &str, path: &str, headers: &[(&str, &str)]) -> Told {
+    pub async fn ask_one(
+        &self,
+        name: &str,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+    ) -> Told {
         let address = self.address(name);
         let method = method.parse().expect("a method");
-        let mut request: RequestBuilder = self.http.request(method, format!("http://{address}{path}"));
+        let mut request: RequestBuilder =
+            self.http.request(method, format!("http://{address}{path}"));
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
@@ -247,7 +362,13 @@ pub struct Told {
 
 impl Told {
     async fn by(response: Response) -> Self {
-        let ours = ["cache-control", "ratelimit", "ratelimit-policy", "retry-after", "www-authenticate"];
+        let ours = [
+            "cache-control",
+            "ratelimit",
+            "ratelimit-policy",
+            "retry-after",
+            "www-authenticate",
+        ];
         let refused = response.status().is_client_error() || response.status().is_server_error();
         let header = |name: &str| {
             let value = response.headers().get(name)?;
@@ -255,11 +376,22 @@ impl Told {
         };
         // What a handler's own answer is, is the framework's.
         let kind = refused.then(|| header("content-type")).flatten();
-        let headers = ours.iter().filter_map(|name| header(name)).chain(kind).collect();
-        Self { status: response.status().as_u16(), headers, body: response.text().await.expect("a body") }
+        let headers = ours
+            .iter()
+            .filter_map(|name| header(name))
+            .chain(kind)
+            .collect();
+        Self {
+            status: response.status().as_u16(),
+            headers,
+            body: response.text().await.expect("a body"),
+        }
     }
 
     pub fn header(&self, name: &str) -> Option<&str> {
-        self.headers.iter().find(|(other, _)| other == name).map(|(_, value)| value.as_str())
+        self.headers
+            .iter()
+            .find(|(other, _)| other == name)
+            .map(|(_, value)| value.as_str())
     }
 }

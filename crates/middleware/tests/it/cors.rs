@@ -6,7 +6,12 @@ use tollkey_middleware::{Family, Guard, Mode, RateLimit, Scope, testing::TestKey
 const ORIGIN: &str = "https://shop.example";
 const PATH: &str = "/api/v1/links";
 /// The headers of a rejection that scripts can read besides those that CORS always exposes.
-const EXPOSED: [&str; 4] = ["www-authenticate", "retry-after", "ratelimit", "ratelimit-policy"];
+const EXPOSED: [&str; 4] = [
+    "www-authenticate",
+    "retry-after",
+    "ratelimit",
+    "ratelimit-policy",
+];
 
 /// Where the CORS layer is.
 #[derive(Debug, Clone, Copy)]
@@ -31,11 +36,16 @@ impl BrowserRequest {
     }
 
     fn get(key: Option<&str>) -> Self {
-        key.into_iter().fold(Self::new("GET"), |request, key| request.with("authorization", &format!("Bearer {key}")))
+        key.into_iter().fold(Self::new("GET"), |request, key| {
+            request.with("authorization", &format!("Bearer {key}"))
+        })
     }
 
     fn new(method: &'static str) -> Self {
-        Self { method, headers: vec![("origin", ORIGIN.to_owned())] }
+        Self {
+            method,
+            headers: vec![("origin", ORIGIN.to_owned())],
+        }
     }
 
     fn with(mut self, name: &'static str, value: &str) -> Self {
@@ -52,13 +62,19 @@ struct Reply {
 
 impl Reply {
     fn header(&self, name: &str) -> Option<&str> {
-        self.headers.iter().find(|(own, _)| own == name).map(|(_, value)| value.as_str())
+        self.headers
+            .iter()
+            .find(|(own, _)| own == name)
+            .map(|(_, value)| value.as_str())
     }
 
     /// The names in a header that is a list, sorted.
     fn names(&self, header: &str) -> Vec<String> {
         let list = self.header(header).unwrap_or_default();
-        let mut names: Vec<_> = list.split(',').map(|name| name.trim().to_ascii_lowercase()).collect();
+        let mut names: Vec<_> = list
+            .split(',')
+            .map(|name| name.trim().to_ascii_lowercase())
+            .collect();
         names.sort();
         names
     }
@@ -102,12 +118,26 @@ mod in_axum {
             Cors::Inside => routes.layer(layer).layer(TollkeyLayer::new(guard)),
         };
         let request = Request::builder().method(sent.method).uri(PATH);
-        let request = sent.headers.into_iter().fold(request, |request, (name, value)| request.header(name, value));
-        let response = app.oneshot(request.body(Body::empty()).expect("a request")).await.expect("a response");
+        let request = sent
+            .headers
+            .into_iter()
+            .fold(request, |request, (name, value)| {
+                request.header(name, value)
+            });
+        let response = app
+            .oneshot(request.body(Body::empty()).expect("a request"))
+            .await
+            .expect("a response");
         let header = |(name, value): (&HeaderName, &HeaderValue)| {
-            (name.as_str().to_owned(), value.to_str().expect("a text").to_owned())
+            (
+                name.as_str().to_owned(),
+                value.to_str().expect("a text").to_owned(),
+            )
         };
-        Reply { status: response.status().as_u16(), headers: response.headers().iter().map(header).collect() }
+        Reply {
+            status: response.status().as_u16(),
+            headers: response.headers().iter().map(header).collect(),
+        }
     }
 }
 
@@ -128,30 +158,61 @@ mod in_actix {
             .allowed_header(header::AUTHORIZATION)
             .expose_headers(EXPOSED);
         let links = web::resource(PATH).route(web::get().to(list).wrap(require("links:read")));
-        let request = test::TestRequest::with_uri(PATH).method(sent.method.parse().expect("a method"));
-        let request = sent.headers.into_iter().fold(request, test::TestRequest::insert_header).to_request();
+        let request =
+            test::TestRequest::with_uri(PATH).method(sent.method.parse().expect("a method"));
+        let request = sent
+            .headers
+            .into_iter()
+            .fold(request, test::TestRequest::insert_header)
+            .to_request();
         let response = match cors {
             Cors::Outside => {
-                let app = App::new().wrap(Tollkey::new(guard)).wrap(layer).service(links);
-                test::call_service(&test::init_service(app).await, request).await.map_into_boxed_body()
+                let app = App::new()
+                    .wrap(Tollkey::new(guard))
+                    .wrap(layer)
+                    .service(links);
+                test::call_service(&test::init_service(app).await, request)
+                    .await
+                    .map_into_boxed_body()
             }
             Cors::Inside => {
-                let app = App::new().wrap(layer).wrap(Tollkey::new(guard)).service(links);
-                test::call_service(&test::init_service(app).await, request).await.map_into_boxed_body()
+                let app = App::new()
+                    .wrap(layer)
+                    .wrap(Tollkey::new(guard))
+                    .service(links);
+                test::call_service(&test::init_service(app).await, request)
+                    .await
+                    .map_into_boxed_body()
             }
         };
         let header = |(name, value): (&header::HeaderName, &header::HeaderValue)| {
-            (name.as_str().to_owned(), value.to_str().expect("a text").to_owned())
+            (
+                name.as_str().to_owned(),
+                value.to_str().expect("a text").to_owned(),
+            )
         };
-        Reply { status: response.status().as_u16(), headers: response.headers().iter().map(header).collect() }
+        Reply {
+            status: response.status().as_u16(),
+            headers: response.headers().iter().map(header).collect(),
+        }
     }
 }
 
 /// BrowserRequests both applications; the name is the framework's.
-async fn replies(guard: &Guard, cors: Cors, request: &BrowserRequest) -> [(&'static str, Reply); 2] {
+async fn replies(
+    guard: &Guard,
+    cors: Cors,
+    request: &BrowserRequest,
+) -> [(&'static str, Reply); 2] {
     [
-        ("axum", in_axum::reply(guard.clone(), cors, request.clone()).await),
-        ("actix", in_actix::reply(guard.clone(), cors, request.clone()).await),
+        (
+            "axum",
+            in_axum::reply(guard.clone(), cors, request.clone()).await,
+        ),
+        (
+            "actix",
+            in_actix::reply(guard.clone(), cors, request.clone()).await,
+        ),
     ]
 }
 
@@ -160,9 +221,21 @@ async fn preflight_without_a_key_gets_its_cors_response() {
     let guard = TestKeys::new().guard().await.expect("a guard");
     for (name, reply) in replies(&guard, Cors::Outside, &BrowserRequest::preflight()).await {
         assert!((200..300).contains(&reply.status), "{name}: {reply:?}");
-        assert_eq!(reply.header("access-control-allow-origin"), Some(ORIGIN), "{name}");
-        assert_eq!(reply.names("access-control-allow-methods"), ["get"], "{name}");
-        assert_eq!(reply.names("access-control-allow-headers"), ["authorization"], "{name}");
+        assert_eq!(
+            reply.header("access-control-allow-origin"),
+            Some(ORIGIN),
+            "{name}"
+        );
+        assert_eq!(
+            reply.names("access-control-allow-methods"),
+            ["get"],
+            "{name}"
+        );
+        assert_eq!(
+            reply.names("access-control-allow-headers"),
+            ["authorization"],
+            "{name}"
+        );
     }
 }
 
@@ -170,16 +243,24 @@ async fn preflight_without_a_key_gets_its_cors_response() {
 async fn scripts_can_read_why_a_request_is_rejected() {
     let keys = TestKeys::new();
     let reads = keys.add(Family::Commerce, Mode::Test, |_| {});
-    let writes = keys.add(Family::Commerce, Mode::Test, |key| key.grants.scopes = vec![Scope::LINKS_WRITE]);
+    let writes = keys.add(Family::Commerce, Mode::Test, |key| {
+        key.grants.scopes = vec![Scope::LINKS_WRITE]
+    });
     let expired = keys.add(Family::Commerce, Mode::Test, |key| {
         key.grants.expires_at = Some(tollkey_middleware::Timestamp::UNIX_EPOCH);
     });
     // Each application uses one.
-    let limited = keys.add(Family::Commerce, Mode::Test, |key| key.grants.rate_limit = RateLimit::new(2, 60).ok());
+    let limited = keys.add(Family::Commerce, Mode::Test, |key| {
+        key.grants.rate_limit = RateLimit::new(2, 60).ok()
+    });
     let guard = keys.guard().await.expect("a guard");
     for (key, status, with) in [
         (None, 401, Some("www-authenticate")),
-        (Some("ck_test_EXAMPLE0EXAMPLE0EXAMPLE0EXAMPLE0"), 401, Some("www-authenticate")),
+        (
+            Some("ck_test_EXAMPLE0EXAMPLE0EXAMPLE0EXAMPLE0"),
+            401,
+            Some("www-authenticate"),
+        ),
         (Some(&*expired), 403, None),
         // By `require` inside of the layer.
         (Some(&*writes), 403, Some("www-authenticate")),
@@ -190,12 +271,19 @@ async fn scripts_can_read_why_a_request_is_rejected() {
         for (name, reply) in replies(&guard, Cors::Outside, &BrowserRequest::get(key)).await {
             assert_eq!(reply.status, status, "{name} {key:?}: {reply:?}");
             assert!(reply.is_readable(), "{name} {key:?}: {reply:?}");
-            assert!(with.is_none_or(|header| reply.header(header).is_some()), "{name} {key:?}: {reply:?}");
+            assert!(
+                with.is_none_or(|header| reply.header(header).is_some()),
+                "{name} {key:?}: {reply:?}"
+            );
         }
     }
     keys.set_unreachable(true);
     for (name, reply) in replies(&guard, Cors::Outside, &BrowserRequest::get(Some(&reads))).await {
-        assert_eq!((reply.status, reply.is_readable()), (503, true), "{name}: {reply:?}");
+        assert_eq!(
+            (reply.status, reply.is_readable()),
+            (503, true),
+            "{name}: {reply:?}"
+        );
     }
 }
 
@@ -205,9 +293,17 @@ async fn cors_inside_of_the_layer_fails_the_preflight() {
     let keys = TestKeys::new();
     let guard = keys.guard().await.expect("a guard");
     for (name, reply) in replies(&guard, Cors::Inside, &BrowserRequest::preflight()).await {
-        assert_eq!((reply.status, reply.header("access-control-allow-origin")), (401, None), "{name}: {reply:?}");
+        assert_eq!(
+            (reply.status, reply.header("access-control-allow-origin")),
+            (401, None),
+            "{name}: {reply:?}"
+        );
     }
     for (name, reply) in replies(&guard, Cors::Inside, &BrowserRequest::get(None)).await {
-        assert_eq!((reply.status, reply.header("access-control-allow-origin")), (401, None), "{name}: {reply:?}");
+        assert_eq!(
+            (reply.status, reply.header("access-control-allow-origin")),
+            (401, None),
+            "{name}: {reply:?}"
+        );
     }
 }

@@ -27,9 +27,15 @@ fn limited(limit: i64) -> Option<RateLimit> {
 fn refused(told: &Told) -> (u16, String) {
     let body: serde_json::Value = serde_json::from_str(&told.body).expect("a problem");
     assert_eq!(body["status"], told.status);
-    assert_eq!(told.header("content-type"), Some("application/problem+json"));
+    assert_eq!(
+        told.header("content-type"),
+        Some("application/problem+json")
+    );
     assert_eq!(told.header("cache-control"), Some("no-store"));
-    (told.status, body["code"].as_str().expect("a code").to_owned())
+    (
+        told.status,
+        body["code"].as_str().expect("a code").to_owned(),
+    )
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -54,30 +60,78 @@ async fn a_key_is_read_from_each_of_its_headers_and_from_nowhere_else() {
     }
     for (headers, status, code) in [
         (vec![], 401, "missing_credentials"),
-        (vec![("authorization", "Basic a2V5")], 401, "missing_credentials"),
-        (vec![("authorization", "Bearer")], 401, "missing_credentials"),
-        (vec![("x-api-key", &*key), ("x-commerce-api-key", &*key)], 400, "multiple_credentials"),
-        (vec![("x-api-key", &*key), ("x-api-key", &*key)], 400, "multiple_credentials"),
-        (vec![("x-api-key", "ck_test_EXAMPLE0EXAMPLE0EXAMPLE0EXAMPLE0")], 401, "invalid_api_key"),
+        (
+            vec![("authorization", "Basic a2V5")],
+            401,
+            "missing_credentials",
+        ),
+        (
+            vec![("authorization", "Bearer")],
+            401,
+            "missing_credentials",
+        ),
+        (
+            vec![("x-api-key", &*key), ("x-commerce-api-key", &*key)],
+            400,
+            "multiple_credentials",
+        ),
+        (
+            vec![("x-api-key", &*key), ("x-api-key", &*key)],
+            400,
+            "multiple_credentials",
+        ),
+        (
+            vec![("x-api-key", "ck_test_EXAMPLE0EXAMPLE0EXAMPLE0EXAMPLE0")],
+            401,
+            "invalid_api_key",
+        ),
         (vec![("cookie", &*key)], 401, "missing_credentials"),
     ] {
-        assert_eq!(refused(&apps.ask("GET", "/any", &headers).await), (status, code.to_owned()), "{headers:?}");
+        assert_eq!(
+            refused(&apps.ask("GET", "/any", &headers).await),
+            (status, code.to_owned()),
+            "{headers:?}"
+        );
     }
     let in_the_query = apps.ask("GET", &format!("/any?api_key={key}"), &[]).await;
-    assert_eq!(refused(&in_the_query), (401, "missing_credentials".to_owned()));
+    assert_eq!(
+        refused(&in_the_query),
+        (401, "missing_credentials".to_owned())
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn only_the_headers_that_were_named_are_looked_at() {
     let keys = TestKeys::new();
     let key = commerce(&keys, |_| {});
-    let guard = keys.guard_with(Guard::builder().credential_headers(["X-API-Key"])).await.expect("a guard");
+    let guard = keys
+        .guard_with(Guard::builder().credential_headers(["X-API-Key"]))
+        .await
+        .expect("a guard");
     let apps = Apps::start(&guard);
-    assert_eq!(apps.ask("GET", "/any", &[("x-api-key", &key)]).await.status, 200);
-    let told = apps.ask("GET", "/any", &[("authorization", &bearer(&key))]).await;
+    assert_eq!(
+        apps.ask("GET", "/any", &[("x-api-key", &key)]).await.status,
+        200
+    );
+    let told = apps
+        .ask("GET", "/any", &[("authorization", &bearer(&key))])
+        .await;
     assert_eq!(refused(&told), (401, "missing_credentials".to_owned()));
-    assert!(told.body.contains("Present an API key in x-api-key."), "{}", told.body);
-    assert_eq!(apps.ask("GET", "/any", &[("authorization", "x"), ("x-api-key", &key)]).await.status, 200);
+    assert!(
+        told.body.contains("Present an API key in x-api-key."),
+        "{}",
+        told.body
+    );
+    assert_eq!(
+        apps.ask(
+            "GET",
+            "/any",
+            &[("authorization", "x"), ("x-api-key", &key)]
+        )
+        .await
+        .status,
+        200
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -92,18 +146,52 @@ async fn each_denial_has_its_status_and_the_challenge_of_rfc_6750() {
             "insufficient_scope",
         ),
         ("/live", commerce(&keys, |_| {}), 403, "wrong_mode"),
-        ("/any", commerce(&keys, |key| key.grants.expires_at = Some(Timestamp::UNIX_EPOCH)), 403, "expired"),
-        ("/any", commerce(&keys, |key| key.suspended_at = Some(Timestamp::UNIX_EPOCH)), 403, "suspended"),
-        ("/any", commerce(&keys, |key| key.revoked_at = Some(Timestamp::UNIX_EPOCH)), 401, "invalid_api_key"),
         (
             "/any",
-            commerce(&keys, |key| key.grants.allowed_ips = IpList::parse(["203.0.113.0/24"]).ok()),
+            commerce(&keys, |key| {
+                key.grants.expires_at = Some(Timestamp::UNIX_EPOCH)
+            }),
+            403,
+            "expired",
+        ),
+        (
+            "/any",
+            commerce(&keys, |key| key.suspended_at = Some(Timestamp::UNIX_EPOCH)),
+            403,
+            "suspended",
+        ),
+        (
+            "/any",
+            commerce(&keys, |key| key.revoked_at = Some(Timestamp::UNIX_EPOCH)),
+            401,
+            "invalid_api_key",
+        ),
+        (
+            "/any",
+            commerce(&keys, |key| {
+                key.grants.allowed_ips = IpList::parse(["203.0.113.0/24"]).ok()
+            }),
             403,
             "ip_not_allowed",
         ),
-        ("/any", commerce(&keys, |key| key.grants.features = Some(vec![])), 403, "route_not_allowed"),
-        ("/any", keys.add(Family::Publishable, Mode::Test, |_| {}), 403, "route_not_allowed"),
-        ("/unheard", commerce(&keys, reads), 403, "invalid_requirement"),
+        (
+            "/any",
+            commerce(&keys, |key| key.grants.features = Some(vec![])),
+            403,
+            "route_not_allowed",
+        ),
+        (
+            "/any",
+            keys.add(Family::Publishable, Mode::Test, |_| {}),
+            403,
+            "route_not_allowed",
+        ),
+        (
+            "/unheard",
+            commerce(&keys, reads),
+            403,
+            "invalid_requirement",
+        ),
     ];
     let apps = started(&keys).await;
     for (path, key, status, code) in rows {
@@ -121,7 +209,10 @@ async fn each_denial_has_its_status_and_the_challenge_of_rfc_6750() {
         assert_eq!(told.header("www-authenticate"), challenge, "{code}");
     }
     let told = apps.ask("GET", "/any", &[]).await;
-    assert_eq!(told.header("www-authenticate"), Some("Bearer realm=\"tollkey\""));
+    assert_eq!(
+        told.header("www-authenticate"),
+        Some("Bearer realm=\"tollkey\"")
+    );
     assert_eq!(
         told.body,
         r#"{"type":"urn:tollkey:problem:missing_credentials","title":"A credential is needed","status":401,"detail":"Present an API key as Bearer.","code":"missing_credentials"}"#
@@ -132,7 +223,9 @@ async fn each_denial_has_its_status_and_the_challenge_of_rfc_6750() {
 async fn a_route_asks_for_what_it_needs_by_its_method() {
     let keys = TestKeys::new();
     let reads = commerce(&keys, |key| key.grants.scopes = vec![Scope::LINKS_READ]);
-    let writes = commerce(&keys, |key| key.grants.scopes = vec![Scope::LINKS_WRITE, Scope::LINKS_READ]);
+    let writes = commerce(&keys, |key| {
+        key.grants.scopes = vec![Scope::LINKS_WRITE, Scope::LINKS_READ]
+    });
     let live = keys.add(Family::Commerce, Mode::Live, |_| {});
     let shop = keys.add(Family::Publishable, Mode::Test, |_| {});
     let apps = started(&keys).await;
@@ -145,7 +238,11 @@ async fn a_route_asks_for_what_it_needs_by_its_method() {
         ("GET", "/keyless", &reads, 200),
         ("GET", "/v1/storefront/products", &shop, 200),
     ] {
-        assert_eq!(apps.ask(method, path, &[("x-api-key", key)]).await.status, status, "{method} {path}");
+        assert_eq!(
+            apps.ask(method, path, &[("x-api-key", key)]).await.status,
+            status,
+            "{method} {path}"
+        );
     }
     assert_eq!(apps.ask("GET", "/keyless", &[]).await.status, 401);
 }
@@ -155,12 +252,18 @@ async fn a_scope_of_ones_own_can_be_required() {
     let keys = TestKeys::new();
     let heard = |key: &mut ApiKey| key.grants.scopes = vec![Scope::named("unheard:of")];
     let (first, all) = (commerce(&keys, heard), commerce(&keys, |_| {}));
-    let guard = keys.guard_with(Guard::builder().scopes(["other:one", "unheard:of"])).await.expect("a guard");
+    let guard = keys
+        .guard_with(Guard::builder().scopes(["other:one", "unheard:of"]))
+        .await
+        .expect("a guard");
     let later = commerce(&keys, heard);
     let apps = Apps::start(&guard);
     for key in [&first, &later] {
         let told = apps.ask("GET", "/unheard", &[("x-api-key", key)]).await;
-        assert_eq!((told.status, &*told.body), (200, "acme commerce test [unheard:of]"));
+        assert_eq!(
+            (told.status, &*told.body),
+            (200, "acme commerce test [unheard:of]")
+        );
     }
     let told = apps.ask("GET", "/unheard", &[("x-api-key", &all)]).await;
     assert_eq!(refused(&told), (403, "insufficient_scope".to_owned()));
@@ -169,16 +272,45 @@ async fn a_scope_of_ones_own_can_be_required() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_key_can_be_optional_and_a_bad_one_is_still_refused() {
     let keys = TestKeys::new();
-    let (key, other) = (commerce(&keys, |_| {}), commerce(&keys, |key| key.grants.scopes = vec![Scope::EVENTS_READ]));
+    let (key, other) = (
+        commerce(&keys, |_| {}),
+        commerce(&keys, |key| key.grants.scopes = vec![Scope::EVENTS_READ]),
+    );
     let apps = started(&keys).await;
     assert_eq!(apps.ask("GET", "/optional", &[]).await.body, "nobody");
-    assert!(apps.ask("GET", "/optional", &[("x-api-key", &key)]).await.body.starts_with("acme commerce"));
-    assert_eq!(apps.ask("GET", "/optional", &[("x-api-key", "no key")]).await.status, 401);
+    assert!(
+        apps.ask("GET", "/optional", &[("x-api-key", &key)])
+            .await
+            .body
+            .starts_with("acme commerce")
+    );
+    assert_eq!(
+        apps.ask("GET", "/optional", &[("x-api-key", "no key")])
+            .await
+            .status,
+        401
+    );
     // What is required further in, is.
-    assert_eq!(refused(&apps.ask("GET", "/needed", &[]).await), (401, "missing_credentials".to_owned()));
-    assert_eq!(refused(&apps.ask("GET", "/required", &[]).await), (401, "missing_credentials".to_owned()));
-    assert_eq!(apps.ask("GET", "/required", &[("x-api-key", &other)]).await.status, 403);
-    assert_eq!(apps.ask("GET", "/required", &[("x-api-key", &key)]).await.status, 200);
+    assert_eq!(
+        refused(&apps.ask("GET", "/needed", &[]).await),
+        (401, "missing_credentials".to_owned())
+    );
+    assert_eq!(
+        refused(&apps.ask("GET", "/required", &[]).await),
+        (401, "missing_credentials".to_owned())
+    );
+    assert_eq!(
+        apps.ask("GET", "/required", &[("x-api-key", &other)])
+            .await
+            .status,
+        403
+    );
+    assert_eq!(
+        apps.ask("GET", "/required", &[("x-api-key", &key)])
+            .await
+            .status,
+        200
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -195,7 +327,9 @@ async fn a_route_without_a_layer_lets_nobody_in() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_address_is_the_one_a_trusted_proxy_tells_of() {
     let keys = TestKeys::new();
-    let key = commerce(&keys, |key| key.grants.allowed_ips = IpList::parse(["203.0.113.0/24"]).ok());
+    let key = commerce(&keys, |key| {
+        key.grants.allowed_ips = IpList::parse(["203.0.113.0/24"]).ok()
+    });
     let apps = started(&keys).await;
     for (forwarded, status) in [
         ("203.0.113.7", 200),
@@ -207,21 +341,54 @@ async fn the_address_is_the_one_a_trusted_proxy_tells_of() {
         ("nonsense", 403),
         ("203.0.113.7\u{a0}", 403),
     ] {
-        let told = apps.ask("GET", "/any", &[("x-api-key", &key), ("x-forwarded-for", forwarded)]).await;
+        let told = apps
+            .ask(
+                "GET",
+                "/any",
+                &[("x-api-key", &key), ("x-forwarded-for", forwarded)],
+            )
+            .await;
         assert_eq!(told.status, status, "{forwarded}");
     }
     let told = apps
-        .ask("GET", "/any", &[("x-api-key", &key), ("x-forwarded-for", "203.0.113.7"), ("x-forwarded-for", "6.6.6.6")])
+        .ask(
+            "GET",
+            "/any",
+            &[
+                ("x-api-key", &key),
+                ("x-forwarded-for", "203.0.113.7"),
+                ("x-forwarded-for", "6.6.6.6"),
+            ],
+        )
         .await;
     assert_eq!(told.status, 403);
     let free = commerce(&keys, |_| {});
-    for (forwarded, status) in [("nonsense", 403), ("nonsense, 203.0.113.7", 200), ("127.0.0.1", 200)] {
-        let told = apps.ask("GET", "/any", &[("x-api-key", &free), ("x-forwarded-for", forwarded)]).await;
+    for (forwarded, status) in [
+        ("nonsense", 403),
+        ("nonsense, 203.0.113.7", 200),
+        ("127.0.0.1", 200),
+    ] {
+        let told = apps
+            .ask(
+                "GET",
+                "/any",
+                &[("x-api-key", &free), ("x-forwarded-for", forwarded)],
+            )
+            .await;
         assert_eq!(told.status, status, "{forwarded}");
     }
-    let strict = keys.guard_with(Guard::builder().trusted_proxies(["10.0.0.0/8"])).await.expect("a guard");
+    let strict = keys
+        .guard_with(Guard::builder().trusted_proxies(["10.0.0.0/8"]))
+        .await
+        .expect("a guard");
     let apps = Apps::start(&strict);
-    let told = apps.ask("GET", "/any", &[("x-api-key", &key), ("x-forwarded-for", "203.0.113.7")]).await;
+    let told = apps
+        .ask(
+            "GET",
+            "/any",
+            &[("x-api-key", &key), ("x-forwarded-for", "203.0.113.7")],
+        )
+        .await;
     assert_eq!(refused(&told), (403, "ip_not_allowed".to_owned()));
 }
 
@@ -234,14 +401,51 @@ async fn the_merchant_is_in_a_header_or_in_the_path() {
     });
     let any = commerce(&keys, |_| {});
     let apps = started(&keys).await;
-    assert_eq!(apps.ask("GET", "/of/m1/tokens", &[("x-api-key", &any)]).await.body, "m1 is m1");
-    assert_eq!(apps.ask("GET", "/of/m2/tokens", &[("x-api-key", &any)]).await.body, "m2 is m2");
+    assert_eq!(
+        apps.ask("GET", "/of/m1/tokens", &[("x-api-key", &any)])
+            .await
+            .body,
+        "m1 is m1"
+    );
+    assert_eq!(
+        apps.ask("GET", "/of/m2/tokens", &[("x-api-key", &any)])
+            .await
+            .body,
+        "m2 is m2"
+    );
     // A merchant nobody can be called denies, whoever asks.
-    assert_eq!(refused(&apps.ask("GET", "/of/m%201/tokens", &[("x-api-key", &any)]).await).1, "merchant_not_allowed");
-    let told = apps.ask("GET", "/any", &[("x-api-key", &any), ("x-merchant-id", "m1"), ("x-merchant-id", "m2")]).await;
+    assert_eq!(
+        refused(
+            &apps
+                .ask("GET", "/of/m%201/tokens", &[("x-api-key", &any)])
+                .await
+        )
+        .1,
+        "merchant_not_allowed"
+    );
+    let told = apps
+        .ask(
+            "GET",
+            "/any",
+            &[
+                ("x-api-key", &any),
+                ("x-merchant-id", "m1"),
+                ("x-merchant-id", "m2"),
+            ],
+        )
+        .await;
     assert_eq!(refused(&told).1, "merchant_not_allowed");
     assert_eq!(
-        refused(&apps.ask("GET", "/any", &[("x-api-key", &key), ("x-merchant-id", "m1")]).await).1,
+        refused(
+            &apps
+                .ask(
+                    "GET",
+                    "/any",
+                    &[("x-api-key", &key), ("x-merchant-id", "m1")]
+                )
+                .await
+        )
+        .1,
         "route_not_allowed"
     );
 }
@@ -258,18 +462,38 @@ async fn a_rate_limit_is_told_and_only_what_is_let_in_uses_it_up() {
         let ask = async |path| apps.ask_one(app, "GET", path, &[("x-api-key", &key)]).await;
         // Refused at the layer, and refused further in: neither costs anything.
         for _ in 0..5 {
-            assert_eq!(refused(&ask("/api/v1/links").await), (403, "insufficient_scope".to_owned()), "{app}");
-            assert_eq!(refused(&ask("/live").await), (403, "wrong_mode".to_owned()), "{app}");
+            assert_eq!(
+                refused(&ask("/api/v1/links").await),
+                (403, "insufficient_scope".to_owned()),
+                "{app}"
+            );
+            assert_eq!(
+                refused(&ask("/live").await),
+                (403, "wrong_mode".to_owned()),
+                "{app}"
+            );
         }
         let first = ask("/any").await;
-        assert_eq!(first.header("ratelimit-policy"), Some("\"key\";q=2;w=60"), "{app}");
+        assert_eq!(
+            first.header("ratelimit-policy"),
+            Some("\"key\";q=2;w=60"),
+            "{app}"
+        );
         assert_eq!(first.header("ratelimit"), Some("\"key\";r=1;t=30"), "{app}");
         assert_eq!(ask("/any").await.status, 200);
         let told = ask("/any").await;
         assert_eq!(refused(&told), (429, "rate_limited".to_owned()), "{app}");
-        let wait: u64 = told.header("retry-after").expect("a time").parse().expect("seconds");
+        let wait: u64 = told
+            .header("retry-after")
+            .expect("a time")
+            .parse()
+            .expect("seconds");
         assert!((1..=30).contains(&wait), "{wait}");
-        assert_eq!(told.header("ratelimit"), Some(&*format!("\"key\";r=0;t={wait}")), "{app}");
+        assert_eq!(
+            told.header("ratelimit"),
+            Some(&*format!("\"key\";r=0;t={wait}")),
+            "{app}"
+        );
     }
 }
 
@@ -283,14 +507,26 @@ async fn a_layer_inside_of_a_layer_counts_once() {
         // What requires something unknown lets nobody in, and is no use either.
         for _ in 0..5 {
             let told = ask("/twice/unheard").await;
-            assert_eq!(refused(&told), (403, "invalid_requirement".to_owned()), "{app}");
+            assert_eq!(
+                refused(&told),
+                (403, "invalid_requirement".to_owned()),
+                "{app}"
+            );
             assert_eq!(told.header("ratelimit"), None, "{app}: nothing was used");
         }
         for left in ["\"key\";r=1;t=30", "\"key\";r=0;t=60"] {
             let told = ask("/twice").await;
-            assert_eq!((told.status, told.header("ratelimit")), (200, Some(left)), "{app}");
+            assert_eq!(
+                (told.status, told.header("ratelimit")),
+                (200, Some(left)),
+                "{app}"
+            );
         }
-        assert_eq!(refused(&ask("/twice").await), (429, "rate_limited".to_owned()), "{app}");
+        assert_eq!(
+            refused(&ask("/twice").await),
+            (429, "rate_limited".to_owned()),
+            "{app}"
+        );
     }
 }
 
@@ -299,7 +535,10 @@ async fn a_revoked_key_is_refused_at_once_and_nobody_is_let_in_unheard() {
     let keys = TestKeys::new();
     let key = commerce(&keys, |_| {});
     let apps = started(&keys).await;
-    assert_eq!(apps.ask("GET", "/any", &[("x-api-key", &key)]).await.status, 200);
+    assert_eq!(
+        apps.ask("GET", "/any", &[("x-api-key", &key)]).await.status,
+        200
+    );
     keys.set_unreachable(true);
     let told = apps.ask("GET", "/any", &[("x-api-key", &key)]).await;
     assert_eq!(refused(&told), (503, "unavailable".to_owned()));
@@ -310,12 +549,17 @@ async fn a_revoked_key_is_refused_at_once_and_nobody_is_let_in_unheard() {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
     keys.revoke(&key);
-    assert_eq!(refused(&apps.ask("GET", "/any", &[("x-api-key", &key)]).await), (401, "invalid_api_key".to_owned()));
+    assert_eq!(
+        refused(&apps.ask("GET", "/any", &[("x-api-key", &key)]).await),
+        (401, "invalid_api_key".to_owned())
+    );
 }
 
 #[test]
 fn a_builder_shows_no_secret() {
-    let builder = Guard::builder().url("https://me:canary@keys.example.com").service_key("tks_canary");
+    let builder = Guard::builder()
+        .url("https://me:canary@keys.example.com")
+        .service_key("tks_canary");
     assert!(!format!("{builder:?}").contains("canary"));
 }
 
@@ -323,12 +567,20 @@ fn a_builder_shows_no_secret() {
 async fn a_setting_that_cannot_be_used_is_refused_before_anybody_is_asked() {
     let builder = || {
         // Nobody answers there, however long one waits.
-        let builder = Guard::builder().url("http://127.0.0.1:1").service_key("tks_EXAMPLE");
+        let builder = Guard::builder()
+            .url("http://127.0.0.1:1")
+            .service_key("tks_EXAMPLE");
         builder.connect_limit(std::time::Duration::MAX)
     };
     for (builder, expected) in [
-        (Guard::builder(), "set either url and service_key, or client"),
-        (Guard::builder().url("http://127.0.0.1:1"), "set either url and service_key, or client"),
+        (
+            Guard::builder(),
+            "set either url and service_key, or client",
+        ),
+        (
+            Guard::builder().url("http://127.0.0.1:1"),
+            "set either url and service_key, or client",
+        ),
         (
             builder().credential_headers([""; 0]),
             "credential_headers: must be some of authorization, x-api-key, x-commerce-api-key",
@@ -338,17 +590,35 @@ async fn a_setting_that_cannot_be_used_is_refused_before_anybody_is_asked() {
             "credential_headers: must be some of authorization, x-api-key, x-commerce-api-key",
         ),
         (
-            Guard::builder().url("http://127.0.0.1:1").service_key("tks_EXAMPLE\n"),
+            Guard::builder()
+                .url("http://127.0.0.1:1")
+                .service_key("tks_EXAMPLE\n"),
             "the HTTP client cannot be built: auth: the service key ends with a line break",
         ),
-        (builder().trusted_proxies(["10.0.0.1/99"]), "trusted_proxies: "),
-        (builder().cache_bytes(1024), "cache_bytes: must be at least 4194304 (4 MiB)"),
-        (builder().route_base("api"), "route_base: must begin with a slash, such as /api or /merchants/{merchant}"),
-        (builder().route_base("/a/../b"), "route_base: must be a path such as /api"),
-        (builder().realm("a \"quoted\" one"), "realm: must be printable ASCII without quote and backslash"),
+        (
+            builder().trusted_proxies(["10.0.0.1/99"]),
+            "trusted_proxies: ",
+        ),
+        (
+            builder().cache_bytes(1024),
+            "cache_bytes: must be at least 4194304 (4 MiB)",
+        ),
+        (
+            builder().route_base("api"),
+            "route_base: must begin with a slash, such as /api or /merchants/{merchant}",
+        ),
+        (
+            builder().route_base("/a/../b"),
+            "route_base: must be a path such as /api",
+        ),
+        (
+            builder().realm("a \"quoted\" one"),
+            "realm: must be printable ASCII without quote and backslash",
+        ),
         (builder().scopes(["no scope"]), "scopes: "),
     ] {
-        let refused = tokio::time::timeout(std::time::Duration::from_secs(60), builder.connect()).await;
+        let refused =
+            tokio::time::timeout(std::time::Duration::from_secs(60), builder.connect()).await;
         let error = refused.expect("at once").expect_err(expected).to_string();
         assert!(error.starts_with(expected), "{error}");
     }

@@ -14,7 +14,9 @@ use tollkey_axum::{Family, Mode, Scope, TollkeyLayer, VerifiedKey};
 use tollkey_client::reqwest::{self, Client};
 use tollkey_middleware::testing::TestKeys;
 use tonic::{Code, Status, metadata::MetadataValue, transport};
-use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient, health_server::HealthServer};
+use tonic_health::pb::{
+    HealthCheckRequest, health_client::HealthClient, health_server::HealthServer,
+};
 use tower_layer::Layer as _;
 
 struct Keys {
@@ -27,7 +29,11 @@ struct Keys {
 
 fn keys() -> Keys {
     let keys = TestKeys::new();
-    let with = |scope| keys.add(Family::Commerce, Mode::Live, |key| key.grants.scopes = vec![scope]);
+    let with = |scope| {
+        keys.add(Family::Commerce, Mode::Live, |key| {
+            key.grants.scopes = vec![scope]
+        })
+    };
     let (good, other) = (with(Scope::LINKS_READ), with(Scope::LINKS_WRITE));
     Keys { keys, good, other }
 }
@@ -45,10 +51,15 @@ async fn listener() -> (TcpListener, SocketAddr) {
 #[tokio::test]
 async fn a_service_of_hyper_is_guarded() {
     let Keys { keys, good, other } = keys();
-    let service = layer(&keys).await.layer(tower::service_fn(async |request: Request<Incoming>| {
-        let key = VerifiedKey::of(request.extensions()).expect("a key");
-        Ok::<_, Infallible>(Response::new(Full::<Bytes>::from(key.account_id().to_owned())))
-    }));
+    let service =
+        layer(&keys)
+            .await
+            .layer(tower::service_fn(async |request: Request<Incoming>| {
+                let key = VerifiedKey::of(request.extensions()).expect("a key");
+                Ok::<_, Infallible>(Response::new(Full::<Bytes>::from(
+                    key.account_id().to_owned(),
+                )))
+            }));
     let (listener, address) = listener().await;
     tokio::spawn(async move {
         while let Ok((stream, _)) = listener.accept().await {
@@ -58,9 +69,14 @@ async fn a_service_of_hyper_is_guarded() {
     });
     let ask = async |key: Option<&str>| {
         let request = Client::new().get(format!("http://{address}/api/v1/links"));
-        let request = key.into_iter().fold(request, reqwest::RequestBuilder::bearer_auth);
+        let request = key
+            .into_iter()
+            .fold(request, reqwest::RequestBuilder::bearer_auth);
         let answer = request.send().await.expect("an answer");
-        (answer.status().as_u16(), answer.text().await.expect("a text"))
+        (
+            answer.status().as_u16(),
+            answer.text().await.expect("a text"),
+        )
     };
     assert_eq!(ask(Some(&good)).await, (200, "acme".to_owned()));
     assert_eq!(ask(None).await.0, 401);
@@ -79,40 +95,79 @@ async fn a_service_of_tonic_is_guarded() {
     let seen = Arc::clone(&callers);
     let health = tonic_health::server::HealthService::from_health_reporter(reporter);
     let health = HealthServer::with_interceptor(health, move |request: tonic::Request<()>| {
-        let key = VerifiedKey::of(request.extensions()).ok_or_else(|| Status::internal("no key"))?;
-        seen.lock().expect("no panic").push(key.account_id().to_owned());
+        let key =
+            VerifiedKey::of(request.extensions()).ok_or_else(|| Status::internal("no key"))?;
+        seen.lock()
+            .expect("no panic")
+            .push(key.account_id().to_owned());
         Ok(request)
     });
     let (listener, address) = listener().await;
     let incoming = transport::server::TcpIncoming::from(listener);
-    let server = transport::Server::builder().layer(layer(&keys).await.grpc()).add_service(health);
+    let server = transport::Server::builder()
+        .layer(layer(&keys).await.grpc())
+        .add_service(health);
     tokio::spawn(server.serve_with_incoming(incoming));
 
-    let channel = transport::Endpoint::from_shared(format!("http://{address}")).expect("a URL").connect_lazy();
+    let channel = transport::Endpoint::from_shared(format!("http://{address}"))
+        .expect("a URL")
+        .connect_lazy();
     let ask = async |key: Option<&str>| {
-        let bearer: Option<MetadataValue<_>> = key.map(|key| format!("Bearer {key}").parse().expect("a header"));
-        let mut client = HealthClient::with_interceptor(channel.clone(), move |mut request: tonic::Request<()>| {
-            if let Some(bearer) = &bearer {
-                request.metadata_mut().insert("authorization", bearer.clone());
-            }
-            Ok(request)
-        });
-        client.check(HealthCheckRequest::default()).await.map(drop).map_err(|status| {
-            let code = status.metadata().get("tollkey-code").expect("our code").to_str().expect("a text").to_owned();
-            (status.code(), status.message().to_owned(), code)
-        })
+        let bearer: Option<MetadataValue<_>> =
+            key.map(|key| format!("Bearer {key}").parse().expect("a header"));
+        let mut client = HealthClient::with_interceptor(
+            channel.clone(),
+            move |mut request: tonic::Request<()>| {
+                if let Some(bearer) = &bearer {
+                    request
+                        .metadata_mut()
+                        .insert("authorization", bearer.clone());
+                }
+                Ok(request)
+            },
+        );
+        client
+            .check(HealthCheckRequest::default())
+            .await
+            .map(drop)
+            .map_err(|status| {
+                let code = status
+                    .metadata()
+                    .get("tollkey-code")
+                    .expect("our code")
+                    .to_str()
+                    .expect("a text")
+                    .to_owned();
+                (status.code(), status.message().to_owned(), code)
+            })
     };
     let no = |code, message: &str, own: &str| Err((code, message.to_owned(), own.to_owned()));
     assert_eq!(ask(Some(&good)).await, Ok(()));
-    let missing = no(Code::Unauthenticated, "Present an API key as Bearer.", "missing_credentials");
+    let missing = no(
+        Code::Unauthenticated,
+        "Present an API key as Bearer.",
+        "missing_credentials",
+    );
     assert_eq!(ask(None).await, missing);
-    let scope = no(Code::PermissionDenied, "The key lacks a needed scope.", "insufficient_scope");
+    let scope = no(
+        Code::PermissionDenied,
+        "The key lacks a needed scope.",
+        "insufficient_scope",
+    );
     assert_eq!(ask(Some(&other)).await, scope);
     keys.revoke(&good);
-    let revoked = no(Code::Unauthenticated, "The API key is unknown or was revoked.", "invalid_api_key");
+    let revoked = no(
+        Code::Unauthenticated,
+        "The API key is unknown or was revoked.",
+        "invalid_api_key",
+    );
     assert_eq!(ask(Some(&good)).await, revoked);
     keys.set_unreachable(true);
-    let unavailable = no(Code::Unavailable, "The service cannot answer right now; try again.", "unavailable");
+    let unavailable = no(
+        Code::Unavailable,
+        "The service cannot answer right now; try again.",
+        "unavailable",
+    );
     assert_eq!(ask(Some(&other)).await, unavailable);
     assert_eq!(*callers.lock().expect("no panic"), ["acme"]);
 }

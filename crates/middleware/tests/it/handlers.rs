@@ -9,22 +9,36 @@ use crate::apps::{Apps, Told};
 fn rejected(told: &Told) -> (u16, String) {
     let body: serde_json::Value = serde_json::from_str(&told.body).expect("a problem");
     assert_eq!(told.header("cache-control"), Some("no-store"));
-    (told.status, body["code"].as_str().expect("a code").to_owned())
+    (
+        told.status,
+        body["code"].as_str().expect("a code").to_owned(),
+    )
 }
 
 fn bound_to(keys: &TestKeys, merchant: &str) -> String {
-    keys.add(Family::Commerce, Mode::Test, |key| key.grants.merchants = Some(vec![merchant.to_owned()]))
+    keys.add(Family::Commerce, Mode::Test, |key| {
+        key.grants.merchants = Some(vec![merchant.to_owned()])
+    })
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn handler_rejects_as_the_layer_does() {
     let keys = TestKeys::new();
-    let writer = keys.add(Family::Commerce, Mode::Test, |key| key.grants.scopes = vec![Scope::LINKS_WRITE]);
-    let live = keys.add(Family::Commerce, Mode::Live, |key| key.grants.scopes = vec![Scope::LINKS_WRITE]);
-    let reader = keys.add(Family::Commerce, Mode::Test, |key| key.grants.scopes = vec![Scope::LINKS_READ]);
+    let writer = keys.add(Family::Commerce, Mode::Test, |key| {
+        key.grants.scopes = vec![Scope::LINKS_WRITE]
+    });
+    let live = keys.add(Family::Commerce, Mode::Live, |key| {
+        key.grants.scopes = vec![Scope::LINKS_WRITE]
+    });
+    let reader = keys.add(Family::Commerce, Mode::Test, |key| {
+        key.grants.scopes = vec![Scope::LINKS_READ]
+    });
     let apps = Apps::start(&keys.guard().await.expect("a guard"));
     let ask = async |path: &str, key: &str| apps.ask("GET", path, &[("x-api-key", key)]).await;
-    assert_eq!(ask("/handler/writes", &writer).await.body, "acme commerce test [links:write]");
+    assert_eq!(
+        ask("/handler/writes", &writer).await.body,
+        "acme commerce test [links:write]"
+    );
     let told = ask("/handler/writes", &reader).await;
     assert_eq!(rejected(&told), (403, "insufficient_scope".to_owned()));
     assert_eq!(
@@ -33,12 +47,24 @@ async fn handler_rejects_as_the_layer_does() {
             "Bearer realm=\"tollkey\", error=\"insufficient_scope\", error_description=\"The key lacks a needed scope.\", scope=\"links:write\""
         )
     );
-    assert_eq!(rejected(&ask("/handler/writes", &live).await), (403, "wrong_mode".to_owned()));
+    assert_eq!(
+        rejected(&ask("/handler/writes", &live).await),
+        (403, "wrong_mode".to_owned())
+    );
     assert_eq!(ask("/handler/for/m1", &writer).await.body, "m1 pays");
-    assert_eq!(rejected(&ask("/handler/for/no%20merchant", &writer).await), (403, "merchant_not_allowed".to_owned()));
+    assert_eq!(
+        rejected(&ask("/handler/for/no%20merchant", &writer).await),
+        (403, "merchant_not_allowed".to_owned())
+    );
     // What stands in a request cannot be required without one.
-    assert_eq!(rejected(&ask("/handler/misconfigured", &writer).await), (403, "invalid_requirement".to_owned()));
-    assert_eq!(rejected(&ask("/handler/never", &writer).await), (403, "route_not_allowed".to_owned()));
+    assert_eq!(
+        rejected(&ask("/handler/misconfigured", &writer).await),
+        (403, "invalid_requirement".to_owned())
+    );
+    assert_eq!(
+        rejected(&ask("/handler/never", &writer).await),
+        (403, "route_not_allowed".to_owned())
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -51,11 +77,23 @@ async fn rejection_by_a_handler_takes_nothing_from_the_rate_limit() {
         });
         let apps = Apps::start(&keys.guard().await.expect("a guard"));
         let ask = async |path| apps.ask_one(app, "GET", path, &[("x-api-key", &key)]).await;
-        for path in ["/handler/writes", "/handler/never", "/handler/misconfigured"] {
+        for path in [
+            "/handler/writes",
+            "/handler/never",
+            "/handler/misconfigured",
+        ] {
             let told = ask(path).await;
-            assert_eq!((told.status, told.header("ratelimit")), (403, None), "{app} {path}");
+            assert_eq!(
+                (told.status, told.header("ratelimit")),
+                (403, None),
+                "{app} {path}"
+            );
         }
-        assert_eq!(ask("/any").await.header("ratelimit"), Some("\"key\";r=0;t=3600"), "{app}");
+        assert_eq!(
+            ask("/any").await.header("ratelimit"),
+            Some("\"key\";r=0;t=3600"),
+            "{app}"
+        );
         assert_eq!(ask("/any").await.status, 429, "{app}");
     }
 }
@@ -64,40 +102,66 @@ async fn rejection_by_a_handler_takes_nothing_from_the_rate_limit() {
 async fn merchant_in_front_of_a_route_is_cut_with_the_route_base() {
     let keys = TestKeys::new();
     let m1 = bound_to(&keys, "m1");
-    let builder = Guard::builder().route_base("/of/{merchant}").merchant(Merchant::path("/of/{merchant}"));
+    let builder = Guard::builder()
+        .route_base("/of/{merchant}")
+        .merchant(Merchant::path("/of/{merchant}"));
     let apps = Apps::start(&keys.guard_with(builder).await.expect("a guard"));
     let ask = async |path: &str| apps.ask("GET", path, &[("x-api-key", &m1)]).await;
-    assert!(OperatingModel::Ecosystem.features().contains(&Feature::TokensList));
+    assert!(
+        OperatingModel::Ecosystem
+            .features()
+            .contains(&Feature::TokensList)
+    );
     assert_eq!(ask("/of/m1/tokens").await.body, "m1 is m1");
-    assert_eq!(rejected(&ask("/of/m2/tokens").await), (403, "merchant_not_allowed".to_owned()));
+    assert_eq!(
+        rejected(&ask("/of/m2/tokens").await),
+        (403, "merchant_not_allowed".to_owned())
+    );
     // The same path with the default route base is no route of the key: the example of an earlier release.
     let apps = Apps::start(&keys.guard().await.expect("a guard"));
-    let told = apps.ask("GET", "/of/m1/tokens", &[("x-api-key", &m1)]).await;
+    let told = apps
+        .ask("GET", "/of/m1/tokens", &[("x-api-key", &m1)])
+        .await;
     assert_eq!(rejected(&told), (403, "route_not_allowed".to_owned()));
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_rejection_goes_through_the_own_format() {
     let keys = TestKeys::new();
-    let reader = keys.add(Family::Commerce, Mode::Test, |key| key.grants.scopes = vec![Scope::LINKS_READ]);
+    let reader = keys.add(Family::Commerce, Mode::Test, |key| {
+        key.grants.scopes = vec![Scope::LINKS_READ]
+    });
     let builder = Guard::builder().on_rejection(|rejection, response| {
-        response.status = if rejection.status() == 403 { 404 } else { rejection.status() };
+        response.status = if rejection.status() == 403 {
+            404
+        } else {
+            rejection.status()
+        };
         response.set_header("content-type", "application/vnd.acme.error+json");
         response.set_header("Not A Header", "is left out");
         response.body = format!("{{\"code\":\"acme.{}\"}}", rejection.code());
     });
     let apps = Apps::start(&keys.guard_with(builder).await.expect("a guard"));
     for (path, key, status, code) in [
-        ("/any", None, 401, "acme.missing_credentials"),      // by the layer
-        ("/needed", None, 401, "acme.missing_credentials"),   // by the extractor
+        ("/any", None, 401, "acme.missing_credentials"), // by the layer
+        ("/needed", None, 401, "acme.missing_credentials"), // by the extractor
         ("/required", None, 401, "acme.missing_credentials"), // by `require`
-        ("/live", Some(&*reader), 404, "acme.wrong_mode"),    // by `require`
-        ("/handler/writes", Some(&*reader), 404, "acme.insufficient_scope"), // by the handler
+        ("/live", Some(&*reader), 404, "acme.wrong_mode"), // by `require`
+        (
+            "/handler/writes",
+            Some(&*reader),
+            404,
+            "acme.insufficient_scope",
+        ), // by the handler
     ] {
         let headers: Vec<_> = key.map(|key| ("x-api-key", key)).into_iter().collect();
         let told = apps.ask("GET", path, &headers).await;
         assert_eq!(rejected(&told), (status, code.to_owned()), "{path}");
-        assert_eq!(told.header("content-type"), Some("application/vnd.acme.error+json"), "{path}");
+        assert_eq!(
+            told.header("content-type"),
+            Some("application/vnd.acme.error+json"),
+            "{path}"
+        );
     }
 }
 
@@ -112,17 +176,33 @@ async fn handler_rejects_grpc_requests_in_their_form() {
     use tollkey_axum::{Rejection, TollkeyLayer, VerifiedKey};
     use tower::ServiceExt as _;
     let keys = TestKeys::new();
-    let key = keys.add(Family::Commerce, Mode::Test, |key| key.grants.scopes = vec![Scope::LINKS_READ]);
+    let key = keys.add(Family::Commerce, Mode::Test, |key| {
+        key.grants.scopes = vec![Scope::LINKS_READ]
+    });
     let app = Router::new()
-        .route("/required", post(async |key: VerifiedKey| key.require("links:write")))
-        .route("/rejected", post(async |key: VerifiedKey| Err::<(), Rejection>(key.reject(Denial::RateLimited))))
+        .route(
+            "/required",
+            post(async |key: VerifiedKey| key.require("links:write")),
+        )
+        .route(
+            "/rejected",
+            post(async |key: VerifiedKey| Err::<(), Rejection>(key.reject(Denial::RateLimited))),
+        )
         .layer(TollkeyLayer::new(keys.guard().await.expect("a guard")).grpc());
     for (path, status) in [("/required", "7"), ("/rejected", "8")] {
-        let request = Request::post(path).version(Version::HTTP_2).header("content-type", "application/grpc");
-        let request = request.header("x-api-key", &key).body(Body::empty()).expect("a request");
+        let request = Request::post(path)
+            .version(Version::HTTP_2)
+            .header("content-type", "application/grpc");
+        let request = request
+            .header("x-api-key", &key)
+            .body(Body::empty())
+            .expect("a request");
         let response = app.clone().oneshot(request).await.expect("a response");
         assert_eq!(
-            (response.status().as_u16(), &response.headers()["grpc-status"]),
+            (
+                response.status().as_u16(),
+                &response.headers()["grpc-status"]
+            ),
             (200, &status.parse().expect("a header"))
         );
     }
@@ -133,7 +213,9 @@ async fn handler_that_rejects_with_rate_limited_asks_to_retry() {
     let keys = TestKeys::new();
     let key = keys.add(Family::Commerce, Mode::Test, |_| {});
     let apps = Apps::start(&keys.guard().await.expect("a guard"));
-    let told = apps.ask("GET", "/handler/busy", &[("x-api-key", &key)]).await;
+    let told = apps
+        .ask("GET", "/handler/busy", &[("x-api-key", &key)])
+        .await;
     assert_eq!(rejected(&told), (429, "rate_limited".to_owned()));
     assert_eq!(told.header("retry-after"), Some("1"));
 }
@@ -147,7 +229,10 @@ async fn handler_that_only_asks_uses_the_key() {
             key.grants.scopes = vec![Scope::LINKS_READ];
         });
         let apps = Apps::start(&keys.guard().await.expect("a guard"));
-        let ask = async || apps.ask_one(app, "GET", "/handler/asks", &[("x-api-key", &key)]).await;
+        let ask = async || {
+            apps.ask_one(app, "GET", "/handler/asks", &[("x-api-key", &key)])
+                .await
+        };
         assert_eq!(ask().await.body, "reads: true, writes: false", "{app}");
         assert_eq!(ask().await.status, 429, "{app}");
     }

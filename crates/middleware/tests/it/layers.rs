@@ -15,7 +15,9 @@ use tokio::{
     net::{TcpListener, TcpStream},
     sync::Semaphore,
 };
-use tollkey_axum::{Denial, Family, Guard, Mode, Rejection, Requirement, TollkeyLayer, VerifiedKey, require};
+use tollkey_axum::{
+    Denial, Family, Guard, Mode, Rejection, Requirement, TollkeyLayer, VerifiedKey, require,
+};
 use tollkey_core::RateLimit;
 use tollkey_middleware::testing::TestKeys;
 use tower::{ServiceExt as _, limit::ConcurrencyLimit, service_fn};
@@ -33,31 +35,57 @@ fn request(key: Option<&str>) -> Request<Body> {
 /// A service that responds 200, with the key's account where there is one.
 async fn inner(request: Request<Body>) -> Result<Response, Infallible> {
     let key = VerifiedKey::of(request.extensions());
-    Ok(key.map_or_else(String::new, |key| key.account_id().to_owned()).into_response())
+    Ok(key
+        .map_or_else(String::new, |key| key.account_id().to_owned())
+        .into_response())
 }
 
 #[tokio::test]
 async fn content_type_of_grpc_changes_no_status_of_a_plain_layer() {
     let keys = TestKeys::new();
-    let denied =
-        keys.add(Family::Commerce, Mode::Test, |key| key.suspended_at = Some(tollkey_axum::Timestamp::UNIX_EPOCH));
+    let denied = keys.add(Family::Commerce, Mode::Test, |key| {
+        key.suspended_at = Some(tollkey_axum::Timestamp::UNIX_EPOCH)
+    });
     let guard = keys.guard().await.expect("a guard");
     let plain = TollkeyLayer::new(guard.clone());
-    for method in ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT", "PROPFIND"] {
-        for version in [Version::HTTP_10, Version::HTTP_11, Version::HTTP_2, Version::HTTP_3] {
-            for content_type in
-                ["application/grpc", "application/grpc+proto", "application/grpc-web", "application/grpc;x"]
-            {
+    for method in [
+        "GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT", "PROPFIND",
+    ] {
+        for version in [
+            Version::HTTP_10,
+            Version::HTTP_11,
+            Version::HTTP_2,
+            Version::HTTP_3,
+        ] {
+            for content_type in [
+                "application/grpc",
+                "application/grpc+proto",
+                "application/grpc-web",
+                "application/grpc;x",
+            ] {
                 for (key, status) in [(None, 401), (Some(&*denied), 403)] {
                     let mut request = request(key);
                     *request.method_mut() = method.parse().expect("a method");
                     *request.version_mut() = version;
-                    request.headers_mut().insert(header::CONTENT_TYPE, content_type.parse().expect("a header"));
-                    let response = plain.layer(service_fn(inner)).oneshot(request).await.expect("a response");
-                    let sent = (response.status().as_u16(), response.headers().get("grpc-status").is_some());
+                    request.headers_mut().insert(
+                        header::CONTENT_TYPE,
+                        content_type.parse().expect("a header"),
+                    );
+                    let response = plain
+                        .layer(service_fn(inner))
+                        .oneshot(request)
+                        .await
+                        .expect("a response");
+                    let sent = (
+                        response.status().as_u16(),
+                        response.headers().get("grpc-status").is_some(),
+                    );
                     assert_eq!(sent, (status, false), "{method} {version:?} {content_type}");
                     assert_eq!(response.headers()[header::CACHE_CONTROL], "no-store");
-                    assert_eq!(response.headers()[header::CONTENT_TYPE], "application/problem+json");
+                    assert_eq!(
+                        response.headers()[header::CONTENT_TYPE],
+                        "application/problem+json"
+                    );
                 }
             }
         }
@@ -73,7 +101,12 @@ async fn grpc_form_needs_the_setting_and_a_grpc_request() {
         ("POST", Version::HTTP_2, "application/grpc+proto", true),
         ("POST", Version::HTTP_2, "application/grpc-web", false),
         ("POST", Version::HTTP_2, "application/grpc-web+proto", false),
-        ("POST", Version::HTTP_2, "application/grpc; charset=utf-8", false),
+        (
+            "POST",
+            Version::HTTP_2,
+            "application/grpc; charset=utf-8",
+            false,
+        ),
         ("POST", Version::HTTP_2, "application/json", false),
         ("POST", Version::HTTP_11, "application/grpc", false),
         ("GET", Version::HTTP_2, "application/grpc", false),
@@ -82,10 +115,27 @@ async fn grpc_form_needs_the_setting_and_a_grpc_request() {
         let mut request = request(None);
         *request.method_mut() = method.parse().expect("a method");
         *request.version_mut() = version;
-        request.headers_mut().insert(header::CONTENT_TYPE, content_type.parse().expect("a header"));
-        let response = layer.layer(service_fn(inner)).oneshot(request).await.expect("a response");
-        let sent = (response.status().as_u16(), response.headers().get("grpc-status").map(|status| status.as_bytes()));
-        let expected = if is_grpc { (200, Some(b"16".as_slice())) } else { (401, None) };
+        request.headers_mut().insert(
+            header::CONTENT_TYPE,
+            content_type.parse().expect("a header"),
+        );
+        let response = layer
+            .layer(service_fn(inner))
+            .oneshot(request)
+            .await
+            .expect("a response");
+        let sent = (
+            response.status().as_u16(),
+            response
+                .headers()
+                .get("grpc-status")
+                .map(|status| status.as_bytes()),
+        );
+        let expected = if is_grpc {
+            (200, Some(b"16".as_slice()))
+        } else {
+            (401, None)
+        };
         assert_eq!(sent, expected, "{method} {version:?} {content_type}");
         assert_eq!(response.headers()[header::CACHE_CONTROL], "no-store");
     }
@@ -102,17 +152,40 @@ impl Kinds {
     /// With `cached` keys the layer decides immediately; otherwise it asks the server.
     async fn new(cached: bool) -> Self {
         let keys = TestKeys::new();
-        let with = |edit: fn(&mut tollkey_core::ApiKey)| Some(keys.add(Family::Commerce, Mode::Test, edit));
+        let with = |edit: fn(&mut tollkey_core::ApiKey)| {
+            Some(keys.add(Family::Commerce, Mode::Test, edit))
+        };
         let rows = vec![
             ("without a key", None, 401),
             ("of no key", Some("not a key".to_owned()), 401),
-            ("unknown", Some("ck_test_EXAMPLE9EXAMPLE9EXAMPLE9EXAMPLE9".to_owned()), 401),
-            ("suspended", with(|key| key.suspended_at = Some(tollkey_axum::Timestamp::UNIX_EPOCH)), 403),
-            ("scope", with(|key| key.grants.scopes = vec!["events:read".into()]), 403),
-            ("rate", with(|key| key.grants.rate_limit = RateLimit::new(1, 3600).ok()), 429),
+            (
+                "unknown",
+                Some("ck_test_EXAMPLE9EXAMPLE9EXAMPLE9EXAMPLE9".to_owned()),
+                401,
+            ),
+            (
+                "suspended",
+                with(|key| key.suspended_at = Some(tollkey_axum::Timestamp::UNIX_EPOCH)),
+                403,
+            ),
+            (
+                "scope",
+                with(|key| key.grants.scopes = vec!["events:read".into()]),
+                403,
+            ),
+            (
+                "rate",
+                with(|key| key.grants.rate_limit = RateLimit::new(1, 3600).ok()),
+                429,
+            ),
             ("admitted", with(|_| ()), 200),
         ];
-        let guard = if cached { keys.caching_guard().await } else { keys.guard().await }.expect("a guard");
+        let guard = if cached {
+            keys.caching_guard().await
+        } else {
+            keys.guard().await
+        }
+        .expect("a guard");
         while cached && guard.stats().lease_left.is_zero() {
             tokio::task::yield_now().await;
         }
@@ -135,20 +208,40 @@ async fn rejected_request_takes_no_permit_of_a_limit_inside() {
         let limit = || ConcurrencyLimit::with_semaphore(service_fn(inner), Arc::clone(&permits));
         let layer = TollkeyLayer::new(guard.clone());
         let mut services = [
-            ("the layer", tower::util::BoxCloneSyncService::new(layer.clone().require("links:read").layer(limit()))),
-            ("require", tower::util::BoxCloneSyncService::new(layer.layer(require("links:read").layer(limit())))),
+            (
+                "the layer",
+                tower::util::BoxCloneSyncService::new(
+                    layer.clone().require("links:read").layer(limit()),
+                ),
+            ),
+            (
+                "require",
+                tower::util::BoxCloneSyncService::new(
+                    layer.layer(require("links:read").layer(limit())),
+                ),
+            ),
         ];
         for (place, service) in &mut services {
             for (kind, key, status) in &rows {
                 let context = format!("{place}, {kind}, cached: {cached}");
                 // As a server does: ready first, and then a while until the request is there.
-                poll_fn(|context| service.poll_ready(context)).await.expect("ready");
-                assert_eq!(permits.available_permits(), 1, "{context}: before the request");
+                poll_fn(|context| service.poll_ready(context))
+                    .await
+                    .expect("ready");
+                assert_eq!(
+                    permits.available_permits(),
+                    1,
+                    "{context}: before the request"
+                );
                 let response = service.call(request(key.as_deref()));
                 let response = response.await.expect("a response");
                 assert_eq!(response.status().as_u16(), *status, "{context}");
                 // The service itself is kept, as a connection keeps it.
-                assert_eq!(permits.available_permits(), 1, "{context}: after the response");
+                assert_eq!(
+                    permits.available_permits(),
+                    1,
+                    "{context}: after the response"
+                );
             }
         }
     }
@@ -170,14 +263,29 @@ async fn rejections_do_not_wait_for_a_limit_inside() {
                 waiting.abort();
             } else {
                 let response = waiting.await.expect("no panic").expect("a response");
-                assert_eq!(response.status().as_u16(), *status, "{kind}, cached: {cached}");
+                assert_eq!(
+                    response.status().as_u16(),
+                    *status,
+                    "{kind}, cached: {cached}"
+                );
             }
         }
         // A request that waits for a permit gets it, and gives it back.
-        let waiting = tokio::spawn(service.clone().oneshot(request(rows.last().expect("a row").1.as_deref())));
+        let waiting = tokio::spawn(
+            service
+                .clone()
+                .oneshot(request(rows.last().expect("a row").1.as_deref())),
+        );
         tokio::task::yield_now().await;
         drop(all_taken);
-        assert_eq!(waiting.await.expect("no panic").expect("a response").status(), StatusCode::OK);
+        assert_eq!(
+            waiting
+                .await
+                .expect("no panic")
+                .expect("a response")
+                .status(),
+            StatusCode::OK
+        );
         assert_eq!(permits.available_permits(), 1);
         drop(keys);
     }
@@ -192,12 +300,25 @@ async fn lookup_at_the_server_holds_no_permit_of_a_limit_inside() {
     let limited = ConcurrencyLimit::with_semaphore(service_fn(inner), Arc::clone(&permits));
     let service = TollkeyLayer::new(guard).layer(limited);
     let frozen = keys.pause().await;
-    let waiting: Vec<_> = (0..4).map(|_| tokio::spawn(service.clone().oneshot(request(Some(&key))))).collect();
+    let waiting: Vec<_> = (0..4)
+        .map(|_| tokio::spawn(service.clone().oneshot(request(Some(&key)))))
+        .collect();
     tokio::time::sleep(Duration::from_millis(50)).await;
-    assert_eq!(permits.available_permits(), 1, "all of them wait for the server");
+    assert_eq!(
+        permits.available_permits(),
+        1,
+        "all of them wait for the server"
+    );
     drop(frozen);
     for waiting in waiting {
-        assert_eq!(waiting.await.expect("no panic").expect("a response").status(), StatusCode::OK);
+        assert_eq!(
+            waiting
+                .await
+                .expect("no panic")
+                .expect("a response")
+                .status(),
+            StatusCode::OK
+        );
     }
 }
 
@@ -214,14 +335,21 @@ async fn read_response(stream: &mut TcpStream) -> String {
     let head_end = loop {
         let mut chunk = [0; 1024];
         let read = stream.read(&mut chunk).await.expect("a response");
-        assert!(read > 0, "the connection ended: {:?}", String::from_utf8_lossy(&received));
+        assert!(
+            read > 0,
+            "the connection ended: {:?}",
+            String::from_utf8_lossy(&received)
+        );
         received.extend_from_slice(&chunk[..read]);
         if let Some(end) = received.windows(4).position(|bytes| bytes == b"\r\n\r\n") {
             break end + 4;
         }
     };
     let head = String::from_utf8_lossy(&received[..head_end]).into_owned();
-    let length = head.lines().find_map(|line| line.strip_prefix("content-length: ")).expect("a length");
+    let length = head
+        .lines()
+        .find_map(|line| line.strip_prefix("content-length: "))
+        .expect("a length");
     let mut left = length.parse::<usize>().expect("a number") - (received.len() - head_end);
     while left > 0 {
         let mut chunk = vec![0; left];
@@ -234,17 +362,28 @@ async fn read_response(stream: &mut TcpStream) -> String {
 async fn client_that_goes_on_sending_after_a_rejection_keeps_its_connection() {
     let keys = TestKeys::new();
     let layer = TollkeyLayer::new(keys.guard().await.expect("a guard"));
-    let guarded = Router::new().route("/upload", post(async || "stored")).layer(layer.clone());
+    let guarded = Router::new()
+        .route("/upload", post(async || "stored"))
+        .layer(layer.clone());
     let inside = Router::new()
-        .route("/required", post(async || "stored").layer::<_, Infallible>(require("links:write")))
+        .route(
+            "/required",
+            post(async || "stored").layer::<_, Infallible>(require("links:write")),
+        )
         .layer(layer.require(Requirement::any().optional()));
     let address = serve(guarded.merge(inside)).await;
     for path in ["/upload", "/required"] {
         let mut stream = TcpStream::connect(address).await.expect("a connection");
         let body = vec![b'x'; 64 * 1024];
         for _ in 0..2 {
-            let head = format!("POST {path} HTTP/1.1\r\nhost: api\r\ncontent-length: {}\r\n\r\n", 15 * body.len());
-            stream.write_all(head.as_bytes()).await.expect("the head is sent");
+            let head = format!(
+                "POST {path} HTTP/1.1\r\nhost: api\r\ncontent-length: {}\r\n\r\n",
+                15 * body.len()
+            );
+            stream
+                .write_all(head.as_bytes())
+                .await
+                .expect("the head is sent");
             let response = read_response(&mut stream).await;
             assert!(response.starts_with("HTTP/1.1 401"), "{path}: {response}");
             // Only now the body, as a proxy sends it that has read it already.
@@ -259,10 +398,18 @@ async fn client_that_goes_on_sending_after_a_rejection_keeps_its_connection() {
 async fn endless_upload_is_not_read_for_ever() {
     let keys = TestKeys::new();
     let layer = TollkeyLayer::new(keys.guard().await.expect("a guard"));
-    let address = serve(Router::new().route("/upload", post(async || "stored")).layer(layer)).await;
+    let address = serve(
+        Router::new()
+            .route("/upload", post(async || "stored"))
+            .layer(layer),
+    )
+    .await;
     let mut stream = TcpStream::connect(address).await.expect("a connection");
     let head = "POST /upload HTTP/1.1\r\nhost: api\r\ncontent-length: 1000000000\r\n\r\n";
-    stream.write_all(head.as_bytes()).await.expect("the head is sent");
+    stream
+        .write_all(head.as_bytes())
+        .await
+        .expect("the head is sent");
     let response = read_response(&mut stream).await;
     assert!(response.starts_with("HTTP/1.1 401"), "{response}");
     let mut sent = 0;
@@ -276,31 +423,57 @@ async fn endless_upload_is_not_read_for_ever() {
 async fn client_that_expects_100_is_not_invited_to_send() {
     let keys = TestKeys::new();
     let layer = TollkeyLayer::new(keys.guard().await.expect("a guard"));
-    let address = serve(Router::new().route("/upload", post(async || "stored")).layer(layer)).await;
+    let address = serve(
+        Router::new()
+            .route("/upload", post(async || "stored"))
+            .layer(layer),
+    )
+    .await;
     let mut stream = TcpStream::connect(address).await.expect("a connection");
     let head = "POST /upload HTTP/1.1\r\nhost: api\r\nexpect: 100-continue\r\ncontent-length: 1000\r\n\r\n";
-    stream.write_all(head.as_bytes()).await.expect("the head is sent");
+    stream
+        .write_all(head.as_bytes())
+        .await
+        .expect("the head is sent");
     let mut received = Vec::new();
     stream.read_to_end(&mut received).await.expect("a response");
     let received = String::from_utf8_lossy(&received);
-    assert!(received.starts_with("HTTP/1.1 401") && !received.contains("100 Continue"), "{received}");
+    assert!(
+        received.starts_with("HTTP/1.1 401") && !received.contains("100 Continue"),
+        "{received}"
+    );
 }
 
 #[tokio::test]
 async fn header_with_the_key_is_sensitive_inside_of_the_layer() {
     async fn sensitive(headers: HeaderMap) -> String {
-        let names = headers.iter().filter(|(_, value)| value.is_sensitive()).map(|(name, _)| name.as_str());
+        let names = headers
+            .iter()
+            .filter(|(_, value)| value.is_sensitive())
+            .map(|(name, _)| name.as_str());
         names.collect::<Vec<_>>().join(",")
     }
     for cached in [true, false] {
         let Kinds { guard, rows, .. } = Kinds::new(cached).await;
-        let app = Router::new().route("/api/v1/links", any(sensitive)).layer(TollkeyLayer::new(guard));
+        let app = Router::new()
+            .route("/api/v1/links", any(sensitive))
+            .layer(TollkeyLayer::new(guard));
         let key = rows.last().expect("a row").1.as_deref().expect("a key");
-        for (name, value) in [("x-api-key", key.to_owned()), ("authorization", format!("Bearer {key}"))] {
+        for (name, value) in [
+            ("x-api-key", key.to_owned()),
+            ("authorization", format!("Bearer {key}")),
+        ] {
             let mut request = request(None);
-            request.headers_mut().insert(name, value.parse().expect("a header"));
+            request
+                .headers_mut()
+                .insert(name, value.parse().expect("a header"));
             let response = app.clone().oneshot(request).await.expect("a response");
-            let body = response.into_body().collect().await.expect("a body").to_bytes();
+            let body = response
+                .into_body()
+                .collect()
+                .await
+                .expect("a body")
+                .to_bytes();
             assert_eq!(body, name.as_bytes(), "cached: {cached}");
         }
     }
@@ -313,9 +486,19 @@ async fn response_to_a_rejection_carries_it_in_its_extensions() {
     let expired = keys.add(Family::Commerce, Mode::Test, |key| {
         key.grants.expires_at = Some(tollkey_axum::Timestamp::UNIX_EPOCH);
     });
-    let response = layer.layer(service_fn(inner)).oneshot(request(Some(&expired))).await.expect("a response");
-    let rejection = response.extensions().get::<Rejection>().expect("the rejection");
-    assert_eq!((rejection.status(), rejection.denial()), (403, Some(Denial::Expired)));
+    let response = layer
+        .layer(service_fn(inner))
+        .oneshot(request(Some(&expired)))
+        .await
+        .expect("a response");
+    let rejection = response
+        .extensions()
+        .get::<Rejection>()
+        .expect("the rejection");
+    assert_eq!(
+        (rejection.status(), rejection.denial()),
+        (403, Some(Denial::Expired))
+    );
     assert!(!format!("{rejection:?}").contains(&expired));
 }
 
@@ -328,19 +511,32 @@ async fn rejected_request_takes_no_permit_of_an_actix_limit_inside() {
         let taken = Arc::new(std::sync::atomic::AtomicUsize::new(0));
         let limited = || {
             let (permits, taken) = (Arc::clone(&permits), Arc::clone(&taken));
-            web::resource("/api/v1/links").to(async || "links").wrap_fn(move |request, service| {
-                let (permits, taken, response) = (Arc::clone(&permits), Arc::clone(&taken), service.call(request));
-                async move {
-                    let _permit = permits.acquire_owned().await.expect("a permit");
-                    taken.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-                    response.await
-                }
-            })
+            web::resource("/api/v1/links")
+                .to(async || "links")
+                .wrap_fn(move |request, service| {
+                    let (permits, taken, response) = (
+                        Arc::clone(&permits),
+                        Arc::clone(&taken),
+                        service.call(request),
+                    );
+                    async move {
+                        let _permit = permits.acquire_owned().await.expect("a permit");
+                        taken.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                        response.await
+                    }
+                })
         };
         let layer = tollkey_actix::Tollkey::new(guard);
-        let at_the_layer = test::init_service(App::new().service(limited().wrap(layer.clone().require("links:read"))));
-        let at_require =
-            test::init_service(App::new().service(limited().wrap(tollkey_actix::require("links:read")).wrap(layer)));
+        let at_the_layer = test::init_service(
+            App::new().service(limited().wrap(layer.clone().require("links:read"))),
+        );
+        let at_require = test::init_service(
+            App::new().service(
+                limited()
+                    .wrap(tollkey_actix::require("links:read"))
+                    .wrap(layer),
+            ),
+        );
         let (at_the_layer, at_require) = (at_the_layer.await, at_require.await);
         for (kind, key, status) in &rows {
             for requires_inside in [false, true] {
@@ -355,7 +551,8 @@ async fn rejected_request_takes_no_permit_of_an_actix_limit_inside() {
                 } else {
                     test::call_service(&at_the_layer, request).await.status()
                 };
-                let context = format!("{kind}, require inside: {requires_inside}, cached: {cached}");
+                let context =
+                    format!("{kind}, require inside: {requires_inside}, cached: {cached}");
                 assert_eq!(sent.as_u16(), *status, "{context}");
                 let taken = taken.load(std::sync::atomic::Ordering::Relaxed) - before;
                 assert_eq!(taken, usize::from(*status == 200), "{context}");

@@ -11,7 +11,9 @@ use crate::apps::Apps;
 
 /// The status that one of both says to a request line and headers.
 async fn status(apps: &Apps, app: &str, line: &str, headers: &str) -> String {
-    let mut stream = TcpStream::connect(apps.address(app)).await.expect("a connection");
+    let mut stream = TcpStream::connect(apps.address(app))
+        .await
+        .expect("a connection");
     let request = format!("{line} HTTP/1.1\r\nhost: api\r\nconnection: close\r\n{headers}\r\n");
     stream.write_all(request.as_bytes()).await.expect("sent");
     let mut answer = Vec::new();
@@ -35,12 +37,27 @@ async fn what_no_client_library_sends_lets_nobody_in_either() {
     for (line, headers, axum, actix) in [
         ("GET /v1/storefront/products", shop.clone(), "200", "200"),
         ("HEAD /v1/storefront/products", shop.clone(), "200", "405"),
-        ("GET http://other/v1/storefront/products", shop.clone(), "200", "200"),
-        ("OPTIONS /v1/storefront/products", shop.clone(), "403", "403"),
+        (
+            "GET http://other/v1/storefront/products",
+            shop.clone(),
+            "200",
+            "200",
+        ),
+        (
+            "OPTIONS /v1/storefront/products",
+            shop.clone(),
+            "403",
+            "403",
+        ),
         ("get /v1/storefront/products", shop.clone(), "403", "403"),
         ("GET /v1/%73torefront/products", shop.clone(), "404", "403"),
         ("GET /v1//storefront/products", shop.clone(), "404", "403"),
-        ("GET /any?/v1/storefront/products", shop.clone(), "403", "403"),
+        (
+            "GET /any?/v1/storefront/products",
+            shop.clone(),
+            "403",
+            "403",
+        ),
         ("GET /any#/v1/storefront/products", shop, "403", "403"),
         ("HEAD /any", String::new(), "401", "401"),
         ("OPTIONS /any", String::new(), "401", "401"),
@@ -51,20 +68,67 @@ async fn what_no_client_library_sends_lets_nobody_in_either() {
         ("GET /any", and(&key, "authorization: Bearer"), "200", "200"),
         ("GET /any", "x-api-key:\r\n".to_owned(), "401", "401"),
         ("GET /optional", "x-api-key:\r\n".to_owned(), "200", "200"),
-        ("GET /optional", "authorization: Bearer\r\n".to_owned(), "200", "200"),
-        ("GET /optional", "authorization: Basic YTpi\r\n".to_owned(), "401", "401"),
+        (
+            "GET /optional",
+            "authorization: Bearer\r\n".to_owned(),
+            "200",
+            "200",
+        ),
+        (
+            "GET /optional",
+            "authorization: Basic YTpi\r\n".to_owned(),
+            "401",
+            "401",
+        ),
         ("GET /any", key.replace('-', "_"), "401", "401"),
-        ("GET /any", and(&key, "x-merchant-id: m\u{e9}"), "403", "403"),
-        ("GET /any", and(&key, "x-merchant-id:\r\nx-merchant-id: m1"), "403", "403"),
+        (
+            "GET /any",
+            and(&key, "x-merchant-id: m\u{e9}"),
+            "403",
+            "403",
+        ),
+        (
+            "GET /any",
+            and(&key, "x-merchant-id:\r\nx-merchant-id: m1"),
+            "403",
+            "403",
+        ),
         ("GET /of/m%31/tokens", key.clone(), "403", "403"),
         ("GET /of/m2%2f..%2fm1/tokens", key.clone(), "403", "403"),
         ("GET /%6ff/m2/tokens", key, "404", "403"),
-        ("GET /any", and(&office, "x-forwarded-for: 203.0.113.1"), "200", "200"),
-        ("GET /any", and(&office, "x-forwarded-for: ::ffff:203.0.113.1"), "200", "200"),
-        ("GET /any", and(&office, "x-forwarded-for: 203.0.113.1\r\nx-forwarded-for:"), "403", "403"),
-        ("GET /any", and(&office, "forwarded: for=203.0.113.1"), "403", "403"),
+        (
+            "GET /any",
+            and(&office, "x-forwarded-for: 203.0.113.1"),
+            "200",
+            "200",
+        ),
+        (
+            "GET /any",
+            and(&office, "x-forwarded-for: ::ffff:203.0.113.1"),
+            "200",
+            "200",
+        ),
+        (
+            "GET /any",
+            and(&office, "x-forwarded-for: 203.0.113.1\r\nx-forwarded-for:"),
+            "403",
+            "403",
+        ),
+        (
+            "GET /any",
+            and(&office, "forwarded: for=203.0.113.1"),
+            "403",
+            "403",
+        ),
     ] {
-        let answers = (status(&apps, "axum", line, &headers).await, status(&apps, "actix", line, &headers).await);
-        assert_eq!(answers, (axum.to_owned(), actix.to_owned()), "{line} {headers:?}");
+        let answers = (
+            status(&apps, "axum", line, &headers).await,
+            status(&apps, "actix", line, &headers).await,
+        );
+        assert_eq!(
+            answers,
+            (axum.to_owned(), actix.to_owned()),
+            "{line} {headers:?}"
+        );
     }
 }

@@ -4,7 +4,9 @@ use std::{sync::mpsc, thread, time::Duration};
 
 use tokio::runtime::{Builder, Runtime};
 use tollkey_core::{Family, Mode};
-use tollkey_middleware::{Guard, Headers, RejectionForm, RequestHead, Requirement, testing::TestKeys};
+use tollkey_middleware::{
+    Guard, Headers, RejectionForm, RequestHead, Requirement, testing::TestKeys,
+};
 
 struct Presenting<'a>(&'a str);
 
@@ -17,13 +19,24 @@ impl Headers for Presenting<'_> {
 /// The status of a request with that key.
 async fn status(guard: &Guard, key: &str) -> u16 {
     let headers = Presenting(key);
-    let request =
-        RequestHead { method: "GET", target: "/any", peer: None, headers: &headers, form: RejectionForm::Problem };
-    guard.check(&request, &Requirement::any()).await.map_or_else(|rejection| rejection.status(), |_| 200)
+    let request = RequestHead {
+        method: "GET",
+        target: "/any",
+        peer: None,
+        headers: &headers,
+        form: RejectionForm::Problem,
+    };
+    guard
+        .check(&request, &Requirement::any())
+        .await
+        .map_or_else(|rejection| rejection.status(), |_| 200)
 }
 
 fn runtime() -> Runtime {
-    Builder::new_current_thread().enable_all().build().expect("a runtime")
+    Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("a runtime")
 }
 
 fn wait_for_lease(guard: &Guard) {
@@ -49,7 +62,11 @@ fn guard_outlives_the_runtime_that_connected_it() {
     assert_eq!(guard.stats().lease_left, Duration::ZERO);
     // A second call returns as well.
     futures_executor(guard.shutdown());
-    assert_eq!(futures_executor(status(&guard, &key)), 503, "a guard that was shut down looks nothing up");
+    assert_eq!(
+        futures_executor(status(&guard, &key)),
+        503,
+        "a guard that was shut down looks nothing up"
+    );
 }
 
 /// Runs a future without any runtime.
@@ -63,7 +80,10 @@ fn futures_executor<T>(future: impl Future<Output = T>) -> T {
     let waker = std::sync::Arc::new(Unpark(thread::current())).into();
     let mut future = std::pin::pin!(future);
     loop {
-        match future.as_mut().poll(&mut std::task::Context::from_waker(&waker)) {
+        match future
+            .as_mut()
+            .poll(&mut std::task::Context::from_waker(&waker))
+        {
             std::task::Poll::Ready(value) => return value,
             std::task::Poll::Pending => thread::park(),
         }
@@ -111,9 +131,13 @@ fn last_clone_ends_the_thread() {
     let guard = runtime().block_on(keys.caching_guard()).expect("a guard");
     wait_for_lease(&guard);
     let threads = || {
-        let tasks = std::fs::read_dir("/proc/self/task").expect("tasks").flatten();
+        let tasks = std::fs::read_dir("/proc/self/task")
+            .expect("tasks")
+            .flatten();
         let names = tasks.filter_map(|task| std::fs::read_to_string(task.path().join("comm")).ok());
-        names.filter(|name| name.trim_end() == "tollkey-guard").count()
+        names
+            .filter(|name| name.trim_end() == "tollkey-guard")
+            .count()
     };
     let (other, before) = (guard.clone(), threads());
     drop(guard);

@@ -45,7 +45,8 @@ impl tracing::Subscriber for Warnings {
 
     fn event(&self, event: &Event<'_>) {
         let mut text = String::new();
-        event.record(&mut |field: &Field, value: &dyn Debug| text += &format!("{field}={value:?} "));
+        event
+            .record(&mut |field: &Field, value: &dyn Debug| text += &format!("{field}={value:?} "));
         self.0.lock().expect("no panic").push(text);
     }
 
@@ -70,7 +71,10 @@ async fn axum(guard: &Guard, peer: Option<SocketAddr>, headers: &[(&str, &str)])
         })
         .unwrap_or_default(),
     );
-    let response = TollkeyLayer::new(guard.clone()).layer(inner).oneshot(request).await;
+    let response = TollkeyLayer::new(guard.clone())
+        .layer(inner)
+        .oneshot(request)
+        .await;
     response.expect("a response").status().as_u16()
 }
 
@@ -88,7 +92,10 @@ async fn actix(guard: &Guard, peer: Option<SocketAddr>, headers: &[(&str, &str)]
         Some(peer) => request.peer_addr(peer),
         None => request,
     };
-    actix_web::test::call_service(&app, request.to_request()).await.status().as_u16()
+    actix_web::test::call_service(&app, request.to_request())
+        .await
+        .status()
+        .as_u16()
 }
 
 #[actix_web::test]
@@ -103,11 +110,20 @@ async fn missing_peer_address_is_logged_once_per_guard() {
         let guard = keys.guard().await.expect("a guard");
         warnings.take();
         for (peer, lines) in [(peer, 0), (None, 1), (None, 0), (peer, 0)] {
-            let status = if is_axum { axum(&guard, peer, &key).await } else { actix(&guard, peer, &key).await };
+            let status = if is_axum {
+                axum(&guard, peer, &key).await
+            } else {
+                actix(&guard, peer, &key).await
+            };
             assert_eq!(status, 200);
             let logged = warnings.take();
             assert_eq!(logged.len(), lines, "{logged:?}");
-            assert!(logged.iter().all(|line| line.contains("into_make_service_with_connect_info")), "{logged:?}");
+            assert!(
+                logged
+                    .iter()
+                    .all(|line| line.contains("into_make_service_with_connect_info")),
+                "{logged:?}"
+            );
         }
     }
 }
@@ -116,7 +132,10 @@ async fn missing_peer_address_is_logged_once_per_guard() {
 async fn unreadable_hop_is_logged_once_without_its_value() {
     let keys = TestKeys::new();
     let key = keys.add(Family::Commerce, Mode::Live, |_| {});
-    let headers = [("x-api-key", key.as_str()), ("x-forwarded-for", "hop-of-a-proxy")];
+    let headers = [
+        ("x-api-key", key.as_str()),
+        ("x-forwarded-for", "hop-of-a-proxy"),
+    ];
     let warnings = Warnings::default();
     let _guard = tracing::subscriber::set_default(warnings.clone());
     for is_axum in [true, false] {
@@ -124,12 +143,18 @@ async fn unreadable_hop_is_logged_once_without_its_value() {
         warnings.take();
         let proxy = "127.0.0.1:4711".parse().ok();
         for _ in 0..5 {
-            let status =
-                if is_axum { axum(&guard, proxy, &headers).await } else { actix(&guard, proxy, &headers).await };
+            let status = if is_axum {
+                axum(&guard, proxy, &headers).await
+            } else {
+                actix(&guard, proxy, &headers).await
+            };
             assert_eq!(status, 403);
         }
         let logged = warnings.take();
         assert_eq!(logged.len(), 1, "{logged:?}");
-        assert!(logged[0].contains("X-Forwarded-For") && !logged[0].contains("hop-of-a-proxy"), "{logged:?}");
+        assert!(
+            logged[0].contains("X-Forwarded-For") && !logged[0].contains("hop-of-a-proxy"),
+            "{logged:?}"
+        );
     }
 }

@@ -84,7 +84,11 @@ fn in_our_words(expected: &str) -> &str {
 /// What is wrong with an unknown field: whether this surface writes it in another case, or which name it resembles.
 pub(super) fn unknown(name: &str, known: &[&str]) -> String {
     let letters = |name: &str| {
-        name.chars().filter(|c| !matches!(c, '_' | '-')).flat_map(char::to_lowercase).take(64).collect::<String>()
+        name.chars()
+            .filter(|c| !matches!(c, '_' | '-'))
+            .flat_map(char::to_lowercase)
+            .take(64)
+            .collect::<String>()
     };
     let own = letters(name);
     if let Some(known) = known.iter().find(|known| letters(known) == own) {

@@ -39,7 +39,10 @@ pub(super) fn read<T: DeserializeOwned>(bytes: &[u8]) -> Result<Read<T>, Problem
     if bytes.trim_ascii_start().first() == Some(&b'{')
         && let Ok(value) = serde_json::from_slice(bytes)
     {
-        return Ok(Read { value, errors: Checks::default() });
+        return Ok(Read {
+            value,
+            errors: Checks::default(),
+        });
     }
     let root: Node = serde_json::from_slice(bytes).map_err(|error| malformed(&error))?;
     if !matches!(root, Node::Object(_)) {
@@ -55,19 +58,28 @@ pub(super) fn read_form<T: DeserializeOwned>(bytes: &[u8]) -> Result<Read<T>, Pr
 
 /// Reads the parameters of a query.
 pub(super) fn read_query<T: DeserializeOwned>(text: &[u8]) -> Result<T, Problem> {
-    read_tree(Node::of_pairs(text, Node::Parameter)).and_then(Read::value).map_err(|problem| {
-        // A parameter has no pointer, but a name.
-        let named =
-            |error: FieldError| FieldError { pointer: error.pointer.trim_start_matches('/').to_owned(), ..error };
-        Problem::validation(problem.errors.into_iter().map(named).collect())
-    })
+    read_tree(Node::of_pairs(text, Node::Parameter))
+        .and_then(Read::value)
+        .map_err(|problem| {
+            // A parameter has no pointer, but a name.
+            let named = |error: FieldError| FieldError {
+                pointer: error.pointer.trim_start_matches('/').to_owned(),
+                ..error
+            };
+            Problem::validation(problem.errors.into_iter().map(named).collect())
+        })
 }
 
 fn malformed(error: &serde_json::Error) -> Problem {
     let (line, column) = (error.line(), error.column());
     let message = error.to_string();
-    let reason = message.rsplit_once(" at line ").map_or(message.as_str(), |(reason, _)| reason);
-    Problem::new(ProblemCode::MalformedJson, format!("Line {line}, column {column}: {reason}."))
+    let reason = message
+        .rsplit_once(" at line ")
+        .map_or(message.as_str(), |(reason, _)| reason);
+    Problem::new(
+        ProblemCode::MalformedJson,
+        format!("Line {line}, column {column}: {reason}."),
+    )
 }
 
 fn read_tree<T: DeserializeOwned>(mut root: Node) -> Result<Read<T>, Problem> {
@@ -152,7 +164,10 @@ impl Node {
                 fields.retain(|(name, _)| {
                     let is_first = names.insert(name.clone());
                     if !is_first && errors.len() < MAX_ERRORS {
-                        errors.add(format!("{}/{}", pointer(way), escape(name)), "must not be repeated");
+                        errors.add(
+                            format!("{}/{}", pointer(way), escape(name)),
+                            "must not be repeated",
+                        );
                     }
                     is_first
                 });
@@ -173,11 +188,14 @@ impl Node {
 
     /// The node at the end of the way.
     fn find(&mut self, steps: &[Step]) -> Option<&mut Self> {
-        let Some((step, rest)) = steps.split_first() else { return Some(self) };
+        let Some((step, rest)) = steps.split_first() else {
+            return Some(self);
+        };
         let inner = match (step, self) {
-            (Step::Field(name), Self::Object(fields)) => {
-                fields.iter_mut().find(|(own, _)| own == name).map(|(_, value)| value)
-            }
+            (Step::Field(name), Self::Object(fields)) => fields
+                .iter_mut()
+                .find(|(own, _)| own == name)
+                .map(|(_, value)| value),
             (Step::Item(index), Self::Array(items)) => items.get_mut(*index),
             _ => None,
         };
@@ -192,7 +210,9 @@ impl Node {
                 errors.add(format!("{}/{}", pointer(steps), escape(name)), detail);
                 match self.find(steps) {
                     Some(Self::Object(fields)) => fields.push((name.to_owned(), Self::stand_in())),
-                    Some(node @ Self::StandIn(_)) => *node = Self::Object(vec![(name.to_owned(), Self::stand_in())]),
+                    Some(node @ Self::StandIn(_)) => {
+                        *node = Self::Object(vec![(name.to_owned(), Self::stand_in())])
+                    }
                     _ => return false,
                 }
                 true
@@ -204,12 +224,17 @@ impl Node {
                     Some((_, outer)) if !has(self.find(steps)) => outer,
                     _ => steps,
                 };
-                let Some(Self::Object(fields)) = self.find(steps) else { return false };
+                let Some(Self::Object(fields)) = self.find(steps) else {
+                    return false;
+                };
                 let before = fields.len();
                 fields.retain(|(own, _)| {
                     let is_known = known.contains(&own.as_str());
                     if !is_known && errors.len() < MAX_ERRORS {
-                        errors.add(format!("{}/{}", pointer(steps), escape(own)), unknown(own, known));
+                        errors.add(
+                            format!("{}/{}", pointer(steps), escape(own)),
+                            unknown(own, known),
+                        );
                     }
                     is_known
                 });
@@ -362,7 +387,9 @@ impl<'de> Deserializer<'de> for &'de Node {
     fn deserialize_bool<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Fault> {
         match self {
             Node::StandIn(_) => visitor.visit_bool(false),
-            Node::Parameter(text) if text == "true" || text == "false" => visitor.visit_bool(text == "true"),
+            Node::Parameter(text) if text == "true" || text == "false" => {
+                visitor.visit_bool(text == "true")
+            }
             _ => self.deserialize_any(visitor),
         }
     }
@@ -384,14 +411,18 @@ impl<'de> Deserializer<'de> for &'de Node {
 
     fn deserialize_seq<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Fault> {
         match self {
-            Node::StandIn(_) => visitor.visit_seq(SeqDeserializer::new(std::iter::empty::<&Node>())),
+            Node::StandIn(_) => {
+                visitor.visit_seq(SeqDeserializer::new(std::iter::empty::<&Node>()))
+            }
             _ => self.deserialize_any(visitor),
         }
     }
 
     fn deserialize_map<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Fault> {
         match self {
-            Node::StandIn(_) => visitor.visit_map(MapDeserializer::new(std::iter::empty::<(&str, &Node)>())),
+            Node::StandIn(_) => {
+                visitor.visit_map(MapDeserializer::new(std::iter::empty::<(&str, &Node)>()))
+            }
             _ => self.deserialize_any(visitor),
         }
     }
@@ -405,7 +436,11 @@ impl<'de> Deserializer<'de> for &'de Node {
         self.deserialize_map(visitor)
     }
 
-    fn deserialize_newtype_struct<V: Visitor<'de>>(self, _name: &'static str, visitor: V) -> Result<V::Value, Fault> {
+    fn deserialize_newtype_struct<V: Visitor<'de>>(
+        self,
+        _name: &'static str,
+        visitor: V,
+    ) -> Result<V::Value, Fault> {
         visitor.visit_newtype_struct(self)
     }
 
@@ -416,8 +451,16 @@ impl<'de> Deserializer<'de> for &'de Node {
         visitor: V,
     ) -> Result<V::Value, Fault> {
         match self {
-            Node::Text(text) | Node::Parameter(text) => visitor.visit_enum(text.as_str().into_deserializer()),
-            Node::StandIn(_) => visitor.visit_enum(variants.first().copied().unwrap_or_default().into_deserializer()),
+            Node::Text(text) | Node::Parameter(text) => {
+                visitor.visit_enum(text.as_str().into_deserializer())
+            }
+            Node::StandIn(_) => visitor.visit_enum(
+                variants
+                    .first()
+                    .copied()
+                    .unwrap_or_default()
+                    .into_deserializer(),
+            ),
             _ => Err(Fault::custom("must be a string")),
         }
     }

@@ -4,13 +4,23 @@ use actix_web::http::header::{self, HeaderMap, HeaderName};
 pub use tollkey_core::credential::{Credential, CredentialHeaders, Expected};
 
 /// The headers a credential can stand in: those of the rule, made once.
-static HEADERS: [HeaderName; 3] =
-    [header::AUTHORIZATION, HeaderName::from_static("x-api-key"), HeaderName::from_static("x-commerce-api-key")];
+static HEADERS: [HeaderName; 3] = [
+    header::AUTHORIZATION,
+    HeaderName::from_static("x-api-key"),
+    HeaderName::from_static("x-commerce-api-key"),
+];
 
 /// Finds the credential in these headers of a request. The query is never read.
 pub fn credential(headers: &HeaderMap, from: CredentialHeaders) -> Credential<'_> {
-    let read = HEADERS.iter().enumerate().filter(|(index, _)| from.has(*index));
-    let found = read.flat_map(|(_, name)| headers.get_all(name).map(|value| (name.as_str(), value.as_bytes())));
+    let read = HEADERS
+        .iter()
+        .enumerate()
+        .filter(|(index, _)| from.has(*index));
+    let found = read.flat_map(|(_, name)| {
+        headers
+            .get_all(name)
+            .map(|value| (name.as_str(), value.as_bytes()))
+    });
     Credential::read(found)
 }
 
@@ -20,6 +30,9 @@ mod tests {
 
     #[test]
     fn the_headers_are_those_of_the_rule() {
-        assert_eq!(HEADERS.each_ref().map(HeaderName::as_str), tollkey_core::credential::HEADERS);
+        assert_eq!(
+            HEADERS.each_ref().map(HeaderName::as_str),
+            tollkey_core::credential::HEADERS
+        );
     }
 }

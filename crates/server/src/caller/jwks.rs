@@ -49,7 +49,10 @@ pub fn trusted_url(text: &str) -> Result<Url, Invalid> {
 
 fn is_local(url: &Url) -> bool {
     let host = url.host_str().unwrap_or_default();
-    let address = host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
+    let address = host
+        .trim_start_matches('[')
+        .trim_end_matches(']')
+        .parse::<IpAddr>();
     host == "localhost" || address.is_ok_and(is_loopback)
 }
 
@@ -106,7 +109,11 @@ pub(super) struct VerifyingKey {
 impl VerifyingKey {
     /// A shared secret: HS256 and nothing else.
     pub(super) fn hs256(secret: &[u8]) -> Self {
-        Self { id: None, key: DecodingKey::from_secret(secret), algorithms: vec![Algorithm::HS256] }
+        Self {
+            id: None,
+            key: DecodingKey::from_secret(secret),
+            algorithms: vec![Algorithm::HS256],
+        }
     }
 
     /// A public key out of a PEM file, with the same algorithms as if it stood in a set.
@@ -122,8 +129,16 @@ impl VerifyingKey {
     ///
     /// RSA keys without an `alg` are good for RS256 and PS256, which differ in padding only; with one, for that one.
     fn from_jwk(jwk: &Jwk) -> Option<Self> {
-        let meant_for_signatures = jwk.common.public_key_use.as_ref().is_none_or(|it| *it == PublicKeyUse::Signature)
-            && jwk.common.key_operations.as_ref().is_none_or(|them| them.contains(&KeyOperations::Verify));
+        let meant_for_signatures = jwk
+            .common
+            .public_key_use
+            .as_ref()
+            .is_none_or(|it| *it == PublicKeyUse::Signature)
+            && jwk
+                .common
+                .key_operations
+                .as_ref()
+                .is_none_or(|them| them.contains(&KeyOperations::Verify));
         if !meant_for_signatures {
             return None;
         }
@@ -136,14 +151,24 @@ impl VerifyingKey {
                 Algorithm::RS512,
                 Algorithm::PS512,
             ],
-            AlgorithmParameters::EllipticCurve(ec) if ec.curve == EllipticCurve::P256 => &[Algorithm::ES256],
-            AlgorithmParameters::EllipticCurve(ec) if ec.curve == EllipticCurve::P384 => &[Algorithm::ES384],
-            AlgorithmParameters::OctetKeyPair(okp) if okp.curve == EllipticCurve::Ed25519 => &[Algorithm::EdDSA],
+            AlgorithmParameters::EllipticCurve(ec) if ec.curve == EllipticCurve::P256 => {
+                &[Algorithm::ES256]
+            }
+            AlgorithmParameters::EllipticCurve(ec) if ec.curve == EllipticCurve::P384 => {
+                &[Algorithm::ES384]
+            }
+            AlgorithmParameters::OctetKeyPair(okp) if okp.curve == EllipticCurve::Ed25519 => {
+                &[Algorithm::EdDSA]
+            }
             _ => return None,
         };
         let algorithms = match jwk.common.key_algorithm {
             None => possible.iter().copied().take(2).collect(),
-            Some(named) => vec![*possible.iter().find(|algorithm| KeyAlgorithm::from(**algorithm) == named)?],
+            Some(named) => vec![
+                *possible
+                    .iter()
+                    .find(|algorithm| KeyAlgorithm::from(**algorithm) == named)?,
+            ],
         };
         let key = DecodingKey::from_jwk(jwk).ok()?;
         let well_sized = match possible[0] {
@@ -153,7 +178,11 @@ impl VerifyingKey {
             Algorithm::EdDSA => key.try_get_as_bytes().is_ok_and(|point| point.len() == 32),
             _ => true,
         };
-        well_sized.then(|| Self { id: jwk.common.key_id.clone(), key, algorithms })
+        well_sized.then(|| Self {
+            id: jwk.common.key_id.clone(),
+            key,
+            algorithms,
+        })
     }
 }
 
@@ -164,7 +193,10 @@ pub(super) struct Keys(Vec<VerifyingKey>);
 impl Keys {
     /// The keys a token with that key id may be signed with. One without a key id may be signed with the only key
     /// there is; among several nobody guesses.
-    pub(super) fn for_id<'a>(&'a self, id: Option<&'a str>) -> impl Iterator<Item = &'a VerifyingKey> {
+    pub(super) fn for_id<'a>(
+        &'a self,
+        id: Option<&'a str>,
+    ) -> impl Iterator<Item = &'a VerifyingKey> {
         let only = self.0.len() == 1;
         self.0.iter().filter(move |key| match id {
             Some(_) => key.id.as_deref() == id,
@@ -193,7 +225,11 @@ impl KeySet {
     ///
     /// # Errors
     /// [`TokenError::KeysUnavailable`] if no fetch has succeeded so far.
-    pub(super) async fn keys(self: &Arc<Self>, id: Option<&str>, now: Timestamp) -> Result<Arc<Keys>, TokenError> {
+    pub(super) async fn keys(
+        self: &Arc<Self>,
+        id: Option<&str>,
+        now: Timestamp,
+    ) -> Result<Arc<Keys>, TokenError> {
         if let Some(keys) = self.keys.current()
             // Without an ID no newer set is known to help.
             && (id.is_none() || keys.for_id(id).next().is_some())
@@ -201,7 +237,10 @@ impl KeySet {
             self.keys.refresh(now, || self.fetch());
             return Ok(keys);
         }
-        self.keys.newer(now, || self.fetch()).await.ok_or(TokenError::KeysUnavailable)
+        self.keys
+            .newer(now, || self.fetch())
+            .await
+            .ok_or(TokenError::KeysUnavailable)
     }
 
     /// Fetches the set again if it is outdated, and waits until no fetch is on its way.
@@ -226,17 +265,28 @@ impl KeySet {
     }
 
     async fn request(&self) -> Result<Vec<VerifyingKey>, FetchError> {
-        let request = self.client.get(self.url.0.clone()).header(header::ACCEPT, "application/json");
+        let request = self
+            .client
+            .get(self.url.0.clone())
+            .header(header::ACCEPT, "application/json");
         let mut response = request.send().await?;
         if response.status() != StatusCode::OK {
             return Err(FetchError::Status(response.status()));
         }
         let body = body(&mut response).await?;
-        let set: serde_json::Value = serde_json::from_slice(&body).map_err(|_| FetchError::NotASet)?;
-        let keys = set.get("keys").and_then(serde_json::Value::as_array).ok_or(FetchError::NotASet)?;
+        let set: serde_json::Value =
+            serde_json::from_slice(&body).map_err(|_| FetchError::NotASet)?;
+        let keys = set
+            .get("keys")
+            .and_then(serde_json::Value::as_array)
+            .ok_or(FetchError::NotASet)?;
         // A key nobody here understands is skipped (RFC 7517, section 5), so each is read by itself.
-        let jwks = keys.iter().filter_map(|key| serde_json::from_value::<Jwk>(key.clone()).ok());
-        Ok(jwks.filter_map(|jwk| VerifyingKey::from_jwk(&jwk)).collect())
+        let jwks = keys
+            .iter()
+            .filter_map(|key| serde_json::from_value::<Jwk>(key.clone()).ok());
+        Ok(jwks
+            .filter_map(|jwk| VerifyingKey::from_jwk(&jwk))
+            .collect())
     }
 }
 

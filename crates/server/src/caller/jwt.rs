@@ -13,7 +13,9 @@ use std::{
 };
 
 use jiff::{SignedDuration, Timestamp};
-use jsonwebtoken::{EncodingKey, Header, Validation, decode, decode_header, encode, errors::ErrorKind};
+use jsonwebtoken::{
+    EncodingKey, Header, Validation, decode, decode_header, encode, errors::ErrorKind,
+};
 use serde_json::{Map, Value};
 use tollkey_core::{AccountId, Digest, session::grounds};
 
@@ -185,14 +187,30 @@ impl ClaimRules {
     /// What a session rests on that began by that way in, with what is signed with those keys.
     pub(super) fn grounds(&self, way: &str, keys: &Digest) -> Digest {
         let keys = keys.hex().to_string();
-        let claims = [Some(self.account_claim.as_str()), self.roles_claim.as_deref()];
-        grounds(way, &[Some(&keys), self.issuer.as_deref(), self.audience.as_deref(), claims[0], claims[1]])
+        let claims = [
+            Some(self.account_claim.as_str()),
+            self.roles_claim.as_deref(),
+        ];
+        grounds(
+            way,
+            &[
+                Some(&keys),
+                self.issuer.as_deref(),
+                self.audience.as_deref(),
+                claims[0],
+                claims[1],
+            ],
+        )
     }
 
     /// The part of the rules that the library checks. It would read the system's clock for `exp` and `nbf`, so
     /// these two are ours.
     fn validation(&self) -> Validation {
-        let mut validation = Validation { validate_exp: false, validate_nbf: false, ..Validation::default() };
+        let mut validation = Validation {
+            validate_exp: false,
+            validate_nbf: false,
+            ..Validation::default()
+        };
         let mut required = vec!["exp", "sub"];
         if let Some(issuer) = &self.issuer {
             validation.set_issuer(&[issuer]);
@@ -207,8 +225,15 @@ impl ClaimRules {
     }
 
     /// Reads the claims of a token whose signature, issuer and audience are right.
-    pub(super) fn read(&self, claims: &Map<String, Value>, now: Timestamp) -> Result<Claims, TokenError> {
-        let subject = claims.get("sub").and_then(Value::as_str).unwrap_or_default();
+    pub(super) fn read(
+        &self,
+        claims: &Map<String, Value>,
+        now: Timestamp,
+    ) -> Result<Claims, TokenError> {
+        let subject = claims
+            .get("sub")
+            .and_then(Value::as_str)
+            .unwrap_or_default();
         if !(1..=SUBJECT_MAX).contains(&subject.len()) || subject.chars().any(char::is_control) {
             return Err(TokenError::Claim("sub"));
         }
@@ -220,16 +245,28 @@ impl ClaimRules {
             return Err(TokenError::NotYetValid);
         }
         // RFC 7519, section 4.1.1: one string. The library also accepts an array of which each entry is right.
-        if claims.get("iss").is_some_and(|issuer| !issuer.is_string() && !issuer.is_null()) {
+        if claims
+            .get("iss")
+            .is_some_and(|issuer| !issuer.is_string() && !issuer.is_null())
+        {
             return Err(TokenError::Claim("iss"));
         }
-        if self.audience.is_none() && claims.get("aud").is_some_and(|audience| !audience.is_null()) {
+        if self.audience.is_none()
+            && claims
+                .get("aud")
+                .is_some_and(|audience| !audience.is_null())
+        {
             return Err(TokenError::Audience);
         }
         Ok(Claims {
             subject: subject.to_owned(),
             account: account(find(claims, &self.account_claim)),
-            roles: self.roles_claim.as_ref().and_then(|name| find(claims, name)).map(roles).unwrap_or_default(),
+            roles: self
+                .roles_claim
+                .as_ref()
+                .and_then(|name| find(claims, name))
+                .map(roles)
+                .unwrap_or_default(),
             expires_at,
         })
     }
@@ -245,10 +282,14 @@ pub fn find<'a>(claims: &'a Map<String, Value>, path: &str) -> Option<&'a Value>
     }
     if let Some(pointer) = path.strip_prefix('/') {
         let (first, rest) = pointer.split_at(pointer.find('/').unwrap_or(pointer.len()));
-        return claims.get(&first.replace("~1", "/").replace("~0", "~"))?.pointer(rest);
+        return claims
+            .get(&first.replace("~1", "/").replace("~0", "~"))?
+            .pointer(rest);
     }
     let (first, rest) = path.split_once('.')?;
-    rest.split('.').try_fold(claims.get(first)?, |outer, name| outer.as_object()?.get(name))
+    rest.split('.').try_fold(claims.get(first)?, |outer, name| {
+        outer.as_object()?.get(name)
+    })
 }
 
 /// The account that a claim names.
@@ -257,17 +298,26 @@ fn account(claim: Option<&Value>) -> Result<AccountId, ClaimFault> {
         None | Some(Value::Null) => return Err(ClaimFault::Missing),
         Some(Value::String(id)) => id.parse(),
         // Not a float: `1.0` and `1e3` have several decimal forms.
-        Some(Value::Number(number)) if number.is_i64() || number.is_u64() => number.to_string().parse(),
+        Some(Value::Number(number)) if number.is_i64() || number.is_u64() => {
+            number.to_string().parse()
+        }
         Some(_) => return Err(ClaimFault::Type),
     };
     id.map_err(|_| ClaimFault::Form)
 }
 
 /// A `NumericDate` (RFC 7519, section 2): seconds since 1970, whole or not.
-pub(super) fn time(claims: &Map<String, Value>, name: &'static str) -> Result<Option<Timestamp>, TokenError> {
-    let Some(value) = claims.get(name).filter(|value| !value.is_null()) else { return Ok(None) };
+pub(super) fn time(
+    claims: &Map<String, Value>,
+    name: &'static str,
+) -> Result<Option<Timestamp>, TokenError> {
+    let Some(value) = claims.get(name).filter(|value| !value.is_null()) else {
+        return Ok(None);
+    };
     // `as` saturates a float beyond the range, and no timestamp can hold that either.
-    let seconds = value.as_i64().or_else(|| value.as_f64().map(|seconds| seconds.floor() as i64));
+    let seconds = value
+        .as_i64()
+        .or_else(|| value.as_f64().map(|seconds| seconds.floor() as i64));
     let at = seconds.and_then(|seconds| Timestamp::from_second(seconds).ok());
     at.map(Some).ok_or(TokenError::Claim(name))
 }
@@ -275,9 +325,11 @@ pub(super) fn time(claims: &Map<String, Value>, name: &'static str) -> Result<Op
 fn roles(claim: &Value) -> Vec<String> {
     match claim {
         Value::String(text) => text.split_whitespace().map(str::to_owned).collect(),
-        Value::Array(values) => {
-            values.iter().map(|value| value.as_str().map(str::to_owned)).collect::<Option<_>>().unwrap_or_default()
-        }
+        Value::Array(values) => values
+            .iter()
+            .map(|value| value.as_str().map(str::to_owned))
+            .collect::<Option<_>>()
+            .unwrap_or_default(),
         _ => Vec::new(),
     }
 }
@@ -303,16 +355,24 @@ impl TokenVerifier {
     /// # Errors
     /// [`KeySetupError`] when the secret, the file or the HTTP client is no good, or in development mode without a
     /// secret.
-    pub fn open(settings: &TokenSettings, development: Option<&Secret>) -> Result<Self, KeySetupError> {
+    pub fn open(
+        settings: &TokenSettings,
+        development: Option<&Secret>,
+    ) -> Result<Self, KeySetupError> {
         let rules = ClaimRules::from(settings);
         match &settings.source {
             TokenSource::Hs256(secret) => Self::hs256(secret, rules),
             TokenSource::PublicKeyFile(file) => {
-                let pem = file.pem.as_ref().map_err(|error| KeySetupError::File(error.clone()))?;
+                let pem = file
+                    .pem
+                    .as_ref()
+                    .map_err(|error| KeySetupError::File(error.clone()))?;
                 Self::public_key(pem, rules)
             }
             TokenSource::Jwks(url) => Self::jwks(url.clone(), rules),
-            TokenSource::Development => Self::hs256(development.ok_or(KeySetupError::NoSource)?, rules),
+            TokenSource::Development => {
+                Self::hs256(development.ok_or(KeySetupError::NoSource)?, rules)
+            }
         }
     }
 
@@ -326,7 +386,11 @@ impl TokenVerifier {
             return Err(KeySetupError::WeakSecret);
         }
         let key = VerifyingKey::hs256(secret.as_bytes());
-        Ok(Self::new(KeySource::One(Arc::new(key)), &Digest::of(secret), rules))
+        Ok(Self::new(
+            KeySource::One(Arc::new(key)),
+            &Digest::of(secret),
+            rules,
+        ))
     }
 
     /// Accepts tokens signed with the private half of this public key in PEM form: RS256 and PS256 for RSA keys of
@@ -336,14 +400,22 @@ impl TokenVerifier {
     /// [`KeySetupError::PublicKey`] for anything else, a private key and a certificate among it.
     pub fn public_key(pem: &[u8], rules: ClaimRules) -> Result<Self, KeySetupError> {
         // As environment files and JSON write a PEM text on one line.
-        let unescaped = has_escaped_line_breaks(pem).then(|| String::from_utf8_lossy(pem).replace("\\n", "\n"));
+        let unescaped =
+            has_escaped_line_breaks(pem).then(|| String::from_utf8_lossy(pem).replace("\\n", "\n"));
         let pem = unescaped.as_ref().map_or(pem, |pem| pem.as_bytes());
         if pem.starts_with("\u{feff}".as_bytes()) {
-            return Err(KeySetupError::PublicKey("begins with a byte order mark; save it without one"));
+            return Err(KeySetupError::PublicKey(
+                "begins with a byte order mark; save it without one",
+            ));
         }
-        let holds = |label: &str| pem.windows(label.len()).any(|window| window == label.as_bytes());
+        let holds = |label: &str| {
+            pem.windows(label.len())
+                .any(|window| window == label.as_bytes())
+        };
         if holds("PRIVATE KEY-----") {
-            return Err(KeySetupError::PublicKey("is a private key; give its public half only"));
+            return Err(KeySetupError::PublicKey(
+                "is a private key; give its public half only",
+            ));
         }
         if holds("BEGIN CERTIFICATE-----") {
             return Err(KeySetupError::PublicKey(
@@ -371,7 +443,12 @@ impl TokenVerifier {
 
     fn new(keys: KeySource, source: &Digest, rules: ClaimRules) -> Self {
         let grounds = rules.grounds("token", source);
-        Self { keys, validation: Arc::new(rules.validation()), rules: Arc::new(rules), grounds }
+        Self {
+            keys,
+            validation: Arc::new(rules.validation()),
+            rules: Arc::new(rules),
+            grounds,
+        }
     }
 
     /// The claim that names the account.
@@ -405,7 +482,11 @@ impl TokenVerifier {
     pub async fn fetch_key_count(&self) -> Result<Option<usize>, String> {
         match &self.keys {
             KeySource::One(_) => Ok(None),
-            KeySource::Set(set) => set.count().await.map(Some).map_err(|error| error.to_string()),
+            KeySource::Set(set) => set
+                .count()
+                .await
+                .map(Some)
+                .map_err(|error| error.to_string()),
         }
     }
 
@@ -448,19 +529,30 @@ impl TokenVerifier {
     }
 
     /// Checks signature, issuer and audience with that key.
-    fn check(&self, token: &str, header: &Header, key: &VerifyingKey) -> Result<Map<String, Value>, TokenError> {
+    fn check(
+        &self,
+        token: &str,
+        header: &Header,
+        key: &VerifyingKey,
+    ) -> Result<Map<String, Value>, TokenError> {
         if !key.algorithms.contains(&header.alg) {
             return Err(TokenError::Algorithm);
         }
-        let validation = Validation { algorithms: key.algorithms.clone(), ..(*self.validation).clone() };
+        let validation = Validation {
+            algorithms: key.algorithms.clone(),
+            ..(*self.validation).clone()
+        };
         let decoded = decode(token, &key.key, &validation).map_err(|error| match error.kind() {
             ErrorKind::InvalidSignature => TokenError::Signature,
             ErrorKind::InvalidAlgorithm => TokenError::Algorithm,
             ErrorKind::InvalidIssuer => TokenError::Issuer,
             ErrorKind::InvalidAudience => TokenError::Audience,
-            ErrorKind::MissingRequiredClaim(name) => {
-                TokenError::Claim(["exp", "sub", "iss", "aud"].into_iter().find(|known| known == name).unwrap_or("?"))
-            }
+            ErrorKind::MissingRequiredClaim(name) => TokenError::Claim(
+                ["exp", "sub", "iss", "aud"]
+                    .into_iter()
+                    .find(|known| known == name)
+                    .unwrap_or("?"),
+            ),
             _ => TokenError::Malformed,
         })?;
         Ok(decoded.claims)
@@ -469,7 +561,9 @@ impl TokenVerifier {
 
 impl fmt::Debug for TokenVerifier {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("TokenVerifier").field("rules", &self.rules).finish_non_exhaustive()
+        f.debug_struct("TokenVerifier")
+            .field("rules", &self.rules)
+            .finish_non_exhaustive()
     }
 }
 
@@ -486,9 +580,13 @@ impl PublicKeyFile {
     pub fn read(path: PathBuf) -> Self {
         let read = || -> io::Result<Vec<u8>> {
             let mut pem = Vec::new();
-            fs::File::open(&path)?.take(KEY_FILE_MAX + 1).read_to_end(&mut pem)?;
+            fs::File::open(&path)?
+                .take(KEY_FILE_MAX + 1)
+                .read_to_end(&mut pem)?;
             if pem.len() as u64 > KEY_FILE_MAX {
-                return Err(io::Error::other(format!("it is larger than {KEY_FILE_MAX} bytes")));
+                return Err(io::Error::other(format!(
+                    "it is larger than {KEY_FILE_MAX} bytes"
+                )));
             }
             Ok(pem)
         };
@@ -504,7 +602,9 @@ impl PublicKeyFile {
 
     /// Whether the file has the two characters `\n` where it should have line breaks.
     pub(crate) fn has_escaped_line_breaks(&self) -> bool {
-        self.pem.as_ref().is_ok_and(|pem| has_escaped_line_breaks(pem))
+        self.pem
+            .as_ref()
+            .is_ok_and(|pem| has_escaped_line_breaks(pem))
     }
 }
 
@@ -534,8 +634,15 @@ pub const DEFAULT_LIFETIME: SignedDuration = SignedDuration::from_hours(12);
 ///
 /// # Errors
 /// [`MintError`] when there would be no valid token.
-pub fn mint(secret: &Secret, rules: &ClaimRules, token: &NewToken, now: Timestamp) -> Result<String, MintError> {
-    let expires_at = now.checked_add(token.lifetime).map_err(|_| MintError::Lifetime)?;
+pub fn mint(
+    secret: &Secret,
+    rules: &ClaimRules,
+    token: &NewToken,
+    now: Timestamp,
+) -> Result<String, MintError> {
+    let expires_at = now
+        .checked_add(token.lifetime)
+        .map_err(|_| MintError::Lifetime)?;
     if token.lifetime < SignedDuration::from_secs(1) {
         return Err(MintError::Lifetime);
     }

@@ -27,7 +27,8 @@ use actix_web::{
 use futures_util::future::LocalBoxFuture;
 use tokio::sync::Notify;
 use tollkey_core::{
-    AccountId, AuditId, Denial, Family, Invalid, Mode, Need, Problem, ProblemCode, ServiceKeyId, Viewer,
+    AccountId, AuditId, Denial, Family, Invalid, Mode, Need, Problem, ProblemCode, ServiceKeyId,
+    Viewer,
     audit::{Action, Actor, ActorKind, Draft, Target},
     credential::is_jwt,
     key_text::{Kind, without_scheme},
@@ -63,7 +64,10 @@ impl Identified {
 
 /// The id of this request.
 pub fn request_id(request: &HttpRequest) -> Arc<str> {
-    request.extensions().get::<RequestId>().map_or_else(|| Arc::from(""), |id| Arc::clone(&id.0))
+    request
+        .extensions()
+        .get::<RequestId>()
+        .map_or_else(|| Arc::from(""), |id| Arc::clone(&id.0))
 }
 
 /// The state every handler has.
@@ -81,7 +85,13 @@ fn state(request: &HttpRequest) -> Result<web::Data<State>, Refusal> {
 /// [`UnreadableHop`] when a trusted proxy tells something that is not an IP address; it is logged.
 pub fn forwarded_ip(request: &HttpRequest, state: &State) -> Result<Option<IpAddr>, UnreadableHop> {
     let peer = request.peer_addr().map(|peer| peer.ip());
-    let hops = || request.headers().get_all(FORWARDED_FOR).map(HeaderValue::as_bytes).collect();
+    let hops = || {
+        request
+            .headers()
+            .get_all(FORWARDED_FOR)
+            .map(HeaderValue::as_bytes)
+            .collect()
+    };
     client_address(peer, hops, &state.policy.trusted_proxies).inspect_err(|UnreadableHop| {
         if state.log_limits.unreadable_hop.allows(state.clock.elapsed()) {
             tracing::warn!(
@@ -116,18 +126,37 @@ pub struct Allowance {
 }
 
 /// Judges an API key, and says a denial as HTTP does.
-async fn judge(request: &HttpRequest, state: &State, text: &str, need: &Need<'_>) -> Result<Known, Problem> {
-    let verdict = state.verify(|| requester(request, state), text, need).await?;
+async fn judge(
+    request: &HttpRequest,
+    state: &State,
+    text: &str,
+    need: &Need<'_>,
+) -> Result<Known, Problem> {
+    let verdict = state
+        .verify(|| requester(request, state), text, need)
+        .await?;
     if let Some(rate) = verdict.rate {
         let retry_after_seconds = verdict.retry_after_seconds;
-        request.extensions_mut().insert(Allowance { rate, retry_after_seconds });
+        request.extensions_mut().insert(Allowance {
+            rate,
+            retry_after_seconds,
+        });
     }
     known(verdict, state, need)
 }
 
 /// Judges an API key that will be refused all the same: in the order of all denials, but as no use of it.
-async fn look(request: &HttpRequest, state: &State, text: &str, need: &Need<'_>) -> Result<Known, Problem> {
-    known(state.look(|| requester(request, state), text, need).await?, state, need)
+async fn look(
+    request: &HttpRequest,
+    state: &State,
+    text: &str,
+    need: &Need<'_>,
+) -> Result<Known, Problem> {
+    known(
+        state.look(|| requester(request, state), text, need).await?,
+        state,
+        need,
+    )
 }
 
 /// The client that presents the credential of a request, for look-ups before the credential is known: by its address, where
@@ -144,7 +173,11 @@ fn known(verdict: Verdict, state: &State, need: &Need<'_>) -> Result<Known, Prob
             let mut problem = Problem::denied(denial);
             problem.retry_after = verdict.retry_after_seconds.map(u64::from);
             if let (Denial::InsufficientScope, Some(key)) = (denial, record) {
-                problem.missing_scopes = state.catalogue.names(need.scopes.without(key.scopes)).cloned().collect();
+                problem.missing_scopes = state
+                    .catalogue
+                    .names(need.scopes.without(key.scopes))
+                    .cloned()
+                    .collect();
             }
             Err(problem)
         }
@@ -155,7 +188,11 @@ fn known(verdict: Verdict, state: &State, need: &Need<'_>) -> Result<Known, Prob
 ///
 /// # Errors
 /// As for every caller: none 401, several 400, invalid 401, of the wrong kind 403; and the denial.
-pub async fn judge_presented(request: &HttpRequest, state: &State, need: &Need<'_>) -> Result<Known, Problem> {
+pub async fn judge_presented(
+    request: &HttpRequest,
+    state: &State,
+    need: &Need<'_>,
+) -> Result<Known, Problem> {
     match presented_key(request, state) {
         Ok(text) => judge(request, state, text, need).await,
         Err(credential) => Err(no_key(request, state, credential).await),
@@ -167,7 +204,11 @@ pub async fn judge_presented(request: &HttpRequest, state: &State, need: &Need<'
 ///
 /// # Errors
 /// As [`judge_presented`], but for `rate_limited`.
-pub async fn look_at_presented(request: &HttpRequest, state: &State, need: &Need<'_>) -> Result<Known, Problem> {
+pub async fn look_at_presented(
+    request: &HttpRequest,
+    state: &State,
+    need: &Need<'_>,
+) -> Result<Known, Problem> {
     match presented_key(request, state) {
         Ok(text) => look(request, state, text, need).await,
         Err(credential) => Err(no_key(request, state, credential).await),
@@ -180,7 +221,9 @@ pub async fn look_at_presented(request: &HttpRequest, state: &State, need: &Need
 /// What the request presents instead.
 fn presented_key<'a>(request: &'a HttpRequest, state: &State) -> Result<&'a str, Credential<'a>> {
     match credential(request.headers(), state.policy.credential_headers) {
-        Credential::One(text) if matches!(Kind::of(without_scheme(text)), Some(Kind::Key(..))) => Ok(text),
+        Credential::One(text) if matches!(Kind::of(without_scheme(text)), Some(Kind::Key(..))) => {
+            Ok(text)
+        }
         other => Err(other),
     }
 }
@@ -193,7 +236,10 @@ async fn no_key(request: &HttpRequest, state: &State, credential: Credential<'_>
         Err(problem) => problem,
         Ok(text) if is_jwt(text) => match identify_token(request, state, text).await {
             Ok(_) => Problem::forbidden(NEEDS_KEY),
-            Err(problem) => Problem { detail: format!("{} {NEEDS_KEY}", problem.detail), ..problem },
+            Err(problem) => Problem {
+                detail: format!("{} {NEEDS_KEY}", problem.detail),
+                ..problem
+            },
         },
         // Verification knows service keys no more than any other text that is no API key.
         Ok(text) => expected.problem(text),
@@ -202,12 +248,20 @@ async fn no_key(request: &HttpRequest, state: &State, credential: Credential<'_>
 
 /// Finds out who presents the request's one credential. A key of a family that is not `wanted` here will be refused, and
 /// is not used by that.
-async fn identify(request: &HttpRequest, state: &State, wanted: &[Family]) -> Result<Caller, Problem> {
+async fn identify(
+    request: &HttpRequest,
+    state: &State,
+    wanted: &[Family],
+) -> Result<Caller, Problem> {
     let headers = CredentialHeaders::default();
     let text = credential(request.headers(), headers).one(headers, Expected::Any)?;
     match Kind::of(without_scheme(text)) {
         Some(Kind::Key(family, _)) => {
-            let need = Need { identity_only: true, client_ip: client_ip(request, state), ..Need::default() };
+            let need = Need {
+                identity_only: true,
+                client_ip: client_ip(request, state),
+                ..Need::default()
+            };
             let key = if wanted.contains(&family) {
                 judge(request, state, text, &need).await
             } else {
@@ -221,21 +275,35 @@ async fn identify(request: &HttpRequest, state: &State, wanted: &[Family]) -> Re
                 .verify_service_key(text, client_ip(request, state))
                 .await
                 .map_err(|_| Problem::unavailable())?;
-            id.map(Caller::ServiceKey).ok_or_else(Problem::invalid_api_key)
+            id.map(Caller::ServiceKey)
+                .ok_or_else(Problem::invalid_api_key)
         }
-        None if is_jwt(text) => identify_token(request, state, text).await.map(Caller::Token),
+        None if is_jwt(text) => identify_token(request, state, text)
+            .await
+            .map(Caller::Token),
         None => Err(Expected::Any.problem(text)),
     }
 }
 
-async fn identify_token(request: &HttpRequest, state: &State, text: &str) -> Result<jwt::Claims, Problem> {
-    let claims = state.tokens.verify(text, state.clock.now()).await.map_err(|error| {
-        tracing::debug!(%error, "a management token was refused");
-        if error.is_unavailable() {
-            return Problem::unavailable();
-        }
-        Problem::new(ProblemCode::InvalidToken, "The management token is not valid, or has expired.")
-    })?;
+async fn identify_token(
+    request: &HttpRequest,
+    state: &State,
+    text: &str,
+) -> Result<jwt::Claims, Problem> {
+    let claims = state
+        .tokens
+        .verify(text, state.clock.now())
+        .await
+        .map_err(|error| {
+            tracing::debug!(%error, "a management token was refused");
+            if error.is_unavailable() {
+                return Problem::unavailable();
+            }
+            Problem::new(
+                ProblemCode::InvalidToken,
+                "The management token is not valid, or has expired.",
+            )
+        })?;
     not_forwarded(request, state)?;
     Ok(claims)
 }
@@ -246,7 +314,8 @@ async fn identify_token(request: &HttpRequest, state: &State, text: &str) -> Res
 /// `forbidden`.
 pub fn not_forwarded(request: &HttpRequest, state: &State) -> Result<(), Problem> {
     let mut names = request.headers().keys();
-    let is_forwarded = names.any(|name| name == "forwarded" || name.as_str().starts_with("x-forwarded-"));
+    let is_forwarded =
+        names.any(|name| name == "forwarded" || name.as_str().starts_with("x-forwarded-"));
     if state.policy.development && is_forwarded {
         return Err(Problem::forbidden(
             "Development mode takes no management requests that came through a proxy; configure a token source.",
@@ -257,13 +326,15 @@ pub fn not_forwarded(request: &HttpRequest, state: &State) -> Result<(), Problem
 
 /// The `account` parameter of the query, when there is one.
 fn account_parameter(request: &HttpRequest) -> Result<Option<AccountId>, Problem> {
-    let pairs: Vec<(String, String)> = serde_urlencoded::from_str(request.query_string()).unwrap_or_default();
+    let pairs: Vec<(String, String)> =
+        serde_urlencoded::from_str(request.query_string()).unwrap_or_default();
     let mut accounts = pairs.into_iter().filter(|(name, _)| name == "account");
     match (accounts.next(), accounts.next()) {
         (None, _) => Ok(None),
-        (Some((_, account)), None) => {
-            account.parse().map(Some).map_err(|rule: Invalid| Problem::field("account", rule.to_string()))
-        }
+        (Some((_, account)), None) => account
+            .parse()
+            .map(Some)
+            .map_err(|rule: Invalid| Problem::field("account", rule.to_string())),
         (Some(_), Some(_)) => Err(Problem::field("account", "must not be repeated")),
     }
 }
@@ -291,10 +362,19 @@ impl From<&Manager> for Owner {
 }
 
 impl Manager {
-    fn new(request: &HttpRequest, state: &State, account_id: AccountId, kind: ActorKind, id: &str) -> Self {
+    fn new(
+        request: &HttpRequest,
+        state: &State,
+        account_id: AccountId,
+        kind: ActorKind,
+        id: &str,
+    ) -> Self {
         Self {
             account_id,
-            actor: Actor { kind, id: id.to_owned() },
+            actor: Actor {
+                kind,
+                id: id.to_owned(),
+            },
             request_id: Some(request_id(request)),
             ip: client_ip(request, state),
             key: None,
@@ -303,8 +383,17 @@ impl Manager {
 
     fn of_key(request: &HttpRequest, state: &State, key: Known) -> Self {
         let id = key.key.id.to_string();
-        let manager = Self::new(request, state, key.key.account_id.clone(), ActorKind::ApiKey, &id);
-        Self { key: Some(key), ..manager }
+        let manager = Self::new(
+            request,
+            state,
+            key.key.account_id.clone(),
+            ActorKind::ApiKey,
+            &id,
+        );
+        Self {
+            key: Some(key),
+            ..manager
+        }
     }
 
     /// Whose request it is, for [`crate::service::idempotency::Place`].
@@ -316,11 +405,20 @@ impl Manager {
     /// The only mode they see, if they do not see both: a test key sees test keys.
     #[must_use]
     pub fn sees(&self) -> Option<Mode> {
-        self.key.as_ref().map(|key| key.key.mode).filter(|mode| *mode == Mode::Test)
+        self.key
+            .as_ref()
+            .map(|key| key.key.mode)
+            .filter(|mode| *mode == Mode::Test)
     }
 
     /// What the audit log will say about a change of theirs, made now.
-    pub fn draft(&self, state: &State, action: Action, target: Target, changes: serde_json::Value) -> Draft {
+    pub fn draft(
+        &self,
+        state: &State,
+        action: Action,
+        target: Target,
+        changes: serde_json::Value,
+    ) -> Draft {
         self.drafts(state)(action, target, changes)
     }
 
@@ -328,7 +426,8 @@ impl Manager {
     pub fn drafts(
         &self,
         state: &State,
-    ) -> impl Fn(Action, Target, serde_json::Value) -> Draft + Clone + Send + Sync + use<> + 'static {
+    ) -> impl Fn(Action, Target, serde_json::Value) -> Draft + Clone + Send + Sync + use<> + 'static
+    {
         let (by, random, clock) = (self.clone(), state.random.clone(), Arc::clone(&state.clock));
         move |action, target, changes| {
             let occurred_at = clock.now();
@@ -370,7 +469,13 @@ impl Operator {
     /// The operator as manager of an account.
     #[must_use]
     pub fn manage(self, account_id: AccountId) -> Manager {
-        Manager { account_id, actor: self.actor, request_id: Some(self.request_id), ip: self.ip, key: None }
+        Manager {
+            account_id,
+            actor: self.actor,
+            request_id: Some(self.request_id),
+            ip: self.ip,
+            key: None,
+        }
     }
 }
 
@@ -441,16 +546,24 @@ fn manager(request: &HttpRequest, state: &State, claims: jwt::Claims) -> Result<
     let account = match (named?, claims.account) {
         (Some(account), _) if operator => account,
         (None, _) if operator => {
-            return Err(Problem::field("account", "is required: an operator says whose account"));
+            return Err(Problem::field(
+                "account",
+                "is required: an operator says whose account",
+            ));
         }
         (_, Ok(account)) => account,
         (_, Err(fault)) => {
             let claim = state.tokens.account_claim();
-            let detail = format!("The management token names no account: its claim `{claim}` {fault}.");
+            let detail =
+                format!("The management token names no account: its claim `{claim}` {fault}.");
             return Err(Problem::forbidden(detail));
         }
     };
-    let kind = if operator { ActorKind::Operator } else { ActorKind::Merchant };
+    let kind = if operator {
+        ActorKind::Operator
+    } else {
+        ActorKind::Merchant
+    };
     Ok(Manager::new(request, state, account, kind, &claims.subject))
 }
 
@@ -469,13 +582,15 @@ impl AccountHolder {
         let state = state(request)?;
         match identify(request, &state, &[Family::Secret]).await? {
             Caller::Token(claims) => Ok(Self(manager(request, &state, claims)?)),
-            Caller::Key(key) if key.key.family == Family::Secret => match account_parameter(request) {
-                Ok(None) => {
-                    not_forwarded(request, &state)?;
-                    Ok(Self(Manager::of_key(request, &state, key)))
+            Caller::Key(key) if key.key.family == Family::Secret => {
+                match account_parameter(request) {
+                    Ok(None) => {
+                        not_forwarded(request, &state)?;
+                        Ok(Self(Manager::of_key(request, &state, key)))
+                    }
+                    _ => Err(Problem::forbidden(ONLY_OPERATORS).into()),
                 }
-                _ => Err(Problem::forbidden(ONLY_OPERATORS).into()),
-            },
+            }
             _ => Err(Problem::forbidden("This needs a secret key or a management token.").into()),
         }
     }
@@ -486,10 +601,19 @@ impl Operator {
         let state = state(request)?;
         match identify(request, &state, &[]).await? {
             Caller::Token(claims) if claims.has_role("operator") => {
-                let actor = Actor { kind: ActorKind::Operator, id: claims.subject };
-                Ok(Self { actor, request_id: request_id(request), ip: client_ip(request, &state) })
+                let actor = Actor {
+                    kind: ActorKind::Operator,
+                    id: claims.subject,
+                };
+                Ok(Self {
+                    actor,
+                    request_id: request_id(request),
+                    ip: client_ip(request, &state),
+                })
             }
-            _ => Err(Problem::forbidden("This needs a management token with the role operator.").into()),
+            _ => Err(
+                Problem::forbidden("This needs a management token with the role operator.").into(),
+            ),
         }
     }
 }
@@ -502,12 +626,16 @@ impl Verifying {
                 tracing::trace!(service_key = %id, "a resource server asks");
                 Ok(Self::Service(Service(id.to_string().into())))
             }
-            Caller::Token(claims) if claims.has_role("service") => Ok(Self::Service(Service(claims.subject.into()))),
-            Caller::Key(record) if record.key.family == Family::Secret => Ok(Self::SecretKey(record)),
-            _ => {
-                Err(Problem::forbidden("This needs a service key, a token with the role service, or a secret key.")
-                    .into())
+            Caller::Token(claims) if claims.has_role("service") => {
+                Ok(Self::Service(Service(claims.subject.into())))
             }
+            Caller::Key(record) if record.key.family == Family::Secret => {
+                Ok(Self::SecretKey(record))
+            }
+            _ => Err(Problem::forbidden(
+                "This needs a service key, a token with the role service, or a secret key.",
+            )
+            .into()),
         }
     }
 }
@@ -518,7 +646,10 @@ impl Service {
         match identify(request, &state, &[]).await? {
             Caller::ServiceKey(id) => Ok(Self(id.to_string().into())),
             Caller::Token(claims) if claims.has_role("service") => Ok(Self(claims.subject.into())),
-            _ => Err(Problem::forbidden("This needs a service key, or a token with the role service.").into()),
+            _ => Err(Problem::forbidden(
+                "This needs a service key, or a token with the role service.",
+            )
+            .into()),
         }
     }
 }
@@ -529,7 +660,9 @@ impl PresentedKey {
         let record = match identify(request, &state, &Family::ALL).await? {
             Caller::Key(record) => record,
             Caller::Token(_) => return Err(Problem::forbidden(NEEDS_KEY).into()),
-            Caller::ServiceKey(_) => return Err(Problem::forbidden("This needs an API key, not a service key.").into()),
+            Caller::ServiceKey(_) => {
+                return Err(Problem::forbidden("This needs an API key, not a service key.").into());
+            }
         };
         let manager = Manager::of_key(request, &state, record.clone());
         Ok(Self { record, manager })
@@ -557,4 +690,11 @@ macro_rules! from_request {
         }
     )*};
 }
-from_request!(Merchant, AccountHolder, Operator, Verifying, Service, PresentedKey);
+from_request!(
+    Merchant,
+    AccountHolder,
+    Operator,
+    Verifying,
+    Service,
+    PresentedKey
+);

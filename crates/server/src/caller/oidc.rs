@@ -19,16 +19,18 @@ use std::{fmt, sync::Arc, time::Duration};
 use futures_util::future::{BoxFuture, FutureExt as _};
 use jiff::{SignedDuration, Timestamp};
 use openidconnect::{
-    AdditionalClaims, AdditionalProviderMetadata, AsyncHttpClient, AuthType, AuthenticationFlow, AuthorizationCode,
-    ClientId, ClientSecret, CsrfToken, DiscoveryError, EndpointMaybeSet, EndpointNotSet, EndpointSet, ExtraTokenFields,
-    HttpRequest, HttpResponse, IdToken, IssuerUrl, JsonWebKeySet, JwsSigningAlgorithm as _, Nonce, PkceCodeChallenge,
-    PkceCodeVerifier, ProviderMetadata, RedirectUrl, RequestTokenError, Scope, StandardErrorResponse,
+    AdditionalClaims, AdditionalProviderMetadata, AsyncHttpClient, AuthType, AuthenticationFlow,
+    AuthorizationCode, ClientId, ClientSecret, CsrfToken, DiscoveryError, EndpointMaybeSet,
+    EndpointNotSet, EndpointSet, ExtraTokenFields, HttpRequest, HttpResponse, IdToken, IssuerUrl,
+    JsonWebKeySet, JwsSigningAlgorithm as _, Nonce, PkceCodeChallenge, PkceCodeVerifier,
+    ProviderMetadata, RedirectUrl, RequestTokenError, Scope, StandardErrorResponse,
     StandardTokenResponse, TokenResponse,
     core::{
-        CoreAuthDisplay, CoreAuthPrompt, CoreClaimName, CoreClaimType, CoreClientAuthMethod, CoreErrorResponseType,
-        CoreGenderClaim, CoreGrantType, CoreJsonWebKey, CoreJweContentEncryptionAlgorithm,
-        CoreJweKeyManagementAlgorithm, CoreJwsSigningAlgorithm, CoreResponseMode, CoreResponseType, CoreRevocableToken,
-        CoreRevocationErrorResponse, CoreSubjectIdentifierType, CoreTokenIntrospectionResponse, CoreTokenType,
+        CoreAuthDisplay, CoreAuthPrompt, CoreClaimName, CoreClaimType, CoreClientAuthMethod,
+        CoreErrorResponseType, CoreGenderClaim, CoreGrantType, CoreJsonWebKey,
+        CoreJweContentEncryptionAlgorithm, CoreJweKeyManagementAlgorithm, CoreJwsSigningAlgorithm,
+        CoreResponseMode, CoreResponseType, CoreRevocableToken, CoreRevocationErrorResponse,
+        CoreSubjectIdentifierType, CoreTokenIntrospectionResponse, CoreTokenType,
     },
     http,
 };
@@ -74,14 +76,25 @@ impl AdditionalClaims for UnreadClaims {}
 
 type Tokens = StandardTokenResponse<OtherTokens, CoreTokenType>;
 
-impl TokenResponse<UnreadClaims, CoreGenderClaim, CoreJweContentEncryptionAlgorithm, CoreJwsSigningAlgorithm>
-    for Tokens
+impl
+    TokenResponse<
+        UnreadClaims,
+        CoreGenderClaim,
+        CoreJweContentEncryptionAlgorithm,
+        CoreJwsSigningAlgorithm,
+    > for Tokens
 {
     /// Returns nothing: the crate's type of ID token cannot hold what [`id_token`] reads.
     fn id_token(
         &self,
-    ) -> Option<&IdToken<UnreadClaims, CoreGenderClaim, CoreJweContentEncryptionAlgorithm, CoreJwsSigningAlgorithm>>
-    {
+    ) -> Option<
+        &IdToken<
+            UnreadClaims,
+            CoreGenderClaim,
+            CoreJweContentEncryptionAlgorithm,
+            CoreJwsSigningAlgorithm,
+        >,
+    > {
         None
     }
 }
@@ -333,7 +346,8 @@ impl Provider {
     /// # Errors
     /// [`ProviderSetupError`].
     pub fn new(settings: &OidcSettings) -> Result<Self, ProviderSetupError> {
-        let issuer = IssuerUrl::new(settings.issuer.clone()).map_err(|_| ProviderSetupError::Url)?;
+        let issuer =
+            IssuerUrl::new(settings.issuer.clone()).map_err(|_| ProviderSetupError::Url)?;
         let redirect = format!("{}{CALLBACK}", settings.public_url);
         let rules = ClaimRules {
             issuer: Some(settings.issuer.clone()),
@@ -341,7 +355,10 @@ impl Provider {
             account_claim: settings.account_claim.clone(),
             roles_claim: settings.roles_claim.clone(),
         };
-        let secret = settings.client_secret.as_ref().map_or("", |secret| secret.expose());
+        let secret = settings
+            .client_secret
+            .as_ref()
+            .map_or("", |secret| secret.expose());
         Ok(Self {
             grounds: rules.grounds("oidc", &Digest::of(secret)),
             endpoint: Endpoint {
@@ -349,12 +366,18 @@ impl Provider {
                 issuer,
             },
             client_id: ClientId::new(settings.client_id.clone()),
-            client_secret: settings.client_secret.as_ref().map(|it| ClientSecret::new(it.expose().to_owned())),
+            client_secret: settings
+                .client_secret
+                .as_ref()
+                .map(|it| ClientSecret::new(it.expose().to_owned())),
             signed_out: format!("{}{SIGNED_OUT}", settings.public_url),
             redirect: RedirectUrl::new(redirect).map_err(|_| ProviderSetupError::Url)?,
             scopes: settings.scopes.iter().cloned().map(Scope::new).collect(),
             rules,
-            published: Published::new("the metadata of the OpenID Connect provider", FETCH_INTERVAL),
+            published: Published::new(
+                "the metadata of the OpenID Connect provider",
+                FETCH_INTERVAL,
+            ),
         })
     }
 
@@ -370,7 +393,8 @@ impl Provider {
     /// [`OidcError::Unavailable`].
     pub async fn fetch_key_count(&self) -> Result<usize, OidcError> {
         let fetched = tokio::time::timeout(FETCH_TIMEOUT, self.endpoint.clone().fetch()).await;
-        let known = fetched.map_err(|_| OidcError::Unavailable("does not respond in time".to_owned()))??;
+        let known = fetched
+            .map_err(|_| OidcError::Unavailable("does not respond in time".to_owned()))??;
         Ok(known.metadata.jwks().keys().len())
     }
 
@@ -378,9 +402,15 @@ impl Provider {
     /// no such place, or if its metadata was never fetched and is not there within two seconds. There is no `state`: the page that it
     /// comes back to changes nothing.
     pub async fn end_session_url(&self, clock: &dyn Clock) -> Option<Url> {
-        let known = tokio::time::timeout(SIGN_OUT_WAIT, self.known(clock.now())).await.ok()?.ok()?;
+        let known = tokio::time::timeout(SIGN_OUT_WAIT, self.known(clock.now()))
+            .await
+            .ok()?
+            .ok()?;
         let mut url = known.end_session.clone()?;
-        let parameters = [("client_id", self.client_id.as_str()), ("post_logout_redirect_uri", &self.signed_out)];
+        let parameters = [
+            ("client_id", self.client_id.as_str()),
+            ("post_logout_redirect_uri", &self.signed_out),
+        ];
         url.query_pairs_mut().extend_pairs(parameters);
         Some(url)
     }
@@ -410,7 +440,10 @@ impl Provider {
     ) -> Result<(Attempt, Url), OidcError> {
         let known = self.known(clock.now()).await?;
         let attempt = Attempt::begin(next, before, random, clock.now());
-        let (state, nonce) = (attempt.state.expose().to_owned(), attempt.nonce.expose().to_owned());
+        let (state, nonce) = (
+            attempt.state.expose().to_owned(),
+            attempt.nonce.expose().to_owned(),
+        );
         let verifier = PkceCodeVerifier::new(attempt.verifier.expose().to_owned());
         let (url, ..) = self
             .registered(&known)
@@ -429,7 +462,12 @@ impl Provider {
     ///
     /// # Errors
     /// [`OidcError`].
-    pub async fn finish(&self, clock: &dyn Clock, attempt: &Attempt, code: &str) -> Result<Claims, OidcError> {
+    pub async fn finish(
+        &self,
+        clock: &dyn Clock,
+        attempt: &Attempt,
+        code: &str,
+    ) -> Result<Claims, OidcError> {
         let known = self.known(clock.now()).await?;
         let registered = self.registered(&known);
         let tokens = registered
@@ -451,7 +489,9 @@ impl Provider {
             verified = token.verify(&self.expected(&newer, attempt), clock.now());
         }
         let claims = verified.map_err(OidcError::Rejected)?;
-        self.rules.read(claims, clock.now()).map_err(|error| OidcError::Rejected(of_rules(&error)))
+        self.rules
+            .read(claims, clock.now())
+            .map_err(|error| OidcError::Rejected(of_rules(&error)))
     }
 
     /// What an ID token of this sign-in is checked against.
@@ -469,17 +509,27 @@ impl Provider {
         let metadata = known.metadata.clone();
         let methods = metadata.token_endpoint_auth_methods_supported();
         let has = |method| methods.is_some_and(|methods| methods.contains(&method));
-        let in_body = has(CoreClientAuthMethod::ClientSecretPost) && !has(CoreClientAuthMethod::ClientSecretBasic);
-        Registered::from_provider_metadata(metadata, self.client_id.clone(), self.client_secret.clone())
-            .set_redirect_uri(self.redirect.clone())
-            .set_auth_type(if in_body { AuthType::RequestBody } else { AuthType::BasicAuth })
+        let in_body = has(CoreClientAuthMethod::ClientSecretPost)
+            && !has(CoreClientAuthMethod::ClientSecretBasic);
+        Registered::from_provider_metadata(
+            metadata,
+            self.client_id.clone(),
+            self.client_secret.clone(),
+        )
+        .set_redirect_uri(self.redirect.clone())
+        .set_auth_type(if in_body {
+            AuthType::RequestBody
+        } else {
+            AuthType::BasicAuth
+        })
     }
 
     /// The current metadata, without waiting for a newer version; waits only for the first.
     async fn known(&self, now: Timestamp) -> Result<Arc<Known>, OidcError> {
         match self.published.current() {
             Some(known) => {
-                self.published.refresh(now, || self.endpoint.clone().fetch());
+                self.published
+                    .refresh(now, || self.endpoint.clone().fetch());
                 Ok(known)
             }
             None => self.newer(now).await,
@@ -488,13 +538,19 @@ impl Provider {
 
     /// The metadata after the next fetch, or the current one if it was fetched a moment ago or the fetch fails.
     async fn newer(&self, now: Timestamp) -> Result<Arc<Known>, OidcError> {
-        let newer = self.published.newer(now, || self.endpoint.clone().fetch()).await;
-        newer.ok_or_else(|| OidcError::Unavailable("does not respond with its metadata and keys".to_owned()))
+        let newer = self
+            .published
+            .newer(now, || self.endpoint.clone().fetch())
+            .await;
+        newer.ok_or_else(|| {
+            OidcError::Unavailable("does not respond with its metadata and keys".to_owned())
+        })
     }
 
     /// Fetches the metadata again if it is outdated, and waits until no fetch is on its way. Before the first sign-in nothing is fetched.
     pub async fn refresh(&self, now: Timestamp) {
-        self.published.refresh(now, || self.endpoint.clone().fetch());
+        self.published
+            .refresh(now, || self.endpoint.clone().fetch());
         self.published.settled().await;
     }
 }
@@ -502,21 +558,38 @@ impl Provider {
 impl Endpoint {
     /// What the provider publishes about itself now, and its keys.
     async fn fetch(self) -> Result<Known, OidcError> {
-        let metadata =
-            Metadata::discover_async(self.issuer.clone(), &self).await.map_err(|error| of_discovery(&error))?;
+        let metadata = Metadata::discover_async(self.issuer.clone(), &self)
+            .await
+            .map_err(|error| of_discovery(&error))?;
         // A browser is sent there, and our own client does not see to it.
         if trusted_url(metadata.authorization_endpoint()).is_err() {
-            return Err(OidcError::Unavailable("has an authorization endpoint that is not https".to_owned()));
+            return Err(OidcError::Unavailable(
+                "has an authorization endpoint that is not https".to_owned(),
+            ));
         }
         let mut algorithms = metadata.id_token_signing_alg_values_supported().clone();
         algorithms.retain(|it| *it != CoreJwsSigningAlgorithm::None && !it.uses_shared_secret());
-        let keys: Vec<_> = metadata.jwks().keys().iter().filter(|key| is_strong(key)).cloned().collect();
+        let keys: Vec<_> = metadata
+            .jwks()
+            .keys()
+            .iter()
+            .filter(|key| is_strong(key))
+            .cloned()
+            .collect();
         tracing::info!(
             issuer = %*self.issuer, usable_keys = keys.len(), "fetched the metadata of the OpenID Connect provider"
         );
-        let end_session = metadata.additional_metadata().end_session_endpoint.as_ref().and_then(Value::as_str);
+        let end_session = metadata
+            .additional_metadata()
+            .end_session_endpoint
+            .as_ref()
+            .and_then(Value::as_str);
         let end_session = end_session.and_then(|url| trusted_url(url).ok());
-        Ok(Known { metadata: metadata.set_jwks(JsonWebKeySet::new(keys)), algorithms, end_session })
+        Ok(Known {
+            metadata: metadata.set_jwks(JsonWebKeySet::new(keys)),
+            algorithms,
+            end_session,
+        })
     }
 
     /// Our HTTP client as that crate wants it.
@@ -544,15 +617,22 @@ impl<'c> AsyncHttpClient<'c> for Endpoint {
 
 impl fmt::Debug for Provider {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Provider").field("issuer", &*self.endpoint.issuer).finish_non_exhaustive()
+        f.debug_struct("Provider")
+            .field("issuer", &*self.endpoint.issuer)
+            .finish_non_exhaustive()
     }
 }
 
 /// An RSA key of a few bits is a key of everybody's; the other types have one size each.
 fn is_strong(key: &CoreJsonWebKey) -> bool {
-    let Ok(key) = serde_json::to_value(key) else { return false };
+    let Ok(key) = serde_json::to_value(key) else {
+        return false;
+    };
     key.get("kty").and_then(Value::as_str) != Some("RSA")
-        || key.get("n").and_then(Value::as_str).is_some_and(|n| RSA_MODULUS.contains(&(n.len() * 3 / 4)))
+        || key
+            .get("n")
+            .and_then(Value::as_str)
+            .is_some_and(|n| RSA_MODULUS.contains(&(n.len() * 3 / 4)))
 }
 
 fn of_fetch(error: &FetchError) -> String {
@@ -575,12 +655,16 @@ fn of_discovery(error: &DiscoveryError<FetchError>) -> OidcError {
     })
 }
 
-fn of_exchange(error: RequestTokenError<FetchError, StandardErrorResponse<CoreErrorResponseType>>) -> OidcError {
+fn of_exchange(
+    error: RequestTokenError<FetchError, StandardErrorResponse<CoreErrorResponseType>>,
+) -> OidcError {
     match error {
         RequestTokenError::ServerResponse(response) => of_error_code(response.error()),
         RequestTokenError::Request(error) => OidcError::Unavailable(of_fetch(&error)),
         RequestTokenError::Parse(_, body) => of_malformed_tokens(&body),
-        RequestTokenError::Other(_) => OidcError::Unavailable("does not respond with tokens".to_owned()),
+        RequestTokenError::Other(_) => {
+            OidcError::Unavailable("does not respond with tokens".to_owned())
+        }
     }
 }
 
@@ -588,8 +672,12 @@ fn of_exchange(error: RequestTokenError<FetchError, StandardErrorResponse<CoreEr
 fn of_error_code(code: &CoreErrorResponseType) -> OidcError {
     OidcError::Unavailable(match code {
         CoreErrorResponseType::InvalidGrant => return OidcError::Rejected(Rejection::Code),
-        CoreErrorResponseType::InvalidClient => "does not accept our client: invalid_client".to_owned(),
-        CoreErrorResponseType::UnauthorizedClient => "does not accept our client: unauthorized_client".to_owned(),
+        CoreErrorResponseType::InvalidClient => {
+            "does not accept our client: invalid_client".to_owned()
+        }
+        CoreErrorResponseType::UnauthorizedClient => {
+            "does not accept our client: unauthorized_client".to_owned()
+        }
         _ => "refused to exchange a code".to_owned(),
     })
 }
@@ -598,7 +686,9 @@ fn of_error_code(code: &CoreErrorResponseType) -> OidcError {
 /// 200.
 fn of_malformed_tokens(body: &[u8]) -> OidcError {
     let body: Value = serde_json::from_slice(body).unwrap_or_default();
-    let code = body.get("error").and_then(|code| serde_json::from_value(code.clone()).ok());
+    let code = body
+        .get("error")
+        .and_then(|code| serde_json::from_value(code.clone()).ok());
     match code {
         Some(code) => of_error_code(&code),
         None if body.get("id_token").is_some_and(|token| !token.is_null()) => {
@@ -632,7 +722,10 @@ mod tests {
             (rsa(171), false),
             (rsa(0), false),
             (json!({"kty": "RSA", "kid": "k", "e": "AQAB"}), false),
-            (json!({"kty": "EC", "crv": "P-256", "x": "AAAA", "y": "AAAA"}), true),
+            (
+                json!({"kty": "EC", "crv": "P-256", "x": "AAAA", "y": "AAAA"}),
+                true,
+            ),
         ] {
             let read: CoreJsonWebKey = serde_json::from_value(key.clone()).unwrap();
             assert_eq!(is_strong(&read), strong, "{key}");
@@ -643,11 +736,26 @@ mod tests {
     fn malformed_token_response_is_an_error_of_what_it_holds() {
         let unavailable = |reason: &str| OidcError::Unavailable(reason.to_owned());
         for (body, expected) in [
-            (r#"{"error": "invalid_grant"}"#, OidcError::Rejected(Rejection::Code)),
-            (r#"{"error": "invalid_client"}"#, unavailable("does not accept our client: invalid_client")),
-            (r#"{"error": "EXAMPLE"}"#, unavailable("refused to exchange a code")),
-            (r#"{"access_token": "a", "id_token": "a.b.c"}"#, OidcError::Rejected(Rejection::TokenResponse)),
-            (r#"{"id_token": null}"#, unavailable("does not respond with tokens")),
+            (
+                r#"{"error": "invalid_grant"}"#,
+                OidcError::Rejected(Rejection::Code),
+            ),
+            (
+                r#"{"error": "invalid_client"}"#,
+                unavailable("does not accept our client: invalid_client"),
+            ),
+            (
+                r#"{"error": "EXAMPLE"}"#,
+                unavailable("refused to exchange a code"),
+            ),
+            (
+                r#"{"access_token": "a", "id_token": "a.b.c"}"#,
+                OidcError::Rejected(Rejection::TokenResponse),
+            ),
+            (
+                r#"{"id_token": null}"#,
+                unavailable("does not respond with tokens"),
+            ),
             ("[1]", unavailable("does not respond with tokens")),
             ("<html>", unavailable("does not respond with tokens")),
         ] {
@@ -662,7 +770,8 @@ mod tests {
             let tokens: Tokens = serde_json::from_value(body).unwrap();
             assert_eq!(tokens.extra_fields().id_token, id_token);
         }
-        let tokens: Tokens = serde_json::from_value(json!({"access_token": "a", "token_type": "Bearer"})).unwrap();
+        let tokens: Tokens =
+            serde_json::from_value(json!({"access_token": "a", "token_type": "Bearer"})).unwrap();
         assert!(tokens.extra_fields().id_token.is_null());
     }
 }

@@ -56,7 +56,12 @@ pub(super) fn distance(one: Timestamp, other: Timestamp) -> SignedDuration {
 impl<T: Send + Sync + 'static> Published<T> {
     /// Creates it without a version. `interval` is the least time between the beginnings of two fetches.
     pub(super) fn new(name: &'static str, interval: SignedDuration) -> Arc<Self> {
-        Arc::new(Self { name, interval, current: RwLock::new(None), fetches: Mutex::default() })
+        Arc::new(Self {
+            name,
+            interval,
+            current: RwLock::new(None),
+            fetches: Mutex::default(),
+        })
     }
 
     /// Returns the current version, or `None` before the first fetch has succeeded. Never waits.
@@ -67,7 +72,9 @@ impl<T: Send + Sync + 'static> Published<T> {
 
     fn is_outdated(&self, now: Timestamp) -> bool {
         let current = self.current.read().unwrap_or_else(PoisonError::into_inner);
-        current.as_ref().is_some_and(|version| distance(version.fetched_at, now) >= MAX_AGE)
+        current
+            .as_ref()
+            .is_some_and(|version| distance(version.fetched_at, now) >= MAX_AGE)
     }
 
     /// Starts a fetch in the background if the current version is older than [`MAX_AGE`]. Never waits. `fetch` is called only if a fetch
@@ -84,7 +91,11 @@ impl<T: Send + Sync + 'static> Published<T> {
 
     /// Waits for the fetch that is on its way, or for one that this call starts, and returns the current version. Within the interval
     /// after the last beginning none starts and nothing waits. After a failed fetch the version before stays.
-    pub(super) async fn newer<F, E>(self: &Arc<Self>, now: Timestamp, fetch: impl FnOnce() -> F) -> Option<Arc<T>>
+    pub(super) async fn newer<F, E>(
+        self: &Arc<Self>,
+        now: Timestamp,
+        fetch: impl FnOnce() -> F,
+    ) -> Option<Arc<T>>
     where
         F: Future<Output = Result<T, E>> + Send + 'static,
         E: fmt::Display + Send,
@@ -97,23 +108,39 @@ impl<T: Send + Sync + 'static> Published<T> {
 
     /// Waits until no fetch is on its way.
     pub(super) async fn settled(&self) {
-        let running = self.fetches.lock().unwrap_or_else(PoisonError::into_inner).last.clone();
+        let running = self
+            .fetches
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .last
+            .clone();
         if let Some(running) = running {
             ended(running).await;
         }
     }
 
     /// Returns the fetch that is on its way, which may have started here; `None` if there is none and it is too early for another.
-    fn start<F, E>(self: &Arc<Self>, now: Timestamp, fetch: impl FnOnce() -> F) -> Option<watch::Receiver<()>>
+    fn start<F, E>(
+        self: &Arc<Self>,
+        now: Timestamp,
+        fetch: impl FnOnce() -> F,
+    ) -> Option<watch::Receiver<()>>
     where
         F: Future<Output = Result<T, E>> + Send + 'static,
         E: fmt::Display + Send,
     {
         let mut fetches = self.fetches.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(running) = fetches.last.as_ref().filter(|last| last.has_changed().is_ok()) {
+        if let Some(running) = fetches
+            .last
+            .as_ref()
+            .filter(|last| last.has_changed().is_ok())
+        {
             return Some(running.clone());
         }
-        if fetches.last_began.is_some_and(|at| distance(at, now) < self.interval) {
+        if fetches
+            .last_began
+            .is_some_and(|at| distance(at, now) < self.interval)
+        {
             return None;
         }
         let (running, last) = watch::channel(());
@@ -124,11 +151,21 @@ impl<T: Send + Sync + 'static> Published<T> {
         tokio::spawn(async move {
             match fetched.await {
                 Ok(Ok(value)) => {
-                    let version = Version { value: Arc::new(value), fetched_at: now };
-                    *published.current.write().unwrap_or_else(PoisonError::into_inner) = Some(version);
+                    let version = Version {
+                        value: Arc::new(value),
+                        fetched_at: now,
+                    };
+                    *published
+                        .current
+                        .write()
+                        .unwrap_or_else(PoisonError::into_inner) = Some(version);
                 }
                 Ok(Err(error)) => tracing::warn!(what = published.name, %error, "fetch failed"),
-                Err(_) => tracing::warn!(what = published.name, error = "no response in time", "fetch failed"),
+                Err(_) => tracing::warn!(
+                    what = published.name,
+                    error = "no response in time",
+                    "fetch failed"
+                ),
             }
             drop(running);
         });

@@ -29,10 +29,14 @@ pub(super) async fn run(settings: &Settings, command: Command) -> anyhow::Result
     let state = open(settings).await?;
     let account: Account = match command {
         Command::Show { id } => accounts::get(&state, id).await?,
-        Command::Set { id, operating_model } => {
-            accounts::set_operating_model(&state, &manager(id), operating_model).await?
-        }
+        Command::Set {
+            id,
+            operating_model,
+        } => accounts::set_operating_model(&state, &manager(id), operating_model).await?,
     };
-    output::line(format_args!("{}  operating_model={}", account.id, account.operating_model))?;
+    output::line(format_args!(
+        "{}  operating_model={}",
+        account.id, account.operating_model
+    ))?;
     Ok(ExitCode::SUCCESS)
 }

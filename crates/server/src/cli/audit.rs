@@ -31,16 +31,25 @@ pub(super) fn run(settings: &Settings, command: Command) -> anyhow::Result<ExitC
     let Command::Verify { account, heads } = command;
     name_database(settings);
     let store = server::open_existing_store(settings, Arc::new(SystemClock))?;
-    let Checked { ends, faults } = store.read_blocking(|db| audit::check(db, account.as_ref(), &heads))?;
+    let Checked { ends, faults } =
+        store.read_blocking(|db| audit::check(db, account.as_ref(), &heads))?;
     if let Some(account) = &account {
-        ensure!(!ends.is_empty() || !faults.is_empty(), "account {account} has no audit log");
+        ensure!(
+            !ends.is_empty() || !faults.is_empty(),
+            "account {account} has no audit log"
+        );
     }
     for (account, end) in &ends {
-        output::line(format_args!("{account}  {} entries  head {}", end.seq, end.hash))?;
+        output::line(format_args!(
+            "{account}  {} entries  head {}",
+            end.seq, end.hash
+        ))?;
     }
     let (entries, accounts) = (ends.values().map(|end| end.seq).sum::<u64>(), ends.len());
     if faults.is_empty() {
-        output::line(format_args!("the audit log is intact (entries checked: {entries}, accounts: {accounts})"))?;
+        output::line(format_args!(
+            "the audit log is intact (entries checked: {entries}, accounts: {accounts})"
+        ))?;
         return Ok(ExitCode::SUCCESS);
     }
     for fault in &faults {

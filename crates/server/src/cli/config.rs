@@ -59,12 +59,17 @@ pub(super) fn run(settings: &Settings, command: &Command) -> anyhow::Result<Exit
         Format::Json => print_json(settings, &warnings, &checks)?,
     }
     let all_ok = checks.iter().all(|(_, outcome)| outcome.is_ok());
-    Ok(if all_ok { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if all_ok {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }
 
 fn check_all(settings: &Settings) -> Vec<(&'static str, Outcome)> {
     type Check = fn(&Settings) -> Outcome;
-    let mut checks: Vec<(&'static str, Check)> = vec![("database", database), ("management tokens", tokens)];
+    let mut checks: Vec<(&'static str, Check)> =
+        vec![("database", database), ("management tokens", tokens)];
     if settings.oidc.is_some() {
         checks.push(("OpenID Connect", oidc));
     }
@@ -84,7 +89,12 @@ fn check_all(settings: &Settings) -> Vec<(&'static str, Outcome)> {
         .map(|(name, receiver)| {
             let left = deadline.saturating_duration_since(Instant::now());
             let outcome = receiver.recv_timeout(left);
-            (name, outcome.unwrap_or_else(|_| Err(format!("no response within {} seconds", TIMEOUT.as_secs()))))
+            (
+                name,
+                outcome.unwrap_or_else(|_| {
+                    Err(format!("no response within {} seconds", TIMEOUT.as_secs()))
+                }),
+            )
         })
         .collect()
 }
@@ -97,9 +107,15 @@ fn database(settings: &Settings) -> Outcome {
         return Ok(format!("{target} is created when the server starts"));
     }
     // A check says what is so now.
-    let settings = Settings { database_wait: Duration::ZERO, ..settings.clone() };
-    server::open_existing_store(&settings, Arc::new(SystemClock)).map_err(|error| format!("{error:#}"))?;
-    Ok(format!("{target} responds and has the schema of this version"))
+    let settings = Settings {
+        database_wait: Duration::ZERO,
+        ..settings.clone()
+    };
+    server::open_existing_store(&settings, Arc::new(SystemClock))
+        .map_err(|error| format!("{error:#}"))?;
+    Ok(format!(
+        "{target} responds and has the schema of this version"
+    ))
 }
 
 /// The source of management tokens can be used.
@@ -112,14 +128,21 @@ fn tokens(settings: &Settings) -> Outcome {
         }
         TokenSource::Hs256(_) => Ok("HS256 with TOLLKEY_JWT_HS256_SECRET".to_owned()),
         TokenSource::PublicKeyFile(file) => {
-            TokenVerifier::open(&settings.tokens, Some(&secret)).map_err(|error| error.to_string())?;
+            TokenVerifier::open(&settings.tokens, Some(&secret))
+                .map_err(|error| error.to_string())?;
             Ok(format!("public key in {}", file.path().display()))
         }
         TokenSource::Jwks(url) => {
-            let verifier = TokenVerifier::open(&settings.tokens, Some(&secret)).map_err(|error| error.to_string())?;
+            let verifier = TokenVerifier::open(&settings.tokens, Some(&secret))
+                .map_err(|error| error.to_string())?;
             match within_runtime(verifier.fetch_key_count())? {
-                Ok(Some(0)) => Err(format!("{url} has no usable key (RSA from 2048 bits, P-256, P-384, Ed25519)")),
-                Ok(keys) => Ok(format!("{url} has {} usable keys", keys.unwrap_or_default())),
+                Ok(Some(0)) => Err(format!(
+                    "{url} has no usable key (RSA from 2048 bits, P-256, P-384, Ed25519)"
+                )),
+                Ok(keys) => Ok(format!(
+                    "{url} has {} usable keys",
+                    keys.unwrap_or_default()
+                )),
                 Err(error) => Err(format!("{url}: {error}")),
             }
         }
@@ -128,11 +151,16 @@ fn tokens(settings: &Settings) -> Outcome {
 
 /// The OpenID Connect provider publishes its metadata and keys.
 fn oidc(settings: &Settings) -> Outcome {
-    let Some(oidc) = &settings.oidc else { return Ok("off".to_owned()) };
+    let Some(oidc) = &settings.oidc else {
+        return Ok("off".to_owned());
+    };
     let provider = Provider::new(oidc).map_err(|error| error.to_string())?;
     match within_runtime(provider.fetch_key_count())? {
         Ok(0) => Err(format!("{} has no usable key", oidc.issuer)),
-        Ok(keys) => Ok(format!("{} responds and has {keys} usable keys", oidc.issuer)),
+        Ok(keys) => Ok(format!(
+            "{} responds and has {keys} usable keys",
+            oidc.issuer
+        )),
         Err(error) => Err(format!("{}: {error}", oidc.issuer)),
     }
 }
@@ -141,13 +169,20 @@ fn within_runtime<T>(work: impl Future<Output = T>) -> Result<T, String> {
     block_on(async { Ok(work.await) }).map_err(|error| error.to_string())
 }
 
-fn print_text(settings: &Settings, warnings: &[Warning], checks: &[(&str, Outcome)]) -> anyhow::Result<()> {
+fn print_text(
+    settings: &Settings,
+    warnings: &[Warning],
+    checks: &[(&str, Outcome)],
+) -> anyhow::Result<()> {
     output::line("Settings")?;
     let widest = |texts: &mut dyn Iterator<Item = usize>| texts.max().unwrap_or_default();
     let names = widest(&mut settings.effective.iter().map(|it| it.name.len()));
     for setting in &settings.effective {
         let value = setting.value.as_deref().unwrap_or("(not set)");
-        output::line(format_args!("  {:names$}  {value}  ({})", setting.name, setting.from))?;
+        output::line(format_args!(
+            "  {:names$}  {value}  ({})",
+            setting.name, setting.from
+        ))?;
     }
     if !warnings.is_empty() {
         output::line("\nWarnings")?;
@@ -165,7 +200,11 @@ fn print_text(settings: &Settings, warnings: &[Warning], checks: &[(&str, Outcom
     Ok(())
 }
 
-fn print_json(settings: &Settings, warnings: &[Warning], checks: &[(&str, Outcome)]) -> anyhow::Result<()> {
+fn print_json(
+    settings: &Settings,
+    warnings: &[Warning],
+    checks: &[(&str, Outcome)],
+) -> anyhow::Result<()> {
     let settings: Vec<_> = settings
         .effective
         .iter()
@@ -179,5 +218,8 @@ fn print_json(settings: &Settings, warnings: &[Warning], checks: &[(&str, Outcom
             json!({"name": name, "ok": outcome.is_ok(), "detail": detail})
         })
         .collect();
-    output::line(format_args!("{:#}", json!({"settings": settings, "warnings": warnings, "checks": checks})))
+    output::line(format_args!(
+        "{:#}",
+        json!({"settings": settings, "warnings": warnings, "checks": checks})
+    ))
 }

@@ -24,14 +24,20 @@ pub(super) fn run(settings: &Settings) -> anyhow::Result<ExitCode> {
          TOLLKEY_PUBLIC_URL/dashboard/ instead"
     );
     let address = settings.listen;
-    ensure!(address.port() != 0, "the server picks its port itself; name it with --listen");
+    ensure!(
+        address.port() != 0,
+        "the server picks its port itself; name it with --listen"
+    );
     let random = Random::system();
     let (secret, origin) = signing_secret(settings)?;
     output::note(format_args!("signed with {origin}"));
     let base_url = format!("http://{address}");
     let link = dashboard_link(&base_url, &Links::code(&secret, &random, SystemClock.now()));
     let path = link.strip_prefix(&base_url).unwrap_or_default();
-    match local_request::status(address, path).with_context(|| format!("no server responds at {base_url}"))?.as_str() {
+    match local_request::status(address, path)
+        .with_context(|| format!("no server responds at {base_url}"))?
+        .as_str()
+    {
         "200" => {}
         "403" => bail!(
             "the server at {base_url} does not accept the link: it uses another database than {}, or started a moment \
@@ -40,7 +46,10 @@ pub(super) fn run(settings: &Settings) -> anyhow::Result<ExitCode> {
         ),
         _ => bail!("the server at {base_url} is no Tollkey in development mode"),
     }
-    output::note(format_args!("signs in once at {base_url}, within {} minutes:", LINK_LASTS.as_mins()));
+    output::note(format_args!(
+        "signs in once at {base_url}, within {} minutes:",
+        LINK_LASTS.as_mins()
+    ));
     output::line(&*link)?;
     Ok(ExitCode::SUCCESS)
 }

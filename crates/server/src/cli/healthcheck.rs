@@ -12,7 +12,10 @@ use crate::config::Settings;
 
 pub(super) fn run(settings: &Settings) -> anyhow::Result<ExitCode> {
     let mut address = settings.listen;
-    anyhow::ensure!(address.port() != 0, "the server picks its port itself; name it with --listen");
+    anyhow::ensure!(
+        address.port() != 0,
+        "the server picks its port itself; name it with --listen"
+    );
     if address.ip().is_unspecified() {
         address.set_ip(match address {
             SocketAddr::V4(_) => IpAddr::V4(Ipv4Addr::LOCALHOST),
@@ -27,6 +30,8 @@ pub(super) fn run(settings: &Settings) -> anyhow::Result<ExitCode> {
         output::line(format_args!("ready: {url}"))?;
         return Ok(ExitCode::SUCCESS);
     }
-    output::line(format_args!("not ready: {url} responds with status {status}; the log of the server says why"))?;
+    output::line(format_args!(
+        "not ready: {url} responds with status {status}; the log of the server says why"
+    ))?;
     Ok(ExitCode::FAILURE)
 }

@@ -11,7 +11,9 @@ use crate::{config::Settings, server};
 pub(super) fn run(settings: &Settings) -> anyhow::Result<ExitCode> {
     name_database(settings);
     let store = server::open_store(settings, Arc::new(SystemClock))?;
-    let applied = store.apply_migrations().with_context(|| settings.database.url.target())?;
+    let applied = store
+        .apply_migrations()
+        .with_context(|| settings.database.url.target())?;
     for name in &applied {
         output::line(format_args!("applied {name}"))?;
     }

@@ -98,7 +98,10 @@ pub fn run() -> ExitCode {
 /// Prints what clap says: help, the version, or what is wrong with the arguments, unless that quotes a credential.
 fn usage_error(error: &clap::Error) -> ExitCode {
     let arguments = std::env::args_os().skip(1);
-    if shows_credential(&error.to_string(), arguments.map(|argument| argument.to_string_lossy().into_owned())) {
+    if shows_credential(
+        &error.to_string(),
+        arguments.map(|argument| argument.to_string_lossy().into_owned()),
+    ) {
         output::note(
             "error: an argument is not expected there; it is not shown, because it may be a credential. A database URL is \
              set as DATABASE_URL, and a variable in front of the command: NAME=VALUE tollkey\n\nFor more information, try \
@@ -117,7 +120,8 @@ fn shows_credential(message: &str, mut arguments: impl Iterator<Item = String>) 
     arguments.any(|argument| {
         let (name, value) = argument.split_once('=').unwrap_or_default();
         // A variable or a field of the configuration file, whatever its value.
-        let is_setting = !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
+        let is_setting =
+            !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
         (is_setting || is_like_a_credential(&argument)) && message.contains(&argument)
             || is_like_a_credential(value) && message.contains(value)
     })
@@ -163,22 +167,33 @@ fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
 }
 
 fn block_on<T>(command: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
-    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(command)
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?
+        .block_on(command)
 }
 
 /// Ends the process on SIGTERM and SIGINT, with the exit code of a shell. The kernel does so too, but not for the first
 /// process of a container, which could not be stopped while it waits for the database.
 fn exit_on_signals() -> anyhow::Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
     let mut signals = {
         let _entered = runtime.enter();
         Signals::catch()?
     };
-    thread::Builder::new().name("tollkey-signals".into()).spawn(move || {
-        let signal = runtime.block_on(signals.next());
-        output::note(format_args!("tollkey: ended by {signal}"));
-        std::process::exit(if signal == "SIGINT" { 128 + 2 } else { 128 + 15 })
-    })?;
+    thread::Builder::new()
+        .name("tollkey-signals".into())
+        .spawn(move || {
+            let signal = runtime.block_on(signals.next());
+            output::note(format_args!("tollkey: ended by {signal}"));
+            std::process::exit(if signal == "SIGINT" {
+                128 + 2
+            } else {
+                128 + 15
+            })
+        })?;
     Ok(())
 }
 
@@ -195,18 +210,33 @@ async fn open(settings: &Settings) -> anyhow::Result<State> {
     let store = server::open_existing_store(settings, clock.clone())?;
     // No request comes in here, so nobody's token needs to be trusted: a secret that nobody has.
     let random = Random::system();
-    let nobody = TokenVerifier::hs256(&dev_mode::new_secret(&random), ClaimRules::from(&settings.tokens))?;
+    let nobody = TokenVerifier::hs256(
+        &dev_mode::new_secret(&random),
+        ClaimRules::from(&settings.tokens),
+    )?;
     server::assemble(settings, store, clock, random, nobody, None).await
 }
 
 /// Somebody at the command line, managing an account.
 fn manager(account_id: tollkey_core::AccountId) -> Manager {
-    Manager { account_id, actor: Actor { kind: ActorKind::Cli, id: user() }, request_id: None, ip: None, key: None }
+    Manager {
+        account_id,
+        actor: Actor {
+            kind: ActorKind::Cli,
+            id: user(),
+        },
+        request_id: None,
+        ip: None,
+        key: None,
+    }
 }
 
 /// Who is at the command line, by the operating system's word.
 fn user() -> String {
-    std::env::var("USER").ok().filter(|user| !user.is_empty()).unwrap_or_else(|| "unknown".to_owned())
+    std::env::var("USER")
+        .ok()
+        .filter(|user| !user.is_empty())
+        .unwrap_or_else(|| "unknown".to_owned())
 }
 
 #[cfg(test)]
@@ -234,8 +264,12 @@ mod tests {
             (vec!["serve", "--unknown=x"], false),
             (vec!["token", "--ttl", "soon"], false),
         ] {
-            let error = Cli::try_parse_from([&["tollkey"], arguments.as_slice()].concat()).unwrap_err();
-            let is_shown = !shows_credential(&error.to_string(), arguments.iter().map(ToString::to_string));
+            let error =
+                Cli::try_parse_from([&["tollkey"], arguments.as_slice()].concat()).unwrap_err();
+            let is_shown = !shows_credential(
+                &error.to_string(),
+                arguments.iter().map(ToString::to_string),
+            );
             assert_eq!(is_shown, !is_hidden, "{arguments:?}: {error}");
         }
     }
@@ -259,7 +293,10 @@ mod tests {
             let (printed, text) = (format!("{error:#}"), error.to_string());
             assert_eq!(printed, text, "the text is complete, and is not repeated");
             let hint = text.find("; ");
-            assert!(hint.is_none_or(|at| !text[at..].contains("(os error")), "the hint is last: {text}");
+            assert!(
+                hint.is_none_or(|at| !text[at..].contains("(os error")),
+                "the hint is last: {text}"
+            );
         }
     }
 }

@@ -39,7 +39,11 @@ pub(super) fn run(settings: &Settings) -> anyhow::Result<ExitCode> {
         // Whoever started this may read the first line only: nobody listening is no reason not to serve.
         let _ = writeln!(stdout, "listening on {base_url}");
         if let Some(development) = development {
-            let _ = writeln!(stdout, "\n{}", development.message(&base_url, clock.now(), &random)?);
+            let _ = writeln!(
+                stdout,
+                "\n{}",
+                development.message(&base_url, clock.now(), &random)?
+            );
         }
         running.until_signal(signals).await?;
         Ok(ExitCode::SUCCESS)

@@ -29,18 +29,28 @@ pub(super) async fn run(settings: &Settings, command: Command) -> anyhow::Result
     let state = open(settings).await?;
     match command {
         Command::Create { name } => {
-            let name = ServiceKey::parse_name(&name).map_err(|rule| anyhow::anyhow!("the name {rule}"))?;
+            let name =
+                ServiceKey::parse_name(&name).map_err(|rule| anyhow::anyhow!("the name {rule}"))?;
             let (key, text) = service_keys::create(&state, &user(), name).await?;
-            output::note(format_args!("service key {} for {}; it is not shown again:", key.id, key.name));
+            output::note(format_args!(
+                "service key {} for {}; it is not shown again:",
+                key.id, key.name
+            ));
             output::only_once(text.expose()).with_context(|| {
                 format!("service key {} was created and is lost; revoke it with `tollkey service-key revoke`", key.id)
             })?;
         }
         Command::List => {
             for key in service_keys::list(&state).await? {
-                let revoked = key.revoked_at.map(|at| format!("  revoked {at:.0}")).unwrap_or_default();
+                let revoked = key
+                    .revoked_at
+                    .map(|at| format!("  revoked {at:.0}"))
+                    .unwrap_or_default();
                 let (id, last4, name) = (key.id, key.last4, key.name);
-                output::line(format_args!("{id}  …{last4}  {:.0}  {name}{revoked}", key.created_at))?;
+                output::line(format_args!(
+                    "{id}  …{last4}  {:.0}  {name}{revoked}",
+                    key.created_at
+                ))?;
             }
         }
         Command::Revoke { id } => {

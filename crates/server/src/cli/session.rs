@@ -28,8 +28,16 @@ pub(super) enum Command {
 
 pub(super) async fn run(settings: &Settings, command: Command) -> anyhow::Result<ExitCode> {
     // `all` is what is left when neither of the others is there.
-    let Command::End { all: _, account, subject } = command;
-    let ended = open(settings).await?.store.end_sessions(account, subject).await?;
+    let Command::End {
+        all: _,
+        account,
+        subject,
+    } = command;
+    let ended = open(settings)
+        .await?
+        .store
+        .end_sessions(account, subject)
+        .await?;
     output::line(format_args!("sessions ended: {ended}"))?;
     Ok(ExitCode::SUCCESS)
 }

@@ -32,7 +32,10 @@ pub(super) struct Arguments {
 }
 
 pub(super) fn run(settings: &Settings, arguments: Arguments) -> anyhow::Result<ExitCode> {
-    ensure!(arguments.account.is_some() || !arguments.roles.is_empty(), "give --account, --role, or both");
+    ensure!(
+        arguments.account.is_some() || !arguments.roles.is_empty(),
+        "give --account, --role, or both"
+    );
     let (secret, origin) = dev_mode::signing_secret(settings)?;
     output::note(format_args!("signed with {origin}"));
     let token = NewToken {
@@ -41,6 +44,11 @@ pub(super) fn run(settings: &Settings, arguments: Arguments) -> anyhow::Result<E
         roles: arguments.roles,
         lifetime: SignedDuration::from_secs(arguments.ttl),
     };
-    output::line(jwt::mint(&secret, &ClaimRules::from(&settings.tokens), &token, SystemClock.now())?)?;
+    output::line(jwt::mint(
+        &secret,
+        &ClaimRules::from(&settings.tokens),
+        &token,
+        SystemClock.now(),
+    )?)?;
     Ok(ExitCode::SUCCESS)
 }

@@ -328,8 +328,12 @@ pub(super) const CACHED_KEYS: Setting = Setting {
     help: "Most keys that are cached; TOLLKEY_CACHE_BYTES is usually reached first",
 };
 /// The name that [`CACHED_KEYS`] had up to release 0.1.
-pub(super) const REMEMBERED_KEYS: Setting =
-    Setting { env: "TOLLKEY_REMEMBERED_KEYS", flag: Some("remembered-keys"), default: None, ..CACHED_KEYS };
+pub(super) const REMEMBERED_KEYS: Setting = Setting {
+    env: "TOLLKEY_REMEMBERED_KEYS",
+    flag: Some("remembered-keys"),
+    default: None,
+    ..CACHED_KEYS
+};
 
 /// Former names of settings. They are accepted with a warning for one release, and not shown.
 pub(super) const FORMER: &[Setting] = &[REMEMBERED_KEYS];

@@ -40,9 +40,16 @@ pub(super) fn effective(
             None => None,
         };
         let (value, from) = match (own, file) {
-            (_, Some(file)) => (Some(HIDDEN.to_owned()), Source::File(file.text.as_str().into())),
+            (_, Some(file)) => (
+                Some(HIDDEN.to_owned()),
+                Source::File(file.text.as_str().into()),
+            ),
             (Some(own), None) => {
-                let text = if secret.is_some() { HIDDEN.to_owned() } else { own.text.as_str().to_owned() };
+                let text = if secret.is_some() {
+                    HIDDEN.to_owned()
+                } else {
+                    own.text.as_str().to_owned()
+                };
                 (Some(text), own.from)
             }
             (None, None) => {
@@ -51,8 +58,16 @@ pub(super) fn effective(
             }
         };
         let is_database = setting.env == DATABASE_URL.env;
-        let value = if is_database { Some(database.url.target()) } else { value };
-        all.push(EffectiveSetting { name: setting.env, value, from });
+        let value = if is_database {
+            Some(database.url.target())
+        } else {
+            value
+        };
+        all.push(EffectiveSetting {
+            name: setting.env,
+            value,
+            from,
+        });
     }
     Ok(all)
 }

@@ -23,7 +23,9 @@ use std::{
 };
 
 pub use tollkey_api::Secret;
-use tollkey_core::{Catalogue, Invalid, IpList, RouteBase, ceiling::DepthLimit, credential::CredentialHeaders};
+use tollkey_core::{
+    Catalogue, Invalid, IpList, RouteBase, ceiling::DepthLimit, credential::CredentialHeaders,
+};
 use tollkey_store::{Backend, DatabaseUrl};
 
 use self::declared::*;
@@ -234,8 +236,15 @@ impl Settings {
     /// # Errors
     /// [`ConfigError`] for the first setting that cannot be used.
     pub fn load(options: &Options) -> Result<Self, ConfigError> {
-        let settings = Self::resolve(options, &|name| std::env::var_os(name), Path::new(DEFAULT_FILE))?;
-        Ok(Self { unknown_variables: Self::unknown_variables(), ..settings })
+        let settings = Self::resolve(
+            options,
+            &|name| std::env::var_os(name),
+            Path::new(DEFAULT_FILE),
+        )?;
+        Ok(Self {
+            unknown_variables: Self::unknown_variables(),
+            ..settings
+        })
     }
 
     /// The environment variables of this process that look like settings and have no effect.
@@ -246,9 +255,14 @@ impl Settings {
 
     /// What can be used and is probably a mistake.
     pub fn warnings(&self) -> impl Iterator<Item = Warning> {
-        let renamed = self.renamed.iter().map(|&(former, setting)| Warning::Renamed { former, setting });
+        let renamed = self
+            .renamed
+            .iter()
+            .map(|&(former, setting)| Warning::Renamed { former, setting });
         let unknown = self.unknown_variables.iter().cloned().map(Warning::Unknown);
-        renamed.chain(unknown).chain(self.suspicious.iter().cloned())
+        renamed
+            .chain(unknown)
+            .chain(self.suspicious.iter().cloned())
     }
 
     /// The settings of these flags, this environment and this configuration file; the file may be absent unless
@@ -265,10 +279,15 @@ impl Settings {
         let mut renamed = Vec::new();
         let database = database(&sources)?;
         let migrate = required(&sources, &MIGRATE, rules::switch)?;
-        let database_pool = required(&sources, &DATABASE_POOL, |text| rules::number(text, 1, 1000))?;
-        let database_wait = required(&sources, &DATABASE_WAIT_SECONDS, |text| rules::number(text, 0, 3600))?;
+        let database_pool = required(&sources, &DATABASE_POOL, |text| {
+            rules::number(text, 1, 1000)
+        })?;
+        let database_wait = required(&sources, &DATABASE_WAIT_SECONDS, |text| {
+            rules::number(text, 0, 3600)
+        })?;
         if database.kind != DatabaseKind::Postgres {
-            let rule = "must be true or left out with SQLite, which the server migrates on every start";
+            let rule =
+                "must be true or left out with SQLite, which the server migrates on every start";
             check_fixed(&sources, &MIGRATE, migrate, rule)?;
             let rule = "must be 0 or left out with SQLite: no server has to start before the file can be opened";
             check_fixed(&sources, &DATABASE_WAIT_SECONDS, database_wait == 0, rule)?;
@@ -283,9 +302,12 @@ impl Settings {
                 Some(workers) => workers,
                 None => thread::available_parallelism().map_or(1, usize::from),
             },
-            max_connections: sources.parse(&MAX_CONNECTIONS, |text| rules::number(text, 1, 1_000_000))?,
+            max_connections: sources
+                .parse(&MAX_CONNECTIONS, |text| rules::number(text, 1, 1_000_000))?,
             write_timeout: WRITE_TIMEOUT,
-            drain: Duration::from_secs(required(&sources, &DRAIN_SECONDS, |text| rules::number(text, 0, 300))?),
+            drain: Duration::from_secs(required(&sources, &DRAIN_SECONDS, |text| {
+                rules::number(text, 0, 300)
+            })?),
             metrics_listen: sources.parse(&METRICS_LISTEN, rules::socket_address)?,
             trusted_proxies: required(&sources, &TRUSTED_PROXIES, rules::trusted_proxies)?,
             merchant_header: required(&sources, &MERCHANT_HEADER, rules::header_name)?,
@@ -304,18 +326,27 @@ impl Settings {
             tokens: tokens(&sources)?,
             sealing_secret: sealing_secret(&sources)?,
             dashboard_token_sign_in: sources.parse(&DASHBOARD_TOKEN_SIGN_IN, rules::switch)?,
-            public_path: sources.parse(&PUBLIC_URL, rules::public_url)?.map(|(_, path)| path).unwrap_or_default(),
+            public_path: sources
+                .parse(&PUBLIC_URL, rules::public_url)?
+                .map(|(_, path)| path)
+                .unwrap_or_default(),
             oidc: oidc(&sources)?,
-            application_key_limit: required(&sources, &APPLICATION_KEY_LIMIT, |text| rules::number(text, 1, 10_000))?,
-            account_key_limit: sources.parse(&ACCOUNT_KEY_LIMIT, |text| rules::number(text, 1, 1_000_000))?,
+            application_key_limit: required(&sources, &APPLICATION_KEY_LIMIT, |text| {
+                rules::number(text, 1, 10_000)
+            })?,
+            account_key_limit: sources
+                .parse(&ACCOUNT_KEY_LIMIT, |text| rules::number(text, 1, 1_000_000))?,
             key_depth_limit: required(&sources, &KEY_DEPTH_LIMIT, rules::key_depth_limit)?,
             catalogue: catalogue(&sources)?,
             cache_bytes: required(&sources, &CACHE_BYTES, |text| {
                 rules::number(text, tollkey_verifier::Settings::MIN_BYTES, 1 << 40)
             })?,
             cached_keys: {
-                let setting = under_either_name(&sources, &CACHED_KEYS, &REMEMBERED_KEYS, &mut renamed)?;
-                required(&sources, setting, |text| rules::number(text, 1, 100_000_000))?
+                let setting =
+                    under_either_name(&sources, &CACHED_KEYS, &REMEMBERED_KEYS, &mut renamed)?;
+                required(&sources, setting, |text| {
+                    rules::number(text, 1, 100_000_000)
+                })?
             },
             renamed,
             unknown_variables: Vec::new(),
@@ -326,11 +357,15 @@ impl Settings {
         let is_development = matches!(settings.tokens.source, TokenSource::Development);
         let mut derived = vec![
             (&WORKERS, settings.workers.to_string()),
-            (&MAX_CONNECTIONS, open_files::default_max_connections().to_string()),
+            (
+                &MAX_CONNECTIONS,
+                open_files::default_max_connections().to_string(),
+            ),
             (&DASHBOARD_TOKEN_SIGN_IN, is_development.to_string()),
         ];
         derived.extend(roles_claim.map(|claim| (&JWT_ROLES_CLAIM, claim)));
-        settings.effective = effective::effective(&sources, &settings.database, &derived, &settings.renamed)?;
+        settings.effective =
+            effective::effective(&sources, &settings.database, &derived, &settings.renamed)?;
         let mut secrets: Vec<_> = SECRETS.iter().map(|(secret, _)| secret.env).collect();
         if !settings.database.url.has_password() {
             secrets.retain(|secret| *secret != DATABASE_URL.env);
@@ -361,7 +396,9 @@ fn under_either_name<'a>(
     former: &'a Setting,
     renamed: &mut Vec<(&'static str, &'static str)>,
 ) -> Result<&'a Setting, ConfigError> {
-    let Some(given) = sources.get(former)? else { return Ok(setting) };
+    let Some(given) = sources.get(former)? else {
+        return Ok(setting);
+    };
     renamed.push((former.env, setting.env));
     match sources.get(setting)? {
         Some(own) if own.from != Source::Default => Err(ConfigError::Exclusive {
@@ -386,12 +423,18 @@ fn required<T>(
 
 fn database(sources: &Sources<'_>) -> Result<Database, ConfigError> {
     let Some((url, from)) = sources.secret(&DATABASE_URL, &DATABASE_URL_FILE)? else {
-        return Err(invalid(&DATABASE_URL, Source::Default, Invalid::new("must be set")));
+        return Err(invalid(
+            &DATABASE_URL,
+            Source::Default,
+            Invalid::new("must be set"),
+        ));
     };
-    let database = Database::parse(url.expose()).map_err(|rule| invalid(&DATABASE_URL, from.clone(), rule))?;
+    let database =
+        Database::parse(url.expose()).map_err(|rule| invalid(&DATABASE_URL, from.clone(), rule))?;
     // Every user of the machine can read a command line.
     if matches!(from, Source::Flag(_)) && database.url.has_password() {
-        let rule = "must not have a password on the command line; put it into the environment or a file";
+        let rule =
+            "must not have a password on the command line; put it into the environment or a file";
         return Err(invalid(&DATABASE_URL, from, Invalid::new(rule)));
     }
     Ok(database)
@@ -399,28 +442,45 @@ fn database(sources: &Sources<'_>) -> Result<Database, ConfigError> {
 
 fn sealing_secret(sources: &Sources<'_>) -> Result<Option<Secret>, ConfigError> {
     let secret = sources.secret(&SEALING_SECRET, &SEALING_SECRET_FILE)?;
-    secret.map(|(secret, from)| long_enough(sources, &SEALING_SECRET, secret, from)).transpose()
+    secret
+        .map(|(secret, from)| long_enough(sources, &SEALING_SECRET, secret, from))
+        .transpose()
 }
 
 /// A secret of [`HS256_SECRET_MIN`] bytes or more.
-fn long_enough(sources: &Sources<'_>, setting: &Setting, secret: Secret, from: Source) -> Result<Secret, ConfigError> {
+fn long_enough(
+    sources: &Sources<'_>,
+    setting: &Setting,
+    secret: Secret,
+    from: Source,
+) -> Result<Secret, ConfigError> {
     if secret.expose().len() < HS256_SECRET_MIN {
-        let rule = format!("must have at least {HS256_SECRET_MIN} bytes; create one with `openssl rand -hex 32`");
+        let rule = format!(
+            "must have at least {HS256_SECRET_MIN} bytes; create one with `openssl rand -hex 32`"
+        );
         return Err(invalid(setting, from, Invalid::new(rule)));
     }
     if let Some(reason) = warning::weakness(secret.expose()) {
-        sources.warn(Warning::WeakSecret { setting: setting.env, reason });
+        sources.warn(Warning::WeakSecret {
+            setting: setting.env,
+            reason,
+        });
     }
     Ok(secret)
 }
 
 fn catalogue(sources: &Sources<'_>) -> Result<Catalogue, ConfigError> {
-    let names = |text: &str| rules::list(text).map(|names| names.into_iter().map(str::to_owned).collect::<Vec<_>>());
+    let names = |text: &str| {
+        rules::list(text).map(|names| names.into_iter().map(str::to_owned).collect::<Vec<_>>())
+    };
     let added = sources.parse(&SCOPES, names)?.unwrap_or_default();
     let implied = sources.parse(&COMMERCE_SCOPES, |text| {
         let implied = names(text)?;
         match implied.iter().position(|name| !added.contains(name)) {
-            Some(at) => Err(Invalid::new(format!("entry {} must also be in TOLLKEY_SCOPES", at + 1))),
+            Some(at) => Err(Invalid::new(format!(
+                "entry {} must also be in TOLLKEY_SCOPES",
+                at + 1
+            ))),
             None => Ok(implied),
         }
     })?;
@@ -450,8 +510,16 @@ fn tokens(sources: &Sources<'_>) -> Result<TokenSettings, ConfigError> {
     let key_file = sources.get(&JWT_PUBLIC_KEY_FILE)?;
     let jwks = sources.get(&JWT_JWKS_URL)?;
     let mut set: Vec<(&'static str, Source)> = Vec::new();
-    set.extend(secret.as_ref().map(|(_, from)| (JWT_HS256_SECRET.env, from.clone())));
-    set.extend(key_file.as_ref().map(|given| (JWT_PUBLIC_KEY_FILE.env, given.from.clone())));
+    set.extend(
+        secret
+            .as_ref()
+            .map(|(_, from)| (JWT_HS256_SECRET.env, from.clone())),
+    );
+    set.extend(
+        key_file
+            .as_ref()
+            .map(|given| (JWT_PUBLIC_KEY_FILE.env, given.from.clone())),
+    );
     set.extend(jwks.map(|given| (JWT_JWKS_URL.env, given.from)));
     if let [(first, first_from), (second, second_from), ..] = set.as_slice() {
         return Err(ConfigError::Exclusive {
@@ -470,18 +538,26 @@ fn tokens(sources: &Sources<'_>) -> Result<TokenSettings, ConfigError> {
     {
         for (needed, value) in [(JWT_ISSUER.env, &issuer), (JWT_AUDIENCE.env, &audience)] {
             if value.is_none() {
-                return Err(ConfigError::Missing { needed, because, from });
+                return Err(ConfigError::Missing {
+                    needed,
+                    because,
+                    from,
+                });
             }
         }
     }
 
     let source = match (secret, key_file) {
-        (Some((secret, from)), _) => TokenSource::Hs256(long_enough(sources, &JWT_HS256_SECRET, secret, from)?),
+        (Some((secret, from)), _) => {
+            TokenSource::Hs256(long_enough(sources, &JWT_HS256_SECRET, secret, from)?)
+        }
         (None, Some(path)) => {
             // Whether the file can be used is checked when it is used.
             let file = PublicKeyFile::read(path.text.as_str().into());
             if file.has_escaped_line_breaks() {
-                sources.warn(Warning::EscapedLineBreaks { setting: JWT_PUBLIC_KEY_FILE.env });
+                sources.warn(Warning::EscapedLineBreaks {
+                    setting: JWT_PUBLIC_KEY_FILE.env,
+                });
             }
             TokenSource::PublicKeyFile(file)
         }
@@ -506,32 +582,54 @@ fn oidc(sources: &Sources<'_>) -> Result<Option<OidcSettings>, ConfigError> {
     let issuer = sources.parse(&OIDC_ISSUER, rules::issuer)?;
     let client_id = sources.parse(&OIDC_CLIENT_ID, rules::text)?;
     let client_secret = sources.secret(&OIDC_CLIENT_SECRET, &OIDC_CLIENT_SECRET_FILE)?;
-    let public_url = sources.parse(&PUBLIC_URL, rules::public_url)?.map(|(origin, path)| format!("{origin}{path}"));
+    let public_url = sources
+        .parse(&PUBLIC_URL, rules::public_url)?
+        .map(|(origin, path)| format!("{origin}{path}"));
     let scopes = sources.parse(&OIDC_SCOPES, rules::oidc_scopes)?;
     let account_claim = required(sources, &OIDC_ACCOUNT_CLAIM, rules::claim)?;
     let roles_claim = sources.parse(&OIDC_ROLES_CLAIM, rules::claim)?;
     if let Some((secret, _)) = &client_secret
         && let Some(reason) = warning::weakness(secret.expose())
     {
-        sources.warn(Warning::WeakSecret { setting: OIDC_CLIENT_SECRET.env, reason });
+        sources.warn(Warning::WeakSecret {
+            setting: OIDC_CLIENT_SECRET.env,
+            reason,
+        });
     }
 
     let Some(issuer) = issuer else {
         // The public URL says something by itself; the others mean nothing without a provider.
-        let of_a_provider = [&OIDC_CLIENT_ID, &OIDC_SCOPES, &OIDC_ACCOUNT_CLAIM, &OIDC_ROLES_CLAIM];
+        let of_a_provider = [
+            &OIDC_CLIENT_ID,
+            &OIDC_SCOPES,
+            &OIDC_ACCOUNT_CLAIM,
+            &OIDC_ROLES_CLAIM,
+        ];
         let secret = client_secret.map(|(_, from)| (OIDC_CLIENT_SECRET.env, from));
         let mut set: Vec<(&'static str, Source)> = secret.into_iter().collect();
         for setting in of_a_provider {
             set.extend(sources.get(setting)?.map(|given| (setting.env, given.from)));
         }
         return match set.into_iter().find(|(_, from)| *from != Source::Default) {
-            Some((because, from)) => Err(ConfigError::Missing { needed: OIDC_ISSUER.env, because, from }),
+            Some((because, from)) => Err(ConfigError::Missing {
+                needed: OIDC_ISSUER.env,
+                because,
+                from,
+            }),
             None => Ok(None),
         };
     };
     let missing = |needed: &Setting| {
-        let from = sources.get(&OIDC_ISSUER).ok().flatten().map_or(Source::Default, |given| given.from);
-        ConfigError::Missing { needed: needed.env, because: OIDC_ISSUER.env, from }
+        let from = sources
+            .get(&OIDC_ISSUER)
+            .ok()
+            .flatten()
+            .map_or(Source::Default, |given| given.from);
+        ConfigError::Missing {
+            needed: needed.env,
+            because: OIDC_ISSUER.env,
+            from,
+        }
     };
     Ok(Some(OidcSettings {
         issuer,

@@ -32,10 +32,16 @@ const TAKEN_HEADERS: [&str; 16] = [
     "content-length",
 ];
 
-pub(super) fn number<T: FromStr + PartialOrd + fmt::Display>(text: &str, least: T, most: T) -> Result<T, Invalid> {
+pub(super) fn number<T: FromStr + PartialOrd + fmt::Display>(
+    text: &str,
+    least: T,
+    most: T,
+) -> Result<T, Invalid> {
     match text.parse() {
         Ok(number) if (&least..=&most).contains(&&number) => Ok(number),
-        _ => Err(Invalid::new(format!("must be a whole number from {least} to {most}"))),
+        _ => Err(Invalid::new(format!(
+            "must be a whole number from {least} to {most}"
+        ))),
     }
 }
 
@@ -44,14 +50,20 @@ pub(super) fn key_depth_limit(text: &str) -> Result<DepthLimit, Invalid> {
 }
 
 pub(super) fn switch(text: &str) -> Result<bool, Invalid> {
-    text.parse().map_err(|_| Invalid::new("must be true or false"))
+    text.parse()
+        .map_err(|_| Invalid::new("must be true or false"))
 }
 
 pub(super) fn socket_address(text: &str) -> Result<SocketAddr, Invalid> {
-    if let Some(port) = text.strip_prefix("localhost:").and_then(|port| port.parse().ok()) {
+    if let Some(port) = text
+        .strip_prefix("localhost:")
+        .and_then(|port| port.parse().ok())
+    {
         return Ok((Ipv4Addr::LOCALHOST, port).into());
     }
-    text.parse().map_err(|_| Invalid::new("must be an address and a port, such as 127.0.0.1:8080 or [::]:8080"))
+    text.parse().map_err(|_| {
+        Invalid::new("must be an address and a port, such as 127.0.0.1:8080 or [::]:8080")
+    })
 }
 
 pub(super) fn list(text: &str) -> Result<Vec<&str>, Invalid> {
@@ -68,8 +80,12 @@ pub(super) fn trusted_proxies(text: &str) -> Result<Option<IpList>, Invalid> {
         _ => {
             let entries = list(text)?;
             // The list's own error quotes the entry.
-            if let Some(at) = entries.iter().position(|entry| parse_network(entry).is_err()) {
-                let rule = "must be a CIDR with host bits of zero, such as 10.0.0.0/8 or 192.0.2.7/32";
+            if let Some(at) = entries
+                .iter()
+                .position(|entry| parse_network(entry).is_err())
+            {
+                let rule =
+                    "must be a CIDR with host bits of zero, such as 10.0.0.0/8 or 192.0.2.7/32";
                 return Err(Invalid::new(format!("entry {} {rule}", at + 1)));
             }
             IpList::parse(entries).map(Some)
@@ -79,14 +95,18 @@ pub(super) fn trusted_proxies(text: &str) -> Result<Option<IpList>, Invalid> {
 
 pub(super) fn header_name(text: &str) -> Result<String, Invalid> {
     // RFC 9110, section 5.6.2: a token.
-    let well_formed =
-        text.len() <= 64 && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b));
+    let well_formed = text.len() <= 64
+        && text
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b));
     let name = text.to_ascii_lowercase();
     if !well_formed {
         return Err(Invalid::new("must be the name of a header"));
     }
     if TAKEN_HEADERS.contains(&name.as_str()) || name.starts_with("x-auth-") {
-        return Err(Invalid::new("must be a header of its own; this one has another meaning"));
+        return Err(Invalid::new(
+            "must be a header of its own; this one has another meaning",
+        ));
     }
     Ok(name)
 }
@@ -107,7 +127,11 @@ pub(super) fn log_filter(text: &str) -> Result<String, Invalid> {
         };
         let is_level = LEVELS.iter().any(|known| known.eq_ignore_ascii_case(level));
         if !is_level || EnvFilter::try_new(directive).is_err() {
-            let number = if directives.len() > 1 { format!("directive {}: ", at + 1) } else { String::new() };
+            let number = if directives.len() > 1 {
+                format!("directive {}: ", at + 1)
+            } else {
+                String::new()
+            };
             let levels = LEVELS.join(", ");
             return Err(Invalid::new(if is_level {
                 format!("{number}must be LEVEL, TARGET=LEVEL or TARGET[SPAN{{FIELD=VALUE}}]=LEVEL")
@@ -172,9 +196,14 @@ fn is_quote(c: char) -> bool {
 pub(super) fn claim(text: &str) -> Result<String, Invalid> {
     clean(text)?;
     // RFC 6901, section 3.
-    let escapes = text.split('~').skip(1).all(|rest| rest.starts_with(['0', '1']));
+    let escapes = text
+        .split('~')
+        .skip(1)
+        .all(|rest| rest.starts_with(['0', '1']));
     if text.starts_with('/') && !escapes {
-        return Err(Invalid::new("must be a JSON pointer, in which ~0 stands for ~ and ~1 for /"));
+        return Err(Invalid::new(
+            "must be a JSON pointer, in which ~0 stands for ~ and ~1 for /",
+        ));
     }
     Ok(text.to_owned())
 }
@@ -195,23 +224,38 @@ pub(super) fn public_url(text: &str) -> Result<(String, PublicPath), Invalid> {
         return Err(Invalid::new("must not have a query or fragment"));
     }
     let behind_scheme = text.split_once("://").map_or("", |(_, rest)| rest);
-    let path = behind_scheme.find(['/', '\\']).map_or("/", |at| &behind_scheme[at..]);
+    let path = behind_scheme
+        .find(['/', '\\'])
+        .map_or("/", |at| &behind_scheme[at..]);
     let prefix = PublicPath::parse(path)?;
     if path != url.path() {
-        return Err(Invalid::new("must be written in full, such as https://keys.example.com"));
+        return Err(Invalid::new(
+            "must be written in full, such as https://keys.example.com",
+        ));
     }
     Ok((url.origin().ascii_serialization(), prefix))
 }
 
 /// RFC 6749, section 3.3. `openid` is always asked for.
 pub(super) fn oidc_scopes(text: &str) -> Result<Vec<String>, Invalid> {
-    let is_scope = |entry: &&str| entry.bytes().all(|b| b.is_ascii_graphic() && b != b'"' && b != b'\\');
+    let is_scope = |entry: &&str| {
+        entry
+            .bytes()
+            .all(|b| b.is_ascii_graphic() && b != b'"' && b != b'\\')
+    };
     let scopes = list(text)?;
     match scopes.iter().position(|entry| !is_scope(entry)) {
         Some(at) => {
             let rule = "is no scope: it has white space, a quotation mark, a backslash or a character beyond ASCII";
-            Err(Invalid::new(format!("entry {} {rule}; put commas between scopes", at + 1)))
+            Err(Invalid::new(format!(
+                "entry {} {rule}; put commas between scopes",
+                at + 1
+            )))
         }
-        None => Ok(scopes.into_iter().filter(|scope| *scope != "openid").map(str::to_owned).collect()),
+        None => Ok(scopes
+            .into_iter()
+            .filter(|scope| *scope != "openid")
+            .map(str::to_owned)
+            .collect()),
     }
 }

@@ -19,13 +19,19 @@ impl Setting {
     /// Its name in the configuration file: `TOLLKEY_LOG_FORMAT` is `log_format` there.
     #[must_use]
     pub fn member(&self) -> String {
-        self.env.strip_prefix("TOLLKEY_").unwrap_or(self.env).to_ascii_lowercase()
+        self.env
+            .strip_prefix("TOLLKEY_")
+            .unwrap_or(self.env)
+            .to_ascii_lowercase()
     }
 
     /// Its help with its variable and its default, on one line.
     #[must_use]
     pub fn help_line(&self) -> String {
-        let default = self.default.map(|default| format!(" [default: {default}]")).unwrap_or_default();
+        let default = self
+            .default
+            .map(|default| format!(" [default: {default}]"))
+            .unwrap_or_default();
         format!("{}{default} [env: {}]", self.help, self.env)
     }
 }

@@ -13,7 +13,9 @@ use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches};
 use tollkey_core::Invalid;
 use zeroize::Zeroizing;
 
-use super::{CONFIG, FORMER, Form, SETTINGS, Secret, Setting, Warning, rules, unknown::nearest_field};
+use super::{
+    CONFIG, FORMER, Form, SETTINGS, Secret, Setting, Warning, rules, unknown::nearest_field,
+};
 
 /// The most a file with a secret can hold.
 const SECRET_FILE_MAX: u64 = 64 * 1024;
@@ -29,23 +31,31 @@ pub struct Options(BTreeMap<&'static str, Zeroizing<String>>);
 impl Args for Options {
     fn augment_args(command: Command) -> Command {
         let former = FORMER.iter().map(|setting| (setting, true));
-        command.args(SETTINGS.iter().chain([&CONFIG]).map(|setting| (setting, false)).chain(former).filter_map(
-            |(setting, hidden)| {
-                let flag = setting.flag?;
-                let arg = Arg::new(flag)
-                    .long(flag)
-                    .value_name(setting.form.placeholder())
-                    .help(setting.help_line())
-                    .help_heading("Settings")
-                    .action(ArgAction::Set)
-                    .global(true)
-                    .hide(hidden);
-                Some(match setting.form {
-                    Form::Switch => arg.num_args(0..=1).require_equals(true).default_missing_value("true"),
-                    _ => arg,
-                })
-            },
-        ))
+        command.args(
+            SETTINGS
+                .iter()
+                .chain([&CONFIG])
+                .map(|setting| (setting, false))
+                .chain(former)
+                .filter_map(|(setting, hidden)| {
+                    let flag = setting.flag?;
+                    let arg = Arg::new(flag)
+                        .long(flag)
+                        .value_name(setting.form.placeholder())
+                        .help(setting.help_line())
+                        .help_heading("Settings")
+                        .action(ArgAction::Set)
+                        .global(true)
+                        .hide(hidden);
+                    Some(match setting.form {
+                        Form::Switch => arg
+                            .num_args(0..=1)
+                            .require_equals(true)
+                            .default_missing_value("true"),
+                        _ => arg,
+                    })
+                }),
+        )
     }
 
     fn augment_args_for_update(command: Command) -> Command {
@@ -61,7 +71,12 @@ impl FromArgMatches for Options {
     }
 
     fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
-        for flag in SETTINGS.iter().chain([&CONFIG]).chain(FORMER).filter_map(|setting| setting.flag) {
+        for flag in SETTINGS
+            .iter()
+            .chain([&CONFIG])
+            .chain(FORMER)
+            .filter_map(|setting| setting.flag)
+        {
             if let Some(value) = matches.get_one::<String>(flag) {
                 self.0.insert(flag, Zeroizing::new(value.clone()));
             }
@@ -115,7 +130,9 @@ pub enum ConfigError {
         rule: Invalid,
     },
     /// Two settings of which only one can be set.
-    #[error("{first} ({first_from}) and {second} ({second_from}) exclude each other; set one of them")]
+    #[error(
+        "{first} ({first_from}) and {second} ({second_from}) exclude each other; set one of them"
+    )]
     Exclusive {
         /// One of them.
         first: &'static str,
@@ -167,18 +184,29 @@ impl<'a> Sources<'a> {
         env: &'a dyn Fn(&str) -> Option<OsString>,
         default_file: &Path,
     ) -> Result<Self, ConfigError> {
-        let mut sources = Self { options, env, file: None, warnings: RefCell::default() };
-        let unreadable = |error: &io::Error| Invalid::new(format!("cannot read the file that it names: {error}"));
+        let mut sources = Self {
+            options,
+            env,
+            file: None,
+            warnings: RefCell::default(),
+        };
+        let unreadable = |error: &io::Error| {
+            Invalid::new(format!("cannot read the file that it names: {error}"))
+        };
         sources.file = match sources.get(&CONFIG)? {
             Some(given) => {
                 let path = Path::new(given.text.as_str());
-                let text = read_config(path).map_err(|error| invalid(&CONFIG, given.from, unreadable(&error)))?;
+                let text = read_config(path)
+                    .map_err(|error| invalid(&CONFIG, given.from, unreadable(&error)))?;
                 Some(ConfigFile::parse(path, text)?)
             }
             None => match read_config(default_file) {
                 Ok(text) => Some(ConfigFile::parse(default_file, text)?),
                 // A link that leads nowhere is no missing file: its settings would be left out silently.
-                Err(error) if error.kind() == io::ErrorKind::NotFound && default_file.symlink_metadata().is_err() => {
+                Err(error)
+                    if error.kind() == io::ErrorKind::NotFound
+                        && default_file.symlink_metadata().is_err() =>
+                {
                     None
                 }
                 Err(error) => return Err(file_error(default_file, error.to_string())),
@@ -189,7 +217,10 @@ impl<'a> Sources<'a> {
 
     /// The value of a setting that is set, and where; `None` where it has its default.
     pub(super) fn set(&self, setting: &Setting) -> Result<Option<Source>, ConfigError> {
-        Ok(self.get(setting)?.map(|given| given.from).filter(|from| *from != Source::Default))
+        Ok(self
+            .get(setting)?
+            .map(|given| given.from)
+            .filter(|from| *from != Source::Default))
     }
 
     /// Notes what is probably a mistake.
@@ -203,8 +234,9 @@ impl<'a> Sources<'a> {
         if let Some(file) = self.file
             && file.mode & OTHERS_READ != 0
         {
-            let held =
-                SETTINGS.iter().filter(|it| secrets.contains(&it.env) && file.members.contains_key(&it.member()));
+            let held = SETTINGS
+                .iter()
+                .filter(|it| secrets.contains(&it.env) && file.members.contains_key(&it.member()));
             warnings.extend(held.map(|it| Warning::ReadableSecret {
                 setting: it.env,
                 path: file.path.clone(),
@@ -218,13 +250,29 @@ impl<'a> Sources<'a> {
     /// another place would win: it is a variable somebody forgot to fill.
     pub(super) fn get(&self, setting: &Setting) -> Result<Option<Given>, ConfigError> {
         let mut found = None;
-        for given in [self.flag(setting), self.variable(setting)?, self.member(setting)?].into_iter().flatten() {
+        for given in [
+            self.flag(setting),
+            self.variable(setting)?,
+            self.member(setting)?,
+        ]
+        .into_iter()
+        .flatten()
+        {
             if given.text.trim().is_empty() {
-                return Err(invalid(setting, given.from, Invalid::new("must not be empty; leave it out instead")));
+                return Err(invalid(
+                    setting,
+                    given.from,
+                    Invalid::new("must not be empty; leave it out instead"),
+                ));
             }
             found = found.or(Some(given));
         }
-        let default = || Some(Given { text: Zeroizing::new(setting.default?.to_owned()), from: Source::Default });
+        let default = || {
+            Some(Given {
+                text: Zeroizing::new(setting.default?.to_owned()),
+                from: Source::Default,
+            })
+        };
         Ok(found.or_else(default))
     }
 
@@ -240,7 +288,11 @@ impl<'a> Sources<'a> {
     }
 
     /// A secret, set itself or as the file that holds it. Both at once is an error, whatever the places.
-    pub(super) fn secret(&self, setting: &Setting, file: &Setting) -> Result<Option<(Secret, Source)>, ConfigError> {
+    pub(super) fn secret(
+        &self,
+        setting: &Setting,
+        file: &Setting,
+    ) -> Result<Option<(Secret, Source)>, ConfigError> {
         let found = self.read_secret(setting, file)?;
         if let Some((secret, from)) = &found {
             rules::clean(secret.expose()).map_err(|rule| invalid(setting, from.clone(), rule))?;
@@ -248,7 +300,11 @@ impl<'a> Sources<'a> {
         Ok(found)
     }
 
-    fn read_secret(&self, setting: &Setting, file: &Setting) -> Result<Option<(Secret, Source)>, ConfigError> {
+    fn read_secret(
+        &self,
+        setting: &Setting,
+        file: &Setting,
+    ) -> Result<Option<(Secret, Source)>, ConfigError> {
         let own = self.get(setting)?;
         let Some(path) = self.get(file)? else {
             return Ok(own.map(|given| (Secret::new(given.text.as_str()), given.from)));
@@ -264,40 +320,62 @@ impl<'a> Sources<'a> {
             });
         }
         let file_path = PathBuf::from(path.text.as_str());
-        let (secret, mode) = read_secret(&file_path).map_err(|rule| invalid(file, path.from, rule))?;
+        let (secret, mode) =
+            read_secret(&file_path).map_err(|rule| invalid(file, path.from, rule))?;
         if mode & OTHERS_READ != 0 {
-            self.warn(Warning::ReadableSecret { setting: setting.env, path: file_path.clone(), mode });
+            self.warn(Warning::ReadableSecret {
+                setting: setting.env,
+                path: file_path.clone(),
+                mode,
+            });
         }
         Ok(Some((secret, Source::File(file_path))))
     }
 
     fn flag(&self, setting: &Setting) -> Option<Given> {
         let flag = setting.flag?;
-        Some(Given { text: self.options.0.get(flag)?.clone(), from: Source::Flag(flag) })
+        Some(Given {
+            text: self.options.0.get(flag)?.clone(),
+            from: Source::Flag(flag),
+        })
     }
 
     fn variable(&self, setting: &Setting) -> Result<Option<Given>, ConfigError> {
         let from = Source::Environment;
         match (self.env)(setting.env).map(OsString::into_string) {
             None => Ok(None),
-            Some(Ok(text)) => Ok(Some(Given { text: Zeroizing::new(text), from })),
+            Some(Ok(text)) => Ok(Some(Given {
+                text: Zeroizing::new(text),
+                from,
+            })),
             Some(Err(_)) => Err(invalid(setting, from, Invalid::new("must be UTF-8"))),
         }
     }
 
     fn member(&self, setting: &Setting) -> Result<Option<Given>, ConfigError> {
-        let Some(file) = &self.file else { return Ok(None) };
-        let Some(value) = file.members.get(&setting.member()) else { return Ok(None) };
+        let Some(file) = &self.file else {
+            return Ok(None);
+        };
+        let Some(value) = file.members.get(&setting.member()) else {
+            return Ok(None);
+        };
         let from = Source::File(file.path.clone());
         match as_text(setting.form, value) {
-            Ok(text) => Ok(Some(Given { text: Zeroizing::new(text), from })),
+            Ok(text) => Ok(Some(Given {
+                text: Zeroizing::new(text),
+                from,
+            })),
             Err(rule) => Err(invalid(setting, from, rule)),
         }
     }
 }
 
 pub(super) fn invalid(setting: &Setting, from: Source, rule: Invalid) -> ConfigError {
-    ConfigError::Invalid { setting: setting.env, from, rule }
+    ConfigError::Invalid {
+        setting: setting.env,
+        from,
+        rule,
+    }
 }
 
 /// The configuration file, whose fields are all known.
@@ -308,7 +386,10 @@ struct ConfigFile {
 }
 
 fn file_error(path: &Path, rule: String) -> ConfigError {
-    ConfigError::File { path: path.to_owned(), rule: Invalid::new(rule) }
+    ConfigError::File {
+        path: path.to_owned(),
+        rule: Invalid::new(rule),
+    }
 }
 
 /// The text of a configuration file, and the permission bits of the file.
@@ -325,13 +406,28 @@ impl ConfigFile {
             let line = text.bytes().take(at).filter(|b| *b == b'\n').count() + 1;
             file_error(path, format!("line {line}: {}", error.message()))
         })?;
-        let is_known = |name: &str| SETTINGS.iter().chain(FORMER).any(|setting| setting.member() == name);
+        let is_known = |name: &str| {
+            SETTINGS
+                .iter()
+                .chain(FORMER)
+                .any(|setting| setting.member() == name)
+        };
         match members.keys().find(|name| !is_known(name)) {
             Some(name) => {
                 let shown: String = name.chars().take(64).collect();
-                Err(file_error(path, format!("unknown field {shown:?}; did you mean {:?}?", nearest_field(name))))
+                Err(file_error(
+                    path,
+                    format!(
+                        "unknown field {shown:?}; did you mean {:?}?",
+                        nearest_field(name)
+                    ),
+                ))
             }
-            None => Ok(Self { path: path.to_owned(), members, mode }),
+            None => Ok(Self {
+                path: path.to_owned(),
+                members,
+                mode,
+            }),
         }
     }
 }
@@ -360,10 +456,14 @@ fn read_file(path: &Path, max: u64) -> io::Result<(Zeroizing<String>, u32)> {
     let file = fs::File::open(path)?;
     let mode = mode(&file.metadata()?);
     let mut text = Zeroizing::new(String::new());
-    file.take(max + 1).read_to_string(&mut text).map_err(|error| match error.kind() {
-        io::ErrorKind::InvalidData => io::Error::other("it is not UTF-8; save it as UTF-8 without a byte order mark"),
-        _ => error,
-    })?;
+    file.take(max + 1)
+        .read_to_string(&mut text)
+        .map_err(|error| match error.kind() {
+            io::ErrorKind::InvalidData => {
+                io::Error::other("it is not UTF-8; save it as UTF-8 without a byte order mark")
+            }
+            _ => error,
+        })?;
     if text.len() as u64 > max {
         return Err(io::Error::other(format!("it is larger than {max} bytes")));
     }
@@ -386,9 +486,14 @@ fn mode(_: &fs::Metadata) -> u32 {
 fn read_secret(path: &Path) -> Result<(Secret, u32), Invalid> {
     let (text, mode) = read_file(path, SECRET_FILE_MAX)
         .map_err(|error| Invalid::new(format!("cannot read the file that it names: {error}")))?;
-    let line = text.strip_suffix("\r\n").or_else(|| text.strip_suffix('\n')).unwrap_or(&text);
+    let line = text
+        .strip_suffix("\r\n")
+        .or_else(|| text.strip_suffix('\n'))
+        .unwrap_or(&text);
     if line.trim().is_empty() {
-        return Err(Invalid::new("the file that it names is empty; write the secret into it"));
+        return Err(Invalid::new(
+            "the file that it names is empty; write the secret into it",
+        ));
     }
     Ok((Secret::new(line), mode))
 }

@@ -24,14 +24,20 @@ pub struct UnknownVariable {
 }
 
 /// Returns the unknown variables among these, sorted by name. Never keeps a value.
-pub(super) fn unknown_variables(variables: impl IntoIterator<Item = (OsString, OsString)>) -> Vec<UnknownVariable> {
+pub(super) fn unknown_variables(
+    variables: impl IntoIterator<Item = (OsString, OsString)>,
+) -> Vec<UnknownVariable> {
     let mut unknown: Vec<UnknownVariable> = variables
         .into_iter()
         .filter_map(|(name, value)| {
             let name = name.to_string_lossy();
             let is_unknown = name.starts_with(PREFIX) && !is_known(&name, &value.to_string_lossy());
             is_unknown.then(|| UnknownVariable {
-                name: name.chars().take(NAME_MAX).map(|c| if c.is_ascii_graphic() { c } else { '?' }).collect(),
+                name: name
+                    .chars()
+                    .take(NAME_MAX)
+                    .map(|c| if c.is_ascii_graphic() { c } else { '?' })
+                    .collect(),
                 nearest: nearest_variable(&name),
             })
         })
@@ -42,7 +48,11 @@ pub(super) fn unknown_variables(variables: impl IntoIterator<Item = (OsString, O
 }
 
 fn is_known(name: &str, value: &str) -> bool {
-    SETTINGS.iter().chain(FORMER).chain([&CONFIG]).any(|setting| setting.env == name)
+    SETTINGS
+        .iter()
+        .chain(FORMER)
+        .chain([&CONFIG])
+        .any(|setting| setting.env == name)
         || CLIENT_VARIABLES.contains(&name)
         || name.starts_with(TEST_PREFIX)
         || is_of_kubernetes(name, value)
@@ -52,28 +62,46 @@ fn is_known(name: &str, value: &str) -> bool {
 /// `TOLLKEY_PORT=8080` is a mistake and no such variable: Kubernetes writes a URL there, such as `tcp://10.0.0.1:8080`.
 fn is_of_kubernetes(name: &str, value: &str) -> bool {
     let protocols = ["TCP", "UDP", "SCTP"];
-    if name.ends_with("_SERVICE_HOST") || name.ends_with("_SERVICE_PORT") || name.contains("_SERVICE_PORT_") {
+    if name.ends_with("_SERVICE_HOST")
+        || name.ends_with("_SERVICE_PORT")
+        || name.contains("_SERVICE_PORT_")
+    {
         return true;
     }
     if name.ends_with("_PORT")
-        && protocols.iter().any(|protocol| value.starts_with(&format!("{}://", protocol.to_ascii_lowercase())))
+        && protocols
+            .iter()
+            .any(|protocol| value.starts_with(&format!("{}://", protocol.to_ascii_lowercase())))
     {
         return true;
     }
     // Of each port: `_PORT_8080_TCP`, and behind that `_PROTO`, `_PORT` and `_ADDR`.
-    let of_a_port = ["_PROTO", "_PORT", "_ADDR"].iter().find_map(|suffix| name.strip_suffix(suffix)).unwrap_or(name);
-    let Some((before, protocol)) = of_a_port.rsplit_once('_') else { return false };
-    let Some((before, port)) = before.rsplit_once('_') else { return false };
+    let of_a_port = ["_PROTO", "_PORT", "_ADDR"]
+        .iter()
+        .find_map(|suffix| name.strip_suffix(suffix))
+        .unwrap_or(name);
+    let Some((before, protocol)) = of_a_port.rsplit_once('_') else {
+        return false;
+    };
+    let Some((before, port)) = before.rsplit_once('_') else {
+        return false;
+    };
     protocols.contains(&protocol) && port.parse::<u16>().is_ok() && before.ends_with("_PORT")
 }
 
 /// Returns the variable whose name is nearest. `TOLLKEY_DATABASE_URL` is nearest to `DATABASE_URL`.
 fn nearest_variable(name: &str) -> &'static str {
-    let own = name.strip_prefix(PREFIX).unwrap_or(name).to_ascii_lowercase();
+    let own = name
+        .strip_prefix(PREFIX)
+        .unwrap_or(name)
+        .to_ascii_lowercase();
     let settings = SETTINGS.iter().chain([&CONFIG]).map(|setting| setting.env);
-    let nearest = settings
-        .chain(CLIENT_VARIABLES)
-        .min_by_key(|env| distance(&own, &env.strip_prefix(PREFIX).unwrap_or(env).to_ascii_lowercase()));
+    let nearest = settings.chain(CLIENT_VARIABLES).min_by_key(|env| {
+        distance(
+            &own,
+            &env.strip_prefix(PREFIX).unwrap_or(env).to_ascii_lowercase(),
+        )
+    });
     nearest.unwrap_or(CONFIG.env)
 }
 
@@ -81,7 +109,11 @@ fn nearest_variable(name: &str) -> &'static str {
 pub(super) fn nearest_field(name: &str) -> String {
     let own = name.to_ascii_lowercase();
     let own = own.strip_prefix("tollkey_").unwrap_or(&own);
-    SETTINGS.iter().map(Setting::member).min_by_key(|member| distance(own, member)).unwrap_or_default()
+    SETTINGS
+        .iter()
+        .map(Setting::member)
+        .min_by_key(|member| distance(own, member))
+        .unwrap_or_default()
 }
 
 /// Returns how many characters have to be inserted, deleted or replaced to turn one text into the other.
@@ -106,8 +138,13 @@ mod tests {
     use super::*;
 
     fn unknown(variables: &[(&str, &str)]) -> Vec<(String, &'static str)> {
-        let variables = variables.iter().map(|(name, value)| (OsString::from(name), OsString::from(value)));
-        unknown_variables(variables).into_iter().map(|unknown| (unknown.name, unknown.nearest)).collect()
+        let variables = variables
+            .iter()
+            .map(|(name, value)| (OsString::from(name), OsString::from(value)));
+        unknown_variables(variables)
+            .into_iter()
+            .map(|unknown| (unknown.name, unknown.nearest))
+            .collect()
     }
 
     #[test]
@@ -116,7 +153,10 @@ mod tests {
             ("TOLLKEY_LISTN", "TOLLKEY_LISTEN"),
             ("TOLLKEY_JWT_SECRET", "TOLLKEY_JWT_ISSUER"),
             ("TOLLKEY_JWT_HS256_SECRT", "TOLLKEY_JWT_HS256_SECRET"),
-            ("TOLLKEY_JWT_HS265_SECRET_FILE", "TOLLKEY_JWT_HS256_SECRET_FILE"),
+            (
+                "TOLLKEY_JWT_HS265_SECRET_FILE",
+                "TOLLKEY_JWT_HS256_SECRET_FILE",
+            ),
             ("TOLLKEY_DATABASE_URL", "DATABASE_URL"),
             ("TOLLKEY_DATABASE_URL_FILE", "DATABASE_URL_FILE"),
             ("TOLLKEY_LOGFORMAT", "TOLLKEY_LOG_FORMAT"),
@@ -134,7 +174,12 @@ mod tests {
             }
         }
         // A port that somebody meant as a setting.
-        for name in ["TOLLKEY_PORT", "TOLLKEY_METRICS_PORT", "TOLLKEY_PORT_8080", "TOLLKEY_PORT_TCP"] {
+        for name in [
+            "TOLLKEY_PORT",
+            "TOLLKEY_METRICS_PORT",
+            "TOLLKEY_PORT_8080",
+            "TOLLKEY_PORT_TCP",
+        ] {
             assert_eq!(unknown(&[(name, "8080")]).len(), 1, "{name}");
         }
         assert_eq!(nearest_field("lisen"), "listen");
@@ -143,8 +188,12 @@ mod tests {
 
     #[test]
     fn known_variables_are_not_reported() {
-        let mut known: Vec<(&str, &str)> =
-            SETTINGS.iter().chain(FORMER).chain([&CONFIG]).map(|setting| (setting.env, "x")).collect();
+        let mut known: Vec<(&str, &str)> = SETTINGS
+            .iter()
+            .chain(FORMER)
+            .chain([&CONFIG])
+            .map(|setting| (setting.env, "x"))
+            .collect();
         known.extend(CLIENT_VARIABLES.map(|name| (name, "x")));
         known.extend([
             ("TOLLKEY_TEST_REQUIRE_POSTGRES", "1"),
@@ -177,12 +226,17 @@ mod tests {
 
     #[test]
     fn report_is_bounded_and_shows_no_value() {
-        let many: Vec<_> = (0..100).map(|n| (format!("TOLLKEY_X{n:03}"), "canary".to_owned())).collect();
+        let many: Vec<_> = (0..100)
+            .map(|n| (format!("TOLLKEY_X{n:03}"), "canary".to_owned()))
+            .collect();
         let many = many.iter().map(|(name, value)| (name.into(), value.into()));
         assert_eq!(unknown_variables(many).len(), REPORTED_MAX);
         let long = format!("TOLLKEY_{}\u{1b}[31m", "é".repeat(100));
         let found = unknown_variables([(long.into(), "canary".into())]);
         assert_eq!(found[0].name.chars().count(), NAME_MAX);
-        assert!(found[0].name.is_ascii() && !format!("{found:?}").contains("canary"), "{found:?}");
+        assert!(
+            found[0].name.is_ascii() && !format!("{found:?}").contains("canary"),
+            "{found:?}"
+        );
     }
 }

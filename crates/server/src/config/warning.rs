@@ -55,17 +55,32 @@ impl Warning {
                 );
             }
             Self::Unknown(UnknownVariable { name, nearest }) => {
-                tracing::warn!(variable = name, nearest, "unknown environment variable has no effect");
+                tracing::warn!(
+                    variable = name,
+                    nearest,
+                    "unknown environment variable has no effect"
+                );
             }
-            Self::ReadableSecret { setting, path, mode } => {
+            Self::ReadableSecret {
+                setting,
+                path,
+                mode,
+            } => {
                 let (path, mode) = (path.display(), format!("{mode:o}"));
                 tracing::warn!(setting, %path, mode, "every user of this machine can read a secret; use chmod 600");
             }
             Self::WeakSecret { setting, reason } => {
-                tracing::warn!(setting, reason, "secret can be guessed; create one with `openssl rand -hex 32`");
+                tracing::warn!(
+                    setting,
+                    reason,
+                    "secret can be guessed; create one with `openssl rand -hex 32`"
+                );
             }
             Self::EscapedLineBreaks { setting } => {
-                tracing::warn!(setting, "PEM file has the characters \\n instead of line breaks; write line breaks");
+                tracing::warn!(
+                    setting,
+                    "PEM file has the characters \\n instead of line breaks; write line breaks"
+                );
             }
         }
     }
@@ -75,21 +90,37 @@ impl fmt::Display for Warning {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Renamed { former, setting } => {
-                write!(f, "{former} was renamed to {setting}; the former name is accepted in this release only")
+                write!(
+                    f,
+                    "{former} was renamed to {setting}; the former name is accepted in this release only"
+                )
             }
             Self::Unknown(UnknownVariable { name, nearest }) => {
-                write!(f, "{name} is an unknown variable and has no effect; did you mean {nearest}?")
+                write!(
+                    f,
+                    "{name} is an unknown variable and has no effect; did you mean {nearest}?"
+                )
             }
-            Self::ReadableSecret { setting, path, mode } => write!(
+            Self::ReadableSecret {
+                setting,
+                path,
+                mode,
+            } => write!(
                 f,
                 "{setting}: every user of this machine can read {} (mode {mode:o}); use chmod 600",
                 path.display()
             ),
             Self::WeakSecret { setting, reason } => {
-                write!(f, "{setting} {reason} and can be guessed; create one with `openssl rand -hex 32`")
+                write!(
+                    f,
+                    "{setting} {reason} and can be guessed; create one with `openssl rand -hex 32`"
+                )
             }
             Self::EscapedLineBreaks { setting } => {
-                write!(f, "{setting}: the file has the characters \\n instead of line breaks; write line breaks")
+                write!(
+                    f,
+                    "{setting}: the file has the characters \\n instead of line breaks; write line breaks"
+                )
             }
         }
     }
@@ -99,9 +130,19 @@ impl fmt::Display for Warning {
 pub(super) fn weakness(secret: &str) -> Option<&'static str> {
     // The comparison is quadratic, and a secret of that length is judged by its beginning.
     let mut characters: Vec<char> = secret.chars().take(1024).collect();
-    let repeats = |period: usize| characters.iter().skip(period).zip(&characters).all(|(later, first)| later == first);
+    let repeats = |period: usize| {
+        characters
+            .iter()
+            .skip(period)
+            .zip(&characters)
+            .all(|(later, first)| later == first)
+    };
     if (1..=characters.len() / 2).any(repeats) {
-        return Some(if repeats(1) { "is one repeated character" } else { "is one repeated word" });
+        return Some(if repeats(1) {
+            "is one repeated character"
+        } else {
+            "is one repeated word"
+        });
     }
     characters.sort_unstable();
     characters.dedup();
@@ -120,8 +161,14 @@ mod tests {
             ("changeme".repeat(4), Some("is one repeated word")),
             ("ab".repeat(20), Some("is one repeated word")),
             ("changeme-".repeat(4), Some("is one repeated word")),
-            (format!("{}b", "a".repeat(40)), Some("has few different characters")),
-            ("0110100110010110100101100110100110".to_owned(), Some("has few different characters")),
+            (
+                format!("{}b", "a".repeat(40)),
+                Some("has few different characters"),
+            ),
+            (
+                "0110100110010110100101100110100110".to_owned(),
+                Some("has few different characters"),
+            ),
             ("0123456789abcdef0123456789abcde9".to_owned(), None),
             ("f3a1c27b9d04e86512fa77c0b9d3e158".to_owned(), None),
             ("correct horse battery staple and more".to_owned(), None),

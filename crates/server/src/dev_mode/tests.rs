@@ -23,7 +23,10 @@ fn settings(flags: &[&str]) -> Settings {
 }
 
 fn on_file(directory: &Path) -> Settings {
-    settings(&["--database-url", &format!("sqlite://{}/keys.db", directory.display())])
+    settings(&[
+        "--database-url",
+        &format!("sqlite://{}/keys.db", directory.display()),
+    ])
 }
 
 fn now() -> Timestamp {
@@ -38,17 +41,47 @@ fn entered(settings: &Settings) -> Result<DevMode, DevModeError> {
 fn it_is_for_sqlite_and_a_loopback_address_only() {
     for (flags, expected) in [
         (
-            ["--listen", "0.0.0.0:80", "--database-url", "sqlite://:memory:"],
+            [
+                "--listen",
+                "0.0.0.0:80",
+                "--database-url",
+                "sqlite://:memory:",
+            ],
             "0.0.0.0:80, which is not a loopback address",
         ),
-        (["--listen", "[::]:80", "--database-url", "sqlite://:memory:"], "which is not a loopback address"),
-        (["--listen", "127.0.0.1:80", "--database-url", "postgres:///d"], "PostgreSQL needs a key source"),
+        (
+            ["--listen", "[::]:80", "--database-url", "sqlite://:memory:"],
+            "which is not a loopback address",
+        ),
+        (
+            [
+                "--listen",
+                "127.0.0.1:80",
+                "--database-url",
+                "postgres:///d",
+            ],
+            "PostgreSQL needs a key source",
+        ),
     ] {
         let error = entered(&settings(&flags)).unwrap_err().to_string();
-        assert!(error.contains(expected) && error.contains("TOLLKEY_JWT_HS256_SECRET"), "{error}");
+        assert!(
+            error.contains(expected) && error.contains("TOLLKEY_JWT_HS256_SECRET"),
+            "{error}"
+        );
     }
-    for listen in ["127.0.0.1:0", "127.9.9.9:0", "[::1]:0", "[::ffff:127.0.0.1]:0"] {
-        entered(&settings(&["--listen", listen, "--database-url", "sqlite://:memory:"])).unwrap();
+    for listen in [
+        "127.0.0.1:0",
+        "127.9.9.9:0",
+        "[::1]:0",
+        "[::ffff:127.0.0.1]:0",
+    ] {
+        entered(&settings(&[
+            "--listen",
+            listen,
+            "--database-url",
+            "sqlite://:memory:",
+        ]))
+        .unwrap();
     }
 }
 
@@ -61,7 +94,10 @@ async fn secret_is_created_beside_a_usable_database_only() {
             .map_err(|error| format!("{error:#}"))
     };
     let settings = on_file(directory.path());
-    let (database, secret) = (directory.path().join("keys.db"), directory.path().join("keys.db.jwt-secret"));
+    let (database, secret) = (
+        directory.path().join("keys.db"),
+        directory.path().join("keys.db.jwt-secret"),
+    );
     fs::write(&database, "no database").unwrap();
     let error = open(&settings).await.unwrap_err();
     assert!(error.contains("is not a SQLite database"), "{error}");
@@ -69,7 +105,10 @@ async fn secret_is_created_beside_a_usable_database_only() {
     // The error of a database that cannot be created is that of the database.
     let missing = on_file(&directory.path().join("missing"));
     let error = open(&missing).await.unwrap_err();
-    assert!(error.contains("cannot open the SQLite database") && error.contains("create the directory"), "{error}");
+    assert!(
+        error.contains("cannot open the SQLite database") && error.contains("create the directory"),
+        "{error}"
+    );
     fs::remove_file(&database).unwrap();
     open(&settings).await.unwrap();
     assert!(secret.exists());
@@ -77,21 +116,41 @@ async fn secret_is_created_beside_a_usable_database_only() {
 
 #[test]
 fn error_shows_the_absolute_path_of_the_secret() {
-    let error = entered(&settings(&["--database-url", "sqlite://no/such/directory/keys.db"])).unwrap_err().to_string();
-    let path = std::env::current_dir().unwrap().join("no/such/directory/keys.db.jwt-secret");
+    let error = entered(&settings(&[
+        "--database-url",
+        "sqlite://no/such/directory/keys.db",
+    ]))
+    .unwrap_err()
+    .to_string();
+    let path = std::env::current_dir()
+        .unwrap()
+        .join("no/such/directory/keys.db.jwt-secret");
     assert!(error.contains(path.to_str().unwrap()), "{error}");
 }
 
 #[test]
 fn unknown_variable_keeps_it_from_starting() {
     let directory = tempfile::tempdir().unwrap();
-    let unknown = UnknownVariable { name: "TOLLKEY_JWT_HS256_SECRT".to_owned(), nearest: "TOLLKEY_JWT_HS256_SECRET" };
+    let unknown = UnknownVariable {
+        name: "TOLLKEY_JWT_HS256_SECRT".to_owned(),
+        nearest: "TOLLKEY_JWT_HS256_SECRET",
+    };
     let mut settings = on_file(directory.path());
     settings.unknown_variables = vec![unknown];
     let error = entered(&settings).unwrap_err().to_string();
-    assert!(error.contains("TOLLKEY_JWT_HS256_SECRT is set; did you mean TOLLKEY_JWT_HS256_SECRET?"), "{error}");
-    assert!(matches!(signing_secret(&settings), Err(DevModeError::UnknownVariable { .. })));
-    assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0, "nothing is created");
+    assert!(
+        error.contains("TOLLKEY_JWT_HS256_SECRT is set; did you mean TOLLKEY_JWT_HS256_SECRET?"),
+        "{error}"
+    );
+    assert!(matches!(
+        signing_secret(&settings),
+        Err(DevModeError::UnknownVariable { .. })
+    ));
+    assert_eq!(
+        fs::read_dir(directory.path()).unwrap().count(),
+        0,
+        "nothing is created"
+    );
 }
 
 #[test]
@@ -99,10 +158,29 @@ fn a_key_source_ends_it() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("secret");
     fs::write(&path, "s".repeat(32)).unwrap();
-    let with_source = settings(&["--listen", "0.0.0.0:80", "--jwt-hs256-secret-file", path.to_str().unwrap()]);
-    assert!(DevMode::enter(&with_source, &Random::system()).unwrap().is_none());
-    assert_eq!(signing_secret(&with_source).unwrap().0.expose(), "s".repeat(32));
-    let elsewhere = settings(&["--jwt-public-key-file", "k.pem", "--jwt-issuer", "i", "--jwt-audience", "a"]);
+    let with_source = settings(&[
+        "--listen",
+        "0.0.0.0:80",
+        "--jwt-hs256-secret-file",
+        path.to_str().unwrap(),
+    ]);
+    assert!(
+        DevMode::enter(&with_source, &Random::system())
+            .unwrap()
+            .is_none()
+    );
+    assert_eq!(
+        signing_secret(&with_source).unwrap().0.expose(),
+        "s".repeat(32)
+    );
+    let elsewhere = settings(&[
+        "--jwt-public-key-file",
+        "k.pem",
+        "--jwt-issuer",
+        "i",
+        "--jwt-audience",
+        "a",
+    ]);
     let error = signing_secret(&elsewhere).unwrap_err();
     assert!(matches!(error, DevModeError::IssuedElsewhere));
 }
@@ -113,11 +191,17 @@ fn the_secret_is_made_once_and_kept_beside_the_database() {
     let settings = on_file(directory.path());
     let first = entered(&settings).unwrap();
     let path = directory.path().join("keys.db.jwt-secret");
-    assert_eq!(fs::read_to_string(&path).unwrap(), format!("{}\n", first.secret().expose()));
+    assert_eq!(
+        fs::read_to_string(&path).unwrap(),
+        format!("{}\n", first.secret().expose())
+    );
     assert_eq!(first.secret().expose().len(), 64);
     assert_eq!(entered(&settings).unwrap().secret(), first.secret());
     let missing = signing_secret(&settings).unwrap_err().to_string();
-    assert!(missing.contains(&directory.path().join("keys.db").display().to_string()), "{missing}");
+    assert!(
+        missing.contains(&directory.path().join("keys.db").display().to_string()),
+        "{missing}"
+    );
     fs::write(directory.path().join("keys.db"), "").unwrap();
     let (secret, origin) = signing_secret(&settings).unwrap();
     assert_eq!(&secret, first.secret());
@@ -125,7 +209,10 @@ fn the_secret_is_made_once_and_kept_beside_the_database() {
     #[cfg(unix)]
     {
         use std::os::unix::fs::PermissionsExt as _;
-        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(
+            fs::metadata(&path).unwrap().permissions().mode() & 0o777,
+            0o600
+        );
     }
 }
 
@@ -141,7 +228,10 @@ fn a_secret_that_others_can_read_is_refused() {
         fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
         let error = entered(&settings).unwrap_err();
         assert!(matches!(error, DevModeError::Exposed { .. }), "{error}");
-        assert!(error.to_string().contains(&format!("(mode {mode:o})")), "{error}");
+        assert!(
+            error.to_string().contains(&format!("(mode {mode:o})")),
+            "{error}"
+        );
     }
     fs::set_permissions(&path, fs::Permissions::from_mode(0o400)).unwrap();
     entered(&settings).unwrap();
@@ -154,7 +244,10 @@ fn a_file_without_a_secret_is_refused_and_stays() {
     entered(&settings).unwrap();
     let path = directory.path().join("keys.db.jwt-secret");
     fs::write(&path, "short\n").unwrap();
-    assert!(matches!(entered(&settings).unwrap_err(), DevModeError::NoSecret(_)));
+    assert!(matches!(
+        entered(&settings).unwrap_err(),
+        DevModeError::NoSecret(_)
+    ));
     assert_eq!(fs::read_to_string(&path).unwrap(), "short\n");
 }
 
@@ -163,22 +256,35 @@ fn starting_twice_at_once_gives_one_secret() {
     let directory = tempfile::tempdir().unwrap();
     let settings = on_file(directory.path());
     let secrets: Vec<Secret> = thread::scope(|scope| {
-        let starts: Vec<_> = (0..8).map(|_| scope.spawn(|| entered(&settings).unwrap().secret().clone())).collect();
-        starts.into_iter().map(|start| start.join().unwrap()).collect()
+        let starts: Vec<_> = (0..8)
+            .map(|_| scope.spawn(|| entered(&settings).unwrap().secret().clone()))
+            .collect();
+        starts
+            .into_iter()
+            .map(|start| start.join().unwrap())
+            .collect()
     });
     assert!(secrets.iter().all(|secret| *secret == secrets[0]));
 }
 
 #[test]
 fn a_directory_that_is_missing_is_named() {
-    let error = entered(&settings(&["--database-url", "sqlite://no/such/dir/keys.db"])).unwrap_err().to_string();
+    let error = entered(&settings(&[
+        "--database-url",
+        "sqlite://no/such/dir/keys.db",
+    ]))
+    .unwrap_err()
+    .to_string();
     assert!(error.contains("no/such/dir/keys.db.jwt-secret"), "{error}");
 }
 
 #[test]
 fn in_memory_every_start_has_its_own_secret_and_no_other_process_has_it() {
     let memory = settings(&["--database-url", "sqlite://:memory:"]);
-    assert_ne!(entered(&memory).unwrap().secret(), entered(&memory).unwrap().secret());
+    assert_ne!(
+        entered(&memory).unwrap().secret(),
+        entered(&memory).unwrap().secret()
+    );
     let error = signing_secret(&memory).unwrap_err();
     assert!(matches!(error, DevModeError::SecretInMemory));
 }
@@ -187,29 +293,62 @@ fn in_memory_every_start_has_its_own_secret_and_no_other_process_has_it() {
 async fn the_message_has_a_line_that_works_when_pasted() {
     for flags in [
         vec!["--database-url", "sqlite://:memory:"],
-        vec!["--database-url", "sqlite://:memory:", "--jwt-issuer", "me", "--jwt-audience", "us"],
-        vec!["--database-url", "sqlite://:memory:", "--jwt-account-claim", "sub"],
+        vec![
+            "--database-url",
+            "sqlite://:memory:",
+            "--jwt-issuer",
+            "me",
+            "--jwt-audience",
+            "us",
+        ],
+        vec![
+            "--database-url",
+            "sqlite://:memory:",
+            "--jwt-account-claim",
+            "sub",
+        ],
     ] {
         let settings = settings(&flags);
         let mode = entered(&settings).unwrap();
-        let message = mode.message("http://127.0.0.1:4711", now(), &Random::system()).unwrap();
-        assert!(message.contains("Swagger UI: http://127.0.0.1:4711/docs/\n"), "{message}");
+        let message = mode
+            .message("http://127.0.0.1:4711", now(), &Random::system())
+            .unwrap();
+        assert!(
+            message.contains("Swagger UI: http://127.0.0.1:4711/docs/\n"),
+            "{message}"
+        );
         assert!(
             message.contains("curl -sS -X POST 'http://127.0.0.1:4711/api/v1/applications' -H 'Authorization: Bearer ")
         );
 
-        let token = message.lines().find(|line| line.starts_with("eyJ")).unwrap();
+        let token = message
+            .lines()
+            .find(|line| line.starts_with("eyJ"))
+            .unwrap();
         assert_eq!(message.matches(token).count(), 2);
         let verifier = TokenVerifier::open(&settings.tokens, Some(mode.secret())).unwrap();
         let claims = verifier.verify(token, now()).await.unwrap();
         assert_eq!(claims.account.unwrap().as_str(), EXAMPLE_ACCOUNT);
 
-        let link = message.lines().find_map(|line| line.strip_prefix("Dashboard:  ")).unwrap();
-        let code = link.strip_prefix("http://127.0.0.1:4711/dashboard/sign-in/link?code=").unwrap();
-        assert!(mode.links(now()).unwrap().follow(code, now()).is_some(), "{link}");
+        let link = message
+            .lines()
+            .find_map(|line| line.strip_prefix("Dashboard:  "))
+            .unwrap();
+        let code = link
+            .strip_prefix("http://127.0.0.1:4711/dashboard/sign-in/link?code=")
+            .unwrap();
+        assert!(
+            mode.links(now()).unwrap().follow(code, now()).is_some(),
+            "{link}"
+        );
         assert!(claims.roles.is_empty());
 
-        let body = message.split(" -d '").nth(1).unwrap().trim_end().trim_end_matches('\'');
+        let body = message
+            .split(" -d '")
+            .nth(1)
+            .unwrap()
+            .trim_end()
+            .trim_end_matches('\'');
         let body: serde_json::Value = serde_json::from_str(body).unwrap();
         assert!(body["name"].as_str().unwrap().starts_with("Example "));
         assert_eq!(body.as_object().unwrap().len(), 1);

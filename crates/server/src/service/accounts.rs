@@ -15,17 +15,28 @@ use crate::{caller::Manager, state::State};
 /// # Errors
 /// `unavailable`.
 pub async fn get(state: &State, id: AccountId) -> Result<Account, Problem> {
-    state.read(Owner::from(&id), move |db| db.account(&id).get()).await
+    state
+        .read(Owner::from(&id), move |db| db.account(&id).get())
+        .await
 }
 
 /// Sets how the managed account does business. Applies to keys already made.
 ///
 /// # Errors
 /// `unavailable`.
-pub async fn set_operating_model(state: &State, by: &Manager, model: OperatingModel) -> Result<Account, Problem> {
+pub async fn set_operating_model(
+    state: &State,
+    by: &Manager,
+    model: OperatingModel,
+) -> Result<Account, Problem> {
     let now = state.clock.now();
     let account_id = by.account_id.clone();
-    let mut draft = by.draft(state, Action::AccountUpdated, Target::account(&account_id), json!({}));
+    let mut draft = by.draft(
+        state,
+        Action::AccountUpdated,
+        Target::account(&account_id),
+        json!({}),
+    );
     state
         .ensure(by, move |tx| {
             let mut account = tx.account(&account_id);
@@ -35,7 +46,10 @@ pub async fn set_operating_model(state: &State, by: &Manager, model: OperatingMo
                 draft.changes = json!({"operating_model": [before.as_str(), model.as_str()]});
                 account.append(draft)?;
             }
-            Ok(Account { id: account_id, operating_model: model })
+            Ok(Account {
+                id: account_id,
+                operating_model: model,
+            })
         })
         .await
 }

@@ -2,7 +2,8 @@
 
 use serde_json::{Map, Value, json};
 use tollkey_core::{
-    ApiKey, ApplicationId, Family, Grants, KeyId, KeyText, Mode, Problem, ProblemCode, Status, Timestamp,
+    ApiKey, ApplicationId, Family, Grants, KeyId, KeyText, Mode, Problem, ProblemCode, Status,
+    Timestamp,
     api_key::{Overlap, Transition},
     audit::{Action, Target},
     ceiling,
@@ -53,8 +54,12 @@ impl NewKey {
             None => self.grants,
         };
         let now = state.clock.now();
-        let (id, text) =
-            state.random.with(|rng| (KeyId::new(now, rng), KeyText::mint(Kind::Key(family, self.mode), rng)));
+        let (id, text) = state.random.with(|rng| {
+            (
+                KeyId::new(now, rng),
+                KeyText::mint(Kind::Key(family, self.mode), rng),
+            )
+        });
         let key = ApiKey {
             application_id,
             name: self.name,
@@ -78,22 +83,45 @@ fn described(key: &ApiKey) -> Map<String, Value> {
     member("mode", json!(key.mode.as_str()));
     member("prefix", json!(key.prefix));
     member("last4", json!(key.last4));
-    member("application_id", json!(key.application_id.map(|id| id.to_string())));
-    member("scopes", grants.scopes.iter().map(ToString::to_string).collect());
+    member(
+        "application_id",
+        json!(key.application_id.map(|id| id.to_string())),
+    );
+    member(
+        "scopes",
+        grants.scopes.iter().map(ToString::to_string).collect(),
+    );
     member("merchants", json!(grants.merchants));
     let features = grants.features.as_ref();
-    member("features", json!(features.map(|all| all.iter().map(|feature| feature.as_str()).collect::<Vec<_>>())));
+    member(
+        "features",
+        json!(features.map(|all| {
+            all.iter()
+                .map(|feature| feature.as_str())
+                .collect::<Vec<_>>()
+        })),
+    );
     let networks = grants.allowed_ips.as_ref();
     member(
         "allowed_ips",
-        json!(networks.map(|list| list.networks().iter().map(ToString::to_string).collect::<Vec<_>>())),
+        json!(networks.map(|list| {
+            list.networks()
+                .iter()
+                .map(ToString::to_string)
+                .collect::<Vec<_>>()
+        })),
     );
     let limit = grants.rate_limit;
     member(
         "rate_limit",
-        json!(limit.map(|limit| json!({"limit": limit.limit(), "window_seconds": limit.window_seconds()}))),
+        json!(limit.map(
+            |limit| json!({"limit": limit.limit(), "window_seconds": limit.window_seconds()})
+        )),
     );
-    member("expires_at", json!(grants.expires_at.map(|end| end.as_second())));
+    member(
+        "expires_at",
+        json!(grants.expires_at.map(|end| end.as_second())),
+    );
     if let Some(maker) = key.created_by {
         member("created_by", json!(maker.to_string()));
     }
@@ -129,18 +157,26 @@ pub async fn create(
 ) -> Result<Said, Problem> {
     let limit = state.policy.account_key_limit;
     let depth_limit = state.policy.key_depth_limit;
-    insert(state, by, (family, None), wanted, creating, say, move |account, key| {
-        if let Some(parent) = key.created_by {
-            // A key that was revoked while its request was under way, or whose ancestor was, creates no key.
-            let within = |ancestors| depth_limit.check(ancestors).map_err(Problem::from);
-            let parent = account.lock_lineage(ACCOUNT, &parent, within)?;
-            if parent.is_none_or(|parent| parent.status(key.created_at) != Status::Active) {
-                return Err(Problem::invalid_api_key());
+    insert(
+        state,
+        by,
+        (family, None),
+        wanted,
+        creating,
+        say,
+        move |account, key| {
+            if let Some(parent) = key.created_by {
+                // A key that was revoked while its request was under way, or whose ancestor was, creates no key.
+                let within = |ancestors| depth_limit.check(ancestors).map_err(Problem::from);
+                let parent = account.lock_lineage(ACCOUNT, &parent, within)?;
+                if parent.is_none_or(|parent| parent.status(key.created_at) != Status::Active) {
+                    return Err(Problem::invalid_api_key());
+                }
             }
-        }
-        account.get()?.operating_model.check(&key.grants)?;
-        check_limit(account, key, limit, 1)
-    })
+            account.get()?.operating_model.check(&key.grants)?;
+            check_limit(account, key, limit, 1)
+        },
+    )
     .await
 }
 
@@ -155,7 +191,12 @@ async fn insert(
     allow: impl FnOnce(&mut AccountWriter<'_>, &ApiKey) -> Result<(), Problem> + Clone + Send + 'static,
 ) -> Result<Said, Problem> {
     let (key, text) = wanted.mint(state, by, family, application_id)?;
-    let draft = by.draft(state, Action::ApiKeyCreated, Target::key(key.id, key.mode), described(&key).into());
+    let draft = by.draft(
+        state,
+        Action::ApiKeyCreated,
+        Target::key(key.id, key.mode),
+        described(&key).into(),
+    );
     let digest = text.digest();
     idempotency::create(state, by, creating, say, move |tx| {
         let mut account = tx.account(&key.account_id);
@@ -169,14 +210,25 @@ async fn insert(
 
 /// Whether the account has room for so many more keys of that key's surface. Holds the account, so that counting and
 /// inserting are one step.
-fn check_limit(account: &mut AccountWriter<'_>, key: &ApiKey, limit: Option<u32>, more: u64) -> Result<(), Problem> {
+fn check_limit(
+    account: &mut AccountWriter<'_>,
+    key: &ApiKey,
+    limit: Option<u32>,
+    more: u64,
+) -> Result<(), Problem> {
     let Some(limit) = limit else { return Ok(()) };
-    let families = if key.family == Family::Commerce { COMMERCE } else { ACCOUNT };
+    let families = if key.family == Family::Commerce {
+        COMMERCE
+    } else {
+        ACCOUNT
+    };
     account.lock()?;
     if account.count_usable_of(families, key.created_at)? + more > u64::from(limit) {
         return Err(Problem::new(
             ProblemCode::KeyLimitReached,
-            format!("The account can have {limit} such keys that are neither revoked nor expired; revoke one first."),
+            format!(
+                "The account can have {limit} such keys that are neither revoked nor expired; revoke one first."
+            ),
         ));
     }
     Ok(())
@@ -229,10 +281,16 @@ pub async fn rotate(
     let limit = state.policy.account_key_limit;
     idempotency::create(state, by, creating, say, move |tx| {
         let mut account = tx.account(&account_id);
-        let before = account.lock_key(COMMERCE, &id)?.ok_or_else(Problem::not_found)?;
+        let before = account
+            .lock_key(COMMERCE, &id)?
+            .ok_or_else(Problem::not_found)?;
         let mut key = before.clone();
-        let (new_id, text) =
-            random.with(|rng| (KeyId::new(now, rng), KeyText::mint(Kind::Key(key.family, key.mode), rng)));
+        let (new_id, text) = random.with(|rng| {
+            (
+                KeyId::new(now, rng),
+                KeyText::mint(Kind::Key(key.family, key.mode), rng),
+            )
+        });
         let successor = key.rotate(new_id, &text, overlap, now)?;
         account.get()?.operating_model.check(&successor.grants)?;
         // Only when the old key goes on for a while are there more keys than before.
@@ -244,7 +302,11 @@ pub async fn rotate(
         let mut changes = differences(&before, &key);
         changes.insert("rotated_to".to_owned(), json!(new_id.to_string()));
         changes.insert("successor".to_owned(), described(&successor).into());
-        account.append(drafts(Action::ApiKeyRotated, Target::key(id, key.mode), changes.into()))?;
+        account.append(drafts(
+            Action::ApiKeyRotated,
+            Target::key(id, key.mode),
+            changes.into(),
+        ))?;
         Ok((successor, text))
     })
     .await
@@ -254,10 +316,18 @@ pub async fn rotate(
 ///
 /// # Errors
 /// `not_found`.
-pub async fn get(state: &State, by: &Manager, families: &'static [Family], id: KeyId) -> Result<ApiKey, Problem> {
+pub async fn get(
+    state: &State,
+    by: &Manager,
+    families: &'static [Family],
+    id: KeyId,
+) -> Result<ApiKey, Problem> {
     let (account_id, sees) = (by.account_id.clone(), by.sees());
-    let key = state.read(by, move |db| db.account(&account_id).key(families, &id)).await?;
-    key.filter(|key| sees.is_none_or(|mode| mode == key.mode)).ok_or_else(Problem::not_found)
+    let key = state
+        .read(by, move |db| db.account(&account_id).key(families, &id))
+        .await?;
+    key.filter(|key| sees.is_none_or(|mode| mode == key.mode))
+        .ok_or_else(Problem::not_found)
 }
 
 /// How a key of the account was used since a day, by day and outcome, the newest day first. Of some seconds ago at most:
@@ -265,9 +335,16 @@ pub async fn get(state: &State, by: &Manager, families: &'static [Family], id: K
 ///
 /// # Errors
 /// `unavailable`.
-pub async fn usage(state: &State, by: &Manager, id: KeyId, since_day: i32) -> Result<Vec<DayUsage>, Problem> {
+pub async fn usage(
+    state: &State,
+    by: &Manager,
+    id: KeyId,
+    since_day: i32,
+) -> Result<Vec<DayUsage>, Problem> {
     let account_id = by.account_id.clone();
-    state.read(by, move |db| db.account(&account_id).usage(&id, since_day)).await
+    state
+        .read(by, move |db| db.account(&account_id).usage(&id, since_day))
+        .await
 }
 
 /// Keys, and where to go on.
@@ -301,7 +378,14 @@ impl Wanted {
     /// All keys of these families.
     #[must_use]
     pub fn of(families: &'static [Family]) -> Self {
-        Self { families, mode: None, status: None, application_enabled: None, application: None, text: None }
+        Self {
+            families,
+            mode: None,
+            status: None,
+            application_enabled: None,
+            application: None,
+            text: None,
+        }
     }
 }
 
@@ -314,11 +398,21 @@ const PAGE_BYTES: usize = 256 * 1024;
 fn end_at(keys: &mut Vec<ApiKey>, bytes: usize) -> bool {
     let mut sum = 0;
     let beyond = keys.iter().skip(1).position(|key| {
-        let Grants { scopes, merchants, allowed_ips, .. } = &key.grants;
+        let Grants {
+            scopes,
+            merchants,
+            allowed_ips,
+            ..
+        } = &key.grants;
         sum += key.name.len() + 16 * scopes.len();
         sum += merchants.iter().flatten().map(String::len).sum::<usize>();
-        sum += allowed_ips.as_ref().map_or(0, |list| 20 * list.networks().len());
-        sum += key.metadata.as_ref().map_or(0, |metadata| metadata.as_json().len());
+        sum += allowed_ips
+            .as_ref()
+            .map_or(0, |list| 20 * list.networks().len());
+        sum += key
+            .metadata
+            .as_ref()
+            .map_or(0, |metadata| metadata.as_json().len());
         sum > bytes
     });
     if let Some(beyond) = beyond {
@@ -340,7 +434,10 @@ pub async fn list(
 ) -> Result<Found, Problem> {
     let (account_id, sees, now) = (by.account_id.clone(), by.sees(), state.clock.now());
     if sees.is_some() && wanted.mode.is_some() && sees != wanted.mode {
-        return Ok(Found { keys: Vec::new(), next: None });
+        return Ok(Found {
+            keys: Vec::new(),
+            next: None,
+        });
     }
     let read = state.read(by, move |db| {
         let filter = KeyFilter {
@@ -375,7 +472,9 @@ pub async fn page_of_application(
     let found = state.read(by, move |db| {
         let mut account = db.account(&account_id);
         match account.application(&application_id)? {
-            Some(_) => account.application_keys(&application_id, page, limit).map(Some),
+            Some(_) => account
+                .application_keys(&application_id, page, limit)
+                .map(Some),
             None => Ok(None),
         }
     });
@@ -399,17 +498,25 @@ pub async fn update(
     state
         .ensure(by, move |tx| {
             let mut account = tx.account(&account_id);
-            let before = account.lock_key(COMMERCE, &id)?.ok_or_else(Problem::not_found)?;
+            let before = account
+                .lock_key(COMMERCE, &id)?
+                .ok_or_else(Problem::not_found)?;
             before.changeable(now)?;
             let mut key = before.clone();
             edit(&mut key)?;
-            if (&key.grants.merchants, &key.grants.features) != (&before.grants.merchants, &before.grants.features) {
+            if (&key.grants.merchants, &key.grants.features)
+                != (&before.grants.merchants, &before.grants.features)
+            {
                 account.get()?.operating_model.check(&key.grants)?;
             }
             if key != before {
                 account.save_key(&key)?;
                 let changes = differences(&before, &key).into();
-                account.append(drafts(Action::ApiKeyUpdated, Target::key(id, key.mode), changes))?;
+                account.append(drafts(
+                    Action::ApiKeyUpdated,
+                    Target::key(id, key.mode),
+                    changes,
+                ))?;
             }
             Ok(key)
         })
@@ -422,8 +529,18 @@ pub async fn update(
 /// `not_found`, `key_revoked`.
 pub async fn suspend(state: &State, by: &Manager, id: KeyId) -> Result<ApiKey, Problem> {
     let now = state.clock.now();
-    let which = Which { families: COMMERCE, application_id: None, id };
-    Ok(transition(state, by, which, Action::ApiKeySuspended, move |_, key| Ok(key.suspend(now)?)).await?.0)
+    let which = Which {
+        families: COMMERCE,
+        application_id: None,
+        id,
+    };
+    Ok(
+        transition(state, by, which, Action::ApiKeySuspended, move |_, key| {
+            Ok(key.suspend(now)?)
+        })
+        .await?
+        .0,
+    )
 }
 
 /// Lets a suspended commerce key work again; a repeat changes nothing.
@@ -431,8 +548,18 @@ pub async fn suspend(state: &State, by: &Manager, id: KeyId) -> Result<ApiKey, P
 /// # Errors
 /// `not_found`, `key_revoked`.
 pub async fn resume(state: &State, by: &Manager, id: KeyId) -> Result<ApiKey, Problem> {
-    let which = Which { families: COMMERCE, application_id: None, id };
-    Ok(transition(state, by, which, Action::ApiKeyResumed, |_, key| Ok(key.resume()?)).await?.0)
+    let which = Which {
+        families: COMMERCE,
+        application_id: None,
+        id,
+    };
+    Ok(
+        transition(state, by, which, Action::ApiKeyResumed, |_, key| {
+            Ok(key.resume()?)
+        })
+        .await?
+        .0,
+    )
 }
 
 /// Revokes a key of an application. False when it was revoked before; either way it is dead everywhere once this
@@ -446,7 +573,11 @@ pub async fn revoke_of_application(
     application_id: ApplicationId,
     id: KeyId,
 ) -> Result<bool, Problem> {
-    let which = Which { families: &[Family::Application], application_id: Some(application_id), id };
+    let which = Which {
+        families: &[Family::Application],
+        application_id: Some(application_id),
+        id,
+    };
     Ok(revoke_which(state, by, which, None).await?.1)
 }
 
@@ -462,7 +593,18 @@ pub async fn revoke(
     id: KeyId,
     reason: Option<String>,
 ) -> Result<ApiKey, Problem> {
-    Ok(revoke_which(state, by, Which { families, application_id: None, id }, reason).await?.0)
+    Ok(revoke_which(
+        state,
+        by,
+        Which {
+            families,
+            application_id: None,
+            id,
+        },
+        reason,
+    )
+    .await?
+    .0)
 }
 
 async fn revoke_which(
@@ -473,20 +615,31 @@ async fn revoke_which(
 ) -> Result<(ApiKey, bool), Problem> {
     let now = state.clock.now();
     let pending = by.pending_revocation(Root::Key(which.id), now);
-    let revoked = transition(state, by, which, Action::ApiKeyRevoked, move |account, key| {
-        let transition = key.revoke(now, reason);
-        match transition {
-            Transition::Changed if account.has_descendants(&key.id)? => account.add_pending_revocation(&pending)?,
-            // A server of the release before walks the tree instead, told verifiers of the root alone, and may have stopped
-            // before the end of the tree.
-            Transition::AlreadySo if key.revoked_at.is_some() && account.has_unrevoked_descendants(&key.id)? => {
-                account.add_pending_revocation(&pending)?;
-                account.descendants_changed();
+    let revoked = transition(
+        state,
+        by,
+        which,
+        Action::ApiKeyRevoked,
+        move |account, key| {
+            let transition = key.revoke(now, reason);
+            match transition {
+                Transition::Changed if account.has_descendants(&key.id)? => {
+                    account.add_pending_revocation(&pending)?
+                }
+                // A server of the release before walks the tree instead, told verifiers of the root alone, and may have stopped
+                // before the end of the tree.
+                Transition::AlreadySo
+                    if key.revoked_at.is_some()
+                        && account.has_unrevoked_descendants(&key.id)? =>
+                {
+                    account.add_pending_revocation(&pending)?;
+                    account.descendants_changed();
+                }
+                _ => {}
             }
-            _ => {}
-        }
-        Ok(transition)
-    });
+            Ok(transition)
+        },
+    );
     let revoked = revoked.await?;
     state.revocations.notify();
     Ok(revoked)
@@ -507,17 +660,26 @@ async fn transition(
     by: &Manager,
     which: Which,
     action: Action,
-    step: impl FnOnce(&mut AccountWriter<'_>, &mut ApiKey) -> Result<Transition, Problem> + Clone + Send + 'static,
+    step: impl FnOnce(&mut AccountWriter<'_>, &mut ApiKey) -> Result<Transition, Problem>
+    + Clone
+    + Send
+    + 'static,
 ) -> Result<(ApiKey, bool), Problem> {
     let now = state.clock.now();
-    let Which { families, application_id, id } = which;
+    let Which {
+        families,
+        application_id,
+        id,
+    } = which;
     let (account_id, sees) = (by.account_id.clone(), by.sees());
     let drafts = by.drafts(state);
     state
         .ensure(by, move |tx| {
             let mut account = tx.account(&account_id);
             if let Some(id) = &application_id {
-                account.lock_application(id)?.ok_or_else(Problem::not_found)?;
+                account
+                    .lock_application(id)?
+                    .ok_or_else(Problem::not_found)?;
             }
             let key = account.lock_key(families, &id)?;
             let is_meant = |key: &ApiKey| {
@@ -528,7 +690,11 @@ async fn transition(
             let changed = step(&mut account, &mut key)? == Transition::Changed;
             if changed {
                 account.save_key(&key)?;
-                account.append(drafts(action, Target::key(key.id, key.mode), status_change(&key, now)))?;
+                account.append(drafts(
+                    action,
+                    Target::key(key.id, key.mode),
+                    status_change(&key, now),
+                ))?;
             }
             Ok((key, changed))
         })

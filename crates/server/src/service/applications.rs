@@ -42,7 +42,12 @@ pub async fn create(
         created_at: now,
     };
     let changes = json!({"name": application.name, "description": application.description});
-    let draft = by.draft(state, Action::ApplicationCreated, Target::application(application.id), changes);
+    let draft = by.draft(
+        state,
+        Action::ApplicationCreated,
+        Target::application(application.id),
+        changes,
+    );
     idempotency::create(state, by, creating, say, move |tx| {
         let mut account = tx.account(&application.account_id);
         account.insert_application(&application)?;
@@ -70,23 +75,37 @@ pub async fn page(
             let found = account.applications(page, limit)?;
             let mut keys = Vec::new();
             if with_keys {
-                let ids: Vec<ApplicationId> = found.items.iter().map(|application| application.id).collect();
+                let ids: Vec<ApplicationId> = found
+                    .items
+                    .iter()
+                    .map(|application| application.id)
+                    .collect();
                 // 10,000 keys at most: without their metadata, which this list does not show, that is a few megabytes.
                 for id in ids {
                     let newest = account.keys_of_applications(&[id], INCLUDED_KEYS)?;
-                    keys.extend(newest.into_iter().map(|key| ApiKey { metadata: None, ..key }));
+                    keys.extend(newest.into_iter().map(|key| ApiKey {
+                        metadata: None,
+                        ..key
+                    }));
                 }
             }
-            let mut items: Vec<(Application, Vec<ApiKey>)> =
-                found.items.into_iter().map(|application| (application, Vec::new())).collect();
+            let mut items: Vec<(Application, Vec<ApiKey>)> = found
+                .items
+                .into_iter()
+                .map(|application| (application, Vec::new()))
+                .collect();
             for key in keys {
-                if let Some((_, keys)) =
-                    items.iter_mut().find(|(application, _)| key.application_id == Some(application.id))
+                if let Some((_, keys)) = items
+                    .iter_mut()
+                    .find(|(application, _)| key.application_id == Some(application.id))
                 {
                     keys.push(key);
                 }
             }
-            Ok(Page { items, total: found.total })
+            Ok(Page {
+                items,
+                total: found.total,
+            })
         })
         .await
 }
@@ -97,7 +116,10 @@ pub async fn page(
 /// `not_found`.
 pub async fn get(state: &State, by: &Manager, id: ApplicationId) -> Result<Application, Problem> {
     let account_id = by.account_id.clone();
-    state.read(by, move |db| db.account(&account_id).application(&id)).await?.ok_or_else(Problem::not_found)
+    state
+        .read(by, move |db| db.account(&account_id).application(&id))
+        .await?
+        .ok_or_else(Problem::not_found)
 }
 
 /// The newest applications, and those of these that there are.
@@ -136,18 +158,29 @@ pub async fn update(
     name: Option<String>,
     description: Option<Option<String>>,
 ) -> Result<Application, Problem> {
-    modify(state, by, id, Action::ApplicationUpdated, move |application| {
-        let mut changes = Map::new();
-        if let Some(name) = name.filter(|name| *name != application.name) {
-            changes.insert("name".to_owned(), json!([application.name, name]));
-            application.name = name;
-        }
-        if let Some(description) = description.filter(|description| *description != application.description) {
-            changes.insert("description".to_owned(), json!([application.description, description]));
-            application.description = description;
-        }
-        changes
-    })
+    modify(
+        state,
+        by,
+        id,
+        Action::ApplicationUpdated,
+        move |application| {
+            let mut changes = Map::new();
+            if let Some(name) = name.filter(|name| *name != application.name) {
+                changes.insert("name".to_owned(), json!([application.name, name]));
+                application.name = name;
+            }
+            if let Some(description) =
+                description.filter(|description| *description != application.description)
+            {
+                changes.insert(
+                    "description".to_owned(),
+                    json!([application.description, description]),
+                );
+                application.description = description;
+            }
+            changes
+        },
+    )
     .await
 }
 
@@ -161,11 +194,18 @@ pub async fn set_enabled(
     id: ApplicationId,
     enabled: bool,
 ) -> Result<Application, Problem> {
-    let action = if enabled { Action::ApplicationEnabled } else { Action::ApplicationDisabled };
+    let action = if enabled {
+        Action::ApplicationEnabled
+    } else {
+        Action::ApplicationDisabled
+    };
     modify(state, by, id, action, move |application| {
         let mut changes = Map::new();
         if application.is_enabled != enabled {
-            changes.insert("is_enabled".to_owned(), json!([application.is_enabled, enabled]));
+            changes.insert(
+                "is_enabled".to_owned(),
+                json!([application.is_enabled, enabled]),
+            );
             application.is_enabled = enabled;
         }
         changes
@@ -187,7 +227,9 @@ async fn modify(
     state
         .ensure(by, move |tx| {
             let mut account = tx.account(&account_id);
-            let mut application = account.lock_application(&id)?.ok_or_else(Problem::not_found)?;
+            let mut application = account
+                .lock_application(&id)?
+                .ok_or_else(Problem::not_found)?;
             let changes = edit(&mut application);
             if !changes.is_empty() {
                 draft.changes = Value::Object(changes);
@@ -206,13 +248,20 @@ async fn modify(
 /// `not_found`.
 pub async fn delete(state: &State, by: &Manager, id: ApplicationId) -> Result<(), Problem> {
     let now = state.clock.now();
-    let draft = by.draft(state, Action::ApplicationDeleted, Target::application(id), json!({}));
+    let draft = by.draft(
+        state,
+        Action::ApplicationDeleted,
+        Target::application(id),
+        json!({}),
+    );
     let pending = by.pending_revocation(Root::Application(id), now);
     let account_id = by.account_id.clone();
     let deleted = state
         .change(by, move |tx| {
             let mut account = tx.account(&account_id);
-            account.lock_application(&id)?.ok_or_else(Problem::not_found)?;
+            account
+                .lock_application(&id)?
+                .ok_or_else(Problem::not_found)?;
             account.delete_application(&id, now)?;
             account.add_pending_revocation(&pending)?;
             account.append(draft)?;

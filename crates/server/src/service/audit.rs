@@ -61,7 +61,8 @@ pub async fn list(state: &State, by: &Manager, filter: Filter) -> Result<Found, 
                 until: filter.until,
                 mode,
             };
-            db.account(&account_id).audit_log(&wanted, filter.before, limit)
+            db.account(&account_id)
+                .audit_log(&wanted, filter.before, limit)
         })
         .await?;
     Ok(Found { entries, next })
@@ -93,8 +94,14 @@ pub fn check(
     let mut ends: BTreeMap<AccountId, Head> = BTreeMap::new();
     let mut broken: Vec<ChainError> = Vec::new();
     let _never_broken = db.for_each_audit_entry(account, |entry| {
-        let account = entry.as_ref().map_or_else(ChainError::account, |entry| &entry.draft.account_id).clone();
-        if broken.last().is_some_and(|error| *error.account() == account) {
+        let account = entry
+            .as_ref()
+            .map_or_else(ChainError::account, |entry| &entry.draft.account_id)
+            .clone();
+        if broken
+            .last()
+            .is_some_and(|error| *error.account() == account)
+        {
             return ControlFlow::<()>::Continue(()); // everything behind the first break is broken too
         }
         let head = ends.entry(account).or_insert(Head::GENESIS);
@@ -111,13 +118,22 @@ pub fn check(
     let mut faults: Vec<String> = broken.iter().map(ToString::to_string).collect();
     let accounts: BTreeSet<&AccountId> = kept.keys().chain(ends.keys()).collect();
     for account in accounts {
-        let end = |heads: &BTreeMap<AccountId, Head>| heads.get(account).copied().unwrap_or(Head::GENESIS);
+        let end = |heads: &BTreeMap<AccountId, Head>| {
+            heads.get(account).copied().unwrap_or(Head::GENESIS)
+        };
         let (found, kept) = (end(&ends), end(&kept));
         if found != kept && !broken.iter().any(|error| error.account() == account) {
-            faults.push(format!("the log of account {account} ends at entry {}, not at {}", found.seq, kept.seq));
+            faults.push(format!(
+                "the log of account {account} ends at entry {}, not at {}",
+                found.seq, kept.seq
+            ));
         }
     }
-    faults.extend(missing.iter().map(|hash| format!("no entry has the hash {hash}: a log was cut off or rewritten")));
+    faults.extend(
+        missing
+            .iter()
+            .map(|hash| format!("no entry has the hash {hash}: a log was cut off or rewritten")),
+    );
     Ok(Checked { ends, faults })
 }
 
@@ -162,7 +178,10 @@ impl UnderWay {
     /// None yet, beside so many connections for requests.
     #[must_use]
     pub fn new(connections: u32) -> Self {
-        Self { accounts: Arc::default(), most: if connections > 2 { 2 } else { 1 } }
+        Self {
+            accounts: Arc::default(),
+            most: if connections > 2 { 2 } else { 1 },
+        }
     }
 
     fn accounts(&self) -> MutexGuard<'_, HashSet<AccountId>> {
@@ -172,7 +191,10 @@ impl UnderWay {
     fn take(&self, account_id: &AccountId) -> Option<Place> {
         let mut accounts = self.accounts();
         let free = accounts.len() < self.most && accounts.insert(account_id.clone());
-        free.then(|| Place { under_way: self.clone(), account_id: account_id.clone() })
+        free.then(|| Place {
+            under_way: self.clone(),
+            account_id: account_id.clone(),
+        })
     }
 }
 
@@ -190,7 +212,10 @@ pub async fn check_account(state: &State, by: &Manager) -> Result<Checked, Probl
     let account_id = by.account_id.clone();
     let Some(place) = state.audit_checks.take(&account_id) else {
         let detail = "This audit log, or several others, are being checked right now.";
-        return Err(Problem { retry_after: Some(5), ..Problem::new(ProblemCode::Unavailable, detail) });
+        return Err(Problem {
+            retry_after: Some(5),
+            ..Problem::new(ProblemCode::Unavailable, detail)
+        });
     };
     let work = move |db: &mut Reader<'_>| {
         // Until the work is done: who no longer waits for it does not make room for another.

@@ -43,10 +43,15 @@ impl IdempotencyKey {
     /// # Errors
     /// [`Invalid`] unless it has 16 to 255 printable ASCII characters, none of them a quote or a backslash.
     pub fn parse(value: &str) -> Result<Self, Invalid> {
-        let text = value.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')).unwrap_or(value);
+        let text = value
+            .strip_prefix('"')
+            .and_then(|rest| rest.strip_suffix('"'))
+            .unwrap_or(value);
         let printable = |b: u8| (b.is_ascii_graphic() || b == b' ') && !matches!(b, b'"' | b'\\');
         if !(16..=255).contains(&text.len()) || !text.bytes().all(printable) {
-            return Err(Invalid::new("must have 16 to 255 printable ASCII characters, no quote and no backslash"));
+            return Err(Invalid::new(
+                "must have 16 to 255 printable ASCII characters, no quote and no backslash",
+            ));
         }
         Ok(Self(Zeroizing::new(text.to_owned())))
     }
@@ -75,7 +80,9 @@ pub struct Place<'a> {
 
 impl Place<'_> {
     fn owner(&self) -> Owner {
-        self.account.parse::<AccountId>().map_or(Owner::Operator, Owner::Account)
+        self.account
+            .parse::<AccountId>()
+            .map_or(Owner::Operator, Owner::Account)
     }
 }
 
@@ -102,13 +109,20 @@ impl Answered {
     pub fn created(made: &impl Serialize) -> Self {
         // Our own types: plain structs of texts and numbers.
         let body = Secret::new(serde_json::to_string(made).unwrap_or_default());
-        Self { status: 201, location: None, body }
+        Self {
+            status: 201,
+            location: None,
+            body,
+        }
     }
 
     /// With the address of what was made.
     #[must_use]
     pub fn at(self, location: String) -> Self {
-        Self { location: Some(location), ..self }
+        Self {
+            location: Some(location),
+            ..self
+        }
     }
 }
 
@@ -135,7 +149,10 @@ impl Sealer {
     #[must_use]
     pub fn new(secret: &[u8]) -> Self {
         let secret = Arc::new(Salt::new(HKDF_SHA256, PURPOSE).extract(secret));
-        Self { secret, running: Running::default() }
+        Self {
+            secret,
+            running: Running::default(),
+        }
     }
 }
 
@@ -186,17 +203,27 @@ pub async fn begin(
     key: Option<IdempotencyKey>,
     body: &[u8],
 ) -> Result<Begun, Problem> {
-    let Some(key) = key else { return Ok(Begun::Fresh(Creating(None))) };
+    let Some(key) = key else {
+        return Ok(Begun::Fresh(Creating(None)));
+    };
     let request = Repeatable::new(state, place, &key, body)?;
     let (id, since) = (request.id, request.since());
     // Looked up before the request is judged: what was valid then (an end in the future) need not be valid now.
-    let Some(kept) = state.read(place.owner(), move |db| db.kept_answer(&id, since)).await? else {
-        return Ok(Begun::Fresh(Creating(Some(request.reserve(&state.sealer)?))));
+    let Some(kept) = state
+        .read(place.owner(), move |db| db.kept_answer(&id, since))
+        .await?
+    else {
+        return Ok(Begun::Fresh(Creating(Some(
+            request.reserve(&state.sealer)?,
+        ))));
     };
     let answered = request.open(&kept)?;
     // The first request may have died while it waited until its change held everywhere.
     state.settle_current().await?;
-    Ok(Begun::Replay(Said { answered, replayed: true }))
+    Ok(Begun::Replay(Said {
+        answered,
+        replayed: true,
+    }))
 }
 
 /// Makes something in one transaction with its audit entry and, where it is to be kept, its answer.
@@ -220,14 +247,20 @@ pub async fn create<T: 'static>(
                 }
                 // Somebody may have answered since this request began.
                 if let Some(kept) = tx.kept_answer(&request.id, request.since())? {
-                    return Ok(Said { answered: request.open(&kept)?, replayed: true });
+                    return Ok(Said {
+                        answered: request.open(&kept)?,
+                        replayed: true,
+                    });
                 }
             }
             let answered = say(work(tx)?);
             if let Some(request) = request {
                 tx.keep_answer(&request.seal(&answered)?)?;
             }
-            Ok(Said { answered, replayed: false })
+            Ok(Said {
+                answered,
+                replayed: false,
+            })
         })
         .await?;
     if said.replayed {
@@ -253,7 +286,10 @@ fn since(now: Timestamp) -> Timestamp {
 fn in_progress() -> Problem {
     Problem {
         retry_after: Some(1),
-        ..Problem::new(ProblemCode::IdempotencyInProgress, "A request with this Idempotency-Key is still running.")
+        ..Problem::new(
+            ProblemCode::IdempotencyInProgress,
+            "A request with this Idempotency-Key is still running.",
+        )
     }
 }
 
@@ -270,7 +306,12 @@ fn hash(parts: &[&[u8]]) -> [u8; 32] {
 }
 
 impl Repeatable {
-    fn new(state: &State, place: Place<'_>, key: &IdempotencyKey, body: &[u8]) -> Result<Self, Problem> {
+    fn new(
+        state: &State,
+        place: Place<'_>,
+        key: &IdempotencyKey,
+        body: &[u8],
+    ) -> Result<Self, Problem> {
         let key = key.0.as_bytes();
         let id = hash(&[
             PURPOSE,
@@ -284,22 +325,41 @@ impl Repeatable {
         ]);
         let mut sealing_key = Zeroizing::new([0; 32]);
         let info = hash(&[b"seal", &id, key]);
-        let derived = state.sealer.secret.expand(&[&info], HKDF_SHA256).and_then(|key| key.fill(&mut *sealing_key));
-        let sealing_key =
-            derived.and_then(|()| UnboundKey::new(&AES_256_GCM, &*sealing_key)).map_err(|_| Problem::internal())?;
+        let derived = state
+            .sealer
+            .secret
+            .expand(&[&info], HKDF_SHA256)
+            .and_then(|key| key.fill(&mut *sealing_key));
+        let sealing_key = derived
+            .and_then(|()| UnboundKey::new(&AES_256_GCM, &*sealing_key))
+            .map_err(|_| Problem::internal())?;
         let mut nonce = [0; NONCE_LEN];
         state.random.with(|rng| rng.fill_bytes(&mut nonce));
         let fingerprint = hash(&[b"body", &id, body]);
         let key = LessSafeKey::new(sealing_key);
-        Ok(Self { id, fingerprint, key, nonce, seals: AtomicU32::new(0), now: state.clock.now() })
+        Ok(Self {
+            id,
+            fingerprint,
+            key,
+            nonce,
+            seals: AtomicU32::new(0),
+            now: state.clock.now(),
+        })
     }
 
     fn reserve(self, sealer: &Sealer) -> Result<Reservation, Problem> {
         let running = Arc::clone(&sealer.running);
-        if !running.lock().unwrap_or_else(PoisonError::into_inner).insert(self.id) {
+        if !running
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(self.id)
+        {
             return Err(in_progress());
         }
-        Ok(Reservation { request: self, running })
+        Ok(Reservation {
+            request: self,
+            running,
+        })
     }
 
     fn since(&self) -> Timestamp {
@@ -311,17 +371,28 @@ impl Repeatable {
     }
 
     fn seal(&self, answered: &Answered) -> Result<KeptAnswer, Problem> {
-        let mut sealed = Zeroizing::new(serde_json::to_vec(answered).map_err(|_| Problem::internal())?);
+        let mut sealed =
+            Zeroizing::new(serde_json::to_vec(answered).map_err(|_| Problem::internal())?);
         // Another one each time, because one nonce must not seal two texts.
         let mut nonce = self.nonce;
-        for (byte, count) in nonce.iter_mut().zip(self.seals.fetch_add(1, Ordering::Relaxed).to_be_bytes()) {
+        for (byte, count) in nonce
+            .iter_mut()
+            .zip(self.seals.fetch_add(1, Ordering::Relaxed).to_be_bytes())
+        {
             *byte ^= count;
         }
         let unique = Nonce::assume_unique_for_key(nonce);
-        let tag =
-            self.key.seal_in_place_separate_tag(unique, self.aad(), &mut sealed).map_err(|_| Problem::internal())?;
+        let tag = self
+            .key
+            .seal_in_place_separate_tag(unique, self.aad(), &mut sealed)
+            .map_err(|_| Problem::internal())?;
         let sealed = [nonce.as_slice(), sealed.as_slice(), tag.as_ref()].concat();
-        Ok(KeptAnswer { id: self.id, fingerprint: self.fingerprint, sealed, created_at: self.now })
+        Ok(KeptAnswer {
+            id: self.id,
+            fingerprint: self.fingerprint,
+            sealed,
+            created_at: self.now,
+        })
     }
 
     fn open(&self, kept: &KeptAnswer) -> Result<Answered, Problem> {
@@ -333,7 +404,10 @@ impl Repeatable {
             let (nonce, sealed) = kept.sealed.split_first_chunk::<NONCE_LEN>()?;
             let mut sealed = Zeroizing::new(sealed.to_vec());
             let nonce = Nonce::assume_unique_for_key(*nonce);
-            let opened = self.key.open_in_place(nonce, self.aad(), &mut sealed).ok()?;
+            let opened = self
+                .key
+                .open_in_place(nonce, self.aad(), &mut sealed)
+                .ok()?;
             serde_json::from_slice(opened).ok()
         };
         opened().ok_or_else(|| {
@@ -345,7 +419,10 @@ impl Repeatable {
 
 impl Drop for Reservation {
     fn drop(&mut self) {
-        self.running.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.request.id);
+        self.running
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(&self.request.id);
     }
 }
 

@@ -67,7 +67,9 @@ pub async fn record_pending(state: &State) -> Result<(), Problem> {
         loop {
             let behind = after.clone();
             let accounts = state
-                .read(Owner::Background, move |db| db.accounts_with_pending_revocations(behind.as_ref(), ACCOUNTS))
+                .read(Owner::Background, move |db| {
+                    db.accounts_with_pending_revocations(behind.as_ref(), ACCOUNTS)
+                })
                 .await?;
             for account in &accounts {
                 match record_batch(state, account.clone()).await {

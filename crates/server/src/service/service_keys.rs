@@ -1,7 +1,9 @@
 //! Service keys: what resource servers present. They belong to the operator, not to an account, so they have no
 //! place in an account's audit log; the server's log says who (`by`) made and revoked them.
 
-use tollkey_core::{KeyText, Problem, ServiceKey, ServiceKeyId, api_key::Transition, key_text::Kind};
+use tollkey_core::{
+    KeyText, Problem, ServiceKey, ServiceKeyId, api_key::Transition, key_text::Kind,
+};
 
 use tollkey_store::Owner;
 
@@ -13,8 +15,22 @@ const LISTED: u32 = 1000;
 
 fn mint(state: &State, name: String) -> (ServiceKey, KeyText) {
     let now = state.clock.now();
-    let (id, text) = state.random.with(|rng| (ServiceKeyId::new(now, rng), KeyText::mint(Kind::ServiceKey, rng)));
-    (ServiceKey { id, name, last4: text.last4(), created_at: now, revoked_at: None }, text)
+    let (id, text) = state.random.with(|rng| {
+        (
+            ServiceKeyId::new(now, rng),
+            KeyText::mint(Kind::ServiceKey, rng),
+        )
+    });
+    (
+        ServiceKey {
+            id,
+            name,
+            last4: text.last4(),
+            created_at: now,
+            revoked_at: None,
+        },
+        text,
+    )
 }
 
 fn log_creation(id: ServiceKeyId, by: &str) {
@@ -25,7 +41,11 @@ fn log_creation(id: ServiceKeyId, by: &str) {
 ///
 /// # Errors
 /// `unavailable`.
-pub async fn create(state: &State, by: &str, name: String) -> Result<(ServiceKey, KeyText), Problem> {
+pub async fn create(
+    state: &State,
+    by: &str,
+    name: String,
+) -> Result<(ServiceKey, KeyText), Problem> {
     let (key, text) = mint(state, name);
     let digest = text.digest();
     let key = state
@@ -67,7 +87,9 @@ pub async fn create_once(
 /// # Errors
 /// `unavailable`.
 pub async fn list(state: &State) -> Result<Vec<ServiceKey>, Problem> {
-    state.read(Owner::Operator, |db| db.service_keys(LISTED)).await
+    state
+        .read(Owner::Operator, |db| db.service_keys(LISTED))
+        .await
 }
 
 /// Revokes a service key; a repeat changes nothing. Either way it is dead everywhere once this returns.
@@ -77,7 +99,10 @@ pub async fn list(state: &State) -> Result<Vec<ServiceKey>, Problem> {
 pub async fn revoke(state: &State, by: &str, id: ServiceKeyId) -> Result<(), Problem> {
     let now = state.clock.now();
     let transition = state
-        .ensure(Owner::Operator, move |tx| tx.revoke_service_key(&id, now)?.ok_or_else(Problem::not_found))
+        .ensure(Owner::Operator, move |tx| {
+            tx.revoke_service_key(&id, now)?
+                .ok_or_else(Problem::not_found)
+        })
         .await?;
     if transition == Transition::Changed {
         tracing::info!(service_key = %id, by, "a service key was revoked");

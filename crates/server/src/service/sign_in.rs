@@ -45,9 +45,14 @@ impl Ways {
     /// settings are the same. A database that was one of development mode signs nobody in elsewhere.
     #[must_use]
     pub fn stand_by(&self, session: &Session, token: &str) -> bool {
-        let open =
-            [self.token, self.links.as_ref().map(|_| Links::grounds()), self.oidc.as_ref().map(Provider::grounds)];
-        open.iter().flatten().any(|grounds| session::bound(grounds, token) == session.grounds)
+        let open = [
+            self.token,
+            self.links.as_ref().map(|_| Links::grounds()),
+            self.oidc.as_ref().map(Provider::grounds),
+        ];
+        open.iter()
+            .flatten()
+            .any(|grounds| session::bound(grounds, token) == session.grounds)
     }
 }
 
@@ -70,7 +75,13 @@ impl Links {
     /// The links of a server that starts now, for an operator who manages that account.
     #[must_use]
     pub fn new(secret: Secret, account_id: AccountId, subject: &str, now: Timestamp) -> Self {
-        Self { secret, began_at: now.as_second(), used: Mutex::default(), account_id, subject: subject.to_owned() }
+        Self {
+            secret,
+            began_at: now.as_second(),
+            used: Mutex::default(),
+            account_id,
+            subject: subject.to_owned(),
+        }
     }
 
     /// Creates the code of a link.
@@ -121,13 +132,22 @@ impl Links {
         if used.len() >= LINKS_MAX || used.insert(Digest::of(code), expires_at).is_some() {
             return None;
         }
-        Some(Session::begin(Some(self.account_id.clone()), self.subject.clone(), true, Self::grounds(), now, None))
+        Some(Session::begin(
+            Some(self.account_id.clone()),
+            self.subject.clone(),
+            true,
+            Self::grounds(),
+            now,
+            None,
+        ))
     }
 }
 
 impl fmt::Debug for Links {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Links").field("began_at", &self.began_at).finish_non_exhaustive()
+        f.debug_struct("Links")
+            .field("began_at", &self.began_at)
+            .finish_non_exhaustive()
     }
 }
 
@@ -148,7 +168,14 @@ pub fn session_of(
         Err(_) if is_operator => None,
         Err(fault) => return Err(fault),
     };
-    Ok(Session::begin(account, claims.subject, is_operator, grounds, now, proof_ends))
+    Ok(Session::begin(
+        account,
+        claims.subject,
+        is_operator,
+        grounds,
+        now,
+        proof_ends,
+    ))
 }
 
 /// What a person without an account is told.
@@ -174,7 +201,10 @@ pub async fn by_token(state: &State, token: &str) -> Result<Session, Problem> {
         if error.is_unavailable() {
             return Problem::unavailable();
         }
-        Problem::new(ProblemCode::InvalidToken, "The management token is not valid, or has expired.")
+        Problem::new(
+            ProblemCode::InvalidToken,
+            "The management token is not valid, or has expired.",
+        )
     })?;
     let proof_ends = Some(claims.expires_at);
     session_of(claims, grounds, now, proof_ends)
@@ -201,8 +231,11 @@ impl Failure {
     #[must_use]
     pub fn from_word(word: &str) -> Option<Self> {
         let faults = [ClaimFault::Missing, ClaimFault::Type, ClaimFault::Form].map(Self::NoAccount);
-        let all = [Self::Unknown, Self::Declined, Self::Unavailable].into_iter().chain(faults);
-        all.chain(Rejection::ALL.map(Self::Rejected)).find(|failure| failure.word() == word)
+        let all = [Self::Unknown, Self::Declined, Self::Unavailable]
+            .into_iter()
+            .chain(faults);
+        all.chain(Rejection::ALL.map(Self::Rejected))
+            .find(|failure| failure.word() == word)
     }
 
     /// Returns its word: lower-case letters and hyphens.
@@ -253,13 +286,26 @@ struct FailedSignIn {
 
 impl FailedSignIn {
     fn new(failure: Failure, reason: impl Into<String>) -> Self {
-        Self { failure, reason: reason.into(), claim: None }
+        Self {
+            failure,
+            reason: reason.into(),
+            claim: None,
+        }
     }
 
     /// Writes it to the log, once.
     fn log(self) -> Failure {
-        let Self { failure, reason, claim } = self;
-        tracing::warn!(code = failure.word(), claim, reason, "sign-in with OpenID Connect failed");
+        let Self {
+            failure,
+            reason,
+            claim,
+        } = self;
+        tracing::warn!(
+            code = failure.word(),
+            claim,
+            reason,
+            "sign-in with OpenID Connect failed"
+        );
         failure
     }
 }
@@ -269,9 +315,10 @@ impl From<OidcError> for FailedSignIn {
         let reason = error.to_string();
         match error {
             OidcError::Unavailable(_) => Self::new(Failure::Unavailable, reason),
-            OidcError::Rejected(rejection) => {
-                Self { claim: rejection.claim().map(str::to_owned), ..Self::new(Failure::Rejected(rejection), reason) }
-            }
+            OidcError::Rejected(rejection) => Self {
+                claim: rejection.claim().map(str::to_owned),
+                ..Self::new(Failure::Rejected(rejection), reason)
+            },
         }
     }
 }
@@ -312,7 +359,9 @@ pub async fn by_oidc(
     attempt: Option<&Attempt>,
     returned: &Returned,
 ) -> Result<Session, Failure> {
-    oidc_session(state, provider, attempt, returned).await.map_err(FailedSignIn::log)
+    oidc_session(state, provider, attempt, returned)
+        .await
+        .map_err(FailedSignIn::log)
 }
 
 async fn oidc_session(
@@ -323,30 +372,56 @@ async fn oidc_session(
 ) -> Result<Session, FailedSignIn> {
     let now = state.clock.now();
     let returned_state = returned.state.as_ref().map_or("", Secret::expose);
-    let attempt = attempt.filter(|attempt| attempt.is_of(returned_state, now)).ok_or_else(|| {
-        FailedSignIn::new(Failure::Unknown, "this browser began no sign-in with that state within the last ten minutes")
-    })?;
-    if returned.issuer.as_ref().is_some_and(|issuer| !provider.is_issuer(issuer)) {
+    let attempt = attempt
+        .filter(|attempt| attempt.is_of(returned_state, now))
+        .ok_or_else(|| {
+            FailedSignIn::new(
+                Failure::Unknown,
+                "this browser began no sign-in with that state within the last ten minutes",
+            )
+        })?;
+    if returned
+        .issuer
+        .as_ref()
+        .is_some_and(|issuer| !provider.is_issuer(issuer))
+    {
         return Err(OidcError::Rejected(Rejection::ResponseIssuer).into());
     }
     match (&returned.error, &returned.code) {
         (None, Some(code)) => {
-            let claims = provider.finish(&*state.clock, attempt, code.expose()).await?;
+            let claims = provider
+                .finish(&*state.clock, attempt, code.expose())
+                .await?;
             // An ID token says who it is now, and is valid for minutes: it does not bound the session.
-            session_of(claims, provider.grounds(), state.clock.now(), None).map_err(|fault| FailedSignIn {
-                claim: Some(provider.account_claim().to_owned()),
-                ..FailedSignIn::new(Failure::NoAccount(fault), format!("the account claim {fault}"))
+            session_of(claims, provider.grounds(), state.clock.now(), None).map_err(|fault| {
+                FailedSignIn {
+                    claim: Some(provider.account_claim().to_owned()),
+                    ..FailedSignIn::new(
+                        Failure::NoAccount(fault),
+                        format!("the account claim {fault}"),
+                    )
+                }
             })
         }
         (None, None) => Err(OidcError::Rejected(Rejection::NoCode).into()),
-        (Some(error), _) if matches!(error.as_str(), "temporarily_unavailable" | "server_error") => {
+        (Some(error), _)
+            if matches!(error.as_str(), "temporarily_unavailable" | "server_error") =>
+        {
             Err(OidcError::Unavailable(format!("responded with {error}")).into())
         }
         (Some(error), _) => {
             // A code of RFC 6749 or OpenID Connect, and no text that a stranger put into the address.
-            let is_code = error.len() <= 64 && error.bytes().all(|b| b.is_ascii_lowercase() || b == b'_');
-            let code = if is_code { error.as_str() } else { "an unknown error" };
-            Err(FailedSignIn::new(Failure::Declined, format!("the provider responded with {code}")))
+            let is_code =
+                error.len() <= 64 && error.bytes().all(|b| b.is_ascii_lowercase() || b == b'_');
+            let code = if is_code {
+                error.as_str()
+            } else {
+                "an unknown error"
+            };
+            Err(FailedSignIn::new(
+                Failure::Declined,
+                format!("the provider responded with {code}"),
+            ))
         }
     }
 }
@@ -362,56 +437,102 @@ mod tests {
     }
 
     fn links(secret: &str) -> Links {
-        Links::new(Secret::new(secret), "acme".parse().unwrap(), "developer", at(1000))
+        Links::new(
+            Secret::new(secret),
+            "acme".parse().unwrap(),
+            "developer",
+            at(1000),
+        )
     }
 
     #[test]
     fn link_signs_in_once_within_five_minutes() {
-        let (secret, random) = (Secret::new("s".repeat(32)), Random::new(StdRng::seed_from_u64(7)));
+        let (secret, random) = (
+            Secret::new("s".repeat(32)),
+            Random::new(StdRng::seed_from_u64(7)),
+        );
         let links = links(secret.expose());
         let code = |second| Links::code(&secret, &random, at(second));
         let (one, other, before) = (code(1000), code(1100), code(999));
         assert!(links.follow(one.expose(), at(1299)).is_some());
-        assert!(links.follow(one.expose(), at(1299)).is_none(), "followed before");
-        assert!(!links.is_valid(one.expose(), at(1299)) && links.is_valid(other.expose(), at(1299)));
+        assert!(
+            links.follow(one.expose(), at(1299)).is_none(),
+            "followed before"
+        );
+        assert!(
+            !links.is_valid(one.expose(), at(1299)) && links.is_valid(other.expose(), at(1299))
+        );
         assert!(links.follow(other.expose(), at(1400)).is_none(), "expired");
-        assert!(links.follow(before.expose(), at(1000)).is_none(), "from before the server started");
+        assert!(
+            links.follow(before.expose(), at(1000)).is_none(),
+            "from before the server started"
+        );
         let again = code(1100);
-        assert!(links.is_valid(again.expose(), at(1399)) && links.is_valid(again.expose(), at(1399)));
+        assert!(
+            links.is_valid(again.expose(), at(1399)) && links.is_valid(again.expose(), at(1399))
+        );
         assert!(links.follow(again.expose(), at(1399)).is_some());
     }
 
     #[test]
     fn forged_link_is_rejected() {
-        let (secret, random) = (Secret::new("s".repeat(32)), Random::new(StdRng::seed_from_u64(7)));
+        let (secret, random) = (
+            Secret::new("s".repeat(32)),
+            Random::new(StdRng::seed_from_u64(7)),
+        );
         let links = links(secret.expose());
         let good = Links::code(&secret, &random, at(1000));
         let (signed, signature) = good.expose().rsplit_once('.').unwrap();
         let later = signed.replacen("1000", "1200", 1);
         let other_secret = Links::code(&Secret::new("t".repeat(32)), &random, at(1000));
-        for code in
-            ["", ".", "1000..", signed, &format!("{later}.{signature}"), &format!("{signed}."), other_secret.expose()]
-        {
-            assert!(!links.is_valid(code, at(1000)) && links.follow(code, at(1000)).is_none(), "{code}");
+        for code in [
+            "",
+            ".",
+            "1000..",
+            signed,
+            &format!("{later}.{signature}"),
+            &format!("{signed}."),
+            other_secret.expose(),
+        ] {
+            assert!(
+                !links.is_valid(code, at(1000)) && links.follow(code, at(1000)).is_none(),
+                "{code}"
+            );
         }
         assert!(links.follow(good.expose(), at(1000)).is_some());
     }
 
     #[test]
     fn followed_links_are_kept_until_they_expire_and_bounded() {
-        let (secret, random) = (Secret::new("s".repeat(32)), Random::new(StdRng::seed_from_u64(7)));
+        let (secret, random) = (
+            Secret::new("s".repeat(32)),
+            Random::new(StdRng::seed_from_u64(7)),
+        );
         let links = links(secret.expose());
         for _ in 0..LINKS_MAX {
-            assert!(links.follow(Links::code(&secret, &random, at(1000)).expose(), at(1000)).is_some());
+            assert!(
+                links
+                    .follow(Links::code(&secret, &random, at(1000)).expose(), at(1000))
+                    .is_some()
+            );
         }
-        assert!(links.follow(Links::code(&secret, &random, at(1001)).expose(), at(1299)).is_none());
-        assert!(links.follow(Links::code(&secret, &random, at(1299)).expose(), at(1300)).is_some());
+        assert!(
+            links
+                .follow(Links::code(&secret, &random, at(1001)).expose(), at(1299))
+                .is_none()
+        );
+        assert!(
+            links
+                .follow(Links::code(&secret, &random, at(1299)).expose(), at(1300))
+                .is_some()
+        );
         assert_eq!(links.used.lock().unwrap().len(), 1);
     }
 
     #[test]
     fn every_failure_has_a_word_of_its_own() {
-        let faults = [ClaimFault::Missing, ClaimFault::Type, ClaimFault::Form].map(Failure::NoAccount);
+        let faults =
+            [ClaimFault::Missing, ClaimFault::Type, ClaimFault::Form].map(Failure::NoAccount);
         let all: Vec<_> = [Failure::Unknown, Failure::Declined, Failure::Unavailable]
             .into_iter()
             .chain(faults)
@@ -419,12 +540,19 @@ mod tests {
             .collect();
         for failure in &all {
             assert_eq!(Failure::from_word(failure.word()), Some(*failure));
-            assert!(failure.word().bytes().all(|b| b.is_ascii_lowercase() || b == b'-'));
+            assert!(
+                failure
+                    .word()
+                    .bytes()
+                    .all(|b| b.is_ascii_lowercase() || b == b'-')
+            );
         }
         assert_eq!(Failure::from_word("<script>"), None);
         let problem = Failure::NoAccount(ClaimFault::Type).problem("realm_access.account");
         assert!(
-            problem.detail.contains("its claim `realm_access.account` must be a string or an integer"),
+            problem
+                .detail
+                .contains("its claim `realm_access.account` must be a string or an integer"),
             "{problem:?}"
         );
     }

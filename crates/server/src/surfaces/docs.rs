@@ -12,16 +12,21 @@ use crate::{edge::Answer, state::State, transport::SharedBody};
 /// Whether a path is that of Swagger UI, or under it.
 #[must_use]
 pub fn is_docs_path(path: &str) -> bool {
-    path.strip_prefix("/docs").is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+    path.strip_prefix("/docs")
+        .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
 /// The routes.
 pub fn configure(config: &mut web::ServiceConfig) {
-    config.route("/docs", web::get().to(redirect)).route("/docs/{file:.*}", web::get().to(file));
+    config
+        .route("/docs", web::get().to(redirect))
+        .route("/docs/{file:.*}", web::get().to(file));
 }
 
 async fn redirect() -> HttpResponse {
-    HttpResponse::PermanentRedirect().insert_header((header::LOCATION, "/docs/")).finish()
+    HttpResponse::PermanentRedirect()
+        .insert_header((header::LOCATION, "/docs/"))
+        .finish()
 }
 
 async fn file(state: web::Data<State>, path: web::Path<String>) -> Answer {
@@ -30,7 +35,8 @@ async fn file(state: web::Data<State>, path: web::Path<String>) -> Answer {
         tracing::error!(%error, "a file of Swagger UI cannot be served");
         Problem::internal()
     })?;
-    let file = found.ok_or_else(|| Problem::new(ProblemCode::NotFound, "There is nothing at this path."))?;
+    let file = found
+        .ok_or_else(|| Problem::new(ProblemCode::NotFound, "There is nothing at this path."))?;
     let mut response = HttpResponse::Ok();
     response.content_type(file.content_type);
     if file.gzpipped {

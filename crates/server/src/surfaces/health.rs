@@ -11,7 +11,9 @@ use crate::{edge::Answer, openapi, state::State, transport::SharedBody};
 #[utoipa::path(tag = "health", operation_id = "livez", responses((status = 200, description = "It runs.", body = String, content_type = "text/plain", example = "ok")))]
 #[get("/livez")]
 pub async fn live() -> HttpResponse {
-    HttpResponse::Ok().content_type("text/plain; charset=utf-8").body("ok")
+    HttpResponse::Ok()
+        .content_type("text/plain; charset=utf-8")
+        .body("ok")
 }
 
 /// Whether the server can work.
@@ -29,10 +31,16 @@ pub async fn live() -> HttpResponse {
 #[get("/readyz")]
 pub async fn ready(state: web::Data<State>) -> Answer {
     if state.is_draining() {
-        return Err(Problem { detail: "The server is stopping.".to_owned(), ..Problem::unavailable() }.into());
+        return Err(Problem {
+            detail: "The server is stopping.".to_owned(),
+            ..Problem::unavailable()
+        }
+        .into());
     }
     if state.is_ready().await {
-        Ok(HttpResponse::Ok().content_type("text/plain; charset=utf-8").body("ok"))
+        Ok(HttpResponse::Ok()
+            .content_type("text/plain; charset=utf-8")
+            .body("ok"))
     } else {
         Err(Problem::unavailable().into())
     }
@@ -43,6 +51,14 @@ pub async fn ready(state: web::Data<State>) -> Answer {
 #[get("/openapi.json")]
 pub async fn document(state: web::Data<State>) -> HttpResponse {
     let mut response = HttpResponse::Ok();
-    response.insert_header((header::CACHE_CONTROL, "no-cache")).content_type("application/json");
-    SharedBody::of(response, state.document.get_or_init(|| openapi::json_under(&state.public_path)).clone())
+    response
+        .insert_header((header::CACHE_CONTROL, "no-cache"))
+        .content_type("application/json");
+    SharedBody::of(
+        response,
+        state
+            .document
+            .get_or_init(|| openapi::json_under(&state.public_path))
+            .clone(),
+    )
 }

@@ -3,7 +3,8 @@
 use jiff::Timestamp;
 use tollkey_api::{Open, applications, time::Moment};
 use tollkey_core::{
-    Catalogue, Checks, Grants, Invalid, IpList, Problem, RateLimit, Scope, feature::Feature, time::from_micros,
+    Catalogue, Checks, Grants, Invalid, IpList, Problem, RateLimit, Scope, feature::Feature,
+    time::from_micros,
 };
 use tollkey_store::KeyCursor;
 
@@ -40,16 +41,29 @@ pub fn shown_networks(list: Option<&IpList>) -> Option<Vec<String>> {
 }
 
 /// A rate limit, read in camelCase; `None` when a field of it is invalid, which `checks` then says.
-pub fn rate_limit(limit: Option<applications::RateLimit>, checks: &mut Checks) -> Option<Option<RateLimit>> {
-    let Some(limit) = limit else { return Some(None) };
+pub fn rate_limit(
+    limit: Option<applications::RateLimit>,
+    checks: &mut Checks,
+) -> Option<Option<RateLimit>> {
+    let Some(limit) = limit else {
+        return Some(None);
+    };
     checks.member("/rateLimit/limit", RateLimit::parse_limit(limit.limit));
-    checks.member("/rateLimit/windowSeconds", RateLimit::parse_window_seconds(limit.window_seconds));
-    RateLimit::new(limit.limit, limit.window_seconds).ok().map(Some)
+    checks.member(
+        "/rateLimit/windowSeconds",
+        RateLimit::parse_window_seconds(limit.window_seconds),
+    );
+    RateLimit::new(limit.limit, limit.window_seconds)
+        .ok()
+        .map(Some)
 }
 
 /// A rate limit, printed in camelCase.
 pub fn shown_rate_limit(limit: RateLimit) -> applications::RateLimit {
-    applications::RateLimit::new(limit.limit().get().into(), limit.window_seconds().get().into())
+    applications::RateLimit::new(
+        limit.limit().get().into(),
+        limit.window_seconds().get().into(),
+    )
 }
 
 /// The features of a key, printed.
@@ -58,7 +72,10 @@ pub fn shown_features(features: &[Feature]) -> Vec<Open<Feature>> {
 }
 
 /// How many keys are listed, and behind which.
-pub fn listing(limit: Option<u32>, after: Option<&str>) -> Result<(u32, Option<KeyCursor>), Problem> {
+pub fn listing(
+    limit: Option<u32>,
+    after: Option<&str>,
+) -> Result<(u32, Option<KeyCursor>), Problem> {
     let mut checks = Checks::default();
     let limit = checks.member("limit", within(limit, LISTED, 1..=LISTED));
     let after = checks.member("cursor", cursor(after));
@@ -74,9 +91,14 @@ fn cursor(text: Option<&str>) -> Result<Option<KeyCursor>, Invalid> {
     let read = || {
         let (micros, id) = text.split_once('.')?;
         let created_at = from_micros(micros.parse().ok()?)?;
-        Some(KeyCursor { created_at, id: id.parse().ok()? })
+        Some(KeyCursor {
+            created_at,
+            id: id.parse().ok()?,
+        })
     };
-    read().map(Some).ok_or_else(|| Invalid::new("must be one that an earlier answer gave"))
+    read()
+        .map(Some)
+        .ok_or_else(|| Invalid::new("must be one that an earlier answer gave"))
 }
 
 /// A place in a list of keys, for a caller to give back.

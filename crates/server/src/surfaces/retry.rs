@@ -36,19 +36,27 @@ impl FromRequest for Retry {
 
     fn from_request(request: &HttpRequest, _: &mut Payload) -> Self::Future {
         let path = under_api(request.match_info().as_str());
-        std::future::ready(Ok(Self { key: key(request), method: request.method().to_string(), path }))
+        std::future::ready(Ok(Self {
+            key: key(request),
+            method: request.method().to_string(),
+            path,
+        }))
     }
 }
 
 fn key(request: &HttpRequest) -> Result<Option<IdempotencyKey>, Problem> {
     let wrong = |rule: &str| Problem::field("Idempotency-Key", rule);
     let mut values = request.headers().get_all(IDEMPOTENCY_KEY);
-    let Some(value) = values.next() else { return Ok(None) };
+    let Some(value) = values.next() else {
+        return Ok(None);
+    };
     if values.next().is_some() {
         return Err(wrong("must not be repeated"));
     }
     let text = value.to_str().unwrap_or_default();
-    IdempotencyKey::parse(text).map(Some).map_err(|rule| wrong(&rule.to_string()))
+    IdempotencyKey::parse(text)
+        .map(Some)
+        .map_err(|rule| wrong(&rule.to_string()))
 }
 
 impl Retry {
@@ -64,7 +72,8 @@ impl Retry {
         make: impl AsyncFnOnce(Creating) -> Result<Said, Problem>,
     ) -> Result<Said, Problem> {
         let mode = by.key.as_ref().map(|key| key.key.mode);
-        self.once_in(state, (by.account_id.as_str(), &by.actor, mode), body, make).await
+        self.once_in(state, (by.account_id.as_str(), &by.actor, mode), body, make)
+            .await
     }
 
     /// [`Retry::once`] for what belongs to no account.
@@ -88,7 +97,13 @@ impl Retry {
         body: &Body,
         make: impl AsyncFnOnce(Creating) -> Result<Said, Problem>,
     ) -> Result<Said, Problem> {
-        let place = Place { account, actor, mode, method: &self.method, path: &self.path };
+        let place = Place {
+            account,
+            actor,
+            mode,
+            method: &self.method,
+            path: &self.path,
+        };
         match idempotency::begin(state, place, self.key?, body.bytes()?).await? {
             Begun::Replay(said) => Ok(said),
             Begun::Fresh(creating) => make(creating).await,
@@ -106,7 +121,9 @@ pub fn respond(said: &Said, body: String) -> HttpResponse {
     if said.replayed {
         response.insert_header((IDEMPOTENT_REPLAYED, "true"));
     }
-    response.content_type(header::ContentType::json()).body(body)
+    response
+        .content_type(header::ContentType::json())
+        .body(body)
 }
 
 /// [`respond`] for the surfaces that wrap nothing.

@@ -77,13 +77,15 @@ impl Connection {
     /// Closes the connection when it is idle and had no request lately. An idle one loses its mark of recent use. One step
     /// for all threads: a request either begins before this or sees it.
     fn close_idle(&self) -> bool {
-        let before = self.flags.fetch_update(Ordering::AcqRel, Ordering::Acquire, |flags| {
-            match (flags & (BUSY | BLOCKED | CLOSING), flags & RECENT) {
-                (0, 0) => Some(flags | CLOSING),
-                (0, _) => Some(flags & !RECENT),
-                _ => None,
-            }
-        });
+        let before = self
+            .flags
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |flags| {
+                match (flags & (BUSY | BLOCKED | CLOSING), flags & RECENT) {
+                    (0, 0) => Some(flags | CLOSING),
+                    (0, _) => Some(flags & !RECENT),
+                    _ => None,
+                }
+            });
         let closed = before.is_ok_and(|flags| flags & RECENT == 0);
         if closed {
             self.task.wake();
@@ -94,19 +96,32 @@ impl Connection {
     /// Closes the connection after its current request, or now when it has none.
     fn close_when_idle(&self) {
         // The closure always returns flags.
-        let _ = self.flags.fetch_update(Ordering::AcqRel, Ordering::Acquire, |flags| {
-            Some(flags | LAST_RESPONSE | END_WHEN_IDLE | if flags & BUSY == 0 { CLOSING } else { 0 })
-        });
+        let _ = self
+            .flags
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |flags| {
+                Some(
+                    flags
+                        | LAST_RESPONSE
+                        | END_WHEN_IDLE
+                        | if flags & BUSY == 0 { CLOSING } else { 0 },
+                )
+            });
         self.task.wake();
     }
 
     /// A request begins. When the connection was about to be closed, this request is its last one.
     fn begin(&self) {
-        let _ = self.flags.fetch_update(Ordering::AcqRel, Ordering::Acquire, |flags| {
-            let flags = flags | BUSY | RECENT;
-            let closes = flags & (CLOSING | UNREAD_BODY | ABORTED) == CLOSING;
-            Some(if closes { flags & !CLOSING | LAST_RESPONSE | END_WHEN_IDLE } else { flags })
-        });
+        let _ = self
+            .flags
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |flags| {
+                let flags = flags | BUSY | RECENT;
+                let closes = flags & (CLOSING | UNREAD_BODY | ABORTED) == CLOSING;
+                Some(if closes {
+                    flags & !CLOSING | LAST_RESPONSE | END_WHEN_IDLE
+                } else {
+                    flags
+                })
+            });
     }
 }
 
@@ -121,7 +136,11 @@ struct Clock {
 
 impl Clock {
     /// Goes around, at most as many steps as given, to the first connection that fits.
-    fn find(&mut self, steps: usize, mut fits: impl FnMut(&Connection) -> bool) -> Option<&Connection> {
+    fn find(
+        &mut self,
+        steps: usize,
+        mut fits: impl FnMut(&Connection) -> bool,
+    ) -> Option<&Connection> {
         for _ in 0..steps {
             self.hand = (self.hand + 1) % self.places.len();
             if self.places[self.hand].as_deref().is_some_and(&mut fits) {
@@ -149,7 +168,9 @@ pub struct Connections {
 
 impl fmt::Debug for Connections {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Connections").field("open", &self.open()).finish_non_exhaustive()
+        f.debug_struct("Connections")
+            .field("open", &self.open())
+            .finish_non_exhaustive()
     }
 }
 
@@ -159,7 +180,9 @@ impl Connections {
     pub fn new(limit: usize) -> Arc<Self> {
         Arc::new(Self {
             permits: Arc::new(Semaphore::new(limit.min(Semaphore::MAX_PERMITS))),
-            sockets: Arc::new(Semaphore::new((limit + MAX_WAITING + MAX_CLOSING).min(Semaphore::MAX_PERMITS))),
+            sockets: Arc::new(Semaphore::new(
+                (limit + MAX_WAITING + MAX_CLOSING).min(Semaphore::MAX_PERMITS),
+            )),
             waiting: AtomicUsize::new(0),
             pending_bytes: AtomicUsize::new(0),
             initial_flags: AtomicU8::new(RECENT),
@@ -202,7 +225,8 @@ impl Connections {
     /// later has one request.
     pub fn close_all(&self) {
         let clock = self.clock();
-        self.initial_flags.fetch_or(LAST_RESPONSE | END_WHEN_IDLE, Ordering::AcqRel);
+        self.initial_flags
+            .fetch_or(LAST_RESPONSE | END_WHEN_IDLE, Ordering::AcqRel);
         for connection in clock.places.iter().flatten() {
             connection.close_when_idle();
         }
@@ -233,7 +257,10 @@ impl Connections {
         };
         let mut clock = self.clock();
         let flags = AtomicU8::new(self.initial_flags.load(Ordering::Acquire));
-        let connection = Arc::new(Connection { flags, ..Connection::default() });
+        let connection = Arc::new(Connection {
+            flags,
+            ..Connection::default()
+        });
         let place = clock.free.pop().unwrap_or_else(|| {
             clock.places.push(None);
             clock.places.len() - 1
@@ -411,7 +438,9 @@ impl Peer {
 
     /// Bytes were read.
     pub(super) fn count_read(&self, bytes: usize) {
-        self.reading.ahead.set(self.reading.ahead.get().saturating_add(bytes));
+        self.reading
+            .ahead
+            .set(self.reading.ahead.get().saturating_add(bytes));
         if !self.can_decode() {
             self.reading.is_behind_request.set(true);
         }
@@ -506,13 +535,18 @@ pub(super) struct Pending {
 
 impl Pending {
     pub(super) fn new(peer: Rc<Peer>, bytes: usize) -> Self {
-        peer.connections.pending_bytes.fetch_add(bytes, Ordering::Relaxed);
+        peer.connections
+            .pending_bytes
+            .fetch_add(bytes, Ordering::Relaxed);
         Self { peer, bytes }
     }
 }
 
 impl Drop for Pending {
     fn drop(&mut self) {
-        self.peer.connections.pending_bytes.fetch_sub(self.bytes, Ordering::Relaxed);
+        self.peer
+            .connections
+            .pending_bytes
+            .fetch_sub(self.bytes, Ordering::Relaxed);
     }
 }

@@ -76,7 +76,9 @@ impl Incoming {
             payload => payload,
         };
         let headers = request.headers();
-        let length = headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.trim().parse::<usize>().ok());
+        let length = headers
+            .get(CONTENT_LENGTH)
+            .and_then(|value| value.to_str().ok()?.trim().parse::<usize>().ok());
         let too_long = match length {
             Some(length) => length > MAX_BODY,
             // CONNECT and WebSocket: everything to the end of the connection.
@@ -98,7 +100,9 @@ impl Incoming {
     fn poll_next(&self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, PayloadError>>> {
         let next = self.payload.borrow_mut().poll_next_unpin(cx);
         match &next {
-            Poll::Ready(Some(Ok(bytes))) => self.taken.set(self.taken.get().saturating_add(bytes.len())),
+            Poll::Ready(Some(Ok(bytes))) => {
+                self.taken.set(self.taken.get().saturating_add(bytes.len()))
+            }
             Poll::Ready(None) => self.ended.set(true),
             _ => {}
         }
@@ -127,7 +131,9 @@ impl Incoming {
             }
             false
         };
-        tokio::time::timeout(DISCARD_TIME, rest).await.unwrap_or(false)
+        tokio::time::timeout(DISCARD_TIME, rest)
+            .await
+            .unwrap_or(false)
     }
 }
 
@@ -154,7 +160,12 @@ pub(super) struct Outgoing<B> {
 
 impl<B> Outgoing<B> {
     pub(super) fn new(body: B, pending: Option<Pending>, in_flight: Option<InFlight>) -> Self {
-        Self { body, chunk: Bytes::new(), _pending: pending, _in_flight: in_flight }
+        Self {
+            body,
+            chunk: Bytes::new(),
+            _pending: pending,
+            _in_flight: in_flight,
+        }
     }
 }
 
@@ -165,7 +176,10 @@ impl<B: MessageBody + Unpin> MessageBody for Outgoing<B> {
         self.body.size()
     }
 
-    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Self::Error>>> {
+    fn poll_next(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Bytes, Self::Error>>> {
         let Self { body, chunk, .. } = &mut *self;
         if chunk.is_empty() {
             match Pin::new(body).poll_next(cx) {
@@ -231,18 +245,27 @@ where
 /// Waits for the end of the connection, if its final response was begun: the client was told that no request after that is
 /// processed.
 async fn refuse_after_final(request: &Request) {
-    if let Some(peer) = request.conn_data::<Rc<Peer>>().filter(|peer| peer.is_final()) {
+    if let Some(peer) = request
+        .conn_data::<Rc<Peer>>()
+        .filter(|peer| peer.is_final())
+    {
         peer.refuse();
         pending::<()>().await;
     }
 }
 
-async fn exchange<S, B>(app: Rc<S>, request: Request, incoming: Option<Rc<Incoming>>) -> Exchanged<B>
+async fn exchange<S, B>(
+    app: Rc<S>,
+    request: Request,
+    incoming: Option<Rc<Incoming>>,
+) -> Exchanged<B>
 where
     S: Service<Request, Response = ServiceResponse<B>, Error = actix_web::Error>,
     B: MessageBody + Unpin + 'static,
 {
-    let in_flight = request.conn_data::<Rc<Peer>>().map(|peer| InFlight::new(Rc::clone(peer)));
+    let in_flight = request
+        .conn_data::<Rc<Peer>>()
+        .map(|peer| InFlight::new(Rc::clone(peer)));
     let peer = in_flight.as_ref().map(InFlight::peer);
     // Said explicitly: of pipelined requests actix-http follows the last one.
     let mut closes = request.head().connection_type() == ConnectionType::Close;
@@ -266,8 +289,11 @@ where
     };
     set_connection(&mut response, closes, peer);
     let pending = peer.and_then(|peer| {
-        counted(response.body().size(), response.extensions().get::<SharedBody>().is_some())
-            .map(|bytes| Pending::new(Rc::clone(peer), bytes))
+        counted(
+            response.body().size(),
+            response.extensions().get::<SharedBody>().is_some(),
+        )
+        .map(|bytes| Pending::new(Rc::clone(peer), bytes))
     });
     Ok(response.map_body(|_, body| Outgoing::new(body, pending, in_flight)))
 }
@@ -275,7 +301,9 @@ where
 /// Tells the client when this response is the final one, and remembers it.
 fn set_connection<B>(response: &mut Response<B>, closes: bool, peer: Option<&Rc<Peer>>) {
     if closes {
-        response.head_mut().set_connection_type(ConnectionType::Close);
+        response
+            .head_mut()
+            .set_connection_type(ConnectionType::Close);
     }
     if let Some(peer) = peer
         && response.head().connection_type() == ConnectionType::Close

@@ -68,7 +68,11 @@ pub struct Options {
 /// # Errors
 /// When the address cannot be bound.
 pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
-    let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    let family = if address.is_ipv4() {
+        AddressFamily::INET
+    } else {
+        AddressFamily::INET6
+    };
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = net::socket_with(family, SocketType::STREAM, flags, Some(ipproto::TCP))?;
     sockopt::set_socket_reuseaddr(&socket, true)?;
@@ -86,7 +90,12 @@ type Accepted<T> = (Stream<T>, Protocol, Option<SocketAddr>);
 fn http<I, S, B, T>(application: I) -> BoxServiceFactory<(), Accepted<T>, (), DispatchError, ()>
 where
     I: IntoServiceFactory<S, Request>,
-    S: ServiceFactory<Request, Config = AppConfig, Response = ServiceResponse<B>, Error = actix_web::Error> + 'static,
+    S: ServiceFactory<
+            Request,
+            Config = AppConfig,
+            Response = ServiceResponse<B>,
+            Error = actix_web::Error,
+        > + 'static,
     S::InitError: fmt::Debug,
     B: MessageBody + Unpin + 'static,
     T: tokio::io::AsyncRead + tokio::io::AsyncWrite + AsFd + Unpin + 'static,
@@ -118,12 +127,19 @@ where
             async move { Ok::<_, ()>(service) }
         }))
         .finish(fn_factory(move || {
-            let (started, shared) = (application.new_service(AppConfig::default()), Rc::clone(&shared));
+            let (started, shared) = (
+                application.new_service(AppConfig::default()),
+                Rc::clone(&shared),
+            );
             async move {
-                let app =
-                    started.await.map(Rc::new).map_err(|error| tracing::error!(?error, "a worker cannot start"))?;
+                let app = started
+                    .await
+                    .map(Rc::new)
+                    .map_err(|error| tracing::error!(?error, "a worker cannot start"))?;
                 let _ = shared.set(Rc::clone(&app));
-                Ok::<_, ()>(fn_service::<_, _, _, _, _, ()>(move |request| exchange::answer(Rc::clone(&app), request)))
+                Ok::<_, ()>(fn_service::<_, _, _, _, _, ()>(move |request| {
+                    exchange::answer(Rc::clone(&app), request)
+                }))
             }
         }));
     boxed::factory(service)
@@ -132,7 +148,10 @@ where
 /// Whether a response of this size may be kept for its client, so that what slow clients hold has an end.
 #[must_use]
 pub fn has_room(request: &HttpRequest, size: BodySize, is_shared: bool) -> bool {
-    match (exchange::counted(size, is_shared), request.conn_data::<Rc<Peer>>()) {
+    match (
+        exchange::counted(size, is_shared),
+        request.conn_data::<Rc<Peer>>(),
+    ) {
         (Some(bytes), Some(peer)) => peer.connections().has_room(bytes),
         _ => true,
     }

@@ -16,20 +16,30 @@ pub fn raise() {
     if limit.current == limit.maximum {
         return;
     }
-    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }) {
+    if let Err(error) = setrlimit(
+        Resource::Nofile,
+        Rlimit {
+            current: limit.maximum,
+            ..limit
+        },
+    ) {
         tracing::warn!(%error, limit = ?limit.current, "the limit of open files could not be raised");
     }
 }
 
 /// The number of files that a limit stands for.
 fn files(limit: Option<u64>) -> usize {
-    limit.map_or(usize::MAX, |limit| usize::try_from(limit).unwrap_or(usize::MAX))
+    limit.map_or(usize::MAX, |limit| {
+        usize::try_from(limit).unwrap_or(usize::MAX)
+    })
 }
 
 /// How many connections a listener may have where the operator says nothing: as many as that limit of open files leaves
 /// after [`RESERVED`], at most 10,000.
 fn default_for(limit: usize) -> usize {
-    limit.saturating_sub(RESERVED).clamp(FEWEST, MAX_CONNECTIONS)
+    limit
+        .saturating_sub(RESERVED)
+        .clamp(FEWEST, MAX_CONNECTIONS)
 }
 
 /// The default of `TOLLKEY_MAX_CONNECTIONS` for this process once [`raise`] has raised its limit of open files.

@@ -46,7 +46,10 @@ const QUEUE: usize = 256;
 /// How many connections are accepted before the acceptor looks whether it is to stop.
 const BATCH: usize = 64;
 /// How long nothing is accepted after an error that is not of one connection, such as too many open files.
-const PAUSE: Timespec = Timespec { tv_sec: 0, tv_nsec: 500_000_000 };
+const PAUSE: Timespec = Timespec {
+    tv_sec: 0,
+    tv_nsec: 500_000_000,
+};
 
 /// A listener that is served.
 #[derive(Debug)]
@@ -75,8 +78,12 @@ impl Server {
     where
         F: Fn() -> I + Send + Clone + 'static,
         I: IntoServiceFactory<S, Request>,
-        S: ServiceFactory<Request, Config = AppConfig, Response = ServiceResponse<B>, Error = actix_web::Error>
-            + 'static,
+        S: ServiceFactory<
+                Request,
+                Config = AppConfig,
+                Response = ServiceResponse<B>,
+                Error = actix_web::Error,
+            > + 'static,
         S::InitError: fmt::Debug,
         B: MessageBody + Unpin + 'static,
     {
@@ -87,42 +94,57 @@ impl Server {
         for number in 0..options.workers {
             let (sender, queue) = mpsc::channel(QUEUE);
             let (ended, end) = oneshot::channel();
-            let (application, connections, started) = (application.clone(), Arc::clone(connections), started.clone());
+            let (application, connections, started) = (
+                application.clone(),
+                Arc::clone(connections),
+                started.clone(),
+            );
             let (write_timeout, aborted) = (options.write_timeout, aborted.clone());
-            thread::Builder::new().name(format!("tollkey worker {number}")).spawn(move || {
-                let runtime = match Runtime::new() {
-                    Ok(runtime) => runtime,
-                    Err(error) => return drop(started.send(Err(error))),
-                };
-                runtime.block_on(async {
-                    let mut aborted = aborted;
-                    // Made here, because parts of it start tasks of this runtime.
-                    let factory = http(application());
-                    tokio::select! {
-                        () = work(factory, queue, connections, write_timeout, started) => {}
-                        _ = aborted.wait_for(|aborted| *aborted) => {}
-                    }
-                });
-                drop(runtime);
-                let _ = ended.send(());
-            })?;
+            thread::Builder::new()
+                .name(format!("tollkey worker {number}"))
+                .spawn(move || {
+                    let runtime = match Runtime::new() {
+                        Ok(runtime) => runtime,
+                        Err(error) => return drop(started.send(Err(error))),
+                    };
+                    runtime.block_on(async {
+                        let mut aborted = aborted;
+                        // Made here, because parts of it start tasks of this runtime.
+                        let factory = http(application());
+                        tokio::select! {
+                            () = work(factory, queue, connections, write_timeout, started) => {}
+                            _ = aborted.wait_for(|aborted| *aborted) => {}
+                        }
+                    });
+                    drop(runtime);
+                    let _ = ended.send(());
+                })?;
             workers.push(end);
             queues.push(sender);
         }
         drop(started);
         for _ in 0..options.workers {
-            starts.recv().unwrap_or_else(|_| Err(io::Error::other("a worker ended while it started")))?;
+            starts
+                .recv()
+                .unwrap_or_else(|_| Err(io::Error::other("a worker ended while it started")))?;
         }
         let (stop, stopped) = UnixStream::pair()?;
         let (ended, acceptor_ended) = oneshot::channel();
         let acceptor = Acceptor::new(listener, queues, Arc::clone(connections.sockets()))?;
-        thread::Builder::new().name("tollkey acceptor".to_owned()).spawn(move || {
-            if let Err(error) = acceptor.run(&stopped) {
-                tracing::error!(%error, "connections cannot be accepted any more");
-            }
-            let _ = ended.send(());
-        })?;
-        Ok(Self { stop: Some(stop), abort, acceptor: Some(acceptor_ended), workers })
+        thread::Builder::new()
+            .name("tollkey acceptor".to_owned())
+            .spawn(move || {
+                if let Err(error) = acceptor.run(&stopped) {
+                    tracing::error!(%error, "connections cannot be accepted any more");
+                }
+                let _ = ended.send(());
+            })?;
+        Ok(Self {
+            stop: Some(stop),
+            abort,
+            acceptor: Some(acceptor_ended),
+            workers,
+        })
     }
 
     /// Waits until the server ends by itself, which is an error of this process.
@@ -194,17 +216,32 @@ enum Pause {
 }
 
 impl Acceptor {
-    fn new(listener: TcpListener, queues: Vec<mpsc::Sender<Socket>>, permits: Arc<Semaphore>) -> io::Result<Self> {
+    fn new(
+        listener: TcpListener,
+        queues: Vec<mpsc::Sender<Socket>>,
+        permits: Arc<Semaphore>,
+    ) -> io::Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread().build()?;
         // Linux queues one more than it was told.
         let backlog = BACKLOG as usize + 1;
-        Ok(Self { listener, queues, next: 0, permits, runtime, backlog, is_failing: false })
+        Ok(Self {
+            listener,
+            queues,
+            next: 0,
+            permits,
+            runtime,
+            backlog,
+            is_failing: false,
+        })
     }
 
     /// Accepts connections until the other end of `stopped` is closed, and then those that the kernel has queued.
     fn run(mut self, stopped: &UnixStream) -> io::Result<()> {
         loop {
-            let mut both = [PollFd::new(&self.listener, PollFlags::IN), PollFd::new(stopped, PollFlags::IN)];
+            let mut both = [
+                PollFd::new(&self.listener, PollFlags::IN),
+                PollFd::new(stopped, PollFlags::IN),
+            ];
             retry_on_intr(|| poll(&mut both, None))?;
             if !both[1].revents().is_empty() {
                 // Nothing is done between this and the end of the listener, which resets what is in its queue. Not more than were
@@ -226,7 +263,9 @@ impl Acceptor {
     /// Accepts what the kernel has queued, at most this many connections.
     fn accept(&mut self, most: usize) -> Pause {
         for _ in 0..most {
-            let Some(permit) = self.permit() else { return Pause::Closed };
+            let Some(permit) = self.permit() else {
+                return Pause::Closed;
+            };
             match self.listener.accept() {
                 Ok((stream, _)) => {
                     self.is_failing = false;
@@ -251,7 +290,10 @@ impl Acceptor {
     /// Waits until another socket may exist. Meanwhile the kernel queues connections.
     fn permit(&self) -> Option<OwnedSemaphorePermit> {
         let permits = || Arc::clone(&self.permits);
-        permits().try_acquire_owned().or_else(|_| self.runtime.block_on(permits().acquire_owned())).ok()
+        permits()
+            .try_acquire_owned()
+            .or_else(|_| self.runtime.block_on(permits().acquire_owned()))
+            .ok()
     }
 
     /// Passes a connection to the next worker that has room for it. If none has, waits for one. False when all have ended.
@@ -264,14 +306,18 @@ impl Acceptor {
             }
         }
         // One that has ended takes no connection; `Server::ended` tells.
-        self.queues[self.next].blocking_send(socket).is_ok() || self.queues.iter().any(|queue| !queue.is_closed())
+        self.queues[self.next].blocking_send(socket).is_ok()
+            || self.queues.iter().any(|queue| !queue.is_closed())
     }
 }
 
 /// Whether the error of an `accept` is about a connection that has ended already.
 fn is_of_one_connection(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, Interrupted};
-    matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted)
+    matches!(
+        error.kind(),
+        ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted
+    )
 }
 
 /// Serves the connections of one worker until the acceptor has ended and all of them have.
@@ -283,7 +329,9 @@ async fn work(
     started: blocking::Sender<io::Result<()>>,
 ) {
     let Ok(service) = factory.new_service(()).await else {
-        return drop(started.send(Err(io::Error::other("a worker cannot make its application"))));
+        return drop(started.send(Err(io::Error::other(
+            "a worker cannot make its application",
+        ))));
     };
     let service = Rc::new(service);
     // Without a receiver, another worker could not start.
@@ -312,7 +360,10 @@ async fn work(
 fn log_panic(ended: Result<(), tokio::task::JoinError>) {
     if let Err(error) = ended {
         // Without the message of the panic, which could have anything in it.
-        tracing::error!(is_panic = error.is_panic(), "a connection ended in an error of the server");
+        tracing::error!(
+            is_panic = error.is_panic(),
+            "a connection ended in an error of the server"
+        );
     }
 }
 
@@ -324,16 +375,29 @@ async fn serve(
     socket: Socket,
 ) {
     // Given back when the socket is closed.
-    let Socket { stream: socket, permit: _permit } = socket;
+    let Socket {
+        stream: socket,
+        permit: _permit,
+    } = socket;
     // A socket that cannot be used has ended already.
-    let Ok(()) = socket.set_nonblocking(true) else { return };
-    let Ok(socket) = TcpStream::from_std(socket) else { return };
+    let Ok(()) = socket.set_nonblocking(true) else {
+        return;
+    };
+    let Ok(socket) = TcpStream::from_std(socket) else {
+        return;
+    };
     let address = socket.peer_addr().ok();
     // Otherwise the last part of a response of more than one segment waits for an acknowledgment that the client delays:
     // 40 ms or more.
     let _ = socket.set_nodelay(true);
-    let Some(peer) = connections.admit().await else { return };
-    let connection = (Stream::new(socket, peer, write_timeout), Protocol::Http1, address);
+    let Some(peer) = connections.admit().await else {
+        return;
+    };
+    let connection = (
+        Stream::new(socket, peer, write_timeout),
+        Protocol::Http1,
+        address,
+    );
     let served = match poll_fn(|cx| service.poll_ready(cx)).await {
         Ok(()) => service.call(connection).await,
         Err(error) => Err(error),
@@ -351,12 +415,18 @@ mod tests {
     use super::*;
 
     /// An acceptor with that many permits, one queue, and that many connections of clients in the kernel's queue.
-    fn acceptor(permits: usize, connections: usize) -> (Acceptor, mpsc::Receiver<Socket>, Vec<StdTcpStream>) {
+    fn acceptor(
+        permits: usize,
+        connections: usize,
+    ) -> (Acceptor, mpsc::Receiver<Socket>, Vec<StdTcpStream>) {
         let listener = super::super::listen("127.0.0.1:0".parse().unwrap()).unwrap();
         let address = listener.local_addr().unwrap();
         let (sender, queue) = mpsc::channel(100);
-        let acceptor = Acceptor::new(listener, vec![sender], Arc::new(Semaphore::new(permits))).unwrap();
-        let clients = (0..connections).map(|_| StdTcpStream::connect(address).unwrap()).collect();
+        let acceptor =
+            Acceptor::new(listener, vec![sender], Arc::new(Semaphore::new(permits))).unwrap();
+        let clients = (0..connections)
+            .map(|_| StdTcpStream::connect(address).unwrap())
+            .collect();
         (acceptor, queue, clients)
     }
 
@@ -397,7 +467,11 @@ mod tests {
         let (stop, stopped) = UnixStream::pair().unwrap();
         drop(stop);
         acceptor.run(&stopped).unwrap();
-        assert_eq!(queue.len(), 5, "clients that keep connecting do not keep it from stopping");
+        assert_eq!(
+            queue.len(),
+            5,
+            "clients that keep connecting do not keep it from stopping"
+        );
     }
 
     #[test]

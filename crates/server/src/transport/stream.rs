@@ -54,7 +54,14 @@ struct Linger {
 
 impl<S> Stream<S> {
     pub(super) fn new(io: S, peer: Rc<Peer>, write_timeout: Duration) -> Self {
-        Self { io, peer, write_timeout, stall: None, linger: None, has_read: false }
+        Self {
+            io,
+            peer,
+            write_timeout,
+            stall: None,
+            linger: None,
+            has_read: false,
+        }
     }
 
     pub(super) fn peer(&self) -> &Rc<Peer> {
@@ -82,7 +89,10 @@ impl<S: AsFd> Stream<S> {
         let pause = self.write_timeout / TRIES;
         let stall = self.stall.get_or_insert_with(|| {
             self.peer.block();
-            Stall { next_try: Box::pin(sleep(pause)), tries: 0 }
+            Stall {
+                next_try: Box::pin(sleep(pause)),
+                tries: 0,
+            }
         });
         self.peer.register(cx.waker());
         if self.peer.is_aborted() {
@@ -113,12 +123,25 @@ impl<S: AsFd> Stream<S> {
 
 /// Whether the socket has bytes that tokio may not have heard of yet. It will wake the task for them.
 fn has_input(io: &impl AsFd) -> bool {
-    matches!(recv(io, &mut [0_u8; 1], RecvFlags::PEEK | RecvFlags::DONTWAIT), Ok((1.., _)))
+    matches!(
+        recv(io, &mut [0_u8; 1], RecvFlags::PEEK | RecvFlags::DONTWAIT),
+        Ok((1.., _))
+    )
 }
 
 impl<S: AsyncRead + AsFd + Unpin> AsyncRead for Stream<S> {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let Self { io, peer, stall, has_read, .. } = &mut *self;
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let Self {
+            io,
+            peer,
+            stall,
+            has_read,
+            ..
+        } = &mut *self;
         if peer.ignores_input() {
             return Poll::Ready(Ok(())); // as if the client had closed its side
         }
@@ -161,7 +184,11 @@ impl<S: AsyncRead + AsFd + Unpin> AsyncRead for Stream<S> {
 }
 
 impl<S: AsyncRead + AsyncWrite + AsFd + Unpin> AsyncWrite for Stream<S> {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
         match Pin::new(&mut self.io).poll_write(cx, bytes) {
             Poll::Ready(written) => {
                 self.progressed();
@@ -182,7 +209,9 @@ impl<S: AsyncRead + AsyncWrite + AsFd + Unpin> AsyncWrite for Stream<S> {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let Self { io, peer, linger, .. } = &mut *self;
+        let Self {
+            io, peer, linger, ..
+        } = &mut *self;
         if linger.is_none() {
             ready!(Pin::new(&mut *io).poll_shutdown(cx))?;
             if !(peer.has_unread_body() || peer.is_refused() || peer.is_paused()) {
@@ -190,7 +219,10 @@ impl<S: AsyncRead + AsyncWrite + AsFd + Unpin> AsyncWrite for Stream<S> {
             }
         }
         let (time, bytes) = LINGER;
-        let linger = linger.get_or_insert_with(|| Linger { end: Box::pin(sleep(time)), bytes_left: bytes });
+        let linger = linger.get_or_insert_with(|| Linger {
+            end: Box::pin(sleep(time)),
+            bytes_left: bytes,
+        });
         while linger.end.as_mut().poll(cx).is_pending() {
             if linger.bytes_left == 0 {
                 return Poll::Pending;

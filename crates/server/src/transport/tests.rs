@@ -42,7 +42,12 @@ async fn write_deadline_holds_on_unix_sockets() {
             }
         }
     };
-    assert_eq!(timeout(PATIENCE, write).await.expect("the deadline ends it"), ErrorKind::TimedOut);
+    assert_eq!(
+        timeout(PATIENCE, write)
+            .await
+            .expect("the deadline ends it"),
+        ErrorKind::TimedOut
+    );
     drop((stream, client));
     assert_eq!(connections.open(), 0);
 }
@@ -65,7 +70,9 @@ async fn slow_reader_of_a_unix_socket_is_not_cut_off() {
             stream.write_all(&vec![0; piece]).await.unwrap();
         }
     };
-    timeout(PATIENCE, async { tokio::join!(read, write) }).await.expect("all of it is read");
+    timeout(PATIENCE, async { tokio::join!(read, write) })
+        .await
+        .expect("all of it is read");
 }
 
 /// Admits one more over the limit; returns it when one of these was closed for it, which is removed from them.
@@ -90,7 +97,10 @@ async fn connection_without_a_recent_request_makes_room() {
     drop(InFlight::new(Rc::clone(&new)));
     idle.push(Rc::clone(&new));
     let newest = admit_instead(&connections, &mut idle).await;
-    assert!(idle.len() == 1 && Rc::ptr_eq(&idle[0], &new), "the one with a request stays");
+    assert!(
+        idle.len() == 1 && Rc::ptr_eq(&idle[0], &new),
+        "the one with a request stays"
+    );
     assert!(!newest.is_closing() && !request.peer().is_closing());
 }
 
@@ -110,7 +120,10 @@ async fn request_on_a_closing_connection_is_its_last_one() {
     connections.close_all();
     assert!(peer.is_closing(), "it is idle");
     let request = InFlight::new(Rc::clone(&peer));
-    assert!(!peer.is_closing() && peer.is_last_response(), "the request is served");
+    assert!(
+        !peer.is_closing() && peer.is_last_response(),
+        "the request is served"
+    );
     drop(request);
     assert!(peer.is_closing());
 }
@@ -124,12 +137,17 @@ async fn announced_close_leaves_idle_connections_open() {
     for peer in [&before, &after] {
         assert!(!peer.is_closing() && peer.is_last_response());
         drop(InFlight::new(Rc::clone(peer)));
-        assert!(!peer.is_closing(), "the head of its response may have been written before");
+        assert!(
+            !peer.is_closing(),
+            "the head of its response may have been written before"
+        );
     }
     connections.close_all();
     assert!(before.is_closing() && after.is_closing());
     drop((before, after));
-    timeout(PATIENCE, connections.all_closed()).await.expect("none is open");
+    timeout(PATIENCE, connections.all_closed())
+        .await
+        .expect("none is open");
 }
 
 #[tokio::test]
@@ -152,13 +170,26 @@ async fn closing_connection_reads_what_was_sent_first() {
     connections.close_all();
     let mut buffer = [0; 16];
     assert_eq!(stream.read(&mut buffer).await.unwrap(), 4);
-    assert!(poll!(pin!(stream.read(&mut buffer))).is_pending(), "what was read is decoded first");
+    assert!(
+        poll!(pin!(stream.read(&mut buffer))).is_pending(),
+        "what was read is decoded first"
+    );
     let request = InFlight::new(peer);
     client.write_all(b"body").await.unwrap();
-    assert_eq!(stream.read(&mut buffer).await.unwrap(), 4, "the request's body is read");
+    assert_eq!(
+        stream.read(&mut buffer).await.unwrap(),
+        4,
+        "the request's body is read"
+    );
     drop(request);
     assert!(poll!(pin!(stream.read(&mut buffer))).is_pending());
-    assert_eq!(timeout(PATIENCE, stream.read(&mut buffer)).await.expect("it ends").unwrap(), 0);
+    assert_eq!(
+        timeout(PATIENCE, stream.read(&mut buffer))
+            .await
+            .expect("it ends")
+            .unwrap(),
+        0
+    );
 }
 
 /// How much a stream reads until it waits.
@@ -176,7 +207,12 @@ async fn reading_ahead_of_a_request_has_a_limit() {
     let (server, mut client) = UnixStream::pair().unwrap();
     let peer = admit(&connections).await;
     let mut stream = Stream::new(server, Rc::clone(&peer), WRITE_TIMEOUT);
-    let flood = tokio::spawn(async move { client.write_all(&vec![0; 4 * READ_AHEAD]).await.map(|()| client) });
+    let flood = tokio::spawn(async move {
+        client
+            .write_all(&vec![0; 4 * READ_AHEAD])
+            .await
+            .map(|()| client)
+    });
     let request = InFlight::new(Rc::clone(&peer));
     let mut total = 0;
     let mut until = async |limit| {
@@ -190,7 +226,9 @@ async fn reading_ahead_of_a_request_has_a_limit() {
         }
         assert_eq!(total, limit);
     };
-    timeout(PATIENCE, until(READ_AHEAD)).await.expect("up to the limit");
+    timeout(PATIENCE, until(READ_AHEAD))
+        .await
+        .expect("up to the limit");
     peer.await_body(true);
     let rest = async {
         let mut left = 3 * READ_AHEAD;
@@ -198,7 +236,9 @@ async fn reading_ahead_of_a_request_has_a_limit() {
             left -= stream.read(&mut vec![0; 10_000]).await.unwrap();
         }
     };
-    timeout(PATIENCE, rest).await.expect("a request that waits for its body gets it");
+    timeout(PATIENCE, rest)
+        .await
+        .expect("a request that waits for its body gets it");
     drop((request, flood));
 }
 
@@ -208,14 +248,26 @@ async fn end_of_a_request_resumes_reading() {
     let (server, mut client) = UnixStream::pair().unwrap();
     let mut stream = Stream::new(server, admit(&connections).await, WRITE_TIMEOUT);
     let request = InFlight::new(Rc::clone(stream.peer()));
-    let flood = tokio::spawn(async move { client.write_all(&vec![0; 2 * READ_AHEAD]).await.map(|()| client) });
+    let flood = tokio::spawn(async move {
+        client
+            .write_all(&vec![0; 2 * READ_AHEAD])
+            .await
+            .map(|()| client)
+    });
     let mut buffer = vec![0; READ_AHEAD];
-    timeout(PATIENCE, stream.read_exact(&mut buffer)).await.expect("up to the limit").unwrap();
+    timeout(PATIENCE, stream.read_exact(&mut buffer))
+        .await
+        .expect("up to the limit")
+        .unwrap();
     let end = async {
         tokio::task::yield_now().await;
         drop(request);
     };
-    let (read, ()) = timeout(PATIENCE, async { tokio::join!(stream.read_exact(&mut buffer), end) }).await.expect("all");
+    let (read, ()) = timeout(PATIENCE, async {
+        tokio::join!(stream.read_exact(&mut buffer), end)
+    })
+    .await
+    .expect("all");
     assert_eq!(read.unwrap(), READ_AHEAD);
     flood.await.unwrap().unwrap();
 }
@@ -232,7 +284,10 @@ async fn nothing_is_read_from_a_client_that_takes_nothing() {
     }
     assert_eq!(read_available(&mut stream).await, 0);
     client.read_exact(&mut vec![0; written]).await.unwrap();
-    timeout(PATIENCE, stream.write_all(&[0; 4096])).await.expect("the client takes it").unwrap();
+    timeout(PATIENCE, stream.write_all(&[0; 4096]))
+        .await
+        .expect("the client takes it")
+        .unwrap();
     assert_eq!(read_available(&mut stream).await, 4);
 }
 
@@ -248,7 +303,9 @@ async fn stalled_client_gives_way_when_memory_is_used_up() {
             sleep(Duration::from_millis(50)).await;
         }
     };
-    timeout(PATIENCE, made_room).await.expect("the stalled one gives way");
+    timeout(PATIENCE, made_room)
+        .await
+        .expect("the stalled one gives way");
     assert!(stalled.is_aborted() && !reading.is_closing());
     drop(pending);
     assert!(connections.has_room(1));
@@ -272,7 +329,11 @@ async fn static_file_is_written_in_pieces_of_one_copy() {
 #[test]
 fn only_long_responses_of_their_own_count_as_pending() {
     assert_eq!(counted(BodySize::Sized(1_000_000), false), Some(1_000_000));
-    assert_eq!(counted(BodySize::Sized(1_000_000), true), None, "a static file exists once");
+    assert_eq!(
+        counted(BodySize::Sized(1_000_000), true),
+        None,
+        "a static file exists once"
+    );
     assert_eq!(counted(BodySize::Sized(1000), false), None);
     assert_eq!(counted(BodySize::Stream, false), None);
 }

@@ -268,7 +268,10 @@ async fn other_values_and_unknown_names_in_a_query_are_400() {
     each_backend(async |app: &App| {
         let token = app.merchant("acme");
         let id = app.application(&token, "Web Store").await;
-        for path in ["/applications".to_owned(), format!("/applications/{id}/api-keys")] {
+        for path in [
+            "/applications".to_owned(),
+            format!("/applications/{id}/api-keys"),
+        ] {
             for (query, pointer) in [
                 ("page=0", "page"),
                 ("page=-1", "page"),
@@ -282,7 +285,11 @@ async fn other_values_and_unknown_names_in_a_query_are_400() {
             ] {
                 let reply = app.get(&format!("{path}?{query}")).bearer(&token).await;
                 assert_eq!(reply.status, 400, "{path}?{query}");
-                assert_eq!(reply.json()["errors"][0]["pointer"], pointer, "{path}?{query}");
+                assert_eq!(
+                    reply.json()["errors"][0]["pointer"],
+                    pointer,
+                    "{path}?{query}"
+                );
             }
         }
     })
@@ -394,7 +401,10 @@ async fn deleting_an_application_revokes_its_keys() {
         let token = app.merchant("acme");
         let id = app.application(&token, "Web Store").await;
         let kept = app.application(&token, "Kept").await;
-        let (first, second) = (app.key(&token, &id, json!({})).await, app.key(&token, &id, json!({})).await);
+        let (first, second) = (
+            app.key(&token, &id, json!({})).await,
+            app.key(&token, &id, json!({})).await,
+        );
         let other = app.key(&token, &kept, json!({})).await;
         for key in [&first, &second, &other] {
             assert_eq!(app.code(&key.text).await, "valid");
@@ -402,7 +412,10 @@ async fn deleting_an_application_revokes_its_keys() {
         let path = format!("/applications/{id}");
         assert_eq!(app.delete(&path).bearer(&token).await.status, 204);
         assert_eq!(
-            (app.code(&first.text).await.as_str(), app.code(&second.text).await.as_str()),
+            (
+                app.code(&first.text).await.as_str(),
+                app.code(&second.text).await.as_str()
+            ),
             ("revoked", "revoked")
         );
         assert_eq!(app.code(&other.text).await, "valid");
@@ -410,14 +423,33 @@ async fn deleting_an_application_revokes_its_keys() {
             assert_eq!(app.get(&path).bearer(&token).await.status, 404);
         }
         assert_eq!(app.delete(&path).bearer(&token).await.status, 404);
-        assert_eq!(app.delete(&format!("{path}/api-keys/{}", first.id)).bearer(&token).await.status, 404);
+        assert_eq!(
+            app.delete(&format!("{path}/api-keys/{}", first.id))
+                .bearer(&token)
+                .await
+                .status,
+            404
+        );
         app.revocations_recorded().await;
         let log = app.get("/audit-log").bearer(&token).await.json();
-        let actions: Vec<&str> =
-            log.as_array().unwrap().iter().map(|entry| entry["action"].as_str().unwrap()).collect();
-        assert_eq!(actions[..3], ["api_key.revoked", "api_key.revoked", "application.deleted"]);
-        assert_eq!(log[1]["changes"], json!({"status": "revoked", "reason": "application_deleted"}));
-        assert_eq!([&log[0]["occurred_at"], &log[0]["actor"]], [&log[2]["occurred_at"], &log[2]["actor"]]);
+        let actions: Vec<&str> = log
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|entry| entry["action"].as_str().unwrap())
+            .collect();
+        assert_eq!(
+            actions[..3],
+            ["api_key.revoked", "api_key.revoked", "application.deleted"]
+        );
+        assert_eq!(
+            log[1]["changes"],
+            json!({"status": "revoked", "reason": "application_deleted"})
+        );
+        assert_eq!(
+            [&log[0]["occurred_at"], &log[0]["actor"]],
+            [&log[2]["occurred_at"], &log[2]["actor"]]
+        );
     })
     .await;
 }
@@ -427,7 +459,9 @@ async fn last_used_is_the_last_successful_verification_and_moves() {
     each_backend(async |app: &App| {
         let token = app.merchant("acme");
         let id = app.application(&token, "Web Store").await;
-        let key = app.key(&token, &id, json!({"scopes": ["links:read"]})).await;
+        let key = app
+            .key(&token, &id, json!({"scopes": ["links:read"]}))
+            .await;
         let path = format!("/applications/{id}/api-keys");
         let last_used = async || {
             app.running().state().flush_usage().await;
@@ -437,7 +471,11 @@ async fn last_used_is_the_last_successful_verification_and_moves() {
         app.code(&key.text).await;
         assert_eq!(last_used().await, "2026-01-01T00:00:00Z");
         app.clock.advance(Duration::from_secs(60));
-        assert_eq!(app.verify(&key.text, json!({"scopes": ["links:write"]})).await["code"], "insufficient_scope");
+        assert_eq!(
+            app.verify(&key.text, json!({"scopes": ["links:write"]}))
+                .await["code"],
+            "insufficient_scope"
+        );
         assert_eq!(last_used().await, "2026-01-01T00:00:00Z");
         app.code(&key.text).await;
         assert_eq!(last_used().await, "2026-01-01T00:01:00Z");

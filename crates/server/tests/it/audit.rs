@@ -15,7 +15,12 @@ use crate::{
 fn actions(reply: &Reply) -> Vec<String> {
     assert_eq!(reply.status, 200, "{reply}");
     let entries = reply.json();
-    entries.as_array().unwrap().iter().map(|entry| entry["action"].as_str().unwrap().to_owned()).collect()
+    entries
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|entry| entry["action"].as_str().unwrap().to_owned())
+        .collect()
 }
 
 async fn log(app: &App, token: &str, query: &str) -> Reply {
@@ -34,7 +39,9 @@ async fn chain(app: &App, account: &str) -> Vec<Entry> {
         Ok((entries, db.account(&account).audit_head()?))
     });
     let (entries, end) = read.await.unwrap();
-    let head = entries.iter().fold(Head::GENESIS, |head, entry| verify(head, entry).expect("an unbroken chain"));
+    let head = entries.iter().fold(Head::GENESIS, |head, entry| {
+        verify(head, entry).expect("an unbroken chain")
+    });
     assert_eq!(head, end);
     entries
 }
@@ -46,12 +53,30 @@ async fn story(app: &App, token: &str) -> String {
     let key = app.key(token, &id, json!({})).await;
     app.key(token, &id, json!({"mode": "test"})).await;
     app.clock.advance(Duration::from_secs(10));
-    assert_eq!(app.patch(&path, json!({"description": "New"})).bearer(token).await.status, 200);
+    assert_eq!(
+        app.patch(&path, json!({"description": "New"}))
+            .bearer(token)
+            .await
+            .status,
+        200
+    );
     for enabled in [false, true] {
-        assert_eq!(app.patch(&format!("{path}/status"), json!({"isEnabled": enabled})).bearer(token).await.status, 200);
+        assert_eq!(
+            app.patch(&format!("{path}/status"), json!({"isEnabled": enabled}))
+                .bearer(token)
+                .await
+                .status,
+            200
+        );
     }
     app.clock.advance(Duration::from_secs(10));
-    assert_eq!(app.delete(&format!("{path}/api-keys/{}", key.id)).bearer(token).await.status, 204);
+    assert_eq!(
+        app.delete(&format!("{path}/api-keys/{}", key.id))
+            .bearer(token)
+            .await
+            .status,
+        204
+    );
     assert_eq!(app.delete(&path).bearer(token).await.status, 204);
     app.revocations_recorded().await;
     id
@@ -118,15 +143,28 @@ async fn a_story_is_told_newest_first_and_its_chain_holds() {
             assert_eq!(shown["changes"], entry.draft.changes);
             assert_eq!(shown["occurred_at"], entry.draft.occurred_at.as_second());
             assert_eq!(shown["actor"], json!({"type": "merchant", "id": "user_1"}));
-            assert_eq!(shown["ip"], Value::Null, "loopback is a trusted proxy, which tells nothing");
+            assert_eq!(
+                shown["ip"],
+                Value::Null,
+                "loopback is a trusted proxy, which tells nothing"
+            );
         }
         // Many at once keep the chain whole.
-        let calls =
-            (0..20).map(|n| app.post("/applications", json!({"name": n.to_string()})).bearer(&token).into_future());
-        assert!(futures_util::future::join_all(calls).await.iter().all(|reply| reply.status == 201));
+        let calls = (0..20).map(|n| {
+            app.post("/applications", json!({"name": n.to_string()}))
+                .bearer(&token)
+                .into_future()
+        });
+        assert!(
+            futures_util::future::join_all(calls)
+                .await
+                .iter()
+                .all(|reply| reply.status == 201)
+        );
         assert_eq!(chain(app, "acme").await.len(), STORY.len() + 20);
         // The database's owner changing it is found.
-        app.database.sql("UPDATE audit_log SET actor_id = 'somebody' WHERE seq = 3");
+        app.database
+            .sql("UPDATE audit_log SET actor_id = 'somebody' WHERE seq = 3");
         let account = "acme".parse().unwrap();
         let mut head = Head::GENESIS;
         let found = app.running().state().read(Owner::Background, move |db| {
@@ -160,15 +198,42 @@ async fn what_changes_nothing_or_is_refused_is_no_entry() {
         for (call, status) in [
             (app.delete(&key_path).bearer(&token), 400),
             (app.patch(&path, json!({})).bearer(&token), 200),
-            (app.patch(&path, json!({"name": "Web Store", "description": null})).bearer(&token), 200),
+            (
+                app.patch(&path, json!({"name": "Web Store", "description": null}))
+                    .bearer(&token),
+                200,
+            ),
             (app.patch(&path, json!({"name": ""})).bearer(&token), 400),
-            (app.patch(&format!("{path}/status"), json!({"isEnabled": true})).bearer(&token), 200),
-            (app.post("/applications", json!({"name": "Web Store"})).bearer(&token), 409),
-            (app.post(&format!("{path}/api-keys"), json!({})).bearer(&token), 400),
+            (
+                app.patch(&format!("{path}/status"), json!({"isEnabled": true}))
+                    .bearer(&token),
+                200,
+            ),
+            (
+                app.post("/applications", json!({"name": "Web Store"}))
+                    .bearer(&token),
+                409,
+            ),
+            (
+                app.post(&format!("{path}/api-keys"), json!({}))
+                    .bearer(&token),
+                400,
+            ),
             (app.delete(&path).bearer(&app.merchant("globex")), 404),
             (app.delete(&path).bearer(&key.text), 401),
-            (app.put("/accounts/acme", json!({"operating_model": "primary_merchant"})).bearer(&operator), 200),
-            (app.put("/accounts/acme", json!({"operating_model": "monopoly"})).bearer(&operator), 400),
+            (
+                app.put(
+                    "/accounts/acme",
+                    json!({"operating_model": "primary_merchant"}),
+                )
+                .bearer(&operator),
+                200,
+            ),
+            (
+                app.put("/accounts/acme", json!({"operating_model": "monopoly"}))
+                    .bearer(&operator),
+                400,
+            ),
             (app.get(&path).bearer(&token), 200),
         ] {
             let reply = call.await;
@@ -189,15 +254,25 @@ async fn entries_are_filtered() {
         let by = async |query: &str| actions(&log(app, &token, query).await);
         assert_eq!(by("?action=api_key.revoked").await, ["api_key.revoked"; 2]);
         assert_eq!(by("?action=account.updated").await, [""; 0]);
-        let about: Vec<&str> = STORY.into_iter().filter(|action| action.starts_with("application")).collect();
+        let about: Vec<&str> = STORY
+            .into_iter()
+            .filter(|action| action.starts_with("application"))
+            .collect();
         assert_eq!(by(&format!("?target_id={id}")).await, about);
-        assert_eq!(by(&format!("?target_id={id}&action=application.enabled")).await, ["application.enabled"]);
+        assert_eq!(
+            by(&format!("?target_id={id}&action=application.enabled")).await,
+            ["application.enabled"]
+        );
         assert_eq!(by("?target_id=nobody").await, [""; 0]);
         assert_eq!(by(&format!("?target_id={id}&actor_id=user_1")).await, about);
         assert_eq!(by("?actor_id=nobody").await, [""; 0]);
         // At or after, and before; both forms of time.
         let at = |seconds: i64| start + seconds;
-        let text = |seconds: i64| jiff::Timestamp::from_second(at(seconds)).unwrap().to_string();
+        let text = |seconds: i64| {
+            jiff::Timestamp::from_second(at(seconds))
+                .unwrap()
+                .to_string()
+        };
         for (since, until, expected) in [
             (Some(0), None, &STORY[..]),
             (Some(1), None, &STORY[..6]),
@@ -210,9 +285,16 @@ async fn entries_are_filtered() {
             (Some(10), Some(20), &STORY[3..6]),
             (Some(10), Some(10), &STORY[..0]),
         ] {
-            for form in [&(|seconds| at(seconds).to_string()) as &dyn Fn(i64) -> String, &text] {
-                let since = since.map(|seconds| format!("since={}&", form(seconds))).unwrap_or_default();
-                let until = until.map(|seconds| format!("until={}&", form(seconds))).unwrap_or_default();
+            for form in [
+                &(|seconds| at(seconds).to_string()) as &dyn Fn(i64) -> String,
+                &text,
+            ] {
+                let since = since
+                    .map(|seconds| format!("since={}&", form(seconds)))
+                    .unwrap_or_default();
+                let until = until
+                    .map(|seconds| format!("until={}&", form(seconds)))
+                    .unwrap_or_default();
                 let query = format!("?{since}{until}limit=100");
                 assert_eq!(by(&query).await, expected, "{query}");
             }
@@ -231,22 +313,42 @@ async fn other_values_and_unknown_names_in_the_query_are_400() {
         for (query, error) in [
             ("limit=0", "limit must be 1 to 100".to_owned()),
             ("limit=101", "limit must be 1 to 100".to_owned()),
-            ("limit=ten", "limit must be a whole number within its range".to_owned()),
+            (
+                "limit=ten",
+                "limit must be a whole number within its range".to_owned(),
+            ),
             ("limit=1&limit=2", "limit must not be repeated".to_owned()),
-            ("cursor=x", "cursor must be one that an earlier answer gave".to_owned()),
-            ("cursor=", "cursor must be one that an earlier answer gave".to_owned()),
-            ("cursor=-1", "cursor must be one that an earlier answer gave".to_owned()),
+            (
+                "cursor=x",
+                "cursor must be one that an earlier answer gave".to_owned(),
+            ),
+            (
+                "cursor=",
+                "cursor must be one that an earlier answer gave".to_owned(),
+            ),
+            (
+                "cursor=-1",
+                "cursor must be one that an earlier answer gave".to_owned(),
+            ),
             ("since=yesterday", format!("since {time}")),
             ("until=", format!("until {time}")),
             ("until=2026-01-01", format!("until {time}")),
             ("page=1", "page is unknown".to_owned()),
         ] {
             let reply = log(app, &token, &format!("?{query}")).await;
-            assert_eq!((reply.status, reply.errors()), (400, vec![error]), "{query}");
+            assert_eq!(
+                (reply.status, reply.errors()),
+                (400, vec![error]),
+                "{query}"
+            );
         }
         let reply = log(app, &token, "?action=key.revoked&limit=0").await;
         assert_eq!(reply.errors().len(), 2, "{reply}");
-        assert!(reply.errors()[1].starts_with("action must be one of api_key.created, api_key.updated,"), "{reply}");
+        assert!(
+            reply.errors()[1]
+                .starts_with("action must be one of api_key.created, api_key.updated,"),
+            "{reply}"
+        );
     })
     .await;
 }
@@ -266,11 +368,20 @@ async fn pages_lead_on_by_link_and_end() {
             sizes.push(entries.len());
             found.extend(entries);
             // What is written meanwhile moves no page.
-            app.application(&token, &format!("Meanwhile {}", sizes.len())).await;
-            let Some(link) = page.header("link") else { break };
-            path = link.strip_prefix('<').and_then(|rest| rest.strip_suffix(">; rel=\"next\"")).unwrap().to_owned();
+            app.application(&token, &format!("Meanwhile {}", sizes.len()))
+                .await;
+            let Some(link) = page.header("link") else {
+                break;
+            };
+            path = link
+                .strip_prefix('<')
+                .and_then(|rest| rest.strip_suffix(">; rel=\"next\""))
+                .unwrap()
+                .to_owned();
             assert!(
-                path.starts_with("/api/v1/audit-log?") && path.contains("limit=4") && path.contains("since=0"),
+                path.starts_with("/api/v1/audit-log?")
+                    && path.contains("limit=4")
+                    && path.contains("since=0"),
                 "{path}"
             );
         }
@@ -278,12 +389,21 @@ async fn pages_lead_on_by_link_and_end() {
         assert_eq!(Value::Array(found), whole.json());
         // A full last page is the last one.
         let nine = log(app, &token, "?limit=9&until=2026-01-01T00:00:20Z").await;
-        assert_eq!((nine.json().as_array().map(Vec::len), nine.header("link")), (Some(6), None));
+        assert_eq!(
+            (nine.json().as_array().map(Vec::len), nine.header("link")),
+            (Some(6), None)
+        );
         let exact = log(app, &token, "?limit=12").await;
-        assert_eq!((exact.json().as_array().map(Vec::len), exact.header("link")), (Some(12), None));
+        assert_eq!(
+            (exact.json().as_array().map(Vec::len), exact.header("link")),
+            (Some(12), None)
+        );
         // The default is the most.
-        let calls =
-            (0..100).map(|n| app.post("/applications", json!({"name": n.to_string()})).bearer(&token).into_future());
+        let calls = (0..100).map(|n| {
+            app.post("/applications", json!({"name": n.to_string()}))
+                .bearer(&token)
+                .into_future()
+        });
         futures_util::future::join_all(calls).await;
         let most = log(app, &token, "").await;
         assert_eq!(most.json().as_array().map(Vec::len), Some(100));
@@ -301,11 +421,28 @@ async fn each_account_has_its_own_log_and_chain() {
         app.application(&acme, "Staging").await;
         assert_eq!(actions(&log(app, &acme, "").await).len(), 2);
         assert_eq!(actions(&log(app, &globex, "").await).len(), 1);
-        assert_eq!(log(app, &globex, &format!("?target_id={id}")).await.body, "[]");
+        assert_eq!(
+            log(app, &globex, &format!("?target_id={id}")).await.body,
+            "[]"
+        );
         // A cursor of another account leads nowhere else.
         assert_eq!(actions(&log(app, &globex, "?cursor=9").await).len(), 1);
-        assert_eq!(chain(app, "acme").await.iter().map(|entry| entry.seq).collect::<Vec<_>>(), [1, 2]);
-        assert_eq!(chain(app, "globex").await.iter().map(|entry| entry.seq).collect::<Vec<_>>(), [1]);
+        assert_eq!(
+            chain(app, "acme")
+                .await
+                .iter()
+                .map(|entry| entry.seq)
+                .collect::<Vec<_>>(),
+            [1, 2]
+        );
+        assert_eq!(
+            chain(app, "globex")
+                .await
+                .iter()
+                .map(|entry| entry.seq)
+                .collect::<Vec<_>>(),
+            [1]
+        );
     })
     .await;
 }
@@ -314,9 +451,16 @@ async fn each_account_has_its_own_log_and_chain() {
 async fn an_operators_changes_are_told_as_the_operators() {
     each_backend(async |app: &App| {
         let operator = app.operator();
-        let model = app.put("/accounts/acme", json!({"operating_model": "ecosystem"})).bearer(&operator);
+        let model = app
+            .put("/accounts/acme", json!({"operating_model": "ecosystem"}))
+            .bearer(&operator);
         assert_eq!(model.header("x-request-id", "the-model").await.status, 200);
-        let create = app.post("/applications?account=acme", json!({"name": "Made for them"})).bearer(&operator);
+        let create = app
+            .post(
+                "/applications?account=acme",
+                json!({"name": "Made for them"}),
+            )
+            .bearer(&operator);
         assert_eq!(create.await.status, 201);
         let entries = log(app, &app.merchant("acme"), "").await.json();
         assert_eq!(entries.as_array().map(Vec::len), Some(2));
@@ -324,14 +468,23 @@ async fn an_operators_changes_are_told_as_the_operators() {
             assert_eq!(entry["actor"], json!({"type": "operator", "id": "user_1"}));
         }
         assert_eq!(entries[1]["action"], "account.updated");
-        assert_eq!(entries[1]["target"], json!({"type": "account", "id": "acme"}));
-        assert_eq!(entries[1]["changes"], json!({"operating_model": ["primary_merchant", "ecosystem"]}));
+        assert_eq!(
+            entries[1]["target"],
+            json!({"type": "account", "id": "acme"})
+        );
+        assert_eq!(
+            entries[1]["changes"],
+            json!({"operating_model": ["primary_merchant", "ecosystem"]})
+        );
         assert_eq!(entries[1]["request_id"], "the-model");
         chain(app, "acme").await;
         // Their own log, for whom they name.
         assert_eq!(log(app, &operator, "?account=acme").await.json(), entries);
         let page = log(app, &operator, "?account=acme&limit=1").await;
-        assert_eq!(page.header("link"), Some("</api/v1/audit-log?limit=1&cursor=2&account=acme>; rel=\"next\""));
+        assert_eq!(
+            page.header("link"),
+            Some("</api/v1/audit-log?limit=1&cursor=2&account=acme>; rel=\"next\"")
+        );
     })
     .await;
 }

@@ -42,7 +42,11 @@ const TABLE: [(&str, &str, Who); 41] = [
     ("PATCH", "/api/v1/applications/{id}/status", Merchant),
     ("POST", "/api/v1/applications/{id}/api-keys", Merchant),
     ("GET", "/api/v1/applications/{id}/api-keys", Merchant),
-    ("DELETE", "/api/v1/applications/{id}/api-keys/{keyId}", Merchant),
+    (
+        "DELETE",
+        "/api/v1/applications/{id}/api-keys/{keyId}",
+        Merchant,
+    ),
     ("POST", "/api/v1/api-keys", Merchant),
     ("GET", "/api/v1/api-keys", Merchant),
     ("GET", "/api/v1/api-keys/{id}", Merchant),
@@ -77,7 +81,9 @@ const TABLE: [(&str, &str, Who); 41] = [
 /// The table, and the account surface once more where its document has it.
 fn rows() -> impl Iterator<Item = (&'static str, &'static str, Who)> {
     let again = TABLE.into_iter().filter(|(_, _, who)| *who == Account);
-    TABLE.into_iter().chain(again.map(|(method, path, who)| (method, path.trim_start_matches("/api"), who)))
+    TABLE
+        .into_iter()
+        .chain(again.map(|(method, path, who)| (method, path.trim_start_matches("/api"), who)))
 }
 
 /// A refusal's code, with the account surface's word for it where that is the surface.
@@ -87,8 +93,15 @@ fn code(reply: &Reply, template: &str) -> String {
     }
     let json = reply.json();
     assert!(json["data"].is_null(), "{reply}");
-    assert_eq!(json["meta"]["requestId"].as_str(), reply.header("x-request-id"), "{reply}");
-    json["error"]["code"].as_str().unwrap_or_default().to_owned()
+    assert_eq!(
+        json["meta"]["requestId"].as_str(),
+        reply.header("x-request-id"),
+        "{reply}"
+    );
+    json["error"]["code"]
+        .as_str()
+        .unwrap_or_default()
+        .to_owned()
 }
 
 fn expected<'a>(template: &str, status: u16, code: &'a str) -> (u16, &'a str) {
@@ -129,7 +142,10 @@ async fn prepare(app: &App) -> (Callers, Things) {
     let application = app.application(&merchant, "Web Store").await;
     let key = app.key(&merchant, &application, json!({})).await;
     let service_key = app.service_key().await;
-    let insert = async |family| app.insert("acme", &app.mint(family, Mode::Live), |_| ()).await;
+    let insert = async |family| {
+        app.insert("acme", &app.mint(family, Mode::Live), |_| ())
+            .await
+    };
     let commerce_key = insert(Family::Commerce).await;
     let account_key = insert(Family::Secret).await;
     let callers = Callers {
@@ -140,7 +156,9 @@ async fn prepare(app: &App) -> (Callers, Things) {
         service_key: service_key.text,
         application_key: key.text,
         commerce_key: commerce_key.text,
-        publishable_key: app.insert_key("acme", Family::Publishable, Mode::Live).await,
+        publishable_key: app
+            .insert_key("acme", Family::Publishable, Mode::Live)
+            .await,
         secret_key: app.insert_key("acme", Family::Secret, Mode::Live).await,
         other_secret_keys: [
             app.insert_key("globex", Family::Secret, Mode::Live).await,
@@ -177,7 +195,9 @@ fn call(app: &App, method: &str, template: &str, things: &Things) -> Call {
         .replace("{tail}", "links");
     let call = app.call(method, &path);
     match body(method, template) {
-        Some(body) if template.ends_with("introspect") => call.form(body.as_str().unwrap_or_default()),
+        Some(body) if template.ends_with("introspect") => {
+            call.form(body.as_str().unwrap_or_default())
+        }
         Some(body) => call.json(body),
         None => call,
     }
@@ -185,14 +205,21 @@ fn call(app: &App, method: &str, template: &str, things: &Things) -> Call {
 
 /// A body that would be accepted.
 fn body(method: &str, template: &str) -> Option<Value> {
-    let body = match (method, template.trim_start_matches("/api").trim_start_matches("/v1")) {
+    let body = match (
+        method,
+        template
+            .trim_start_matches("/api")
+            .trim_start_matches("/v1"),
+    ) {
         ("POST", "/applications") => json!({"name": "Another"}),
         ("PATCH", "/applications/{id}") => json!({"description": "Changed"}),
         ("PATCH", "/applications/{id}/status") => json!({"isEnabled": false}),
         ("POST", "/applications/{id}/api-keys") => json!({"description": "Another"}),
         ("POST", "/api-keys") => json!({"name": "Another"}),
         ("PATCH", "/api-keys/{id}") => json!({"name": "Changed"}),
-        ("POST", "/account/api-keys") => json!({"name": "Another", "environment": "test", "access": "secret"}),
+        ("POST", "/account/api-keys") => {
+            json!({"name": "Another", "environment": "test", "access": "secret"})
+        }
         ("POST", "/verify") => json!({"key": "x"}),
         ("POST", "/verify/batch") => json!({"requests": [{"key": "x"}]}),
         ("POST", "/sync") => json!({"subscriber": "0f1e2d3c4b5a69788796a5b4c3d2e1f0"}),
@@ -207,10 +234,13 @@ fn body(method: &str, template: &str) -> Option<Value> {
 
 #[test]
 fn every_operation_has_a_row() {
-    let documented: BTreeSet<(String, String)> =
-        tollkey_server::openapi::operations().map(|(path, method)| (method.to_string(), path)).collect();
-    let listed: BTreeSet<(String, String)> =
-        TABLE.into_iter().map(|(method, path, _)| (method.to_owned(), path.to_owned())).collect();
+    let documented: BTreeSet<(String, String)> = tollkey_server::openapi::operations()
+        .map(|(path, method)| (method.to_string(), path))
+        .collect();
+    let listed: BTreeSet<(String, String)> = TABLE
+        .into_iter()
+        .map(|(method, path, _)| (method.to_owned(), path.to_owned()))
+        .collect();
     assert_eq!(documented, listed);
 }
 
@@ -226,12 +256,23 @@ async fn nobody_is_401_and_two_credentials_are_400_everywhere_but_on_public_rout
             }
             let is = |reply: &Reply, status, word| {
                 let found = (reply.status, &*code(reply, template));
-                assert_eq!(found, expected(template, status, word), "{method} {template} {reply}");
+                assert_eq!(
+                    found,
+                    expected(template, status, word),
+                    "{method} {template} {reply}"
+                );
             };
             is(&nobody, 401, "missing_credentials");
-            assert_eq!(nobody.header("www-authenticate"), Some("Bearer realm=\"tollkey\""), "{method} {template}");
+            assert_eq!(
+                nobody.header("www-authenticate"),
+                Some("Bearer realm=\"tollkey\""),
+                "{method} {template}"
+            );
             let merchant = &callers.merchant;
-            let twice = call(app, method, template, &things).bearer(merchant).bearer(merchant).await;
+            let twice = call(app, method, template, &things)
+                .bearer(merchant)
+                .bearer(merchant)
+                .await;
             is(&twice, 400, "multiple_credentials");
             let both = call(app, method, template, &things)
                 .bearer(merchant)
@@ -254,22 +295,40 @@ async fn an_invalid_credential_is_401_everywhere() {
         let invalid = [
             ("garbage".to_owned(), "invalid_api_key"),
             ("eyEXAMPLE.eyEXAMPLE.EXAMPLE".to_owned(), "invalid_token"),
-            (unknown(Kind::Key(Family::Application, Mode::Live)), "invalid_api_key"),
-            (unknown(Kind::Key(Family::Secret, Mode::Test)), "invalid_api_key"),
+            (
+                unknown(Kind::Key(Family::Application, Mode::Live)),
+                "invalid_api_key",
+            ),
+            (
+                unknown(Kind::Key(Family::Secret, Mode::Test)),
+                "invalid_api_key",
+            ),
             (unknown(Kind::ServiceKey), "invalid_api_key"),
         ];
         for (method, template, who) in rows() {
             for (credential, code) in invalid.iter().filter(|_| who != Public) {
-                let reply = call(app, method, template, &things).bearer(credential).await;
+                let reply = call(app, method, template, &things)
+                    .bearer(credential)
+                    .await;
                 let found = (reply.status, &*self::code(&reply, template));
                 assert_eq!(found, expected(template, 401, code), "{method} {template}");
             }
             if who != Public {
-                let basic = call(app, method, template, &things).header("authorization", "Basic YTpi").await;
+                let basic = call(app, method, template, &things)
+                    .header("authorization", "Basic YTpi")
+                    .await;
                 let found = (basic.status, &*code(&basic, template));
-                assert_eq!(found, expected(template, 401, "missing_credentials"), "{method} {template}");
+                assert_eq!(
+                    found,
+                    expected(template, 401, "missing_credentials"),
+                    "{method} {template}"
+                );
                 // RFC 6750, section 3.1: no error where there are no Bearer credentials.
-                assert_eq!(basic.header("www-authenticate"), Some("Bearer realm=\"tollkey\""), "{method} {template}");
+                assert_eq!(
+                    basic.header("www-authenticate"),
+                    Some("Bearer realm=\"tollkey\""),
+                    "{method} {template}"
+                );
             }
         }
     })
@@ -299,19 +358,38 @@ async fn a_valid_credential_of_the_wrong_kind_is_403_everywhere() {
                 Operator => &["operator"],
                 Verifying => &["service", "service_key", "secret_key"],
                 Service => &["service", "service_key"],
-                Key => &["application_key", "commerce_key", "publishable_key", "secret_key"],
+                Key => &[
+                    "application_key",
+                    "commerce_key",
+                    "publishable_key",
+                    "secret_key",
+                ],
             };
             for (name, credential) in all.iter().filter(|(name, _)| !right.contains(name)) {
-                let reply = call(app, method, template, &things).bearer(credential).await;
+                let reply = call(app, method, template, &things)
+                    .bearer(credential)
+                    .await;
                 // To a gateway a service key is no API key, and so as good as unknown.
                 let gateway_service = template.contains("/authz/") && *name == "service_key";
-                let (status, word) = if gateway_service { (401, "invalid_api_key") } else { (403, "forbidden") };
+                let (status, word) = if gateway_service {
+                    (401, "invalid_api_key")
+                } else {
+                    (403, "forbidden")
+                };
                 let found = (reply.status, &*code(&reply, template));
-                assert_eq!(found, expected(template, status, word), "{method} {template} as {name}: {reply}");
+                assert_eq!(
+                    found,
+                    expected(template, status, word),
+                    "{method} {template} as {name}: {reply}"
+                );
             }
         }
         // And nothing of all that did anything.
-        let reply = app.get("/applications?include=apiKeys").bearer(&callers.merchant).await.json();
+        let reply = app
+            .get("/applications?include=apiKeys")
+            .bearer(&callers.merchant)
+            .await
+            .json();
         assert_eq!(reply["totalItems"], 1);
         assert_eq!(reply["items"][0]["isEnabled"], true);
         assert_eq!(reply["items"][0]["apiKeys"][0]["status"], "active");
@@ -356,7 +434,11 @@ async fn another_accounts_things_are_404_as_unknown_ones_and_stay_as_they_are() 
         for (method, template, who) in rows().filter(|(_, path, _)| path.contains("{id}")) {
             let callers: &[&String] = match who {
                 Merchant => &[&callers.other_merchant],
-                Account => &[&callers.other_merchant, &callers.other_secret_keys[0], &callers.other_secret_keys[1]],
+                Account => &[
+                    &callers.other_merchant,
+                    &callers.other_secret_keys[0],
+                    &callers.other_secret_keys[1],
+                ],
                 _ => continue,
             };
             let mut bodies = BTreeSet::new();
@@ -369,14 +451,24 @@ async fn another_accounts_things_are_404_as_unknown_ones_and_stay_as_they_are() 
                     walked += 1;
                 }
             }
-            assert_eq!(bodies.len(), 1, "{method} {template} tells them apart: {bodies:?}");
+            assert_eq!(
+                bodies.len(),
+                1,
+                "{method} {template} tells them apart: {bodies:?}"
+            );
         }
         assert!(walked > 80, "{walked}");
         let mut own = [&callers.merchant, &callers.secret_key].into_iter().cycle();
         for (method, template, who) in rows().filter(|(_, path, _)| path.contains("{id}")) {
             if matches!(who, Merchant | Account) {
-                let caller = if who == Merchant { &callers.merchant } else { own.next().expect("a caller") };
-                let reply = call(app, method, template, &of_another_surface).bearer(caller).await;
+                let caller = if who == Merchant {
+                    &callers.merchant
+                } else {
+                    own.next().expect("a caller")
+                };
+                let reply = call(app, method, template, &of_another_surface)
+                    .bearer(caller)
+                    .await;
                 assert_eq!(reply.status, 404, "{method} {template}: {reply}");
             }
         }
@@ -392,11 +484,42 @@ async fn an_operator_manages_any_account_by_name_and_nobody_else_does() {
         let (callers, things) = prepare(app).await;
         let operator = &callers.operator;
         let path = format!("/applications/{}", things.application);
-        assert_eq!(app.get(&format!("{path}?account=acme")).bearer(operator).await.status, 200);
-        assert_eq!(app.get(&format!("{path}?account=globex")).bearer(operator).await.status, 404);
-        assert_eq!(app.get("/applications?account=acme&page=1").bearer(operator).await.json()["totalItems"], 1);
-        assert_eq!(app.get("/audit-log?account=acme").bearer(operator).await.status, 200);
-        for query in ["", "?account=", "?account=a%20b", "?account=.", "?account=..", "?account=acme&account=acme"] {
+        assert_eq!(
+            app.get(&format!("{path}?account=acme"))
+                .bearer(operator)
+                .await
+                .status,
+            200
+        );
+        assert_eq!(
+            app.get(&format!("{path}?account=globex"))
+                .bearer(operator)
+                .await
+                .status,
+            404
+        );
+        assert_eq!(
+            app.get("/applications?account=acme&page=1")
+                .bearer(operator)
+                .await
+                .json()["totalItems"],
+            1
+        );
+        assert_eq!(
+            app.get("/audit-log?account=acme")
+                .bearer(operator)
+                .await
+                .status,
+            200
+        );
+        for query in [
+            "",
+            "?account=",
+            "?account=a%20b",
+            "?account=.",
+            "?account=..",
+            "?account=acme&account=acme",
+        ] {
             let reply = app.get(&format!("{path}{query}")).bearer(operator).await;
             assert_eq!(
                 (reply.status, reply.json()["errors"][0]["pointer"].as_str()),
@@ -408,7 +531,11 @@ async fn an_operator_manages_any_account_by_name_and_nobody_else_does() {
         for token in [&callers.merchant, &callers.other_merchant] {
             for query in ["?account=acme", "?account=", "?account=acme&account=acme"] {
                 let reply = app.get(&format!("{path}{query}")).bearer(token).await;
-                assert_eq!((reply.status, reply.code().as_str()), (403, "forbidden"), "{query}");
+                assert_eq!(
+                    (reply.status, reply.code().as_str()),
+                    (403, "forbidden"),
+                    "{query}"
+                );
             }
         }
     })

@@ -48,7 +48,12 @@ impl Tollkey {
     /// In an empty directory, without any setting.
     pub fn bare() -> Self {
         let new = || Arc::new(tempfile::tempdir().expect("a temporary directory"));
-        Self { directory: new(), outputs: new(), environment: Vec::new(), started: Arc::default() }
+        Self {
+            directory: new(),
+            outputs: new(),
+            environment: Vec::new(),
+            started: Arc::default(),
+        }
     }
 
     /// In development mode, on a port of its own.
@@ -86,14 +91,21 @@ impl Tollkey {
     /// What a process started in its place would have for an environment.
     pub fn environment(&self) -> impl Iterator<Item = (String, String)> {
         let path = std::env::var("PATH").unwrap_or_default();
-        let base = [("PATH".to_owned(), path), ("RUST_BACKTRACE".to_owned(), "0".to_owned())];
+        let base = [
+            ("PATH".to_owned(), path),
+            ("RUST_BACKTRACE".to_owned(), "0".to_owned()),
+        ];
         base.into_iter().chain(self.environment.clone())
     }
 
     /// It, about to be started without input. Killed when dropped.
     pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_tollkey"));
-        command.args(arguments).env_clear().envs(self.environment()).current_dir(self.directory());
+        command
+            .args(arguments)
+            .env_clear()
+            .envs(self.environment())
+            .current_dir(self.directory());
         command.stdin(Stdio::null()).kill_on_drop(true);
         command
     }
@@ -122,18 +134,27 @@ impl Tollkey {
 
     /// As [`Self::serve`], with arguments.
     pub async fn serve_with(&self, arguments: &[&str]) -> Server {
-        self.start(arguments).await.unwrap_or_else(|finished| panic!("the server did not start: {finished}"))
+        self.start(arguments)
+            .await
+            .unwrap_or_else(|finished| panic!("the server did not start: {finished}"))
     }
 
     /// As [`Self::serve`], in place of a shell that has run this before.
     pub async fn serve_after(&self, script: &str) -> Server {
         let binary = self.command(&[]);
         let mut command = Command::new("sh");
-        command.args(["-c", &format!("{script}; exec \"$0\"")]).arg(binary.as_std().get_program());
-        command.env_clear().envs(self.environment()).current_dir(self.directory());
+        command
+            .args(["-c", &format!("{script}; exec \"$0\"")])
+            .arg(binary.as_std().get_program());
+        command
+            .env_clear()
+            .envs(self.environment())
+            .current_dir(self.directory());
         command.stdin(Stdio::null()).kill_on_drop(true);
         let number = self.started.fetch_add(1, Ordering::Relaxed);
-        let listening = Process::spawn(command, &self.outputs, number).listens().await;
+        let listening = Process::spawn(command, &self.outputs, number)
+            .listens()
+            .await;
         listening.unwrap_or_else(|finished| panic!("the server did not start: {finished}"))
     }
 
@@ -158,8 +179,17 @@ impl Process {
         let file = |name: &str| outputs.path().join(format!("{number}.{name}"));
         let (stdout, stderr) = (file("out"), file("err"));
         let create = |path: &PathBuf| fs::File::create_new(path).expect("a file for the output");
-        let child = command.stdout(create(&stdout)).stderr(create(&stderr)).spawn().expect("the program starts");
-        Self { child, stdout, stderr, _outputs: Arc::clone(outputs) }
+        let child = command
+            .stdout(create(&stdout))
+            .stderr(create(&stderr))
+            .spawn()
+            .expect("the program starts");
+        Self {
+            child,
+            stdout,
+            stderr,
+            _outputs: Arc::clone(outputs),
+        }
     }
 
     /// Waits until it listens, or until it ends without.
@@ -167,12 +197,24 @@ impl Process {
         let begun = Instant::now();
         loop {
             if let Some(address) = self.listening() {
-                return Ok(Server { address, process: self });
+                return Ok(Server {
+                    address,
+                    process: self,
+                });
             }
-            if self.child.try_wait().expect("the process can be asked").is_some() {
+            if self
+                .child
+                .try_wait()
+                .expect("the process can be asked")
+                .is_some()
+            {
                 return Err(self.finished().await);
             }
-            assert!(begun.elapsed() < PATIENCE, "it neither listens nor ends: {}", self.so_far());
+            assert!(
+                begun.elapsed() < PATIENCE,
+                "it neither listens nor ends: {}",
+                self.so_far()
+            );
             sleep(Duration::from_millis(2)).await;
         }
     }
@@ -186,7 +228,11 @@ impl Process {
     }
 
     fn so_far(&self) -> Finished {
-        Finished { code: None, stdout: read(&self.stdout), stderr: read(&self.stderr) }
+        Finished {
+            code: None,
+            stdout: read(&self.stdout),
+            stderr: read(&self.stderr),
+        }
     }
 
     async fn finished(mut self) -> Finished {
@@ -195,7 +241,10 @@ impl Process {
             Ok(status) => status.expect("the process can be awaited"),
             Err(_) => panic!("it does not end: {}", self.so_far()),
         };
-        Finished { code: status.code(), ..self.so_far() }
+        Finished {
+            code: status.code(),
+            ..self.so_far()
+        }
     }
 }
 
@@ -229,7 +278,10 @@ impl Finished {
 
 impl fmt::Display for Finished {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let text = format!("exit {:?}\n--- stdout\n{}\n--- stderr\n{}", self.code, self.stdout, self.stderr);
+        let text = format!(
+            "exit {:?}\n--- stdout\n{}\n--- stderr\n{}",
+            self.code, self.stdout, self.stderr
+        );
         f.write_str(&without_secrets(&text))
     }
 }
@@ -248,22 +300,36 @@ impl Pid {
     /// As the operating system has it.
     #[cfg(target_os = "linux")]
     pub fn rustix(self) -> rustix::process::Pid {
-        i32::try_from(self.0).ok().and_then(rustix::process::Pid::from_raw).expect("a process")
+        i32::try_from(self.0)
+            .ok()
+            .and_then(rustix::process::Pid::from_raw)
+            .expect("a process")
     }
 
     /// Sends a signal, such as `TERM`; false when nobody is there any more.
     pub async fn signal(self, name: &str) -> bool {
         let kill = format!("kill -{name} {} 2>/dev/null", self.0);
-        Command::new("sh").args(["-c", &kill]).status().await.expect("a shell").success()
+        Command::new("sh")
+            .args(["-c", &kill])
+            .status()
+            .await
+            .expect("a shell")
+            .success()
     }
 
     /// Whether each of its threads has stopped: the signal is sent a moment before.
     #[cfg(target_os = "linux")]
     pub fn is_stopped(self) -> bool {
         let threads = fs::read_dir(format!("/proc/{}/task", self.0)).expect("its threads");
-        let state = |stat: String| stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
-        let mut states =
-            threads.map(|thread| fs::read_to_string(thread.ok()?.path().join("stat")).ok().and_then(state));
+        let state = |stat: String| {
+            stat.rsplit_once(") ")
+                .and_then(|(_, rest)| rest.chars().next())
+        };
+        let mut states = threads.map(|thread| {
+            fs::read_to_string(thread.ok()?.path().join("stat"))
+                .ok()
+                .and_then(state)
+        });
         states.all(|state| state == Some('T'))
     }
 }
@@ -337,7 +403,10 @@ impl Server {
 
     /// Makes an application; gives its id.
     pub async fn application(&self, token: &str, name: &str) -> String {
-        let reply = self.post("/applications", json!({"name": name})).bearer(token).await;
+        let reply = self
+            .post("/applications", json!({"name": name}))
+            .bearer(token)
+            .await;
         assert_eq!(reply.status, 201, "{reply}");
         member(&reply, "id")
     }
@@ -345,21 +414,36 @@ impl Server {
     /// Makes a key for an application.
     pub async fn key(&self, token: &str, application: &str) -> Key {
         let body = json!({"description": "Checkout"});
-        let reply = self.post(&format!("/applications/{application}/api-keys"), body).bearer(token).await;
+        let reply = self
+            .post(&format!("/applications/{application}/api-keys"), body)
+            .bearer(token)
+            .await;
         assert_eq!(reply.status, 201, "{reply}");
-        Key { id: member(&reply, "id"), text: member(&reply, "fullKey") }
+        Key {
+            id: member(&reply, "id"),
+            text: member(&reply, "fullKey"),
+        }
     }
 
     /// Makes a service key.
     pub async fn service_key(&self) -> Key {
-        let reply = self.post("/service-keys", json!({"name": "gateway"})).bearer(&operator()).await;
+        let reply = self
+            .post("/service-keys", json!({"name": "gateway"}))
+            .bearer(&operator())
+            .await;
         assert_eq!(reply.status, 201, "{reply}");
-        Key { id: member(&reply, "id"), text: member(&reply, "key") }
+        Key {
+            id: member(&reply, "id"),
+            text: member(&reply, "key"),
+        }
     }
 
     /// The `code` of a verification that needs nothing, asked with the role `service`.
     pub async fn code(&self, key: &str) -> String {
-        let reply = self.post("/verify", json!({"key": key})).bearer(&service()).await;
+        let reply = self
+            .post("/verify", json!({"key": key}))
+            .bearer(&service())
+            .await;
         assert_eq!(reply.status, 200, "{reply}");
         member(&reply, "code")
     }
@@ -369,11 +453,18 @@ impl Server {
         let mut codes = Vec::new();
         for keys in keys.chunks(100) {
             let requests: Vec<Value> = keys.iter().map(|key| json!({"key": key})).collect();
-            let reply = self.post("/verify/batch", json!({"requests": requests})).bearer(&service()).await;
+            let reply = self
+                .post("/verify/batch", json!({"requests": requests}))
+                .bearer(&service())
+                .await;
             assert_eq!(reply.status, 200, "{reply}");
             let json = reply.json();
             let results = json["results"].as_array().expect("results");
-            codes.extend(results.iter().map(|result| result["code"].as_str().expect("a code").to_owned()));
+            codes.extend(
+                results
+                    .iter()
+                    .map(|result| result["code"].as_str().expect("a code").to_owned()),
+            );
         }
         codes
     }
@@ -381,7 +472,10 @@ impl Server {
 
 /// A text in an answer.
 pub fn member(reply: &Reply, name: &str) -> String {
-    reply.json()[name].as_str().unwrap_or_else(|| panic!("no {name}: {reply}")).to_owned()
+    reply.json()[name]
+        .as_str()
+        .unwrap_or_else(|| panic!("no {name}: {reply}"))
+        .to_owned()
 }
 
 /// A management token of an account, on the machine's clock.
@@ -424,18 +518,32 @@ pub struct Connection {
 impl Connection {
     /// `None` when nobody listens.
     pub async fn open(address: SocketAddr) -> Option<Self> {
-        Some(Self { address, stream: TcpStream::connect(address).await.ok()? })
+        Some(Self {
+            address,
+            stream: TcpStream::connect(address).await.ok()?,
+        })
     }
 
     /// A whole request; the connection stays open.
-    pub async fn send(&mut self, method: &str, path: &str, token: &str, body: &str) -> io::Result<()> {
+    pub async fn send(
+        &mut self,
+        method: &str,
+        path: &str,
+        token: &str,
+        body: &str,
+    ) -> io::Result<()> {
         let head = self.head(method, path, token, body, "");
-        self.stream.write_all(format!("{head}{body}").as_bytes()).await
+        self.stream
+            .write_all(format!("{head}{body}").as_bytes())
+            .await
     }
 
     /// A request without a body, whose key stands in that header.
     pub async fn get(&mut self, path: &str, header: &str, value: &str) -> io::Result<()> {
-        let head = format!("GET {path} HTTP/1.1\r\nhost: {}\r\n{header}: {value}\r\n\r\n", self.address);
+        let head = format!(
+            "GET {path} HTTP/1.1\r\nhost: {}\r\n{header}: {value}\r\n\r\n",
+            self.address
+        );
         self.stream.write_all(head.as_bytes()).await
     }
 
@@ -445,7 +553,9 @@ impl Connection {
         self.stream.write_all(head.as_bytes()).await.expect("sent");
         const CONTINUE: &str = "HTTP/1.1 100 Continue\r\n\r\n";
         let mut answer = [0; CONTINUE.len()];
-        let read = timeout(PATIENCE, self.stream.read_exact(&mut answer)).await.expect("an answer in time");
+        let read = timeout(PATIENCE, self.stream.read_exact(&mut answer))
+            .await
+            .expect("an answer in time");
         read.expect("an answer");
         assert_eq!(str::from_utf8(&answer), Ok(CONTINUE));
     }
@@ -472,7 +582,9 @@ impl Connection {
             if let Some(answer) = whole(&bytes) {
                 return Some(answer);
             }
-            let read = timeout(PATIENCE, self.stream.read(&mut buffer)).await.expect("an answer or an end in time");
+            let read = timeout(PATIENCE, self.stream.read(&mut buffer))
+                .await
+                .expect("an answer or an end in time");
             match read {
                 Ok(0) | Err(_) => return None,
                 Ok(count) => bytes.extend_from_slice(&buffer[..count]),
@@ -487,7 +599,8 @@ fn whole(bytes: &[u8]) -> Option<(u16, String)> {
     let status = head.split(' ').nth(1)?.parse().ok()?;
     let length = head.lines().find_map(|line| {
         let (name, value) = line.split_once(':')?;
-        name.eq_ignore_ascii_case("content-length").then(|| value.trim().parse().ok())?
+        name.eq_ignore_ascii_case("content-length")
+            .then(|| value.trim().parse().ok())?
     });
     (body.len() == length.unwrap_or(0)).then(|| (status, body.to_owned()))
 }

@@ -39,7 +39,13 @@ impl World {
         let tollkey = Tollkey::development().with("DATABASE_URL", database.url());
         let server = tollkey.serve().await;
         let token = tollkey.answer(&["token", "--account", ACCOUNT]).await;
-        Some(Self { browser, server, tollkey, database, token })
+        Some(Self {
+            browser,
+            server,
+            tollkey,
+            database,
+            token,
+        })
     }
 
     /// [`World::begin`], and signed in.
@@ -67,7 +73,10 @@ impl World {
     /// The link that the server printed.
     fn link(&self) -> String {
         let stdout = self.server.stdout();
-        let line = stdout.lines().find_map(|line| line.strip_prefix("Dashboard:")).expect("the link is printed");
+        let line = stdout
+            .lines()
+            .find_map(|line| line.strip_prefix("Dashboard:"))
+            .expect("the link is printed");
         line.trim().to_owned()
     }
 
@@ -79,9 +88,16 @@ impl World {
 
     async fn commerce_key(&self, name: &str) -> Key {
         let body = json!({"name": name, "mode": "test"});
-        let reply = self.server.post("/api-keys", body).bearer(&self.token).await;
+        let reply = self
+            .server
+            .post("/api-keys", body)
+            .bearer(&self.token)
+            .await;
         assert_eq!(reply.status, 201, "{reply}");
-        Key { id: member(&reply, "key_id"), text: member(&reply, "api_key") }
+        Key {
+            id: member(&reply, "key_id"),
+            text: member(&reply, "api_key"),
+        }
     }
 
     /// What a request with this key is answered.
@@ -90,7 +106,11 @@ impl World {
     }
 
     async fn keys(&self) -> Vec<Value> {
-        let reply = self.server.get("/api-keys?scope=commerce").bearer(&self.token).await;
+        let reply = self
+            .server
+            .get("/api-keys?scope=commerce")
+            .bearer(&self.token)
+            .await;
         reply.json().as_array().expect("a list").clone()
     }
 
@@ -109,50 +129,97 @@ impl World {
         self.browser.press("Done").await;
         self.browser.arrives("/dashboard/keys/").await;
         let place = self.browser.place().await;
-        place.trim_start_matches("/dashboard/keys/").trim_end_matches('?').to_owned()
+        place
+            .trim_start_matches("/dashboard/keys/")
+            .trim_end_matches('?')
+            .to_owned()
     }
 }
 
 #[actix_web::test]
 async fn a_first_key_from_the_printed_link_to_its_revocation() {
-    let Some(world) = World::begin().await else { return };
+    let Some(world) = World::begin().await else {
+        return;
+    };
     let browser = &world.browser;
     let link = world.link();
     browser.open(&link).await;
     browser.arrives("/dashboard/keys").await;
-    assert_eq!(browser.place().await, "/dashboard/keys", "no code stays in the address");
+    assert_eq!(
+        browser.place().await,
+        "/dashboard/keys",
+        "no code stays in the address"
+    );
     assert_eq!(browser.title().await, "API keys · Tollkey");
     browser.reads("main", "No keys yet").await;
-    let cookies = browser.driver().get_all_cookies().await.expect("the cookies");
-    let session = cookies.iter().find(|cookie| cookie.name == "__Host-tollkey_session").expect("a session");
-    assert_eq!((session.http_only, session.secure, session.expiry), (Some(true), Some(true), None));
+    let cookies = browser
+        .driver()
+        .get_all_cookies()
+        .await
+        .expect("the cookies");
+    let session = cookies
+        .iter()
+        .find(|cookie| cookie.name == "__Host-tollkey_session")
+        .expect("a session");
+    assert_eq!(
+        (session.http_only, session.secure, session.expiry),
+        (Some(true), Some(true), None)
+    );
     assert_eq!(session.same_site, Some(SameSite::Strict));
 
     browser.press("Make a test key").await;
     browser.arrives("/dashboard/keys/new").await;
-    assert_eq!(browser.property("[name=mode][value=test]", "checked").await, "true", "test is chosen beforehand");
+    assert_eq!(
+        browser.property("[name=mode][value=test]", "checked").await,
+        "true",
+        "test is chosen beforehand"
+    );
     browser.fill("name", "Checkout server").await;
     browser.press("Make the key").await;
     let secret = browser.property("#secret", "value").await;
-    assert!(secret.starts_with("ck_test_") && secret.len() == 40, "the text of a test key");
+    assert!(
+        secret.starts_with("ck_test_") && secret.len() == 40,
+        "the text of a test key"
+    );
     let line = browser.property("#line", "value").await;
-    assert!(line == format!("curl -sS {} -H 'Authorization: Bearer {secret}'", world.url("/api/v1/whoami")));
+    assert!(
+        line == format!(
+            "curl -sS {} -H 'Authorization: Bearer {secret}'",
+            world.url("/api/v1/whoami")
+        )
+    );
     assert_eq!(world.status_of(&secret).await, 200);
 
     let permissions = json!({"permissions": ["clipboardReadWrite", "clipboardSanitizedWrite"]});
-    browser.dev_tools("Browser.grantPermissions", permissions).await;
+    browser
+        .dev_tools("Browser.grantPermissions", permissions)
+        .await;
     browser.press("Copy").await;
     browser.reads("[data-said]", "Copied.").await;
     let read = "navigator.clipboard.readText().then(arguments[0], arguments[0])";
-    assert!(browser.run_async(read, vec![]).await == json!(secret), "it is what was copied");
+    assert!(
+        browser.run_async(read, vec![]).await == json!(secret),
+        "it is what was copied"
+    );
 
     let here = browser.place().await;
     browser.press("Done").await;
-    assert_eq!(browser.place().await, here, "not before the secret is stored");
+    assert_eq!(
+        browser.place().await,
+        here,
+        "not before the secret is stored"
+    );
     assert!(browser.has("[data-acknowledge]:focus").await);
     let id = world.store_secret().await;
     assert_eq!(browser.text("h1").await, "Checkout server Test Active");
-    assert!(!browser.driver().source().await.expect("the page").contains(&secret));
+    assert!(
+        !browser
+            .driver()
+            .source()
+            .await
+            .expect("the page")
+            .contains(&secret)
+    );
 
     // What is not its name does not revoke it.
     browser.press("Revoke").await;
@@ -171,20 +238,31 @@ async fn a_first_key_from_the_printed_link_to_its_revocation() {
     browser.fill("reason", "Trying it out").await;
     let before = jiff::Timestamp::now().as_second();
     browser.press("Revoke the key").await;
-    browser.arrives(&format!("/dashboard/keys/{id}?done=revoked")).await;
+    browser
+        .arrives(&format!("/dashboard/keys/{id}?done=revoked"))
+        .await;
     assert_eq!(world.status_of(&secret).await, 401, "the very next request");
     let after = jiff::Timestamp::now().as_second();
     browser.reads(".notice", "The key is revoked.").await;
     browser.reads("dl", "Trying it out").await;
     for gone in ["Rotate", "Revoke", "Suspend"] {
-        let found = browser.driver().find_all(By::LinkText(gone)).await.expect("links");
+        let found = browser
+            .driver()
+            .find_all(By::LinkText(gone))
+            .await
+            .expect("links");
         assert!(found.is_empty(), "{gone}");
     }
 
     world.open("/dashboard/keys").await;
     browser.reads("tbody", "Checkout server").await;
     let status = browser.text("td[data-label=Status]").await;
-    let shown = browser.css("td[data-label=Status] time").await.attr("datetime").await.expect("a time");
+    let shown = browser
+        .css("td[data-label=Status] time")
+        .await
+        .attr("datetime")
+        .await
+        .expect("a time");
     let shown: jiff::Timestamp = shown.expect("a time").parse().expect("RFC 3339");
     assert!(status.starts_with("Revoked"), "{status}");
     assert!((before..=after).contains(&shown.as_second()), "{shown}");
@@ -192,13 +270,20 @@ async fn a_first_key_from_the_printed_link_to_its_revocation() {
     // The link was for once.
     browser.open(&link).await;
     browser.arrives("/dashboard/sign-in/link").await;
-    browser.reads("main", "This link was used before, is older than five minutes,").await;
+    browser
+        .reads(
+            "main",
+            "This link was used before, is older than five minutes,",
+        )
+        .await;
     world.end().await;
 }
 
 #[actix_web::test]
 async fn swagger_ui_works_under_its_policy() {
-    let Some(world) = World::begin().await else { return };
+    let Some(world) = World::begin().await else {
+        return;
+    };
     world.open("/docs/").await;
     prefix::tries_livez(&world.browser, &world.url("/livez")).await;
     // The one inline style that the policy allows colors the logo; without it every shape is black.
@@ -209,14 +294,18 @@ async fn swagger_ui_works_under_its_policy() {
 
 #[actix_web::test]
 async fn a_rotated_key_goes_on_for_a_while_or_ends_at_once() {
-    let Some(world) = World::signed_in().await else { return };
+    let Some(world) = World::signed_in().await else {
+        return;
+    };
     let browser = &world.browser;
     let first = world.commerce_key("Webhooks").await;
     world.open(&format!("/dashboard/keys/{}", first.id)).await;
     browser.press("Rotate").await;
     browser.reads("h1", "Webhooks").await;
     assert_eq!(
-        browser.property("[name=overlap][value='86400']", "checked").await,
+        browser
+            .property("[name=overlap][value='86400']", "checked")
+            .await,
         "true",
         "a day is chosen beforehand"
     );
@@ -229,16 +318,35 @@ async fn a_rotated_key_goes_on_for_a_while_or_ends_at_once() {
 
     // Nobody has used the old one since; then somebody does.
     browser.press("the key before it").await;
-    browser.reads(".notice", "The old key has not been used since.").await;
-    assert_eq!((world.status_of(&first.text).await, world.status_of(&second).await), (200, 200));
+    browser
+        .reads(".notice", "The old key has not been used since.")
+        .await;
+    assert_eq!(
+        (
+            world.status_of(&first.text).await,
+            world.status_of(&second).await
+        ),
+        (200, 200)
+    );
     let told = wait_for(async || {
         browser.reload().await;
-        browser.text(".notice").await.contains("The old key is still used: last ").then_some(())
+        browser
+            .text(".notice")
+            .await
+            .contains("The old key is still used: last ")
+            .then_some(())
     });
     told.await.expect("its page says that it is still used");
-    assert!(!browser.has(&format!("a[href$='{}/rotate']", first.id)).await, "a key has one successor");
+    assert!(
+        !browser
+            .has(&format!("a[href$='{}/rotate']", first.id))
+            .await,
+        "a key has one successor"
+    );
 
-    world.open(&format!("/dashboard/keys/{second_id}/rotate")).await;
+    world
+        .open(&format!("/dashboard/keys/{second_id}/rotate"))
+        .await;
     browser.choose("overlap", "0").await;
     browser.press("Rotate the key").await;
     let third = browser.property("#secret", "value").await;
@@ -247,13 +355,19 @@ async fn a_rotated_key_goes_on_for_a_while_or_ends_at_once() {
     for key in all {
         answers.push(world.status_of(key).await);
     }
-    assert_eq!(answers, [200, 403, 200], "the first within its hour, the second ended at once");
+    assert_eq!(
+        answers,
+        [200, 403, 200],
+        "the first within its hour, the second ended at once"
+    );
     world.end().await;
 }
 
 #[actix_web::test]
 async fn a_disabled_application_stops_its_keys() {
-    let Some(world) = World::signed_in().await else { return };
+    let Some(world) = World::signed_in().await else {
+        return;
+    };
     let browser = &world.browser;
     world.open("/dashboard/applications").await;
     browser.reads("main", "No applications yet").await;
@@ -263,67 +377,127 @@ async fn a_disabled_application_stops_its_keys() {
     browser.press("Make the application").await;
     browser.reads(".notice", "The application is there.").await;
     let place = browser.place().await;
-    let (application, _) = place.trim_start_matches("/dashboard/applications/").split_once('?').expect("an id");
+    let (application, _) = place
+        .trim_start_matches("/dashboard/applications/")
+        .split_once('?')
+        .expect("an id");
     let application = application.to_owned();
 
     browser.press("New key").await;
-    assert_eq!(browser.value("application").await, application, "the one it was asked from is chosen");
+    assert_eq!(
+        browser.value("application").await,
+        application,
+        "the one it was asked from is chosen"
+    );
     browser.fill("name", "Till 1").await;
     browser.press("Make the key").await;
     let first = browser.property("#secret", "value").await;
     assert!(first.starts_with("ks_test_"), "a key of an application");
     world.store_secret().await;
     let second = world.server.key(&world.token, &application).await;
-    let statuses = async || [world.status_of(&first).await, world.status_of(&second.text).await];
+    let statuses = async || {
+        [
+            world.status_of(&first).await,
+            world.status_of(&second.text).await,
+        ]
+    };
     assert_eq!(statuses().await, [200, 200]);
 
-    world.open(&format!("/dashboard/applications/{application}")).await;
+    world
+        .open(&format!("/dashboard/applications/{application}"))
+        .await;
     browser.press("Disable").await;
-    browser.reads(".notice", "2 keys stop everywhere from the moment you see the answer, until you enable").await;
+    browser
+        .reads(
+            ".notice",
+            "2 keys stop everywhere from the moment you see the answer, until you enable",
+        )
+        .await;
     for name in ["Till 1", "Checkout"] {
         browser.reads("tbody", name).await;
     }
     assert_eq!(statuses().await, [200, 200], "asking stops nothing");
     browser.press("Disable the application").await;
-    browser.reads(".notice", "The application is disabled.").await;
+    browser
+        .reads(".notice", "The application is disabled.")
+        .await;
     assert_eq!(statuses().await, [403, 403]);
     browser.reads("h1", "Disabled").await;
     browser.press("Enable").await;
-    browser.reads(".notice", "The application is enabled.").await;
+    browser
+        .reads(".notice", "The application is enabled.")
+        .await;
     assert_eq!(statuses().await, [200, 200]);
     world.end().await;
 }
 
 #[actix_web::test]
 async fn wrong_input_stays_and_is_named() {
-    let Some(world) = World::signed_in().await else { return };
+    let Some(world) = World::signed_in().await else {
+        return;
+    };
     let browser = &world.browser;
     world.open("/dashboard/keys/new").await;
     browser.fill("name", "x").await;
     browser.choose("mode", "live").await;
     browser.choose("access", "chosen").await;
     browser.choose("scope.links", "read").await;
-    browser.fill("allowed_ips", "203.0.113.0/24, 10.0.0.1/8").await;
+    browser
+        .fill("allowed_ips", "203.0.113.0/24, 10.0.0.1/8")
+        .await;
     browser.click("#expires option[value=on]").await;
-    browser.run("document.getElementById('expires_on').value = '2020-02-03'", vec![]).await;
+    browser
+        .run(
+            "document.getElementById('expires_on').value = '2020-02-03'",
+            vec![],
+        )
+        .await;
     // An empty name besides, as only white space is one.
     browser.fill("name", "   ").await;
     browser.press("Make the key").await;
     browser.reads("[role=alert]", "Nothing was changed.").await;
     assert_eq!(browser.status().await, 400);
-    assert!(browser.has("[role=alert]:focus").await, "the summary has the focus");
-    for (field, rule) in
-        [("name", "must have 1 to 255 characters"), ("allowed_ips", "10.0.0.1/8"), ("expires", "must be in the future")]
-    {
-        assert_eq!(browser.property(&format!("#{field}"), "ariaInvalid").await, "true", "{field}");
-        let described = browser.css(&format!("#{field}")).await.attr("aria-describedby").await.expect("an answer");
-        assert_eq!(described.as_deref(), Some(format!("{field}-error").as_str()));
+    assert!(
+        browser.has("[role=alert]:focus").await,
+        "the summary has the focus"
+    );
+    for (field, rule) in [
+        ("name", "must have 1 to 255 characters"),
+        ("allowed_ips", "10.0.0.1/8"),
+        ("expires", "must be in the future"),
+    ] {
+        assert_eq!(
+            browser.property(&format!("#{field}"), "ariaInvalid").await,
+            "true",
+            "{field}"
+        );
+        let described = browser
+            .css(&format!("#{field}"))
+            .await
+            .attr("aria-describedby")
+            .await
+            .expect("an answer");
+        assert_eq!(
+            described.as_deref(),
+            Some(format!("{field}-error").as_str())
+        );
         browser.reads(&format!("#{field}-error"), rule).await;
     }
-    assert_eq!(browser.value("allowed_ips").await, "203.0.113.0/24, 10.0.0.1/8");
+    assert_eq!(
+        browser.value("allowed_ips").await,
+        "203.0.113.0/24, 10.0.0.1/8"
+    );
     assert_eq!(browser.value("expires_on").await, "2020-02-03");
-    for chosen in ["[name=mode][value=live]", "[name=access][value=chosen]", "[name='scope.links'][value=read]"] {
-        assert_eq!(browser.property(chosen, "checked").await, "true", "{chosen}");
+    for chosen in [
+        "[name=mode][value=live]",
+        "[name=access][value=chosen]",
+        "[name='scope.links'][value=read]",
+    ] {
+        assert_eq!(
+            browser.property(chosen, "checked").await,
+            "true",
+            "{chosen}"
+        );
     }
     assert!(world.keys().await.is_empty());
 
@@ -332,8 +506,15 @@ async fn wrong_input_stays_and_is_named() {
     browser.fill("allowed_ips", "203.0.113.0/24").await;
     browser.click("#expires option[value='30']").await;
     browser.press("Make the key").await;
-    assert!(browser.property("#secret", "value").await.starts_with("ck_live_"));
-    browser.reads("main", "It works from 203.0.113.0/24 only.").await;
+    assert!(
+        browser
+            .property("#secret", "value")
+            .await
+            .starts_with("ck_live_")
+    );
+    browser
+        .reads("main", "It works from 203.0.113.0/24 only.")
+        .await;
     let keys = world.keys().await;
     assert_eq!(
         (keys.len(), &keys[0]["scopes"], &keys[0]["allowed_ips"]),
@@ -348,11 +529,19 @@ async fn wrong_input_stays_and_is_named() {
     browser.fill("description", "Another one").await;
     browser.press("Make the application").await;
     browser.reads("[role=alert]", "Nothing was changed.").await;
-    browser.reads("#name-error", "An application of that name is there already.").await;
+    browser
+        .reads(
+            "#name-error",
+            "An application of that name is there already.",
+        )
+        .await;
     assert_eq!(browser.property("#name", "ariaInvalid").await, "true");
     assert!(browser.has("[role=alert]:focus").await);
     assert_eq!(
-        (browser.value("name").await, browser.value("description").await),
+        (
+            browser.value("name").await,
+            browser.value("description").await
+        ),
         ("Web store".to_owned(), "Another one".to_owned())
     );
     world.end().await;
@@ -360,7 +549,9 @@ async fn wrong_input_stays_and_is_named() {
 
 #[actix_web::test]
 async fn a_session_that_is_over_leads_to_the_door_and_back() {
-    let Some(world) = World::signed_in().await else { return };
+    let Some(world) = World::signed_in().await else {
+        return;
+    };
     let browser = &world.browser;
     let key = world.commerce_key("Checkout").await;
 
@@ -379,14 +570,24 @@ async fn a_session_that_is_over_leads_to_the_door_and_back() {
     browser.fill("q", "Check").await;
     browser.arrives("/dashboard/sign-in?next=").await;
     world.sign_in_by("not a token").await;
-    browser.reads("[role=alert]", "The credential must not contain white space.").await;
-    assert!(browser.value("token").await.is_empty(), "a secret does not come back");
+    browser
+        .reads(
+            "[role=alert]",
+            "The credential must not contain white space.",
+        )
+        .await;
+    assert!(
+        browser.value("token").await.is_empty(),
+        "a secret does not come back"
+    );
     world.sign_in_by(&world.token).await;
     browser.arrives("/dashboard/keys?q=Check").await;
     browser.reads("tbody", "Checkout").await;
 
     // What was to be changed is not changed, nor done later by itself.
-    world.open(&format!("/dashboard/keys/{}/revoke", key.id)).await;
+    world
+        .open(&format!("/dashboard/keys/{}/revoke", key.id))
+        .await;
     browser.fill("confirm", "Checkout").await;
     world.database.sql("DELETE FROM sessions");
     browser.press("Revoke the key").await;
@@ -400,13 +601,21 @@ async fn a_session_that_is_over_leads_to_the_door_and_back() {
     let first = browser.driver().window().await.expect("a window");
     world.open(&format!("/dashboard/keys/{}", key.id)).await;
     let second = browser.driver().new_tab().await.expect("another window");
-    browser.driver().switch_to_window(second).await.expect("another window");
+    browser
+        .driver()
+        .switch_to_window(second)
+        .await
+        .expect("another window");
     world.open("/dashboard/keys").await;
     browser.press("Sign out").await;
     browser.arrives("/dashboard/signed-out").await;
     browser.reads("main", "You are signed out.").await;
     browser.driver().close_window().await.expect("one window");
-    browser.driver().switch_to_window(first).await.expect("the first window");
+    browser
+        .driver()
+        .switch_to_window(first)
+        .await
+        .expect("the first window");
     browser.press("Settings").await;
     browser.arrives("/dashboard/sign-in?next=").await;
     world.sign_in_by(&world.token).await;
@@ -416,20 +625,40 @@ async fn a_session_that_is_over_leads_to_the_door_and_back() {
     world.open(&format!("/dashboard/keys/{}", key.id)).await;
     browser.press("Sign out").await;
     browser.arrives("/dashboard/signed-out").await;
-    assert!(browser.driver().get_all_cookies().await.expect("cookies").iter().all(|one| !one.name.contains("session")));
+    assert!(
+        browser
+            .driver()
+            .get_all_cookies()
+            .await
+            .expect("cookies")
+            .iter()
+            .all(|one| !one.name.contains("session"))
+    );
     browser.back().await;
     browser.arrives("/dashboard/sign-in?next=").await;
-    assert!(!browser.driver().source().await.expect("the page").contains("Checkout"));
+    assert!(
+        !browser
+            .driver()
+            .source()
+            .await
+            .expect("the page")
+            .contains("Checkout")
+    );
     world.end().await;
 }
 
 #[actix_web::test]
 async fn what_belongs_to_another_account_is_not_there() {
-    let Some(world) = World::begin().await else { return };
+    let Some(world) = World::begin().await else {
+        return;
+    };
     let browser = &world.browser;
     let key = world.commerce_key("Their checkout").await;
     let application = world.server.application(&world.token, "Their store").await;
-    let own = world.tollkey.answer(&["token", "--account", "globex"]).await;
+    let own = world
+        .tollkey
+        .answer(&["token", "--account", "globex"])
+        .await;
     world.open("/dashboard").await;
     world.sign_in_by(&own).await;
     browser.arrives("/dashboard/keys").await;
@@ -447,7 +676,15 @@ async fn what_belongs_to_another_account_is_not_there() {
         world.open(&page).await;
         assert_eq!(browser.status().await, 404, "{page}");
         assert_eq!(browser.text("h1").await, "There is no such page", "{page}");
-        assert!(!browser.driver().source().await.expect("the page").contains("Their"), "{page}");
+        assert!(
+            !browser
+                .driver()
+                .source()
+                .await
+                .expect("the page")
+                .contains("Their"),
+            "{page}"
+        );
     }
     world.open("/dashboard/audit").await;
     browser.reads("main", "Nothing has happened yet").await;
@@ -455,19 +692,31 @@ async fn what_belongs_to_another_account_is_not_there() {
 }
 
 /// A server of somebody else, at each of these addresses, with a page for each of these forms.
-async fn elsewhere(hosts: &[&str], pages: Vec<(String, String)>) -> (u16, actix_web::dev::ServerHandle) {
+async fn elsewhere(
+    hosts: &[&str],
+    pages: Vec<(String, String)>,
+) -> (u16, actix_web::dev::ServerHandle) {
     let pages = web::Data::new(pages);
     let server = HttpServer::new(move || {
         let page = async |pages: web::Data<Vec<(String, String)>>, name: web::Path<String>| {
-            let page = pages.iter().find(|(own, _)| *own == *name).map(|(_, html)| html.clone());
-            HttpResponse::Ok().content_type("text/html; charset=utf-8").body(page.unwrap_or_default())
+            let page = pages
+                .iter()
+                .find(|(own, _)| *own == *name)
+                .map(|(_, html)| html.clone());
+            HttpResponse::Ok()
+                .content_type("text/html; charset=utf-8")
+                .body(page.unwrap_or_default())
         };
-        App::new().app_data(pages.clone()).route("/{name}", web::get().to(page))
+        App::new()
+            .app_data(pages.clone())
+            .route("/{name}", web::get().to(page))
     });
     let mut server = server.workers(1).bind((hosts[0], 0)).expect("a port");
     let port = server.addrs()[0].port();
     for host in &hosts[1..] {
-        server = server.bind((*host, port)).expect("the same port of another address");
+        server = server
+            .bind((*host, port))
+            .expect("the same port of another address");
     }
     let server = server.disable_signals().run();
     let handle = server.handle();
@@ -477,7 +726,9 @@ async fn elsewhere(hosts: &[&str], pages: Vec<(String, String)>) -> (u16, actix_
 
 #[actix_web::test]
 async fn forms_of_other_sites_change_nothing() {
-    let Some(world) = World::signed_in().await else { return };
+    let Some(world) = World::signed_in().await else {
+        return;
+    };
     let browser = &world.browser;
     let key = world.commerce_key("Checkout").await;
     let form = |path: &str, fields: &str| {
@@ -487,11 +738,32 @@ async fn forms_of_other_sites_change_nothing() {
         )
     };
     let pages = [
-        ("revoke", form(&format!("/dashboard/keys/{}/revoke", key.id), "<input name=confirm value=Checkout>")),
-        ("suspend", form(&format!("/dashboard/keys/{}/suspend", key.id), "")),
-        ("create", form("/dashboard/keys/new", "<input name=name value=Mine><input name=once value=0123456789abcdef>")),
+        (
+            "revoke",
+            form(
+                &format!("/dashboard/keys/{}/revoke", key.id),
+                "<input name=confirm value=Checkout>",
+            ),
+        ),
+        (
+            "suspend",
+            form(&format!("/dashboard/keys/{}/suspend", key.id), ""),
+        ),
+        (
+            "create",
+            form(
+                "/dashboard/keys/new",
+                "<input name=name value=Mine><input name=once value=0123456789abcdef>",
+            ),
+        ),
         ("out", form("/dashboard/sign-out", "")),
-        ("in", form("/dashboard/sign-in/token", &format!("<input name=token value='{}'>", world.token))),
+        (
+            "in",
+            form(
+                "/dashboard/sign-in/token",
+                &format!("<input name=token value='{}'>", world.token),
+            ),
+        ),
     ]
     .map(|(name, html)| (name.to_owned(), html));
     // A site is a host without its port: from the first of them the cookie is sent, however strict.
@@ -503,22 +775,38 @@ async fn forms_of_other_sites_change_nothing() {
             browser.press("Claim").await;
             browser.arrives("/dashboard/").await;
             assert_eq!(browser.status().await, 403, "{page} from {host}");
-            browser.reads("main", "This was not sent by a page of this dashboard.").await;
+            browser
+                .reads("main", "This was not sent by a page of this dashboard.")
+                .await;
         }
         // Nor may a script of theirs.
         browser.open(&format!("http://{host}:{port}/nothing")).await;
         let send = "const [url, done] = arguments; const body = new URLSearchParams({confirm: 'Checkout'}); \
                     fetch(url, {method: 'POST', mode: 'no-cors', credentials: 'include', body}).then(() => done(true), () => done(false))";
         let url = world.url(&format!("/dashboard/keys/{}/revoke", key.id));
-        assert_eq!(browser.run_async(send, vec![json!(url)]).await, json!(true), "it was sent");
+        assert_eq!(
+            browser.run_async(send, vec![json!(url)]).await,
+            json!(true),
+            "it was sent"
+        );
     }
     assert_eq!(world.status_of(&key.text).await, 200);
     assert_eq!(world.keys().await.len(), 1);
     // A link from there finds who is signed in, as any link does; still as whoever signed in here.
-    browser.open(&format!("http://localhost:{port}/nothing")).await;
-    browser.run("location.href = arguments[0]", vec![json!(world.url(&format!("/dashboard/keys/{}", key.id)))]).await;
+    browser
+        .open(&format!("http://localhost:{port}/nothing"))
+        .await;
+    browser
+        .run(
+            "location.href = arguments[0]",
+            vec![json!(world.url(&format!("/dashboard/keys/{}", key.id)))],
+        )
+        .await;
     browser.reads("h1", "Checkout").await;
-    assert!(browser.has("a.account").await, "an operator, as by the link");
+    assert!(
+        browser.has("a.account").await,
+        "an operator, as by the link"
+    );
     browser.reads("h1", "Active").await;
     handle.stop(false).await;
     world.end().await;
@@ -528,7 +816,9 @@ async fn forms_of_other_sites_change_nothing() {
 async fn markup_in_a_name_is_text() {
     // Quotes that end an attribute, markup, an entity, a template's braces, a right-to-left letter, white space within.
     const NAME: &str = "\u{5d0}x'\"><img src=x onerror=\"alert(1)\"><script>alert(2)</script>&lt;b&gt;{{7*7}}  two";
-    let Some(world) = World::signed_in().await else { return };
+    let Some(world) = World::signed_in().await else {
+        return;
+    };
     let browser = &world.browser;
     world.server.application(&world.token, NAME).await;
     world.make_key(NAME).await;
@@ -536,9 +826,14 @@ async fn markup_in_a_name_is_text() {
     let id = world.store_secret().await;
     let application = {
         let reply = world.server.get("/applications").bearer(&world.token).await;
-        reply.json()["items"][0]["id"].as_str().unwrap_or_else(|| panic!("{reply}")).to_owned()
+        reply.json()["items"][0]["id"]
+            .as_str()
+            .unwrap_or_else(|| panic!("{reply}"))
+            .to_owned()
     };
-    let search: String = form_urlencoded::Serializer::new(String::new()).append_pair("q", NAME).finish();
+    let search: String = form_urlencoded::Serializer::new(String::new())
+        .append_pair("q", NAME)
+        .finish();
     for page in [
         "/dashboard/keys",
         "/dashboard/keys/new",
@@ -558,48 +853,91 @@ async fn markup_in_a_name_is_text() {
         let text = "const fields = [...document.querySelectorAll('input')].map((field) => field.value); \
                     return document.body.textContent + document.title + fields.join(' ')";
         let text = browser.run(text, vec![]).await;
-        let name = if page == "/dashboard/audit" { json!(NAME).to_string() } else { NAME.to_owned() };
+        let name = if page == "/dashboard/audit" {
+            json!(NAME).to_string()
+        } else {
+            NAME.to_owned()
+        };
         assert!(text.as_str().expect("a text").contains(&name), "{page}");
-        assert!(!browser.has("img[src=x]").await && !browser.has("main script").await, "{page}");
+        assert!(
+            !browser.has("img[src=x]").await && !browser.has("main script").await,
+            "{page}"
+        );
     }
     world.open(&format!("/dashboard/keys/{id}")).await;
     assert!(browser.title().await.contains("<script>alert(2)</script>"));
 
     // What one reads there is what is to be typed.
     world.open(&format!("/dashboard/keys/{id}/revoke")).await;
-    let shown = browser.css("label[for=confirm] b").await.text().await.expect("the name");
+    let shown = browser
+        .css("label[for=confirm] b")
+        .await
+        .text()
+        .await
+        .expect("the name");
     assert_eq!(shown, NAME);
     browser.fill("confirm", &shown).await;
     browser.press("Revoke the key").await;
-    browser.arrives(&format!("/dashboard/keys/{id}?done=revoked")).await;
-    world.open(&format!("/dashboard/applications/{application}/delete")).await;
-    let shown = browser.css("label[for=confirm] b").await.text().await.expect("the name");
+    browser
+        .arrives(&format!("/dashboard/keys/{id}?done=revoked"))
+        .await;
+    world
+        .open(&format!("/dashboard/applications/{application}/delete"))
+        .await;
+    let shown = browser
+        .css("label[for=confirm] b")
+        .await
+        .text()
+        .await
+        .expect("the name");
     browser.fill("confirm", &shown).await;
     browser.press("Delete the application").await;
-    browser.arrives("/dashboard/applications?done=deleted").await;
+    browser
+        .arrives("/dashboard/applications?done=deleted")
+        .await;
     world.end().await;
 }
 
 #[actix_web::test]
 async fn a_secret_is_on_one_page_once_and_nowhere_else() {
-    let Some(world) = World::signed_in().await else { return };
+    let Some(world) = World::signed_in().await else {
+        return;
+    };
     let browser = &world.browser;
     let secret = world.make_key("Checkout").await;
-    let holds = async || browser.driver().source().await.expect("the page").contains(&secret);
+    let holds = async || {
+        browser
+            .driver()
+            .source()
+            .await
+            .expect("the page")
+            .contains(&secret)
+    };
     assert!(holds().await);
 
     // Nobody leaves it by accident. chromedriver answers the browser's dialog before it can be seen, so the page is asked.
     let objects = "const leaving = new Event('beforeunload', {cancelable: true}); \
                    window.dispatchEvent(leaving); return leaving.defaultPrevented";
-    assert_eq!(browser.run(objects, vec![]).await, json!(true), "the secret is not stored yet");
+    assert_eq!(
+        browser.run(objects, vec![]).await,
+        json!(true),
+        "the secret is not stored yet"
+    );
 
     // The same form once more: no other key, and no secret.
     browser.click("[data-acknowledge]").await;
-    assert_eq!(browser.run(objects, vec![]).await, json!(false), "now it is");
+    assert_eq!(
+        browser.run(objects, vec![]).await,
+        json!(false),
+        "now it is"
+    );
     // A browser may keep a page that is left in its memory. This one does not, so the page is told that it is left.
     let left = "window.dispatchEvent(new Event('pagehide')); \
                 return [...document.querySelectorAll('.secret')].map((field) => field.value)";
-    assert!(browser.run(left, vec![]).await == json!(["", ""]), "and forgets the secret");
+    assert!(
+        browser.run(left, vec![]).await == json!(["", ""]),
+        "and forgets the secret"
+    );
     browser.reload().await;
     browser.arrives("/dashboard/keys/").await;
     browser.reads(".notice", "This form was sent twice.").await;
@@ -608,12 +946,26 @@ async fn a_secret_is_on_one_page_once_and_nowhere_else() {
 
     // Back to where it was, and on from there.
     let secret = world.make_key("Second").await;
-    let holds = async || browser.driver().source().await.expect("the page").contains(&secret);
+    let holds = async || {
+        browser
+            .driver()
+            .source()
+            .await
+            .expect("the page")
+            .contains(&secret)
+    };
     world.store_secret().await;
     browser.back().await;
     let fields = "return [...document.querySelectorAll('input, textarea')].map((field) => field.value).join()";
     assert!(!holds().await, "{}", browser.place().await);
-    assert!(!browser.run(fields, vec![]).await.as_str().expect("a text").contains(&secret));
+    assert!(
+        !browser
+            .run(fields, vec![])
+            .await
+            .as_str()
+            .expect("a text")
+            .contains(&secret)
+    );
     browser.driver().forward().await.expect("forward");
     assert!(!holds().await);
     assert_eq!(world.keys().await.len(), 2);
@@ -621,15 +973,25 @@ async fn a_secret_is_on_one_page_once_and_nowhere_else() {
     world.open("/dashboard/keys").await;
     let kept = "return JSON.stringify([{...localStorage}, {...sessionStorage}, history.state, document.cookie, location.href])";
     let kept = browser.run(kept, vec![]).await;
-    assert!(!kept.as_str().expect("a text").contains(&secret[8..]), "in the page's memory");
-    let history = browser.dev_tools("Page.getNavigationHistory", json!({})).await;
-    assert!(!history.to_string().contains(&secret[8..]), "in the history");
+    assert!(
+        !kept.as_str().expect("a text").contains(&secret[8..]),
+        "in the page's memory"
+    );
+    let history = browser
+        .dev_tools("Page.getNavigationHistory", json!({}))
+        .await;
+    assert!(
+        !history.to_string().contains(&secret[8..]),
+        "in the history"
+    );
     // A search is no place for it either.
     browser.fill("q", &secret).await;
     browser.arrives("/dashboard/keys?done=pasted").await;
 
     // Nor has the browser written it down: its cache, its history, what it would restore after a crash.
-    let World { browser, server, .. } = world;
+    let World {
+        browser, server, ..
+    } = world;
     let directory = browser.close().await;
     let written = |text: &str| {
         let wide: Vec<u8> = text.encode_utf16().flat_map(u16::to_le_bytes).collect();
@@ -639,7 +1001,10 @@ async fn a_secret_is_on_one_page_once_and_nowhere_else() {
         }
         found
     };
-    assert!(!written("/dashboard/keys?done=pasted").is_empty(), "its history is on disk");
+    assert!(
+        !written("/dashboard/keys?done=pasted").is_empty(),
+        "its history is on disk"
+    );
     let found = written(&secret[8..]);
     assert!(found.is_empty(), "{found:?}");
     server.stop().await;
@@ -661,11 +1026,21 @@ fn search(directory: &Path, text: &[u8], found: &mut Vec<String>) {
 
 #[actix_web::test]
 async fn all_of_it_works_without_script() {
-    let Some(world) = World::begin().await else { return };
+    let Some(world) = World::begin().await else {
+        return;
+    };
     let browser = &world.browser;
-    browser.dev_tools("Emulation.setScriptExecutionDisabled", json!({"value": true})).await;
+    browser
+        .dev_tools(
+            "Emulation.setScriptExecutionDisabled",
+            json!({"value": true}),
+        )
+        .await;
     browser.open(&world.link()).await;
-    assert!(browser.place().await.starts_with("/dashboard/sign-in/link"), "nothing is sent by itself");
+    assert!(
+        browser.place().await.starts_with("/dashboard/sign-in/link"),
+        "nothing is sent by itself"
+    );
     browser.press("Open the dashboard").await;
     browser.arrives("/dashboard/keys").await;
     assert!(!browser.has("html.scripted").await, "no script runs");
@@ -673,10 +1048,17 @@ async fn all_of_it_works_without_script() {
     let secret = world.make_key("Checkout").await;
     assert_eq!(world.status_of(&secret).await, 200);
     let copy = browser.css("[data-copy]").await;
-    assert!(!copy.is_displayed().await.expect("an answer"), "a button that could do nothing is not there");
+    assert!(
+        !copy.is_displayed().await.expect("an answer"),
+        "a button that could do nothing is not there"
+    );
     let here = browser.place().await;
     browser.press("Done").await;
-    assert_eq!(browser.place().await, here, "not before the secret is stored");
+    assert_eq!(
+        browser.place().await,
+        here,
+        "not before the secret is stored"
+    );
     let id = world.store_secret().await;
 
     world.open("/dashboard/keys").await;
@@ -689,7 +1071,13 @@ async fn all_of_it_works_without_script() {
     browser.choose("overlap", "3600").await;
     browser.press("Rotate the key").await;
     let successor = browser.property("#secret", "value").await;
-    assert_eq!((world.status_of(&secret).await, world.status_of(&successor).await), (200, 200));
+    assert_eq!(
+        (
+            world.status_of(&secret).await,
+            world.status_of(&successor).await
+        ),
+        (200, 200)
+    );
 
     world.open(&format!("/dashboard/keys/{id}")).await;
     browser.press("Suspend").await;
@@ -702,15 +1090,22 @@ async fn all_of_it_works_without_script() {
     browser.fill("confirm", "Check").await;
     browser.fill("reason", "Moved").await;
     browser.press("Revoke the key").await;
-    browser.reads("#confirm-error", "s not the name of the key").await;
+    browser
+        .reads("#confirm-error", "s not the name of the key")
+        .await;
     assert_eq!(
-        (browser.value("confirm").await, browser.value("reason").await),
+        (
+            browser.value("confirm").await,
+            browser.value("reason").await
+        ),
         ("Check".to_owned(), "Moved".to_owned())
     );
     assert_eq!(world.status_of(&secret).await, 200);
     browser.fill("confirm", "Checkout").await;
     browser.press("Revoke the key").await;
-    browser.arrives(&format!("/dashboard/keys/{id}?done=revoked")).await;
+    browser
+        .arrives(&format!("/dashboard/keys/{id}?done=revoked"))
+        .await;
     assert_eq!(world.status_of(&secret).await, 401);
 
     browser.press("Sign out").await;
@@ -722,9 +1117,16 @@ async fn all_of_it_works_without_script() {
 
 #[actix_web::test]
 async fn times_are_in_the_readers_zone_and_filters_ask_by_themselves() {
-    let Some(world) = World::signed_in().await else { return };
+    let Some(world) = World::signed_in().await else {
+        return;
+    };
     let browser = &world.browser;
-    browser.dev_tools("Emulation.setTimezoneOverride", json!({"timezoneId": "Asia/Kathmandu"})).await;
+    browser
+        .dev_tools(
+            "Emulation.setTimezoneOverride",
+            json!({"timezoneId": "Asia/Kathmandu"}),
+        )
+        .await;
     for name in ["Checkout", "Webhooks"] {
         world.commerce_key(name).await;
     }
@@ -732,25 +1134,55 @@ async fn times_are_in_the_readers_zone_and_filters_ask_by_themselves() {
     // Kathmandu is 5:45 ahead; the minutes tell.
     let local = async || {
         let time = browser.css("td[data-label=Created] time").await;
-        let at: jiff::Timestamp =
-            time.attr("datetime").await.expect("an attribute").expect("a time").parse().expect("RFC 3339");
-        let title = time.attr("title").await.expect("an attribute").expect("the UTC time");
+        let at: jiff::Timestamp = time
+            .attr("datetime")
+            .await
+            .expect("an attribute")
+            .expect("a time")
+            .parse()
+            .expect("RFC 3339");
+        let title = time
+            .attr("title")
+            .await
+            .expect("an attribute")
+            .expect("the UTC time");
         let there = at.to_zoned(jiff::tz::TimeZone::fixed(
             jiff::tz::offset(5).saturating_add(jiff::SignedDuration::from_mins(45)),
         ));
-        assert_eq!(title, at.to_zoned(jiff::tz::TimeZone::UTC).strftime("%Y-%m-%d %H:%M UTC").to_string());
+        assert_eq!(
+            title,
+            at.to_zoned(jiff::tz::TimeZone::UTC)
+                .strftime("%Y-%m-%d %H:%M UTC")
+                .to_string()
+        );
         let shown = time.text().await.expect("a text");
-        assert!(shown.contains(&there.strftime("%-I:%M").to_string()), "{shown} is not {there}");
+        assert!(
+            shown.contains(&there.strftime("%-I:%M").to_string()),
+            "{shown} is not {there}"
+        );
     };
     local().await;
     browser.run("window.stays = true", vec![]).await;
     browser.fill("q", "Webh").await;
     browser.arrives("/dashboard/keys?q=Webh").await;
-    let one = wait_for(async || (browser.driver().find_all(By::Css("tbody tr")).await.ok()?.len() == 1).then_some(()));
+    let one = wait_for(async || {
+        (browser
+            .driver()
+            .find_all(By::Css("tbody tr"))
+            .await
+            .ok()?
+            .len()
+            == 1)
+            .then_some(())
+    });
     one.await.expect("one key is like that");
     browser.reads("tbody", "Webhooks").await;
     local().await;
-    assert_eq!(browser.run("return window.stays === true", vec![]).await, json!(true), "the page is the same");
+    assert_eq!(
+        browser.run("return window.stays === true", vec![]).await,
+        json!(true),
+        "the page is the same"
+    );
     browser.click("#status option[value=revoked]").await;
     browser.reads("#results", "No key is like that").await;
     browser.back().await;

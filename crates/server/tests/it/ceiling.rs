@@ -38,7 +38,11 @@ async fn ask(app: &App, by: &Key, member: &str, value: &Value) -> Reply {
 
 /// The row of a key.
 async fn row(app: &App, id: &str) -> Value {
-    rows(app).await.into_iter().find(|row| row["id"] == id).expect("its row")
+    rows(app)
+        .await
+        .into_iter()
+        .find(|row| row["id"] == id)
+        .expect("its row")
 }
 
 async fn rows(app: &App) -> Vec<Value> {
@@ -63,9 +67,15 @@ async fn what_is_left_out_or_null_is_taken_from_the_maker() {
                     assert_eq!(reply.status, 201, "{reply}");
                     let row = row(app, &made(&reply).id).await;
                     for shown in [&envelope(app, &reply)["data"], &row] {
-                        assert_eq!(shown["allowedIps"], json!(["203.0.113.0/24", "127.0.0.0/8", "2001:db8::/32"]));
+                        assert_eq!(
+                            shown["allowedIps"],
+                            json!(["203.0.113.0/24", "127.0.0.0/8", "2001:db8::/32"])
+                        );
                         assert_eq!(shown["expiresAt"], "2026-01-01T01:00:00Z");
-                        assert_eq!(shown["rateLimit"], json!({"limit": 500, "windowSeconds": 100}));
+                        assert_eq!(
+                            shown["rateLimit"],
+                            json!({"limit": 500, "windowSeconds": 100})
+                        );
                     }
                 }
             }
@@ -73,7 +83,10 @@ async fn what_is_left_out_or_null_is_taken_from_the_maker() {
         // And on, from generation to generation.
         let child = make(app, &maker.text, wanted("live", "secret")).await;
         let grandchild = make(app, &child.text, wanted("live", "secret")).await;
-        assert_eq!(row(app, &grandchild.id).await["expiresAt"], "2026-01-01T01:00:00Z");
+        assert_eq!(
+            row(app, &grandchild.id).await["expiresAt"],
+            "2026-01-01T01:00:00Z"
+        );
         // What is not a limit is not passed on.
         let mut body = limits(app);
         body["metadata"] = json!({"owner": "checkout"});
@@ -109,7 +122,11 @@ async fn what_lies_beyond_the_maker_is_refused_and_what_lies_within_is_given() {
             ("rateLimit", limit(1_000_000, 86_400)),
         ] {
             let reply = ask(app, &maker, member, &value).await;
-            assert_eq!(refusal(app, &reply), (403, "FORBIDDEN".to_owned()), "{member}: {value}");
+            assert_eq!(
+                refusal(app, &reply),
+                (403, "FORBIDDEN".to_owned()),
+                "{member}: {value}"
+            );
         }
         for (member, value) in [
             ("allowedIps", json!([])),
@@ -131,17 +148,30 @@ async fn what_lies_beyond_the_maker_is_refused_and_what_lies_within_is_given() {
             // Each is about this field, or a field inside of it.
             let rules = rules(app, &reply);
             assert!(!rules.is_empty(), "{member}: {value}");
-            assert!(rules.iter().all(|rule| rule.starts_with(&format!("/{member}"))), "{member}: {value} {rules:?}");
+            assert!(
+                rules
+                    .iter()
+                    .all(|rule| rule.starts_with(&format!("/{member}"))),
+                "{member}: {value} {rules:?}"
+            );
         }
         assert_eq!(rows(app).await.len(), before);
         for (member, value, shown) in [
-            ("allowedIps", json!(["203.0.113.0/25"]), json!(["203.0.113.0/25"])),
+            (
+                "allowedIps",
+                json!(["203.0.113.0/25"]),
+                json!(["203.0.113.0/25"]),
+            ),
             (
                 "allowedIps",
                 json!(["::ffff:203.0.113.7/128", "2001:db8:1::/48"]),
                 json!(["203.0.113.7/32", "2001:db8:1::/48"]),
             ),
-            ("allowedIps", json!(["203.0.113.0/24", "127.0.0.0/8"]), json!(["203.0.113.0/24", "127.0.0.0/8"])),
+            (
+                "allowedIps",
+                json!(["203.0.113.0/24", "127.0.0.0/8"]),
+                json!(["203.0.113.0/24", "127.0.0.0/8"]),
+            ),
             ("expiresAt", end(3600), end(3600)),
             ("expiresAt", end(1), end(1)),
             ("rateLimit", limit(500, 100), limit(500, 100)),
@@ -165,7 +195,11 @@ async fn a_maker_without_limits_gives_any_and_a_management_token_too() {
         for by in [&maker.text, &token] {
             make(app, by, limits(app)).await;
             let key = make(app, by, wanted("live", "secret")).await;
-            assert_eq!(row(app, &key.id).await.as_object().unwrap().len(), 9, "nothing but what is documented");
+            assert_eq!(
+                row(app, &key.id).await.as_object().unwrap().len(),
+                9,
+                "nothing but what is documented"
+            );
         }
     })
     .await;
@@ -176,19 +210,32 @@ async fn the_log_says_which_key_made_a_key() {
     each_backend_with(DIRECT, async |app: &App| {
         let maker = limited(app).await;
         let child = make(app, &maker.text, wanted("live", "secret")).await;
-        let log = app.get("/audit-log?action=api_key.created").bearer(&app.merchant("acme")).await.json();
+        let log = app
+            .get("/audit-log?action=api_key.created")
+            .bearer(&app.merchant("acme"))
+            .await
+            .json();
         let maker_id = maker.id.parse::<KeyId>().unwrap().to_string();
-        assert_eq!(log[0]["target"]["id"], child.id.parse::<KeyId>().unwrap().to_string());
+        assert_eq!(
+            log[0]["target"]["id"],
+            child.id.parse::<KeyId>().unwrap().to_string()
+        );
         assert_eq!(log[0]["actor"], json!({"type": "api_key", "id": maker_id}));
         assert_eq!(log[0]["changes"]["created_by"], maker_id);
         // With what it holds: the limits it inherited.
-        assert_eq!(log[0]["changes"]["rate_limit"], json!({"limit": 500, "window_seconds": 100}));
+        assert_eq!(
+            log[0]["changes"]["rate_limit"],
+            json!({"limit": 500, "window_seconds": 100})
+        );
         assert_eq!(log[0]["changes"]["expires_at"], 1_767_229_200);
         assert_eq!(log[1]["actor"]["type"], "merchant");
         // What a key made is found by the key, in either form of its id: a stolen one is revoked with what it made.
         for id in [&maker.id, &maker_id] {
             let made = app.get(&format!("/audit-log?action=api_key.created&actor_id={id}"));
-            assert_eq!(made.bearer(&app.merchant("acme")).await.json(), json!([log[0]]));
+            assert_eq!(
+                made.bearer(&app.merchant("acme")).await.json(),
+                json!([log[0]])
+            );
         }
         assert_eq!(log[1]["changes"].get("created_by"), None);
     })
@@ -213,33 +260,71 @@ async fn a_key_is_revoked_with_the_key_that_made_it_and_with_that_ones_maker() {
             }
             codes
         };
-        let (gone, stay) = ([&maker, &child, &catalogue, &grandchild], [&sibling, &of_sibling, &foreign]);
+        let (gone, stay) = (
+            [&maker, &child, &catalogue, &grandchild],
+            [&sibling, &of_sibling, &foreign],
+        );
         // Publishable keys may not do what is not asked for.
-        assert_eq!(codes(&gone).await, ["valid", "valid", "route_not_allowed", "valid"]);
+        assert_eq!(
+            codes(&gone).await,
+            ["valid", "valid", "route_not_allowed", "valid"]
+        );
 
         // By one that was made, which does not save it.
-        let reply = app.delete(&format!("/v1/account/api-keys/{}", maker.id)).bearer(&child.text).await;
+        let reply = app
+            .delete(&format!("/v1/account/api-keys/{}", maker.id))
+            .bearer(&child.text)
+            .await;
         assert_eq!(reply.status, 200, "{reply}");
         assert_eq!(codes(&gone).await, ["revoked"; 4]);
         assert_eq!(codes(&stay).await, ["valid"; 3]);
         app.revocations_recorded().await;
         assert_eq!(codes(&gone).await, ["revoked"; 4]);
 
-        let log = app.get("/audit-log?action=api_key.revoked").bearer(&token).await.json();
-        let said: Vec<_> = log.as_array().unwrap().iter().map(|entry| &entry["changes"]["reason"]).collect();
-        assert_eq!(said, [&json!("maker_revoked"), &json!("maker_revoked"), &json!("maker_revoked"), &Value::Null]);
+        let log = app
+            .get("/audit-log?action=api_key.revoked")
+            .bearer(&token)
+            .await
+            .json();
+        let said: Vec<_> = log
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|entry| &entry["changes"]["reason"])
+            .collect();
+        assert_eq!(
+            said,
+            [
+                &json!("maker_revoked"),
+                &json!("maker_revoked"),
+                &json!("maker_revoked"),
+                &Value::Null
+            ]
+        );
         let id = |key: &Key| key.id.parse::<KeyId>().unwrap().to_string();
         assert_eq!(log[3]["target"]["id"], id(&maker));
         for entry in log.as_array().unwrap() {
             assert_eq!(entry["actor"], json!({"type": "api_key", "id": id(&child)}));
         }
         // A repeat adds nothing.
-        let reply = app.delete(&format!("/account/api-keys/{}", maker.id)).bearer(&token).await;
+        let reply = app
+            .delete(&format!("/account/api-keys/{}", maker.id))
+            .bearer(&token)
+            .await;
         assert_eq!(reply.status, 200, "{reply}");
-        assert_eq!(app.get("/audit-log?action=api_key.revoked").bearer(&token).await.json(), log);
+        assert_eq!(
+            app.get("/audit-log?action=api_key.revoked")
+                .bearer(&token)
+                .await
+                .json(),
+            log
+        );
 
         // What ends itself ends what it made.
-        assert_eq!(app.delete("/whoami").bearer(&sibling.text).await.status, 204);
+        assert_eq!(
+            app.delete("/whoami").bearer(&sibling.text).await.status,
+            204
+        );
         assert_eq!(codes(&stay).await, ["revoked", "revoked", "valid"]);
     })
     .await;
@@ -251,15 +336,22 @@ async fn a_key_made_while_its_maker_is_revoked_is_never_there_afterwards() {
         let token = app.merchant("acme");
         for _ in 0..5 {
             let maker = make(app, &token, wanted("live", "secret")).await;
-            let makes =
-                join_all((0..10).map(|_| {
-                    app.post("/account/api-keys", wanted("live", "secret")).bearer(&maker.text).into_future()
-                }));
-            let revokes = app.delete(&format!("/account/api-keys/{}", maker.id)).bearer(&token).into_future();
+            let makes = join_all((0..10).map(|_| {
+                app.post("/account/api-keys", wanted("live", "secret"))
+                    .bearer(&maker.text)
+                    .into_future()
+            }));
+            let revokes = app
+                .delete(&format!("/account/api-keys/{}", maker.id))
+                .bearer(&token)
+                .into_future();
             let (made, revoked) = join(makes, revokes).await;
             assert_eq!(revoked.status, 200, "{revoked}");
             for reply in made.iter().filter(|reply| reply.status == 201) {
-                let text = envelope(app, reply)["data"]["value"].as_str().unwrap().to_owned();
+                let text = envelope(app, reply)["data"]["value"]
+                    .as_str()
+                    .unwrap()
+                    .to_owned();
                 assert_eq!(app.code(&text).await, "revoked");
             }
         }
@@ -281,10 +373,20 @@ async fn generations_revoked_at_once_are_all_gone_and_each_once() {
                 generations.push(make(app, &maker, wanted("live", "secret")).await);
             }
             // The youngest first, the eldest first, by two servers.
-            let revokes = generations.iter().chain(generations.iter().rev()).enumerate().map(|(i, key)| {
-                let address = if i % 2 == 0 { app.running().address() } else { replica.address() };
-                Call::new(address, "DELETE", &format!("/account/api-keys/{}", key.id)).bearer(&token).into_future()
-            });
+            let revokes = generations
+                .iter()
+                .chain(generations.iter().rev())
+                .enumerate()
+                .map(|(i, key)| {
+                    let address = if i % 2 == 0 {
+                        app.running().address()
+                    } else {
+                        replica.address()
+                    };
+                    Call::new(address, "DELETE", &format!("/account/api-keys/{}", key.id))
+                        .bearer(&token)
+                        .into_future()
+                });
             for reply in join_all(revokes.collect::<Vec<_>>()).await {
                 assert_eq!(reply.status, 200, "{reply}");
             }
@@ -294,10 +396,25 @@ async fn generations_revoked_at_once_are_all_gone_and_each_once() {
             all.extend(generations);
         }
         let keys = app.get("/account/api-keys").bearer(&token).await.json();
-        assert!(keys["data"].as_array().unwrap().iter().all(|key| key["revokedAt"].is_string()), "{keys}");
+        assert!(
+            keys["data"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .all(|key| key["revokedAt"].is_string()),
+            "{keys}"
+        );
         app.revocations_recorded().await;
-        let log = app.get("/audit-log?action=api_key.revoked").bearer(&token).await.json();
-        assert_eq!(log.as_array().unwrap().len(), keys["data"].as_array().unwrap().len(), "each once");
+        let log = app
+            .get("/audit-log?action=api_key.revoked")
+            .bearer(&token)
+            .await
+            .json();
+        assert_eq!(
+            log.as_array().unwrap().len(),
+            keys["data"].as_array().unwrap().len(),
+            "each once"
+        );
         replica.stop().await;
     })
     .await;
@@ -314,26 +431,48 @@ async fn a_key_that_ends_while_its_request_is_running_makes_nothing() {
                 app.running().state().flush_usage().await;
                 row(app, &maker.id).await["lastUsedAt"].clone()
             };
-            let held = app.post(KEYS, wanted("live", "secret")).bearer(&maker.text).hold_body().await;
-            eventually("the maker is judged", async || last_used().await != Value::Null).await;
+            let held = app
+                .post(KEYS, wanted("live", "secret"))
+                .bearer(&maker.text)
+                .hold_body()
+                .await;
+            eventually("the maker is judged", async || {
+                last_used().await != Value::Null
+            })
+            .await;
             match ending {
                 "revoked" => {
-                    assert_eq!(app.delete(&format!("{KEYS}/{}", maker.id)).bearer(&token).await.status, 200);
+                    assert_eq!(
+                        app.delete(&format!("{KEYS}/{}", maker.id))
+                            .bearer(&token)
+                            .await
+                            .status,
+                        200
+                    );
                 }
                 "suspended" => {
                     let at = app.running().state().clock.now();
-                    app.edit_key("acme", &maker.id, move |key| key.suspended_at = Some(at)).await;
+                    app.edit_key("acme", &maker.id, move |key| key.suspended_at = Some(at))
+                        .await;
                 }
                 _ => app.clock.advance(Duration::from_secs(3600)),
             }
             let before = rows(app).await.len();
             let reply = held.send_body().await;
-            assert_eq!(refusal(app, &reply), (401, "INVALID_API_KEY".to_owned()), "{ending}");
+            assert_eq!(
+                refusal(app, &reply),
+                (401, "INVALID_API_KEY".to_owned()),
+                "{ending}"
+            );
             assert_eq!(rows(app).await.len(), before, "{ending}");
         }
         // A maker that goes on makes it.
         let maker = make(app, &token, wanted("live", "secret")).await;
-        let held = app.post(KEYS, wanted("live", "secret")).bearer(&maker.text).hold_body().await;
+        let held = app
+            .post(KEYS, wanted("live", "secret"))
+            .bearer(&maker.text)
+            .hold_body()
+            .await;
         let reply = held.send_body().await;
         assert_eq!(reply.status, 201, "{reply}");
         assert_eq!(app.code(&made(&reply).text).await, "valid");
@@ -347,11 +486,19 @@ async fn a_key_that_has_ended_is_given_no_kept_answer() {
     each_backend_with(DIRECT, async |app: &App| {
         let maker = limited(app).await;
         let create = || {
-            app.post(KEYS, wanted("live", "secret")).bearer(&maker.text).header("idempotency-key", "0123456789abcdef")
+            app.post(KEYS, wanted("live", "secret"))
+                .bearer(&maker.text)
+                .header("idempotency-key", "0123456789abcdef")
         };
         assert_eq!(create().await.status, 201);
         assert_eq!(create().await.header("idempotent-replayed"), Some("true"));
-        assert_eq!(app.delete(&format!("{KEYS}/{}", maker.id)).bearer(&app.merchant("acme")).await.status, 200);
+        assert_eq!(
+            app.delete(&format!("{KEYS}/{}", maker.id))
+                .bearer(&app.merchant("acme"))
+                .await
+                .status,
+            200
+        );
         let reply = create().await;
         assert_eq!(refusal(app, &reply), (401, "INVALID_API_KEY".to_owned()));
     })
@@ -385,7 +532,11 @@ async fn a_maker_is_held_to_its_own_limits_when_it_calls() {
             if allowed {
                 assert_eq!(reply.status, 201, "{forwarded:?}: {reply}");
             } else {
-                assert_eq!(refusal(app, &reply), (403, "FORBIDDEN".to_owned()), "{forwarded:?}");
+                assert_eq!(
+                    refusal(app, &reply),
+                    (403, "FORBIDDEN".to_owned()),
+                    "{forwarded:?}"
+                );
                 assert_eq!(reply.json()["error"]["details"]["code"], "ip_not_allowed");
             }
         }

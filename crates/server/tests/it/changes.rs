@@ -5,7 +5,9 @@ use std::{sync::Arc, time::Duration};
 
 use serde_json::{Value, json};
 use tokio::{sync::oneshot, task::JoinHandle};
-use tollkey_core::{Catalogue, Denial, Need, RequestPath, RouteBase, VerifierId, usage::outcome_code};
+use tollkey_core::{
+    Catalogue, Denial, Need, RequestPath, RouteBase, VerifierId, usage::outcome_code,
+};
 use tollkey_server::server::Running;
 use tollkey_verifier::{Settings, Stats, Verifier, http::HttpSource};
 
@@ -60,15 +62,41 @@ fn scoped() -> Value {
     json!({"mode": "test", "merchants": ["m_1"], "features": ["tokens.list", "payment_data.list"]})
 }
 
-const DISABLE: Request = (By::Merchant, "PATCH", "/applications/{app}/status", || json!({"isEnabled": false}));
+const DISABLE: Request = (
+    By::Merchant,
+    "PATCH",
+    "/applications/{app}/status",
+    || json!({"isEnabled": false}),
+);
 const SUSPEND: Request = (By::Merchant, "POST", "/api-keys/{id}/suspend", || json!({}));
-const FENCE: Request = (By::Merchant, "PATCH", "/api-keys/{id}", || json!({"allowed_ips": ["198.51.100.0/24"]}));
-const MANAGE: Request = (By::Operator, "PUT", "/accounts/acme", || json!({"operating_model": "managed_ecosystem"}));
-const RESTORE: Request = (By::Operator, "PUT", "/accounts/acme", || json!({"operating_model": "ecosystem"}));
+const FENCE: Request = (
+    By::Merchant,
+    "PATCH",
+    "/api-keys/{id}",
+    || json!({"allowed_ips": ["198.51.100.0/24"]}),
+);
+const MANAGE: Request = (
+    By::Operator,
+    "PUT",
+    "/accounts/acme",
+    || json!({"operating_model": "managed_ecosystem"}),
+);
+const RESTORE: Request = (
+    By::Operator,
+    "PUT",
+    "/accounts/acme",
+    || json!({"operating_model": "ecosystem"}),
+);
 
 macro_rules! row {
     ($what:literal, $of:expr, $before:expr, $change:expr => $expected:tt) => {
-        Row { what: $what, of: $of, before: $before, change: $change, expected: || json!($expected) }
+        Row {
+            what: $what,
+            of: $of,
+            before: $before,
+            change: $change,
+            expected: || json!($expected),
+        }
     };
 }
 macro_rules! patch {
@@ -149,15 +177,20 @@ const NO_CHANGE: [&str; 7] = [
 #[test]
 fn every_changing_operation_is_in_the_table() {
     let of = |(_, method, path, _): &Request| {
-        let path =
-            path.replace("{app}/api-keys/{id}", "{id}/api-keys/{keyId}").replace("accounts/acme", "accounts/{id}");
-        format!("{method} /api/v1{}", path.replace("{app}", "{id}").replace("{maker}", "{id}"))
+        let path = path
+            .replace("{app}/api-keys/{id}", "{id}/api-keys/{keyId}")
+            .replace("accounts/acme", "accounts/{id}");
+        format!(
+            "{method} /api/v1{}",
+            path.replace("{app}", "{id}").replace("{maker}", "{id}")
+        )
     };
     let told: Vec<String> = TABLE.iter().map(|row| of(&row.change)).collect();
     for (path, method) in tollkey_server::openapi::operations() {
         let operation = format!("{method} {path}");
-        let exempt =
-            method == "GET" || ELSEWHERE.contains(&operation.as_str()) || NO_CHANGE.contains(&operation.as_str());
+        let exempt = method == "GET"
+            || ELSEWHERE.contains(&operation.as_str())
+            || NO_CHANGE.contains(&operation.as_str());
         assert_eq!(told.contains(&operation), !exempt, "{operation}");
     }
 }
@@ -174,7 +207,8 @@ impl Subscriber {
         let base = format!("http://{}", replica.address());
         let source = source(&base, service_key);
         let id = VerifierId::from_bytes([id; 16]);
-        let verifier = Verifier::subscriber(id, source, Arc::new(app.clock.clone()), Settings::default());
+        let verifier =
+            Verifier::subscriber(id, source, Arc::new(app.clock.clone()), Settings::default());
         let (stop, stopped) = oneshot::channel();
         let task = tokio::spawn(verifier.clone().subscribe(async {
             let _ = stopped.await;
@@ -182,7 +216,11 @@ impl Subscriber {
         while verifier.stats().lease_left.is_zero() {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
-        Self { verifier, stop, task }
+        Self {
+            verifier,
+            stop,
+            task,
+        }
     }
 
     async fn stop(self) {
@@ -208,12 +246,18 @@ impl Observer<'_> {
     /// What it says of a key: everything that a change can change.
     async fn says(&self, key: &str) -> Value {
         // What a publishable key may call, and what the feature `tokens.list` is.
-        let path = if key.starts_with("pk_") { "/v1/storefront/products" } else { "/tokens" };
+        let path = if key.starts_with("pk_") {
+            "/v1/storefront/products"
+        } else {
+            "/tokens"
+        };
         match self {
             Self::Replica(replica, service) => {
-                let need =
-                    json!({"key": key, "method": "GET", "path": path, "merchant": "m_1", "client_ip": "203.0.113.7"});
-                let reply = Call::new(replica.address(), "POST", "/verify").json(need).bearer(service).await;
+                let need = json!({"key": key, "method": "GET", "path": path, "merchant": "m_1", "client_ip": "203.0.113.7"});
+                let reply = Call::new(replica.address(), "POST", "/verify")
+                    .json(need)
+                    .bearer(service)
+                    .await;
                 assert_eq!(reply.status, 200, "{reply}");
                 let said = reply.json();
                 if said["valid"] == false {
@@ -277,12 +321,16 @@ async fn make(app: &App, of: Of, name: &str) -> Subject {
         assert_eq!(reply.status, 201, "{reply}");
         let data = &reply.json()["data"];
         let text = |member: &str| data[member].as_str().expect("a text").to_owned();
-        Key { id: text("id"), text: text("value") }
+        Key {
+            id: text("id"),
+            text: text("value"),
+        }
     };
     let key = match of {
         Of::Application => {
             application = app.application(&merchant, name).await;
-            app.key(&merchant, &application, json!({"mode": "test"})).await
+            app.key(&merchant, &application, json!({"mode": "test"}))
+                .await
         }
         Of::Commerce(body) => app.commerce_key(&merchant, body()).await,
         Of::Account => account_key(&merchant, "secret").await,
@@ -293,7 +341,11 @@ async fn make(app: &App, of: Of, name: &str) -> Subject {
             account_key(&by.text, "secret").await
         }
     };
-    Subject { key, application, maker }
+    Subject {
+        key,
+        application,
+        maker,
+    }
 }
 
 async fn send(app: &App, at: &Running, (by, method, path, body): &Request, subject: &Subject) {
@@ -302,15 +354,20 @@ async fn send(app: &App, at: &Running, (by, method, path, body): &Request, subje
         By::Operator => app.operator(),
         By::Key => subject.key.text.clone(),
     };
-    let path =
-        path.replace("{id}", &subject.key.id).replace("{app}", &subject.application).replace("{maker}", &subject.maker);
+    let path = path
+        .replace("{id}", &subject.key.id)
+        .replace("{app}", &subject.application)
+        .replace("{maker}", &subject.maker);
     let call = Call::new(at.address(), method, &path).bearer(&credential);
     let call = match body() {
         Value::Null => call,
         body => call.json(body),
     };
     let reply = call.await;
-    assert!((200..300).contains(&reply.status), "{method} {path}: {reply}");
+    assert!(
+        (200..300).contains(&reply.status),
+        "{method} {path}: {reply}"
+    );
 }
 
 /// What is said after a change, going by what was said before.
@@ -333,14 +390,28 @@ async fn every_change_holds_everywhere_once_answered() {
         let one = app.running();
         app.set_model("acme", "ecosystem").await;
         let gateway = app.service_key().await;
-        let (near, far) =
-            (Subscriber::of(one, app, &gateway.text, 7).await, Subscriber::of(replica, app, &gateway.text, 8).await);
+        let (near, far) = (
+            Subscriber::of(one, app, &gateway.text, 7).await,
+            Subscriber::of(replica, app, &gateway.text, 8).await,
+        );
         let service = app.service();
         let observers = [
-            ("where it was changed", Observer::Replica(one, service.clone())),
-            ("the other replica", Observer::Replica(replica, service.clone())),
-            ("a subscriber of the one", Observer::Subscriber(&near.verifier)),
-            ("a subscriber of the other", Observer::Subscriber(&far.verifier)),
+            (
+                "where it was changed",
+                Observer::Replica(one, service.clone()),
+            ),
+            (
+                "the other replica",
+                Observer::Replica(replica, service.clone()),
+            ),
+            (
+                "a subscriber of the one",
+                Observer::Subscriber(&near.verifier),
+            ),
+            (
+                "a subscriber of the other",
+                Observer::Subscriber(&far.verifier),
+            ),
         ];
         for (direction, at) in [("here", one), ("there", replica)] {
             for (number, row) in TABLE.iter().enumerate() {
@@ -351,7 +422,12 @@ async fn every_change_holds_everywhere_once_answered() {
                 let key = &subject.key.text;
                 let before = observers[0].1.remembers(key).await;
                 for (who, observer) in &observers {
-                    assert_eq!(observer.remembers(key).await, before, "{}: {who}, before", row.what);
+                    assert_eq!(
+                        observer.remembers(key).await,
+                        before,
+                        "{}: {who}, before",
+                        row.what
+                    );
                 }
                 send(app, at, &row.change, &subject).await;
                 let mut after = Vec::new();
@@ -361,10 +437,19 @@ async fn every_change_holds_everywhere_once_answered() {
                 let expected = (row.expected)();
                 for (who, said) in after {
                     if before["code"] == "valid" {
-                        assert_eq!(said, afterwards(&before, &expected), "{} {direction}: {who}", row.what);
+                        assert_eq!(
+                            said,
+                            afterwards(&before, &expected),
+                            "{} {direction}: {who}",
+                            row.what
+                        );
                         assert_ne!(said, before, "{}", row.what);
                     } else {
-                        assert_eq!(said["code"], expected["code"], "{} {direction}: {who}", row.what);
+                        assert_eq!(
+                            said["code"], expected["code"],
+                            "{} {direction}: {who}",
+                            row.what
+                        );
                         assert_ne!(said["code"], before["code"], "{}", row.what);
                     }
                 }
@@ -374,7 +459,11 @@ async fn every_change_holds_everywhere_once_answered() {
         near.stop().await;
         far.stop().await;
         for replica in [one, replica] {
-            assert_eq!(replica.state().verifier.stats().settles_over_a_lease, 0, "nobody waited for a lease to end");
+            assert_eq!(
+                replica.state().verifier.stats().settles_over_a_lease,
+                0,
+                "nobody waited for a lease to end"
+            );
         }
     })
     .await;

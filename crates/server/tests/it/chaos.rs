@@ -118,9 +118,20 @@ enum Fault {
 }
 
 impl Fault {
-    const OF_PROCESSES: [Self; 4] = [Self::FrozenBriefly, Self::FrozenForLong, Self::Killed, Self::SilentConnections];
-    const OF_THE_DATABASE: [Self; 6] =
-        [Self::DatabaseRestarted, Self::DatabaseCrashed, Self::Slow, Self::Mute, Self::Unheard, Self::Cut];
+    const OF_PROCESSES: [Self; 4] = [
+        Self::FrozenBriefly,
+        Self::FrozenForLong,
+        Self::Killed,
+        Self::SilentConnections,
+    ];
+    const OF_THE_DATABASE: [Self; 6] = [
+        Self::DatabaseRestarted,
+        Self::DatabaseCrashed,
+        Self::Slow,
+        Self::Mute,
+        Self::Unheard,
+        Self::Cut,
+    ];
 }
 
 /// How much is to happen.
@@ -138,11 +149,16 @@ impl Plan {
     fn at_least(replicas: usize, revocations: usize, rounds: usize) -> Self {
         let number = |name: &str| -> Option<u64> {
             let text = env::var(name).ok()?;
-            Some(text.parse().unwrap_or_else(|_| panic!("{name} must be a number, not {text:?}")))
+            Some(
+                text.parse()
+                    .unwrap_or_else(|_| panic!("{name} must be a number, not {text:?}")),
+            )
         };
-        let revocations = number("TOLLKEY_CHAOS_REVOCATIONS").map_or(revocations, |more| more as usize);
+        let revocations =
+            number("TOLLKEY_CHAOS_REVOCATIONS").map_or(revocations, |more| more as usize);
         Self {
-            seed: number("TOLLKEY_CHAOS_SEED").unwrap_or_else(|| SysRng.try_next_u32().expect("randomness").into()),
+            seed: number("TOLLKEY_CHAOS_SEED")
+                .unwrap_or_else(|| SysRng.try_next_u32().expect("randomness").into()),
             replicas,
             revocations,
             time: Duration::from_secs(number("TOLLKEY_CHAOS_SECONDS").unwrap_or(0)),
@@ -291,8 +307,13 @@ impl World {
     async fn start(plan: Plan, database: &Database, postgres: Option<&'static Postgres>) -> Self {
         with_short_leases(database);
         let replica = async |_| {
-            let wire = postgres.as_ref().map(|postgres| Wire::to(postgres.socket()));
-            let url = wire.as_ref().map_or_else(|| database.url().to_owned(), |wire| database.url_at(wire.address));
+            let wire = postgres
+                .as_ref()
+                .map(|postgres| Wire::to(postgres.socket()));
+            let url = wire.as_ref().map_or_else(
+                || database.url().to_owned(),
+                |wire| database.url_at(wire.address),
+            );
             let tollkey = Tollkey::on(database)
                 .with("DATABASE_URL", &url)
                 .with("TOLLKEY_DATABASE_POOL", "8")
@@ -301,13 +322,25 @@ impl World {
             let server = tollkey.serve().await;
             let front = Wire::to_address(server.address);
             let client = Client::new(format!("http://{}", front.address)).expect("a client");
-            let client = client.with_auth(Auth::service(service())).with_max_retries(0).with_timeout(CLIENT_TIMEOUT);
-            Replica { tollkey, server: RefCell::new(Some(server)), wire, front, client }
+            let client = client
+                .with_auth(Auth::service(service()))
+                .with_max_retries(0)
+                .with_timeout(CLIENT_TIMEOUT);
+            Replica {
+                tollkey,
+                server: RefCell::new(Some(server)),
+                wire,
+                front,
+                client,
+            }
         };
         let replicas = join_all((0..plan.replicas).map(replica)).await;
         let (merchant, service) = (merchant("acme"), service());
         let first = replicas[0].address().expect("it runs");
-        let made = Call::new(first, "POST", "/applications").json(json!({"name": "Web Store"})).bearer(&merchant).await;
+        let made = Call::new(first, "POST", "/applications")
+            .json(json!({"name": "Web Store"}))
+            .bearer(&merchant)
+            .await;
         let application = member(&made, "id");
         Self {
             plan,
@@ -329,7 +362,9 @@ impl World {
 
     /// Notes what must not be; everything ends soon afterwards.
     fn wrong(&self, what: String) {
-        self.wrong.borrow_mut().push(format!("after {:.1?}: {what}", self.begun.elapsed()));
+        self.wrong
+            .borrow_mut()
+            .push(format!("after {:.1?}: {what}", self.begun.elapsed()));
         self.faults_are_over.set(true);
         self.is_over.set(true);
     }
@@ -349,7 +384,10 @@ impl World {
                 None => Connection::open(self.replicas[replica].address()?).await?,
             };
             let began = Instant::now();
-            connection.send(method, &format!("/api/v1{path}"), token, body).await.ok()?;
+            connection
+                .send(method, &format!("/api/v1{path}"), token, body)
+                .await
+                .ok()?;
             let (status, body) = connection.answer().await?;
             *kept = Some(connection);
             Some((began, status, body))
@@ -369,8 +407,11 @@ impl World {
         loop {
             let replica = rng.random_range(0..self.replicas.len());
             let request = (method, path, token);
-            let patience = Duration::from_millis(CHANGE_PATIENCE[rng.random_range(0..CHANGE_PATIENCE.len())]);
-            let reply = self.exchange(replica, &mut None, request, body, patience).await;
+            let patience =
+                Duration::from_millis(CHANGE_PATIENCE[rng.random_range(0..CHANGE_PATIENCE.len())]);
+            let reply = self
+                .exchange(replica, &mut None, request, body, patience)
+                .await;
             let answered = Instant::now();
             if let Some((_, status, body)) = reply {
                 let json = serde_json::from_str(&body).unwrap_or_default();
@@ -379,11 +420,15 @@ impl World {
                 }
                 if status != 503 {
                     let body = without_secrets(&body);
-                    self.wrong(format!("replica {replica}: {method} {path} was answered {status}: {body}"));
+                    self.wrong(format!(
+                        "replica {replica}: {method} {path} was answered {status}: {body}"
+                    ));
                 }
             }
             if since.elapsed() > IN_THE_END {
-                self.wrong(format!("{method} {path} was not answered within {IN_THE_END:?}"));
+                self.wrong(format!(
+                    "{method} {path} was not answered within {IN_THE_END:?}"
+                ));
             }
             if self.is_over.get() {
                 return None;
@@ -397,14 +442,30 @@ impl World {
     async fn make_key(&self, rng: &mut StdRng, how: Revocation) -> Option<(usize, String)> {
         let application = format!("/applications/{}/api-keys", self.application);
         let (path, body, names) = match how {
-            Revocation::Repeatable => ("/api-keys", json!({"name": "Checkout"}), ("key_id", "api_key")),
-            Revocation::Once => (application.as_str(), json!({"description": "Checkout"}), ("id", "fullKey")),
+            Revocation::Repeatable => (
+                "/api-keys",
+                json!({"name": "Checkout"}),
+                ("key_id", "api_key"),
+            ),
+            Revocation::Once => (
+                application.as_str(),
+                json!({"description": "Checkout"}),
+                ("id", "fullKey"),
+            ),
         };
         let made = |status: u16, json: &Value| {
-            (status == 201).then(|| [names.0, names.1].map(|name| json[name].as_str().expect("a text").to_owned()))
+            (status == 201).then(|| {
+                [names.0, names.1].map(|name| json[name].as_str().expect("a text").to_owned())
+            })
         };
-        let (_, [id, text]) = self.change(rng, ("POST", path, &self.merchant), &body.to_string(), made).await?;
-        self.keys.borrow_mut().push(Key { text, asked: None, answered: None });
+        let (_, [id, text]) = self
+            .change(rng, ("POST", path, &self.merchant), &body.to_string(), made)
+            .await?;
+        self.keys.borrow_mut().push(Key {
+            text,
+            asked: None,
+            answered: None,
+        });
         Some((self.keys.borrow().len() - 1, id))
     }
 
@@ -414,8 +475,14 @@ impl World {
             let (mut connection, since) = (None, Instant::now());
             while since.elapsed() < INTRODUCTION && !self.is_over.get() {
                 // The first answer may be the database's; the second is given from memory if there is a lease.
-                if self.ask(replica, &mut connection, &[key], INTRODUCTION).await == Some(1)
-                    && self.ask(replica, &mut connection, &[key], INTRODUCTION).await == Some(1)
+                if self
+                    .ask(replica, &mut connection, &[key], INTRODUCTION)
+                    .await
+                    == Some(1)
+                    && self
+                        .ask(replica, &mut connection, &[key], INTRODUCTION)
+                        .await
+                        == Some(1)
                 {
                     return true;
                 }
@@ -437,31 +504,48 @@ impl World {
         let requests: Vec<Value> = {
             let known = self.keys.borrow();
             let (method, path) = ROUTE;
-            keys.iter().map(|key| json!({"key": known[*key].text, "method": method, "path": path})).collect()
+            keys.iter()
+                .map(|key| json!({"key": known[*key].text, "method": method, "path": path}))
+                .collect()
         };
         let (path, body) = match &requests[..] {
             [one] => ("/verify", one.to_string()),
             several => ("/verify/batch", json!({"requests": several}).to_string()),
         };
         let request = ("POST", path, self.service.as_str());
-        let Some((began, status, body)) = self.exchange(replica, connection, request, &body, patience).await else {
+        let Some((began, status, body)) = self
+            .exchange(replica, connection, request, &body, patience)
+            .await
+        else {
             add(&self.counts.unanswered, 1);
             return None;
         };
         match status {
             200 => {
                 let answer: Value = serde_json::from_str(&body).expect("JSON");
-                let results = answer["results"].as_array().map_or(std::slice::from_ref(&answer), Vec::as_slice);
+                let results = answer["results"]
+                    .as_array()
+                    .map_or(std::slice::from_ref(&answer), Vec::as_slice);
                 assert_eq!(results.len(), keys.len(), "an answer for each");
-                let codes = results.iter().map(|result| result["code"].as_str().expect("a code"));
-                Some(keys.iter().zip(codes).filter(|(key, code)| self.judge(**key, replica, began, code)).count())
+                let codes = results
+                    .iter()
+                    .map(|result| result["code"].as_str().expect("a code"));
+                Some(
+                    keys.iter()
+                        .zip(codes)
+                        .filter(|(key, code)| self.judge(**key, replica, began, code))
+                        .count(),
+                )
             }
             503 => {
                 add(&self.counts.unavailable, 1);
                 None
             }
             _ => {
-                self.wrong(format!("replica {replica}: {path} was answered {status}: {}", without_secrets(&body)));
+                self.wrong(format!(
+                    "replica {replica}: {path} was answered {status}: {}",
+                    without_secrets(&body)
+                ));
                 None
             }
         }
@@ -481,7 +565,9 @@ impl World {
                  was answered",
                 began - answered
             )),
-            (_, None, _) => Some(format!("key {number} was {code} on replica {replica} before anybody revoked it")),
+            (_, None, _) => Some(format!(
+                "key {number} was {code} on replica {replica} before anybody revoked it"
+            )),
             _ => Some(format!("key {number} was {code} on replica {replica}")),
         };
         drop(keys);
@@ -505,7 +591,11 @@ impl World {
                 sleep(PAUSE).await;
                 continue;
             }
-            let patience = if matches!(how, Asking::One) { PATIENCE } else { IMPATIENCE };
+            let patience = if matches!(how, Asking::One) {
+                PATIENCE
+            } else {
+                IMPATIENCE
+            };
             self.ask(replica, &mut connection, &keys, patience).await;
             sleep(PAUSE).await;
         }
@@ -520,12 +610,17 @@ impl World {
                 sleep(PAUSE).await;
                 continue;
             };
-            let source = source(&format!("http://{}", self.replicas[replica].front.address), &self.service);
+            let source = source(
+                &format!("http://{}", self.replicas[replica].front.address),
+                &self.service,
+            );
             let id = VerifierId::from_bytes(rng.random());
             let far = Verifier::subscriber(id, source, Arc::new(SystemClock), Settings::default());
             let subscription = tokio::spawn(far.clone().subscribe(std::future::pending()));
             add(&self.counts.subscriptions, 1);
-            let falls_silent = rng.random_bool(0.7).then(|| LEASE.mul_f64(rng.random_range(1.0..10.0)));
+            let falls_silent = rng
+                .random_bool(0.7)
+                .then(|| LEASE.mul_f64(rng.random_range(1.0..10.0)));
             let begun = Instant::now();
             let mut turn = 0;
             while !self.is_over.get() && self.replicas[replica].address() == Some(address) {
@@ -540,7 +635,14 @@ impl World {
                         break;
                     }
                 }
-                for number in self.choose(if turn % 2 == 0 { Asking::Suspect } else { Asking::One }, turn) {
+                for number in self.choose(
+                    if turn % 2 == 0 {
+                        Asking::Suspect
+                    } else {
+                        Asking::One
+                    },
+                    turn,
+                ) {
                     let text = self.keys.borrow()[number].text.clone();
                     let (began, hits) = (Instant::now(), far.stats().hits);
                     let need = Need {
@@ -567,7 +669,14 @@ impl World {
         let client = &self.replicas[replica].client;
         let mut turn = 0;
         while !self.is_over.get() {
-            for number in self.choose(if turn % 2 == 0 { Asking::Suspect } else { Asking::One }, turn) {
+            for number in self.choose(
+                if turn % 2 == 0 {
+                    Asking::Suspect
+                } else {
+                    Asking::One
+                },
+                turn,
+            ) {
                 let text = self.keys.borrow()[number].text.clone();
                 let (method, path) = ROUTE;
                 let began = Instant::now();
@@ -588,20 +697,32 @@ impl World {
     /// What to ask about in that turn.
     fn choose(&self, how: Asking, turn: usize) -> Vec<usize> {
         let (in_play, keys) = (self.in_play.borrow(), self.keys.borrow());
-        let suspect = |key: &&usize| keys[**key].asked.is_some_and(|asked| asked.elapsed() < 3 * LEASE);
+        let suspect = |key: &&usize| {
+            keys[**key]
+                .asked
+                .is_some_and(|asked| asked.elapsed() < 3 * LEASE)
+        };
         let choice: Vec<usize> = match how {
             Asking::All => return in_play.iter().rev().take(BATCH).copied().collect(),
             Asking::One => in_play.iter().copied().collect(),
             Asking::Suspect => in_play.iter().filter(suspect).copied().collect(),
         };
-        choice.get(turn % choice.len().max(1)).copied().into_iter().collect()
+        choice
+            .get(turn % choice.len().max(1))
+            .copied()
+            .into_iter()
+            .collect()
     }
 
     /// A merchant: creates keys and revokes them.
     async fn revoker(&self, mut rng: StdRng) {
         while !self.faults_are_over.get() {
             let is_tree = rng.random_bool(0.3);
-            let continues = if is_tree { self.revoke_tree(&mut rng).await } else { self.revoke_one(&mut rng).await };
+            let continues = if is_tree {
+                self.revoke_tree(&mut rng).await
+            } else {
+                self.revoke_one(&mut rng).await
+            };
             if continues.is_none() {
                 return;
             }
@@ -609,20 +730,41 @@ impl World {
     }
 
     /// Creates an account key below the key with this index of the tree, or the root of a tree.
-    async fn grow(&self, rng: &mut StdRng, tree: &mut Vec<Branch>, parent: Option<usize>) -> Option<()> {
+    async fn grow(
+        &self,
+        rng: &mut StdRng,
+        tree: &mut Vec<Branch>,
+        parent: Option<usize>,
+    ) -> Option<()> {
         let is_secret = parent.is_none() || rng.random_bool(0.7);
-        let (body, depth) = (account_key(is_secret), parent.map_or(0, |parent| tree[parent].depth + 1));
+        let (body, depth) = (
+            account_key(is_secret),
+            parent.map_or(0, |parent| tree[parent].depth + 1),
+        );
         let token = parent.map_or(self.merchant.clone(), |parent| tree[parent].text.clone());
         let request = ("POST", ACCOUNT_KEYS, token.as_str());
-        let (_, (id, text)) = self.change(rng, request, &body, created_account_key).await?;
+        let (_, (id, text)) = self
+            .change(rng, request, &body, created_account_key)
+            .await?;
         let number = self.note(&text, None);
-        tree.push(Branch { number, id, text, parent, depth, is_secret });
+        tree.push(Branch {
+            number,
+            id,
+            text,
+            parent,
+            depth,
+            is_secret,
+        });
         Some(())
     }
 
     /// Notes a key that exists, whose revocation may have been requested before; gives its number.
     fn note(&self, text: &str, asked: Option<Instant>) -> usize {
-        self.keys.borrow_mut().push(Key { text: text.to_owned(), asked, answered: None });
+        self.keys.borrow_mut().push(Key {
+            text: text.to_owned(),
+            asked,
+            answered: None,
+        });
         let number = self.keys.borrow().len() - 1;
         self.in_play.borrow_mut().push_back(number);
         number
@@ -633,13 +775,17 @@ impl World {
         let mut tree: Vec<Branch> = Vec::new();
         self.grow(rng, &mut tree, None).await?;
         for _ in 1..rng.random_range(TREE) {
-            let parents: Vec<usize> =
-                (0..tree.len()).filter(|key| tree[*key].is_secret && tree[*key].depth < DEPTH).collect();
+            let parents: Vec<usize> = (0..tree.len())
+                .filter(|key| tree[*key].is_secret && tree[*key].depth < DEPTH)
+                .collect();
             let parent = parents[rng.random_range(0..parents.len())];
             self.grow(rng, &mut tree, Some(parent)).await?;
         }
         let everywhere = rng.random_bool(0.6)
-            && join_all(tree.iter().map(|key| self.introduce(key.number))).await.into_iter().all(|yes| yes);
+            && join_all(tree.iter().map(|key| self.introduce(key.number)))
+                .await
+                .into_iter()
+                .all(|yes| yes);
         sleep(Duration::from_millis(rng.random_range(0..30))).await;
         let middle = rng.random_range(0..tree.len());
         if middle > 0 {
@@ -651,7 +797,13 @@ impl World {
     }
 
     /// Revokes a key of a tree while a thief creates more keys with it and its descendants.
-    async fn revoke_branch(&self, rng: &mut StdRng, tree: &[Branch], target: usize, everywhere: bool) -> Option<()> {
+    async fn revoke_branch(
+        &self,
+        rng: &mut StdRng,
+        tree: &[Branch],
+        target: usize,
+        everywhere: bool,
+    ) -> Option<()> {
         let mut numbers: Vec<usize> = family_of(tree, target)
             .into_iter()
             .map(|key| tree[key].number)
@@ -663,14 +815,26 @@ impl World {
         }
         // Its parent may revoke a key, as the account may.
         let parent = tree[target].parent.filter(|_| rng.random());
-        let token = parent.map_or(&self.merchant, |parent| &tree[parent].text).clone();
-        let stolen: Vec<&Branch> =
-            family_of(tree, target).into_iter().map(|key| &tree[key]).filter(|key| key.is_secret).collect();
-        let thief = rng.random_bool(0.5).then(|| stolen.choose(rng).map(|key| key.text.clone())).flatten();
-        let (mut rng_of_thief, path) = (StdRng::from_rng(rng), format!("{ACCOUNT_KEYS}/{}", tree[target].id));
+        let token = parent
+            .map_or(&self.merchant, |parent| &tree[parent].text)
+            .clone();
+        let stolen: Vec<&Branch> = family_of(tree, target)
+            .into_iter()
+            .map(|key| &tree[key])
+            .filter(|key| key.is_secret)
+            .collect();
+        let thief = rng
+            .random_bool(0.5)
+            .then(|| stolen.choose(rng).map(|key| key.text.clone()))
+            .flatten();
+        let (mut rng_of_thief, path) = (
+            StdRng::from_rng(rng),
+            format!("{ACCOUNT_KEYS}/{}", tree[target].id),
+        );
         let revoked = |status: u16, _: &Value| (status == 200).then_some(());
         let revocation = self.change(rng, ("DELETE", &path, &token), "", revoked);
-        let (revocation, extended) = tokio::join!(revocation, self.steal(&mut rng_of_thief, thief, asked));
+        let (revocation, extended) =
+            tokio::join!(revocation, self.steal(&mut rng_of_thief, thief, asked));
         let (answered, ()) = revocation?;
         add(&self.counts.stolen, extended.len() as u64);
         numbers.extend(extended);
@@ -693,15 +857,21 @@ impl World {
         for _ in 0..STOLEN {
             let replica = rng.random_range(0..self.replicas.len());
             let request = ("POST", ACCOUNT_KEYS, key.as_str());
-            let reply = self.exchange(replica, &mut None, request, &body, Duration::from_secs(1)).await;
-            let Some((_, status, body)) = reply else { continue };
+            let reply = self
+                .exchange(replica, &mut None, request, &body, Duration::from_secs(1))
+                .await;
+            let Some((_, status, body)) = reply else {
+                continue;
+            };
             let json: Value = serde_json::from_str(&body).unwrap_or_default();
             if let Some((_, text)) = created_account_key(status, &json) {
                 numbers.push(self.note(&text, Some(asked)));
                 key = text;
             } else if !matches!(status, 401 | 403 | 503) {
                 let body = without_secrets(&body);
-                self.wrong(format!("replica {replica}: creating a key with a key was answered {status}: {body}"));
+                self.wrong(format!(
+                    "replica {replica}: creating a key with a key was answered {status}: {body}"
+                ));
             }
         }
         numbers
@@ -709,7 +879,11 @@ impl World {
 
     /// The life of a key; `None` when everything is over.
     async fn revoke_one(&self, rng: &mut StdRng) -> Option<()> {
-        let how = if rng.random() { Revocation::Repeatable } else { Revocation::Once };
+        let how = if rng.random() {
+            Revocation::Repeatable
+        } else {
+            Revocation::Once
+        };
         let (number, id) = self.make_key(rng, how).await?;
         self.in_play.borrow_mut().push_back(number);
         // Most keys are remembered everywhere when they are revoked; the others are just being asked for.
@@ -720,13 +894,19 @@ impl World {
         self.keys.borrow_mut()[number].asked = Some(asked);
         let (method, path) = match how {
             Revocation::Repeatable => ("POST", format!("/api-keys/{id}/revoke")),
-            Revocation::Once => ("DELETE", format!("/applications/{}/api-keys/{id}", self.application)),
+            Revocation::Once => (
+                "DELETE",
+                format!("/applications/{}/api-keys/{id}", self.application),
+            ),
         };
         let body = if method == "POST" { "{}" } else { "" };
         let revoked = |status: u16, json: &Value| {
-            (matches!(status, 200 | 204) || status == 400 && json["code"] == "key_already_revoked").then_some(())
+            (matches!(status, 200 | 204) || status == 400 && json["code"] == "key_already_revoked")
+                .then_some(())
         };
-        let (answered, ()) = self.change(rng, (method, &path, &self.merchant), body, revoked).await?;
+        let (answered, ()) = self
+            .change(rng, (method, &path, &self.merchant), body, revoked)
+            .await?;
         self.keys.borrow_mut()[number].answered = Some(answered);
 
         self.count_revocation(answered - asked, everywhere);
@@ -737,11 +917,15 @@ impl World {
     fn count_revocation(&self, took: Duration, everywhere: bool) {
         let counts = &self.counts;
         counts.revocations.set(counts.revocations.get() + 1);
-        counts.known_everywhere.set(counts.known_everywhere.get() + usize::from(everywhere));
+        counts
+            .known_everywhere
+            .set(counts.known_everywhere.get() + usize::from(everywhere));
         counts.slowest.set(counts.slowest.get().max(took));
         let (mut in_play, keys) = (self.in_play.borrow_mut(), self.keys.borrow());
         while in_play.len() > REVOKERS + REMEMBERED {
-            let oldest = in_play.iter().position(|number| keys[*number].answered.is_some());
+            let oldest = in_play
+                .iter()
+                .position(|number| keys[*number].answered.is_some());
             let Some(oldest) = oldest else { break };
             in_play.remove(oldest);
         }
@@ -753,7 +937,10 @@ impl World {
         let mut faults = [&Fault::OF_PROCESSES, of_the_database].concat();
         for round in 0.. {
             let (revocations, time) = (self.counts.revocations.get(), self.begun.elapsed());
-            if round >= self.plan.rounds && revocations >= self.plan.revocations && time >= self.plan.time {
+            if round >= self.plan.rounds
+                && revocations >= self.plan.revocations
+                && time >= self.plan.time
+            {
                 return;
             }
             faults.shuffle(&mut rng);
@@ -798,7 +985,9 @@ impl World {
     }
 
     async fn freeze(&self, replica: &Replica, time: Duration) {
-        let pid = replica.present(|server| server.as_ref().map(Server::pid)).await;
+        let pid = replica
+            .present(|server| server.as_ref().map(Server::pid))
+            .await;
         pid.signal("STOP").await;
         sleep(time).await;
         pid.signal("CONT").await; // unless the other lane has killed it
@@ -816,7 +1005,10 @@ impl World {
                     replica.server.replace(Some(server));
                     return;
                 }
-                Err(finished) => assert!(since.elapsed() < IN_THE_END, "it does not start: {finished}"),
+                Err(finished) => assert!(
+                    since.elapsed() < IN_THE_END,
+                    "it does not start: {finished}"
+                ),
             }
         }
     }
@@ -825,7 +1017,9 @@ impl World {
         let _alone = self.restarting.lock().await;
         let postgres = self.postgres.expect("PostgreSQL");
         let control = async |arguments| {
-            tokio::task::spawn_blocking(move || postgres.control(arguments)).await.expect("PostgreSQL obeys");
+            tokio::task::spawn_blocking(move || postgres.control(arguments))
+                .await
+                .expect("PostgreSQL obeys");
         };
         control(stop).await;
         sleep(time).await;
@@ -842,15 +1036,25 @@ impl World {
             self.faults_are_over.set(true);
         };
         let revokers = join_all((0..REVOKERS).map(|_| self.revoker(fork())));
-        let callers = (0..self.replicas.len()).flat_map(|replica| CALLERS.map(|how| self.caller(replica, how)));
-        let far_callers: Vec<_> = (0..self.replicas.len()).map(|replica| self.far_caller(replica, fork())).collect();
-        let clients: Vec<_> = (0..self.replicas.len()).map(|replica| self.client_caller(replica)).collect();
+        let callers = (0..self.replicas.len())
+            .flat_map(|replica| CALLERS.map(|how| self.caller(replica, how)));
+        let far_callers: Vec<_> = (0..self.replicas.len())
+            .map(|replica| self.far_caller(replica, fork()))
+            .collect();
+        let clients: Vec<_> = (0..self.replicas.len())
+            .map(|replica| self.client_caller(replica))
+            .collect();
         let story = async {
             tokio::join!(faults, revokers);
             sleep(CALM).await;
             self.is_over.set(true);
         };
-        tokio::join!(story, join_all(callers), join_all(far_callers), join_all(clients));
+        tokio::join!(
+            story,
+            join_all(callers),
+            join_all(far_callers),
+            join_all(clients)
+        );
     }
 
     /// When the faults are over, everybody says yes to a new key and no to all that were revoked. How long it took
@@ -858,9 +1062,14 @@ impl World {
     async fn recovered(&self) -> Duration {
         let since = Instant::now();
         let mut rng = StdRng::seed_from_u64(self.plan.seed);
-        let (new, _) = self.make_key(&mut rng, Revocation::Repeatable).await.expect("a new key");
+        let (new, _) = self
+            .make_key(&mut rng, Revocation::Repeatable)
+            .await
+            .expect("a new key");
         let keys = self.keys.borrow().len();
-        let revoked: Vec<usize> = (0..keys).filter(|key| self.keys.borrow()[*key].answered.is_some()).collect();
+        let revoked: Vec<usize> = (0..keys)
+            .filter(|key| self.keys.borrow()[*key].answered.is_some())
+            .collect();
         let everybody = (0..self.replicas.len()).map(async |replica| {
             let mut connection = None;
             self.insist(replica, &mut connection, &[new], 1).await;
@@ -871,7 +1080,11 @@ impl World {
             }
             took
         });
-        join_all(everybody).await.into_iter().max().unwrap_or_default()
+        join_all(everybody)
+            .await
+            .into_iter()
+            .max()
+            .unwrap_or_default()
     }
 
     /// The client that has been there all the time asks until the key is valid.
@@ -879,27 +1092,53 @@ impl World {
         let (since, text) = (Instant::now(), self.keys.borrow()[key].text.clone());
         let (method, path) = ROUTE;
         let client = &self.replicas[replica].client;
-        while !client.verify(text.as_str()).method(method).path(path).await.is_ok_and(|said| said.is_valid()) {
-            assert!(since.elapsed() < RECOVERY, "the client of replica {replica} does not verify again");
+        while !client
+            .verify(text.as_str())
+            .method(method)
+            .path(path)
+            .await
+            .is_ok_and(|said| said.is_valid())
+        {
+            assert!(
+                since.elapsed() < RECOVERY,
+                "the client of replica {replica} does not verify again"
+            );
             sleep(Duration::from_millis(5)).await;
         }
     }
 
     /// Asks until there is an answer.
-    async fn insist(&self, replica: usize, connection: &mut Option<Connection>, keys: &[usize], valid: usize) {
+    async fn insist(
+        &self,
+        replica: usize,
+        connection: &mut Option<Connection>,
+        keys: &[usize],
+        valid: usize,
+    ) {
         let since = Instant::now();
         loop {
             match self.ask(replica, connection, keys, PATIENCE).await {
                 Some(found) => return assert_eq!(found, valid, "valid keys on replica {replica}"),
-                None => assert!(since.elapsed() < RECOVERY, "replica {replica} does not verify again"),
+                None => assert!(
+                    since.elapsed() < RECOVERY,
+                    "replica {replica} does not verify again"
+                ),
             }
             sleep(Duration::from_millis(5)).await;
         }
     }
 
     fn report(&self) -> String {
-        let Counts { verifications, valid, unavailable, unanswered, repeated, revocations, known_everywhere, .. } =
-            &self.counts;
+        let Counts {
+            verifications,
+            valid,
+            unavailable,
+            unanswered,
+            repeated,
+            revocations,
+            known_everywhere,
+            ..
+        } = &self.counts;
         let mut text = format!(
             "chaos: seed {}, {} replicas, {:.1?}\n  {} revocations, {} of them known to every replica, the slowest {:.1?}; \
              {} requests for changes repeated\n  {} verifications, {} of them valid; of the requests {} answered 503, {} \
@@ -916,7 +1155,14 @@ impl World {
             unavailable.get(),
             unanswered.get(),
         );
-        let Counts { far, far_hits, by_clients, subscriptions, silent, .. } = &self.counts;
+        let Counts {
+            far,
+            far_hits,
+            by_clients,
+            subscriptions,
+            silent,
+            ..
+        } = &self.counts;
         let _ = write!(
             text,
             " {} of the verifications by clients, {} by {} resource servers, {} from their own memory; {} of them fell silent\n ",
@@ -926,7 +1172,12 @@ impl World {
             far_hits.get(),
             silent.get(),
         );
-        let Counts { trees, descendants, stolen, .. } = &self.counts;
+        let Counts {
+            trees,
+            descendants,
+            stolen,
+            ..
+        } = &self.counts;
         let _ = write!(
             text,
             " {} revocations of keys with descendants, {} descendants, {} of them created during the revocation\n ",
@@ -959,7 +1210,10 @@ fn say(text: &str) {
 }
 
 async fn revocations_hold(plan: Plan, database: &Database, postgres: Option<&'static Postgres>) {
-    say(&format!("chaos: TOLLKEY_CHAOS_SEED={} repeats this schedule of faults", plan.seed));
+    say(&format!(
+        "chaos: TOLLKEY_CHAOS_SEED={} repeats this schedule of faults",
+        plan.seed
+    ));
     let world = World::start(plan, database, postgres).await;
     world.run().await;
     let right = |world: &World| {
@@ -970,7 +1224,10 @@ async fn revocations_hold(plan: Plan, database: &Database, postgres: Option<&'st
     world.is_over.set(false);
     let recovery = world.recovered().await;
     right(&world);
-    say(&format!("{}\n  recovered in {recovery:.1?}", world.report()));
+    say(&format!(
+        "{}\n  recovered in {recovery:.1?}",
+        world.report()
+    ));
     for replica in &world.replicas {
         let server = replica.server.take().expect("it runs");
         server.stop().await;
@@ -979,7 +1236,9 @@ async fn revocations_hold(plan: Plan, database: &Database, postgres: Option<&'st
 
 #[actix_web::test]
 async fn revocations_hold_whatever_happens_on_postgresql() {
-    let Some(postgres) = Postgres::private("") else { return };
+    let Some(postgres) = Postgres::private("") else {
+        return;
+    };
     let database = postgres.database();
     revocations_hold(Plan::at_least(3, 100, 1), &database, Some(postgres)).await;
 }

@@ -25,27 +25,53 @@ async fn help_names_every_command_and_setting() {
         "config",
         "dashboard-link",
     ] {
-        assert!(help.lines().any(|line| line.trim_start().starts_with(&format!("{command} "))), "{command}: {help}");
+        assert!(
+            help.lines()
+                .any(|line| line.trim_start().starts_with(&format!("{command} "))),
+            "{command}: {help}"
+        );
     }
     for setting in tollkey_server::config::SETTINGS {
         let Some(flag) = setting.flag else { continue };
-        assert!(help.contains(&format!("--{flag}")) && help.contains(setting.env), "{}: {help}", setting.env);
+        assert!(
+            help.contains(&format!("--{flag}")) && help.contains(setting.env),
+            "{}: {help}",
+            setting.env
+        );
     }
-    assert!(!help.contains("--jwt-hs256-secret "), "a secret has no flag: {help}");
-    for command in [&["audit", "verify", "--help"][..], &["service-key", "--help"], &["account", "set", "--help"]] {
+    assert!(
+        !help.contains("--jwt-hs256-secret "),
+        "a secret has no flag: {help}"
+    );
+    for command in [
+        &["audit", "verify", "--help"][..],
+        &["service-key", "--help"],
+        &["account", "set", "--help"],
+    ] {
         Tollkey::bare().answer(command).await;
     }
-    assert!(Tollkey::bare().answer(&["--version"]).await.starts_with("tollkey "));
+    assert!(
+        Tollkey::bare()
+            .answer(&["--version"])
+            .await
+            .starts_with("tollkey ")
+    );
 }
 
 #[actix_web::test]
 async fn what_is_unknown_is_refused() {
-    for arguments in
-        [&["--no-such-flag"][..], &["no-such-command"], &["account", "show"], &["token", "--role", "admin"]]
-    {
+    for arguments in [
+        &["--no-such-flag"][..],
+        &["no-such-command"],
+        &["account", "show"],
+        &["token", "--role", "admin"],
+    ] {
         let finished = Tollkey::bare().run(arguments).await;
         assert_eq!(finished.code, Some(2), "{finished}");
-        assert!(finished.stderr.contains("--help") && finished.stdout.is_empty(), "{finished}");
+        assert!(
+            finished.stderr.contains("--help") && finished.stdout.is_empty(),
+            "{finished}"
+        );
     }
     // A secret on a command line is refused without being repeated.
     let canary = "canary-".repeat(8);
@@ -64,14 +90,32 @@ async fn what_is_unknown_is_refused() {
 async fn openapi_is_the_document_in_the_repository() {
     let tollkey = Tollkey::bare();
     let document = tollkey.run(&["openapi"]).await;
-    assert!(document.success() && document.stderr.is_empty(), "{document}");
-    assert!(fs::read_dir(tollkey.directory()).expect("its directory").next().is_none(), "it opens no database");
+    assert!(
+        document.success() && document.stderr.is_empty(),
+        "{document}"
+    );
+    assert!(
+        fs::read_dir(tollkey.directory())
+            .expect("its directory")
+            .next()
+            .is_none(),
+        "it opens no database"
+    );
     let kept = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../openapi/tollkey.json");
     let kept = fs::read_to_string(kept).expect("the document");
-    assert!(document.stdout == kept, "openapi/tollkey.json is out of date; run `cargo xtask openapi`");
+    assert!(
+        document.stdout == kept,
+        "openapi/tollkey.json is out of date; run `cargo xtask openapi`"
+    );
 
     let server = Tollkey::development().serve().await;
-    assert!(server.get("/openapi.json").await.body.contains("\"openapi\""));
+    assert!(
+        server
+            .get("/openapi.json")
+            .await
+            .body
+            .contains("\"openapi\"")
+    );
 }
 
 #[actix_web::test]
@@ -80,21 +124,58 @@ async fn tokens_are_made_where_the_secret_is() {
     let server = tollkey.serve().await;
     let token = tollkey.answer(&["token", "--account", "acme"]).await;
     server.application(&token, "Web Store").await;
-    let other = tollkey.answer(&["token", "--account", "globex", "--subject", "user_7", "--ttl", "60"]).await;
+    let other = tollkey
+        .answer(&[
+            "token",
+            "--account",
+            "globex",
+            "--subject",
+            "user_7",
+            "--ttl",
+            "60",
+        ])
+        .await;
     let list = server.get("/applications").bearer(&other).await;
     assert_eq!(list.json()["totalItems"], 0, "{list}");
-    assert_eq!(server.get("/accounts/acme").bearer(&token).await.status, 403);
+    assert_eq!(
+        server.get("/accounts/acme").bearer(&token).await.status,
+        403
+    );
     let operator = tollkey.answer(&["token", "--role", "operator"]).await;
-    assert_eq!(server.get("/accounts/acme").bearer(&operator).await.status, 200);
-    assert_eq!(server.get("/applications?account=acme").bearer(&operator).await.json()["totalItems"], 1);
+    assert_eq!(
+        server.get("/accounts/acme").bearer(&operator).await.status,
+        200
+    );
+    assert_eq!(
+        server
+            .get("/applications?account=acme")
+            .bearer(&operator)
+            .await
+            .json()["totalItems"],
+        1
+    );
     let service = tollkey.answer(&["token", "--role", "service"]).await;
-    let verify = server.post("/verify", json!({"key": format!("ks_test_{}", "a".repeat(32))})).bearer(&service);
+    let verify = server
+        .post(
+            "/verify",
+            json!({"key": format!("ks_test_{}", "a".repeat(32))}),
+        )
+        .bearer(&service);
     assert_eq!(member(&verify.await, "code"), "unknown_key");
 
-    tollkey.run(&["token"]).await.refused(&["--account", "--role"]);
-    tollkey.run(&["token", "--account", "a b"]).await.refused(&["--account"]);
+    tollkey
+        .run(&["token"])
+        .await
+        .refused(&["--account", "--role"]);
+    tollkey
+        .run(&["token", "--account", "a b"])
+        .await
+        .refused(&["--account"]);
     for ttl in ["0", "-5", &i64::MAX.to_string()] {
-        tollkey.run(&["token", "--account", "acme", &format!("--ttl={ttl}")]).await.refused(&[]);
+        tollkey
+            .run(&["token", "--account", "acme", &format!("--ttl={ttl}")])
+            .await
+            .refused(&[]);
     }
 
     // The configured secret is the same everywhere.
@@ -103,7 +184,10 @@ async fn tokens_are_made_where_the_secret_is() {
     let database = Database::sqlite();
     let server = Tollkey::on(&database).serve().await;
     assert_eq!(server.get("/applications").bearer(&token).await.status, 200);
-    assert!(!configured.directory().join("tollkey.db").exists(), "a token needs no database");
+    assert!(
+        !configured.directory().join("tollkey.db").exists(),
+        "a token needs no database"
+    );
 }
 
 #[actix_web::test]
@@ -111,28 +195,74 @@ async fn service_keys_are_made_listed_and_revoked() {
     for database in backends() {
         let tollkey = Tollkey::on(&database);
         let server = tollkey.serve().await;
-        let made = tollkey.run(&["service-key", "create", "checkout gateway"]).await;
+        let made = tollkey
+            .run(&["service-key", "create", "checkout gateway"])
+            .await;
         assert!(made.success(), "{made}");
         let text = made.stdout.trim_end();
-        assert!(text.starts_with("tks_") && text.len() == 36 && made.stdout.lines().count() == 1, "{made}");
-        assert!(made.stderr.contains("checkout gateway") && !made.stderr.contains(text), "{made}");
+        assert!(
+            text.starts_with("tks_") && text.len() == 36 && made.stdout.lines().count() == 1,
+            "{made}"
+        );
+        assert!(
+            made.stderr.contains("checkout gateway") && !made.stderr.contains(text),
+            "{made}"
+        );
 
         let list = tollkey.answer(&["service-key", "list"]).await;
-        assert!(list.contains("checkout gateway") && list.contains(&text[32..]) && !list.contains(text), "{list}");
+        assert!(
+            list.contains("checkout gateway") && list.contains(&text[32..]) && !list.contains(text),
+            "{list}"
+        );
         let id = list.split_whitespace().next().expect("an id");
         assert!(made.stderr.contains(id), "{made}");
 
         let unknown = json!({"key": format!("ks_test_{}", "a".repeat(32))});
-        let ask = async || server.post("/verify", unknown.clone()).bearer(text).await.status;
-        assert_eq!((ask().await, ask().await), (200, 200), "the server remembers it now");
-        assert_eq!(tollkey.answer(&["service-key", "revoke", id]).await, format!("revoked {id}"));
-        assert_eq!(ask().await, 401, "the other process had said that it is revoked");
+        let ask = async || {
+            server
+                .post("/verify", unknown.clone())
+                .bearer(text)
+                .await
+                .status
+        };
+        assert_eq!(
+            (ask().await, ask().await),
+            (200, 200),
+            "the server remembers it now"
+        );
+        assert_eq!(
+            tollkey.answer(&["service-key", "revoke", id]).await,
+            format!("revoked {id}")
+        );
+        assert_eq!(
+            ask().await,
+            401,
+            "the other process had said that it is revoked"
+        );
         tollkey.answer(&["service-key", "revoke", id]).await;
-        assert!(tollkey.answer(&["service-key", "list"]).await.contains("revoked"));
+        assert!(
+            tollkey
+                .answer(&["service-key", "list"])
+                .await
+                .contains("revoked")
+        );
 
-        tollkey.run(&["service-key", "create", ""]).await.refused(&["the name"]);
-        tollkey.run(&["service-key", "revoke", "no-id"]).await.refused(&["tollkey: "]);
-        tollkey.run(&["service-key", "revoke", "0198c0de-0000-7000-8000-000000000001"]).await.refused(&["tollkey: "]);
+        tollkey
+            .run(&["service-key", "create", ""])
+            .await
+            .refused(&["the name"]);
+        tollkey
+            .run(&["service-key", "revoke", "no-id"])
+            .await
+            .refused(&["tollkey: "]);
+        tollkey
+            .run(&[
+                "service-key",
+                "revoke",
+                "0198c0de-0000-7000-8000-000000000001",
+            ])
+            .await
+            .refused(&["tollkey: "]);
     }
 }
 
@@ -142,18 +272,48 @@ async fn accounts_are_shown_and_set() {
         let tollkey = Tollkey::on(&database);
         let server = tollkey.serve().await;
         let show = ["account", "show", "acme"];
-        assert_eq!(tollkey.answer(&show).await, "acme  operating_model=primary_merchant");
+        assert_eq!(
+            tollkey.answer(&show).await,
+            "acme  operating_model=primary_merchant"
+        );
         let set = ["account", "set", "acme", "--operating-model", "ecosystem"];
-        assert_eq!(tollkey.answer(&set).await, "acme  operating_model=ecosystem");
-        assert_eq!(tollkey.answer(&set).await, "acme  operating_model=ecosystem");
-        assert_eq!(tollkey.answer(&show).await, "acme  operating_model=ecosystem");
+        assert_eq!(
+            tollkey.answer(&set).await,
+            "acme  operating_model=ecosystem"
+        );
+        assert_eq!(
+            tollkey.answer(&set).await,
+            "acme  operating_model=ecosystem"
+        );
+        assert_eq!(
+            tollkey.answer(&show).await,
+            "acme  operating_model=ecosystem"
+        );
         let account = server.get("/accounts/acme").bearer(&operator()).await;
         assert_eq!(member(&account, "operating_model"), "ecosystem");
-        let log = server.get("/audit-log").bearer(&merchant("acme")).await.json();
-        assert_eq!(log.as_array().map(Vec::len), Some(1), "one change, one entry: {log}");
-        assert_eq!((&log[0]["action"], &log[0]["actor"]["type"]), (&json!("account.updated"), &json!("cli")), "{log}");
-        tollkey.run(&["account", "show", "a b"]).await.refused(&["a b"]);
-        tollkey.run(&["account", "set", "acme", "--operating-model", "shop"]).await.refused(&["shop"]);
+        let log = server
+            .get("/audit-log")
+            .bearer(&merchant("acme"))
+            .await
+            .json();
+        assert_eq!(
+            log.as_array().map(Vec::len),
+            Some(1),
+            "one change, one entry: {log}"
+        );
+        assert_eq!(
+            (&log[0]["action"], &log[0]["actor"]["type"]),
+            (&json!("account.updated"), &json!("cli")),
+            "{log}"
+        );
+        tollkey
+            .run(&["account", "show", "a b"])
+            .await
+            .refused(&["a b"]);
+        tollkey
+            .run(&["account", "set", "acme", "--operating-model", "shop"])
+            .await
+            .refused(&["shop"]);
     }
 }
 
@@ -183,19 +343,37 @@ async fn an_intact_audit_log_is_reported_as_intact() {
         let server = tollkey.serve().await;
         let heads = two_logs(&tollkey, &server).await;
         assert_eq!(heads.len(), 2);
-        let report = tollkey.answer(&["audit", "verify", "--head", &heads[0], "--head", &heads[1]]).await;
-        let expected =
-            ["acme", "globex"].iter().zip(&heads).map(|(account, head)| format!("{account}  4 entries  head {head}\n"));
+        let report = tollkey
+            .answer(&["audit", "verify", "--head", &heads[0], "--head", &heads[1]])
+            .await;
+        let expected = ["acme", "globex"]
+            .iter()
+            .zip(&heads)
+            .map(|(account, head)| format!("{account}  4 entries  head {head}\n"));
         let end = "the audit log is intact (entries checked: 8, accounts: 2)";
         assert_eq!(report, format!("{}{end}", expected.collect::<String>()));
-        tollkey.run(&["audit", "verify", "--account", "acmee"]).await.refused(&["account acmee has no audit log"]);
+        tollkey
+            .run(&["audit", "verify", "--account", "acmee"])
+            .await
+            .refused(&["account acmee has no audit log"]);
         // A head stays good while the log grows, and can be one account's.
         server.application(&merchant("acme"), "Second Store").await;
-        let report = tollkey.answer(&["audit", "verify", "--account", "acme", "--head", &heads[0]]).await;
-        assert!(report.starts_with("acme  5 entries") && !report.contains("globex"), "{report}");
+        let report = tollkey
+            .answer(&["audit", "verify", "--account", "acme", "--head", &heads[0]])
+            .await;
+        assert!(
+            report.starts_with("acme  5 entries") && !report.contains("globex"),
+            "{report}"
+        );
 
-        tollkey.run(&["audit", "verify", "--head", "abc"]).await.refused(&["--head"]);
-        tollkey.run(&["audit", "verify", "--head", &"0".repeat(64)]).await.refused(&["no entry has the hash"]);
+        tollkey
+            .run(&["audit", "verify", "--head", "abc"])
+            .await
+            .refused(&["--head"]);
+        tollkey
+            .run(&["audit", "verify", "--head", &"0".repeat(64)])
+            .await
+            .refused(&["no entry has the hash"]);
     }
 }
 
@@ -208,7 +386,11 @@ async fn commands_create_no_database_and_name_its_path() {
         &["account", "set", "acme", "--operating-model", "ecosystem"],
         &["service-key", "create", "gateway"],
         &["service-key", "list"],
-        &["service-key", "revoke", "0198c0de-0000-7000-8000-000000000001"],
+        &[
+            "service-key",
+            "revoke",
+            "0198c0de-0000-7000-8000-000000000001",
+        ],
         &["session", "end", "--all"],
         &["token", "--account", "acme"],
         &["token", "--role", "operator"],
@@ -216,28 +398,63 @@ async fn commands_create_no_database_and_name_its_path() {
     for command in commands {
         let tollkey = Tollkey::bare();
         let path = tollkey.directory().join("tollkey.db");
-        let shown = path.canonicalize().unwrap_or_else(|_| path.clone()).display().to_string();
+        let shown = path
+            .canonicalize()
+            .unwrap_or_else(|_| path.clone())
+            .display()
+            .to_string();
         let finished = tollkey.run(command).await;
         finished.refused(&["there is no SQLite database", &shown, "DATABASE_URL"]);
         assert_eq!(finished.stdout, "", "{command:?}");
-        assert_eq!(fs::read_dir(tollkey.directory()).expect("its directory").count(), 0, "{command:?} creates nothing");
-        tollkey.run(&[command, &["--database-url", "sqlite://:memory:"]].concat()).await.refused(&["in memory"]);
+        assert_eq!(
+            fs::read_dir(tollkey.directory())
+                .expect("its directory")
+                .count(),
+            0,
+            "{command:?} creates nothing"
+        );
+        tollkey
+            .run(&[command, &["--database-url", "sqlite://:memory:"]].concat())
+            .await
+            .refused(&["in memory"]);
         if command[0] == "token" {
             fs::write(&path, "").expect("a file");
-            tollkey.run(command).await.refused(&["development secret", ".jwt-secret", "tollkey serve"]);
-            assert_eq!(fs::read_dir(tollkey.directory()).expect("its directory").count(), 1, "no secret is created");
+            tollkey.run(command).await.refused(&[
+                "development secret",
+                ".jwt-secret",
+                "tollkey serve",
+            ]);
+            assert_eq!(
+                fs::read_dir(tollkey.directory())
+                    .expect("its directory")
+                    .count(),
+                1,
+                "no secret is created"
+            );
             continue;
         }
         // Neither is a file that is no database made into one, nor an older one migrated.
-        for (content, words) in [("", "is empty"), ("some text that is longer than a header", "not a SQLite database")]
-        {
+        for (content, words) in [
+            ("", "is empty"),
+            (
+                "some text that is longer than a header",
+                "not a SQLite database",
+            ),
+        ] {
             fs::write(&path, content).expect("a file");
             tollkey.run(command).await.refused(&[&shown, words]);
-            assert_eq!(fs::read_to_string(&path).expect("the file"), content, "{command:?}");
+            assert_eq!(
+                fs::read_to_string(&path).expect("the file"),
+                content,
+                "{command:?}"
+            );
         }
         fs::remove_file(&path).expect("it is removed");
         fs::create_dir(&path).expect("a directory");
-        tollkey.run(command).await.refused(&[&shown, "Is a directory (os error 21)"]);
+        tollkey
+            .run(command)
+            .await
+            .refused(&[&shown, "Is a directory (os error 21)"]);
 
         let database = Database::sqlite();
         drop(database.store());
@@ -252,14 +469,27 @@ async fn commands_name_their_database_and_what_they_did() {
     for database in backends() {
         let tollkey = Tollkey::on(&database).without("TOLLKEY_MIGRATE");
         let target = match database.directory() {
-            Some(directory) => format!("database: SQLite database {}", directory.join("tollkey.db").display()),
+            Some(directory) => format!(
+                "database: SQLite database {}",
+                directory.join("tollkey.db").display()
+            ),
             None => "database: PostgreSQL database t".to_owned(),
         };
         let migrated = tollkey.run(&["migrate"]).await;
-        assert!(migrated.success() && migrated.stderr.contains(&target), "{migrated}");
-        let applied = migrated.stdout.lines().filter(|line| line.starts_with("applied 2026")).count();
+        assert!(
+            migrated.success() && migrated.stderr.contains(&target),
+            "{migrated}"
+        );
+        let applied = migrated
+            .stdout
+            .lines()
+            .filter(|line| line.starts_with("applied 2026"))
+            .count();
         assert_eq!(applied, 7, "{migrated}");
-        assert_eq!(tollkey.answer(&["migrate"]).await, "the schema was already up to date");
+        assert_eq!(
+            tollkey.answer(&["migrate"]).await,
+            "the schema was already up to date"
+        );
         for command in [
             &["migrate"][..],
             &["audit", "verify"],
@@ -268,12 +498,27 @@ async fn commands_name_their_database_and_what_they_did() {
             &["session", "end", "--all"],
         ] {
             let finished = tollkey.run(command).await;
-            assert!(finished.success() && finished.stderr.contains(&target), "{command:?}: {finished}");
-            assert!(!finished.stdout.contains("database:"), "{command:?}: {finished}");
+            assert!(
+                finished.success() && finished.stderr.contains(&target),
+                "{command:?}: {finished}"
+            );
+            assert!(
+                !finished.stdout.contains("database:"),
+                "{command:?}: {finished}"
+            );
         }
         let token = tollkey.run(&["token", "--account", "acme"]).await;
-        assert!(token.success() && token.stderr.contains("signed with TOLLKEY_JWT_HS256_SECRET"), "{token}");
-        assert!(token.stdout.starts_with("ey") && token.stdout.lines().count() == 1, "{token}");
+        assert!(
+            token.success()
+                && token
+                    .stderr
+                    .contains("signed with TOLLKEY_JWT_HS256_SECRET"),
+            "{token}"
+        );
+        assert!(
+            token.stdout.starts_with("ey") && token.stdout.lines().count() == 1,
+            "{token}"
+        );
     }
 }
 
@@ -281,8 +526,16 @@ async fn commands_name_their_database_and_what_they_did() {
 async fn without_reader(tollkey: &Tollkey, arguments: &[&str]) -> std::process::Output {
     let (reader, writer) = std::io::pipe().expect("a pipe");
     drop(reader);
-    let child = tollkey.command(arguments).stdout(writer).stderr(std::process::Stdio::piped()).spawn();
-    child.expect("it starts").wait_with_output().await.expect("it ends")
+    let child = tollkey
+        .command(arguments)
+        .stdout(writer)
+        .stderr(std::process::Stdio::piped())
+        .spawn();
+    child
+        .expect("it starts")
+        .wait_with_output()
+        .await
+        .expect("it ends")
 }
 
 #[actix_web::test]
@@ -308,14 +561,28 @@ async fn output_without_a_reader_is_no_panic() {
         assert_eq!(output.status.success(), succeeds, "{arguments:?}: {stderr}");
         assert!(!stderr.contains("panicked"), "{arguments:?}: {stderr}");
         if !succeeds {
-            assert!(stderr.contains("was created and is lost; revoke it"), "{stderr}");
+            assert!(
+                stderr.contains("was created and is lost; revoke it"),
+                "{stderr}"
+            );
         }
     }
     // What cannot be written for another reason is an error.
     if let Ok(full) = fs::File::options().write(true).open("/dev/full") {
-        let child = tollkey.command(&["openapi"]).stdout(full).stderr(std::process::Stdio::piped()).spawn();
-        let output = child.expect("it starts").wait_with_output().await.expect("it ends");
-        assert!(!output.status.success() && String::from_utf8_lossy(&output.stderr).contains("cannot write to stdout"));
+        let child = tollkey
+            .command(&["openapi"])
+            .stdout(full)
+            .stderr(std::process::Stdio::piped())
+            .spawn();
+        let output = child
+            .expect("it starts")
+            .wait_with_output()
+            .await
+            .expect("it ends");
+        assert!(
+            !output.status.success()
+                && String::from_utf8_lossy(&output.stderr).contains("cannot write to stdout")
+        );
     }
 }
 
@@ -350,47 +617,80 @@ async fn no_command_prints_the_database_password() {
         "sqlite://no/such/directory/tollkey.db?key=canary",
     ];
     let with = |tollkey: Tollkey| {
-        let tollkey = tollkey.with("TOLLKEY_JWT_HS256_SECRET", SECRET).with("TOLLKEY_LOG", "trace");
-        tollkey.with("TOLLKEY_DATABASE_WAIT_SECONDS", "0").with("RUST_BACKTRACE", "1")
+        let tollkey = tollkey
+            .with("TOLLKEY_JWT_HS256_SECRET", SECRET)
+            .with("TOLLKEY_LOG", "trace");
+        tollkey
+            .with("TOLLKEY_DATABASE_WAIT_SECONDS", "0")
+            .with("RUST_BACKTRACE", "1")
     };
     let silent = |finished: &crate::binary::Finished, what: &str| {
         finished.refused(&[]);
-        assert!(!finished.to_string().contains(password), "{what}: {finished}");
+        assert!(
+            !finished.to_string().contains(password),
+            "{what}: {finished}"
+        );
     };
     for url in urls {
         let tollkey = with(Tollkey::bare()).with("DATABASE_URL", url);
-        for command in [&["serve"][..], &["migrate"], &["audit", "verify"], &["service-key", "create", "x"]] {
+        for command in [
+            &["serve"][..],
+            &["migrate"],
+            &["audit", "verify"],
+            &["service-key", "create", "x"],
+        ] {
             silent(&tollkey.run(command).await, url);
         }
         // On the command line: as the flag, with a mistake in its name, or without one.
         let bare = with(Tollkey::bare());
         let flag = format!("--database-url={url}");
         let misspelled = format!("--database-uri={url}");
-        for arguments in [&[flag.as_str()][..], &["migrate", &flag], &[&misspelled], &[url], &["migrate", url]] {
+        for arguments in [
+            &[flag.as_str()][..],
+            &["migrate", &flag],
+            &[&misspelled],
+            &[url],
+            &["migrate", url],
+        ] {
             silent(&bare.run(arguments).await, url);
         }
         // In the configuration file, also as a line of an environment file.
-        for content in [format!("database_url = \"{url}\"\n"), format!("DATABASE_URL={url}\n"), format!("{url}\n")] {
+        for content in [
+            format!("database_url = \"{url}\"\n"),
+            format!("DATABASE_URL={url}\n"),
+            format!("{url}\n"),
+        ] {
             let tollkey = with(Tollkey::bare());
             fs::write(tollkey.directory().join("tollkey.toml"), content).expect("a file");
             silent(&tollkey.run(&["migrate"]).await, url);
         }
     }
-    let at =
-        with(Tollkey::bare()).with("DATABASE_URL", "postgres://shop:can@ary@db.example/keys").run(&["migrate"]).await;
-    assert!(at.refused(&["DATABASE_URL", "%40"]).contains('@') && !at.stderr.contains("TLS"), "{at}");
+    let at = with(Tollkey::bare())
+        .with("DATABASE_URL", "postgres://shop:can@ary@db.example/keys")
+        .run(&["migrate"])
+        .await;
+    assert!(
+        at.refused(&["DATABASE_URL", "%40"]).contains('@') && !at.stderr.contains("TLS"),
+        "{at}"
+    );
     // A key or a token where none belongs is not repeated either.
     let key = format!("tks_{}", "EXAMPLE".repeat(5)[..32].to_owned());
-    for arguments in
-        [&["account", "show", "a b", &key][..], &[&key], &["token", "--role", &key], &["--listen", "x", &key]]
-    {
+    for arguments in [
+        &["account", "show", "a b", &key][..],
+        &[&key],
+        &["token", "--role", &key],
+        &["--listen", "x", &key],
+    ] {
         let finished = Tollkey::bare().run(arguments).await;
         finished.refused(&[]);
         assert!(!finished.stderr.contains(&key), "{finished}");
     }
     let pasted = with(Tollkey::bare())
         .without("TOLLKEY_JWT_HS256_SECRET")
-        .with("TOLLKEY_JWT_PUBLIC_KEY_FILE", "-----BEGIN PRIVATE KEY-----\ncanary\n-----END PRIVATE KEY-----")
+        .with(
+            "TOLLKEY_JWT_PUBLIC_KEY_FILE",
+            "-----BEGIN PRIVATE KEY-----\ncanary\n-----END PRIVATE KEY-----",
+        )
         .with("TOLLKEY_JWT_ISSUER", "i")
         .with("TOLLKEY_JWT_AUDIENCE", "a")
         .run(&["serve"])
@@ -404,7 +704,8 @@ async fn what_was_done_to_an_audit_log_is_found() {
     // Reads as the same value, but says something else to whoever takes the first of two.
     let twice = "UPDATE audit_log SET changes = '{\"name\":\"evil\",' || substr(changes, 2) \
                  WHERE account_id = 'acme' AND seq = 2";
-    let unreadable = "UPDATE audit_log SET action = 'api_key.borrowed' WHERE account_id = 'acme' AND seq = 2";
+    let unreadable =
+        "UPDATE audit_log SET action = 'api_key.borrowed' WHERE account_id = 'acme' AND seq = 2";
     let headless = "DELETE FROM audit_heads WHERE account_id = 'acme'";
     let gap = "DELETE FROM audit_log WHERE account_id = 'acme' AND seq = 2";
     let cut = "DELETE FROM audit_log WHERE account_id = 'acme' AND seq = 4";
@@ -422,15 +723,39 @@ async fn what_was_done_to_an_audit_log_is_found() {
                     WHERE account_id = 'acme' AND seq = 4";
     for (what, sql, words) in [
         ("an edit", edit, "entry 2 of account acme was changed"),
-        ("a member twice", twice, "entry 2 of account acme was changed"),
-        ("an unreadable action", unreadable, "entry 2 of account acme was changed"),
-        ("no head", headless, "the log of account acme ends at entry 4, not at 0"),
+        (
+            "a member twice",
+            twice,
+            "entry 2 of account acme was changed",
+        ),
+        (
+            "an unreadable action",
+            unreadable,
+            "entry 2 of account acme was changed",
+        ),
+        (
+            "no head",
+            headless,
+            "the log of account acme ends at entry 4, not at 0",
+        ),
         ("a gap", gap, "entry 2 of account acme is missing"),
-        ("a cut", cut, "the log of account acme ends at entry 3, not at 4"),
-        ("a closed gap", closed, "entry 3 of account acme was changed"),
+        (
+            "a cut",
+            cut,
+            "the log of account acme ends at entry 3, not at 4",
+        ),
+        (
+            "a closed gap",
+            closed,
+            "entry 3 of account acme was changed",
+        ),
         ("a swap", swapped, "entry 2 of account acme was changed"),
         ("a move", moved, "entry 1 of account initech was changed"),
-        ("an insertion", inserted, "entry 5 of account acme was changed"),
+        (
+            "an insertion",
+            inserted,
+            "entry 5 of account acme was changed",
+        ),
     ] {
         for database in backends() {
             let tollkey = Tollkey::on(&database);
@@ -442,11 +767,24 @@ async fn what_was_done_to_an_audit_log_is_found() {
             assert_eq!(finished.code, Some(1), "{what}: {finished}");
             assert!(finished.stderr.contains(words), "{what}: {finished}");
             assert!(!finished.stdout.contains("intact"), "{what}: {finished}");
-            assert!(finished.stderr.contains("the audit log is not intact (faults: "), "{what}: {finished}");
-            assert!(finished.stdout.contains("globex  4 entries"), "the other account is looked at: {finished}");
-            assert!(!finished.stderr.contains("globex"), "nothing is said against it: {finished}");
+            assert!(
+                finished
+                    .stderr
+                    .contains("the audit log is not intact (faults: "),
+                "{what}: {finished}"
+            );
+            assert!(
+                finished.stdout.contains("globex  4 entries"),
+                "the other account is looked at: {finished}"
+            );
+            assert!(
+                !finished.stderr.contains("globex"),
+                "nothing is said against it: {finished}"
+            );
             if what != "a move" {
-                tollkey.answer(&["audit", "verify", "--account", "globex"]).await;
+                tollkey
+                    .answer(&["audit", "verify", "--account", "globex"])
+                    .await;
             }
         }
     }
@@ -469,10 +807,18 @@ async fn a_kept_head_finds_what_the_database_cannot_tell() {
                 tollkey.run(&["audit", "verify"]).await.success(),
                 "{what}: nothing in the database contradicts it"
             );
-            let finished = tollkey.run(&["audit", "verify", "--head", &heads[0], "--head", &heads[1]]).await;
+            let finished = tollkey
+                .run(&["audit", "verify", "--head", &heads[0], "--head", &heads[1]])
+                .await;
             assert_eq!(finished.code, Some(1), "{what}: {finished}");
-            let words = format!("no entry has the hash {}: a log was cut off or rewritten", heads[0]);
-            assert!(finished.stderr.contains(&words) && !finished.stderr.contains(&heads[1]), "{what}: {finished}");
+            let words = format!(
+                "no entry has the hash {}: a log was cut off or rewritten",
+                heads[0]
+            );
+            assert!(
+                finished.stderr.contains(&words) && !finished.stderr.contains(&heads[1]),
+                "{what}: {finished}"
+            );
         }
     }
 }
@@ -483,17 +829,20 @@ async fn healthcheck_asks_the_server() {
     let server = tollkey.serve().await;
     let listen = server.address.to_string();
     let url = format!("http://{listen}/readyz");
-    assert_eq!(tollkey.answer(&["healthcheck", "--listen", &listen]).await, format!("ready: {url}"));
+    assert_eq!(
+        tollkey.answer(&["healthcheck", "--listen", &listen]).await,
+        format!("ready: {url}")
+    );
     let unspecified = format!("0.0.0.0:{}", server.address.port());
-    let answer = Tollkey::bare().answer(&["healthcheck", "--listen", &unspecified]).await;
+    let answer = Tollkey::bare()
+        .answer(&["healthcheck", "--listen", &unspecified])
+        .await;
     assert_eq!(answer, format!("ready: {url}"));
     server.stop().await;
-    tollkey.run(&["healthcheck", "--listen", &listen]).await.refused(&[
-        "no HTTP response",
-        &url,
-        "refused",
-        "--listen",
-    ]);
+    tollkey
+        .run(&["healthcheck", "--listen", &listen])
+        .await
+        .refused(&["no HTTP response", &url, "refused", "--listen"]);
     tollkey.run(&["healthcheck"]).await.refused(&["--listen"]);
 }
 
@@ -503,9 +852,17 @@ async fn healthcheck_fails_when_the_server_is_not_ready() {
     let tollkey = Tollkey::on(&database);
     let server = tollkey.serve().await;
     database.sql("DELETE FROM __diesel_schema_migrations WHERE version = '20261121200000'");
-    let finished = tollkey.run(&["healthcheck", "--listen", &server.address.to_string()]).await;
-    let expected = format!("not ready: http://{}/readyz responds with status 503;", server.address);
-    assert!(finished.code == Some(1) && finished.stdout.starts_with(&expected), "{finished}");
+    let finished = tollkey
+        .run(&["healthcheck", "--listen", &server.address.to_string()])
+        .await;
+    let expected = format!(
+        "not ready: http://{}/readyz responds with status 503;",
+        server.address
+    );
+    assert!(
+        finished.code == Some(1) && finished.stdout.starts_with(&expected),
+        "{finished}"
+    );
 }
 
 #[actix_web::test]
@@ -524,12 +881,29 @@ async fn settings_that_cannot_be_are_one_sentence() {
     };
     let both = bare().with("TOLLKEY_JWT_HS256_SECRET", &secret);
     let file = path(&both, "secret", &secret);
-    let pem = bare().with("TOLLKEY_JWT_HS256_SECRET", &secret).with("TOLLKEY_JWT_PUBLIC_KEY_FILE", "key.pem");
+    let pem = bare()
+        .with("TOLLKEY_JWT_HS256_SECRET", &secret)
+        .with("TOLLKEY_JWT_PUBLIC_KEY_FILE", "key.pem");
     let cases: Vec<(Tollkey, &[&str])> = vec![
-        (bare().with("TOLLKEY_LOG", ""), &["TOLLKEY_LOG (environment)", "must not be empty"]),
-        (bare().with("TOLLKEY_JWT_HS256_SECRET", ""), &["TOLLKEY_JWT_HS256_SECRET (environment)", "must not be empty"]),
-        (bare().with("DATABASE_URL", " "), &["DATABASE_URL (environment)", "must not be empty"]),
-        (bare().with("TOLLKEY_JWT_HS256_SECRET", &secret[..31]), &["TOLLKEY_JWT_HS256_SECRET", "at least 32 bytes"]),
+        (
+            bare().with("TOLLKEY_LOG", ""),
+            &["TOLLKEY_LOG (environment)", "must not be empty"],
+        ),
+        (
+            bare().with("TOLLKEY_JWT_HS256_SECRET", ""),
+            &[
+                "TOLLKEY_JWT_HS256_SECRET (environment)",
+                "must not be empty",
+            ],
+        ),
+        (
+            bare().with("DATABASE_URL", " "),
+            &["DATABASE_URL (environment)", "must not be empty"],
+        ),
+        (
+            bare().with("TOLLKEY_JWT_HS256_SECRET", &secret[..31]),
+            &["TOLLKEY_JWT_HS256_SECRET", "at least 32 bytes"],
+        ),
         (
             both.with("TOLLKEY_JWT_HS256_SECRET_FILE", &file),
             &[
@@ -538,58 +912,131 @@ async fn settings_that_cannot_be_are_one_sentence() {
                 "exclude each other",
             ],
         ),
-        (pem, &["TOLLKEY_JWT_HS256_SECRET", "TOLLKEY_JWT_PUBLIC_KEY_FILE", "exclude each other"]),
+        (
+            pem,
+            &[
+                "TOLLKEY_JWT_HS256_SECRET",
+                "TOLLKEY_JWT_PUBLIC_KEY_FILE",
+                "exclude each other",
+            ],
+        ),
         (
             bare()
                 .with("TOLLKEY_JWT_PUBLIC_KEY_FILE", "a.pem")
                 .with("TOLLKEY_JWT_JWKS_URL", "https://id.example.com/jwks"),
-            &["TOLLKEY_JWT_PUBLIC_KEY_FILE", "TOLLKEY_JWT_JWKS_URL", "exclude each other"],
+            &[
+                "TOLLKEY_JWT_PUBLIC_KEY_FILE",
+                "TOLLKEY_JWT_JWKS_URL",
+                "exclude each other",
+            ],
         ),
-        (bare().with("TOLLKEY_JWT_PUBLIC_KEY_FILE", "a.pem"), &["TOLLKEY_JWT_ISSUER must be set"]),
+        (
+            bare().with("TOLLKEY_JWT_PUBLIC_KEY_FILE", "a.pem"),
+            &["TOLLKEY_JWT_ISSUER must be set"],
+        ),
         (
             bare().with("TOLLKEY_JWT_HS256_SECRET_FILE", "nowhere"),
             &["TOLLKEY_JWT_HS256_SECRET_FILE", "cannot read the file"],
         ),
-        (bare().with("TOLLKEY_WORKERS", "many"), &["TOLLKEY_WORKERS", "whole number"]),
-        (bare().with("TOLLKEY_LISTEN", "here"), &["TOLLKEY_LISTEN", "an address and a port"]),
-        (bare().with("TOLLKEY_LOG_FORMAT", "xml"), &["TOLLKEY_LOG_FORMAT", "pretty or json"]),
-        (bare().with("TOLLKEY_CONFIG", "nowhere.toml"), &["TOLLKEY_CONFIG", "cannot read the file"]),
-        (bare().with("DATABASE_URL", &format!("mysql://root:{secret}@db/keys")), &["DATABASE_URL", "postgres://"]),
-        (bare().with("DATABASE_URL", &format!("sqlite://keys.db?key={secret}")), &["DATABASE_URL", "must name a file"]),
+        (
+            bare().with("TOLLKEY_WORKERS", "many"),
+            &["TOLLKEY_WORKERS", "whole number"],
+        ),
+        (
+            bare().with("TOLLKEY_LISTEN", "here"),
+            &["TOLLKEY_LISTEN", "an address and a port"],
+        ),
+        (
+            bare().with("TOLLKEY_LOG_FORMAT", "xml"),
+            &["TOLLKEY_LOG_FORMAT", "pretty or json"],
+        ),
+        (
+            bare().with("TOLLKEY_CONFIG", "nowhere.toml"),
+            &["TOLLKEY_CONFIG", "cannot read the file"],
+        ),
+        (
+            bare().with("DATABASE_URL", &format!("mysql://root:{secret}@db/keys")),
+            &["DATABASE_URL", "postgres://"],
+        ),
+        (
+            bare().with("DATABASE_URL", &format!("sqlite://keys.db?key={secret}")),
+            &["DATABASE_URL", "must name a file"],
+        ),
         (
             bare()
-                .with("DATABASE_URL", &format!("postgres://u:{secret}@db.example.com/keys"))
+                .with(
+                    "DATABASE_URL",
+                    &format!("postgres://u:{secret}@db.example.com/keys"),
+                )
                 .with("TOLLKEY_JWT_HS256_SECRET", SECRET),
             &["TLS", "pg-tls"],
         ),
         (
             bare()
-                .with("DATABASE_URL", &format!("postgres://u:{secret}@127.0.0.1:1/keys"))
+                .with(
+                    "DATABASE_URL",
+                    &format!("postgres://u:{secret}@127.0.0.1:1/keys"),
+                )
                 .with("TOLLKEY_DATABASE_WAIT_SECONDS", "0")
                 .with("TOLLKEY_JWT_HS256_SECRET", SECRET),
             &["cannot connect to the PostgreSQL database keys at 127.0.0.1:1"],
         ),
         (
             with_file(&format!("jwt_secret = \"{secret}\"\n")),
-            &["tollkey.toml", "unknown field \"jwt_secret\"", "did you mean"],
+            &[
+                "tollkey.toml",
+                "unknown field \"jwt_secret\"",
+                "did you mean",
+            ],
         ),
-        (with_file(&format!("listen = \"127.0.0.1:0\"\njwt_hs256_secret = \"{secret}\n")), &["tollkey.toml", "line 2"]),
-        (with_file(&format!("jwt_hs256_secret = {secret}\n")), &["tollkey.toml", "line 1"]),
-        (with_file(&format!("workers = \"{secret}\"\n")), &["TOLLKEY_WORKERS", "must be an integer"]),
-        (with_file("jwt_hs256_secret = \"\"\n"), &["TOLLKEY_JWT_HS256_SECRET", "tollkey.toml", "must not be empty"]),
+        (
+            with_file(&format!(
+                "listen = \"127.0.0.1:0\"\njwt_hs256_secret = \"{secret}\n"
+            )),
+            &["tollkey.toml", "line 2"],
+        ),
+        (
+            with_file(&format!("jwt_hs256_secret = {secret}\n")),
+            &["tollkey.toml", "line 1"],
+        ),
+        (
+            with_file(&format!("workers = \"{secret}\"\n")),
+            &["TOLLKEY_WORKERS", "must be an integer"],
+        ),
+        (
+            with_file("jwt_hs256_secret = \"\"\n"),
+            &[
+                "TOLLKEY_JWT_HS256_SECRET",
+                "tollkey.toml",
+                "must not be empty",
+            ],
+        ),
         (
             with_file(&format!("jwt_hs256_secret = \"{secret}\"\n"))
                 .with("TOLLKEY_JWT_JWKS_URL", "https://id.example.com/jwks"),
-            &["TOLLKEY_JWT_HS256_SECRET", "tollkey.toml", "TOLLKEY_JWT_JWKS_URL (environment)", "exclude each other"],
+            &[
+                "TOLLKEY_JWT_HS256_SECRET",
+                "tollkey.toml",
+                "TOLLKEY_JWT_JWKS_URL (environment)",
+                "exclude each other",
+            ],
         ),
     ];
     for (tollkey, words) in cases {
         let tollkey = tollkey.with("RUST_BACKTRACE", "1");
         let finished = tollkey.start(&[]).await.err().expect("it does not start");
         finished.refused(words);
-        assert_eq!((finished.code, finished.stdout.as_str()), (Some(1), ""), "{finished}");
+        assert_eq!(
+            (finished.code, finished.stdout.as_str()),
+            (Some(1), ""),
+            "{finished}"
+        );
         assert!(!finished.stderr.contains("canary"), "{finished}");
-        let sentence = finished.stderr.lines().filter(|line| line.starts_with("tollkey: ")).count();
+        let sentence = finished
+            .stderr
+            .lines()
+            .filter(|line| line.starts_with("tollkey: "))
+            .count();
         assert_eq!(sentence, 1, "{finished}");
         assert!(!finished.stderr.contains("backtrace"), "{finished}");
     }
@@ -597,19 +1044,39 @@ async fn settings_that_cannot_be_are_one_sentence() {
 
 #[actix_web::test]
 async fn unknown_variable_is_a_warning_and_ends_development_mode() {
-    for (name, nearest) in
-        [("TOLLKEY_JWT_HS256_SECRT", "TOLLKEY_JWT_HS256_SECRET"), ("TOLLKEY_LISTN", "TOLLKEY_LISTEN")]
-    {
+    for (name, nearest) in [
+        ("TOLLKEY_JWT_HS256_SECRT", "TOLLKEY_JWT_HS256_SECRET"),
+        ("TOLLKEY_LISTN", "TOLLKEY_LISTEN"),
+    ] {
         let development = Tollkey::development().with(name, "canary");
-        let finished = development.start(&[]).await.err().expect("it does not start");
+        let finished = development
+            .start(&[])
+            .await
+            .err()
+            .expect("it does not start");
         finished.refused(&["development mode does not start", name, nearest]);
         assert!(!finished.stderr.contains("canary"), "{finished}");
-        assert_eq!(fs::read_dir(development.directory()).expect("its directory").count(), 0, "nothing is created");
+        assert_eq!(
+            fs::read_dir(development.directory())
+                .expect("its directory")
+                .count(),
+            0,
+            "nothing is created"
+        );
 
-        let server = Tollkey::on(&Database::sqlite()).with(name, "canary").serve().await;
+        let server = Tollkey::on(&Database::sqlite())
+            .with(name, "canary")
+            .serve()
+            .await;
         let log = server.stop().await.stderr;
-        let line = log.lines().find(|line| line.contains("unknown environment variable")).expect("a warning");
-        assert!(line.contains("WARN") && line.contains(name) && line.contains(nearest), "{line}");
+        let line = log
+            .lines()
+            .find(|line| line.contains("unknown environment variable"))
+            .expect("a warning");
+        assert!(
+            line.contains("WARN") && line.contains(name) && line.contains(nearest),
+            "{line}"
+        );
         assert!(!log.contains("canary"), "{log}");
     }
     // Those of Kubernetes, of the client and of tests are known.
@@ -621,7 +1088,13 @@ async fn unknown_variable_is_a_warning_and_ends_development_mode() {
         .with("TOLLKEY_TEST_X", "1")
         .serve()
         .await;
-    assert!(!server.stop().await.stderr.contains("unknown environment variable"));
+    assert!(
+        !server
+            .stop()
+            .await
+            .stderr
+            .contains("unknown environment variable")
+    );
 }
 
 #[actix_web::test]
@@ -641,21 +1114,39 @@ async fn config_check_prints_settings_and_checks_the_database() {
         let report = json(&finished);
         let setting = |name: &str| {
             let all = report["settings"].as_array().expect("settings");
-            all.iter().find(|it| it["name"] == name).unwrap_or_else(|| panic!("{name}")).clone()
+            all.iter()
+                .find(|it| it["name"] == name)
+                .unwrap_or_else(|| panic!("{name}"))
+                .clone()
         };
         let secret = setting("TOLLKEY_JWT_HS256_SECRET");
-        assert_eq!((&secret["value"], &secret["source"]), (&json!("(hidden)"), &json!("environment")));
+        assert_eq!(
+            (&secret["value"], &secret["source"]),
+            (&json!("(hidden)"), &json!("environment"))
+        );
         assert_eq!(setting("TOLLKEY_LOG")["source"], "default");
         assert_eq!(report["checks"][0]["ok"], true, "{report}");
         assert!(
-            report["warnings"][0].as_str().expect("a warning").contains("did you mean TOLLKEY_LISTEN?"),
+            report["warnings"][0]
+                .as_str()
+                .expect("a warning")
+                .contains("did you mean TOLLKEY_LISTEN?"),
             "{report}"
         );
-        assert!(!finished.stdout.contains(SECRET) && !finished.stdout.contains("canary"), "{finished}");
+        assert!(
+            !finished.stdout.contains(SECRET) && !finished.stdout.contains("canary"),
+            "{finished}"
+        );
 
         let text = tollkey.answer(&["config", "check", "--log", "warn"]).await;
-        assert!(text.contains("TOLLKEY_LOG") && text.contains("warn  (flag --log)"), "{text}");
-        assert!(text.contains("database: ok: ") && !text.contains(SECRET), "{text}");
+        assert!(
+            text.contains("TOLLKEY_LOG") && text.contains("warn  (flag --log)"),
+            "{text}"
+        );
+        assert!(
+            text.contains("database: ok: ") && !text.contains(SECRET),
+            "{text}"
+        );
     }
 }
 
@@ -664,22 +1155,45 @@ async fn config_check_fails_for_what_does_not_respond() {
     let bare = Tollkey::bare();
     let finished = bare.run(&["config", "check"]).await;
     assert_eq!(finished.code, Some(1), "{finished}");
-    assert!(finished.stdout.contains("there is no SQLite database "), "{finished}");
-    assert!(finished.stdout.contains("management tokens: ok: development mode"), "{finished}");
-    assert_eq!(fs::read_dir(bare.directory()).expect("its directory").count(), 0, "it creates nothing");
+    assert!(
+        finished.stdout.contains("there is no SQLite database "),
+        "{finished}"
+    );
+    assert!(
+        finished
+            .stdout
+            .contains("management tokens: ok: development mode"),
+        "{finished}"
+    );
+    assert_eq!(
+        fs::read_dir(bare.directory())
+            .expect("its directory")
+            .count(),
+        0,
+        "it creates nothing"
+    );
 
     let issuer = wiremock::MockServer::start().await;
-    let respond = |body: serde_json::Value| wiremock::ResponseTemplate::new(200).set_body_json(body);
+    let respond =
+        |body: serde_json::Value| wiremock::ResponseTemplate::new(200).set_body_json(body);
     let at = |path: &str| wiremock::Mock::given(wiremock::matchers::path(path));
-    at("/none").respond_with(respond(json!({"keys": []}))).mount(&issuer).await;
+    at("/none")
+        .respond_with(respond(json!({"keys": []})))
+        .mount(&issuer)
+        .await;
     let ec = json!({
         "kty": "EC", "crv": "P-256", "kid": "1", "x": "f83OJ3D2xF1Bg8vub9tLe1gHMzV76e8Tus9uPHvRVEU",
         "y": "x_FEzRu9m36HLN_tue659LNpXW6pCyStikYjKIWI5a0",
     });
-    at("/one").respond_with(respond(json!({"keys": [ec]}))).mount(&issuer).await;
-    for (path, ok, detail) in
-        [("/one", true, "has 1 usable keys"), ("/none", false, "has no usable key"), ("/missing", false, "404")]
-    {
+    at("/one")
+        .respond_with(respond(json!({"keys": [ec]})))
+        .mount(&issuer)
+        .await;
+    for (path, ok, detail) in [
+        ("/one", true, "has 1 usable keys"),
+        ("/none", false, "has no usable key"),
+        ("/missing", false, "404"),
+    ] {
         let tollkey = Tollkey::bare()
             .with("DATABASE_URL", "sqlite://:memory:")
             .with("TOLLKEY_JWT_JWKS_URL", &format!("{}{path}", issuer.uri()))
@@ -687,7 +1201,11 @@ async fn config_check_fails_for_what_does_not_respond() {
             .with("TOLLKEY_JWT_AUDIENCE", "a");
         let finished = tollkey.run(&["config", "check"]).await;
         assert_eq!(finished.success(), ok, "{finished}");
-        let line = finished.stdout.lines().find(|line| line.contains("management tokens")).expect("a line");
+        let line = finished
+            .stdout
+            .lines()
+            .find(|line| line.contains("management tokens"))
+            .expect("a line");
         assert!(line.contains(detail), "{line}");
     }
     // An OpenID Connect provider that is not there.
@@ -698,7 +1216,10 @@ async fn config_check_fails_for_what_does_not_respond() {
         .with("TOLLKEY_PUBLIC_URL", "https://keys.example.com");
     let finished = tollkey.run(&["config", "check"]).await;
     assert_eq!(finished.code, Some(1), "{finished}");
-    assert!(finished.stdout.contains("OpenID Connect: FAILED: "), "{finished}");
+    assert!(
+        finished.stdout.contains("OpenID Connect: FAILED: "),
+        "{finished}"
+    );
 }
 
 #[actix_web::test]
@@ -711,37 +1232,62 @@ async fn dashboard_link_signs_in_at_a_running_server() {
     let server = tollkey.serve().await;
     let listen = server.address.to_string();
     let command = ["dashboard-link", "--listen", listen.as_str()];
-    let (one, other) = (tollkey.answer(&command).await, tollkey.answer(&command).await);
+    let (one, other) = (
+        tollkey.answer(&command).await,
+        tollkey.answer(&command).await,
+    );
     assert_ne!(one, other);
     for link in [one, other] {
-        let code = link.strip_prefix(&format!("http://{listen}/dashboard/sign-in/link?code=")).expect("a link");
+        let code = link
+            .strip_prefix(&format!("http://{listen}/dashboard/sign-in/link?code="))
+            .expect("a link");
         let follow = || {
             let call = crate::support::Call::new(server.address, "POST", "/dashboard/sign-in/link");
-            call.header("sec-fetch-site", "same-origin").form(&format!("code={code}"))
+            call.header("sec-fetch-site", "same-origin")
+                .form(&format!("code={code}"))
         };
-        assert_eq!((follow().await.status, follow().await.status), (303, 403), "once");
+        assert_eq!(
+            (follow().await.status, follow().await.status),
+            (303, 403),
+            "once"
+        );
     }
     tollkey
         .run(&["dashboard-link", "--listen", "127.0.0.1:1"])
         .await
         .refused(&["no server responds at http://127.0.0.1:1"]);
-    tollkey.run(&["dashboard-link"]).await.refused(&["--listen"]);
+    tollkey
+        .run(&["dashboard-link"])
+        .await
+        .refused(&["--listen"]);
     // Another database, and so another secret.
     let elsewhere = Tollkey::development();
     elsewhere.serve().await.stop().await;
-    elsewhere.run(&command).await.refused(&["does not accept the link"]);
+    elsewhere
+        .run(&command)
+        .await
+        .refused(&["does not accept the link"]);
     let with_secret = tollkey.clone().with("TOLLKEY_JWT_HS256_SECRET", SECRET);
-    with_secret.run(&command).await.refused(&["links are for development mode"]);
+    with_secret
+        .run(&command)
+        .await
+        .refused(&["links are for development mode"]);
 }
 
 #[actix_web::test]
 async fn start_up_summary_is_one_line_of_the_log() {
     for database in backends() {
-        let server = Tollkey::on(&database).with("TOLLKEY_LOG_FORMAT", "json").serve().await;
+        let server = Tollkey::on(&database)
+            .with("TOLLKEY_LOG_FORMAT", "json")
+            .serve()
+            .await;
         let address = server.address.to_string();
         let log = server.stop().await.stderr;
-        let mut lines = log.lines().filter(|line| line.contains("\"server started\""));
-        let line: serde_json::Value = serde_json::from_str(lines.next().expect("a summary")).expect("JSON");
+        let mut lines = log
+            .lines()
+            .filter(|line| line.contains("\"server started\""));
+        let line: serde_json::Value =
+            serde_json::from_str(lines.next().expect("a summary")).expect("JSON");
         assert!(lines.next().is_none(), "one line");
         for (name, value) in [
             ("level", json!("INFO")),
@@ -754,8 +1300,15 @@ async fn start_up_summary_is_one_line_of_the_log() {
         ] {
             assert_eq!(line[name], value, "{name}: {line}");
         }
-        let backend = if database.url().starts_with("sqlite") { "SQLite" } else { "PostgreSQL" };
+        let backend = if database.url().starts_with("sqlite") {
+            "SQLite"
+        } else {
+            "PostgreSQL"
+        };
         let target = line["database"].as_str().expect("a target");
-        assert!(target.starts_with(&format!("{backend} database ")) && !target.contains('@'), "{line}");
+        assert!(
+            target.starts_with(&format!("{backend} database ")) && !target.contains('@'),
+            "{line}"
+        );
     }
 }

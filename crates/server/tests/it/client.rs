@@ -8,8 +8,8 @@ use std::{
 
 use insta::{allow_duplicates, assert_snapshot};
 use tollkey_client::{
-    Auth, Client, Digest, Error, Family, Feature, Mode, OperatingModel, Scope, Status, VerifierId, account::Access,
-    subscription::Usage, verification::Question,
+    Auth, Client, Digest, Error, Family, Feature, Mode, OperatingModel, Scope, Status, VerifierId,
+    account::Access, subscription::Usage, verification::Question,
 };
 use tollkey_core::Clock as _;
 
@@ -25,7 +25,10 @@ impl App {
     /// A client of this server, with that credential.
     fn client(&self, credential: &str) -> Client {
         let client = Client::builder().base_url(format!("http://{}", self.running().address()));
-        client.auth(Auth::bearer(credential)).build().expect("a client")
+        client
+            .auth(Auth::bearer(credential))
+            .build()
+            .expect("a client")
     }
 }
 
@@ -364,13 +367,29 @@ async fn a_creation_sent_again_is_the_same_creation() {
     each_backend(async |app| {
         let keys = app.client(&app.merchant("acme")).commerce().api_keys();
         let create = || keys.create("Once").idempotency_key("order 4711, first try");
-        let (first, second) = (create().await.expect("a key"), create().await.expect("the same"));
-        assert_eq!((first.key_id, first.api_key), (second.key_id, second.api_key));
-        let error = keys.create("Other").idempotency_key("order 4711, first try").await.expect_err("another body");
-        assert_eq!((error.status(), error.code()), (Some(422), Some("idempotency_mismatch")));
+        let (first, second) = (
+            create().await.expect("a key"),
+            create().await.expect("the same"),
+        );
+        assert_eq!(
+            (first.key_id, first.api_key),
+            (second.key_id, second.api_key)
+        );
+        let error = keys
+            .create("Other")
+            .idempotency_key("order 4711, first try")
+            .await
+            .expect_err("another body");
+        assert_eq!(
+            (error.status(), error.code()),
+            (Some(422), Some("idempotency_mismatch"))
+        );
         // Without one of the caller's, each call is a creation of its own.
         let call = keys.create("Twice");
-        assert_ne!(call.clone().await.expect("a key").key_id, call.await.expect("another").key_id);
+        assert_ne!(
+            call.clone().await.expect("a key").key_id,
+            call.await.expect("another").key_id
+        );
     })
     .await;
 }
@@ -386,7 +405,11 @@ async fn a_server_that_comes_back_is_waited_for() {
         .max_retries(20)
         .build()
         .expect("a client");
-    client.applications().create("Before").await.expect("an application");
+    client
+        .applications()
+        .create("Before")
+        .await
+        .expect("an application");
     let address = server.address.to_string();
     server.stop().await;
     let again = tollkey.clone().with("TOLLKEY_LISTEN", &address);
@@ -402,12 +425,17 @@ async fn the_tour_says_what_it_does() {
     let client = Client::builder().base_url(format!("http://{}", server.address));
     let token = tollkey.answer(&["token", "--account", "acme"]).await;
     let service_key = tollkey.answer(&["service-key", "create", "tour"]).await;
-    let client = client.auth(Auth::bearer(token)).service_auth(Auth::service(service_key)).build().expect("a client");
+    let client = client
+        .auth(Auth::bearer(token))
+        .service_auth(Auth::service(service_key))
+        .build()
+        .expect("a client");
     let mut said = Vec::new();
     tour::walk(&client, &mut said).await.expect("the tour");
     let said = String::from_utf8(said).expect("text");
     // These two lines name what is another each time.
-    let (made, same): (Vec<_>, Vec<_>) = said.lines().partition(|line| line.starts_with("made the "));
+    let (made, same): (Vec<_>, Vec<_>) =
+        said.lines().partition(|line| line.starts_with("made the "));
     assert_eq!(made.len(), 2, "{said}");
     assert!(made[1].ends_with(" Secret(redacted)"), "{said}");
     assert_snapshot!(same.join("\n"), @r#"

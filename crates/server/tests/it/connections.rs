@@ -34,7 +34,9 @@ pub const LIVEZ: &str = "GET /livez HTTP/1.1\r\nhost: x\r\n\r\n";
 /// A server with other limits than usual.
 async fn start(settings: &Settings) -> Running {
     let random = Random::new(StdRng::seed_from_u64(1));
-    let opened = server::open(settings, Arc::new(ManualClock::default()), random).await.expect("the server opens");
+    let opened = server::open(settings, Arc::new(ManualClock::default()), random)
+        .await
+        .expect("the server opens");
     server::start(settings, opened.state, None).expect("the server starts")
 }
 
@@ -50,7 +52,10 @@ async fn connect_narrow(address: SocketAddr) -> TcpStream {
 }
 
 pub async fn send(stream: &mut TcpStream, text: impl AsRef<[u8]>) {
-    timeout(PATIENCE, stream.write_all(text.as_ref())).await.expect("the server reads").expect("the server reads");
+    timeout(PATIENCE, stream.write_all(text.as_ref()))
+        .await
+        .expect("the server reads")
+        .expect("the server reads");
 }
 
 /// Everything up to the end of the next head.
@@ -63,33 +68,47 @@ async fn read_head(stream: &mut TcpStream) -> io::Result<String> {
             Err(_) => panic!("no head in time: {}", String::from_utf8_lossy(&head)),
         }
     }
-    Ok(String::from_utf8(head).expect("a head is text").to_ascii_lowercase())
+    Ok(String::from_utf8(head)
+        .expect("a head is text")
+        .to_ascii_lowercase())
 }
 
 /// The next response: its head and its body.
 pub async fn read_response(stream: &mut TcpStream) -> io::Result<(String, String)> {
     let head = read_head(stream).await?;
-    let length = head.lines().find_map(|line| line.strip_prefix("content-length: ")?.parse().ok()).unwrap_or(0);
+    let length = head
+        .lines()
+        .find_map(|line| line.strip_prefix("content-length: ")?.parse().ok())
+        .unwrap_or(0);
     let mut body = vec![0; length];
-    timeout(PATIENCE, stream.read_exact(&mut body)).await.expect("a body in time")?;
+    timeout(PATIENCE, stream.read_exact(&mut body))
+        .await
+        .expect("a body in time")?;
     Ok((head, String::from_utf8(body).expect("a body that is text")))
 }
 
 /// Whether the server closes this connection before long.
 pub async fn is_closed(stream: &mut TcpStream) -> bool {
-    timeout(PATIENCE, stream.read(&mut [0])).await.is_ok_and(|read| matches!(read, Ok(0) | Err(_)))
+    timeout(PATIENCE, stream.read(&mut [0]))
+        .await
+        .is_ok_and(|read| matches!(read, Ok(0) | Err(_)))
 }
 
 /// Whether a connection is still there and answers.
 async fn answers(stream: &mut TcpStream) -> bool {
     stream.write_all(LIVEZ.as_bytes()).await.is_ok()
-        && read_response(stream).await.is_ok_and(|(head, body)| head.starts_with("http/1.1 200") && body == "ok")
+        && read_response(stream)
+            .await
+            .is_ok_and(|(head, body)| head.starts_with("http/1.1 200") && body == "ok")
 }
 
 #[actix_web::test]
 async fn unread_response_is_closed_after_the_write_deadline() {
     let database = Database::sqlite();
-    let settings = Settings { write_timeout: Duration::from_millis(400), ..settings(database.url(), &[]) };
+    let settings = Settings {
+        write_timeout: Duration::from_millis(400),
+        ..settings(database.url(), &[])
+    };
     let running = start(&settings).await;
     let mut unread = connect_narrow(running.address()).await;
     send(&mut unread, BUNDLE).await;
@@ -102,7 +121,10 @@ async fn unread_response_is_closed_after_the_write_deadline() {
     let mut idle = connect(running.address()).await;
     assert!(answers(&mut idle).await);
     tokio::time::sleep(Duration::from_millis(800)).await; // no response is pending, so no deadline runs
-    assert!(answers(&mut idle).await, "an idle connection has no write deadline");
+    assert!(
+        answers(&mut idle).await,
+        "an idle connection has no write deadline"
+    );
     running.stop().await;
 }
 
@@ -110,18 +132,26 @@ async fn unread_response_is_closed_after_the_write_deadline() {
 async fn slow_reader_gets_its_whole_response() {
     let database = Database::sqlite();
     let timeout_of_writes = Duration::from_millis(800);
-    let settings = Settings { write_timeout: timeout_of_writes, ..settings(database.url(), &[]) };
+    let settings = Settings {
+        write_timeout: timeout_of_writes,
+        ..settings(database.url(), &[])
+    };
     let running = start(&settings).await;
     let mut slow = connect_narrow(running.address()).await;
     send(&mut slow, BUNDLE).await;
     let head = read_head(&mut slow).await.unwrap();
-    let length: usize = head.lines().find_map(|line| line.strip_prefix("content-length: ")?.parse().ok()).unwrap();
+    let length: usize = head
+        .lines()
+        .find_map(|line| line.strip_prefix("content-length: ")?.parse().ok())
+        .unwrap();
     let (began, mut read, mut piece) = (Instant::now(), 0, vec![0; length / 40]);
     while read < length {
         // The time per piece is well below the deadline, that of the response well above it.
         tokio::time::sleep(Duration::from_millis(100)).await;
         let missing = piece.len().min(length - read);
-        slow.read_exact(&mut piece[..missing]).await.expect("the server writes on");
+        slow.read_exact(&mut piece[..missing])
+            .await
+            .expect("the server writes on");
         read += missing;
     }
     assert!(began.elapsed() > 3 * timeout_of_writes);
@@ -132,8 +162,15 @@ async fn slow_reader_gets_its_whole_response() {
 #[actix_web::test]
 async fn idle_connection_is_closed_first_over_the_limit() {
     let database = Database::sqlite();
-    let running = start(&settings(database.url(), &[("TOLLKEY_MAX_CONNECTIONS", "3")])).await;
-    let mut busy = [connect_narrow(running.address()).await, connect_narrow(running.address()).await];
+    let running = start(&settings(
+        database.url(),
+        &[("TOLLKEY_MAX_CONNECTIONS", "3")],
+    ))
+    .await;
+    let mut busy = [
+        connect_narrow(running.address()).await,
+        connect_narrow(running.address()).await,
+    ];
     let mut heads = Vec::new();
     for stream in &mut busy {
         send(stream, BUNDLE).await;
@@ -145,8 +182,13 @@ async fn idle_connection_is_closed_first_over_the_limit() {
     assert!(answers(&mut new).await, "the new connection is served");
     assert!(is_closed(&mut idle).await, "the idle one makes room");
     for (stream, head) in busy.iter_mut().zip(&heads) {
-        let length = head.lines().find_map(|line| line.strip_prefix("content-length: ")?.parse().ok()).unwrap();
-        let read = timeout(PATIENCE, stream.read_exact(&mut vec![0; length])).await.expect("a body in time");
+        let length = head
+            .lines()
+            .find_map(|line| line.strip_prefix("content-length: ")?.parse().ok())
+            .unwrap();
+        let read = timeout(PATIENCE, stream.read_exact(&mut vec![0; length]))
+            .await
+            .expect("a body in time");
         assert_eq!(read.expect("a response in flight is not cut off"), length);
     }
     running.stop().await;
@@ -155,7 +197,11 @@ async fn idle_connection_is_closed_first_over_the_limit() {
 #[actix_web::test]
 async fn connection_over_the_limit_waits_for_a_place() {
     let database = Database::sqlite();
-    let running = start(&settings(database.url(), &[("TOLLKEY_MAX_CONNECTIONS", "1")])).await;
+    let running = start(&settings(
+        database.url(),
+        &[("TOLLKEY_MAX_CONNECTIONS", "1")],
+    ))
+    .await;
     let mut busy = connect_narrow(running.address()).await;
     send(&mut busy, BUNDLE).await;
     read_head(&mut busy).await.unwrap();
@@ -172,23 +218,39 @@ async fn connection_over_the_limit_waits_for_a_place() {
 #[actix_web::test]
 async fn probes_answer_on_the_metrics_listener_at_the_limit() {
     let database = Database::sqlite();
-    let limits = [("TOLLKEY_MAX_CONNECTIONS", "1"), ("TOLLKEY_METRICS_LISTEN", "127.0.0.1:0")];
+    let limits = [
+        ("TOLLKEY_MAX_CONNECTIONS", "1"),
+        ("TOLLKEY_METRICS_LISTEN", "127.0.0.1:0"),
+    ];
     let running = start(&settings(database.url(), &limits)).await;
     let mut busy = connect_narrow(running.address()).await;
     send(&mut busy, BUNDLE).await;
     read_head(&mut busy).await.unwrap();
     let mut refused = connect(running.address()).await;
-    assert!(is_closed(&mut refused).await, "the listener is at its limit");
+    assert!(
+        is_closed(&mut refused).await,
+        "the listener is at its limit"
+    );
     let metrics = running.metrics_address().unwrap();
     let call = |path: &str| Call::new(metrics, "GET", path);
     for path in ["/livez", "/readyz"] {
         let reply = call(path).await;
         assert_eq!((reply.status, reply.body.as_str()), (200, "ok"), "{path}");
     }
-    running.state().draining.store(true, std::sync::atomic::Ordering::Release);
+    running
+        .state()
+        .draining
+        .store(true, std::sync::atomic::Ordering::Release);
     let draining = call("/readyz").await;
-    assert_eq!((draining.status, draining.code().as_str()), (503, "unavailable"));
-    assert_eq!(call("/api/v1/whoami").await.status, 404, "nothing else is served there");
+    assert_eq!(
+        (draining.status, draining.code().as_str()),
+        (503, "unavailable")
+    );
+    assert_eq!(
+        call("/api/v1/whoami").await.status,
+        404,
+        "nothing else is served there"
+    );
     running.stop().await;
 }
 
@@ -201,12 +263,20 @@ async fn stopping_server_closes_idle_connections() {
     let mut fresh = connect(running.address()).await;
     let began = Instant::now();
     running.stop().await;
-    assert!(began.elapsed() < Duration::from_secs(10), "idle connections do not hold up the stop");
+    assert!(
+        began.elapsed() < Duration::from_secs(10),
+        "idle connections do not hold up the stop"
+    );
     assert!(is_closed(&mut idle).await && is_closed(&mut fresh).await);
 }
 
 /// Routes that read no body: of a gateway, unknown, of another method, and one whose caller is rejected.
-const UNREADING: [&str; 4] = ["/api/v1/authz/forward-auth", "/nothing", "/livez", "/api/v1/applications"];
+const UNREADING: [&str; 4] = [
+    "/api/v1/authz/forward-auth",
+    "/nothing",
+    "/livez",
+    "/api/v1/applications",
+];
 
 #[actix_web::test]
 async fn small_unread_body_keeps_the_connection() {
@@ -218,9 +288,20 @@ async fn small_unread_body_keeps_the_connection() {
                 send(&mut stream, head).await;
                 let body = "x".repeat(60_000);
                 let chunked = format!("{:x}\r\n{body}\r\n0\r\n\r\n", body.len());
-                send(&mut stream, if framing.starts_with("content") { &body } else { &chunked }).await;
+                send(
+                    &mut stream,
+                    if framing.starts_with("content") {
+                        &body
+                    } else {
+                        &chunked
+                    },
+                )
+                .await;
                 let (head, _) = read_response(&mut stream).await.unwrap();
-                assert!(head.starts_with("http/1.1 4") && !head.contains("connection: close"), "{path}: {head}");
+                assert!(
+                    head.starts_with("http/1.1 4") && !head.contains("connection: close"),
+                    "{path}: {head}"
+                );
             }
             assert!(answers(&mut stream).await, "{path}");
         }
@@ -233,7 +314,11 @@ async fn large_unread_body_closes_the_connection() {
     each_backend(async |app: &App| {
         for path in UNREADING {
             let mut stream = connect(app.running().address()).await;
-            send(&mut stream, format!("POST {path} HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n")).await;
+            send(
+                &mut stream,
+                format!("POST {path} HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n"),
+            )
+            .await;
             let chunk = format!("4000\r\n{}\r\n", "x".repeat(0x4000));
             let (mut reader, mut writer) = stream.into_split();
             let flood = async {
@@ -249,7 +334,10 @@ async fn large_unread_body_closes_the_connection() {
             // What the two kernels hold comes on top of what the server reads.
             assert!(sent < 32 * 1024 * 1024, "{path} took {sent} bytes");
             let reply = String::from_utf8_lossy(&reply).to_ascii_lowercase();
-            assert!(reply.starts_with("http/1.1 4") && reply.contains("connection: close"), "{path}: {reply}");
+            assert!(
+                reply.starts_with("http/1.1 4") && reply.contains("connection: close"),
+                "{path}: {reply}"
+            );
         }
     })
     .await;
@@ -260,9 +348,16 @@ async fn slow_unread_body_closes_the_connection() {
     each_backend(async |app: &App| {
         for framing in ["content-length: 10", "transfer-encoding: chunked"] {
             let mut stream = connect(app.running().address()).await;
-            send(&mut stream, format!("POST /nothing HTTP/1.1\r\nhost: x\r\n{framing}\r\n\r\n")).await;
+            send(
+                &mut stream,
+                format!("POST /nothing HTTP/1.1\r\nhost: x\r\n{framing}\r\n\r\n"),
+            )
+            .await;
             let (head, _) = read_response(&mut stream).await.unwrap();
-            assert!(head.starts_with("http/1.1 404") && head.contains("connection: close"), "{head}");
+            assert!(
+                head.starts_with("http/1.1 404") && head.contains("connection: close"),
+                "{head}"
+            );
             assert!(is_closed(&mut stream).await, "{framing}");
         }
     })
@@ -290,7 +385,9 @@ async fn body_longer_than_a_handler_reads_closes_the_connection() {
 
 /// The head of a request that waits to be asked for its body.
 fn expecting(path: &str, credential: Option<&str>, length: usize) -> String {
-    let credential = credential.map(|text| format!("authorization: Bearer {text}\r\n")).unwrap_or_default();
+    let credential = credential
+        .map(|text| format!("authorization: Bearer {text}\r\n"))
+        .unwrap_or_default();
     format!(
         "POST {path} HTTP/1.1\r\nhost: x\r\n{credential}content-type: application/json\r\ncontent-length: {length}\r\n\
          expect: 100-continue\r\n\r\n"
@@ -317,8 +414,14 @@ async fn rejected_request_is_not_told_to_continue() {
             let mut stream = connect(app.running().address()).await;
             send(&mut stream, expecting(path, credential, length)).await;
             let (head, _) = read_response(&mut stream).await.unwrap();
-            assert!(head.starts_with(&format!("http/1.1 {status}")), "{path}: {head}");
-            assert!(head.contains("connection: close"), "the body may follow or not: {head}");
+            assert!(
+                head.starts_with(&format!("http/1.1 {status}")),
+                "{path}: {head}"
+            );
+            assert!(
+                head.contains("connection: close"),
+                "the body may follow or not: {head}"
+            );
             assert!(is_closed(&mut stream).await, "{path}");
         }
     })
@@ -332,19 +435,41 @@ async fn request_whose_body_is_read_is_told_to_continue() {
         let mut stream = connect(app.running().address()).await;
         for (credential, path, body, status) in [
             (key.clone(), "/api/v1/verify", json!({"key": key}), 200),
-            (app.merchant("acme"), "/api/v1/applications", json!({"name": "Web Store"}), 201),
-            (app.merchant("acme"), "/api/v1/applications", json!({"name": 5}), 400),
+            (
+                app.merchant("acme"),
+                "/api/v1/applications",
+                json!({"name": "Web Store"}),
+                201,
+            ),
+            (
+                app.merchant("acme"),
+                "/api/v1/applications",
+                json!({"name": 5}),
+                400,
+            ),
         ] {
             let body = body.to_string();
             send(&mut stream, expecting(path, Some(&credential), body.len())).await;
-            assert_eq!(read_head(&mut stream).await.unwrap(), "http/1.1 100 continue\r\n\r\n", "{path}");
+            assert_eq!(
+                read_head(&mut stream).await.unwrap(),
+                "http/1.1 100 continue\r\n\r\n",
+                "{path}"
+            );
             send(&mut stream, &body).await;
             let (head, _) = read_response(&mut stream).await.unwrap();
-            assert!(head.starts_with(&format!("http/1.1 {status}")) && !head.contains("connection: close"), "{head}");
+            assert!(
+                head.starts_with(&format!("http/1.1 {status}"))
+                    && !head.contains("connection: close"),
+                "{head}"
+            );
         }
         // A client that does not wait is answered as well.
         let body = json!({"key": key}).to_string();
-        send(&mut stream, expecting("/api/v1/verify", Some(&key), body.len()) + body.as_str()).await;
+        send(
+            &mut stream,
+            expecting("/api/v1/verify", Some(&key), body.len()) + body.as_str(),
+        )
+        .await;
         let mut head = read_head(&mut stream).await.unwrap();
         if head.starts_with("http/1.1 100") {
             head = read_head(&mut stream).await.unwrap();
@@ -386,12 +511,17 @@ async fn request_after_connection_close_is_not_processed() {
 async fn long_row_of_pipelined_requests_is_answered() {
     each_backend(async |app: &App| {
         let (count, token) = (5000, app.merchant("acme"));
-        let slow = format!("GET /api/v1/applications HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {token}\r\n\r\n");
+        let slow = format!(
+            "GET /api/v1/applications HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {token}\r\n\r\n"
+        );
         let (mut reader, mut writer) = connect(app.running().address()).await.into_split();
         let row = format!("{slow}{}", LIVEZ.repeat(499));
         let write = async {
             for _ in 0..count / 500 {
-                writer.write_all(row.as_bytes()).await.expect("the server reads");
+                writer
+                    .write_all(row.as_bytes())
+                    .await
+                    .expect("the server reads");
             }
         };
         let read = async {
@@ -407,7 +537,9 @@ async fn long_row_of_pipelined_requests_is_answered() {
             }
             seen
         };
-        let (seen, ()) = timeout(PATIENCE, async { tokio::join!(read, write) }).await.expect("all are answered");
+        let (seen, ()) = timeout(PATIENCE, async { tokio::join!(read, write) })
+            .await
+            .expect("all are answered");
         assert_eq!(seen, count);
     })
     .await;
@@ -420,15 +552,26 @@ async fn list_of_keys_with_large_metadata_is_paged_by_bytes() {
         let metadata = json!({"text": "m".repeat(4000)});
         let mut created = BTreeSet::new();
         for _ in 0..150 {
-            created.insert(app.commerce_key(&token, json!({"metadata": metadata.clone()})).await.id);
+            created.insert(
+                app.commerce_key(&token, json!({"metadata": metadata.clone()}))
+                    .await
+                    .id,
+            );
         }
         let (mut seen, mut pages) = (BTreeSet::new(), 0);
         let mut next = Some("/api/v1/api-keys".to_owned());
         while let Some(path) = next {
             let reply = app.get(&path).bearer(&token).await;
-            assert!(reply.status == 200 && reply.body.len() < 512 * 1024, "{} bytes", reply.body.len());
+            assert!(
+                reply.status == 200 && reply.body.len() < 512 * 1024,
+                "{} bytes",
+                reply.body.len()
+            );
             for key in reply.json().as_array().unwrap() {
-                assert!(seen.insert(key["key_id"].as_str().unwrap().to_owned()), "a key is listed twice");
+                assert!(
+                    seen.insert(key["key_id"].as_str().unwrap().to_owned()),
+                    "a key is listed twice"
+                );
             }
             pages += 1;
             let link = reply.header("link").map(str::to_owned);

@@ -12,23 +12,36 @@ use crate::{
 async fn table(app: &App) -> Vec<Form> {
     let key = app.commerce_key(&app.merchant("acme"), json!({})).await;
     let revoked = app.commerce_key(&app.merchant("acme"), json!({})).await;
-    let reply = app.post(&format!("/api-keys/{}/revoke", revoked.id), json!({})).bearer(&app.merchant("acme")).await;
+    let reply = app
+        .post(&format!("/api-keys/{}/revoke", revoked.id), json!({}))
+        .bearer(&app.merchant("acme"))
+        .await;
     assert_eq!(reply.status, 200, "{reply}");
     forms(&key.text, &revoked.text, &app.service_key().await.text)
 }
 
 fn with(call: Call, headers: &[(&'static str, String)]) -> Call {
-    headers.iter().fold(call, |call, (name, value)| call.header(name, value))
+    headers
+        .iter()
+        .fold(call, |call, (name, value)| call.header(name, value))
 }
 
 /// Status, code, detail and challenge are those of the table.
 fn assert_outcome(reply: &Reply, expected: &Outcome, context: &str) {
     assert_eq!(reply.status, expected.status, "{context}: {reply}");
-    assert_eq!(reply.header("www-authenticate"), expected.challenge().as_deref(), "{context}: {reply}");
+    assert_eq!(
+        reply.header("www-authenticate"),
+        expected.challenge().as_deref(),
+        "{context}: {reply}"
+    );
     if expected.status != 200 {
         let json = reply.json();
         let found = (json["code"].as_str(), json["detail"].as_str());
-        assert_eq!(found, (Some(expected.code), Some(expected.detail)), "{context}");
+        assert_eq!(
+            found,
+            (Some(expected.code), Some(expected.detail)),
+            "{context}"
+        );
     }
 }
 
@@ -36,22 +49,46 @@ fn assert_outcome(reply: &Reply, expected: &Outcome, context: &str) {
 async fn each_form_of_a_credential_has_its_response() {
     each_backend(async |app: &App| {
         for form in table(app).await {
-            for path in ["/authz/forward-auth", "/authz/auth-request", "/authz/ext-authz/-/links"] {
+            for path in [
+                "/authz/forward-auth",
+                "/authz/auth-request",
+                "/authz/ext-authz/-/links",
+            ] {
                 let reply = with(app.get(path), &form.headers).await;
                 assert_outcome(&reply, &form.for_key, &format!("{path} {}", form.name));
             }
             // Routes that take other credentials too.
             let expected = form.for_any.as_ref().unwrap_or(&form.for_key);
-            for path in ["/whoami", "/applications", "/account/audit-log", "/service-keys"] {
+            for path in [
+                "/whoami",
+                "/applications",
+                "/account/audit-log",
+                "/service-keys",
+            ] {
                 let reply = with(app.get(path), &form.headers).await;
                 let context = format!("{path} {}", form.name);
                 if path == "/account/audit-log" && expected.status != 200 {
                     let error = &reply.json()["error"];
-                    assert_eq!((reply.status, error["message"].as_str()), (expected.status, Some(expected.detail)));
-                    assert_eq!(reply.header("www-authenticate"), expected.challenge().as_deref(), "{context}");
+                    assert_eq!(
+                        (reply.status, error["message"].as_str()),
+                        (expected.status, Some(expected.detail))
+                    );
+                    assert_eq!(
+                        reply.header("www-authenticate"),
+                        expected.challenge().as_deref(),
+                        "{context}"
+                    );
                 } else if expected.status == 200 {
                     let is_key = form.for_key.status == 200;
-                    assert_eq!(reply.status, if path == "/whoami" && is_key { 200 } else { 403 }, "{context}: {reply}");
+                    assert_eq!(
+                        reply.status,
+                        if path == "/whoami" && is_key {
+                            200
+                        } else {
+                            403
+                        },
+                        "{context}: {reply}"
+                    );
                 } else {
                     assert_outcome(&reply, expected, &context);
                 }
@@ -59,7 +96,11 @@ async fn each_form_of_a_credential_has_its_response() {
             let reply = with(app.post("/verify", json!({"key": "x"})), &form.headers).await;
             match (expected.status, form.name) {
                 (200, "a service key") => assert_eq!(reply.status, 200, "{reply}"),
-                (200, name) => assert_eq!((reply.status, reply.code().as_str()), (403, "forbidden"), "{name}"),
+                (200, name) => assert_eq!(
+                    (reply.status, reply.code().as_str()),
+                    (403, "forbidden"),
+                    "{name}"
+                ),
                 (_, name) => assert_outcome(&reply, expected, name),
             }
         }
@@ -71,9 +112,21 @@ async fn each_form_of_a_credential_has_its_response() {
 async fn unknown_and_revoked_keys_get_the_same_response() {
     each_backend(async |app: &App| {
         let table = table(app).await;
-        let headers = |name| &table.iter().find(|form| form.name == name).expect("that form").headers;
+        let headers = |name| {
+            &table
+                .iter()
+                .find(|form| form.name == name)
+                .expect("that form")
+                .headers
+        };
         let (unknown, revoked) = (headers("an unknown key"), headers("a revoked key"));
-        for path in ["/authz/forward-auth", "/authz/auth-request", "/authz/ext-authz/-/x", "/whoami", "/applications"] {
+        for path in [
+            "/authz/forward-auth",
+            "/authz/auth-request",
+            "/authz/ext-authz/-/x",
+            "/whoami",
+            "/applications",
+        ] {
             let response = async |headers: &[(&'static str, String)]| {
                 let call = app.get(path).header("x-request-id", "the-same");
                 let mut reply = with(call, headers).await;
@@ -97,19 +150,80 @@ async fn tokens_and_keys_in_each_others_place_are_named() {
         let invalid = "The management token is not valid, or has expired.";
         let both = format!("{invalid} {needs_key}");
         for (path, header, credential, status, code, detail) in [
-            ("/authz/forward-auth", "x-api-key", token.as_str(), 403, "forbidden", needs_key),
-            ("/authz/auth-request", "authorization", &token, 403, "forbidden", needs_key),
-            ("/authz/auth-request", "x-api-key", expired, 401, "invalid_token", &both),
+            (
+                "/authz/forward-auth",
+                "x-api-key",
+                token.as_str(),
+                403,
+                "forbidden",
+                needs_key,
+            ),
+            (
+                "/authz/auth-request",
+                "authorization",
+                &token,
+                403,
+                "forbidden",
+                needs_key,
+            ),
+            (
+                "/authz/auth-request",
+                "x-api-key",
+                expired,
+                401,
+                "invalid_token",
+                &both,
+            ),
             ("/whoami", "x-api-key", &token, 403, "forbidden", needs_key),
-            ("/whoami", "authorization", &service_key, 403, "forbidden", "This needs an API key, not a service key."),
-            ("/applications", "authorization", &key, 403, "forbidden", "This needs a management token, not a key."),
-            ("/applications", "x-api-key", &service_key, 403, "forbidden", "This needs a management token, not a key."),
-            ("/applications", "authorization", expired, 401, "invalid_token", invalid),
+            (
+                "/whoami",
+                "authorization",
+                &service_key,
+                403,
+                "forbidden",
+                "This needs an API key, not a service key.",
+            ),
+            (
+                "/applications",
+                "authorization",
+                &key,
+                403,
+                "forbidden",
+                "This needs a management token, not a key.",
+            ),
+            (
+                "/applications",
+                "x-api-key",
+                &service_key,
+                403,
+                "forbidden",
+                "This needs a management token, not a key.",
+            ),
+            (
+                "/applications",
+                "authorization",
+                expired,
+                401,
+                "invalid_token",
+                invalid,
+            ),
         ] {
-            let value = if header == "authorization" { format!("Bearer {credential}") } else { credential.to_owned() };
+            let value = if header == "authorization" {
+                format!("Bearer {credential}")
+            } else {
+                credential.to_owned()
+            };
             let json = app.get(path).header(header, value).await.json();
-            let found = (json["status"].as_u64(), json["code"].as_str(), json["detail"].as_str());
-            assert_eq!(found, (Some(status), Some(code), Some(detail)), "{path} {header}");
+            let found = (
+                json["status"].as_u64(),
+                json["code"].as_str(),
+                json["detail"].as_str(),
+            );
+            assert_eq!(
+                found,
+                (Some(status), Some(code), Some(detail)),
+                "{path} {header}"
+            );
         }
     })
     .await;
@@ -117,33 +231,78 @@ async fn tokens_and_keys_in_each_others_place_are_named() {
 
 #[actix_web::test]
 async fn gateway_routes_read_only_the_configured_headers() {
-    each_backend_with(&[("TOLLKEY_CREDENTIAL_HEADERS", "X-API-Key")], async |app: &App| {
-        let key = app.insert_key("acme", Family::Commerce, Mode::Live).await;
-        for path in ["/authz/forward-auth", "/authz/auth-request", "/authz/ext-authz/-/links"] {
-            // An API's own credential passes beside the key, whatever it is.
-            for own in ["Basic YTpi", "Bearer of-the-api", "Bearer ", &format!("Bearer {key}")] {
-                let reply = app.get(path).header("authorization", own).header("x-api-key", &key).await;
-                assert_eq!(reply.status, 200, "{path} {own}: {reply}");
-                let alone = app.get(path).header("authorization", own).await;
-                assert_eq!((alone.status, alone.code().as_str()), (401, "missing_credentials"), "{path} {own}");
-                assert_eq!(alone.json()["detail"], "Present an API key in x-api-key.");
-                assert_eq!(alone.header("www-authenticate"), Some("Bearer realm=\"tollkey\""));
+    each_backend_with(
+        &[("TOLLKEY_CREDENTIAL_HEADERS", "X-API-Key")],
+        async |app: &App| {
+            let key = app.insert_key("acme", Family::Commerce, Mode::Live).await;
+            for path in [
+                "/authz/forward-auth",
+                "/authz/auth-request",
+                "/authz/ext-authz/-/links",
+            ] {
+                // An API's own credential passes beside the key, whatever it is.
+                for own in [
+                    "Basic YTpi",
+                    "Bearer of-the-api",
+                    "Bearer ",
+                    &format!("Bearer {key}"),
+                ] {
+                    let reply = app
+                        .get(path)
+                        .header("authorization", own)
+                        .header("x-api-key", &key)
+                        .await;
+                    assert_eq!(reply.status, 200, "{path} {own}: {reply}");
+                    let alone = app.get(path).header("authorization", own).await;
+                    assert_eq!(
+                        (alone.status, alone.code().as_str()),
+                        (401, "missing_credentials"),
+                        "{path} {own}"
+                    );
+                    assert_eq!(alone.json()["detail"], "Present an API key in x-api-key.");
+                    assert_eq!(
+                        alone.header("www-authenticate"),
+                        Some("Bearer realm=\"tollkey\"")
+                    );
+                }
+                let other = app.get(path).header("x-commerce-api-key", &key).await;
+                assert_eq!(
+                    (other.status, other.code().as_str()),
+                    (401, "missing_credentials"),
+                    "{path}"
+                );
+                let twice = app
+                    .get(path)
+                    .header("x-api-key", &key)
+                    .header("x-api-key", &key)
+                    .await;
+                assert_eq!(
+                    (twice.status, twice.code().as_str()),
+                    (400, "multiple_credentials"),
+                    "{path}"
+                );
+                // A requirement that cannot be read is told only to a caller with a key.
+                let broken = format!("{}?scope=nope", path.replace("/-/", "/scope=nope/"));
+                let reply = app.get(&broken).bearer(&key).await;
+                assert_eq!(
+                    (reply.status, reply.code().as_str()),
+                    (401, "missing_credentials"),
+                    "{broken}"
+                );
             }
-            let other = app.get(path).header("x-commerce-api-key", &key).await;
-            assert_eq!((other.status, other.code().as_str()), (401, "missing_credentials"), "{path}");
-            let twice = app.get(path).header("x-api-key", &key).header("x-api-key", &key).await;
-            assert_eq!((twice.status, twice.code().as_str()), (400, "multiple_credentials"), "{path}");
-            // A requirement that cannot be read is told only to a caller with a key.
-            let broken = format!("{}?scope=nope", path.replace("/-/", "/scope=nope/"));
-            let reply = app.get(&broken).bearer(&key).await;
-            assert_eq!((reply.status, reply.code().as_str()), (401, "missing_credentials"), "{broken}");
-        }
-        // Other routes read all three.
-        for header in ["x-api-key", "x-commerce-api-key"] {
-            assert_eq!(app.get("/whoami").header(header, &key).await.status, 200);
-        }
-        assert_eq!(app.get("/whoami").bearer(&key).await.status, 200);
-        assert_eq!(app.get("/applications").bearer(&app.merchant("acme")).await.status, 200);
-    })
+            // Other routes read all three.
+            for header in ["x-api-key", "x-commerce-api-key"] {
+                assert_eq!(app.get("/whoami").header(header, &key).await.status, 200);
+            }
+            assert_eq!(app.get("/whoami").bearer(&key).await.status, 200);
+            assert_eq!(
+                app.get("/applications")
+                    .bearer(&app.merchant("acme"))
+                    .await
+                    .status,
+                200
+            );
+        },
+    )
     .await;
 }

@@ -27,19 +27,27 @@ const SCOPES: [&str; 9] = [
 
 /// The random part of a key, if it is `prefix` and 32 base-62 characters.
 fn random_part<'a>(key: &'a str, prefix: &str) -> Option<&'a str> {
-    key.strip_prefix(prefix).filter(|rest| rest.len() == 32 && rest.bytes().all(|byte| byte.is_ascii_alphanumeric()))
+    key.strip_prefix(prefix)
+        .filter(|rest| rest.len() == 32 && rest.bytes().all(|byte| byte.is_ascii_alphanumeric()))
 }
 
 /// What a gateway is told about a key on a route that needs this.
 fn gateway(app: &App, required: &str) -> Call {
-    let query = if required.is_empty() { String::new() } else { format!("?{required}") };
+    let query = if required.is_empty() {
+        String::new()
+    } else {
+        format!("?{required}")
+    };
     app.get(&format!("/authz/forward-auth{query}"))
         .header("x-forwarded-method", "GET")
         .header("x-forwarded-uri", "/api/v1/sessions")
 }
 
 async fn revoke(app: &App, token: &str, key: &Key) {
-    let reply = app.call("POST", &format!("/api-keys/{}/revoke", key.id)).bearer(token).await;
+    let reply = app
+        .call("POST", &format!("/api-keys/{}/revoke", key.id))
+        .bearer(token)
+        .await;
     assert_eq!(reply.status, 200, "{reply}");
 }
 
@@ -56,15 +64,27 @@ async fn the_prefix_tells_the_mode_and_32_base_62_characters_follow() {
             (Value::Null, "live", "ck_live_"),
         ] {
             for _ in 0..20 {
-                let reply = app.post("/api-keys", json!({"name": "Key", "mode": mode})).bearer(&token).await.json();
+                let reply = app
+                    .post("/api-keys", json!({"name": "Key", "mode": mode}))
+                    .bearer(&token)
+                    .await
+                    .json();
                 let text = reply["api_key"].as_str().unwrap();
-                let random = random_part(text, prefix).unwrap_or_else(|| panic!("no {prefix} and 32 characters"));
-                assert_eq!((&reply["mode"], &reply["scope"]), (&json!(shown), &json!("commerce")));
+                let random = random_part(text, prefix)
+                    .unwrap_or_else(|| panic!("no {prefix} and 32 characters"));
+                assert_eq!(
+                    (&reply["mode"], &reply["scope"]),
+                    (&json!(shown), &json!("commerce"))
+                );
                 assert_eq!(reply["prefix"], format!("{prefix}{}", &random[..6]));
                 assert!(seen.insert(text.to_owned()), "twice the same key");
             }
         }
-        let absent = app.post("/api-keys", json!({"name": "Key"})).bearer(&token).await.json();
+        let absent = app
+            .post("/api-keys", json!({"name": "Key"}))
+            .bearer(&token)
+            .await
+            .json();
         assert!(random_part(absent["api_key"].as_str().unwrap(), "ck_live_").is_some());
     })
     .await;
@@ -80,7 +100,9 @@ fn the_randomness_has_no_bias() {
     let kind = tollkey_core::key_text::Kind::Key(Family::Commerce, Mode::Live);
     for _ in 0..keys {
         let key = KeyText::mint(kind, &mut rng);
-        let random = random_part(key.expose(), "ck_live_").expect("32 base-62 characters").as_bytes();
+        let random = random_part(key.expose(), "ck_live_")
+            .expect("32 base-62 characters")
+            .as_bytes();
         first[usize::from(random[0])] += 1;
         for byte in random {
             anywhere[usize::from(*byte)] += 1;
@@ -92,7 +114,10 @@ fn the_randomness_has_no_bias() {
         let counts: Vec<u32> = counts.into_iter().filter(|count| *count > 0).collect();
         assert_eq!(counts.len(), 62);
         for count in counts {
-            assert!(count.abs_diff(expected) <= tolerance, "{count} is not about {expected}");
+            assert!(
+                count.abs_diff(expected) <= tolerance,
+                "{count} is not about {expected}"
+            );
         }
     }
 }
@@ -101,17 +126,39 @@ fn the_randomness_has_no_bias() {
 async fn keys_are_hashed_with_sha_256_and_the_raw_key_is_never_stored() {
     let app = App::start(Database::sqlite(), &[]).await; // whose files can be read
     let token = app.merchant("acme");
-    let key = app.commerce_key(&token, json!({"name": "Production server"})).await;
-    let retried = app.post("/api-keys", json!({"name": "Retried"})).header("idempotency-key", "an example of a retry");
-    let retried = retried.bearer(&token).await.json()["api_key"].as_str().unwrap().to_owned();
-    assert_eq!((app.code(&key.text).await.as_str(), app.code(&retried).await.as_str()), ("valid", "valid"));
-    let files = std::fs::read_dir(app.database.directory().expect("a directory")).expect("its files");
-    let stored: Vec<u8> = files.flat_map(|file| std::fs::read(file.unwrap().path()).expect("a file")).collect();
+    let key = app
+        .commerce_key(&token, json!({"name": "Production server"}))
+        .await;
+    let retried = app
+        .post("/api-keys", json!({"name": "Retried"}))
+        .header("idempotency-key", "an example of a retry");
+    let retried = retried.bearer(&token).await.json()["api_key"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    assert_eq!(
+        (
+            app.code(&key.text).await.as_str(),
+            app.code(&retried).await.as_str()
+        ),
+        ("valid", "valid")
+    );
+    let files =
+        std::fs::read_dir(app.database.directory().expect("a directory")).expect("its files");
+    let stored: Vec<u8> = files
+        .flat_map(|file| std::fs::read(file.unwrap().path()).expect("a file"))
+        .collect();
     let holds = |bytes: &[u8]| stored.windows(bytes.len()).any(|window| window == bytes);
-    assert!(holds(b"Production server") && holds(b"Retried"), "these are the right files");
+    assert!(
+        holds(b"Production server") && holds(b"Retried"),
+        "these are the right files"
+    );
     for text in [&key.text, &retried] {
         assert!(holds(Digest::of(text).as_bytes()), "the hash is stored");
-        assert!(!holds(random_part(text, "ck_live_").unwrap().as_bytes()), "the raw key is stored");
+        assert!(
+            !holds(random_part(text, "ck_live_").unwrap().as_bytes()),
+            "the raw key is stored"
+        );
     }
     app.stop().await;
 }
@@ -125,27 +172,51 @@ async fn the_mode_never_crosses() {
         let live = app.commerce_key(&token, json!({"mode": "live"})).await;
         let test = app.commerce_key(&token, json!({"mode": "test"})).await;
         for (key, own, needed) in [(&live, "live", "test"), (&test, "test", "live")] {
-            assert_eq!(app.verify(&key.text, json!({"mode": own})).await["key"]["mode"], own);
+            assert_eq!(
+                app.verify(&key.text, json!({"mode": own})).await["key"]["mode"],
+                own
+            );
             let denied = app.verify(&key.text, json!({"mode": needed})).await;
             assert_eq!(denied, json!({"valid": false, "code": "wrong_mode"}));
-            assert_eq!(app.verify(&key.text, json!({})).await["valid"], true, "nobody asks for a mode");
+            assert_eq!(
+                app.verify(&key.text, json!({})).await["valid"],
+                true,
+                "nobody asks for a mode"
+            );
 
             let allowed = gateway(app, &format!("mode={own}")).bearer(&key.text).await;
-            assert_eq!((allowed.status, allowed.header("x-auth-mode")), (200, Some(own)));
-            let denied = gateway(app, &format!("mode={needed}")).bearer(&key.text).await;
+            assert_eq!(
+                (allowed.status, allowed.header("x-auth-mode")),
+                (200, Some(own))
+            );
+            let denied = gateway(app, &format!("mode={needed}"))
+                .bearer(&key.text)
+                .await;
             assert_eq!((denied.status, denied.code().as_str()), (403, "wrong_mode"));
             assert_eq!(denied.header("x-auth-mode"), None);
             // Not even with every scope there is, and before the scope is looked at.
-            let denied = gateway(app, &format!("mode={needed}&scope=commerce")).bearer(&key.text).await;
+            let denied = gateway(app, &format!("mode={needed}&scope=commerce"))
+                .bearer(&key.text)
+                .await;
             assert_eq!(denied.code(), "wrong_mode");
             // The mode is part of the key: the same characters behind the other prefix are another key.
             let other = key.text.replacen(own, needed, 1);
             assert_eq!(app.code(&other).await, "unknown_key");
-            let patched = app.patch(&format!("/api-keys/{}", key.id), json!({"mode": needed})).bearer(&token).await;
-            assert_eq!(patched.errors(), ["/mode cannot be changed: it stands in the key"]);
+            let patched = app
+                .patch(&format!("/api-keys/{}", key.id), json!({"mode": needed}))
+                .bearer(&token)
+                .await;
+            assert_eq!(
+                patched.errors(),
+                ["/mode cannot be changed: it stands in the key"]
+            );
         }
         // A successor is of the mode of its predecessor.
-        let successor = app.call("POST", &format!("/api-keys/{}/rotate", test.id)).bearer(&token).await.json();
+        let successor = app
+            .call("POST", &format!("/api-keys/{}/rotate", test.id))
+            .bearer(&token)
+            .await
+            .json();
         assert_eq!(successor["mode"], "test");
         assert!(random_part(successor["api_key"].as_str().unwrap(), "ck_test_").is_some());
     })
@@ -162,22 +233,40 @@ async fn each_scope_grants_exactly_its_row() {
             let key = app.commerce_key(&token, json!({"scopes": [own]})).await;
             for needed in SCOPES.into_iter().chain(["commerce"]) {
                 let granted = own == needed; // so write does not imply read, nor one resource another
-                let expected = if granted { "valid" } else { "insufficient_scope" };
+                let expected = if granted {
+                    "valid"
+                } else {
+                    "insufficient_scope"
+                };
                 let verdict = app.verify(&key.text, json!({"scopes": [needed]})).await;
                 assert_eq!(verdict["code"], expected, "{own} where {needed} is needed");
-                let reply = gateway(app, &format!("scope={needed}")).bearer(&key.text).await;
+                let reply = gateway(app, &format!("scope={needed}"))
+                    .bearer(&key.text)
+                    .await;
                 let expected = if granted { 200 } else { 403 };
-                assert_eq!(reply.status, expected, "{own} where {needed} is needed, at a gateway");
+                assert_eq!(
+                    reply.status, expected,
+                    "{own} where {needed} is needed, at a gateway"
+                );
                 if granted {
                     assert_eq!(reply.header("x-auth-scopes"), Some(own));
                 } else {
                     assert_eq!(reply.code(), "insufficient_scope");
                     let challenge = reply.header("www-authenticate").expect("a challenge");
-                    assert!(challenge.contains("error=\"insufficient_scope\""), "{challenge}");
-                    assert!(challenge.contains(&format!("scope=\"{needed}\"")), "{challenge}");
+                    assert!(
+                        challenge.contains("error=\"insufficient_scope\""),
+                        "{challenge}"
+                    );
+                    assert!(
+                        challenge.contains(&format!("scope=\"{needed}\"")),
+                        "{challenge}"
+                    );
                 }
             }
-            assert_eq!(app.verify(&key.text, json!({})).await["key"]["scopes"], json!([own]));
+            assert_eq!(
+                app.verify(&key.text, json!({})).await["key"]["scopes"],
+                json!([own])
+            );
         }
     })
     .await;
@@ -204,7 +293,9 @@ async fn the_answer_to_a_key_without_the_scope_names_what_it_lacks() {
 async fn several_scopes_grant_their_rows_together_and_all_that_is_needed_has_to_be_there() {
     each_backend(async |app: &App| {
         let token = app.merchant("acme");
-        let key = app.commerce_key(&token, json!({"scopes": ["webhooks:write", "events:read"]})).await;
+        let key = app
+            .commerce_key(&token, json!({"scopes": ["webhooks:write", "events:read"]}))
+            .await;
         for (needed, valid) in [
             (vec!["webhooks:write"], true),
             (vec!["events:read"], true),
@@ -216,8 +307,15 @@ async fn several_scopes_grant_their_rows_together_and_all_that_is_needed_has_to_
             (SCOPES.to_vec(), false),
         ] {
             let expected = if valid { "valid" } else { "insufficient_scope" };
-            assert_eq!(app.verify(&key.text, json!({"scopes": needed})).await["code"], expected, "{needed:?}");
-            let query: Vec<String> = needed.iter().map(|scope| format!("scope={scope}")).collect();
+            assert_eq!(
+                app.verify(&key.text, json!({"scopes": needed})).await["code"],
+                expected,
+                "{needed:?}"
+            );
+            let query: Vec<String> = needed
+                .iter()
+                .map(|scope| format!("scope={scope}"))
+                .collect();
             let reply = gateway(app, &query.join("&")).bearer(&key.text).await;
             assert_eq!(reply.status, if valid { 200 } else { 403 }, "{needed:?}");
         }
@@ -229,26 +327,58 @@ async fn several_scopes_grant_their_rows_together_and_all_that_is_needed_has_to_
 async fn commerce_implies_the_nine_and_the_nine_do_not_imply_commerce() {
     each_backend(async |app: &App| {
         let token = app.merchant("acme");
-        let commerce = app.commerce_key(&token, json!({"scopes": ["commerce"]})).await;
+        let commerce = app
+            .commerce_key(&token, json!({"scopes": ["commerce"]}))
+            .await;
         let default = app.commerce_key(&token, json!({})).await;
         let nine = app.commerce_key(&token, json!({"scopes": SCOPES})).await;
         for key in [&commerce, &default] {
             for needed in SCOPES.into_iter().chain(["commerce"]) {
-                assert_eq!(app.verify(&key.text, json!({"scopes": [needed]})).await["code"], "valid", "{needed}");
-                let reply = gateway(app, &format!("scope={needed}")).bearer(&key.text).await;
+                assert_eq!(
+                    app.verify(&key.text, json!({"scopes": [needed]})).await["code"],
+                    "valid",
+                    "{needed}"
+                );
+                let reply = gateway(app, &format!("scope={needed}"))
+                    .bearer(&key.text)
+                    .await;
                 assert_eq!(reply.status, 200, "{needed}");
             }
         }
-        assert_eq!(app.verify(&nine.text, json!({"scopes": SCOPES})).await["code"], "valid");
-        assert_eq!(app.verify(&nine.text, json!({"scopes": ["commerce"]})).await["code"], "insufficient_scope");
-        assert_eq!(gateway(app, "scope=commerce").bearer(&nine.text).await.status, 403);
+        assert_eq!(
+            app.verify(&nine.text, json!({"scopes": SCOPES})).await["code"],
+            "valid"
+        );
+        assert_eq!(
+            app.verify(&nine.text, json!({"scopes": ["commerce"]}))
+                .await["code"],
+            "insufficient_scope"
+        );
+        assert_eq!(
+            gateway(app, "scope=commerce")
+                .bearer(&nine.text)
+                .await
+                .status,
+            403
+        );
         // Management prints scopes as stored, verification expanded.
-        let stored = app.get(&format!("/api-keys/{}", commerce.id)).bearer(&token).await.json()["scopes"].clone();
+        let stored = app
+            .get(&format!("/api-keys/{}", commerce.id))
+            .bearer(&token)
+            .await
+            .json()["scopes"]
+            .clone();
         assert_eq!(stored, json!(["commerce"]));
         let expanded: Vec<&str> = std::iter::once("commerce").chain(SCOPES).collect();
-        assert_eq!(app.verify(&commerce.text, json!({})).await["key"]["scopes"], json!(expanded));
+        assert_eq!(
+            app.verify(&commerce.text, json!({})).await["key"]["scopes"],
+            json!(expanded)
+        );
         let header = gateway(app, "").bearer(&commerce.text).await;
-        assert_eq!(header.header("x-auth-scopes"), Some(expanded.join(" ").as_str()));
+        assert_eq!(
+            header.header("x-auth-scopes"),
+            Some(expanded.join(" ").as_str())
+        );
     })
     .await;
 }
@@ -266,10 +396,17 @@ async fn an_unknown_scope_is_named_and_the_valid_ones_listed() {
             (json!([" links:read"]), " links:read"),
             (json!([""]), ""),
         ] {
-            let reply = app.post("/api-keys", json!({"name": "Key", "scopes": scopes})).bearer(&token).await;
+            let reply = app
+                .post("/api-keys", json!({"name": "Key", "scopes": scopes}))
+                .bearer(&token)
+                .await;
             let valid = format!("commerce, {}", SCOPES.join(", "));
             let error = format!("/scopes unknown scope {unknown:?}; valid scopes are {valid}");
-            assert_eq!((reply.status, reply.errors()), (400, vec![error]), "{scopes}");
+            assert_eq!(
+                (reply.status, reply.errors()),
+                (400, vec![error]),
+                "{scopes}"
+            );
         }
         assert_eq!(app.get("/api-keys").bearer(&token).await.json(), json!([]));
     })
@@ -282,20 +419,48 @@ async fn an_unknown_scope_is_named_and_the_valid_ones_listed() {
 async fn the_raw_key_is_a_bearer_token() {
     each_backend(async |app: &App| {
         let token = app.merchant("acme");
-        let key = app.commerce_key(&token, json!({"mode": "test", "scopes": ["sessions:write"]})).await;
+        let key = app
+            .commerce_key(
+                &token,
+                json!({"mode": "test", "scopes": ["sessions:write"]}),
+            )
+            .await;
         let ask = || {
-            app.post("/authz/forward-auth?scope=sessions:write&mode=test", json!({"amount": {"value": "49.99"}}))
-                .header("x-forwarded-method", "POST")
-                .header("x-forwarded-uri", "/api/v1/sessions")
+            app.post(
+                "/authz/forward-auth?scope=sessions:write&mode=test",
+                json!({"amount": {"value": "49.99"}}),
+            )
+            .header("x-forwarded-method", "POST")
+            .header("x-forwarded-uri", "/api/v1/sessions")
         };
         let reply = ask().bearer(&key.text).await;
-        assert_eq!((reply.status, reply.header("x-auth-key-id")), (200, Some(key.id.as_str())));
+        assert_eq!(
+            (reply.status, reply.header("x-auth-key-id")),
+            (200, Some(key.id.as_str()))
+        );
         assert_eq!(ask().await.status, 401);
-        assert_eq!(ask().header("authorization", &key.text).await.status, 401, "not without Bearer");
-        assert_eq!(ask().header("authorization", format!("Basic {}", key.text)).await.status, 401);
-        for cut in [&key.text[..key.text.len() - 1], &format!("{}a", key.text), &key.text.to_uppercase()] {
+        assert_eq!(
+            ask().header("authorization", &key.text).await.status,
+            401,
+            "not without Bearer"
+        );
+        assert_eq!(
+            ask()
+                .header("authorization", format!("Basic {}", key.text))
+                .await
+                .status,
+            401
+        );
+        for cut in [
+            &key.text[..key.text.len() - 1],
+            &format!("{}a", key.text),
+            &key.text.to_uppercase(),
+        ] {
             let reply = ask().bearer(cut).await;
-            assert_eq!((reply.status, reply.code().as_str()), (401, "invalid_api_key"));
+            assert_eq!(
+                (reply.status, reply.code().as_str()),
+                (401, "invalid_api_key")
+            );
         }
     })
     .await;
@@ -307,18 +472,31 @@ async fn the_raw_key_is_a_bearer_token() {
 async fn a_revoked_key_is_401_at_once_stays_visible_with_its_time_and_cannot_be_reinstated() {
     each_backend(async |app: &App| {
         let token = app.merchant("acme");
-        let key = app.commerce_key(&token, json!({"name": "WooCommerce plugin"})).await;
+        let key = app
+            .commerce_key(&token, json!({"name": "WooCommerce plugin"}))
+            .await;
         assert_eq!(gateway(app, "").bearer(&key.text).await.status, 200);
         app.clock.advance(Duration::from_secs(3600));
         revoke(app, &token, &key).await;
         let dead = async || {
             let reply = gateway(app, "").bearer(&key.text).await;
-            assert_eq!((reply.status, reply.code().as_str()), (401, "invalid_api_key"));
+            assert_eq!(
+                (reply.status, reply.code().as_str()),
+                (401, "invalid_api_key")
+            );
             assert_eq!(app.get("/whoami").bearer(&key.text).await.status, 401);
             assert_eq!(app.code(&key.text).await, "revoked");
             let list = app.get("/api-keys").bearer(&token).await.json();
-            let row = &list.as_array().unwrap().iter().find(|row| row["key_id"] == key.id).expect("it stays visible");
-            assert_eq!((&row["status"], &row["revoked_at"]), (&json!("revoked"), &json!(START + 3600)));
+            let row = &list
+                .as_array()
+                .unwrap()
+                .iter()
+                .find(|row| row["key_id"] == key.id)
+                .expect("it stays visible");
+            assert_eq!(
+                (&row["status"], &row["revoked_at"]),
+                (&json!("revoked"), &json!(START + 3600))
+            );
         };
         dead().await;
         let at = format!("/api-keys/{}", key.id);
@@ -339,12 +517,18 @@ async fn a_revoked_key_is_401_at_once_stays_visible_with_its_time_and_cannot_be_
         for method in ["DELETE", "PUT"] {
             let reply = app.call(method, &at).bearer(&token).await;
             assert_eq!(reply.status, 405, "{method}");
-            assert!(reply.header("allow").is_some_and(|allow| allow.contains("GET") && allow.contains("PATCH")));
+            assert!(
+                reply
+                    .header("allow")
+                    .is_some_and(|allow| allow.contains("GET") && allow.contains("PATCH"))
+            );
         }
         app.clock.advance(Duration::from_secs(3600));
         dead().await;
         // Its name can be another's, and that is another key.
-        let again = app.commerce_key(&token, json!({"name": "WooCommerce plugin"})).await;
+        let again = app
+            .commerce_key(&token, json!({"name": "WooCommerce plugin"}))
+            .await;
         assert_ne!((&again.id, &again.text), (&key.id, &key.text));
         dead().await;
     })
@@ -406,7 +590,12 @@ async fn both_keys_can_coexist_during_the_cutover() {
         let body = json!({"name": "WooCommerce plugin", "scopes": ["sessions:write"]});
         let old = app.commerce_key(&token, body.clone()).await;
         let new = app.commerce_key(&token, body).await;
-        let ask = async |key: &Key| gateway(app, "scope=sessions:write").bearer(&key.text).await.status;
+        let ask = async |key: &Key| {
+            gateway(app, "scope=sessions:write")
+                .bearer(&key.text)
+                .await
+                .status
+        };
         assert_eq!((ask(&old).await, ask(&new).await), (200, 200));
         revoke(app, &token, &old).await;
         assert_eq!((ask(&old).await, ask(&new).await), (401, 200));

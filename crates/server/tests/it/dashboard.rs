@@ -23,8 +23,18 @@ impl<'a> Browser<'a> {
             .header("sec-fetch-site", "same-origin")
             .form(&form(&[("token", token), ("next", "/dashboard/keys")]))
             .await;
-        assert_eq!((reply.status, reply.header("location")), (303, Some("/dashboard/keys")), "{reply}");
-        let cookie = reply.header("set-cookie").expect("a cookie").split(';').next().expect("a pair").to_owned();
+        assert_eq!(
+            (reply.status, reply.header("location")),
+            (303, Some("/dashboard/keys")),
+            "{reply}"
+        );
+        let cookie = reply
+            .header("set-cookie")
+            .expect("a cookie")
+            .split(';')
+            .next()
+            .expect("a pair")
+            .to_owned();
         Self { app, cookie }
     }
 
@@ -33,16 +43,21 @@ impl<'a> Browser<'a> {
     }
 
     fn get(&self, path: &str) -> Call {
-        raw(self.app, "GET", path).header("cookie", &self.cookie).header("sec-fetch-site", "same-origin")
+        raw(self.app, "GET", path)
+            .header("cookie", &self.cookie)
+            .header("sec-fetch-site", "same-origin")
     }
 
     fn post(&self, path: &str, fields: &[(&str, &str)]) -> Call {
-        self.post_from(path, fields).header("sec-fetch-site", "same-origin")
+        self.post_from(path, fields)
+            .header("sec-fetch-site", "same-origin")
     }
 
     /// A form, without saying whose it is.
     fn post_from(&self, path: &str, fields: &[(&str, &str)]) -> Call {
-        raw(self.app, "POST", path).header("cookie", &self.cookie).form(&form(fields))
+        raw(self.app, "POST", path)
+            .header("cookie", &self.cookie)
+            .form(&form(fields))
     }
 
     /// The page, which is there.
@@ -55,14 +70,21 @@ impl<'a> Browser<'a> {
     /// The value of a hidden field of a page.
     async fn hidden(&self, path: &str, name: &str) -> String {
         let page = self.page(path).await;
-        let (_, rest) = page.split_once(&format!("name=\"{name}\" value=\"")).expect("that field");
+        let (_, rest) = page
+            .split_once(&format!("name=\"{name}\" value=\""))
+            .expect("that field");
         rest.split('"').next().expect("its value").to_owned()
     }
 
     /// Makes a key with the form; gives its id and its text.
     async fn make_key(&self, fields: &[(&str, &str)]) -> (String, String) {
         let once = self.hidden("/dashboard/keys/new", "once").await;
-        let mut all = vec![("once", once.as_str()), ("mode", "test"), ("kind", "commerce"), ("expires", "never")];
+        let mut all = vec![
+            ("once", once.as_str()),
+            ("mode", "test"),
+            ("kind", "commerce"),
+            ("expires", "never"),
+        ];
         all.extend_from_slice(fields);
         let reply = self.post("/dashboard/keys/new", &all).await;
         assert_eq!(reply.status, 200, "{reply}");
@@ -81,10 +103,15 @@ fn form(fields: &[(&str, &str)]) -> String {
 /// The id and the text of the key on the page that shows it.
 fn shown_key(page: &str) -> (String, String) {
     let between = |before: &str, after: &str| {
-        let (_, rest) = page.split_once(before).unwrap_or_else(|| panic!("{before} on {}", without_secrets(page)));
+        let (_, rest) = page
+            .split_once(before)
+            .unwrap_or_else(|| panic!("{before} on {}", without_secrets(page)));
         rest.split_once(after).expect("its end").0.to_owned()
     };
-    (between("action=\"/dashboard/keys/", "\""), between("class=\"secret\" readonly value=\"", "\""))
+    (
+        between("action=\"/dashboard/keys/", "\""),
+        between("class=\"secret\" readonly value=\"", "\""),
+    )
 }
 
 /// What stands on a page, without its tags and white space.
@@ -175,35 +202,57 @@ async fn who_is_not_signed_in_is_sent_to_the_door_and_comes_back() {
         let ids = Ids::of(app, "acme").await;
         for path in PAGES {
             let path = ids.fill(path);
-            let reply = raw(app, "GET", &path).header("sec-fetch-site", "same-origin").await;
+            let reply = raw(app, "GET", &path)
+                .header("sec-fetch-site", "same-origin")
+                .await;
             assert!(is_sent_to_the_door(&reply, &path), "{path}: {reply}");
             let reply = raw(app, "GET", &path).header("hx-request", "true").await;
             let door = format!("/dashboard/sign-in?{}", form(&[("next", &path)]));
-            assert_eq!((reply.status, reply.header("hx-redirect")), (200, Some(door.as_str())), "{path}");
+            assert_eq!(
+                (reply.status, reply.header("hx-redirect")),
+                (200, Some(door.as_str())),
+                "{path}"
+            );
             // Followed from elsewhere, the cookie may only be held back: our own page asks once more.
-            let reply = raw(app, "GET", &path).header("sec-fetch-site", "cross-site").await;
+            let reply = raw(app, "GET", &path)
+                .header("sec-fetch-site", "cross-site")
+                .await;
             let refresh = format!("http-equiv=\"refresh\" content=\"0;url={path}\"");
-            assert!(reply.status == 200 && reply.body.contains(&refresh), "{path}: {reply}");
+            assert!(
+                reply.status == 200 && reply.body.contains(&refresh),
+                "{path}: {reply}"
+            );
         }
         for path in FORMS {
-            let reply = raw(app, "POST", &ids.fill(path)).header("sec-fetch-site", "same-origin").form("").await;
+            let reply = raw(app, "POST", &ids.fill(path))
+                .header("sec-fetch-site", "same-origin")
+                .form("")
+                .await;
             assert!(is_sent_to_the_door(&reply, "/dashboard"), "{path}: {reply}");
         }
         // Whose session ended over a form comes back to it.
         let own = format!("http://{}", app.running().address());
         for (from, next) in [
-            (format!("{own}/dashboard/keys/new?application=x"), "/dashboard/keys/new?application=x"),
+            (
+                format!("{own}/dashboard/keys/new?application=x"),
+                "/dashboard/keys/new?application=x",
+            ),
             (format!("{own}/docs/"), "/dashboard"),
-            ("http://evil.example/dashboard/keys/new".to_owned(), "/dashboard"),
+            (
+                "http://evil.example/dashboard/keys/new".to_owned(),
+                "/dashboard",
+            ),
             ("/dashboard/keys/new".to_owned(), "/dashboard"),
             (own.clone(), "/dashboard"),
         ] {
-            let sent =
-                raw(app, "POST", "/dashboard/keys").header("sec-fetch-site", "same-origin").header("referer", &from);
+            let sent = raw(app, "POST", "/dashboard/keys")
+                .header("sec-fetch-site", "same-origin")
+                .header("referer", &from);
             let reply = sent.form("").await;
             assert!(is_sent_to_the_door(&reply, next), "{from}: {reply}");
         }
-        let made_up = raw(app, "GET", "/dashboard/keys").header("cookie", "__Host-tollkey_session=0123456789abcdef");
+        let made_up = raw(app, "GET", "/dashboard/keys")
+            .header("cookie", "__Host-tollkey_session=0123456789abcdef");
         assert!(is_sent_to_the_door(&made_up.await, "/dashboard/keys"));
     })
     .await;
@@ -253,7 +302,12 @@ fn urls(page: &str) -> Vec<(&'static str, String)> {
         ("refresh", " content=\"0;url="),
     ] {
         for rest in page.split(before).skip(1) {
-            let value = rest.split('"').next().expect("its end").replace("&#38;", "&").replace("&amp;", "&");
+            let value = rest
+                .split('"')
+                .next()
+                .expect("its end")
+                .replace("&#38;", "&")
+                .replace("&amp;", "&");
             found.push((attribute, value));
         }
     }
@@ -262,13 +316,17 @@ fn urls(page: &str) -> Vec<(&'static str, String)> {
 
 #[actix_web::test]
 async fn every_link_and_form_leads_under_the_path_prefix() {
-    let behind = [TOKEN_SIGN_IN, ("TOLLKEY_PUBLIC_URL", "https://example.com/keys")];
+    let behind = [
+        TOKEN_SIGN_IN,
+        ("TOLLKEY_PUBLIC_URL", "https://example.com/keys"),
+    ];
     each_backend_with(&behind, async |app: &App| {
         let ids = Ids::of(app, "acme").await;
         let token = app.merchant("acme");
         app.key(&token, &ids.application, json!({})).await;
         for number in 0..51 {
-            app.commerce_key(&token, json!({"name": format!("Till {number}")})).await;
+            app.commerce_key(&token, json!({"name": format!("Till {number}")}))
+                .await;
             app.application(&token, &format!("Store {number}")).await;
         }
         // A proxy that passes the prefix on, and one that strips it.
@@ -277,24 +335,44 @@ async fn every_link_and_form_leads_under_the_path_prefix() {
             let own_form = |own: &str| request("POST", own).header("sec-fetch-site", "same-origin");
             let signed_in = app.token(Some("acme"), &["operator"]);
             let fields = [("token", signed_in.as_str()), ("next", "/dashboard/audit")];
-            let reply = own_form("/dashboard/sign-in/token").form(&form(&fields)).await;
-            assert_eq!((reply.status, reply.header("location")), (303, Some("/keys/dashboard/audit")), "{reply}");
+            let reply = own_form("/dashboard/sign-in/token")
+                .form(&form(&fields))
+                .await;
+            assert_eq!(
+                (reply.status, reply.header("location")),
+                (303, Some("/keys/dashboard/audit")),
+                "{reply}"
+            );
             let cookie = reply.header("set-cookie").expect("a cookie").to_owned();
-            assert!(cookie.starts_with("__Host-") && cookie.ends_with("; Path=/"), "{cookie}");
+            assert!(
+                cookie.starts_with("__Host-") && cookie.ends_with("; Path=/"),
+                "{cookie}"
+            );
             let cookie = cookie.split(';').next().expect("a pair");
-            let get = |own: &str| request("GET", own).header("cookie", cookie).header("sec-fetch-site", "same-origin");
+            let get = |own: &str| {
+                request("GET", own)
+                    .header("cookie", cookie)
+                    .header("sec-fetch-site", "same-origin")
+            };
 
             let mut pages: Vec<(String, String)> = Vec::new();
             let mut paths: Vec<String> = PAGES.iter().map(|path| ids.fill(path)).collect();
             paths.extend(
-                ["/dashboard/sign-in", "/dashboard/sign-in?failed=unknown", "/dashboard/nothing"].map(str::to_owned),
+                [
+                    "/dashboard/sign-in",
+                    "/dashboard/sign-in?failed=unknown",
+                    "/dashboard/nothing",
+                ]
+                .map(str::to_owned),
             );
             paths.push(format!("/dashboard/keys/{NOTHING}"));
             for path in paths {
                 let page = get(&path).await.body;
                 pages.push((path, page));
             }
-            let crossing = request("GET", "/dashboard/keys").header("sec-fetch-site", "cross-site").await;
+            let crossing = request("GET", "/dashboard/keys")
+                .header("sec-fetch-site", "cross-site")
+                .await;
             pages.push(("a page that goes on".to_owned(), crossing.body));
             let hidden = |page: &str| {
                 let (_, rest) = page.split_once("name=\"once\" value=\"").expect("a form");
@@ -304,27 +382,55 @@ async fn every_link_and_form_leads_under_the_path_prefix() {
             for (path, fields) in [
                 (
                     "/dashboard/keys/new",
-                    &[("name", "New"), ("mode", "test"), ("kind", "commerce"), ("expires", "never")][..],
+                    &[
+                        ("name", "New"),
+                        ("mode", "test"),
+                        ("kind", "commerce"),
+                        ("expires", "never"),
+                    ][..],
                 ),
                 ("/dashboard/keys/new", &[("name", "")]),
-                (&format!("/dashboard/keys/{again}/rotate"), &[("overlap", "3600")]),
+                (
+                    &format!("/dashboard/keys/{again}/rotate"),
+                    &[("overlap", "3600")],
+                ),
                 ("/dashboard/settings/service-keys", &[("name", "Gateway")]),
             ] {
                 let page = get(&path.replace("/service-keys", "")).await.body;
                 let once = hidden(&page);
                 let mut fields = fields.to_vec();
                 fields.push(("once", &once));
-                let reply = own_form(path).header("cookie", cookie).form(&form(&fields)).await;
+                let reply = own_form(path)
+                    .header("cookie", cookie)
+                    .form(&form(&fields))
+                    .await;
                 assert!([200, 400].contains(&reply.status), "{path}: {reply}");
                 if reply.body.contains("curl -sS") {
-                    let line = format!("curl -sS https://{}/keys/api/v1/whoami ", app.running().address());
-                    assert!(reply.body.contains(&line), "{}", without_secrets(&reply.body));
+                    let line = format!(
+                        "curl -sS https://{}/keys/api/v1/whoami ",
+                        app.running().address()
+                    );
+                    assert!(
+                        reply.body.contains(&line),
+                        "{}",
+                        without_secrets(&reply.body)
+                    );
                 }
                 pages.push((format!("POST {path}"), reply.body));
             }
-            pages.push(("a rotated key".to_owned(), get(&format!("/dashboard/keys/{again}")).await.body));
-            pages.push(("its form".to_owned(), get(&format!("/dashboard/keys/{again}/rotate")).await.body));
-            let checked = own_form("/dashboard/audit/verify").header("cookie", cookie).form("").await.body;
+            pages.push((
+                "a rotated key".to_owned(),
+                get(&format!("/dashboard/keys/{again}")).await.body,
+            ));
+            pages.push((
+                "its form".to_owned(),
+                get(&format!("/dashboard/keys/{again}/rotate")).await.body,
+            ));
+            let checked = own_form("/dashboard/audit/verify")
+                .header("cookie", cookie)
+                .form("")
+                .await
+                .body;
             pages.push(("the checked log".to_owned(), checked));
 
             let mut seen = std::collections::BTreeSet::new();
@@ -333,16 +439,23 @@ async fn every_link_and_form_leads_under_the_path_prefix() {
                     if url.starts_with('#') {
                         continue;
                     }
-                    assert!(url.starts_with("/keys/dashboard"), "{attribute}={url} on {path}");
+                    assert!(
+                        url.starts_with("/keys/dashboard"),
+                        "{attribute}={url} on {path}"
+                    );
                     if !seen.insert((attribute, url.clone())) {
                         continue;
                     }
                     let own = url.strip_prefix("/keys").expect("the prefix");
-                    if attribute == "action" && !page.contains(&format!("method=\"get\" action=\"{url}\"")) {
+                    if attribute == "action"
+                        && !page.contains(&format!("method=\"get\" action=\"{url}\""))
+                    {
                         let known = |form: &&str| {
                             let mut own = own.split('/');
                             let mut form = form.split('/');
-                            form.by_ref().zip(own.by_ref()).all(|(form, own)| form == own || form.starts_with('{'))
+                            form.by_ref()
+                                .zip(own.by_ref())
+                                .all(|(form, own)| form == own || form.starts_with('{'))
                                 && form.next().is_none()
                                 && own.next().is_none()
                         };
@@ -355,16 +468,33 @@ async fn every_link_and_form_leads_under_the_path_prefix() {
                 }
             }
             assert!(seen.len() > 150, "{}", seen.len());
-            let out = own_form("/dashboard/sign-out").header("cookie", cookie).form("").await;
+            let out = own_form("/dashboard/sign-out")
+                .header("cookie", cookie)
+                .form("")
+                .await;
             assert_eq!(
-                (out.status, out.header("location").is_some_and(|it| it.starts_with("/keys/dashboard/signed-out"))),
+                (
+                    out.status,
+                    out.header("location")
+                        .is_some_and(|it| it.starts_with("/keys/dashboard/signed-out"))
+                ),
                 (303, true)
             );
             // The page of a form is named by the browser, with the prefix.
-            let from = format!("http://{}/keys/dashboard/keys/new?application=x", app.running().address());
-            let over = own_form("/dashboard/keys/new").header("referer", &from).form("").await;
+            let from = format!(
+                "http://{}/keys/dashboard/keys/new?application=x",
+                app.running().address()
+            );
+            let over = own_form("/dashboard/keys/new")
+                .header("referer", &from)
+                .form("")
+                .await;
             let door = "/keys/dashboard/sign-in?next=%2Fdashboard%2Fkeys%2Fnew%3Fapplication%3Dx";
-            assert_eq!((over.status, over.header("location")), (303, Some(door)), "{over}");
+            assert_eq!(
+                (over.status, over.header("location")),
+                (303, Some(door)),
+                "{over}"
+            );
         }
     })
     .await;
@@ -386,17 +516,40 @@ async fn sign_in_never_leads_to_another_host() {
             "/dashboard/nothing",
         ] {
             let fields = [("token", &*app.merchant("acme")), ("next", next)];
-            let reply = raw(app, "POST", "/dashboard/sign-in/token").header("sec-fetch-site", "same-origin");
+            let reply = raw(app, "POST", "/dashboard/sign-in/token")
+                .header("sec-fetch-site", "same-origin");
             let reply = reply.form(&form(&fields)).await;
-            assert_eq!((reply.status, reply.header("location")), (303, Some("/dashboard/keys")), "{next:?}");
-            let page = raw(app, "GET", &format!("/dashboard/sign-in?{}", form(&[("next", next)]))).await;
-            assert!(page.body.contains("name=\"next\" value=\"/dashboard/keys\""), "{next:?}: {page}");
+            assert_eq!(
+                (reply.status, reply.header("location")),
+                (303, Some("/dashboard/keys")),
+                "{next:?}"
+            );
+            let page = raw(
+                app,
+                "GET",
+                &format!("/dashboard/sign-in?{}", form(&[("next", next)])),
+            )
+            .await;
+            assert!(
+                page.body
+                    .contains("name=\"next\" value=\"/dashboard/keys\""),
+                "{next:?}: {page}"
+            );
         }
         // Nor do the redirect to the sign-in page and the page that a request of another site gets.
-        for path in ["/dashboard/..//evil.example", "/dashboard/%2e%2e//evil.example", "/dashboard//evil.example"] {
+        for path in [
+            "/dashboard/..//evil.example",
+            "/dashboard/%2e%2e//evil.example",
+            "/dashboard//evil.example",
+        ] {
             let reply = raw(app, "GET", path).await;
-            assert!(is_sent_to_the_door(&reply, "/dashboard/keys") || reply.status == 404, "{path}: {reply}");
-            let reply = raw(app, "GET", path).header("sec-fetch-site", "cross-site").await;
+            assert!(
+                is_sent_to_the_door(&reply, "/dashboard/keys") || reply.status == 404,
+                "{path}: {reply}"
+            );
+            let reply = raw(app, "GET", path)
+                .header("sec-fetch-site", "cross-site")
+                .await;
             assert!(!reply.body.contains("evil"), "{path}: {reply}");
         }
     })
@@ -408,7 +561,10 @@ async fn key_of_a_disabled_application_is_not_active() {
     each_backend_with(TOKENS, async |app: &App| {
         let browser = Browser::merchant(app, "acme").await;
         let token = app.merchant("acme");
-        let (store, other) = (app.application(&token, "Store").await, app.application(&token, "Other").await);
+        let (store, other) = (
+            app.application(&token, "Store").await,
+            app.application(&token, "Other").await,
+        );
         let till = app.key(&token, &store, json!({})).await;
         let gone = app.key(&token, &store, json!({})).await;
         let path = format!("/applications/{store}/api-keys/{}", gone.id);
@@ -418,14 +574,22 @@ async fn key_of_a_disabled_application_is_not_active() {
         let key_page = format!("/dashboard/keys/{}", till.id);
         let badge = "<span class=\"badge application_disabled\">Application disabled</span>";
         let listed = async |status: &str| {
-            let page = browser.page(&format!("/dashboard/keys?status={status}")).await;
+            let page = browser
+                .page(&format!("/dashboard/keys?status={status}"))
+                .await;
             let keys = [&till, &gone, &elsewhere, &commerce]
                 .map(|key| page.contains(&format!("/dashboard/keys/{}\"", key.id)));
             (keys, page.contains(badge))
         };
         assert_eq!(listed("active").await, ([true, false, true, true], false));
         assert_eq!(listed("application_disabled").await, ([false; 4], false));
-        assert_eq!(browser.post(&format!("/dashboard/applications/{store}/disable"), &[]).await.status, 303);
+        assert_eq!(
+            browser
+                .post(&format!("/dashboard/applications/{store}/disable"), &[])
+                .await
+                .status,
+            303
+        );
         for (status, expected) in [
             ("", ([true; 4], true)),
             ("active", ([false, false, true, true], false)),
@@ -437,20 +601,43 @@ async fn key_of_a_disabled_application_is_not_active() {
             assert_eq!(listed(status).await, expected, "{status:?}");
         }
         let application = format!("/dashboard/applications/{store}");
-        for path in [&key_page, &format!("{key_page}/revoke"), &application, &format!("{application}/delete")] {
+        for path in [
+            &key_page,
+            &format!("{key_page}/revoke"),
+            &application,
+            &format!("{application}/delete"),
+        ] {
             let page = browser.page(path).await;
-            assert!(page.contains(badge) && !page.contains("class=\"badge active\""), "{path}: {page}");
+            assert!(
+                page.contains(badge) && !page.contains("class=\"badge active\""),
+                "{path}: {page}"
+            );
         }
-        assert!(browser.page(&key_page).await.contains(">Revoke</a>"), "it can be revoked");
+        assert!(
+            browser.page(&key_page).await.contains(">Revoke</a>"),
+            "it can be revoked"
+        );
         let page = words(&browser.page(&format!("{application}/delete")).await);
         assert!(
-            page.contains("1 key, which does not work while the application is disabled, is revoked for good"),
+            page.contains(
+                "1 key, which does not work while the application is disabled, is revoked for good"
+            ),
             "{page}"
         );
         // The API prints the status of the key itself.
-        let rows = app.get(&format!("/applications/{store}/api-keys")).bearer(&token).await.json();
+        let rows = app
+            .get(&format!("/applications/{store}/api-keys"))
+            .bearer(&token)
+            .await
+            .json();
         assert!(rows.to_string().contains("\"active\""), "{rows}");
-        assert_eq!(browser.post(&format!("/dashboard/applications/{store}/enable"), &[]).await.status, 303);
+        assert_eq!(
+            browser
+                .post(&format!("/dashboard/applications/{store}/enable"), &[])
+                .await
+                .status,
+            303
+        );
         assert_eq!(listed("active").await, ([true, false, true, true], false));
         assert_eq!(listed("application_disabled").await, ([false; 4], false));
     })
@@ -463,20 +650,42 @@ async fn status_of_a_key_includes_its_ancestors() {
         let browser = Browser::merchant(app, "acme").await;
         let create = async |name: &str, credential: &str| {
             let body = json!({"name": name, "environment": "test", "access": "secret"});
-            let reply = app.call("POST", "/v1/account/api-keys").json(body).bearer(credential).await;
+            let reply = app
+                .call("POST", "/v1/account/api-keys")
+                .json(body)
+                .bearer(credential)
+                .await;
             assert_eq!(reply.status, 201, "{reply}");
             let data = reply.json()["data"].clone();
-            let id: tollkey_core::KeyId = data["id"].as_str().expect("an ID").parse().expect("an ID");
-            (id.to_string(), data["value"].as_str().expect("a key").to_owned())
+            let id: tollkey_core::KeyId =
+                data["id"].as_str().expect("an ID").parse().expect("an ID");
+            (
+                id.to_string(),
+                data["value"].as_str().expect("a key").to_owned(),
+            )
         };
         let (parent, parent_key) = create("Parent", &app.merchant("acme")).await;
         let (child, _) = create("Child", &parent_key).await;
-        app.edit_key("acme", &parent, |key| key.suspended_at = Some(key.created_at)).await;
+        app.edit_key("acme", &parent, |key| {
+            key.suspended_at = Some(key.created_at)
+        })
+        .await;
         let page = browser.page(&format!("/dashboard/keys/{child}")).await;
-        assert!(page.contains("<span class=\"badge suspended\">suspended</span>"), "{page}");
+        assert!(
+            page.contains("<span class=\"badge suspended\">suspended</span>"),
+            "{page}"
+        );
         let listed = browser.page("/dashboard/keys?status=suspended").await;
-        assert!(listed.contains(&child) && listed.contains(&parent), "{listed}");
-        assert!(!browser.page("/dashboard/keys?status=active").await.contains(&child));
+        assert!(
+            listed.contains(&child) && listed.contains(&parent),
+            "{listed}"
+        );
+        assert!(
+            !browser
+                .page("/dashboard/keys?status=active")
+                .await
+                .contains(&child)
+        );
     })
     .await;
 }
@@ -488,30 +697,43 @@ async fn successor_shows_the_rotation_that_created_it() {
         let token = app.merchant("acme");
         let first = app.commerce_key(&token, json!({"name": "Till"})).await;
         let rotate = async |id: &str| {
-            let reply =
-                app.post(&format!("/api-keys/{id}/rotate"), json!({"overlap_seconds": 60})).bearer(&token).await;
+            let reply = app
+                .post(
+                    &format!("/api-keys/{id}/rotate"),
+                    json!({"overlap_seconds": 60}),
+                )
+                .bearer(&token)
+                .await;
             assert_eq!(reply.status, 201, "{reply}");
             reply.json()["key_id"].as_str().expect("an ID").to_owned()
         };
         let second = rotate(&first.id).await;
         let third = rotate(&second).await;
-        app.post(&format!("/api-keys/{third}/suspend"), json!({})).bearer(&token).await;
+        app.post(&format!("/api-keys/{third}/suspend"), json!({}))
+            .bearer(&token)
+            .await;
         let entries = async |id: &str| {
             let page = browser.page(&format!("/dashboard/keys/{id}")).await;
-            let (_, table) = page.split_once("<h2 id=\"entries\">").expect("the audit table");
-            let actions =
-                table.split("<code>api_key.").skip(1).map(|rest| rest.split('<').next().expect("an action").to_owned());
+            let (_, table) = page
+                .split_once("<h2 id=\"entries\">")
+                .expect("the audit table");
+            let actions = table
+                .split("<code>api_key.")
+                .skip(1)
+                .map(|rest| rest.split('<').next().expect("an action").to_owned());
             (actions.collect::<Vec<_>>(), table.to_owned())
         };
         assert_eq!(entries(&first.id).await.0, ["rotated", "created"]);
-        for (id, predecessor, expected) in
-            [(&second, &first.id, &["rotated", "rotated"]), (&third, &second, &["suspended", "rotated"])]
-        {
+        for (id, predecessor, expected) in [
+            (&second, &first.id, &["rotated", "rotated"]),
+            (&third, &second, &["suspended", "rotated"]),
+        ] {
             let (actions, table) = entries(id).await;
             assert_eq!(actions, expected);
             let (_, last) = table.rsplit_once("<tr>").expect("a row");
             assert!(
-                last.contains("Created by rotation of") && last.contains(&format!("/dashboard/keys/{predecessor}\"")),
+                last.contains("Created by rotation of")
+                    && last.contains(&format!("/dashboard/keys/{predecessor}\"")),
                 "{last}"
             );
             assert_eq!(table.matches("Created by rotation of").count(), 1);
@@ -519,11 +741,16 @@ async fn successor_shows_the_rotation_that_created_it() {
         // Where the table does not reach back to the creation, it does not show it.
         for _ in 0..10 {
             for step in ["resume", "suspend"] {
-                app.post(&format!("/api-keys/{third}/{step}"), json!({})).bearer(&token).await;
+                app.post(&format!("/api-keys/{third}/{step}"), json!({}))
+                    .bearer(&token)
+                    .await;
             }
         }
         let (actions, table) = entries(&third).await;
-        assert_eq!((actions.len(), table.contains("Created by rotation of")), (20, false));
+        assert_eq!(
+            (actions.len(), table.contains("Created by rotation of")),
+            (20, false)
+        );
     })
     .await;
 }
@@ -535,24 +762,52 @@ async fn form_that_would_be_rejected_is_not_offered() {
         let token = app.merchant("acme");
         let key = async |name: &str| app.commerce_key(&token, json!({"name": name})).await.id;
         let change = async |id: &str, step: &str, status: u16| {
-            let reply = app.post(&format!("/api-keys/{id}/{step}"), json!({})).bearer(&token).await;
+            let reply = app
+                .post(&format!("/api-keys/{id}/{step}"), json!({}))
+                .bearer(&token)
+                .await;
             assert_eq!(reply.status, status, "{reply}");
         };
-        let (active, suspended, revoked) = (key("Active").await, key("Suspended").await, key("Revoked").await);
+        let (active, suspended, revoked) = (
+            key("Active").await,
+            key("Suspended").await,
+            key("Revoked").await,
+        );
         let rotated = key("Rotated").await;
         change(&suspended, "suspend", 200).await;
         change(&revoked, "revoke", 200).await;
-        let reply =
-            app.post(&format!("/api-keys/{rotated}/rotate"), json!({"overlap_seconds": 3600})).bearer(&token).await;
+        let reply = app
+            .post(
+                &format!("/api-keys/{rotated}/rotate"),
+                json!({"overlap_seconds": 3600}),
+            )
+            .bearer(&token)
+            .await;
         assert_eq!(reply.status, 201);
-        let expired = app.commerce_key(&token, json!({"name": "Expired", "expires_at": app.in_seconds(60)})).await.id;
-        let stale = browser.hidden(&format!("/dashboard/keys/{expired}/rotate"), "once").await;
+        let expired = app
+            .commerce_key(
+                &token,
+                json!({"name": "Expired", "expires_at": app.in_seconds(60)}),
+            )
+            .await
+            .id;
+        let stale = browser
+            .hidden(&format!("/dashboard/keys/{expired}/rotate"), "once")
+            .await;
         app.clock.advance(std::time::Duration::from_secs(60));
         for (id, reason, offered) in [
             (&active, None, &["rotate", "suspend", "revoke"][..]),
-            (&suspended, Some("The key is suspended."), &["resume", "revoke"]),
+            (
+                &suspended,
+                Some("The key is suspended."),
+                &["resume", "revoke"],
+            ),
             (&revoked, Some("The key is revoked."), &[]),
-            (&rotated, Some("The key was rotated before"), &["suspend", "revoke"]),
+            (
+                &rotated,
+                Some("The key was rotated before"),
+                &["suspend", "revoke"],
+            ),
             (&expired, Some("The key has expired."), &[]),
         ] {
             let page = browser.page(&format!("/dashboard/keys/{id}")).await;
@@ -561,26 +816,60 @@ async fn form_that_would_be_rejected_is_not_offered() {
                 assert_eq!(is_offered, offered.contains(&step), "{step}: {page}");
             }
             let form = browser.page(&format!("/dashboard/keys/{id}/rotate")).await;
-            assert_eq!(form.contains("name=\"overlap\""), reason.is_none(), "{form}");
+            assert_eq!(
+                form.contains("name=\"overlap\""),
+                reason.is_none(),
+                "{form}"
+            );
             assert!(reason.is_none_or(|reason| form.contains(reason)), "{form}");
         }
         // A form that was loaded before is rejected, and not offered again.
-        let late =
-            browser.post(&format!("/dashboard/keys/{expired}/rotate"), &[("once", &stale), ("overlap", "0")]).await;
+        let late = browser
+            .post(
+                &format!("/dashboard/keys/{expired}/rotate"),
+                &[("once", &stale), ("overlap", "0")],
+            )
+            .await;
         assert_eq!(late.status, 409, "{late}");
-        assert!(late.body.contains("The key has expired.") && !late.body.contains("name=\"overlap\""), "{late}");
+        assert!(
+            late.body.contains("The key has expired.") && !late.body.contains("name=\"overlap\""),
+            "{late}"
+        );
 
-        let page = browser.page(&format!("/dashboard/keys/{revoked}/revoke")).await;
-        assert!(page.contains("The key is revoked since") && !page.contains("name=\"confirm\""), "{page}");
+        let page = browser
+            .page(&format!("/dashboard/keys/{revoked}/revoke"))
+            .await;
+        assert!(
+            page.contains("The key is revoked since") && !page.contains("name=\"confirm\""),
+            "{page}"
+        );
         let application = app.application(&token, "Store").await;
-        assert_eq!(browser.post(&format!("/dashboard/applications/{application}/disable"), &[]).await.status, 303);
-        let page = browser.page(&format!("/dashboard/applications/{application}/disable")).await;
-        assert!(page.contains("already disabled") && !page.contains("Disable the application"), "{page}");
+        assert_eq!(
+            browser
+                .post(
+                    &format!("/dashboard/applications/{application}/disable"),
+                    &[]
+                )
+                .await
+                .status,
+            303
+        );
+        let page = browser
+            .page(&format!("/dashboard/applications/{application}/disable"))
+            .await;
+        assert!(
+            page.contains("already disabled") && !page.contains("Disable the application"),
+            "{page}"
+        );
         let service_key = app.service_key().await.id;
         let path = format!("/dashboard/settings/service-keys/{service_key}/revoke");
         assert_eq!(browser.post(&path, &[]).await.status, 303);
         let page = browser.page(&path).await;
-        assert!(page.contains("The service key is revoked since") && !page.contains("Whatever presents it"), "{page}");
+        assert!(
+            page.contains("The service key is revoked since")
+                && !page.contains("Whatever presents it"),
+            "{page}"
+        );
     })
     .await;
 }
@@ -598,7 +887,8 @@ async fn exported_csv_has_no_formula_whatever_the_list_separator() {
         };
         let secret = tollkey_server::config::Secret::new(crate::support::SECRET);
         let now = tollkey_core::Clock::now(&app.clock);
-        let token = tollkey_server::caller::jwt::mint(&secret, &rules, &token, now).expect("a token");
+        let token =
+            tollkey_server::caller::jwt::mint(&secret, &rules, &token, now).expect("a token");
         for name in ["=1", "a;=HYPERLINK(1)", "a;\"=1\"", "a, +1", "-1", "@x"] {
             app.commerce_key(&token, json!({"name": name})).await;
         }
@@ -606,7 +896,10 @@ async fn exported_csv_has_no_formula_whatever_the_list_separator() {
         let file = browser.get("/dashboard/audit/export?format=csv").await.body;
         for separator in [',', ';', '\t', '|'] {
             let mut reader = csv::ReaderBuilder::new();
-            reader.has_headers(false).flexible(true).delimiter(u8::try_from(separator).expect("ASCII"));
+            reader
+                .has_headers(false)
+                .flexible(true)
+                .delimiter(u8::try_from(separator).expect("ASCII"));
             for row in reader.from_reader(file.as_bytes()).into_records() {
                 for cell in &row.expect("a row") {
                     let shown = cell.trim_start_matches([' ', '"']);
@@ -617,12 +910,18 @@ async fn exported_csv_has_no_formula_whatever_the_list_separator() {
                 }
             }
         }
-        let reader = csv::Reader::from_reader(file.as_bytes()).into_records().collect::<Result<Vec<_>, _>>();
+        let reader = csv::Reader::from_reader(file.as_bytes())
+            .into_records()
+            .collect::<Result<Vec<_>, _>>();
         let rows = reader.expect("RFC 4180");
         assert_eq!((rows.len(), &rows[0][4]), (6, "'=1+1;'=cmd()"));
         // The JSON lines are exact.
-        let lines = browser.get("/dashboard/audit/export?format=jsonl").await.body;
-        let first: Value = serde_json::from_str(lines.lines().next().expect("a line")).expect("JSON");
+        let lines = browser
+            .get("/dashboard/audit/export?format=jsonl")
+            .await
+            .body;
+        let first: Value =
+            serde_json::from_str(lines.lines().next().expect("a line")).expect("JSON");
         assert_eq!(first["actor"]["id"], actor);
     })
     .await;
@@ -646,18 +945,42 @@ async fn a_form_of_another_site_is_refused_and_changes_nothing() {
             &[("origin", "http://127.0.0.1")],
             &[],
         ] {
-            for path in FORMS.iter().chain(&["/dashboard/sign-in/token", "/dashboard/sign-in/link"]) {
-                let call = browser.post_from(&ids.fill(path), &[("confirm", "Commerce Server Key"), ("name", "x")]);
-                let call = headers.iter().fold(call, |call, (name, value)| call.header(name, value));
+            for path in FORMS
+                .iter()
+                .chain(&["/dashboard/sign-in/token", "/dashboard/sign-in/link"])
+            {
+                let call = browser.post_from(
+                    &ids.fill(path),
+                    &[("confirm", "Commerce Server Key"), ("name", "x")],
+                );
+                let call = headers
+                    .iter()
+                    .fold(call, |call, (name, value)| call.header(name, value));
                 let reply = call.await;
                 assert_eq!(reply.status, 403, "{path} {headers:?}: {reply}");
-                assert!(reply.body.contains("This was not sent by a page of this dashboard."), "{path}: {reply}");
+                assert!(
+                    reply
+                        .body
+                        .contains("This was not sent by a page of this dashboard."),
+                    "{path}: {reply}"
+                );
             }
         }
-        assert_eq!(words(&browser.page("/dashboard/audit").await), words(&before), "and it is still signed in");
+        assert_eq!(
+            words(&browser.page("/dashboard/audit").await),
+            words(&before),
+            "and it is still signed in"
+        );
         // An older browser says only where it comes from.
         let path = format!("/dashboard/keys/{}/suspend", ids.key);
-        assert_eq!(browser.post_from(&path, &[]).header("origin", &own).await.status, 303);
+        assert_eq!(
+            browser
+                .post_from(&path, &[])
+                .header("origin", &own)
+                .await
+                .status,
+            303
+        );
     })
     .await;
 }
@@ -667,17 +990,39 @@ async fn things_of_another_account_are_not_there() {
     each_backend_with(TOKENS, async |app: &App| {
         let theirs = Ids::of(app, "globex").await;
         let browser = Browser::merchant(app, "acme").await;
-        let ids = |id: &str| Ids { key: id.to_owned(), application: id.to_owned(), service_key: id.to_owned() };
-        let count = async || app.get("/audit-log").bearer(&app.merchant("globex")).await.json();
+        let ids = |id: &str| Ids {
+            key: id.to_owned(),
+            application: id.to_owned(),
+            service_key: id.to_owned(),
+        };
+        let count = async || {
+            app.get("/audit-log")
+                .bearer(&app.merchant("globex"))
+                .await
+                .json()
+        };
         let before = count().await;
         for ids in [&theirs, &ids(NOTHING), &ids("nonsense"), &ids("%2e%2e")] {
-            for path in PAGES.iter().filter(|path| path.contains("{key}") || path.contains("{application}")) {
+            for path in PAGES
+                .iter()
+                .filter(|path| path.contains("{key}") || path.contains("{application}"))
+            {
                 let reply = browser.get(&ids.fill(path)).await;
                 assert_eq!(reply.status, 404, "{path}: {reply}");
-                assert!(words(&reply.body).starts_with("There is no such page"), "{path}");
+                assert!(
+                    words(&reply.body).starts_with("There is no such page"),
+                    "{path}"
+                );
             }
-            let fields = [("confirm", "Commerce Server Key"), ("name", "Mine now"), ("overlap", "0")];
-            for path in FORMS.iter().filter(|path| path.contains("{key}") || path.contains("{application}")) {
+            let fields = [
+                ("confirm", "Commerce Server Key"),
+                ("name", "Mine now"),
+                ("overlap", "0"),
+            ];
+            for path in FORMS
+                .iter()
+                .filter(|path| path.contains("{key}") || path.contains("{application}"))
+            {
                 let once = browser.hidden("/dashboard/keys/new", "once").await;
                 let mut fields = fields.to_vec();
                 fields.push(("once", &once));
@@ -686,13 +1031,30 @@ async fn things_of_another_account_are_not_there() {
             }
         }
         assert_eq!(count().await, before, "nothing was done to them");
-        for path in ["/dashboard/keys", "/dashboard/applications", "/dashboard/audit"] {
+        for path in [
+            "/dashboard/keys",
+            "/dashboard/applications",
+            "/dashboard/audit",
+        ] {
             let page = browser.page(path).await;
-            assert!(!page.contains(&theirs.key) && !page.contains(&theirs.application), "{path}");
+            assert!(
+                !page.contains(&theirs.key) && !page.contains(&theirs.application),
+                "{path}"
+            );
         }
         let key = app.commerce_key(&app.merchant("acme"), json!({})).await;
-        assert!(!browser.page(&format!("/dashboard/audit?target_id={}", theirs.key)).await.contains("globex"));
-        let filtered = browser.page(&format!("/dashboard/keys?application={}", theirs.application)).await;
+        assert!(
+            !browser
+                .page(&format!("/dashboard/audit?target_id={}", theirs.key))
+                .await
+                .contains("globex")
+        );
+        let filtered = browser
+            .page(&format!(
+                "/dashboard/keys?application={}",
+                theirs.application
+            ))
+            .await;
         assert!(words(&filtered).contains("No key is like that") && !filtered.contains(&key.id));
     })
     .await;
@@ -726,52 +1088,119 @@ async fn a_key_is_made_its_secret_shown_once_and_revoked() {
         assert_eq!(app.code(&text).await, "ip_not_allowed");
         let verdict = app.verify(&text, json!({"client_ip": "203.0.113.7"})).await;
         assert_eq!(verdict["code"], "valid");
-        assert_eq!(verdict["key"]["scopes"], json!(["links:read", "links:write", "events:read"]));
+        assert_eq!(
+            verdict["key"]["scopes"],
+            json!(["links:read", "links:write", "events:read"])
+        );
         assert_eq!(verdict["key"]["mode"], "test");
 
         // Loaded again, it makes no second key and shows no secret.
         let again = browser.post("/dashboard/keys/new", &fields).await;
         let place = format!("/dashboard/keys/{id}?done=once");
-        assert_eq!((again.status, again.header("location")), (303, Some(place.as_str())));
+        assert_eq!(
+            (again.status, again.header("location")),
+            (303, Some(place.as_str()))
+        );
         assert!(
-            words(&browser.page(&place).await).starts_with("id=\"content\" tabindex=\"-1\"> This form was sent twice.")
+            words(&browser.page(&place).await)
+                .starts_with("id=\"content\" tabindex=\"-1\"> This form was sent twice.")
                 || words(&browser.page(&place).await).contains("This form was sent twice.")
         );
-        let keys = app.get("/api-keys").bearer(&app.merchant("acme")).await.json();
+        let keys = app
+            .get("/api-keys")
+            .bearer(&app.merchant("acme"))
+            .await
+            .json();
         assert_eq!(keys.as_array().map(Vec::len), Some(1));
 
-        for path in ["/dashboard/keys", &place, "/dashboard/audit", &format!("/dashboard/keys/{id}/revoke")] {
+        for path in [
+            "/dashboard/keys",
+            &place,
+            "/dashboard/audit",
+            &format!("/dashboard/keys/{id}/revoke"),
+        ] {
             assert!(!browser.page(path).await.contains(&text), "{path}");
         }
         let page = words(&browser.page(&format!("/dashboard/keys/{id}")).await);
-        for shown in ["Checkout server Test active", "links:read links:write events:read", "127.0.0.0/8, ::1/128"] {
+        for shown in [
+            "Checkout server Test active",
+            "links:read links:write events:read",
+            "127.0.0.0/8, ::1/128",
+        ] {
             assert!(page.contains(shown), "{shown} in {page}");
         }
 
-        let said = words(&browser.page(&format!("/dashboard/keys/{id}?done=revoked")).await);
-        assert!(!said.contains("The key is revoked."), "a link does not make it so: {said}");
+        let said = words(
+            &browser
+                .page(&format!("/dashboard/keys/{id}?done=revoked"))
+                .await,
+        );
+        assert!(
+            !said.contains("The key is revoked."),
+            "a link does not make it so: {said}"
+        );
         let path = format!("/dashboard/keys/{id}/revoke");
         for wrong in ["", "checkout server", "Checkout"] {
-            let refused = browser.post(&path, &[("confirm", wrong), ("reason", "lost <it>")]).await;
+            let refused = browser
+                .post(&path, &[("confirm", wrong), ("reason", "lost <it>")])
+                .await;
             assert_eq!(refused.status, 400, "{wrong}: {refused}");
             let page = refused.body;
-            assert!(page.contains("id=\"confirm-error\">is not the name of the key"), "{page}");
-            assert!(page.contains("name=\"reason\" value=\"lost &#60;it&#62;\""), "what was typed is kept: {page}");
+            assert!(
+                page.contains("id=\"confirm-error\">is not the name of the key"),
+                "{page}"
+            );
+            assert!(
+                page.contains("name=\"reason\" value=\"lost &#60;it&#62;\""),
+                "what was typed is kept: {page}"
+            );
         }
-        assert_eq!(app.verify(&text, json!({"client_ip": "::1"})).await["code"], "valid");
-        let revoked = browser.post(&path, &[("confirm", "Checkout server"), ("reason", "lost")]).await;
+        assert_eq!(
+            app.verify(&text, json!({"client_ip": "::1"})).await["code"],
+            "valid"
+        );
+        let revoked = browser
+            .post(&path, &[("confirm", "Checkout server"), ("reason", "lost")])
+            .await;
         assert_eq!(
             (revoked.status, revoked.header("location")),
-            (303, Some(format!("/dashboard/keys/{id}?done=revoked").as_str()))
+            (
+                303,
+                Some(format!("/dashboard/keys/{id}?done=revoked").as_str())
+            )
         );
-        assert_eq!(app.verify(&text, json!({"client_ip": "::1"})).await["code"], "revoked");
-        let page = words(&browser.page(&format!("/dashboard/keys/{id}?done=revoked")).await);
-        assert!(page.contains("The key is revoked.") && page.contains(": lost"), "{page}");
-        assert!(!page.contains("Rotate") && !page.contains("Suspend"), "{page}");
-        let entries = app.get("/audit-log").bearer(&app.merchant("acme")).await.json();
+        assert_eq!(
+            app.verify(&text, json!({"client_ip": "::1"})).await["code"],
+            "revoked"
+        );
+        let page = words(
+            &browser
+                .page(&format!("/dashboard/keys/{id}?done=revoked"))
+                .await,
+        );
+        assert!(
+            page.contains("The key is revoked.") && page.contains(": lost"),
+            "{page}"
+        );
+        assert!(
+            !page.contains("Rotate") && !page.contains("Suspend"),
+            "{page}"
+        );
+        let entries = app
+            .get("/audit-log")
+            .bearer(&app.merchant("acme"))
+            .await
+            .json();
         assert_eq!(entries[0]["action"], "api_key.revoked");
-        assert_eq!(entries[0]["actor"], json!({"type": "merchant", "id": "user_1"}));
-        assert_eq!(entries[0]["ip"], serde_json::Value::Null, "loopback is a trusted proxy, which tells nothing");
+        assert_eq!(
+            entries[0]["actor"],
+            json!({"type": "merchant", "id": "user_1"})
+        );
+        assert_eq!(
+            entries[0]["ip"],
+            serde_json::Value::Null,
+            "loopback is a trusted proxy, which tells nothing"
+        );
     })
     .await;
 }
@@ -783,15 +1212,32 @@ async fn each_kind_of_key_is_made_by_the_form() {
         let application = app.application(&app.merchant("acme"), "Store").await;
         app.set_model("acme", "ecosystem").await;
         for (fields, prefix, expected) in [
-            (vec![("kind", "secret"), ("name", "Backend"), ("mode", "live")], "sk_live_", json!(["live", null])),
-            (vec![("kind", "publishable"), ("name", "Shop")], "pk_test_", json!(["test", null])),
             (
-                vec![("kind", "application"), ("name", "Till"), ("application", application.as_str())],
+                vec![("kind", "secret"), ("name", "Backend"), ("mode", "live")],
+                "sk_live_",
+                json!(["live", null]),
+            ),
+            (
+                vec![("kind", "publishable"), ("name", "Shop")],
+                "pk_test_",
+                json!(["test", null]),
+            ),
+            (
+                vec![
+                    ("kind", "application"),
+                    ("name", "Till"),
+                    ("application", application.as_str()),
+                ],
                 "ks_test_",
                 json!(["test", null]),
             ),
             (
-                vec![("kind", "commerce"), ("name", "Scoped"), ("merchants", "m-1, m-2"), ("features", "tokens.list")],
+                vec![
+                    ("kind", "commerce"),
+                    ("name", "Scoped"),
+                    ("merchants", "m-1, m-2"),
+                    ("features", "tokens.list"),
+                ],
                 "ck_test_",
                 json!(["test", ["m-1", "m-2"]]),
             ),
@@ -807,13 +1253,27 @@ async fn each_kind_of_key_is_made_by_the_form() {
             let (_, text) = shown_key(&reply.body);
             assert!(text.starts_with(prefix), "{prefix}");
             let state = app.running().state();
-            let found =
-                state.store.find_by_digest(tollkey_core::Digest::of(&text)).await.unwrap().found.expect("the key");
+            let found = state
+                .store
+                .find_by_digest(tollkey_core::Digest::of(&text))
+                .await
+                .unwrap()
+                .found
+                .expect("the key");
             let key = found.key;
-            assert_eq!(json!([key.mode.as_str(), key.grants.merchants]), expected, "{prefix}");
+            assert_eq!(
+                json!([key.mode.as_str(), key.grants.merchants]),
+                expected,
+                "{prefix}"
+            );
         }
         let page = words(&browser.page("/dashboard/keys").await);
-        for shown in ["Backend Secret", "Shop Publishable", "Till Application · Store", "Scoped Commerce"] {
+        for shown in [
+            "Backend Secret",
+            "Shop Publishable",
+            "Till Application · Store",
+            "Scoped Commerce",
+        ] {
             assert!(page.contains(shown), "{shown} in {page}");
         }
     })
@@ -840,7 +1300,10 @@ async fn wrong_input_keeps_what_was_typed_and_names_the_field() {
         assert_eq!(reply.status, 400);
         let page = reply.body;
         for field in ["name", "scopes", "expires", "allowed_ips"] {
-            assert!(page.contains(&format!("id=\"{field}-error\"")), "{field} in {page}");
+            assert!(
+                page.contains(&format!("id=\"{field}-error\"")),
+                "{field} in {page}"
+            );
         }
         for kept in [
             "name=\"mode\" value=\"live\" checked",
@@ -851,23 +1314,53 @@ async fn wrong_input_keeps_what_was_typed_and_names_the_field() {
         ] {
             assert!(page.contains(kept), "{kept} in {page}");
         }
-        assert!(page.contains(&format!("name=\"once\" value=\"{once}\"")), "the same form, so that it makes one key");
+        assert!(
+            page.contains(&format!("name=\"once\" value=\"{once}\"")),
+            "the same form, so that it makes one key"
+        );
         // Mended, the same form makes it.
-        let mended =
-            [("once", once.as_str()), ("name", "n"), ("mode", "test"), ("kind", "commerce"), ("expires", "never")];
-        assert_eq!(browser.post("/dashboard/keys/new", &mended).await.status, 200);
+        let mended = [
+            ("once", once.as_str()),
+            ("name", "n"),
+            ("mode", "test"),
+            ("kind", "commerce"),
+            ("expires", "never"),
+        ];
+        assert_eq!(
+            browser.post("/dashboard/keys/new", &mended).await.status,
+            200
+        );
         for (path, fields) in [
-            ("/dashboard/applications/new", vec![("once", once.as_str()), ("name", " "), ("description", "kept")]),
+            (
+                "/dashboard/applications/new",
+                vec![
+                    ("once", once.as_str()),
+                    ("name", " "),
+                    ("description", "kept"),
+                ],
+            ),
             (
                 "/dashboard/keys/new",
-                vec![("once", "short"), ("name", "kept"), ("mode", "test"), ("kind", "commerce"), ("expires", "never")],
+                vec![
+                    ("once", "short"),
+                    ("name", "kept"),
+                    ("mode", "test"),
+                    ("kind", "commerce"),
+                    ("expires", "never"),
+                ],
             ),
         ] {
             let reply = browser.post(path, &fields).await;
-            assert!(reply.status == 400 && reply.body.contains("kept"), "{path}: {reply}");
+            assert!(
+                reply.status == 400 && reply.body.contains("kept"),
+                "{path}: {reply}"
+            );
         }
         let large = raw(app, "POST", "/dashboard/keys/new").header("cookie", &browser.cookie);
-        let large = large.header("sec-fetch-site", "same-origin").form(&"x".repeat(65 * 1024)).await;
+        let large = large
+            .header("sec-fetch-site", "same-origin")
+            .form(&"x".repeat(65 * 1024))
+            .await;
         assert_eq!(large.status, 413);
     })
     .await;
@@ -908,49 +1401,98 @@ async fn the_list_is_filtered_paged_and_takes_no_secret() {
         for number in 0..60 {
             let mode = if number % 2 == 0 { "live" } else { "test" };
             app.clock.advance(std::time::Duration::from_secs(1));
-            app.commerce_key(&token, json!({"name": format!("Till {number:02}"), "mode": mode})).await;
+            app.commerce_key(
+                &token,
+                json!({"name": format!("Till {number:02}"), "mode": mode}),
+            )
+            .await;
         }
         app.clock.advance(std::time::Duration::from_secs(1));
         let key = app.commerce_key(&token, json!({"name": "Gone"})).await;
-        app.post(&format!("/api-keys/{}/revoke", key.id), json!({})).bearer(&token).await;
+        app.post(&format!("/api-keys/{}/revoke", key.id), json!({}))
+            .bearer(&token)
+            .await;
         let names = async |path: &str| {
             let page = browser.page(path).await;
             let name = |row: &str| {
-                row.split_once('>').and_then(|(_, rest)| rest.split_once('<')).map(|(name, _)| name.to_owned())
+                row.split_once('>')
+                    .and_then(|(_, rest)| rest.split_once('<'))
+                    .map(|(name, _)| name.to_owned())
             };
-            let names = page.split("<th scope=\"row\"><a href=\"").skip(1).filter_map(name).collect::<Vec<_>>();
+            let names = page
+                .split("<th scope=\"row\"><a href=\"")
+                .skip(1)
+                .filter_map(name)
+                .collect::<Vec<_>>();
             (names, page)
         };
         let (first, page) = names("/dashboard/keys").await;
         assert_eq!((first.len(), first[0].as_str()), (50, "Gone"));
-        let (_, next) = page.split_once("<p class=\"more\"><a class=\"button\" href=\"").expect("more");
+        let (_, next) = page
+            .split_once("<p class=\"more\"><a class=\"button\" href=\"")
+            .expect("more");
         let next = next.split('"').next().expect("where").replace("&#38;", "&");
         let (second, page) = names(&next).await;
         assert_eq!((second.len(), second[10].as_str()), (11, "Till 00"));
         assert!(!page.contains("Older keys"));
-        assert_eq!(names("/dashboard/keys?mode=test&q=till+0&status=&application=").await.0.len(), 5);
+        assert_eq!(
+            names("/dashboard/keys?mode=test&q=till+0&status=&application=")
+                .await
+                .0
+                .len(),
+            5
+        );
         assert_eq!(names("/dashboard/keys?status=revoked").await.0, ["Gone"]);
         assert_eq!(names("/dashboard/keys?q=no+such").await.0, [""; 0]);
-        for wrong in ["mode=both", "status=gone", "application=x", "cursor=x", "page=2"] {
+        for wrong in [
+            "mode=both",
+            "status=gone",
+            "application=x",
+            "cursor=x",
+            "page=2",
+        ] {
             let reply = browser.get(&format!("/dashboard/keys?{wrong}")).await;
             let expected = if wrong == "page=2" { 200 } else { 400 };
             assert_eq!(reply.status, expected, "{wrong}: {reply}");
         }
-        let pasted = browser.get(&format!("/dashboard/keys?q={}", key.text)).await;
-        assert_eq!((pasted.status, pasted.header("location")), (303, Some("/dashboard/keys?done=pasted")));
-        assert_eq!(names("/dashboard/keys?q=till_live_1").await.0, [""; 0], "words of a name are no secret");
+        let pasted = browser
+            .get(&format!("/dashboard/keys?q={}", key.text))
+            .await;
+        assert_eq!(
+            (pasted.status, pasted.header("location")),
+            (303, Some("/dashboard/keys?done=pasted"))
+        );
+        assert_eq!(
+            names("/dashboard/keys?q=till_live_1").await.0,
+            [""; 0],
+            "words of a name are no secret"
+        );
         for filter in ["target_id", "actor_id"] {
-            let pasted = browser.get(&format!("/dashboard/audit?{filter}={}", key.text)).await;
-            assert_eq!((pasted.status, pasted.header("location")), (303, Some("/dashboard/audit?done=pasted")));
+            let pasted = browser
+                .get(&format!("/dashboard/audit?{filter}={}", key.text))
+                .await;
+            assert_eq!(
+                (pasted.status, pasted.header("location")),
+                (303, Some("/dashboard/audit?done=pasted"))
+            );
         }
         // The script that filters shows a part of the answer alone: it is told to take the whole window there.
         for (place, filter) in [("/dashboard/keys", "q"), ("/dashboard/audit", "target_id")] {
             let path = format!("{place}?{filter}={}", key.text);
             let pasted = browser.get(&path).header("hx-request", "true").await;
             let expected = format!("{place}?done=pasted");
-            assert_eq!((pasted.status, pasted.header("hx-redirect")), (200, Some(expected.as_str())), "{path}");
+            assert_eq!(
+                (pasted.status, pasted.header("hx-redirect")),
+                (200, Some(expected.as_str())),
+                "{path}"
+            );
         }
-        assert!(browser.page("/dashboard/audit?done=pasted").await.contains("does not belong into a search"));
+        assert!(
+            browser
+                .page("/dashboard/audit?done=pasted")
+                .await
+                .contains("does not belong into a search")
+        );
     })
     .await;
 }
@@ -959,7 +1501,10 @@ async fn the_list_is_filtered_paged_and_takes_no_secret() {
 async fn an_address_says_what_was_done_only_where_it_was_done() {
     each_backend_with(TOKENS, async |app: &App| {
         let token = app.merchant("acme");
-        let (key, application) = (app.commerce_key(&token, json!({})).await, app.application(&token, "Store").await);
+        let (key, application) = (
+            app.commerce_key(&token, json!({})).await,
+            app.application(&token, "Store").await,
+        );
         let browser = Browser::sign_in(app, &app.token(Some("acme"), &["operator"])).await;
         let words = [
             "account",
@@ -980,13 +1525,23 @@ async fn an_address_says_what_was_done_only_where_it_was_done() {
             ("/dashboard/keys".to_owned(), &["account", "pasted"][..]),
             (format!("/dashboard/keys/{}", key.id), &["once", "resumed"]),
             ("/dashboard/applications".to_owned(), &["deleted"]),
-            (format!("/dashboard/applications/{application}"), &["created", "enabled", "updated"]),
+            (
+                format!("/dashboard/applications/{application}"),
+                &["created", "enabled", "updated"],
+            ),
             ("/dashboard/audit".to_owned(), &["pasted"]),
-            ("/dashboard/settings".to_owned(), &["model", "once", "service-key-revoked"]),
+            (
+                "/dashboard/settings".to_owned(),
+                &["model", "once", "service-key-revoked"],
+            ),
         ] {
             for word in words {
                 let page = browser.page(&format!("{path}?done={word}")).await;
-                assert_eq!(page.contains("class=\"notice good\""), told.contains(&word), "{path}?done={word}");
+                assert_eq!(
+                    page.contains("class=\"notice good\""),
+                    told.contains(&word),
+                    "{path}?done={word}"
+                );
             }
         }
     })
@@ -998,7 +1553,10 @@ async fn an_application_is_named_and_chosen_however_many_are_newer() {
     each_backend_with(TOKENS, async |app: &App| {
         let token = app.merchant("acme");
         let oldest = app.application(&token, "The oldest").await;
-        let (key, other) = (app.key(&token, &oldest, json!({})).await, app.merchant("globex"));
+        let (key, other) = (
+            app.key(&token, &oldest, json!({})).await,
+            app.merchant("globex"),
+        );
         for number in 0..100 {
             app.clock.advance(std::time::Duration::from_secs(1));
             app.application(&token, &format!("Newer {number}")).await;
@@ -1006,14 +1564,28 @@ async fn an_application_is_named_and_chosen_however_many_are_newer() {
         let browser = Browser::sign_in(app, &token).await;
         let chosen = format!("<option value=\"{oldest}\" selected>The oldest</option>");
         for path in ["/dashboard/keys/new", "/dashboard/keys"] {
-            assert!(browser.page(&format!("{path}?application={oldest}")).await.contains(&chosen), "{path}");
+            assert!(
+                browser
+                    .page(&format!("{path}?application={oldest}"))
+                    .await
+                    .contains(&chosen),
+                "{path}"
+            );
         }
         for path in ["/dashboard/keys", &format!("/dashboard/keys/{}", key.id)] {
-            assert!(words(&browser.page(path).await).contains("The oldest"), "{path}");
+            assert!(
+                words(&browser.page(path).await).contains("The oldest"),
+                "{path}"
+            );
         }
         // Another account's is not named.
         let browser = Browser::sign_in(app, &other).await;
-        assert!(!browser.page(&format!("/dashboard/keys/new?application={oldest}")).await.contains("The oldest"));
+        assert!(
+            !browser
+                .page(&format!("/dashboard/keys/new?application={oldest}"))
+                .await
+                .contains("The oldest")
+        );
     })
     .await;
 }
@@ -1024,13 +1596,24 @@ async fn a_key_is_suspended_resumed_and_rotated() {
         let browser = Browser::merchant(app, "acme").await;
         let (id, text) = browser.make_key(&[("name", "Till")]).await;
         for (step, code) in [("suspend", "suspended"), ("resume", "valid")] {
-            assert_eq!(browser.post(&format!("/dashboard/keys/{id}/{step}"), &[]).await.status, 303);
+            assert_eq!(
+                browser
+                    .post(&format!("/dashboard/keys/{id}/{step}"), &[])
+                    .await
+                    .status,
+                303
+            );
             assert_eq!(app.code(&text).await, code);
         }
         let path = format!("/dashboard/keys/{id}/rotate");
         let once = browser.hidden(&path, "once").await;
-        let refused = browser.post(&path, &[("once", &once), ("overlap", "-1")]).await;
-        assert!(refused.status == 400 && refused.body.contains("overlap-error"), "{refused}");
+        let refused = browser
+            .post(&path, &[("once", &once), ("overlap", "-1")])
+            .await;
+        assert!(
+            refused.status == 400 && refused.body.contains("overlap-error"),
+            "{refused}"
+        );
         let fields = [("once", once.as_str()), ("overlap", "3600")];
         let made = browser.post(&path, &fields).await;
         assert_eq!(made.status, 200, "{made}");
@@ -1038,21 +1621,35 @@ async fn a_key_is_suspended_resumed_and_rotated() {
         let again = browser.post(&path, &fields).await;
         assert_eq!(
             (again.status, again.header("location")),
-            (303, Some(format!("/dashboard/keys/{successor}?done=once").as_str()))
+            (
+                303,
+                Some(format!("/dashboard/keys/{successor}?done=once").as_str())
+            )
         );
-        assert_eq!((app.code(&text).await, app.code(&new_text).await), ("valid".to_owned(), "valid".to_owned()));
+        assert_eq!(
+            (app.code(&text).await, app.code(&new_text).await),
+            ("valid".to_owned(), "valid".to_owned())
+        );
         let page = words(&browser.page(&format!("/dashboard/keys/{id}")).await);
-        assert!(page.contains("The old key has not been used since."), "{page}");
+        assert!(
+            page.contains("The old key has not been used since."),
+            "{page}"
+        );
         app.clock.advance(std::time::Duration::from_secs(60));
         assert_eq!(app.code(&text).await, "valid");
         app.running().state().flush_usage().await;
         let page = words(&browser.page(&format!("/dashboard/keys/{id}")).await);
         assert!(page.contains("The old key is still used"), "{page}");
-        assert!(page.contains("accepted, 1 refused") || page.contains("accepted, 0 refused"), "{page}");
+        assert!(
+            page.contains("accepted, 1 refused") || page.contains("accepted, 0 refused"),
+            "{page}"
+        );
         app.clock.advance(std::time::Duration::from_secs(3540));
         assert_eq!(app.code(&text).await, "expired");
         // Of another family there is nothing to rotate.
-        let sk = browser.make_key(&[("kind", "secret"), ("name", "Backend")]).await;
+        let sk = browser
+            .make_key(&[("kind", "secret"), ("name", "Backend")])
+            .await;
         let _ = sk;
     })
     .await;
@@ -1062,18 +1659,36 @@ async fn a_key_is_suspended_resumed_and_rotated() {
 async fn an_application_is_made_changed_disabled_enabled_and_deleted() {
     each_backend_with(TOKENS, async |app: &App| {
         let browser = Browser::merchant(app, "acme").await;
-        assert!(words(&browser.page("/dashboard/applications").await).contains("No applications yet"));
+        assert!(
+            words(&browser.page("/dashboard/applications").await).contains("No applications yet")
+        );
         let once = browser.hidden("/dashboard/applications/new", "once").await;
-        let fields = [("once", once.as_str()), ("name", "Store"), ("description", "What customers see")];
+        let fields = [
+            ("once", once.as_str()),
+            ("name", "Store"),
+            ("description", "What customers see"),
+        ];
         let made = browser.post("/dashboard/applications/new", &fields).await;
         let place = made.header("location").expect("a page").to_owned();
         let again = browser.post("/dashboard/applications/new", &fields).await;
-        assert_eq!((made.status, again.header("location")), (303, Some(place.as_str())));
+        assert_eq!(
+            (made.status, again.header("location")),
+            (303, Some(place.as_str()))
+        );
         let other = browser.hidden("/dashboard/applications/new", "once").await;
-        let taken = browser.post("/dashboard/applications/new", &[("once", &other), ("name", "Store")]).await;
-        assert!(taken.status == 409 && taken.body.contains("role=\"alert\""), "{taken}");
+        let taken = browser
+            .post(
+                "/dashboard/applications/new",
+                &[("once", &other), ("name", "Store")],
+            )
+            .await;
         assert!(
-            taken.body.contains("aria-describedby=\"name-error\"") && taken.body.contains("id=\"name-error\""),
+            taken.status == 409 && taken.body.contains("role=\"alert\""),
+            "{taken}"
+        );
+        assert!(
+            taken.body.contains("aria-describedby=\"name-error\"")
+                && taken.body.contains("id=\"name-error\""),
             "{taken}"
         );
 
@@ -1081,19 +1696,47 @@ async fn an_application_is_made_changed_disabled_enabled_and_deleted() {
         let id = path.rsplit('/').next().expect("an id");
         let key = app.key(&app.merchant("acme"), id, json!({})).await;
         let page = words(&browser.page(path).await);
-        assert!(page.contains("Store enabled") && page.contains("Checkout"), "{page}");
-        let edited = browser.post(&format!("{path}/edit"), &[("name", "Shop"), ("description", "")]).await;
+        assert!(
+            page.contains("Store enabled") && page.contains("Checkout"),
+            "{page}"
+        );
+        let edited = browser
+            .post(
+                &format!("{path}/edit"),
+                &[("name", "Shop"), ("description", "")],
+            )
+            .await;
         assert_eq!(edited.status, 303, "{edited}");
         let page = words(&browser.page(&format!("{path}/disable")).await);
-        assert!(page.contains("Disable Shop ?") && page.contains("1 key stops everywhere"), "{page}");
-        assert_eq!(browser.post(&format!("{path}/disable"), &[]).await.status, 303);
+        assert!(
+            page.contains("Disable Shop ?") && page.contains("1 key stops everywhere"),
+            "{page}"
+        );
+        assert_eq!(
+            browser.post(&format!("{path}/disable"), &[]).await.status,
+            303
+        );
         assert_eq!(app.code(&key.text).await, "application_disabled");
-        assert_eq!(browser.post(&format!("{path}/enable"), &[]).await.status, 303);
+        assert_eq!(
+            browser.post(&format!("{path}/enable"), &[]).await.status,
+            303
+        );
         assert_eq!(app.code(&key.text).await, "valid");
-        let refused = browser.post(&format!("{path}/delete"), &[("confirm", "Store")]).await;
-        assert!(refused.status == 400 && refused.body.contains("confirm-error"), "{refused}");
+        let refused = browser
+            .post(&format!("{path}/delete"), &[("confirm", "Store")])
+            .await;
+        assert!(
+            refused.status == 400 && refused.body.contains("confirm-error"),
+            "{refused}"
+        );
         assert_eq!(app.code(&key.text).await, "valid");
-        assert_eq!(browser.post(&format!("{path}/delete"), &[("confirm", "Shop")]).await.status, 303);
+        assert_eq!(
+            browser
+                .post(&format!("{path}/delete"), &[("confirm", "Shop")])
+                .await
+                .status,
+            303
+        );
         assert_eq!(app.code(&key.text).await, "revoked");
         assert_eq!(browser.get(path).await.status, 404);
     })
@@ -1106,35 +1749,84 @@ async fn the_audit_log_is_filtered_checked_and_taken_away() {
         let browser = Browser::sign_in(app, &app.token(Some("acme"), &[])).await;
         let token = app.merchant("acme");
         let key = app.commerce_key(&token, json!({"name": "=cmd()"})).await;
-        app.post(&format!("/api-keys/{}/suspend", key.id), json!({})).bearer(&token).await;
+        app.post(&format!("/api-keys/{}/suspend", key.id), json!({}))
+            .bearer(&token)
+            .await;
         app.application(&token, "Store").await;
         app.commerce_key(&app.merchant("globex"), json!({})).await;
 
         let all: Value = app.get("/audit-log").bearer(&token).await.json();
         let lines = browser.get("/dashboard/audit/export?format=jsonl").await;
-        assert_eq!(lines.header("content-disposition"), Some("attachment; filename=\"audit-log.jsonl\""));
-        let read: Vec<Value> = lines.body.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+        assert_eq!(
+            lines.header("content-disposition"),
+            Some("attachment; filename=\"audit-log.jsonl\"")
+        );
+        let read: Vec<Value> = lines
+            .body
+            .lines()
+            .map(|line| serde_json::from_str(line).expect("JSON"))
+            .collect();
         assert_eq!(Value::from(read), all);
-        let csv = browser.get(&format!("/dashboard/audit/export?format=csv&target_id={}", key.id)).await;
+        let csv = browser
+            .get(&format!(
+                "/dashboard/audit/export?format=csv&target_id={}",
+                key.id
+            ))
+            .await;
         let csv = csv.body;
         let rows: Vec<&str> = csv.split("\r\n").collect();
         assert_eq!(rows.len(), 4, "{csv}");
-        assert!(rows[0].starts_with("seq,occurred_at,action,actor_type,actor_id,target_type"), "{csv}");
-        assert!(rows[1].starts_with("2,2026-01-01T00:00:00Z,api_key.suspended,merchant,user_1,api_key,"), "{csv}");
-        assert_eq!(browser.get("/dashboard/audit/export?format=xml").await.status, 400);
+        assert!(
+            rows[0].starts_with("seq,occurred_at,action,actor_type,actor_id,target_type"),
+            "{csv}"
+        );
+        assert!(
+            rows[1]
+                .starts_with("2,2026-01-01T00:00:00Z,api_key.suspended,merchant,user_1,api_key,"),
+            "{csv}"
+        );
+        assert_eq!(
+            browser
+                .get("/dashboard/audit/export?format=xml")
+                .await
+                .status,
+            400
+        );
 
-        let page =
-            words(&browser.page("/dashboard/audit?action=application.created&since=2020-01-01&until=2999-01-01").await);
+        let page = words(
+            &browser
+                .page(
+                    "/dashboard/audit?action=application.created&since=2020-01-01&until=2999-01-01",
+                )
+                .await,
+        );
         let (_, rows) = page.split_once("Details").expect("a table");
-        assert!(rows.contains("application.created") && !rows.contains("api_key"), "{page}");
-        assert!(words(&browser.page("/dashboard/audit?until=2020-01-01").await).contains("No entry is like that"));
-        assert_eq!(browser.get("/dashboard/audit?since=yesterday").await.status, 400);
+        assert!(
+            rows.contains("application.created") && !rows.contains("api_key"),
+            "{page}"
+        );
+        assert!(
+            words(&browser.page("/dashboard/audit?until=2020-01-01").await)
+                .contains("No entry is like that")
+        );
+        assert_eq!(
+            browser.get("/dashboard/audit?since=yesterday").await.status,
+            400
+        );
 
         let checked = words(&browser.post("/dashboard/audit/verify", &[]).await.body);
-        assert!(checked.contains("The audit log is whole. 3 entries"), "{checked}");
-        app.database.sql("UPDATE audit_log SET actor_id = 'somebody else' WHERE account_id = 'acme' AND seq = 2");
+        assert!(
+            checked.contains("The audit log is whole. 3 entries"),
+            "{checked}"
+        );
+        app.database.sql(
+            "UPDATE audit_log SET actor_id = 'somebody else' WHERE account_id = 'acme' AND seq = 2",
+        );
         let checked = words(&browser.post("/dashboard/audit/verify", &[]).await.body);
-        assert!(checked.contains("not whole. entry 2 of account acme was changed"), "{checked}");
+        assert!(
+            checked.contains("not whole. entry 2 of account acme was changed"),
+            "{checked}"
+        );
     })
     .await;
 }
@@ -1144,46 +1836,109 @@ async fn an_operator_chooses_an_account_and_alone_sets_what_holds_for_it() {
     each_backend_with(TOKENS, async |app: &App| {
         let operator = Browser::sign_in(app, &app.operator()).await;
         let sent = operator.get("/dashboard/keys").await;
-        assert_eq!((sent.status, sent.header("location")), (303, Some("/dashboard/account")));
-        let refused = operator.post("/dashboard/account", &[("account", "a b")]).await;
-        assert!(refused.status == 400 && refused.body.contains("value=\"a b\""), "{refused}");
-        assert_eq!(operator.post("/dashboard/account", &[("account", "acme")]).await.status, 303);
+        assert_eq!(
+            (sent.status, sent.header("location")),
+            (303, Some("/dashboard/account"))
+        );
+        let refused = operator
+            .post("/dashboard/account", &[("account", "a b")])
+            .await;
+        assert!(
+            refused.status == 400 && refused.body.contains("value=\"a b\""),
+            "{refused}"
+        );
+        assert_eq!(
+            operator
+                .post("/dashboard/account", &[("account", "acme")])
+                .await
+                .status,
+            303
+        );
         assert!(operator.page("/dashboard/keys").await.contains(">acme</a>"));
         let set = operator
-            .post("/dashboard/settings/operating-model", &[("account", "acme"), ("operating_model", "ecosystem")])
+            .post(
+                "/dashboard/settings/operating-model",
+                &[("account", "acme"), ("operating_model", "ecosystem")],
+            )
             .await;
         assert_eq!(set.status, 303, "{set}");
-        let model = app.get("/accounts/acme").bearer(&app.operator()).await.json();
+        let model = app
+            .get("/accounts/acme")
+            .bearer(&app.operator())
+            .await
+            .json();
         assert_eq!(model["operating_model"], "ecosystem");
         let wrong = operator
-            .post("/dashboard/settings/operating-model", &[("account", "acme"), ("operating_model", "x")])
+            .post(
+                "/dashboard/settings/operating-model",
+                &[("account", "acme"), ("operating_model", "x")],
+            )
             .await;
         assert_eq!(wrong.status, 400);
         let once = operator.hidden("/dashboard/settings", "once").await;
-        let nameless = operator.post("/dashboard/settings/service-keys", &[("once", &once), ("name", "")]).await;
-        assert!(nameless.status == 400 && nameless.body.contains("name-error"), "{nameless}");
+        let nameless = operator
+            .post(
+                "/dashboard/settings/service-keys",
+                &[("once", &once), ("name", "")],
+            )
+            .await;
+        assert!(
+            nameless.status == 400 && nameless.body.contains("name-error"),
+            "{nameless}"
+        );
         let fields = [("once", once.as_str()), ("name", "Gateway")];
-        let made = operator.post("/dashboard/settings/service-keys", &fields).await;
+        let made = operator
+            .post("/dashboard/settings/service-keys", &fields)
+            .await;
         let page = made.body;
         let (_, text) = page.split_once("readonly value=\"").expect("its text");
         let text = text.split('"').next().expect("its text");
         assert!(text.starts_with("tks_"));
-        assert_eq!(operator.post("/dashboard/settings/service-keys", &fields).await.status, 303);
+        assert_eq!(
+            operator
+                .post("/dashboard/settings/service-keys", &fields)
+                .await
+                .status,
+            303
+        );
         assert!(!operator.page("/dashboard/settings").await.contains(text));
-        let verifies = async || app.post("/verify", json!({"key": "x"})).bearer(text).await.status;
+        let verifies = async || {
+            app.post("/verify", json!({"key": "x"}))
+                .bearer(text)
+                .await
+                .status
+        };
         assert_eq!(verifies().await, 200);
-        let keys = app.get("/service-keys").bearer(&app.operator()).await.json();
+        let keys = app
+            .get("/service-keys")
+            .bearer(&app.operator())
+            .await
+            .json();
         assert_eq!(keys.as_array().map(Vec::len), Some(1));
-        let path = format!("/dashboard/settings/service-keys/{}/revoke", keys[0]["id"].as_str().expect("an id"));
+        let path = format!(
+            "/dashboard/settings/service-keys/{}/revoke",
+            keys[0]["id"].as_str().expect("an id")
+        );
         assert!(words(&operator.page(&path).await).contains("Revoke the service key Gateway"));
         assert_eq!(operator.post(&path, &[]).await.status, 303);
         assert_eq!(verifies().await, 401);
 
         let merchant = Browser::merchant(app, "acme").await;
-        assert!(!merchant.page("/dashboard/settings").await.contains("Service keys"));
+        assert!(
+            !merchant
+                .page("/dashboard/settings")
+                .await
+                .contains("Service keys")
+        );
         for (path, fields) in [
-            ("/dashboard/settings/operating-model", &[("operating_model", "platform")][..]),
-            ("/dashboard/settings/service-keys", &[("once", once.as_str()), ("name", "Mine")]),
+            (
+                "/dashboard/settings/operating-model",
+                &[("operating_model", "platform")][..],
+            ),
+            (
+                "/dashboard/settings/service-keys",
+                &[("once", once.as_str()), ("name", "Mine")],
+            ),
             (&path, &[]),
             ("/dashboard/account", &[("account", "globex")]),
         ] {
@@ -1191,9 +1946,18 @@ async fn an_operator_chooses_an_account_and_alone_sets_what_holds_for_it() {
         }
         assert_eq!(merchant.get("/dashboard/account").await.status, 403);
         assert_eq!(merchant.get(&path).await.status, 403);
-        let model = app.get("/accounts/acme").bearer(&app.operator()).await.json();
+        let model = app
+            .get("/accounts/acme")
+            .bearer(&app.operator())
+            .await
+            .json();
         assert_eq!(model["operating_model"], "ecosystem");
-        assert!(merchant.page("/dashboard/keys").await.contains("<span class=\"account\">acme</span>"));
+        assert!(
+            merchant
+                .page("/dashboard/keys")
+                .await
+                .contains("<span class=\"account\">acme</span>")
+        );
     })
     .await;
 }
@@ -1203,35 +1967,83 @@ async fn a_form_acts_on_the_account_it_was_made_for_or_on_none() {
     each_backend_with(TOKENS, async |app: &App| {
         let operator = Browser::sign_in(app, &app.operator()).await;
         let manage = async |account: &str| {
-            assert_eq!(operator.post("/dashboard/account", &[("account", account)]).await.status, 303);
+            assert_eq!(
+                operator
+                    .post("/dashboard/account", &[("account", account)])
+                    .await
+                    .status,
+                303
+            );
         };
         let forms: [(&str, &str, Fields<'_>); 3] = [
             (
                 "/dashboard/keys/new",
                 "/dashboard/keys/new",
-                &[("name", "Meant for acme"), ("mode", "live"), ("kind", "secret"), ("expires", "never")],
+                &[
+                    ("name", "Meant for acme"),
+                    ("mode", "live"),
+                    ("kind", "secret"),
+                    ("expires", "never"),
+                ],
             ),
-            ("/dashboard/applications/new", "/dashboard/applications/new", &[("name", "Meant for acme")]),
-            ("/dashboard/settings", "/dashboard/settings/operating-model", &[("operating_model", "ecosystem")]),
+            (
+                "/dashboard/applications/new",
+                "/dashboard/applications/new",
+                &[("name", "Meant for acme")],
+            ),
+            (
+                "/dashboard/settings",
+                "/dashboard/settings/operating-model",
+                &[("operating_model", "ecosystem")],
+            ),
         ];
         for (page, action, fields) in forms {
             manage("acme").await;
-            let name = if action.ends_with("model") { "account" } else { "once" };
+            let name = if action.ends_with("model") {
+                "account"
+            } else {
+                "once"
+            };
             let hidden = operator.hidden(page, name).await;
             let mut fields = fields.to_vec();
             fields.push((name, &hidden));
             // In another tab.
             manage("globex").await;
             let refused = operator.post(action, &fields).await;
-            assert_eq!(refused.status, 403, "{action}: {}", without_secrets(&refused.body));
-            assert!(words(&refused.body).contains("another account"), "{action}: {}", words(&refused.body));
-            let log = app.get("/audit-log").bearer(&app.merchant("globex")).await.json();
-            assert_eq!(log, json!([]), "{action}: nothing was done to the other account");
+            assert_eq!(
+                refused.status,
+                403,
+                "{action}: {}",
+                without_secrets(&refused.body)
+            );
+            assert!(
+                words(&refused.body).contains("another account"),
+                "{action}: {}",
+                words(&refused.body)
+            );
+            let log = app
+                .get("/audit-log")
+                .bearer(&app.merchant("globex"))
+                .await
+                .json();
+            assert_eq!(
+                log,
+                json!([]),
+                "{action}: nothing was done to the other account"
+            );
             manage("acme").await;
             let done = operator.post(action, &fields).await;
-            assert!([200, 303].contains(&done.status), "{action}: {}", done.status);
+            assert!(
+                [200, 303].contains(&done.status),
+                "{action}: {}",
+                done.status
+            );
         }
-        let log = app.get("/audit-log").bearer(&app.merchant("acme")).await.json();
+        let log = app
+            .get("/audit-log")
+            .bearer(&app.merchant("acme"))
+            .await
+            .json();
         assert_eq!(log.as_array().map(Vec::len), Some(3));
     })
     .await;
@@ -1247,12 +2059,20 @@ async fn what_stops_with_an_application_is_counted_among_its_active_keys() {
         for _ in 0..101 {
             let key = app.key(&token, &id, json!({})).await;
             let path = format!("/dashboard/keys/{}/revoke", key.id);
-            assert_eq!(browser.post(&path, &[("confirm", "Checkout")]).await.status, 303);
+            assert_eq!(
+                browser.post(&path, &[("confirm", "Checkout")]).await.status,
+                303
+            );
         }
         for what in ["disable", "delete"] {
-            let page = words(&browser.page(&format!("/dashboard/applications/{id}/{what}")).await);
+            let page = words(
+                &browser
+                    .page(&format!("/dashboard/applications/{id}/{what}"))
+                    .await,
+            );
             assert!(
-                page.contains("1 key stops everywhere") && page.contains(&old.text[old.text.len() - 4..]),
+                page.contains("1 key stops everywhere")
+                    && page.contains(&old.text[old.text.len() - 4..]),
                 "{page}"
             );
         }
@@ -1266,10 +2086,21 @@ async fn a_form_that_was_used_is_not_a_dead_end() {
         let browser = Browser::merchant(app, "acme").await;
         let once = browser.hidden("/dashboard/applications/new", "once").await;
         let path = "/dashboard/applications/new";
-        assert_eq!(browser.post(path, &[("once", &once), ("name", "One")]).await.status, 303);
-        let other = browser.post(path, &[("once", &once), ("name", "Two")]).await;
+        assert_eq!(
+            browser
+                .post(path, &[("once", &once), ("name", "One")])
+                .await
+                .status,
+            303
+        );
+        let other = browser
+            .post(path, &[("once", &once), ("name", "Two")])
+            .await;
         assert_eq!(other.status, 422, "{other}");
-        assert!(other.body.contains("value=\"Two\"") && !other.body.contains(&once), "{other}");
+        assert!(
+            other.body.contains("value=\"Two\"") && !other.body.contains(&once),
+            "{other}"
+        );
         assert!(!other.body.contains("Idempotency-Key"), "{other}");
     })
     .await;
@@ -1281,11 +2112,28 @@ async fn a_cookie_of_a_name_that_only_decodes_to_ours_is_not_ours() {
         let browser = Browser::merchant(app, "acme").await;
         let (_, value) = browser.cookie.split_once('=').expect("a pair");
         // A browser lets any sub-domain set this one: it does not begin with `__Host-`.
-        for name in ["%5F%5FHost-tollkey_session", "__Host-tollkey%5Fsession", "__Host%2Dtollkey_session"] {
-            let planted = raw(app, "GET", "/dashboard/keys").header("cookie", format!("{name}={value}")).await;
-            assert!(is_sent_to_the_door(&planted, "/dashboard/keys"), "{name}: {}", planted.status);
+        for name in [
+            "%5F%5FHost-tollkey_session",
+            "__Host-tollkey%5Fsession",
+            "__Host%2Dtollkey_session",
+        ] {
+            let planted = raw(app, "GET", "/dashboard/keys")
+                .header("cookie", format!("{name}={value}"))
+                .await;
+            assert!(
+                is_sent_to_the_door(&planted, "/dashboard/keys"),
+                "{name}: {}",
+                planted.status
+            );
             let both = format!("{name}=0123456789abcdef; {}; =; %ff", browser.cookie);
-            assert_eq!(raw(app, "GET", "/dashboard/keys").header("cookie", &both).await.status, 200, "{name}");
+            assert_eq!(
+                raw(app, "GET", "/dashboard/keys")
+                    .header("cookie", &both)
+                    .await
+                    .status,
+                200,
+                "{name}"
+            );
         }
     })
     .await;
@@ -1311,7 +2159,12 @@ async fn no_text_in_a_filter_breaks_the_store() {
 #[actix_web::test]
 async fn the_link_of_development_mode_is_nowhere_else() {
     each_backend_with(TOKENS, async |app: &App| {
-        assert_eq!(raw(app, "GET", "/dashboard/sign-in/link?code=x").await.status, 404);
+        assert_eq!(
+            raw(app, "GET", "/dashboard/sign-in/link?code=x")
+                .await
+                .status,
+            404
+        );
     })
     .await;
 }

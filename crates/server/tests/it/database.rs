@@ -22,7 +22,11 @@ const PATIENCE: Duration = Duration::from_secs(30);
 async fn becomes(server: &Server, status: u16) {
     let since = Instant::now();
     while server.get("/readyz").await.status != status {
-        assert!(since.elapsed() < PATIENCE, "it does not become {status}: {}", server.stderr());
+        assert!(
+            since.elapsed() < PATIENCE,
+            "it does not become {status}: {}",
+            server.stderr()
+        );
         sleep(Duration::from_millis(50)).await;
     }
 }
@@ -40,13 +44,25 @@ async fn create_verify_revoke(server: &Server, name: &str) {
 
 #[actix_web::test]
 async fn pooler_in_transaction_mode_is_refused_by_every_command() {
-    let Some(postgres) = Postgres::shared() else { return };
+    let Some(postgres) = Postgres::shared() else {
+        return;
+    };
     let database = postgres.database();
-    let Some(pooler) = PgBouncer::before(&database, "pool_mode = transaction") else { return };
+    let Some(pooler) = PgBouncer::before(&database, "pool_mode = transaction") else {
+        return;
+    };
     let pooled = Tollkey::on(&database).with("DATABASE_URL", pooler.url());
-    for arguments in [&["migrate"][..], &["serve"], &["migrate"], &["audit", "verify"]] {
+    for arguments in [
+        &["migrate"][..],
+        &["serve"],
+        &["migrate"],
+        &["audit", "verify"],
+    ] {
         let finished = pooled.run(arguments).await;
-        finished.refused(&["connection pooler in transaction or statement mode", "pool_mode = session"]);
+        finished.refused(&[
+            "connection pooler in transaction or statement mode",
+            "pool_mode = session",
+        ]);
     }
     let server = Tollkey::on(&database).serve().await;
     create_verify_revoke(&server, "Web Store").await;
@@ -55,9 +71,14 @@ async fn pooler_in_transaction_mode_is_refused_by_every_command() {
 
 #[actix_web::test]
 async fn pooler_in_session_mode_serves() {
-    let Some(postgres) = Postgres::shared() else { return };
+    let Some(postgres) = Postgres::shared() else {
+        return;
+    };
     let database = postgres.database();
-    let Some(pooler) = PgBouncer::before(&database, "pool_mode = session\ndefault_pool_size = 40") else { return };
+    let Some(pooler) = PgBouncer::before(&database, "pool_mode = session\ndefault_pool_size = 40")
+    else {
+        return;
+    };
     let tollkey = Tollkey::on(&database).with("DATABASE_URL", pooler.url());
     for name in ["Web Store", "Web Store 2"] {
         tollkey.answer(&["migrate"]).await;
@@ -70,11 +91,17 @@ async fn pooler_in_session_mode_serves() {
 
 #[actix_web::test]
 async fn database_in_another_encoding_is_refused_at_start() {
-    let Some(postgres) = Postgres::shared() else { return };
-    let database = postgres.database_with("ENCODING 'LATIN1' LOCALE 'C' LOCALE_PROVIDER libc TEMPLATE template0");
+    let Some(postgres) = Postgres::shared() else {
+        return;
+    };
+    let database = postgres
+        .database_with("ENCODING 'LATIN1' LOCALE 'C' LOCALE_PROVIDER libc TEMPLATE template0");
     for command in ["serve", "migrate"] {
         let finished = Tollkey::on(&database).run(&[command]).await;
-        finished.refused(&["LATIN1", "CREATE DATABASE tollkey ENCODING 'UTF8' TEMPLATE template0"]);
+        finished.refused(&[
+            "LATIN1",
+            "CREATE DATABASE tollkey ENCODING 'UTF8' TEMPLATE template0",
+        ]);
     }
 }
 
@@ -93,7 +120,9 @@ fn grants(role: &str) -> String {
 
 #[actix_web::test]
 async fn role_with_the_documented_rights_serves() {
-    let Some(postgres) = Postgres::shared() else { return };
+    let Some(postgres) = Postgres::shared() else {
+        return;
+    };
     let database = postgres.database();
     let owner = Tollkey::on(&database).without("TOLLKEY_MIGRATE");
     owner.answer(&["migrate"]).await;
@@ -104,25 +133,42 @@ async fn role_with_the_documented_rights_serves() {
     becomes(&server, 200).await;
     create_verify_revoke(&server, "Web Store").await;
     let gateway = server.service_key().await;
-    assert_eq!(server.post("/verify", json!({"key": gateway.text})).bearer(&gateway.text).await.status, 200);
+    assert_eq!(
+        server
+            .post("/verify", json!({"key": gateway.text}))
+            .bearer(&gateway.text)
+            .await
+            .status,
+        200
+    );
     let model = server.put("/accounts/acme", json!({"operating_model": "platform"}));
     assert_eq!(model.bearer(&crate::binary::operator()).await.status, 200);
-    let repeatable = server.post("/applications", json!({"name": "Kept"})).header("idempotency-key", "k".repeat(16));
+    let repeatable = server
+        .post("/applications", json!({"name": "Kept"}))
+        .header("idempotency-key", "k".repeat(16));
     assert_eq!(repeatable.bearer(&merchant("acme")).await.status, 201);
     server.signal("TERM").await;
     let finished = server.ended().await;
-    assert!(finished.success() && !finished.stderr.contains("permission denied"), "{finished}");
+    assert!(
+        finished.success() && !finished.stderr.contains("permission denied"),
+        "{finished}"
+    );
 
     // What is missing is named at start, and while it runs by readiness, in the log.
     let server = limited.serve().await;
     becomes(&server, 200).await;
     database.sql("REVOKE INSERT ON audit_log FROM tollkey_server");
     becomes(&server, 503).await;
-    let lacking =
-        "the database role tollkey_server lacks INSERT on audit_log; the GRANT lines are in docs/operations.md";
+    let lacking = "the database role tollkey_server lacks INSERT on audit_log; the GRANT lines are in docs/operations.md";
     assert!(server.stderr().contains(lacking), "{}", server.stderr());
     assert_eq!(server.stderr().matches(lacking).count(), 1, "logged once");
-    assert!(!server.get("/readyz").await.to_string().contains("audit_log"));
+    assert!(
+        !server
+            .get("/readyz")
+            .await
+            .to_string()
+            .contains("audit_log")
+    );
     limited.run(&["serve"]).await.refused(&[lacking]);
     database.sql("GRANT INSERT ON audit_log TO tollkey_server");
     becomes(&server, 200).await;
@@ -166,15 +212,27 @@ async fn deleted_database_file_ends_readiness_and_fails_changes() {
     let key = server.key(&token, &application).await;
     assert_eq!(server.code(&key.text).await, "valid");
     assert_eq!(server.get("/readyz").await.status, 200);
-    let verify = || server.post("/verify", json!({"key": key.text})).bearer(&service());
-    let create = || server.post("/applications", json!({"name": "Lost"})).bearer(&token);
+    let verify = || {
+        server
+            .post("/verify", json!({"key": key.text}))
+            .bearer(&service())
+    };
+    let create = || {
+        server
+            .post("/applications", json!({"name": "Lost"}))
+            .bearer(&token)
+    };
 
     let path = database.directory().unwrap().join("tollkey.db");
     let aside = path.with_file_name("aside.db");
     fs::rename(&path, &aside).unwrap();
     assert_eq!(server.get("/readyz").await.status, 503, "immediately");
     let reply = create().await;
-    assert_eq!((reply.status, reply.code().as_str()), (503, "unavailable"), "{reply}");
+    assert_eq!(
+        (reply.status, reply.code().as_str()),
+        (503, "unavailable"),
+        "{reply}"
+    );
     // Another process may use another file in its place: no lease goes on, and without one nothing is verified.
     let gone = Instant::now();
     while verify().await.status == 200 {
@@ -183,7 +241,11 @@ async fn deleted_database_file_ends_readiness_and_fails_changes() {
     }
     assert_eq!(verify().await.status, 503);
     assert!(!path.exists(), "no empty database is created");
-    assert!(server.stderr().contains("was deleted"), "{}", server.stderr());
+    assert!(
+        server.stderr().contains("was deleted"),
+        "{}",
+        server.stderr()
+    );
 
     fs::rename(&aside, &path).unwrap();
     becomes(&server, 200).await;
@@ -201,16 +263,27 @@ async fn deleted_index_of_the_log_loses_no_change() {
     let token = merchant("acme");
     server.application(&token, "Web Store").await;
     fs::remove_file(database.directory().unwrap().join("tollkey.db-shm")).expect("the index");
-    let create = || server.post("/applications", json!({"name": "Lost"})).bearer(&token);
+    let create = || {
+        server
+            .post("/applications", json!({"name": "Lost"}))
+            .bearer(&token)
+    };
     assert_eq!(create().await.status, 503);
     becomes(&server, 503).await;
     let key = tollkey.answer(&["service-key", "create", "gateway"]).await;
-    assert_eq!(create().await.status, 503, "it does not see the other process");
+    assert_eq!(
+        create().await.status,
+        503,
+        "it does not see the other process"
+    );
     server.stop().await;
 
     let server = tollkey.serve().await;
     becomes(&server, 200).await;
-    let reply = server.post("/verify", json!({"key": key.trim()})).bearer(key.trim()).await;
+    let reply = server
+        .post("/verify", json!({"key": key.trim()}))
+        .bearer(key.trim())
+        .await;
     assert_eq!(reply.status, 200, "{reply}");
     server.application(&token, "Lost").await; // nothing was written meanwhile
     server.stop().await;
@@ -228,15 +301,23 @@ async fn full_disk_ends_readiness_and_changes_until_there_is_room() {
     let token = merchant("acme");
     let log = database.directory().unwrap().join("tollkey.db-wal");
     for number in 0.. {
-        server.application(&token, &format!("Application {number}")).await;
+        server
+            .application(&token, &format!("Application {number}"))
+            .await;
         if fs::metadata(&log).is_ok_and(|log| log.len() > LIMIT) {
             break;
         }
     }
     assert_eq!(server.get("/readyz").await.status, 200);
     let (pid, maximum) = (server.pid().rustix(), getrlimit(Resource::Fsize).maximum);
-    let limit = |current| prlimit(Some(pid), Resource::Fsize, Rlimit { current, maximum }).expect("a limit");
-    let create = |name: &'static str| server.post("/applications", json!({"name": name})).bearer(&token);
+    let limit = |current| {
+        prlimit(Some(pid), Resource::Fsize, Rlimit { current, maximum }).expect("a limit")
+    };
+    let create = |name: &'static str| {
+        server
+            .post("/applications", json!({"name": name}))
+            .bearer(&token)
+    };
 
     // What a larger change that failed has left behind the end of the log has room for a page, and for renewals of leases,
     // which are no proof that another change of that size would fit.
@@ -244,8 +325,14 @@ async fn full_disk_ends_readiness_and_changes_until_there_is_room() {
     let mut number = 0;
     while server.get("/readyz").await.status == 200 {
         number += 1;
-        let reply = server.post("/applications", json!({"name": format!("Last {number}")})).bearer(&token).await;
-        assert_eq!(reply.status, 201, "a change fails while it is ready: {reply}");
+        let reply = server
+            .post("/applications", json!({"name": format!("Last {number}")}))
+            .bearer(&token)
+            .await;
+        assert_eq!(
+            reply.status, 201,
+            "a change fails while it is ready: {reply}"
+        );
         sleep(Duration::from_millis(1_050)).await; // the last result is no longer fresh
     }
     assert!(number < 100, "it stays ready");
@@ -253,13 +340,25 @@ async fn full_disk_ends_readiness_and_changes_until_there_is_room() {
     limit(Some(LIMIT));
     becomes(&server, 503).await;
     let reply = create("Lost").await;
-    assert_eq!((reply.status, reply.code().as_str()), (503, "unavailable"), "{reply}");
-    assert_eq!(server.get("/applications").bearer(&token).await.status, 200, "reads go on");
+    assert_eq!(
+        (reply.status, reply.code().as_str()),
+        (503, "unavailable"),
+        "{reply}"
+    );
+    assert_eq!(
+        server.get("/applications").bearer(&token).await.status,
+        200,
+        "reads go on"
+    );
     assert_eq!(server.get("/livez").await.status, 200);
 
     limit(maximum);
     becomes(&server, 200).await;
-    assert_eq!(create("Lost").await.status, 201, "nothing was written meanwhile");
+    assert_eq!(
+        create("Lost").await.status,
+        201,
+        "nothing was written meanwhile"
+    );
     create_verify_revoke(&server, "Web Store").await;
     server.stop().await;
 }

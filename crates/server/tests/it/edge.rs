@@ -31,7 +31,8 @@ use crate::support::{App, Call, SECRET, each_backend, eventually, settings};
 /// Whether it is one of ours: `req_` and a ULID.
 fn is_made_here(id: &str) -> bool {
     let crockford = |b: u8| b.is_ascii_digit() || (b.is_ascii_uppercase() && !b"ILOU".contains(&b));
-    id.strip_prefix("req_").is_some_and(|ulid| ulid.len() == 26 && ulid.bytes().all(crockford))
+    id.strip_prefix("req_")
+        .is_some_and(|ulid| ulid.len() == 26 && ulid.bytes().all(crockford))
 }
 
 #[actix_web::test]
@@ -39,7 +40,12 @@ async fn a_request_id_is_kept_when_well_formed_and_made_otherwise() {
     each_backend(async |app: &App| {
         let key = app.insert_key("acme", Family::Commerce, Mode::Live).await;
         let longest = "x".repeat(128);
-        for id in ["a", "req_01KDVDNA00HXPX69B46WBKBWSC", "0af76519-16cd.43dd:8448_Z", longest.as_str()] {
+        for id in [
+            "a",
+            "req_01KDVDNA00HXPX69B46WBKBWSC",
+            "0af76519-16cd.43dd:8448_Z",
+            longest.as_str(),
+        ] {
             for call in [
                 app.get("/nothing"),
                 app.get("/livez"),
@@ -48,23 +54,59 @@ async fn a_request_id_is_kept_when_well_formed_and_made_otherwise() {
             ] {
                 let reply = call.header("x-request-id", id).await;
                 assert_eq!(reply.header("x-request-id"), Some(id), "{reply}");
-                assert!(reply.status == 200 || reply.json()["request_id"] == id, "{reply}");
+                assert!(
+                    reply.status == 200 || reply.json()["request_id"] == id,
+                    "{reply}"
+                );
             }
         }
         let too_long = "x".repeat(129);
         let mut made = std::collections::BTreeSet::new();
-        for id in ["", "a b", "a,b", "é", "<script>", "a/b", "a\"b", "a;b", "a%0d%0ab", too_long.as_str()] {
+        for id in [
+            "",
+            "a b",
+            "a,b",
+            "é",
+            "<script>",
+            "a/b",
+            "a\"b",
+            "a;b",
+            "a%0d%0ab",
+            too_long.as_str(),
+        ] {
             let reply = app.get("/nothing").header("x-request-id", id).await;
             let own = reply.header("x-request-id").unwrap().to_owned();
             assert!(is_made_here(&own), "{id:?}: {own}");
             assert_eq!(reply.json()["request_id"], own);
             made.insert(own);
         }
-        let twice = app.get("/nothing").header("x-request-id", "a").header("x-request-id", "a").await;
-        assert!(twice.header("x-request-id").is_some_and(is_made_here), "{twice}");
-        for path in ["/livez", "/whoami", "/authz/forward-auth", "/docs/", "/docs", "/openapi.json"] {
+        let twice = app
+            .get("/nothing")
+            .header("x-request-id", "a")
+            .header("x-request-id", "a")
+            .await;
+        assert!(
+            twice.header("x-request-id").is_some_and(is_made_here),
+            "{twice}"
+        );
+        for path in [
+            "/livez",
+            "/whoami",
+            "/authz/forward-auth",
+            "/docs/",
+            "/docs",
+            "/openapi.json",
+        ] {
             let reply = app.get(path).await;
-            assert_eq!(reply.headers.iter().filter(|(name, _)| name == "x-request-id").count(), 1, "{path}");
+            assert_eq!(
+                reply
+                    .headers
+                    .iter()
+                    .filter(|(name, _)| name == "x-request-id")
+                    .count(),
+                1,
+                "{path}"
+            );
             let own = reply.header("x-request-id").unwrap().to_owned();
             assert!(is_made_here(&own), "{path}: {own}");
             made.insert(own);
@@ -81,7 +123,8 @@ async fn answers_of_the_api_and_errors_are_not_stored_by_anybody() {
         let key = app.insert_key("acme", Family::Secret, Mode::Live).await;
         for call in [
             app.get("/applications").bearer(&token),
-            app.post("/applications", json!({"name": "Web Store"})).bearer(&token),
+            app.post("/applications", json!({"name": "Web Store"}))
+                .bearer(&token),
             app.get("/applications"),
             app.get("/applications/x").bearer(&token),
             app.post("/verify", json!({"key": key})).bearer(&key),
@@ -96,12 +139,20 @@ async fn answers_of_the_api_and_errors_are_not_stored_by_anybody() {
         ] {
             let reply = call.await;
             assert_eq!(reply.header("cache-control"), Some("no-store"), "{reply}");
-            assert_eq!(reply.header("x-content-type-options"), Some("nosniff"), "{reply}");
+            assert_eq!(
+                reply.header("x-content-type-options"),
+                Some("nosniff"),
+                "{reply}"
+            );
             for ours in ["server", "x-powered-by", "set-cookie"] {
                 assert_eq!(reply.header(ours), None, "{reply}");
             }
             if reply.status >= 400 {
-                assert_eq!(reply.header("content-type"), Some("application/problem+json"), "{reply}");
+                assert_eq!(
+                    reply.header("content-type"),
+                    Some("application/problem+json"),
+                    "{reply}"
+                );
             }
         }
     })
@@ -121,20 +172,42 @@ async fn no_html_can_be_framed_or_run_other_script() {
         ] {
             let reply = app.get(path).await;
             let policy = reply.header("content-security-policy").expect("a policy");
-            for directive in ["default-src 'self'", "frame-ancestors 'none'", "base-uri 'none'", "form-action 'self'"] {
-                assert!(policy.split(';').any(|own| own.trim() == directive), "{path}: {directive} in {policy}");
+            for directive in [
+                "default-src 'self'",
+                "frame-ancestors 'none'",
+                "base-uri 'none'",
+                "form-action 'self'",
+            ] {
+                assert!(
+                    policy.split(';').any(|own| own.trim() == directive),
+                    "{path}: {directive} in {policy}"
+                );
             }
             assert!(!policy.contains("unsafe"), "{path}: {policy}");
-            let shown = ["x-frame-options", "x-content-type-options", "referrer-policy", "cross-origin-opener-policy"];
+            let shown = [
+                "x-frame-options",
+                "x-content-type-options",
+                "referrer-policy",
+                "cross-origin-opener-policy",
+            ];
             let shown = shown.map(|name| reply.header(name).unwrap_or_default());
-            assert_eq!(shown, ["DENY", "nosniff", "same-origin", "same-origin"], "{path}");
+            assert_eq!(
+                shown,
+                ["DENY", "nosniff", "same-origin", "same-origin"],
+                "{path}"
+            );
         }
         // A page that the policy would break would have script or style in its markup.
         let page = app.get("/docs/").await.body;
-        assert!(!page.contains("<style") && !page.contains(" style=") && !page.contains("<script>"), "{page}");
+        assert!(
+            !page.contains("<style") && !page.contains(" style=") && !page.contains("<script>"),
+            "{page}"
+        );
         for path in ["/livez", "/openapi.json", "/nothing", "/api/v1/whoami", "/"] {
             assert_eq!(
-                Call::to(app.running().address(), "GET", path).await.header("content-security-policy"),
+                Call::to(app.running().address(), "GET", path)
+                    .await
+                    .header("content-security-policy"),
                 None,
                 "{path}"
             );
@@ -148,31 +221,59 @@ async fn a_stopping_server_is_alive_and_not_ready() {
     each_backend(async |app: &App| {
         let ready = app.get("/readyz").await;
         assert_eq!((ready.status, ready.body.as_str()), (200, "ok"));
-        app.running().state().draining.store(true, Ordering::Release);
+        app.running()
+            .state()
+            .draining
+            .store(true, Ordering::Release);
         let draining = app.get("/readyz").await;
-        assert_eq!((draining.status, draining.code().as_str()), (503, "unavailable"));
-        assert_eq!(draining.header("content-type"), Some("application/problem+json"));
+        assert_eq!(
+            (draining.status, draining.code().as_str()),
+            (503, "unavailable")
+        );
+        assert_eq!(
+            draining.header("content-type"),
+            Some("application/problem+json")
+        );
         assert_eq!(app.get("/livez").await.status, 200);
         // What still comes is answered.
-        assert_eq!(app.get("/applications").bearer(&app.merchant("acme")).await.status, 200);
-        app.running().state().draining.store(false, Ordering::Release);
+        assert_eq!(
+            app.get("/applications")
+                .bearer(&app.merchant("acme"))
+                .await
+                .status,
+            200
+        );
+        app.running()
+            .state()
+            .draining
+            .store(false, Ordering::Release);
         assert_eq!(app.get("/readyz").await.status, 200);
         // The next release has migrated: servers of this one are replaced one after the other, and ready until then.
-        app.database.sql("INSERT INTO __diesel_schema_migrations (version) VALUES ('29990101000000')");
+        app.database
+            .sql("INSERT INTO __diesel_schema_migrations (version) VALUES ('29990101000000')");
         assert_eq!(app.get("/readyz").await.status, 200);
-        app.database.sql("DELETE FROM __diesel_schema_migrations WHERE version = '29990101000000'");
-        app.database.sql("DELETE FROM __diesel_schema_migrations WHERE version = '20261121200000'");
+        app.database
+            .sql("DELETE FROM __diesel_schema_migrations WHERE version = '29990101000000'");
+        app.database
+            .sql("DELETE FROM __diesel_schema_migrations WHERE version = '20261121200000'");
         // A check holds for a second.
         let becomes = async |status| app.get("/readyz").await.status == status;
         eventually("an older one does not work", async || becomes(503).await).await;
-        app.database.sql("INSERT INTO __diesel_schema_migrations (version) VALUES ('20261121200000')");
-        eventually("the schema is this build's again", async || becomes(200).await).await;
+        app.database
+            .sql("INSERT INTO __diesel_schema_migrations (version) VALUES ('20261121200000')");
+        eventually("the schema is this build's again", async || {
+            becomes(200).await
+        })
+        .await;
         if app.database.backend() == Backend::Postgres {
             app.database.refuse_connections(true);
             eventually("the store is gone", async || becomes(503).await).await;
             assert_eq!(app.get("/livez").await.status, 200);
             app.database.refuse_connections(false);
-            eventually("the store is back", async || app.get("/readyz").await.status == 200).await;
+            eventually("the store is back", async || {
+                app.get("/readyz").await.status == 200
+            })
+            .await;
         }
     })
     .await;
@@ -185,7 +286,9 @@ async fn development_mode_takes_no_management_request_that_came_through_a_proxy(
     let settings = settings(database.url(), &[("TOLLKEY_JWT_HS256_SECRET", "")]);
     let clock = ManualClock::default();
     let random = Random::new(StdRng::seed_from_u64(1));
-    let opened = server::open(&settings, Arc::new(clock.clone()), random).await.unwrap();
+    let opened = server::open(&settings, Arc::new(clock.clone()), random)
+        .await
+        .unwrap();
     let new = NewToken {
         subject: "developer".to_owned(),
         account: "acme".parse().ok(),
@@ -193,18 +296,42 @@ async fn development_mode_takes_no_management_request_that_came_through_a_proxy(
         lifetime: jiff::SignedDuration::from_hours(1),
     };
     let secret = opened.development.as_ref().unwrap().secret().clone();
-    let token = mint(&secret, &ClaimRules::from(&settings.tokens), &new, clock.now()).unwrap();
+    let token = mint(
+        &secret,
+        &ClaimRules::from(&settings.tokens),
+        &new,
+        clock.now(),
+    )
+    .unwrap();
     let running = server::start(&settings, opened.state, None).unwrap();
     let call = |method: &str, path: &str| Call::new(running.address(), method, path);
-    let made = call("POST", "/service-keys").bearer(&token).json(json!({"name": "gateway"})).await;
+    let made = call("POST", "/service-keys")
+        .bearer(&token)
+        .json(json!({"name": "gateway"}))
+        .await;
     assert_eq!(made.status, 201, "{made}");
     let service_key = made.json()["key"].as_str().unwrap().to_owned();
-    assert_eq!(call("GET", "/applications?account=acme").bearer(&token).await.status, 200);
+    assert_eq!(
+        call("GET", "/applications?account=acme")
+            .bearer(&token)
+            .await
+            .status,
+        200
+    );
     let body = json!({"name": "secret", "environment": "live", "access": "secret"});
-    let made = call("POST", "/account/api-keys?account=acme").bearer(&token).json(body.clone()).await;
+    let made = call("POST", "/account/api-keys?account=acme")
+        .bearer(&token)
+        .json(body.clone())
+        .await;
     assert_eq!(made.status, 201, "{made}");
     let secret_key = made.json()["data"]["value"].as_str().unwrap().to_owned();
-    assert_eq!(call("GET", "/account/api-keys").bearer(&secret_key).await.status, 200);
+    assert_eq!(
+        call("GET", "/account/api-keys")
+            .bearer(&secret_key)
+            .await
+            .status,
+        200
+    );
     for (name, value) in [
         ("forwarded", "for=203.0.113.7"),
         ("Forwarded", ""),
@@ -213,9 +340,18 @@ async fn development_mode_takes_no_management_request_that_came_through_a_proxy(
         ("X-Forwarded-Host", "api.example"),
         ("x-forwarded-anything", "x"),
     ] {
-        for path in ["/applications?account=acme", "/audit-log?account=acme", "/accounts/acme", "/service-keys"] {
+        for path in [
+            "/applications?account=acme",
+            "/audit-log?account=acme",
+            "/accounts/acme",
+            "/service-keys",
+        ] {
             let reply = call("GET", path).bearer(&token).header(name, value).await;
-            assert_eq!((reply.status, reply.code().as_str()), (403, "forbidden"), "{path} {name}");
+            assert_eq!(
+                (reply.status, reply.code().as_str()),
+                (403, "forbidden"),
+                "{path} {name}"
+            );
         }
         // A secret key manages its account, too.
         for managed in [
@@ -231,11 +367,17 @@ async fn development_mode_takes_no_management_request_that_came_through_a_proxy(
             );
         }
         // Resource servers and gateways are no management.
-        let verify = call("POST", "/verify").bearer(&secret_key).json(json!({"key": "x"}));
+        let verify = call("POST", "/verify")
+            .bearer(&secret_key)
+            .json(json!({"key": "x"}));
         assert_eq!(verify.header(name, value).await.status, 200, "{name}");
-        let verify = call("POST", "/verify").bearer(&service_key).json(json!({"key": "x"}));
+        let verify = call("POST", "/verify")
+            .bearer(&service_key)
+            .json(json!({"key": "x"}));
         assert_eq!(verify.header(name, value).await.status, 200, "{name}");
-        let gateway = call("GET", "/authz/forward-auth").header("x-api-key", "x").header(name, value);
+        let gateway = call("GET", "/authz/forward-auth")
+            .header("x-api-key", "x")
+            .header(name, value);
         assert_eq!(gateway.await.code(), "invalid_api_key", "{name}");
     }
     // Nor does it tell a stranger what mode it is in.
@@ -255,7 +397,10 @@ struct Captured;
 
 impl io::Write for Captured {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        CAPTURED.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(bytes);
+        CAPTURED
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .extend_from_slice(bytes);
         Ok(bytes.len())
     }
 
@@ -269,9 +414,14 @@ impl io::Write for Captured {
 fn install_subscriber() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
-        let layer = fmt::layer().with_writer(|| Captured).with_ansi(false).with_span_events(FmtSpan::FULL);
+        let layer = fmt::layer()
+            .with_writer(|| Captured)
+            .with_ansi(false)
+            .with_span_events(FmtSpan::FULL);
         let while_listening = dynamic_filter_fn(|_, _| LISTENING.load(Ordering::Relaxed));
-        tracing_subscriber::registry().with(layer.with_filter(while_listening)).init();
+        tracing_subscriber::registry()
+            .with(layer.with_filter(while_listening))
+            .init();
     });
 }
 
@@ -286,14 +436,18 @@ async fn no_secret_is_ever_logged_not_even_at_trace() {
         let settings = settings(database.url(), &[]);
         let clock = ManualClock::default();
         let random = Random::new(StdRng::from_rng(&mut rng));
-        let opened = server::open(&settings, Arc::new(clock.clone()), random).await.unwrap();
+        let opened = server::open(&settings, Arc::new(clock.clone()), random)
+            .await
+            .unwrap();
         let running = server::start(&settings, opened.state, None).unwrap();
         secrets.extend(tell_a_story(&running, &clock, &settings).await);
         if database.backend() == Backend::Postgres {
             database.refuse_connections(true);
             for secret in &secrets[1..3] {
-                let reply =
-                    Call::new(running.address(), "POST", "/verify").bearer(secret).json(json!({"key": secret})).await;
+                let reply = Call::new(running.address(), "POST", "/verify")
+                    .bearer(secret)
+                    .json(json!({"key": secret}))
+                    .await;
                 assert!(reply.status >= 400, "{reply}");
             }
             database.refuse_connections(false);
@@ -302,7 +456,8 @@ async fn no_secret_is_ever_logged_not_even_at_trace() {
     }
     tracing::trace!("the end of the story");
     LISTENING.store(false, Ordering::Relaxed);
-    let log = String::from_utf8_lossy(&CAPTURED.lock().unwrap_or_else(PoisonError::into_inner)).into_owned();
+    let log = String::from_utf8_lossy(&CAPTURED.lock().unwrap_or_else(PoisonError::into_inner))
+        .into_owned();
     for heard in [
         "the end of the story",
         "answered",
@@ -311,7 +466,10 @@ async fn no_secret_is_ever_logged_not_even_at_trace() {
         "a management token was refused",
         "a resource server asks",
     ] {
-        assert!(log.contains(heard), "{heard} is not in the log: it would not hear a secret either");
+        assert!(
+            log.contains(heard),
+            "{heard} is not in the log: it would not hear a secret either"
+        );
     }
     assert!(secrets.len() > 10);
     for secret in &secrets {
@@ -321,8 +479,15 @@ async fn no_secret_is_ever_logged_not_even_at_trace() {
             let line = log[..at].rfind('\n').map_or(0, |at| at + 1);
             panic!("a secret was logged behind: {}", &log[line..at]);
         }
-        let digest: String = Digest::of(secret).as_bytes().iter().map(|byte| format!("{byte:02x}")).collect();
-        assert!(!log.to_ascii_lowercase().contains(&digest), "the digest of a secret was logged");
+        let digest: String = Digest::of(secret)
+            .as_bytes()
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect();
+        assert!(
+            !log.to_ascii_lowercase().contains(&digest),
+            "the digest of a secret was logged"
+        );
     }
 }
 
@@ -340,8 +505,13 @@ async fn tell_a_story(
             roles: roles.iter().map(ToString::to_string).collect(),
             lifetime: jiff::SignedDuration::from_hours(hours),
         };
-        mint(&tollkey_server::config::Secret::new(SECRET), &ClaimRules::from(&settings.tokens), &new, clock.now())
-            .unwrap()
+        mint(
+            &tollkey_server::config::Secret::new(SECRET),
+            &ClaimRules::from(&settings.tokens),
+            &new,
+            clock.now(),
+        )
+        .unwrap()
     };
     let merchant = token(Some("canary"), &[], 24);
     let operator = token(None, &["operator"], 24);
@@ -351,37 +521,76 @@ async fn tell_a_story(
     let forged = format!("{}x", &merchant[..merchant.len() - 2]);
 
     // Answers that may hold a secret, once.
-    let application = call("POST", "/applications").bearer(&merchant).json(json!({"name": "Canary"})).await;
+    let application = call("POST", "/applications")
+        .bearer(&merchant)
+        .json(json!({"name": "Canary"}))
+        .await;
     let application = application.json()["id"].as_str().unwrap().to_owned();
     let keys = format!("/applications/{application}/api-keys");
     let mut made = Vec::new();
-    for body in [json!({"description": "d"}), json!({"description": "d", "mode": "test"})] {
-        let reply = call("POST", &keys).bearer(&merchant).json(body).await.json();
-        made.push((reply["id"].as_str().unwrap().to_owned(), reply["fullKey"].as_str().unwrap().to_owned()));
+    for body in [
+        json!({"description": "d"}),
+        json!({"description": "d", "mode": "test"}),
+    ] {
+        let reply = call("POST", &keys)
+            .bearer(&merchant)
+            .json(body)
+            .await
+            .json();
+        made.push((
+            reply["id"].as_str().unwrap().to_owned(),
+            reply["fullKey"].as_str().unwrap().to_owned(),
+        ));
     }
     // Idempotency-Keys are secrets too: with one and the server's own a kept answer can be opened.
     let retry = |number: usize| format!("canary-{number}-{}", "r".repeat(20 + number));
-    let commerce = call("POST", "/api-keys").bearer(&merchant).header("idempotency-key", retry(1));
+    let commerce = call("POST", "/api-keys")
+        .bearer(&merchant)
+        .header("idempotency-key", retry(1));
     let commerce = commerce.json(json!({"name": "Canary"})).await.json();
     let rotate = format!("/api-keys/{}/rotate", commerce["key_id"].as_str().unwrap());
     let secret = json!({"name": "Canary", "environment": "live", "access": "secret"});
     for (path, member, id, body) in [
-        (rotate.as_str(), "/api_key", "/key_id", json!({"overlap_seconds": 60})),
-        ("/v1/account/api-keys", "/data/value", "/data/id", secret.clone()),
+        (
+            rotate.as_str(),
+            "/api_key",
+            "/key_id",
+            json!({"overlap_seconds": 60}),
+        ),
+        (
+            "/v1/account/api-keys",
+            "/data/value",
+            "/data/id",
+            secret.clone(),
+        ),
         ("/account/api-keys", "/data/value", "/data/id", secret),
     ] {
         let again = async || {
-            let reply = call("POST", path).bearer(&merchant).header("idempotency-key", retry(made.len()));
+            let reply = call("POST", path)
+                .bearer(&merchant)
+                .header("idempotency-key", retry(made.len()));
             reply.json(body.clone()).await.json()
         };
         let (first, second) = (again().await, again().await);
-        let text = |of: &serde_json::Value, pointer| of.pointer(pointer).unwrap().as_str().unwrap().to_owned();
+        let text = |of: &serde_json::Value, pointer| {
+            of.pointer(pointer).unwrap().as_str().unwrap().to_owned()
+        };
         assert_eq!(text(&first, member), text(&second, member));
         made.push((text(&first, id), text(&first, member)));
     }
-    made.push((commerce["key_id"].as_str().unwrap().to_owned(), commerce["api_key"].as_str().unwrap().to_owned()));
-    let reply = call("POST", "/service-keys").bearer(&operator).json(json!({"name": "canary"})).await.json();
-    let (service_id, service_key) = (reply["id"].as_str().unwrap(), reply["key"].as_str().unwrap().to_owned());
+    made.push((
+        commerce["key_id"].as_str().unwrap().to_owned(),
+        commerce["api_key"].as_str().unwrap().to_owned(),
+    ));
+    let reply = call("POST", "/service-keys")
+        .bearer(&operator)
+        .json(json!({"name": "canary"}))
+        .await
+        .json();
+    let (service_id, service_key) = (
+        reply["id"].as_str().unwrap(),
+        reply["key"].as_str().unwrap().to_owned(),
+    );
     let unknown = running.state().random.with(|rng| {
         let kind = tollkey_core::key_text::Kind::Key(Family::Secret, Mode::Live);
         tollkey_core::KeyText::mint(kind, rng).expose().to_owned()
@@ -389,7 +598,13 @@ async fn tell_a_story(
 
     let mut calls = Vec::new();
     let retries: Vec<String> = (1..6).map(retry).collect();
-    let presented = made.iter().map(|(_, text)| text).chain([&service_key, &unknown, &merchant, &expired, &forged]);
+    let presented = made.iter().map(|(_, text)| text).chain([
+        &service_key,
+        &unknown,
+        &merchant,
+        &expired,
+        &forged,
+    ]);
     for key in presented {
         for (name, value) in [
             ("authorization", format!("Bearer {key}")),
@@ -404,10 +619,20 @@ async fn tell_a_story(
             ("x-request-id", key.to_string()),
             ("idempotency-key", key.to_string()),
         ] {
-            for path in ["/whoami", "/authz/forward-auth", "/authz/ext-authz/-/x", "/applications", "/service-keys"] {
+            for path in [
+                "/whoami",
+                "/authz/forward-auth",
+                "/authz/ext-authz/-/x",
+                "/applications",
+                "/service-keys",
+            ] {
                 calls.push(call("GET", path).header(name, &value));
             }
-            calls.push(call("POST", "/verify").header(name, &value).json(json!({"key": key})));
+            calls.push(
+                call("POST", "/verify")
+                    .header(name, &value)
+                    .json(json!({"key": key})),
+            );
         }
         for path in [
             format!("/whoami?key={key}"),
@@ -422,21 +647,60 @@ async fn tell_a_story(
         calls.push(call("GET", &format!("/api-keys?cursor={key}")).bearer(&merchant));
         calls.push(call("DELETE", &format!("/v1/account/api-keys/{key}")).bearer(&merchant));
         calls.push(call("GET", &format!("/v1/{key}")).bearer(&merchant));
-        calls.push(call("POST", "/api-keys").bearer(&merchant).json(json!({"name": "n", "scopes": [key]})));
-        calls.push(call("POST", "/v1/account/api-keys").bearer(&merchant).json(json!({"name": "n", "access": key})));
+        calls.push(
+            call("POST", "/api-keys")
+                .bearer(&merchant)
+                .json(json!({"name": "n", "scopes": [key]})),
+        );
+        calls.push(
+            call("POST", "/v1/account/api-keys")
+                .bearer(&merchant)
+                .json(json!({"name": "n", "access": key})),
+        );
         calls.push(call(key, "/whoami").bearer(&merchant));
         calls.push(call("DELETE", &format!("/service-keys/{key}")).bearer(&operator));
-        calls.push(call("POST", "/applications").bearer(&merchant).json(json!({"name": 7, "description": key})));
-        calls.push(call("POST", "/applications").bearer(&merchant).json(json!({ key.as_str(): key })));
-        calls.push(call("POST", "/applications").bearer(&merchant).header("content-type", key).body(key.as_bytes()));
+        calls.push(
+            call("POST", "/applications")
+                .bearer(&merchant)
+                .json(json!({"name": 7, "description": key})),
+        );
+        calls.push(
+            call("POST", "/applications")
+                .bearer(&merchant)
+                .json(json!({ key.as_str(): key })),
+        );
+        calls.push(
+            call("POST", "/applications")
+                .bearer(&merchant)
+                .header("content-type", key)
+                .body(key.as_bytes()),
+        );
         for credential in [&service, &service_key] {
-            calls.push(call("POST", "/verify").bearer(credential).json(json!({"key": key})));
             calls.push(
-                call("POST", "/verify").bearer(credential).json(json!({"key": key, "path": key, "merchant": key})),
+                call("POST", "/verify")
+                    .bearer(credential)
+                    .json(json!({"key": key})),
             );
-            calls.push(call("POST", "/verify/batch").bearer(credential).json(json!({"requests": [{"key": key}]})));
-            calls.push(call("POST", "/introspect").bearer(credential).form(&format!("token={key}&client_ip={key}")));
-            calls.push(call("POST", "/introspect").bearer(credential).form(&format!("token={key}")));
+            calls.push(
+                call("POST", "/verify")
+                    .bearer(credential)
+                    .json(json!({"key": key, "path": key, "merchant": key})),
+            );
+            calls.push(
+                call("POST", "/verify/batch")
+                    .bearer(credential)
+                    .json(json!({"requests": [{"key": key}]})),
+            );
+            calls.push(
+                call("POST", "/introspect")
+                    .bearer(credential)
+                    .form(&format!("token={key}&client_ip={key}")),
+            );
+            calls.push(
+                call("POST", "/introspect")
+                    .bearer(credential)
+                    .form(&format!("token={key}")),
+            );
         }
     }
     for path in [

@@ -22,8 +22,16 @@ struct Checkout {
 
 impl Checkout {
     async fn start(app: &App) -> Self {
-        let (url, service_key) = (format!("http://{}", app.running().address()), app.service_key().await);
-        let guard = checkout_axum::guard().url(url).service_key(service_key.text).connect().await.expect("a guard");
+        let (url, service_key) = (
+            format!("http://{}", app.running().address()),
+            app.service_key().await,
+        );
+        let guard = checkout_axum::guard()
+            .url(url)
+            .service_key(service_key.text)
+            .connect()
+            .await
+            .expect("a guard");
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("an address");
         let (stop, stopped) = oneshot::channel();
@@ -31,12 +39,20 @@ impl Checkout {
             // Ends when the sender does.
             let _ = stopped.await;
         }));
-        Self { address, guard, stop, task }
+        Self {
+            address,
+            guard,
+            stop,
+            task,
+        }
     }
 
     async fn stop(self) {
         drop(self.stop);
-        self.task.await.expect("it goes on to its end").expect("it ends in good order");
+        self.task
+            .await
+            .expect("it goes on to its end")
+            .expect("it ends in good order");
         self.guard.shutdown().await;
     }
 
@@ -50,7 +66,10 @@ impl Checkout {
 
     /// Makes one of a kind; gives its id.
     async fn create(&self, kind: &str, key: &str) -> String {
-        let reply = self.call("POST", &format!("/{kind}"), key).json(new(kind)).await;
+        let reply = self
+            .call("POST", &format!("/{kind}"), key)
+            .json(new(kind))
+            .await;
         assert_eq!(reply.status, 201, "{reply}");
         member(&reply, "id")
     }
@@ -60,7 +79,11 @@ impl Checkout {
         let reply = self.call("GET", &format!("/{kind}"), key).await;
         assert_eq!(reply.status, 200, "{reply}");
         let json = reply.json();
-        json.as_array().expect("a list").iter().map(|one| one["id"].as_str().expect("an id").to_owned()).collect()
+        json.as_array()
+            .expect("a list")
+            .iter()
+            .map(|one| one["id"].as_str().expect("an id").to_owned())
+            .collect()
     }
 }
 
@@ -78,18 +101,31 @@ impl EventStream {
     /// Opens it, or gives the status of the rejection.
     async fn open(checkout: &Checkout, key: &str) -> Result<Self, u16> {
         let url = format!("http://{}/api/v1/events/stream", checkout.address);
-        let response = reqwest::Client::new().get(url).bearer_auth(key).send().await.expect("a response");
+        let response = reqwest::Client::new()
+            .get(url)
+            .bearer_auth(key)
+            .send()
+            .await
+            .expect("a response");
         if response.status() != 200 {
             return Err(response.status().as_u16());
         }
         assert_eq!(response.headers()["content-type"], "text/event-stream");
-        Ok(Self { response, text: String::new() })
+        Ok(Self {
+            response,
+            text: String::new(),
+        })
     }
 
     /// Reads on; gives whether there is more.
     async fn read(&mut self) -> bool {
-        let chunk = self.response.chunk().await.expect("the stream ends in good order");
-        self.text.push_str(std::str::from_utf8(chunk.as_deref().unwrap_or_default()).expect("a text"));
+        let chunk = self
+            .response
+            .chunk()
+            .await
+            .expect("the stream ends in good order");
+        self.text
+            .push_str(std::str::from_utf8(chunk.as_deref().unwrap_or_default()).expect("a text"));
         chunk.is_some()
     }
 
@@ -168,15 +204,25 @@ const SCOPES: [&str; 9] = [
 async fn each_route_needs_its_scope_and_no_other() {
     each_backend(async |app| {
         let (token, checkout) = (app.merchant("acme"), Checkout::start(app).await);
-        let whole = app.commerce_key(&token, json!({"scopes": ["commerce"]})).await;
-        for scopes in SCOPES.map(|scope| vec![scope]).into_iter().chain([SCOPES.to_vec(), vec!["commerce"]]) {
+        let whole = app
+            .commerce_key(&token, json!({"scopes": ["commerce"]}))
+            .await;
+        for scopes in SCOPES
+            .map(|scope| vec![scope])
+            .into_iter()
+            .chain([SCOPES.to_vec(), vec!["commerce"]])
+        {
             let key = app.commerce_key(&token, json!({"scopes": scopes})).await;
             for kind in CREATED {
                 checkout.create(kind, &whole.text).await;
             }
             for (method, kind, is_about_one, scope, allowed) in ROUTES {
                 let newest = checkout.ids(kind, &whole.text).await.swap_remove(0);
-                let path = if is_about_one { format!("/{kind}/{newest}") } else { format!("/{kind}") };
+                let path = if is_about_one {
+                    format!("/{kind}/{newest}")
+                } else {
+                    format!("/{kind}")
+                };
                 let call = checkout.call(method, &path, &key.text);
                 let before = checkout.ids("events", &whole.text).await;
                 let reply = match (method, kind) {
@@ -186,15 +232,27 @@ async fn each_route_needs_its_scope_and_no_other() {
                     _ => call.await,
                 };
                 if scopes.contains(&scope) || scopes == ["commerce"] {
-                    assert_eq!(reply.status, allowed, "{method} {path} with {scopes:?}: {reply}");
+                    assert_eq!(
+                        reply.status, allowed,
+                        "{method} {path} with {scopes:?}: {reply}"
+                    );
                     continue;
                 }
-                assert_eq!(reply.status, 403, "{method} {path} with {scopes:?}: {reply}");
+                assert_eq!(
+                    reply.status, 403,
+                    "{method} {path} with {scopes:?}: {reply}"
+                );
                 assert_eq!(reply.code(), "insufficient_scope");
                 let challenge = reply.header("www-authenticate").expect("a challenge");
-                assert!(challenge.ends_with(&format!(", scope=\"{scope}\"")), "{challenge}");
+                assert!(
+                    challenge.ends_with(&format!(", scope=\"{scope}\"")),
+                    "{challenge}"
+                );
                 let after = checkout.ids("events", &whole.text).await;
-                assert_eq!(after, before, "{method} {path} was refused, and yet something happened");
+                assert_eq!(
+                    after, before,
+                    "{method} {path} was refused, and yet something happened"
+                );
             }
         }
         checkout.stop().await;
@@ -208,20 +266,42 @@ async fn who_has_no_key_learns_nothing() {
         let checkout = Checkout::start(app).await;
         let key = app.commerce_key(&app.merchant("acme"), json!({})).await;
         let paths = ROUTES.map(|(method, kind, is_about_one, ..)| {
-            (method, if is_about_one { format!("/{kind}/any") } else { format!("/{kind}") })
+            (
+                method,
+                if is_about_one {
+                    format!("/{kind}/any")
+                } else {
+                    format!("/{kind}")
+                },
+            )
         });
-        for (method, path) in paths.iter().chain([&("GET", "/nowhere".to_owned()), &("PUT", "/links".to_owned())]) {
+        for (method, path) in paths.iter().chain([
+            &("GET", "/nowhere".to_owned()),
+            &("PUT", "/links".to_owned()),
+        ]) {
             let reply = Call::new(checkout.address, method, path).await;
             let challenge = reply.header("www-authenticate");
-            assert_eq!((reply.status, challenge), (401, Some("Bearer realm=\"checkout\"")), "{method} {path}: {reply}");
+            assert_eq!(
+                (reply.status, challenge),
+                (401, Some("Bearer realm=\"checkout\"")),
+                "{method} {path}: {reply}"
+            );
         }
         // Its document knows one place for a key.
-        let elsewhere = Call::new(checkout.address, "GET", "/links").header("x-api-key", &key.text).await;
+        let elsewhere = Call::new(checkout.address, "GET", "/links")
+            .header("x-api-key", &key.text)
+            .await;
         assert_eq!(elsewhere.status, 401, "{elsewhere}");
         // A key that a browser has is none for a server.
-        let publishable = app.insert_key("acme", Family::Publishable, Mode::Test).await;
+        let publishable = app
+            .insert_key("acme", Family::Publishable, Mode::Test)
+            .await;
         for (method, path) in &paths {
-            assert_eq!(checkout.status(method, path, &publishable).await, 403, "{method} {path}");
+            assert_eq!(
+                checkout.status(method, path, &publishable).await,
+                403,
+                "{method} {path}"
+            );
         }
         // With a key one is told what there is.
         assert_eq!(checkout.status("GET", "/nowhere", &key.text).await, 404);
@@ -236,14 +316,25 @@ async fn accounts_and_modes_are_apart() {
     each_backend(async |app| {
         let checkout = Checkout::start(app).await;
         let mut keys = Vec::new();
-        for (account, mode) in [("acme", "live"), ("acme", "test"), ("globex", "live"), ("globex", "test")] {
+        for (account, mode) in [
+            ("acme", "live"),
+            ("acme", "test"),
+            ("globex", "live"),
+            ("globex", "test"),
+        ] {
             let body = json!({"mode": mode, "scopes": SCOPES});
-            keys.push((app.commerce_key(&app.merchant(account), body).await.text, mode));
+            keys.push((
+                app.commerce_key(&app.merchant(account), body).await.text,
+                mode,
+            ));
         }
         for kind in CREATED {
             let mut made = Vec::new();
             for (key, mode) in &keys {
-                let reply = checkout.call("POST", &format!("/{kind}"), key).json(new(kind)).await;
+                let reply = checkout
+                    .call("POST", &format!("/{kind}"), key)
+                    .json(new(kind))
+                    .await;
                 assert_eq!(reply.json()["mode"], *mode, "{reply}");
                 made.push(member(&reply, "id"));
             }
@@ -255,7 +346,9 @@ async fn accounts_and_modes_are_apart() {
                         assert_eq!(checkout.status("GET", &path, key).await, 200);
                         continue;
                     }
-                    for (method, _, is_about_one, ..) in ROUTES.into_iter().filter(|route| route.1 == kind) {
+                    for (method, _, is_about_one, ..) in
+                        ROUTES.into_iter().filter(|route| route.1 == kind)
+                    {
                         if is_about_one {
                             let reply = checkout.call(method, &path, key).json(json!({})).await;
                             assert_eq!(reply.status, 404, "{method} {path}: {reply}");
@@ -273,15 +366,33 @@ async fn accounts_and_modes_are_apart() {
                 .iter()
                 .map(|event| event["type"].as_str().expect("a type"))
                 .collect();
-            assert_eq!(types, ["customer.created", "webhook.created", "session.created", "link.created"]);
-            for (other, _) in keys.iter().enumerate().filter(|(whose, _)| *whose != own).map(|(_, key)| key) {
+            assert_eq!(
+                types,
+                [
+                    "customer.created",
+                    "webhook.created",
+                    "session.created",
+                    "link.created"
+                ]
+            );
+            for (other, _) in keys
+                .iter()
+                .enumerate()
+                .filter(|(whose, _)| *whose != own)
+                .map(|(_, key)| key)
+            {
                 let path = format!("/events/{}", events[0]["id"].as_str().expect("an id"));
                 assert_eq!(checkout.status("GET", &path, other).await, 404);
             }
         }
         // Another key of the same account and mode is at home.
-        let second = app.commerce_key(&app.merchant("acme"), json!({"mode": "live"})).await;
-        assert_eq!(checkout.ids("links", &second.text).await, checkout.ids("links", &keys[0].0).await);
+        let second = app
+            .commerce_key(&app.merchant("acme"), json!({"mode": "live"}))
+            .await;
+        assert_eq!(
+            checkout.ids("links", &second.text).await,
+            checkout.ids("links", &keys[0].0).await
+        );
         checkout.stop().await;
     })
     .await;
@@ -291,18 +402,37 @@ async fn accounts_and_modes_are_apart() {
 async fn what_is_sent_is_held_to_rules() {
     each_backend(async |app| {
         let checkout = Checkout::start(app).await;
-        let key = app.commerce_key(&app.merchant("acme"), json!({"scopes": SCOPES})).await.text;
-        let amount = |value: &str, currency: &str| json!({"amount": {"value": value, "currency": currency}});
+        let key = app
+            .commerce_key(&app.merchant("acme"), json!({"scopes": SCOPES}))
+            .await
+            .text;
+        let amount =
+            |value: &str, currency: &str| json!({"amount": {"value": value, "currency": currency}});
         for (method, path, body, status) in [
             ("POST", "/links", amount("49.9", "USD"), 422),
             ("POST", "/links", amount("-1.00", "USD"), 422),
             ("POST", "/links", amount("", "USD"), 422),
             ("POST", "/links", amount("49.99", "usd"), 422),
             ("POST", "/links", json!({}), 422),
-            ("POST", "/webhooks", json!({"url": "http://your-store.example"}), 422),
-            ("POST", "/webhooks", json!({"url": "https://your-store.example", "mode": "live"}), 422),
+            (
+                "POST",
+                "/webhooks",
+                json!({"url": "http://your-store.example"}),
+                422,
+            ),
+            (
+                "POST",
+                "/webhooks",
+                json!({"url": "https://your-store.example", "mode": "live"}),
+                422,
+            ),
             ("POST", "/customers", json!({"email": "ada"}), 422),
-            ("POST", "/customers", json!({"email": format!("{}@example.com", "a".repeat(5000))}), 413),
+            (
+                "POST",
+                "/customers",
+                json!({"email": format!("{}@example.com", "a".repeat(5000))}),
+                413,
+            ),
         ] {
             let reply = checkout.call(method, path, &key).json(body.clone()).await;
             assert_eq!(reply.status, status, "{method} {path} {body}: {reply}");
@@ -313,17 +443,44 @@ async fn what_is_sent_is_held_to_rules() {
         for _ in 0..100 {
             checkout.create("customers", &key).await;
         }
-        let full = checkout.call("POST", "/customers", &key).json(new("customers")).await;
+        let full = checkout
+            .call("POST", "/customers", &key)
+            .json(new("customers"))
+            .await;
         assert_eq!(full.status, 507, "{full}");
         let link = checkout.create("links", &key).await;
         let events = checkout.call("GET", "/events", &key).await.json();
-        assert_eq!((events.as_array().map(Vec::len), &events[0]["objectId"]), (Some(100), &json!(link)));
-        let update = checkout.call("PATCH", &format!("/links/{link}"), &key).json(json!({"description": "Two shirts"}));
+        assert_eq!(
+            (events.as_array().map(Vec::len), &events[0]["objectId"]),
+            (Some(100), &json!(link))
+        );
+        let update = checkout
+            .call("PATCH", &format!("/links/{link}"), &key)
+            .json(json!({"description": "Two shirts"}));
         let updated = update.await.json();
-        assert_eq!((&updated["description"], &updated["active"]), (&json!("Two shirts"), &json!(true)));
-        assert_eq!(checkout.call("GET", &format!("/links/{link}"), &key).await.json(), updated);
-        assert_eq!(checkout.status("DELETE", &format!("/links/{link}"), &key).await, 204);
-        assert_eq!(checkout.status("GET", &format!("/links/{link}"), &key).await, 404);
+        assert_eq!(
+            (&updated["description"], &updated["active"]),
+            (&json!("Two shirts"), &json!(true))
+        );
+        assert_eq!(
+            checkout
+                .call("GET", &format!("/links/{link}"), &key)
+                .await
+                .json(),
+            updated
+        );
+        assert_eq!(
+            checkout
+                .status("DELETE", &format!("/links/{link}"), &key)
+                .await,
+            204
+        );
+        assert_eq!(
+            checkout
+                .status("GET", &format!("/links/{link}"), &key)
+                .await,
+            404
+        );
         checkout.stop().await;
     })
     .await;
@@ -365,26 +522,51 @@ async fn event_stream_ends_when_its_key_is_revoked() {
     each_backend(async |app| {
         let (token, checkout) = (app.merchant("acme"), Checkout::start(app).await);
         let writer = app.commerce_key(&token, json!({})).await.text;
-        let elsewhere = app.commerce_key(&app.merchant("globex"), json!({})).await.text;
-        let kept = app.commerce_key(&token, json!({"scopes": ["events:read"]})).await.text;
+        let elsewhere = app
+            .commerce_key(&app.merchant("globex"), json!({}))
+            .await
+            .text;
+        let kept = app
+            .commerce_key(&token, json!({"scopes": ["events:read"]}))
+            .await
+            .text;
         let mut kept = EventStream::open(&checkout, &kept).await.expect("a stream");
         for (action, code) in [("revoke", "invalid_api_key"), ("suspend", "suspended")] {
-            let key = app.commerce_key(&token, json!({"scopes": ["events:read"]})).await;
-            let mut stream = EventStream::open(&checkout, &key.text).await.expect("a stream");
-            let (foreign, own) = (checkout.create("links", &elsewhere).await, checkout.create("links", &writer).await);
+            let key = app
+                .commerce_key(&token, json!({"scopes": ["events:read"]}))
+                .await;
+            let mut stream = EventStream::open(&checkout, &key.text)
+                .await
+                .expect("a stream");
+            let (foreign, own) = (
+                checkout.create("links", &elsewhere).await,
+                checkout.create("links", &writer).await,
+            );
             stream.until(&own).await;
-            assert!(stream.text.contains("\nevent: link.created\ndata: {"), "{}", stream.text);
+            assert!(
+                stream.text.contains("\nevent: link.created\ndata: {"),
+                "{}",
+                stream.text
+            );
             assert!(!stream.text.contains(&foreign), "{}", stream.text);
 
-            let changed = app.post(&format!("/api-keys/{}/{action}", key.id), json!({})).bearer(&token).await;
+            let changed = app
+                .post(&format!("/api-keys/{}/{action}", key.id), json!({}))
+                .bearer(&token)
+                .await;
             assert_eq!(changed.status, 200, "{changed}");
             let text = stream.read_to_end().await;
-            let (_, end) = text.split_once("event: end\ndata: ").unwrap_or_else(|| panic!("{action}: {text}"));
+            let (_, end) = text
+                .split_once("event: end\ndata: ")
+                .unwrap_or_else(|| panic!("{action}: {text}"));
             let problem: Value = serde_json::from_str(end.trim_end()).expect("a problem");
             assert_eq!(problem["code"], code, "{text}");
             // It is what the next request gets.
             let reply = checkout.call("GET", "/events/stream", &key.text).await;
-            assert_eq!((reply.json()["code"].clone(), problem["status"].clone()), (json!(code), json!(reply.status)));
+            assert_eq!(
+                (reply.json()["code"].clone(), problem["status"].clone()),
+                (json!(code), json!(reply.status))
+            );
         }
         // The stream of another key of the account goes on, and ends without a reason when the server stops.
         let last = checkout.create("links", &writer).await;
@@ -400,19 +582,31 @@ async fn event_stream_ends_when_its_key_is_revoked() {
 async fn open_event_streams_of_an_account_are_limited() {
     each_backend(async |app| {
         let (token, checkout) = (app.merchant("acme"), Checkout::start(app).await);
-        let key = app.commerce_key(&token, json!({"scopes": ["events:read"]})).await.text;
-        let other = app.commerce_key(&token, json!({"scopes": ["links:read"]})).await.text;
+        let key = app
+            .commerce_key(&token, json!({"scopes": ["events:read"]}))
+            .await
+            .text;
+        let other = app
+            .commerce_key(&token, json!({"scopes": ["links:read"]}))
+            .await
+            .text;
         assert_eq!(EventStream::open(&checkout, &other).await.err(), Some(403));
         let mut streams = Vec::new();
         for _ in 0..10 {
             streams.push(EventStream::open(&checkout, &key).await.expect("a stream"));
         }
         assert_eq!(EventStream::open(&checkout, &key).await.err(), Some(429));
-        let elsewhere = app.commerce_key(&app.merchant("globex"), json!({})).await.text;
+        let elsewhere = app
+            .commerce_key(&app.merchant("globex"), json!({}))
+            .await
+            .text;
         assert!(EventStream::open(&checkout, &elsewhere).await.is_ok());
         // The place of a client that hangs up is free for another one.
         streams.pop();
-        eventually("another stream can be opened", async || EventStream::open(&checkout, &key).await.is_ok()).await;
+        eventually("another stream can be opened", async || {
+            EventStream::open(&checkout, &key).await.is_ok()
+        })
+        .await;
         checkout.stop().await;
     })
     .await;

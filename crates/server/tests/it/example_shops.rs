@@ -33,14 +33,23 @@ impl Shop {
         F: Future<Output = io::Result<()>> + 'static,
     {
         let service_key = app.service_key().await.text;
-        let guard = guard.url(format!("http://{}", app.running().address())).service_key(service_key);
+        let guard = guard
+            .url(format!("http://{}", app.running().address()))
+            .service_key(service_key);
         let guard = guard.connect().await.expect("a guard");
         let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
-        listener.set_nonblocking(true).expect("a listener for tokio");
+        listener
+            .set_nonblocking(true)
+            .expect("a listener for tokio");
         let address = listener.local_addr().expect("an address");
         let (stop, stopped) = oneshot::channel();
         let served = actix_web::rt::spawn(serve(listener, guard.clone(), stopped));
-        Self { address, guard, stop, served }
+        Self {
+            address,
+            guard,
+            stop,
+            served,
+        }
     }
 
     /// Stops it in good order.
@@ -58,11 +67,15 @@ impl Shop {
 // The storefront
 
 async fn storefront(app: &App) -> Shop {
-    Shop::start(app, storefront_actix::guard(), |listener, guard, stopped| {
-        storefront_actix::serve(listener, guard, async {
-            let _ = stopped.await;
-        })
-    })
+    Shop::start(
+        app,
+        storefront_actix::guard(),
+        |listener, guard, stopped| {
+            storefront_actix::serve(listener, guard, async {
+                let _ = stopped.await;
+            })
+        },
+    )
     .await
 }
 
@@ -76,10 +89,22 @@ fn said(reply: &Reply) -> (u16, Option<String>) {
     let json = reply.json();
     let members: Vec<_> = json.as_object().expect("an envelope").keys().collect();
     assert_eq!(members, ["data", "error", "meta"], "{reply}");
-    assert_eq!(reply.header("content-type"), Some("application/json"), "{reply}");
-    assert!(json["meta"]["requestId"].as_str().is_some_and(|id| id.starts_with("req_")), "{reply}");
+    assert_eq!(
+        reply.header("content-type"),
+        Some("application/json"),
+        "{reply}"
+    );
+    assert!(
+        json["meta"]["requestId"]
+            .as_str()
+            .is_some_and(|id| id.starts_with("req_")),
+        "{reply}"
+    );
     assert_eq!(json["data"].is_null(), !json["error"].is_null(), "{reply}");
-    (reply.status, json["error"]["code"].as_str().map(str::to_owned))
+    (
+        reply.status,
+        json["error"]["code"].as_str().map(str::to_owned),
+    )
 }
 
 fn refused(status: u16, code: &str) -> (u16, Option<String>) {
@@ -89,9 +114,16 @@ fn refused(status: u16, code: &str) -> (u16, Option<String>) {
 /// Makes a product; gives its id.
 async fn product(shop: &Shop, key: &Key, name: &str, published: bool) -> String {
     let body = json!({"name": name, "price": {"amount": 1900, "currency": "EUR"}, "published": published, "stock": 3});
-    let reply = shop.call("POST", "/v1/account/products").json(body).bearer(&key.text).await;
+    let reply = shop
+        .call("POST", "/v1/account/products")
+        .json(body)
+        .bearer(&key.text)
+        .await;
     assert_eq!(said(&reply), (201, None), "{reply}");
-    reply.json()["data"]["id"].as_str().expect("an id").to_owned()
+    reply.json()["data"]["id"]
+        .as_str()
+        .expect("an id")
+        .to_owned()
 }
 
 /// The names of the products that a list has.
@@ -99,7 +131,10 @@ async fn names(shop: &Shop, path: &str, key: &Key) -> Vec<String> {
     let reply = shop.call("GET", path).bearer(&key.text).await;
     assert_eq!(said(&reply), (200, None), "{reply}");
     let products = reply.json()["data"].as_array().expect("a list").clone();
-    products.iter().map(|product| product["name"].as_str().expect("a name").to_owned()).collect()
+    products
+        .iter()
+        .map(|product| product["name"].as_str().expect("a name").to_owned())
+        .collect()
 }
 
 const PRODUCTS: &str = "/v1/storefront/products";
@@ -113,28 +148,108 @@ async fn publishable_keys_read_the_catalogue_and_secret_keys_do_everything() {
         let publishable = account_key(app, "acme", "live", "publishable").await;
         let commerce = app.commerce_key(&app.merchant("acme"), json!({})).await;
         let id = product(&shop, &secret, "Mug", true).await;
-        let doomed = [product(&shop, &secret, "Cup", true).await, product(&shop, &secret, "Jar", true).await];
+        let doomed = [
+            product(&shop, &secret, "Cup", true).await,
+            product(&shop, &secret, "Jar", true).await,
+        ];
         let new = json!({"name": "Pot", "price": {"amount": 1, "currency": "EUR"}});
         let (ok, made) = ((200, None), (201, None));
         let forbidden = refused(403, "FORBIDDEN");
         let missing = refused(404, "NOT_FOUND");
         // What each is answered: with a publishable key, with a commerce key, with a secret key.
         let rows = [
-            ("GET", "/v1/storefront/public/store".to_owned(), None, &ok, &ok, &ok),
+            (
+                "GET",
+                "/v1/storefront/public/store".to_owned(),
+                None,
+                &ok,
+                &ok,
+                &ok,
+            ),
             ("GET", PRODUCTS.to_owned(), None, &ok, &ok, &ok),
             ("GET", format!("{PRODUCTS}?page=1"), None, &ok, &ok, &ok),
             ("GET", format!("{PRODUCTS}/{id}"), None, &ok, &ok, &ok),
-            ("GET", format!("{PRODUCTS}/prod_1"), None, &missing, &missing, &missing),
-            ("GET", OWN_PRODUCTS.to_owned(), None, &forbidden, &forbidden, &ok),
-            ("POST", OWN_PRODUCTS.to_owned(), Some(new), &forbidden, &forbidden, &made),
-            ("PUT", "/v1/account/store".to_owned(), Some(json!({"name": "Pots"})), &forbidden, &forbidden, &ok),
-            ("DELETE", format!("{OWN_PRODUCTS}/{}", doomed[0]), None, &forbidden, &forbidden, &ok),
-            ("DELETE", format!("{OWN_PRODUCTS}/{}", doomed[0]), None, &forbidden, &forbidden, &missing),
+            (
+                "GET",
+                format!("{PRODUCTS}/prod_1"),
+                None,
+                &missing,
+                &missing,
+                &missing,
+            ),
+            (
+                "GET",
+                OWN_PRODUCTS.to_owned(),
+                None,
+                &forbidden,
+                &forbidden,
+                &ok,
+            ),
+            (
+                "POST",
+                OWN_PRODUCTS.to_owned(),
+                Some(new),
+                &forbidden,
+                &forbidden,
+                &made,
+            ),
+            (
+                "PUT",
+                "/v1/account/store".to_owned(),
+                Some(json!({"name": "Pots"})),
+                &forbidden,
+                &forbidden,
+                &ok,
+            ),
+            (
+                "DELETE",
+                format!("{OWN_PRODUCTS}/{}", doomed[0]),
+                None,
+                &forbidden,
+                &forbidden,
+                &ok,
+            ),
+            (
+                "DELETE",
+                format!("{OWN_PRODUCTS}/{}", doomed[0]),
+                None,
+                &forbidden,
+                &forbidden,
+                &missing,
+            ),
             // The document: "Trying anything else returns 403 FORBIDDEN."
-            ("GET", format!("{PRODUCTS}/{id}/reviews"), None, &forbidden, &missing, &missing),
-            ("GET", "/v1/storefront/public".to_owned(), None, &forbidden, &missing, &missing),
-            ("GET", "/v1/orders".to_owned(), None, &forbidden, &missing, &missing),
-            ("GET", format!("{OWN_PRODUCTS}/../../storefront/products"), None, &forbidden, &forbidden, &missing),
+            (
+                "GET",
+                format!("{PRODUCTS}/{id}/reviews"),
+                None,
+                &forbidden,
+                &missing,
+                &missing,
+            ),
+            (
+                "GET",
+                "/v1/storefront/public".to_owned(),
+                None,
+                &forbidden,
+                &missing,
+                &missing,
+            ),
+            (
+                "GET",
+                "/v1/orders".to_owned(),
+                None,
+                &forbidden,
+                &missing,
+                &missing,
+            ),
+            (
+                "GET",
+                format!("{OWN_PRODUCTS}/../../storefront/products"),
+                None,
+                &forbidden,
+                &forbidden,
+                &missing,
+            ),
         ];
         for (method, path, body, by_publishable, by_commerce, by_secret) in rows {
             let call = |key: Option<&Key>| {
@@ -143,13 +258,37 @@ async fn publishable_keys_read_the_catalogue_and_secret_keys_do_everything() {
                 body.iter().fold(call, |call, body| call.json(body.clone()))
             };
             let nobody = call(None).await;
-            assert_eq!(said(&nobody), refused(401, "INVALID_API_KEY"), "{method} {path}");
-            assert_eq!(nobody.header("www-authenticate"), Some("Bearer realm=\"storefront\""), "{method} {path}");
-            assert_eq!(said(&call(Some(&publishable)).await), *by_publishable, "publishable: {method} {path}");
-            assert_eq!(said(&call(Some(&commerce)).await), *by_commerce, "commerce: {method} {path}");
-            assert_eq!(said(&call(Some(&secret)).await), *by_secret, "secret: {method} {path}");
+            assert_eq!(
+                said(&nobody),
+                refused(401, "INVALID_API_KEY"),
+                "{method} {path}"
+            );
+            assert_eq!(
+                nobody.header("www-authenticate"),
+                Some("Bearer realm=\"storefront\""),
+                "{method} {path}"
+            );
+            assert_eq!(
+                said(&call(Some(&publishable)).await),
+                *by_publishable,
+                "publishable: {method} {path}"
+            );
+            assert_eq!(
+                said(&call(Some(&commerce)).await),
+                *by_commerce,
+                "commerce: {method} {path}"
+            );
+            assert_eq!(
+                said(&call(Some(&secret)).await),
+                *by_secret,
+                "secret: {method} {path}"
+            );
         }
-        assert_eq!(names(&shop, OWN_PRODUCTS, &secret).await, ["Mug", "Jar", "Pot"], "what was refused was not done");
+        assert_eq!(
+            names(&shop, OWN_PRODUCTS, &secret).await,
+            ["Mug", "Jar", "Pot"],
+            "what was refused was not done"
+        );
         shop.stop().await;
     })
     .await;
@@ -166,13 +305,28 @@ async fn the_catalogue_shows_what_is_published_and_nothing_else_of_it() {
         assert_eq!(names(&shop, PRODUCTS, &publishable).await, ["Mug"]);
         assert_eq!(names(&shop, PRODUCTS, &secret).await, ["Mug"]);
         assert_eq!(names(&shop, OWN_PRODUCTS, &secret).await, ["Mug", "Cup"]);
-        let shown = |id: &str| shop.call("GET", &format!("{PRODUCTS}/{id}")).bearer(&publishable.text);
-        let listed = json!({"id": published, "name": "Mug", "price": {"amount": 1900, "currency": "EUR"}});
-        assert_eq!(shown(&published).await.json()["data"], listed, "neither stock nor when it was made");
+        let shown = |id: &str| {
+            shop.call("GET", &format!("{PRODUCTS}/{id}"))
+                .bearer(&publishable.text)
+        };
+        let listed =
+            json!({"id": published, "name": "Mug", "price": {"amount": 1900, "currency": "EUR"}});
+        assert_eq!(
+            shown(&published).await.json()["data"],
+            listed,
+            "neither stock nor when it was made"
+        );
         assert_eq!(said(&shown(&draft).await), refused(404, "NOT_FOUND"));
-        let named = shop.call("PUT", "/v1/account/store").json(json!({"name": "Pots"})).bearer(&secret.text).await;
+        let named = shop
+            .call("PUT", "/v1/account/store")
+            .json(json!({"name": "Pots"}))
+            .bearer(&secret.text)
+            .await;
         assert_eq!(named.status, 200, "{named}");
-        let store = shop.call("GET", "/v1/storefront/public/store").bearer(&publishable.text).await;
+        let store = shop
+            .call("GET", "/v1/storefront/public/store")
+            .bearer(&publishable.text)
+            .await;
         assert_eq!(store.json()["data"], json!({"name": "Pots"}));
         shop.stop().await;
     })
@@ -188,14 +342,34 @@ async fn shops_of_other_accounts_and_of_the_other_environment_are_other_shops() 
         for (account, environment) in [("acme", "test"), ("umbrella", "live")] {
             let other = account_key(app, account, environment, "secret").await;
             let reading = account_key(app, account, environment, "publishable").await;
-            assert!(names(&shop, OWN_PRODUCTS, &other).await.is_empty(), "{account} {environment}");
+            assert!(
+                names(&shop, OWN_PRODUCTS, &other).await.is_empty(),
+                "{account} {environment}"
+            );
             for key in [&other, &reading] {
-                assert!(names(&shop, PRODUCTS, key).await.is_empty(), "{account} {environment}");
-                let shown = shop.call("GET", &format!("{PRODUCTS}/{id}")).bearer(&key.text).await;
-                assert_eq!(said(&shown), refused(404, "NOT_FOUND"), "{account} {environment}");
+                assert!(
+                    names(&shop, PRODUCTS, key).await.is_empty(),
+                    "{account} {environment}"
+                );
+                let shown = shop
+                    .call("GET", &format!("{PRODUCTS}/{id}"))
+                    .bearer(&key.text)
+                    .await;
+                assert_eq!(
+                    said(&shown),
+                    refused(404, "NOT_FOUND"),
+                    "{account} {environment}"
+                );
             }
-            let deleted = shop.call("DELETE", &format!("{OWN_PRODUCTS}/{id}")).bearer(&other.text).await;
-            assert_eq!(said(&deleted), refused(404, "NOT_FOUND"), "{account} {environment}");
+            let deleted = shop
+                .call("DELETE", &format!("{OWN_PRODUCTS}/{id}"))
+                .bearer(&other.text)
+                .await;
+            assert_eq!(
+                said(&deleted),
+                refused(404, "NOT_FOUND"),
+                "{account} {environment}"
+            );
             product(&shop, &other, "Another", true).await;
         }
         assert_eq!(names(&shop, PRODUCTS, &live).await, ["Mug"]);
@@ -209,16 +383,29 @@ async fn browsers_may_read_the_catalogue_from_any_page_and_the_account_from_none
     each_backend(async |app: &App| {
         let shop = storefront(app).await;
         let publishable = account_key(app, "acme", "live", "publishable").await;
-        let from_page = |method: &str, path: &str| shop.call(method, path).header("origin", "https://pots.example");
+        let from_page = |method: &str, path: &str| {
+            shop.call(method, path)
+                .header("origin", "https://pots.example")
+        };
         let preflight = |path: &str, method: &str| {
             from_page("OPTIONS", path)
                 .header("access-control-request-method", method)
                 .header("access-control-request-headers", "authorization")
         };
         let told = preflight(PRODUCTS, "GET").await;
-        assert_eq!((told.status, told.header("access-control-allow-origin")), (200, Some("*")), "{told}");
-        assert_eq!(told.header("access-control-allow-methods"), Some("GET"), "{told}");
-        let headers = told.header("access-control-allow-headers").unwrap_or_default();
+        assert_eq!(
+            (told.status, told.header("access-control-allow-origin")),
+            (200, Some("*")),
+            "{told}"
+        );
+        assert_eq!(
+            told.header("access-control-allow-methods"),
+            Some("GET"),
+            "{told}"
+        );
+        let headers = told
+            .header("access-control-allow-headers")
+            .unwrap_or_default();
         let mut headers: Vec<_> = headers.split(',').map(str::trim).collect();
         headers.sort_unstable();
         assert_eq!(headers, ["authorization", "x-api-key"], "{told}");
@@ -228,14 +415,29 @@ async fn browsers_may_read_the_catalogue_from_any_page_and_the_account_from_none
 
         // The page reads what it is answered, a refusal too.
         let products = from_page("GET", PRODUCTS).bearer(&publishable.text).await;
-        assert_eq!((products.status, products.header("access-control-allow-origin")), (200, Some("*")), "{products}");
+        assert_eq!(
+            (
+                products.status,
+                products.header("access-control-allow-origin")
+            ),
+            (200, Some("*")),
+            "{products}"
+        );
         let nobody = from_page("GET", PRODUCTS).await;
         assert_eq!(said(&nobody), refused(401, "INVALID_API_KEY"), "{nobody}");
-        assert_eq!(nobody.header("access-control-allow-origin"), Some("*"), "{nobody}");
+        assert_eq!(
+            nobody.header("access-control-allow-origin"),
+            Some("*"),
+            "{nobody}"
+        );
 
         let account = preflight(OWN_PRODUCTS, "GET").await;
         assert_eq!(said(&account), refused(401, "INVALID_API_KEY"), "{account}");
-        assert_eq!(account.header("access-control-allow-origin"), None, "{account}");
+        assert_eq!(
+            account.header("access-control-allow-origin"),
+            None,
+            "{account}"
+        );
         shop.stop().await;
     })
     .await;
@@ -253,9 +455,16 @@ async fn a_key_of_the_storefront_that_is_revoked_is_refused_at_once() {
             let asked = shop.guard.stats().misses;
             assert_eq!(said(&ask().await), (200, None));
             assert_eq!(shop.guard.stats().misses, asked, "it is remembered");
-            let revoked = app.delete(&format!("/v1/account/api-keys/{}", key.id)).bearer(&secret.text).await;
+            let revoked = app
+                .delete(&format!("/v1/account/api-keys/{}", key.id))
+                .bearer(&secret.text)
+                .await;
             assert_eq!(revoked.status, 200, "{revoked}");
-            assert_eq!(said(&ask().await), refused(401, "INVALID_API_KEY"), "{access}");
+            assert_eq!(
+                said(&ask().await),
+                refused(401, "INVALID_API_KEY"),
+                "{access}"
+            );
         }
         shop.stop().await;
     })
@@ -267,7 +476,11 @@ async fn the_storefront_says_in_its_envelope_what_is_wrong_with_a_body() {
     each_backend(async |app: &App| {
         let shop = storefront(app).await;
         let secret = account_key(app, "acme", "live", "secret").await;
-        let send = |body: Value| shop.call("POST", OWN_PRODUCTS).json(body).bearer(&secret.text);
+        let send = |body: Value| {
+            shop.call("POST", OWN_PRODUCTS)
+                .json(body)
+                .bearer(&secret.text)
+        };
         let price = json!({"amount": 1900, "currency": "EUR"});
         for body in [
             json!({}),
@@ -277,7 +490,11 @@ async fn the_storefront_says_in_its_envelope_what_is_wrong_with_a_body() {
             json!({"name": "Mug", "price": {"amount": 1900, "currency": "euro"}}),
             json!({"name": "Mug", "price": price, "account": "umbrella"}),
         ] {
-            assert_eq!(said(&send(body.clone()).await), refused(400, "VALIDATION_ERROR"), "{body}");
+            assert_eq!(
+                said(&send(body.clone()).await),
+                refused(400, "VALIDATION_ERROR"),
+                "{body}"
+            );
         }
         let large = json!({"name": "n".repeat(5000), "price": price});
         assert_eq!(said(&send(large).await), refused(413, "PAYLOAD_TOO_LARGE"));
@@ -317,19 +534,40 @@ fn receiver(path: &str, timeout: Duration) -> Upstream {
         let mut headers: Vec<_> = request.headers().keys().map(ToString::to_string).collect();
         headers.sort_unstable();
         let body: Value = serde_json::from_slice(&body).expect("JSON");
-        HttpResponse::Accepted().json(json!({"method": request.method().as_str(), "headers": headers, "body": body}))
+        HttpResponse::Accepted()
+            .json(json!({"method": request.method().as_str(), "headers": headers, "body": body}))
     }
     let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
-    let url = format!("http://{}{path}", listener.local_addr().expect("an address"));
+    let url = format!(
+        "http://{}{path}",
+        listener.local_addr().expect("an address")
+    );
     let app = || {
         actix_web::App::new()
             .route("/echo", web::to(echo))
             .route("/silent", web::to(std::future::pending::<HttpResponse>))
-            .route("/large", web::to(async || HttpResponse::Ok().body("x".repeat(100_000))))
-            .route("/text", web::to(async || HttpResponse::InternalServerError().body("broken")))
-            .route("/moved", web::to(async || HttpResponse::Found().insert_header(("location", "/echo")).finish()))
+            .route(
+                "/large",
+                web::to(async || HttpResponse::Ok().body("x".repeat(100_000))),
+            )
+            .route(
+                "/text",
+                web::to(async || HttpResponse::InternalServerError().body("broken")),
+            )
+            .route(
+                "/moved",
+                web::to(async || {
+                    HttpResponse::Found()
+                        .insert_header(("location", "/echo"))
+                        .finish()
+                }),
+            )
     };
-    let server = HttpServer::new(app).workers(1).disable_signals().listen(listener).expect("a listener");
+    let server = HttpServer::new(app)
+        .workers(1)
+        .disable_signals()
+        .listen(listener)
+        .expect("a listener");
     actix_web::rt::spawn(server.run());
     Upstream::new(&url, timeout).expect("a receiver")
 }
@@ -341,7 +579,9 @@ fn echo() -> Upstream {
 /// A request to the vault about a merchant, or about none.
 fn ask(shop: &Shop, key: &Key, merchant: Option<&str>, method: &str, path: &str) -> Call {
     let call = shop.call(method, path).header("x-api-key", &key.text);
-    merchant.iter().fold(call, |call, merchant| call.header("x-merchant-id", merchant))
+    merchant.iter().fold(call, |call, merchant| {
+        call.header("x-merchant-id", merchant)
+    })
 }
 
 /// A commerce key of acme.
@@ -352,7 +592,15 @@ async fn key_of_acme(app: &App, body: Value) -> Key {
 /// Puts a card into the vault, for a merchant; gives its token.
 async fn keep(shop: &Shop, key: &Key, merchant: &str) -> Value {
     let body = json!({"number": NUMBER, "holder": "Ada", "expiry": "12/30"});
-    let reply = ask(shop, key, None, "POST", &format!("/merchants/{merchant}/tokens")).json(body).await;
+    let reply = ask(
+        shop,
+        key,
+        None,
+        "POST",
+        &format!("/merchants/{merchant}/tokens"),
+    )
+    .json(body)
+    .await;
     assert_eq!(reply.status, 201, "{reply}");
     reply.json()
 }
@@ -365,7 +613,13 @@ fn text(value: &Value) -> &str {
 async fn seen(shop: &Shop, key: &Key, merchant: Option<&str>) -> Vec<String> {
     let reply = ask(shop, key, merchant, "GET", "/tokens").await;
     assert_eq!(reply.status, 200, "{reply}");
-    reply.json().as_array().expect("a list").iter().map(|token| text(&token["id"]).to_owned()).collect()
+    reply
+        .json()
+        .as_array()
+        .expect("a list")
+        .iter()
+        .map(|token| text(&token["id"]).to_owned())
+        .collect()
 }
 
 /// The request of each feature, about a token and its payment data.
@@ -373,8 +627,18 @@ fn requests(token: &str, data: &str) -> [(Feature, &'static str, String, Option<
     let message = json!({"amount": 1900});
     [
         (Feature::TokensList, "GET", "/tokens".to_owned(), None),
-        (Feature::TokensRetrieve, "GET", format!("/tokens/{token}"), None),
-        (Feature::PaymentDataList, "GET", format!("/tokens/{token}/payment-data"), None),
+        (
+            Feature::TokensRetrieve,
+            "GET",
+            format!("/tokens/{token}"),
+            None,
+        ),
+        (
+            Feature::PaymentDataList,
+            "GET",
+            format!("/tokens/{token}/payment-data"),
+            None,
+        ),
         (
             Feature::PaymentDataForward,
             "POST",
@@ -393,7 +657,15 @@ fn requests(token: &str, data: &str) -> [(Feature, &'static str, String, Option<
 /// A token of merchant `m_1` and its payment data.
 async fn kept(shop: &Shop, full: &Key) -> (String, String) {
     let token = text(&keep(shop, full, "m_1").await["id"]).to_owned();
-    let data = ask(shop, full, None, "GET", &format!("/tokens/{token}/payment-data")).await.json();
+    let data = ask(
+        shop,
+        full,
+        None,
+        "GET",
+        &format!("/tokens/{token}/payment-data"),
+    )
+    .await
+    .json();
     assert_eq!(data.as_array().map(Vec::len), Some(1), "{data}");
     let data = text(&data[0]["id"]).to_owned();
     (token, data)
@@ -416,17 +688,34 @@ async fn a_scoped_key_can_what_its_features_and_its_accounts_model_say() {
             for (own, key) in &keys {
                 for (feature, method, path, body) in requests(&token, &data) {
                     let call = ask(&shop, key, Some("m_1"), method, &path);
-                    let reply = body.iter().fold(call, |call, body| call.json(body.clone())).await;
+                    let reply = body
+                        .iter()
+                        .fold(call, |call, body| call.json(body.clone()))
+                        .await;
                     let may = own.map_or(model.features().contains(&feature), |own| own == feature);
-                    assert_eq!(reply.status, if may { 200 } else { 403 }, "{model} {own:?}: {method} {path}\n{reply}");
+                    assert_eq!(
+                        reply.status,
+                        if may { 200 } else { 403 },
+                        "{model} {own:?}: {method} {path}\n{reply}"
+                    );
                     assert!(may || reply.code() == "route_not_allowed", "{reply}");
                 }
                 // What is no feature.
                 let storing = json!({"number": NUMBER, "holder": "Ada", "expiry": "12/30"});
-                let reply = ask(&shop, key, Some("m_1"), "POST", "/merchants/m_1/tokens").json(storing).await;
-                assert_eq!((reply.status, reply.code().as_str()), (403, "route_not_allowed"), "{reply}");
+                let reply = ask(&shop, key, Some("m_1"), "POST", "/merchants/m_1/tokens")
+                    .json(storing)
+                    .await;
+                assert_eq!(
+                    (reply.status, reply.code().as_str()),
+                    (403, "route_not_allowed"),
+                    "{reply}"
+                );
                 let reply = ask(&shop, key, Some("m_1"), "GET", "/nothing").await;
-                assert_eq!((reply.status, reply.code().as_str()), (403, "route_not_allowed"), "{reply}");
+                assert_eq!(
+                    (reply.status, reply.code().as_str()),
+                    (403, "route_not_allowed"),
+                    "{reply}"
+                );
             }
             all.extend(keys);
         }
@@ -439,14 +728,24 @@ async fn a_scoped_key_can_what_its_features_and_its_accounts_model_say() {
         for (own, key) in &all {
             for (_, method, path, body) in requests(&token, &data) {
                 let call = ask(&shop, key, Some("m_1"), method, &path);
-                let reply = body.iter().fold(call, |call, body| call.json(body.clone())).await;
-                assert_eq!((reply.status, reply.code().as_str()), (403, "route_not_allowed"), "{own:?}: {reply}");
+                let reply = body
+                    .iter()
+                    .fold(call, |call, body| call.json(body.clone()))
+                    .await;
+                assert_eq!(
+                    (reply.status, reply.code().as_str()),
+                    (403, "route_not_allowed"),
+                    "{own:?}: {reply}"
+                );
             }
         }
         // A key without restrictions has nothing to do with models.
         for (_, method, path, body) in requests(&token, &data) {
             let call = ask(&shop, &full, None, method, &path);
-            let reply = body.iter().fold(call, |call, body| call.json(body.clone())).await;
+            let reply = body
+                .iter()
+                .fold(call, |call, body| call.json(body.clone()))
+                .await;
             assert_eq!(reply.status, 200, "{method} {path}\n{reply}");
         }
         shop.stop().await;
@@ -477,33 +776,74 @@ async fn a_key_of_a_merchant_sees_that_merchants_tokens() {
             (&any, "m_3", &third),
             (&full, "m_2", &second),
         ] {
-            assert_eq!(seen(&shop, key, Some(merchant)).await, std::slice::from_ref(expected), "{merchant}");
+            assert_eq!(
+                seen(&shop, key, Some(merchant)).await,
+                std::slice::from_ref(expected),
+                "{merchant}"
+            );
         }
         for key in [&any, &full] {
             assert_eq!(seen(&shop, key, None).await, tokens, "bound to no merchant");
             assert!(seen(&shop, key, Some("m_4")).await.is_empty());
         }
         let (list, refused) = ("/tokens", "merchant_not_allowed");
-        for (key, merchant) in [(&one, Some("m_2")), (&one, None), (&both, Some("m_3")), (&full, Some("m 1"))] {
+        for (key, merchant) in [
+            (&one, Some("m_2")),
+            (&one, None),
+            (&both, Some("m_3")),
+            (&full, Some("m 1")),
+        ] {
             let reply = ask(&shop, key, merchant, "GET", list).await;
-            assert_eq!((reply.status, reply.code().as_str()), (403, refused), "{merchant:?}: {reply}");
+            assert_eq!(
+                (reply.status, reply.code().as_str()),
+                (403, refused),
+                "{merchant:?}: {reply}"
+            );
         }
-        let twice = ask(&shop, &both, Some("m_1"), "GET", list).header("x-merchant-id", "m_2").await;
-        assert_eq!((twice.status, twice.code().as_str()), (403, refused), "{twice}");
+        let twice = ask(&shop, &both, Some("m_1"), "GET", list)
+            .header("x-merchant-id", "m_2")
+            .await;
+        assert_eq!(
+            (twice.status, twice.code().as_str()),
+            (403, refused),
+            "{twice}"
+        );
         // Another merchant's token is none, however it is asked for.
-        let listed = ask(&shop, &full, None, "GET", &format!("/tokens/{second}/payment-data")).await.json();
-        for (feature, method, path, body) in requests(&second, text(&listed[0]["id"])).into_iter().skip(1) {
+        let listed = ask(
+            &shop,
+            &full,
+            None,
+            "GET",
+            &format!("/tokens/{second}/payment-data"),
+        )
+        .await
+        .json();
+        for (feature, method, path, body) in requests(&second, text(&listed[0]["id"]))
+            .into_iter()
+            .skip(1)
+        {
             for (key, merchant) in [(&one, "m_1"), (&both, "m_1"), (&full, "m_3")] {
                 let call = ask(&shop, key, Some(merchant), method, &path);
-                let reply = body.iter().fold(call, |call, body| call.json(body.clone())).await;
+                let reply = body
+                    .iter()
+                    .fold(call, |call, body| call.json(body.clone()))
+                    .await;
                 assert_eq!(reply.status, 404, "{feature:?} {merchant}: {reply}");
             }
         }
         // Where tokens are made the path names the merchant, whatever the header says.
         let body = json!({"number": NUMBER, "holder": "Ada", "expiry": "12/30"});
-        let made = ask(&shop, &full, Some("m_2"), "POST", "/merchants/m_5/tokens").json(body.clone()).await;
-        assert_eq!((made.status, &made.json()["merchant"]), (201, &json!("m_5")), "{made}");
-        let odd = ask(&shop, &full, None, "POST", "/merchants/m%205/tokens").json(body).await;
+        let made = ask(&shop, &full, Some("m_2"), "POST", "/merchants/m_5/tokens")
+            .json(body.clone())
+            .await;
+        assert_eq!(
+            (made.status, &made.json()["merchant"]),
+            (201, &json!("m_5")),
+            "{made}"
+        );
+        let odd = ask(&shop, &full, None, "POST", "/merchants/m%205/tokens")
+            .json(body)
+            .await;
         assert_eq!((odd.status, odd.code().as_str()), (403, refused), "{odd}");
         shop.stop().await;
     })
@@ -517,35 +857,62 @@ async fn a_vault_is_that_of_an_account_in_one_mode_and_opens_to_commerce_keys() 
         let live = key_of_acme(app, json!({})).await;
         let (token, data) = kept(&shop, &live).await;
         let umbrella = app.merchant("umbrella");
-        let others = [key_of_acme(app, json!({"mode": "test"})).await, app.commerce_key(&umbrella, json!({})).await];
+        let others = [
+            key_of_acme(app, json!({"mode": "test"})).await,
+            app.commerce_key(&umbrella, json!({})).await,
+        ];
         for other in &others {
             assert!(seen(&shop, other, None).await.is_empty());
             for (feature, method, path, body) in requests(&token, &data).into_iter().skip(1) {
                 let call = ask(&shop, other, None, method, &path);
-                let reply = body.iter().fold(call, |call, body| call.json(body.clone())).await;
+                let reply = body
+                    .iter()
+                    .fold(call, |call, body| call.json(body.clone()))
+                    .await;
                 assert_eq!(reply.status, 404, "{feature:?}: {reply}");
             }
         }
         let links = key_of_acme(app, json!({"scopes": ["links:read", "links:write"]})).await;
         let storing = ("POST", "/merchants/m_1/tokens".to_owned());
-        for (method, path) in
-            requests(&token, &data).map(|(_, method, path, _)| (method, path)).into_iter().chain([storing])
+        for (method, path) in requests(&token, &data)
+            .map(|(_, method, path, _)| (method, path))
+            .into_iter()
+            .chain([storing])
         {
             let nobody = shop.call(method, &path).await;
-            assert_eq!((nobody.status, nobody.code().as_str()), (401, "missing_credentials"), "{nobody}");
+            assert_eq!(
+                (nobody.status, nobody.code().as_str()),
+                (401, "missing_credentials"),
+                "{nobody}"
+            );
             // The document has one header for keys; another is not looked at.
             let bearer = shop.call(method, &path).bearer(&live.text).await;
-            assert_eq!((bearer.status, bearer.code().as_str()), (401, "missing_credentials"), "{bearer}");
+            assert_eq!(
+                (bearer.status, bearer.code().as_str()),
+                (401, "missing_credentials"),
+                "{bearer}"
+            );
             let reply = ask(&shop, &links, None, method, &path).await;
-            assert_eq!((reply.status, reply.code().as_str()), (403, "insufficient_scope"), "{method} {path}: {reply}");
+            assert_eq!(
+                (reply.status, reply.code().as_str()),
+                (403, "insufficient_scope"),
+                "{method} {path}: {reply}"
+            );
         }
         let asked = shop.guard.stats().misses;
         assert_eq!(seen(&shop, &live, None).await, [token]);
         assert_eq!(shop.guard.stats().misses, asked, "it is remembered");
-        let revoked = app.post(&format!("/api-keys/{}/revoke", live.id), json!({})).bearer(&app.merchant("acme")).await;
+        let revoked = app
+            .post(&format!("/api-keys/{}/revoke", live.id), json!({}))
+            .bearer(&app.merchant("acme"))
+            .await;
         assert_eq!(revoked.status, 200, "{revoked}");
         let reply = ask(&shop, &live, None, "GET", "/tokens").await;
-        assert_eq!((reply.status, reply.code().as_str()), (401, "invalid_api_key"), "{reply}");
+        assert_eq!(
+            (reply.status, reply.code().as_str()),
+            (401, "invalid_api_key"),
+            "{reply}"
+        );
         shop.stop().await;
     })
     .await;
@@ -571,7 +938,10 @@ async fn the_vault_forwards_what_it_keeps_and_nothing_of_the_caller_but_the_mess
             ),
         ];
         for (path, body, forwarded) in sent {
-            let reply = ask(&shop, &key, Some("m_1"), "POST", &path).json(body).header("cookie", "a=b").await;
+            let reply = ask(&shop, &key, Some("m_1"), "POST", &path)
+                .json(body)
+                .header("cookie", "a=b")
+                .await;
             assert_eq!(reply.status, 200, "{reply}");
             let told = json!({
                 "method": "POST",
@@ -591,10 +961,26 @@ async fn a_receiver_that_misbehaves_costs_the_vault_little() {
         let key = key_of_acme(app, json!({})).await;
         let nobody = Upstream::new("http://127.0.0.1:1/", FORWARDING).expect("a receiver");
         for (upstream, status, expected) in [
-            (receiver("/text", FORWARDING), 200, json!({"status": 500, "body": "broken"})),
-            (receiver("/moved", FORWARDING), 200, json!({"status": 302, "body": ""})),
-            (receiver("/large", FORWARDING), 502, json!("The receiver's answer is too large.")),
-            (receiver("/silent", Duration::from_millis(200)), 504, json!("The receiver did not answer in time.")),
+            (
+                receiver("/text", FORWARDING),
+                200,
+                json!({"status": 500, "body": "broken"}),
+            ),
+            (
+                receiver("/moved", FORWARDING),
+                200,
+                json!({"status": 302, "body": ""}),
+            ),
+            (
+                receiver("/large", FORWARDING),
+                502,
+                json!("The receiver's answer is too large."),
+            ),
+            (
+                receiver("/silent", Duration::from_millis(200)),
+                504,
+                json!("The receiver did not answer in time."),
+            ),
             (nobody, 502, json!("The receiver cannot be reached.")),
         ] {
             let shop = vault(app, upstream).await;
@@ -602,7 +988,11 @@ async fn a_receiver_that_misbehaves_costs_the_vault_little() {
             let body = json!({"token": token["id"], "message": null});
             let reply = ask(&shop, &key, None, "POST", "/forward").json(body).await;
             let json = reply.json();
-            let said = if status == 200 { &json } else { &json["detail"] };
+            let said = if status == 200 {
+                &json
+            } else {
+                &json["detail"]
+            };
             assert_eq!((reply.status, said), (status, &expected), "{reply}");
             shop.stop().await;
         }
@@ -620,7 +1010,8 @@ async fn no_answer_of_the_vault_has_the_number_of_a_card() {
         let key = key_of_acme(app, json!({})).await;
         let (token, data) = kept(&shop, &key).await;
         let full = |number: Value| json!({"number": number, "holder": "Ada", "expiry": "12/30"});
-        let storing = |body: Value| ask(&shop, &key, None, "POST", "/merchants/m_1/tokens").json(body);
+        let storing =
+            |body: Value| ask(&shop, &key, None, "POST", "/merchants/m_1/tokens").json(body);
         let number: u64 = NUMBER.parse().expect("a number");
         let mut replies = Vec::new();
         for (body, status) in [
@@ -630,7 +1021,10 @@ async fn no_answer_of_the_vault_has_the_number_of_a_card() {
             (full(json!("4242")), 400),
             (full(json!([NUMBER])), 400),
             (json!({NUMBER: "number"}), 400),
-            (json!({"number": NUMBER, "holder": "n".repeat(5000), "expiry": "12/30"}), 413),
+            (
+                json!({"number": NUMBER, "holder": "n".repeat(5000), "expiry": "12/30"}),
+                413,
+            ),
         ] {
             let reply = storing(body.clone()).await;
             assert_eq!(reply.status, status, "{body}: {reply}");
@@ -638,7 +1032,11 @@ async fn no_answer_of_the_vault_has_the_number_of_a_card() {
         }
         for (_, method, path, body) in requests(&token, &data) {
             let call = ask(&shop, &key, None, method, &path);
-            replies.push(body.iter().fold(call, |call, body| call.json(body.clone())).await);
+            replies.push(
+                body.iter()
+                    .fold(call, |call, body| call.json(body.clone()))
+                    .await,
+            );
         }
         for reply in replies {
             assert!(!reply.body.contains("42424242"), "{reply}");

@@ -70,7 +70,9 @@ impl Example {
     /// and the header in which that stands.
     fn header(self, key: &Key) -> (&'static str, String) {
         match self {
-            Self::CheckoutAxum | Self::StorefrontActix => ("authorization", format!("Bearer {}", key.text)),
+            Self::CheckoutAxum | Self::StorefrontActix => {
+                ("authorization", format!("Bearer {}", key.text))
+            }
             Self::VaultAxum => ("x-api-key", key.text.clone()),
         }
     }
@@ -78,15 +80,23 @@ impl Example {
     /// Makes a key of that kind.
     async fn key(self, server: &Server) -> Key {
         let made = match self {
-            Self::CheckoutAxum => server.post("/api-keys", json!({"name": "Web", "scopes": ["links:read"]})),
-            Self::StorefrontActix => server.post(storlaunch::KEYS, storlaunch::wanted("live", "secret")),
+            Self::CheckoutAxum => server.post(
+                "/api-keys",
+                json!({"name": "Web", "scopes": ["links:read"]}),
+            ),
+            Self::StorefrontActix => {
+                server.post(storlaunch::KEYS, storlaunch::wanted("live", "secret"))
+            }
             Self::VaultAxum => server.post("/api-keys", json!({"name": "Vault"})),
         };
         let reply = made.bearer(&merchant("acme")).await;
         assert_eq!(reply.status, 201, "{reply}");
         match self {
             Self::StorefrontActix => storlaunch::made(&reply),
-            _ => Key { id: member(&reply, "key_id"), text: member(&reply, "api_key") },
+            _ => Key {
+                id: member(&reply, "key_id"),
+                text: member(&reply, "api_key"),
+            },
         }
     }
 
@@ -103,10 +113,22 @@ impl Example {
     /// Starts it with a Tollkey and a service key of it, until it listens on a port of its own.
     async fn start(self, tollkey: SocketAddr, service_key: &str) -> Server {
         let mut command = Command::new(env::current_exe().expect("this test binary"));
-        command.args(["--exact", "examples::is_an_example", "--ignored", "--nocapture"]);
-        command.env_clear().envs(Tollkey::bare().environment()).env(EXAMPLE, self.name());
-        command.env("TOLLKEY_URL", format!("http://{tollkey}")).env("TOLLKEY_SERVICE_KEY", service_key);
-        command.env("LISTEN", "127.0.0.1:0").env("FORWARD_TO", "http://127.0.0.1:1/");
+        command.args([
+            "--exact",
+            "examples::is_an_example",
+            "--ignored",
+            "--nocapture",
+        ]);
+        command
+            .env_clear()
+            .envs(Tollkey::bare().environment())
+            .env(EXAMPLE, self.name());
+        command
+            .env("TOLLKEY_URL", format!("http://{tollkey}"))
+            .env("TOLLKEY_SERVICE_KEY", service_key);
+        command
+            .env("LISTEN", "127.0.0.1:0")
+            .env("FORWARD_TO", "http://127.0.0.1:1/");
         command.stdin(Stdio::null()).kill_on_drop(true);
         let outputs = Arc::new(tempfile::tempdir().expect("a temporary directory"));
         let started = Process::spawn(command, &outputs, 0).listens().await;
@@ -116,7 +138,10 @@ impl Example {
     /// What it says to a key.
     async fn status(self, app: &Server, key: &Key) -> u16 {
         let (header, value) = self.header(key);
-        Call::to(app.address, "GET", self.path()).header(header, value).await.status
+        Call::to(app.address, "GET", self.path())
+            .header(header, value)
+            .await
+            .status
     }
 }
 
@@ -125,14 +150,18 @@ impl Example {
 #[ignore = "other tests start it as a process of its own"]
 fn is_an_example() {
     let Ok(name) = env::var(EXAMPLE) else { return };
-    let example = Example::ALL.into_iter().find(|example| example.name() == name);
+    let example = Example::ALL
+        .into_iter()
+        .find(|example| example.name() == name);
     example.expect("an example of that name").main();
 }
 
 async fn a_frozen_app_is_waited_for(example: Example) {
     for database in backends() {
         let server = Tollkey::on(&database).serve().await;
-        let app = example.start(server.address, &server.service_key().await.text).await;
+        let app = example
+            .start(server.address, &server.service_key().await.text)
+            .await;
         let (gone, kept) = (example.key(&server).await, example.key(&server).await);
         for key in [&gone, &kept] {
             assert_eq!(example.status(&app, key).await, 200);
@@ -143,14 +172,22 @@ async fn a_frozen_app_is_waited_for(example: Example) {
         example.revoke(&server, &gone).await;
         let took = asked.elapsed();
         // The lease had begun a while before, and how long, is chance.
-        assert!(took > LEASE / 6, "answered after {took:?}, while the app could still say yes");
+        assert!(
+            took > LEASE / 6,
+            "answered after {took:?}, while the app could still say yes"
+        );
         assert!(took < 2 * LEASE, "answered only after {took:?}");
         // These wait in its sockets, and are the first that it does.
         let mut waiting = Vec::new();
         let (header, value) = example.header(&gone);
         for _ in 0..8 {
-            let mut connection = Connection::open(app.address).await.expect("it still listens");
-            connection.get(example.path(), header, &value).await.expect("sent");
+            let mut connection = Connection::open(app.address)
+                .await
+                .expect("it still listens");
+            connection
+                .get(example.path(), header, &value)
+                .await
+                .expect("sent");
             waiting.push(connection);
         }
         app.signal("CONT").await;
@@ -158,10 +195,16 @@ async fn a_frozen_app_is_waited_for(example: Example) {
         assert!(matches!(first, 401 | 503), "{first} after thawing");
         for mut connection in waiting {
             let (status, body) = connection.answer().await.expect("an answer");
-            assert!(matches!(status, 401 | 503), "{status} after thawing: {body}");
+            assert!(
+                matches!(status, 401 | 503),
+                "{status} after thawing: {body}"
+            );
         }
 
-        eventually("it has found the server again", async || example.status(&app, &kept).await == 200).await;
+        eventually("it has found the server again", async || {
+            example.status(&app, &kept).await == 200
+        })
+        .await;
         assert_eq!(example.status(&app, &gone).await, 401);
         app.stop().await;
         server.stop().await;
@@ -173,9 +216,14 @@ async fn an_app_without_its_server_refuses_everything(example: Example) {
         let tollkey = Tollkey::on(&database);
         let (server, other) = (tollkey.serve().await, tollkey.serve().await);
         let address = server.address;
-        let app = example.start(address, &server.service_key().await.text).await;
-        let (gone, kept, never_shown) =
-            (example.key(&server).await, example.key(&server).await, example.key(&server).await);
+        let app = example
+            .start(address, &server.service_key().await.text)
+            .await;
+        let (gone, kept, never_shown) = (
+            example.key(&server).await,
+            example.key(&server).await,
+            example.key(&server).await,
+        );
         for key in [&gone, &kept] {
             assert_eq!(example.status(&app, key).await, 200);
         }
@@ -188,7 +236,10 @@ async fn an_app_without_its_server_refuses_everything(example: Example) {
         };
         let requests = async {
             let mut seen = Vec::new();
-            while answered.get().is_none_or(|answered| answered.elapsed() < LEASE / 6) {
+            while answered
+                .get()
+                .is_none_or(|answered| answered.elapsed() < LEASE / 6)
+            {
                 for key in [&gone, &kept] {
                     let is_after = answered.get().is_some();
                     seen.push((is_after, example.status(&app, key).await));
@@ -198,23 +249,48 @@ async fn an_app_without_its_server_refuses_everything(example: Example) {
             seen
         };
         let (seen, ()) = tokio::join!(requests, revocation);
-        assert_eq!(seen[0], (false, 200), "what is remembered is answered for the rest of the lease");
-        let is_over = seen.iter().position(|(_, status)| *status != 200).expect("the lease ends");
+        assert_eq!(
+            seen[0],
+            (false, 200),
+            "what is remembered is answered for the rest of the lease"
+        );
+        let is_over = seen
+            .iter()
+            .position(|(_, status)| *status != 200)
+            .expect("the lease ends");
         for (number, (is_after, status)) in seen.iter().enumerate() {
-            let expected = if number < is_over && !is_after { 200 } else { 503 };
-            assert_eq!(*status, expected, "request {number}, the lease ended with {is_over}, after: {is_after}");
+            let expected = if number < is_over && !is_after {
+                200
+            } else {
+                503
+            };
+            assert_eq!(
+                *status, expected,
+                "request {number}, the lease ended with {is_over}, after: {is_after}"
+            );
         }
         assert!(seen.iter().any(|(is_after, _)| *is_after));
         for key in [&gone, &kept, &never_shown] {
             assert_eq!(example.status(&app, key).await, 503);
         }
 
-        let server = tollkey.clone().with("TOLLKEY_LISTEN", &address.to_string()).serve().await;
-        eventually("it has found the server again", async || example.status(&app, &kept).await == 200).await;
+        let server = tollkey
+            .clone()
+            .with("TOLLKEY_LISTEN", &address.to_string())
+            .serve()
+            .await;
+        eventually("it has found the server again", async || {
+            example.status(&app, &kept).await == 200
+        })
+        .await;
         assert_eq!(example.status(&app, &gone).await, 401);
         // The example has a log, so that what the middleware warns of is seen.
         let log = app.stop().await.stderr;
-        assert!(log.lines().any(|line| line.contains("WARN") && line.contains("tollkey")), "{log}");
+        assert!(
+            log.lines()
+                .any(|line| line.contains("WARN") && line.contains("tollkey")),
+            "{log}"
+        );
         server.stop().await;
         other.stop().await;
     }

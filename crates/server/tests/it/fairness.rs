@@ -5,7 +5,9 @@ use std::{cell::Cell, sync::Arc, time::Duration};
 use futures_util::future::{join, join_all};
 use rand::{SeedableRng as _, rngs::StdRng};
 use serde_json::{Value, json};
-use tollkey_core::{AccountId, ApiKey, Clock as _, Digest, Family, KeyId, KeyText, Mode, Scope, key_text::Kind};
+use tollkey_core::{
+    AccountId, ApiKey, Clock as _, Digest, Family, KeyId, KeyText, Mode, Scope, key_text::Kind,
+};
 use tollkey_server::{
     caller::jwt::{ClaimRules, NewToken, mint},
     config::Secret,
@@ -27,27 +29,53 @@ fn fill(app: &App, keys: u64, is_match: impl Fn(u64) -> bool + Sync) {
     let keys = (0..keys).map(|number| {
         let created_at = begin + Duration::from_secs(number);
         let made = (Family::Commerce, Mode::Live);
-        let (id, text) =
-            random.with(|rng| (KeyId::new(created_at, rng), KeyText::mint(Kind::Key(made.0, made.1), rng)));
+        let (id, text) = random.with(|rng| {
+            (
+                KeyId::new(created_at, rng),
+                KeyText::mint(Kind::Key(made.0, made.1), rng),
+            )
+        });
         let mut key = ApiKey::new(id, account.clone(), &text, made, created_at);
-        key.name = if is_match(number) { format!("needle {number}") } else { format!("key {number}") };
+        key.name = if is_match(number) {
+            format!("needle {number}")
+        } else {
+            format!("key {number}")
+        };
         key.grants.scopes = vec![Scope::COMMERCE];
         (key, Digest::of(text.expose()))
     });
-    app.running().state().store.fill(std::iter::empty(), keys, |_| ()).expect("a filled database");
+    app.running()
+        .state()
+        .store
+        .fill(std::iter::empty(), keys, |_| ())
+        .expect("a filled database");
 }
 
 /// The cookie of a session of the dashboard for `acme`.
 async fn sign_in(app: &App) -> String {
     let token = app.merchant("acme");
-    let form = serde_urlencoded::to_string([("token", token.as_str()), ("next", "/dashboard/keys")]).expect("a form");
-    let reply = app.call("POST", "/dashboard/sign-in/token").header("sec-fetch-site", "same-origin").form(&form).await;
+    let form =
+        serde_urlencoded::to_string([("token", token.as_str()), ("next", "/dashboard/keys")])
+            .expect("a form");
+    let reply = app
+        .call("POST", "/dashboard/sign-in/token")
+        .header("sec-fetch-site", "same-origin")
+        .form(&form)
+        .await;
     assert_eq!(reply.status, 303, "{reply}");
-    reply.header("set-cookie").expect("a cookie").split(';').next().expect("a pair").to_owned()
+    reply
+        .header("set-cookie")
+        .expect("a cookie")
+        .split(';')
+        .next()
+        .expect("a pair")
+        .to_owned()
 }
 
 fn page(app: &App, cookie: &str, path: &str) -> Call {
-    app.get(path).header("cookie", cookie).header("sec-fetch-site", "same-origin")
+    app.get(path)
+        .header("cookie", cookie)
+        .header("sec-fetch-site", "same-origin")
 }
 
 #[actix_web::test]
@@ -88,18 +116,30 @@ async fn searches_of_one_account_do_not_exclude_others() {
 async fn a_search_is_continued_until_every_match_is_found() {
     each_backend_with(TOKENS, async |app| {
         const KEYS: u64 = 11_000;
-        fill(app, KEYS, |number| number == 0 || number == 500 || number == KEYS - 1);
+        fill(app, KEYS, |number| {
+            number == 0 || number == 500 || number == KEYS - 1
+        });
         let cookie = sign_in(app).await;
         let mut path = "/dashboard/keys?q=needle".to_owned();
         let (mut found, mut labels) = (Vec::new(), Vec::new());
         for _ in 0..10 {
             let reply = page(app, &cookie, &path).await;
             assert_eq!(reply.status, 200, "{reply}");
-            let names = reply.body.split('<').filter_map(|part| part.split_once('>')?.1.strip_prefix("needle "));
+            let names = reply
+                .body
+                .split('<')
+                .filter_map(|part| part.split_once('>')?.1.strip_prefix("needle "));
             found.extend(names.map(|number| number.trim().parse::<u64>().expect("a number")));
-            let Some((before, after)) = reply.body.split_once("\" rel=\"next\">") else { break };
+            let Some((before, after)) = reply.body.split_once("\" rel=\"next\">") else {
+                break;
+            };
             labels.push(after.split('<').next().expect("a label").to_owned());
-            path = before.rsplit_once("href=\"").expect("a link").1.replace("&#38;", "&").replace("&amp;", "&");
+            path = before
+                .rsplit_once("href=\"")
+                .expect("a link")
+                .1
+                .replace("&#38;", "&")
+                .replace("&amp;", "&");
         }
         assert_eq!(found, [KEYS - 1, 500, 0]);
         assert_eq!(labels, ["Search further", "Search further"]);
@@ -113,18 +153,38 @@ async fn too_long_search_texts_are_rejected_by_name() {
         let (cookie, token) = (sign_in(app).await, app.merchant("acme"));
         let rejected = |reply: &Reply, field: &str, detail: &str| {
             assert_eq!(reply.status, 400, "{field}: {reply}");
-            assert!(reply.body.contains(field) && reply.body.contains(detail), "{field}: {reply}");
+            assert!(
+                reply.body.contains(field) && reply.body.contains(detail),
+                "{field}: {reply}"
+            );
         };
         for length in [256, 2_000, 50_000] {
             let text = "a".repeat(length);
-            let limit =
-                if length > 4_096 { "must have at most 4096 bytes" } else { "must have at most 255 characters" };
-            rejected(&page(app, &cookie, &format!("/dashboard/keys?q={text}")).await, "q", limit);
+            let limit = if length > 4_096 {
+                "must have at most 4096 bytes"
+            } else {
+                "must have at most 255 characters"
+            };
+            rejected(
+                &page(app, &cookie, &format!("/dashboard/keys?q={text}")).await,
+                "q",
+                limit,
+            );
             for field in ["target_id", "actor_id"] {
-                rejected(&page(app, &cookie, &format!("/dashboard/audit?{field}={text}")).await, field, limit);
-                let reply = app.get(&format!("/audit-log?{field}={text}")).bearer(&token).await;
+                rejected(
+                    &page(app, &cookie, &format!("/dashboard/audit?{field}={text}")).await,
+                    field,
+                    limit,
+                );
+                let reply = app
+                    .get(&format!("/audit-log?{field}={text}"))
+                    .bearer(&token)
+                    .await;
                 assert_eq!(reply.errors(), [format!("{field} {limit}")]);
-                let reply = app.get(&format!("/account/audit-log?{field}={text}")).bearer(&token).await;
+                let reply = app
+                    .get(&format!("/account/audit-log?{field}={text}"))
+                    .bearer(&token)
+                    .await;
                 assert_eq!(reply.status, 400, "{reply}");
             }
         }
@@ -142,12 +202,21 @@ async fn too_long_search_texts_are_rejected_by_name() {
             let reply = app.get(&format!("{path}{text}")).bearer(&token).await;
             assert!(matches!(reply.status, 400 | 403), "{path}: {reply}");
         }
-        for path in ["/dashboard/keys?cursor=", "/dashboard/keys?application=", "/dashboard/keys?mode="] {
+        for path in [
+            "/dashboard/keys?cursor=",
+            "/dashboard/keys?application=",
+            "/dashboard/keys?mode=",
+        ] {
             let reply = page(app, &cookie, &format!("{path}{text}")).await;
             assert_eq!(reply.status, 400, "{path}: {reply}");
         }
         // As many characters as a name may have are searched for.
-        let reply = page(app, &cookie, &format!("/dashboard/keys?q={}", "%C3%BC".repeat(255))).await;
+        let reply = page(
+            app,
+            &cookie,
+            &format!("/dashboard/keys?q={}", "%C3%BC".repeat(255)),
+        )
+        .await;
         assert_eq!(reply.status, 200, "{reply}");
     })
     .await;
@@ -159,7 +228,9 @@ async fn a_cached_key_stays_valid_beside_changes_and_lists() {
     for database in backends() {
         let settings = settings(database.url(), &[]);
         let random = Random::new(StdRng::seed_from_u64(1));
-        let opened = server::open(&settings, Arc::new(SystemClock), random).await.expect("the server opens");
+        let opened = server::open(&settings, Arc::new(SystemClock), random)
+            .await
+            .expect("the server opens");
         let running = server::start(&settings, opened.state, None).expect("the server starts");
         let token = |account: Option<&str>, roles: &[&str]| {
             let token = NewToken {
@@ -168,18 +239,30 @@ async fn a_cached_key_stays_valid_beside_changes_and_lists() {
                 roles: roles.iter().map(ToString::to_string).collect(),
                 lifetime: jiff::SignedDuration::from_hours(1),
             };
-            mint(&Secret::new(SECRET), &ClaimRules::from(&settings.tokens), &token, SystemClock.now()).expect("a token")
+            mint(
+                &Secret::new(SECRET),
+                &ClaimRules::from(&settings.tokens),
+                &token,
+                SystemClock.now(),
+            )
+            .expect("a token")
         };
         let (acme, service) = (token(Some("acme"), &[]), token(None, &["service"]));
         let call = |method: &str, path: &str| Call::new(running.address(), method, path);
         let create = async || -> Value {
-            let reply = call("POST", "/api-keys").bearer(&acme).json(json!({"name": "key"})).await;
+            let reply = call("POST", "/api-keys")
+                .bearer(&acme)
+                .json(json!({"name": "key"}))
+                .await;
             assert_eq!(reply.status, 201, "{reply}");
             reply.json()
         };
         let (cached, patched) = (create().await, [create().await, create().await]);
         let verify = async || {
-            let reply = call("POST", "/verify").bearer(&service).json(json!({"key": cached["api_key"]})).await;
+            let reply = call("POST", "/verify")
+                .bearer(&service)
+                .json(json!({"key": cached["api_key"]}))
+                .await;
             assert_eq!(reply.status, 200, "{reply}");
             assert_eq!(reply.json()["valid"], true, "{reply}");
         };
@@ -205,7 +288,10 @@ async fn a_cached_key_stays_valid_beside_changes_and_lists() {
             // Longer than a lease lasts.
             for _ in 0..25 {
                 verify().await;
-                assert!(!running.state().verifier.stats().lease_left.is_zero(), "the lease is renewed");
+                assert!(
+                    !running.state().verifier.stats().lease_left.is_zero(),
+                    "the lease is renewed"
+                );
                 tokio::time::sleep(Duration::from_millis(200)).await;
             }
             is_over.set(true);

@@ -83,13 +83,18 @@ impl Gateway {
     pub fn program(self) -> Option<PathBuf> {
         let directories = env::var_os("PATH").unwrap_or_default();
         let directories = env::split_paths(&directories).chain([PathBuf::from("/usr/sbin")]);
-        directories.map(|directory| directory.join(self.name())).find(|program| program.is_file())
+        directories
+            .map(|directory| directory.join(self.name()))
+            .find(|program| program.is_file())
     }
 
     /// The line that takes `Authorization` from a request: the file says to remove it for an API with one of its own.
     fn removes_authorization(self) -> (&'static str, &'static str) {
         match self {
-            Nginx => ("nginx.conf", "    proxy_set_header Authorization         \"\";\n"),
+            Nginx => (
+                "nginx.conf",
+                "    proxy_set_header Authorization         \"\";\n",
+            ),
             Haproxy => ("haproxy.cfg", "    http-request del-header Authorization\n"),
             Caddy => ("Caddyfile", "\t\theader_up -Authorization\n"),
         }
@@ -102,14 +107,28 @@ impl Gateway {
     }
 
     /// Writes the configuration into a directory; gives the arguments to be started with.
-    fn configure(self, directory: &Path, listen: SocketAddr, between: &[(&str, String)], mode: &str) -> Vec<String> {
+    fn configure(
+        self,
+        directory: &Path,
+        listen: SocketAddr,
+        between: &[(&str, String)],
+        mode: &str,
+    ) -> Vec<String> {
         let write = |name: &str, text: &str| fs::write(directory.join(name), text).expect("a file");
-        let path = |name: &str| directory.join(name).to_str().expect("a path that is text").to_owned();
+        let path = |name: &str| {
+            directory
+                .join(name)
+                .to_str()
+                .expect("a path that is text")
+                .to_owned()
+        };
         let edit = |file: &str, own: &[(&str, String)]| {
-            own.iter().chain(between).fold(self.shipped(file), |text, (from, to)| {
-                assert!(text.contains(from), "{file} has no {from:?} any more");
-                text.replace(from, to)
-            })
+            own.iter()
+                .chain(between)
+                .fold(self.shipped(file), |text, (from, to)| {
+                    assert!(text.contains(from), "{file} has no {from:?} any more");
+                    text.replace(from, to)
+                })
         };
         match self {
             Nginx => {
@@ -124,26 +143,47 @@ impl Gateway {
                     underscores_in_headers on;\nignore_invalid_headers off;\naccess_log off;\nclient_body_temp_path body;\nproxy_temp_path proxy;\nfastcgi_temp_path fastcgi;\n\
                     uwsgi_temp_path uwsgi;\nscgi_temp_path scgi;\ninclude gateway.conf;\n}\n";
                 write("nginx.conf", around);
-                ["-e", "stderr", "-p", &path(""), "-c", &path("nginx.conf")].map(str::to_owned).to_vec()
+                ["-e", "stderr", "-p", &path(""), "-c", &path("nginx.conf")]
+                    .map(str::to_owned)
+                    .to_vec()
             }
             Haproxy => {
                 let own = [
                     ("bind :80", format!("bind {listen}")),
                     ("str(live)", format!("str({mode})")),
                     // A name of the whole machine.
-                    ("abns@tollkey", format!("abns@tollkey-{}-{listen}", std::process::id())),
+                    (
+                        "abns@tollkey",
+                        format!("abns@tollkey-{}-{listen}", std::process::id()),
+                    ),
                 ];
                 write("haproxy.cfg", &edit("haproxy.cfg", &own));
                 write("tollkey.lua", &self.shipped("tollkey.lua"));
-                ["-db", "-f", &path("haproxy.cfg")].map(str::to_owned).to_vec()
+                ["-db", "-f", &path("haproxy.cfg")]
+                    .map(str::to_owned)
+                    .to_vec()
             }
             Caddy => {
                 let own = [
-                    ("http://:80 {", format!("http://:{} {{\n\tbind {}", listen.port(), listen.ip())),
+                    (
+                        "http://:80 {",
+                        format!("http://:{} {{\n\tbind {}", listen.port(), listen.ip()),
+                    ),
                     ("{$KEY_MODE:live}", format!("{{$KEY_MODE:{mode}}}")),
                 ];
-                write("Caddyfile", &format!("{{\n\tadmin off\n}}\n{}", edit("Caddyfile", &own)));
-                ["run", "--adapter", "caddyfile", "--config", &path("Caddyfile")].map(str::to_owned).to_vec()
+                write(
+                    "Caddyfile",
+                    &format!("{{\n\tadmin off\n}}\n{}", edit("Caddyfile", &own)),
+                );
+                [
+                    "run",
+                    "--adapter",
+                    "caddyfile",
+                    "--config",
+                    &path("Caddyfile"),
+                ]
+                .map(str::to_owned)
+                .to_vec()
             }
         }
     }
@@ -168,7 +208,13 @@ pub struct Running {
 
 impl Running {
     /// Starts one that accepts keys of this mode.
-    async fn start(gateway: Gateway, program: &Path, tollkey: SocketAddr, api: SocketAddr, mode: &str) -> Self {
+    async fn start(
+        gateway: Gateway,
+        program: &Path,
+        tollkey: SocketAddr,
+        api: SocketAddr,
+        mode: &str,
+    ) -> Self {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let address = free(GATEWAY_HOST);
         let between = [(TOLLKEY, tollkey.to_string()), (API, api.to_string())];
@@ -187,15 +233,33 @@ impl Running {
         let log = fs::File::create_new(directory.path().join("log")).expect("a file");
         let mut command = Command::new(program);
         command.args(arguments).current_dir(directory.path());
-        command.env_clear().env("HOME", directory.path()).env("PATH", env::var_os("PATH").unwrap_or_default());
-        command.stdin(Stdio::null()).stdout(log.try_clone().expect("the file again")).stderr(log).kill_on_drop(true);
+        command
+            .env_clear()
+            .env("HOME", directory.path())
+            .env("PATH", env::var_os("PATH").unwrap_or_default());
+        command
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().expect("the file again"))
+            .stderr(log)
+            .kill_on_drop(true);
         let process = command.spawn().expect("the gateway starts");
-        let mut running = Self { address, process, directory };
+        let mut running = Self {
+            address,
+            process,
+            directory,
+        };
         let begun = Instant::now();
         while TcpStream::connect(address).await.is_err() {
-            let ended = running.process.try_wait().expect("the process can be asked");
+            let ended = running
+                .process
+                .try_wait()
+                .expect("the process can be asked");
             assert!(ended.is_none(), "{gateway:?} ended: {}", running.log());
-            assert!(begun.elapsed() < PATIENCE, "{gateway:?} does not listen: {}", running.log());
+            assert!(
+                begun.elapsed() < PATIENCE,
+                "{gateway:?} does not listen: {}",
+                running.log()
+            );
             sleep(Duration::from_millis(5)).await;
         }
         running
@@ -209,7 +273,9 @@ impl Running {
 
 /// An address where nobody listens.
 pub fn free(host: &str) -> SocketAddr {
-    TcpListener::bind((host, 0)).and_then(|listener| listener.local_addr()).expect("a port")
+    TcpListener::bind((host, 0))
+        .and_then(|listener| listener.local_addr())
+        .expect("a port")
 }
 
 /// A request that the API has got.
@@ -241,12 +307,23 @@ impl Arrived {
     /// Asserts what is true of every request that a gateway lets through.
     fn is_clean(&self, gateway: Gateway) {
         for (name, value) in &self.headers {
-            assert!(!CREDENTIALS.contains(&name.as_str()), "{gateway:?} hands the credential on: {name}");
+            assert!(
+                !CREDENTIALS.contains(&name.as_str()),
+                "{gateway:?} hands the credential on: {name}"
+            );
             // CGI and the like make the same variable of every spelling.
             let folded = name.replace(|letter: char| !letter.is_ascii_alphanumeric(), "-");
-            assert!(*name == folded || !IDENTITY.contains(&folded.as_str()), "{gateway:?} lets {name} through");
-            let own = IDENTITY.contains(&name.as_str()) || name == "x-forwarded-for" || name == "connection";
-            assert!(!own || !value.contains("forged"), "{gateway:?} lets {name}: {value} through");
+            assert!(
+                *name == folded || !IDENTITY.contains(&folded.as_str()),
+                "{gateway:?} lets {name} through"
+            );
+            let own = IDENTITY.contains(&name.as_str())
+                || name == "x-forwarded-for"
+                || name == "connection";
+            assert!(
+                !own || !value.contains("forged"),
+                "{gateway:?} lets {name}: {value} through"
+            );
         }
     }
 }
@@ -269,23 +346,39 @@ impl Api {
         let listener = TcpListener::bind((GATEWAY_HOST, 0)).expect("a port");
         let address = listener.local_addr().expect("its address");
         let app = move || {
-            let keep = move |request: HttpRequest, body: web::Bytes, kept: web::Data<Mutex<Vec<Arrived>>>| async move {
+            let keep = move |request: HttpRequest,
+                             body: web::Bytes,
+                             kept: web::Data<Mutex<Vec<Arrived>>>| async move {
                 Self::keep(&request, &body, &kept);
                 answer()
             };
-            App::new().app_data(kept.clone()).default_service(web::to(keep))
+            App::new()
+                .app_data(kept.clone())
+                .default_service(web::to(keep))
         };
-        let server = HttpServer::new(app).workers(1).disable_signals().shutdown_timeout(0).listen(listener);
+        let server = HttpServer::new(app)
+            .workers(1)
+            .disable_signals()
+            .shutdown_timeout(0)
+            .listen(listener);
         let server = server.expect("it listens").run();
         let handle = server.handle();
         rt::spawn(server);
-        Self { address, arrived, handle }
+        Self {
+            address,
+            arrived,
+            handle,
+        }
     }
 
     fn keep(request: &HttpRequest, body: &web::Bytes, kept: &Mutex<Vec<Arrived>>) {
-        let text =
-            |value: &actix_web::http::header::HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned();
-        let headers = request.headers().iter().map(|(name, value)| (name.as_str().to_owned(), text(value)));
+        let text = |value: &actix_web::http::header::HeaderValue| {
+            String::from_utf8_lossy(value.as_bytes()).into_owned()
+        };
+        let headers = request
+            .headers()
+            .iter()
+            .map(|(name, value)| (name.as_str().to_owned(), text(value)));
         kept.lock().expect("nobody panicked").push(Arrived {
             peer: request.peer_addr(),
             method: request.method().to_string(),
@@ -316,8 +409,13 @@ impl World {
     /// `None` when the gateway is not installed.
     async fn start(gateway: Gateway) -> Option<Self> {
         let Some(program) = gateway.program() else {
-            let required = env::var("TOLLKEY_TEST_REQUIRE_GATEWAYS").is_ok_and(|value| value == "1");
-            assert!(!required, "no {} found, but TOLLKEY_TEST_REQUIRE_GATEWAYS=1", gateway.name());
+            let required =
+                env::var("TOLLKEY_TEST_REQUIRE_GATEWAYS").is_ok_and(|value| value == "1");
+            assert!(
+                !required,
+                "no {} found, but TOLLKEY_TEST_REQUIRE_GATEWAYS=1",
+                gateway.name()
+            );
             eprintln!(
                 "\n*** {0} is not installed: its example is NOT tested. Debian: apt-get install {0} ***\n",
                 gateway.name()
@@ -331,11 +429,21 @@ impl World {
             .with("TOLLKEY_TRUSTED_PROXIES", "127.0.0.1/32");
         let server = tollkey.serve().await;
         let tollkey = tollkey.with("TOLLKEY_LISTEN", &server.address.to_string());
-        let model = server.put("/accounts/acme", json!({"operating_model": "ecosystem"})).bearer(&operator()).await;
+        let model = server
+            .put("/accounts/acme", json!({"operating_model": "ecosystem"}))
+            .bearer(&operator())
+            .await;
         assert_eq!(model.status, 200, "{model}");
         let api = Api::start();
         let running = Running::start(gateway, &program, server.address, api.address, "live").await;
-        Some(Self { gateway, program, tollkey, server: Some(server), api, running })
+        Some(Self {
+            gateway,
+            program,
+            tollkey,
+            server: Some(server),
+            api,
+            running,
+        })
     }
 
     fn server(&self) -> &Server {
@@ -345,14 +453,26 @@ impl World {
     /// Makes a commerce key from a body.
     async fn key(&self, mut body: Value) -> Key {
         body["name"] = json!("Checkout");
-        let reply = self.server().post("/api-keys", body).bearer(&merchant("acme")).await;
+        let reply = self
+            .server()
+            .post("/api-keys", body)
+            .bearer(&merchant("acme"))
+            .await;
         assert_eq!(reply.status, 201, "{reply}\n{}", self.server().stderr());
-        Key { id: member(&reply, "key_id"), text: member(&reply, "api_key") }
+        Key {
+            id: member(&reply, "key_id"),
+            text: member(&reply, "api_key"),
+        }
     }
 
     fn call(&self, method: &str, path: &str) -> Call {
         // Whole, so that nothing is put before it.
-        assert!(["/api/", "/nothing", "/_tollkey"].iter().any(|own| path.starts_with(own)), "{path}");
+        assert!(
+            ["/api/", "/nothing", "/_tollkey"]
+                .iter()
+                .any(|own| path.starts_with(own)),
+            "{path}"
+        );
         Call::new(self.running.address, method, path)
     }
 
@@ -363,7 +483,13 @@ impl World {
     /// Asserts that a request is let through; gives what the API has got.
     async fn allowed(&self, what: &str, call: Call) -> Arrived {
         let reply = call.await;
-        assert_eq!(reply.status, 200, "{:?}, {what}: {reply}\n{}", self.gateway, self.running.log());
+        assert_eq!(
+            reply.status,
+            200,
+            "{:?}, {what}: {reply}\n{}",
+            self.gateway,
+            self.running.log()
+        );
         let mut arrived = self.api.take();
         assert_eq!(arrived.len(), 1, "{:?}, {what}: {arrived:?}", self.gateway);
         let arrived = arrived.remove(0);
@@ -383,9 +509,18 @@ impl World {
             self.api.take(),
             self.running.log()
         );
-        assert!(begun.elapsed() < LONGEST, "{:?}, {what}: {:?}", self.gateway, begun.elapsed());
+        assert!(
+            begun.elapsed() < LONGEST,
+            "{:?}, {what}: {:?}",
+            self.gateway,
+            begun.elapsed()
+        );
         let arrived = self.api.take();
-        assert!(arrived.is_empty(), "{:?}, {what}: {arrived:?}", self.gateway);
+        assert!(
+            arrived.is_empty(),
+            "{:?}, {what}: {arrived:?}",
+            self.gateway
+        );
         for name in IDENTITY {
             assert_eq!(reply.header(name), None, "{:?}, {what}", self.gateway);
         }
@@ -396,21 +531,42 @@ impl World {
     async fn denied(&self, what: &str, call: Call, status: u16, code: &str) -> Reply {
         let reply = self.refused(what, call, status).await;
         let (gateway, problem) = (self.gateway, "application/problem+json");
-        assert_eq!(reply.header("content-type"), Some(problem), "{gateway:?}, {what}: {reply}");
-        assert_eq!(reply.json()["status"], status, "{gateway:?}, {what}: {reply}");
+        assert_eq!(
+            reply.header("content-type"),
+            Some(problem),
+            "{gateway:?}, {what}: {reply}"
+        );
+        assert_eq!(
+            reply.json()["status"],
+            status,
+            "{gateway:?}, {what}: {reply}"
+        );
         if gateway.passes_problems() {
             assert_eq!(reply.code(), code, "{gateway:?}, {what}: {reply}");
         }
-        assert!(reply.header("x-request-id").is_some(), "{gateway:?}, {what}: {reply}");
-        let challenges = reply.headers.iter().filter(|(name, _)| name == "www-authenticate").count();
+        assert!(
+            reply.header("x-request-id").is_some(),
+            "{gateway:?}, {what}: {reply}"
+        );
+        let challenges = reply
+            .headers
+            .iter()
+            .filter(|(name, _)| name == "www-authenticate")
+            .count();
         let challenged = [400, 401].contains(&status) || code == "insufficient_scope";
-        assert_eq!(challenges, usize::from(challenged), "{gateway:?}, {what}: {reply}");
+        assert_eq!(
+            challenges,
+            usize::from(challenged),
+            "{gateway:?}, {what}: {reply}"
+        );
         reply
     }
 }
 
 async fn works(gateway: Gateway) {
-    let Some(world) = World::start(gateway).await else { return };
+    let Some(world) = World::start(gateway).await else {
+        return;
+    };
     what_a_route_needs(&world).await;
     who_it_is(&world).await;
     nobody_is_taken_for_another(&world).await;
@@ -454,7 +610,12 @@ async fn what_a_route_needs(world: &World) {
 
     for (what, method, path, key) in [
         ("read", "GET", links, &read),
-        ("read one", "GET", "/api/v1/links/l_1?a=b%2Fc&d=/../e", &read),
+        (
+            "read one",
+            "GET",
+            "/api/v1/links/l_1?a=b%2Fc&d=/../e",
+            &read,
+        ),
         ("a space", "GET", "/api/v1/links/a%20b", &read),
         ("other escapes", "GET", "/api/v1/links/a%40b%3Ac%2Cd", &read),
         ("head", "HEAD", links, &read),
@@ -464,59 +625,157 @@ async fn what_a_route_needs(world: &World) {
         ("the mode alone", "GET", "/api/tokens", &read),
         ("the mode alone, below", "PUT", "/api/tokens/t_1", &write),
     ] {
-        let arrived = world.allowed(what, world.call(method, path).bearer(key)).await;
-        assert_eq!((arrived.method.as_str(), arrived.uri.as_str()), (method, path), "{:?}", world.gateway);
+        let arrived = world
+            .allowed(what, world.call(method, path).bearer(key))
+            .await;
+        assert_eq!(
+            (arrived.method.as_str(), arrived.uri.as_str()),
+            (method, path),
+            "{:?}",
+            world.gateway
+        );
     }
     for header in ["x-api-key", "x-commerce-api-key"] {
-        world.allowed(header, world.get(links).header(header, &read)).await;
+        world
+            .allowed(header, world.get(links).header(header, &read))
+            .await;
     }
 
     let lacking = "insufficient_scope";
     for (what, call, scope) in [
-        ("write with read", world.call("POST", links).bearer(&read).body("x"), "links:write"),
-        ("delete with read", world.call("DELETE", "/api/v1/links/l_1").bearer(&read), "links:write"),
-        ("a method nobody knows", world.call("BREW", links).bearer(&read), "links:write"),
+        (
+            "write with read",
+            world.call("POST", links).bearer(&read).body("x"),
+            "links:write",
+        ),
+        (
+            "delete with read",
+            world.call("DELETE", "/api/v1/links/l_1").bearer(&read),
+            "links:write",
+        ),
+        (
+            "a method nobody knows",
+            world.call("BREW", links).bearer(&read),
+            "links:write",
+        ),
         ("read with write", get(&write), "links:read"),
         // Neither the client's word for its method nor another gateway's names for it count.
         (
             "another method",
-            ["x-http-method-override", "x-forwarded-method", "x-original-method"]
-                .into_iter()
-                .fold(world.call("POST", links).bearer(&read), |call, name| call.header(name, "GET")),
+            [
+                "x-http-method-override",
+                "x-forwarded-method",
+                "x-original-method",
+            ]
+            .into_iter()
+            .fold(world.call("POST", links).bearer(&read), |call, name| {
+                call.header(name, "GET")
+            }),
             "links:write",
         ),
         (
             "requirements of a client's",
-            world.call("POST", "/api/v1/links?scope=links:read").bearer(&read),
+            world
+                .call("POST", "/api/v1/links?scope=links:read")
+                .bearer(&read),
             "links:write",
         ),
     ] {
         let reply = world.denied(what, call, 403, lacking).await;
         let challenge = reply.header("www-authenticate").unwrap_or_default();
-        assert!(challenge.contains(&format!("scope=\"{scope}\"")), "{:?}, {what}: {reply}", world.gateway);
+        assert!(
+            challenge.contains(&format!("scope=\"{scope}\"")),
+            "{:?}, {what}: {reply}",
+            world.gateway
+        );
     }
 
-    let reply = world.denied("no key", world.get(links), 401, "missing_credentials").await;
-    assert_eq!(reply.header("www-authenticate"), Some(r#"Bearer realm="tollkey""#));
+    let reply = world
+        .denied("no key", world.get(links), 401, "missing_credentials")
+        .await;
+    assert_eq!(
+        reply.header("www-authenticate"),
+        Some(r#"Bearer realm="tollkey""#)
+    );
     let unknown = format!("ck_live_{}", "a".repeat(32));
-    let reply = world.denied("an unknown key", get(&unknown), 401, "invalid_api_key").await;
-    assert!(reply.header("www-authenticate").unwrap_or_default().contains(r#"error="invalid_token""#), "{reply}");
-    world.denied("nonsense", get("nonsense"), 401, "invalid_api_key").await;
-    world.denied("in the query", world.get(&format!("{links}?api_key={read}")), 401, "missing_credentials").await;
-    world.denied("no key, to write", world.call("POST", links).body("x"), 401, "missing_credentials").await;
-    world.denied("a key for tests", get(&test), 403, "wrong_mode").await;
-    world.denied("a key for tests, elsewhere", world.get("/api/tokens").bearer(&test), 403, "wrong_mode").await;
+    let reply = world
+        .denied("an unknown key", get(&unknown), 401, "invalid_api_key")
+        .await;
+    assert!(
+        reply
+            .header("www-authenticate")
+            .unwrap_or_default()
+            .contains(r#"error="invalid_token""#),
+        "{reply}"
+    );
+    world
+        .denied("nonsense", get("nonsense"), 401, "invalid_api_key")
+        .await;
+    world
+        .denied(
+            "in the query",
+            world.get(&format!("{links}?api_key={read}")),
+            401,
+            "missing_credentials",
+        )
+        .await;
+    world
+        .denied(
+            "no key, to write",
+            world.call("POST", links).body("x"),
+            401,
+            "missing_credentials",
+        )
+        .await;
+    world
+        .denied("a key for tests", get(&test), 403, "wrong_mode")
+        .await;
+    world
+        .denied(
+            "a key for tests, elsewhere",
+            world.get("/api/tokens").bearer(&test),
+            403,
+            "wrong_mode",
+        )
+        .await;
     let two = "multiple_credentials";
-    world.denied("two keys", get(&read).header("x-api-key", &write), 400, two).await;
-    world.denied("two alike", world.get(links).header("x-api-key", &read).header("x-api-key", &read), 400, two).await;
+    world
+        .denied("two keys", get(&read).header("x-api-key", &write), 400, two)
+        .await;
+    world
+        .denied(
+            "two alike",
+            world
+                .get(links)
+                .header("x-api-key", &read)
+                .header("x-api-key", &read),
+            400,
+            two,
+        )
+        .await;
     // nginx answers this one itself, as HTTP allows.
-    world.refused("two in one name", get(&read).bearer(&write), 400).await;
+    world
+        .refused("two in one name", get(&read).bearer(&write), 400)
+        .await;
 
     let denied = world.call("HEAD", links).await;
-    assert_eq!((denied.status, denied.body.as_str()), (401, ""), "{:?}", world.gateway);
-    for path in ["/nothing", "/_tollkey", "/api/v1/linksx", "/api/v1/authz/forward-auth", "/api/v1", "/api/v1/api-keys"]
-    {
-        world.refused(path, world.get(path).bearer(&read), 404).await;
+    assert_eq!(
+        (denied.status, denied.body.as_str()),
+        (401, ""),
+        "{:?}",
+        world.gateway
+    );
+    for path in [
+        "/nothing",
+        "/_tollkey",
+        "/api/v1/linksx",
+        "/api/v1/authz/forward-auth",
+        "/api/v1",
+        "/api/v1/api-keys",
+    ] {
+        world
+            .refused(path, world.get(path).bearer(&read), 404)
+            .await;
     }
 }
 
@@ -524,35 +783,86 @@ async fn who_it_is(world: &World) {
     let (token, links) = (merchant("acme"), "/api/v1/links");
     let application = world.server().application(&token, "Web Store").await;
     let of_application = world.server().key(&token, &application).await;
-    let free = world.key(json!({"scopes": ["links:write", "links:read"]})).await;
+    let free = world
+        .key(json!({"scopes": ["links:write", "links:read"]}))
+        .await;
 
-    let arrived = world.allowed("an application's key", world.get(links).bearer(&of_application.text)).await;
+    let arrived = world
+        .allowed(
+            "an application's key",
+            world.get(links).bearer(&of_application.text),
+        )
+        .await;
     let [id, account, of, mode, scopes, merchant_id] = arrived.identity();
-    assert_eq!((id, account, of), (of_application.id.as_str(), "acme", application.as_str()), "{:?}", world.gateway);
+    assert_eq!(
+        (id, account, of),
+        (of_application.id.as_str(), "acme", application.as_str()),
+        "{:?}",
+        world.gateway
+    );
     assert_eq!((mode, merchant_id), ("live", ""), "{:?}", world.gateway);
-    assert!(scopes.split(' ').any(|scope| scope == "links:read"), "{scopes}");
+    assert!(
+        scopes.split(' ').any(|scope| scope == "links:read"),
+        "{scopes}"
+    );
 
-    let expected = [free.id.as_str(), "acme", "", "live", "links:read links:write", ""];
-    let forged = |call: Call| IDENTITY.into_iter().fold(call, |call, name| call.header(name, "forged"));
+    let expected = [
+        free.id.as_str(),
+        "acme",
+        "",
+        "live",
+        "links:read links:write",
+        "",
+    ];
+    let forged = |call: Call| {
+        IDENTITY
+            .into_iter()
+            .fold(call, |call, name| call.header(name, "forged"))
+    };
     for (what, call) in [
         ("forged", forged(world.get(links))),
         ("forged twice", forged(forged(world.get(links)))),
-        ("forged with a body", forged(world.call("POST", links)).body("x")),
-        ("an application's alone", world.get(links).header("X-AUTH-APPLICATION-ID", "forged")),
+        (
+            "forged with a body",
+            forged(world.call("POST", links)).body("x"),
+        ),
+        (
+            "an application's alone",
+            world.get(links).header("X-AUTH-APPLICATION-ID", "forged"),
+        ),
         ("other spellings", {
             let alias = |separator| IDENTITY.map(|name| name.replace('-', separator));
-            let aliases = ["_", "."].into_iter().flat_map(alias).chain(["x-auth_key-id".to_owned()]);
+            let aliases = ["_", "."]
+                .into_iter()
+                .flat_map(alias)
+                .chain(["x-auth_key-id".to_owned()]);
             aliases.fold(world.get(links), |call, name| call.header(&name, "forged"))
         }),
         // A hop may drop what the client lists here.
-        ("dropped on the way", world.get(links).header("connection", format!("{}, forged", IDENTITY.join(", ")))),
+        (
+            "dropped on the way",
+            world
+                .get(links)
+                .header("connection", format!("{}, forged", IDENTITY.join(", "))),
+        ),
     ] {
         let arrived = world.allowed(what, call.bearer(&free.text)).await;
         assert_eq!(arrived.identity(), expected, "{:?}, {what}", world.gateway);
         let dropped = arrived.header("connection").join(",").contains("x-auth");
-        assert!(!dropped, "{:?}, {what}: the next hop would drop them: {arrived:?}", world.gateway);
+        assert!(
+            !dropped,
+            "{:?}, {what}: the next hop would drop them: {arrived:?}",
+            world.gateway
+        );
     }
-    world.denied("forged without a key", forged(world.get(links)), 401, "missing_credentials").await;
+    world
+        .denied(
+            "forged without a key",
+            forged(world.get(links)),
+            401,
+            "missing_credentials",
+        )
+        .await;
 }
 
 /// Gateways ask over shared connections and keep answers in variables.
@@ -563,12 +873,32 @@ async fn nobody_is_taken_for_another(world: &World) {
     }
     let calls = (0..80).map(|number| {
         let key = &keys[number % keys.len()];
-        let call = world.get("/api/v1/links").header("x-merchant-id", format!("m_{number}"));
-        async move { if number % 5 == 4 { call.await } else { call.header("x-sent", &key.id).bearer(&key.text).await } }
+        let call = world
+            .get("/api/v1/links")
+            .header("x-merchant-id", format!("m_{number}"));
+        async move {
+            if number % 5 == 4 {
+                call.await
+            } else {
+                call.header("x-sent", &key.id).bearer(&key.text).await
+            }
+        }
     });
-    let statuses: Vec<u16> = join_all(calls).await.iter().map(|reply| reply.status).collect();
-    let expected: Vec<u16> = (0..80).map(|number| if number % 5 == 4 { 401 } else { 200 }).collect();
-    assert_eq!(statuses, expected, "{:?}: {}", world.gateway, world.running.log());
+    let statuses: Vec<u16> = join_all(calls)
+        .await
+        .iter()
+        .map(|reply| reply.status)
+        .collect();
+    let expected: Vec<u16> = (0..80)
+        .map(|number| if number % 5 == 4 { 401 } else { 200 })
+        .collect();
+    assert_eq!(
+        statuses,
+        expected,
+        "{:?}: {}",
+        world.gateway,
+        world.running.log()
+    );
     let arrived = world.api.take();
     assert_eq!(arrived.len(), 64, "{:?} {arrived:#?}", world.gateway);
     for arrived in arrived {
@@ -581,29 +911,88 @@ async fn nobody_is_taken_for_another(world: &World) {
 async fn what_a_key_is_bound_to(world: &World) {
     let bound = world.key(json!({"merchants": ["m_1"]})).await.text;
     let tokens = || world.get("/api/tokens").bearer(&bound);
-    let arrived = world.allowed("its merchant", tokens().header("x-merchant-id", "m_1")).await;
+    let arrived = world
+        .allowed("its merchant", tokens().header("x-merchant-id", "m_1"))
+        .await;
     assert_eq!(arrived.identity()[5], "m_1", "{:?}", world.gateway);
     let refused = "merchant_not_allowed";
     world.denied("no merchant", tokens(), 403, refused).await;
-    world.denied("another merchant", tokens().header("x-merchant-id", "m_2"), 403, refused).await;
-    let twice = tokens().header("x-merchant-id", "m_1").header("x-merchant-id", "m_2");
+    world
+        .denied(
+            "another merchant",
+            tokens().header("x-merchant-id", "m_2"),
+            403,
+            refused,
+        )
+        .await;
+    let twice = tokens()
+        .header("x-merchant-id", "m_1")
+        .header("x-merchant-id", "m_2");
     world.denied("two merchants", twice, 403, refused).await;
-    let elsewhere = || world.get("/api/v1/links").bearer(&bound).header("x-merchant-id", "m_1");
-    world.denied("a route it may not call", elsewhere(), 403, "route_not_allowed").await;
-    let names = ["x-forwarded-uri", "x-original-uri", "x-original-url", "x-rewrite-url"];
-    let forged = names.into_iter().fold(elsewhere(), |call, name| call.header(name, "/api/tokens"));
-    world.denied("a route by a client's word", forged, 403, "route_not_allowed").await;
+    let elsewhere = || {
+        world
+            .get("/api/v1/links")
+            .bearer(&bound)
+            .header("x-merchant-id", "m_1")
+    };
+    world
+        .denied(
+            "a route it may not call",
+            elsewhere(),
+            403,
+            "route_not_allowed",
+        )
+        .await;
+    let names = [
+        "x-forwarded-uri",
+        "x-original-uri",
+        "x-original-url",
+        "x-rewrite-url",
+    ];
+    let forged = names
+        .into_iter()
+        .fold(elsewhere(), |call, name| call.header(name, "/api/tokens"));
+    world
+        .denied(
+            "a route by a client's word",
+            forged,
+            403,
+            "route_not_allowed",
+        )
+        .await;
 
-    let bound = world.key(json!({"allowed_ips": [format!("{CLIENT}/32")]})).await.text;
+    let bound = world
+        .key(json!({"allowed_ips": [format!("{CLIENT}/32")]}))
+        .await
+        .text;
     let links = |source| world.get("/api/v1/links").bearer(&bound).from(source);
     let arrived = world.allowed("its address", links(CLIENT)).await;
-    assert_eq!(arrived.header("x-forwarded-for"), [CLIENT.to_string()], "{:?}", world.gateway);
-    let arrived = world.allowed("its address and a lie", links(CLIENT).header("x-forwarded-for", "forged")).await;
-    assert_eq!(arrived.header("x-forwarded-for"), [CLIENT.to_string()], "{:?}", world.gateway);
-    world.denied("another address", links(STRANGER), 403, "ip_not_allowed").await;
+    assert_eq!(
+        arrived.header("x-forwarded-for"),
+        [CLIENT.to_string()],
+        "{:?}",
+        world.gateway
+    );
+    let arrived = world
+        .allowed(
+            "its address and a lie",
+            links(CLIENT).header("x-forwarded-for", "forged"),
+        )
+        .await;
+    assert_eq!(
+        arrived.header("x-forwarded-for"),
+        [CLIENT.to_string()],
+        "{:?}",
+        world.gateway
+    );
+    world
+        .denied("another address", links(STRANGER), 403, "ip_not_allowed")
+        .await;
     for name in ["x-forwarded-for", "x-real-ip", "x-client-ip"] {
         let lie = links(STRANGER).header(name, CLIENT.to_string());
-        world.denied("its address by a client's word", lie, 403, "ip_not_allowed").await;
+        world
+            .denied("its address by a client's word", lie, 403, "ip_not_allowed")
+            .await;
     }
 }
 
@@ -651,25 +1040,53 @@ async fn paths_with_two_readings(world: &World) {
 
 async fn bodies_arrive(world: &World) {
     let key = world.key(json!({})).await.text;
-    let body: Vec<u8> = (0..100_000_u32).map(|number| (number % 251) as u8).collect();
+    let body: Vec<u8> = (0..100_000_u32)
+        .map(|number| (number % 251) as u8)
+        .collect();
     let post = || world.call("POST", "/api/v1/links").bearer(&key);
     let arrived = world.allowed("a body", post().body(body.clone())).await;
-    assert!(arrived.body == body, "{:?}: {} of {} bytes", world.gateway, arrived.body.len(), body.len());
-    let arrived = world.allowed("a body in chunks", post().chunked(&body)).await;
-    assert!(arrived.body == body, "{:?}: {} of {} bytes", world.gateway, arrived.body.len(), body.len());
+    assert!(
+        arrived.body == body,
+        "{:?}: {} of {} bytes",
+        world.gateway,
+        arrived.body.len(),
+        body.len()
+    );
+    let arrived = world
+        .allowed("a body in chunks", post().chunked(&body))
+        .await;
+    assert!(
+        arrived.body == body,
+        "{:?}: {} of {} bytes",
+        world.gateway,
+        arrived.body.len(),
+        body.len()
+    );
     let reply = world.call("POST", "/api/v1/links").body(body).await;
     assert_eq!(reply.status, 401, "{:?}: {reply}", world.gateway);
     assert!(world.api.take().is_empty(), "{:?}", world.gateway);
 }
 
 async fn allowances(world: &World) {
-    let key = world.key(json!({"rate_limit": {"limit": 2, "window_seconds": 3600}})).await.text;
+    let key = world
+        .key(json!({"rate_limit": {"limit": 2, "window_seconds": 3600}}))
+        .await
+        .text;
     let get = || world.get("/api/v1/links").bearer(&key);
     world.allowed("the first", get()).await;
     world.allowed("the second", get()).await;
-    let reply = world.denied("one too many", get(), 429, "rate_limited").await;
-    let seconds: u32 = reply.header("retry-after").and_then(|text| text.parse().ok()).expect("when to come again");
-    assert!((1..=1800).contains(&seconds), "{:?}: {seconds}", world.gateway);
+    let reply = world
+        .denied("one too many", get(), 429, "rate_limited")
+        .await;
+    let seconds: u32 = reply
+        .header("retry-after")
+        .and_then(|text| text.parse().ok())
+        .expect("when to come again");
+    assert!(
+        (1..=1800).contains(&seconds),
+        "{:?}: {seconds}",
+        world.gateway
+    );
 }
 
 async fn revocation(world: &World) {
@@ -678,7 +1095,11 @@ async fn revocation(world: &World) {
         let get = || world.get("/api/v1/links").bearer(&key.text);
         world.allowed("before", get()).await;
         let path = format!("/api-keys/{}/revoke", key.id);
-        let reply = world.server().post(&path, json!({})).bearer(&merchant("acme")).await;
+        let reply = world
+            .server()
+            .post(&path, json!({}))
+            .bearer(&merchant("acme"))
+            .await;
         assert_eq!(reply.status, 200, "{reply}\n{}", world.server().stderr());
         world.denied("after", get(), 401, "invalid_api_key").await;
     }
@@ -698,22 +1119,51 @@ async fn only_tollkey_says_yes(world: &World) {
                 .insert_header(("x-auth-key-id", SOME_ID))
                 .finish()
         },
-        || HttpResponse::BadGateway().insert_header(("x-auth-key-id", SOME_ID)).body("nobody there"),
+        || {
+            HttpResponse::BadGateway()
+                .insert_header(("x-auth-key-id", SOME_ID))
+                .body("nobody there")
+        },
     ];
     for answer in answers {
         let other = Api::answering(answer);
-        let running = Running::start(world.gateway, &world.program, other.address, world.api.address, "live").await;
+        let running = Running::start(
+            world.gateway,
+            &world.program,
+            other.address,
+            world.api.address,
+            "live",
+        )
+        .await;
         let mut asked = 0;
-        for (path, method) in [("/api/v1/links", "GET"), ("/api/v1/links", "POST"), ("/api/tokens", "GET")] {
+        for (path, method) in [
+            ("/api/v1/links", "GET"),
+            ("/api/v1/links", "POST"),
+            ("/api/tokens", "GET"),
+        ] {
             let call = || Call::new(running.address, method, path).header("x-auth-key-id", SOME_ID);
             for call in [call(), call().bearer(&key)] {
                 let reply = call.await;
-                assert!([502, 503].contains(&reply.status), "{:?}: {reply}", world.gateway);
-                assert_eq!(reply.header("location"), None, "{:?}: {reply}", world.gateway);
+                assert!(
+                    [502, 503].contains(&reply.status),
+                    "{:?}: {reply}",
+                    world.gateway
+                );
+                assert_eq!(
+                    reply.header("location"),
+                    None,
+                    "{:?}: {reply}",
+                    world.gateway
+                );
                 asked += 1;
             }
         }
-        assert_eq!(other.take().len(), asked, "{:?}: it was asked once for each", world.gateway);
+        assert_eq!(
+            other.take().len(),
+            asked,
+            "{:?}: it was asked once for each",
+            world.gateway
+        );
         assert!(world.api.take().is_empty(), "{:?}", world.gateway);
     }
 }
@@ -721,14 +1171,29 @@ async fn only_tollkey_says_yes(world: &World) {
 /// A question costs no connection, except where the gateway cannot be trusted with kept ones.
 async fn connections_are_kept(world: &World) {
     const QUESTIONS: usize = 5;
-    let denies = || HttpResponse::Unauthorized().content_type("application/problem+json").body("{}");
+    let denies = || {
+        HttpResponse::Unauthorized()
+            .content_type("application/problem+json")
+            .body("{}")
+    };
     let other = Api::answering(denies);
-    let running = Running::start(world.gateway, &world.program, other.address, world.api.address, "live").await;
+    let running = Running::start(
+        world.gateway,
+        &world.program,
+        other.address,
+        world.api.address,
+        "live",
+    )
+    .await;
     for _ in 0..QUESTIONS {
         let reply = Call::new(running.address, "GET", "/api/v1/links").await;
         assert_eq!(reply.status, 401, "{:?}: {reply}", world.gateway);
     }
-    let peers: HashSet<_> = other.take().into_iter().map(|arrived| arrived.peer).collect();
+    let peers: HashSet<_> = other
+        .take()
+        .into_iter()
+        .map(|arrived| arrived.peer)
+        .collect();
     let expected = if world.gateway == Caddy { QUESTIONS } else { 1 };
     assert_eq!(peers.len(), expected, "{:?}: {peers:?}", world.gateway);
 }
@@ -747,13 +1212,20 @@ async fn question(stream: &mut TcpStream) -> bool {
 
 /// Tollkey may close a kept connection at the moment in which the next question is on its way.
 async fn a_connection_that_closes_costs_no_answer(world: &World) {
-    let identity = IDENTITY.map(|name| format!("{name}: {}\r\n", if name == IDENTITY[0] { SOME_ID } else { "x" }));
+    let identity = IDENTITY.map(|name| {
+        format!(
+            "{name}: {}\r\n",
+            if name == IDENTITY[0] { SOME_ID } else { "x" }
+        )
+    });
     let identity = identity.concat();
     for status in [200, 401] {
         let said = format!(
             "HTTP/1.1 {status} Said\r\ncontent-type: application/problem+json\r\ncontent-length: 0\r\n{identity}\r\n"
         );
-        let listener = tokio::net::TcpListener::bind((GATEWAY_HOST, 0)).await.expect("a port");
+        let listener = tokio::net::TcpListener::bind((GATEWAY_HOST, 0))
+            .await
+            .expect("a port");
         let address = listener.local_addr().expect("its address");
         let unanswered = Arc::new(AtomicUsize::new(0));
         let counted = Arc::clone(&unanswered);
@@ -761,20 +1233,40 @@ async fn a_connection_that_closes_costs_no_answer(world: &World) {
             while let Ok((mut stream, _)) = listener.accept().await {
                 let (said, counted) = (said.clone(), Arc::clone(&counted));
                 rt::spawn(async move {
-                    if question(&mut stream).await && stream.write_all(said.as_bytes()).await.is_ok() {
-                        counted.fetch_add(usize::from(question(&mut stream).await), Ordering::Relaxed);
+                    if question(&mut stream).await
+                        && stream.write_all(said.as_bytes()).await.is_ok()
+                    {
+                        counted
+                            .fetch_add(usize::from(question(&mut stream).await), Ordering::Relaxed);
                     }
                 });
             }
         });
-        let running = Running::start(world.gateway, &world.program, address, world.api.address, "live").await;
+        let running = Running::start(
+            world.gateway,
+            &world.program,
+            address,
+            world.api.address,
+            "live",
+        )
+        .await;
         for method in ["GET", "POST", "GET", "POST"] {
             let reply = Call::new(running.address, method, "/api/v1/links").await;
             assert_eq!(reply.status, status, "{:?}: {reply}", world.gateway);
         }
         other.abort();
-        assert_eq!(world.api.take().len(), if status == 200 { 4 } else { 0 }, "{:?}", world.gateway);
-        assert_eq!(unanswered.load(Ordering::Relaxed) > 0, world.gateway != Caddy, "{:?}: it was tried", world.gateway);
+        assert_eq!(
+            world.api.take().len(),
+            if status == 200 { 4 } else { 0 },
+            "{:?}",
+            world.gateway
+        );
+        assert_eq!(
+            unanswered.load(Ordering::Relaxed) > 0,
+            world.gateway != Caddy,
+            "{:?}: it was tried",
+            world.gateway
+        );
     }
 }
 
@@ -782,31 +1274,74 @@ async fn a_connection_that_closes_costs_no_answer(world: &World) {
 async fn a_script_that_fails_lets_nobody_in(world: &World) {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let address = free(GATEWAY_HOST);
-    let between = [(TOLLKEY, world.server().address.to_string()), (API, world.api.address.to_string())];
+    let between = [
+        (TOLLKEY, world.server().address.to_string()),
+        (API, world.api.address.to_string()),
+    ];
     let arguments = Haproxy.configure(directory.path(), address, &between, "live");
     let script = directory.path().join("tollkey.lua");
-    let (text, asking) = (fs::read_to_string(&script).expect("it was written"), "core.httpclient()");
-    assert!(text.contains(asking), "tollkey.lua has no {asking} any more");
+    let (text, asking) = (
+        fs::read_to_string(&script).expect("it was written"),
+        "core.httpclient()",
+    );
+    assert!(
+        text.contains(asking),
+        "tollkey.lua has no {asking} any more"
+    );
     fs::write(&script, text.replace(asking, "nobody.knows()")).expect("a file");
     let running = Running::launch(Haproxy, &world.program, address, directory, &arguments).await;
     let key = world.key(json!({})).await.text;
     for method in ["GET", "POST"] {
-        let reply = Call::new(address, method, "/api/v1/links").bearer(&key).await;
+        let reply = Call::new(address, method, "/api/v1/links")
+            .bearer(&key)
+            .await;
         assert_eq!(reply.status, 503, "{reply}");
         assert!(world.api.take().is_empty());
     }
-    assert!(running.log().contains("tollkey.lua"), "the script failed: {}", running.log());
+    assert!(
+        running.log().contains("tollkey.lua"),
+        "the script failed: {}",
+        running.log()
+    );
 }
 
 async fn the_mode_is_a_setting(world: &World) {
-    let (live, test) = (world.key(json!({})).await.text, world.key(json!({"mode": "test"})).await.text);
-    let running =
-        Running::start(world.gateway, &world.program, world.server().address, world.api.address, "test").await;
-    for (path, method) in [("/api/v1/links", "GET"), ("/api/v1/links", "POST"), ("/api/tokens", "GET")] {
-        let status = async |key: &str| Call::new(running.address, method, path).bearer(key).await.status;
-        assert_eq!((status(&test).await, status(&live).await), (200, 403), "{:?} {method} {path}", world.gateway);
+    let (live, test) = (
+        world.key(json!({})).await.text,
+        world.key(json!({"mode": "test"})).await.text,
+    );
+    let running = Running::start(
+        world.gateway,
+        &world.program,
+        world.server().address,
+        world.api.address,
+        "test",
+    )
+    .await;
+    for (path, method) in [
+        ("/api/v1/links", "GET"),
+        ("/api/v1/links", "POST"),
+        ("/api/tokens", "GET"),
+    ] {
+        let status = async |key: &str| {
+            Call::new(running.address, method, path)
+                .bearer(key)
+                .await
+                .status
+        };
+        assert_eq!(
+            (status(&test).await, status(&live).await),
+            (200, 403),
+            "{:?} {method} {path}",
+            world.gateway
+        );
     }
-    let modes: Vec<_> = world.api.take().iter().map(|arrived| arrived.identity()[3].to_owned()).collect();
+    let modes: Vec<_> = world
+        .api
+        .take()
+        .iter()
+        .map(|arrived| arrived.identity()[3].to_owned())
+        .collect();
     assert_eq!(modes, ["test"; 3], "{:?}", world.gateway);
 }
 
@@ -820,25 +1355,47 @@ async fn an_api_has_its_own_authorization(world: &World) {
         .with("TOLLKEY_TRUSTED_PROXIES", "127.0.0.1/32")
         .with("TOLLKEY_CREDENTIAL_HEADERS", "x-api-key");
     let server = tollkey.serve().await;
-    let made = server.post("/api-keys", json!({"name": "Checkout"})).bearer(&merchant("acme")).await;
+    let made = server
+        .post("/api-keys", json!({"name": "Checkout"}))
+        .bearer(&merchant("acme"))
+        .await;
     assert_eq!(made.status, 201, "{made}");
     let key = member(&made, "api_key");
     let directory = tempfile::tempdir().expect("a temporary directory");
     let address = free(GATEWAY_HOST);
     let (file, line) = gateway.removes_authorization();
-    assert!(gateway.shipped(file).contains(line), "{file} has no {line:?} any more");
-    let between = [(TOLLKEY, server.address.to_string()), (API, world.api.address.to_string())];
+    assert!(
+        gateway.shipped(file).contains(line),
+        "{file} has no {line:?} any more"
+    );
+    let between = [
+        (TOLLKEY, server.address.to_string()),
+        (API, world.api.address.to_string()),
+    ];
     let arguments = gateway.configure(directory.path(), address, &between, "live");
-    let written = directory.path().join(if gateway == Nginx { "gateway.conf" } else { file });
+    let written = directory.path().join(if gateway == Nginx {
+        "gateway.conf"
+    } else {
+        file
+    });
     let text = fs::read_to_string(&written).expect("it was written");
     fs::write(&written, text.replace(line, "")).expect("a file");
     let running = Running::launch(gateway, &world.program, address, directory, &arguments).await;
     world.api.take();
-    for (path, method) in [("/api/v1/links", "GET"), ("/api/v1/links", "POST"), ("/api/tokens", "GET")] {
+    for (path, method) in [
+        ("/api/v1/links", "GET"),
+        ("/api/v1/links", "POST"),
+        ("/api/tokens", "GET"),
+    ] {
         for own in ["Basic YTpi", "Bearer of-the-api"] {
             let call = || Call::new(address, method, path).header("authorization", own);
             let reply = call().header("x-api-key", &key).await;
-            assert_eq!(reply.status, 200, "{gateway:?} {method} {path} {own}: {reply}\n{}", running.log());
+            assert_eq!(
+                reply.status,
+                200,
+                "{gateway:?} {method} {path} {own}: {reply}\n{}",
+                running.log()
+            );
             let arrived = world.api.take();
             assert_eq!(arrived.len(), 1, "{gateway:?} {arrived:?}");
             assert_eq!(arrived[0].header("authorization"), [own], "{gateway:?}");
@@ -848,7 +1405,10 @@ async fn an_api_has_its_own_authorization(world: &World) {
             assert_eq!(reply.status, 401, "{gateway:?} {method} {path}: {reply}");
         }
         let reply = Call::new(address, method, path).bearer(&key).await;
-        assert_eq!(reply.status, 401, "{gateway:?}: the key is read from x-api-key only: {reply}");
+        assert_eq!(
+            reply.status, 401,
+            "{gateway:?}: the key is read from x-api-key only: {reply}"
+        );
         assert!(world.api.take().is_empty(), "{gateway:?}");
     }
     server.stop().await;
@@ -857,23 +1417,50 @@ async fn an_api_has_its_own_authorization(world: &World) {
 /// Asserts that a request is answered as Tollkey would say that it cannot tell.
 async fn no_answer(world: &World, what: &str, call: Call) {
     let reply = world.refused(what, call, 503).await;
-    assert_eq!(reply.header("www-authenticate"), None, "{:?}, {what}: {reply}", world.gateway);
-    assert_eq!(reply.header("content-type"), Some("application/problem+json"), "{:?}, {what}: {reply}", world.gateway);
-    assert_eq!(reply.json()["status"], 503, "{:?}, {what}: {reply}", world.gateway);
+    assert_eq!(
+        reply.header("www-authenticate"),
+        None,
+        "{:?}, {what}: {reply}",
+        world.gateway
+    );
+    assert_eq!(
+        reply.header("content-type"),
+        Some("application/problem+json"),
+        "{:?}, {what}: {reply}",
+        world.gateway
+    );
+    assert_eq!(
+        reply.json()["status"],
+        503,
+        "{:?}, {what}: {reply}",
+        world.gateway
+    );
 }
 
 async fn comes_back(world: &World, what: &str, key: &str) {
     let links = |method: &str| world.call(method, "/api/v1/links");
     eventually(what, async || links("GET").bearer(key).await.status == 200).await;
     world.api.take();
-    world.allowed(what, links("POST").bearer(key).body("x")).await;
-    world.denied(what, links("GET"), 401, "missing_credentials").await;
+    world
+        .allowed(what, links("POST").bearer(key).body("x"))
+        .await;
+    world
+        .denied(what, links("GET"), 401, "missing_credentials")
+        .await;
 }
 
 async fn while_tollkey_is_away(mut world: World) {
     const LINKS: &str = "/api/v1/links";
-    let key = world.key(json!({"scopes": ["links:read", "links:write"]})).await.text;
-    let forged = |world: &World| world.get(LINKS).bearer(&key).header("x-auth-key-id", SOME_ID);
+    let key = world
+        .key(json!({"scopes": ["links:read", "links:write"]}))
+        .await
+        .text;
+    let forged = |world: &World| {
+        world
+            .get(LINKS)
+            .bearer(&key)
+            .header("x-auth-key-id", SOME_ID)
+    };
     world.allowed("before", world.get(LINKS).bearer(&key)).await;
 
     // It takes connections and does not answer.
@@ -886,17 +1473,33 @@ async fn while_tollkey_is_away(mut world: World) {
     let server = world.server.take().expect("it runs");
     server.stop().await;
     no_answer(&world, "it is gone", forged(&world)).await;
-    no_answer(&world, "it is gone, to write", world.call("POST", LINKS).bearer(&key).body("x")).await;
+    no_answer(
+        &world,
+        "it is gone, to write",
+        world.call("POST", LINKS).bearer(&key).body("x"),
+    )
+    .await;
     no_answer(&world, "it is gone, without a key", world.get(LINKS)).await;
     world.server = Some(world.tollkey.serve().await);
-    world.allowed("it is back, the very first", world.get(LINKS).bearer(&key)).await;
+    world
+        .allowed("it is back, the very first", world.get(LINKS).bearer(&key))
+        .await;
     comes_back(&world, "it is back", &key).await;
 
     // Somebody else's failure is none of Tollkey's.
     world.api.handle.stop(true).await;
     let reply = world.get(LINKS).bearer(&key).await;
-    assert_eq!(reply.status, world.gateway.bad_gateway(), "{:?}: {reply}", world.gateway);
+    assert_eq!(
+        reply.status,
+        world.gateway.bad_gateway(),
+        "{:?}: {reply}",
+        world.gateway
+    );
 
     let log = world.running.log();
-    assert!(!log.contains("ck_live_") && !log.contains("ck_test_"), "{:?} logs a key: {log}", world.gateway);
+    assert!(
+        !log.contains("ck_live_") && !log.contains("ck_test_"),
+        "{:?} logs a key: {log}",
+        world.gateway
+    );
 }

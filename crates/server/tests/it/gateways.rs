@@ -26,7 +26,11 @@ const DIALECTS: [Dialect; 3] = [ForwardAuth, AuthRequest, ExtAuthz];
 impl Dialect {
     /// The question about a request, where the operator requires `required`, such as `scope=links:read;mode=live`.
     fn ask(self, app: &App, required: &str, method: &str, uri: &str) -> Call {
-        let query = if required.is_empty() { String::new() } else { format!("?{}", required.replace(';', "&")) };
+        let query = if required.is_empty() {
+            String::new()
+        } else {
+            format!("?{}", required.replace(';', "&"))
+        };
         match self {
             ForwardAuth => app
                 .get(&format!("/authz/forward-auth{query}"))
@@ -55,16 +59,30 @@ fn scoped(merchants: Option<&[&str]>, features: Option<&[Feature]>) -> Grants {
 
 async fn ecosystem(app: &App) {
     let model = json!({"operating_model": "ecosystem"});
-    assert_eq!(app.put("/accounts/acme", model).bearer(&app.operator()).await.status, 200);
+    assert_eq!(
+        app.put("/accounts/acme", model)
+            .bearer(&app.operator())
+            .await
+            .status,
+        200
+    );
 }
 
 async fn commerce_key(app: &App, grants: Grants) -> String {
-    app.insert_key_with("acme", Family::Commerce, Mode::Live, grants).await
+    app.insert_key_with("acme", Family::Commerce, Mode::Live, grants)
+        .await
 }
 
 /// Status and, for a problem, its code.
 fn outcome(reply: &Reply) -> (u16, String) {
-    (reply.status, if reply.status == 200 { String::new() } else { reply.code() })
+    (
+        reply.status,
+        if reply.status == 200 {
+            String::new()
+        } else {
+            reply.code()
+        },
+    )
 }
 
 fn denied(status: u16, code: &str) -> (u16, String) {
@@ -76,8 +94,12 @@ const ALLOWED: (u16, String) = (200, String::new());
 /// The whole head of an allowing answer, but for what HTTP itself needs.
 fn headers(reply: &Reply) -> Vec<(&str, &str)> {
     let http = ["connection", "content-length", "date"];
-    let own = reply.headers.iter().filter(|(name, _)| !http.contains(&name.as_str()));
-    own.map(|(name, value)| (name.as_str(), value.as_str())).collect()
+    let own = reply
+        .headers
+        .iter()
+        .filter(|(name, _)| !http.contains(&name.as_str()));
+    own.map(|(name, value)| (name.as_str(), value.as_str()))
+        .collect()
 }
 
 #[actix_web::test]
@@ -85,18 +107,35 @@ async fn an_allowing_answer_has_all_identity_headers_and_no_other_of_ours() {
     each_backend(async |app: &App| {
         let token = app.merchant("acme");
         let application = app.application(&token, "Web Store").await;
-        let key = app.key(&token, &application, json!({"mode": "test", "scopes": ["links:read", "links:write"]})).await;
-        let secret = app.insert("acme", &app.mint(Family::Secret, Mode::Live), |_| ()).await;
+        let key = app
+            .key(
+                &token,
+                &application,
+                json!({"mode": "test", "scopes": ["links:read", "links:write"]}),
+            )
+            .await;
+        let secret = app
+            .insert("acme", &app.mint(Family::Secret, Mode::Live), |_| ())
+            .await;
         for dialect in DIALECTS {
             for method in ["GET", "POST", "DELETE"] {
                 let reply = dialect
-                    .ask(app, "scope=links:read;mode=test", method, "/api/links/1?a=b")
+                    .ask(
+                        app,
+                        "scope=links:read;mode=test",
+                        method,
+                        "/api/links/1?a=b",
+                    )
                     .bearer(&key.text)
                     .header("x-merchant-id", "m_1")
                     .header("x-request-id", "from-the-gateway")
                     .header("cookie", "session=1")
                     .await;
-                assert_eq!((reply.status, reply.body.as_str()), (200, ""), "{dialect:?} {reply}");
+                assert_eq!(
+                    (reply.status, reply.body.as_str()),
+                    (200, ""),
+                    "{dialect:?} {reply}"
+                );
                 let expected = [
                     ("x-auth-account-id", "acme"),
                     ("x-auth-application-id", application.as_str()),
@@ -115,8 +154,15 @@ async fn an_allowing_answer_has_all_identity_headers_and_no_other_of_ours() {
                 .header("x-auth-application-id", "forged")
                 .header("x-auth-merchant-id", "forged")
                 .await;
-            let own: Vec<_> = headers(&reply).into_iter().filter(|(name, _)| *name != "x-request-id").collect();
-            let ten = Scope::BUILT_IN.iter().map(Scope::as_str).collect::<Vec<_>>().join(" ");
+            let own: Vec<_> = headers(&reply)
+                .into_iter()
+                .filter(|(name, _)| *name != "x-request-id")
+                .collect();
+            let ten = Scope::BUILT_IN
+                .iter()
+                .map(Scope::as_str)
+                .collect::<Vec<_>>()
+                .join(" ");
             let expected = [
                 ("x-auth-account-id", "acme"),
                 ("x-auth-application-id", ""),
@@ -139,48 +185,139 @@ async fn every_denial_has_its_status_and_code_in_every_dialect() {
         let application = app.application(&token, "Web Store").await;
         let disabled = app.key(&token, &application, json!({})).await.text;
         let path = format!("/applications/{application}/status");
-        assert_eq!(app.patch(&path, json!({"isEnabled": false})).bearer(&token).await.status, 200);
+        assert_eq!(
+            app.patch(&path, json!({"isEnabled": false}))
+                .bearer(&token)
+                .await
+                .status,
+            200
+        );
         let good = commerce_key(app, scoped(None, None)).await;
-        let one = commerce_key(app, Grants { scopes: vec![Scope::LINKS_READ], ..Grants::default() }).await;
+        let one = commerce_key(
+            app,
+            Grants {
+                scopes: vec![Scope::LINKS_READ],
+                ..Grants::default()
+            },
+        )
+        .await;
         let bound = commerce_key(app, scoped(Some(&["m_1"]), Some(&[Feature::TokensList]))).await;
         let allowed_ips = IpList::parse(["203.0.113.0/24"]).ok();
-        let listed = commerce_key(app, Grants { allowed_ips, ..scoped(None, None) }).await;
+        let listed = commerce_key(
+            app,
+            Grants {
+                allowed_ips,
+                ..scoped(None, None)
+            },
+        )
+        .await;
         let now = tollkey_core::Clock::now(&app.clock);
-        let ended = commerce_key(app, Grants { expires_at: Some(now), ..scoped(None, None) }).await;
+        let ended = commerce_key(
+            app,
+            Grants {
+                expires_at: Some(now),
+                ..scoped(None, None)
+            },
+        )
+        .await;
         let live = || app.mint(Family::Commerce, Mode::Live);
-        let revoked = app.insert("acme", &live(), |key| key.revoked_at = Some(now)).await.text;
-        let suspended = app.insert("acme", &live(), |key| key.suspended_at = Some(now)).await.text;
+        let revoked = app
+            .insert("acme", &live(), |key| key.revoked_at = Some(now))
+            .await
+            .text;
+        let suspended = app
+            .insert("acme", &live(), |key| key.suspended_at = Some(now))
+            .await
+            .text;
         let unknown = live().expose().to_owned();
         let service_key = app.service_key().await.text;
         for dialect in DIALECTS {
             let ask = |required, uri| dialect.ask(app, required, "GET", uri);
             for (call, expected) in [
                 (ask("", "/x"), denied(401, "missing_credentials")),
-                (ask("", "/x").bearer(&good).header("x-api-key", &good), denied(400, "multiple_credentials")),
-                (ask("", "/x").bearer(&good).bearer(&good), denied(400, "multiple_credentials")),
-                (ask("", "/x").bearer(&unknown), denied(401, "invalid_api_key")),
-                (ask("", "/x").bearer("nonsense"), denied(401, "invalid_api_key")),
-                (ask("", "/x").bearer(&revoked), denied(401, "invalid_api_key")),
-                (ask("", "/x").bearer(&service_key), denied(401, "invalid_api_key")),
-                (ask("", "/x").header("authorization", "Basic YTpi"), denied(401, "missing_credentials")),
-                (ask("", "/x").bearer("eyEXAMPLE.eyEXAMPLE.EXAMPLE"), denied(401, "invalid_token")),
+                (
+                    ask("", "/x").bearer(&good).header("x-api-key", &good),
+                    denied(400, "multiple_credentials"),
+                ),
+                (
+                    ask("", "/x").bearer(&good).bearer(&good),
+                    denied(400, "multiple_credentials"),
+                ),
+                (
+                    ask("", "/x").bearer(&unknown),
+                    denied(401, "invalid_api_key"),
+                ),
+                (
+                    ask("", "/x").bearer("nonsense"),
+                    denied(401, "invalid_api_key"),
+                ),
+                (
+                    ask("", "/x").bearer(&revoked),
+                    denied(401, "invalid_api_key"),
+                ),
+                (
+                    ask("", "/x").bearer(&service_key),
+                    denied(401, "invalid_api_key"),
+                ),
+                (
+                    ask("", "/x").header("authorization", "Basic YTpi"),
+                    denied(401, "missing_credentials"),
+                ),
+                (
+                    ask("", "/x").bearer("eyEXAMPLE.eyEXAMPLE.EXAMPLE"),
+                    denied(401, "invalid_token"),
+                ),
                 (ask("", "/x").bearer(&token), denied(403, "forbidden")),
                 (ask("", "/x").bearer(&ended), denied(403, "expired")),
                 (ask("", "/x").bearer(&suspended), denied(403, "suspended")),
-                (ask("", "/x").bearer(&disabled), denied(403, "application_disabled")),
-                (ask("mode=test", "/x").bearer(&good), denied(403, "wrong_mode")),
+                (
+                    ask("", "/x").bearer(&disabled),
+                    denied(403, "application_disabled"),
+                ),
+                (
+                    ask("mode=test", "/x").bearer(&good),
+                    denied(403, "wrong_mode"),
+                ),
                 (ask("", "/x").bearer(&listed), denied(403, "ip_not_allowed")),
-                (ask("", "/x").bearer(&bound), denied(403, "route_not_allowed")),
-                (ask("", "/tokens").bearer(&bound), denied(403, "merchant_not_allowed")),
-                (ask("", "/tokens").bearer(&bound).header("x-merchant-id", "m_2"), denied(403, "merchant_not_allowed")),
-                (ask("", "/tokens").bearer(&bound).header("x-merchant-id", "m_1"), ALLOWED),
-                (ask("scope=links:write", "/x").bearer(&one), denied(403, "insufficient_scope")),
+                (
+                    ask("", "/x").bearer(&bound),
+                    denied(403, "route_not_allowed"),
+                ),
+                (
+                    ask("", "/tokens").bearer(&bound),
+                    denied(403, "merchant_not_allowed"),
+                ),
+                (
+                    ask("", "/tokens")
+                        .bearer(&bound)
+                        .header("x-merchant-id", "m_2"),
+                    denied(403, "merchant_not_allowed"),
+                ),
+                (
+                    ask("", "/tokens")
+                        .bearer(&bound)
+                        .header("x-merchant-id", "m_1"),
+                    ALLOWED,
+                ),
+                (
+                    ask("scope=links:write", "/x").bearer(&one),
+                    denied(403, "insufficient_scope"),
+                ),
                 (ask("scope=links:read", "/x").bearer(&one), ALLOWED),
-                (ask("scope=links:read;scope=links:write", "/x").bearer(&one), denied(403, "insufficient_scope")),
-                (ask("scope=links:read;scope=links:write;mode=live", "/x").bearer(&good), ALLOWED),
+                (
+                    ask("scope=links:read;scope=links:write", "/x").bearer(&one),
+                    denied(403, "insufficient_scope"),
+                ),
+                (
+                    ask("scope=links:read;scope=links:write;mode=live", "/x").bearer(&good),
+                    ALLOWED,
+                ),
                 (ask("", "/x").header("x-api-key", &good), ALLOWED),
                 (ask("", "/x").header("x-commerce-api-key", &good), ALLOWED),
-                (ask("", "/x").header("authorization", format!("bearer secret-token:{good}")), ALLOWED),
+                (
+                    ask("", "/x").header("authorization", format!("bearer secret-token:{good}")),
+                    ALLOWED,
+                ),
             ] {
                 let reply = call.await;
                 assert_eq!(outcome(&reply), expected, "{dialect:?} {reply}");
@@ -188,15 +325,28 @@ async fn every_denial_has_its_status_and_code_in_every_dialect() {
                     // A gateway may pass on all of these.
                     let said = ["content-type", "www-authenticate", "x-request-id"];
                     let names = headers(&reply).into_iter().map(|(name, _)| name);
-                    assert!(names.filter(|name| !said.contains(name)).count() == 0, "{dialect:?} {reply}");
+                    assert!(
+                        names.filter(|name| !said.contains(name)).count() == 0,
+                        "{dialect:?} {reply}"
+                    );
                     assert_eq!(reply.header("www-authenticate").is_some(), {
                         [400, 401].contains(&reply.status) || reply.code() == "insufficient_scope"
                     });
                 }
             }
             // Unknown and revoked cannot be told apart.
-            let answer = async |key: &str| ask("", "/x").bearer(key).header("x-request-id", "same").await.to_string();
-            assert_eq!(answer(&unknown).await, answer(&revoked).await, "{dialect:?}");
+            let answer = async |key: &str| {
+                ask("", "/x")
+                    .bearer(key)
+                    .header("x-request-id", "same")
+                    .await
+                    .to_string()
+            };
+            assert_eq!(
+                answer(&unknown).await,
+                answer(&revoked).await,
+                "{dialect:?}"
+            );
         }
     })
     .await;
@@ -248,15 +398,29 @@ async fn a_used_up_allowance_is_429_with_retry_after() {
     each_backend(async |app: &App| {
         let rate_limit = RateLimit::new(2, 60).ok();
         for dialect in DIALECTS {
-            let key = commerce_key(app, Grants { rate_limit, ..scoped(None, None) }).await;
+            let key = commerce_key(
+                app,
+                Grants {
+                    rate_limit,
+                    ..scoped(None, None)
+                },
+            )
+            .await;
             let ask = |required| dialect.ask(app, required, "GET", "/x").bearer(&key);
             assert_eq!(ask("mode=test").await.status, 403); // costs nothing
             assert_eq!([ask("").await.status, ask("").await.status], [200, 200]);
             app.clock.advance(Duration::from_secs(1));
             let refused = ask("").await;
-            assert_eq!(outcome(&refused), denied(429, "rate_limited"), "{dialect:?}");
+            assert_eq!(
+                outcome(&refused),
+                denied(429, "rate_limited"),
+                "{dialect:?}"
+            );
             assert_eq!(refused.header("retry-after"), Some("29"));
-            assert_eq!(refused.json()["type"], "https://iana.org/assignments/http-problem-types#quota-exceeded");
+            assert_eq!(
+                refused.json()["type"],
+                "https://iana.org/assignments/http-problem-types#quota-exceeded"
+            );
             app.clock.advance(Duration::from_secs(29));
             assert_eq!(ask("").await.status, 200);
         }
@@ -269,8 +433,14 @@ async fn each_dialect_reads_its_own_headers_only() {
     each_backend(async |app: &App| {
         ecosystem(app).await;
         let key = commerce_key(app, scoped(None, Some(&[Feature::TokensList]))).await;
-        let forwarded = |call: Call, uri| call.header("x-forwarded-method", "GET").header("x-forwarded-uri", uri);
-        let original = |call: Call, uri| call.header("x-original-method", "GET").header("x-original-uri", uri);
+        let forwarded = |call: Call, uri| {
+            call.header("x-forwarded-method", "GET")
+                .header("x-forwarded-uri", uri)
+        };
+        let original = |call: Call, uri| {
+            call.header("x-original-method", "GET")
+                .header("x-original-uri", uri)
+        };
         let forward_auth = || app.get("/authz/forward-auth").bearer(&key);
         let auth_request = || app.get("/authz/auth-request").bearer(&key);
         let ext_authz = |uri| app.get(&format!("/authz/ext-authz/-{uri}")).bearer(&key);
@@ -278,39 +448,98 @@ async fn each_dialect_reads_its_own_headers_only() {
         for (call, expected) in [
             (forward_auth(), &refused),
             (original(forward_auth(), "/tokens"), &refused),
-            (original(forwarded(forward_auth(), "/tokens"), "/forward"), &ALLOWED),
-            (original(forwarded(forward_auth(), "/forward"), "/tokens"), &refused),
+            (
+                original(forwarded(forward_auth(), "/tokens"), "/forward"),
+                &ALLOWED,
+            ),
+            (
+                original(forwarded(forward_auth(), "/forward"), "/tokens"),
+                &refused,
+            ),
             (auth_request(), &refused),
             (forwarded(auth_request(), "/tokens"), &refused),
-            (forwarded(original(auth_request(), "/tokens"), "/forward"), &ALLOWED),
-            (forwarded(original(auth_request(), "/forward"), "/tokens"), &refused),
-            (original(forwarded(ext_authz("/forward"), "/tokens"), "/tokens"), &refused),
-            (original(forwarded(ext_authz("/tokens"), "/forward"), "/forward"), &ALLOWED),
+            (
+                forwarded(original(auth_request(), "/tokens"), "/forward"),
+                &ALLOWED,
+            ),
+            (
+                forwarded(original(auth_request(), "/forward"), "/tokens"),
+                &refused,
+            ),
+            (
+                original(forwarded(ext_authz("/forward"), "/tokens"), "/tokens"),
+                &refused,
+            ),
+            (
+                original(forwarded(ext_authz("/tokens"), "/forward"), "/forward"),
+                &ALLOWED,
+            ),
             // Other gateways' names for the same, and overriding a method, mean nothing.
-            (ext_authz("/forward").header("x-original-url", "/tokens").header("x-rewrite-url", "/tokens"), &refused),
-            (forwarded(forward_auth(), "/tokens").header("x-http-method-override", "POST"), &ALLOWED),
+            (
+                ext_authz("/forward")
+                    .header("x-original-url", "/tokens")
+                    .header("x-rewrite-url", "/tokens"),
+                &refused,
+            ),
+            (
+                forwarded(forward_auth(), "/tokens").header("x-http-method-override", "POST"),
+                &ALLOWED,
+            ),
             // Given twice, nobody knows which one the gateway wrote.
-            (forwarded(forward_auth(), "/tokens").header("x-forwarded-uri", "/tokens"), &refused),
-            (forwarded(forward_auth(), "/tokens").header("x-forwarded-method", "GET"), &refused),
-            (original(auth_request(), "/tokens").header("x-original-uri", "/tokens"), &refused),
-            (original(auth_request(), "/tokens").header("x-original-method", "GET"), &refused),
+            (
+                forwarded(forward_auth(), "/tokens").header("x-forwarded-uri", "/tokens"),
+                &refused,
+            ),
+            (
+                forwarded(forward_auth(), "/tokens").header("x-forwarded-method", "GET"),
+                &refused,
+            ),
+            (
+                original(auth_request(), "/tokens").header("x-original-uri", "/tokens"),
+                &refused,
+            ),
+            (
+                original(auth_request(), "/tokens").header("x-original-method", "GET"),
+                &refused,
+            ),
             // No text at all.
-            (forward_auth().header("x-forwarded-method", "GET").header("x-forwarded-uri", b"/tok\xffens"), &refused),
+            (
+                forward_auth()
+                    .header("x-forwarded-method", "GET")
+                    .header("x-forwarded-uri", b"/tok\xffens"),
+                &refused,
+            ),
         ] {
             let reply = call.await;
             assert_eq!(outcome(&reply), *expected, "{reply}");
         }
         // The method of the subrequest itself does not matter.
         for method in ["POST", "PUT", "OPTIONS", "BREW"] {
-            let reply = forwarded(app.call(method, "/authz/forward-auth").bearer(&key), "/tokens").await;
+            let reply = forwarded(
+                app.call(method, "/authz/forward-auth").bearer(&key),
+                "/tokens",
+            )
+            .await;
             assert_eq!(reply.status, 200, "{method}");
-            let reply = original(app.call(method, "/authz/auth-request").bearer(&key), "/tokens").await;
+            let reply = original(
+                app.call(method, "/authz/auth-request").bearer(&key),
+                "/tokens",
+            )
+            .await;
             assert_eq!(reply.status, 200, "{method}");
         }
         // HAProxy's way is HEAD; there is no body to look at.
-        let reply = forwarded(app.call("HEAD", "/authz/forward-auth").bearer(&key), "/tokens").await;
+        let reply = forwarded(
+            app.call("HEAD", "/authz/forward-auth").bearer(&key),
+            "/tokens",
+        )
+        .await;
         assert_eq!(reply.status, 200);
-        let reply = forwarded(app.call("HEAD", "/authz/forward-auth").bearer(&key), "/forward").await;
+        let reply = forwarded(
+            app.call("HEAD", "/authz/forward-auth").bearer(&key),
+            "/forward",
+        )
+        .await;
         assert_eq!((reply.status, reply.body.as_str()), (403, ""));
     })
     .await;
@@ -321,7 +550,9 @@ async fn a_requirement_nobody_can_read_denies_but_only_who_has_a_key() {
     each_backend(async |app: &App| {
         let key = commerce_key(app, scoped(None, None)).await;
         let revoked = app
-            .insert("acme", &app.mint(Family::Commerce, Mode::Live), |key| key.revoked_at = Some(key.created_at))
+            .insert("acme", &app.mint(Family::Commerce, Mode::Live), |key| {
+                key.revoked_at = Some(key.created_at)
+            })
             .await
             .text;
         for dialect in DIALECTS {
@@ -342,26 +573,61 @@ async fn a_requirement_nobody_can_read_denies_but_only_who_has_a_key() {
                 "=",
             ] {
                 let ask = || dialect.ask(app, required, "GET", "/x");
-                assert_eq!(outcome(&ask().await), denied(401, "missing_credentials"), "{dialect:?} {required}");
+                assert_eq!(
+                    outcome(&ask().await),
+                    denied(401, "missing_credentials"),
+                    "{dialect:?} {required}"
+                );
                 for unknown in ["nonsense", &revoked] {
                     let reply = ask().bearer(unknown).await;
-                    assert_eq!(outcome(&reply), denied(401, "invalid_api_key"), "{dialect:?} {required}");
+                    assert_eq!(
+                        outcome(&reply),
+                        denied(401, "invalid_api_key"),
+                        "{dialect:?} {required}"
+                    );
                 }
                 let reply = ask().bearer(&key).await;
-                assert_eq!(outcome(&reply), denied(403, "invalid_requirement"), "{dialect:?} {required}");
-                assert!(!reply.body.contains(required) || required == "=" || required == "scope", "{required} {reply}");
+                assert_eq!(
+                    outcome(&reply),
+                    denied(403, "invalid_requirement"),
+                    "{dialect:?} {required}"
+                );
+                assert!(
+                    !reply.body.contains(required) || required == "=" || required == "scope",
+                    "{required} {reply}"
+                );
             }
         }
         // Envoy's segment is raw, and empty pairs are no requirement anybody wrote.
-        for segment in
-            ["scope=links%3Aread", "%2d", "--", "scope=links:read;", ";", "-;mode=live", "mode=live&mode=test"]
-        {
-            let reply = app.get(&format!("/authz/ext-authz/{segment}/x")).bearer(&key).await;
-            assert_eq!(outcome(&reply), denied(403, "invalid_requirement"), "{segment}");
+        for segment in [
+            "scope=links%3Aread",
+            "%2d",
+            "--",
+            "scope=links:read;",
+            ";",
+            "-;mode=live",
+            "mode=live&mode=test",
+        ] {
+            let reply = app
+                .get(&format!("/authz/ext-authz/{segment}/x"))
+                .bearer(&key)
+                .await;
+            assert_eq!(
+                outcome(&reply),
+                denied(403, "invalid_requirement"),
+                "{segment}"
+            );
         }
         // The query of the first two is a query.
-        for query in ["scope=links%3Aread", "scope=links:read&scope=links:read&mode=live", ""] {
-            let reply = app.get(&format!("/authz/forward-auth?{query}")).bearer(&key).await;
+        for query in [
+            "scope=links%3Aread",
+            "scope=links:read&scope=links:read&mode=live",
+            "",
+        ] {
+            let reply = app
+                .get(&format!("/authz/forward-auth?{query}"))
+                .bearer(&key)
+                .await;
             assert_eq!(outcome(&reply), ALLOWED, "{query}");
         }
     })
@@ -374,7 +640,8 @@ async fn envoy_is_answered_for_the_raw_path_and_the_real_method() {
         ecosystem(app).await;
         let retrieve = commerce_key(app, scoped(None, Some(&[Feature::TokensRetrieve]))).await;
         let list = commerce_key(app, scoped(None, Some(&[Feature::TokensList]))).await;
-        let forward = commerce_key(app, scoped(None, Some(&[Feature::CardholderDataForward]))).await;
+        let forward =
+            commerce_key(app, scoped(None, Some(&[Feature::CardholderDataForward]))).await;
         let free = commerce_key(app, scoped(None, None)).await;
         for (key, method, uri, allowed) in [
             (&retrieve, "GET", "/tokens/t_1", true),
@@ -408,22 +675,49 @@ async fn envoy_is_answered_for_the_raw_path_and_the_real_method() {
             (&free, "OPTIONS", "/", true),
             (&free, "HEAD", "/a/../b//c;d%2f", true),
         ] {
-            let reply = app.call(method, &format!("/authz/ext-authz/-{uri}")).bearer(key).await;
-            assert_eq!(reply.status, if allowed { 200 } else { 403 }, "{method} {uri}");
+            let reply = app
+                .call(method, &format!("/authz/ext-authz/-{uri}"))
+                .bearer(key)
+                .await;
+            assert_eq!(
+                reply.status,
+                if allowed { 200 } else { 403 },
+                "{method} {uri}"
+            );
             if !allowed && method != "HEAD" {
                 assert_eq!(reply.code(), "route_not_allowed", "{method} {uri}");
             }
         }
         // Dots that name the route of another dialect stay a path of this one.
-        let reply = app.get("/authz/ext-authz/-/../../forward-auth").bearer(&retrieve).await;
+        let reply = app
+            .get("/authz/ext-authz/-/../../forward-auth")
+            .bearer(&retrieve)
+            .await;
         assert_eq!(outcome(&reply), denied(403, "route_not_allowed"));
         // Without requirements nobody is let through, and a stranger does not learn why.
-        for path in ["/authz/ext-authz/-", "/authz/ext-authz//x", "/authz/ext-authz/", "/authz/ext-authz"] {
-            assert_eq!(outcome(&app.get(path).bearer(&free).await), denied(403, "invalid_requirement"), "{path}");
-            assert_eq!(outcome(&app.get(path).await), denied(401, "missing_credentials"), "{path}");
+        for path in [
+            "/authz/ext-authz/-",
+            "/authz/ext-authz//x",
+            "/authz/ext-authz/",
+            "/authz/ext-authz",
+        ] {
+            assert_eq!(
+                outcome(&app.get(path).bearer(&free).await),
+                denied(403, "invalid_requirement"),
+                "{path}"
+            );
+            assert_eq!(
+                outcome(&app.get(path).await),
+                denied(401, "missing_credentials"),
+                "{path}"
+            );
         }
         for path in ["/authz/", "/authz/other", "/authz/ext-authzx/-/a"] {
-            assert_eq!(outcome(&app.get(path).bearer(&free).await), denied(404, "not_found"), "{path}");
+            assert_eq!(
+                outcome(&app.get(path).bearer(&free).await),
+                denied(404, "not_found"),
+                "{path}"
+            );
         }
     })
     .await;
@@ -431,115 +725,178 @@ async fn envoy_is_answered_for_the_raw_path_and_the_real_method() {
 
 #[actix_web::test]
 async fn the_merchant_is_what_the_gateway_says_and_a_repeated_header_denies() {
-    each_backend_with(&[("TOLLKEY_MERCHANT_HEADER", "X-Shop")], async |app: &App| {
-        ecosystem(app).await;
-        let bound = commerce_key(app, scoped(Some(&["m_1", "m_2"]), None)).await;
-        let free = commerce_key(app, scoped(None, None)).await;
-        let refused = denied(403, "merchant_not_allowed");
-        for dialect in DIALECTS {
-            let ask = |key| dialect.ask(app, "", "GET", "/tokens").bearer(key);
-            for (call, expected, merchant) in [
-                (ask(&bound).header("x-shop", "m_1"), &ALLOWED, "m_1"),
-                (ask(&bound).header("X-SHOP", " m_2 "), &ALLOWED, "m_2"),
-                (ask(&bound).header("x-shop", "m_3"), &refused, ""),
-                (ask(&bound).header("x-shop", ""), &refused, ""),
-                (ask(&bound).header("x-merchant-id", "m_1"), &refused, ""), // the default's name
-                (ask(&bound).header("x-shop", "m_1").header("x-shop", "m_1"), &refused, ""),
-                (ask(&bound).header("x-shop", "m_1").header("x-shop", ""), &refused, ""),
-                (ask(&bound).header("x-shop", "m_1,m_1"), &refused, ""),
-                (ask(&bound).header("x-shop", b"m_1\xff"), &refused, ""),
-                (ask(&free).header("x-shop", "anybody"), &ALLOWED, "anybody"),
-                (ask(&free).header("x-shop", ""), &ALLOWED, ""),
-                (ask(&free), &ALLOWED, ""),
-                (ask(&free).header("x-shop", "m_1").header("x-shop", "m_2"), &refused, ""),
-                (ask(&free).header("x-shop", "a b"), &refused, ""),
-                (ask(&free).header("x-shop", "x".repeat(129)), &refused, ""),
-            ] {
-                let reply = call.await;
-                assert_eq!(outcome(&reply), *expected, "{dialect:?} {reply}");
-                if reply.status == 200 {
-                    assert_eq!(reply.header("x-auth-merchant-id"), Some(merchant), "{dialect:?}");
+    each_backend_with(
+        &[("TOLLKEY_MERCHANT_HEADER", "X-Shop")],
+        async |app: &App| {
+            ecosystem(app).await;
+            let bound = commerce_key(app, scoped(Some(&["m_1", "m_2"]), None)).await;
+            let free = commerce_key(app, scoped(None, None)).await;
+            let refused = denied(403, "merchant_not_allowed");
+            for dialect in DIALECTS {
+                let ask = |key| dialect.ask(app, "", "GET", "/tokens").bearer(key);
+                for (call, expected, merchant) in [
+                    (ask(&bound).header("x-shop", "m_1"), &ALLOWED, "m_1"),
+                    (ask(&bound).header("X-SHOP", " m_2 "), &ALLOWED, "m_2"),
+                    (ask(&bound).header("x-shop", "m_3"), &refused, ""),
+                    (ask(&bound).header("x-shop", ""), &refused, ""),
+                    (ask(&bound).header("x-merchant-id", "m_1"), &refused, ""), // the default's name
+                    (
+                        ask(&bound).header("x-shop", "m_1").header("x-shop", "m_1"),
+                        &refused,
+                        "",
+                    ),
+                    (
+                        ask(&bound).header("x-shop", "m_1").header("x-shop", ""),
+                        &refused,
+                        "",
+                    ),
+                    (ask(&bound).header("x-shop", "m_1,m_1"), &refused, ""),
+                    (ask(&bound).header("x-shop", b"m_1\xff"), &refused, ""),
+                    (ask(&free).header("x-shop", "anybody"), &ALLOWED, "anybody"),
+                    (ask(&free).header("x-shop", ""), &ALLOWED, ""),
+                    (ask(&free), &ALLOWED, ""),
+                    (
+                        ask(&free).header("x-shop", "m_1").header("x-shop", "m_2"),
+                        &refused,
+                        "",
+                    ),
+                    (ask(&free).header("x-shop", "a b"), &refused, ""),
+                    (ask(&free).header("x-shop", "x".repeat(129)), &refused, ""),
+                ] {
+                    let reply = call.await;
+                    assert_eq!(outcome(&reply), *expected, "{dialect:?} {reply}");
+                    if reply.status == 200 {
+                        assert_eq!(
+                            reply.header("x-auth-merchant-id"),
+                            Some(merchant),
+                            "{dialect:?}"
+                        );
+                    }
                 }
             }
-        }
-    })
+        },
+    )
     .await;
 }
 
 #[actix_web::test]
 async fn unreadable_hop_denies_every_key() {
-    each_backend_with(&[("TOLLKEY_TRUSTED_PROXIES", "127.0.0.0/8,10.0.0.0/8")], async |app: &App| {
-        let key = commerce_key(app, scoped(None, None)).await;
-        let unknown = app.mint(Family::Commerce, Mode::Live);
-        for dialect in DIALECTS {
-            for hop in
-                [&b"unknown"[..], b"203.0.113.9, _hidden", b"203.0.113.9,", b"203.0.113.9\xa0", b"203.0.113.9\xc2\xa0"]
-            {
-                let ask = |key: &str| dialect.ask(app, "", "GET", "/x").bearer(key).header("x-forwarded-for", hop);
-                assert_eq!(outcome(&ask(&key).await), denied(403, "ip_not_allowed"), "{dialect:?} {hop:?}");
-                assert_eq!(
-                    outcome(&ask(unknown.expose()).await),
-                    denied(401, "invalid_api_key"),
-                    "credentials come first"
-                );
+    each_backend_with(
+        &[("TOLLKEY_TRUSTED_PROXIES", "127.0.0.0/8,10.0.0.0/8")],
+        async |app: &App| {
+            let key = commerce_key(app, scoped(None, None)).await;
+            let unknown = app.mint(Family::Commerce, Mode::Live);
+            for dialect in DIALECTS {
+                for hop in [
+                    &b"unknown"[..],
+                    b"203.0.113.9, _hidden",
+                    b"203.0.113.9,",
+                    b"203.0.113.9\xa0",
+                    b"203.0.113.9\xc2\xa0",
+                ] {
+                    let ask = |key: &str| {
+                        dialect
+                            .ask(app, "", "GET", "/x")
+                            .bearer(key)
+                            .header("x-forwarded-for", hop)
+                    };
+                    assert_eq!(
+                        outcome(&ask(&key).await),
+                        denied(403, "ip_not_allowed"),
+                        "{dialect:?} {hop:?}"
+                    );
+                    assert_eq!(
+                        outcome(&ask(unknown.expose()).await),
+                        denied(401, "invalid_api_key"),
+                        "credentials come first"
+                    );
+                }
+                for hops in [&[][..], &[""], &["10.0.0.7"], &["unknown, 198.51.100.1"]] {
+                    assert_eq!(
+                        from(app, &key, dialect, hops).await,
+                        ALLOWED,
+                        "{dialect:?} {hops:?}"
+                    );
+                }
             }
-            for hops in [&[][..], &[""], &["10.0.0.7"], &["unknown, 198.51.100.1"]] {
-                assert_eq!(from(app, &key, dialect, hops).await, ALLOWED, "{dialect:?} {hops:?}");
-            }
-        }
-        // On the other surfaces the address is unknown.
-        let reply = app.get("/whoami").bearer(&key).header("x-forwarded-for", "unknown").await;
-        assert_eq!(reply.status, 200, "{reply}");
-    })
+            // On the other surfaces the address is unknown.
+            let reply = app
+                .get("/whoami")
+                .bearer(&key)
+                .header("x-forwarded-for", "unknown")
+                .await;
+            assert_eq!(reply.status, 200, "{reply}");
+        },
+    )
     .await;
 }
 
 /// A key that works from 203.0.113.0/24 only, asked about with these values of `X-Forwarded-For`.
 async fn from(app: &App, key: &str, dialect: Dialect, hops: &[&str]) -> (u16, String) {
     let call = dialect.ask(app, "", "GET", "/x").bearer(key);
-    let reply = hops.iter().fold(call, |call, hop| call.header("x-forwarded-for", hop)).await;
+    let reply = hops
+        .iter()
+        .fold(call, |call, hop| call.header("x-forwarded-for", hop))
+        .await;
     outcome(&reply)
 }
 
 #[actix_web::test]
 async fn the_client_is_the_rightmost_hop_that_is_no_trusted_proxy() {
-    each_backend_with(&[("TOLLKEY_TRUSTED_PROXIES", "127.0.0.0/8,10.0.0.0/8")], async |app: &App| {
-        let allowed_ips = IpList::parse(["203.0.113.0/24"]).ok();
-        let key = commerce_key(app, Grants { allowed_ips, ..scoped(None, None) }).await;
-        let refused = denied(403, "ip_not_allowed");
-        for dialect in DIALECTS {
-            for (hops, expected) in [
-                (&["203.0.113.9"][..], &ALLOWED),
-                (&["198.51.100.1, 203.0.113.9"], &ALLOWED),
-                (&["203.0.113.9, 10.0.0.7, 127.0.0.2"], &ALLOWED),
-                (&["198.51.100.1", "203.0.113.9 ,10.0.0.7"], &ALLOWED),
-                (&["::ffff:203.0.113.9"], &ALLOWED),
-                (&["203.0.113.9:4711"], &ALLOWED),
-                (&["\"203.0.113.9:4711\""], &ALLOWED),
-                (&["\t203.0.113.9 , \"[::ffff:10.0.0.7]:4711\" "], &ALLOWED),
-                (&["nonsense, 203.0.113.9"], &ALLOWED), // left of it anybody can write anything
-                // What a client writes itself stands left of what the proxy adds.
-                (&["203.0.113.9, 198.51.100.1"], &refused),
-                (&["203.0.113.9", "198.51.100.1"], &refused),
-                (&["203.0.113.9, 10.0.0.7, 198.51.100.1"], &refused),
-                // Nobody knows.
-                (&[], &refused),
-                (&[""], &refused),
-                (&["10.0.0.7"], &refused),
-                (&["203.0.113.9, nonsense"], &refused),
-                (&["203.0.113.9, unknown, 10.0.0.7"], &refused),
-                (&["203.0.113.9:"], &refused),
-                (&["203.0.113.9\u{a0}"], &refused),
-                (&["203.0.113.9,"], &refused),
-            ] {
-                assert_eq!(from(app, &key, dialect, hops).await, *expected, "{dialect:?} {hops:?}");
+    each_backend_with(
+        &[("TOLLKEY_TRUSTED_PROXIES", "127.0.0.0/8,10.0.0.0/8")],
+        async |app: &App| {
+            let allowed_ips = IpList::parse(["203.0.113.0/24"]).ok();
+            let key = commerce_key(
+                app,
+                Grants {
+                    allowed_ips,
+                    ..scoped(None, None)
+                },
+            )
+            .await;
+            let refused = denied(403, "ip_not_allowed");
+            for dialect in DIALECTS {
+                for (hops, expected) in [
+                    (&["203.0.113.9"][..], &ALLOWED),
+                    (&["198.51.100.1, 203.0.113.9"], &ALLOWED),
+                    (&["203.0.113.9, 10.0.0.7, 127.0.0.2"], &ALLOWED),
+                    (&["198.51.100.1", "203.0.113.9 ,10.0.0.7"], &ALLOWED),
+                    (&["::ffff:203.0.113.9"], &ALLOWED),
+                    (&["203.0.113.9:4711"], &ALLOWED),
+                    (&["\"203.0.113.9:4711\""], &ALLOWED),
+                    (&["\t203.0.113.9 , \"[::ffff:10.0.0.7]:4711\" "], &ALLOWED),
+                    (&["nonsense, 203.0.113.9"], &ALLOWED), // left of it anybody can write anything
+                    // What a client writes itself stands left of what the proxy adds.
+                    (&["203.0.113.9, 198.51.100.1"], &refused),
+                    (&["203.0.113.9", "198.51.100.1"], &refused),
+                    (&["203.0.113.9, 10.0.0.7, 198.51.100.1"], &refused),
+                    // Nobody knows.
+                    (&[], &refused),
+                    (&[""], &refused),
+                    (&["10.0.0.7"], &refused),
+                    (&["203.0.113.9, nonsense"], &refused),
+                    (&["203.0.113.9, unknown, 10.0.0.7"], &refused),
+                    (&["203.0.113.9:"], &refused),
+                    (&["203.0.113.9\u{a0}"], &refused),
+                    (&["203.0.113.9,"], &refused),
+                ] {
+                    assert_eq!(
+                        from(app, &key, dialect, hops).await,
+                        *expected,
+                        "{dialect:?} {hops:?}"
+                    );
+                }
+                // No other header tells.
+                let call = dialect.ask(app, "", "GET", "/x").bearer(&key);
+                let reply = call
+                    .header("forwarded", "for=203.0.113.9")
+                    .header("x-real-ip", "203.0.113.9")
+                    .await;
+                assert_eq!(outcome(&reply), refused, "{dialect:?}");
             }
-            // No other header tells.
-            let call = dialect.ask(app, "", "GET", "/x").bearer(&key);
-            let reply = call.header("forwarded", "for=203.0.113.9").header("x-real-ip", "203.0.113.9").await;
-            assert_eq!(outcome(&reply), refused, "{dialect:?}");
-        }
-    })
+        },
+    )
     .await;
 }
 
@@ -547,12 +904,30 @@ async fn the_client_is_the_rightmost_hop_that_is_no_trusted_proxy() {
 async fn where_no_proxy_is_trusted_the_client_is_who_connects() {
     each_backend_with(&[("TOLLKEY_TRUSTED_PROXIES", "none")], async |app: &App| {
         let allowed_ips = IpList::parse(["203.0.113.0/24"]).ok();
-        let elsewhere = commerce_key(app, Grants { allowed_ips, ..scoped(None, None) }).await;
+        let elsewhere = commerce_key(
+            app,
+            Grants {
+                allowed_ips,
+                ..scoped(None, None)
+            },
+        )
+        .await;
         let allowed_ips = IpList::parse(["127.0.0.0/8"]).ok();
-        let here = commerce_key(app, Grants { allowed_ips, ..scoped(None, None) }).await;
+        let here = commerce_key(
+            app,
+            Grants {
+                allowed_ips,
+                ..scoped(None, None)
+            },
+        )
+        .await;
         for dialect in DIALECTS {
             for hops in [&[][..], &["203.0.113.9"], &["nonsense"]] {
-                assert_eq!(from(app, &elsewhere, dialect, hops).await, denied(403, "ip_not_allowed"), "{hops:?}");
+                assert_eq!(
+                    from(app, &elsewhere, dialect, hops).await,
+                    denied(403, "ip_not_allowed"),
+                    "{hops:?}"
+                );
                 assert_eq!(from(app, &here, dialect, hops).await, ALLOWED, "{hops:?}");
             }
         }
@@ -564,19 +939,41 @@ async fn where_no_proxy_is_trusted_the_client_is_who_connects() {
 async fn a_credential_in_a_query_is_never_read() {
     each_backend(async |app: &App| {
         let key = commerce_key(app, scoped(None, None)).await;
-        for name in ["key", "api_key", "access_token", "x-api-key", "authorization"] {
+        for name in [
+            "key",
+            "api_key",
+            "access_token",
+            "x-api-key",
+            "authorization",
+        ] {
             let query = format!("?{name}={key}");
             for dialect in DIALECTS {
                 let reply = dialect.ask(app, "", "GET", &format!("/x{query}")).await;
-                assert_eq!(outcome(&reply), denied(401, "missing_credentials"), "{dialect:?} {name}");
+                assert_eq!(
+                    outcome(&reply),
+                    denied(401, "missing_credentials"),
+                    "{dialect:?} {name}"
+                );
             }
-            for path in ["/authz/forward-auth", "/authz/auth-request", "/whoami", "/applications"] {
+            for path in [
+                "/authz/forward-auth",
+                "/authz/auth-request",
+                "/whoami",
+                "/applications",
+            ] {
                 let reply = app.get(&format!("{path}{query}")).await;
-                assert_eq!(outcome(&reply), denied(401, "missing_credentials"), "{path} {name}");
+                assert_eq!(
+                    outcome(&reply),
+                    denied(401, "missing_credentials"),
+                    "{path} {name}"
+                );
                 assert!(!reply.body.contains(&key));
             }
         }
-        let cookie = app.get("/authz/forward-auth").header("cookie", format!("x-api-key={key}")).await;
+        let cookie = app
+            .get("/authz/forward-auth")
+            .header("cookie", format!("x-api-key={key}"))
+            .await;
         assert_eq!(outcome(&cookie), denied(401, "missing_credentials"));
     })
     .await;
@@ -588,10 +985,20 @@ async fn no_body_is_read() {
         let key = commerce_key(app, scoped(None, None)).await;
         for dialect in DIALECTS {
             // Announced, and never sent: who waited for it would not answer.
-            let call = dialect.ask(app, "", "POST", "/x").bearer(&key).header("content-length", "100000000");
+            let call = dialect
+                .ask(app, "", "POST", "/x")
+                .bearer(&key)
+                .header("content-length", "100000000");
             assert_eq!(outcome(&call.await), ALLOWED, "{dialect:?}");
-            let call = dialect.ask(app, "", "POST", "/x").bearer(&key).header("content-encoding", "gzip");
-            assert_eq!(outcome(&call.chunked(&[0; 10_000]).await), ALLOWED, "{dialect:?}");
+            let call = dialect
+                .ask(app, "", "POST", "/x")
+                .bearer(&key)
+                .header("content-encoding", "gzip");
+            assert_eq!(
+                outcome(&call.chunked(&[0; 10_000]).await),
+                ALLOWED,
+                "{dialect:?}"
+            );
         }
     })
     .await;
@@ -608,7 +1015,11 @@ async fn while_the_store_cannot_be_reached_what_is_remembered_is_answered_and_th
         assert_eq!(from(app, &known, ForwardAuth, &[]).await, ALLOWED);
         app.database.refuse_connections(true);
         for dialect in DIALECTS {
-            assert_eq!(from(app, &known, dialect, &[]).await, ALLOWED, "{dialect:?}");
+            assert_eq!(
+                from(app, &known, dialect, &[]).await,
+                ALLOWED,
+                "{dialect:?}"
+            );
         }
         let reply = ForwardAuth.ask(app, "", "GET", "/x").bearer(&other).await;
         assert_eq!(outcome(&reply), denied(503, "unavailable"));
@@ -616,9 +1027,15 @@ async fn while_the_store_cannot_be_reached_what_is_remembered_is_answered_and_th
         app.clock.advance(Duration::from_secs(60)); // past the lease
         let reply = ForwardAuth.ask(app, "", "GET", "/x").bearer(&known).await;
         assert_eq!(outcome(&reply), denied(503, "unavailable"));
-        assert!(!reply.body.contains("postgres") && !reply.body.contains("sql"), "{reply}");
+        assert!(
+            !reply.body.contains("postgres") && !reply.body.contains("sql"),
+            "{reply}"
+        );
         app.database.refuse_connections(false);
-        eventually("the store is back", async || from(app, &other, ForwardAuth, &[]).await == ALLOWED).await;
+        eventually("the store is back", async || {
+            from(app, &other, ForwardAuth, &[]).await == ALLOWED
+        })
+        .await;
     })
     .await;
 }

@@ -12,8 +12,18 @@ use crate::{
 const ROWS: [(&str, &str, &str, bool); 5] = [
     ("tokens.list", "GET", "/tokens", false),
     ("tokens.retrieve", "GET", "/tokens/tok_1", false),
-    ("payment_data.list", "GET", "/tokens/tok_1/payment-data", false),
-    ("payment_data.forward", "POST", "/payment-data/pd_1/forward", true),
+    (
+        "payment_data.list",
+        "GET",
+        "/tokens/tok_1/payment-data",
+        false,
+    ),
+    (
+        "payment_data.forward",
+        "POST",
+        "/payment-data/pd_1/forward",
+        true,
+    ),
     ("cardholder_data.forward", "POST", "/forward", true),
 ];
 
@@ -51,9 +61,18 @@ async fn be(app: &App, model: OperatingModel) {
 }
 
 /// The code of a verification of a request about a merchant.
-async fn verified(app: &App, key: &str, method: &str, path: &str, merchant: Option<&str>) -> String {
+async fn verified(
+    app: &App,
+    key: &str,
+    method: &str,
+    path: &str,
+    merchant: Option<&str>,
+) -> String {
     let need = json!({"method": method, "path": path, "merchant": merchant});
-    app.verify(key, need).await["code"].as_str().expect("a code").to_owned()
+    app.verify(key, need).await["code"]
+        .as_str()
+        .expect("a code")
+        .to_owned()
 }
 
 /// The question of a gateway about a request, the key in hellgate's header.
@@ -66,23 +85,45 @@ fn gateway(app: &App, key: &str, method: &str, uri: &str) -> Call {
 
 /// `valid`, or the code of a denial.
 fn said(reply: &Reply) -> String {
-    if reply.status == 200 { "valid".to_owned() } else { reply.code() }
+    if reply.status == 200 {
+        "valid".to_owned()
+    } else {
+        reply.code()
+    }
 }
 
 /// Asserts what both `/verify` and a gateway say of a request, with the base of the API before it and without.
-async fn assert_both(app: &App, key: &str, (method, path): (&str, &str), expected: &str, why: &str) {
+async fn assert_both(
+    app: &App,
+    key: &str,
+    (method, path): (&str, &str),
+    expected: &str,
+    why: &str,
+) {
     for base in ["", "/api"] {
         let path = format!("{base}{path}");
         let verdict = verified(app, key, method, &path, Some("m_1")).await;
         assert_eq!(verdict, expected, "{why}: {method} {path}");
-        let reply = gateway(app, key, method, &format!("{path}?limit=2")).header("x-merchant-id", "m_1").await;
-        assert_eq!(said(&reply), expected, "{why}: {method} {path} at a gateway");
-        assert_eq!(reply.status, if expected == "valid" { 200 } else { 403 }, "{why}: {method} {path}");
+        let reply = gateway(app, key, method, &format!("{path}?limit=2"))
+            .header("x-merchant-id", "m_1")
+            .await;
+        assert_eq!(
+            said(&reply),
+            expected,
+            "{why}: {method} {path} at a gateway"
+        );
+        assert_eq!(
+            reply.status,
+            if expected == "valid" { 200 } else { 403 },
+            "{why}: {method} {path}"
+        );
     }
 }
 
 async fn patch(app: &App, token: &str, key: &Key, patch: Value) -> Reply {
-    app.patch(&format!("/api-keys/{}", key.id), patch).bearer(token).await
+    app.patch(&format!("/api-keys/{}", key.id), patch)
+        .bearer(token)
+        .await
 }
 
 // Multiple API keys, and using them
@@ -91,7 +132,14 @@ async fn patch(app: &App, token: &str, key: &Key, patch: Value) -> Reply {
 async fn an_account_has_any_number_of_labelled_keys_and_labels_may_repeat() {
     each_backend(async |app: &App| {
         let token = app.merchant("acme");
-        let labels = ["development", "staging", "production", "production", "Zahlungen – Köln", "<b>&\"'"];
+        let labels = [
+            "development",
+            "staging",
+            "production",
+            "production",
+            "Zahlungen – Köln",
+            "<b>&\"'",
+        ];
         for round in 0..20 {
             for label in labels {
                 let key = app.commerce_key(&token, json!({"name": label})).await;
@@ -102,9 +150,18 @@ async fn an_account_has_any_number_of_labelled_keys_and_labels_may_repeat() {
             }
         }
         let list = app.get("/api-keys").bearer(&token).await.json();
-        let names: Vec<&str> = list.as_array().unwrap().iter().rev().map(|row| row["name"].as_str().unwrap()).collect();
+        let names: Vec<&str> = list
+            .as_array()
+            .unwrap()
+            .iter()
+            .rev()
+            .map(|row| row["name"].as_str().unwrap())
+            .collect();
         let count = |label: &str| names.iter().filter(|name| **name == label).count();
-        assert_eq!((names.len(), count("production"), count("Zahlungen – Köln")), (120, 40, 20));
+        assert_eq!(
+            (names.len(), count("production"), count("Zahlungen – Köln")),
+            (120, 40, 20)
+        );
     })
     .await;
 }
@@ -113,15 +170,29 @@ async fn an_account_has_any_number_of_labelled_keys_and_labels_may_repeat() {
 async fn each_key_remains_valid_until_manually_revoked() {
     each_backend(async |app: &App| {
         let token = app.merchant("acme");
-        let key = app.commerce_key(&token, json!({"name": "production"})).await;
-        let other = app.commerce_key(&token, json!({"name": "production"})).await;
-        app.clock.advance(std::time::Duration::from_secs(50 * 365 * 86_400));
+        let key = app
+            .commerce_key(&token, json!({"name": "production"}))
+            .await;
+        let other = app
+            .commerce_key(&token, json!({"name": "production"}))
+            .await;
+        app.clock
+            .advance(std::time::Duration::from_secs(50 * 365 * 86_400));
         let whoami = |key: &Key| app.get("/whoami").header("x-api-key", &key.text);
-        assert_eq!((whoami(&key).await.status, whoami(&other).await.status), (200, 200));
+        assert_eq!(
+            (whoami(&key).await.status, whoami(&other).await.status),
+            (200, 200)
+        );
         let token = app.merchant("acme"); // the first one did not remain valid
-        let reply = app.call("POST", &format!("/api-keys/{}/revoke", key.id)).bearer(&token).await;
+        let reply = app
+            .call("POST", &format!("/api-keys/{}/revoke", key.id))
+            .bearer(&token)
+            .await;
         assert_eq!(reply.status, 200, "{reply}");
-        assert_eq!((whoami(&key).await.status, whoami(&other).await.status), (401, 200));
+        assert_eq!(
+            (whoami(&key).await.status, whoami(&other).await.status),
+            (401, 200)
+        );
     })
     .await;
 }
@@ -226,29 +297,73 @@ async fn under_each_model_a_scoped_key_has_exactly_the_rows_of_its_table() {
     each_backend(async |app: &App| {
         let token = app.merchant("acme");
         be(app, OperatingModel::Ecosystem).await;
-        let by_merchants = app.commerce_key(&token, json!({"merchants": ["m_1"]})).await;
+        let by_merchants = app
+            .commerce_key(&token, json!({"merchants": ["m_1"]}))
+            .await;
         let all: Vec<&str> = ROWS.iter().map(|row| row.0).collect();
         let by_features = app.commerce_key(&token, json!({"features": all})).await;
         let mut of_one = Vec::new();
         for (feature, ..) in ROWS {
-            of_one.push((feature, app.commerce_key(&token, json!({"features": [feature]})).await));
+            of_one.push((
+                feature,
+                app.commerce_key(&token, json!({"features": [feature]}))
+                    .await,
+            ));
         }
         // Each model after each other one, so that what is remembered of the keys is never that of a fresh key.
-        for model in [MODELS[3], MODELS[0], MODELS[2], MODELS[1], MODELS[3], MODELS[2]] {
+        for model in [
+            MODELS[3], MODELS[0], MODELS[2], MODELS[1], MODELS[3], MODELS[2],
+        ] {
             be(app, model).await;
             for (feature, method, path, managed) in ROWS {
-                let expected = if has(model, managed) { "valid" } else { "route_not_allowed" };
+                let expected = if has(model, managed) {
+                    "valid"
+                } else {
+                    "route_not_allowed"
+                };
                 // Merchants alone mean all features of the model.
-                assert_both(app, &by_merchants.text, (method, path), expected, model.as_str()).await;
-                assert_both(app, &by_features.text, (method, path), expected, model.as_str()).await;
+                assert_both(
+                    app,
+                    &by_merchants.text,
+                    (method, path),
+                    expected,
+                    model.as_str(),
+                )
+                .await;
+                assert_both(
+                    app,
+                    &by_features.text,
+                    (method, path),
+                    expected,
+                    model.as_str(),
+                )
+                .await;
                 for (own, key) in &of_one {
-                    let expected = if *own == feature { expected } else { "route_not_allowed" };
-                    assert_both(app, &key.text, (method, path), expected, &format!("{model}, {own}")).await;
+                    let expected = if *own == feature {
+                        expected
+                    } else {
+                        "route_not_allowed"
+                    };
+                    assert_both(
+                        app,
+                        &key.text,
+                        (method, path),
+                        expected,
+                        &format!("{model}, {own}"),
+                    )
+                    .await;
                 }
             }
             for (method, path) in OTHERS {
                 for key in [&by_merchants, &by_features] {
-                    assert_both(app, &key.text, (method, path), "route_not_allowed", model.as_str()).await;
+                    assert_both(
+                        app,
+                        &key.text,
+                        (method, path),
+                        "route_not_allowed",
+                        model.as_str(),
+                    )
+                    .await;
                 }
             }
             for path in ["/api/api/tokens", "/apitokens", "/api"] {
@@ -265,8 +380,12 @@ async fn a_scoped_key_of_a_managed_ecosystem_has_its_own_rows_once_the_model_is_
     each_backend(async |app: &App| {
         let token = app.merchant("acme");
         be(app, OperatingModel::ManagedEcosystem).await;
-        let by_merchants = app.commerce_key(&token, json!({"merchants": ["m_1"]})).await;
-        let by_feature = app.commerce_key(&token, json!({"features": ["cardholder_data.forward"]})).await;
+        let by_merchants = app
+            .commerce_key(&token, json!({"merchants": ["m_1"]}))
+            .await;
+        let by_feature = app
+            .commerce_key(&token, json!({"features": ["cardholder_data.forward"]}))
+            .await;
         for (model, lists, forwards) in [
             (OperatingModel::ManagedEcosystem, false, true),
             (OperatingModel::Ecosystem, true, true),
@@ -275,23 +394,74 @@ async fn a_scoped_key_of_a_managed_ecosystem_has_its_own_rows_once_the_model_is_
             (OperatingModel::Platform, false, false),
         ] {
             be(app, model).await;
-            let expected = |allowed| if allowed { "valid" } else { "route_not_allowed" };
+            let expected = |allowed| {
+                if allowed {
+                    "valid"
+                } else {
+                    "route_not_allowed"
+                }
+            };
             let why = model.as_str();
-            assert_both(app, &by_merchants.text, ("GET", "/tokens"), expected(lists), why).await;
-            assert_both(app, &by_merchants.text, ("POST", "/forward"), expected(forwards), why).await;
-            assert_both(app, &by_feature.text, ("GET", "/tokens"), "route_not_allowed", why).await;
-            assert_both(app, &by_feature.text, ("POST", "/forward"), expected(forwards), why).await;
+            assert_both(
+                app,
+                &by_merchants.text,
+                ("GET", "/tokens"),
+                expected(lists),
+                why,
+            )
+            .await;
+            assert_both(
+                app,
+                &by_merchants.text,
+                ("POST", "/forward"),
+                expected(forwards),
+                why,
+            )
+            .await;
+            assert_both(
+                app,
+                &by_feature.text,
+                ("GET", "/tokens"),
+                "route_not_allowed",
+                why,
+            )
+            .await;
+            assert_both(
+                app,
+                &by_feature.text,
+                ("POST", "/forward"),
+                expected(forwards),
+                why,
+            )
+            .await;
             // The key itself is not touched: it prints what it was given, and says who it is.
-            let row = app.get(&format!("/api-keys/{}", by_merchants.id)).bearer(&token).await.json();
+            let row = app
+                .get(&format!("/api-keys/{}", by_merchants.id))
+                .bearer(&token)
+                .await
+                .json();
             assert_eq!(
                 [&row["status"], &row["merchants"], &row["features"]],
                 [&json!("active"), &json!(["m_1"]), &Value::Null]
             );
-            assert_eq!(app.get("/whoami").header("x-api-key", &by_merchants.text).await.status, 200);
+            assert_eq!(
+                app.get("/whoami")
+                    .header("x-api-key", &by_merchants.text)
+                    .await
+                    .status,
+                200
+            );
         }
         // The model of another account is no help.
         app.set_model("globex", "ecosystem").await;
-        assert_both(app, &by_merchants.text, ("POST", "/forward"), "route_not_allowed", "platform").await;
+        assert_both(
+            app,
+            &by_merchants.text,
+            ("POST", "/forward"),
+            "route_not_allowed",
+            "platform",
+        )
+        .await;
     })
     .await;
 }
@@ -301,23 +471,41 @@ async fn a_request_that_does_not_tell_its_method_or_path_is_no_row() {
     each_backend(async |app: &App| {
         let token = app.merchant("acme");
         be(app, OperatingModel::Ecosystem).await;
-        let key = app.commerce_key(&token, json!({"features": ["tokens.list"]})).await;
-        for need in [json!({}), json!({"method": "GET"}), json!({"path": "/tokens"})] {
-            assert_eq!(app.verify(&key.text, need.clone()).await["code"], "route_not_allowed", "{need}");
+        let key = app
+            .commerce_key(&token, json!({"features": ["tokens.list"]}))
+            .await;
+        for need in [
+            json!({}),
+            json!({"method": "GET"}),
+            json!({"path": "/tokens"}),
+        ] {
+            assert_eq!(
+                app.verify(&key.text, need.clone()).await["code"],
+                "route_not_allowed",
+                "{need}"
+            );
         }
-        let ask = || app.get("/authz/forward-auth").header("x-api-key", &key.text);
+        let ask = || {
+            app.get("/authz/forward-auth")
+                .header("x-api-key", &key.text)
+        };
         for call in [
             ask(),
             ask().header("x-forwarded-method", "GET"),
             ask().header("x-forwarded-uri", "/tokens"),
-            ask().header("x-original-method", "GET").header("x-original-uri", "/tokens"),
+            ask()
+                .header("x-original-method", "GET")
+                .header("x-original-uri", "/tokens"),
             ask()
                 .header("x-forwarded-method", "GET")
                 .header("x-forwarded-uri", "/tokens")
                 .header("x-forwarded-uri", "/tokens"),
         ] {
             let reply = call.await;
-            assert_eq!((reply.status, reply.code().as_str()), (403, "route_not_allowed"));
+            assert_eq!(
+                (reply.status, reply.code().as_str()),
+                (403, "route_not_allowed")
+            );
         }
         assert_eq!(gateway(app, &key.text, "GET", "/tokens").await.status, 200);
         assert_eq!(gateway(app, &key.text, "HEAD", "/tokens").await.status, 200);
@@ -333,8 +521,12 @@ async fn a_key_bound_to_merchants_needs_one_of_them_and_is_told_by_x_merchant_id
     each_backend(async |app: &App| {
         let token = app.merchant("acme");
         be(app, OperatingModel::Ecosystem).await;
-        let key = app.commerce_key(&token, json!({"merchants": ["m_1", "m_2"]})).await;
-        let free = app.commerce_key(&token, json!({"features": ["tokens.list"]})).await;
+        let key = app
+            .commerce_key(&token, json!({"merchants": ["m_1", "m_2"]}))
+            .await;
+        let free = app
+            .commerce_key(&token, json!({"features": ["tokens.list"]}))
+            .await;
         for (merchant, allowed) in [
             (Some("m_1"), true),
             (Some("m_2"), true),
@@ -345,34 +537,55 @@ async fn a_key_bound_to_merchants_needs_one_of_them_and_is_told_by_x_merchant_id
             (Some("*"), false),
             (None, false),
         ] {
-            let expected = if allowed { "valid" } else { "merchant_not_allowed" };
-            let need = json!({"key": key.text, "method": "GET", "path": "/tokens", "merchant": merchant});
+            let expected = if allowed {
+                "valid"
+            } else {
+                "merchant_not_allowed"
+            };
+            let need =
+                json!({"key": key.text, "method": "GET", "path": "/tokens", "merchant": merchant});
             let reply = app.post("/verify", need).bearer(&app.service()).await;
             if merchant.is_some_and(|merchant| merchant.contains([',', '*'])) {
                 // What cannot be a merchant at all is a mistake of the resource server that asks.
-                assert_eq!((reply.status, reply.json()["errors"][0]["pointer"].as_str()), (400, Some("/merchant")));
+                assert_eq!(
+                    (reply.status, reply.json()["errors"][0]["pointer"].as_str()),
+                    (400, Some("/merchant"))
+                );
             } else {
                 assert_eq!(reply.json()["code"], expected, "{merchant:?}");
             }
             let call = gateway(app, &key.text, "GET", "/tokens");
-            let call = if let Some(merchant) = merchant { call.header("x-merchant-id", merchant) } else { call };
+            let call = if let Some(merchant) = merchant {
+                call.header("x-merchant-id", merchant)
+            } else {
+                call
+            };
             let reply = call.await;
             assert_eq!(said(&reply), expected, "{merchant:?}");
             if allowed {
                 assert_eq!(reply.header("x-auth-merchant-id"), merchant);
             }
         }
-        let twice =
-            gateway(app, &key.text, "GET", "/tokens").header("x-merchant-id", "m_1").header("x-merchant-id", "m_1");
+        let twice = gateway(app, &key.text, "GET", "/tokens")
+            .header("x-merchant-id", "m_1")
+            .header("x-merchant-id", "m_1");
         assert_eq!(said(&twice.await), "merchant_not_allowed");
         // Any other header is not it, and a path with the merchant in it neither.
-        let other = gateway(app, &key.text, "GET", "/tokens?merchant=m_1").header("x-merchant", "m_1");
+        let other =
+            gateway(app, &key.text, "GET", "/tokens?merchant=m_1").header("x-merchant", "m_1");
         assert_eq!(said(&other.await), "merchant_not_allowed");
         // The route is judged first, so that nobody learns the merchants of a key from a route it does not have.
-        assert_eq!(verified(app, &key.text, "GET", "/merchants", Some("m_3")).await, "route_not_allowed");
+        assert_eq!(
+            verified(app, &key.text, "GET", "/merchants", Some("m_3")).await,
+            "route_not_allowed"
+        );
         // A key with features alone is bound to no merchant.
         for merchant in [None, Some("m_1"), Some("m_9")] {
-            assert_eq!(verified(app, &free.text, "GET", "/tokens", merchant).await, "valid", "{merchant:?}");
+            assert_eq!(
+                verified(app, &free.text, "GET", "/tokens", merchant).await,
+                "valid",
+                "{merchant:?}"
+            );
         }
     })
     .await;
@@ -383,10 +596,15 @@ async fn a_scoped_key_needs_its_scopes_too() {
     each_backend(async |app: &App| {
         let token = app.merchant("acme");
         be(app, OperatingModel::Ecosystem).await;
-        let body = json!({"merchants": ["m_1"], "features": ["tokens.list"], "scopes": ["links:read"]});
+        let body =
+            json!({"merchants": ["m_1"], "features": ["tokens.list"], "scopes": ["links:read"]});
         let key = app.commerce_key(&token, body).await;
-        for (scopes, expected) in [(json!(["links:read"]), "valid"), (json!(["commerce"]), "insufficient_scope")] {
-            let need = json!({"method": "GET", "path": "/tokens", "merchant": "m_1", "scopes": scopes});
+        for (scopes, expected) in [
+            (json!(["links:read"]), "valid"),
+            (json!(["commerce"]), "insufficient_scope"),
+        ] {
+            let need =
+                json!({"method": "GET", "path": "/tokens", "merchant": "m_1", "scopes": scopes});
             assert_eq!(app.verify(&key.text, need).await["code"], expected);
         }
     })
@@ -433,7 +651,8 @@ async fn merchants_and_features_are_changed_within_the_model_the_account_has_the
 }
 
 #[actix_web::test]
-async fn what_a_key_is_bound_to_is_never_cleared_and_anything_else_of_it_changed_under_every_model() {
+async fn what_a_key_is_bound_to_is_never_cleared_and_anything_else_of_it_changed_under_every_model()
+{
     each_backend(async |app: &App| {
         let token = app.merchant("acme");
         be(app, OperatingModel::Ecosystem).await;

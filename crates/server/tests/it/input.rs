@@ -13,21 +13,59 @@ use crate::{
 
 /// An error says everything an error has to say, and nothing about how we are made.
 fn assert_problem(reply: &Reply, context: &str) {
-    assert_eq!(reply.header("content-type"), Some("application/problem+json"), "{context}: {reply}");
-    assert_eq!(reply.header("cache-control"), Some("no-store"), "{context}: {reply}");
-    assert_eq!(reply.header("x-content-type-options"), Some("nosniff"), "{context}: {reply}");
+    assert_eq!(
+        reply.header("content-type"),
+        Some("application/problem+json"),
+        "{context}: {reply}"
+    );
+    assert_eq!(
+        reply.header("cache-control"),
+        Some("no-store"),
+        "{context}: {reply}"
+    );
+    assert_eq!(
+        reply.header("x-content-type-options"),
+        Some("nosniff"),
+        "{context}: {reply}"
+    );
     let json = reply.json();
-    let members: Vec<&str> = json.as_object().unwrap().keys().map(String::as_str).collect();
-    assert_eq!(members[..6], ["type", "title", "status", "detail", "code", "request_id"], "{context}: {reply}");
-    assert!(members.len() == 6 || members[6..] == ["errors"], "{context}: {reply}");
-    assert_eq!(members.contains(&"errors"), reply.code() == "validation_failed", "{context}: {reply}");
+    let members: Vec<&str> = json
+        .as_object()
+        .unwrap()
+        .keys()
+        .map(String::as_str)
+        .collect();
+    assert_eq!(
+        members[..6],
+        ["type", "title", "status", "detail", "code", "request_id"],
+        "{context}: {reply}"
+    );
+    assert!(
+        members.len() == 6 || members[6..] == ["errors"],
+        "{context}: {reply}"
+    );
+    assert_eq!(
+        members.contains(&"errors"),
+        reply.code() == "validation_failed",
+        "{context}: {reply}"
+    );
     assert_eq!(json["status"], reply.status, "{context}: {reply}");
-    assert_eq!(json["request_id"].as_str(), reply.header("x-request-id"), "{context}: {reply}");
+    assert_eq!(
+        json["request_id"].as_str(),
+        reply.header("x-request-id"),
+        "{context}: {reply}"
+    );
     for member in ["type", "title", "detail", "code"] {
-        assert!(json[member].as_str().is_some_and(|text| !text.is_empty()), "{context}: {reply}");
+        assert!(
+            json[member].as_str().is_some_and(|text| !text.is_empty()),
+            "{context}: {reply}"
+        );
     }
     let body = reply.body.to_ascii_lowercase();
-    for ours in ["serde", "diesel", "sqlite", "postgres", "actix", "struct", "::", ".rs", "tollkey_", "api_keys"] {
+    for ours in [
+        "serde", "diesel", "sqlite", "postgres", "actix", "struct", "::", ".rs", "tollkey_",
+        "api_keys",
+    ] {
         assert!(!body.contains(ours), "{context} names {ours}: {reply}");
     }
 }
@@ -69,7 +107,13 @@ async fn writers(app: &App) -> Vec<(&'static str, String, String)> {
 
 #[actix_web::test]
 async fn a_body_that_is_no_json_object_is_400_everywhere_and_nothing_is_written() {
-    let nested = |open: &str, close: &str| format!("{{\"metadata\":{}{}}}", open.repeat(10_000), close.repeat(10_000));
+    let nested = |open: &str, close: &str| {
+        format!(
+            "{{\"metadata\":{}{}}}",
+            open.repeat(10_000),
+            close.repeat(10_000)
+        )
+    };
     let bodies: Vec<(&str, Vec<u8>)> = vec![
         ("empty", b"".to_vec()),
         ("blank", b" \n ".to_vec()),
@@ -78,7 +122,10 @@ async fn a_body_that_is_no_json_object_is_400_everywhere_and_nothing_is_written(
         ("no quotes", b"{name: \"x\"}".to_vec()),
         ("single quotes", b"{'name': 'x'}".to_vec()),
         ("trailing comma", b"{\"name\": \"x\",}".to_vec()),
-        ("two objects", b"{\"name\": \"x\"}{\"name\": \"y\"}".to_vec()),
+        (
+            "two objects",
+            b"{\"name\": \"x\"}{\"name\": \"y\"}".to_vec(),
+        ),
         ("comment", b"{\"name\": \"x\" /* why */}".to_vec()),
         ("form", b"name=x".to_vec()),
         ("markup", b"<name>x</name>".to_vec()),
@@ -95,15 +142,33 @@ async fn a_body_that_is_no_json_object_is_400_everywhere_and_nothing_is_written(
         ("lone surrogate", b"{\"name\": \"\\ud800\"}".to_vec()),
         ("not UTF-8", b"{\"name\": \"\xff\xfe\"}".to_vec()),
         ("overlong UTF-8", b"{\"name\": \"\xc0\xaf\"}".to_vec()),
-        ("UTF-16", "{\"name\": \"x\"}".encode_utf16().flat_map(u16::to_le_bytes).collect()),
-        ("byte order mark inside", b"{\xef\xbb\xbf\"name\": \"x\"}".to_vec()),
-        ("two byte order marks", b"\xef\xbb\xbf\xef\xbb\xbf{\"name\": \"x\"}".to_vec()),
+        (
+            "UTF-16",
+            "{\"name\": \"x\"}"
+                .encode_utf16()
+                .flat_map(u16::to_le_bytes)
+                .collect(),
+        ),
+        (
+            "byte order mark inside",
+            b"{\xef\xbb\xbf\"name\": \"x\"}".to_vec(),
+        ),
+        (
+            "two byte order marks",
+            b"\xef\xbb\xbf\xef\xbb\xbf{\"name\": \"x\"}".to_vec(),
+        ),
         ("unknown member", b"{\"nmae\": \"x\"}".to_vec()),
-        ("member twice", b"{\"name\": \"x\", \"name\": \"x\"}".to_vec()),
+        (
+            "member twice",
+            b"{\"name\": \"x\", \"name\": \"x\"}".to_vec(),
+        ),
         ("deep arrays", nested("[", "]").into_bytes()),
         ("deep objects", nested("{\"a\":", "}").into_bytes()),
         ("deep, no object", "[".repeat(60_000).into_bytes()),
-        ("endless number", format!("{{\"name\": {}}}", "9".repeat(50_000)).into_bytes()),
+        (
+            "endless number",
+            format!("{{\"name\": {}}}", "9".repeat(50_000)).into_bytes(),
+        ),
         ("number out of range", b"{\"name\": 1e999}".to_vec()),
     ];
     each_backend(async |app: &App| {
@@ -113,13 +178,22 @@ async fn a_body_that_is_no_json_object_is_400_everywhere_and_nothing_is_written(
         for (method, path, token) in &writers {
             for (name, body) in &bodies {
                 let context = format!("{method} {path} {name}");
-                let call = app.call(method, path).bearer(token).header("content-type", "application/json");
+                let call = app
+                    .call(method, path)
+                    .bearer(token)
+                    .header("content-type", "application/json");
                 let reply = call.body(body.clone()).await;
                 assert_eq!(reply.status, 400, "{context}: {reply}");
-                assert!(["malformed_json", "validation_failed"].contains(&reply.code().as_str()), "{context}: {reply}");
+                assert!(
+                    ["malformed_json", "validation_failed"].contains(&reply.code().as_str()),
+                    "{context}: {reply}"
+                );
                 if reply.code() == "malformed_json" {
                     let detail = reply.json()["detail"].as_str().unwrap().to_owned();
-                    assert!(detail.starts_with("Line ") && detail.contains(", column "), "{context}: {reply}");
+                    assert!(
+                        detail.starts_with("Line ") && detail.contains(", column "),
+                        "{context}: {reply}"
+                    );
                 }
                 assert!(reply.body.len() < 2000, "{context}: {reply}");
                 assert_problem(&reply, &context);
@@ -373,11 +447,29 @@ async fn an_unescaped_plus_in_a_time_gets_a_hint() {
     each_backend(async |app: &App| {
         let token = app.merchant("acme");
         for name in ["since", "until"] {
-            let reply = app.get(&format!("/audit-log?{name}=2026-01-01T00:00:00+00:00")).bearer(&token).await;
-            let rule = "has a space where the + of its offset stood: write + as %2B, or the time with Z";
-            assert_eq!((reply.status, reply.errors()), (400, vec![format!("{name} {rule}")]));
-            for time in ["2026-01-01T00:00:00%2B00:00", "2026-01-01T00:00:00Z", "1767225600"] {
-                assert_eq!(app.get(&format!("/audit-log?{name}={time}")).bearer(&token).await.status, 200, "{time}");
+            let reply = app
+                .get(&format!("/audit-log?{name}=2026-01-01T00:00:00+00:00"))
+                .bearer(&token)
+                .await;
+            let rule =
+                "has a space where the + of its offset stood: write + as %2B, or the time with Z";
+            assert_eq!(
+                (reply.status, reply.errors()),
+                (400, vec![format!("{name} {rule}")])
+            );
+            for time in [
+                "2026-01-01T00:00:00%2B00:00",
+                "2026-01-01T00:00:00Z",
+                "1767225600",
+            ] {
+                assert_eq!(
+                    app.get(&format!("/audit-log?{name}={time}"))
+                        .bearer(&token)
+                        .await
+                        .status,
+                    200,
+                    "{time}"
+                );
             }
         }
     })
@@ -392,7 +484,9 @@ async fn a_body_over_64_kib_is_413_however_it_comes() {
         let before = world(app, &token).await;
         let body = |size: usize| format!("{{\"name\":\"{}\"}}", "x".repeat(size - 11)).into_bytes();
         let json = |method: &str, path: &str, token: &str| {
-            app.call(method, path).bearer(token).header("content-type", "application/json")
+            app.call(method, path)
+                .bearer(token)
+                .header("content-type", "application/json")
         };
         for (method, path, token) in &writers {
             let call = || json(method, path, token);
@@ -401,25 +495,42 @@ async fn a_body_over_64_kib_is_413_however_it_comes() {
                 ("in chunks", call().chunked(&body(65_537)).await),
                 ("much of it", call().body(body(400_000)).await),
                 ("much of it in chunks", call().chunked(&body(400_000)).await),
-                ("announced and never sent", call().header("content-length", "10000000000").await),
+                (
+                    "announced and never sent",
+                    call().header("content-length", "10000000000").await,
+                ),
             ] {
                 let context = format!("{method} {path} {name}");
-                assert_eq!((reply.status, reply.code().as_str()), (413, "payload_too_large"), "{context}");
+                assert_eq!(
+                    (reply.status, reply.code().as_str()),
+                    (413, "payload_too_large"),
+                    "{context}"
+                );
                 assert_problem(&reply, &context);
             }
         }
         // What just fits is read.
         for reply in [
-            json("POST", "/applications", &token).body(body(65_536)).await,
-            json("POST", "/applications", &token).chunked(&body(65_536)).await,
+            json("POST", "/applications", &token)
+                .body(body(65_536))
+                .await,
+            json("POST", "/applications", &token)
+                .chunked(&body(65_536))
+                .await,
         ] {
             assert_eq!(reply.errors(), ["/name must have 1 to 100 characters"]);
         }
-        let form =
-            app.call("POST", "/introspect").bearer(&app.service()).form(&format!("token={}", "x".repeat(65_536)));
+        let form = app
+            .call("POST", "/introspect")
+            .bearer(&app.service())
+            .form(&format!("token={}", "x".repeat(65_536)));
         assert_eq!(form.await.status, 413);
         // A stranger learns nothing of any of it, whatever the size.
-        let reply = app.call("POST", "/applications").header("content-type", "text/plain").body(body(65_537)).await;
+        let reply = app
+            .call("POST", "/applications")
+            .header("content-type", "text/plain")
+            .body(body(65_537))
+            .await;
         assert_eq!(reply.status, 401);
         assert_eq!(world(app, &token).await, before);
     })
@@ -443,28 +554,51 @@ async fn a_wrong_content_type_or_a_compressed_body_is_415() {
                 Some("multipart/form-data; boundary=x"),
                 Some("application/json, text/plain"),
             ] {
-                let call = app.call(method, path).bearer(token).body("{\"name\": \"x\"}");
+                let call = app
+                    .call(method, path)
+                    .bearer(token)
+                    .body("{\"name\": \"x\"}");
                 let reply = match content_type {
                     Some(content_type) => call.header("content-type", content_type).await,
                     None => call.await,
                 };
                 let context = format!("{method} {path} {content_type:?}");
-                assert_eq!((reply.status, reply.code().as_str()), (415, "unsupported_media_type"), "{context}");
+                assert_eq!(
+                    (reply.status, reply.code().as_str()),
+                    (415, "unsupported_media_type"),
+                    "{context}"
+                );
                 assert_problem(&reply, &context);
             }
             for encoding in ["gzip", "br", "deflate", "identity, gzip", "x"] {
-                let call = app.call(method, path).bearer(token).header("content-encoding", encoding);
+                let call = app
+                    .call(method, path)
+                    .bearer(token)
+                    .header("content-encoding", encoding);
                 let reply = call.json(json!({"name": "x"})).await;
                 let context = format!("{method} {path} {encoding}");
-                assert_eq!((reply.status, reply.code().as_str()), (415, "unsupported_media_type"), "{context}");
+                assert_eq!(
+                    (reply.status, reply.code().as_str()),
+                    (415, "unsupported_media_type"),
+                    "{context}"
+                );
                 assert_problem(&reply, &context);
             }
         }
         assert_eq!(world(app, &token).await, before);
-        for content_type in ["application/json", "application/json; charset=utf-8", "Application/JSON;charset=UTF-8"] {
-            let call = app.call("POST", "/applications").bearer(&token).header("content-type", content_type);
-            let reply =
-                call.header("content-encoding", "identity").body(json!({"name": content_type}).to_string()).await;
+        for content_type in [
+            "application/json",
+            "application/json; charset=utf-8",
+            "Application/JSON;charset=UTF-8",
+        ] {
+            let call = app
+                .call("POST", "/applications")
+                .bearer(&token)
+                .header("content-type", content_type);
+            let reply = call
+                .header("content-encoding", "identity")
+                .body(json!({"name": content_type}).to_string())
+                .await;
             assert_eq!(reply.status, 201, "{content_type}: {reply}");
         }
     })
@@ -530,9 +664,14 @@ async fn head_is_answered_as_get_without_its_body() {
     each_backend(async |app: &App| {
         let token = app.merchant("acme");
         let id = app.application(&token, "Web Store").await;
-        for path in
-            ["/livez", "/readyz", "/openapi.json", "/applications", &format!("/applications/{id}"), "/audit-log"]
-        {
+        for path in [
+            "/livez",
+            "/readyz",
+            "/openapi.json",
+            "/applications",
+            &format!("/applications/{id}"),
+            "/audit-log",
+        ] {
             let get = app.get(path).bearer(&token).await;
             let head = app.call("HEAD", path).bearer(&token).await;
             assert_eq!((head.status, head.body.as_str()), (200, ""), "{path}");
@@ -617,8 +756,14 @@ async fn what_is_no_http_is_refused_without_a_word_about_us() {
             let mut reply = Vec::new();
             let _ = stream.read_to_end(&mut reply).await;
             let reply = String::from_utf8_lossy(&reply).to_ascii_lowercase();
-            assert!(reply.is_empty() || reply.starts_with("http/1.1 4"), "{reply}");
-            assert!(!reply.contains("actix") && !reply.contains("server:") && !reply.contains("rust"), "{reply}");
+            assert!(
+                reply.is_empty() || reply.starts_with("http/1.1 4"),
+                "{reply}"
+            );
+            assert!(
+                !reply.contains("actix") && !reply.contains("server:") && !reply.contains("rust"),
+                "{reply}"
+            );
         }
         assert_eq!(Call::new(address, "GET", "/livez").await.body, "ok");
     })

@@ -12,14 +12,18 @@ use std::{
 use futures_util::future::join_all;
 use serde_json::{Value, json};
 use tokio::time::timeout;
-use tollkey_core::{ApiKey, Clock as _, Denial, Digest, IpList, KeyId, Need, RateLimit, Timestamp, VerifierId};
+use tollkey_core::{
+    ApiKey, Clock as _, Denial, Digest, IpList, KeyId, Need, RateLimit, Timestamp, VerifierId,
+};
 use tollkey_store::{Backend, testing::backends};
 use tollkey_verifier::{Settings, SystemClock, Verifier, http::HttpSource};
 
 use crate::{
     binary::{Connection, Server, Tollkey, merchant},
     storlaunch::{KEYS, made, make, refusal, wanted},
-    support::{App, Call, Key, Reply, TOKEN_SIGN_IN, each_backend, each_backend_with, eventually, source},
+    support::{
+        App, Call, Key, Reply, TOKEN_SIGN_IN, each_backend, each_backend_with, eventually, source,
+    },
 };
 
 /// How often each thief tries to create a key, and for how long.
@@ -33,12 +37,17 @@ const DAY: Duration = Duration::from_secs(86_400);
 
 /// The hyphenated form of a key's ID, which the audit log and the dashboard print.
 fn hyphenated(key: &Key) -> String {
-    key.id.parse::<KeyId>().expect("the ID of a key").to_string()
+    key.id
+        .parse::<KeyId>()
+        .expect("the ID of a key")
+        .to_string()
 }
 
 /// Requests a secret key.
 fn create(address: SocketAddr, creator: &str) -> Call {
-    Call::new(address, "POST", KEYS).json(wanted("live", "secret")).bearer(creator)
+    Call::new(address, "POST", KEYS)
+        .json(wanted("live", "secret"))
+        .bearer(creator)
 }
 
 /// Creates keys with every stolen key, the newest first, until the server rejects all of them or there are `enough`.
@@ -47,7 +56,9 @@ async fn extend_tree(address: SocketAddr, stolen: &RefCell<Vec<String>>, enough:
     let mut creators = stolen.borrow().clone();
     let mut at = creators.len() - 1;
     for _ in 0..ATTEMPTS {
-        let Some(creator) = creators.get(at) else { return };
+        let Some(creator) = creators.get(at) else {
+            return;
+        };
         if begun.elapsed() > ATTACK || stolen.borrow().len() >= enough {
             return;
         }
@@ -65,7 +76,9 @@ async fn extend_tree(address: SocketAddr, stolen: &RefCell<Vec<String>>, enough:
             403 | 503 => {}
             _ => panic!("{reply}"),
         }
-        at = at.checked_sub(1).unwrap_or(creators.len().saturating_sub(1));
+        at = at
+            .checked_sub(1)
+            .unwrap_or(creators.len().saturating_sub(1));
     }
 }
 
@@ -86,10 +99,22 @@ impl Verifiers {
             }
         }
         for (at, key) in keys.iter().enumerate() {
-            let verdict = timeout(Duration::from_secs(20), self.subscriber.verify(key, &Need::default())).await;
-            let outcome = verdict.expect("a response in time").expect("a decision").outcome;
+            let verdict = timeout(
+                Duration::from_secs(20),
+                self.subscriber.verify(key, &Need::default()),
+            )
+            .await;
+            let outcome = verdict
+                .expect("a response in time")
+                .expect("a decision")
+                .outcome;
             let actual = outcome.map_or_else(Denial::code, |()| "valid");
-            assert_eq!(actual, code, "key {at} of {}, subscriber, {when}", keys.len());
+            assert_eq!(
+                actual,
+                code,
+                "key {at} of {}, subscriber, {when}",
+                keys.len()
+            );
         }
     }
 }
@@ -97,7 +122,11 @@ impl Verifiers {
 /// Revokes a root key while three thieves extend its tree through two replicas.
 async fn revoke_during_attack(settings: &[(&str, &str)]) {
     for database in backends() {
-        let tollkey = settings.iter().fold(Tollkey::on(&database), |tollkey, (name, value)| tollkey.with(name, value));
+        let tollkey = settings
+            .iter()
+            .fold(Tollkey::on(&database), |tollkey, (name, value)| {
+                tollkey.with(name, value)
+            });
         tollkey.answer(&["migrate"]).await;
         // Two processes cannot wake each other through one SQLite file: a change waits for a lease, so it is short.
         database.sql("UPDATE settings SET value = '300' WHERE name = 'lease_ms'");
@@ -105,11 +134,21 @@ async fn revoke_during_attack(settings: &[(&str, &str)]) {
         let gateway = server.service_key().await;
         let upstream = source(&format!("http://{}", replica.address), &gateway.text);
         let id = VerifierId::from_bytes([7; 16]);
-        let subscriber = Verifier::subscriber(id, upstream, Arc::new(SystemClock), Settings::default());
+        let subscriber =
+            Verifier::subscriber(id, upstream, Arc::new(SystemClock), Settings::default());
         let subscription = tokio::spawn(subscriber.clone().subscribe(std::future::pending()));
-        eventually("the subscriber has a lease", async || !subscriber.stats().lease_left.is_zero()).await;
-        let verifiers = Verifiers { server, replica, subscriber };
-        let Verifiers { server, replica, .. } = &verifiers;
+        eventually("the subscriber has a lease", async || {
+            !subscriber.stats().lease_left.is_zero()
+        })
+        .await;
+        let verifiers = Verifiers {
+            server,
+            replica,
+            subscriber,
+        };
+        let Verifiers {
+            server, replica, ..
+        } = &verifiers;
 
         let token = merchant("acme");
         let root = made(&create(server.address, &token).await);
@@ -117,25 +156,40 @@ async fn revoke_during_attack(settings: &[(&str, &str)]) {
         extend_tree(server.address, &stolen, HEAD_START).await;
         let cached = stolen.borrow().clone();
         assert_eq!(cached.len(), HEAD_START);
-        verifiers.assert_code(&cached, "valid", "before the revocation").await;
+        verifiers
+            .assert_code(&cached, "valid", "before the revocation")
+            .await;
 
         let thieves = [server.address, replica.address, server.address];
         let attack = join_all(thieves.map(|address| extend_tree(address, &stolen, usize::MAX)));
         let revocation = async {
-            eventually("the attack has begun", async || stolen.borrow().len() > HEAD_START).await;
+            eventually("the attack has begun", async || {
+                stolen.borrow().len() > HEAD_START
+            })
+            .await;
             // A response that takes longer than the bound of `Call` fails here.
-            let revoked = server.delete(&format!("{KEYS}/{}", root.id)).bearer(&token).await;
+            let revoked = server
+                .delete(&format!("{KEYS}/{}", root.id))
+                .bearer(&token)
+                .await;
             let held = stolen.borrow().clone();
             assert_eq!(revoked.status, 200, "{revoked}");
-            verifiers.assert_code(&held, "revoked", "once the revocation was answered").await;
+            verifiers
+                .assert_code(&held, "revoked", "once the revocation was answered")
+                .await;
         };
         tokio::join!(attack, revocation);
-        verifiers.assert_code(&stolen.into_inner(), "revoked", "after the attack").await;
+        verifiers
+            .assert_code(&stolen.into_inner(), "revoked", "after the attack")
+            .await;
 
         subscription.abort();
         verifiers.replica.stop().await;
         verifiers.server.stop().await;
-        assert!(tollkey.run(&["audit", "verify"]).await.success(), "the audit log is intact");
+        assert!(
+            tollkey.run(&["audit", "verify"]).await.success(),
+            "the audit log is intact"
+        );
     }
 }
 
@@ -168,7 +222,9 @@ impl Tree {
             }
             descendants.push(made(&reply));
         }
-        let requests: Vec<_> = (0..children).map(|_| create(server.address, &root.text)).collect();
+        let requests: Vec<_> = (0..children)
+            .map(|_| create(server.address, &root.text))
+            .collect();
         let mut requests = requests.into_iter();
         while requests.len() > 0 {
             let replies = join_all(requests.by_ref().take(10).map(IntoFuture::into_future)).await;
@@ -179,15 +235,23 @@ impl Tree {
 
     /// All keys, the root first.
     fn keys(&self) -> Vec<&str> {
-        std::iter::once(&self.root).chain(&self.descendants).map(|key| key.text.as_str()).collect()
+        std::iter::once(&self.root)
+            .chain(&self.descendants)
+            .map(|key| key.text.as_str())
+            .collect()
     }
 }
 
 /// Revokes a key with itself, and kills the server once it responds, at the latest after that time. Returns whether the
 /// server has responded.
 async fn revoke_and_kill(server: Server, key: &str, patience: Duration) -> bool {
-    let mut connection = Connection::open(server.address).await.expect("a connection");
-    connection.send("DELETE", "/api/v1/whoami", key, "").await.expect("the server reads");
+    let mut connection = Connection::open(server.address)
+        .await
+        .expect("a connection");
+    connection
+        .send("DELETE", "/api/v1/whoami", key, "")
+        .await
+        .expect("the server reads");
     let response = timeout(patience, connection.answer()).await.ok().flatten();
     server.kill().await;
     if let Some((status, body)) = &response {
@@ -204,7 +268,9 @@ async fn revocations(server: &Server, token: &str) -> Vec<Value> {
         let page = server.get(&path).bearer(token).await;
         assert_eq!(page.status, 200, "{page}");
         entries.extend(page.json().as_array().expect("an array").iter().cloned());
-        let next = page.header("link").and_then(|link| link.strip_prefix('<')?.split_once(">; rel=\"next\""));
+        let next = page
+            .header("link")
+            .and_then(|link| link.strip_prefix('<')?.split_once(">; rel=\"next\""));
         match next {
             Some((next, _)) => path = next.to_owned(),
             None => return entries,
@@ -222,10 +288,17 @@ async fn interrupted_cascade_is_resumed_by_a_replica() {
         database.sql("UPDATE settings SET value = '300' WHERE name = 'lease_ms'");
         let token = merchant("acme");
         let mut revoked = 0;
-        for (patience, has_replica) in [(Duration::from_millis(20), false), (Duration::from_secs(30), true)] {
+        for (patience, has_replica) in [
+            (Duration::from_millis(20), false),
+            (Duration::from_secs(30), true),
+        ] {
             let server = tollkey.serve().await;
             let tree = Tree::grow(&server, &token, 300).await;
-            let replica = if has_replica { Some(tollkey.serve().await) } else { None };
+            let replica = if has_replica {
+                Some(tollkey.serve().await)
+            } else {
+                None
+            };
             let answered = revoke_and_kill(server, &tree.root.text, patience).await;
             let server = match replica {
                 Some(replica) => replica,
@@ -233,7 +306,11 @@ async fn interrupted_cascade_is_resumed_by_a_replica() {
             };
 
             let codes = server.codes(&tree.keys()).await;
-            let expected = if answered { "revoked" } else { codes[0].as_str() };
+            let expected = if answered {
+                "revoked"
+            } else {
+                codes[0].as_str()
+            };
             assert!(["valid", "revoked"].contains(&expected), "{expected}");
             assert!(
                 codes.iter().all(|code| code == expected),
@@ -248,24 +325,45 @@ async fn interrupted_cascade_is_resumed_by_a_replica() {
             }
 
             let all = revoked + 1 + tree.descendants.len();
-            eventually("every descendant is marked", async || revocations(&server, &token).await.len() >= all).await;
+            eventually("every descendant is marked", async || {
+                revocations(&server, &token).await.len() >= all
+            })
+            .await;
             let entries = revocations(&server, &token).await;
             assert_eq!(entries.len(), all, "one entry a key");
             revoked = all;
             let mut of_target: BTreeMap<&str, Vec<&Value>> = BTreeMap::new();
             for entry in &entries {
-                of_target.entry(entry["target"]["id"].as_str().expect("an ID")).or_default().push(entry);
+                of_target
+                    .entry(entry["target"]["id"].as_str().expect("an ID"))
+                    .or_default()
+                    .push(entry);
             }
             let root_id = hyphenated(&tree.root);
             let request = &of_target[root_id.as_str()][0]["request_id"];
             for key in std::iter::once(&tree.root).chain(&tree.descendants) {
-                let of_key = of_target.get(hyphenated(key).as_str()).map(Vec::as_slice).unwrap_or_default();
-                let [entry] = of_key else { panic!("{} entries for {}", of_key.len(), key.id) };
-                assert_eq!(entry["actor"], json!({"type": "api_key", "id": root_id}), "{entry}");
-                assert_eq!(&entry["request_id"], request, "the request that revoked the root: {entry}");
+                let of_key = of_target
+                    .get(hyphenated(key).as_str())
+                    .map(Vec::as_slice)
+                    .unwrap_or_default();
+                let [entry] = of_key else {
+                    panic!("{} entries for {}", of_key.len(), key.id)
+                };
+                assert_eq!(
+                    entry["actor"],
+                    json!({"type": "api_key", "id": root_id}),
+                    "{entry}"
+                );
+                assert_eq!(
+                    &entry["request_id"], request,
+                    "the request that revoked the root: {entry}"
+                );
             }
             server.stop().await;
-            assert!(tollkey.run(&["audit", "verify"]).await.success(), "the audit log is intact");
+            assert!(
+                tollkey.run(&["audit", "verify"]).await.success(),
+                "the audit log is intact"
+            );
         }
     }
 }
@@ -292,22 +390,39 @@ async fn uses_of_a_child_count_against_its_parents_limit() {
         for first in 0..family.len() {
             // A denial for another reason takes nothing from any limit.
             for key in family.iter().cycle().take(9) {
-                assert_eq!(app.verify(&key.text, json!({"mode": "test"})).await["code"], "wrong_mode");
+                assert_eq!(
+                    app.verify(&key.text, json!({"mode": "test"})).await["code"],
+                    "wrong_mode"
+                );
             }
             let mut codes = Vec::new();
             for key in family.iter().cycle().skip(first).take(100) {
                 codes.push(app.code(&key.text).await);
             }
             assert_eq!(codes[..2], ["valid", "valid"], "first key: {first}");
-            assert!(codes[2..].iter().all(|code| code == "rate_limited"), "first key: {first}: {codes:?}");
+            assert!(
+                codes[2..].iter().all(|code| code == "rate_limited"),
+                "first key: {first}: {codes:?}"
+            );
             app.clock.advance(2 * DAY);
         }
 
         // The same at the same time.
-        let requests = family.iter().cycle().take(100).map(|key| app.get("/whoami").bearer(&key.text).into_future());
+        let requests = family
+            .iter()
+            .cycle()
+            .take(100)
+            .map(|key| app.get("/whoami").bearer(&key.text).into_future());
         let replies = join_all(requests.collect::<Vec<_>>()).await;
-        assert_eq!(replies.iter().filter(|reply| reply.status == 200).count(), 2);
-        assert!(replies.iter().all(|reply| matches!(reply.status, 200 | 429)));
+        assert_eq!(
+            replies.iter().filter(|reply| reply.status == 200).count(),
+            2
+        );
+        assert!(
+            replies
+                .iter()
+                .all(|reply| matches!(reply.status, 200 | 429))
+        );
     })
     .await;
 }
@@ -327,7 +442,10 @@ async fn use_that_one_limit_denies_takes_nothing_from_the_others() {
         // The child has no use left, and its parent has three.
         assert_eq!(codes(&child, 5).await, ["rate_limited"; 5]);
         assert_eq!(codes(&grandchild, 5).await, ["rate_limited"; 5]);
-        assert_eq!(codes(&root, 4).await, ["valid", "valid", "valid", "rate_limited"]);
+        assert_eq!(
+            codes(&root, 4).await,
+            ["valid", "valid", "valid", "rate_limited"]
+        );
     })
     .await;
 }
@@ -339,7 +457,10 @@ async fn reported_rate_limit_is_the_one_with_the_least_left() {
         let reported = async |key: &Key| {
             let verdict = app.verify(&key.text, json!({})).await;
             assert_eq!(verdict["code"], "valid", "{verdict}");
-            (verdict["rate_limit"]["limit"].clone(), verdict["rate_limit"]["remaining"].clone())
+            (
+                verdict["rate_limit"]["limit"].clone(),
+                verdict["rate_limit"]["remaining"].clone(),
+            )
         };
         // Left of root and child: 3 and 1.
         assert_eq!(reported(&child).await, (json!(2), json!(1)));
@@ -361,70 +482,116 @@ async fn reported_rate_limit_is_the_one_with_the_least_left() {
 /// A browser that is signed in.
 async fn sign_in(app: &App, account: &str) -> String {
     let token = app.merchant(account);
-    let fields = serde_urlencoded::to_string([("token", token.as_str()), ("next", "/dashboard/keys")]).expect("a form");
-    let reply =
-        app.call("POST", "/dashboard/sign-in/token").header("sec-fetch-site", "same-origin").form(&fields).await;
+    let fields =
+        serde_urlencoded::to_string([("token", token.as_str()), ("next", "/dashboard/keys")])
+            .expect("a form");
+    let reply = app
+        .call("POST", "/dashboard/sign-in/token")
+        .header("sec-fetch-site", "same-origin")
+        .form(&fields)
+        .await;
     assert_eq!(reply.status, 303, "{}", reply.status);
-    reply.header("set-cookie").and_then(|cookie| cookie.split(';').next()).expect("a cookie").to_owned()
+    reply
+        .header("set-cookie")
+        .and_then(|cookie| cookie.split(';').next())
+        .expect("a cookie")
+        .to_owned()
 }
 
 #[actix_web::test]
 async fn effective_status_shows_everywhere_at_once() {
     // The root, a chain below it, and children.
     const TREE: usize = 13;
-    each_backend_with(&[TOKEN_SIGN_IN, ("TOLLKEY_ACCOUNT_KEY_LIMIT", "13")], async |app: &App| {
-        let token = app.merchant("acme");
-        let cookie = sign_in(app, "acme").await;
-        let root = make(app, &token, wanted("live", "secret")).await;
-        let child = make(app, &root.text, wanted("live", "secret")).await;
-        let mut keys = vec![make(app, &child.text, wanted("live", "publishable")).await, child];
-        while keys.len() < TREE - 1 {
-            keys.push(make(app, &root.text, wanted("test", "publishable")).await);
-        }
-        let over = async || {
-            let reply = app.post(KEYS, wanted("live", "secret")).bearer(&token).await;
-            (refusal(app, &reply), reply.json()["error"]["details"]["code"].clone())
-        };
-        let limit_reached = ((403, "FORBIDDEN".to_owned()), json!("key_limit_reached"));
-        assert_eq!(over().await, limit_reached);
+    each_backend_with(
+        &[TOKEN_SIGN_IN, ("TOLLKEY_ACCOUNT_KEY_LIMIT", "13")],
+        async |app: &App| {
+            let token = app.merchant("acme");
+            let cookie = sign_in(app, "acme").await;
+            let root = make(app, &token, wanted("live", "secret")).await;
+            let child = make(app, &root.text, wanted("live", "secret")).await;
+            let mut keys = vec![
+                make(app, &child.text, wanted("live", "publishable")).await,
+                child,
+            ];
+            while keys.len() < TREE - 1 {
+                keys.push(make(app, &root.text, wanted("test", "publishable")).await);
+            }
+            let over = async || {
+                let reply = app
+                    .post(KEYS, wanted("live", "secret"))
+                    .bearer(&token)
+                    .await;
+                (
+                    refusal(app, &reply),
+                    reply.json()["error"]["details"]["code"].clone(),
+                )
+            };
+            let limit_reached = ((403, "FORBIDDEN".to_owned()), json!("key_limit_reached"));
+            assert_eq!(over().await, limit_reached);
 
-        let revoked = app.delete(&format!("{KEYS}/{}", root.id)).bearer(&token).await;
-        assert_eq!(revoked.status, 200, "{revoked}");
-        keys.push(root);
+            let revoked = app
+                .delete(&format!("{KEYS}/{}", root.id))
+                .bearer(&token)
+                .await;
+            assert_eq!(revoked.status, 200, "{revoked}");
+            keys.push(root);
 
-        let list = app.get(&format!("{KEYS}?limit=100")).bearer(&token).await.json();
-        let rows = list["data"].as_array().expect("an array");
-        assert_eq!(rows.len(), TREE);
-        assert!(rows.iter().all(|row| row["revokedAt"].is_string()), "{list}");
+            let list = app
+                .get(&format!("{KEYS}?limit=100"))
+                .bearer(&token)
+                .await
+                .json();
+            let rows = list["data"].as_array().expect("an array");
+            assert_eq!(rows.len(), TREE);
+            assert!(
+                rows.iter().all(|row| row["revokedAt"].is_string()),
+                "{list}"
+            );
 
-        let page = async |status: &str| {
-            let path = format!("/dashboard/keys?status={status}");
-            let reply = app.get(&path).header("cookie", &cookie).header("sec-fetch-site", "same-origin").await;
-            assert_eq!(reply.status, 200, "{reply}");
-            keys.iter().filter(|key| reply.body.contains(&format!("/dashboard/keys/{}", hyphenated(key)))).count()
-        };
-        assert_eq!((page("revoked").await, page("active").await), (TREE, 0));
+            let page = async |status: &str| {
+                let path = format!("/dashboard/keys?status={status}");
+                let reply = app
+                    .get(&path)
+                    .header("cookie", &cookie)
+                    .header("sec-fetch-site", "same-origin")
+                    .await;
+                assert_eq!(reply.status, 200, "{reply}");
+                keys.iter()
+                    .filter(|key| {
+                        reply
+                            .body
+                            .contains(&format!("/dashboard/keys/{}", hyphenated(key)))
+                    })
+                    .count()
+            };
+            assert_eq!((page("revoked").await, page("active").await), (TREE, 0));
 
-        for _ in 0..TREE {
-            make(app, &token, wanted("live", "secret")).await;
-        }
-        assert_eq!(over().await, limit_reached);
-    })
+            for _ in 0..TREE {
+                make(app, &token, wanted("live", "secret")).await;
+            }
+            assert_eq!(over().await, limit_reached);
+        },
+    )
     .await;
 }
 
 /// The status, the code in the envelope and the problem's code of a rejection.
 fn rejection(app: &App, reply: &Reply) -> (u16, String, String) {
     let (status, code) = refusal(app, reply);
-    let problem = reply.json()["error"]["details"]["code"].as_str().unwrap_or_default().to_owned();
+    let problem = reply.json()["error"]["details"]["code"]
+        .as_str()
+        .unwrap_or_default()
+        .to_owned();
     (status, code, problem)
 }
 
 #[actix_web::test]
 async fn key_at_the_depth_limit_cannot_create_keys() {
-    for (settings, depth) in
-        [(&[][..], 3), (&[("TOLLKEY_KEY_DEPTH_LIMIT", "1")][..], 1), (&[("TOLLKEY_KEY_DEPTH_LIMIT", "0")][..], 0)]
-    {
+    for (settings, depth) in [
+        (&[][..], 3),
+        (&[("TOLLKEY_KEY_DEPTH_LIMIT", "1")][..], 1),
+        (&[("TOLLKEY_KEY_DEPTH_LIMIT", "0")][..], 0),
+    ] {
         each_backend_with(settings, async |app: &App| {
             let token = app.merchant("acme");
             let mut chain = vec![make(app, &token, wanted("live", "secret")).await];
@@ -433,16 +600,31 @@ async fn key_at_the_depth_limit_cannot_create_keys() {
                 chain.push(make(app, &creator, wanted("live", "secret")).await);
             }
             let last = chain.last().expect("the root");
-            let expected = (403, "FORBIDDEN".to_owned(), "key_depth_limit_reached".to_owned());
+            let expected = (
+                403,
+                "FORBIDDEN".to_owned(),
+                "key_depth_limit_reached".to_owned(),
+            );
             for access in ["secret", "publishable"] {
                 for environment in ["live", "test"] {
-                    let reply = app.post(KEYS, wanted(environment, access)).bearer(&last.text).await;
+                    let reply = app
+                        .post(KEYS, wanted(environment, access))
+                        .bearer(&last.text)
+                        .await;
                     assert_eq!(rejection(app, &reply), expected, "{depth}: {reply}");
                 }
             }
             let list = app.get(KEYS).bearer(&token).await.json();
-            assert_eq!(list["data"].as_array().map(Vec::len), Some(depth + 1), "no key was created");
-            assert_eq!(app.code(&last.text).await, "valid", "the key itself stays valid");
+            assert_eq!(
+                list["data"].as_array().map(Vec::len),
+                Some(depth + 1),
+                "no key was created"
+            );
+            assert_eq!(
+                app.code(&last.text).await,
+                "valid",
+                "the key itself stays valid"
+            );
             // A token creates keys at depth 0, whatever the limit is.
             make(app, &token, wanted("live", "secret")).await;
         })
@@ -530,17 +712,40 @@ async fn deleted_application_skips_keys_that_had_expired() {
     each_backend(async |app: &App| {
         let token = app.merchant("acme");
         let application = app.application(&token, "Web Store").await;
-        let expired = app.key(&token, &application, json!({"expiresAt": app.in_seconds(10)})).await;
+        let expired = app
+            .key(
+                &token,
+                &application,
+                json!({"expiresAt": app.in_seconds(10)}),
+            )
+            .await;
         app.clock.advance(Duration::from_secs(20));
         let usable = app.key(&token, &application, json!({})).await;
-        assert_eq!(app.delete(&format!("/applications/{application}")).bearer(&token).await.status, 204);
+        assert_eq!(
+            app.delete(&format!("/applications/{application}"))
+                .bearer(&token)
+                .await
+                .status,
+            204
+        );
         for _ in 0..2 {
-            assert_eq!([app.code(&usable.text).await, app.code(&expired.text).await], ["revoked", "expired"]);
+            assert_eq!(
+                [app.code(&usable.text).await, app.code(&expired.text).await],
+                ["revoked", "expired"]
+            );
             app.revocations_recorded().await;
         }
-        let log = app.get("/audit-log?action=api_key.revoked").bearer(&token).await.json();
-        let targets: Vec<&Value> =
-            log.as_array().expect("an array").iter().map(|entry| &entry["target"]["id"]).collect();
+        let log = app
+            .get("/audit-log?action=api_key.revoked")
+            .bearer(&token)
+            .await
+            .json();
+        let targets: Vec<&Value> = log
+            .as_array()
+            .expect("an array")
+            .iter()
+            .map(|entry| &entry["target"]["id"])
+            .collect();
         assert_eq!(targets, [&json!(usable.id)]);
     })
     .await;
@@ -556,19 +761,41 @@ async fn repeat_of_an_interrupted_revocation_rejects_every_descendant() {
         let grandchild = make(app, &child.text, wanted("live", "publishable")).await;
         let keys = [&root, &child, &grandchild];
         for key in keys {
-            assert_eq!(app.code(&key.text).await, if key.id == grandchild.id { "route_not_allowed" } else { "valid" });
+            assert_eq!(
+                app.code(&key.text).await,
+                if key.id == grandchild.id {
+                    "route_not_allowed"
+                } else {
+                    "valid"
+                }
+            );
         }
         let at = app.clock.now();
-        let hex =
-            root.id.parse::<KeyId>().expect("the ID of a key").as_bytes().map(|byte| format!("{byte:02x}")).concat();
+        let hex = root
+            .id
+            .parse::<KeyId>()
+            .expect("the ID of a key")
+            .as_bytes()
+            .map(|byte| format!("{byte:02x}"))
+            .concat();
         let id = match app.running().state().store.backend() {
             Backend::Sqlite => format!("x'{hex}'"),
             Backend::Postgres => format!("'\\x{hex}'"),
         };
-        app.database.sql(&format!("UPDATE api_keys SET revoked_at = {} WHERE id = {id}", at.as_microsecond()));
-        assert_eq!(app.code(&child.text).await, "valid", "what was cached before");
+        app.database.sql(&format!(
+            "UPDATE api_keys SET revoked_at = {} WHERE id = {id}",
+            at.as_microsecond()
+        ));
+        assert_eq!(
+            app.code(&child.text).await,
+            "valid",
+            "what was cached before"
+        );
 
-        let repeat = app.delete(&format!("{KEYS}/{}", root.id)).bearer(&token).await;
+        let repeat = app
+            .delete(&format!("{KEYS}/{}", root.id))
+            .bearer(&token)
+            .await;
         assert_eq!(repeat.status, 200, "{repeat}");
         for _ in 0..2 {
             for key in keys {
@@ -576,8 +803,16 @@ async fn repeat_of_an_interrupted_revocation_rejects_every_descendant() {
             }
             app.revocations_recorded().await;
         }
-        let log = app.get("/audit-log?action=api_key.revoked").bearer(&token).await.json();
-        assert_eq!(log.as_array().map(Vec::len), Some(2), "one for each descendant: {log}");
+        let log = app
+            .get("/audit-log?action=api_key.revoked")
+            .bearer(&token)
+            .await
+            .json();
+        assert_eq!(
+            log.as_array().map(Vec::len),
+            Some(2),
+            "one for each descendant: {log}"
+        );
     })
     .await;
 }

@@ -30,7 +30,9 @@ fn lines(finished: &Finished) -> Vec<Value> {
 
 /// Sends bytes, and waits until the server closes the connection, or for a moment.
 async fn send(server: &Server, bytes: &[u8]) {
-    let mut stream = TcpStream::connect(server.address).await.expect("a connection");
+    let mut stream = TcpStream::connect(server.address)
+        .await
+        .expect("a connection");
     // The server may close the connection before it has read everything.
     let _ = stream.write_all(bytes).await;
     let _ = stream.shutdown().await;
@@ -39,11 +41,17 @@ async fn send(server: &Server, bytes: &[u8]) {
 
 #[actix_web::test]
 async fn malformed_requests_are_no_errors_of_the_server() {
-    let oversized = format!("GET / HTTP/1.1\r\nhost: x\r\nx-long: {}\r\n\r\n", "x".repeat(400_000));
-    let unread =
-        format!("POST /api/v1/verify HTTP/1.1\r\nhost: x\r\ncontent-length: 9000000\r\n\r\n{}", "x".repeat(300_000));
+    let oversized = format!(
+        "GET / HTTP/1.1\r\nhost: x\r\nx-long: {}\r\n\r\n",
+        "x".repeat(400_000)
+    );
+    let unread = format!(
+        "POST /api/v1/verify HTTP/1.1\r\nhost: x\r\ncontent-length: 9000000\r\n\r\n{}",
+        "x".repeat(300_000)
+    );
     // The first bytes of a TLS client.
-    let client_hello = b"\x16\x03\x01\x00\xc8\x01\x00\x00\xc4\x03\x03EXAMPLEEXAMPLE\x00\x02\x13\x01\r\n\r\n";
+    let client_hello =
+        b"\x16\x03\x01\x00\xc8\x01\x00\x00\xc4\x03\x03EXAMPLEEXAMPLE\x00\x02\x13\x01\r\n\r\n";
     let malformed: [&[u8]; 16] = [
         b"\x00\xff\xfe garbage \x80\r\n\r\n",
         b"GET /livez HTTP/1.1\r\nhost: x",
@@ -74,18 +82,27 @@ async fn malformed_requests_are_no_errors_of_the_server() {
             let level = line["level"].as_str().expect("a level");
             assert!(
                 !matches!(level, "ERROR" | "WARN")
-                    || line["message"].as_str().is_some_and(|text| text.contains("SEALING")),
+                    || line["message"]
+                        .as_str()
+                        .is_some_and(|text| text.contains("SEALING")),
                 "{filter}: {line}"
             );
         }
-        assert_eq!(finished.stderr.contains("a connection ended early"), filter.starts_with("debug"), "{filter}");
+        assert_eq!(
+            finished.stderr.contains("a connection ended early"),
+            filter.starts_with("debug"),
+            "{filter}"
+        );
     }
     // An operator who asks for the lines of the library gets them.
     let tollkey = logging("info,actix_http=error");
     let server = tollkey.serve().await;
     send(&server, malformed[0]).await;
     let finished = server.stop().await;
-    assert!(finished.stderr.contains("actix_http::h1::dispatcher"), "{finished}");
+    assert!(
+        finished.stderr.contains("actix_http::h1::dispatcher"),
+        "{finished}"
+    );
 }
 
 #[actix_web::test]
@@ -97,19 +114,47 @@ async fn successful_probes_and_polls_are_logged_at_debug() {
             server.get(path).await;
         }
         let poll = |body| server.post("/sync", body).bearer(&service());
-        assert_eq!(poll(json!({"subscriber": "0f".repeat(16)})).await.status, 200);
+        assert_eq!(
+            poll(json!({"subscriber": "0f".repeat(16)})).await.status,
+            200
+        );
         assert_eq!(poll(json!({})).await.status, 400);
         let tollkey = tollkey.with("TOLLKEY_LISTEN", &server.address.to_string());
         assert!(tollkey.run(&["healthcheck"]).await.success());
         let finished = server.stop().await;
-        let answered = lines(&finished).into_iter().filter(|line| line["message"] == "answered");
-        let answered: Vec<_> =
-            answered.map(|line| (line["route"].clone(), line["status"].clone(), line["level"].clone())).collect();
-        let quiet = |route: &str| answered.iter().filter(|(own, status, _)| own == route && *status == 200).count();
+        let answered = lines(&finished)
+            .into_iter()
+            .filter(|line| line["message"] == "answered");
+        let answered: Vec<_> = answered
+            .map(|line| {
+                (
+                    line["route"].clone(),
+                    line["status"].clone(),
+                    line["level"].clone(),
+                )
+            })
+            .collect();
+        let quiet = |route: &str| {
+            answered
+                .iter()
+                .filter(|(own, status, _)| own == route && *status == 200)
+                .count()
+        };
         let counts = ["/livez", "/readyz", "/api/v1/sync"].map(quiet);
-        assert_eq!(counts, if filter == "info" { [0, 0, 0] } else { [1, 2, 1] }, "{finished}");
+        assert_eq!(
+            counts,
+            if filter == "info" {
+                [0, 0, 0]
+            } else {
+                [1, 2, 1]
+            },
+            "{finished}"
+        );
         for failed in [(json!("-"), 404), (json!("/api/v1/sync"), 400)] {
-            assert!(answered.contains(&(failed.0.clone(), json!(failed.1), json!("INFO"))), "{failed:?}: {finished}");
+            assert!(
+                answered.contains(&(failed.0.clone(), json!(failed.1), json!("INFO"))),
+                "{failed:?}: {finished}"
+            );
         }
     }
 }
@@ -124,21 +169,44 @@ async fn gateway_warnings_name_the_request_and_a_plain_scope() {
     let hidden = format!("ck_live_{}", "example0".repeat(4));
     let long = "x".repeat(65);
     let random = "0123456789abcdef".repeat(3);
-    for (number, scope) in
-        ["nothing:read", "Nothing", "a%20b", hidden.as_str(), long.as_str(), random.as_str(), "a.b_c-d:9"]
-            .into_iter()
-            .enumerate()
+    for (number, scope) in [
+        "nothing:read",
+        "Nothing",
+        "a%20b",
+        hidden.as_str(),
+        long.as_str(),
+        random.as_str(),
+        "a.b_c-d:9",
+    ]
+    .into_iter()
+    .enumerate()
     {
-        let reply = server.get(&format!("/authz/forward-auth?scope={scope}")).bearer(&key);
-        let reply = reply.header("x-request-id", format!("request-{number}")).await;
-        assert_eq!((reply.status, reply.code().as_str()), (403, "invalid_requirement"));
+        let reply = server
+            .get(&format!("/authz/forward-auth?scope={scope}"))
+            .bearer(&key);
+        let reply = reply
+            .header("x-request-id", format!("request-{number}"))
+            .await;
+        assert_eq!(
+            (reply.status, reply.code().as_str()),
+            (403, "invalid_requirement")
+        );
     }
     for _ in 0..50 {
-        server.get("/authz/forward-auth?scope=again").bearer(&key).await;
+        server
+            .get("/authz/forward-auth?scope=again")
+            .bearer(&key)
+            .await;
     }
     let finished = server.stop().await;
-    let warnings: Vec<Value> = lines(&finished).into_iter().filter(|line| line["rule"].is_string()).collect();
-    let rules: Vec<_> = warnings[..7].iter().map(|line| line["rule"].as_str().expect("a rule")).collect();
+    let warnings: Vec<Value> = lines(&finished)
+        .into_iter()
+        .filter(|line| line["rule"].is_string())
+        .collect();
+    let rules: Vec<_> = warnings[..7]
+        .iter()
+        .map(|line| line["rule"].as_str().expect("a rule"))
+        .collect();
     let unnamed = "it names an unknown scope";
     assert_eq!(
         rules,
@@ -167,13 +235,29 @@ async fn unreadable_hop_is_logged_once_without_its_value() {
     let application = server.application(&token, "Web Store").await;
     let key = server.key(&token, &application).await.text;
     for _ in 0..20 {
-        let reply = server.get("/authz/forward-auth").bearer(&key).header("x-forwarded-for", "hop-of-a-proxy").await;
-        assert_eq!((reply.status, reply.code().as_str()), (403, "ip_not_allowed"));
+        let reply = server
+            .get("/authz/forward-auth")
+            .bearer(&key)
+            .header("x-forwarded-for", "hop-of-a-proxy")
+            .await;
+        assert_eq!(
+            (reply.status, reply.code().as_str()),
+            (403, "ip_not_allowed")
+        );
     }
     let finished = server.stop().await;
-    let about = |line: &Value| line["message"].as_str().is_some_and(|text| text.contains("X-Forwarded-For"));
+    let about = |line: &Value| {
+        line["message"]
+            .as_str()
+            .is_some_and(|text| text.contains("X-Forwarded-For"))
+    };
     let warnings: Vec<Value> = lines(&finished).into_iter().filter(about).collect();
     assert_eq!(warnings.len(), 1, "{finished}");
-    assert!(warnings[0]["request_id"].as_str().is_some_and(|id| id.starts_with("req_")), "{finished}");
+    assert!(
+        warnings[0]["request_id"]
+            .as_str()
+            .is_some_and(|id| id.starts_with("req_")),
+        "{finished}"
+    );
     assert!(!finished.stderr.contains("hop-of-a-proxy"));
 }

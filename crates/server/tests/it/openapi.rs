@@ -27,7 +27,11 @@ fn operations(document: &Value) -> Vec<(String, &Value)> {
     let methods = ["get", "post", "put", "patch", "delete"];
     paths
         .iter()
-        .flat_map(|(path, item)| methods.iter().map(move |method| (format!("{method} {path}"), &item[*method])))
+        .flat_map(|(path, item)| {
+            methods
+                .iter()
+                .map(move |method| (format!("{method} {path}"), &item[*method]))
+        })
         .filter(|(_, operation)| operation.is_object())
         .collect()
 }
@@ -39,8 +43,10 @@ fn every_reference_leads_somewhere() {
     all(&document, "$ref", &mut references);
     assert!(references.len() > 50);
     for reference in references {
-        let pointer =
-            reference.as_str().and_then(|text| text.strip_prefix('#')).expect("a reference within the document");
+        let pointer = reference
+            .as_str()
+            .and_then(|text| text.strip_prefix('#'))
+            .expect("a reference within the document");
         assert!(document.pointer(pointer).is_some(), "{pointer} is nowhere");
     }
 }
@@ -49,28 +55,57 @@ fn every_reference_leads_somewhere() {
 fn every_operation_has_words_a_unique_id_its_parameters_and_its_errors() {
     let document = document();
     assert_eq!(document["openapi"], "3.1.0");
-    let schemes: BTreeSet<&String> =
-        document["components"]["securitySchemes"].as_object().expect("security schemes").keys().collect();
+    let schemes: BTreeSet<&String> = document["components"]["securitySchemes"]
+        .as_object()
+        .expect("security schemes")
+        .keys()
+        .collect();
     let mut ids = BTreeSet::new();
     for (name, operation) in operations(&document) {
-        assert!(operation["summary"].as_str().is_some_and(|words| words.len() > 8), "{name} has no words");
-        assert!(ids.insert(operation["operationId"].as_str().expect("an operation id")), "{name} has another's id");
+        assert!(
+            operation["summary"]
+                .as_str()
+                .is_some_and(|words| words.len() > 8),
+            "{name} has no words"
+        );
+        assert!(
+            ids.insert(operation["operationId"].as_str().expect("an operation id")),
+            "{name} has another's id"
+        );
         assert!(operation["tags"][0].is_string(), "{name} has no tag");
         let responses = operation["responses"].as_object().expect("responses");
         for (status, response) in responses {
-            assert!(response["description"].as_str().is_some_and(|words| !words.is_empty()), "{name} {status}");
+            assert!(
+                response["description"]
+                    .as_str()
+                    .is_some_and(|words| !words.is_empty()),
+                "{name} {status}"
+            );
             if !status.starts_with('2') {
                 let account = name.contains("/account/");
-                let media_type = if account { "application/json" } else { "application/problem+json" };
+                let media_type = if account {
+                    "application/json"
+                } else {
+                    "application/problem+json"
+                };
                 let schema = if account { "ErrorEnvelope" } else { "Problem" };
                 let reference = format!("#/components/schemas/{schema}");
-                assert_eq!(response["content"][media_type]["schema"]["$ref"], reference.as_str(), "{name} {status}");
+                assert_eq!(
+                    response["content"][media_type]["schema"]["$ref"],
+                    reference.as_str(),
+                    "{name} {status}"
+                );
             }
         }
         let path = name.split_once(' ').expect("a path").1;
-        for parameter in path.split('{').skip(1).filter_map(|rest| rest.split('}').next()) {
+        for parameter in path
+            .split('{')
+            .skip(1)
+            .filter_map(|rest| rest.split('}').next())
+        {
             let described = operation["parameters"].as_array().into_iter().flatten();
-            let mut of_this_name = described.filter(|own| own["name"] == parameter && own["in"] == "path");
+            let mut of_this_name =
+                described.filter(|own| own["name"] == parameter && own["in"] == "path");
             assert!(
                 of_this_name.any(|own| own["required"] == true && own["description"].is_string()),
                 "{name} {parameter}"
@@ -93,11 +128,17 @@ fn every_operation_has_words_a_unique_id_its_parameters_and_its_errors() {
 #[test]
 fn every_member_of_a_body_has_words() {
     let document = document();
-    for (name, schema) in document["components"]["schemas"].as_object().expect("schemas") {
+    for (name, schema) in document["components"]["schemas"]
+        .as_object()
+        .expect("schemas")
+    {
         for (member, words) in schema["properties"].as_object().into_iter().flatten() {
             let mut descriptions = Vec::new();
             all(words, "description", &mut descriptions);
-            assert!(!descriptions.is_empty() || words["$ref"].is_string(), "{name}.{member} has no words");
+            assert!(
+                !descriptions.is_empty() || words["$ref"].is_string(),
+                "{name}.{member} has no words"
+            );
         }
     }
 }
@@ -106,27 +147,46 @@ fn every_member_of_a_body_has_words() {
 fn the_committed_document_is_the_servers() {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../openapi/tollkey.json");
     let committed = std::fs::read_to_string(path).expect("openapi/tollkey.json");
-    assert!(committed == tollkey_server::openapi::json(), "run `cargo xtask openapi` and commit what it writes");
+    assert!(
+        committed == tollkey_server::openapi::json(),
+        "run `cargo xtask openapi` and commit what it writes"
+    );
 }
 
 #[actix_web::test]
 async fn the_document_and_the_swagger_ui_come_from_our_own_server() {
     each_backend(async |app: &App| {
         let reply = app.get("/openapi.json").await;
-        assert_eq!((reply.status, reply.header("content-type")), (200, Some("application/json")));
+        assert_eq!(
+            (reply.status, reply.header("content-type")),
+            (200, Some("application/json"))
+        );
         assert_eq!(reply.body, tollkey_server::openapi::json());
         let redirect = app.get("/docs").await;
-        assert_eq!((redirect.status, redirect.header("location")), (308, Some("/docs/")));
+        assert_eq!(
+            (redirect.status, redirect.header("location")),
+            (308, Some("/docs/"))
+        );
         let page = app.get("/docs/").await;
         assert_eq!(page.status, 200);
         assert!(!page.body.contains("://"), "{}", page.body);
-        for asset in
-            ["swagger-ui.css", "swagger-ui-bundle.js", "swagger-ui-standalone-preset.js", "swagger-initializer.js"]
-        {
-            assert_eq!(app.get(&format!("/docs/{asset}")).await.status, 200, "{asset}");
+        for asset in [
+            "swagger-ui.css",
+            "swagger-ui-bundle.js",
+            "swagger-ui-standalone-preset.js",
+            "swagger-initializer.js",
+        ] {
+            assert_eq!(
+                app.get(&format!("/docs/{asset}")).await.status,
+                200,
+                "{asset}"
+            );
         }
         let setup = app.get("/docs/swagger-initializer.js").await.body;
-        assert!(setup.contains("/openapi.json") && setup.contains("\"validatorUrl\": \"none\""), "{setup}");
+        assert!(
+            setup.contains("/openapi.json") && setup.contains("\"validatorUrl\": \"none\""),
+            "{setup}"
+        );
         assert_eq!(app.get("/docs/nothing").await.status, 404);
     })
     .await;

@@ -22,14 +22,35 @@ async fn an_account_needs_no_creation_and_has_a_model() {
 
         {"id":"acme","operating_model":"primary_merchant"}
         "#);
-        let put = |model| app.put("/accounts/acme", json!({"operating_model": model})).bearer(&operator);
-        for model in ["platform", "ecosystem", "managed_ecosystem", "managed_ecosystem", "primary_merchant"] {
+        let put = |model| {
+            app.put("/accounts/acme", json!({"operating_model": model}))
+                .bearer(&operator)
+        };
+        for model in [
+            "platform",
+            "ecosystem",
+            "managed_ecosystem",
+            "managed_ecosystem",
+            "primary_merchant",
+        ] {
             let expected = json!({"id": "acme", "operating_model": model});
             assert_eq!(put(model).await.json(), expected);
-            assert_eq!(app.get("/accounts/acme").bearer(&operator).await.json(), expected);
+            assert_eq!(
+                app.get("/accounts/acme").bearer(&operator).await.json(),
+                expected
+            );
         }
-        assert_eq!(app.get("/accounts/globex").bearer(&operator).await.json()["operating_model"], "primary_merchant");
-        assert_eq!(app.get("/accounts/user%40acme.example").bearer(&operator).await.json()["id"], "user@acme.example");
+        assert_eq!(
+            app.get("/accounts/globex").bearer(&operator).await.json()["operating_model"],
+            "primary_merchant"
+        );
+        assert_eq!(
+            app.get("/accounts/user%40acme.example")
+                .bearer(&operator)
+                .await
+                .json()["id"],
+            "user@acme.example"
+        );
     })
     .await;
 }
@@ -41,21 +62,46 @@ async fn a_bad_account_is_told_by_member_and_a_malformed_id_is_404() {
         let models = "must be one of primary_merchant, platform, ecosystem, managed_ecosystem";
         for (body, error) in [
             (json!({}), "/operating_model is required".to_owned()),
-            (json!({"operating_model": null}), "/operating_model must be a string".to_owned()),
-            (json!({"operating_model": {"platform": null}}), "/operating_model must be a string".to_owned()),
-            (json!({"operating_model": "Platform"}), format!("/operating_model {models}")),
-            (json!({"operating_model": "platform", "id": "x"}), "/id is unknown".to_owned()),
+            (
+                json!({"operating_model": null}),
+                "/operating_model must be a string".to_owned(),
+            ),
+            (
+                json!({"operating_model": {"platform": null}}),
+                "/operating_model must be a string".to_owned(),
+            ),
+            (
+                json!({"operating_model": "Platform"}),
+                format!("/operating_model {models}"),
+            ),
+            (
+                json!({"operating_model": "platform", "id": "x"}),
+                "/id is unknown".to_owned(),
+            ),
         ] {
-            let reply = app.put("/accounts/acme", body.clone()).bearer(&operator).await;
+            let reply = app
+                .put("/accounts/acme", body.clone())
+                .bearer(&operator)
+                .await;
             assert_eq!((reply.status, reply.errors()), (400, vec![error]), "{body}");
         }
         for id in ["a%20b", "a%2Fb", "%C3%A9", &"x".repeat(129), "a%00"] {
             let path = format!("/accounts/{id}");
-            let put = app.put(&path, json!({"operating_model": "platform"})).bearer(&operator).await;
-            assert_eq!((put.status, put.code().as_str()), (404, "not_found"), "{id}");
+            let put = app
+                .put(&path, json!({"operating_model": "platform"}))
+                .bearer(&operator)
+                .await;
+            assert_eq!(
+                (put.status, put.code().as_str()),
+                (404, "not_found"),
+                "{id}"
+            );
             assert_eq!(app.get(&path).bearer(&operator).await.status, 404, "{id}");
         }
-        assert_eq!(app.get("/accounts/acme").bearer(&operator).await.json()["operating_model"], "primary_merchant");
+        assert_eq!(
+            app.get("/accounts/acme").bearer(&operator).await.json()["operating_model"],
+            "primary_merchant"
+        );
     })
     .await;
 }
@@ -112,19 +158,38 @@ async fn a_revoked_service_key_is_dead_at_once_and_a_repeat_changes_nothing() {
         let (first, second) = (app.service_key().await, app.service_key().await);
         let ask = |key: &str| app.post("/verify", json!({"key": "x"})).bearer(key);
         for _ in 0..2 {
-            assert_eq!((ask(&first.text).await.status, ask(&second.text).await.status), (200, 200));
+            assert_eq!(
+                (
+                    ask(&first.text).await.status,
+                    ask(&second.text).await.status
+                ),
+                (200, 200)
+            );
         }
         let path = format!("/service-keys/{}", first.id);
         let reply = app.delete(&path).bearer(&operator).await;
         assert_eq!((reply.status, reply.body.as_str()), (204, ""));
         for path in ["/verify", "/verify/batch", "/introspect"] {
-            let refused = app.post(path, json!({"key": "x"})).bearer(&first.text).await;
-            assert_eq!((refused.status, refused.code().as_str()), (401, "invalid_api_key"), "{path}");
+            let refused = app
+                .post(path, json!({"key": "x"}))
+                .bearer(&first.text)
+                .await;
+            assert_eq!(
+                (refused.status, refused.code().as_str()),
+                (401, "invalid_api_key"),
+                "{path}"
+            );
         }
         assert_eq!(ask(&second.text).await.status, 200);
         let revoked_at = async || {
             let list = app.get("/service-keys").bearer(&operator).await.json();
-            let row = list.as_array().unwrap().iter().find(|row| row["id"] == first.id).cloned().unwrap();
+            let row = list
+                .as_array()
+                .unwrap()
+                .iter()
+                .find(|row| row["id"] == first.id)
+                .cloned()
+                .unwrap();
             row["revoked_at"].clone()
         };
         let at = revoked_at().await;
@@ -141,9 +206,21 @@ async fn an_unknown_or_malformed_service_key_is_404() {
     each_backend(async |app: &App| {
         let operator = app.operator();
         let application = app.application(&app.merchant("acme"), "Web Store").await;
-        for id in ["0198c0de-0000-7000-8000-000000000001", "x", "%00", application.as_str()] {
-            let reply = app.delete(&format!("/service-keys/{id}")).bearer(&operator).await;
-            assert_eq!((reply.status, reply.code().as_str()), (404, "not_found"), "{id}");
+        for id in [
+            "0198c0de-0000-7000-8000-000000000001",
+            "x",
+            "%00",
+            application.as_str(),
+        ] {
+            let reply = app
+                .delete(&format!("/service-keys/{id}"))
+                .bearer(&operator)
+                .await;
+            assert_eq!(
+                (reply.status, reply.code().as_str()),
+                (404, "not_found"),
+                "{id}"
+            );
         }
     })
     .await;

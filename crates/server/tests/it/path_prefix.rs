@@ -10,7 +10,10 @@ use crate::{
 };
 
 const PREFIX: &str = "/keys";
-const BEHIND: &[(&str, &str)] = &[("TOLLKEY_PUBLIC_URL", "https://example.com/keys/"), TOKEN_SIGN_IN];
+const BEHIND: &[(&str, &str)] = &[
+    ("TOLLKEY_PUBLIC_URL", "https://example.com/keys/"),
+    TOKEN_SIGN_IN,
+];
 /// What a proxy leaves of the prefix.
 const PROXIES: [&str; 2] = [PREFIX, ""];
 
@@ -20,7 +23,9 @@ fn call(app: &App, method: &str, path: &str) -> Call {
 
 /// A URL of a response, as it arrives at the server behind that proxy.
 fn arriving(proxy: &str, url: &str) -> String {
-    let own = url.strip_prefix(PREFIX).unwrap_or_else(|| panic!("{url} has no prefix"));
+    let own = url
+        .strip_prefix(PREFIX)
+        .unwrap_or_else(|| panic!("{url} has no prefix"));
     format!("{proxy}{own}")
 }
 
@@ -30,10 +35,22 @@ async fn paths_in_responses_begin_with_the_prefix() {
         let token = app.merchant("acme");
         for proxy in PROXIES {
             let created = call(app, "POST", &format!("{proxy}/api/v1/applications"));
-            let created = created.json(json!({"name": format!("Store{proxy}")})).bearer(&token).await;
-            let location = format!("/keys/api/v1/applications/{}", created.json()["id"].as_str().expect("an ID"));
-            assert_eq!((created.status, created.header("location")), (201, Some(location.as_str())), "{created}");
-            let found = call(app, "GET", &arriving(proxy, &location)).bearer(&token).await;
+            let created = created
+                .json(json!({"name": format!("Store{proxy}")}))
+                .bearer(&token)
+                .await;
+            let location = format!(
+                "/keys/api/v1/applications/{}",
+                created.json()["id"].as_str().expect("an ID")
+            );
+            assert_eq!(
+                (created.status, created.header("location")),
+                (201, Some(location.as_str())),
+                "{created}"
+            );
+            let found = call(app, "GET", &arriving(proxy, &location))
+                .bearer(&token)
+                .await;
             assert_eq!(found.json()["name"], format!("Store{proxy}"));
 
             for _ in 0..2 {
@@ -41,43 +58,96 @@ async fn paths_in_responses_begin_with_the_prefix() {
                 let key = key.json(json!({"name": "Till"})).bearer(&token).await;
                 let location = key.header("location").expect("a location").to_owned();
                 assert!(location.starts_with("/keys/api/v1/api-keys/"), "{location}");
-                assert_eq!(call(app, "GET", &arriving(proxy, &location)).bearer(&token).await.status, 200);
+                assert_eq!(
+                    call(app, "GET", &arriving(proxy, &location))
+                        .bearer(&token)
+                        .await
+                        .status,
+                    200
+                );
             }
             for list in ["/api/v1/api-keys?limit=1", "/api/v1/audit-log?limit=1"] {
-                let first = call(app, "GET", &format!("{proxy}{list}")).bearer(&token).await;
+                let first = call(app, "GET", &format!("{proxy}{list}"))
+                    .bearer(&token)
+                    .await;
                 let link = first.header("link").expect("a next page");
-                let next = link.strip_prefix('<').and_then(|link| link.strip_suffix(">; rel=\"next\"")).expect(link);
-                let second = call(app, "GET", &arriving(proxy, next)).bearer(&token).await;
-                assert_eq!((second.status, second.json().as_array().map(Vec::len)), (200, Some(1)), "{link}");
+                let next = link
+                    .strip_prefix('<')
+                    .and_then(|link| link.strip_suffix(">; rel=\"next\""))
+                    .expect(link);
+                let second = call(app, "GET", &arriving(proxy, next))
+                    .bearer(&token)
+                    .await;
+                assert_eq!(
+                    (second.status, second.json().as_array().map(Vec::len)),
+                    (200, Some(1)),
+                    "{link}"
+                );
                 assert!(second.json() != first.json(), "{link}");
             }
 
             for (path, status, location) in [
                 ("/docs", 308, "/keys/docs/"),
                 ("/", 303, "/keys/dashboard"),
-                ("/dashboard", 303, "/keys/dashboard/sign-in?next=%2Fdashboard"),
-                ("/dashboard/keys?mode=test", 303, "/keys/dashboard/sign-in?next=%2Fdashboard%2Fkeys%3Fmode%3Dtest"),
+                (
+                    "/dashboard",
+                    303,
+                    "/keys/dashboard/sign-in?next=%2Fdashboard",
+                ),
+                (
+                    "/dashboard/keys?mode=test",
+                    303,
+                    "/keys/dashboard/sign-in?next=%2Fdashboard%2Fkeys%3Fmode%3Dtest",
+                ),
             ] {
-                let reply = call(app, "GET", &format!("{proxy}{path}")).header("accept", "text/html,*/*;q=0.8").await;
-                assert_eq!((reply.status, reply.header("location")), (status, Some(location)), "{proxy}{path}");
+                let reply = call(app, "GET", &format!("{proxy}{path}"))
+                    .header("accept", "text/html,*/*;q=0.8")
+                    .await;
+                assert_eq!(
+                    (reply.status, reply.header("location")),
+                    (status, Some(location)),
+                    "{proxy}{path}"
+                );
             }
-            let part = call(app, "GET", &format!("{proxy}/dashboard/keys")).header("hx-request", "true").await;
-            assert_eq!(part.header("hx-redirect"), Some("/keys/dashboard/sign-in?next=%2Fdashboard%2Fkeys"));
-            let crossing = call(app, "GET", &format!("{proxy}/dashboard/audit")).header("sec-fetch-site", "cross-site");
-            assert!(crossing.await.body.contains("content=\"0;url=/keys/dashboard/audit\""));
+            let part = call(app, "GET", &format!("{proxy}/dashboard/keys"))
+                .header("hx-request", "true")
+                .await;
+            assert_eq!(
+                part.header("hx-redirect"),
+                Some("/keys/dashboard/sign-in?next=%2Fdashboard%2Fkeys")
+            );
+            let crossing = call(app, "GET", &format!("{proxy}/dashboard/audit"))
+                .header("sec-fetch-site", "cross-site");
+            assert!(
+                crossing
+                    .await
+                    .body
+                    .contains("content=\"0;url=/keys/dashboard/audit\"")
+            );
 
-            let setup = call(app, "GET", &format!("{proxy}/docs/swagger-initializer.js")).await.body;
+            let setup = call(app, "GET", &format!("{proxy}/docs/swagger-initializer.js"))
+                .await
+                .body;
             assert!(setup.contains("\"url\": \"/keys/openapi.json\""), "{setup}");
-            let document = call(app, "GET", &format!("{proxy}/openapi.json")).await.json();
+            let document = call(app, "GET", &format!("{proxy}/openapi.json"))
+                .await
+                .json();
             assert_eq!(document["servers"], json!([{"url": "/keys"}]));
             let mut without_servers = document;
-            without_servers.as_object_mut().expect("an object").remove("servers");
+            without_servers
+                .as_object_mut()
+                .expect("an object")
+                .remove("servers");
             let own: Value = serde_json::from_str(tollkey_server::openapi::json()).expect("JSON");
             assert_eq!(without_servers, own, "nothing else differs");
         }
         for root in ["/keys", "/keys/", "/keys?a=b", "/"] {
             let reply = call(app, "GET", root).header("accept", "text/html").await;
-            assert_eq!((reply.status, reply.header("location")), (303, Some("/keys/dashboard")), "{root}");
+            assert_eq!(
+                (reply.status, reply.header("location")),
+                (303, Some("/keys/dashboard")),
+                "{root}"
+            );
         }
     })
     .await;
@@ -88,7 +158,9 @@ async fn request_is_the_same_with_and_without_the_prefix() {
     each_backend_with(BEHIND, async |app: &App| {
         let token = app.merchant("acme");
         let create = |path: &str| {
-            let call = call(app, "POST", path).json(json!({"name": "Till"})).bearer(&token);
+            let call = call(app, "POST", path)
+                .json(json!({"name": "Till"}))
+                .bearer(&token);
             call.header("idempotency-key", "0123456789abcdef")
         };
         let first = create("/keys/api/v1/api-keys").await;
@@ -96,16 +168,29 @@ async fn request_is_the_same_with_and_without_the_prefix() {
         assert_eq!((first.status, again.status), (201, 201), "{again}");
         assert_eq!(again.header("idempotent-replayed"), Some("true"));
         assert!(again.body == first.body && again.header("location") == first.header("location"));
-        let keys = call(app, "GET", "/keys/api/v1/api-keys").bearer(&token).await.json();
+        let keys = call(app, "GET", "/keys/api/v1/api-keys")
+            .bearer(&token)
+            .await
+            .json();
         assert_eq!(keys.as_array().map(Vec::len), Some(1));
 
         // The account surface keeps its envelope, the gateways their headers.
         let unknown = call(app, "GET", "/keys/v1/nothing").await;
-        assert_eq!((unknown.status, unknown.json()["error"]["code"].as_str()), (404, Some("NOT_FOUND")));
+        assert_eq!(
+            (unknown.status, unknown.json()["error"]["code"].as_str()),
+            (404, Some("NOT_FOUND"))
+        );
         let denied = call(app, "GET", "/keys/api/v1/authz/auth-request").await;
-        assert_eq!((denied.status, denied.header("x-content-type-options")), (401, None), "{denied}");
+        assert_eq!(
+            (denied.status, denied.header("x-content-type-options")),
+            (401, None),
+            "{denied}"
+        );
         let wrong_method = call(app, "PUT", "/keys/livez").await;
-        assert_eq!((wrong_method.status, wrong_method.header("allow")), (405, Some("GET, HEAD")));
+        assert_eq!(
+            (wrong_method.status, wrong_method.header("allow")),
+            (405, Some("GET, HEAD"))
+        );
     })
     .await;
 }
@@ -113,7 +198,9 @@ async fn request_is_the_same_with_and_without_the_prefix() {
 #[actix_web::test]
 async fn routes_of_a_key_do_not_depend_on_the_prefix() {
     each_backend_with(BEHIND, async |app: &App| {
-        let key = app.insert_key("acme", Family::Publishable, Mode::Live).await;
+        let key = app
+            .insert_key("acme", Family::Publishable, Mode::Live)
+            .await;
         for (uri, status) in [
             ("/api/v1/storefront/products", 200),
             ("/keys/api/v1/storefront/products", 403),
@@ -121,15 +208,28 @@ async fn routes_of_a_key_do_not_depend_on_the_prefix() {
         ] {
             for proxy in PROXIES {
                 let asked = call(app, "GET", &format!("{proxy}/api/v1/authz/auth-request"));
-                let asked = asked.header("x-original-uri", uri).header("x-original-method", "GET").bearer(&key);
+                let asked = asked
+                    .header("x-original-uri", uri)
+                    .header("x-original-method", "GET")
+                    .bearer(&key);
                 assert_eq!(asked.await.status, status, "auth-request {proxy} {uri}");
                 let asked = call(app, "GET", &format!("{proxy}/api/v1/authz/forward-auth"));
-                let asked = asked.header("x-forwarded-uri", uri).header("x-forwarded-method", "GET").bearer(&key);
+                let asked = asked
+                    .header("x-forwarded-uri", uri)
+                    .header("x-forwarded-method", "GET")
+                    .bearer(&key);
                 assert_eq!(asked.await.status, status, "forward-auth {proxy} {uri}");
-                let asked = call(app, "GET", &format!("{proxy}/api/v1/authz/ext-authz/-{uri}")).bearer(&key);
+                let asked = call(
+                    app,
+                    "GET",
+                    &format!("{proxy}/api/v1/authz/ext-authz/-{uri}"),
+                )
+                .bearer(&key);
                 assert_eq!(asked.await.status, status, "ext-authz {proxy} {uri}");
             }
-            let verdict = app.verify(&key, json!({"method": "GET", "path": uri})).await;
+            let verdict = app
+                .verify(&key, json!({"method": "GET", "path": uri}))
+                .await;
             assert_eq!(verdict["valid"], status == 200, "{uri}");
         }
     })
@@ -164,11 +264,26 @@ async fn server_without_a_prefix_has_its_own_paths() {
     for settings in [&[][..], &[("TOLLKEY_PUBLIC_URL", "https://example.com")]] {
         each_backend_with(settings, async |app: &App| {
             assert_eq!(call(app, "GET", "/keys/livez").await.status, 404);
-            let created = app.post("/applications", json!({"name": "Store"})).bearer(&app.merchant("acme")).await;
-            assert!(created.header("location").expect("a location").starts_with("/api/v1/applications/"), "{created}");
-            assert_eq!(app.get("/openapi.json").await.body, tollkey_server::openapi::json());
+            let created = app
+                .post("/applications", json!({"name": "Store"}))
+                .bearer(&app.merchant("acme"))
+                .await;
+            assert!(
+                created
+                    .header("location")
+                    .expect("a location")
+                    .starts_with("/api/v1/applications/"),
+                "{created}"
+            );
+            assert_eq!(
+                app.get("/openapi.json").await.body,
+                tollkey_server::openapi::json()
+            );
             let dashboard = app.get("/dashboard").await;
-            assert_eq!(dashboard.header("location"), Some("/dashboard/sign-in?next=%2Fdashboard"));
+            assert_eq!(
+                dashboard.header("location"),
+                Some("/dashboard/sign-in?next=%2Fdashboard")
+            );
         })
         .await;
     }
@@ -177,11 +292,18 @@ async fn server_without_a_prefix_has_its_own_paths() {
 #[actix_web::test]
 async fn root_redirects_browsers_to_the_dashboard() {
     each_backend(async |app: &App| {
-        for accept in ["text/html", "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8", "*/*, text/html"]
-        {
+        for accept in [
+            "text/html",
+            "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8",
+            "*/*, text/html",
+        ] {
             for method in ["GET", "HEAD"] {
                 let reply = call(app, method, "/").header("accept", accept).await;
-                assert_eq!((reply.status, reply.header("location")), (303, Some("/dashboard")), "{method} {accept}");
+                assert_eq!(
+                    (reply.status, reply.header("location")),
+                    (303, Some("/dashboard")),
+                    "{method} {accept}"
+                );
                 assert_eq!(reply.header("vary"), Some("Accept"));
             }
         }
@@ -195,7 +317,11 @@ async fn root_redirects_browsers_to_the_dashboard() {
             call(app, "DELETE", "/").header("accept", "text/html"),
         ] {
             let reply = request.await;
-            assert_eq!((reply.status, reply.code().as_str()), (404, "not_found"), "{reply}");
+            assert_eq!(
+                (reply.status, reply.code().as_str()),
+                (404, "not_found"),
+                "{reply}"
+            );
         }
     })
     .await;
@@ -208,28 +334,67 @@ async fn provider_sends_browsers_back_under_the_prefix() {
     settings.extend(provider.settings()); // the first of a name counts
     each_backend_with(&settings, async |app: &App| {
         for proxy in PROXIES {
-            let begun = call(app, "GET", &format!("{proxy}/dashboard/sign-in/oidc?next=/dashboard/audit")).await;
-            let url: reqwest::Url = begun.header("location").expect("a location").parse().expect("a URL");
-            assert_eq!(url.origin().ascii_serialization(), provider.issuer, "a URL of another server stays");
+            let begun = call(
+                app,
+                "GET",
+                &format!("{proxy}/dashboard/sign-in/oidc?next=/dashboard/audit"),
+            )
+            .await;
+            let url: reqwest::Url = begun
+                .header("location")
+                .expect("a location")
+                .parse()
+                .expect("a URL");
+            assert_eq!(
+                url.origin().ascii_serialization(),
+                provider.issuer,
+                "a URL of another server stays"
+            );
             let back = format!("{UNDER_PREFIX}/dashboard/sign-in/callback");
             assert_eq!(parameter(&url, "redirect_uri"), back);
             let cookie = begun.header("set-cookie").expect("a cookie").to_owned();
-            assert!(cookie.starts_with("__Host-") && cookie.contains("; Path=/;"), "{cookie}");
+            assert!(
+                cookie.starts_with("__Host-") && cookie.contains("; Path=/;"),
+                "{cookie}"
+            );
             let now = tollkey_core::Clock::now(&app.clock).as_second();
-            let code = provider.sign_in(&url, Some(provider.key.token(&provider.claims(&url, now))));
+            let code =
+                provider.sign_in(&url, Some(provider.key.token(&provider.claims(&url, now))));
             let state = parameter(&url, "state");
-            let returned = call(app, "GET", &format!("{proxy}/dashboard/sign-in/callback?code={code}&state={state}"));
-            let returned = returned.header("cookie", cookie.split(';').next().expect("a pair")).await;
+            let returned = call(
+                app,
+                "GET",
+                &format!("{proxy}/dashboard/sign-in/callback?code={code}&state={state}"),
+            );
+            let returned = returned
+                .header("cookie", cookie.split(';').next().expect("a pair"))
+                .await;
             assert_eq!(returned.status, 200, "{returned}");
-            assert!(returned.body.contains("content=\"0;url=/keys/dashboard/audit\""), "{returned}");
+            assert!(
+                returned
+                    .body
+                    .contains("content=\"0;url=/keys/dashboard/audit\""),
+                "{returned}"
+            );
             let exchanged = provider.inner().requests.iter().any(|(path, _, body)| {
                 let form = url_form(body);
-                path == "/token" && form.iter().any(|(name, value)| name == "redirect_uri" && *value == back)
+                path == "/token"
+                    && form
+                        .iter()
+                        .any(|(name, value)| name == "redirect_uri" && *value == back)
             });
             assert!(exchanged, "the code is exchanged with the same URL");
-            let failed = call(app, "GET", &format!("{proxy}/dashboard/sign-in/callback?code=x&state=x")).await;
+            let failed = call(
+                app,
+                "GET",
+                &format!("{proxy}/dashboard/sign-in/callback?code=x&state=x"),
+            )
+            .await;
             let location = "/keys/dashboard/sign-in?next=%2Fdashboard%2Fkeys&failed=unknown";
-            assert_eq!((failed.status, failed.header("location")), (303, Some(location)));
+            assert_eq!(
+                (failed.status, failed.header("location")),
+                (303, Some(location))
+            );
         }
     })
     .await;

@@ -31,30 +31,51 @@ async fn row(app: &App, token: &str, key: &Key) -> Value {
 
 /// The `status` that row has.
 async fn status(app: &App, token: &str, key: &Key) -> String {
-    row(app, token, key).await["status"].as_str().expect("a status").to_owned()
+    row(app, token, key).await["status"]
+        .as_str()
+        .expect("a status")
+        .to_owned()
 }
 
 /// One of `suspend`, `resume` and `revoke`, without a body.
 fn act(app: &App, token: &str, key: &Key, action: &str) -> Call {
-    app.call("POST", &format!("{}/{action}", path(key))).bearer(token)
+    app.call("POST", &format!("{}/{action}", path(key)))
+        .bearer(token)
 }
 
 /// Action and changes of every audit entry about a key, the oldest first.
 async fn log(app: &App, token: &str, key: &Key) -> Vec<(String, Value)> {
-    let entries = app.get(&format!("/audit-log?target_id={}", key.id)).bearer(token).await.json();
+    let entries = app
+        .get(&format!("/audit-log?target_id={}", key.id))
+        .bearer(token)
+        .await
+        .json();
     let entries = entries.as_array().expect("an array").iter().rev();
-    entries.map(|entry| (entry["action"].as_str().unwrap().to_owned(), entry["changes"].clone())).collect()
+    entries
+        .map(|entry| {
+            (
+                entry["action"].as_str().unwrap().to_owned(),
+                entry["changes"].clone(),
+            )
+        })
+        .collect()
 }
 
 /// Where the `Link` header leads on.
 fn next(reply: &Reply) -> Option<String> {
     let link = reply.header("link")?;
-    let target = link.strip_prefix('<').and_then(|rest| rest.strip_suffix(">; rel=\"next\""));
+    let target = link
+        .strip_prefix('<')
+        .and_then(|rest| rest.strip_suffix(">; rel=\"next\""));
     Some(target.unwrap_or_else(|| panic!("{link}")).to_owned())
 }
 
 fn ids(list: &Value) -> Vec<String> {
-    list.as_array().expect("an array").iter().map(|row| row["key_id"].as_str().unwrap().to_owned()).collect()
+    list.as_array()
+        .expect("an array")
+        .iter()
+        .map(|row| row["key_id"].as_str().unwrap().to_owned())
+        .collect()
 }
 
 // Request: list
@@ -104,7 +125,8 @@ async fn list_commerce_api_keys() {
 }
 
 #[actix_web::test]
-async fn the_scope_may_be_left_out_and_keys_of_other_families_and_accounts_are_no_part_of_the_list() {
+async fn the_scope_may_be_left_out_and_keys_of_other_families_and_accounts_are_no_part_of_the_list()
+{
     each_backend(async |app: &App| {
         let token = app.merchant("acme");
         let key = app.commerce_key(&token, json!({})).await;
@@ -116,7 +138,11 @@ async fn the_scope_may_be_left_out_and_keys_of_other_families_and_accounts_are_n
         app.key(&token, &application, json!({})).await;
         for query in ["", "?scope=commerce", "?limit=1000"] {
             let reply = app.get(&format!("/api-keys{query}")).bearer(&token).await;
-            assert_eq!((ids(&reply.json()), next(&reply)), (vec![key.id.clone()], None), "{query}");
+            assert_eq!(
+                (ids(&reply.json()), next(&reply)),
+                (vec![key.id.clone()], None),
+                "{query}"
+            );
         }
         let operator = app.operator();
         let reply = app.get("/api-keys?account=acme").bearer(&operator).await;
@@ -144,10 +170,22 @@ async fn a_list_leads_on_to_its_end_without_gaps_or_doubles() {
         };
         assert_eq!(sorted(&all), sorted(&made));
         let moments = |ids: &[String]| {
-            let times = ids.iter().map(|id| made.iter().position(|own| own == id).unwrap());
-            times.map(|at| [0, 1, 1, 1, 1, 1, 1, 1, 2, 3, 3, 3, 3, 3, 3, 3, 3, 4, 4, 4, 4][at]).collect::<Vec<u8>>()
+            let times = ids
+                .iter()
+                .map(|id| made.iter().position(|own| own == id).unwrap());
+            times
+                .map(|at| {
+                    [
+                        0, 1, 1, 1, 1, 1, 1, 1, 2, 3, 3, 3, 3, 3, 3, 3, 3, 4, 4, 4, 4,
+                    ][at]
+                })
+                .collect::<Vec<u8>>()
         };
-        assert!(moments(&all).is_sorted_by(|a, b| a >= b), "newest first: {:?}", moments(&all));
+        assert!(
+            moments(&all).is_sorted_by(|a, b| a >= b),
+            "newest first: {:?}",
+            moments(&all)
+        );
 
         for limit in [1, 2, 3, 7, 20, 21, 22, 1000] {
             let mut found = Vec::new();
@@ -158,7 +196,10 @@ async fn a_list_leads_on_to_its_end_without_gaps_or_doubles() {
                 assert_eq!(reply.status, 200, "{path} {reply}");
                 let page = ids(&reply.json());
                 at = next(&reply);
-                assert!(at.is_none() || page.len() == limit, "only the last page is not full");
+                assert!(
+                    at.is_none() || page.len() == limit,
+                    "only the last page is not full"
+                );
                 found.extend(page);
                 pages += 1;
             }
@@ -169,17 +210,41 @@ async fn a_list_leads_on_to_its_end_without_gaps_or_doubles() {
         // A key made or revoked meanwhile moves nothing.
         let reply = app.get("/api-keys?limit=10").bearer(&token).await;
         app.commerce_key(&token, json!({})).await;
-        let gone = Key { id: all[9].clone(), text: String::new() };
+        let gone = Key {
+            id: all[9].clone(),
+            text: String::new(),
+        };
         assert_eq!(act(app, &token, &gone, "revoke").await.status, 200);
-        let rest = app.get(&next(&reply).expect("a second page")).bearer(&token).await;
+        let rest = app
+            .get(&next(&reply).expect("a second page"))
+            .bearer(&token)
+            .await;
         assert_eq!(ids(&rest.json()), all[10..20]);
 
         // An operator is led on within the account it asked for; elsewhere a cursor shows nothing of it.
-        let reply = app.get("/api-keys?account=acme&limit=20").bearer(&app.operator()).await;
+        let reply = app
+            .get("/api-keys?account=acme&limit=20")
+            .bearer(&app.operator())
+            .await;
         let on = next(&reply).expect("a second page");
-        assert_eq!(app.get(&on).bearer(&app.operator()).await.json().as_array().unwrap().len(), 2);
+        assert_eq!(
+            app.get(&on)
+                .bearer(&app.operator())
+                .await
+                .json()
+                .as_array()
+                .unwrap()
+                .len(),
+            2
+        );
         let cursor = next(&app.get("/api-keys?limit=1").bearer(&token).await).unwrap();
-        assert_eq!(app.get(&cursor).bearer(&app.merchant("globex")).await.json(), json!([]));
+        assert_eq!(
+            app.get(&cursor)
+                .bearer(&app.merchant("globex"))
+                .await
+                .json(),
+            json!([])
+        );
     })
     .await;
 }
@@ -194,13 +259,26 @@ async fn a_list_has_1000_keys_when_nobody_says_how_many() {
             .map(|n| {
                 let text = app.mint(Family::Commerce, Mode::Live);
                 let id = state.random.with(|rng| KeyId::new(now, rng));
-                let key = ApiKey::new(id, account.clone(), &text, (Family::Commerce, Mode::Live), now);
-                (ApiKey { name: format!("Key {n}"), ..key }, text)
+                let key = ApiKey::new(
+                    id,
+                    account.clone(),
+                    &text,
+                    (Family::Commerce, Mode::Live),
+                    now,
+                );
+                (
+                    ApiKey {
+                        name: format!("Key {n}"),
+                        ..key
+                    },
+                    text,
+                )
             })
             .collect();
         let inserted = state.store.write(move |tx| {
             let mut account = tx.account(&account);
-            keys.iter().try_for_each(|(key, text)| account.insert_key(key, &text.digest()))
+            keys.iter()
+                .try_for_each(|(key, text)| account.insert_key(key, &text.digest()))
         });
         let _ = inserted.await.expect("keys in the store");
         let mut found = Vec::new();
@@ -229,22 +307,44 @@ async fn a_query_that_cannot_be_read_is_400() {
         for (query, error) in [
             ("scope=payments", "scope must be one of commerce".to_owned()),
             ("scope=", "scope must be one of commerce".to_owned()),
-            ("scope=commerce&scope=commerce", "scope must not be repeated".to_owned()),
+            (
+                "scope=commerce&scope=commerce",
+                "scope must not be repeated".to_owned(),
+            ),
             ("limit=0", format!("limit {limit}")),
             ("limit=1001", format!("limit {limit}")),
-            ("limit=-1", "limit must be a whole number within its range".to_owned()),
-            ("limit=ten", "limit must be a whole number within its range".to_owned()),
+            (
+                "limit=-1",
+                "limit must be a whole number within its range".to_owned(),
+            ),
+            (
+                "limit=ten",
+                "limit must be a whole number within its range".to_owned(),
+            ),
             ("cursor=x", format!("cursor {cursor}")),
             ("cursor=", format!("cursor {cursor}")),
             ("cursor=1.2", format!("cursor {cursor}")),
             ("page=1", "page is unknown".to_owned()),
             ("status=active", "status is unknown".to_owned()),
-            ("Scope=commerce", "Scope is unknown; this surface uses `scope`".to_owned()),
+            (
+                "Scope=commerce",
+                "Scope is unknown; this surface uses `scope`".to_owned(),
+            ),
         ] {
             let reply = app.get(&format!("/api-keys?{query}")).bearer(&token).await;
-            assert_eq!((reply.status, reply.errors()), (400, vec![error]), "{query}");
+            assert_eq!(
+                (reply.status, reply.errors()),
+                (400, vec![error]),
+                "{query}"
+            );
         }
-        assert_eq!(app.get("/api-keys?account=acme").bearer(&token).await.code(), "forbidden");
+        assert_eq!(
+            app.get("/api-keys?account=acme")
+                .bearer(&token)
+                .await
+                .code(),
+            "forbidden"
+        );
     })
     .await;
 }
@@ -291,15 +391,24 @@ async fn create_a_commerce_api_key() {
 async fn the_key_is_in_the_answer_that_made_it_and_never_again() {
     each_backend(async |app: &App| {
         let token = app.merchant("acme");
-        let key = app.commerce_key(&token, json!({"metadata": {"a": 1}})).await;
+        let key = app
+            .commerce_key(&token, json!({"metadata": {"a": 1}}))
+            .await;
         let random = &key.text["ck_live_".len()..];
         for path in ["/api-keys".to_owned(), path(&key), "/audit-log".to_owned()] {
             let body = app.get(&path).bearer(&token).await.body;
             assert!(body.contains(&key.id) && !body.contains(random), "{path}");
         }
-        let patched = app.patch(&path(&key), json!({"name": "New"})).bearer(&token).await.body;
+        let patched = app
+            .patch(&path(&key), json!({"name": "New"}))
+            .bearer(&token)
+            .await
+            .body;
         assert!(!patched.contains(random));
-        assert_eq!(row(app, &token, &key).await["last4"], key.text[key.text.len() - 4..]);
+        assert_eq!(
+            row(app, &token, &key).await["last4"],
+            key.text[key.text.len() - 4..]
+        );
     })
     .await;
 }
@@ -310,13 +419,27 @@ async fn what_may_be_left_out_may_be_null() {
         let token = app.merchant("acme");
         let bare = app.commerce_key(&token, json!({"name": "n"})).await;
         let bare = row(app, &token, &bare).await;
-        assert_eq!((&bare["mode"], &bare["scopes"]), (&json!("live"), &json!(["commerce"])));
-        let members =
-            ["scope", "mode", "scopes", "expires_at", "merchants", "features", "allowed_ips", "rate_limit", "metadata"];
+        assert_eq!(
+            (&bare["mode"], &bare["scopes"]),
+            (&json!("live"), &json!(["commerce"]))
+        );
+        let members = [
+            "scope",
+            "mode",
+            "scopes",
+            "expires_at",
+            "merchants",
+            "features",
+            "allowed_ips",
+            "rate_limit",
+            "metadata",
+        ];
         let mut all = json!({"name": "n"});
         for member in members {
             all[member] = Value::Null;
-            let key = app.commerce_key(&token, json!({"name": "n", member: null})).await;
+            let key = app
+                .commerce_key(&token, json!({"name": "n", member: null}))
+                .await;
             assert_same_but_who(&row(app, &token, &key).await, &bare, member);
         }
         let key = app.commerce_key(&token, all).await;
@@ -351,11 +474,28 @@ async fn a_key_ends_at_a_time_of_either_form_that_lies_in_the_future() {
         ] {
             let body = json!({"name": "n", "expires_at": end});
             let reply = app.post("/api-keys", body).bearer(&token).await;
-            assert_eq!((reply.status, &reply.json()["expires_at"]), (201, &shown), "{end}");
+            assert_eq!(
+                (reply.status, &reply.json()["expires_at"]),
+                (201, &shown),
+                "{end}"
+            );
             let id = reply.json()["key_id"].as_str().unwrap().to_owned();
-            assert_eq!(row(app, &token, &Key { id, text: String::new() }).await["expires_at"], shown, "{end}");
+            assert_eq!(
+                row(
+                    app,
+                    &token,
+                    &Key {
+                        id,
+                        text: String::new()
+                    }
+                )
+                .await["expires_at"],
+                shown,
+                "{end}"
+            );
         }
-        let form = "/expires_at must be Unix seconds or an RFC 3339 time such as 2027-01-01T00:00:00Z";
+        let form =
+            "/expires_at must be Unix seconds or an RFC 3339 time such as 2027-01-01T00:00:00Z";
         let future = "/expires_at must be in the future";
         for (end, error) in [
             (json!(START), future),
@@ -372,8 +512,15 @@ async fn a_key_ends_at_a_time_of_either_form_that_lies_in_the_future() {
             (json!(true), form),
             (json!([]), form),
         ] {
-            let reply = app.post("/api-keys", json!({"name": "n", "expires_at": end})).bearer(&token).await;
-            assert_eq!((reply.status, reply.errors()), (400, vec![error.to_owned()]), "{end}");
+            let reply = app
+                .post("/api-keys", json!({"name": "n", "expires_at": end}))
+                .bearer(&token)
+                .await;
+            assert_eq!(
+                (reply.status, reply.errors()),
+                (400, vec![error.to_owned()]),
+                "{end}"
+            );
         }
     })
     .await;
@@ -520,15 +667,32 @@ async fn revoke_a_commerce_api_key() {
         assert_eq!(app.code(&other.text).await, "valid");
         let revoked = row(app, &token, &key).await;
         assert_eq!(
-            [&revoked["status"], &revoked["revoked_at"], &revoked["revoked_reason"]],
+            [
+                &revoked["status"],
+                &revoked["revoked_at"],
+                &revoked["revoked_reason"]
+            ],
             [&json!("revoked"), &json!(START + 5), &Value::Null]
         );
         // A repeat changes nothing, not even the reason, and is no entry.
         app.clock.advance(Duration::from_secs(5));
-        let again = app.post(&format!("{}/revoke", path(&key)), json!({"reason": "again"})).bearer(&token).await;
-        assert_eq!((again.status, again.body.as_str()), (200, r#"{"message":"API key revoked successfully"}"#));
+        let again = app
+            .post(
+                &format!("{}/revoke", path(&key)),
+                json!({"reason": "again"}),
+            )
+            .bearer(&token)
+            .await;
+        assert_eq!(
+            (again.status, again.body.as_str()),
+            (200, r#"{"message":"API key revoked successfully"}"#)
+        );
         assert_eq!(row(app, &token, &key).await, revoked);
-        let actions: Vec<String> = log(app, &token, &key).await.into_iter().map(|(action, _)| action).collect();
+        let actions: Vec<String> = log(app, &token, &key)
+            .await
+            .into_iter()
+            .map(|(action, _)| action)
+            .collect();
         assert_eq!(actions, ["api_key.created", "api_key.revoked"]);
     })
     .await;
@@ -548,30 +712,58 @@ async fn a_revocation_takes_no_body_an_empty_one_or_a_reason_and_either_form_of_
             (Some(json!({"reason": longest})), json!(longest)),
         ] {
             let key = app.commerce_key(&token, json!({})).await;
-            let call = app.call("POST", &format!("/api-keys/{}/revoke", crockford(&key.id))).bearer(&token);
+            let call = app
+                .call("POST", &format!("/api-keys/{}/revoke", crockford(&key.id)))
+                .bearer(&token);
             let reply = body.clone().map_or_else(
                 || call,
-                |body| app.post(&format!("/api-keys/{}/revoke", crockford(&key.id)), body).bearer(&token),
+                |body| {
+                    app.post(&format!("/api-keys/{}/revoke", crockford(&key.id)), body)
+                        .bearer(&token)
+                },
             );
             let reply = reply.await;
             assert_eq!(reply.status, 200, "{body:?} {reply}");
-            assert_eq!(row(app, &token, &key).await["revoked_reason"], reason, "{body:?}");
+            assert_eq!(
+                row(app, &token, &key).await["revoked_reason"],
+                reason,
+                "{body:?}"
+            );
             let changes = json!({"status": "revoked", "reason": reason});
-            assert_eq!(log(app, &token, &key).await[1], ("api_key.revoked".to_owned(), changes));
+            assert_eq!(
+                log(app, &token, &key).await[1],
+                ("api_key.revoked".to_owned(), changes)
+            );
         }
         let key = app.commerce_key(&token, json!({})).await;
         for (body, error) in [
-            (json!({"reason": "x".repeat(256)}), "/reason must have at most 255 characters"),
-            (json!({"reason": "a\u{1b}b"}), "/reason must not have control characters"),
+            (
+                json!({"reason": "x".repeat(256)}),
+                "/reason must have at most 255 characters",
+            ),
+            (
+                json!({"reason": "a\u{1b}b"}),
+                "/reason must not have control characters",
+            ),
             (json!({"reason": 7}), "/reason must be a string"),
             (json!({"because": "x"}), "/because is unknown"),
             (json!([]), " The body must be a JSON object."),
         ] {
-            let reply = app.post(&format!("{}/revoke", path(&key)), body.clone()).bearer(&token).await;
-            assert_eq!((reply.status, reply.errors()), (400, vec![error.to_owned()]), "{body}");
+            let reply = app
+                .post(&format!("{}/revoke", path(&key)), body.clone())
+                .bearer(&token)
+                .await;
+            assert_eq!(
+                (reply.status, reply.errors()),
+                (400, vec![error.to_owned()]),
+                "{body}"
+            );
         }
         let form = act(app, &token, &key, "revoke").form("reason=x").await;
-        assert_eq!((form.status, form.code().as_str()), (415, "unsupported_media_type"));
+        assert_eq!(
+            (form.status, form.code().as_str()),
+            (415, "unsupported_media_type")
+        );
         assert_eq!(status(app, &token, &key).await, "active");
     })
     .await;
@@ -600,14 +792,29 @@ async fn key_management_uses_a_management_token() {
         };
         for call in calls(app) {
             let reply = call.await;
-            assert_eq!((reply.status, reply.code().as_str()), (401, "missing_credentials"));
-            assert!(reply.header("www-authenticate").is_some_and(|challenge| challenge.starts_with("Bearer")));
+            assert_eq!(
+                (reply.status, reply.code().as_str()),
+                (401, "missing_credentials")
+            );
+            assert!(
+                reply
+                    .header("www-authenticate")
+                    .is_some_and(|challenge| challenge.starts_with("Bearer"))
+            );
         }
         for call in calls(app) {
             let reply = call.bearer("eyEXAMPLE.eyEXAMPLE.EXAMPLE").await;
-            assert_eq!((reply.status, reply.code().as_str()), (401, "invalid_token"));
+            assert_eq!(
+                (reply.status, reply.code().as_str()),
+                (401, "invalid_token")
+            );
         }
-        for valid in [&key.text, &secret, &app.service_key().await.text, &app.service()] {
+        for valid in [
+            &key.text,
+            &secret,
+            &app.service_key().await.text,
+            &app.service(),
+        ] {
             for call in calls(app) {
                 let reply = call.bearer(valid).await;
                 assert_eq!((reply.status, reply.code().as_str()), (403, "forbidden"));
@@ -618,7 +825,10 @@ async fn key_management_uses_a_management_token() {
             assert_eq!((reply.status, reply.code().as_str()), (403, "forbidden"));
         }
         assert_eq!(status(app, &token, &key).await, "active");
-        assert_eq!(ids(&app.get("/api-keys").bearer(&token).await.json()), [key.id.as_str()]);
+        assert_eq!(
+            ids(&app.get("/api-keys").bearer(&token).await.json()),
+            [key.id.as_str()]
+        );
     })
     .await;
 }
@@ -715,7 +925,9 @@ async fn commerce_operations_use_x_commerce_api_key() {
 async fn last_used_at_moves_with_each_success_and_with_nothing_else() {
     each_backend(async |app: &App| {
         let token = app.merchant("acme");
-        let key = app.commerce_key(&token, json!({"scopes": ["links:read"]})).await;
+        let key = app
+            .commerce_key(&token, json!({"scopes": ["links:read"]}))
+            .await;
         let last_used = async || {
             app.running().state().flush_usage().await;
             row(app, &token, &key).await["last_used_at"].clone()
@@ -725,25 +937,49 @@ async fn last_used_at_moves_with_each_success_and_with_nothing_else() {
         assert_eq!(at(app, "/whoami").await.status, 200);
         assert_eq!(last_used().await, json!(START));
         app.clock.advance(Duration::from_secs(7));
-        assert_eq!(at(app, "/authz/forward-auth?scope=links:read").await.status, 200);
+        assert_eq!(
+            at(app, "/authz/forward-auth?scope=links:read").await.status,
+            200
+        );
         assert_eq!(last_used().await, json!(START + 7));
         // Denials, management and suspension leave it where it was.
         app.clock.advance(Duration::from_secs(7));
-        assert_eq!(at(app, "/authz/forward-auth?scope=links:write").await.status, 403);
-        assert_eq!(app.patch(&path(&key), json!({"name": "New"})).bearer(&token).await.status, 200);
+        assert_eq!(
+            at(app, "/authz/forward-auth?scope=links:write")
+                .await
+                .status,
+            403
+        );
+        assert_eq!(
+            app.patch(&path(&key), json!({"name": "New"}))
+                .bearer(&token)
+                .await
+                .status,
+            200
+        );
         assert_eq!(act(app, &token, &key, "suspend").await.status, 200);
         assert_eq!(at(app, "/whoami").await.status, 403);
         assert_eq!(last_used().await, json!(START + 7));
         // What is not yet written down survives a change of the key, and its end.
         assert_eq!(act(app, &token, &key, "resume").await.status, 200);
         assert_eq!(at(app, "/whoami").await.status, 200);
-        assert_eq!(app.patch(&path(&key), json!({"name": "Newer"})).bearer(&token).await.status, 200);
+        assert_eq!(
+            app.patch(&path(&key), json!({"name": "Newer"}))
+                .bearer(&token)
+                .await
+                .status,
+            200
+        );
         assert_eq!(last_used().await, json!(START + 14));
         app.clock.advance(Duration::from_secs(7));
         assert_eq!(at(app, "/whoami").await.status, 200);
         assert_eq!(act(app, &token, &key, "revoke").await.status, 200);
         assert_eq!(last_used().await, json!(START + 21));
-        assert_eq!(row(app, &token, &key).await["name"], "Newer", "writing it down changes nothing else");
+        assert_eq!(
+            row(app, &token, &key).await["name"],
+            "Newer",
+            "writing it down changes nothing else"
+        );
     })
     .await;
 }
@@ -754,9 +990,15 @@ async fn last_used_at_moves_with_each_success_and_with_nothing_else() {
 async fn a_key_is_read_by_either_form_of_its_id_as_its_row_in_the_list() {
     each_backend(async |app: &App| {
         let token = app.merchant("acme");
-        let key = app.commerce_key(&token, json!({"metadata": {"a": [1]}})).await;
+        let key = app
+            .commerce_key(&token, json!({"metadata": {"a": [1]}}))
+            .await;
         let list = app.get("/api-keys").bearer(&token).await.json();
-        for id in [key.id.clone(), crockford(&key.id), crockford(&key.id).to_lowercase()] {
+        for id in [
+            key.id.clone(),
+            crockford(&key.id),
+            crockford(&key.id).to_lowercase(),
+        ] {
             let reply = app.get(&format!("/api-keys/{id}")).bearer(&token).await;
             assert_eq!(reply.json(), list[0], "{id}");
         }
@@ -773,8 +1015,12 @@ async fn anothers_key_a_key_of_another_family_and_what_is_no_id_are_the_same_404
         let theirs = app.commerce_key(&app.merchant("globex"), json!({})).await;
         let application = app.application(&token, "Web Store").await;
         let of_application = app.key(&token, &application, json!({})).await;
-        let secret = app.insert("acme", &app.mint(Family::Secret, Mode::Live), |_| ()).await;
-        let publishable = app.insert("acme", &app.mint(Family::Publishable, Mode::Test), |_| ()).await;
+        let secret = app
+            .insert("acme", &app.mint(Family::Secret, Mode::Live), |_| ())
+            .await;
+        let publishable = app
+            .insert("acme", &app.mint(Family::Publishable, Mode::Test), |_| ())
+            .await;
         let unknown = "01890000-0000-7000-8000-000000000000".to_owned();
         let ids = [
             unknown.clone(),
@@ -798,18 +1044,31 @@ async fn anothers_key_a_key_of_another_family_and_what_is_no_id_are_the_same_404
         ] {
             let mut answers = Vec::new();
             for id in &ids {
-                let call = app.call(method, &format!("/api-keys/{id}{rest}")).bearer(&token);
+                let call = app
+                    .call(method, &format!("/api-keys/{id}{rest}"))
+                    .bearer(&token);
                 let call = call.header("x-request-id", "same");
-                let call = if let Some(body) = &body { call.json(body.clone()) } else { call };
+                let call = if let Some(body) = &body {
+                    call.json(body.clone())
+                } else {
+                    call
+                };
                 let reply = call.await;
-                assert_eq!((reply.status, reply.code().as_str()), (404, "not_found"), "{method} {id}{rest}");
+                assert_eq!(
+                    (reply.status, reply.code().as_str()),
+                    (404, "not_found"),
+                    "{method} {id}{rest}"
+                );
                 answers.push(reply.to_string());
             }
             answers.dedup();
             assert_eq!(answers.len(), 1, "{method} {rest}");
         }
         let theirs = row(app, &app.merchant("globex"), &theirs).await;
-        assert_eq!((&theirs["status"], &theirs["name"]), (&json!("active"), &json!("Commerce Server Key")));
+        assert_eq!(
+            (&theirs["status"], &theirs["name"]),
+            (&json!("active"), &json!("Commerce Server Key"))
+        );
         for key in [&of_application.text, &secret.text] {
             assert_eq!(app.code(key).await, "valid");
         }
@@ -859,7 +1118,8 @@ async fn suspend_and_resume_a_key() {
 }
 
 #[actix_web::test]
-async fn a_revoked_key_is_neither_suspended_resumed_changed_nor_rotated_and_an_expired_one_not_changed() {
+async fn a_revoked_key_is_neither_suspended_resumed_changed_nor_rotated_and_an_expired_one_not_changed()
+ {
     each_backend(async |app: &App| {
         let token = app.merchant("acme");
         let revoked = app.commerce_key(&token, json!({})).await;
@@ -1062,7 +1322,10 @@ async fn an_empty_body_counts_as_an_empty_object() {
     each_backend(async |app: &App| {
         let token = app.merchant("acme");
         let reply = app.call("POST", "/api-keys").bearer(&token).await;
-        assert_eq!((reply.status, reply.errors()), (400, vec!["/name is required".to_owned()]));
+        assert_eq!(
+            (reply.status, reply.errors()),
+            (400, vec!["/name is required".to_owned()])
+        );
         let key = app.commerce_key(&token, json!({})).await;
         let before = row(app, &token, &key).await;
         let reply = app.call("PATCH", &path(&key)).bearer(&token).await;
@@ -1078,16 +1341,31 @@ async fn a_merge_patch_of_a_key_without_anything() {
         app.set_model("acme", "ecosystem").await;
         for (patch, differs) in [
             // Null is no news where there is nothing.
-            (json!({"expires_at": null, "merchants": null, "features": null}), json!({})),
-            (json!({"allowed_ips": null, "rate_limit": null, "metadata": null, "scopes": null}), json!({})),
+            (
+                json!({"expires_at": null, "merchants": null, "features": null}),
+                json!({}),
+            ),
+            (
+                json!({"allowed_ips": null, "rate_limit": null, "metadata": null, "scopes": null}),
+                json!({}),
+            ),
             (json!({"merchants": ["m_1"]}), json!({"merchants": ["m_1"]})),
-            (json!({"features": ["tokens.list"]}), json!({"features": ["tokens.list"]})),
-            (json!({"allowed_ips": ["192.0.2.1/32"]}), json!({"allowed_ips": ["192.0.2.1/32"]})),
+            (
+                json!({"features": ["tokens.list"]}),
+                json!({"features": ["tokens.list"]}),
+            ),
+            (
+                json!({"allowed_ips": ["192.0.2.1/32"]}),
+                json!({"allowed_ips": ["192.0.2.1/32"]}),
+            ),
             (
                 json!({"rate_limit": {"limit": 1, "window_seconds": 2}}),
                 json!({"rate_limit": {"limit": 1, "window_seconds": 2}}),
             ),
-            (json!({"metadata": {"a": null, "b": {"c": null, "d": 1}}}), json!({"metadata": {"b": {"d": 1}}})),
+            (
+                json!({"metadata": {"a": null, "b": {"c": null, "d": 1}}}),
+                json!({"metadata": {"b": {"d": 1}}}),
+            ),
         ] {
             let key = app.commerce_key(&token, json!({})).await;
             let mut expected = row(app, &token, &key).await;
@@ -1095,18 +1373,30 @@ async fn a_merge_patch_of_a_key_without_anything() {
                 expected[member] = value.clone();
             }
             // As what it is, too.
-            let call = app.call("PATCH", &path(&key)).header("content-type", "application/merge-patch+json");
+            let call = app
+                .call("PATCH", &path(&key))
+                .header("content-type", "application/merge-patch+json");
             let reply = call.body(patch.to_string()).bearer(&token).await;
             assert_eq!((reply.status, &reply.json()), (200, &expected), "{patch}");
         }
         let key = app.commerce_key(&token, json!({})).await;
         for (patch, error) in [
             (json!({"rate_limit": {}}), "/rate_limit needs limit"),
-            (json!({"rate_limit": {"limit": 5}}), "/rate_limit needs window_seconds"),
-            (json!({"rate_limit": {"window_seconds": 5}}), "/rate_limit needs limit"),
+            (
+                json!({"rate_limit": {"limit": 5}}),
+                "/rate_limit needs window_seconds",
+            ),
+            (
+                json!({"rate_limit": {"window_seconds": 5}}),
+                "/rate_limit needs limit",
+            ),
         ] {
             let reply = app.patch(&path(&key), patch.clone()).bearer(&token).await;
-            assert_eq!((reply.status, reply.errors()), (400, vec![error.to_owned()]), "{patch}");
+            assert_eq!(
+                (reply.status, reply.errors()),
+                (400, vec![error.to_owned()]),
+                "{patch}"
+            );
         }
     })
     .await;
@@ -1253,14 +1543,25 @@ async fn parallel_changes_of_one_key_lose_nothing_and_are_told_once_each() {
             let statuses: Vec<u16> = replies.iter().map(|reply| reply.status).collect();
             assert!(statuses.iter().all(|status| *status == 200), "{statuses:?}");
         };
-        let count = async |action: &str| log(app, &token, &key).await.iter().filter(|(own, _)| own == action).count();
+        let count = async |action: &str| {
+            log(app, &token, &key)
+                .await
+                .iter()
+                .filter(|(own, _)| own == action)
+                .count()
+        };
         // Each adds a member of its own, while the key is used.
         let patch = |n: usize| {
             let body = json!({"metadata": {(format!("n_{n}")): n}});
-            Call::new(at(n), "PATCH", &path(&key)).json(body).bearer(&token)
+            Call::new(at(n), "PATCH", &path(&key))
+                .json(body)
+                .bearer(&token)
         };
-        let verify =
-            |n: usize| Call::new(at(n), "POST", "/verify").json(json!({"key": key.text})).bearer(&app.service());
+        let verify = |n: usize| {
+            Call::new(at(n), "POST", "/verify")
+                .json(json!({"key": key.text}))
+                .bearer(&app.service())
+        };
         all((0..20).map(patch).chain((0..20).map(verify)).collect()).await;
         app.running().state().flush_usage().await;
         let metadata = row(app, &token, &key).await["metadata"].clone();
@@ -1268,14 +1569,24 @@ async fn parallel_changes_of_one_key_lose_nothing_and_are_told_once_each() {
         assert_eq!(count("api_key.updated").await, 20);
         for action in ["suspend", "resume"] {
             all((0..10)
-                .map(|n| Call::new(at(n), "POST", &format!("{}/{action}", path(&key))).bearer(&token))
+                .map(|n| {
+                    Call::new(at(n), "POST", &format!("{}/{action}", path(&key))).bearer(&token)
+                })
                 .collect())
             .await;
         }
-        assert_eq!((count("api_key.suspended").await, count("api_key.resumed").await), (1, 1));
+        assert_eq!(
+            (
+                count("api_key.suspended").await,
+                count("api_key.resumed").await
+            ),
+            (1, 1)
+        );
         let revoke = |n: usize| {
             let body = json!({"reason": format!("reason {n}")});
-            Call::new(at(n), "POST", &format!("{}/revoke", path(&key))).json(body).bearer(&token)
+            Call::new(at(n), "POST", &format!("{}/revoke", path(&key)))
+                .json(body)
+                .bearer(&token)
         };
         all((0..20).map(revoke).chain((0..20).map(verify)).collect()).await;
         for running in [app.running(), &replica] {
@@ -1284,7 +1595,10 @@ async fn parallel_changes_of_one_key_lose_nothing_and_are_told_once_each() {
         assert_eq!(count("api_key.revoked").await, 1);
         let (_, changes) = log(app, &token, &key).await.pop().expect("the revocation");
         let row = row(app, &token, &key).await;
-        assert_eq!((&row["status"], &row["revoked_reason"]), (&json!("revoked"), &changes["reason"]));
+        assert_eq!(
+            (&row["status"], &row["revoked_reason"]),
+            (&json!("revoked"), &changes["reason"])
+        );
         assert_eq!(app.code(&key.text).await, "revoked");
         replica.stop().await;
     })
@@ -1335,15 +1649,32 @@ async fn the_limit_of_keys_is_exact_under_fifty_parallel_creations() {
         let replica = app.replica().await;
         let addresses = [app.running().address(), replica.address()];
         let calls = (0..50).map(|n| {
-            let call = Call::new(addresses[n % 2], "POST", "/api-keys").json(json!({"name": "n"})).bearer(&token);
+            let call = Call::new(addresses[n % 2], "POST", "/api-keys")
+                .json(json!({"name": "n"}))
+                .bearer(&token);
             call.into_future()
         });
         let replies = join_all(calls).await;
         let made = replies.iter().filter(|reply| reply.status == 201).count();
-        let refused = replies.iter().filter(|reply| reply.status == 403 && reply.code() == "key_limit_reached").count();
-        assert_eq!((made, refused), (7, 43), "{:?}", replies.iter().map(|reply| reply.status).collect::<Vec<_>>());
-        assert_eq!(ids(&app.get("/api-keys").bearer(&token).await.json()).len(), 7);
-        let entries = app.get("/audit-log?action=api_key.created").bearer(&token).await.json();
+        let refused = replies
+            .iter()
+            .filter(|reply| reply.status == 403 && reply.code() == "key_limit_reached")
+            .count();
+        assert_eq!(
+            (made, refused),
+            (7, 43),
+            "{:?}",
+            replies.iter().map(|reply| reply.status).collect::<Vec<_>>()
+        );
+        assert_eq!(
+            ids(&app.get("/api-keys").bearer(&token).await.json()).len(),
+            7
+        );
+        let entries = app
+            .get("/audit-log?action=api_key.created")
+            .bearer(&token)
+            .await
+            .json();
         assert_eq!(entries.as_array().unwrap().len(), 7);
         replica.stop().await;
     })

@@ -41,17 +41,25 @@ enum Fate {
 
 /// Makes keys and revokes every third until the server is gone.
 async fn burst(server: SocketAddr, application: &str, made: &AtomicUsize) -> Vec<(Key, Fate)> {
-    let (token, path) = (merchant("acme"), format!("/api/v1/applications/{application}/api-keys"));
+    let (token, path) = (
+        merchant("acme"),
+        format!("/api/v1/applications/{application}/api-keys"),
+    );
     let body = json!({"description": "Checkout"}).to_string();
     let mut keys = Vec::new();
     while let Some(created) = answer(server, "POST", &path, &token, &body, 201).await {
         let created: Value = serde_json::from_str(&created).expect("JSON");
         let text = |name: &str| created[name].as_str().expect("a text").to_owned();
-        let key = Key { id: text("id"), text: text("fullKey") };
+        let key = Key {
+            id: text("id"),
+            text: text("fullKey"),
+        };
         made.fetch_add(1, Ordering::Relaxed);
         let fate = if keys.len() % 3 == 2 {
             let path = format!("{path}/{}", key.id);
-            answer(server, "DELETE", &path, &token, "", 204).await.map_or(Fate::Revoking, |_| Fate::Revoked)
+            answer(server, "DELETE", &path, &token, "", 204)
+                .await
+                .map_or(Fate::Revoking, |_| Fate::Revoked)
         } else {
             Fate::Created
         };
@@ -100,9 +108,16 @@ async fn what_was_answered_survives_kills() {
                     Fate::Revoking => &["valid", "revoked"],
                     Fate::Revoked => &["revoked"],
                 };
-                assert!(expected.contains(&code.as_str()), "round {round}, key {}: {fate:?}, yet {code}", key.id);
+                assert!(
+                    expected.contains(&code.as_str()),
+                    "round {round}, key {}: {fate:?}, yet {code}",
+                    key.id
+                );
             }
-            let reply = server.get(&format!("/applications/{application}/api-keys")).bearer(&merchant("acme")).await;
+            let reply = server
+                .get(&format!("/applications/{application}/api-keys"))
+                .bearer(&merchant("acme"))
+                .await;
             let stored = reply.json()["totalItems"].as_u64().expect("a count");
             assert!(stored >= keys.len() as u64);
 
@@ -112,13 +127,18 @@ async fn what_was_answered_survives_kills() {
             assert!(whole.contains("\nthe audit log is intact ("), "{whole}");
             let line = whole.lines().next().expect("a line for the account");
             let words: Vec<&str> = line.split_whitespace().collect();
-            let ["acme", entries, "entries", "head", head] = words[..] else { panic!("{line}") };
+            let ["acme", entries, "entries", "head", head] = words[..] else {
+                panic!("{line}")
+            };
             kept_heads.push(head.to_owned());
             // A change and its entry are one: the application, each key, each revocation.
             let entries: u64 = entries.parse().expect("a count");
             let fates = |wanted| keys.iter().filter(|(_, fate)| *fate == wanted).count() as u64;
             let least = 1 + stored + fates(Fate::Revoked);
-            assert!((least..=least + fates(Fate::Revoking)).contains(&entries), "{entries} entries, at least {least}");
+            assert!(
+                (least..=least + fates(Fate::Revoking)).contains(&entries),
+                "{entries} entries, at least {least}"
+            );
 
             if round == KILLS {
                 server.stop().await;
@@ -144,7 +164,10 @@ async fn everything(server: &Server, application: &str) -> Vec<Value> {
     let mut all = Vec::new();
     for (path, token) in [
         ("/applications?include=apiKeys".to_owned(), merchant("acme")),
-        (format!("/applications/{application}/api-keys"), merchant("acme")),
+        (
+            format!("/applications/{application}/api-keys"),
+            merchant("acme"),
+        ),
         ("/audit-log".to_owned(), merchant("acme")),
         ("/accounts/acme".to_owned(), operator()),
         ("/service-keys".to_owned(), operator()),
@@ -169,14 +192,26 @@ async fn a_restart_finds_everything_again() {
             keys.push(server.key(&token, &application).await);
         }
         let sleeping = server.key(&token, &disabled).await;
-        let revoke = server.delete(&format!("/applications/{application}/api-keys/{}", keys[0].id)).bearer(&token);
+        let revoke = server
+            .delete(&format!(
+                "/applications/{application}/api-keys/{}",
+                keys[0].id
+            ))
+            .bearer(&token);
         assert_eq!(revoke.await.status, 204);
-        let disable = server.patch(&format!("/applications/{disabled}/status"), json!({"isEnabled": false}));
+        let disable = server.patch(
+            &format!("/applications/{disabled}/status"),
+            json!({"isEnabled": false}),
+        );
         assert_eq!(disable.bearer(&token).await.status, 200);
-        let model = server.put("/accounts/acme", json!({"operating_model": "platform"})).bearer(&operator());
+        let model = server
+            .put("/accounts/acme", json!({"operating_model": "platform"}))
+            .bearer(&operator());
         assert_eq!(model.await.status, 200);
         let (gateway, former) = (server.service_key().await, server.service_key().await);
-        let revoke = server.delete(&format!("/service-keys/{}", former.id)).bearer(&operator());
+        let revoke = server
+            .delete(&format!("/service-keys/{}", former.id))
+            .bearer(&operator());
         assert_eq!(revoke.await.status, 204);
         let before = everything(&server, &application).await;
         server.stop().await;
@@ -185,8 +220,15 @@ async fn a_restart_finds_everything_again() {
         assert_eq!(everything(&server, &application).await, before);
         keys.push(sleeping);
         let texts: Vec<&str> = keys.iter().map(|key| key.text.as_str()).collect();
-        assert_eq!(server.codes(&texts).await, ["revoked", "valid", "valid", "application_disabled"]);
-        let ask = |credential: &str| server.post("/verify", json!({"key": texts[1]})).bearer(credential);
+        assert_eq!(
+            server.codes(&texts).await,
+            ["revoked", "valid", "valid", "application_disabled"]
+        );
+        let ask = |credential: &str| {
+            server
+                .post("/verify", json!({"key": texts[1]}))
+                .bearer(credential)
+        };
         assert_eq!(ask(&gateway.text).await.status, 200);
         assert_eq!(ask(&former.text).await.status, 401);
         server.stop().await;
@@ -200,7 +242,9 @@ async fn sigterm_and_sigint_stop_in_good_order() {
             let tollkey = Tollkey::on(&database);
             let server = tollkey.serve().await;
             let token = merchant("acme");
-            let application = server.application(&token, &format!("Used until {signal}")).await;
+            let application = server
+                .application(&token, &format!("Used until {signal}"))
+                .await;
             let key = server.key(&token, &application).await;
             assert_eq!(server.code(&key.text).await, "valid"); // counted in memory
 
@@ -209,12 +253,17 @@ async fn sigterm_and_sigint_stop_in_good_order() {
             assert_eq!(idle.answer().await, Some((200, "ok".to_owned())));
             let late = json!({"name": format!("Under way at {signal}")}).to_string();
             let mut under_way = Connection::open(server.address).await.expect("it listens");
-            under_way.begin("POST", "/api/v1/applications", &token, &late).await;
+            under_way
+                .begin("POST", "/api/v1/applications", &token, &late)
+                .await;
 
             server.signal(signal).await;
             let stopping = Instant::now();
             while Connection::open(server.address).await.is_some() {
-                assert!(stopping.elapsed() < Duration::from_secs(30), "it still accepts connections after {signal}");
+                assert!(
+                    stopping.elapsed() < Duration::from_secs(30),
+                    "it still accepts connections after {signal}"
+                );
                 sleep(Duration::from_millis(5)).await;
             }
             // An open connection is either closed or told.
@@ -224,16 +273,29 @@ async fn sigterm_and_sigint_stop_in_good_order() {
                 assert_eq!(status, 503);
             }
             under_way.finish(&late).await;
-            let (status, body) = under_way.answer().await.expect("what is under way is answered");
+            let (status, body) = under_way
+                .answer()
+                .await
+                .expect("what is under way is answered");
             assert_eq!(status, 201, "{body}");
             let finished = server.ended().await;
             assert_eq!(finished.code, Some(0), "{finished}");
 
             let server = tollkey.serve().await;
-            let reply = server.get(&format!("/applications/{application}/api-keys")).bearer(&token).await;
-            assert!(reply.json()["items"][0]["lastUsedAt"].is_string(), "{reply}");
+            let reply = server
+                .get(&format!("/applications/{application}/api-keys"))
+                .bearer(&token)
+                .await;
+            assert!(
+                reply.json()["items"][0]["lastUsedAt"].is_string(),
+                "{reply}"
+            );
             let reply = server.get("/applications?limit=1").bearer(&token).await;
-            assert_eq!(reply.json()["items"][0]["name"], format!("Under way at {signal}"), "{reply}");
+            assert_eq!(
+                reply.json()["items"][0]["name"],
+                format!("Under way at {signal}"),
+                "{reply}"
+            );
             server.stop().await;
         }
     }
@@ -254,14 +316,25 @@ async fn nobody_has_to_read_what_it_prints() {
     let tollkey = Tollkey::development().with("TOLLKEY_LISTEN", &address.to_string());
     let (reader, writer) = std::io::pipe().expect("a pipe");
     drop(reader);
-    let mut server = tollkey.command(&["serve"]).stdout(writer).stderr(Stdio::null()).spawn().expect("it starts");
+    let mut server = tollkey
+        .command(&["serve"])
+        .stdout(writer)
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("it starts");
     while Connection::open(address).await.is_none() {
-        assert!(server.try_wait().expect("it can be asked").is_none(), "it ended");
+        assert!(
+            server.try_wait().expect("it can be asked").is_none(),
+            "it ended"
+        );
         sleep(Duration::from_millis(5)).await;
     }
     sleep(Duration::from_millis(200)).await; // it has printed by now
     assert_eq!(Call::new(address, "GET", "/livez").await.status, 200);
-    assert!(server.try_wait().expect("it can be asked").is_none(), "it ended");
+    assert!(
+        server.try_wait().expect("it can be asked").is_none(),
+        "it ended"
+    );
 }
 
 #[actix_web::test]
@@ -270,7 +343,13 @@ async fn a_stopped_server_keeps_nobody_waiting() {
         let tollkey = Tollkey::on(&database);
         let server = tollkey.serve().await;
         let (store, nobody) = (database.store(), VerifierId::from_bytes([0; 16]));
-        let holders = async || store.behind(Seq(i64::MAX), nobody).await.expect("an answer").len();
+        let holders = async || {
+            store
+                .behind(Seq(i64::MAX), nobody)
+                .await
+                .expect("an answer")
+                .len()
+        };
         timeout(Duration::from_secs(30), async {
             while holders().await == 0 {
                 sleep(Duration::from_millis(5)).await;
@@ -287,7 +366,10 @@ async fn a_stopped_server_keeps_nobody_waiting() {
 async fn a_draining_server_is_alive_but_not_ready() {
     each_backend(async |app: &App| {
         assert_eq!(app.get("/readyz").await.status, 200);
-        app.running().state().draining.store(true, Ordering::Release);
+        app.running()
+            .state()
+            .draining
+            .store(true, Ordering::Release);
         assert_eq!(app.get("/readyz").await.status, 503);
         assert_eq!(app.get("/livez").await.status, 200);
     })
@@ -312,7 +394,9 @@ impl Welcome {
         }
         let line = |start: &str| {
             let line = stdout.lines().find_map(|line| line.strip_prefix(start));
-            line.unwrap_or_else(|| panic!("no line begins with {start:?}: {stdout}")).trim().to_owned()
+            line.unwrap_or_else(|| panic!("no line begins with {start:?}: {stdout}"))
+                .trim()
+                .to_owned()
         };
         assert_eq!(line("listening on "), format!("http://{}", server.address));
         Self {
@@ -333,7 +417,11 @@ async fn development_mode_tells_how_to_begin() {
         assert_eq!(welcome.base, format!("http://{}/api/v1", server.address));
         assert_eq!(welcome.swagger, format!("http://{}/docs/", server.address));
         let docs = server.get("/docs/").await;
-        assert_eq!((docs.status, docs.header("content-type")), (200, Some("text/html")), "{docs}");
+        assert_eq!(
+            (docs.status, docs.header("content-type")),
+            (200, Some("text/html")),
+            "{docs}"
+        );
         let list = server.get("/applications").bearer(&welcome.token).await;
         assert_eq!(list.status, 200, "{list}");
         let found = list.json()["totalItems"].as_u64();
@@ -341,10 +429,18 @@ async fn development_mode_tells_how_to_begin() {
         // As pasted: by a shell, in a directory that does not matter.
         if curl_is_installed().await {
             assert_eq!(found, Some(start), "as many as were made before");
-            let pasted = Command::new("sh").args(["-c", &welcome.curl]).output().await.expect("a shell");
+            let pasted = Command::new("sh")
+                .args(["-c", &welcome.curl])
+                .output()
+                .await
+                .expect("a shell");
             let stdout = String::from_utf8_lossy(&pasted.stdout);
-            assert!(pasted.status.success() && pasted.stderr.is_empty(), "{pasted:?}");
-            let made: Value = serde_json::from_str(&stdout).unwrap_or_else(|error| panic!("{error}: {stdout}"));
+            assert!(
+                pasted.status.success() && pasted.stderr.is_empty(),
+                "{pasted:?}"
+            );
+            let made: Value =
+                serde_json::from_str(&stdout).unwrap_or_else(|error| panic!("{error}: {stdout}"));
             assert!(made["id"].is_string(), "{made}");
         }
         // The log is for others than the one at the terminal.
@@ -353,7 +449,10 @@ async fn development_mode_tells_how_to_begin() {
         server.stop().await;
 
         let secret = tollkey.directory().join("tollkey.db.jwt-secret");
-        let mode = fs::metadata(&secret).expect("the secret is kept beside the database").permissions().mode();
+        let mode = fs::metadata(&secret)
+            .expect("the secret is kept beside the database")
+            .permissions()
+            .mode();
         assert_eq!(mode & 0o777, 0o600);
     }
 }
@@ -362,7 +461,10 @@ async fn curl_is_installed() -> bool {
     let there = Command::new("curl").arg("--version").output().await.is_ok();
     if !there {
         // Past the test harness, which would swallow it.
-        let _ = writeln!(std::io::stderr(), "\nWARNING: curl is not installed: printed lines are NOT tried\n");
+        let _ = writeln!(
+            std::io::stderr(),
+            "\nWARNING: curl is not installed: printed lines are NOT tried\n"
+        );
     }
     there
 }
@@ -375,45 +477,95 @@ async fn development_mode_works_in_memory() {
     let application = server.application(&token, "Web Store").await;
     let key = server.key(&token, &application).await;
     assert_eq!(server.get("/whoami").bearer(&key.text).await.status, 200);
-    let revoke = server.delete(&format!("/applications/{application}/api-keys/{}", key.id)).bearer(&token);
+    let revoke = server
+        .delete(&format!("/applications/{application}/api-keys/{}", key.id))
+        .bearer(&token);
     assert_eq!(revoke.await.status, 204);
     assert_eq!(server.get("/whoami").bearer(&key.text).await.status, 401);
     server.stop().await;
-    assert_eq!(fs::read_dir(tollkey.directory()).expect("its directory").count(), 0, "nothing is left on disk");
-    tollkey.run(&["token", "--account", "acme"]).await.refused(&["in memory", "TOLLKEY_JWT_HS256_SECRET"]);
+    assert_eq!(
+        fs::read_dir(tollkey.directory())
+            .expect("its directory")
+            .count(),
+        0,
+        "nothing is left on disk"
+    );
+    tollkey
+        .run(&["token", "--account", "acme"])
+        .await
+        .refused(&["in memory", "TOLLKEY_JWT_HS256_SECRET"]);
 }
 
 #[actix_web::test]
 async fn development_mode_is_for_its_owner_alone() {
     let tollkey = Tollkey::development();
     let refused = |started: Result<Server, Finished>, words: &[&str]| {
-        started.err().expect("it does not start").refused(words).to_owned()
+        started
+            .err()
+            .expect("it does not start")
+            .refused(words)
+            .to_owned()
     };
     let hint = "TOLLKEY_JWT_HS256_SECRET";
-    refused(tollkey.start(&["--listen", "0.0.0.0:0"]).await, &["not a loopback address", hint]);
-    refused(tollkey.start(&["--listen", "[::]:0"]).await, &["not a loopback address", hint]);
-    refused(tollkey.start(&["--database-url", "postgres:///tollkey"]).await, &["PostgreSQL needs a key source", hint]);
-    assert_eq!(fs::read_dir(tollkey.directory()).expect("its directory").count(), 0, "a refusal leaves nothing behind");
+    refused(
+        tollkey.start(&["--listen", "0.0.0.0:0"]).await,
+        &["not a loopback address", hint],
+    );
+    refused(
+        tollkey.start(&["--listen", "[::]:0"]).await,
+        &["not a loopback address", hint],
+    );
+    refused(
+        tollkey
+            .start(&["--database-url", "postgres:///tollkey"])
+            .await,
+        &["PostgreSQL needs a key source", hint],
+    );
+    assert_eq!(
+        fs::read_dir(tollkey.directory())
+            .expect("its directory")
+            .count(),
+        0,
+        "a refusal leaves nothing behind"
+    );
 
     let server = tollkey.serve().await;
     let token = Welcome::of(&server).await.token;
     let application = server.application(&token, "Web Store").await;
     let key = server.key(&token, &application).await;
-    for (name, value) in
-        [("x-forwarded-for", "203.0.113.7"), ("x-forwarded-host", "keys.example.com"), ("forwarded", "for=203.0.113.7")]
-    {
-        let reply = server.get("/applications").bearer(&token).header(name, value).await;
+    for (name, value) in [
+        ("x-forwarded-for", "203.0.113.7"),
+        ("x-forwarded-host", "keys.example.com"),
+        ("forwarded", "for=203.0.113.7"),
+    ] {
+        let reply = server
+            .get("/applications")
+            .bearer(&token)
+            .header(name, value)
+            .await;
         assert_eq!(reply.status, 403, "{name}: {reply}");
-        let reply = server.get("/authz/forward-auth").bearer(&key.text).header(name, value).await;
-        assert_eq!(reply.status, 200, "gateways forward, and judge keys: {name}: {reply}");
-        let reply = Call::to(server.address, "GET", "/dashboard/sign-in").header(name, value).await;
+        let reply = server
+            .get("/authz/forward-auth")
+            .bearer(&key.text)
+            .header(name, value)
+            .await;
+        assert_eq!(
+            reply.status, 200,
+            "gateways forward, and judge keys: {name}: {reply}"
+        );
+        let reply = Call::to(server.address, "GET", "/dashboard/sign-in")
+            .header(name, value)
+            .await;
         assert_eq!(reply.status, 403, "{name}: {reply}");
     }
     server.stop().await;
 
     let secret = tollkey.directory().join("tollkey.db.jwt-secret");
     fs::set_permissions(&secret, fs::Permissions::from_mode(0o644)).expect("its mode is set");
-    refused(tollkey.start(&[]).await, &["can be read by other users", "chmod 600"]);
+    refused(
+        tollkey.start(&[]).await,
+        &["can be read by other users", "chmod 600"],
+    );
 }
 
 /// A fresh PostgreSQL database, where there is a PostgreSQL.
@@ -426,20 +578,45 @@ async fn postgresql_is_migrated_only_when_told() {
     let Some(database) = postgres() else { return };
     let tollkey = Tollkey::on(&database).without("TOLLKEY_MIGRATE");
     let told = tollkey.clone().with("TOLLKEY_MIGRATE", "true");
-    for arguments in [&["audit", "verify"][..], &["service-key", "list"], &["session", "end", "--all"]] {
-        told.run(arguments).await.refused(&["schema is older", "tollkey migrate"]);
+    for arguments in [
+        &["audit", "verify"][..],
+        &["service-key", "list"],
+        &["session", "end", "--all"],
+    ] {
+        told.run(arguments)
+            .await
+            .refused(&["schema is older", "tollkey migrate"]);
     }
-    for arguments in [&[][..], &["serve"], &["audit", "verify"], &["service-key", "list"]] {
-        let finished = tollkey.start(arguments).await.err().expect("it does not start");
+    for arguments in [
+        &[][..],
+        &["serve"],
+        &["audit", "verify"],
+        &["service-key", "list"],
+    ] {
+        let finished = tollkey
+            .start(arguments)
+            .await
+            .err()
+            .expect("it does not start");
         finished.refused(&["schema is older", "tollkey migrate", "serve --migrate"]);
         assert_eq!(finished.stdout, "");
     }
     assert_eq!(database.columns(), [""; 0], "nothing was touched");
     let migrated = tollkey.answer(&["migrate"]).await;
-    assert!(migrated.starts_with("applied 2026") && migrated.ends_with("\nthe schema is up to date"), "{migrated}");
-    assert_eq!(tollkey.answer(&["migrate"]).await, "the schema was already up to date");
+    assert!(
+        migrated.starts_with("applied 2026") && migrated.ends_with("\nthe schema is up to date"),
+        "{migrated}"
+    );
+    assert_eq!(
+        tollkey.answer(&["migrate"]).await,
+        "the schema was already up to date"
+    );
     tollkey.serve().await.stop().await;
-    tollkey.serve_with(&["serve", "--migrate"]).await.stop().await;
+    tollkey
+        .serve_with(&["serve", "--migrate"])
+        .await
+        .stop()
+        .await;
 }
 
 #[actix_web::test]
@@ -449,7 +626,11 @@ async fn a_schema_from_the_future_is_refused() {
         tollkey.answer(&["migrate"]).await;
         database.sql("INSERT INTO __diesel_schema_migrations (version) VALUES ('29990101000000')");
         for arguments in [&["serve"][..], &["migrate"], &["audit", "verify"]] {
-            let finished = tollkey.start(arguments).await.err().expect("it does not start");
+            let finished = tollkey
+                .start(arguments)
+                .await
+                .err()
+                .expect("it does not start");
             finished.refused(&["schema is newer"]);
         }
     }
@@ -487,15 +668,30 @@ fn free_port() -> u16 {
 async fn metrics_have_a_listener_of_their_own() {
     for database in backends() {
         let metrics = SocketAddr::from(([127, 0, 0, 1], free_port()));
-        let server = Tollkey::on(&database).with("TOLLKEY_METRICS_LISTEN", &metrics.to_string()).serve().await;
-        assert_eq!(server.get("/metrics").await.status, 404, "not where everybody can come");
+        let server = Tollkey::on(&database)
+            .with("TOLLKEY_METRICS_LISTEN", &metrics.to_string())
+            .serve()
+            .await;
+        assert_eq!(
+            server.get("/metrics").await.status,
+            404,
+            "not where everybody can come"
+        );
         let token = merchant("acme");
         let application = server.application(&token, "Web Store").await;
         let key = server.key(&token, &application).await;
         assert_eq!(server.code(&key.text).await, "valid");
-        assert_eq!(server.code(&format!("ks_live_{}", "a".repeat(32))).await, "unknown_key");
-        assert_eq!(server.get(&format!("/nothing/{}", key.text)).await.status, 404);
-        let revoke = server.delete(&format!("/applications/{application}/api-keys/{}", key.id)).bearer(&token);
+        assert_eq!(
+            server.code(&format!("ks_live_{}", "a".repeat(32))).await,
+            "unknown_key"
+        );
+        assert_eq!(
+            server.get(&format!("/nothing/{}", key.text)).await.status,
+            404
+        );
+        let revoke = server
+            .delete(&format!("/applications/{application}/api-keys/{}", key.id))
+            .bearer(&token);
         assert_eq!(revoke.await.status, 204);
 
         // Outcomes of known keys are counted with the usage, every few seconds.
@@ -503,8 +699,16 @@ async fn metrics_have_a_listener_of_their_own() {
             loop {
                 let reply = Call::new(metrics, "GET", "/metrics").await;
                 assert_eq!(reply.status, 200, "{reply}");
-                assert!(reply.header("content-type").is_some_and(|of| of.starts_with("text/plain")), "{reply}");
-                if reply.body.contains("tollkey_verifications_total{outcome=\"valid\"} 1") {
+                assert!(
+                    reply
+                        .header("content-type")
+                        .is_some_and(|of| of.starts_with("text/plain")),
+                    "{reply}"
+                );
+                if reply
+                    .body
+                    .contains("tollkey_verifications_total{outcome=\"valid\"} 1")
+                {
                     return reply.body;
                 }
                 sleep(Duration::from_millis(50)).await;
@@ -521,11 +725,20 @@ async fn metrics_have_a_listener_of_their_own() {
             "tollkey_lease_left_seconds ",
             "tollkey_build_info{version=",
         ] {
-            assert!(text.lines().any(|line| line.starts_with(series)), "no {series}:\n{text}");
+            assert!(
+                text.lines().any(|line| line.starts_with(series)),
+                "no {series}:\n{text}"
+            );
         }
-        for line in text.lines().filter(|line| !line.is_empty() && !line.starts_with('#')) {
+        for line in text
+            .lines()
+            .filter(|line| !line.is_empty() && !line.starts_with('#'))
+        {
             let (name, value) = line.rsplit_once(' ').expect("a name and a value");
-            assert!(name.starts_with("tollkey_") && value.parse::<f64>().is_ok(), "{line}");
+            assert!(
+                name.starts_with("tollkey_") && value.parse::<f64>().is_ok(),
+                "{line}"
+            );
         }
         for private in [key.id.as_str(), &application, &key.text, "acme", "ks_live_"] {
             assert!(!text.contains(private), "{private} in:\n{text}");
@@ -537,21 +750,50 @@ async fn metrics_have_a_listener_of_their_own() {
 #[actix_web::test]
 async fn logs_are_json_lines_on_stderr() {
     let database = Database::sqlite();
-    let server = Tollkey::on(&database).with("TOLLKEY_LOG_FORMAT", "json").with("TOLLKEY_LOG", "debug").serve().await;
+    let server = Tollkey::on(&database)
+        .with("TOLLKEY_LOG_FORMAT", "json")
+        .with("TOLLKEY_LOG", "debug")
+        .serve()
+        .await;
     let reply = server.get("/applications").bearer(&merchant("acme")).await;
     let request_id = reply.header("x-request-id").expect("an id").to_owned();
     let listening = format!("listening on http://{}\n", server.address);
     let finished = server.stop().await;
-    assert_eq!(finished.stdout, listening, "stdout has that line and nothing else");
-
-    let lines: Vec<Value> = finished.stderr.lines().map(|line| serde_json::from_str(line).expect(line)).collect();
-    for line in &lines {
-        assert!(line["timestamp"].is_string() && line["level"].is_string() && line["target"].is_string(), "{line}");
-    }
-    let answered = lines.iter().find(|line| line["request_id"] == request_id.as_str()).expect("the request is logged");
     assert_eq!(
-        (&answered["level"], &answered["method"], &answered["route"], &answered["status"]),
-        (&json!("INFO"), &json!("GET"), &json!("/api/v1/applications"), &json!(200))
+        finished.stdout, listening,
+        "stdout has that line and nothing else"
+    );
+
+    let lines: Vec<Value> = finished
+        .stderr
+        .lines()
+        .map(|line| serde_json::from_str(line).expect(line))
+        .collect();
+    for line in &lines {
+        assert!(
+            line["timestamp"].is_string()
+                && line["level"].is_string()
+                && line["target"].is_string(),
+            "{line}"
+        );
+    }
+    let answered = lines
+        .iter()
+        .find(|line| line["request_id"] == request_id.as_str())
+        .expect("the request is logged");
+    assert_eq!(
+        (
+            &answered["level"],
+            &answered["method"],
+            &answered["route"],
+            &answered["status"]
+        ),
+        (
+            &json!("INFO"),
+            &json!("GET"),
+            &json!("/api/v1/applications"),
+            &json!(200)
+        )
     );
 }
 
@@ -566,14 +808,25 @@ impl Canaries {
     /// A key: neither its random part nor its digest.
     fn add_key(&mut self, what: &'static str, text: &str) {
         self.add(what, text.rsplit('_').next().expect("the random part"));
-        let digest: String = Digest::of(text).as_bytes().iter().map(|byte| format!("{byte:02x}")).collect();
+        let digest: String = Digest::of(text)
+            .as_bytes()
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect();
         self.add("the digest of a key", &digest);
     }
 
     fn assert_absent(&self, place: &str, text: &str) {
         for (what, secret) in &self.0 {
-            let line = text.lines().find(|line| line.contains(secret)).map(|line| line.replace(secret, "(secret)"));
-            assert!(line.is_none(), "{what} in {place}: {}", line.unwrap_or_default());
+            let line = text
+                .lines()
+                .find(|line| line.contains(secret))
+                .map(|line| line.replace(secret, "(secret)"));
+            assert!(
+                line.is_none(),
+                "{what} in {place}: {}",
+                line.unwrap_or_default()
+            );
         }
     }
 }
@@ -586,12 +839,18 @@ async fn no_secret_is_logged_or_kept() {
         if database.backend() == Backend::Postgres {
             let password = "canary-of-the-database";
             canaries.add("the database password", password);
-            tollkey = tollkey.with("DATABASE_URL", &format!("{}&password={password}", database.url()));
+            tollkey = tollkey.with(
+                "DATABASE_URL",
+                &format!("{}&password={password}", database.url()),
+            );
         }
         let server = tollkey.serve().await;
         let (token, operator, service) = (merchant("acme"), operator(), service());
         for token in [&token, &operator, &service] {
-            canaries.add("a token's signature", token.rsplit('.').next().expect("a signature"));
+            canaries.add(
+                "a token's signature",
+                token.rsplit('.').next().expect("a signature"),
+            );
             canaries.add("a token's claims", token.split('.').nth(1).expect("claims"));
         }
         let application = server.application(&token, "Web Store").await;
@@ -605,31 +864,69 @@ async fn no_secret_is_logged_or_kept() {
         let text = &key.text;
         let in_json = json!({"key": text}).to_string();
         let calls = [
-            server.post("/verify", json!({"key": text, "scopes": ["links:read"]})).bearer(&gateway.text),
-            server.post("/verify", json!({"key": unknown})).bearer(&service),
-            server.post("/verify/batch", json!({"requests": [{"key": text}, {"key": unknown}]})).bearer(&gateway.text),
-            server.call("POST", "/introspect").form(&format!("token={text}")).bearer(&gateway.text),
+            server
+                .post("/verify", json!({"key": text, "scopes": ["links:read"]}))
+                .bearer(&gateway.text),
+            server
+                .post("/verify", json!({"key": unknown}))
+                .bearer(&service),
+            server
+                .post(
+                    "/verify/batch",
+                    json!({"requests": [{"key": text}, {"key": unknown}]}),
+                )
+                .bearer(&gateway.text),
+            server
+                .call("POST", "/introspect")
+                .form(&format!("token={text}"))
+                .bearer(&gateway.text),
             server.get("/whoami").bearer(text),
             server.get("/whoami").header("x-api-key", text),
             server.get("/whoami").header("x-commerce-api-key", text),
             server.get("/whoami").bearer(&unknown),
             server.get("/whoami").bearer(text).header("x-api-key", text),
-            server.get("/whoami").header("authorization", format!("Basic {text}")),
+            server
+                .get("/whoami")
+                .header("authorization", format!("Basic {text}")),
             server.get("/whoami").header("authorization", text),
-            server.get("/whoami").header("cookie", format!("key={text}")),
+            server
+                .get("/whoami")
+                .header("cookie", format!("key={text}")),
             server.get(&format!("/whoami?api_key={text}")),
-            server.get(&format!("/applications?api_key={text}")).bearer(&token),
+            server
+                .get(&format!("/applications?api_key={text}"))
+                .bearer(&token),
             server.get(&format!("/applications/{text}")).bearer(&token),
             server.get(&format!("/nothing/{text}")),
-            server.get("/authz/forward-auth").bearer(text).header("x-forwarded-uri", format!("/links?api_key={text}")),
-            server.get("/authz/auth-request").bearer(text).header("x-original-uri", format!("/links/{text}")),
-            server.get(&format!("/authz/ext-authz/-/links/{text}?key={text}")).bearer(text),
-            server.get(&format!("/authz/forward-auth?{text}=1&scope={text}")).bearer(text),
+            server
+                .get("/authz/forward-auth")
+                .bearer(text)
+                .header("x-forwarded-uri", format!("/links?api_key={text}")),
+            server
+                .get("/authz/auth-request")
+                .bearer(text)
+                .header("x-original-uri", format!("/links/{text}")),
+            server
+                .get(&format!("/authz/ext-authz/-/links/{text}?key={text}"))
+                .bearer(text),
+            server
+                .get(&format!("/authz/forward-auth?{text}=1&scope={text}"))
+                .bearer(text),
             server.get("/authz/forward-auth").bearer(&unknown),
             // Bodies that are refused.
-            server.call("POST", "/verify").json(json!({})).body(format!("{{\"key\": \"{text}\" oops")).bearer(&service),
-            server.post("/verify", json!({"key": {"text": text}})).bearer(&service),
-            server.call("POST", "/verify").header("content-type", "text/plain").body(in_json).bearer(&service),
+            server
+                .call("POST", "/verify")
+                .json(json!({}))
+                .body(format!("{{\"key\": \"{text}\" oops"))
+                .bearer(&service),
+            server
+                .post("/verify", json!({"key": {"text": text}}))
+                .bearer(&service),
+            server
+                .call("POST", "/verify")
+                .header("content-type", "text/plain")
+                .body(in_json)
+                .bearer(&service),
             // A key where it does not belong.
             server.get("/applications").bearer(text),
             server.get("/applications").bearer(&gateway.text),
@@ -646,13 +943,22 @@ async fn no_secret_is_logged_or_kept() {
         }
         // What is unknown is named to whoever sent it, and to nobody else.
         for call in [
-            server.post("/verify", json!({"keys": text, text.as_str(): 1})).bearer(&service),
-            server.post("/verify", json!({"key": unknown, "scopes": [text]})).bearer(&service),
-            server.call("POST", "/introspect").form(&format!("token={text}&{text}={text}")).bearer(&service),
+            server
+                .post("/verify", json!({"keys": text, text.as_str(): 1}))
+                .bearer(&service),
+            server
+                .post("/verify", json!({"key": unknown, "scopes": [text]}))
+                .bearer(&service),
+            server
+                .call("POST", "/introspect")
+                .form(&format!("token={text}&{text}={text}"))
+                .bearer(&service),
         ] {
             assert_eq!(call.await.status, 400);
         }
-        let revoke = server.delete(&format!("/service-keys/{}", gateway.id)).bearer(&operator);
+        let revoke = server
+            .delete(&format!("/service-keys/{}", gateway.id))
+            .bearer(&operator);
         assert_eq!(revoke.await.status, 204);
         let log = server.get("/audit-log").bearer(&token).await;
         assert_eq!(log.json().as_array().map(Vec::len), Some(3), "{log}");
@@ -662,7 +968,11 @@ async fn no_secret_is_logged_or_kept() {
         assert!(finished.stderr.contains("TRACE"), "it logs all there is");
         canaries.assert_absent("the log", &finished.stderr);
         canaries.assert_absent("stdout", &finished.stdout);
-        for file in database.directory().iter().flat_map(|directory| fs::read_dir(directory).expect("its directory")) {
+        for file in database
+            .directory()
+            .iter()
+            .flat_map(|directory| fs::read_dir(directory).expect("its directory"))
+        {
             let bytes = fs::read(file.expect("an entry").path()).expect("a file");
             let mut stored = String::from_utf8_lossy(&bytes).into_owned();
             stored.retain(|character| character != '\0');
@@ -675,7 +985,10 @@ async fn no_secret_is_logged_or_kept() {
 async fn waits_for(process: &mut tokio::process::Child, stderr: &std::path::Path, words: &str) {
     timeout(Duration::from_secs(30), async {
         while !fs::read_to_string(stderr).expect("its log").contains(words) {
-            assert!(process.try_wait().expect("it can be asked").is_none(), "it ended");
+            assert!(
+                process.try_wait().expect("it can be asked").is_none(),
+                "it ended"
+            );
             sleep(Duration::from_millis(5)).await;
         }
     })
@@ -685,28 +998,43 @@ async fn waits_for(process: &mut tokio::process::Child, stderr: &std::path::Path
 
 #[actix_web::test]
 async fn a_database_that_comes_later_is_waited_for() {
-    let Some(postgres) = Postgres::private("") else { return };
+    let Some(postgres) = Postgres::private("") else {
+        return;
+    };
     let database = postgres.database();
     let tollkey = Tollkey::on(&database);
     postgres.control("-m fast stop");
     let stderr = tollkey.directory().join("stderr");
     let start = |arguments: &[&str]| {
         let mut command = tollkey.command(arguments);
-        command.stdout(Stdio::null()).stderr(fs::File::create(&stderr).expect("a file"));
+        command
+            .stdout(Stdio::null())
+            .stderr(fs::File::create(&stderr).expect("a file"));
         command.spawn().expect("it starts")
     };
     let wait = "waiting for the database";
 
     let mut migrating = start(&["migrate"]);
     waits_for(&mut migrating, &stderr, wait).await;
-    tokio::task::spawn_blocking(|| postgres.control("start")).await.expect("it starts");
-    assert!(migrating.wait().await.expect("it ends").success(), "{}", fs::read_to_string(&stderr).expect("its log"));
+    tokio::task::spawn_blocking(|| postgres.control("start"))
+        .await
+        .expect("it starts");
+    assert!(
+        migrating.wait().await.expect("it ends").success(),
+        "{}",
+        fs::read_to_string(&stderr).expect("its log")
+    );
     let log = fs::read_to_string(&stderr).expect("its log");
-    assert!(log.contains("PostgreSQL database") && log.contains(".s.PGSQL.5432"), "{log}");
+    assert!(
+        log.contains("PostgreSQL database") && log.contains(".s.PGSQL.5432"),
+        "{log}"
+    );
     tollkey.serve().await.stop().await;
 
     // A signal ends the wait: the server in good order, a command with the exit code of a shell.
-    tokio::task::spawn_blocking(|| postgres.control("-m fast stop")).await.expect("it stops");
+    tokio::task::spawn_blocking(|| postgres.control("-m fast stop"))
+        .await
+        .expect("it stops");
     for (arguments, signal, code) in [
         (&["serve"][..], "TERM", 0),
         (&["serve"], "INT", 0),
@@ -716,18 +1044,40 @@ async fn a_database_that_comes_later_is_waited_for() {
         let mut process = start(arguments);
         waits_for(&mut process, &stderr, wait).await;
         let kill = format!("kill -{signal} {}", process.id().expect("it runs"));
-        assert!(Command::new("sh").args(["-c", &kill]).status().await.expect("a shell").success());
-        let ended = timeout(Duration::from_secs(30), process.wait()).await.expect("the signal ends it");
-        assert_eq!(ended.expect("its status").code(), Some(code), "{arguments:?} {signal}");
+        assert!(
+            Command::new("sh")
+                .args(["-c", &kill])
+                .status()
+                .await
+                .expect("a shell")
+                .success()
+        );
+        let ended = timeout(Duration::from_secs(30), process.wait())
+            .await
+            .expect("the signal ends it");
+        assert_eq!(
+            ended.expect("its status").code(),
+            Some(code),
+            "{arguments:?} {signal}"
+        );
     }
     for arguments in [&["serve"][..], &["migrate"], &["account", "show", "acme"]] {
         let limited = tollkey.clone().with("TOLLKEY_DATABASE_WAIT_SECONDS", "1");
-        limited.run(arguments).await.refused(&["gave up after 1 seconds", "no socket"]);
-        let finished = tollkey.clone().with("TOLLKEY_DATABASE_WAIT_SECONDS", "0").run(arguments).await;
+        limited
+            .run(arguments)
+            .await
+            .refused(&["gave up after 1 seconds", "no socket"]);
+        let finished = tollkey
+            .clone()
+            .with("TOLLKEY_DATABASE_WAIT_SECONDS", "0")
+            .run(arguments)
+            .await;
         finished.refused(&["cannot connect to the PostgreSQL database", "no socket"]);
         assert!(!finished.stderr.contains(wait), "{finished}");
     }
-    tokio::task::spawn_blocking(|| postgres.control("start")).await.expect("it starts");
+    tokio::task::spawn_blocking(|| postgres.control("start"))
+        .await
+        .expect("it starts");
 }
 
 #[actix_web::test]
@@ -735,8 +1085,14 @@ async fn a_database_that_will_not_come_is_not_waited_for() {
     let Some(database) = postgres() else { return };
     let (base, query) = database.url().split_once('?').expect("a query");
     for (url, words) in [
-        (format!("postgres:///nowhere?{query}"), "database \"nowhere\" does not exist"),
-        (format!("{base}?{}", query.replace("user=postgres", "user=nobody")), "role \"nobody\" does not exist"),
+        (
+            format!("postgres:///nowhere?{query}"),
+            "database \"nowhere\" does not exist",
+        ),
+        (
+            format!("{base}?{}", query.replace("user=postgres", "user=nobody")),
+            "role \"nobody\" does not exist",
+        ),
         (format!("{base}?{query}&sslmode=require"), "pg-tls"),
     ] {
         let tollkey = Tollkey::on(&database).with("DATABASE_URL", &url);
@@ -753,8 +1109,15 @@ async fn an_address_in_use_is_a_sentence() {
     let tollkey = Tollkey::development();
     let server = tollkey.serve().await;
     let address = server.address.to_string();
-    let finished = Tollkey::bare().start(&["--listen", &address]).await.err().expect("the address is taken");
+    let finished = Tollkey::bare()
+        .start(&["--listen", &address])
+        .await
+        .err()
+        .expect("the address is taken");
     finished.refused(&["cannot listen on", &address]);
     assert_eq!(finished.stdout, "");
-    assert_eq!(member(&server.get("/openapi.json").await, "openapi"), "3.1.0");
+    assert_eq!(
+        member(&server.get("/openapi.json").await, "openapi"),
+        "3.1.0"
+    );
 }

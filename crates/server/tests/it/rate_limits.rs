@@ -16,8 +16,15 @@ use crate::{
 /// A key of that family that may be used so often.
 async fn limited(app: &App, family: Family, limit: i64, window_seconds: i64) -> Key {
     let rate_limit = RateLimit::new(limit, window_seconds).ok();
-    let grants = Grants { scopes: vec![Scope::COMMERCE], rate_limit, ..Grants::default() };
-    app.insert("acme", &app.mint(family, Mode::Live), |key| key.grants = grants).await
+    let grants = Grants {
+        scopes: vec![Scope::COMMERCE],
+        rate_limit,
+        ..Grants::default()
+    };
+    app.insert("acme", &app.mint(family, Mode::Live), |key| {
+        key.grants = grants
+    })
+    .await
 }
 
 /// The fields about the rate limit: policy, what is left, and when to come back.
@@ -32,28 +39,59 @@ async fn of_two_hundred_at_once_exactly_as_many_pass_as_may() {
     each_backend(async |app: &App| {
         for limit in [1, 7, 199, 200] {
             let key = limited(app, Family::Commerce, limit, 1000).await.text;
-            let replies = join_all((0..200).map(|_| app.get("/whoami").bearer(&key).into_future())).await;
+            let replies =
+                join_all((0..200).map(|_| app.get("/whoami").bearer(&key).into_future())).await;
             let passed = replies.iter().filter(|reply| reply.status == 200).count();
-            assert_eq!(passed, usize::try_from(limit).unwrap(), "whoami with {limit}");
-            assert!(replies.iter().all(|reply| matches!(reply.status, 200 | 429)), "whoami with {limit}");
+            assert_eq!(
+                passed,
+                usize::try_from(limit).unwrap(),
+                "whoami with {limit}"
+            );
+            assert!(
+                replies
+                    .iter()
+                    .all(|reply| matches!(reply.status, 200 | 429)),
+                "whoami with {limit}"
+            );
 
             let key = limited(app, Family::Commerce, limit, 1000).await.text;
             let service = app.service();
-            let calls = (0..200).map(|_| app.post("/verify", json!({"key": key})).bearer(&service).into_future());
+            let calls = (0..200).map(|_| {
+                app.post("/verify", json!({"key": key}))
+                    .bearer(&service)
+                    .into_future()
+            });
             let verdicts: Vec<Value> = join_all(calls).await.iter().map(Reply::json).collect();
-            let mut left: Vec<i64> =
-                verdicts.iter().filter_map(|verdict| verdict["rate_limit"]["remaining"].as_i64()).collect();
+            let mut left: Vec<i64> = verdicts
+                .iter()
+                .filter_map(|verdict| verdict["rate_limit"]["remaining"].as_i64())
+                .collect();
             left.sort_unstable();
             // Each use took one of its own.
             assert_eq!(left, (0..limit).collect::<Vec<_>>(), "verify with {limit}");
-            let denied = verdicts.iter().filter(|verdict| verdict["code"] == "rate_limited").count();
+            let denied = verdicts
+                .iter()
+                .filter(|verdict| verdict["code"] == "rate_limited")
+                .count();
             assert_eq!(denied, 200 - left.len(), "verify with {limit}");
 
             let key = limited(app, Family::Commerce, limit, 1000).await.text;
-            let calls = (0..200).map(|_| app.get("/authz/forward-auth").header("x-api-key", &key).into_future());
-            let statuses: Vec<u16> = join_all(calls).await.iter().map(|reply| reply.status).collect();
+            let calls = (0..200).map(|_| {
+                app.get("/authz/forward-auth")
+                    .header("x-api-key", &key)
+                    .into_future()
+            });
+            let statuses: Vec<u16> = join_all(calls)
+                .await
+                .iter()
+                .map(|reply| reply.status)
+                .collect();
             let passed = statuses.iter().filter(|status| **status == 200).count();
-            assert_eq!(passed, usize::try_from(limit).unwrap(), "forward-auth with {limit}");
+            assert_eq!(
+                passed,
+                usize::try_from(limit).unwrap(),
+                "forward-auth with {limit}"
+            );
         }
     })
     .await;
@@ -134,10 +172,18 @@ async fn a_denial_for_another_reason_costs_no_allowance() {
 #[actix_web::test]
 async fn a_denial_by_a_gateway_for_another_reason_costs_no_allowance() {
     each_backend(async |app: &App| {
-        let grants =
-            Grants { scopes: vec![Scope::LINKS_READ], rate_limit: RateLimit::new(2, 300).ok(), ..Grants::default() };
-        let key = app.insert_key_with("acme", Family::Commerce, Mode::Live, grants).await;
-        let ask = |query: &str| app.get(&format!("/authz/forward-auth{query}")).header("x-api-key", &key);
+        let grants = Grants {
+            scopes: vec![Scope::LINKS_READ],
+            rate_limit: RateLimit::new(2, 300).ok(),
+            ..Grants::default()
+        };
+        let key = app
+            .insert_key_with("acme", Family::Commerce, Mode::Live, grants)
+            .await;
+        let ask = |query: &str| {
+            app.get(&format!("/authz/forward-auth{query}"))
+                .header("x-api-key", &key)
+        };
         for (query, code) in [
             ("?scope=links:write", "insufficient_scope"),
             ("?mode=test", "wrong_mode"),
@@ -146,11 +192,19 @@ async fn a_denial_by_a_gateway_for_another_reason_costs_no_allowance() {
         ] {
             for _ in 0..3 {
                 let reply = ask(query).await;
-                assert_eq!((reply.status, reply.code().as_str()), (403, code), "{query}: {reply}");
+                assert_eq!(
+                    (reply.status, reply.code().as_str()),
+                    (403, code),
+                    "{query}: {reply}"
+                );
                 assert_eq!(fields(&reply), NONE, "{query}");
             }
         }
-        let statuses = [ask("").await.status, ask("?scope=links:read").await.status, ask("").await.status];
+        let statuses = [
+            ask("").await.status,
+            ask("?scope=links:read").await.status,
+            ask("").await.status,
+        ];
         assert_eq!(statuses, [200, 200, 429]);
     })
     .await;
@@ -175,15 +229,27 @@ async fn a_call_that_is_not_for_keys_of_that_family_costs_no_allowance() {
             }
             for call in calls {
                 let reply = call.bearer(&key.text).await;
-                assert_eq!((reply.status, fields(&reply)), (403, NONE), "{family:?}: {reply}");
+                assert_eq!(
+                    (reply.status, fields(&reply)),
+                    (403, NONE),
+                    "{family:?}: {reply}"
+                );
             }
             app.running().state().flush_usage().await;
-            assert!(!app.database.dump().contains("api_keys.last_used_at: "), "{family:?}");
-            let statuses =
-                [app.get("/whoami").bearer(&key.text).await.status, app.get("/whoami").bearer(&key.text).await.status];
+            assert!(
+                !app.database.dump().contains("api_keys.last_used_at: "),
+                "{family:?}"
+            );
+            let statuses = [
+                app.get("/whoami").bearer(&key.text).await.status,
+                app.get("/whoami").bearer(&key.text).await.status,
+            ];
             assert_eq!(statuses, [200, 429], "{family:?}");
             app.running().state().flush_usage().await;
-            assert!(app.database.dump().contains("api_keys.last_used_at: "), "{family:?}");
+            assert!(
+                app.database.dump().contains("api_keys.last_used_at: "),
+                "{family:?}"
+            );
             app.database.sql("UPDATE api_keys SET last_used_at = NULL");
         }
     })
@@ -300,8 +366,12 @@ async fn an_allowance_comes_back_evenly_by_the_clock() {
         let ask = async || {
             let verdict = app.verify(&key, json!({})).await;
             let state = &verdict["rate_limit"];
-            (verdict["valid"] == true)
-                .then(|| (state["remaining"].as_i64().unwrap(), state["reset_seconds"].as_i64().unwrap()))
+            (verdict["valid"] == true).then(|| {
+                (
+                    state["remaining"].as_i64().unwrap(),
+                    state["reset_seconds"].as_i64().unwrap(),
+                )
+            })
         };
         // All at once.
         assert_eq!(
@@ -314,7 +384,10 @@ async fn an_allowance_comes_back_evenly_by_the_clock() {
         app.clock.advance(Duration::from_millis(1));
         assert_eq!([ask().await, ask().await], [Some((0, 30)), None]);
         app.clock.advance(Duration::from_secs(25));
-        assert_eq!([ask().await, ask().await, ask().await], [Some((1, 15)), Some((0, 25)), None]);
+        assert_eq!(
+            [ask().await, ask().await, ask().await],
+            [Some((1, 15)), Some((0, 25)), None]
+        );
         // Never more than the whole.
         app.clock.advance(Duration::from_secs(86_400));
         assert_eq!(
@@ -322,7 +395,8 @@ async fn an_allowance_comes_back_evenly_by_the_clock() {
             [Some((2, 10)), Some((1, 20)), Some((0, 30)), None]
         );
         // The wall clock alone does nothing.
-        app.clock.set(app.clock.now() + jiff::SignedDuration::from_hours(1));
+        app.clock
+            .set(app.clock.now() + jiff::SignedDuration::from_hours(1));
         assert_eq!(ask().await, None);
     })
     .await;
@@ -333,11 +407,23 @@ async fn each_verifier_counts_for_itself() {
     each_backend(async |app: &App| {
         let replica = app.replica().await;
         let key = limited(app, Family::Commerce, 2, 60).await.text;
-        let there = || Call::new(replica.address(), "GET", "/whoami").bearer(&key).into_future();
+        let there = || {
+            Call::new(replica.address(), "GET", "/whoami")
+                .bearer(&key)
+                .into_future()
+        };
         let here = || app.get("/whoami").bearer(&key).into_future();
-        let statuses = [here().await.status, here().await.status, here().await.status];
+        let statuses = [
+            here().await.status,
+            here().await.status,
+            here().await.status,
+        ];
         assert_eq!(statuses, [200, 200, 429]);
-        let statuses = [there().await.status, there().await.status, there().await.status];
+        let statuses = [
+            there().await.status,
+            there().await.status,
+            there().await.status,
+        ];
         assert_eq!(statuses, [200, 200, 429]);
         replica.stop().await;
     })
@@ -351,15 +437,40 @@ async fn a_changed_key_has_used_what_it_has_used() {
         let token = app.merchant("acme");
         let body = json!({"name": "Checkout", "rate_limit": {"limit": 2, "window_seconds": 60}});
         let made = app.post("/api-keys", body).bearer(&token).await.json();
-        let (id, text) = (made["key_id"].as_str().unwrap(), made["api_key"].as_str().unwrap());
+        let (id, text) = (
+            made["key_id"].as_str().unwrap(),
+            made["api_key"].as_str().unwrap(),
+        );
         let path = format!("/api-keys/{id}");
         assert_eq!(
-            [app.code(text).await, app.code(text).await, app.code(text).await],
+            [
+                app.code(text).await,
+                app.code(text).await,
+                app.code(text).await
+            ],
             ["valid", "valid", "rate_limited"]
         );
-        assert_eq!(app.patch(&path, json!({"name": "checkout"})).bearer(&token).await.status, 200);
-        assert_eq!(app.post(&format!("{path}/suspend"), json!({})).bearer(&token).await.status, 200);
-        assert_eq!(app.post(&format!("{path}/resume"), json!({})).bearer(&token).await.status, 200);
+        assert_eq!(
+            app.patch(&path, json!({"name": "checkout"}))
+                .bearer(&token)
+                .await
+                .status,
+            200
+        );
+        assert_eq!(
+            app.post(&format!("{path}/suspend"), json!({}))
+                .bearer(&token)
+                .await
+                .status,
+            200
+        );
+        assert_eq!(
+            app.post(&format!("{path}/resume"), json!({}))
+                .bearer(&token)
+                .await
+                .status,
+            200
+        );
         assert_eq!(app.code(text).await, "rate_limited");
         let raised = json!({"rate_limit": {"limit": 3, "window_seconds": 60}});
         assert_eq!(app.patch(&path, raised).bearer(&token).await.status, 200);
@@ -368,7 +479,13 @@ async fn a_changed_key_has_used_what_it_has_used() {
             verdict["rate_limit"],
             json!({"limit": 3, "remaining": 2, "reset_seconds": 20, "window_seconds": 60})
         );
-        assert_eq!(app.patch(&path, json!({"rate_limit": null})).bearer(&token).await.status, 200);
+        assert_eq!(
+            app.patch(&path, json!({"rate_limit": null}))
+                .bearer(&token)
+                .await
+                .status,
+            200
+        );
         assert_eq!(app.verify(text, json!({})).await["rate_limit"], Value::Null);
     })
     .await;
@@ -381,36 +498,83 @@ async fn networks_with_host_bits_or_without_a_length_are_refused_when_they_are_g
         let application = app.application(&token, "Web Store").await;
         let keys = format!("/applications/{application}/api-keys");
         for (cidr, rule) in [
-            ("203.0.113.9/24", "\"203.0.113.9/24\" has host bits set; did you mean 203.0.113.0/24?"),
-            ("0.0.0.1/0", "\"0.0.0.1/0\" has host bits set; did you mean 0.0.0.0/0?"),
-            ("2001:db8::1/32", "\"2001:db8::1/32\" has host bits set; did you mean 2001:db8::/32?"),
-            ("::ffff:10.0.0.1/104", "\"::ffff:10.0.0.1/104\" has host bits set; did you mean ::ffff:10.0.0.0/104?"),
-            ("203.0.113.9", "\"203.0.113.9\" is not a CIDR network; did you mean 203.0.113.9/32?"),
-            ("::1", "\"::1\" is not a CIDR network; did you mean ::1/128?"),
-            ("010.0.0.0/8", "\"010.0.0.0/8\" is not a CIDR network such as 203.0.113.0/24"),
-            ("10.0.0.0/33", "\"10.0.0.0/33\" is not a CIDR network such as 203.0.113.0/24"),
-            ("example.com", "\"example.com\" is not a CIDR network such as 203.0.113.0/24"),
+            (
+                "203.0.113.9/24",
+                "\"203.0.113.9/24\" has host bits set; did you mean 203.0.113.0/24?",
+            ),
+            (
+                "0.0.0.1/0",
+                "\"0.0.0.1/0\" has host bits set; did you mean 0.0.0.0/0?",
+            ),
+            (
+                "2001:db8::1/32",
+                "\"2001:db8::1/32\" has host bits set; did you mean 2001:db8::/32?",
+            ),
+            (
+                "::ffff:10.0.0.1/104",
+                "\"::ffff:10.0.0.1/104\" has host bits set; did you mean ::ffff:10.0.0.0/104?",
+            ),
+            (
+                "203.0.113.9",
+                "\"203.0.113.9\" is not a CIDR network; did you mean 203.0.113.9/32?",
+            ),
+            (
+                "::1",
+                "\"::1\" is not a CIDR network; did you mean ::1/128?",
+            ),
+            (
+                "010.0.0.0/8",
+                "\"010.0.0.0/8\" is not a CIDR network such as 203.0.113.0/24",
+            ),
+            (
+                "10.0.0.0/33",
+                "\"10.0.0.0/33\" is not a CIDR network such as 203.0.113.0/24",
+            ),
+            (
+                "example.com",
+                "\"example.com\" is not a CIDR network such as 203.0.113.0/24",
+            ),
         ] {
             let list = json!(["198.51.100.0/24", cidr]);
             for (path, body, pointer) in [
-                ("/api-keys", json!({"name": "x", "allowed_ips": list}), "/allowed_ips"),
-                (keys.as_str(), json!({"description": "x", "allowedIps": list}), "/allowedIps"),
+                (
+                    "/api-keys",
+                    json!({"name": "x", "allowed_ips": list}),
+                    "/allowed_ips",
+                ),
+                (
+                    keys.as_str(),
+                    json!({"description": "x", "allowedIps": list}),
+                    "/allowedIps",
+                ),
             ] {
                 let reply = app.post(path, body).bearer(&token).await;
-                assert_eq!((reply.status, reply.errors()), (400, vec![format!("{pointer} {rule}")]), "{cidr}");
+                assert_eq!(
+                    (reply.status, reply.errors()),
+                    (400, vec![format!("{pointer} {rule}")]),
+                    "{cidr}"
+                );
             }
             let mut body = wanted("live", "secret");
             body["allowedIps"] = list;
             let reply = app.post("/v1/account/api-keys", body).bearer(&token).await;
             assert_eq!(refusal(app, &reply), (400, "VALIDATION_ERROR".to_owned()));
-            assert_eq!(reply.json()["error"]["message"], format!("/allowedIps {rule}"));
+            assert_eq!(
+                reply.json()["error"]["message"],
+                format!("/allowedIps {rule}")
+            );
         }
     })
     .await;
 }
 
 /// The list of the key below.
-const NETWORKS: [&str; 4] = ["203.0.113.0/24", "198.51.100.7/32", "2001:db8::/32", "::ffff:192.0.2.0/120"];
+const NETWORKS: [&str; 4] = [
+    "203.0.113.0/24",
+    "198.51.100.7/32",
+    "2001:db8::/32",
+    "::ffff:192.0.2.0/120",
+];
 
 /// Addresses, and whether they are in it.
 const ADDRESSES: [(&str, bool); 16] = [
@@ -434,7 +598,10 @@ const ADDRESSES: [(&str, bool); 16] = [
 
 async fn from_networks(app: &App) -> String {
     let body = json!({"name": "Checkout", "allowed_ips": NETWORKS});
-    let reply = app.post("/api-keys", body).bearer(&app.merchant("acme")).await;
+    let reply = app
+        .post("/api-keys", body)
+        .bearer(&app.merchant("acme"))
+        .await;
     assert_eq!(reply.status, 201, "{reply}");
     reply.json()["api_key"].as_str().unwrap().to_owned()
 }
@@ -445,30 +612,81 @@ async fn verify_judges_the_client_ip_it_is_told_and_nothing_else() {
         let key = from_networks(app).await;
         for (address, allowed) in ADDRESSES {
             let verdict = app.verify(&key, json!({"client_ip": address})).await;
-            assert_eq!(verdict["code"], if allowed { "valid" } else { "ip_not_allowed" }, "{address}");
+            assert_eq!(
+                verdict["code"],
+                if allowed { "valid" } else { "ip_not_allowed" },
+                "{address}"
+            );
         }
         // Where the resource server's own request comes from says nothing about its client.
-        let ask =
-            |body: Value| app.post("/verify", body).bearer(&app.service()).header("x-forwarded-for", "203.0.113.9");
-        assert_eq!(ask(json!({"key": key})).await.json()["code"], "ip_not_allowed");
-        assert_eq!(ask(json!({"key": key, "client_ip": null})).await.json()["code"], "ip_not_allowed");
-        assert_eq!(ask(json!({"key": key, "client_ip": "127.0.0.1"})).await.json()["code"], "ip_not_allowed");
-        let outside = app.post("/verify", json!({"key": key, "client_ip": "203.0.113.9"})).bearer(&app.service());
-        assert_eq!(outside.header("x-forwarded-for", "198.51.100.99").await.json()["code"], "valid");
-        let batch = json!({"requests": [{"key": key}, {"key": key, "client_ip": "203.0.113.9"}]});
-        let batch =
-            app.post("/verify/batch", batch).bearer(&app.service()).header("x-forwarded-for", "203.0.113.9").await;
+        let ask = |body: Value| {
+            app.post("/verify", body)
+                .bearer(&app.service())
+                .header("x-forwarded-for", "203.0.113.9")
+        };
         assert_eq!(
-            (&batch.json()["results"][0]["code"], &batch.json()["results"][1]["code"]),
+            ask(json!({"key": key})).await.json()["code"],
+            "ip_not_allowed"
+        );
+        assert_eq!(
+            ask(json!({"key": key, "client_ip": null})).await.json()["code"],
+            "ip_not_allowed"
+        );
+        assert_eq!(
+            ask(json!({"key": key, "client_ip": "127.0.0.1"}))
+                .await
+                .json()["code"],
+            "ip_not_allowed"
+        );
+        let outside = app
+            .post("/verify", json!({"key": key, "client_ip": "203.0.113.9"}))
+            .bearer(&app.service());
+        assert_eq!(
+            outside
+                .header("x-forwarded-for", "198.51.100.99")
+                .await
+                .json()["code"],
+            "valid"
+        );
+        let batch = json!({"requests": [{"key": key}, {"key": key, "client_ip": "203.0.113.9"}]});
+        let batch = app
+            .post("/verify/batch", batch)
+            .bearer(&app.service())
+            .header("x-forwarded-for", "203.0.113.9")
+            .await;
+        assert_eq!(
+            (
+                &batch.json()["results"][0]["code"],
+                &batch.json()["results"][1]["code"]
+            ),
             (&json!("ip_not_allowed"), &json!("valid"))
         );
-        let introspected = app.call("POST", "/introspect").form(&format!("token={key}")).bearer(&app.service());
-        assert_eq!(introspected.header("x-forwarded-for", "203.0.113.9").await.body, r#"{"active":false}"#);
-        for unreadable in
-            ["", "203.0.113", "203.0.113.9/32", "203.0.113.9:443", "[2001:db8::1]", "0313.0.113.9", "localhost"]
-        {
+        let introspected = app
+            .call("POST", "/introspect")
+            .form(&format!("token={key}"))
+            .bearer(&app.service());
+        assert_eq!(
+            introspected
+                .header("x-forwarded-for", "203.0.113.9")
+                .await
+                .body,
+            r#"{"active":false}"#
+        );
+        for unreadable in [
+            "",
+            "203.0.113",
+            "203.0.113.9/32",
+            "203.0.113.9:443",
+            "[2001:db8::1]",
+            "0313.0.113.9",
+            "localhost",
+        ] {
             let reply = ask(json!({"key": key, "client_ip": unreadable})).await;
-            assert_eq!(reply.errors(), ["/client_ip must be an IPv4 or IPv6 address"], "{unreadable}");
+            assert_eq!(
+                reply.errors(),
+                ["/client_ip must be an IPv4 or IPv6 address"],
+                "{unreadable}"
+            );
         }
     })
     .await;
@@ -476,76 +694,124 @@ async fn verify_judges_the_client_ip_it_is_told_and_nothing_else() {
 
 #[actix_web::test]
 async fn a_gateway_is_believed_about_the_rightmost_hop_that_is_no_trusted_proxy() {
-    each_backend_with(&[("TOLLKEY_TRUSTED_PROXIES", "127.0.0.0/8, 10.0.0.0/8, 2001:dba::/48")], async |app: &App| {
-        let key = from_networks(app).await;
-        let paths = ["/authz/forward-auth", "/authz/auth-request", "/authz/ext-authz/-/x"];
-        let ask = async |hops: &[&str]| {
-            let mut outcomes = Vec::new();
-            for path in paths {
-                let call = app.get(path).header("x-api-key", &key);
-                let reply = hops.iter().fold(call, |call, hops| call.header("x-forwarded-for", hops)).await;
-                let code = if reply.status == 200 { String::new() } else { reply.code() };
-                outcomes.push((reply.status, code));
+    each_backend_with(
+        &[(
+            "TOLLKEY_TRUSTED_PROXIES",
+            "127.0.0.0/8, 10.0.0.0/8, 2001:dba::/48",
+        )],
+        async |app: &App| {
+            let key = from_networks(app).await;
+            let paths = [
+                "/authz/forward-auth",
+                "/authz/auth-request",
+                "/authz/ext-authz/-/x",
+            ];
+            let ask = async |hops: &[&str]| {
+                let mut outcomes = Vec::new();
+                for path in paths {
+                    let call = app.get(path).header("x-api-key", &key);
+                    let reply = hops
+                        .iter()
+                        .fold(call, |call, hops| call.header("x-forwarded-for", hops))
+                        .await;
+                    let code = if reply.status == 200 {
+                        String::new()
+                    } else {
+                        reply.code()
+                    };
+                    outcomes.push((reply.status, code));
+                }
+                outcomes.dedup();
+                assert_eq!(outcomes.len(), 1, "{hops:?}: {outcomes:?}");
+                outcomes.remove(0)
+            };
+            for (address, allowed) in ADDRESSES
+                .into_iter()
+                .filter(|(address, _)| *address != "127.0.0.1")
+            {
+                let expected = if allowed {
+                    (200, String::new())
+                } else {
+                    (403, "ip_not_allowed".to_owned())
+                };
+                assert_eq!(ask(&[address]).await, expected, "{address}");
             }
-            outcomes.dedup();
-            assert_eq!(outcomes.len(), 1, "{hops:?}: {outcomes:?}");
-            outcomes.remove(0)
-        };
-        for (address, allowed) in ADDRESSES.into_iter().filter(|(address, _)| *address != "127.0.0.1") {
-            let expected = if allowed { (200, String::new()) } else { (403, "ip_not_allowed".to_owned()) };
-            assert_eq!(ask(&[address]).await, expected, "{address}");
-        }
-        for (hops, allowed) in [
-            // What stands left of the rightmost untrusted hop could have been written by anybody.
-            (&["203.0.113.9, 198.51.100.99"][..], false),
-            (&["198.51.100.99, 203.0.113.9"], true),
-            (&["x, 203.0.113.9"], true),
-            (&["203.0.113.9,10.1.2.3 , 127.0.0.1"], true),
-            (&["198.51.100.99, 203.0.113.9, ::ffff:10.1.2.3"], true),
-            (&["203.0.113.9, 2001:dba::1"], true),
-            (&["203.0.113.9, 198.51.100.99, 10.1.2.3"], false),
-            // Several fields are one list, in their order.
-            (&["203.0.113.9", "198.51.100.99"], false),
-            (&["198.51.100.99", "203.0.113.9"], true),
-            (&["203.0.113.9", "10.1.2.3"], true),
-            // Missing, empty, unreadable, or nothing but proxies.
-            (&[], false),
-            (&[""], false),
-            (&["203.0.113.9, "], false),
-            (&["203.0.113.9, unknown"], false),
-            (&["203.0.113.9, 10.1.2.3:443"], true),
-            (&["203.0.113.9:443"], true),
-            (&["10.1.2.3, 127.0.0.1"], false),
-        ] {
-            let expected = if allowed { (200, String::new()) } else { (403, "ip_not_allowed".to_owned()) };
-            assert_eq!(ask(hops).await, expected, "{hops:?}");
-        }
-        // Other headers about addresses are nobody's word.
-        for (name, value) in
-            [("x-real-ip", "203.0.113.9"), ("forwarded", "for=203.0.113.9"), ("x-client-ip", "203.0.113.9")]
-        {
-            let reply = app.get(paths[0]).header("x-api-key", &key).header(name, value).await;
-            assert_eq!(reply.code(), "ip_not_allowed", "{name}");
-        }
-    })
+            for (hops, allowed) in [
+                // What stands left of the rightmost untrusted hop could have been written by anybody.
+                (&["203.0.113.9, 198.51.100.99"][..], false),
+                (&["198.51.100.99, 203.0.113.9"], true),
+                (&["x, 203.0.113.9"], true),
+                (&["203.0.113.9,10.1.2.3 , 127.0.0.1"], true),
+                (&["198.51.100.99, 203.0.113.9, ::ffff:10.1.2.3"], true),
+                (&["203.0.113.9, 2001:dba::1"], true),
+                (&["203.0.113.9, 198.51.100.99, 10.1.2.3"], false),
+                // Several fields are one list, in their order.
+                (&["203.0.113.9", "198.51.100.99"], false),
+                (&["198.51.100.99", "203.0.113.9"], true),
+                (&["203.0.113.9", "10.1.2.3"], true),
+                // Missing, empty, unreadable, or nothing but proxies.
+                (&[], false),
+                (&[""], false),
+                (&["203.0.113.9, "], false),
+                (&["203.0.113.9, unknown"], false),
+                (&["203.0.113.9, 10.1.2.3:443"], true),
+                (&["203.0.113.9:443"], true),
+                (&["10.1.2.3, 127.0.0.1"], false),
+            ] {
+                let expected = if allowed {
+                    (200, String::new())
+                } else {
+                    (403, "ip_not_allowed".to_owned())
+                };
+                assert_eq!(ask(hops).await, expected, "{hops:?}");
+            }
+            // Other headers about addresses are nobody's word.
+            for (name, value) in [
+                ("x-real-ip", "203.0.113.9"),
+                ("forwarded", "for=203.0.113.9"),
+                ("x-client-ip", "203.0.113.9"),
+            ] {
+                let reply = app
+                    .get(paths[0])
+                    .header("x-api-key", &key)
+                    .header(name, value)
+                    .await;
+                assert_eq!(reply.code(), "ip_not_allowed", "{name}");
+            }
+        },
+    )
     .await;
 }
 
 /// Who is no trusted proxy is the client, whatever it says.
 #[actix_web::test]
 async fn a_peer_that_is_no_trusted_proxy_is_the_client() {
-    each_backend_with(&[("TOLLKEY_TRUSTED_PROXIES", "10.0.0.0/8")], async |app: &App| {
-        let key = from_networks(app).await;
-        let mut body = wanted("live", "secret");
-        body["allowedIps"] = json!(["127.0.0.0/8"]);
-        let here = make(app, &app.merchant("acme"), body).await.text;
-        for hops in ["203.0.113.9", "10.1.2.3", ""] {
-            let ask =
-                |key: &str| app.get("/authz/forward-auth").header("x-api-key", key).header("x-forwarded-for", hops);
-            assert_eq!(ask(&key).await.code(), "ip_not_allowed", "{hops}");
-            assert_eq!(ask(&here).await.status, 200, "{hops}");
-            assert_eq!(app.get("/whoami").bearer(&here).header("x-forwarded-for", hops).await.status, 200, "{hops}");
-        }
-    })
+    each_backend_with(
+        &[("TOLLKEY_TRUSTED_PROXIES", "10.0.0.0/8")],
+        async |app: &App| {
+            let key = from_networks(app).await;
+            let mut body = wanted("live", "secret");
+            body["allowedIps"] = json!(["127.0.0.0/8"]);
+            let here = make(app, &app.merchant("acme"), body).await.text;
+            for hops in ["203.0.113.9", "10.1.2.3", ""] {
+                let ask = |key: &str| {
+                    app.get("/authz/forward-auth")
+                        .header("x-api-key", key)
+                        .header("x-forwarded-for", hops)
+                };
+                assert_eq!(ask(&key).await.code(), "ip_not_allowed", "{hops}");
+                assert_eq!(ask(&here).await.status, 200, "{hops}");
+                assert_eq!(
+                    app.get("/whoami")
+                        .bearer(&here)
+                        .header("x-forwarded-for", hops)
+                        .await
+                        .status,
+                    200,
+                    "{hops}"
+                );
+            }
+        },
+    )
     .await;
 }

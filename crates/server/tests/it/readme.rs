@@ -16,8 +16,14 @@ const BINARY: &str = "cargo run --release --quiet --";
 /// The blocks that are to be run, in their order.
 fn blocks(readme: &str) -> Vec<&str> {
     let marked = readme.split(RUN).skip(1);
-    let blocks = marked.map(|rest| rest.trim_start().strip_prefix("```sh\n").and_then(|rest| rest.split_once("\n```")));
-    blocks.map(|block| block.expect("a shell block follows the mark").0).collect()
+    let blocks = marked.map(|rest| {
+        rest.trim_start()
+            .strip_prefix("```sh\n")
+            .and_then(|rest| rest.split_once("\n```"))
+    });
+    blocks
+        .map(|block| block.expect("a shell block follows the mark").0)
+        .collect()
 }
 
 #[actix_web::test]
@@ -29,7 +35,10 @@ async fn its_shell_blocks_run() {
     let tollkey = Tollkey::development();
     let server = tollkey.serve().await;
     let script = blocks.join("\n");
-    assert!(script.contains(SERVER) && script.contains(BINARY), "the README calls them otherwise now:\n{script}");
+    assert!(
+        script.contains(SERVER) && script.contains(BINARY),
+        "the README calls them otherwise now:\n{script}"
+    );
     let script = script
         .replace(SERVER, &format!("http://{}", server.address))
         .replace(BINARY, &format!("'{}'", env!("CARGO_BIN_EXE_tollkey")));
@@ -42,15 +51,27 @@ async fn its_shell_blocks_run() {
         .output()
         .await
         .expect("bash");
-    let (stdout, stderr) = (String::from_utf8_lossy(&run.stdout), String::from_utf8_lossy(&run.stderr));
+    let (stdout, stderr) = (
+        String::from_utf8_lossy(&run.stdout),
+        String::from_utf8_lossy(&run.stderr),
+    );
     assert!(run.status.success(), "{}\n{stdout}\n{stderr}", run.status);
 
     // What it says that these commands print, in this order.
     let mut lines = stdout.lines();
     for said in ["200", "204", "401", r#"{"valid":false,"code":"revoked"}"#] {
-        assert!(readme.contains(&format!("`{said}`")), "the README no longer says {said}");
-        assert!(lines.any(|line| line == said), "no {said} in its place:\n{stdout}\n{stderr}");
+        assert!(
+            readme.contains(&format!("`{said}`")),
+            "the README no longer says {said}"
+        );
+        assert!(
+            lines.any(|line| line == said),
+            "no {said} in its place:\n{stdout}\n{stderr}"
+        );
     }
-    assert!(stdout.contains(r#""family":"application""#), "what the key is:\n{stdout}");
+    assert!(
+        stdout.contains(r#""family":"application""#),
+        "what the key is:\n{stdout}"
+    );
     server.stop().await;
 }

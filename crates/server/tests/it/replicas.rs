@@ -40,61 +40,127 @@ struct Tokens {
 
 impl Tokens {
     fn now() -> Self {
-        Self { merchant: merchant("acme"), operator: operator(), service: crate::binary::service() }
+        Self {
+            merchant: merchant("acme"),
+            operator: operator(),
+            service: crate::binary::service(),
+        }
     }
 }
 
 async fn done(call: Call, status: u16) -> Value {
     let reply = call.await;
     assert_eq!(reply.status, status, "{reply}");
-    if reply.body.is_empty() { Value::Null } else { reply.json() }
+    if reply.body.is_empty() {
+        Value::Null
+    } else {
+        reply.json()
+    }
 }
 
 async fn application(at: &Server, tokens: &Tokens, name: &str) -> String {
-    let made = done(at.post("/applications", json!({"name": name})).bearer(&tokens.merchant), 201).await;
+    let made = done(
+        at.post("/applications", json!({"name": name}))
+            .bearer(&tokens.merchant),
+        201,
+    )
+    .await;
     made["id"].as_str().expect("an id").to_owned()
 }
 
 async fn key(at: &Server, tokens: &Tokens, application: &str) -> Key {
     let path = format!("/applications/{application}/api-keys");
-    let made = done(at.post(&path, json!({"description": "Checkout"})).bearer(&tokens.merchant), 201).await;
+    let made = done(
+        at.post(&path, json!({"description": "Checkout"}))
+            .bearer(&tokens.merchant),
+        201,
+    )
+    .await;
     let text = |member: &str| made[member].as_str().expect("a text").to_owned();
-    Key { id: text("id"), text: text("fullKey") }
+    Key {
+        id: text("id"),
+        text: text("fullKey"),
+    }
 }
 
 /// A story of changes: made at `one`, each holds at the other the moment it is answered. `changes.rs` has every change
 /// there is; here the replicas are processes, and service keys are among what changes.
 async fn changes_hold(one: &Server, other: &Server, tokens: &Tokens, name: &str) {
-    let Tokens { merchant, operator, service } = tokens;
+    let Tokens {
+        merchant,
+        operator,
+        service,
+    } = tokens;
     let app = application(one, tokens, name).await;
     let path = format!("/applications/{app}");
-    let (first, second, third) =
-        (key(one, tokens, &app).await, key(one, tokens, &app).await, key(one, tokens, &app).await);
+    let (first, second, third) = (
+        key(one, tokens, &app).await,
+        key(one, tokens, &app).await,
+        key(one, tokens, &app).await,
+    );
     let says = async |key: &Key, expected: &str, when: &str| {
         for asked in 0..2 {
-            assert_eq!(other.says(service, &key.text).await, expected, "{when}, asked {asked} times before");
-            assert_eq!(one.says(service, &key.text).await, expected, "{when}, where it was done");
+            assert_eq!(
+                other.says(service, &key.text).await,
+                expected,
+                "{when}, asked {asked} times before"
+            );
+            assert_eq!(
+                one.says(service, &key.text).await,
+                expected,
+                "{when}, where it was done"
+            );
         }
     };
     for key in [&first, &second, &third] {
         says(key, "valid", "made").await;
     }
 
-    done(one.call("DELETE", &format!("{path}/api-keys/{}", first.id)).bearer(merchant), 204).await;
+    done(
+        one.call("DELETE", &format!("{path}/api-keys/{}", first.id))
+            .bearer(merchant),
+        204,
+    )
+    .await;
     says(&first, "revoked", "revoked").await;
     says(&second, "valid", "another key was revoked").await;
 
     done(one.call("DELETE", "/whoami").bearer(&second.text), 204).await;
     says(&second, "revoked", "revoked by itself").await;
-    assert_eq!(other.call("GET", "/whoami").bearer(&second.text).await.status, 401);
-    assert_eq!(other.call("GET", "/authz/forward-auth").bearer(&second.text).await.status, 401);
+    assert_eq!(
+        other
+            .call("GET", "/whoami")
+            .bearer(&second.text)
+            .await
+            .status,
+        401
+    );
+    assert_eq!(
+        other
+            .call("GET", "/authz/forward-auth")
+            .bearer(&second.text)
+            .await
+            .status,
+        401
+    );
 
     for round in 0..2 {
-        let enabled =
-            |is: bool| one.call("PATCH", &format!("{path}/status")).json(json!({"isEnabled": is})).bearer(merchant);
+        let enabled = |is: bool| {
+            one.call("PATCH", &format!("{path}/status"))
+                .json(json!({"isEnabled": is}))
+                .bearer(merchant)
+        };
         done(enabled(false), 200).await;
         says(&third, "application_disabled", "disabled").await;
-        assert_eq!(other.call("GET", "/authz/forward-auth").bearer(&third.text).await.status, 403, "{round}");
+        assert_eq!(
+            other
+                .call("GET", "/authz/forward-auth")
+                .bearer(&third.text)
+                .await
+                .status,
+            403,
+            "{round}"
+        );
         done(enabled(true), 200).await;
         says(&third, "valid", "enabled").await;
     }
@@ -102,13 +168,34 @@ async fn changes_hold(one: &Server, other: &Server, tokens: &Tokens, name: &str)
     done(one.call("DELETE", &path).bearer(merchant), 204).await;
     says(&third, "revoked", "its application was deleted").await;
 
-    let gateway = done(one.post("/service-keys", json!({"name": "gateway"})).bearer(operator), 201).await;
-    let (id, text) = (gateway["id"].as_str().expect("an id"), gateway["key"].as_str().expect("a text"));
+    let gateway = done(
+        one.post("/service-keys", json!({"name": "gateway"}))
+            .bearer(operator),
+        201,
+    )
+    .await;
+    let (id, text) = (
+        gateway["id"].as_str().expect("an id"),
+        gateway["key"].as_str().expect("a text"),
+    );
     assert_eq!(other.says(text, &third.text).await, "revoked");
     assert_eq!(other.says(text, &third.text).await, "revoked");
-    done(one.call("DELETE", &format!("/service-keys/{id}")).bearer(operator), 204).await;
-    assert_eq!(other.says(text, &third.text).await, "401", "the service key was revoked");
-    assert_eq!(one.says(text, &third.text).await, "401", "the service key was revoked");
+    done(
+        one.call("DELETE", &format!("/service-keys/{id}"))
+            .bearer(operator),
+        204,
+    )
+    .await;
+    assert_eq!(
+        other.says(text, &third.text).await,
+        "401",
+        "the service key was revoked"
+    );
+    assert_eq!(
+        one.says(text, &third.text).await,
+        "401",
+        "the service key was revoked"
+    );
 }
 
 /// Makes leases short, so that two processes on one SQLite file, which cannot wake each other, are quick. The clock
@@ -154,11 +241,21 @@ async fn under_load_no_request_that_starts_after_a_revocation_is_let_through() {
         for round in 0..5 {
             let key = key(&replicas[0], &tokens, &app).await;
             let over = AtomicBool::new(false);
-            let hammers = join_all(replicas.iter().map(|replica| hammer(replica, &tokens.service, &key.text, &over)));
+            let hammers = join_all(
+                replicas
+                    .iter()
+                    .map(|replica| hammer(replica, &tokens.service, &key.text, &over)),
+            );
             let revoking = async {
                 sleep(Duration::from_millis(150)).await;
                 let path = format!("/applications/{app}/api-keys/{}", key.id);
-                done(replicas[round % 3].call("DELETE", &path).bearer(&tokens.merchant), 204).await;
+                done(
+                    replicas[round % 3]
+                        .call("DELETE", &path)
+                        .bearer(&tokens.merchant),
+                    204,
+                )
+                .await;
                 let answered = Instant::now();
                 sleep(Duration::from_millis(100)).await;
                 over.store(true, Ordering::Relaxed);
@@ -168,7 +265,10 @@ async fn under_load_no_request_that_starts_after_a_revocation_is_let_through() {
             for (replica, valid) in valid.iter().enumerate() {
                 assert!(!valid.is_empty(), "replica {replica} let it through before");
                 let late = valid.iter().filter(|asked| **asked > answered).count();
-                assert_eq!(late, 0, "round {round}: replica {replica} said yes to requests that started afterwards");
+                assert_eq!(
+                    late, 0,
+                    "round {round}: replica {replica} said yes to requests that started afterwards"
+                );
             }
         }
         for replica in replicas {
@@ -181,11 +281,19 @@ async fn under_load_no_request_that_starts_after_a_revocation_is_let_through() {
 async fn holders(database: &Database, count: usize) {
     let (store, nobody) = (database.store(), VerifierId::from_bytes([0; 16]));
     let there = async {
-        while store.behind(Seq(i64::MAX), nobody).await.expect("an answer").len() != count {
+        while store
+            .behind(Seq(i64::MAX), nobody)
+            .await
+            .expect("an answer")
+            .len()
+            != count
+        {
             sleep(Duration::from_millis(10)).await;
         }
     };
-    timeout(Duration::from_secs(30), there).await.expect("their leases");
+    timeout(Duration::from_secs(30), there)
+        .await
+        .expect("their leases");
 }
 
 /// Revokes a key; gives how long that took.
@@ -203,7 +311,10 @@ async fn a_killed_replica_costs_one_lease_once() {
         let (one, other) = (tollkey.serve().await, tollkey.serve().await);
         let tokens = Tokens::now();
         let app = application(&one, &tokens, "Web Store").await;
-        let (first, second) = (key(&one, &tokens, &app).await, key(&one, &tokens, &app).await);
+        let (first, second) = (
+            key(&one, &tokens, &app).await,
+            key(&one, &tokens, &app).await,
+        );
         holders(&database, 2).await;
         assert_eq!(other.says(&tokens.service, &first.text).await, "valid");
         other.kill().await;
@@ -212,7 +323,10 @@ async fn a_killed_replica_costs_one_lease_once() {
         assert_eq!(one.says(&tokens.service, &first.text).await, "revoked");
         holders(&database, 1).await;
         let took = revoke(&one, &tokens, &app, &second).await;
-        assert!(took < LEASE, "nobody waits for it any more, yet it took {took:?}");
+        assert!(
+            took < LEASE,
+            "nobody waits for it any more, yet it took {took:?}"
+        );
         one.stop().await;
     }
 }

@@ -26,17 +26,25 @@ const CLIENTS: usize = 12;
 
 /// Starts nginx with the shipped configuration.
 async fn nginx(program: &Path, replicas: &[SocketAddr; 3]) -> Running {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/gateways/nginx-replicas/nginx.conf");
+    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../../examples/gateways/nginx-replicas/nginx.conf");
     let mut shipped = fs::read_to_string(&path).expect("the configuration");
     let address = free(NGINX_HOST);
     let listen = ("listen 80;".to_owned(), format!("listen {address};"));
-    let servers = REPLICAS.iter().zip(replicas).map(|(from, to)| (format!("server {from} "), format!("server {to} ")));
+    let servers = REPLICAS
+        .iter()
+        .zip(replicas)
+        .map(|(from, to)| (format!("server {from} "), format!("server {to} ")));
     for (from, to) in servers.chain([listen]) {
-        assert!(shipped.contains(&from), "the configuration has no {from:?} any more");
+        assert!(
+            shipped.contains(&from),
+            "the configuration has no {from:?} any more"
+        );
         shipped = shipped.replace(&from, &to);
     }
     let directory = tempfile::tempdir().expect("a temporary directory");
-    let write = |name: &str, text: &str| fs::write(directory.path().join(name), text).expect("a file");
+    let write =
+        |name: &str, text: &str| fs::write(directory.path().join(name), text).expect("a file");
     write("replicas.conf", &shipped);
     write(
         "nginx.conf",
@@ -44,17 +52,29 @@ async fn nginx(program: &Path, replicas: &[SocketAddr; 3]) -> Running {
          client_body_temp_path body;\nproxy_temp_path proxy;\nfastcgi_temp_path fastcgi;\nuwsgi_temp_path uwsgi;\n\
          scgi_temp_path scgi;\nkeepalive_requests 1000000;\ninclude replicas.conf;\n}\n",
     );
-    let path = |name: &str| directory.path().join(name).to_str().expect("a path that is text").to_owned();
+    let path = |name: &str| {
+        directory
+            .path()
+            .join(name)
+            .to_str()
+            .expect("a path that is text")
+            .to_owned()
+    };
     let arguments = ["-e", "stderr", "-p", &path(""), "-c", &path("nginx.conf")].map(str::to_owned);
     Running::launch(Gateway::Nginx, program, address, directory, &arguments).await
 }
 
 #[actix_web::test]
 async fn rolling_restart_behind_nginx_fails_no_request() {
-    let Some(postgres) = Postgres::shared() else { return };
+    let Some(postgres) = Postgres::shared() else {
+        return;
+    };
     let Some(program) = Gateway::Nginx.program() else {
         let required = env::var("TOLLKEY_TEST_REQUIRE_GATEWAYS").is_ok_and(|value| value == "1");
-        assert!(!required, "no nginx found, but TOLLKEY_TEST_REQUIRE_GATEWAYS=1");
+        assert!(
+            !required,
+            "no nginx found, but TOLLKEY_TEST_REQUIRE_GATEWAYS=1"
+        );
         eprintln!("\n*** nginx is not installed: the rolling restart is NOT tested ***\n");
         return;
     };
@@ -79,7 +99,9 @@ async fn rolling_restart_behind_nginx_fails_no_request() {
     let verify = json!({"key": key}).to_string();
     let client = async |number: usize| {
         let mut failed = Vec::new();
-        let mut connection = Connection::open(nginx.address).await.expect("nginx listens");
+        let mut connection = Connection::open(nginx.address)
+            .await
+            .expect("nginx listens");
         for turn in 0_usize.. {
             if is_over.load(Ordering::Relaxed) {
                 break;
@@ -97,9 +119,14 @@ async fn rolling_restart_behind_nginx_fails_no_request() {
                 Err(_) => None,
             };
             sent.fetch_add(1, Ordering::Relaxed);
-            if answer.as_ref().is_none_or(|(status, _)| *status != expected) {
+            if answer
+                .as_ref()
+                .is_none_or(|(status, _)| *status != expected)
+            {
                 failed.push(format!("{method} {path}: {answer:?}"));
-                connection = Connection::open(nginx.address).await.expect("nginx listens");
+                connection = Connection::open(nginx.address)
+                    .await
+                    .expect("nginx listens");
             }
         }
         failed
@@ -108,10 +135,16 @@ async fn rolling_restart_behind_nginx_fails_no_request() {
     let restarts = async {
         for (tollkey, replica) in tollkeys.iter().zip(replicas) {
             let before = sent.load(Ordering::Relaxed);
-            eventually("the load goes on", async || sent.load(Ordering::Relaxed) > before + 50).await;
+            eventually("the load goes on", async || {
+                sent.load(Ordering::Relaxed) > before + 50
+            })
+            .await;
             replica.stop().await;
             let replica = tollkey.serve().await;
-            eventually("the new one is ready", async || replica.get("/readyz").await.status == 200).await;
+            eventually("the new one is ready", async || {
+                replica.get("/readyz").await.status == 200
+            })
+            .await;
             restarted.push(replica);
         }
         is_over.store(true, Ordering::Relaxed);

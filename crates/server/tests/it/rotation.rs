@@ -19,7 +19,8 @@ fn path(key: &Key) -> String {
 }
 
 fn rotate(app: &App, token: &str, key: &Key, body: Value) -> Call {
-    app.post(&format!("{}/rotate", path(key)), body).bearer(token)
+    app.post(&format!("{}/rotate", path(key)), body)
+        .bearer(token)
 }
 
 /// The key of an answer that made one.
@@ -27,7 +28,10 @@ fn made(reply: &Reply) -> Key {
     assert_eq!(reply.status, 201, "{reply}");
     let json = reply.json();
     let text = |member: &str| json[member].as_str().expect("a text").to_owned();
-    Key { id: text("key_id"), text: text("api_key") }
+    Key {
+        id: text("key_id"),
+        text: text("api_key"),
+    }
 }
 
 async fn row(app: &App, token: &str, key: &Key) -> Value {
@@ -41,7 +45,10 @@ async fn codes(app: &App, keys: [&Key; 2]) -> [String; 2] {
 }
 
 async fn revoke(app: &App, token: &str, key: &Key) {
-    let reply = app.call("POST", &format!("{}/revoke", path(key))).bearer(token).await;
+    let reply = app
+        .call("POST", &format!("{}/revoke", path(key)))
+        .bearer(token)
+        .await;
     assert_eq!(reply.status, 200, "{reply}");
 }
 
@@ -50,8 +57,16 @@ async fn log(app: &App, token: &str) -> Vec<(String, String, Value)> {
     let entries = app.get("/audit-log").bearer(token).await.json();
     let text = |value: &Value| value.as_str().expect("a text").to_owned();
     let entries = entries.as_array().expect("an array").iter().rev();
-    let entries = entries.map(|entry| (text(&entry["action"]), text(&entry["target"]["id"]), entry["changes"].clone()));
-    entries.filter(|(action, ..)| action != "api_key.created").collect()
+    let entries = entries.map(|entry| {
+        (
+            text(&entry["action"]),
+            text(&entry["target"]["id"]),
+            entry["changes"].clone(),
+        )
+    });
+    entries
+        .filter(|(action, ..)| action != "api_key.created")
+        .collect()
 }
 
 #[actix_web::test]
@@ -158,19 +173,33 @@ async fn a_successor_has_the_same_grants_metadata_and_absolute_end() {
 async fn without_an_overlap_the_old_key_ends_at_once() {
     each_backend(async |app: &App| {
         let token = app.merchant("acme");
-        for body in [None, Some(json!({})), Some(json!({"overlap_seconds": null})), Some(json!({"overlap_seconds": 0}))]
-        {
+        for body in [
+            None,
+            Some(json!({})),
+            Some(json!({"overlap_seconds": null})),
+            Some(json!({"overlap_seconds": 0})),
+        ] {
             let old = app.commerce_key(&token, json!({})).await;
             assert_eq!(app.code(&old.text).await, "valid", "remembered");
             let call = match &body {
-                None => app.call("POST", &format!("{}/rotate", path(&old))).bearer(&token),
+                None => app
+                    .call("POST", &format!("{}/rotate", path(&old)))
+                    .bearer(&token),
                 Some(body) => rotate(app, &token, &old, body.clone()),
             };
             let new = made(&call.await);
-            assert_eq!(codes(app, [&old, &new]).await, ["expired", "valid"], "{body:?}");
+            assert_eq!(
+                codes(app, [&old, &new]).await,
+                ["expired", "valid"],
+                "{body:?}"
+            );
             let old = row(app, &token, &old).await;
             let now = app.clock.now().as_second();
-            assert_eq!([&old["status"], &old["expires_at"]], [&json!("expired"), &json!(now)], "{body:?}");
+            assert_eq!(
+                [&old["status"], &old["expires_at"]],
+                [&json!("expired"), &json!(now)],
+                "{body:?}"
+            );
         }
     })
     .await;
@@ -183,15 +212,25 @@ async fn a_replica_agrees_at_once_whatever_its_clock_says() {
         app.clock.advance(Duration::from_secs(5)); // so the replica's is five seconds behind
         let token = app.merchant("acme");
         let says = async |key: &Key| {
-            let call = Call::new(replica.address(), "POST", "/verify").json(json!({"key": key.text}));
+            let call =
+                Call::new(replica.address(), "POST", "/verify").json(json!({"key": key.text}));
             let reply = call.bearer(&app.service()).await;
-            reply.json()["code"].as_str().unwrap_or_else(|| panic!("{reply}")).to_owned()
+            reply.json()["code"]
+                .as_str()
+                .unwrap_or_else(|| panic!("{reply}"))
+                .to_owned()
         };
         let old = app.commerce_key(&token, json!({})).await;
         assert_eq!(says(&old).await, "valid");
         let new = made(&rotate(app, &token, &old, json!({})).await);
-        assert_eq!((says(&old).await.as_str(), says(&new).await.as_str()), ("expired", "valid"));
-        let seen = Call::new(replica.address(), "GET", &path(&old)).bearer(&token).await.json();
+        assert_eq!(
+            (says(&old).await.as_str(), says(&new).await.as_str()),
+            ("expired", "valid")
+        );
+        let seen = Call::new(replica.address(), "GET", &path(&old))
+            .bearer(&token)
+            .await
+            .json();
         assert_eq!(seen["status"], "expired");
         // It can be rotated there no more, and changed neither.
         for call in [
@@ -199,14 +238,24 @@ async fn a_replica_agrees_at_once_whatever_its_clock_says() {
             Call::new(replica.address(), "PATCH", &path(&old)).json(json!({"expires_at": null})),
         ] {
             let reply = call.bearer(&token).await;
-            assert_eq!((reply.status, reply.code().as_str()), (409, "key_expired"), "{reply}");
+            assert_eq!(
+                (reply.status, reply.code().as_str()),
+                (409, "key_expired"),
+                "{reply}"
+            );
         }
         // A remembered key that is rotated with an overlap goes on there, and ends early when it is revoked.
         assert_eq!(says(&new).await, "valid");
         let newest = made(&rotate(app, &token, &new, json!({"overlap_seconds": 60})).await);
-        assert_eq!((says(&new).await.as_str(), says(&newest).await.as_str()), ("valid", "valid"));
+        assert_eq!(
+            (says(&new).await.as_str(), says(&newest).await.as_str()),
+            ("valid", "valid")
+        );
         revoke(app, &token, &new).await;
-        assert_eq!((says(&new).await.as_str(), says(&newest).await.as_str()), ("revoked", "valid"));
+        assert_eq!(
+            (says(&new).await.as_str(), says(&newest).await.as_str()),
+            ("revoked", "valid")
+        );
     })
     .await;
 }
@@ -216,14 +265,31 @@ async fn the_old_key_ends_at_its_own_end_if_that_comes_before_the_overlaps() {
     each_backend(async |app: &App| {
         let token = app.merchant("acme");
         let start = app.clock.now().as_second();
-        for (own, overlap, end) in [(50, 100, 50), (100, 50, 50), (70, 70, 70), (604_801, 604_800, 604_800), (50, 0, 0)]
-        {
-            let old = app.commerce_key(&token, json!({"expires_at": start + own})).await;
+        for (own, overlap, end) in [
+            (50, 100, 50),
+            (100, 50, 50),
+            (70, 70, 70),
+            (604_801, 604_800, 604_800),
+            (50, 0, 0),
+        ] {
+            let old = app
+                .commerce_key(&token, json!({"expires_at": start + own}))
+                .await;
             let new = made(&rotate(app, &token, &old, json!({"overlap_seconds": overlap})).await);
-            assert_eq!(row(app, &token, &old).await["expires_at"], start + end, "{own} {overlap}");
-            assert_eq!(row(app, &token, &new).await["expires_at"], start + own, "{own} {overlap}");
+            assert_eq!(
+                row(app, &token, &old).await["expires_at"],
+                start + end,
+                "{own} {overlap}"
+            );
+            assert_eq!(
+                row(app, &token, &new).await["expires_at"],
+                start + own,
+                "{own} {overlap}"
+            );
         }
-        let old = app.commerce_key(&token, json!({"expires_at": start + 50})).await;
+        let old = app
+            .commerce_key(&token, json!({"expires_at": start + 50}))
+            .await;
         let new = made(&rotate(app, &token, &old, json!({"overlap_seconds": 100})).await);
         app.clock.advance(Duration::from_secs(49));
         assert_eq!(codes(app, [&old, &new]).await, ["valid", "valid"]);
@@ -245,19 +311,42 @@ async fn get_tells_when_the_old_key_was_last_used_and_revoking_it_ends_the_overl
             app.running().state().flush_usage().await;
             row(app, &token, key).await["last_used_at"].clone()
         };
-        assert_eq!((last_used(&old).await, last_used(&new).await), (json!(START), Value::Null));
+        assert_eq!(
+            (last_used(&old).await, last_used(&new).await),
+            (json!(START), Value::Null)
+        );
         app.clock.advance(Duration::from_secs(10));
-        assert_eq!(app.code(&old.text).await, "valid", "somebody still has the old one");
-        assert_eq!((last_used(&old).await, last_used(&new).await), (json!(START + 20), Value::Null));
+        assert_eq!(
+            app.code(&old.text).await,
+            "valid",
+            "somebody still has the old one"
+        );
+        assert_eq!(
+            (last_used(&old).await, last_used(&new).await),
+            (json!(START + 20), Value::Null)
+        );
         app.clock.advance(Duration::from_secs(10));
         assert_eq!(app.code(&new.text).await, "valid");
-        assert_eq!((last_used(&old).await, last_used(&new).await), (json!(START + 20), json!(START + 30)));
+        assert_eq!(
+            (last_used(&old).await, last_used(&new).await),
+            (json!(START + 20), json!(START + 30))
+        );
         revoke(app, &token, &old).await;
         assert_eq!(codes(app, [&old, &new]).await, ["revoked", "valid"]);
         let ended = row(app, &token, &old).await;
         assert_eq!(
-            [&ended["status"], &ended["revoked_at"], &ended["expires_at"], &ended["rotated_to"]],
-            [&json!("revoked"), &json!(START + 30), &json!(START + 3610), &json!(new.id)]
+            [
+                &ended["status"],
+                &ended["revoked_at"],
+                &ended["expires_at"],
+                &ended["rotated_to"]
+            ],
+            [
+                &json!("revoked"),
+                &json!(START + 30),
+                &json!(START + 3610),
+                &json!(new.id)
+            ]
         );
         // Revoking the successor instead leaves the old one to its end.
         let newest = made(&rotate(app, &token, &new, json!({"overlap_seconds": 60})).await);
@@ -347,17 +436,41 @@ async fn the_overlap_is_0_to_604800_seconds() {
         let key = app.commerce_key(&token, json!({})).await;
         let number = "must be a whole number within its range";
         for (body, error) in [
-            (json!({"overlap_seconds": -1}), "/overlap_seconds must be 0 to 604800".to_owned()),
-            (json!({"overlap_seconds": 604_801}), "/overlap_seconds must be 0 to 604800".to_owned()),
-            (json!({"overlap_seconds": i64::MAX}), "/overlap_seconds must be 0 to 604800".to_owned()),
-            (json!({"overlap_seconds": 1.5}), format!("/overlap_seconds {number}")),
-            (json!({"overlap_seconds": "60"}), format!("/overlap_seconds {number}")),
-            (json!({"overlap_seconds": []}), format!("/overlap_seconds {number}")),
+            (
+                json!({"overlap_seconds": -1}),
+                "/overlap_seconds must be 0 to 604800".to_owned(),
+            ),
+            (
+                json!({"overlap_seconds": 604_801}),
+                "/overlap_seconds must be 0 to 604800".to_owned(),
+            ),
+            (
+                json!({"overlap_seconds": i64::MAX}),
+                "/overlap_seconds must be 0 to 604800".to_owned(),
+            ),
+            (
+                json!({"overlap_seconds": 1.5}),
+                format!("/overlap_seconds {number}"),
+            ),
+            (
+                json!({"overlap_seconds": "60"}),
+                format!("/overlap_seconds {number}"),
+            ),
+            (
+                json!({"overlap_seconds": []}),
+                format!("/overlap_seconds {number}"),
+            ),
             (json!({"overlap": 60}), "/overlap is unknown".to_owned()),
             (json!({"name": "New"}), "/name is unknown".to_owned()),
-            (json!({"scopes": ["commerce"]}), "/scopes is unknown".to_owned()),
+            (
+                json!({"scopes": ["commerce"]}),
+                "/scopes is unknown".to_owned(),
+            ),
             (json!({"mode": "live"}), "/mode is unknown".to_owned()),
-            (json!({"expires_at": null}), "/expires_at is unknown".to_owned()),
+            (
+                json!({"expires_at": null}),
+                "/expires_at is unknown".to_owned(),
+            ),
             (json!([]), " The body must be a JSON object.".to_owned()),
         ] {
             let reply = rotate(app, &token, &key, body.clone()).await;
@@ -386,12 +499,20 @@ async fn in_the_overlap_the_old_key_is_changed_like_any_key_but_ends_no_later() 
         };
         patch(json!({"name": "Old", "scopes": ["links:read"]})).await;
         let successor = row(app, &token, &new).await;
-        assert_eq!((&successor["name"], &successor["scopes"]), (&json!("Commerce Server Key"), &json!(["commerce"])));
+        assert_eq!(
+            (&successor["name"], &successor["scopes"]),
+            (&json!("Commerce Server Key"), &json!(["commerce"]))
+        );
         patch(json!({"expires_at": START + 60})).await;
         patch(json!({"expires_at": START + 30})).await;
         for later in [json!(null), json!(START + 31), json!(START + 60)] {
-            let reply = app.patch(&path(&old), json!({"name": "x", "expires_at": later})).bearer(&token).await;
-            let rule = "/expires_at cannot be later: the key was rotated, and its successor is there".to_owned();
+            let reply = app
+                .patch(&path(&old), json!({"name": "x", "expires_at": later}))
+                .bearer(&token)
+                .await;
+            let rule =
+                "/expires_at cannot be later: the key was rotated, and its successor is there"
+                    .to_owned();
             assert_eq!((reply.status, reply.errors()), (400, vec![rule]));
         }
         assert_eq!(row(app, &token, &old).await["name"], "Old");
@@ -399,12 +520,21 @@ async fn in_the_overlap_the_old_key_is_changed_like_any_key_but_ends_no_later() 
         assert_eq!(codes(app, [&old, &new]).await, ["valid", "valid"]);
         app.clock.advance(Duration::from_secs(1));
         assert_eq!(codes(app, [&old, &new]).await, ["expired", "valid"]);
-        let reply = app.patch(&path(&old), json!({"expires_at": null})).bearer(&token).await;
+        let reply = app
+            .patch(&path(&old), json!({"expires_at": null}))
+            .bearer(&token)
+            .await;
         assert_eq!((reply.status, reply.code().as_str()), (409, "key_expired"));
         // The successor's end is its own.
-        let reply = app.patch(&path(&new), json!({"expires_at": START + 1000})).bearer(&token).await;
+        let reply = app
+            .patch(&path(&new), json!({"expires_at": START + 1000}))
+            .bearer(&token)
+            .await;
         assert_eq!(reply.status, 200, "{reply}");
-        let reply = app.patch(&path(&new), json!({"expires_at": null})).bearer(&token).await;
+        let reply = app
+            .patch(&path(&new), json!({"expires_at": null}))
+            .bearer(&token)
+            .await;
         assert_eq!(reply.status, 200, "{reply}");
     })
     .await;
@@ -414,18 +544,39 @@ async fn in_the_overlap_the_old_key_is_changed_like_any_key_but_ends_no_later() 
 async fn an_overlap_needs_room_for_both_keys() {
     each_backend_with(&[("TOLLKEY_ACCOUNT_KEY_LIMIT", "2")], async |app: &App| {
         let token = app.merchant("acme");
-        let (first, second) = (app.commerce_key(&token, json!({})).await, app.commerce_key(&token, json!({})).await);
+        let (first, second) = (
+            app.commerce_key(&token, json!({})).await,
+            app.commerce_key(&token, json!({})).await,
+        );
         let reply = rotate(app, &token, &first, json!({"overlap_seconds": 60})).await;
-        assert_eq!((reply.status, reply.code().as_str()), (403, "key_limit_reached"));
-        assert_eq!(row(app, &token, &first).await["rotated_to"], Value::Null, "nothing has happened to it");
+        assert_eq!(
+            (reply.status, reply.code().as_str()),
+            (403, "key_limit_reached")
+        );
+        assert_eq!(
+            row(app, &token, &first).await["rotated_to"],
+            Value::Null,
+            "nothing has happened to it"
+        );
         assert_eq!(app.code(&first.text).await, "valid");
         // Without an overlap one takes the other's place.
         let third = made(&rotate(app, &token, &first, json!({})).await);
-        assert_eq!(rotate(app, &token, &third, json!({"overlap_seconds": 1})).await.code(), "key_limit_reached");
+        assert_eq!(
+            rotate(app, &token, &third, json!({"overlap_seconds": 1}))
+                .await
+                .code(),
+            "key_limit_reached"
+        );
         revoke(app, &token, &second).await;
         let fourth = made(&rotate(app, &token, &third, json!({"overlap_seconds": 60})).await);
         assert_eq!(codes(app, [&third, &fourth]).await, ["valid", "valid"]);
-        assert_eq!(app.post("/api-keys", json!({"name": "n"})).bearer(&token).await.code(), "key_limit_reached");
+        assert_eq!(
+            app.post("/api-keys", json!({"name": "n"}))
+                .bearer(&token)
+                .await
+                .code(),
+            "key_limit_reached"
+        );
         app.clock.advance(Duration::from_secs(60));
         app.commerce_key(&token, json!({})).await;
     })
@@ -437,28 +588,47 @@ async fn a_scoped_key_has_a_successor_only_where_it_could_be_made_today() {
     each_backend(async |app: &App| {
         let token = app.merchant("acme");
         app.set_model("acme", "ecosystem").await;
-        let lists = app.commerce_key(&token, json!({"features": ["tokens.list", "cardholder_data.forward"]})).await;
-        let forwards = app.commerce_key(&token, json!({"features": ["cardholder_data.forward"]})).await;
-        let merchants = app.commerce_key(&token, json!({"merchants": ["m_1"]})).await;
+        let lists = app
+            .commerce_key(
+                &token,
+                json!({"features": ["tokens.list", "cardholder_data.forward"]}),
+            )
+            .await;
+        let forwards = app
+            .commerce_key(&token, json!({"features": ["cardholder_data.forward"]}))
+            .await;
+        let merchants = app
+            .commerce_key(&token, json!({"merchants": ["m_1"]}))
+            .await;
         let plain = app.commerce_key(&token, json!({})).await;
         for model in ["primary_merchant", "platform"] {
             app.set_model("acme", model).await;
             for key in [&lists, &forwards, &merchants] {
                 let reply = rotate(app, &token, key, json!({})).await;
-                assert_eq!((reply.status, reply.code().as_str()), (403, "scoped_keys_unavailable"), "{model}");
+                assert_eq!(
+                    (reply.status, reply.code().as_str()),
+                    (403, "scoped_keys_unavailable"),
+                    "{model}"
+                );
                 assert_eq!(row(app, &token, key).await["rotated_to"], Value::Null);
             }
         }
         let plain = made(&rotate(app, &token, &plain, json!({})).await);
         app.set_model("acme", "managed_ecosystem").await;
         let reply = rotate(app, &token, &lists, json!({})).await;
-        assert_eq!((reply.status, reply.code().as_str()), (403, "feature_unavailable"));
+        assert_eq!(
+            (reply.status, reply.code().as_str()),
+            (403, "feature_unavailable")
+        );
         for key in [&forwards, &merchants, &plain] {
             made(&rotate(app, &token, key, json!({})).await);
         }
         app.set_model("acme", "ecosystem").await;
         let lists = made(&rotate(app, &token, &lists, json!({})).await);
-        let verify = async |path: &str| app.verify(&lists.text, json!({"method": "GET", "path": path})).await;
+        let verify = async |path: &str| {
+            app.verify(&lists.text, json!({"method": "GET", "path": path}))
+                .await
+        };
         assert_eq!(verify("/tokens").await["code"], "valid");
         assert_eq!(verify("/tokens/tok_1").await["code"], "route_not_allowed");
     })
@@ -499,21 +669,46 @@ async fn anothers_key_is_not_there_to_be_rotated() {
         let key = app.commerce_key(&acme, json!({})).await;
         let before = row(app, &acme, &key).await;
         let crockford = key.id.parse::<KeyId>().unwrap().crockford();
-        for id in [key.id.as_str(), &crockford, "01890000-0000-7000-8000-000000000000", "nonsense"] {
+        for id in [
+            key.id.as_str(),
+            &crockford,
+            "01890000-0000-7000-8000-000000000000",
+            "nonsense",
+        ] {
             for body in [json!({}), json!({"overlap_seconds": 60})] {
-                let reply = app.post(&format!("/api-keys/{id}/rotate"), body).bearer(&globex).await;
-                assert_eq!((reply.status, reply.code().as_str()), (404, "not_found"), "{id}");
+                let reply = app
+                    .post(&format!("/api-keys/{id}/rotate"), body)
+                    .bearer(&globex)
+                    .await;
+                assert_eq!(
+                    (reply.status, reply.code().as_str()),
+                    (404, "not_found"),
+                    "{id}"
+                );
             }
         }
         assert_eq!(row(app, &acme, &key).await, before);
         assert_eq!(app.get("/api-keys").bearer(&globex).await.json(), json!([]));
         // By its other form, its own account can; and an operator for it.
-        let reply = app.post(&format!("/api-keys/{crockford}/rotate"), json!({})).bearer(&acme).await;
+        let reply = app
+            .post(&format!("/api-keys/{crockford}/rotate"), json!({}))
+            .bearer(&acme)
+            .await;
         let new = made(&reply);
         let operator = app.operator();
         let path = format!("/api-keys/{}/rotate", new.id);
-        assert_eq!(app.post(&format!("{path}?account=globex"), json!({})).bearer(&operator).await.status, 404);
-        made(&app.post(&format!("{path}?account=acme"), json!({})).bearer(&operator).await);
+        assert_eq!(
+            app.post(&format!("{path}?account=globex"), json!({}))
+                .bearer(&operator)
+                .await
+                .status,
+            404
+        );
+        made(
+            &app.post(&format!("{path}?account=acme"), json!({}))
+                .bearer(&operator)
+                .await,
+        );
         assert_eq!(app.get("/api-keys").bearer(&globex).await.json(), json!([]));
     })
     .await;
@@ -527,21 +722,51 @@ async fn of_twenty_rotations_at_once_one_makes_a_successor() {
         for overlap in [0, 3600] {
             let old = app.commerce_key(&token, json!({})).await;
             let calls = (0..20).map(|n| {
-                let at = if n % 2 == 0 { app.running().address() } else { replica.address() };
+                let at = if n % 2 == 0 {
+                    app.running().address()
+                } else {
+                    replica.address()
+                };
                 let call = Call::new(at, "POST", &format!("{}/rotate", path(&old)));
-                call.json(json!({"overlap_seconds": overlap})).bearer(&token).into_future()
+                call.json(json!({"overlap_seconds": overlap}))
+                    .bearer(&token)
+                    .into_future()
             });
             let replies = join_all(calls).await;
-            let code = if overlap == 0 { "key_expired" } else { "key_already_rotated" };
-            let refused = replies.iter().filter(|reply| reply.status == 409 && reply.code() == code).count();
+            let code = if overlap == 0 {
+                "key_expired"
+            } else {
+                "key_already_rotated"
+            };
+            let refused = replies
+                .iter()
+                .filter(|reply| reply.status == 409 && reply.code() == code)
+                .count();
             let statuses: Vec<u16> = replies.iter().map(|reply| reply.status).collect();
             assert_eq!(refused, 19, "{statuses:?}");
-            let new = made(replies.iter().find(|reply| reply.status == 201).expect("one successor"));
+            let new = made(
+                replies
+                    .iter()
+                    .find(|reply| reply.status == 201)
+                    .expect("one successor"),
+            );
             assert_eq!(row(app, &token, &old).await["rotated_to"], new.id);
             let list = app.get("/api-keys").bearer(&token).await.json();
-            let successors = list.as_array().unwrap().iter().filter(|row| row["rotated_from"] == old.id).count();
+            let successors = list
+                .as_array()
+                .unwrap()
+                .iter()
+                .filter(|row| row["rotated_from"] == old.id)
+                .count();
             assert_eq!(successors, 1);
-            assert_eq!(log(app, &token).await.iter().filter(|(_, target, _)| *target == old.id).count(), 1);
+            assert_eq!(
+                log(app, &token)
+                    .await
+                    .iter()
+                    .filter(|(_, target, _)| *target == old.id)
+                    .count(),
+                1
+            );
         }
         replica.stop().await;
     })

@@ -13,7 +13,9 @@ use tollkey_core::{Clock as _, session::Session};
 use tollkey_store::testing::{Database, backends};
 use wiremock::ResponseTemplate;
 
-use self::provider::{CLIENT, ClientAuth, Key, Provider, SECRET, eddsa, hs256, never, parameter, rs256, token};
+use self::provider::{
+    CLIENT, ClientAuth, Key, Provider, SECRET, eddsa, hs256, never, parameter, rs256, token,
+};
 use crate::{
     binary::Tollkey,
     support::{App, Call, Reply, TOKEN_SIGN_IN, each_backend_with, eventually},
@@ -24,20 +26,28 @@ const SIGN_IN: &str = "__Host-tollkey_sign_in";
 
 /// A server on SQLite.
 async fn sqlite(settings: &[(&str, &str)]) -> App {
-    let database: Database = backends().into_iter().find(|it| it.url().starts_with("sqlite")).expect("SQLite");
+    let database: Database = backends()
+        .into_iter()
+        .find(|it| it.url().starts_with("sqlite"))
+        .expect("SQLite");
     App::start(database, settings).await
 }
 
 /// `name=value` of the cookie of that name that an answer sets.
 fn cookie(reply: &Reply, name: &str) -> Option<String> {
-    let set = reply.all("set-cookie").into_iter().find(|set| set.starts_with(&format!("{name}=")))?;
+    let set = reply
+        .all("set-cookie")
+        .into_iter()
+        .find(|set| set.starts_with(&format!("{name}=")))?;
     let pair = set.split(';').next()?;
     (!pair.ends_with('=')).then(|| pair.to_owned())
 }
 
 /// A form of our own page.
 fn form(app: &App, path: &str, body: &str) -> Call {
-    app.call("POST", path).header("sec-fetch-site", "same-origin").form(body)
+    app.call("POST", path)
+        .header("sec-fetch-site", "same-origin")
+        .form(body)
 }
 
 /// A sign-in that was begun: where the browser is sent, and the cookie it keeps.
@@ -47,14 +57,23 @@ struct Begun {
 }
 
 async fn begin(app: &App, next: &str) -> Begun {
-    let reply = app.get(&format!("/dashboard/sign-in/oidc?next={next}")).await;
+    let reply = app
+        .get(&format!("/dashboard/sign-in/oidc?next={next}"))
+        .await;
     begun(&reply)
 }
 
 fn begun(reply: &Reply) -> Begun {
     assert_eq!(reply.status, 303, "{reply}");
-    let url = reply.header("location").expect("a place").parse().expect("a URL");
-    Begun { url, cookie: cookie(reply, SIGN_IN).expect("a cookie") }
+    let url = reply
+        .header("location")
+        .expect("a place")
+        .parse()
+        .expect("a URL");
+    Begun {
+        url,
+        cookie: cookie(reply, SIGN_IN).expect("a cookie"),
+    }
 }
 
 impl Begun {
@@ -64,9 +83,14 @@ impl Begun {
 
     /// Comes back with that code, in the browser that began.
     fn come_back(&self, app: &App, code: &str) -> Call {
-        let path = format!("/dashboard/sign-in/callback?code={code}&state={}&session_state=x", self.state());
+        let path = format!(
+            "/dashboard/sign-in/callback?code={code}&state={}&session_state=x",
+            self.state()
+        );
         // As a browser that was sent across sites asks for it.
-        app.get(&path).header("sec-fetch-site", "cross-site").header("cookie", &self.cookie)
+        app.get(&path)
+            .header("sec-fetch-site", "cross-site")
+            .header("cookie", &self.cookie)
     }
 }
 
@@ -94,15 +118,25 @@ async fn refused(app: &App, reply: &Reply, word: &str) -> u16 {
     assert_eq!(reply.status, 303, "{word}: {reply}");
     let place = reply.header("location").expect("a place");
     assert!(
-        place.starts_with("/dashboard/sign-in?next=") && place.ends_with(&format!("&failed={word}")),
+        place.starts_with("/dashboard/sign-in?next=")
+            && place.ends_with(&format!("&failed={word}")),
         "{word}: {place}"
     );
     assert_eq!(cookie(reply, SESSION), None, "{word}");
-    assert!(!place.contains("code") && !place.contains("state"), "{place}");
+    assert!(
+        !place.contains("code") && !place.contains("state"),
+        "{place}"
+    );
     let door = app.get(place).await;
     assert!(door.body.contains("role=\"alert\""), "it says why: {door}");
-    assert!(door.body.contains("href=\"/dashboard/sign-in/oidc?next="), "a way to try again: {door}");
-    assert!(!door.body.contains(SECRET) && !door.body.contains("canary"), "{door}");
+    assert!(
+        door.body.contains("href=\"/dashboard/sign-in/oidc?next="),
+        "a way to try again: {door}"
+    );
+    assert!(
+        !door.body.contains(SECRET) && !door.body.contains("canary"),
+        "{door}"
+    );
     door.status
 }
 
@@ -114,21 +148,42 @@ async fn page(app: &App, path: &str, cookie: &str) -> Reply {
 async fn who_signs_in_at_the_provider_has_a_session() {
     let provider = Provider::start().await;
     each_backend_with(&provider.settings(), async |app| {
-        let door = app.get("/dashboard/sign-in?next=/dashboard/keys?mode%3Dtest").await;
-        assert!(door.body.contains("href=\"/dashboard/sign-in/oidc?next=/dashboard/keys%3Fmode%3Dtest\""), "{door}");
+        let door = app
+            .get("/dashboard/sign-in?next=/dashboard/keys?mode%3Dtest")
+            .await;
+        assert!(
+            door.body
+                .contains("href=\"/dashboard/sign-in/oidc?next=/dashboard/keys%3Fmode%3Dtest\""),
+            "{door}"
+        );
         let begun = begin(app, "/dashboard/keys%3Fmode%3Dtest").await;
-        let token = provider.key.token(&provider.claims(&begun.url, seconds(app)));
+        let token = provider
+            .key
+            .token(&provider.claims(&begun.url, seconds(app)));
         let code = provider.sign_in(&begun.url, Some(token));
         let back = begun.come_back(app, &code).await;
-        assert!(back.body.contains("content=\"0;url=/dashboard/keys?mode=test\""), "{back}");
-        assert!(!back.body.contains(&code) && !back.body.contains(&begun.state()), "{back}");
+        assert!(
+            back.body
+                .contains("content=\"0;url=/dashboard/keys?mode=test\""),
+            "{back}"
+        );
+        assert!(
+            !back.body.contains(&code) && !back.body.contains(&begun.state()),
+            "{back}"
+        );
         assert_eq!(back.header("referrer-policy"), Some("no-referrer"));
         assert_eq!(back.header("cache-control"), Some("no-store"));
         let session = signed_in(&back);
         let keys = page(app, "/dashboard/keys?mode=test", &session).await;
         assert_eq!(keys.status, 200, "{keys}");
-        assert!(keys.body.contains("<span class=\"account\">acme</span>"), "{keys}");
-        assert!(keys.body.contains("<span class=\"subject\">ada</span>"), "{keys}");
+        assert!(
+            keys.body.contains("<span class=\"account\">acme</span>"),
+            "{keys}"
+        );
+        assert!(
+            keys.body.contains("<span class=\"subject\">ada</span>"),
+            "{keys}"
+        );
         assert_eq!(keys.header("referrer-policy"), Some("same-origin"));
     })
     .await;
@@ -139,33 +194,53 @@ async fn cookies_say_who_may_read_and_send_them() {
     let provider = Provider::start().await;
     let app = sqlite(&provider.settings()).await;
     let reply = app.get("/dashboard/sign-in/oidc").await;
-    let [set] = reply.all("set-cookie")[..] else { panic!("one cookie: {reply}") };
+    let [set] = reply.all("set-cookie")[..] else {
+        panic!("one cookie: {reply}")
+    };
     let (pair, attributes) = set.split_once("; ").unwrap();
-    assert_eq!(attributes, "HttpOnly; SameSite=Lax; Secure; Path=/; Max-Age=600");
+    assert_eq!(
+        attributes,
+        "HttpOnly; SameSite=Lax; Secure; Path=/; Max-Age=600"
+    );
     let begun = begun(&reply);
     assert_eq!(pair, begun.cookie);
     assert!(pair.len() < 400);
 
-    let code = provider.sign_in(&begun.url, Some(provider.key.token(&provider.claims(&begun.url, seconds(&app)))));
+    let code = provider.sign_in(
+        &begun.url,
+        Some(
+            provider
+                .key
+                .token(&provider.claims(&begun.url, seconds(&app))),
+        ),
+    );
     let back = begun.come_back(&app, &code).await;
     let session = signed_in(&back);
     assert_eq!(session.len(), SESSION.len() + 1 + 64);
     let mut set = back.all("set-cookie");
     set.sort_unstable();
     let is_gone = |set: &[&str], name: &str, attributes: &str| {
-        let removal = format!("{name}=; HttpOnly; SameSite={attributes}Path=/; Max-Age=0; Expires=");
+        let removal =
+            format!("{name}=; HttpOnly; SameSite={attributes}Path=/; Max-Age=0; Expires=");
         set.iter().any(|set| set.starts_with(&removal))
     };
     assert_eq!(set.len(), 3, "{set:?}");
     assert_eq!(
-        set.iter().filter(|set| **set == format!("{session}; HttpOnly; SameSite=Strict; Secure; Path=/")).count(),
+        set.iter()
+            .filter(|set| **set == format!("{session}; HttpOnly; SameSite=Strict; Secure; Path=/"))
+            .count(),
         1
     );
     assert!(is_gone(&set, SIGN_IN, "Lax; Secure; "), "{set:?}");
     assert!(is_gone(&set, "tollkey_sign_in", "Lax; "), "{set:?}");
 
-    let out = form(&app, "/dashboard/sign-out", "").header("cookie", &session).await;
-    assert_eq!((out.status, out.header("location")), (303, Some("/dashboard/signed-out")));
+    let out = form(&app, "/dashboard/sign-out", "")
+        .header("cookie", &session)
+        .await;
+    assert_eq!(
+        (out.status, out.header("location")),
+        (303, Some("/dashboard/signed-out"))
+    );
     let set = out.all("set-cookie");
     assert!(is_gone(&set, SESSION, "Strict; Secure; "), "{set:?}");
     assert!(is_gone(&set, "tollkey_session", "Strict; "), "{set:?}");
@@ -174,7 +249,11 @@ async fn cookies_say_who_may_read_and_send_them() {
 
 #[actix_web::test]
 async fn a_client_authenticates_as_the_provider_wants_it() {
-    for (auth, secret) in [(ClientAuth::Basic, SECRET), (ClientAuth::Body, SECRET), (ClientAuth::Public, "")] {
+    for (auth, secret) in [
+        (ClientAuth::Basic, SECRET),
+        (ClientAuth::Body, SECRET),
+        (ClientAuth::Public, ""),
+    ] {
         let provider = Provider::start().await;
         provider.inner().client = auth;
         let mut settings = provider.settings();
@@ -197,10 +276,22 @@ async fn an_id_token_that_is_not_this_sign_ins_is_refused() {
         Some(token(&header, claims, |message| provider.key.sign(message)))
     }
     let rows: &[(&str, Option<&str>, Make)] = &[
-        ("as it should be", None, |it, claims| Some(it.key.token(&claims))),
-        ("signed with RSA", None, |_, claims| Some(token(&json!({"alg": "RS256", "kid": "rsa"}), &claims, rs256))),
-        ("no key id, and one key of its kind", None, |it, claims| headed(it, json!({"alg": "ES256"}), &claims)),
-        ("an audience of one", None, |it, claims| with(it, claims, "aud", json!([CLIENT]))),
+        ("as it should be", None, |it, claims| {
+            Some(it.key.token(&claims))
+        }),
+        ("signed with RSA", None, |_, claims| {
+            Some(token(
+                &json!({"alg": "RS256", "kid": "rsa"}),
+                &claims,
+                rs256,
+            ))
+        }),
+        ("no key id, and one key of its kind", None, |it, claims| {
+            headed(it, json!({"alg": "ES256"}), &claims)
+        }),
+        ("an audience of one", None, |it, claims| {
+            with(it, claims, "aud", json!([CLIENT]))
+        }),
         ("words of other providers", None, |it, mut claims| {
             claims["email_verified"] = json!("true");
             claims["updated_at"] = json!("2026-01-01T00:00:00.000Z");
@@ -213,12 +304,24 @@ async fn an_id_token_that_is_not_this_sign_ins_is_refused() {
             Some(it.key.token(&claims))
         }),
         ("none at all", Some("no-id-token"), |_, _| None),
-        ("another nonce", Some("nonce"), |it, claims| with(it, claims, "nonce", json!("n".repeat(64)))),
-        ("no nonce", Some("nonce"), |it, claims| with(it, claims, "nonce", json!(null))),
-        ("another audience", Some("audience"), |it, claims| with(it, claims, "aud", json!("another"))),
-        ("a further audience", Some("audience"), |it, claims| with(it, claims, "aud", json!([CLIENT, "another"]))),
-        ("no audience", Some("audience"), |it, claims| with(it, claims, "aud", json!([]))),
-        ("another issuer", Some("issuer"), |it, claims| with(it, claims, "iss", json!("https://i.example"))),
+        ("another nonce", Some("nonce"), |it, claims| {
+            with(it, claims, "nonce", json!("n".repeat(64)))
+        }),
+        ("no nonce", Some("nonce"), |it, claims| {
+            with(it, claims, "nonce", json!(null))
+        }),
+        ("another audience", Some("audience"), |it, claims| {
+            with(it, claims, "aud", json!("another"))
+        }),
+        ("a further audience", Some("audience"), |it, claims| {
+            with(it, claims, "aud", json!([CLIENT, "another"]))
+        }),
+        ("no audience", Some("audience"), |it, claims| {
+            with(it, claims, "aud", json!([]))
+        }),
+        ("another issuer", Some("issuer"), |it, claims| {
+            with(it, claims, "iss", json!("https://i.example"))
+        }),
         ("the issuer with a slash", Some("issuer"), |it, claims| {
             let issuer = format!("{}/", it.issuer);
             with(it, claims, "iss", json!(issuer))
@@ -231,76 +334,162 @@ async fn an_id_token_that_is_not_this_sign_ins_is_refused() {
             let later = claims["exp"].clone();
             with(it, claims, "nbf", later)
         }),
-        ("an empty subject", Some("claim-sub"), |it, claims| with(it, claims, "sub", json!(""))),
-        ("a subject that breaks lines", Some("claim-sub"), |it, claims| with(it, claims, "sub", json!("a\nb"))),
-        ("alg none", Some("unsigned"), |_, claims| Some(token(&json!({"alg": "none"}), &claims, |_| Vec::new()))),
-        ("alg none, signed", Some("unsigned"), |it, claims| headed(it, json!({"alg": "none"}), &claims)),
-        ("HS256 with the client's secret", Some("algorithm"), |_, claims| {
-            Some(token(&json!({"alg": "HS256"}), &claims, |message| hs256(SECRET.as_bytes(), message)))
+        ("an empty subject", Some("claim-sub"), |it, claims| {
+            with(it, claims, "sub", json!(""))
         }),
-        ("HS256 with the public key", Some("algorithm"), |it, claims| {
-            let header = json!({"alg": "HS256", "kid": it.key.id});
-            Some(token(&header, &claims, |message| hs256(&it.key.point(), message)))
+        (
+            "a subject that breaks lines",
+            Some("claim-sub"),
+            |it, claims| with(it, claims, "sub", json!("a\nb")),
+        ),
+        ("alg none", Some("unsigned"), |_, claims| {
+            Some(token(&json!({"alg": "none"}), &claims, |_| Vec::new()))
         }),
-        ("an algorithm the provider does not name", Some("algorithm"), |it, claims| {
-            let (jwk, token) = eddsa(&claims);
-            it.inner().keys.push(jwk);
-            Some(token)
+        ("alg none, signed", Some("unsigned"), |it, claims| {
+            headed(it, json!({"alg": "none"}), &claims)
         }),
+        (
+            "HS256 with the client's secret",
+            Some("algorithm"),
+            |_, claims| {
+                Some(token(&json!({"alg": "HS256"}), &claims, |message| {
+                    hs256(SECRET.as_bytes(), message)
+                }))
+            },
+        ),
+        (
+            "HS256 with the public key",
+            Some("algorithm"),
+            |it, claims| {
+                let header = json!({"alg": "HS256", "kid": it.key.id});
+                Some(token(&header, &claims, |message| {
+                    hs256(&it.key.point(), message)
+                }))
+            },
+        ),
+        (
+            "an algorithm the provider does not name",
+            Some("algorithm"),
+            |it, claims| {
+                let (jwk, token) = eddsa(&claims);
+                it.inner().keys.push(jwk);
+                Some(token)
+            },
+        ),
         ("not signed", Some("signature"), |it, claims| {
-            Some(token(&json!({"alg": "ES256", "kid": it.key.id}), &claims, |_| Vec::new()))
+            Some(token(
+                &json!({"alg": "ES256", "kid": it.key.id}),
+                &claims,
+                |_| Vec::new(),
+            ))
         }),
-        ("somebody else's key of that id", Some("signature"), |it, claims| Some(Key::new(it.key.id).token(&claims))),
-        ("a key nobody knows", Some("unknown-key"), |_, claims| Some(Key::new("two").token(&claims))),
+        (
+            "somebody else's key of that id",
+            Some("signature"),
+            |it, claims| Some(Key::new(it.key.id).token(&claims)),
+        ),
+        ("a key nobody knows", Some("unknown-key"), |_, claims| {
+            Some(Key::new("two").token(&claims))
+        }),
         ("a key it brings along", Some("signature"), |_, claims| {
             let own = Key::new("own");
             let header = json!({"alg": "ES256", "jwk": own.jwk()});
             Some(token(&header, &claims, |message| own.sign(message)))
         }),
-        ("the signature of other claims", Some("signature"), |it, claims| {
-            let good = it.key.token(&claims);
-            let changed = with(it, claims, "account_id", json!("victim"))?;
-            let (message, _) = changed.rsplit_once('.')?;
-            Some(format!("{message}.{}", good.rsplit_once('.')?.1))
-        }),
+        (
+            "the signature of other claims",
+            Some("signature"),
+            |it, claims| {
+                let good = it.key.token(&claims);
+                let changed = with(it, claims, "account_id", json!("victim"))?;
+                let (message, _) = changed.rsplit_once('.')?;
+                Some(format!("{message}.{}", good.rsplit_once('.')?.1))
+            },
+        ),
         ("critical extensions", Some("form"), |it, claims| {
-            headed(it, json!({"alg": "ES256", "kid": it.key.id, "crit": ["b64"]}), &claims)
+            headed(
+                it,
+                json!({"alg": "ES256", "kid": it.key.id, "crit": ["b64"]}),
+                &claims,
+            )
         }),
         ("an access token", Some("form"), |it, claims| {
-            headed(it, json!({"alg": "ES256", "kid": it.key.id, "typ": "at+jwt"}), &claims)
+            headed(
+                it,
+                json!({"alg": "ES256", "kid": it.key.id, "typ": "at+jwt"}),
+                &claims,
+            )
         }),
-        ("issued to this client", None, |it, claims| with(it, claims, "azp", json!(CLIENT))),
-        ("issued to another client", Some("authorized-party"), |it, claims| with(it, claims, "azp", json!("another"))),
-        ("issued to no client", Some("claim-azp"), |it, claims| with(it, claims, "azp", json!(7))),
-        ("several audiences, issued to none", Some("authorized-party"), |it, claims| {
-            with(it, claims, "aud", json!([CLIENT, CLIENT]))
+        ("issued to this client", None, |it, claims| {
+            with(it, claims, "azp", json!(CLIENT))
         }),
-        ("several audiences, issued to this client", None, |it, mut claims| {
-            claims["azp"] = json!(CLIENT);
-            with(it, claims, "aud", json!([CLIENT, CLIENT]))
+        (
+            "issued to another client",
+            Some("authorized-party"),
+            |it, claims| with(it, claims, "azp", json!("another")),
+        ),
+        ("issued to no client", Some("claim-azp"), |it, claims| {
+            with(it, claims, "azp", json!(7))
         }),
+        (
+            "several audiences, issued to none",
+            Some("authorized-party"),
+            |it, claims| with(it, claims, "aud", json!([CLIENT, CLIENT])),
+        ),
+        (
+            "several audiences, issued to this client",
+            None,
+            |it, mut claims| {
+                claims["azp"] = json!(CLIENT);
+                with(it, claims, "aud", json!([CLIENT, CLIENT]))
+            },
+        ),
         ("an array of issuers", Some("claim-iss"), |it, claims| {
             let issuers = json!([it.issuer]);
             with(it, claims, "iss", issuers)
         }),
-        ("an account that is an integer", None, |it, claims| with(it, claims, "account_id", json!(4711))),
-        ("an account that is a list", Some("account-type"), |it, claims| {
-            with(it, claims, "account_id", json!(["acme"]))
+        ("an account that is an integer", None, |it, claims| {
+            with(it, claims, "account_id", json!(4711))
         }),
-        ("no account", Some("no-account"), |it, claims| with(it, claims, "account_id", json!(null))),
-        ("an account that can be none", Some("account-form"), |it, claims| {
-            with(it, claims, "account_id", json!("a b"))
+        (
+            "an account that is a list",
+            Some("account-type"),
+            |it, claims| with(it, claims, "account_id", json!(["acme"])),
+        ),
+        ("no account", Some("no-account"), |it, claims| {
+            with(it, claims, "account_id", json!(null))
         }),
-        ("a role that is none here", Some("no-account"), |it, mut claims| {
-            claims["account_id"] = json!(null);
-            with(it, claims, "roles", json!(["admin", "service"]))
+        (
+            "an account that can be none",
+            Some("account-form"),
+            |it, claims| with(it, claims, "account_id", json!("a b")),
+        ),
+        (
+            "a role that is none here",
+            Some("no-account"),
+            |it, mut claims| {
+                claims["account_id"] = json!(null);
+                with(it, claims, "roles", json!(["admin", "service"]))
+            },
+        ),
+        (
+            "a nonce that is no string",
+            Some("claim-nonce"),
+            |it, claims| with(it, claims, "nonce", json!(5)),
+        ),
+        ("an unknown algorithm", Some("algorithm"), |it, claims| {
+            headed(it, json!({"alg": "XX"}), &claims)
         }),
-        ("a nonce that is no string", Some("claim-nonce"), |it, claims| with(it, claims, "nonce", json!(5))),
-        ("an unknown algorithm", Some("algorithm"), |it, claims| headed(it, json!({"alg": "XX"}), &claims)),
         ("no token", Some("form"), |_, _| Some("canary".to_owned())),
-        ("claims that are none", Some("form"), |it, _| Some(it.key.token(&json!([1])))),
-        ("no subject", Some("claim-sub"), |it, claims| with(it, claims, "sub", json!(null))),
-        ("no end", Some("claim-exp"), |it, claims| with(it, claims, "exp", json!(null))),
+        ("claims that are none", Some("form"), |it, _| {
+            Some(it.key.token(&json!([1])))
+        }),
+        ("no subject", Some("claim-sub"), |it, claims| {
+            with(it, claims, "sub", json!(null))
+        }),
+        ("no end", Some("claim-exp"), |it, claims| {
+            with(it, claims, "exp", json!(null))
+        }),
     ];
     let provider = Provider::start().await;
     let app = sqlite(&provider.settings()).await;
@@ -308,7 +497,10 @@ async fn an_id_token_that_is_not_this_sign_ins_is_refused() {
         let begun = begin(&app, "").await;
         let mut claims = provider.claims(&begun.url, seconds(&app));
         // A member set to null is one that is not there.
-        claims.as_object_mut().unwrap().retain(|_, value| !value.is_null());
+        claims
+            .as_object_mut()
+            .unwrap()
+            .retain(|_, value| !value.is_null());
         let id_token = make(&provider, claims);
         let code = provider.sign_in(&begun.url, id_token);
         let back = begun.come_back(&app, &code).await;
@@ -322,7 +514,10 @@ async fn an_id_token_that_is_not_this_sign_ins_is_refused() {
                     _ => 401,
                 };
                 assert_eq!(status, expected, "{name}");
-                let used = back.all("set-cookie").into_iter().any(|set| set.starts_with("__Host-tollkey_sign_in=;"));
+                let used = back
+                    .all("set-cookie")
+                    .into_iter()
+                    .any(|set| set.starts_with("__Host-tollkey_sign_in=;"));
                 assert!(used, "{name}: one attempt: {back}");
             }
         }
@@ -336,7 +531,9 @@ async fn who_comes_back_otherwise_than_they_went_is_refused() {
     let app = sqlite(&provider.settings()).await;
     let ready = async || {
         let begun = begin(&app, "").await;
-        let token = provider.key.token(&provider.claims(&begun.url, seconds(&app)));
+        let token = provider
+            .key
+            .token(&provider.claims(&begun.url, seconds(&app)));
         let code = provider.sign_in(&begun.url, Some(token));
         (begun, code)
     };
@@ -352,7 +549,13 @@ async fn who_comes_back_otherwise_than_they_went_is_refused() {
     let (state, own) = (begun.state(), Some(begun.cookie.as_str()));
     let issuer = &provider.issuer;
     for (name, query, cookie, word, status) in [
-        ("no cookie", format!("code={code}&state={state}"), None, "unknown", 403),
+        (
+            "no cookie",
+            format!("code={code}&state={state}"),
+            None,
+            "unknown",
+            403,
+        ),
         (
             "cookie of another attempt",
             format!("code={code}&state={state}"),
@@ -361,10 +564,34 @@ async fn who_comes_back_otherwise_than_they_went_is_refused() {
             403,
         ),
         ("no state", format!("code={code}"), own, "unknown", 403),
-        ("an empty state", format!("code={code}&state="), own, "unknown", 403),
-        ("another state", format!("code={code}&state={}", "0".repeat(64)), own, "unknown", 403),
-        ("the state twice", format!("code={code}&state={state}&state={state}"), own, "unknown", 403),
-        ("two codes", format!("code={code}&code={code}&state={state}"), own, "unknown", 403),
+        (
+            "an empty state",
+            format!("code={code}&state="),
+            own,
+            "unknown",
+            403,
+        ),
+        (
+            "another state",
+            format!("code={code}&state={}", "0".repeat(64)),
+            own,
+            "unknown",
+            403,
+        ),
+        (
+            "the state twice",
+            format!("code={code}&state={state}&state={state}"),
+            own,
+            "unknown",
+            403,
+        ),
+        (
+            "two codes",
+            format!("code={code}&code={code}&state={state}"),
+            own,
+            "unknown",
+            403,
+        ),
         (
             "a cookie without a state",
             format!("code={code}&state="),
@@ -387,7 +614,13 @@ async fn who_comes_back_otherwise_than_they_went_is_refused() {
             "unknown",
             403,
         ),
-        ("an error of nobody's", format!("error=access_denied&state={}", "0".repeat(64)), own, "unknown", 403),
+        (
+            "an error of nobody's",
+            format!("error=access_denied&state={}", "0".repeat(64)),
+            own,
+            "unknown",
+            403,
+        ),
         (
             "another issuer's answer",
             format!("code={code}&state={state}&iss=https%3A%2F%2Fi.example"),
@@ -395,22 +628,66 @@ async fn who_comes_back_otherwise_than_they_went_is_refused() {
             "response-issuer",
             401,
         ),
-        ("neither code nor error", format!("state={state}"), own, "empty-response", 401),
-        ("declined", format!("error=access_denied&error_description=canary&state={state}"), own, "declined", 403),
-        ("an error and a code", format!("error=login_required&code={code}&state={state}"), own, "declined", 403),
-        ("an outage", format!("error=temporarily_unavailable&state={state}"), own, "unavailable", 503),
-        ("a code of another attempt", format!("code={other_code}&state={state}"), own, "invalid-grant", 401),
-        ("a code of nobody's", format!("code=canary&state={state}"), own, "invalid-grant", 401),
+        (
+            "neither code nor error",
+            format!("state={state}"),
+            own,
+            "empty-response",
+            401,
+        ),
+        (
+            "declined",
+            format!("error=access_denied&error_description=canary&state={state}"),
+            own,
+            "declined",
+            403,
+        ),
+        (
+            "an error and a code",
+            format!("error=login_required&code={code}&state={state}"),
+            own,
+            "declined",
+            403,
+        ),
+        (
+            "an outage",
+            format!("error=temporarily_unavailable&state={state}"),
+            own,
+            "unavailable",
+            503,
+        ),
+        (
+            "a code of another attempt",
+            format!("code={other_code}&state={state}"),
+            own,
+            "invalid-grant",
+            401,
+        ),
+        (
+            "a code of nobody's",
+            format!("code=canary&state={state}"),
+            own,
+            "invalid-grant",
+            401,
+        ),
     ] {
         let reply = call(&query, cookie).await;
         assert_eq!(refused(&app, &reply, word).await, status, "{name}");
         // Nobody can end a sign-in by making its browser come here.
-        assert_eq!(reply.all("set-cookie").is_empty(), word == "unknown", "{name}: {reply}");
+        assert_eq!(
+            reply.all("set-cookie").is_empty(),
+            word == "unknown",
+            "{name}: {reply}"
+        );
     }
     // The attempt is good all the same, once.
     let query = format!("code={code}&state={state}&iss={issuer}");
     signed_in(&call(&query, own).await);
-    assert_eq!(refused(&app, &call(&query, own).await, "invalid-grant").await, 401, "the code was used");
+    assert_eq!(
+        refused(&app, &call(&query, own).await, "invalid-grant").await,
+        401,
+        "the code was used"
+    );
     assert_eq!(
         refused(&app, &call(&query, None).await, "unknown").await,
         403,
@@ -419,7 +696,10 @@ async fn who_comes_back_otherwise_than_they_went_is_refused() {
 
     let (late, code) = ready().await;
     app.clock.advance(Duration::from_secs(600));
-    assert_eq!(refused(&app, &late.come_back(&app, &code).await, "unknown").await, 403);
+    assert_eq!(
+        refused(&app, &late.come_back(&app, &code).await, "unknown").await,
+        403
+    );
     app.stop().await;
 }
 
@@ -430,30 +710,55 @@ async fn a_token_endpoint_that_does_not_answer_as_it_should_is_an_outage() {
     let app = sqlite(&provider.settings()).await;
     let json = |status: u16, body: Value| ResponseTemplate::new(status).set_body_json(body);
     let redirect = |status: u16| {
-        ResponseTemplate::new(status).insert_header("location", format!("{}/token", elsewhere.issuer).as_str())
+        ResponseTemplate::new(status)
+            .insert_header("location", format!("{}/token", elsewhere.issuer).as_str())
     };
     for (name, answer) in [
-        ("500", ResponseTemplate::new(500).set_body_string("<h1>canary</h1>")),
+        (
+            "500",
+            ResponseTemplate::new(500).set_body_string("<h1>canary</h1>"),
+        ),
         ("404", ResponseTemplate::new(404)),
         ("204", ResponseTemplate::new(204)),
-        ("HTML", ResponseTemplate::new(200).set_body_raw("<h1>canary</h1>", "text/html")),
+        (
+            "HTML",
+            ResponseTemplate::new(200).set_body_raw("<h1>canary</h1>", "text/html"),
+        ),
         ("nothing", ResponseTemplate::new(200)),
         ("no tokens", json(200, json!({"canary": 1}))),
-        ("too large", json(200, json!({"access_token": "a".repeat(70_000), "token_type": "Bearer"}))),
-        ("another client", json(401, json!({"error": "invalid_client", "error_description": "canary"}))),
+        (
+            "too large",
+            json(
+                200,
+                json!({"access_token": "a".repeat(70_000), "token_type": "Bearer"}),
+            ),
+        ),
+        (
+            "another client",
+            json(
+                401,
+                json!({"error": "invalid_client", "error_description": "canary"}),
+            ),
+        ),
         ("an error of its own", json(400, json!({"error": "canary"}))),
         ("307", redirect(307)),
         ("302", redirect(302)),
         ("never", never()),
     ] {
         let begun = begin(&app, "").await;
-        let token = provider.key.token(&provider.claims(&begun.url, seconds(&app)));
+        let token = provider
+            .key
+            .token(&provider.claims(&begun.url, seconds(&app)));
         let code = provider.sign_in(&begun.url, Some(token));
         provider.answer("/token", answer);
         let asked = Instant::now();
         let reply = begun.come_back(&app, &code).await;
         assert_eq!(refused(&app, &reply, "unavailable").await, 503, "{name}");
-        assert!(asked.elapsed() < Duration::from_secs(15), "{name}: {:?}", asked.elapsed());
+        assert!(
+            asked.elapsed() < Duration::from_secs(15),
+            "{name}: {:?}",
+            asked.elapsed()
+        );
     }
     assert_eq!(elsewhere.asked("/token"), 0);
     provider.inner().instead.clear();
@@ -466,9 +771,21 @@ async fn malformed_token_response_says_what_is_wrong() {
     let provider = Provider::start().await;
     let app = sqlite(&provider.settings()).await;
     for (body, word, status) in [
-        (json!({"access_token": "canary", "token_type": "Bearer", "id_token": 5}), "form", 401),
-        (json!({"access_token": "canary", "id_token": "canary"}), "token-response", 401),
-        (json!({"error": "invalid_grant", "error_description": "canary"}), "invalid-grant", 401),
+        (
+            json!({"access_token": "canary", "token_type": "Bearer", "id_token": 5}),
+            "form",
+            401,
+        ),
+        (
+            json!({"access_token": "canary", "id_token": "canary"}),
+            "token-response",
+            401,
+        ),
+        (
+            json!({"error": "invalid_grant", "error_description": "canary"}),
+            "invalid-grant",
+            401,
+        ),
         (json!({"error": "invalid_client"}), "unavailable", 503),
     ] {
         let begun = begin(&app, "").await;
@@ -486,13 +803,23 @@ async fn a_provider_that_does_not_describe_itself_as_it_should_is_an_outage() {
     let provider = Provider::start().await;
     let app = sqlite(&provider.settings()).await;
     let elsewhere = Provider::start().await;
-    let redirect =
-        ResponseTemplate::new(302).insert_header("location", format!("{}{DISCOVERY}", elsewhere.issuer).as_str());
+    let redirect = ResponseTemplate::new(302).insert_header(
+        "location",
+        format!("{}{DISCOVERY}", elsewhere.issuer).as_str(),
+    );
     let large = ResponseTemplate::new(200).set_body_json(json!({"keys": ["k".repeat(70_000)]}));
     for (name, path, answer) in [
         ("500", DISCOVERY, ResponseTemplate::new(500)),
-        ("HTML", DISCOVERY, ResponseTemplate::new(200).set_body_raw("<h1>canary</h1>", "text/html")),
-        ("no member", DISCOVERY, ResponseTemplate::new(200).set_body_json(json!({}))),
+        (
+            "HTML",
+            DISCOVERY,
+            ResponseTemplate::new(200).set_body_raw("<h1>canary</h1>", "text/html"),
+        ),
+        (
+            "no member",
+            DISCOVERY,
+            ResponseTemplate::new(200).set_body_json(json!({})),
+        ),
         ("a redirect", DISCOVERY, redirect.clone()),
         ("too large", DISCOVERY, large.clone()),
         ("never", DISCOVERY, never()),
@@ -508,11 +835,16 @@ async fn a_provider_that_does_not_describe_itself_as_it_should_is_an_outage() {
         let reply = app.get("/dashboard/sign-in/oidc").await;
         assert_eq!(reply.status, 503, "{name}: {reply}");
         assert!(
-            reply.body.contains("href=\"/dashboard/sign-in/oidc?next=") && !reply.body.contains("canary"),
+            reply.body.contains("href=\"/dashboard/sign-in/oidc?next=")
+                && !reply.body.contains("canary"),
             "{reply}"
         );
         assert!(reply.all("set-cookie").is_empty(), "{name}: {reply}");
-        assert!(asked.elapsed() < Duration::from_secs(12), "{name}: {:?}", asked.elapsed());
+        assert!(
+            asked.elapsed() < Duration::from_secs(12),
+            "{name}: {:?}",
+            asked.elapsed()
+        );
     }
     assert_eq!(elsewhere.asked(DISCOVERY), 0);
     provider.inner().instead.clear();
@@ -544,7 +876,11 @@ async fn a_provider_that_is_down_stops_no_server_and_is_asked_once_at_a_time() {
     let one = || async { app.get("/dashboard/sign-in/oidc").await.status };
     let (a, b, c) = futures_util::join!(one(), one(), one());
     assert_eq!([a, b, c], [503; 3]);
-    assert!(asked.elapsed() < Duration::from_secs(8), "who waited does not wait again: {:?}", asked.elapsed());
+    assert!(
+        asked.elapsed() < Duration::from_secs(8),
+        "who waited does not wait again: {:?}",
+        asked.elapsed()
+    );
     assert_eq!(provider.asked(DISCOVERY), 1);
     assert_eq!(one().await, 503);
     assert_eq!(provider.asked(DISCOVERY), 1, "not all the time");
@@ -577,14 +913,20 @@ async fn what_a_provider_says_of_itself_is_remembered_for_a_time() {
     assert_eq!(provider.asked(DISCOVERY), 1);
     app.clock.advance(Duration::from_secs(1));
     signed_in(&sign_in_with(&app, &provider, |_| {}).await);
-    eventually("a fetch in the background", async || provider.asked("/keys") == 2).await;
+    eventually("a fetch in the background", async || {
+        provider.asked("/keys") == 2
+    })
+    .await;
     assert_eq!(provider.asked(DISCOVERY), 2);
 
     // A new key is fetched when a token names it, but not with every token that names one.
     let new = Key::new("new");
     let by_new_key = async || {
         let begun = begin(&app, "").await;
-        let code = provider.sign_in(&begun.url, Some(new.token(&provider.claims(&begun.url, seconds(&app)))));
+        let code = provider.sign_in(
+            &begun.url,
+            Some(new.token(&provider.claims(&begun.url, seconds(&app)))),
+        );
         begun.come_back(&app, &code).await
     };
     provider.inner().keys = vec![new.jwk()];
@@ -595,7 +937,15 @@ async fn what_a_provider_says_of_itself_is_remembered_for_a_time() {
     assert_eq!(provider.asked("/keys"), 3);
     // The old one went with the old set.
     for _ in 0..3 {
-        assert_eq!(refused(&app, &sign_in_with(&app, &provider, |_| {}).await, "unknown-key").await, 401);
+        assert_eq!(
+            refused(
+                &app,
+                &sign_in_with(&app, &provider, |_| {}).await,
+                "unknown-key"
+            )
+            .await,
+            401
+        );
     }
     assert_eq!(provider.asked("/keys"), 3);
     app.stop().await;
@@ -612,7 +962,10 @@ async fn a_provider_whose_metadata_hangs_delays_no_sign_in() {
         app.clock.advance(Duration::from_secs(60 * minutes));
         // A sign-in that waited for the metadata would fail with it.
         signed_in(&sign_in_with(&app, &provider, |_| {}).await);
-        eventually("a fetch in the background", async || provider.asked(DISCOVERY) >= 2).await;
+        eventually("a fetch in the background", async || {
+            provider.asked(DISCOVERY) >= 2
+        })
+        .await;
     }
     app.stop().await;
 }
@@ -628,8 +981,13 @@ async fn an_operator_without_an_account_chooses_one() {
         .await;
         let session = signed_in(&back);
         let keys = page(app, "/dashboard/keys", &session).await;
-        assert_eq!((keys.status, keys.header("location")), (303, Some("/dashboard/account")));
-        let chosen = form(app, "/dashboard/account", "account=globex").header("cookie", &session).await;
+        assert_eq!(
+            (keys.status, keys.header("location")),
+            (303, Some("/dashboard/account"))
+        );
+        let chosen = form(app, "/dashboard/account", "account=globex")
+            .header("cookie", &session)
+            .await;
         assert_eq!(chosen.status, 303, "{chosen}");
         let keys = page(app, "/dashboard/keys", &session).await;
         assert_eq!(keys.status, 200, "{keys}");
@@ -645,7 +1003,10 @@ async fn nobody_has_a_role_until_its_claim_is_set_and_the_accounts_claim_is_the_
     settings.retain(|(name, _)| *name != "TOLLKEY_OIDC_ROLES_CLAIM");
     settings.push(("TOLLKEY_OIDC_ACCOUNT_CLAIM", "email"));
     let app = sqlite(&settings).await;
-    let back = sign_in_with(&app, &provider, |claims| claims["roles"] = json!(["operator"])).await;
+    let back = sign_in_with(&app, &provider, |claims| {
+        claims["roles"] = json!(["operator"])
+    })
+    .await;
     assert_eq!(refused(&app, &back, "no-account").await, 403);
     let back = sign_in_with(&app, &provider, |claims| {
         claims["roles"] = json!(["operator"]);
@@ -654,7 +1015,10 @@ async fn nobody_has_a_role_until_its_claim_is_set_and_the_accounts_claim_is_the_
     .await;
     let session = signed_in(&back);
     assert!(
-        page(&app, "/dashboard/keys", &session).await.body.contains("<span class=\"account\">ada@example.com</span>")
+        page(&app, "/dashboard/keys", &session)
+            .await
+            .body
+            .contains("<span class=\"account\">ada@example.com</span>")
     );
     assert_eq!(page(&app, "/dashboard/account", &session).await.status, 403);
     app.stop().await;
@@ -663,10 +1027,18 @@ async fn nobody_has_a_role_until_its_claim_is_set_and_the_accounts_claim_is_the_
 #[actix_web::test]
 async fn without_a_provider_there_is_no_such_way() {
     let app = sqlite(&[]).await;
-    for path in ["/dashboard/sign-in/oidc", "/dashboard/sign-in/callback?code=canary&state=x"] {
+    for path in [
+        "/dashboard/sign-in/oidc",
+        "/dashboard/sign-in/callback?code=canary&state=x",
+    ] {
         assert_eq!(app.get(path).await.status, 404);
     }
-    assert!(!app.get("/dashboard/sign-in").await.body.contains("sign-in/oidc"));
+    assert!(
+        !app.get("/dashboard/sign-in")
+            .await
+            .body
+            .contains("sign-in/oidc")
+    );
     app.stop().await;
 }
 
@@ -675,17 +1047,30 @@ async fn one_goes_on_to_pages_of_the_dashboard_only() {
     let provider = Provider::start().await;
     let app = sqlite(&provider.settings()).await;
     for (next, expected) in [
-        ("/dashboard/audit?limit%3D5%26x%3Da.b", "/dashboard/audit?limit=5&amp;x=a.b"),
+        (
+            "/dashboard/audit?limit%3D5%26x%3Da.b",
+            "/dashboard/audit?limit=5&amp;x=a.b",
+        ),
         ("https://evil.example/dashboard", "/dashboard/keys"),
         ("//evil.example", "/dashboard/keys"),
         ("/dashboard/sign-in/oidc", "/dashboard/keys"),
         ("", "/dashboard/keys"),
     ] {
         let begun = begin(&app, next).await;
-        let code = provider.sign_in(&begun.url, Some(provider.key.token(&provider.claims(&begun.url, seconds(&app)))));
+        let code = provider.sign_in(
+            &begun.url,
+            Some(
+                provider
+                    .key
+                    .token(&provider.claims(&begun.url, seconds(&app))),
+            ),
+        );
         let back = begun.come_back(&app, &code).await;
         let body = back.body.replace("&#38;", "&amp;");
-        assert!(body.contains(&format!("content=\"0;url={expected}\"")), "{next}: {back}");
+        assert!(
+            body.contains(&format!("content=\"0;url={expected}\"")),
+            "{next}: {back}"
+        );
     }
     app.stop().await;
 }
@@ -699,10 +1084,18 @@ async fn no_part_of_a_sign_in_is_logged_not_even_at_trace() {
         tollkey = tollkey.with(name, value);
     }
     let server = tollkey.serve().await;
-    let mut canaries = vec![SECRET.to_owned(), "canary%3Asecret".to_owned(), "canary-access-token".to_owned()];
+    let mut canaries = vec![
+        SECRET.to_owned(),
+        "canary%3Asecret".to_owned(),
+        "canary-access-token".to_owned(),
+    ];
     let now = jiff::Timestamp::now().as_second();
     for outcome in ["in", "another nonce", "an outage", "declined"] {
-        let begun = begun(&server.get("/dashboard/sign-in/oidc?next=/dashboard/keys").await);
+        let begun = begun(
+            &server
+                .get("/dashboard/sign-in/oidc?next=/dashboard/keys")
+                .await,
+        );
         let mut claims = provider.claims(&begun.url, now);
         let cookie_value = begun.cookie.split_once('=').unwrap().1;
         canaries.extend(cookie_value.split('.').take(3).map(str::to_owned));
@@ -714,31 +1107,62 @@ async fn no_part_of_a_sign_in_is_logged_not_even_at_trace() {
         canaries.extend(id_token.split('.').skip(1).map(str::to_owned));
         let code = provider.sign_in(&begun.url, Some(id_token));
         canaries.push(code.clone());
-        let sent_back = if outcome == "declined" { "error=access_denied&error_description=canary-text" } else { "x=1" };
+        let sent_back = if outcome == "declined" {
+            "error=access_denied&error_description=canary-text"
+        } else {
+            "x=1"
+        };
         if outcome == "an outage" {
             // Its description repeats what it was sent.
             provider.inner().client = ClientAuth::Public;
         }
-        let code = if outcome == "declined" { String::new() } else { format!("&code={code}") };
-        let path = format!("/dashboard/sign-in/callback?{sent_back}{code}&state={}", begun.state());
+        let code = if outcome == "declined" {
+            String::new()
+        } else {
+            format!("&code={code}")
+        };
+        let path = format!(
+            "/dashboard/sign-in/callback?{sent_back}{code}&state={}",
+            begun.state()
+        );
         let back = server.get(&path).header("cookie", &begun.cookie).await;
         match cookie(&back, SESSION) {
             Some(session) => {
                 assert_eq!(outcome, "in");
-                assert_eq!(server.get("/dashboard/keys").header("cookie", &session).await.status, 200);
+                assert_eq!(
+                    server
+                        .get("/dashboard/keys")
+                        .header("cookie", &session)
+                        .await
+                        .status,
+                    200
+                );
                 canaries.push(session.split_once('=').unwrap().1.to_owned());
             }
             None => assert!(outcome != "in" && back.status == 303, "{outcome}: {back}"),
         }
     }
     canaries.extend(["canary-of-the-nonce".to_owned(), "canary-text".to_owned()]);
-    assert!(provider.inner().requests.iter().any(|(path, credentials, _)| path == "/token" && !credentials.is_empty()));
+    assert!(
+        provider
+            .inner()
+            .requests
+            .iter()
+            .any(|(path, credentials, _)| path == "/token" && !credentials.is_empty())
+    );
     // The header of a client that authenticates.
-    let basic = provider.inner().requests.iter().find_map(|(_, it, _)| it.strip_prefix("Basic ").map(str::to_owned));
+    let basic = provider
+        .inner()
+        .requests
+        .iter()
+        .find_map(|(_, it, _)| it.strip_prefix("Basic ").map(str::to_owned));
     canaries.push(basic.expect("credentials"));
     let finished = server.stop().await;
     assert!(
-        finished.stderr.contains("TRACE") && finished.stderr.contains("sign-in with OpenID Connect failed"),
+        finished.stderr.contains("TRACE")
+            && finished
+                .stderr
+                .contains("sign-in with OpenID Connect failed"),
         "it logs all there is"
     );
     for canary in canaries {
@@ -765,24 +1189,62 @@ async fn failed_sign_in_is_logged_once_with_the_claim() {
         ("azp", json!("canary"), "authorized-party", Some("azp")),
         ("aud", json!("canary"), "audience", Some("aud")),
         ("sub", json!(["canary"]), "claim-sub", Some("sub")),
-        ("account_id", json!({"canary": 1}), "account-type", Some("account_id")),
-        ("account_id", json!("can ary"), "account-form", Some("account_id")),
+        (
+            "account_id",
+            json!({"canary": 1}),
+            "account-type",
+            Some("account_id"),
+        ),
+        (
+            "account_id",
+            json!("can ary"),
+            "account-form",
+            Some("account_id"),
+        ),
     ];
     for (claim, value, ..) in edits {
         let begun = begun(&server.get("/dashboard/sign-in/oidc").await);
         let mut claims = provider.claims(&begun.url, now);
         claims[*claim] = value.clone();
         let code = provider.sign_in(&begun.url, Some(provider.key.token(&claims)));
-        let path = format!("/dashboard/sign-in/callback?code={code}&state={}", begun.state());
-        assert_eq!(server.get(&path).header("cookie", &begun.cookie).await.status, 303);
+        let path = format!(
+            "/dashboard/sign-in/callback?code={code}&state={}",
+            begun.state()
+        );
+        assert_eq!(
+            server
+                .get(&path)
+                .header("cookie", &begun.cookie)
+                .await
+                .status,
+            303
+        );
     }
     // What comes with no ID token.
-    let mut expected: Vec<_> = edits.iter().map(|(.., word, claim)| (*word, *claim)).collect();
-    for (sent, word) in [("code=x", "unknown"), ("error=access_denied", "declined"), ("error=can%20ary", "declined")] {
+    let mut expected: Vec<_> = edits
+        .iter()
+        .map(|(.., word, claim)| (*word, *claim))
+        .collect();
+    for (sent, word) in [
+        ("code=x", "unknown"),
+        ("error=access_denied", "declined"),
+        ("error=can%20ary", "declined"),
+    ] {
         let begun = begun(&server.get("/dashboard/sign-in/oidc").await);
-        let state = if word == "unknown" { "x".to_owned() } else { begun.state() };
+        let state = if word == "unknown" {
+            "x".to_owned()
+        } else {
+            begun.state()
+        };
         let path = format!("/dashboard/sign-in/callback?{sent}&state={state}");
-        assert_eq!(server.get(&path).header("cookie", &begun.cookie).await.status, 303);
+        assert_eq!(
+            server
+                .get(&path)
+                .header("cookie", &begun.cookie)
+                .await
+                .status,
+            303
+        );
         expected.push((word, None));
     }
     let finished = server.stop().await;
@@ -792,22 +1254,39 @@ async fn failed_sign_in_is_logged_once_with_the_claim() {
         .filter(|line| line.contains("sign-in with OpenID Connect failed"))
         .map(|line| serde_json::from_str(line).expect("JSON"))
         .collect();
-    let seen: Vec<_> = lines.iter().map(|line| (line["code"].as_str().unwrap(), line["claim"].as_str())).collect();
+    let seen: Vec<_> = lines
+        .iter()
+        .map(|line| (line["code"].as_str().unwrap(), line["claim"].as_str()))
+        .collect();
     assert_eq!(seen, expected, "{finished}");
     for line in &lines {
         assert_eq!(line["level"], "WARN", "{line}");
-        assert!(line["reason"].as_str().is_some_and(|reason| reason.len() > 10), "{line}");
-        assert!(!line.to_string().contains("canary") && !line.to_string().contains("can ary"), "{line}");
+        assert!(
+            line["reason"]
+                .as_str()
+                .is_some_and(|reason| reason.len() > 10),
+            "{line}"
+        );
+        assert!(
+            !line.to_string().contains("canary") && !line.to_string().contains("can ary"),
+            "{line}"
+        );
     }
 }
 
 #[actix_web::test]
 async fn account_and_roles_claims_can_be_nested() {
     let provider = Provider::start().await;
-    for (account, roles) in [("shop.id", "realm_access.roles"), ("/shop/id", "/realm_access/roles")] {
+    for (account, roles) in [
+        ("shop.id", "realm_access.roles"),
+        ("/shop/id", "/realm_access/roles"),
+    ] {
         let mut settings = provider.settings();
         settings.retain(|(name, _)| *name != "TOLLKEY_OIDC_ROLES_CLAIM");
-        settings.extend([("TOLLKEY_OIDC_ACCOUNT_CLAIM", account), ("TOLLKEY_OIDC_ROLES_CLAIM", roles)]);
+        settings.extend([
+            ("TOLLKEY_OIDC_ACCOUNT_CLAIM", account),
+            ("TOLLKEY_OIDC_ROLES_CLAIM", roles),
+        ]);
         let app = sqlite(&settings).await;
         let back = sign_in_with(&app, &provider, |claims| {
             claims["shop"] = json!({"id": 4711});
@@ -816,12 +1295,30 @@ async fn account_and_roles_claims_can_be_nested() {
         .await;
         let session = signed_in(&back);
         let keys = page(&app, "/dashboard/keys", &session).await;
-        assert!(keys.body.contains(">4711</a>"), "an operator, who can change the account: {keys}");
+        assert!(
+            keys.body.contains(">4711</a>"),
+            "an operator, who can change the account: {keys}"
+        );
         // What is wrong is told with the name of the claim.
-        let back = sign_in_with(&app, &provider, |claims| claims["shop"] = json!({"id": [1]})).await;
+        let back = sign_in_with(&app, &provider, |claims| {
+            claims["shop"] = json!({"id": [1]})
+        })
+        .await;
         let sign_in = app.get(back.header("location").expect("a place")).await;
-        assert!(sign_in.body.contains(account.trim_start_matches('/').split(['.', '/']).next().unwrap()), "{sign_in}");
-        assert!(sign_in.body.contains("must be a string or an integer"), "{sign_in}");
+        assert!(
+            sign_in.body.contains(
+                account
+                    .trim_start_matches('/')
+                    .split(['.', '/'])
+                    .next()
+                    .unwrap()
+            ),
+            "{sign_in}"
+        );
+        assert!(
+            sign_in.body.contains("must be a string or an integer"),
+            "{sign_in}"
+        );
         app.stop().await;
     }
 }
@@ -830,14 +1327,31 @@ async fn account_and_roles_claims_can_be_nested() {
 async fn sign_out_says_that_it_happened() {
     each_backend_with(&[TOKEN_SIGN_IN], async |app| {
         let session = sign_in_at(app.running().address(), &app.merchant("acme")).await;
-        assert_eq!(page(app, "/dashboard/signed-out", &session).await.status, 303, "while signed in");
-        let out = form(app, "/dashboard/sign-out", "").header("cookie", &session).await;
-        assert_eq!((out.status, out.header("location")), (303, Some("/dashboard/signed-out")), "{out}");
+        assert_eq!(
+            page(app, "/dashboard/signed-out", &session).await.status,
+            303,
+            "while signed in"
+        );
+        let out = form(app, "/dashboard/sign-out", "")
+            .header("cookie", &session)
+            .await;
+        assert_eq!(
+            (out.status, out.header("location")),
+            (303, Some("/dashboard/signed-out")),
+            "{out}"
+        );
         let seen = page(app, "/dashboard/signed-out?state=x", &session).await;
         assert!(
-            seen.status == 200 && seen.body.contains("You are signed out.") && seen.body.contains("name=\"token\"")
+            seen.status == 200
+                && seen.body.contains("You are signed out.")
+                && seen.body.contains("name=\"token\"")
         );
-        assert!(!app.get("/dashboard/sign-in").await.body.contains("You are signed out."));
+        assert!(
+            !app.get("/dashboard/sign-in")
+                .await
+                .body
+                .contains("You are signed out.")
+        );
     })
     .await;
 }
@@ -845,7 +1359,11 @@ async fn sign_out_says_that_it_happened() {
 #[actix_web::test]
 async fn sign_out_goes_on_to_the_provider_that_began_the_session() {
     let provider = Provider::start().await;
-    let settings: Vec<_> = provider.settings().into_iter().chain([TOKEN_SIGN_IN]).collect();
+    let settings: Vec<_> = provider
+        .settings()
+        .into_iter()
+        .chain([TOKEN_SIGN_IN])
+        .collect();
     let good = format!("{}/logout?realm=shop", provider.issuer);
     for (endpoint, expected) in [
         (json!(good), true),
@@ -857,7 +1375,9 @@ async fn sign_out_goes_on_to_the_provider_that_began_the_session() {
         provider.inner().metadata = json!({"end_session_endpoint": endpoint});
         let app = sqlite(&settings).await;
         let session = signed_in(&sign_in_with(&app, &provider, |_| {}).await);
-        let out = form(&app, "/dashboard/sign-out", "").header("cookie", &session).await;
+        let out = form(&app, "/dashboard/sign-out", "")
+            .header("cookie", &session)
+            .await;
         if expected {
             assert_eq!(out.status, 200, "a page, which a form may lead to: {out}");
             let body = out.body.replace("&#38;", "&").replace("&amp;", "&");
@@ -865,17 +1385,38 @@ async fn sign_out_goes_on_to_the_provider_that_began_the_session() {
             let url: Url = rest.split('"').next().unwrap().parse().expect("a URL");
             assert!(url.as_str().starts_with(&good), "{url}");
             assert_eq!(parameter(&url, "client_id"), CLIENT);
-            assert_eq!(parameter(&url, "post_logout_redirect_uri"), "https://keys.example.com/dashboard/signed-out");
-            assert_eq!(url.query_pairs().count(), 3, "neither a token nor a name: {url}");
+            assert_eq!(
+                parameter(&url, "post_logout_redirect_uri"),
+                "https://keys.example.com/dashboard/signed-out"
+            );
+            assert_eq!(
+                url.query_pairs().count(),
+                3,
+                "neither a token nor a name: {url}"
+            );
         } else {
-            assert_eq!((out.status, out.header("location")), (303, Some("/dashboard/signed-out")), "{endpoint}: {out}");
+            assert_eq!(
+                (out.status, out.header("location")),
+                (303, Some("/dashboard/signed-out")),
+                "{endpoint}: {out}"
+            );
         }
         assert_eq!(cookie(&out, SESSION), None);
-        assert_eq!(page(&app, "/dashboard/keys", &session).await.status, 303, "ended here, too");
+        assert_eq!(
+            page(&app, "/dashboard/keys", &session).await.status,
+            303,
+            "ended here, too"
+        );
         // A session that a token began has none at the provider.
         let session = sign_in_at(app.running().address(), &app.merchant("acme")).await;
-        let out = form(&app, "/dashboard/sign-out", "").header("cookie", &session).await;
-        assert_eq!((out.status, out.header("location")), (303, Some("/dashboard/signed-out")), "{out}");
+        let out = form(&app, "/dashboard/sign-out", "")
+            .header("cookie", &session)
+            .await;
+        assert_eq!(
+            (out.status, out.header("location")),
+            (303, Some("/dashboard/signed-out")),
+            "{out}"
+        );
         app.stop().await;
     }
 }
@@ -892,15 +1433,26 @@ async fn sign_out_ends_the_session_before_it_asks_the_provider() {
     provider.answer(DISCOVERY, never());
     let mut out = Box::pin(async {
         let call = Call::new(replica.address(), "POST", "/dashboard/sign-out");
-        call.header("sec-fetch-site", "same-origin").header("cookie", &session).form("").await
+        call.header("sec-fetch-site", "same-origin")
+            .header("cookie", &session)
+            .form("")
+            .await
     });
     tokio::select! {
         out = &mut out => panic!("the replica does not wait for the provider: {out}"),
         () = eventually("a fetch", async || provider.asked(DISCOVERY) > fetched) => {}
     }
-    assert_eq!(page(&app, "/dashboard/keys", &session).await.status, 303, "ended while the provider hangs");
+    assert_eq!(
+        page(&app, "/dashboard/keys", &session).await.status,
+        303,
+        "ended while the provider hangs"
+    );
     let out = out.await;
-    assert_eq!((out.status, out.header("location")), (303, Some("/dashboard/signed-out")), "{out}");
+    assert_eq!(
+        (out.status, out.header("location")),
+        (303, Some("/dashboard/signed-out")),
+        "{out}"
+    );
     replica.stop().await;
     app.stop().await;
 }
@@ -911,7 +1463,9 @@ async fn sign_out_ends_the_session_before_it_asks_the_provider() {
 async fn development() -> (App, String) {
     let app = sqlite(&[("TOLLKEY_JWT_HS256_SECRET", "")]).await;
     let message = app.message.clone().expect("development mode");
-    let (_, rest) = message.split_once("/dashboard/sign-in/link?code=").expect("a link");
+    let (_, rest) = message
+        .split_once("/dashboard/sign-in/link?code=")
+        .expect("a link");
     let code = rest.split_whitespace().next().expect("a code").to_owned();
     (app, code)
 }
@@ -921,25 +1475,46 @@ async fn the_link_of_development_mode_signs_in_once() {
     let (app, code) = development().await;
     // Looking at it, as whatever previews links does, is no use of it.
     for _ in 0..3 {
-        let seen = app.get(&format!("/dashboard/sign-in/link?code={code}")).await;
+        let seen = app
+            .get(&format!("/dashboard/sign-in/link?code={code}"))
+            .await;
         assert_eq!(seen.status, 200, "{seen}");
-        assert_eq!(cookie(&seen, "tollkey_session").or(cookie(&seen, SESSION)), None);
+        assert_eq!(
+            cookie(&seen, "tollkey_session").or(cookie(&seen, SESSION)),
+            None
+        );
     }
     for wrong in ["", "x", &code[1..]] {
         let reply = form(&app, "/dashboard/sign-in/link", &format!("code={wrong}")).await;
         assert_eq!(reply.status, 403, "{reply}");
     }
-    let elsewhere = app.call("POST", "/dashboard/sign-in/link").header("sec-fetch-site", "cross-site");
+    let elsewhere = app
+        .call("POST", "/dashboard/sign-in/link")
+        .header("sec-fetch-site", "cross-site");
     assert_eq!(elsewhere.form(&format!("code={code}")).await.status, 403);
     let reply = form(&app, "/dashboard/sign-in/link", &format!("code={code}")).await;
-    assert_eq!((reply.status, reply.header("location")), (303, Some("/dashboard/keys")), "{reply}");
-    let [set] = reply.all("set-cookie")[..] else { panic!("one cookie: {reply}") };
+    assert_eq!(
+        (reply.status, reply.header("location")),
+        (303, Some("/dashboard/keys")),
+        "{reply}"
+    );
+    let [set] = reply.all("set-cookie")[..] else {
+        panic!("one cookie: {reply}")
+    };
     let (session, attributes) = set.split_once("; ").unwrap();
-    assert_eq!(attributes, "HttpOnly; SameSite=Strict; Path=/", "the browser did not show that it takes another");
+    assert_eq!(
+        attributes, "HttpOnly; SameSite=Strict; Path=/",
+        "the browser did not show that it takes another"
+    );
     assert!(session.starts_with("tollkey_session="));
     assert_eq!(page(&app, "/dashboard/keys", session).await.status, 200);
-    let seen = app.get(&format!("/dashboard/sign-in/link?code={code}")).await;
-    assert!(seen.status == 403 && seen.body.contains("tollkey dashboard-link"), "{seen}");
+    let seen = app
+        .get(&format!("/dashboard/sign-in/link?code={code}"))
+        .await;
+    assert!(
+        seen.status == 403 && seen.body.contains("tollkey dashboard-link"),
+        "{seen}"
+    );
     let again = form(&app, "/dashboard/sign-in/link", &format!("code={code}")).await;
     assert_eq!(again.status, 403, "{again}");
     assert!(cookie(&again, "tollkey_session").is_none());
@@ -964,17 +1539,34 @@ async fn a_browser_that_takes_secure_cookies_in_development_gets_them() {
     settings.push(("TOLLKEY_JWT_HS256_SECRET", ""));
     let app = sqlite(&settings).await;
     let door = app.get("/dashboard/sign-in").await;
-    assert_eq!(door.all("set-cookie"), ["__Host-tollkey_probe=1; HttpOnly; SameSite=Strict; Secure; Path=/"]);
+    assert_eq!(
+        door.all("set-cookie"),
+        ["__Host-tollkey_probe=1; HttpOnly; SameSite=Strict; Secure; Path=/"]
+    );
     for (probe, prefix) in [("__Host-tollkey_probe=1", "__Host-"), ("x=1", "")] {
-        let reply = app.get("/dashboard/sign-in/oidc").header("cookie", probe).await;
+        let reply = app
+            .get("/dashboard/sign-in/oidc")
+            .header("cookie", probe)
+            .await;
         let own = cookie(&reply, &format!("{prefix}tollkey_sign_in")).expect("a cookie");
-        assert_eq!(reply.all("set-cookie")[0].contains("; Secure;"), !prefix.is_empty(), "{reply}");
+        assert_eq!(
+            reply.all("set-cookie")[0].contains("; Secure;"),
+            !prefix.is_empty(),
+            "{reply}"
+        );
         let url: Url = reply.header("location").unwrap().parse().unwrap();
-        let code = provider.sign_in(&url, Some(provider.key.token(&provider.claims(&url, seconds(&app)))));
+        let code = provider.sign_in(
+            &url,
+            Some(provider.key.token(&provider.claims(&url, seconds(&app)))),
+        );
         // The probe is not sent on the way back.
-        let path = format!("/dashboard/sign-in/callback?code={code}&state={}", parameter(&url, "state"));
+        let path = format!(
+            "/dashboard/sign-in/callback?code={code}&state={}",
+            parameter(&url, "state")
+        );
         let back = app.get(&path).header("cookie", &own).await;
-        let session = cookie(&back, &format!("{prefix}tollkey_session")).unwrap_or_else(|| panic!("{probe}: {back}"));
+        let session = cookie(&back, &format!("{prefix}tollkey_session"))
+            .unwrap_or_else(|| panic!("{probe}: {back}"));
         assert_eq!(page(&app, "/dashboard/keys", &session).await.status, 200);
     }
     app.stop().await;
@@ -984,22 +1576,47 @@ async fn a_browser_that_takes_secure_cookies_in_development_gets_them() {
 async fn a_pasted_token_signs_in_where_the_operator_allows_it() {
     let app = sqlite(&[]).await;
     let body = format!("token={}&next=/dashboard/audit", app.merchant("acme"));
-    assert_eq!(form(&app, "/dashboard/sign-in/token", &body).await.status, 404);
-    assert!(!app.get("/dashboard/sign-in").await.body.contains("name=\"token\""));
+    assert_eq!(
+        form(&app, "/dashboard/sign-in/token", &body).await.status,
+        404
+    );
+    assert!(
+        !app.get("/dashboard/sign-in")
+            .await
+            .body
+            .contains("name=\"token\"")
+    );
     app.stop().await;
 
     each_backend_with(&[TOKEN_SIGN_IN], async |app| {
-        assert!(app.get("/dashboard/sign-in").await.body.contains("name=\"token\""));
+        assert!(
+            app.get("/dashboard/sign-in")
+                .await
+                .body
+                .contains("name=\"token\"")
+        );
         let good = app.merchant("acme");
         let body = format!("token={good}&next=/dashboard/audit");
         let reply = form(app, "/dashboard/sign-in/token", &body).await;
-        assert_eq!((reply.status, reply.header("location")), (303, Some("/dashboard/audit")), "{reply}");
+        assert_eq!(
+            (reply.status, reply.header("location")),
+            (303, Some("/dashboard/audit")),
+            "{reply}"
+        );
         let session = cookie(&reply, SESSION).expect("a session");
         let set = reply.all("set-cookie");
-        assert_eq!(set, [format!("{session}; HttpOnly; SameSite=Strict; Secure; Path=/")]);
+        assert_eq!(
+            set,
+            [format!(
+                "{session}; HttpOnly; SameSite=Strict; Secure; Path=/"
+            )]
+        );
         assert_eq!(page(app, "/dashboard/audit", &session).await.status, 200);
-        let cross =
-            app.call("POST", "/dashboard/sign-in/token").header("sec-fetch-site", "cross-site").form(&body).await;
+        let cross = app
+            .call("POST", "/dashboard/sign-in/token")
+            .header("sec-fetch-site", "cross-site")
+            .form(&body)
+            .await;
         assert_eq!(cross.status, 403, "{cross}");
 
         for (wrong, status) in [
@@ -1012,7 +1629,10 @@ async fn a_pasted_token_signs_in_where_the_operator_allows_it() {
             let reply = form(app, "/dashboard/sign-in/token", &format!("token={wrong}")).await;
             assert_eq!(reply.status, status, "{reply}");
             assert!(reply.all("set-cookie").is_empty(), "{reply}");
-            assert!(wrong.is_empty() || !reply.body.contains(wrong), "what was typed is a secret: {reply}");
+            assert!(
+                wrong.is_empty() || !reply.body.contains(wrong),
+                "what was typed is a secret: {reply}"
+            );
         }
     })
     .await;
@@ -1029,7 +1649,8 @@ async fn a_session_by_a_token_ends_with_it() {
     };
     let rules = tollkey_server::caller::jwt::ClaimRules::from(&app.settings.tokens);
     let secret = tollkey_server::config::Secret::new(crate::support::SECRET);
-    let token = tollkey_server::caller::jwt::mint(&secret, &rules, &short, app.clock.now()).unwrap();
+    let token =
+        tollkey_server::caller::jwt::mint(&secret, &rules, &short, app.clock.now()).unwrap();
     let reply = form(&app, "/dashboard/sign-in/token", &format!("token={token}")).await;
     let session = cookie(&reply, SESSION).expect("a session");
     app.clock.advance(Duration::from_secs(599));
@@ -1049,22 +1670,44 @@ async fn a_cookie_from_before_is_not_the_one_after() {
     let app = sqlite(&settings).await;
     let planted = format!("{SESSION}={}", "a".repeat(64));
     let body = format!("token={}", app.merchant("acme"));
-    let reply = form(&app, "/dashboard/sign-in/token", &body).header("cookie", &planted).await;
+    let reply = form(&app, "/dashboard/sign-in/token", &body)
+        .header("cookie", &planted)
+        .await;
     let first = cookie(&reply, SESSION).expect("a session");
     assert_ne!(first, planted);
     assert_eq!(page(&app, "/dashboard/keys", &planted).await.status, 303);
     // Who signs in again has another one, and the one before is over.
-    let reply = form(&app, "/dashboard/sign-in/token", &body).header("cookie", &first).await;
+    let reply = form(&app, "/dashboard/sign-in/token", &body)
+        .header("cookie", &first)
+        .await;
     let second = cookie(&reply, SESSION).expect("a session");
     assert_ne!(first, second);
     assert_eq!(page(&app, "/dashboard/keys", &first).await.status, 303);
     assert_eq!(page(&app, "/dashboard/keys", &second).await.status, 200);
 
     // The one before is over too when its cookie, which is `Strict`, does not come back from the provider.
-    let begun = begun(&app.get("/dashboard/sign-in/oidc").header("cookie", &second).await);
-    assert_eq!(page(&app, "/dashboard/keys", &second).await.status, 200, "while somebody is away");
-    let code = provider.sign_in(&begun.url, Some(provider.key.token(&provider.claims(&begun.url, seconds(&app)))));
-    let with_planted = Begun { cookie: format!("{}; {planted}", begun.cookie), url: begun.url.clone() };
+    let begun = begun(
+        &app.get("/dashboard/sign-in/oidc")
+            .header("cookie", &second)
+            .await,
+    );
+    assert_eq!(
+        page(&app, "/dashboard/keys", &second).await.status,
+        200,
+        "while somebody is away"
+    );
+    let code = provider.sign_in(
+        &begun.url,
+        Some(
+            provider
+                .key
+                .token(&provider.claims(&begun.url, seconds(&app))),
+        ),
+    );
+    let with_planted = Begun {
+        cookie: format!("{}; {planted}", begun.cookie),
+        url: begun.url.clone(),
+    };
     let third = signed_in(&with_planted.come_back(&app, &code).await);
     assert_ne!(third, planted);
     assert_eq!(page(&app, "/dashboard/keys", &planted).await.status, 303);
@@ -1083,12 +1726,20 @@ async fn a_session_is_over_after_an_hour_of_nothing_or_twelve_of_anything() {
         app.clock.advance(59 * minute);
         assert_eq!(page(app, "/dashboard/keys", &session).await.status, 200);
         app.clock.advance(60 * minute);
-        assert_eq!(page(app, "/dashboard/keys", &session).await.status, 303, "idle");
+        assert_eq!(
+            page(app, "/dashboard/keys", &session).await.status,
+            303,
+            "idle"
+        );
         let session = signed_in(&sign_in_with(app, &provider, |_| {}).await);
         assert_eq!(Session::LONGEST.as_mins(), 720);
         for at in (30..720).step_by(30) {
             app.clock.advance(30 * minute);
-            assert_eq!(page(app, "/dashboard/keys", &session).await.status, 200, "after {at} minutes");
+            assert_eq!(
+                page(app, "/dashboard/keys", &session).await.status,
+                200,
+                "after {at} minutes"
+            );
         }
         app.clock.advance(30 * minute);
         let over = page(app, "/dashboard/keys?mode=test", &session).await;
@@ -1104,13 +1755,18 @@ async fn a_session_is_over_after_an_hour_of_nothing_or_twelve_of_anything() {
 /// Signs in with a token, at any server; gives the session's cookie.
 async fn sign_in_at(address: SocketAddr, token: &str) -> String {
     let path = "/dashboard/sign-in/token";
-    let form = Call::new(address, "POST", path).header("sec-fetch-site", "same-origin").form(&format!("token={token}"));
+    let form = Call::new(address, "POST", path)
+        .header("sec-fetch-site", "same-origin")
+        .form(&format!("token={token}"));
     cookie(&form.await, SESSION).expect("a session")
 }
 
 /// What a server says to a session: 200, or 303 to the door.
 async fn keys_at(address: SocketAddr, session: &str) -> u16 {
-    Call::new(address, "GET", "/dashboard/keys").header("cookie", session).await.status
+    Call::new(address, "GET", "/dashboard/keys")
+        .header("cookie", session)
+        .await
+        .status
 }
 
 #[actix_web::test]
@@ -1120,9 +1776,15 @@ async fn replicas_share_sessions_and_their_end() {
         let session = sign_in_at(replica.address(), &app.merchant("acme")).await;
         assert_eq!(keys_at(replica.address(), &session).await, 200);
         assert_eq!(page(app, "/dashboard/keys", &session).await.status, 200);
-        let out = form(app, "/dashboard/sign-out", "").header("cookie", &session).await;
+        let out = form(app, "/dashboard/sign-out", "")
+            .header("cookie", &session)
+            .await;
         assert_eq!(out.status, 303, "{out}");
-        assert_eq!(keys_at(replica.address(), &session).await, 303, "ended on the server, not in the browser alone");
+        assert_eq!(
+            keys_at(replica.address(), &session).await,
+            303,
+            "ended on the server, not in the browser alone"
+        );
         assert_eq!(page(app, "/dashboard/keys", &session).await.status, 303);
         replica.stop().await;
     })
@@ -1132,7 +1794,11 @@ async fn replicas_share_sessions_and_their_end() {
 #[actix_web::test]
 async fn a_session_holds_as_long_as_what_it_rests_on() {
     let provider = Provider::start().await;
-    let settings: Vec<_> = provider.settings().into_iter().chain([TOKEN_SIGN_IN]).collect();
+    let settings: Vec<_> = provider
+        .settings()
+        .into_iter()
+        .chain([TOKEN_SIGN_IN])
+        .collect();
     each_backend_with(&settings, async |app| {
         let by_token = sign_in_at(app.running().address(), &app.merchant("acme")).await;
         let by_provider = signed_in(&sign_in_with(app, &provider, |_| {}).await);
@@ -1155,9 +1821,14 @@ async fn a_session_holds_as_long_as_what_it_rests_on() {
         ] {
             let others = settings.iter().copied().filter(|(own, _)| *own != name);
             let changed: Vec<_> = others.chain([(name, value)]).collect();
-            let replica = app.replica_with(&crate::support::settings(app.database.url(), &changed)).await;
+            let replica = app
+                .replica_with(&crate::support::settings(app.database.url(), &changed))
+                .await;
             let address = replica.address();
-            let seen = (keys_at(address, &by_token).await, keys_at(address, &by_provider).await);
+            let seen = (
+                keys_at(address, &by_token).await,
+                keys_at(address, &by_provider).await,
+            );
             assert_eq!(seen, (token, oidc), "{name}={value}");
             replica.stop().await;
         }
@@ -1172,9 +1843,16 @@ async fn a_session_holds_as_long_as_what_it_rests_on() {
 async fn a_database_of_development_mode_signs_nobody_in_elsewhere() {
     let (app, code) = development().await;
     let reply = form(&app, "/dashboard/sign-in/link", &format!("code={code}")).await;
-    let session = cookie(&reply, "tollkey_session").expect("a session").replace("tollkey_session", SESSION);
+    let session = cookie(&reply, "tollkey_session")
+        .expect("a session")
+        .replace("tollkey_session", SESSION);
     assert_eq!(page(&app, "/dashboard/keys", &session).await.status, 200);
-    let in_production = app.replica_with(&crate::support::settings(app.database.url(), &[TOKEN_SIGN_IN])).await;
+    let in_production = app
+        .replica_with(&crate::support::settings(
+            app.database.url(),
+            &[TOKEN_SIGN_IN],
+        ))
+        .await;
     assert_eq!(keys_at(in_production.address(), &session).await, 303);
     in_production.stop().await;
     app.stop().await;
@@ -1187,7 +1865,12 @@ async fn sessions_are_ended_at_the_command_line() {
         let server = tollkey.serve().await;
         let token = |account, subject: &str| crate::binary::token_of(subject, Some(account), &[]);
         let mut sessions = Vec::new();
-        for (account, subject) in [("acme", "ada"), ("acme", "bob"), ("globex", "ada"), ("umbrella", "cy")] {
+        for (account, subject) in [
+            ("acme", "ada"),
+            ("acme", "bob"),
+            ("globex", "ada"),
+            ("umbrella", "cy"),
+        ] {
             sessions.push(sign_in_at(server.address, &token(account, subject)).await);
         }
         let seen = async || {
@@ -1198,18 +1881,42 @@ async fn sessions_are_ended_at_the_command_line() {
             seen
         };
         let end = ["session", "end"];
-        for arguments in [&[][..], &["--all", "--account", "acme"], &["--all", "--subject", "ada"]] {
+        for arguments in [
+            &[][..],
+            &["--all", "--account", "acme"],
+            &["--all", "--subject", "ada"],
+        ] {
             let refused = tollkey.run(&[&end, arguments].concat()).await;
             assert!(!refused.success(), "{arguments:?}: {refused}");
         }
         assert_eq!(seen().await, [true, true, true, true]);
         for (arguments, answer, left) in [
-            (&["--account", "nobody"][..], "sessions ended: 0", [true, true, true, true]),
-            (&["--account", "acme", "--subject", "bob"], "sessions ended: 1", [true, false, true, true]),
-            (&["--subject", "ada"], "sessions ended: 2", [false, false, false, true]),
-            (&["--all"], "sessions ended: 1", [false, false, false, false]),
+            (
+                &["--account", "nobody"][..],
+                "sessions ended: 0",
+                [true, true, true, true],
+            ),
+            (
+                &["--account", "acme", "--subject", "bob"],
+                "sessions ended: 1",
+                [true, false, true, true],
+            ),
+            (
+                &["--subject", "ada"],
+                "sessions ended: 2",
+                [false, false, false, true],
+            ),
+            (
+                &["--all"],
+                "sessions ended: 1",
+                [false, false, false, false],
+            ),
         ] {
-            assert_eq!(tollkey.answer(&[&end, arguments].concat()).await, answer, "{arguments:?}");
+            assert_eq!(
+                tollkey.answer(&[&end, arguments].concat()).await,
+                answer,
+                "{arguments:?}"
+            );
             assert_eq!(seen().await, left, "{arguments:?}");
         }
         server.stop().await;
@@ -1219,19 +1926,38 @@ async fn sessions_are_ended_at_the_command_line() {
 #[actix_web::test]
 async fn who_signed_in_and_out_is_logged() {
     let database = backends().into_iter().next().expect("a backend");
-    let server =
-        Tollkey::on(&database).with(TOKEN_SIGN_IN.0, TOKEN_SIGN_IN.1).with("TOLLKEY_LOG", "info").serve().await;
-    let session = sign_in_at(server.address, &crate::binary::token_of("ada", Some("acme"), &["operator"])).await;
-    let out = Call::new(server.address, "POST", "/dashboard/sign-out").header("sec-fetch-site", "same-origin");
+    let server = Tollkey::on(&database)
+        .with(TOKEN_SIGN_IN.0, TOKEN_SIGN_IN.1)
+        .with("TOLLKEY_LOG", "info")
+        .serve()
+        .await;
+    let session = sign_in_at(
+        server.address,
+        &crate::binary::token_of("ada", Some("acme"), &["operator"]),
+    )
+    .await;
+    let out = Call::new(server.address, "POST", "/dashboard/sign-out")
+        .header("sec-fetch-site", "same-origin");
     assert_eq!(out.header("cookie", &session).await.status, 303);
     let finished = server.stop().await;
-    for (text, members) in
-        [("signed in to the dashboard", &["ada", "acme", "operator"][..]), ("signed out of the dashboard", &["ada"])]
-    {
-        let line = finished.stderr.lines().find(|line| line.contains(text)).unwrap_or_else(|| panic!("{finished}"));
+    for (text, members) in [
+        (
+            "signed in to the dashboard",
+            &["ada", "acme", "operator"][..],
+        ),
+        ("signed out of the dashboard", &["ada"]),
+    ] {
+        let line = finished
+            .stderr
+            .lines()
+            .find(|line| line.contains(text))
+            .unwrap_or_else(|| panic!("{finished}"));
         assert!(members.iter().all(|member| line.contains(member)), "{line}");
     }
-    assert!(!finished.stderr.contains(session.split_once('=').unwrap().1), "{finished}");
+    assert!(
+        !finished.stderr.contains(session.split_once('=').unwrap().1),
+        "{finished}"
+    );
 }
 
 #[actix_web::test]
@@ -1240,9 +1966,21 @@ async fn a_sign_in_goes_on_at_another_replica() {
     each_backend_with(&provider.settings(), async |app| {
         let replica = app.replica().await;
         let begun = begin(app, "").await;
-        let code = provider.sign_in(&begun.url, Some(provider.key.token(&provider.claims(&begun.url, seconds(app)))));
-        let path = format!("/dashboard/sign-in/callback?code={code}&state={}", begun.state());
-        let back = Call::new(replica.address(), "GET", &path).header("cookie", &begun.cookie).await;
+        let code = provider.sign_in(
+            &begun.url,
+            Some(
+                provider
+                    .key
+                    .token(&provider.claims(&begun.url, seconds(app))),
+            ),
+        );
+        let path = format!(
+            "/dashboard/sign-in/callback?code={code}&state={}",
+            begun.state()
+        );
+        let back = Call::new(replica.address(), "GET", &path)
+            .header("cookie", &begun.cookie)
+            .await;
         let session = signed_in(&back);
         assert_eq!(page(app, "/dashboard/keys", &session).await.status, 200);
         replica.stop().await;

@@ -49,13 +49,21 @@ impl Far {
         let mut id = [0; 16];
         SysRng.try_fill_bytes(&mut id).expect("randomness");
         let source = source(base, service_key);
-        let verifier =
-            Verifier::subscriber(VerifierId::from_bytes(id), source, Arc::new(SystemClock), Settings::default());
+        let verifier = Verifier::subscriber(
+            VerifierId::from_bytes(id),
+            source,
+            Arc::new(SystemClock),
+            Settings::default(),
+        );
         let (stop, stopped) = oneshot::channel();
         let task = tokio::spawn(verifier.clone().subscribe(async {
             let _ = stopped.await;
         }));
-        let far = Self { verifier, stop, task };
+        let far = Self {
+            verifier,
+            stop,
+            task,
+        };
         far.leased().await;
         far
     }
@@ -78,15 +86,28 @@ impl Far {
     /// Ends it in good order.
     async fn shut_down(self) {
         self.stop.send(()).expect("it runs");
-        timeout(IN_THE_END, self.task).await.expect("an end").expect("a good one");
+        timeout(IN_THE_END, self.task)
+            .await
+            .expect("an end")
+            .expect("a good one");
     }
 }
 
 /// How often a key of `acme` was valid, by the usage that was written down.
 async fn counted(database: &Database, id: &str) -> u64 {
-    let (account, id) = ("acme".parse().expect("an account"), id.parse().expect("an id"));
-    let rows = database.store().read(move |db| db.account(&account).usage(&id, 0)).await.expect("usage");
-    rows.iter().filter(|row| row.outcome.is_none()).map(|row| row.count).sum()
+    let (account, id) = (
+        "acme".parse().expect("an account"),
+        id.parse().expect("an id"),
+    );
+    let rows = database
+        .store()
+        .read(move |db| db.account(&account).usage(&id, 0))
+        .await
+        .expect("usage");
+    rows.iter()
+        .filter(|row| row.outcome.is_none())
+        .map(|row| row.count)
+        .sum()
 }
 
 /// Past the test harness, which shows nothing of a test that passes.
@@ -100,7 +121,11 @@ fn url(address: std::net::SocketAddr) -> String {
 
 /// Several servers on PostgreSQL, one on SQLite.
 async fn servers(tollkey: &Tollkey, database: &Database) -> Vec<Server> {
-    let count = if database.backend() == Backend::Postgres { 3 } else { 1 };
+    let count = if database.backend() == Backend::Postgres {
+        3
+    } else {
+        1
+    };
     join_all((0..count).map(|_| tollkey.serve())).await
 }
 
@@ -131,7 +156,10 @@ async fn usage_in_flight_at_graceful_ends_is_written_once() {
             assert!(server.stop().await.success());
         }
         let counted = counted(&database, &key.id).await;
-        say(&format!("{GUARDS} graceful ends on {:?}: {uses} uses, {counted} counted", database.backend()));
+        say(&format!(
+            "{GUARDS} graceful ends on {:?}: {uses} uses, {counted} counted",
+            database.backend()
+        ));
         assert_eq!(counted, uses, "on {:?}", database.backend());
     }
 }
@@ -142,7 +170,9 @@ async fn resource_server_recovers_when_its_connections_go_silent() {
         let tollkey = Tollkey::on(&database);
         let servers = servers(&tollkey, &database).await;
         let application = servers[0].application(&merchant("acme"), "Web Store").await;
-        let keys = join_all((0..16).map(async |_| servers[0].key(&merchant("acme"), &application).await)).await;
+        let keys =
+            join_all((0..16).map(async |_| servers[0].key(&merchant("acme"), &application).await))
+                .await;
         let gateway = servers[0].service_key().await;
         let recoveries = servers.iter().map(async |server| {
             let wire = Wire::to_address(server.address);
@@ -157,7 +187,10 @@ async fn resource_server_recovers_when_its_connections_go_silent() {
                 let asked = Instant::now();
                 if far.is_valid(&keys[turn % keys.len()].text).await != Some(true) {
                     (failed, last_failure) = (failed + 1, begun.elapsed());
-                    assert!(last_failure < Duration::from_secs(15), "each silent connection costs a request");
+                    assert!(
+                        last_failure < Duration::from_secs(15),
+                        "each silent connection costs a request"
+                    );
                 }
                 slowest = slowest.max(asked.elapsed());
                 turn += 1;
@@ -202,7 +235,10 @@ async fn requests_do_not_wait_for_a_server_that_hangs() {
     let grace = Duration::from_secs(600);
     let begun = Instant::now();
     for _ in 0..REQUESTS {
-        let verdict = far.verifier.hold_without_immediate_revocation(&key.text, &Need::default(), grace).await;
+        let verdict = far
+            .verifier
+            .hold_without_immediate_revocation(&key.text, &Need::default(), grace)
+            .await;
         assert_eq!(verdict.expect("by the cached key").outcome, Ok(()));
     }
     let took_with_grace = begun.elapsed();
@@ -210,9 +246,14 @@ async fn requests_do_not_wait_for_a_server_that_hangs() {
     far.leased().await;
     assert_eq!(far.is_valid(&key.text).await, Some(true));
     let (each, each_with_grace) = (took / REQUESTS, took_with_grace / REQUESTS);
-    say(&format!("a server hangs: {each:.1?} a request, {each_with_grace:.1?} with a grace period"));
+    say(&format!(
+        "a server hangs: {each:.1?} a request, {each_with_grace:.1?} with a grace period"
+    ));
     // Each would wait for two seconds.
-    assert!(took.max(took_with_grace) < Duration::from_secs(20), "{took:?}, {took_with_grace:?}");
+    assert!(
+        took.max(took_with_grace) < Duration::from_secs(20),
+        "{took:?}, {took_with_grace:?}"
+    );
     far.shut_down().await;
     server.stop().await;
 }
@@ -242,9 +283,16 @@ struct Story {
 impl Story {
     /// Notes what was said of a key for a request that began then.
     fn judge(&self, subject: &Subject, began: Instant, is_valid: bool, by: &str) {
-        if is_valid && subject.answered.get().is_some_and(|answered| began > answered) {
+        if is_valid
+            && subject
+                .answered
+                .get()
+                .is_some_and(|answered| began > answered)
+        {
             let late = began - subject.answered.get().expect("it is there");
-            self.wrong.borrow_mut().push(format!("valid by {by}, {late:?} after the revocation was answered"));
+            self.wrong.borrow_mut().push(format!(
+                "valid by {by}, {late:?} after the revocation was answered"
+            ));
         }
     }
 
@@ -318,9 +366,17 @@ async fn revocations_hold_and_usage_counts_once_while_connections_go_silent() {
         let mut subjects = Vec::new();
         for _ in 0..20 {
             let key = servers[0].key(&merchant("acme"), &application).await;
-            subjects.push(Subject { id: key.id, text: key.text, answered: Cell::new(None), uses: Cell::new(0) });
+            subjects.push(Subject {
+                id: key.id,
+                text: key.text,
+                answered: Cell::new(None),
+                uses: Cell::new(0),
+            });
         }
-        let wires: Vec<_> = servers.iter().map(|server| Wire::to_address(server.address)).collect();
+        let wires: Vec<_> = servers
+            .iter()
+            .map(|server| Wire::to_address(server.address))
+            .collect();
         let story = Story {
             servers,
             wires,
@@ -331,13 +387,23 @@ async fn revocations_hold_and_usage_counts_once_while_connections_go_silent() {
             is_over: Cell::new(false),
         };
         let bases: Vec<_> = story.wires.iter().map(|wire| url(wire.address)).collect();
-        let far = join_all(bases.iter().chain(&bases).map(|base| Far::start(base, &gateway.text))).await;
+        let far = join_all(
+            bases
+                .iter()
+                .chain(&bases)
+                .map(|base| Far::start(base, &gateway.text)),
+        )
+        .await;
         let clients: Vec<_> = bases
             .iter()
             .map(|base| {
-                let client = Client::new(base).expect("a client").with_auth(Auth::service(gateway.text.as_str()));
+                let client = Client::new(base)
+                    .expect("a client")
+                    .with_auth(Auth::service(gateway.text.as_str()));
                 // A verification that is sent twice is two uses.
-                client.with_max_retries(0).with_timeout(Duration::from_secs(2))
+                client
+                    .with_max_retries(0)
+                    .with_timeout(Duration::from_secs(2))
             })
             .collect();
         let mut fork = || StdRng::from_rng(&mut rng);
@@ -360,7 +426,11 @@ async fn revocations_hold_and_usage_counts_once_while_connections_go_silent() {
             far.leased().await;
         }));
         let of_clients = join_all(clients.iter().map(async |client| {
-            while !client.verify(story.subjects[1].text.as_str()).await.is_ok_and(|verdict| verdict.is_valid()) {
+            while !client
+                .verify(story.subjects[1].text.as_str())
+                .await
+                .is_ok_and(|verdict| verdict.is_valid())
+            {
                 sleep(Duration::from_millis(10)).await;
             }
         }));
@@ -371,7 +441,12 @@ async fn revocations_hold_and_usage_counts_once_while_connections_go_silent() {
         for far in far {
             far.shut_down().await;
         }
-        let Story { servers, subjects, clients_served, .. } = story;
+        let Story {
+            servers,
+            subjects,
+            clients_served,
+            ..
+        } = story;
         let count = servers.len();
         for server in servers {
             assert!(server.stop().await.success());
@@ -380,7 +455,10 @@ async fn revocations_hold_and_usage_counts_once_while_connections_go_silent() {
         for subject in subjects.iter().step_by(2) {
             let counted = counted(&database, &subject.id).await;
             let used = subject.uses.get();
-            assert!(counted <= used, "seed {seed}: {used} uses of a key were counted as {counted}");
+            assert!(
+                counted <= used,
+                "seed {seed}: {used} uses of a key were counted as {counted}"
+            );
             (uses, all_counted) = (uses + used, all_counted + counted);
         }
         say(&format!(
@@ -391,6 +469,9 @@ async fn revocations_hold_and_usage_counts_once_while_connections_go_silent() {
             database.backend(),
             clients_served.get(),
         ));
-        assert_eq!(all_counted, uses, "seed {seed}: none is lost either, since no server crashed");
+        assert_eq!(
+            all_counted, uses,
+            "seed {seed}: none is lost either, since no server crashed"
+        );
     }
 }

@@ -28,9 +28,14 @@ const ATTEMPT: Duration = Duration::from_secs(1);
 /// Creates a key, and revokes every second one. Returns its name, its text and whether it is revoked.
 async fn create(client: &Client, name: String, is_revoked: bool) -> (String, String, bool) {
     let keys = client.commerce().api_keys();
-    let created = keys.create(&name).await.unwrap_or_else(|error| panic!("{name}: {error}"));
+    let created = keys
+        .create(&name)
+        .await
+        .unwrap_or_else(|error| panic!("{name}: {error}"));
     if is_revoked {
-        keys.revoke(&created.key_id).await.unwrap_or_else(|error| panic!("revoke {name}: {error}"));
+        keys.revoke(&created.key_id)
+            .await
+            .unwrap_or_else(|error| panic!("revoke {name}: {error}"));
     }
     (name, created.api_key.expose().to_owned(), is_revoked)
 }
@@ -38,7 +43,11 @@ async fn create(client: &Client, name: String, is_revoked: bool) -> (String, Str
 #[actix_web::test]
 async fn calls_survive_silent_connections_without_doubled_keys() {
     for database in backends() {
-        let replicas = if database.backend() == Backend::Postgres { 3 } else { 1 };
+        let replicas = if database.backend() == Backend::Postgres {
+            3
+        } else {
+            1
+        };
         let app = App::start(database, &[]).await;
         let mut others = Vec::new();
         for _ in 1..replicas {
@@ -48,9 +57,16 @@ async fn calls_survive_silent_connections_without_doubled_keys() {
         servers.extend(others.iter().map(|replica| replica.address()));
         let proxy = Proxy::to(&servers).await;
         let client = |url: String, credential: &str| {
-            let client = Client::builder().base_url(url).auth(Auth::bearer(credential)).timeout(ATTEMPT);
+            let client = Client::builder()
+                .base_url(url)
+                .auth(Auth::bearer(credential))
+                .timeout(ATTEMPT);
             let pause = Duration::from_millis(20);
-            client.max_retries(8).backoff(pause, pause * 5).build().expect("a client")
+            client
+                .max_retries(8)
+                .backoff(pause, pause * 5)
+                .build()
+                .expect("a client")
         };
         let merchant = client(format!("http://{}", proxy.address), &app.merchant("acme"));
 
@@ -62,7 +78,9 @@ async fn calls_survive_silent_connections_without_doubled_keys() {
                     if caller == 0 && number % SILENT_EVERY == SILENT_EVERY - 1 {
                         proxy.silence();
                     }
-                    created.push(create(merchant, format!("{caller}-{number}"), number % 2 == 0).await);
+                    created.push(
+                        create(merchant, format!("{caller}-{number}"), number % 2 == 0).await,
+                    );
                 }
                 created
             }
@@ -77,10 +95,15 @@ async fn calls_survive_silent_connections_without_doubled_keys() {
         let mut found: BTreeMap<_, Vec<_>> = BTreeMap::new();
         let mut list = merchant.commerce().api_keys().list().items();
         while let Some(key) = list.next().await.transpose().expect("the list") {
-            found.entry(key.name).or_default().push(key.status == Status::Revoked);
+            found
+                .entry(key.name)
+                .or_default()
+                .push(key.status == Status::Revoked);
         }
-        let expected: BTreeMap<_, _> =
-            created.iter().map(|(name, _, is_revoked)| (name.clone(), vec![*is_revoked])).collect();
+        let expected: BTreeMap<_, _> = created
+            .iter()
+            .map(|(name, _, is_revoked)| (name.clone(), vec![*is_revoked]))
+            .collect();
         assert_eq!(expected.len(), CALLERS * CREATIONS + DAMAGED);
         assert_eq!(found, expected);
 
@@ -89,14 +112,23 @@ async fn calls_survive_silent_connections_without_doubled_keys() {
             let service = client(format!("http://{server}"), &app.service());
             for (name, text, is_revoked) in &created {
                 let verdict = service.verify(text).await.expect("a verdict");
-                assert_eq!(verdict.is_valid(), !is_revoked, "{name}: {}", verdict.code());
+                assert_eq!(
+                    verdict.is_valid(),
+                    !is_revoked,
+                    "{name}: {}",
+                    verdict.code()
+                );
             }
         }
 
         // The silent connections were closed, and no more connections were opened than the faults explain.
         let silenced = CREATIONS / SILENT_EVERY;
         proxy.closed(silenced).await;
-        assert!(proxy.opened() <= (silenced + 1) * 3 * CALLERS, "{} connections", proxy.opened());
+        assert!(
+            proxy.opened() <= (silenced + 1) * 3 * CALLERS,
+            "{} connections",
+            proxy.opened()
+        );
         drop(merchant);
         for replica in others {
             replica.stop().await;

@@ -33,14 +33,20 @@ async fn last_response(stream: &mut TcpStream, request: &str) -> u16 {
     let (head, body) = read_response(stream).await.expect("a response");
     assert!(head.contains("connection: close"), "{head}{body}");
     assert!(is_closed(stream).await);
-    head.split(' ').nth(1).and_then(|status| status.parse().ok()).expect("a status")
+    head.split(' ')
+        .nth(1)
+        .and_then(|status| status.parse().ok())
+        .expect("a status")
 }
 
 #[actix_web::test]
 async fn draining_server_responds_and_ends_each_connection() {
     each_backend_with(METRICS, async |app: &App| {
         let running = app.running();
-        let listeners = [running.address(), running.metrics_address().expect("a metrics listener")];
+        let listeners = [
+            running.address(),
+            running.metrics_address().expect("a metrics listener"),
+        ];
         let mut kept = Vec::new();
         for address in listeners {
             let mut stream = connect(address).await;
@@ -51,17 +57,28 @@ async fn draining_server_responds_and_ends_each_connection() {
         }
         running.begin_drain();
         for (address, mut stream) in listeners.into_iter().zip(kept) {
-            assert_eq!(last_response(&mut stream, LIVEZ).await, 200, "an open connection has one more request");
+            assert_eq!(
+                last_response(&mut stream, LIVEZ).await,
+                200,
+                "an open connection has one more request"
+            );
             for (path, status) in [("/readyz", 503), ("/livez", 200), ("/nothing", 404)] {
                 let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\n\r\n");
-                assert_eq!(last_response(&mut connect(address).await, &request).await, status, "{path}");
+                assert_eq!(
+                    last_response(&mut connect(address).await, &request).await,
+                    status,
+                    "{path}"
+                );
             }
             let reply = Call::new(address, "GET", "/readyz").await;
             assert_eq!((reply.code().as_str(), reply.status), ("unavailable", 503));
             assert_eq!(reply.json()["detail"], "The server is stopping.");
         }
         let token = app.merchant("acme");
-        let created = app.post("/applications", json!({"name": "During the drain"})).bearer(&token).await;
+        let created = app
+            .post("/applications", json!({"name": "During the drain"}))
+            .bearer(&token)
+            .await;
         assert_eq!(created.status, 201, "{created}");
     })
     .await;
@@ -73,7 +90,13 @@ async fn draining_server_keeps_its_lease() {
         let stats = || app.running().state().verifier.stats();
         eventually("a lease", async || !stats().lease_left.is_zero()).await;
         app.running().begin_drain();
-        let key = app.insert_key("acme", tollkey_core::Family::Commerce, tollkey_core::Mode::Live).await;
+        let key = app
+            .insert_key(
+                "acme",
+                tollkey_core::Family::Commerce,
+                tollkey_core::Mode::Live,
+            )
+            .await;
         assert_eq!(app.code(&key).await, "valid");
         let hits = stats().hits;
         assert_eq!(app.code(&key).await, "valid");
@@ -84,7 +107,10 @@ async fn draining_server_keeps_its_lease() {
 
 /// Waits until a server refuses connections.
 async fn refused(address: SocketAddr) {
-    eventually("connections are refused", async || TcpStream::connect(address).await.is_err()).await;
+    eventually("connections are refused", async || {
+        TcpStream::connect(address).await.is_err()
+    })
+    .await;
 }
 
 /// The beginning of a request that creates an application, and the rest of it.
@@ -102,7 +128,10 @@ fn halves(name: &str) -> (String, String) {
 async fn request_in_flight_at_the_stop_is_answered() {
     for database in backends() {
         for drain in ["0", "1"] {
-            let server = Tollkey::on(&database).with("TOLLKEY_DRAIN_SECONDS", drain).serve().await;
+            let server = Tollkey::on(&database)
+                .with("TOLLKEY_DRAIN_SECONDS", drain)
+                .serve()
+                .await;
             let mut busy = connect(server.address).await;
             send(&mut busy, LIVEZ).await;
             read_response(&mut busy).await.expect("a response");
@@ -112,7 +141,10 @@ async fn request_in_flight_at_the_stop_is_answered() {
             refused(server.address).await;
             send(&mut busy, rest).await;
             let (head, body) = read_response(&mut busy).await.expect("a response");
-            assert!(head.starts_with("http/1.1 201") && head.contains("connection: close"), "{head}{body}");
+            assert!(
+                head.starts_with("http/1.1 201") && head.contains("connection: close"),
+                "{head}{body}"
+            );
             assert!(is_closed(&mut busy).await);
             let finished = server.ended().await;
             assert_eq!(finished.code, Some(0), "{finished}");
@@ -124,7 +156,10 @@ async fn request_in_flight_at_the_stop_is_answered() {
 #[cfg(target_os = "linux")]
 async fn paused(server: &Server, during: impl Future<Output = ()>) {
     server.signal("STOP").await;
-    eventually("each thread has stopped", async || server.pid().is_stopped()).await;
+    eventually("each thread has stopped", async || {
+        server.pid().is_stopped()
+    })
+    .await;
     during.await;
     server.signal("CONT").await;
 }
@@ -159,14 +194,23 @@ async fn connections_queued_at_the_stop_are_answered() {
 #[actix_web::test]
 async fn second_signal_ends_the_drain() {
     for (first, second) in [("TERM", "INT"), ("INT", "TERM")] {
-        let server = Tollkey::development().with("TOLLKEY_DRAIN_SECONDS", "300").serve().await;
+        let server = Tollkey::development()
+            .with("TOLLKEY_DRAIN_SECONDS", "300")
+            .serve()
+            .await;
         server.signal(first).await;
-        eventually("the server drains", async || server.get("/readyz").await.status == 503).await;
+        eventually("the server drains", async || {
+            server.get("/readyz").await.status == 503
+        })
+        .await;
         assert_eq!(server.get("/livez").await.status, 200);
         server.signal(second).await;
         let finished = server.ended().await;
         assert_eq!(finished.code, Some(0), "{finished}");
-        assert!(finished.stderr.contains("a second signal ends the drain"), "{finished}");
+        assert!(
+            finished.stderr.contains("a second signal ends the drain"),
+            "{finished}"
+        );
     }
 }
 
@@ -174,7 +218,10 @@ async fn second_signal_ends_the_drain() {
 async fn further_signal_cuts_off_requests_in_flight() {
     for drain in ["0", "300"] {
         let database = backends().into_iter().next().expect("a backend");
-        let server = Tollkey::on(&database).with("TOLLKEY_DRAIN_SECONDS", drain).serve().await;
+        let server = Tollkey::on(&database)
+            .with("TOLLKEY_DRAIN_SECONDS", drain)
+            .serve()
+            .await;
         let mut busy = connect(server.address).await;
         send(&mut busy, LIVEZ).await;
         read_response(&mut busy).await.expect("a response");
@@ -182,7 +229,10 @@ async fn further_signal_cuts_off_requests_in_flight() {
         send(&mut busy, first).await;
         server.signal("TERM").await;
         if drain != "0" {
-            eventually("the server drains", async || server.get("/readyz").await.status == 503).await;
+            eventually("the server drains", async || {
+                server.get("/readyz").await.status == 503
+            })
+            .await;
             server.signal("TERM").await;
         }
         refused(server.address).await;
@@ -190,8 +240,16 @@ async fn further_signal_cuts_off_requests_in_flight() {
         assert!(is_closed(&mut busy).await);
         let finished = server.ended().await;
         assert_eq!(finished.code, Some(0), "{finished}");
-        assert!(finished.stderr.contains("a further signal ends the wait for requests in flight"), "{finished}");
-        assert!(finished.stderr.contains("requests in flight were cut off"), "{finished}");
+        assert!(
+            finished
+                .stderr
+                .contains("a further signal ends the wait for requests in flight"),
+            "{finished}"
+        );
+        assert!(
+            finished.stderr.contains("requests in flight were cut off"),
+            "{finished}"
+        );
     }
 }
 
@@ -201,7 +259,10 @@ async fn each_backend_with_long_leases(test: impl AsyncFn(&App)) {
         let _migrated = database.store();
         database.sql("UPDATE settings SET value = '60000' WHERE name = 'lease_ms'");
         let app = App::start(database, &[]).await;
-        eventually("a lease", async || !app.running().state().verifier.stats().lease_left.is_zero()).await;
+        eventually("a lease", async || {
+            !app.running().state().verifier.stats().lease_left.is_zero()
+        })
+        .await;
         test(&app).await;
         app.stop().await;
     }
@@ -215,18 +276,25 @@ async fn polls_return_when_the_drain_begins() {
             let body = json!({"subscriber": subscriber, "cursor": "0-0", "wait_ms": wait_ms});
             app.post("/sync", body).bearer(&app.service())
         };
-        let lease = |reply: &crate::support::Reply| reply.json()["lease_ms"].as_u64().expect("a lease");
+        let lease =
+            |reply: &crate::support::Reply| reply.json()["lease_ms"].as_u64().expect("a lease");
         let waiting = actix_web::rt::spawn(poll(60_000).into_future());
         // It is registered as a subscriber once its poll has a response.
         sleep(Duration::from_millis(300)).await;
         assert!(!waiting.is_finished());
         app.running().begin_drain();
         for poll in [waiting, actix_web::rt::spawn(poll(60_000).into_future())] {
-            let reply = timeout(Duration::from_secs(15), poll).await.expect("long before its time").expect("no panic");
+            let reply = timeout(Duration::from_secs(15), poll)
+                .await
+                .expect("long before its time")
+                .expect("no panic");
             assert_eq!((reply.status, lease(&reply) > 0), (200, true), "{reply}");
         }
         assert_eq!(
-            app.post("/sync", json!({"subscriber": subscriber, "leave": true})).bearer(&app.service()).await.status,
+            app.post("/sync", json!({"subscriber": subscriber, "leave": true}))
+                .bearer(&app.service())
+                .await
+                .status,
             200
         );
     })
@@ -245,7 +313,11 @@ impl Balancer {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let address = listener.local_addr()?;
         let (target, connections) = (Arc::new(Mutex::new(target)), Arc::new(AtomicUsize::new(0)));
-        let balancer = Self { address, target: Arc::clone(&target), connections: Arc::clone(&connections) };
+        let balancer = Self {
+            address,
+            target: Arc::clone(&target),
+            connections: Arc::clone(&connections),
+        };
         tokio::spawn(async move {
             while let Ok((mut client, _)) = listener.accept().await {
                 connections.fetch_add(1, Ordering::Relaxed);
@@ -261,17 +333,27 @@ impl Balancer {
 }
 
 fn subscriber(source: HttpSource) -> Verifier<HttpSource> {
-    Verifier::subscriber(VerifierId::from_bytes([9; 16]), source, Arc::new(SystemClock), Settings::default())
+    Verifier::subscriber(
+        VerifierId::from_bytes([9; 16]),
+        source,
+        Arc::new(SystemClock),
+        Settings::default(),
+    )
 }
 
 #[actix_web::test]
 async fn subscriber_of_a_draining_replica_moves_and_does_not_spin() {
     each_backend_with(&[], async |app: &App| {
         let (first, second) = (app.running(), app.replica().await);
-        let subscribers = |running: &tollkey_server::server::Running| running.state().verifier.stats().subscribers;
+        let subscribers = |running: &tollkey_server::server::Running| {
+            running.state().verifier.stats().subscribers
+        };
         let balancer = Balancer::start(first.address()).await.expect("a balancer");
         let gateway = app.service_key().await;
-        let far = subscriber(source(&format!("http://{}", balancer.address), &gateway.text));
+        let far = subscriber(source(
+            &format!("http://{}", balancer.address),
+            &gateway.text,
+        ));
         let polling = tokio::spawn(far.clone().subscribe(std::future::pending()));
         eventually("a lease from the first replica", async || {
             !far.stats().lease_left.is_zero() && subscribers(first) == 1
@@ -281,8 +363,14 @@ async fn subscriber_of_a_draining_replica_moves_and_does_not_spin() {
         let before = balancer.connections.load(Ordering::Relaxed);
         sleep(Duration::from_secs(1)).await;
         let polls = balancer.connections.load(Ordering::Relaxed) - before;
-        assert!((1..=15).contains(&polls), "{polls} polls in a second of the drain, each on a connection of its own");
-        assert!(!far.stats().lease_left.is_zero(), "without another replica it keeps its lease");
+        assert!(
+            (1..=15).contains(&polls),
+            "{polls} polls in a second of the drain, each on a connection of its own"
+        );
+        assert!(
+            !far.stats().lease_left.is_zero(),
+            "without another replica it keeps its lease"
+        );
         *balancer.target.lock().expect("no panic") = second.address();
         timeout(PATIENCE, async {
             while subscribers(&second) == 0 {

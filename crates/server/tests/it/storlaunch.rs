@@ -33,18 +33,33 @@ pub async fn make(app: &App, by: &str, body: Value) -> Key {
 /// The key that an answer says was made.
 pub fn made(reply: &Reply) -> Key {
     let data = reply.json()["data"].clone();
-    let text = |member: &str| data[member].as_str().unwrap_or_else(|| panic!("no {member}: {reply}")).to_owned();
-    Key { id: text("id"), text: text("value") }
+    let text = |member: &str| {
+        data[member]
+            .as_str()
+            .unwrap_or_else(|| panic!("no {member}: {reply}"))
+            .to_owned()
+    };
+    Key {
+        id: text("id"),
+        text: text("value"),
+    }
 }
 
 /// The names of an object's members, in their order.
 fn members(object: &Value) -> Vec<&str> {
-    object.as_object().expect("an object").keys().map(String::as_str).collect()
+    object
+        .as_object()
+        .expect("an object")
+        .keys()
+        .map(String::as_str)
+        .collect()
 }
 
 fn is_request_id(text: &str) -> bool {
-    let crockford = |b: u8| matches!(b, b'0'..=b'9' | b'A'..=b'Z') && !matches!(b, b'I' | b'L' | b'O' | b'U');
-    text.strip_prefix("req_").is_some_and(|ulid| ulid.len() == 26 && ulid.bytes().all(crockford))
+    let crockford =
+        |b: u8| matches!(b, b'0'..=b'9' | b'A'..=b'Z') && !matches!(b, b'I' | b'L' | b'O' | b'U');
+    text.strip_prefix("req_")
+        .is_some_and(|ulid| ulid.len() == 26 && ulid.bytes().all(crockford))
 }
 
 /// Asserts that an answer is an envelope, whatever is in it; gives its JSON.
@@ -56,9 +71,15 @@ pub fn envelope(app: &App, reply: &Reply) -> Value {
     let own = json["meta"]["requestId"].as_str().expect("a request id");
     assert!(is_request_id(own), "{reply}");
     assert_eq!(reply.header("x-request-id"), Some(own), "{reply}");
-    let whole_seconds = jiff::Timestamp::from_second(app.clock.now().as_second()).expect("a time").to_string();
+    let whole_seconds = jiff::Timestamp::from_second(app.clock.now().as_second())
+        .expect("a time")
+        .to_string();
     assert_eq!(json["meta"]["timestamp"], whole_seconds, "{reply}");
-    assert_eq!(reply.header("content-type"), Some("application/json"), "{reply}");
+    assert_eq!(
+        reply.header("content-type"),
+        Some("application/json"),
+        "{reply}"
+    );
     assert_eq!(reply.header("cache-control"), Some("no-store"), "{reply}");
     json
 }
@@ -66,9 +87,22 @@ pub fn envelope(app: &App, reply: &Reply) -> Value {
 /// Status and code of a refusal in its envelope.
 pub fn refusal(app: &App, reply: &Reply) -> (u16, String) {
     let error = envelope(app, reply)["error"].clone();
-    assert!(error["message"].as_str().is_some_and(|message| !message.is_empty()), "{reply}");
-    assert!(members(&error).iter().all(|member| ["code", "message", "details"].contains(member)), "{reply}");
-    (reply.status, error["code"].as_str().expect("a code").to_owned())
+    assert!(
+        error["message"]
+            .as_str()
+            .is_some_and(|message| !message.is_empty()),
+        "{reply}"
+    );
+    assert!(
+        members(&error)
+            .iter()
+            .all(|member| ["code", "message", "details"].contains(member)),
+        "{reply}"
+    );
+    (
+        reply.status,
+        error["code"].as_str().expect("a code").to_owned(),
+    )
 }
 
 fn refused(status: u16, code: &str) -> (u16, String) {
@@ -77,22 +111,34 @@ fn refused(status: u16, code: &str) -> (u16, String) {
 
 /// The rules that a 400 names, each with its pointer.
 pub fn rules(app: &App, reply: &Reply) -> Vec<String> {
-    assert_eq!(refusal(app, reply), refused(400, "VALIDATION_ERROR"), "{reply}");
+    assert_eq!(
+        refusal(app, reply),
+        refused(400, "VALIDATION_ERROR"),
+        "{reply}"
+    );
     let errors = reply.json()["error"]["details"]["errors"].clone();
     let text = |error: &Value, member: &str| error[member].as_str().unwrap_or("?").to_owned();
     let errors = errors.as_array().cloned().unwrap_or_default();
-    errors.iter().map(|error| format!("{} {}", text(error, "pointer"), text(error, "detail"))).collect()
+    errors
+        .iter()
+        .map(|error| format!("{} {}", text(error, "pointer"), text(error, "detail")))
+        .collect()
 }
 
 /// The `data` of a list.
 async fn data(app: &App, path: &str, by: &str) -> Vec<Value> {
     let reply = app.get(path).bearer(by).await;
     assert_eq!(reply.status, 200, "{reply}");
-    envelope(app, &reply)["data"].as_array().expect("an array").clone()
+    envelope(app, &reply)["data"]
+        .as_array()
+        .expect("an array")
+        .clone()
 }
 
 fn ids(rows: &[Value]) -> Vec<&str> {
-    rows.iter().map(|row| row["id"].as_str().expect("an id")).collect()
+    rows.iter()
+        .map(|row| row["id"].as_str().expect("an id"))
+        .collect()
 }
 
 /// The secret key of acme that everything else is done with.
@@ -147,7 +193,11 @@ async fn last_used_is_null_and_then_moves() {
         data(app, KEYS, &key.text).await;
         assert_eq!(last_used().await, "2026-01-01T00:00:00Z");
         app.clock.advance(Duration::from_millis(90_500));
-        assert_eq!(last_used().await, "2026-01-01T00:00:00Z", "a list asked for by somebody else is no use");
+        assert_eq!(
+            last_used().await,
+            "2026-01-01T00:00:00Z",
+            "a list asked for by somebody else is no use"
+        );
         assert_eq!(app.code(&key.text).await, "valid");
         assert_eq!(last_used().await, "2026-01-01T00:01:30Z");
     })
@@ -171,19 +221,33 @@ async fn a_list_is_paged_by_limit_and_cursor() {
         made.sort_by(|a, b| b.cmp(a));
         let (mut seen, mut cursor, mut sizes) = (Vec::new(), None::<String>, Vec::new());
         loop {
-            let after = cursor.as_ref().map(|cursor| format!("&cursor={cursor}")).unwrap_or_default();
-            let page = envelope(app, &app.get(&format!("{KEYS}?limit=2{after}")).bearer(&token).await);
+            let after = cursor
+                .as_ref()
+                .map(|cursor| format!("&cursor={cursor}"))
+                .unwrap_or_default();
+            let page = envelope(
+                app,
+                &app.get(&format!("{KEYS}?limit=2{after}"))
+                    .bearer(&token)
+                    .await,
+            );
             let rows = page["data"].as_array().unwrap();
             sizes.push(rows.len());
             seen.extend(ids(rows).into_iter().map(str::to_owned));
-            assert_eq!(members(&page["meta"]), ["requestId", "timestamp", "nextCursor"]);
+            assert_eq!(
+                members(&page["meta"]),
+                ["requestId", "timestamp", "nextCursor"]
+            );
             match page["meta"]["nextCursor"].as_str() {
                 Some(next) => cursor = Some(next.to_owned()),
                 None => break,
             }
         }
         assert_eq!((seen, sizes), (made.clone(), vec![2, 2, 1]));
-        assert_eq!(ids(&data(app, &format!("{KEYS}?limit=5"), &token).await), made);
+        assert_eq!(
+            ids(&data(app, &format!("{KEYS}?limit=5"), &token).await),
+            made
+        );
         for (query, rule) in [
             ("limit=0", "limit must be 1 to 1000"),
             ("limit=1001", "limit must be 1 to 1000"),
@@ -193,7 +257,14 @@ async fn a_list_is_paged_by_limit_and_cursor() {
             ("cursor=", "cursor must be one that an earlier answer gave"),
             ("page=1", "page is unknown"),
         ] {
-            assert_eq!(rules(app, &app.get(&format!("{KEYS}?{query}")).bearer(&token).await), [rule], "{query}");
+            assert_eq!(
+                rules(
+                    app,
+                    &app.get(&format!("{KEYS}?{query}")).bearer(&token).await
+                ),
+                [rule],
+                "{query}"
+            );
         }
     })
     .await;
@@ -414,12 +485,28 @@ async fn revoke_a_key_by_delete_or_by_post() {
 async fn the_post_that_revokes_takes_no_members() {
     each_backend(async |app: &App| {
         let owner = secret_key(app, "live").await;
-        let path = format!("{KEYS}/{}/revoke", make(app, &owner.text, wanted("live", "secret")).await.id);
-        let refused_members = app.post(&path, json!({"reason": "x"})).bearer(&owner.text).await;
+        let path = format!(
+            "{KEYS}/{}/revoke",
+            make(app, &owner.text, wanted("live", "secret")).await.id
+        );
+        let refused_members = app
+            .post(&path, json!({"reason": "x"}))
+            .bearer(&owner.text)
+            .await;
         assert_eq!(rules(app, &refused_members), ["/reason is unknown"]);
-        let refused_text = app.call("POST", &path).header("content-type", "text/plain").body("x").bearer(&owner.text);
-        assert_eq!(refusal(app, &refused_text.await), refused(415, "UNSUPPORTED_MEDIA_TYPE"));
-        assert_eq!(app.post(&path, json!({})).bearer(&owner.text).await.status, 200);
+        let refused_text = app
+            .call("POST", &path)
+            .header("content-type", "text/plain")
+            .body("x")
+            .bearer(&owner.text);
+        assert_eq!(
+            refusal(app, &refused_text.await),
+            refused(415, "UNSUPPORTED_MEDIA_TYPE")
+        );
+        assert_eq!(
+            app.post(&path, json!({})).bearer(&owner.text).await.status,
+            200
+        );
     })
     .await;
 }
@@ -430,7 +517,10 @@ async fn a_key_can_revoke_itself_and_is_gone() {
         let key = secret_key(app, "test").await;
         let path = format!("{KEYS}/{}", key.id);
         assert_eq!(app.delete(&path).bearer(&key.text).await.status, 200);
-        assert_eq!(refusal(app, &app.delete(&path).bearer(&key.text).await), refused(401, "INVALID_API_KEY"));
+        assert_eq!(
+            refusal(app, &app.delete(&path).bearer(&key.text).await),
+            refused(401, "INVALID_API_KEY")
+        );
     })
     .await;
 }
@@ -441,17 +531,40 @@ async fn an_id_is_read_in_both_forms_and_printed_in_this_surfaces_own() {
         let owner = secret_key(app, "live").await;
         let key = make(app, &owner.text, wanted("live", "secret")).await;
         let id: KeyId = key.id.parse().unwrap();
-        assert_eq!((key.id.len(), key.id.as_str()), (30, id.crockford().as_str()));
-        for form in [id.to_string(), id.crockford(), id.crockford().to_lowercase()] {
-            let reply = app.delete(&format!("{KEYS}/{form}")).bearer(&owner.text).await;
-            assert_eq!((reply.status, reply.json()["data"]["id"].as_str()), (200, Some(&*key.id)), "{form}: {reply}");
+        assert_eq!(
+            (key.id.len(), key.id.as_str()),
+            (30, id.crockford().as_str())
+        );
+        for form in [
+            id.to_string(),
+            id.crockford(),
+            id.crockford().to_lowercase(),
+        ] {
+            let reply = app
+                .delete(&format!("{KEYS}/{form}"))
+                .bearer(&owner.text)
+                .await;
+            assert_eq!(
+                (reply.status, reply.json()["data"]["id"].as_str()),
+                (200, Some(&*key.id)),
+                "{form}: {reply}"
+            );
         }
         // A malformed id is an unknown one.
         let unknown = KeyId::from_bytes([9; 16]);
         let mut bodies = Vec::new();
-        for form in [unknown.crockford(), unknown.to_string(), "x".to_owned(), "key_".to_owned(), format!("{id}0")] {
+        for form in [
+            unknown.crockford(),
+            unknown.to_string(),
+            "x".to_owned(),
+            "key_".to_owned(),
+            format!("{id}0"),
+        ] {
             for (method, rest) in [("DELETE", ""), ("POST", "/revoke")] {
-                let reply = app.call(method, &format!("{KEYS}/{form}{rest}")).bearer(&owner.text).await;
+                let reply = app
+                    .call(method, &format!("{KEYS}/{form}{rest}"))
+                    .bearer(&owner.text)
+                    .await;
                 assert_eq!(refusal(app, &reply), refused(404, "NOT_FOUND"), "{form}");
                 bodies.push(reply.json()["error"].clone());
             }
@@ -477,7 +590,10 @@ async fn key_types_recap() {
             let key = make(app, &token, wanted(environment, access)).await;
             assert!(key.text.starts_with(prefix), "{prefix}");
             let rows = data(app, KEYS, &token).await;
-            let row = rows.iter().find(|row| row["id"] == key.id.as_str()).expect("its row");
+            let row = rows
+                .iter()
+                .find(|row| row["id"] == key.id.as_str())
+                .expect("its row");
             assert_eq!(
                 (&row["prefix"], &row["environment"], &row["access"]),
                 (&json!(prefix), &json!(environment), &json!(access))
@@ -485,9 +601,15 @@ async fn key_types_recap() {
             // Full account access, or the public catalogue alone.
             let lists = app.get(KEYS).bearer(&key.text).await;
             let catalogue = json!({"method": "GET", "path": "/v1/storefront/products"});
-            assert_eq!(app.verify(&key.text, catalogue).await["valid"], true, "{prefix}");
-            let order =
-                app.verify(&key.text, json!({"method": "POST", "path": "/v1/orders", "scopes": ["links:write"]}));
+            assert_eq!(
+                app.verify(&key.text, catalogue).await["valid"],
+                true,
+                "{prefix}"
+            );
+            let order = app.verify(
+                &key.text,
+                json!({"method": "POST", "path": "/v1/orders", "scopes": ["links:write"]}),
+            );
             if access == "secret" {
                 assert_eq!(lists.status, 200, "{prefix}");
                 assert_eq!(order.await["valid"], true, "{prefix}");
@@ -506,7 +628,9 @@ async fn a_publishable_key_can_only_call_the_documented_routes() {
         let token = app.merchant("acme");
         let service = app.service();
         for environment in ["test", "live"] {
-            let key = make(app, &token, wanted(environment, "publishable")).await.text;
+            let key = make(app, &token, wanted(environment, "publishable"))
+                .await
+                .text;
             for (method, path, allowed) in [
                 // GET /v1/storefront/public/*
                 ("GET", "/v1/storefront/public/banner", true),
@@ -560,15 +684,26 @@ async fn a_publishable_key_can_only_call_the_documented_routes() {
                     .header("x-forwarded-uri", path)
                     .header("x-api-key", &key)
                     .await;
-                let said = (verdict["code"].as_str().unwrap().to_owned(), forwarded.status);
-                let expected = if allowed { ("valid", 200) } else { ("route_not_allowed", 403) };
+                let said = (
+                    verdict["code"].as_str().unwrap().to_owned(),
+                    forwarded.status,
+                );
+                let expected = if allowed {
+                    ("valid", 200)
+                } else {
+                    ("route_not_allowed", 403)
+                };
                 assert_eq!(said, (expected.0.to_owned(), expected.1), "{method} {path}");
                 if !allowed {
                     assert_eq!(forwarded.code(), "route_not_allowed", "{method} {path}");
                 }
             }
             // No method or no path is no documented route.
-            for need in [json!({}), json!({"method": "GET"}), json!({"path": "/v1/storefront/products"})] {
+            for need in [
+                json!({}),
+                json!({"method": "GET"}),
+                json!({"path": "/v1/storefront/products"}),
+            ] {
                 assert_eq!(app.verify(&key, need).await["code"], "route_not_allowed");
             }
         }
@@ -600,13 +735,23 @@ async fn every_operation_is_under_both_mounts() {
         let mut answers: Vec<(u16, Value)> = Vec::new();
         for (name, call) in operations(app, &key.id) {
             let reply = call.bearer(&owner.text).await;
-            assert_eq!(reply.status, if name.starts_with("create") { 201 } else { 200 }, "{name}: {reply}");
+            assert_eq!(
+                reply.status,
+                if name.starts_with("create") { 201 } else { 200 },
+                "{name}: {reply}"
+            );
             answers.push((reply.status, envelope(app, &reply)["data"].clone()));
         }
         // What was revoked under one mount is revoked under the other.
         let (v1, api) = answers.split_at(5);
         assert_eq!((&v1[2], &v1[3]), (&api[2], &api[3]));
-        assert_eq!((api[0].1.as_array().unwrap().len(), v1[0].1.as_array().unwrap().len()), (3, 2));
+        assert_eq!(
+            (
+                api[0].1.as_array().unwrap().len(),
+                v1[0].1.as_array().unwrap().len()
+            ),
+            (3, 2)
+        );
     })
     .await;
 }
@@ -617,7 +762,9 @@ async fn only_secret_keys_and_management_tokens_may_call() {
         let token = app.merchant("acme");
         let owner = secret_key(app, "live").await;
         let application = app.application(&token, "Web Store").await;
-        let publishable = make(app, &owner.text, wanted("live", "publishable")).await.text;
+        let publishable = make(app, &owner.text, wanted("live", "publishable"))
+            .await
+            .text;
         let commerce = app.insert_key("acme", Family::Commerce, Mode::Live).await;
         let application_key = app.key(&token, &application, json!({})).await.text;
         let service_key = app.service_key().await.text;
@@ -631,18 +778,38 @@ async fn only_secret_keys_and_management_tokens_may_call() {
             ("a token of no account", &app.token(None, &[])),
         ] {
             for (name, call) in operations(app, &owner.id) {
-                assert_eq!(refusal(app, &call.bearer(credential).await), refused(403, "FORBIDDEN"), "{who}: {name}");
+                assert_eq!(
+                    refusal(app, &call.bearer(credential).await),
+                    refused(403, "FORBIDDEN"),
+                    "{who}: {name}"
+                );
             }
         }
         for (name, call) in operations(app, &owner.id) {
-            assert_eq!(refusal(app, &call.await), refused(401, "INVALID_API_KEY"), "nobody: {name}");
+            assert_eq!(
+                refusal(app, &call.await),
+                refused(401, "INVALID_API_KEY"),
+                "nobody: {name}"
+            );
         }
         assert_eq!(data(app, KEYS, &token).await, before);
         // As Bearer, or in either of the other headers; not twice, and not in the query.
         for header in ["x-api-key", "x-commerce-api-key"] {
-            assert_eq!(app.get(KEYS).header(header, &owner.text).await.status, 200, "{header}");
-            let twice = app.get(KEYS).bearer(&owner.text).header(header, &owner.text).await;
-            assert_eq!(refusal(app, &twice), refused(400, "VALIDATION_ERROR"), "{header}");
+            assert_eq!(
+                app.get(KEYS).header(header, &owner.text).await.status,
+                200,
+                "{header}"
+            );
+            let twice = app
+                .get(KEYS)
+                .bearer(&owner.text)
+                .header(header, &owner.text)
+                .await;
+            assert_eq!(
+                refusal(app, &twice),
+                refused(400, "VALIDATION_ERROR"),
+                "{header}"
+            );
         }
         let in_query = app.get(&format!("{KEYS}?api_key={}", owner.text)).await;
         assert_eq!(refusal(app, &in_query), refused(401, "INVALID_API_KEY"));
@@ -656,11 +823,20 @@ async fn only_an_operator_names_an_account() {
         let (token, operator) = (app.merchant("acme"), app.operator());
         let owner = secret_key(app, "live").await;
         let named = |call: &str| format!("{call}?account=acme");
-        let made_for = app.post(&named(KEYS), wanted("live", "secret")).bearer(&operator).await;
+        let made_for = app
+            .post(&named(KEYS), wanted("live", "secret"))
+            .bearer(&operator)
+            .await;
         assert_eq!(made_for.status, 201, "{made_for}");
         let key = made(&made_for);
-        assert_eq!(data(app, &named(KEYS), &operator).await, data(app, KEYS, &token).await);
-        assert_eq!(data(app, &format!("{KEYS}?account=globex"), &operator).await, Vec::<Value>::new());
+        assert_eq!(
+            data(app, &named(KEYS), &operator).await,
+            data(app, KEYS, &token).await
+        );
+        assert_eq!(
+            data(app, &format!("{KEYS}?account=globex"), &operator).await,
+            Vec::<Value>::new()
+        );
         let log = data(app, &named(AUDIT_LOG), &operator).await;
         assert_eq!(log[0]["actor"], json!({"type": "operator", "id": "user_1"}));
         for mount in MOUNTS {
@@ -676,15 +852,34 @@ async fn only_an_operator_names_an_account() {
                     app.get(&format!("{keys}?account=")),
                     app.get(&format!("{keys}?%61ccount=acme")),
                 ] {
-                    assert_eq!(refusal(app, &call.bearer(credential).await), refused(403, "FORBIDDEN"), "{who}");
+                    assert_eq!(
+                        refusal(app, &call.bearer(credential).await),
+                        refused(403, "FORBIDDEN"),
+                        "{who}"
+                    );
                 }
             }
-            for query in ["", "?account=", "?account=acme&account=acme", "?account=a%20b"] {
+            for query in [
+                "",
+                "?account=",
+                "?account=acme&account=acme",
+                "?account=a%20b",
+            ] {
                 let reply = app.get(&format!("{keys}{query}")).bearer(&operator).await;
-                assert_eq!(refusal(app, &reply), refused(400, "VALIDATION_ERROR"), "{query}");
+                assert_eq!(
+                    refusal(app, &reply),
+                    refused(400, "VALIDATION_ERROR"),
+                    "{query}"
+                );
             }
         }
-        assert_eq!(app.delete(&named(&format!("{KEYS}/{}", key.id))).bearer(&operator).await.status, 200);
+        assert_eq!(
+            app.delete(&named(&format!("{KEYS}/{}", key.id)))
+                .bearer(&operator)
+                .await
+                .status,
+            200
+        );
         assert_eq!(app.code(&key.text).await, "revoked");
     })
     .await;
@@ -697,10 +892,16 @@ async fn a_test_key_sees_makes_and_revokes_test_keys_only_a_live_key_both() {
         let (live, test) = (secret_key(app, "live").await, secret_key(app, "test").await);
         let other = make(app, &token, wanted("live", "publishable")).await;
         assert_eq!(ids(&data(app, KEYS, &test.text).await), [&test.id]);
-        assert_eq!(ids(&data(app, KEYS, &live.text).await), [&other.id, &test.id, &live.id]);
+        assert_eq!(
+            ids(&data(app, KEYS, &live.text).await),
+            [&other.id, &test.id, &live.id]
+        );
 
         for access in ["secret", "publishable"] {
-            let refused_live = app.post(KEYS, wanted("live", access)).bearer(&test.text).await;
+            let refused_live = app
+                .post(KEYS, wanted("live", access))
+                .bearer(&test.text)
+                .await;
             assert_eq!(refusal(app, &refused_live), refused(403, "FORBIDDEN"));
             for by in [&test, &live] {
                 make(app, &by.text, wanted("test", access)).await;
@@ -711,8 +912,16 @@ async fn a_test_key_sees_makes_and_revokes_test_keys_only_a_live_key_both() {
         let unknown = KeyId::from_bytes([9; 16]).crockford();
         for (method, rest) in [("DELETE", ""), ("POST", "/revoke")] {
             let mut errors = Vec::new();
-            for id in [&unknown, &live.id, &other.id, &other.id.parse::<KeyId>().unwrap().to_string()] {
-                let reply = app.call(method, &format!("{KEYS}/{id}{rest}")).bearer(&test.text).await;
+            for id in [
+                &unknown,
+                &live.id,
+                &other.id,
+                &other.id.parse::<KeyId>().unwrap().to_string(),
+            ] {
+                let reply = app
+                    .call(method, &format!("{KEYS}/{id}{rest}"))
+                    .bearer(&test.text)
+                    .await;
                 assert_eq!(refusal(app, &reply), refused(404, "NOT_FOUND"));
                 errors.push(reply.json()["error"].clone());
             }
@@ -721,13 +930,35 @@ async fn a_test_key_sees_makes_and_revokes_test_keys_only_a_live_key_both() {
         }
         assert_eq!(app.code(&live.text).await, "valid");
         assert_eq!(
-            app.verify(&other.text, json!({"method": "GET", "path": "/v1/storefront/products"})).await["valid"],
+            app.verify(
+                &other.text,
+                json!({"method": "GET", "path": "/v1/storefront/products"})
+            )
+            .await["valid"],
             true
         );
         let second = make(app, &test.text, wanted("test", "secret")).await;
-        assert_eq!(app.delete(&format!("{KEYS}/{}", second.id)).bearer(&test.text).await.status, 200);
-        assert_eq!(app.delete(&format!("{KEYS}/{}", test.id)).bearer(&live.text).await.status, 200);
-        assert_eq!(app.delete(&format!("{KEYS}/{}", other.id)).bearer(&live.text).await.status, 200);
+        assert_eq!(
+            app.delete(&format!("{KEYS}/{}", second.id))
+                .bearer(&test.text)
+                .await
+                .status,
+            200
+        );
+        assert_eq!(
+            app.delete(&format!("{KEYS}/{}", test.id))
+                .bearer(&live.text)
+                .await
+                .status,
+            200
+        );
+        assert_eq!(
+            app.delete(&format!("{KEYS}/{}", other.id))
+                .bearer(&live.text)
+                .await
+                .status,
+            200
+        );
         assert_eq!(data(app, KEYS, &live.text).await.len(), 10);
     })
     .await;
@@ -784,14 +1015,28 @@ async fn the_audit_log_is_paged_and_filtered() {
         app.key(&token, &application, json!({"mode": "live"})).await;
         let test_application_key = app.key(&token, &application, json!({"mode": "test"})).await;
         let gone = make(app, &live.text, wanted("test", "secret")).await;
-        assert_eq!(app.delete(&format!("{KEYS}/{}", gone.id)).bearer(&live.text).await.status, 200);
+        assert_eq!(
+            app.delete(&format!("{KEYS}/{}", gone.id))
+                .bearer(&live.text)
+                .await
+                .status,
+            200
+        );
 
         let all = data(app, AUDIT_LOG, &live.text).await;
         assert_eq!(all.len(), 7);
         let (mut seen, mut cursor) = (Vec::new(), None::<String>);
         loop {
-            let after = cursor.as_ref().map(|cursor| format!("&cursor={cursor}")).unwrap_or_default();
-            let page = envelope(app, &app.get(&format!("{AUDIT_LOG}?limit=3{after}")).bearer(&live.text).await);
+            let after = cursor
+                .as_ref()
+                .map(|cursor| format!("&cursor={cursor}"))
+                .unwrap_or_default();
+            let page = envelope(
+                app,
+                &app.get(&format!("{AUDIT_LOG}?limit=3{after}"))
+                    .bearer(&live.text)
+                    .await,
+            );
             seen.extend(page["data"].as_array().unwrap().clone());
             match page["meta"]["nextCursor"].as_str() {
                 Some(next) => cursor = Some(next.to_owned()),
@@ -802,24 +1047,68 @@ async fn the_audit_log_is_paged_and_filtered() {
 
         // A test key sees the entries about test keys, whatever their family, and no others; its pages too.
         let target = |entry: &Value| entry["target"]["id"].as_str().unwrap().to_owned();
-        let seen: Vec<String> = data(app, AUDIT_LOG, &test.text).await.iter().map(target).collect();
-        let in_test = test_application_key.id.parse::<KeyId>().unwrap().crockford();
-        assert_eq!(seen, [&gone.id, &gone.id, &in_test, &test.id].map(String::as_str));
-        let page = envelope(app, &app.get(&format!("{AUDIT_LOG}?limit=4")).bearer(&test.text).await);
+        let seen: Vec<String> = data(app, AUDIT_LOG, &test.text)
+            .await
+            .iter()
+            .map(target)
+            .collect();
+        let in_test = test_application_key
+            .id
+            .parse::<KeyId>()
+            .unwrap()
+            .crockford();
+        assert_eq!(
+            seen,
+            [&gone.id, &gone.id, &in_test, &test.id].map(String::as_str)
+        );
+        let page = envelope(
+            app,
+            &app.get(&format!("{AUDIT_LOG}?limit=4"))
+                .bearer(&test.text)
+                .await,
+        );
         assert_eq!(page["meta"]["nextCursor"], Value::Null);
 
-        let revoked = data(app, &format!("{AUDIT_LOG}?action=api_key.revoked"), &live.text).await;
-        assert_eq!(revoked.iter().map(target).collect::<Vec<_>>(), [gone.id.as_str()]);
-        assert_eq!(data(app, &format!("{AUDIT_LOG}?action=api_key.created"), &live.text).await.len(), 5);
+        let revoked = data(
+            app,
+            &format!("{AUDIT_LOG}?action=api_key.revoked"),
+            &live.text,
+        )
+        .await;
+        assert_eq!(
+            revoked.iter().map(target).collect::<Vec<_>>(),
+            [gone.id.as_str()]
+        );
+        assert_eq!(
+            data(
+                app,
+                &format!("{AUDIT_LOG}?action=api_key.created"),
+                &live.text
+            )
+            .await
+            .len(),
+            5
+        );
         for (query, rule) in [
             ("limit=0", "limit must be 1 to 100"),
             ("limit=101", "limit must be 1 to 100"),
             ("cursor=x", "cursor must be one that an earlier answer gave"),
             ("since=2026-01-01T00:00:00Z", "since is unknown"),
         ] {
-            assert_eq!(rules(app, &app.get(&format!("{AUDIT_LOG}?{query}")).bearer(&live.text).await), [rule]);
+            assert_eq!(
+                rules(
+                    app,
+                    &app.get(&format!("{AUDIT_LOG}?{query}"))
+                        .bearer(&live.text)
+                        .await
+                ),
+                [rule]
+            );
         }
-        let unknown_action = app.get(&format!("{AUDIT_LOG}?action=x")).bearer(&live.text).await;
+        let unknown_action = app
+            .get(&format!("{AUDIT_LOG}?action=x"))
+            .bearer(&live.text)
+            .await;
         assert_eq!(rules(app, &unknown_action).len(), 1);
     })
     .await;
@@ -930,7 +1219,9 @@ async fn every_error_has_its_code_in_an_envelope() {
 async fn every_path_under_v1_answers_in_an_envelope() {
     each_backend(async |app: &App| {
         let owner = secret_key(app, "live").await;
-        for method in ["GET", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "PROPFIND"] {
+        for method in [
+            "GET", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "PROPFIND",
+        ] {
             for path in [
                 "/v1",
                 "/v1/",
@@ -959,20 +1250,42 @@ async fn every_path_under_v1_answers_in_an_envelope() {
                 "/api/%761/account/x",
             ] {
                 let reply = app.call(method, path).bearer(&owner.text).await;
-                assert_eq!(refusal(app, &reply), refused(404, "NOT_FOUND"), "{method} {path}");
+                assert_eq!(
+                    refusal(app, &reply),
+                    refused(404, "NOT_FOUND"),
+                    "{method} {path}"
+                );
             }
         }
         // Those beside it have problems.
-        for path in ["/v1x", "/api/v1/accountx", "/api/v1/accounts", "/api/v1", "/api/"] {
+        for path in [
+            "/v1x",
+            "/api/v1/accountx",
+            "/api/v1/accounts",
+            "/api/v1",
+            "/api/",
+        ] {
             let reply = app.get(path).await;
-            assert_eq!(reply.header("content-type"), Some("application/problem+json"), "{path}: {reply}");
+            assert_eq!(
+                reply.header("content-type"),
+                Some("application/problem+json"),
+                "{path}: {reply}"
+            );
         }
         // An escape of what needs none is the same path.
-        for path in ["/%761/account/api-keys", "/v1/account/%61pi-keys", "/api/v1/acc%6Funt/api-keys"] {
+        for path in [
+            "/%761/account/api-keys",
+            "/v1/account/%61pi-keys",
+            "/api/v1/acc%6Funt/api-keys",
+        ] {
             let reply = app.get(path).bearer(&owner.text).await;
             assert_eq!(reply.status, 200, "{path}: {reply}");
             envelope(app, &reply);
-            assert_eq!(refusal(app, &app.get(path).await), refused(401, "INVALID_API_KEY"), "{path}");
+            assert_eq!(
+                refusal(app, &app.get(path).await),
+                refused(401, "INVALID_API_KEY"),
+                "{path}"
+            );
         }
     })
     .await;
@@ -990,7 +1303,11 @@ async fn a_wrong_method_is_405_with_those_that_are_there() {
             ] {
                 for method in ["PUT", "PATCH", "OPTIONS", "PROPFIND"] {
                     let reply = app.call(method, &format!("{mount}{path}")).await;
-                    assert_eq!(refusal(app, &reply), refused(405, "METHOD_NOT_ALLOWED"), "{method} {mount}{path}");
+                    assert_eq!(
+                        refusal(app, &reply),
+                        refused(405, "METHOD_NOT_ALLOWED"),
+                        "{method} {mount}{path}"
+                    );
                     assert_eq!(reply.header("allow"), Some(allow), "{method} {mount}{path}");
                 }
             }
@@ -1007,8 +1324,15 @@ async fn head_is_get_without_the_body() {
             let get = app.get(path).bearer(&owner.text).await;
             let head = app.call("HEAD", path).bearer(&owner.text).await;
             assert_eq!((head.status, head.body.as_str()), (status, ""), "{path}");
-            assert_eq!(head.header("content-length"), get.header("content-length"), "{path}");
-            assert!(head.header("x-request-id").is_some_and(is_request_id), "{path}");
+            assert_eq!(
+                head.header("content-length"),
+                get.header("content-length"),
+                "{path}"
+            );
+            assert!(
+                head.header("x-request-id").is_some_and(is_request_id),
+                "{path}"
+            );
         }
     })
     .await;
@@ -1026,10 +1350,19 @@ async fn a_request_id_is_kept_when_it_has_the_surfaces_form() {
             (app.get("/api/v1/account/x"), 404),
         ] {
             let reply = call.header("X-Request-Id", own).await;
-            assert_eq!((reply.status, envelope(app, &reply)["meta"]["requestId"].as_str()), (status, Some(own)));
+            assert_eq!(
+                (
+                    reply.status,
+                    envelope(app, &reply)["meta"]["requestId"].as_str()
+                ),
+                (status, Some(own))
+            );
         }
         // It is in the log of what the request did, too.
-        app.post(KEYS, wanted("live", "secret")).header("x-request-id", own).bearer(&owner.text).await;
+        app.post(KEYS, wanted("live", "secret"))
+            .header("x-request-id", own)
+            .bearer(&owner.text)
+            .await;
         assert_eq!(data(app, AUDIT_LOG, &owner.text).await[0]["requestId"], own);
         for other in [
             "a-b-c",
@@ -1043,10 +1376,19 @@ async fn a_request_id_is_kept_when_it_has_the_surfaces_form() {
             "req_",
             "",
         ] {
-            let reply = app.get(KEYS).bearer(&owner.text).header("x-request-id", other).await;
+            let reply = app
+                .get(KEYS)
+                .bearer(&owner.text)
+                .header("x-request-id", other)
+                .await;
             assert_ne!(envelope(app, &reply)["meta"]["requestId"], other);
         }
-        let twice = app.get(KEYS).bearer(&owner.text).header("x-request-id", own).header("x-request-id", own).await;
+        let twice = app
+            .get(KEYS)
+            .bearer(&owner.text)
+            .header("x-request-id", own)
+            .header("x-request-id", own)
+            .await;
         assert_ne!(envelope(app, &twice)["meta"]["requestId"], own);
     })
     .await;
@@ -1058,13 +1400,31 @@ async fn an_account_has_as_many_account_keys_as_it_may() {
         let app = App::start(database, &[("TOLLKEY_ACCOUNT_KEY_LIMIT", "2")]).await;
         let owner = secret_key(&app, "live").await;
         let second = make(&app, &owner.text, wanted("test", "publishable")).await;
-        let third = app.post(KEYS, wanted("live", "secret")).bearer(&owner.text).await;
+        let third = app
+            .post(KEYS, wanted("live", "secret"))
+            .bearer(&owner.text)
+            .await;
         assert_eq!(refusal(&app, &third), refused(403, "FORBIDDEN"));
-        assert_eq!(third.json()["error"]["details"]["code"], "key_limit_reached");
+        assert_eq!(
+            third.json()["error"]["details"]["code"],
+            "key_limit_reached"
+        );
         // Those of another surface and of another account have a count of their own.
         make(&app, &app.merchant("globex"), wanted("live", "secret")).await;
-        assert_eq!(app.post("/api-keys", json!({"name": "x"})).bearer(&app.merchant("acme")).await.status, 201);
-        assert_eq!(app.delete(&format!("{KEYS}/{}", second.id)).bearer(&owner.text).await.status, 200);
+        assert_eq!(
+            app.post("/api-keys", json!({"name": "x"}))
+                .bearer(&app.merchant("acme"))
+                .await
+                .status,
+            201
+        );
+        assert_eq!(
+            app.delete(&format!("{KEYS}/{}", second.id))
+                .bearer(&owner.text)
+                .await
+                .status,
+            200
+        );
         make(&app, &owner.text, wanted("live", "secret")).await;
         app.stop().await;
     }

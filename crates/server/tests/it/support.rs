@@ -16,7 +16,9 @@ use tokio::{
     net::{TcpSocket, TcpStream},
 };
 use tollkey_client::{Auth, Client};
-use tollkey_core::{AccountId, ApiKey, Clock as _, Family, Grants, KeyId, KeyText, Mode, Scope, key_text::Kind};
+use tollkey_core::{
+    AccountId, ApiKey, Clock as _, Family, Grants, KeyId, KeyText, Mode, Scope, key_text::Kind,
+};
 use tollkey_server::{
     caller::jwt::{ClaimRules, NewToken, mint},
     config::{Options, Secret, Settings},
@@ -76,12 +78,16 @@ pub fn settings(database_url: &str, extra: &[(&str, &str)]) -> Settings {
         };
         Some(value.into())
     };
-    Settings::resolve(&Options::default(), &env, Path::new("no such file")).expect("settings of a test")
+    Settings::resolve(&Options::default(), &env, Path::new("no such file"))
+        .expect("settings of a test")
 }
 
 /// Runs a test on each backend beside a second replica with that clock. Leases are short: two replicas on one SQLite
 /// file cannot wake each other, so a change waits until the other's lease is over.
-pub async fn each_backend_with_replica(clock: Option<&ManualClock>, test: impl AsyncFn(&App, &Running)) {
+pub async fn each_backend_with_replica(
+    clock: Option<&ManualClock>,
+    test: impl AsyncFn(&App, &Running),
+) {
     for database in backends() {
         let _migrated = database.store();
         database.sql("UPDATE settings SET value = '300' WHERE name = 'lease_ms'");
@@ -96,17 +102,39 @@ pub async fn each_backend_with_replica(clock: Option<&ManualClock>, test: impl A
 impl App {
     /// Starts a server on a fresh database.
     pub async fn start(database: Database, extra: &[(&str, &str)]) -> Self {
-        Self::start_with(database, extra, ManualClock::default(), Random::new(StdRng::seed_from_u64(1))).await
+        Self::start_with(
+            database,
+            extra,
+            ManualClock::default(),
+            Random::new(StdRng::seed_from_u64(1)),
+        )
+        .await
     }
 
     /// Starts a server with this clock and this randomness.
-    pub async fn start_with(database: Database, extra: &[(&str, &str)], clock: ManualClock, random: Random) -> Self {
+    pub async fn start_with(
+        database: Database,
+        extra: &[(&str, &str)],
+        clock: ManualClock,
+        random: Random,
+    ) -> Self {
         let settings = settings(database.url(), extra);
-        let opened = server::open(&settings, Arc::new(clock.clone()), random.clone()).await.expect("the server opens");
+        let opened = server::open(&settings, Arc::new(clock.clone()), random.clone())
+            .await
+            .expect("the server opens");
         let running = server::start(&settings, opened.state, None).expect("the server starts");
         let base = format!("http://{}", running.address());
-        let message = opened.development.map(|mode| mode.message(&base, clock.now(), &random).expect("a message"));
-        Self { database, clock, settings, message, running }
+        let message = opened.development.map(|mode| {
+            mode.message(&base, clock.now(), &random)
+                .expect("a message")
+        });
+        Self {
+            database,
+            clock,
+            settings,
+            message,
+            running,
+        }
     }
 
     /// A second server on the same database: another replica.
@@ -126,7 +154,9 @@ impl App {
 
     async fn replica_like(&self, settings: &Settings, clock: &ManualClock) -> Running {
         let random = Random::new(StdRng::seed_from_u64(2));
-        let opened = server::open(settings, Arc::new(clock.clone()), random).await.expect("a replica opens");
+        let opened = server::open(settings, Arc::new(clock.clone()), random)
+            .await
+            .expect("a replica opens");
         server::start(settings, opened.state, None).expect("a replica starts")
     }
 
@@ -198,7 +228,10 @@ impl App {
 
     /// Makes an application; gives its id.
     pub async fn application(&self, token: &str, name: &str) -> String {
-        let reply = self.post("/applications", json!({"name": name})).bearer(token).await;
+        let reply = self
+            .post("/applications", json!({"name": name}))
+            .bearer(token)
+            .await;
         assert_eq!(reply.status, 201, "{reply}");
         reply.json()["id"].as_str().expect("an id").to_owned()
     }
@@ -206,11 +239,17 @@ impl App {
     /// Makes a key for an application from a body with its `description` filled in.
     pub async fn key(&self, token: &str, application: &str, mut body: Value) -> Key {
         body["description"] = json!("Checkout");
-        let reply = self.post(&format!("/applications/{application}/api-keys"), body).bearer(token).await;
+        let reply = self
+            .post(&format!("/applications/{application}/api-keys"), body)
+            .bearer(token)
+            .await;
         assert_eq!(reply.status, 201, "{reply}");
         let json = reply.json();
         let text = |member: &str| json[member].as_str().expect("a text").to_owned();
-        Key { id: text("id"), text: text("fullKey") }
+        Key {
+            id: text("id"),
+            text: text("fullKey"),
+        }
     }
 
     /// Makes a commerce key from a body, with a `name` where it has none.
@@ -222,64 +261,111 @@ impl App {
         assert_eq!(reply.status, 201, "{reply}");
         let json = reply.json();
         let text = |member: &str| json[member].as_str().expect("a text").to_owned();
-        Key { id: text("key_id"), text: text("api_key") }
+        Key {
+            id: text("key_id"),
+            text: text("api_key"),
+        }
     }
 
     /// Says how an account does business.
     pub async fn set_model(&self, account: &str, model: &str) {
         let path = format!("/accounts/{account}");
-        let reply = self.put(&path, json!({"operating_model": model})).bearer(&self.operator()).await;
+        let reply = self
+            .put(&path, json!({"operating_model": model}))
+            .bearer(&self.operator())
+            .await;
         assert_eq!(reply.status, 200, "{reply}");
     }
 
     /// Makes a service key.
     pub async fn service_key(&self) -> Key {
-        let reply = self.post("/service-keys", json!({"name": "gateway"})).bearer(&self.operator()).await;
+        let reply = self
+            .post("/service-keys", json!({"name": "gateway"}))
+            .bearer(&self.operator())
+            .await;
         assert_eq!(reply.status, 201, "{reply}");
         let json = reply.json();
         let text = |member: &str| json[member].as_str().expect("a text").to_owned();
-        Key { id: text("id"), text: text("key") }
+        Key {
+            id: text("id"),
+            text: text("key"),
+        }
     }
 
     /// Puts a key into the store whose surface is not there yet, or that has grants no surface gives.
-    pub async fn insert_key_with(&self, account: &str, family: Family, mode: Mode, grants: Grants) -> String {
-        self.insert(account, &self.mint(family, mode), |key| key.grants = grants).await.text
+    pub async fn insert_key_with(
+        &self,
+        account: &str,
+        family: Family,
+        mode: Mode,
+        grants: Grants,
+    ) -> String {
+        self.insert(account, &self.mint(family, mode), |key| key.grants = grants)
+            .await
+            .text
     }
 
     /// The text of a key that is nowhere yet.
     pub fn mint(&self, family: Family, mode: Mode) -> KeyText {
-        self.running.state().random.with(|rng| KeyText::mint(Kind::Key(family, mode), rng))
+        self.running
+            .state()
+            .random
+            .with(|rng| KeyText::mint(Kind::Key(family, mode), rng))
     }
 
     /// Puts a key with that text into the store: scope `commerce`, no restriction, but for what `edit` makes of it.
-    pub async fn insert(&self, account: &str, text: &KeyText, edit: impl FnOnce(&mut ApiKey)) -> Key {
-        let Some(Kind::Key(family, mode)) = Kind::of(text.expose()) else { panic!("no text of an API key") };
+    pub async fn insert(
+        &self,
+        account: &str,
+        text: &KeyText,
+        edit: impl FnOnce(&mut ApiKey),
+    ) -> Key {
+        let Some(Kind::Key(family, mode)) = Kind::of(text.expose()) else {
+            panic!("no text of an API key")
+        };
         let now = self.clock.now();
         let state = self.running.state();
         let id = state.random.with(|rng| KeyId::new(now, rng));
         let account_id: AccountId = account.parse().expect("an account id");
         let mut key = ApiKey {
             name: "Example".to_owned(),
-            grants: Grants { scopes: vec![Scope::COMMERCE], ..Grants::default() },
+            grants: Grants {
+                scopes: vec![Scope::COMMERCE],
+                ..Grants::default()
+            },
             ..ApiKey::new(id, account_id.clone(), text, (family, mode), now)
         };
         edit(&mut key);
         let digest = text.digest();
-        let inserted = state.store.write(move |tx| tx.account(&account_id).insert_key(&key, &digest)).await;
+        let inserted = state
+            .store
+            .write(move |tx| tx.account(&account_id).insert_key(&key, &digest))
+            .await;
         let _ = inserted.expect("a key in the store");
-        Key { id: id.to_string(), text: text.expose().to_owned() }
+        Key {
+            id: id.to_string(),
+            text: text.expose().to_owned(),
+        }
     }
 
     /// Changes a key in the store as a surface would that is not there yet; it holds once this returns.
-    pub async fn edit_key(&self, account: &str, id: &str, edit: impl FnOnce(&mut ApiKey) + Clone + Send + 'static) {
+    pub async fn edit_key(
+        &self,
+        account: &str,
+        id: &str,
+        edit: impl FnOnce(&mut ApiKey) + Clone + Send + 'static,
+    ) {
         let account: AccountId = account.parse().expect("an account id");
         let id: KeyId = id.parse().expect("the id of a key");
-        let changed = self.running.state().change(Owner::from(&account.clone()), move |tx| {
-            let mut account = tx.account(&account);
-            let mut key = account.lock_key(&Family::ALL, &id)?.expect("that key");
-            edit(&mut key);
-            Ok(account.save_key(&key)?)
-        });
+        let changed = self
+            .running
+            .state()
+            .change(Owner::from(&account.clone()), move |tx| {
+                let mut account = tx.account(&account);
+                let mut key = account.lock_key(&Family::ALL, &id)?.expect("that key");
+                edit(&mut key);
+                Ok(account.save_key(&key)?)
+            });
         changed.await.expect("a change");
     }
 
@@ -297,7 +383,10 @@ impl App {
 
     /// As [`Self::insert_key_with`], without any restriction.
     pub async fn insert_key(&self, account: &str, family: Family, mode: Mode) -> String {
-        let grants = Grants { scopes: vec![Scope::COMMERCE], ..Grants::default() };
+        let grants = Grants {
+            scopes: vec![Scope::COMMERCE],
+            ..Grants::default()
+        };
         self.insert_key_with(account, family, mode, grants).await
     }
 
@@ -311,13 +400,18 @@ impl App {
 
     /// The `code` of a verification that needs nothing.
     pub async fn code(&self, key: &str) -> String {
-        self.verify(key, json!({})).await["code"].as_str().expect("a code").to_owned()
+        self.verify(key, json!({})).await["code"]
+            .as_str()
+            .expect("a code")
+            .to_owned()
     }
 }
 
 /// A server, subscribed to with that service key.
 pub fn source(base: &str, service_key: &str) -> HttpSource {
-    let client = Client::new(base).expect("a client").with_auth(Auth::service(service_key));
+    let client = Client::new(base)
+        .expect("a client")
+        .with_auth(Auth::service(service_key));
     HttpSource::new(&client, Arc::default())
 }
 
@@ -325,7 +419,10 @@ pub fn source(base: &str, service_key: &str) -> HttpSource {
 pub async fn eventually(what: &str, is_so: impl AsyncFn() -> bool) {
     let deadline = std::time::Instant::now() + Duration::from_secs(20);
     while !is_so().await {
-        assert!(std::time::Instant::now() < deadline, "not within 20 s: {what}");
+        assert!(
+            std::time::Instant::now() < deadline,
+            "not within 20 s: {what}"
+        );
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
@@ -362,13 +459,24 @@ impl Call {
             "/_tollkey",
         ];
         let is_whole = path == "/api" || own.iter().any(|room| path.starts_with(room));
-        if is_whole { Self::to(address, method, path) } else { Self::to(address, method, &format!("/api/v1{path}")) }
+        if is_whole {
+            Self::to(address, method, path)
+        } else {
+            Self::to(address, method, &format!("/api/v1{path}"))
+        }
     }
 
     /// A request whose path is taken as it is: to a server of another kind.
     pub fn to(address: SocketAddr, method: &str, path: &str) -> Self {
         let (method, path) = (method.to_owned(), path.to_owned());
-        Self { address, source: None, method, path, headers: Vec::new(), body: Vec::new() }
+        Self {
+            address,
+            source: None,
+            method,
+            path,
+            headers: Vec::new(),
+            body: Vec::new(),
+        }
     }
 
     /// From this address of the machine's.
@@ -382,16 +490,19 @@ impl Call {
     }
 
     pub fn header(mut self, name: &str, value: impl AsRef<[u8]>) -> Self {
-        self.headers.push((name.to_owned(), value.as_ref().to_vec()));
+        self.headers
+            .push((name.to_owned(), value.as_ref().to_vec()));
         self
     }
 
     pub fn json(self, body: Value) -> Self {
-        self.header("content-type", "application/json").body(body.to_string())
+        self.header("content-type", "application/json")
+            .body(body.to_string())
     }
 
     pub fn form(self, body: &str) -> Self {
-        self.header("content-type", "application/x-www-form-urlencoded").body(body)
+        self.header("content-type", "application/x-www-form-urlencoded")
+            .body(body)
     }
 
     pub fn body(mut self, body: impl Into<Vec<u8>>) -> Self {
@@ -414,35 +525,54 @@ impl Call {
     /// Sends the head alone: the server knows who calls and waits for the body.
     pub async fn hold_body(self) -> HeldBack {
         let mut stream = self.connect().await.expect("a connection");
-        stream.write_all(&self.head()).await.expect("the server reads");
-        HeldBack { stream, body: self.body }
+        stream
+            .write_all(&self.head())
+            .await
+            .expect("the server reads");
+        HeldBack {
+            stream,
+            body: self.body,
+        }
     }
 
     /// Sends the whole request and hangs up without waiting for the answer.
     pub async fn hang_up(self) {
         let mut held = self.hold_body().await;
-        held.stream.write_all(&held.body).await.expect("the server reads");
+        held.stream
+            .write_all(&held.body)
+            .await
+            .expect("the server reads");
     }
 
     async fn connect(&self) -> io::Result<TcpStream> {
-        let Some(source) = self.source else { return TcpStream::connect(self.address).await };
-        let socket = if source.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+        let Some(source) = self.source else {
+            return TcpStream::connect(self.address).await;
+        };
+        let socket = if source.is_ipv4() {
+            TcpSocket::new_v4()?
+        } else {
+            TcpSocket::new_v6()?
+        };
         socket.bind(SocketAddr::new(source, 0))?;
         socket.connect(self.address).await
     }
 
     fn head(&self) -> Vec<u8> {
-        let mut request =
-            format!("{} {} HTTP/1.1\r\nhost: {}\r\nconnection: close\r\n", self.method, self.path, self.address)
-                .into_bytes();
+        let mut request = format!(
+            "{} {} HTTP/1.1\r\nhost: {}\r\nconnection: close\r\n",
+            self.method, self.path, self.address
+        )
+        .into_bytes();
         for (name, value) in &self.headers {
             request.extend_from_slice(format!("{name}: ").as_bytes());
             request.extend_from_slice(value);
             request.extend_from_slice(b"\r\n");
         }
-        let tells_length = |(name, _): &(String, _)| name == "content-length" || name == "transfer-encoding";
+        let tells_length =
+            |(name, _): &(String, _)| name == "content-length" || name == "transfer-encoding";
         if !self.body.is_empty() && !self.headers.iter().any(tells_length) {
-            request.extend_from_slice(format!("content-length: {}\r\n", self.body.len()).as_bytes());
+            request
+                .extend_from_slice(format!("content-length: {}\r\n", self.body.len()).as_bytes());
         }
         request.extend_from_slice(b"\r\n");
         request
@@ -503,11 +633,22 @@ impl IntoFuture for Call {
 
 /// Whether these bytes are an answer with as much body as its head says.
 fn is_whole(bytes: &[u8], to_head: bool) -> bool {
-    let Some(end) = bytes.windows(4).position(|window| window == b"\r\n\r\n") else { return false };
+    let Some(end) = bytes.windows(4).position(|window| window == b"\r\n\r\n") else {
+        return false;
+    };
     let head = String::from_utf8_lossy(&bytes[..end]).to_ascii_lowercase();
-    let length = head.lines().find_map(|line| line.strip_prefix("content-length:")?.trim().parse::<usize>().ok());
+    let length = head.lines().find_map(|line| {
+        line.strip_prefix("content-length:")?
+            .trim()
+            .parse::<usize>()
+            .ok()
+    });
     let expects_none = to_head || head.starts_with("http/1.1 204");
-    if expects_none { true } else { length.is_some_and(|length| bytes.len() >= end + 4 + length) }
+    if expects_none {
+        true
+    } else {
+        length.is_some_and(|length| bytes.len() >= end + 4 + length)
+    }
 }
 
 /// A body that came in chunks (RFC 9112, section 7.1), all of them.
@@ -516,7 +657,9 @@ fn unchunked(mut rest: &str) -> String {
     loop {
         let (size, after) = rest.split_once("\r\n").expect("the size of a chunk");
         let size = usize::from_str_radix(size, 16).expect("a size in hex");
-        let Some((chunk, after)) = after.split_at_checked(size) else { panic!("a chunk broke off") };
+        let Some((chunk, after)) = after.split_at_checked(size) else {
+            panic!("a chunk broke off")
+        };
         if size == 0 {
             return body;
         }
@@ -535,15 +678,24 @@ pub struct Reply {
 impl Reply {
     fn parse(bytes: &[u8]) -> Self {
         let text = String::from_utf8_lossy(bytes);
-        let (head, body) = text.split_once("\r\n\r\n").unwrap_or_else(|| panic!("no HTTP answer: {text:?}"));
+        let (head, body) = text
+            .split_once("\r\n\r\n")
+            .unwrap_or_else(|| panic!("no HTTP answer: {text:?}"));
         let mut lines = head.lines();
-        let status = lines.next().and_then(|line| line.split(' ').nth(1)?.parse().ok()).expect("a status");
+        let status = lines
+            .next()
+            .and_then(|line| line.split(' ').nth(1)?.parse().ok())
+            .expect("a status");
         let mut headers: Vec<(String, String)> = lines
             .filter_map(|line| line.split_once(':'))
             .map(|(name, value)| (name.to_ascii_lowercase(), value.trim().to_owned()))
             .collect();
         headers.sort();
-        let mut reply = Self { status, headers, body: body.to_owned() };
+        let mut reply = Self {
+            status,
+            headers,
+            body: body.to_owned(),
+        };
         if reply.header("transfer-encoding") == Some("chunked") {
             reply.body = unchunked(body);
         }
@@ -551,7 +703,10 @@ impl Reply {
     }
 
     pub fn header(&self, name: &str) -> Option<&str> {
-        self.headers.iter().find(|(own, _)| own == name).map(|(_, value)| value.as_str())
+        self.headers
+            .iter()
+            .find(|(own, _)| own == name)
+            .map(|(_, value)| value.as_str())
     }
 
     pub fn json(&self) -> Value {
@@ -560,7 +715,11 @@ impl Reply {
 
     /// The values of all headers of that name.
     pub fn all(&self, name: &str) -> Vec<&str> {
-        self.headers.iter().filter(|(own, _)| own == name).map(|(_, value)| value.as_str()).collect()
+        self.headers
+            .iter()
+            .filter(|(own, _)| own == name)
+            .map(|(_, value)| value.as_str())
+            .collect()
     }
 
     /// The problem's code.
@@ -571,9 +730,15 @@ impl Reply {
     /// The problem's errors, each as its pointer and the rule.
     pub fn errors(&self) -> Vec<String> {
         let json = self.json();
-        let errors = json["errors"].as_array().map(Vec::as_slice).unwrap_or_default();
+        let errors = json["errors"]
+            .as_array()
+            .map(Vec::as_slice)
+            .unwrap_or_default();
         let text = |error: &Value, member: &str| error[member].as_str().unwrap_or("?").to_owned();
-        errors.iter().map(|error| format!("{} {}", text(error, "pointer"), text(error, "detail"))).collect()
+        errors
+            .iter()
+            .map(|error| format!("{} {}", text(error, "pointer"), text(error, "detail")))
+            .collect()
     }
 }
 
@@ -592,15 +757,22 @@ impl fmt::Display for Reply {
 /// A text without the random part of any key in it.
 pub fn without_secrets(text: &str) -> String {
     static FAMILIES: LazyLock<Vec<String>> = LazyLock::new(|| {
-        let keys =
-            ["ck", "ks", "sk", "pk"].into_iter().flat_map(|f| ["live", "test"].map(|mode| format!("{f}_{mode}_")));
+        let keys = ["ck", "ks", "sk", "pk"]
+            .into_iter()
+            .flat_map(|f| ["live", "test"].map(|mode| format!("{f}_{mode}_")));
         keys.chain(["tks_".to_owned()]).collect()
     });
     let mut text = text.to_owned();
     for prefix in FAMILIES.iter() {
         let mut from = 0;
-        while let Some(at) = text[from..].find(prefix.as_str()).map(|at| from + at + prefix.len()) {
-            let random = text[at..].bytes().take_while(u8::is_ascii_alphanumeric).count();
+        while let Some(at) = text[from..]
+            .find(prefix.as_str())
+            .map(|at| from + at + prefix.len())
+        {
+            let random = text[at..]
+                .bytes()
+                .take_while(u8::is_ascii_alphanumeric)
+                .count();
             if random == 32 {
                 text.replace_range(at..at + random, "(32)");
             }

@@ -8,11 +8,13 @@ use std::{
 
 use serde_json::{Value, json};
 use tokio::time::{sleep, timeout};
-use tollkey_core::{Catalogue, Denial, Digest, Family, Grants, Mode, Need, Position, Scope, VerifierId};
+use tollkey_core::{
+    Catalogue, Denial, Digest, Family, Grants, Mode, Need, Position, Scope, VerifierId,
+};
 use tollkey_store::testing::backends;
 use tollkey_verifier::{
-    Poll, PollError, PollIds, Settings, Source as _, SourceError, SystemClock, Unavailable, Upstream as _, Verifier,
-    http::HttpSource,
+    Poll, PollError, PollIds, Settings, Source as _, SourceError, SystemClock, Unavailable,
+    Upstream as _, Verifier, http::HttpSource,
 };
 use tracing_subscriber::prelude::*;
 use wiremock::{Mock, MockServer, ResponseTemplate};
@@ -53,14 +55,26 @@ async fn a_poll_brings_a_lease_and_what_has_changed_since_the_last_one() {
         let reply = sync(app, json!({"subscriber": SUBSCRIBER})).await;
         assert_eq!(reply.header("cache-control"), Some("no-store"));
         // The clock stands still: a lease of three seconds less its margin.
-        assert_eq!(reply.body, r#"{"seq":0,"cursor":"0-0","changes":[],"lease_ms":2996}"#);
+        assert_eq!(
+            reply.body,
+            r#"{"seq":0,"cursor":"0-0","changes":[],"lease_ms":2996}"#
+        );
 
         let changes = [
-            app.post(&format!("/api-keys/{}/suspend", key.id), json!({})).bearer(&token),
-            app.patch(&format!("/applications/{application}/status"), json!({"isEnabled": false})).bearer(&token),
-            app.put("/accounts/acme", json!({"operating_model": "ecosystem"})).bearer(&app.operator()),
+            app.post(&format!("/api-keys/{}/suspend", key.id), json!({}))
+                .bearer(&token),
+            app.patch(
+                &format!("/applications/{application}/status"),
+                json!({"isEnabled": false}),
+            )
+            .bearer(&token),
+            app.put("/accounts/acme", json!({"operating_model": "ecosystem"}))
+                .bearer(&app.operator()),
         ];
-        let hanging = sync(app, json!({"subscriber": SUBSCRIBER, "cursor": "0-0", "wait_ms": 60000}));
+        let hanging = sync(
+            app,
+            json!({"subscriber": SUBSCRIBER, "cursor": "0-0", "wait_ms": 60000}),
+        );
         let begun = Instant::now();
         let (news, _) = tokio::join!(hanging, async {
             let [first, second, third] = changes;
@@ -73,17 +87,32 @@ async fn a_poll_brings_a_lease_and_what_has_changed_since_the_last_one() {
                 polled(app, json!({"leave": true})).await
             };
             let (left, ..) = tokio::join!(left, second, third);
-            assert_eq!(left, json!({"seq": 0, "cursor": "0-0", "changes": [], "lease_ms": 0}));
+            assert_eq!(
+                left,
+                json!({"seq": 0, "cursor": "0-0", "changes": [], "lease_ms": 0})
+            );
             assert_eq!(suspended.await.expect("an answer").status, 200);
         });
         assert!(begun.elapsed() < Duration::from_secs(20));
-        assert_eq!(news.json()["changes"][0], json!({"type": "key", "id": key.id}), "{news}");
+        assert_eq!(
+            news.json()["changes"][0],
+            json!({"type": "key", "id": key.id}),
+            "{news}"
+        );
 
-        let revoked = app.delete(&format!("/service-keys/{}", gateway.id)).bearer(&app.operator()).await;
+        let revoked = app
+            .delete(&format!("/service-keys/{}", gateway.id))
+            .bearer(&app.operator())
+            .await;
         assert_eq!(revoked.status, 204, "{revoked}");
         let body = json!({"subscriber": "ff".repeat(16), "cursor": "0-0"});
         let all = sync(app, body).await.json();
-        let told: Vec<_> = all["changes"].as_array().expect("a list").iter().map(|change| &change["type"]).collect();
+        let told: Vec<_> = all["changes"]
+            .as_array()
+            .expect("a list")
+            .iter()
+            .map(|change| &change["type"])
+            .collect();
         assert_eq!(told[0], "key");
         assert_eq!(told[3], "service_key");
         assert_eq!(all["changes"][3]["id"], gateway.id);
@@ -101,7 +130,11 @@ async fn a_poll_brings_a_lease_and_what_has_changed_since_the_last_one() {
         ] {
             let body = json!({"subscriber": "ff".repeat(16), "cursor": cursor});
             let reply = sync(app, body).await.json();
-            assert_eq!((&reply["changes"], &reply["cursor"]), (&changes, &all["cursor"]), "{cursor}");
+            assert_eq!(
+                (&reply["changes"], &reply["cursor"]),
+                (&changes, &all["cursor"]),
+                "{cursor}"
+            );
         }
     })
     .await;
@@ -115,7 +148,10 @@ async fn a_poll_waits_no_longer_than_a_third_of_a_lease() {
         let reply = polled(app, json!({"cursor": "0-0", "wait_ms": 60000})).await;
         assert_eq!(reply["changes"], json!([]));
         let waited = begun.elapsed();
-        assert!(waited >= Duration::from_secs(1) && waited < Duration::from_secs(30), "{waited:?}");
+        assert!(
+            waited >= Duration::from_secs(1) && waited < Duration::from_secs(30),
+            "{waited:?}"
+        );
     })
     .await;
 }
@@ -276,16 +312,27 @@ async fn usage_of_a_repeated_poll_is_written_once_and_a_clone_gets_409() {
                 "usage": [{"key_id": key.id, "outcome": "valid", "count": count}],
             })
         };
-        let (first, second) = (poll("00000000000000a1", &[], 3), poll("00000000000000a2", &["00000000000000a1"], 4));
+        let (first, second) = (
+            poll("00000000000000a1", &[], 3),
+            poll("00000000000000a2", &["00000000000000a1"], 4),
+        );
         for body in [&first, &first, &second, &second, &first] {
             let reply = sync(app, body.clone()).await;
             assert_eq!(reply.status, 200, "{reply}");
         }
-        assert_eq!(sync(app, first).await.json()["lease_ms"], 0, "a poll that comes late gets no lease");
+        assert_eq!(
+            sync(app, first).await.json()["lease_ms"],
+            0,
+            "a poll that comes late gets no lease"
+        );
         let clone = poll("00000000000000b1", &["00000000000000a1"], 5);
         for body in [clone, second, json!({"subscriber": SUBSCRIBER})] {
             let reply = sync(app, body).await;
-            assert_eq!((reply.status, reply.json()["code"].as_str()), (409, Some("subscriber_id_shared")), "{reply}");
+            assert_eq!(
+                (reply.status, reply.json()["code"].as_str()),
+                (409, Some("subscriber_id_shared")),
+                "{reply}"
+            );
         }
         // What it could not tell, it tells under its new ID, and its end is repeated.
         let mut farewell = poll("00000000000000b2", &[], 5);
@@ -296,25 +343,41 @@ async fn usage_of_a_repeated_poll_is_written_once_and_a_clone_gets_409() {
         }
         let state = app.running().state();
         state.flush_usage().await;
-        let (account, id) = ("acme".parse().expect("an account"), key.id.parse().expect("an id"));
-        let rows = state.store.read(move |db| db.account(&account).usage(&id, 0)).await.expect("usage");
+        let (account, id) = (
+            "acme".parse().expect("an account"),
+            key.id.parse().expect("an id"),
+        );
+        let rows = state
+            .store
+            .read(move |db| db.account(&account).usage(&id, 0))
+            .await
+            .expect("usage");
         assert_eq!(rows.iter().map(|row| row.count).sum::<u64>(), 3 + 4 + 5);
     })
     .await;
 }
 
 /// Responds to each poll and look-up with these, in this order.
-async fn responding(responses: impl IntoIterator<Item = ResponseTemplate>) -> (MockServer, HttpSource) {
+async fn responding(
+    responses: impl IntoIterator<Item = ResponseTemplate>,
+) -> (MockServer, HttpSource) {
     let server = MockServer::start().await;
     for response in responses {
-        Mock::given(wiremock::matchers::any()).respond_with(response).up_to_n_times(1).mount(&server).await;
+        Mock::given(wiremock::matchers::any())
+            .respond_with(response)
+            .up_to_n_times(1)
+            .mount(&server)
+            .await;
     }
     let source = source(&server.uri(), &format!("tks_{}", "EXAMPLE1".repeat(4)));
     (server, source)
 }
 
 fn problem(status: u16, code: &str, pointer: Option<&str>) -> ResponseTemplate {
-    let errors: Vec<_> = pointer.iter().map(|pointer| json!({"pointer": pointer, "detail": "is unknown"})).collect();
+    let errors: Vec<_> = pointer
+        .iter()
+        .map(|pointer| json!({"pointer": pointer, "detail": "is unknown"}))
+        .collect();
     let body = json!({
         "type": format!("urn:tollkey:problem:{code}"), "title": code, "status": status, "detail": "A detail.",
         "code": code, "request_id": "r", "errors": errors,
@@ -323,7 +386,8 @@ fn problem(status: u16, code: &str, pointer: Option<&str>) -> ResponseTemplate {
 }
 
 fn news(lease: u64) -> ResponseTemplate {
-    ResponseTemplate::new(200).set_body_json(json!({"seq": 1, "cursor": "1-1", "changes": [], "lease_ms": lease}))
+    ResponseTemplate::new(200)
+        .set_body_json(json!({"seq": 1, "cursor": "1-1", "changes": [], "lease_ms": lease}))
 }
 
 /// Accounts were named so before the rule; their keys are still verified.
@@ -338,14 +402,24 @@ async fn keys_of_an_account_named_by_dots_are_read() {
             "application_enabled": true, "operating_model": "ecosystem",
         });
         let (_server, source) =
-            responding([ResponseTemplate::new(200).set_body_json(json!({"seq": 1, "key": key}))]).await;
-        let found = source.find(&Digest::of("EXAMPLE")).await.expect("a response");
-        assert_eq!(found.record.expect("a key").key.account_id.as_str(), account);
+            responding([ResponseTemplate::new(200).set_body_json(json!({"seq": 1, "key": key}))])
+                .await;
+        let found = source
+            .find(&Digest::of("EXAMPLE"))
+            .await
+            .expect("a response");
+        assert_eq!(
+            found.record.expect("a key").key.account_id.as_str(),
+            account
+        );
     }
 }
 
 fn a_poll() -> Poll {
-    let ids = PollIds { id: "00000000000000a2".parse().expect("an id"), previous: Vec::new() };
+    let ids = PollIds {
+        id: "00000000000000a2".parse().expect("an id"),
+        previous: Vec::new(),
+    };
     Poll {
         subscriber: VerifierId::from_bytes([7; 16]),
         ids: Some(ids),
@@ -358,17 +432,39 @@ fn a_poll() -> Poll {
 #[actix_web::test]
 async fn server_of_the_release_before_gets_polls_without_ids() {
     let unknown = || problem(400, "validation_failed", Some("/poll_id"));
-    let responses = [unknown(), news(10), news(11), problem(503, "unavailable", None), unknown(), news(12)];
+    let responses = [
+        unknown(),
+        news(10),
+        news(11),
+        problem(503, "unavailable", None),
+        unknown(),
+        news(12),
+    ];
     let (server, source) = responding(responses).await;
     let mut leases = Vec::new();
     for _ in 0..4 {
-        leases.push(source.poll(a_poll()).await.map(|news| news.lease.as_millis()));
+        leases.push(
+            source
+                .poll(a_poll())
+                .await
+                .map(|news| news.lease.as_millis()),
+        );
     }
     assert_eq!(leases, [Ok(10), Ok(11), Err(PollError::Rejected), Ok(12)]);
     let requests = server.received_requests().await.expect("they are kept");
-    let with_ids: Vec<_> = requests.iter().map(|request| request.body_json::<Value>().expect("JSON")).collect();
-    let with_ids: Vec<_> = with_ids.iter().map(|body| body["poll_id"].is_string()).collect();
-    assert_eq!(with_ids, [true, false, false, false, true, false], "after a failure it may be another release");
+    let with_ids: Vec<_> = requests
+        .iter()
+        .map(|request| request.body_json::<Value>().expect("JSON"))
+        .collect();
+    let with_ids: Vec<_> = with_ids
+        .iter()
+        .map(|body| body["poll_id"].is_string())
+        .collect();
+    assert_eq!(
+        with_ids,
+        [true, false, false, false, true, false],
+        "after a failure it may be another release"
+    );
 }
 
 #[actix_web::test]
@@ -377,10 +473,18 @@ async fn upgraded_server_gets_poll_ids_again_without_a_failure() {
     let responses = std::iter::once(unknown).chain((0..63).map(news));
     let (server, source) = responding(responses).await;
     for lease in 0..63 {
-        assert_eq!(source.poll(a_poll()).await.map(|news| news.lease.as_millis()), Ok(lease));
+        assert_eq!(
+            source
+                .poll(a_poll())
+                .await
+                .map(|news| news.lease.as_millis()),
+            Ok(lease)
+        );
     }
     let requests = server.received_requests().await.expect("they are kept");
-    let bodies = requests.iter().map(|request| request.body_json::<Value>().expect("JSON"));
+    let bodies = requests
+        .iter()
+        .map(|request| request.body_json::<Value>().expect("JSON"));
     let with_ids: Vec<_> = bodies.map(|body| body["poll_id"].is_string()).collect();
     let expected = [&[true][..], &[false; 61], &[true; 2]].concat();
     assert_eq!(with_ids, expected);
@@ -388,42 +492,107 @@ async fn upgraded_server_gets_poll_ids_again_without_a_failure() {
 
 #[actix_web::test]
 async fn failures_of_a_server_are_told_apart() {
-    let redirect = ResponseTemplate::new(302).insert_header("location", "https://elsewhere.example.com/");
+    let redirect =
+        ResponseTemplate::new(302).insert_header("location", "https://elsewhere.example.com/");
     let rows = [
-        (problem(409, "subscriber_id_shared", None), PollError::SharedId, SourceError::Rejected),
-        (problem(401, "invalid_api_key", None), PollError::Rejected, SourceError::Rejected),
-        (problem(403, "insufficient_permissions", None), PollError::Rejected, SourceError::Rejected),
-        (problem(404, "not_found", None), PollError::Rejected, SourceError::Rejected),
+        (
+            problem(409, "subscriber_id_shared", None),
+            PollError::SharedId,
+            SourceError::Rejected,
+        ),
+        (
+            problem(401, "invalid_api_key", None),
+            PollError::Rejected,
+            SourceError::Rejected,
+        ),
+        (
+            problem(403, "insufficient_permissions", None),
+            PollError::Rejected,
+            SourceError::Rejected,
+        ),
+        (
+            problem(404, "not_found", None),
+            PollError::Rejected,
+            SourceError::Rejected,
+        ),
         (redirect, PollError::Rejected, SourceError::Rejected),
-        (problem(503, "unavailable", None), PollError::Rejected, SourceError::Unavailable),
-        (ResponseTemplate::new(502), PollError::Rejected, SourceError::Unavailable),
-        (ResponseTemplate::new(500), PollError::Rejected, SourceError::Unavailable),
-        (problem(500, "internal_error", None), PollError::Rejected, SourceError::Unreadable),
-        (ResponseTemplate::new(200).set_body_string("{}"), PollError::Rejected, SourceError::Unreadable),
+        (
+            problem(503, "unavailable", None),
+            PollError::Rejected,
+            SourceError::Unavailable,
+        ),
+        (
+            ResponseTemplate::new(502),
+            PollError::Rejected,
+            SourceError::Unavailable,
+        ),
+        (
+            ResponseTemplate::new(500),
+            PollError::Rejected,
+            SourceError::Unavailable,
+        ),
+        (
+            problem(500, "internal_error", None),
+            PollError::Rejected,
+            SourceError::Unreadable,
+        ),
+        (
+            ResponseTemplate::new(200).set_body_string("{}"),
+            PollError::Rejected,
+            SourceError::Unreadable,
+        ),
     ];
     for (response, poll, look_up) in rows {
         let (_server, source) = responding([response.clone(), response]).await;
         assert_eq!(source.poll(a_poll()).await.expect_err("no news"), poll);
-        assert_eq!(source.find(&Digest::of("a key")).await.expect_err("no key"), look_up);
+        assert_eq!(
+            source.find(&Digest::of("a key")).await.expect_err("no key"),
+            look_up
+        );
     }
-    let nobody = source("http://127.0.0.1:1", &format!("tks_{}", "EXAMPLE1".repeat(4)));
-    assert_eq!(nobody.poll(a_poll()).await.expect_err("no news"), PollError::Unavailable);
-    assert_eq!(nobody.find(&Digest::of("a key")).await.expect_err("no key"), SourceError::Unavailable);
+    let nobody = source(
+        "http://127.0.0.1:1",
+        &format!("tks_{}", "EXAMPLE1".repeat(4)),
+    );
+    assert_eq!(
+        nobody.poll(a_poll()).await.expect_err("no news"),
+        PollError::Unavailable
+    );
+    assert_eq!(
+        nobody.find(&Digest::of("a key")).await.expect_err("no key"),
+        SourceError::Unavailable
+    );
 }
 
 #[actix_web::test]
 async fn key_that_the_server_cannot_read_fails_alone() {
     each_backend(async |app| {
-        let [broken, intact] = [(); 2].map(|()| app.insert_key("acme", Family::Commerce, Mode::Test));
+        let [broken, intact] =
+            [(); 2].map(|()| app.insert_key("acme", Family::Commerce, Mode::Test));
         let (broken, intact) = (broken.await, intact.await);
         let last4 = &broken[broken.len() - 4..];
-        app.database.sql(&format!("UPDATE api_keys SET metadata = '[]' WHERE last4 = '{last4}'"));
+        app.database.sql(&format!(
+            "UPDATE api_keys SET metadata = '[]' WHERE last4 = '{last4}'"
+        ));
         let gateway = app.service_key().await;
-        let source = source(&format!("http://{}", app.running().address()), &gateway.text);
+        let source = source(
+            &format!("http://{}", app.running().address()),
+            &gateway.text,
+        );
         for _ in 0..4 {
-            assert_eq!(source.find(&Digest::of(&broken)).await.expect_err("no key"), SourceError::Unreadable);
+            assert_eq!(
+                source.find(&Digest::of(&broken)).await.expect_err("no key"),
+                SourceError::Unreadable
+            );
         }
-        assert!(source.find(&Digest::of(&intact)).await.expect("a key").record.is_some());
+        assert!(
+            source
+                .find(&Digest::of(&intact))
+                .await
+                .expect("a key")
+                .record
+                .is_some()
+        );
     })
     .await;
 }
@@ -435,11 +604,15 @@ struct Errors(Arc<Mutex<Vec<String>>>);
 impl<S: tracing::Subscriber> tracing_subscriber::Layer<S> for Errors {
     fn on_event(&self, event: &tracing::Event<'_>, _: tracing_subscriber::layer::Context<'_, S>) {
         let metadata = event.metadata();
-        if *metadata.level() == tracing::Level::ERROR && metadata.target().starts_with("tollkey_verifier") {
+        if *metadata.level() == tracing::Level::ERROR
+            && metadata.target().starts_with("tollkey_verifier")
+        {
             let mut text = String::new();
-            event.record(&mut |field: &tracing::field::Field, value: &dyn std::fmt::Debug| {
-                text += &format!("{field}={value:?} ");
-            });
+            event.record(
+                &mut |field: &tracing::field::Field, value: &dyn std::fmt::Debug| {
+                    text += &format!("{field}={value:?} ");
+                },
+            );
             self.0.lock().expect("no panic").push(text);
         }
     }
@@ -448,13 +621,20 @@ impl<S: tracing::Subscriber> tracing_subscriber::Layer<S> for Errors {
 #[actix_web::test]
 async fn rejected_service_key_is_logged_once_and_not_shown() {
     let errors = Errors::default();
-    let _guard = tracing::subscriber::set_default(tracing_subscriber::registry().with(errors.clone()));
+    let _guard =
+        tracing::subscriber::set_default(tracing_subscriber::registry().with(errors.clone()));
     each_backend_with(&[], async |app| {
         errors.0.lock().expect("no panic").clear();
         let gateway = app.service_key().await;
-        let revoked = app.delete(&format!("/service-keys/{}", gateway.id)).bearer(&app.operator()).await;
+        let revoked = app
+            .delete(&format!("/service-keys/{}", gateway.id))
+            .bearer(&app.operator())
+            .await;
         assert_eq!(revoked.status, 204);
-        let far = subscriber(&format!("http://{}", app.running().address()), &gateway.text);
+        let far = subscriber(
+            &format!("http://{}", app.running().address()),
+            &gateway.text,
+        );
         let running = tokio::spawn(far.clone().subscribe(std::future::pending()));
         let key = app.insert_key("acme", Family::Commerce, Mode::Test).await;
         for _ in 0..50 {
@@ -464,7 +644,10 @@ async fn rejected_service_key_is_logged_once_and_not_shown() {
         running.abort();
         let errors = errors.0.lock().expect("no panic").clone();
         assert_eq!(errors.len(), 1, "{errors:?}");
-        assert!(errors[0].contains("rejects the service key of this process"), "{errors:?}");
+        assert!(
+            errors[0].contains("rejects the service key of this process"),
+            "{errors:?}"
+        );
         assert!(!errors[0].contains(&gateway.text[4..]), "the key itself");
     })
     .await;
@@ -472,13 +655,27 @@ async fn rejected_service_key_is_logged_once_and_not_shown() {
 
 fn subscriber(base: &str, service_key: &str) -> Verifier<HttpSource> {
     let source = source(base, service_key);
-    Verifier::subscriber(VerifierId::from_bytes([7; 16]), source, Arc::new(SystemClock), Settings::default())
+    Verifier::subscriber(
+        VerifierId::from_bytes([7; 16]),
+        source,
+        Arc::new(SystemClock),
+        Settings::default(),
+    )
 }
 
 /// What it says within a generous while.
-async fn says(verifier: &Verifier<HttpSource>, key: &str) -> Result<Result<(), Denial>, Unavailable> {
-    let verdict = timeout(Duration::from_secs(20), verifier.verify(key, &Need::default())).await;
-    verdict.expect("an answer in time").map(|verdict| verdict.outcome)
+async fn says(
+    verifier: &Verifier<HttpSource>,
+    key: &str,
+) -> Result<Result<(), Denial>, Unavailable> {
+    let verdict = timeout(
+        Duration::from_secs(20),
+        verifier.verify(key, &Need::default()),
+    )
+    .await;
+    verdict
+        .expect("an answer in time")
+        .map(|verdict| verdict.outcome)
 }
 
 async fn until(what: &str, is_so: impl AsyncFn() -> bool) {
@@ -487,7 +684,10 @@ async fn until(what: &str, is_so: impl AsyncFn() -> bool) {
             sleep(Duration::from_millis(10)).await;
         }
     };
-    assert!(timeout(Duration::from_secs(20), asked).await.is_ok(), "{what}");
+    assert!(
+        timeout(Duration::from_secs(20), asked).await.is_ok(),
+        "{what}"
+    );
 }
 
 #[actix_web::test]
@@ -499,25 +699,55 @@ async fn a_resource_server_judges_by_every_grant_as_the_server_does() {
             rate_limit: Some(tollkey_core::RateLimit::new(2, 60).expect("a limit")),
             ..Grants::default()
         };
-        let key = app.insert_key_with("acme", Family::Commerce, Mode::Test, grants).await;
+        let key = app
+            .insert_key_with("acme", Family::Commerce, Mode::Test, grants)
+            .await;
         let gateway = app.service_key().await;
-        let far = subscriber(&format!("http://{}", app.running().address()), &gateway.text);
+        let far = subscriber(
+            &format!("http://{}", app.running().address()),
+            &gateway.text,
+        );
         let catalogue = Catalogue::default();
-        let inside = Need { client_ip: Some([203, 0, 113, 7].into()), ..Need::default() };
+        let inside = Need {
+            client_ip: Some([203, 0, 113, 7].into()),
+            ..Need::default()
+        };
         for (need, expected) in [
             (Need::default(), Err(Denial::IpNotAllowed)),
-            (Need { mode: Some(Mode::Live), ..inside }, Err(Denial::WrongMode)),
             (
-                Need { scopes: catalogue.needed(["links:write"]).expect("scopes"), ..inside },
+                Need {
+                    mode: Some(Mode::Live),
+                    ..inside
+                },
+                Err(Denial::WrongMode),
+            ),
+            (
+                Need {
+                    scopes: catalogue.needed(["links:write"]).expect("scopes"),
+                    ..inside
+                },
                 Err(Denial::InsufficientScope),
             ),
-            (Need { scopes: catalogue.needed(["links:read"]).expect("scopes"), ..inside }, Ok(())),
+            (
+                Need {
+                    scopes: catalogue.needed(["links:read"]).expect("scopes"),
+                    ..inside
+                },
+                Ok(()),
+            ),
             (inside, Ok(())),
             (inside, Err(Denial::RateLimited)),
         ] {
-            assert_eq!(far.verify(&key, &need).await.expect("a verdict").outcome, expected, "{need:?}");
+            assert_eq!(
+                far.verify(&key, &need).await.expect("a verdict").outcome,
+                expected,
+                "{need:?}"
+            );
         }
-        assert_eq!(says(&far, app.mint(Family::Secret, Mode::Live).expose()).await, Ok(Err(Denial::UnknownKey)));
+        assert_eq!(
+            says(&far, app.mint(Family::Secret, Mode::Live).expose()).await,
+            Ok(Err(Denial::UnknownKey))
+        );
     })
     .await;
 }
@@ -527,12 +757,22 @@ async fn a_service_key_that_is_refused_gets_no_lease_and_says_unavailable() {
     each_backend_with(&[], async |app| {
         leased(app).await;
         let gateway = app.service_key().await;
-        let far = subscriber(&format!("http://{}", app.running().address()), &gateway.text);
+        let far = subscriber(
+            &format!("http://{}", app.running().address()),
+            &gateway.text,
+        );
         let key = app.insert_key("acme", Family::Commerce, Mode::Test).await;
         assert_eq!(says(&far, &key).await, Ok(Ok(())));
-        let revoked = app.delete(&format!("/service-keys/{}", gateway.id)).bearer(&app.operator()).await;
+        let revoked = app
+            .delete(&format!("/service-keys/{}", gateway.id))
+            .bearer(&app.operator())
+            .await;
         assert_eq!(revoked.status, 204);
-        assert_eq!(says(&far, &key).await, Err(Unavailable), "it remembered nothing without a lease");
+        assert_eq!(
+            says(&far, &key).await,
+            Err(Unavailable),
+            "it remembered nothing without a lease"
+        );
     })
     .await;
 }
@@ -563,7 +803,10 @@ async fn a_resource_server_outlives_its_server_by_a_lease_and_no_longer() {
 
         // Revoked while it subscribes: at once.
         let path = format!("/applications/{application}/api-keys/{}", key.id);
-        assert_eq!(server.delete(&path).bearer(&merchant("acme")).await.status, 204);
+        assert_eq!(
+            server.delete(&path).bearer(&merchant("acme")).await.status,
+            204
+        );
         assert_eq!(says(&far, &key.text).await, Ok(Err(Denial::Revoked)));
 
         server.kill().await;

@@ -36,9 +36,13 @@ fn hs256(secret: &[u8]) -> impl Fn(&[u8]) -> Vec<u8> + use<> {
 
 /// Good claims with one of them changed; `null` takes it out.
 fn claims(app: &App, name: &str, value: Value) -> Value {
-    let mut claims = json!({"sub": "ann", "account_id": "acme", "exp": app.clock.now().as_second() + 60});
+    let mut claims =
+        json!({"sub": "ann", "account_id": "acme", "exp": app.clock.now().as_second() + 60});
     claims[name] = value;
-    claims.as_object_mut().unwrap().retain(|_, value| !value.is_null());
+    claims
+        .as_object_mut()
+        .unwrap()
+        .retain(|_, value| !value.is_null());
     claims
 }
 
@@ -120,7 +124,8 @@ async fn a_token_that_is_not_valid_is_401_and_the_answer_does_not_say_why() {
 async fn a_valid_token_that_names_no_account_is_403() {
     each_backend(async |app: &App| {
         app.application(&app.merchant("acme"), "Web Store").await;
-        let signed = |claims: &Value| token(&json!({"alg": "HS256"}), claims, hs256(SECRET.as_bytes()));
+        let signed =
+            |claims: &Value| token(&json!({"alg": "HS256"}), claims, hs256(SECRET.as_bytes()));
         for account in [
             Value::Null,
             json!(""),
@@ -130,32 +135,68 @@ async fn a_valid_token_that_names_no_account_is_403() {
             json!("x".repeat(129)),
             json!("acme\u{0}"),
         ] {
-            let reply = app.get("/applications").bearer(&signed(&claims(app, "account_id", account.clone()))).await;
-            assert_eq!((reply.status, reply.code().as_str()), (403, "forbidden"), "{account}");
-            assert!(reply.body.contains("its claim `account_id` "), "it names the claim: {reply}");
+            let reply = app
+                .get("/applications")
+                .bearer(&signed(&claims(app, "account_id", account.clone())))
+                .await;
+            assert_eq!(
+                (reply.status, reply.code().as_str()),
+                (403, "forbidden"),
+                "{account}"
+            );
+            assert!(
+                reply.body.contains("its claim `account_id` "),
+                "it names the claim: {reply}"
+            );
         }
         // An integer is the account of its decimal form.
-        let reply = app.get("/applications").bearer(&signed(&claims(app, "account_id", json!(7)))).await;
+        let reply = app
+            .get("/applications")
+            .bearer(&signed(&claims(app, "account_id", json!(7))))
+            .await;
         assert_eq!(reply.status, 200, "{reply}");
         // No other claim stands in for it.
         let mut other = claims(app, "account_id", Value::Null);
         other["accountId"] = json!("acme");
         other["account"] = json!("acme");
         other["sub"] = json!("acme");
-        assert_eq!(app.get("/applications").bearer(&signed(&other)).await.status, 403);
+        assert_eq!(
+            app.get("/applications")
+                .bearer(&signed(&other))
+                .await
+                .status,
+            403
+        );
         // Accounts are compared as they are.
         for account in ["Acme", "acme.", "acme:1"] {
-            let reply = app.get("/applications").bearer(&signed(&claims(app, "account_id", json!(account)))).await;
+            let reply = app
+                .get("/applications")
+                .bearer(&signed(&claims(app, "account_id", json!(account))))
+                .await;
             assert_eq!(reply.json()["totalItems"], 0, "{account}");
         }
         // Roles that are none.
-        for roles in
-            [json!("operators"), json!(["OPERATOR"]), json!({"operator": true}), json!(true), json!(["operator", 1])]
-        {
-            let reply = app.get("/accounts/acme").bearer(&signed(&claims(app, "roles", roles.clone()))).await;
-            assert_eq!((reply.status, reply.code().as_str()), (403, "forbidden"), "{roles}");
+        for roles in [
+            json!("operators"),
+            json!(["OPERATOR"]),
+            json!({"operator": true}),
+            json!(true),
+            json!(["operator", 1]),
+        ] {
+            let reply = app
+                .get("/accounts/acme")
+                .bearer(&signed(&claims(app, "roles", roles.clone())))
+                .await;
+            assert_eq!(
+                (reply.status, reply.code().as_str()),
+                (403, "forbidden"),
+                "{roles}"
+            );
         }
-        let reply = app.get("/accounts/acme").bearer(&signed(&claims(app, "roles", json!("service operator")))).await;
+        let reply = app
+            .get("/accounts/acme")
+            .bearer(&signed(&claims(app, "roles", json!("service operator"))))
+            .await;
         assert_eq!(reply.status, 200);
     })
     .await;
@@ -163,22 +204,40 @@ async fn a_valid_token_that_names_no_account_is_403() {
 
 #[actix_web::test]
 async fn the_account_claim_is_the_one_that_is_set_without_fallback() {
-    each_backend_with(&[("TOLLKEY_JWT_ACCOUNT_CLAIM", "org")], async |app: &App| {
-        let signed = |claims: &Value| token(&json!({"alg": "HS256"}), claims, hs256(SECRET.as_bytes()));
-        app.application(&signed(&claims(app, "org", json!("initech"))), "Web Store").await;
-        assert_eq!(app.get("/applications").bearer(&app.merchant("initech")).await.json()["totalItems"], 1);
-        let only_default = signed(&claims(app, "x", Value::Null));
-        assert_eq!(app.get("/applications").bearer(&only_default).await.code(), "forbidden");
-    })
+    each_backend_with(
+        &[("TOLLKEY_JWT_ACCOUNT_CLAIM", "org")],
+        async |app: &App| {
+            let signed =
+                |claims: &Value| token(&json!({"alg": "HS256"}), claims, hs256(SECRET.as_bytes()));
+            app.application(&signed(&claims(app, "org", json!("initech"))), "Web Store")
+                .await;
+            assert_eq!(
+                app.get("/applications")
+                    .bearer(&app.merchant("initech"))
+                    .await
+                    .json()["totalItems"],
+                1
+            );
+            let only_default = signed(&claims(app, "x", Value::Null));
+            assert_eq!(
+                app.get("/applications").bearer(&only_default).await.code(),
+                "forbidden"
+            );
+        },
+    )
     .await;
 }
 
 #[actix_web::test]
-async fn with_a_public_key_only_its_own_algorithm_issuer_and_audience_count_and_nobody_has_a_role() {
+async fn with_a_public_key_only_its_own_algorithm_issuer_and_audience_count_and_nobody_has_a_role()
+{
     let key = EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING).unwrap();
     let stranger = EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING).unwrap();
     let der = key.public_key().as_der().unwrap();
-    let pem = format!("-----BEGIN PUBLIC KEY-----\n{}\n-----END PUBLIC KEY-----\n", STANDARD.encode(der.as_ref()));
+    let pem = format!(
+        "-----BEGIN PUBLIC KEY-----\n{}\n-----END PUBLIC KEY-----\n",
+        STANDARD.encode(der.as_ref())
+    );
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("key.pem");
     fs::write(&path, &pem).unwrap();
@@ -189,14 +248,21 @@ async fn with_a_public_key_only_its_own_algorithm_issuer_and_audience_count_and_
         ("TOLLKEY_JWT_AUDIENCE", "tollkey"),
     ];
     let es256 = |key: &EcdsaKeyPair, claims: &Value| {
-        let sign = |message: &[u8]| key.sign(&SystemRandom::new(), message).unwrap().as_ref().to_vec();
+        let sign = |message: &[u8]| {
+            key.sign(&SystemRandom::new(), message)
+                .unwrap()
+                .as_ref()
+                .to_vec()
+        };
         token(&json!({"alg": "ES256"}), claims, sign)
     };
     let with = |app: &App, name: &str, value: Value| {
         let mut all = claims(app, "iss", json!("https://issuer.example"));
         all["aud"] = json!("tollkey");
         all[name] = value;
-        all.as_object_mut().unwrap().retain(|_, value| !value.is_null());
+        all.as_object_mut()
+            .unwrap()
+            .retain(|_, value| !value.is_null());
         all
     };
     each_backend_with(&source, async |app: &App| {
@@ -235,9 +301,15 @@ async fn with_a_public_key_only_its_own_algorithm_issuer_and_audience_count_and_
     source.push(("TOLLKEY_JWT_ROLES_CLAIM", "tollkey_roles"));
     each_backend_with(&source, async |app: &App| {
         let operator = es256(&key, &with(app, "tollkey_roles", json!(["operator"])));
-        assert_eq!(app.get("/accounts/acme").bearer(&operator).await.status, 200);
+        assert_eq!(
+            app.get("/accounts/acme").bearer(&operator).await.status,
+            200
+        );
         let merchant = es256(&key, &with(app, "roles", json!(["operator"])));
-        assert_eq!(app.get("/accounts/acme").bearer(&merchant).await.code(), "forbidden");
+        assert_eq!(
+            app.get("/accounts/acme").bearer(&merchant).await.code(),
+            "forbidden"
+        );
     })
     .await;
 }

@@ -31,13 +31,18 @@ const EVALUATES_ANCESTORS: bool = true;
 
 /// A directory of the repository.
 fn directory(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").join(name)
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../..")
+        .join(name)
 }
 
 /// The entries of a directory, sorted.
 fn entries(directory: &Path) -> Vec<PathBuf> {
-    let entries = fs::read_dir(directory).unwrap_or_else(|error| panic!("{}: {error}", directory.display()));
-    let mut entries: Vec<PathBuf> = entries.map(|entry| entry.expect("an entry").path()).collect();
+    let entries =
+        fs::read_dir(directory).unwrap_or_else(|error| panic!("{}: {error}", directory.display()));
+    let mut entries: Vec<PathBuf> = entries
+        .map(|entry| entry.expect("an entry").path())
+        .collect();
     entries.sort();
     entries
 }
@@ -99,7 +104,10 @@ impl FixtureKey {
     }
 
     fn expected_code(&self) -> &str {
-        self.code_by_ancestors.as_deref().filter(|_| EVALUATES_ANCESTORS).unwrap_or(&self.code)
+        self.code_by_ancestors
+            .as_deref()
+            .filter(|_| EVALUATES_ANCESTORS)
+            .unwrap_or(&self.code)
     }
 }
 
@@ -132,12 +140,17 @@ struct FixtureSession {
 /// The rows of a list, whatever it wraps them in.
 fn rows(list: &Value) -> &Vec<Value> {
     let places = [list, &list["items"], &list["data"]];
-    places.into_iter().find_map(Value::as_array).unwrap_or_else(|| panic!("no list: {list}"))
+    places
+        .into_iter()
+        .find_map(Value::as_array)
+        .unwrap_or_else(|| panic!("no list: {list}"))
 }
 
 /// The row with this ID in a list.
 fn row<'a>(list: &'a Value, id: &str) -> Option<&'a Value> {
-    rows(list).iter().find(|row| row["key_id"] == id || row["id"] == id)
+    rows(list)
+        .iter()
+        .find(|row| row["key_id"] == id || row["id"] == id)
 }
 
 /// Asserts that an object has all these fields with these values. Later releases may have added others.
@@ -148,10 +161,17 @@ fn assert_includes(what: &str, actual: &Value, expected: &Value) {
 }
 
 /// The codes of these verifications, and the keys that the server describes in the responses.
-async fn verify(call: impl Fn(&str) -> Call, bearer: &str, requests: &[Value]) -> Vec<(String, Option<Value>)> {
+async fn verify(
+    call: impl Fn(&str) -> Call,
+    bearer: &str,
+    requests: &[Value],
+) -> Vec<(String, Option<Value>)> {
     let mut results = Vec::new();
     for requests in requests.chunks(100) {
-        let reply = call("/verify/batch").json(json!({"requests": requests})).bearer(bearer).await;
+        let reply = call("/verify/batch")
+            .json(json!({"requests": requests}))
+            .bearer(bearer)
+            .await;
         assert_eq!(reply.status, 200, "{reply}");
         let code = |result: &Value| result["code"].as_str().expect("a code").to_owned();
         let json = reply.json();
@@ -169,9 +189,18 @@ impl Fixture {
 
     /// Starts this build on the database of the fixture, which migrates it.
     async fn start(&self, database: Database) -> App {
-        let settings = [TOKEN_SIGN_IN, ("TOLLKEY_JWT_HS256_SECRET", self.jwt_secret.as_str())];
+        let settings = [
+            TOKEN_SIGN_IN,
+            ("TOLLKEY_JWT_HS256_SECRET", self.jwt_secret.as_str()),
+        ];
         let random = Random::new(StdRng::seed_from_u64(1));
-        App::start_with(database, &settings, ManualClock::new(self.opened_at), random).await
+        App::start_with(
+            database,
+            &settings,
+            ManualClock::new(self.opened_at),
+            random,
+        )
+        .await
     }
 
     fn requests(&self) -> Vec<Value> {
@@ -201,18 +230,27 @@ impl Fixture {
             for (list, count) in &account.lists {
                 let reply = app.get(list).bearer(&app.merchant(&account.id)).await;
                 assert_eq!(reply.status, 200, "{list} of {}: {reply}", account.id);
-                assert_eq!(rows(&reply.json()).len(), *count, "{list} of {}", account.id);
+                assert_eq!(
+                    rows(&reply.json()).len(),
+                    *count,
+                    "{list} of {}",
+                    account.id
+                );
             }
         }
         for key in &self.keys {
-            let Some((list, expected)) = &key.listed else { continue };
+            let Some((list, expected)) = &key.listed else {
+                continue;
+            };
             let token = app.merchant(&key.account);
             let reply = app.get(list).bearer(&token).await.json();
             let mut expected = expected.clone();
             if key.expected_code() != key.code {
                 // Revoked with its ancestor, whenever its own row says so.
                 let fields = expected.as_object_mut().expect("an object");
-                fields.retain(|name, _| !matches!(name.as_str(), "revokedAt" | "revokedReason" | "status"));
+                fields.retain(|name, _| {
+                    !matches!(name.as_str(), "revokedAt" | "revokedReason" | "status")
+                });
             }
             assert_includes(
                 &key.name,
@@ -220,7 +258,10 @@ impl Fixture {
                 &expected,
             );
             if key.kind.starts_with("ck") {
-                let reply = app.get(&format!("/api-keys/{}", key.id)).bearer(&token).await;
+                let reply = app
+                    .get(&format!("/api-keys/{}", key.id))
+                    .bearer(&token)
+                    .await;
                 assert_eq!(reply.status, 200, "{}: {reply}", key.name);
                 assert_includes(&key.name, &reply.json(), &expected);
             }
@@ -232,26 +273,50 @@ impl Fixture {
             let text = format!("tks_{}", key.letter.to_string().repeat(32));
             let requests = self.requests();
             let reply = app.post("/verify", requests[0].clone()).bearer(&text).await;
-            assert_eq!(reply.status, if key.revoked { 401 } else { 200 }, "{}: {reply}", key.id);
+            assert_eq!(
+                reply.status,
+                if key.revoked { 401 } else { 200 },
+                "{}: {reply}",
+                key.id
+            );
         }
     }
 
     /// The repeat of a request returns the first response, full key included.
     async fn assert_idempotency_record(&self, app: &App) {
         let record = &self.idempotency_record;
-        let repeat = app.post("/api-keys", record.body.clone()).bearer(&app.merchant(&record.account));
-        let reply = repeat.header("idempotency-key", &record.idempotency_key).await;
-        assert_eq!((reply.status, reply.header("idempotent-replayed")), (201, Some("true")), "{reply}");
-        let created = self.keys.iter().find(|key| key.name == record.created).expect("that key");
+        let repeat = app
+            .post("/api-keys", record.body.clone())
+            .bearer(&app.merchant(&record.account));
+        let reply = repeat
+            .header("idempotency-key", &record.idempotency_key)
+            .await;
+        assert_eq!(
+            (reply.status, reply.header("idempotent-replayed")),
+            (201, Some("true")),
+            "{reply}"
+        );
+        let created = self
+            .keys
+            .iter()
+            .find(|key| key.name == record.created)
+            .expect("that key");
         assert_eq!(reply.json()["api_key"], created.text(), "{reply}");
     }
 
     /// The dashboard accepts the cookie of every session. A request without a session is redirected.
     async fn assert_sessions(&self, app: &App) {
         for session in &self.sessions {
-            let cookie = format!("__Host-tollkey_session={}", format!("{:02x}", session.byte).repeat(32));
+            let cookie = format!(
+                "__Host-tollkey_session={}",
+                format!("{:02x}", session.byte).repeat(32)
+            );
             // An operator without an account has only the page that chooses one.
-            let path = if session.account.is_some() { "/dashboard/keys" } else { "/dashboard/account" };
+            let path = if session.account.is_some() {
+                "/dashboard/keys"
+            } else {
+                "/dashboard/account"
+            };
             let page = app.get(path).header("cookie", cookie).await;
             assert_eq!(page.status, 200, "session {}: {page}", session.byte);
         }
@@ -266,24 +331,45 @@ fn load(directory: &Path, database: &Database) {
 
 #[actix_web::test]
 async fn databases_of_earlier_releases_are_migrated_and_verified() {
-    for directory in entries(&directory("fixtures")).into_iter().filter(|entry| entry.is_dir()) {
+    for directory in entries(&directory("fixtures"))
+        .into_iter()
+        .filter(|entry| entry.is_dir())
+    {
         let fixture = Fixture::read(&directory);
         for database in backends() {
-            eprintln!("release {} on {}", fixture.release, database.backend().as_str());
+            eprintln!(
+                "release {} on {}",
+                fixture.release,
+                database.backend().as_str()
+            );
             load(&directory, &database);
             let app = fixture.start(database).await;
-            app.running().state().store.check_schema().expect("the schema is that of this build");
+            app.running()
+                .state()
+                .store
+                .check_schema()
+                .expect("the schema is that of this build");
             fixture.assert_lists(&app).await;
-            fixture.assert_codes(|path| app.call("POST", path), &app.service()).await;
+            fixture
+                .assert_codes(|path| app.call("POST", path), &app.service())
+                .await;
             fixture.assert_service_keys(&app).await;
             fixture.assert_idempotency_record(&app).await;
             fixture.assert_sessions(&app).await;
 
             let replica = app.replica().await;
-            fixture.assert_codes(|path| Call::new(replica.address(), "POST", path), &app.service()).await;
+            fixture
+                .assert_codes(
+                    |path| Call::new(replica.address(), "POST", path),
+                    &app.service(),
+                )
+                .await;
             replica.stop().await;
 
-            let heads = fixture.accounts.iter().flat_map(|account| ["--head", account.audit_head.as_str()]);
+            let heads = fixture
+                .accounts
+                .iter()
+                .flat_map(|account| ["--head", account.audit_head.as_str()]);
             let verify: Vec<&str> = ["audit", "verify"].into_iter().chain(heads).collect();
             Tollkey::on(&app.database).answer(&verify).await;
             app.stop().await;
@@ -293,17 +379,28 @@ async fn databases_of_earlier_releases_are_migrated_and_verified() {
 
 #[actix_web::test]
 async fn key_creation_continues_on_a_migrated_database() {
-    for directory in entries(&directory("fixtures")).into_iter().filter(|entry| entry.is_dir()) {
+    for directory in entries(&directory("fixtures"))
+        .into_iter()
+        .filter(|entry| entry.is_dir())
+    {
         let fixture = Fixture::read(&directory);
         for database in backends() {
             load(&directory, &database);
             let app = fixture.start(database).await;
             let token = app.merchant("acme");
-            let created = app.commerce_key(&token, json!({"name": "Created after the migration"})).await;
+            let created = app
+                .commerce_key(&token, json!({"name": "Created after the migration"}))
+                .await;
             assert_eq!(app.code(&created.text).await, "valid");
-            let valid = fixture.keys.iter().find(|key| key.account == "acme" && key.name == "Commerce live");
+            let valid = fixture
+                .keys
+                .iter()
+                .find(|key| key.account == "acme" && key.name == "Commerce live");
             let valid = valid.expect("that key");
-            let revoke = app.post(&format!("/api-keys/{}/revoke", valid.id), json!({})).bearer(&token).await;
+            let revoke = app
+                .post(&format!("/api-keys/{}/revoke", valid.id), json!({}))
+                .bearer(&token)
+                .await;
             assert_eq!(revoke.status, 200, "{revoke}");
             assert_eq!(app.code(&valid.text()).await, "revoked");
             app.stop().await;
@@ -313,15 +410,30 @@ async fn key_creation_continues_on_a_migrated_database() {
 
 /// A script without its comments, as statements of one line each in capitals.
 fn statements(script: &str) -> Vec<String> {
-    let code: String =
-        script.lines().map(|line| line.split("--").next().unwrap_or_default().to_owned() + "\n").collect();
-    let one_line = |statement: &str| statement.split_whitespace().collect::<Vec<_>>().join(" ").to_uppercase();
-    code.split(';').map(one_line).filter(|statement| !statement.is_empty()).collect()
+    let code: String = script
+        .lines()
+        .map(|line| line.split("--").next().unwrap_or_default().to_owned() + "\n")
+        .collect();
+    let one_line = |statement: &str| {
+        statement
+            .split_whitespace()
+            .collect::<Vec<_>>()
+            .join(" ")
+            .to_uppercase()
+    };
+    code.split(';')
+        .map(one_line)
+        .filter(|statement| !statement.is_empty())
+        .collect()
 }
 
 /// What a statement of a migration breaks for a server of the release before, which still serves on the schema.
 fn contraction(statement: &str) -> Option<&'static str> {
-    let is_word = |word: &str| statement.split(|c: char| !c.is_ascii_alphanumeric() && c != '_').any(|it| it == word);
+    let is_word = |word: &str| {
+        statement
+            .split(|c: char| !c.is_ascii_alphanumeric() && c != '_')
+            .any(|it| it == word)
+    };
     if is_word("DROP") {
         return Some("DROP");
     }
@@ -334,27 +446,50 @@ fn contraction(statement: &str) -> Option<&'static str> {
         return Some("an ALTER TABLE without ADD COLUMN");
     }
     let is_required = |column: &str| column.contains(" NOT NULL") && !column.contains(" DEFAULT ");
-    columns.any(is_required).then_some("a NOT NULL column without DEFAULT")
+    columns
+        .any(is_required)
+        .then_some("a NOT NULL column without DEFAULT")
 }
 
 #[test]
 fn statements_that_contract_a_schema_are_recognized() {
     for (script, expected) in [
-        ("CREATE TABLE t (a TEXT NOT NULL); -- DROP TABLE u;\nCREATE INDEX dropped ON t (a);", None),
-        ("ALTER TABLE t ADD COLUMN a TEXT;\nALTER TABLE t\n  ADD COLUMN b INTEGER NOT NULL\n  DEFAULT 0;", None),
+        (
+            "CREATE TABLE t (a TEXT NOT NULL); -- DROP TABLE u;\nCREATE INDEX dropped ON t (a);",
+            None,
+        ),
+        (
+            "ALTER TABLE t ADD COLUMN a TEXT;\nALTER TABLE t\n  ADD COLUMN b INTEGER NOT NULL\n  DEFAULT 0;",
+            None,
+        ),
         ("INSERT INTO t SELECT a FROM u WHERE b IS NOT NULL", None),
         ("create table t (a text); drop table u", Some("DROP")),
         ("ALTER TABLE t DROP COLUMN a", Some("DROP")),
         ("ALTER TABLE t RENAME TO u", Some("RENAME")),
-        ("ALTER TABLE t ADD COLUMN a TEXT NOT NULL", Some("a NOT NULL column without DEFAULT")),
+        (
+            "ALTER TABLE t ADD COLUMN a TEXT NOT NULL",
+            Some("a NOT NULL column without DEFAULT"),
+        ),
         (
             "ALTER TABLE t ADD COLUMN a TEXT NOT NULL DEFAULT '', ADD COLUMN b TEXT NOT NULL",
             Some("a NOT NULL column without DEFAULT"),
         ),
-        ("ALTER TABLE t ALTER COLUMN a SET NOT NULL", Some("an ALTER TABLE without ADD COLUMN")),
-        ("ALTER TABLE t ADD CONSTRAINT c CHECK (a > 0)", Some("an ALTER TABLE without ADD COLUMN")),
+        (
+            "ALTER TABLE t ALTER COLUMN a SET NOT NULL",
+            Some("an ALTER TABLE without ADD COLUMN"),
+        ),
+        (
+            "ALTER TABLE t ADD CONSTRAINT c CHECK (a > 0)",
+            Some("an ALTER TABLE without ADD COLUMN"),
+        ),
     ] {
-        assert_eq!(statements(script).iter().find_map(|statement| contraction(statement)), expected, "{script}");
+        assert_eq!(
+            statements(script)
+                .iter()
+                .find_map(|statement| contraction(statement)),
+            expected,
+            "{script}"
+        );
     }
 }
 
@@ -362,13 +497,26 @@ fn statements_that_contract_a_schema_are_recognized() {
 fn migrations_after_0_1_0_only_expand_the_schema() {
     for backend in [Backend::Sqlite, Backend::Postgres] {
         let migrations = entries(&directory("migrations").join(backend.as_str()));
-        let name = |path: &Path| path.file_name().and_then(|name| name.to_str()).expect("a name").to_owned();
+        let name = |path: &Path| {
+            path.file_name()
+                .and_then(|name| name.to_str())
+                .expect("a name")
+                .to_owned()
+        };
         assert!(migrations.iter().any(|path| name(path) == LAST_OF_0_1_0));
-        for migration in migrations.iter().filter(|path| name(path).as_str() > LAST_OF_0_1_0) {
+        for migration in migrations
+            .iter()
+            .filter(|path| name(path).as_str() > LAST_OF_0_1_0)
+        {
             let file = migration.join("up.sql");
             for statement in statements(&fs::read_to_string(&file).expect("up.sql")) {
                 let contraction = contraction(&statement);
-                assert_eq!(contraction, None, "{} must only expand the schema: {statement}", file.display());
+                assert_eq!(
+                    contraction,
+                    None,
+                    "{} must only expand the schema: {statement}",
+                    file.display()
+                );
             }
         }
     }

@@ -4,7 +4,8 @@ use std::{collections::BTreeMap, time::Duration};
 
 use serde_json::{Value, json};
 use tollkey_core::{
-    Family, Grants, IpList, KeyText, Mode, RateLimit, Scope, feature::Feature, key_text::Kind, metadata::Metadata,
+    Family, Grants, IpList, KeyText, Mode, RateLimit, Scope, feature::Feature, key_text::Kind,
+    metadata::Metadata,
 };
 
 use crate::{
@@ -24,13 +25,19 @@ fn scoped(merchants: Option<&[&str]>, features: Option<&[Feature]>) -> Grants {
 
 async fn set_model(app: &App, account: &str, model: &str) {
     let body = json!({"operating_model": model});
-    let reply = app.put(&format!("/accounts/{account}"), body).bearer(&app.operator()).await;
+    let reply = app
+        .put(&format!("/accounts/{account}"), body)
+        .bearer(&app.operator())
+        .await;
     assert_eq!(reply.status, 200, "{reply}");
 }
 
 /// The code of one verification.
 async fn code(app: &App, key: &str, need: Value) -> String {
-    app.verify(key, need).await["code"].as_str().expect("a code").to_owned()
+    app.verify(key, need).await["code"]
+        .as_str()
+        .expect("a code")
+        .to_owned()
 }
 
 #[actix_web::test]
@@ -198,25 +205,56 @@ async fn the_first_denial_that_applies_is_the_answer_in_the_order_of_the_contrac
 async fn what_a_restriction_needs_and_the_request_lacks_denies() {
     each_backend(async |app: &App| {
         set_model(app, "acme", "ecosystem").await;
-        let insert = async |grants| app.insert_key_with("acme", Family::Commerce, Mode::Live, grants).await;
+        let insert = async |grants| {
+            app.insert_key_with("acme", Family::Commerce, Mode::Live, grants)
+                .await
+        };
         let routes = insert(scoped(None, Some(&[Feature::TokensList]))).await;
         let merchants = insert(scoped(Some(&["m_1"]), None)).await;
         let allowed_ips = IpList::parse(["203.0.113.0/24"]).ok();
-        let addresses = insert(Grants { allowed_ips, ..scoped(None, None) }).await;
+        let addresses = insert(Grants {
+            allowed_ips,
+            ..scoped(None, None)
+        })
+        .await;
         let free = insert(scoped(None, None)).await;
         for (key, need, expected) in [
             (&routes, json!({"path": "/tokens"}), "route_not_allowed"),
             (&routes, json!({"method": "GET"}), "route_not_allowed"),
-            (&routes, json!({"method": null, "path": null}), "route_not_allowed"),
-            (&routes, json!({"method": "GET", "path": "/tokens"}), "valid"),
+            (
+                &routes,
+                json!({"method": null, "path": null}),
+                "route_not_allowed",
+            ),
+            (
+                &routes,
+                json!({"method": "GET", "path": "/tokens"}),
+                "valid",
+            ),
             (&merchants, json!({"merchant": "m_1"}), "route_not_allowed"),
-            (&merchants, json!({"method": "GET", "path": "/tokens"}), "merchant_not_allowed"),
-            (&merchants, json!({"method": "GET", "path": "/tokens", "merchant": "m_1"}), "valid"),
-            (&merchants, json!({"method": "GET", "path": "/tokens", "merchant": "M_1"}), "merchant_not_allowed"),
+            (
+                &merchants,
+                json!({"method": "GET", "path": "/tokens"}),
+                "merchant_not_allowed",
+            ),
+            (
+                &merchants,
+                json!({"method": "GET", "path": "/tokens", "merchant": "m_1"}),
+                "valid",
+            ),
+            (
+                &merchants,
+                json!({"method": "GET", "path": "/tokens", "merchant": "M_1"}),
+                "merchant_not_allowed",
+            ),
             (&addresses, json!({}), "ip_not_allowed"),
             (&addresses, json!({"client_ip": "203.0.113.1"}), "valid"),
             (&free, json!({}), "valid"),
-            (&free, json!({"method": "BREW", "path": "/../x", "merchant": "m_9", "client_ip": "::1"}), "valid"),
+            (
+                &free,
+                json!({"method": "BREW", "path": "/../x", "merchant": "m_9", "client_ip": "::1"}),
+                "valid",
+            ),
         ] {
             assert_eq!(code(app, key, need.clone()).await, expected, "{need}");
         }
@@ -229,7 +267,13 @@ async fn a_scoped_key_reaches_its_features_and_nothing_else() {
     each_backend(async |app: &App| {
         set_model(app, "acme", "ecosystem").await;
         let insert = async |features| {
-            app.insert_key_with("acme", Family::Commerce, Mode::Live, scoped(None, Some(features))).await
+            app.insert_key_with(
+                "acme",
+                Family::Commerce,
+                Mode::Live,
+                scoped(None, Some(features)),
+            )
+            .await
         };
         let list = insert(&[Feature::TokensList]).await;
         let retrieve = insert(&[Feature::TokensRetrieve]).await;
@@ -277,8 +321,16 @@ async fn a_scoped_key_reaches_its_features_and_nothing_else() {
             (&forward, "GET", "/forward", false),
             (&forward, "POST", "/payment-data/p_1/forward/x", false),
         ] {
-            let expected = if allowed { "valid" } else { "route_not_allowed" };
-            assert_eq!(code(app, key, json!({"method": method, "path": path})).await, expected, "{method} {path}");
+            let expected = if allowed {
+                "valid"
+            } else {
+                "route_not_allowed"
+            };
+            assert_eq!(
+                code(app, key, json!({"method": method, "path": path})).await,
+                expected,
+                "{method} {path}"
+            );
         }
     })
     .await;
@@ -287,9 +339,21 @@ async fn a_scoped_key_reaches_its_features_and_nothing_else() {
 #[actix_web::test]
 async fn the_operating_model_bounds_features_and_a_change_of_it_applies_to_keys_already_made() {
     each_backend(async |app: &App| {
-        let all = app.insert_key_with("acme", Family::Commerce, Mode::Live, scoped(Some(&["m_1"]), None)).await;
-        let features = scoped(None, Some(&[Feature::TokensList, Feature::CardholderDataForward]));
-        let two = app.insert_key_with("acme", Family::Commerce, Mode::Live, features).await;
+        let all = app
+            .insert_key_with(
+                "acme",
+                Family::Commerce,
+                Mode::Live,
+                scoped(Some(&["m_1"]), None),
+            )
+            .await;
+        let features = scoped(
+            None,
+            Some(&[Feature::TokensList, Feature::CardholderDataForward]),
+        );
+        let two = app
+            .insert_key_with("acme", Family::Commerce, Mode::Live, features)
+            .await;
         let list = json!({"method": "GET", "path": "/tokens", "merchant": "m_1"});
         let forward = json!({"method": "POST", "path": "/forward", "merchant": "m_1"});
         for (model, lists, forwards) in [
@@ -306,8 +370,16 @@ async fn the_operating_model_bounds_features_and_a_change_of_it_applies_to_keys_
             }
             for key in [&all, &two] {
                 for (need, allowed) in [(&list, lists), (&forward, forwards)] {
-                    let expected = if allowed { "valid" } else { "route_not_allowed" };
-                    assert_eq!(code(app, key, need.clone()).await, expected, "{model:?} {need}");
+                    let expected = if allowed {
+                        "valid"
+                    } else {
+                        "route_not_allowed"
+                    };
+                    assert_eq!(
+                        code(app, key, need.clone()).await,
+                        expected,
+                        "{model:?} {need}"
+                    );
                 }
             }
         }
@@ -318,7 +390,9 @@ async fn the_operating_model_bounds_features_and_a_change_of_it_applies_to_keys_
 #[actix_web::test]
 async fn a_publishable_key_may_call_storlaunchs_publishable_routes_only() {
     each_backend_with(&[("TOLLKEY_ROUTE_BASE", "/shop")], async |app: &App| {
-        let key = app.insert_key("acme", Family::Publishable, Mode::Live).await;
+        let key = app
+            .insert_key("acme", Family::Publishable, Mode::Live)
+            .await;
         for (method, path, allowed) in [
             ("GET", "/v1/storefront/public/config", true),
             ("GET", "/v1/storefront/public/a/b/c", true),
@@ -334,12 +408,21 @@ async fn a_publishable_key_may_call_storlaunchs_publishable_routes_only() {
             ("POST", "/v1/storefront/products", false),
             ("GET", "/v1/account/api-keys", false),
         ] {
-            let expected = if allowed { "valid" } else { "route_not_allowed" };
-            assert_eq!(code(app, &key, json!({"method": method, "path": path})).await, expected, "{method} {path}");
+            let expected = if allowed {
+                "valid"
+            } else {
+                "route_not_allowed"
+            };
+            assert_eq!(
+                code(app, &key, json!({"method": method, "path": path})).await,
+                expected,
+                "{method} {path}"
+            );
         }
         assert_eq!(code(app, &key, json!({})).await, "route_not_allowed");
         // It satisfies no scope at all.
-        let need = json!({"method": "GET", "path": "/v1/storefront/products", "scopes": ["links:read"]});
+        let need =
+            json!({"method": "GET", "path": "/v1/storefront/products", "scopes": ["links:read"]});
         assert_eq!(code(app, &key, need).await, "insufficient_scope");
         let need = json!({"method": "GET", "path": "/v1/storefront/products", "scopes": []});
         assert_eq!(app.verify(&key, need).await["key"]["scopes"], json!([]));
@@ -351,8 +434,13 @@ async fn a_publishable_key_may_call_storlaunchs_publishable_routes_only() {
 async fn an_ip_list_is_of_networks_and_a_mapped_address_is_its_ipv4_one() {
     each_backend(async |app: &App| {
         let allowed_ips = IpList::parse(["203.0.113.0/24", "2001:db8::/32", "192.0.2.7/32"]).ok();
-        let grants = Grants { allowed_ips, ..scoped(None, None) };
-        let key = app.insert_key_with("acme", Family::Commerce, Mode::Live, grants).await;
+        let grants = Grants {
+            allowed_ips,
+            ..scoped(None, None)
+        };
+        let key = app
+            .insert_key_with("acme", Family::Commerce, Mode::Live, grants)
+            .await;
         for (address, allowed) in [
             ("203.0.113.0", true),
             ("203.0.113.255", true),
@@ -366,7 +454,11 @@ async fn an_ip_list_is_of_networks_and_a_mapped_address_is_its_ipv4_one() {
             ("::1", false),
         ] {
             let expected = if allowed { "valid" } else { "ip_not_allowed" };
-            assert_eq!(code(app, &key, json!({"client_ip": address})).await, expected, "{address}");
+            assert_eq!(
+                code(app, &key, json!({"client_ip": address})).await,
+                expected,
+                "{address}"
+            );
         }
     })
     .await;
@@ -374,11 +466,18 @@ async fn an_ip_list_is_of_networks_and_a_mapped_address_is_its_ipv4_one() {
 
 #[actix_web::test]
 async fn scopes_are_all_needed_and_printed_expanded() {
-    let settings = [("TOLLKEY_SCOPES", "orders:read,orders:write"), ("TOLLKEY_COMMERCE_SCOPES", "orders:read")];
+    let settings = [
+        ("TOLLKEY_SCOPES", "orders:read,orders:write"),
+        ("TOLLKEY_COMMERCE_SCOPES", "orders:read"),
+    ];
     each_backend_with(&settings, async |app: &App| {
         let insert = async |family, scopes: &[Scope]| {
-            let grants = Grants { scopes: scopes.to_vec(), ..Grants::default() };
-            app.insert_key_with("acme", family, Mode::Live, grants).await
+            let grants = Grants {
+                scopes: scopes.to_vec(),
+                ..Grants::default()
+            };
+            app.insert_key_with("acme", family, Mode::Live, grants)
+                .await
         };
         let commerce = insert(Family::Commerce, &[Scope::COMMERCE]).await;
         let nine = insert(Family::Commerce, &Scope::BUILT_IN[1..]).await;
@@ -393,7 +492,10 @@ async fn scopes_are_all_needed_and_printed_expanded() {
         assert_eq!(printed(&commerce).await, json!(with(&["orders:read"])));
         assert_eq!(printed(&nine).await, json!(built_in[1..]));
         assert_eq!(printed(&one).await, json!(["sessions:write"]));
-        assert_eq!(printed(&secret).await, json!(with(&["orders:read", "orders:write"])));
+        assert_eq!(
+            printed(&secret).await,
+            json!(with(&["orders:read", "orders:write"]))
+        );
         for (key, scopes, allowed) in [
             (&commerce, json!(with(&["orders:read"])), true),
             (&commerce, json!(["links:read", "orders:write"]), false),
@@ -406,8 +508,16 @@ async fn scopes_are_all_needed_and_printed_expanded() {
             (&one, Value::Null, true),
             (&secret, json!(["commerce", "orders:write"]), true),
         ] {
-            let expected = if allowed { "valid" } else { "insufficient_scope" };
-            assert_eq!(code(app, key, json!({"scopes": scopes})).await, expected, "{scopes}");
+            let expected = if allowed {
+                "valid"
+            } else {
+                "insufficient_scope"
+            };
+            assert_eq!(
+                code(app, key, json!({"scopes": scopes})).await,
+                expected,
+                "{scopes}"
+            );
         }
     })
     .await;
@@ -418,14 +528,22 @@ async fn a_rate_limit_is_exact_under_parallel_use_and_comes_back_evenly() {
     each_backend(async |app: &App| {
         let token = app.merchant("acme");
         let application = app.application(&token, "Web Store").await;
-        let limited = json!({"scopes": ["links:read"], "rateLimit": {"limit": 50, "windowSeconds": 100}});
+        let limited =
+            json!({"scopes": ["links:read"], "rateLimit": {"limit": 50, "windowSeconds": 100}});
         let key = app.key(&token, &application, limited).await;
         // What is denied for another reason costs nothing.
         for _ in 0..60 {
-            assert_eq!(code(app, &key.text, json!({"scopes": ["links:write"]})).await, "insufficient_scope");
+            assert_eq!(
+                code(app, &key.text, json!({"scopes": ["links:write"]})).await,
+                "insufficient_scope"
+            );
         }
         let service = app.service();
-        let calls = (0..200).map(|_| app.post("/verify", json!({"key": key.text})).bearer(&service).into_future());
+        let calls = (0..200).map(|_| {
+            app.post("/verify", json!({"key": key.text}))
+                .bearer(&service)
+                .into_future()
+        });
         let replies = futures_util::future::join_all(calls).await;
         let mut remaining: Vec<i64> = Vec::new();
         for reply in &replies {
@@ -446,7 +564,8 @@ async fn a_rate_limit_is_exact_under_parallel_use_and_comes_back_evenly() {
         let codes = [app.code(&key.text).await, app.code(&key.text).await];
         assert_eq!(codes, ["valid", "rate_limited"]);
         // A change to the key is no new allowance.
-        app.edit_key("acme", &key.id, |key| key.name = "Renamed".to_owned()).await;
+        app.edit_key("acme", &key.id, |key| key.name = "Renamed".to_owned())
+            .await;
         assert_eq!(app.code(&key.text).await, "rate_limited");
         app.clock.advance(Duration::from_secs(100));
         let whole = app.verify(&key.text, json!({})).await;
@@ -484,12 +603,18 @@ async fn what_is_no_api_key_is_unknown() {
             format!("{}{key}", "x".repeat(20_000)),
             app.mint(Family::Commerce, Mode::Live).expose().to_owned(),
         ] {
-            assert_eq!(app.verify(&text, json!({})).await, json!({"valid": false, "code": "unknown_key"}));
+            assert_eq!(
+                app.verify(&text, json!({})).await,
+                json!({"valid": false, "code": "unknown_key"})
+            );
         }
         assert_eq!(app.code(&key).await, "valid");
         assert_eq!(app.code(&format!("secret-token:{key}")).await, "valid"); // RFC 8959
         // A service key presented with that prefix is as good as without.
-        let with_prefix = app.post("/verify", json!({"key": key})).bearer(&format!("secret-token:{service_key}")).await;
+        let with_prefix = app
+            .post("/verify", json!({"key": key}))
+            .bearer(&format!("secret-token:{service_key}"))
+            .await;
         assert_eq!(with_prefix.json()["code"], "valid");
     })
     .await;
@@ -506,34 +631,69 @@ async fn a_secret_key_sees_the_keys_of_its_own_account_and_a_test_one_only_test_
                 (Family::Secret, Mode::Live, "sk_live"),
                 (Family::Secret, Mode::Test, "sk_test"),
             ] {
-                keys.insert(format!("{account} {name}"), app.insert_key(account, family, mode).await);
+                keys.insert(
+                    format!("{account} {name}"),
+                    app.insert_key(account, family, mode).await,
+                );
             }
         }
         for (viewer, sees) in [
-            ("acme sk_live", &["acme ck_live", "acme ck_test", "acme sk_live", "acme sk_test"][..]),
+            (
+                "acme sk_live",
+                &[
+                    "acme ck_live",
+                    "acme ck_test",
+                    "acme sk_live",
+                    "acme sk_test",
+                ][..],
+            ),
             ("acme sk_test", &["acme ck_test", "acme sk_test"]),
             ("globex sk_test", &["globex ck_test", "globex sk_test"]),
         ] {
             for (name, key) in &keys {
-                let reply = app.post("/verify", json!({"key": key})).bearer(&keys[viewer]).await;
-                let introspected =
-                    app.call("POST", "/introspect").form(&format!("token={key}")).bearer(&keys[viewer]).await;
+                let reply = app
+                    .post("/verify", json!({"key": key}))
+                    .bearer(&keys[viewer])
+                    .await;
+                let introspected = app
+                    .call("POST", "/introspect")
+                    .form(&format!("token={key}"))
+                    .bearer(&keys[viewer])
+                    .await;
                 if sees.contains(&name.as_str()) {
                     assert_eq!(reply.json()["valid"], true, "{viewer} asks about {name}");
-                    assert_eq!(introspected.json()["active"], true, "{viewer} asks about {name}");
+                    assert_eq!(
+                        introspected.json()["active"],
+                        true,
+                        "{viewer} asks about {name}"
+                    );
                 } else {
-                    assert_eq!(reply.body, r#"{"valid":false,"code":"unknown_key"}"#, "{viewer} asks about {name}");
-                    assert_eq!(introspected.body, r#"{"active":false}"#, "{viewer} asks about {name}");
+                    assert_eq!(
+                        reply.body, r#"{"valid":false,"code":"unknown_key"}"#,
+                        "{viewer} asks about {name}"
+                    );
+                    assert_eq!(
+                        introspected.body, r#"{"active":false}"#,
+                        "{viewer} asks about {name}"
+                    );
                 }
             }
         }
         // Nor does it tell a revoked key it may not see from an unknown one, in a batch neither.
         let revoked = app
-            .insert("globex", &app.mint(Family::Commerce, Mode::Test), |key| key.revoked_at = Some(key.created_at))
+            .insert("globex", &app.mint(Family::Commerce, Mode::Test), |key| {
+                key.revoked_at = Some(key.created_at)
+            })
             .await;
         let batch = json!({"requests": [{"key": revoked.text}]});
-        let reply = app.post("/verify/batch", batch).bearer(&keys["acme sk_live"]).await;
-        assert_eq!(reply.body, r#"{"results":[{"valid":false,"code":"unknown_key"}]}"#);
+        let reply = app
+            .post("/verify/batch", batch)
+            .bearer(&keys["acme sk_live"])
+            .await;
+        assert_eq!(
+            reply.body,
+            r#"{"results":[{"valid":false,"code":"unknown_key"}]}"#
+        );
     })
     .await;
 }
@@ -543,11 +703,22 @@ async fn verify_a_batch_in_the_order_of_its_requests() {
     each_backend(async |app: &App| {
         let token = app.merchant("acme");
         let application = app.application(&token, "Web Store").await;
-        let key = app.key(&token, &application, json!({"scopes": ["links:read"]})).await;
-        let limited = app.key(&token, &application, json!({"rateLimit": {"limit": 2, "windowSeconds": 60}})).await;
+        let key = app
+            .key(&token, &application, json!({"scopes": ["links:read"]}))
+            .await;
+        let limited = app
+            .key(
+                &token,
+                &application,
+                json!({"rateLimit": {"limit": 2, "windowSeconds": 60}}),
+            )
+            .await;
         let service = app.service();
-        let batch =
-            async |requests: Value| app.post("/verify/batch", json!({"requests": requests})).bearer(&service).await;
+        let batch = async |requests: Value| {
+            app.post("/verify/batch", json!({"requests": requests}))
+                .bearer(&service)
+                .await
+        };
         let requests = json!([
             {"key": limited.text},
             {"key": key.text, "scopes": ["links:write"]},
@@ -557,8 +728,23 @@ async fn verify_a_batch_in_the_order_of_its_requests() {
             {"key": key.text, "scopes": ["links:read"]},
         ]);
         let reply = batch(requests).await.json();
-        let codes: Vec<&Value> = reply["results"].as_array().unwrap().iter().map(|result| &result["code"]).collect();
-        assert_eq!(codes, ["valid", "insufficient_scope", "unknown_key", "valid", "rate_limited", "valid"]);
+        let codes: Vec<&Value> = reply["results"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|result| &result["code"])
+            .collect();
+        assert_eq!(
+            codes,
+            [
+                "valid",
+                "insufficient_scope",
+                "unknown_key",
+                "valid",
+                "rate_limited",
+                "valid"
+            ]
+        );
         assert_eq!(
             reply["results"][0]["rate_limit"],
             json!({"limit": 2, "remaining": 1, "reset_seconds": 30, "window_seconds": 60})
@@ -567,11 +753,26 @@ async fn verify_a_batch_in_the_order_of_its_requests() {
             reply["results"][1],
             json!({"valid": false, "code": "insufficient_scope", "missing_scopes": ["links:write"]})
         );
-        assert_eq!(reply["results"][2], json!({"valid": false, "code": "unknown_key"}));
-        let verdict = app.verify(&key.text, json!({"scopes": ["commerce", "links:read", "events:read"]})).await;
-        assert_eq!(verdict["missing_scopes"], json!(["commerce", "events:read"]));
+        assert_eq!(
+            reply["results"][2],
+            json!({"valid": false, "code": "unknown_key"})
+        );
+        let verdict = app
+            .verify(
+                &key.text,
+                json!({"scopes": ["commerce", "links:read", "events:read"]}),
+            )
+            .await;
+        assert_eq!(
+            verdict["missing_scopes"],
+            json!(["commerce", "events:read"])
+        );
         // The same words as for one.
-        assert_eq!(reply["results"][5], app.verify(&key.text, json!({"scopes": ["links:read"]})).await);
+        assert_eq!(
+            reply["results"][5],
+            app.verify(&key.text, json!({"scopes": ["links:read"]}))
+                .await
+        );
 
         let hundred = vec![json!({"key": key.text}); 100];
         let reply = batch(json!(hundred)).await;
@@ -593,15 +794,34 @@ async fn verify_a_batch_in_the_order_of_its_requests() {
         ]))
         .await;
         assert_eq!(refused.status, 400);
-        let pointers: Vec<String> =
-            refused.errors().iter().map(|error| error.split(' ').next().unwrap_or_default().to_owned()).collect();
-        assert_eq!(pointers, ["/requests/1/scopes", "/requests/3/merchant", "/requests/3/client_ip"]);
-        assert_eq!(app.verify(&limited.text, json!({})).await["rate_limit"]["remaining"], 1);
+        let pointers: Vec<String> = refused
+            .errors()
+            .iter()
+            .map(|error| error.split(' ').next().unwrap_or_default().to_owned())
+            .collect();
+        assert_eq!(
+            pointers,
+            [
+                "/requests/1/scopes",
+                "/requests/3/merchant",
+                "/requests/3/client_ip"
+            ]
+        );
+        assert_eq!(
+            app.verify(&limited.text, json!({})).await["rate_limit"]["remaining"],
+            1
+        );
         for (body, expected) in [
-            (json!([{"key": "x"}, {"key": "x", "pathh": "/"}]), "/requests/1/pathh is unknown; did you mean `path`?"),
+            (
+                json!([{"key": "x"}, {"key": "x", "pathh": "/"}]),
+                "/requests/1/pathh is unknown; did you mean `path`?",
+            ),
             (json!([{"method": "GET"}]), "/requests/0/key is required"),
             (json!([{"key": 7}]), "/requests/0/key must be a string"),
-            (json!([{"key": "x", "mode": "prod"}]), "/requests/0/mode must be one of live, test"),
+            (
+                json!([{"key": "x", "mode": "prod"}]),
+                "/requests/0/mode must be one of live, test",
+            ),
             (json!({"key": "x"}), "/requests must be an array"),
         ] {
             assert_eq!(batch(body.clone()).await.errors(), [expected], "{body}");
@@ -705,17 +925,44 @@ async fn an_introspection_that_breaks_a_rule_is_told_by_member_and_rule() {
         for (form, expected) in [
             ("", "/token is required"),
             ("token=a&token=b", "/token must not be repeated"),
-            ("token=a&tokens=b", "/tokens is unknown; did you mean `token`?"),
+            (
+                "token=a&tokens=b",
+                "/tokens is unknown; did you mean `token`?",
+            ),
             ("token=a&mode=prod", "/mode must be one of live, test"),
-            ("token=a&client_ip=x", "/client_ip must be an IPv4 or IPv6 address"),
+            (
+                "token=a&client_ip=x",
+                "/client_ip must be an IPv4 or IPv6 address",
+            ),
         ] {
-            let reply = app.call("POST", "/introspect").form(form).bearer(&service).await;
-            assert_eq!((reply.status, reply.errors()), (400, vec![expected.to_owned()]), "{form}");
+            let reply = app
+                .call("POST", "/introspect")
+                .form(form)
+                .bearer(&service)
+                .await;
+            assert_eq!(
+                (reply.status, reply.errors()),
+                (400, vec![expected.to_owned()]),
+                "{form}"
+            );
         }
-        let json = app.post("/introspect", json!({"token": "a"})).bearer(&service).await;
-        assert_eq!((json.status, json.code().as_str()), (415, "unsupported_media_type"));
-        let form = app.call("POST", "/verify").form("key=a").bearer(&service).await;
-        assert_eq!((form.status, form.code().as_str()), (415, "unsupported_media_type"));
+        let json = app
+            .post("/introspect", json!({"token": "a"}))
+            .bearer(&service)
+            .await;
+        assert_eq!(
+            (json.status, json.code().as_str()),
+            (415, "unsupported_media_type")
+        );
+        let form = app
+            .call("POST", "/verify")
+            .form("key=a")
+            .bearer(&service)
+            .await;
+        assert_eq!(
+            (form.status, form.code().as_str()),
+            (415, "unsupported_media_type")
+        );
     })
     .await;
 }
@@ -731,10 +978,17 @@ async fn a_key_made_a_moment_after_it_was_asked_for_is_found() {
         assert_eq!(app.code(text.expose()).await, "valid");
         // A service key neither.
         let state = app.running().state();
-        let text = state.random.with(|rng| KeyText::mint(Kind::ServiceKey, rng));
-        let ask = || app.post("/verify", json!({"key": "x"})).bearer(text.expose());
+        let text = state
+            .random
+            .with(|rng| KeyText::mint(Kind::ServiceKey, rng));
+        let ask = || {
+            app.post("/verify", json!({"key": "x"}))
+                .bearer(text.expose())
+        };
         assert_eq!(ask().await.status, 401);
-        let id = state.random.with(|rng| tollkey_core::ServiceKeyId::new(tollkey_core::Clock::now(&app.clock), rng));
+        let id = state
+            .random
+            .with(|rng| tollkey_core::ServiceKeyId::new(tollkey_core::Clock::now(&app.clock), rng));
         let key = tollkey_core::ServiceKey {
             id,
             name: "late".to_owned(),
@@ -743,7 +997,10 @@ async fn a_key_made_a_moment_after_it_was_asked_for_is_found() {
             revoked_at: None,
         };
         let digest = text.digest();
-        let written = state.store.write(move |tx| tx.insert_service_key(&key, &digest)).await;
+        let written = state
+            .store
+            .write(move |tx| tx.insert_service_key(&key, &digest))
+            .await;
         let _ = written.expect("a service key in the store");
         assert_eq!(ask().await.status, 200);
     })
@@ -755,14 +1012,24 @@ async fn a_remembered_key_expires_by_the_clock() {
     each_backend(async |app: &App| {
         let token = app.merchant("acme");
         let application = app.application(&token, "Web Store").await;
-        let key = app.key(&token, &application, json!({"expiresAt": app.in_seconds(2)})).await;
+        let key = app
+            .key(
+                &token,
+                &application,
+                json!({"expiresAt": app.in_seconds(2)}),
+            )
+            .await;
         assert_eq!(app.code(&key.text).await, "valid");
         app.clock.advance(Duration::from_millis(1999));
         assert_eq!(app.code(&key.text).await, "valid");
         let hits = app.running().state().verifier.stats().hits;
         app.clock.advance(Duration::from_millis(1));
         assert_eq!(app.code(&key.text).await, "expired");
-        assert_eq!(app.running().state().verifier.stats().hits, hits + 1, "answered from memory");
+        assert_eq!(
+            app.running().state().verifier.stats().hits,
+            hits + 1,
+            "answered from memory"
+        );
     })
     .await;
 }
@@ -770,20 +1037,37 @@ async fn a_remembered_key_expires_by_the_clock() {
 #[actix_web::test]
 async fn a_change_holds_for_the_next_verification_of_a_remembered_key() {
     each_backend(async |app: &App| {
-        let key = app.insert("acme", &app.mint(Family::Commerce, Mode::Live), |_| ()).await;
+        let key = app
+            .insert("acme", &app.mint(Family::Commerce, Mode::Live), |_| ())
+            .await;
         for _ in 0..3 {
             assert_eq!(app.code(&key.text).await, "valid");
-            app.edit_key("acme", &key.id, |key| key.suspended_at = Some(key.created_at)).await;
+            app.edit_key("acme", &key.id, |key| {
+                key.suspended_at = Some(key.created_at)
+            })
+            .await;
             assert_eq!(app.code(&key.text).await, "suspended");
-            app.edit_key("acme", &key.id, |key| key.suspended_at = None).await;
+            app.edit_key("acme", &key.id, |key| key.suspended_at = None)
+                .await;
         }
         let now = tollkey_core::Clock::now(&app.clock);
-        app.edit_key("acme", &key.id, move |key| key.grants.expires_at = Some(now)).await;
+        app.edit_key("acme", &key.id, move |key| {
+            key.grants.expires_at = Some(now)
+        })
+        .await;
         assert_eq!(app.code(&key.text).await, "expired");
-        app.edit_key("acme", &key.id, |key| key.grants.expires_at = None).await;
-        app.edit_key("acme", &key.id, |key| key.grants.scopes = vec![Scope::LINKS_READ]).await;
-        assert_eq!(code(app, &key.text, json!({"scopes": ["links:write"]})).await, "insufficient_scope");
-        app.edit_key("acme", &key.id, move |key| key.revoked_at = Some(now)).await;
+        app.edit_key("acme", &key.id, |key| key.grants.expires_at = None)
+            .await;
+        app.edit_key("acme", &key.id, |key| {
+            key.grants.scopes = vec![Scope::LINKS_READ]
+        })
+        .await;
+        assert_eq!(
+            code(app, &key.text, json!({"scopes": ["links:write"]})).await,
+            "insufficient_scope"
+        );
+        app.edit_key("acme", &key.id, move |key| key.revoked_at = Some(now))
+            .await;
         assert_eq!(app.code(&key.text).await, "revoked");
     })
     .await;

@@ -62,27 +62,53 @@ async fn a_publishable_key_learns_only_id_family_mode_and_status() {
 #[actix_web::test]
 async fn routes_merchants_and_scopes_do_not_matter_but_everything_else_does() {
     each_backend(async |app: &App| {
-        let insert = async |grants| app.insert_key_with("acme", Family::Commerce, Mode::Live, grants).await;
+        let insert = async |grants| {
+            app.insert_key_with("acme", Family::Commerce, Mode::Live, grants)
+                .await
+        };
         let bound = Grants {
             scopes: vec![Scope::LINKS_READ],
             merchants: Some(vec!["m_1".to_owned()]),
             features: Some(vec![Feature::TokensList]),
             ..Grants::default()
         };
-        let shown = app.get("/whoami").bearer(&insert(bound.clone()).await).await.json();
-        assert_eq!((&shown["merchants"], &shown["features"]), (&json!(["m_1"]), &json!(["tokens.list"])));
+        let shown = app
+            .get("/whoami")
+            .bearer(&insert(bound.clone()).await)
+            .await
+            .json();
+        assert_eq!(
+            (&shown["merchants"], &shown["features"]),
+            (&json!(["m_1"]), &json!(["tokens.list"]))
+        );
 
         let rate_limit = RateLimit::new(1, 60).ok();
-        let limited = insert(Grants { rate_limit, ..bound.clone() }).await;
+        let limited = insert(Grants {
+            rate_limit,
+            ..bound.clone()
+        })
+        .await;
         assert_eq!(app.get("/whoami").bearer(&limited).await.status, 200);
         let refused = app.get("/whoami").bearer(&limited).await;
         assert_eq!(
-            (refused.status, refused.code().as_str(), refused.header("retry-after")),
+            (
+                refused.status,
+                refused.code().as_str(),
+                refused.header("retry-after")
+            ),
             (429, "rate_limited", Some("60"))
         );
 
-        let here = insert(Grants { allowed_ips: IpList::parse(["127.0.0.0/8"]).ok(), ..bound.clone() }).await;
-        let there = insert(Grants { allowed_ips: IpList::parse(["203.0.113.0/24"]).ok(), ..bound.clone() }).await;
+        let here = insert(Grants {
+            allowed_ips: IpList::parse(["127.0.0.0/8"]).ok(),
+            ..bound.clone()
+        })
+        .await;
+        let there = insert(Grants {
+            allowed_ips: IpList::parse(["203.0.113.0/24"]).ok(),
+            ..bound.clone()
+        })
+        .await;
         for (key, hops, status) in [
             // Loopback is a trusted proxy: what it does not tell is unknown.
             (&here, None, 403),
@@ -103,13 +129,22 @@ async fn routes_merchants_and_scopes_do_not_matter_but_everything_else_does() {
             assert!(status == 200 || reply.code() == "ip_not_allowed");
         }
 
-        let expiring = insert(Grants { expires_at: Some(app.clock.now() + Duration::from_secs(1)), ..bound }).await;
+        let expiring = insert(Grants {
+            expires_at: Some(app.clock.now() + Duration::from_secs(1)),
+            ..bound
+        })
+        .await;
         assert_eq!(app.get("/whoami").bearer(&expiring).await.status, 200);
         app.clock.advance(Duration::from_secs(1));
         assert_eq!(app.get("/whoami").bearer(&expiring).await.code(), "expired");
         let text = app.mint(Family::Secret, Mode::Live);
-        let suspended = app.insert("acme", &text, |key| key.suspended_at = Some(key.created_at)).await;
-        assert_eq!(app.get("/whoami").bearer(&suspended.text).await.code(), "suspended");
+        let suspended = app
+            .insert("acme", &text, |key| key.suspended_at = Some(key.created_at))
+            .await;
+        assert_eq!(
+            app.get("/whoami").bearer(&suspended.text).await.code(),
+            "suspended"
+        );
     })
     .await;
 }
@@ -120,8 +155,12 @@ async fn a_key_of_any_family_but_publishable_revokes_itself() {
         let token = app.merchant("acme");
         let application = app.application(&token, "Web Store").await;
         let made = app.key(&token, &application, json!({})).await;
-        let commerce = app.insert("acme", &app.mint(Family::Commerce, Mode::Test), |_| ()).await;
-        let secret = app.insert("acme", &app.mint(Family::Secret, Mode::Live), |_| ()).await;
+        let commerce = app
+            .insert("acme", &app.mint(Family::Commerce, Mode::Test), |_| ())
+            .await;
+        let secret = app
+            .insert("acme", &app.mint(Family::Secret, Mode::Live), |_| ())
+            .await;
         let kept = app.insert_key("acme", Family::Secret, Mode::Live).await;
         for key in [&made, &commerce, &secret] {
             assert_eq!(app.code(&key.text).await, "valid");
@@ -130,20 +169,41 @@ async fn a_key_of_any_family_but_publishable_revokes_itself() {
             assert_eq!(app.code(&key.text).await, "revoked");
             for method in ["GET", "DELETE"] {
                 let reply = app.call(method, "/whoami").bearer(&key.text).await;
-                assert_eq!((reply.status, reply.code().as_str()), (401, "invalid_api_key"));
+                assert_eq!(
+                    (reply.status, reply.code().as_str()),
+                    (401, "invalid_api_key")
+                );
             }
-            let log =
-                app.get(&format!("/audit-log?action=api_key.revoked&target_id={}", key.id)).bearer(&token).await.json();
+            let log = app
+                .get(&format!(
+                    "/audit-log?action=api_key.revoked&target_id={}",
+                    key.id
+                ))
+                .bearer(&token)
+                .await
+                .json();
             assert_eq!(log.as_array().map(Vec::len), Some(1));
             assert_eq!(log[0]["actor"], json!({"type": "api_key", "id": key.id}));
-            assert_eq!(log[0]["changes"], json!({"status": "revoked", "reason": "self_revoked"}));
+            assert_eq!(
+                log[0]["changes"],
+                json!({"status": "revoked", "reason": "self_revoked"})
+            );
         }
         assert_eq!(app.code(&kept).await, "valid");
-        let row =
-            app.get(&format!("/applications/{application}/api-keys")).bearer(&token).await.json()["items"][0].clone();
-        assert_eq!((&row["status"], &row["revokedReason"]), (&json!("revoked"), &json!("self_revoked")));
+        let row = app
+            .get(&format!("/applications/{application}/api-keys"))
+            .bearer(&token)
+            .await
+            .json()["items"][0]
+            .clone();
+        assert_eq!(
+            (&row["status"], &row["revokedReason"]),
+            (&json!("revoked"), &json!("self_revoked"))
+        );
 
-        let publishable = app.insert_key("acme", Family::Publishable, Mode::Live).await;
+        let publishable = app
+            .insert_key("acme", Family::Publishable, Mode::Live)
+            .await;
         let reply = app.delete("/whoami").bearer(&publishable).await;
         assert_eq!((reply.status, reply.code().as_str()), (403, "forbidden"));
         assert_eq!(app.get("/whoami").bearer(&publishable).await.status, 200);

@@ -104,10 +104,18 @@ impl Wire {
         let target = Arc::new(Mutex::new(target));
         let led_to = Arc::clone(&target);
         thread::spawn(move || {
-            let runtime = Builder::new_current_thread().enable_all().build().expect("a runtime");
+            let runtime = Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .expect("a runtime");
             LocalSet::new().block_on(&runtime, accept(listener, led_to, seen, heard));
         });
-        Self { address, target, weather, silences }
+        Self {
+            address,
+            target,
+            weather,
+            silences,
+        }
     }
 
     pub fn set(&self, weather: Weather) {
@@ -143,18 +151,27 @@ async fn accept(
     }
 }
 
-async fn carry(client: TcpStream, target: Target, weather: watch::Receiver<Weather>, silences: Arc<AtomicU64>) {
+async fn carry(
+    client: TcpStream,
+    target: Target,
+    weather: watch::Receiver<Weather>,
+    silences: Arc<AtomicU64>,
+) {
     if *weather.borrow() == Weather::Cut {
         return;
     }
     match target {
         Target::Unix(socket) => {
-            let Ok(server) = UnixStream::connect(socket).await else { return };
+            let Ok(server) = UnixStream::connect(socket).await else {
+                return;
+            };
             let (from, to) = server.into_split();
             carry_between(client, from, to, weather, silences).await;
         }
         Target::Tcp(address) => {
-            let Ok(server) = TcpStream::connect(address).await else { return };
+            let Ok(server) = TcpStream::connect(address).await else {
+                return;
+            };
             let _ = server.set_nodelay(true);
             let (from, to) = server.into_split();
             carry_between(client, from, to, weather, silences).await;
@@ -175,8 +192,22 @@ async fn carry_between(
     let listens = Cell::new(false);
     let before = silences.load(Ordering::Relaxed);
     let is_silent = || silences.load(Ordering::Relaxed) != before;
-    let there = pump(from_client, to_server, Way::There, &listens, weather.clone(), is_silent);
-    let back = pump(from_server, to_client, Way::Back, &listens, weather.clone(), is_silent);
+    let there = pump(
+        from_client,
+        to_server,
+        Way::There,
+        &listens,
+        weather.clone(),
+        is_silent,
+    );
+    let back = pump(
+        from_server,
+        to_client,
+        Way::Back,
+        &listens,
+        weather.clone(),
+        is_silent,
+    );
     tokio::select! {
         _ = there => {}
         _ = back => {}
@@ -205,10 +236,17 @@ async fn pump(
             }
         }
         let count = count?;
-        if matches!(way, Way::There) && piece[..count].windows(LISTEN.len()).any(|bytes| bytes == LISTEN) {
+        if matches!(way, Way::There)
+            && piece[..count]
+                .windows(LISTEN.len())
+                .any(|bytes| bytes == LISTEN)
+        {
             listens.set(true);
         }
-        let weather = *weather.wait_for(|weather| !weather.holds_up(way, listens.get())).await.ok()?;
+        let weather = *weather
+            .wait_for(|weather| !weather.holds_up(way, listens.get()))
+            .await
+            .ok()?;
         if let Weather::Slow(later) = weather {
             sleep(later.mul_f64(rng.random())).await;
         }

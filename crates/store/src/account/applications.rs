@@ -33,7 +33,10 @@ impl AccountReader<'_> {
     ///
     /// # Errors
     /// [`Error`].
-    pub fn applications_among(&mut self, ids: &BTreeSet<ApplicationId>) -> Result<Vec<Application>, Error> {
+    pub fn applications_among(
+        &mut self,
+        ids: &BTreeSet<ApplicationId>,
+    ) -> Result<Vec<Application>, Error> {
         let ids: Vec<Vec<u8>> = ids.iter().map(|id| id.as_bytes().to_vec()).collect();
         let rows: Vec<ApplicationRow> = applications::table
             .filter(applications::id.eq_any(ids))
@@ -62,8 +65,14 @@ impl AccountReader<'_> {
             .offset(offset(page, limit))
             .select(ApplicationRow::as_select())
             .load(self.conn)?;
-        let items = rows.into_iter().map(TryInto::try_into).collect::<Result<_, _>>()?;
-        Ok(Paged { items, total: rows::unsigned(total)? })
+        let items = rows
+            .into_iter()
+            .map(TryInto::try_into)
+            .collect::<Result<_, _>>()?;
+        Ok(Paged {
+            items,
+            total: rows::unsigned(total)?,
+        })
     }
 }
 
@@ -94,7 +103,9 @@ impl AccountWriter<'_> {
         if application.account_id != *self.account {
             return Err(Error::NotFound);
         }
-        diesel::insert_into(applications::table).values(ApplicationRow::from(application)).execute(self.conn)?;
+        diesel::insert_into(applications::table)
+            .values(ApplicationRow::from(application))
+            .execute(self.conn)?;
         Ok(())
     }
 

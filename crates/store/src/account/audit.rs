@@ -64,9 +64,15 @@ impl Walk {
     /// The index that most likely has the fewest entries.
     fn of(filter: &AuditFilter) -> Self {
         match filter {
-            AuditFilter { target_id: Some(_), .. } => Self::Target,
-            AuditFilter { action: Some(_), .. } => Self::Action,
-            AuditFilter { actor_id: Some(_), .. } => Self::Actor,
+            AuditFilter {
+                target_id: Some(_), ..
+            } => Self::Target,
+            AuditFilter {
+                action: Some(_), ..
+            } => Self::Action,
+            AuditFilter {
+                actor_id: Some(_), ..
+            } => Self::Actor,
             AuditFilter { mode: Some(_), .. } => Self::Mode,
             _ => Self::Account,
         }
@@ -141,7 +147,12 @@ impl AccountReader<'_> {
     ///
     /// # Errors
     /// [`Error`]; [`Error::Busy`] on PostgreSQL when a search takes over 2 s.
-    pub fn audit_log(&mut self, filter: &AuditFilter, before: Option<u64>, limit: u32) -> Result<AuditPage, Error> {
+    pub fn audit_log(
+        &mut self,
+        filter: &AuditFilter,
+        before: Option<u64>,
+        limit: u32,
+    ) -> Result<AuditPage, Error> {
         let walk = Walk::of(filter);
         let mut query = filtered(self.entries_before(before), filter);
         let mut end = None;
@@ -163,7 +174,10 @@ impl AccountReader<'_> {
             .limit(i64::from(limit) + 1)
             .select(EntryRow::as_select())
             .load(self.conn)?;
-        let mut entries = rows.into_iter().map(TryInto::try_into).collect::<Result<Vec<Entry>, _>>()?;
+        let mut entries = rows
+            .into_iter()
+            .map(TryInto::try_into)
+            .collect::<Result<Vec<Entry>, _>>()?;
         let next = match entries.len() > limit as usize {
             true => limit.checked_sub(1).map(|last| entries[last as usize].seq),
             false => end.map(rows::unsigned).transpose()?,
@@ -178,7 +192,9 @@ impl AccountReader<'_> {
             .filter(audit_log::account_id.eq(self.account.as_str().to_owned()))
             .into_boxed::<MultiBackend>();
         match before {
-            Some(before) => query.filter(audit_log::seq.lt(i64::try_from(before).unwrap_or(i64::MAX))),
+            Some(before) => {
+                query.filter(audit_log::seq.lt(i64::try_from(before).unwrap_or(i64::MAX)))
+            }
             None => query,
         }
     }
@@ -193,7 +209,12 @@ impl AccountReader<'_> {
             .select((audit_heads::seq, audit_heads::hash))
             .first(self.conn)
             .optional()?;
-        row.map_or(Ok(Head::GENESIS), |(seq, hash)| Ok(Head { seq: rows::unsigned(seq)?, hash: rows::hash(&hash)? }))
+        row.map_or(Ok(Head::GENESIS), |(seq, hash)| {
+            Ok(Head {
+                seq: rows::unsigned(seq)?,
+                hash: rows::hash(&hash)?,
+            })
+        })
     }
 }
 
@@ -212,7 +233,10 @@ impl AccountWriter<'_> {
             .bind::<Text, _>(self.account.as_str())
             .bind::<Binary, _>(Hash::GENESIS.as_bytes().as_slice())
             .get_result(self.conn)?;
-        Ok(Head { seq: rows::unsigned(row.seq)?, hash: rows::hash(&row.hash)? })
+        Ok(Head {
+            seq: rows::unsigned(row.seq)?,
+            hash: rows::hash(&row.hash)?,
+        })
     }
 
     /// Adds an entry to the account's chain. Best called last: until the end of the transaction no other change of
@@ -225,13 +249,21 @@ impl AccountWriter<'_> {
             return Err(Error::NotFound);
         }
         // Returned as it will be read.
-        let draft = Draft { occurred_at: to_micros(draft.occurred_at), ..draft };
+        let draft = Draft {
+            occurred_at: to_micros(draft.occurred_at),
+            ..draft
+        };
         let entry = draft.seal(self.lock_head()?);
         let row = EntryRow::try_from(&entry)?;
         let seq = row.seq;
-        diesel::insert_into(audit_log::table).values(row).execute(self.conn)?;
+        diesel::insert_into(audit_log::table)
+            .values(row)
+            .execute(self.conn)?;
         diesel::update(audit_heads::table.find(self.account.as_str()))
-            .set((audit_heads::seq.eq(seq), audit_heads::hash.eq(entry.hash.as_bytes().as_slice())))
+            .set((
+                audit_heads::seq.eq(seq),
+                audit_heads::hash.eq(entry.hash.as_bytes().as_slice()),
+            ))
             .execute(self.conn)?;
         Ok(entry)
     }

@@ -15,7 +15,9 @@ use super::{AccountReader, AccountWriter, Paged, bound_search, offset};
 use crate::{
     Error,
     connection::{AnyConnection, multi::MultiBackend},
-    lineage::{self, application_disabled, expired_from_above, revoked_from_above, suspended_from_above},
+    lineage::{
+        self, application_disabled, expired_from_above, revoked_from_above, suspended_from_above,
+    },
     rows::{self, KeyRow, KeyState},
     schema::{api_keys, key_ancestors, key_usage},
 };
@@ -31,7 +33,10 @@ pub struct KeyCursor {
 
 impl From<&ApiKey> for KeyCursor {
     fn from(key: &ApiKey) -> Self {
-        Self { created_at: key.created_at, id: key.id }
+        Self {
+            created_at: key.created_at,
+            id: key.id,
+        }
     }
 }
 
@@ -84,7 +89,9 @@ define_sql_function! {
 
 /// A text that `LIKE` takes for itself.
 fn escaped(text: &str) -> String {
-    text.replace('\\', "\\\\").replace('%', "\\%").replace('_', "\\_")
+    text.replace('\\', "\\\\")
+        .replace('%', "\\%")
+        .replace('_', "\\_")
 }
 
 type KeyQuery<'a> = api_keys::BoxedQuery<'a, MultiBackend>;
@@ -100,11 +107,20 @@ struct FromAbove {
 }
 
 /// Only keys in a status, by the rule of [`ApiKey::status`].
-fn of_status(query: KeyQuery<'_>, status: Status, now: Timestamp, above: FromAbove) -> KeyQuery<'_> {
+fn of_status(
+    query: KeyQuery<'_>,
+    status: Status,
+    now: Timestamp,
+    above: FromAbove,
+) -> KeyQuery<'_> {
     use api_keys::{created_by, expires_at, revoked_at, rotated_at, suspended_at};
     if status == Status::Revoked {
         let own = revoked_at.is_not_null();
-        return if above.revoked { query.filter(own.or(revoked_from_above())) } else { query.filter(own) };
+        return if above.revoked {
+            query.filter(own.or(revoked_from_above()))
+        } else {
+            query.filter(own)
+        };
     }
     let mut query = query.filter(revoked_at.is_null());
     if above.revoked {
@@ -113,15 +129,26 @@ fn of_status(query: KeyQuery<'_>, status: Status, now: Timestamp, above: FromAbo
     let expired_above = created_by.is_not_null().and(expired_from_above(now));
     let now = rows::micros(now);
     if status == Status::Expired {
-        return query.filter(expires_at.le(now).or(expires_at.le(rotated_at)).or(expired_above));
+        return query.filter(
+            expires_at
+                .le(now)
+                .or(expires_at.le(rotated_at))
+                .or(expired_above),
+        );
     }
-    let lasts = expires_at.gt(now).and(rotated_at.is_null().or(expires_at.gt(rotated_at)));
-    let query = query.filter(expires_at.is_null().or(lasts)).filter(not(expired_above));
+    let lasts = expires_at
+        .gt(now)
+        .and(rotated_at.is_null().or(expires_at.gt(rotated_at)));
+    let query = query
+        .filter(expires_at.is_null().or(lasts))
+        .filter(not(expired_above));
     match (status == Status::Suspended, above.suspended) {
         (true, false) => query.filter(suspended_at.is_not_null()),
         (true, true) => query.filter(suspended_at.is_not_null().or(suspended_from_above())),
         (false, false) => query.filter(suspended_at.is_null()),
-        (false, true) => query.filter(suspended_at.is_null()).filter(not(suspended_from_above())),
+        (false, true) => query
+            .filter(suspended_at.is_null())
+            .filter(not(suspended_from_above())),
     }
 }
 
@@ -173,20 +200,33 @@ impl Walk {
     /// Whether the filter rejects keys of this index.
     fn has_residual(self, filter: &KeyFilter<'_>) -> bool {
         // The keys of an application are of one family, the keys of a family too.
-        let families =
-            !matches!(self, Self::Application(_) | Self::Family(_)) && filter.families.len() < Family::ALL.len();
+        let families = !matches!(self, Self::Application(_) | Self::Family(_))
+            && filter.families.len() < Family::ALL.len();
         let status = filter.status.is_some() && self != Self::Revoked;
-        families || status || filter.application_enabled.is_some() || filter.mode.is_some() || filter.text.is_some()
+        families
+            || status
+            || filter.application_enabled.is_some()
+            || filter.mode.is_some()
+            || filter.text.is_some()
     }
 }
 
 fn in_families<'a>(query: KeyQuery<'a>, families: &[Family]) -> KeyQuery<'a> {
     // All families need no condition, and are served by the better index then.
-    if families.len() < Family::ALL.len() { query.filter(api_keys::family.eq_any(names(families))) } else { query }
+    if families.len() < Family::ALL.len() {
+        query.filter(api_keys::family.eq_any(names(families)))
+    } else {
+        query
+    }
 }
 
 /// Only the keys that a filter selects, as far as a walk does not select them already.
-fn filtered<'a>(mut query: KeyQuery<'a>, filter: &KeyFilter<'_>, walk: Option<Walk>, above: FromAbove) -> KeyQuery<'a> {
+fn filtered<'a>(
+    mut query: KeyQuery<'a>,
+    filter: &KeyFilter<'_>,
+    walk: Option<Walk>,
+    above: FromAbove,
+) -> KeyQuery<'a> {
     if !matches!(walk, Some(Walk::Family(_))) {
         query = in_families(query, filter.families);
     }
@@ -257,11 +297,28 @@ impl AccountReader<'_> {
     ///
     /// # Errors
     /// [`Error`]; [`Error::Busy`] on PostgreSQL when a search takes over 2 s.
-    pub fn keys(&mut self, filter: &KeyFilter<'_>, after: Option<KeyCursor>, limit: u32) -> Result<KeyPage, Error> {
-        let above = if filter.status.is_some() { self.states_from_above()? } else { FromAbove::default() };
+    pub fn keys(
+        &mut self,
+        filter: &KeyFilter<'_>,
+        after: Option<KeyCursor>,
+        limit: u32,
+    ) -> Result<KeyPage, Error> {
+        let above = if filter.status.is_some() {
+            self.states_from_above()?
+        } else {
+            FromAbove::default()
+        };
         if let Some(id) = filter.text.and_then(|text| text.parse::<KeyId>().ok()) {
-            let query = filtered(self.keys_after(None), &KeyFilter { text: None, ..filter.clone() }, None, above)
-                .filter(api_keys::id.eq(id.as_bytes().to_vec()));
+            let query = filtered(
+                self.keys_after(None),
+                &KeyFilter {
+                    text: None,
+                    ..filter.clone()
+                },
+                None,
+                above,
+            )
+            .filter(api_keys::id.eq(id.as_bytes().to_vec()));
             let rows = query.select(KeyRow::as_select()).load(self.conn)?;
             let keys = lineage::keys(self.conn, rows)?;
             if !keys.is_empty() {
@@ -274,7 +331,12 @@ impl AccountReader<'_> {
         let mut keys: Vec<ApiKey> = Vec::new();
         let mut end: Option<KeyCursor> = None;
         for walk in walks {
-            let mut query = filtered(walk.enter(self.keys_after(after)), filter, Some(walk), above);
+            let mut query = filtered(
+                walk.enter(self.keys_after(after)),
+                filter,
+                Some(walk),
+                above,
+            );
             if walk.has_residual(filter) {
                 bound_search(self.conn)?;
                 let last: Option<(i64, Vec<u8>)> = walk
@@ -286,7 +348,10 @@ impl AccountReader<'_> {
                     .first(self.conn)
                     .optional()?;
                 if let Some((created_at, id)) = last {
-                    let last = KeyCursor { created_at: rows::timestamp(created_at)?, id: rows::id(&id)? };
+                    let last = KeyCursor {
+                        created_at: rows::timestamp(created_at)?,
+                        id: rows::id(&id)?,
+                    };
                     query = query
                         .filter(api_keys::created_at.ge(created_at))
                         .filter(api_keys::created_at.gt(created_at).or(api_keys::id.ge(id)));
@@ -309,7 +374,9 @@ impl AccountReader<'_> {
         }
         let limit = limit as usize;
         let next = match keys.len() > limit {
-            true => limit.checked_sub(1).map(|last| KeyCursor::from(&keys[last])),
+            true => limit
+                .checked_sub(1)
+                .map(|last| KeyCursor::from(&keys[last])),
             false => end,
         };
         keys.truncate(limit);
@@ -321,13 +388,17 @@ impl AccountReader<'_> {
         let query = api_keys::table
             .filter(api_keys::account_id.eq(self.account.as_str().to_owned()))
             .into_boxed::<MultiBackend>();
-        let Some(KeyCursor { created_at, id }) = after else { return query };
+        let Some(KeyCursor { created_at, id }) = after else {
+            return query;
+        };
         let at = rows::micros(created_at);
         // Written in this way the index is entered where the page before ended. With `created_at < at OR ...` each page
         // reads all pages before it again.
-        query
-            .filter(api_keys::created_at.le(at))
-            .filter(api_keys::created_at.lt(at).or(api_keys::id.lt(id.as_bytes().to_vec())))
+        query.filter(api_keys::created_at.le(at)).filter(
+            api_keys::created_at
+                .lt(at)
+                .or(api_keys::id.lt(id.as_bytes().to_vec())),
+        )
     }
 
     /// A page of the keys of an application, newest first, revoked ones included. Pages count from 1.
@@ -353,7 +424,10 @@ impl AccountReader<'_> {
             .offset(offset(page, limit))
             .select(KeyRow::as_select())
             .load(self.conn)?;
-        Ok(Paged { items: lineage::keys(self.conn, rows)?, total: rows::unsigned(total)? })
+        Ok(Paged {
+            items: lineage::keys(self.conn, rows)?,
+            total: rows::unsigned(total)?,
+        })
     }
 
     /// The newest keys of each of these applications, at most `most_each` of each, in the order of the applications.
@@ -385,12 +459,20 @@ impl AccountReader<'_> {
     ///
     /// # Errors
     /// [`Error`].
-    pub fn count_usable(&mut self, application: &ApplicationId, now: Timestamp) -> Result<u64, Error> {
+    pub fn count_usable(
+        &mut self,
+        application: &ApplicationId,
+        now: Timestamp,
+    ) -> Result<u64, Error> {
         let count: i64 = api_keys::table
             .filter(api_keys::account_id.eq(self.account.as_str()))
             .filter(api_keys::application_id.eq(application.as_bytes().as_slice()))
             .filter(api_keys::revoked_at.is_null())
-            .filter(api_keys::expires_at.is_null().or(api_keys::expires_at.gt(rows::micros(now))))
+            .filter(
+                api_keys::expires_at
+                    .is_null()
+                    .or(api_keys::expires_at.gt(rows::micros(now))),
+            )
             .count()
             .get_result(self.conn)?;
         rows::unsigned(count)
@@ -402,13 +484,19 @@ impl AccountReader<'_> {
     /// # Errors
     /// [`Error`].
     pub fn count_usable_of(&mut self, families: &[Family], now: Timestamp) -> Result<u64, Error> {
-        let ended_above = api_keys::created_by.is_not_null().and(revoked_from_above().or(expired_from_above(now)));
+        let ended_above = api_keys::created_by
+            .is_not_null()
+            .and(revoked_from_above().or(expired_from_above(now)));
         let count: i64 = api_keys::table
             .filter(api_keys::account_id.eq(self.account.as_str()))
             .filter(api_keys::family.eq_any(names(families)))
             .filter(api_keys::revoked_at.is_null())
             .filter(not(ended_above))
-            .filter(api_keys::expires_at.is_null().or(api_keys::expires_at.gt(rows::micros(now))))
+            .filter(
+                api_keys::expires_at
+                    .is_null()
+                    .or(api_keys::expires_at.gt(rows::micros(now))),
+            )
             .count()
             .get_result(self.conn)?;
         rows::unsigned(count)
@@ -467,7 +555,10 @@ impl AccountWriter<'_> {
             return Err(Error::NotFound);
         }
         diesel::insert_into(api_keys::table)
-            .values((KeyRow::from(key), api_keys::digest.eq(digest.as_bytes().as_slice())))
+            .values((
+                KeyRow::from(key),
+                api_keys::digest.eq(digest.as_bytes().as_slice()),
+            ))
             .execute(self.conn)?;
         Ok(())
     }
@@ -480,7 +571,9 @@ impl AccountWriter<'_> {
     /// [`Error::NotFound`] when it is not there.
     pub fn save_key(&mut self, key: &ApiKey) -> Result<(), Error> {
         let written = diesel::update(
-            api_keys::table.find(key.id.as_bytes().as_slice()).filter(api_keys::account_id.eq(self.account.as_str())),
+            api_keys::table
+                .find(key.id.as_bytes().as_slice())
+                .filter(api_keys::account_id.eq(self.account.as_str())),
         )
         .set(KeyState::from(key))
         .execute(self.conn)?;

@@ -72,7 +72,10 @@ fn offset(page: u32, limit: u32) -> i64 {
 impl Reader<'_> {
     /// What belongs to this account.
     pub fn account<'a>(&'a mut self, account: &'a AccountId) -> AccountReader<'a> {
-        AccountReader { conn: self.conn, account }
+        AccountReader {
+            conn: self.conn,
+            account,
+        }
     }
 }
 
@@ -80,7 +83,10 @@ impl Writer<'_> {
     /// What belongs to this account.
     pub fn account<'a>(&'a mut self, account: &'a AccountId) -> AccountWriter<'a> {
         let (conn, changed) = self.parts();
-        AccountWriter { reader: AccountReader { conn, account }, changed }
+        AccountWriter {
+            reader: AccountReader { conn, account },
+            changed,
+        }
     }
 }
 
@@ -95,8 +101,15 @@ impl AccountReader<'_> {
             .select(accounts::operating_model)
             .first(self.conn)
             .optional()?;
-        let operating_model = model.as_deref().map(rows::operating_model).transpose()?.unwrap_or_default();
-        Ok(Account { id: self.account.clone(), operating_model })
+        let operating_model = model
+            .as_deref()
+            .map(rows::operating_model)
+            .transpose()?
+            .unwrap_or_default();
+        Ok(Account {
+            id: self.account.clone(),
+            operating_model,
+        })
     }
 }
 
@@ -116,7 +129,11 @@ impl AccountWriter<'_> {
     ///
     /// # Errors
     /// [`Error`].
-    pub fn set_operating_model(&mut self, model: OperatingModel, at: Timestamp) -> Result<bool, Error> {
+    pub fn set_operating_model(
+        &mut self,
+        model: OperatingModel,
+        at: Timestamp,
+    ) -> Result<bool, Error> {
         self.lock()?; // or what was read could change before the write
         if self.get()?.operating_model == model {
             return Ok(false);

@@ -67,11 +67,20 @@ impl TryFrom<PendingRow> for (PendingRevocation, Option<KeyId>) {
             account_id: rows::account_id(&row.account_id)?,
             root,
             revoked_at: rows::timestamp(row.revoked_at)?,
-            actor: Actor { kind, id: row.actor_id },
+            actor: Actor {
+                kind,
+                id: row.actor_id,
+            },
             request_id: row.request_id,
-            ip: row.ip.map(|ip| ip.parse().map_err(|_| corrupt())).transpose()?,
+            ip: row
+                .ip
+                .map(|ip| ip.parse().map_err(|_| corrupt()))
+                .transpose()?,
         };
-        Ok((pending, row.done_through.as_deref().map(rows::id).transpose()?))
+        Ok((
+            pending,
+            row.done_through.as_deref().map(rows::id).transpose()?,
+        ))
     }
 }
 
@@ -102,7 +111,8 @@ impl AccountReader<'_> {
     /// # Errors
     /// [`Error`].
     pub fn has_pending_revocations(&mut self) -> Result<bool, Error> {
-        let pending = pending_revocations::table.filter(pending_revocations::account_id.eq(self.account.as_str()));
+        let pending = pending_revocations::table
+            .filter(pending_revocations::account_id.eq(self.account.as_str()));
         Ok(diesel::select(exists(pending)).get_result(self.conn)?)
     }
 
@@ -111,7 +121,8 @@ impl AccountReader<'_> {
     /// # Errors
     /// [`Error`].
     pub fn has_descendants(&mut self, key: &KeyId) -> Result<bool, Error> {
-        let below = key_ancestors::table.filter(key_ancestors::ancestor_id.eq(key.as_bytes().as_slice()));
+        let below =
+            key_ancestors::table.filter(key_ancestors::ancestor_id.eq(key.as_bytes().as_slice()));
         Ok(diesel::select(exists(below)).get_result(self.conn)?)
     }
 
@@ -141,7 +152,9 @@ impl AccountWriter<'_> {
         let row = PendingRow::from(pending);
         let known = pending_revocations::table.find(row.root_id.clone());
         if !diesel::select(exists(known)).get_result::<bool>(self.conn)? {
-            diesel::insert_into(pending_revocations::table).values(row).execute(self.conn)?;
+            diesel::insert_into(pending_revocations::table)
+                .values(row)
+                .execute(self.conn)?;
         }
         Ok(())
     }
@@ -159,10 +172,20 @@ impl AccountWriter<'_> {
     /// # Errors
     /// [`Error`].
     pub fn next_batch(&mut self, limit: u32) -> Result<Option<Batch>, Error> {
-        let Some((pending, done_through)) = self.lock_oldest_pending()? else { return Ok(None) };
+        let Some((pending, done_through)) = self.lock_oldest_pending()? else {
+            return Ok(None);
+        };
         let ids = self.keys_below(&pending.root, done_through, limit)?;
-        let through = ids.last().filter(|_| ids.len() == limit as usize).map(|id| rows::id(id)).transpose()?;
-        Ok(Some(Batch { pending, keys: self.lock_unrevoked(ids)?, through }))
+        let through = ids
+            .last()
+            .filter(|_| ids.len() == limit as usize)
+            .map(|id| rows::id(id))
+            .transpose()?;
+        Ok(Some(Batch {
+            pending,
+            keys: self.lock_unrevoked(ids)?,
+            through,
+        }))
     }
 
     /// One revocation of an account is worked on at a time, the oldest first: where two apply to a key, the earlier one
@@ -175,19 +198,31 @@ impl AccountWriter<'_> {
             .select(root_id)
             .first::<Vec<u8>>(self.conn)
             .optional()?;
-        let Some(oldest) = oldest else { return Ok(None) };
+        let Some(oldest) = oldest else {
+            return Ok(None);
+        };
         let row = pending_revocations::table.find(oldest);
         let row: Option<PendingRow> = match &mut *self.reader.conn {
-            AnyConnection::Postgres(conn) => {
-                row.select(PendingRow::as_select()).for_update().skip_locked().first(conn).optional()?
+            AnyConnection::Postgres(conn) => row
+                .select(PendingRow::as_select())
+                .for_update()
+                .skip_locked()
+                .first(conn)
+                .optional()?,
+            AnyConnection::Sqlite(conn) => {
+                row.select(PendingRow::as_select()).first(conn).optional()?
             }
-            AnyConnection::Sqlite(conn) => row.select(PendingRow::as_select()).first(conn).optional()?,
         };
         row.map(TryInto::try_into).transpose()
     }
 
     /// The IDs of at most `limit` keys below a root, behind a key, in the order of their IDs.
-    fn keys_below(&mut self, root: &Root, after: Option<KeyId>, limit: u32) -> Result<Vec<Vec<u8>>, Error> {
+    fn keys_below(
+        &mut self,
+        root: &Root,
+        after: Option<KeyId>,
+        limit: u32,
+    ) -> Result<Vec<Vec<u8>>, Error> {
         // No key has this ID.
         let after = after.map_or_else(Vec::new, |id| id.as_bytes().to_vec());
         Ok(match root {
@@ -220,9 +255,14 @@ impl AccountWriter<'_> {
                 .order(api_keys::id) // one order for every transaction that locks several
         };
         if let AnyConnection::Postgres(conn) = &mut *self.reader.conn {
-            unrevoked().select(api_keys::id).for_update().load::<Vec<u8>>(conn)?;
+            unrevoked()
+                .select(api_keys::id)
+                .for_update()
+                .load::<Vec<u8>>(conn)?;
         }
-        let rows: Vec<KeyRow> = unrevoked().select(KeyRow::as_select()).load(self.reader.conn)?;
+        let rows: Vec<KeyRow> = unrevoked()
+            .select(KeyRow::as_select())
+            .load(self.reader.conn)?;
         lineage::keys(self.reader.conn, rows)
     }
 
@@ -232,7 +272,9 @@ impl AccountWriter<'_> {
     /// [`Error`].
     pub fn record_revocation(&mut self, key: &ApiKey) -> Result<(), Error> {
         diesel::update(
-            api_keys::table.find(key.id.as_bytes().as_slice()).filter(api_keys::account_id.eq(self.account.as_str())),
+            api_keys::table
+                .find(key.id.as_bytes().as_slice())
+                .filter(api_keys::account_id.eq(self.account.as_str())),
         )
         .set((
             api_keys::revoked_at.eq(key.revoked_at.map(rows::micros)),

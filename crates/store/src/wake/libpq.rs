@@ -13,8 +13,9 @@ use std::{
 };
 
 use pq_sys::{
-    ConnStatusType, ExecStatusType, PGconn, PQclear, PQconnectdb, PQconsumeInput, PQfinish, PQfreemem, PQgetResult,
-    PQisBusy, PQnotifies, PQresultStatus, PQsendQuery, PQsetNoticeProcessor, PQsocket, PQstatus,
+    ConnStatusType, ExecStatusType, PGconn, PQclear, PQconnectdb, PQconsumeInput, PQfinish,
+    PQfreemem, PQgetResult, PQisBusy, PQnotifies, PQresultStatus, PQsendQuery,
+    PQsetNoticeProcessor, PQsocket, PQstatus,
 };
 
 /// The connection cannot be made, or is lost. Without libpq's message, which names host and user.

@@ -9,13 +9,18 @@ use tollkey_store::{AuditFilter, Error, Reader, Store};
 use crate::{account, acme, at, draft, each, id, other};
 
 async fn append(store: &Store, draft: Draft) -> Result<Entry, Error> {
-    let written = store.write(move |tx| tx.account(&draft.account_id.clone()).append(draft)).await?;
+    let written = store
+        .write(move |tx| tx.account(&draft.account_id.clone()).append(draft))
+        .await?;
     assert_eq!(written.change, None);
     Ok(written.value)
 }
 
 /// Verifies every chain and returns where they end.
-fn verify(db: &mut Reader<'_>, only: Option<&AccountId>) -> Result<Result<Vec<(AccountId, Head)>, ChainError>, Error> {
+fn verify(
+    db: &mut Reader<'_>,
+    only: Option<&AccountId>,
+) -> Result<Result<Vec<(AccountId, Head)>, ChainError>, Error> {
     let mut heads: Vec<(AccountId, Head)> = Vec::new();
     let outcome = db.for_each_audit_entry(only, |entry| {
         let entry = entry.unwrap();
@@ -51,12 +56,33 @@ fn an_entry_is_read_as_it_was_sealed() {
             ..draft(2, &acme())
         };
         let second = append(&store, plain).await.unwrap();
-        let read =
-            store.read(|db| db.account(&acme()).audit_log(&AuditFilter::default(), None, 10)).await.unwrap().entries;
+        let read = store
+            .read(|db| {
+                db.account(&acme())
+                    .audit_log(&AuditFilter::default(), None, 10)
+            })
+            .await
+            .unwrap()
+            .entries;
         assert_eq!(read, [second.clone(), sealed]);
-        let head = store.read(|db| db.account(&acme()).audit_head()).await.unwrap();
-        assert_eq!(head, Head { seq: 2, hash: second.hash });
-        assert_eq!(store.read(|db| db.account(&other()).audit_head()).await.unwrap(), Head::GENESIS);
+        let head = store
+            .read(|db| db.account(&acme()).audit_head())
+            .await
+            .unwrap();
+        assert_eq!(
+            head,
+            Head {
+                seq: 2,
+                hash: second.hash
+            }
+        );
+        assert_eq!(
+            store
+                .read(|db| db.account(&other()).audit_head())
+                .await
+                .unwrap(),
+            Head::GENESIS
+        );
         assert!(store.read(|db| verify(db, None)).await.unwrap().is_ok());
     });
 }
@@ -66,29 +92,84 @@ fn entries_are_filtered_and_paged_within_the_account() {
     each(async |database| {
         let store = database.store();
         for number in 1..=6 {
-            let mode = if number % 2 == 0 { Mode::Test } else { Mode::Live };
-            let action = if number < 3 { Action::ApiKeyCreated } else { Action::ApiKeyRevoked };
+            let mode = if number % 2 == 0 {
+                Mode::Test
+            } else {
+                Mode::Live
+            };
+            let action = if number < 3 {
+                Action::ApiKeyCreated
+            } else {
+                Action::ApiKeyRevoked
+            };
             let target = Target::key(id(number % 3), mode);
-            append(&store, Draft { action, target, ..draft(number, &acme()) }).await.unwrap();
+            append(
+                &store,
+                Draft {
+                    action,
+                    target,
+                    ..draft(number, &acme())
+                },
+            )
+            .await
+            .unwrap();
         }
         append(&store, draft(7, &other())).await.unwrap();
         let list = async |filter: AuditFilter, before, limit| {
-            let entries =
-                store.read(move |db| db.account(&acme()).audit_log(&filter, before, limit)).await.unwrap().entries;
+            let entries = store
+                .read(move |db| db.account(&acme()).audit_log(&filter, before, limit))
+                .await
+                .unwrap()
+                .entries;
             entries.iter().map(|entry| entry.seq).collect::<Vec<_>>()
         };
         let all = AuditFilter::default;
         assert_eq!(list(all(), None, 4).await, [6, 5, 4, 3]);
         assert_eq!(list(all(), Some(3), 4).await, [2, 1]);
         assert_eq!(list(all(), Some(u64::MAX), 1).await, [6]);
-        assert_eq!(list(AuditFilter { action: Some(Action::ApiKeyCreated), ..all() }, None, 9).await, [2, 1]);
-        assert_eq!(list(AuditFilter { mode: Some(Mode::Test), ..all() }, None, 9).await, [6, 4, 2]);
+        assert_eq!(
+            list(
+                AuditFilter {
+                    action: Some(Action::ApiKeyCreated),
+                    ..all()
+                },
+                None,
+                9
+            )
+            .await,
+            [2, 1]
+        );
+        assert_eq!(
+            list(
+                AuditFilter {
+                    mode: Some(Mode::Test),
+                    ..all()
+                },
+                None,
+                9
+            )
+            .await,
+            [6, 4, 2]
+        );
         let target_id = Some(id::<tollkey_core::ApiKey>(1).to_string());
-        assert_eq!(list(AuditFilter { target_id, ..all() }, None, 9).await, [4, 1]);
-        let by = |actor: &str| AuditFilter { actor_id: Some(actor.to_owned()), ..all() };
-        assert_eq!(list(by("user-1"), None, 9).await, list(all(), None, 9).await);
+        assert_eq!(
+            list(AuditFilter { target_id, ..all() }, None, 9).await,
+            [4, 1]
+        );
+        let by = |actor: &str| AuditFilter {
+            actor_id: Some(actor.to_owned()),
+            ..all()
+        };
+        assert_eq!(
+            list(by("user-1"), None, 9).await,
+            list(all(), None, 9).await
+        );
         assert_eq!(list(by("user-2"), None, 9).await, [0; 0]);
-        let times = AuditFilter { since: Some(at(2)), until: Some(at(4)), ..all() };
+        let times = AuditFilter {
+            since: Some(at(2)),
+            until: Some(at(4)),
+            ..all()
+        };
         assert_eq!(list(times, None, 9).await, [3, 2]);
         let everything = AuditFilter {
             action: Some(Action::ApiKeyRevoked),
@@ -118,11 +199,23 @@ fn a_chain_has_no_gap_under_concurrent_writers() {
         }
         let heads = store.read(|db| verify(db, None)).await.unwrap().unwrap();
         assert_eq!(
-            heads.iter().map(|(account, head)| (account.as_str(), head.seq)).collect::<Vec<_>>(),
+            heads
+                .iter()
+                .map(|(account, head)| (account.as_str(), head.seq))
+                .collect::<Vec<_>>(),
             [("acme", 12), ("other", 12)]
         );
-        assert_eq!(store.read(|db| db.audit_heads(None, 10)).await.unwrap(), heads);
-        assert_eq!(store.read(|db| db.audit_heads(Some(&acme()), 10)).await.unwrap(), heads[1..]);
+        assert_eq!(
+            store.read(|db| db.audit_heads(None, 10)).await.unwrap(),
+            heads
+        );
+        assert_eq!(
+            store
+                .read(|db| db.audit_heads(Some(&acme()), 10))
+                .await
+                .unwrap(),
+            heads[1..]
+        );
     });
 }
 
@@ -143,9 +236,19 @@ fn more_than_a_page_is_exported_in_the_order_of_bytes() {
                 .unwrap();
         }
         let heads = store.read(|db| verify(db, None)).await.unwrap().unwrap();
-        assert_eq!(heads.iter().map(|(account, _)| account.as_str()).collect::<Vec<_>>(), accounts);
+        assert_eq!(
+            heads
+                .iter()
+                .map(|(account, _)| account.as_str())
+                .collect::<Vec<_>>(),
+            accounts
+        );
         assert!(heads.iter().all(|(_, head)| head.seq == 301), "{heads:?}");
-        let one = store.read(|db| verify(db, Some(&account("a-b")))).await.unwrap().unwrap();
+        let one = store
+            .read(|db| verify(db, Some(&account("a-b"))))
+            .await
+            .unwrap()
+            .unwrap();
         assert_eq!(one, heads[3..4]);
     });
 }
@@ -158,11 +261,32 @@ fn an_edit_and_a_deletion_are_found() {
             append(&store, draft(number, &acme())).await.unwrap();
         }
         database.sql("UPDATE audit_log SET actor_id = 'somebody else' WHERE seq = 2");
-        let broken = store.read(|db| verify(db, None)).await.unwrap().unwrap_err();
-        assert_eq!(broken, ChainError::Broken { account: acme(), seq: 2 });
+        let broken = store
+            .read(|db| verify(db, None))
+            .await
+            .unwrap()
+            .unwrap_err();
+        assert_eq!(
+            broken,
+            ChainError::Broken {
+                account: acme(),
+                seq: 2
+            }
+        );
         database.sql("DELETE FROM audit_log WHERE seq = 2");
-        let gap = store.read(|db| verify(db, None)).await.unwrap().unwrap_err();
-        assert_eq!(gap, ChainError::Gap { account: acme(), expected: 2, found: 3 });
+        let gap = store
+            .read(|db| verify(db, None))
+            .await
+            .unwrap()
+            .unwrap_err();
+        assert_eq!(
+            gap,
+            ChainError::Gap {
+                account: acme(),
+                expected: 2,
+                found: 3
+            }
+        );
     });
 }
 
@@ -170,11 +294,19 @@ fn an_edit_and_a_deletion_are_found() {
 fn an_entry_goes_into_no_other_account() {
     each(async |database| {
         let store = database.store();
-        let appended = store.write(|tx| tx.account(&other()).append(draft(1, &acme()))).await;
+        let appended = store
+            .write(|tx| tx.account(&other()).append(draft(1, &acme())))
+            .await;
         assert_eq!(appended, Err(Error::NotFound));
         append(&store, draft(1, &acme())).await.unwrap();
-        let read =
-            store.read(|db| db.account(&other()).audit_log(&AuditFilter::default(), None, 10)).await.unwrap().entries;
+        let read = store
+            .read(|db| {
+                db.account(&other())
+                    .audit_log(&AuditFilter::default(), None, 10)
+            })
+            .await
+            .unwrap()
+            .entries;
         assert_eq!(read, []);
     });
 }

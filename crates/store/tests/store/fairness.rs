@@ -12,8 +12,8 @@ use std::{
 use tokio::task::JoinHandle;
 use tollkey_core::{ApiKey, Changed, Family, KeyId, Mode, Position, Seq, VerifierId};
 use tollkey_store::{
-    AuditFilter, Backend, EXAMINED_ENTRIES, EXAMINED_KEYS, Error, KeyCursor, KeyFilter, KeyPage, OpenOptions, Owner,
-    Store,
+    AuditFilter, Backend, EXAMINED_ENTRIES, EXAMINED_KEYS, Error, KeyCursor, KeyFilter, KeyPage,
+    OpenOptions, Owner, Store,
     testing::{Database, RealClock},
 };
 
@@ -24,7 +24,10 @@ const FLOOD: usize = 60;
 /// A store with a pool of that size on a migrated database.
 fn store_with(database: &Database, pool_size: u32) -> Store {
     let _migrated = database.store();
-    let options = OpenOptions { pool_size, ..OpenOptions::new(database.url()) };
+    let options = OpenOptions {
+        pool_size,
+        ..OpenOptions::new(database.url())
+    };
     Store::open(options, Arc::new(RealClock::default())).unwrap()
 }
 
@@ -39,7 +42,11 @@ impl Held {
         let mut state = state.lock().unwrap();
         state.0 += 1;
         changed.notify_all();
-        let _ = changed.wait_timeout_while(state, Duration::from_millis(1_800), |(_, released)| !*released).unwrap();
+        let _ = changed
+            .wait_timeout_while(state, Duration::from_millis(1_800), |(_, released)| {
+                !*released
+            })
+            .unwrap();
     }
 
     /// Waits until that many closures run.
@@ -48,7 +55,11 @@ impl Held {
         let reached = tokio::task::spawn_blocking(move || {
             let (state, changed) = &*held.0;
             let limit = Duration::from_secs(20);
-            !changed.wait_timeout_while(state.lock().unwrap(), limit, |state| state.0 < running).unwrap().1.timed_out()
+            !changed
+                .wait_timeout_while(state.lock().unwrap(), limit, |state| state.0 < running)
+                .unwrap()
+                .1
+                .timed_out()
         });
         assert!(reached.await.unwrap());
     }
@@ -81,15 +92,47 @@ fn reads_of_one_account_leave_connections_to_all_others() {
             .collect();
         held.until(2).await; // its share of four connections
         let began = Instant::now();
-        assert!(store.read_for(&other(), |db| db.account(&other()).key(&Family::ALL, &id(1))).await.unwrap().is_some());
-        assert!(store.find_by_digest(digest(1)).await.unwrap().found.is_some());
+        assert!(
+            store
+                .read_for(&other(), |db| db
+                    .account(&other())
+                    .key(&Family::ALL, &id(1)))
+                .await
+                .unwrap()
+                .is_some()
+        );
+        assert!(
+            store
+                .find_by_digest(digest(1))
+                .await
+                .unwrap()
+                .found
+                .is_some()
+        );
         assert_eq!(store.find_service_key(digest(1)).await.unwrap().found, None);
-        assert_eq!(store.session(Owner::Client(None), digest(1)).await, Ok(None));
-        assert_eq!(store.renew(VerifierId::from_bytes([1; 16]), Seq(0), Position::default()).await, Ok(true));
+        assert_eq!(
+            store.session(Owner::Client(None), digest(1)).await,
+            Ok(None)
+        );
+        assert_eq!(
+            store
+                .renew(VerifierId::from_bytes([1; 16]), Seq(0), Position::default())
+                .await,
+            Ok(true)
+        );
         assert_eq!(position(&store).await, Position::default());
         store.ping().await.unwrap();
-        assert!(store.write_for(&other(), |_| Ok::<_, Error>(())).await.is_ok());
-        assert!(began.elapsed() < Duration::from_millis(1_500), "they wait for the flood: {:?}", began.elapsed());
+        assert!(
+            store
+                .write_for(&other(), |_| Ok::<_, Error>(()))
+                .await
+                .is_ok()
+        );
+        assert!(
+            began.elapsed() < Duration::from_millis(1_500),
+            "they wait for the flood: {:?}",
+            began.elapsed()
+        );
         held.release();
         for read in flood {
             read.await.unwrap().unwrap();
@@ -118,12 +161,19 @@ fn changes_of_one_account_do_not_delay_others_and_leases() {
         held.until(1).await;
         let change = tokio::spawn({
             let (store, done) = (store.clone(), Arc::clone(&done));
-            async move { store.write_for(&other(), |_| Ok::<_, Error>(())).await.map(|_| done.load(Ordering::SeqCst)) }
+            async move {
+                store
+                    .write_for(&other(), |_| Ok::<_, Error>(()))
+                    .await
+                    .map(|_| done.load(Ordering::SeqCst))
+            }
         });
         let renewal = tokio::spawn({
             let (store, done) = (store.clone(), Arc::clone(&done));
             async move {
-                let renewed = store.renew(VerifierId::from_bytes([1; 16]), Seq(0), Position::default()).await;
+                let renewed = store
+                    .renew(VerifierId::from_bytes([1; 16]), Seq(0), Position::default())
+                    .await;
                 assert_eq!(renewed, Ok(true));
                 done.load(Ordering::SeqCst)
             }
@@ -131,8 +181,14 @@ fn changes_of_one_account_do_not_delay_others_and_leases() {
         tokio::time::sleep(Duration::from_millis(50)).await; // both wait, on SQLite
         held.release();
         let (change, renewal) = (change.await.unwrap().unwrap(), renewal.await.unwrap());
-        assert!(renewal <= FLOOD / 4, "{renewal} changes came before the renewal");
-        assert!(change <= FLOOD / 4, "{change} changes came before that of the other account");
+        assert!(
+            renewal <= FLOOD / 4,
+            "{renewal} changes came before the renewal"
+        );
+        assert!(
+            change <= FLOOD / 4,
+            "{change} changes came before that of the other account"
+        );
         for write in flood {
             write.await.unwrap();
         }
@@ -228,14 +284,23 @@ async fn pages(store: &Store, limit: u32, filter: fn() -> KeyFilter<'static>) ->
         if after.is_none() && !pages.is_empty() {
             return pages;
         }
-        let page = store.read_for(&acme(), move |db| db.account(&acme()).keys(&filter(), after, limit)).await.unwrap();
+        let page = store
+            .read_for(&acme(), move |db| {
+                db.account(&acme()).keys(&filter(), after, limit)
+            })
+            .await
+            .unwrap();
         assert!(page.keys.len() <= limit as usize && pages.len() < 100);
         pages.push(page);
     }
 }
 
 fn found(pages: &[KeyPage]) -> Vec<KeyId> {
-    pages.iter().flat_map(|page| &page.keys).map(|key| key.id).collect()
+    pages
+        .iter()
+        .flat_map(|page| &page.keys)
+        .map(|key| key.id)
+        .collect()
 }
 
 #[test]
@@ -244,20 +309,57 @@ fn a_search_examines_a_bounded_number_of_keys() {
     each(async |database| {
         let store = database.store();
         let keys = (1..=KEYS).map(|number| {
-            let family = if number % 3 == 0 { Family::Secret } else { Family::Commerce };
-            let mode = if number % 4_000 == 1 { Mode::Test } else { Mode::Live };
-            let name = if number % 1_999 == 0 { format!("Needle {number}") } else { format!("key {number}") };
+            let family = if number % 3 == 0 {
+                Family::Secret
+            } else {
+                Family::Commerce
+            };
+            let mode = if number % 4_000 == 1 {
+                Mode::Test
+            } else {
+                Mode::Live
+            };
+            let name = if number % 1_999 == 0 {
+                format!("Needle {number}")
+            } else {
+                format!("key {number}")
+            };
             // Several keys a second: the ID decides between them.
             let created_at = at(i64::try_from(number / 7).unwrap());
-            (ApiKey { family, mode, name, created_at, ..key(number, &acme()) }, digest(number))
+            (
+                ApiKey {
+                    family,
+                    mode,
+                    name,
+                    created_at,
+                    ..key(number, &acme())
+                },
+                digest(number),
+            )
         });
-        let theirs = [(ApiKey { name: "needle".to_owned(), ..key(KEYS + 1, &other()) }, digest(KEYS + 1))];
-        store.fill(std::iter::empty(), keys.chain(theirs), |_| ()).unwrap();
+        let theirs = [(
+            ApiKey {
+                name: "needle".to_owned(),
+                ..key(KEYS + 1, &other())
+            },
+            digest(KEYS + 1),
+        )];
+        store
+            .fill(std::iter::empty(), keys.chain(theirs), |_| ())
+            .unwrap();
         let every = |step: u64, rest: u64, is_of: &dyn Fn(u64) -> bool| -> Vec<KeyId> {
-            (1..=KEYS).rev().filter(|number| number % step == rest && is_of(*number)).map(id).collect()
+            (1..=KEYS)
+                .rev()
+                .filter(|number| number % step == rest && is_of(*number))
+                .map(id)
+                .collect()
         };
 
-        let by_name = || KeyFilter { families: &Family::ALL, text: Some("needle"), ..KeyFilter::default() };
+        let by_name = || KeyFilter {
+            families: &Family::ALL,
+            text: Some("needle"),
+            ..KeyFilter::default()
+        };
         let needles = pages(&store, 50, by_name).await;
         assert_eq!(found(&needles), every(1_999, 0, &|_| true));
         // The first page ends where it has examined as many keys as one may, though it is not full.
@@ -267,9 +369,16 @@ fn a_search_examines_a_bounded_number_of_keys() {
         // A full page ends with its last key.
         let one_each = pages(&store, 1, by_name).await;
         assert_eq!(found(&one_each), every(1_999, 0, &|_| true));
-        assert_eq!(one_each[0].next, one_each[0].keys.last().map(KeyCursor::from));
+        assert_eq!(
+            one_each[0].next,
+            one_each[0].keys.last().map(KeyCursor::from)
+        );
         // None at all is found in a bounded number of pages too.
-        let none = || KeyFilter { families: &Family::ALL, text: Some("haystack"), ..KeyFilter::default() };
+        let none = || KeyFilter {
+            families: &Family::ALL,
+            text: Some("haystack"),
+            ..KeyFilter::default()
+        };
         let none = pages(&store, 50, none).await;
         assert_eq!((none.len(), found(&none).len()), (3, 0));
 
@@ -278,15 +387,27 @@ fn a_search_examines_a_bounded_number_of_keys() {
             mode: Some(Mode::Test),
             ..KeyFilter::default()
         };
-        assert_eq!(found(&pages(&store, 50, test_keys).await), every(4_000, 1, &|_| true));
+        assert_eq!(
+            found(&pages(&store, 50, test_keys).await),
+            every(4_000, 1, &|_| true)
+        );
         // An index serves a family: each page is full.
-        let secret = || KeyFilter { families: &[Family::Secret], ..KeyFilter::default() };
+        let secret = || KeyFilter {
+            families: &[Family::Secret],
+            ..KeyFilter::default()
+        };
         let secret = pages(&store, 1_000, secret).await;
         assert_eq!(found(&secret), every(3, 0, &|_| true));
         assert!(secret[..3].iter().all(|page| page.keys.len() == 1_000));
         // Two families are merged in their order.
-        let both = || KeyFilter { families: &[Family::Secret, Family::Commerce], ..KeyFilter::default() };
-        assert_eq!(found(&pages(&store, 1_000, both).await), every(1, 0, &|_| true));
+        let both = || KeyFilter {
+            families: &[Family::Secret, Family::Commerce],
+            ..KeyFilter::default()
+        };
+        assert_eq!(
+            found(&pages(&store, 1_000, both).await),
+            every(1, 0, &|_| true)
+        );
         let unique: BTreeSet<KeyId> = found(&pages(&store, 999, both).await).into_iter().collect();
         assert_eq!(unique.len(), usize::try_from(KEYS).unwrap());
     });
@@ -301,13 +422,26 @@ fn an_id_is_found_without_examining_other_keys() {
         let search = async |filter: KeyFilter<'static>| {
             let text = KeyId::from(id(1)).to_string();
             let page = store.read(move |db| {
-                let filter = KeyFilter { text: Some(&text), ..filter };
+                let filter = KeyFilter {
+                    text: Some(&text),
+                    ..filter
+                };
                 db.account(&acme()).keys(&filter, None, 10)
             });
             found(&[page.await.unwrap()])
         };
-        assert_eq!(search(KeyFilter { families: &Family::ALL, ..KeyFilter::default() }).await, [id(1)]);
-        let secret = KeyFilter { families: &[Family::Secret], ..KeyFilter::default() };
+        assert_eq!(
+            search(KeyFilter {
+                families: &Family::ALL,
+                ..KeyFilter::default()
+            })
+            .await,
+            [id(1)]
+        );
+        let secret = KeyFilter {
+            families: &[Family::Secret],
+            ..KeyFilter::default()
+        };
         assert_eq!(search(secret).await, [], "the other filters apply");
     });
 }
@@ -336,9 +470,17 @@ fn an_audit_search_examines_a_bounded_number_of_entries() {
             let (mut pages, mut before) = (Vec::new(), None);
             loop {
                 let filter = filter.clone();
-                let page = store.read(move |db| db.account(&acme()).audit_log(&filter, before, limit)).await.unwrap();
+                let page = store
+                    .read(move |db| db.account(&acme()).audit_log(&filter, before, limit))
+                    .await
+                    .unwrap();
                 before = page.next;
-                pages.push(page.entries.iter().map(|entry| entry.seq).collect::<Vec<_>>());
+                pages.push(
+                    page.entries
+                        .iter()
+                        .map(|entry| entry.seq)
+                        .collect::<Vec<_>>(),
+                );
                 assert!(pages.len() < 100);
                 if before.is_none() {
                     return pages;
@@ -346,19 +488,31 @@ fn an_audit_search_examines_a_bounded_number_of_entries() {
             }
         };
         // No index serves times in the order of the log.
-        let until = AuditFilter { until: Some(tollkey_core::Timestamp::from_second(4).unwrap()), ..Default::default() };
+        let until = AuditFilter {
+            until: Some(tollkey_core::Timestamp::from_second(4).unwrap()),
+            ..Default::default()
+        };
         let old = pages(until, 50).await;
         assert_eq!(old, [vec![], vec![], vec![3, 2, 1]]);
-        assert_eq!(old.len() as u64, ENTRIES.div_ceil(u64::from(EXAMINED_ENTRIES)));
+        assert_eq!(
+            old.len() as u64,
+            ENTRIES.div_ceil(u64::from(EXAMINED_ENTRIES))
+        );
         // One condition is served by an index, the other is not.
         let rare = AuditFilter {
             action: Some(tollkey_core::audit::Action::ApiKeyCreated),
             actor_id: Some("rare".to_owned()),
             ..Default::default()
         };
-        assert_eq!(pages(rare.clone(), 50).await.concat(), [9_002, 6_002, 3_002, 2]);
+        assert_eq!(
+            pages(rare.clone(), 50).await.concat(),
+            [9_002, 6_002, 3_002, 2]
+        );
         assert_eq!(pages(rare, 1).await.concat(), [9_002, 6_002, 3_002, 2]);
-        let actor = AuditFilter { actor_id: Some("rare".to_owned()), ..Default::default() };
+        let actor = AuditFilter {
+            actor_id: Some("rare".to_owned()),
+            ..Default::default()
+        };
         assert_eq!(pages(actor, 50).await, [[9_002, 6_002, 3_002, 2]]);
     });
 }

@@ -4,16 +4,27 @@ use tollkey_store::{Backend, Error, KeptAnswer, Store, testing::hold};
 use crate::{at, each};
 
 fn answer(id: u8, created_at: Timestamp) -> KeptAnswer {
-    KeptAnswer { id: [id; 32], fingerprint: [id + 1; 32], sealed: vec![0, 255, id], created_at }
+    KeptAnswer {
+        id: [id; 32],
+        fingerprint: [id + 1; 32],
+        sealed: vec![0, 255, id],
+        created_at,
+    }
 }
 
 async fn keep(store: &Store, answer: KeptAnswer) {
-    let written = store.write(move |tx| tx.keep_answer(&answer)).await.unwrap();
+    let written = store
+        .write(move |tx| tx.keep_answer(&answer))
+        .await
+        .unwrap();
     assert_eq!(written.change, None, "nothing to forget");
 }
 
 async fn found(store: &Store, id: u8, since: Timestamp) -> Option<KeptAnswer> {
-    store.read(move |db| db.kept_answer(&[id; 32], since)).await.unwrap()
+    store
+        .read(move |db| db.kept_answer(&[id; 32], since))
+        .await
+        .unwrap()
 }
 
 #[test]
@@ -26,7 +37,10 @@ fn an_answer_is_kept_found_while_it_counts_replaced_and_forgotten() {
         assert_eq!(found(&store, 1, at(10)).await, None, "no longer");
         assert_eq!(found(&store, 3, at(0)).await, None);
 
-        let newer = KeptAnswer { sealed: vec![7; 100_000], ..answer(1, at(30)) };
+        let newer = KeptAnswer {
+            sealed: vec![7; 100_000],
+            ..answer(1, at(30))
+        };
         keep(&store, newer.clone()).await;
         assert_eq!(found(&store, 1, at(10)).await, Some(newer.clone()));
 
@@ -53,21 +67,42 @@ fn an_answer_is_gone_with_the_transaction_that_kept_it() {
 fn an_id_is_reserved_by_one_transaction_at_a_time_and_nobody_waits() {
     each(async |database| {
         let store = database.store();
-        assert!(store.write(|tx| tx.reserve_answer(&[1; 32])).await.unwrap().value);
+        assert!(
+            store
+                .write(|tx| tx.reserve_answer(&[1; 32]))
+                .await
+                .unwrap()
+                .value
+        );
         // SQLite has one writer: whoever is in a transaction is alone.
         if database.backend() == Backend::Postgres {
             let number = i64::from_be_bytes([1; 8]);
             let (url, other) = (database.url().to_owned(), store.clone());
             let busy = tokio::task::spawn_blocking(move || {
                 let mut taken = None;
-                hold(&url, &format!("SELECT pg_advisory_xact_lock({number})"), || {
-                    let reserve = |id: u8| other.write_blocking(move |tx| tx.reserve_answer(&[id; 32])).unwrap().value;
-                    taken = Some((reserve(1), reserve(2)));
-                });
+                hold(
+                    &url,
+                    &format!("SELECT pg_advisory_xact_lock({number})"),
+                    || {
+                        let reserve = |id: u8| {
+                            other
+                                .write_blocking(move |tx| tx.reserve_answer(&[id; 32]))
+                                .unwrap()
+                                .value
+                        };
+                        taken = Some((reserve(1), reserve(2)));
+                    },
+                );
                 taken
             });
             assert_eq!(busy.await.unwrap(), Some((false, true)));
         }
-        assert!(store.write(|tx| tx.reserve_answer(&[1; 32])).await.unwrap().value);
+        assert!(
+            store
+                .write(|tx| tx.reserve_answer(&[1; 32]))
+                .await
+                .unwrap()
+                .value
+        );
     });
 }

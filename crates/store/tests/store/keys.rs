@@ -2,12 +2,15 @@ use std::sync::Arc;
 
 use tollkey_core::Usage;
 use tollkey_core::{
-    ApiKey, Application, Changed, Family, Grants, IpList, KeyId, Mode, OperatingModel, RateLimit, Scope, Status,
-    Timestamp, api_key::Transition, feature::Feature, metadata::Metadata, time::to_micros,
+    ApiKey, Application, Changed, Family, Grants, IpList, KeyId, Mode, OperatingModel, RateLimit,
+    Scope, Status, Timestamp, api_key::Transition, feature::Feature, metadata::Metadata,
+    time::to_micros,
 };
 use tollkey_store::{Error, KeyCursor, KeyFilter, UniqueViolation};
 
-use crate::{Actions as _, acme, application, application_key, at, changes, digest, each, id, key, other};
+use crate::{
+    Actions as _, acme, application, application_key, at, changes, digest, each, id, key, other,
+};
 
 fn everything(number: u64) -> ApiKey {
     let Ok(serde_json::Value::Object(object)) =
@@ -41,7 +44,11 @@ fn everything(number: u64) -> ApiKey {
 fn a_key_is_read_as_it_was_written() {
     each(async |database| {
         let store = database.store();
-        let plain = ApiKey { grants: Grants::default(), family: Family::Secret, ..key(2, &acme()) };
+        let plain = ApiKey {
+            grants: Grants::default(),
+            family: Family::Secret,
+            ..key(2, &acme())
+        };
         for made in [everything(1), plain] {
             store.add_key(&made).await.unwrap();
             assert_eq!(store.key(&acme(), made.id).await, Some(made));
@@ -57,12 +64,25 @@ fn saving_writes_what_use_cases_change_and_nothing_else() {
         store.add_key(&made).await.unwrap();
         store.add_key(&key(2, &acme())).await.unwrap();
         // Verified while somebody holds an older copy of it.
-        let used = Usage { key_id: id(1), day: 1, outcome: None, count: 1, last_used_at: Some(at(50)) };
+        let used = Usage {
+            key_id: id(1),
+            day: 1,
+            outcome: None,
+            count: 1,
+            last_used_at: Some(at(50)),
+        };
         store.add_usage(vec![used]).await.unwrap();
 
-        let saved = ApiKey { id: id(1), last_used_at: None, ..everything(9) };
+        let saved = ApiKey {
+            id: id(1),
+            last_used_at: None,
+            ..everything(9)
+        };
         let written = store.save_key(&saved).await.unwrap();
-        assert_eq!(changes(&store).await, [(written.change.unwrap().seq, Changed::Key(id(1)))]);
+        assert_eq!(
+            changes(&store).await,
+            [(written.change.unwrap().seq, Changed::Key(id(1)))]
+        );
         let expected = ApiKey {
             created_at: made.created_at,
             created_by: None,
@@ -73,10 +93,17 @@ fn saving_writes_what_use_cases_change_and_nothing_else() {
         assert_eq!(store.key(&acme(), id(1)).await, Some(expected.clone()));
 
         // And back to nothing: every restriction can be lifted again.
-        let lifted = ApiKey { last_used_at: Some(at(50)), ..made };
+        let lifted = ApiKey {
+            last_used_at: Some(at(50)),
+            ..made
+        };
         let _ = store.save_key(&lifted).await.unwrap();
         assert_eq!(store.key(&acme(), id(1)).await, Some(lifted));
-        assert_eq!(store.key(&acme(), id(2)).await, Some(key(2, &acme())), "an unrelated key is as it was");
+        assert_eq!(
+            store.key(&acme(), id(2)).await,
+            Some(key(2, &acme())),
+            "an unrelated key is as it was"
+        );
     });
 }
 
@@ -85,9 +112,19 @@ fn a_digest_and_an_id_are_unique_across_accounts() {
     each(async |database| {
         let store = database.store();
         store.add_key(&key(1, &acme())).await.unwrap();
-        let same_digest = store.write(|tx| tx.account(&other()).insert_key(&key(2, &other()), &digest(1))).await;
+        let same_digest = store
+            .write(|tx| {
+                tx.account(&other())
+                    .insert_key(&key(2, &other()), &digest(1))
+            })
+            .await;
         assert_eq!(same_digest, Err(Error::Unique(UniqueViolation::KeyDigest)));
-        let same_id = store.write(|tx| tx.account(&other()).insert_key(&key(1, &other()), &digest(2))).await;
+        let same_id = store
+            .write(|tx| {
+                tx.account(&other())
+                    .insert_key(&key(1, &other()), &digest(2))
+            })
+            .await;
         assert_eq!(same_id, Err(Error::Unique(UniqueViolation::Other)));
         assert_eq!(store.key(&other(), id(1)).await, None);
     });
@@ -97,7 +134,10 @@ fn a_digest_and_an_id_are_unique_across_accounts() {
 fn a_list_can_be_of_a_status_an_application_or_a_text() {
     each(async |database| {
         let store = database.store();
-        store.add_application(&application(1, &acme())).await.unwrap();
+        store
+            .add_application(&application(1, &acme()))
+            .await
+            .unwrap();
         let mut all = Vec::new();
         // Every way in which these times can stand to each other and to now.
         for revoked_at in [None, Some(at(5))] {
@@ -105,50 +145,109 @@ fn a_list_can_be_of_a_status_an_application_or_a_text() {
                 for rotated_at in [None, Some(at(8)), Some(at(11)), Some(at(12))] {
                     for suspended_at in [None, Some(at(7))] {
                         let number = u64::try_from(all.len()).unwrap() + 10;
-                        let grants = Grants { expires_at, ..Grants::default() };
+                        let grants = Grants {
+                            expires_at,
+                            ..Grants::default()
+                        };
                         let made = key(number, &acme());
                         let name = format!("Till {number}%_\\ ÄÖ");
-                        all.push(ApiKey { name, grants, revoked_at, rotated_at, suspended_at, ..made });
+                        all.push(ApiKey {
+                            name,
+                            grants,
+                            revoked_at,
+                            rotated_at,
+                            suspended_at,
+                            ..made
+                        });
                     }
                 }
             }
         }
-        all.push(ApiKey { name: "its own".to_owned(), ..application_key(1, &acme(), id(1)) });
+        all.push(ApiKey {
+            name: "its own".to_owned(),
+            ..application_key(1, &acme(), id(1))
+        });
         for made in &all {
             store.add_key(made).await.unwrap();
         }
-        store.add_key(&ApiKey { name: "Till".to_owned(), ..key(2, &other()) }).await.unwrap();
+        store
+            .add_key(&ApiKey {
+                name: "Till".to_owned(),
+                ..key(2, &other())
+            })
+            .await
+            .unwrap();
         all.sort_by_key(|key| std::cmp::Reverse(KeyCursor::from(key).id.as_bytes().to_vec()));
         all.sort_by_key(|key| std::cmp::Reverse(key.created_at));
 
         let list = async |filter: fn(&mut KeyFilter<'_>)| {
             let read = store.read(move |db| {
-                let mut wanted = KeyFilter { families: &Family::ALL, ..KeyFilter::default() };
+                let mut wanted = KeyFilter {
+                    families: &Family::ALL,
+                    ..KeyFilter::default()
+                };
                 filter(&mut wanted);
                 Ok(db.account(&acme()).keys(&wanted, None, 1000)?.keys)
             });
             read.await.unwrap()
         };
-        let of = |those: &dyn Fn(&ApiKey) -> bool| all.iter().filter(|key| those(key)).cloned().collect::<Vec<_>>();
+        let of = |those: &dyn Fn(&ApiKey) -> bool| {
+            all.iter()
+                .filter(|key| those(key))
+                .cloned()
+                .collect::<Vec<_>>()
+        };
         let status = |wanted| of(&move |key| key.status(at(10)) == wanted);
         assert_eq!(list(|_| ()).await, all);
-        assert_eq!(list(|wanted| wanted.status = Some((Status::Revoked, at(10)))).await, status(Status::Revoked));
-        assert_eq!(list(|wanted| wanted.status = Some((Status::Expired, at(10)))).await, status(Status::Expired));
-        assert_eq!(list(|wanted| wanted.status = Some((Status::Suspended, at(10)))).await, status(Status::Suspended));
-        assert_eq!(list(|wanted| wanted.status = Some((Status::Active, at(10)))).await, status(Status::Active));
-        assert_eq!(list(|wanted| wanted.application = Some(id(1))).await, of(&|key| key.application_id.is_some()));
-        assert_eq!(list(|wanted| wanted.text = Some("tILL 1")).await, of(&|key| key.name.starts_with("Till 1")));
-        assert_eq!(list(|wanted| wanted.text = Some("12%_\\")).await, of(&|key| key.id == id(12)));
-        assert_eq!(list(|wanted| wanted.text = Some("1%2")).await, [], "what LIKE reads as a sign is none");
+        assert_eq!(
+            list(|wanted| wanted.status = Some((Status::Revoked, at(10)))).await,
+            status(Status::Revoked)
+        );
+        assert_eq!(
+            list(|wanted| wanted.status = Some((Status::Expired, at(10)))).await,
+            status(Status::Expired)
+        );
+        assert_eq!(
+            list(|wanted| wanted.status = Some((Status::Suspended, at(10)))).await,
+            status(Status::Suspended)
+        );
+        assert_eq!(
+            list(|wanted| wanted.status = Some((Status::Active, at(10)))).await,
+            status(Status::Active)
+        );
+        assert_eq!(
+            list(|wanted| wanted.application = Some(id(1))).await,
+            of(&|key| key.application_id.is_some())
+        );
+        assert_eq!(
+            list(|wanted| wanted.text = Some("tILL 1")).await,
+            of(&|key| key.name.starts_with("Till 1"))
+        );
+        assert_eq!(
+            list(|wanted| wanted.text = Some("12%_\\")).await,
+            of(&|key| key.id == id(12))
+        );
+        assert_eq!(
+            list(|wanted| wanted.text = Some("1%2")).await,
+            [],
+            "what LIKE reads as a sign is none"
+        );
         assert_eq!(list(|wanted| wanted.text = Some("1_%")).await, []);
-        assert_eq!(list(|wanted| wanted.text = Some("ÄÖ")).await, of(&|key| key.name.ends_with("ÄÖ")));
+        assert_eq!(
+            list(|wanted| wanted.text = Some("ÄÖ")).await,
+            of(&|key| key.name.ends_with("ÄÖ"))
+        );
         let by_id = store.read(move |db| {
             let (twelve, account): (KeyId, _) = (id(12), acme());
             let (whole, crockford) = (twelve.to_string(), twelve.crockford());
             let mut account = db.account(&account);
             let mut found = Vec::new();
             for text in [whole.as_str(), &crockford] {
-                let wanted = KeyFilter { families: &Family::ALL, text: Some(text), ..KeyFilter::default() };
+                let wanted = KeyFilter {
+                    families: &Family::ALL,
+                    text: Some(text),
+                    ..KeyFilter::default()
+                };
                 found.push(account.keys(&wanted, None, 10)?.keys);
             }
             Ok(found)
@@ -163,16 +262,37 @@ fn keys_are_filtered_by_whether_their_application_is_enabled() {
     each(async |database| {
         let store = database.store();
         for (number, is_enabled) in [(1, true), (2, false), (3, false)] {
-            store.add_application(&Application { is_enabled, ..application(number, &acme()) }).await.unwrap();
+            store
+                .add_application(&Application {
+                    is_enabled,
+                    ..application(number, &acme())
+                })
+                .await
+                .unwrap();
         }
-        store.add_application(&Application { is_enabled: false, ..application(4, &other()) }).await.unwrap();
+        store
+            .add_application(&Application {
+                is_enabled: false,
+                ..application(4, &other())
+            })
+            .await
+            .unwrap();
         for (number, of) in [(11, 1), (12, 2), (13, 2), (14, 3)] {
-            store.add_key(&application_key(number, &acme(), id(of))).await.unwrap();
+            store
+                .add_key(&application_key(number, &acme(), id(of)))
+                .await
+                .unwrap();
         }
-        let revoked = ApiKey { revoked_at: Some(at(5)), ..application_key(15, &acme(), id(2)) };
+        let revoked = ApiKey {
+            revoked_at: Some(at(5)),
+            ..application_key(15, &acme(), id(2))
+        };
         store.add_key(&revoked).await.unwrap();
         store.add_key(&key(16, &acme())).await.unwrap();
-        store.add_key(&application_key(17, &other(), id(4))).await.unwrap();
+        store
+            .add_key(&application_key(17, &other(), id(4)))
+            .await
+            .unwrap();
 
         let list = async |filter: KeyFilter<'static>| {
             let read = store.read(move |db| {
@@ -189,18 +309,30 @@ fn keys_are_filtered_by_whether_their_application_is_enabled() {
             read.await.unwrap()
         };
         let ids = |numbers: &[u64]| numbers.iter().copied().map(id).collect::<Vec<KeyId>>();
-        let of =
-            |application_enabled| KeyFilter { families: &Family::ALL, application_enabled, ..KeyFilter::default() };
-        let active = |enabled| KeyFilter { status: Some((Status::Active, at(10))), ..of(enabled) };
+        let of = |application_enabled| KeyFilter {
+            families: &Family::ALL,
+            application_enabled,
+            ..KeyFilter::default()
+        };
+        let active = |enabled| KeyFilter {
+            status: Some((Status::Active, at(10))),
+            ..of(enabled)
+        };
         assert_eq!(list(of(None)).await, ids(&[16, 15, 14, 13, 12, 11]));
         assert_eq!(list(of(Some(true))).await, ids(&[16, 11]));
         assert_eq!(list(of(Some(false))).await, ids(&[15, 14, 13, 12]));
         assert_eq!(list(active(None)).await, ids(&[16, 14, 13, 12, 11]));
         assert_eq!(list(active(Some(true))).await, ids(&[16, 11]));
         assert_eq!(list(active(Some(false))).await, ids(&[14, 13, 12]));
-        let in_second = KeyFilter { application: Some(id(2)), ..active(Some(false)) };
+        let in_second = KeyFilter {
+            application: Some(id(2)),
+            ..active(Some(false))
+        };
         assert_eq!(list(in_second).await, ids(&[13, 12]));
-        let by_id = KeyFilter { text: Some("00000000-0000-0000-0000-00000000000d"), ..active(Some(true)) };
+        let by_id = KeyFilter {
+            text: Some("00000000-0000-0000-0000-00000000000d"),
+            ..active(Some(true))
+        };
         assert_eq!(list(by_id).await, ids(&[]));
     });
 }
@@ -210,28 +342,54 @@ fn lists_are_newest_first_by_family_and_mode_and_go_on_behind_a_cursor() {
     each(async |database| {
         let store = database.store();
         for number in 1..=6 {
-            let mode = if number % 2 == 0 { Mode::Test } else { Mode::Live };
+            let mode = if number % 2 == 0 {
+                Mode::Test
+            } else {
+                Mode::Live
+            };
             // Two keys per instant: the id decides between them.
             let created_at = at(i64::try_from(number / 2).unwrap());
-            store.add_key(&ApiKey { mode, created_at, ..key(number, &acme()) }).await.unwrap();
+            store
+                .add_key(&ApiKey {
+                    mode,
+                    created_at,
+                    ..key(number, &acme())
+                })
+                .await
+                .unwrap();
         }
-        store.add_key(&ApiKey { family: Family::Secret, ..key(7, &acme()) }).await.unwrap();
+        store
+            .add_key(&ApiKey {
+                family: Family::Secret,
+                ..key(7, &acme())
+            })
+            .await
+            .unwrap();
         store.add_key(&key(8, &other())).await.unwrap();
 
         let list = async |families: &'static [Family], mode, after, limit| {
             let keys = store
                 .read(move |db| {
-                    let filter = KeyFilter { families, mode, ..KeyFilter::default() };
+                    let filter = KeyFilter {
+                        families,
+                        mode,
+                        ..KeyFilter::default()
+                    };
                     Ok(db.account(&acme()).keys(&filter, after, limit)?.keys)
                 })
                 .await
                 .unwrap();
-            keys.iter().map(|key| u64::from_be_bytes(key.id.as_bytes()[8..].try_into().unwrap())).collect::<Vec<_>>()
+            keys.iter()
+                .map(|key| u64::from_be_bytes(key.id.as_bytes()[8..].try_into().unwrap()))
+                .collect::<Vec<_>>()
         };
         let commerce: &[Family] = &[Family::Commerce];
         assert_eq!(list(commerce, None, None, 10).await, [6, 5, 4, 3, 2, 1]);
         assert_eq!(list(commerce, Some(Mode::Test), None, 10).await, [6, 4, 2]);
-        assert_eq!(list(&[Family::Secret, Family::Publishable], None, None, 10).await, [7]);
+        assert_eq!(
+            list(&[Family::Secret, Family::Publishable], None, None, 10).await,
+            [7]
+        );
         assert_eq!(list(&[], None, None, 10).await, [0; 0]);
 
         let mut seen = Vec::new();
@@ -239,7 +397,10 @@ fn lists_are_newest_first_by_family_and_mode_and_go_on_behind_a_cursor() {
         loop {
             let page = store
                 .read(move |db| {
-                    let filter = KeyFilter { families: commerce, ..KeyFilter::default() };
+                    let filter = KeyFilter {
+                        families: commerce,
+                        ..KeyFilter::default()
+                    };
                     db.account(&acme()).keys(&filter, after, 2)
                 })
                 .await
@@ -259,12 +420,21 @@ fn keys_of_applications_are_paged_listed_counted_and_held() {
     each(async |database| {
         let store = database.store();
         for number in [1, 2] {
-            store.add_application(&application(number, &acme())).await.unwrap();
+            store
+                .add_application(&application(number, &acme()))
+                .await
+                .unwrap();
         }
         for number in 11..=15 {
-            store.add_key(&application_key(number, &acme(), id(1))).await.unwrap();
+            store
+                .add_key(&application_key(number, &acme(), id(1)))
+                .await
+                .unwrap();
         }
-        store.add_key(&application_key(21, &acme(), id(2))).await.unwrap();
+        store
+            .add_key(&application_key(21, &acme(), id(2)))
+            .await
+            .unwrap();
         let mut revoked = application_key(11, &acme(), id(1));
         assert_eq!(revoked.revoke(at(50), None), Transition::Changed);
         let _ = store.save_key(&revoked).await.unwrap();
@@ -275,14 +445,32 @@ fn keys_of_applications_are_paged_listed_counted_and_held() {
         assert_eq!(suspended.suspend(at(50)), Ok(Transition::Changed));
         let _ = store.save_key(&suspended).await.unwrap();
 
-        let page = store.read(|db| db.account(&acme()).application_keys(&id(1), 2, 2)).await.unwrap();
-        assert_eq!((page.total, page.items.iter().map(|key| key.id).collect()), (5, vec![id(13), id(12)]));
-        let each = store.read(|db| db.account(&acme()).keys_of_applications(&[id(2), id(1)], 2)).await.unwrap();
-        assert_eq!(each.iter().map(|key| key.id).collect::<Vec<_>>(), [21, 15, 14].map(id));
+        let page = store
+            .read(|db| db.account(&acme()).application_keys(&id(1), 2, 2))
+            .await
+            .unwrap();
+        assert_eq!(
+            (page.total, page.items.iter().map(|key| key.id).collect()),
+            (5, vec![id(13), id(12)])
+        );
+        let each = store
+            .read(|db| db.account(&acme()).keys_of_applications(&[id(2), id(1)], 2))
+            .await
+            .unwrap();
+        assert_eq!(
+            each.iter().map(|key| key.id).collect::<Vec<_>>(),
+            [21, 15, 14].map(id)
+        );
         for (now, usable) in [(at(59), 4), (at(60), 3)] {
-            let count = store.read(move |db| db.account(&acme()).count_usable(&id(1), now)).await.unwrap();
+            let count = store
+                .read(move |db| db.account(&acme()).count_usable(&id(1), now))
+                .await
+                .unwrap();
             assert_eq!(count, usable);
-            let of_family = store.read(move |db| db.account(&acme()).count_usable_of(&[Family::Application], now));
+            let of_family = store.read(move |db| {
+                db.account(&acme())
+                    .count_usable_of(&[Family::Application], now)
+            });
             assert_eq!(of_family.await, Ok(usable + 1));
         }
     });
@@ -292,9 +480,20 @@ fn keys_of_applications_are_paged_listed_counted_and_held() {
 fn an_application_family_key_needs_an_application_of_its_own_account() {
     each(async |database| {
         let store = database.store();
-        store.add_application(&application(1, &other())).await.unwrap();
-        assert!(store.add_key(&application_key(11, &acme(), id(1))).await.is_err());
-        let without = ApiKey { application_id: None, ..application_key(12, &acme(), id(1)) };
+        store
+            .add_application(&application(1, &other()))
+            .await
+            .unwrap();
+        assert!(
+            store
+                .add_key(&application_key(11, &acme(), id(1)))
+                .await
+                .is_err()
+        );
+        let without = ApiKey {
+            application_id: None,
+            ..application_key(12, &acme(), id(1))
+        };
         assert!(store.add_key(&without).await.is_err());
         assert_eq!(store.key(&acme(), id(11)).await, None);
     });
@@ -304,18 +503,37 @@ fn an_application_family_key_needs_an_application_of_its_own_account() {
 fn another_account_sees_nothing_and_changes_nothing() {
     each(async |database| {
         let store = database.store();
-        store.add_application(&application(1, &acme())).await.unwrap();
+        store
+            .add_application(&application(1, &acme()))
+            .await
+            .unwrap();
         let made = application_key(11, &acme(), id(1));
         store.add_key(&made).await.unwrap();
         store.add_key(&key(12, &acme())).await.unwrap();
-        let used = Usage { key_id: id(11), day: 1, outcome: None, count: 1, last_used_at: None };
+        let used = Usage {
+            key_id: id(11),
+            day: 1,
+            outcome: None,
+            count: 1,
+            last_used_at: None,
+        };
         store.add_usage(vec![used]).await.unwrap();
         let seen = store.read(|db| {
             let account = other();
             let mut theirs = db.account(&account);
             Ok([
                 theirs.key(&Family::ALL, &id(11))?.is_some(),
-                !theirs.keys(&KeyFilter { families: &Family::ALL, ..KeyFilter::default() }, None, 10)?.keys.is_empty(),
+                !theirs
+                    .keys(
+                        &KeyFilter {
+                            families: &Family::ALL,
+                            ..KeyFilter::default()
+                        },
+                        None,
+                        10,
+                    )?
+                    .keys
+                    .is_empty(),
                 theirs.application_keys(&id(1), 1, 10)?.total > 0,
                 !theirs.application_keys(&id(1), 1, 10)?.items.is_empty(),
                 !theirs.keys_of_applications(&[id(1)], 10)?.is_empty(),
@@ -336,17 +554,33 @@ fn another_account_sees_nothing_and_changes_nothing() {
         let mut theirs = made.clone();
         assert_eq!(theirs.revoke(at(99), None), Transition::Changed);
         let saved = theirs.clone();
-        assert_eq!(store.write(move |tx| tx.account(&other()).save_key(&saved)).await, Err(Error::NotFound));
+        assert_eq!(
+            store
+                .write(move |tx| tx.account(&other()).save_key(&saved))
+                .await,
+            Err(Error::NotFound)
+        );
         theirs.id = id(13);
-        let inserted = store.write(move |tx| tx.account(&other()).insert_key(&theirs, &digest(13))).await;
+        let inserted = store
+            .write(move |tx| tx.account(&other()).insert_key(&theirs, &digest(13)))
+            .await;
         assert_eq!(inserted, Err(Error::NotFound));
-        let written =
-            store.write(|tx| tx.account(&other()).set_operating_model(OperatingModel::Ecosystem, at(1))).await.unwrap();
+        let written = store
+            .write(|tx| {
+                tx.account(&other())
+                    .set_operating_model(OperatingModel::Ecosystem, at(1))
+            })
+            .await
+            .unwrap();
         assert!(written.change.is_some());
 
         assert_eq!(store.key(&acme(), id(11)).await, Some(made));
         assert_eq!(store.key(&acme(), id(12)).await, Some(key(12, &acme())));
-        let model = store.read(|db| db.account(&acme()).get()).await.unwrap().operating_model;
+        let model = store
+            .read(|db| db.account(&acme()).get())
+            .await
+            .unwrap()
+            .operating_model;
         assert_eq!(model, OperatingModel::default());
     });
 }
@@ -356,9 +590,15 @@ fn a_key_of_another_family_is_not_found() {
     each(async |database| {
         let store = database.store();
         store.add_key(&key(1, &acme())).await.unwrap();
-        let found = store.read(|db| db.account(&acme()).key(&[Family::Secret, Family::Publishable], &id(1)));
+        let found = store.read(|db| {
+            db.account(&acme())
+                .key(&[Family::Secret, Family::Publishable], &id(1))
+        });
         assert_eq!(found.await.unwrap(), None);
-        let locked = store.write(|tx| tx.account(&acme()).lock_key(&[Family::Secret], &id(1))).await.unwrap();
+        let locked = store
+            .write(|tx| tx.account(&acme()).lock_key(&[Family::Secret], &id(1)))
+            .await
+            .unwrap();
         assert_eq!(locked.value, None);
     });
 }
@@ -367,16 +607,37 @@ fn a_key_of_another_family_is_not_found() {
 fn an_account_has_the_default_model_until_one_is_set() {
     each(async |database| {
         let store = database.store();
-        let model = async || store.read(|db| db.account(&acme()).get()).await.unwrap().operating_model;
+        let model = async || {
+            store
+                .read(|db| db.account(&acme()).get())
+                .await
+                .unwrap()
+                .operating_model
+        };
         let set = async |model| {
-            store.write(move |tx| tx.account(&acme()).set_operating_model(model, at(1))).await.unwrap().change
+            store
+                .write(move |tx| tx.account(&acme()).set_operating_model(model, at(1)))
+                .await
+                .unwrap()
+                .change
         };
         assert_eq!(model().await, OperatingModel::PrimaryMerchant);
-        assert_eq!(set(OperatingModel::PrimaryMerchant).await, None, "the default is no change");
+        assert_eq!(
+            set(OperatingModel::PrimaryMerchant).await,
+            None,
+            "the default is no change"
+        );
         let change = set(OperatingModel::Ecosystem).await.unwrap();
-        assert_eq!(changes(&store).await, [(change.seq, Changed::Account(acme()))]);
+        assert_eq!(
+            changes(&store).await,
+            [(change.seq, Changed::Account(acme()))]
+        );
         assert_eq!(model().await, OperatingModel::Ecosystem);
-        assert_eq!(set(OperatingModel::Ecosystem).await, None, "the same again is no change");
+        assert_eq!(
+            set(OperatingModel::Ecosystem).await,
+            None,
+            "the same again is no change"
+        );
         assert!(set(OperatingModel::PrimaryMerchant).await.is_some());
         assert_eq!(model().await, OperatingModel::PrimaryMerchant);
     });
@@ -386,7 +647,10 @@ fn an_account_has_the_default_model_until_one_is_set() {
 fn a_limit_holds_under_parallel_creation() {
     each(async |database| {
         let store = Arc::new(database.store());
-        store.add_application(&application(1, &acme())).await.unwrap();
+        store
+            .add_application(&application(1, &acme()))
+            .await
+            .unwrap();
         let tasks: Vec<_> = (0..16)
             .map(|number| {
                 let store = store.clone();
@@ -398,7 +662,10 @@ fn a_limit_holds_under_parallel_creation() {
                         if mine.count_usable(&id(1), at(0))? >= 5 {
                             return Err(Error::NotFound);
                         }
-                        mine.insert_key(&application_key(100 + number, &account, id(1)), &digest(100 + number))
+                        mine.insert_key(
+                            &application_key(100 + number, &account, id(1)),
+                            &digest(100 + number),
+                        )
                     });
                     made.await.is_ok()
                 })
@@ -409,7 +676,13 @@ fn a_limit_holds_under_parallel_creation() {
             made += u32::from(task.await.unwrap());
         }
         assert_eq!(made, 5);
-        assert_eq!(store.read(|db| db.account(&acme()).count_usable(&id(1), at(0))).await.unwrap(), 5);
+        assert_eq!(
+            store
+                .read(|db| db.account(&acme()).count_usable(&id(1), at(0)))
+                .await
+                .unwrap(),
+            5
+        );
     });
 }
 
@@ -448,11 +721,27 @@ fn a_key_with_the_first_or_the_last_time_there_is_is_read_as_it_was_written() {
         let store = database.store();
         for (number, time) in [(1, Timestamp::MAX), (2, Timestamp::MIN)] {
             let mut written = key(number, &acme());
-            (written.created_at, written.grants.expires_at) = (to_micros(time), Some(to_micros(time)));
-            store.add_key(&ApiKey { created_at: time, ..written.clone() }).await.unwrap();
-            assert_eq!(store.key(&acme(), id(number)).await.as_ref(), Some(&written));
+            (written.created_at, written.grants.expires_at) =
+                (to_micros(time), Some(to_micros(time)));
+            store
+                .add_key(&ApiKey {
+                    created_at: time,
+                    ..written.clone()
+                })
+                .await
+                .unwrap();
+            assert_eq!(
+                store.key(&acme(), id(number)).await.as_ref(),
+                Some(&written)
+            );
             written.revoked_at = Some(to_micros(time));
-            let _ = store.save_key(&ApiKey { revoked_at: Some(time), ..written.clone() }).await.unwrap();
+            let _ = store
+                .save_key(&ApiKey {
+                    revoked_at: Some(time),
+                    ..written.clone()
+                })
+                .await
+                .unwrap();
             assert_eq!(store.key(&acme(), id(number)).await, Some(written));
         }
     });
@@ -473,9 +762,20 @@ fn what_makes_no_sense_in_the_database_is_refused_not_guessed() {
             "rate_limit_limit = 2000000",
         ] {
             database.sql(&format!("UPDATE api_keys SET {column}"));
-            let found = store.read(|db| db.account(&acme()).key(&Family::ALL, &id(1))).await;
-            assert!(matches!(found, Err(Error::Corrupt(_))), "{column}: {found:?}");
-            assert!(matches!(store.find_by_digest(digest(1)).await, Err(Error::Corrupt(_))), "{column}");
+            let found = store
+                .read(|db| db.account(&acme()).key(&Family::ALL, &id(1)))
+                .await;
+            assert!(
+                matches!(found, Err(Error::Corrupt(_))),
+                "{column}: {found:?}"
+            );
+            assert!(
+                matches!(
+                    store.find_by_digest(digest(1)).await,
+                    Err(Error::Corrupt(_))
+                ),
+                "{column}"
+            );
             let _ = store.save_key(&everything(1)).await.unwrap();
         }
     });

@@ -24,26 +24,51 @@ async fn change(store: &Store, what: Changed) -> Seq {
 fn the_counter_numbers_changes_without_gaps() {
     each(async |database| {
         let store = database.store();
-        assert_eq!((position(&store).await, changes(&store).await), (Position::default(), vec![]));
-        let all =
-            [Changed::Key(id(1)), Changed::Application(id(2)), Changed::Account(acme()), Changed::ServiceKey(id(3))];
+        assert_eq!(
+            (position(&store).await, changes(&store).await),
+            (Position::default(), vec![])
+        );
+        let all = [
+            Changed::Key(id(1)),
+            Changed::Application(id(2)),
+            Changed::Account(acme()),
+            Changed::ServiceKey(id(3)),
+        ];
         let several = all.clone();
         let written = store.write(move |tx| {
             // Twice is once.
-            several.iter().chain(&several).for_each(|what| tx.changed(what.clone()));
+            several
+                .iter()
+                .chain(&several)
+                .for_each(|what| tx.changed(what.clone()));
             Ok::<_, Error>(())
         });
         assert_eq!(written.await.unwrap().change.unwrap().seq, Seq(4));
         assert_eq!(change(&store, Changed::Key(id(9))).await, Seq(5));
 
-        let expected: Vec<_> = (1..).map(Seq).zip(all.into_iter().chain([Changed::Key(id(9))])).collect();
+        let expected: Vec<_> = (1..)
+            .map(Seq)
+            .zip(all.into_iter().chain([Changed::Key(id(9))]))
+            .collect();
         assert_eq!(changes(&store).await, expected);
         let log = store.changes_after(Position::default(), 4).await.unwrap();
-        assert_eq!((log.current.seq, log.changes.as_ref().map(Vec::len)), (Seq(5), Some(4)));
+        assert_eq!(
+            (log.current.seq, log.changes.as_ref().map(Vec::len)),
+            (Seq(5), Some(4))
+        );
         let fourth = log.changes.unwrap()[3].0;
         let rest = vec![(log.current, Changed::Key(id(9)))];
-        assert_eq!(store.changes_after(fourth, 4).await, Ok(ChangeLog { current: log.current, changes: Some(rest) }));
-        let nothing = ChangeLog { current: log.current, changes: Some(vec![]) };
+        assert_eq!(
+            store.changes_after(fourth, 4).await,
+            Ok(ChangeLog {
+                current: log.current,
+                changes: Some(rest)
+            })
+        );
+        let nothing = ChangeLog {
+            current: log.current,
+            changes: Some(vec![]),
+        };
         assert_eq!(store.changes_after(log.current, 4).await, Ok(nothing));
     });
 }
@@ -64,7 +89,14 @@ fn concurrent_changes_get_different_numbers_in_the_order_of_their_commits() {
         }
         numbers.sort_unstable();
         assert_eq!(numbers, (1..=16).collect::<Vec<_>>());
-        assert_eq!(changes(&store).await.iter().map(|(seq, _)| seq.0).collect::<Vec<_>>(), numbers);
+        assert_eq!(
+            changes(&store)
+                .await
+                .iter()
+                .map(|(seq, _)| seq.0)
+                .collect::<Vec<_>>(),
+            numbers
+        );
     });
 }
 
@@ -79,12 +111,41 @@ fn a_log_does_not_go_on_from_a_position_of_another_history() {
         let log = store.changes_after(Position::default(), 10).await.unwrap();
         let (second, _) = log.changes.unwrap()[1];
         for (other, what) in [
-            (Position { seq: Seq(50), ..current }, "the counter went back"),
-            (Position { at: current.at - 1, ..current }, "it went back and came as far again"),
-            (Position { at: second.at - 1, ..second }, "it went back and was overtaken"),
+            (
+                Position {
+                    seq: Seq(50),
+                    ..current
+                },
+                "the counter went back",
+            ),
+            (
+                Position {
+                    at: current.at - 1,
+                    ..current
+                },
+                "it went back and came as far again",
+            ),
+            (
+                Position {
+                    at: second.at - 1,
+                    ..second
+                },
+                "it went back and was overtaken",
+            ),
         ] {
-            assert_eq!(store.changes_after(other, 10).await, Ok(ChangeLog { current, changes: None }), "{what}");
-            assert_eq!(store.renew(verifier(1), Seq(0), other).await, Ok(false), "{what}");
+            assert_eq!(
+                store.changes_after(other, 10).await,
+                Ok(ChangeLog {
+                    current,
+                    changes: None
+                }),
+                "{what}"
+            );
+            assert_eq!(
+                store.renew(verifier(1), Seq(0), other).await,
+                Ok(false),
+                "{what}"
+            );
         }
     });
 }
@@ -110,22 +171,58 @@ fn a_lease_is_only_for_who_has_evicted_everything() {
         assert!(store.renew(verifier(1), Seq(0), before).await.unwrap());
         change(&store, Changed::Key(id(1))).await;
         let now = position(&store).await;
-        assert!(!store.renew(verifier(1), Seq(0), before).await.unwrap(), "behind");
-        assert!(!store.renew(verifier(2), Seq(0), before).await.unwrap(), "behind, and new");
+        assert!(
+            !store.renew(verifier(1), Seq(0), before).await.unwrap(),
+            "behind"
+        );
+        assert!(
+            !store.renew(verifier(2), Seq(0), before).await.unwrap(),
+            "behind, and new"
+        );
         let ahead = Position { seq: Seq(2), ..now };
-        assert!(!store.renew(verifier(2), Seq(2), ahead).await.unwrap(), "ahead, of a restored database");
-        let [Behind { renewals: first, .. }] = store.behind(Seq(1), verifier(9)).await.unwrap()[..] else { panic!() };
-        assert!(!store.renew(verifier(1), Seq(0), before).await.unwrap(), "behind");
-        let behind = |more| vec![Behind { verifier: verifier(1), renewals: first + more }];
-        assert_eq!(store.behind(Seq(1), verifier(9)).await.unwrap(), behind(0), "a refused renewal does not count");
+        assert!(
+            !store.renew(verifier(2), Seq(2), ahead).await.unwrap(),
+            "ahead, of a restored database"
+        );
+        let [
+            Behind {
+                renewals: first, ..
+            },
+        ] = store.behind(Seq(1), verifier(9)).await.unwrap()[..]
+        else {
+            panic!()
+        };
+        assert!(
+            !store.renew(verifier(1), Seq(0), before).await.unwrap(),
+            "behind"
+        );
+        let behind = |more| {
+            vec![Behind {
+                verifier: verifier(1),
+                renewals: first + more,
+            }]
+        };
+        assert_eq!(
+            store.behind(Seq(1), verifier(9)).await.unwrap(),
+            behind(0),
+            "a refused renewal does not count"
+        );
 
         // It renews by what it has evicted, and reports less for a slow subscriber.
         assert!(store.renew(verifier(1), Seq(0), now).await.unwrap());
         assert_eq!(store.behind(Seq(1), verifier(9)).await.unwrap(), behind(1));
-        assert_eq!(store.behind(Seq(1), verifier(1)).await.unwrap(), [], "nobody waits for himself");
+        assert_eq!(
+            store.behind(Seq(1), verifier(1)).await.unwrap(),
+            [],
+            "nobody waits for himself"
+        );
         store.report(verifier(1), Seq(1)).await.unwrap();
         assert_eq!(store.behind(Seq(1), verifier(9)).await.unwrap(), []);
-        assert_eq!(store.behind(Seq(2), verifier(9)).await.unwrap(), behind(1), "reporting is no renewal");
+        assert_eq!(
+            store.behind(Seq(2), verifier(9)).await.unwrap(),
+            behind(1),
+            "reporting is no renewal"
+        );
     });
 }
 
@@ -134,23 +231,61 @@ fn a_row_goes_with_its_verifier_or_when_it_has_not_renewed() {
     each(async |database| {
         let store = database.store();
         for number in [1, 2, 3] {
-            assert!(store.renew(verifier(number), Seq(0), position(&store).await).await.unwrap());
+            assert!(
+                store
+                    .renew(verifier(number), Seq(0), position(&store).await)
+                    .await
+                    .unwrap()
+            );
         }
         change(&store, Changed::Key(id(1))).await;
         let seen = store.behind(Seq(1), verifier(9)).await.unwrap();
-        let [_, second, third] = seen[..] else { panic!("{seen:?}") };
+        let [_, second, third] = seen[..] else {
+            panic!("{seen:?}")
+        };
         store.unregister(verifier(1)).await.unwrap();
-        assert!(store.renew(verifier(2), Seq(0), position(&store).await).await.unwrap());
-        assert!(!store.remove_if_not_renewed(verifier(2), second.renewals).await.unwrap(), "alive");
-        assert!(store.remove_if_not_renewed(verifier(3), third.renewals).await.unwrap(), "gone");
+        assert!(
+            store
+                .renew(verifier(2), Seq(0), position(&store).await)
+                .await
+                .unwrap()
+        );
+        assert!(
+            !store
+                .remove_if_not_renewed(verifier(2), second.renewals)
+                .await
+                .unwrap(),
+            "alive"
+        );
+        assert!(
+            store
+                .remove_if_not_renewed(verifier(3), third.renewals)
+                .await
+                .unwrap(),
+            "gone"
+        );
         let left = store.behind(Seq(1), verifier(9)).await.unwrap();
-        assert_eq!(left, [Behind { renewals: second.renewals + 1, ..second }]);
+        assert_eq!(
+            left,
+            [Behind {
+                renewals: second.renewals + 1,
+                ..second
+            }]
+        );
 
         // One that was thought gone: reporting finds no row, renewing makes one.
         store.report(verifier(3), Seq(1)).await.unwrap();
-        assert!(store.renew(verifier(3), Seq(1), position(&store).await).await.unwrap());
+        assert!(
+            store
+                .renew(verifier(3), Seq(1), position(&store).await)
+                .await
+                .unwrap()
+        );
         let behind = store.behind(Seq(2), verifier(2)).await.unwrap();
-        assert_eq!(behind.iter().map(|row| row.verifier).collect::<Vec<_>>(), [verifier(3)]);
+        assert_eq!(
+            behind.iter().map(|row| row.verifier).collect::<Vec<_>>(),
+            [verifier(3)]
+        );
     });
 }
 
@@ -160,13 +295,40 @@ fn a_row_goes_with_its_verifier_or_when_it_has_not_renewed() {
 fn a_row_made_again_is_not_the_silent_one() {
     each(async |database| {
         let store = database.store();
-        assert!(store.renew(verifier(1), Seq(0), Position::default()).await.unwrap());
+        assert!(
+            store
+                .renew(verifier(1), Seq(0), Position::default())
+                .await
+                .unwrap()
+        );
         change(&store, Changed::Key(id(1))).await;
-        let [Behind { renewals, .. }] = store.behind(Seq(1), verifier(9)).await.unwrap()[..] else { panic!() };
-        assert!(store.remove_if_not_renewed(verifier(1), renewals).await.unwrap());
-        assert!(store.renew(verifier(1), Seq(1), position(&store).await).await.unwrap());
-        assert!(!store.remove_if_not_renewed(verifier(1), renewals).await.unwrap(), "alive");
-        assert_eq!(store.behind(Seq(2), verifier(9)).await.unwrap().len(), 1, "the next change waits for it");
+        let [Behind { renewals, .. }] = store.behind(Seq(1), verifier(9)).await.unwrap()[..] else {
+            panic!()
+        };
+        assert!(
+            store
+                .remove_if_not_renewed(verifier(1), renewals)
+                .await
+                .unwrap()
+        );
+        assert!(
+            store
+                .renew(verifier(1), Seq(1), position(&store).await)
+                .await
+                .unwrap()
+        );
+        assert!(
+            !store
+                .remove_if_not_renewed(verifier(1), renewals)
+                .await
+                .unwrap(),
+            "alive"
+        );
+        assert_eq!(
+            store.behind(Seq(2), verifier(9)).await.unwrap().len(),
+            1,
+            "the next change waits for it"
+        );
     });
 }
 
@@ -186,7 +348,10 @@ fn a_first_renewal_waits_for_a_revoker_and_then_sees_its_change() {
         });
         is_raised.recv().unwrap();
         let begun = Instant::now();
-        let renewed = store.renew(verifier(1), Seq(0), Position::default()).await.unwrap();
+        let renewed = store
+            .renew(verifier(1), Seq(0), Position::default())
+            .await
+            .unwrap();
         assert!(begun.elapsed() > Duration::from_millis(200), "it waited");
         assert!(!renewed, "and saw the change");
         assert_eq!(store.behind(Seq(9), verifier(9)).await.unwrap(), []);
@@ -225,11 +390,24 @@ fn who_is_frozen_within_a_change_holds_up_renewals_and_nothing_else() {
             assert_eq!(store.behind(Seq(1), verifier(9)).await.unwrap(), []);
         }
         assert!(!renewal.is_finished());
-        assert_eq!(renewal.await.unwrap(), Err(Error::Busy), "the limit of waits for locks");
+        assert_eq!(
+            renewal.await.unwrap(),
+            Err(Error::Busy),
+            "the limit of waits for locks"
+        );
         thaw.send(()).unwrap();
         frozen.join().unwrap();
-        assert_eq!(store.renew(verifier(1), Seq(0), Position::default()).await, Ok(false), "behind");
-        assert_eq!(store.renew(verifier(1), Seq(1), position(&store).await).await, Ok(true));
+        assert_eq!(
+            store.renew(verifier(1), Seq(0), Position::default()).await,
+            Ok(false),
+            "behind"
+        );
+        assert_eq!(
+            store
+                .renew(verifier(1), Seq(1), position(&store).await)
+                .await,
+            Ok(true)
+        );
     });
 }
 
@@ -238,8 +416,13 @@ fn a_lease_length_that_makes_no_sense_is_refused() {
     each(async |database| {
         let store = database.store();
         for value in ["", "0", "99", "60001", "3s", "-1"] {
-            database.sql(&format!("UPDATE settings SET value = '{value}' WHERE name = 'lease_ms'"));
-            assert!(matches!(store.lease_length().await, Err(Error::Corrupt(_))), "{value}");
+            database.sql(&format!(
+                "UPDATE settings SET value = '{value}' WHERE name = 'lease_ms'"
+            ));
+            assert!(
+                matches!(store.lease_length().await, Err(Error::Corrupt(_))),
+                "{value}"
+            );
         }
         database.sql("UPDATE settings SET value = '500' WHERE name = 'lease_ms'");
         assert_eq!(store.lease_length().await, Ok(Duration::from_millis(500)));

@@ -22,8 +22,8 @@ mod verification;
 mod wake;
 
 use tollkey_core::{
-    AccountId, ApiKey, Application, ApplicationId, Changed, Digest, Family, Grants, Id, KeyId, Mode, Position, Scope,
-    Seq, Timestamp,
+    AccountId, ApiKey, Application, ApplicationId, Changed, Digest, Family, Grants, Id, KeyId,
+    Mode, Position, Scope, Seq, Timestamp,
     audit::{Action, Actor, ActorKind, Draft, Target},
 };
 use tollkey_store::{
@@ -40,20 +40,39 @@ fn each(test: impl AsyncFn(&Database)) {
 }
 
 fn on(database: &Database, test: impl AsyncFn(&Database)) {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .unwrap();
     runtime.block_on(test(database));
 }
 
 /// Where the change counter stands.
 async fn position(store: &Store) -> Position {
-    store.changes_after(Position::default(), 1).await.unwrap().current
+    store
+        .changes_after(Position::default(), 1)
+        .await
+        .unwrap()
+        .current
 }
 
 /// All changes, without their times.
 async fn changes(store: &Store) -> Vec<(Seq, Changed)> {
-    let log = store.changes_after(Position::default(), 1000).await.unwrap();
-    let changes: Vec<_> = log.changes.expect("a whole log").into_iter().map(|(at, what)| (at.seq, what)).collect();
-    assert_eq!(changes.last().map_or(Seq(0), |(seq, _)| *seq), log.current.seq);
+    let log = store
+        .changes_after(Position::default(), 1000)
+        .await
+        .unwrap();
+    let changes: Vec<_> = log
+        .changes
+        .expect("a whole log")
+        .into_iter()
+        .map(|(at, what)| (at.seq, what))
+        .collect();
+    assert_eq!(
+        changes.last().map_or(Seq(0), |(seq, _)| *seq),
+        log.current.seq
+    );
     changes
 }
 
@@ -102,7 +121,10 @@ fn key(number: u64, account: &AccountId) -> ApiKey {
         mode: Mode::Live,
         prefix: "ck_live_abcdef".into(),
         last4: "wxyz".into(),
-        grants: Grants { scopes: vec![Scope::COMMERCE], ..Grants::default() },
+        grants: Grants {
+            scopes: vec![Scope::COMMERCE],
+            ..Grants::default()
+        },
         metadata: None,
         created_at: at(i64::try_from(number).unwrap()),
         created_by: None,
@@ -118,7 +140,11 @@ fn key(number: u64, account: &AccountId) -> ApiKey {
 }
 
 fn application_key(number: u64, account: &AccountId, application: ApplicationId) -> ApiKey {
-    ApiKey { family: Family::Application, application_id: Some(application), ..key(number, account) }
+    ApiKey {
+        family: Family::Application,
+        application_id: Some(application),
+        ..key(number, account)
+    }
 }
 
 fn digest(number: u64) -> Digest {
@@ -132,7 +158,10 @@ fn draft(number: u64, account: &AccountId) -> Draft {
         account_id: account.clone(),
         occurred_at: at(i64::try_from(number).unwrap()),
         action: Action::ApiKeyCreated,
-        actor: Actor { kind: ActorKind::Merchant, id: "user-1".into() },
+        actor: Actor {
+            kind: ActorKind::Merchant,
+            id: "user-1".into(),
+        },
         target: Target::key(key, Mode::Live),
         request_id: Some("req_1".into()),
         ip: Some("2001:db8::1".parse().unwrap()),
@@ -151,9 +180,16 @@ trait Actions {
 impl Actions for Store {
     async fn add_application(&self, application: &Application) -> Result<(), Error> {
         let application = application.clone();
-        let written =
-            self.write(move |tx| tx.account(&application.account_id).insert_application(&application)).await?;
-        assert_eq!(written.change, None, "a new application is nothing to forget");
+        let written = self
+            .write(move |tx| {
+                tx.account(&application.account_id)
+                    .insert_application(&application)
+            })
+            .await?;
+        assert_eq!(
+            written.change, None,
+            "a new application is nothing to forget"
+        );
         Ok(())
     }
 
@@ -161,18 +197,26 @@ impl Actions for Store {
     async fn add_key(&self, key: &ApiKey) -> Result<(), Error> {
         let key = key.clone();
         let number = u64::from_be_bytes(key.id.as_bytes()[8..].try_into().unwrap());
-        let written = self.write(move |tx| tx.account(&key.account_id).insert_key(&key, &digest(number))).await?;
+        let written = self
+            .write(move |tx| {
+                tx.account(&key.account_id)
+                    .insert_key(&key, &digest(number))
+            })
+            .await?;
         assert_eq!(written.change, None, "a new key is nothing to forget");
         Ok(())
     }
 
     async fn save_key(&self, key: &ApiKey) -> Result<Written<()>, Error> {
         let key = key.clone();
-        self.write(move |tx| tx.account(&key.account_id).save_key(&key)).await
+        self.write(move |tx| tx.account(&key.account_id).save_key(&key))
+            .await
     }
 
     async fn key(&self, account: &AccountId, id: KeyId) -> Option<ApiKey> {
         let account = account.clone();
-        self.read(move |db| db.account(&account).key(&Family::ALL, &id)).await.unwrap()
+        self.read(move |db| db.account(&account).key(&Family::ALL, &id))
+            .await
+            .unwrap()
     }
 }

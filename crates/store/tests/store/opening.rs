@@ -44,7 +44,11 @@ fn two_stores_on_one_database_see_each_other() {
     each(async |database| {
         let (one, two) = (database.store(), database.store());
         let tasks = (0..40).map(|number| {
-            let store = if number % 2 == 0 { one.clone() } else { two.clone() };
+            let store = if number % 2 == 0 {
+                one.clone()
+            } else {
+                two.clone()
+            };
             tokio::spawn(async move {
                 let mut made = key(number, &acme());
                 store.add_key(&made).await?;
@@ -66,7 +70,11 @@ fn an_older_and_a_newer_schema_are_told_and_migrating_twice_is_fine() {
     for database in backends() {
         let store = open(database.url()).unwrap();
         assert_eq!(store.check_schema(), Err(SchemaError::Older { missing: 7 }));
-        assert_eq!(store.check_schema(), Err(SchemaError::Older { missing: 7 }), "asking changes nothing");
+        assert_eq!(
+            store.check_schema(),
+            Err(SchemaError::Older { missing: 7 }),
+            "asking changes nothing"
+        );
         std::thread::scope(|scope| {
             for _ in 0..4 {
                 let url = database.url();
@@ -85,13 +93,16 @@ fn an_older_and_a_newer_schema_are_told_and_migrating_twice_is_fine() {
 /// before this one did for as long as their connection lasted, is named after a while.
 #[test]
 fn migration_names_who_holds_its_lock_and_goes_on_after_it() {
-    let Some(postgres) = Postgres::shared() else { return };
+    let Some(postgres) = Postgres::shared() else {
+        return;
+    };
     let database = postgres.database();
     let url = database.url().to_owned();
     let (begun, has_begun) = mpsc::channel();
     let (over, is_over) = mpsc::channel::<()>();
     // "tollkey" as bytes: the lock that migrations are run under.
-    let half = "SELECT pg_advisory_lock(x'746f6c6c6b6579'::bigint); CREATE TABLE accounts (half INTEGER)";
+    let half =
+        "SELECT pg_advisory_lock(x'746f6c6c6b6579'::bigint); CREATE TABLE accounts (half INTEGER)";
     let dying = thread::spawn(move || {
         hold(&url, half, || {
             begun.send(()).unwrap();
@@ -101,14 +112,27 @@ fn migration_names_who_holds_its_lock_and_goes_on_after_it() {
     has_begun.recv().unwrap();
 
     let patience = Duration::from_millis(250);
-    let options = OpenOptions { migration_timeout: patience, ..OpenOptions::new(database.url()) };
+    let options = OpenOptions {
+        migration_timeout: patience,
+        ..OpenOptions::new(database.url())
+    };
     let impatient = Store::open(options, Arc::new(RealClock::default())).unwrap();
     let error = impatient.migrate().unwrap_err();
-    let SchemaError::Locked { waited, holder } = &error else { panic!("{error}") };
+    let SchemaError::Locked { waited, holder } = &error else {
+        panic!("{error}")
+    };
     assert_eq!(*waited, patience);
-    let end = format!("SELECT pg_terminate_backend({})", holder.pid.expect("the lock is held"));
-    for part in [end.as_str(), "role postgres", "application_name tollkey", "idle in transaction", "connected since 2"]
-    {
+    let end = format!(
+        "SELECT pg_terminate_backend({})",
+        holder.pid.expect("the lock is held")
+    );
+    for part in [
+        end.as_str(),
+        "role postgres",
+        "application_name tollkey",
+        "idle in transaction",
+        "connected since 2",
+    ] {
         assert!(error.to_string().contains(part), "{part}: {error}");
     }
 
@@ -128,7 +152,9 @@ fn migration_names_who_holds_its_lock_and_goes_on_after_it() {
     assert!(dying.join().is_err(), "its connection was cut");
     let store = open(database.url()).unwrap();
     assert_eq!(store.check_schema(), Ok(()));
-    on(&database, async |_| store.add_key(&key(1, &acme())).await.unwrap());
+    on(&database, async |_| {
+        store.add_key(&key(1, &acme())).await.unwrap()
+    });
 }
 
 #[test]
@@ -150,15 +176,25 @@ fn both_backends_have_the_same_tables_and_columns() {
 fn a_sqlite_file_is_for_its_owner_alone() {
     let database = Database::sqlite();
     let store = database.store();
-    on(&database, async |_| store.add_key(&key(1, &acme())).await.unwrap());
+    on(&database, async |_| {
+        store.add_key(&key(1, &acme())).await.unwrap()
+    });
     let mut files = 0;
     for file in std::fs::read_dir(database.directory().unwrap()).unwrap() {
         let file = file.unwrap();
-        assert_eq!(file.metadata().unwrap().permissions().mode() & 0o777, 0o600, "{:?}", file.path());
+        assert_eq!(
+            file.metadata().unwrap().permissions().mode() & 0o777,
+            0o600,
+            "{:?}",
+            file.path()
+        );
         files += 1;
     }
     assert_eq!(files, 3, "the file, its log and the log's index");
-    assert_eq!(store.file(), Some(database.directory().unwrap().join("tollkey.db").as_path()));
+    assert_eq!(
+        store.file(),
+        Some(database.directory().unwrap().join("tollkey.db").as_path())
+    );
 }
 
 #[test]
@@ -173,7 +209,9 @@ fn a_memory_database_lives_as_long_as_its_store() {
         store.add_key(&key(1, &acme())).await.unwrap();
         let panicking = store.clone();
         let panicked = tokio::spawn(async move {
-            let _ = panicking.write(|_| -> Result<(), Error> { panic!("on purpose") }).await;
+            let _ = panicking
+                .write(|_| -> Result<(), Error> { panic!("on purpose") })
+                .await;
         });
         assert!(panicked.await.is_err());
         let tasks: Vec<_> = (2..30)
@@ -187,74 +225,134 @@ fn a_memory_database_lives_as_long_as_its_store() {
         }
         assert_eq!(store.key(&acme(), id(1)).await, Some(key(1, &acme())));
         assert!(
-            store.renew(tollkey_core::VerifierId::from_bytes([1; 16]), Seq(0), position(&store).await).await.unwrap()
+            store
+                .renew(
+                    tollkey_core::VerifierId::from_bytes([1; 16]),
+                    Seq(0),
+                    position(&store).await
+                )
+                .await
+                .unwrap()
         );
     });
 }
 
 fn failure(url: &str) -> String {
-    open(url).err().unwrap_or_else(|| panic!("it opens")).to_string()
+    open(url)
+        .err()
+        .unwrap_or_else(|| panic!("it opens"))
+        .to_string()
 }
 
 #[test]
 fn urls_that_cannot_be_used_are_named_by_their_rule() {
-    assert!(matches!(open("mysql://x"), Err(OpenError::Url(BadUrl::Scheme))));
+    assert!(matches!(
+        open("mysql://x"),
+        Err(OpenError::Url(BadUrl::Scheme))
+    ));
     let options = OpenOptions::new("postgres://user:s3cret@127.0.0.1:1/tollkey");
     assert!(!format!("{options:?}").contains("s3cret"));
     for (url, words) in [
         ("postgres://user:s3cret@db.example/tollkey", "pg-tls"),
-        ("postgres://user:s3cret@127.0.0.1/tollkey?sslmode=require", "pg-tls"),
+        (
+            "postgres://user:s3cret@127.0.0.1/tollkey?sslmode=require",
+            "pg-tls",
+        ),
         ("postgres://user:s3@cret@127.0.0.1:1/tollkey", "%40"),
         ("postgres://user:s3/cret@127.0.0.1:1/tollkey", "%2F"),
         ("postgres://user:s3%zzcret@127.0.0.1:1/tollkey", "%25"),
     ] {
         let error = failure(url);
-        assert!(error.starts_with("DATABASE_URL: ") && error.contains(words), "{error}");
+        assert!(
+            error.starts_with("DATABASE_URL: ") && error.contains(words),
+            "{error}"
+        );
         assert!(!error.contains("s3") && !error.contains("cret"), "{error}");
-        assert!(error.contains("TLS") == words.contains("tls"), "the diagnosis of {url}: {error}");
+        assert!(
+            error.contains("TLS") == words.contains("tls"),
+            "the diagnosis of {url}: {error}"
+        );
     }
 }
 
 #[test]
 fn a_server_that_cannot_be_reached_is_named_and_may_come_later() {
     let directory = tempfile::tempdir().unwrap();
-    let socket = format!("postgres:///tollkey?host={}&user=u&password=s3cret", directory.path().display());
+    let socket = format!(
+        "postgres:///tollkey?host={}&user=u&password=s3cret",
+        directory.path().display()
+    );
     for (url, target, words) in [
-        ("postgres://user:s3cret@127.0.0.1:1/tollkey", "tollkey at 127.0.0.1:1", "refuses connections"),
-        ("postgres://user:s3cret@no-such-host.invalid/t?sslmode=disable", "t at no-such-host.invalid:5432", "resolved"),
+        (
+            "postgres://user:s3cret@127.0.0.1:1/tollkey",
+            "tollkey at 127.0.0.1:1",
+            "refuses connections",
+        ),
+        (
+            "postgres://user:s3cret@no-such-host.invalid/t?sslmode=disable",
+            "t at no-such-host.invalid:5432",
+            "resolved",
+        ),
         (&socket, ".s.PGSQL.5432", "no socket"),
     ] {
         let error = open(url).err().unwrap();
         assert!(error.is_transient(), "{error}");
         let error = error.to_string();
-        assert!(error.starts_with("cannot connect to the PostgreSQL database "), "{error}");
-        assert!(error.contains(target) && error.contains(words) && !error.contains("s3cret"), "{error}");
+        assert!(
+            error.starts_with("cannot connect to the PostgreSQL database "),
+            "{error}"
+        );
+        assert!(
+            error.contains(target) && error.contains(words) && !error.contains("s3cret"),
+            "{error}"
+        );
     }
 }
 
 #[test]
 fn what_the_server_says_is_passed_on_and_is_final() {
-    let Some(postgres) = Postgres::shared() else { return };
+    let Some(postgres) = Postgres::shared() else {
+        return;
+    };
     let database = postgres.database();
     let (base, query) = database.url().split_once('?').unwrap();
     let name = base.strip_prefix("postgres:///").unwrap();
     for (url, words) in [
-        (database.url().replace(name, "nowhere"), "database \"nowhere\" does not exist; create it"),
-        (format!("{base}?{query}").replace("user=postgres", "user=nobody"), "role \"nobody\" does not exist"),
+        (
+            database.url().replace(name, "nowhere"),
+            "database \"nowhere\" does not exist; create it",
+        ),
+        (
+            format!("{base}?{query}").replace("user=postgres", "user=nobody"),
+            "role \"nobody\" does not exist",
+        ),
         // What libpq itself says about a value is not passed on.
-        (format!("{}&password=s3cret&channel_binding=s3cret", database.url()), "may quote the URL"),
-        (format!("{}&password=s3cret&requirepeer=s3cret", database.url()), "may quote the URL"),
+        (
+            format!("{}&password=s3cret&channel_binding=s3cret", database.url()),
+            "may quote the URL",
+        ),
+        (
+            format!("{}&password=s3cret&requirepeer=s3cret", database.url()),
+            "may quote the URL",
+        ),
     ] {
-        let error = open(&url).err().unwrap_or_else(|| panic!("{words}: it opens"));
+        let error = open(&url)
+            .err()
+            .unwrap_or_else(|| panic!("{words}: it opens"));
         assert!(!error.is_transient(), "{error}");
         let error = error.to_string();
-        assert!(error.contains(words) && error.contains(" at /") && !error.contains("s3cret"), "{error}");
+        assert!(
+            error.contains(words) && error.contains(" at /") && !error.contains("s3cret"),
+            "{error}"
+        );
     }
 }
 
 #[test]
 fn a_server_that_is_shutting_down_may_come_later() {
-    let Some(postgres) = Postgres::private("") else { return };
+    let Some(postgres) = Postgres::private("") else {
+        return;
+    };
     let database = postgres.database();
     // A connection that stays keeps a server from ending that waits for its clients.
     let url = database.url().to_owned();
@@ -267,7 +365,13 @@ fn a_server_that_is_shutting_down_may_come_later() {
                 Ok(_) => assert!(since.elapsed() < PATIENCE, "it does not stop"),
             }
         };
-        assert!(error.is_transient() && error.to_string().contains("the database system is shutting down"), "{error}");
+        assert!(
+            error.is_transient()
+                && error
+                    .to_string()
+                    .contains("the database system is shutting down"),
+            "{error}"
+        );
     });
     postgres.control("start");
     open(&url).unwrap();
@@ -282,18 +386,29 @@ fn sqlite_errors_name_the_absolute_path_and_the_reason() {
     std::fs::write(path("short"), "x").unwrap();
     for (name, words) in [
         ("directory", "Is a directory (os error 21)"),
-        ("missing/tollkey.db", "No such file or directory (os error 2); create the directory"),
+        (
+            "missing/tollkey.db",
+            "No such file or directory (os error 2); create the directory",
+        ),
         ("text/tollkey.db", "Not a directory (os error 20)"),
         (&"n".repeat(300), "File name too long (os error 36)"),
         ("text", "is not a SQLite database"),
         ("short", "is not a SQLite database"),
     ] {
         let error = failure(&format!("sqlite://{}", path(name)));
-        assert!(error.contains(&path(name)) && error.contains(words), "{name}: {error}");
+        assert!(
+            error.contains(&path(name)) && error.contains(words),
+            "{name}: {error}"
+        );
     }
     let relative = failure("sqlite://no-such-directory/tollkey.db");
-    let absolute = std::env::current_dir().unwrap().join("no-such-directory/tollkey.db");
-    assert!(relative.contains(&absolute.display().to_string()), "{relative}");
+    let absolute = std::env::current_dir()
+        .unwrap()
+        .join("no-such-directory/tollkey.db");
+    assert!(
+        relative.contains(&absolute.display().to_string()),
+        "{relative}"
+    );
 }
 
 #[test]
@@ -312,15 +427,28 @@ fn file_of_another_application_is_rejected_and_left_as_it_is() {
         drop(conn);
         let content = std::fs::read(&path).unwrap();
         for create in [false, true] {
-            let options = OpenOptions { create, ..OpenOptions::new(format!("sqlite://{}", path.display())) };
+            let options = OpenOptions {
+                create,
+                ..OpenOptions::new(format!("sqlite://{}", path.display()))
+            };
             let error = Store::open(options, Arc::new(RealClock::default())).expect_err(foreign);
             assert!(matches!(error, OpenError::NotADatabase { .. }), "{error}");
             let error = error.to_string();
-            assert!(error.contains("another application") && error.contains(path.to_str().unwrap()), "{error}");
+            assert!(
+                error.contains("another application") && error.contains(path.to_str().unwrap()),
+                "{error}"
+            );
             assert!(!error.contains("tollkey migrate"), "{error}");
         }
-        assert!(std::fs::read(&path).unwrap() == content, "{foreign}: the file was changed");
-        assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 1, "{foreign}: files were left beside it");
+        assert!(
+            std::fs::read(&path).unwrap() == content,
+            "{foreign}: the file was changed"
+        );
+        assert_eq!(
+            std::fs::read_dir(directory.path()).unwrap().count(),
+            1,
+            "{foreign}: files were left beside it"
+        );
     }
     drop(ours.store());
     open(ours.url()).unwrap();
@@ -336,8 +464,15 @@ fn file_that_is_locked_before_it_has_a_log_is_waited_for() {
         other.batch_execute(lock).unwrap();
         let begun = Instant::now();
         let error = failure(database.url());
-        assert!(error.contains("another process holds a lock on the file"), "{lock}: {error}");
-        assert!(begun.elapsed() > Duration::from_secs(4), "{lock}: {:?}", begun.elapsed());
+        assert!(
+            error.contains("another process holds a lock on the file"),
+            "{lock}: {error}"
+        );
+        assert!(
+            begun.elapsed() > Duration::from_secs(4),
+            "{lock}: {:?}",
+            begun.elapsed()
+        );
         let waiting = thread::spawn({
             let url = database.url().to_owned();
             move || open(&url).map(|store| store.migrate())
@@ -353,8 +488,14 @@ fn link_to_a_missing_file_is_named() {
     let path = directory.path().join("tollkey.db");
     std::os::unix::fs::symlink(directory.path().join("elsewhere.db"), &path).unwrap();
     let error = failure(&format!("sqlite://{}", path.display()));
-    assert!(error.contains("is a symbolic link to a file that does not exist"), "{error}");
-    assert!(error.contains(path.to_str().unwrap()) && !error.contains("create the directory"), "{error}");
+    assert!(
+        error.contains("is a symbolic link to a file that does not exist"),
+        "{error}"
+    );
+    assert!(
+        error.contains(path.to_str().unwrap()) && !error.contains("create the directory"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -363,15 +504,28 @@ fn a_sqlite_file_is_not_created_when_that_is_forbidden() {
     let path = directory.path().join("tollkey.db");
     let url = format!("sqlite://{}", path.display());
     let existing = || {
-        let options = OpenOptions { create: false, ..OpenOptions::new(url.as_str()) };
+        let options = OpenOptions {
+            create: false,
+            ..OpenOptions::new(url.as_str())
+        };
         Store::open(options, Arc::new(RealClock::default()))
     };
     let error = existing().err().unwrap();
-    assert!(matches!(&error, OpenError::Missing { path: named } if *named == path.display().to_string()), "{error}");
+    assert!(
+        matches!(&error, OpenError::Missing { path: named } if *named == path.display().to_string()),
+        "{error}"
+    );
     std::fs::write(&path, "").unwrap();
     let error = existing().err().unwrap();
-    assert!(matches!(&error, OpenError::NotADatabase { .. }) && error.to_string().contains("is empty"), "{error}");
-    assert_eq!(std::fs::metadata(&path).unwrap().len(), 0, "it is left as it is");
+    assert!(
+        matches!(&error, OpenError::NotADatabase { .. }) && error.to_string().contains("is empty"),
+        "{error}"
+    );
+    assert_eq!(
+        std::fs::metadata(&path).unwrap().len(),
+        0,
+        "it is left as it is"
+    );
     std::fs::remove_file(&path).unwrap();
     assert!(existing().is_err() && !path.exists());
     open(&url).unwrap().migrate().unwrap();
@@ -384,14 +538,22 @@ fn migrating_returns_the_names_of_what_was_applied() {
         let store = open(database.url()).unwrap();
         let applied = store.apply_migrations().unwrap();
         assert_eq!(applied.len(), 7, "{applied:?}");
-        assert!(applied.is_sorted() && applied.iter().all(|name| name.starts_with("2026") && name.contains('_')));
+        assert!(
+            applied.is_sorted()
+                && applied
+                    .iter()
+                    .all(|name| name.starts_with("2026") && name.contains('_'))
+        );
         assert_eq!(store.apply_migrations(), Ok(Vec::new()));
     }
 }
 
 #[test]
 fn a_lost_connection_is_replaced() {
-    for database in backends().into_iter().filter(|database| database.backend() == Backend::Postgres) {
+    for database in backends()
+        .into_iter()
+        .filter(|database| database.backend() == Backend::Postgres)
+    {
         on(&database, async |database| {
             let store = database.store();
             store.add_key(&key(1, &acme())).await.unwrap();
@@ -420,7 +582,10 @@ fn a_lost_connection_is_replaced() {
             let failures = async |times: usize| {
                 let mut failed = 0;
                 for _ in 0..times {
-                    match store.read(|db| db.account(&acme()).key(&Family::ALL, &id(1))).await {
+                    match store
+                        .read(|db| db.account(&acme()).key(&Family::ALL, &id(1)))
+                        .await
+                    {
                         Ok(found) => assert!(found.is_some()),
                         Err(error) => {
                             assert_eq!(error, Error::Unavailable);
@@ -443,7 +608,9 @@ fn a_lost_connection_is_replaced() {
 /// The server says something before it closes its connections, and libpq then takes them for good ones.
 #[test]
 fn a_restarted_server_costs_one_failure() {
-    let Some(postgres) = Postgres::private("") else { return };
+    let Some(postgres) = Postgres::private("") else {
+        return;
+    };
     on(&postgres.database(), async |database| {
         let store = database.store();
         for mode in ["fast", "immediate", "immediate"] {
@@ -459,10 +626,16 @@ fn a_restarted_server_costs_one_failure() {
 /// answered is there, and afterwards the connections cost a failure once.
 #[test]
 fn a_server_that_restarts_under_load_is_unavailable_for_a_while_and_loses_nothing() {
-    let Some(postgres) = Postgres::private("") else { return };
+    let Some(postgres) = Postgres::private("") else {
+        return;
+    };
     on(&postgres.database(), async |database| {
         let _migrated = database.store();
-        let store = Store::open(OpenOptions::new(database.url()), Arc::new(RealClock::default())).unwrap();
+        let store = Store::open(
+            OpenOptions::new(database.url()),
+            Arc::new(RealClock::default()),
+        )
+        .unwrap();
         let stop = Arc::new(AtomicBool::new(false));
         let callers: Vec<_> = (0..12)
             .map(|caller| {
@@ -473,7 +646,10 @@ fn a_server_that_restarts_under_load_is_unavailable_for_a_while_and_loses_nothin
                         if stop.load(Ordering::Relaxed) {
                             break;
                         }
-                        let read = store.read(|db| db.account(&acme()).key(&Family::ALL, &id(1))).await.map(drop);
+                        let read = store
+                            .read(|db| db.account(&acme()).key(&Family::ALL, &id(1)))
+                            .await
+                            .map(drop);
                         let written = store.add_key(&key(number, &acme())).await;
                         for result in [&read, &written] {
                             match result {
@@ -492,7 +668,12 @@ fn a_server_that_restarts_under_load_is_unavailable_for_a_while_and_loses_nothin
             .collect();
         for mode in ["fast", "immediate"] {
             let count = async |store: &Store| {
-                let read = store.read(|db| db.account(&acme()).count_usable_of(&Family::ALL, crate::at(0))).await;
+                let read = store
+                    .read(|db| {
+                        db.account(&acme())
+                            .count_usable_of(&Family::ALL, crate::at(0))
+                    })
+                    .await;
                 read.unwrap_or(0)
             };
             let before = count(&store).await;
@@ -502,13 +683,19 @@ fn a_server_that_restarts_under_load_is_unavailable_for_a_while_and_loses_nothin
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
             let mode = format!("-m {mode} restart");
-            tokio::task::spawn_blocking(move || postgres.control(&mode)).await.unwrap();
+            tokio::task::spawn_blocking(move || postgres.control(&mode))
+                .await
+                .unwrap();
             // Everybody goes on: as many in a row as there are connections, without one that fails.
             let mut in_a_row = 0;
             let since = Instant::now();
             while in_a_row < 20 {
                 assert!(since.elapsed() < PATIENCE, "it does not come back");
-                in_a_row = if store.ping().await.is_ok() { in_a_row + 1 } else { 0 };
+                in_a_row = if store.ping().await.is_ok() {
+                    in_a_row + 1
+                } else {
+                    0
+                };
             }
         }
         stop.store(true, Ordering::Relaxed);
@@ -516,7 +703,10 @@ fn a_server_that_restarts_under_load_is_unavailable_for_a_while_and_loses_nothin
         for caller in callers {
             let (made, failed) = caller.await.unwrap();
             for &number in &made {
-                assert!(store.key(&acme(), id(number)).await.is_some(), "key {number} was answered and is not there");
+                assert!(
+                    store.key(&acme(), id(number)).await.is_some(),
+                    "key {number} was answered and is not there"
+                );
             }
             (all_made, all_failed) = (all_made + made.len(), all_failed + failed);
         }
@@ -527,13 +717,25 @@ fn a_server_that_restarts_under_load_is_unavailable_for_a_while_and_loses_nothin
 
 #[test]
 fn a_database_that_takes_no_changes_is_not_ready_and_not_connected_to() {
-    let Some(postgres) = Postgres::private("") else { return };
+    let Some(postgres) = Postgres::private("") else {
+        return;
+    };
     on(&postgres.database(), async |database| {
         let _migrated = database.store();
-        let store = Store::open(OpenOptions::new(database.url()), Arc::new(RealClock::default())).unwrap();
+        let store = Store::open(
+            OpenOptions::new(database.url()),
+            Arc::new(RealClock::default()),
+        )
+        .unwrap();
         let until = async |ready: bool| {
             let since = Instant::now();
-            while store.ping().await != if ready { Ok(()) } else { Err(Error::Unavailable) } {
+            while store.ping().await
+                != if ready {
+                    Ok(())
+                } else {
+                    Err(Error::Unavailable)
+                }
+            {
                 assert!(since.elapsed() < PATIENCE, "it does not become {ready}");
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
@@ -545,7 +747,10 @@ fn a_database_that_takes_no_changes_is_not_ready_and_not_connected_to() {
         postgres.configure("default_transaction_read_only = on");
         until(false).await;
         assert_eq!(add(1).await, Err(Error::Unavailable));
-        assert!(matches!(open(database.url()), Err(OpenError::Connect { .. })));
+        assert!(matches!(
+            open(database.url()),
+            Err(OpenError::Connect { .. })
+        ));
         postgres.configure("default_transaction_read_only = off");
         until(true).await;
         add(1).await.unwrap();
@@ -553,7 +758,10 @@ fn a_database_that_takes_no_changes_is_not_ready_and_not_connected_to() {
         postgres.demote();
         until(false).await;
         assert_eq!(add(2).await, Err(Error::Unavailable));
-        assert!(matches!(open(database.url()), Err(OpenError::Connect { .. })), "a standby");
+        assert!(
+            matches!(open(database.url()), Err(OpenError::Connect { .. })),
+            "a standby"
+        );
         postgres.control("promote");
         until(true).await;
         assert!(store.key(&acme(), id(1)).await.is_some());
@@ -563,11 +771,16 @@ fn a_database_that_takes_no_changes_is_not_ready_and_not_connected_to() {
 
 #[test]
 fn a_server_that_goes_away_is_unavailable() {
-    for database in backends().into_iter().filter(|database| database.backend() == Backend::Postgres) {
+    for database in backends()
+        .into_iter()
+        .filter(|database| database.backend() == Backend::Postgres)
+    {
         on(&database, async |database| {
             let _migrated = database.store();
-            let options =
-                OpenOptions { acquire_timeout: Duration::from_millis(300), ..OpenOptions::new(database.url()) };
+            let options = OpenOptions {
+                acquire_timeout: Duration::from_millis(300),
+                ..OpenOptions::new(database.url())
+            };
             let store = Store::open(options, Arc::new(RealClock::default())).unwrap();
             store.ping().await.unwrap();
             database.refuse_connections(true);

@@ -14,7 +14,10 @@ use tollkey_store::{
 use crate::{Actions as _, acme, id, key, on};
 
 fn open(url: &str) -> Result<Store, OpenError> {
-    let options = OpenOptions { migration_timeout: Duration::from_millis(300), ..OpenOptions::new(url) };
+    let options = OpenOptions {
+        migration_timeout: Duration::from_millis(300),
+        ..OpenOptions::new(url)
+    };
     Store::open(options, Arc::new(RealClock::default()))
 }
 
@@ -28,7 +31,9 @@ fn assert_no_lock(database: &Database) {
 
 #[test]
 fn pooler_that_shares_sessions_is_refused_and_leaves_no_lock() {
-    let Some(postgres) = Postgres::shared() else { return };
+    let Some(postgres) = Postgres::shared() else {
+        return;
+    };
     for settings in [
         "pool_mode = transaction",
         "pool_mode = statement",
@@ -37,10 +42,14 @@ fn pooler_that_shares_sessions_is_refused_and_leaves_no_lock() {
         "pool_mode = transaction\ndefault_pool_size = 1",
     ] {
         let database = postgres.database();
-        let Some(pooler) = PgBouncer::before(&database, settings) else { return };
+        let Some(pooler) = PgBouncer::before(&database, settings) else {
+            return;
+        };
         for _ in 0..3 {
             match open(pooler.url()) {
-                Err(OpenError::Unsuitable(error)) => assert_eq!(error, Unsuitable::Pooler, "{settings}"),
+                Err(OpenError::Unsuitable(error)) => {
+                    assert_eq!(error, Unsuitable::Pooler, "{settings}")
+                }
                 other => panic!("{settings}: {other:?}"),
             }
         }
@@ -53,9 +62,15 @@ fn pooler_that_shares_sessions_is_refused_and_leaves_no_lock() {
 /// Other clients are in the middle of transactions, so that the pooler uses several server sessions in turn.
 #[test]
 fn busy_pooler_that_shares_sessions_is_refused() {
-    let Some(postgres) = Postgres::shared() else { return };
+    let Some(postgres) = Postgres::shared() else {
+        return;
+    };
     let database = postgres.database();
-    let Some(pooler) = PgBouncer::before(&database, "pool_mode = transaction\nserver_round_robin = 1") else { return };
+    let Some(pooler) =
+        PgBouncer::before(&database, "pool_mode = transaction\nserver_round_robin = 1")
+    else {
+        return;
+    };
     let (begun, over) = (Barrier::new(4), Barrier::new(4));
     std::thread::scope(|scope| {
         for _ in 0..3 {
@@ -70,22 +85,32 @@ fn busy_pooler_that_shares_sessions_is_refused() {
         let opened = [(); 3].map(|()| open(pooler.url()));
         over.wait();
         for opened in opened {
-            assert!(matches!(opened, Err(OpenError::Unsuitable(Unsuitable::Pooler))), "{opened:?}");
+            assert!(
+                matches!(opened, Err(OpenError::Unsuitable(Unsuitable::Pooler))),
+                "{opened:?}"
+            );
         }
     });
 }
 
 #[test]
 fn pooler_in_session_mode_is_no_obstacle() {
-    let Some(postgres) = Postgres::shared() else { return };
+    let Some(postgres) = Postgres::shared() else {
+        return;
+    };
     let database = postgres.database();
-    let Some(pooler) = PgBouncer::before(&database, "pool_mode = session\ndefault_pool_size = 30") else { return };
+    let Some(pooler) = PgBouncer::before(&database, "pool_mode = session\ndefault_pool_size = 30")
+    else {
+        return;
+    };
     on(&database, async |database| {
         for number in 0..5 {
             let store = open(pooler.url()).unwrap();
             store.migrate().unwrap();
             store.add_key(&key(number, &acme())).await.unwrap();
-            let found = store.read(move |db| db.account(&acme()).key(&Family::ALL, &id(number))).await;
+            let found = store
+                .read(move |db| db.account(&acme()).key(&Family::ALL, &id(number)))
+                .await;
             assert_eq!(found.unwrap(), Some(key(number, &acme())));
             store.ready().await.unwrap();
         }
@@ -95,7 +120,9 @@ fn pooler_in_session_mode_is_no_obstacle() {
 
 #[test]
 fn direct_connections_are_never_taken_for_a_pooler() {
-    let Some(postgres) = Postgres::shared() else { return };
+    let Some(postgres) = Postgres::shared() else {
+        return;
+    };
     let database = postgres.database();
     open(database.url()).unwrap().migrate().unwrap();
     std::thread::scope(|scope| {

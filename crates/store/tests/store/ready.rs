@@ -73,7 +73,10 @@ fn probe_writes_more_than_a_page_into_the_file_system() {
         let (before, contents) = (length(), database.dump());
         store.ready().await.unwrap();
         let after = length();
-        assert!((48 * 1024..96 * 1024).contains(&(after - before)), "{before} {after}");
+        assert!(
+            (48 * 1024..96 * 1024).contains(&(after - before)),
+            "{before} {after}"
+        );
         assert_eq!(database.dump(), contents);
         tokio::time::sleep(Duration::from_millis(1_100)).await; // the last result is no longer fresh
         store.ready().await.unwrap();
@@ -116,14 +119,22 @@ impl Held {
 /// Each lock that makes some change fail, while a verifier renews its lease.
 #[test]
 fn lock_on_any_written_table_ends_readiness() {
-    let Some(postgres) = Postgres::shared() else { return };
+    let Some(postgres) = Postgres::shared() else {
+        return;
+    };
     on(&postgres.database(), async |database| {
         drop(database.store());
-        let tables = database.columns().into_iter().filter_map(|name| Some(name.split_once('.')?.0.to_owned()));
-        let tables: std::collections::BTreeSet<String> =
-            tables.filter(|table| !["__diesel_schema_migrations", "settings"].contains(&table.as_str())).collect();
+        let tables = database
+            .columns()
+            .into_iter()
+            .filter_map(|name| Some(name.split_once('.')?.0.to_owned()));
+        let tables: std::collections::BTreeSet<String> = tables
+            .filter(|table| !["__diesel_schema_migrations", "settings"].contains(&table.as_str()))
+            .collect();
         assert_eq!(tables.len(), 14, "{tables:?}");
-        let locks = tables.iter().map(|table| format!("LOCK TABLE {table} IN SHARE MODE"));
+        let locks = tables
+            .iter()
+            .map(|table| format!("LOCK TABLE {table} IN SHARE MODE"));
         let others = [
             "SELECT * FROM change_counter FOR UPDATE",
             "LOCK TABLE api_keys IN ACCESS EXCLUSIVE MODE",
@@ -132,9 +143,16 @@ fn lock_on_any_written_table_ends_readiness() {
         let verifier = VerifierId::from_bytes([1; 16]);
         for lock in locks.chain(others.map(str::to_owned)) {
             let store = open(database.url());
-            assert_eq!(store.renew(verifier, Seq(0), Position::default()).await, Ok(true));
+            assert_eq!(
+                store.renew(verifier, Seq(0), Position::default()).await,
+                Ok(true)
+            );
             let held = Held::by(database, &lock);
-            assert_eq!(store.ready().await, Err(NotReady::Changes(Error::Busy)), "{lock}");
+            assert_eq!(
+                store.ready().await,
+                Err(NotReady::Changes(Error::Busy)),
+                "{lock}"
+            );
             held.release();
         }
         let store = open(database.url());
@@ -146,7 +164,9 @@ fn lock_on_any_written_table_ends_readiness() {
 /// A probe that waits for a lock delays neither look-ups nor changes that do not need that lock.
 #[test]
 fn waiting_probe_holds_no_lock() {
-    let Some(postgres) = Postgres::shared() else { return };
+    let Some(postgres) = Postgres::shared() else {
+        return;
+    };
     on(&postgres.database(), async |database| {
         let store = database.store();
         let held = Held::by(database, "LOCK TABLE verifiers IN EXCLUSIVE MODE");
@@ -229,7 +249,10 @@ fn short_writes_of_other_processes_do_not_end_readiness() {
 fn older_schema_is_not_ready_and_a_newer_one_is() {
     each(async |database| {
         let store = open(database.url());
-        assert_eq!(store.ready().await, Err(NotReady::Schema(SchemaError::Older { missing: 7 })));
+        assert_eq!(
+            store.ready().await,
+            Err(NotReady::Schema(SchemaError::Older { missing: 7 }))
+        );
         store.migrate().unwrap();
         becomes(&store, true).await.unwrap();
         database.sql("INSERT INTO __diesel_schema_migrations (version) VALUES ('29991231235959')");
@@ -240,7 +263,9 @@ fn older_schema_is_not_ready_and_a_newer_one_is() {
 
 #[test]
 fn read_only_database_ends_readiness_until_it_is_over() {
-    let Some(postgres) = Postgres::private("") else { return };
+    let Some(postgres) = Postgres::private("") else {
+        return;
+    };
     on(&postgres.database(), async |database| {
         let store = database.store();
         store.ready().await.unwrap();
@@ -264,13 +289,31 @@ fn paths(database: &Database) -> (PathBuf, PathBuf) {
 /// Everything that the store is asked for fails, immediately.
 async fn assert_unavailable(store: &Store) {
     let begun = Instant::now();
-    assert_eq!(store.add_key(&key(2, &acme())).await, Err(Error::Unavailable));
-    assert_eq!(store.read(|db| db.account(&acme()).key(&Family::ALL, &id(1))).await, Err(Error::Unavailable));
-    assert_eq!(store.find_by_digest(Digest::of("1")).await.map(drop), Err(Error::Unavailable));
+    assert_eq!(
+        store.add_key(&key(2, &acme())).await,
+        Err(Error::Unavailable)
+    );
+    assert_eq!(
+        store
+            .read(|db| db.account(&acme()).key(&Family::ALL, &id(1)))
+            .await,
+        Err(Error::Unavailable)
+    );
+    assert_eq!(
+        store.find_by_digest(Digest::of("1")).await.map(drop),
+        Err(Error::Unavailable)
+    );
     let verifier = VerifierId::from_bytes([1; 16]);
-    assert_eq!(store.renew(verifier, Seq(0), Position::default()).await, Err(Error::Unavailable));
+    assert_eq!(
+        store.renew(verifier, Seq(0), Position::default()).await,
+        Err(Error::Unavailable)
+    );
     assert_eq!(store.ready().await, Err(NotReady::FileLost));
-    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+    assert!(
+        begun.elapsed() < Duration::from_secs(2),
+        "{:?}",
+        begun.elapsed()
+    );
 }
 
 #[test]
@@ -287,7 +330,11 @@ fn deleted_file_fails_everything_until_it_is_restored() {
             assert!(!path.exists(), "no empty file is created in its place");
             fs::rename(&aside, &path).unwrap();
             store.ready().await.unwrap();
-            assert_eq!(store.key(&acme(), id(2)).await, None, "nothing was written meanwhile");
+            assert_eq!(
+                store.key(&acme(), id(2)).await,
+                None,
+                "nothing was written meanwhile"
+            );
         }
         store.add_key(&key(2, &acme())).await.unwrap();
         assert!(open(database.url()).key(&acme(), id(2)).await.is_some());
@@ -309,7 +356,11 @@ fn replaced_file_fails_everything_until_a_restart() {
         let (path, aside) = paths(database);
         fs::rename(&path, &aside).unwrap();
         for name in ["tollkey.db-wal", "tollkey.db-shm"] {
-            fs::rename(path.with_file_name(name), path.with_file_name(format!("aside-{name}"))).unwrap();
+            fs::rename(
+                path.with_file_name(name),
+                path.with_file_name(format!("aside-{name}")),
+            )
+            .unwrap();
         }
         fs::copy(other.directory().unwrap().join("tollkey.db"), &path).unwrap();
         assert_unavailable(&store).await;
@@ -327,9 +378,15 @@ fn deleted_write_ahead_log_fails_changes() {
     on(&database, async |database| {
         let store = database.store();
         store.add_key(&key(1, &acme())).await.unwrap();
-        let (log, aside) = (paths(database).0.with_file_name("tollkey.db-wal"), paths(database).1);
+        let (log, aside) = (
+            paths(database).0.with_file_name("tollkey.db-wal"),
+            paths(database).1,
+        );
         fs::rename(&log, &aside).unwrap();
-        assert_eq!(store.add_key(&key(2, &acme())).await, Err(Error::Unavailable));
+        assert_eq!(
+            store.add_key(&key(2, &acme())).await,
+            Err(Error::Unavailable)
+        );
         becomes(&store, false).await.unwrap_err();
         fs::rename(&aside, &log).unwrap();
         becomes(&store, true).await.unwrap();
@@ -345,13 +402,22 @@ fn deleted_index_of_the_log_fails_changes() {
     on(&database, async |database| {
         let store = database.store();
         store.add_key(&key(1, &acme())).await.unwrap();
-        let (index, aside) = (paths(database).0.with_file_name("tollkey.db-shm"), paths(database).1);
+        let (index, aside) = (
+            paths(database).0.with_file_name("tollkey.db-shm"),
+            paths(database).1,
+        );
         fs::rename(&index, &aside).unwrap();
-        assert_eq!(store.add_key(&key(2, &acme())).await, Err(Error::Unavailable));
+        assert_eq!(
+            store.add_key(&key(2, &acme())).await,
+            Err(Error::Unavailable)
+        );
         becomes(&store, false).await.unwrap_err();
         // With an index of another process it is the same.
         fs::write(&index, "").unwrap();
-        assert_eq!(store.add_key(&key(2, &acme())).await, Err(Error::Unavailable));
+        assert_eq!(
+            store.add_key(&key(2, &acme())).await,
+            Err(Error::Unavailable)
+        );
         fs::rename(&aside, &index).unwrap();
         becomes(&store, true).await.unwrap();
         store.add_key(&key(2, &acme())).await.unwrap();
@@ -377,7 +443,9 @@ fn file_that_is_copied_over_fails_everything_until_a_restart() {
             } else {
                 add(&other.store(), 10..20).await;
                 // Each statement raises the change counter in the header.
-                let changes: String = (0..1000).map(|number| format!("PRAGMA user_version = {number};")).collect();
+                let changes: String = (0..1000)
+                    .map(|number| format!("PRAGMA user_version = {number};"))
+                    .collect();
                 other.sql(&changes);
                 fs::copy(other.directory().unwrap().join("tollkey.db"), &backup).unwrap();
             }
@@ -389,8 +457,14 @@ fn file_that_is_copied_over_fails_everything_until_a_restart() {
             fs::copy(&backup, &path).unwrap();
             assert_unavailable(&store).await;
             drop(store);
-            assert!(fs::read(&path).unwrap() == fs::read(&backup).unwrap(), "stopping has changed the copy");
-            assert!(path.with_file_name("tollkey.db-wal").exists(), "stopping has deleted the log");
+            assert!(
+                fs::read(&path).unwrap() == fs::read(&backup).unwrap(),
+                "stopping has changed the copy"
+            );
+            assert!(
+                path.with_file_name("tollkey.db-wal").exists(),
+                "stopping has deleted the log"
+            );
             // SQLite shares what it knows of a file within a process, so another process is one on another file.
             let elsewhere = path.with_file_name("restarted.db");
             fs::copy(&path, &elsewhere).unwrap();
@@ -423,9 +497,18 @@ fn damaged_file_fails_everything_until_a_restart() {
         // All pages but the first.
         let (intact, mut damaged) = (fs::read(&path).unwrap(), fs::read(&path).unwrap());
         damaged[4096..].fill(0xff);
-        let write = |bytes: &[u8]| fs::OpenOptions::new().write(true).open(&path).unwrap().write_all(bytes);
+        let write = |bytes: &[u8]| {
+            fs::OpenOptions::new()
+                .write(true)
+                .open(&path)
+                .unwrap()
+                .write_all(bytes)
+        };
         write(&damaged).unwrap();
-        assert_eq!(store.add_key(&key(1, &acme())).await, Err(Error::Unavailable));
+        assert_eq!(
+            store.add_key(&key(1, &acme())).await,
+            Err(Error::Unavailable)
+        );
         assert_eq!(store.ready().await, Err(NotReady::FileLost));
         write(&intact).unwrap();
         assert_unavailable(&store).await;
@@ -443,12 +526,20 @@ fn maintenance_by_other_processes_does_not_end_readiness() {
     on(&database, async |database| {
         let store = database.store();
         let backup = format!("VACUUM INTO '{}'", paths(database).1.display());
-        for (round, sql) in ["PRAGMA wal_checkpoint(TRUNCATE)", "VACUUM", "PRAGMA wal_checkpoint(TRUNCATE)", &backup]
-            .into_iter()
-            .enumerate()
+        for (round, sql) in [
+            "PRAGMA wal_checkpoint(TRUNCATE)",
+            "VACUUM",
+            "PRAGMA wal_checkpoint(TRUNCATE)",
+            &backup,
+        ]
+        .into_iter()
+        .enumerate()
         {
             for number in 0..60 {
-                store.add_key(&key(round as u64 * 100 + number, &acme())).await.unwrap();
+                store
+                    .add_key(&key(round as u64 * 100 + number, &acme()))
+                    .await
+                    .unwrap();
             }
             database.sql(sql);
             store.ready().await.unwrap();
@@ -467,7 +558,8 @@ fn file_that_is_deleted_during_a_change_keeps_nothing_of_it() {
         let (path, aside) = paths(database);
         let (from, to) = (path.clone(), aside.clone());
         let written = store.write(move |tx| {
-            tx.account(&acme()).insert_key(&key(1, &acme()), &crate::digest(1))?;
+            tx.account(&acme())
+                .insert_key(&key(1, &acme()), &crate::digest(1))?;
             fs::rename(&from, &to).unwrap();
             Ok::<_, Error>(())
         });

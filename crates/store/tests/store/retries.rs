@@ -20,14 +20,22 @@ fn postgres() -> Option<Database> {
 async fn store_with_applications(database: &Database) -> Store {
     let store = database.store();
     for number in [1, 2] {
-        store.add_application(&application(number, &acme())).await.unwrap();
+        store
+            .add_application(&application(number, &acme()))
+            .await
+            .unwrap();
     }
     store
 }
 
 /// Locks two applications in that order. Both transactions have the first lock before either asks for the second, in
 /// their first attempts.
-async fn lock_both(store: Store, order: [u64; 2], both: Arc<Barrier>, attempts: Arc<AtomicU32>) -> Result<(), Problem> {
+async fn lock_both(
+    store: Store,
+    order: [u64; 2],
+    both: Arc<Barrier>,
+    attempts: Arc<AtomicU32>,
+) -> Result<(), Problem> {
     let met = Arc::new(AtomicU32::new(0));
     let written: Result<Written<()>, Problem> = store
         .write(move |tx| {
@@ -38,7 +46,9 @@ async fn lock_both(store: Store, order: [u64; 2], both: Arc<Barrier>, attempts: 
             if met.fetch_add(1, Ordering::SeqCst) == 0 {
                 both.wait();
             }
-            let mut locked = mine.lock_application(&id(order[1]))?.ok_or_else(Problem::not_found)?;
+            let mut locked = mine
+                .lock_application(&id(order[1]))?
+                .ok_or_else(Problem::not_found)?;
             locked.is_enabled = !locked.is_enabled;
             mine.update_application(&locked)?;
             Ok(())
@@ -54,11 +64,25 @@ fn deadlock_is_retried_and_both_changes_happen() {
         let store = store_with_applications(database).await;
         let before = position(&store).await.seq.0;
         let (both, attempts) = (Arc::new(Barrier::new(2)), Arc::new(AtomicU32::new(0)));
-        let lock = |order| tokio::spawn(lock_both(store.clone(), order, both.clone(), attempts.clone()));
+        let lock = |order| {
+            tokio::spawn(lock_both(
+                store.clone(),
+                order,
+                both.clone(),
+                attempts.clone(),
+            ))
+        };
         let (one, other) = (lock([1, 2]), lock([2, 1]));
         assert_eq!((one.await.unwrap(), other.await.unwrap()), (Ok(()), Ok(())));
-        assert!(attempts.load(Ordering::SeqCst) > 2, "one of the two ran again");
-        assert_eq!(position(&store).await.seq.0, before + 2, "each change happened once");
+        assert!(
+            attempts.load(Ordering::SeqCst) > 2,
+            "one of the two ran again"
+        );
+        assert_eq!(
+            position(&store).await.seq.0,
+            before + 2,
+            "each change happened once"
+        );
     });
 }
 
@@ -81,7 +105,8 @@ async fn insert(store: &Store, number: u64) -> (Result<(), Error>, usize) {
     let counted = runs.clone();
     let written = store.write(move |tx| {
         *counted.lock().unwrap() += 1;
-        tx.account(&acme()).insert_application(&application(number, &acme()))
+        tx.account(&acme())
+            .insert_application(&application(number, &acme()))
     });
     let result = written.await.map(drop);
     let runs = *runs.lock().unwrap();
@@ -106,7 +131,11 @@ fn conflicts_are_retried_twice_and_other_errors_never() {
         .enumerate()
         {
             raise_errors(database, now, code, times);
-            assert_eq!(insert(&store, number as u64).await, expected, "{code}, {times} times");
+            assert_eq!(
+                insert(&store, number as u64).await,
+                expected,
+                "{code}, {times} times"
+            );
         }
     });
 }
@@ -119,8 +148,16 @@ fn conflict_during_the_commit_is_not_retried() {
         let store = database.store();
         for (number, code) in [(1, "40001"), (2, "40P01")] {
             raise_errors(database, "INITIALLY DEFERRED", code, 1);
-            assert_eq!(insert(&store, number).await, (Err(Error::Busy), 1), "{code}");
-            assert_eq!(insert(&store, number).await, (Ok(()), 1), "nothing was kept");
+            assert_eq!(
+                insert(&store, number).await,
+                (Err(Error::Busy), 1),
+                "{code}"
+            );
+            assert_eq!(
+                insert(&store, number).await,
+                (Ok(()), 1),
+                "nothing was kept"
+            );
         }
     });
 }

@@ -38,7 +38,9 @@ fn open(url: &str) -> Store {
 
 #[test]
 fn role_with_the_documented_rights_can_serve() {
-    let Some(database) = database("tollkey_serves") else { return };
+    let Some(database) = database("tollkey_serves") else {
+        return;
+    };
     on(&database, async |database| {
         let store = open(&database.url_as("tollkey_serves"));
         assert_eq!(store.check_schema(), Ok(()));
@@ -46,33 +48,69 @@ fn role_with_the_documented_rights_can_serve() {
         store.ready().await.unwrap();
         let mut made = key(1, &acme());
         store.add_key(&made).await.unwrap();
-        store.add_key(&tollkey_core::ApiKey { created_by: Some(id(1)), ..key(2, &acme()) }).await.unwrap();
+        store
+            .add_key(&tollkey_core::ApiKey {
+                created_by: Some(id(1)),
+                ..key(2, &acme())
+            })
+            .await
+            .unwrap();
         let _ = made.revoke(crate::at(9), None);
-        store.save_key(&made).await.unwrap().change.expect("verifiers have to know");
-        let audited = store.write(|tx| tx.account(&acme()).append(draft(1, &acme())).map(drop)).await;
+        store
+            .save_key(&made)
+            .await
+            .unwrap()
+            .change
+            .expect("verifiers have to know");
+        let audited = store
+            .write(|tx| tx.account(&acme()).append(draft(1, &acme())).map(drop))
+            .await;
         assert!(audited.is_ok());
         let verifier = VerifierId::from_bytes([1; 16]);
-        assert!(store.renew(verifier, Seq(0), position(&store).await).await.unwrap());
+        assert!(
+            store
+                .renew(verifier, Seq(0), position(&store).await)
+                .await
+                .unwrap()
+        );
         store.unregister(verifier).await.unwrap();
         assert_eq!(store.key(&acme(), id(1)).await, Some(made));
-        assert!(store.read(|db| db.account(&acme()).key(&Family::ALL, &id(2))).await.unwrap().is_some());
+        assert!(
+            store
+                .read(|db| db.account(&acme()).key(&Family::ALL, &id(2)))
+                .await
+                .unwrap()
+                .is_some()
+        );
     });
 }
 
 #[test]
 fn every_missing_right_is_named_at_start_and_by_readiness() {
-    let Some(database) = database("tollkey_lacks") else { return };
+    let Some(database) = database("tollkey_lacks") else {
+        return;
+    };
     let store = open(&database.url_as("tollkey_lacks"));
     let mut named = 0;
     for line in GRANTS.lines().skip(1) {
-        let (rights, tables) = line.strip_prefix("GRANT ").unwrap().split_once(" ON ").unwrap();
+        let (rights, tables) = line
+            .strip_prefix("GRANT ")
+            .unwrap()
+            .split_once(" ON ")
+            .unwrap();
         let (tables, _) = tables.split_once(" TO ").unwrap();
-        for (right, table) in rights.split(", ").flat_map(|right| tables.split(", ").map(move |table| (right, table))) {
+        for (right, table) in rights
+            .split(", ")
+            .flat_map(|right| tables.split(", ").map(move |table| (right, table)))
+        {
             database.sql(&format!("REVOKE {right} ON {table} FROM tollkey_lacks"));
             let lacking = store.check_schema().unwrap_err();
             let expected = format!("the database role tollkey_lacks lacks {right} on {table};");
             assert!(lacking.to_string().starts_with(&expected), "{lacking}");
-            assert!(lacking.to_string().contains("docs/operations.md"), "{lacking}");
+            assert!(
+                lacking.to_string().contains("docs/operations.md"),
+                "{lacking}"
+            );
             database.sql(&format!("GRANT {right} ON {table} TO tollkey_lacks"));
             named += 1;
         }
@@ -81,47 +119,85 @@ fn every_missing_right_is_named_at_start_and_by_readiness() {
 
     database.sql("REVOKE INSERT, DELETE ON sessions FROM tollkey_lacks; REVOKE SELECT ON settings FROM tollkey_lacks");
     let all = store.check_schema().unwrap_err();
-    assert!(all.to_string().contains("lacks INSERT, DELETE on sessions; SELECT on settings;"), "{all}");
-    on(&database, async |_| assert_eq!(store.ready().await, Err(NotReady::Schema(all.clone()))));
+    assert!(
+        all.to_string()
+            .contains("lacks INSERT, DELETE on sessions; SELECT on settings;"),
+        "{all}"
+    );
+    on(&database, async |_| {
+        assert_eq!(store.ready().await, Err(NotReady::Schema(all.clone())))
+    });
 
     database.sql("REVOKE USAGE ON SCHEMA public FROM tollkey_lacks");
-    let hidden = open(&database.url_as("tollkey_lacks")).check_schema().unwrap_err();
-    assert!(hidden.to_string().contains("lacks USAGE on schema public"), "{hidden}");
+    let hidden = open(&database.url_as("tollkey_lacks"))
+        .check_schema()
+        .unwrap_err();
+    assert!(
+        hidden.to_string().contains("lacks USAGE on schema public"),
+        "{hidden}"
+    );
 }
 
 #[test]
 fn row_level_security_that_would_hide_keys_is_named() {
-    let Some(database) = database("tollkey_filtered") else { return };
+    let Some(database) = database("tollkey_filtered") else {
+        return;
+    };
     let store = open(&database.url_as("tollkey_filtered"));
     database.sql("ALTER TABLE api_keys ENABLE ROW LEVEL SECURITY");
     let filtered = store.check_schema().unwrap_err();
     let expected = "lacks BYPASSRLS (a row-level security policy applies) on api_keys";
     assert!(filtered.to_string().contains(expected), "{filtered}");
     on(&database, async |_| {
-        assert!(store.read(|db| db.account(&acme()).key(&Family::ALL, &id(1))).await.is_err(), "no row is hidden");
+        assert!(
+            store
+                .read(|db| db.account(&acme()).key(&Family::ALL, &id(1)))
+                .await
+                .is_err(),
+            "no row is hidden"
+        );
     });
 }
 
 #[test]
 fn migration_without_the_right_to_create_says_so() {
-    let Some(postgres) = Postgres::shared() else { return };
+    let Some(postgres) = Postgres::shared() else {
+        return;
+    };
     let database = postgres.database();
     database.sql("CREATE ROLE tollkey_creates LOGIN; REVOKE CREATE ON SCHEMA public FROM PUBLIC");
-    let error = open(&database.url_as("tollkey_creates")).migrate().unwrap_err();
-    assert!(error.to_string().contains("permission denied for schema public; migrate as the owner"), "{error}");
+    let error = open(&database.url_as("tollkey_creates"))
+        .migrate()
+        .unwrap_err();
+    assert!(
+        error
+            .to_string()
+            .contains("permission denied for schema public; migrate as the owner"),
+        "{error}"
+    );
     database.sql("GRANT CREATE ON SCHEMA public TO tollkey_creates");
     assert_eq!(open(&database.url_as("tollkey_creates")).migrate(), Ok(()));
 }
 
 #[test]
 fn tables_outside_the_search_path_are_named() {
-    let Some(postgres) = Postgres::shared() else { return };
+    let Some(postgres) = Postgres::shared() else {
+        return;
+    };
     let database = postgres.database();
     database.sql("CREATE SCHEMA keys");
     let in_schema = format!("{}&options=-csearch_path%3Dkeys", database.url());
     open(&in_schema).migrate().unwrap();
     assert_eq!(open(&in_schema).check_schema(), Ok(()));
     let error = open(database.url()).check_schema().unwrap_err();
-    assert!(matches!(&error, SchemaError::NotInSearchPath { schema, .. } if schema == "keys"), "{error}");
-    assert!(error.to_string().contains("in the schema keys, but search_path is \"$user\", public"), "{error}");
+    assert!(
+        matches!(&error, SchemaError::NotInSearchPath { schema, .. } if schema == "keys"),
+        "{error}"
+    );
+    assert!(
+        error
+            .to_string()
+            .contains("in the schema keys, but search_path is \"$user\", public"),
+        "{error}"
+    );
 }

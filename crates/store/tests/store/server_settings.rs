@@ -10,7 +10,10 @@ use tollkey_store::{
 use crate::{Actions as _, acme, application, id, key, on};
 
 fn open(database: &Database) -> Result<Store, OpenError> {
-    Store::open(OpenOptions::new(database.url()), Arc::new(RealClock::default()))
+    Store::open(
+        OpenOptions::new(database.url()),
+        Arc::new(RealClock::default()),
+    )
 }
 
 /// Changes a default of that database.
@@ -22,7 +25,9 @@ fn set(database: &Database, setting: &str) {
 
 #[test]
 fn hostile_defaults_change_nothing() {
-    let Some(postgres) = Postgres::shared() else { return };
+    let Some(postgres) = Postgres::shared() else {
+        return;
+    };
     for setting in [
         "standard_conforming_strings = off",
         "backslash_quote = off",
@@ -50,9 +55,14 @@ fn hostile_defaults_change_nothing() {
         set(&database, setting);
         on(&database, async |database| {
             let store = open(database).unwrap();
-            store.migrate().unwrap_or_else(|error| panic!("{setting}: {error}"));
+            store
+                .migrate()
+                .unwrap_or_else(|error| panic!("{setting}: {error}"));
             store.check_schema().unwrap();
-            let named = tollkey_core::Application { name: "日本 \\ ' é".into(), ..application(1, &acme()) };
+            let named = tollkey_core::Application {
+                name: "日本 \\ ' é".into(),
+                ..application(1, &acme())
+            };
             store.add_application(&named).await.unwrap();
             store.add_key(&key(1, &acme())).await.unwrap();
             // Longer than the limits above.
@@ -69,13 +79,22 @@ fn hostile_defaults_change_nothing() {
 
 #[test]
 fn database_that_is_not_utf8_is_refused() {
-    let Some(postgres) = Postgres::shared() else { return };
+    let Some(postgres) = Postgres::shared() else {
+        return;
+    };
     for encoding in ["LATIN1", "SQL_ASCII"] {
-        let options = format!("ENCODING '{encoding}' LOCALE 'C' LOCALE_PROVIDER libc TEMPLATE template0");
+        let options =
+            format!("ENCODING '{encoding}' LOCALE 'C' LOCALE_PROVIDER libc TEMPLATE template0");
         let database = postgres.database_with(&options);
         let error = open(&database).unwrap_err();
-        assert!(matches!(&error, OpenError::Unsuitable(Unsuitable::Encoding(found)) if found == encoding), "{error}");
-        for part in [encoding, "CREATE DATABASE tollkey ENCODING 'UTF8' TEMPLATE template0"] {
+        assert!(
+            matches!(&error, OpenError::Unsuitable(Unsuitable::Encoding(found)) if found == encoding),
+            "{error}"
+        );
+        for part in [
+            encoding,
+            "CREATE DATABASE tollkey ENCODING 'UTF8' TEMPLATE template0",
+        ] {
             assert!(error.to_string().contains(part), "{error}");
         }
     }
@@ -84,11 +103,16 @@ fn database_that_is_not_utf8_is_refused() {
 /// The trigger that records ancestors would not run.
 #[test]
 fn database_without_triggers_is_refused() {
-    let Some(postgres) = Postgres::shared() else { return };
+    let Some(postgres) = Postgres::shared() else {
+        return;
+    };
     let database = postgres.database();
     set(&database, "session_replication_role = replica");
     let error = open(&database).unwrap_err();
-    assert!(matches!(error, OpenError::Unsuitable(Unsuitable::ReplicationRole(_))), "{error}");
+    assert!(
+        matches!(error, OpenError::Unsuitable(Unsuitable::ReplicationRole(_))),
+        "{error}"
+    );
     let database = postgres.database();
     set(&database, "session_replication_role = local");
     open(&database).unwrap();

@@ -18,30 +18,68 @@ fn a_service_key_is_made_found_listed_and_revoked() {
     each(async |database| {
         let store = database.store();
         for number in [1, 2] {
-            let written = store.write(move |tx| tx.insert_service_key(&service_key(number), &digest(number))).await;
+            let written = store
+                .write(move |tx| tx.insert_service_key(&service_key(number), &digest(number)))
+                .await;
             assert_eq!(written.unwrap().change, None);
         }
-        let twice = store.write(|tx| tx.insert_service_key(&service_key(3), &digest(1))).await;
+        let twice = store
+            .write(|tx| tx.insert_service_key(&service_key(3), &digest(1)))
+            .await;
         assert_eq!(twice, Err(Error::Unique(UniqueViolation::ServiceKeyDigest)));
-        assert_eq!(store.read(|db| db.service_keys(10)).await.unwrap(), [service_key(2), service_key(1)]);
-        assert_eq!(store.read(|db| db.service_keys(1)).await.unwrap(), [service_key(2)]);
+        assert_eq!(
+            store.read(|db| db.service_keys(10)).await.unwrap(),
+            [service_key(2), service_key(1)]
+        );
+        assert_eq!(
+            store.read(|db| db.service_keys(1)).await.unwrap(),
+            [service_key(2)]
+        );
         let found = store.find_service_key(digest(1)).await.unwrap();
         assert_eq!((found.seq, found.found), (Seq(0), Some(service_key(1))));
         assert_eq!(store.find_service_key(digest(9)).await.unwrap().found, None);
 
         let revoke = async |number| {
-            let written = store.write(move |tx| tx.revoke_service_key(&id(number), at(9))).await.unwrap();
+            let written = store
+                .write(move |tx| tx.revoke_service_key(&id(number), at(9)))
+                .await
+                .unwrap();
             (written.value, written.change.map(|change| change.seq))
         };
         assert_eq!(revoke(1).await, (Some(Transition::Changed), Some(Seq(1))));
         assert_eq!(revoke(1).await, (Some(Transition::AlreadySo), None));
         assert_eq!(revoke(9).await, (None, None));
-        assert_eq!(changes(&store).await, [(Seq(1), Changed::ServiceKey(id(1)))]);
+        assert_eq!(
+            changes(&store).await,
+            [(Seq(1), Changed::ServiceKey(id(1)))]
+        );
         let found = store.find_service_key(digest(1)).await.unwrap();
-        assert_eq!((found.seq, found.found), (Seq(1), None), "a revoked one verifies nothing");
-        let kept = store.read(|db| db.service_key(&id(1))).await.unwrap().unwrap();
-        assert_eq!(kept, ServiceKey { revoked_at: Some(at(9)), ..service_key(1) });
-        assert!(store.find_service_key(digest(2)).await.unwrap().found.is_some(), "the other is as it was");
+        assert_eq!(
+            (found.seq, found.found),
+            (Seq(1), None),
+            "a revoked one verifies nothing"
+        );
+        let kept = store
+            .read(|db| db.service_key(&id(1)))
+            .await
+            .unwrap()
+            .unwrap();
+        assert_eq!(
+            kept,
+            ServiceKey {
+                revoked_at: Some(at(9)),
+                ..service_key(1)
+            }
+        );
+        assert!(
+            store
+                .find_service_key(digest(2))
+                .await
+                .unwrap()
+                .found
+                .is_some(),
+            "the other is as it was"
+        );
     });
 }
 
@@ -51,7 +89,10 @@ fn service_keys_and_api_keys_are_not_found_as_each_other() {
     each(async |database| {
         let store = database.store();
         store.add_key(&key(1, &acme())).await.unwrap();
-        let _ = store.write(|tx| tx.insert_service_key(&service_key(2), &digest(2))).await.unwrap();
+        let _ = store
+            .write(|tx| tx.insert_service_key(&service_key(2), &digest(2)))
+            .await
+            .unwrap();
         assert_eq!(store.find_service_key(digest(1)).await.unwrap().found, None);
         assert_eq!(store.find_by_digest(digest(2)).await.unwrap().found, None);
     });

@@ -4,7 +4,17 @@ use tollkey_store::{Owner, Writer};
 use crate::{acme, at, digest, each, other};
 
 fn session(ends_at: Timestamp) -> Session {
-    Session { ends_at, ..Session::begin(Some(acme()), "ada".to_owned(), false, digest(7), at(1), None) }
+    Session {
+        ends_at,
+        ..Session::begin(
+            Some(acme()),
+            "ada".to_owned(),
+            false,
+            digest(7),
+            at(1),
+            None,
+        )
+    }
 }
 
 #[test]
@@ -12,20 +22,45 @@ fn a_session_is_begun_found_seen_and_ended() {
     each(async |database| {
         let store = database.store();
         for number in [1, 2] {
-            let written = store.write(move |tx| tx.insert_session(&digest(number), &session(at(9)))).await.unwrap();
+            let written = store
+                .write(move |tx| tx.insert_session(&digest(number), &session(at(9))))
+                .await
+                .unwrap();
             assert_eq!(written.change, None);
         }
-        let find = async |number| store.session(Owner::Client(None), digest(number)).await.unwrap();
+        let find = async |number| {
+            store
+                .session(Owner::Client(None), digest(number))
+                .await
+                .unwrap()
+        };
         assert_eq!(find(1).await, Some(session(at(9))));
         assert_eq!(find(3).await, None);
 
         for now in [5, 4] {
-            let _ = store.write(move |tx| tx.see_session(&digest(1), at(now))).await.unwrap();
+            let _ = store
+                .write(move |tx| tx.see_session(&digest(1), at(now)))
+                .await
+                .unwrap();
         }
-        assert_eq!(find(1).await, Some(Session { last_seen_at: at(5), ..session(at(9)) }), "never taken back");
-        assert_eq!(find(2).await, Some(session(at(9))), "the other is as it was");
+        assert_eq!(
+            find(1).await,
+            Some(Session {
+                last_seen_at: at(5),
+                ..session(at(9))
+            }),
+            "never taken back"
+        );
+        assert_eq!(
+            find(2).await,
+            Some(session(at(9))),
+            "the other is as it was"
+        );
 
-        let _ = store.write(move |tx| tx.delete_session(&digest(1))).await.unwrap();
+        let _ = store
+            .write(move |tx| tx.delete_session(&digest(1)))
+            .await
+            .unwrap();
         assert_eq!(find(1).await, None);
         assert_eq!(find(2).await, Some(session(at(9))));
     });
@@ -35,7 +70,11 @@ fn a_session_is_begun_found_seen_and_ended() {
 fn only_an_operator_chooses_an_account() {
     each(async |database| {
         let store = database.store();
-        let operator = Session { account_id: None, is_operator: true, ..session(at(9)) };
+        let operator = Session {
+            account_id: None,
+            is_operator: true,
+            ..session(at(9))
+        };
         let (theirs, merchant) = (operator.clone(), session(at(9)));
         let begun = store.write(move |tx| {
             tx.insert_session(&digest(1), &theirs)?;
@@ -43,10 +82,25 @@ fn only_an_operator_chooses_an_account() {
         });
         let _ = begun.await.unwrap();
         for number in [1, 2] {
-            let _ = store.write(move |tx| tx.set_session_account(&digest(number), Some(&other()))).await.unwrap();
+            let _ = store
+                .write(move |tx| tx.set_session_account(&digest(number), Some(&other())))
+                .await
+                .unwrap();
         }
-        let find = async |number| store.session(Owner::Client(None), digest(number)).await.unwrap().unwrap();
-        assert_eq!(find(1).await, Session { account_id: Some(other()), ..operator });
+        let find = async |number| {
+            store
+                .session(Owner::Client(None), digest(number))
+                .await
+                .unwrap()
+                .unwrap()
+        };
+        assert_eq!(
+            find(1).await,
+            Session {
+                account_id: Some(other()),
+                ..operator
+            }
+        );
         assert_eq!(find(2).await, session(at(9)));
     });
 }
@@ -57,11 +111,23 @@ fn sessions_whose_time_has_come_are_forgotten() {
         let store = database.store();
         for number in [1, 2, 3] {
             let ends_at = at(i64::try_from(number).unwrap());
-            let _ = store.write(move |tx| tx.insert_session(&digest(number), &session(ends_at))).await.unwrap();
+            let _ = store
+                .write(move |tx| tx.insert_session(&digest(number), &session(ends_at)))
+                .await
+                .unwrap();
         }
         assert_eq!(store.prune_sessions(at(2)).await.unwrap(), 2);
-        assert_eq!(store.session(Owner::Client(None), digest(2)).await.unwrap(), None);
-        assert!(store.session(Owner::Client(None), digest(3)).await.unwrap().is_some());
+        assert_eq!(
+            store.session(Owner::Client(None), digest(2)).await.unwrap(),
+            None
+        );
+        assert!(
+            store
+                .session(Owner::Client(None), digest(3))
+                .await
+                .unwrap()
+                .is_some()
+        );
     });
 }
 
@@ -74,7 +140,12 @@ fn sessions_are_ended_by_account_by_subject_or_all_of_them() {
             subject: subject.to_owned(),
             ..session(at(9))
         };
-        let sessions = [of(acme(), "ada"), of(acme(), "bob"), of(other(), "ada"), of(other(), "cy")];
+        let sessions = [
+            of(acme(), "ada"),
+            of(acme(), "bob"),
+            of(other(), "ada"),
+            of(other(), "cy"),
+        ];
         let begin = move |tx: &mut Writer<'_>| {
             for (number, session) in sessions.iter().enumerate() {
                 tx.insert_session(&numbered(number), session)?;
@@ -84,14 +155,23 @@ fn sessions_are_ended_by_account_by_subject_or_all_of_them() {
         };
         let _ = store.write(begin).await.unwrap();
         let end = async |account, subject: Option<&str>| {
-            store.end_sessions(account, subject.map(str::to_owned)).await.unwrap()
+            store
+                .end_sessions(account, subject.map(str::to_owned))
+                .await
+                .unwrap()
         };
         assert_eq!(end(Some(acme()), Some("cy")).await, 0);
         assert_eq!(end(Some(acme()), Some("bob")).await, 1);
         assert_eq!(end(None, Some("ada")).await, 2);
         assert_eq!(end(Some(acme()), None).await, 0);
         assert_eq!(end(None, None).await, 5007);
-        assert_eq!(store.session(Owner::Client(None), numbered(5009)).await.unwrap(), None);
+        assert_eq!(
+            store
+                .session(Owner::Client(None), numbered(5009))
+                .await
+                .unwrap(),
+            None
+        );
     });
 }
 
@@ -100,7 +180,11 @@ fn a_server_of_the_release_before_begins_sessions_that_rest_on_nothing() {
     each(async |database| {
         let store = database.store();
         let blob = |hex: String| {
-            if database.url().starts_with("sqlite") { format!("x'{hex}'") } else { format!("'\\x{hex}'") }
+            if database.url().starts_with("sqlite") {
+                format!("x'{hex}'")
+            } else {
+                format!("'\\x{hex}'")
+            }
         };
         database.sql(&format!(
             "INSERT INTO sessions (digest, account_id, subject, is_operator, created_at, last_seen_at, ends_at) \
@@ -109,7 +193,10 @@ fn a_server_of_the_release_before_begins_sessions_that_rest_on_nothing() {
             if database.url().starts_with("sqlite") { "0" } else { "false" },
         ));
         let found = store.session(Owner::Client(None), digest(1)).await.unwrap();
-        assert_eq!(found.map(|session| session.grounds), Some(Digest::from_bytes([0; 32])));
+        assert_eq!(
+            found.map(|session| session.grounds),
+            Some(Digest::from_bytes([0; 32]))
+        );
     });
 }
 

@@ -9,7 +9,9 @@ use std::{
 use tollkey_core::{Changed, Clock, Position, Problem, Seq, Timestamp};
 use tollkey_store::{AuditFilter, Backend, Error, OpenOptions, Store, testing::RealClock};
 
-use crate::{Actions as _, acme, application, at, changes, digest, draft, each, id, key, other, position};
+use crate::{
+    Actions as _, acme, application, at, changes, digest, draft, each, id, key, other, position,
+};
 
 #[test]
 fn what_fails_leaves_nothing() {
@@ -44,7 +46,8 @@ fn what_panics_leaves_nothing_and_the_store_goes_on() {
             let panicked = tokio::spawn(async move {
                 let _ = store
                     .write(|tx| -> Result<(), Error> {
-                        tx.account(&acme()).insert_key(&key(2, &acme()), &digest(2))?;
+                        tx.account(&acme())
+                            .insert_key(&key(2, &acme()), &digest(2))?;
                         panic!("on purpose");
                     })
                     .await;
@@ -61,10 +64,16 @@ async fn nothing_happened(store: &Store) {
     let rest = store.read(|db| {
         let account = acme();
         let mut mine = db.account(&account);
-        Ok((mine.application(&id(1))?, mine.audit_log(&AuditFilter::default(), None, 10)?.entries))
+        Ok((
+            mine.application(&id(1))?,
+            mine.audit_log(&AuditFilter::default(), None, 10)?.entries,
+        ))
     });
     assert_eq!(rest.await.unwrap(), (None, vec![]));
-    assert_eq!((position(store).await, changes(store).await), (Position::default(), vec![]));
+    assert_eq!(
+        (position(store).await, changes(store).await),
+        (Position::default(), vec![])
+    );
 }
 
 /// PostgreSQL would answer the commit by a silent rollback.
@@ -74,7 +83,8 @@ fn a_failure_that_was_ignored_is_no_success() {
         let store = database.store();
         store.add_key(&key(1, &acme())).await.unwrap();
         let written = store.write(|tx| {
-            tx.account(&acme()).insert_key(&key(2, &acme()), &digest(2))?;
+            tx.account(&acme())
+                .insert_key(&key(2, &acme()), &digest(2))?;
             let ignored = tx.account(&acme()).insert_key(&key(3, &acme()), &digest(1));
             assert!(ignored.is_err());
             Ok::<_, Error>(())
@@ -91,7 +101,10 @@ fn a_failure_that_was_ignored_is_no_success() {
 fn a_reader_sees_one_moment() {
     each(async |database| {
         let store = database.store();
-        store.add_application(&application(1, &acme())).await.unwrap();
+        store
+            .add_application(&application(1, &acme()))
+            .await
+            .unwrap();
         let writer = store.clone();
         let seen = store.read(move |db| {
             let account = acme();
@@ -99,14 +112,24 @@ fn a_reader_sees_one_moment() {
             std::thread::scope(|scope| {
                 scope.spawn(|| {
                     let _ = writer
-                        .write_blocking(|tx| tx.account(&acme()).insert_application(&application(2, &acme())))
+                        .write_blocking(|tx| {
+                            tx.account(&acme())
+                                .insert_application(&application(2, &acme()))
+                        })
                         .unwrap();
                 });
             });
             Ok((before, db.account(&account).applications(1, 10)?.total))
         });
         assert_eq!(seen.await.unwrap(), (1, 1));
-        assert_eq!(store.read(|db| db.account(&acme()).applications(1, 10)).await.unwrap().total, 2);
+        assert_eq!(
+            store
+                .read(|db| db.account(&acme()).applications(1, 10))
+                .await
+                .unwrap()
+                .total,
+            2
+        );
     });
 }
 
@@ -115,9 +138,16 @@ fn a_transaction_reads_what_it_wrote() {
     each(async |database| {
         let store = database.store();
         let written = store.write(|tx| {
-            tx.account(&acme()).insert_key(&key(1, &acme()), &digest(1))?;
-            let mine = tx.account(&acme()).key(&[tollkey_core::Family::Commerce], &id(1))?;
-            Ok::<_, Error>((mine, tx.account(&other()).key(&tollkey_core::Family::ALL, &id(1))?))
+            tx.account(&acme())
+                .insert_key(&key(1, &acme()), &digest(1))?;
+            let mine = tx
+                .account(&acme())
+                .key(&[tollkey_core::Family::Commerce], &id(1))?;
+            Ok::<_, Error>((
+                mine,
+                tx.account(&other())
+                    .key(&tollkey_core::Family::ALL, &id(1))?,
+            ))
         });
         assert_eq!(written.await.unwrap().value, (Some(key(1, &acme())), None));
     });
@@ -183,7 +213,13 @@ fn who_waits_too_long_for_a_connection_is_told_that_the_store_is_busy() {
         assert_eq!(store.write(|_| Ok::<_, Error>(())).await, Err(Error::Busy));
         assert!(begun.elapsed() < Duration::from_secs(1));
         // A full pool does not cost a lease on PostgreSQL; on SQLite nobody else may write meanwhile.
-        let renewed = store.renew(tollkey_core::VerifierId::from_bytes([1; 16]), Seq(0), Position::default()).await;
+        let renewed = store
+            .renew(
+                tollkey_core::VerifierId::from_bytes([1; 16]),
+                Seq(0),
+                Position::default(),
+            )
+            .await;
         assert_eq!(renewed.is_ok(), database.backend() == Backend::Postgres);
         assert!(holding.await.unwrap().is_ok());
         assert!(store.write(|_| Ok::<_, Error>(())).await.is_ok());
@@ -194,7 +230,10 @@ fn who_waits_too_long_for_a_connection_is_told_that_the_store_is_busy() {
 fn a_lock_somebody_holds_for_too_long_is_busy_not_for_ever() {
     each(async |database| {
         let store = database.store();
-        store.add_application(&application(1, &acme())).await.unwrap();
+        store
+            .add_application(&application(1, &acme()))
+            .await
+            .unwrap();
         let url = database.url().to_owned();
         let (held, is_held) = std::sync::mpsc::channel();
         let (enough, is_enough) = std::sync::mpsc::channel::<()>();
@@ -206,15 +245,36 @@ fn a_lock_somebody_holds_for_too_long_is_busy_not_for_ever() {
         });
         is_held.recv().unwrap();
         let begun = Instant::now();
-        let locked = store.write(|tx| tx.account(&acme()).lock_application(&id(1)).map(drop)).await;
+        let locked = store
+            .write(|tx| tx.account(&acme()).lock_application(&id(1)).map(drop))
+            .await;
         assert_eq!(locked, Err(Error::Busy));
         // SQLite waits its busy timeout of 5 s, PostgreSQL its lock timeout of 1 s, below a lease.
-        let most = if database.backend() == Backend::Postgres { 3 } else { 9 };
-        assert!(begun.elapsed() < Duration::from_secs(most), "{:?}", begun.elapsed());
-        assert!(store.read(|db| db.account(&acme()).application(&id(1))).await.is_ok(), "readers do not wait");
+        let most = if database.backend() == Backend::Postgres {
+            3
+        } else {
+            9
+        };
+        assert!(
+            begun.elapsed() < Duration::from_secs(most),
+            "{:?}",
+            begun.elapsed()
+        );
+        assert!(
+            store
+                .read(|db| db.account(&acme()).application(&id(1)))
+                .await
+                .is_ok(),
+            "readers do not wait"
+        );
         enough.send(()).unwrap();
         holder.join().unwrap();
-        assert!(store.write(|tx| tx.account(&acme()).lock_application(&id(1)).map(drop)).await.is_ok());
+        assert!(
+            store
+                .write(|tx| tx.account(&acme()).lock_application(&id(1)).map(drop))
+                .await
+                .is_ok()
+        );
     });
 }
 
@@ -227,7 +287,8 @@ fn a_transaction_that_rests_for_too_long_is_thrown_out() {
         }
         let store = database.store();
         let rested = store.write(|tx| {
-            tx.account(&acme()).insert_key(&key(1, &acme()), &digest(1))?;
+            tx.account(&acme())
+                .insert_key(&key(1, &acme()), &digest(1))?;
             std::thread::sleep(Duration::from_millis(2_500));
             Ok::<_, Error>(())
         });

@@ -5,7 +5,13 @@ use tollkey_store::{Backend, DayUsage};
 use crate::{Actions as _, acme, at, each, id, key, position};
 
 fn usage(number: u64, day: i32, outcome: Option<Denial>, count: u64) -> Usage {
-    Usage { key_id: id(number), day, outcome, count, last_used_at: None }
+    Usage {
+        key_id: id(number),
+        day,
+        outcome,
+        count,
+        last_used_at: None,
+    }
 }
 
 #[test]
@@ -24,21 +30,51 @@ fn counts_add_up_by_key_day_and_outcome() {
         ];
         store.add_usage(batch.clone()).await.unwrap();
         store.add_usage(batch).await.unwrap();
-        let read = store.read(|db| db.account(&acme()).usage(&id(1), 0)).await.unwrap();
+        let read = store
+            .read(|db| db.account(&acme()).usage(&id(1), 0))
+            .await
+            .unwrap();
         let rate_limited = Some(Denial::RateLimited);
         assert_eq!(
             read,
             [
-                DayUsage { day: 20_001, outcome: None, count: 2 },
-                DayUsage { day: 20_000, outcome: rate_limited, count: 4 },
-                DayUsage { day: 20_000, outcome: None, count: 10 },
+                DayUsage {
+                    day: 20_001,
+                    outcome: None,
+                    count: 2
+                },
+                DayUsage {
+                    day: 20_000,
+                    outcome: rate_limited,
+                    count: 4
+                },
+                DayUsage {
+                    day: 20_000,
+                    outcome: None,
+                    count: 10
+                },
             ]
         );
-        let since = store.read(|db| db.account(&acme()).usage(&id(1), 20_001)).await.unwrap();
+        let since = store
+            .read(|db| db.account(&acme()).usage(&id(1), 20_001))
+            .await
+            .unwrap();
         assert_eq!(since.len(), 1);
-        assert_eq!(store.read(|db| db.account(&acme()).usage(&id(99), 0)).await.unwrap(), []);
+        assert_eq!(
+            store
+                .read(|db| db.account(&acme()).usage(&id(99), 0))
+                .await
+                .unwrap(),
+            []
+        );
         assert_eq!(store.prune_usage(20_001).await.unwrap(), 3);
-        assert_eq!(store.read(|db| db.account(&acme()).usage(&id(1), 0)).await.unwrap(), since);
+        assert_eq!(
+            store
+                .read(|db| db.account(&acme()).usage(&id(1), 0))
+                .await
+                .unwrap(),
+            since
+        );
     });
 }
 
@@ -48,7 +84,9 @@ fn what_is_old_is_forgotten_in_steps() {
         let store = database.store();
         let ids = match database.backend() {
             Backend::Sqlite => "SELECT randomblob(16), value, 'valid', 1 FROM generate",
-            Backend::Postgres => "SELECT decode(md5(value::text), 'hex'), value, 'valid', 1 FROM generate",
+            Backend::Postgres => {
+                "SELECT decode(md5(value::text), 'hex'), value, 'valid', 1 FROM generate"
+            }
         };
         database.sql(&format!(
             "WITH RECURSIVE generate(value) AS (SELECT 1 UNION ALL SELECT value + 1 FROM generate WHERE value < 12001) \
@@ -68,11 +106,33 @@ fn a_count_that_would_not_fit_holds_up_no_other() {
         }
         for _ in 0..3 {
             let most = usage(1, 1, None, u64::MAX);
-            store.add_usage(vec![most, usage(2, 1, None, 1)]).await.unwrap();
+            store
+                .add_usage(vec![most, usage(2, 1, None, 1)])
+                .await
+                .unwrap();
         }
-        let read = async |number| store.read(move |db| db.account(&acme()).usage(&id(number), 0)).await.unwrap();
-        assert_eq!(read(1).await, [DayUsage { day: 1, outcome: None, count: i64::MAX as u64 }]);
-        assert_eq!(read(2).await, [DayUsage { day: 1, outcome: None, count: 3 }]);
+        let read = async |number| {
+            store
+                .read(move |db| db.account(&acme()).usage(&id(number), 0))
+                .await
+                .unwrap()
+        };
+        assert_eq!(
+            read(1).await,
+            [DayUsage {
+                day: 1,
+                outcome: None,
+                count: i64::MAX as u64
+            }]
+        );
+        assert_eq!(
+            read(2).await,
+            [DayUsage {
+                day: 1,
+                outcome: None,
+                count: 3
+            }]
+        );
     });
 }
 
@@ -82,11 +142,31 @@ fn every_outcome_is_kept() {
         let store = database.store();
         store.add_key(&key(1, &acme())).await.unwrap();
         // No key is unknown.
-        let denials = Denial::ALL.into_iter().filter(|denial| *denial != Denial::UnknownKey);
-        store.add_usage(denials.clone().map(|denial| usage(1, 1, Some(denial), 1)).collect()).await.unwrap();
-        let read = store.read(|db| db.account(&acme()).usage(&id(1), 0)).await.unwrap();
+        let denials = Denial::ALL
+            .into_iter()
+            .filter(|denial| *denial != Denial::UnknownKey);
+        store
+            .add_usage(
+                denials
+                    .clone()
+                    .map(|denial| usage(1, 1, Some(denial), 1))
+                    .collect(),
+            )
+            .await
+            .unwrap();
+        let read = store
+            .read(|db| db.account(&acme()).usage(&id(1), 0))
+            .await
+            .unwrap();
         for denial in denials {
-            assert!(read.contains(&DayUsage { day: 1, outcome: Some(denial), count: 1 }), "{denial:?}");
+            assert!(
+                read.contains(&DayUsage {
+                    day: 1,
+                    outcome: Some(denial),
+                    count: 1
+                }),
+                "{denial:?}"
+            );
         }
     });
 }
@@ -97,7 +177,10 @@ fn last_used_only_moves_forward_and_is_nothing_to_forget() {
         let store = database.store();
         store.add_key(&key(1, &acme())).await.unwrap();
         for (used, expected) in [(at(10), at(10)), (at(5), at(10)), (at(11), at(11))] {
-            let batch = vec![Usage { last_used_at: Some(used), ..usage(1, 1, None, 1) }];
+            let batch = vec![Usage {
+                last_used_at: Some(used),
+                ..usage(1, 1, None, 1)
+            }];
             store.add_usage(batch).await.unwrap();
             let found = store.key(&acme(), id(1)).await.unwrap();
             assert_eq!(found.last_used_at, Some(expected));
@@ -105,6 +188,10 @@ fn last_used_only_moves_forward_and_is_nothing_to_forget() {
         assert_eq!(position(&store).await, Position::default());
         let mut expected = key(1, &acme());
         expected.last_used_at = Some(at(11));
-        assert_eq!(store.key(&acme(), id(1)).await, Some(expected), "nothing else of it has changed");
+        assert_eq!(
+            store.key(&acme(), id(1)).await,
+            Some(expected),
+            "nothing else of it has changed"
+        );
     });
 }

@@ -17,14 +17,26 @@ fn a_key_is_found_by_its_digest_with_all_it_depends_on() {
 
         store.add_key(&key(1, &acme())).await.unwrap();
         let found = store.find_by_digest(digest(1)).await.unwrap();
-        let plain = FoundKey { key: key(1, &acme()), application: None, operating_model: OperatingModel::default() };
+        let plain = FoundKey {
+            key: key(1, &acme()),
+            application: None,
+            operating_model: OperatingModel::default(),
+        };
         assert_eq!((found.seq, found.found), (Seq(0), Some(plain)));
 
-        store.add_application(&application(2, &acme())).await.unwrap();
+        store
+            .add_application(&application(2, &acme()))
+            .await
+            .unwrap();
         let made = application_key(3, &acme(), id(2));
         store.add_key(&made).await.unwrap();
-        let _ =
-            store.write(|tx| tx.account(&acme()).set_operating_model(OperatingModel::Ecosystem, at(1))).await.unwrap();
+        let _ = store
+            .write(|tx| {
+                tx.account(&acme())
+                    .set_operating_model(OperatingModel::Ecosystem, at(1))
+            })
+            .await
+            .unwrap();
         let found = store.find_by_digest(digest(3)).await.unwrap();
         let expected = FoundKey {
             key: made.clone(),
@@ -33,10 +45,25 @@ fn a_key_is_found_by_its_digest_with_all_it_depends_on() {
         };
         assert_eq!((found.seq, found.found), (Seq(1), Some(expected)));
 
-        let _ = store.write(|tx| tx.account(&acme()).delete_application(&id(2), at(9))).await.unwrap();
-        let found = store.find_by_digest(digest(3)).await.unwrap().found.unwrap();
-        let disabled = Application { is_enabled: false, ..application(2, &acme()) };
-        assert_eq!(found.application, Some(disabled), "deleted is as good as disabled");
+        let _ = store
+            .write(|tx| tx.account(&acme()).delete_application(&id(2), at(9)))
+            .await
+            .unwrap();
+        let found = store
+            .find_by_digest(digest(3))
+            .await
+            .unwrap()
+            .found
+            .unwrap();
+        let disabled = Application {
+            is_enabled: false,
+            ..application(2, &acme())
+        };
+        assert_eq!(
+            found.application,
+            Some(disabled),
+            "deleted is as good as disabled"
+        );
     });
 }
 

@@ -47,7 +47,11 @@ fn woken(wakes: &Receiver<Instant>) {
 }
 
 fn ended(wakes: &Receiver<Instant>) {
-    assert_eq!(wakes.recv_timeout(PATIENCE), Err(RecvTimeoutError::Disconnected), "the thread goes on");
+    assert_eq!(
+        wakes.recv_timeout(PATIENCE),
+        Err(RecvTimeoutError::Disconnected),
+        "the thread goes on"
+    );
 }
 
 /// Ends the connection that listens, and no other.
@@ -58,12 +62,18 @@ const CUT: &str = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
 fn a_change_wakes_who_listens_once_until_he_is_dropped() {
     each(async |database| {
         let store = database.store();
-        let Some((listener, wakes)) = listen(database, &store) else { return };
+        let Some((listener, wakes)) = listen(database, &store) else {
+            return;
+        };
         for _ in 0..3 {
             change(&store).await;
             woken(&wakes);
         }
-        assert_eq!(wakes.try_recv(), Err(TryRecvError::Empty), "once for each change");
+        assert_eq!(
+            wakes.try_recv(),
+            Err(TryRecvError::Empty),
+            "once for each change"
+        );
         drop(listener);
         ended(&wakes);
         change(&store).await;
@@ -72,11 +82,15 @@ fn a_change_wakes_who_listens_once_until_he_is_dropped() {
 
 #[test]
 fn other_channels_and_other_databases_do_not_matter() {
-    let Some(postgres) = Postgres::shared() else { return };
+    let Some(postgres) = Postgres::shared() else {
+        return;
+    };
     let (one, two) = (postgres.database(), postgres.database());
     let (store, elsewhere) = (one.store(), two.store());
     on(&one, async |one| {
-        let Some((_listener, wakes)) = listen(one, &store) else { panic!("it is PostgreSQL") };
+        let Some((_listener, wakes)) = listen(one, &store) else {
+            panic!("it is PostgreSQL")
+        };
         change(&elsewhere).await;
         one.sql("NOTIFY other_changes");
         change(&store).await;
@@ -89,7 +103,9 @@ fn other_channels_and_other_databases_do_not_matter() {
 fn a_cut_connection_is_replaced_and_wakes_for_what_was_missed() {
     each(async |database| {
         let store = database.store();
-        let Some((listener, wakes)) = listen(database, &store) else { return };
+        let Some((listener, wakes)) = listen(database, &store) else {
+            return;
+        };
         database.sql(CUT);
         woken(&wakes);
         assert_eq!(wakes.try_recv(), Err(TryRecvError::Empty), "once");
@@ -105,12 +121,20 @@ fn a_cut_connection_is_replaced_and_wakes_for_what_was_missed() {
 
 #[test]
 fn a_server_that_comes_back_is_listened_to_again() {
-    let Some(postgres) = Postgres::private("") else { return };
+    let Some(postgres) = Postgres::private("") else {
+        return;
+    };
     on(&postgres.database(), async |database| {
         let _migrated = database.store();
         // Which waits two seconds for a connection, not twenty.
-        let store = Store::open(OpenOptions::new(database.url()), Arc::new(RealClock::default())).unwrap();
-        let Some((_listener, wakes)) = listen(database, &store) else { panic!("it is PostgreSQL") };
+        let store = Store::open(
+            OpenOptions::new(database.url()),
+            Arc::new(RealClock::default()),
+        )
+        .unwrap();
+        let Some((_listener, wakes)) = listen(database, &store) else {
+            panic!("it is PostgreSQL")
+        };
         for mode in ["fast", "immediate"] {
             postgres.control(&format!("-m {mode} stop"));
             assert_eq!(store.ping().await, Err(Error::Unavailable));
@@ -127,7 +151,9 @@ fn a_server_that_comes_back_is_listened_to_again() {
 fn measured() {
     each(async |database| {
         let store = database.store();
-        let Some((listener, wakes)) = listen(database, &store) else { return };
+        let Some((listener, wakes)) = listen(database, &store) else {
+            return;
+        };
         let mut micros = Vec::new();
         for round in 0..500 {
             change(&store).await;
@@ -143,20 +169,29 @@ fn measured() {
         tokio::time::sleep(rest).await;
         let busy = (computed() - before).as_secs_f64() / rest.as_secs_f64();
         let (median, p99) = (micros[micros.len() / 2], micros[micros.len() * 99 / 100]);
-        eprintln!("from commit to wake-up: median {median} µs, p99 {p99} µs; at rest {:.3} % of a core", busy * 100.0);
+        eprintln!(
+            "from commit to wake-up: median {median} µs, p99 {p99} µs; at rest {:.3} % of a core",
+            busy * 100.0
+        );
         drop(listener);
     });
 }
 
 /// How long the listening thread has computed so far.
 fn computed() -> Duration {
-    let threads = fs::read_dir("/proc/self/task").unwrap().map(|thread| thread.unwrap().path());
+    let threads = fs::read_dir("/proc/self/task")
+        .unwrap()
+        .map(|thread| thread.unwrap().path());
     let listening = |thread: &std::path::PathBuf| {
         fs::read_to_string(thread.join("comm")).is_ok_and(|name| name.trim() == "tollkey-listen")
     };
     let nanos = threads.filter(listening).map(|thread| {
         let text = fs::read_to_string(thread.join("schedstat")).unwrap();
-        text.split_ascii_whitespace().next().unwrap().parse::<u64>().unwrap()
+        text.split_ascii_whitespace()
+            .next()
+            .unwrap()
+            .parse::<u64>()
+            .unwrap()
     });
     Duration::from_nanos(nanos.sum())
 }

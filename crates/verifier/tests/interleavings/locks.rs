@@ -44,13 +44,19 @@ impl<K, V> Builder<K, V, ()> {
 
 impl<K, V, H> Builder<K, V, H> {
     pub(crate) fn build(self) -> Map<K, V, H> {
-        Map { map: papaya::HashMap::builder().hasher(self.0).build(), switch: Switch(AtomicBool::default()) }
+        Map {
+            map: papaya::HashMap::builder().hasher(self.0).build(),
+            switch: Switch(AtomicBool::default()),
+        }
     }
 }
 
 impl<K: Hash + Eq + Copy, V, H: BuildHasher> Map<K, V, H> {
     pub(crate) fn pin(&self) -> Pinned<'_, K, V, H> {
-        Pinned { map: self.map.pin(), switch: &self.switch }
+        Pinned {
+            map: self.map.pin(),
+            switch: &self.switch,
+        }
     }
 
     pub(crate) fn len(&self) -> usize {

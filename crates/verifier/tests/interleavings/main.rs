@@ -6,7 +6,12 @@
 //! `shuttle::replay` runs it again.
 //!
 //! What runs here is one verifier. What several do together is for the model, `crates/model`.
-#![allow(dead_code, unreachable_pub, missing_docs, reason = "the file is made for another crate")]
+#![allow(
+    dead_code,
+    unreachable_pub,
+    missing_docs,
+    reason = "the file is made for another crate"
+)]
 
 mod locks;
 #[path = "../../src/memory.rs"]
@@ -63,7 +68,14 @@ mod rate {
             Self
         }
 
-        pub(crate) fn of(&mut self, _: &AccountId, _: KeyId, _: RateLimit, _: bool, _: u64) -> Arc<Allowance> {
+        pub(crate) fn of(
+            &mut self,
+            _: &AccountId,
+            _: KeyId,
+            _: RateLimit,
+            _: bool,
+            _: u64,
+        ) -> Arc<Allowance> {
             Arc::new(Allowance)
         }
     }
@@ -119,8 +131,15 @@ struct Database {
 impl World {
     /// With room for so many keys, and a lease until then.
     fn new(max: usize, lease: u64) -> Arc<Self> {
-        let bounds = Bounds { entries: max, entry_bytes: 1 << 20, allowance_bytes: 0 };
-        let world = Self { memory: Memory::new(&bounds, Position::default(), 0), database: Mutex::default() };
+        let bounds = Bounds {
+            entries: max,
+            entry_bytes: 1 << 20,
+            allowance_bytes: 0,
+        };
+        let world = Self {
+            memory: Memory::new(&bounds, Position::default(), 0),
+            database: Mutex::default(),
+        };
         assert!(world.memory.grant(world.memory.generation(), lease));
         Arc::new(world)
     }
@@ -128,7 +147,10 @@ impl World {
     /// A change, committed.
     fn revoke(&self, what: Changed) {
         let mut database = self.database.lock().unwrap();
-        database.position = Position { seq: Seq(database.position.seq.0 + 1), at: 1 };
+        database.position = Position {
+            seq: Seq(database.position.seq.0 + 1),
+            at: 1,
+        };
         let position = database.position;
         database.changes.push((position, what.clone()));
         database.revoked.push(what);
@@ -145,14 +167,20 @@ impl World {
     /// The counter, and whether nothing of this has been revoked.
     fn read(&self, what: &[Changed]) -> (Seq, bool) {
         let database = self.database.lock().unwrap();
-        (database.position.seq, !what.iter().any(|what| database.revoked.contains(what)))
+        (
+            database.position.seq,
+            !what.iter().any(|what| database.revoked.contains(what)),
+        )
     }
 
     /// A verification that does not find the key in memory.
     fn fill(&self, key: u8) {
         let asked = self.memory.generation();
         let record = record(&text(key));
-        let (seq, valid) = self.read(&[Changed::Key(record.key.id), Changed::Account(record.key.account_id.clone())]);
+        let (seq, valid) = self.read(&[
+            Changed::Key(record.key.id),
+            Changed::Account(record.key.account_id.clone()),
+        ]);
         if valid {
             self.memory.learn(&digest(key), seq, asked, record, 0);
         }
@@ -162,7 +190,8 @@ impl World {
         let asked = self.memory.generation();
         let (seq, valid) = self.read(&[Changed::ServiceKey(service_key())]);
         if valid {
-            self.memory.learn_service_key(&digest(0), seq, asked, service_key());
+            self.memory
+                .learn_service_key(&digest(0), seq, asked, service_key());
         }
     }
 
@@ -172,9 +201,16 @@ impl World {
             let (applied, _) = self.memory.applied();
             let log = {
                 let database = self.database.lock().unwrap();
-                let after = database.changes.iter().filter(|(at, _)| at.seq > applied.seq);
-                let joins = applied == Position::default() || database.changes.iter().any(|(at, _)| *at == applied);
-                ChangeLog { current: database.position, changes: joins.then(|| after.cloned().collect()) }
+                let after = database
+                    .changes
+                    .iter()
+                    .filter(|(at, _)| at.seq > applied.seq);
+                let joins = applied == Position::default()
+                    || database.changes.iter().any(|(at, _)| *at == applied);
+                ChangeLog {
+                    current: database.position,
+                    changes: joins.then(|| after.cloned().collect()),
+                }
             };
             if self.memory.apply(&log) {
                 return;
@@ -219,7 +255,10 @@ fn a_slow_answer_never_puts_back_what_was_evicted() {
 fn two_slow_answers_do_not_either() {
     in_every_order(|| {
         let world = World::new(8, LONG);
-        let fills = [world.spawn(|world| world.fill(1)), world.spawn(|world| world.fill(1))];
+        let fills = [
+            world.spawn(|world| world.fill(1)),
+            world.spawn(|world| world.fill(1)),
+        ];
         world.revoke(Changed::Account(record(&text(1)).key.account_id));
         world.catch_up();
         assert!(!world.answers(1, 1), "right after it was applied");
@@ -233,12 +272,23 @@ fn two_slow_answers_do_not_either() {
 fn nor_of_a_service_key() {
     in_every_order(|| {
         let world = World::new(8, LONG);
-        let fills = [world.spawn(World::fill_service_key), world.spawn(World::fill_service_key)];
+        let fills = [
+            world.spawn(World::fill_service_key),
+            world.spawn(World::fill_service_key),
+        ];
         world.revoke(Changed::ServiceKey(service_key()));
         world.catch_up();
-        assert_eq!(world.memory.recall_service_key(&digest(0), 1), None, "right after it was applied");
+        assert_eq!(
+            world.memory.recall_service_key(&digest(0), 1),
+            None,
+            "right after it was applied"
+        );
         fills.into_iter().for_each(|fill| fill.join().unwrap());
-        assert_eq!(world.memory.recall_service_key(&digest(0), 1), None, "after the slow answers");
+        assert_eq!(
+            world.memory.recall_service_key(&digest(0), 1),
+            None,
+            "after the slow answers"
+        );
     });
 }
 
@@ -336,7 +386,13 @@ fn what_is_reported_is_never_ahead_of_what_a_subscriber_was_told() {
     in_every_order(|| {
         let world = World::new(8, LONG);
         let subscriber = VerifierId::from_bytes([7; 16]);
-        let begin = move |world: &World| world.memory.serve(subscriber, None, Position::default(), 8, 1).unwrap().0;
+        let begin = move |world: &World| {
+            world
+                .memory
+                .serve(subscriber, None, Position::default(), 8, 1)
+                .unwrap()
+                .0
+        };
         let told = Arc::new(Mutex::new(None));
         let polls = world.spawn({
             let told = Arc::clone(&told);
@@ -352,7 +408,10 @@ fn what_is_reported_is_never_ahead_of_what_a_subscriber_was_told() {
         world.revoke(Changed::Key(id(2)));
         world.catch_up();
         assert_eq!(world.memory.applied_everywhere(2).2, news.position.seq);
-        let acknowledged = world.memory.acknowledge(subscriber, None, Position { seq: Seq(2), at: 1 }, 2);
+        let acknowledged =
+            world
+                .memory
+                .acknowledge(subscriber, None, Position { seq: Seq(2), at: 1 }, 2);
         assert_eq!(acknowledged, Ok(Acknowledged::More));
         assert_eq!(world.memory.applied_everywhere(2).2, Seq(2));
     });

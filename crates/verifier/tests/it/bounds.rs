@@ -4,7 +4,8 @@ use std::{collections::BTreeMap, pin::pin, task::Context, time::Duration};
 
 use allocation_counter::measure;
 use tollkey_core::{
-    ApplicationId, Changed, IpList, KeyId, Need, RateLimit, Record, lineage::Inherited, metadata::Metadata,
+    ApplicationId, Changed, IpList, KeyId, Need, RateLimit, Record, lineage::Inherited,
+    metadata::Metadata,
 };
 use tollkey_verifier::{
     Settings,
@@ -21,7 +22,9 @@ fn largest_metadata() -> Option<Metadata> {
 }
 
 fn largest_allowlist(n: usize) -> IpList {
-    let networks: Vec<String> = (0..100).map(|i| format!("10.{}.{i}.0/24", n % 200)).collect();
+    let networks: Vec<String> = (0..100)
+        .map(|i| format!("10.{}.{i}.0/24", n % 200))
+        .collect();
     IpList::parse(networks.iter().map(String::as_str)).unwrap()
 }
 
@@ -53,14 +56,23 @@ fn descendant(n: usize) -> Record {
     };
     it.key.inherited = Some(Box::new(Inherited {
         allowed_ips: (0..8).map(largest_allowlist).collect(),
-        rate_limits: (0..8).map(|i| (id(i), RateLimit::new(10, 60).unwrap())).collect(),
+        rate_limits: (0..8)
+            .map(|i| (id(i), RateLimit::new(10, 60).unwrap()))
+            .collect(),
         ..Inherited::default()
     }));
     it
 }
 
 async fn world(max_bytes: usize, keys: impl IntoIterator<Item = (usize, Record)>) -> World {
-    let world = World::with(0, Settings { max_bytes, ..Settings::default() }).await;
+    let world = World::with(
+        0,
+        Settings {
+            max_bytes,
+            ..Settings::default()
+        },
+    )
+    .await;
     for (n, record) in keys {
         world.source.put(&text(n), record);
     }
@@ -79,12 +91,20 @@ impl World {
 
     /// How many of these keys are cached. Counts as a use of each.
     fn cached(&self, keys: impl IntoIterator<Item = usize>) -> usize {
-        keys.into_iter().filter(|n| self.one.verifier.hold_remembered(&text(*n), &Need::default()).is_some()).count()
+        keys.into_iter()
+            .filter(|n| {
+                self.one
+                    .verifier
+                    .hold_remembered(&text(*n), &Need::default())
+                    .is_some()
+            })
+            .count()
     }
 
     /// Evicts all keys of an account.
     async fn change(&self, name: &str) {
-        self.source.change_all(Changed::Account(account(name)), |_| ());
+        self.source
+            .change_all(Changed::Account(account(name)), |_| ());
         self.one.verifier.settle_current().await.unwrap();
     }
 }
@@ -97,7 +117,9 @@ type Shape = fn(usize) -> Record;
 async fn estimated_bytes_are_close_to_those_allocated() {
     let shapes: [(&str, Shape); 6] = [
         ("ordinary", ordinary),
-        ("of accounts of their own", |n| of_account(&format!("{n:0128}"), ordinary(n))),
+        ("of accounts of their own", |n| {
+            of_account(&format!("{n:0128}"), ordinary(n))
+        }),
         ("with metadata", |n| {
             let mut it = ordinary(n);
             it.key.metadata = largest_metadata();
@@ -125,13 +147,20 @@ async fn estimated_bytes_are_close_to_those_allocated() {
             while !world.one.verifier.take_usage().is_empty() {}
         }));
         let allocated = measure(|| {
-            assert!(fill.as_mut().poll(&mut Context::from_waker(std::task::Waker::noop())).is_ready());
+            assert!(
+                fill.as_mut()
+                    .poll(&mut Context::from_waker(std::task::Waker::noop()))
+                    .is_ready()
+            );
         });
         let stats = world.one.verifier.stats();
         assert_eq!(stats.entries, keys);
         let (estimated, real) = (stats.bytes as f64, allocated.bytes_current as f64);
         let ratio = estimated / real;
-        assert!((1.0..1.6).contains(&ratio), "{shape}: {estimated} bytes estimated, {real} allocated");
+        assert!(
+            (1.0..1.6).contains(&ratio),
+            "{shape}: {estimated} bytes estimated, {real} allocated"
+        );
     }
 }
 
@@ -153,16 +182,31 @@ async fn cache_takes_no_more_bytes_than_allowed() {
     assert!((3000..6000).contains(&stats.entries), "{stats:?}");
     while !world.one.verifier.take_usage().is_empty() {}
     world.change("acme").await;
-    assert_eq!((world.one.verifier.stats().entries, world.one.verifier.stats().bytes), (0, 0));
+    assert_eq!(
+        (
+            world.one.verifier.stats().entries,
+            world.one.verifier.stats().bytes
+        ),
+        (0, 0)
+    );
 }
 
 #[tokio::test(start_paused = true)]
 async fn key_that_needs_too_much_of_the_cache_is_not_cached() {
     let world = world(MIB / 2, [(0, fat(0)), (1, ordinary(1))]).await;
-    assert!(world.one.asks(0).await && world.one.asks(0).await, "it takes more than a sixteenth");
+    assert!(
+        world.one.asks(0).await && world.one.asks(0).await,
+        "it takes more than a sixteenth"
+    );
     assert!(world.one.asks(1).await && !world.one.asks(1).await);
     // What is counted of it is not lost.
-    let counted: u64 = world.one.verifier.take_usage().iter().map(|usage| usage.count).sum();
+    let counted: u64 = world
+        .one
+        .verifier
+        .take_usage()
+        .iter()
+        .map(|usage| usage.count)
+        .sum();
     assert_eq!(counted, 4);
 }
 
@@ -170,7 +214,10 @@ async fn key_that_needs_too_much_of_the_cache_is_not_cached() {
 async fn one_account_alone_uses_the_whole_cache() {
     let world = world(4 * MIB, (0..5000).map(|n| (n, ordinary(n)))).await;
     world.verify_all(0..1500, 4 * MIB).await;
-    assert_eq!((world.cached(0..1500), world.one.verifier.stats().evictions), (1500, 0));
+    assert_eq!(
+        (world.cached(0..1500), world.one.verifier.stats().evictions),
+        (1500, 0)
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -181,8 +228,15 @@ async fn flood_of_one_account_evicts_only_its_own_keys() {
     let world = world(4 * MIB, small.chain(flood)).await;
     world.verify_all(0..200, 4 * MIB).await;
     world.verify_all(1000..2000, 4 * MIB).await;
-    assert_eq!(world.cached(0..200), 200, "not used since, and still cached");
-    assert!(world.cached(1000..2000) > 30, "what the others leave is used");
+    assert_eq!(
+        world.cached(0..200),
+        200,
+        "not used since, and still cached"
+    );
+    assert!(
+        world.cached(1000..2000) > 30,
+        "what the others leave is used"
+    );
     assert_eq!(world.cached(1999..2000), 1, "the newest of them is cached");
 }
 
@@ -210,7 +264,10 @@ async fn keys_in_use_stay_within_the_share_of_their_account() {
     for n in 0..2000 {
         world.verify_all([n, 2000 + n], 2 * MIB).await;
         // One key of each account is used all the time.
-        assert!(!world.one.asks(0).await && !world.one.asks(2000).await, "{n}");
+        assert!(
+            !world.one.asks(0).await && !world.one.asks(2000).await,
+            "{n}"
+        );
     }
     let (a, b) = (world.cached(0..2000), world.cached(2000..4000));
     assert!(a + b > 900 && a.abs_diff(b) <= 2, "{a} and {b}");
@@ -218,20 +275,34 @@ async fn keys_in_use_stay_within_the_share_of_their_account() {
 
 #[tokio::test(start_paused = true)]
 async fn accounts_of_one_key_each_replace_each_other_in_turn() {
-    let world = world(MIB, (0..3000).map(|n| (n, of_account(&format!("account-{n}"), ordinary(n))))).await;
+    let world = world(
+        MIB,
+        (0..3000).map(|n| (n, of_account(&format!("account-{n}"), ordinary(n)))),
+    )
+    .await;
     for n in 0..3000 {
         world.one.verify(n).await;
         assert!(!world.one.asks(0).await, "key 0 is used all the time");
     }
     let entries = world.one.verifier.stats().entries;
     let newest = world.cached(3000 - entries..3000);
-    assert!(newest > entries * 9 / 10, "{newest} of {entries} are the newest");
+    assert!(
+        newest > entries * 9 / 10,
+        "{newest} of {entries} are the newest"
+    );
 }
 
 #[tokio::test(start_paused = true)]
 async fn number_of_cached_keys_is_bounded_however_few() {
     for max_entries in [1, 2, 4] {
-        let world = World::with(0, Settings { max_entries, ..Settings::default() }).await;
+        let world = World::with(
+            0,
+            Settings {
+                max_entries,
+                ..Settings::default()
+            },
+        )
+        .await;
         for n in 0..200 {
             // Each is of an account of its own, and heavier than those before.
             let mut it = of_account(&format!("account-{n}"), ordinary(n));
@@ -254,13 +325,17 @@ async fn bound_holds_under_any_mix_of_changes() {
             1 => descendant(n),
             _ => ordinary(n),
         };
-        it.key.application_id = n.is_multiple_of(3).then(|| ApplicationId::from_bytes([(n % 5) as u8; 16]));
+        it.key.application_id = n
+            .is_multiple_of(3)
+            .then(|| ApplicationId::from_bytes([(n % 5) as u8; 16]));
         of_account(&name(n), it)
     };
     let world = world(3 * MIB, (0..400).map(|n| (n, made(n, 0)))).await;
     let mut random = 1u64;
     for step in 0..4000 {
-        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        random = random
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
         let n = (random >> 33) as usize % 400;
         match (random >> 60) as usize {
             0 => {
@@ -270,7 +345,9 @@ async fn bound_holds_under_any_mix_of_changes() {
             1 if step.is_multiple_of(16) => world.change(&name(n)).await,
             2 if step.is_multiple_of(8) => {
                 let application = ApplicationId::from_bytes([(n % 5) as u8; 16]);
-                world.source.change_all(Changed::Application(application), |_| ());
+                world
+                    .source
+                    .change_all(Changed::Application(application), |_| ());
                 world.one.verifier.settle_current().await.unwrap();
             }
             3 => drop(world.one.verifier.take_usage()),
@@ -284,7 +361,10 @@ async fn bound_holds_under_any_mix_of_changes() {
     }
     let stats = world.one.verifier.stats();
     // Allowances outlive their keys: a change to a key gives it no new one.
-    assert!(stats.entries == 0 && stats.bytes < 3 * MIB / 16, "{stats:?}");
+    assert!(
+        stats.entries == 0 && stats.bytes < 3 * MIB / 16,
+        "{stats:?}"
+    );
 }
 
 /// The counts of each account, without the outcome.
@@ -299,8 +379,18 @@ fn counted(world: &World, of: impl Fn(usize) -> bool, keys: usize) -> u64 {
 
 #[tokio::test(start_paused = true)]
 async fn counts_that_nobody_fetches_are_bounded_with_a_share_for_each_account() {
-    let name = |n: usize| if n < 100 { format!("small-{}", n % 10) } else { "flood".to_owned() };
-    let world = world(4 * MIB, (0..6000).map(|n| (n, of_account(&name(n), ordinary(n))))).await;
+    let name = |n: usize| {
+        if n < 100 {
+            format!("small-{}", n % 10)
+        } else {
+            "flood".to_owned()
+        }
+    };
+    let world = world(
+        4 * MIB,
+        (0..6000).map(|n| (n, of_account(&name(n), ordinary(n)))),
+    )
+    .await;
     world.verify_all(0..50, 4 * MIB).await;
     world.verify_all(100..5000, 4 * MIB).await;
     world.verify_all(50..100, 4 * MIB).await; // there is no room any more
@@ -323,7 +413,11 @@ async fn dropped_counts_of_a_cached_key_are_fetched_after_its_next_use() {
     assert!(dropped > 0);
     let all = counted(&world, |_| true, 5000);
     world.one.verify(last).await;
-    assert_eq!(counted(&world, |n| n == last, 5000), 2, "the use before was dropped from the queue, not from the key");
+    assert_eq!(
+        counted(&world, |n| n == last, 5000),
+        2,
+        "the use before was dropped from the queue, not from the key"
+    );
     assert!(all < 5000);
 }
 
@@ -349,7 +443,13 @@ async fn rows_that_are_put_back_are_merged_and_bounded() {
     }
     let stats = world.one.verifier.stats();
     let waiting = world.one.verifier.usage_waiting() as u64;
-    assert!((5000..9000).contains(&waiting) && stats.usage_dropped == 10_000 - waiting, "{waiting}: {stats:?}");
+    assert!(
+        (5000..9000).contains(&waiting) && stats.usage_dropped == 10_000 - waiting,
+        "{waiting}: {stats:?}"
+    );
     assert!(stats.bytes <= 4 * MIB);
-    assert_eq!(world.one.verifier.take_usage().len(), tollkey_verifier::usage::BATCH);
+    assert_eq!(
+        world.one.verifier.take_usage().len(),
+        tollkey_verifier::usage::BATCH
+    );
 }

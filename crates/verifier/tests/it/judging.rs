@@ -4,8 +4,8 @@
 use std::time::Duration;
 
 use tollkey_core::{
-    Catalogue, Clock, Denial, IpList, Mode, Need, OperatingModel, RateLimit, Record, RequestPath, RouteBase, Viewer,
-    feature::Feature,
+    Catalogue, Clock, Denial, IpList, Mode, Need, OperatingModel, RateLimit, Record, RequestPath,
+    RouteBase, Viewer, feature::Feature,
 };
 use tollkey_verifier::testing::{ManualClock, MemorySource, account, record};
 
@@ -21,7 +21,10 @@ async fn outcome(change: impl FnOnce(&mut Record), need: Need<'_>) -> Result<(),
     let remembered = world.one.verifier.verify(&text(0), &need).await.unwrap();
     assert_eq!(world.source.finds(), 1);
     if asked.outcome != Err(Denial::UnknownKey) {
-        assert_eq!(asked.record.unwrap().key.id, remembered.record.as_ref().unwrap().key.id);
+        assert_eq!(
+            asked.record.unwrap().key.id,
+            remembered.record.as_ref().unwrap().key.id
+        );
     }
     assert_eq!(asked.outcome, remembered.outcome);
     assert_eq!(remembered.allowed().is_some(), remembered.outcome.is_ok());
@@ -37,28 +40,85 @@ async fn a_key_without_restrictions_may() {
 async fn each_denial_reaches_the_caller() {
     let now = ManualClock::default().now();
     let none = Need::default();
-    assert_eq!(outcome(|it| it.key.revoked_at = Some(now), none).await, Err(Denial::Revoked));
-    assert_eq!(outcome(|it| it.key.grants.expires_at = Some(now), none).await, Err(Denial::Expired));
-    assert_eq!(outcome(|it| it.key.suspended_at = Some(now), none).await, Err(Denial::Suspended));
-    assert_eq!(outcome(|it| it.application_enabled = false, none).await, Err(Denial::ApplicationDisabled));
-    let live = Need { mode: Some(Mode::Live), ..none };
+    assert_eq!(
+        outcome(|it| it.key.revoked_at = Some(now), none).await,
+        Err(Denial::Revoked)
+    );
+    assert_eq!(
+        outcome(|it| it.key.grants.expires_at = Some(now), none).await,
+        Err(Denial::Expired)
+    );
+    assert_eq!(
+        outcome(|it| it.key.suspended_at = Some(now), none).await,
+        Err(Denial::Suspended)
+    );
+    assert_eq!(
+        outcome(|it| it.application_enabled = false, none).await,
+        Err(Denial::ApplicationDisabled)
+    );
+    let live = Need {
+        mode: Some(Mode::Live),
+        ..none
+    };
     assert_eq!(outcome(|_| (), live).await, Err(Denial::WrongMode));
-    let elsewhere = Need { client_ip: Some([192, 0, 2, 1].into()), ..none };
-    let networks = |it: &mut Record| it.key.grants.allowed_ips = IpList::parse(["203.0.113.0/24"]).ok();
-    assert_eq!(outcome(networks, elsewhere).await, Err(Denial::IpNotAllowed));
+    let elsewhere = Need {
+        client_ip: Some([192, 0, 2, 1].into()),
+        ..none
+    };
+    let networks =
+        |it: &mut Record| it.key.grants.allowed_ips = IpList::parse(["203.0.113.0/24"]).ok();
+    assert_eq!(
+        outcome(networks, elsewhere).await,
+        Err(Denial::IpNotAllowed)
+    );
     let scoped = |it: &mut Record| {
         it.operating_model = OperatingModel::Ecosystem;
         it.key.grants.features = Some(vec![Feature::TokensList]);
     };
     let path = Some(RequestPath::new("/api/forward", &RouteBase::default()));
-    assert_eq!(outcome(scoped, Need { method: Some("POST"), path, ..none }).await, Err(Denial::RouteNotAllowed));
+    assert_eq!(
+        outcome(
+            scoped,
+            Need {
+                method: Some("POST"),
+                path,
+                ..none
+            }
+        )
+        .await,
+        Err(Denial::RouteNotAllowed)
+    );
     let path = Some(RequestPath::new("/api/tokens", &RouteBase::default()));
-    assert_eq!(outcome(scoped, Need { method: Some("GET"), path, ..none }).await, Ok(()));
-    assert_eq!(outcome(|_| (), Need { merchant: Some("no merchant"), ..none }).await, Err(Denial::MerchantNotAllowed));
+    assert_eq!(
+        outcome(
+            scoped,
+            Need {
+                method: Some("GET"),
+                path,
+                ..none
+            }
+        )
+        .await,
+        Ok(())
+    );
+    assert_eq!(
+        outcome(
+            |_| (),
+            Need {
+                merchant: Some("no merchant"),
+                ..none
+            }
+        )
+        .await,
+        Err(Denial::MerchantNotAllowed)
+    );
     let mut catalogue = Catalogue::default();
     catalogue.add("orders:read", false).unwrap();
     let scopes = catalogue.needed(["orders:read"]).unwrap();
-    assert_eq!(outcome(|_| (), Need { scopes, ..none }).await, Err(Denial::InsufficientScope));
+    assert_eq!(
+        outcome(|_| (), Need { scopes, ..none }).await,
+        Err(Denial::InsufficientScope)
+    );
     let once = RateLimit::new(1, 60).ok();
     let world = World::new(0).await;
     let mut limited = record(&text(0));
@@ -71,17 +131,37 @@ async fn each_denial_reaches_the_caller() {
 #[tokio::test(start_paused = true)]
 async fn a_key_the_viewer_may_not_see_is_like_one_that_never_was() {
     let (acme, other) = (account("acme"), account("other"));
-    let viewer = |account_id, mode| Need { viewer: Some(Viewer { account_id, mode }), ..Need::default() };
-    assert_eq!(outcome(|_| (), viewer(&acme, Some(Mode::Test))).await, Ok(()));
-    assert_eq!(outcome(|_| (), viewer(&acme, Some(Mode::Live))).await, Err(Denial::UnknownKey));
-    assert_eq!(outcome(|_| (), viewer(&other, None)).await, Err(Denial::UnknownKey));
+    let viewer = |account_id, mode| Need {
+        viewer: Some(Viewer { account_id, mode }),
+        ..Need::default()
+    };
+    assert_eq!(
+        outcome(|_| (), viewer(&acme, Some(Mode::Test))).await,
+        Ok(())
+    );
+    assert_eq!(
+        outcome(|_| (), viewer(&acme, Some(Mode::Live))).await,
+        Err(Denial::UnknownKey)
+    );
+    assert_eq!(
+        outcome(|_| (), viewer(&other, None)).await,
+        Err(Denial::UnknownKey)
+    );
 
     let world = World::new(1).await;
     for _ in 0..2 {
-        let verdict = world.one.verifier.verify(&text(0), &viewer(&other, None)).await.unwrap();
+        let verdict = world
+            .one
+            .verifier
+            .verify(&text(0), &viewer(&other, None))
+            .await
+            .unwrap();
         assert!(verdict.record.is_none() && verdict.rate.is_none() && verdict.allowed().is_none());
     }
-    assert!(world.one.verifier.take_usage().is_empty(), "who may not see a key is not counted on it");
+    assert!(
+        world.one.verifier.take_usage().is_empty(),
+        "who may not see a key is not counted on it"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -91,8 +171,21 @@ async fn what_has_not_the_shape_of_a_key_is_unknown_without_a_look() {
     let service_key = format!("tks_{}", "a".repeat(32));
     let spaced = format!(" {}", text(0));
     let twice = format!("secret-token:secret-token:{}", text(0));
-    for presented in ["", "ck_test_short", "ck_test_", &service_key, &spaced, &twice, &text(0)[1..]] {
-        let verdict = world.one.verifier.verify(presented, &Need::default()).await.unwrap();
+    for presented in [
+        "",
+        "ck_test_short",
+        "ck_test_",
+        &service_key,
+        &spaced,
+        &twice,
+        &text(0)[1..],
+    ] {
+        let verdict = world
+            .one
+            .verifier
+            .verify(presented, &Need::default())
+            .await
+            .unwrap();
         assert_eq!(verdict.outcome, Err(Denial::UnknownKey), "{presented:?}");
     }
     assert_eq!(world.source.finds(), 0);
@@ -103,7 +196,16 @@ async fn the_prefix_of_rfc_8959_is_accepted() {
     let world = World::new(1).await;
     let presented = format!("secret-token:{}", text(0));
     for _ in 0..2 {
-        assert_eq!(world.one.verifier.verify(&presented, &Need::default()).await.unwrap().outcome, Ok(()));
+        assert_eq!(
+            world
+                .one
+                .verifier
+                .verify(&presented, &Need::default())
+                .await
+                .unwrap()
+                .outcome,
+            Ok(())
+        );
     }
     assert!(!world.one.asks(0).await, "it is the same key");
 }
@@ -129,15 +231,33 @@ async fn expiry_follows_the_wall_clock_even_when_that_is_set() {
     ends.key.grants.expires_at = Some(clock.now() + Duration::from_secs(10));
     source.put(&text(0), ends);
     let verifier = leaseless(&source, &clock).await;
-    assert_eq!(verifier.verify(&text(0), &Need::default()).await.unwrap().outcome, Ok(()));
+    assert_eq!(
+        verifier
+            .verify(&text(0), &Need::default())
+            .await
+            .unwrap()
+            .outcome,
+        Ok(())
+    );
     clock.set(clock.now() + Duration::from_secs(11));
-    assert_eq!(verifier.verify(&text(0), &Need::default()).await.unwrap().outcome, Err(Denial::Expired));
+    assert_eq!(
+        verifier
+            .verify(&text(0), &Need::default())
+            .await
+            .unwrap()
+            .outcome,
+        Err(Denial::Expired)
+    );
 }
 
 #[tokio::test(start_paused = true)]
 async fn no_secret_is_in_what_can_be_printed() {
     let world = World::new(1).await;
     let verdict = world.one.verify(0).await;
-    let printed = format!("{:?} {verdict:?} {:?}", world.one.verifier, world.one.verifier.take_usage());
+    let printed = format!(
+        "{:?} {verdict:?} {:?}",
+        world.one.verifier,
+        world.one.verifier.take_usage()
+    );
     assert!(!printed.contains(&text(0)));
 }

@@ -19,7 +19,10 @@ async fn the_lease_is_renewed_before_it_ends() {
         sleep(Duration::from_millis(333)).await;
         assert!(!world.one.asks(0).await);
         let left = world.one.verifier.stats().lease_left;
-        assert!(left >= LEASE / 2 && left <= LEASE - margin(LEASE), "{left:?}");
+        assert!(
+            left >= LEASE / 2 && left <= LEASE - margin(LEASE),
+            "{left:?}"
+        );
     }
 }
 
@@ -29,11 +32,25 @@ async fn without_a_lease_every_verification_asks() {
     source.put(&text(0), record(&text(0)));
     let verifier = leaseless(&source, &clock).await;
     for n in 1..=3 {
-        assert_eq!(verifier.verify(&text(0), &Need::default()).await.unwrap().outcome, Ok(()));
+        assert_eq!(
+            verifier
+                .verify(&text(0), &Need::default())
+                .await
+                .unwrap()
+                .outcome,
+            Ok(())
+        );
         assert_eq!(source.finds(), n);
     }
     source.change(&text(0), |it| it.key.suspended_at = Some(clock.now()));
-    assert_eq!(verifier.verify(&text(0), &Need::default()).await.unwrap().outcome, Err(Denial::Suspended));
+    assert_eq!(
+        verifier
+            .verify(&text(0), &Need::default())
+            .await
+            .unwrap()
+            .outcome,
+        Err(Denial::Suspended)
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -43,13 +60,20 @@ async fn while_the_source_is_down_memory_answers_until_the_lease_ends() {
     assert_eq!(world.one.outcome(0).await, Ok(()));
     world.source.set_down(true);
     let down_at = world.clock.elapsed();
-    assert_eq!(one.verify(&text(1), &Need::default()).await.unwrap_err(), Unavailable, "not remembered");
+    assert_eq!(
+        one.verify(&text(1), &Need::default()).await.unwrap_err(),
+        Unavailable,
+        "not remembered"
+    );
     while !one.stats().lease_left.is_zero() {
         assert_eq!(world.one.outcome(0).await, Ok(()));
         sleep(Duration::from_millis(1)).await;
     }
     assert!(world.clock.elapsed() - down_at <= LEASE - margin(LEASE) + Duration::from_millis(1));
-    assert_eq!(one.verify(&text(0), &Need::default()).await.unwrap_err(), Unavailable);
+    assert_eq!(
+        one.verify(&text(0), &Need::default()).await.unwrap_err(),
+        Unavailable
+    );
     assert_eq!(one.stats().unavailable, 2);
 
     // Once it is back, so is memory; what was remembered is still good, because every change is applied first.
@@ -61,7 +85,10 @@ async fn while_the_source_is_down_memory_answers_until_the_lease_ends() {
 #[tokio::test(start_paused = true)]
 async fn what_changed_during_an_outage_is_applied_before_memory_answers_again() {
     let world = World::new(2).await;
-    assert_eq!((world.one.outcome(0).await, world.one.outcome(1).await), (Ok(()), Ok(())));
+    assert_eq!(
+        (world.one.outcome(0).await, world.one.outcome(1).await),
+        (Ok(()), Ok(()))
+    );
     world.source.set_down(true);
     sleep(LEASE * 2).await;
     world.revoke(0);
@@ -112,7 +139,11 @@ async fn a_renewal_from_before_everything_was_forgotten_grants_nothing() {
     world.one.verifier.settle(seq, since).await;
     let held = world.source.hold().await;
     sleep(LEASE / 3 + Duration::from_millis(1)).await;
-    assert_eq!(world.source.verifiers()[&world.one.verifier.id()].1, 2, "renewed, but not answered");
+    assert_eq!(
+        world.source.verifiers()[&world.one.verifier.id()].1,
+        2,
+        "renewed, but not answered"
+    );
     world.source.restore(Seq(0)); // a revoker on the restored database finds no row to wait for
     world.one.verifier.settle_current().await.unwrap();
     assert!(world.one.verifier.stats().lease_left.is_zero());
@@ -172,29 +203,57 @@ async fn a_stopped_verifier_answers_nothing_from_memory_and_is_waited_for_by_nob
     let one = world.one.stop().await;
     assert!(source.verifiers().is_empty());
     let before = source.finds();
-    assert_eq!(one.verify(&text(0), &Need::default()).await.unwrap().outcome, Ok(()));
-    assert_eq!(one.verify(&text(0), &Need::default()).await.unwrap().outcome, Ok(()));
+    assert_eq!(
+        one.verify(&text(0), &Need::default())
+            .await
+            .unwrap()
+            .outcome,
+        Ok(())
+    );
+    assert_eq!(
+        one.verify(&text(0), &Need::default())
+            .await
+            .unwrap()
+            .outcome,
+        Ok(())
+    );
     assert_eq!(source.finds(), before + 2);
     assert!(one.stats().lease_left.is_zero());
 }
 
 #[tokio::test(start_paused = true)]
 async fn too_many_at_a_time_are_told_to_come_back() {
-    let settings = Settings { max_misses: 2, miss_limit: Duration::from_millis(100), ..Settings::default() };
+    let settings = Settings {
+        max_misses: 2,
+        miss_limit: Duration::from_millis(100),
+        ..Settings::default()
+    };
     let world = World::with(4, settings).await;
     assert_eq!(world.one.outcome(3).await, Ok(()));
     let held = world.source.hold().await;
     let verify = |n| {
         let verifier = world.one.verifier.clone();
-        tokio::spawn(async move { verifier.verify(&text(n), &Need::default()).await.map(|verdict| verdict.outcome) })
+        tokio::spawn(async move {
+            verifier
+                .verify(&text(n), &Need::default())
+                .await
+                .map(|verdict| verdict.outcome)
+        })
     };
     let (first, second, third) = (verify(0), verify(1), verify(2));
     let before = world.clock.elapsed();
     assert_eq!(third.await.unwrap(), Err(Unavailable));
     assert!(world.clock.elapsed() - before >= Duration::from_millis(100));
-    assert_eq!(world.one.outcome(3).await, Ok(()), "what is remembered needs no turn");
+    assert_eq!(
+        world.one.outcome(3).await,
+        Ok(()),
+        "what is remembered needs no turn"
+    );
     // Who asks is told so, too, when the source takes longer than that.
-    assert_eq!((first.await.unwrap(), second.await.unwrap()), (Err(Unavailable), Err(Unavailable)));
+    assert_eq!(
+        (first.await.unwrap(), second.await.unwrap()),
+        (Err(Unavailable), Err(Unavailable))
+    );
     let asks = verify(2);
     sleep(Duration::from_millis(50)).await;
     drop(held);

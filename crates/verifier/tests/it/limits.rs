@@ -26,13 +26,30 @@ async fn an_answer_tells_what_is_left() {
     let world = limited(2, 60, Settings::default()).await;
     let first = world.one.verify(0).await;
     let rate = first.rate.unwrap();
-    assert_eq!((rate.limit, rate.window_seconds, rate.remaining, rate.reset_seconds), (2, 60, 1, 30));
+    assert_eq!(
+        (
+            rate.limit,
+            rate.window_seconds,
+            rate.remaining,
+            rate.reset_seconds
+        ),
+        (2, 60, 1, 30)
+    );
     assert_eq!(first.retry_after_seconds, None);
     assert_eq!(world.one.verify(0).await.rate.unwrap().remaining, 0);
 
     let refused = world.one.verify(0).await;
-    assert_eq!((refused.outcome, refused.retry_after_seconds), (Err(Denial::RateLimited), Some(30)));
-    assert_eq!((refused.rate.unwrap().remaining, refused.rate.unwrap().reset_seconds), (0, 60));
+    assert_eq!(
+        (refused.outcome, refused.retry_after_seconds),
+        (Err(Denial::RateLimited), Some(30))
+    );
+    assert_eq!(
+        (
+            refused.rate.unwrap().remaining,
+            refused.rate.unwrap().reset_seconds
+        ),
+        (0, 60)
+    );
     assert!(refused.record.is_some());
     sleep(Duration::from_millis(29_500)).await;
     assert_eq!(world.one.verify(0).await.retry_after_seconds, Some(1));
@@ -46,22 +63,49 @@ async fn a_look_takes_nothing_and_is_no_use() {
     let world = limited(1, 60, Settings::default()).await;
     let verifier = &world.one.verifier;
     for _ in 0..3 {
-        let seen = verifier.look(text(0).as_str(), &Need::default()).await.unwrap();
-        assert_eq!((seen.outcome, seen.rate, seen.retry_after_seconds), (Ok(()), None, None));
+        let seen = verifier
+            .look(text(0).as_str(), &Need::default())
+            .await
+            .unwrap();
+        assert_eq!(
+            (seen.outcome, seen.rate, seen.retry_after_seconds),
+            (Ok(()), None, None)
+        );
         assert!(seen.record.is_some());
     }
     assert!(verifier.take_usage().is_empty());
-    assert_eq!([world.one.outcome(0).await, world.one.outcome(0).await], [Ok(()), Err(Denial::RateLimited)]);
+    assert_eq!(
+        [world.one.outcome(0).await, world.one.outcome(0).await],
+        [Ok(()), Err(Denial::RateLimited)]
+    );
     // It tells every denial but that one.
-    assert_eq!(verifier.look(text(0).as_str(), &Need::default()).await.unwrap().outcome, Ok(()));
+    assert_eq!(
+        verifier
+            .look(text(0).as_str(), &Need::default())
+            .await
+            .unwrap()
+            .outcome,
+        Ok(())
+    );
     world.revoke(0);
     sleep(Duration::from_secs(3)).await;
-    assert_eq!(verifier.look(text(0).as_str(), &Need::default()).await.unwrap().outcome, Err(Denial::Revoked));
+    assert_eq!(
+        verifier
+            .look(text(0).as_str(), &Need::default())
+            .await
+            .unwrap()
+            .outcome,
+        Err(Denial::Revoked)
+    );
 }
 
 #[test]
 fn it_is_exact_under_parallel_requests() {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(4).enable_time().build().unwrap();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(4)
+        .enable_time()
+        .build()
+        .unwrap();
     runtime.block_on(async {
         let world = Arc::new(limited(50, 86_400, Settings::default()).await);
         let asking: Vec<_> = (0..200)
@@ -90,31 +134,67 @@ async fn another_denial_costs_no_allowance() {
     world.source.put(&text(0), it);
     for _ in 0..5 {
         let verdict = world.one.verify(0).await;
-        assert_eq!((verdict.outcome, verdict.rate), (Err(Denial::IpNotAllowed), None));
+        assert_eq!(
+            (verdict.outcome, verdict.rate),
+            (Err(Denial::IpNotAllowed), None)
+        );
     }
-    let need = Need { client_ip: Some([203, 0, 113, 1].into()), ..Need::default() };
-    assert_eq!(world.one.verifier.verify(&text(0), &need).await.unwrap().outcome, Ok(()));
-    assert_eq!(world.one.verifier.verify(&text(0), &need).await.unwrap().outcome, Err(Denial::RateLimited));
+    let need = Need {
+        client_ip: Some([203, 0, 113, 1].into()),
+        ..Need::default()
+    };
+    assert_eq!(
+        world
+            .one
+            .verifier
+            .verify(&text(0), &need)
+            .await
+            .unwrap()
+            .outcome,
+        Ok(())
+    );
+    assert_eq!(
+        world
+            .one
+            .verifier
+            .verify(&text(0), &need)
+            .await
+            .unwrap()
+            .outcome,
+        Err(Denial::RateLimited)
+    );
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_change_of_the_key_gives_no_new_allowance_but_a_new_limit_does() {
     let world = limited(1, 60, Settings::default()).await;
     assert_eq!(world.one.outcome(0).await, Ok(()));
-    world.source.change(&text(0), |it| it.key.name = "renamed".to_owned());
+    world
+        .source
+        .change(&text(0), |it| it.key.name = "renamed".to_owned());
     world.one.verifier.settle_current().await.unwrap();
     let refused = world.one.verify(0).await;
     assert_eq!(refused.outcome, Err(Denial::RateLimited));
     assert_eq!(refused.record.unwrap().key.name, "renamed");
 
-    world.source.change(&text(0), |it| it.key.grants.rate_limit = RateLimit::new(3, 60).ok());
+    world.source.change(&text(0), |it| {
+        it.key.grants.rate_limit = RateLimit::new(3, 60).ok()
+    });
     world.one.verifier.settle_current().await.unwrap();
     assert_eq!(world.one.verify(0).await.rate.unwrap().remaining, 2);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_key_that_was_forgotten_for_room_gets_no_new_allowance() {
-    let world = limited(1, 600, Settings { max_entries: 4, ..Settings::default() }).await;
+    let world = limited(
+        1,
+        600,
+        Settings {
+            max_entries: 4,
+            ..Settings::default()
+        },
+    )
+    .await;
     for n in 0..4 {
         assert_eq!(world.one.outcome(n).await, Ok(()));
     }
@@ -131,7 +211,10 @@ async fn without_a_lease_limits_hold_too() {
     let one = world.one.stop().await;
     let need = Need::default();
     assert_eq!(one.verify(&text(0), &need).await.unwrap().outcome, Ok(()));
-    assert_eq!(one.verify(&text(0), &need).await.unwrap().outcome, Err(Denial::RateLimited));
+    assert_eq!(
+        one.verify(&text(0), &need).await.unwrap().outcome,
+        Err(Denial::RateLimited)
+    );
 }
 
 /// A key with one use a day, of that account.
@@ -144,7 +227,10 @@ fn once_a_day(n: usize, name: &str) -> Record {
 
 #[tokio::test(start_paused = true)]
 async fn flood_of_one_account_does_not_reset_limits_of_others() {
-    let settings = Settings { max_bytes: Settings::MIN_BYTES, ..Settings::default() };
+    let settings = Settings {
+        max_bytes: Settings::MIN_BYTES,
+        ..Settings::default()
+    };
     let world = World::with(0, settings).await;
     (0..20).for_each(|n| world.source.put(&text(n), once_a_day(n, "small")));
     (20..12_000).for_each(|n| world.source.put(&text(n), once_a_day(n, "flood")));
@@ -152,7 +238,9 @@ async fn flood_of_one_account_does_not_reset_limits_of_others() {
         assert_eq!(world.one.outcome(n).await, Ok(()));
     }
     // A change of the account, such as another name: its keys are looked up again.
-    world.source.change_all(Changed::Account(account("small")), |_| ());
+    world
+        .source
+        .change_all(Changed::Account(account("small")), |_| ());
     world.one.verifier.settle_current().await.unwrap();
     for n in 0..20 {
         assert_eq!(world.one.outcome(n).await, Err(Denial::RateLimited), "{n}");
@@ -163,14 +251,20 @@ async fn flood_of_one_account_does_not_reset_limits_of_others() {
 /// The keys that one key creates have its account, however many they are.
 #[tokio::test(start_paused = true)]
 async fn limit_of_a_parent_key_holds_for_all_descendants() {
-    let settings = Settings { max_bytes: Settings::MIN_BYTES, ..Settings::default() };
+    let settings = Settings {
+        max_bytes: Settings::MIN_BYTES,
+        ..Settings::default()
+    };
     let world = World::with(0, settings).await;
     let parent = KeyId::from_bytes([7; 16]);
     let mut allowed = 0;
     for n in 0..12_000 {
         let mut it = once_a_day(n, "a");
         let rate_limits = vec![(parent, RateLimit::new(100, 86_400).unwrap())];
-        it.key.inherited = Some(Box::new(Inherited { rate_limits, ..Inherited::default() }));
+        it.key.inherited = Some(Box::new(Inherited {
+            rate_limits,
+            ..Inherited::default()
+        }));
         world.source.put(&text(n), it);
         allowed += usize::from(world.one.outcome(n).await.is_ok());
     }
@@ -179,9 +273,16 @@ async fn limit_of_a_parent_key_holds_for_all_descendants() {
 
 #[tokio::test(start_paused = true)]
 async fn keys_are_limited_and_counted_without_a_cache() {
-    for settings in
-        [Settings { max_bytes: 0, ..Settings::default() }, Settings { max_entries: 0, ..Settings::default() }]
-    {
+    for settings in [
+        Settings {
+            max_bytes: 0,
+            ..Settings::default()
+        },
+        Settings {
+            max_entries: 0,
+            ..Settings::default()
+        },
+    ] {
         let world = World::with(0, settings).await;
         world.source.put(&text(0), once_a_day(0, "a"));
         assert_eq!(world.one.outcome(0).await, Ok(()));

@@ -1,6 +1,8 @@
 //! What is remembered, what is not, and what makes it go.
 
-use tollkey_core::{ApplicationId, Changed, Denial, Family, KeyId, Need, Position, Seq, ServiceKeyId};
+use tollkey_core::{
+    ApplicationId, Changed, Denial, Family, KeyId, Need, Position, Seq, ServiceKeyId,
+};
 use tollkey_verifier::{
     Primary, Settings,
     testing::{account, record},
@@ -31,7 +33,10 @@ async fn an_unknown_key_is_not_remembered() {
 #[tokio::test(start_paused = true)]
 async fn a_revocation_evicts_its_key_and_no_other() {
     let world = World::new(2).await;
-    assert_eq!((world.one.outcome(0).await, world.one.outcome(1).await), (Ok(()), Ok(())));
+    assert_eq!(
+        (world.one.outcome(0).await, world.one.outcome(1).await),
+        (Ok(()), Ok(()))
+    );
     let (seq, since) = world.revoke(0);
     world.one.verifier.settle(seq, since).await;
     assert_eq!(world.one.outcome(0).await, Err(Denial::Revoked));
@@ -43,7 +48,12 @@ async fn a_revocation_evicts_its_key_and_no_other() {
 async fn a_change_of_an_application_or_an_account_evicts_all_its_keys_and_no_others() {
     let world = World::new(0).await;
     let [a, b] = [1, 2].map(|n| ApplicationId::from_bytes([n; 16]));
-    for (n, application, owner) in [(0, Some(a), "acme"), (1, Some(a), "acme"), (2, Some(b), "acme"), (3, None, "b")] {
+    for (n, application, owner) in [
+        (0, Some(a), "acme"),
+        (1, Some(a), "acme"),
+        (2, Some(b), "acme"),
+        (3, None, "b"),
+    ] {
         let mut it = record(&text(n));
         it.key.application_id = application;
         it.key.account_id = account(owner);
@@ -64,19 +74,28 @@ async fn a_change_of_an_application_or_an_account_evicts_all_its_keys_and_no_oth
     };
 
     remember_all().await;
-    let disable = |it: &mut tollkey_core::Record| it.application_enabled = it.key.application_id != Some(a);
+    let disable =
+        |it: &mut tollkey_core::Record| it.application_enabled = it.key.application_id != Some(a);
     world.source.change_all(Changed::Application(a), disable);
     world.one.verifier.settle_current().await.unwrap();
     assert_eq!(world.one.outcome(1).await, Err(Denial::ApplicationDisabled));
     assert_eq!(asks().await, [true, false, false, false]);
 
-    world.source.change_all(Changed::Account(account("acme")), |it| it.application_enabled = true);
+    world
+        .source
+        .change_all(Changed::Account(account("acme")), |it| {
+            it.application_enabled = true
+        });
     world.one.verifier.settle_current().await.unwrap();
     assert_eq!(asks().await, [true, true, true, false]);
     remember_all().await;
 
-    world.source.change_all(Changed::Account(account("acm")), |_| ());
-    world.source.change_all(Changed::Key(KeyId::from_bytes([7; 16])), |_| ());
+    world
+        .source
+        .change_all(Changed::Account(account("acm")), |_| ());
+    world
+        .source
+        .change_all(Changed::Key(KeyId::from_bytes([7; 16])), |_| ());
     world.one.verifier.settle_current().await.unwrap();
     assert_eq!(asks().await, [false; 4]);
 }
@@ -87,7 +106,13 @@ async fn an_answer_that_a_change_has_overtaken_is_not_remembered() {
     let held = world.source.hold().await;
     let slow = tokio::spawn({
         let verifier = world.one.verifier.clone();
-        async move { verifier.verify(&text(0), &Need::default()).await.unwrap().outcome }
+        async move {
+            verifier
+                .verify(&text(0), &Need::default())
+                .await
+                .unwrap()
+                .outcome
+        }
     });
     while world.source.finds() == 0 {
         tokio::task::yield_now().await; // until the old state has been read, but not delivered
@@ -104,13 +129,21 @@ async fn an_answer_that_a_change_has_overtaken_is_not_remembered() {
 async fn an_answer_from_before_everything_was_forgotten_is_not_remembered() {
     let world = World::new(1).await;
     for _ in 0..5 {
-        world.source.change_all(Changed::Key(KeyId::from_bytes([7; 16])), |_| ());
+        world
+            .source
+            .change_all(Changed::Key(KeyId::from_bytes([7; 16])), |_| ());
     }
     world.one.verifier.settle_current().await.unwrap();
     let held = world.source.hold().await;
     let slow = tokio::spawn({
         let verifier = world.one.verifier.clone();
-        async move { verifier.verify(&text(0), &Need::default()).await.unwrap().outcome }
+        async move {
+            verifier
+                .verify(&text(0), &Need::default())
+                .await
+                .unwrap()
+                .outcome
+        }
     });
     while world.source.finds() == 0 {
         tokio::task::yield_now().await;
@@ -175,7 +208,9 @@ async fn a_long_log_is_read_in_pieces() {
         let [high, low] = n.to_be_bytes();
         let mut id = [low; 16];
         id[0] = high;
-        world.source.change_all(Changed::Key(KeyId::from_bytes(id)), |_| ());
+        world
+            .source
+            .change_all(Changed::Key(KeyId::from_bytes(id)), |_| ());
     }
     world.one.verifier.settle_current().await.unwrap();
     assert_eq!(world.one.verifier.stats().seq, Seq(2500));
@@ -185,7 +220,14 @@ async fn a_long_log_is_read_in_pieces() {
 
 #[tokio::test(start_paused = true)]
 async fn no_more_is_remembered_than_allowed_and_what_is_used_stays() {
-    let world = World::with(300, Settings { max_entries: 10, ..Settings::default() }).await;
+    let world = World::with(
+        300,
+        Settings {
+            max_entries: 10,
+            ..Settings::default()
+        },
+    )
+    .await;
     for n in 0..300 {
         assert_eq!(world.one.outcome(n).await, Ok(()));
         assert!(!world.one.asks(0).await, "key 0 is used all the time");
@@ -193,7 +235,9 @@ async fn no_more_is_remembered_than_allowed_and_what_is_used_stays() {
     }
     assert_eq!(world.one.verifier.stats().evictions, 290);
     // What was evicted for room left nothing behind that a change could stumble over.
-    world.source.change_all(Changed::Account(account("acme")), |_| ());
+    world
+        .source
+        .change_all(Changed::Account(account("acme")), |_| ());
     world.one.verifier.settle_current().await.unwrap();
     assert_eq!(world.one.verifier.stats().entries, 0);
     for n in 0..20 {
@@ -204,7 +248,14 @@ async fn no_more_is_remembered_than_allowed_and_what_is_used_stays() {
 
 #[tokio::test(start_paused = true)]
 async fn a_memory_for_nothing_remembers_nothing() {
-    let world = World::with(1, Settings { max_entries: 0, ..Settings::default() }).await;
+    let world = World::with(
+        1,
+        Settings {
+            max_entries: 0,
+            ..Settings::default()
+        },
+    )
+    .await;
     assert!(world.one.asks(0).await && world.one.asks(0).await);
 }
 
@@ -215,7 +266,13 @@ async fn one_key_asked_for_twice_at_the_same_time_is_remembered_once() {
     let asking: Vec<_> = (0..5)
         .map(|_| {
             let verifier = world.one.verifier.clone();
-            tokio::spawn(async move { verifier.verify(&text(0), &Need::default()).await.unwrap().outcome })
+            tokio::spawn(async move {
+                verifier
+                    .verify(&text(0), &Need::default())
+                    .await
+                    .unwrap()
+                    .outcome
+            })
         })
         .collect();
     while world.source.finds() < 5 {
@@ -235,8 +292,14 @@ async fn one_key_asked_for_twice_at_the_same_time_is_remembered_once() {
 async fn service_keys_are_remembered_and_evicted_alike() {
     let world = World::new(1).await;
     let one = &world.one.verifier;
-    let (key, other) = (format!("tks_{}", "a".repeat(32)), format!("tks_{}", "b".repeat(32)));
-    let (id, other_id) = (ServiceKeyId::from_bytes([1; 16]), ServiceKeyId::from_bytes([2; 16]));
+    let (key, other) = (
+        format!("tks_{}", "a".repeat(32)),
+        format!("tks_{}", "b".repeat(32)),
+    );
+    let (id, other_id) = (
+        ServiceKeyId::from_bytes([1; 16]),
+        ServiceKeyId::from_bytes([2; 16]),
+    );
     world.source.put_service_key(&key, id);
     world.source.put_service_key(&other, other_id);
     assert_eq!(one.verify_service_key(&text(0), None).await, Ok(None));
@@ -244,7 +307,10 @@ async fn service_keys_are_remembered_and_evicted_alike() {
     assert_eq!(world.source.finds(), 0);
     for _ in 0..3 {
         assert_eq!(one.verify_service_key(&key, None).await, Ok(Some(id)));
-        assert_eq!(one.verify_service_key(&other, None).await, Ok(Some(other_id)));
+        assert_eq!(
+            one.verify_service_key(&other, None).await,
+            Ok(Some(other_id))
+        );
     }
     assert_eq!(world.source.finds(), 2);
     let unknown = format!("tks_{}", "c".repeat(32));
@@ -255,14 +321,20 @@ async fn service_keys_are_remembered_and_evicted_alike() {
     world.source.revoke_service_key(id);
     one.settle_current().await.unwrap();
     assert_eq!(one.verify_service_key(&key, None).await, Ok(None));
-    assert_eq!(one.verify_service_key(&other, None).await, Ok(Some(other_id)));
+    assert_eq!(
+        one.verify_service_key(&other, None).await,
+        Ok(Some(other_id))
+    );
     assert_eq!(world.source.finds(), 5);
 }
 
 #[tokio::test(start_paused = true)]
 async fn an_overtaken_answer_about_a_service_key_is_not_remembered() {
     let world = World::new(0).await;
-    let (key, id) = (format!("tks_{}", "a".repeat(32)), ServiceKeyId::from_bytes([1; 16]));
+    let (key, id) = (
+        format!("tks_{}", "a".repeat(32)),
+        ServiceKeyId::from_bytes([1; 16]),
+    );
     world.source.put_service_key(&key, id);
     let held = world.source.hold().await;
     let slow = tokio::spawn({
@@ -276,7 +348,10 @@ async fn an_overtaken_answer_about_a_service_key_is_not_remembered() {
     world.one.verifier.settle_current().await.unwrap();
     drop(held);
     assert_eq!(slow.await.unwrap(), Ok(Some(id)));
-    assert_eq!(world.one.verifier.verify_service_key(&key, None).await, Ok(None));
+    assert_eq!(
+        world.one.verifier.verify_service_key(&key, None).await,
+        Ok(None)
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -285,13 +360,36 @@ async fn the_number_of_remembered_service_keys_is_bounded() {
     for n in 0..1100u32 {
         let mut id = [0; 16];
         id[..4].copy_from_slice(&n.to_be_bytes());
-        world.source.put_service_key(&format!("tks_{n:032}"), ServiceKeyId::from_bytes(id));
-        assert!(world.one.verifier.verify_service_key(&format!("tks_{n:032}"), None).await.unwrap().is_some());
+        world
+            .source
+            .put_service_key(&format!("tks_{n:032}"), ServiceKeyId::from_bytes(id));
+        assert!(
+            world
+                .one
+                .verifier
+                .verify_service_key(&format!("tks_{n:032}"), None)
+                .await
+                .unwrap()
+                .is_some()
+        );
     }
     let before = world.source.finds();
     for n in 0..1100 {
-        let _ = world.one.verifier.verify_service_key(&format!("tks_{n:032}"), None).await;
+        let _ = world
+            .one
+            .verifier
+            .verify_service_key(&format!("tks_{n:032}"), None)
+            .await;
     }
-    assert!(world.source.finds() > before, "the first ones were forgotten");
-    assert!(world.source.changes_after(Position::default(), 1).await.is_ok());
+    assert!(
+        world.source.finds() > before,
+        "the first ones were forgotten"
+    );
+    assert!(
+        world
+            .source
+            .changes_after(Position::default(), 1)
+            .await
+            .is_ok()
+    );
 }

@@ -24,15 +24,24 @@ async fn alone_nobody_waits() {
 async fn a_living_verifier_is_waited_for() {
     let world = World::new(1).await;
     let two = world.another(2).await;
-    assert_eq!((world.one.outcome(0).await, two.outcome(0).await), (Ok(()), Ok(())));
+    assert_eq!(
+        (world.one.outcome(0).await, two.outcome(0).await),
+        (Ok(()), Ok(()))
+    );
     sleep(Duration::from_millis(10)).await;
     let (seq, since) = world.revoke(0);
     world.one.verifier.settle(seq, since).await;
     assert_eq!(two.outcome(0).await, Err(Denial::Revoked));
     let took = world.clock.elapsed() - since;
-    assert!(took > Duration::ZERO && took <= LEASE / 3 + SOON, "{took:?}: polling finds it at the next renewal");
+    assert!(
+        took > Duration::ZERO && took <= LEASE / 3 + SOON,
+        "{took:?}: polling finds it at the next renewal"
+    );
     let stats = world.one.verifier.stats();
-    assert_eq!((stats.settles, stats.settles_over_a_lease, stats.settle_wait), (1, 0, took));
+    assert_eq!(
+        (stats.settles, stats.settles_over_a_lease, stats.settle_wait),
+        (1, 0, took)
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -51,21 +60,39 @@ async fn a_woken_verifier_makes_it_quick() {
 async fn a_dead_verifier_costs_one_lease_once() {
     let world = World::new(2).await;
     let two = world.another(2).await;
-    assert_eq!((two.outcome(0).await, two.outcome(1).await), (Ok(()), Ok(())));
+    assert_eq!(
+        (two.outcome(0).await, two.outcome(1).await),
+        (Ok(()), Ok(()))
+    );
     let two = two.freeze().await;
 
     let (seq, since) = world.revoke(0);
     world.one.verifier.settle(seq, since).await;
     let took = world.clock.elapsed() - since;
-    assert!(took >= LEASE && took <= LEASE + margin(LEASE) + SOON, "{took:?}");
+    assert!(
+        took >= LEASE && took <= LEASE + margin(LEASE) + SOON,
+        "{took:?}"
+    );
     assert_eq!(world.source.verifiers().len(), 1, "its row is gone");
     // It wakes up: its lease has ended, so it asks.
-    assert_eq!(two.verify(&text(0), &Need::default()).await.unwrap().outcome, Err(Denial::Revoked));
+    assert_eq!(
+        two.verify(&text(0), &Need::default())
+            .await
+            .unwrap()
+            .outcome,
+        Err(Denial::Revoked)
+    );
 
     let (seq, since) = world.revoke(1);
     world.one.verifier.settle(seq, since).await;
     assert_eq!(world.clock.elapsed(), since, "nobody waits for it again");
-    assert_eq!(two.verify(&text(1), &Need::default()).await.unwrap().outcome, Err(Denial::Revoked));
+    assert_eq!(
+        two.verify(&text(1), &Need::default())
+            .await
+            .unwrap()
+            .outcome,
+        Err(Denial::Revoked)
+    );
     assert_eq!(world.one.verifier.stats().settles_over_a_lease, 1);
 }
 
@@ -82,15 +109,30 @@ async fn a_frozen_verifier_may_answer_until_the_change_is_settled_and_not_after(
     });
     let mut yes_until = since;
     while !settling.is_finished() {
-        if two.verify(&text(0), &Need::default()).await.unwrap().outcome.is_ok() {
+        if two
+            .verify(&text(0), &Need::default())
+            .await
+            .unwrap()
+            .outcome
+            .is_ok()
+        {
             yes_until = world.clock.elapsed();
         }
         sleep(Duration::from_micros(500)).await;
     }
     let settled_at = world.clock.elapsed();
     assert!(yes_until > since, "its lease was alive");
-    assert!(settled_at - yes_until >= margin(LEASE), "{yes_until:?} {settled_at:?}");
-    assert_eq!(two.verify(&text(0), &Need::default()).await.unwrap().outcome, Err(Denial::Revoked));
+    assert!(
+        settled_at - yes_until >= margin(LEASE),
+        "{yes_until:?} {settled_at:?}"
+    );
+    assert_eq!(
+        two.verify(&text(0), &Need::default())
+            .await
+            .unwrap()
+            .outcome,
+        Err(Denial::Revoked)
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -103,7 +145,12 @@ async fn a_verifier_that_renews_keeps_its_row_however_far_behind_it_reports() {
         let source = world.source.clone();
         async move {
             loop {
-                assert!(source.renew(slow, tollkey_core::Seq(0), source.position()).await.unwrap());
+                assert!(
+                    source
+                        .renew(slow, tollkey_core::Seq(0), source.position())
+                        .await
+                        .unwrap()
+                );
                 sleep(LEASE / 3).await;
             }
         }
@@ -111,7 +158,10 @@ async fn a_verifier_that_renews_keeps_its_row_however_far_behind_it_reports() {
     sleep(Duration::from_millis(1)).await;
     world.one.verifier.settle(seq, since).await;
     let took = world.clock.elapsed() - since;
-    assert!(took >= LEASE + margin(LEASE) && took <= LEASE + margin(LEASE) + SOON, "{took:?}");
+    assert!(
+        took >= LEASE + margin(LEASE) && took <= LEASE + margin(LEASE) + SOON,
+        "{took:?}"
+    );
     assert!(world.source.verifiers().contains_key(&slow));
     renewing.abort();
 }
@@ -124,7 +174,13 @@ async fn a_row_is_not_removed_before_a_lease_has_passed_since_it_was_seen() {
     // revoker's wait, and covers this change but not the next.
     sleep(LEASE / 2).await;
     let late = tollkey_core::VerifierId::from_bytes([2; 16]);
-    assert!(world.source.renew(late, tollkey_core::Seq(0), world.source.position()).await.unwrap());
+    assert!(
+        world
+            .source
+            .renew(late, tollkey_core::Seq(0), world.source.position())
+            .await
+            .unwrap()
+    );
     let lease_of_late = world.clock.elapsed() + LEASE;
     world.one.verifier.settle(seq, since).await;
     let now = world.clock.elapsed();
@@ -147,7 +203,10 @@ async fn when_the_source_fails_it_waits_a_lease_and_this_process_says_no_at_once
     assert_eq!(answer.unwrap_err(), Unavailable);
     settling.await.unwrap();
     let took = world.clock.elapsed() - since;
-    assert!(took >= LEASE + margin(LEASE) && took <= LEASE + margin(LEASE) + SOON, "{took:?}");
+    assert!(
+        took >= LEASE + margin(LEASE) && took <= LEASE + margin(LEASE) + SOON,
+        "{took:?}"
+    );
     world.source.set_down(false);
     sleep(LEASE).await;
     assert_eq!(world.one.outcome(0).await, Err(Denial::Revoked));
@@ -175,11 +234,19 @@ async fn two_revokers_do_not_wait_for_each_other() {
     let world = World::new(2).await;
     let two = world.another(2).await;
     for n in 0..2 {
-        assert_eq!((world.one.outcome(n).await, two.outcome(n).await), (Ok(()), Ok(())));
+        assert_eq!(
+            (world.one.outcome(n).await, two.outcome(n).await),
+            (Ok(()), Ok(()))
+        );
     }
     let (a, since_a) = world.revoke(0);
     let (b, since_b) = world.revoke(1);
-    let both = async { tokio::join!(world.one.verifier.settle(a, since_a), two.verifier.settle(b, since_b)) };
+    let both = async {
+        tokio::join!(
+            world.one.verifier.settle(a, since_a),
+            two.verifier.settle(b, since_b)
+        )
+    };
     timeout(SOON, both).await.unwrap();
     for n in 0..2 {
         assert_eq!(world.one.outcome(n).await, Err(Denial::Revoked));
@@ -190,12 +257,19 @@ async fn two_revokers_do_not_wait_for_each_other() {
 /// Real threads, real time: whoever begins after a revocation was answered hears no.
 #[test]
 fn under_load_nobody_says_yes_after_a_revocation_was_answered() {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(4).enable_time().build().unwrap();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(4)
+        .enable_time()
+        .build()
+        .unwrap();
     runtime.block_on(async {
         let world = World::new(50).await;
         let others = [world.another(2).await, world.another(3).await];
-        let verifiers: Vec<_> =
-            others.iter().map(|it| it.verifier.clone()).chain([world.one.verifier.clone()]).collect();
+        let verifiers: Vec<_> = others
+            .iter()
+            .map(|it| it.verifier.clone())
+            .chain([world.one.verifier.clone()])
+            .collect();
         let noise: Vec<_> = verifiers
             .iter()
             .cloned()

@@ -12,8 +12,8 @@ use std::{
 use tokio::{sync::oneshot, task::JoinHandle, time::sleep};
 use tollkey_core::{Clock, Denial, Digest, Need, Seq, Usage, VerifierId};
 use tollkey_verifier::{
-    Leave, News, Poll, PollError, PollId, PollIds, Settings, Snapshot, Source, SourceError, Unavailable, Upstream,
-    Verifier,
+    Leave, News, Poll, PollError, PollId, PollIds, Settings, Snapshot, Source, SourceError,
+    Unavailable, Upstream, Verifier,
     testing::{MemorySource, TokioClock},
 };
 
@@ -89,7 +89,10 @@ impl Link {
 impl Source for Link {
     async fn find(&self, digest: &Digest) -> Result<Snapshot, SourceError> {
         self.0.finds.fetch_add(1, Ordering::SeqCst);
-        let elsewhere = self.0.replicas.get(self.0.look_up_at.load(Ordering::SeqCst));
+        let elsewhere = self
+            .0
+            .replicas
+            .get(self.0.look_up_at.load(Ordering::SeqCst));
         let replica = match elsewhere {
             Some(elsewhere) => elsewhere,
             None => self.replica().await?,
@@ -104,7 +107,9 @@ impl Upstream for Link {
         *self.0.last_poll.lock().unwrap() = Some(poll.clone());
         // A request that has arrived is worked on, whether or not its sender goes on waiting.
         let replica = self.replica().await?.clone();
-        let answer = tokio::spawn(async move { replica.poll(poll).await }).await.unwrap()?;
+        let answer = tokio::spawn(async move { replica.poll(poll).await })
+            .await
+            .unwrap()?;
         if self.0.hangs.load(Ordering::SeqCst) {
             pending::<()>().await;
         }
@@ -136,11 +141,20 @@ impl Subscriber {
         while verifier.stats().lease_left.is_zero() {
             sleep(Duration::from_millis(1)).await;
         }
-        Self { verifier, link, shutdown, task }
+        Self {
+            verifier,
+            link,
+            shutdown,
+            task,
+        }
     }
 
     async fn outcome(&self, n: usize) -> Result<(), Denial> {
-        self.verifier.verify(&text(n), &Need::default()).await.unwrap().outcome
+        self.verifier
+            .verify(&text(n), &Need::default())
+            .await
+            .unwrap()
+            .outcome
     }
 
     async fn asks(&self, n: usize) -> bool {
@@ -151,7 +165,15 @@ impl Subscriber {
 
     /// Waits until a poll that takes usage along is on its way.
     async fn until_poll_has_usage(&self) {
-        while self.link.0.last_poll.lock().unwrap().as_ref().is_none_or(|poll| poll.usage.is_empty()) {
+        while self
+            .link
+            .0
+            .last_poll
+            .lock()
+            .unwrap()
+            .as_ref()
+            .is_none_or(|poll| poll.usage.is_empty())
+        {
             sleep(Duration::from_millis(1)).await;
         }
     }
@@ -201,12 +223,27 @@ async fn a_change_is_settled_only_once_the_subscriber_has_applied_it_and_that_is
         other.verifier.poke();
         revoker.verifier.settle(seq, since).await;
         let took = world.clock.elapsed() - since;
-        assert!(took < SOON, "the poll that hangs is answered at once, yet it took {took:?}");
-        assert_eq!(far.outcome(n).await, Err(Denial::Revoked), "revoked at {:?}", revoker.verifier.id());
+        assert!(
+            took < SOON,
+            "the poll that hangs is answered at once, yet it took {took:?}"
+        );
+        assert_eq!(
+            far.outcome(n).await,
+            Err(Denial::Revoked),
+            "revoked at {:?}",
+            revoker.verifier.id()
+        );
     }
     let stats = world.one.verifier.stats();
-    assert_eq!((stats.settles_for_subscribers, stats.settles_over_a_lease), (1, 0));
-    assert_eq!(other.verifier.stats().settles_for_subscribers, 0, "it is the other's subscriber");
+    assert_eq!(
+        (stats.settles_for_subscribers, stats.settles_over_a_lease),
+        (1, 0)
+    );
+    assert_eq!(
+        other.verifier.stats().settles_for_subscribers,
+        0,
+        "it is the other's subscriber"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -215,7 +252,9 @@ async fn a_frozen_subscriber_is_waited_for_until_its_lease_is_over() {
     let other = world.another(2).await;
     for revoker in [&world.one, &other] {
         let far = Subscriber::start(7, &[&world.one.verifier], &world.clock).await;
-        world.source.change(&text(0), |record| record.key.revoked_at = None);
+        world
+            .source
+            .change(&text(0), |record| record.key.revoked_at = None);
         revoker.verifier.settle_current().await.unwrap();
         assert_eq!(far.outcome(0).await, Ok(()));
         let (frozen, link) = far.freeze().await;
@@ -237,9 +276,19 @@ async fn a_frozen_subscriber_is_waited_for_until_its_lease_is_over() {
             }
         }
         assert!(said_yes > 0, "it answered from its lease meanwhile");
-        assert_eq!(frozen.verify(&text(0), &Need::default()).await.unwrap().outcome, Err(Denial::Revoked));
+        assert_eq!(
+            frozen
+                .verify(&text(0), &Need::default())
+                .await
+                .unwrap()
+                .outcome,
+            Err(Denial::Revoked)
+        );
         let took = world.clock.elapsed() - since;
-        assert!(took <= LEASE + tollkey_verifier::margin(LEASE) + SOON, "{took:?}");
+        assert!(
+            took <= LEASE + tollkey_verifier::margin(LEASE) + SOON,
+            "{took:?}"
+        );
     }
 }
 
@@ -296,7 +345,10 @@ async fn a_lease_that_never_arrived_is_waited_for_like_one_that_did() {
     sleep(LEASE / 2).await; // polls go on arriving, and acknowledge nothing new
     let (seq, since) = world.revoke(0);
     world.one.verifier.settle(seq, since).await;
-    assert!(far.verifier.stats().lease_left.is_zero(), "nothing is answered from before");
+    assert!(
+        far.verifier.stats().lease_left.is_zero(),
+        "nothing is answered from before"
+    );
     assert!(world.clock.elapsed() > since, "it was waited for");
 }
 
@@ -326,7 +378,15 @@ async fn a_replica_that_stops_stays_listed_until_its_subscribers_leases_are_over
     }
     stopping.await.unwrap();
     assert!(!world.source.verifiers().contains_key(&id));
-    assert_eq!(far.verifier.verify(&text(0), &Need::default()).await.unwrap().outcome, Ok(()), "by asking");
+    assert_eq!(
+        far.verifier
+            .verify(&text(0), &Need::default())
+            .await
+            .unwrap()
+            .outcome,
+        Ok(()),
+        "by asking"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -340,11 +400,17 @@ async fn stopping_replica_does_not_wait_for_a_long_lease() {
     let began = world.clock.elapsed();
     world.one.stop().await;
     assert_eq!(world.clock.elapsed() - began, Duration::from_secs(5));
-    assert!(!far.verifier.stats().lease_left.is_zero() && world.source.verifiers().contains_key(&id));
+    assert!(
+        !far.verifier.stats().lease_left.is_zero() && world.source.verifiers().contains_key(&id)
+    );
     // Another replica waits for the row that was left, and then removes it.
-    let seq = world.source.change(&text(0), |record| record.key.revoked_at = Some(world.clock.now()));
+    let seq = world.source.change(&text(0), |record| {
+        record.key.revoked_at = Some(world.clock.now())
+    });
     other.verifier.settle(seq, world.clock.elapsed()).await;
-    assert!(far.verifier.stats().lease_left.is_zero() && !world.source.verifiers().contains_key(&id));
+    assert!(
+        far.verifier.stats().lease_left.is_zero() && !world.source.verifiers().contains_key(&id)
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -360,7 +426,10 @@ async fn a_replica_without_a_lease_grants_none() {
         usage: Vec::new(),
     };
     let news = replica.poll(poll).await.unwrap();
-    assert_eq!((news.lease, news.changes), (Duration::ZERO, Some(Vec::new())));
+    assert_eq!(
+        (news.lease, news.changes),
+        (Duration::ZERO, Some(Vec::new()))
+    );
     assert_eq!(replica.stats().subscribers, 0);
 }
 
@@ -369,7 +438,10 @@ async fn between_replicas_nothing_has_to_be_forgotten() {
     let world = World::new(2).await;
     let other = world.another(2).await;
     let far = Subscriber::start(7, &[&world.one.verifier, &other.verifier], &world.clock).await;
-    assert_eq!((far.outcome(0).await, far.outcome(1).await), (Ok(()), Ok(())));
+    assert_eq!(
+        (far.outcome(0).await, far.outcome(1).await),
+        (Ok(()), Ok(()))
+    );
     for to in [1, 0, 1] {
         far.link.0.to.store(to, Ordering::SeqCst);
         sleep(LEASE).await;
@@ -383,7 +455,10 @@ async fn between_replicas_nothing_has_to_be_forgotten() {
     other.verifier.poke();
     other.verifier.settle(seq, since).await;
     assert!(world.clock.elapsed() - since < SOON);
-    assert_eq!((far.outcome(0).await, far.asks(1).await), (Err(Denial::Revoked), false));
+    assert_eq!(
+        (far.outcome(0).await, far.asks(1).await),
+        (Err(Denial::Revoked), false)
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -397,7 +472,11 @@ async fn what_a_replica_that_is_behind_says_is_not_remembered() {
     world.one.verifier.poke(); // and not the other
     sleep(Duration::from_millis(10)).await;
     assert_eq!(far.verifier.stats().seq, seq);
-    assert_eq!(far.outcome(0).await, Ok(()), "the change is not settled yet");
+    assert_eq!(
+        far.outcome(0).await,
+        Ok(()),
+        "the change is not settled yet"
+    );
     assert!(far.asks(0).await, "it was not remembered");
     other.verifier.poke();
     world.one.verifier.settle(seq, since).await;
@@ -424,9 +503,15 @@ async fn a_poll_that_is_refused_tells_nothing() {
         world.one.verifier.poll(poll(n)).await.unwrap();
     }
     for n in 1024..1100 {
-        assert_eq!(world.one.verifier.poll(poll(n)).await, Err(PollError::Rejected), "there is no room");
+        assert_eq!(
+            world.one.verifier.poll(poll(n)).await,
+            Err(PollError::Rejected),
+            "there is no room"
+        );
     }
-    let told = std::iter::from_fn(|| Some(world.one.verifier.take_usage()).filter(|rows| !rows.is_empty()));
+    let told = std::iter::from_fn(|| {
+        Some(world.one.verifier.take_usage()).filter(|rows| !rows.is_empty())
+    });
     assert_eq!(told.flatten().map(|row| row.count).sum::<u64>(), 1024);
 }
 
@@ -437,7 +522,10 @@ async fn another_history_makes_replica_and_subscriber_forget_even_when_it_counte
     world.revoke(0);
     world.one.verifier.poke();
     sleep(SOON).await;
-    assert_eq!((far.outcome(0).await, far.outcome(1).await), (Err(Denial::Revoked), Ok(())));
+    assert_eq!(
+        (far.outcome(0).await, far.outcome(1).await),
+        (Err(Denial::Revoked), Ok(()))
+    );
     // Restored to before the revocation, and changed as often again before anybody looked.
     world.source.restore(Seq(0));
     world.revoke(1);
@@ -445,7 +533,13 @@ async fn another_history_makes_replica_and_subscriber_forget_even_when_it_counte
     world.one.verifier.settle_current().await.unwrap();
     sleep(LEASE).await;
     assert_eq!(far.outcome(1).await, Err(Denial::Revoked));
-    assert_eq!((world.one.verifier.stats().forgotten, far.verifier.stats().forgotten), (1, 1),);
+    assert_eq!(
+        (
+            world.one.verifier.stats().forgotten,
+            far.verifier.stats().forgotten
+        ),
+        (1, 1),
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -463,7 +557,11 @@ async fn more_changes_than_one_answer_holds_are_applied_before_there_is_a_lease(
     sleep(LEASE).await;
     assert_eq!(far.outcome(0).await, Err(Denial::Revoked));
     let stats = far.verifier.stats();
-    assert_eq!((stats.seq, stats.forgotten), (Seq(1201), 0), "all of them one by one");
+    assert_eq!(
+        (stats.seq, stats.forgotten),
+        (Seq(1201), 0),
+        "all of them one by one"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -472,26 +570,47 @@ async fn usage_is_told_upstream_and_comes_back_when_nobody_hears_it() {
     let far = Subscriber::start(7, &[&world.one.verifier], &world.clock).await;
     far.link.set_cut(true);
     for _ in 0..5 {
-        far.verifier.verify(&text(0), &Need::default()).await.unwrap_err();
+        far.verifier
+            .verify(&text(0), &Need::default())
+            .await
+            .unwrap_err();
     }
     far.link.set_cut(false);
     for _ in 0..5 {
         assert_eq!(far.outcome(0).await, Ok(()));
     }
-    let wrong_mode = Need { mode: Some(tollkey_core::Mode::Live), ..Need::default() };
+    let wrong_mode = Need {
+        mode: Some(tollkey_core::Mode::Live),
+        ..Need::default()
+    };
     far.verifier.verify(&text(0), &wrong_mode).await.unwrap();
     far.link.set_cut(true);
     sleep(Duration::from_secs(2)).await; // these polls fail, with the counts in them
     far.link.set_cut(false);
     sleep(Duration::from_secs(2)).await;
-    let mut told: Vec<_> = world.one.verifier.take_usage().iter().map(|row| (row.outcome, row.count)).collect();
+    let mut told: Vec<_> = world
+        .one
+        .verifier
+        .take_usage()
+        .iter()
+        .map(|row| (row.outcome, row.count))
+        .collect();
     told.sort_unstable();
     assert_eq!(told, [(None, 5), (Some(Denial::WrongMode), 1)]);
     // What is left at the end goes with the farewell.
     assert_eq!(far.outcome(1).await, Ok(()));
     far.shutdown.send(()).unwrap();
     far.task.await.unwrap();
-    assert_eq!(world.one.verifier.take_usage().iter().map(|row| row.count).sum::<u64>(), 1);
+    assert_eq!(
+        world
+            .one
+            .verifier
+            .take_usage()
+            .iter()
+            .map(|row| row.count)
+            .sum::<u64>(),
+        1
+    );
 }
 
 /// What a replica was told, added up.
@@ -536,7 +655,10 @@ async fn subscriber_that_stops_answers_nothing_from_memory() {
     far.until_poll_has_usage().await;
     far.shutdown.send(()).unwrap();
     sleep(Duration::from_millis(1)).await;
-    assert!(!far.task.is_finished(), "it waits for the response to its poll");
+    assert!(
+        !far.task.is_finished(),
+        "it waits for the response to its poll"
+    );
     let before = far.link.0.finds.load(Ordering::SeqCst);
     let _ = far.verifier.verify(&text(0), &Need::default()).await;
     assert_eq!(far.link.0.finds.load(Ordering::SeqCst), before + 1);
@@ -560,9 +682,16 @@ async fn end_of_a_subscription_is_repeated_within_a_limit() {
     far.task.await.unwrap();
     let (seq, since) = world.revoke(0);
     world.one.verifier.settle(seq, since).await;
-    assert_eq!(world.clock.elapsed(), since, "it has ended its subscription");
+    assert_eq!(
+        world.clock.elapsed(),
+        since,
+        "it has ended its subscription"
+    );
 
-    for (id, fail) in [(8, Link::set_cut as fn(&Link, bool)), (9, Link::set_hanging)] {
+    for (id, fail) in [
+        (8, Link::set_cut as fn(&Link, bool)),
+        (9, Link::set_hanging),
+    ] {
         let far = Subscriber::start(id, &[&world.one.verifier], &world.clock).await;
         let _ = far.outcome(0).await;
         far.until_poll_has_usage().await;
@@ -592,7 +721,11 @@ async fn usage_counts_once_however_often_its_responses_are_lost() {
         sleep(LEASE).await;
         assert_eq!(told(&world.one.verifier), round);
     }
-    assert_eq!(far.verifier.id(), VerifierId::from_bytes([7; 16]), "a repeated poll is no clone");
+    assert_eq!(
+        far.verifier.id(),
+        VerifierId::from_bytes([7; 16]),
+        "a repeated poll is no clone"
+    );
     assert!(!far.verifier.stats().lease_left.is_zero());
 }
 
@@ -600,7 +733,11 @@ async fn usage_counts_once_however_often_its_responses_are_lost() {
 async fn subscriber_behind_a_balancer_keeps_its_id_under_changes() {
     let world = World::new(2).await;
     let others = [world.another(2).await, world.another(3).await];
-    let replicas = [&world.one.verifier, &others[0].verifier, &others[1].verifier];
+    let replicas = [
+        &world.one.verifier,
+        &others[0].verifier,
+        &others[1].verifier,
+    ];
     let far = Subscriber::start(7, &replicas, &world.clock).await;
     assert_eq!(far.outcome(0).await, Ok(()));
     far.link.0.balances.store(true, Ordering::SeqCst);
@@ -612,7 +749,10 @@ async fn subscriber_behind_a_balancer_keeps_its_id_under_changes() {
         sleep(Duration::from_millis(10)).await;
     }
     assert_eq!(far.verifier.id(), VerifierId::from_bytes([7; 16]));
-    assert_eq!((far.verifier.stats().forgotten, far.asks(0).await), (0, false));
+    assert_eq!(
+        (far.verifier.stats().forgotten, far.asks(0).await),
+        (0, false)
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -636,8 +776,15 @@ async fn processes_that_share_an_id_take_new_ones_and_acknowledge_for_themselves
     world.one.verifier.settle(seq, since).await;
     assert_eq!(one.outcome(0).await, Err(Denial::Revoked));
     let finds = link.0.finds.load(Ordering::SeqCst);
-    let outcome = frozen.verify(&text(0), &Need::default()).await.unwrap().outcome;
-    assert_eq!((outcome, link.0.finds.load(Ordering::SeqCst)), (Err(Denial::Revoked), finds + 1));
+    let outcome = frozen
+        .verify(&text(0), &Need::default())
+        .await
+        .unwrap()
+        .outcome;
+    assert_eq!(
+        (outcome, link.0.finds.load(Ordering::SeqCst)),
+        (Err(Denial::Revoked), finds + 1)
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -664,8 +811,16 @@ async fn clone_acknowledges_nothing_for_the_process_it_was_cloned_from() {
             let mut rejected = 0;
             for n in 0..20_u64 {
                 let id: PollId = format!("{n:016x}").parse().unwrap();
-                let ids = Some(PollIds { id, previous: previous.clone() });
-                let poll = Poll { ids, position: source.position(), wait: Duration::ZERO, ..copied.clone() };
+                let ids = Some(PollIds {
+                    id,
+                    previous: previous.clone(),
+                });
+                let poll = Poll {
+                    ids,
+                    position: source.position(),
+                    wait: Duration::ZERO,
+                    ..copied.clone()
+                };
                 rejected += u32::from(replica.poll(poll).await == Err(PollError::SharedId));
                 sleep(Duration::from_millis(5)).await;
             }
@@ -682,11 +837,25 @@ async fn clone_acknowledges_nothing_for_the_process_it_was_cloned_from() {
             world.clock.elapsed()
         }
     );
-    assert_eq!(clone.await.unwrap(), 20, "no lease and no acknowledgement under this ID");
-    assert!(here - since > LEASE / 3 && there - since > LEASE / 3, "the lease of the first process is waited for");
+    assert_eq!(
+        clone.await.unwrap(),
+        20,
+        "no lease and no acknowledgement under this ID"
+    );
+    assert!(
+        here - since > LEASE / 3 && there - since > LEASE / 3,
+        "the lease of the first process is waited for"
+    );
     let finds = link.0.finds.load(Ordering::SeqCst);
-    let outcome = frozen.verify(&text(0), &Need::default()).await.unwrap().outcome;
-    assert_eq!((outcome, link.0.finds.load(Ordering::SeqCst)), (Err(Denial::Revoked), finds + 1));
+    let outcome = frozen
+        .verify(&text(0), &Need::default())
+        .await
+        .unwrap()
+        .outcome;
+    assert_eq!(
+        (outcome, link.0.finds.load(Ordering::SeqCst)),
+        (Err(Denial::Revoked), finds + 1)
+    );
     // It continues as another subscriber, with nothing in its memory and nothing counted twice.
     let back = tokio::spawn(frozen.clone().subscribe(pending()));
     sleep(LEASE).await;
@@ -710,16 +879,39 @@ async fn look_ups_fail_immediately_while_the_poll_has_no_response() {
         let grace = Duration::from_secs(60);
         for n in 0..2000 {
             let before = world.clock.elapsed();
-            assert_eq!(far.verifier.verify(&text(n % 2), &Need::default()).await.unwrap_err(), Unavailable);
-            let late = far.verifier.hold_without_immediate_revocation(&text(0), &Need::default(), grace).await;
+            assert_eq!(
+                far.verifier
+                    .verify(&text(n % 2), &Need::default())
+                    .await
+                    .unwrap_err(),
+                Unavailable
+            );
+            let late = far
+                .verifier
+                .hold_without_immediate_revocation(&text(0), &Need::default(), grace)
+                .await;
             assert_eq!(late.unwrap().outcome, Ok(()), "by the cached key");
-            assert_eq!(world.clock.elapsed(), before, "after {:?}", before - ended_at);
+            assert_eq!(
+                world.clock.elapsed(),
+                before,
+                "after {:?}",
+                before - ended_at
+            );
             sleep(Duration::from_millis(10)).await;
         }
-        assert_eq!(far.link.0.finds.load(Ordering::SeqCst), finds, "the poll is the probe");
+        assert_eq!(
+            far.link.0.finds.load(Ordering::SeqCst),
+            finds,
+            "the poll is the probe"
+        );
         hang(&far.link, false);
         let back_at = world.clock.elapsed();
-        while far.verifier.verify(&text(0), &Need::default()).await.is_err() {
+        while far
+            .verifier
+            .verify(&text(0), &Need::default())
+            .await
+            .is_err()
+        {
             sleep(Duration::from_millis(1)).await;
         }
         let took = world.clock.elapsed() - back_at;
@@ -737,14 +929,25 @@ async fn look_ups_go_on_when_the_poll_is_rejected_or_nothing_polls() {
     // The subscription ends badly while a response is overdue.
     let (frozen, link) = far.freeze().await;
     link.set_hanging(false);
-    assert_eq!(frozen.verify(&text(1), &Need::default()).await.unwrap().outcome, Ok(()));
+    assert_eq!(
+        frozen
+            .verify(&text(1), &Need::default())
+            .await
+            .unwrap()
+            .outcome,
+        Ok(())
+    );
 
     let far = Subscriber::start(8, &[&world.one.verifier], &world.clock).await;
     world.one.verifier.stop().await;
     sleep(2 * LEASE).await;
     assert!(far.verifier.stats().lease_left.is_zero());
     for n in 0..2 {
-        assert_eq!(far.outcome(n).await, Ok(()), "a replica without a lease looks keys up");
+        assert_eq!(
+            far.outcome(n).await,
+            Ok(()),
+            "a replica without a lease looks keys up"
+        );
     }
 }
 
@@ -758,12 +961,24 @@ async fn subscription_that_is_not_polled_is_logged_once_in_a_while() {
     far.link.set_hanging(true);
     sleep(2 * LEASE).await;
     let _ = far.verifier.verify(&text(0), &Need::default()).await;
-    assert_eq!(log.errors(), 0, "it is polled, and the server does not respond");
+    assert_eq!(
+        log.errors(),
+        0,
+        "it is polled, and the server does not respond"
+    );
     far.link.set_hanging(false);
     let (frozen, _link) = far.freeze().await;
     for seconds in 0..100 {
         let errors = log.errors();
-        assert_eq!(errors, if seconds < 13 { 0 } else { 1 + (seconds - 13) / 30 }, "after {seconds} s");
+        assert_eq!(
+            errors,
+            if seconds < 13 {
+                0
+            } else {
+                1 + (seconds - 13) / 30
+            },
+            "after {seconds} s"
+        );
         let _ = frozen.verify(&text(0), &Need::default()).await;
         sleep(Duration::from_secs(1)).await;
     }
@@ -803,7 +1018,11 @@ impl tracing::Subscriber for Log {
 
 #[test]
 fn under_load_no_subscriber_says_yes_after_a_revocation_was_answered() {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(4).enable_time().build().unwrap();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(4)
+        .enable_time()
+        .build()
+        .unwrap();
     runtime.block_on(async {
         let world = World::new(60).await;
         let other = world.another(2).await;
@@ -832,7 +1051,11 @@ fn under_load_no_subscriber_says_yes_after_a_revocation_was_answered() {
                 assert_eq!(far.outcome(n).await, Err(Denial::Revoked));
             }
         }
-        assert!(replicas.iter().all(|replica| replica.stats().settles_over_a_lease == 0));
+        assert!(
+            replicas
+                .iter()
+                .all(|replica| replica.stats().settles_over_a_lease == 0)
+        );
         noise.iter().for_each(JoinHandle::abort);
     });
 }

@@ -19,7 +19,9 @@ fn sums(rows: &[Usage]) -> BTreeMap<(String, i32, Option<&'static str>), u64> {
     let mut sums = BTreeMap::new();
     for row in rows {
         let outcome = row.outcome.map(Denial::code);
-        *sums.entry((row.key_id.to_string(), row.day, outcome)).or_default() += row.count;
+        *sums
+            .entry((row.key_id.to_string(), row.day, outcome))
+            .or_default() += row.count;
     }
     sums
 }
@@ -44,19 +46,31 @@ async fn each_outcome_is_counted_per_key_whether_asked_for_or_remembered() {
     assert_eq!(world.one.outcome(0).await, Ok(()));
 
     let rows = world.one.verifier.take_usage();
-    assert_eq!(sums(&rows), BTreeMap::from([((id(0), TODAY, None), 4), ((id(1), TODAY, Some("ip_not_allowed")), 3)]));
+    assert_eq!(
+        sums(&rows),
+        BTreeMap::from([
+            ((id(0), TODAY, None), 4),
+            ((id(1), TODAY, Some("ip_not_allowed")), 3)
+        ])
+    );
     for row in rows {
         assert_eq!(row.last_used_at, row.outcome.is_none().then_some(last));
     }
     assert!(world.one.verifier.take_usage().is_empty());
     assert_eq!(world.one.outcome(0).await, Ok(()));
-    assert_eq!(sums(&world.one.verifier.take_usage()), BTreeMap::from([((id(0), TODAY, None), 1)]));
+    assert_eq!(
+        sums(&world.one.verifier.take_usage()),
+        BTreeMap::from([((id(0), TODAY, None), 1)])
+    );
 }
 
 #[tokio::test(start_paused = true)]
 async fn what_was_forgotten_meanwhile_is_counted_in_one_row() {
     let world = World::new(1).await;
-    assert_eq!((world.one.outcome(0).await, world.one.outcome(0).await), (Ok(()), Ok(())));
+    assert_eq!(
+        (world.one.outcome(0).await, world.one.outcome(0).await),
+        (Ok(()), Ok(()))
+    );
     world.source.change(&text(0), |_| ());
     world.one.verifier.settle_current().await.unwrap();
     assert_eq!(world.one.verifier.stats().entries, 0);
@@ -97,18 +111,34 @@ async fn a_new_day_is_a_new_row() {
 
 #[tokio::test(start_paused = true)]
 async fn usage_is_fetched_in_batches() {
-    let world = World::with(11_000, Settings { max_entries: 6000, ..Settings::default() }).await;
+    let world = World::with(
+        11_000,
+        Settings {
+            max_entries: 6000,
+            ..Settings::default()
+        },
+    )
+    .await;
     for n in 0..11_000 {
         assert_eq!(world.one.outcome(n).await, Ok(()));
     }
-    let batches = std::iter::from_fn(|| Some(world.one.verifier.take_usage()).filter(|rows| !rows.is_empty()));
-    assert_eq!(batches.map(|rows| rows.len()).collect::<Vec<_>>(), [BATCH; 22]);
+    let batches = std::iter::from_fn(|| {
+        Some(world.one.verifier.take_usage()).filter(|rows| !rows.is_empty())
+    });
+    assert_eq!(
+        batches.map(|rows| rows.len()).collect::<Vec<_>>(),
+        [BATCH; 22]
+    );
     assert_eq!(world.one.verifier.stats().usage_dropped, 0);
 }
 
 #[test]
 fn nothing_is_lost_or_counted_twice_while_others_fetch() {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(4).enable_time().build().unwrap();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(4)
+        .enable_time()
+        .build()
+        .unwrap();
     let total = runtime.block_on(async {
         let world = World::new(3).await;
         let verifying: Vec<_> = (0..3)
@@ -116,7 +146,10 @@ fn nothing_is_lost_or_counted_twice_while_others_fetch() {
                 let verifier = world.one.verifier.clone();
                 tokio::spawn(async move {
                     for n in 0..10_000 {
-                        verifier.verify(&text(n % 3), &Need::default()).await.unwrap();
+                        verifier
+                            .verify(&text(n % 3), &Need::default())
+                            .await
+                            .unwrap();
                         if n % 64 == 0 {
                             tokio::task::yield_now().await;
                         }
@@ -126,10 +159,23 @@ fn nothing_is_lost_or_counted_twice_while_others_fetch() {
             .collect();
         let mut total = 0;
         while !verifying.iter().all(tokio::task::JoinHandle::is_finished) {
-            total += world.one.verifier.take_usage().iter().map(|row| row.count).sum::<u64>();
+            total += world
+                .one
+                .verifier
+                .take_usage()
+                .iter()
+                .map(|row| row.count)
+                .sum::<u64>();
             tokio::task::yield_now().await;
         }
-        total + world.one.verifier.take_usage().iter().map(|row| row.count).sum::<u64>()
+        total
+            + world
+                .one
+                .verifier
+                .take_usage()
+                .iter()
+                .map(|row| row.count)
+                .sum::<u64>()
     });
     assert_eq!(total, 30_000);
 }
@@ -140,10 +186,20 @@ async fn a_hit_does_not_allocate() {
     assert_eq!(world.one.outcome(0).await, Ok(()));
     let key = text(0);
     // The first ones may set up what a thread keeps for itself.
-    world.one.verifier.verify(&key, &Need::default()).await.unwrap();
+    world
+        .one
+        .verifier
+        .verify(&key, &Need::default())
+        .await
+        .unwrap();
     let mut hits = std::pin::pin!(async {
         for _ in 0..100 {
-            let verdict = world.one.verifier.verify(&key, &Need::default()).await.unwrap();
+            let verdict = world
+                .one
+                .verifier
+                .verify(&key, &Need::default())
+                .await
+                .unwrap();
             assert_eq!(verdict.outcome, Ok(()));
         }
     });

@@ -13,7 +13,12 @@ use crate::world::{LEASE, World, text};
 
 /// Waits until key `n` can no longer be used, as a request does that was authorized now.
 async fn watch(world: &World, n: usize) -> JoinHandle<Denial> {
-    let verdict = world.one.verifier.hold(&text(n), &Need::default()).await.unwrap();
+    let verdict = world
+        .one
+        .verifier
+        .hold(&text(n), &Need::default())
+        .await
+        .unwrap();
     let (key, verifier) = (verdict.record.expect("a key"), world.one.verifier.clone());
     let watching = tokio::spawn(async move { verifier.until_unusable(&key).await });
     // It has read its key and waits.
@@ -25,10 +30,16 @@ async fn watch(world: &World, n: usize) -> JoinHandle<Denial> {
 #[tokio::test(start_paused = true)]
 async fn watchers_of_a_key_are_told_of_its_revocation() {
     let world = World::new(2).await;
-    let (first, second, other) = (watch(&world, 0).await, watch(&world, 0).await, watch(&world, 1).await);
+    let (first, second, other) = (
+        watch(&world, 0).await,
+        watch(&world, 0).await,
+        watch(&world, 1).await,
+    );
     let (seq, since) = world.revoke(0);
     world.one.verifier.settle(seq, since).await;
-    let told = timeout(Duration::from_millis(1), async { (first.await.unwrap(), second.await.unwrap()) });
+    let told = timeout(Duration::from_millis(1), async {
+        (first.await.unwrap(), second.await.unwrap())
+    });
     assert_eq!(told.await, Ok((Denial::Revoked, Denial::Revoked)));
     sleep(Duration::from_secs(3600)).await;
     assert!(!other.is_finished(), "another key is not concerned");
@@ -36,24 +47,41 @@ async fn watchers_of_a_key_are_told_of_its_revocation() {
 
 #[tokio::test(start_paused = true)]
 async fn watched_key_may_have_been_evicted_to_make_room() {
-    let world = World::with(5, Settings { max_entries: 2, ..Settings::default() }).await;
+    let world = World::with(
+        5,
+        Settings {
+            max_entries: 2,
+            ..Settings::default()
+        },
+    )
+    .await;
     let watching = watch(&world, 0).await;
     for n in 1..5 {
         world.one.verify(n).await;
     }
     let (seq, since) = world.revoke(0);
     world.one.verifier.settle(seq, since).await;
-    assert_eq!(timeout(Duration::from_millis(1), watching).await.unwrap().unwrap(), Denial::Revoked);
+    assert_eq!(
+        timeout(Duration::from_millis(1), watching)
+            .await
+            .unwrap()
+            .unwrap(),
+        Denial::Revoked
+    );
 }
 
 #[tokio::test(start_paused = true)]
 async fn change_that_leaves_the_key_usable_ends_no_request() {
     let world = World::new(1).await;
     let watching = watch(&world, 0).await;
-    world.source.change(&text(0), |record| record.key.name = "another name".to_owned());
+    world.source.change(&text(0), |record| {
+        record.key.name = "another name".to_owned()
+    });
     sleep(LEASE).await;
     assert!(!watching.is_finished());
-    world.source.change(&text(0), |record| record.key.suspended_at = Some(world.clock.now()));
+    world.source.change(&text(0), |record| {
+        record.key.suspended_at = Some(world.clock.now())
+    });
     sleep(LEASE).await;
     assert_eq!(watching.await.unwrap(), Denial::Suspended);
 }

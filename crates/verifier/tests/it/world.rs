@@ -48,7 +48,9 @@ impl World {
 
     /// Revokes a key, as a server does: the change, then what [`Verifier::settle`] has to know of it.
     pub(crate) fn revoke(&self, n: usize) -> (Seq, Duration) {
-        let seq = self.source.change(&text(n), |record| record.key.revoked_at = Some(self.clock.now()));
+        let seq = self.source.change(&text(n), |record| {
+            record.key.revoked_at = Some(self.clock.now())
+        });
         (seq, self.clock.elapsed())
     }
 }
@@ -61,9 +63,16 @@ pub(crate) struct Running {
 }
 
 impl Running {
-    async fn start(id: u8, source: &MemorySource, clock: &Arc<TokioClock>, settings: Settings) -> Self {
+    async fn start(
+        id: u8,
+        source: &MemorySource,
+        clock: &Arc<TokioClock>,
+        settings: Settings,
+    ) -> Self {
         let id = VerifierId::from_bytes([id; 16]);
-        let verifier = Verifier::new(id, source.clone(), clock.clone(), settings).await.unwrap();
+        let verifier = Verifier::new(id, source.clone(), clock.clone(), settings)
+            .await
+            .unwrap();
         let (shutdown, stop) = oneshot::channel();
         let task = tokio::spawn(verifier.clone().run(async {
             let _ = stop.await;
@@ -71,7 +80,11 @@ impl Running {
         while verifier.stats().lease_left.is_zero() {
             tokio::task::yield_now().await;
         }
-        Self { verifier, shutdown, task }
+        Self {
+            verifier,
+            shutdown,
+            task,
+        }
     }
 
     /// Ends it in good order.
@@ -94,7 +107,10 @@ impl Running {
     }
 
     pub(crate) async fn verify(&self, n: usize) -> Verdict {
-        self.verifier.verify(&text(n), &Need::default()).await.unwrap()
+        self.verifier
+            .verify(&text(n), &Need::default())
+            .await
+            .unwrap()
     }
 
     pub(crate) async fn outcome(&self, n: usize) -> Result<(), Denial> {
@@ -110,7 +126,17 @@ impl Running {
 }
 
 /// A verifier without a lease, on a clock that moves only by hand: every verification asks the source.
-pub(crate) async fn leaseless(source: &MemorySource, clock: &ManualClock) -> Verifier<MemorySource> {
+pub(crate) async fn leaseless(
+    source: &MemorySource,
+    clock: &ManualClock,
+) -> Verifier<MemorySource> {
     let id = VerifierId::from_bytes([9; 16]);
-    Verifier::new(id, source.clone(), Arc::new(clock.clone()), Settings::default()).await.unwrap()
+    Verifier::new(
+        id,
+        source.clone(),
+        Arc::new(clock.clone()),
+        Settings::default(),
+    )
+    .await
+    .unwrap()
 }

@@ -10,8 +10,15 @@ mod library {
 
     /// Describes a key for a log.
     pub fn describe(key: &VerifiedKey) -> String {
-        let expiration = key.expires_at().map_or_else(|| "never".to_owned(), |time| time.to_string());
-        format!("{} {} {} expires {expiration}", key.account_id(), key.family(), key.mode())
+        let expiration = key
+            .expires_at()
+            .map_or_else(|| "never".to_owned(), |time| time.to_string());
+        format!(
+            "{} {} {} expires {expiration}",
+            key.account_id(),
+            key.family(),
+            key.mode()
+        )
     }
 
     /// The label of a metric about rejections.

@@ -8,8 +8,9 @@ use aws_lc_rs::{
     rand::SystemRandom,
     rsa::KeySize,
     signature::{
-        ECDSA_P256_SHA256_FIXED_SIGNING, ECDSA_P384_SHA384_FIXED_SIGNING, EcdsaKeyPair, Ed25519KeyPair, KeyPair as _,
-        RSA_PKCS1_SHA256, RSA_PKCS1_SHA384, RSA_PSS_SHA256, RsaEncoding, RsaKeyPair,
+        ECDSA_P256_SHA256_FIXED_SIGNING, ECDSA_P384_SHA384_FIXED_SIGNING, EcdsaKeyPair,
+        Ed25519KeyPair, KeyPair as _, RSA_PKCS1_SHA256, RSA_PKCS1_SHA384, RSA_PSS_SHA256,
+        RsaEncoding, RsaKeyPair,
     },
 };
 use base64::{
@@ -47,8 +48,16 @@ pub(in crate::caller) fn base64url(bytes: impl AsRef<[u8]>) -> String {
 }
 
 /// A token of these parts, signed by `sign` whatever the header says.
-pub(in crate::caller) fn token(header: &Value, claims: &Value, sign: impl FnOnce(&[u8]) -> Vec<u8>) -> String {
-    let message = format!("{}.{}", base64url(header.to_string()), base64url(claims.to_string()));
+pub(in crate::caller) fn token(
+    header: &Value,
+    claims: &Value,
+    sign: impl FnOnce(&[u8]) -> Vec<u8>,
+) -> String {
+    let message = format!(
+        "{}.{}",
+        base64url(header.to_string()),
+        base64url(claims.to_string())
+    );
     let signature = sign(message.as_bytes());
     format!("{message}.{}", base64url(signature))
 }
@@ -61,19 +70,33 @@ pub(in crate::caller) fn sign_hs256(secret: &[u8]) -> impl Fn(&[u8]) -> Vec<u8> 
 pub(in crate::caller) fn sign_rsa(padding: &'static dyn RsaEncoding) -> impl Fn(&[u8]) -> Vec<u8> {
     move |message| {
         let mut signature = vec![0; RSA.public_modulus_len()];
-        RSA.sign(padding, &SystemRandom::new(), message, &mut signature).unwrap();
+        RSA.sign(padding, &SystemRandom::new(), message, &mut signature)
+            .unwrap();
         signature
     }
 }
 
 pub(in crate::caller) fn sign_ec(key: &EcdsaKeyPair) -> impl Fn(&[u8]) -> Vec<u8> {
-    |message| key.sign(&SystemRandom::new(), message).unwrap().as_ref().to_vec()
+    |message| {
+        key.sign(&SystemRandom::new(), message)
+            .unwrap()
+            .as_ref()
+            .to_vec()
+    }
 }
 
 fn pem(label: &str, der: &[u8]) -> Vec<u8> {
     let text = STANDARD.encode(der);
-    let lines: Vec<&str> = text.as_bytes().chunks(64).map(|line| str::from_utf8(line).unwrap()).collect();
-    format!("-----BEGIN {label}-----\n{}\n-----END {label}-----\n", lines.join("\n")).into_bytes()
+    let lines: Vec<&str> = text
+        .as_bytes()
+        .chunks(64)
+        .map(|line| str::from_utf8(line).unwrap())
+        .collect();
+    format!(
+        "-----BEGIN {label}-----\n{}\n-----END {label}-----\n",
+        lines.join("\n")
+    )
+    .into_bytes()
 }
 
 fn rsa_pem() -> Vec<u8> {
@@ -95,7 +118,10 @@ fn with(name: &str, value: Value) -> Value {
 async fn judged_by(rules: ClaimRules, claims: &Value) -> Result<Claims, TokenError> {
     let header = json!({"alg": "HS256", "typ": "JWT"});
     let token = token(&header, claims, sign_hs256(secret().expose().as_bytes()));
-    TokenVerifier::hs256(&secret(), rules).unwrap().verify(&token, now()).await
+    TokenVerifier::hs256(&secret(), rules)
+        .unwrap()
+        .verify(&token, now())
+        .await
 }
 
 async fn judged(claims: &Value) -> Result<Claims, TokenError> {
@@ -140,7 +166,11 @@ async fn claims_that_are_refused() {
         ("aud", json!(["another"]), TokenError::Audience),
         ("aud", json!(7), TokenError::Audience),
     ] {
-        assert_eq!(judged(&with(name, value.clone())).await.unwrap_err(), expected, "{name} {value}");
+        assert_eq!(
+            judged(&with(name, value.clone())).await.unwrap_err(),
+            expected,
+            "{name} {value}"
+        );
     }
 }
 
@@ -157,27 +187,66 @@ async fn claims_that_are_accepted() {
         ("aud", json!(null)),
         ("sub", json!("a".repeat(255))),
     ] {
-        assert!(judged(&with(name, value.clone())).await.is_ok(), "{name} {value}");
+        assert!(
+            judged(&with(name, value.clone())).await.is_ok(),
+            "{name} {value}"
+        );
     }
 }
 
 #[tokio::test]
 async fn issuer_and_audience_are_required_when_configured() {
-    let rules = ClaimRules { issuer: Some("https://i.example".into()), audience: Some("tollkey".into()), ..rules() };
+    let rules = ClaimRules {
+        issuer: Some("https://i.example".into()),
+        audience: Some("tollkey".into()),
+        ..rules()
+    };
     for (issuer, audience, expected) in [
         (json!("https://i.example"), json!("tollkey"), None),
-        (json!("https://i.example"), json!(["other", "tollkey"]), None),
-        (json!("https://i.example/"), json!("tollkey"), Some(TokenError::Issuer)),
-        (json!("https://i.example"), json!("Tollkey"), Some(TokenError::Audience)),
-        (json!("https://i.example"), json!([]), Some(TokenError::Audience)),
-        (json!("https://i.example"), json!(["tollkey", 7]), Some(TokenError::Claim("aud"))),
-        (json!(null), json!("tollkey"), Some(TokenError::Claim("iss"))),
-        (json!("https://i.example"), json!(null), Some(TokenError::Claim("aud"))),
+        (
+            json!("https://i.example"),
+            json!(["other", "tollkey"]),
+            None,
+        ),
+        (
+            json!("https://i.example/"),
+            json!("tollkey"),
+            Some(TokenError::Issuer),
+        ),
+        (
+            json!("https://i.example"),
+            json!("Tollkey"),
+            Some(TokenError::Audience),
+        ),
+        (
+            json!("https://i.example"),
+            json!([]),
+            Some(TokenError::Audience),
+        ),
+        (
+            json!("https://i.example"),
+            json!(["tollkey", 7]),
+            Some(TokenError::Claim("aud")),
+        ),
+        (
+            json!(null),
+            json!("tollkey"),
+            Some(TokenError::Claim("iss")),
+        ),
+        (
+            json!("https://i.example"),
+            json!(null),
+            Some(TokenError::Claim("aud")),
+        ),
     ] {
         let mut claims = claims();
         claims["iss"] = issuer.clone();
         claims["aud"] = audience.clone();
-        assert_eq!(judged_by(rules.clone(), &claims).await.err(), expected, "{issuer} {audience}");
+        assert_eq!(
+            judged_by(rules.clone(), &claims).await.err(),
+            expected,
+            "{issuer} {audience}"
+        );
     }
 }
 
@@ -199,12 +268,34 @@ async fn account_claim_is_a_string_or_an_integer() {
         (json!("a b"), Err(ClaimFault::Form)),
         (json!("a".repeat(129)), Err(ClaimFault::Form)),
     ] {
-        let account = judged(&with("account_id", claim.clone())).await.unwrap().account;
-        assert_eq!(account.as_ref().map(AccountId::as_str), expected.as_ref().copied(), "{claim}");
+        let account = judged(&with("account_id", claim.clone()))
+            .await
+            .unwrap()
+            .account;
+        assert_eq!(
+            account.as_ref().map(AccountId::as_str),
+            expected.as_ref().copied(),
+            "{claim}"
+        );
     }
-    let rules = ClaimRules { account_claim: "org".into(), ..rules() };
-    assert_eq!(judged_by(rules.clone(), &claims()).await.unwrap().account, Err(ClaimFault::Missing), "no fallback");
-    assert_eq!(judged_by(rules, &with("org", json!("b"))).await.unwrap().account.unwrap().as_str(), "b");
+    let rules = ClaimRules {
+        account_claim: "org".into(),
+        ..rules()
+    };
+    assert_eq!(
+        judged_by(rules.clone(), &claims()).await.unwrap().account,
+        Err(ClaimFault::Missing),
+        "no fallback"
+    );
+    assert_eq!(
+        judged_by(rules, &with("org", json!("b")))
+            .await
+            .unwrap()
+            .account
+            .unwrap()
+            .as_str(),
+        "b"
+    );
 }
 
 #[test]
@@ -253,9 +344,19 @@ fn claim_is_found_by_name_or_path() {
 async fn nested_account_and_roles_are_read() {
     let nested = json!({"account": {"id": 42}, "realm_access": {"roles": ["operator"]}});
     let mut claims = claims();
-    claims.as_object_mut().unwrap().extend(nested.as_object().unwrap().clone());
-    for (account, roles) in [("account.id", "realm_access.roles"), ("/account/id", "/realm_access/roles")] {
-        let rules = ClaimRules { account_claim: account.into(), roles_claim: Some(roles.into()), ..rules() };
+    claims
+        .as_object_mut()
+        .unwrap()
+        .extend(nested.as_object().unwrap().clone());
+    for (account, roles) in [
+        ("account.id", "realm_access.roles"),
+        ("/account/id", "/realm_access/roles"),
+    ] {
+        let rules = ClaimRules {
+            account_claim: account.into(),
+            roles_claim: Some(roles.into()),
+            ..rules()
+        };
         let read = judged_by(rules.clone(), &claims).await.unwrap();
         assert_eq!(read.account.as_ref().map(AccountId::as_str), Ok("42"));
         assert_eq!(read.roles, ["operator"]);
@@ -267,33 +368,67 @@ async fn nested_account_and_roles_are_read() {
             lifetime: DEFAULT_LIFETIME,
         };
         let token = mint(&secret(), &rules, &new, now()).unwrap();
-        let read = TokenVerifier::hs256(&secret(), rules).unwrap().verify(&token, now()).await.unwrap();
-        assert_eq!((read.account.unwrap().as_str(), read.roles.as_slice()), ("acme", &["service".to_owned()][..]));
+        let read = TokenVerifier::hs256(&secret(), rules)
+            .unwrap()
+            .verify(&token, now())
+            .await
+            .unwrap();
+        assert_eq!(
+            (read.account.unwrap().as_str(), read.roles.as_slice()),
+            ("acme", &["service".to_owned()][..])
+        );
     }
 }
 
 #[tokio::test]
 async fn issuer_that_is_no_string_is_rejected() {
-    let configured = ClaimRules { issuer: Some("https://i.example".into()), ..rules() };
+    let configured = ClaimRules {
+        issuer: Some("https://i.example".into()),
+        ..rules()
+    };
     for issuer in [json!(["https://i.example"]), json!([]), json!({}), json!(7)] {
         for rules in [rules(), configured.clone()] {
-            let error = judged_by(rules, &with("iss", issuer.clone())).await.unwrap_err();
-            assert!(matches!(error, TokenError::Claim("iss") | TokenError::Issuer), "{issuer}: {error}");
+            let error = judged_by(rules, &with("iss", issuer.clone()))
+                .await
+                .unwrap_err();
+            assert!(
+                matches!(error, TokenError::Claim("iss") | TokenError::Issuer),
+                "{issuer}: {error}"
+            );
         }
     }
-    assert!(judged_by(configured, &with("iss", json!("https://i.example"))).await.is_ok());
+    assert!(
+        judged_by(configured, &with("iss", json!("https://i.example")))
+            .await
+            .is_ok()
+    );
 }
 
 #[tokio::test]
 async fn public_key_on_one_line_is_accepted() {
     let escaped = String::from_utf8(rsa_pem()).unwrap().replace('\n', "\\n");
-    let token = token(&json!({"alg": "RS256"}), &claims(), sign_rsa(&RSA_PKCS1_SHA256));
+    let token = token(
+        &json!({"alg": "RS256"}),
+        &claims(),
+        sign_rsa(&RSA_PKCS1_SHA256),
+    );
     for pem in [escaped.clone(), format!("{escaped}\n")] {
-        assert!(TokenVerifier::public_key(pem.as_bytes(), rules()).unwrap().verify(&token, now()).await.is_ok());
+        assert!(
+            TokenVerifier::public_key(pem.as_bytes(), rules())
+                .unwrap()
+                .verify(&token, now())
+                .await
+                .is_ok()
+        );
     }
     let with_mark = ["\u{feff}".as_bytes(), &rsa_pem()].concat();
-    let error = TokenVerifier::public_key(&with_mark, rules()).unwrap_err().to_string();
-    assert!(error.starts_with("TOLLKEY_JWT_PUBLIC_KEY_FILE: ") && error.contains("byte order mark"), "{error}");
+    let error = TokenVerifier::public_key(&with_mark, rules())
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.starts_with("TOLLKEY_JWT_PUBLIC_KEY_FILE: ") && error.contains("byte order mark"),
+        "{error}"
+    );
 }
 
 #[tokio::test]
@@ -308,10 +443,23 @@ async fn roles_are_strings_in_an_array_or_in_one_string() {
         (json!(true), vec![]),
         (json!(null), vec![]),
     ] {
-        assert_eq!(judged(&with("roles", value.clone())).await.unwrap().roles, expected, "{value}");
+        assert_eq!(
+            judged(&with("roles", value.clone())).await.unwrap().roles,
+            expected,
+            "{value}"
+        );
     }
-    let off = ClaimRules { roles_claim: None, ..rules() };
-    assert!(judged_by(off, &with("roles", json!(["operator"]))).await.unwrap().roles.is_empty());
+    let off = ClaimRules {
+        roles_claim: None,
+        ..rules()
+    };
+    assert!(
+        judged_by(off, &with("roles", json!(["operator"])))
+            .await
+            .unwrap()
+            .roles
+            .is_empty()
+    );
 }
 
 #[tokio::test]
@@ -327,17 +475,32 @@ async fn headers_that_are_refused() {
         (json!({"alg": "HS512"}), TokenError::Algorithm),
         (json!({"alg": "RS256"}), TokenError::Algorithm),
         (json!({"alg": "ES256"}), TokenError::Algorithm),
-        (json!({"alg": "HS256", "crit": ["exp"]}), TokenError::Critical),
+        (
+            json!({"alg": "HS256", "crit": ["exp"]}),
+            TokenError::Critical,
+        ),
         (json!({"alg": "HS256", "crit": []}), TokenError::Critical),
-        (json!({"alg": "HS256", "crit": ["b64"], "b64": false}), TokenError::Critical),
+        (
+            json!({"alg": "HS256", "crit": ["b64"], "b64": false}),
+            TokenError::Critical,
+        ),
     ] {
-        let refused = verifier.verify(&token(&header, &claims(), &sign), now()).await.unwrap_err();
+        let refused = verifier
+            .verify(&token(&header, &claims(), &sign), now())
+            .await
+            .unwrap_err();
         assert_eq!(refused, expected, "{header}");
     }
     let unsigned = token(&json!({"alg": "none"}), &claims(), |_| Vec::new());
-    assert_eq!(verifier.verify(&unsigned, now()).await.unwrap_err(), TokenError::Malformed);
+    assert_eq!(
+        verifier.verify(&unsigned, now()).await.unwrap_err(),
+        TokenError::Malformed
+    );
     let unsigned = token(&json!({"alg": "HS256"}), &claims(), |_| Vec::new());
-    assert_eq!(verifier.verify(&unsigned, now()).await.unwrap_err(), TokenError::Signature);
+    assert_eq!(
+        verifier.verify(&unsigned, now()).await.unwrap_err(),
+        TokenError::Signature
+    );
 }
 
 #[tokio::test]
@@ -351,15 +514,26 @@ async fn keys_a_token_brings_along_are_ignored() {
         "jwk": {"kty": "oct", "k": base64url(own)},
     });
     let forged = token(&embedded, &claims(), sign_hs256(&own));
-    assert_eq!(verifier.verify(&forged, now()).await.unwrap_err(), TokenError::Signature);
-    let honest = token(&embedded, &claims(), sign_hs256(secret().expose().as_bytes()));
+    assert_eq!(
+        verifier.verify(&forged, now()).await.unwrap_err(),
+        TokenError::Signature
+    );
+    let honest = token(
+        &embedded,
+        &claims(),
+        sign_hs256(secret().expose().as_bytes()),
+    );
     assert!(verifier.verify(&honest, now()).await.is_ok());
 }
 
 #[tokio::test]
 async fn texts_that_are_no_tokens() {
     let verifier = TokenVerifier::hs256(&secret(), rules()).unwrap();
-    let good = token(&json!({"alg": "HS256"}), &claims(), sign_hs256(secret().expose().as_bytes()));
+    let good = token(
+        &json!({"alg": "HS256"}),
+        &claims(),
+        sign_hs256(secret().expose().as_bytes()),
+    );
     let (message, signature) = good.rsplit_once('.').unwrap();
     let (header, payload) = message.split_once('.').unwrap();
     let changed = base64url(with("account_id", json!("victim")).to_string());
@@ -377,22 +551,39 @@ async fn texts_that_are_no_tokens() {
         format!("ck_live_{}", "a".repeat(32)),
     ] {
         let error = verifier.verify(&text, now()).await.unwrap_err();
-        assert!(matches!(error, TokenError::Malformed | TokenError::Signature), "{text}: {error}");
+        assert!(
+            matches!(error, TokenError::Malformed | TokenError::Signature),
+            "{text}: {error}"
+        );
     }
     assert!(verifier.verify(&good, now()).await.is_ok());
-    let no_object = token(&json!({"alg": "HS256"}), &json!([1]), sign_hs256(secret().expose().as_bytes()));
-    assert_eq!(verifier.verify(&no_object, now()).await.unwrap_err(), TokenError::Malformed);
+    let no_object = token(
+        &json!({"alg": "HS256"}),
+        &json!([1]),
+        sign_hs256(secret().expose().as_bytes()),
+    );
+    assert_eq!(
+        verifier.verify(&no_object, now()).await.unwrap_err(),
+        TokenError::Malformed
+    );
 }
 
 #[tokio::test]
 async fn a_long_token_is_not_looked_at() {
     let sized = |size: usize| {
         let filler = with("filler", json!("f".repeat(size)));
-        token(&json!({"alg": "HS256"}), &filler, sign_hs256(secret().expose().as_bytes()))
+        token(
+            &json!({"alg": "HS256"}),
+            &filler,
+            sign_hs256(secret().expose().as_bytes()),
+        )
     };
     let verifier = TokenVerifier::hs256(&secret(), rules()).unwrap();
     assert!(verifier.verify(&sized(5_900), now()).await.is_ok());
-    assert_eq!(verifier.verify(&sized(6_200), now()).await.unwrap_err(), TokenError::TooLarge);
+    assert_eq!(
+        verifier.verify(&sized(6_200), now()).await.unwrap_err(),
+        TokenError::TooLarge
+    );
 }
 
 #[tokio::test]
@@ -402,11 +593,22 @@ async fn a_public_key_is_good_for_its_own_algorithms_only() {
     let ed = Ed25519KeyPair::generate().unwrap();
     let pems = [
         ("RSA", rsa_pem()),
-        ("P-256", pem("PUBLIC KEY", p256.public_key().as_der().unwrap().as_ref())),
-        ("P-384", pem("PUBLIC KEY", p384.public_key().as_der().unwrap().as_ref())),
-        ("Ed25519", pem("PUBLIC KEY", ed.public_key().as_der().unwrap().as_ref())),
+        (
+            "P-256",
+            pem("PUBLIC KEY", p256.public_key().as_der().unwrap().as_ref()),
+        ),
+        (
+            "P-384",
+            pem("PUBLIC KEY", p384.public_key().as_der().unwrap().as_ref()),
+        ),
+        (
+            "Ed25519",
+            pem("PUBLIC KEY", ed.public_key().as_der().unwrap().as_ref()),
+        ),
     ];
-    let signed = |algorithm: &str, sign: &dyn Fn(&[u8]) -> Vec<u8>| token(&json!({"alg": algorithm}), &claims(), sign);
+    let signed = |algorithm: &str, sign: &dyn Fn(&[u8]) -> Vec<u8>| {
+        token(&json!({"alg": algorithm}), &claims(), sign)
+    };
     let tokens = [
         ("RSA", signed("RS256", &sign_rsa(&RSA_PKCS1_SHA256))),
         ("RSA", signed("PS256", &sign_rsa(&RSA_PSS_SHA256))),
@@ -414,7 +616,10 @@ async fn a_public_key_is_good_for_its_own_algorithms_only() {
         ("P-256", signed("ES256", &sign_ec(&p256))),
         ("P-384", signed("ES384", &sign_ec(&p384))),
         ("nobody", signed("ES256", &sign_ec(&p384))),
-        ("Ed25519", signed("EdDSA", &|message| ed.sign(message).as_ref().to_vec())),
+        (
+            "Ed25519",
+            signed("EdDSA", &|message| ed.sign(message).as_ref().to_vec()),
+        ),
         ("nobody", signed("none", &|_| Vec::new())),
     ];
     for (key, pem) in &pems {
@@ -432,7 +637,11 @@ async fn a_public_key_is_good_for_its_own_algorithms_only() {
         };
         for secret in [pem.as_slice(), point.as_slice()] {
             let forged = signed("HS256", &sign_hs256(secret));
-            assert_eq!(verifier.verify(&forged, now()).await.unwrap_err(), TokenError::Algorithm, "{key}");
+            assert_eq!(
+                verifier.verify(&forged, now()).await.unwrap_err(),
+                TokenError::Algorithm,
+                "{key}"
+            );
         }
     }
 }
@@ -449,7 +658,9 @@ fn files_that_hold_no_usable_public_key() {
         (b"nonsense".to_vec(), "must hold a public key"),
         (Vec::new(), "must hold a public key"),
     ] {
-        let error = TokenVerifier::public_key(&file, rules()).unwrap_err().to_string();
+        let error = TokenVerifier::public_key(&file, rules())
+            .unwrap_err()
+            .to_string();
         assert!(error.contains(expected), "{error}");
     }
 }
@@ -465,7 +676,10 @@ fn base64_weak_rsa() -> Vec<u8> {
 #[test]
 fn secrets_have_a_least_length() {
     let short = Secret::new("s".repeat(31));
-    assert!(matches!(TokenVerifier::hs256(&short, rules()).unwrap_err(), KeySetupError::WeakSecret));
+    assert!(matches!(
+        TokenVerifier::hs256(&short, rules()).unwrap_err(),
+        KeySetupError::WeakSecret
+    ));
 }
 
 #[tokio::test]
@@ -480,22 +694,40 @@ async fn settings_name_the_key_source() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("key.pem");
     fs::write(&path, rsa_pem()).unwrap();
-    let hs256 = token(&json!({"alg": "HS256"}), &claims(), sign_hs256(secret().expose().as_bytes()));
-    let rs256 = token(&json!({"alg": "RS256"}), &claims(), sign_rsa(&RSA_PKCS1_SHA256));
+    let hs256 = token(
+        &json!({"alg": "HS256"}),
+        &claims(),
+        sign_hs256(secret().expose().as_bytes()),
+    );
+    let rs256 = token(
+        &json!({"alg": "RS256"}),
+        &claims(),
+        sign_rsa(&RSA_PKCS1_SHA256),
+    );
 
     let verifier = TokenVerifier::open(&settings(TokenSource::Hs256(secret())), None).unwrap();
     assert!(verifier.verify(&hs256, now()).await.is_ok());
-    let verifier = TokenVerifier::open(&settings(TokenSource::PublicKeyFile(PublicKeyFile::read(path))), None).unwrap();
+    let verifier = TokenVerifier::open(
+        &settings(TokenSource::PublicKeyFile(PublicKeyFile::read(path))),
+        None,
+    )
+    .unwrap();
     assert!(verifier.verify(&rs256, now()).await.is_ok());
     assert_eq!(verifier.warm_up(now()).await, Ok(()));
-    let verifier = TokenVerifier::open(&settings(TokenSource::Development), Some(&secret())).unwrap();
+    let verifier =
+        TokenVerifier::open(&settings(TokenSource::Development), Some(&secret())).unwrap();
     assert!(verifier.verify(&hs256, now()).await.is_ok());
 
     let error = TokenVerifier::open(&settings(TokenSource::Development), None).unwrap_err();
     assert!(matches!(error, KeySetupError::NoSource));
     let missing = TokenSource::PublicKeyFile(PublicKeyFile::read("missing.pem".into()));
     let error = TokenVerifier::open(&settings(missing), None).unwrap_err();
-    assert!(error.to_string().starts_with("TOLLKEY_JWT_PUBLIC_KEY_FILE: cannot read the file"), "{error}");
+    assert!(
+        error
+            .to_string()
+            .starts_with("TOLLKEY_JWT_PUBLIC_KEY_FILE: cannot read the file"),
+        "{error}"
+    );
 }
 
 fn new_token() -> NewToken {
@@ -509,30 +741,75 @@ fn new_token() -> NewToken {
 
 #[tokio::test]
 async fn a_minted_token_is_accepted_until_it_ends() {
-    let rules = ClaimRules { issuer: Some("me".into()), audience: Some("us".into()), ..rules() };
+    let rules = ClaimRules {
+        issuer: Some("me".into()),
+        audience: Some("us".into()),
+        ..rules()
+    };
     let verifier = TokenVerifier::hs256(&secret(), rules.clone()).unwrap();
     let token = mint(&secret(), &rules, &new_token(), now()).unwrap();
     let claims = verifier.verify(&token, now()).await.unwrap();
     assert_eq!(claims.account.ok(), new_token().account);
     assert_eq!(claims.roles, new_token().roles);
-    assert_eq!(claims.expires_at, now().checked_add(DEFAULT_LIFETIME).unwrap());
+    assert_eq!(
+        claims.expires_at,
+        now().checked_add(DEFAULT_LIFETIME).unwrap()
+    );
     let later = claims.expires_at.checked_add(LEEWAY).unwrap();
-    assert_eq!(verifier.verify(&token, later).await.unwrap_err(), TokenError::Expired);
+    assert_eq!(
+        verifier.verify(&token, later).await.unwrap_err(),
+        TokenError::Expired
+    );
     let other = TokenVerifier::hs256(&Secret::new("o".repeat(32)), rules).unwrap();
-    assert_eq!(other.verify(&token, now()).await.unwrap_err(), TokenError::Signature);
+    assert_eq!(
+        other.verify(&token, now()).await.unwrap_err(),
+        TokenError::Signature
+    );
 }
 
 #[test]
 fn tokens_that_cannot_be_minted() {
-    let sub_is_account = ClaimRules { account_claim: "sub".into(), ..rules() };
-    let no_roles = ClaimRules { roles_claim: None, ..rules() };
-    let error = |rules: &ClaimRules, token: &NewToken| mint(&secret(), rules, token, now()).unwrap_err();
-    assert!(matches!(error(&sub_is_account, &new_token()), MintError::Clash));
-    assert!(matches!(error(&no_roles, &new_token()), MintError::NoRolesClaim));
-    let nobody = NewToken { subject: String::new(), ..new_token() };
-    assert!(matches!(error(&rules(), &nobody), MintError::Refused(TokenError::Claim("sub"))));
-    for lifetime in [SignedDuration::ZERO, SignedDuration::from_secs(-5), SignedDuration::MAX] {
-        assert!(matches!(error(&rules(), &NewToken { lifetime, ..new_token() }), MintError::Lifetime));
+    let sub_is_account = ClaimRules {
+        account_claim: "sub".into(),
+        ..rules()
+    };
+    let no_roles = ClaimRules {
+        roles_claim: None,
+        ..rules()
+    };
+    let error =
+        |rules: &ClaimRules, token: &NewToken| mint(&secret(), rules, token, now()).unwrap_err();
+    assert!(matches!(
+        error(&sub_is_account, &new_token()),
+        MintError::Clash
+    ));
+    assert!(matches!(
+        error(&no_roles, &new_token()),
+        MintError::NoRolesClaim
+    ));
+    let nobody = NewToken {
+        subject: String::new(),
+        ..new_token()
+    };
+    assert!(matches!(
+        error(&rules(), &nobody),
+        MintError::Refused(TokenError::Claim("sub"))
+    ));
+    for lifetime in [
+        SignedDuration::ZERO,
+        SignedDuration::from_secs(-5),
+        SignedDuration::MAX,
+    ] {
+        assert!(matches!(
+            error(
+                &rules(),
+                &NewToken {
+                    lifetime,
+                    ..new_token()
+                }
+            ),
+            MintError::Lifetime
+        ));
     }
 }
 

@@ -57,12 +57,22 @@ impl<'a> IdToken<'a> {
         else {
             return Err(Rejection::Form);
         };
-        let message = text.get(..header.len() + 1 + claims.len()).ok_or(Rejection::Form)?;
+        let message = text
+            .get(..header.len() + 1 + claims.len())
+            .ok_or(Rejection::Form)?;
         let decode = |part: &str| URL_SAFE_NO_PAD.decode(part).map_err(|_| Rejection::Form);
-        let json =
-            |part: &str| serde_json::from_slice::<Map<String, Value>>(&decode(part)?).map_err(|_| Rejection::Form);
-        let header = serde_json::from_value(Value::Object(json(header)?)).map_err(|_| Rejection::Form)?;
-        Ok(Self { header, claims: json(claims)?, message, signature: decode(signature)? })
+        let json = |part: &str| {
+            serde_json::from_slice::<Map<String, Value>>(&decode(part)?)
+                .map_err(|_| Rejection::Form)
+        };
+        let header =
+            serde_json::from_value(Value::Object(json(header)?)).map_err(|_| Rejection::Form)?;
+        Ok(Self {
+            header,
+            claims: json(claims)?,
+            message,
+            signature: decode(signature)?,
+        })
     }
 
     /// Returns the claims if the token is from this provider, for this client alone, from this sign-in, signed, and not expired (OpenID
@@ -70,7 +80,11 @@ impl<'a> IdToken<'a> {
     ///
     /// # Errors
     /// The first rule that the token breaks. [`Rejection::UnknownKey`] may mean that the provider has newer keys.
-    pub(super) fn verify(&self, expected: &Expected<'_>, now: Timestamp) -> Result<&Map<String, Value>, Rejection> {
+    pub(super) fn verify(
+        &self,
+        expected: &Expected<'_>,
+        now: Timestamp,
+    ) -> Result<&Map<String, Value>, Rejection> {
         self.check_header()?;
         self.check_issuer_and_audience(expected)?;
         self.check_signature(expected)?;
@@ -78,7 +92,9 @@ impl<'a> IdToken<'a> {
         self.check_times(now)?;
         match self.claim("nonce") {
             None => Err(Rejection::Nonce),
-            Some(Value::String(nonce)) if Digest::of(nonce) == Digest::of(expected.nonce) => Ok(&self.claims),
+            Some(Value::String(nonce)) if Digest::of(nonce) == Digest::of(expected.nonce) => {
+                Ok(&self.claims)
+            }
             Some(Value::String(_)) => Err(Rejection::Nonce),
             Some(_) => Err(Rejection::Claim("nonce")),
         }
@@ -94,14 +110,24 @@ impl<'a> IdToken<'a> {
         let Header { typ, cty, crit, .. } = &self.header;
         let is_jwt = typ.as_ref().is_none_or(|typ| {
             let typ = typ.to_ascii_lowercase();
-            matches!(typ.strip_prefix("application/").unwrap_or(&typ), "jwt" | "jose")
+            matches!(
+                typ.strip_prefix("application/").unwrap_or(&typ),
+                "jwt" | "jose"
+            )
         });
-        if is_jwt && cty.is_none() && crit.is_none() { Ok(()) } else { Err(Rejection::Form) }
+        if is_jwt && cty.is_none() && crit.is_none() {
+            Ok(())
+        } else {
+            Err(Rejection::Form)
+        }
     }
 
     /// Rules 2 and 3.
     fn check_issuer_and_audience(&self, expected: &Expected<'_>) -> Result<(), Rejection> {
-        let issuer = self.claim("iss").and_then(Value::as_str).ok_or(Rejection::Claim("iss"))?;
+        let issuer = self
+            .claim("iss")
+            .and_then(Value::as_str)
+            .ok_or(Rejection::Claim("iss"))?;
         if issuer != expected.issuer {
             return Err(Rejection::Issuer);
         }
@@ -114,12 +140,19 @@ impl<'a> IdToken<'a> {
             return Err(Rejection::Claim("aud"));
         }
         let is_own = |audience: &Value| audience.as_str() == Some(expected.client_id);
-        if audiences.is_empty() || !audiences.iter().all(is_own) { Err(Rejection::Audience) } else { Ok(()) }
+        if audiences.is_empty() || !audiences.iter().all(is_own) {
+            Err(Rejection::Audience)
+        } else {
+            Ok(())
+        }
     }
 
     /// Rules 4 and 5.
     fn check_authorized_party(&self, client_id: &str) -> Result<(), Rejection> {
-        let several = self.claim("aud").and_then(Value::as_array).is_some_and(|audiences| audiences.len() > 1);
+        let several = self
+            .claim("aud")
+            .and_then(Value::as_array)
+            .is_some_and(|audiences| audiences.len() > 1);
         match self.claim("azp") {
             Some(Value::String(azp)) if azp == client_id => Ok(()),
             Some(Value::String(_)) => Err(Rejection::AuthorizedParty),
@@ -141,19 +174,30 @@ impl<'a> IdToken<'a> {
             return Err(Rejection::Algorithm);
         }
         let has_id = |key: &&CoreJsonWebKey| {
-            self.header.kid.as_ref().is_none_or(|id| key.key_id().is_some_and(|own| **own == *id))
+            self.header
+                .kid
+                .as_ref()
+                .is_none_or(|id| key.key_id().is_some_and(|own| **own == *id))
         };
-        let mut keys = expected.keys.iter().filter(|key| is_for(key, &algorithm)).filter(has_id);
+        let mut keys = expected
+            .keys
+            .iter()
+            .filter(|key| is_for(key, &algorithm))
+            .filter(has_id);
         let key = keys.next().ok_or(Rejection::UnknownKey)?;
         if keys.next().is_some() {
             return Err(Rejection::AmbiguousKey);
         }
-        key.verify_signature(&algorithm, self.message.as_bytes(), &self.signature).map_err(|_| Rejection::Signature)
+        key.verify_signature(&algorithm, self.message.as_bytes(), &self.signature)
+            .map_err(|_| Rejection::Signature)
     }
 
     /// Rules 9 and 10. `iat` is required, and any time.
     fn check_times(&self, now: Timestamp) -> Result<(), Rejection> {
-        let expires_at = jwt::time(&self.claims, "exp").ok().flatten().ok_or(Rejection::Claim("exp"))?;
+        let expires_at = jwt::time(&self.claims, "exp")
+            .ok()
+            .flatten()
+            .ok_or(Rejection::Claim("exp"))?;
         if expires_at <= now {
             return Err(Rejection::Expired);
         }
@@ -172,7 +216,9 @@ fn is_for(key: &CoreJsonWebKey, algorithm: &CoreJwsSigningAlgorithm) -> bool {
         JsonWebKeyAlgorithm::Unsupported => false,
     };
     is_own_algorithm
-        && key.key_use().is_none_or(|purpose| purpose.allows_signature())
+        && key
+            .key_use()
+            .is_none_or(|purpose| purpose.allows_signature())
         && algorithm.key_type().as_ref() == Some(key.key_type())
 }
 
@@ -204,8 +250,10 @@ mod tests {
             let point = pair.public_key().as_ref();
             let key = |id: &str, purpose: &str| {
                 let (x, y) = (encode(&point[1..33]), encode(&point[33..]));
-                serde_json::from_value(json!({"kty": "EC", "crv": "P-256", "kid": id, "use": purpose, "x": x, "y": y}))
-                    .unwrap()
+                serde_json::from_value(
+                    json!({"kty": "EC", "crv": "P-256", "kid": id, "use": purpose, "x": x, "y": y}),
+                )
+                .unwrap()
             };
             let keys = vec![key("one", "sig"), key("encrypts", "enc")];
             Self { pair, keys }
@@ -214,7 +262,10 @@ mod tests {
         /// A token of this JSON, signed with the provider's key whatever the header says.
         fn token(&self, header: &Value, claims: &str) -> String {
             let message = format!("{}.{}", encode(header.to_string()), encode(claims));
-            let signature = self.pair.sign(&SystemRandom::new(), message.as_bytes()).unwrap();
+            let signature = self
+                .pair
+                .sign(&SystemRandom::new(), message.as_bytes())
+                .unwrap();
             format!("{message}.{}", encode(signature))
         }
 
@@ -226,7 +277,9 @@ mod tests {
                 algorithms: &[CoreJwsSigningAlgorithm::EcdsaP256Sha256],
                 keys: &self.keys,
             };
-            IdToken::parse(text)?.verify(&expected, Timestamp::from_second(NOW).unwrap()).cloned()
+            IdToken::parse(text)?
+                .verify(&expected, Timestamp::from_second(NOW).unwrap())
+                .cloned()
         }
     }
 
@@ -288,7 +341,9 @@ mod tests {
         ] {
             let mut claims = claims();
             claims[name] = value.clone();
-            let rejection = provider.verify(&provider.token(&header(), &claims.to_string())).unwrap_err();
+            let rejection = provider
+                .verify(&provider.token(&header(), &claims.to_string()))
+                .unwrap_err();
             assert_eq!(rejection, Rejection::Claim(name), "{value}");
             assert!(
                 Rejection::ALL.contains(&rejection) && rejection.word() == format!("claim-{name}"),
@@ -304,9 +359,17 @@ mod tests {
             ("iss", json!("https://id.example/"), Err(Rejection::Issuer)),
             ("aud", json!([]), Err(Rejection::Audience)),
             ("aud", json!("other"), Err(Rejection::Audience)),
-            ("aud", json!(["dashboard", "other"]), Err(Rejection::Audience)),
+            (
+                "aud",
+                json!(["dashboard", "other"]),
+                Err(Rejection::Audience),
+            ),
             ("aud", json!(["dashboard"]), Ok(())),
-            ("aud", json!(["dashboard", "dashboard"]), Err(Rejection::AuthorizedParty)),
+            (
+                "aud",
+                json!(["dashboard", "dashboard"]),
+                Err(Rejection::AuthorizedParty),
+            ),
             ("azp", json!("other"), Err(Rejection::AuthorizedParty)),
             ("azp", json!(""), Err(Rejection::AuthorizedParty)),
             ("azp", json!("dashboard"), Ok(())),
@@ -343,13 +406,19 @@ mod tests {
             (json!({"kid": 5}), Err(Rejection::Form)),
         ] {
             let mut header = header();
-            header.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
+            header
+                .as_object_mut()
+                .unwrap()
+                .extend(changes.as_object().unwrap().clone());
             let read = provider.verify(&provider.token(&header, &claims().to_string()));
             assert_eq!(read.map(drop), expected, "{changes}");
         }
         let without_id = provider.token(&json!({"alg": "ES256"}), &claims().to_string());
         assert!(provider.verify(&without_id).is_ok());
-        let several = Provider { keys: [provider.keys.clone(), provider.keys.clone()].concat(), ..provider };
+        let several = Provider {
+            keys: [provider.keys.clone(), provider.keys.clone()].concat(),
+            ..provider
+        };
         assert_eq!(several.verify(&without_id), Err(Rejection::AmbiguousKey));
     }
 
@@ -370,7 +439,12 @@ mod tests {
             provider.token(&json!({"kid": "one"}), &claims().to_string()),
             provider.token(&header(), "[1]"),
             provider.token(&header(), "no JSON"),
-            provider.token(&header(), &claims().to_string().replace(&(NOW + 300).to_string(), "1e999")),
+            provider.token(
+                &header(),
+                &claims()
+                    .to_string()
+                    .replace(&(NOW + 300).to_string(), "1e999"),
+            ),
         ];
         for text in &rows {
             assert_eq!(provider.verify(text), Err(Rejection::Form), "{text}");

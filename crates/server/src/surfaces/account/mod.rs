@@ -23,21 +23,33 @@ use crate::{
 
 /// Mounts the surface where the document has it; the OpenAPI document describes it under `/api/v1`.
 pub fn under_v1(config: &mut web::ServiceConfig) {
-    let scope = web::scope("/v1").service(create).service(list).service(delete).service(revoke).service(audit_log);
+    let scope = web::scope("/v1")
+        .service(create)
+        .service(list)
+        .service(delete)
+        .service(revoke)
+        .service(audit_log);
     config.service(scope);
 }
 
 /// Whether this path is the surface's own, or one that nobody has under `/v1`.
 #[must_use]
 pub fn is_account_path(path: &str) -> bool {
-    let below = |room: &str| path.strip_prefix(room).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
+    let below = |room: &str| {
+        path.strip_prefix(room)
+            .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+    };
     below("/v1") || below("/api/v1/account")
 }
 
 /// The path under which the OpenAPI document has this one.
 #[must_use]
 pub fn under_api(path: &str) -> String {
-    if path.starts_with("/v1/account/") { format!("/api{path}") } else { path.to_owned() }
+    if path.starts_with("/v1/account/") {
+        format!("/api{path}")
+    } else {
+        path.to_owned()
+    }
 }
 
 /// Create an account key.
@@ -62,7 +74,9 @@ pub async fn create(
     let by = &holder.0;
     let make = async |creating| {
         let now = state.clock.now();
-        let (family, wanted) = body.read_json()?.check(|body, checks| new_key(body, now, checks))?;
+        let (family, wanted) = body
+            .read_json()?
+            .check(|body, checks| new_key(body, now, checks))?;
         api_keys::create(&state, by, family, wanted, creating, |(key, text)| {
             Answered::created(&created_key(&key, &text))
         })
@@ -86,10 +100,22 @@ pub async fn create(
     responses((status = 200, description = "The keys.", body = api::ListEnvelope<api::Key>))
 )]
 #[get("/account/api-keys")]
-pub async fn list(request: HttpRequest, state: web::Data<State>, holder: AccountHolder, query: Query) -> Answer {
+pub async fn list(
+    request: HttpRequest,
+    state: web::Data<State>,
+    holder: AccountHolder,
+    query: Query,
+) -> Answer {
     let query: api::ListKeys = query.read()?;
     let (limit, after) = members::listing(query.limit, query.cursor.as_deref())?;
-    let found = api_keys::list(&state, &holder.0, api_keys::Wanted::of(api_keys::ACCOUNT), after, limit).await?;
+    let found = api_keys::list(
+        &state,
+        &holder.0,
+        api_keys::Wanted::of(api_keys::ACCOUNT),
+        after,
+        limit,
+    )
+    .await?;
     let keys = found.keys.iter().map(key).collect();
     let next = found.next.map(members::shown_cursor);
     Ok(HttpResponse::Ok().json(enveloped_list(&request, &state, keys, next)))
@@ -155,9 +181,24 @@ async fn end(request: &HttpRequest, state: &State, holder: &AccountHolder, id: &
     responses((status = 200, description = "Entries.", body = api::ListEnvelope<api::AuditEntry>))
 )]
 #[get("/account/audit-log")]
-pub async fn audit_log(request: HttpRequest, state: web::Data<State>, holder: AccountHolder, query: Query) -> Answer {
-    let api::ListAuditLog { limit, cursor, action, account: _ } = query.read()?;
-    let filter = audit::filter(&ListAuditLog { limit, cursor, action, ..ListAuditLog::default() })?;
+pub async fn audit_log(
+    request: HttpRequest,
+    state: web::Data<State>,
+    holder: AccountHolder,
+    query: Query,
+) -> Answer {
+    let api::ListAuditLog {
+        limit,
+        cursor,
+        action,
+        account: _,
+    } = query.read()?;
+    let filter = audit::filter(&ListAuditLog {
+        limit,
+        cursor,
+        action,
+        ..ListAuditLog::default()
+    })?;
     let found = service::audit::list(&state, &holder.0, filter).await?;
     let entries = found.entries.iter().map(present::entry).collect();
     let next = found.next.map(|next| next.to_string());

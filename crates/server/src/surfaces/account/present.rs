@@ -15,15 +15,26 @@ use crate::{caller::request_id, service::api_keys::NewKey, state::State, surface
 
 /// An answer around what was asked for.
 pub(super) fn enveloped<T>(request: &HttpRequest, state: &State, data: T) -> api::Envelope<T> {
-    let meta = api::Meta { request_id: request_id(request).to_string(), timestamp: state.clock.now().into() };
-    api::Envelope { data, error: (), meta }
+    let meta = api::Meta {
+        request_id: request_id(request).to_string(),
+        timestamp: state.clock.now().into(),
+    };
+    api::Envelope {
+        data,
+        error: (),
+        meta,
+    }
 }
 
 /// An answer around JSON that is written already, as text.
 ///
 /// # Errors
 /// `internal_error` when that is no JSON.
-pub(super) fn enveloped_text(request: &HttpRequest, state: &State, json: &str) -> Result<String, Problem> {
+pub(super) fn enveloped_text(
+    request: &HttpRequest,
+    state: &State,
+    json: &str,
+) -> Result<String, Problem> {
     let data: Result<&RawValue, _> = serde_json::from_str(json);
     let whole = data.and_then(|data| serde_json::to_string(&enveloped(request, state, data)));
     whole.map_err(|_| Problem::internal())
@@ -37,12 +48,24 @@ pub(super) fn enveloped_list<T>(
     next_cursor: Option<String>,
 ) -> api::ListEnvelope<T> {
     let request_id = request_id(request).to_string();
-    let meta = api::ListMeta { request_id, timestamp: state.clock.now().into(), next_cursor };
-    api::ListEnvelope { data, error: (), meta }
+    let meta = api::ListMeta {
+        request_id,
+        timestamp: state.clock.now().into(),
+        next_cursor,
+    };
+    api::ListEnvelope {
+        data,
+        error: (),
+        meta,
+    }
 }
 
 fn access(key: &ApiKey) -> api::Access {
-    if key.family == Family::Publishable { api::Access::Publishable } else { api::Access::Secret }
+    if key.family == Family::Publishable {
+        api::Access::Publishable
+    } else {
+        api::Access::Secret
+    }
 }
 
 fn extras(key: &ApiKey) -> api::Extras {
@@ -84,25 +107,47 @@ pub(super) fn key(key: &ApiKey) -> api::Key {
 
 /// The key that a request describes, and its family; `None` when a field is invalid, which `checks` then says. Scopes mean
 /// nothing here: a secret key has all, a publishable one none.
-pub(super) fn new_key(body: api::CreateKey, now: Timestamp, checks: &mut Checks) -> Option<(Family, NewKey)> {
+pub(super) fn new_key(
+    body: api::CreateKey,
+    now: Timestamp,
+    checks: &mut Checks,
+) -> Option<(Family, NewKey)> {
     let name = checks.member("/name", text::required(&body.name, 100));
     let expires_at = checks.member("/expiresAt", members::end(body.expires_at, now));
-    let allowed_ips = checks.member("/allowedIps", members::networks(body.allowed_ips.as_deref()));
+    let allowed_ips = checks.member(
+        "/allowedIps",
+        members::networks(body.allowed_ips.as_deref()),
+    );
     let rate_limit = members::rate_limit(body.rate_limit, checks);
     let metadata = checks.member("/metadata", body.metadata.map(Metadata::new).transpose());
     let family = match body.access {
         api::Access::Secret => Family::Secret,
         api::Access::Publishable => Family::Publishable,
     };
-    let grants =
-        Grants { allowed_ips: allowed_ips?, rate_limit: rate_limit?, expires_at: expires_at?, ..Grants::default() };
-    Some((family, NewKey { name: name?, mode: body.environment, grants, metadata: metadata? }))
+    let grants = Grants {
+        allowed_ips: allowed_ips?,
+        rate_limit: rate_limit?,
+        expires_at: expires_at?,
+        ..Grants::default()
+    };
+    Some((
+        family,
+        NewKey {
+            name: name?,
+            mode: body.environment,
+            grants,
+            metadata: metadata?,
+        },
+    ))
 }
 
 /// Ids of keys have this surface's form here too.
 pub(super) fn entry(entry: &Entry) -> api::AuditEntry {
     let draft = &entry.draft;
-    let key_id = |id: &str| id.parse::<KeyId>().map_or_else(|_| id.to_owned(), |id| id.crockford());
+    let key_id = |id: &str| {
+        id.parse::<KeyId>()
+            .map_or_else(|_| id.to_owned(), |id| id.crockford())
+    };
     let actor_id = match draft.actor.kind {
         ActorKind::ApiKey => key_id(&draft.actor.id),
         ActorKind::Merchant | ActorKind::Operator | ActorKind::Cli => draft.actor.id.clone(),
@@ -115,8 +160,14 @@ pub(super) fn entry(entry: &Entry) -> api::AuditEntry {
         id: draft.id.crockford(),
         occurred_at: draft.occurred_at.into(),
         action: draft.action.as_str().to_owned(),
-        actor: api::Actor { r#type: draft.actor.kind.into(), id: actor_id },
-        target: api::Target { r#type: draft.target.kind.into(), id: target_id },
+        actor: api::Actor {
+            r#type: draft.actor.kind.into(),
+            id: actor_id,
+        },
+        target: api::Target {
+            r#type: draft.target.kind.into(),
+            id: target_id,
+        },
         request_id: draft.request_id.clone(),
         ip: draft.ip.map(|ip| ip.to_string()),
         changes: draft.changes.clone(),

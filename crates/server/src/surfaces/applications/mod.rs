@@ -34,17 +34,27 @@ use crate::{
     )
 )]
 #[post("/applications")]
-pub async fn create(state: web::Data<State>, merchant: Merchant, retry: Retry, body: Body) -> Answer {
+pub async fn create(
+    state: web::Data<State>,
+    merchant: Merchant,
+    retry: Retry,
+    body: Body,
+) -> Answer {
     let by = &merchant.0;
     let make = async |creating| {
-        let (name, description) = body.read_json()?.check(|body: api::CreateApplication, checks| {
-            let name = checks.member("/name", Application::parse_name(&body.name));
-            let description =
-                checks.member("/description", Application::parse_description(body.description.as_deref()));
-            Some((name?, description?))
-        })?;
+        let (name, description) =
+            body.read_json()?
+                .check(|body: api::CreateApplication, checks| {
+                    let name = checks.member("/name", Application::parse_name(&body.name));
+                    let description = checks.member(
+                        "/description",
+                        Application::parse_description(body.description.as_deref()),
+                    );
+                    Some((name?, description?))
+                })?;
         applications::create(&state, by, name, description, creating, |application| {
-            Answered::created(&shown(&application, None)).at(format!("/api/v1/applications/{}", application.id))
+            Answered::created(&shown(&application, None))
+                .at(format!("/api/v1/applications/{}", application.id))
         })
         .await
     };
@@ -104,21 +114,33 @@ pub async fn get(state: web::Data<State>, merchant: Merchant, id: web::Path<Stri
     )
 )]
 #[patch("/applications/{id}")]
-pub async fn update(state: web::Data<State>, merchant: Merchant, id: web::Path<String>, body: Body) -> Answer {
-    let (name, description) = body.read_merge_patch()?.check(|body: api::UpdateApplication, checks| {
-        let name = match &body.name {
-            Patch::Absent => Ok(None),
-            Patch::Null => Err(Invalid::new("cannot be cleared")),
-            Patch::Value(name) => Application::parse_name(name).map(Some),
-        };
-        let description = match &body.description {
-            Patch::Absent => Ok(None),
-            Patch::Null => Ok(Some(None)),
-            Patch::Value(description) => Application::parse_description(Some(description)).map(Some),
-        };
-        let (name, description) = (checks.member("/name", name), checks.member("/description", description));
-        Some((name?, description?))
-    })?;
+pub async fn update(
+    state: web::Data<State>,
+    merchant: Merchant,
+    id: web::Path<String>,
+    body: Body,
+) -> Answer {
+    let (name, description) =
+        body.read_merge_patch()?
+            .check(|body: api::UpdateApplication, checks| {
+                let name = match &body.name {
+                    Patch::Absent => Ok(None),
+                    Patch::Null => Err(Invalid::new("cannot be cleared")),
+                    Patch::Value(name) => Application::parse_name(name).map(Some),
+                };
+                let description = match &body.description {
+                    Patch::Absent => Ok(None),
+                    Patch::Null => Ok(Some(None)),
+                    Patch::Value(description) => {
+                        Application::parse_description(Some(description)).map(Some)
+                    }
+                };
+                let (name, description) = (
+                    checks.member("/name", name),
+                    checks.member("/description", description),
+                );
+                Some((name?, description?))
+            })?;
     let id = path_id(&id)?;
     let application = applications::update(&state, &merchant.0, id, name, description).await?;
     Ok(HttpResponse::Ok().json(shown(&application, None)))
@@ -152,9 +174,15 @@ pub async fn delete(state: web::Data<State>, merchant: Merchant, id: web::Path<S
     responses((status = 200, description = "The application; the change holds everywhere.", body = api::Application))
 )]
 #[patch("/applications/{id}/status")]
-pub async fn set_status(state: web::Data<State>, merchant: Merchant, id: web::Path<String>, body: Body) -> Answer {
+pub async fn set_status(
+    state: web::Data<State>,
+    merchant: Merchant,
+    id: web::Path<String>,
+    body: Body,
+) -> Answer {
     let body: api::SetApplicationStatus = body.json()?;
-    let application = applications::set_enabled(&state, &merchant.0, path_id(&id)?, body.is_enabled).await?;
+    let application =
+        applications::set_enabled(&state, &merchant.0, path_id(&id)?, body.is_enabled).await?;
     Ok(HttpResponse::Ok().json(shown(&application, None)))
 }
 
@@ -184,7 +212,9 @@ pub async fn create_key(
     let by = &merchant.0;
     let make = async |creating| {
         let now = state.clock.now();
-        let wanted = body.read_json()?.check(|body, checks| present::new_key(body, &state.catalogue, now, checks))?;
+        let wanted = body
+            .read_json()?
+            .check(|body, checks| present::new_key(body, &state.catalogue, now, checks))?;
         let id = path_id(&id)?;
         api_keys::create_for_application(&state, by, id, wanted, creating, move |(key, text)| {
             Answered::created(&created_key(&key, id, &text))
@@ -205,13 +235,22 @@ pub async fn create_key(
     responses((status = 200, description = "A page of keys.", body = api::Page<api::Key>))
 )]
 #[get("/applications/{id}/api-keys")]
-pub async fn list_keys(state: web::Data<State>, merchant: Merchant, id: web::Path<String>, query: Query) -> Answer {
+pub async fn list_keys(
+    state: web::Data<State>,
+    merchant: Merchant,
+    id: web::Path<String>,
+    query: Query,
+) -> Answer {
     let query: api::ListKeys = query.read()?;
     let id = path_id(&id)?;
     let (page, limit) = paging(query.page, query.limit)?;
     let found = api_keys::page_of_application(&state, &merchant.0, id, page, limit).await?;
     let now = state.clock.now();
-    let items = found.items.iter().map(|found| key(found, id, now)).collect();
+    let items = found
+        .items
+        .iter()
+        .map(|found| key(found, id, now))
+        .collect();
     Ok(HttpResponse::Ok().json(api::Page::new(items, page, limit, found.total)))
 }
 
@@ -229,7 +268,11 @@ pub async fn list_keys(state: web::Data<State>, merchant: Merchant, id: web::Pat
     )
 )]
 #[delete("/applications/{id}/api-keys/{keyId}")]
-pub async fn revoke_key(state: web::Data<State>, merchant: Merchant, path: web::Path<(String, String)>) -> Answer {
+pub async fn revoke_key(
+    state: web::Data<State>,
+    merchant: Merchant,
+    path: web::Path<(String, String)>,
+) -> Answer {
     let (application, key): (Id<Application>, _) = (path_id(&path.0)?, path_id(&path.1)?);
     if !api_keys::revoke_of_application(&state, &merchant.0, application, key).await? {
         let code = tollkey_core::ProblemCode::KeyAlreadyRevoked;

@@ -2,11 +2,17 @@
 
 use jiff::Timestamp;
 use tollkey_api::{Secret, applications as api};
-use tollkey_core::{ApiKey, Application, ApplicationId, Catalogue, Checks, Grants, KeyText, metadata::Metadata, text};
+use tollkey_core::{
+    ApiKey, Application, ApplicationId, Catalogue, Checks, Grants, KeyText, metadata::Metadata,
+    text,
+};
 
 use crate::{service::api_keys::NewKey, surfaces::members};
 
-pub(super) fn shown(application: &Application, api_keys: Option<Vec<api::IncludedKey>>) -> api::Application {
+pub(super) fn shown(
+    application: &Application,
+    api_keys: Option<Vec<api::IncludedKey>>,
+) -> api::Application {
     api::Application {
         id: application.id.to_string(),
         name: application.name.clone(),
@@ -26,7 +32,11 @@ pub(super) fn included_key(key: &ApiKey, now: Timestamp) -> api::IncludedKey {
     }
 }
 
-pub(super) fn created_key(key: &ApiKey, application_id: ApplicationId, text: &KeyText) -> api::CreatedKey {
+pub(super) fn created_key(
+    key: &ApiKey,
+    application_id: ApplicationId,
+    text: &KeyText,
+) -> api::CreatedKey {
     api::CreatedKey {
         id: key.id.to_string(),
         application_id: application_id.to_string(),
@@ -55,7 +65,10 @@ pub(super) fn key(key: &ApiKey, application_id: ApplicationId, now: Timestamp) -
         expires_at: grants.expires_at.map(Into::into),
         last_used_at: key.last_used_at.map(Into::into),
         revoked_at: key.revocation().map(|revocation| revocation.at.into()),
-        revoked_reason: key.revocation().and_then(|revocation| revocation.reason).map(str::to_owned),
+        revoked_reason: key
+            .revocation()
+            .and_then(|revocation| revocation.reason)
+            .map(str::to_owned),
     }
 }
 
@@ -67,9 +80,15 @@ pub(super) fn new_key(
     checks: &mut Checks,
 ) -> Option<NewKey> {
     let name = checks.member("/description", text::required(&body.description, 255));
-    let scopes = checks.member("/scopes", members::scopes(body.scopes.as_deref(), catalogue));
+    let scopes = checks.member(
+        "/scopes",
+        members::scopes(body.scopes.as_deref(), catalogue),
+    );
     let expires_at = checks.member("/expiresAt", members::end(body.expires_at, now));
-    let allowed_ips = checks.member("/allowedIps", members::networks(body.allowed_ips.as_deref()));
+    let allowed_ips = checks.member(
+        "/allowedIps",
+        members::networks(body.allowed_ips.as_deref()),
+    );
     let rate_limit = members::rate_limit(body.rate_limit, checks);
     let metadata = checks.member("/metadata", body.metadata.map(Metadata::new).transpose());
     let grants = Grants {
@@ -79,5 +98,10 @@ pub(super) fn new_key(
         rate_limit: rate_limit?,
         ..Grants::default()
     };
-    Some(NewKey { name: name?, mode: body.mode.unwrap_or_default(), grants, metadata: metadata? })
+    Some(NewKey {
+        name: name?,
+        mode: body.mode.unwrap_or_default(),
+        grants,
+        metadata: metadata?,
+    })
 }

@@ -28,9 +28,15 @@ pub async fn list(state: web::Data<State>, merchant: Merchant, query: Query) -> 
     let found = audit::list(&state, &merchant.0, filter).await?;
     let mut response = HttpResponse::Ok();
     if let Some(next) = found.next {
-        let next = api::ListAuditLog { cursor: Some(next.to_string()), ..query };
+        let next = api::ListAuditLog {
+            cursor: Some(next.to_string()),
+            ..query
+        };
         let query = serde_urlencoded::to_string(next).unwrap_or_default();
-        response.insert_header((header::LINK, format!("</api/v1/audit-log?{query}>; rel=\"next\"")));
+        response.insert_header((
+            header::LINK,
+            format!("</api/v1/audit-log?{query}>; rel=\"next\""),
+        ));
     }
     Ok(response.json(found.entries.iter().map(present::entry).collect::<Vec<_>>()))
 }

@@ -12,8 +12,14 @@ pub(crate) fn entry(entry: &Entry) -> api::AuditEntry {
         id: draft.id.to_string(),
         occurred_at: draft.occurred_at.into(),
         action: draft.action.as_str().to_owned(),
-        actor: api::AuditActor { r#type: draft.actor.kind.into(), id: draft.actor.id.clone() },
-        target: api::AuditTarget { r#type: draft.target.kind.into(), id: draft.target.id.clone() },
+        actor: api::AuditActor {
+            r#type: draft.actor.kind.into(),
+            id: draft.actor.id.clone(),
+        },
+        target: api::AuditTarget {
+            r#type: draft.target.kind.into(),
+            id: draft.target.id.clone(),
+        },
         request_id: draft.request_id.clone(),
         ip: draft.ip.map(|ip| ip.to_string()),
         changes: draft.changes.clone(),
@@ -25,7 +31,9 @@ pub(crate) fn entry(entry: &Entry) -> api::AuditEntry {
 fn filter_id(id: Option<&str>) -> Result<(), Invalid> {
     match id {
         // No ID has any, and PostgreSQL takes no text with a zero in it.
-        Some(id) if id.chars().any(char::is_control) => Err(Invalid::new("must not have control characters")),
+        Some(id) if id.chars().any(char::is_control) => {
+            Err(Invalid::new("must not have control characters"))
+        }
         id => text::search(id).map(drop),
     }
 }
@@ -49,7 +57,10 @@ pub(crate) fn filter(query: &api::ListAuditLog) -> Result<Filter, Problem> {
             Some(Err(_)) => Err(Invalid::new("must be one that an earlier answer gave")),
         },
     );
-    let action = checks.member("action", query.action.as_deref().map(str::parse).transpose());
+    let action = checks.member(
+        "action",
+        query.action.as_deref().map(str::parse).transpose(),
+    );
     let since = checks.member("since", time(&query.since));
     let until = checks.member("until", time(&query.until));
     let target = checks.member("target_id", filter_id(query.target_id.as_deref()));
@@ -60,7 +71,21 @@ pub(crate) fn filter(query: &api::ListAuditLog) -> Result<Filter, Problem> {
         return Err(checks.into_problem());
     };
     // A key's id in either form; every other id as it is.
-    let kept = |id: &String| id.parse::<KeyId>().map_or_else(|_| id.clone(), |id| id.to_string());
-    let (target_id, actor_id) = (query.target_id.as_ref().map(kept), query.actor_id.as_ref().map(kept));
-    Ok(Filter { limit, before, action, target_id, actor_id, since, until })
+    let kept = |id: &String| {
+        id.parse::<KeyId>()
+            .map_or_else(|_| id.clone(), |id| id.to_string())
+    };
+    let (target_id, actor_id) = (
+        query.target_id.as_ref().map(kept),
+        query.actor_id.as_ref().map(kept),
+    );
+    Ok(Filter {
+        limit,
+        before,
+        action,
+        target_id,
+        actor_id,
+        since,
+        until,
+    })
 }

@@ -42,11 +42,18 @@ fn made((key, text): api_keys::Made) -> Answered {
     )
 )]
 #[post("/api-keys")]
-pub async fn create(state: web::Data<State>, merchant: Merchant, retry: Retry, body: Body) -> Answer {
+pub async fn create(
+    state: web::Data<State>,
+    merchant: Merchant,
+    retry: Retry,
+    body: Body,
+) -> Answer {
     let by = &merchant.0;
     let make = async |creating| {
         let now = state.clock.now();
-        let wanted = body.read_json_or_nothing()?.check(|body, checks| new_key(body, &state.catalogue, now, checks))?;
+        let wanted = body
+            .read_json_or_nothing()?
+            .check(|body, checks| new_key(body, &state.catalogue, now, checks))?;
         api_keys::create(&state, by, Family::Commerce, wanted, creating, made).await
     };
     Ok(plain(&retry.once(&state, by, &body, make).await?))
@@ -67,15 +74,34 @@ pub async fn create(state: web::Data<State>, merchant: Merchant, retry: Retry, b
 pub async fn list(state: web::Data<State>, merchant: Merchant, query: Query) -> Answer {
     let query: api::ListKeys = query.read()?;
     let (limit, after) = members::listing(query.limit, query.cursor.as_deref())?;
-    let found = api_keys::list(&state, &merchant.0, api_keys::Wanted::of(api_keys::COMMERCE), after, limit).await?;
+    let found = api_keys::list(
+        &state,
+        &merchant.0,
+        api_keys::Wanted::of(api_keys::COMMERCE),
+        after,
+        limit,
+    )
+    .await?;
     let mut response = HttpResponse::Ok();
     if let Some(next) = found.next {
-        let next = api::ListKeys { cursor: Some(members::shown_cursor(next)), ..query };
+        let next = api::ListKeys {
+            cursor: Some(members::shown_cursor(next)),
+            ..query
+        };
         let query = serde_urlencoded::to_string(next).unwrap_or_default();
-        response.insert_header((header::LINK, format!("</api/v1/api-keys?{query}>; rel=\"next\"")));
+        response.insert_header((
+            header::LINK,
+            format!("</api/v1/api-keys?{query}>; rel=\"next\""),
+        ));
     }
     let now = state.clock.now();
-    Ok(response.json(found.keys.iter().map(|found| key(found, now)).collect::<Vec<_>>()))
+    Ok(response.json(
+        found
+            .keys
+            .iter()
+            .map(|found| key(found, now))
+            .collect::<Vec<_>>(),
+    ))
 }
 
 /// Retrieve a commerce key.
@@ -109,9 +135,16 @@ pub async fn get(state: web::Data<State>, merchant: Merchant, id: web::Path<Stri
     )
 )]
 #[patch("/api-keys/{id}")]
-pub async fn update(state: web::Data<State>, merchant: Merchant, id: web::Path<String>, body: Body) -> Answer {
+pub async fn update(
+    state: web::Data<State>,
+    merchant: Merchant,
+    id: web::Path<String>,
+    body: Body,
+) -> Answer {
     let now = state.clock.now();
-    let edit = body.read_merge_patch_or_nothing()?.check(|body, checks| edit(body, &state.catalogue, now, checks))?;
+    let edit = body
+        .read_merge_patch_or_nothing()?
+        .check(|body, checks| edit(body, &state.catalogue, now, checks))?;
     let id = path_id(&id)?;
     let changed = api_keys::update(&state, &merchant.0, id, edit).await?;
     Ok(HttpResponse::Ok().json(key(&changed, now)))
@@ -129,13 +162,22 @@ pub async fn update(state: web::Data<State>, merchant: Merchant, id: web::Path<S
     responses((status = 200, description = "It is revoked.", body = api::Message))
 )]
 #[post("/api-keys/{id}/revoke")]
-pub async fn revoke(state: web::Data<State>, merchant: Merchant, id: web::Path<String>, body: Body) -> Answer {
+pub async fn revoke(
+    state: web::Data<State>,
+    merchant: Merchant,
+    id: web::Path<String>,
+    body: Body,
+) -> Answer {
     let reason = body
         .read_json_or_nothing()?
-        .check(|body: api::RevokeKey, checks| checks.member("/reason", text::optional(body.reason.as_deref(), 255)))?;
+        .check(|body: api::RevokeKey, checks| {
+            checks.member("/reason", text::optional(body.reason.as_deref(), 255))
+        })?;
     let id = path_id(&id)?;
     api_keys::revoke(&state, &merchant.0, api_keys::COMMERCE, id, reason).await?;
-    Ok(HttpResponse::Ok().json(api::Message { message: REVOKED.to_owned() }))
+    Ok(HttpResponse::Ok().json(api::Message {
+        message: REVOKED.to_owned(),
+    }))
 }
 
 /// Suspend a commerce key.
@@ -153,7 +195,12 @@ pub async fn revoke(state: web::Data<State>, merchant: Merchant, id: web::Path<S
     )
 )]
 #[post("/api-keys/{id}/suspend")]
-pub async fn suspend(state: web::Data<State>, merchant: Merchant, id: web::Path<String>, body: Body) -> Answer {
+pub async fn suspend(
+    state: web::Data<State>,
+    merchant: Merchant,
+    id: web::Path<String>,
+    body: Body,
+) -> Answer {
     let api::Nothing {} = body.json_or_nothing()?;
     let changed = api_keys::suspend(&state, &merchant.0, path_id(&id)?).await?;
     Ok(HttpResponse::Ok().json(key(&changed, state.clock.now())))
@@ -174,7 +221,12 @@ pub async fn suspend(state: web::Data<State>, merchant: Merchant, id: web::Path<
     )
 )]
 #[post("/api-keys/{id}/resume")]
-pub async fn resume(state: web::Data<State>, merchant: Merchant, id: web::Path<String>, body: Body) -> Answer {
+pub async fn resume(
+    state: web::Data<State>,
+    merchant: Merchant,
+    id: web::Path<String>,
+    body: Body,
+) -> Answer {
     let api::Nothing {} = body.json_or_nothing()?;
     let changed = api_keys::resume(&state, &merchant.0, path_id(&id)?).await?;
     Ok(HttpResponse::Ok().json(key(&changed, state.clock.now())))
@@ -207,9 +259,14 @@ pub async fn rotate(
 ) -> Answer {
     let by = &merchant.0;
     let make = async |creating| {
-        let overlap = body.read_json_or_nothing()?.check(|body: api::RotateKey, checks| {
-            checks.member("/overlap_seconds", Overlap::parse(body.overlap_seconds.unwrap_or_default()))
-        })?;
+        let overlap = body
+            .read_json_or_nothing()?
+            .check(|body: api::RotateKey, checks| {
+                checks.member(
+                    "/overlap_seconds",
+                    Overlap::parse(body.overlap_seconds.unwrap_or_default()),
+                )
+            })?;
         let id = path_id(&id)?;
         api_keys::rotate(&state, by, id, overlap, creating, made).await
     };

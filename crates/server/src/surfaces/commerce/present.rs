@@ -3,8 +3,8 @@
 use jiff::Timestamp;
 use tollkey_api::{Patch, Secret, commerce as api};
 use tollkey_core::{
-    ApiKey, Catalogue, Checks, Grants, Invalid, IpList, KeyText, Problem, RateLimit, Scope, feature::Feature,
-    metadata::Metadata, text,
+    ApiKey, Catalogue, Checks, Grants, Invalid, IpList, KeyText, Problem, RateLimit, Scope,
+    feature::Feature, metadata::Metadata, text,
 };
 
 use crate::{service::api_keys::NewKey, surfaces::members};
@@ -37,7 +37,10 @@ pub(super) fn key(key: &ApiKey, now: Timestamp) -> api::Key {
         last_used_at: key.last_used_at.map(Into::into),
         created_at: key.created_at.into(),
         revoked_at: key.revocation().map(|revocation| revocation.at.into()),
-        revoked_reason: key.revocation().and_then(|revocation| revocation.reason).map(str::to_owned),
+        revoked_reason: key
+            .revocation()
+            .and_then(|revocation| revocation.reason)
+            .map(str::to_owned),
         mode: key.mode.into(),
         scopes: grants.scopes.clone(),
         prefix: key.prefix.clone(),
@@ -75,11 +78,23 @@ pub(super) fn new_key(
     checks: &mut Checks,
 ) -> Option<NewKey> {
     let name = checks.member("/name", name(&body.name));
-    let scopes = checks.member("/scopes", members::scopes(body.scopes.as_deref(), catalogue));
+    let scopes = checks.member(
+        "/scopes",
+        members::scopes(body.scopes.as_deref(), catalogue),
+    );
     let expires_at = checks.member("/expires_at", members::end(body.expires_at, now));
-    let merchants = checks.member("/merchants", body.merchants.as_deref().map(merchants).transpose());
-    let features = checks.member("/features", body.features.as_deref().map(features).transpose());
-    let allowed_ips = checks.member("/allowed_ips", members::networks(body.allowed_ips.as_deref()));
+    let merchants = checks.member(
+        "/merchants",
+        body.merchants.as_deref().map(merchants).transpose(),
+    );
+    let features = checks.member(
+        "/features",
+        body.features.as_deref().map(features).transpose(),
+    );
+    let allowed_ips = checks.member(
+        "/allowed_ips",
+        members::networks(body.allowed_ips.as_deref()),
+    );
     let rate_limit = new_limit(body.rate_limit, checks);
     let metadata = checks.member("/metadata", body.metadata.map(Metadata::new).transpose());
     let grants = Grants {
@@ -90,14 +105,24 @@ pub(super) fn new_key(
         rate_limit: rate_limit?,
         expires_at: expires_at?,
     };
-    Some(NewKey { name: name?, mode: body.mode.unwrap_or_default(), grants, metadata: metadata? })
+    Some(NewKey {
+        name: name?,
+        mode: body.mode.unwrap_or_default(),
+        grants,
+        metadata: metadata?,
+    })
 }
 
 /// A rate limit; `None` when a field of it is invalid, which `checks` then says.
 fn new_limit(limit: Option<api::RateLimit>, checks: &mut Checks) -> Option<Option<RateLimit>> {
-    let Some(limit) = limit else { return Some(None) };
+    let Some(limit) = limit else {
+        return Some(None);
+    };
     checks.member(LIMIT, RateLimit::parse_limit(limit.limit));
-    checks.member(WINDOW_SECONDS, RateLimit::parse_window_seconds(limit.window_seconds));
+    checks.member(
+        WINDOW_SECONDS,
+        RateLimit::parse_window_seconds(limit.window_seconds),
+    );
     RateLimit::try_from(limit).ok().map(Some)
 }
 
@@ -126,23 +151,45 @@ pub(super) fn edit(
     now: Timestamp,
     checks: &mut Checks,
 ) -> Option<impl FnOnce(&mut ApiKey) -> Result<(), Problem> + Clone + Send + use<> + 'static> {
-    let name = checks.member("/name", member(body.name, cannot_be_cleared(), |text| name(&text)));
+    let name = checks.member(
+        "/name",
+        member(body.name, cannot_be_cleared(), |text| name(&text)),
+    );
     let mode = checks.member("/mode", member(body.mode, cannot_be_cleared(), Ok));
     let scopes = checks.member(
         "/scopes",
-        member(body.scopes, Ok(vec![Scope::COMMERCE]), |names| members::scopes(Some(&names), catalogue)),
+        member(body.scopes, Ok(vec![Scope::COMMERCE]), |names| {
+            members::scopes(Some(&names), catalogue)
+        }),
     );
-    let expires_at =
-        checks.member("/expires_at", member(body.expires_at, Ok(None), |end| members::end(Some(end), now)));
+    let expires_at = checks.member(
+        "/expires_at",
+        member(body.expires_at, Ok(None), |end| {
+            members::end(Some(end), now)
+        }),
+    );
     // Null is no news for a key that has none; whether it has any is known later.
-    let merchants = checks.member("/merchants", member(body.merchants, Ok(None), |list| merchants(&list).map(Some)));
-    let features = checks.member("/features", member(body.features, Ok(None), |list| features(&list).map(Some)));
-    let allowed_ips: Option<Option<Option<IpList>>> =
-        checks.member("/allowed_ips", member(body.allowed_ips, Ok(None), |list| members::networks(Some(&list))));
+    let merchants = checks.member(
+        "/merchants",
+        member(body.merchants, Ok(None), |list| merchants(&list).map(Some)),
+    );
+    let features = checks.member(
+        "/features",
+        member(body.features, Ok(None), |list| features(&list).map(Some)),
+    );
+    let allowed_ips: Option<Option<Option<IpList>>> = checks.member(
+        "/allowed_ips",
+        member(body.allowed_ips, Ok(None), |list| {
+            members::networks(Some(&list))
+        }),
+    );
     let (limit_patch, metadata_patch) = (body.rate_limit, body.metadata);
     if let Patch::Value(patch) = &limit_patch {
         checks.member(LIMIT, patched(&patch.limit, RateLimit::parse_limit));
-        checks.member(WINDOW_SECONDS, patched(&patch.window_seconds, RateLimit::parse_window_seconds));
+        checks.member(
+            WINDOW_SECONDS,
+            patched(&patch.window_seconds, RateLimit::parse_window_seconds),
+        );
     }
     if let Patch::Value(patch) = &metadata_patch {
         // What breaks a rule by itself does so merged with anything, too.
@@ -153,16 +200,31 @@ pub(super) fn edit(
     Some(move |key: &mut ApiKey| {
         let mut checks = Checks::default();
         if mode.is_some_and(|mode| mode != key.mode) {
-            checks.member::<()>("/mode", Err(Invalid::new("cannot be changed: it stands in the key")));
+            checks.member::<()>(
+                "/mode",
+                Err(Invalid::new("cannot be changed: it stands in the key")),
+            );
         }
-        set_restriction(&mut key.grants.merchants, merchants, "/merchants", &mut checks);
+        set_restriction(
+            &mut key.grants.merchants,
+            merchants,
+            "/merchants",
+            &mut checks,
+        );
         set_restriction(&mut key.grants.features, features, "/features", &mut checks);
         if let Some(end) = expires_at {
             checks.member("/expires_at", key.set_end(end));
         }
-        let rate_limit = checks.member("/rate_limit", merged_limit(key.grants.rate_limit, limit_patch));
-        let metadata = checks.member("/metadata", merged_metadata(key.metadata.as_ref(), metadata_patch));
-        let (Some(rate_limit), Some(metadata), true) = (rate_limit, metadata, checks.is_empty()) else {
+        let rate_limit = checks.member(
+            "/rate_limit",
+            merged_limit(key.grants.rate_limit, limit_patch),
+        );
+        let metadata = checks.member(
+            "/metadata",
+            merged_metadata(key.metadata.as_ref(), metadata_patch),
+        );
+        let (Some(rate_limit), Some(metadata), true) = (rate_limit, metadata, checks.is_empty())
+        else {
             return Err(checks.into_problem());
         };
         key.grants.rate_limit = rate_limit;
@@ -175,7 +237,10 @@ pub(super) fn edit(
 }
 
 /// A field of a rate limit in a merge patch, as far as it can be checked without the key.
-fn patched<T>(patch: &Patch<i64>, read: impl FnOnce(i64) -> Result<T, Invalid>) -> Result<(), Invalid> {
+fn patched<T>(
+    patch: &Patch<i64>,
+    read: impl FnOnce(i64) -> Result<T, Invalid>,
+) -> Result<(), Invalid> {
     match patch {
         Patch::Absent => Ok(()),
         Patch::Null => cannot_be_cleared(),
@@ -190,7 +255,12 @@ fn set<T>(member: &mut T, value: Option<T>) {
 }
 
 /// Sets what makes a key a scoped key; once set it cannot be cleared, or the key could do more than ever.
-fn set_restriction<T>(member: &mut Option<T>, patch: Option<Option<T>>, pointer: &str, checks: &mut Checks) {
+fn set_restriction<T>(
+    member: &mut Option<T>,
+    patch: Option<Option<T>>,
+    pointer: &str,
+    checks: &mut Checks,
+) {
     match patch {
         Some(None) if member.is_some() => {
             checks.member::<()>(pointer, cannot_be_cleared());
@@ -201,7 +271,10 @@ fn set_restriction<T>(member: &mut Option<T>, patch: Option<Option<T>>, pointer:
 }
 
 /// The rate limit after a merge patch.
-fn merged_limit(own: Option<RateLimit>, patch: Patch<api::UpdateRateLimit>) -> Result<Option<RateLimit>, Invalid> {
+fn merged_limit(
+    own: Option<RateLimit>,
+    patch: Patch<api::UpdateRateLimit>,
+) -> Result<Option<RateLimit>, Invalid> {
     let patch = match patch {
         Patch::Absent => return Ok(own),
         Patch::Null => return Ok(None),
@@ -211,8 +284,16 @@ fn merged_limit(own: Option<RateLimit>, patch: Patch<api::UpdateRateLimit>) -> R
         Patch::Value(value) => Ok(value),
         Patch::Absent | Patch::Null => own.ok_or_else(|| Invalid::new(format!("needs {name}"))),
     };
-    let limit = merged(patch.limit, own.map(|own| own.limit().get().into()), "limit")?;
-    let window = merged(patch.window_seconds, own.map(|own| own.window_seconds().get().into()), "window_seconds")?;
+    let limit = merged(
+        patch.limit,
+        own.map(|own| own.limit().get().into()),
+        "limit",
+    )?;
+    let window = merged(
+        patch.window_seconds,
+        own.map(|own| own.window_seconds().get().into()),
+        "window_seconds",
+    )?;
     RateLimit::new(limit, window).map(Some)
 }
 

@@ -71,8 +71,13 @@ pub(super) async fn list(state: web::Data<State>, visitor: SignedIn, query: Quer
     let (page, limit) = paging(asked.page, Some(SHOWN))?;
     let found = applications::page(&state, &visitor.by, page, limit, false).await?;
     page::page(&ListPage {
-        frame: Frame::of(&visitor, SECTION, "Applications").done(asked.done.as_deref(), &["deleted"]),
-        applications: found.items.iter().map(|(application, _)| View::from(application)).collect(),
+        frame: Frame::of(&visitor, SECTION, "Applications")
+            .done(asked.done.as_deref(), &["deleted"]),
+        applications: found
+            .items
+            .iter()
+            .map(|(application, _)| View::from(application))
+            .collect(),
         page: page.into(),
         pages: found.total.div_ceil(u64::from(SHOWN)),
         total: found.total,
@@ -91,60 +96,121 @@ struct FormPage {
 fn read(fields: &Fields) -> Result<(String, Option<String>), Problem> {
     let mut checks = Checks::default();
     let name = checks.member("/name", Application::parse_name(fields.get("name")));
-    let description = checks.member("/description", Application::parse_description(fields.filled("description")));
-    let (Some(name), Some(description)) = (name, description) else { return Err(checks.into_problem()) };
+    let description = checks.member(
+        "/description",
+        Application::parse_description(fields.filled("description")),
+    );
+    let (Some(name), Some(description)) = (name, description) else {
+        return Err(checks.into_problem());
+    };
     Ok((name, description))
 }
 
 #[get("/applications/new")]
 pub(super) async fn new(state: web::Data<State>, visitor: SignedIn) -> Answer {
     let frame = Frame::of(&visitor, SECTION, "New application");
-    page::page(&FormPage { frame, application: None, fields: once::untouched(&state, visitor.by.account_id.as_str()) })
+    page::page(&FormPage {
+        frame,
+        application: None,
+        fields: once::untouched(&state, visitor.by.account_id.as_str()),
+    })
 }
 
 #[post("/applications/new")]
-pub(super) async fn create(state: web::Data<State>, visitor: SignedIn, request: HttpRequest, body: Body) -> Answer {
+pub(super) async fn create(
+    state: web::Data<State>,
+    visitor: SignedIn,
+    request: HttpRequest,
+    body: Body,
+) -> Answer {
     let (by, fields) = (&visitor.by, Fields::read(&body)?);
     let make = async |creating, say: Say<_>| {
         let (name, description) = read(&fields)?;
-        applications::create(&state, by, name, description, creating, move |made| say(made)).await
+        applications::create(&state, by, name, description, creating, move |made| {
+            say(made)
+        })
+        .await
     };
     let place_of = |made: &Application| format!("/dashboard/applications/{}?done=created", made.id);
-    match once(&state, by.who(), request.path(), (&fields, &body), place_of, make).await {
+    match once(
+        &state,
+        by.who(),
+        request.path(),
+        (&fields, &body),
+        place_of,
+        make,
+    )
+    .await
+    {
         Ok(Once::Made(made)) => Ok(see_other(&place_of(&made))),
         Ok(Once::Before(at)) => Ok(see_other(&at)),
         Err(problem) if can_be_mended(&problem) => {
             let frame = Frame::of(&visitor, SECTION, "New application");
             let fields = once::refused(&state, by.account_id.as_str(), fields, &problem);
-            page::refused(&problem, &FormPage { frame, application: None, fields })
+            page::refused(
+                &problem,
+                &FormPage {
+                    frame,
+                    application: None,
+                    fields,
+                },
+            )
         }
         Err(problem) => Err(problem.into()),
     }
 }
 
 #[get("/applications/{id}/edit")]
-pub(super) async fn edit(state: web::Data<State>, visitor: SignedIn, id: web::Path<String>) -> Answer {
+pub(super) async fn edit(
+    state: web::Data<State>,
+    visitor: SignedIn,
+    id: web::Path<String>,
+) -> Answer {
     let application = applications::get(&state, &visitor.by, path_id(&id)?).await?;
     let fields = Fields::default()
         .with("name", application.name.clone())
-        .with("description", application.description.clone().unwrap_or_default());
+        .with(
+            "description",
+            application.description.clone().unwrap_or_default(),
+        );
     let frame = Frame::of(&visitor, SECTION, "Change an application");
-    page::page(&FormPage { frame, application: Some(View::from(&application)), fields })
+    page::page(&FormPage {
+        frame,
+        application: Some(View::from(&application)),
+        fields,
+    })
 }
 
 #[post("/applications/{id}/edit")]
-pub(super) async fn update(state: web::Data<State>, visitor: SignedIn, id: web::Path<String>, body: Body) -> Answer {
+pub(super) async fn update(
+    state: web::Data<State>,
+    visitor: SignedIn,
+    id: web::Path<String>,
+    body: Body,
+) -> Answer {
     let (by, id, fields) = (&visitor.by, path_id(&id)?, Fields::read(&body)?);
     let updated = match read(&fields) {
-        Ok((name, description)) => applications::update(&state, by, id, Some(name), Some(description)).await,
+        Ok((name, description)) => {
+            applications::update(&state, by, id, Some(name), Some(description)).await
+        }
         Err(problem) => Err(problem),
     };
     match updated {
-        Ok(application) => Ok(see_other(&format!("/dashboard/applications/{}?done=updated", application.id))),
+        Ok(application) => Ok(see_other(&format!(
+            "/dashboard/applications/{}?done=updated",
+            application.id
+        ))),
         Err(problem) if can_be_mended(&problem) => {
             let application = Some(View::from(&applications::get(&state, by, id).await?));
             let frame = Frame::of(&visitor, SECTION, "Change an application");
-            page::refused(&problem, &FormPage { frame, application, fields: fields.refused(&problem) })
+            page::refused(
+                &problem,
+                &FormPage {
+                    frame,
+                    application,
+                    fields: fields.refused(&problem),
+                },
+            )
         }
         Err(problem) => Err(problem.into()),
     }
@@ -159,15 +225,32 @@ struct Whole {
 }
 
 impl Whole {
-    async fn of(state: &State, visitor: &SignedIn, id: ApplicationId, status: Option<Status>) -> Result<Self, Problem> {
+    async fn of(
+        state: &State,
+        visitor: &SignedIn,
+        id: ApplicationId,
+        status: Option<Status>,
+    ) -> Result<Self, Problem> {
         let by = &visitor.by;
         let application = applications::get(state, by, id).await?;
-        let wanted = api_keys::Wanted { application: Some(id), status, ..api_keys::Wanted::of(&[Family::Application]) };
+        let wanted = api_keys::Wanted {
+            application: Some(id),
+            status,
+            ..api_keys::Wanted::of(&[Family::Application])
+        };
         let found = api_keys::list(state, by, wanted, None, KEYS).await?;
         let now = state.clock.now();
         let choice = [Choice::from(application.clone())];
-        let keys = found.keys.iter().map(|key| KeyView::new(key, &choice, now)).collect();
-        Ok(Self { application: View::from(&application), keys, more: found.next.is_some() })
+        let keys = found
+            .keys
+            .iter()
+            .map(|key| KeyView::new(key, &choice, now))
+            .collect();
+        Ok(Self {
+            application: View::from(&application),
+            keys,
+            more: found.next.is_some(),
+        })
     }
 }
 
@@ -179,7 +262,12 @@ struct ShowPage {
 }
 
 #[get("/applications/{id}")]
-pub(super) async fn show(state: web::Data<State>, visitor: SignedIn, id: web::Path<String>, query: Query) -> Answer {
+pub(super) async fn show(
+    state: web::Data<State>,
+    visitor: SignedIn,
+    id: web::Path<String>,
+    query: Query,
+) -> Answer {
     let Done { done } = query.read()?;
     let whole = Whole::of(&state, &visitor, path_id(&id)?, None).await?;
     let told: &[&str] = match (whole.application.is_enabled, whole.keys.is_empty()) {
@@ -187,7 +275,8 @@ pub(super) async fn show(state: web::Data<State>, visitor: SignedIn, id: web::Pa
         (true, true) => &["updated", "enabled", "created"],
         (true, false) => &["updated", "enabled"],
     };
-    let frame = Frame::of(&visitor, SECTION, whole.application.name.clone()).done(done.as_deref(), told);
+    let frame =
+        Frame::of(&visitor, SECTION, whole.application.name.clone()).done(done.as_deref(), told);
     page::page(&ShowPage { frame, whole })
 }
 
@@ -202,33 +291,70 @@ struct StopPage {
 }
 
 #[get("/applications/{id}/disable")]
-pub(super) async fn ask_disable(state: web::Data<State>, visitor: SignedIn, id: web::Path<String>) -> Answer {
+pub(super) async fn ask_disable(
+    state: web::Data<State>,
+    visitor: SignedIn,
+    id: web::Path<String>,
+) -> Answer {
     let whole = Whole::of(&state, &visitor, path_id(&id)?, STOPS).await?;
     let frame = Frame::of(&visitor, SECTION, "Disable an application");
-    page::page(&StopPage { frame, whole, is_deletion: false, fields: Fields::default() })
+    page::page(&StopPage {
+        frame,
+        whole,
+        is_deletion: false,
+        fields: Fields::default(),
+    })
 }
 
 #[post("/applications/{id}/disable")]
-pub(super) async fn disable(state: web::Data<State>, visitor: SignedIn, id: web::Path<String>) -> Answer {
+pub(super) async fn disable(
+    state: web::Data<State>,
+    visitor: SignedIn,
+    id: web::Path<String>,
+) -> Answer {
     let application = applications::set_enabled(&state, &visitor.by, path_id(&id)?, false).await?;
-    Ok(see_other(&format!("/dashboard/applications/{}?done=disabled", application.id)))
+    Ok(see_other(&format!(
+        "/dashboard/applications/{}?done=disabled",
+        application.id
+    )))
 }
 
 #[post("/applications/{id}/enable")]
-pub(super) async fn enable(state: web::Data<State>, visitor: SignedIn, id: web::Path<String>) -> Answer {
+pub(super) async fn enable(
+    state: web::Data<State>,
+    visitor: SignedIn,
+    id: web::Path<String>,
+) -> Answer {
     let application = applications::set_enabled(&state, &visitor.by, path_id(&id)?, true).await?;
-    Ok(see_other(&format!("/dashboard/applications/{}?done=enabled", application.id)))
+    Ok(see_other(&format!(
+        "/dashboard/applications/{}?done=enabled",
+        application.id
+    )))
 }
 
 #[get("/applications/{id}/delete")]
-pub(super) async fn ask_delete(state: web::Data<State>, visitor: SignedIn, id: web::Path<String>) -> Answer {
+pub(super) async fn ask_delete(
+    state: web::Data<State>,
+    visitor: SignedIn,
+    id: web::Path<String>,
+) -> Answer {
     let whole = Whole::of(&state, &visitor, path_id(&id)?, STOPS).await?;
     let frame = Frame::of(&visitor, SECTION, "Delete an application");
-    page::page(&StopPage { frame, whole, is_deletion: true, fields: Fields::default() })
+    page::page(&StopPage {
+        frame,
+        whole,
+        is_deletion: true,
+        fields: Fields::default(),
+    })
 }
 
 #[post("/applications/{id}/delete")]
-pub(super) async fn delete(state: web::Data<State>, visitor: SignedIn, id: web::Path<String>, body: Body) -> Answer {
+pub(super) async fn delete(
+    state: web::Data<State>,
+    visitor: SignedIn,
+    id: web::Path<String>,
+    body: Body,
+) -> Answer {
     let (id, fields) = (path_id(&id)?, Fields::read(&body)?);
     let whole = Whole::of(&state, &visitor, id, STOPS).await?;
     if !fields.confirms("confirm", &whole.application.name) {
@@ -236,7 +362,12 @@ pub(super) async fn delete(state: web::Data<State>, visitor: SignedIn, id: web::
         let frame = Frame::of(&visitor, SECTION, "Delete an application");
         return page::refused(
             &problem,
-            &StopPage { frame, whole, is_deletion: true, fields: fields.refused(&problem) },
+            &StopPage {
+                frame,
+                whole,
+                is_deletion: true,
+                fields: fields.refused(&problem),
+            },
         );
     }
     applications::delete(&state, &visitor.by, id).await?;

@@ -21,19 +21,43 @@ static ASSETS: LazyLock<Vec<Asset>> = LazyLock::new(|| {
         for byte in &Digest::of(content).as_bytes()[..6] {
             let _ = write!(version, "{byte:02x}");
         }
-        Asset { name, content_type, content, version }
+        Asset {
+            name,
+            content_type,
+            content,
+            version,
+        }
     };
     vec![
-        asset("style.css", "text/css; charset=utf-8", include_str!("../../../assets/style.css")),
-        asset("dashboard.js", "text/javascript; charset=utf-8", include_str!("../../../assets/dashboard.js")),
-        asset("htmx.min.js", "text/javascript; charset=utf-8", include_str!("../../../assets/htmx.min.js")),
-        asset("icon.svg", "image/svg+xml", include_str!("../../../assets/icon.svg")),
+        asset(
+            "style.css",
+            "text/css; charset=utf-8",
+            include_str!("../../../assets/style.css"),
+        ),
+        asset(
+            "dashboard.js",
+            "text/javascript; charset=utf-8",
+            include_str!("../../../assets/dashboard.js"),
+        ),
+        asset(
+            "htmx.min.js",
+            "text/javascript; charset=utf-8",
+            include_str!("../../../assets/htmx.min.js"),
+        ),
+        asset(
+            "icon.svg",
+            "image/svg+xml",
+            include_str!("../../../assets/icon.svg"),
+        ),
     ]
 });
 
 /// Where an asset is.
 pub(super) fn url(name: &str) -> String {
-    let version = ASSETS.iter().find(|asset| asset.name == name).map_or("", |asset| asset.version.as_str());
+    let version = ASSETS
+        .iter()
+        .find(|asset| asset.name == name)
+        .map_or("", |asset| asset.version.as_str());
     format!("/dashboard/assets/{version}/{name}")
 }
 
@@ -42,9 +66,21 @@ pub(super) fn url(name: &str) -> String {
 #[get("/assets/{version}/{name}")]
 pub(super) async fn file(path: web::Path<(String, String)>) -> Answer {
     let (version, name) = path.into_inner();
-    let asset = ASSETS.iter().find(|asset| asset.name == name).ok_or_else(Problem::not_found)?;
-    let kept = if version == asset.version { "public, max-age=31536000, immutable" } else { "no-store" };
+    let asset = ASSETS
+        .iter()
+        .find(|asset| asset.name == name)
+        .ok_or_else(Problem::not_found)?;
+    let kept = if version == asset.version {
+        "public, max-age=31536000, immutable"
+    } else {
+        "no-store"
+    };
     let mut response = HttpResponse::Ok();
-    response.insert_header((header::CACHE_CONTROL, kept)).content_type(asset.content_type);
-    Ok(SharedBody::of(response, web::Bytes::from_static(asset.content.as_bytes())))
+    response
+        .insert_header((header::CACHE_CONTROL, kept))
+        .content_type(asset.content_type);
+    Ok(SharedBody::of(
+        response,
+        web::Bytes::from_static(asset.content.as_bytes()),
+    ))
 }

@@ -104,8 +104,13 @@ impl Asked {
         let day = |name: &'static str, text: &str, days: i64| {
             filled(text)
                 .map(|text| {
-                    let day: jiff::civil::Date = text.parse().map_err(|_| Problem::field(name, "must be a day"))?;
-                    Ok::<_, Problem>(format!("{}T00:00:00Z", day.saturating_add(jiff::Span::new().days(days))))
+                    let day: jiff::civil::Date = text
+                        .parse()
+                        .map_err(|_| Problem::field(name, "must be a day"))?;
+                    Ok::<_, Problem>(format!(
+                        "{}T00:00:00Z",
+                        day.saturating_add(jiff::Span::new().days(days))
+                    ))
                 })
                 .transpose()
         };
@@ -129,7 +134,10 @@ impl Asked {
             ("until", &self.until),
             ("cursor", cursor),
         ];
-        pairs.into_iter().filter(|(name, value)| *name == "cursor" || !value.is_empty()).collect()
+        pairs
+            .into_iter()
+            .filter(|(name, value)| *name == "cursor" || !value.is_empty())
+            .collect()
     }
 
     /// The query of the same log, behind that entry.
@@ -152,11 +160,20 @@ struct LogPage {
 }
 
 impl LogPage {
-    async fn new(state: &State, visitor: &SignedIn, asked: Asked, checked: Option<Checked>) -> Result<Self, Problem> {
-        let wanted = audit::Filter { limit: SHOWN, ..asked.filter()? };
+    async fn new(
+        state: &State,
+        visitor: &SignedIn,
+        asked: Asked,
+        checked: Option<Checked>,
+    ) -> Result<Self, Problem> {
+        let wanted = audit::Filter {
+            limit: SHOWN,
+            ..asked.filter()?
+        };
         let found = audit::list(state, &visitor.by, wanted).await?;
         Ok(Self {
-            frame: Frame::of(visitor, SECTION, "Audit log").done(asked.done.as_deref(), &["pasted"]),
+            frame: Frame::of(visitor, SECTION, "Audit log")
+                .done(asked.done.as_deref(), &["pasted"]),
             actions: Action::ALL.iter().map(|action| action.as_str()).collect(),
             entries: found.entries.iter().map(EntryView::from).collect(),
             is_partial: found.next.is_some() && found.entries.len() < SHOWN as usize,
@@ -168,9 +185,17 @@ impl LogPage {
 }
 
 #[get("/audit")]
-pub(super) async fn list(state: web::Data<State>, visitor: SignedIn, request: HttpRequest, query: Query) -> Answer {
+pub(super) async fn list(
+    state: web::Data<State>,
+    visitor: SignedIn,
+    request: HttpRequest,
+    query: Query,
+) -> Answer {
     let asked: Asked = query.read()?;
-    if [&asked.target_id, &asked.actor_id].iter().any(|text| has_secret(text)) {
+    if [&asked.target_id, &asked.actor_id]
+        .iter()
+        .any(|text| has_secret(text))
+    {
         return Ok(pasted(&request, "/dashboard/audit"));
     }
     page::page(&LogPage::new(&state, &visitor, asked, None).await?)
@@ -198,10 +223,16 @@ pub(super) async fn export(state: web::Data<State>, visitor: SignedIn, query: Qu
         "jsonl" => (Format::JsonLines, "audit-log.jsonl", "application/jsonl"),
         _ => return Err(Problem::field("format", "must be one of csv, jsonl").into()),
     };
-    let filter = audit::Filter { limit: STEP, ..asked.filter()? };
+    let filter = audit::Filter {
+        limit: STEP,
+        ..asked.filter()?
+    };
     let mut response = HttpResponse::Ok();
     response.content_type(content_type);
-    response.insert_header((header::CONTENT_DISPOSITION, format!("attachment; filename=\"{name}\"")));
+    response.insert_header((
+        header::CONTENT_DISPOSITION,
+        format!("attachment; filename=\"{name}\""),
+    ));
     Ok(response.streaming(file(state, visitor.by, filter, format)))
 }
 
@@ -216,13 +247,23 @@ fn file(
     stream::try_unfold(Some((first, true)), move |rest| {
         let (state, by) = (state.clone(), by.clone());
         async move {
-            let Some((filter, is_first)) = rest else { return Ok(None) };
+            let Some((filter, is_first)) = rest else {
+                return Ok(None);
+            };
             let found = audit::list(&state, &by, filter.clone()).await?;
             let written = match format {
                 Format::Csv => csv_lines(&found.entries, is_first).into_bytes(),
                 Format::JsonLines => json_lines(&found.entries)?,
             };
-            let rest = found.next.map(|next| (audit::Filter { before: Some(next), ..filter }, false));
+            let rest = found.next.map(|next| {
+                (
+                    audit::Filter {
+                        before: Some(next),
+                        ..filter
+                    },
+                    false,
+                )
+            });
             Ok(Some((web::Bytes::from(written), rest)))
         }
     })
@@ -315,8 +356,9 @@ fn without_formulas(text: &str) -> String {
         safe.push('\'');
     }
     for cell in text.split_inclusive(SEPARATORS) {
-        let shown =
-            cell.trim_start_matches(|letter: char| letter.is_whitespace() || letter.is_control() || letter == '"');
+        let shown = cell.trim_start_matches(|letter: char| {
+            letter.is_whitespace() || letter.is_control() || letter == '"'
+        });
         if shown.starts_with(FORMULA) {
             safe.push('\'');
         }
@@ -338,9 +380,16 @@ mod tests {
     /// The cells of a file by that separator, quotes read as RFC 4180 has them.
     fn cells(file: &str, separator: char) -> Vec<String> {
         let mut reader = csv::ReaderBuilder::new();
-        reader.has_headers(false).flexible(true).delimiter(u8::try_from(separator).unwrap());
-        let rows = reader.from_reader(file.as_bytes()).into_records().map(|row| row.expect("a row"));
-        rows.flat_map(|row| row.iter().map(str::to_owned).collect::<Vec<_>>()).collect()
+        reader
+            .has_headers(false)
+            .flexible(true)
+            .delimiter(u8::try_from(separator).unwrap());
+        let rows = reader
+            .from_reader(file.as_bytes())
+            .into_records()
+            .map(|row| row.expect("a row"));
+        rows.flat_map(|row| row.iter().map(str::to_owned).collect::<Vec<_>>())
+            .collect()
     }
 
     #[test]
@@ -389,12 +438,18 @@ mod tests {
                 push_line(&mut file, &row);
                 for separator in [',', ';', '\t', '|'] {
                     for cell in cells(&file, separator) {
-                        assert!(!is_formula(&cell), "{text:?} in column {column} by {separator:?}: {cell:?} of {file}");
+                        assert!(
+                            !is_formula(&cell),
+                            "{text:?} in column {column} by {separator:?}: {cell:?} of {file}"
+                        );
                     }
                 }
                 // A spreadsheet that knows no quotes at all.
                 for cell in file.split([',', ';', '\t', '|', '\r', '\n']) {
-                    assert!(!is_formula(cell), "{text:?} in column {column}: {cell:?} of {file}");
+                    assert!(
+                        !is_formula(cell),
+                        "{text:?} in column {column}: {cell:?} of {file}"
+                    );
                 }
                 assert_eq!(cells(&file, ',').len(), COLUMNS.len(), "{file}");
             }
@@ -403,7 +458,16 @@ mod tests {
 
     #[test]
     fn cell_that_is_no_formula_is_kept() {
-        for text in ["user_7", "2026-01-01T00:00:00Z", "a;b", "a=1", "::1", "{\"a\":-1,\"b\":\"=\"}", "a\"b", ""] {
+        for text in [
+            "user_7",
+            "2026-01-01T00:00:00Z",
+            "a;b",
+            "a=1",
+            "::1",
+            "{\"a\":-1,\"b\":\"=\"}",
+            "a\"b",
+            "",
+        ] {
             assert_eq!(without_formulas(text), text);
         }
         for (text, expected) in [

@@ -19,7 +19,10 @@ impl Fields {
     /// # Errors
     /// 408, 413, 415.
     pub fn read(body: &Body) -> Result<Self, Problem> {
-        Ok(Self { pairs: body.pairs()?, errors: Vec::new() })
+        Ok(Self {
+            pairs: body.pairs()?,
+            errors: Vec::new(),
+        })
     }
 
     /// With this in a field that nobody has filled in yet.
@@ -39,7 +42,10 @@ impl Fields {
     /// What stands in a field; nothing counts as an empty text.
     #[must_use]
     pub fn get(&self, name: &str) -> &str {
-        self.pairs.iter().find(|(field, _)| field == name).map_or("", |(_, value)| value.trim())
+        self.pairs
+            .iter()
+            .find(|(field, _)| field == name)
+            .map_or("", |(_, value)| value.trim())
     }
 
     /// What stands in a field, unless it is empty.
@@ -50,7 +56,10 @@ impl Fields {
 
     /// All values of fields of one name: ticked boxes.
     pub fn all<'a>(&'a self, name: &str) -> impl Iterator<Item = &'a str> {
-        self.pairs.iter().filter(move |(field, _)| field == name).map(|(_, value)| value.trim())
+        self.pairs
+            .iter()
+            .filter(move |(field, _)| field == name)
+            .map(|(_, value)| value.trim())
     }
 
     /// Whether a box was ticked, or an option chosen.
@@ -70,7 +79,10 @@ impl Fields {
     /// The entries of a list that was typed with commas, spaces or lines between; `None` when there are none.
     #[must_use]
     pub fn list(&self, name: &str) -> Option<Vec<String>> {
-        let entries = self.get(name).split([',', ' ', '\n', '\r', '\t']).filter(|entry| !entry.is_empty());
+        let entries = self
+            .get(name)
+            .split([',', ' ', '\n', '\r', '\t'])
+            .filter(|entry| !entry.is_empty());
         Some(entries.map(str::to_owned).collect::<Vec<_>>()).filter(|entries| !entries.is_empty())
     }
 
@@ -79,8 +91,15 @@ impl Fields {
     pub fn refused(mut self, problem: &Problem) -> Self {
         self.errors.clone_from(&problem.errors);
         if self.errors.is_empty() {
-            let about = if problem.code == ProblemCode::ApplicationNameTaken { "/name" } else { "" };
-            let error = FieldError { pointer: about.to_owned(), detail: problem.detail.to_string() };
+            let about = if problem.code == ProblemCode::ApplicationNameTaken {
+                "/name"
+            } else {
+                ""
+            };
+            let error = FieldError {
+                pointer: about.to_owned(),
+                detail: problem.detail.to_string(),
+            };
             self.errors.push(error);
         }
         self
@@ -89,14 +108,25 @@ impl Fields {
     /// What is wrong with a field. Rules name members by pointers: `/merchants/0` is about the field `merchants`.
     #[must_use]
     pub fn error(&self, name: &str) -> Option<&str> {
-        self.errors.iter().find(|error| field_of(&error.pointer) == name).map(|error| error.detail.as_str())
+        self.errors
+            .iter()
+            .find(|error| field_of(&error.pointer) == name)
+            .map(|error| error.detail.as_str())
     }
 
     /// What is wrong, and with none of the fields that say so themselves: their names, with spaces between.
     #[must_use]
     pub fn errors_beside(&self, names: &str) -> Vec<&str> {
-        let beside = |error: &&FieldError| !names.split(' ').any(|name| name == field_of(&error.pointer));
-        self.errors.iter().filter(beside).map(|error| error.detail.as_str()).collect()
+        let beside = |error: &&FieldError| {
+            !names
+                .split(' ')
+                .any(|name| name == field_of(&error.pointer))
+        };
+        self.errors
+            .iter()
+            .filter(beside)
+            .map(|error| error.detail.as_str())
+            .collect()
     }
 
     /// Whether anything is wrong.
@@ -109,12 +139,18 @@ impl Fields {
 /// Not what was typed: that may be a management token.
 impl fmt::Debug for Fields {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Fields").field("errors", &self.errors).finish_non_exhaustive()
+        f.debug_struct("Fields")
+            .field("errors", &self.errors)
+            .finish_non_exhaustive()
     }
 }
 
 fn field_of(pointer: &str) -> &str {
-    pointer.trim_start_matches('/').split('/').next().unwrap_or_default()
+    pointer
+        .trim_start_matches('/')
+        .split('/')
+        .next()
+        .unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -125,12 +161,19 @@ mod tests {
     fn confirmations_compare_in_normalization_form_c() {
         let typed = |text: &str| Fields::default().with("confirm", text);
         // U+00E9, and U+0065 with U+0301.
-        for (own, text) in
-            [("caf\u{e9}", "cafe\u{301}"), ("cafe\u{301}", " caf\u{e9} "), ("\u{ac00}", "\u{1100}\u{1161}")]
-        {
+        for (own, text) in [
+            ("caf\u{e9}", "cafe\u{301}"),
+            ("cafe\u{301}", " caf\u{e9} "),
+            ("\u{ac00}", "\u{1100}\u{1161}"),
+        ] {
             assert!(typed(text).confirms("confirm", own), "{own} {text}");
         }
-        for (own, text) in [("caf\u{e9}", "cafe"), ("a", "A"), ("\u{fb01}", "fi"), ("a", "")] {
+        for (own, text) in [
+            ("caf\u{e9}", "cafe"),
+            ("a", "A"),
+            ("\u{fb01}", "fi"),
+            ("a", ""),
+        ] {
             assert!(!typed(text).confirms("confirm", own), "{own} {text}");
         }
     }

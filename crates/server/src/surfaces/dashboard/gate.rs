@@ -17,7 +17,9 @@ use crate::{caller::not_forwarded, edge::Refusal, state::State};
 const FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
 fn refuse<B>(request: ServiceRequest, problem: Problem) -> ServiceResponse<EitherBody<B>> {
-    request.error_response(Refusal(problem)).map_into_right_body()
+    request
+        .error_response(Refusal(problem))
+        .map_into_right_body()
 }
 
 /// Refuses what would change something unless one of our own pages sends it. The session's cookie is `SameSite=Strict`
@@ -35,7 +37,10 @@ pub(super) async fn same_site<B: MessageBody + 'static>(
         return Ok(refuse(request, problem));
     }
     if !request.method().is_safe() && !is_from_own_page(&request) {
-        return Ok(refuse(request, Problem::forbidden("This was not sent by a page of this dashboard.")));
+        return Ok(refuse(
+            request,
+            Problem::forbidden("This was not sent by a page of this dashboard."),
+        ));
     }
     Ok(next.call(request).await?.map_into_left_body())
 }
@@ -55,7 +60,8 @@ fn is_from_own_page(request: &ServiceRequest) -> bool {
 /// What stands behind the host in the URL of a header, if the host is ours.
 fn behind_own_host<'a>(request: &'a ServiceRequest, name: &HeaderName) -> Option<&'a str> {
     let (_, rest) = header(request, name)?.split_once("://")?;
-    rest.strip_prefix(header(request, &HOST)?).filter(|rest| rest.is_empty() || rest.starts_with('/'))
+    rest.strip_prefix(header(request, &HOST)?)
+        .filter(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
 /// Lets through who is signed in, and sends everybody else to the door.
@@ -69,7 +75,9 @@ pub(super) async fn signed_in<B: MessageBody + 'static>(
 ) -> Result<ServiceResponse<EitherBody<B>>, Error> {
     match session::find(&state, request.request()).await {
         // An operator says whose account first.
-        Ok(Some(visitor)) if visitor.session.account_id.is_none() && !is_for_everybody(request.path()) => {
+        Ok(Some(visitor))
+            if visitor.session.account_id.is_none() && !is_for_everybody(request.path()) =>
+        {
             Ok(request.into_response(page::see_other("/dashboard/account").map_into_right_body()))
         }
         Ok(Some(visitor)) => {
@@ -93,18 +101,28 @@ fn is_for_everybody(path: &str) -> bool {
 /// with the path prefix.
 fn page_of_form<'a>(request: &'a ServiceRequest, state: &State) -> &'a str {
     let is_page = |page: &&str| is_dashboard_path(page.split('?').next().unwrap_or_default());
-    let page = behind_own_host(request, &REFERER).map(|page| state.public_path.strip(page).unwrap_or(page));
+    let page = behind_own_host(request, &REFERER)
+        .map(|page| state.public_path.strip(page).unwrap_or(page));
     page.filter(is_page).unwrap_or("/dashboard")
 }
 
 /// Redirects to the sign-in page, which returns here.
 fn turn_away(request: &ServiceRequest, state: &State) -> HttpResponse {
-    let here = page::own_page(request.uri().path_and_query().map_or("/dashboard", |here| here.as_str()));
+    let here = page::own_page(
+        request
+            .uri()
+            .path_and_query()
+            .map_or("/dashboard", |here| here.as_str()),
+    );
     // Followed from somewhere else, a `SameSite=Strict` cookie is not sent although it is there. A page of ours that goes on
     // by itself is asked for with it. Once: whoever comes from our own page has none.
     if request.method().is_safe() && header(request, &FETCH_SITE) == Some("cross-site") {
         return page::go_on(&state.public_path.path(here));
     }
-    let next = if request.method().is_safe() { here } else { page_of_form(request, state) };
+    let next = if request.method().is_safe() {
+        here
+    } else {
+        page_of_form(request, state)
+    };
     page::whole_window(request.headers(), &page::door(next, None))
 }

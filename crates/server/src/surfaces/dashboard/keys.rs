@@ -64,20 +64,31 @@ struct Asked {
 
 impl Asked {
     fn is_filtered(&self) -> bool {
-        [&self.q, &self.mode, &self.status, &self.application].iter().any(|field| !field.is_empty())
+        [&self.q, &self.mode, &self.status, &self.application]
+            .iter()
+            .any(|field| !field.is_empty())
     }
 
     fn wanted(&self) -> Result<api_keys::Wanted, Problem> {
         let filled = |field: &'static str, text: &str| {
-            Some(text.trim().to_owned()).filter(|_| !text.trim().is_empty()).map(|text| (field, text))
+            Some(text.trim().to_owned())
+                .filter(|_| !text.trim().is_empty())
+                .map(|text| (field, text))
         };
-        fn read<T: std::str::FromStr>(field: Option<(&'static str, String)>) -> Result<Option<T>, Problem> {
+        fn read<T: std::str::FromStr>(
+            field: Option<(&'static str, String)>,
+        ) -> Result<Option<T>, Problem> {
             field
-                .map(|(name, text)| text.parse().map_err(|_| Problem::field(name, "is not one of the choices")))
+                .map(|(name, text)| {
+                    text.parse()
+                        .map_err(|_| Problem::field(name, "is not one of the choices"))
+                })
                 .transpose()
         }
         let status = filled("status", &self.status).map(|(name, text)| {
-            let known = EffectiveStatus::ALL.into_iter().find(|status| status.as_str() == text);
+            let known = EffectiveStatus::ALL
+                .into_iter()
+                .find(|status| status.as_str() == text);
             known.ok_or_else(|| Problem::field(name, "is not one of the choices"))
         });
         let (status, application_enabled) = status
@@ -89,7 +100,8 @@ impl Asked {
             status,
             application_enabled,
             application: read(filled("application", &self.application))?,
-            text: text::search(Some(&self.q)).map_err(|rule| Problem::field("q", rule.to_string()))?,
+            text: text::search(Some(&self.q))
+                .map_err(|rule| Problem::field("q", rule.to_string()))?,
             ..api_keys::Wanted::of(&Family::ALL)
         })
     }
@@ -103,8 +115,14 @@ impl Asked {
             ("application", &self.application),
             ("cursor", &cursor),
         ];
-        let filled: Vec<_> = pairs.into_iter().filter(|(_, value)| !value.is_empty()).collect();
-        format!("/dashboard/keys?{}", serde_urlencoded::to_string(filled).unwrap_or_default())
+        let filled: Vec<_> = pairs
+            .into_iter()
+            .filter(|(_, value)| !value.is_empty())
+            .collect();
+        format!(
+            "/dashboard/keys?{}",
+            serde_urlencoded::to_string(filled).unwrap_or_default()
+        )
     }
 }
 
@@ -118,7 +136,11 @@ pub(super) struct Choice {
 
 impl From<Application> for Choice {
     fn from(application: Application) -> Self {
-        Self { id: application.id.to_string(), name: application.name, is_enabled: application.is_enabled }
+        Self {
+            id: application.id.to_string(),
+            name: application.name,
+            is_enabled: application.is_enabled,
+        }
     }
 }
 
@@ -128,7 +150,8 @@ async fn choices(
     by: &Manager,
     these: impl IntoIterator<Item = ApplicationId>,
 ) -> Result<Vec<Choice>, Problem> {
-    let found = applications::newest_and(state, by, APPLICATIONS, these.into_iter().collect()).await?;
+    let found =
+        applications::newest_and(state, by, APPLICATIONS, these.into_iter().collect()).await?;
     let mut choices: Vec<Choice> = found.into_iter().map(Choice::from).collect();
     choices.sort_by_key(|choice| choice.name.to_lowercase());
     Ok(choices)
@@ -136,7 +159,9 @@ async fn choices(
 
 /// The application of a key, if it has one.
 async fn application_of(state: &State, by: &Manager, key: &ApiKey) -> Result<Vec<Choice>, Problem> {
-    let Some(id) = key.application_id else { return Ok(Vec::new()) };
+    let Some(id) = key.application_id else {
+        return Ok(Vec::new());
+    };
     let found = applications::newest_and(state, by, 0, [id].into()).await?;
     Ok(found.into_iter().map(Choice::from).collect())
 }
@@ -165,7 +190,12 @@ pub(super) fn pasted(request: &HttpRequest, place: &str) -> HttpResponse {
 }
 
 #[get("/keys")]
-pub(super) async fn list(state: web::Data<State>, visitor: SignedIn, request: HttpRequest, query: Query) -> Answer {
+pub(super) async fn list(
+    state: web::Data<State>,
+    visitor: SignedIn,
+    request: HttpRequest,
+    query: Query,
+) -> Answer {
     let asked: Asked = query.read()?;
     if has_secret(&asked.q) {
         return Ok(pasted(&request, "/dashboard/keys"));
@@ -183,9 +213,16 @@ pub(super) async fn list(state: web::Data<State>, visitor: SignedIn, request: Ht
     page::page(&ListPage {
         is_partial,
         statuses: EffectiveStatus::ALL,
-        frame: Frame::of(&visitor, SECTION, "API keys").done(asked.done.as_deref(), &["account", "pasted"]),
-        keys: found.keys.iter().map(|key| KeyView::new(key, &applications, now)).collect(),
-        next: found.next.map(|next| asked.from(members::shown_cursor(next))),
+        frame: Frame::of(&visitor, SECTION, "API keys")
+            .done(asked.done.as_deref(), &["account", "pasted"]),
+        keys: found
+            .keys
+            .iter()
+            .map(|key| KeyView::new(key, &applications, now))
+            .collect(),
+        next: found
+            .next
+            .map(|next| asked.from(members::shown_cursor(next))),
         applications,
         asked,
     })
@@ -207,10 +244,16 @@ struct NewPage {
 
 impl NewPage {
     async fn new(state: &State, visitor: &SignedIn, fields: Fields) -> Result<Self, Problem> {
-        let model = accounts::get(state, visitor.by.account_id.clone()).await?.operating_model;
+        let model = accounts::get(state, visitor.by.account_id.clone())
+            .await?
+            .operating_model;
         let chosen = fields.get("application").parse().ok();
         let form = NewKeyForm::new(state, model, choices(state, &visitor.by, chosen).await?);
-        Ok(Self { frame: Frame::of(visitor, SECTION, "New key"), form, fields })
+        Ok(Self {
+            frame: Frame::of(visitor, SECTION, "New key"),
+            form,
+            fields,
+        })
     }
 }
 
@@ -233,17 +276,42 @@ struct CreatedPage<'a> {
 }
 
 #[post("/keys/new")]
-pub(super) async fn create(state: web::Data<State>, visitor: SignedIn, request: HttpRequest, body: Body) -> Answer {
+pub(super) async fn create(
+    state: web::Data<State>,
+    visitor: SignedIn,
+    request: HttpRequest,
+    body: Body,
+) -> Answer {
     let fields = Fields::read(&body)?;
     let by = &visitor.by;
     let make = async |creating, say: Say<_>| {
-        let Wish { family, application, key } = form::read(&fields, &state.catalogue, state.clock.now())?;
+        let Wish {
+            family,
+            application,
+            key,
+        } = form::read(&fields, &state.catalogue, state.clock.now())?;
         match application {
-            Some(id) => api_keys::create_for_application(&state, by, id, key, creating, move |made| say(made)).await,
-            None => api_keys::create(&state, by, family, key, creating, move |made| say(made)).await,
+            Some(id) => {
+                api_keys::create_for_application(&state, by, id, key, creating, move |made| {
+                    say(made)
+                })
+                .await
+            }
+            None => {
+                api_keys::create(&state, by, family, key, creating, move |made| say(made)).await
+            }
         }
     };
-    match once(&state, by.who(), request.path(), (&fields, &body), place_of, make).await {
+    match once(
+        &state,
+        by.who(),
+        request.path(),
+        (&fields, &body),
+        place_of,
+        make,
+    )
+    .await
+    {
         Ok(Once::Made((key, text))) => shown_once(&state, &visitor, &request, &key, &text),
         Ok(Once::Before(at)) => Ok(see_other(&at)),
         Err(problem) if can_be_mended(&problem) => {
@@ -259,12 +327,25 @@ fn place_of((key, _): &api_keys::Made) -> String {
 }
 
 /// The one page that shows the text of a key.
-fn shown_once(state: &State, visitor: &SignedIn, request: &HttpRequest, key: &ApiKey, text: &KeyText) -> Answer {
+fn shown_once(
+    state: &State,
+    visitor: &SignedIn,
+    request: &HttpRequest,
+    key: &ApiKey,
+    text: &KeyText,
+) -> Answer {
     // The origin that the browser uses, which a proxy may hide from the server: a form has it in `Origin`.
-    let header = |name| request.headers().get(name).and_then(|value| value.to_str().ok());
-    let base = header(ORIGIN).filter(|origin| *origin != "null").map(str::to_owned);
-    let base =
-        base.unwrap_or_else(|| format!("https://{}", header(HOST).unwrap_or_default())) + &state.public_path.path("");
+    let header = |name| {
+        request
+            .headers()
+            .get(name)
+            .and_then(|value| value.to_str().ok())
+    };
+    let base = header(ORIGIN)
+        .filter(|origin| *origin != "null")
+        .map(str::to_owned);
+    let base = base.unwrap_or_else(|| format!("https://{}", header(HOST).unwrap_or_default()))
+        + &state.public_path.path("");
     page::page(&CreatedPage {
         frame: Frame::of(visitor, SECTION, "Your new key"),
         key: KeyView::new(key, &[], state.clock.now()),
@@ -288,14 +369,23 @@ struct KeyPage {
 }
 
 #[get("/keys/{id}")]
-pub(super) async fn show(state: web::Data<State>, visitor: SignedIn, id: web::Path<String>, query: Query) -> Answer {
+pub(super) async fn show(
+    state: web::Data<State>,
+    visitor: SignedIn,
+    id: web::Path<String>,
+    query: Query,
+) -> Answer {
     let Done { done } = query.read()?;
     let (by, id) = (&visitor.by, path_id(&id)?);
     let key = api_keys::get(&state, by, &Family::ALL, id).await?;
     let now = state.clock.now();
     let today = day(now);
     let usage = api_keys::usage(&state, by, id, today - USAGE_DAYS + 1).await?;
-    let about = audit::Filter { limit: ENTRIES, target_id: Some(id.to_string()), ..audit::Filter::default() };
+    let about = audit::Filter {
+        limit: ENTRIES,
+        target_id: Some(id.to_string()),
+        ..audit::Filter::default()
+    };
     let found = audit::list(&state, by, about).await?;
     let creation = match key.rotated_from {
         Some(predecessor) if found.next.is_none() => creation_of(&state, by, predecessor).await?,
@@ -324,7 +414,11 @@ pub(super) async fn show(state: web::Data<State>, visitor: SignedIn, id: web::Pa
 }
 
 /// The audit entry of the rotation of a key, and the key.
-async fn creation_of(state: &State, by: &Manager, id: KeyId) -> Result<Option<(EntryView, KeyView)>, Problem> {
+async fn creation_of(
+    state: &State,
+    by: &Manager,
+    id: KeyId,
+) -> Result<Option<(EntryView, KeyView)>, Problem> {
     let rotation = audit::Filter {
         limit: 1,
         action: Some(Action::ApiKeyRotated),
@@ -332,9 +426,14 @@ async fn creation_of(state: &State, by: &Manager, id: KeyId) -> Result<Option<(E
         ..audit::Filter::default()
     };
     let found = audit::list(state, by, rotation).await?;
-    let Some(entry) = found.entries.first() else { return Ok(None) };
+    let Some(entry) = found.entries.first() else {
+        return Ok(None);
+    };
     let predecessor = api_keys::get(state, by, &Family::ALL, id).await?;
-    Ok(Some((EntryView::from(entry), KeyView::new(&predecessor, &[], state.clock.now()))))
+    Ok(Some((
+        EntryView::from(entry),
+        KeyView::new(&predecessor, &[], state.clock.now()),
+    )))
 }
 
 #[derive(Template)]
@@ -346,31 +445,55 @@ struct RevokePage {
 }
 
 impl RevokePage {
-    async fn new(state: &State, visitor: &SignedIn, id: KeyId, fields: Fields) -> Result<Self, Problem> {
+    async fn new(
+        state: &State,
+        visitor: &SignedIn,
+        id: KeyId,
+        fields: Fields,
+    ) -> Result<Self, Problem> {
         let key = api_keys::get(state, &visitor.by, &Family::ALL, id).await?;
         let applications = application_of(state, &visitor.by, &key).await?;
         let key = KeyView::new(&key, &applications, state.clock.now());
-        Ok(Self { frame: Frame::of(visitor, SECTION, "Revoke a key"), key, fields })
+        Ok(Self {
+            frame: Frame::of(visitor, SECTION, "Revoke a key"),
+            key,
+            fields,
+        })
     }
 }
 
 #[get("/keys/{id}/revoke")]
-pub(super) async fn ask_revoke(state: web::Data<State>, visitor: SignedIn, id: web::Path<String>) -> Answer {
+pub(super) async fn ask_revoke(
+    state: web::Data<State>,
+    visitor: SignedIn,
+    id: web::Path<String>,
+) -> Answer {
     page::page(&RevokePage::new(&state, &visitor, path_id(&id)?, Fields::default()).await?)
 }
 
 #[post("/keys/{id}/revoke")]
-pub(super) async fn revoke(state: web::Data<State>, visitor: SignedIn, id: web::Path<String>, body: Body) -> Answer {
+pub(super) async fn revoke(
+    state: web::Data<State>,
+    visitor: SignedIn,
+    id: web::Path<String>,
+    body: Body,
+) -> Answer {
     let (by, id, fields) = (&visitor.by, path_id(&id)?, Fields::read(&body)?);
     let name = api_keys::get(&state, by, &Family::ALL, id).await?.name;
     let mut checks = Checks::default();
-    let confirmed =
-        if fields.confirms("confirm", &name) { Ok(()) } else { Err(Invalid::new("is not the name of the key")) };
+    let confirmed = if fields.confirms("confirm", &name) {
+        Ok(())
+    } else {
+        Err(Invalid::new("is not the name of the key"))
+    };
     let confirmed = checks.member("/confirm", confirmed);
     let reason = checks.member("/reason", text::optional(fields.filled("reason"), 255));
     let (Some(()), Some(reason)) = (confirmed, reason) else {
         let problem = checks.into_problem();
-        return page::refused(&problem, &RevokePage::new(&state, &visitor, id, fields.refused(&problem)).await?);
+        return page::refused(
+            &problem,
+            &RevokePage::new(&state, &visitor, id, fields.refused(&problem)).await?,
+        );
     };
     api_keys::revoke(&state, by, &Family::ALL, id, reason).await?;
     Ok(see_other(&format!("/dashboard/keys/{id}?done=revoked")))
@@ -387,16 +510,30 @@ struct RotatePage {
 }
 
 impl RotatePage {
-    async fn new(state: &State, visitor: &SignedIn, id: KeyId, fields: Fields) -> Result<Self, Problem> {
+    async fn new(
+        state: &State,
+        visitor: &SignedIn,
+        id: KeyId,
+        fields: Fields,
+    ) -> Result<Self, Problem> {
         let key = api_keys::get(state, &visitor.by, api_keys::COMMERCE, id).await?;
         let now = state.clock.now();
         let (obstacle, key) = (key.rotatable(now).err(), KeyView::new(&key, &[], now));
-        Ok(Self { frame: Frame::of(visitor, SECTION, "Rotate a key"), key, obstacle, fields })
+        Ok(Self {
+            frame: Frame::of(visitor, SECTION, "Rotate a key"),
+            key,
+            obstacle,
+            fields,
+        })
     }
 }
 
 #[get("/keys/{id}/rotate")]
-pub(super) async fn ask_rotate(state: web::Data<State>, visitor: SignedIn, id: web::Path<String>) -> Answer {
+pub(super) async fn ask_rotate(
+    state: web::Data<State>,
+    visitor: SignedIn,
+    id: web::Path<String>,
+) -> Answer {
     let fields = once::untouched(&state, visitor.by.account_id.as_str()).with("overlap", "86400");
     page::page(&RotatePage::new(&state, &visitor, path_id(&id)?, fields).await?)
 }
@@ -411,28 +548,55 @@ pub(super) async fn rotate(
 ) -> Answer {
     let (by, id, fields) = (&visitor.by, path_id(&id)?, Fields::read(&body)?);
     let make = async |creating, say: Say<_>| {
-        let overlap = form::overlap(&fields).map_err(|rule| Problem::field("/overlap", rule.to_string()))?;
+        let overlap =
+            form::overlap(&fields).map_err(|rule| Problem::field("/overlap", rule.to_string()))?;
         api_keys::rotate(&state, by, id, overlap, creating, move |made| say(made)).await
     };
-    match once(&state, by.who(), request.path(), (&fields, &body), place_of, make).await {
+    match once(
+        &state,
+        by.who(),
+        request.path(),
+        (&fields, &body),
+        place_of,
+        make,
+    )
+    .await
+    {
         Ok(Once::Made((key, text))) => shown_once(&state, &visitor, &request, &key, &text),
         Ok(Once::Before(at)) => Ok(see_other(&at)),
         Err(problem) if can_be_mended(&problem) => {
             let fields = once::refused(&state, by.account_id.as_str(), fields, &problem);
-            page::refused(&problem, &RotatePage::new(&state, &visitor, id, fields).await?)
+            page::refused(
+                &problem,
+                &RotatePage::new(&state, &visitor, id, fields).await?,
+            )
         }
         Err(problem) => Err(problem.into()),
     }
 }
 
 #[post("/keys/{id}/suspend")]
-pub(super) async fn suspend(state: web::Data<State>, visitor: SignedIn, id: web::Path<String>) -> Answer {
+pub(super) async fn suspend(
+    state: web::Data<State>,
+    visitor: SignedIn,
+    id: web::Path<String>,
+) -> Answer {
     let key = api_keys::suspend(&state, &visitor.by, path_id(&id)?).await?;
-    Ok(see_other(&format!("/dashboard/keys/{}?done=suspended", key.id)))
+    Ok(see_other(&format!(
+        "/dashboard/keys/{}?done=suspended",
+        key.id
+    )))
 }
 
 #[post("/keys/{id}/resume")]
-pub(super) async fn resume(state: web::Data<State>, visitor: SignedIn, id: web::Path<String>) -> Answer {
+pub(super) async fn resume(
+    state: web::Data<State>,
+    visitor: SignedIn,
+    id: web::Path<String>,
+) -> Answer {
     let key = api_keys::resume(&state, &visitor.by, path_id(&id)?).await?;
-    Ok(see_other(&format!("/dashboard/keys/{}?done=resumed", key.id)))
+    Ok(see_other(&format!(
+        "/dashboard/keys/{}?done=resumed",
+        key.id
+    )))
 }

@@ -32,7 +32,8 @@ use crate::edge::Answer;
 /// Whether a path is one of the dashboard's.
 #[must_use]
 pub fn is_dashboard_path(path: &str) -> bool {
-    path.strip_prefix("/dashboard").is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+    path.strip_prefix("/dashboard")
+        .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
 /// The routes. The literal ones stand before those with an id.

@@ -36,19 +36,28 @@ fn fresh(state: &State, account: &str) -> String {
 }
 
 fn is_for(fields: &Fields, account: &str) -> bool {
-    fields.get("once").split_once('.').is_some_and(|(_, own)| own == account)
+    fields
+        .get("once")
+        .split_once('.')
+        .is_some_and(|(_, own)| own == account)
 }
 
 /// What a form that was made for another account is refused with.
 pub(super) fn for_another_account(account: &str) -> Problem {
-    Problem::forbidden(format!("This form was made for another account; now you manage {account}. Look at it again."))
+    Problem::forbidden(format!(
+        "This form was made for another account; now you manage {account}. Look at it again."
+    ))
 }
 
 /// Such a form with what is wrong with it. One that cannot be sent again as it is becomes another one.
 pub(super) fn refused(state: &State, account: &str, fields: Fields, problem: &Problem) -> Fields {
     let is_spent = problem.code == ProblemCode::IdempotencyMismatch || !is_for(&fields, account);
     let fields = fields.refused(problem);
-    if is_spent { fields.replaced("once", fresh(state, account)) } else { fields }
+    if is_spent {
+        fields.replaced("once", fresh(state, account))
+    } else {
+        fields
+    }
 }
 
 /// Makes something once: a page that is loaded again, or a button that is pressed twice, makes no other one. Nor does it
@@ -64,12 +73,19 @@ pub(super) async fn once<T: Send + 'static>(
     place_of: fn(&T) -> String,
     make: impl AsyncFnOnce(Creating, Say<T>) -> Result<Said, Problem>,
 ) -> Result<Once<T>, Problem> {
-    let key = IdempotencyKey::parse(fields.get("once"))
-        .map_err(|_| Problem::field("once", "This form is not one of ours; load the page again."))?;
+    let key = IdempotencyKey::parse(fields.get("once")).map_err(|_| {
+        Problem::field("once", "This form is not one of ours; load the page again.")
+    })?;
     if !is_for(fields, account) {
         return Err(for_another_account(account));
     }
-    let place = Place { account, actor, mode: None, method: "POST", path };
+    let place = Place {
+        account,
+        actor,
+        mode: None,
+        method: "POST",
+        path,
+    };
     let begun = idempotency::begin(state, place, Some(key), body.bytes()?).await.map_err(|problem| match problem.code {
         // Its own words are for programs.
         ProblemCode::IdempotencyMismatch => Problem {
@@ -89,16 +105,27 @@ pub(super) async fn once<T: Send + 'static>(
     let say = move |made: T| {
         let location = Some(place_of(&made));
         *giver.lock().unwrap_or_else(PoisonError::into_inner) = Some(made);
-        Answered { status: 303, location, body: Secret::new("") }
+        Answered {
+            status: 303,
+            location,
+            body: Secret::new(""),
+        }
     };
     let said = make(creating, Arc::new(say)).await?;
-    let made = handover.lock().unwrap_or_else(PoisonError::into_inner).take();
+    let made = handover
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .take();
     // None where the same form was sent twice at a time, and the other one came first.
     Ok(made.map_or_else(|| Once::before(said), Once::Made))
 }
 
 impl<T> Once<T> {
     fn before(said: Said) -> Self {
-        Self::Before(said.answered.location.unwrap_or_else(|| "/dashboard".to_owned()))
+        Self::Before(
+            said.answered
+                .location
+                .unwrap_or_else(|| "/dashboard".to_owned()),
+        )
     }
 }

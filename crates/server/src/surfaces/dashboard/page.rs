@@ -28,7 +28,10 @@ const DOCS_POLICY: &str = "default-src 'self'; \
 /// Sets the headers of a response of the dashboard.
 pub fn secure(headers: &mut HeaderMap) {
     secure_html(headers, POLICY);
-    headers.insert(HeaderName::from_static("permissions-policy"), HeaderValue::from_static("clipboard-write=(self)"));
+    headers.insert(
+        HeaderName::from_static("permissions-policy"),
+        HeaderValue::from_static("clipboard-write=(self)"),
+    );
     set_default(headers, header::CACHE_CONTROL, "no-store");
 }
 
@@ -41,7 +44,10 @@ fn secure_html(headers: &mut HeaderMap, policy: &'static str) {
     for (name, value) in [
         (header::CONTENT_SECURITY_POLICY, policy),
         (header::X_FRAME_OPTIONS, "DENY"),
-        (HeaderName::from_static("cross-origin-opener-policy"), "same-origin"),
+        (
+            HeaderName::from_static("cross-origin-opener-policy"),
+            "same-origin",
+        ),
     ] {
         headers.insert(name, HeaderValue::from_static(value));
     }
@@ -97,19 +103,34 @@ impl Frame {
 
     /// [`Frame::of`] a session that may have no account yet.
     #[must_use]
-    pub fn of_session(session: &Session, root: &PublicPath, section: &'static str, title: impl Into<String>) -> Self {
+    pub fn of_session(
+        session: &Session,
+        root: &PublicPath,
+        section: &'static str,
+        title: impl Into<String>,
+    ) -> Self {
         let who = Who {
             subject: session.subject.clone(),
             account: session.account_id.as_ref().map(ToString::to_string),
             is_operator: session.is_operator,
         };
-        Self { title: title.into(), section, who: Some(who), done: None, root: root.clone() }
+        Self {
+            title: title.into(),
+            section,
+            who: Some(who),
+            done: None,
+            root: root.clone(),
+        }
     }
 
     /// The frame of a page without a session.
     #[must_use]
     pub fn outside(title: &str, root: &PublicPath) -> Self {
-        Self { title: title.to_owned(), root: root.clone(), ..Self::default() }
+        Self {
+            title: title.to_owned(),
+            root: root.clone(),
+            ..Self::default()
+        }
     }
 
     /// With what was just done, as the query of a redirect says it: one of the words of this page, never a text of its own.
@@ -127,15 +148,22 @@ impl Frame {
             }
             Some("created") => "The application is there. It has no keys yet.",
             Some("updated") => "The changes are saved.",
-            Some("disabled") => "The application is disabled. Its keys are refused until you enable it.",
+            Some("disabled") => {
+                "The application is disabled. Its keys are refused until you enable it."
+            }
             Some("enabled") => "The application is enabled. Its keys work again.",
             Some("deleted") => "The application is deleted, and its keys are revoked.",
             Some("model") => "The operating model is set. It holds for keys already made, too.",
-            Some("service-key-revoked") => "The service key is revoked. It verifies nothing from now on.",
+            Some("service-key-revoked") => {
+                "The service key is revoked. It verifies nothing from now on."
+            }
             Some("account") => "You manage this account now.",
             _ => return self,
         };
-        Self { done: Some(done), ..self }
+        Self {
+            done: Some(done),
+            ..self
+        }
     }
 
     /// Where an asset is.
@@ -176,13 +204,18 @@ fn status(problem: &Problem) -> StatusCode {
 /// Whether the form itself can be mended and sent again; everything else is a page of its own.
 #[must_use]
 pub fn can_be_mended(problem: &Problem) -> bool {
-    !matches!(problem.code, ProblemCode::NotFound | ProblemCode::InternalError | ProblemCode::Unavailable)
+    !matches!(
+        problem.code,
+        ProblemCode::NotFound | ProblemCode::InternalError | ProblemCode::Unavailable
+    )
 }
 
 /// To another page, with GET.
 #[must_use]
 pub fn see_other(to: &str) -> HttpResponse {
-    HttpResponse::SeeOther().insert_header((header::LOCATION, to)).finish()
+    HttpResponse::SeeOther()
+        .insert_header((header::LOCATION, to))
+        .finish()
 }
 
 /// The page that a browser starts at.
@@ -201,24 +234,41 @@ const SECTIONS: [&str; 5] = ["keys", "applications", "audit", "settings", "accou
 pub fn own_page(next: &str) -> &str {
     let (path, query) = next.split_once('?').unwrap_or((next, ""));
     let is_segment = |segment: &str| {
-        !segment.is_empty() && segment.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'))
+        !segment.is_empty()
+            && segment
+                .bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'))
     };
     let is_page = match path.strip_prefix("/dashboard") {
         Some("") => true,
         Some(rest) => rest.strip_prefix('/').is_some_and(|rest| {
-            rest.split('/').all(is_segment) && rest.split('/').next().is_some_and(|first| SECTIONS.contains(&first))
+            rest.split('/').all(is_segment)
+                && rest
+                    .split('/')
+                    .next()
+                    .is_some_and(|first| SECTIONS.contains(&first))
         }),
         None => false,
     };
-    let is_query = query.bytes().all(|byte| byte.is_ascii_graphic() && !matches!(byte, b'\\' | b'#'));
-    if is_page && is_query && next.len() <= NEXT_MAX { next } else { HOME }
+    let is_query = query
+        .bytes()
+        .all(|byte| byte.is_ascii_graphic() && !matches!(byte, b'\\' | b'#'));
+    if is_page && is_query && next.len() <= NEXT_MAX {
+        next
+    } else {
+        HOME
+    }
 }
 
 /// The URL of the sign-in page, with the page to return to, and the word for why a sign-in failed.
 #[must_use]
 pub fn door(next: &str, failed: Option<&str>) -> String {
-    let pairs = [Some(("next", own_page(next))), failed.map(|word| ("failed", word))];
-    let query = serde_urlencoded::to_string(pairs.into_iter().flatten().collect::<Vec<_>>()).unwrap_or_default();
+    let pairs = [
+        Some(("next", own_page(next))),
+        failed.map(|word| ("failed", word)),
+    ];
+    let query = serde_urlencoded::to_string(pairs.into_iter().flatten().collect::<Vec<_>>())
+        .unwrap_or_default();
     format!("/dashboard/sign-in?{query}")
 }
 
@@ -226,7 +276,9 @@ pub fn door(next: &str, failed: Option<&str>) -> String {
 #[must_use]
 pub fn whole_window(asked: &HeaderMap, to: &str) -> HttpResponse {
     if asked.contains_key("hx-request") {
-        HttpResponse::Ok().insert_header(("hx-redirect", to)).finish()
+        HttpResponse::Ok()
+            .insert_header(("hx-redirect", to))
+            .finish()
     } else {
         see_other(to)
     }
@@ -237,7 +289,9 @@ pub fn whole_window(asked: &HeaderMap, to: &str) -> HttpResponse {
 #[must_use]
 pub fn go_on(to: &str) -> HttpResponse {
     let page = GoOn { to };
-    HttpResponse::Ok().content_type("text/html; charset=utf-8").body(page.render().unwrap_or_default())
+    HttpResponse::Ok()
+        .content_type("text/html; charset=utf-8")
+        .body(page.render().unwrap_or_default())
 }
 
 #[derive(Template)]
@@ -263,7 +317,13 @@ pub fn problem(problem: &Problem, request_id: &str, root: &PublicPath) -> String
         ProblemCode::Unavailable => "Not available right now",
         _ => "This did not work",
     };
-    ProblemPage { frame: Frame::outside(title, root), problem, request_id }.render().unwrap_or_default()
+    ProblemPage {
+        frame: Frame::outside(title, root),
+        problem,
+        request_id,
+    }
+    .render()
+    .unwrap_or_default()
 }
 
 /// A time on a page: in UTC, and in the reader's zone where there is script.
@@ -281,7 +341,10 @@ impl Time {
     /// For people: `2026-11-21 14:05 UTC`.
     #[must_use]
     pub fn utc(&self) -> String {
-        self.0.to_zoned(TimeZone::UTC).strftime("%Y-%m-%d %H:%M UTC").to_string()
+        self.0
+            .to_zoned(TimeZone::UTC)
+            .strftime("%Y-%m-%d %H:%M UTC")
+            .to_string()
     }
 }
 

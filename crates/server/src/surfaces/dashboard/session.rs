@@ -35,9 +35,17 @@ struct Names {
 }
 
 /// A session.
-const SESSION: Names = Names { host: "__Host-tollkey_session", plain: "tollkey_session", same_site: SameSite::Strict };
+const SESSION: Names = Names {
+    host: "__Host-tollkey_session",
+    plain: "tollkey_session",
+    same_site: SameSite::Strict,
+};
 /// A sign-in under way at an OpenID Connect provider. `Lax`: it is to be sent when the provider sends somebody back.
-const ATTEMPT: Names = Names { host: "__Host-tollkey_sign_in", plain: "tollkey_sign_in", same_site: SameSite::Lax };
+const ATTEMPT: Names = Names {
+    host: "__Host-tollkey_sign_in",
+    plain: "tollkey_sign_in",
+    same_site: SameSite::Lax,
+};
 /// Asks a browser whether it takes such cookies.
 const PROBE: &str = "__Host-tollkey_probe";
 
@@ -49,7 +57,12 @@ impl Names {
     }
 
     fn cookie<'a>(&self, value: &'a Secret, secure: bool) -> Cookie<'a> {
-        cookie(if secure { self.host } else { self.plain }, value, secure, self.same_site)
+        cookie(
+            if secure { self.host } else { self.plain },
+            value,
+            secure,
+            self.same_site,
+        )
     }
 
     /// Has the browser forget it.
@@ -77,7 +90,10 @@ pub struct Visitor {
 impl Visitor {
     /// Whose work a change of the session is: that of the account, if the session has one.
     pub(super) fn owner(&self) -> Owner {
-        self.session.account_id.as_ref().map_or(Owner::Operator, Owner::from)
+        self.session
+            .account_id
+            .as_ref()
+            .map_or(Owner::Operator, Owner::from)
     }
 }
 
@@ -97,15 +113,27 @@ pub struct SignedIn {
 /// # Errors
 /// `unavailable`.
 pub(super) async fn find(state: &State, request: &HttpRequest) -> Result<Option<Visitor>, Problem> {
-    let Some(token) = SESSION.brought(state, request) else { return Ok(None) };
+    let Some(token) = SESSION.brought(state, request) else {
+        return Ok(None);
+    };
     let (digest, now) = (Digest::of(token), state.clock.now());
     let found = state.store.session(owner(state, request), digest).await?;
     let holds = |session: &Session| !session.is_over(now) && state.ways.stand_by(session, token);
-    let Some(session) = found.filter(holds) else { return Ok(None) };
+    let Some(session) = found.filter(holds) else {
+        return Ok(None);
+    };
     if session.is_seen_again(now) {
-        state.change(owner(state, request), move |tx| Ok(tx.see_session(&digest, now)?)).await?;
+        state
+            .change(owner(state, request), move |tx| {
+                Ok(tx.see_session(&digest, now)?)
+            })
+            .await?;
     }
-    Ok(Some(Visitor { digest, session, root: state.public_path.clone() }))
+    Ok(Some(Visitor {
+        digest,
+        session,
+        root: state.public_path.clone(),
+    }))
 }
 
 /// Whose work it is to find, begin and end the sessions of a request.
@@ -116,14 +144,30 @@ pub(super) fn owner(state: &State, request: &HttpRequest) -> Owner {
 /// The value of a cookie of exactly this name. The framework's own reader also decodes names: `%5F%5FHost-…`, which a browser
 /// takes from any sub-domain, would count as `__Host-…`. Our values need no decoding.
 fn brought<'a>(request: &'a HttpRequest, name: &str) -> Option<&'a str> {
-    let pairs = request.headers().get_all(header::COOKIE).flat_map(|all| all.as_bytes().split(|byte| *byte == b';'));
-    let value = |pair: &'a [u8]| pair.trim_ascii().strip_prefix(name.as_bytes())?.strip_prefix(b"=");
-    pairs.filter_map(value).find_map(|value| std::str::from_utf8(value).ok())
+    let pairs = request
+        .headers()
+        .get_all(header::COOKIE)
+        .flat_map(|all| all.as_bytes().split(|byte| *byte == b';'));
+    let value = |pair: &'a [u8]| {
+        pair.trim_ascii()
+            .strip_prefix(name.as_bytes())?
+            .strip_prefix(b"=")
+    };
+    pairs
+        .filter_map(value)
+        .find_map(|value| std::str::from_utf8(value).ok())
 }
 
 /// Whether the session of a request began in a certain way.
-pub(super) fn rests_on(state: &State, request: &HttpRequest, visitor: &Visitor, grounds: Digest) -> bool {
-    SESSION.brought(state, request).is_some_and(|token| bound(&grounds, token) == visitor.session.grounds)
+pub(super) fn rests_on(
+    state: &State,
+    request: &HttpRequest,
+    visitor: &Visitor,
+    grounds: Digest,
+) -> bool {
+    SESSION
+        .brought(state, request)
+        .is_some_and(|token| bound(&grounds, token) == visitor.session.grounds)
 }
 
 /// What the session in a request's cookie would be found by.
@@ -144,8 +188,14 @@ pub(super) async fn begin(
     mut response: HttpResponse,
 ) -> Result<HttpResponse, Problem> {
     let token = new_secret(&state.random);
-    let (before, digest) = ([presented(state, request), before], Digest::of(token.expose()));
-    let begun = Session { grounds: bound(&session.grounds, token.expose()), ..session.clone() };
+    let (before, digest) = (
+        [presented(state, request), before],
+        Digest::of(token.expose()),
+    );
+    let begun = Session {
+        grounds: bound(&session.grounds, token.expose()),
+        ..session.clone()
+    };
     state
         .change(owner(state, request), move |tx| {
             for before in before.into_iter().flatten() {
@@ -158,14 +208,20 @@ pub(super) async fn begin(
         subject = session.subject, account = session.account_id.as_ref().map(tracing::field::display),
         operator = session.is_operator, ends_at = %session.ends_at, "signed in to the dashboard"
     );
-    add(&mut response, &SESSION.cookie(&token, is_secure(state, request)));
+    add(
+        &mut response,
+        &SESSION.cookie(&token, is_secure(state, request)),
+    );
     Ok(response)
 }
 
 /// Whether the browser takes a `Secure` cookie from here. On the way back from a provider the probe is not sent, and the
 /// cookie of the sign-in says it.
 fn is_secure(state: &State, request: &HttpRequest) -> bool {
-    !state.policy.development || [PROBE, ATTEMPT.host].iter().any(|name| brought(request, name).is_some())
+    !state.policy.development
+        || [PROBE, ATTEMPT.host]
+            .iter()
+            .any(|name| brought(request, name).is_some())
 }
 
 /// Has the browser keep a sign-in under way.
@@ -199,8 +255,13 @@ pub(super) fn forget_attempt(mut response: HttpResponse) -> HttpResponse {
 /// `unavailable`.
 pub(super) async fn end(state: &State, visitor: &Visitor) -> Result<(), Problem> {
     let digest = visitor.digest;
-    state.change(visitor.owner(), move |tx| Ok(tx.delete_session(&digest)?)).await?;
-    tracing::info!(subject = visitor.session.subject, "signed out of the dashboard");
+    state
+        .change(visitor.owner(), move |tx| Ok(tx.delete_session(&digest)?))
+        .await?;
+    tracing::info!(
+        subject = visitor.session.subject,
+        "signed out of the dashboard"
+    );
     Ok(())
 }
 
@@ -212,12 +273,25 @@ pub(super) fn forget(mut response: HttpResponse) -> HttpResponse {
 
 /// Finds out whether the browser takes a `Secure` cookie from here; [`begin`] sees it in the next request.
 pub(super) fn probe(mut response: HttpResponse) -> HttpResponse {
-    add(&mut response, &cookie(PROBE, &Secret::new("1"), true, SameSite::Strict));
+    add(
+        &mut response,
+        &cookie(PROBE, &Secret::new("1"), true, SameSite::Strict),
+    );
     response
 }
 
-fn cookie<'a>(name: &'static str, value: &'a Secret, secure: bool, same_site: SameSite) -> Cookie<'a> {
-    Cookie::build(name, value.expose()).path("/").http_only(true).secure(secure).same_site(same_site).finish()
+fn cookie<'a>(
+    name: &'static str,
+    value: &'a Secret,
+    secure: bool,
+    same_site: SameSite,
+) -> Cookie<'a> {
+    Cookie::build(name, value.expose())
+        .path("/")
+        .http_only(true)
+        .secure(secure)
+        .same_site(same_site)
+        .finish()
 }
 
 fn add(response: &mut HttpResponse, cookie: &Cookie<'_>) {
@@ -229,10 +303,17 @@ impl SignedIn {
     fn of(request: &HttpRequest) -> Option<Self> {
         let Visitor { session, root, .. } = request.extensions().get::<Visitor>().cloned()?;
         let state = request.app_data::<actix_web::web::Data<State>>()?;
-        let kind = if session.is_operator { ActorKind::Operator } else { ActorKind::Merchant };
+        let kind = if session.is_operator {
+            ActorKind::Operator
+        } else {
+            ActorKind::Merchant
+        };
         let by = Manager {
             account_id: session.account_id.clone()?,
-            actor: Actor { kind, id: session.subject.clone() },
+            actor: Actor {
+                kind,
+                id: session.subject.clone(),
+            },
             request_id: Some(request_id(request)),
             ip: client_ip(request, state),
             key: None,
@@ -245,7 +326,11 @@ impl SignedIn {
     /// # Errors
     /// `forbidden`.
     pub fn operator(&self) -> Result<&Actor, Problem> {
-        if self.session.is_operator { Ok(&self.by.actor) } else { Err(not_an_operator()) }
+        if self.session.is_operator {
+            Ok(&self.by.actor)
+        } else {
+            Err(not_an_operator())
+        }
     }
 }
 
@@ -255,7 +340,11 @@ impl Visitor {
     /// # Errors
     /// `forbidden`.
     pub fn operator(&self) -> Result<(), Problem> {
-        if self.session.is_operator { Ok(()) } else { Err(not_an_operator()) }
+        if self.session.is_operator {
+            Ok(())
+        } else {
+            Err(not_an_operator())
+        }
     }
 }
 
@@ -282,6 +371,12 @@ impl FromRequest for Visitor {
     type Future = Ready<Result<Self, Refusal>>;
 
     fn from_request(request: &HttpRequest, _: &mut Payload) -> Self::Future {
-        ready(request.extensions().get::<Self>().cloned().ok_or_else(missing))
+        ready(
+            request
+                .extensions()
+                .get::<Self>()
+                .cloned()
+                .ok_or_else(missing),
+        )
     }
 }

@@ -53,18 +53,30 @@ struct Model {
 
 fn models(chosen: OperatingModel) -> Vec<Model> {
     let words = |model| match model {
-        OperatingModel::PrimaryMerchant => ("Primary merchant", "One business that sells. No scoped keys."),
+        OperatingModel::PrimaryMerchant => (
+            "Primary merchant",
+            "One business that sells. No scoped keys.",
+        ),
         OperatingModel::Platform => ("Platform", "A platform or marketplace. No scoped keys."),
-        OperatingModel::Ecosystem => ("Ecosystem", "Keys can be limited to merchants, and to each of the features."),
-        OperatingModel::ManagedEcosystem => {
-            ("Managed ecosystem", "Keys can be limited to merchants, and only forward.")
-        }
+        OperatingModel::Ecosystem => (
+            "Ecosystem",
+            "Keys can be limited to merchants, and to each of the features.",
+        ),
+        OperatingModel::ManagedEcosystem => (
+            "Managed ecosystem",
+            "Keys can be limited to merchants, and only forward.",
+        ),
     };
     OperatingModel::ALL
         .into_iter()
         .map(|model| {
             let (label, hint) = words(model);
-            Model { name: model.as_str(), label, hint, is_chosen: model == chosen }
+            Model {
+                name: model.as_str(),
+                label,
+                hint,
+                is_chosen: model == chosen,
+            }
         })
         .collect()
 }
@@ -85,10 +97,16 @@ struct SettingsPage {
 
 impl SettingsPage {
     async fn new(state: &State, visitor: &SignedIn, fields: Fields) -> Result<Self, Problem> {
-        let model = accounts::get(state, visitor.by.account_id.clone()).await?.operating_model;
+        let model = accounts::get(state, visitor.by.account_id.clone())
+            .await?
+            .operating_model;
         let is_operator = visitor.session.is_operator;
         // They belong to the operator: an account's own people do not see them.
-        let keys = if is_operator { service_keys::list(state).await? } else { Vec::new() };
+        let keys = if is_operator {
+            service_keys::list(state).await?
+        } else {
+            Vec::new()
+        };
         Ok(Self {
             frame: Frame::of(visitor, SECTION, "Settings"),
             account: visitor.by.account_id.to_string(),
@@ -96,7 +114,12 @@ impl SettingsPage {
             models: models(model),
             application_key_limit: state.policy.application_key_limit,
             account_key_limit: state.policy.account_key_limit,
-            scopes: state.catalogue.scopes().iter().map(ToString::to_string).collect(),
+            scopes: state
+                .catalogue
+                .scopes()
+                .iter()
+                .map(ToString::to_string)
+                .collect(),
             service_keys: keys.iter().map(ServiceKeyView::from).collect(),
             fields,
         })
@@ -106,8 +129,11 @@ impl SettingsPage {
 #[get("/settings")]
 pub(super) async fn show(state: web::Data<State>, visitor: SignedIn, query: Query) -> Answer {
     let Done { done } = query.read()?;
-    let mut settings = SettingsPage::new(&state, &visitor, once::untouched(&state, NO_ACCOUNT)).await?;
-    settings.frame = settings.frame.done(done.as_deref(), &["model", "once", "service-key-revoked"]);
+    let mut settings =
+        SettingsPage::new(&state, &visitor, once::untouched(&state, NO_ACCOUNT)).await?;
+    settings.frame = settings
+        .frame
+        .done(done.as_deref(), &["model", "once", "service-key-revoked"]);
     page::page(&settings)
 }
 
@@ -120,7 +146,8 @@ pub(super) async fn set_model(state: web::Data<State>, visitor: SignedIn, body: 
         return Err(once::for_another_account(account).into());
     }
     let model = fields.get("operating_model").parse();
-    let model: OperatingModel = model.map_err(|_| Problem::field("operating_model", "is not one of the choices"))?;
+    let model: OperatingModel =
+        model.map_err(|_| Problem::field("operating_model", "is not one of the choices"))?;
     accounts::set_operating_model(&state, &visitor.by, model).await?;
     Ok(see_other("/dashboard/settings?done=model"))
 }
@@ -142,20 +169,36 @@ pub(super) async fn create_service_key(
 ) -> Answer {
     let (actor, fields) = (visitor.operator()?, Fields::read(&body)?);
     let make = async |creating, say: Say<_>| {
-        let name =
-            ServiceKey::parse_name(fields.get("name")).map_err(|rule| Problem::field("/name", rule.to_string()))?;
+        let name = ServiceKey::parse_name(fields.get("name"))
+            .map_err(|rule| Problem::field("/name", rule.to_string()))?;
         service_keys::create_once(&state, &actor.id, name, creating, move |made| say(made)).await
     };
     let place_of = |_: &(ServiceKey, KeyText)| "/dashboard/settings?done=once".to_owned();
-    match once(&state, (NO_ACCOUNT, actor), request.path(), (&fields, &body), place_of, make).await {
+    match once(
+        &state,
+        (NO_ACCOUNT, actor),
+        request.path(),
+        (&fields, &body),
+        place_of,
+        make,
+    )
+    .await
+    {
         Ok(Once::Made((key, text))) => {
             let frame = Frame::of(&visitor, SECTION, "Your new service key");
-            page::page(&CreatedPage { frame, name: &key.name, text: text.expose() })
+            page::page(&CreatedPage {
+                frame,
+                name: &key.name,
+                text: text.expose(),
+            })
         }
         Ok(Once::Before(at)) => Ok(see_other(&at)),
         Err(problem) if can_be_mended(&problem) => {
             let fields = once::refused(&state, NO_ACCOUNT, fields, &problem);
-            page::refused(&problem, &SettingsPage::new(&state, &visitor, fields).await?)
+            page::refused(
+                &problem,
+                &SettingsPage::new(&state, &visitor, fields).await?,
+            )
         }
         Err(problem) => Err(problem.into()),
     }
@@ -176,12 +219,22 @@ pub(super) async fn ask_revoke_service_key(
 ) -> Answer {
     visitor.operator()?;
     let id: ServiceKeyId = path_id(&id)?;
-    let key = state.read(Owner::Operator, move |db| db.service_key(&id)).await?.ok_or_else(Problem::not_found)?;
-    page::page(&RevokePage { frame: Frame::of(&visitor, SECTION, "Revoke a service key"), key: (&key).into() })
+    let key = state
+        .read(Owner::Operator, move |db| db.service_key(&id))
+        .await?
+        .ok_or_else(Problem::not_found)?;
+    page::page(&RevokePage {
+        frame: Frame::of(&visitor, SECTION, "Revoke a service key"),
+        key: (&key).into(),
+    })
 }
 
 #[post("/settings/service-keys/{id}/revoke")]
-pub(super) async fn revoke_service_key(state: web::Data<State>, visitor: SignedIn, id: web::Path<String>) -> Answer {
+pub(super) async fn revoke_service_key(
+    state: web::Data<State>,
+    visitor: SignedIn,
+    id: web::Path<String>,
+) -> Answer {
     let actor = visitor.operator()?;
     service_keys::revoke(&state, &actor.id, path_id(&id)?).await?;
     Ok(see_other("/dashboard/settings?done=service-key-revoked"))
@@ -196,7 +249,10 @@ struct AccountPage {
 
 impl AccountPage {
     fn new(visitor: &Visitor, fields: Fields) -> Self {
-        Self { frame: Frame::of_session(&visitor.session, &visitor.root, "", "Choose an account"), fields }
+        Self {
+            frame: Frame::of_session(&visitor.session, &visitor.root, "", "Choose an account"),
+            fields,
+        }
     }
 }
 
@@ -204,23 +260,42 @@ impl AccountPage {
 #[get("/account")]
 pub(super) async fn ask_account(visitor: Visitor) -> Answer {
     visitor.operator()?;
-    let account = visitor.session.account_id.as_ref().map(ToString::to_string).unwrap_or_default();
-    page::page(&AccountPage::new(&visitor, Fields::default().with("account", account)))
+    let account = visitor
+        .session
+        .account_id
+        .as_ref()
+        .map(ToString::to_string)
+        .unwrap_or_default();
+    page::page(&AccountPage::new(
+        &visitor,
+        Fields::default().with("account", account),
+    ))
 }
 
 #[post("/account")]
-pub(super) async fn choose_account(state: web::Data<State>, visitor: Visitor, body: Body) -> Answer {
+pub(super) async fn choose_account(
+    state: web::Data<State>,
+    visitor: Visitor,
+    body: Body,
+) -> Answer {
     visitor.operator()?;
     let fields = Fields::read(&body)?;
     match fields.get("account").parse::<AccountId>() {
         Ok(account) => {
             let digest = visitor.digest;
-            state.change(visitor.owner(), move |tx| Ok(tx.set_session_account(&digest, Some(&account))?)).await?;
+            state
+                .change(visitor.owner(), move |tx| {
+                    Ok(tx.set_session_account(&digest, Some(&account))?)
+                })
+                .await?;
             Ok(see_other("/dashboard/keys?done=account"))
         }
         Err(rule) => {
             let problem = Problem::field("/account", rule.to_string());
-            page::refused(&problem, &AccountPage::new(&visitor, fields.refused(&problem)))
+            page::refused(
+                &problem,
+                &AccountPage::new(&visitor, fields.refused(&problem)),
+            )
         }
     }
 }

@@ -80,7 +80,10 @@ pub(super) async fn show(state: web::Data<State>, query: Query) -> Answer {
 fn refused(state: &State, next: &str, failure: Failure) -> Answer {
     let claim = state.ways.oidc.as_ref().map_or("", Provider::account_claim);
     let problem = failure.problem(claim);
-    page::refused(&problem, &Door::new(state, next, Fields::default().refused(&problem)))
+    page::refused(
+        &problem,
+        &Door::new(state, next, Fields::default().refused(&problem)),
+    )
 }
 
 /// To the provider, and back to [`come_back`].
@@ -90,8 +93,16 @@ pub(super) async fn by_oidc(state: web::Data<State>, request: HttpRequest, query
     let Next { next, .. } = query.read()?;
     let next = own_page(next.as_deref().unwrap_or(HOME));
     let before = session::presented(&state, &request);
-    match provider.begin(&*state.clock, &state.random, next, before).await {
-        Ok((attempt, url)) => Ok(session::keep_attempt(&state, &request, &attempt, see_other(url.as_str()))),
+    match provider
+        .begin(&*state.clock, &state.random, next, before)
+        .await
+    {
+        Ok((attempt, url)) => Ok(session::keep_attempt(
+            &state,
+            &request,
+            &attempt,
+            see_other(url.as_str()),
+        )),
         Err(error) => refused(&state, next, error.into()),
     }
 }
@@ -99,7 +110,11 @@ pub(super) async fn by_oidc(state: web::Data<State>, request: HttpRequest, query
 /// Where a provider sends people back to, with a code in the URL. Nothing stays at this address: who is signed in goes on, and
 /// who is not is sent to the door.
 #[get("/sign-in/callback")]
-pub(super) async fn come_back(state: web::Data<State>, request: HttpRequest, query: Query) -> Answer {
+pub(super) async fn come_back(
+    state: web::Data<State>,
+    request: HttpRequest,
+    query: Query,
+) -> Answer {
     let provider = state.ways.oidc.as_ref().ok_or_else(Problem::not_found)?;
     let returned = returned(&query)?;
     let attempt = session::attempt(&state, &request);
@@ -108,9 +123,14 @@ pub(super) async fn come_back(state: web::Data<State>, request: HttpRequest, que
         Ok(session) => {
             let mut response = page::go_on(&state.public_path.path(&next));
             // Its address holds a code, which the next page has no need to know of.
-            response.headers_mut().insert(header::REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
+            response.headers_mut().insert(
+                header::REFERRER_POLICY,
+                HeaderValue::from_static("no-referrer"),
+            );
             let before = attempt.and_then(|attempt| attempt.before);
-            session::begin(&state, &request, session, before, response).await.map_err(|_| sign_in::session_not_stored())
+            session::begin(&state, &request, session, before, response)
+                .await
+                .map_err(|_| sign_in::session_not_stored())
         }
         Err(failure) => Err(failure),
     };
@@ -118,16 +138,27 @@ pub(super) async fn come_back(state: web::Data<State>, request: HttpRequest, que
         Ok(response) => session::forget_attempt(response),
         // Whoever makes this browser come here does not end the sign-in that is under way in it.
         Err(Failure::Unknown) => see_other(&page::door(&next, Some(Failure::Unknown.word()))),
-        Err(failure) => session::forget_attempt(see_other(&page::door(&next, Some(failure.word())))),
+        Err(failure) => {
+            session::forget_attempt(see_other(&page::door(&next, Some(failure.word()))))
+        }
     })
 }
 
 /// What a provider sends somebody back with; nothing when one of these stands there twice (RFC 6749, section 3.1).
 fn returned(query: &Query) -> Result<Returned, Problem> {
     let pairs = query.pairs()?;
-    let all = |name: &str| pairs.iter().filter(|(own, _)| own == name).map(|(_, value)| value).collect::<Vec<_>>();
+    let all = |name: &str| {
+        pairs
+            .iter()
+            .filter(|(own, _)| own == name)
+            .map(|(_, value)| value)
+            .collect::<Vec<_>>()
+    };
     let [state, code, error, issuer] = ["state", "code", "error", "iss"].map(all);
-    if [&state, &code, &error, &issuer].iter().any(|values| values.len() > 1) {
+    if [&state, &code, &error, &issuer]
+        .iter()
+        .any(|values| values.len() > 1)
+    {
         return Ok(Returned::default());
     }
     let only = |values: Vec<&String>| values.first().map(|value| (*value).clone());
@@ -148,7 +179,11 @@ pub(super) async fn link_page(state: web::Data<State>, query: Query) -> Answer {
     if !links.is_valid(&code, state.clock.now()) {
         return link_rejected(&state);
     }
-    page::page(&LinkPage { frame: Frame::outside("Sign in", &state.public_path), code }).map(session::probe)
+    page::page(&LinkPage {
+        frame: Frame::outside("Sign in", &state.public_path),
+        code,
+    })
+    .map(session::probe)
 }
 
 #[post("/sign-in/link")]
@@ -156,7 +191,9 @@ pub(super) async fn by_link(state: web::Data<State>, request: HttpRequest, body:
     let fields = Fields::read(&body)?;
     let links = state.ways.links.as_ref().ok_or_else(Problem::not_found)?;
     match links.follow(fields.get("code"), state.clock.now()) {
-        Some(session) => Ok(session::begin(&state, &request, session, None, see_other(HOME)).await?),
+        Some(session) => {
+            Ok(session::begin(&state, &request, session, None, see_other(HOME)).await?)
+        }
         None => link_rejected(&state),
     }
 }
@@ -166,7 +203,10 @@ fn link_rejected(state: &State) -> Answer {
         "This link was used before, is older than five minutes, or is from before the server started. \
          `tollkey dashboard-link` prints another.",
     );
-    page::refused(&problem, &Door::new(state, HOME, Fields::default().refused(&problem)))
+    page::refused(
+        &problem,
+        &Door::new(state, HOME, Fields::default().refused(&problem)),
+    )
 }
 
 #[post("/sign-in/token")]
@@ -179,16 +219,27 @@ pub(super) async fn by_token(state: web::Data<State>, request: HttpRequest, body
     match sign_in::by_token(&state, fields.get("token")).await {
         Ok(session) => Ok(session::begin(&state, &request, session, None, see_other(&next)).await?),
         // What was typed is a secret: it does not come back.
-        Err(problem) => page::refused(&problem, &Door::new(&state, &next, Fields::default().refused(&problem))),
+        Err(problem) => page::refused(
+            &problem,
+            &Door::new(&state, &next, Fields::default().refused(&problem)),
+        ),
     }
 }
 
 /// Ends the session here and, if an OpenID Connect provider began it, sends the browser on to the provider to end that session, too.
 #[post("/sign-out")]
-pub(super) async fn sign_out(state: web::Data<State>, request: HttpRequest, visitor: Visitor) -> Answer {
+pub(super) async fn sign_out(
+    state: web::Data<State>,
+    request: HttpRequest,
+    visitor: Visitor,
+) -> Answer {
     // First: the wait for a provider that hangs ends with the connection, and the session must not outlive either.
     session::end(&state, &visitor).await?;
-    let provider = state.ways.oidc.as_ref().filter(|it| session::rests_on(&state, &request, &visitor, it.grounds()));
+    let provider = state
+        .ways
+        .oidc
+        .as_ref()
+        .filter(|it| session::rests_on(&state, &request, &visitor, it.grounds()));
     let at_provider = match provider {
         Some(provider) => provider.end_session_url(&*state.clock).await,
         None => None,

@@ -27,7 +27,11 @@ use crate::{
     responses((status = 200, description = "The account.", body = api::Account))
 )]
 #[get("/accounts/{id}")]
-pub async fn get_account(state: web::Data<State>, _operator: Operator, id: web::Path<String>) -> Answer {
+pub async fn get_account(
+    state: web::Data<State>,
+    _operator: Operator,
+    id: web::Path<String>,
+) -> Answer {
     let account = accounts::get(&state, account_id(&id)?).await?;
     Ok(HttpResponse::Ok().json(shown_account(&account)))
 }
@@ -44,7 +48,12 @@ pub async fn get_account(state: web::Data<State>, _operator: Operator, id: web::
     responses((status = 200, description = "The account; the change holds everywhere.", body = api::Account))
 )]
 #[put("/accounts/{id}")]
-pub async fn put_account(state: web::Data<State>, operator: Operator, id: web::Path<String>, body: Body) -> Answer {
+pub async fn put_account(
+    state: web::Data<State>,
+    operator: Operator,
+    id: web::Path<String>,
+    body: Body,
+) -> Answer {
     let body: api::PutAccount = body.json()?;
     let manager = operator.manage(account_id(&id)?);
     let account = accounts::set_operating_model(&state, &manager, body.operating_model).await?;
@@ -62,11 +71,18 @@ pub async fn put_account(state: web::Data<State>, operator: Operator, id: web::P
     responses((status = 201, description = "The service key, with its text.", body = api::CreatedServiceKey))
 )]
 #[post("/service-keys")]
-pub async fn create_service_key(state: web::Data<State>, operator: Operator, retry: Retry, body: Body) -> Answer {
+pub async fn create_service_key(
+    state: web::Data<State>,
+    operator: Operator,
+    retry: Retry,
+    body: Body,
+) -> Answer {
     let make = async |creating| {
         let name = body
             .read_json()?
-            .check(|body: api::CreateServiceKey, checks| checks.member("/name", ServiceKey::parse_name(&body.name)))?;
+            .check(|body: api::CreateServiceKey, checks| {
+                checks.member("/name", ServiceKey::parse_name(&body.name))
+            })?;
         service_keys::create_once(&state, &operator.actor.id, name, creating, |(key, text)| {
             Answered::created(&api::CreatedServiceKey {
                 id: key.id.to_string(),
@@ -77,7 +93,11 @@ pub async fn create_service_key(state: web::Data<State>, operator: Operator, ret
         })
         .await
     };
-    Ok(plain(&retry.once_without_account(&state, &operator.actor, &body, make).await?))
+    Ok(plain(
+        &retry
+            .once_without_account(&state, &operator.actor, &body, make)
+            .await?,
+    ))
 }
 
 /// List service keys.
@@ -113,7 +133,11 @@ pub async fn list_service_keys(state: web::Data<State>, _operator: Operator) -> 
     responses((status = 204, description = "It is revoked."))
 )]
 #[delete("/service-keys/{id}")]
-pub async fn revoke_service_key(state: web::Data<State>, operator: Operator, id: web::Path<String>) -> Answer {
+pub async fn revoke_service_key(
+    state: web::Data<State>,
+    operator: Operator,
+    id: web::Path<String>,
+) -> Answer {
     let id = path_id(&id)?;
     service_keys::revoke(&state, &operator.actor.id, id).await?;
     Ok(HttpResponse::NoContent().finish())
@@ -125,5 +149,8 @@ fn account_id(text: &str) -> Result<AccountId, Problem> {
 }
 
 fn shown_account(account: &Account) -> api::Account {
-    api::Account { id: account.id.to_string(), operating_model: account.operating_model.into() }
+    api::Account {
+        id: account.id.to_string(),
+        operating_model: account.operating_model.into(),
+    }
 }

@@ -27,7 +27,8 @@ const MAX_BATCH: usize = 100;
 #[post("/verify")]
 pub async fn verify(state: web::Data<State>, caller: Verifying, body: Body) -> Answer {
     let request = body.read_json()?;
-    let (key, need) = request.check_ref(|request, checks| needed(&state, &caller, request, checks))?;
+    let (key, need) =
+        request.check_ref(|request, checks| needed(&state, &caller, request, checks))?;
     let verdict = state.verify(|| caller.requester(), key, &need).await?;
     Ok(HttpResponse::Ok().json(present::verdict(&verdict, need.scopes, &state.catalogue)))
 }
@@ -79,16 +80,21 @@ pub async fn verify_batch(state: web::Data<State>, caller: Verifying, body: Body
 )]
 #[post("/introspect")]
 pub async fn introspect(state: web::Data<State>, caller: Verifying, body: Body) -> Answer {
-    let request = body.read_form()?.map(|form: api::IntrospectRequest| api::VerifyRequest {
-        key: form.token,
-        method: form.method,
-        path: form.path,
-        scopes: form.scopes.map(|scopes| scopes.split_ascii_whitespace().map(str::to_owned).collect()),
-        mode: form.mode,
-        merchant: form.merchant,
-        client_ip: form.client_ip,
-    });
-    let (key, need) = request.check_ref(|request, checks| needed(&state, &caller, request, checks))?;
+    let request = body
+        .read_form()?
+        .map(|form: api::IntrospectRequest| api::VerifyRequest {
+            key: form.token,
+            method: form.method,
+            path: form.path,
+            scopes: form
+                .scopes
+                .map(|scopes| scopes.split_ascii_whitespace().map(str::to_owned).collect()),
+            mode: form.mode,
+            merchant: form.merchant,
+            client_ip: form.client_ip,
+        });
+    let (key, need) =
+        request.check_ref(|request, checks| needed(&state, &caller, request, checks))?;
     let verdict = state.verify(|| caller.requester(), key, &need).await?;
     Ok(HttpResponse::Ok().json(present::introspection(&verdict, &state.catalogue)))
 }
@@ -101,19 +107,24 @@ fn needed<'a>(
     checks: &mut Checks,
 ) -> Option<(&'a str, Need<'a>)> {
     let at_most = |text: Option<&'a str>, max: usize| match text {
-        Some(text) if text.len() > max => Err(Invalid::new(format!("must have at most {max} bytes"))),
+        Some(text) if text.len() > max => {
+            Err(Invalid::new(format!("must have at most {max} bytes")))
+        }
         text => Ok(text),
     };
     let names = request.scopes.as_deref().unwrap_or_default();
-    let scopes = checks.member("/scopes", state.catalogue.needed(names.iter().map(String::as_str)));
+    let scopes = checks.member(
+        "/scopes",
+        state.catalogue.needed(names.iter().map(String::as_str)),
+    );
     let method = checks.member("/method", at_most(request.method.as_deref(), 32));
     let path = checks.member("/path", at_most(request.path.as_deref(), 8192));
     let merchant = checks.member(
         "/merchant",
         match request.merchant.as_deref() {
-            Some(merchant) if !is_reference(merchant) => {
-                Err(Invalid::new("must be 1 to 128 characters out of A-Z a-z 0-9 . _ : @ -"))
-            }
+            Some(merchant) if !is_reference(merchant) => Err(Invalid::new(
+                "must be 1 to 128 characters out of A-Z a-z 0-9 . _ : @ -",
+            )),
             merchant => Ok(merchant),
         },
     );

@@ -15,7 +15,8 @@ use actix_web::{
     web::{self, Bytes},
 };
 use tollkey_core::{
-    Denial, Invalid, Mode, Need, Problem, ProblemCode, RequestPath, Scope, ScopeSet, text::reference_in,
+    Denial, Invalid, Mode, Need, Problem, ProblemCode, RequestPath, Scope, ScopeSet,
+    text::reference_in,
 };
 use utoipa_actix_web::OpenApiFactory;
 
@@ -46,18 +47,30 @@ struct Requirement {
 
 impl Requirement {
     /// Reads `scope` (repeatable) and `mode` (once).
-    fn read<T: AsRef<str>>(state: &State, pairs: impl IntoIterator<Item = (T, T)>) -> Result<Self, Invalid> {
+    fn read<T: AsRef<str>>(
+        state: &State,
+        pairs: impl IntoIterator<Item = (T, T)>,
+    ) -> Result<Self, Invalid> {
         let mut requirement = Self::default();
         for (name, value) in pairs {
             let value = value.as_ref();
             match name.as_ref() {
                 "scope" => {
-                    let scope = state.catalogue.parse(value).map_err(|_| unknown_scope(value))?;
-                    requirement.scopes = requirement.scopes.union(state.catalogue.needed([scope.as_str()])?);
+                    let scope = state
+                        .catalogue
+                        .parse(value)
+                        .map_err(|_| unknown_scope(value))?;
+                    requirement.scopes = requirement
+                        .scopes
+                        .union(state.catalogue.needed([scope.as_str()])?);
                     requirement.names.push(scope);
                 }
                 "mode" if requirement.mode.is_none() => {
-                    requirement.mode = Some(value.parse().map_err(|_| Invalid::new("mode must be live or test"))?);
+                    requirement.mode = Some(
+                        value
+                            .parse()
+                            .map_err(|_| Invalid::new("mode must be live or test"))?,
+                    );
                 }
                 "mode" => return Err(Invalid::new("mode must not be repeated")),
                 _ => return Err(Invalid::new("only scope and mode can be required")),
@@ -76,8 +89,14 @@ impl Requirement {
         if segment == "-" {
             return Ok(Self::default());
         }
-        let pairs: Option<Vec<_>> = segment.split(';').map(|pair| pair.split_once('=')).collect();
-        Self::read(state, pairs.ok_or_else(|| Invalid::new("must be -, or name=value pairs joined by ;"))?)
+        let pairs: Option<Vec<_>> = segment
+            .split(';')
+            .map(|pair| pair.split_once('='))
+            .collect();
+        Self::read(
+            state,
+            pairs.ok_or_else(|| Invalid::new("must be -, or name=value pairs joined by ;"))?,
+        )
     }
 }
 
@@ -88,10 +107,12 @@ const LONGEST_WORD: usize = 24;
 /// on what a client sent.
 fn unknown_scope(scope: &str) -> Invalid {
     let is_scope = (1..=64).contains(&scope.len())
-        && scope
-            .bytes()
-            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'_' | b'.' | b':' | b'-'));
-    let is_short = scope.split(['_', '.', ':', '-']).all(|word| word.len() <= LONGEST_WORD);
+        && scope.bytes().all(|b| {
+            b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'_' | b'.' | b':' | b'-')
+        });
+    let is_short = scope
+        .split(['_', '.', ':', '-'])
+        .all(|word| word.len() <= LONGEST_WORD);
     if is_scope && is_short && !is_like_credential(scope) {
         Invalid::new(format!("scope {scope:?} is unknown"))
     } else {
@@ -116,9 +137,18 @@ async fn answer(request: &HttpRequest, state: &State, asked: Asked<'_>) -> Answe
         Ok(requirement) => requirement,
         Err(rule) => {
             // Credentials are judged first, so that a mistake in the configuration tells a stranger nothing.
-            let identity = Need { identity_only: true, client_ip, is_client_ip_unreadable, ..Need::default() };
+            let identity = Need {
+                identity_only: true,
+                client_ip,
+                is_client_ip_unreadable,
+                ..Need::default()
+            };
             look_at_presented(request, state, &identity).await?;
-            if state.log_limits.gateway_requirement.allows(state.clock.elapsed()) {
+            if state
+                .log_limits
+                .gateway_requirement
+                .allows(state.clock.elapsed())
+            {
                 tracing::warn!(
                     request_id = %request_id(request), %rule,
                     "a gateway requires something that cannot be read; its requests are denied"
@@ -134,19 +164,26 @@ async fn answer(request: &HttpRequest, state: &State, asked: Asked<'_>) -> Answe
         scopes: requirement.scopes,
         mode: requirement.mode,
         method: asked.method,
-        path: asked.uri.map(|uri| RequestPath::new(uri, &state.policy.route_base)),
+        path: asked
+            .uri
+            .map(|uri| RequestPath::new(uri, &state.policy.route_base)),
         merchant: merchant.as_deref(),
         client_ip,
         is_client_ip_unreadable,
     };
-    let record = judge_presented(request, state, &need).await.map_err(|mut problem| {
-        if problem.code == ProblemCode::Denied(Denial::InsufficientScope) {
-            problem.needed_scopes = requirement.names.into();
-        }
-        problem
-    })?;
+    let record = judge_presented(request, state, &need)
+        .await
+        .map_err(|mut problem| {
+            if problem.code == ProblemCode::Denied(Denial::InsufficientScope) {
+                problem.needed_scopes = requirement.names.into();
+            }
+            problem
+        })?;
     let key = &record.key;
-    let application = key.application_id.map(|id| id.to_string()).unwrap_or_default();
+    let application = key
+        .application_id
+        .map(|id| id.to_string())
+        .unwrap_or_default();
     let mut response = HttpResponse::new(StatusCode::OK);
     for (name, value) in [
         (X_AUTH_KEY_ID, key.id.to_string()),
@@ -261,12 +298,30 @@ pub async fn auth_request(request: HttpRequest, state: web::Data<State>) -> Answ
 )]
 pub async fn ext_authz(request: HttpRequest, state: web::Data<State>) -> Answer {
     // On the raw path: the router has already decoded what it matched.
-    let raw = request.uri().path().strip_prefix(GATEWAY_PREFIX).and_then(|rest| rest.strip_prefix("ext-authz/"));
+    let raw = request
+        .uri()
+        .path()
+        .strip_prefix(GATEWAY_PREFIX)
+        .and_then(|rest| rest.strip_prefix("ext-authz/"));
     let (requirement, uri) = match raw.and_then(|rest| Some(rest.split_at(rest.find('/')?))) {
         Some((segment, uri)) => (Requirement::from_segment(&state, segment), Some(uri)),
-        None => (Err(Invalid::new("path_prefix must end in the requirements, or in -")), None),
+        None => (
+            Err(Invalid::new(
+                "path_prefix must end in the requirements, or in -",
+            )),
+            None,
+        ),
     };
-    answer(&request, &state, Asked { method: Some(request.method().as_str()), uri, requirement }).await
+    answer(
+        &request,
+        &state,
+        Asked {
+            method: Some(request.method().as_str()),
+            uri,
+            requirement,
+        },
+    )
+    .await
 }
 
 /// Mounts a handler for every method under one path, with its description. Actix's route macros need the methods

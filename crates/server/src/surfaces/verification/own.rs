@@ -18,7 +18,11 @@ use crate::{caller::PresentedKey, edge::Answer, service::api_keys, state::State}
 )]
 #[get("/whoami")]
 pub async fn whoami(state: web::Data<State>, key: PresentedKey) -> Answer {
-    Ok(HttpResponse::Ok().json(present::whoami(&key.record, &state.catalogue, state.clock.now())))
+    Ok(HttpResponse::Ok().json(present::whoami(
+        &key.record,
+        &state.catalogue,
+        state.clock.now(),
+    )))
 }
 
 /// Revoke the presented key.
@@ -37,6 +41,13 @@ pub async fn revoke_whoami(state: web::Data<State>, key: PresentedKey) -> Answer
         return Err(Problem::forbidden("A publishable key cannot revoke itself.").into());
     }
     let reason = Some("self_revoked".to_owned());
-    api_keys::revoke(&state, &key.manager, &Family::ALL, key.record.key.id, reason).await?;
+    api_keys::revoke(
+        &state,
+        &key.manager,
+        &Family::ALL,
+        key.record.key.id,
+        reason,
+    )
+    .await?;
     Ok(HttpResponse::NoContent().finish())
 }

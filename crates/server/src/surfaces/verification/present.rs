@@ -7,15 +7,26 @@ use tollkey_verifier::Verdict;
 
 use crate::surfaces::members;
 
-pub(super) fn verdict(verdict: &Verdict, needed: ScopeSet, catalogue: &Catalogue) -> api::VerifyResponse {
+pub(super) fn verdict(
+    verdict: &Verdict,
+    needed: ScopeSet,
+    catalogue: &Catalogue,
+) -> api::VerifyResponse {
     let invalid = |code: Denial, missing_scopes| {
-        api::VerifyResponse::Invalid(api::Invalid { valid: false, code: code.into(), missing_scopes })
+        api::VerifyResponse::Invalid(api::Invalid {
+            valid: false,
+            code: code.into(),
+            missing_scopes,
+        })
     };
     let record = match (verdict.outcome, verdict.record.as_deref()) {
         (Ok(()), Some(record)) => record,
         (Ok(()), None) => return invalid(Denial::UnknownKey, None),
         (Err(Denial::InsufficientScope), Some(record)) => {
-            let missing = catalogue.names(needed.without(record.scopes)).cloned().collect();
+            let missing = catalogue
+                .names(needed.without(record.scopes))
+                .cloned()
+                .collect();
             return invalid(Denial::InsufficientScope, Some(missing));
         }
         (Err(denial), _) => return invalid(denial, None),
@@ -51,7 +62,9 @@ fn verified_key(record: &Record, catalogue: &Catalogue) -> api::VerifiedKey {
 }
 
 pub(super) fn introspection(verdict: &Verdict, catalogue: &Catalogue) -> api::IntrospectResponse {
-    let Some(record) = verdict.allowed() else { return api::IntrospectResponse::inactive() };
+    let Some(record) = verdict.allowed() else {
+        return api::IntrospectResponse::inactive();
+    };
     let key = &record.key;
     api::IntrospectResponse {
         active: true,

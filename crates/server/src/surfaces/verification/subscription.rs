@@ -5,8 +5,8 @@ use std::time::Duration;
 use actix_web::{HttpResponse, post, web};
 use tollkey_api::sync as api;
 use tollkey_core::{
-    Catalogue, Checks, Digest, Invalid, KeyId, Problem, ProblemCode, Record, Timestamp, Usage, time::day,
-    usage::parse_outcome,
+    Catalogue, Checks, Digest, Invalid, KeyId, Problem, ProblemCode, Record, Timestamp, Usage,
+    time::day, usage::parse_outcome,
 };
 use tollkey_verifier::{Leave, News, Poll, PollError, PollId, PollIds, SourceError, Upstream as _};
 
@@ -48,16 +48,36 @@ const MAX_WAIT: u32 = 60_000;
 #[post("/sync")]
 pub async fn sync(state: web::Data<State>, _: Service, body: Body) -> Answer {
     let now = state.clock.now();
-    let (leave, poll) = body.read_json()?.check(|request: api::SyncRequest, checks| {
-        let leave = request.leave;
-        read(request, now, checks).map(|poll| (leave, poll))
-    })?;
+    let (leave, poll) = body
+        .read_json()?
+        .check(|request: api::SyncRequest, checks| {
+            let leave = request.leave;
+            read(request, now, checks).map(|poll| (leave, poll))
+        })?;
     if leave {
         // Nothing is granted any more; the answer says so in the words of any other.
         let (seq, cursor) = (poll.position.seq.0, poll.position.to_string());
-        let Poll { subscriber, ids, usage, .. } = poll;
-        state.verifier.leave(Leave { subscriber, ids, usage }).await.map_err(no_news)?;
-        return Ok(HttpResponse::Ok().json(api::SyncResponse { seq, cursor, changes: Some(Vec::new()), lease_ms: 0 }));
+        let Poll {
+            subscriber,
+            ids,
+            usage,
+            ..
+        } = poll;
+        state
+            .verifier
+            .leave(Leave {
+                subscriber,
+                ids,
+                usage,
+            })
+            .await
+            .map_err(no_news)?;
+        return Ok(HttpResponse::Ok().json(api::SyncResponse {
+            seq,
+            cursor,
+            changes: Some(Vec::new()),
+            lease_ms: 0,
+        }));
     }
     let news = state.verifier.poll(poll).await.map_err(no_news)?;
     Ok(HttpResponse::Ok().json(answer(news)))
@@ -81,15 +101,23 @@ pub async fn sync(state: web::Data<State>, _: Service, body: Body) -> Answer {
 pub async fn sync_lookup(state: web::Data<State>, caller: Service, body: Body) -> Answer {
     let digest: Digest = body
         .read_json()?
-        .check(|request: api::LookupRequest, checks| checks.member("/digest", request.digest.parse()))?;
+        .check(|request: api::LookupRequest, checks| {
+            checks.member("/digest", request.digest.parse())
+        })?;
     let found = state.verifier.find_for(caller.requester(), &digest);
     let snapshot = found.await.map_err(|error| match error {
         // This key alone: a subscriber goes on with the look-ups of others.
         SourceError::Unreadable => Problem::internal(),
         SourceError::Unavailable | SourceError::Rejected => Problem::unavailable(),
     })?;
-    let key = snapshot.record.as_ref().map(|record| key_record(record, &state.catalogue));
-    Ok(HttpResponse::Ok().json(api::LookupResponse { seq: snapshot.seq.0, key }))
+    let key = snapshot
+        .record
+        .as_ref()
+        .map(|record| key_record(record, &state.catalogue));
+    Ok(HttpResponse::Ok().json(api::LookupResponse {
+        seq: snapshot.seq.0,
+        key,
+    }))
 }
 
 /// The problem of a poll without news.
@@ -108,9 +136,10 @@ fn read_ids(checks: &mut Checks, id: Option<&str>, previous: &[String]) -> Optio
     let id: Option<PollId> = id.and_then(|id| checks.member("/poll_id", id.parse()));
     let rule = match (previous.len(), id) {
         (1.., None) => Some(Invalid::new("requires poll_id")),
-        (len, _) if len > PollIds::PREVIOUS => {
-            Some(Invalid::new(format!("must have at most {} items", PollIds::PREVIOUS)))
-        }
+        (len, _) if len > PollIds::PREVIOUS => Some(Invalid::new(format!(
+            "must have at most {} items",
+            PollIds::PREVIOUS
+        ))),
         _ => None,
     };
     if let Some(rule) = rule {
@@ -120,15 +149,29 @@ fn read_ids(checks: &mut Checks, id: Option<&str>, previous: &[String]) -> Optio
         Ok(id) => Some(id),
         Err(rule) => checks.member(&format!("/previous_poll_ids/{i}"), Err(rule)),
     };
-    let previous = previous.iter().take(PollIds::PREVIOUS).enumerate().filter_map(&mut read).collect();
+    let previous = previous
+        .iter()
+        .take(PollIds::PREVIOUS)
+        .enumerate()
+        .filter_map(&mut read)
+        .collect();
     Some(PollIds { id: id?, previous })
 }
 
 /// What a subscriber reports; `None` when a field is invalid, which `checks` then says.
 fn read(request: api::SyncRequest, now: Timestamp, checks: &mut Checks) -> Option<Poll> {
     let subscriber = checks.member("/subscriber", request.subscriber.parse());
-    let ids = read_ids(checks, request.poll_id.as_deref(), &request.previous_poll_ids);
-    let position = checks.member("/cursor", request.cursor.map_or_else(|| Ok(Default::default()), |text| text.parse()));
+    let ids = read_ids(
+        checks,
+        request.poll_id.as_deref(),
+        &request.previous_poll_ids,
+    );
+    let position = checks.member(
+        "/cursor",
+        request
+            .cursor
+            .map_or_else(|| Ok(Default::default()), |text| text.parse()),
+    );
     let wait = checks.member("/wait_ms", within(Some(request.wait_ms), 0, 0..=MAX_WAIT));
     if request.usage.len() > Poll::USAGE {
         let rule = Invalid::new(format!("must have at most {} items", Poll::USAGE));
@@ -136,31 +179,56 @@ fn read(request: api::SyncRequest, now: Timestamp, checks: &mut Checks) -> Optio
     }
     let mut usage = Vec::with_capacity(request.usage.len().min(Poll::USAGE));
     for (i, row) in request.usage.iter().take(Poll::USAGE).enumerate() {
-        let key_id = checks.member(&format!("/usage/{i}/key_id"), row.key_id.parse::<KeyId>().map_err(Invalid::from));
+        let key_id = checks.member(
+            &format!("/usage/{i}/key_id"),
+            row.key_id.parse::<KeyId>().map_err(Invalid::from),
+        );
         let outcome = checks.member(&format!("/usage/{i}/outcome"), parse_outcome(&row.outcome));
         let count = match row.count {
             0 => Err(Invalid::new("must be at least 1")),
             count => u32::try_from(count).map_err(|_| Invalid::new("must be at most 4294967295")),
         };
         let count = checks.member(&format!("/usage/{i}/count"), count);
-        let (Some(key_id), Some(outcome), Some(count)) = (key_id, outcome, count) else { continue };
+        let (Some(key_id), Some(outcome), Some(count)) = (key_id, outcome, count) else {
+            continue;
+        };
         // No use lies ahead of us, whatever the subscriber's clock says.
-        let last_used_at = row.last_used_at.map(|at| Timestamp::from(at).min(now)).filter(|_| outcome.is_none());
-        usage.push(Usage { key_id, day: day(now), outcome, count: count.into(), last_used_at });
+        let last_used_at = row
+            .last_used_at
+            .map(|at| Timestamp::from(at).min(now))
+            .filter(|_| outcome.is_none());
+        usage.push(Usage {
+            key_id,
+            day: day(now),
+            outcome,
+            count: count.into(),
+            last_used_at,
+        });
     }
     let wait = Duration::from_millis(wait?.into());
-    Some(Poll { subscriber: subscriber?, ids, position: position?, wait, usage })
+    Some(Poll {
+        subscriber: subscriber?,
+        ids,
+        position: position?,
+        wait,
+        usage,
+    })
 }
 
 fn answer(news: News) -> api::SyncResponse {
     let change = |changed: &tollkey_core::Changed| {
         let (kind, id) = changed.to_parts();
-        api::Change { kind: kind.to_owned(), id }
+        api::Change {
+            kind: kind.to_owned(),
+            id,
+        }
     };
     api::SyncResponse {
         seq: news.position.seq.0,
         cursor: news.position.to_string(),
-        changes: news.changes.map(|changes| changes.iter().map(change).collect()),
+        changes: news
+            .changes
+            .map(|changes| changes.iter().map(change).collect()),
         // Cut, not rounded: a lease must not get longer on the way.
         lease_ms: u64::try_from(news.lease.as_millis()).unwrap_or(u64::MAX),
     }
@@ -179,7 +247,10 @@ fn key_record(record: &Record, catalogue: &Catalogue) -> api::KeyRecord {
         mode: key.mode,
         prefix: key.prefix.clone(),
         last4: key.last4.clone(),
-        scopes: catalogue.names(record.scopes).map(|scope| scope.as_str().to_owned()).collect(),
+        scopes: catalogue
+            .names(record.scopes)
+            .map(|scope| scope.as_str().to_owned())
+            .collect(),
         merchants: grants.merchants.clone(),
         features: grants.features.clone(),
         allowed_ips: members::shown_networks(key.effective_allowlist().as_ref()),
@@ -196,7 +267,10 @@ fn key_record(record: &Record, catalogue: &Catalogue) -> api::KeyRecord {
             .inherited
             .iter()
             .flat_map(|inherited| &inherited.rate_limits)
-            .map(|(id, limit)| api::AncestorRateLimit { key_id: id.to_string(), rate_limit: (*limit).into() })
+            .map(|(id, limit)| api::AncestorRateLimit {
+                key_id: id.to_string(),
+                rate_limit: (*limit).into(),
+            })
             .collect(),
     }
 }

@@ -42,20 +42,30 @@ impl Looker<'_> {
     async fn look(&mut self, page: &str) {
         self.browser.run(&self.axe, vec![]).await;
         for width in WIDTHS {
-            let screen = json!({"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": false});
-            self.browser.dev_tools("Emulation.setDeviceMetricsOverride", screen).await;
+            let screen =
+                json!({"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": false});
+            self.browser
+                .dev_tools("Emulation.setDeviceMetricsOverride", screen)
+                .await;
             if let Value::String(wide) = self.browser.run(WIDE, vec![]).await {
-                self.wrong.push(format!("{page} at {width} is too wide, {wide}"));
+                self.wrong
+                    .push(format!("{page} at {width} is too wide, {wide}"));
             }
             if width != DESKTOP && width != PHONE {
                 continue;
             }
             for scheme in ["light", "dark"] {
-                let features = json!({"features": [{"name": "prefers-color-scheme", "value": scheme}]});
-                self.browser.dev_tools("Emulation.setEmulatedMedia", features).await;
+                let features =
+                    json!({"features": [{"name": "prefers-color-scheme", "value": scheme}]});
+                self.browser
+                    .dev_tools("Emulation.setEmulatedMedia", features)
+                    .await;
                 let found = self.browser.run_async(LOOK, vec![]).await;
                 for one in found.as_array().expect("violations") {
-                    self.wrong.push(format!("{page} at {width}, {scheme}: {}", one.as_str().unwrap_or_default()));
+                    self.wrong.push(format!(
+                        "{page} at {width}, {scheme}: {}",
+                        one.as_str().unwrap_or_default()
+                    ));
                 }
             }
         }
@@ -64,9 +74,15 @@ impl Looker<'_> {
 
 #[actix_web::test]
 async fn no_page_is_hard_to_use_or_wider_than_its_window() {
-    let Some(world) = World::begin().await else { return };
+    let Some(world) = World::begin().await else {
+        return;
+    };
     let browser = &world.browser;
-    let mut looker = Looker { browser, axe: axe(), wrong: Vec::new() };
+    let mut looker = Looker {
+        browser,
+        axe: axe(),
+        wrong: Vec::new(),
+    };
 
     // It does find what is wrong.
     world.open("/dashboard").await;
@@ -75,7 +91,11 @@ async fn no_page_is_hard_to_use_or_wider_than_its_window() {
     browser.run(spoil, vec![]).await;
     looker.look("spoilt").await;
     for (mistake, times) in [("too wide", 4), ("color-contrast: ", 2), ("label: ", 4)] {
-        let found = looker.wrong.iter().filter(|one| one.contains(mistake)).count();
+        let found = looker
+            .wrong
+            .iter()
+            .filter(|one| one.contains(mistake))
+            .count();
         assert!(found >= times, "{mistake}: {:?}", looker.wrong);
     }
     looker.wrong.clear();
@@ -87,7 +107,12 @@ async fn no_page_is_hard_to_use_or_wider_than_its_window() {
     browser.open(&world.link()).await;
     browser.arrives("/dashboard/keys").await;
     looker.look("no keys").await;
-    for page in ["/dashboard/applications", "/dashboard/audit", "/dashboard/settings", "/dashboard/account"] {
+    for page in [
+        "/dashboard/applications",
+        "/dashboard/audit",
+        "/dashboard/settings",
+        "/dashboard/account",
+    ] {
         world.open(page).await;
         looker.look(&format!("{page}, empty")).await;
     }
@@ -96,7 +121,9 @@ async fn no_page_is_hard_to_use_or_wider_than_its_window() {
     let long = "Checkout".repeat(12);
     let application = world.server.application(&world.token, &long).await;
     let application_key = world.server.key(&world.token, &application).await;
-    let networks: Vec<String> = (0..20).map(|at| format!("2001:db8:ffff:ffff:ffff:ffff:ffff:ff{at:02}/128")).collect();
+    let networks: Vec<String> = (0..20)
+        .map(|at| format!("2001:db8:ffff:ffff:ffff:ffff:ffff:ff{at:02}/128"))
+        .collect();
     let body = json!({
         "name": "Checkout".repeat(31), "mode": "live",
         "scopes": ["links:read", "links:write", "sessions:read", "sessions:write", "customers:read", "events:read"],
@@ -105,8 +132,18 @@ async fn no_page_is_hard_to_use_or_wider_than_its_window() {
     let mut bound = body.clone();
     bound["allowed_ips"] = json!(networks);
     let mut made = Vec::new();
-    for body in [body, bound, json!({"name": "Revoked"}), json!({"name": "Suspended"}), json!({"name": "Rotated"})] {
-        let reply = world.server.post("/api-keys", body).bearer(&world.token).await;
+    for body in [
+        body,
+        bound,
+        json!({"name": "Revoked"}),
+        json!({"name": "Suspended"}),
+        json!({"name": "Rotated"}),
+    ] {
+        let reply = world
+            .server
+            .post("/api-keys", body)
+            .bearer(&world.token)
+            .await;
         assert_eq!(reply.status, 201, "{reply}");
         let json = reply.json();
         made.push((
@@ -114,14 +151,31 @@ async fn no_page_is_hard_to_use_or_wider_than_its_window() {
             json["api_key"].as_str().expect("a key").to_owned(),
         ));
     }
-    let [(long_id, long_text), (bound_id, bound_text), (revoked, _), (suspended, _), (rotated, rotated_text)] =
-        &made[..]
+    let [
+        (long_id, long_text),
+        (bound_id, bound_text),
+        (revoked, _),
+        (suspended, _),
+        (rotated, rotated_text),
+    ] = &made[..]
     else {
         panic!("five keys were made");
     };
-    for (id, change) in [(revoked, "revoke"), (suspended, "suspend"), (rotated, "rotate")] {
-        let body = if change == "rotate" { json!({"overlap_seconds": 3600}) } else { json!({}) };
-        let reply = world.server.post(&format!("/api-keys/{id}/{change}"), body).bearer(&world.token).await;
+    for (id, change) in [
+        (revoked, "revoke"),
+        (suspended, "suspend"),
+        (rotated, "rotate"),
+    ] {
+        let body = if change == "rotate" {
+            json!({"overlap_seconds": 3600})
+        } else {
+            json!({})
+        };
+        let reply = world
+            .server
+            .post(&format!("/api-keys/{id}/{change}"), body)
+            .bearer(&world.token)
+            .await;
         assert!(matches!(reply.status, 200 | 201), "{reply}");
     }
     for key in [long_text, rotated_text, bound_text, &application_key.text] {
@@ -159,13 +213,21 @@ async fn no_page_is_hard_to_use_or_wider_than_its_window() {
         "/dashboard/audit?action=account.updated".to_owned(),
     ] {
         world.open(&page).await;
-        looker.look(&page.replace(&application, "APPLICATION").replace(long_id.as_str(), "LONG")).await;
+        looker
+            .look(
+                &page
+                    .replace(&application, "APPLICATION")
+                    .replace(long_id.as_str(), "LONG"),
+            )
+            .await;
     }
     world.open("/dashboard/audit").await;
     browser.click("tbody summary").await;
     looker.look("the audit log, with an entry open").await;
     browser.press("Verify the chain").await;
-    browser.reads("[role=status]", "The audit log is whole.").await;
+    browser
+        .reads("[role=status]", "The audit log is whole.")
+        .await;
     looker.look("the audit log, verified").await;
 
     world.open("/dashboard/keys/new").await;
@@ -175,15 +237,24 @@ async fn no_page_is_hard_to_use_or_wider_than_its_window() {
     browser.press("Make the key").await;
     browser.reads("[role=alert]", "Nothing was changed.").await;
     looker.look("a new key, refused").await;
-    world.open(&format!("/dashboard/keys/{long_id}/revoke")).await;
+    world
+        .open(&format!("/dashboard/keys/{long_id}/revoke"))
+        .await;
     browser.fill("reason", "x").await;
-    browser.run("document.querySelector('button.danger').disabled = false", vec![]).await;
+    browser
+        .run(
+            "document.querySelector('button.danger').disabled = false",
+            vec![],
+        )
+        .await;
     browser.press("Revoke the key").await;
     browser.reads("#confirm-error", "s not the name").await;
     looker.look("a revocation, refused").await;
     world.open("/dashboard/applications/new").await;
     browser.press("Make the application").await;
-    browser.reads("#name-error", "ust have 1 to 100 characters").await;
+    browser
+        .reads("#name-error", "ust have 1 to 100 characters")
+        .await;
     looker.look("a new application, refused").await;
     world.make_key(&"Checkout".repeat(31)).await;
     looker.look("the secret of a key").await;
@@ -192,7 +263,9 @@ async fn no_page_is_hard_to_use_or_wider_than_its_window() {
     world.open("/dashboard/settings").await;
     browser.choose("operating_model", "ecosystem").await;
     browser.press("Set the model").await;
-    browser.reads(".notice", "The operating model is set.").await;
+    browser
+        .reads(".notice", "The operating model is set.")
+        .await;
     browser.fill("name", "Gateway".repeat(14).as_str()).await;
     browser.press("Make a service key").await;
     browser.css("#secret").await;
@@ -214,6 +287,11 @@ async fn no_page_is_hard_to_use_or_wider_than_its_window() {
     world.open("/dashboard/settings").await;
     looker.look("the settings, for who is no operator").await;
 
-    assert!(looker.wrong.is_empty(), "{} things are wrong\n{}", looker.wrong.len(), looker.wrong.join("\n"));
+    assert!(
+        looker.wrong.is_empty(),
+        "{} things are wrong\n{}",
+        looker.wrong.len(),
+        looker.wrong.join("\n")
+    );
     world.end().await;
 }

@@ -18,7 +18,8 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use thirtyfour::{
-    Capabilities, RequestData, SessionId, common::command::FormatRequestData, error::WebDriverResult, prelude::*,
+    Capabilities, RequestData, SessionId, common::command::FormatRequestData,
+    error::WebDriverResult, prelude::*,
 };
 use tokio::{
     process::{Child, Command},
@@ -52,12 +53,19 @@ fn programs() -> Option<&'static (PathBuf, PathBuf)> {
     static FOUND: OnceLock<Option<(PathBuf, PathBuf)>> = OnceLock::new();
     let found = FOUND.get_or_init(|| {
         let path = env::var_os("PATH").unwrap_or_default();
-        let find = |name: &str| env::split_paths(&path).map(|place| place.join(name)).find(|file| file.is_file());
+        let find = |name: &str| {
+            env::split_paths(&path)
+                .map(|place| place.join(name))
+                .find(|file| file.is_file())
+        };
         Some((find("chromium")?, find("chromedriver")?))
     });
     if found.is_none() {
         let required = env::var("TOLLKEY_TEST_REQUIRE_BROWSER").is_ok_and(|value| value == "1");
-        assert!(!required, "chromium or chromedriver is not installed, but TOLLKEY_TEST_REQUIRE_BROWSER=1");
+        assert!(
+            !required,
+            "chromium or chromedriver is not installed, but TOLLKEY_TEST_REQUIRE_BROWSER=1"
+        );
         static SAID: Once = Once::new();
         SAID.call_once(|| {
             // Past the test harness, which would swallow it.
@@ -100,9 +108,18 @@ impl Browser {
         let out = directory.path().join("out");
         let mut command = Command::new(chromedriver);
         // Text in the pages' own language, whatever the machine's is, and no settings of whoever runs the tests.
-        command.arg("--port=0").env("HOME", directory.path()).env("LANG", "C.UTF-8");
-        command.stdin(Stdio::null()).stdout(fs::File::create(&out).expect("a file")).stderr(Stdio::null());
-        let chromedriver = command.kill_on_drop(true).spawn().expect("chromedriver starts");
+        command
+            .arg("--port=0")
+            .env("HOME", directory.path())
+            .env("LANG", "C.UTF-8");
+        command
+            .stdin(Stdio::null())
+            .stdout(fs::File::create(&out).expect("a file"))
+            .stderr(Stdio::null());
+        let chromedriver = command
+            .kill_on_drop(true)
+            .spawn()
+            .expect("chromedriver starts");
         let port = port(&out).await;
 
         let mut arguments = ARGUMENTS.map(str::to_owned).to_vec();
@@ -114,10 +131,21 @@ impl Browser {
             // A dialog fails whatever comes next. Not the one about leaving a page: chromedriver says yes to that by itself.
             "unhandledPromptBehavior": "ignore",
         });
-        let Value::Object(capabilities) = capabilities else { unreachable!("an object is written above") };
-        let driver = WebDriver::new(format!("http://127.0.0.1:{port}"), Capabilities::from(capabilities)).await;
+        let Value::Object(capabilities) = capabilities else {
+            unreachable!("an object is written above")
+        };
+        let driver = WebDriver::new(
+            format!("http://127.0.0.1:{port}"),
+            Capabilities::from(capabilities),
+        )
+        .await;
         let driver = driver.unwrap_or_else(|error| panic!("Chromium does not start: {error}"));
-        Some(Self { driver, chromedriver, directory, _room: room })
+        Some(Self {
+            driver,
+            chromedriver,
+            directory,
+            _room: room,
+        })
     }
 
     /// What it keeps on disk.
@@ -132,17 +160,27 @@ impl Browser {
         self.done("quits", self.driver.clone().quit().await);
         self.chromedriver.kill().await.expect("chromedriver ends");
         #[cfg(target_os = "linux")]
-        wait_for(async || running_in(&self.profile()).is_empty().then_some(())).await.unwrap_or_else(|| {
-            panic!("still running: {:?}", running_in(&self.profile()));
-        });
-        std::mem::replace(&mut self.directory, tempfile::tempdir().expect("a temporary directory"))
+        wait_for(async || running_in(&self.profile()).is_empty().then_some(()))
+            .await
+            .unwrap_or_else(|| {
+                panic!("still running: {:?}", running_in(&self.profile()));
+            });
+        std::mem::replace(
+            &mut self.directory,
+            tempfile::tempdir().expect("a temporary directory"),
+        )
     }
 
     /// What the console said since it was last asked, but for answers that are no 200: pages tell about those.
     pub async fn said(&self) -> Vec<String> {
         let log = self.done("the console", self.driver.browser_log().await);
-        let said = log.into_iter().filter(|entry| !entry.message.contains("the server responded with a status of"));
-        said.map(|entry| format!("{} {}", entry.level, without_secrets(&entry.message))).collect()
+        let said = log.into_iter().filter(|entry| {
+            !entry
+                .message
+                .contains("the server responded with a status of")
+        });
+        said.map(|entry| format!("{} {}", entry.level, without_secrets(&entry.message)))
+            .collect()
     }
 
     fn done<T>(&self, what: &str, result: WebDriverResult<T>) -> T {
@@ -151,7 +189,11 @@ impl Browser {
 
     /// Fails with what stands on the page.
     async fn fail(&self, what: &dyn Display) -> ! {
-        let url = self.driver.current_url().await.map_or_else(|error| error.to_string(), |url| url.to_string());
+        let url = self
+            .driver
+            .current_url()
+            .await
+            .map_or_else(|error| error.to_string(), |url| url.to_string());
         let text = match self.driver.find(By::Tag("body")).await {
             Ok(body) => body.text().await.unwrap_or_default(),
             Err(error) => error.to_string(),
@@ -173,7 +215,10 @@ impl Browser {
     /// The path and query of the page.
     pub async fn place(&self) -> String {
         let url = self.done("the URL", self.driver.current_url().await);
-        url.query().map_or_else(|| url.path().to_owned(), |query| format!("{}?{query}", url.path()))
+        url.query().map_or_else(
+            || url.path().to_owned(),
+            |query| format!("{}?{query}", url.path()),
+        )
     }
 
     /// Waits until the page is one whose path and query begin so.
@@ -188,18 +233,23 @@ impl Browser {
     /// Waits until the page is whole and its script has run.
     async fn loaded(&self) {
         let script = "return document.readyState === 'complete'";
-        let loaded = wait_for(async || (self.run(script, vec![]).await == json!(true)).then_some(())).await;
+        let loaded =
+            wait_for(async || (self.run(script, vec![]).await == json!(true)).then_some(())).await;
         assert!(loaded.is_some(), "the page does not load");
     }
 
     /// Runs a script in the page; gives what it returns.
     pub async fn run(&self, script: &str, arguments: Vec<Value>) -> Value {
-        self.done(script, self.driver.execute(script, arguments).await).json().clone()
+        self.done(script, self.driver.execute(script, arguments).await)
+            .json()
+            .clone()
     }
 
     /// [`Browser::run`] for one that calls its last argument when it is done.
     pub async fn run_async(&self, script: &str, arguments: Vec<Value>) -> Value {
-        self.done(script, self.driver.execute_async(script, arguments).await).json().clone()
+        self.done(script, self.driver.execute_async(script, arguments).await)
+            .json()
+            .clone()
     }
 
     /// Waits for an element.
@@ -242,7 +292,8 @@ impl Browser {
     /// A property of an element.
     pub async fn property(&self, selector: &str, name: &str) -> String {
         let element = self.css(selector).await;
-        self.done(selector, element.prop(name).await).unwrap_or_default()
+        self.done(selector, element.prop(name).await)
+            .unwrap_or_default()
     }
 
     /// Clicks on what a selector finds.
@@ -265,12 +316,15 @@ impl Browser {
     }
 
     fn named(name: &str) -> By {
-        By::XPath(format!("//*[self::a or self::button][normalize-space()=\"{name}\"]"))
+        By::XPath(format!(
+            "//*[self::a or self::button][normalize-space()=\"{name}\"]"
+        ))
     }
 
     /// Chooses a radio button or a box by its name and value.
     pub async fn choose(&self, name: &str, value: &str) {
-        self.click(&format!("input[name='{name}'][value='{value}']")).await;
+        self.click(&format!("input[name='{name}'][value='{value}']"))
+            .await;
     }
 
     /// Types into a field instead of what is there.

@@ -12,7 +12,8 @@ use aws_lc_rs::{
     rand::SystemRandom,
     rsa::KeySize,
     signature::{
-        ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, Ed25519KeyPair, KeyPair as _, RSA_PKCS1_SHA256, RsaKeyPair,
+        ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, Ed25519KeyPair, KeyPair as _,
+        RSA_PKCS1_SHA256, RsaKeyPair,
     },
 };
 use base64::{
@@ -30,7 +31,8 @@ pub const PUBLIC: &str = "https://keys.example.com";
 pub const UNDER_PREFIX: &str = "https://example.com/keys";
 
 /// One RSA key for all tests: they are slow to make.
-static RSA: LazyLock<RsaKeyPair> = LazyLock::new(|| RsaKeyPair::generate(KeySize::Rsa2048).unwrap());
+static RSA: LazyLock<RsaKeyPair> =
+    LazyLock::new(|| RsaKeyPair::generate(KeySize::Rsa2048).unwrap());
 
 pub fn base64url(bytes: impl AsRef<[u8]>) -> String {
     URL_SAFE_NO_PAD.encode(bytes)
@@ -38,18 +40,30 @@ pub fn base64url(bytes: impl AsRef<[u8]>) -> String {
 
 /// A token of these parts, signed by `sign` whatever the header says.
 pub fn token(header: &Value, claims: &Value, sign: impl FnOnce(&[u8]) -> Vec<u8>) -> String {
-    let message = format!("{}.{}", base64url(header.to_string()), base64url(claims.to_string()));
+    let message = format!(
+        "{}.{}",
+        base64url(header.to_string()),
+        base64url(claims.to_string())
+    );
     let signature = sign(message.as_bytes());
     format!("{message}.{}", base64url(signature))
 }
 
 pub fn hs256(secret: &[u8], message: &[u8]) -> Vec<u8> {
-    hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, secret), message).as_ref().to_vec()
+    hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, secret), message)
+        .as_ref()
+        .to_vec()
 }
 
 pub fn rs256(message: &[u8]) -> Vec<u8> {
     let mut signature = vec![0; RSA.public_modulus_len()];
-    RSA.sign(&RSA_PKCS1_SHA256, &SystemRandom::new(), message, &mut signature).unwrap();
+    RSA.sign(
+        &RSA_PKCS1_SHA256,
+        &SystemRandom::new(),
+        message,
+        &mut signature,
+    )
+    .unwrap();
     signature
 }
 
@@ -67,11 +81,18 @@ pub struct Key {
 
 impl Key {
     pub fn new(id: &'static str) -> Self {
-        Self { id, pair: Arc::new(EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING).unwrap()) }
+        Self {
+            id,
+            pair: Arc::new(EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING).unwrap()),
+        }
     }
 
     pub fn sign(&self, message: &[u8]) -> Vec<u8> {
-        self.pair.sign(&SystemRandom::new(), message).unwrap().as_ref().to_vec()
+        self.pair
+            .sign(&SystemRandom::new(), message)
+            .unwrap()
+            .as_ref()
+            .to_vec()
     }
 
     pub fn point(&self) -> Vec<u8> {
@@ -84,16 +105,26 @@ impl Key {
     }
 
     pub fn token(&self, claims: &Value) -> String {
-        token(&json!({"alg": "ES256", "kid": self.id, "typ": "JWT"}), claims, |message| self.sign(message))
+        token(
+            &json!({"alg": "ES256", "kid": self.id, "typ": "JWT"}),
+            claims,
+            |message| self.sign(message),
+        )
     }
 }
 
 /// An Ed25519 key's set entry, and a token signed with it.
 pub fn eddsa(claims: &Value) -> (Value, String) {
     let pair = Ed25519KeyPair::generate().unwrap();
-    let jwk = json!({"kty": "OKP", "crv": "Ed25519", "kid": "ed", "x": base64url(pair.public_key())});
+    let jwk =
+        json!({"kty": "OKP", "crv": "Ed25519", "kid": "ed", "x": base64url(pair.public_key())});
     let header = json!({"alg": "EdDSA", "kid": "ed"});
-    (jwk, token(&header, claims, |message| pair.sign(message).as_ref().to_vec()))
+    (
+        jwk,
+        token(&header, claims, |message| {
+            pair.sign(message).as_ref().to_vec()
+        }),
+    )
 }
 
 /// What a code is good for, once.
@@ -150,8 +181,16 @@ impl Provider {
             client: ClientAuth::Basic,
         };
         let answers = Answers(Arc::new(Mutex::new(inner)));
-        Mock::given(any()).respond_with(answers.clone()).mount(&server).await;
-        Self { issuer: server.uri(), key, answers, _server: server }
+        Mock::given(any())
+            .respond_with(answers.clone())
+            .mount(&server)
+            .await;
+        Self {
+            issuer: server.uri(),
+            key,
+            answers,
+            _server: server,
+        }
     }
 
     pub fn inner(&self) -> MutexGuard<'_, Inner> {
@@ -160,7 +199,11 @@ impl Provider {
 
     /// How often that path was asked for.
     pub fn asked(&self, path: &str) -> usize {
-        self.inner().requests.iter().filter(|(own, ..)| own == path).count()
+        self.inner()
+            .requests
+            .iter()
+            .filter(|(own, ..)| own == path)
+            .count()
     }
 
     /// From now on this path answers that.
@@ -190,7 +233,10 @@ impl Provider {
 
     /// Somebody who was sent here by that URL signs in: the code they go back with, good for that ID token.
     pub fn sign_in(&self, sent_by: &Url, id_token: Option<String>) -> String {
-        assert_eq!(sent_by.as_str().split('?').next(), Some(format!("{}/authorize", self.issuer).as_str()));
+        assert_eq!(
+            sent_by.as_str().split('?').next(),
+            Some(format!("{}/authorize", self.issuer).as_str())
+        );
         for (name, expected) in [
             ("response_type", "code"),
             ("client_id", CLIENT),
@@ -200,9 +246,14 @@ impl Provider {
             assert_eq!(parameter(sent_by, name), expected, "{name}");
         }
         // Of a test behind a path prefix, or of the others.
-        let redirects =
-            [format!("{PUBLIC}/dashboard/sign-in/callback"), format!("{UNDER_PREFIX}/dashboard/sign-in/callback")];
-        assert!(redirects.contains(&parameter(sent_by, "redirect_uri")), "{sent_by}");
+        let redirects = [
+            format!("{PUBLIC}/dashboard/sign-in/callback"),
+            format!("{UNDER_PREFIX}/dashboard/sign-in/callback"),
+        ];
+        assert!(
+            redirects.contains(&parameter(sent_by, "redirect_uri")),
+            "{sent_by}"
+        );
         for name in ["state", "nonce", "code_challenge"] {
             assert!(parameter(sent_by, name).len() >= 43, "{name}");
         }
@@ -230,14 +281,25 @@ impl Respond for Answers {
     fn respond(&self, request: &Request) -> ResponseTemplate {
         let mut inner = self.0.lock().unwrap();
         let path = request.url.path().to_owned();
-        let header = |name: &str| request.headers.get(name).and_then(|it| it.to_str().ok()).unwrap_or("").to_owned();
+        let header = |name: &str| {
+            request
+                .headers
+                .get(name)
+                .and_then(|it| it.to_str().ok())
+                .unwrap_or("")
+                .to_owned()
+        };
         let body = String::from_utf8_lossy(&request.body).into_owned();
-        inner.requests.push((path.clone(), header("authorization"), body.clone()));
+        inner
+            .requests
+            .push((path.clone(), header("authorization"), body.clone()));
         if let Some(answer) = inner.instead.get(path.as_str()) {
             return answer.clone();
         }
         match path.as_str() {
-            "/.well-known/openid-configuration" => ResponseTemplate::new(200).set_body_json(inner.discovery()),
+            "/.well-known/openid-configuration" => {
+                ResponseTemplate::new(200).set_body_json(inner.discovery())
+            }
             "/keys" => ResponseTemplate::new(200).set_body_json(json!({"keys": inner.keys})),
             "/token" => inner.exchange(&header("authorization"), &body),
             _ => ResponseTemplate::new(404),
@@ -272,18 +334,30 @@ impl Inner {
     fn exchange(&mut self, credentials: &str, body: &str) -> ResponseTemplate {
         let refuse = |error: &str| {
             // The description repeats what was sent, as some do.
-            let said = json!({"error": error, "error_description": format!("{credentials} {body}")});
-            ResponseTemplate::new(if error == "invalid_client" { 401 } else { 400 }).set_body_json(said)
+            let said =
+                json!({"error": error, "error_description": format!("{credentials} {body}")});
+            ResponseTemplate::new(if error == "invalid_client" { 401 } else { 400 })
+                .set_body_json(said)
         };
-        let sent: HashMap<String, String> =
-            Url::parse(&format!("http://x/?{body}")).unwrap().query_pairs().into_owned().collect();
+        let sent: HashMap<String, String> = Url::parse(&format!("http://x/?{body}"))
+            .unwrap()
+            .query_pairs()
+            .into_owned()
+            .collect();
         let has = |name: &str, value: &str| sent.get(name).is_some_and(|own| own == value);
         // RFC 6749, section 2.3.1: id and secret are form-encoded before they are put together.
-        let basic = format!("Basic {}", STANDARD.encode("tollkey+dashboard:canary%3Asecret%2Fof+the+client"));
+        let basic = format!(
+            "Basic {}",
+            STANDARD.encode("tollkey+dashboard:canary%3Asecret%2Fof+the+client")
+        );
         let known = match self.client {
             ClientAuth::Basic => credentials == basic && !body.contains("secret"),
-            ClientAuth::Body => credentials.is_empty() && has("client_id", CLIENT) && has("client_secret", SECRET),
-            ClientAuth::Public => credentials.is_empty() && has("client_id", CLIENT) && !body.contains("secret"),
+            ClientAuth::Body => {
+                credentials.is_empty() && has("client_id", CLIENT) && has("client_secret", SECRET)
+            }
+            ClientAuth::Public => {
+                credentials.is_empty() && has("client_id", CLIENT) && !body.contains("secret")
+            }
         };
         if !known {
             return refuse("invalid_client");
@@ -291,7 +365,10 @@ impl Inner {
         let Some(grant) = sent.get("code").and_then(|code| self.grants.remove(code)) else {
             return refuse("invalid_grant");
         };
-        let verifier = sent.get("code_verifier").map(String::as_str).unwrap_or_default();
+        let verifier = sent
+            .get("code_verifier")
+            .map(String::as_str)
+            .unwrap_or_default();
         let challenge = base64url(digest::digest(&digest::SHA256, verifier.as_bytes()));
         if !has("grant_type", "authorization_code")
             || !has("redirect_uri", &grant.redirect)

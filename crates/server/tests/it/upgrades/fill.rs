@@ -24,7 +24,8 @@ use tollkey_store::testing::{Postgres, backends};
 use tollkey_verifier::testing::{ManualClock, START};
 
 use super::{
-    Fixture, FixtureAccount, FixtureKey, FixtureRecord, FixtureServiceKey, FixtureSession, directory, row, rows, verify,
+    Fixture, FixtureAccount, FixtureKey, FixtureRecord, FixtureServiceKey, FixtureSession,
+    directory, row, rows, verify,
 };
 use crate::support::{App, Call, Reply, SECRET, TOKEN_SIGN_IN};
 
@@ -52,7 +53,8 @@ struct Next {
 
 impl Next {
     fn set_letter(&self, letter: char) {
-        self.letter.store(u8::try_from(letter).expect("a letter"), Ordering::Relaxed);
+        self.letter
+            .store(u8::try_from(letter).expect("a letter"), Ordering::Relaxed);
     }
 }
 
@@ -62,7 +64,10 @@ impl TryRng for ExampleRandom {
     /// What a character of a key is taken from, its upper six bits.
     fn try_next_u32(&mut self) -> Result<u32, Infallible> {
         let letter = self.next.letter.load(Ordering::Relaxed);
-        let index = ALPHABET.iter().position(|it| *it == letter).expect("a letter was set");
+        let index = ALPHABET
+            .iter()
+            .position(|it| *it == letter)
+            .expect("a letter was set");
         Ok(u32::try_from(index).expect("a small number") << 26)
     }
 
@@ -92,7 +97,12 @@ struct Wanted<'a> {
 }
 
 fn wanted<'a>(name: &'a str, kind: &'a str) -> Wanted<'a> {
-    Wanted { name, kind, body: json!({}), verify: json!({}) }
+    Wanted {
+        name,
+        kind,
+        body: json!({}),
+        verify: json!({}),
+    }
 }
 
 impl Wanted<'_> {
@@ -143,9 +153,22 @@ impl Filling<'_> {
     }
 
     /// Notes a key that was created, whose text is in this field of the response.
-    fn note(&mut self, account: &str, wanted: &Wanted<'_>, letter: char, list: &str, created: &Value) -> String {
-        let text = ["fullKey", "api_key", "value"].into_iter().find_map(|field| created[field].as_str());
-        let id = ["key_id", "id"].into_iter().find_map(|field| created[field].as_str()).expect("an ID").to_owned();
+    fn note(
+        &mut self,
+        account: &str,
+        wanted: &Wanted<'_>,
+        letter: char,
+        list: &str,
+        created: &Value,
+    ) -> String {
+        let text = ["fullKey", "api_key", "value"]
+            .into_iter()
+            .find_map(|field| created[field].as_str());
+        let id = ["key_id", "id"]
+            .into_iter()
+            .find_map(|field| created[field].as_str())
+            .expect("an ID")
+            .to_owned();
         let key = FixtureKey {
             name: wanted.name.to_owned(),
             account: account.to_owned(),
@@ -166,196 +189,407 @@ impl Filling<'_> {
 
     async fn application(&self, account: &str, name: &str) -> String {
         let body = json!({"name": name, "description": format!("{name} of {account}")});
-        let reply = self.post("/applications", body, &self.app.merchant(account)).await;
+        let reply = self
+            .post("/applications", body, &self.app.merchant(account))
+            .await;
         reply.json()["id"].as_str().expect("an ID").to_owned()
     }
 
-    async fn application_key(&mut self, account: &str, application: &str, wanted: Wanted<'_>) -> String {
+    async fn application_key(
+        &mut self,
+        account: &str,
+        application: &str,
+        wanted: Wanted<'_>,
+    ) -> String {
         let letter = self.next_letter(wanted.kind);
         let path = format!("/applications/{application}/api-keys");
         let mut body = wanted.body.clone();
         (body["description"], body["mode"]) = (json!(wanted.name), json!(wanted.mode()));
         let reply = self.post(&path, body, &self.app.merchant(account)).await;
-        self.note(account, &wanted, letter, &format!("{path}?limit=100"), &reply.json())
+        self.note(
+            account,
+            &wanted,
+            letter,
+            &format!("{path}?limit=100"),
+            &reply.json(),
+        )
     }
 
     async fn commerce_key(&mut self, account: &str, wanted: Wanted<'_>) -> String {
         let letter = self.next_letter(wanted.kind);
         let mut body = wanted.body.clone();
         (body["name"], body["mode"]) = (json!(wanted.name), json!(wanted.mode()));
-        let reply = self.post(COMMERCE_KEYS, body, &self.app.merchant(account)).await;
+        let reply = self
+            .post(COMMERCE_KEYS, body, &self.app.merchant(account))
+            .await;
         self.note(account, &wanted, letter, COMMERCE_KEYS, &reply.json())
     }
 
     /// A key of an account, created by a token or by the key with this name.
-    async fn account_key(&mut self, account: &str, parent: Option<&str>, mut wanted: Wanted<'_>) -> String {
+    async fn account_key(
+        &mut self,
+        account: &str,
+        parent: Option<&str>,
+        mut wanted: Wanted<'_>,
+    ) -> String {
         let letter = self.next_letter(wanted.kind);
-        let access = if wanted.kind.starts_with("sk") { "secret" } else { "publishable" };
+        let access = if wanted.kind.starts_with("sk") {
+            "secret"
+        } else {
+            "publishable"
+        };
         if access == "publishable" {
-            (wanted.verify["method"], wanted.verify["path"]) = (json!("GET"), json!("/v1/storefront/products"));
+            (wanted.verify["method"], wanted.verify["path"]) =
+                (json!("GET"), json!("/v1/storefront/products"));
         }
         let mut body = wanted.body.clone();
-        (body["name"], body["environment"], body["access"]) = (json!(wanted.name), json!(wanted.mode()), json!(access));
-        let bearer = parent.map_or_else(|| self.app.merchant(account), |name| self.key(name).text());
+        (body["name"], body["environment"], body["access"]) =
+            (json!(wanted.name), json!(wanted.mode()), json!(access));
+        let bearer =
+            parent.map_or_else(|| self.app.merchant(account), |name| self.key(name).text());
         let reply = self.post(ACCOUNT_KEYS, body, &bearer).await;
-        let id = self.note(account, &wanted, letter, ACCOUNT_KEYS, &reply.json()["data"]);
+        let id = self.note(
+            account,
+            &wanted,
+            letter,
+            ACCOUNT_KEYS,
+            &reply.json()["data"],
+        );
         self.keys.last_mut().expect("that key").parent = parent.map(str::to_owned);
         id
     }
 
     fn key(&self, name: &str) -> &FixtureKey {
-        self.keys.iter().find(|key| key.name == name).unwrap_or_else(|| panic!("no key {name}"))
+        self.keys
+            .iter()
+            .find(|key| key.name == name)
+            .unwrap_or_else(|| panic!("no key {name}"))
     }
 
     async fn of_commerce(&self, account: &str, id: &str, action: &str, body: Value) {
-        self.post(&format!("{COMMERCE_KEYS}/{id}/{action}"), body, &self.app.merchant(account)).await;
+        self.post(
+            &format!("{COMMERCE_KEYS}/{id}/{action}"),
+            body,
+            &self.app.merchant(account),
+        )
+        .await;
     }
 
     async fn rotate(&mut self, account: &str, id: &str, wanted: Wanted<'_>) {
         let letter = self.next_letter(wanted.kind);
         let path = format!("{COMMERCE_KEYS}/{id}/rotate");
-        let reply = self.post(&path, wanted.body.clone(), &self.app.merchant(account)).await;
+        let reply = self
+            .post(&path, wanted.body.clone(), &self.app.merchant(account))
+            .await;
         self.note(account, &wanted, letter, COMMERCE_KEYS, &reply.json());
     }
 
     async fn applications(&mut self) {
         let (token, soon) = (self.app.merchant("acme"), self.app.in_seconds(600));
         let shop = self.application("acme", "Web Store").await;
-        self.application_key("acme", &shop, wanted("Application live", "ks_live")).await;
-        self.application_key("acme", &shop, wanted("Application test", "ks_test")).await;
+        self.application_key("acme", &shop, wanted("Application live", "ks_live"))
+            .await;
+        self.application_key("acme", &shop, wanted("Application test", "ks_test"))
+            .await;
         let restricted = wanted("Application restricted", "ks_live").with(json!({
             "scopes": ["links:read", "sessions:write"], "expiresAt": "2100-01-01T00:00:00Z",
             "allowedIps": ["203.0.113.0/24", "2001:db8::/32"], "rateLimit": {"limit": 1000, "windowSeconds": 60},
             "metadata": {"owner": "checkout", "n": 1.5}
         }));
         let presented = json!({"client_ip": "203.0.113.7", "scopes": ["links:read"]});
-        self.application_key("acme", &shop, restricted.verified_with(presented)).await;
+        self.application_key("acme", &shop, restricted.verified_with(presented))
+            .await;
         let expiring = wanted("Application expired", "ks_test").with(json!({"expiresAt": soon}));
         self.application_key("acme", &shop, expiring).await;
-        let revoked = self.application_key("acme", &shop, wanted("Application revoked", "ks_live")).await;
-        self.call(self.app.delete(&format!("/applications/{shop}/api-keys/{revoked}")), &token).await;
+        let revoked = self
+            .application_key("acme", &shop, wanted("Application revoked", "ks_live"))
+            .await;
+        self.call(
+            self.app
+                .delete(&format!("/applications/{shop}/api-keys/{revoked}")),
+            &token,
+        )
+        .await;
 
         let disabled = self.application("acme", "Disabled Store").await;
-        self.application_key("acme", &disabled, wanted("Application disabled", "ks_live")).await;
-        let status = self.app.patch(&format!("/applications/{disabled}/status"), json!({"isEnabled": false}));
+        self.application_key("acme", &disabled, wanted("Application disabled", "ks_live"))
+            .await;
+        let status = self.app.patch(
+            &format!("/applications/{disabled}/status"),
+            json!({"isEnabled": false}),
+        );
         self.call(status, &token).await;
 
         let deleted = self.application("acme", "Deleted Store").await;
-        self.application_key("acme", &deleted, wanted("Application deleted", "ks_live")).await;
-        self.call(self.app.delete(&format!("/applications/{deleted}")), &token).await;
+        self.application_key("acme", &deleted, wanted("Application deleted", "ks_live"))
+            .await;
+        self.call(self.app.delete(&format!("/applications/{deleted}")), &token)
+            .await;
         self.keys.last_mut().expect("that key").listed = None;
-        self.call(self.app.patch(&format!("/applications/{shop}"), json!({"description": "Renewed"})), &token).await;
+        self.call(
+            self.app.patch(
+                &format!("/applications/{shop}"),
+                json!({"description": "Renewed"}),
+            ),
+            &token,
+        )
+        .await;
 
         let other = self.application("globex", "Web Store").await;
-        self.application_key("globex", &other, wanted("Application of another account", "ks_live")).await;
+        self.application_key(
+            "globex",
+            &other,
+            wanted("Application of another account", "ks_live"),
+        )
+        .await;
     }
 
     async fn commerce(&mut self) {
         let (token, soon) = (self.app.merchant("acme"), self.app.in_seconds(600));
-        self.commerce_key("acme", wanted("Commerce live", "ck_live")).await;
-        self.commerce_key("acme", wanted("Commerce test", "ck_test")).await;
-        let scopes = wanted("Commerce scopes", "ck_live").with(json!({"scopes": ["links:read", "customers:write"]}));
-        self.commerce_key("acme", scopes.verified_with(json!({"scopes": ["customers:write"]}))).await;
-        let scopes = wanted("Commerce insufficient scope", "ck_live").with(json!({"scopes": ["links:write"]}));
-        self.commerce_key("acme", scopes.verified_with(json!({"scopes": ["links:read"]}))).await;
+        self.commerce_key("acme", wanted("Commerce live", "ck_live"))
+            .await;
+        self.commerce_key("acme", wanted("Commerce test", "ck_test"))
+            .await;
+        let scopes = wanted("Commerce scopes", "ck_live")
+            .with(json!({"scopes": ["links:read", "customers:write"]}));
+        self.commerce_key(
+            "acme",
+            scopes.verified_with(json!({"scopes": ["customers:write"]})),
+        )
+        .await;
+        let scopes = wanted("Commerce insufficient scope", "ck_live")
+            .with(json!({"scopes": ["links:write"]}));
+        self.commerce_key(
+            "acme",
+            scopes.verified_with(json!({"scopes": ["links:read"]})),
+        )
+        .await;
         let network = || json!({"allowed_ips": ["203.0.113.0/24"]});
         let inside = wanted("Commerce inside its networks", "ck_test").with(network());
-        self.commerce_key("acme", inside.verified_with(json!({"client_ip": "203.0.113.255"}))).await;
+        self.commerce_key(
+            "acme",
+            inside.verified_with(json!({"client_ip": "203.0.113.255"})),
+        )
+        .await;
         let outside = wanted("Commerce outside its networks", "ck_test").with(network());
-        self.commerce_key("acme", outside.verified_with(json!({"client_ip": "203.0.114.0"}))).await;
+        self.commerce_key(
+            "acme",
+            outside.verified_with(json!({"client_ip": "203.0.114.0"})),
+        )
+        .await;
         let limited = json!({"rate_limit": {"limit": 5000, "window_seconds": 3600}, "metadata": {"team": "payments"}});
-        self.commerce_key("acme", wanted("Commerce rate limit", "ck_live").with(limited)).await;
+        self.commerce_key(
+            "acme",
+            wanted("Commerce rate limit", "ck_live").with(limited),
+        )
+        .await;
         let far = json!({"expires_at": 4_102_444_800_i64});
-        self.commerce_key("acme", wanted("Commerce far expiration", "ck_live").with(far)).await;
-        self.commerce_key("acme", wanted("Commerce expired", "ck_test").with(json!({"expires_at": soon}))).await;
-        let id = self.commerce_key("acme", wanted("Commerce suspended", "ck_live")).await;
+        self.commerce_key(
+            "acme",
+            wanted("Commerce far expiration", "ck_live").with(far),
+        )
+        .await;
+        self.commerce_key(
+            "acme",
+            wanted("Commerce expired", "ck_test").with(json!({"expires_at": soon})),
+        )
+        .await;
+        let id = self
+            .commerce_key("acme", wanted("Commerce suspended", "ck_live"))
+            .await;
         self.of_commerce("acme", &id, "suspend", json!({})).await;
-        let id = self.commerce_key("acme", wanted("Commerce resumed", "ck_live")).await;
+        let id = self
+            .commerce_key("acme", wanted("Commerce resumed", "ck_live"))
+            .await;
         self.of_commerce("acme", &id, "suspend", json!({})).await;
         self.of_commerce("acme", &id, "resume", json!({})).await;
-        let id = self.commerce_key("acme", wanted("Commerce revoked", "ck_live")).await;
-        self.of_commerce("acme", &id, "revoke", json!({"reason": "leaked"})).await;
-        let id = self.commerce_key("acme", wanted("Commerce revoked and suspended", "ck_test")).await;
+        let id = self
+            .commerce_key("acme", wanted("Commerce revoked", "ck_live"))
+            .await;
+        self.of_commerce("acme", &id, "revoke", json!({"reason": "leaked"}))
+            .await;
+        let id = self
+            .commerce_key("acme", wanted("Commerce revoked and suspended", "ck_test"))
+            .await;
         self.of_commerce("acme", &id, "suspend", json!({})).await;
         self.of_commerce("acme", &id, "revoke", json!({})).await;
-        let changed = self.commerce_key("acme", wanted("Commerce updated", "ck_live")).await;
+        let changed = self
+            .commerce_key("acme", wanted("Commerce updated", "ck_live"))
+            .await;
         let change = json!({"scopes": ["events:read"], "metadata": {"changed": true}});
-        self.call(self.app.patch(&format!("{COMMERCE_KEYS}/{changed}"), change), &token).await;
+        self.call(
+            self.app
+                .patch(&format!("{COMMERCE_KEYS}/{changed}"), change),
+            &token,
+        )
+        .await;
         // A rotation keeps the name.
-        let id = self.commerce_key("acme", wanted("Commerce rotated with overlap", "ck_live")).await;
-        let successor =
-            wanted("Commerce successor within overlap", "ck_live").with(json!({"overlap_seconds": 604_800}));
+        let id = self
+            .commerce_key("acme", wanted("Commerce rotated with overlap", "ck_live"))
+            .await;
+        let successor = wanted("Commerce successor within overlap", "ck_live")
+            .with(json!({"overlap_seconds": 604_800}));
         self.rotate("acme", &id, successor).await;
-        let id = self.commerce_key("acme", wanted("Commerce rotated without overlap", "ck_test")).await;
-        self.rotate("acme", &id, wanted("Commerce successor without overlap", "ck_test")).await;
+        let id = self
+            .commerce_key(
+                "acme",
+                wanted("Commerce rotated without overlap", "ck_test"),
+            )
+            .await;
+        self.rotate(
+            "acme",
+            &id,
+            wanted("Commerce successor without overlap", "ck_test"),
+        )
+        .await;
     }
 
     async fn scoped_keys(&mut self) {
         self.app.set_model("globex", "ecosystem").await;
         let listed = json!({"method": "GET", "path": "/tokens", "merchant": "merchant_1"});
         let scoped = |merchants: Value, features: Value| json!({"merchants": merchants, "features": features});
-        let both = || scoped(json!(["merchant_1", "merchant_2"]), json!(["tokens.list", "payment_data.forward"]));
-        let key = wanted("Scoped valid", "ck_live").with(both()).verified_with(listed.clone());
+        let both = || {
+            scoped(
+                json!(["merchant_1", "merchant_2"]),
+                json!(["tokens.list", "payment_data.forward"]),
+            )
+        };
+        let key = wanted("Scoped valid", "ck_live")
+            .with(both())
+            .verified_with(listed.clone());
         self.commerce_key("globex", key).await;
         let key = wanted("Scoped other route", "ck_live").with(both());
         let presented = json!({"method": "GET", "path": "/tokens/tok_1", "merchant": "merchant_1"});
-        self.commerce_key("globex", key.verified_with(presented)).await;
+        self.commerce_key("globex", key.verified_with(presented))
+            .await;
         let key = wanted("Scoped other merchant", "ck_live").with(both());
         let presented = json!({"method": "GET", "path": "/tokens", "merchant": "merchant_3"});
-        self.commerce_key("globex", key.verified_with(presented)).await;
-        let key = wanted("Scoped merchants alone", "ck_test").with(scoped(json!(["merchant_1"]), Value::Null));
-        self.commerce_key("globex", key.verified_with(listed.clone())).await;
-        let key = wanted("Scoped features alone", "ck_test").with(scoped(Value::Null, json!(["tokens.list"])));
-        self.commerce_key("globex", key.verified_with(listed.clone())).await;
+        self.commerce_key("globex", key.verified_with(presented))
+            .await;
+        let key = wanted("Scoped merchants alone", "ck_test")
+            .with(scoped(json!(["merchant_1"]), Value::Null));
+        self.commerce_key("globex", key.verified_with(listed.clone()))
+            .await;
+        let key = wanted("Scoped features alone", "ck_test")
+            .with(scoped(Value::Null, json!(["tokens.list"])));
+        self.commerce_key("globex", key.verified_with(listed.clone()))
+            .await;
 
         // Its keys outlive the model that allowed them.
         self.app.set_model("umbrella", "managed_ecosystem").await;
         let key = wanted("Scoped by an earlier model", "ck_live");
-        let key = key.with(scoped(json!(["merchant_1"]), json!(["cardholder_data.forward"])));
+        let key = key.with(scoped(
+            json!(["merchant_1"]),
+            json!(["cardholder_data.forward"]),
+        ));
         let presented = json!({"method": "POST", "path": "/forward", "merchant": "merchant_1"});
-        self.commerce_key("umbrella", key.verified_with(presented)).await;
+        self.commerce_key("umbrella", key.verified_with(presented))
+            .await;
         self.app.set_model("umbrella", "primary_merchant").await;
     }
 
     async fn trees(&mut self) {
         let soon = self.app.in_seconds(600);
         let mut parent = None;
-        for name in ["Chain 1", "Chain 2", "Chain 3", "Chain 4", "Chain 5", "Chain 6"] {
-            self.account_key("initech", parent, wanted(name, "sk_live")).await;
+        for name in [
+            "Chain 1", "Chain 2", "Chain 3", "Chain 4", "Chain 5", "Chain 6",
+        ] {
+            self.account_key("initech", parent, wanted(name, "sk_live"))
+                .await;
             parent = Some(name);
         }
-        self.account_key("initech", Some("Chain 6"), wanted("Chain 6 publishable", "pk_live")).await;
-        self.account_key("initech", Some("Chain 2"), wanted("Chain 2 test", "sk_test")).await;
-        self.account_key("initech", Some("Chain 2 test"), wanted("Chain 2 test publishable", "pk_test")).await;
+        self.account_key(
+            "initech",
+            Some("Chain 6"),
+            wanted("Chain 6 publishable", "pk_live"),
+        )
+        .await;
+        self.account_key(
+            "initech",
+            Some("Chain 2"),
+            wanted("Chain 2 test", "sk_test"),
+        )
+        .await;
+        self.account_key(
+            "initech",
+            Some("Chain 2 test"),
+            wanted("Chain 2 test publishable", "pk_test"),
+        )
+        .await;
 
         let token = self.app.merchant("initech");
-        self.account_key("initech", None, wanted("Middle revoked, root", "sk_live")).await;
+        self.account_key("initech", None, wanted("Middle revoked, root", "sk_live"))
+            .await;
         let root = Some("Middle revoked, root");
-        let middle = self.account_key("initech", root, wanted("Middle revoked, middle", "sk_live")).await;
-        self.account_key("initech", Some("Middle revoked, middle"), wanted("Middle revoked, leaf", "sk_live")).await;
+        let middle = self
+            .account_key("initech", root, wanted("Middle revoked, middle", "sk_live"))
+            .await;
+        self.account_key(
+            "initech",
+            Some("Middle revoked, middle"),
+            wanted("Middle revoked, leaf", "sk_live"),
+        )
+        .await;
         let publishable = wanted("Middle revoked, publishable leaf", "pk_live");
-        self.account_key("initech", Some("Middle revoked, leaf"), publishable).await;
-        self.account_key("initech", root, wanted("Middle revoked, sibling", "sk_live")).await;
-        self.account_key("initech", Some("Middle revoked, sibling"), wanted("Middle revoked, nephew", "pk_test")).await;
-        self.call(self.app.delete(&format!("{ACCOUNT_KEYS}/{middle}")), &token).await;
+        self.account_key("initech", Some("Middle revoked, leaf"), publishable)
+            .await;
+        self.account_key(
+            "initech",
+            root,
+            wanted("Middle revoked, sibling", "sk_live"),
+        )
+        .await;
+        self.account_key(
+            "initech",
+            Some("Middle revoked, sibling"),
+            wanted("Middle revoked, nephew", "pk_test"),
+        )
+        .await;
+        self.call(self.app.delete(&format!("{ACCOUNT_KEYS}/{middle}")), &token)
+            .await;
 
         let limits = json!({
             "expiresAt": "2100-01-01T00:00:00Z", "allowedIps": ["127.0.0.0/8", "203.0.113.0/24"],
             "rateLimit": {"limit": 1000, "windowSeconds": 60}, "metadata": {"owner": "webhooks"}
         });
         let inside = json!({"client_ip": "203.0.113.7"});
-        let key = wanted("Restricted, root", "sk_live").with(limits).verified_with(inside.clone());
+        let key = wanted("Restricted, root", "sk_live")
+            .with(limits)
+            .verified_with(inside.clone());
         self.account_key("initech", None, key).await;
         let key = wanted("Restricted, child", "sk_test").verified_with(inside);
-        self.account_key("initech", Some("Restricted, root"), key).await;
-        let key = wanted("Restricted, outside its networks", "pk_live").verified_with(json!({"client_ip": "10.0.0.1"}));
-        self.account_key("initech", Some("Restricted, root"), key).await;
-        self.account_key("initech", None, wanted("Expired, root", "sk_test").with(json!({"expiresAt": soon}))).await;
-        self.account_key("initech", Some("Expired, root"), wanted("Expired, child", "sk_test")).await;
+        self.account_key("initech", Some("Restricted, root"), key)
+            .await;
+        let key = wanted("Restricted, outside its networks", "pk_live")
+            .verified_with(json!({"client_ip": "10.0.0.1"}));
+        self.account_key("initech", Some("Restricted, root"), key)
+            .await;
+        self.account_key(
+            "initech",
+            None,
+            wanted("Expired, root", "sk_test").with(json!({"expiresAt": soon})),
+        )
+        .await;
+        self.account_key(
+            "initech",
+            Some("Expired, root"),
+            wanted("Expired, child", "sk_test"),
+        )
+        .await;
 
-        self.account_key("hooli:eu@example.com", None, wanted("Secret of another account", "sk_live")).await;
+        self.account_key(
+            "hooli:eu@example.com",
+            None,
+            wanted("Secret of another account", "sk_live"),
+        )
+        .await;
         let child = wanted("Publishable of another account", "pk_live");
-        self.account_key("hooli:eu@example.com", Some("Secret of another account"), child).await;
+        self.account_key(
+            "hooli:eu@example.com",
+            Some("Secret of another account"),
+            child,
+        )
+        .await;
     }
 
     /// Trees of which release 0.1.0 had revoked only the upper part when it crashed: it wrote one transaction for the key whose
@@ -365,15 +599,27 @@ impl Filling<'_> {
             let name = |part: &str| format!("{tree}, {part}");
             let (root, child, twin) = (name("root"), name("child"), name("second child"));
             let (grandchild, leaf) = (name("grandchild"), name("leaf"));
-            let mut levels = vec![vec![self.account_key("initech", None, wanted(&root, "sk_live")).await]];
-            let first = self.account_key("initech", Some(&root), wanted(&child, "sk_live")).await;
-            levels.push(vec![first, self.account_key("initech", Some(&root), wanted(&twin, "pk_live")).await]);
-            self.account_key("initech", Some(&child), wanted(&grandchild, "sk_test")).await;
-            self.account_key("initech", Some(&grandchild), wanted(&leaf, "pk_test")).await;
+            let mut levels = vec![vec![
+                self.account_key("initech", None, wanted(&root, "sk_live"))
+                    .await,
+            ]];
+            let first = self
+                .account_key("initech", Some(&root), wanted(&child, "sk_live"))
+                .await;
+            levels.push(vec![
+                first,
+                self.account_key("initech", Some(&root), wanted(&twin, "pk_live"))
+                    .await,
+            ]);
+            self.account_key("initech", Some(&child), wanted(&grandchild, "sk_test"))
+                .await;
+            self.account_key("initech", Some(&grandchild), wanted(&leaf, "pk_test"))
+                .await;
 
             levels.truncate(levels_revoked);
             for (depth, ids) in levels.into_iter().enumerate() {
-                self.revoke_rows("initech", ids, (depth > 0).then_some(MAKER_REVOKED)).await;
+                self.revoke_rows("initech", ids, (depth > 0).then_some(MAKER_REVOKED))
+                    .await;
             }
         }
     }
@@ -382,7 +628,10 @@ impl Filling<'_> {
     async fn revoke_rows(&self, account: &str, ids: Vec<String>, reason: Option<&'static str>) {
         self.app.clock.advance(Duration::from_secs(1));
         let (state, now) = (self.app.running().state(), self.app.clock.now());
-        let (account, random): (AccountId, Random) = (account.parse().expect("an account ID"), state.random.clone());
+        let (account, random): (AccountId, Random) = (
+            account.parse().expect("an account ID"),
+            state.random.clone(),
+        );
         let revoked = state.change(Owner::from(&account.clone()), move |tx| {
             let mut writer = tx.account(&account);
             for id in &ids {
@@ -395,7 +644,10 @@ impl Filling<'_> {
                     account_id: account.clone(),
                     occurred_at: now,
                     action: Action::ApiKeyRevoked,
-                    actor: Actor { kind: ActorKind::Merchant, id: "user_1".to_owned() },
+                    actor: Actor {
+                        kind: ActorKind::Merchant,
+                        id: "user_1".to_owned(),
+                    },
                     target: Target::key(key.id, key.mode),
                     request_id: Some("req_interrupted".to_owned()),
                     ip: None,
@@ -412,13 +664,27 @@ impl Filling<'_> {
         for revoked in [false, true] {
             let letter = self.next_letter("tks");
             let name = if revoked { "former gateway" } else { "gateway" };
-            let json = self.post(SERVICE_KEYS, json!({"name": name}), &self.app.operator()).await.json();
-            assert_eq!(json["key"], format!("tks_{}", letter.to_string().repeat(32)));
+            let json = self
+                .post(SERVICE_KEYS, json!({"name": name}), &self.app.operator())
+                .await
+                .json();
+            assert_eq!(
+                json["key"],
+                format!("tks_{}", letter.to_string().repeat(32))
+            );
             let id = json["id"].as_str().expect("an ID").to_owned();
             if revoked {
-                self.call(self.app.delete(&format!("{SERVICE_KEYS}/{id}")), &self.app.operator()).await;
+                self.call(
+                    self.app.delete(&format!("{SERVICE_KEYS}/{id}")),
+                    &self.app.operator(),
+                )
+                .await;
             }
-            keys.push(FixtureServiceKey { id, letter, revoked });
+            keys.push(FixtureServiceKey {
+                id,
+                letter,
+                revoked,
+            });
         }
         keys
     }
@@ -443,14 +709,24 @@ impl Filling<'_> {
         let mut sessions = Vec::new();
         for (byte, account) in [(1, Some("acme")), (2, None)] {
             self.app.clock.advance(Duration::from_secs(1));
-            let token = account.map_or_else(|| self.app.operator(), |account| self.app.merchant(account));
-            let form = serde_urlencoded::to_string([("token", token.as_str()), ("next", "/dashboard/keys")]);
-            let sign_in = self.app.call("POST", "/dashboard/sign-in/token").header("sec-fetch-site", "same-origin");
+            let token =
+                account.map_or_else(|| self.app.operator(), |account| self.app.merchant(account));
+            let form = serde_urlencoded::to_string([
+                ("token", token.as_str()),
+                ("next", "/dashboard/keys"),
+            ]);
+            let sign_in = self
+                .app
+                .call("POST", "/dashboard/sign-in/token")
+                .header("sec-fetch-site", "same-origin");
             self.next.byte.store(byte, Ordering::Relaxed);
             let reply = sign_in.form(&form.expect("a form")).await;
             self.next.byte.store(0, Ordering::Relaxed);
             assert_eq!(reply.status, 303, "{reply}");
-            sessions.push(FixtureSession { byte, account: account.map(str::to_owned) });
+            sessions.push(FixtureSession {
+                byte,
+                account: account.map(str::to_owned),
+            });
         }
         sessions
     }
@@ -470,15 +746,25 @@ impl Filling<'_> {
         for (key, (code, verified)) in self.keys.iter_mut().zip(results) {
             (key.code, key.verified) = (code, verified);
             // Parents come before their children.
-            if key.parent.as_ref().is_some_and(|parent| revoked.contains(parent)) {
+            if key
+                .parent
+                .as_ref()
+                .is_some_and(|parent| revoked.contains(parent))
+            {
                 key.code_by_ancestors = Some("revoked".to_owned());
             }
             if key.code == "revoked" || key.code_by_ancestors.is_some() {
                 revoked.push(key.name.clone());
             }
             if let Some((list, shown)) = &mut key.listed {
-                let reply = self.app.get(list).bearer(&self.app.merchant(&key.account)).await;
-                *shown = row(&reply.json(), &key.id).unwrap_or_else(|| panic!("{} is listed", key.name)).clone();
+                let reply = self
+                    .app
+                    .get(list)
+                    .bearer(&self.app.merchant(&key.account))
+                    .await;
+                *shown = row(&reply.json(), &key.id)
+                    .unwrap_or_else(|| panic!("{} is listed", key.name))
+                    .clone();
             }
         }
     }
@@ -496,16 +782,30 @@ impl Filling<'_> {
                 assert_eq!(reply.status, 200, "{reply}");
                 lists.push((list.to_owned(), rows(&reply.json()).len()));
             }
-            let newest = self.app.get("/audit-log?limit=1").bearer(&token).await.json();
+            let newest = self
+                .app
+                .get("/audit-log?limit=1")
+                .bearer(&token)
+                .await
+                .json();
             let audit_head = newest[0]["hash"].as_str().expect("a hash").to_owned();
-            noted.push(FixtureAccount { id: account.to_owned(), lists, audit_head });
+            noted.push(FixtureAccount {
+                id: account.to_owned(),
+                lists,
+                audit_head,
+            });
         }
         noted
     }
 }
 
 async fn fill(app: &App, next: Next) -> Fixture {
-    let mut filling = Filling { app, next, keys: Vec::new(), letters: BTreeMap::new() };
+    let mut filling = Filling {
+        app,
+        next,
+        keys: Vec::new(),
+        letters: BTreeMap::new(),
+    };
     filling.applications().await;
     filling.commerce().await;
     filling.scoped_keys().await;
@@ -515,7 +815,10 @@ async fn fill(app: &App, next: Next) -> Fixture {
     let idempotency_record = filling.idempotency_record().await;
     let sessions = filling.sessions().await;
     let opened_at = jiff::Timestamp::from_second(START + OPENED_AFTER).expect("a time");
-    assert!(app.clock.now() < opened_at - jiff::SignedDuration::from_mins(20), "a second for each request is too long");
+    assert!(
+        app.clock.now() < opened_at - jiff::SignedDuration::from_mins(20),
+        "a second for each request is too long"
+    );
     app.clock.set(opened_at);
     filling.note_expectations().await;
     let accounts = filling.accounts().await;
@@ -534,11 +837,23 @@ async fn fill(app: &App, next: Next) -> Fixture {
 /// A line for each field, and in lists for each item, so that a diff shows what is different.
 fn printed(fixture: &Fixture) -> String {
     let fields = serde_json::to_value(fixture).expect("JSON");
-    let fields = fields.as_object().expect("an object").iter().map(|(name, value)| {
-        let items = value.as_array().map(|items| items.iter().map(|item| format!("    {item}")).collect::<Vec<_>>());
-        let value = items.map_or_else(|| value.to_string(), |items| format!("[\n{}\n  ]", items.join(",\n")));
-        format!("  \"{name}\": {value}")
-    });
+    let fields = fields
+        .as_object()
+        .expect("an object")
+        .iter()
+        .map(|(name, value)| {
+            let items = value.as_array().map(|items| {
+                items
+                    .iter()
+                    .map(|item| format!("    {item}"))
+                    .collect::<Vec<_>>()
+            });
+            let value = items.map_or_else(
+                || value.to_string(),
+                |items| format!("[\n{}\n  ]", items.join(",\n")),
+            );
+            format!("  \"{name}\": {value}")
+        });
     format!("{{\n{}\n}}\n", fields.collect::<Vec<_>>().join(",\n"))
 }
 
@@ -546,19 +861,32 @@ fn printed(fixture: &Fixture) -> String {
 #[ignore = "writes to fixtures/, once per release"]
 async fn fill_a_database_of_this_release() {
     let directory = directory("fixtures").join(env!("CARGO_PKG_VERSION"));
-    assert!(!directory.exists(), "{} exists: a fixture is never changed", directory.display());
-    assert!(Postgres::shared().is_some(), "a fixture has a database of each backend");
+    assert!(
+        !directory.exists(),
+        "{} exists: a fixture is never changed",
+        directory.display()
+    );
+    assert!(
+        Postgres::shared().is_some(),
+        "a fixture has a database of each backend"
+    );
     let mut written: Option<String> = None;
     let mut scripts = Vec::new();
     for database in backends() {
         let next = Next::default();
-        let random = Random::new(ExampleRandom { next: next.clone(), ids: StdRng::seed_from_u64(1) });
+        let random = Random::new(ExampleRandom {
+            next: next.clone(),
+            ids: StdRng::seed_from_u64(1),
+        });
         let settings = [TOKEN_SIGN_IN, ("TOLLKEY_DATABASE_POOL", "4")];
         let app = App::start_with(database, &settings, ManualClock::default(), random).await;
         let fixture = fill(&app, next).await;
         let json = printed(&fixture);
         let database = app.stop().await;
-        scripts.push((format!("{}.sql", database.backend().as_str()), database.script()));
+        scripts.push((
+            format!("{}.sql", database.backend().as_str()),
+            database.script(),
+        ));
         let before = written.get_or_insert_with(|| json.clone());
         assert_eq!(*before, json, "both backends have the same keys");
     }

@@ -6,8 +6,8 @@ use ipnet::IpNet;
 use jiff::{SignedDuration, Timestamp, civil::Date, tz::TimeZone};
 use tollkey_api::time::Moment;
 use tollkey_core::{
-    ApplicationId, Catalogue, Checks, Family, Grants, Invalid, Mode, OperatingModel, Problem, Scope, api_key::Overlap,
-    feature::Feature, text,
+    ApplicationId, Catalogue, Checks, Family, Grants, Invalid, Mode, OperatingModel, Problem,
+    Scope, api_key::Overlap, feature::Feature, text,
 };
 
 use super::{
@@ -60,7 +60,11 @@ fn grid(scopes: &[Scope]) -> (Vec<Resource>, Vec<String>) {
         };
         let known = resources.iter().position(|resource| resource.name == name);
         let at = known.unwrap_or_else(|| {
-            resources.push(Resource { name: name.to_owned(), read: false, write: false });
+            resources.push(Resource {
+                name: name.to_owned(),
+                read: false,
+                write: false,
+            });
             resources.len() - 1
         });
         if writes {
@@ -75,16 +79,42 @@ fn grid(scopes: &[Scope]) -> (Vec<Resource>, Vec<String>) {
 impl NewKeyForm {
     pub(super) fn new(state: &State, model: OperatingModel, applications: Vec<Choice>) -> Self {
         let (resources, scopes) = grid(state.catalogue.scopes());
-        let features = model.features().iter().map(|feature| feature.as_str()).collect();
-        let tomorrow = state.clock.now().to_zoned(TimeZone::UTC).date().tomorrow().unwrap_or(Date::MAX).to_string();
-        Self { resources, scopes, features, applications, tomorrow }
+        let features = model
+            .features()
+            .iter()
+            .map(|feature| feature.as_str())
+            .collect();
+        let tomorrow = state
+            .clock
+            .now()
+            .to_zoned(TimeZone::UTC)
+            .date()
+            .tomorrow()
+            .unwrap_or(Date::MAX)
+            .to_string();
+        Self {
+            resources,
+            scopes,
+            features,
+            applications,
+            tomorrow,
+        }
     }
 
     /// The form as it is first shown.
     pub(super) fn untouched(state: &State, account: &str, application: &str) -> Fields {
-        let kind = if application.is_empty() { "commerce" } else { "application" };
-        let fields = once::untouched(state, account).with("kind", kind).with("application", application);
-        fields.with("mode", Mode::Test.as_str()).with("access", "all").with("expires", "never")
+        let kind = if application.is_empty() {
+            "commerce"
+        } else {
+            "application"
+        };
+        let fields = once::untouched(state, account)
+            .with("kind", kind)
+            .with("application", application);
+        fields
+            .with("mode", Mode::Test.as_str())
+            .with("access", "all")
+            .with("expires", "never")
     }
 }
 
@@ -101,22 +131,40 @@ pub(super) struct Wish {
 ///
 /// # Errors
 /// A validation problem that names every field that breaks a rule.
-pub(super) fn read(fields: &Fields, catalogue: &Catalogue, now: Timestamp) -> Result<Wish, Problem> {
+pub(super) fn read(
+    fields: &Fields,
+    catalogue: &Catalogue,
+    now: Timestamp,
+) -> Result<Wish, Problem> {
     let mut checks = Checks::default();
     let kind = checks.member("/kind", kind(fields.get("kind")));
     let application = match kind {
         Some(Family::Application) => {
-            let id = fields.get("application").parse().map(Some).map_err(|_| Invalid::new("must be chosen"));
+            let id = fields
+                .get("application")
+                .parse()
+                .map(Some)
+                .map_err(|_| Invalid::new("must be chosen"));
             checks.member("/application", id)
         }
         _ => Some(None),
     };
     let has_scopes = !matches!(kind, Some(Family::Secret | Family::Publishable));
     // As the surfaces of the two have it.
-    let name = checks.member("/name", text::required(fields.get("name"), if has_scopes { 255 } else { 100 }));
-    let mode = fields.get("mode").parse::<Mode>().map_err(|_| Invalid::new("must be chosen"));
+    let name = checks.member(
+        "/name",
+        text::required(fields.get("name"), if has_scopes { 255 } else { 100 }),
+    );
+    let mode = fields
+        .get("mode")
+        .parse::<Mode>()
+        .map_err(|_| Invalid::new("must be chosen"));
     let mode = checks.member("/mode", mode);
-    let scopes = if has_scopes { scopes(fields, catalogue) } else { Ok(Vec::new()) };
+    let scopes = if has_scopes {
+        scopes(fields, catalogue)
+    } else {
+        Ok(Vec::new())
+    };
     let scopes = checks.member("/scopes", scopes);
     let expires_at = match end(fields, now) {
         Ok(end) => checks.member("/expires", Grants::parse_end(end, now)),
@@ -125,12 +173,20 @@ pub(super) fn read(fields: &Fields, catalogue: &Catalogue, now: Timestamp) -> Re
     // Only commerce keys are scoped keys.
     let is_commerce = kind == Some(Family::Commerce);
     let merchants = fields.list("merchants").filter(|_| is_commerce);
-    let merchants = merchants.map(|list| text::references(list.iter().map(String::as_str))).transpose();
+    let merchants = merchants
+        .map(|list| text::references(list.iter().map(String::as_str)))
+        .transpose();
     let merchants = checks.member("/merchants", merchants);
     let chosen: Vec<&str> = fields.all("features").filter(|_| is_commerce).collect();
-    let features = if chosen.is_empty() { Ok(None) } else { Feature::parse_list(chosen).map(Some) };
+    let features = if chosen.is_empty() {
+        Ok(None)
+    } else {
+        Feature::parse_list(chosen).map(Some)
+    };
     let features = checks.member("/features", features);
-    let allowed_ips = fields.list("allowed_ips").map(|list| list.into_iter().map(network).collect::<Vec<_>>());
+    let allowed_ips = fields
+        .list("allowed_ips")
+        .map(|list| list.into_iter().map(network).collect::<Vec<_>>());
     let allowed_ips = checks.member("/allowed_ips", members::networks(allowed_ips.as_deref()));
     let (
         Some(family),
@@ -142,17 +198,44 @@ pub(super) fn read(fields: &Fields, catalogue: &Catalogue, now: Timestamp) -> Re
         Some(merchants),
         Some(features),
         Some(allowed_ips),
-    ) = (kind, application, name, mode, scopes, expires_at, merchants, features, allowed_ips)
+    ) = (
+        kind,
+        application,
+        name,
+        mode,
+        scopes,
+        expires_at,
+        merchants,
+        features,
+        allowed_ips,
+    )
     else {
         return Err(checks.into_problem());
     };
-    let grants = Grants { scopes, merchants, features, allowed_ips, expires_at, ..Grants::default() };
-    Ok(Wish { family, application, key: NewKey { name, mode, grants, metadata: None } })
+    let grants = Grants {
+        scopes,
+        merchants,
+        features,
+        allowed_ips,
+        expires_at,
+        ..Grants::default()
+    };
+    Ok(Wish {
+        family,
+        application,
+        key: NewKey {
+            name,
+            mode,
+            grants,
+            metadata: None,
+        },
+    })
 }
 
 /// An address alone is the network of it. The API asks for the length, because programs should say what they mean.
 fn network(text: String) -> String {
-    text.parse::<IpAddr>().map_or(text, |address| IpNet::from(address).to_string())
+    text.parse::<IpAddr>()
+        .map_or(text, |address| IpNet::from(address).to_string())
 }
 
 fn kind(text: &str) -> Result<Family, Invalid> {
@@ -188,14 +271,24 @@ fn end(fields: &Fields, now: Timestamp) -> Result<Option<Timestamp>, Invalid> {
     match fields.get("expires") {
         "never" => Ok(None),
         "on" => {
-            let day: Date = fields.get("expires_on").parse().map_err(|_| Invalid::new("must be a day"))?;
-            let start: Moment = format!("{day}T00:00:00Z").parse().map_err(|_| Invalid::new("must be a day"))?;
+            let day: Date = fields
+                .get("expires_on")
+                .parse()
+                .map_err(|_| Invalid::new("must be a day"))?;
+            let start: Moment = format!("{day}T00:00:00Z")
+                .parse()
+                .map_err(|_| Invalid::new("must be a day"))?;
             Ok(Some(start.into()))
         }
         days => {
-            let days = ["7", "30", "90", "365"].contains(&days).then(|| days.parse().ok()).flatten();
+            let days = ["7", "30", "90", "365"]
+                .contains(&days)
+                .then(|| days.parse().ok())
+                .flatten();
             let days: i64 = days.ok_or_else(|| Invalid::new("must be chosen"))?;
-            now.checked_add(SignedDuration::from_hours(24 * days)).map(Some).map_err(|_| Invalid::new("is too late"))
+            now.checked_add(SignedDuration::from_hours(24 * days))
+                .map(Some)
+                .map_err(|_| Invalid::new("is too late"))
         }
     }
 }
@@ -205,7 +298,12 @@ fn end(fields: &Fields, now: Timestamp) -> Result<Option<Timestamp>, Invalid> {
 /// # Errors
 /// Its rule.
 pub(super) fn overlap(fields: &Fields) -> Result<Overlap, Invalid> {
-    Overlap::parse(fields.get("overlap").parse().map_err(|_| Invalid::new("must be chosen"))?)
+    Overlap::parse(
+        fields
+            .get("overlap")
+            .parse()
+            .map_err(|_| Invalid::new("must be chosen"))?,
+    )
 }
 
 #[cfg(test)]
@@ -219,7 +317,10 @@ mod tests {
             catalogue.add(name, false).unwrap();
         }
         let (resources, others) = grid(catalogue.scopes());
-        let shown: Vec<_> = resources.iter().map(|one| (one.name.as_str(), one.read, one.write)).collect();
+        let shown: Vec<_> = resources
+            .iter()
+            .map(|one| (one.name.as_str(), one.read, one.write))
+            .collect();
         let expected = [
             ("links", true, true),
             ("sessions", true, true),
@@ -237,30 +338,76 @@ mod tests {
     fn a_form_says_which_scopes_and_which_end() {
         let catalogue = Catalogue::default();
         let now = Timestamp::UNIX_EPOCH;
-        let form = || Fields::default().with("name", "n").with("kind", "commerce").with("mode", "test");
+        let form = || {
+            Fields::default()
+                .with("name", "n")
+                .with("kind", "commerce")
+                .with("mode", "test")
+        };
         let all = form().with("expires", "never");
-        assert_eq!(read(&all, &catalogue, now).unwrap().key.grants.scopes, [Scope::COMMERCE]);
+        assert_eq!(
+            read(&all, &catalogue, now).unwrap().key.grants.scopes,
+            [Scope::COMMERCE]
+        );
         let chosen = form().with("access", "chosen").with("expires", "30");
-        let some = chosen.clone().with("scope.links", "write").with("scope.events", "read");
+        let some = chosen
+            .clone()
+            .with("scope.links", "write")
+            .with("scope.events", "read");
         let key = read(&some, &catalogue, now).unwrap().key;
-        assert_eq!(key.grants.scopes, [Scope::LINKS_READ, Scope::LINKS_WRITE, Scope::EVENTS_READ]);
-        assert_eq!(key.grants.expires_at, Some(Timestamp::from_second(30 * 86_400).unwrap()));
+        assert_eq!(
+            key.grants.scopes,
+            [Scope::LINKS_READ, Scope::LINKS_WRITE, Scope::EVENTS_READ]
+        );
+        assert_eq!(
+            key.grants.expires_at,
+            Some(Timestamp::from_second(30 * 86_400).unwrap())
+        );
         let none = read(&chosen.with("scope.links", "none"), &catalogue, now).unwrap_err();
         assert_eq!(none.errors[0].pointer, "/scopes");
-        let on = form().with("expires", "on").with("expires_on", "1970-01-03");
+        let on = form()
+            .with("expires", "on")
+            .with("expires_on", "1970-01-03");
         let key = read(&on, &catalogue, now).unwrap().key;
-        assert_eq!(key.grants.expires_at, Some(Timestamp::from_second(2 * 86_400).unwrap()));
+        assert_eq!(
+            key.grants.expires_at,
+            Some(Timestamp::from_second(2 * 86_400).unwrap())
+        );
         for (wrong, pointer) in [
             (form().with("expires", "8"), "/expires"),
             (form().with("expires", "on"), "/expires"),
-            (form().with("expires", "on").with("expires_on", "1970-01-01"), "/expires"),
-            (form().with("expires", "on").with("expires_on", "-009999-01-01"), "/expires"),
-            (Fields::default().with("expires", "never").with("mode", "test").with("kind", "commerce"), "/name"),
-            (form().with("expires", "never").with("allowed_ips", "10.0.0.0/8 x"), "/allowed_ips"),
+            (
+                form()
+                    .with("expires", "on")
+                    .with("expires_on", "1970-01-01"),
+                "/expires",
+            ),
+            (
+                form()
+                    .with("expires", "on")
+                    .with("expires_on", "-009999-01-01"),
+                "/expires",
+            ),
+            (
+                Fields::default()
+                    .with("expires", "never")
+                    .with("mode", "test")
+                    .with("kind", "commerce"),
+                "/name",
+            ),
+            (
+                form()
+                    .with("expires", "never")
+                    .with("allowed_ips", "10.0.0.0/8 x"),
+                "/allowed_ips",
+            ),
         ] {
             let problem = read(&wrong, &catalogue, now).unwrap_err();
             assert_eq!(problem.errors.len(), 1, "{problem:?}");
-            assert!(problem.errors[0].pointer.starts_with(pointer), "{problem:?}");
+            assert!(
+                problem.errors[0].pointer.starts_with(pointer),
+                "{problem:?}"
+            );
         }
     }
 }

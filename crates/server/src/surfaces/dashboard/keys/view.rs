@@ -93,9 +93,15 @@ impl KeyView {
         let application = key.application_id.map(|id| {
             let id = id.to_string();
             let known = applications.iter().find(|choice| choice.id == id).cloned();
-            known.unwrap_or_else(|| Choice { name: id.clone(), id, is_enabled: true })
+            known.unwrap_or_else(|| Choice {
+                name: id.clone(),
+                id,
+                is_enabled: true,
+            })
         });
-        let is_disabled = application.as_ref().is_some_and(|application| !application.is_enabled);
+        let is_disabled = application
+            .as_ref()
+            .is_some_and(|application| !application.is_enabled);
         let status = match key.status(now) {
             Status::Active if is_disabled => EffectiveStatus::ApplicationDisabled,
             status => EffectiveStatus::Key(status),
@@ -113,30 +119,51 @@ impl KeyView {
             is_suspended: key.suspended_at.is_some(),
             scopes: grants.scopes.iter().map(ToString::to_string).collect(),
             merchants: grants.merchants.clone(),
-            features: grants.features.as_ref().map(|all| all.iter().map(|feature| feature.as_str()).collect()),
-            networks: grants.allowed_ips.as_ref().map(|list| list.networks().iter().map(ToString::to_string).collect()),
-            rate_limit: grants
-                .rate_limit
-                .map(|limit| format!("{} uses in {} seconds", limit.limit(), limit.window_seconds())),
+            features: grants
+                .features
+                .as_ref()
+                .map(|all| all.iter().map(|feature| feature.as_str()).collect()),
+            networks: grants
+                .allowed_ips
+                .as_ref()
+                .map(|list| list.networks().iter().map(ToString::to_string).collect()),
+            rate_limit: grants.rate_limit.map(|limit| {
+                format!(
+                    "{} uses in {} seconds",
+                    limit.limit(),
+                    limit.window_seconds()
+                )
+            }),
             application,
-            metadata: key.metadata.as_ref().map(|metadata| format!("{:#}", serde_json::json!(metadata.object()))),
+            metadata: key
+                .metadata
+                .as_ref()
+                .map(|metadata| format!("{:#}", serde_json::json!(metadata.object()))),
             created: Time(key.created_at),
             created_by: key.created_by.map(|id| id.to_string()),
             used: key.last_used_at.map(Time),
             expires: grants.expires_at.map(Time),
             suspended: key.suspension().map(Time),
             revoked: key.revocation().map(|revocation| Time(revocation.at)),
-            reason: key.revocation().and_then(|revocation| revocation.reason).map(str::to_owned),
+            reason: key
+                .revocation()
+                .and_then(|revocation| revocation.reason)
+                .map(str::to_owned),
             rotated: key.rotated_at.map(Time),
             rotated_from: key.rotated_from.map(|id| id.to_string()),
             rotated_to: key.rotated_to.map(|id| id.to_string()),
-            is_still_used: key.rotated_at.is_some_and(|at| key.last_used_at.is_some_and(|used| used > at)),
+            is_still_used: key
+                .rotated_at
+                .is_some_and(|at| key.last_used_at.is_some_and(|used| used > at)),
         }
     }
 
     /// Whether the key can be used now or later.
     pub(in super::super) fn is_alive(&self) -> bool {
-        !matches!(self.status, EffectiveStatus::Key(Status::Revoked | Status::Expired))
+        !matches!(
+            self.status,
+            EffectiveStatus::Key(Status::Revoked | Status::Expired)
+        )
     }
 }
 
@@ -198,28 +225,54 @@ impl Usage {
             .enumerate()
             .map(|(at, number)| {
                 let of_day = || usage.iter().filter(move |one| one.day == number);
-                let accepted = of_day().filter(|one| one.outcome.is_none()).map(|one| one.count).sum();
-                let refused: Vec<_> = of_day().filter_map(|one| Some((one.outcome?.code(), one.count))).collect();
-                let date = epoch.saturating_add(jiff::Span::new().days(number)).to_string();
+                let accepted = of_day()
+                    .filter(|one| one.outcome.is_none())
+                    .map(|one| one.count)
+                    .sum();
+                let refused: Vec<_> = of_day()
+                    .filter_map(|one| Some((one.outcome?.code(), one.count)))
+                    .collect();
+                let date = epoch
+                    .saturating_add(jiff::Span::new().days(number))
+                    .to_string();
                 let refused_total = refused.iter().map(|(_, count)| count).sum();
                 let x = at * Self::STEP;
-                Day { date, accepted, refused, refused_total, x, accepted_height: 0, refused_height: 0 }
+                Day {
+                    date,
+                    accepted,
+                    refused,
+                    refused_total,
+                    x,
+                    accepted_height: 0,
+                    refused_height: 0,
+                }
             })
             .collect();
-        let most = days.iter().map(|day| day.accepted.saturating_add(day.refused_total)).max().unwrap_or(0);
+        let most = days
+            .iter()
+            .map(|day| day.accepted.saturating_add(day.refused_total))
+            .max()
+            .unwrap_or(0);
         // What happened at all is seen.
         let height = |count: u64| match count {
             0 => 0,
-            _ => u64::try_from(u128::from(count) * u128::from(Self::HEIGHT - 4) / u128::from(most.max(1)))
-                .unwrap_or(0)
-                .max(2),
+            _ => u64::try_from(
+                u128::from(count) * u128::from(Self::HEIGHT - 4) / u128::from(most.max(1)),
+            )
+            .unwrap_or(0)
+            .max(2),
         };
         for day in &mut days {
-            (day.accepted_height, day.refused_height) = (height(day.accepted), height(day.refused_total));
+            (day.accepted_height, day.refused_height) =
+                (height(day.accepted), height(day.refused_total));
         }
         let accepted = days.iter().map(|day| day.accepted).sum();
         let refused = days.iter().map(|day| day.refused_total).sum();
-        Self { days, accepted, refused }
+        Self {
+            days,
+            accepted,
+            refused,
+        }
     }
 
     pub(in super::super) fn is_empty(&self) -> bool {
@@ -233,6 +286,10 @@ impl Usage {
 
     /// The most uses of a day.
     pub(in super::super) fn most(&self) -> u64 {
-        self.days.iter().map(|day| day.accepted + day.refused_total).max().unwrap_or(0)
+        self.days
+            .iter()
+            .map(|day| day.accepted + day.refused_total)
+            .max()
+            .unwrap_or(0)
     }
 }
