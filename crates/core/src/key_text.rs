@@ -182,6 +182,12 @@ impl KeyText {
         Self(text)
     }
 
+    /// Reads the text of a key that was minted before. `None` for anything else.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        Kind::of(text).map(|_| Self(text.to_owned()))
+    }
+
     /// The text itself, for the one response that carries it.
     #[must_use]
     pub fn expose(&self) -> &str {

@@ -19,12 +19,12 @@ use jiff::Timestamp;
 use tollkey_core::AccountId;
 use zeroize::Zeroizing;
 
+use crate::sign_in::{LINK_LASTS, Links};
 use crate::{
     caller::jwt::{self, ClaimRules, MintError, NewToken},
     config::{DatabaseKind, HS256_SECRET_MIN, Secret, Settings, TokenSource, is_loopback},
-    random::Random,
-    service::sign_in::{LINK_LASTS, Links},
 };
+use tollkey_service::Random;
 
 /// What stands behind the name of the database file in that of the secret's file.
 pub const SECRET_SUFFIX: &str = ".jwt-secret";

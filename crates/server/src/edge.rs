@@ -124,7 +124,7 @@ pub async fn edge<B: MessageBody + 'static>(
             let whole = if account {
                 let meta = Meta {
                     request_id: id.to_string(),
-                    timestamp: state.clock.now().into(),
+                    timestamp: state.service.clock.now().into(),
                 };
                 response.json(ErrorEnvelope {
                     data: (),
@@ -241,9 +241,10 @@ pub fn is_like_credential(text: &str) -> bool {
 
 /// `req_` and a ULID.
 fn new_request_id(state: &State) -> Arc<str> {
-    let millis = u64::try_from(state.clock.now().as_millisecond()).unwrap_or(0);
+    let millis = u64::try_from(state.service.clock.now().as_millisecond()).unwrap_or(0);
     let mut random = [0; 16];
     state
+        .service
         .random
         .for_names(|rng| rand::Rng::fill_bytes(rng, &mut random));
     format!(

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | [`surfaces`] | the page of routes; how requests and answers read |
 //! | [`caller`] | who is calling |
-//! | [`service`] | what happens |
+//! | [`sign_in`] | the ways to sign in to the dashboard |
 //! | [`state`] | what a request may use |
 //! | [`edge`], [`body`] | what every request goes through, and what it brings |
 //! | [`public_path`] | the path prefix under which clients reach the server |
@@ -13,7 +13,6 @@
 //! | [`server`] | everything put together and set running |
 //! | [`transport`] | what slow clients can cost |
 //! | [`openapi`] | the document of what is mounted |
-//! | [`source`] | the store as the verifier's source of keys |
 #![forbid(unsafe_code)]
 
 pub mod body;
@@ -24,10 +23,8 @@ pub mod dev_mode;
 pub mod edge;
 pub mod openapi;
 pub mod public_path;
-pub mod random;
 pub mod server;
-pub mod service;
-pub mod source;
+pub mod sign_in;
 pub mod state;
 pub mod surfaces;
 pub mod telemetry;

@@ -27,6 +27,9 @@ use tokio::{
     task::JoinHandle,
 };
 use tollkey_core::{Clock, Problem, ProblemCode, VerifierId};
+use tollkey_service::{
+    Limits, Random, Revocations, Service, StoreSource, audit::Checks, idempotency::Sealer,
+};
 use tollkey_store::{Backend, Listener, OpenError, OpenOptions, SchemaError, Store};
 use tollkey_verifier::Verifier;
 use utoipa_actix_web::AppExt as _;
@@ -37,9 +40,7 @@ use crate::{
     dev_mode::{DevMode, new_secret},
     edge::{Answer, edge},
     openapi,
-    random::Random,
-    service::{audit::UnderWay, idempotency::Sealer, revocations::Revocations, sign_in::Ways},
-    source::StoreSource,
+    sign_in::Ways,
     state::{LogLimits, Policy, State},
     surfaces,
     telemetry::{self, Metrics},
@@ -184,18 +185,18 @@ async fn on_own_thread<T: Send + 'static>(
         .context("a thread that opens the database panicked")
 }
 
-/// What requests use, on top of a store whose schema is that of this build, and of what checks management tokens.
+/// Creates the use-cases on top of a store whose schema is that of this build. `sealing_secret` opens the idempotency records;
+/// without one, only this process can open those that it writes.
 ///
 /// # Errors
-/// A sentence that says what to change.
-pub async fn assemble(
+/// When the store does not respond.
+pub async fn service(
     settings: &Settings,
     store: Store,
     clock: Arc<dyn Clock>,
     random: Random,
-    tokens: TokenVerifier,
-    development: Option<&DevMode>,
-) -> anyhow::Result<State> {
+    sealing_secret: Option<&Secret>,
+) -> anyhow::Result<Service> {
     let catalogue = Arc::new(settings.catalogue.clone());
     let source = StoreSource::new(store.clone(), Arc::clone(&catalogue));
     let id = random.with(|rng| VerifierId::new(rng));
@@ -206,7 +207,38 @@ pub async fn assemble(
     };
     let verifier = Verifier::new(id, source, Arc::clone(&clock), limits)
         .await
-        .context("the store cannot be asked")?;
+        .context("the store does not respond")?;
+    let sealer = match sealing_secret {
+        Some(secret) => Sealer::new(secret.expose().as_bytes()),
+        None => Sealer::new(new_secret(&random).expose().as_bytes()),
+    };
+    Ok(Service {
+        store,
+        verifier,
+        clock,
+        random,
+        catalogue,
+        sealer,
+        audit_checks: Checks::new(settings.database_pool),
+        revocations: Revocations::default(),
+        limits: Limits {
+            application_keys: settings.application_key_limit,
+            account_keys: settings.account_key_limit,
+            key_depth: settings.key_depth_limit,
+        },
+    })
+}
+
+/// Creates what requests use.
+///
+/// # Errors
+/// A sentence that says what to change.
+fn assemble(
+    settings: &Settings,
+    service: Service,
+    tokens: TokenVerifier,
+    development: Option<&DevMode>,
+) -> anyhow::Result<State> {
     let policy = Policy {
         trusted_proxies: settings
             .trusted_proxies
@@ -218,9 +250,6 @@ pub async fn assemble(
             .context("the merchant header is no header name")?,
         credential_headers: settings.credential_headers,
         route_base: settings.route_base.clone(),
-        application_key_limit: settings.application_key_limit,
-        account_key_limit: settings.account_key_limit,
-        key_depth_limit: settings.key_depth_limit,
         development: development.is_some(),
     };
     let ways = Ways {
@@ -228,25 +257,13 @@ pub async fn assemble(
             .dashboard_token_sign_in
             .unwrap_or(development.is_some())
             .then(|| tokens.grounds()),
-        links: development.and_then(|development| development.links(clock.now())),
+        links: development.and_then(|development| development.links(service.clock.now())),
         oidc: settings.oidc.as_ref().map(Provider::new).transpose()?,
     };
-    // Without one, what this process keeps only this process can open.
-    let sealer = match sealing_secret(settings, development) {
-        Some(secret) => Sealer::new(secret.expose().as_bytes()),
-        None => Sealer::new(new_secret(&random).expose().as_bytes()),
-    };
     Ok(State {
-        store,
-        verifier,
-        clock,
-        random,
+        service,
         tokens,
-        catalogue,
-        sealer,
         ways,
-        audit_checks: UnderWay::new(settings.database_pool),
-        revocations: Revocations::default(),
         policy,
         public_path: settings.public_path.clone(),
         document: OnceLock::new(),
@@ -255,7 +272,7 @@ pub async fn assemble(
     })
 }
 
-/// The secret behind kept answers: its own, or the one that signs management tokens, if this process has one.
+/// The secret behind idempotency records: its own, or the one that signs management tokens, if this process has one.
 fn sealing_secret<'a>(
     settings: &'a Settings,
     development: Option<&'a DevMode>,
@@ -313,14 +330,16 @@ pub async fn open(
         Some(tokens) => tokens,
         None => TokenVerifier::open(&settings.tokens, development.as_ref().map(DevMode::secret))?,
     };
-    if sealing_secret(settings, development.as_ref()).is_none() {
+    let sealing_secret = sealing_secret(settings, development.as_ref());
+    if sealing_secret.is_none() {
         tracing::warn!(
             "TOLLKEY_SEALING_SECRET is not set: an answer kept for an Idempotency-Key can be given again only by the \
              process that gave it"
         );
     }
-    let state = assemble(settings, store, clock, random, tokens, development.as_ref()).await?;
-    tracing::info!(verifier = %state.verifier.id(), "other replicas know this process by this id");
+    let service = service(settings, store, clock, random, sealing_secret).await?;
+    let state = assemble(settings, service, tokens, development.as_ref())?;
+    tracing::info!(verifier = %state.service.verifier.id(), "other replicas know this process by this id");
     Ok(Opened { state, development })
 }
 
@@ -434,8 +453,9 @@ pub fn start(
         metrics_server = Some((server, own_connections));
     }
 
-    let verifier = state.verifier.clone();
+    let verifier = state.service.verifier.clone();
     let listener = state
+        .service
         .store
         .listen(move || verifier.poke())
         .context("no thread to listen for changes")?;
@@ -592,7 +612,7 @@ async fn finish(
 
 /// Keeps the verifier's lease until the server stops.
 async fn keep_lease(state: web::Data<State>, stopping: watch::Receiver<bool>) {
-    state.verifier.clone().run(stopped(stopping)).await;
+    state.service.verifier.clone().run(stopped(stopping)).await;
 }
 
 async fn stopped(mut stopping: watch::Receiver<bool>) {
@@ -608,12 +628,12 @@ async fn record_revocations(state: web::Data<State>, stopping: watch::Receiver<b
     loop {
         tokio::select! {
             () = &mut end => return,
-            () = state.revocations.notified() => {}
+            () = state.service.revocations.notified() => {}
             _ = interval.tick() => {}
         }
         tokio::select! {
             () = &mut end => return,
-            () = state.record_revocations() => {}
+            () = state.service.record_revocations() => {}
         }
     }
 }
@@ -630,22 +650,20 @@ async fn keep_usage(
         let mut last = tokio::select! {
             () = tokio::time::sleep(FLUSH_INTERVAL) => false,
             _ = prune.tick() => {
-                state.prune_usage().await;
-                state.prune_kept_answers().await;
-                state.prune_sessions().await;
+                state.service.prune().await;
                 continue;
             }
             () = &mut end => true,
         };
         if !last {
             last = tokio::select! {
-                () = state.flush_usage() => false,
+                () = state.service.flush_usage() => false,
                 () = &mut end => true,
             };
         }
         if last {
             // Who stops is not held up by counts; a database that takes them one by one gets what it can.
-            if tokio::time::timeout(LAST_FLUSH, state.flush_usage())
+            if tokio::time::timeout(LAST_FLUSH, state.service.flush_usage())
                 .await
                 .is_err()
             {
@@ -669,10 +687,10 @@ async fn keep_published(state: web::Data<State>, stopping: watch::Receiver<bool>
             tokio::time::sleep(UPKEEP_INTERVAL).await;
             let oidc = async {
                 if let Some(provider) = &state.ways.oidc {
-                    provider.refresh(state.clock.now()).await;
+                    provider.refresh(state.service.clock.now()).await;
                 }
             };
-            futures_util::join!(state.tokens.refresh(state.clock.now()), oidc);
+            futures_util::join!(state.tokens.refresh(state.service.clock.now()), oidc);
         };
         tokio::select! {
             () = upkeep => {}
@@ -686,7 +704,7 @@ async fn render_metrics(
     metrics: web::Data<Metrics>,
     connections: web::Data<Connections>,
 ) -> HttpResponse {
-    telemetry::record_verifier(&state.verifier.stats());
+    telemetry::record_verifier(&state.service.verifier.stats());
     telemetry::record_connections(connections.open(), connections.pending_bytes());
     HttpResponse::Ok()
         .content_type("text/plain; version=0.0.4; charset=utf-8")

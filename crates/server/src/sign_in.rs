@@ -22,9 +22,9 @@ use crate::{
         oidc::{Attempt, OidcError, Provider, Rejection},
     },
     dev_mode::new_secret,
-    random::Random,
     state::State,
 };
+use tollkey_service::Random;
 
 /// For how long a link signs in.
 pub const LINK_LASTS: SignedDuration = SignedDuration::from_mins(5);
@@ -192,7 +192,7 @@ fn no_account(source: &str, claim: &str, fault: ClaimFault) -> Problem {
 /// `not_found` where tokens sign nobody in; `invalid_token`, `forbidden`; `unavailable` when the issuer's keys cannot be fetched.
 pub async fn by_token(state: &State, token: &str) -> Result<Session, Problem> {
     let grounds = state.ways.token.ok_or_else(Problem::not_found)?;
-    let now = state.clock.now();
+    let now = state.service.clock.now();
     if !is_jwt(token) {
         return Err(Expected::Token.problem(token));
     }
@@ -370,7 +370,7 @@ async fn oidc_session(
     attempt: Option<&Attempt>,
     returned: &Returned,
 ) -> Result<Session, FailedSignIn> {
-    let now = state.clock.now();
+    let now = state.service.clock.now();
     let returned_state = returned.state.as_ref().map_or("", Secret::expose);
     let attempt = attempt
         .filter(|attempt| attempt.is_of(returned_state, now))
@@ -390,18 +390,18 @@ async fn oidc_session(
     match (&returned.error, &returned.code) {
         (None, Some(code)) => {
             let claims = provider
-                .finish(&*state.clock, attempt, code.expose())
+                .finish(&*state.service.clock, attempt, code.expose())
                 .await?;
             // An ID token says who it is now, and is valid for minutes: it does not bound the session.
-            session_of(claims, provider.grounds(), state.clock.now(), None).map_err(|fault| {
-                FailedSignIn {
+            session_of(claims, provider.grounds(), state.service.clock.now(), None).map_err(
+                |fault| FailedSignIn {
                     claim: Some(provider.account_claim().to_owned()),
                     ..FailedSignIn::new(
                         Failure::NoAccount(fault),
                         format!("the account claim {fault}"),
                     )
-                }
-            })
+                },
+            )
         }
         (None, None) => Err(OidcError::Rejected(Rejection::NoCode).into()),
         (Some(error), _)

@@ -15,6 +15,7 @@ use metrics::{
     histogram,
 };
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
+use tollkey_service::measures::{SETTLE_WAIT, VERIFICATIONS};
 use tollkey_verifier::Stats;
 use tracing_subscriber::{
     EnvFilter, Layer as _, Registry, filter::ParseError, fmt, layer::SubscriberExt as _,
@@ -27,8 +28,6 @@ use crate::config::{LogFormat, LogSettings};
 pub const HTTP_REQUESTS: &str = "tollkey_http_requests_total";
 /// How long answers took, by `method` and `route`.
 pub const HTTP_REQUEST_DURATION: &str = "tollkey_http_request_duration_seconds";
-/// Verifications by `outcome`: `valid`, or the code of the denial.
-pub const VERIFICATIONS: &str = "tollkey_verifications_total";
 /// Verifications answered from memory.
 pub const VERIFICATION_HITS: &str = "tollkey_verification_hits_total";
 /// Verifications that had to ask the store.
@@ -43,8 +42,6 @@ pub const EVICTIONS: &str = "tollkey_evictions_total";
 pub const LEASE_LEFT: &str = "tollkey_lease_left_seconds";
 /// The change up to which this replica has forgotten what it remembered.
 pub const CHANGE_SEQ: &str = "tollkey_change_seq";
-/// How long changes waited until no replica could still answer from before them.
-pub const SETTLE_WAIT: &str = "tollkey_settle_wait_seconds";
 /// Changes that had to wait for another verifier's lease to end.
 pub const SETTLE_LAPSES: &str = "tollkey_settle_lapsed_leases_total";
 /// Changes that had to wait for somebody, by `for`: `replica`, or `subscriber` of this one.
@@ -309,11 +306,6 @@ impl Series {
     }
 }
 
-/// Counts verifications with that outcome: `valid`, or the code of the denial.
-pub fn record_verifications(outcome: &'static str, count: u64) {
-    counter!(VERIFICATIONS, "outcome" => outcome).increment(count);
-}
-
 /// Takes over what the verifier says about itself.
 pub fn record_verifier(stats: &Stats) {
     counter!(VERIFICATION_HITS).absolute(stats.hits);
@@ -334,11 +326,6 @@ pub fn record_verifier(stats: &Stats) {
 pub fn record_connections(open: usize, pending_bytes: usize) {
     gauge!(CONNECTIONS).set(open as f64);
     gauge!(PENDING_RESPONSE_BYTES).set(pending_bytes as f64);
-}
-
-/// Counts a change that waited until it held everywhere.
-pub fn record_settle(took: Duration) {
-    histogram!(SETTLE_WAIT).record(took);
 }
 
 #[cfg(test)]
@@ -415,8 +402,8 @@ mod tests {
     #[test]
     fn verifications_are_counted_by_outcome() {
         let text = rendered(|| {
-            record_verifications("valid", 3);
-            record_verifications("revoked", 1);
+            counter!(VERIFICATIONS, "outcome" => "valid").increment(3);
+            counter!(VERIFICATIONS, "outcome" => "revoked").increment(1);
         });
         assert!(
             text.contains("tollkey_verifications_total{outcome=\"valid\"} 3"),

@@ -8,14 +8,14 @@ use tollkey_core::{
 
 use tollkey_store::Owner;
 
-use crate::{caller::Manager, state::State};
+use crate::{RequestActor, Service};
 
 /// An account; one nobody has set anything for is as good as any.
 ///
 /// # Errors
 /// `unavailable`.
-pub async fn get(state: &State, id: AccountId) -> Result<Account, Problem> {
-    state
+pub async fn get(service: &Service, id: AccountId) -> Result<Account, Problem> {
+    service
         .read(Owner::from(&id), move |db| db.account(&id).get())
         .await
 }
@@ -25,19 +25,19 @@ pub async fn get(state: &State, id: AccountId) -> Result<Account, Problem> {
 /// # Errors
 /// `unavailable`.
 pub async fn set_operating_model(
-    state: &State,
-    by: &Manager,
+    service: &Service,
+    by: &RequestActor,
     model: OperatingModel,
 ) -> Result<Account, Problem> {
-    let now = state.clock.now();
+    let now = service.clock.now();
     let account_id = by.account_id.clone();
     let mut draft = by.draft(
-        state,
+        service,
         Action::AccountUpdated,
         Target::account(&account_id),
         json!({}),
     );
-    state
+    service
         .ensure(by, move |tx| {
             let mut account = tx.account(&account_id);
             account.lock()?;

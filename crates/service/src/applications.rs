@@ -2,20 +2,20 @@
 
 use std::collections::BTreeSet;
 
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use tollkey_core::{
-    ApiKey, Application, ApplicationId, Problem, ProblemCode,
+    AccountId, ApiKey, Application, ApplicationId, Problem, ProblemCode, Timestamp,
     audit::{Action, Target},
     lineage::Root,
 };
 
 use tollkey_store::Reader;
 
-use super::{
-    Page,
-    idempotency::{self, Answered, Creating, Said},
+use crate::{
+    Page, RequestActor, Service,
+    idempotency::{self, Creating, Outcome, Record},
 };
-use crate::{caller::Manager, state::State};
 
 /// How many keys of each application `include=apiKeys` shows; the rest has a list of its own.
 const INCLUDED_KEYS: u32 = 100;
@@ -24,17 +24,16 @@ const INCLUDED_KEYS: u32 = 100;
 ///
 /// # Errors
 /// `application_name_taken`.
-pub async fn create(
-    state: &State,
-    by: &Manager,
+pub async fn create<R: Record<Application> + Send + 'static>(
+    service: &Service,
+    by: &RequestActor,
     name: String,
     description: Option<String>,
-    creating: Creating,
-    say: impl FnOnce(Application) -> Answered + Clone + Send + 'static,
-) -> Result<Said, Problem> {
-    let now = state.clock.now();
+    creating: Creating<R>,
+) -> Result<Outcome<Application, R>, Problem> {
+    let now = service.clock.now();
     let application = Application {
-        id: state.random.with(|rng| ApplicationId::new(now, rng)),
+        id: service.random.with(|rng| ApplicationId::new(now, rng)),
         account_id: by.account_id.clone(),
         name,
         description,
@@ -43,12 +42,12 @@ pub async fn create(
     };
     let changes = json!({"name": application.name, "description": application.description});
     let draft = by.draft(
-        state,
+        service,
         Action::ApplicationCreated,
         Target::application(application.id),
         changes,
     );
-    idempotency::create(state, by, creating, say, move |tx| {
+    idempotency::create(service, by, creating, move |tx| {
         let mut account = tx.account(&application.account_id);
         account.insert_application(&application)?;
         account.append(draft)?;
@@ -62,14 +61,14 @@ pub async fn create(
 /// # Errors
 /// `unavailable`.
 pub async fn page(
-    state: &State,
-    by: &Manager,
+    service: &Service,
+    by: &RequestActor,
     page: u32,
     limit: u32,
     with_keys: bool,
 ) -> Result<Page<(Application, Vec<ApiKey>)>, Problem> {
     let account_id = by.account_id.clone();
-    state
+    service
         .read(by, move |db| {
             let mut account = db.account(&account_id);
             let found = account.applications(page, limit)?;
@@ -114,9 +113,13 @@ pub async fn page(
 ///
 /// # Errors
 /// `not_found`.
-pub async fn get(state: &State, by: &Manager, id: ApplicationId) -> Result<Application, Problem> {
+pub async fn get(
+    service: &Service,
+    by: &RequestActor,
+    id: ApplicationId,
+) -> Result<Application, Problem> {
     let account_id = by.account_id.clone();
-    state
+    service
         .read(by, move |db| db.account(&account_id).application(&id))
         .await?
         .ok_or_else(Problem::not_found)
@@ -127,8 +130,8 @@ pub async fn get(state: &State, by: &Manager, id: ApplicationId) -> Result<Appli
 /// # Errors
 /// `unavailable`.
 pub async fn newest_and(
-    state: &State,
-    by: &Manager,
+    service: &Service,
+    by: &RequestActor,
     newest: u32,
     mut these: BTreeSet<ApplicationId>,
 ) -> Result<Vec<Application>, Problem> {
@@ -144,7 +147,7 @@ pub async fn newest_and(
         }
         Ok(found)
     };
-    state.read(by, work).await
+    service.read(by, work).await
 }
 
 /// Changes the name or the description; `None` leaves it as it is.
@@ -152,14 +155,14 @@ pub async fn newest_and(
 /// # Errors
 /// `not_found`, `application_name_taken`.
 pub async fn update(
-    state: &State,
-    by: &Manager,
+    service: &Service,
+    by: &RequestActor,
     id: ApplicationId,
     name: Option<String>,
     description: Option<Option<String>>,
 ) -> Result<Application, Problem> {
     modify(
-        state,
+        service,
         by,
         id,
         Action::ApplicationUpdated,
@@ -189,8 +192,8 @@ pub async fn update(
 /// # Errors
 /// `not_found`.
 pub async fn set_enabled(
-    state: &State,
-    by: &Manager,
+    service: &Service,
+    by: &RequestActor,
     id: ApplicationId,
     enabled: bool,
 ) -> Result<Application, Problem> {
@@ -199,7 +202,7 @@ pub async fn set_enabled(
     } else {
         Action::ApplicationDisabled
     };
-    modify(state, by, id, action, move |application| {
+    modify(service, by, id, action, move |application| {
         let mut changes = Map::new();
         if application.is_enabled != enabled {
             changes.insert(
@@ -216,15 +219,15 @@ pub async fn set_enabled(
 /// Changes an application in one transaction with its audit entry and its invalidation. `edit` says what is
 /// different, as `[before, after]`; nothing different writes nothing.
 async fn modify(
-    state: &State,
-    by: &Manager,
+    service: &Service,
+    by: &RequestActor,
     id: ApplicationId,
     action: Action,
     edit: impl FnOnce(&mut Application) -> Map<String, Value> + Clone + Send + 'static,
 ) -> Result<Application, Problem> {
-    let mut draft = by.draft(state, action, Target::application(id), Value::Null);
+    let mut draft = by.draft(service, action, Target::application(id), Value::Null);
     let account_id = by.account_id.clone();
-    state
+    service
         .ensure(by, move |tx| {
             let mut account = tx.account(&account_id);
             let mut application = account
@@ -246,17 +249,21 @@ async fn modify(
 ///
 /// # Errors
 /// `not_found`.
-pub async fn delete(state: &State, by: &Manager, id: ApplicationId) -> Result<(), Problem> {
-    let now = state.clock.now();
+pub async fn delete(
+    service: &Service,
+    by: &RequestActor,
+    id: ApplicationId,
+) -> Result<(), Problem> {
+    let now = service.clock.now();
     let draft = by.draft(
-        state,
+        service,
         Action::ApplicationDeleted,
         Target::application(id),
         json!({}),
     );
     let pending = by.pending_revocation(Root::Application(id), now);
     let account_id = by.account_id.clone();
-    let deleted = state
+    let deleted = service
         .change(by, move |tx| {
             let mut account = tx.account(&account_id);
             account
@@ -270,8 +277,57 @@ pub async fn delete(state: &State, by: &Manager, id: ApplicationId) -> Result<()
         .await;
     if matches!(&deleted, Err(problem) if problem.code == ProblemCode::NotFound) {
         // Another request may be deleting it right now: 404 says that it is gone.
-        state.settle_current().await?;
+        service.settle_current().await?;
     }
-    state.revocations.notify();
+    service.revocations.notify();
     deleted
+}
+
+/// The state of an application when it was created.
+#[derive(Serialize, Deserialize)]
+pub struct Snapshot {
+    id: String,
+    account_id: String,
+    name: String,
+    description: Option<String>,
+    created_at: Timestamp,
+}
+
+/// A replay returns the application as it was created.
+impl Record<Self> for Application {
+    type Snapshot = Snapshot;
+
+    fn snapshot(created: &Self) -> Snapshot {
+        Snapshot {
+            id: created.id.to_string(),
+            account_id: created.account_id.to_string(),
+            name: created.name.clone(),
+            description: created.description.clone(),
+            created_at: created.created_at,
+        }
+    }
+
+    fn restore(snapshot: Snapshot) -> Option<Self> {
+        Some(Self {
+            id: snapshot.id.parse().ok()?,
+            account_id: AccountId::stored(&snapshot.account_id).ok()?,
+            name: snapshot.name,
+            description: snapshot.description,
+            is_enabled: true,
+            created_at: snapshot.created_at,
+        })
+    }
+}
+
+/// A replay returns the ID only.
+impl Record<Application> for ApplicationId {
+    type Snapshot = String;
+
+    fn snapshot(created: &Application) -> String {
+        created.id.to_string()
+    }
+
+    fn restore(snapshot: String) -> Option<Self> {
+        snapshot.parse().ok()
+    }
 }

@@ -13,7 +13,7 @@ use tollkey_core::{
 };
 use tollkey_store::{AuditFilter, AuditPage, Reader};
 
-use crate::{caller::Manager, state::State};
+use crate::{RequestActor, Service};
 
 /// What is asked of the log.
 #[derive(Debug, Clone, Default)]
@@ -48,10 +48,10 @@ pub struct Found {
 ///
 /// # Errors
 /// `unavailable`.
-pub async fn list(state: &State, by: &Manager, filter: Filter) -> Result<Found, Problem> {
+pub async fn list(service: &Service, by: &RequestActor, filter: Filter) -> Result<Found, Problem> {
     let account_id = by.account_id.clone();
-    let (limit, mode) = (filter.limit, by.sees());
-    let AuditPage { entries, next } = state
+    let (limit, mode) = (filter.limit, by.visible_mode());
+    let AuditPage { entries, next } = service
         .read(by, move |db| {
             let wanted = AuditFilter {
                 action: filter.action,
@@ -163,18 +163,18 @@ fn kept_ends(
 /// The accounts whose chains are gone through right now. Each check takes a connection for a while: there is one for an account,
 /// so that no account keeps all others waiting, and two in all, or one where there are few connections.
 #[derive(Debug, Clone)]
-pub struct UnderWay {
+pub struct Checks {
     accounts: Arc<Mutex<HashSet<AccountId>>>,
     most: usize,
 }
 
 /// A place among those; free when dropped.
 struct Place {
-    under_way: UnderWay,
+    checks: Checks,
     account_id: AccountId,
 }
 
-impl UnderWay {
+impl Checks {
     /// None yet, beside so many connections for requests.
     #[must_use]
     pub fn new(connections: u32) -> Self {
@@ -192,7 +192,7 @@ impl UnderWay {
         let mut accounts = self.accounts();
         let free = accounts.len() < self.most && accounts.insert(account_id.clone());
         free.then(|| Place {
-            under_way: self.clone(),
+            checks: self.clone(),
             account_id: account_id.clone(),
         })
     }
@@ -200,7 +200,7 @@ impl UnderWay {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.under_way.accounts().remove(&self.account_id);
+        self.checks.accounts().remove(&self.account_id);
     }
 }
 
@@ -208,9 +208,9 @@ impl Drop for Place {
 ///
 /// # Errors
 /// `unavailable`, and when it is gone through already, or as many others are as may be.
-pub async fn check_account(state: &State, by: &Manager) -> Result<Checked, Problem> {
+pub async fn check_account(service: &Service, by: &RequestActor) -> Result<Checked, Problem> {
     let account_id = by.account_id.clone();
-    let Some(place) = state.audit_checks.take(&account_id) else {
+    let Some(place) = service.audit_checks.take(&account_id) else {
         let detail = "This audit log, or several others, are being checked right now.";
         return Err(Problem {
             retry_after: Some(5),
@@ -222,7 +222,7 @@ pub async fn check_account(state: &State, by: &Manager) -> Result<Checked, Probl
         let _place = place;
         check(db, Some(&account_id), &[])
     };
-    state.read(by, work).await
+    service.read(by, work).await
 }
 
 #[cfg(test)]
@@ -232,15 +232,15 @@ mod tests {
     #[test]
     fn one_check_for_an_account_and_two_in_all() {
         let account = |id: &str| id.parse::<AccountId>().unwrap();
-        let under_way = UnderWay::new(3);
-        let acme = under_way.take(&account("acme"));
-        assert!(acme.is_some() && under_way.take(&account("acme")).is_none());
-        let globex = under_way.take(&account("globex"));
-        assert!(globex.is_some() && under_way.take(&account("umbrella")).is_none());
+        let checks = Checks::new(3);
+        let acme = checks.take(&account("acme"));
+        assert!(acme.is_some() && checks.take(&account("acme")).is_none());
+        let globex = checks.take(&account("globex"));
+        assert!(globex.is_some() && checks.take(&account("umbrella")).is_none());
         drop(acme);
-        assert!(under_way.take(&account("globex")).is_none());
-        assert!(under_way.take(&account("acme")).is_some());
-        let narrow = UnderWay::new(2);
+        assert!(checks.take(&account("globex")).is_none());
+        assert!(checks.take(&account("acme")).is_some());
+        let narrow = Checks::new(2);
         let _acme = narrow.take(&account("acme"));
         assert!(narrow.take(&account("globex")).is_none());
     }

@@ -7,6 +7,7 @@
 use std::{
     collections::HashSet,
     fmt,
+    marker::PhantomData,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU32, Ordering},
@@ -19,13 +20,12 @@ use aws_lc_rs::{
     hkdf::{HKDF_SHA256, Prk, Salt},
 };
 use jiff::{SignedDuration, Timestamp};
-use serde::{Deserialize, Serialize, Serializer};
-use tollkey_api::Secret;
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tollkey_core::{AccountId, Invalid, Mode, Problem, ProblemCode, audit::Actor};
 use tollkey_store::{KeptAnswer, Owner, Writer};
-use zeroize::Zeroizing;
+use zeroize::{Zeroize as _, Zeroizing};
 
-use crate::state::State;
+use crate::Service;
 
 /// For how long an answer is kept.
 const KEPT_FOR: SignedDuration = SignedDuration::from_hours(24);
@@ -86,54 +86,72 @@ impl Place<'_> {
     }
 }
 
-/// The answer to a creating request, before its surface wraps it.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Answered {
+/// The outcome of a request that creates something.
+#[derive(Debug)]
+pub enum Outcome<T, R = T> {
+    /// It was created now.
+    Created(T),
+    /// An earlier request with the same Idempotency-Key created it. This is its state when it was created.
+    Replayed(R),
+    /// An earlier request created it, under release 0.1.0, which recorded the response.
+    ReplayedResponse(StoredResponse),
+}
+
+/// A response that release 0.1.0 recorded. Records expire after 24 hours.
+#[derive(Debug, Deserialize)]
+pub struct StoredResponse {
     /// The HTTP status.
     pub status: u16,
-    /// Where what was made is.
+    /// The value of `Location`.
     pub location: Option<String>,
-    /// What was made, as JSON. It may hold the text of a key.
-    #[serde(serialize_with = "write")]
+    /// The JSON of what was created; it can contain a key.
     pub body: Secret,
 }
 
-/// Writes what is sealed at once.
-fn write<S: Serializer>(body: &Secret, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_str(body.expose())
+/// What an idempotency record keeps about a created `T`, and a replay returns: `T` itself, or less.
+pub trait Record<T>: Sized {
+    /// How it is written, as JSON, before it is sealed. A change of its fields must still read the records of 24 hours.
+    type Snapshot: Serialize + DeserializeOwned;
+
+    /// Returns what is written about a created value.
+    fn snapshot(created: &T) -> Self::Snapshot;
+
+    /// Reads it back. `None` if it cannot be what was written.
+    fn restore(snapshot: Self::Snapshot) -> Option<Self>;
 }
 
-impl Answered {
-    /// 201 with this JSON.
-    #[must_use]
-    pub fn created(made: &impl Serialize) -> Self {
-        // Our own types: plain structs of texts and numbers.
-        let body = Secret::new(serde_json::to_string(made).unwrap_or_default());
-        Self {
-            status: 201,
-            location: None,
-            body,
-        }
+/// A secret text in a snapshot: hidden by `Debug` and wiped on drop.
+#[derive(Clone, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Secret(String);
+
+impl Secret {
+    pub(crate) fn new(text: impl Into<String>) -> Self {
+        Self(text.into())
     }
 
-    /// With the address of what was made.
+    /// Returns the text.
     #[must_use]
-    pub fn at(self, location: String) -> Self {
-        Self {
-            location: Some(location),
-            ..self
-        }
+    pub fn expose(&self) -> &str {
+        &self.0
     }
 }
 
-/// An answer, and whether it was given before.
-#[derive(Debug)]
-pub struct Said {
-    /// The answer.
-    pub answered: Answered,
-    /// It is the kept one.
-    pub replayed: bool,
+impl Drop for Secret {
+    fn drop(&mut self) {
+        self.0.zeroize();
+    }
 }
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret(redacted)")
+    }
+}
+
+/// The first byte of a record: the form of what follows. Release 0.1.0 wrote a JSON object without such a byte.
+const SNAPSHOT: u8 = 1;
+const STORED_RESPONSE: u8 = b'{';
 
 /// Seals and opens kept answers, and knows which requests are being worked on in this process.
 #[derive(Clone)]
@@ -162,18 +180,36 @@ impl fmt::Debug for Sealer {
     }
 }
 
-/// What a creating request begins with.
+/// How a request that creates something begins.
 #[derive(Debug)]
-pub enum Begun {
-    /// It is to be done.
-    Fresh(Creating),
-    /// It was done before; this was the answer.
-    Replay(Said),
+pub enum Begun<T, R = T> {
+    /// It must be carried out.
+    Fresh(Creating<R>),
+    /// An earlier request with the same Idempotency-Key was carried out.
+    Replay(Outcome<T, R>),
 }
 
-/// The right to answer a creating request once; nothing to keep where it has no Idempotency-Key.
+/// The right to create something once, and to record it as `R`. A request without an Idempotency-Key records nothing.
 #[derive(Debug)]
-pub struct Creating(Option<Reservation>);
+pub struct Creating<R> {
+    reservation: Option<Reservation>,
+    record: PhantomData<fn() -> R>,
+}
+
+impl<R> Creating<R> {
+    fn new(reservation: Option<Reservation>) -> Self {
+        Self {
+            reservation,
+            record: PhantomData,
+        }
+    }
+
+    /// Returns the right to create something whose request cannot be repeated.
+    #[must_use]
+    pub fn unrecorded() -> Self {
+        Self::new(None)
+    }
+}
 
 /// A request with an Idempotency-Key: where its answer is kept, and what opens it.
 struct Repeatable {
@@ -192,94 +228,76 @@ struct Reservation {
     running: Running,
 }
 
-/// Begins a creating request: gives the kept answer if there is one, else the right to make it.
+/// Begins a request that creates something: returns the outcome of an earlier request with the same Idempotency-Key, or the right
+/// to carry out this one.
 ///
 /// # Errors
-/// `idempotency_mismatch` when the key came with another body before, `idempotency_in_progress` while the first
-/// request is being worked on, `idempotency_replay_unavailable` when the kept answer cannot be opened.
-pub async fn begin(
-    state: &State,
+/// `idempotency_mismatch` if the earlier request had another body, `idempotency_in_progress` while it is being carried out,
+/// `idempotency_replay_unavailable` if its record cannot be opened.
+pub async fn begin<T, R: Record<T>>(
+    service: &Service,
     place: Place<'_>,
     key: Option<IdempotencyKey>,
     body: &[u8],
-) -> Result<Begun, Problem> {
+) -> Result<Begun<T, R>, Problem> {
     let Some(key) = key else {
-        return Ok(Begun::Fresh(Creating(None)));
+        return Ok(Begun::Fresh(Creating::unrecorded()));
     };
-    let request = Repeatable::new(state, place, &key, body)?;
+    let request = Repeatable::new(service, place, &key, body)?;
     let (id, since) = (request.id, request.since());
-    // Looked up before the request is judged: what was valid then (an end in the future) need not be valid now.
-    let Some(kept) = state
+    // Looked up before the request is validated: what was valid then (an expiration in the future) need not be valid now.
+    let Some(kept) = service
         .read(place.owner(), move |db| db.kept_answer(&id, since))
         .await?
     else {
-        return Ok(Begun::Fresh(Creating(Some(
-            request.reserve(&state.sealer)?,
+        return Ok(Begun::Fresh(Creating::new(Some(
+            request.reserve(&service.sealer)?,
         ))));
     };
-    let answered = request.open(&kept)?;
-    // The first request may have died while it waited until its change held everywhere.
-    state.settle_current().await?;
-    Ok(Begun::Replay(Said {
-        answered,
-        replayed: true,
-    }))
+    let outcome = request.open(&kept)?;
+    // The earlier request may have crashed while it waited for the propagation of its change.
+    service.settle_current().await?;
+    Ok(Begun::Replay(outcome))
 }
 
-/// Makes something in one transaction with its audit entry and, where it is to be kept, its answer.
+/// Creates something in one transaction with its audit entry and, if the request has an Idempotency-Key, its idempotency record.
 ///
 /// # Errors
 /// What `work` returns, and those of [`begin`] for requests that began at the same time.
-pub async fn create<T: 'static>(
-    state: &State,
+pub async fn create<T: Send + 'static, R: Record<T> + Send + 'static>(
+    service: &Service,
     owner: impl Into<Owner>,
-    Creating(reservation): Creating,
-    say: impl FnOnce(T) -> Answered + Clone + Send + 'static,
+    creating: Creating<R>,
     work: impl FnOnce(&mut Writer<'_>) -> Result<T, Problem> + Clone + Send + 'static,
-) -> Result<Said, Problem> {
-    let reservation = reservation.map(Arc::new);
-    let said = state
+) -> Result<Outcome<T, R>, Problem> {
+    let reservation = creating.reservation.map(Arc::new);
+    let outcome = service
         .change(owner, move |tx| {
             let request = reservation.as_ref().map(|reservation| &reservation.request);
             if let Some(request) = request {
                 if !tx.reserve_answer(&request.id)? {
                     return Err(in_progress());
                 }
-                // Somebody may have answered since this request began.
+                // Another request may have been carried out since this one began.
                 if let Some(kept) = tx.kept_answer(&request.id, request.since())? {
-                    return Ok(Said {
-                        answered: request.open(&kept)?,
-                        replayed: true,
-                    });
+                    return request.open(&kept);
                 }
             }
-            let answered = say(work(tx)?);
+            let created = work(tx)?;
             if let Some(request) = request {
-                tx.keep_answer(&request.seal(&answered)?)?;
+                tx.keep_answer(&request.seal::<T, R>(&created)?)?;
             }
-            Ok(Said {
-                answered,
-                replayed: false,
-            })
+            Ok(Outcome::Created(created))
         })
         .await?;
-    if said.replayed {
-        state.settle_current().await?;
+    if !matches!(outcome, Outcome::Created(_)) {
+        service.settle_current().await?;
     }
-    Ok(said)
+    Ok(outcome)
 }
 
-impl State {
-    /// Forgets answers that are kept no more.
-    pub async fn prune_kept_answers(&self) {
-        let until = since(self.clock.now());
-        if let Err(error) = self.store.prune_kept_answers(until).await {
-            tracing::warn!(%error, "old kept answers could not be deleted; it is tried again");
-        }
-    }
-}
-
-fn since(now: Timestamp) -> Timestamp {
+/// Returns since when records have not expired.
+pub(crate) fn kept_since(now: Timestamp) -> Timestamp {
     now.saturating_sub(KEPT_FOR).unwrap_or(Timestamp::MIN)
 }
 
@@ -307,7 +325,7 @@ fn hash(parts: &[&[u8]]) -> [u8; 32] {
 
 impl Repeatable {
     fn new(
-        state: &State,
+        service: &Service,
         place: Place<'_>,
         key: &IdempotencyKey,
         body: &[u8],
@@ -325,7 +343,7 @@ impl Repeatable {
         ]);
         let mut sealing_key = Zeroizing::new([0; 32]);
         let info = hash(&[b"seal", &id, key]);
-        let derived = state
+        let derived = service
             .sealer
             .secret
             .expand(&[&info], HKDF_SHA256)
@@ -334,7 +352,7 @@ impl Repeatable {
             .and_then(|()| UnboundKey::new(&AES_256_GCM, &*sealing_key))
             .map_err(|_| Problem::internal())?;
         let mut nonce = [0; NONCE_LEN];
-        state.random.with(|rng| rng.fill_bytes(&mut nonce));
+        service.random.with(|rng| rng.fill_bytes(&mut nonce));
         let fingerprint = hash(&[b"body", &id, body]);
         let key = LessSafeKey::new(sealing_key);
         Ok(Self {
@@ -343,7 +361,7 @@ impl Repeatable {
             key,
             nonce,
             seals: AtomicU32::new(0),
-            now: state.clock.now(),
+            now: service.clock.now(),
         })
     }
 
@@ -363,16 +381,17 @@ impl Repeatable {
     }
 
     fn since(&self) -> Timestamp {
-        since(self.now)
+        kept_since(self.now)
     }
 
     fn aad(&self) -> Aad<Vec<u8>> {
         Aad::from([self.id, self.fingerprint].concat())
     }
 
-    fn seal(&self, answered: &Answered) -> Result<KeptAnswer, Problem> {
-        let mut sealed =
-            Zeroizing::new(serde_json::to_vec(answered).map_err(|_| Problem::internal())?);
+    fn seal<T, R: Record<T>>(&self, created: &T) -> Result<KeptAnswer, Problem> {
+        let mut sealed = Zeroizing::new(vec![SNAPSHOT]);
+        serde_json::to_writer(&mut *sealed, &R::snapshot(created))
+            .map_err(|_| Problem::internal())?;
         // Another one each time, because one nonce must not seal two texts.
         let mut nonce = self.nonce;
         for (byte, count) in nonce
@@ -395,7 +414,7 @@ impl Repeatable {
         })
     }
 
-    fn open(&self, kept: &KeptAnswer) -> Result<Answered, Problem> {
+    fn open<T, R: Record<T>>(&self, kept: &KeptAnswer) -> Result<Outcome<T, R>, Problem> {
         if kept.fingerprint != self.fingerprint {
             let detail = "This Idempotency-Key came with another body before.";
             return Err(Problem::new(ProblemCode::IdempotencyMismatch, detail));
@@ -408,10 +427,19 @@ impl Repeatable {
                 .key
                 .open_in_place(nonce, self.aad(), &mut sealed)
                 .ok()?;
-            serde_json::from_slice(opened).ok()
+            match opened.split_first()? {
+                (&SNAPSHOT, snapshot) => {
+                    R::restore(serde_json::from_slice(snapshot).ok()?).map(Outcome::Replayed)
+                }
+                (&STORED_RESPONSE, _) => serde_json::from_slice(opened)
+                    .ok()
+                    .map(Outcome::ReplayedResponse),
+                _ => None,
+            }
         };
         opened().ok_or_else(|| {
-            let detail = "It was done, but its answer can be opened no more: the server's sealing secret was changed.";
+            let detail = "It was done, but its record cannot be opened: the server's sealing secret was changed, or a newer \
+                          release wrote the record.";
             Problem::new(ProblemCode::IdempotencyReplayUnavailable, detail)
         })
     }

@@ -1,14 +1,33 @@
-//! Use-cases: what happens. No actix, no diesel: callers come in as [`Manager`](crate::caller::Manager), what is
-//! kept goes through `tollkey-store`, and every change goes through [`State::change`](crate::state::State::change),
-//! which answers only once it holds everywhere.
+//! The use-cases of Tollkey: what each operation does, whichever surface or command calls it.
+//!
+//! A use-case is a function that takes the [`Service`], the [`RequestActor`] and plain arguments, runs in one transaction, and
+//! returns a domain value. The caller renders the value after the commit. This crate knows no web framework, no wire types,
+//! no HTML and no SQL: `tollkey-store` keeps the data, `tollkey-core` has the rules, and the server translates.
+//!
+//! A change returns only after it has been propagated: no replica still answers from what was before ([`Service::change`]).
+#![forbid(unsafe_code)]
 
 pub mod accounts;
+mod actor;
 pub mod api_keys;
 pub mod applications;
 pub mod audit;
+mod background;
 pub mod idempotency;
-pub mod revocations;
+pub mod measures;
+mod random;
+mod revocations;
+mod service;
 pub mod service_keys;
-pub mod sign_in;
+mod source;
 
 pub use tollkey_store::Paged as Page;
+
+pub use self::{
+    actor::RequestActor,
+    idempotency::Outcome,
+    random::Random,
+    revocations::Revocations,
+    service::{Limits, Service},
+    source::StoreSource,
+};

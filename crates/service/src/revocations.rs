@@ -8,16 +8,15 @@
 
 use tokio::sync::Notify;
 use tollkey_core::{
-    AccountId, AuditId, Problem, Timestamp,
+    AccountId, AuditId, Problem,
     api_key::Transition,
     audit::{Action, Draft, Target},
-    lineage::{PendingRevocation, Root},
+    lineage::PendingRevocation,
 };
 
 use tollkey_store::Owner;
 
-use super::api_keys::status_change;
-use crate::{caller::Manager, state::State};
+use crate::{Service, api_keys::status_change};
 
 /// How many keys are looked at in one transaction.
 const BATCH: u32 = 200;
@@ -40,39 +39,24 @@ impl Revocations {
     }
 }
 
-impl Manager {
-    /// What is to be recorded about a revocation of this caller that applies to many keys.
-    #[must_use]
-    pub fn pending_revocation(&self, root: Root, revoked_at: Timestamp) -> PendingRevocation {
-        PendingRevocation {
-            account_id: self.account_id.clone(),
-            root,
-            revoked_at,
-            actor: self.actor.clone(),
-            request_id: self.request_id.as_deref().map(str::to_owned),
-            ip: self.ip,
-        }
-    }
-}
-
 /// Records pending revocations of all accounts, a batch of each in turn, until none is left that this replica can work
 /// on: another one may be working on the others.
 ///
 /// # Errors
 /// `unavailable`. What was recorded stays so, and the next call goes on from there.
-pub async fn record_pending(state: &State) -> Result<(), Problem> {
+pub(crate) async fn record_pending(service: &Service) -> Result<(), Problem> {
     loop {
         let (mut progress, mut failure) = (false, None);
         let mut after = None;
         loop {
             let behind = after.clone();
-            let accounts = state
+            let accounts = service
                 .read(Owner::Background, move |db| {
                     db.accounts_with_pending_revocations(behind.as_ref(), ACCOUNTS)
                 })
                 .await?;
             for account in &accounts {
-                match record_batch(state, account.clone()).await {
+                match record_batch(service, account.clone()).await {
                     Ok(recorded) => progress |= recorded,
                     Err(problem) => failure = Some(problem), // the other accounts do not wait for this one
                 }
@@ -91,9 +75,9 @@ pub async fn record_pending(state: &State) -> Result<(), Problem> {
 }
 
 /// Records a batch of an account's oldest pending revocation. False when there is none to work on.
-async fn record_batch(state: &State, account_id: AccountId) -> Result<bool, Problem> {
-    let (random, clock) = (state.random.clone(), state.clock.clone());
-    state
+async fn record_batch(service: &Service, account_id: AccountId) -> Result<bool, Problem> {
+    let (random, clock) = (service.random.clone(), service.clock.clone());
+    service
         .change(Owner::Background, move |tx| {
             let mut account = tx.account(&account_id);
             let Some(mut batch) = account.next_batch(BATCH)? else { return Ok(false) };

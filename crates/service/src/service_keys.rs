@@ -1,93 +1,149 @@
 //! Service keys: what resource servers present. They belong to the operator, not to an account, so they have no
 //! place in an account's audit log; the server's log says who (`by`) made and revoked them.
 
+use serde::{Deserialize, Serialize};
 use tollkey_core::{
-    KeyText, Problem, ServiceKey, ServiceKeyId, api_key::Transition, key_text::Kind,
+    KeyText, Problem, ServiceKey, ServiceKeyId, Timestamp, api_key::Transition, key_text::Kind,
 };
 
 use tollkey_store::Owner;
 
-use super::idempotency::{self, Answered, Creating, Said};
-use crate::state::State;
+use crate::{
+    Service,
+    idempotency::{self, Creating, Outcome, Record, Secret},
+};
 
 /// How many are listed.
 const LISTED: u32 = 1000;
 
-fn mint(state: &State, name: String) -> (ServiceKey, KeyText) {
-    let now = state.clock.now();
-    let (id, text) = state.random.with(|rng| {
+/// A service key that was created, with its full text for the one response that contains it.
+#[derive(Debug, Clone)]
+pub struct CreatedServiceKey {
+    /// The service key.
+    pub key: ServiceKey,
+    /// Its full text: a secret.
+    pub text: KeyText,
+}
+
+fn mint(service: &Service, name: String) -> CreatedServiceKey {
+    let now = service.clock.now();
+    let (id, text) = service.random.with(|rng| {
         (
             ServiceKeyId::new(now, rng),
             KeyText::mint(Kind::ServiceKey, rng),
         )
     });
-    (
-        ServiceKey {
-            id,
-            name,
-            last4: text.last4(),
-            created_at: now,
-            revoked_at: None,
-        },
-        text,
-    )
+    let key = ServiceKey {
+        id,
+        name,
+        last4: text.last4(),
+        created_at: now,
+        revoked_at: None,
+    };
+    CreatedServiceKey { key, text }
 }
 
 fn log_creation(id: ServiceKeyId, by: &str) {
     tracing::info!(service_key = %id, by, "a service key was created");
 }
 
-/// Makes a service key. The text is in the answer and nowhere else.
+/// Creates a service key, without an idempotency record.
 ///
 /// # Errors
 /// `unavailable`.
 pub async fn create(
-    state: &State,
+    service: &Service,
     by: &str,
     name: String,
-) -> Result<(ServiceKey, KeyText), Problem> {
-    let (key, text) = mint(state, name);
-    let digest = text.digest();
-    let key = state
+) -> Result<CreatedServiceKey, Problem> {
+    let created = mint(service, name);
+    let (key, digest) = (created.key.clone(), created.text.digest());
+    service
         .change(Owner::Operator, move |tx| {
-            tx.insert_service_key(&key, &digest)?;
-            Ok(key)
+            Ok(tx.insert_service_key(&key, &digest)?)
         })
         .await?;
-    log_creation(key.id, by);
-    Ok((key, text))
+    log_creation(created.key.id, by);
+    Ok(created)
 }
 
-/// [`create`] for a request that may be sent again.
+/// [`create`] for a request that may be repeated.
 ///
 /// # Errors
 /// `unavailable`, and those of [`idempotency::create`].
-pub async fn create_once(
-    state: &State,
+pub async fn create_once<R: Record<CreatedServiceKey> + Send + 'static>(
+    service: &Service,
     by: &str,
     name: String,
-    creating: Creating,
-    say: impl FnOnce((ServiceKey, KeyText)) -> Answered + Clone + Send + 'static,
-) -> Result<Said, Problem> {
-    let (key, text) = mint(state, name);
-    let (id, digest) = (key.id, text.digest());
-    let said = idempotency::create(state, Owner::Operator, creating, say, move |tx| {
-        tx.insert_service_key(&key, &digest)?;
-        Ok((key, text))
+    creating: Creating<R>,
+) -> Result<Outcome<CreatedServiceKey, R>, Problem> {
+    let created = mint(service, name);
+    let digest = created.text.digest();
+    let outcome = idempotency::create(service, Owner::Operator, creating, move |tx| {
+        tx.insert_service_key(&created.key, &digest)?;
+        Ok(created)
     })
     .await?;
-    if !said.replayed {
-        log_creation(id, by);
+    if let Outcome::Created(created) = &outcome {
+        log_creation(created.key.id, by);
     }
-    Ok(said)
+    Ok(outcome)
+}
+
+/// The state of a service key when it was created, with its full text.
+#[derive(Serialize, Deserialize)]
+pub struct Snapshot {
+    id: String,
+    name: String,
+    created_at: Timestamp,
+    text: Secret,
+}
+
+/// A replay returns the service key as it was created.
+impl Record<Self> for CreatedServiceKey {
+    type Snapshot = Snapshot;
+
+    fn snapshot(created: &Self) -> Snapshot {
+        Snapshot {
+            id: created.key.id.to_string(),
+            name: created.key.name.clone(),
+            created_at: created.key.created_at,
+            text: Secret::new(created.text.expose()),
+        }
+    }
+
+    fn restore(snapshot: Snapshot) -> Option<Self> {
+        let text = KeyText::parse(snapshot.text.expose())?;
+        let key = ServiceKey {
+            id: snapshot.id.parse().ok()?,
+            name: snapshot.name,
+            last4: text.last4(),
+            created_at: snapshot.created_at,
+            revoked_at: None,
+        };
+        Some(Self { key, text })
+    }
+}
+
+/// A replay returns the ID only.
+impl Record<CreatedServiceKey> for ServiceKeyId {
+    type Snapshot = String;
+
+    fn snapshot(created: &CreatedServiceKey) -> String {
+        created.key.id.to_string()
+    }
+
+    fn restore(snapshot: String) -> Option<Self> {
+        snapshot.parse().ok()
+    }
 }
 
 /// Service keys, newest first.
 ///
 /// # Errors
 /// `unavailable`.
-pub async fn list(state: &State) -> Result<Vec<ServiceKey>, Problem> {
-    state
+pub async fn list(service: &Service) -> Result<Vec<ServiceKey>, Problem> {
+    service
         .read(Owner::Operator, |db| db.service_keys(LISTED))
         .await
 }
@@ -96,9 +152,9 @@ pub async fn list(state: &State) -> Result<Vec<ServiceKey>, Problem> {
 ///
 /// # Errors
 /// `not_found`.
-pub async fn revoke(state: &State, by: &str, id: ServiceKeyId) -> Result<(), Problem> {
-    let now = state.clock.now();
-    let transition = state
+pub async fn revoke(service: &Service, by: &str, id: ServiceKeyId) -> Result<(), Problem> {
+    let now = service.clock.now();
+    let transition = service
         .ensure(Owner::Operator, move |tx| {
             tx.revoke_service_key(&id, now)?
                 .ok_or_else(Problem::not_found)

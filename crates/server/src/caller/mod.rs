@@ -27,14 +27,13 @@ use actix_web::{
 use futures_util::future::LocalBoxFuture;
 use tokio::sync::Notify;
 use tollkey_core::{
-    AccountId, AuditId, Denial, Family, Invalid, Mode, Need, Problem, ProblemCode, ServiceKeyId,
-    Viewer,
-    audit::{Action, Actor, ActorKind, Draft, Target},
+    AccountId, Denial, Family, Invalid, Mode, Need, Problem, ProblemCode, ServiceKeyId, Viewer,
+    audit::{Actor, ActorKind},
     credential::is_jwt,
     key_text::{Kind, without_scheme},
     network::{UnreadableHop, client_address},
 };
-use tollkey_store::Owner;
+use tollkey_service::RequestActor;
 use tollkey_verifier::{Known, RateStatus, Requester, Verdict};
 
 pub use credential::{Credential, CredentialHeaders, Expected, credential};
@@ -93,7 +92,7 @@ pub fn forwarded_ip(request: &HttpRequest, state: &State) -> Result<Option<IpAdd
             .collect()
     };
     client_address(peer, hops, &state.policy.trusted_proxies).inspect_err(|UnreadableHop| {
-        if state.log_limits.unreadable_hop.allows(state.clock.elapsed()) {
+        if state.log_limits.unreadable_hop.allows(state.service.clock.elapsed()) {
             tracing::warn!(
                 request_id = %request_id(request), peer = peer.map(tracing::field::display),
                 "a trusted proxy sends X-Forwarded-For with a hop that is not an IP address; the client address is unknown \
@@ -133,6 +132,7 @@ async fn judge(
     need: &Need<'_>,
 ) -> Result<Known, Problem> {
     let verdict = state
+        .service
         .verify(|| requester(request, state), text, need)
         .await?;
     if let Some(rate) = verdict.rate {
@@ -153,7 +153,10 @@ async fn look(
     need: &Need<'_>,
 ) -> Result<Known, Problem> {
     known(
-        state.look(|| requester(request, state), text, need).await?,
+        state
+            .service
+            .look(|| requester(request, state), text, need)
+            .await?,
         state,
         need,
     )
@@ -174,6 +177,7 @@ fn known(verdict: Verdict, state: &State, need: &Need<'_>) -> Result<Known, Prob
             problem.retry_after = verdict.retry_after_seconds.map(u64::from);
             if let (Denial::InsufficientScope, Some(key)) = (denial, record) {
                 problem.missing_scopes = state
+                    .service
                     .catalogue
                     .names(need.scopes.without(key.scopes))
                     .cloned()
@@ -271,6 +275,7 @@ async fn identify(
         }
         Some(Kind::ServiceKey) => {
             let id = state
+                .service
                 .verifier
                 .verify_service_key(text, client_ip(request, state))
                 .await
@@ -292,7 +297,7 @@ async fn identify_token(
 ) -> Result<jwt::Claims, Problem> {
     let claims = state
         .tokens
-        .verify(text, state.clock.now())
+        .verify(text, state.service.clock.now())
         .await
         .map_err(|error| {
             tracing::debug!(%error, "a management token was refused");
@@ -339,120 +344,43 @@ fn account_parameter(request: &HttpRequest) -> Result<Option<AccountId>, Problem
     }
 }
 
-/// Somebody managing an account: who, on whose behalf, in which request. Everything an audit entry needs.
-#[derive(Debug, Clone)]
-pub struct Manager {
-    /// The account that is managed.
-    pub account_id: AccountId,
-    /// Who manages it.
-    pub actor: Actor,
-    /// The request it happens in; none at the command line.
-    pub request_id: Option<Arc<str>>,
-    /// Where the request came from.
-    pub ip: Option<IpAddr>,
-    /// The key that manages, if one does: what it makes stays beneath it.
-    pub key: Option<Known>,
-}
-
-/// What a manager does counts as work of the managed account, also what an operator does there.
-impl From<&Manager> for Owner {
-    fn from(manager: &Manager) -> Self {
-        Self::from(&manager.account_id)
+/// Returns the actor of this request in an account.
+fn actor(
+    request: &HttpRequest,
+    state: &State,
+    account_id: AccountId,
+    kind: ActorKind,
+    id: &str,
+) -> RequestActor {
+    RequestActor {
+        account_id,
+        actor: Actor {
+            kind,
+            id: id.to_owned(),
+        },
+        request_id: Some(request_id(request)),
+        ip: client_ip(request, state),
+        parent: None,
     }
 }
 
-impl Manager {
-    fn new(
-        request: &HttpRequest,
-        state: &State,
-        account_id: AccountId,
-        kind: ActorKind,
-        id: &str,
-    ) -> Self {
-        Self {
-            account_id,
-            actor: Actor {
-                kind,
-                id: id.to_owned(),
-            },
-            request_id: Some(request_id(request)),
-            ip: client_ip(request, state),
-            key: None,
-        }
-    }
-
-    fn of_key(request: &HttpRequest, state: &State, key: Known) -> Self {
-        let id = key.key.id.to_string();
-        let manager = Self::new(
-            request,
-            state,
-            key.key.account_id.clone(),
-            ActorKind::ApiKey,
-            &id,
-        );
-        Self {
-            key: Some(key),
-            ..manager
-        }
-    }
-
-    /// Whose request it is, for [`crate::service::idempotency::Place`].
-    #[must_use]
-    pub fn who(&self) -> (&str, &Actor) {
-        (self.account_id.as_str(), &self.actor)
-    }
-
-    /// The only mode they see, if they do not see both: a test key sees test keys.
-    #[must_use]
-    pub fn sees(&self) -> Option<Mode> {
-        self.key
-            .as_ref()
-            .map(|key| key.key.mode)
-            .filter(|mode| *mode == Mode::Test)
-    }
-
-    /// What the audit log will say about a change of theirs, made now.
-    pub fn draft(
-        &self,
-        state: &State,
-        action: Action,
-        target: Target,
-        changes: serde_json::Value,
-    ) -> Draft {
-        self.drafts(state)(action, target, changes)
-    }
-
-    /// Makes audit entries inside a transaction, where clock and randomness are not at hand.
-    pub fn drafts(
-        &self,
-        state: &State,
-    ) -> impl Fn(Action, Target, serde_json::Value) -> Draft + Clone + Send + Sync + use<> + 'static
-    {
-        let (by, random, clock) = (self.clone(), state.random.clone(), Arc::clone(&state.clock));
-        move |action, target, changes| {
-            let occurred_at = clock.now();
-            Draft {
-                id: random.with(|rng| AuditId::new(occurred_at, rng)),
-                account_id: by.account_id.clone(),
-                occurred_at,
-                action,
-                actor: by.actor.clone(),
-                target,
-                request_id: by.request_id.as_deref().map(str::to_owned),
-                ip: by.ip,
-                changes,
-            }
-        }
+/// Returns the actor of a request that presents this API key.
+fn key_actor(request: &HttpRequest, state: &State, key: Known) -> RequestActor {
+    let id = key.key.id.to_string();
+    let account_id = key.key.account_id.clone();
+    RequestActor {
+        parent: Some(key),
+        ..actor(request, state, account_id, ActorKind::ApiKey, &id)
     }
 }
 
 /// A management token of an account, or an operator's with `?account=`.
 #[derive(Debug)]
-pub struct Merchant(pub Manager);
+pub struct Merchant(pub RequestActor);
 
 /// A Merchant, or an `sk_` key for its own account.
 #[derive(Debug)]
-pub struct AccountHolder(pub Manager);
+pub struct AccountHolder(pub RequestActor);
 
 /// A management token with the role `operator`.
 #[derive(Debug)]
@@ -468,13 +396,13 @@ pub struct Operator {
 impl Operator {
     /// The operator as manager of an account.
     #[must_use]
-    pub fn manage(self, account_id: AccountId) -> Manager {
-        Manager {
+    pub fn manage(self, account_id: AccountId) -> RequestActor {
+        RequestActor {
             account_id,
             actor: self.actor,
             request_id: Some(self.request_id),
             ip: self.ip,
-            key: None,
+            parent: None,
         }
     }
 }
@@ -529,7 +457,7 @@ pub struct PresentedKey {
     /// What is known of it.
     pub record: Known,
     /// The key as manager of itself.
-    pub manager: Manager,
+    pub manager: RequestActor,
 }
 
 const NEEDS_KEY: &str = "This needs an API key, not a management token.";
@@ -537,7 +465,11 @@ const NEEDS_TOKEN: &str = "This needs a management token, not a key.";
 const ONLY_OPERATORS: &str = "Only an operator may name an account.";
 
 /// Whose account a management token manages in this request.
-fn manager(request: &HttpRequest, state: &State, claims: jwt::Claims) -> Result<Manager, Problem> {
+fn manager(
+    request: &HttpRequest,
+    state: &State,
+    claims: jwt::Claims,
+) -> Result<RequestActor, Problem> {
     let operator = claims.has_role("operator");
     let named = account_parameter(request);
     if !operator && !matches!(named, Ok(None)) {
@@ -564,7 +496,7 @@ fn manager(request: &HttpRequest, state: &State, claims: jwt::Claims) -> Result<
     } else {
         ActorKind::Merchant
     };
-    Ok(Manager::new(request, state, account, kind, &claims.subject))
+    Ok(actor(request, state, account, kind, &claims.subject))
 }
 
 impl Merchant {
@@ -586,7 +518,7 @@ impl AccountHolder {
                 match account_parameter(request) {
                     Ok(None) => {
                         not_forwarded(request, &state)?;
-                        Ok(Self(Manager::of_key(request, &state, key)))
+                        Ok(Self(key_actor(request, &state, key)))
                     }
                     _ => Err(Problem::forbidden(ONLY_OPERATORS).into()),
                 }
@@ -664,7 +596,7 @@ impl PresentedKey {
                 return Err(Problem::forbidden("This needs an API key, not a service key.").into());
             }
         };
-        let manager = Manager::of_key(request, &state, record.clone());
+        let manager = key_actor(request, &state, record.clone());
         Ok(Self { record, manager })
     }
 }

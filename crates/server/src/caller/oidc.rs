@@ -45,7 +45,8 @@ use super::{
     jwt::{ClaimRules, Claims, TokenError},
     published::{FETCH_TIMEOUT, Published},
 };
-use crate::{config::OidcSettings, random::Random};
+use crate::config::OidcSettings;
+use tollkey_service::Random;
 
 /// Where the provider sends people back to, behind the public URL.
 pub const CALLBACK: &str = "/dashboard/sign-in/callback";

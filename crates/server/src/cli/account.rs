@@ -4,8 +4,9 @@ use std::process::ExitCode;
 
 use tollkey_core::{Account, AccountId, OperatingModel};
 
-use super::{manager, open, output};
-use crate::{config::Settings, service::accounts};
+use super::{actor, open, output};
+use crate::config::Settings;
+use tollkey_service::accounts;
 
 /// What to do with an account.
 #[derive(Debug, clap::Subcommand)]
@@ -26,13 +27,13 @@ pub(super) enum Command {
 }
 
 pub(super) async fn run(settings: &Settings, command: Command) -> anyhow::Result<ExitCode> {
-    let state = open(settings).await?;
+    let service = open(settings).await?;
     let account: Account = match command {
-        Command::Show { id } => accounts::get(&state, id).await?,
+        Command::Show { id } => accounts::get(&service, id).await?,
         Command::Set {
             id,
             operating_model,
-        } => accounts::set_operating_model(&state, &manager(id), operating_model).await?,
+        } => accounts::set_operating_model(&service, &actor(id), operating_model).await?,
     };
     output::line(format_args!(
         "{}  operating_model={}",

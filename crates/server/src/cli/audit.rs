@@ -4,14 +4,11 @@ use std::{process::ExitCode, sync::Arc};
 
 use anyhow::ensure;
 use tollkey_core::{AccountId, audit::Hash};
+use tollkey_service::audit::{self, Checked};
 use tollkey_verifier::SystemClock;
 
 use super::{name_database, output};
-use crate::{
-    config::Settings,
-    server,
-    service::audit::{self, Checked},
-};
+use crate::{config::Settings, server};
 
 /// What to do with the audit log.
 #[derive(Debug, clap::Subcommand)]

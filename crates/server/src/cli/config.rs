@@ -12,6 +12,7 @@ use std::{
 };
 
 use serde_json::json;
+use tollkey_service::Random;
 use tollkey_verifier::SystemClock;
 
 use super::{block_on, output};
@@ -19,7 +20,6 @@ use crate::{
     caller::{jwt::TokenVerifier, oidc::Provider},
     config::{DatabaseKind, Settings, TokenSource, Warning},
     dev_mode::{DevMode, new_secret},
-    random::Random,
     server,
 };
 

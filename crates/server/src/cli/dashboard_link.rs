@@ -5,16 +5,16 @@
 
 use std::process::ExitCode;
 
+use crate::sign_in::{LINK_LASTS, Links};
 use anyhow::{Context as _, bail, ensure};
 use tollkey_core::Clock as _;
+use tollkey_service::Random;
 use tollkey_verifier::SystemClock;
 
 use super::{local_request, output};
 use crate::{
     config::{Settings, TokenSource},
     dev_mode::{dashboard_link, signing_secret},
-    random::Random,
-    service::sign_in::{LINK_LASTS, Links},
 };
 
 pub(super) fn run(settings: &Settings) -> anyhow::Result<ExitCode> {

@@ -22,18 +22,12 @@ use tollkey_core::{
     audit::{Actor, ActorKind},
     key_text::Kind,
 };
+use tollkey_service::{Random, RequestActor, Service};
 use tollkey_verifier::SystemClock;
 
 use crate::{
-    caller::{
-        Manager,
-        jwt::{ClaimRules, TokenVerifier},
-    },
     config::{Options, Settings, Warning},
-    dev_mode,
-    random::Random,
     server::{self, Signals},
-    state::State,
     telemetry,
 };
 
@@ -202,24 +196,18 @@ fn name_database(settings: &Settings) {
     output::note(format_args!("database: {}", settings.database.url));
 }
 
-/// What the server works with, without the server, on a database that exists and whose schema is that of this build. Changes
-/// made with it apply on running servers once they return.
-async fn open(settings: &Settings) -> anyhow::Result<State> {
+/// Opens the use-cases on a database that exists and whose schema is that of this build. Changes made with it have been propagated
+/// to running servers when they return.
+async fn open(settings: &Settings) -> anyhow::Result<Service> {
     name_database(settings);
     let clock = Arc::new(SystemClock);
     let store = server::open_existing_store(settings, clock.clone())?;
-    // No request comes in here, so nobody's token needs to be trusted: a secret that nobody has.
-    let random = Random::system();
-    let nobody = TokenVerifier::hs256(
-        &dev_mode::new_secret(&random),
-        ClaimRules::from(&settings.tokens),
-    )?;
-    server::assemble(settings, store, clock, random, nobody, None).await
+    server::service(settings, store, clock, Random::system(), None).await
 }
 
-/// Somebody at the command line, managing an account.
-fn manager(account_id: tollkey_core::AccountId) -> Manager {
-    Manager {
+/// The actor of a command that works on an account.
+fn actor(account_id: tollkey_core::AccountId) -> RequestActor {
+    RequestActor {
         account_id,
         actor: Actor {
             kind: ActorKind::Cli,
@@ -227,7 +215,7 @@ fn manager(account_id: tollkey_core::AccountId) -> Manager {
         },
         request_id: None,
         ip: None,
-        key: None,
+        parent: None,
     }
 }
 

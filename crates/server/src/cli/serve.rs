@@ -6,11 +6,11 @@ use std::{
     sync::Arc,
 };
 
+use tollkey_service::Random;
 use tollkey_verifier::SystemClock;
 
 use crate::{
     config::{Settings, TokenSource},
-    random::Random,
     server::{self, Running, Signals},
     telemetry::Metrics,
     transport::open_files,
@@ -31,7 +31,7 @@ pub(super) fn run(settings: &Settings) -> anyhow::Result<ExitCode> {
             }
         };
         let development = opened.development;
-        let clock = Arc::clone(&opened.state.clock);
+        let clock = Arc::clone(&opened.state.service.clock);
         let running = server::start(settings, opened.state, Some(metrics))?;
         let base_url = format!("http://{}", running.address());
         log_summary(settings, &running);

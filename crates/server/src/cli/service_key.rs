@@ -6,7 +6,8 @@ use anyhow::Context as _;
 use tollkey_core::{ServiceKey, ServiceKeyId};
 
 use super::{open, output, user};
-use crate::{config::Settings, service::service_keys};
+use crate::config::Settings;
+use tollkey_service::service_keys::{self, CreatedServiceKey};
 
 /// What to do with service keys.
 #[derive(Debug, clap::Subcommand)]
@@ -26,12 +27,13 @@ pub(super) enum Command {
 }
 
 pub(super) async fn run(settings: &Settings, command: Command) -> anyhow::Result<ExitCode> {
-    let state = open(settings).await?;
+    let service = open(settings).await?;
     match command {
         Command::Create { name } => {
             let name =
                 ServiceKey::parse_name(&name).map_err(|rule| anyhow::anyhow!("the name {rule}"))?;
-            let (key, text) = service_keys::create(&state, &user(), name).await?;
+            let CreatedServiceKey { key, text } =
+                service_keys::create(&service, &user(), name).await?;
             output::note(format_args!(
                 "service key {} for {}; it is not shown again:",
                 key.id, key.name
@@ -41,7 +43,7 @@ pub(super) async fn run(settings: &Settings, command: Command) -> anyhow::Result
             })?;
         }
         Command::List => {
-            for key in service_keys::list(&state).await? {
+            for key in service_keys::list(&service).await? {
                 let revoked = key
                     .revoked_at
                     .map(|at| format!("  revoked {at:.0}"))
@@ -55,7 +57,7 @@ pub(super) async fn run(settings: &Settings, command: Command) -> anyhow::Result
         }
         Command::Revoke { id } => {
             let id: ServiceKeyId = id.parse()?;
-            service_keys::revoke(&state, &user(), id).await?;
+            service_keys::revoke(&service, &user(), id).await?;
             output::line(format_args!("revoked {id}"))?;
         }
     }

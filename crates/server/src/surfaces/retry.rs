@@ -8,16 +8,16 @@ use actix_web::{
         header::{self, HeaderName},
     },
 };
+use serde::Serialize;
 use tollkey_core::{Problem, audit::Actor};
+use tollkey_service::{
+    Outcome, RequestActor,
+    idempotency::{self, Begun, Creating, IdempotencyKey, Place, Record},
+};
+use zeroize::Zeroizing;
 
 use super::account::under_api;
-use crate::{
-    body::Body,
-    caller::Manager,
-    edge::Refusal,
-    service::idempotency::{self, Begun, Creating, IdempotencyKey, Place, Said},
-    state::State,
-};
+use crate::{body::Body, edge::Refusal, state::State};
 
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 const IDEMPOTENT_REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
@@ -60,43 +60,48 @@ fn key(request: &HttpRequest) -> Result<Option<IdempotencyKey>, Problem> {
 }
 
 impl Retry {
-    /// Gives the kept answer, or does what is to be done.
+    /// Returns the outcome of an earlier request with the same Idempotency-Key, or creates with `create`.
     ///
     /// # Errors
-    /// Those of [`idempotency::begin`], of an unfit header, and of what is done.
-    pub async fn once(
+    /// Those of [`idempotency::begin`], of an invalid header, and of `create`.
+    pub async fn once<T: Record<T>>(
         self,
         state: &State,
-        by: &Manager,
+        by: &RequestActor,
         body: &Body,
-        make: impl AsyncFnOnce(Creating) -> Result<Said, Problem>,
-    ) -> Result<Said, Problem> {
-        let mode = by.key.as_ref().map(|key| key.key.mode);
-        self.once_in(state, (by.account_id.as_str(), &by.actor, mode), body, make)
-            .await
+        create: impl AsyncFnOnce(Creating<T>) -> Result<Outcome<T>, Problem>,
+    ) -> Result<Outcome<T>, Problem> {
+        let mode = by.parent.as_ref().map(|key| key.key.mode);
+        self.once_in(
+            state,
+            (by.account_id.as_str(), &by.actor, mode),
+            body,
+            create,
+        )
+        .await
     }
 
     /// [`Retry::once`] for what belongs to no account.
     ///
     /// # Errors
-    /// As there.
-    pub async fn once_without_account(
+    /// Those of [`Retry::once`].
+    pub async fn once_without_account<T: Record<T>>(
         self,
         state: &State,
         by: &Actor,
         body: &Body,
-        make: impl AsyncFnOnce(Creating) -> Result<Said, Problem>,
-    ) -> Result<Said, Problem> {
-        self.once_in(state, ("", by, None), body, make).await
+        create: impl AsyncFnOnce(Creating<T>) -> Result<Outcome<T>, Problem>,
+    ) -> Result<Outcome<T>, Problem> {
+        self.once_in(state, ("", by, None), body, create).await
     }
 
-    async fn once_in(
+    async fn once_in<T: Record<T>>(
         self,
         state: &State,
         (account, actor, mode): (&str, &Actor, Option<tollkey_core::Mode>),
         body: &Body,
-        make: impl AsyncFnOnce(Creating) -> Result<Said, Problem>,
-    ) -> Result<Said, Problem> {
+        create: impl AsyncFnOnce(Creating<T>) -> Result<Outcome<T>, Problem>,
+    ) -> Result<Outcome<T>, Problem> {
         let place = Place {
             account,
             actor,
@@ -104,29 +109,62 @@ impl Retry {
             method: &self.method,
             path: &self.path,
         };
-        match idempotency::begin(state, place, self.key?, body.bytes()?).await? {
-            Begun::Replay(said) => Ok(said),
-            Begun::Fresh(creating) => make(creating).await,
+        match idempotency::begin(&state.service, place, self.key?, body.bytes()?).await? {
+            Begun::Replay(outcome) => Ok(outcome),
+            Begun::Fresh(creating) => create(creating).await,
         }
     }
 }
 
-/// An answer as its surface prints it: `body` is what was said, wrapped or not.
-pub fn respond(said: &Said, body: String) -> HttpResponse {
-    let status = StatusCode::from_u16(said.answered.status).unwrap_or(StatusCode::CREATED);
-    let mut response = HttpResponse::build(status);
-    if let Some(location) = &said.answered.location {
-        response.insert_header((header::LOCATION, location.as_str()));
-    }
-    if said.replayed {
-        response.insert_header((IDEMPOTENT_REPLAYED, "true"));
-    }
-    response
-        .content_type(header::ContentType::json())
-        .body(body)
+/// How a surface shows what was created.
+pub struct Shown<B> {
+    /// The value of `Location`, if the document has one.
+    pub location: Option<String>,
+    /// The JSON of what was created.
+    pub body: B,
 }
 
-/// [`respond`] for the surfaces that wrap nothing.
-pub fn plain(said: &Said) -> HttpResponse {
-    respond(said, said.answered.body.expose().to_owned())
+/// The response to a request that creates something. `wrap` puts the JSON of what was created into the body.
+///
+/// # Errors
+/// What `wrap` returns.
+pub fn respond<T, B: Serialize>(
+    outcome: Outcome<T>,
+    show: impl FnOnce(&T) -> Shown<B>,
+    wrap: impl FnOnce(&str) -> Result<String, Problem>,
+) -> Result<HttpResponse, Refusal> {
+    let replayed = !matches!(outcome, Outcome::Created(_));
+    let (status, location, body) = match outcome {
+        Outcome::Created(created) | Outcome::Replayed(created) => {
+            let Shown { location, body } = show(&created);
+            let json =
+                Zeroizing::new(serde_json::to_string(&body).map_err(|_| Problem::internal())?);
+            (StatusCode::CREATED, location, wrap(&json)?)
+        }
+        Outcome::ReplayedResponse(stored) => {
+            let status = StatusCode::from_u16(stored.status).unwrap_or(StatusCode::CREATED);
+            (status, stored.location, wrap(stored.body.expose())?)
+        }
+    };
+    let mut response = HttpResponse::build(status);
+    if let Some(location) = location {
+        response.insert_header((header::LOCATION, location));
+    }
+    if replayed {
+        response.insert_header((IDEMPOTENT_REPLAYED, "true"));
+    }
+    Ok(response
+        .content_type(header::ContentType::json())
+        .body(body))
+}
+
+/// [`respond`] for a surface that shows what was created as it is.
+///
+/// # Errors
+/// Those of [`respond`].
+pub fn plain<T, B: Serialize>(
+    outcome: Outcome<T>,
+    show: impl FnOnce(&T) -> Shown<B>,
+) -> Result<HttpResponse, Refusal> {
+    respond(outcome, show, |json| Ok(json.to_owned()))
 }

@@ -464,7 +464,7 @@ async fn last_used_is_the_last_successful_verification_and_moves() {
             .await;
         let path = format!("/applications/{id}/api-keys");
         let last_used = async || {
-            app.running().state().flush_usage().await;
+            app.running().state().service.flush_usage().await;
             app.get(&path).bearer(&token).await.json()["items"][0]["lastUsedAt"].clone()
         };
         assert_eq!(last_used().await, Value::Null);

@@ -30,14 +30,18 @@ async fn log(app: &App, token: &str, query: &str) -> Reply {
 /// The log as the chain has it, oldest first; panics where the chain is broken.
 async fn chain(app: &App, account: &str) -> Vec<Entry> {
     let account = account.parse().unwrap();
-    let read = app.running().state().read(Owner::Background, move |db| {
-        let mut entries = Vec::new();
-        let _ = db.for_each_audit_entry(Some(&account), |entry| {
-            entries.push(entry.expect("an entry that can be read"));
-            ControlFlow::<()>::Continue(())
-        })?;
-        Ok((entries, db.account(&account).audit_head()?))
-    });
+    let read = app
+        .running()
+        .state()
+        .service
+        .read(Owner::Background, move |db| {
+            let mut entries = Vec::new();
+            let _ = db.for_each_audit_entry(Some(&account), |entry| {
+                entries.push(entry.expect("an entry that can be read"));
+                ControlFlow::<()>::Continue(())
+            })?;
+            Ok((entries, db.account(&account).audit_head()?))
+        });
     let (entries, end) = read.await.unwrap();
     let head = entries.iter().fold(Head::GENESIS, |head, entry| {
         verify(head, entry).expect("an unbroken chain")
@@ -167,18 +171,22 @@ async fn a_story_is_told_newest_first_and_its_chain_holds() {
             .sql("UPDATE audit_log SET actor_id = 'somebody' WHERE seq = 3");
         let account = "acme".parse().unwrap();
         let mut head = Head::GENESIS;
-        let found = app.running().state().read(Owner::Background, move |db| {
-            db.for_each_audit_entry(Some(&account), |entry| {
-                let entry = entry.expect("an entry that can be read");
-                match verify(head, &entry) {
-                    Ok(next) => {
-                        head = next;
-                        ControlFlow::Continue(())
+        let found = app
+            .running()
+            .state()
+            .service
+            .read(Owner::Background, move |db| {
+                db.for_each_audit_entry(Some(&account), |entry| {
+                    let entry = entry.expect("an entry that can be read");
+                    match verify(head, &entry) {
+                        Ok(next) => {
+                            head = next;
+                            ControlFlow::Continue(())
+                        }
+                        Err(_) => ControlFlow::Break(entry.seq),
                     }
-                    Err(_) => ControlFlow::Break(entry.seq),
-                }
-            })
-        });
+                })
+            });
         assert_eq!(found.await.unwrap(), ControlFlow::Break(3));
     })
     .await;

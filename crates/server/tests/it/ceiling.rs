@@ -428,7 +428,7 @@ async fn a_key_that_ends_while_its_request_is_running_makes_nothing() {
         for ending in ["revoked", "suspended", "expired"] {
             let maker = limited(app).await;
             let last_used = async || {
-                app.running().state().flush_usage().await;
+                app.running().state().service.flush_usage().await;
                 row(app, &maker.id).await["lastUsedAt"].clone()
             };
             let held = app
@@ -451,7 +451,7 @@ async fn a_key_that_ends_while_its_request_is_running_makes_nothing() {
                     );
                 }
                 "suspended" => {
-                    let at = app.running().state().clock.now();
+                    let at = app.running().state().service.clock.now();
                     app.edit_key("acme", &maker.id, move |key| key.suspended_at = Some(at))
                         .await;
                 }

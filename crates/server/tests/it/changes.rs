@@ -238,7 +238,7 @@ enum Observer<'a> {
 impl Observer<'_> {
     fn stats(&self) -> Stats {
         match self {
-            Self::Replica(replica, _) => replica.state().verifier.stats(),
+            Self::Replica(replica, _) => replica.state().service.verifier.stats(),
             Self::Subscriber(verifier) => verifier.stats(),
         }
     }
@@ -460,7 +460,12 @@ async fn every_change_holds_everywhere_once_answered() {
         far.stop().await;
         for replica in [one, replica] {
             assert_eq!(
-                replica.state().verifier.stats().settles_over_a_lease,
+                replica
+                    .state()
+                    .service
+                    .verifier
+                    .stats()
+                    .settles_over_a_lease,
                 0,
                 "nobody waited for a lease to end"
             );

@@ -18,9 +18,9 @@ use tokio::{
 use tollkey_core::{Family, Mode};
 use tollkey_server::{
     config::Settings,
-    random::Random,
     server::{self, Running},
 };
+use tollkey_service::Random;
 use tollkey_store::testing::Database;
 use tollkey_verifier::testing::ManualClock;
 

@@ -549,7 +549,7 @@ async fn the_list_has_every_column_of_the_document() {
         app.clock.advance(Duration::from_secs(60));
         assert_eq!(gateway(app, "scope=sessions:write").bearer(&live.text).await.status, 200);
         assert_eq!(gateway(app, "scope=links:write").bearer(&test.text).await.status, 403);
-        app.running().state().flush_usage().await;
+        app.running().state().service.flush_usage().await;
         revoke(app, &token, &test).await;
         let list = app.get("/api-keys").bearer(&token).await.json();
         let columns: Vec<Value> = list

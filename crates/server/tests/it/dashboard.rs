@@ -1254,6 +1254,7 @@ async fn each_kind_of_key_is_made_by_the_form() {
             assert!(text.starts_with(prefix), "{prefix}");
             let state = app.running().state();
             let found = state
+                .service
                 .store
                 .find_by_digest(tollkey_core::Digest::of(&text))
                 .await
@@ -1637,7 +1638,7 @@ async fn a_key_is_suspended_resumed_and_rotated() {
         );
         app.clock.advance(std::time::Duration::from_secs(60));
         assert_eq!(app.code(&text).await, "valid");
-        app.running().state().flush_usage().await;
+        app.running().state().service.flush_usage().await;
         let page = words(&browser.page(&format!("/dashboard/keys/{id}")).await);
         assert!(page.contains("The old key is still used"), "{page}");
         assert!(

@@ -13,9 +13,9 @@ use serde_json::json;
 use tollkey_core::{Clock as _, Digest, Family, Mode};
 use tollkey_server::{
     caller::jwt::{ClaimRules, NewToken, mint},
-    random::Random,
     server,
 };
+use tollkey_service::Random;
 use tollkey_store::{Backend, testing::Database};
 use tollkey_verifier::testing::ManualClock;
 use tracing_subscriber::{
@@ -591,7 +591,7 @@ async fn tell_a_story(
         reply["id"].as_str().unwrap(),
         reply["key"].as_str().unwrap().to_owned(),
     );
-    let unknown = running.state().random.with(|rng| {
+    let unknown = running.state().service.random.with(|rng| {
         let kind = tollkey_core::key_text::Kind::Key(Family::Secret, Mode::Live);
         tollkey_core::KeyText::mint(kind, rng).expose().to_owned()
     });
@@ -725,7 +725,7 @@ async fn tell_a_story(
             assert!(told || !reply.body.contains(secret.as_str()), "{reply}");
         }
     }
-    running.state().flush_usage().await;
+    running.state().service.flush_usage().await;
     let mut secrets = vec![service_key, unknown, merchant, operator, service, expired];
     secrets.extend(retries);
     secrets.extend(made.into_iter().map(|(_, text)| text));

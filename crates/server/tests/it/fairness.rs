@@ -11,9 +11,9 @@ use tollkey_core::{
 use tollkey_server::{
     caller::jwt::{ClaimRules, NewToken, mint},
     config::Secret,
-    random::Random,
     server,
 };
+use tollkey_service::Random;
 use tollkey_store::testing::backends;
 use tollkey_verifier::SystemClock;
 
@@ -46,6 +46,7 @@ fn fill(app: &App, keys: u64, is_match: impl Fn(u64) -> bool + Sync) {
     });
     app.running()
         .state()
+        .service
         .store
         .fill(std::iter::empty(), keys, |_| ())
         .expect("a filled database");
@@ -289,7 +290,13 @@ async fn a_cached_key_stays_valid_beside_changes_and_lists() {
             for _ in 0..25 {
                 verify().await;
                 assert!(
-                    !running.state().verifier.stats().lease_left.is_zero(),
+                    !running
+                        .state()
+                        .service
+                        .verifier
+                        .stats()
+                        .lease_left
+                        .is_zero(),
                     "the lease is renewed"
                 );
                 tokio::time::sleep(Duration::from_millis(200)).await;

@@ -539,7 +539,7 @@ async fn an_answer_is_kept_for_24_hours() {
         let first = create("Checkout").await;
         app.clock.advance(Duration::from_secs(24 * 3600 - 1));
         let state = app.running().state();
-        state.prune_kept_answers().await;
+        state.service.prune().await;
         let last = create("Checkout").await;
         assert_eq!(
             (last.header("idempotent-replayed"), &last.body),
@@ -563,10 +563,10 @@ async fn an_answer_is_kept_for_24_hours() {
                 .filter(|line| line.starts_with("kept_answers.id"))
                 .count()
         };
-        state.prune_kept_answers().await;
+        state.service.prune().await;
         assert_eq!(rows(), 1);
         app.clock.advance(Duration::from_secs(24 * 3600));
-        state.prune_kept_answers().await;
+        state.service.prune().await;
         assert_eq!(rows(), 0);
     })
     .await;

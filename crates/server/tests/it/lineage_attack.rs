@@ -778,7 +778,7 @@ async fn repeat_of_an_interrupted_revocation_rejects_every_descendant() {
             .as_bytes()
             .map(|byte| format!("{byte:02x}"))
             .concat();
-        let id = match app.running().state().store.backend() {
+        let id = match app.running().state().service.store.backend() {
             Backend::Sqlite => format!("x'{hex}'"),
             Backend::Postgres => format!("'\\x{hex}'"),
         };

@@ -110,7 +110,7 @@ async fn list_commerce_api_keys() {
         )
         .await;
         assert_eq!(app.get("/whoami").header("x-commerce-api-key", &first.text).await.status, 200);
-        app.running().state().flush_usage().await;
+        app.running().state().service.flush_usage().await;
         assert_answer!(app.get("/api-keys?scope=commerce").bearer(&token).await, @r#"
         200
         cache-control: no-store
@@ -258,7 +258,7 @@ async fn a_list_has_1000_keys_when_nobody_says_how_many() {
         let keys: Vec<(ApiKey, KeyText)> = (0..1001)
             .map(|n| {
                 let text = app.mint(Family::Commerce, Mode::Live);
-                let id = state.random.with(|rng| KeyId::new(now, rng));
+                let id = state.service.random.with(|rng| KeyId::new(now, rng));
                 let key = ApiKey::new(
                     id,
                     account.clone(),
@@ -275,7 +275,7 @@ async fn a_list_has_1000_keys_when_nobody_says_how_many() {
                 )
             })
             .collect();
-        let inserted = state.store.write(move |tx| {
+        let inserted = state.service.store.write(move |tx| {
             let mut account = tx.account(&account);
             keys.iter()
                 .try_for_each(|(key, text)| account.insert_key(key, &text.digest()))
@@ -929,7 +929,7 @@ async fn last_used_at_moves_with_each_success_and_with_nothing_else() {
             .commerce_key(&token, json!({"scopes": ["links:read"]}))
             .await;
         let last_used = async || {
-            app.running().state().flush_usage().await;
+            app.running().state().service.flush_usage().await;
             row(app, &token, &key).await["last_used_at"].clone()
         };
         assert_eq!(last_used().await, Value::Null);
@@ -1563,7 +1563,7 @@ async fn parallel_changes_of_one_key_lose_nothing_and_are_told_once_each() {
                 .bearer(&app.service())
         };
         all((0..20).map(patch).chain((0..20).map(verify)).collect()).await;
-        app.running().state().flush_usage().await;
+        app.running().state().service.flush_usage().await;
         let metadata = row(app, &token, &key).await["metadata"].clone();
         assert_eq!(metadata.as_object().unwrap().len(), 20, "{metadata}");
         assert_eq!(count("api_key.updated").await, 20);
@@ -1590,7 +1590,7 @@ async fn parallel_changes_of_one_key_lose_nothing_and_are_told_once_each() {
         };
         all((0..20).map(revoke).chain((0..20).map(verify)).collect()).await;
         for running in [app.running(), &replica] {
-            running.state().flush_usage().await;
+            running.state().service.flush_usage().await;
         }
         assert_eq!(count("api_key.revoked").await, 1);
         let (_, changes) = log(app, &token, &key).await.pop().expect("the revocation");

@@ -235,7 +235,7 @@ async fn a_call_that_is_not_for_keys_of_that_family_costs_no_allowance() {
                     "{family:?}: {reply}"
                 );
             }
-            app.running().state().flush_usage().await;
+            app.running().state().service.flush_usage().await;
             assert!(
                 !app.database.dump().contains("api_keys.last_used_at: "),
                 "{family:?}"
@@ -245,7 +245,7 @@ async fn a_call_that_is_not_for_keys_of_that_family_costs_no_allowance() {
                 app.get("/whoami").bearer(&key.text).await.status,
             ];
             assert_eq!(statuses, [200, 429], "{family:?}");
-            app.running().state().flush_usage().await;
+            app.running().state().service.flush_usage().await;
             assert!(
                 app.database.dump().contains("api_keys.last_used_at: "),
                 "{family:?}"

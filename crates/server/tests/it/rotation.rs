@@ -308,7 +308,7 @@ async fn get_tells_when_the_old_key_was_last_used_and_revoking_it_ends_the_overl
         app.clock.advance(Duration::from_secs(10));
         let new = made(&rotate(app, &token, &old, json!({"overlap_seconds": 3600})).await);
         let last_used = async |key: &Key| {
-            app.running().state().flush_usage().await;
+            app.running().state().service.flush_usage().await;
             row(app, &token, key).await["last_used_at"].clone()
         };
         assert_eq!(

@@ -87,7 +87,7 @@ async fn draining_server_responds_and_ends_each_connection() {
 #[actix_web::test]
 async fn draining_server_keeps_its_lease() {
     each_backend_with(&[], async |app: &App| {
-        let stats = || app.running().state().verifier.stats();
+        let stats = || app.running().state().service.verifier.stats();
         eventually("a lease", async || !stats().lease_left.is_zero()).await;
         app.running().begin_drain();
         let key = app
@@ -260,7 +260,13 @@ async fn each_backend_with_long_leases(test: impl AsyncFn(&App)) {
         database.sql("UPDATE settings SET value = '60000' WHERE name = 'lease_ms'");
         let app = App::start(database, &[]).await;
         eventually("a lease", async || {
-            !app.running().state().verifier.stats().lease_left.is_zero()
+            !app.running()
+                .state()
+                .service
+                .verifier
+                .stats()
+                .lease_left
+                .is_zero()
         })
         .await;
         test(&app).await;
@@ -346,7 +352,7 @@ async fn subscriber_of_a_draining_replica_moves_and_does_not_spin() {
     each_backend_with(&[], async |app: &App| {
         let (first, second) = (app.running(), app.replica().await);
         let subscribers = |running: &tollkey_server::server::Running| {
-            running.state().verifier.stats().subscribers
+            running.state().service.verifier.stats().subscribers
         };
         let balancer = Balancer::start(first.address()).await.expect("a balancer");
         let gateway = app.service_key().await;

@@ -155,7 +155,7 @@ async fn list_keys_newest_first_with_metadata_only() {
         app.clock.advance(Duration::from_secs(60));
         let second = make(app, &first.text, wanted("test", "publishable")).await;
         assert_eq!(app.delete(&format!("{KEYS}/{}", second.id)).bearer(&first.text).await.status, 200);
-        app.running().state().flush_usage().await;
+        app.running().state().service.flush_usage().await;
         assert_answer!(app.get(KEYS).bearer(&first.text).await, @r#"
         200
         cache-control: no-store
@@ -186,7 +186,7 @@ async fn last_used_is_null_and_then_moves() {
         let token = app.merchant("acme");
         let key = secret_key(app, "live").await;
         let last_used = async || {
-            app.running().state().flush_usage().await;
+            app.running().state().service.flush_usage().await;
             data(app, KEYS, &token).await[0]["lastUsedAt"].clone()
         };
         assert_eq!(last_used().await, Value::Null);
@@ -430,7 +430,7 @@ async fn revoke_a_key_by_delete_or_by_post() {
         for key in [&deleted, &posted] {
             assert_eq!(app.get(KEYS).bearer(&key.text).await.status, 200);
         }
-        app.running().state().flush_usage().await;
+        app.running().state().service.flush_usage().await;
         app.clock.advance(Duration::from_secs(5));
         assert_answer!(app.delete(&format!("{KEYS}/{}", deleted.id)).bearer(&owner.text).await, @r#"
         200

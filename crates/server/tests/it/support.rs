@@ -22,9 +22,9 @@ use tollkey_core::{
 use tollkey_server::{
     caller::jwt::{ClaimRules, NewToken, mint},
     config::{Options, Secret, Settings},
-    random::Random,
     server::{self, Running},
 };
+use tollkey_service::Random;
 use tollkey_store::{
     Owner,
     testing::{Database, backends},
@@ -309,6 +309,7 @@ impl App {
     pub fn mint(&self, family: Family, mode: Mode) -> KeyText {
         self.running
             .state()
+            .service
             .random
             .with(|rng| KeyText::mint(Kind::Key(family, mode), rng))
     }
@@ -325,7 +326,7 @@ impl App {
         };
         let now = self.clock.now();
         let state = self.running.state();
-        let id = state.random.with(|rng| KeyId::new(now, rng));
+        let id = state.service.random.with(|rng| KeyId::new(now, rng));
         let account_id: AccountId = account.parse().expect("an account id");
         let mut key = ApiKey {
             name: "Example".to_owned(),
@@ -338,6 +339,7 @@ impl App {
         edit(&mut key);
         let digest = text.digest();
         let inserted = state
+            .service
             .store
             .write(move |tx| tx.account(&account_id).insert_key(&key, &digest))
             .await;
@@ -357,21 +359,22 @@ impl App {
     ) {
         let account: AccountId = account.parse().expect("an account id");
         let id: KeyId = id.parse().expect("the id of a key");
-        let changed = self
-            .running
-            .state()
-            .change(Owner::from(&account.clone()), move |tx| {
-                let mut account = tx.account(&account);
-                let mut key = account.lock_key(&Family::ALL, &id)?.expect("that key");
-                edit(&mut key);
-                Ok(account.save_key(&key)?)
-            });
+        let changed =
+            self.running
+                .state()
+                .service
+                .change(Owner::from(&account.clone()), move |tx| {
+                    let mut account = tx.account(&account);
+                    let mut key = account.lock_key(&Family::ALL, &id)?.expect("that key");
+                    edit(&mut key);
+                    Ok(account.save_key(&key)?)
+                });
         changed.await.expect("a change");
     }
 
     /// Waits until every revocation is recorded on all of its keys. The keys are rejected before.
     pub async fn revocations_recorded(&self) {
-        let store = &self.running.state().store;
+        let store = &self.running.state().service.store;
         eventually("every revocation is recorded", async || {
             store
                 .read(|db| db.accounts_with_pending_revocations(None, 1))

@@ -39,7 +39,15 @@ async fn polled(app: &App, mut body: Value) -> Value {
 
 /// The replica has its lease: one that was just started asks for it.
 async fn leased(app: &App) {
-    while app.running().state().verifier.stats().lease_left.is_zero() {
+    while app
+        .running()
+        .state()
+        .service
+        .verifier
+        .stats()
+        .lease_left
+        .is_zero()
+    {
         sleep(Duration::from_millis(5)).await;
     }
 }
@@ -260,7 +268,7 @@ async fn what_breaks_a_rule_is_named_and_subscribes_nobody() {
         }
         let reply = app.post("/sync/lookup", json!({"digest": "00"})).bearer(&app.service()).await;
         assert_eq!((reply.status, reply.json()["errors"][0]["detail"].as_str()), (400, Some("must be 64 hex digits")));
-        assert_eq!(app.running().state().verifier.stats().subscribers, 0);
+        assert_eq!(app.running().state().service.verifier.stats().subscribers, 0);
     })
     .await;
 }
@@ -287,15 +295,15 @@ async fn uses_told_by_a_subscriber_are_written_down_as_the_servers_own() {
             let reply = sync(app, body).await;
             assert_eq!(reply.status, 200, "{reply}");
         }
-        state.flush_usage().await;
+        state.service.flush_usage().await;
         let shown = app.get(&format!("/api-keys/{}", key.id)).bearer(&token).await.json();
         assert_eq!(shown["last_used_at"], 1_767_225_600);
         let (account, id) = ("acme".parse().expect("an account"), key.id.parse().expect("an id"));
-        let rows = state.store.read(move |db| db.account(&account).usage(&id, 0)).await.expect("usage");
+        let rows = state.service.store.read(move |db| db.account(&account).usage(&id, 0)).await.expect("usage");
         let mut counts: Vec<_> = rows.iter().map(|row| (row.outcome, row.count)).collect();
         counts.sort_unstable();
         assert_eq!(counts, [(None, 1206), (Some(Denial::WrongMode), 2)]);
-        assert_eq!(state.verifier.usage_waiting(), 0);
+        assert_eq!(state.service.verifier.usage_waiting(), 0);
     })
     .await;
 }
@@ -342,12 +350,13 @@ async fn usage_of_a_repeated_poll_is_written_once_and_a_clone_gets_409() {
             assert_eq!(sync(app, farewell.clone()).await.status, 200);
         }
         let state = app.running().state();
-        state.flush_usage().await;
+        state.service.flush_usage().await;
         let (account, id) = (
             "acme".parse().expect("an account"),
             key.id.parse().expect("an id"),
         );
         let rows = state
+            .service
             .store
             .read(move |db| db.account(&account).usage(&id, 0))
             .await

@@ -12,7 +12,7 @@ use rand::{SeedableRng as _, rngs::StdRng};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tollkey_core::Timestamp;
-use tollkey_server::random::Random;
+use tollkey_service::Random;
 use tollkey_store::{
     Backend,
     testing::{Database, backends},
@@ -346,6 +346,7 @@ async fn databases_of_earlier_releases_are_migrated_and_verified() {
             let app = fixture.start(database).await;
             app.running()
                 .state()
+                .service
                 .store
                 .check_schema()
                 .expect("the schema is that of this build");

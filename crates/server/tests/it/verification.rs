@@ -979,6 +979,7 @@ async fn a_key_made_a_moment_after_it_was_asked_for_is_found() {
         // A service key neither.
         let state = app.running().state();
         let text = state
+            .service
             .random
             .with(|rng| KeyText::mint(Kind::ServiceKey, rng));
         let ask = || {
@@ -987,6 +988,7 @@ async fn a_key_made_a_moment_after_it_was_asked_for_is_found() {
         };
         assert_eq!(ask().await.status, 401);
         let id = state
+            .service
             .random
             .with(|rng| tollkey_core::ServiceKeyId::new(tollkey_core::Clock::now(&app.clock), rng));
         let key = tollkey_core::ServiceKey {
@@ -998,6 +1000,7 @@ async fn a_key_made_a_moment_after_it_was_asked_for_is_found() {
         };
         let digest = text.digest();
         let written = state
+            .service
             .store
             .write(move |tx| tx.insert_service_key(&key, &digest))
             .await;
@@ -1022,11 +1025,11 @@ async fn a_remembered_key_expires_by_the_clock() {
         assert_eq!(app.code(&key.text).await, "valid");
         app.clock.advance(Duration::from_millis(1999));
         assert_eq!(app.code(&key.text).await, "valid");
-        let hits = app.running().state().verifier.stats().hits;
+        let hits = app.running().state().service.verifier.stats().hits;
         app.clock.advance(Duration::from_millis(1));
         assert_eq!(app.code(&key.text).await, "expired");
         assert_eq!(
-            app.running().state().verifier.stats().hits,
+            app.running().state().service.verifier.stats().hits,
             hits + 1,
             "answered from memory"
         );

@@ -44,24 +44,45 @@ fn a_key_has_16_to_255_printable_characters() {
     }
 }
 
+/// The simplest thing to record.
+#[derive(Debug, PartialEq)]
+struct Note(String);
+
+impl Record<Self> for Note {
+    type Snapshot = String;
+
+    fn snapshot(created: &Self) -> String {
+        created.0.clone()
+    }
+
+    fn restore(snapshot: String) -> Option<Self> {
+        (snapshot != "unreadable").then_some(Self(snapshot))
+    }
+}
+
+/// Opens a record, as a note.
+fn open(request: &Repeatable, kept: &KeptAnswer) -> Result<Outcome<Note>, Problem> {
+    request.open(kept)
+}
+
+fn seal(request: &Repeatable, note: &str) -> KeptAnswer {
+    request.seal::<Note, Note>(&Note(note.to_owned())).unwrap()
+}
+
 #[test]
 fn no_debug_output_holds_a_secret() {
     let text = format!("sk_live_{}", "a".repeat(32));
-    let answered = Answered::created(&serde_json::json!({ "value": text })).at("/here".to_owned());
-    let said = Said {
-        answered: answered.clone(),
-        replayed: true,
+    let stored = StoredResponse {
+        status: 201,
+        location: Some("/here".to_owned()),
+        body: Secret::new(text.clone()),
     };
     let key = IdempotencyKey::parse(KEY).unwrap();
     let sealer = Sealer::new(b"a secret of the server");
     let printed = format!(
-        "{key:?} {key:#?} {answered:?} {said:?} {:?} {:?} {sealer:?} {:?}",
-        Begun::Replay(Said {
-            answered: answered.clone(),
-            replayed: false
-        }),
-        Begun::Fresh(Creating(None)),
-        Creating(Some(request().reserve(&sealer).unwrap())),
+        "{key:?} {key:#?} {sealer:?} {:?} {:?}",
+        Begun::<Note>::Replay(Outcome::ReplayedResponse(stored)),
+        Creating::<Note>::new(Some(request().reserve(&sealer).unwrap())),
     );
     for hidden in [KEY, text.as_str(), "aaaa", "a secret", "[1, 1"] {
         assert!(!printed.contains(hidden), "{hidden}: {printed}");
@@ -103,71 +124,94 @@ fn request_with(id: [u8; 32], fingerprint: [u8; 32], key: [u8; 32]) -> Repeatabl
     }
 }
 
-fn answer(text: &str) -> Answered {
-    Answered {
-        status: 201,
-        location: Some("/here".to_owned()),
-        body: Secret::new(text),
-    }
-}
-
 #[test]
-fn what_was_sealed_is_opened_in_its_place_and_nowhere_else() {
+fn record_is_opened_for_its_own_request_only() {
     let here = request();
-    let kept = here.seal(&answer("{\"a\":1}")).unwrap();
-    let opened = here.open(&kept).unwrap();
-    assert_eq!(
-        (
-            opened.status,
-            opened.location.as_deref(),
-            opened.body.expose()
-        ),
-        (201, Some("/here"), "{\"a\":1}")
-    );
-    assert!(!kept.sealed.windows(5).any(|window| window == b"\"a\":1"));
+    let kept = seal(&here, "a note");
+    assert!(matches!(open(&here, &kept), Ok(Outcome::Replayed(Note(note))) if note == "a note"));
+    assert!(!kept.sealed.windows(6).any(|window| window == b"a note"));
 
-    let code = |request: &Repeatable, kept: &KeptAnswer| request.open(kept).unwrap_err().code;
+    let code = |request: &Repeatable, kept: &KeptAnswer| open(request, kept).unwrap_err().code;
+    let unavailable = ProblemCode::IdempotencyReplayUnavailable;
     let other_key = request_with([1; 32], [2; 32], [9; 32]);
-    assert_eq!(
-        code(&other_key, &kept),
-        ProblemCode::IdempotencyReplayUnavailable
-    );
+    assert_eq!(code(&other_key, &kept), unavailable);
     let elsewhere = request_with([9; 32], [2; 32], [7; 32]);
-    assert_eq!(
-        code(&elsewhere, &kept),
-        ProblemCode::IdempotencyReplayUnavailable
-    );
-    // Another body is told as such; a body's hash that somebody changed in the database opens nothing.
+    assert_eq!(code(&elsewhere, &kept), unavailable);
+    // Another body gets an error of its own. A hash that was changed in the database opens nothing.
     let other_body = request_with([1; 32], [9; 32], [7; 32]);
     assert_eq!(code(&other_body, &kept), ProblemCode::IdempotencyMismatch);
     let changed = KeptAnswer {
         fingerprint: [9; 32],
         ..kept.clone()
     };
-    assert_eq!(
-        code(&other_body, &changed),
-        ProblemCode::IdempotencyReplayUnavailable
-    );
-    let again = here.seal(&answer("{\"a\":2}")).unwrap();
+    assert_eq!(code(&other_body, &changed), unavailable);
+    let again = seal(&here, "another");
     assert_ne!(
         again.sealed[..NONCE_LEN],
         kept.sealed[..NONCE_LEN],
         "no nonce seals twice"
     );
-    assert_eq!(here.open(&again).unwrap().body.expose(), "{\"a\":2}");
+    assert!(matches!(open(&here, &again), Ok(Outcome::Replayed(Note(note))) if note == "another"));
     for at in 0..kept.sealed.len() {
         let mut changed = kept.clone();
         changed.sealed[at] ^= 1;
-        assert_eq!(
-            code(&here, &changed),
-            ProblemCode::IdempotencyReplayUnavailable,
-            "byte {at}"
-        );
+        assert_eq!(code(&here, &changed), unavailable, "byte {at}");
         changed.sealed.truncate(at);
+        assert_eq!(code(&here, &changed), unavailable, "{at} bytes");
+    }
+    assert_eq!(code(&here, &seal(&here, "unreadable")), unavailable);
+}
+
+/// Seals these bytes as they are.
+fn seal_bytes(request: &Repeatable, bytes: &[u8]) -> KeptAnswer {
+    let mut sealed = bytes.to_vec();
+    let nonce = Nonce::assume_unique_for_key(request.nonce);
+    let tag = request
+        .key
+        .seal_in_place_separate_tag(nonce, request.aad(), &mut sealed)
+        .unwrap();
+    let sealed = [request.nonce.as_slice(), sealed.as_slice(), tag.as_ref()].concat();
+    KeptAnswer {
+        id: request.id,
+        fingerprint: request.fingerprint,
+        sealed,
+        created_at: request.now,
+    }
+}
+
+#[test]
+fn record_of_release_0_1_0_is_replayed_as_a_response() {
+    let stored = br#"{"status":201,"location":"/api/v1/api-keys/1","body":"{\"a\":1}"}"#;
+    let Ok(Outcome::ReplayedResponse(stored)) = open(&request(), &seal_bytes(&request(), stored))
+    else {
+        panic!("a stored response");
+    };
+    assert_eq!(
+        (
+            stored.status,
+            stored.location.as_deref(),
+            stored.body.expose()
+        ),
+        (201, Some("/api/v1/api-keys/1"), r#"{"a":1}"#)
+    );
+}
+
+#[test]
+fn record_in_an_unknown_form_is_not_replayed() {
+    for bytes in [
+        &b""[..],
+        b"\x02\"a note\"",
+        b"\x01",
+        b"\x01{",
+        b"{",
+        b"{}",
+        b"[]",
+    ] {
+        let problem = open(&request(), &seal_bytes(&request(), bytes)).unwrap_err();
         assert_eq!(
-            code(&here, &changed),
+            problem.code,
             ProblemCode::IdempotencyReplayUnavailable,
-            "{at} bytes"
+            "{bytes:?}"
         );
     }
 }

@@ -11,7 +11,8 @@ use tollkey_api::Secret;
 use tollkey_core::Digest;
 
 use super::super::published::distance;
-use crate::{dev_mode::new_secret, random::Random};
+use crate::dev_mode::new_secret;
+use tollkey_service::Random;
 
 /// The longest page to go on to, in bytes: a cookie has 4096.
 const NEXT_MAX: usize = 2048;

@@ -11,14 +11,17 @@ use tollkey_api::{account as api, audit::ListAuditLog};
 use self::present::{created_key, enveloped, enveloped_list, key, new_key};
 use super::{
     audit, members, path_id,
-    retry::{Retry, respond},
+    retry::{Retry, Shown, respond},
 };
 use crate::{
     body::{Body, Query},
     caller::AccountHolder,
     edge::Answer,
-    service::{self, api_keys, idempotency::Answered},
     state::State,
+};
+use tollkey_service::{
+    self as service,
+    api_keys::{self, CreatedKey},
 };
 
 /// Mounts the surface where the document has it; the OpenAPI document describes it under `/api/v1`.
@@ -72,19 +75,21 @@ pub async fn create(
     body: Body,
 ) -> Answer {
     let by = &holder.0;
-    let make = async |creating| {
-        let now = state.clock.now();
+    let run = async |creating| {
+        let now = state.service.clock.now();
         let (family, wanted) = body
             .read_json()?
             .check(|body, checks| new_key(body, now, checks))?;
-        api_keys::create(&state, by, family, wanted, creating, |(key, text)| {
-            Answered::created(&created_key(&key, &text))
-        })
-        .await
+        api_keys::create(&state.service, by, family, wanted, creating).await
     };
-    let said = retry.once(&state, by, &body, make).await?;
-    let whole = present::enveloped_text(&request, &state, said.answered.body.expose())?;
-    Ok(respond(&said, whole))
+    let outcome = retry.once(&state, by, &body, run).await?;
+    let show = |created: &CreatedKey| Shown {
+        location: None,
+        body: created_key(&created.key, &created.text),
+    };
+    respond(outcome, show, |json| {
+        present::enveloped_text(&request, &state, json)
+    })
 }
 
 /// List account keys.
@@ -109,9 +114,9 @@ pub async fn list(
     let query: api::ListKeys = query.read()?;
     let (limit, after) = members::listing(query.limit, query.cursor.as_deref())?;
     let found = api_keys::list(
-        &state,
+        &state.service,
         &holder.0,
-        api_keys::Wanted::of(api_keys::ACCOUNT),
+        api_keys::KeyQuery::of(api_keys::ACCOUNT),
         after,
         limit,
     )
@@ -165,7 +170,14 @@ pub async fn revoke(
 }
 
 async fn end(request: &HttpRequest, state: &State, holder: &AccountHolder, id: &str) -> Answer {
-    let revoked = api_keys::revoke(state, &holder.0, api_keys::ACCOUNT, path_id(id)?, None).await?;
+    let revoked = api_keys::revoke(
+        &state.service,
+        &holder.0,
+        api_keys::ACCOUNT,
+        path_id(id)?,
+        None,
+    )
+    .await?;
     Ok(HttpResponse::Ok().json(enveloped(request, state, key(&revoked))))
 }
 
@@ -199,7 +211,7 @@ pub async fn audit_log(
         action,
         ..ListAuditLog::default()
     })?;
-    let found = service::audit::list(&state, &holder.0, filter).await?;
+    let found = service::audit::list(&state.service, &holder.0, filter).await?;
     let entries = found.entries.iter().map(present::entry).collect();
     let next = found.next.map(|next| next.to_string());
     Ok(HttpResponse::Ok().json(enveloped_list(&request, &state, entries, next)))

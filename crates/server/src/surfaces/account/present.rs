@@ -11,13 +11,14 @@ use tollkey_core::{
     text,
 };
 
-use crate::{caller::request_id, service::api_keys::NewKey, state::State, surfaces::members};
+use crate::{caller::request_id, state::State, surfaces::members};
+use tollkey_service::api_keys::NewKey;
 
 /// An answer around what was asked for.
 pub(super) fn enveloped<T>(request: &HttpRequest, state: &State, data: T) -> api::Envelope<T> {
     let meta = api::Meta {
         request_id: request_id(request).to_string(),
-        timestamp: state.clock.now().into(),
+        timestamp: state.service.clock.now().into(),
     };
     api::Envelope {
         data,
@@ -50,7 +51,7 @@ pub(super) fn enveloped_list<T>(
     let request_id = request_id(request).to_string();
     let meta = api::ListMeta {
         request_id,
-        timestamp: state.clock.now().into(),
+        timestamp: state.service.clock.now().into(),
         next_cursor,
     };
     api::ListEnvelope {

@@ -10,15 +10,15 @@ use tollkey_core::{Application, Id, Invalid, Problem};
 use self::present::{created_key, included_key, key, shown};
 use super::{
     paging, path_id,
-    retry::{Retry, plain},
+    retry::{Retry, Shown, plain},
 };
 use crate::{
     body::{Body, Query},
     caller::Merchant,
     edge::Answer,
-    service::{api_keys, applications, idempotency::Answered},
     state::State,
 };
+use tollkey_service::{api_keys, applications};
 
 /// Create an application.
 ///
@@ -41,7 +41,7 @@ pub async fn create(
     body: Body,
 ) -> Answer {
     let by = &merchant.0;
-    let make = async |creating| {
+    let run = async |creating| {
         let (name, description) =
             body.read_json()?
                 .check(|body: api::CreateApplication, checks| {
@@ -52,13 +52,14 @@ pub async fn create(
                     );
                     Some((name?, description?))
                 })?;
-        applications::create(&state, by, name, description, creating, |application| {
-            Answered::created(&shown(&application, None))
-                .at(format!("/api/v1/applications/{}", application.id))
-        })
-        .await
+        applications::create(&state.service, by, name, description, creating).await
     };
-    Ok(plain(&retry.once(&state, by, &body, make).await?))
+    plain(retry.once(&state, by, &body, run).await?, |application| {
+        Shown {
+            location: Some(format!("/api/v1/applications/{}", application.id)),
+            body: shown(application, None),
+        }
+    })
 }
 
 /// List applications.
@@ -76,8 +77,8 @@ pub async fn list(state: web::Data<State>, merchant: Merchant, query: Query) -> 
     let query: api::ListApplications = query.read()?;
     let (page, limit) = paging(query.page, query.limit)?;
     let include = query.include.is_some();
-    let found = applications::page(&state, &merchant.0, page, limit, include).await?;
-    let now = state.clock.now();
+    let found = applications::page(&state.service, &merchant.0, page, limit, include).await?;
+    let now = state.service.clock.now();
     let items = found.items.iter().map(|(application, keys)| {
         let keys = include.then(|| keys.iter().map(|key| included_key(key, now)).collect());
         shown(application, keys)
@@ -95,7 +96,7 @@ pub async fn list(state: web::Data<State>, merchant: Merchant, query: Query) -> 
 )]
 #[get("/applications/{id}")]
 pub async fn get(state: web::Data<State>, merchant: Merchant, id: web::Path<String>) -> Answer {
-    let application = applications::get(&state, &merchant.0, path_id(&id)?).await?;
+    let application = applications::get(&state.service, &merchant.0, path_id(&id)?).await?;
     Ok(HttpResponse::Ok().json(shown(&application, None)))
 }
 
@@ -142,7 +143,8 @@ pub async fn update(
                 Some((name?, description?))
             })?;
     let id = path_id(&id)?;
-    let application = applications::update(&state, &merchant.0, id, name, description).await?;
+    let application =
+        applications::update(&state.service, &merchant.0, id, name, description).await?;
     Ok(HttpResponse::Ok().json(shown(&application, None)))
 }
 
@@ -158,7 +160,7 @@ pub async fn update(
 )]
 #[delete("/applications/{id}")]
 pub async fn delete(state: web::Data<State>, merchant: Merchant, id: web::Path<String>) -> Answer {
-    applications::delete(&state, &merchant.0, path_id(&id)?).await?;
+    applications::delete(&state.service, &merchant.0, path_id(&id)?).await?;
     Ok(HttpResponse::NoContent().finish())
 }
 
@@ -182,7 +184,8 @@ pub async fn set_status(
 ) -> Answer {
     let body: api::SetApplicationStatus = body.json()?;
     let application =
-        applications::set_enabled(&state, &merchant.0, path_id(&id)?, body.is_enabled).await?;
+        applications::set_enabled(&state.service, &merchant.0, path_id(&id)?, body.is_enabled)
+            .await?;
     Ok(HttpResponse::Ok().json(shown(&application, None)))
 }
 
@@ -210,18 +213,17 @@ pub async fn create_key(
     body: Body,
 ) -> Answer {
     let by = &merchant.0;
-    let make = async |creating| {
-        let now = state.clock.now();
+    let run = async |creating| {
+        let now = state.service.clock.now();
         let wanted = body
             .read_json()?
-            .check(|body, checks| present::new_key(body, &state.catalogue, now, checks))?;
-        let id = path_id(&id)?;
-        api_keys::create_for_application(&state, by, id, wanted, creating, move |(key, text)| {
-            Answered::created(&created_key(&key, id, &text))
-        })
-        .await
+            .check(|body, checks| present::new_key(body, &state.service.catalogue, now, checks))?;
+        api_keys::create_for_application(&state.service, by, path_id(&id)?, wanted, creating).await
     };
-    Ok(plain(&retry.once(&state, by, &body, make).await?))
+    plain(retry.once(&state, by, &body, run).await?, |created| Shown {
+        location: None,
+        body: created_key(created),
+    })
 }
 
 /// List an application's keys.
@@ -244,8 +246,8 @@ pub async fn list_keys(
     let query: api::ListKeys = query.read()?;
     let id = path_id(&id)?;
     let (page, limit) = paging(query.page, query.limit)?;
-    let found = api_keys::page_of_application(&state, &merchant.0, id, page, limit).await?;
-    let now = state.clock.now();
+    let found = api_keys::page_of_application(&state.service, &merchant.0, id, page, limit).await?;
+    let now = state.service.clock.now();
     let items = found
         .items
         .iter()
@@ -274,7 +276,7 @@ pub async fn revoke_key(
     path: web::Path<(String, String)>,
 ) -> Answer {
     let (application, key): (Id<Application>, _) = (path_id(&path.0)?, path_id(&path.1)?);
-    if !api_keys::revoke_of_application(&state, &merchant.0, application, key).await? {
+    if !api_keys::revoke_of_application(&state.service, &merchant.0, application, key).await? {
         let code = tollkey_core::ProblemCode::KeyAlreadyRevoked;
         return Err(Problem::new(code, "The key was revoked before; it stays revoked.").into());
     }

@@ -3,11 +3,11 @@
 use jiff::Timestamp;
 use tollkey_api::{Secret, applications as api};
 use tollkey_core::{
-    ApiKey, Application, ApplicationId, Catalogue, Checks, Grants, KeyText, metadata::Metadata,
-    text,
+    ApiKey, Application, ApplicationId, Catalogue, Checks, Grants, metadata::Metadata, text,
 };
 
-use crate::{service::api_keys::NewKey, surfaces::members};
+use crate::surfaces::members;
+use tollkey_service::api_keys::{CreatedKey, NewKey};
 
 pub(super) fn shown(
     application: &Application,
@@ -32,14 +32,12 @@ pub(super) fn included_key(key: &ApiKey, now: Timestamp) -> api::IncludedKey {
     }
 }
 
-pub(super) fn created_key(
-    key: &ApiKey,
-    application_id: ApplicationId,
-    text: &KeyText,
-) -> api::CreatedKey {
+pub(super) fn created_key(CreatedKey { key, text }: &CreatedKey) -> api::CreatedKey {
     api::CreatedKey {
         id: key.id.to_string(),
-        application_id: application_id.to_string(),
+        application_id: key
+            .application_id
+            .map_or_else(String::new, |id| id.to_string()),
         full_key: Secret::new(text.expose()),
         key_prefix: key.prefix.clone(),
         description: key.name.clone(),

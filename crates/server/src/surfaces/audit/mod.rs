@@ -7,7 +7,8 @@ use tollkey_api::audit as api;
 
 pub(super) use self::present::{entry, filter};
 
-use crate::{body::Query, caller::Merchant, edge::Answer, service::audit, state::State};
+use crate::{body::Query, caller::Merchant, edge::Answer, state::State};
+use tollkey_service::audit;
 
 /// List the audit log.
 ///
@@ -25,7 +26,7 @@ use crate::{body::Query, caller::Merchant, edge::Answer, service::audit, state::
 pub async fn list(state: web::Data<State>, merchant: Merchant, query: Query) -> Answer {
     let query: api::ListAuditLog = query.read()?;
     let filter = filter(&query)?;
-    let found = audit::list(&state, &merchant.0, filter).await?;
+    let found = audit::list(&state.service, &merchant.0, filter).await?;
     let mut response = HttpResponse::Ok();
     if let Some(next) = found.next {
         let next = api::ListAuditLog {

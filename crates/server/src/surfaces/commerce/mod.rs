@@ -10,21 +10,25 @@ use tollkey_core::{Family, api_key::Overlap, text};
 use self::present::{created_key, edit, key, new_key};
 use super::{
     members, path_id,
-    retry::{Retry, plain},
+    retry::{Retry, Shown, plain},
 };
 use crate::{
     body::{Body, Query},
     caller::Merchant,
     edge::Answer,
-    service::{api_keys, idempotency::Answered},
     state::State,
 };
+use tollkey_service::api_keys::{self, CreatedKey};
 
 /// The words of a revocation, by the document.
 const REVOKED: &str = "API key revoked successfully";
 
-fn made((key, text): api_keys::Made) -> Answered {
-    Answered::created(&created_key(&key, &text)).at(format!("/api/v1/api-keys/{}", key.id))
+fn shown(created: &CreatedKey) -> Shown<api::CreatedKey> {
+    let location = format!("/api/v1/api-keys/{}", created.key.id);
+    Shown {
+        location: Some(location),
+        body: created_key(&created.key, &created.text),
+    }
 }
 
 /// Create a commerce key.
@@ -49,14 +53,14 @@ pub async fn create(
     body: Body,
 ) -> Answer {
     let by = &merchant.0;
-    let make = async |creating| {
-        let now = state.clock.now();
+    let run = async |creating| {
+        let now = state.service.clock.now();
         let wanted = body
             .read_json_or_nothing()?
-            .check(|body, checks| new_key(body, &state.catalogue, now, checks))?;
-        api_keys::create(&state, by, Family::Commerce, wanted, creating, made).await
+            .check(|body, checks| new_key(body, &state.service.catalogue, now, checks))?;
+        api_keys::create(&state.service, by, Family::Commerce, wanted, creating).await
     };
-    Ok(plain(&retry.once(&state, by, &body, make).await?))
+    plain(retry.once(&state, by, &body, run).await?, shown)
 }
 
 /// List commerce keys.
@@ -75,9 +79,9 @@ pub async fn list(state: web::Data<State>, merchant: Merchant, query: Query) -> 
     let query: api::ListKeys = query.read()?;
     let (limit, after) = members::listing(query.limit, query.cursor.as_deref())?;
     let found = api_keys::list(
-        &state,
+        &state.service,
         &merchant.0,
-        api_keys::Wanted::of(api_keys::COMMERCE),
+        api_keys::KeyQuery::of(api_keys::COMMERCE),
         after,
         limit,
     )
@@ -94,7 +98,7 @@ pub async fn list(state: web::Data<State>, merchant: Merchant, query: Query) -> 
             format!("</api/v1/api-keys?{query}>; rel=\"next\""),
         ));
     }
-    let now = state.clock.now();
+    let now = state.service.clock.now();
     Ok(response.json(
         found
             .keys
@@ -114,8 +118,14 @@ pub async fn list(state: web::Data<State>, merchant: Merchant, query: Query) -> 
 )]
 #[get("/api-keys/{id}")]
 pub async fn get(state: web::Data<State>, merchant: Merchant, id: web::Path<String>) -> Answer {
-    let found = api_keys::get(&state, &merchant.0, api_keys::COMMERCE, path_id(&id)?).await?;
-    Ok(HttpResponse::Ok().json(key(&found, state.clock.now())))
+    let found = api_keys::get(
+        &state.service,
+        &merchant.0,
+        api_keys::COMMERCE,
+        path_id(&id)?,
+    )
+    .await?;
+    Ok(HttpResponse::Ok().json(key(&found, state.service.clock.now())))
 }
 
 /// Change a commerce key.
@@ -141,12 +151,12 @@ pub async fn update(
     id: web::Path<String>,
     body: Body,
 ) -> Answer {
-    let now = state.clock.now();
+    let now = state.service.clock.now();
     let edit = body
         .read_merge_patch_or_nothing()?
-        .check(|body, checks| edit(body, &state.catalogue, now, checks))?;
+        .check(|body, checks| edit(body, &state.service.catalogue, now, checks))?;
     let id = path_id(&id)?;
-    let changed = api_keys::update(&state, &merchant.0, id, edit).await?;
+    let changed = api_keys::update(&state.service, &merchant.0, id, edit).await?;
     Ok(HttpResponse::Ok().json(key(&changed, now)))
 }
 
@@ -174,7 +184,7 @@ pub async fn revoke(
             checks.member("/reason", text::optional(body.reason.as_deref(), 255))
         })?;
     let id = path_id(&id)?;
-    api_keys::revoke(&state, &merchant.0, api_keys::COMMERCE, id, reason).await?;
+    api_keys::revoke(&state.service, &merchant.0, api_keys::COMMERCE, id, reason).await?;
     Ok(HttpResponse::Ok().json(api::Message {
         message: REVOKED.to_owned(),
     }))
@@ -202,8 +212,8 @@ pub async fn suspend(
     body: Body,
 ) -> Answer {
     let api::Nothing {} = body.json_or_nothing()?;
-    let changed = api_keys::suspend(&state, &merchant.0, path_id(&id)?).await?;
-    Ok(HttpResponse::Ok().json(key(&changed, state.clock.now())))
+    let changed = api_keys::suspend(&state.service, &merchant.0, path_id(&id)?).await?;
+    Ok(HttpResponse::Ok().json(key(&changed, state.service.clock.now())))
 }
 
 /// Resume a commerce key.
@@ -228,8 +238,8 @@ pub async fn resume(
     body: Body,
 ) -> Answer {
     let api::Nothing {} = body.json_or_nothing()?;
-    let changed = api_keys::resume(&state, &merchant.0, path_id(&id)?).await?;
-    Ok(HttpResponse::Ok().json(key(&changed, state.clock.now())))
+    let changed = api_keys::resume(&state.service, &merchant.0, path_id(&id)?).await?;
+    Ok(HttpResponse::Ok().json(key(&changed, state.service.clock.now())))
 }
 
 /// Rotate a commerce key.
@@ -258,7 +268,7 @@ pub async fn rotate(
     body: Body,
 ) -> Answer {
     let by = &merchant.0;
-    let make = async |creating| {
+    let run = async |creating| {
         let overlap = body
             .read_json_or_nothing()?
             .check(|body: api::RotateKey, checks| {
@@ -268,7 +278,7 @@ pub async fn rotate(
                 )
             })?;
         let id = path_id(&id)?;
-        api_keys::rotate(&state, by, id, overlap, creating, made).await
+        api_keys::rotate(&state.service, by, id, overlap, creating).await
     };
-    Ok(plain(&retry.once(&state, by, &body, make).await?))
+    plain(retry.once(&state, by, &body, run).await?, shown)
 }

@@ -7,7 +7,8 @@ use tollkey_core::{
     feature::Feature, metadata::Metadata, text,
 };
 
-use crate::{service::api_keys::NewKey, surfaces::members};
+use crate::surfaces::members;
+use tollkey_service::api_keys::NewKey;
 
 pub(super) fn created_key(key: &ApiKey, text: &KeyText) -> api::CreatedKey {
     let grants = &key.grants;

@@ -8,17 +8,17 @@ use tollkey_core::{Application, ApplicationId, Checks, Family, Problem, Status};
 use super::{
     fields::Fields,
     keys::{Choice, KeyView},
-    once::{self, Once, Say, once},
+    once::{self, once},
     page::{self, Done, Frame, Time, can_be_mended, see_other},
     session::SignedIn,
 };
 use crate::{
     body::{Body, Query},
     edge::Answer,
-    service::{api_keys, applications},
     state::State,
     surfaces::{paging, path_id},
 };
+use tollkey_service::{Outcome, api_keys, applications, idempotency::Creating};
 
 const SECTION: &str = "applications";
 /// How many applications a page shows.
@@ -69,7 +69,7 @@ struct ListPage {
 pub(super) async fn list(state: web::Data<State>, visitor: SignedIn, query: Query) -> Answer {
     let asked: Asked = query.read()?;
     let (page, limit) = paging(asked.page, Some(SHOWN))?;
-    let found = applications::page(&state, &visitor.by, page, limit, false).await?;
+    let found = applications::page(&state.service, &visitor.by, page, limit, false).await?;
     page::page(&ListPage {
         frame: Frame::of(&visitor, SECTION, "Applications")
             .done(asked.done.as_deref(), &["deleted"]),
@@ -124,26 +124,23 @@ pub(super) async fn create(
     body: Body,
 ) -> Answer {
     let (by, fields) = (&visitor.by, Fields::read(&body)?);
-    let make = async |creating, say: Say<_>| {
+    let run = async |creating: Creating<ApplicationId>| {
         let (name, description) = read(&fields)?;
-        applications::create(&state, by, name, description, creating, move |made| {
-            say(made)
-        })
-        .await
+        applications::create(&state.service, by, name, description, creating).await
     };
-    let place_of = |made: &Application| format!("/dashboard/applications/{}?done=created", made.id);
     match once(
         &state,
-        by.who(),
+        (by.account_id.as_str(), &by.actor),
         request.path(),
         (&fields, &body),
-        place_of,
-        make,
+        run,
     )
     .await
     {
-        Ok(Once::Made(made)) => Ok(see_other(&place_of(&made))),
-        Ok(Once::Before(at)) => Ok(see_other(&at)),
+        Ok(Outcome::Created(Application { id, .. }) | Outcome::Replayed(id)) => Ok(see_other(
+            &format!("/dashboard/applications/{id}?done=created"),
+        )),
+        Ok(Outcome::ReplayedResponse(stored)) => Ok(once::redirect(&stored)),
         Err(problem) if can_be_mended(&problem) => {
             let frame = Frame::of(&visitor, SECTION, "New application");
             let fields = once::refused(&state, by.account_id.as_str(), fields, &problem);
@@ -166,7 +163,7 @@ pub(super) async fn edit(
     visitor: SignedIn,
     id: web::Path<String>,
 ) -> Answer {
-    let application = applications::get(&state, &visitor.by, path_id(&id)?).await?;
+    let application = applications::get(&state.service, &visitor.by, path_id(&id)?).await?;
     let fields = Fields::default()
         .with("name", application.name.clone())
         .with(
@@ -191,7 +188,7 @@ pub(super) async fn update(
     let (by, id, fields) = (&visitor.by, path_id(&id)?, Fields::read(&body)?);
     let updated = match read(&fields) {
         Ok((name, description)) => {
-            applications::update(&state, by, id, Some(name), Some(description)).await
+            applications::update(&state.service, by, id, Some(name), Some(description)).await
         }
         Err(problem) => Err(problem),
     };
@@ -201,7 +198,9 @@ pub(super) async fn update(
             application.id
         ))),
         Err(problem) if can_be_mended(&problem) => {
-            let application = Some(View::from(&applications::get(&state, by, id).await?));
+            let application = Some(View::from(
+                &applications::get(&state.service, by, id).await?,
+            ));
             let frame = Frame::of(&visitor, SECTION, "Change an application");
             page::refused(
                 &problem,
@@ -232,14 +231,14 @@ impl Whole {
         status: Option<Status>,
     ) -> Result<Self, Problem> {
         let by = &visitor.by;
-        let application = applications::get(state, by, id).await?;
-        let wanted = api_keys::Wanted {
+        let application = applications::get(&state.service, by, id).await?;
+        let wanted = api_keys::KeyQuery {
             application: Some(id),
             status,
-            ..api_keys::Wanted::of(&[Family::Application])
+            ..api_keys::KeyQuery::of(&[Family::Application])
         };
-        let found = api_keys::list(state, by, wanted, None, KEYS).await?;
-        let now = state.clock.now();
+        let found = api_keys::list(&state.service, by, wanted, None, KEYS).await?;
+        let now = state.service.clock.now();
         let choice = [Choice::from(application.clone())];
         let keys = found
             .keys
@@ -312,7 +311,8 @@ pub(super) async fn disable(
     visitor: SignedIn,
     id: web::Path<String>,
 ) -> Answer {
-    let application = applications::set_enabled(&state, &visitor.by, path_id(&id)?, false).await?;
+    let application =
+        applications::set_enabled(&state.service, &visitor.by, path_id(&id)?, false).await?;
     Ok(see_other(&format!(
         "/dashboard/applications/{}?done=disabled",
         application.id
@@ -325,7 +325,8 @@ pub(super) async fn enable(
     visitor: SignedIn,
     id: web::Path<String>,
 ) -> Answer {
-    let application = applications::set_enabled(&state, &visitor.by, path_id(&id)?, true).await?;
+    let application =
+        applications::set_enabled(&state.service, &visitor.by, path_id(&id)?, true).await?;
     Ok(see_other(&format!(
         "/dashboard/applications/{}?done=enabled",
         application.id
@@ -370,6 +371,6 @@ pub(super) async fn delete(
             },
         );
     }
-    applications::delete(&state, &visitor.by, id).await?;
+    applications::delete(&state.service, &visitor.by, id).await?;
     Ok(see_other("/dashboard/applications?done=deleted"))
 }

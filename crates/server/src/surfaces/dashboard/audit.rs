@@ -17,11 +17,13 @@ use super::{
 };
 use crate::{
     body::Query,
-    caller::Manager,
     edge::Answer,
-    service::audit::{self, Checked},
     state::State,
     surfaces::audit::{entry, filter},
+};
+use tollkey_service::{
+    RequestActor,
+    audit::{self, Checked},
 };
 
 const SECTION: &str = "audit";
@@ -170,7 +172,7 @@ impl LogPage {
             limit: SHOWN,
             ..asked.filter()?
         };
-        let found = audit::list(state, &visitor.by, wanted).await?;
+        let found = audit::list(&state.service, &visitor.by, wanted).await?;
         Ok(Self {
             frame: Frame::of(visitor, SECTION, "Audit log")
                 .done(asked.done.as_deref(), &["pasted"]),
@@ -204,7 +206,7 @@ pub(super) async fn list(
 /// Goes through the whole chain. A form, so that no crawler and no preview does it.
 #[post("/audit/verify")]
 pub(super) async fn verify(state: web::Data<State>, visitor: SignedIn) -> Answer {
-    let checked = audit::check_account(&state, &visitor.by).await?;
+    let checked = audit::check_account(&state.service, &visitor.by).await?;
     page::page(&LogPage::new(&state, &visitor, Asked::default(), Some(checked)).await?)
 }
 
@@ -239,7 +241,7 @@ pub(super) async fn export(state: web::Data<State>, visitor: SignedIn, query: Qu
 /// An error breaks the connection off: a file that ends early must not look whole.
 fn file(
     state: web::Data<State>,
-    by: Manager,
+    by: RequestActor,
     filter: audit::Filter,
     format: Format,
 ) -> impl Stream<Item = Result<web::Bytes, Problem>> {
@@ -250,7 +252,7 @@ fn file(
             let Some((filter, is_first)) = rest else {
                 return Ok(None);
             };
-            let found = audit::list(&state, &by, filter.clone()).await?;
+            let found = audit::list(&state.service, &by, filter.clone()).await?;
             let written = match format {
                 Format::Csv => csv_lines(&found.entries, is_first).into_bytes(),
                 Format::JsonLines => json_lines(&found.entries)?,

@@ -23,17 +23,21 @@ use self::{
 use super::{
     audit::EntryView,
     fields::Fields,
-    once::{self, Once, Say, once},
+    once::{self, once},
     page::{self, Done, Frame, can_be_mended, see_other, whole_window},
     session::SignedIn,
 };
 use crate::{
     body::{Body, Query},
-    caller::Manager,
     edge::Answer,
-    service::{accounts, api_keys, applications, audit},
     state::State,
     surfaces::{members, path_id},
+};
+use tollkey_service::{
+    Outcome, RequestActor, accounts,
+    api_keys::{self, CreatedKey},
+    applications, audit,
+    idempotency::Creating,
 };
 
 const SECTION: &str = "keys";
@@ -69,7 +73,7 @@ impl Asked {
             .any(|field| !field.is_empty())
     }
 
-    fn wanted(&self) -> Result<api_keys::Wanted, Problem> {
+    fn wanted(&self) -> Result<api_keys::KeyQuery, Problem> {
         let filled = |field: &'static str, text: &str| {
             Some(text.trim().to_owned())
                 .filter(|_| !text.trim().is_empty())
@@ -95,14 +99,14 @@ impl Asked {
             .transpose()?
             .map(EffectiveStatus::filter)
             .map_or((None, None), |(status, enabled)| (Some(status), enabled));
-        Ok(api_keys::Wanted {
+        Ok(api_keys::KeyQuery {
             mode: read(filled("mode", &self.mode))?,
             status,
             application_enabled,
             application: read(filled("application", &self.application))?,
             text: text::search(Some(&self.q))
                 .map_err(|rule| Problem::field("q", rule.to_string()))?,
-            ..api_keys::Wanted::of(&Family::ALL)
+            ..api_keys::KeyQuery::of(&Family::ALL)
         })
     }
 
@@ -147,22 +151,31 @@ impl From<Application> for Choice {
 /// The newest applications, and these.
 async fn choices(
     state: &State,
-    by: &Manager,
+    by: &RequestActor,
     these: impl IntoIterator<Item = ApplicationId>,
 ) -> Result<Vec<Choice>, Problem> {
-    let found =
-        applications::newest_and(state, by, APPLICATIONS, these.into_iter().collect()).await?;
+    let found = applications::newest_and(
+        &state.service,
+        by,
+        APPLICATIONS,
+        these.into_iter().collect(),
+    )
+    .await?;
     let mut choices: Vec<Choice> = found.into_iter().map(Choice::from).collect();
     choices.sort_by_key(|choice| choice.name.to_lowercase());
     Ok(choices)
 }
 
 /// The application of a key, if it has one.
-async fn application_of(state: &State, by: &Manager, key: &ApiKey) -> Result<Vec<Choice>, Problem> {
+async fn application_of(
+    state: &State,
+    by: &RequestActor,
+    key: &ApiKey,
+) -> Result<Vec<Choice>, Problem> {
     let Some(id) = key.application_id else {
         return Ok(Vec::new());
     };
-    let found = applications::newest_and(state, by, 0, [id].into()).await?;
+    let found = applications::newest_and(&state.service, by, 0, [id].into()).await?;
     Ok(found.into_iter().map(Choice::from).collect())
 }
 
@@ -205,10 +218,10 @@ pub(super) async fn list(
     let (limit, after) = members::listing(Some(SHOWN), cursor)?;
     let wanted = asked.wanted()?;
     let asked_for = wanted.application;
-    let found = api_keys::list(&state, by, wanted, after, limit).await?;
+    let found = api_keys::list(&state.service, by, wanted, after, limit).await?;
     let shown = found.keys.iter().filter_map(|key| key.application_id);
     let applications = choices(&state, by, shown.chain(asked_for)).await?;
-    let now = state.clock.now();
+    let now = state.service.clock.now();
     let is_partial = found.next.is_some() && found.keys.len() < limit as usize;
     page::page(&ListPage {
         is_partial,
@@ -244,7 +257,7 @@ struct NewPage {
 
 impl NewPage {
     async fn new(state: &State, visitor: &SignedIn, fields: Fields) -> Result<Self, Problem> {
-        let model = accounts::get(state, visitor.by.account_id.clone())
+        let model = accounts::get(&state.service, visitor.by.account_id.clone())
             .await?
             .operating_model;
         let chosen = fields.get("application").parse().ok();
@@ -284,46 +297,39 @@ pub(super) async fn create(
 ) -> Answer {
     let fields = Fields::read(&body)?;
     let by = &visitor.by;
-    let make = async |creating, say: Say<_>| {
+    let run = async |creating: Creating<KeyId>| {
         let Wish {
             family,
             application,
             key,
-        } = form::read(&fields, &state.catalogue, state.clock.now())?;
+        } = form::read(&fields, &state.service.catalogue, state.service.clock.now())?;
         match application {
             Some(id) => {
-                api_keys::create_for_application(&state, by, id, key, creating, move |made| {
-                    say(made)
-                })
-                .await
+                api_keys::create_for_application(&state.service, by, id, key, creating).await
             }
-            None => {
-                api_keys::create(&state, by, family, key, creating, move |made| say(made)).await
-            }
+            None => api_keys::create(&state.service, by, family, key, creating).await,
         }
     };
     match once(
         &state,
-        by.who(),
+        (by.account_id.as_str(), &by.actor),
         request.path(),
         (&fields, &body),
-        place_of,
-        make,
+        run,
     )
     .await
     {
-        Ok(Once::Made((key, text))) => shown_once(&state, &visitor, &request, &key, &text),
-        Ok(Once::Before(at)) => Ok(see_other(&at)),
+        Ok(Outcome::Created(CreatedKey { key, text })) => {
+            shown_once(&state, &visitor, &request, &key, &text)
+        }
+        Ok(Outcome::Replayed(id)) => Ok(see_other(&format!("/dashboard/keys/{id}?done=once"))),
+        Ok(Outcome::ReplayedResponse(stored)) => Ok(once::redirect(&stored)),
         Err(problem) if can_be_mended(&problem) => {
             let fields = once::refused(&state, by.account_id.as_str(), fields, &problem);
             page::refused(&problem, &NewPage::new(&state, &visitor, fields).await?)
         }
         Err(problem) => Err(problem.into()),
     }
-}
-
-fn place_of((key, _): &api_keys::Made) -> String {
-    format!("/dashboard/keys/{}?done=once", key.id)
 }
 
 /// The one page that shows the text of a key.
@@ -345,10 +351,10 @@ fn shown_once(
         .filter(|origin| *origin != "null")
         .map(str::to_owned);
     let base = base.unwrap_or_else(|| format!("https://{}", header(HOST).unwrap_or_default()))
-        + &state.public_path.path("");
+        + state.public_path.path("").as_str();
     page::page(&CreatedPage {
         frame: Frame::of(visitor, SECTION, "Your new key"),
-        key: KeyView::new(key, &[], state.clock.now()),
+        key: KeyView::new(key, &[], state.service.clock.now()),
         text: text.expose(),
         base,
         is_successor: key.rotated_from.is_some(),
@@ -377,16 +383,16 @@ pub(super) async fn show(
 ) -> Answer {
     let Done { done } = query.read()?;
     let (by, id) = (&visitor.by, path_id(&id)?);
-    let key = api_keys::get(&state, by, &Family::ALL, id).await?;
-    let now = state.clock.now();
+    let key = api_keys::get(&state.service, by, &Family::ALL, id).await?;
+    let now = state.service.clock.now();
     let today = day(now);
-    let usage = api_keys::usage(&state, by, id, today - USAGE_DAYS + 1).await?;
+    let usage = api_keys::usage(&state.service, by, id, today - USAGE_DAYS + 1).await?;
     let about = audit::Filter {
         limit: ENTRIES,
         target_id: Some(id.to_string()),
         ..audit::Filter::default()
     };
-    let found = audit::list(&state, by, about).await?;
+    let found = audit::list(&state.service, by, about).await?;
     let creation = match key.rotated_from {
         Some(predecessor) if found.next.is_none() => creation_of(&state, by, predecessor).await?,
         _ => None,
@@ -400,7 +406,7 @@ pub(super) async fn show(
         _ => &["once"],
     };
     let successor = match key.rotated_to {
-        Some(successor) => Some(api_keys::get(&state, by, &Family::ALL, successor).await?),
+        Some(successor) => Some(api_keys::get(&state.service, by, &Family::ALL, successor).await?),
         None => None,
     };
     page::page(&KeyPage {
@@ -416,7 +422,7 @@ pub(super) async fn show(
 /// The audit entry of the rotation of a key, and the key.
 async fn creation_of(
     state: &State,
-    by: &Manager,
+    by: &RequestActor,
     id: KeyId,
 ) -> Result<Option<(EntryView, KeyView)>, Problem> {
     let rotation = audit::Filter {
@@ -425,14 +431,14 @@ async fn creation_of(
         target_id: Some(id.to_string()),
         ..audit::Filter::default()
     };
-    let found = audit::list(state, by, rotation).await?;
+    let found = audit::list(&state.service, by, rotation).await?;
     let Some(entry) = found.entries.first() else {
         return Ok(None);
     };
-    let predecessor = api_keys::get(state, by, &Family::ALL, id).await?;
+    let predecessor = api_keys::get(&state.service, by, &Family::ALL, id).await?;
     Ok(Some((
         EntryView::from(entry),
-        KeyView::new(&predecessor, &[], state.clock.now()),
+        KeyView::new(&predecessor, &[], state.service.clock.now()),
     )))
 }
 
@@ -451,9 +457,9 @@ impl RevokePage {
         id: KeyId,
         fields: Fields,
     ) -> Result<Self, Problem> {
-        let key = api_keys::get(state, &visitor.by, &Family::ALL, id).await?;
+        let key = api_keys::get(&state.service, &visitor.by, &Family::ALL, id).await?;
         let applications = application_of(state, &visitor.by, &key).await?;
-        let key = KeyView::new(&key, &applications, state.clock.now());
+        let key = KeyView::new(&key, &applications, state.service.clock.now());
         Ok(Self {
             frame: Frame::of(visitor, SECTION, "Revoke a key"),
             key,
@@ -479,7 +485,9 @@ pub(super) async fn revoke(
     body: Body,
 ) -> Answer {
     let (by, id, fields) = (&visitor.by, path_id(&id)?, Fields::read(&body)?);
-    let name = api_keys::get(&state, by, &Family::ALL, id).await?.name;
+    let name = api_keys::get(&state.service, by, &Family::ALL, id)
+        .await?
+        .name;
     let mut checks = Checks::default();
     let confirmed = if fields.confirms("confirm", &name) {
         Ok(())
@@ -495,7 +503,7 @@ pub(super) async fn revoke(
             &RevokePage::new(&state, &visitor, id, fields.refused(&problem)).await?,
         );
     };
-    api_keys::revoke(&state, by, &Family::ALL, id, reason).await?;
+    api_keys::revoke(&state.service, by, &Family::ALL, id, reason).await?;
     Ok(see_other(&format!("/dashboard/keys/{id}?done=revoked")))
 }
 
@@ -516,8 +524,8 @@ impl RotatePage {
         id: KeyId,
         fields: Fields,
     ) -> Result<Self, Problem> {
-        let key = api_keys::get(state, &visitor.by, api_keys::COMMERCE, id).await?;
-        let now = state.clock.now();
+        let key = api_keys::get(&state.service, &visitor.by, api_keys::COMMERCE, id).await?;
+        let now = state.service.clock.now();
         let (obstacle, key) = (key.rotatable(now).err(), KeyView::new(&key, &[], now));
         Ok(Self {
             frame: Frame::of(visitor, SECTION, "Rotate a key"),
@@ -547,23 +555,25 @@ pub(super) async fn rotate(
     body: Body,
 ) -> Answer {
     let (by, id, fields) = (&visitor.by, path_id(&id)?, Fields::read(&body)?);
-    let make = async |creating, say: Say<_>| {
+    let run = async |creating: Creating<KeyId>| {
         let overlap =
             form::overlap(&fields).map_err(|rule| Problem::field("/overlap", rule.to_string()))?;
-        api_keys::rotate(&state, by, id, overlap, creating, move |made| say(made)).await
+        api_keys::rotate(&state.service, by, id, overlap, creating).await
     };
     match once(
         &state,
-        by.who(),
+        (by.account_id.as_str(), &by.actor),
         request.path(),
         (&fields, &body),
-        place_of,
-        make,
+        run,
     )
     .await
     {
-        Ok(Once::Made((key, text))) => shown_once(&state, &visitor, &request, &key, &text),
-        Ok(Once::Before(at)) => Ok(see_other(&at)),
+        Ok(Outcome::Created(CreatedKey { key, text })) => {
+            shown_once(&state, &visitor, &request, &key, &text)
+        }
+        Ok(Outcome::Replayed(id)) => Ok(see_other(&format!("/dashboard/keys/{id}?done=once"))),
+        Ok(Outcome::ReplayedResponse(stored)) => Ok(once::redirect(&stored)),
         Err(problem) if can_be_mended(&problem) => {
             let fields = once::refused(&state, by.account_id.as_str(), fields, &problem);
             page::refused(
@@ -581,7 +591,7 @@ pub(super) async fn suspend(
     visitor: SignedIn,
     id: web::Path<String>,
 ) -> Answer {
-    let key = api_keys::suspend(&state, &visitor.by, path_id(&id)?).await?;
+    let key = api_keys::suspend(&state.service, &visitor.by, path_id(&id)?).await?;
     Ok(see_other(&format!(
         "/dashboard/keys/{}?done=suspended",
         key.id
@@ -594,7 +604,7 @@ pub(super) async fn resume(
     visitor: SignedIn,
     id: web::Path<String>,
 ) -> Answer {
-    let key = api_keys::resume(&state, &visitor.by, path_id(&id)?).await?;
+    let key = api_keys::resume(&state.service, &visitor.by, path_id(&id)?).await?;
     Ok(see_other(&format!(
         "/dashboard/keys/{}?done=resumed",
         key.id

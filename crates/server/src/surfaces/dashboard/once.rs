@@ -1,28 +1,17 @@
 //! Forms that make something, once however often they are sent.
 
-use std::sync::{Arc, Mutex, PoisonError};
-
-use tollkey_api::Secret;
+use actix_web::HttpResponse;
 use tollkey_core::{Problem, ProblemCode, audit::Actor};
-
-use super::fields::Fields;
-use crate::{
-    body::Body,
-    dev_mode::new_secret,
-    service::idempotency::{self, Answered, Begun, Creating, IdempotencyKey, Place, Said},
-    state::State,
+use tollkey_service::{
+    Outcome,
+    idempotency::{self, Begun, Creating, IdempotencyKey, Place, Record, StoredResponse},
 };
 
-/// What became of a form that makes something.
-pub(super) enum Once<T> {
-    /// It was made; if it has a secret, this is the one time to show it.
-    Made(T),
-    /// The form was sent before; there is what it made.
-    Before(String),
-}
-
-/// Says what was made, in the transaction that makes it, which may run more than once.
-pub(super) type Say<T> = Arc<dyn Fn(T) -> Answered + Send + Sync>;
+use super::{
+    fields::Fields,
+    page::{HOME, see_other},
+};
+use crate::{body::Body, dev_mode::new_secret, state::State};
 
 /// The fields of such a form before anybody has filled it in. It is for this account, and acts on no other: in another tab
 /// an operator may choose another one, or somebody else sign in.
@@ -32,7 +21,7 @@ pub(super) fn untouched(state: &State, account: &str) -> Fields {
 
 /// What is in the field `once`: a text that no other form has, and the account.
 fn fresh(state: &State, account: &str) -> String {
-    format!("{}.{account}", new_secret(&state.random).expose())
+    format!("{}.{account}", new_secret(&state.service.random).expose())
 }
 
 fn is_for(fields: &Fields, account: &str) -> bool {
@@ -60,19 +49,18 @@ pub(super) fn refused(state: &State, account: &str, fields: Fields, problem: &Pr
     }
 }
 
-/// Makes something once: a page that is loaded again, or a button that is pressed twice, makes no other one. Nor does it
-/// show a secret again: what is kept for a repeat is only where the thing is.
+/// Creates something once: a page that is loaded again, or a button that is pressed twice, creates nothing more. Nor does it show a
+/// secret again: the record `R` must not contain one, because the field `once` stays in the history of the browser.
 ///
 /// # Errors
-/// Those of [`idempotency::begin`], and of `make`.
-pub(super) async fn once<T: Send + 'static>(
+/// Those of [`idempotency::begin`], and of `create`.
+pub(super) async fn once<T, R: Record<T>>(
     state: &State,
     (account, actor): (&str, &Actor),
     path: &str,
     (fields, body): (&Fields, &Body),
-    place_of: fn(&T) -> String,
-    make: impl AsyncFnOnce(Creating, Say<T>) -> Result<Said, Problem>,
-) -> Result<Once<T>, Problem> {
+    create: impl AsyncFnOnce(Creating<R>) -> Result<Outcome<T, R>, Problem>,
+) -> Result<Outcome<T, R>, Problem> {
     let key = IdempotencyKey::parse(fields.get("once")).map_err(|_| {
         Problem::field("once", "This form is not one of ours; load the page again.")
     })?;
@@ -86,46 +74,22 @@ pub(super) async fn once<T: Send + 'static>(
         method: "POST",
         path,
     };
-    let begun = idempotency::begin(state, place, Some(key), body.bytes()?).await.map_err(|problem| match problem.code {
+    let begun = idempotency::begin(&state.service, place, Some(key), body.bytes()?).await.map_err(|problem| match problem.code {
         // Its own words are for programs.
         ProblemCode::IdempotencyMismatch => Problem {
-            detail: "This form was sent before, with something else in it, and what it made is there. Send it again to make another."
+            detail: "This form was sent before with other values, and what it created exists. Send it again to create another."
                 .to_owned(),
             ..problem
         },
         _ => problem,
     })?;
-    let creating = match begun {
-        Begun::Fresh(creating) => creating,
-        Begun::Replay(said) => return Ok(Once::before(said)),
-    };
-    // From the transaction to the page, and nowhere else.
-    let handover: Arc<Mutex<Option<T>>> = Arc::default();
-    let giver = Arc::clone(&handover);
-    let say = move |made: T| {
-        let location = Some(place_of(&made));
-        *giver.lock().unwrap_or_else(PoisonError::into_inner) = Some(made);
-        Answered {
-            status: 303,
-            location,
-            body: Secret::new(""),
-        }
-    };
-    let said = make(creating, Arc::new(say)).await?;
-    let made = handover
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner)
-        .take();
-    // None where the same form was sent twice at a time, and the other one came first.
-    Ok(made.map_or_else(|| Once::before(said), Once::Made))
+    match begun {
+        Begun::Fresh(creating) => create(creating).await,
+        Begun::Replay(outcome) => Ok(outcome),
+    }
 }
 
-impl<T> Once<T> {
-    fn before(said: Said) -> Self {
-        Self::Before(
-            said.answered
-                .location
-                .unwrap_or_else(|| "/dashboard".to_owned()),
-        )
-    }
+/// Redirects to what release 0.1.0 created with the same form.
+pub(super) fn redirect(stored: &StoredResponse) -> HttpResponse {
+    see_other(stored.location.as_deref().unwrap_or(HOME))
 }

@@ -14,10 +14,11 @@ use tollkey_core::{
     network::client_network,
     session::{Session, bound},
 };
+use tollkey_service::RequestActor;
 use tollkey_store::Owner;
 
 use crate::{
-    caller::{Manager, client_ip, oidc::Attempt, request_id},
+    caller::{client_ip, oidc::Attempt, request_id},
     dev_mode::new_secret,
     edge::Refusal,
     public_path::PublicPath,
@@ -101,7 +102,7 @@ impl Visitor {
 #[derive(Debug, Clone)]
 pub struct SignedIn {
     /// As every service knows them.
-    pub by: Manager,
+    pub by: RequestActor,
     /// Their session.
     pub session: Session,
     /// The path prefix of the links on their pages.
@@ -116,14 +117,19 @@ pub(super) async fn find(state: &State, request: &HttpRequest) -> Result<Option<
     let Some(token) = SESSION.brought(state, request) else {
         return Ok(None);
     };
-    let (digest, now) = (Digest::of(token), state.clock.now());
-    let found = state.store.session(owner(state, request), digest).await?;
+    let (digest, now) = (Digest::of(token), state.service.clock.now());
+    let found = state
+        .service
+        .store
+        .session(owner(state, request), digest)
+        .await?;
     let holds = |session: &Session| !session.is_over(now) && state.ways.stand_by(session, token);
     let Some(session) = found.filter(holds) else {
         return Ok(None);
     };
     if session.is_seen_again(now) {
         state
+            .service
             .change(owner(state, request), move |tx| {
                 Ok(tx.see_session(&digest, now)?)
             })
@@ -187,7 +193,7 @@ pub(super) async fn begin(
     before: Option<Digest>,
     mut response: HttpResponse,
 ) -> Result<HttpResponse, Problem> {
-    let token = new_secret(&state.random);
+    let token = new_secret(&state.service.random);
     let (before, digest) = (
         [presented(state, request), before],
         Digest::of(token.expose()),
@@ -197,6 +203,7 @@ pub(super) async fn begin(
         ..session.clone()
     };
     state
+        .service
         .change(owner(state, request), move |tx| {
             for before in before.into_iter().flatten() {
                 tx.delete_session(&before)?;
@@ -256,6 +263,7 @@ pub(super) fn forget_attempt(mut response: HttpResponse) -> HttpResponse {
 pub(super) async fn end(state: &State, visitor: &Visitor) -> Result<(), Problem> {
     let digest = visitor.digest;
     state
+        .service
         .change(visitor.owner(), move |tx| Ok(tx.delete_session(&digest)?))
         .await?;
     tracing::info!(
@@ -308,7 +316,7 @@ impl SignedIn {
         } else {
             ActorKind::Merchant
         };
-        let by = Manager {
+        let by = RequestActor {
             account_id: session.account_id.clone()?,
             actor: Actor {
                 kind,
@@ -316,7 +324,7 @@ impl SignedIn {
             },
             request_id: Some(request_id(request)),
             ip: client_ip(request, state),
-            key: None,
+            parent: None,
         };
         Some(Self { by, session, root })
     }

@@ -2,19 +2,23 @@
 
 use actix_web::{HttpRequest, get, post, web};
 use askama::Template;
-use tollkey_core::{AccountId, KeyText, OperatingModel, Problem, ServiceKey, ServiceKeyId};
+use tollkey_core::{AccountId, OperatingModel, Problem, ServiceKey, ServiceKeyId};
+use tollkey_service::{
+    Outcome, accounts,
+    idempotency::Creating,
+    service_keys::{self, CreatedServiceKey},
+};
 use tollkey_store::Owner;
 
 use super::{
     fields::Fields,
-    once::{self, Once, Say, once},
+    once::{self, once},
     page::{self, Done, Frame, Time, can_be_mended, see_other},
     session::{SignedIn, Visitor},
 };
 use crate::{
     body::{Body, Query},
     edge::Answer,
-    service::{accounts, service_keys},
     state::State,
     surfaces::path_id,
 };
@@ -97,13 +101,13 @@ struct SettingsPage {
 
 impl SettingsPage {
     async fn new(state: &State, visitor: &SignedIn, fields: Fields) -> Result<Self, Problem> {
-        let model = accounts::get(state, visitor.by.account_id.clone())
+        let model = accounts::get(&state.service, visitor.by.account_id.clone())
             .await?
             .operating_model;
         let is_operator = visitor.session.is_operator;
         // They belong to the operator: an account's own people do not see them.
         let keys = if is_operator {
-            service_keys::list(state).await?
+            service_keys::list(&state.service).await?
         } else {
             Vec::new()
         };
@@ -112,9 +116,10 @@ impl SettingsPage {
             account: visitor.by.account_id.to_string(),
             is_operator,
             models: models(model),
-            application_key_limit: state.policy.application_key_limit,
-            account_key_limit: state.policy.account_key_limit,
+            application_key_limit: state.service.limits.application_keys,
+            account_key_limit: state.service.limits.account_keys,
             scopes: state
+                .service
                 .catalogue
                 .scopes()
                 .iter()
@@ -148,7 +153,7 @@ pub(super) async fn set_model(state: web::Data<State>, visitor: SignedIn, body: 
     let model = fields.get("operating_model").parse();
     let model: OperatingModel =
         model.map_err(|_| Problem::field("operating_model", "is not one of the choices"))?;
-    accounts::set_operating_model(&state, &visitor.by, model).await?;
+    accounts::set_operating_model(&state.service, &visitor.by, model).await?;
     Ok(see_other("/dashboard/settings?done=model"))
 }
 
@@ -168,23 +173,21 @@ pub(super) async fn create_service_key(
     body: Body,
 ) -> Answer {
     let (actor, fields) = (visitor.operator()?, Fields::read(&body)?);
-    let make = async |creating, say: Say<_>| {
+    let run = async |creating: Creating<ServiceKeyId>| {
         let name = ServiceKey::parse_name(fields.get("name"))
             .map_err(|rule| Problem::field("/name", rule.to_string()))?;
-        service_keys::create_once(&state, &actor.id, name, creating, move |made| say(made)).await
+        service_keys::create_once(&state.service, &actor.id, name, creating).await
     };
-    let place_of = |_: &(ServiceKey, KeyText)| "/dashboard/settings?done=once".to_owned();
     match once(
         &state,
         (NO_ACCOUNT, actor),
         request.path(),
         (&fields, &body),
-        place_of,
-        make,
+        run,
     )
     .await
     {
-        Ok(Once::Made((key, text))) => {
+        Ok(Outcome::Created(CreatedServiceKey { key, text })) => {
             let frame = Frame::of(&visitor, SECTION, "Your new service key");
             page::page(&CreatedPage {
                 frame,
@@ -192,7 +195,8 @@ pub(super) async fn create_service_key(
                 text: text.expose(),
             })
         }
-        Ok(Once::Before(at)) => Ok(see_other(&at)),
+        Ok(Outcome::Replayed(_)) => Ok(see_other("/dashboard/settings?done=once")),
+        Ok(Outcome::ReplayedResponse(stored)) => Ok(once::redirect(&stored)),
         Err(problem) if can_be_mended(&problem) => {
             let fields = once::refused(&state, NO_ACCOUNT, fields, &problem);
             page::refused(
@@ -220,6 +224,7 @@ pub(super) async fn ask_revoke_service_key(
     visitor.operator()?;
     let id: ServiceKeyId = path_id(&id)?;
     let key = state
+        .service
         .read(Owner::Operator, move |db| db.service_key(&id))
         .await?
         .ok_or_else(Problem::not_found)?;
@@ -236,7 +241,7 @@ pub(super) async fn revoke_service_key(
     id: web::Path<String>,
 ) -> Answer {
     let actor = visitor.operator()?;
-    service_keys::revoke(&state, &actor.id, path_id(&id)?).await?;
+    service_keys::revoke(&state.service, &actor.id, path_id(&id)?).await?;
     Ok(see_other("/dashboard/settings?done=service-key-revoked"))
 }
 
@@ -284,6 +289,7 @@ pub(super) async fn choose_account(
         Ok(account) => {
             let digest = visitor.digest;
             state
+                .service
                 .change(visitor.owner(), move |tx| {
                     Ok(tx.set_session_account(&digest, Some(&account))?)
                 })

@@ -15,11 +15,11 @@ use super::{
     page::{self, Frame, HOME, own_page, see_other},
     session::{self, Visitor},
 };
+use crate::sign_in::{self, Failure, Returned};
 use crate::{
     body::{Body, Query},
     caller::oidc::{Provider, SIGNED_OUT},
     edge::Answer,
-    service::sign_in::{self, Failure, Returned},
     state::State,
 };
 
@@ -94,7 +94,7 @@ pub(super) async fn by_oidc(state: web::Data<State>, request: HttpRequest, query
     let next = own_page(next.as_deref().unwrap_or(HOME));
     let before = session::presented(&state, &request);
     match provider
-        .begin(&*state.clock, &state.random, next, before)
+        .begin(&*state.service.clock, &state.service.random, next, before)
         .await
     {
         Ok((attempt, url)) => Ok(session::keep_attempt(
@@ -176,7 +176,7 @@ fn returned(query: &Query) -> Result<Returned, Problem> {
 pub(super) async fn link_page(state: web::Data<State>, query: Query) -> Answer {
     let links = state.ways.links.as_ref().ok_or_else(Problem::not_found)?;
     let Code { code } = query.read()?;
-    if !links.is_valid(&code, state.clock.now()) {
+    if !links.is_valid(&code, state.service.clock.now()) {
         return link_rejected(&state);
     }
     page::page(&LinkPage {
@@ -190,7 +190,7 @@ pub(super) async fn link_page(state: web::Data<State>, query: Query) -> Answer {
 pub(super) async fn by_link(state: web::Data<State>, request: HttpRequest, body: Body) -> Answer {
     let fields = Fields::read(&body)?;
     let links = state.ways.links.as_ref().ok_or_else(Problem::not_found)?;
-    match links.follow(fields.get("code"), state.clock.now()) {
+    match links.follow(fields.get("code"), state.service.clock.now()) {
         Some(session) => {
             Ok(session::begin(&state, &request, session, None, see_other(HOME)).await?)
         }
@@ -241,7 +241,7 @@ pub(super) async fn sign_out(
         .as_ref()
         .filter(|it| session::rests_on(&state, &request, &visitor, it.grounds()));
     let at_provider = match provider {
-        Some(provider) => provider.end_session_url(&*state.clock).await,
+        Some(provider) => provider.end_session_url(&*state.service.clock).await,
         None => None,
     };
     Ok(session::forget(match at_provider {

@@ -6,14 +6,12 @@ use tollkey_core::{Account, AccountId, Problem, ServiceKey};
 
 use super::{
     path_id,
-    retry::{Retry, plain},
+    retry::{Retry, Shown, plain},
 };
-use crate::{
-    body::Body,
-    caller::Operator,
-    edge::Answer,
-    service::{accounts, idempotency::Answered, service_keys},
-    state::State,
+use crate::{body::Body, caller::Operator, edge::Answer, state::State};
+use tollkey_service::{
+    accounts,
+    service_keys::{self, CreatedServiceKey},
 };
 
 /// Retrieve an account.
@@ -32,7 +30,7 @@ pub async fn get_account(
     _operator: Operator,
     id: web::Path<String>,
 ) -> Answer {
-    let account = accounts::get(&state, account_id(&id)?).await?;
+    let account = accounts::get(&state.service, account_id(&id)?).await?;
     Ok(HttpResponse::Ok().json(shown_account(&account)))
 }
 
@@ -56,7 +54,8 @@ pub async fn put_account(
 ) -> Answer {
     let body: api::PutAccount = body.json()?;
     let manager = operator.manage(account_id(&id)?);
-    let account = accounts::set_operating_model(&state, &manager, body.operating_model).await?;
+    let account =
+        accounts::set_operating_model(&state.service, &manager, body.operating_model).await?;
     Ok(HttpResponse::Ok().json(shown_account(&account)))
 }
 
@@ -77,27 +76,26 @@ pub async fn create_service_key(
     retry: Retry,
     body: Body,
 ) -> Answer {
-    let make = async |creating| {
+    let run = async |creating| {
         let name = body
             .read_json()?
             .check(|body: api::CreateServiceKey, checks| {
                 checks.member("/name", ServiceKey::parse_name(&body.name))
             })?;
-        service_keys::create_once(&state, &operator.actor.id, name, creating, |(key, text)| {
-            Answered::created(&api::CreatedServiceKey {
-                id: key.id.to_string(),
-                name: key.name,
-                key: Secret::new(text.expose()),
-                created_at: key.created_at.into(),
-            })
-        })
-        .await
+        service_keys::create_once(&state.service, &operator.actor.id, name, creating).await
     };
-    Ok(plain(
-        &retry
-            .once_without_account(&state, &operator.actor, &body, make)
-            .await?,
-    ))
+    let outcome = retry
+        .once_without_account(&state, &operator.actor, &body, run)
+        .await?;
+    plain(outcome, |CreatedServiceKey { key, text }| Shown {
+        location: None,
+        body: api::CreatedServiceKey {
+            id: key.id.to_string(),
+            name: key.name.clone(),
+            key: Secret::new(text.expose()),
+            created_at: key.created_at.into(),
+        },
+    })
 }
 
 /// List service keys.
@@ -111,7 +109,7 @@ pub async fn create_service_key(
 )]
 #[get("/service-keys")]
 pub async fn list_service_keys(state: web::Data<State>, _operator: Operator) -> Answer {
-    let keys = service_keys::list(&state).await?;
+    let keys = service_keys::list(&state.service).await?;
     let shown = keys.into_iter().map(|key| api::ServiceKey {
         id: key.id.to_string(),
         name: key.name,
@@ -139,7 +137,7 @@ pub async fn revoke_service_key(
     id: web::Path<String>,
 ) -> Answer {
     let id = path_id(&id)?;
-    service_keys::revoke(&state, &operator.actor.id, id).await?;
+    service_keys::revoke(&state.service, &operator.actor.id, id).await?;
     Ok(HttpResponse::NoContent().finish())
 }
 

@@ -29,8 +29,15 @@ pub async fn verify(state: web::Data<State>, caller: Verifying, body: Body) -> A
     let request = body.read_json()?;
     let (key, need) =
         request.check_ref(|request, checks| needed(&state, &caller, request, checks))?;
-    let verdict = state.verify(|| caller.requester(), key, &need).await?;
-    Ok(HttpResponse::Ok().json(present::verdict(&verdict, need.scopes, &state.catalogue)))
+    let verdict = state
+        .service
+        .verify(|| caller.requester(), key, &need)
+        .await?;
+    Ok(HttpResponse::Ok().json(present::verdict(
+        &verdict,
+        need.scopes,
+        &state.service.catalogue,
+    )))
 }
 
 /// Verify up to 100 keys.
@@ -61,8 +68,15 @@ pub async fn verify_batch(state: web::Data<State>, caller: Verifying, body: Body
     })?;
     let mut results = Vec::with_capacity(requests.len());
     for (key, need) in &requests {
-        let verdict = state.verify(|| caller.requester(), key, need).await?;
-        results.push(present::verdict(&verdict, need.scopes, &state.catalogue));
+        let verdict = state
+            .service
+            .verify(|| caller.requester(), key, need)
+            .await?;
+        results.push(present::verdict(
+            &verdict,
+            need.scopes,
+            &state.service.catalogue,
+        ));
     }
     Ok(HttpResponse::Ok().json(api::VerifyBatchResponse { results }))
 }
@@ -95,8 +109,11 @@ pub async fn introspect(state: web::Data<State>, caller: Verifying, body: Body) 
         });
     let (key, need) =
         request.check_ref(|request, checks| needed(&state, &caller, request, checks))?;
-    let verdict = state.verify(|| caller.requester(), key, &need).await?;
-    Ok(HttpResponse::Ok().json(present::introspection(&verdict, &state.catalogue)))
+    let verdict = state
+        .service
+        .verify(|| caller.requester(), key, &need)
+        .await?;
+    Ok(HttpResponse::Ok().json(present::introspection(&verdict, &state.service.catalogue)))
 }
 
 /// The presented key and what the request says that it needs; `None` when a field is invalid, which `checks` then says.
@@ -115,7 +132,10 @@ fn needed<'a>(
     let names = request.scopes.as_deref().unwrap_or_default();
     let scopes = checks.member(
         "/scopes",
-        state.catalogue.needed(names.iter().map(String::as_str)),
+        state
+            .service
+            .catalogue
+            .needed(names.iter().map(String::as_str)),
     );
     let method = checks.member("/method", at_most(request.method.as_deref(), 32));
     let path = checks.member("/path", at_most(request.path.as_deref(), 8192));

@@ -57,12 +57,13 @@ impl Requirement {
             match name.as_ref() {
                 "scope" => {
                     let scope = state
+                        .service
                         .catalogue
                         .parse(value)
                         .map_err(|_| unknown_scope(value))?;
                     requirement.scopes = requirement
                         .scopes
-                        .union(state.catalogue.needed([scope.as_str()])?);
+                        .union(state.service.catalogue.needed([scope.as_str()])?);
                     requirement.names.push(scope);
                 }
                 "mode" if requirement.mode.is_none() => {
@@ -147,7 +148,7 @@ async fn answer(request: &HttpRequest, state: &State, asked: Asked<'_>) -> Answe
             if state
                 .log_limits
                 .gateway_requirement
-                .allows(state.clock.elapsed())
+                .allows(state.service.clock.elapsed())
             {
                 tracing::warn!(
                     request_id = %request_id(request), %rule,
@@ -190,7 +191,7 @@ async fn answer(request: &HttpRequest, state: &State, asked: Asked<'_>) -> Answe
         (X_AUTH_ACCOUNT_ID, key.account_id.as_str().to_owned()),
         (X_AUTH_APPLICATION_ID, application),
         (X_AUTH_MODE, key.mode.as_str().to_owned()),
-        (X_AUTH_SCOPES, state.catalogue.joined(record.scopes)),
+        (X_AUTH_SCOPES, state.service.catalogue.joined(record.scopes)),
         (X_AUTH_MERCHANT_ID, merchant.unwrap_or_default()),
     ] {
         response.headers_mut().insert(name, field_value(value)?);

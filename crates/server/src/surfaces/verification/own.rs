@@ -5,7 +5,8 @@ use tollkey_api::verification as api;
 use tollkey_core::{Family, Problem};
 
 use super::present;
-use crate::{caller::PresentedKey, edge::Answer, service::api_keys, state::State};
+use crate::{caller::PresentedKey, edge::Answer, state::State};
+use tollkey_service::api_keys;
 
 /// Who am I?
 ///
@@ -20,8 +21,8 @@ use crate::{caller::PresentedKey, edge::Answer, service::api_keys, state::State}
 pub async fn whoami(state: web::Data<State>, key: PresentedKey) -> Answer {
     Ok(HttpResponse::Ok().json(present::whoami(
         &key.record,
-        &state.catalogue,
-        state.clock.now(),
+        &state.service.catalogue,
+        state.service.clock.now(),
     )))
 }
 
@@ -42,7 +43,7 @@ pub async fn revoke_whoami(state: web::Data<State>, key: PresentedKey) -> Answer
     }
     let reason = Some("self_revoked".to_owned());
     api_keys::revoke(
-        &state,
+        &state.service,
         &key.manager,
         &Family::ALL,
         key.record.key.id,

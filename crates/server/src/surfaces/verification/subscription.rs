@@ -47,7 +47,7 @@ const MAX_WAIT: u32 = 60_000;
 )]
 #[post("/sync")]
 pub async fn sync(state: web::Data<State>, _: Service, body: Body) -> Answer {
-    let now = state.clock.now();
+    let now = state.service.clock.now();
     let (leave, poll) = body
         .read_json()?
         .check(|request: api::SyncRequest, checks| {
@@ -64,6 +64,7 @@ pub async fn sync(state: web::Data<State>, _: Service, body: Body) -> Answer {
             ..
         } = poll;
         state
+            .service
             .verifier
             .leave(Leave {
                 subscriber,
@@ -79,7 +80,7 @@ pub async fn sync(state: web::Data<State>, _: Service, body: Body) -> Answer {
             lease_ms: 0,
         }));
     }
-    let news = state.verifier.poll(poll).await.map_err(no_news)?;
+    let news = state.service.verifier.poll(poll).await.map_err(no_news)?;
     Ok(HttpResponse::Ok().json(answer(news)))
 }
 
@@ -104,7 +105,7 @@ pub async fn sync_lookup(state: web::Data<State>, caller: Service, body: Body) -
         .check(|request: api::LookupRequest, checks| {
             checks.member("/digest", request.digest.parse())
         })?;
-    let found = state.verifier.find_for(caller.requester(), &digest);
+    let found = state.service.verifier.find_for(caller.requester(), &digest);
     let snapshot = found.await.map_err(|error| match error {
         // This key alone: a subscriber goes on with the look-ups of others.
         SourceError::Unreadable => Problem::internal(),
@@ -113,7 +114,7 @@ pub async fn sync_lookup(state: web::Data<State>, caller: Service, body: Body) -
     let key = snapshot
         .record
         .as_ref()
-        .map(|record| key_record(record, &state.catalogue));
+        .map(|record| key_record(record, &state.service.catalogue));
     Ok(HttpResponse::Ok().json(api::LookupResponse {
         seq: snapshot.seq.0,
         key,

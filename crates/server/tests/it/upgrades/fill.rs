@@ -18,7 +18,7 @@ use tollkey_core::{
     audit::{Action, Actor, ActorKind, Draft, Target},
     lineage::MAKER_REVOKED,
 };
-use tollkey_server::random::Random;
+use tollkey_service::Random;
 use tollkey_store::Owner;
 use tollkey_store::testing::{Postgres, backends};
 use tollkey_verifier::testing::{ManualClock, START};
@@ -630,32 +630,34 @@ impl Filling<'_> {
         let (state, now) = (self.app.running().state(), self.app.clock.now());
         let (account, random): (AccountId, Random) = (
             account.parse().expect("an account ID"),
-            state.random.clone(),
+            state.service.random.clone(),
         );
-        let revoked = state.change(Owner::from(&account.clone()), move |tx| {
-            let mut writer = tx.account(&account);
-            for id in &ids {
-                let id: KeyId = id.parse().expect("the ID of a key");
-                let mut key = writer.lock_key(&Family::ALL, &id)?.expect("that key");
-                (key.revoked_at, key.revoked_reason) = (Some(now), reason.map(str::to_owned));
-                writer.save_key(&key)?;
-                writer.append(Draft {
-                    id: random.with(|rng| AuditId::new(now, rng)),
-                    account_id: account.clone(),
-                    occurred_at: now,
-                    action: Action::ApiKeyRevoked,
-                    actor: Actor {
-                        kind: ActorKind::Merchant,
-                        id: "user_1".to_owned(),
-                    },
-                    target: Target::key(key.id, key.mode),
-                    request_id: Some("req_interrupted".to_owned()),
-                    ip: None,
-                    changes: json!({"status": "revoked", "reason": reason}),
-                })?;
-            }
-            Ok(())
-        });
+        let revoked = state
+            .service
+            .change(Owner::from(&account.clone()), move |tx| {
+                let mut writer = tx.account(&account);
+                for id in &ids {
+                    let id: KeyId = id.parse().expect("the ID of a key");
+                    let mut key = writer.lock_key(&Family::ALL, &id)?.expect("that key");
+                    (key.revoked_at, key.revoked_reason) = (Some(now), reason.map(str::to_owned));
+                    writer.save_key(&key)?;
+                    writer.append(Draft {
+                        id: random.with(|rng| AuditId::new(now, rng)),
+                        account_id: account.clone(),
+                        occurred_at: now,
+                        action: Action::ApiKeyRevoked,
+                        actor: Actor {
+                            kind: ActorKind::Merchant,
+                            id: "user_1".to_owned(),
+                        },
+                        target: Target::key(key.id, key.mode),
+                        request_id: Some("req_interrupted".to_owned()),
+                        ip: None,
+                        changes: json!({"status": "revoked", "reason": reason}),
+                    })?;
+                }
+                Ok(())
+            });
         revoked.await.expect("the rows are revoked");
     }
 
@@ -741,7 +743,7 @@ impl Filling<'_> {
         };
         let requests: Vec<Value> = self.keys.iter().map(request).collect();
         let results = verify(|path| self.app.call("POST", path), &service, &requests).await;
-        self.app.running().state().flush_usage().await;
+        self.app.running().state().service.flush_usage().await;
         let mut revoked: Vec<String> = Vec::new();
         for (key, (code, verified)) in self.keys.iter_mut().zip(results) {
             (key.code, key.verified) = (code, verified);

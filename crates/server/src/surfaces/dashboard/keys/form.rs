@@ -14,7 +14,8 @@ use super::{
     super::{fields::Fields, once},
     Choice,
 };
-use crate::{service::api_keys::NewKey, state::State, surfaces::members};
+use crate::{state::State, surfaces::members};
+use tollkey_service::api_keys::NewKey;
 
 /// What can be chosen when a key is made.
 #[derive(Debug)]
@@ -78,13 +79,14 @@ fn grid(scopes: &[Scope]) -> (Vec<Resource>, Vec<String>) {
 
 impl NewKeyForm {
     pub(super) fn new(state: &State, model: OperatingModel, applications: Vec<Choice>) -> Self {
-        let (resources, scopes) = grid(state.catalogue.scopes());
+        let (resources, scopes) = grid(state.service.catalogue.scopes());
         let features = model
             .features()
             .iter()
             .map(|feature| feature.as_str())
             .collect();
         let tomorrow = state
+            .service
             .clock
             .now()
             .to_zoned(TimeZone::UTC)

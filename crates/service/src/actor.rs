@@ -1,0 +1,100 @@
+//! The caller of a use-case.
+
+use std::{net::IpAddr, sync::Arc};
+
+use serde_json::Value;
+use tollkey_core::{
+    AccountId, AuditId, Mode, Timestamp,
+    audit::{Action, Actor, Draft, Target},
+    lineage::{PendingRevocation, Root},
+};
+use tollkey_store::Owner;
+use tollkey_verifier::Known;
+
+use crate::Service;
+
+/// The caller of a use-case that works on an account: everything that an audit entry needs.
+#[derive(Debug, Clone)]
+pub struct RequestActor {
+    /// The account that the request works on.
+    pub account_id: AccountId,
+    /// The caller.
+    pub actor: Actor,
+    /// The ID of the request; `None` at the command line.
+    pub request_id: Option<Arc<str>>,
+    /// The address that the request comes from.
+    pub ip: Option<IpAddr>,
+    /// The API key that the request presents, if it presents one: it is the parent of the keys that the request creates.
+    pub parent: Option<Known>,
+}
+
+/// A request counts as work of the account that it works on, also when an operator sends it.
+impl From<&RequestActor> for Owner {
+    fn from(actor: &RequestActor) -> Self {
+        Self::from(&actor.account_id)
+    }
+}
+
+impl RequestActor {
+    /// Returns the mode that the caller is limited to: a test key sees test keys only.
+    #[must_use]
+    pub fn visible_mode(&self) -> Option<Mode> {
+        self.parent
+            .as_ref()
+            .map(|key| key.key.mode)
+            .filter(|mode| *mode == Mode::Test)
+    }
+
+    /// Returns the audit entry of a change that is made now.
+    pub(crate) fn draft(
+        &self,
+        service: &Service,
+        action: Action,
+        target: Target,
+        changes: Value,
+    ) -> Draft {
+        self.drafts(service)(action, target, changes)
+    }
+
+    /// Returns a function that makes audit entries inside a transaction, where clock and randomness are not at hand.
+    pub(crate) fn drafts(
+        &self,
+        service: &Service,
+    ) -> impl Fn(Action, Target, Value) -> Draft + Clone + Send + Sync + use<> + 'static {
+        let (by, random, clock) = (
+            self.clone(),
+            service.random.clone(),
+            Arc::clone(&service.clock),
+        );
+        move |action, target, changes| {
+            let occurred_at = clock.now();
+            Draft {
+                id: random.with(|rng| AuditId::new(occurred_at, rng)),
+                account_id: by.account_id.clone(),
+                occurred_at,
+                action,
+                actor: by.actor.clone(),
+                target,
+                request_id: by.request_id.as_deref().map(str::to_owned),
+                ip: by.ip,
+                changes,
+            }
+        }
+    }
+
+    /// Returns what is to be recorded about a revocation by this caller that applies to many keys.
+    pub(crate) fn pending_revocation(
+        &self,
+        root: Root,
+        revoked_at: Timestamp,
+    ) -> PendingRevocation {
+        PendingRevocation {
+            account_id: self.account_id.clone(),
+            root,
+            revoked_at,
+            actor: self.actor.clone(),
+            request_id: self.request_id.as_deref().map(str::to_owned),
+            ip: self.ip,
+        }
+    }
+}

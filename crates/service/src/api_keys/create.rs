@@ -1,0 +1,151 @@
+//! Creating a key.
+
+use tollkey_core::{
+    ApiKey, ApplicationId, Family, Grants, KeyId, KeyText, Mode, Problem, ProblemCode, Status,
+    audit::{Action, Target},
+    ceiling,
+    key_text::Kind,
+    metadata::Metadata,
+};
+use tollkey_store::AccountWriter;
+
+use super::{created::CreatedKey, entry::described, families::ACCOUNT, limit::check_limit};
+use crate::{
+    RequestActor, Service,
+    idempotency::{self, Creating, Outcome, Record},
+};
+
+/// The key that a request wants to create.
+#[derive(Debug, Clone)]
+pub struct NewKey {
+    /// Its label.
+    pub name: String,
+    /// Live or test.
+    pub mode: Mode,
+    /// What it may do.
+    pub grants: Grants,
+    /// What the caller attaches.
+    pub metadata: Option<Metadata>,
+}
+
+impl NewKey {
+    /// Creates the key and its text, within the limits of the parent key. Nothing is written yet.
+    fn mint(
+        self,
+        service: &Service,
+        by: &RequestActor,
+        family: Family,
+        application_id: Option<ApplicationId>,
+    ) -> Result<CreatedKey, Problem> {
+        let grants = match &by.parent {
+            Some(parent) => ceiling::beneath(&parent.key, self.mode, self.grants)?,
+            None => self.grants,
+        };
+        let now = service.clock.now();
+        let (id, text) = service.random.with(|rng| {
+            (
+                KeyId::new(now, rng),
+                KeyText::mint(Kind::Key(family, self.mode), rng),
+            )
+        });
+        let key = ApiKey {
+            application_id,
+            name: self.name,
+            grants,
+            metadata: self.metadata,
+            created_by: by.parent.as_ref().map(|parent| parent.key.id),
+            ..ApiKey::new(id, by.account_id.clone(), &text, (family, self.mode), now)
+        };
+        Ok(CreatedKey { key, text })
+    }
+}
+
+/// Creates a commerce or account key.
+///
+/// # Errors
+/// `forbidden` for what exceeds the parent key, `key_depth_limit_reached`, `scoped_keys_unavailable`,
+/// `feature_unavailable`, `key_limit_reached`, and the errors of [`idempotency::create`].
+pub async fn create<R: Record<CreatedKey> + Send + 'static>(
+    service: &Service,
+    by: &RequestActor,
+    family: Family,
+    wanted: NewKey,
+    creating: Creating<R>,
+) -> Result<Outcome<CreatedKey, R>, Problem> {
+    let limit = service.limits.account_keys;
+    let depth_limit = service.limits.key_depth;
+    insert(
+        service,
+        by,
+        (family, None),
+        wanted,
+        creating,
+        move |account, key| {
+            if let Some(parent) = key.created_by {
+                // A key that was revoked while its request was under way, or whose ancestor was, creates no key.
+                let within = |ancestors| depth_limit.check(ancestors).map_err(Problem::from);
+                let parent = account.lock_lineage(ACCOUNT, &parent, within)?;
+                if parent.is_none_or(|parent| parent.status(key.created_at) != Status::Active) {
+                    return Err(Problem::invalid_api_key());
+                }
+            }
+            account.get()?.operating_model.check(&key.grants)?;
+            check_limit(account, key, limit, 1)
+        },
+    )
+    .await
+}
+
+/// Creates a key for an application.
+///
+/// # Errors
+/// `not_found`, `application_key_limit_reached`, and the errors of [`idempotency::create`].
+pub async fn create_for_application<R: Record<CreatedKey> + Send + 'static>(
+    service: &Service,
+    by: &RequestActor,
+    application_id: ApplicationId,
+    wanted: NewKey,
+    creating: Creating<R>,
+) -> Result<Outcome<CreatedKey, R>, Problem> {
+    let limit = service.limits.application_keys;
+    let home = (Family::Application, Some(application_id));
+    insert(service, by, home, wanted, creating, move |account, key| {
+        // The lock makes counting and inserting one step for this application.
+        account.lock_application(&application_id)?.ok_or_else(Problem::not_found)?;
+        if account.count_usable(&application_id, key.created_at)? >= u64::from(limit) {
+            return Err(Problem::new(
+                ProblemCode::ApplicationKeyLimitReached,
+                format!("The application has {limit} keys that are neither revoked nor expired; revoke one first."),
+            ));
+        }
+        Ok(())
+    })
+    .await
+}
+
+/// Inserts a key with its audit entry in one transaction, unless `allow` rejects it.
+async fn insert<R: Record<CreatedKey> + Send + 'static>(
+    service: &Service,
+    by: &RequestActor,
+    (family, application_id): (Family, Option<ApplicationId>),
+    wanted: NewKey,
+    creating: Creating<R>,
+    allow: impl FnOnce(&mut AccountWriter<'_>, &ApiKey) -> Result<(), Problem> + Clone + Send + 'static,
+) -> Result<Outcome<CreatedKey, R>, Problem> {
+    let CreatedKey { key, text } = wanted.mint(service, by, family, application_id)?;
+    let draft = by.draft(
+        service,
+        Action::ApiKeyCreated,
+        Target::key(key.id, key.mode),
+        described(&key).into(),
+    );
+    let digest = text.digest();
+    idempotency::create(service, by, creating, move |tx| {
+        let mut account = tx.account(&key.account_id);
+        allow(&mut account, &key)?;
+        account.insert_key(&key, &digest)?;
+        account.append(draft)?;
+        Ok(CreatedKey { key, text })
+    })
+    .await
+}

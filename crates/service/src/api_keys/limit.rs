@@ -1,0 +1,32 @@
+//! The limit of keys of an account.
+
+use tollkey_core::{ApiKey, Family, Problem, ProblemCode};
+use tollkey_store::AccountWriter;
+
+use super::families::{ACCOUNT, COMMERCE};
+
+/// Rejects so many more keys if the account would then have more than `limit` usable keys of the surface of this key. Locks the
+/// account, so that no other request can insert a key between counting and inserting.
+pub(super) fn check_limit(
+    account: &mut AccountWriter<'_>,
+    key: &ApiKey,
+    limit: Option<u32>,
+    more: u64,
+) -> Result<(), Problem> {
+    let Some(limit) = limit else { return Ok(()) };
+    let families = if key.family == Family::Commerce {
+        COMMERCE
+    } else {
+        ACCOUNT
+    };
+    account.lock()?;
+    if account.count_usable_of(families, key.created_at)? + more > u64::from(limit) {
+        return Err(Problem::new(
+            ProblemCode::KeyLimitReached,
+            format!(
+                "The account can have {limit} such keys that are neither revoked nor expired; revoke one first."
+            ),
+        ));
+    }
+    Ok(())
+}

@@ -1,0 +1,92 @@
+//! Revoking a key, and with it all of its descendants.
+
+use tollkey_core::{
+    ApiKey, ApplicationId, Family, KeyId, Problem, api_key::Transition, audit::Action,
+    lineage::Root,
+};
+
+use super::transition::{Which, transition};
+use crate::{RequestActor, Service};
+
+/// Revokes a key of the account that is of one of these families, and with it all of its descendants. When this returns,
+/// every replica rejects all of them. A repeat changes nothing.
+///
+/// # Errors
+/// `not_found`.
+pub async fn revoke(
+    service: &Service,
+    by: &RequestActor,
+    families: &'static [Family],
+    id: KeyId,
+    reason: Option<String>,
+) -> Result<ApiKey, Problem> {
+    Ok(revoke_which(
+        service,
+        by,
+        Which {
+            families,
+            application_id: None,
+            id,
+        },
+        reason,
+    )
+    .await?
+    .0)
+}
+
+/// Revokes a key of an application. Returns `false` if it was revoked before. When this returns, every replica rejects the
+/// key.
+///
+/// # Errors
+/// `not_found`.
+pub async fn revoke_of_application(
+    service: &Service,
+    by: &RequestActor,
+    application_id: ApplicationId,
+    id: KeyId,
+) -> Result<bool, Problem> {
+    let which = Which {
+        families: &[Family::Application],
+        application_id: Some(application_id),
+        id,
+    };
+    Ok(revoke_which(service, by, which, None).await?.1)
+}
+
+async fn revoke_which(
+    service: &Service,
+    by: &RequestActor,
+    which: Which,
+    reason: Option<String>,
+) -> Result<(ApiKey, bool), Problem> {
+    let now = service.clock.now();
+    let pending = by.pending_revocation(Root::Key(which.id), now);
+    let revoked = transition(
+        service,
+        by,
+        which,
+        Action::ApiKeyRevoked,
+        move |account, key| {
+            let transition = key.revoke(now, reason);
+            match transition {
+                Transition::Changed if account.has_descendants(&key.id)? => {
+                    account.add_pending_revocation(&pending)?
+                }
+                // A server of the release before walks the tree instead, told verifiers of the root alone, and may have stopped
+                // before the end of the tree.
+                Transition::AlreadySo
+                    if key.revoked_at.is_some()
+                        && account.has_unrevoked_descendants(&key.id)? =>
+                {
+                    account.add_pending_revocation(&pending)?;
+                    account.descendants_changed();
+                }
+                _ => {}
+            }
+            Ok(transition)
+        },
+    );
+    let revoked = revoked.await?;
+    service.revocations.notify();
+    Ok(revoked)
+}

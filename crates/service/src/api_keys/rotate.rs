@@ -1,0 +1,73 @@
+//! Rotating a key: a successor, and an overlap in which both are valid.
+
+use serde_json::json;
+use tollkey_core::{
+    KeyId, KeyText, Problem, Status,
+    api_key::Overlap,
+    audit::{Action, Target},
+    key_text::Kind,
+};
+
+use super::{
+    created::CreatedKey,
+    entry::{described, differences},
+    families::COMMERCE,
+    limit::check_limit,
+};
+use crate::{
+    RequestActor, Service,
+    idempotency::{self, Creating, Outcome, Record},
+};
+
+/// Creates a successor of a commerce key, with the same grants. The key itself expires when the overlap ends.
+///
+/// # Errors
+/// `not_found`; `key_revoked`, `key_expired`, `key_suspended`, `key_already_rotated`; `key_limit_reached` when both
+/// would be one too many; `scoped_keys_unavailable`, `feature_unavailable` when the account cannot have the successor's grants
+/// anymore; and the errors of [`idempotency::create`].
+pub async fn rotate<R: Record<CreatedKey> + Send + 'static>(
+    service: &Service,
+    by: &RequestActor,
+    id: KeyId,
+    overlap: Overlap,
+    creating: Creating<R>,
+) -> Result<Outcome<CreatedKey, R>, Problem> {
+    let now = service.clock.now();
+    let account_id = by.account_id.clone();
+    let (drafts, random) = (by.drafts(service), service.random.clone());
+    let limit = service.limits.account_keys;
+    idempotency::create(service, by, creating, move |tx| {
+        let mut account = tx.account(&account_id);
+        let before = account
+            .lock_key(COMMERCE, &id)?
+            .ok_or_else(Problem::not_found)?;
+        let mut key = before.clone();
+        let (new_id, text) = random.with(|rng| {
+            (
+                KeyId::new(now, rng),
+                KeyText::mint(Kind::Key(key.family, key.mode), rng),
+            )
+        });
+        let successor = key.rotate(new_id, &text, overlap, now)?;
+        account.get()?.operating_model.check(&successor.grants)?;
+        // Only when the old key goes on for a while are there more keys than before.
+        if key.status(now) == Status::Active {
+            check_limit(&mut account, &successor, limit, 1)?;
+        }
+        account.insert_key(&successor, &text.digest())?;
+        account.save_key(&key)?;
+        let mut changes = differences(&before, &key);
+        changes.insert("rotated_to".to_owned(), json!(new_id.to_string()));
+        changes.insert("successor".to_owned(), described(&successor).into());
+        account.append(drafts(
+            Action::ApiKeyRotated,
+            Target::key(id, key.mode),
+            changes.into(),
+        ))?;
+        Ok(CreatedKey {
+            key: successor,
+            text,
+        })
+    })
+    .await
+}

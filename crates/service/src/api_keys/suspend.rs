@@ -1,0 +1,50 @@
+//! Suspending and resuming a key.
+
+use tollkey_core::{ApiKey, KeyId, Problem, audit::Action};
+
+use super::{
+    families::COMMERCE,
+    transition::{Which, transition},
+};
+use crate::{RequestActor, Service};
+
+/// Suspends a commerce key until it is resumed. A repeat changes nothing.
+///
+/// # Errors
+/// `not_found`, `key_revoked`.
+pub async fn suspend(service: &Service, by: &RequestActor, id: KeyId) -> Result<ApiKey, Problem> {
+    let now = service.clock.now();
+    let which = Which {
+        families: COMMERCE,
+        application_id: None,
+        id,
+    };
+    Ok(transition(
+        service,
+        by,
+        which,
+        Action::ApiKeySuspended,
+        move |_, key| Ok(key.suspend(now)?),
+    )
+    .await?
+    .0)
+}
+
+/// Resumes a suspended commerce key. A repeat changes nothing.
+///
+/// # Errors
+/// `not_found`, `key_revoked`.
+pub async fn resume(service: &Service, by: &RequestActor, id: KeyId) -> Result<ApiKey, Problem> {
+    let which = Which {
+        families: COMMERCE,
+        application_id: None,
+        id,
+    };
+    Ok(
+        transition(service, by, which, Action::ApiKeyResumed, |_, key| {
+            Ok(key.resume()?)
+        })
+        .await?
+        .0,
+    )
+}

@@ -1,0 +1,67 @@
+//! Changing the status of a key.
+
+use tollkey_core::{
+    ApiKey, ApplicationId, Family, KeyId, Problem,
+    api_key::Transition,
+    audit::{Action, Target},
+};
+use tollkey_store::AccountWriter;
+
+use super::entry::status_change;
+use crate::{RequestActor, Service};
+
+/// The key of a request.
+pub(super) struct Which {
+    pub(super) families: &'static [Family],
+    /// The application of the key, which must exist; `None` for any.
+    pub(super) application_id: Option<ApplicationId>,
+    pub(super) id: KeyId,
+}
+
+/// Changes the status of a key in one transaction with its audit entry and its invalidation. Also returns whether that changed
+/// anything; either way the status has been propagated.
+pub(super) async fn transition(
+    service: &Service,
+    by: &RequestActor,
+    which: Which,
+    action: Action,
+    step: impl FnOnce(&mut AccountWriter<'_>, &mut ApiKey) -> Result<Transition, Problem>
+    + Clone
+    + Send
+    + 'static,
+) -> Result<(ApiKey, bool), Problem> {
+    let now = service.clock.now();
+    let Which {
+        families,
+        application_id,
+        id,
+    } = which;
+    let (account_id, sees) = (by.account_id.clone(), by.visible_mode());
+    let drafts = by.drafts(service);
+    service
+        .ensure(by, move |tx| {
+            let mut account = tx.account(&account_id);
+            if let Some(id) = &application_id {
+                account
+                    .lock_application(id)?
+                    .ok_or_else(Problem::not_found)?;
+            }
+            let key = account.lock_key(families, &id)?;
+            let is_meant = |key: &ApiKey| {
+                sees.is_none_or(|mode| mode == key.mode)
+                    && (application_id.is_none() || key.application_id == application_id)
+            };
+            let mut key = key.filter(is_meant).ok_or_else(Problem::not_found)?;
+            let changed = step(&mut account, &mut key)? == Transition::Changed;
+            if changed {
+                account.save_key(&key)?;
+                account.append(drafts(
+                    action,
+                    Target::key(key.id, key.mode),
+                    status_change(&key, now),
+                ))?;
+            }
+            Ok((key, changed))
+        })
+        .await
+}

@@ -1,0 +1,51 @@
+//! Changing a key.
+
+use tollkey_core::{
+    ApiKey, KeyId, Problem,
+    audit::{Action, Target},
+};
+
+use super::{entry::differences, families::COMMERCE};
+use crate::{RequestActor, Service};
+
+/// Changes a commerce key. `edit` changes it in place; nothing different writes nothing.
+///
+/// # Errors
+/// `not_found`, `key_revoked`, `key_expired`, what `edit` returns, and `scoped_keys_unavailable` or
+/// `feature_unavailable` for restrictions the account's model does not have.
+pub async fn update(
+    service: &Service,
+    by: &RequestActor,
+    id: KeyId,
+    edit: impl FnOnce(&mut ApiKey) -> Result<(), Problem> + Clone + Send + 'static,
+) -> Result<ApiKey, Problem> {
+    let now = service.clock.now();
+    let account_id = by.account_id.clone();
+    let drafts = by.drafts(service);
+    service
+        .ensure(by, move |tx| {
+            let mut account = tx.account(&account_id);
+            let before = account
+                .lock_key(COMMERCE, &id)?
+                .ok_or_else(Problem::not_found)?;
+            before.changeable(now)?;
+            let mut key = before.clone();
+            edit(&mut key)?;
+            if (&key.grants.merchants, &key.grants.features)
+                != (&before.grants.merchants, &before.grants.features)
+            {
+                account.get()?.operating_model.check(&key.grants)?;
+            }
+            if key != before {
+                account.save_key(&key)?;
+                let changes = differences(&before, &key).into();
+                account.append(drafts(
+                    Action::ApiKeyUpdated,
+                    Target::key(id, key.mode),
+                    changes,
+                ))?;
+            }
+            Ok(key)
+        })
+        .await
+}

@@ -1,0 +1,55 @@
+//! Work that no request waits for. The server runs each of these regularly.
+
+use tollkey_core::{time::day, usage::outcome_code};
+use tollkey_verifier::usage::BATCH;
+
+use crate::{Service, idempotency, measures, revocations};
+
+/// For how many days usage is kept: a year and a month, so that a month can be compared with the year before.
+const USAGE_KEPT_DAYS: i32 = 400;
+
+impl Service {
+    /// Writes the usage that was counted while verifying. What cannot be written stays counted for the next time.
+    pub async fn flush_usage(&self) {
+        // What is counted now; keys that are used again meanwhile wait for the next time.
+        for _ in 0..self.verifier.usage_waiting().div_ceil(BATCH) {
+            let counted = self.verifier.take_usage();
+            if let Err(error) = self.store.add_usage(counted.clone()).await {
+                tracing::warn!(%error, "usage could not be written; it is kept for the next time");
+                self.verifier.restore_usage(counted);
+                return;
+            }
+            for usage in &counted {
+                measures::record_verifications(outcome_code(usage.outcome), usage.count);
+            }
+        }
+    }
+
+    /// Records revocations that apply to many keys, as far as this replica can.
+    pub async fn record_revocations(&self) {
+        if let Err(problem) = revocations::record_pending(self).await {
+            tracing::warn!(
+                code = problem.code.as_str(),
+                "a revocation could not be recorded on all of its keys, which are rejected all the same; trying again"
+            );
+        }
+    }
+
+    /// Deletes old usage, expired idempotency records and expired sessions.
+    pub async fn prune(&self) {
+        let now = self.clock.now();
+        if let Err(error) = self.store.prune_usage(day(now) - USAGE_KEPT_DAYS).await {
+            tracing::warn!(%error, "old usage could not be deleted; it is tried again");
+        }
+        if let Err(error) = self
+            .store
+            .prune_kept_answers(idempotency::kept_since(now))
+            .await
+        {
+            tracing::warn!(%error, "old idempotency records could not be deleted; it is tried again");
+        }
+        if let Err(error) = self.store.prune_sessions(now).await {
+            tracing::warn!(%error, "old sessions could not be deleted; it is tried again");
+        }
+    }
+}

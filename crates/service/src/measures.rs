@@ -1,0 +1,20 @@
+//! What the use-cases count for `/metrics`. The server describes the metrics and exports them.
+
+use std::time::Duration;
+
+use metrics::{counter, histogram};
+
+/// The counter of verifications, by the label `outcome`.
+pub const VERIFICATIONS: &str = "tollkey_verifications_total";
+/// The histogram of how long changes waited for propagation, in seconds.
+pub const SETTLE_WAIT: &str = "tollkey_settle_wait_seconds";
+
+/// Counts verifications with this outcome: `valid`, or the code of the denial.
+pub(crate) fn record_verifications(outcome: &'static str, count: u64) {
+    counter!(VERIFICATIONS, "outcome" => outcome).increment(count);
+}
+
+/// Counts a change that waited for propagation.
+pub(crate) fn record_settle(took: Duration) {
+    histogram!(SETTLE_WAIT).record(took);
+}

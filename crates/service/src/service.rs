@@ -1,0 +1,159 @@
+//! What the use-cases work with.
+
+use std::{fmt, sync::Arc};
+
+use tollkey_core::{Catalogue, Clock, Denial, Need, Problem, ceiling::DepthLimit};
+use tollkey_store::{Change, Owner, Reader, Store, Writer};
+use tollkey_verifier::{Requester, Unavailable, Verdict, Verifier};
+
+use crate::{Random, Revocations, StoreSource, audit::Checks, idempotency::Sealer, measures};
+
+/// What the use-cases work with. It is passed to each of them, never global.
+pub struct Service {
+    /// Keeps everything.
+    pub store: Store,
+    /// Verifies keys from its cache.
+    pub verifier: Verifier<StoreSource>,
+    /// The time.
+    pub clock: Arc<dyn Clock>,
+    /// Randomness.
+    pub random: Random,
+    /// The available scopes.
+    pub catalogue: Arc<Catalogue>,
+    /// Seals idempotency records.
+    pub sealer: Sealer,
+    /// The audit chains that are being verified right now.
+    pub audit_checks: Checks,
+    /// Wakes up the task that records revocations of many keys.
+    pub revocations: Revocations,
+    /// How many keys there can be.
+    pub limits: Limits,
+}
+
+/// How many keys there can be.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// How many usable keys an application can have.
+    pub application_keys: u32,
+    /// How many usable commerce keys, and how many usable account keys, an account can have; `None` is unlimited.
+    pub account_keys: Option<u32>,
+    /// How many ancestors a key can have.
+    pub key_depth: DepthLimit,
+}
+
+impl Service {
+    /// Reads from the store, as work of this owner: connections are shared fairly among owners.
+    ///
+    /// # Errors
+    /// `unavailable` when the store does not respond, or when too much of this owner's work waits.
+    pub async fn read<T: Send + 'static>(
+        &self,
+        owner: impl Into<Owner>,
+        work: impl FnOnce(&mut Reader<'_>) -> Result<T, tollkey_store::Error> + Send + 'static,
+    ) -> Result<T, Problem> {
+        self.store
+            .read_for(owner, work)
+            .await
+            .map_err(Problem::from)
+    }
+
+    /// Writes to the store in one transaction, as work of this owner. When the transaction changed something that verifiers cache,
+    /// this returns after the change has been propagated to every one of them.
+    ///
+    /// `work` may run more than once, each time in a new transaction (see [`Store::write`]).
+    ///
+    /// # Errors
+    /// What `work` returns, with nothing written; `unavailable` when the store does not respond, or when too much of
+    /// this owner's work waits.
+    pub async fn change<T: Send + 'static>(
+        &self,
+        owner: impl Into<Owner>,
+        work: impl FnOnce(&mut Writer<'_>) -> Result<T, Problem> + Clone + Send + 'static,
+    ) -> Result<T, Problem> {
+        let written = self.store.write_for(owner, work).await?;
+        if let Some(change) = written.change {
+            self.settle(change).await;
+        }
+        Ok(written.value)
+    }
+
+    /// [`Service::change`] for a state that may exist already. If the transaction changed nothing, this waits for the propagation of
+    /// every change committed so far: the caller that made the change may have crashed before it was propagated.
+    ///
+    /// # Errors
+    /// As for [`Service::change`]; `unavailable` too when nothing was changed and the store does not say since when.
+    pub async fn ensure<T: Send + 'static>(
+        &self,
+        owner: impl Into<Owner>,
+        work: impl FnOnce(&mut Writer<'_>) -> Result<T, Problem> + Clone + Send + 'static,
+    ) -> Result<T, Problem> {
+        let written = self.store.write_for(owner, work).await?;
+        match written.change {
+            Some(change) => self.settle(change).await,
+            None => self.settle_current().await?,
+        }
+        Ok(written.value)
+    }
+
+    async fn settle(&self, change: Change) {
+        let started = self.clock.elapsed();
+        self.verifier.settle(change.seq, change.at).await;
+        measures::record_settle(self.clock.elapsed().saturating_sub(started));
+    }
+
+    /// Waits for the propagation of every change committed so far.
+    ///
+    /// # Errors
+    /// `unavailable` when the store does not respond.
+    pub(crate) async fn settle_current(&self) -> Result<(), Problem> {
+        self.verifier
+            .settle_current()
+            .await
+            .map_err(|_| Problem::unavailable())
+    }
+
+    /// Verifies a presented key. Look-ups of keys that are not cached are shared fairly among requesters.
+    ///
+    /// # Errors
+    /// `unavailable` when the key is not cached and the store does not respond, or when too many look-ups of this requester
+    /// wait.
+    pub async fn verify(
+        &self,
+        requester: impl FnOnce() -> Requester,
+        presented: &str,
+        need: &Need<'_>,
+    ) -> Result<Verdict, Problem> {
+        counted(self.verifier.verify_for(requester, presented, need).await)
+    }
+
+    /// Verifies a presented key whose request is rejected whatever the verdict: that does not count as a use of the key.
+    ///
+    /// # Errors
+    /// As for [`Service::verify`].
+    pub async fn look(
+        &self,
+        requester: impl FnOnce() -> Requester,
+        presented: &str,
+        need: &Need<'_>,
+    ) -> Result<Verdict, Problem> {
+        counted(self.verifier.look_for(requester, presented, need).await)
+    }
+}
+
+fn counted(verdict: Result<Verdict, Unavailable>) -> Result<Verdict, Problem> {
+    // Outcomes of known keys are counted with their usage, in batches.
+    match &verdict {
+        Ok(verdict) if verdict.outcome != Err(Denial::UnknownKey) => {}
+        Ok(_) => measures::record_verifications(Denial::UnknownKey.code(), 1),
+        Err(_) => measures::record_verifications("unavailable", 1),
+    }
+    verdict.map_err(|_| Problem::unavailable())
+}
+
+impl fmt::Debug for Service {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Service")
+            .field("limits", &self.limits)
+            .finish_non_exhaustive()
+    }
+}
