@@ -19,7 +19,7 @@ use futures_util::{StreamExt as _, future::LocalBoxFuture};
 use serde::de::DeserializeOwned;
 use tollkey_core::{Checks, FieldError, Problem, ProblemCode};
 
-use crate::{caller::Identified, edge::Refusal};
+use crate::{caller::Identified, rejection::Rejection};
 
 /// The largest body.
 pub const MAX_BODY: usize = 64 * 1024;
@@ -42,8 +42,8 @@ pub struct Body {
 }
 
 impl FromRequest for Body {
-    type Error = Refusal;
-    type Future = LocalBoxFuture<'static, Result<Self, Refusal>>;
+    type Error = Rejection;
+    type Future = LocalBoxFuture<'static, Result<Self, Rejection>>;
 
     fn from_request(request: &HttpRequest, payload: &mut Payload) -> Self::Future {
         let content_type = request.content_type().to_ascii_lowercase();
@@ -258,8 +258,8 @@ impl<T> Read<T> {
 pub struct Query(String);
 
 impl FromRequest for Query {
-    type Error = Refusal;
-    type Future = std::future::Ready<Result<Self, Refusal>>;
+    type Error = Rejection;
+    type Future = std::future::Ready<Result<Self, Rejection>>;
 
     fn from_request(request: &HttpRequest, _: &mut Payload) -> Self::Future {
         std::future::ready(Ok(Self(request.query_string().to_owned())))

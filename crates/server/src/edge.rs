@@ -6,31 +6,24 @@
 use std::{sync::Arc, time::Instant};
 
 use actix_web::{
-    Error, HttpMessage as _, HttpResponse, HttpResponseBuilder, ResponseError,
+    Error, HttpMessage as _, HttpResponse, HttpResponseBuilder,
     body::{EitherBody, MessageBody},
     dev::{ServiceRequest, ServiceResponse},
     http::{
         Method, StatusCode,
-        header::{self, HeaderMap, HeaderName, HeaderValue},
+        header::{self, HeaderName, HeaderValue},
     },
     middleware::Next,
     web,
-};
-use tollkey_api::{
-    account::{ErrorBody, ErrorEnvelope, Meta},
-    problem as wire,
 };
 use tollkey_core::{Problem, ProblemCode};
 use ulid::Ulid;
 
 use crate::{
     caller::{Allowance, RequestId},
+    rejection::Rejection,
     state::State,
-    surfaces::{
-        account::is_account_path,
-        dashboard::{is_dashboard_path, page},
-        docs::is_docs_path,
-    },
+    surface::{Rendered, Surface, Surfaces},
     telemetry,
     transport::{self, SharedBody},
 };
@@ -39,39 +32,6 @@ const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 // draft-ietf-httpapi-ratelimit-headers-11.
 const RATE_LIMIT: HeaderName = HeaderName::from_static("ratelimit");
 const RATE_LIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
-/// Where the gateway routes live; they answer any method themselves and send no header but their own.
-pub const GATEWAY_PREFIX: &str = "/api/v1/authz/";
-
-/// The routes that programs request all the time, whatever people do: a success is logged at `debug`, anything else at `info`.
-const QUIET: [&str; 4] = ["/livez", "/readyz", "/metrics", "/api/v1/sync"];
-
-/// A problem on its way to the caller. Rendered by [`edge`], which knows the request.
-#[derive(Debug)]
-pub struct Refusal(pub Problem);
-
-impl From<Problem> for Refusal {
-    fn from(problem: Problem) -> Self {
-        Self(problem)
-    }
-}
-impl std::fmt::Display for Refusal {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        self.0.fmt(f)
-    }
-}
-impl ResponseError for Refusal {
-    fn status_code(&self) -> StatusCode {
-        StatusCode::from_u16(self.0.code.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
-    }
-
-    fn error_response(&self) -> HttpResponse {
-        HttpResponse::new(self.status_code())
-    }
-}
-
-/// What a handler answers.
-pub type Answer = Result<HttpResponse, Refusal>;
-
 /// The outermost middleware.
 ///
 /// # Errors
@@ -79,6 +39,7 @@ pub type Answer = Result<HttpResponse, Refusal>;
 pub async fn edge<B: MessageBody + 'static>(
     state: web::Data<State>,
     requests: web::Data<telemetry::Requests>,
+    surfaces: web::Data<Surfaces>,
     mut request: ServiceRequest,
     next: Next<B>,
 ) -> Result<ServiceResponse<EitherBody<B>>, Error> {
@@ -90,16 +51,11 @@ pub async fn edge<B: MessageBody + 'static>(
     }
     let method = request.method().clone();
     // The path as the router sees it, so that an escape in it does not change whose it is.
-    let path = request.match_info().as_str();
-    let (gateway, account, dashboard) = (
-        path.starts_with(GATEWAY_PREFIX),
-        is_account_path(path),
-        is_dashboard_path(path),
-    );
-    if method == Method::HEAD && !gateway {
+    let surface = surfaces.of(request.match_info().as_str());
+    if method == Method::HEAD && !surface.is_for_gateways {
         request.head_mut().method = Method::GET;
     }
-    let id = inbound_request_id(&request, account).unwrap_or_else(|| new_request_id(&state));
+    let id = inbound_request_id(&request, surface).unwrap_or_else(|| new_request_id(&state));
     request.extensions_mut().insert(RequestId(Arc::clone(&id)));
 
     // Routing and handlers answer with a response even where they fail; an error here is actix's own affair.
@@ -120,27 +76,13 @@ pub async fn edge<B: MessageBody + 'static>(
         });
     let mut response = match problem {
         Some(problem) => {
-            let mut response = problem_response(&problem);
-            let whole = if account {
-                let meta = Meta {
-                    request_id: id.to_string(),
-                    timestamp: state.service.clock.now().into(),
-                };
-                response.json(ErrorEnvelope {
-                    data: (),
-                    error: ErrorBody::new(&problem),
-                    meta,
-                })
-            } else if dashboard {
-                response
-                    .content_type("text/html; charset=utf-8")
-                    .body(page::problem(&problem, &id, &state.public_path))
-            } else {
-                let body =
-                    serde_json::to_string(&wire::Problem::new(&problem, &id)).unwrap_or_default();
-                response.content_type(wire::MEDIA_TYPE).body(body)
+            let rendered = Rendered {
+                problem: &problem,
+                request_id: &id,
+                now: state.service.clock.now(),
+                public_path: &state.public_path,
             };
-            whole.map_into_right_body()
+            (surface.render)(problem_response(&problem), &rendered).map_into_right_body()
         }
         None => response.map_into_left_body(),
     };
@@ -150,30 +92,11 @@ pub async fn edge<B: MessageBody + 'static>(
     if let Ok(id) = HeaderValue::from_str(&id) {
         headers.insert(X_REQUEST_ID, id);
     }
-    // A gateway may copy every header it gets into the request or the answer it passes on.
-    if !gateway {
-        headers.insert(
-            header::X_CONTENT_TYPE_OPTIONS,
-            HeaderValue::from_static("nosniff"),
-        );
-        if account
-            || http_request.match_info().as_str().starts_with("/api/")
-            || status.is_client_error()
-            || status.is_server_error()
-        {
-            headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
-        }
-    }
-
-    if dashboard {
-        page::secure(headers);
-    } else if is_html(headers) || is_docs_path(http_request.match_info().as_str()) {
-        page::secure_docs(headers);
-    }
+    (surface.set_headers)(headers, status);
     state.public_path.add_to(headers);
 
     // A gateway's caller is told what is left only when that is nothing.
-    if (!gateway || status == StatusCode::TOO_MANY_REQUESTS)
+    if (!surface.is_for_gateways || status == StatusCode::TOO_MANY_REQUESTS)
         && let Some(allowance) = http_request.extensions().get::<Allowance>()
     {
         let fields = allowance.rate.fields(allowance.retry_after_seconds);
@@ -194,7 +117,7 @@ pub async fn edge<B: MessageBody + 'static>(
     );
     let duration_us = u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX);
     // The level of a line is fixed where it is written.
-    if status.is_success() && QUIET.contains(&route) {
+    if status.is_success() && surface.quiet_routes.contains(&route) {
         tracing::debug!(target: "tollkey::http", request_id = %id, method, route, status = status.as_u16(), duration_us, "answered");
     } else {
         tracing::info!(target: "tollkey::http", request_id = %id, method, route, status = status.as_u16(), duration_us, "answered");
@@ -202,41 +125,17 @@ pub async fn edge<B: MessageBody + 'static>(
     Ok(ServiceResponse::new(http_request, response))
 }
 
-fn is_html(headers: &HeaderMap) -> bool {
-    headers
-        .get(header::CONTENT_TYPE)
-        .is_some_and(|value| value.as_bytes().starts_with(b"text/html"))
-}
-
-/// An inbound id is kept when it is well-formed, 1 to 128 characters out of `A-Z a-z 0-9 . _ : -`, and looks like no
-/// credential. The account surface has ids of one form, `req_` and a ULID, and keeps no other.
-fn inbound_request_id(request: &ServiceRequest, account: bool) -> Option<Arc<str>> {
+/// The ID that the request brings, if its surface accepts it.
+fn inbound_request_id(request: &ServiceRequest, surface: &Surface) -> Option<Arc<str>> {
     let mut values = request.headers().get_all(X_REQUEST_ID);
     let (Some(value), None) = (values.next(), values.next()) else {
         return None;
     };
-    let well_formed = |b: &u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b':' | b'-');
-    let text = value.to_str().ok()?;
-    if account {
-        let ulid = text
-            .strip_prefix("req_")
-            .filter(|ulid| matches!(ulid.as_bytes().first(), Some(b'0'..=b'7')));
-        return ulid
-            .is_some_and(|ulid| Ulid::from_string(ulid).is_ok())
-            .then(|| Arc::from(text));
-    }
-    let kept = (1..=128).contains(&text.len())
-        && text.as_bytes().iter().all(well_formed)
-        && !is_like_credential(text);
-    kept.then(|| Arc::from(text))
-}
-
-/// Whether a text has a part that the credentials of this server have. Such a text is not logged: a client may have put a
-/// credential where it does not belong.
-pub fn is_like_credential(text: &str) -> bool {
-    ["_live_", "_test_", "tks_", "eyJ"]
-        .iter()
-        .any(|part| text.contains(part))
+    value
+        .to_str()
+        .ok()
+        .filter(|text| (surface.keeps_request_id)(text))
+        .map(Arc::from)
 }
 
 /// `req_` and a ULID.
@@ -256,7 +155,7 @@ fn new_request_id(state: &State) -> Arc<str> {
 
 /// What an actix error says in our words. Those of ours carry their problem; the others come from actix itself.
 fn problem_of(error: &Error) -> Problem {
-    if let Some(Refusal(problem)) = error.as_error() {
+    if let Some(Rejection(problem)) = error.as_error() {
         return problem.clone();
     }
     let status = error.as_response_error().status_code();

@@ -6,6 +6,7 @@
 //! | [`caller`] | who is calling |
 //! | [`sign_in`] | the ways to sign in to the dashboard |
 //! | [`state`] | what a request may use |
+//! | [`surface`], [`rejection`] | what surfaces share, and what handlers return |
 //! | [`edge`], [`body`] | what every request goes through, and what it brings |
 //! | [`public_path`] | the path prefix under which clients reach the server |
 //! | [`config`], [`dev_mode`] | settings, and what stands in for them on a developer's machine |
@@ -23,9 +24,11 @@ pub mod dev_mode;
 pub mod edge;
 pub mod openapi;
 pub mod public_path;
+pub mod rejection;
 pub mod server;
 pub mod sign_in;
 pub mod state;
+pub mod surface;
 pub mod surfaces;
 pub mod telemetry;
 pub mod transport;

@@ -6,10 +6,7 @@
 use std::sync::LazyLock;
 
 use actix_web::{App, http::Method, web::Bytes};
-use tollkey_api::{
-    account::ErrorEnvelope,
-    problem::{MEDIA_TYPE, Problem},
-};
+use tollkey_api::{account::ErrorEnvelope, problem::Problem};
 use utoipa::{
     PartialSchema as _, ToSchema as _,
     openapi::{
@@ -22,14 +19,18 @@ use utoipa::{
 };
 use utoipa_actix_web::AppExt as _;
 
-use crate::{public_path::PublicPath, surfaces};
+use crate::{
+    public_path::PublicPath,
+    surface::Surface,
+    surfaces::{self, SURFACES},
+};
 
 /// The document.
 #[must_use]
 pub fn document() -> OpenApi {
     let (_, mut api) = App::new()
         .into_utoipa_app()
-        .configure(surfaces::routes)
+        .configure(surfaces::documented_routes)
         .split_for_parts();
     api.info = InfoBuilder::new()
         .title("Tollkey")
@@ -43,23 +44,15 @@ pub fn document() -> OpenApi {
         ))
         .contact(None::<utoipa::openapi::Contact>)
         .build();
+    let tags = SURFACES.0.iter().filter_map(|surface| surface.document.tag);
     api.tags = Some(
-        [
-            ("applications", "Applications and the keys that belong to them."),
-            ("commerce keys", "Keys for commerce operations, scoped keys among them: made, changed, suspended, rotated, revoked."),
-            (
-                "account keys",
-                "Secret and publishable keys of an account, managed by a secret key. Every answer is an envelope. The same \
-                 paths are there without `/api` too.",
-            ),
-            ("verification", "May this key do that? For resource servers, and for keys about themselves."),
-            ("gateways", "The same question in the dialects of nginx, Traefik, Caddy and Envoy."),
-            ("audit log", "Who changed what."),
-            ("operator", "Accounts and service keys, for whoever runs the server."),
-            ("health", "For orchestrators and tools."),
-        ]
-        .map(|(name, words)| TagBuilder::new().name(name).description(Some(words)).build())
-        .into(),
+        tags.map(|(name, words)| {
+            TagBuilder::new()
+                .name(name)
+                .description(Some(words))
+                .build()
+        })
+        .collect(),
     );
     let components = api.components.get_or_insert_default();
     for (name, scheme) in security_schemes() {
@@ -184,21 +177,20 @@ fn complete(path: &str, operation: &mut Operation) {
         .flatten()
         .flat_map(requirement_names)
         .collect();
-    let tag = operation
-        .tags
-        .iter()
-        .flatten()
-        .next()
-        .cloned()
-        .unwrap_or_default();
     let has = |scheme: &str| schemes.iter().any(|name| name == scheme);
-    if tag == "health" {
+    let described = |surface: &&&Surface| surface.document.describes(operation);
+    let Some(document) = SURFACES
+        .0
+        .iter()
+        .find(described)
+        .map(|surface| surface.document)
+    else {
+        return;
+    };
+    if !document.has_common_responses {
         return;
     }
-    if matches!(
-        tag.as_str(),
-        "applications" | "commerce keys" | "account keys" | "audit log"
-    ) {
+    if document.has_account_parameter {
         add_parameter(
             operation,
             "account",
@@ -212,17 +204,13 @@ fn complete(path: &str, operation: &mut Operation) {
                      answer again, with `Idempotent-Replayed: true`. Kept for 24 hours.";
         add_parameter(operation, "Idempotency-Key", ParameterIn::Header, words);
     }
-    let problem = if tag == "account keys" {
-        enveloped_problem
-    } else {
-        problem
-    };
+    let (schema, media_type) = (document.problem)();
     let mut add = |status: &str, words: &str, headers: &[(&str, &str)]| {
         operation
             .responses
             .responses
             .entry(status.to_owned())
-            .or_insert_with(|| problem(words, headers));
+            .or_insert_with(|| problem(&schema, media_type, words, headers));
     };
     if operation.request_body.is_some() {
         add(
@@ -259,15 +247,7 @@ fn complete(path: &str, operation: &mut Operation) {
         },
         &[("WWW-Authenticate", "The challenge of RFC 6750.")],
     );
-    add(
-        "403",
-        if tag == "gateways" {
-            "The denial's code, or `invalid_requirement`."
-        } else {
-            "`forbidden`, or the code of a denial."
-        },
-        &[],
-    );
+    add("403", document.forbidden, &[]);
     if has("api_key") || has("secret_key") {
         add(
             "429",
@@ -282,7 +262,7 @@ fn complete(path: &str, operation: &mut Operation) {
             ],
         );
     }
-    if path.contains('{') && tag != "gateways" {
+    if path.contains('{') && document.has_ids {
         add(
             "404",
             "`not_found`: there is no such thing in this account.",
@@ -324,15 +304,7 @@ fn add_parameter(operation: &mut Operation, name: &str, place: ParameterIn, word
     );
 }
 
-fn problem(words: &str, headers: &[(&str, &str)]) -> RefOr<utoipa::openapi::Response> {
-    refusal(&Problem::name(), MEDIA_TYPE, words, headers)
-}
-
-fn enveloped_problem(words: &str, headers: &[(&str, &str)]) -> RefOr<utoipa::openapi::Response> {
-    refusal(&ErrorEnvelope::name(), "application/json", words, headers)
-}
-
-fn refusal(
+fn problem(
     schema: &str,
     media_type: &str,
     words: &str,

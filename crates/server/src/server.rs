@@ -38,11 +38,12 @@ use crate::{
     caller::{jwt::TokenVerifier, oidc::Provider, published::UPKEEP_INTERVAL},
     config::{DatabaseKind, Secret, Settings, TokenSource},
     dev_mode::{DevMode, new_secret},
-    edge::{Answer, edge},
+    edge::edge,
     openapi,
+    rejection::HandlerResult,
     sign_in::Ways,
     state::{LogLimits, Policy, State},
-    surfaces,
+    surfaces::{self, SURFACES},
     telemetry::{self, Metrics},
     transport::{self, Connections, Server, open_files},
 };
@@ -412,12 +413,11 @@ pub fn start(
         let (app, _) = App::new()
             .app_data(shared.clone())
             .into_utoipa_app()
-            .configure(surfaces::routes)
+            .configure(surfaces::documented_routes)
             .split_for_parts();
         app.app_data(web::Data::new(telemetry::Requests::default()))
-            .configure(surfaces::account::under_v1)
-            .configure(surfaces::dashboard::configure)
-            .configure(surfaces::docs::configure)
+            .app_data(web::Data::new(SURFACES))
+            .configure(surfaces::other_routes)
             .route("/", web::get().to(home))
             .default_service(web::to(unmatched))
             .wrap(from_fn(edge))
@@ -439,6 +439,7 @@ pub fn start(
             let mut app = App::new()
                 .app_data(shared.clone())
                 .app_data(web::Data::new(telemetry::Requests::default()))
+                .app_data(web::Data::new(SURFACES))
                 .service(surfaces::health::live)
                 .service(surfaces::health::ready)
                 .default_service(web::to(nothing));
@@ -712,7 +713,7 @@ async fn render_metrics(
 }
 
 /// The root. A browser is sent to the dashboard; there is nothing else.
-async fn home(request: HttpRequest) -> Answer {
+async fn home(request: HttpRequest) -> HandlerResult {
     let accepted = header::Accept::parse(&request).map_or_else(|_| Vec::new(), |accept| accept.0);
     let is_browser = accepted
         .iter()
@@ -727,18 +728,18 @@ async fn home(request: HttpRequest) -> Answer {
         .finish())
 }
 
-async fn nothing() -> Answer {
+async fn nothing() -> HandlerResult {
     Err(Problem::new(ProblemCode::NotFound, "There is nothing at this path.").into())
 }
 
 /// What no route matches: 405 where the path exists with another method, else 404.
-async fn unmatched(request: HttpRequest) -> Answer {
+async fn unmatched(request: HttpRequest) -> HandlerResult {
     static PATHS: LazyLock<Vec<(ResourceDef, Method)>> = LazyLock::new(|| {
         openapi::operations()
             .map(|(path, method)| (ResourceDef::new(path), method))
             .collect()
     });
-    let path = surfaces::account::under_api(request.match_info().as_str());
+    let path = SURFACES.documented(request.match_info().as_str());
     let mut allowed: Vec<String> = PATHS
         .iter()
         .filter(|(template, _)| template.is_match(&path))

@@ -38,7 +38,7 @@ use tollkey_verifier::{Known, RateStatus, Requester, Verdict};
 
 pub use credential::{Credential, CredentialHeaders, Expected, credential};
 
-use crate::{edge::Refusal, state::State};
+use crate::{rejection::Rejection, state::State};
 
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 
@@ -70,7 +70,7 @@ pub fn request_id(request: &HttpRequest) -> Arc<str> {
 }
 
 /// The state every handler has.
-fn state(request: &HttpRequest) -> Result<web::Data<State>, Refusal> {
+fn state(request: &HttpRequest) -> Result<web::Data<State>, Rejection> {
     request
         .app_data::<web::Data<State>>()
         .cloned()
@@ -500,7 +500,7 @@ fn manager(
 }
 
 impl Merchant {
-    async fn extract(request: &HttpRequest) -> Result<Self, Refusal> {
+    async fn extract(request: &HttpRequest) -> Result<Self, Rejection> {
         let state = state(request)?;
         match identify(request, &state, &[]).await? {
             Caller::Token(claims) => Ok(Self(manager(request, &state, claims)?)),
@@ -510,7 +510,7 @@ impl Merchant {
 }
 
 impl AccountHolder {
-    async fn extract(request: &HttpRequest) -> Result<Self, Refusal> {
+    async fn extract(request: &HttpRequest) -> Result<Self, Rejection> {
         let state = state(request)?;
         match identify(request, &state, &[Family::Secret]).await? {
             Caller::Token(claims) => Ok(Self(manager(request, &state, claims)?)),
@@ -529,7 +529,7 @@ impl AccountHolder {
 }
 
 impl Operator {
-    async fn extract(request: &HttpRequest) -> Result<Self, Refusal> {
+    async fn extract(request: &HttpRequest) -> Result<Self, Rejection> {
         let state = state(request)?;
         match identify(request, &state, &[]).await? {
             Caller::Token(claims) if claims.has_role("operator") => {
@@ -551,7 +551,7 @@ impl Operator {
 }
 
 impl Verifying {
-    async fn extract(request: &HttpRequest) -> Result<Self, Refusal> {
+    async fn extract(request: &HttpRequest) -> Result<Self, Rejection> {
         let state = state(request)?;
         match identify(request, &state, &[Family::Secret]).await? {
             Caller::ServiceKey(id) => {
@@ -573,7 +573,7 @@ impl Verifying {
 }
 
 impl Service {
-    async fn extract(request: &HttpRequest) -> Result<Self, Refusal> {
+    async fn extract(request: &HttpRequest) -> Result<Self, Rejection> {
         let state = state(request)?;
         match identify(request, &state, &[]).await? {
             Caller::ServiceKey(id) => Ok(Self(id.to_string().into())),
@@ -587,7 +587,7 @@ impl Service {
 }
 
 impl PresentedKey {
-    async fn extract(request: &HttpRequest) -> Result<Self, Refusal> {
+    async fn extract(request: &HttpRequest) -> Result<Self, Rejection> {
         let state = state(request)?;
         let record = match identify(request, &state, &Family::ALL).await? {
             Caller::Key(record) => record,
@@ -605,8 +605,8 @@ impl PresentedKey {
 macro_rules! from_request {
     ($($extractor:ty),*) => {$(
         impl FromRequest for $extractor {
-            type Error = Refusal;
-            type Future = LocalBoxFuture<'static, Result<Self, Refusal>>;
+            type Error = Rejection;
+            type Future = LocalBoxFuture<'static, Result<Self, Rejection>>;
 
             fn from_request(request: &HttpRequest, _: &mut Payload) -> Self::Future {
                 let request = request.clone();

@@ -7,14 +7,27 @@ use actix_web::{HttpResponse, http::header, web};
 use tollkey_core::{Problem, ProblemCode};
 use utoipa_swagger_ui::Config;
 
-use crate::{edge::Answer, state::State, transport::SharedBody};
+use crate::{
+    rejection::HandlerResult,
+    state::State,
+    surface::{Document, Surface, secure_html, uncached_errors},
+    transport::SharedBody,
+};
 
-/// Whether a path is that of Swagger UI, or under it.
-#[must_use]
-pub fn is_docs_path(path: &str) -> bool {
-    path.strip_prefix("/docs")
-        .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
-}
+/// Only our own files, no frames. The hash is that of the one inline style sheet of Swagger UI, in
+/// its logo. Without it the logo is black on black, and the console has an error.
+const POLICY: &str = "default-src 'self'; \
+                           style-src 'self' 'sha256-RL3ie0nH+Lzz2YNqQN83mnU0J1ot4QL7b99vMdIX99w='; \
+                           img-src 'self' data:; form-action 'self'; frame-ancestors 'none'; base-uri 'none'";
+
+/// Swagger UI.
+pub const SURFACE: Surface = Surface {
+    set_headers: |headers, status| {
+        uncached_errors(headers, status);
+        secure_html(headers, POLICY);
+    },
+    ..Surface::api(&["/docs"], Document::NONE)
+};
 
 /// The routes.
 pub fn configure(config: &mut web::ServiceConfig) {
@@ -29,7 +42,7 @@ async fn redirect() -> HttpResponse {
         .finish()
 }
 
-async fn file(state: web::Data<State>, path: web::Path<String>) -> Answer {
+async fn file(state: web::Data<State>, path: web::Path<String>) -> HandlerResult {
     let config = Config::from(state.public_path.path("/openapi.json")).validator_url("none");
     let found = utoipa_swagger_ui::serve(&path, Arc::new(config)).map_err(|error| {
         tracing::error!(%error, "a file of Swagger UI cannot be served");

@@ -3,7 +3,32 @@
 use actix_web::{HttpResponse, get, http::header, web};
 use tollkey_core::Problem;
 
-use crate::{edge::Answer, openapi, state::State, transport::SharedBody};
+use crate::{
+    openapi,
+    rejection::HandlerResult,
+    state::State,
+    surface::{Document, Surface, uncached_errors},
+    transport::SharedBody,
+};
+use utoipa_actix_web::service_config::ServiceConfig;
+
+/// Health, the document, and every path that no other surface has.
+pub const SURFACE: Surface = Surface {
+    set_headers: uncached_errors,
+    quiet_routes: &["/livez", "/readyz", "/metrics"],
+    ..Surface::api(
+        &[""],
+        Document {
+            has_common_responses: false,
+            ..Document::new("health", "For orchestrators and tools.")
+        },
+    )
+};
+
+/// The routes.
+pub(super) fn configure(config: &mut ServiceConfig<'_>) {
+    config.service(live).service(ready).service(document);
+}
 
 /// Whether the process runs.
 ///
@@ -29,7 +54,7 @@ pub async fn live() -> HttpResponse {
     )
 )]
 #[get("/readyz")]
-pub async fn ready(state: web::Data<State>) -> Answer {
+pub async fn ready(state: web::Data<State>) -> HandlerResult {
     if state.is_draining() {
         return Err(Problem {
             detail: "The server is stopping.".to_owned(),

@@ -13,63 +13,47 @@ pub mod operator;
 mod retry;
 pub mod verification;
 
+use actix_web::web;
 use tollkey_core::{Checks, Id, Invalid, Problem, id::Entity};
 use utoipa_actix_web::{scope, service_config::ServiceConfig};
 
-/// Every route of the server but the Swagger UI.
-pub fn routes(config: &mut ServiceConfig<'_>) {
+use crate::surface::Surfaces;
+
+/// The surfaces. The OpenAPI document has their tags in this order; the last one has every path that no other has.
+pub const SURFACES: Surfaces = Surfaces(&[
+    &applications::SURFACE,
+    &commerce::SURFACE,
+    &account::SURFACE,
+    &verification::SURFACE,
+    &verification::GATEWAYS,
+    &audit::SURFACE,
+    &operator::SURFACE,
+    &dashboard::SURFACE,
+    &docs::SURFACE,
+    &health::SURFACE,
+]);
+
+/// The routes that the OpenAPI document describes.
+pub fn documented_routes(config: &mut ServiceConfig<'_>) {
+    config.configure(health::configure).service(
+        scope("/api/v1")
+            // First, because routes are tried in turn, and gateways send more requests than all other callers.
+            .configure(verification::configure_gateways)
+            .configure(applications::configure)
+            .configure(commerce::configure)
+            .configure(account::configure)
+            .configure(verification::configure)
+            .configure(audit::configure)
+            .configure(operator::configure),
+    );
+}
+
+/// All other routes.
+pub fn other_routes(config: &mut web::ServiceConfig) {
     config
-        .service(health::live)
-        .service(health::ready)
-        .service(health::document)
-        .service(
-            scope("/api/v1")
-                // Gateways. First, because routes are tried in turn and nothing is asked as often
-                .service(verification::ForwardAuth)
-                .service(verification::AuthRequest)
-                .service(verification::ExtAuthz)
-                // Applications and their keys (kadosei)
-                .service(applications::create)
-                .service(applications::list)
-                .service(applications::get)
-                .service(applications::update)
-                .service(applications::delete)
-                .service(applications::set_status)
-                .service(applications::create_key)
-                .service(applications::list_keys)
-                .service(applications::revoke_key)
-                // Commerce keys (pepay, crypto-checkout, hellgate)
-                .service(commerce::create)
-                .service(commerce::list)
-                .service(commerce::get)
-                .service(commerce::update)
-                .service(commerce::revoke)
-                .service(commerce::suspend)
-                .service(commerce::resume)
-                .service(commerce::rotate)
-                // Account keys (storlaunch); also under /v1, see account::under_v1
-                .service(account::create)
-                .service(account::list)
-                .service(account::delete)
-                .service(account::revoke)
-                .service(account::audit_log)
-                // Verification
-                .service(verification::verify)
-                .service(verification::verify_batch)
-                .service(verification::introspect)
-                .service(verification::sync)
-                .service(verification::sync_lookup)
-                .service(verification::whoami)
-                .service(verification::revoke_whoami)
-                // Audit log
-                .service(audit::list)
-                // Operator
-                .service(operator::get_account)
-                .service(operator::put_account)
-                .service(operator::create_service_key)
-                .service(operator::list_service_keys)
-                .service(operator::revoke_service_key),
-        );
+        .configure(account::under_v1)
+        .configure(dashboard::configure)
+        .configure(docs::configure);
 }
 
 /// The id in a path. A malformed one is answered as an unknown one.

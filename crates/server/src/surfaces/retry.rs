@@ -7,6 +7,7 @@ use actix_web::{
         StatusCode,
         header::{self, HeaderName},
     },
+    web,
 };
 use serde::Serialize;
 use tollkey_core::{Problem, audit::Actor};
@@ -16,8 +17,7 @@ use tollkey_service::{
 };
 use zeroize::Zeroizing;
 
-use super::account::under_api;
-use crate::{body::Body, edge::Refusal, state::State};
+use crate::{body::Body, rejection::Rejection, state::State, surface::Surfaces};
 
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 const IDEMPOTENT_REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
@@ -31,11 +31,14 @@ pub struct Retry {
 }
 
 impl FromRequest for Retry {
-    type Error = Refusal;
-    type Future = std::future::Ready<Result<Self, Refusal>>;
+    type Error = Rejection;
+    type Future = std::future::Ready<Result<Self, Rejection>>;
 
     fn from_request(request: &HttpRequest, _: &mut Payload) -> Self::Future {
-        let path = under_api(request.match_info().as_str());
+        let path = request.match_info().as_str();
+        let path = request
+            .app_data::<web::Data<Surfaces>>()
+            .map_or_else(|| path.to_owned(), |surfaces| surfaces.documented(path));
         std::future::ready(Ok(Self {
             key: key(request),
             method: request.method().to_string(),
@@ -132,7 +135,7 @@ pub fn respond<T, B: Serialize>(
     outcome: Outcome<T>,
     show: impl FnOnce(&T) -> Shown<B>,
     wrap: impl FnOnce(&str) -> Result<String, Problem>,
-) -> Result<HttpResponse, Refusal> {
+) -> Result<HttpResponse, Rejection> {
     let replayed = !matches!(outcome, Outcome::Created(_));
     let (status, location, body) = match outcome {
         Outcome::Created(created) | Outcome::Replayed(created) => {
@@ -165,6 +168,6 @@ pub fn respond<T, B: Serialize>(
 pub fn plain<T, B: Serialize>(
     outcome: Outcome<T>,
     show: impl FnOnce(&T) -> Shown<B>,
-) -> Result<HttpResponse, Refusal> {
+) -> Result<HttpResponse, Rejection> {
     respond(outcome, show, |json| Ok(json.to_owned()))
 }

@@ -13,16 +13,20 @@ use super::{
     audit, members, path_id,
     retry::{Retry, Shown, respond},
 };
+use crate::surface::{Document, Surface};
 use crate::{
     body::{Body, Query},
     caller::AccountHolder,
-    edge::Answer,
+    rejection::HandlerResult,
     state::State,
 };
 use tollkey_service::{
     self as service,
     api_keys::{self, CreatedKey},
 };
+use ulid::Ulid;
+use utoipa::ToSchema as _;
+use utoipa_actix_web::service_config::ServiceConfig;
 
 /// Mounts the surface where the document has it; the OpenAPI document describes it under `/api/v1`.
 pub fn under_v1(config: &mut web::ServiceConfig) {
@@ -35,24 +39,40 @@ pub fn under_v1(config: &mut web::ServiceConfig) {
     config.service(scope);
 }
 
-/// Whether this path is the surface's own, or one that nobody has under `/v1`.
-#[must_use]
-pub fn is_account_path(path: &str) -> bool {
-    let below = |room: &str| {
-        path.strip_prefix(room)
-            .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
-    };
-    below("/v1") || below("/api/v1/account")
+/// The surface: every response is an envelope.
+pub const SURFACE: Surface = Surface {
+    alias: Some(("/v1/account", "/api/v1/account")),
+    render: present::enveloped_problem,
+    keeps_request_id: is_ulid,
+    ..Surface::api(
+        &["/v1", "/api/v1/account"],
+        Document {
+            has_account_parameter: true,
+            problem: || (api::ErrorEnvelope::name().into_owned(), "application/json"),
+            ..Document::new(
+                "account keys",
+                "Secret and publishable keys of an account, managed by a secret key. Every answer is an envelope. The same \
+             paths are there without `/api` too.",
+            )
+        },
+    )
+};
+
+/// Whether a text is a request ID of this surface: `req_` and a ULID.
+fn is_ulid(text: &str) -> bool {
+    text.strip_prefix("req_")
+        .filter(|ulid| matches!(ulid.as_bytes().first(), Some(b'0'..=b'7')))
+        .is_some_and(|ulid| Ulid::from_string(ulid).is_ok())
 }
 
-/// The path under which the OpenAPI document has this one.
-#[must_use]
-pub fn under_api(path: &str) -> String {
-    if path.starts_with("/v1/account/") {
-        format!("/api{path}")
-    } else {
-        path.to_owned()
-    }
+/// The routes, under `/api/v1`.
+pub(super) fn configure(config: &mut ServiceConfig<'_>) {
+    config
+        .service(create)
+        .service(list)
+        .service(delete)
+        .service(revoke)
+        .service(audit_log);
 }
 
 /// Create an account key.
@@ -73,7 +93,7 @@ pub async fn create(
     holder: AccountHolder,
     retry: Retry,
     body: Body,
-) -> Answer {
+) -> HandlerResult {
     let by = &holder.0;
     let run = async |creating| {
         let now = state.service.clock.now();
@@ -110,7 +130,7 @@ pub async fn list(
     state: web::Data<State>,
     holder: AccountHolder,
     query: Query,
-) -> Answer {
+) -> HandlerResult {
     let query: api::ListKeys = query.read()?;
     let (limit, after) = members::listing(query.limit, query.cursor.as_deref())?;
     let found = api_keys::list(
@@ -142,7 +162,7 @@ pub async fn delete(
     state: web::Data<State>,
     holder: AccountHolder,
     id: web::Path<String>,
-) -> Answer {
+) -> HandlerResult {
     end(&request, &state, &holder, &id).await
 }
 
@@ -164,12 +184,17 @@ pub async fn revoke(
     holder: AccountHolder,
     id: web::Path<String>,
     body: Body,
-) -> Answer {
+) -> HandlerResult {
     let tollkey_api::commerce::Nothing {} = body.json_or_nothing()?;
     end(&request, &state, &holder, &id).await
 }
 
-async fn end(request: &HttpRequest, state: &State, holder: &AccountHolder, id: &str) -> Answer {
+async fn end(
+    request: &HttpRequest,
+    state: &State,
+    holder: &AccountHolder,
+    id: &str,
+) -> HandlerResult {
     let revoked = api_keys::revoke(
         &state.service,
         &holder.0,
@@ -198,7 +223,7 @@ pub async fn audit_log(
     state: web::Data<State>,
     holder: AccountHolder,
     query: Query,
-) -> Answer {
+) -> HandlerResult {
     let api::ListAuditLog {
         limit,
         cursor,

@@ -1,6 +1,6 @@
 //! How account keys and their envelope read, and how requests about them read as ours.
 
-use actix_web::HttpRequest;
+use actix_web::{HttpRequest, HttpResponse, HttpResponseBuilder};
 use jiff::Timestamp;
 use serde_json::value::RawValue;
 use tollkey_api::{Secret, account as api};
@@ -11,6 +11,7 @@ use tollkey_core::{
     text,
 };
 
+use crate::surface::Rendered;
 use crate::{caller::request_id, state::State, surfaces::members};
 use tollkey_service::api_keys::NewKey;
 
@@ -39,6 +40,23 @@ pub(super) fn enveloped_text(
     let data: Result<&RawValue, _> = serde_json::from_str(json);
     let whole = data.and_then(|data| serde_json::to_string(&enveloped(request, state, data)));
     whole.map_err(|_| Problem::internal())
+}
+
+/// Renders a problem as an envelope.
+pub(super) fn enveloped_problem(
+    mut response: HttpResponseBuilder,
+    rendered: &Rendered<'_>,
+) -> HttpResponse {
+    let meta = api::Meta {
+        request_id: rendered.request_id.to_owned(),
+        timestamp: rendered.now.into(),
+    };
+    let error = api::ErrorBody::new(rendered.problem);
+    response.json(api::ErrorEnvelope {
+        data: (),
+        error,
+        meta,
+    })
 }
 
 /// An answer around a list.

@@ -12,13 +12,41 @@ use super::{
     paging, path_id,
     retry::{Retry, Shown, plain},
 };
+use crate::surface::{Document, Surface};
 use crate::{
     body::{Body, Query},
     caller::Merchant,
-    edge::Answer,
+    rejection::HandlerResult,
     state::State,
 };
 use tollkey_service::{api_keys, applications};
+use utoipa_actix_web::service_config::ServiceConfig;
+
+/// Applications and their keys.
+pub const SURFACE: Surface = Surface::api(
+    &["/api/v1/applications"],
+    Document {
+        has_account_parameter: true,
+        ..Document::new(
+            "applications",
+            "Applications and the keys that belong to them.",
+        )
+    },
+);
+
+/// The routes, under `/api/v1`.
+pub(super) fn configure(config: &mut ServiceConfig<'_>) {
+    config
+        .service(create)
+        .service(list)
+        .service(get)
+        .service(update)
+        .service(delete)
+        .service(set_status)
+        .service(create_key)
+        .service(list_keys)
+        .service(revoke_key);
+}
 
 /// Create an application.
 ///
@@ -39,7 +67,7 @@ pub async fn create(
     merchant: Merchant,
     retry: Retry,
     body: Body,
-) -> Answer {
+) -> HandlerResult {
     let by = &merchant.0;
     let run = async |creating| {
         let (name, description) =
@@ -73,7 +101,7 @@ pub async fn create(
     responses((status = 200, description = "A page of applications.", body = api::Page<api::Application>))
 )]
 #[get("/applications")]
-pub async fn list(state: web::Data<State>, merchant: Merchant, query: Query) -> Answer {
+pub async fn list(state: web::Data<State>, merchant: Merchant, query: Query) -> HandlerResult {
     let query: api::ListApplications = query.read()?;
     let (page, limit) = paging(query.page, query.limit)?;
     let include = query.include.is_some();
@@ -95,7 +123,11 @@ pub async fn list(state: web::Data<State>, merchant: Merchant, query: Query) -> 
     responses((status = 200, description = "The application.", body = api::Application))
 )]
 #[get("/applications/{id}")]
-pub async fn get(state: web::Data<State>, merchant: Merchant, id: web::Path<String>) -> Answer {
+pub async fn get(
+    state: web::Data<State>,
+    merchant: Merchant,
+    id: web::Path<String>,
+) -> HandlerResult {
     let application = applications::get(&state.service, &merchant.0, path_id(&id)?).await?;
     Ok(HttpResponse::Ok().json(shown(&application, None)))
 }
@@ -120,7 +152,7 @@ pub async fn update(
     merchant: Merchant,
     id: web::Path<String>,
     body: Body,
-) -> Answer {
+) -> HandlerResult {
     let (name, description) =
         body.read_merge_patch()?
             .check(|body: api::UpdateApplication, checks| {
@@ -159,7 +191,11 @@ pub async fn update(
     responses((status = 204, description = "It is deleted, and none of its keys works anywhere."))
 )]
 #[delete("/applications/{id}")]
-pub async fn delete(state: web::Data<State>, merchant: Merchant, id: web::Path<String>) -> Answer {
+pub async fn delete(
+    state: web::Data<State>,
+    merchant: Merchant,
+    id: web::Path<String>,
+) -> HandlerResult {
     applications::delete(&state.service, &merchant.0, path_id(&id)?).await?;
     Ok(HttpResponse::NoContent().finish())
 }
@@ -181,7 +217,7 @@ pub async fn set_status(
     merchant: Merchant,
     id: web::Path<String>,
     body: Body,
-) -> Answer {
+) -> HandlerResult {
     let body: api::SetApplicationStatus = body.json()?;
     let application =
         applications::set_enabled(&state.service, &merchant.0, path_id(&id)?, body.is_enabled)
@@ -211,7 +247,7 @@ pub async fn create_key(
     id: web::Path<String>,
     retry: Retry,
     body: Body,
-) -> Answer {
+) -> HandlerResult {
     let by = &merchant.0;
     let run = async |creating| {
         let now = state.service.clock.now();
@@ -242,7 +278,7 @@ pub async fn list_keys(
     merchant: Merchant,
     id: web::Path<String>,
     query: Query,
-) -> Answer {
+) -> HandlerResult {
     let query: api::ListKeys = query.read()?;
     let id = path_id(&id)?;
     let (page, limit) = paging(query.page, query.limit)?;
@@ -274,7 +310,7 @@ pub async fn revoke_key(
     state: web::Data<State>,
     merchant: Merchant,
     path: web::Path<(String, String)>,
-) -> Answer {
+) -> HandlerResult {
     let (application, key): (Id<Application>, _) = (path_id(&path.0)?, path_id(&path.1)?);
     if !api_keys::revoke_of_application(&state.service, &merchant.0, application, key).await? {
         let code = tollkey_core::ProblemCode::KeyAlreadyRevoked;

@@ -7,8 +7,24 @@ use tollkey_api::audit as api;
 
 pub(super) use self::present::{entry, filter};
 
-use crate::{body::Query, caller::Merchant, edge::Answer, state::State};
+use crate::surface::{Document, Surface};
+use crate::{body::Query, caller::Merchant, rejection::HandlerResult, state::State};
 use tollkey_service::audit;
+use utoipa_actix_web::service_config::ServiceConfig;
+
+/// The audit log.
+pub const SURFACE: Surface = Surface::api(
+    &["/api/v1/audit-log"],
+    Document {
+        has_account_parameter: true,
+        ..Document::new("audit log", "Who changed what.")
+    },
+);
+
+/// The routes, under `/api/v1`.
+pub(super) fn configure(config: &mut ServiceConfig<'_>) {
+    config.service(list);
+}
 
 /// List the audit log.
 ///
@@ -23,7 +39,7 @@ use tollkey_service::audit;
     responses((status = 200, description = "Entries.", body = Vec<api::AuditEntry>, headers(("Link" = String, description = "Where the next entries are, with `rel=\"next\"`; absent at the end."))))
 )]
 #[get("/audit-log")]
-pub async fn list(state: web::Data<State>, merchant: Merchant, query: Query) -> Answer {
+pub async fn list(state: web::Data<State>, merchant: Merchant, query: Query) -> HandlerResult {
     let query: api::ListAuditLog = query.read()?;
     let filter = filter(&query)?;
     let found = audit::list(&state.service, &merchant.0, filter).await?;

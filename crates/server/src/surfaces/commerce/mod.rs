@@ -12,13 +12,40 @@ use super::{
     members, path_id,
     retry::{Retry, Shown, plain},
 };
+use crate::surface::{Document, Surface};
 use crate::{
     body::{Body, Query},
     caller::Merchant,
-    edge::Answer,
+    rejection::HandlerResult,
     state::State,
 };
 use tollkey_service::api_keys::{self, CreatedKey};
+use utoipa_actix_web::service_config::ServiceConfig;
+
+/// Commerce keys.
+pub const SURFACE: Surface = Surface::api(
+    &["/api/v1/api-keys"],
+    Document {
+        has_account_parameter: true,
+        ..Document::new(
+            "commerce keys",
+            "Keys for commerce operations, scoped keys among them: made, changed, suspended, rotated, revoked.",
+        )
+    },
+);
+
+/// The routes, under `/api/v1`.
+pub(super) fn configure(config: &mut ServiceConfig<'_>) {
+    config
+        .service(create)
+        .service(list)
+        .service(get)
+        .service(update)
+        .service(revoke)
+        .service(suspend)
+        .service(resume)
+        .service(rotate);
+}
 
 /// The words of a revocation, by the document.
 const REVOKED: &str = "API key revoked successfully";
@@ -51,7 +78,7 @@ pub async fn create(
     merchant: Merchant,
     retry: Retry,
     body: Body,
-) -> Answer {
+) -> HandlerResult {
     let by = &merchant.0;
     let run = async |creating| {
         let now = state.service.clock.now();
@@ -75,7 +102,7 @@ pub async fn create(
     responses((status = 200, description = "The keys.", body = Vec<api::Key>, headers(("Link" = String, description = "Where the next keys are, with `rel=\"next\"`; absent at the end."))))
 )]
 #[get("/api-keys")]
-pub async fn list(state: web::Data<State>, merchant: Merchant, query: Query) -> Answer {
+pub async fn list(state: web::Data<State>, merchant: Merchant, query: Query) -> HandlerResult {
     let query: api::ListKeys = query.read()?;
     let (limit, after) = members::listing(query.limit, query.cursor.as_deref())?;
     let found = api_keys::list(
@@ -117,7 +144,11 @@ pub async fn list(state: web::Data<State>, merchant: Merchant, query: Query) -> 
     responses((status = 200, description = "The key.", body = api::Key))
 )]
 #[get("/api-keys/{id}")]
-pub async fn get(state: web::Data<State>, merchant: Merchant, id: web::Path<String>) -> Answer {
+pub async fn get(
+    state: web::Data<State>,
+    merchant: Merchant,
+    id: web::Path<String>,
+) -> HandlerResult {
     let found = api_keys::get(
         &state.service,
         &merchant.0,
@@ -150,7 +181,7 @@ pub async fn update(
     merchant: Merchant,
     id: web::Path<String>,
     body: Body,
-) -> Answer {
+) -> HandlerResult {
     let now = state.service.clock.now();
     let edit = body
         .read_merge_patch_or_nothing()?
@@ -177,7 +208,7 @@ pub async fn revoke(
     merchant: Merchant,
     id: web::Path<String>,
     body: Body,
-) -> Answer {
+) -> HandlerResult {
     let reason = body
         .read_json_or_nothing()?
         .check(|body: api::RevokeKey, checks| {
@@ -210,7 +241,7 @@ pub async fn suspend(
     merchant: Merchant,
     id: web::Path<String>,
     body: Body,
-) -> Answer {
+) -> HandlerResult {
     let api::Nothing {} = body.json_or_nothing()?;
     let changed = api_keys::suspend(&state.service, &merchant.0, path_id(&id)?).await?;
     Ok(HttpResponse::Ok().json(key(&changed, state.service.clock.now())))
@@ -236,7 +267,7 @@ pub async fn resume(
     merchant: Merchant,
     id: web::Path<String>,
     body: Body,
-) -> Answer {
+) -> HandlerResult {
     let api::Nothing {} = body.json_or_nothing()?;
     let changed = api_keys::resume(&state.service, &merchant.0, path_id(&id)?).await?;
     Ok(HttpResponse::Ok().json(key(&changed, state.service.clock.now())))
@@ -266,7 +297,7 @@ pub async fn rotate(
     id: web::Path<String>,
     retry: Retry,
     body: Body,
-) -> Answer {
+) -> HandlerResult {
     let by = &merchant.0;
     let run = async |creating| {
         let overlap = body

@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     body::{Body, Query},
-    edge::Answer,
+    rejection::HandlerResult,
     state::State,
     surfaces::{paging, path_id},
 };
@@ -66,7 +66,11 @@ struct ListPage {
 }
 
 #[get("/applications")]
-pub(super) async fn list(state: web::Data<State>, visitor: SignedIn, query: Query) -> Answer {
+pub(super) async fn list(
+    state: web::Data<State>,
+    visitor: SignedIn,
+    query: Query,
+) -> HandlerResult {
     let asked: Asked = query.read()?;
     let (page, limit) = paging(asked.page, Some(SHOWN))?;
     let found = applications::page(&state.service, &visitor.by, page, limit, false).await?;
@@ -107,7 +111,7 @@ fn read(fields: &Fields) -> Result<(String, Option<String>), Problem> {
 }
 
 #[get("/applications/new")]
-pub(super) async fn new(state: web::Data<State>, visitor: SignedIn) -> Answer {
+pub(super) async fn new(state: web::Data<State>, visitor: SignedIn) -> HandlerResult {
     let frame = Frame::of(&visitor, SECTION, "New application");
     page::page(&FormPage {
         frame,
@@ -122,7 +126,7 @@ pub(super) async fn create(
     visitor: SignedIn,
     request: HttpRequest,
     body: Body,
-) -> Answer {
+) -> HandlerResult {
     let (by, fields) = (&visitor.by, Fields::read(&body)?);
     let run = async |creating: Creating<ApplicationId>| {
         let (name, description) = read(&fields)?;
@@ -162,7 +166,7 @@ pub(super) async fn edit(
     state: web::Data<State>,
     visitor: SignedIn,
     id: web::Path<String>,
-) -> Answer {
+) -> HandlerResult {
     let application = applications::get(&state.service, &visitor.by, path_id(&id)?).await?;
     let fields = Fields::default()
         .with("name", application.name.clone())
@@ -184,7 +188,7 @@ pub(super) async fn update(
     visitor: SignedIn,
     id: web::Path<String>,
     body: Body,
-) -> Answer {
+) -> HandlerResult {
     let (by, id, fields) = (&visitor.by, path_id(&id)?, Fields::read(&body)?);
     let updated = match read(&fields) {
         Ok((name, description)) => {
@@ -266,7 +270,7 @@ pub(super) async fn show(
     visitor: SignedIn,
     id: web::Path<String>,
     query: Query,
-) -> Answer {
+) -> HandlerResult {
     let Done { done } = query.read()?;
     let whole = Whole::of(&state, &visitor, path_id(&id)?, None).await?;
     let told: &[&str] = match (whole.application.is_enabled, whole.keys.is_empty()) {
@@ -294,7 +298,7 @@ pub(super) async fn ask_disable(
     state: web::Data<State>,
     visitor: SignedIn,
     id: web::Path<String>,
-) -> Answer {
+) -> HandlerResult {
     let whole = Whole::of(&state, &visitor, path_id(&id)?, STOPS).await?;
     let frame = Frame::of(&visitor, SECTION, "Disable an application");
     page::page(&StopPage {
@@ -310,7 +314,7 @@ pub(super) async fn disable(
     state: web::Data<State>,
     visitor: SignedIn,
     id: web::Path<String>,
-) -> Answer {
+) -> HandlerResult {
     let application =
         applications::set_enabled(&state.service, &visitor.by, path_id(&id)?, false).await?;
     Ok(see_other(&format!(
@@ -324,7 +328,7 @@ pub(super) async fn enable(
     state: web::Data<State>,
     visitor: SignedIn,
     id: web::Path<String>,
-) -> Answer {
+) -> HandlerResult {
     let application =
         applications::set_enabled(&state.service, &visitor.by, path_id(&id)?, true).await?;
     Ok(see_other(&format!(
@@ -338,7 +342,7 @@ pub(super) async fn ask_delete(
     state: web::Data<State>,
     visitor: SignedIn,
     id: web::Path<String>,
-) -> Answer {
+) -> HandlerResult {
     let whole = Whole::of(&state, &visitor, path_id(&id)?, STOPS).await?;
     let frame = Frame::of(&visitor, SECTION, "Delete an application");
     page::page(&StopPage {
@@ -355,7 +359,7 @@ pub(super) async fn delete(
     visitor: SignedIn,
     id: web::Path<String>,
     body: Body,
-) -> Answer {
+) -> HandlerResult {
     let (id, fields) = (path_id(&id)?, Fields::read(&body)?);
     let whole = Whole::of(&state, &visitor, id, STOPS).await?;
     if !fields.confirms("confirm", &whole.application.name) {

@@ -5,7 +5,7 @@ use std::{fmt::Write as _, sync::LazyLock};
 use actix_web::{HttpResponse, get, http::header, web};
 use tollkey_core::{Digest, Problem};
 
-use crate::{edge::Answer, transport::SharedBody};
+use crate::{rejection::HandlerResult, transport::SharedBody};
 
 struct Asset {
     name: &'static str,
@@ -64,7 +64,7 @@ pub(super) fn url(name: &str) -> String {
 /// An asset. Of another version than this server's it is not to be kept: while servers are replaced one after the other,
 /// a page of one can ask another one.
 #[get("/assets/{version}/{name}")]
-pub(super) async fn file(path: web::Path<(String, String)>) -> Answer {
+pub(super) async fn file(path: web::Path<(String, String)>) -> HandlerResult {
     let (version, name) = path.into_inner();
     let asset = ASSETS
         .iter()

@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     body::Query,
-    edge::Answer,
+    rejection::HandlerResult,
     state::State,
     surfaces::audit::{entry, filter},
 };
@@ -192,7 +192,7 @@ pub(super) async fn list(
     visitor: SignedIn,
     request: HttpRequest,
     query: Query,
-) -> Answer {
+) -> HandlerResult {
     let asked: Asked = query.read()?;
     if [&asked.target_id, &asked.actor_id]
         .iter()
@@ -205,7 +205,7 @@ pub(super) async fn list(
 
 /// Goes through the whole chain. A form, so that no crawler and no preview does it.
 #[post("/audit/verify")]
-pub(super) async fn verify(state: web::Data<State>, visitor: SignedIn) -> Answer {
+pub(super) async fn verify(state: web::Data<State>, visitor: SignedIn) -> HandlerResult {
     let checked = audit::check_account(&state.service, &visitor.by).await?;
     page::page(&LogPage::new(&state, &visitor, Asked::default(), Some(checked)).await?)
 }
@@ -218,7 +218,11 @@ enum Format {
 
 /// The entries that the filter lets through, newest first, as a file. It is written as it is read.
 #[get("/audit/export")]
-pub(super) async fn export(state: web::Data<State>, visitor: SignedIn, query: Query) -> Answer {
+pub(super) async fn export(
+    state: web::Data<State>,
+    visitor: SignedIn,
+    query: Query,
+) -> HandlerResult {
     let asked: Asked = query.read()?;
     let (format, name, content_type) = match asked.format.as_str() {
         "csv" => (Format::Csv, "audit-log.csv", "text/csv; charset=utf-8"),

@@ -10,15 +10,15 @@ use actix_web::{
 };
 use tollkey_core::Problem;
 
-use super::{is_dashboard_path, page, session};
-use crate::{caller::not_forwarded, edge::Refusal, state::State};
+use super::{SURFACE, page, session};
+use crate::{caller::not_forwarded, rejection::Rejection, state::State};
 
 /// <https://www.w3.org/TR/fetch-metadata/>. Browsers set it, pages cannot.
 const FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
 fn refuse<B>(request: ServiceRequest, problem: Problem) -> ServiceResponse<EitherBody<B>> {
     request
-        .error_response(Refusal(problem))
+        .error_response(Rejection(problem))
         .map_into_right_body()
 }
 
@@ -100,7 +100,7 @@ fn is_for_everybody(path: &str) -> bool {
 /// The page that a form was sent from, which the sign-in returns to: what was typed is lost, the page is not. A browser names it
 /// with the path prefix.
 fn page_of_form<'a>(request: &'a ServiceRequest, state: &State) -> &'a str {
-    let is_page = |page: &&str| is_dashboard_path(page.split('?').next().unwrap_or_default());
+    let is_page = |page: &&str| SURFACE.has(page.split('?').next().unwrap_or_default());
     let page = behind_own_host(request, &REFERER)
         .map(|page| state.public_path.strip(page).unwrap_or(page));
     page.filter(is_page).unwrap_or("/dashboard")

@@ -29,7 +29,7 @@ use super::{
 };
 use crate::{
     body::{Body, Query},
-    edge::Answer,
+    rejection::HandlerResult,
     state::State,
     surfaces::{members, path_id},
 };
@@ -208,7 +208,7 @@ pub(super) async fn list(
     visitor: SignedIn,
     request: HttpRequest,
     query: Query,
-) -> Answer {
+) -> HandlerResult {
     let asked: Asked = query.read()?;
     if has_secret(&asked.q) {
         return Ok(pasted(&request, "/dashboard/keys"));
@@ -271,7 +271,7 @@ impl NewPage {
 }
 
 #[get("/keys/new")]
-pub(super) async fn new(state: web::Data<State>, visitor: SignedIn, query: Query) -> Answer {
+pub(super) async fn new(state: web::Data<State>, visitor: SignedIn, query: Query) -> HandlerResult {
     let NewFor { application } = query.read()?;
     let fields = NewKeyForm::untouched(&state, visitor.by.account_id.as_str(), &application);
     page::page(&NewPage::new(&state, &visitor, fields).await?)
@@ -294,7 +294,7 @@ pub(super) async fn create(
     visitor: SignedIn,
     request: HttpRequest,
     body: Body,
-) -> Answer {
+) -> HandlerResult {
     let fields = Fields::read(&body)?;
     let by = &visitor.by;
     let run = async |creating: Creating<KeyId>| {
@@ -339,7 +339,7 @@ fn shown_once(
     request: &HttpRequest,
     key: &ApiKey,
     text: &KeyText,
-) -> Answer {
+) -> HandlerResult {
     // The origin that the browser uses, which a proxy may hide from the server: a form has it in `Origin`.
     let header = |name| {
         request
@@ -380,7 +380,7 @@ pub(super) async fn show(
     visitor: SignedIn,
     id: web::Path<String>,
     query: Query,
-) -> Answer {
+) -> HandlerResult {
     let Done { done } = query.read()?;
     let (by, id) = (&visitor.by, path_id(&id)?);
     let key = api_keys::get(&state.service, by, &Family::ALL, id).await?;
@@ -473,7 +473,7 @@ pub(super) async fn ask_revoke(
     state: web::Data<State>,
     visitor: SignedIn,
     id: web::Path<String>,
-) -> Answer {
+) -> HandlerResult {
     page::page(&RevokePage::new(&state, &visitor, path_id(&id)?, Fields::default()).await?)
 }
 
@@ -483,7 +483,7 @@ pub(super) async fn revoke(
     visitor: SignedIn,
     id: web::Path<String>,
     body: Body,
-) -> Answer {
+) -> HandlerResult {
     let (by, id, fields) = (&visitor.by, path_id(&id)?, Fields::read(&body)?);
     let name = api_keys::get(&state.service, by, &Family::ALL, id)
         .await?
@@ -541,7 +541,7 @@ pub(super) async fn ask_rotate(
     state: web::Data<State>,
     visitor: SignedIn,
     id: web::Path<String>,
-) -> Answer {
+) -> HandlerResult {
     let fields = once::untouched(&state, visitor.by.account_id.as_str()).with("overlap", "86400");
     page::page(&RotatePage::new(&state, &visitor, path_id(&id)?, fields).await?)
 }
@@ -553,7 +553,7 @@ pub(super) async fn rotate(
     request: HttpRequest,
     id: web::Path<String>,
     body: Body,
-) -> Answer {
+) -> HandlerResult {
     let (by, id, fields) = (&visitor.by, path_id(&id)?, Fields::read(&body)?);
     let run = async |creating: Creating<KeyId>| {
         let overlap =
@@ -590,7 +590,7 @@ pub(super) async fn suspend(
     state: web::Data<State>,
     visitor: SignedIn,
     id: web::Path<String>,
-) -> Answer {
+) -> HandlerResult {
     let key = api_keys::suspend(&state.service, &visitor.by, path_id(&id)?).await?;
     Ok(see_other(&format!(
         "/dashboard/keys/{}?done=suspended",
@@ -603,7 +603,7 @@ pub(super) async fn resume(
     state: web::Data<State>,
     visitor: SignedIn,
     id: web::Path<String>,
-) -> Answer {
+) -> HandlerResult {
     let key = api_keys::resume(&state.service, &visitor.by, path_id(&id)?).await?;
     Ok(see_other(&format!(
         "/dashboard/keys/{}?done=resumed",

@@ -27,14 +27,17 @@ pub mod sign_in;
 
 use actix_web::{get, middleware::from_fn, web};
 
-use crate::edge::Answer;
+use crate::{
+    rejection::HandlerResult,
+    surface::{Document, Surface},
+};
 
-/// Whether a path is one of the dashboard's.
-#[must_use]
-pub fn is_dashboard_path(path: &str) -> bool {
-    path.strip_prefix("/dashboard")
-        .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
-}
+/// The dashboard: errors are pages.
+pub const SURFACE: Surface = Surface {
+    render: page::render_problem,
+    set_headers: page::set_headers,
+    ..Surface::api(&["/dashboard"], Document::NONE)
+};
 
 /// The routes. The literal ones stand before those with an id.
 pub fn configure(config: &mut web::ServiceConfig) {
@@ -87,6 +90,6 @@ pub fn configure(config: &mut web::ServiceConfig) {
 }
 
 #[get("")]
-async fn home() -> Answer {
+async fn home() -> HandlerResult {
     Ok(page::see_other("/dashboard/keys"))
 }

@@ -13,52 +13,25 @@ use serde::Deserialize;
 use tollkey_core::{Problem, ProblemCode, session::Session};
 
 use super::{assets, session::SignedIn};
-use crate::{edge::Answer, public_path::PublicPath};
+use crate::{
+    public_path::PublicPath,
+    rejection::HandlerResult,
+    surface::{Rendered, secure_html, set_default, uncached_errors},
+};
 
 /// Only our own style and script, no frames, no forms to elsewhere. Images in style sheets are `data:`.
 const POLICY: &str = "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self' data:; connect-src 'self'; \
                       form-action 'self'; frame-ancestors 'none'; base-uri 'none'";
 
-/// [`POLICY`] for HTML outside the dashboard, which is Swagger UI. The hash is that of the one inline style sheet of Swagger UI, in
-/// its logo. Without it the logo is black on black, and the console has an error.
-const DOCS_POLICY: &str = "default-src 'self'; \
-                           style-src 'self' 'sha256-RL3ie0nH+Lzz2YNqQN83mnU0J1ot4QL7b99vMdIX99w='; \
-                           img-src 'self' data:; form-action 'self'; frame-ancestors 'none'; base-uri 'none'";
-
 /// Sets the headers of a response of the dashboard.
-pub fn secure(headers: &mut HeaderMap) {
+pub(super) fn set_headers(headers: &mut HeaderMap, status: StatusCode) {
+    uncached_errors(headers, status);
     secure_html(headers, POLICY);
     headers.insert(
         HeaderName::from_static("permissions-policy"),
         HeaderValue::from_static("clipboard-write=(self)"),
     );
     set_default(headers, header::CACHE_CONTROL, "no-store");
-}
-
-/// Sets the headers of HTML outside the dashboard, and of what it loads.
-pub fn secure_docs(headers: &mut HeaderMap) {
-    secure_html(headers, DOCS_POLICY);
-}
-
-fn secure_html(headers: &mut HeaderMap, policy: &'static str) {
-    for (name, value) in [
-        (header::CONTENT_SECURITY_POLICY, policy),
-        (header::X_FRAME_OPTIONS, "DENY"),
-        (
-            HeaderName::from_static("cross-origin-opener-policy"),
-            "same-origin",
-        ),
-    ] {
-        headers.insert(name, HeaderValue::from_static(value));
-    }
-    // With `no-referrer` browsers would hide where a form comes from, even from ourselves.
-    set_default(headers, header::REFERRER_POLICY, "same-origin");
-}
-
-fn set_default(headers: &mut HeaderMap, name: HeaderName, value: &'static str) {
-    if !headers.contains_key(&name) {
-        headers.insert(name, HeaderValue::from_static(value));
-    }
 }
 
 /// The query of a page that tells what was just done ([`Frame::done`]).
@@ -177,7 +150,7 @@ impl Frame {
 ///
 /// # Errors
 /// `internal_error` when the template cannot be rendered.
-pub fn page(page: &impl Template) -> Answer {
+pub fn page(page: &impl Template) -> HandlerResult {
     page_with(HttpResponse::Ok(), page)
 }
 
@@ -185,11 +158,11 @@ pub fn page(page: &impl Template) -> Answer {
 ///
 /// # Errors
 /// As [`page`].
-pub fn refused(problem: &Problem, page: &impl Template) -> Answer {
+pub fn refused(problem: &Problem, page: &impl Template) -> HandlerResult {
     page_with(HttpResponse::build(status(problem)), page)
 }
 
-fn page_with(mut response: HttpResponseBuilder, page: &impl Template) -> Answer {
+fn page_with(mut response: HttpResponseBuilder, page: &impl Template) -> HandlerResult {
     let html = page.render().map_err(|error| {
         tracing::error!(%error, "a page cannot be rendered");
         Problem::internal()
@@ -308,22 +281,25 @@ struct ProblemPage<'a> {
     request_id: &'a str,
 }
 
-/// The page of a problem.
-#[must_use]
-pub fn problem(problem: &Problem, request_id: &str, root: &PublicPath) -> String {
-    let title = match problem.code {
+/// Renders the page of a problem.
+pub(super) fn render_problem(
+    mut response: HttpResponseBuilder,
+    rendered: &Rendered<'_>,
+) -> HttpResponse {
+    let title = match rendered.problem.code {
         ProblemCode::NotFound => "There is no such page",
         ProblemCode::Forbidden => "This is not allowed",
         ProblemCode::Unavailable => "Not available right now",
         _ => "This did not work",
     };
-    ProblemPage {
-        frame: Frame::outside(title, root),
-        problem,
-        request_id,
-    }
-    .render()
-    .unwrap_or_default()
+    let page = ProblemPage {
+        frame: Frame::outside(title, rendered.public_path),
+        problem: rendered.problem,
+        request_id: rendered.request_id,
+    };
+    response
+        .content_type("text/html; charset=utf-8")
+        .body(page.render().unwrap_or_default())
 }
 
 /// A time on a page: in UTC, and in the reader's zone where there is script.

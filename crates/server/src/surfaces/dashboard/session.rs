@@ -20,8 +20,8 @@ use tollkey_store::Owner;
 use crate::{
     caller::{client_ip, oidc::Attempt, request_id},
     dev_mode::new_secret,
-    edge::Refusal,
     public_path::PublicPath,
+    rejection::Rejection,
     state::State,
 };
 
@@ -361,13 +361,13 @@ fn not_an_operator() -> Problem {
 }
 
 /// A page inside the gate has them; one outside of it would be our mistake.
-fn missing() -> Refusal {
+fn missing() -> Rejection {
     Problem::internal().into()
 }
 
 impl FromRequest for SignedIn {
-    type Error = Refusal;
-    type Future = Ready<Result<Self, Refusal>>;
+    type Error = Rejection;
+    type Future = Ready<Result<Self, Rejection>>;
 
     fn from_request(request: &HttpRequest, _: &mut Payload) -> Self::Future {
         ready(Self::of(request).ok_or_else(missing))
@@ -375,8 +375,8 @@ impl FromRequest for SignedIn {
 }
 
 impl FromRequest for Visitor {
-    type Error = Refusal;
-    type Future = Ready<Result<Self, Refusal>>;
+    type Error = Rejection;
+    type Future = Ready<Result<Self, Rejection>>;
 
     fn from_request(request: &HttpRequest, _: &mut Payload) -> Self::Future {
         ready(

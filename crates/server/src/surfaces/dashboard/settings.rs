@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     body::{Body, Query},
-    edge::Answer,
+    rejection::HandlerResult,
     state::State,
     surfaces::path_id,
 };
@@ -132,7 +132,11 @@ impl SettingsPage {
 }
 
 #[get("/settings")]
-pub(super) async fn show(state: web::Data<State>, visitor: SignedIn, query: Query) -> Answer {
+pub(super) async fn show(
+    state: web::Data<State>,
+    visitor: SignedIn,
+    query: Query,
+) -> HandlerResult {
     let Done { done } = query.read()?;
     let mut settings =
         SettingsPage::new(&state, &visitor, once::untouched(&state, NO_ACCOUNT)).await?;
@@ -143,7 +147,11 @@ pub(super) async fn show(state: web::Data<State>, visitor: SignedIn, query: Quer
 }
 
 #[post("/settings/operating-model")]
-pub(super) async fn set_model(state: web::Data<State>, visitor: SignedIn, body: Body) -> Answer {
+pub(super) async fn set_model(
+    state: web::Data<State>,
+    visitor: SignedIn,
+    body: Body,
+) -> HandlerResult {
     visitor.operator()?;
     let fields = Fields::read(&body)?;
     let account = visitor.by.account_id.as_str();
@@ -171,7 +179,7 @@ pub(super) async fn create_service_key(
     visitor: SignedIn,
     request: HttpRequest,
     body: Body,
-) -> Answer {
+) -> HandlerResult {
     let (actor, fields) = (visitor.operator()?, Fields::read(&body)?);
     let run = async |creating: Creating<ServiceKeyId>| {
         let name = ServiceKey::parse_name(fields.get("name"))
@@ -220,7 +228,7 @@ pub(super) async fn ask_revoke_service_key(
     state: web::Data<State>,
     visitor: SignedIn,
     id: web::Path<String>,
-) -> Answer {
+) -> HandlerResult {
     visitor.operator()?;
     let id: ServiceKeyId = path_id(&id)?;
     let key = state
@@ -239,7 +247,7 @@ pub(super) async fn revoke_service_key(
     state: web::Data<State>,
     visitor: SignedIn,
     id: web::Path<String>,
-) -> Answer {
+) -> HandlerResult {
     let actor = visitor.operator()?;
     service_keys::revoke(&state.service, &actor.id, path_id(&id)?).await?;
     Ok(see_other("/dashboard/settings?done=service-key-revoked"))
@@ -263,7 +271,7 @@ impl AccountPage {
 
 /// Whose account an operator manages. There is no list of accounts: an account is whatever name tokens and operators use.
 #[get("/account")]
-pub(super) async fn ask_account(visitor: Visitor) -> Answer {
+pub(super) async fn ask_account(visitor: Visitor) -> HandlerResult {
     visitor.operator()?;
     let account = visitor
         .session
@@ -282,7 +290,7 @@ pub(super) async fn choose_account(
     state: web::Data<State>,
     visitor: Visitor,
     body: Body,
-) -> Answer {
+) -> HandlerResult {
     visitor.operator()?;
     let fields = Fields::read(&body)?;
     match fields.get("account").parse::<AccountId>() {

@@ -19,7 +19,7 @@ use crate::sign_in::{self, Failure, Returned};
 use crate::{
     body::{Body, Query},
     caller::oidc::{Provider, SIGNED_OUT},
-    edge::Answer,
+    rejection::HandlerResult,
     state::State,
 };
 
@@ -66,7 +66,7 @@ struct LinkPage {
 }
 
 #[get("/sign-in")]
-pub(super) async fn show(state: web::Data<State>, query: Query) -> Answer {
+pub(super) async fn show(state: web::Data<State>, query: Query) -> HandlerResult {
     let Next { next, failed } = query.read()?;
     let next = next.as_deref().unwrap_or(HOME);
     match failed.as_deref().and_then(Failure::from_word) {
@@ -77,7 +77,7 @@ pub(super) async fn show(state: web::Data<State>, query: Query) -> Answer {
 }
 
 /// The door, with why nobody came in by a provider.
-fn refused(state: &State, next: &str, failure: Failure) -> Answer {
+fn refused(state: &State, next: &str, failure: Failure) -> HandlerResult {
     let claim = state.ways.oidc.as_ref().map_or("", Provider::account_claim);
     let problem = failure.problem(claim);
     page::refused(
@@ -88,7 +88,11 @@ fn refused(state: &State, next: &str, failure: Failure) -> Answer {
 
 /// To the provider, and back to [`come_back`].
 #[get("/sign-in/oidc")]
-pub(super) async fn by_oidc(state: web::Data<State>, request: HttpRequest, query: Query) -> Answer {
+pub(super) async fn by_oidc(
+    state: web::Data<State>,
+    request: HttpRequest,
+    query: Query,
+) -> HandlerResult {
     let provider = state.ways.oidc.as_ref().ok_or_else(Problem::not_found)?;
     let Next { next, .. } = query.read()?;
     let next = own_page(next.as_deref().unwrap_or(HOME));
@@ -114,7 +118,7 @@ pub(super) async fn come_back(
     state: web::Data<State>,
     request: HttpRequest,
     query: Query,
-) -> Answer {
+) -> HandlerResult {
     let provider = state.ways.oidc.as_ref().ok_or_else(Problem::not_found)?;
     let returned = returned(&query)?;
     let attempt = session::attempt(&state, &request);
@@ -173,7 +177,7 @@ fn returned(query: &Query) -> Result<Returned, Problem> {
 /// A link of development mode. Looking at it is no use of it: only sending its form is, so a program that previews or
 /// prefetches links does not use it up.
 #[get("/sign-in/link")]
-pub(super) async fn link_page(state: web::Data<State>, query: Query) -> Answer {
+pub(super) async fn link_page(state: web::Data<State>, query: Query) -> HandlerResult {
     let links = state.ways.links.as_ref().ok_or_else(Problem::not_found)?;
     let Code { code } = query.read()?;
     if !links.is_valid(&code, state.service.clock.now()) {
@@ -187,7 +191,11 @@ pub(super) async fn link_page(state: web::Data<State>, query: Query) -> Answer {
 }
 
 #[post("/sign-in/link")]
-pub(super) async fn by_link(state: web::Data<State>, request: HttpRequest, body: Body) -> Answer {
+pub(super) async fn by_link(
+    state: web::Data<State>,
+    request: HttpRequest,
+    body: Body,
+) -> HandlerResult {
     let fields = Fields::read(&body)?;
     let links = state.ways.links.as_ref().ok_or_else(Problem::not_found)?;
     match links.follow(fields.get("code"), state.service.clock.now()) {
@@ -198,7 +206,7 @@ pub(super) async fn by_link(state: web::Data<State>, request: HttpRequest, body:
     }
 }
 
-fn link_rejected(state: &State) -> Answer {
+fn link_rejected(state: &State) -> HandlerResult {
     let problem = Problem::forbidden(
         "This link was used before, is older than five minutes, or is from before the server started. \
          `tollkey dashboard-link` prints another.",
@@ -210,7 +218,11 @@ fn link_rejected(state: &State) -> Answer {
 }
 
 #[post("/sign-in/token")]
-pub(super) async fn by_token(state: web::Data<State>, request: HttpRequest, body: Body) -> Answer {
+pub(super) async fn by_token(
+    state: web::Data<State>,
+    request: HttpRequest,
+    body: Body,
+) -> HandlerResult {
     if state.ways.token.is_none() {
         return Err(Problem::not_found().into());
     }
@@ -232,7 +244,7 @@ pub(super) async fn sign_out(
     state: web::Data<State>,
     request: HttpRequest,
     visitor: Visitor,
-) -> Answer {
+) -> HandlerResult {
     // First: the wait for a provider that hangs ends with the connection, and the session must not outlive either.
     session::end(&state, &visitor).await?;
     let provider = state
@@ -253,7 +265,7 @@ pub(super) async fn sign_out(
 
 /// Says that a session has ended. A provider sends browsers back here, too, so it takes any query, such as `state`.
 #[get("/signed-out")]
-pub(super) async fn signed_out(state: web::Data<State>, request: HttpRequest) -> Answer {
+pub(super) async fn signed_out(state: web::Data<State>, request: HttpRequest) -> HandlerResult {
     if session::find(&state, &request).await?.is_some() {
         return Ok(see_other(HOME));
     }

@@ -8,11 +8,32 @@ use super::{
     path_id,
     retry::{Retry, Shown, plain},
 };
-use crate::{body::Body, caller::Operator, edge::Answer, state::State};
+use crate::surface::{Document, Surface};
+use crate::{body::Body, caller::Operator, rejection::HandlerResult, state::State};
 use tollkey_service::{
     accounts,
     service_keys::{self, CreatedServiceKey},
 };
+use utoipa_actix_web::service_config::ServiceConfig;
+
+/// Accounts and service keys.
+pub const SURFACE: Surface = Surface::api(
+    &["/api/v1/accounts", "/api/v1/service-keys"],
+    Document::new(
+        "operator",
+        "Accounts and service keys, for whoever runs the server.",
+    ),
+);
+
+/// The routes, under `/api/v1`.
+pub(super) fn configure(config: &mut ServiceConfig<'_>) {
+    config
+        .service(get_account)
+        .service(put_account)
+        .service(create_service_key)
+        .service(list_service_keys)
+        .service(revoke_service_key);
+}
 
 /// Retrieve an account.
 ///
@@ -29,7 +50,7 @@ pub async fn get_account(
     state: web::Data<State>,
     _operator: Operator,
     id: web::Path<String>,
-) -> Answer {
+) -> HandlerResult {
     let account = accounts::get(&state.service, account_id(&id)?).await?;
     Ok(HttpResponse::Ok().json(shown_account(&account)))
 }
@@ -51,7 +72,7 @@ pub async fn put_account(
     operator: Operator,
     id: web::Path<String>,
     body: Body,
-) -> Answer {
+) -> HandlerResult {
     let body: api::PutAccount = body.json()?;
     let manager = operator.manage(account_id(&id)?);
     let account =
@@ -75,7 +96,7 @@ pub async fn create_service_key(
     operator: Operator,
     retry: Retry,
     body: Body,
-) -> Answer {
+) -> HandlerResult {
     let run = async |creating| {
         let name = body
             .read_json()?
@@ -108,7 +129,7 @@ pub async fn create_service_key(
     responses((status = 200, description = "The service keys.", body = Vec<api::ServiceKey>))
 )]
 #[get("/service-keys")]
-pub async fn list_service_keys(state: web::Data<State>, _operator: Operator) -> Answer {
+pub async fn list_service_keys(state: web::Data<State>, _operator: Operator) -> HandlerResult {
     let keys = service_keys::list(&state.service).await?;
     let shown = keys.into_iter().map(|key| api::ServiceKey {
         id: key.id.to_string(),
@@ -135,7 +156,7 @@ pub async fn revoke_service_key(
     state: web::Data<State>,
     operator: Operator,
     id: web::Path<String>,
-) -> Answer {
+) -> HandlerResult {
     let id = path_id(&id)?;
     service_keys::revoke(&state.service, &operator.actor.id, id).await?;
     Ok(HttpResponse::NoContent().finish())

@@ -5,7 +5,7 @@ use tollkey_api::verification as api;
 use tollkey_core::{Checks, Invalid, Need, RequestPath, text::is_reference};
 
 use super::present;
-use crate::{body::Body, caller::Verifying, edge::Answer, state::State};
+use crate::{body::Body, caller::Verifying, rejection::HandlerResult, state::State};
 
 /// How many verifications one batch holds.
 const MAX_BATCH: usize = 100;
@@ -25,7 +25,7 @@ const MAX_BATCH: usize = 100;
     responses((status = 200, description = "The verdict.", body = api::VerifyResponse))
 )]
 #[post("/verify")]
-pub async fn verify(state: web::Data<State>, caller: Verifying, body: Body) -> Answer {
+pub async fn verify(state: web::Data<State>, caller: Verifying, body: Body) -> HandlerResult {
     let request = body.read_json()?;
     let (key, need) =
         request.check_ref(|request, checks| needed(&state, &caller, request, checks))?;
@@ -51,7 +51,7 @@ pub async fn verify(state: web::Data<State>, caller: Verifying, body: Body) -> A
     responses((status = 200, description = "The verdicts, in the order of the requests.", body = api::VerifyBatchResponse))
 )]
 #[post("/verify/batch")]
-pub async fn verify_batch(state: web::Data<State>, caller: Verifying, body: Body) -> Answer {
+pub async fn verify_batch(state: web::Data<State>, caller: Verifying, body: Body) -> HandlerResult {
     let batch = body.read_json()?;
     let requests = batch.check_ref(|batch: &api::VerifyBatchRequest, checks| {
         if !(1..=MAX_BATCH).contains(&batch.requests.len()) {
@@ -93,7 +93,7 @@ pub async fn verify_batch(state: web::Data<State>, caller: Verifying, body: Body
     responses((status = 200, description = "What the key is.", body = api::IntrospectResponse))
 )]
 #[post("/introspect")]
-pub async fn introspect(state: web::Data<State>, caller: Verifying, body: Body) -> Answer {
+pub async fn introspect(state: web::Data<State>, caller: Verifying, body: Body) -> HandlerResult {
     let request = body
         .read_form()?
         .map(|form: api::IntrospectRequest| api::VerifyRequest {

@@ -22,8 +22,9 @@ use utoipa_actix_web::OpenApiFactory;
 
 use crate::{
     caller::{forwarded_ip, judge_presented, look_at_presented, request_id},
-    edge::{Answer, GATEWAY_PREFIX, is_like_credential},
+    rejection::HandlerResult,
     state::State,
+    surface::is_like_credential,
 };
 
 const X_FORWARDED_METHOD: HeaderName = HeaderName::from_static("x-forwarded-method");
@@ -129,7 +130,7 @@ struct Asked<'a> {
 }
 
 /// The one answer of all dialects.
-async fn answer(request: &HttpRequest, state: &State, asked: Asked<'_>) -> Answer {
+async fn answer(request: &HttpRequest, state: &State, asked: Asked<'_>) -> HandlerResult {
     let merchant = merchant(request, &state.policy.merchant_header);
     let client_ip = forwarded_ip(request, state);
     let is_client_ip_unreadable = client_ip.is_err();
@@ -238,7 +239,7 @@ fn single(request: &HttpRequest, name: HeaderName) -> Option<&str> {
         ("X-Auth-Mode" = String), ("X-Auth-Scopes" = String), ("X-Auth-Merchant-Id" = String),
     )))
 )]
-pub async fn forward_auth(request: HttpRequest, state: web::Data<State>) -> Answer {
+pub async fn forward_auth(request: HttpRequest, state: web::Data<State>) -> HandlerResult {
     let asked = Asked {
         method: single(&request, X_FORWARDED_METHOD),
         uri: single(&request, X_FORWARDED_URI),
@@ -268,7 +269,7 @@ pub async fn forward_auth(request: HttpRequest, state: web::Data<State>) -> Answ
         ("X-Auth-Mode" = String), ("X-Auth-Scopes" = String), ("X-Auth-Merchant-Id" = String),
     )))
 )]
-pub async fn auth_request(request: HttpRequest, state: web::Data<State>) -> Answer {
+pub async fn auth_request(request: HttpRequest, state: web::Data<State>) -> HandlerResult {
     let asked = Asked {
         method: single(&request, X_ORIGINAL_METHOD),
         uri: single(&request, X_ORIGINAL_URI),
@@ -297,13 +298,12 @@ pub async fn auth_request(request: HttpRequest, state: web::Data<State>) -> Answ
         ("X-Auth-Mode" = String), ("X-Auth-Scopes" = String), ("X-Auth-Merchant-Id" = String),
     )))
 )]
-pub async fn ext_authz(request: HttpRequest, state: web::Data<State>) -> Answer {
+pub async fn ext_authz(request: HttpRequest, state: web::Data<State>) -> HandlerResult {
     // On the raw path: the router has already decoded what it matched.
     let raw = request
         .uri()
         .path()
-        .strip_prefix(GATEWAY_PREFIX)
-        .and_then(|rest| rest.strip_prefix("ext-authz/"));
+        .strip_prefix("/api/v1/authz/ext-authz/");
     let (requirement, uri) = match raw.and_then(|rest| Some(rest.split_at(rest.find('/')?))) {
         Some((segment, uri)) => (Requirement::from_segment(&state, segment), Some(uri)),
         None => (

@@ -5,7 +5,7 @@ use tollkey_api::verification as api;
 use tollkey_core::{Family, Problem};
 
 use super::present;
-use crate::{caller::PresentedKey, edge::Answer, state::State};
+use crate::{caller::PresentedKey, rejection::HandlerResult, state::State};
 use tollkey_service::api_keys;
 
 /// Who am I?
@@ -18,7 +18,7 @@ use tollkey_service::api_keys;
     responses((status = 200, description = "The key.", body = api::WhoAmI))
 )]
 #[get("/whoami")]
-pub async fn whoami(state: web::Data<State>, key: PresentedKey) -> Answer {
+pub async fn whoami(state: web::Data<State>, key: PresentedKey) -> HandlerResult {
     Ok(HttpResponse::Ok().json(present::whoami(
         &key.record,
         &state.service.catalogue,
@@ -37,7 +37,7 @@ pub async fn whoami(state: web::Data<State>, key: PresentedKey) -> Answer {
     responses((status = 204, description = "It is revoked."))
 )]
 #[delete("/whoami")]
-pub async fn revoke_whoami(state: web::Data<State>, key: PresentedKey) -> Answer {
+pub async fn revoke_whoami(state: web::Data<State>, key: PresentedKey) -> HandlerResult {
     if key.record.key.family == Family::Publishable {
         return Err(Problem::forbidden("A publishable key cannot revoke itself.").into());
     }

@@ -13,7 +13,7 @@ use tollkey_verifier::{Leave, News, Poll, PollError, PollId, PollIds, SourceErro
 use crate::{
     body::Body,
     caller::Service,
-    edge::Answer,
+    rejection::HandlerResult,
     state::State,
     surfaces::{members, within},
 };
@@ -46,7 +46,7 @@ const MAX_WAIT: u32 = 60_000;
     )
 )]
 #[post("/sync")]
-pub async fn sync(state: web::Data<State>, _: Service, body: Body) -> Answer {
+pub async fn sync(state: web::Data<State>, _: Service, body: Body) -> HandlerResult {
     let now = state.service.clock.now();
     let (leave, poll) = body
         .read_json()?
@@ -99,7 +99,7 @@ pub async fn sync(state: web::Data<State>, _: Service, body: Body) -> Answer {
     responses((status = 200, description = "The key, if there is one.", body = api::LookupResponse))
 )]
 #[post("/sync/lookup")]
-pub async fn sync_lookup(state: web::Data<State>, caller: Service, body: Body) -> Answer {
+pub async fn sync_lookup(state: web::Data<State>, caller: Service, body: Body) -> HandlerResult {
     let digest: Digest = body
         .read_json()?
         .check(|request: api::LookupRequest, checks| {
