@@ -23,7 +23,7 @@ use tollkey_core::{
     Catalogue, Clock as _, Digest, Family, Id, Mode, Need, VerifierId,
     audit::{Action, Actor, ActorKind, Draft, Target},
 };
-use tollkey_server::source::StoreSource;
+use tollkey_service::StoreSource;
 use tollkey_store::{
     Error, KeyFilter, OpenOptions, Store,
     testing::{Database, Postgres},
