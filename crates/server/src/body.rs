@@ -19,7 +19,7 @@ use futures_util::{StreamExt as _, future::LocalBoxFuture};
 use serde::de::DeserializeOwned;
 use tollkey_core::{Checks, FieldError, Problem, ProblemCode};
 
-use crate::{caller::Identified, rejection::Rejection};
+use crate::{auth::Identified, rejection::Rejection};
 
 /// The largest body.
 pub const MAX_BODY: usize = 64 * 1024;

@@ -21,7 +21,7 @@ use zeroize::Zeroizing;
 
 use crate::sign_in::{LINK_LASTS, Links};
 use crate::{
-    caller::jwt::{self, ClaimRules, MintError, NewToken},
+    auth::jwt::{self, ClaimRules, MintError, NewToken},
     config::{DatabaseKind, HS256_SECRET_MIN, Secret, Settings, TokenSource, is_loopback},
 };
 use tollkey_service::Random;

@@ -20,7 +20,7 @@ use tollkey_core::{Problem, ProblemCode};
 use ulid::Ulid;
 
 use crate::{
-    caller::{Allowance, RequestId},
+    auth::{Allowance, RequestId},
     rejection::Rejection,
     state::State,
     surface::{Rendered, Surface, Surfaces},

@@ -2,8 +2,9 @@
 //!
 //! | room | says |
 //! |---|---|
-//! | [`surfaces`] | the page of routes; how requests and answers read |
-//! | [`caller`] | who is calling |
+//! | [`routes`] | the page of routes |
+//! | [`surfaces`], [`dashboard`] | how requests and responses read |
+//! | [`auth`] | who is calling |
 //! | [`sign_in`] | the ways to sign in to the dashboard |
 //! | [`state`] | what a request may use |
 //! | [`surface`], [`rejection`] | what surfaces share, and what handlers return |
@@ -16,15 +17,17 @@
 //! | [`openapi`] | the document of what is mounted |
 #![forbid(unsafe_code)]
 
+pub mod auth;
 pub mod body;
-pub mod caller;
 pub mod cli;
 pub mod config;
+pub mod dashboard;
 pub mod dev_mode;
 pub mod edge;
 pub mod openapi;
 pub mod public_path;
 pub mod rejection;
+pub mod routes;
 pub mod server;
 pub mod sign_in;
 pub mod state;

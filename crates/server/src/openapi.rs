@@ -21,8 +21,8 @@ use utoipa_actix_web::AppExt as _;
 
 use crate::{
     public_path::PublicPath,
+    routes::{self, SURFACES},
     surface::Surface,
-    surfaces::{self, SURFACES},
 };
 
 /// The document.
@@ -30,7 +30,7 @@ use crate::{
 pub fn document() -> OpenApi {
     let (_, mut api) = App::new()
         .into_utoipa_app()
-        .configure(surfaces::documented_routes)
+        .configure(routes::documented_routes)
         .split_for_parts();
     api.info = InfoBuilder::new()
         .title("Tollkey")

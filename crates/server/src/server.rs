@@ -35,15 +35,16 @@ use tollkey_verifier::Verifier;
 use utoipa_actix_web::AppExt as _;
 
 use crate::{
-    caller::{jwt::TokenVerifier, oidc::Provider, published::UPKEEP_INTERVAL},
+    auth::{jwt::TokenVerifier, oidc::Provider, published::UPKEEP_INTERVAL},
     config::{DatabaseKind, Secret, Settings, TokenSource},
     dev_mode::{DevMode, new_secret},
     edge::edge,
     openapi,
     rejection::HandlerResult,
+    routes::{self, SURFACES},
     sign_in::Ways,
     state::{LogLimits, Policy, State},
-    surfaces::{self, SURFACES},
+    surfaces::health,
     telemetry::{self, Metrics},
     transport::{self, Connections, Server, open_files},
 };
@@ -413,11 +414,11 @@ pub fn start(
         let (app, _) = App::new()
             .app_data(shared.clone())
             .into_utoipa_app()
-            .configure(surfaces::documented_routes)
+            .configure(routes::documented_routes)
             .split_for_parts();
         app.app_data(web::Data::new(telemetry::Requests::default()))
             .app_data(web::Data::new(SURFACES))
-            .configure(surfaces::other_routes)
+            .configure(routes::other_routes)
             .route("/", web::get().to(home))
             .default_service(web::to(unmatched))
             .wrap(from_fn(edge))
@@ -440,8 +441,8 @@ pub fn start(
                 .app_data(shared.clone())
                 .app_data(web::Data::new(telemetry::Requests::default()))
                 .app_data(web::Data::new(SURFACES))
-                .service(surfaces::health::live)
-                .service(surfaces::health::ready)
+                .service(health::live)
+                .service(health::ready)
                 .default_service(web::to(nothing));
             if let Some(metrics) = &metrics {
                 app = app

@@ -17,7 +17,7 @@ use tollkey_core::{
 };
 
 use crate::{
-    caller::{
+    auth::{
         jwt::{ClaimFault, Claims},
         oidc::{Attempt, OidcError, Provider, Rejection},
     },

@@ -14,7 +14,7 @@ use tollkey_core::{RouteBase, credential::CredentialHeaders};
 use tollkey_service::Service;
 use tollkey_verifier::LogLimit;
 
-use crate::{caller::jwt::TokenVerifier, public_path::PublicPath, sign_in::Ways};
+use crate::{auth::jwt::TokenVerifier, public_path::PublicPath, sign_in::Ways};
 
 /// What a request may use.
 pub struct State {

@@ -17,7 +17,7 @@ use tollkey_verifier::SystemClock;
 
 use super::{block_on, output};
 use crate::{
-    caller::{jwt::TokenVerifier, oidc::Provider},
+    auth::{jwt::TokenVerifier, oidc::Provider},
     config::{DatabaseKind, Settings, TokenSource, Warning},
     dev_mode::{DevMode, new_secret},
     server,

@@ -9,7 +9,7 @@ use tollkey_verifier::SystemClock;
 
 use super::output;
 use crate::{
-    caller::jwt::{self, ClaimRules, NewToken},
+    auth::jwt::{self, ClaimRules, NewToken},
     config::Settings,
     dev_mode,
 };

@@ -10,7 +10,7 @@ use tollkey_core::{Invalid, IpList, ceiling::DepthLimit, network::parse_network}
 use tracing_subscriber::EnvFilter;
 
 use super::LogFormat;
-use crate::{caller::jwks::trusted_url, public_path::PublicPath};
+use crate::{auth::jwks::trusted_url, public_path::PublicPath};
 
 /// Headers that already say something else; a merchant named in one of them would be nonsense or a leak.
 const TAKEN_HEADERS: [&str; 16] = [

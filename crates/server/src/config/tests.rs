@@ -6,7 +6,7 @@ use clap::{Args as _, Parser};
 use tollkey_core::{Family, RouteBase, Scope, credential::CredentialHeaders};
 
 use super::*;
-use crate::caller::jwt::TokenVerifier;
+use crate::auth::jwt::TokenVerifier;
 
 #[derive(Parser)]
 struct Cli {

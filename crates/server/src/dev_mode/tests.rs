@@ -7,7 +7,7 @@ use tollkey_verifier::SystemClock;
 
 use super::*;
 use crate::{
-    caller::jwt::TokenVerifier,
+    auth::jwt::TokenVerifier,
     config::{Options, UnknownVariable},
 };
 

@@ -26,7 +26,7 @@ pub const SURFACE: Surface = Surface {
 };
 
 /// The routes.
-pub(super) fn configure(config: &mut ServiceConfig<'_>) {
+pub fn configure(config: &mut ServiceConfig<'_>) {
     config.service(live).service(ready).service(document);
 }
 

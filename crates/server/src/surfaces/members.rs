@@ -8,7 +8,7 @@ use tollkey_core::{
 };
 use tollkey_store::KeyCursor;
 
-use super::within;
+use super::parameters::within;
 
 /// How many keys a list has, at most and when nobody says.
 const LISTED: u32 = 1000;

@@ -23,7 +23,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 use tollkey_server::{
-    caller::jwt::{ClaimRules, NewToken, mint},
+    auth::jwt::{ClaimRules, NewToken, mint},
     config::Secret,
 };
 use tollkey_store::testing::Database;

@@ -878,8 +878,8 @@ async fn form_that_would_be_rejected_is_not_offered() {
 async fn exported_csv_has_no_formula_whatever_the_list_separator() {
     each_backend_with(TOKENS, async |app: &App| {
         let actor = "=1+1;=cmd()";
-        let rules = tollkey_server::caller::jwt::ClaimRules::from(&app.settings.tokens);
-        let token = tollkey_server::caller::jwt::NewToken {
+        let rules = tollkey_server::auth::jwt::ClaimRules::from(&app.settings.tokens);
+        let token = tollkey_server::auth::jwt::NewToken {
             subject: actor.to_owned(),
             account: Some("acme".parse().expect("an account ID")),
             roles: Vec::new(),
@@ -887,8 +887,7 @@ async fn exported_csv_has_no_formula_whatever_the_list_separator() {
         };
         let secret = tollkey_server::config::Secret::new(crate::support::SECRET);
         let now = tollkey_core::Clock::now(&app.clock);
-        let token =
-            tollkey_server::caller::jwt::mint(&secret, &rules, &token, now).expect("a token");
+        let token = tollkey_server::auth::jwt::mint(&secret, &rules, &token, now).expect("a token");
         for name in ["=1", "a;=HYPERLINK(1)", "a;\"=1\"", "a, +1", "-1", "@x"] {
             app.commerce_key(&token, json!({"name": name})).await;
         }

@@ -12,7 +12,7 @@ use rand::{SeedableRng as _, rngs::StdRng};
 use serde_json::json;
 use tollkey_core::{Clock as _, Digest, Family, Mode};
 use tollkey_server::{
-    caller::jwt::{ClaimRules, NewToken, mint},
+    auth::jwt::{ClaimRules, NewToken, mint},
     server,
 };
 use tollkey_service::Random;

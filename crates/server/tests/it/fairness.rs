@@ -9,7 +9,7 @@ use tollkey_core::{
     AccountId, ApiKey, Clock as _, Digest, Family, KeyId, KeyText, Mode, Scope, key_text::Kind,
 };
 use tollkey_server::{
-    caller::jwt::{ClaimRules, NewToken, mint},
+    auth::jwt::{ClaimRules, NewToken, mint},
     config::Secret,
     server,
 };

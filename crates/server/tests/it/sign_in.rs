@@ -1641,16 +1641,15 @@ async fn a_pasted_token_signs_in_where_the_operator_allows_it() {
 #[actix_web::test]
 async fn a_session_by_a_token_ends_with_it() {
     let app = sqlite(&[TOKEN_SIGN_IN]).await;
-    let short = tollkey_server::caller::jwt::NewToken {
+    let short = tollkey_server::auth::jwt::NewToken {
         subject: "ada".to_owned(),
         account: Some("acme".parse().unwrap()),
         roles: Vec::new(),
         lifetime: jiff::SignedDuration::from_mins(10),
     };
-    let rules = tollkey_server::caller::jwt::ClaimRules::from(&app.settings.tokens);
+    let rules = tollkey_server::auth::jwt::ClaimRules::from(&app.settings.tokens);
     let secret = tollkey_server::config::Secret::new(crate::support::SECRET);
-    let token =
-        tollkey_server::caller::jwt::mint(&secret, &rules, &short, app.clock.now()).unwrap();
+    let token = tollkey_server::auth::jwt::mint(&secret, &rules, &short, app.clock.now()).unwrap();
     let reply = form(&app, "/dashboard/sign-in/token", &format!("token={token}")).await;
     let session = cookie(&reply, SESSION).expect("a session");
     app.clock.advance(Duration::from_secs(599));

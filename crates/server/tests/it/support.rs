@@ -20,7 +20,7 @@ use tollkey_core::{
     AccountId, ApiKey, Clock as _, Family, Grants, KeyId, KeyText, Mode, Scope, key_text::Kind,
 };
 use tollkey_server::{
-    caller::jwt::{ClaimRules, NewToken, mint},
+    auth::jwt::{ClaimRules, NewToken, mint},
     config::{Options, Secret, Settings},
     server::{self, Running},
 };

@@ -1,5 +1,5 @@
 //! Management tokens over HTTP: which are refused, and that every refusal reads the same. The rules themselves are
-//! tested where they are, in `caller::jwt`.
+//! tested where they are, in `auth::jwt`.
 
 use std::fs;
 

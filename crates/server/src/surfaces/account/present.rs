@@ -12,7 +12,7 @@ use tollkey_core::{
 };
 
 use crate::surface::Rendered;
-use crate::{caller::request_id, state::State, surfaces::members};
+use crate::{auth::request_id, state::State, surfaces::members};
 use tollkey_service::api_keys::NewKey;
 
 /// An answer around what was asked for.

@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use tollkey_api::{audit as api, time::Moment};
 use tollkey_core::{Checks, Invalid, KeyId, Problem, audit::Entry, text};
 
-use crate::surfaces::within;
+use crate::surfaces::parameters::within;
 use tollkey_service::audit::Filter;
 
 pub(crate) fn entry(entry: &Entry) -> api::AuditEntry {

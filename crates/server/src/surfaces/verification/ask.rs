@@ -5,7 +5,7 @@ use tollkey_api::verification as api;
 use tollkey_core::{Checks, Invalid, Need, RequestPath, text::is_reference};
 
 use super::present;
-use crate::{body::Body, caller::Verifying, rejection::HandlerResult, state::State};
+use crate::{auth::Verifying, body::Body, rejection::HandlerResult, state::State};
 
 /// How many verifications one batch holds.
 const MAX_BATCH: usize = 100;

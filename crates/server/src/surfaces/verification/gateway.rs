@@ -21,7 +21,7 @@ use tollkey_core::{
 use utoipa_actix_web::OpenApiFactory;
 
 use crate::{
-    caller::{forwarded_ip, judge_presented, look_at_presented, request_id},
+    auth::{forwarded_ip, judge_presented, look_at_presented, request_id},
     rejection::HandlerResult,
     state::State,
     surface::is_like_credential,

@@ -5,7 +5,7 @@ use tollkey_api::verification as api;
 use tollkey_core::{Family, Problem};
 
 use super::present;
-use crate::{caller::PresentedKey, rejection::HandlerResult, state::State};
+use crate::{auth::PresentedKey, rejection::HandlerResult, state::State};
 use tollkey_service::api_keys;
 
 /// Who am I?

@@ -11,11 +11,11 @@ use tollkey_core::{
 use tollkey_verifier::{Leave, News, Poll, PollError, PollId, PollIds, SourceError, Upstream as _};
 
 use crate::{
+    auth::Service,
     body::Body,
-    caller::Service,
     rejection::HandlerResult,
     state::State,
-    surfaces::{members, within},
+    surfaces::{members, parameters::within},
 };
 
 /// How long a subscriber may ask to wait, in milliseconds. It waits a third of a lease at most, which is shorter.

@@ -18,7 +18,7 @@ use tollkey_service::RequestActor;
 use tollkey_store::Owner;
 
 use crate::{
-    caller::{client_ip, oidc::Attempt, request_id},
+    auth::{client_ip, oidc::Attempt, request_id},
     dev_mode::new_secret,
     public_path::PublicPath,
     rejection::Rejection,

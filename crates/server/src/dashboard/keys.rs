@@ -31,7 +31,7 @@ use crate::{
     body::{Body, Query},
     rejection::HandlerResult,
     state::State,
-    surfaces::{members, path_id},
+    surfaces::{members, parameters::path_id},
 };
 use tollkey_service::{
     Outcome, RequestActor, accounts,

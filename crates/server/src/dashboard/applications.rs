@@ -16,7 +16,7 @@ use crate::{
     body::{Body, Query},
     rejection::HandlerResult,
     state::State,
-    surfaces::{paging, path_id},
+    surfaces::parameters::{paging, path_id},
 };
 use tollkey_service::{Outcome, api_keys, applications, idempotency::Creating};
 

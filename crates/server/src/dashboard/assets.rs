@@ -32,22 +32,22 @@ static ASSETS: LazyLock<Vec<Asset>> = LazyLock::new(|| {
         asset(
             "style.css",
             "text/css; charset=utf-8",
-            include_str!("../../../assets/style.css"),
+            include_str!("../../assets/style.css"),
         ),
         asset(
             "dashboard.js",
             "text/javascript; charset=utf-8",
-            include_str!("../../../assets/dashboard.js"),
+            include_str!("../../assets/dashboard.js"),
         ),
         asset(
             "htmx.min.js",
             "text/javascript; charset=utf-8",
-            include_str!("../../../assets/htmx.min.js"),
+            include_str!("../../assets/htmx.min.js"),
         ),
         asset(
             "icon.svg",
             "image/svg+xml",
-            include_str!("../../../assets/icon.svg"),
+            include_str!("../../assets/icon.svg"),
         ),
     ]
 });

@@ -9,13 +9,14 @@ use tollkey_core::{Family, api_key::Overlap, text};
 
 use self::present::{created_key, edit, key, new_key};
 use super::{
-    members, path_id,
+    members,
+    parameters::path_id,
     retry::{Retry, Shown, plain},
 };
 use crate::surface::{Document, Surface};
 use crate::{
+    auth::Merchant,
     body::{Body, Query},
-    caller::Merchant,
     rejection::HandlerResult,
     state::State,
 };
@@ -35,7 +36,7 @@ pub const SURFACE: Surface = Surface::api(
 );
 
 /// The routes, under `/api/v1`.
-pub(super) fn configure(config: &mut ServiceConfig<'_>) {
+pub fn configure(config: &mut ServiceConfig<'_>) {
     config
         .service(create)
         .service(list)

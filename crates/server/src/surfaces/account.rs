@@ -10,13 +10,14 @@ use tollkey_api::{account as api, audit::ListAuditLog};
 
 use self::present::{created_key, enveloped, enveloped_list, key, new_key};
 use super::{
-    audit, members, path_id,
+    audit, members,
+    parameters::path_id,
     retry::{Retry, Shown, respond},
 };
 use crate::surface::{Document, Surface};
 use crate::{
+    auth::AccountHolder,
     body::{Body, Query},
-    caller::AccountHolder,
     rejection::HandlerResult,
     state::State,
 };
@@ -66,7 +67,7 @@ fn is_ulid(text: &str) -> bool {
 }
 
 /// The routes, under `/api/v1`.
-pub(super) fn configure(config: &mut ServiceConfig<'_>) {
+pub fn configure(config: &mut ServiceConfig<'_>) {
     config
         .service(create)
         .service(list)

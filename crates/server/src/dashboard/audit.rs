@@ -19,7 +19,7 @@ use crate::{
     body::Query,
     rejection::HandlerResult,
     state::State,
-    surfaces::audit::{entry, filter},
+    surfaces::audit::present::{entry, filter},
 };
 use tollkey_service::{
     RequestActor,

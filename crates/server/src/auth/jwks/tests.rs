@@ -22,7 +22,7 @@ use tokio::{
 };
 
 use super::*;
-use crate::caller::jwt::{
+use crate::auth::jwt::{
     Claims, TokenVerifier,
     tests::{RSA, base64url, now, rules, sign_ec, sign_hs256, sign_rsa, token},
 };

@@ -5,11 +5,11 @@ use tollkey_api::{Secret, operator as api};
 use tollkey_core::{Account, AccountId, Problem, ServiceKey};
 
 use super::{
-    path_id,
+    parameters::path_id,
     retry::{Retry, Shown, plain},
 };
 use crate::surface::{Document, Surface};
-use crate::{body::Body, caller::Operator, rejection::HandlerResult, state::State};
+use crate::{auth::Operator, body::Body, rejection::HandlerResult, state::State};
 use tollkey_service::{
     accounts,
     service_keys::{self, CreatedServiceKey},
@@ -26,7 +26,7 @@ pub const SURFACE: Surface = Surface::api(
 );
 
 /// The routes, under `/api/v1`.
-pub(super) fn configure(config: &mut ServiceConfig<'_>) {
+pub fn configure(config: &mut ServiceConfig<'_>) {
     config
         .service(get_account)
         .service(put_account)

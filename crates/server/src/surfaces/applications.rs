@@ -9,13 +9,13 @@ use tollkey_core::{Application, Id, Invalid, Problem};
 
 use self::present::{created_key, included_key, key, shown};
 use super::{
-    paging, path_id,
+    parameters::{paging, path_id},
     retry::{Retry, Shown, plain},
 };
 use crate::surface::{Document, Surface};
 use crate::{
+    auth::Merchant,
     body::{Body, Query},
-    caller::Merchant,
     rejection::HandlerResult,
     state::State,
 };
@@ -35,7 +35,7 @@ pub const SURFACE: Surface = Surface::api(
 );
 
 /// The routes, under `/api/v1`.
-pub(super) fn configure(config: &mut ServiceConfig<'_>) {
+pub fn configure(config: &mut ServiceConfig<'_>) {
     config
         .service(create)
         .service(list)

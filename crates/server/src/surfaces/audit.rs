@@ -1,14 +1,14 @@
 //! The audit log.
 
-mod present;
+pub mod present;
 
 use actix_web::{HttpResponse, get, http::header, web};
 use tollkey_api::audit as api;
 
-pub(super) use self::present::{entry, filter};
+pub(super) use self::present::filter;
 
 use crate::surface::{Document, Surface};
-use crate::{body::Query, caller::Merchant, rejection::HandlerResult, state::State};
+use crate::{auth::Merchant, body::Query, rejection::HandlerResult, state::State};
 use tollkey_service::audit;
 use utoipa_actix_web::service_config::ServiceConfig;
 
@@ -22,7 +22,7 @@ pub const SURFACE: Surface = Surface::api(
 );
 
 /// The routes, under `/api/v1`.
-pub(super) fn configure(config: &mut ServiceConfig<'_>) {
+pub fn configure(config: &mut ServiceConfig<'_>) {
     config.service(list);
 }
 

@@ -22,19 +22,19 @@ use serde_json::json;
 use super::*;
 
 /// One RSA key for all tests: they are slow to make.
-pub(in crate::caller) static RSA: LazyLock<RsaKeyPair> =
+pub(in crate::auth) static RSA: LazyLock<RsaKeyPair> =
     LazyLock::new(|| RsaKeyPair::generate(KeySize::Rsa2048).unwrap());
 
 /// The time it is in the tests.
-pub(in crate::caller) fn now() -> Timestamp {
+pub(in crate::auth) fn now() -> Timestamp {
     Timestamp::from_second(1_800_000_000).unwrap()
 }
 
-pub(in crate::caller) fn secret() -> Secret {
+pub(in crate::auth) fn secret() -> Secret {
     Secret::new("s".repeat(HS256_SECRET_MIN))
 }
 
-pub(in crate::caller) fn rules() -> ClaimRules {
+pub(in crate::auth) fn rules() -> ClaimRules {
     ClaimRules {
         issuer: None,
         audience: None,
@@ -43,12 +43,12 @@ pub(in crate::caller) fn rules() -> ClaimRules {
     }
 }
 
-pub(in crate::caller) fn base64url(bytes: impl AsRef<[u8]>) -> String {
+pub(in crate::auth) fn base64url(bytes: impl AsRef<[u8]>) -> String {
     URL_SAFE_NO_PAD.encode(bytes)
 }
 
 /// A token of these parts, signed by `sign` whatever the header says.
-pub(in crate::caller) fn token(
+pub(in crate::auth) fn token(
     header: &Value,
     claims: &Value,
     sign: impl FnOnce(&[u8]) -> Vec<u8>,
@@ -62,12 +62,12 @@ pub(in crate::caller) fn token(
     format!("{message}.{}", base64url(signature))
 }
 
-pub(in crate::caller) fn sign_hs256(secret: &[u8]) -> impl Fn(&[u8]) -> Vec<u8> + use<> {
+pub(in crate::auth) fn sign_hs256(secret: &[u8]) -> impl Fn(&[u8]) -> Vec<u8> + use<> {
     let key = hmac::Key::new(hmac::HMAC_SHA256, secret);
     move |message| hmac::sign(&key, message).as_ref().to_vec()
 }
 
-pub(in crate::caller) fn sign_rsa(padding: &'static dyn RsaEncoding) -> impl Fn(&[u8]) -> Vec<u8> {
+pub(in crate::auth) fn sign_rsa(padding: &'static dyn RsaEncoding) -> impl Fn(&[u8]) -> Vec<u8> {
     move |message| {
         let mut signature = vec![0; RSA.public_modulus_len()];
         RSA.sign(padding, &SystemRandom::new(), message, &mut signature)
@@ -76,7 +76,7 @@ pub(in crate::caller) fn sign_rsa(padding: &'static dyn RsaEncoding) -> impl Fn(
     }
 }
 
-pub(in crate::caller) fn sign_ec(key: &EcdsaKeyPair) -> impl Fn(&[u8]) -> Vec<u8> {
+pub(in crate::auth) fn sign_ec(key: &EcdsaKeyPair) -> impl Fn(&[u8]) -> Vec<u8> {
     |message| {
         key.sign(&SystemRandom::new(), message)
             .unwrap()

@@ -52,7 +52,7 @@ pub const GATEWAYS: Surface = Surface {
 };
 
 /// The routes of gateways, under `/api/v1`.
-pub(super) fn configure_gateways(config: &mut ServiceConfig<'_>) {
+pub fn configure_gateways(config: &mut ServiceConfig<'_>) {
     config
         .service(ForwardAuth)
         .service(AuthRequest)
@@ -60,7 +60,7 @@ pub(super) fn configure_gateways(config: &mut ServiceConfig<'_>) {
 }
 
 /// The other routes, under `/api/v1`.
-pub(super) fn configure(config: &mut ServiceConfig<'_>) {
+pub fn configure(config: &mut ServiceConfig<'_>) {
     config
         .service(verify)
         .service(verify_batch)

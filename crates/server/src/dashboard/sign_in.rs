@@ -17,8 +17,8 @@ use super::{
 };
 use crate::sign_in::{self, Failure, Returned};
 use crate::{
+    auth::oidc::{Provider, SIGNED_OUT},
     body::{Body, Query},
-    caller::oidc::{Provider, SIGNED_OUT},
     rejection::HandlerResult,
     state::State,
 };

@@ -11,7 +11,7 @@ use actix_web::{
 use tollkey_core::Problem;
 
 use super::{SURFACE, page, session};
-use crate::{caller::not_forwarded, rejection::Rejection, state::State};
+use crate::{auth::not_forwarded, rejection::Rejection, state::State};
 
 /// <https://www.w3.org/TR/fetch-metadata/>. Browsers set it, pages cannot.
 const FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");

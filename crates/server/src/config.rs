@@ -39,7 +39,7 @@ pub use self::{
     warning::Warning,
 };
 use crate::{
-    caller::{jwks::JwksUrl, jwt::PublicKeyFile},
+    auth::{jwks::JwksUrl, jwt::PublicKeyFile},
     public_path::PublicPath,
     transport::open_files,
 };

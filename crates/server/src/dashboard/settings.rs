@@ -20,7 +20,7 @@ use crate::{
     body::{Body, Query},
     rejection::HandlerResult,
     state::State,
-    surfaces::path_id,
+    surfaces::parameters::path_id,
 };
 
 const SECTION: &str = "settings";

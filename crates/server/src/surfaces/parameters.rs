@@ -1,0 +1,39 @@
+//! Parameters of paths and queries that several surfaces have.
+
+use tollkey_core::{Checks, Id, Invalid, Problem, id::Entity};
+
+/// The id in a path. A malformed one is answered as an unknown one.
+pub fn path_id<Of: Entity>(text: &str) -> Result<Id<Of>, Problem> {
+    text.parse().map_err(|_| Problem::not_found())
+}
+
+/// A number of a query that must be within a range.
+pub fn within(
+    value: Option<u32>,
+    default: u32,
+    range: std::ops::RangeInclusive<u32>,
+) -> Result<u32, Invalid> {
+    match value {
+        None => Ok(default),
+        Some(value) if range.contains(&value) => Ok(value),
+        Some(_) if *range.end() == u32::MAX => {
+            Err(Invalid::new(format!("must be at least {}", range.start())))
+        }
+        Some(_) => Err(Invalid::new(format!(
+            "must be {} to {}",
+            range.start(),
+            range.end()
+        ))),
+    }
+}
+
+/// The page and limit of a paged list.
+pub fn paging(page: Option<u32>, limit: Option<u32>) -> Result<(u32, u32), Problem> {
+    let mut checks = Checks::default();
+    let page = checks.member("page", within(page, 1, 1..=u32::MAX));
+    let limit = checks.member("limit", within(limit, 10, 1..=100));
+    match (page, limit) {
+        (Some(page), Some(limit)) => Ok((page, limit)),
+        _ => Err(checks.into_problem()),
+    }
+}
