@@ -21,6 +21,7 @@ mod gate;
 mod keys;
 mod once;
 pub mod page;
+mod search;
 pub mod session;
 mod settings;
 pub mod sign_in;
@@ -45,16 +46,7 @@ pub fn configure(config: &mut web::ServiceConfig) {
         .wrap(from_fn(gate::signed_in))
         .service(home)
         .service(sign_in::sign_out)
-        .service(keys::list)
-        .service(keys::new)
-        .service(keys::create)
-        .service(keys::show)
-        .service(keys::ask_revoke)
-        .service(keys::revoke)
-        .service(keys::ask_rotate)
-        .service(keys::rotate)
-        .service(keys::suspend)
-        .service(keys::resume)
+        .configure(keys::configure)
         .service(applications::list)
         .service(applications::new)
         .service(applications::create)

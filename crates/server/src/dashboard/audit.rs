@@ -11,8 +11,8 @@ use tollkey_core::{
 };
 
 use super::{
-    keys::{has_secret, pasted},
     page::{self, Frame, Time},
+    search::{has_secret, pasted},
     session::SignedIn,
 };
 use crate::{

@@ -12,7 +12,7 @@ use tollkey_core::{
 
 use super::{
     super::{fields::Fields, once},
-    Choice,
+    choice::Choice,
 };
 use crate::{state::State, surfaces::members};
 use tollkey_service::api_keys::NewKey;

@@ -4,7 +4,10 @@ use jiff::{Timestamp, civil::date};
 use tollkey_core::{ApiKey, Family, Mode, Status};
 use tollkey_store::DayUsage;
 
-use super::{super::page::Time, Choice};
+use super::{super::page::Time, choice::Choice};
+
+/// The section of the pages of keys.
+pub(super) const SECTION: &str = "keys";
 
 /// The status of a key on a page: what a verification of the key says. The API prints [`Status`], which is the key's own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

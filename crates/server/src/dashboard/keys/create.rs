@@ -1,0 +1,156 @@
+//! Creating a key, and the one page that shows it.
+
+use actix_web::{
+    HttpRequest, get,
+    http::header::{HOST, ORIGIN},
+    post, web,
+};
+use askama::Template;
+use serde::Deserialize;
+use tollkey_core::{ApiKey, KeyId, KeyText, Problem};
+use tollkey_service::{
+    Outcome, accounts,
+    api_keys::{self, CreatedKey},
+    idempotency::Creating,
+};
+
+use super::{
+    super::{
+        fields::Fields,
+        once::{self, once},
+        page::{self, Frame, can_be_mended, see_other},
+        session::SignedIn,
+    },
+    choice::choices,
+    form::{self, NewKeyForm, Wish},
+    view::{KeyView, SECTION},
+};
+use crate::{
+    body::{Body, Query},
+    rejection::HandlerResult,
+    state::State,
+};
+
+#[derive(Deserialize)]
+struct NewFor {
+    #[serde(default)]
+    application: String,
+}
+
+#[derive(Template)]
+#[template(path = "key_new.html")]
+struct NewPage {
+    frame: Frame,
+    form: NewKeyForm,
+    fields: Fields,
+}
+
+impl NewPage {
+    async fn new(state: &State, visitor: &SignedIn, fields: Fields) -> Result<Self, Problem> {
+        let model = accounts::get(&state.service, visitor.by.account_id.clone())
+            .await?
+            .operating_model;
+        let chosen = fields.get("application").parse().ok();
+        let form = NewKeyForm::new(state, model, choices(state, &visitor.by, chosen).await?);
+        Ok(Self {
+            frame: Frame::of(visitor, SECTION, "New key"),
+            form,
+            fields,
+        })
+    }
+}
+
+#[get("/keys/new")]
+pub(in super::super) async fn new(
+    state: web::Data<State>,
+    visitor: SignedIn,
+    query: Query,
+) -> HandlerResult {
+    let NewFor { application } = query.read()?;
+    let fields = NewKeyForm::untouched(&state, visitor.by.account_id.as_str(), &application);
+    page::page(&NewPage::new(&state, &visitor, fields).await?)
+}
+
+#[derive(Template)]
+#[template(path = "key_created.html")]
+struct CreatedPage<'a> {
+    frame: Frame,
+    key: KeyView,
+    text: &'a str,
+    /// Where this server is, as the browser has it.
+    base: String,
+    is_successor: bool,
+}
+
+#[post("/keys/new")]
+pub(in super::super) async fn create(
+    state: web::Data<State>,
+    visitor: SignedIn,
+    request: HttpRequest,
+    body: Body,
+) -> HandlerResult {
+    let fields = Fields::read(&body)?;
+    let by = &visitor.by;
+    let run = async |creating: Creating<KeyId>| {
+        let Wish {
+            family,
+            application,
+            key,
+        } = form::read(&fields, &state.service.catalogue, state.service.clock.now())?;
+        match application {
+            Some(id) => {
+                api_keys::create_for_application(&state.service, by, id, key, creating).await
+            }
+            None => api_keys::create(&state.service, by, family, key, creating).await,
+        }
+    };
+    match once(
+        &state,
+        (by.account_id.as_str(), &by.actor),
+        request.path(),
+        (&fields, &body),
+        run,
+    )
+    .await
+    {
+        Ok(Outcome::Created(CreatedKey { key, text })) => {
+            shown_once(&state, &visitor, &request, &key, &text)
+        }
+        Ok(Outcome::Replayed(id)) => Ok(see_other(&format!("/dashboard/keys/{id}?done=once"))),
+        Ok(Outcome::ReplayedResponse(stored)) => Ok(once::redirect(&stored)),
+        Err(problem) if can_be_mended(&problem) => {
+            let fields = once::refused(&state, by.account_id.as_str(), fields, &problem);
+            page::refused(&problem, &NewPage::new(&state, &visitor, fields).await?)
+        }
+        Err(problem) => Err(problem.into()),
+    }
+}
+
+/// The one page that shows the text of a key.
+pub(super) fn shown_once(
+    state: &State,
+    visitor: &SignedIn,
+    request: &HttpRequest,
+    key: &ApiKey,
+    text: &KeyText,
+) -> HandlerResult {
+    // The origin that the browser uses, which a proxy may hide from the server: a form has it in `Origin`.
+    let header = |name| {
+        request
+            .headers()
+            .get(name)
+            .and_then(|value| value.to_str().ok())
+    };
+    let base = header(ORIGIN)
+        .filter(|origin| *origin != "null")
+        .map(str::to_owned);
+    let base = base.unwrap_or_else(|| format!("https://{}", header(HOST).unwrap_or_default()))
+        + state.public_path.path("").as_str();
+    page::page(&CreatedPage {
+        frame: Frame::of(visitor, SECTION, "Your new key"),
+        key: KeyView::new(key, &[], state.service.clock.now()),
+        text: text.expose(),
+        base,
+        is_successor: key.rotated_from.is_some(),
+    })
+}

@@ -1,0 +1,153 @@
+//! The list of keys.
+
+use actix_web::{HttpRequest, get, web};
+use askama::Template;
+use serde::Deserialize;
+use tollkey_core::{Family, Problem, text};
+use tollkey_service::api_keys;
+
+use super::{
+    super::{
+        page::{self, Frame},
+        search::{has_secret, pasted},
+        session::SignedIn,
+    },
+    choice::{Choice, choices},
+    view::{EffectiveStatus, KeyView, SECTION},
+};
+use crate::{body::Query, rejection::HandlerResult, state::State, surfaces::members};
+
+/// How many keys a page shows.
+const SHOWN: u32 = 50;
+
+/// What the list is asked for. What is empty was left as it is in the form.
+#[derive(Debug, Clone, Default, Deserialize)]
+struct Asked {
+    #[serde(default)]
+    q: String,
+    #[serde(default)]
+    mode: String,
+    #[serde(default)]
+    status: String,
+    #[serde(default)]
+    application: String,
+    #[serde(default)]
+    cursor: String,
+    done: Option<String>,
+}
+
+impl Asked {
+    fn is_filtered(&self) -> bool {
+        [&self.q, &self.mode, &self.status, &self.application]
+            .iter()
+            .any(|field| !field.is_empty())
+    }
+
+    fn wanted(&self) -> Result<api_keys::KeyQuery, Problem> {
+        let filled = |field: &'static str, text: &str| {
+            Some(text.trim().to_owned())
+                .filter(|_| !text.trim().is_empty())
+                .map(|text| (field, text))
+        };
+        fn read<T: std::str::FromStr>(
+            field: Option<(&'static str, String)>,
+        ) -> Result<Option<T>, Problem> {
+            field
+                .map(|(name, text)| {
+                    text.parse()
+                        .map_err(|_| Problem::field(name, "is not one of the choices"))
+                })
+                .transpose()
+        }
+        let status = filled("status", &self.status).map(|(name, text)| {
+            let known = EffectiveStatus::ALL
+                .into_iter()
+                .find(|status| status.as_str() == text);
+            known.ok_or_else(|| Problem::field(name, "is not one of the choices"))
+        });
+        let (status, application_enabled) = status
+            .transpose()?
+            .map(EffectiveStatus::filter)
+            .map_or((None, None), |(status, enabled)| (Some(status), enabled));
+        Ok(api_keys::KeyQuery {
+            mode: read(filled("mode", &self.mode))?,
+            status,
+            application_enabled,
+            application: read(filled("application", &self.application))?,
+            text: text::search(Some(&self.q))
+                .map_err(|rule| Problem::field("q", rule.to_string()))?,
+            ..api_keys::KeyQuery::of(&Family::ALL)
+        })
+    }
+
+    /// The same list, behind that place.
+    fn from(&self, cursor: String) -> String {
+        let pairs = [
+            ("q", self.q.as_str()),
+            ("mode", &self.mode),
+            ("status", &self.status),
+            ("application", &self.application),
+            ("cursor", &cursor),
+        ];
+        let filled: Vec<_> = pairs
+            .into_iter()
+            .filter(|(_, value)| !value.is_empty())
+            .collect();
+        format!(
+            "/dashboard/keys?{}",
+            serde_urlencoded::to_string(filled).unwrap_or_default()
+        )
+    }
+}
+
+#[derive(Template)]
+#[template(path = "keys.html")]
+struct ListPage {
+    frame: Frame,
+    statuses: [EffectiveStatus; 5],
+    asked: Asked,
+    keys: Vec<KeyView>,
+    applications: Vec<Choice>,
+    next: Option<String>,
+    /// The page is not full although the list goes on: the search has examined as many keys as a page may.
+    is_partial: bool,
+}
+
+#[get("/keys")]
+pub(in super::super) async fn list(
+    state: web::Data<State>,
+    visitor: SignedIn,
+    request: HttpRequest,
+    query: Query,
+) -> HandlerResult {
+    let asked: Asked = query.read()?;
+    if has_secret(&asked.q) {
+        return Ok(pasted(&request, "/dashboard/keys"));
+    }
+    let by = &visitor.by;
+    let cursor = Some(asked.cursor.as_str()).filter(|cursor| !cursor.is_empty());
+    let (limit, after) = members::listing(Some(SHOWN), cursor)?;
+    let wanted = asked.wanted()?;
+    let asked_for = wanted.application;
+    let found = api_keys::list(&state.service, by, wanted, after, limit).await?;
+    let shown = found.keys.iter().filter_map(|key| key.application_id);
+    let applications = choices(&state, by, shown.chain(asked_for)).await?;
+    let now = state.service.clock.now();
+    let is_partial = found.next.is_some() && found.keys.len() < limit as usize;
+    page::page(&ListPage {
+        is_partial,
+        statuses: EffectiveStatus::ALL,
+        frame: Frame::of(&visitor, SECTION, "API keys")
+            .done(asked.done.as_deref(), &["account", "pasted"]),
+        keys: found
+            .keys
+            .iter()
+            .map(|key| KeyView::new(key, &applications, now))
+            .collect(),
+        next: found
+            .next
+            .map(|next| asked.from(members::shown_cursor(next))),
+        applications,
+        asked,
+    })
+}

@@ -1,0 +1,101 @@
+//! Rotating a key.
+
+use actix_web::{HttpRequest, get, post, web};
+use askama::Template;
+use tollkey_core::{KeyId, Problem, api_key::Unchangeable};
+use tollkey_service::{
+    Outcome,
+    api_keys::{self, CreatedKey},
+    idempotency::Creating,
+};
+
+use super::{
+    super::{
+        fields::Fields,
+        once::{self, once},
+        page::{self, Frame, can_be_mended, see_other},
+        session::SignedIn,
+    },
+    create::shown_once,
+    form,
+    view::{KeyView, SECTION},
+};
+use crate::{body::Body, rejection::HandlerResult, state::State, surfaces::parameters::path_id};
+
+#[derive(Template)]
+#[template(path = "key_rotate.html")]
+struct RotatePage {
+    frame: Frame,
+    key: KeyView,
+    /// Why the key cannot be rotated; then the page has no form.
+    obstacle: Option<Unchangeable>,
+    fields: Fields,
+}
+
+impl RotatePage {
+    async fn new(
+        state: &State,
+        visitor: &SignedIn,
+        id: KeyId,
+        fields: Fields,
+    ) -> Result<Self, Problem> {
+        let key = api_keys::get(&state.service, &visitor.by, api_keys::COMMERCE, id).await?;
+        let now = state.service.clock.now();
+        let (obstacle, key) = (key.rotatable(now).err(), KeyView::new(&key, &[], now));
+        Ok(Self {
+            frame: Frame::of(visitor, SECTION, "Rotate a key"),
+            key,
+            obstacle,
+            fields,
+        })
+    }
+}
+
+#[get("/keys/{id}/rotate")]
+pub(in super::super) async fn ask_rotate(
+    state: web::Data<State>,
+    visitor: SignedIn,
+    id: web::Path<String>,
+) -> HandlerResult {
+    let fields = once::untouched(&state, visitor.by.account_id.as_str()).with("overlap", "86400");
+    page::page(&RotatePage::new(&state, &visitor, path_id(&id)?, fields).await?)
+}
+
+#[post("/keys/{id}/rotate")]
+pub(in super::super) async fn rotate(
+    state: web::Data<State>,
+    visitor: SignedIn,
+    request: HttpRequest,
+    id: web::Path<String>,
+    body: Body,
+) -> HandlerResult {
+    let (by, id, fields) = (&visitor.by, path_id(&id)?, Fields::read(&body)?);
+    let run = async |creating: Creating<KeyId>| {
+        let overlap =
+            form::overlap(&fields).map_err(|rule| Problem::field("/overlap", rule.to_string()))?;
+        api_keys::rotate(&state.service, by, id, overlap, creating).await
+    };
+    match once(
+        &state,
+        (by.account_id.as_str(), &by.actor),
+        request.path(),
+        (&fields, &body),
+        run,
+    )
+    .await
+    {
+        Ok(Outcome::Created(CreatedKey { key, text })) => {
+            shown_once(&state, &visitor, &request, &key, &text)
+        }
+        Ok(Outcome::Replayed(id)) => Ok(see_other(&format!("/dashboard/keys/{id}?done=once"))),
+        Ok(Outcome::ReplayedResponse(stored)) => Ok(once::redirect(&stored)),
+        Err(problem) if can_be_mended(&problem) => {
+            let fields = once::refused(&state, by.account_id.as_str(), fields, &problem);
+            page::refused(
+                &problem,
+                &RotatePage::new(&state, &visitor, id, fields).await?,
+            )
+        }
+        Err(problem) => Err(problem.into()),
+    }
+}

@@ -1,0 +1,33 @@
+//! Suspending and resuming a key.
+
+use actix_web::{post, web};
+use tollkey_service::api_keys;
+
+use super::super::{page::see_other, session::SignedIn};
+use crate::{rejection::HandlerResult, state::State, surfaces::parameters::path_id};
+
+#[post("/keys/{id}/suspend")]
+pub(in super::super) async fn suspend(
+    state: web::Data<State>,
+    visitor: SignedIn,
+    id: web::Path<String>,
+) -> HandlerResult {
+    let key = api_keys::suspend(&state.service, &visitor.by, path_id(&id)?).await?;
+    Ok(see_other(&format!(
+        "/dashboard/keys/{}?done=suspended",
+        key.id
+    )))
+}
+
+#[post("/keys/{id}/resume")]
+pub(in super::super) async fn resume(
+    state: web::Data<State>,
+    visitor: SignedIn,
+    id: web::Path<String>,
+) -> HandlerResult {
+    let key = api_keys::resume(&state.service, &visitor.by, path_id(&id)?).await?;
+    Ok(see_other(&format!(
+        "/dashboard/keys/{}?done=resumed",
+        key.id
+    )))
+}
