@@ -5,7 +5,10 @@
 
 mod form;
 
-use crate::{Invalid, Problem, ProblemCode};
+use crate::{
+    Family, Invalid, Problem, ProblemCode,
+    key_text::{Kind, ParsedKey},
+};
 
 pub use self::form::{Expected, is_jwt};
 
@@ -114,6 +117,55 @@ impl std::fmt::Debug for Credential<'_> {
     }
 }
 
+/// A presented text, parsed once by its form. Everything that handles a request uses the result.
+#[derive(Clone, Copy)]
+pub enum Presented<'a> {
+    /// An API key of this family.
+    ApiKey(Family, ParsedKey<'a>),
+    /// A service key.
+    ServiceKey(ParsedKey<'a>),
+    /// A management token.
+    Token(&'a str),
+    /// Anything else.
+    Other(&'a str),
+}
+
+impl<'a> From<&'a str> for Presented<'a> {
+    fn from(text: &'a str) -> Self {
+        match ParsedKey::parse(text) {
+            Some(key) => Self::from(key),
+            None if is_jwt(text) => Self::Token(text),
+            None => Self::Other(text),
+        }
+    }
+}
+
+impl<'a> From<&'a String> for Presented<'a> {
+    fn from(text: &'a String) -> Self {
+        Self::from(text.as_str())
+    }
+}
+
+impl<'a> From<ParsedKey<'a>> for Presented<'a> {
+    fn from(key: ParsedKey<'a>) -> Self {
+        match key.kind() {
+            Kind::Key(family, _) => Self::ApiKey(family, key),
+            Kind::ServiceKey => Self::ServiceKey(key),
+        }
+    }
+}
+
+impl std::fmt::Debug for Presented<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::ApiKey(..) => "ApiKey(redacted)",
+            Self::ServiceKey(_) => "ServiceKey(redacted)",
+            Self::Token(_) => "Token(redacted)",
+            Self::Other(_) => "Other(redacted)",
+        })
+    }
+}
+
 /// Whether a header presents nothing: it is empty or white space, or `Authorization: Bearer` without a token.
 #[must_use]
 pub fn is_empty(name: &str, value: &[u8]) -> bool {
@@ -205,6 +257,36 @@ impl<'a> Credential<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{Digest, Mode};
+
+    #[test]
+    fn a_presented_text_is_parsed_by_its_form() {
+        let random = "EXAMPLE0EXAMPLE0EXAMPLE0EXAMPLE0";
+        for family in Family::ALL {
+            let text = format!("{}_test_{random}", family.prefix());
+            for presented in [text.clone(), format!("secret-token:{text}")] {
+                let Presented::ApiKey(own, key) = Presented::from(&presented) else {
+                    panic!("{presented}");
+                };
+                assert_eq!((own, key.kind()), (family, Kind::Key(family, Mode::Test)));
+                assert_eq!(key.digest(), Digest::of(&text));
+                assert_eq!(format!("{:?}", Presented::from(key)), "ApiKey(redacted)");
+                assert!(!format!("{key:?}").contains("EXAMPLE"));
+            }
+        }
+        let form = |text: &str| format!("{:?}", Presented::from(text));
+        assert_eq!(form(&format!("tks_{random}")), "ServiceKey(redacted)");
+        assert_eq!(form("eyEXAMPLE.eyEXAMPLE.EXAMPLE"), "Token(redacted)");
+        for other in [
+            "",
+            "canary",
+            "a.b.c",
+            "ck_test_EXAMPLE",
+            "secret-token:eyA.ey.x",
+        ] {
+            assert_eq!(form(other), "Other(redacted)", "{other}");
+        }
+    }
 
     fn read(pairs: &[(&'static str, &'static str)]) -> Credential<'static> {
         Credential::read(pairs.iter().map(|(name, value)| (*name, value.as_bytes())))

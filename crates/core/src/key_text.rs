@@ -161,6 +161,42 @@ impl Kind {
     }
 }
 
+/// A presented credential with the form of a key, parsed once. Hidden by `Debug`.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct ParsedKey<'a> {
+    text: &'a str,
+    kind: Kind,
+}
+
+impl<'a> ParsedKey<'a> {
+    /// Reads a presented credential, with or without `secret-token:` (RFC 8959). `None` if it does not have the form of a key.
+    #[must_use]
+    pub fn parse(presented: &'a str) -> Option<Self> {
+        let text = without_scheme(presented);
+        Kind::of(text).map(|kind| Self { text, kind })
+    }
+
+    /// The kind of the key.
+    #[must_use]
+    pub fn kind(self) -> Kind {
+        self.kind
+    }
+
+    /// The hash under which the key is found.
+    #[must_use]
+    pub fn digest(self) -> Digest {
+        Digest::of(self.text)
+    }
+}
+
+impl fmt::Debug for ParsedKey<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ParsedKey")
+            .field("kind", &self.kind)
+            .finish_non_exhaustive()
+    }
+}
+
 /// Cuts the optional `secret-token:` of RFC 8959 from a presented credential.
 #[must_use]
 pub fn without_scheme(presented: &str) -> &str {

@@ -20,8 +20,9 @@ use tollkey_core::{Problem, ProblemCode};
 use ulid::Ulid;
 
 use crate::{
-    auth::{Allowance, RequestId},
+    auth::Allowance,
     rejection::Rejection,
+    request_id::RequestId,
     state::State,
     surface::{Rendered, Surface, Surfaces},
     telemetry,

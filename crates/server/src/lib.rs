@@ -27,6 +27,7 @@ pub mod edge;
 pub mod openapi;
 pub mod public_path;
 pub mod rejection;
+pub mod request_id;
 pub mod routes;
 pub mod server;
 pub mod sign_in;

@@ -2,6 +2,7 @@
 
 use std::{fmt, sync::Arc};
 
+use tollkey_core::credential::Presented;
 use tollkey_core::{Catalogue, Clock, Denial, Need, Problem, ceiling::DepthLimit};
 use tollkey_store::{Change, Owner, Reader, Store, Writer};
 use tollkey_verifier::{Requester, Unavailable, Verdict, Verifier};
@@ -117,10 +118,10 @@ impl Service {
     /// # Errors
     /// `unavailable` when the key is not cached and the store does not respond, or when too many look-ups of this requester
     /// wait.
-    pub async fn verify(
+    pub async fn verify<'a>(
         &self,
         requester: impl FnOnce() -> Requester,
-        presented: &str,
+        presented: impl Into<Presented<'a>>,
         need: &Need<'_>,
     ) -> Result<Verdict, Problem> {
         counted(self.verifier.verify_for(requester, presented, need).await)
@@ -130,10 +131,10 @@ impl Service {
     ///
     /// # Errors
     /// As for [`Service::verify`].
-    pub async fn look(
+    pub async fn look<'a>(
         &self,
         requester: impl FnOnce() -> Requester,
-        presented: &str,
+        presented: impl Into<Presented<'a>>,
         need: &Need<'_>,
     ) -> Result<Verdict, Problem> {
         counted(self.verifier.look_for(requester, presented, need).await)

@@ -15,10 +15,8 @@ use tokio::{
 };
 use tokio_util::task::AbortOnDropHandle;
 use tollkey_core::{
-    AccountId, Clock, Denial, Digest, Need, Position, ServiceKeyId, Usage, VerifierId, decide,
-    decide_further,
-    key_text::{Kind, without_scheme},
-    network::client_network,
+    AccountId, Clock, Denial, Digest, Need, Position, ServiceKeyId, Usage, VerifierId,
+    credential::Presented, decide, decide_further, network::client_network,
 };
 use tollkey_fair::{FairSemaphore, Limits, Priority};
 
@@ -236,16 +234,15 @@ impl<S: Primary> Verifier<S> {
     ///
     /// # Errors
     /// [`Unavailable`], as for [`Verifier::verify`].
-    pub async fn verify_service_key(
+    pub async fn verify_service_key<'a>(
         &self,
-        presented: &str,
+        presented: impl Into<Presented<'a>>,
         client_ip: Option<IpAddr>,
     ) -> Result<Option<ServiceKeyId>, Unavailable> {
-        let text = without_scheme(presented);
-        if Kind::of(text) != Some(Kind::ServiceKey) {
+        let Presented::ServiceKey(key) = presented.into() else {
             return Ok(None);
-        }
-        let digest = Digest::of(text);
+        };
+        let digest = key.digest();
         match self
             .0
             .memory
@@ -322,8 +319,12 @@ impl<S: Source> Verifier<S> {
     ///
     /// # Errors
     /// [`Unavailable`] when it has to be asked for and the source does not answer, or too many are asking already.
-    pub async fn verify(&self, presented: &str, need: &Need<'_>) -> Result<Verdict, Unavailable> {
-        self.verdict(presented, need, Purpose::Use).await
+    pub async fn verify<'a>(
+        &self,
+        presented: impl Into<Presented<'a>>,
+        need: &Need<'_>,
+    ) -> Result<Verdict, Unavailable> {
+        self.verdict(presented.into(), need, Purpose::Use).await
     }
 
     /// [`Verifier::verify`] for a request of which more may be required further in, where it may still be refused: what it
@@ -332,8 +333,12 @@ impl<S: Source> Verifier<S> {
     ///
     /// # Errors
     /// As there.
-    pub async fn hold(&self, presented: &str, need: &Need<'_>) -> Result<Verdict, Unavailable> {
-        self.verdict(presented, need, Purpose::Hold).await
+    pub async fn hold<'a>(
+        &self,
+        presented: impl Into<Presented<'a>>,
+        need: &Need<'_>,
+    ) -> Result<Verdict, Unavailable> {
+        self.verdict(presented.into(), need, Purpose::Hold).await
     }
 
     /// [`Verifier::verify`] where the look-up is not made for the client at [`Need::client_ip`]: an
@@ -341,13 +346,13 @@ impl<S: Source> Verifier<S> {
     ///
     /// # Errors
     /// As there.
-    pub async fn verify_for(
+    pub async fn verify_for<'a>(
         &self,
         requester: impl FnOnce() -> Requester,
-        presented: &str,
+        presented: impl Into<Presented<'a>>,
         need: &Need<'_>,
     ) -> Result<Verdict, Unavailable> {
-        self.verdict_for(requester, presented, need, Purpose::Use)
+        self.verdict_for(requester, presented.into(), need, Purpose::Use)
             .await
     }
 
@@ -355,20 +360,24 @@ impl<S: Source> Verifier<S> {
     ///
     /// # Errors
     /// As there.
-    pub async fn look_for(
+    pub async fn look_for<'a>(
         &self,
         requester: impl FnOnce() -> Requester,
-        presented: &str,
+        presented: impl Into<Presented<'a>>,
         need: &Need<'_>,
     ) -> Result<Verdict, Unavailable> {
-        self.verdict_for(requester, presented, need, Purpose::Look)
+        self.verdict_for(requester, presented.into(), need, Purpose::Look)
             .await
     }
 
     /// [`Verifier::hold`] where nobody has to be asked for it; `None` where somebody has.
     #[must_use]
-    pub fn hold_remembered(&self, presented: &str, need: &Need<'_>) -> Option<Verdict> {
-        self.remembered(presented, need, Purpose::Hold).ok()
+    pub fn hold_remembered<'a>(
+        &self,
+        presented: impl Into<Presented<'a>>,
+        need: &Need<'_>,
+    ) -> Option<Verdict> {
+        self.remembered(presented.into(), need, Purpose::Hold).ok()
     }
 
     /// [`Verifier::hold`], and when the source does not respond, by what was cached when the lease ended no longer ago than
@@ -377,12 +386,13 @@ impl<S: Source> Verifier<S> {
     /// # Errors
     /// [`Unavailable`] when the key is not cached, the lease ended earlier, or the source responds without the key: it
     /// rejects the look-up ([`SourceError::Rejected`]), or the key cannot be read ([`SourceError::Unreadable`]).
-    pub async fn hold_without_immediate_revocation(
+    pub async fn hold_without_immediate_revocation<'a>(
         &self,
-        presented: &str,
+        presented: impl Into<Presented<'a>>,
         need: &Need<'_>,
         grace: Duration,
     ) -> Result<Verdict, Unavailable> {
+        let presented = presented.into();
         let asked = self
             .verdict_or_why(
                 || Requester::client(need.client_ip),
@@ -396,7 +406,10 @@ impl<S: Source> Verifier<S> {
                 return Err(Unavailable);
             }
             let elapsed = nanos(self.0.clock.elapsed());
-            let digest = Digest::of(without_scheme(presented));
+            let Presented::ApiKey(_, key) = presented else {
+                return Ok(Verdict::unknown());
+            };
+            let digest = key.digest();
             let entry = self
                 .0
                 .memory
@@ -448,13 +461,17 @@ impl<S: Source> Verifier<S> {
     ///
     /// # Errors
     /// As there.
-    pub async fn look(&self, presented: &str, need: &Need<'_>) -> Result<Verdict, Unavailable> {
-        self.verdict(presented, need, Purpose::Look).await
+    pub async fn look<'a>(
+        &self,
+        presented: impl Into<Presented<'a>>,
+        need: &Need<'_>,
+    ) -> Result<Verdict, Unavailable> {
+        self.verdict(presented.into(), need, Purpose::Look).await
     }
 
     async fn verdict(
         &self,
-        presented: &str,
+        presented: Presented<'_>,
         need: &Need<'_>,
         purpose: Purpose,
     ) -> Result<Verdict, Unavailable> {
@@ -470,7 +487,7 @@ impl<S: Source> Verifier<S> {
     async fn verdict_for(
         &self,
         requester: impl FnOnce() -> Requester,
-        presented: &str,
+        presented: Presented<'_>,
         need: &Need<'_>,
         purpose: Purpose,
     ) -> Result<Verdict, Unavailable> {
@@ -483,7 +500,7 @@ impl<S: Source> Verifier<S> {
     async fn verdict_or_why(
         &self,
         requester: impl FnOnce() -> Requester,
-        presented: &str,
+        presented: Presented<'_>,
         need: &Need<'_>,
         purpose: Purpose,
     ) -> Result<Verdict, SourceError> {
@@ -496,15 +513,14 @@ impl<S: Source> Verifier<S> {
     /// The verdict by what is remembered, or what has to be asked for.
     fn remembered(
         &self,
-        presented: &str,
+        presented: Presented<'_>,
         need: &Need<'_>,
         purpose: Purpose,
     ) -> Result<Verdict, Digest> {
-        let text = without_scheme(presented);
-        let Some(Kind::Key(..)) = Kind::of(text) else {
+        let Presented::ApiKey(_, key) = presented else {
             return Ok(Verdict::unknown());
         };
-        let digest = Digest::of(text);
+        let digest = key.digest();
         let elapsed = nanos(self.0.clock.elapsed());
         let entry = self.0.memory.recall(&digest, elapsed).ok_or(digest)?;
         self.0.counters.hits.count();

@@ -1,7 +1,7 @@
 //! The one credential of a request, as actix has its headers.
 
 use actix_web::http::header::{self, HeaderMap, HeaderName};
-pub use tollkey_core::credential::{Credential, CredentialHeaders, Expected};
+use tollkey_core::credential::{Credential, CredentialHeaders};
 
 /// The headers a credential can stand in: those of the rule, made once.
 static HEADERS: [HeaderName; 3] = [

@@ -18,10 +18,11 @@ use tollkey_service::RequestActor;
 use tollkey_store::Owner;
 
 use crate::{
-    auth::{client_ip, oidc::Attempt, request_id},
+    auth::{client_ip, oidc::Attempt},
     dev_mode::new_secret,
     public_path::PublicPath,
     rejection::Rejection,
+    request_id::request_id,
     state::State,
 };
 

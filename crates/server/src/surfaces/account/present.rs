@@ -12,7 +12,7 @@ use tollkey_core::{
 };
 
 use crate::surface::Rendered;
-use crate::{auth::request_id, state::State, surfaces::members};
+use crate::{request_id::request_id, state::State, surfaces::members};
 use tollkey_service::api_keys::NewKey;
 
 /// An answer around what was asked for.

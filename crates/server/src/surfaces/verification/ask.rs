@@ -70,7 +70,7 @@ pub async fn verify_batch(state: web::Data<State>, caller: Verifying, body: Body
     for (key, need) in &requests {
         let verdict = state
             .service
-            .verify(|| caller.requester(), key, need)
+            .verify(|| caller.requester(), *key, need)
             .await?;
         results.push(present::verdict(
             &verdict,

@@ -21,8 +21,9 @@ use tollkey_core::{
 use utoipa_actix_web::OpenApiFactory;
 
 use crate::{
-    auth::{forwarded_ip, judge_presented, look_at_presented, request_id},
+    auth::{authorize_presented, forwarded_ip, look_at_presented},
     rejection::HandlerResult,
+    request_id::request_id,
     state::State,
     surface::is_like_credential,
 };
@@ -173,7 +174,7 @@ async fn answer(request: &HttpRequest, state: &State, asked: Asked<'_>) -> Handl
         client_ip,
         is_client_ip_unreadable,
     };
-    let record = judge_presented(request, state, &need)
+    let record = authorize_presented(request, state, &need)
         .await
         .map_err(|mut problem| {
             if problem.code == ProblemCode::Denied(Denial::InsufficientScope) {

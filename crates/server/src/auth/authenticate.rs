@@ -1,0 +1,243 @@
+//! Finding out which credential a request presents, and verifying it.
+
+use actix_web::{HttpMessage as _, HttpRequest};
+use tollkey_core::{
+    Denial, Family, Need, Problem, ProblemCode, ServiceKeyId,
+    credential::{Credential, CredentialHeaders, Expected, Presented},
+    key_text::ParsedKey,
+};
+use tollkey_verifier::{Known, RateStatus, Requester, Verdict};
+
+use super::{client_ip::client_ip, credential::credential, jwt};
+use crate::state::State;
+
+pub(super) const NEEDS_KEY: &str = "This needs an API key, not a management token.";
+
+/// A credential that was verified.
+pub(super) enum Caller {
+    Token(jwt::Claims),
+    ServiceKey(ServiceKeyId),
+    Key(Known),
+}
+
+/// What remains of the rate limit of the key that a request presents, for the fields of the response. It is put beside the request.
+#[derive(Debug, Clone, Copy)]
+pub struct Allowance {
+    /// After this request.
+    pub rate: RateStatus,
+    /// In how many whole seconds the next use is possible, if none remains.
+    pub retry_after_seconds: Option<u32>,
+}
+
+/// Verifies an API key.
+async fn authorize(
+    request: &HttpRequest,
+    state: &State,
+    key: ParsedKey<'_>,
+    need: &Need<'_>,
+) -> Result<Known, Problem> {
+    let verdict = state
+        .service
+        .verify(|| requester(request, state), key, need)
+        .await?;
+    if let Some(rate) = verdict.rate {
+        let retry_after_seconds = verdict.retry_after_seconds;
+        request.extensions_mut().insert(Allowance {
+            rate,
+            retry_after_seconds,
+        });
+    }
+    known(verdict, state, need)
+}
+
+/// Verifies an API key whose request is rejected whatever the verdict: that does not count as a use of the key.
+async fn look(
+    request: &HttpRequest,
+    state: &State,
+    key: ParsedKey<'_>,
+    need: &Need<'_>,
+) -> Result<Known, Problem> {
+    known(
+        state
+            .service
+            .look(|| requester(request, state), key, need)
+            .await?,
+        state,
+        need,
+    )
+}
+
+/// The client that presents the credential of a request, for look-ups before the credential is known: by its address, where
+/// that is known.
+fn requester(request: &HttpRequest, state: &State) -> Requester {
+    Requester::client(client_ip(request, state))
+}
+
+fn known(verdict: Verdict, state: &State, need: &Need<'_>) -> Result<Known, Problem> {
+    match (verdict.outcome, verdict.record) {
+        (Ok(()), Some(key)) => Ok(key),
+        (Ok(()), None) => Err(Problem::invalid_api_key()),
+        (Err(denial), record) => {
+            let mut problem = Problem::denied(denial);
+            problem.retry_after = verdict.retry_after_seconds.map(u64::from);
+            if let (Denial::InsufficientScope, Some(key)) = (denial, record) {
+                problem.missing_scopes = state
+                    .service
+                    .catalogue
+                    .names(need.scopes.without(key.scopes))
+                    .cloned()
+                    .collect();
+            }
+            Err(problem)
+        }
+    }
+}
+
+/// Verifies the API key that a request presents, with the requirements of a gateway.
+///
+/// # Errors
+/// As for every caller: no credential 401, several 400, an invalid one 401, one of the wrong kind 403; and the denial.
+pub async fn authorize_presented(
+    request: &HttpRequest,
+    state: &State,
+    need: &Need<'_>,
+) -> Result<Known, Problem> {
+    match presented_key(request, state) {
+        Ok(key) => authorize(request, state, key, need).await,
+        Err(credential) => Err(no_key(request, state, credential).await),
+    }
+}
+
+/// Verifies a presented key before the request is rejected because of an invalid requirement: a client without a key learns nothing
+/// about the requirement, and the rate limit of a key does not change.
+///
+/// # Errors
+/// Those of [`authorize_presented`] but `rate_limited`.
+pub async fn look_at_presented(
+    request: &HttpRequest,
+    state: &State,
+    need: &Need<'_>,
+) -> Result<Known, Problem> {
+    match presented_key(request, state) {
+        Ok(key) => look(request, state, key, need).await,
+        Err(credential) => Err(no_key(request, state, credential).await),
+    }
+}
+
+/// Returns the API key in the headers that gateway routes read.
+///
+/// # Errors
+/// What the request presents instead, and its parsed form if it is one credential.
+fn presented_key<'a>(
+    request: &'a HttpRequest,
+    state: &State,
+) -> Result<ParsedKey<'a>, (Credential<'a>, Option<Presented<'a>>)> {
+    match credential(request.headers(), state.policy.credential_headers) {
+        Credential::One(text) => match Presented::from(text) {
+            Presented::ApiKey(_, key) => Ok(key),
+            presented => Err((Credential::One(text), Some(presented))),
+        },
+        other => Err((other, None)),
+    }
+}
+
+/// Returns the problem of a request to a gateway route that presents no API key: no credential, several, an invalid one, or one of
+/// the wrong kind.
+async fn no_key(
+    request: &HttpRequest,
+    state: &State,
+    (credential, presented): (Credential<'_>, Option<Presented<'_>>),
+) -> Problem {
+    let expected = Expected::ApiKey;
+    match (
+        credential.one(state.policy.credential_headers, expected),
+        presented,
+    ) {
+        (Err(problem), _) => problem,
+        (Ok(_), Some(Presented::Token(token))) => match verify_token(request, state, token).await {
+            Ok(_) => Problem::forbidden(NEEDS_KEY),
+            Err(problem) => Problem {
+                detail: format!("{} {NEEDS_KEY}", problem.detail),
+                ..problem
+            },
+        },
+        // Verification knows service keys no more than any other text that is no API key.
+        (Ok(text), _) => expected.problem(text),
+    }
+}
+
+/// Verifies the one credential of a request. A key of a family that is not `wanted` is rejected by the caller, and does not count as
+/// used.
+pub(super) async fn authenticate(
+    request: &HttpRequest,
+    state: &State,
+    wanted: &[Family],
+) -> Result<Caller, Problem> {
+    let headers = CredentialHeaders::default();
+    let text = credential(request.headers(), headers).one(headers, Expected::Any)?;
+    match Presented::from(text) {
+        Presented::ApiKey(family, key) => {
+            let need = Need {
+                identity_only: true,
+                client_ip: client_ip(request, state),
+                ..Need::default()
+            };
+            let key = if wanted.contains(&family) {
+                authorize(request, state, key, &need).await
+            } else {
+                look(request, state, key, &need).await
+            };
+            key.map(Caller::Key)
+        }
+        Presented::ServiceKey(key) => {
+            let verifier = &state.service.verifier;
+            let id = verifier
+                .verify_service_key(key, client_ip(request, state))
+                .await;
+            id.map_err(|_| Problem::unavailable())?
+                .map(Caller::ServiceKey)
+                .ok_or_else(Problem::invalid_api_key)
+        }
+        Presented::Token(token) => verify_token(request, state, token).await.map(Caller::Token),
+        Presented::Other(text) => Err(Expected::Any.problem(text)),
+    }
+}
+
+async fn verify_token(
+    request: &HttpRequest,
+    state: &State,
+    text: &str,
+) -> Result<jwt::Claims, Problem> {
+    let claims = state
+        .tokens
+        .verify(text, state.service.clock.now())
+        .await
+        .map_err(|error| {
+            tracing::debug!(%error, "a management token was refused");
+            if error.is_unavailable() {
+                return Problem::unavailable();
+            }
+            Problem::new(
+                ProblemCode::InvalidToken,
+                "The management token is not valid, or has expired.",
+            )
+        })?;
+    not_forwarded(request, state)?;
+    Ok(claims)
+}
+
+/// Development mode is for the machine it runs on: whoever manages must not have come through a proxy, which others reach.
+///
+/// # Errors
+/// `forbidden`.
+pub fn not_forwarded(request: &HttpRequest, state: &State) -> Result<(), Problem> {
+    let mut names = request.headers().keys();
+    let is_forwarded =
+        names.any(|name| name == "forwarded" || name.as_str().starts_with("x-forwarded-"));
+    if state.policy.development && is_forwarded {
+        return Err(Problem::forbidden(
+            "Development mode takes no management requests that came through a proxy; configure a token source.",
+        ));
+    }
+    Ok(())
+}

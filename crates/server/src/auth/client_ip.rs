@@ -1,0 +1,44 @@
+//! The address of the client.
+
+use std::net::IpAddr;
+
+use actix_web::{
+    HttpRequest,
+    http::header::{HeaderName, HeaderValue},
+};
+use tollkey_core::network::{UnreadableHop, client_address};
+
+use crate::{request_id::request_id, state::State};
+
+const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+
+/// Returns the address that a request comes from: the last hop of `X-Forwarded-For`, or the peer behind it, that is not a
+/// trusted proxy. `None` when a trusted proxy does not tell.
+///
+/// # Errors
+/// [`UnreadableHop`] when a trusted proxy tells something that is not an IP address; it is logged.
+pub fn forwarded_ip(request: &HttpRequest, state: &State) -> Result<Option<IpAddr>, UnreadableHop> {
+    let peer = request.peer_addr().map(|peer| peer.ip());
+    let hops = || {
+        request
+            .headers()
+            .get_all(FORWARDED_FOR)
+            .map(HeaderValue::as_bytes)
+            .collect()
+    };
+    client_address(peer, hops, &state.policy.trusted_proxies).inspect_err(|UnreadableHop| {
+        if state.log_limits.unreadable_hop.allows(state.service.clock.elapsed()) {
+            tracing::warn!(
+                request_id = %request_id(request), peer = peer.map(tracing::field::display),
+                "a trusted proxy sends X-Forwarded-For with a hop that is not an IP address; the client address is unknown \
+                 and gateway routes deny the request"
+            );
+        }
+    })
+}
+
+/// Returns the address that a request to the server's own surfaces comes from, as [`forwarded_ip`] does; `None` also where
+/// that is an error.
+pub fn client_ip(request: &HttpRequest, state: &State) -> Option<IpAddr> {
+    forwarded_ip(request, state).unwrap_or_default()
+}

@@ -1,0 +1,344 @@
+//! The callers of handlers, as extractors.
+
+use std::{net::IpAddr, rc::Rc, sync::Arc};
+
+use actix_web::{FromRequest, HttpMessage as _, HttpRequest, dev::Payload, web};
+use futures_util::future::LocalBoxFuture;
+use tokio::sync::Notify;
+use tollkey_core::{
+    AccountId, Family, Invalid, Mode, Problem, ProblemCode, Viewer,
+    audit::{Actor, ActorKind},
+};
+use tollkey_service::RequestActor;
+use tollkey_verifier::{Known, Requester};
+
+use super::{
+    authenticate::{Caller, NEEDS_KEY, authenticate, not_forwarded},
+    client_ip::client_ip,
+    jwt,
+};
+use crate::{rejection::Rejection, request_id::request_id, state::State};
+
+/// Says when the caller of a request is known. Put beside a request whose client waits with the body until it is asked for
+/// it (`Expect: 100-continue`): actix runs all extractors at the same time, and a caller who is rejected must not be asked.
+#[derive(Debug, Clone)]
+pub struct Identified(pub Rc<Notify>);
+
+impl Identified {
+    fn awaited(request: &HttpRequest) -> Option<Self> {
+        request.head().expect().then(|| {
+            let identified = Self(Rc::default());
+            request.extensions_mut().insert(identified.clone());
+            identified
+        })
+    }
+}
+
+/// The state every handler has.
+fn state(request: &HttpRequest) -> Result<web::Data<State>, Rejection> {
+    request
+        .app_data::<web::Data<State>>()
+        .cloned()
+        .ok_or_else(|| Problem::new(ProblemCode::InternalError, "The server is not set up.").into())
+}
+
+/// The `account` parameter of the query, when there is one.
+fn account_parameter(request: &HttpRequest) -> Result<Option<AccountId>, Problem> {
+    let pairs: Vec<(String, String)> =
+        serde_urlencoded::from_str(request.query_string()).unwrap_or_default();
+    let mut accounts = pairs.into_iter().filter(|(name, _)| name == "account");
+    match (accounts.next(), accounts.next()) {
+        (None, _) => Ok(None),
+        (Some((_, account)), None) => account
+            .parse()
+            .map(Some)
+            .map_err(|rule: Invalid| Problem::field("account", rule.to_string())),
+        (Some(_), Some(_)) => Err(Problem::field("account", "must not be repeated")),
+    }
+}
+
+/// Returns the actor of this request in an account.
+fn actor(
+    request: &HttpRequest,
+    state: &State,
+    account_id: AccountId,
+    kind: ActorKind,
+    id: &str,
+) -> RequestActor {
+    RequestActor {
+        account_id,
+        actor: Actor {
+            kind,
+            id: id.to_owned(),
+        },
+        request_id: Some(request_id(request)),
+        ip: client_ip(request, state),
+        parent: None,
+    }
+}
+
+/// Returns the actor of a request that presents this API key.
+fn key_actor(request: &HttpRequest, state: &State, key: Known) -> RequestActor {
+    let id = key.key.id.to_string();
+    let account_id = key.key.account_id.clone();
+    RequestActor {
+        parent: Some(key),
+        ..actor(request, state, account_id, ActorKind::ApiKey, &id)
+    }
+}
+
+/// A management token of an account, or an operator's with `?account=`.
+#[derive(Debug)]
+pub struct Merchant(pub RequestActor);
+
+/// A Merchant, or an `sk_` key for its own account.
+#[derive(Debug)]
+pub struct AccountHolder(pub RequestActor);
+
+/// A management token with the role `operator`.
+#[derive(Debug)]
+pub struct Operator {
+    /// The operator; the id is the token's `sub`.
+    pub actor: Actor,
+    /// The request.
+    pub request_id: Arc<str>,
+    /// Where it came from.
+    pub ip: Option<IpAddr>,
+}
+
+impl Operator {
+    /// The operator as manager of an account.
+    #[must_use]
+    pub fn manage(self, account_id: AccountId) -> RequestActor {
+        RequestActor {
+            account_id,
+            actor: self.actor,
+            request_id: Some(self.request_id),
+            ip: self.ip,
+            parent: None,
+        }
+    }
+}
+
+/// Somebody who may verify keys.
+#[derive(Debug)]
+pub enum Verifying {
+    /// A resource server: keys of all accounts.
+    Service(Service),
+    /// An `sk_` key: keys of its own account.
+    SecretKey(Known),
+}
+
+impl Verifying {
+    /// Whom its look-ups are made for: an authenticated caller presents the keys of others.
+    #[must_use]
+    pub fn requester(&self) -> Requester {
+        match self {
+            Self::Service(service) => service.requester(),
+            Self::SecretKey(record) => Requester::Account(record.key.account_id.clone()),
+        }
+    }
+
+    /// What it may see.
+    #[must_use]
+    pub fn viewer(&self) -> Option<Viewer<'_>> {
+        match self {
+            Self::Service(_) => None,
+            Self::SecretKey(record) => Some(Viewer {
+                account_id: &record.key.account_id,
+                mode: (record.key.mode == Mode::Test).then_some(Mode::Test),
+            }),
+        }
+    }
+}
+
+/// A resource server: a service key, by its ID, or a management token with the role `service`, by its subject.
+#[derive(Debug)]
+pub struct Service(Arc<str>);
+
+impl Service {
+    /// Whom its look-ups are made for.
+    #[must_use]
+    pub fn requester(&self) -> Requester {
+        Requester::Service(Arc::clone(&self.0))
+    }
+}
+
+/// An API key of any family, about itself.
+#[derive(Debug)]
+pub struct PresentedKey {
+    /// What is known of it.
+    pub record: Known,
+    /// The key as manager of itself.
+    pub manager: RequestActor,
+}
+
+const NEEDS_TOKEN: &str = "This needs a management token, not a key.";
+const ONLY_OPERATORS: &str = "Only an operator may name an account.";
+
+/// Whose account a management token manages in this request.
+fn manager(
+    request: &HttpRequest,
+    state: &State,
+    claims: jwt::Claims,
+) -> Result<RequestActor, Problem> {
+    let operator = claims.has_role("operator");
+    let named = account_parameter(request);
+    if !operator && !matches!(named, Ok(None)) {
+        return Err(Problem::forbidden(ONLY_OPERATORS));
+    }
+    let account = match (named?, claims.account) {
+        (Some(account), _) if operator => account,
+        (None, _) if operator => {
+            return Err(Problem::field(
+                "account",
+                "is required: an operator says whose account",
+            ));
+        }
+        (_, Ok(account)) => account,
+        (_, Err(fault)) => {
+            let claim = state.tokens.account_claim();
+            let detail =
+                format!("The management token names no account: its claim `{claim}` {fault}.");
+            return Err(Problem::forbidden(detail));
+        }
+    };
+    let kind = if operator {
+        ActorKind::Operator
+    } else {
+        ActorKind::Merchant
+    };
+    Ok(actor(request, state, account, kind, &claims.subject))
+}
+
+impl Merchant {
+    async fn extract(request: &HttpRequest) -> Result<Self, Rejection> {
+        let state = state(request)?;
+        match authenticate(request, &state, &[]).await? {
+            Caller::Token(claims) => Ok(Self(manager(request, &state, claims)?)),
+            _ => Err(Problem::forbidden(NEEDS_TOKEN).into()),
+        }
+    }
+}
+
+impl AccountHolder {
+    async fn extract(request: &HttpRequest) -> Result<Self, Rejection> {
+        let state = state(request)?;
+        match authenticate(request, &state, &[Family::Secret]).await? {
+            Caller::Token(claims) => Ok(Self(manager(request, &state, claims)?)),
+            Caller::Key(key) if key.key.family == Family::Secret => {
+                match account_parameter(request) {
+                    Ok(None) => {
+                        not_forwarded(request, &state)?;
+                        Ok(Self(key_actor(request, &state, key)))
+                    }
+                    _ => Err(Problem::forbidden(ONLY_OPERATORS).into()),
+                }
+            }
+            _ => Err(Problem::forbidden("This needs a secret key or a management token.").into()),
+        }
+    }
+}
+
+impl Operator {
+    async fn extract(request: &HttpRequest) -> Result<Self, Rejection> {
+        let state = state(request)?;
+        match authenticate(request, &state, &[]).await? {
+            Caller::Token(claims) if claims.has_role("operator") => {
+                let actor = Actor {
+                    kind: ActorKind::Operator,
+                    id: claims.subject,
+                };
+                Ok(Self {
+                    actor,
+                    request_id: request_id(request),
+                    ip: client_ip(request, &state),
+                })
+            }
+            _ => Err(
+                Problem::forbidden("This needs a management token with the role operator.").into(),
+            ),
+        }
+    }
+}
+
+impl Verifying {
+    async fn extract(request: &HttpRequest) -> Result<Self, Rejection> {
+        let state = state(request)?;
+        match authenticate(request, &state, &[Family::Secret]).await? {
+            Caller::ServiceKey(id) => {
+                tracing::trace!(service_key = %id, "a resource server asks");
+                Ok(Self::Service(Service(id.to_string().into())))
+            }
+            Caller::Token(claims) if claims.has_role("service") => {
+                Ok(Self::Service(Service(claims.subject.into())))
+            }
+            Caller::Key(record) if record.key.family == Family::Secret => {
+                Ok(Self::SecretKey(record))
+            }
+            _ => Err(Problem::forbidden(
+                "This needs a service key, a token with the role service, or a secret key.",
+            )
+            .into()),
+        }
+    }
+}
+
+impl Service {
+    async fn extract(request: &HttpRequest) -> Result<Self, Rejection> {
+        let state = state(request)?;
+        match authenticate(request, &state, &[]).await? {
+            Caller::ServiceKey(id) => Ok(Self(id.to_string().into())),
+            Caller::Token(claims) if claims.has_role("service") => Ok(Self(claims.subject.into())),
+            _ => Err(Problem::forbidden(
+                "This needs a service key, or a token with the role service.",
+            )
+            .into()),
+        }
+    }
+}
+
+impl PresentedKey {
+    async fn extract(request: &HttpRequest) -> Result<Self, Rejection> {
+        let state = state(request)?;
+        let record = match authenticate(request, &state, &Family::ALL).await? {
+            Caller::Key(record) => record,
+            Caller::Token(_) => return Err(Problem::forbidden(NEEDS_KEY).into()),
+            Caller::ServiceKey(_) => {
+                return Err(Problem::forbidden("This needs an API key, not a service key.").into());
+            }
+        };
+        let manager = key_actor(request, &state, record.clone());
+        Ok(Self { record, manager })
+    }
+}
+
+/// Actix asks for the same few lines for each extractor.
+macro_rules! from_request {
+    ($($extractor:ty),*) => {$(
+        impl FromRequest for $extractor {
+            type Error = Rejection;
+            type Future = LocalBoxFuture<'static, Result<Self, Rejection>>;
+
+            fn from_request(request: &HttpRequest, _: &mut Payload) -> Self::Future {
+                let request = request.clone();
+                let identified = Identified::awaited(&request);
+                Box::pin(async move {
+                    let caller = Self::extract(&request).await?;
+                    if let Some(Identified(identified)) = identified {
+                        identified.notify_one();
+                    }
+                    Ok(caller)
+                })
+            }
+        }
+    )*};
+}
+from_request!(
+    Merchant,
+    AccountHolder,
+    Operator,
+    Verifying,
+    Service,
+    PresentedKey
+);

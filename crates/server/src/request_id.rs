@@ -1,0 +1,17 @@
+//! The ID of a request.
+
+use std::sync::Arc;
+
+use actix_web::{HttpMessage as _, HttpRequest};
+
+/// The ID of a request, `X-Request-Id`. The [`edge`](crate::edge) puts it beside the request.
+#[derive(Debug, Clone)]
+pub struct RequestId(pub Arc<str>);
+
+/// Returns the ID of this request.
+pub fn request_id(request: &HttpRequest) -> Arc<str> {
+    request
+        .extensions()
+        .get::<RequestId>()
+        .map_or_else(|| Arc::from(""), |id| Arc::clone(&id.0))
+}
