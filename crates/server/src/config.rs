@@ -8,6 +8,7 @@
 
 mod declared;
 mod effective;
+mod public_key;
 mod rules;
 mod setting;
 mod sources;
@@ -16,7 +17,7 @@ mod warning;
 
 use std::{
     ffi::OsString,
-    net::{IpAddr, SocketAddr},
+    net::SocketAddr,
     path::{Path, PathBuf},
     thread,
     time::Duration,
@@ -29,20 +30,19 @@ use tollkey_core::{
 use tollkey_store::{Backend, DatabaseUrl};
 
 use self::declared::*;
+pub(crate) use self::public_key::has_escaped_line_breaks;
 use self::sources::{Sources, invalid};
 pub use self::{
     declared::{CONFIG, SETTINGS},
     effective::EffectiveSetting,
+    public_key::PublicKeyFile,
+    rules::LogFormat,
     setting::{Form, Setting},
     sources::{ConfigError, Options, Source},
     unknown::UnknownVariable,
     warning::Warning,
 };
-use crate::{
-    auth::{jwks::JwksUrl, jwt::PublicKeyFile},
-    public_path::PublicPath,
-    transport::open_files,
-};
+use crate::{issuer_url::JwksUrl, public_path::PublicPath, transport::open_files};
 
 /// The fewest bytes of a secret that signs tokens: the output of SHA-256 (RFC 7518, section 3.2).
 pub const HS256_SECRET_MIN: usize = 32;
@@ -126,15 +126,6 @@ pub struct LogSettings {
     pub filter: String,
     /// `TOLLKEY_LOG_FORMAT`.
     pub format: LogFormat,
-}
-
-/// How logs are written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum LogFormat {
-    /// A line for people.
-    Pretty,
-    /// A JSON object a line.
-    Json,
 }
 
 /// Where everything is kept.
@@ -640,12 +631,6 @@ fn oidc(sources: &Sources<'_>) -> Result<Option<OidcSettings>, ConfigError> {
         account_claim,
         roles_claim,
     }))
-}
-
-/// Whether only this machine reaches that address.
-#[must_use]
-pub fn is_loopback(address: IpAddr) -> bool {
-    address.to_canonical().is_loopback()
 }
 
 #[cfg(test)]

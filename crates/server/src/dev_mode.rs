@@ -15,16 +15,16 @@ use std::{
     time::Duration,
 };
 
-use jiff::Timestamp;
-use tollkey_core::AccountId;
-use zeroize::Zeroizing;
-
-use crate::sign_in::{LINK_LASTS, Links};
 use crate::{
     auth::jwt::{self, ClaimRules, MintError, NewToken},
-    config::{DatabaseKind, HS256_SECRET_MIN, Secret, Settings, TokenSource, is_loopback},
+    config::{DatabaseKind, HS256_SECRET_MIN, Secret, Settings, TokenSource},
+    issuer_url::is_loopback,
+    sign_in::{LINK_LASTS, Links},
 };
+use jiff::Timestamp;
+use tollkey_core::AccountId;
 use tollkey_service::Random;
+use zeroize::Zeroizing;
 
 /// What stands behind the name of the database file in that of the secret's file.
 pub const SECRET_SUFFIX: &str = ".jwt-secret";

@@ -24,6 +24,7 @@ pub mod config;
 pub mod dashboard;
 pub mod dev_mode;
 pub mod edge;
+pub mod issuer_url;
 pub mod openapi;
 pub mod public_path;
 pub mod rejection;

@@ -15,6 +15,7 @@ use tollkey_core::{
     credential::{Expected, is_jwt},
     session::{self, Session},
 };
+use tollkey_service::Random;
 
 use crate::{
     auth::{
@@ -24,7 +25,6 @@ use crate::{
     dev_mode::new_secret,
     state::State,
 };
-use tollkey_service::Random;
 
 /// For how long a link signs in.
 pub const LINK_LASTS: SignedDuration = SignedDuration::from_mins(5);

@@ -3,7 +3,7 @@
 //! The algorithms a key is good for follow from the key, never from a token: a token that asks for another one is
 //! refused, which ends the confusion of a public key with an HMAC secret. Symmetric keys of a set are ignored.
 
-use std::{error::Error as _, fmt, net::IpAddr, ops::RangeInclusive, str::FromStr, sync::Arc};
+use std::{error::Error as _, ops::RangeInclusive, sync::Arc};
 
 use jiff::{SignedDuration, Timestamp};
 use jsonwebtoken::{
@@ -11,13 +11,12 @@ use jsonwebtoken::{
     jwk::{AlgorithmParameters, EllipticCurve, Jwk, KeyAlgorithm, KeyOperations, PublicKeyUse},
 };
 use reqwest::{Client, Response, StatusCode, Url, header, redirect};
-use tollkey_core::Invalid;
 
 use super::{
     jwt::TokenError,
     published::{FETCH_TIMEOUT, Published},
 };
-use crate::config::is_loopback;
+use crate::issuer_url::{JwksUrl, is_local};
 
 /// The least time between two fetches of a set, whatever asks for one: a caller can invent as many key ids as it
 /// likes.
@@ -26,35 +25,6 @@ pub const FETCH_INTERVAL: SignedDuration = SignedDuration::from_secs(30);
 const BODY_MAX: usize = 64 * 1024;
 /// The sizes of RSA modulus that are accepted, in bytes: 2048 to 8192 bits, and one for a zero that some put first.
 pub(super) const RSA_MODULUS: RangeInclusive<usize> = 256..=1025;
-
-/// The address of a key set: https, or http on this machine only; without a password in it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct JwksUrl(Url);
-
-/// A URL whose answers can be believed: https, or http on this machine only; without a password in it.
-///
-/// # Errors
-/// [`Invalid`] says which of these it is not.
-pub fn trusted_url(text: &str) -> Result<Url, Invalid> {
-    let url: Url = text.parse().map_err(|_| Invalid::new("must be a URL"))?;
-    if !url.username().is_empty() || url.password().is_some() {
-        return Err(Invalid::new("must not have a user name or password"));
-    }
-    match url.scheme() {
-        "https" => Ok(url),
-        "http" if is_local(&url) => Ok(url),
-        _ => Err(Invalid::new("must be https, or http on this machine")),
-    }
-}
-
-fn is_local(url: &Url) -> bool {
-    let host = url.host_str().unwrap_or_default();
-    let address = host
-        .trim_start_matches('[')
-        .trim_end_matches(']')
-        .parse::<IpAddr>();
-    host == "localhost" || address.is_ok_and(is_loopback)
-}
 
 /// A client for what an issuer publishes at this address, and at others of the same kind.
 pub(super) fn client(url: &Url) -> Result<Client, reqwest::Error> {
@@ -82,20 +52,6 @@ pub(super) async fn body(response: &mut Response) -> Result<Vec<u8>, FetchError>
         body.extend_from_slice(&chunk);
     }
     Ok(body)
-}
-
-impl FromStr for JwksUrl {
-    type Err = Invalid;
-
-    fn from_str(text: &str) -> Result<Self, Invalid> {
-        trusted_url(text).map(Self)
-    }
-}
-
-impl fmt::Display for JwksUrl {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(&self.0, f)
-    }
 }
 
 /// A key and the algorithms it is good for, all of one family.
@@ -215,7 +171,7 @@ pub(super) struct KeySet {
 impl KeySet {
     /// A set of which nothing is known yet.
     pub(super) fn new(url: JwksUrl) -> Result<Arc<Self>, reqwest::Error> {
-        let client = client(&url.0)?;
+        let client = client(url.as_url())?;
         let keys = Published::new("the key set of management tokens", FETCH_INTERVAL);
         Ok(Arc::new(Self { url, client, keys }))
     }
@@ -267,7 +223,7 @@ impl KeySet {
     async fn request(&self) -> Result<Vec<VerifyingKey>, FetchError> {
         let request = self
             .client
-            .get(self.url.0.clone())
+            .get(self.url.as_url().clone())
             .header(header::ACCEPT, "application/json");
         let mut response = request.send().await?;
         if response.status() != StatusCode::OK {

@@ -5,12 +5,7 @@
 //! points at (`jku`, `x5u`, `jwk`), nothing critical that we do not know. Why a token is refused goes to the log;
 //! its caller learns only that it is not valid.
 
-use std::{
-    fmt, fs,
-    io::{self, Read as _},
-    path::{Path, PathBuf},
-    sync::Arc,
-};
+use std::{fmt, sync::Arc};
 
 use jiff::{SignedDuration, Timestamp};
 use jsonwebtoken::{
@@ -19,8 +14,11 @@ use jsonwebtoken::{
 use serde_json::{Map, Value};
 use tollkey_core::{AccountId, Digest, session::grounds};
 
-use super::jwks::{JwksUrl, KeySet, VerifyingKey};
-use crate::config::{HS256_SECRET_MIN, Secret, TokenSettings, TokenSource};
+use super::jwks::{KeySet, VerifyingKey};
+use crate::{
+    config::{HS256_SECRET_MIN, Secret, TokenSettings, TokenSource, has_escaped_line_breaks},
+    issuer_url::JwksUrl,
+};
 
 /// The longest token that is looked at, in bytes.
 pub const TOKEN_MAX: usize = 8 * 1024;
@@ -28,8 +26,6 @@ pub const TOKEN_MAX: usize = 8 * 1024;
 pub const LEEWAY: SignedDuration = SignedDuration::from_secs(30);
 /// The longest subject, in bytes (OpenID Connect Core, section 2). It is written to the audit log.
 const SUBJECT_MAX: usize = 255;
-/// The longest file with a public key.
-const KEY_FILE_MAX: u64 = 64 * 1024;
 
 /// What a valid management token says.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -364,9 +360,8 @@ impl TokenVerifier {
             TokenSource::Hs256(secret) => Self::hs256(secret, rules),
             TokenSource::PublicKeyFile(file) => {
                 let pem = file
-                    .pem
-                    .as_ref()
-                    .map_err(|error| KeySetupError::File(error.clone()))?;
+                    .pem()
+                    .map_err(|error| KeySetupError::File(error.to_owned()))?;
                 Self::public_key(pem, rules)
             }
             TokenSource::Jwks(url) => Self::jwks(url.clone(), rules),
@@ -565,52 +560,6 @@ impl fmt::Debug for TokenVerifier {
             .field("rules", &self.rules)
             .finish_non_exhaustive()
     }
-}
-
-/// The file that `TOLLKEY_JWT_PUBLIC_KEY_FILE` names. It is read once: a pipe cannot be read again.
-#[derive(Debug, Clone)]
-pub struct PublicKeyFile {
-    path: PathBuf,
-    pem: Result<Vec<u8>, String>,
-}
-
-impl PublicKeyFile {
-    /// Reads the file. [`TokenVerifier::open`] returns the error if the file cannot be read.
-    #[must_use]
-    pub fn read(path: PathBuf) -> Self {
-        let read = || -> io::Result<Vec<u8>> {
-            let mut pem = Vec::new();
-            fs::File::open(&path)?
-                .take(KEY_FILE_MAX + 1)
-                .read_to_end(&mut pem)?;
-            if pem.len() as u64 > KEY_FILE_MAX {
-                return Err(io::Error::other(format!(
-                    "it is larger than {KEY_FILE_MAX} bytes"
-                )));
-            }
-            Ok(pem)
-        };
-        let pem = read().map_err(|error| error.to_string());
-        Self { path, pem }
-    }
-
-    /// The path of the file.
-    #[must_use]
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
-    /// Whether the file has the two characters `\n` where it should have line breaks.
-    pub(crate) fn has_escaped_line_breaks(&self) -> bool {
-        self.pem
-            .as_ref()
-            .is_ok_and(|pem| has_escaped_line_breaks(pem))
-    }
-}
-
-/// Whether a PEM text has the two characters `\n` where it should have line breaks.
-fn has_escaped_line_breaks(pem: &[u8]) -> bool {
-    pem.windows(2).any(|pair| pair == b"\\n")
 }
 
 /// A token to be made.

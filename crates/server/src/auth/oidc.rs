@@ -38,15 +38,15 @@ use reqwest::{Client, Url, header};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tollkey_core::{Clock, Digest};
+use tollkey_service::Random;
 
 pub use self::attempt::Attempt;
 use super::{
-    jwks::{self, FetchError, RSA_MODULUS, trusted_url},
+    jwks::{self, FetchError, RSA_MODULUS},
     jwt::{ClaimRules, Claims, TokenError},
     published::{FETCH_TIMEOUT, Published},
 };
-use crate::config::OidcSettings;
-use tollkey_service::Random;
+use crate::{config::OidcSettings, issuer_url::trusted_url};
 
 /// Where the provider sends people back to, behind the public URL.
 pub const CALLBACK: &str = "/dashboard/sign-in/callback";

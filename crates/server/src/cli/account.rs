@@ -3,10 +3,10 @@
 use std::process::ExitCode;
 
 use tollkey_core::{Account, AccountId, OperatingModel};
+use tollkey_service::accounts;
 
 use super::{actor, open, output};
 use crate::config::Settings;
-use tollkey_service::accounts;
 
 /// What to do with an account.
 #[derive(Debug, clap::Subcommand)]

@@ -3,10 +3,8 @@
 //! One request to the server shows that it accepts the link, so that the command prints no link that leads nowhere. Looking
 //! at a link does not use it up.
 
-use std::process::ExitCode;
-
-use crate::sign_in::{LINK_LASTS, Links};
 use anyhow::{Context as _, bail, ensure};
+use std::process::ExitCode;
 use tollkey_core::Clock as _;
 use tollkey_service::Random;
 use tollkey_verifier::SystemClock;
@@ -15,6 +13,7 @@ use super::{local_request, output};
 use crate::{
     config::{Settings, TokenSource},
     dev_mode::{dashboard_link, signing_secret},
+    sign_in::{LINK_LASTS, Links},
 };
 
 pub(super) fn run(settings: &Settings) -> anyhow::Result<ExitCode> {

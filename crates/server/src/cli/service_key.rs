@@ -4,10 +4,10 @@ use std::process::ExitCode;
 
 use anyhow::Context as _;
 use tollkey_core::{ServiceKey, ServiceKeyId};
+use tollkey_service::service_keys::{self, CreatedServiceKey};
 
 use super::{open, output, user};
 use crate::config::Settings;
-use tollkey_service::service_keys::{self, CreatedServiceKey};
 
 /// What to do with service keys.
 #[derive(Debug, clap::Subcommand)]

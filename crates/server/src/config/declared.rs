@@ -1,6 +1,6 @@
 //! The settings there are.
 
-use super::{Form, Setting};
+use super::setting::{Form, Setting};
 
 /// The configuration file. The one setting that is no member of it.
 pub const CONFIG: Setting = Setting {

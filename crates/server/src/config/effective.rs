@@ -1,9 +1,10 @@
 //! The settings in effect, each with where its value was found: what `tollkey config check` prints.
 
 use super::{
-    ConfigError, Database, Setting, Source,
+    Database,
     declared::{DATABASE_URL, FORMER, SECRETS, SETTINGS},
-    sources::Sources,
+    setting::Setting,
+    sources::{ConfigError, Source, Sources},
 };
 
 /// A setting in effect.

@@ -9,8 +9,16 @@ use std::{
 use tollkey_core::{Invalid, IpList, ceiling::DepthLimit, network::parse_network};
 use tracing_subscriber::EnvFilter;
 
-use super::LogFormat;
-use crate::{auth::jwks::trusted_url, public_path::PublicPath};
+use crate::{issuer_url::trusted_url, public_path::PublicPath};
+
+/// How logs are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    /// A line for people.
+    Pretty,
+    /// A JSON object a line.
+    Json,
+}
 
 /// Headers that already say something else; a merchant named in one of them would be nonsense or a leak.
 const TAKEN_HEADERS: [&str; 16] = [

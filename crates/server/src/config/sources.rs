@@ -13,8 +13,14 @@ use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches};
 use tollkey_core::Invalid;
 use zeroize::Zeroizing;
 
+use tollkey_api::Secret;
+
 use super::{
-    CONFIG, FORMER, Form, SETTINGS, Secret, Setting, Warning, rules, unknown::nearest_field,
+    declared::{CONFIG, FORMER, SETTINGS},
+    rules,
+    setting::{Form, Setting},
+    unknown::nearest_field,
+    warning::Warning,
 };
 
 /// The most a file with a secret can hold.

@@ -2,7 +2,10 @@
 
 use std::ffi::OsString;
 
-use super::{CONFIG, FORMER, SETTINGS, Setting};
+use super::{
+    declared::{CONFIG, FORMER, SETTINGS},
+    setting::Setting,
+};
 
 /// The variables that the client library reads (`Client::from_env`). They may be set for the server's process, too.
 const CLIENT_VARIABLES: [&str; 3] = ["TOLLKEY_URL", "TOLLKEY_TOKEN", "TOLLKEY_SERVICE_KEY"];

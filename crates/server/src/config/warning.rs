@@ -2,7 +2,7 @@
 
 use std::{fmt, path::PathBuf};
 
-use super::UnknownVariable;
+use super::unknown::UnknownVariable;
 
 /// The fewest different characters of a secret that is not reported as weak. 32 random hexadecimal digits have fewer in
 /// one of a billion cases.

@@ -4,6 +4,7 @@ use actix_web::{HttpRequest, get, post, web};
 use askama::Template;
 use serde::Deserialize;
 use tollkey_core::{Application, ApplicationId, Checks, Family, Problem, Status};
+use tollkey_service::{Outcome, api_keys, applications, idempotency::Creating};
 
 use super::{
     fields::Fields,
@@ -18,7 +19,6 @@ use crate::{
     state::State,
     surfaces::parameters::{paging, path_id},
 };
-use tollkey_service::{Outcome, api_keys, applications, idempotency::Creating};
 
 const SECTION: &str = "applications";
 /// How many applications a page shows.

@@ -9,6 +9,10 @@ use tollkey_core::{
     Problem,
     audit::{Action, Entry},
 };
+use tollkey_service::{
+    RequestActor,
+    audit::{self, Checked},
+};
 
 use super::{
     page::{self, Frame, Time},
@@ -20,10 +24,6 @@ use crate::{
     rejection::HandlerResult,
     state::State,
     surfaces::audit::present::{entry, filter},
-};
-use tollkey_service::{
-    RequestActor,
-    audit::{self, Checked},
 };
 
 const SECTION: &str = "audit";

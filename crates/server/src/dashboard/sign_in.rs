@@ -15,11 +15,11 @@ use super::{
     page::{self, Frame, HOME, own_page, see_other},
     session::{self, Visitor},
 };
-use crate::sign_in::{self, Failure, Returned};
 use crate::{
     auth::oidc::{Provider, SIGNED_OUT},
     body::{Body, Query},
     rejection::HandlerResult,
+    sign_in::{self, Failure, Returned},
     state::State,
 };
 

@@ -7,20 +7,6 @@ mod present;
 
 use actix_web::{HttpRequest, HttpResponse, delete, get, post, web};
 use tollkey_api::{account as api, audit::ListAuditLog};
-
-use self::present::{created_key, enveloped, enveloped_list, key, new_key};
-use super::{
-    audit, members,
-    parameters::path_id,
-    retry::{Retry, Shown, respond},
-};
-use crate::surface::{Document, Surface};
-use crate::{
-    auth::AccountHolder,
-    body::{Body, Query},
-    rejection::HandlerResult,
-    state::State,
-};
 use tollkey_service::{
     self as service,
     api_keys::{self, CreatedKey},
@@ -28,6 +14,20 @@ use tollkey_service::{
 use ulid::Ulid;
 use utoipa::ToSchema as _;
 use utoipa_actix_web::service_config::ServiceConfig;
+
+use self::present::{created_key, enveloped, enveloped_list, key, new_key};
+use super::{
+    audit, members,
+    parameters::path_id,
+    retry::{Retry, Shown, respond},
+};
+use crate::{
+    auth::AccountHolder,
+    body::{Body, Query},
+    rejection::HandlerResult,
+    state::State,
+    surface::{Document, Surface},
+};
 
 /// Mounts the surface where the document has it; the OpenAPI document describes it under `/api/v1`.
 pub fn under_v1(config: &mut web::ServiceConfig) {

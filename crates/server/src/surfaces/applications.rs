@@ -6,21 +6,21 @@ mod present;
 use actix_web::{HttpResponse, delete, get, patch, post, web};
 use tollkey_api::{Patch, applications as api};
 use tollkey_core::{Application, Id, Invalid, Problem};
+use tollkey_service::{api_keys, applications};
+use utoipa_actix_web::service_config::ServiceConfig;
 
 use self::present::{created_key, included_key, key, shown};
 use super::{
     parameters::{paging, path_id},
     retry::{Retry, Shown, plain},
 };
-use crate::surface::{Document, Surface};
 use crate::{
     auth::Merchant,
     body::{Body, Query},
     rejection::HandlerResult,
     state::State,
+    surface::{Document, Surface},
 };
-use tollkey_service::{api_keys, applications};
-use utoipa_actix_web::service_config::ServiceConfig;
 
 /// Applications and their keys.
 pub const SURFACE: Surface = Surface::api(

@@ -2,15 +2,19 @@
 
 pub mod present;
 
+use crate::{
+    auth::Merchant,
+    body::Query,
+    rejection::HandlerResult,
+    state::State,
+    surface::{Document, Surface},
+};
 use actix_web::{HttpResponse, get, http::header, web};
 use tollkey_api::audit as api;
-
-pub(super) use self::present::filter;
-
-use crate::surface::{Document, Surface};
-use crate::{auth::Merchant, body::Query, rejection::HandlerResult, state::State};
 use tollkey_service::audit;
 use utoipa_actix_web::service_config::ServiceConfig;
+
+pub(super) use self::present::filter;
 
 /// The audit log.
 pub const SURFACE: Surface = Surface::api(

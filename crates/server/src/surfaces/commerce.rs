@@ -6,6 +6,8 @@ mod present;
 use actix_web::{HttpResponse, get, http::header, patch, post, web};
 use tollkey_api::commerce as api;
 use tollkey_core::{Family, api_key::Overlap, text};
+use tollkey_service::api_keys::{self, CreatedKey};
+use utoipa_actix_web::service_config::ServiceConfig;
 
 use self::present::{created_key, edit, key, new_key};
 use super::{
@@ -13,15 +15,13 @@ use super::{
     parameters::path_id,
     retry::{Retry, Shown, plain},
 };
-use crate::surface::{Document, Surface};
 use crate::{
     auth::Merchant,
     body::{Body, Query},
     rejection::HandlerResult,
     state::State,
+    surface::{Document, Surface},
 };
-use tollkey_service::api_keys::{self, CreatedKey};
-use utoipa_actix_web::service_config::ServiceConfig;
 
 /// Commerce keys.
 pub const SURFACE: Surface = Surface::api(

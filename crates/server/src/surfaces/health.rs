@@ -2,6 +2,7 @@
 
 use actix_web::{HttpResponse, get, http::header, web};
 use tollkey_core::Problem;
+use utoipa_actix_web::service_config::ServiceConfig;
 
 use crate::{
     openapi,
@@ -10,7 +11,6 @@ use crate::{
     surface::{Document, Surface, uncached_errors},
     transport::SharedBody,
 };
-use utoipa_actix_web::service_config::ServiceConfig;
 
 /// Health, the document, and every path that no other surface has.
 pub const SURFACE: Surface = Surface {

@@ -3,18 +3,23 @@
 use actix_web::{HttpResponse, delete, get, post, put, web};
 use tollkey_api::{Secret, operator as api};
 use tollkey_core::{Account, AccountId, Problem, ServiceKey};
-
-use super::{
-    parameters::path_id,
-    retry::{Retry, Shown, plain},
-};
-use crate::surface::{Document, Surface};
-use crate::{auth::Operator, body::Body, rejection::HandlerResult, state::State};
 use tollkey_service::{
     accounts,
     service_keys::{self, CreatedServiceKey},
 };
 use utoipa_actix_web::service_config::ServiceConfig;
+
+use super::{
+    parameters::path_id,
+    retry::{Retry, Shown, plain},
+};
+use crate::{
+    auth::Operator,
+    body::Body,
+    rejection::HandlerResult,
+    state::State,
+    surface::{Document, Surface},
+};
 
 /// Accounts and service keys.
 pub const SURFACE: Surface = Surface::api(

@@ -9,10 +9,10 @@ use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use jiff::{SignedDuration, Timestamp};
 use tollkey_api::Secret;
 use tollkey_core::Digest;
+use tollkey_service::Random;
 
 use super::super::published::distance;
 use crate::dev_mode::new_secret;
-use tollkey_service::Random;
 
 /// The longest page to go on to, in bytes: a cookie has 4096.
 const NEXT_MAX: usize = 2048;

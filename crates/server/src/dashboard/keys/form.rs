@@ -9,13 +9,13 @@ use tollkey_core::{
     ApplicationId, Catalogue, Checks, Family, Grants, Invalid, Mode, OperatingModel, Problem,
     Scope, api_key::Overlap, feature::Feature, text,
 };
+use tollkey_service::api_keys::NewKey;
 
 use super::{
     super::{fields::Fields, once},
     choice::Choice,
 };
 use crate::{state::State, surfaces::members};
-use tollkey_service::api_keys::NewKey;
 
 /// What can be chosen when a key is made.
 #[derive(Debug)]

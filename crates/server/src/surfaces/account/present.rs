@@ -1,5 +1,6 @@
 //! How account keys and their envelope read, and how requests about them read as ours.
 
+use crate::{request_id::request_id, state::State, surface::Rendered, surfaces::members};
 use actix_web::{HttpRequest, HttpResponse, HttpResponseBuilder};
 use jiff::Timestamp;
 use serde_json::value::RawValue;
@@ -10,9 +11,6 @@ use tollkey_core::{
     metadata::Metadata,
     text,
 };
-
-use crate::surface::Rendered;
-use crate::{request_id::request_id, state::State, surfaces::members};
 use tollkey_service::api_keys::NewKey;
 
 /// An answer around what was asked for.

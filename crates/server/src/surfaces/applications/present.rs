@@ -5,9 +5,9 @@ use tollkey_api::{Secret, applications as api};
 use tollkey_core::{
     ApiKey, Application, ApplicationId, Catalogue, Checks, Grants, metadata::Metadata, text,
 };
+use tollkey_service::api_keys::{CreatedKey, NewKey};
 
 use crate::surfaces::members;
-use tollkey_service::api_keys::{CreatedKey, NewKey};
 
 pub(super) fn shown(
     application: &Application,

@@ -3,9 +3,9 @@
 use jiff::Timestamp;
 use tollkey_api::{audit as api, time::Moment};
 use tollkey_core::{Checks, Invalid, KeyId, Problem, audit::Entry, text};
+use tollkey_service::audit::Filter;
 
 use crate::surfaces::parameters::within;
-use tollkey_service::audit::Filter;
 
 pub(crate) fn entry(entry: &Entry) -> api::AuditEntry {
     let draft = &entry.draft;

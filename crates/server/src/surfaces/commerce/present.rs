@@ -6,9 +6,9 @@ use tollkey_core::{
     ApiKey, Catalogue, Checks, Grants, Invalid, IpList, KeyText, Problem, RateLimit, Scope,
     feature::Feature, metadata::Metadata, text,
 };
+use tollkey_service::api_keys::NewKey;
 
 use crate::surfaces::members;
-use tollkey_service::api_keys::NewKey;
 
 pub(super) fn created_key(key: &ApiKey, text: &KeyText) -> api::CreatedKey {
     let grants = &key.grants;

@@ -3,10 +3,10 @@
 use actix_web::{HttpResponse, delete, get, web};
 use tollkey_api::verification as api;
 use tollkey_core::{Family, Problem};
+use tollkey_service::api_keys;
 
 use super::present;
 use crate::{auth::PresentedKey, rejection::HandlerResult, state::State};
-use tollkey_service::api_keys;
 
 /// Who am I?
 ///

@@ -1,0 +1,61 @@
+//! The file of the public key that management tokens are verified with.
+
+use std::{
+    fs,
+    io::{self, Read as _},
+    path::{Path, PathBuf},
+};
+
+/// The longest file with a public key.
+const KEY_FILE_MAX: u64 = 64 * 1024;
+
+/// The file that `TOLLKEY_JWT_PUBLIC_KEY_FILE` names. It is read once: a pipe cannot be read again.
+#[derive(Debug, Clone)]
+pub struct PublicKeyFile {
+    path: PathBuf,
+    pem: Result<Vec<u8>, String>,
+}
+
+impl PublicKeyFile {
+    /// Reads the file. [`TokenVerifier::open`](crate::auth::jwt::TokenVerifier::open) returns the error if the file cannot be read.
+    #[must_use]
+    pub fn read(path: PathBuf) -> Self {
+        let read = || -> io::Result<Vec<u8>> {
+            let mut pem = Vec::new();
+            fs::File::open(&path)?
+                .take(KEY_FILE_MAX + 1)
+                .read_to_end(&mut pem)?;
+            if pem.len() as u64 > KEY_FILE_MAX {
+                return Err(io::Error::other(format!(
+                    "it is larger than {KEY_FILE_MAX} bytes"
+                )));
+            }
+            Ok(pem)
+        };
+        let pem = read().map_err(|error| error.to_string());
+        Self { path, pem }
+    }
+
+    /// The path of the file.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The PEM text, or why the file could not be read.
+    pub(crate) fn pem(&self) -> Result<&[u8], &str> {
+        self.pem.as_deref().map_err(String::as_str)
+    }
+
+    /// Whether the file has the two characters `\n` where it should have line breaks.
+    pub(crate) fn has_escaped_line_breaks(&self) -> bool {
+        self.pem
+            .as_ref()
+            .is_ok_and(|pem| has_escaped_line_breaks(pem))
+    }
+}
+
+/// Whether a PEM text has the two characters `\n` where it should have line breaks.
+pub(crate) fn has_escaped_line_breaks(pem: &[u8]) -> bool {
+    pem.windows(2).any(|pair| pair == b"\\n")
+}
