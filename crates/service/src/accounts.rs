@@ -8,7 +8,7 @@ use tollkey_core::{
 
 use tollkey_store::Owner;
 
-use crate::{RequestActor, Service};
+use crate::{actor::RequestActor, service::Service};
 
 /// An account; one nobody has set anything for is as good as any.
 ///

@@ -11,7 +11,7 @@ use tollkey_core::{
 use tollkey_store::Owner;
 use tollkey_verifier::Known;
 
-use crate::Service;
+use crate::service::Service;
 
 /// The caller of a use-case that works on an account: everything that an audit entry needs.
 #[derive(Debug, Clone)]

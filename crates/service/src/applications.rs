@@ -10,11 +10,12 @@ use tollkey_core::{
     lineage::Root,
 };
 
-use tollkey_store::Reader;
+use tollkey_store::{Paged as Page, Reader};
 
 use crate::{
-    Page, RequestActor, Service,
+    actor::RequestActor,
     idempotency::{self, Creating, Outcome, Record},
+    service::Service,
 };
 
 /// How many keys of each application `include=apiKeys` shows; the rest has a list of its own.

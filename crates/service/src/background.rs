@@ -3,7 +3,7 @@
 use tollkey_core::{time::day, usage::outcome_code};
 use tollkey_verifier::usage::BATCH;
 
-use crate::{Service, idempotency, measures, revocations};
+use crate::{idempotency, measures, revocations, service::Service};
 
 /// For how many days usage is kept: a year and a month, so that a month can be compared with the year before.
 const USAGE_KEPT_DAYS: i32 = 400;

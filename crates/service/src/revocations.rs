@@ -6,7 +6,8 @@
 //! It is done in small transactions, one account after the other, so that no account waits for another one's tree, and by
 //! whichever replica comes first, so that a crash only delays it.
 
-use tokio::sync::Notify;
+pub(crate) mod wake;
+
 use tollkey_core::{
     AccountId, AuditId, Problem,
     api_key::Transition,
@@ -16,28 +17,13 @@ use tollkey_core::{
 
 use tollkey_store::Owner;
 
-use crate::{Service, api_keys::status_change};
+pub use self::wake::Revocations;
+use crate::{api_keys::status_change, service::Service};
 
 /// How many keys are looked at in one transaction.
 const BATCH: u32 = 200;
 /// How many accounts are looked up at a time.
 const ACCOUNTS: u32 = 100;
-
-/// Wakes up the task that records pending revocations.
-#[derive(Debug, Default)]
-pub struct Revocations(Notify);
-
-impl Revocations {
-    /// Tells the task that there may be something to record.
-    pub fn notify(&self) {
-        self.0.notify_one();
-    }
-
-    /// Waits until there may be something to record.
-    pub async fn notified(&self) {
-        self.0.notified().await;
-    }
-}
 
 /// Records pending revocations of all accounts, a batch of each in turn, until none is left that this replica can work
 /// on: another one may be working on the others.

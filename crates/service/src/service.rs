@@ -7,7 +7,10 @@ use tollkey_core::{Catalogue, Clock, Denial, Need, Problem, ceiling::DepthLimit}
 use tollkey_store::{Change, Owner, Reader, Store, Writer};
 use tollkey_verifier::{Requester, Unavailable, Verdict, Verifier};
 
-use crate::{Random, Revocations, StoreSource, audit::Checks, idempotency::Sealer, measures};
+use crate::{
+    audit::checks::Checks, idempotency::request::Sealer, measures, random::Random,
+    revocations::wake::Revocations, source::StoreSource,
+};
 
 /// What the use-cases work with. It is passed to each of them, never global.
 pub struct Service {

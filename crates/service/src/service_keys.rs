@@ -9,8 +9,8 @@ use tollkey_core::{
 use tollkey_store::Owner;
 
 use crate::{
-    Service,
     idempotency::{self, Creating, Outcome, Record, Secret},
+    service::Service,
 };
 
 /// How many are listed.

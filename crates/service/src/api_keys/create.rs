@@ -11,8 +11,9 @@ use tollkey_store::AccountWriter;
 
 use super::{created::CreatedKey, entry::described, families::ACCOUNT, limit::check_limit};
 use crate::{
-    RequestActor, Service,
+    actor::RequestActor,
     idempotency::{self, Creating, Outcome, Record},
+    service::Service,
 };
 
 /// The key that a request wants to create.

@@ -3,7 +3,9 @@
 use tollkey_core::{ApiKey, ApplicationId, Family, Grants, KeyId, Mode, Problem, Status};
 use tollkey_store::{DayUsage, KeyCursor, KeyFilter, KeyPage};
 
-use crate::{Page, RequestActor, Service};
+use tollkey_store::Paged as Page;
+
+use crate::{actor::RequestActor, service::Service};
 
 /// Returns the key with this ID, if it is of one of these families.
 ///

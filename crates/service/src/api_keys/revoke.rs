@@ -6,7 +6,7 @@ use tollkey_core::{
 };
 
 use super::transition::{Which, transition};
-use crate::{RequestActor, Service};
+use crate::{actor::RequestActor, service::Service};
 
 /// Revokes a key of the account that is of one of these families, and with it all of its descendants. When this returns,
 /// every replica rejects all of them. A repeat changes nothing.

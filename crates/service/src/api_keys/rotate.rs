@@ -15,8 +15,9 @@ use super::{
     limit::check_limit,
 };
 use crate::{
-    RequestActor, Service,
+    actor::RequestActor,
     idempotency::{self, Creating, Outcome, Record},
+    service::Service,
 };
 
 /// Creates a successor of a commerce key, with the same grants. The key itself expires when the overlap ends.

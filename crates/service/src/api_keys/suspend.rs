@@ -6,7 +6,7 @@ use super::{
     families::COMMERCE,
     transition::{Which, transition},
 };
-use crate::{RequestActor, Service};
+use crate::{actor::RequestActor, service::Service};
 
 /// Suspends a commerce key until it is resumed. A repeat changes nothing.
 ///

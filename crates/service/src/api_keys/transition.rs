@@ -8,7 +8,7 @@ use tollkey_core::{
 use tollkey_store::AccountWriter;
 
 use super::entry::status_change;
-use crate::{RequestActor, Service};
+use crate::{actor::RequestActor, service::Service};
 
 /// The key of a request.
 pub(super) struct Which {

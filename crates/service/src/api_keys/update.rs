@@ -6,7 +6,7 @@ use tollkey_core::{
 };
 
 use super::{entry::differences, families::COMMERCE};
-use crate::{RequestActor, Service};
+use crate::{actor::RequestActor, service::Service};
 
 /// Changes a commerce key. `edit` changes it in place; nothing different writes nothing.
 ///

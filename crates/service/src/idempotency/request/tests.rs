@@ -1,4 +1,7 @@
-use super::*;
+use super::{
+    super::{Begun, Creating, Secret, StoredResponse},
+    *,
+};
 
 const KEY: &str = "8e03978e-40d5-43dd-bc93-6894a57f9324";
 

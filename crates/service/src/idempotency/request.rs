@@ -1,0 +1,302 @@
+//! Requests with an Idempotency-Key, and the records of those that were carried out.
+
+use std::{
+    collections::HashSet,
+    fmt,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU32, Ordering},
+    },
+};
+
+use aws_lc_rs::{
+    aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey},
+    digest::{Context, SHA256},
+    hkdf::{HKDF_SHA256, Prk, Salt},
+};
+use jiff::{SignedDuration, Timestamp};
+use tollkey_core::{AccountId, Invalid, Mode, Problem, ProblemCode, audit::Actor};
+use tollkey_store::{KeptAnswer, Owner};
+use zeroize::Zeroizing;
+
+use super::record::{Outcome, Record};
+use crate::random::Random;
+
+/// For how long an answer is kept.
+const KEPT_FOR: SignedDuration = SignedDuration::from_hours(24);
+/// What the keys of this version are made for.
+const PURPOSE: &[u8] = b"tollkey kept answers 1";
+
+/// The first byte of a record: the form of what follows. Release 0.1.0 wrote a JSON object without such a byte.
+const SNAPSHOT: u8 = 1;
+
+const STORED_RESPONSE: u8 = b'{';
+
+/// What a client calls one logical request. Hidden by `Debug`, wiped on drop: with a secret of the server it opens the
+/// kept answer.
+#[derive(Clone)]
+pub struct IdempotencyKey(Zeroizing<String>);
+
+impl IdempotencyKey {
+    /// Reads the header's value, quoted (a string of RFC 9651) or not.
+    ///
+    /// # Errors
+    /// [`Invalid`] unless it has 16 to 255 printable ASCII characters, none of them a quote or a backslash.
+    pub fn parse(value: &str) -> Result<Self, Invalid> {
+        let text = value
+            .strip_prefix('"')
+            .and_then(|rest| rest.strip_suffix('"'))
+            .unwrap_or(value);
+        let printable = |b: u8| (b.is_ascii_graphic() || b == b' ') && !matches!(b, b'"' | b'\\');
+        if !(16..=255).contains(&text.len()) || !text.bytes().all(printable) {
+            return Err(Invalid::new(
+                "must have 16 to 255 printable ASCII characters, no quote and no backslash",
+            ));
+        }
+        Ok(Self(Zeroizing::new(text.to_owned())))
+    }
+}
+
+impl fmt::Debug for IdempotencyKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("IdempotencyKey(redacted)")
+    }
+}
+
+/// Whose request, and where: the same Idempotency-Key from or to somewhere else is another one.
+#[derive(Debug, Clone, Copy)]
+pub struct Place<'a> {
+    /// The account; empty for what belongs to none.
+    pub account: &'a str,
+    /// Who asks.
+    pub actor: &'a Actor,
+    /// The mode of the key that asks, if one does.
+    pub mode: Option<Mode>,
+    /// The request's method.
+    pub method: &'a str,
+    /// Its path.
+    pub path: &'a str,
+}
+
+impl Place<'_> {
+    pub(super) fn owner(&self) -> Owner {
+        self.account
+            .parse::<AccountId>()
+            .map_or(Owner::Operator, Owner::Account)
+    }
+}
+
+/// Seals and opens kept answers, and knows which requests are being worked on in this process.
+#[derive(Clone)]
+pub struct Sealer {
+    secret: Arc<Prk>,
+    running: Running,
+}
+
+type Running = Arc<Mutex<HashSet<[u8; 32]>>>;
+
+impl Sealer {
+    /// Seals with keys derived from this secret of the server.
+    #[must_use]
+    pub fn new(secret: &[u8]) -> Self {
+        let secret = Arc::new(Salt::new(HKDF_SHA256, PURPOSE).extract(secret));
+        Self {
+            secret,
+            running: Running::default(),
+        }
+    }
+}
+
+impl fmt::Debug for Sealer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Sealer(..)")
+    }
+}
+
+/// A request with an Idempotency-Key: where its answer is kept, and what opens it.
+pub(super) struct Repeatable {
+    pub(super) id: [u8; 32],
+    fingerprint: [u8; 32],
+    key: LessSafeKey,
+    nonce: [u8; NONCE_LEN],
+    /// How often a response was sealed: a transaction that runs again may seal another one.
+    seals: AtomicU32,
+    now: Timestamp,
+}
+
+/// The only request of its kind that this process is working on, until dropped.
+pub(super) struct Reservation {
+    pub(super) request: Repeatable,
+    running: Running,
+}
+
+pub(super) fn in_progress() -> Problem {
+    Problem {
+        retry_after: Some(1),
+        ..Problem::new(
+            ProblemCode::IdempotencyInProgress,
+            "A request with this Idempotency-Key is still running.",
+        )
+    }
+}
+
+/// SHA-256 over parts that cannot run into each other.
+fn hash(parts: &[&[u8]]) -> [u8; 32] {
+    let mut context = Context::new(&SHA256);
+    for part in parts {
+        context.update(&u64::try_from(part.len()).unwrap_or(u64::MAX).to_be_bytes());
+        context.update(part);
+    }
+    let mut hash = [0; 32];
+    hash.copy_from_slice(context.finish().as_ref());
+    hash
+}
+
+impl Repeatable {
+    pub(super) fn new(
+        sealer: &Sealer,
+        random: &Random,
+        now: Timestamp,
+        place: Place<'_>,
+        key: &IdempotencyKey,
+        body: &[u8],
+    ) -> Result<Self, Problem> {
+        let key = key.0.as_bytes();
+        let id = hash(&[
+            PURPOSE,
+            place.account.as_bytes(),
+            place.actor.kind.as_str().as_bytes(),
+            place.actor.id.as_bytes(),
+            place.mode.map_or("", Mode::as_str).as_bytes(),
+            place.method.as_bytes(),
+            place.path.as_bytes(),
+            key,
+        ]);
+        let mut sealing_key = Zeroizing::new([0; 32]);
+        let info = hash(&[b"seal", &id, key]);
+        let derived = sealer
+            .secret
+            .expand(&[&info], HKDF_SHA256)
+            .and_then(|key| key.fill(&mut *sealing_key));
+        let sealing_key = derived
+            .and_then(|()| UnboundKey::new(&AES_256_GCM, &*sealing_key))
+            .map_err(|_| Problem::internal())?;
+        let mut nonce = [0; NONCE_LEN];
+        random.with(|rng| rng.fill_bytes(&mut nonce));
+        let fingerprint = hash(&[b"body", &id, body]);
+        let key = LessSafeKey::new(sealing_key);
+        Ok(Self {
+            id,
+            fingerprint,
+            key,
+            nonce,
+            seals: AtomicU32::new(0),
+            now,
+        })
+    }
+
+    pub(super) fn reserve(self, sealer: &Sealer) -> Result<Reservation, Problem> {
+        let running = Arc::clone(&sealer.running);
+        if !running
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(self.id)
+        {
+            return Err(in_progress());
+        }
+        Ok(Reservation {
+            request: self,
+            running,
+        })
+    }
+
+    pub(super) fn since(&self) -> Timestamp {
+        kept_since(self.now)
+    }
+
+    fn aad(&self) -> Aad<Vec<u8>> {
+        Aad::from([self.id, self.fingerprint].concat())
+    }
+
+    pub(super) fn seal<T, R: Record<T>>(&self, created: &T) -> Result<KeptAnswer, Problem> {
+        let mut sealed = Zeroizing::new(vec![SNAPSHOT]);
+        serde_json::to_writer(&mut *sealed, &R::snapshot(created))
+            .map_err(|_| Problem::internal())?;
+        // Another one each time, because one nonce must not seal two texts.
+        let mut nonce = self.nonce;
+        for (byte, count) in nonce
+            .iter_mut()
+            .zip(self.seals.fetch_add(1, Ordering::Relaxed).to_be_bytes())
+        {
+            *byte ^= count;
+        }
+        let unique = Nonce::assume_unique_for_key(nonce);
+        let tag = self
+            .key
+            .seal_in_place_separate_tag(unique, self.aad(), &mut sealed)
+            .map_err(|_| Problem::internal())?;
+        let sealed = [nonce.as_slice(), sealed.as_slice(), tag.as_ref()].concat();
+        Ok(KeptAnswer {
+            id: self.id,
+            fingerprint: self.fingerprint,
+            sealed,
+            created_at: self.now,
+        })
+    }
+
+    pub(super) fn open<T, R: Record<T>>(
+        &self,
+        kept: &KeptAnswer,
+    ) -> Result<Outcome<T, R>, Problem> {
+        if kept.fingerprint != self.fingerprint {
+            let detail = "This Idempotency-Key came with another body before.";
+            return Err(Problem::new(ProblemCode::IdempotencyMismatch, detail));
+        }
+        let opened = || {
+            let (nonce, sealed) = kept.sealed.split_first_chunk::<NONCE_LEN>()?;
+            let mut sealed = Zeroizing::new(sealed.to_vec());
+            let nonce = Nonce::assume_unique_for_key(*nonce);
+            let opened = self
+                .key
+                .open_in_place(nonce, self.aad(), &mut sealed)
+                .ok()?;
+            match opened.split_first()? {
+                (&SNAPSHOT, snapshot) => {
+                    R::restore(serde_json::from_slice(snapshot).ok()?).map(Outcome::Replayed)
+                }
+                (&STORED_RESPONSE, _) => serde_json::from_slice(opened)
+                    .ok()
+                    .map(Outcome::ReplayedResponse),
+                _ => None,
+            }
+        };
+        opened().ok_or_else(|| {
+            let detail = "It was done, but its record cannot be opened: the server's sealing secret was changed, or a newer \
+                          release wrote the record.";
+            Problem::new(ProblemCode::IdempotencyReplayUnavailable, detail)
+        })
+    }
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        self.running
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(&self.request.id);
+    }
+}
+
+impl fmt::Debug for Reservation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Reservation(..)")
+    }
+}
+
+/// Returns since when records have not expired.
+pub(crate) fn kept_since(now: Timestamp) -> Timestamp {
+    now.saturating_sub(KEPT_FOR).unwrap_or(Timestamp::MIN)
+}
+
+#[cfg(test)]
+mod tests;
