@@ -26,8 +26,10 @@ use tollkey_service::{Random, RequestActor, Service};
 use tollkey_verifier::SystemClock;
 
 use crate::{
+    assembly,
     config::{Options, Settings, Warning},
-    server::{self, Signals},
+    database,
+    signals::Signals,
     telemetry,
 };
 
@@ -201,8 +203,8 @@ fn name_database(settings: &Settings) {
 async fn open(settings: &Settings) -> anyhow::Result<Service> {
     name_database(settings);
     let clock = Arc::new(SystemClock);
-    let store = server::open_existing_store(settings, clock.clone())?;
-    server::service(settings, store, clock, Random::system(), None).await
+    let store = database::open_existing_store(settings, clock.clone())?;
+    assembly::service(settings, store, clock, Random::system(), None).await
 }
 
 /// The actor of a command that works on an account.

@@ -17,13 +17,17 @@
 //! | [`openapi`] | the document of what is mounted |
 #![forbid(unsafe_code)]
 
+pub mod assembly;
 pub mod auth;
+pub mod background;
 pub mod body;
 pub mod cli;
 pub mod config;
 pub mod dashboard;
+pub mod database;
 pub mod dev_mode;
 pub mod edge;
+pub mod fallback;
 pub mod issuer_url;
 pub mod openapi;
 pub mod public_path;
@@ -32,6 +36,7 @@ pub mod request_id;
 pub mod routes;
 pub mod server;
 pub mod sign_in;
+pub mod signals;
 pub mod state;
 pub mod surface;
 pub mod surfaces;

@@ -8,7 +8,7 @@ use tollkey_service::audit::{self, Checked};
 use tollkey_verifier::SystemClock;
 
 use super::{name_database, output};
-use crate::{config::Settings, server};
+use crate::{config::Settings, database};
 
 /// What to do with the audit log.
 #[derive(Debug, clap::Subcommand)]
@@ -27,7 +27,7 @@ pub(super) enum Command {
 pub(super) fn run(settings: &Settings, command: Command) -> anyhow::Result<ExitCode> {
     let Command::Verify { account, heads } = command;
     name_database(settings);
-    let store = server::open_existing_store(settings, Arc::new(SystemClock))?;
+    let store = database::open_existing_store(settings, Arc::new(SystemClock))?;
     let Checked { ends, faults } =
         store.read_blocking(|db| audit::check(db, account.as_ref(), &heads))?;
     if let Some(account) = &account {

@@ -19,8 +19,8 @@ use super::{block_on, output};
 use crate::{
     auth::{jwt::TokenVerifier, oidc::Provider},
     config::{DatabaseKind, Settings, TokenSource, Warning},
+    database,
     dev_mode::{DevMode, new_secret},
-    server,
 };
 
 /// How long each check may take. They run at the same time.
@@ -111,7 +111,7 @@ fn database(settings: &Settings) -> Outcome {
         database_wait: Duration::ZERO,
         ..settings.clone()
     };
-    server::open_existing_store(&settings, Arc::new(SystemClock))
+    database::open_existing_store(&settings, Arc::new(SystemClock))
         .map_err(|error| format!("{error:#}"))?;
     Ok(format!(
         "{target} responds and has the schema of this version"

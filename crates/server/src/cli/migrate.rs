@@ -6,11 +6,11 @@ use anyhow::Context as _;
 use tollkey_verifier::SystemClock;
 
 use super::{name_database, output};
-use crate::{config::Settings, server};
+use crate::{config::Settings, database};
 
 pub(super) fn run(settings: &Settings) -> anyhow::Result<ExitCode> {
     name_database(settings);
-    let store = server::open_store(settings, Arc::new(SystemClock))?;
+    let store = database::open_store(settings, Arc::new(SystemClock))?;
     let applied = store
         .apply_migrations()
         .with_context(|| settings.database.url.target())?;

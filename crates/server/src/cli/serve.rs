@@ -10,8 +10,10 @@ use tollkey_service::Random;
 use tollkey_verifier::SystemClock;
 
 use crate::{
+    assembly,
     config::{Settings, TokenSource},
-    server::{self, Running, Signals},
+    server::{self, Running},
+    signals::Signals,
     telemetry::Metrics,
     transport::open_files,
 };
@@ -24,7 +26,7 @@ pub(super) fn run(settings: &Settings) -> anyhow::Result<ExitCode> {
         let mut signals = Signals::catch()?;
         // It may wait for the database. As the first process of a container it would not be ended by a signal otherwise.
         let opened = tokio::select! {
-            opened = server::open(settings, Arc::new(SystemClock), random.clone()) => opened?,
+            opened = assembly::open(settings, Arc::new(SystemClock), random.clone()) => opened?,
             signal = signals.next() => {
                 tracing::info!(signal, "stopping before the server listens");
                 return Ok(ExitCode::SUCCESS);

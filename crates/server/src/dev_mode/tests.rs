@@ -89,7 +89,7 @@ fn it_is_for_sqlite_and_a_loopback_address_only() {
 async fn secret_is_created_beside_a_usable_database_only() {
     let directory = tempfile::tempdir().unwrap();
     let open = async |settings: &Settings| {
-        crate::server::open(settings, Arc::new(SystemClock), Random::system())
+        crate::assembly::open(settings, Arc::new(SystemClock), Random::system())
             .await
             .map_err(|error| format!("{error:#}"))
     };

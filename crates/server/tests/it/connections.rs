@@ -17,6 +17,7 @@ use tokio::{
 };
 use tollkey_core::{Family, Mode};
 use tollkey_server::{
+    assembly,
     config::Settings,
     server::{self, Running},
 };
@@ -34,7 +35,7 @@ pub const LIVEZ: &str = "GET /livez HTTP/1.1\r\nhost: x\r\n\r\n";
 /// A server with other limits than usual.
 async fn start(settings: &Settings) -> Running {
     let random = Random::new(StdRng::seed_from_u64(1));
-    let opened = server::open(settings, Arc::new(ManualClock::default()), random)
+    let opened = assembly::open(settings, Arc::new(ManualClock::default()), random)
         .await
         .expect("the server opens");
     server::start(settings, opened.state, None).expect("the server starts")

@@ -12,6 +12,7 @@ use rand::{SeedableRng as _, rngs::StdRng};
 use serde_json::json;
 use tollkey_core::{Clock as _, Digest, Family, Mode};
 use tollkey_server::{
+    assembly,
     auth::jwt::{ClaimRules, NewToken, mint},
     server,
 };
@@ -286,7 +287,7 @@ async fn development_mode_takes_no_management_request_that_came_through_a_proxy(
     let settings = settings(database.url(), &[("TOLLKEY_JWT_HS256_SECRET", "")]);
     let clock = ManualClock::default();
     let random = Random::new(StdRng::seed_from_u64(1));
-    let opened = server::open(&settings, Arc::new(clock.clone()), random)
+    let opened = assembly::open(&settings, Arc::new(clock.clone()), random)
         .await
         .unwrap();
     let new = NewToken {
@@ -436,7 +437,7 @@ async fn no_secret_is_ever_logged_not_even_at_trace() {
         let settings = settings(database.url(), &[]);
         let clock = ManualClock::default();
         let random = Random::new(StdRng::from_rng(&mut rng));
-        let opened = server::open(&settings, Arc::new(clock.clone()), random)
+        let opened = assembly::open(&settings, Arc::new(clock.clone()), random)
             .await
             .unwrap();
         let running = server::start(&settings, opened.state, None).unwrap();

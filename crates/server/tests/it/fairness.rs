@@ -9,6 +9,7 @@ use tollkey_core::{
     AccountId, ApiKey, Clock as _, Digest, Family, KeyId, KeyText, Mode, Scope, key_text::Kind,
 };
 use tollkey_server::{
+    assembly,
     auth::jwt::{ClaimRules, NewToken, mint},
     config::Secret,
     server,
@@ -229,7 +230,7 @@ async fn a_cached_key_stays_valid_beside_changes_and_lists() {
     for database in backends() {
         let settings = settings(database.url(), &[]);
         let random = Random::new(StdRng::seed_from_u64(1));
-        let opened = server::open(&settings, Arc::new(SystemClock), random)
+        let opened = assembly::open(&settings, Arc::new(SystemClock), random)
             .await
             .expect("the server opens");
         let running = server::start(&settings, opened.state, None).expect("the server starts");

@@ -20,6 +20,7 @@ use tollkey_core::{
     AccountId, ApiKey, Clock as _, Family, Grants, KeyId, KeyText, Mode, Scope, key_text::Kind,
 };
 use tollkey_server::{
+    assembly,
     auth::jwt::{ClaimRules, NewToken, mint},
     config::{Options, Secret, Settings},
     server::{self, Running},
@@ -119,7 +120,7 @@ impl App {
         random: Random,
     ) -> Self {
         let settings = settings(database.url(), extra);
-        let opened = server::open(&settings, Arc::new(clock.clone()), random.clone())
+        let opened = assembly::open(&settings, Arc::new(clock.clone()), random.clone())
             .await
             .expect("the server opens");
         let running = server::start(&settings, opened.state, None).expect("the server starts");
@@ -154,7 +155,7 @@ impl App {
 
     async fn replica_like(&self, settings: &Settings, clock: &ManualClock) -> Running {
         let random = Random::new(StdRng::seed_from_u64(2));
-        let opened = server::open(settings, Arc::new(clock.clone()), random)
+        let opened = assembly::open(settings, Arc::new(clock.clone()), random)
             .await
             .expect("a replica opens");
         server::start(settings, opened.state, None).expect("a replica starts")

@@ -1,6 +1,6 @@
 //! Which tokens are refused, and why. Keys are made when the tests run.
 
-use std::sync::LazyLock;
+use std::{fs, sync::LazyLock};
 
 use aws_lc_rs::{
     encoding::AsDer as _,
@@ -20,6 +20,7 @@ use base64::{
 use serde_json::json;
 
 use super::*;
+use crate::config::PublicKeyFile;
 
 /// One RSA key for all tests: they are slow to make.
 pub(in crate::auth) static RSA: LazyLock<RsaKeyPair> =

@@ -1,0 +1,170 @@
+//! Everything that requests use, put together from the settings.
+
+use std::sync::{Arc, OnceLock, atomic::AtomicBool};
+
+use anyhow::Context as _;
+use tollkey_core::{Clock, VerifierId};
+use tollkey_service::{
+    Limits, Random, Revocations, Service, StoreSource, audit::Checks, idempotency::Sealer,
+};
+use tollkey_store::Store;
+use tollkey_verifier::Verifier;
+
+use crate::{
+    auth::{jwt::TokenVerifier, oidc::Provider},
+    config::{Secret, Settings, TokenSource},
+    database,
+    dev_mode::{DevMode, new_secret},
+    sign_in::Ways,
+    state::{LogLimits, Policy, State},
+};
+
+/// Creates the use-cases on top of a store whose schema is that of this build. `sealing_secret` opens the idempotency records;
+/// without one, only this process can open those that it writes.
+///
+/// # Errors
+/// When the store does not respond.
+pub async fn service(
+    settings: &Settings,
+    store: Store,
+    clock: Arc<dyn Clock>,
+    random: Random,
+    sealing_secret: Option<&Secret>,
+) -> anyhow::Result<Service> {
+    let catalogue = Arc::new(settings.catalogue.clone());
+    let source = StoreSource::new(store.clone(), Arc::clone(&catalogue));
+    let id = random.with(|rng| VerifierId::new(rng));
+    let limits = tollkey_verifier::Settings {
+        max_entries: settings.cached_keys,
+        max_bytes: settings.cache_bytes,
+        ..Default::default()
+    };
+    let verifier = Verifier::new(id, source, Arc::clone(&clock), limits)
+        .await
+        .context("the store does not respond")?;
+    let sealer = match sealing_secret {
+        Some(secret) => Sealer::new(secret.expose().as_bytes()),
+        None => Sealer::new(new_secret(&random).expose().as_bytes()),
+    };
+    Ok(Service {
+        store,
+        verifier,
+        clock,
+        random,
+        catalogue,
+        sealer,
+        audit_checks: Checks::new(settings.database_pool),
+        revocations: Revocations::default(),
+        limits: Limits {
+            application_keys: settings.application_key_limit,
+            account_keys: settings.account_key_limit,
+            key_depth: settings.key_depth_limit,
+        },
+    })
+}
+
+/// Creates what requests use.
+///
+/// # Errors
+/// A sentence that says what to change.
+fn assemble(
+    settings: &Settings,
+    service: Service,
+    tokens: TokenVerifier,
+    development: Option<&DevMode>,
+) -> anyhow::Result<State> {
+    let policy = Policy {
+        trusted_proxies: settings
+            .trusted_proxies
+            .as_ref()
+            .map_or_else(Vec::new, |list| list.networks().to_vec()),
+        merchant_header: settings
+            .merchant_header
+            .parse()
+            .context("the merchant header is no header name")?,
+        credential_headers: settings.credential_headers,
+        route_base: settings.route_base.clone(),
+        development: development.is_some(),
+    };
+    let ways = Ways {
+        token: settings
+            .dashboard_token_sign_in
+            .unwrap_or(development.is_some())
+            .then(|| tokens.grounds()),
+        links: development.and_then(|development| development.links(service.clock.now())),
+        oidc: settings.oidc.as_ref().map(Provider::new).transpose()?,
+    };
+    Ok(State {
+        service,
+        tokens,
+        ways,
+        policy,
+        public_path: settings.public_path.clone(),
+        document: OnceLock::new(),
+        draining: AtomicBool::new(false),
+        log_limits: LogLimits::default(),
+    })
+}
+
+/// The secret behind idempotency records: its own, or the one that signs management tokens, if this process has one.
+fn sealing_secret<'a>(
+    settings: &'a Settings,
+    development: Option<&'a DevMode>,
+) -> Option<&'a Secret> {
+    match (&settings.sealing_secret, &settings.tokens.source) {
+        (Some(secret), _) | (None, TokenSource::Hs256(secret)) => Some(secret),
+        (None, _) => development.map(DevMode::secret),
+    }
+}
+
+/// What [`open`] gives.
+#[derive(Debug)]
+pub struct Opened {
+    /// What requests may use.
+    pub state: State,
+    /// Set in development mode.
+    pub development: Option<DevMode>,
+}
+
+/// Opens everything that the settings name, short of a socket.
+///
+/// # Errors
+/// A sentence that says what to change.
+pub async fn open(
+    settings: &Settings,
+    clock: Arc<dyn Clock>,
+    random: Random,
+) -> anyhow::Result<Opened> {
+    // What is wrong with the settings is said before the database is opened, and so before anything is created.
+    let configured = match settings.tokens.source {
+        TokenSource::Development => {
+            DevMode::check(settings)?;
+            None
+        }
+        _ => Some(TokenVerifier::open(&settings.tokens, None)?),
+    };
+    if let Some(tokens) = &configured
+        && let Err(error) = tokens.warm_up(clock.now()).await
+    {
+        tracing::warn!(%error, "management requests are refused until the issuer's keys can be fetched");
+    }
+    tracing::info!(database = %settings.database.url, "opening the database");
+    let store = database::open_prepared(settings, &clock).await?;
+    // The secret of development mode is kept beside a database that can be used, and nowhere else.
+    let development = DevMode::enter(settings, &random)?;
+    let tokens = match configured {
+        Some(tokens) => tokens,
+        None => TokenVerifier::open(&settings.tokens, development.as_ref().map(DevMode::secret))?,
+    };
+    let sealing_secret = sealing_secret(settings, development.as_ref());
+    if sealing_secret.is_none() {
+        tracing::warn!(
+            "TOLLKEY_SEALING_SECRET is not set: an answer kept for an Idempotency-Key can be given again only by the \
+             process that gave it"
+        );
+    }
+    let service = service(settings, store, clock, random, sealing_secret).await?;
+    let state = assemble(settings, service, tokens, development.as_ref())?;
+    tracing::info!(verifier = %state.service.verifier.id(), "other replicas know this process by this id");
+    Ok(Opened { state, development })
+}

@@ -1,0 +1,146 @@
+//! Opening the database that the settings name.
+
+use std::{
+    sync::Arc,
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::Context as _;
+use tokio::sync::oneshot;
+use tollkey_core::Clock;
+use tollkey_store::{Backend, OpenError, OpenOptions, SchemaError, Store};
+
+use crate::config::{DatabaseKind, Settings};
+
+/// Opens the database that the settings name, and creates a SQLite file that does not exist. While a PostgreSQL server
+/// cannot be reached, waits for it as long as `TOLLKEY_DATABASE_WAIT_SECONDS` allows. Blocks. Migrates nothing.
+///
+/// # Errors
+/// [`OpenError`] as the cause, with the database's name.
+pub fn open_store(settings: &Settings, clock: Arc<dyn Clock>) -> anyhow::Result<Store> {
+    connect(settings, &clock, true)
+}
+
+/// As [`open_store`], for commands that only work with what exists: creates no file, and the schema must be that of this
+/// build.
+///
+/// # Errors
+/// As [`open_store`], also when the database does not exist; [`SchemaError`] as the cause, with the database's name.
+pub fn open_existing_store(settings: &Settings, clock: Arc<dyn Clock>) -> anyhow::Result<Store> {
+    anyhow::ensure!(
+        settings.database.kind != DatabaseKind::SqliteMemory,
+        "a database in memory is its server's alone; set DATABASE_URL to the one that the server uses"
+    );
+    let store = connect(settings, &clock, false)?;
+    store
+        .check_schema()
+        .with_context(|| settings.database.url.target())?;
+    Ok(store)
+}
+
+fn connect(settings: &Settings, clock: &Arc<dyn Clock>, create: bool) -> anyhow::Result<Store> {
+    let options = OpenOptions {
+        pool_size: settings.database_pool,
+        create,
+        ..OpenOptions::new(settings.database.url.expose())
+    };
+    let mut wait = DatabaseWait::new(settings.database_wait);
+    loop {
+        match Store::open(options.clone(), Arc::clone(clock)) {
+            Ok(store) => return Ok(store),
+            Err(error) => wait.pause_after(error)?,
+        }
+    }
+}
+
+/// The first pause between two attempts to open the database; each is twice as long as the one before.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+
+/// The longest pause between two attempts.
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+
+/// How often the log says what the process waits for.
+const WAIT_LOG_INTERVAL: Duration = Duration::from_secs(5);
+
+/// Waiting for a database that cannot be reached yet.
+struct DatabaseWait {
+    limit: Duration,
+    began: Instant,
+    pause: Duration,
+    logged: Option<Instant>,
+}
+
+impl DatabaseWait {
+    fn new(limit: Duration) -> Self {
+        Self {
+            limit,
+            began: Instant::now(),
+            pause: FIRST_PAUSE,
+            logged: None,
+        }
+    }
+
+    /// Pauses before the next attempt; fails with that error if waiting cannot help, or the time is over.
+    fn pause_after(&mut self, error: OpenError) -> anyhow::Result<()> {
+        if !error.is_transient() || self.limit.is_zero() {
+            return Err(error.into());
+        }
+        let left = self.limit.saturating_sub(self.began.elapsed());
+        if left.is_zero() {
+            let seconds = self.limit.as_secs();
+            let waited = format!("gave up after {seconds} seconds (TOLLKEY_DATABASE_WAIT_SECONDS)");
+            return Err(anyhow::Error::from(error).context(waited));
+        }
+        if self
+            .logged
+            .is_none_or(|at| at.elapsed() >= WAIT_LOG_INTERVAL)
+        {
+            self.logged = Some(Instant::now());
+            tracing::warn!(%error, seconds_left = left.as_secs(), "waiting for the database");
+        }
+        thread::sleep(self.pause.min(left));
+        self.pause = (self.pause * 2).min(LONGEST_PAUSE);
+        Ok(())
+    }
+}
+
+/// Migrates SQLite, and PostgreSQL when told so; otherwise its schema must be that of this build. Blocks.
+///
+/// # Errors
+/// When the schema is older or newer than this build, or the store cannot be reached.
+pub fn prepare_schema(settings: &Settings, store: &Store) -> anyhow::Result<()> {
+    let prepare = || -> Result<(), SchemaError> {
+        if store.backend() == Backend::Sqlite || settings.migrate {
+            let applied = store.apply_migrations()?;
+            if !applied.is_empty() {
+                tracing::info!(migrations = applied.join(", "), "migrations applied");
+            }
+        }
+        store.check_schema()
+    };
+    prepare().with_context(|| settings.database.url.target())
+}
+
+/// Opens the database and prepares its schema, on a thread of its own, for which the process does not wait when a signal ends it.
+///
+/// # Errors
+/// Those of [`open_store`] and [`prepare_schema`].
+pub async fn open_prepared(settings: &Settings, clock: &Arc<dyn Clock>) -> anyhow::Result<Store> {
+    let (settings, clock) = (settings.clone(), Arc::clone(clock));
+    let open = move || -> anyhow::Result<Store> {
+        let store = open_store(&settings, clock)?;
+        prepare_schema(&settings, &store)?;
+        Ok(store)
+    };
+    let (done, result) = oneshot::channel();
+    thread::Builder::new()
+        .name("tollkey-open".into())
+        .spawn(move || {
+            // The receiver is gone when a signal came first.
+            let _ = done.send(open());
+        })?;
+    result
+        .await
+        .context("a thread that opens the database panicked")?
+}

@@ -1,0 +1,61 @@
+//! The root, and paths that no route matches.
+
+use std::sync::LazyLock;
+
+use actix_web::{
+    HttpRequest, HttpResponse,
+    dev::ResourceDef,
+    http::{
+        Method,
+        header::{self, Header as _},
+    },
+};
+use tollkey_core::{Problem, ProblemCode};
+
+use crate::{openapi, rejection::HandlerResult, routes::SURFACES};
+
+/// The root. A browser is sent to the dashboard; there is nothing else.
+pub async fn home(request: HttpRequest) -> HandlerResult {
+    let accepted = header::Accept::parse(&request).map_or_else(|_| Vec::new(), |accept| accept.0);
+    let is_browser = accepted
+        .iter()
+        .any(|it| it.item.essence_str() == "text/html" && it.quality > header::Quality::ZERO);
+    if !is_browser {
+        return nothing().await;
+    }
+    let mut response = HttpResponse::SeeOther();
+    Ok(response
+        .insert_header((header::LOCATION, "/dashboard"))
+        .insert_header((header::VARY, "Accept"))
+        .finish())
+}
+
+/// Responds with 404.
+pub async fn nothing() -> HandlerResult {
+    Err(Problem::new(ProblemCode::NotFound, "There is nothing at this path.").into())
+}
+
+/// What no route matches: 405 where the path exists with another method, else 404.
+pub async fn unmatched(request: HttpRequest) -> HandlerResult {
+    static PATHS: LazyLock<Vec<(ResourceDef, Method)>> = LazyLock::new(|| {
+        openapi::operations()
+            .map(|(path, method)| (ResourceDef::new(path), method))
+            .collect()
+    });
+    let path = SURFACES.documented(request.match_info().as_str());
+    let mut allowed: Vec<String> = PATHS
+        .iter()
+        .filter(|(template, _)| template.is_match(&path))
+        .map(|(_, method)| method.to_string())
+        .collect();
+    if allowed.is_empty() {
+        return nothing().await;
+    }
+    if allowed.iter().any(|method| method == "GET") {
+        allowed.push("HEAD".to_owned());
+    }
+    let detail = format!("This path takes {}.", allowed.join(", "));
+    let mut problem = Problem::new(ProblemCode::MethodNotAllowed, detail);
+    problem.allowed_methods = allowed.into();
+    Err(problem.into())
+}
