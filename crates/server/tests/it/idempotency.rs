@@ -200,6 +200,89 @@ async fn the_same_request_again_gets_the_same_answer_and_makes_nothing() {
     .await;
 }
 
+/// A replay returns what was created as it was then, whatever has changed since.
+#[actix_web::test]
+async fn replay_after_changes_is_byte_identical() {
+    each_backend(async |app: &App| {
+        let (by, operator) = (app.merchant("acme"), app.operator());
+        let application = app.application(&by, "Web Store").await;
+        let commerce = json!({
+            "name": "Checkout", "mode": "test", "scopes": ["links:read", "links:write"], "allowed_ips": ["203.0.113.0/24"],
+            "rate_limit": {"limit": 9, "window_seconds": 60}, "metadata": {"b": 1, "a": {"c": [null]}},
+        });
+        let call = |method: &str, path: String, body: Value, token: &str| app.call(method, &path).json(body).bearer(token);
+        for (path, body, token, id, changes) in [
+            (
+                "/applications".to_owned(),
+                json!({"name": "First", "description": "d"}),
+                &by,
+                "id",
+                vec![
+                    ("PATCH", "/applications/{}", json!({"name": "Renamed", "description": null})),
+                    ("PATCH", "/applications/{}/status", json!({"isEnabled": false})),
+                    ("DELETE", "/applications/{}", json!({})),
+                ],
+            ),
+            (
+                "/api-keys".to_owned(),
+                commerce,
+                &by,
+                "key_id",
+                vec![
+                    ("PATCH", "/api-keys/{}", json!({"name": "Renamed", "scopes": ["events:read"], "metadata": null})),
+                    ("POST", "/api-keys/{}/rotate", json!({"overlap_seconds": 60})),
+                    ("POST", "/api-keys/{}/revoke", json!({"reason": "r"})),
+                ],
+            ),
+            (
+                format!("/applications/{application}/api-keys"),
+                json!({"description": "Checkout"}),
+                &by,
+                "id",
+                vec![
+                    ("DELETE", "/applications/{application}/api-keys/{}", json!({})),
+                    ("DELETE", "/applications/{application}", json!({})),
+                ],
+            ),
+            (
+                "/v1/account/api-keys".to_owned(),
+                wanted("live", "secret"),
+                &by,
+                "id",
+                vec![("DELETE", "/account/api-keys/{}", json!({}))],
+            ),
+            (
+                "/service-keys".to_owned(),
+                json!({"name": "gateway"}),
+                &operator,
+                "id",
+                vec![("DELETE", "/service-keys/{}", json!({}))],
+            ),
+        ] {
+            let send = || app.post(&path, body.clone()).bearer(token).header(IDEMPOTENCY_KEY, KEY);
+            let first = send().await;
+            assert_eq!(first.status, 201, "{path}: {first}");
+            let data = |reply: &Reply| match reply.json() {
+                json if json["data"].is_object() => json["data"].to_string(),
+                _ => reply.body.clone(),
+            };
+            let created: Value = serde_json::from_str(&data(&first)).expect("JSON");
+            let created_id = created[id].as_str().expect("an id").to_owned();
+            for (method, at, change) in changes {
+                let at = at.replace("{}", &created_id).replace("{application}", &application);
+                let reply = call(method, at.clone(), change, token).await;
+                assert!(reply.status < 300, "{method} {at}: {reply}");
+                app.clock.advance(Duration::from_secs(1));
+                let again = send().await;
+                assert_eq!((again.status, again.header("idempotent-replayed")), (201, Some("true")), "{at}: {again}");
+                assert_eq!(again.header("location"), first.header("location"), "{at}");
+                assert_eq!(data(&again), data(&first), "{method} {at}");
+            }
+        }
+    })
+    .await;
+}
+
 #[actix_web::test]
 async fn another_body_is_a_mismatch() {
     each_backend(async |app: &App| {
