@@ -1,7 +1,7 @@
-//! The edge of the server: what every request goes through, whatever its surface.
+//! The outermost middleware, which every request passes.
 //!
-//! Gives the request an id, answers HEAD as GET, renders every problem in one place, sets the headers all
-//! answers share, counts and logs.
+//! It gives the request an ID, treats HEAD as GET, renders problems in the format of the surface, sets the shared headers, counts
+//! the request and logs one line.
 
 use std::{sync::Arc, time::Instant};
 

@@ -1,20 +1,19 @@
 //! The Tollkey server.
 //!
-//! | room | says |
+//! | module | contents |
 //! |---|---|
-//! | [`routes`] | the page of routes |
-//! | [`surfaces`], [`dashboard`] | how requests and responses read |
-//! | [`auth`] | who is calling |
-//! | [`sign_in`] | the ways to sign in to the dashboard |
-//! | [`state`] | what a request may use |
-//! | [`surface`], [`rejection`] | what surfaces share, and what handlers return |
-//! | [`edge`], [`body`] | what every request goes through, and what it brings |
-//! | [`public_path`] | the path prefix under which clients reach the server |
-//! | [`config`], [`dev_mode`] | settings, and what stands in for them on a developer's machine |
-//! | [`cli`] | one file per subcommand |
-//! | [`server`] | everything put together and set running |
-//! | [`transport`] | what slow clients can cost |
-//! | [`openapi`] | the document of what is mounted |
+//! | [`cli`], [`config`], [`dev_mode`] | commands, settings, development mode |
+//! | [`assembly`], [`database`] | what requests use, put together from the settings; opening the database |
+//! | [`server`], [`background`], [`signals`] | listeners and an orderly end; tasks; SIGTERM and SIGINT |
+//! | [`transport`] | between the sockets and actix |
+//! | [`edge`], [`fallback`] | the outermost middleware; paths that no route matches |
+//! | [`surface`], [`routes`] | a surface as a value; the page of all surfaces and routes |
+//! | [`surfaces`], [`dashboard`] | handlers, and how requests and responses read |
+//! | [`auth`], [`sign_in`] | the caller of a request; the ways to sign in to the dashboard |
+//! | [`body`], [`rejection`], [`request_id`], [`public_path`], [`state`] | what handlers receive, use and return |
+//! | [`openapi`], [`telemetry`] | the document of the mounted routes; logs and metrics |
+//!
+//! What an operation does is in `tollkey-service`.
 #![forbid(unsafe_code)]
 
 pub mod assembly;

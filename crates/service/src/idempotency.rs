@@ -1,8 +1,9 @@
-//! Creating once: requests with an Idempotency-Key can be sent again without making a second thing.
+//! Creating something once: a request with an Idempotency-Key can be repeated and creates nothing more.
 //!
-//! The answer is written in the transaction of the change itself, so there is no moment in which one is there
-//! without the other. It is sealed with a key that needs both the client's Idempotency-Key, which is not kept, and a
-//! secret of the server, which is not in the database: a copy of the database opens nothing.
+//! [`begin`] returns the [`Outcome`] of an earlier request, or the right to create ([`Creating`]). [`create`] writes the record in
+//! the transaction of the change, so neither exists without the other. A record contains the created state ([`Record`]),
+//! sealed with a key that is derived from the client's Idempotency-Key, which is not stored, and from a secret of the server,
+//! which is not in the database. So a copy of the database opens no record.
 
 mod record;
 pub(crate) mod request;

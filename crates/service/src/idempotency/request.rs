@@ -22,9 +22,9 @@ use zeroize::Zeroizing;
 use super::record::{Outcome, Record};
 use crate::random::Random;
 
-/// For how long an answer is kept.
+/// How long a record is kept.
 const KEPT_FOR: SignedDuration = SignedDuration::from_hours(24);
-/// What the keys of this version are made for.
+/// The purpose that keys are derived for.
 const PURPOSE: &[u8] = b"tollkey kept answers 1";
 
 /// The first byte of a record: the form of what follows. Release 0.1.0 wrote a JSON object without such a byte.
@@ -32,8 +32,8 @@ const SNAPSHOT: u8 = 1;
 
 const STORED_RESPONSE: u8 = b'{';
 
-/// What a client calls one logical request. Hidden by `Debug`, wiped on drop: with a secret of the server it opens the
-/// kept answer.
+/// The Idempotency-Key of a request. Hidden by `Debug` and wiped on drop: with the secret of the server it opens the
+/// record.
 #[derive(Clone)]
 pub struct IdempotencyKey(Zeroizing<String>);
 
@@ -63,7 +63,8 @@ impl fmt::Debug for IdempotencyKey {
     }
 }
 
-/// Whose request, and where: the same Idempotency-Key from or to somewhere else is another one.
+/// The caller and the target of a request. The same Idempotency-Key of another caller, or for another target, is a different
+/// one.
 #[derive(Debug, Clone, Copy)]
 pub struct Place<'a> {
     /// The account; empty for what belongs to none.
@@ -86,7 +87,7 @@ impl Place<'_> {
     }
 }
 
-/// Seals and opens kept answers, and knows which requests are being worked on in this process.
+/// Seals and opens records, and knows which requests are in progress in this process.
 #[derive(Clone)]
 pub struct Sealer {
     secret: Arc<Prk>,
