@@ -23,8 +23,9 @@ use crate::{
     auth::Allowance,
     rejection::Rejection,
     request_id::RequestId,
+    routes::SURFACES,
     state::State,
-    surface::{Rendered, Surface, Surfaces},
+    surface::{Rendered, Surface},
     telemetry,
     transport::{self, SharedBody},
 };
@@ -40,7 +41,6 @@ const RATE_LIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy"
 pub async fn edge<B: MessageBody + 'static>(
     state: web::Data<State>,
     requests: web::Data<telemetry::Requests>,
-    surfaces: web::Data<Surfaces>,
     mut request: ServiceRequest,
     next: Next<B>,
 ) -> Result<ServiceResponse<EitherBody<B>>, Error> {
@@ -52,7 +52,7 @@ pub async fn edge<B: MessageBody + 'static>(
     }
     let method = request.method().clone();
     // The path as the router sees it, so that an escape in it does not change whose it is.
-    let surface = surfaces.of(request.match_info().as_str());
+    let surface = SURFACES.of(request.match_info().as_str());
     if method == Method::HEAD && !surface.is_for_gateways {
         request.head_mut().method = Method::GET;
     }

@@ -6,23 +6,19 @@
 use std::sync::LazyLock;
 
 use actix_web::{App, http::Method, web::Bytes};
-use tollkey_api::{account::ErrorEnvelope, problem::Problem};
-use utoipa::{
-    PartialSchema as _, ToSchema as _,
-    openapi::{
-        ContentBuilder, HeaderBuilder, InfoBuilder, LicenseBuilder, ObjectBuilder, OpenApi, Ref,
-        RefOr, ResponseBuilder, ServerBuilder, Type,
-        path::{Operation, ParameterBuilder, ParameterIn, PathItem},
-        security::{ApiKey, ApiKeyValue, Http, HttpAuthScheme, HttpBuilder, SecurityScheme},
-        tag::TagBuilder,
-    },
+use utoipa::openapi::{
+    ContentBuilder, HeaderBuilder, InfoBuilder, LicenseBuilder, ObjectBuilder, OpenApi, Ref, RefOr,
+    ResponseBuilder, ServerBuilder, Type,
+    path::{Operation, ParameterBuilder, ParameterIn, PathItem},
+    security::{ApiKey, ApiKeyValue, Http, HttpAuthScheme, HttpBuilder, SecurityScheme},
+    tag::TagBuilder,
 };
 use utoipa_actix_web::AppExt as _;
 
 use crate::{
     public_path::PublicPath,
     routes::{self, SURFACES},
-    surface::Surface,
+    surface::{ProblemSchema, Surface},
 };
 
 /// The document.
@@ -58,13 +54,15 @@ pub fn document() -> OpenApi {
     for (name, scheme) in security_schemes() {
         components.add_security_scheme(name, scheme);
     }
-    let mut schemas = vec![
-        (Problem::name().into_owned(), Problem::schema()),
-        (ErrorEnvelope::name().into_owned(), ErrorEnvelope::schema()),
-    ];
-    Problem::schemas(&mut schemas);
-    ErrorEnvelope::schemas(&mut schemas);
-    components.schemas.extend(schemas);
+    for surface in SURFACES
+        .0
+        .iter()
+        .filter(|surface| surface.document.tag.is_some())
+    {
+        components
+            .schemas
+            .extend((surface.document.problem)().schemas);
+    }
     for (path, item) in &mut api.paths.paths {
         for operation in operations_mut(item) {
             complete(path, operation);
@@ -179,6 +177,7 @@ fn complete(path: &str, operation: &mut Operation) {
         .collect();
     let has = |scheme: &str| schemes.iter().any(|name| name == scheme);
     let described = |surface: &&&Surface| surface.document.describes(operation);
+    // A test compares the surface of each path with that of its tag.
     let Some(document) = SURFACES
         .0
         .iter()
@@ -204,13 +203,15 @@ fn complete(path: &str, operation: &mut Operation) {
                      answer again, with `Idempotent-Replayed: true`. Kept for 24 hours.";
         add_parameter(operation, "Idempotency-Key", ParameterIn::Header, words);
     }
-    let (schema, media_type) = (document.problem)();
+    let ProblemSchema {
+        name, media_type, ..
+    } = (document.problem)();
     let mut add = |status: &str, words: &str, headers: &[(&str, &str)]| {
         operation
             .responses
             .responses
             .entry(status.to_owned())
-            .or_insert_with(|| problem(&schema, media_type, words, headers));
+            .or_insert_with(|| problem(&name, media_type, words, headers));
     };
     if operation.request_body.is_some() {
         add(

@@ -5,9 +5,12 @@ use utoipa_actix_web::{scope, service_config::ServiceConfig};
 
 use crate::{
     dashboard,
-    surface::Surfaces,
+    surface::{Document, Surface, Surfaces},
     surfaces::{account, applications, audit, commerce, docs, health, operator, verification},
 };
+
+/// Paths of the API that no surface has: no cache may store a response there.
+const OTHER_API_PATHS: Surface = Surface::api(&["/api"], Document::NONE);
 
 /// The surfaces. The OpenAPI document has their tags in this order; the last one has every path that no other has.
 pub const SURFACES: Surfaces = Surfaces(&[
@@ -20,6 +23,7 @@ pub const SURFACES: Surfaces = Surfaces(&[
     &operator::SURFACE,
     &dashboard::SURFACE,
     &docs::SURFACE,
+    &OTHER_API_PATHS,
     &health::SURFACE,
 ]);
 

@@ -95,7 +95,6 @@ pub fn start(
             let mut app = App::new()
                 .app_data(shared.clone())
                 .app_data(web::Data::new(telemetry::Requests::default()))
-                .app_data(web::Data::new(SURFACES))
                 .service(health::live)
                 .service(health::ready)
                 .default_service(web::to(nothing));

@@ -1,7 +1,7 @@
 //! A surface: routes that share the format of their errors and headers, as a value.
 //!
-//! The outer middleware ([`edge`](crate::edge)) and the OpenAPI document look up the surface of a path in a [`Surfaces`], and
-//! know none by name. A new surface is a module with a [`Surface`], and a line on the page of routes
+//! The outer middleware ([`edge`](crate::edge)) and the OpenAPI document look up the surface of a path in [`Surfaces`], and
+//! know none by name. A new surface is a module with a [`Surface`] and its routes, and its lines on the page of routes
 //! ([`surfaces`](crate::surfaces)).
 
 use actix_web::{
@@ -14,14 +14,17 @@ use actix_web::{
 use jiff::Timestamp;
 use tollkey_api::problem as wire;
 use tollkey_core::Problem;
-use utoipa::{ToSchema as _, openapi::path::Operation};
+use utoipa::{
+    ToSchema,
+    openapi::{RefOr, Schema, path::Operation},
+};
 
 use crate::public_path::PublicPath;
 
 /// Routes that share the format of their errors and headers.
 #[derive(Debug)]
 pub struct Surface {
-    /// The path prefixes, as whole segments. `""` has every path.
+    /// The path prefixes, as whole segments. One that ends in `/` needs something behind it; `""` has every path.
     pub prefixes: &'static [&'static str],
     /// A second prefix under which the routes of a first one are mounted: `(second, first)`. The OpenAPI document has the first.
     pub alias: Option<(&'static str, &'static str)>,
@@ -59,14 +62,38 @@ pub struct Document {
     pub tag: Option<(&'static str, &'static str)>,
     /// Whether operators name an account in the query.
     pub has_account_parameter: bool,
-    /// The schema and the media type of a problem.
-    pub problem: fn() -> (String, &'static str),
+    /// The schema of a problem.
+    pub problem: fn() -> ProblemSchema,
     /// The description of 403.
     pub forbidden: &'static str,
     /// Whether operations have the responses that follow from a caller, a body and a path.
     pub has_common_responses: bool,
     /// Whether an ID in the path can be unknown.
     pub has_ids: bool,
+}
+
+/// How the OpenAPI document describes the problems of a surface.
+pub struct ProblemSchema {
+    /// The name of the schema.
+    pub name: String,
+    /// The media type.
+    pub media_type: &'static str,
+    /// The schema, and those that it refers to, by name.
+    pub schemas: Vec<(String, RefOr<Schema>)>,
+}
+
+impl ProblemSchema {
+    /// The schema of a wire type.
+    #[must_use]
+    pub fn of<T: ToSchema>(media_type: &'static str) -> Self {
+        let mut schemas = vec![(T::name().into_owned(), T::schema())];
+        T::schemas(&mut schemas);
+        Self {
+            name: T::name().into_owned(),
+            media_type,
+            schemas,
+        }
+    }
 }
 
 impl Document {
@@ -82,7 +109,7 @@ impl Document {
         Self {
             tag: Some((tag, description)),
             has_account_parameter: false,
-            problem: || (wire::Problem::name().into_owned(), wire::MEDIA_TYPE),
+            problem: || ProblemSchema::of::<wire::Problem>(wire::MEDIA_TYPE),
             forbidden: "`forbidden`, or the code of a denial.",
             has_common_responses: true,
             has_ids: true,
@@ -117,8 +144,12 @@ impl Surface {
     #[must_use]
     pub fn has(&self, path: &str) -> bool {
         self.prefixes.iter().any(|prefix| {
-            path.strip_prefix(prefix)
-                .is_some_and(|rest| prefix.is_empty() || rest.is_empty() || rest.starts_with('/'))
+            path.strip_prefix(prefix).is_some_and(|rest| {
+                prefix.is_empty()
+                    || prefix.ends_with('/')
+                    || rest.is_empty()
+                    || rest.starts_with('/')
+            })
         })
     }
 

@@ -330,6 +330,8 @@ pub fn record_connections(open: usize, pending_bytes: usize) {
 
 #[cfg(test)]
 mod tests {
+    use tollkey_service::measures::record_verifications;
+
     use super::*;
 
     /// The recorder is global and can be installed once, so the tests use one of their own.
@@ -402,8 +404,8 @@ mod tests {
     #[test]
     fn verifications_are_counted_by_outcome() {
         let text = rendered(|| {
-            counter!(VERIFICATIONS, "outcome" => "valid").increment(3);
-            counter!(VERIFICATIONS, "outcome" => "revoked").increment(1);
+            record_verifications("valid", 3);
+            record_verifications("revoked", 1);
         });
         assert!(
             text.contains("tollkey_verifications_total{outcome=\"valid\"} 3"),

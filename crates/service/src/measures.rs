@@ -10,7 +10,7 @@ pub const VERIFICATIONS: &str = "tollkey_verifications_total";
 pub const SETTLE_WAIT: &str = "tollkey_settle_wait_seconds";
 
 /// Counts verifications with this outcome: `valid`, or the code of the denial.
-pub(crate) fn record_verifications(outcome: &'static str, count: u64) {
+pub fn record_verifications(outcome: &'static str, count: u64) {
     counter!(VERIFICATIONS, "outcome" => outcome).increment(count);
 }
 

@@ -12,7 +12,6 @@ use tollkey_service::{
     api_keys::{self, CreatedKey},
 };
 use ulid::Ulid;
-use utoipa::ToSchema as _;
 use utoipa_actix_web::service_config::ServiceConfig;
 
 use self::present::{created_key, enveloped, enveloped_list, key, new_key};
@@ -26,7 +25,7 @@ use crate::{
     body::{Body, Query},
     rejection::HandlerResult,
     state::State,
-    surface::{Document, Surface},
+    surface::{Document, ProblemSchema, Surface},
 };
 
 /// Mounts the surface where the document has it; the OpenAPI document describes it under `/api/v1`.
@@ -49,7 +48,7 @@ pub const SURFACE: Surface = Surface {
         &["/v1", "/api/v1/account"],
         Document {
             has_account_parameter: true,
-            problem: || (api::ErrorEnvelope::name().into_owned(), "application/json"),
+            problem: || ProblemSchema::of::<api::ErrorEnvelope>("application/json"),
             ..Document::new(
                 "account keys",
                 "Secret and publishable keys of an account, managed by a secret key. Every answer is an envelope. The same \

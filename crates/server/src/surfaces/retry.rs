@@ -35,10 +35,10 @@ impl FromRequest for Retry {
     type Future = std::future::Ready<Result<Self, Rejection>>;
 
     fn from_request(request: &HttpRequest, _: &mut Payload) -> Self::Future {
-        let path = request.match_info().as_str();
-        let path = request
-            .app_data::<web::Data<Surfaces>>()
-            .map_or_else(|| path.to_owned(), |surfaces| surfaces.documented(path));
+        let Some(surfaces) = request.app_data::<web::Data<Surfaces>>() else {
+            return std::future::ready(Err(Problem::internal().into()));
+        };
+        let path = surfaces.documented(request.match_info().as_str());
         std::future::ready(Ok(Self {
             key: key(request),
             method: request.method().to_string(),

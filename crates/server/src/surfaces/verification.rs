@@ -39,7 +39,7 @@ pub const GATEWAYS: Surface = Surface {
     set_headers: |_, _| {},
     is_for_gateways: true,
     ..Surface::api(
-        &["/api/v1/authz"],
+        &["/api/v1/authz/"],
         Document {
             forbidden: "The denial's code, or `invalid_requirement`.",
             has_ids: false,

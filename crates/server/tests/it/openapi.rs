@@ -1,6 +1,7 @@
 //! The OpenAPI document and the Swagger UI.
 
 use std::collections::BTreeSet;
+use tollkey_server::routes::SURFACES;
 
 use serde_json::Value;
 
@@ -190,4 +191,34 @@ async fn the_document_and_the_swagger_ui_come_from_our_own_server() {
         assert_eq!(app.get("/docs/nothing").await.status, 404);
     })
     .await;
+}
+
+/// A route outside of the prefixes of its surface would have the error format and headers of another one.
+#[test]
+fn every_operation_is_under_a_prefix_of_its_surface() {
+    let document = tollkey_server::openapi::document();
+    for (path, item) in &document.paths.paths {
+        let operations = [&item.get, &item.post, &item.put, &item.patch, &item.delete];
+        for operation in operations.into_iter().flatten() {
+            let surface = SURFACES.of(path);
+            assert!(
+                surface.document.describes(operation),
+                "{path}: {:?}",
+                operation.tags
+            );
+        }
+    }
+    for (path, prefix) in [
+        ("/api/v1/authz/forward-auth", "/api/v1/authz/"),
+        ("/api/v1/authz", "/api"),
+        ("/api/v1/accounts/acme", "/api/v1/accounts"),
+        ("/api/v1/nothing", "/api"),
+        ("/v1/account/api-keys", "/v1"),
+        ("/v1x", ""),
+        ("/dashboard", "/dashboard"),
+        ("/dashboards", ""),
+        ("/", ""),
+    ] {
+        assert!(SURFACES.of(path).prefixes.contains(&prefix), "{path}");
+    }
 }

@@ -1,9 +1,9 @@
 //! The limit of keys of an account.
 
-use tollkey_core::{ApiKey, Family, Problem, ProblemCode};
+use tollkey_core::{ApiKey, Problem, ProblemCode};
 use tollkey_store::AccountWriter;
 
-use super::families::{ACCOUNT, COMMERCE};
+use super::families::limited_with;
 
 /// Rejects so many more keys if the account would then have more than `limit` usable keys of the surface of this key. Locks the
 /// account, so that no other request can insert a key between counting and inserting.
@@ -14,11 +14,7 @@ pub(super) fn check_limit(
     more: u64,
 ) -> Result<(), Problem> {
     let Some(limit) = limit else { return Ok(()) };
-    let families = if key.family == Family::Commerce {
-        COMMERCE
-    } else {
-        ACCOUNT
-    };
+    let families = limited_with(key.family);
     account.lock()?;
     if account.count_usable_of(families, key.created_at)? + more > u64::from(limit) {
         return Err(Problem::new(

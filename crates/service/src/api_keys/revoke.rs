@@ -5,7 +5,10 @@ use tollkey_core::{
     lineage::Root,
 };
 
-use super::transition::{Which, transition};
+use super::{
+    families::APPLICATION,
+    transition::{Which, transition},
+};
 use crate::{actor::RequestActor, service::Service};
 
 /// Revokes a key of the account that is of one of these families, and with it all of its descendants. When this returns,
@@ -46,7 +49,7 @@ pub async fn revoke_of_application(
     id: KeyId,
 ) -> Result<bool, Problem> {
     let which = Which {
-        families: &[Family::Application],
+        families: APPLICATION,
         application_id: Some(application_id),
         id,
     };

@@ -29,7 +29,8 @@ pub struct StoredResponse {
 
 /// What an idempotency record keeps about a created `T`, and a replay returns: `T` itself, or less.
 pub trait Record<T>: Sized {
-    /// How it is written, as JSON, before it is sealed. A change of its fields must still read the records of 24 hours.
+    /// How it is written, as JSON, before it is sealed. A change of its fields must still read the records of 24 hours. The
+    /// surface renders it again for a replay, so a release that renders differently changes the replays of 24 hours.
     type Snapshot: Serialize + DeserializeOwned;
 
     /// Returns what is written about a created value.
