@@ -18,7 +18,7 @@ use utoipa_actix_web::AppExt as _;
 use crate::{
     public_path::PublicPath,
     routes::{self, SURFACES},
-    surface::{ProblemSchema, Surface},
+    surface::ProblemSchema,
 };
 
 /// The document.
@@ -176,16 +176,7 @@ fn complete(path: &str, operation: &mut Operation) {
         .flat_map(requirement_names)
         .collect();
     let has = |scheme: &str| schemes.iter().any(|name| name == scheme);
-    let described = |surface: &&&Surface| surface.document.describes(operation);
-    // A test compares the surface of each path with that of its tag.
-    let Some(document) = SURFACES
-        .0
-        .iter()
-        .find(described)
-        .map(|surface| surface.document)
-    else {
-        return;
-    };
+    let document = SURFACES.of(path).document;
     if !document.has_common_responses {
         return;
     }

@@ -196,16 +196,10 @@ pub async fn by_token(state: &State, token: &str) -> Result<Session, Problem> {
     if !is_jwt(token) {
         return Err(Expected::Token.problem(token));
     }
-    let claims = state.tokens.verify(token, now).await.map_err(|error| {
-        tracing::debug!(%error, "a management token was refused at the dashboard");
-        if error.is_unavailable() {
-            return Problem::unavailable();
-        }
-        Problem::new(
-            ProblemCode::InvalidToken,
-            "The management token is not valid, or has expired.",
-        )
-    })?;
+    let verified = state.tokens.verify(token, now).await;
+    let claims = verified.inspect_err(
+        |error| tracing::debug!(%error, "a management token was refused at the dashboard"),
+    )?;
     let proof_ends = Some(claims.expires_at);
     session_of(claims, grounds, now, proof_ends)
         .map_err(|fault| no_account("the management token", state.tokens.account_claim(), fault))

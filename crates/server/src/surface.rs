@@ -2,7 +2,7 @@
 //!
 //! The outer middleware ([`edge`](crate::edge)) and the OpenAPI document look up the surface of a path in [`Surfaces`], and
 //! know none by name. A new surface is a module with a [`Surface`] and its routes, and its lines on the page of routes
-//! ([`surfaces`](crate::surfaces)).
+//! ([`routes`](crate::routes)).
 
 use actix_web::{
     HttpResponse, HttpResponseBuilder,
@@ -16,7 +16,7 @@ use tollkey_api::problem as wire;
 use tollkey_core::Problem;
 use utoipa::{
     ToSchema,
-    openapi::{RefOr, Schema, path::Operation},
+    openapi::{RefOr, Schema},
 };
 
 use crate::public_path::PublicPath;
@@ -114,13 +114,6 @@ impl Document {
             has_common_responses: true,
             has_ids: true,
         }
-    }
-
-    /// Whether it describes this operation.
-    #[must_use]
-    pub fn describes(&self, operation: &Operation) -> bool {
-        self.tag
-            .is_some_and(|(tag, _)| operation.tags.iter().flatten().any(|own| own == tag))
     }
 }
 

@@ -2,7 +2,7 @@
 
 use actix_web::{HttpMessage as _, HttpRequest};
 use tollkey_core::{
-    Denial, Family, Need, Problem, ProblemCode, ServiceKeyId,
+    Denial, Family, Need, Problem, ServiceKeyId,
     credential::{Credential, CredentialHeaders, Expected, Presented},
     key_text::ParsedKey,
 };
@@ -208,20 +208,9 @@ async fn verify_token(
     state: &State,
     text: &str,
 ) -> Result<jwt::Claims, Problem> {
-    let claims = state
-        .tokens
-        .verify(text, state.service.clock.now())
-        .await
-        .map_err(|error| {
-            tracing::debug!(%error, "a management token was refused");
-            if error.is_unavailable() {
-                return Problem::unavailable();
-            }
-            Problem::new(
-                ProblemCode::InvalidToken,
-                "The management token is not valid, or has expired.",
-            )
-        })?;
+    let verified = state.tokens.verify(text, state.service.clock.now()).await;
+    let claims =
+        verified.inspect_err(|error| tracing::debug!(%error, "a management token was refused"))?;
     not_forwarded(request, state)?;
     Ok(claims)
 }

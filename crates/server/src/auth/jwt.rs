@@ -12,7 +12,7 @@ use jsonwebtoken::{
     EncodingKey, Header, Validation, decode, decode_header, encode, errors::ErrorKind,
 };
 use serde_json::{Map, Value};
-use tollkey_core::{AccountId, Digest, session::grounds};
+use tollkey_core::{AccountId, Digest, Problem, ProblemCode, session::grounds};
 
 use super::jwks::{KeySet, VerifyingKey};
 use crate::{
@@ -109,6 +109,17 @@ impl TokenError {
     #[must_use]
     pub fn is_unavailable(&self) -> bool {
         *self == Self::KeysUnavailable
+    }
+}
+
+/// The problem does not say why a token is not valid.
+impl From<TokenError> for Problem {
+    fn from(error: TokenError) -> Self {
+        if error.is_unavailable() {
+            return Self::unavailable();
+        }
+        let detail = "The management token is not valid, or has expired.";
+        Self::new(ProblemCode::InvalidToken, detail)
     }
 }
 

@@ -40,22 +40,32 @@ pub fn shown_networks(list: Option<&IpList>) -> Option<Vec<String>> {
     list.map(|list| list.networks().iter().map(ToString::to_string).collect())
 }
 
-/// A rate limit, read in camelCase; `None` when a field of it is invalid, which `checks` then says.
+/// A rate limit: its limit and its window in seconds. `None` when one of them is invalid, which `checks` then says under the
+/// pointers of both.
 pub fn rate_limit(
+    limit: Option<(i64, i64)>,
+    (limit_pointer, window_pointer): (&str, &str),
+    checks: &mut Checks,
+) -> Option<Option<RateLimit>> {
+    let Some((limit, window)) = limit else {
+        return Some(None);
+    };
+    checks.member(limit_pointer, RateLimit::parse_limit(limit));
+    checks.member(window_pointer, RateLimit::parse_window_seconds(window));
+    RateLimit::new(limit, window).ok().map(Some)
+}
+
+/// [`rate_limit`] in camelCase.
+pub fn camel_rate_limit(
     limit: Option<applications::RateLimit>,
     checks: &mut Checks,
 ) -> Option<Option<RateLimit>> {
-    let Some(limit) = limit else {
-        return Some(None);
-    };
-    checks.member("/rateLimit/limit", RateLimit::parse_limit(limit.limit));
-    checks.member(
-        "/rateLimit/windowSeconds",
-        RateLimit::parse_window_seconds(limit.window_seconds),
-    );
-    RateLimit::new(limit.limit, limit.window_seconds)
-        .ok()
-        .map(Some)
+    let limit = limit.map(|limit| (limit.limit, limit.window_seconds));
+    rate_limit(
+        limit,
+        ("/rateLimit/limit", "/rateLimit/windowSeconds"),
+        checks,
+    )
 }
 
 /// A rate limit, printed in camelCase.

@@ -113,11 +113,7 @@ pub(in super::super) async fn create(
     )
     .await
     {
-        Ok(Outcome::Created(CreatedKey { key, text })) => {
-            shown_once(&state, &visitor, &request, &key, &text)
-        }
-        Ok(Outcome::Replayed(id)) => Ok(see_other(&format!("/dashboard/keys/{id}?done=once"))),
-        Ok(Outcome::ReplayedResponse(stored)) => Ok(once::redirect(&stored)),
+        Ok(outcome) => respond(&state, &visitor, &request, outcome),
         Err(problem) if can_be_mended(&problem) => {
             let fields = once::refused(&state, by.account_id.as_str(), fields, &problem);
             page::refused(&problem, &NewPage::new(&state, &visitor, fields).await?)
@@ -126,8 +122,24 @@ pub(in super::super) async fn create(
     }
 }
 
+/// The page that shows a created key, this once. A repeat of the form leads to the page of the key.
+pub(super) fn respond(
+    state: &State,
+    visitor: &SignedIn,
+    request: &HttpRequest,
+    outcome: Outcome<CreatedKey, KeyId>,
+) -> HandlerResult {
+    match outcome {
+        Outcome::Created(CreatedKey { key, text }) => {
+            shown_once(state, visitor, request, &key, &text)
+        }
+        Outcome::Replayed(id) => Ok(see_other(&format!("/dashboard/keys/{id}?done=once"))),
+        Outcome::ReplayedResponse(stored) => Ok(once::redirect(&stored)),
+    }
+}
+
 /// The one page that shows the text of a key.
-pub(super) fn shown_once(
+fn shown_once(
     state: &State,
     visitor: &SignedIn,
     request: &HttpRequest,

@@ -3,20 +3,16 @@
 use actix_web::{HttpRequest, get, post, web};
 use askama::Template;
 use tollkey_core::{KeyId, Problem, api_key::Unchangeable};
-use tollkey_service::{
-    Outcome,
-    api_keys::{self, CreatedKey},
-    idempotency::Creating,
-};
+use tollkey_service::{api_keys, idempotency::Creating};
 
 use super::{
     super::{
         fields::Fields,
         once::{self, once},
-        page::{self, Frame, can_be_mended, see_other},
+        page::{self, Frame, can_be_mended},
         session::SignedIn,
     },
-    create::shown_once,
+    create::respond,
     form,
     view::{KeyView, SECTION},
 };
@@ -84,11 +80,7 @@ pub(in super::super) async fn rotate(
     )
     .await
     {
-        Ok(Outcome::Created(CreatedKey { key, text })) => {
-            shown_once(&state, &visitor, &request, &key, &text)
-        }
-        Ok(Outcome::Replayed(id)) => Ok(see_other(&format!("/dashboard/keys/{id}?done=once"))),
-        Ok(Outcome::ReplayedResponse(stored)) => Ok(once::redirect(&stored)),
+        Ok(outcome) => respond(&state, &visitor, &request, outcome),
         Err(problem) if can_be_mended(&problem) => {
             let fields = once::refused(&state, by.account_id.as_str(), fields, &problem);
             page::refused(

@@ -135,7 +135,7 @@ pub(super) fn new_key(
         "/allowedIps",
         members::networks(body.allowed_ips.as_deref()),
     );
-    let rate_limit = members::rate_limit(body.rate_limit, checks);
+    let rate_limit = members::camel_rate_limit(body.rate_limit, checks);
     let metadata = checks.member("/metadata", body.metadata.map(Metadata::new).transpose());
     let family = match body.access {
         api::Access::Secret => Family::Secret,

@@ -96,7 +96,10 @@ pub(super) fn new_key(
         "/allowed_ips",
         members::networks(body.allowed_ips.as_deref()),
     );
-    let rate_limit = new_limit(body.rate_limit, checks);
+    let rate_limit = body
+        .rate_limit
+        .map(|limit| (limit.limit, limit.window_seconds));
+    let rate_limit = members::rate_limit(rate_limit, (LIMIT, WINDOW_SECONDS), checks);
     let metadata = checks.member("/metadata", body.metadata.map(Metadata::new).transpose());
     let grants = Grants {
         scopes: scopes?,
@@ -112,19 +115,6 @@ pub(super) fn new_key(
         grants,
         metadata: metadata?,
     })
-}
-
-/// A rate limit; `None` when a field of it is invalid, which `checks` then says.
-fn new_limit(limit: Option<api::RateLimit>, checks: &mut Checks) -> Option<Option<RateLimit>> {
-    let Some(limit) = limit else {
-        return Some(None);
-    };
-    checks.member(LIMIT, RateLimit::parse_limit(limit.limit));
-    checks.member(
-        WINDOW_SECONDS,
-        RateLimit::parse_window_seconds(limit.window_seconds),
-    );
-    RateLimit::try_from(limit).ok().map(Some)
 }
 
 /// A member of a merge patch: what it becomes, if it is there. Null is `cleared`.
