@@ -6,7 +6,7 @@ mod bench;
 mod chaos;
 mod ci;
 mod generate;
-mod openapi;
+mod generated;
 
 use std::{
     env,
@@ -18,7 +18,8 @@ const USAGE: &str = "\
 Tasks: cargo xtask <task>
 
   openapi          write openapi/tollkey.json from the mounted routes
-  openapi --check  compare it with them instead; exits 1 when they differ
+  settings         write docs/settings.md from the declarations of the settings
+                   [--check] compares instead, and exits with 1 if the file is out of date (both)
   bench http       measure forward authentication next to nginx (Linux; builds a release first)
   bench dashboard  measure the pages of an account with ten thousand keys next to those of one with a hundred (likewise)
   bench descendants
@@ -38,8 +39,10 @@ fn main() -> ExitCode {
     let arguments: Vec<String> = env::args().skip(1).collect();
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let done = match arguments.as_slice() {
-        ["openapi"] => openapi::write(),
-        ["openapi", "--check"] => openapi::check(),
+        ["openapi"] => generated::OPENAPI.write(),
+        ["openapi", "--check"] => generated::OPENAPI.check(),
+        ["settings"] => generated::SETTINGS.write(),
+        ["settings", "--check"] => generated::SETTINGS.check(),
         #[cfg(target_os = "linux")]
         ["bench", "http"] => bench::http::run(),
         #[cfg(target_os = "linux")]

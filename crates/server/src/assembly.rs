@@ -35,8 +35,8 @@ pub async fn service(
     let source = StoreSource::new(store.clone(), Arc::clone(&catalogue));
     let id = random.with(|rng| VerifierId::new(rng));
     let limits = tollkey_verifier::Settings {
-        max_entries: settings.cached_keys,
-        max_bytes: settings.cache_bytes,
+        max_entries: settings.cache.keys,
+        max_bytes: settings.cache.bytes,
         ..Default::default()
     };
     let verifier = Verifier::new(id, source, Arc::clone(&clock), limits)
@@ -53,12 +53,12 @@ pub async fn service(
         random,
         catalogue,
         sealer,
-        audit_checks: Checks::new(settings.database_pool),
+        audit_checks: Checks::new(settings.database.pool),
         revocations: Revocations::default(),
         limits: Limits {
-            application_keys: settings.application_key_limit,
-            account_keys: settings.account_key_limit,
-            key_depth: settings.key_depth_limit,
+            application_keys: settings.key_limits.application_key_limit,
+            account_keys: settings.key_limits.account_key_limit,
+            key_depth: settings.key_limits.key_depth_limit,
         },
     })
 }
@@ -75,15 +75,17 @@ fn assemble(
 ) -> anyhow::Result<State> {
     let policy = Policy {
         trusted_proxies: settings
+            .server
             .trusted_proxies
             .as_ref()
             .map_or_else(Vec::new, |list| list.networks().to_vec()),
         merchant_header: settings
+            .server
             .merchant_header
             .parse()
             .context("the merchant header is no header name")?,
-        credential_headers: settings.credential_headers,
-        route_base: settings.route_base.clone(),
+        credential_headers: settings.server.credential_headers,
+        route_base: settings.server.route_base.clone(),
         development: development.is_some(),
     };
     let ways = Ways {

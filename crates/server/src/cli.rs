@@ -17,7 +17,7 @@ mod token;
 
 use std::{process::ExitCode, sync::Arc, thread};
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 use tollkey_core::{
     audit::{Actor, ActorKind},
     key_text::Kind,
@@ -35,7 +35,8 @@ use crate::{
 
 /// Issues, scopes, verifies and revokes API keys for commerce and payment APIs.
 #[derive(Debug, Parser)]
-#[command(name = "tollkey", version, about, propagate_version = true)]
+#[command(name = "tollkey", version, propagate_version = true)]
+#[command(override_usage = "tollkey [SETTINGS] [COMMAND]")]
 struct Cli {
     #[command(subcommand)]
     command: Option<Command>,
@@ -77,7 +78,9 @@ enum Command {
 /// Runs what the command line asks for.
 #[must_use]
 pub fn run() -> ExitCode {
-    let cli = match Cli::try_parse() {
+    let command = Cli::command().mut_subcommands(with_settings_hint);
+    let matches = command.try_get_matches();
+    let cli = match matches.and_then(|matches| Cli::from_arg_matches(&matches)) {
         Ok(cli) => cli,
         Err(error) => return usage_error(&error),
     };
@@ -89,6 +92,13 @@ pub fn run() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Says below the help of a command where the settings are listed.
+fn with_settings_hint(command: clap::Command) -> clap::Command {
+    command
+        .mut_subcommands(with_settings_hint)
+        .after_help("Settings are listed by 'tollkey --help' and accepted here, too.")
 }
 
 /// Prints what clap says: help, the version, or what is wrong with the arguments, unless that quotes a credential.

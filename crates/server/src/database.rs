@@ -41,11 +41,11 @@ pub fn open_existing_store(settings: &Settings, clock: Arc<dyn Clock>) -> anyhow
 
 fn connect(settings: &Settings, clock: &Arc<dyn Clock>, create: bool) -> anyhow::Result<Store> {
     let options = OpenOptions {
-        pool_size: settings.database_pool,
+        pool_size: settings.database.pool,
         create,
         ..OpenOptions::new(settings.database.url.expose())
     };
-    let mut wait = DatabaseWait::new(settings.database_wait);
+    let mut wait = DatabaseWait::new(settings.database.wait);
     loop {
         match Store::open(options.clone(), Arc::clone(clock)) {
             Ok(store) => return Ok(store),
@@ -111,7 +111,7 @@ impl DatabaseWait {
 /// When the schema is older or newer than this build, or the store cannot be reached.
 pub fn prepare_schema(settings: &Settings, store: &Store) -> anyhow::Result<()> {
     let prepare = || -> Result<(), SchemaError> {
-        if store.backend() == Backend::Sqlite || settings.migrate {
+        if store.backend() == Backend::Sqlite || settings.database.migrate {
             let applied = store.apply_migrations()?;
             if !applied.is_empty() {
                 tracing::info!(migrations = applied.join(", "), "migrations applied");

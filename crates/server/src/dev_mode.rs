@@ -154,8 +154,8 @@ impl DevMode {
                 nearest: unknown.nearest,
             });
         }
-        if !is_loopback(settings.listen.ip()) {
-            return Err(DevModeError::NotLoopback(settings.listen));
+        if !is_loopback(settings.server.listen.ip()) {
+            return Err(DevModeError::NotLoopback(settings.server.listen));
         }
         match &settings.database.kind {
             DatabaseKind::Postgres => Err(DevModeError::NotSqlite),

@@ -57,13 +57,15 @@ pub fn start(
     let state = web::Data::new(state);
     let (stop, stopping) = watch::channel(false);
     let shared = state.clone();
-    let connections = Connections::new(open_files::max_connections(settings.max_connections)?);
+    let connections = Connections::new(open_files::max_connections(
+        settings.server.max_connections,
+    )?);
     let options = transport::Options {
-        workers: settings.workers,
+        workers: settings.server.workers(),
         write_timeout: settings.write_timeout,
     };
-    let listener = transport::listen(settings.listen)
-        .with_context(|| format!("cannot listen on {}", settings.listen))?;
+    let listener = transport::listen(settings.server.listen)
+        .with_context(|| format!("cannot listen on {}", settings.server.listen))?;
     let address = listener.local_addr().context("no socket was bound")?;
     let server = Server::start(listener, &connections, &options, move || {
         let (app, _) = App::new()
@@ -80,7 +82,7 @@ pub fn start(
     })?;
 
     let (mut metrics_address, mut metrics_server) = (None, None);
-    if let Some(listen) = settings.metrics_listen {
+    if let Some(listen) = settings.server.metrics_listen {
         let (shared, metrics, connections) =
             (state.clone(), metrics.clone(), Arc::clone(&connections));
         let listener =
@@ -123,7 +125,7 @@ pub fn start(
         server,
         connections,
         metrics_server,
-        drain: settings.drain,
+        drain: settings.server.drain,
         background,
         stop,
         _listener: listener,

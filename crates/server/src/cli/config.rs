@@ -107,10 +107,8 @@ fn database(settings: &Settings) -> Outcome {
         return Ok(format!("{target} is created when the server starts"));
     }
     // A check says what is so now.
-    let settings = Settings {
-        database_wait: Duration::ZERO,
-        ..settings.clone()
-    };
+    let mut settings = settings.clone();
+    settings.database.wait = Duration::ZERO;
     database::open_existing_store(&settings, Arc::new(SystemClock))
         .map_err(|error| format!("{error:#}"))?;
     Ok(format!(

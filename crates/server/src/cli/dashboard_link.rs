@@ -22,7 +22,7 @@ pub(super) fn run(settings: &Settings) -> anyhow::Result<ExitCode> {
         "links are for development mode, and a key source for management tokens is set; sign in at \
          TOLLKEY_PUBLIC_URL/dashboard/ instead"
     );
-    let address = settings.listen;
+    let address = settings.server.listen;
     ensure!(
         address.port() != 0,
         "the server picks its port itself; name it with --listen"

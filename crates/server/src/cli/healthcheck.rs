@@ -11,7 +11,7 @@ use super::{local_request, output};
 use crate::config::Settings;
 
 pub(super) fn run(settings: &Settings) -> anyhow::Result<ExitCode> {
-    let mut address = settings.listen;
+    let mut address = settings.server.listen;
     anyhow::ensure!(
         address.port() != 0,
         "the server picks its port itself; name it with --listen"

@@ -63,9 +63,9 @@ fn log_summary(settings: &Settings, running: &Running) {
         token_source = settings.tokens.source.name(),
         development_mode = matches!(settings.tokens.source, TokenSource::Development),
         oidc_issuer = settings.oidc.as_ref().map_or_else(off, |oidc| oidc.issuer.clone()),
-        trusted_proxies = settings.trusted_proxies.as_ref().map_or(0, |list| list.networks().len()),
-        workers = settings.workers,
-        drain_seconds = settings.drain.as_secs(),
+        trusted_proxies = settings.server.trusted_proxies.as_ref().map_or(0, |list| list.networks().len()),
+        workers = settings.server.workers(),
+        drain_seconds = settings.server.drain.as_secs(),
         "server started"
     );
 }

@@ -1,393 +1,316 @@
-//! The settings there are.
+//! The declaration of every setting.
+//!
+//! A field with an `arg` attribute is a setting: its doc comment is the help, its type and
+//! `value_parser` are the rule. The flag, the variable and the field of the configuration file have
+//! the same name, which a test checks. Secrets are in [`SECRETS`], because they must not pass
+//! through the parser of a command line.
 
-use super::setting::{Form, Setting};
+use std::{net::SocketAddr, path::PathBuf, str::FromStr as _, thread, time::Duration};
 
-/// The configuration file. The one setting that is no member of it.
-pub const CONFIG: Setting = Setting {
-    env: "TOLLKEY_CONFIG",
-    flag: Some("config"),
-    form: Form::Text("PATH"),
-    default: None,
-    help: "Configuration file; without it ./tollkey.toml when that exists",
-};
+use clap::{ArgAction, Args};
+use tollkey_core::{IpList, RouteBase, ceiling::DepthLimit, credential::CredentialHeaders};
 
-pub(super) const LISTEN: Setting = Setting {
-    env: "TOLLKEY_LISTEN",
-    flag: Some("listen"),
-    form: Form::Text("ADDRESS:PORT"),
-    default: Some("127.0.0.1:8080"),
-    help: "Where to listen; port 0 picks a free one",
-};
-pub(super) const WORKERS: Setting = Setting {
-    env: "TOLLKEY_WORKERS",
-    flag: Some("workers"),
-    form: Form::Number,
-    default: None,
-    help: "Threads that answer requests; as many as there are cores when not set",
-};
-pub(super) const MAX_CONNECTIONS: Setting = Setting {
-    env: "TOLLKEY_MAX_CONNECTIONS",
-    flag: Some("max-connections"),
-    form: Form::Number,
-    default: None,
-    help: "How many connections may be open; over it an idle one is closed first. When not set, the limit of open files \
-           less 256, at most 10000",
-};
-pub(super) const DRAIN_SECONDS: Setting = Setting {
-    env: "TOLLKEY_DRAIN_SECONDS",
-    flag: Some("drain-seconds"),
-    form: Form::Number,
-    default: Some("0"),
-    help: "For how many seconds the server still accepts connections after SIGTERM or SIGINT while /readyz returns 503, so \
-           that load balancers stop sending requests; 0 to 300. A second signal ends the wait",
-};
-pub(super) const METRICS_LISTEN: Setting = Setting {
-    env: "TOLLKEY_METRICS_LISTEN",
-    flag: Some("metrics-listen"),
-    form: Form::Text("ADDRESS:PORT"),
-    default: None,
-    help: "Where to serve /metrics for Prometheus, and /livez and /readyz; off when not set",
-};
-pub(super) const ROUTE_BASE: Setting = Setting {
-    env: "TOLLKEY_ROUTE_BASE",
-    flag: Some("route-base"),
-    form: Form::Text("PATH"),
-    default: Some("/api"),
-    help: "Cut once from the path of a verified request before it is compared with the routes of a key: segments such as \
-           /api, and {name} for any segment, as in /merchants/{merchant}; / cuts nothing",
-};
-pub(super) const MERCHANT_HEADER: Setting = Setting {
-    env: "TOLLKEY_MERCHANT_HEADER",
-    flag: Some("merchant-header"),
-    form: Form::Text("NAME"),
-    default: Some("x-merchant-id"),
-    help: "Request header in which a gateway's request names its merchant",
-};
-pub(super) const CREDENTIAL_HEADERS: Setting = Setting {
-    env: "TOLLKEY_CREDENTIAL_HEADERS",
-    flag: Some("credential-headers"),
-    form: Form::List("NAME,..."),
-    default: Some("authorization,x-api-key,x-commerce-api-key"),
-    help: "Request headers that the gateway routes read a key from, some of these three; without authorization, an API's own \
-           Authorization header passes beside the key",
-};
-pub(super) const TRUSTED_PROXIES: Setting = Setting {
-    env: "TOLLKEY_TRUSTED_PROXIES",
-    flag: Some("trusted-proxies"),
-    form: Form::List("CIDR,..."),
-    default: Some("127.0.0.0/8,::1/128"),
-    help: "Networks whose entry in X-Forwarded-For is believed; none trusts nobody",
-};
-pub(super) const LOG: Setting = Setting {
-    env: "TOLLKEY_LOG",
-    flag: Some("log"),
-    form: Form::Text("FILTER"),
-    default: Some("info"),
-    help: "What is logged: a level (off, error, warn, info, debug, trace), or directives such as \
-           info,tollkey_server=debug",
-};
-pub(super) const LOG_FORMAT: Setting = Setting {
-    env: "TOLLKEY_LOG_FORMAT",
-    flag: Some("log-format"),
-    form: Form::Text("FORMAT"),
-    default: Some("pretty"),
-    help: "How logs are written to stderr: pretty or json",
-};
+use super::rules::{self, LogFormat, PublicUrl};
+use crate::issuer_url::JwksUrl;
 
-pub(super) const DATABASE_URL: Setting = Setting {
-    env: "DATABASE_URL",
-    flag: Some("database-url"),
-    form: Form::Text("URL"),
-    default: Some("sqlite://tollkey.db"),
-    help: "Where everything is kept: sqlite://PATH, sqlite://:memory: or postgres://USER:PASSWORD@HOST/NAME",
-};
-pub(super) const DATABASE_URL_FILE: Setting = Setting {
-    env: "DATABASE_URL_FILE",
-    flag: Some("database-url-file"),
-    form: Form::Text("PATH"),
-    default: None,
-    help: "File that holds DATABASE_URL",
-};
-pub(super) const DATABASE_POOL: Setting = Setting {
-    env: "TOLLKEY_DATABASE_POOL",
-    flag: Some("database-pool"),
-    form: Form::Number,
-    default: Some("8"),
-    help: "Most database connections for management requests; others have their own",
-};
-pub(super) const DATABASE_WAIT_SECONDS: Setting = Setting {
-    env: "TOLLKEY_DATABASE_WAIT_SECONDS",
-    flag: Some("database-wait-seconds"),
-    form: Form::Number,
-    default: Some("30"),
-    help: "For how many seconds a starting server or command waits for a PostgreSQL server that cannot be reached yet, \
-           0 to 3600; 0 does not wait",
-};
-pub(super) const MIGRATE: Setting = Setting {
-    env: "TOLLKEY_MIGRATE",
-    flag: Some("migrate"),
-    form: Form::Switch,
-    default: Some("false"),
-    help: "Migrate PostgreSQL when the server starts; SQLite always is",
-};
+/// Entries of a list. A type of its own, because clap reads a field of the type `Vec` entry by
+/// entry.
+pub(super) type List = Vec<String>;
 
-pub(super) const JWT_HS256_SECRET: Setting = Setting {
-    env: "TOLLKEY_JWT_HS256_SECRET",
-    flag: None,
-    form: Form::Text("SECRET"),
-    default: None,
-    help: "Management tokens are signed with this secret of at least 32 bytes (HS256)",
-};
-pub(super) const JWT_HS256_SECRET_FILE: Setting = Setting {
-    env: "TOLLKEY_JWT_HS256_SECRET_FILE",
-    flag: Some("jwt-hs256-secret-file"),
-    form: Form::Text("PATH"),
-    default: None,
-    help: "File that holds TOLLKEY_JWT_HS256_SECRET",
-};
-pub(super) const JWT_PUBLIC_KEY_FILE: Setting = Setting {
-    env: "TOLLKEY_JWT_PUBLIC_KEY_FILE",
-    flag: Some("jwt-public-key-file"),
-    form: Form::Text("PATH"),
-    default: None,
-    help: "Management tokens are signed with the key whose public half this PEM file holds (RSA, P-256, P-384, Ed25519)",
-};
-pub(super) const JWT_JWKS_URL: Setting = Setting {
-    env: "TOLLKEY_JWT_JWKS_URL",
-    flag: Some("jwt-jwks-url"),
-    form: Form::Text("URL"),
-    default: None,
-    help: "Management tokens are signed with a key of the set at this https URL",
-};
-pub(super) const JWT_ISSUER: Setting = Setting {
-    env: "TOLLKEY_JWT_ISSUER",
-    flag: Some("jwt-issuer"),
-    form: Form::Text("ISSUER"),
-    default: None,
-    help: "Who issues management tokens (iss); must be set with a public key file or a JWKS URL",
-};
-pub(super) const JWT_AUDIENCE: Setting = Setting {
-    env: "TOLLKEY_JWT_AUDIENCE",
-    flag: Some("jwt-audience"),
-    form: Form::Text("AUDIENCE"),
-    default: None,
-    help: "Whom management tokens are for (aud); must be set with a public key file or a JWKS URL. \
-           A token with an audience is refused where none is set",
-};
-pub(super) const JWT_ACCOUNT_CLAIM: Setting = Setting {
-    env: "TOLLKEY_JWT_ACCOUNT_CLAIM",
-    flag: Some("jwt-account-claim"),
-    form: Form::Text("CLAIM"),
-    default: Some("account_id"),
-    help: "Claim that names the account of a management token: its name, or the path of a nested claim, such as \
-           /shop/id or shop.id",
-};
-pub(super) const JWT_ROLES_CLAIM: Setting = Setting {
-    env: "TOLLKEY_JWT_ROLES_CLAIM",
-    flag: Some("jwt-roles-claim"),
-    form: Form::Text("CLAIM"),
-    default: None,
-    help: "Claim that holds roles (operator, service): its name, or the path of a nested claim, such as \
-           /realm_access/roles or realm_access.roles; roles with HS256 secrets, with the other two sources no token \
-           has a role until it is set",
-};
+/// The proxies that are trusted; `None` for `none`. A type of its own, because clap takes `Option`
+/// for a setting without a default.
+pub type TrustedProxies = Option<IpList>;
 
-pub(super) const SEALING_SECRET: Setting = Setting {
-    env: "TOLLKEY_SEALING_SECRET",
-    flag: None,
-    form: Form::Text("SECRET"),
-    default: None,
-    help: "Secret of at least 32 bytes, the same for all replicas, that seals the answers kept for Idempotency-Key; \
-           made from TOLLKEY_JWT_HS256_SECRET when not set, and new at each start when there is none either",
-};
-pub(super) const SEALING_SECRET_FILE: Setting = Setting {
-    env: "TOLLKEY_SEALING_SECRET_FILE",
-    flag: Some("sealing-secret-file"),
-    form: Form::Text("PATH"),
-    default: None,
-    help: "File that holds TOLLKEY_SEALING_SECRET",
-};
+/// All settings that are not secrets, in the order of the documentation.
+#[derive(Debug, Clone, Args)]
+pub(super) struct Values {
+    #[command(flatten)]
+    pub(super) server: ServerSettings,
+    #[command(flatten)]
+    pub(super) database: DatabaseValues,
+    #[command(flatten)]
+    pub(super) tokens: TokenValues,
+    #[command(flatten)]
+    pub(super) dashboard: DashboardValues,
+    #[command(flatten)]
+    pub(super) keys: KeyValues,
+    #[command(flatten)]
+    pub(super) cache: CacheSettings,
+    #[command(flatten)]
+    pub(super) log: LogSettings,
+}
 
-pub(super) const DASHBOARD_TOKEN_SIGN_IN: Setting = Setting {
-    env: "TOLLKEY_DASHBOARD_TOKEN_SIGN_IN",
-    flag: Some("dashboard-token-sign-in"),
-    form: Form::Switch,
-    default: None,
-    help: "Whether a management token signs in to the dashboard; when not set, only in development mode",
-};
+/// How requests reach the server.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Server")]
+pub struct ServerSettings {
+    /// Where to listen; port 0 picks a free one
+    #[arg(long, env = "TOLLKEY_LISTEN", value_name = "ADDRESS:PORT",
+        default_value = "127.0.0.1:8080", value_parser = rules::socket_address)]
+    pub listen: SocketAddr,
+    /// Threads that handle requests, 1 to 1024; by default the number of cores
+    #[arg(long, env = "TOLLKEY_WORKERS", value_name = "NUMBER",
+        value_parser = rules::number::<usize>(1, 1024))]
+    pub workers: Option<usize>,
+    /// How many connections may be open; above it the server closes an idle one first.
+    /// By default the limit of open files less 256, at most 10,000
+    #[arg(long, env = "TOLLKEY_MAX_CONNECTIONS", value_name = "NUMBER",
+        value_parser = rules::number::<usize>(1, 1_000_000))]
+    pub max_connections: Option<usize>,
+    /// For how many seconds the server still accepts connections after SIGTERM or SIGINT while
+    /// `/readyz` returns 503, so that load balancers stop sending requests; 0 to 300. A second
+    /// signal ends the wait
+    #[arg(long = "drain-seconds", env = "TOLLKEY_DRAIN_SECONDS", value_name = "NUMBER",
+        default_value = "0", value_parser = rules::seconds(0, 300))]
+    pub drain: Duration,
+    /// Where to serve `/metrics` for Prometheus, and `/livez` and `/readyz`; off by default
+    #[arg(long, env = "TOLLKEY_METRICS_LISTEN", value_name = "ADDRESS:PORT",
+        value_parser = rules::socket_address)]
+    pub metrics_listen: Option<SocketAddr>,
+    /// CIDRs of the proxies whose entry in `X-Forwarded-For` is trusted; `none` trusts no proxy
+    #[arg(long, env = "TOLLKEY_TRUSTED_PROXIES", value_name = "CIDR,...",
+        default_value = "127.0.0.0/8,::1/128", value_parser = rules::trusted_proxies)]
+    pub trusted_proxies: TrustedProxies,
+    /// Request header in which a gateway's request names its merchant
+    #[arg(long, env = "TOLLKEY_MERCHANT_HEADER", value_name = "NAME",
+        default_value = "x-merchant-id", value_parser = rules::header_name)]
+    pub merchant_header: String,
+    /// Request headers that the gateway routes read a key from, one or more of these three; other
+    /// routes read all of them. Without `authorization`, an API's own `Authorization` header passes
+    /// beside the key
+    #[arg(long, env = "TOLLKEY_CREDENTIAL_HEADERS", value_name = "NAME,...",
+        default_value = "authorization,x-api-key,x-commerce-api-key",
+        value_parser = rules::credential_headers)]
+    pub credential_headers: CredentialHeaders,
+    /// Removed once from the path of a verified request before the path is compared with the routes
+    /// of a key: segments such as `/api`, and `{name}` for any segment, as in
+    /// `/merchants/{merchant}`; `/` removes nothing
+    #[arg(long, env = "TOLLKEY_ROUTE_BASE", value_name = "PATH", default_value = "/api",
+        value_parser = RouteBase::parse)]
+    pub route_base: RouteBase,
+}
 
-pub(super) const PUBLIC_URL: Setting = Setting {
-    env: "TOLLKEY_PUBLIC_URL",
-    flag: Some("public-url"),
-    form: Form::Text("URL"),
-    default: None,
-    help: "URL of this server for its clients, such as https://keys.example.com or, behind a path prefix, \
-           https://example.com/keys. A proxy may strip the prefix or pass it on. Required with TOLLKEY_OIDC_ISSUER",
-};
-pub(super) const OIDC_ISSUER: Setting = Setting {
-    env: "TOLLKEY_OIDC_ISSUER",
-    flag: Some("oidc-issuer"),
-    form: Form::Text("URL"),
-    default: None,
-    help: "OpenID Connect provider that signs people in to the dashboard: its issuer, an https URL. \
-           It sends them back to TOLLKEY_PUBLIC_URL with /dashboard/sign-in/callback behind it",
-};
-pub(super) const OIDC_CLIENT_ID: Setting = Setting {
-    env: "TOLLKEY_OIDC_CLIENT_ID",
-    flag: Some("oidc-client-id"),
-    form: Form::Text("ID"),
-    default: None,
-    help: "What this server is called at the provider; must be set with TOLLKEY_OIDC_ISSUER",
-};
-pub(super) const OIDC_CLIENT_SECRET: Setting = Setting {
-    env: "TOLLKEY_OIDC_CLIENT_SECRET",
-    flag: None,
-    form: Form::Text("SECRET"),
-    default: None,
-    help: "The client's secret at the provider; none for a public client",
-};
-pub(super) const OIDC_CLIENT_SECRET_FILE: Setting = Setting {
-    env: "TOLLKEY_OIDC_CLIENT_SECRET_FILE",
-    flag: Some("oidc-client-secret-file"),
-    form: Form::Text("PATH"),
-    default: None,
-    help: "File that holds TOLLKEY_OIDC_CLIENT_SECRET",
-};
-pub(super) const OIDC_SCOPES: Setting = Setting {
-    env: "TOLLKEY_OIDC_SCOPES",
-    flag: Some("oidc-scopes"),
-    form: Form::List("SCOPE,..."),
-    default: None,
-    help: "Scopes asked for at the provider besides openid: those that put the claims below into ID tokens",
-};
-pub(super) const OIDC_ACCOUNT_CLAIM: Setting = Setting {
-    env: "TOLLKEY_OIDC_ACCOUNT_CLAIM",
-    flag: Some("oidc-account-claim"),
-    form: Form::Text("CLAIM"),
-    default: Some("account_id"),
-    help: "Claim that names the account of an ID token: its name, or the path of a nested claim",
-};
-pub(super) const OIDC_ROLES_CLAIM: Setting = Setting {
-    env: "TOLLKEY_OIDC_ROLES_CLAIM",
-    flag: Some("oidc-roles-claim"),
-    form: Form::Text("CLAIM"),
-    default: None,
-    help: "Claim of an ID token that holds roles (operator): its name, or the path of a nested claim; no ID token has a \
-           role until it is set",
-};
+impl ServerSettings {
+    /// Returns the number of threads that handle requests.
+    #[must_use]
+    pub fn workers(&self) -> usize {
+        self.workers
+            .unwrap_or_else(|| thread::available_parallelism().map_or(1, usize::from))
+    }
+}
 
-pub(super) const APPLICATION_KEY_LIMIT: Setting = Setting {
-    env: "TOLLKEY_APPLICATION_KEY_LIMIT",
-    flag: Some("application-key-limit"),
-    form: Form::Number,
-    default: Some("20"),
-    help: "Most keys of one application that are neither revoked nor expired",
-};
-pub(super) const ACCOUNT_KEY_LIMIT: Setting = Setting {
-    env: "TOLLKEY_ACCOUNT_KEY_LIMIT",
-    flag: Some("account-key-limit"),
-    form: Form::Number,
-    default: None,
-    help: "Most commerce keys, and most account keys, of one account that are neither revoked nor expired; \
-           unlimited when not set",
-};
-pub(super) const KEY_DEPTH_LIMIT: Setting = Setting {
-    env: "TOLLKEY_KEY_DEPTH_LIMIT",
-    flag: Some("key-depth-limit"),
-    form: Form::Number,
-    default: Some("3"),
-    help: "How many ancestors a key can have, 0 to 8: a key at the limit cannot create keys; with 0 no key can",
-};
-pub(super) const SCOPES: Setting = Setting {
-    env: "TOLLKEY_SCOPES",
-    flag: Some("scopes"),
-    form: Form::List("SCOPE,..."),
-    default: None,
-    help: "Scopes there are besides the built-in ones",
-};
-pub(super) const COMMERCE_SCOPES: Setting = Setting {
-    env: "TOLLKEY_COMMERCE_SCOPES",
-    flag: Some("commerce-scopes"),
-    form: Form::List("SCOPE,..."),
-    default: None,
-    help: "Those of TOLLKEY_SCOPES that the scope commerce implies",
-};
-pub(super) const CACHE_BYTES: Setting = Setting {
-    env: "TOLLKEY_CACHE_BYTES",
-    flag: Some("cache-bytes"),
-    form: Form::Number,
-    default: Some("268435456"),
-    help: "Most bytes of memory that cached keys take, their rate limits and the usage counts that are not written yet; \
-           beyond it the account with the most cached bytes loses keys first",
-};
-pub(super) const CACHED_KEYS: Setting = Setting {
-    env: "TOLLKEY_CACHED_KEYS",
-    flag: Some("cached-keys"),
-    form: Form::Number,
-    default: Some("1000000"),
-    help: "Most keys that are cached; TOLLKEY_CACHE_BYTES is usually reached first",
-};
-/// The name that [`CACHED_KEYS`] had up to release 0.1.
-pub(super) const REMEMBERED_KEYS: Setting = Setting {
-    env: "TOLLKEY_REMEMBERED_KEYS",
-    flag: Some("remembered-keys"),
-    default: None,
-    ..CACHED_KEYS
-};
+/// What is known of the database beside its URL.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Database")]
+pub(super) struct DatabaseValues {
+    /// Database connections for management requests, at most 1000; verification, leases and
+    /// sessions have others
+    #[arg(long = "database-pool", env = "TOLLKEY_DATABASE_POOL", value_name = "NUMBER",
+        default_value = "8", value_parser = rules::number::<u32>(1, 1000))]
+    pub(super) pool: u32,
+    /// For how many seconds a starting server or command waits for a PostgreSQL server that cannot
+    /// be reached yet, 0 to 3600; 0 does not wait
+    #[arg(long = "database-wait-seconds", env = "TOLLKEY_DATABASE_WAIT_SECONDS",
+        value_name = "NUMBER", default_value = "30", value_parser = rules::seconds(0, 3600))]
+    pub(super) wait: Duration,
+    /// Migrate PostgreSQL when the server starts; SQLite is always migrated
+    #[arg(long, env = "TOLLKEY_MIGRATE", value_name = "BOOL", default_value = "false",
+        action = ArgAction::Set, value_parser = rules::switch)]
+    pub(super) migrate: bool,
+}
 
-/// Former names of settings. They are accepted with a warning for one release, and not shown.
-pub(super) const FORMER: &[Setting] = &[REMEMBERED_KEYS];
+/// What is known of management tokens beside their secret.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Management tokens")]
+pub(super) struct TokenValues {
+    /// PEM file of the public key that verifies management tokens: RSA, P-256, P-384 or Ed25519
+    #[arg(
+        long = "jwt-public-key-file",
+        env = "TOLLKEY_JWT_PUBLIC_KEY_FILE",
+        value_name = "PATH"
+    )]
+    pub(super) public_key_file: Option<PathBuf>,
+    /// `https` URL of the JWKS whose keys verify management tokens
+    #[arg(long = "jwt-jwks-url", env = "TOLLKEY_JWT_JWKS_URL", value_name = "URL",
+        value_parser = JwksUrl::from_str)]
+    pub(super) jwks_url: Option<JwksUrl>,
+    /// Issuer of management tokens (`iss`); required with a public key file or a JWKS URL
+    #[arg(long = "jwt-issuer", env = "TOLLKEY_JWT_ISSUER", value_name = "ISSUER",
+        value_parser = rules::text)]
+    pub(super) issuer: Option<String>,
+    /// Audience of management tokens (`aud`); required with a public key file or a JWKS URL. When
+    /// it is not set, a token with an audience is rejected
+    #[arg(long = "jwt-audience", env = "TOLLKEY_JWT_AUDIENCE", value_name = "AUDIENCE",
+        value_parser = rules::text)]
+    pub(super) audience: Option<String>,
+    /// Claim that names the account of a management token: its name, or the path of a nested claim,
+    /// such as `/shop/id` or `shop.id`
+    #[arg(long = "jwt-account-claim", env = "TOLLKEY_JWT_ACCOUNT_CLAIM", value_name = "CLAIM",
+        default_value = "account_id", value_parser = rules::claim)]
+    pub(super) account_claim: String,
+    /// Claim that holds the roles of a management token (`operator`, `service`): its name, or the
+    /// path of a nested claim, such as `/realm_access/roles` or `realm_access.roles`. By default
+    /// `roles` with an HS256 secret; with a public key file or a JWKS URL no token has a role until
+    /// it is set
+    #[arg(long = "jwt-roles-claim", env = "TOLLKEY_JWT_ROLES_CLAIM", value_name = "CLAIM",
+        value_parser = rules::claim)]
+    pub(super) roles_claim: Option<String>,
+}
 
-/// The secrets, each with the setting that names its file.
-pub(super) const SECRETS: [(Setting, Setting); 4] = [
-    (DATABASE_URL, DATABASE_URL_FILE),
-    (JWT_HS256_SECRET, JWT_HS256_SECRET_FILE),
-    (SEALING_SECRET, SEALING_SECRET_FILE),
-    (OIDC_CLIENT_SECRET, OIDC_CLIENT_SECRET_FILE),
-];
+/// Sign-in to the dashboard.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Dashboard")]
+pub(super) struct DashboardValues {
+    /// Whether a management token signs in to the dashboard; by default only in development mode
+    #[arg(long = "dashboard-token-sign-in", env = "TOLLKEY_DASHBOARD_TOKEN_SIGN_IN",
+        value_name = "BOOL", action = ArgAction::Set, value_parser = rules::switch)]
+    pub(super) token_sign_in: Option<bool>,
+    /// URL of this server for its clients, such as `https://keys.example.com` or, behind a path
+    /// prefix, `https://example.com/keys`. A proxy may strip the prefix or pass it on. Required
+    /// with `TOLLKEY_OIDC_ISSUER`
+    #[arg(long, env = "TOLLKEY_PUBLIC_URL", value_name = "URL", value_parser = rules::public_url)]
+    pub(super) public_url: Option<PublicUrl>,
+    /// Issuer of the OpenID Connect provider that signs people in to the dashboard, an `https` URL.
+    /// The provider redirects to `TOLLKEY_PUBLIC_URL` followed by `/dashboard/sign-in/callback`
+    #[arg(long, env = "TOLLKEY_OIDC_ISSUER", value_name = "URL", value_parser = rules::issuer)]
+    pub(super) oidc_issuer: Option<String>,
+    /// Client ID of this server at the provider; required with `TOLLKEY_OIDC_ISSUER`
+    #[arg(long, env = "TOLLKEY_OIDC_CLIENT_ID", value_name = "ID", value_parser = rules::text)]
+    pub(super) oidc_client_id: Option<String>,
+    /// Scopes to request from the provider in addition to `openid`: those that put the claims below
+    /// into ID tokens
+    #[arg(long, env = "TOLLKEY_OIDC_SCOPES", value_name = "SCOPE,...",
+        value_parser = rules::oidc_scopes)]
+    pub(super) oidc_scopes: Option<List>,
+    /// Claim that names the account of an ID token: its name, or the path of a nested claim
+    #[arg(long, env = "TOLLKEY_OIDC_ACCOUNT_CLAIM", value_name = "CLAIM",
+        default_value = "account_id", value_parser = rules::claim)]
+    pub(super) oidc_account_claim: String,
+    /// Claim of an ID token that holds roles (`operator`): its name, or the path of a nested claim;
+    /// no ID token has a role until it is set
+    #[arg(long, env = "TOLLKEY_OIDC_ROLES_CLAIM", value_name = "CLAIM",
+        value_parser = rules::claim)]
+    pub(super) oidc_roles_claim: Option<String>,
+}
 
-/// All fields of the configuration file, in the order in which `--help` shows them.
-pub const SETTINGS: &[Setting] = &[
-    LISTEN,
-    DATABASE_URL,
-    DATABASE_URL_FILE,
-    DATABASE_POOL,
-    DATABASE_WAIT_SECONDS,
-    MIGRATE,
-    WORKERS,
-    MAX_CONNECTIONS,
-    DRAIN_SECONDS,
-    METRICS_LISTEN,
-    TRUSTED_PROXIES,
-    MERCHANT_HEADER,
-    CREDENTIAL_HEADERS,
-    ROUTE_BASE,
-    LOG,
-    LOG_FORMAT,
-    JWT_HS256_SECRET,
-    JWT_HS256_SECRET_FILE,
-    JWT_PUBLIC_KEY_FILE,
-    JWT_JWKS_URL,
-    JWT_ISSUER,
-    JWT_AUDIENCE,
-    JWT_ACCOUNT_CLAIM,
-    JWT_ROLES_CLAIM,
-    SEALING_SECRET,
-    SEALING_SECRET_FILE,
-    DASHBOARD_TOKEN_SIGN_IN,
-    PUBLIC_URL,
-    OIDC_ISSUER,
-    OIDC_CLIENT_ID,
-    OIDC_CLIENT_SECRET,
-    OIDC_CLIENT_SECRET_FILE,
-    OIDC_SCOPES,
-    OIDC_ACCOUNT_CLAIM,
-    OIDC_ROLES_CLAIM,
-    APPLICATION_KEY_LIMIT,
-    ACCOUNT_KEY_LIMIT,
-    KEY_DEPTH_LIMIT,
-    SCOPES,
-    COMMERCE_SCOPES,
-    CACHE_BYTES,
-    CACHED_KEYS,
+/// What keys can be created.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Keys")]
+pub(super) struct KeyValues {
+    #[command(flatten)]
+    pub(super) limits: KeyLimits,
+    /// Scopes in addition to the built-in ones
+    #[arg(long, env = "TOLLKEY_SCOPES", value_name = "SCOPE,...", value_parser = rules::names)]
+    pub(super) scopes: Option<List>,
+    /// Those of `TOLLKEY_SCOPES` that the scope `commerce` implies
+    #[arg(long, env = "TOLLKEY_COMMERCE_SCOPES", value_name = "SCOPE,...",
+        value_parser = rules::names)]
+    pub(super) commerce_scopes: Option<List>,
+}
+
+/// How many keys there can be.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Keys")]
+pub struct KeyLimits {
+    /// Most keys of one application that are neither revoked nor expired
+    #[arg(long, env = "TOLLKEY_APPLICATION_KEY_LIMIT", value_name = "NUMBER", default_value = "20",
+        value_parser = rules::number::<u32>(1, 10_000))]
+    pub application_key_limit: u32,
+    /// Most commerce keys, and most account keys, of one account that are neither revoked nor
+    /// expired; unlimited by default
+    #[arg(long, env = "TOLLKEY_ACCOUNT_KEY_LIMIT", value_name = "NUMBER",
+        value_parser = rules::number::<u32>(1, 1_000_000))]
+    pub account_key_limit: Option<u32>,
+    /// How many ancestors a key can have, 0 to 8: a key at the limit cannot create keys; with 0 no
+    /// key can
+    #[arg(long, env = "TOLLKEY_KEY_DEPTH_LIMIT", value_name = "NUMBER", default_value = "3",
+        value_parser = rules::key_depth_limit)]
+    pub key_depth_limit: DepthLimit,
+}
+
+/// How much the cache holds.
+#[derive(Debug, Clone, Copy, Args)]
+#[command(next_help_heading = "Cache")]
+pub struct CacheSettings {
+    /// Most bytes of memory for cached keys, their rate limits and the usage counts that are not
+    /// written yet; above it keys of the account with the most cached bytes are evicted first
+    #[arg(long = "cache-bytes", env = "TOLLKEY_CACHE_BYTES", value_name = "NUMBER",
+        default_value = "268435456",
+        value_parser = rules::number::<usize>(tollkey_verifier::Settings::MIN_BYTES, 1 << 40))]
+    pub bytes: usize,
+    /// Most keys that are cached; `TOLLKEY_CACHE_BYTES` is usually reached first
+    #[arg(long = "cached-keys", alias = "remembered-keys", env = "TOLLKEY_CACHED_KEYS",
+        value_name = "NUMBER", default_value = "1000000",
+        value_parser = rules::number::<usize>(1, 100_000_000))]
+    pub keys: usize,
+}
+
+/// What is logged, and how.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Logs")]
+pub struct LogSettings {
+    /// What is logged: a level (`off`, `error`, `warn`, `info`, `debug`, `trace`), or directives
+    /// such as `info,tollkey_server=debug`
+    #[arg(long = "log", env = "TOLLKEY_LOG", value_name = "FILTER", default_value = "info",
+        value_parser = rules::log_filter)]
+    pub filter: String,
+    /// How logs are written to stderr: `pretty` or `json`
+    #[arg(long = "log-format", env = "TOLLKEY_LOG_FORMAT", value_name = "FORMAT",
+        default_value = "pretty", value_parser = rules::log_format)]
+    pub format: LogFormat,
+}
+
+/// A secret. The setting of the same name with `_FILE` names a file that holds it.
+pub(super) struct SecretDeclaration {
+    pub(super) env: &'static str,
+    pub(super) heading: &'static str,
+    pub(super) value_name: &'static str,
+    pub(super) default: Option<&'static str>,
+    pub(super) help: &'static str,
+    /// Whether it has a flag. Every user of the machine can read a command line.
+    pub(super) has_flag: bool,
+}
+
+/// The database's URL, which may hold a password.
+pub(super) const DATABASE_URL: &str = "DATABASE_URL";
+pub(super) const DEFAULT_DATABASE_URL: &str = "sqlite://tollkey.db";
+pub(super) const JWT_HS256_SECRET: &str = "TOLLKEY_JWT_HS256_SECRET";
+pub(super) const SEALING_SECRET: &str = "TOLLKEY_SEALING_SECRET";
+pub(super) const OIDC_CLIENT_SECRET: &str = "TOLLKEY_OIDC_CLIENT_SECRET";
+
+pub(super) const SECRETS: [SecretDeclaration; 4] = [
+    SecretDeclaration {
+        env: DATABASE_URL,
+        heading: "Database",
+        value_name: "URL",
+        default: Some(DEFAULT_DATABASE_URL),
+        help: "Where everything is stored: `sqlite://PATH`, `sqlite://:memory:` or `postgres://USER:PASSWORD@HOST/NAME`. \
+               A flag must not have a password",
+        has_flag: true,
+    },
+    SecretDeclaration {
+        env: JWT_HS256_SECRET,
+        heading: "Management tokens",
+        value_name: "SECRET",
+        default: None,
+        help: "Secret of at least 32 bytes that signs and verifies management tokens (HS256)",
+        has_flag: false,
+    },
+    SecretDeclaration {
+        env: SEALING_SECRET,
+        heading: "Database",
+        value_name: "SECRET",
+        default: None,
+        help: "Secret of at least 32 bytes, the same for all replicas, that encrypts idempotency records. By default it is \
+               derived from `TOLLKEY_JWT_HS256_SECRET`; without that, only the process that wrote a record can replay it",
+        has_flag: false,
+    },
+    SecretDeclaration {
+        env: OIDC_CLIENT_SECRET,
+        heading: "Dashboard",
+        value_name: "SECRET",
+        default: None,
+        help: "Client secret of this server at the provider; none for a public client",
+        has_flag: false,
+    },
 ];

@@ -1,13 +1,8 @@
 //! The file of the public key that management tokens are verified with.
 
-use std::{
-    fs,
-    io::{self, Read as _},
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
-/// The longest file with a public key.
-const KEY_FILE_MAX: u64 = 64 * 1024;
+use super::files::read_pem;
 
 /// The file that `TOLLKEY_JWT_PUBLIC_KEY_FILE` names. It is read once: a pipe cannot be read again.
 #[derive(Debug, Clone)]
@@ -20,19 +15,7 @@ impl PublicKeyFile {
     /// Reads the file. [`TokenVerifier::open`](crate::auth::jwt::TokenVerifier::open) returns the error if the file cannot be read.
     #[must_use]
     pub fn read(path: PathBuf) -> Self {
-        let read = || -> io::Result<Vec<u8>> {
-            let mut pem = Vec::new();
-            fs::File::open(&path)?
-                .take(KEY_FILE_MAX + 1)
-                .read_to_end(&mut pem)?;
-            if pem.len() as u64 > KEY_FILE_MAX {
-                return Err(io::Error::other(format!(
-                    "it is larger than {KEY_FILE_MAX} bytes"
-                )));
-            }
-            Ok(pem)
-        };
-        let pem = read().map_err(|error| error.to_string());
+        let pem = read_pem(&path).map_err(|error| error.to_string());
         Self { path, pem }
     }
 

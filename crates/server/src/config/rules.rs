@@ -4,9 +4,12 @@ use std::{
     fmt,
     net::{Ipv4Addr, SocketAddr},
     str::FromStr,
+    time::Duration,
 };
 
-use tollkey_core::{Invalid, IpList, ceiling::DepthLimit, network::parse_network};
+use tollkey_core::{
+    Invalid, IpList, ceiling::DepthLimit, credential::CredentialHeaders, network::parse_network,
+};
 use tracing_subscriber::EnvFilter;
 
 use crate::{issuer_url::trusted_url, public_path::PublicPath};
@@ -40,21 +43,26 @@ const TAKEN_HEADERS: [&str; 16] = [
     "content-length",
 ];
 
-pub(super) fn number<T: FromStr + PartialOrd + fmt::Display>(
-    text: &str,
-    least: T,
-    most: T,
-) -> Result<T, Invalid> {
-    match text.parse() {
-        Ok(number) if (&least..=&most).contains(&&number) => Ok(number),
+/// A whole number in this range.
+pub(super) fn number<T>(least: T, most: T) -> impl Fn(&str) -> Result<T, Invalid> + Clone
+where
+    T: FromStr + PartialOrd + fmt::Display + Copy,
+{
+    move |text| match text.parse() {
+        Ok(number) if (least..=most).contains(&number) => Ok(number),
         _ => Err(Invalid::new(format!(
             "must be a whole number from {least} to {most}"
         ))),
     }
 }
 
+/// A number of seconds in this range.
+pub(super) fn seconds(least: u64, most: u64) -> impl Fn(&str) -> Result<Duration, Invalid> + Clone {
+    move |text| number(least, most)(text).map(Duration::from_secs)
+}
+
 pub(super) fn key_depth_limit(text: &str) -> Result<DepthLimit, Invalid> {
-    DepthLimit::new(number(text, 0, DepthLimit::MAX)?)
+    DepthLimit::new(number(0, DepthLimit::MAX)(text)?)
 }
 
 pub(super) fn switch(text: &str) -> Result<bool, Invalid> {
@@ -80,6 +88,14 @@ pub(super) fn list(text: &str) -> Result<Vec<&str>, Invalid> {
         return Err(Invalid::new("must not have an empty entry"));
     }
     Ok(entries)
+}
+
+pub(super) fn names(text: &str) -> Result<Vec<String>, Invalid> {
+    Ok(list(text)?.into_iter().map(str::to_owned).collect())
+}
+
+pub(super) fn credential_headers(text: &str) -> Result<CredentialHeaders, Invalid> {
+    CredentialHeaders::parse(list(text)?)
 }
 
 pub(super) fn trusted_proxies(text: &str) -> Result<Option<IpList>, Invalid> {
@@ -225,8 +241,17 @@ pub(super) fn issuer(text: &str) -> Result<String, Invalid> {
     Ok(text.to_owned())
 }
 
-/// The origin, and the path prefix, if there is one. The path is read as it is written: a URL parser would resolve dot segments.
-pub(super) fn public_url(text: &str) -> Result<(String, PublicPath), Invalid> {
+/// The URL of this server for its clients.
+#[derive(Debug, Clone)]
+pub(super) struct PublicUrl {
+    /// Scheme, host, port and path, without a slash at the end.
+    pub(super) url: String,
+    /// The path prefix; empty if there is none.
+    pub(super) path: PublicPath,
+}
+
+/// Reads the path as it is written: a URL parser would resolve dot segments.
+pub(super) fn public_url(text: &str) -> Result<PublicUrl, Invalid> {
     let url = trusted_url(text)?;
     if url.query().is_some() || url.fragment().is_some() {
         return Err(Invalid::new("must not have a query or fragment"));
@@ -236,12 +261,16 @@ pub(super) fn public_url(text: &str) -> Result<(String, PublicPath), Invalid> {
         .find(['/', '\\'])
         .map_or("/", |at| &behind_scheme[at..]);
     let prefix = PublicPath::parse(path)?;
+    let origin = url.origin().ascii_serialization();
     if path != url.path() {
         return Err(Invalid::new(
             "must be written in full, such as https://keys.example.com",
         ));
     }
-    Ok((url.origin().ascii_serialization(), prefix))
+    Ok(PublicUrl {
+        url: format!("{origin}{prefix}"),
+        path: prefix,
+    })
 }
 
 /// RFC 6749, section 3.3. `openid` is always asked for.

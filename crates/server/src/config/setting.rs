@@ -1,62 +1,217 @@
-//! What a setting is.
+//! The settings as data: for the sources, for help and documentation, and for the search for misspelled names.
 
-/// One setting: an environment variable, a member of the configuration file and, unless it is a secret, a flag.
-#[derive(Debug, Clone, Copy)]
+use std::{ffi::OsStr, fmt::Write as _, sync::LazyLock};
+
+use clap::{Arg, Args as _, Command};
+
+use super::declared::{SECRETS, SecretDeclaration, Values};
+
+/// One setting: an environment variable, a field of the configuration file and, unless it is a secret, a flag.
+#[derive(Debug, Clone)]
 pub struct Setting {
     /// The environment variable.
-    pub env: &'static str,
-    /// The flag, without its dashes. `None` for what must not stand on a command line.
-    pub flag: Option<&'static str>,
+    pub env: String,
+    /// The flag, without its dashes. `None` for a secret that must not be on a command line.
+    pub flag: Option<String>,
     /// How the value is written.
     pub form: Form,
-    /// The value it has when nobody sets it; `None` where the help says what happens then.
-    pub default: Option<&'static str>,
-    /// What it does, for `--help` and the documentation.
-    pub help: &'static str,
+    /// The placeholder of the value in the help.
+    pub value_name: String,
+    /// The value that applies when the setting is not set; `None` where the help says what happens then.
+    pub default: Option<String>,
+    /// What it does: a phrase without a period at its end.
+    pub help: String,
+    /// The group of the documentation it belongs to.
+    pub heading: String,
+    /// The setting that replaces this one, which is accepted with a warning and not documented.
+    pub replaced_by: Option<String>,
+}
+
+/// How a value is written in the configuration file. Everywhere else it is text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Form {
+    /// A string.
+    Text,
+    /// An integer.
+    Number,
+    /// An array of strings, or one string with commas.
+    List,
+    /// A boolean. Its flag means `true` without a value.
+    Switch,
+}
+
+/// All settings that are documented, in the order of the documentation.
+pub static SETTINGS: LazyLock<Vec<Setting>> = LazyLock::new(|| {
+    let command = Values::augment_args(Command::new("settings"));
+    let mut settings = Vec::new();
+    let mut secrets: Vec<_> = SECRETS.iter().collect();
+    let mut heading = None;
+    for arg in command.get_arguments() {
+        // The secrets of a group come first in it.
+        if heading != arg.get_help_heading() {
+            heading = arg.get_help_heading();
+            let of_group = secrets.extract_if(.., |it| Some(it.heading) == heading);
+            settings.extend(of_group.flat_map(Setting::of_secret));
+        }
+        settings.push(Setting::of_arg(arg));
+    }
+    settings
+});
+
+/// Former names of settings: the hidden aliases of [`SETTINGS`].
+pub(super) static FORMER: LazyLock<Vec<Setting>> = LazyLock::new(|| {
+    let command = Values::augment_args(Command::new("settings"));
+    let args = command.get_arguments();
+    args.flat_map(|arg| {
+        let former = arg.get_all_aliases().unwrap_or_default().into_iter();
+        former.map(|flag| {
+            let setting = Setting::of_arg(arg);
+            Setting {
+                env: format!("TOLLKEY_{}", flag.to_uppercase().replace('-', "_")),
+                flag: Some(flag.to_owned()),
+                default: None,
+                replaced_by: Some(setting.env),
+                ..setting
+            }
+        })
+    })
+    .collect()
+});
+
+/// The configuration file: the only setting that is not a field of the file.
+pub static CONFIG: LazyLock<Setting> = LazyLock::new(|| Setting {
+    env: "TOLLKEY_CONFIG".to_owned(),
+    flag: Some("config".to_owned()),
+    form: Form::Text,
+    value_name: "PATH".to_owned(),
+    default: None,
+    help: "Configuration file; by default `tollkey.toml` in the working directory, if it exists"
+        .to_owned(),
+    heading: "Configuration file".to_owned(),
+    replaced_by: None,
+});
+
+/// Everything that can be set, former names included.
+pub(super) fn all() -> impl Iterator<Item = &'static Setting> {
+    SETTINGS.iter().chain([&*CONFIG]).chain(FORMER.iter())
 }
 
 impl Setting {
-    /// Its name in the configuration file: `TOLLKEY_LOG_FORMAT` is `log_format` there.
-    #[must_use]
-    pub fn member(&self) -> String {
-        self.env
-            .strip_prefix("TOLLKEY_")
-            .unwrap_or(self.env)
-            .to_ascii_lowercase()
+    fn of_arg(arg: &Arg) -> Self {
+        let text = |text: &OsStr| text.to_string_lossy().into_owned();
+        let value_name = arg
+            .get_value_names()
+            .map(|names| names.join(" "))
+            .unwrap_or_default();
+        Self {
+            env: arg.get_env().map(text).unwrap_or_default(),
+            flag: arg.get_long().map(str::to_owned),
+            form: match value_name.as_str() {
+                "NUMBER" => Form::Number,
+                "BOOL" => Form::Switch,
+                name if name.ends_with(",...") => Form::List,
+                _ => Form::Text,
+            },
+            value_name,
+            default: arg
+                .get_default_values()
+                .first()
+                .map(|default| text(default)),
+            help: arg.get_help().map(ToString::to_string).unwrap_or_default(),
+            heading: arg.get_help_heading().unwrap_or_default().to_owned(),
+            replaced_by: None,
+        }
     }
 
-    /// Its help with its variable and its default, on one line.
+    /// The setting of a secret, and the one that names its file.
+    fn of_secret(secret: &SecretDeclaration) -> [Self; 2] {
+        let mut own = Self {
+            env: secret.env.to_owned(),
+            flag: None,
+            form: Form::Text,
+            value_name: secret.value_name.to_owned(),
+            default: secret.default.map(str::to_owned),
+            help: secret.help.to_owned(),
+            heading: secret.heading.to_owned(),
+            replaced_by: None,
+        };
+        let mut file = Self {
+            env: format!("{}_FILE", secret.env),
+            value_name: "PATH".to_owned(),
+            default: None,
+            help: format!("File that holds `{}`", secret.env),
+            ..own.clone()
+        };
+        file.flag = Some(file.field().replace('_', "-"));
+        if secret.has_flag {
+            own.flag = Some(own.field().replace('_', "-"));
+        }
+        [own, file]
+    }
+
+    /// Returns its name in the configuration file: `TOLLKEY_LOG_FORMAT` is `log_format` there.
+    #[must_use]
+    pub fn field(&self) -> String {
+        let name = self.env.strip_prefix("TOLLKEY_").unwrap_or(&self.env);
+        name.to_ascii_lowercase()
+    }
+
+    /// Returns its help with its default and its variable, on one line.
     #[must_use]
     pub fn help_line(&self) -> String {
-        let default = self
-            .default
-            .map(|default| format!(" [default: {default}]"))
-            .unwrap_or_default();
+        let default = match &self.default {
+            Some(default) => format!(" [default: {default}]"),
+            None => String::new(),
+        };
         format!("{}{default} [env: {}]", self.help, self.env)
     }
 }
 
-/// How a value is written. Everywhere but in the configuration file it is text; there it has the type that fits.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Form {
-    /// A text; a string in the file.
-    Text(&'static str),
-    /// A whole number; an integer in the file.
-    Number,
-    /// Texts with commas between them; an array of strings, or one string, in the file.
-    List(&'static str),
-    /// `true` or `false`; a boolean in the file, and a flag that means `true` when it stands alone.
-    Switch,
+/// Returns the settings as the command line shows them, secrets included.
+pub(super) fn help() -> String {
+    let mut help = String::from(
+        "Settings are accepted before and after every command. Each is a flag, an environment\n\
+         variable and a field of the configuration file; the first in this order wins.",
+    );
+    let mut heading = "";
+    for setting in SETTINGS.iter().chain([&*CONFIG]) {
+        if heading != setting.heading {
+            heading = &setting.heading;
+            let _ = write!(help, "\n\n{heading}:");
+        }
+        let name = match (&setting.flag, setting.form) {
+            (Some(flag), Form::Switch) => format!("--{flag}[=<{}>]", setting.value_name),
+            (Some(flag), _) => format!("--{flag} <{}>", setting.value_name),
+            (None, _) => format!("(a secret has no flag) <{}>", setting.value_name),
+        };
+        let line = setting.help_line().replace('`', "");
+        let _ = write!(help, "\n      {name}\n          {line}");
+    }
+    help
 }
 
-impl Form {
-    /// What stands for the value in `--help`.
-    #[must_use]
-    pub fn placeholder(self) -> &'static str {
-        match self {
-            Self::Text(name) | Self::List(name) => name,
-            Self::Number => "NUMBER",
-            Self::Switch => "BOOL",
+/// Returns the page `docs/settings.md`.
+#[must_use]
+pub fn markdown() -> String {
+    let mut page = String::from(include_str!("settings.md"));
+    let mut heading = "";
+    for setting in SETTINGS.iter().chain([&*CONFIG]) {
+        if heading != setting.heading {
+            heading = &setting.heading;
+            let columns = "| Variable | Default | Meaning |\n|---|---|---|\n";
+            let _ = write!(page, "\n## {heading}\n\n{columns}");
         }
+        let default = match &setting.default {
+            Some(default) => format!("`{default}`"),
+            None => String::new(),
+        };
+        let no_flag = if setting.flag.is_none() {
+            ". No flag"
+        } else {
+            ""
+        };
+        let (env, help) = (&setting.env, &setting.help);
+        let _ = writeln!(page, "| `{env}` | {default} | {help}{no_flag}. |");
     }
+    page
 }

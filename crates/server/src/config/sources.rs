@@ -1,67 +1,56 @@
-//! Where settings come from: flag, then environment, then file, then default. The first that has one wins.
+//! Where settings are set: by a flag, in the environment, in the configuration file. The first in this order wins.
 
 use std::{
-    cell::RefCell,
     collections::BTreeMap,
     ffi::OsString,
-    fmt, fs,
-    io::{self, Read as _},
+    fmt,
     path::{Path, PathBuf},
 };
 
-use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches};
+use clap::{
+    Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches,
+    error::{ContextKind, ContextValue},
+};
 use tollkey_core::Invalid;
 use zeroize::Zeroizing;
 
 use tollkey_api::Secret;
 
 use super::{
-    declared::{CONFIG, FORMER, SETTINGS},
+    declared::{SECRETS, Values},
+    files::{ConfigFile, read_secret, unreadable},
     rules,
-    setting::{Form, Setting},
-    unknown::nearest_field,
-    warning::Warning,
+    setting::{self, CONFIG, FORMER, Form, SETTINGS, Setting},
+    warning::{Warning, weakness},
 };
 
-/// The most a file with a secret can hold.
-const SECRET_FILE_MAX: u64 = 64 * 1024;
-/// The most a configuration file can hold.
-const CONFIG_FILE_MAX: u64 = 1024 * 1024;
 /// The permission bit that lets every user of the machine read a file.
 const OTHERS_READ: u32 = 0o004;
 
-/// The settings that were given as flags. Flattened into the command line, valid before and after a subcommand.
+/// The settings that are set by flags. Flattened into the command line, valid before and after a subcommand.
 #[derive(Clone, Default)]
 pub struct Options(BTreeMap<&'static str, Zeroizing<String>>);
 
 impl Args for Options {
     fn augment_args(command: Command) -> Command {
-        let former = FORMER.iter().map(|setting| (setting, true));
-        command.args(
-            SETTINGS
-                .iter()
-                .chain([&CONFIG])
-                .map(|setting| (setting, false))
-                .chain(former)
-                .filter_map(|(setting, hidden)| {
-                    let flag = setting.flag?;
-                    let arg = Arg::new(flag)
-                        .long(flag)
-                        .value_name(setting.form.placeholder())
-                        .help(setting.help_line())
-                        .help_heading("Settings")
-                        .action(ArgAction::Set)
-                        .global(true)
-                        .hide(hidden);
-                    Some(match setting.form {
-                        Form::Switch => arg
-                            .num_args(0..=1)
-                            .require_equals(true)
-                            .default_missing_value("true"),
-                        _ => arg,
-                    })
-                }),
-        )
+        // clap shows a global flag under every subcommand. Hidden, they are shown once, after the other options.
+        let args = setting::all().filter_map(|setting| {
+            let flag = setting.flag.as_deref()?;
+            let arg = Arg::new(flag)
+                .long(flag)
+                .value_name(setting.value_name.as_str())
+                .action(ArgAction::Set)
+                .global(true)
+                .hide(true);
+            Some(match setting.form {
+                Form::Switch => arg
+                    .num_args(0..=1)
+                    .require_equals(true)
+                    .default_missing_value("true"),
+                _ => arg,
+            })
+        });
+        command.args(args).after_long_help(setting::help())
     }
 
     fn augment_args_for_update(command: Command) -> Command {
@@ -77,12 +66,7 @@ impl FromArgMatches for Options {
     }
 
     fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
-        for flag in SETTINGS
-            .iter()
-            .chain([&CONFIG])
-            .chain(FORMER)
-            .filter_map(|setting| setting.flag)
-        {
+        for flag in setting::all().filter_map(|setting| setting.flag.as_deref()) {
             if let Some(value) = matches.get_one::<String>(flag) {
                 self.0.insert(flag, Zeroizing::new(value.clone()));
             }
@@ -98,7 +82,7 @@ impl fmt::Debug for Options {
     }
 }
 
-/// Where a value was found.
+/// Where a value is set.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Source {
     /// On the command line.
@@ -107,7 +91,7 @@ pub enum Source {
     Environment,
     /// In this file: the configuration file, or the one that holds a secret.
     File(PathBuf),
-    /// Nowhere: it is the default.
+    /// Not set: it is the default.
     Default,
 }
 
@@ -122,7 +106,7 @@ impl fmt::Display for Source {
     }
 }
 
-/// A setting cannot be used. Names the setting, where its value was found and the rule; never the value of a secret.
+/// A setting cannot be used. Names the setting, where its value is set and the rule; never the value.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ConfigError {
     /// The value breaks a rule.
@@ -130,7 +114,7 @@ pub enum ConfigError {
     Invalid {
         /// The setting's variable.
         setting: &'static str,
-        /// Where the value was found.
+        /// Where the value is set.
         from: Source,
         /// The rule.
         rule: Invalid,
@@ -142,11 +126,11 @@ pub enum ConfigError {
     Exclusive {
         /// One of them.
         first: &'static str,
-        /// Where it was found.
+        /// Where it is set.
         first_from: Source,
         /// The other.
         second: &'static str,
-        /// Where it was found.
+        /// Where it is set.
         second_from: Source,
     },
     /// A setting that another one needs.
@@ -156,7 +140,7 @@ pub enum ConfigError {
         needed: &'static str,
         /// What needs it.
         because: &'static str,
-        /// Where that was found.
+        /// Where that is set.
         from: Source,
     },
     /// The configuration file cannot be used.
@@ -169,337 +153,297 @@ pub enum ConfigError {
     },
 }
 
-/// A value as it was found.
-pub(super) struct Given {
-    pub(super) text: Zeroizing<String>,
-    pub(super) from: Source,
+/// A value, with the setting it belongs to.
+struct Value {
+    /// The variable, also where the value is set elsewhere: a former name, if that was used.
+    name: &'static str,
+    text: Zeroizing<String>,
+    source: Source,
 }
 
-/// All places where a value can be found.
-pub(super) struct Sources<'a> {
+/// All places where a value can be set.
+struct Places<'a> {
     options: &'a Options,
     env: &'a dyn Fn(&str) -> Option<OsString>,
-    file: Option<ConfigFile>,
-    warnings: RefCell<Vec<Warning>>,
+    file: Option<&'a ConfigFile>,
 }
 
-impl<'a> Sources<'a> {
-    /// Reads the configuration file: the one that flag or environment name, else `default_file` when it is there.
-    pub(super) fn open(
-        options: &'a Options,
-        env: &'a dyn Fn(&str) -> Option<OsString>,
+impl Places<'_> {
+    /// Returns the value of a setting that is set. An empty one is an error in every place, also
+    /// where another place wins: it is a variable that was not filled in.
+    fn value(&self, setting: &'static Setting) -> Result<Option<Value>, ConfigError> {
+        let name = setting.env.as_str();
+        let mut places: [(Result<_, Invalid>, Source); 3] = [
+            (Ok(None), Source::Default),
+            (Ok(None), Source::Environment),
+            (Ok(None), Source::Default),
+        ];
+        if let Some(flag) = &setting.flag {
+            places[0] = (
+                Ok(self.options.0.get(flag.as_str()).cloned()),
+                Source::Flag(flag),
+            );
+        }
+        if let Some(text) = (self.env)(name) {
+            let text = text
+                .into_string()
+                .map_err(|_| Invalid::new("must be UTF-8"));
+            places[1].0 = text.map(|text| Some(Zeroizing::new(text)));
+        }
+        if let Some(file) = self.file {
+            places[2] = (file.text(setting), Source::File(file.path.clone()));
+        }
+
+        let mut first = None;
+        for (text, source) in places {
+            match text {
+                Err(rule) => return Err(invalid(name, source, rule)),
+                Ok(Some(text)) if text.trim().is_empty() => {
+                    let rule = "must not be empty; leave it out instead";
+                    return Err(invalid(name, source, Invalid::new(rule)));
+                }
+                Ok(Some(text)) => first = first.or(Some(Value { name, text, source })),
+                Ok(None) => {}
+            }
+        }
+        Ok(first)
+    }
+}
+
+/// All values that are set, by the name of their variable.
+pub(super) struct Sources {
+    values: BTreeMap<&'static str, Value>,
+    /// What is probably a mistake.
+    pub(super) warnings: Vec<Warning>,
+    file: Option<ConfigFile>,
+}
+
+impl Sources {
+    /// Reads all sources. The configuration file is the one that flag or environment name, else `default_file` if it exists.
+    pub(super) fn read(
+        options: &Options,
+        env: &dyn Fn(&str) -> Option<OsString>,
         default_file: &Path,
     ) -> Result<Self, ConfigError> {
-        let mut sources = Self {
+        let named = Places {
             options,
             env,
             file: None,
-            warnings: RefCell::default(),
-        };
-        let unreadable = |error: &io::Error| {
-            Invalid::new(format!("cannot read the file that it names: {error}"))
-        };
-        sources.file = match sources.get(&CONFIG)? {
-            Some(given) => {
-                let path = Path::new(given.text.as_str());
-                let text = read_config(path)
-                    .map_err(|error| invalid(&CONFIG, given.from, unreadable(&error)))?;
-                Some(ConfigFile::parse(path, text)?)
-            }
-            None => match read_config(default_file) {
-                Ok(text) => Some(ConfigFile::parse(default_file, text)?),
-                // A link that leads nowhere is no missing file: its settings would be left out silently.
-                Err(error)
-                    if error.kind() == io::ErrorKind::NotFound
-                        && default_file.symlink_metadata().is_err() =>
-                {
-                    None
-                }
-                Err(error) => return Err(file_error(default_file, error.to_string())),
+        }
+        .value(&CONFIG)?;
+        let file = match named {
+            None => ConfigFile::read_if_exists(default_file)?,
+            Some(named) => match ConfigFile::read(Path::new(named.text.as_str())) {
+                Ok(file) => Some(file?),
+                Err(error) => return Err(invalid(named.name, named.source, unreadable(&error))),
             },
         };
-        Ok(sources)
-    }
-
-    /// The value of a setting that is set, and where; `None` where it has its default.
-    pub(super) fn set(&self, setting: &Setting) -> Result<Option<Source>, ConfigError> {
-        Ok(self
-            .get(setting)?
-            .map(|given| given.from)
-            .filter(|from| *from != Source::Default))
-    }
-
-    /// Notes what is probably a mistake.
-    pub(super) fn warn(&self, warning: Warning) {
-        self.warnings.borrow_mut().push(warning);
-    }
-
-    /// What was noted, and whether every user can read a configuration file with one of these settings, which are secrets.
-    pub(super) fn into_warnings(self, secrets: &[&'static str]) -> Vec<Warning> {
-        let mut warnings = self.warnings.into_inner();
-        if let Some(file) = self.file
-            && file.mode & OTHERS_READ != 0
-        {
-            let held = SETTINGS
-                .iter()
-                .filter(|it| secrets.contains(&it.env) && file.members.contains_key(&it.member()));
-            warnings.extend(held.map(|it| Warning::ReadableSecret {
-                setting: it.env,
-                path: file.path.clone(),
-                mode: file.mode,
-            }));
+        let places = Places {
+            options,
+            env,
+            file: file.as_ref(),
+        };
+        let mut values = BTreeMap::new();
+        let mut warnings = Vec::new();
+        for setting in SETTINGS.iter() {
+            values.extend(
+                places
+                    .value(setting)?
+                    .map(|value| (setting.env.as_str(), value)),
+            );
         }
-        warnings
-    }
-
-    /// The value of a setting, its default included. An empty one is an error wherever it stands, also where
-    /// another place would win: it is a variable somebody forgot to fill.
-    pub(super) fn get(&self, setting: &Setting) -> Result<Option<Given>, ConfigError> {
-        let mut found = None;
-        for given in [
-            self.flag(setting),
-            self.variable(setting)?,
-            self.member(setting)?,
-        ]
-        .into_iter()
-        .flatten()
-        {
-            if given.text.trim().is_empty() {
-                return Err(invalid(
-                    setting,
-                    given.from,
-                    Invalid::new("must not be empty; leave it out instead"),
-                ));
+        for former in FORMER.iter() {
+            let (Some(value), Some(setting)) = (places.value(former)?, &former.replaced_by) else {
+                continue;
+            };
+            if let Some(own) = values.get(setting.as_str()) {
+                return Err(exclusive(own, &value));
             }
-            found = found.or(Some(given));
-        }
-        let default = || {
-            Some(Given {
-                text: Zeroizing::new(setting.default?.to_owned()),
-                from: Source::Default,
-            })
-        };
-        Ok(found.or_else(default))
-    }
-
-    /// The value of a setting, read by `rule`.
-    pub(super) fn parse<T>(
-        &self,
-        setting: &Setting,
-        rule: impl FnOnce(&str) -> Result<T, Invalid>,
-    ) -> Result<Option<T>, ConfigError> {
-        self.get(setting)?
-            .map(|given| rule(&given.text).map_err(|broken| invalid(setting, given.from, broken)))
-            .transpose()
-    }
-
-    /// A secret, set itself or as the file that holds it. Both at once is an error, whatever the places.
-    pub(super) fn secret(
-        &self,
-        setting: &Setting,
-        file: &Setting,
-    ) -> Result<Option<(Secret, Source)>, ConfigError> {
-        let found = self.read_secret(setting, file)?;
-        if let Some((secret, from)) = &found {
-            rules::clean(secret.expose()).map_err(|rule| invalid(setting, from.clone(), rule))?;
-        }
-        Ok(found)
-    }
-
-    fn read_secret(
-        &self,
-        setting: &Setting,
-        file: &Setting,
-    ) -> Result<Option<(Secret, Source)>, ConfigError> {
-        let own = self.get(setting)?;
-        let Some(path) = self.get(file)? else {
-            return Ok(own.map(|given| (Secret::new(given.text.as_str()), given.from)));
-        };
-        if let Some(own) = own
-            && own.from != Source::Default
-        {
-            return Err(ConfigError::Exclusive {
-                first: setting.env,
-                first_from: own.from,
-                second: file.env,
-                second_from: path.from,
+            warnings.push(Warning::Renamed {
+                former: value.name,
+                setting,
             });
+            values.insert(setting, value);
         }
-        let file_path = PathBuf::from(path.text.as_str());
-        let (secret, mode) =
-            read_secret(&file_path).map_err(|rule| invalid(file, path.from, rule))?;
-        if mode & OTHERS_READ != 0 {
-            self.warn(Warning::ReadableSecret {
-                setting: setting.env,
-                path: file_path.clone(),
-                mode,
-            });
-        }
-        Ok(Some((secret, Source::File(file_path))))
-    }
-
-    fn flag(&self, setting: &Setting) -> Option<Given> {
-        let flag = setting.flag?;
-        Some(Given {
-            text: self.options.0.get(flag)?.clone(),
-            from: Source::Flag(flag),
+        Ok(Self {
+            values,
+            warnings,
+            file,
         })
     }
 
-    fn variable(&self, setting: &Setting) -> Result<Option<Given>, ConfigError> {
-        let from = Source::Environment;
-        match (self.env)(setting.env).map(OsString::into_string) {
-            None => Ok(None),
-            Some(Ok(text)) => Ok(Some(Given {
-                text: Zeroizing::new(text),
-                from,
-            })),
-            Some(Err(_)) => Err(invalid(setting, from, Invalid::new("must be UTF-8"))),
+    /// Returns where a setting is set, or `None` if it has its default.
+    pub(super) fn set(&self, name: &str) -> Option<&Source> {
+        self.values.get(name).map(|value| &value.source)
+    }
+
+    /// The error of a setting whose value breaks a rule.
+    pub(super) fn invalid(&self, name: &'static str, rule: Invalid) -> ConfigError {
+        match self.values.get(name) {
+            Some(value) => invalid(value.name, value.source.clone(), rule),
+            None => invalid(name, Source::Default, rule),
         }
     }
 
-    fn member(&self, setting: &Setting) -> Result<Option<Given>, ConfigError> {
-        let Some(file) = &self.file else {
-            return Ok(None);
-        };
-        let Some(value) = file.members.get(&setting.member()) else {
-            return Ok(None);
-        };
-        let from = Source::File(file.path.clone());
-        match as_text(setting.form, value) {
-            Ok(text) => Ok(Some(Given {
-                text: Zeroizing::new(text),
-                from,
-            })),
-            Err(rule) => Err(invalid(setting, from, rule)),
+    /// Returns an error if more than one of these is set.
+    pub(super) fn at_most_one(&self, names: &[&str]) -> Result<(), ConfigError> {
+        let mut set = names.iter().filter_map(|name| self.values.get(name));
+        match (set.next(), set.next()) {
+            (Some(first), Some(second)) => Err(exclusive(first, second)),
+            _ => Ok(()),
         }
+    }
+
+    /// Returns an error if `needed` is not set although `because` is.
+    pub(super) fn require(
+        &self,
+        needed: &'static str,
+        because: &'static str,
+    ) -> Result<(), ConfigError> {
+        match (self.values.get(needed), self.values.get(because)) {
+            (None, Some(Value { source, .. })) => Err(ConfigError::Missing {
+                needed,
+                because,
+                from: source.clone(),
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    /// Reads all values that are not secrets by the types and rules of their declarations.
+    pub(super) fn parse(&self) -> Result<Values, ConfigError> {
+        let command = Values::augment_args(Command::new("settings").no_binary_name(true))
+            // The environment was read above, by other rules.
+            .mut_args(|arg| arg.env(None::<&str>));
+        let arguments = command.get_arguments().filter_map(|arg| {
+            let setting = SETTINGS
+                .iter()
+                .find(|it| it.flag.as_deref() == arg.get_long())?;
+            let value = self.values.get(setting.env.as_str())?;
+            Some(format!("--{}={}", arg.get_long()?, value.text.as_str()))
+        });
+        let arguments: Vec<String> = arguments.collect();
+        command
+            .try_get_matches_from(arguments)
+            .and_then(|matches| Values::from_arg_matches(&matches))
+            .map_err(|error| self.broken_rule(&error))
+    }
+
+    /// Takes the setting and the rule out of an error of clap, whose text would show the value.
+    fn broken_rule(&self, error: &clap::Error) -> ConfigError {
+        let argument = match error.get(ContextKind::InvalidArg) {
+            Some(ContextValue::String(argument)) => argument.trim_start_matches('-'),
+            _ => "",
+        };
+        let flag = argument.split([' ', '=', '[']).next();
+        let setting = SETTINGS.iter().find(|it| it.flag.as_deref() == flag);
+        let rule = std::error::Error::source(error)
+            .map_or_else(|| error.kind().to_string(), ToString::to_string);
+        self.invalid(setting.map_or("settings", |it| &it.env), Invalid::new(rule))
+    }
+
+    /// Returns a secret and where it is set: in its own setting, or in the file that its setting with `_FILE` names. Both
+    /// at the same time is an error, whatever the places.
+    pub(super) fn secret(
+        &mut self,
+        name: &'static str,
+    ) -> Result<Option<(Secret, Source)>, ConfigError> {
+        let file_name = format!("{name}_FILE");
+        self.at_most_one(&[name, &file_name])?;
+        let (secret, source) = match (self.values.get(name), self.values.get(file_name.as_str())) {
+            (Some(own), _) => (Secret::new(own.text.as_str()), own.source.clone()),
+            (None, Some(file)) => {
+                let path = PathBuf::from(file.text.as_str());
+                let (secret, mode) = read_secret(&path)
+                    .map_err(|rule| invalid(file.name, file.source.clone(), rule))?;
+                self.warnings.extend(warn_if_readable(name, &path, mode));
+                (secret, Source::File(path))
+            }
+            (None, None) => return Ok(None),
+        };
+        rules::clean(secret.expose()).map_err(|rule| invalid(name, source.clone(), rule))?;
+        Ok(Some((secret, source)))
+    }
+
+    /// Warns of a secret that can be guessed.
+    pub(super) fn warn_if_weak(&mut self, setting: &'static str, secret: &Secret) {
+        let weak = weakness(secret.expose());
+        self.warnings
+            .extend(weak.map(|reason| Warning::WeakSecret { setting, reason }));
+    }
+
+    /// Warns of a configuration file that every user can read and that has one of these settings, which are secrets.
+    pub(super) fn warn_of_readable_file(&mut self, secrets: &[&'static str]) {
+        let Some(file) = &self.file else { return };
+        let names = SETTINGS.iter().map(|it| (it.env.as_str(), it.field()));
+        let held = names.filter(|(name, field)| secrets.contains(name) && file.has(field));
+        self.warnings
+            .extend(held.filter_map(|(name, _)| warn_if_readable(name, &file.path, file.mode)));
+    }
+
+    /// Returns all settings in effect. `values` are those that are known better than the sources know them: of settings
+    /// whose default depends on something else, and of what must not be shown as it is set.
+    pub(super) fn effective(&self, values: &[(&str, String)]) -> Vec<EffectiveSetting> {
+        let all = SETTINGS.iter().map(|setting| {
+            let name = setting.env.as_str();
+            let is_secret = SECRETS.iter().any(|secret| secret.env == name);
+            // A secret in a file is the value of its setting, too.
+            let file = self
+                .values
+                .get(format!("{name}_FILE").as_str())
+                .filter(|_| is_secret);
+            let (text, from) = match (self.values.get(name), file) {
+                (_, Some(file)) => (Some(HIDDEN), Source::File(file.text.as_str().into())),
+                (Some(own), None) if is_secret => (Some(HIDDEN), own.source.clone()),
+                (Some(own), None) => (Some(own.text.as_str()), own.source.clone()),
+                (None, None) => (setting.default.as_deref(), Source::Default),
+            };
+            let better = values.iter().find(|(it, _)| *it == name);
+            let value = better
+                .map_or(text, |(_, value)| Some(value))
+                .map(str::to_owned);
+            EffectiveSetting { name, value, from }
+        });
+        all.collect()
     }
 }
 
-pub(super) fn invalid(setting: &Setting, from: Source, rule: Invalid) -> ConfigError {
+/// A setting in effect.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EffectiveSetting {
+    /// Its variable.
+    pub name: &'static str,
+    /// Its value, or a placeholder for a secret. `None` if it has no value.
+    pub value: Option<String>,
+    /// Where the value is set.
+    pub from: Source,
+}
+
+/// The placeholder of a secret.
+const HIDDEN: &str = "(hidden)";
+
+fn invalid(setting: &'static str, from: Source, rule: Invalid) -> ConfigError {
     ConfigError::Invalid {
-        setting: setting.env,
+        setting,
         from,
         rule,
     }
 }
 
-/// The configuration file, whose fields are all known.
-struct ConfigFile {
-    path: PathBuf,
-    members: toml::Table,
-    mode: u32,
-}
-
-fn file_error(path: &Path, rule: String) -> ConfigError {
-    ConfigError::File {
-        path: path.to_owned(),
-        rule: Invalid::new(rule),
+fn exclusive(first: &Value, second: &Value) -> ConfigError {
+    ConfigError::Exclusive {
+        first: first.name,
+        first_from: first.source.clone(),
+        second: second.name,
+        second_from: second.source.clone(),
     }
 }
 
-/// The text of a configuration file, and the permission bits of the file.
-fn read_config(path: &Path) -> io::Result<(Zeroizing<String>, u32)> {
-    let (text, mode) = read_file(path, CONFIG_FILE_MAX)?;
-    Ok((text, mode))
-}
-
-impl ConfigFile {
-    fn parse(path: &Path, (text, mode): (Zeroizing<String>, u32)) -> Result<Self, ConfigError> {
-        let members: toml::Table = toml::from_str(&text).map_err(|error| {
-            // Its own text quotes the line, which may hold a secret: say where and what only.
-            let at = error.span().map_or(0, |span| span.start);
-            let line = text.bytes().take(at).filter(|b| *b == b'\n').count() + 1;
-            file_error(path, format!("line {line}: {}", error.message()))
-        })?;
-        let is_known = |name: &str| {
-            SETTINGS
-                .iter()
-                .chain(FORMER)
-                .any(|setting| setting.member() == name)
-        };
-        match members.keys().find(|name| !is_known(name)) {
-            Some(name) => {
-                let shown: String = name.chars().take(64).collect();
-                Err(file_error(
-                    path,
-                    format!(
-                        "unknown field {shown:?}; did you mean {:?}?",
-                        nearest_field(name)
-                    ),
-                ))
-            }
-            None => Ok(Self {
-                path: path.to_owned(),
-                members,
-                mode,
-            }),
-        }
-    }
-}
-
-fn as_text(form: Form, value: &toml::Value) -> Result<String, Invalid> {
-    use toml::Value::{Array, Boolean, Integer, String as Text};
-    match (form, value) {
-        (Form::Text(_) | Form::List(_), Text(text)) => Ok(text.clone()),
-        (Form::List(_), Array(entries)) => entries
-            .iter()
-            .map(|entry| entry.as_str().filter(|text| !text.contains(',')))
-            .collect::<Option<Vec<_>>>()
-            .map(|texts| texts.join(","))
-            .ok_or_else(|| Invalid::new("must be an array of strings without commas")),
-        (Form::Number, Integer(number)) => Ok(number.to_string()),
-        (Form::Switch, Boolean(on)) => Ok(on.to_string()),
-        (Form::Text(_), _) => Err(Invalid::new("must be a string")),
-        (Form::List(_), _) => Err(Invalid::new("must be an array of strings")),
-        (Form::Number, _) => Err(Invalid::new("must be an integer")),
-        (Form::Switch, _) => Err(Invalid::new("must be true or false")),
-    }
-}
-
-/// The text of a file of at most that many bytes, and its permission bits.
-fn read_file(path: &Path, max: u64) -> io::Result<(Zeroizing<String>, u32)> {
-    let file = fs::File::open(path)?;
-    let mode = mode(&file.metadata()?);
-    let mut text = Zeroizing::new(String::new());
-    file.take(max + 1)
-        .read_to_string(&mut text)
-        .map_err(|error| match error.kind() {
-            io::ErrorKind::InvalidData => {
-                io::Error::other("it is not UTF-8; save it as UTF-8 without a byte order mark")
-            }
-            _ => error,
-        })?;
-    if text.len() as u64 > max {
-        return Err(io::Error::other(format!("it is larger than {max} bytes")));
-    }
-    Ok((text, mode))
-}
-
-#[cfg(unix)]
-fn mode(metadata: &fs::Metadata) -> u32 {
-    std::os::unix::fs::PermissionsExt::mode(&metadata.permissions()) & 0o777
-}
-
-#[cfg(not(unix))]
-fn mode(_: &fs::Metadata) -> u32 {
-    0
-}
-
-/// The secret in a file, without the one line break that editors and secret stores leave at its end, and the permission
-/// bits of the file. The error does not name the path: it is a secret where the variable was taken for its sibling
-/// without `_FILE`.
-fn read_secret(path: &Path) -> Result<(Secret, u32), Invalid> {
-    let (text, mode) = read_file(path, SECRET_FILE_MAX)
-        .map_err(|error| Invalid::new(format!("cannot read the file that it names: {error}")))?;
-    let line = text
-        .strip_suffix("\r\n")
-        .or_else(|| text.strip_suffix('\n'))
-        .unwrap_or(&text);
-    if line.trim().is_empty() {
-        return Err(Invalid::new(
-            "the file that it names is empty; write the secret into it",
-        ));
-    }
-    Ok((Secret::new(line), mode))
+fn warn_if_readable(setting: &'static str, path: &Path, mode: u32) -> Option<Warning> {
+    let path = path.to_owned();
+    (mode & OTHERS_READ != 0).then_some(Warning::ReadableSecret {
+        setting,
+        path,
+        mode,
+    })
 }

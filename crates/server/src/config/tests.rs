@@ -3,7 +3,7 @@
 use std::{collections::HashSet, fs, io::Write as _, os::fd::AsRawFd as _};
 
 use clap::{Args as _, Parser};
-use tollkey_core::{Family, RouteBase, Scope, credential::CredentialHeaders};
+use tollkey_core::{Family, IpList, RouteBase, Scope, credential::CredentialHeaders};
 
 use super::*;
 use crate::auth::jwt::TokenVerifier;
@@ -62,16 +62,19 @@ fn secret_file(text: &str) -> (tempfile::TempDir, String) {
 #[test]
 fn defaults_are_those_of_the_contract() {
     let settings = environment(&[]).unwrap();
-    assert_eq!(settings.listen.to_string(), "127.0.0.1:8080");
-    assert!(settings.workers >= 1);
-    assert_eq!(settings.metrics_listen, None);
+    assert_eq!(settings.server.listen.to_string(), "127.0.0.1:8080");
+    assert!(settings.server.workers() >= 1);
+    assert_eq!(settings.server.metrics_listen, None);
     assert_eq!(
-        settings.trusted_proxies,
+        settings.server.trusted_proxies,
         Some(IpList::parse(["127.0.0.0/8", "::1/128"]).unwrap())
     );
-    assert_eq!(settings.merchant_header, "x-merchant-id");
-    assert_eq!(settings.route_base, RouteBase::default());
-    assert_eq!(settings.credential_headers, CredentialHeaders::default());
+    assert_eq!(settings.server.merchant_header, "x-merchant-id");
+    assert_eq!(settings.server.route_base, RouteBase::default());
+    assert_eq!(
+        settings.server.credential_headers,
+        CredentialHeaders::default()
+    );
     assert_eq!(
         (settings.log.filter.as_str(), settings.log.format),
         ("info", LogFormat::Pretty)
@@ -81,18 +84,17 @@ fn defaults_are_those_of_the_contract() {
         settings.database.kind,
         DatabaseKind::SqliteFile("tollkey.db".into())
     );
-    assert_eq!(settings.database_wait, Duration::from_secs(30));
-    assert!(!settings.migrate);
+    assert_eq!(settings.database.wait, Duration::from_secs(30));
+    assert!(!settings.database.migrate);
     assert!(matches!(settings.tokens.source, TokenSource::Development));
     assert_eq!(settings.tokens.account_claim, "account_id");
     assert_eq!(settings.tokens.roles_claim.as_deref(), Some("roles"));
-    assert_eq!(settings.application_key_limit, 20);
+    assert_eq!(settings.key_limits.application_key_limit, 20);
     assert_eq!(settings.catalogue, Catalogue::default());
     assert_eq!(
-        (settings.cache_bytes, settings.cached_keys),
+        (settings.cache.bytes, settings.cache.keys),
         (256 * 1024 * 1024, 1_000_000)
     );
-    assert_eq!(settings.renamed, []);
     assert_eq!(settings.warnings().collect::<Vec<_>>(), []);
 }
 
@@ -102,7 +104,10 @@ fn a_flag_wins_over_the_environment_and_that_over_the_file() {
     let variables = [("TOLLKEY_MERCHANT_HEADER", "x-env")];
     let flags = ["--merchant-header", "x-flag"];
     let header = |flags: &[&str], variables: &[(&str, &str)], file| {
-        resolve(flags, variables, file).unwrap().merchant_header
+        resolve(flags, variables, file)
+            .unwrap()
+            .server
+            .merchant_header
     };
     assert_eq!(header(&[], &[], None), "x-merchant-id");
     assert_eq!(header(&[], &[], file), "x-file");
@@ -113,7 +118,11 @@ fn a_flag_wins_over_the_environment_and_that_over_the_file() {
 #[test]
 fn flags_stand_before_or_after_the_subcommand() {
     for flags in [["--workers", "3", "serve"], ["serve", "--workers", "3"]] {
-        assert_eq!(resolve(&flags, &[], None).unwrap().workers, 3, "{flags:?}");
+        assert_eq!(
+            resolve(&flags, &[], None).unwrap().server.workers(),
+            3,
+            "{flags:?}"
+        );
     }
     assert!(
         Cli::try_parse_from(["tollkey", "serve"])
@@ -125,8 +134,13 @@ fn flags_stand_before_or_after_the_subcommand() {
 
 #[test]
 fn a_switch_means_true_when_it_stands_alone() {
-    assert!(resolve(&["--migrate"], &[], None).unwrap().migrate);
-    assert!(resolve(&["--migrate", "serve"], &[], None).unwrap().migrate);
+    assert!(resolve(&["--migrate"], &[], None).unwrap().database.migrate);
+    assert!(
+        resolve(&["--migrate", "serve"], &[], None)
+            .unwrap()
+            .database
+            .migrate
+    );
     let postgres = [
         ("TOLLKEY_MIGRATE", "true"),
         ("DATABASE_URL", "postgres://localhost/keys"),
@@ -134,6 +148,7 @@ fn a_switch_means_true_when_it_stands_alone() {
     assert!(
         !resolve(&["--migrate=false"], &postgres, None)
             .unwrap()
+            .database
             .migrate
     );
 }
@@ -192,9 +207,9 @@ fn migration_cannot_be_turned_off_on_sqlite() {
 
 #[test]
 fn an_empty_value_is_an_error_even_where_another_one_wins() {
-    for setting in SETTINGS {
+    for setting in SETTINGS.iter() {
         for empty in ["", "  "] {
-            let error = environment(&[(setting.env, empty)]).unwrap_err();
+            let error = environment(&[(&setting.env, empty)]).unwrap_err();
             let expected = format!(
                 "{} (environment): must not be empty; leave it out instead",
                 setting.env
@@ -225,11 +240,11 @@ fn an_empty_value_is_an_error_even_where_another_one_wins() {
 
 #[test]
 fn names_follow_one_rule() {
-    let variables: HashSet<_> = SETTINGS.iter().map(|setting| setting.env).collect();
+    let variables: HashSet<_> = SETTINGS.iter().map(|setting| &setting.env).collect();
     assert_eq!(variables.len(), SETTINGS.len());
-    for setting in SETTINGS.iter().chain([&CONFIG]) {
-        match setting.flag {
-            Some(flag) => assert_eq!(flag.replace('-', "_"), setting.member()),
+    for setting in setting::all() {
+        match &setting.flag {
+            Some(flag) => assert_eq!(flag.replace('-', "_"), setting.field()),
             None => assert!(
                 setting.env.ends_with("_SECRET"),
                 "everybody can read a command line: {}",
@@ -279,19 +294,27 @@ fn the_file_can_hold_every_setting_in_the_type_that_fits() {
         )),
     )
     .unwrap();
-    assert_eq!(settings.listen.to_string(), "[::1]:0");
+    assert_eq!(settings.server.listen.to_string(), "[::1]:0");
     assert_eq!(settings.database.kind, DatabaseKind::Postgres);
     assert_eq!(
-        (settings.database_pool, settings.migrate, settings.workers),
+        (
+            settings.database.pool,
+            settings.database.migrate,
+            settings.server.workers()
+        ),
         (4, true, 2)
     );
-    assert_eq!(settings.trusted_proxies.unwrap().networks().len(), 2);
+    assert_eq!(settings.server.trusted_proxies.unwrap().networks().len(), 2);
     assert_eq!(
-        (settings.merchant_header.as_str(), &settings.route_base),
+        (
+            settings.server.merchant_header.as_str(),
+            &settings.server.route_base
+        ),
         ("x-shop", &RouteBase::none())
     );
     assert!(
         settings
+            .server
             .credential_headers
             .names()
             .eq(["x-api-key", "x-commerce-api-key"])
@@ -308,9 +331,9 @@ fn the_file_can_hold_every_setting_in_the_type_that_fits() {
         settings.tokens.roles_claim.as_deref(),
         Some("https://example.com/roles")
     );
-    assert_eq!(settings.application_key_limit, 5);
+    assert_eq!(settings.key_limits.application_key_limit, 5);
     assert_eq!(
-        (settings.cache_bytes, settings.cached_keys),
+        (settings.cache.bytes, settings.cache.keys),
         (8 * 1024 * 1024, 10)
     );
     let commerce = settings
@@ -372,11 +395,15 @@ fn a_named_file_must_be_there() {
     assert_eq!(
         resolve(&["--config", &path], &[], Some("workers = 1"))
             .unwrap()
-            .workers,
+            .server
+            .workers(),
         7
     );
     assert_eq!(
-        environment(&[("TOLLKEY_CONFIG", &path)]).unwrap().workers,
+        environment(&[("TOLLKEY_CONFIG", &path)])
+            .unwrap()
+            .server
+            .workers(),
         7
     );
     let error = environment(&[("TOLLKEY_CONFIG", "missing.toml")]).unwrap_err();
@@ -616,16 +643,20 @@ fn rules() {
 
 #[test]
 fn former_name_of_a_setting_is_accepted_and_reported() {
-    let renamed = [("TOLLKEY_REMEMBERED_KEYS", "TOLLKEY_CACHED_KEYS")];
+    let renamed = Warning::Renamed {
+        former: "TOLLKEY_REMEMBERED_KEYS",
+        setting: "TOLLKEY_CACHED_KEYS",
+    };
     for settings in [
         resolve(&["--remembered-keys", "7"], &[], None),
         environment(&[("TOLLKEY_REMEMBERED_KEYS", "7")]),
         resolve(&[], &[], Some("remembered_keys = 7")),
     ] {
         let settings = settings.unwrap();
+        assert_eq!(settings.cache.keys, 7);
         assert_eq!(
-            (settings.cached_keys, settings.renamed),
-            (7, renamed.to_vec())
+            settings.warnings().collect::<Vec<_>>(),
+            [renamed.clone(); 1]
         );
     }
     let both = environment(&[
@@ -650,16 +681,19 @@ fn former_name_of_a_setting_is_accepted_and_reported() {
 fn what_the_rules_accept() {
     let listen = environment(&[("TOLLKEY_LISTEN", "localhost:9000")])
         .unwrap()
+        .server
         .listen;
     assert_eq!(listen.to_string(), "127.0.0.1:9000");
     assert_eq!(
         environment(&[("TOLLKEY_TRUSTED_PROXIES", "none")])
             .unwrap()
+            .server
             .trusted_proxies,
         None
     );
     let proxies = environment(&[("TOLLKEY_TRUSTED_PROXIES", "10.0.0.0/8, fd00::/8")])
         .unwrap()
+        .server
         .trusted_proxies;
     assert_eq!(proxies.unwrap().networks().len(), 2);
     for (url, kind) in [
@@ -816,12 +850,7 @@ fn stray_characters_of_a_secret_are_rejected() {
                 .collect();
             resolve(&[], &variables, file)
         };
-        let file_name = SECRETS
-            .iter()
-            .find(|(own, _)| own.env == name)
-            .unwrap()
-            .1
-            .env;
+        let file_name: &'static str = format!("{name}_FILE").leak();
         for (before, behind, rule) in STRAY {
             let text = format!("{before}{secret}{behind}");
             let (_directory, path) = secret_file(&format!("{text}\n"));
@@ -1289,7 +1318,7 @@ fn effective_settings_have_a_source_and_no_secret() {
     );
     assert_eq!(
         shown("TOLLKEY_WORKERS").0,
-        Some(settings.workers.to_string())
+        Some(settings.server.workers().to_string())
     );
     assert_eq!(
         shown("DATABASE_URL"),

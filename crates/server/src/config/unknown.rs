@@ -2,10 +2,9 @@
 
 use std::ffi::OsString;
 
-use super::{
-    declared::{CONFIG, FORMER, SETTINGS},
-    setting::Setting,
-};
+use strsim::levenshtein;
+
+use super::setting::{self, CONFIG, SETTINGS, Setting};
 
 /// The variables that the client library reads (`Client::from_env`). They may be set for the server's process, too.
 const CLIENT_VARIABLES: [&str; 3] = ["TOLLKEY_URL", "TOLLKEY_TOKEN", "TOLLKEY_SERVICE_KEY"];
@@ -51,11 +50,7 @@ pub(super) fn unknown_variables(
 }
 
 fn is_known(name: &str, value: &str) -> bool {
-    SETTINGS
-        .iter()
-        .chain(FORMER)
-        .chain([&CONFIG])
-        .any(|setting| setting.env == name)
+    setting::all().any(|setting| setting.env == name)
         || CLIENT_VARIABLES.contains(&name)
         || name.starts_with(TEST_PREFIX)
         || is_of_kubernetes(name, value)
@@ -98,14 +93,22 @@ fn nearest_variable(name: &str) -> &'static str {
         .strip_prefix(PREFIX)
         .unwrap_or(name)
         .to_ascii_lowercase();
-    let settings = SETTINGS.iter().chain([&CONFIG]).map(|setting| setting.env);
+    let settings = SETTINGS
+        .iter()
+        .chain([&*CONFIG])
+        .map(|setting| setting.env.as_str());
     let nearest = settings.chain(CLIENT_VARIABLES).min_by_key(|env| {
-        distance(
-            &own,
-            &env.strip_prefix(PREFIX).unwrap_or(env).to_ascii_lowercase(),
-        )
+        let known = env.strip_prefix(PREFIX).unwrap_or(env).to_ascii_lowercase();
+        levenshtein(shortened(&own), &known)
     });
-    nearest.unwrap_or(CONFIG.env)
+    nearest.unwrap_or(&CONFIG.env)
+}
+
+/// Returns the beginning of a name, which bounds the comparison.
+fn shortened(name: &str) -> &str {
+    name.char_indices()
+        .nth(NAME_MAX)
+        .map_or(name, |(end, _)| &name[..end])
 }
 
 /// Returns the field of the configuration file whose name is nearest.
@@ -114,26 +117,9 @@ pub(super) fn nearest_field(name: &str) -> String {
     let own = own.strip_prefix("tollkey_").unwrap_or(&own);
     SETTINGS
         .iter()
-        .map(Setting::member)
-        .min_by_key(|member| distance(own, member))
+        .map(Setting::field)
+        .min_by_key(|field| levenshtein(shortened(own), field))
         .unwrap_or_default()
-}
-
-/// Returns how many characters have to be inserted, deleted or replaced to turn one text into the other.
-fn distance(one: &str, other: &str) -> usize {
-    let one: Vec<char> = one.chars().take(NAME_MAX).collect();
-    let other: Vec<char> = other.chars().collect();
-    let mut row: Vec<usize> = (0..=other.len()).collect();
-    for (i, a) in one.iter().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, b) in other.iter().enumerate() {
-            let replaced = diagonal + usize::from(a != b);
-            diagonal = row[j + 1];
-            row[j + 1] = replaced.min(row[j] + 1).min(diagonal + 1);
-        }
-    }
-    row[other.len()]
 }
 
 #[cfg(test)]
@@ -191,11 +177,8 @@ mod tests {
 
     #[test]
     fn known_variables_are_not_reported() {
-        let mut known: Vec<(&str, &str)> = SETTINGS
-            .iter()
-            .chain(FORMER)
-            .chain([&CONFIG])
-            .map(|setting| (setting.env, "x"))
+        let mut known: Vec<(&str, &str)> = setting::all()
+            .map(|setting| (setting.env.as_str(), "x"))
             .collect();
         known.extend(CLIENT_VARIABLES.map(|name| (name, "x")));
         known.extend([

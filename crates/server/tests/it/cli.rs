@@ -31,24 +31,31 @@ async fn help_names_every_command_and_setting() {
             "{command}: {help}"
         );
     }
-    for setting in tollkey_server::config::SETTINGS {
-        let Some(flag) = setting.flag else { continue };
+    for setting in tollkey_server::config::SETTINGS.iter() {
+        let flag = setting
+            .flag
+            .iter()
+            .all(|flag| help.contains(&format!("--{flag}")));
         assert!(
-            help.contains(&format!("--{flag}")) && help.contains(setting.env),
+            flag && help.contains(&setting.env),
             "{}: {help}",
             setting.env
         );
     }
     assert!(
-        !help.contains("--jwt-hs256-secret "),
-        "a secret has no flag: {help}"
+        help.contains("[env: TOLLKEY_JWT_HS256_SECRET]") && !help.contains("--jwt-hs256-secret "),
+        "{help}"
     );
     for command in [
         &["audit", "verify", "--help"][..],
         &["service-key", "--help"],
         &["account", "set", "--help"],
     ] {
-        Tollkey::bare().answer(command).await;
+        let help = Tollkey::bare().answer(command).await;
+        assert!(
+            !help.contains("--listen") && help.contains("listed by 'tollkey --help'"),
+            "settings are shown once: {help}"
+        );
     }
     assert!(
         Tollkey::bare()

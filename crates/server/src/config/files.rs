@@ -1,0 +1,172 @@
+//! Reading files: the configuration file, and files that hold one secret or key.
+
+use std::{
+    fs,
+    io::{self, Read as _},
+    path::{Path, PathBuf},
+};
+
+use tollkey_api::Secret;
+use tollkey_core::Invalid;
+use zeroize::Zeroizing;
+
+use super::{
+    setting::{FORMER, Form, SETTINGS, Setting},
+    sources::ConfigError,
+    unknown::nearest_field,
+};
+
+/// The most bytes of a file that holds one secret or key.
+const SECRET_FILE_MAX: u64 = 64 * 1024;
+/// The most bytes of a configuration file.
+const CONFIG_FILE_MAX: u64 = 1024 * 1024;
+
+/// The configuration file, whose fields are all known.
+pub(super) struct ConfigFile {
+    pub(super) path: PathBuf,
+    /// Its permission bits.
+    pub(super) mode: u32,
+    fields: toml::Table,
+}
+
+impl ConfigFile {
+    /// Reads the file at this path; the outer error if it cannot be read, the inner one if it cannot be used.
+    pub(super) fn read(path: &Path) -> io::Result<Result<Self, ConfigError>> {
+        let (text, mode) = read_text(path, CONFIG_FILE_MAX)?;
+        Ok(Self::parse(path, &text, mode))
+    }
+
+    /// Reads the file at this path if it exists.
+    pub(super) fn read_if_exists(path: &Path) -> Result<Option<Self>, ConfigError> {
+        match Self::read(path) {
+            Ok(file) => file.map(Some),
+            // A link that leads nowhere is no missing file: its settings would be left out silently.
+            Err(error)
+                if error.kind() == io::ErrorKind::NotFound && path.symlink_metadata().is_err() =>
+            {
+                Ok(None)
+            }
+            Err(error) => Err(file_error(path, error.to_string())),
+        }
+    }
+
+    fn parse(path: &Path, text: &str, mode: u32) -> Result<Self, ConfigError> {
+        let fields: toml::Table = toml::from_str(text).map_err(|error| {
+            // Its own text quotes the line, which may hold a secret: say where and what only.
+            let at = error.span().map_or(0, |span| span.start);
+            let line = text.bytes().take(at).filter(|b| *b == b'\n').count() + 1;
+            file_error(path, format!("line {line}: {}", error.message()))
+        })?;
+        let known: Vec<String> = SETTINGS
+            .iter()
+            .chain(&*FORMER)
+            .map(Setting::field)
+            .collect();
+        if let Some(name) = fields.keys().find(|name| !known.contains(name)) {
+            let shown: String = name.chars().take(64).collect();
+            let nearest = nearest_field(name);
+            let rule = format!("unknown field {shown:?}; did you mean {nearest:?}?");
+            return Err(file_error(path, rule));
+        }
+        Ok(Self {
+            path: path.to_owned(),
+            fields,
+            mode,
+        })
+    }
+
+    /// Whether it has this field.
+    pub(super) fn has(&self, field: &str) -> bool {
+        self.fields.contains_key(field)
+    }
+
+    /// Returns the value of a setting as it would be in the environment, or the rule that its type breaks.
+    pub(super) fn text(&self, setting: &Setting) -> Result<Option<Zeroizing<String>>, Invalid> {
+        let value = self.fields.get(&setting.field());
+        let text = value.map(|value| as_text(setting.form, value));
+        Ok(text.transpose()?.map(Zeroizing::new))
+    }
+}
+
+fn file_error(path: &Path, rule: String) -> ConfigError {
+    ConfigError::File {
+        path: path.to_owned(),
+        rule: Invalid::new(rule),
+    }
+}
+
+pub(super) fn unreadable(error: &io::Error) -> Invalid {
+    Invalid::new(format!("cannot read the file that it names: {error}"))
+}
+
+fn as_text(form: Form, value: &toml::Value) -> Result<String, Invalid> {
+    use toml::Value::{Array, Boolean, Integer, String as Text};
+    match (form, value) {
+        (Form::Text | Form::List, Text(text)) => Ok(text.clone()),
+        (Form::List, Array(entries)) => entries
+            .iter()
+            .map(|entry| entry.as_str().filter(|text| !text.contains(',')))
+            .collect::<Option<Vec<_>>>()
+            .map(|texts| texts.join(","))
+            .ok_or_else(|| Invalid::new("must be an array of strings without commas")),
+        (Form::Number, Integer(number)) => Ok(number.to_string()),
+        (Form::Switch, Boolean(on)) => Ok(on.to_string()),
+        (Form::Text, _) => Err(Invalid::new("must be a string")),
+        (Form::List, _) => Err(Invalid::new("must be an array of strings")),
+        (Form::Number, _) => Err(Invalid::new("must be an integer")),
+        (Form::Switch, _) => Err(Invalid::new("must be true or false")),
+    }
+}
+
+/// Reads a file of at most `max` bytes, and its permission bits.
+fn read_bytes(path: &Path, max: u64) -> io::Result<(Zeroizing<Vec<u8>>, u32)> {
+    let file = fs::File::open(path)?;
+    let mode = mode(&file.metadata()?);
+    let mut bytes = Zeroizing::new(Vec::new());
+    file.take(max + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > max {
+        return Err(io::Error::other(format!("it is larger than {max} bytes")));
+    }
+    Ok((bytes, mode))
+}
+
+/// Reads a file of at most `max` bytes of UTF-8, and its permission bits.
+fn read_text(path: &Path, max: u64) -> io::Result<(Zeroizing<String>, u32)> {
+    let (bytes, mode) = read_bytes(path, max)?;
+    let text = str::from_utf8(&bytes).map_err(|_| {
+        io::Error::other("it is not UTF-8; save it as UTF-8 without a byte order mark")
+    })?;
+    Ok((Zeroizing::new(text.to_owned()), mode))
+}
+
+/// Reads the PEM file of a key.
+pub(super) fn read_pem(path: &Path) -> io::Result<Vec<u8>> {
+    read_bytes(path, SECRET_FILE_MAX).map(|(pem, _)| pem.to_vec())
+}
+
+#[cfg(unix)]
+fn mode(metadata: &fs::Metadata) -> u32 {
+    std::os::unix::fs::PermissionsExt::mode(&metadata.permissions()) & 0o777
+}
+
+#[cfg(not(unix))]
+fn mode(_: &fs::Metadata) -> u32 {
+    0
+}
+
+/// The secret in a file, without the one line break that editors and secret stores leave at its end, and the permission
+/// bits of the file. The error does not name the path: it is a secret where the variable was taken for its sibling
+/// without `_FILE`.
+pub(super) fn read_secret(path: &Path) -> Result<(Secret, u32), Invalid> {
+    let (text, mode) = read_text(path, SECRET_FILE_MAX).map_err(|error| unreadable(&error))?;
+    let line = text
+        .strip_suffix("\r\n")
+        .or_else(|| text.strip_suffix('\n'))
+        .unwrap_or(&text);
+    if line.trim().is_empty() {
+        return Err(Invalid::new(
+            "the file that it names is empty; write the secret into it",
+        ));
+    }
+    Ok((Secret::new(line), mode))
+}

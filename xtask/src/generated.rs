@@ -1,0 +1,50 @@
+//! Files that are generated from the server's code and kept in the repository, so that a change is seen in its diff.
+
+use std::fs;
+
+use anyhow::{Context as _, bail};
+
+/// A generated file.
+pub(crate) struct Generated {
+    /// Its path in the repository.
+    path: &'static str,
+    /// The `cargo xtask` command that writes it.
+    command: &'static str,
+    content: fn() -> String,
+}
+
+/// The OpenAPI document of the routes that the server mounts.
+pub(crate) const OPENAPI: Generated = Generated {
+    path: "openapi/tollkey.json",
+    command: "openapi",
+    content: || tollkey_server::openapi::json().to_owned(),
+};
+
+/// The reference of the settings.
+pub(crate) const SETTINGS: Generated = Generated {
+    path: "docs/settings.md",
+    command: "settings",
+    content: tollkey_server::config::markdown,
+};
+
+impl Generated {
+    /// Writes the file.
+    pub(crate) fn write(&self) -> anyhow::Result<()> {
+        fs::write(crate::root().join(self.path), (self.content)())
+            .with_context(|| format!("cannot write {}", self.path))
+    }
+
+    /// Returns an error if the file is not what would be generated now.
+    pub(crate) fn check(&self) -> anyhow::Result<()> {
+        let committed = fs::read_to_string(crate::root().join(self.path))
+            .with_context(|| format!("cannot read {}", self.path))?;
+        let current = (self.content)();
+        if committed == current {
+            return Ok(());
+        }
+        let pairs = committed.lines().zip(current.lines());
+        let line = pairs.take_while(|(old, new)| old == new).count() + 1;
+        let Self { path, command, .. } = self;
+        bail!("{path} is out of date from line {line} on; run: cargo xtask {command}")
+    }
+}
