@@ -32,7 +32,7 @@ pub mod change;
 pub mod credential;
 pub mod feature;
 pub mod heap;
-mod hex;
+pub mod hex;
 pub mod id;
 pub mod key_text;
 pub mod lineage;

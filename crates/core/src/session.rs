@@ -4,84 +4,105 @@ use jiff::{SignedDuration, Timestamp};
 
 use crate::{AccountId, Digest};
 
-/// Somebody who is signed in to the dashboard.
+/// A session of the dashboard.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Session {
-    /// The account that is managed. Only an operator has none at first: they choose one, and can choose again.
+    /// The account that is managed. Only an operator's session can have none, until the operator chooses one.
     pub account_id: Option<AccountId>,
-    /// Who signed in, as their identity provider or token calls them.
+    /// The name of the person at the identity provider or in the management token (`sub`).
     pub subject: String,
-    /// Whether they may manage every account.
+    /// Whether the person can manage every account.
     pub is_operator: bool,
-    /// What it rests on ([`grounds`], [`bound`] to the token in its cookie). Where that no longer holds, nor does the session.
-    pub grounds: Digest,
-    /// When they signed in.
+    /// The method and the settings of the sign-in, hashed with the session's token: [`SignInSettingsHash::with_token`].
+    pub sign_in_settings: Digest,
+    /// When the session began.
     pub created_at: Timestamp,
-    /// When they were last seen, to within [`Session::SEEN_EVERY`].
+    /// When the last request was made, to within [`Session::SEEN_EVERY`].
     pub last_seen_at: Timestamp,
-    /// When they have to sign in again whatever happens.
+    /// When the session expires whatever happens.
     pub ends_at: Timestamp,
 }
 
-/// What a session rests on: a digest of the way in, and of each setting that has to stay what it is for the session to hold.
-#[must_use]
-pub fn grounds(way: &str, settings: &[Option<&str>]) -> Digest {
-    let mut all = way.to_owned();
-    for setting in settings {
-        // Each with its length, so that no two lists read the same.
-        match setting {
-            Some(setting) => all.push_str(&format!(" {}:{setting}", setting.len())),
-            None => all.push_str(" -"),
-        }
-    }
-    Digest::of(&all)
+/// A sign-in: a person whose identity was verified.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SignIn {
+    /// The account that the person manages; `None` for an operator who has not chosen one.
+    pub account_id: Option<AccountId>,
+    /// The name of the person at the identity provider or in the management token (`sub`).
+    pub subject: String,
+    /// Whether the person can manage every account.
+    pub is_operator: bool,
+    /// The method that verified the identity.
+    pub settings: SignInSettingsHash,
+    /// When that proof expires, if the session must not outlive it.
+    pub proof_expires_at: Option<Timestamp>,
 }
 
-/// Grounds as they are kept with a session: together with the token in its cookie, which is random and not kept. By itself
-/// the digest of a secret would let whoever reads the database find out whether they guess it.
-#[must_use]
-pub fn bound(grounds: &Digest, token: &str) -> Digest {
-    Digest::of(&format!("{token} {}", grounds.hex()))
+/// The SHA-256 of a sign-in method and of each setting that must not change while its sessions are valid.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SignInSettingsHash(Digest);
+
+impl SignInSettingsHash {
+    /// Hashes a method and its settings.
+    #[must_use]
+    pub fn new(method: &str, settings: &[Option<&str>]) -> Self {
+        let mut all = method.to_owned();
+        for setting in settings {
+            // Each with its length, so that no two lists have the same text.
+            match setting {
+                Some(setting) => all.push_str(&format!(" {}:{setting}", setting.len())),
+                None => all.push_str(" -"),
+            }
+        }
+        Self(Digest::of(&all))
+    }
+
+    /// Returns what is stored with a session: the hash together with the token in the session's cookie, which is random
+    /// and not stored. The hash alone covers secrets, and a reader of the database could test guesses of them.
+    #[must_use]
+    pub fn with_token(&self, token: &str) -> Digest {
+        Digest::of(&format!("{token} {}", self.0.hex()))
+    }
 }
 
 impl Session {
     /// The longest session.
     pub const LONGEST: SignedDuration = SignedDuration::from_hours(12);
-    /// The longest time in which nothing is asked for.
+    /// The longest time without a request.
     pub const IDLE: SignedDuration = SignedDuration::from_hours(1);
-    /// How exactly it is known when somebody was last seen: a page is no reason to write each time.
+    /// How often the time of the last request is stored: not with every request.
     pub const SEEN_EVERY: SignedDuration = SignedDuration::from_mins(1);
 
-    /// A session that begins now, and ends no later than what proved who it is.
+    /// Begins a session with this token in its cookie.
     #[must_use]
-    pub fn begin(
-        account_id: Option<AccountId>,
-        subject: String,
-        is_operator: bool,
-        grounds: Digest,
-        now: Timestamp,
-        proof_ends: Option<Timestamp>,
-    ) -> Self {
+    pub fn begin(sign_in: SignIn, token: &str, now: Timestamp) -> Self {
         let longest = now.saturating_add(Self::LONGEST).unwrap_or(Timestamp::MAX);
-        let ends_at = proof_ends.map_or(longest, |end| end.min(longest));
         Self {
-            account_id,
-            subject,
-            is_operator,
-            grounds,
+            account_id: sign_in.account_id,
+            subject: sign_in.subject,
+            is_operator: sign_in.is_operator,
+            sign_in_settings: sign_in.settings.with_token(token),
             created_at: now,
             last_seen_at: now,
-            ends_at,
+            ends_at: sign_in
+                .proof_expires_at
+                .map_or(longest, |end| end.min(longest)),
         }
     }
 
-    /// Whether it is over: its time has come, or nothing was asked for too long.
+    /// Whether the session, which has this token, began by a sign-in with these settings.
     #[must_use]
-    pub fn is_over(&self, now: Timestamp) -> bool {
+    pub fn began_with(&self, settings: &SignInSettingsHash, token: &str) -> bool {
+        settings.with_token(token) == self.sign_in_settings
+    }
+
+    /// Whether the session has expired: its end has come, or it had no request for too long.
+    #[must_use]
+    pub fn is_expired(&self, now: Timestamp) -> bool {
         now >= self.ends_at || now.duration_since(self.last_seen_at) >= Self::IDLE
     }
 
-    /// Whether it is time to write down that they were seen.
+    /// Whether the time of the last request is to be stored again.
     #[must_use]
     pub fn is_seen_again(&self, now: Timestamp) -> bool {
         now.duration_since(self.last_seen_at) >= Self::SEEN_EVERY
@@ -96,18 +117,19 @@ mod tests {
         Timestamp::from_second(minutes * 60).unwrap()
     }
 
+    fn operator(proof_expires_at: Option<Timestamp>) -> SignIn {
+        SignIn {
+            account_id: None,
+            subject: "ada".to_owned(),
+            is_operator: true,
+            settings: SignInSettingsHash::new("test", &[]),
+            proof_expires_at,
+        }
+    }
+
     #[test]
-    fn a_session_ends_with_its_time_with_its_proof_and_when_nothing_is_asked_for() {
-        let session = |proof_ends| {
-            Session::begin(
-                None,
-                "ada".to_owned(),
-                true,
-                Digest::of(""),
-                at(0),
-                proof_ends,
-            )
-        };
+    fn session_expires_with_its_time_its_proof_and_when_idle() {
+        let session = |proof_expires_at| Session::begin(operator(proof_expires_at), "", at(0));
         let seen = |minutes, session: Session| Session {
             last_seen_at: at(minutes),
             ..session
@@ -124,35 +146,35 @@ mod tests {
             (session(Some(at(10))), 10, true),
             (seen(719, session(Some(at(10_000)))), 720, true),
         ] {
-            assert_eq!(session.is_over(at(now)), over, "{session:?} at {now}");
+            assert_eq!(session.is_expired(at(now)), over, "{session:?} at {now}");
         }
     }
 
     #[test]
-    fn grounds_are_others_when_the_way_or_a_setting_is_another() {
+    fn settings_hash_depends_on_method_settings_and_token() {
         let all = [
-            grounds("link", &[]),
-            grounds("token", &[]),
-            grounds("token", &[None]),
-            grounds("token", &[Some("")]),
-            grounds("token", &[Some("a"), None]),
-            grounds("token", &[None, Some("a")]),
-            grounds("token", &[Some("a"), Some("b")]),
-            grounds("token", &[Some("a 1:b")]),
+            SignInSettingsHash::new("link", &[]),
+            SignInSettingsHash::new("token", &[]),
+            SignInSettingsHash::new("token", &[None]),
+            SignInSettingsHash::new("token", &[Some("")]),
+            SignInSettingsHash::new("token", &[Some("a"), None]),
+            SignInSettingsHash::new("token", &[None, Some("a")]),
+            SignInSettingsHash::new("token", &[Some("a"), Some("b")]),
+            SignInSettingsHash::new("token", &[Some("a 1:b")]),
         ];
         for (i, one) in all.iter().enumerate() {
             assert!(all[i + 1..].iter().all(|other| other != one), "{i}");
         }
-        assert_eq!(grounds("token", &[Some("a"), None]), all[4]);
+        assert_eq!(SignInSettingsHash::new("token", &[Some("a"), None]), all[4]);
         assert!(
-            bound(&all[0], "one") != bound(&all[0], "two")
-                && bound(&all[0], "one") != bound(&all[1], "one")
+            all[0].with_token("one") != all[0].with_token("two")
+                && all[0].with_token("one") != all[1].with_token("one")
         );
     }
 
     #[test]
-    fn being_seen_is_written_down_once_a_minute() {
-        let session = Session::begin(None, "ada".to_owned(), true, Digest::of(""), at(0), None);
+    fn last_request_is_stored_once_a_minute() {
+        let session = Session::begin(operator(None), "", at(0));
         assert!(!session.is_seen_again(Timestamp::from_second(59).unwrap()));
         assert!(session.is_seen_again(at(1)));
         assert!(

@@ -14,8 +14,8 @@ use crate::{
     auth::{jwt::TokenVerifier, oidc::Provider},
     config::{Secret, Settings, TokenSource},
     database,
-    dev_mode::{DevMode, new_secret},
-    sign_in::Ways,
+    dev_mode::DevMode,
+    sign_in::SignInMethods,
     state::{LogLimits, Policy, State},
 };
 
@@ -44,7 +44,7 @@ pub async fn service(
         .context("the store does not respond")?;
     let sealer = match sealing_secret {
         Some(secret) => Sealer::new(secret.expose().as_bytes()),
-        None => Sealer::new(new_secret(&random).expose().as_bytes()),
+        None => Sealer::new(random.secret().as_bytes()),
     };
     Ok(Service {
         store,
@@ -88,18 +88,18 @@ fn assemble(
         route_base: settings.server.route_base.clone(),
         development: development.is_some(),
     };
-    let ways = Ways {
+    let sign_in = SignInMethods {
         token: settings
             .dashboard_token_sign_in
             .unwrap_or(development.is_some())
-            .then(|| tokens.grounds()),
+            .then(|| tokens.sign_in_settings()),
         links: development.and_then(|development| development.links(service.clock.now())),
         oidc: settings.oidc.as_ref().map(Provider::new).transpose()?,
     };
     Ok(State {
         service,
         tokens,
-        ways,
+        sign_in,
         policy,
         public_path: settings.public_path.clone(),
         document: OnceLock::new(),

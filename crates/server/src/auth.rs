@@ -18,6 +18,7 @@ pub mod jwks;
 pub mod jwt;
 pub mod oidc;
 pub(crate) mod published;
+pub mod sign_in_links;
 
 pub use self::{
     authenticate::{Allowance, authorize_presented, look_at_presented, not_forwarded},

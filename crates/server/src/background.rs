@@ -109,7 +109,7 @@ async fn keep_published(state: web::Data<State>, stopping: watch::Receiver<bool>
         let upkeep = async {
             tokio::time::sleep(UPKEEP_INTERVAL).await;
             let oidc = async {
-                if let Some(provider) = &state.ways.oidc {
+                if let Some(provider) = &state.sign_in.oidc {
                     provider.refresh(state.service.clock.now()).await;
                 }
             };

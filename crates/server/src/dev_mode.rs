@@ -6,7 +6,6 @@
 
 use std::{
     ffi::OsString,
-    fmt::Write as _,
     fs::{self, File, OpenOptions},
     io::{self, Read as _, Write as _},
     net::SocketAddr,
@@ -17,9 +16,9 @@ use std::{
 
 use crate::{
     auth::jwt::{self, ClaimRules, MintError, NewToken},
+    auth::sign_in_links::{LINK_LIFETIME, SignInLinks},
     config::{DatabaseKind, HS256_SECRET_MIN, Secret, Settings, TokenSource},
     issuer_url::is_loopback,
-    sign_in::{LINK_LASTS, Links},
 };
 use jiff::Timestamp;
 use tollkey_core::AccountId;
@@ -132,7 +131,7 @@ impl DevMode {
         };
         let kept_in = Self::check(settings)?;
         let secret = match &kept_in {
-            None => new_secret(random),
+            None => Secret::new(random.secret().as_str()),
             Some(path) => kept_secret(path, random)?,
         };
         Ok(Some(Self {
@@ -172,9 +171,9 @@ impl DevMode {
 
     /// The links that sign in to the dashboard, as an operator who manages the example's account.
     #[must_use]
-    pub fn links(&self, now: Timestamp) -> Option<Links> {
+    pub fn links(&self, now: Timestamp) -> Option<SignInLinks> {
         let account = EXAMPLE_ACCOUNT.parse().ok()?;
-        Some(Links::new(
+        Some(SignInLinks::new(
             self.secret.clone(),
             account,
             DEFAULT_SUBJECT,
@@ -224,7 +223,7 @@ impl DevMode {
             ),
             None => ("", ""),
         };
-        let link = dashboard_link(base_url, &Links::code(&self.secret, random, now));
+        let link = dashboard_link(base_url, &SignInLinks::code(&self.secret, random, now));
         // Names are unique, and the line should work at every start.
         let name = random.with(|rng| format!("Example {:04x}", rng.next_u32() & 0xffff));
         Ok(format!(
@@ -243,7 +242,7 @@ impl DevMode {
             hours = jwt::DEFAULT_LIFETIME.as_hours(),
             token = *token,
             link = *link,
-            minutes = LINK_LASTS.as_mins(),
+            minutes = LINK_LIFETIME.as_mins(),
         ))
     }
 }
@@ -307,17 +306,6 @@ fn secret_path(database: &Path) -> PathBuf {
     path.into()
 }
 
-/// 32 random bytes in hexadecimal.
-pub(crate) fn new_secret(random: &Random) -> Secret {
-    let mut bytes = Zeroizing::new([0_u8; HS256_SECRET_MIN]);
-    random.with(|rng| rng.fill_bytes(bytes.as_mut_slice()));
-    let mut text = Zeroizing::new(String::with_capacity(2 * HS256_SECRET_MIN));
-    for byte in bytes.iter() {
-        let _ = write!(text, "{byte:02x}");
-    }
-    Secret::new(text.as_str())
-}
-
 /// The secret in that file, made and written if there is no such file. Whoever creates the file writes it; everybody
 /// else reads what is there.
 fn kept_secret(path: &Path, random: &Random) -> Result<Secret, DevModeError> {
@@ -331,7 +319,7 @@ fn kept_secret(path: &Path, random: &Random) -> Result<Secret, DevModeError> {
     std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
     match options.open(path) {
         Ok(mut file) => {
-            let secret = new_secret(random);
+            let secret = Secret::new(random.secret().as_str());
             let line = Zeroizing::new(format!("{}\n", secret.expose()));
             let written = file
                 .write_all(line.as_bytes())

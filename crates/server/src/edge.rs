@@ -146,7 +146,7 @@ fn new_request_id(state: &State) -> Arc<str> {
     state
         .service
         .random
-        .for_names(|rng| rand::Rng::fill_bytes(rng, &mut random));
+        .for_request_ids(|rng| rand::Rng::fill_bytes(rng, &mut random));
     format!(
         "req_{}",
         Ulid::from_parts(millis, u128::from_be_bytes(random))

@@ -28,6 +28,7 @@ pub mod dev_mode;
 pub mod edge;
 pub mod fallback;
 pub mod issuer_url;
+mod metrics_listener;
 pub mod openapi;
 pub mod public_path;
 pub mod rejection;

@@ -42,6 +42,11 @@ pub fn documented_routes(config: &mut ServiceConfig<'_>) {
     );
 }
 
+/// The routes of probes, for a listener that has no others.
+pub fn probes(config: &mut web::ServiceConfig) {
+    config.service(health::live).service(health::ready);
+}
+
 /// All other routes.
 pub fn other_routes(config: &mut web::ServiceConfig) {
     config

@@ -2,7 +2,7 @@
 
 use std::{future::pending, net::SocketAddr, sync::Arc, time::Duration};
 
-use actix_web::{App, HttpResponse, middleware::from_fn, web};
+use actix_web::{App, middleware::from_fn, web};
 use anyhow::Context as _;
 use futures_util::future::select_all;
 use tokio::{sync::watch, task::JoinHandle};
@@ -13,31 +13,26 @@ use crate::{
     background,
     config::Settings,
     edge::edge,
-    fallback::{home, nothing, unmatched},
+    fallback::{home, unmatched},
+    metrics_listener::MetricsListener,
     routes::{self, SURFACES},
     signals::Signals,
     state::State,
-    surfaces::health,
     telemetry::{self, Metrics},
     transport::{self, Connections, Server, open_files},
 };
 
 /// How long requests in flight may take once the server stops.
 const FINISH: Duration = Duration::from_secs(15);
-/// How long connections without a request are kept once the listener is to be closed: a request may be on its way.
-const LAST_REQUEST: Duration = Duration::from_millis(500);
-/// How many connections the metrics listener may have: it is for probes and for Prometheus.
-const METRICS_CONNECTIONS: usize = 64;
 
 /// A running server.
 #[derive(Debug)]
 pub struct Running {
     address: SocketAddr,
-    metrics_address: Option<SocketAddr>,
     state: web::Data<State>,
     server: Server,
     connections: Arc<Connections>,
-    metrics_server: Option<(Server, Arc<Connections>)>,
+    metrics_listener: Option<MetricsListener>,
     drain: Duration,
     background: Vec<JoinHandle<()>>,
     stop: watch::Sender<bool>,
@@ -81,35 +76,19 @@ pub fn start(
             .wrap(from_fn(edge))
     })?;
 
-    let (mut metrics_address, mut metrics_server) = (None, None);
-    if let Some(listen) = settings.server.metrics_listen {
-        let (shared, metrics, connections) =
-            (state.clone(), metrics.clone(), Arc::clone(&connections));
-        let listener =
-            transport::listen(listen).with_context(|| format!("cannot listen on {listen}"))?;
-        metrics_address = Some(listener.local_addr().context("no socket was bound")?);
-        let own_connections = Connections::new(METRICS_CONNECTIONS);
-        let options = transport::Options {
-            workers: 1,
-            ..options
-        };
-        let server = Server::start(listener, &own_connections, &options, move || {
-            let mut app = App::new()
-                .app_data(shared.clone())
-                .app_data(web::Data::new(telemetry::Requests::default()))
-                .service(health::live)
-                .service(health::ready)
-                .default_service(web::to(nothing));
-            if let Some(metrics) = &metrics {
-                app = app
-                    .app_data(web::Data::new(metrics.clone()))
-                    .app_data(web::Data::from(Arc::clone(&connections)))
-                    .route("/metrics", web::get().to(render_metrics));
-            }
-            app.wrap(from_fn(edge))
-        })?;
-        metrics_server = Some((server, own_connections));
-    }
+    let metrics_listener = match settings.server.metrics_listen {
+        Some(listen) => {
+            let metrics = metrics.clone();
+            Some(MetricsListener::start(
+                listen,
+                &state,
+                metrics,
+                &connections,
+                &options,
+            )?)
+        }
+        None => None,
+    };
 
     let verifier = state.service.verifier.clone();
     let listener = state
@@ -120,11 +99,10 @@ pub fn start(
     let background = background::start(&state, metrics, &stopping);
     Ok(Running {
         address,
-        metrics_address,
         state,
         server,
         connections,
-        metrics_server,
+        metrics_listener,
         drain: settings.server.drain,
         background,
         stop,
@@ -142,7 +120,7 @@ impl Running {
     /// Where it serves metrics.
     #[must_use]
     pub fn metrics_address(&self) -> Option<SocketAddr> {
-        self.metrics_address
+        self.metrics_listener.as_ref().map(MetricsListener::address)
     }
 
     /// What its requests use.
@@ -183,15 +161,15 @@ impl Running {
 
     /// Waits until a part of the server ends by itself, which is an error of this process.
     async fn ended(&mut self) -> anyhow::Error {
-        let metrics_server = async {
-            match &mut self.metrics_server {
-                Some((server, _)) => server.ended().await,
+        let metrics_listener = async {
+            match &mut self.metrics_listener {
+                Some(listener) => listener.ended().await,
                 None => pending().await,
             }
         };
         tokio::select! {
             () = self.server.ended() => anyhow::anyhow!("the server ended by itself"),
-            () = metrics_server => anyhow::anyhow!("the server of metrics ended by itself"),
+            () = metrics_listener => anyhow::anyhow!("the server of metrics ended by itself"),
             (ended, ..) = select_all(self.background.iter_mut()) => match ended {
                 Ok(()) => anyhow::anyhow!("a background task ended by itself"),
                 Err(error) => error.into(),
@@ -204,8 +182,8 @@ impl Running {
     pub fn begin_drain(&self) {
         self.state.begin_drain();
         self.connections.announce_close();
-        if let Some((_, connections)) = &self.metrics_server {
-            connections.announce_close();
+        if let Some(listener) = &self.metrics_listener {
+            listener.announce_close();
         }
     }
 
@@ -218,11 +196,12 @@ impl Running {
     /// Stops as [`Running::stop`] does. Requests that are in flight when `cut` resolves are cut off.
     async fn stop_unless(self, cut: impl Future<Output = ()>) {
         self.begin_drain();
-        finish(self.server, &self.connections, FINISH, cut).await;
+        self.server
+            .finish_within(&self.connections, FINISH, cut)
+            .await;
         // Probes are answered until here.
-        if let Some((server, connections)) = self.metrics_server {
-            connections.close_all();
-            finish(server, &connections, Duration::from_secs(1), pending()).await;
+        if let Some(listener) = self.metrics_listener {
+            listener.stop().await;
         }
         // The receivers may be gone already; then there is nobody to tell.
         let _ = self.stop.send(true);
@@ -232,45 +211,4 @@ impl Running {
             }
         }
     }
-}
-
-/// Closes a listener and ends its connections: each has its last response, which says so. After the limit, or when `cut`
-/// resolves, connections are cut off.
-async fn finish(
-    mut server: Server,
-    connections: &Connections,
-    limit: Duration,
-    cut: impl Future<Output = ()>,
-) {
-    let finished = async {
-        let last_requests = async {
-            server.stop_accepting().await;
-            connections.all_closed().await;
-        };
-        // Whether all have ended or not, the rest is closed.
-        let _ = tokio::time::timeout(LAST_REQUEST, last_requests).await;
-        connections.close_all();
-        server.finish().await;
-    };
-    let is_finished = tokio::select! {
-        () = finished => true,
-        () = tokio::time::sleep(limit) => false,
-        () = cut => false,
-    };
-    if !is_finished {
-        server.abort().await;
-        tracing::warn!("requests in flight were cut off");
-    }
-}
-
-async fn render_metrics(
-    state: web::Data<State>,
-    metrics: web::Data<Metrics>,
-    connections: web::Data<Connections>,
-) -> HttpResponse {
-    telemetry::record_verifier(&state.service.verifier.stats());
-    telemetry::record_connections(connections.open(), connections.pending_bytes());
-    HttpResponse::Ok()
-        .content_type("text/plain; version=0.0.4; charset=utf-8")
-        .body(metrics.render())
 }

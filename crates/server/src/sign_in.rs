@@ -1,181 +1,67 @@
-//! Signing in to the dashboard: which ways in there are, and who comes in by them.
+//! Signing in to the dashboard: the methods, and whom each of them signs in.
 
-use std::{
-    collections::HashMap,
-    fmt,
-    sync::{Mutex, PoisonError},
-};
-
-use aws_lc_rs::hmac;
-use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use tollkey_api::Secret;
 use tollkey_core::{
-    AccountId, Digest, Problem, ProblemCode,
+    Problem, ProblemCode,
     credential::{Expected, is_jwt},
-    session::{self, Session},
+    session::{SignIn, SignInSettingsHash},
 };
-use tollkey_service::Random;
 
 use crate::{
     auth::{
         jwt::{ClaimFault, Claims},
         oidc::{Attempt, OidcError, Provider, Rejection},
+        sign_in_links::SignInLinks,
     },
-    dev_mode::new_secret,
     state::State,
 };
 
-/// For how long a link signs in.
-pub const LINK_LASTS: SignedDuration = SignedDuration::from_mins(5);
-
-/// The ways into the dashboard.
+/// The methods to sign in to the dashboard.
 #[derive(Debug, Default)]
-pub struct Ways {
-    /// With a management token; what sessions rest on that begin so.
-    pub token: Option<Digest>,
-    /// With a link of development mode.
-    pub links: Option<Links>,
-    /// By an OpenID Connect provider.
+pub struct SignInMethods {
+    /// With a management token, whose verification has these settings.
+    pub token: Option<SignInSettingsHash>,
+    /// With a link, in development mode.
+    pub links: Option<SignInLinks>,
+    /// With an OpenID Connect provider.
     pub oidc: Option<Provider>,
 }
 
-impl Ways {
-    /// Whether they still lead in as they led whoever has that session, with that token in its cookie: the way is open, and its
-    /// settings are the same. A database that was one of development mode signs nobody in elsewhere.
+impl SignInMethods {
+    /// Returns the settings of each method. A session that began with other settings is not valid: the method is off or was
+    /// set up anew.
     #[must_use]
-    pub fn stand_by(&self, session: &Session, token: &str) -> bool {
-        let open = [
-            self.token,
-            self.links.as_ref().map(|_| Links::grounds()),
-            self.oidc.as_ref().map(Provider::grounds),
-        ];
-        open.iter()
-            .flatten()
-            .any(|grounds| session::bound(grounds, token) == session.grounds)
+    pub fn settings(&self) -> Vec<SignInSettingsHash> {
+        let links = self.links.as_ref().map(|_| SignInLinks::settings());
+        let oidc = self.oidc.as_ref().map(Provider::sign_in_settings);
+        [self.token, links, oidc].into_iter().flatten().collect()
     }
 }
 
-/// The links that sign in once, in development mode. The server prints one when it starts, and `tollkey dashboard-link`
-/// prints others: a link is signed with the secret of development mode, which is in a file next to the database.
-pub struct Links {
-    secret: Secret,
-    /// Links from before this server started are not followed: a server before it may have followed them.
-    began_at: i64,
-    /// The codes that were followed, with the second from which they would have expired anyway.
-    used: Mutex<HashMap<Digest, i64>>,
-    account_id: AccountId,
-    subject: String,
-}
-
-/// The most links that one server follows within [`LINK_LASTS`].
-const LINKS_MAX: usize = 1000;
-
-impl Links {
-    /// The links of a server that starts now, for an operator who manages that account.
-    #[must_use]
-    pub fn new(secret: Secret, account_id: AccountId, subject: &str, now: Timestamp) -> Self {
-        Self {
-            secret,
-            began_at: now.as_second(),
-            used: Mutex::default(),
-            account_id,
-            subject: subject.to_owned(),
-        }
-    }
-
-    /// Creates the code of a link.
-    #[must_use]
-    pub fn code(secret: &Secret, random: &Random, now: Timestamp) -> Secret {
-        let signed = format!("{}.{}", now.as_second(), new_secret(random).expose());
-        let signature = hmac::sign(&Self::key(secret), &Self::message(&signed));
-        Secret::new(format!("{signed}.{}", URL_SAFE_NO_PAD.encode(signature)))
-    }
-
-    fn key(secret: &Secret) -> hmac::Key {
-        hmac::Key::new(hmac::HMAC_SHA256, secret.expose().as_bytes())
-    }
-
-    /// What is signed. The same secret signs management tokens, whose signed text has no space.
-    fn message(signed: &str) -> Vec<u8> {
-        format!("tollkey dashboard link {signed}").into_bytes()
-    }
-
-    /// What sessions rest on that begin with a link: development mode.
-    fn grounds() -> Digest {
-        session::grounds("link", &[])
-    }
-
-    /// Returns when a code expires, if it is one of this server and can still be followed.
-    fn expiration(&self, code: &str, now: Timestamp) -> Option<i64> {
-        let (signed, signature) = code.rsplit_once('.')?;
-        let signature = URL_SAFE_NO_PAD.decode(signature).ok()?;
-        hmac::verify(&Self::key(&self.secret), &Self::message(signed), &signature).ok()?;
-        let created_at: i64 = signed.split_once('.')?.0.parse().ok()?;
-        let expires_at = created_at.checked_add(LINK_LASTS.as_secs())?;
-        (created_at >= self.began_at && now.as_second() < expires_at).then_some(expires_at)
-    }
-
-    /// Whether the link with this code can still be followed.
-    #[must_use]
-    pub fn is_valid(&self, code: &str, now: Timestamp) -> bool {
-        let used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
-        self.expiration(code, now).is_some() && !used.contains_key(&Digest::of(code))
-    }
-
-    /// Returns the session that begins when the link with this code is followed; `None` when it was followed before, has
-    /// expired, or is not of this server.
-    pub fn follow(&self, code: &str, now: Timestamp) -> Option<Session> {
-        let expires_at = self.expiration(code, now)?;
-        let mut used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
-        used.retain(|_, expires_at| now.as_second() < *expires_at);
-        if used.len() >= LINKS_MAX || used.insert(Digest::of(code), expires_at).is_some() {
-            return None;
-        }
-        Some(Session::begin(
-            Some(self.account_id.clone()),
-            self.subject.clone(),
-            true,
-            Self::grounds(),
-            now,
-            None,
-        ))
-    }
-}
-
-impl fmt::Debug for Links {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Links")
-            .field("began_at", &self.began_at)
-            .finish_non_exhaustive()
-    }
-}
-
-/// Returns a session for these claims, of an operator or of an account, for as long as what proved them is valid.
+/// Returns the sign-in of the person with these claims: an operator, or a person with an account.
 ///
 /// # Errors
 /// Why the claims name no account, if they do not have the role `operator` either.
-pub fn session_of(
+fn sign_in(
     claims: Claims,
-    grounds: Digest,
-    now: Timestamp,
-    proof_ends: Option<Timestamp>,
-) -> Result<Session, ClaimFault> {
+    settings: SignInSettingsHash,
+    proof_expires_at: Option<Timestamp>,
+) -> Result<SignIn, ClaimFault> {
     let is_operator = claims.has_role("operator");
-    let account = match claims.account {
+    let account_id = match claims.account {
         Ok(account) => Some(account),
         // An operator chooses an account later.
         Err(_) if is_operator => None,
         Err(fault) => return Err(fault),
     };
-    Ok(Session::begin(
-        account,
-        claims.subject,
+    Ok(SignIn {
+        account_id,
+        subject: claims.subject,
         is_operator,
-        grounds,
-        now,
-        proof_ends,
-    ))
+        settings,
+        proof_expires_at,
+    })
 }
 
 /// What a person without an account is told.
@@ -186,22 +72,21 @@ fn no_account(source: &str, claim: &str, fault: ClaimFault) -> Problem {
     ))
 }
 
-/// The session of who has a management token.
+/// Signs in with a management token.
 ///
 /// # Errors
-/// `not_found` where tokens sign nobody in; `invalid_token`, `forbidden`; `unavailable` when the issuer's keys cannot be fetched.
-pub async fn by_token(state: &State, token: &str) -> Result<Session, Problem> {
-    let grounds = state.ways.token.ok_or_else(Problem::not_found)?;
-    let now = state.service.clock.now();
+/// `not_found` if tokens do not sign in; `invalid_token`, `forbidden`; `unavailable` if the issuer's keys cannot be fetched.
+pub async fn by_token(state: &State, token: &str) -> Result<SignIn, Problem> {
+    let settings = state.sign_in.token.ok_or_else(Problem::not_found)?;
     if !is_jwt(token) {
         return Err(Expected::Token.problem(token));
     }
-    let verified = state.tokens.verify(token, now).await;
+    let verified = state.tokens.verify(token, state.service.clock.now()).await;
     let claims = verified.inspect_err(
         |error| tracing::debug!(%error, "a management token was refused at the dashboard"),
     )?;
-    let proof_ends = Some(claims.expires_at);
-    session_of(claims, grounds, now, proof_ends)
+    let proof_expires_at = Some(claims.expires_at);
+    sign_in(claims, settings, proof_expires_at)
         .map_err(|fault| no_account("the management token", state.tokens.account_claim(), fault))
 }
 
@@ -343,7 +228,7 @@ pub struct Returned {
     pub issuer: Option<String>,
 }
 
-/// Returns the session of the person who comes back from the provider, in the browser that keeps this attempt.
+/// Signs in the person who returns from the provider, in the browser that has this attempt.
 ///
 /// # Errors
 /// [`Failure`], which is in the log.
@@ -352,18 +237,18 @@ pub async fn by_oidc(
     provider: &Provider,
     attempt: Option<&Attempt>,
     returned: &Returned,
-) -> Result<Session, Failure> {
-    oidc_session(state, provider, attempt, returned)
+) -> Result<SignIn, Failure> {
+    verify_return(state, provider, attempt, returned)
         .await
         .map_err(FailedSignIn::log)
 }
 
-async fn oidc_session(
+async fn verify_return(
     state: &State,
     provider: &Provider,
     attempt: Option<&Attempt>,
     returned: &Returned,
-) -> Result<Session, FailedSignIn> {
+) -> Result<SignIn, FailedSignIn> {
     let now = state.service.clock.now();
     let returned_state = returned.state.as_ref().map_or("", Secret::expose);
     let attempt = attempt
@@ -387,15 +272,13 @@ async fn oidc_session(
                 .finish(&*state.service.clock, attempt, code.expose())
                 .await?;
             // An ID token says who it is now, and is valid for minutes: it does not bound the session.
-            session_of(claims, provider.grounds(), state.service.clock.now(), None).map_err(
-                |fault| FailedSignIn {
-                    claim: Some(provider.account_claim().to_owned()),
-                    ..FailedSignIn::new(
-                        Failure::NoAccount(fault),
-                        format!("the account claim {fault}"),
-                    )
-                },
-            )
+            sign_in(claims, provider.sign_in_settings(), None).map_err(|fault| FailedSignIn {
+                claim: Some(provider.account_claim().to_owned()),
+                ..FailedSignIn::new(
+                    Failure::NoAccount(fault),
+                    format!("the account claim {fault}"),
+                )
+            })
         }
         (None, None) => Err(OidcError::Rejected(Rejection::NoCode).into()),
         (Some(error), _)
@@ -422,106 +305,7 @@ async fn oidc_session(
 
 #[cfg(test)]
 mod tests {
-    use rand::{SeedableRng as _, rngs::StdRng};
-
     use super::*;
-
-    fn at(second: i64) -> Timestamp {
-        Timestamp::from_second(second).unwrap()
-    }
-
-    fn links(secret: &str) -> Links {
-        Links::new(
-            Secret::new(secret),
-            "acme".parse().unwrap(),
-            "developer",
-            at(1000),
-        )
-    }
-
-    #[test]
-    fn link_signs_in_once_within_five_minutes() {
-        let (secret, random) = (
-            Secret::new("s".repeat(32)),
-            Random::new(StdRng::seed_from_u64(7)),
-        );
-        let links = links(secret.expose());
-        let code = |second| Links::code(&secret, &random, at(second));
-        let (one, other, before) = (code(1000), code(1100), code(999));
-        assert!(links.follow(one.expose(), at(1299)).is_some());
-        assert!(
-            links.follow(one.expose(), at(1299)).is_none(),
-            "followed before"
-        );
-        assert!(
-            !links.is_valid(one.expose(), at(1299)) && links.is_valid(other.expose(), at(1299))
-        );
-        assert!(links.follow(other.expose(), at(1400)).is_none(), "expired");
-        assert!(
-            links.follow(before.expose(), at(1000)).is_none(),
-            "from before the server started"
-        );
-        let again = code(1100);
-        assert!(
-            links.is_valid(again.expose(), at(1399)) && links.is_valid(again.expose(), at(1399))
-        );
-        assert!(links.follow(again.expose(), at(1399)).is_some());
-    }
-
-    #[test]
-    fn forged_link_is_rejected() {
-        let (secret, random) = (
-            Secret::new("s".repeat(32)),
-            Random::new(StdRng::seed_from_u64(7)),
-        );
-        let links = links(secret.expose());
-        let good = Links::code(&secret, &random, at(1000));
-        let (signed, signature) = good.expose().rsplit_once('.').unwrap();
-        let later = signed.replacen("1000", "1200", 1);
-        let other_secret = Links::code(&Secret::new("t".repeat(32)), &random, at(1000));
-        for code in [
-            "",
-            ".",
-            "1000..",
-            signed,
-            &format!("{later}.{signature}"),
-            &format!("{signed}."),
-            other_secret.expose(),
-        ] {
-            assert!(
-                !links.is_valid(code, at(1000)) && links.follow(code, at(1000)).is_none(),
-                "{code}"
-            );
-        }
-        assert!(links.follow(good.expose(), at(1000)).is_some());
-    }
-
-    #[test]
-    fn followed_links_are_kept_until_they_expire_and_bounded() {
-        let (secret, random) = (
-            Secret::new("s".repeat(32)),
-            Random::new(StdRng::seed_from_u64(7)),
-        );
-        let links = links(secret.expose());
-        for _ in 0..LINKS_MAX {
-            assert!(
-                links
-                    .follow(Links::code(&secret, &random, at(1000)).expose(), at(1000))
-                    .is_some()
-            );
-        }
-        assert!(
-            links
-                .follow(Links::code(&secret, &random, at(1001)).expose(), at(1299))
-                .is_none()
-        );
-        assert!(
-            links
-                .follow(Links::code(&secret, &random, at(1299)).expose(), at(1300))
-                .is_some()
-        );
-        assert_eq!(links.used.lock().unwrap().len(), 1);
-    }
 
     #[test]
     fn every_failure_has_a_word_of_its_own() {

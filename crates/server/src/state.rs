@@ -14,7 +14,7 @@ use tollkey_core::{RouteBase, credential::CredentialHeaders};
 use tollkey_service::Service;
 use tollkey_verifier::LogLimit;
 
-use crate::{auth::jwt::TokenVerifier, public_path::PublicPath, sign_in::Ways};
+use crate::{auth::jwt::TokenVerifier, public_path::PublicPath, sign_in::SignInMethods};
 
 /// What a request may use.
 pub struct State {
@@ -22,8 +22,8 @@ pub struct State {
     pub service: Service,
     /// Verifies management tokens.
     pub tokens: TokenVerifier,
-    /// The ways to sign in to the dashboard.
-    pub ways: Ways,
+    /// The methods to sign in to the dashboard.
+    pub sign_in: SignInMethods,
     /// What the operator set about requests.
     pub policy: Policy,
     /// The path prefix under which clients reach the server.

@@ -19,6 +19,7 @@ mod random;
 mod revocations;
 mod service;
 pub mod service_keys;
+pub mod sessions;
 mod source;
 
 pub use tollkey_store::Paged as Page;

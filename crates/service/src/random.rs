@@ -10,12 +10,14 @@ use rand::{
     rand_core::UnwrapErr,
     rngs::{StdRng, SysRng},
 };
+use tollkey_core::hex;
+use zeroize::Zeroizing;
 
 /// A generator fit for keys and secrets, shared by everything that needs one.
 #[derive(Clone)]
 pub struct Random {
     secrets: Shared,
-    names: Shared,
+    request_ids: Shared,
 }
 
 type Shared = Arc<Mutex<dyn CryptoRng + Send>>;
@@ -28,11 +30,11 @@ impl Random {
     #[must_use]
     pub fn system() -> Self {
         let mut system = UnwrapErr(SysRng);
-        // Every request takes some bytes for its id; asking the system each time costs more than judging a key.
-        let names = Arc::new(Mutex::new(StdRng::from_rng(&mut system)));
+        // Each request needs some bytes for its ID; a system call for them costs more than verifying a key.
+        let request_ids = Arc::new(Mutex::new(StdRng::from_rng(&mut system)));
         Self {
             secrets: Arc::new(Mutex::new(system)),
-            names,
+            request_ids,
         }
     }
 
@@ -40,7 +42,7 @@ impl Random {
     pub fn new(rng: impl CryptoRng + Send + 'static) -> Self {
         let secrets: Shared = Arc::new(Mutex::new(rng));
         Self {
-            names: Arc::clone(&secrets),
+            request_ids: Arc::clone(&secrets),
             secrets,
         }
     }
@@ -50,10 +52,17 @@ impl Random {
         lend(&self.secrets, take)
     }
 
-    /// Lends a generator for names that nobody should guess but that open nothing, such as the ids of requests: seeded
-    /// by the operating system once, and cheap from then on.
-    pub fn for_names<T>(&self, take: impl FnOnce(&mut dyn CryptoRng) -> T) -> T {
-        lend(&self.names, take)
+    /// Lends a generator for request IDs, which are no secrets: seeded by the operating system once, and fast.
+    pub fn for_request_ids<T>(&self, take: impl FnOnce(&mut dyn CryptoRng) -> T) -> T {
+        lend(&self.request_ids, take)
+    }
+
+    /// Returns a new secret: 32 random bytes as 64 hexadecimal digits.
+    #[must_use]
+    pub fn secret(&self) -> Zeroizing<String> {
+        let mut bytes = Zeroizing::new([0_u8; 32]);
+        self.with(|rng| rng.fill_bytes(bytes.as_mut_slice()));
+        Zeroizing::new(hex::encode(bytes.as_slice()))
     }
 }
 
@@ -87,12 +96,12 @@ mod tests {
         );
         let other = Random::system();
         assert_ne!(
-            system.for_names(|rng| rng.next_u64()),
-            system.for_names(|rng| rng.next_u64())
+            system.for_request_ids(|rng| rng.next_u64()),
+            system.for_request_ids(|rng| rng.next_u64())
         );
         assert_ne!(
-            system.for_names(|rng| rng.next_u64()),
-            other.for_names(|rng| rng.next_u64())
+            system.for_request_ids(|rng| rng.next_u64()),
+            other.for_request_ids(|rng| rng.next_u64())
         );
     }
 

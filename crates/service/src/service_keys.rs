@@ -138,6 +138,17 @@ impl Record<CreatedServiceKey> for ServiceKeyId {
     }
 }
 
+/// Returns a service key, also one that is revoked.
+///
+/// # Errors
+/// `not_found`; `unavailable`.
+pub async fn get(service: &Service, id: ServiceKeyId) -> Result<ServiceKey, Problem> {
+    service
+        .read(Owner::Operator, move |db| db.service_key(&id))
+        .await?
+        .ok_or_else(Problem::not_found)
+}
+
 /// Service keys, newest first.
 ///
 /// # Errors

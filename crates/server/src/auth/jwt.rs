@@ -12,7 +12,7 @@ use jsonwebtoken::{
     EncodingKey, Header, Validation, decode, decode_header, encode, errors::ErrorKind,
 };
 use serde_json::{Map, Value};
-use tollkey_core::{AccountId, Digest, Problem, ProblemCode, session::grounds};
+use tollkey_core::{AccountId, Digest, Problem, ProblemCode, session::SignInSettingsHash};
 
 use super::jwks::{KeySet, VerifyingKey};
 use crate::{
@@ -191,15 +191,15 @@ impl From<&TokenSettings> for ClaimRules {
 }
 
 impl ClaimRules {
-    /// What a session rests on that began by that way in, with what is signed with those keys.
-    pub(super) fn grounds(&self, way: &str, keys: &Digest) -> Digest {
+    /// Returns the settings of a sign-in by this method with what these keys sign.
+    pub(super) fn sign_in_settings(&self, method: &str, keys: &Digest) -> SignInSettingsHash {
         let keys = keys.hex().to_string();
         let claims = [
             Some(self.account_claim.as_str()),
             self.roles_claim.as_deref(),
         ];
-        grounds(
-            way,
+        SignInSettingsHash::new(
+            method,
             &[
                 Some(&keys),
                 self.issuer.as_deref(),
@@ -347,7 +347,7 @@ pub struct TokenVerifier {
     keys: KeySource,
     rules: Arc<ClaimRules>,
     validation: Arc<Validation>,
-    grounds: Digest,
+    sign_in_settings: SignInSettingsHash,
 }
 
 #[derive(Clone)]
@@ -448,12 +448,12 @@ impl TokenVerifier {
     }
 
     fn new(keys: KeySource, source: &Digest, rules: ClaimRules) -> Self {
-        let grounds = rules.grounds("token", source);
+        let sign_in_settings = rules.sign_in_settings("token", source);
         Self {
             keys,
             validation: Arc::new(rules.validation()),
             rules: Arc::new(rules),
-            grounds,
+            sign_in_settings,
         }
     }
 
@@ -463,10 +463,10 @@ impl TokenVerifier {
         &self.rules.account_claim
     }
 
-    /// What a session of the dashboard rests on that began with a token.
+    /// Returns the settings of a sign-in with a token.
     #[must_use]
-    pub fn grounds(&self) -> Digest {
-        self.grounds
+    pub fn sign_in_settings(&self) -> SignInSettingsHash {
+        self.sign_in_settings
     }
 
     /// Fetches the key set, if there is one, so that a wrong address shows when the server starts and not when

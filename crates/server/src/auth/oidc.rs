@@ -37,7 +37,7 @@ use openidconnect::{
 use reqwest::{Client, Url, header};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use tollkey_core::{Clock, Digest};
+use tollkey_core::{Clock, Digest, session::SignInSettingsHash};
 use tollkey_service::Random;
 
 pub use self::attempt::Attempt;
@@ -337,7 +337,7 @@ pub struct Provider {
     signed_out: String,
     scopes: Vec<Scope>,
     rules: ClaimRules,
-    grounds: Digest,
+    sign_in_settings: SignInSettingsHash,
     published: Arc<Published<Known>>,
 }
 
@@ -361,7 +361,7 @@ impl Provider {
             .as_ref()
             .map_or("", |secret| secret.expose());
         Ok(Self {
-            grounds: rules.grounds("oidc", &Digest::of(secret)),
+            sign_in_settings: rules.sign_in_settings("oidc", &Digest::of(secret)),
             endpoint: Endpoint {
                 http: jwks::client(&trusted_url(&issuer).map_err(|_| ProviderSetupError::Url)?)?,
                 issuer,
@@ -422,10 +422,10 @@ impl Provider {
         *self.endpoint.issuer == name
     }
 
-    /// What a session rests on that began here.
+    /// Returns the settings of a sign-in with this provider.
     #[must_use]
-    pub fn grounds(&self) -> Digest {
-        self.grounds
+    pub fn sign_in_settings(&self) -> SignInSettingsHash {
+        self.sign_in_settings
     }
 
     /// Begins a sign-in, in a browser that has this session or none: what the browser has to keep, and where it is to go.

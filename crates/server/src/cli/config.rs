@@ -18,9 +18,9 @@ use tollkey_verifier::SystemClock;
 use super::{block_on, output};
 use crate::{
     auth::{jwt::TokenVerifier, oidc::Provider},
-    config::{DatabaseKind, Settings, TokenSource, Warning},
+    config::{DatabaseKind, Secret, Settings, TokenSource, Warning},
     database,
-    dev_mode::{DevMode, new_secret},
+    dev_mode::DevMode,
 };
 
 /// How long each check may take. They run at the same time.
@@ -118,7 +118,7 @@ fn database(settings: &Settings) -> Outcome {
 
 /// The source of management tokens can be used.
 fn tokens(settings: &Settings) -> Outcome {
-    let secret = new_secret(&Random::system());
+    let secret = Secret::new(Random::system().secret().as_str());
     match &settings.tokens.source {
         TokenSource::Development => {
             DevMode::check(settings).map_err(|error| error.to_string())?;

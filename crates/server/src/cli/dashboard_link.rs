@@ -11,9 +11,9 @@ use tollkey_verifier::SystemClock;
 
 use super::{local_request, output};
 use crate::{
+    auth::sign_in_links::{LINK_LIFETIME, SignInLinks},
     config::{Settings, TokenSource},
     dev_mode::{dashboard_link, signing_secret},
-    sign_in::{LINK_LASTS, Links},
 };
 
 pub(super) fn run(settings: &Settings) -> anyhow::Result<ExitCode> {
@@ -31,7 +31,10 @@ pub(super) fn run(settings: &Settings) -> anyhow::Result<ExitCode> {
     let (secret, origin) = signing_secret(settings)?;
     output::note(format_args!("signed with {origin}"));
     let base_url = format!("http://{address}");
-    let link = dashboard_link(&base_url, &Links::code(&secret, &random, SystemClock.now()));
+    let link = dashboard_link(
+        &base_url,
+        &SignInLinks::code(&secret, &random, SystemClock.now()),
+    );
     let path = link.strip_prefix(&base_url).unwrap_or_default();
     match local_request::status(address, path)
         .with_context(|| format!("no server responds at {base_url}"))?
@@ -47,7 +50,7 @@ pub(super) fn run(settings: &Settings) -> anyhow::Result<ExitCode> {
     }
     output::note(format_args!(
         "signs in once at {base_url}, within {} minutes:",
-        LINK_LASTS.as_mins()
+        LINK_LIFETIME.as_mins()
     ));
     output::line(&*link)?;
     Ok(ExitCode::SUCCESS)

@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use clap::ArgGroup;
 use tollkey_core::AccountId;
+use tollkey_service::sessions;
 
 use super::{open, output};
 use crate::config::Settings;
@@ -33,11 +34,8 @@ pub(super) async fn run(settings: &Settings, command: Command) -> anyhow::Result
         account,
         subject,
     } = command;
-    let ended = open(settings)
-        .await?
-        .store
-        .end_sessions(account, subject)
-        .await?;
+    let service = open(settings).await?;
+    let ended = sessions::end_all(&service, account, subject).await?;
     output::line(format_args!("sessions ended: {ended}"))?;
     Ok(ExitCode::SUCCESS)
 }

@@ -1,9 +1,9 @@
 //! Style, script and icon. They are part of the binary, and each URL names a version, so that a browser asks for it once.
 
-use std::{fmt::Write as _, sync::LazyLock};
+use std::sync::LazyLock;
 
 use actix_web::{HttpResponse, get, http::header, web};
-use tollkey_core::{Digest, Problem};
+use tollkey_core::{Digest, Problem, hex};
 
 use crate::{rejection::HandlerResult, transport::SharedBody};
 
@@ -17,10 +17,7 @@ struct Asset {
 
 static ASSETS: LazyLock<Vec<Asset>> = LazyLock::new(|| {
     let asset = |name, content_type, content: &'static str| {
-        let mut version = String::new();
-        for byte in &Digest::of(content).as_bytes()[..6] {
-            let _ = write!(version, "{byte:02x}");
-        }
+        let version = hex::encode(&Digest::of(content).as_bytes()[..6]);
         Asset {
             name,
             content_type,

@@ -76,7 +76,7 @@ pub(super) async fn signed_in<B: MessageBody + 'static>(
     match session::find(&state, request.request()).await {
         // An operator says whose account first.
         Ok(Some(visitor))
-            if visitor.session.account_id.is_none() && !is_for_everybody(request.path()) =>
+            if visitor.active.session.account_id.is_none() && !is_for_everybody(request.path()) =>
         {
             Ok(request.into_response(page::see_other("/dashboard/account").map_into_right_body()))
         }

@@ -11,7 +11,7 @@ use super::{
     fields::Fields,
     page::{HOME, see_other},
 };
-use crate::{body::Body, dev_mode::new_secret, state::State};
+use crate::{body::Body, state::State};
 
 /// The fields of such a form before anybody has filled it in. It is for this account, and acts on no other: in another tab
 /// an operator may choose another one, or somebody else sign in.
@@ -21,7 +21,7 @@ pub(super) fn untouched(state: &State, account: &str) -> Fields {
 
 /// What is in the field `once`: a text that no other form has, and the account.
 fn fresh(state: &State, account: &str) -> String {
-    format!("{}.{account}", new_secret(&state.service.random).expose())
+    format!("{}.{account}", state.service.random.secret().as_str())
 }
 
 fn is_for(fields: &Fields, account: &str) -> bool {

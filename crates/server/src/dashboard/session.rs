@@ -11,15 +11,15 @@ use tollkey_api::Secret;
 use tollkey_core::{
     Digest, Problem,
     audit::{Actor, ActorKind},
-    network::client_network,
-    session::{Session, bound},
+    session::{Session, SignIn, SignInSettingsHash},
 };
-use tollkey_service::RequestActor;
-use tollkey_store::Owner;
+use tollkey_service::{
+    RequestActor,
+    sessions::{self, ActiveSession},
+};
 
 use crate::{
     auth::{client_ip, oidc::Attempt},
-    dev_mode::new_secret,
     public_path::PublicPath,
     rejection::Rejection,
     request_id::request_id,
@@ -78,25 +78,13 @@ impl Names {
     }
 }
 
-/// Somebody who is signed in.
+/// The person whose session a request has.
 #[derive(Debug, Clone)]
 pub struct Visitor {
-    /// What their session is found by.
-    pub digest: Digest,
-    /// Their session.
-    pub session: Session,
-    /// The path prefix of the links on their pages.
+    /// The session.
+    pub active: ActiveSession,
+    /// The path prefix of the links on the person's pages.
     pub root: PublicPath,
-}
-
-impl Visitor {
-    /// Whose work a change of the session is: that of the account, if the session has one.
-    pub(super) fn owner(&self) -> Owner {
-        self.session
-            .account_id
-            .as_ref()
-            .map_or(Owner::Operator, Owner::from)
-    }
 }
 
 /// Somebody who is signed in and manages an account.
@@ -110,7 +98,7 @@ pub struct SignedIn {
     pub root: PublicPath,
 }
 
-/// Whose cookie a request brings. The session is looked up each time, so that one that was ended is over everywhere.
+/// Returns the person whose session a request has.
 ///
 /// # Errors
 /// `unavailable`.
@@ -118,34 +106,10 @@ pub(super) async fn find(state: &State, request: &HttpRequest) -> Result<Option<
     let Some(token) = SESSION.brought(state, request) else {
         return Ok(None);
     };
-    let (digest, now) = (Digest::of(token), state.service.clock.now());
-    let found = state
-        .service
-        .store
-        .session(owner(state, request), digest)
-        .await?;
-    let holds = |session: &Session| !session.is_over(now) && state.ways.stand_by(session, token);
-    let Some(session) = found.filter(holds) else {
-        return Ok(None);
-    };
-    if session.is_seen_again(now) {
-        state
-            .service
-            .change(owner(state, request), move |tx| {
-                Ok(tx.see_session(&digest, now)?)
-            })
-            .await?;
-    }
-    Ok(Some(Visitor {
-        digest,
-        session,
-        root: state.public_path.clone(),
-    }))
-}
-
-/// Whose work it is to find, begin and end the sessions of a request.
-pub(super) fn owner(state: &State, request: &HttpRequest) -> Owner {
-    Owner::Client(client_ip(request, state).map(client_network))
+    let (ip, methods) = (client_ip(request, state), state.sign_in.settings());
+    let active = sessions::find(&state.service, ip, token, &methods).await?;
+    let root = state.public_path.clone();
+    Ok(active.map(|active| Visitor { active, root }))
 }
 
 /// The value of a cookie of exactly this name. The framework's own reader also decodes names: `%5F%5FHost-…`, which a browser
@@ -165,16 +129,16 @@ fn brought<'a>(request: &'a HttpRequest, name: &str) -> Option<&'a str> {
         .find_map(|value| std::str::from_utf8(value).ok())
 }
 
-/// Whether the session of a request began in a certain way.
-pub(super) fn rests_on(
+/// Whether the session of a request began by a sign-in with these settings.
+pub(super) fn began_with(
     state: &State,
     request: &HttpRequest,
     visitor: &Visitor,
-    grounds: Digest,
+    settings: &SignInSettingsHash,
 ) -> bool {
     SESSION
         .brought(state, request)
-        .is_some_and(|token| bound(&grounds, token) == visitor.session.grounds)
+        .is_some_and(|token| visitor.active.session.began_with(settings, token))
 }
 
 /// What the session in a request's cookie would be found by.
@@ -182,40 +146,22 @@ pub(super) fn presented(state: &State, request: &HttpRequest) -> Option<Digest> 
     SESSION.brought(state, request).map(Digest::of)
 }
 
-/// Begins a session, and ends the one this browser had: a new one gets a new cookie. The one it had is named by who knows that
-/// its cookie did not come along.
+/// Begins a session, and ends the one that this browser had: a new one gets a new cookie. `previous` is a session whose
+/// cookie the browser does not send with this request.
 ///
 /// # Errors
 /// `unavailable`.
 pub(super) async fn begin(
     state: &State,
     request: &HttpRequest,
-    session: Session,
-    before: Option<Digest>,
+    sign_in: SignIn,
+    previous: Option<Digest>,
     mut response: HttpResponse,
 ) -> Result<HttpResponse, Problem> {
-    let token = new_secret(&state.service.random);
-    let (before, digest) = (
-        [presented(state, request), before],
-        Digest::of(token.expose()),
-    );
-    let begun = Session {
-        grounds: bound(&session.grounds, token.expose()),
-        ..session.clone()
-    };
-    state
-        .service
-        .change(owner(state, request), move |tx| {
-            for before in before.into_iter().flatten() {
-                tx.delete_session(&before)?;
-            }
-            Ok(tx.insert_session(&digest, &begun)?)
-        })
-        .await?;
-    tracing::info!(
-        subject = session.subject, account = session.account_id.as_ref().map(tracing::field::display),
-        operator = session.is_operator, ends_at = %session.ends_at, "signed in to the dashboard"
-    );
+    let previous = presented(state, request).into_iter().chain(previous);
+    let ip = client_ip(request, state);
+    let token = sessions::begin(&state.service, ip, sign_in, previous.collect()).await?;
+    let token = Secret::new(token.as_str());
     add(
         &mut response,
         &SESSION.cookie(&token, is_secure(state, request)),
@@ -257,23 +203,6 @@ pub(super) fn forget_attempt(mut response: HttpResponse) -> HttpResponse {
     response
 }
 
-/// Ends a session.
-///
-/// # Errors
-/// `unavailable`.
-pub(super) async fn end(state: &State, visitor: &Visitor) -> Result<(), Problem> {
-    let digest = visitor.digest;
-    state
-        .service
-        .change(visitor.owner(), move |tx| Ok(tx.delete_session(&digest)?))
-        .await?;
-    tracing::info!(
-        subject = visitor.session.subject,
-        "signed out of the dashboard"
-    );
-    Ok(())
-}
-
 /// Has the browser delete the cookie of its session.
 pub(super) fn forget(mut response: HttpResponse) -> HttpResponse {
     SESSION.forget(&mut response);
@@ -310,7 +239,8 @@ fn add(response: &mut HttpResponse, cookie: &Cookie<'_>) {
 
 impl SignedIn {
     fn of(request: &HttpRequest) -> Option<Self> {
-        let Visitor { session, root, .. } = request.extensions().get::<Visitor>().cloned()?;
+        let Visitor { active, root } = request.extensions().get::<Visitor>().cloned()?;
+        let session = active.session;
         let state = request.app_data::<actix_web::web::Data<State>>()?;
         let kind = if session.is_operator {
             ActorKind::Operator
@@ -349,7 +279,7 @@ impl Visitor {
     /// # Errors
     /// `forbidden`.
     pub fn operator(&self) -> Result<(), Problem> {
-        if self.session.is_operator {
+        if self.active.session.is_operator {
             Ok(())
         } else {
             Err(not_an_operator())

@@ -7,8 +7,8 @@ use tollkey_service::{
     Outcome, accounts,
     idempotency::Creating,
     service_keys::{self, CreatedServiceKey},
+    sessions,
 };
-use tollkey_store::Owner;
 
 use super::{
     fields::Fields,
@@ -231,11 +231,7 @@ pub(super) async fn ask_revoke_service_key(
 ) -> HandlerResult {
     visitor.operator()?;
     let id: ServiceKeyId = path_id(&id)?;
-    let key = state
-        .service
-        .read(Owner::Operator, move |db| db.service_key(&id))
-        .await?
-        .ok_or_else(Problem::not_found)?;
+    let key = service_keys::get(&state.service, id).await?;
     page::page(&RevokePage {
         frame: Frame::of(&visitor, SECTION, "Revoke a service key"),
         key: (&key).into(),
@@ -263,7 +259,12 @@ struct AccountPage {
 impl AccountPage {
     fn new(visitor: &Visitor, fields: Fields) -> Self {
         Self {
-            frame: Frame::of_session(&visitor.session, &visitor.root, "", "Choose an account"),
+            frame: Frame::of_session(
+                &visitor.active.session,
+                &visitor.root,
+                "",
+                "Choose an account",
+            ),
             fields,
         }
     }
@@ -274,6 +275,7 @@ impl AccountPage {
 pub(super) async fn ask_account(visitor: Visitor) -> HandlerResult {
     visitor.operator()?;
     let account = visitor
+        .active
         .session
         .account_id
         .as_ref()
@@ -295,13 +297,7 @@ pub(super) async fn choose_account(
     let fields = Fields::read(&body)?;
     match fields.get("account").parse::<AccountId>() {
         Ok(account) => {
-            let digest = visitor.digest;
-            state
-                .service
-                .change(visitor.owner(), move |tx| {
-                    Ok(tx.set_session_account(&digest, Some(&account))?)
-                })
-                .await?;
+            sessions::choose_account(&state.service, &visitor.active, account).await?;
             Ok(see_other("/dashboard/keys?done=account"))
         }
         Err(rule) => {

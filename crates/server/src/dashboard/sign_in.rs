@@ -9,6 +9,7 @@ use askama::Template;
 use serde::Deserialize;
 use tollkey_api::Secret;
 use tollkey_core::Problem;
+use tollkey_service::sessions;
 
 use super::{
     fields::Fields,
@@ -50,8 +51,8 @@ impl Door {
         Self {
             frame: Frame::outside("Sign in", &state.public_path),
             next: own_page(next).to_owned(),
-            takes_oidc: state.ways.oidc.is_some(),
-            takes_tokens: state.ways.token.is_some(),
+            takes_oidc: state.sign_in.oidc.is_some(),
+            takes_tokens: state.sign_in.token.is_some(),
             is_development: state.policy.development,
             fields,
         }
@@ -78,7 +79,11 @@ pub(super) async fn show(state: web::Data<State>, query: Query) -> HandlerResult
 
 /// The door, with why nobody came in by a provider.
 fn refused(state: &State, next: &str, failure: Failure) -> HandlerResult {
-    let claim = state.ways.oidc.as_ref().map_or("", Provider::account_claim);
+    let claim = state
+        .sign_in
+        .oidc
+        .as_ref()
+        .map_or("", Provider::account_claim);
     let problem = failure.problem(claim);
     page::refused(
         &problem,
@@ -93,7 +98,7 @@ pub(super) async fn by_oidc(
     request: HttpRequest,
     query: Query,
 ) -> HandlerResult {
-    let provider = state.ways.oidc.as_ref().ok_or_else(Problem::not_found)?;
+    let provider = state.sign_in.oidc.as_ref().ok_or_else(Problem::not_found)?;
     let Next { next, .. } = query.read()?;
     let next = own_page(next.as_deref().unwrap_or(HOME));
     let before = session::presented(&state, &request);
@@ -119,12 +124,12 @@ pub(super) async fn come_back(
     request: HttpRequest,
     query: Query,
 ) -> HandlerResult {
-    let provider = state.ways.oidc.as_ref().ok_or_else(Problem::not_found)?;
+    let provider = state.sign_in.oidc.as_ref().ok_or_else(Problem::not_found)?;
     let returned = returned(&query)?;
     let attempt = session::attempt(&state, &request);
     let next = own_page(attempt.as_ref().map_or(HOME, |attempt| &attempt.next)).to_owned();
     let signed_in = match sign_in::by_oidc(&state, provider, attempt.as_ref(), &returned).await {
-        Ok(session) => {
+        Ok(sign_in) => {
             let mut response = page::go_on(&state.public_path.path(&next));
             // Its address holds a code, which the next page has no need to know of.
             response.headers_mut().insert(
@@ -132,7 +137,7 @@ pub(super) async fn come_back(
                 HeaderValue::from_static("no-referrer"),
             );
             let before = attempt.and_then(|attempt| attempt.before);
-            session::begin(&state, &request, session, before, response)
+            session::begin(&state, &request, sign_in, before, response)
                 .await
                 .map_err(|_| sign_in::session_not_stored())
         }
@@ -178,7 +183,11 @@ fn returned(query: &Query) -> Result<Returned, Problem> {
 /// prefetches links does not use it up.
 #[get("/sign-in/link")]
 pub(super) async fn link_page(state: web::Data<State>, query: Query) -> HandlerResult {
-    let links = state.ways.links.as_ref().ok_or_else(Problem::not_found)?;
+    let links = state
+        .sign_in
+        .links
+        .as_ref()
+        .ok_or_else(Problem::not_found)?;
     let Code { code } = query.read()?;
     if !links.is_valid(&code, state.service.clock.now()) {
         return link_rejected(&state);
@@ -197,10 +206,14 @@ pub(super) async fn by_link(
     body: Body,
 ) -> HandlerResult {
     let fields = Fields::read(&body)?;
-    let links = state.ways.links.as_ref().ok_or_else(Problem::not_found)?;
+    let links = state
+        .sign_in
+        .links
+        .as_ref()
+        .ok_or_else(Problem::not_found)?;
     match links.follow(fields.get("code"), state.service.clock.now()) {
-        Some(session) => {
-            Ok(session::begin(&state, &request, session, None, see_other(HOME)).await?)
+        Some(sign_in) => {
+            Ok(session::begin(&state, &request, sign_in, None, see_other(HOME)).await?)
         }
         None => link_rejected(&state),
     }
@@ -223,13 +236,13 @@ pub(super) async fn by_token(
     request: HttpRequest,
     body: Body,
 ) -> HandlerResult {
-    if state.ways.token.is_none() {
+    if state.sign_in.token.is_none() {
         return Err(Problem::not_found().into());
     }
     let fields = Fields::read(&body)?;
     let next = own_page(fields.get("next")).to_owned();
     match sign_in::by_token(&state, fields.get("token")).await {
-        Ok(session) => Ok(session::begin(&state, &request, session, None, see_other(&next)).await?),
+        Ok(sign_in) => Ok(session::begin(&state, &request, sign_in, None, see_other(&next)).await?),
         // What was typed is a secret: it does not come back.
         Err(problem) => page::refused(
             &problem,
@@ -246,12 +259,12 @@ pub(super) async fn sign_out(
     visitor: Visitor,
 ) -> HandlerResult {
     // First: the wait for a provider that hangs ends with the connection, and the session must not outlive either.
-    session::end(&state, &visitor).await?;
+    sessions::end(&state.service, &visitor.active).await?;
     let provider = state
-        .ways
+        .sign_in
         .oidc
         .as_ref()
-        .filter(|it| session::rests_on(&state, &request, &visitor, it.grounds()));
+        .filter(|it| session::began_with(&state, &request, &visitor, &it.sign_in_settings()));
     let at_provider = match provider {
         Some(provider) => provider.end_session_url(&*state.service.clock).await,
         None => None,

@@ -41,6 +41,8 @@ use tokio::{
 
 use super::{Accepted, BACKLOG, Connections, Options, http, stream::Stream};
 
+/// How long connections without a request are kept once the listener is to be closed: a request may be on its way.
+const LAST_REQUEST: Duration = Duration::from_millis(500);
 /// How many accepted connections wait for each worker. Beyond that the kernel queues them.
 const QUEUE: usize = 256;
 /// How many connections are accepted before the acceptor looks whether it is to stop.
@@ -179,6 +181,35 @@ impl Server {
         // Without a receiver, every worker has ended.
         let _ = self.abort.send(true);
         self.finish().await;
+    }
+
+    /// Closes the listener and ends its connections: each has its last response, which says so. After the limit, or when
+    /// `cut` resolves, connections are cut off.
+    pub async fn finish_within(
+        mut self,
+        connections: &Connections,
+        limit: Duration,
+        cut: impl Future<Output = ()>,
+    ) {
+        let finished = async {
+            let last_requests = async {
+                self.stop_accepting().await;
+                connections.all_closed().await;
+            };
+            // Whether all have ended or not, the rest is closed.
+            let _ = tokio::time::timeout(LAST_REQUEST, last_requests).await;
+            connections.close_all();
+            self.finish().await;
+        };
+        let is_finished = tokio::select! {
+            () = finished => true,
+            () = tokio::time::sleep(limit) => false,
+            () = cut => false,
+        };
+        if !is_finished {
+            self.abort().await;
+            tracing::warn!("requests in flight were cut off");
+        }
     }
 }
 

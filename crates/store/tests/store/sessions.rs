@@ -1,20 +1,20 @@
-use tollkey_core::{Digest, Timestamp, session::Session};
+use tollkey_core::{
+    Digest, Timestamp,
+    session::{Session, SignIn, SignInSettingsHash},
+};
 use tollkey_store::{Owner, Writer};
 
 use crate::{acme, at, digest, each, other};
 
 fn session(ends_at: Timestamp) -> Session {
-    Session {
-        ends_at,
-        ..Session::begin(
-            Some(acme()),
-            "ada".to_owned(),
-            false,
-            digest(7),
-            at(1),
-            None,
-        )
-    }
+    let sign_in = SignIn {
+        account_id: Some(acme()),
+        subject: "ada".to_owned(),
+        is_operator: false,
+        settings: SignInSettingsHash::new("test", &[]),
+        proof_expires_at: Some(ends_at),
+    };
+    Session::begin(sign_in, "token", at(1))
 }
 
 #[test]
@@ -194,7 +194,7 @@ fn a_server_of_the_release_before_begins_sessions_that_rest_on_nothing() {
         ));
         let found = store.session(Owner::Client(None), digest(1)).await.unwrap();
         assert_eq!(
-            found.map(|session| session.grounds),
+            found.map(|session| session.sign_in_settings),
             Some(Digest::from_bytes([0; 32]))
         );
     });

@@ -12,7 +12,6 @@ use tollkey_core::Digest;
 use tollkey_service::Random;
 
 use super::super::published::distance;
-use crate::dev_mode::new_secret;
 
 /// The longest page to go on to, in bytes: a cookie has 4096.
 const NEXT_MAX: usize = 2048;
@@ -44,9 +43,9 @@ impl Attempt {
         now: Timestamp,
     ) -> Self {
         Self {
-            state: new_secret(random),
-            nonce: new_secret(random),
-            verifier: new_secret(random),
+            state: Secret::new(random.secret().as_str()),
+            nonce: Secret::new(random.secret().as_str()),
+            verifier: Secret::new(random.secret().as_str()),
             begun_at: now,
             next: if next.len() <= NEXT_MAX {
                 next.to_owned()

@@ -1,0 +1,229 @@
+//! The links that sign in to the dashboard in development mode.
+//!
+//! The server prints one when it starts, and `tollkey dashboard-link` prints others. A link has a code that is signed with
+//! the secret of development mode, which is in a file next to the database.
+
+use std::{
+    collections::HashMap,
+    fmt,
+    sync::{Mutex, PoisonError},
+};
+
+use aws_lc_rs::hmac;
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+use jiff::{SignedDuration, Timestamp};
+use tollkey_api::Secret;
+use tollkey_core::{
+    AccountId, Digest,
+    session::{SignIn, SignInSettingsHash},
+};
+use tollkey_service::Random;
+
+/// How long a link is valid.
+pub const LINK_LIFETIME: SignedDuration = SignedDuration::from_mins(5);
+
+/// Verifies sign-in links. Each signs in once.
+pub struct SignInLinks {
+    secret: Secret,
+    /// SignInLinks from before this server started are not followed: a server before it may have followed them.
+    began_at: i64,
+    /// The codes that were followed, with the second from which they would have expired anyway.
+    used: Mutex<HashMap<Digest, i64>>,
+    account_id: AccountId,
+    subject: String,
+}
+
+/// The most links that one server follows within [`LINK_LIFETIME`].
+const LINKS_MAX: usize = 1000;
+
+impl SignInLinks {
+    /// Returns the links of a server that starts now, which sign in an operator who manages this account.
+    #[must_use]
+    pub fn new(secret: Secret, account_id: AccountId, subject: &str, now: Timestamp) -> Self {
+        Self {
+            secret,
+            began_at: now.as_second(),
+            used: Mutex::default(),
+            account_id,
+            subject: subject.to_owned(),
+        }
+    }
+
+    /// Creates the code of a link.
+    #[must_use]
+    pub fn code(secret: &Secret, random: &Random, now: Timestamp) -> Secret {
+        let signed = format!("{}.{}", now.as_second(), random.secret().as_str());
+        let signature = hmac::sign(&Self::key(secret), &Self::message(&signed));
+        Secret::new(format!("{signed}.{}", URL_SAFE_NO_PAD.encode(signature)))
+    }
+
+    fn key(secret: &Secret) -> hmac::Key {
+        hmac::Key::new(hmac::HMAC_SHA256, secret.expose().as_bytes())
+    }
+
+    /// Returns the signed text. The same secret signs management tokens, whose signed text has no space.
+    fn message(signed: &str) -> Vec<u8> {
+        format!("tollkey dashboard link {signed}").into_bytes()
+    }
+
+    /// Returns the settings that sessions which begin with a link depend on: there are none but development mode.
+    #[must_use]
+    pub fn settings() -> SignInSettingsHash {
+        SignInSettingsHash::new("link", &[])
+    }
+
+    /// Returns when a code expires, if it is one of this server and can still be followed.
+    fn expiration(&self, code: &str, now: Timestamp) -> Option<i64> {
+        let (signed, signature) = code.rsplit_once('.')?;
+        let signature = URL_SAFE_NO_PAD.decode(signature).ok()?;
+        hmac::verify(&Self::key(&self.secret), &Self::message(signed), &signature).ok()?;
+        let created_at: i64 = signed.split_once('.')?.0.parse().ok()?;
+        let expires_at = created_at.checked_add(LINK_LIFETIME.as_secs())?;
+        (created_at >= self.began_at && now.as_second() < expires_at).then_some(expires_at)
+    }
+
+    /// Whether the link with this code can still be followed.
+    #[must_use]
+    pub fn is_valid(&self, code: &str, now: Timestamp) -> bool {
+        let used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
+        self.expiration(code, now).is_some() && !used.contains_key(&Digest::of(code))
+    }
+
+    /// Follows the link with this code; `None` if it was followed before, has expired, or is not of this server.
+    pub fn follow(&self, code: &str, now: Timestamp) -> Option<SignIn> {
+        let expires_at = self.expiration(code, now)?;
+        let mut used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
+        used.retain(|_, expires_at| now.as_second() < *expires_at);
+        if used.len() >= LINKS_MAX || used.insert(Digest::of(code), expires_at).is_some() {
+            return None;
+        }
+        Some(SignIn {
+            account_id: Some(self.account_id.clone()),
+            subject: self.subject.clone(),
+            is_operator: true,
+            settings: Self::settings(),
+            proof_expires_at: None,
+        })
+    }
+}
+
+impl fmt::Debug for SignInLinks {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SignInLinks")
+            .field("began_at", &self.began_at)
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rand::{SeedableRng as _, rngs::StdRng};
+
+    use super::*;
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(second).unwrap()
+    }
+
+    fn links(secret: &str) -> SignInLinks {
+        SignInLinks::new(
+            Secret::new(secret),
+            "acme".parse().unwrap(),
+            "developer",
+            at(1000),
+        )
+    }
+
+    #[test]
+    fn link_signs_in_once_within_five_minutes() {
+        let (secret, random) = (
+            Secret::new("s".repeat(32)),
+            Random::new(StdRng::seed_from_u64(7)),
+        );
+        let links = links(secret.expose());
+        let code = |second| SignInLinks::code(&secret, &random, at(second));
+        let (one, other, before) = (code(1000), code(1100), code(999));
+        assert!(links.follow(one.expose(), at(1299)).is_some());
+        assert!(
+            links.follow(one.expose(), at(1299)).is_none(),
+            "followed before"
+        );
+        assert!(
+            !links.is_valid(one.expose(), at(1299)) && links.is_valid(other.expose(), at(1299))
+        );
+        assert!(links.follow(other.expose(), at(1400)).is_none(), "expired");
+        assert!(
+            links.follow(before.expose(), at(1000)).is_none(),
+            "from before the server started"
+        );
+        let again = code(1100);
+        assert!(
+            links.is_valid(again.expose(), at(1399)) && links.is_valid(again.expose(), at(1399))
+        );
+        assert!(links.follow(again.expose(), at(1399)).is_some());
+    }
+
+    #[test]
+    fn forged_link_is_rejected() {
+        let (secret, random) = (
+            Secret::new("s".repeat(32)),
+            Random::new(StdRng::seed_from_u64(7)),
+        );
+        let links = links(secret.expose());
+        let good = SignInLinks::code(&secret, &random, at(1000));
+        let (signed, signature) = good.expose().rsplit_once('.').unwrap();
+        let later = signed.replacen("1000", "1200", 1);
+        let other_secret = SignInLinks::code(&Secret::new("t".repeat(32)), &random, at(1000));
+        for code in [
+            "",
+            ".",
+            "1000..",
+            signed,
+            &format!("{later}.{signature}"),
+            &format!("{signed}."),
+            other_secret.expose(),
+        ] {
+            assert!(
+                !links.is_valid(code, at(1000)) && links.follow(code, at(1000)).is_none(),
+                "{code}"
+            );
+        }
+        assert!(links.follow(good.expose(), at(1000)).is_some());
+    }
+
+    #[test]
+    fn followed_links_are_kept_until_they_expire_and_bounded() {
+        let (secret, random) = (
+            Secret::new("s".repeat(32)),
+            Random::new(StdRng::seed_from_u64(7)),
+        );
+        let links = links(secret.expose());
+        for _ in 0..LINKS_MAX {
+            assert!(
+                links
+                    .follow(
+                        SignInLinks::code(&secret, &random, at(1000)).expose(),
+                        at(1000)
+                    )
+                    .is_some()
+            );
+        }
+        assert!(
+            links
+                .follow(
+                    SignInLinks::code(&secret, &random, at(1001)).expose(),
+                    at(1299)
+                )
+                .is_none()
+        );
+        assert!(
+            links
+                .follow(
+                    SignInLinks::code(&secret, &random, at(1299)).expose(),
+                    at(1300)
+                )
+                .is_some()
+        );
+        assert_eq!(links.used.lock().unwrap().len(), 1);
+    }
+}

@@ -1,0 +1,106 @@
+//! The listener for Prometheus and for probes: `/metrics`, `/livez` and `/readyz`.
+
+use std::{future::pending, net::SocketAddr, sync::Arc, time::Duration};
+
+use actix_web::{App, HttpResponse, middleware::from_fn, web};
+use anyhow::Context as _;
+
+use crate::{
+    edge::edge,
+    fallback::nothing,
+    routes,
+    state::State,
+    telemetry::{self, Metrics},
+    transport::{self, Connections, Server},
+};
+
+/// The most connections of the listener.
+const CONNECTIONS: usize = 64;
+/// How long requests in flight may take once the listener stops.
+const FINISH: Duration = Duration::from_secs(1);
+
+/// The listener for Prometheus and for probes, with connections of its own.
+#[derive(Debug)]
+pub(crate) struct MetricsListener {
+    address: SocketAddr,
+    server: Server,
+    connections: Arc<Connections>,
+}
+
+impl MetricsListener {
+    /// Binds the socket and starts to respond. `api_connections` are those of the API, which the metrics report.
+    ///
+    /// # Errors
+    /// When the address cannot be bound.
+    pub(crate) fn start(
+        listen: SocketAddr,
+        state: &web::Data<State>,
+        metrics: Option<Metrics>,
+        api_connections: &Arc<Connections>,
+        options: &transport::Options,
+    ) -> anyhow::Result<Self> {
+        let listener =
+            transport::listen(listen).with_context(|| format!("cannot listen on {listen}"))?;
+        let address = listener.local_addr().context("no socket was bound")?;
+        let connections = Connections::new(CONNECTIONS);
+        let options = transport::Options {
+            workers: 1,
+            ..options.clone()
+        };
+        let (state, api_connections) = (state.clone(), Arc::clone(api_connections));
+        let server = Server::start(listener, &connections, &options, move || {
+            let mut app = App::new()
+                .app_data(state.clone())
+                .app_data(web::Data::new(telemetry::Requests::default()))
+                .configure(routes::probes)
+                .default_service(web::to(nothing));
+            if let Some(metrics) = &metrics {
+                app = app
+                    .app_data(web::Data::new(metrics.clone()))
+                    .app_data(web::Data::from(Arc::clone(&api_connections)))
+                    .route("/metrics", web::get().to(render_metrics));
+            }
+            app.wrap(from_fn(edge))
+        })?;
+        Ok(Self {
+            address,
+            server,
+            connections,
+        })
+    }
+
+    /// Returns the address that it is bound to.
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Waits until the listener ends by itself.
+    pub(crate) async fn ended(&mut self) {
+        self.server.ended().await;
+    }
+
+    /// Has further responses close their connections.
+    pub(crate) fn announce_close(&self) {
+        self.connections.announce_close();
+    }
+
+    /// Stops the listener.
+    pub(crate) async fn stop(self) {
+        self.connections.close_all();
+        self.server
+            .finish_within(&self.connections, FINISH, pending())
+            .await;
+    }
+}
+
+async fn render_metrics(
+    state: web::Data<State>,
+    metrics: web::Data<Metrics>,
+    connections: web::Data<Connections>,
+) -> HttpResponse {
+    telemetry::record_verifier(&state.service.verifier.stats());
+    telemetry::record_connections(connections.open(), connections.pending_bytes());
+    HttpResponse::Ok()
+        .content_type("text/plain; version=0.0.4; charset=utf-8")
+        .body(metrics.render())
+}

@@ -1,0 +1,145 @@
+//! Sessions of the dashboard.
+//!
+//! A session is found by the SHA-256 of the token in its cookie. It is read from the store with every request, so a session
+//! that was ended is rejected by every replica.
+
+use std::net::IpAddr;
+
+use tollkey_core::{
+    AccountId, Digest, Problem,
+    network::client_network,
+    session::{Session, SignIn, SignInSettingsHash},
+};
+use tollkey_store::Owner;
+use zeroize::Zeroizing;
+
+use crate::service::Service;
+
+/// A session that is valid now.
+#[derive(Debug, Clone)]
+pub struct ActiveSession {
+    /// The SHA-256 of its token, by which it is found.
+    pub digest: Digest,
+    /// The session.
+    pub session: Session,
+}
+
+impl ActiveSession {
+    /// A change of the session is work of its account, if it has one.
+    fn owner(&self) -> Owner {
+        let account = self.session.account_id.as_ref();
+        account.map_or(Owner::Operator, Owner::from)
+    }
+}
+
+/// The client that sends a token: the account of a session is known only after the session was found.
+fn client(ip: Option<IpAddr>) -> Owner {
+    Owner::Client(ip.map(client_network))
+}
+
+/// Begins a session, and ends those that the browser had before. Returns the token for the cookie.
+///
+/// # Errors
+/// `unavailable`.
+pub async fn begin(
+    service: &Service,
+    ip: Option<IpAddr>,
+    sign_in: SignIn,
+    previous: Vec<Digest>,
+) -> Result<Zeroizing<String>, Problem> {
+    let token = service.random.secret();
+    let digest = Digest::of(&token);
+    let session = Session::begin(sign_in, &token, service.clock.now());
+    let stored = session.clone();
+    service
+        .change(client(ip), move |tx| {
+            for previous in previous {
+                tx.delete_session(&previous)?;
+            }
+            Ok(tx.insert_session(&digest, &stored)?)
+        })
+        .await?;
+    tracing::info!(
+        subject = session.subject,
+        account = session.account_id.as_ref().map(tracing::field::display),
+        operator = session.is_operator,
+        ends_at = %session.ends_at,
+        "signed in to the dashboard"
+    );
+    Ok(token)
+}
+
+/// Returns the session with this token if it has not expired and began with one of these sign-in settings. Stores the time of
+/// the request, at most once a minute.
+///
+/// # Errors
+/// `unavailable`.
+pub async fn find(
+    service: &Service,
+    ip: Option<IpAddr>,
+    token: &str,
+    valid: &[SignInSettingsHash],
+) -> Result<Option<ActiveSession>, Problem> {
+    let (digest, now) = (Digest::of(token), service.clock.now());
+    let found = service.store.session(client(ip), digest).await?;
+    let is_valid = |session: &Session| {
+        !session.is_expired(now)
+            && valid
+                .iter()
+                .any(|settings| session.began_with(settings, token))
+    };
+    let Some(session) = found.filter(is_valid) else {
+        return Ok(None);
+    };
+    if session.is_seen_again(now) {
+        service
+            .change(client(ip), move |tx| Ok(tx.see_session(&digest, now)?))
+            .await?;
+    }
+    Ok(Some(ActiveSession { digest, session }))
+}
+
+/// Ends a session.
+///
+/// # Errors
+/// `unavailable`.
+pub async fn end(service: &Service, active: &ActiveSession) -> Result<(), Problem> {
+    let digest = active.digest;
+    service
+        .change(active.owner(), move |tx| Ok(tx.delete_session(&digest)?))
+        .await?;
+    tracing::info!(
+        subject = active.session.subject,
+        "signed out of the dashboard"
+    );
+    Ok(())
+}
+
+/// Ends the sessions of an account, of a subject, of a subject in an account, or all. Returns how many it ended.
+///
+/// # Errors
+/// `unavailable`.
+pub async fn end_all(
+    service: &Service,
+    account: Option<AccountId>,
+    subject: Option<String>,
+) -> Result<usize, Problem> {
+    Ok(service.store.end_sessions(account, subject).await?)
+}
+
+/// Sets the account that an operator's session manages. Does nothing for another session.
+///
+/// # Errors
+/// `unavailable`.
+pub async fn choose_account(
+    service: &Service,
+    active: &ActiveSession,
+    account: AccountId,
+) -> Result<(), Problem> {
+    let digest = active.digest;
+    service
+        .change(active.owner(), move |tx| {
+            Ok(tx.set_session_account(&digest, Some(&account))?)
+        })
+        .await
+}
