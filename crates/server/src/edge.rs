@@ -168,7 +168,7 @@ fn problem_of(error: &Error) -> Problem {
             detail: "The request cannot be read.".to_owned(),
         }]),
         _ => {
-            tracing::error!(%error, "an error nobody expected");
+            tracing::error!(%error, "unexpected error of the web framework");
             Problem::internal()
         }
     }

@@ -144,7 +144,7 @@ impl Running {
         if !self.drain.is_zero() {
             tokio::select! {
                 () = tokio::time::sleep(self.drain) => {}
-                signal = signals.next() => tracing::info!(signal, "a second signal ends the drain"),
+                signal = signals.next() => tracing::info!(signal, "second signal: ending the drain"),
                 error = self.ended() => return Err(error),
             }
         }
@@ -152,7 +152,7 @@ impl Running {
             let signal = signals.next().await;
             tracing::info!(
                 signal,
-                "a further signal ends the wait for requests in flight"
+                "further signal: closing connections with requests in flight"
             );
         })
         .await;
@@ -207,7 +207,7 @@ impl Running {
         let _ = self.stop.send(true);
         for task in self.background {
             if let Err(error) = task.await {
-                tracing::error!(%error, "a background task failed");
+                tracing::error!(%error, "background task failed");
             }
         }
     }

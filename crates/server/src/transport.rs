@@ -135,7 +135,7 @@ where
                 let app = started
                     .await
                     .map(Rc::new)
-                    .map_err(|error| tracing::error!(?error, "a worker cannot start"))?;
+                    .map_err(|error| tracing::error!(?error, "cannot start a worker"))?;
                 let _ = shared.set(Rc::clone(&app));
                 Ok::<_, ()>(fn_service::<_, _, _, _, _, ()>(move |request| {
                     exchange::answer(Rc::clone(&app), request)

@@ -92,7 +92,7 @@ async fn record_batch(service: &Service, account_id: AccountId) -> Result<bool, 
                 })?;
             }
             if done {
-                tracing::info!(account = %account_id, "a revocation is recorded on all of its keys");
+                tracing::info!(account = %account_id, "revocation recorded on all descendant keys");
             }
             Ok(true)
         })

@@ -102,7 +102,7 @@ impl Service {
     async fn settle(&self, change: Change) {
         let started = self.clock.elapsed();
         self.verifier.settle(change.seq, change.at).await;
-        measures::record_settle(self.clock.elapsed().saturating_sub(started));
+        measures::record_propagation(self.clock.elapsed().saturating_sub(started));
     }
 
     /// Waits for the propagation of every change committed so far.

@@ -210,7 +210,7 @@ async fn verify_token(
 ) -> Result<jwt::Claims, Problem> {
     let verified = state.tokens.verify(text, state.service.clock.now()).await;
     let claims =
-        verified.inspect_err(|error| tracing::debug!(%error, "a management token was refused"))?;
+        verified.inspect_err(|error| tracing::debug!(%error, "management token rejected"))?;
     not_forwarded(request, state)?;
     Ok(claims)
 }

@@ -164,7 +164,7 @@ pub fn refused(problem: &Problem, page: &impl Template) -> HandlerResult {
 
 fn page_with(mut response: HttpResponseBuilder, page: &impl Template) -> HandlerResult {
     let html = page.render().map_err(|error| {
-        tracing::error!(%error, "a page cannot be rendered");
+        tracing::error!(%error, "cannot render a page");
         Problem::internal()
     })?;
     Ok(response.content_type("text/html; charset=utf-8").body(html))

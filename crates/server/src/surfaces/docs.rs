@@ -45,7 +45,7 @@ async fn redirect() -> HttpResponse {
 async fn file(state: web::Data<State>, path: web::Path<String>) -> HandlerResult {
     let config = Config::from(state.public_path.path("/openapi.json")).validator_url("none");
     let found = utoipa_swagger_ui::serve(&path, Arc::new(config)).map_err(|error| {
-        tracing::error!(%error, "a file of Swagger UI cannot be served");
+        tracing::error!(%error, "cannot serve a file of Swagger UI");
         Problem::internal()
     })?;
     let file = found

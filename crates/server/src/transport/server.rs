@@ -137,7 +137,7 @@ impl Server {
             .name("tollkey acceptor".to_owned())
             .spawn(move || {
                 if let Err(error) = acceptor.run(&stopped) {
-                    tracing::error!(%error, "connections cannot be accepted any more");
+                    tracing::error!(%error, "cannot accept connections any more");
                 }
                 let _ = ended.send(());
             })?;
@@ -208,7 +208,7 @@ impl Server {
         };
         if !is_finished {
             self.abort().await;
-            tracing::warn!("requests in flight were cut off");
+            tracing::warn!("closed connections with requests in flight");
         }
     }
 }
@@ -309,7 +309,7 @@ impl Acceptor {
                 Err(error) => {
                     // Once until a connection is accepted again.
                     if !std::mem::replace(&mut self.is_failing, true) {
-                        tracing::error!(%error, "connections cannot be accepted; trying again every half second");
+                        tracing::error!(%error, "cannot accept connections; retrying every 500 ms");
                     }
                     return Pause::Failed;
                 }
@@ -393,7 +393,7 @@ fn log_panic(ended: Result<(), tokio::task::JoinError>) {
         // Without the message of the panic, which could have anything in it.
         tracing::error!(
             is_panic = error.is_panic(),
-            "a connection ended in an error of the server"
+            "connection failed because of a server error"
         );
     }
 }
@@ -435,7 +435,7 @@ async fn serve(
     };
     if let Err(error) = served {
         // Any client can cause this, as often as it likes.
-        tracing::debug!(%error, "a connection ended early");
+        tracing::debug!(%error, "connection ended early");
     }
 }
 

@@ -208,7 +208,7 @@ async fn second_signal_ends_the_drain() {
         let finished = server.ended().await;
         assert_eq!(finished.code, Some(0), "{finished}");
         assert!(
-            finished.stderr.contains("a second signal ends the drain"),
+            finished.stderr.contains("second signal: ending the drain"),
             "{finished}"
         );
     }
@@ -243,11 +243,11 @@ async fn further_signal_cuts_off_requests_in_flight() {
         assert!(
             finished
                 .stderr
-                .contains("a further signal ends the wait for requests in flight"),
+                .contains("further signal: closing connections with requests in flight"),
             "{finished}"
         );
         assert!(
-            finished.stderr.contains("requests in flight were cut off"),
+            finished.stderr.contains("closed connections with requests in flight"),
             "{finished}"
         );
     }

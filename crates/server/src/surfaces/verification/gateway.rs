@@ -154,7 +154,7 @@ async fn answer(request: &HttpRequest, state: &State, asked: Asked<'_>) -> Handl
             {
                 tracing::warn!(
                     request_id = %request_id(request), %rule,
-                    "a gateway requires something that cannot be read; its requests are denied"
+                    "gateway route has invalid requirements; its requests are denied"
                 );
             }
             let detail = "The gateway requires something unknown; its operator's log says what.";
