@@ -110,25 +110,25 @@ impl Frame {
     #[must_use]
     pub fn done(self, word: Option<&str>, own: &[&str]) -> Self {
         let done = match word.filter(|word| own.contains(word)) {
-            Some("revoked") => "The key is revoked. It is refused everywhere from now on.",
-            Some("suspended") => "The key is suspended. It is refused until you resume it.",
-            Some("resumed") => "The key works again.",
+            Some("revoked") => "Key revoked. It is rejected everywhere.",
+            Some("suspended") => "Key suspended. It is rejected until you resume it.",
+            Some("resumed") => "Key resumed.",
             Some("pasted") => {
-                "A key's secret does not belong into a search. Keys are found by name, last four characters or id."
+                "Do not search for a full key. Search by name, last four characters or ID."
             }
             Some("once") => {
-                "This form was sent twice. One key was made, and its secret was shown the first time. If you did not get it, revoke the key and make another one."
+                "This form was sent twice. One key was created and shown after the first time. If you did not copy it, revoke the key and create another one."
             }
-            Some("created") => "The application is there. It has no keys yet.",
-            Some("updated") => "The changes are saved.",
+            Some("created") => "Application created. It has no keys yet.",
+            Some("updated") => "Changes saved.",
             Some("disabled") => {
-                "The application is disabled. Its keys are refused until you enable it."
+                "Application disabled. Its keys are rejected until you enable it."
             }
-            Some("enabled") => "The application is enabled. Its keys work again.",
-            Some("deleted") => "The application is deleted, and its keys are revoked.",
-            Some("model") => "The operating model is set. It holds for keys already made, too.",
+            Some("enabled") => "Application enabled. Its keys are valid again.",
+            Some("deleted") => "Application deleted. Its keys are revoked.",
+            Some("model") => "Operating model set. It applies to existing keys, too.",
             Some("service-key-revoked") => {
-                "The service key is revoked. It verifies nothing from now on."
+                "Service key revoked. It is rejected everywhere."
             }
             Some("account") => "You manage this account now.",
             _ => return self,
@@ -287,10 +287,10 @@ pub(super) fn render_problem(
     rendered: &Rendered<'_>,
 ) -> HttpResponse {
     let title = match rendered.problem.code {
-        ProblemCode::NotFound => "There is no such page",
-        ProblemCode::Forbidden => "This is not allowed",
-        ProblemCode::Unavailable => "Not available right now",
-        _ => "This did not work",
+        ProblemCode::NotFound => "Page not found",
+        ProblemCode::Forbidden => "Not allowed",
+        ProblemCode::Unavailable => "Temporarily unavailable",
+        _ => "Request failed",
     };
     let page = ProblemPage {
         frame: Frame::outside(title, rendered.public_path),

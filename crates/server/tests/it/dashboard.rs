@@ -840,7 +840,7 @@ async fn form_that_would_be_rejected_is_not_offered() {
             .page(&format!("/dashboard/keys/{revoked}/revoke"))
             .await;
         assert!(
-            page.contains("The key is revoked since") && !page.contains("name=\"confirm\""),
+            page.contains("The key was revoked at") && !page.contains("name=\"confirm\""),
             "{page}"
         );
         let application = app.application(&token, "Store").await;
@@ -866,7 +866,7 @@ async fn form_that_would_be_rejected_is_not_offered() {
         assert_eq!(browser.post(&path, &[]).await.status, 303);
         let page = browser.page(&path).await;
         assert!(
-            page.contains("The service key is revoked since")
+            page.contains("The service key was revoked at")
                 && !page.contains("Whatever presents it"),
             "{page}"
         );
@@ -960,7 +960,7 @@ async fn a_form_of_another_site_is_refused_and_changes_nothing() {
                 assert!(
                     reply
                         .body
-                        .contains("This was not sent by a page of this dashboard."),
+                        .contains("The request was not sent by a page of this dashboard. Open the dashboard and send the form there."),
                     "{path}: {reply}"
                 );
             }
@@ -1009,7 +1009,7 @@ async fn things_of_another_account_are_not_there() {
                 let reply = browser.get(&ids.fill(path)).await;
                 assert_eq!(reply.status, 404, "{path}: {reply}");
                 assert!(
-                    words(&reply.body).starts_with("There is no such page"),
+                    words(&reply.body).starts_with("Page not found"),
                     "{path}"
                 );
             }
@@ -1054,7 +1054,7 @@ async fn things_of_another_account_are_not_there() {
                 theirs.application
             ))
             .await;
-        assert!(words(&filtered).contains("No key is like that") && !filtered.contains(&key.id));
+        assert!(words(&filtered).contains("No matching keys") && !filtered.contains(&key.id));
     })
     .await;
 }
@@ -1632,16 +1632,16 @@ async fn a_key_is_suspended_resumed_and_rotated() {
         );
         let page = words(&browser.page(&format!("/dashboard/keys/{id}")).await);
         assert!(
-            page.contains("The old key has not been used since."),
+            page.contains("This key has not been used since."),
             "{page}"
         );
         app.clock.advance(std::time::Duration::from_secs(60));
         assert_eq!(app.code(&text).await, "valid");
         app.running().state().service.flush_usage().await;
         let page = words(&browser.page(&format!("/dashboard/keys/{id}")).await);
-        assert!(page.contains("The old key is still used"), "{page}");
+        assert!(page.contains("This key is still in use"), "{page}");
         assert!(
-            page.contains("accepted, 1 refused") || page.contains("accepted, 0 refused"),
+            page.contains("allowed, 1 denied") || page.contains("allowed, 0 denied"),
             "{page}"
         );
         app.clock.advance(std::time::Duration::from_secs(3540));
@@ -1807,7 +1807,7 @@ async fn the_audit_log_is_filtered_checked_and_taken_away() {
         );
         assert!(
             words(&browser.page("/dashboard/audit?until=2020-01-01").await)
-                .contains("No entry is like that")
+                .contains("No matching entries")
         );
         assert_eq!(
             browser.get("/dashboard/audit?since=yesterday").await.status,

@@ -123,9 +123,9 @@ async fn dashboard_and_swagger_ui_work_under_a_prefix() {
             .expect("a session");
         assert_eq!(session.path.as_deref(), Some("/"));
 
-        browser.press("New key").await;
+        browser.press("Create key").await;
         browser.fill("name", name).await;
-        browser.press("Make the key").await;
+        browser.press("Create key").await;
         browser.arrives("/keys/dashboard/keys/new").await;
         let secret = browser.property("#secret", "value").await;
         let line = browser.property("#line", "value").await;
@@ -159,7 +159,7 @@ async fn dashboard_and_swagger_ui_work_under_a_prefix() {
         browser.press("API keys").await;
         browser.arrives("/keys/dashboard/keys").await;
         browser.fill("q", "no such key").await;
-        browser.reads("#results", "No key is like that").await;
+        browser.reads("#results", "No matching keys").await;
         browser.fill("q", name).await;
         browser.reads("#results", name).await;
         browser.arrives("/keys/dashboard/keys?q=").await;
