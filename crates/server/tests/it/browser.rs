@@ -243,7 +243,7 @@ async fn a_first_key_from_the_printed_link_to_its_revocation() {
         .await;
     assert_eq!(world.status_of(&secret).await, 401, "the very next request");
     let after = jiff::Timestamp::now().as_second();
-    browser.reads(".notice", "The key is revoked.").await;
+    browser.reads(".notice", "Key revoked.").await;
     browser.reads("dl", "Trying it out").await;
     for gone in ["Rotate", "Revoke", "Suspend"] {
         let found = browser
@@ -317,7 +317,7 @@ async fn a_rotated_key_goes_on_for_a_while_or_ends_at_once() {
     browser.reads("main", "Successor of").await;
 
     // Nobody has used the old one since; then somebody does.
-    browser.press("the key before it").await;
+    browser.press("the predecessor").await;
     browser
         .reads(".notice", "This key has not been used since.")
         .await;
@@ -375,7 +375,7 @@ async fn a_disabled_application_stops_its_keys() {
     browser.fill("name", "Web store").await;
     browser.fill("description", "The shop's checkout").await;
     browser.press("Create application").await;
-    browser.reads(".notice", "The application is there.").await;
+    browser.reads(".notice", "Application created.").await;
     let place = browser.place().await;
     let (application, _) = place
         .trim_start_matches("/dashboard/applications/")
@@ -417,15 +417,15 @@ async fn a_disabled_application_stops_its_keys() {
         browser.reads("tbody", name).await;
     }
     assert_eq!(statuses().await, [200, 200], "asking stops nothing");
-    browser.press("Disable the application").await;
+    browser.press("Disable application").await;
     browser
-        .reads(".notice", "The application is disabled.")
+        .reads(".notice", "Application disabled.")
         .await;
     assert_eq!(statuses().await, [403, 403]);
     browser.reads("h1", "Disabled").await;
     browser.press("Enable").await;
     browser
-        .reads(".notice", "The application is enabled.")
+        .reads(".notice", "Application enabled.")
         .await;
     assert_eq!(statuses().await, [200, 200]);
     world.end().await;
@@ -513,7 +513,7 @@ async fn wrong_input_stays_and_is_named() {
             .starts_with("ck_live_")
     );
     browser
-        .reads("main", "It works from 203.0.113.0/24 only.")
+        .reads("main", "It can be used from 203.0.113.0/24 only.")
         .await;
     let keys = world.keys().await;
     assert_eq!(
@@ -687,7 +687,7 @@ async fn what_belongs_to_another_account_is_not_there() {
         );
     }
     world.open("/dashboard/audit").await;
-    browser.reads("main", "Nothing has happened yet").await;
+    browser.reads("main", "No entries yet").await;
     world.end().await;
 }
 
@@ -891,7 +891,7 @@ async fn markup_in_a_name_is_text() {
         .await
         .expect("the name");
     browser.fill("confirm", &shown).await;
-    browser.press("Delete the application").await;
+    browser.press("Delete application").await;
     browser
         .arrives("/dashboard/applications?done=deleted")
         .await;
@@ -1081,7 +1081,7 @@ async fn all_of_it_works_without_script() {
 
     world.open(&format!("/dashboard/keys/{id}")).await;
     browser.press("Suspend").await;
-    browser.reads(".notice", "The key is suspended.").await;
+    browser.reads(".notice", "Key suspended.").await;
     assert_eq!(world.status_of(&secret).await, 403);
     browser.press("Resume").await;
     browser.reads(".notice", "Key resumed.").await;

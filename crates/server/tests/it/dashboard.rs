@@ -799,10 +799,10 @@ async fn form_that_would_be_rejected_is_not_offered() {
             (&active, None, &["rotate", "suspend", "revoke"][..]),
             (
                 &suspended,
-                Some("The key is suspended."),
+                Some("Key suspended."),
                 &["resume", "revoke"],
             ),
-            (&revoked, Some("The key is revoked."), &[]),
+            (&revoked, Some("Key revoked."), &[]),
             (
                 &rotated,
                 Some("The key was rotated before"),
@@ -858,7 +858,7 @@ async fn form_that_would_be_rejected_is_not_offered() {
             .page(&format!("/dashboard/applications/{application}/disable"))
             .await;
         assert!(
-            page.contains("already disabled") && !page.contains("Disable the application"),
+            page.contains("already disabled") && !page.contains("Disable application"),
             "{page}"
         );
         let service_key = app.service_key().await.id;
@@ -867,7 +867,7 @@ async fn form_that_would_be_rejected_is_not_offered() {
         let page = browser.page(&path).await;
         assert!(
             page.contains("The service key was revoked at")
-                && !page.contains("Whatever presents it"),
+                && !page.contains("is rejected everywhere immediately"),
             "{page}"
         );
     })
@@ -1135,7 +1135,7 @@ async fn a_key_is_made_its_secret_shown_once_and_revoked() {
                 .await,
         );
         assert!(
-            !said.contains("The key is revoked."),
+            !said.contains("Key revoked."),
             "a link does not make it so: {said}"
         );
         let path = format!("/dashboard/keys/{id}/revoke");
@@ -1178,7 +1178,7 @@ async fn a_key_is_made_its_secret_shown_once_and_revoked() {
                 .await,
         );
         assert!(
-            page.contains("The key is revoked.") && page.contains(": lost"),
+            page.contains("Key revoked.") && page.contains(": lost"),
             "{page}"
         );
         assert!(
@@ -1709,7 +1709,7 @@ async fn an_application_is_made_changed_disabled_enabled_and_deleted() {
         assert_eq!(edited.status, 303, "{edited}");
         let page = words(&browser.page(&format!("{path}/disable")).await);
         assert!(
-            page.contains("Disable Shop ?") && page.contains("1 key stops everywhere"),
+            page.contains("Disable Shop ?") && page.contains("1 key is rejected everywhere"),
             "{page}"
         );
         assert_eq!(
@@ -1816,7 +1816,7 @@ async fn the_audit_log_is_filtered_checked_and_taken_away() {
 
         let checked = words(&browser.post("/dashboard/audit/verify", &[]).await.body);
         assert!(
-            checked.contains("The audit log is whole. 3 entries"),
+            checked.contains("The audit log is intact. It has 3 entries"),
             "{checked}"
         );
         app.database.sql(
@@ -2071,7 +2071,7 @@ async fn what_stops_with_an_application_is_counted_among_its_active_keys() {
                     .await,
             );
             assert!(
-                page.contains("1 key stops everywhere")
+                page.contains("1 key is rejected everywhere")
                     && page.contains(&old.text[old.text.len() - 4..]),
                 "{page}"
             );

@@ -146,7 +146,7 @@ async fn dashboard_and_swagger_ui_work_under_a_prefix() {
         browser.press("Done").await;
         browser.arrives("/keys/dashboard/keys/").await;
         browser.press("Suspend").await;
-        browser.reads(".notice", "The key is suspended.").await;
+        browser.reads(".notice", "Key suspended.").await;
         assert_eq!(
             Call::to(address, "GET", "/keys/api/v1/whoami")
                 .bearer(&secret)
@@ -165,7 +165,7 @@ async fn dashboard_and_swagger_ui_work_under_a_prefix() {
         browser.arrives("/keys/dashboard/keys?q=").await;
         browser.press(name).await;
         browser.reads("h1", name).await;
-        browser.press("All entries about this key").await;
+        browser.press("Show all entries of this key").await;
         browser.arrives("/keys/dashboard/audit?target_id=").await;
         browser.reads("#results", "api_key.suspended").await;
 
