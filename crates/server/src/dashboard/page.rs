@@ -306,6 +306,20 @@ pub(super) fn render_problem(
 #[derive(Debug, Clone, Copy)]
 pub struct Time(pub Timestamp);
 
+/// Writes a number with a comma between groups of three digits.
+#[must_use]
+pub fn separated(number: impl ToString) -> String {
+    let digits = number.to_string();
+    let mut text = String::with_capacity(digits.len() + digits.len() / 3);
+    for (at, digit) in digits.chars().enumerate() {
+        if at > 0 && (digits.len() - at) % 3 == 0 {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
 impl Time {
     /// For machines: RFC 3339.
     #[must_use]
@@ -327,6 +341,18 @@ impl Time {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn large_numbers_have_separators() {
+        for (number, text) in [
+            (0, "0"),
+            (999, "999"),
+            (1000, "1,000"),
+            (1_234_567, "1,234,567"),
+        ] {
+            assert_eq!(separated(number), text);
+        }
+    }
 
     #[test]
     fn sign_in_returns_only_to_pages_of_the_dashboard() {
