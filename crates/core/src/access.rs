@@ -7,14 +7,35 @@
 use std::{net::IpAddr, sync::LazyLock};
 
 use jiff::Timestamp;
+use strum::{AsRefStr, Display, EnumCount, EnumString, IntoStaticStr, VariantArray};
 
 use crate::{
-    AccountId, ApiKey, Application, Catalogue, Family, Mode, OperatingModel, RequestPath, ScopeSet,
-    Status, feature::Feature, route::Template, text::is_reference,
+    AccountId, ApiKey, Application, Catalogue, Family, Invalid, Mode, OperatingModel, RequestPath,
+    ScopeSet, Status,
+    feature::Feature,
+    route::Template,
+    spelling::{array, unknown_value},
+    text::is_reference,
 };
 
 /// Why a key is denied, in the order in which it is judged.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(
+    Debug,
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    Hash,
+    PartialOrd,
+    Ord,
+    AsRefStr,
+    Display,
+    EnumCount,
+    EnumString,
+    IntoStaticStr,
+    VariantArray,
+)]
+#[strum(serialize_all = "snake_case", parse_err_ty = Invalid, parse_err_fn = unknown_value::<Self>)]
 #[cfg_attr(
     feature = "serde",
     derive(serde::Serialize, serde::Deserialize),
@@ -48,79 +69,54 @@ pub enum Denial {
 
 impl Denial {
     /// All denials, in order.
-    pub const ALL: [Self; 11] = [
-        Self::UnknownKey,
-        Self::Revoked,
-        Self::Expired,
-        Self::Suspended,
-        Self::ApplicationDisabled,
-        Self::WrongMode,
-        Self::IpNotAllowed,
-        Self::RouteNotAllowed,
-        Self::MerchantNotAllowed,
-        Self::InsufficientScope,
-        Self::RateLimited,
-    ];
+    pub const ALL: [Self; Self::COUNT] = array(Self::VARIANTS);
 
     /// Its stable code.
     #[must_use]
     pub fn code(self) -> &'static str {
-        self.row().0
+        self.into()
     }
 
     /// What it says as the title of a problem.
     #[must_use]
     pub fn title(self) -> &'static str {
-        self.row().1
+        self.texts().0
     }
 
     /// What it says as the detail of a problem.
     #[must_use]
     pub fn detail(self) -> &'static str {
-        self.row().2
+        self.texts().1
     }
 
-    fn row(self) -> (&'static str, &'static str, &'static str) {
+    /// The title and the detail.
+    fn texts(self) -> (&'static str, &'static str) {
         match self {
-            Self::UnknownKey => ("unknown_key", "Unknown key", "The key is unknown."),
-            Self::Revoked => ("revoked", "Key revoked", "The key was revoked."),
-            Self::Expired => ("expired", "Key expired", "The key has expired."),
-            Self::Suspended => ("suspended", "Key suspended", "The key is suspended."),
-            Self::ApplicationDisabled => (
-                "application_disabled",
-                "Application disabled",
-                "The key's application is disabled.",
-            ),
+            Self::UnknownKey => ("Unknown key", "The key is unknown."),
+            Self::Revoked => ("Key revoked", "The key was revoked."),
+            Self::Expired => ("Key expired", "The key has expired."),
+            Self::Suspended => ("Key suspended", "The key is suspended."),
+            Self::ApplicationDisabled => {
+                ("Application disabled", "The key's application is disabled.")
+            }
             Self::WrongMode => (
-                "wrong_mode",
                 "Wrong mode",
                 "The key is of the other mode: live and test never mix.",
             ),
             Self::IpNotAllowed => (
-                "ip_not_allowed",
                 "Address not allowed",
                 "The key may not be used from this address.",
             ),
             Self::RouteNotAllowed => (
-                "route_not_allowed",
                 "Route not allowed",
                 "The key may not be used for this method and path.",
             ),
             Self::MerchantNotAllowed => (
-                "merchant_not_allowed",
                 "Merchant not allowed",
                 "The key may not be used for this merchant.",
             ),
-            Self::InsufficientScope => (
-                "insufficient_scope",
-                "Insufficient scope",
-                "The key lacks a needed scope.",
-            ),
-            Self::RateLimited => (
-                "rate_limited",
-                "Too many requests",
-                "The key's allowance is used up.",
-            ),
+            Self::InsufficientScope => ("Insufficient scope", "The key lacks a needed scope."),
+            Self::RateLimited => ("Too many requests", "The key's allowance is used up."),
         }
     }
 }

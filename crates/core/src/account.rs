@@ -2,7 +2,14 @@
 
 use std::{fmt, str::FromStr, sync::Arc};
 
-use crate::{Grants, Invalid, Problem, ProblemCode, feature::Feature, text::is_reference};
+use strum::{AsRefStr, Display, EnumCount, EnumString, IntoStaticStr, VariantArray};
+
+use crate::{
+    Grants, Invalid, Problem, ProblemCode,
+    feature::Feature,
+    spelling::{array, unknown_value},
+    text::is_reference,
+};
 
 /// The ID of an account, which the issuer of management tokens chooses: `[A-Za-z0-9._:@-]{1,128}`, but not `.` or `..`, which
 /// clients and proxies remove from the path of a URL.
@@ -75,7 +82,22 @@ impl Account {
 }
 
 /// The four operating models of the hellgate document. They bound which features a scoped key can have.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[derive(
+    Debug,
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    Hash,
+    Default,
+    AsRefStr,
+    Display,
+    EnumCount,
+    EnumString,
+    IntoStaticStr,
+    VariantArray,
+)]
+#[strum(serialize_all = "snake_case", parse_err_ty = Invalid, parse_err_fn = unknown_value::<Self>)]
 #[cfg_attr(
     feature = "serde",
     derive(serde::Serialize, serde::Deserialize),
@@ -96,22 +118,12 @@ pub enum OperatingModel {
 
 impl OperatingModel {
     /// All models, in the document's order.
-    pub const ALL: [Self; 4] = [
-        Self::PrimaryMerchant,
-        Self::Platform,
-        Self::Ecosystem,
-        Self::ManagedEcosystem,
-    ];
+    pub const ALL: [Self; Self::COUNT] = array(Self::VARIANTS);
 
-    /// Its name, as stored and as printed.
+    /// The spelling that is stored and sent.
     #[must_use]
     pub fn as_str(self) -> &'static str {
-        match self {
-            Self::PrimaryMerchant => "primary_merchant",
-            Self::Platform => "platform",
-            Self::Ecosystem => "ecosystem",
-            Self::ManagedEcosystem => "managed_ecosystem",
-        }
+        self.into()
     }
 
     /// The features a scoped key of such an account can have (hellgate, "Ecosystems" and "Managed Ecosystems").

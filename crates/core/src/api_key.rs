@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 
 use jiff::{SignedDuration, Timestamp};
+use strum::{AsRefStr, Display, EnumCount, EnumString, IntoStaticStr, VariantArray};
 
 use crate::{
     AccountId, ApplicationId, Family, Invalid, IpList, KeyId, KeyText, Mode, RateLimit, Scope,
@@ -10,6 +11,7 @@ use crate::{
     heap,
     lineage::{APPLICATION_DELETED, Inherited, Revocation, earliest},
     metadata::Metadata,
+    spelling::{array, unknown_value},
     time::to_seconds,
 };
 
@@ -95,7 +97,23 @@ impl Grants {
 }
 
 /// The status of a key: the first that applies, in this order.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(
+    Debug,
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    AsRefStr,
+    Display,
+    EnumCount,
+    EnumString,
+    IntoStaticStr,
+    VariantArray,
+)]
+#[strum(serialize_all = "snake_case", parse_err_ty = Invalid, parse_err_fn = unknown_value::<Self>)]
 #[cfg_attr(
     feature = "serde",
     derive(serde::Serialize, serde::Deserialize),
@@ -115,7 +133,7 @@ pub enum Status {
 
 impl Status {
     /// All of them, the first that applies first.
-    pub const ALL: [Self; 4] = [Self::Revoked, Self::Expired, Self::Suspended, Self::Active];
+    pub const ALL: [Self; Self::COUNT] = array(Self::VARIANTS);
 
     /// The first that applies at `now` to a key with this expiration.
     #[inline]
@@ -136,15 +154,10 @@ impl Status {
         }
     }
 
-    /// Its name, as printed.
+    /// The spelling in JSON.
     #[must_use]
     pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Revoked => "revoked",
-            Self::Expired => "expired",
-            Self::Suspended => "suspended",
-            Self::Active => "active",
-        }
+        self.into()
     }
 }
 
