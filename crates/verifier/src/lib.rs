@@ -54,6 +54,7 @@ mod log_limit;
 mod memory;
 mod poll_watch;
 mod rate;
+mod reservation;
 mod serve;
 mod share;
 pub mod source;
@@ -71,6 +72,7 @@ mod watches;
 pub use clock::SystemClock;
 pub use follow::margin;
 pub use log_limit::LogLimit;
+pub use reservation::Reservation;
 pub use source::{
     Leave, News, Poll, PollError, PollId, PollIds, Primary, ServiceSnapshot, Snapshot, Source,
     SourceError, Unavailable, Upstream,
@@ -78,4 +80,4 @@ pub use source::{
 pub use stats::Stats;
 pub use tollkey_core::{ChangeLog, Changed, Position, Seq, Usage, VerifierId};
 pub use verdict::{Known, RateStatus, Verdict};
-pub use verifier::{Requester, Settings, Verifier};
+pub use verifier::{OnBehalfOf, Requester, Settings, Verifier};

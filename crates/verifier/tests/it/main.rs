@@ -1,12 +1,12 @@
 //! A verifier over a source in memory, on clocks that stand still.
 
 mod bounds;
-mod held;
 mod judging;
 mod leases;
 mod limits;
 mod memory;
 mod misses;
+mod reservations;
 mod settling;
 mod subscribing;
 mod usage;
