@@ -11,8 +11,8 @@ use std::{
 use tollkey_core::{Clock, Denial, Need, decide_further};
 
 use crate::{
+    cache::Entry,
     clock::nanos,
-    memory::Entry,
     rate::give_back_all,
     usage::Ledger,
     verdict::{Known, RateStatus},

@@ -4,7 +4,7 @@ use std::{fmt, ops::Deref, sync::Arc};
 
 use tollkey_core::{Denial, Digest, Record};
 
-use crate::memory::Entry;
+use crate::cache::Entry;
 
 /// The result of a verification: the decision and the key it is about.
 #[derive(Debug, Clone)]

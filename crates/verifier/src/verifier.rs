@@ -21,15 +21,15 @@ use tollkey_core::{
 use tollkey_fair::{FairSemaphore, Limits, Priority};
 
 use crate::{
+    cache::{Bounds, Entry, Generation, Memory},
     clock::nanos,
-    follow::margin,
-    memory::{Bounds, Entry, Generation, Memory},
-    poll_watch::PollWatch,
+    lease::margin,
     rate::take_all,
     reservation::{Accounting, Reservation},
     source::{Primary, Snapshot, Source, SourceError, Unavailable},
     stats::{Counters, Stats, count},
-    subscribe::PollSequence,
+    subscription::poll_watch::PollWatch,
+    subscription::subscriber::PollSequence,
     usage::{self, BATCH, Ledger},
     verdict::{Known, RateStatus, Verdict},
 };
