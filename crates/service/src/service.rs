@@ -127,20 +127,22 @@ impl Service {
         presented: impl Into<Presented<'a>>,
         need: &Need<'_>,
     ) -> Result<Verdict, Problem> {
-        counted(self.verifier.verify_for(requester, presented, need).await)
+        let verifier = self.verifier.on_behalf_of(requester);
+        counted(verifier.verify(presented, need).await)
     }
 
     /// Verifies a presented key whose request is rejected whatever the verdict: that does not count as a use of the key.
     ///
     /// # Errors
     /// As for [`Service::verify`].
-    pub async fn look<'a>(
+    pub async fn peek<'a>(
         &self,
         requester: impl FnOnce() -> Requester,
         presented: impl Into<Presented<'a>>,
         need: &Need<'_>,
     ) -> Result<Verdict, Problem> {
-        counted(self.verifier.look_for(requester, presented, need).await)
+        let verifier = self.verifier.on_behalf_of(requester);
+        counted(verifier.peek(presented, need).await)
     }
 }
 

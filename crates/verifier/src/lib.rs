@@ -8,17 +8,16 @@
 //! - whoever makes a change waits, before answering, until every other verifier has either reported that change as
 //!   applied or lost its lease ([`Verifier::settle`]).
 //!
-//! The rules are explored by a model checker, in the crate `tollkey-model`; the comments in `memory.rs` and `follow.rs` name the ones that must
+//! The rules are explored by a model checker, in the crate `tollkey-model`; the comments in `cache.rs` and `lease.rs` name the ones that must
 //! not be loosened.
 //!
 //! | module | says |
 //! |---|---|
 //! | [`source`] | where keys, changes and leases come from: a [`Primary`] or an [`Upstream`] |
 //! | `verifier` | one verification: memory, else the source; then the judgement |
-//! | `memory` | what is remembered, under which lease, and how it is forgotten |
-//! | `follow` | keeping the lease of a primary, applying changes, waiting for others |
-//! | `subscribers`, `serve` | granting leases to verifiers without a primary |
-//! | `subscribe`, `poll_watch` | being one of those, and what look-ups need to know of its polls |
+//! | `cache` | what is remembered, under which lease, and how it is forgotten |
+//! | `lease` | keeping the lease of a primary, applying changes, waiting for others |
+//! | `subscription` | leases for verifiers without a primary |
 //! | `http` (a feature) | a server of Tollkey as an upstream |
 //! | [`verdict`], [`usage`] | what a verification answers, and what is counted of it |
 //! | `rate` | allowances |
@@ -45,21 +44,19 @@
 //! ```
 #![forbid(unsafe_code)]
 
+mod cache;
 pub mod clock;
-mod follow;
 #[cfg(feature = "http")]
 pub mod http;
+mod lease;
 mod locks;
 mod log_limit;
-mod memory;
-mod poll_watch;
 mod rate;
-mod serve;
+mod reservation;
 mod share;
 pub mod source;
 mod stats;
-mod subscribe;
-mod subscribers;
+mod subscription;
 #[cfg(any(test, feature = "test-util"))]
 pub mod testing;
 mod usable;
@@ -69,8 +66,9 @@ mod verifier;
 mod watches;
 
 pub use clock::SystemClock;
-pub use follow::margin;
+pub use lease::margin;
 pub use log_limit::LogLimit;
+pub use reservation::Reservation;
 pub use source::{
     Leave, News, Poll, PollError, PollId, PollIds, Primary, ServiceSnapshot, Snapshot, Source,
     SourceError, Unavailable, Upstream,
@@ -78,4 +76,4 @@ pub use source::{
 pub use stats::Stats;
 pub use tollkey_core::{ChangeLog, Changed, Position, Seq, Usage, VerifierId};
 pub use verdict::{Known, RateStatus, Verdict};
-pub use verifier::{Requester, Settings, Verifier};
+pub use verifier::{OnBehalfOf, Requester, Settings, Verifier};

@@ -16,8 +16,8 @@ use std::{
 use tollkey_core::{AccountId, KeyId, RateLimit, heap::allocation};
 
 use crate::{
+    cache::{FIRST, LAST},
     clock::nanos,
-    memory::{FIRST, LAST},
     share::Shares,
     verdict::RateStatus,
 };

@@ -6,8 +6,8 @@ use tokio::time::timeout;
 use tollkey_core::{Denial, Record, Seq, Timestamp, decide_usable};
 
 use crate::{
+    cache::Entry,
     clock::nanos,
-    memory::Entry,
     source::{Source, SourceError},
     verdict::Known,
     verifier::{Inner, Requester, Verifier},

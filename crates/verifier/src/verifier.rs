@@ -15,22 +15,23 @@ use tokio::{
 };
 use tokio_util::task::AbortOnDropHandle;
 use tollkey_core::{
-    AccountId, Clock, Denial, Digest, Need, Position, ServiceKeyId, Usage, VerifierId,
-    credential::Presented, decide, decide_further, network::client_network,
+    AccountId, Clock, Denial, Digest, Need, Position, ServiceKeyId, Timestamp, Usage, VerifierId,
+    credential::Presented, decide, network::client_network,
 };
 use tollkey_fair::{FairSemaphore, Limits, Priority};
 
 use crate::{
+    cache::{Bounds, Entry, Generation, Memory},
     clock::nanos,
-    follow::margin,
-    memory::{Bounds, Entry, Generation, Memory},
-    poll_watch::PollWatch,
-    rate::{give_back_all, take_all},
+    lease::margin,
+    rate::take_all,
+    reservation::{Accounting, Reservation},
     source::{Primary, Snapshot, Source, SourceError, Unavailable},
     stats::{Counters, Stats, count},
-    subscribe::PollSequence,
+    subscription::poll_watch::PollWatch,
+    subscription::subscriber::PollSequence,
     usage::{self, BATCH, Ledger},
-    verdict::{Known, Verdict},
+    verdict::{Known, RateStatus, Verdict},
 };
 
 /// After so many questions without an answer, one after the other, the source is taken to give none: not after the
@@ -315,216 +316,133 @@ impl<S: Source> Verifier<S> {
         &self.0.source
     }
 
-    /// Whether the presented text is a key that may do what is needed, now.
+    /// Verifies a presented key and counts the outcome: an allowed request is a use of the key and takes from its rate
+    /// limit. A key that is not cached is looked up for the client at [`Need::client_ip`].
     ///
     /// # Errors
-    /// [`Unavailable`] when it has to be asked for and the source does not answer, or too many are asking already.
+    /// [`Unavailable`] if the key is not cached and the source does not respond, or if too many look-ups wait.
     pub async fn verify<'a>(
         &self,
         presented: impl Into<Presented<'a>>,
         need: &Need<'_>,
     ) -> Result<Verdict, Unavailable> {
-        self.verdict(presented.into(), need, Purpose::Use).await
+        let client = || Requester::client(need.client_ip);
+        self.on_behalf_of(client).verify(presented, need).await
     }
 
-    /// [`Verifier::verify`] for a request of which more may be required further in, where it may still be refused: what it
-    /// allows counts as a use of the key only once it is [concluded](Verifier::conclude). Its allowance is taken at once,
-    /// so that no more requests are let in than it has.
+    /// Verifies a presented key for a request that is rejected whatever the verdict: nothing is taken from its rate limit
+    /// and nothing is counted.
     ///
     /// # Errors
-    /// As there.
-    pub async fn hold<'a>(
+    /// As for [`Verifier::verify`].
+    pub async fn peek<'a>(
         &self,
         presented: impl Into<Presented<'a>>,
         need: &Need<'_>,
     ) -> Result<Verdict, Unavailable> {
-        self.verdict(presented.into(), need, Purpose::Hold).await
+        let client = || Requester::client(need.client_ip);
+        self.on_behalf_of(client).peek(presented, need).await
     }
 
-    /// [`Verifier::verify`] where the look-up is not made for the client at [`Need::client_ip`]: an
-    /// authenticated caller presents the keys of others. `requester` is called when there has to be a look-up.
+    /// Makes look-ups for this requester instead of the client at [`Need::client_ip`]: for an authenticated caller that
+    /// presents the keys of others. `requester` is called only if a key is not cached.
+    pub fn on_behalf_of<R: FnOnce() -> Requester>(&self, requester: R) -> OnBehalfOf<'_, S, R> {
+        OnBehalfOf {
+            verifier: self,
+            requester,
+        }
+    }
+
+    /// Verifies a presented key for a request that can still be denied further in. If the key is allowed, one use is
+    /// taken from its rate limit immediately, and the [`Reservation`] ends with the request. If it is denied, the denial is
+    /// counted and returned as the inner error, a [`Verdict`] that denies.
     ///
     /// # Errors
-    /// As there.
-    pub async fn verify_for<'a>(
+    /// As for [`Verifier::verify`].
+    pub async fn reserve<'a>(
         &self,
-        requester: impl FnOnce() -> Requester,
         presented: impl Into<Presented<'a>>,
         need: &Need<'_>,
-    ) -> Result<Verdict, Unavailable> {
-        self.verdict_for(requester, presented.into(), need, Purpose::Use)
-            .await
+    ) -> Result<Result<Reservation, Verdict>, Unavailable> {
+        let client = || Requester::client(need.client_ip);
+        let found = self.find(client, presented.into()).await?;
+        Ok(self.0.reserve(found, need))
     }
 
-    /// [`Verifier::look`], as [`Verifier::verify_for`] is [`Verifier::verify`].
-    ///
-    /// # Errors
-    /// As there.
-    pub async fn look_for<'a>(
-        &self,
-        requester: impl FnOnce() -> Requester,
-        presented: impl Into<Presented<'a>>,
-        need: &Need<'_>,
-    ) -> Result<Verdict, Unavailable> {
-        self.verdict_for(requester, presented.into(), need, Purpose::Look)
-            .await
-    }
-
-    /// [`Verifier::hold`] where nobody has to be asked for it; `None` where somebody has.
+    /// [Reserves](Verifier::reserve) a use of a cached key. Returns `None`, and counts nothing, if the key has to be looked
+    /// up.
     #[must_use]
-    pub fn hold_remembered<'a>(
+    pub fn reserve_cached<'a>(
         &self,
         presented: impl Into<Presented<'a>>,
         need: &Need<'_>,
-    ) -> Option<Verdict> {
-        self.remembered(presented.into(), need, Purpose::Hold).ok()
+    ) -> Option<Result<Reservation, Verdict>> {
+        let found = self.find_cached(presented.into()).ok()?;
+        Some(self.0.reserve(found, need))
     }
 
-    /// [`Verifier::hold`], and when the source does not respond, by what was cached when the lease ended no longer ago than
-    /// `grace`. **Gives up immediate revocation**: a key that was revoked meanwhile is let in for that long.
+    /// [Reserves](Verifier::reserve) a use, and if the source does not respond, decides by the cached key for up to `grace`
+    /// after the lease has ended. **Gives up immediate revocation**: a key that was revoked meanwhile is allowed for that
+    /// long.
     ///
     /// # Errors
-    /// [`Unavailable`] when the key is not cached, the lease ended earlier, or the source responds without the key: it
-    /// rejects the look-up ([`SourceError::Rejected`]), or the key cannot be read ([`SourceError::Unreadable`]).
-    pub async fn hold_without_immediate_revocation<'a>(
+    /// [`Unavailable`] if the key is not cached, if the lease ended longer ago, or if the source responds without the key:
+    /// it rejects the look-up ([`SourceError::Rejected`]), or the key cannot be read ([`SourceError::Unreadable`]).
+    pub async fn reserve_without_immediate_revocation<'a>(
         &self,
         presented: impl Into<Presented<'a>>,
         need: &Need<'_>,
         grace: Duration,
-    ) -> Result<Verdict, Unavailable> {
+    ) -> Result<Result<Reservation, Verdict>, Unavailable> {
         let presented = presented.into();
-        let asked = self
-            .verdict_or_why(
-                || Requester::client(need.client_ip),
-                presented,
-                need,
-                Purpose::Hold,
-            )
-            .await;
-        asked.or_else(|error| {
-            if error != SourceError::Unavailable {
-                return Err(Unavailable);
-            }
-            let elapsed = nanos(self.0.clock.elapsed());
-            let Presented::ApiKey(_, key) = presented else {
-                return Ok(Verdict::unknown());
-            };
-            let digest = key.digest();
-            let entry = self
-                .0
-                .memory
-                .recall_late(&digest, elapsed, nanos(grace))
-                .ok_or(Unavailable)?;
-            Ok(self.0.judge(entry, need, elapsed, Purpose::Hold))
-        })
-    }
-
-    /// Decides what is required besides of a key that this verdict has allowed for the same request, by
-    /// [`tollkey_core::decide_further`]. Counts nothing.
-    ///
-    /// # Errors
-    /// The first [`Denial`] that applies.
-    pub fn decide_further(&self, held: &Verdict, need: &Need<'_>) -> Result<(), Denial> {
-        let record = held.allowed().ok_or(Denial::UnknownKey)?;
-        decide_further(record, need, self.0.clock.now())
-    }
-
-    /// Ends what [`Verifier::hold`] began and allowed, once: it was a use of the key, or it was refused further in, which
-    /// costs no allowance. A rejection with [`Denial::UnknownKey`] is not counted. A verdict that denies was counted when
-    /// it was made.
-    pub fn conclude(&self, held: &Verdict, outcome: Result<(), Denial>) {
-        let (Ok(()), Some(Known(entry))) = (held.outcome, &held.record) else {
-            return;
+        let client = || Requester::client(need.client_ip);
+        let found = match self.find(client, presented).await {
+            Err(SourceError::Unavailable) => self.find_within_grace(presented, grace)?,
+            found => found?,
         };
-        if outcome.is_err() {
-            self.release(held);
-        }
-        self.0
-            .ledger
-            .count(&entry.tally, outcome, self.0.clock.now());
+        Ok(self.0.reserve(found, need))
     }
 
-    /// Ends what [`Verifier::hold`] began and allowed, once, as if it had not been: it costs no allowance and is not
-    /// counted. For a request that is judged anew, or not at all.
-    pub fn release(&self, held: &Verdict) {
-        if let (Ok(()), Some(Known(entry))) = (held.outcome, &held.record) {
-            give_back_all(
-                &entry.allowances,
-                held.judged_at,
-                nanos(self.0.clock.elapsed()),
-            );
-        }
-    }
-
-    /// [`Verifier::verify`] for a request that is refused whatever the verdict: it takes nothing from the key's rate
-    /// limit, and is no use of the key.
-    ///
-    /// # Errors
-    /// As there.
-    pub async fn look<'a>(
-        &self,
-        presented: impl Into<Presented<'a>>,
-        need: &Need<'_>,
-    ) -> Result<Verdict, Unavailable> {
-        self.verdict(presented.into(), need, Purpose::Look).await
-    }
-
-    async fn verdict(
-        &self,
-        presented: Presented<'_>,
-        need: &Need<'_>,
-        purpose: Purpose,
-    ) -> Result<Verdict, Unavailable> {
-        self.verdict_for(
-            || Requester::client(need.client_ip),
-            presented,
-            need,
-            purpose,
-        )
-        .await
-    }
-
-    async fn verdict_for(
+    /// The key, from the cache or else from the source; `None` if it is unknown.
+    async fn find(
         &self,
         requester: impl FnOnce() -> Requester,
         presented: Presented<'_>,
-        need: &Need<'_>,
-        purpose: Purpose,
-    ) -> Result<Verdict, Unavailable> {
-        Ok(self
-            .verdict_or_why(requester, presented, need, purpose)
-            .await?)
-    }
-
-    /// [`Self::verdict_for`], and why there is none.
-    async fn verdict_or_why(
-        &self,
-        requester: impl FnOnce() -> Requester,
-        presented: Presented<'_>,
-        need: &Need<'_>,
-        purpose: Purpose,
-    ) -> Result<Verdict, SourceError> {
-        match self.remembered(presented, need, purpose) {
-            Ok(verdict) => Ok(verdict),
-            Err(digest) => self.0.ask(digest, need, purpose, requester()).await,
+    ) -> Result<Option<Found>, SourceError> {
+        match self.find_cached(presented) {
+            Ok(found) => Ok(found),
+            Err(digest) => self.0.look_up(digest, requester()).await,
         }
     }
 
-    /// The verdict by what is remembered, or what has to be asked for.
-    fn remembered(
-        &self,
-        presented: Presented<'_>,
-        need: &Need<'_>,
-        purpose: Purpose,
-    ) -> Result<Verdict, Digest> {
+    /// The cached key, or `None` for what has no form of a key. The error is the hash of a key that has to be looked up.
+    fn find_cached(&self, presented: Presented<'_>) -> Result<Option<Found>, Digest> {
         let Presented::ApiKey(_, key) = presented else {
-            return Ok(Verdict::unknown());
+            return Ok(None);
         };
         let digest = key.digest();
         let elapsed = nanos(self.0.clock.elapsed());
         let entry = self.0.memory.recall(&digest, elapsed).ok_or(digest)?;
         self.0.counters.hits.count();
-        Ok(self.0.judge(entry, need, elapsed, purpose))
+        Ok(Some(Found { entry, elapsed }))
+    }
+
+    /// The key that was cached under a lease which ended at most `grace` ago.
+    fn find_within_grace(
+        &self,
+        presented: Presented<'_>,
+        grace: Duration,
+    ) -> Result<Option<Found>, Unavailable> {
+        let Presented::ApiKey(_, key) = presented else {
+            return Ok(None);
+        };
+        let elapsed = nanos(self.0.clock.elapsed());
+        let entry = self
+            .0
+            .memory
+            .recall_late(&key.digest(), elapsed, nanos(grace))
+            .ok_or(Unavailable)?;
+        Ok(Some(Found { entry, elapsed }))
     }
 
     /// What has been counted since the last time: for at most [`crate::usage::BATCH`] keys, of all accounts in turn, of which
@@ -581,15 +499,98 @@ impl<S: Source> Verifier<S> {
     }
 }
 
-/// What a verification is for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Purpose {
-    /// A use of the key, counted as such.
-    Use,
-    /// One that may still be refused further in.
-    Hold,
-    /// None at all: it takes no allowance and is not counted.
-    Look,
+/// Verifies keys with look-ups that are made for an authenticated caller, from [`Verifier::on_behalf_of`].
+#[must_use = "nothing is verified until a method is called"]
+pub struct OnBehalfOf<'v, S, R> {
+    verifier: &'v Verifier<S>,
+    requester: R,
+}
+
+impl<S: Source, R: FnOnce() -> Requester> OnBehalfOf<'_, S, R> {
+    /// [`Verifier::verify`].
+    ///
+    /// # Errors
+    /// As for [`Verifier::verify`].
+    pub async fn verify<'a>(
+        self,
+        presented: impl Into<Presented<'a>>,
+        need: &Need<'_>,
+    ) -> Result<Verdict, Unavailable> {
+        let found = self.verifier.find(self.requester, presented.into()).await?;
+        Ok(self.verifier.0.verify(found, need))
+    }
+
+    /// [`Verifier::peek`].
+    ///
+    /// # Errors
+    /// As for [`Verifier::verify`].
+    pub async fn peek<'a>(
+        self,
+        presented: impl Into<Presented<'a>>,
+        need: &Need<'_>,
+    ) -> Result<Verdict, Unavailable> {
+        let found = self.verifier.find(self.requester, presented.into()).await?;
+        Ok(self.verifier.0.peek(found, need))
+    }
+}
+
+impl<S, R> std::fmt::Debug for OnBehalfOf<'_, S, R> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("OnBehalfOf")
+            .field(self.verifier)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A known key, and the clock at which it was found.
+struct Found {
+    entry: Arc<Entry>,
+    elapsed: u64,
+}
+
+/// The decision on a request, and what it has taken from the rate limits of its key.
+struct Decision {
+    outcome: Result<(), Denial>,
+    rate: Option<RateStatus>,
+    retry_after_seconds: Option<u32>,
+}
+
+impl Decision {
+    /// Decides without the rate limits.
+    fn without_rate(entry: &Entry, need: &Need<'_>, now: Timestamp) -> Self {
+        Self {
+            outcome: decide(&entry.record, need, now).map(|_| ()),
+            rate: None,
+            retry_after_seconds: None,
+        }
+    }
+
+    /// Decides, and takes one use from the rate limits last, so that no other denial costs one.
+    fn with_rate(found: &Found, need: &Need<'_>, now: Timestamp) -> Self {
+        let mut decision = Self::without_rate(&found.entry, need, now);
+        if decision.outcome.is_ok()
+            && !found.entry.allowances.is_empty()
+            && let Some((status, taken)) = take_all(&found.entry.allowances, found.elapsed)
+        {
+            decision.rate = Some(status);
+            decision.outcome = taken.map_err(|seconds| {
+                decision.retry_after_seconds = Some(seconds);
+                Denial::RateLimited
+            });
+        }
+        decision
+    }
+
+    fn verdict(self, entry: Arc<Entry>) -> Verdict {
+        // A key that the viewer may not see is unknown.
+        let is_known = self.outcome != Err(Denial::UnknownKey);
+        Verdict {
+            outcome: self.outcome,
+            record: is_known.then_some(Known(entry)),
+            rate: self.rate,
+            retry_after_seconds: self.retry_after_seconds,
+        }
+    }
 }
 
 impl<S> Inner<S> {
@@ -603,53 +604,51 @@ impl<S> Inner<S> {
 }
 
 impl<S: Source> Inner<S> {
-    /// Judges a key and counts the outcome. The allowance comes last, so that no other denial costs any.
-    fn judge(&self, entry: Arc<Entry>, need: &Need<'_>, elapsed: u64, purpose: Purpose) -> Verdict {
+    fn verify(&self, found: Option<Found>, need: &Need<'_>) -> Verdict {
+        let Some(found) = found else {
+            return Verdict::unknown();
+        };
         let now = self.clock.now();
-        let mut outcome = decide(&entry.record, need, now).map(|_| ());
-        if outcome == Err(Denial::UnknownKey) {
-            return Verdict::unknown(); // a key the viewer may not see
-        }
-        let (mut rate, mut retry_after_seconds) = (None, None);
-        if purpose == Purpose::Look {
-            return Verdict {
-                outcome,
-                record: Some(Known(entry)),
-                rate,
-                retry_after_seconds,
-                judged_at: elapsed,
-            };
-        }
-        if outcome.is_ok()
-            && !entry.allowances.is_empty()
-            && let Some((status, taken)) = take_all(&entry.allowances, elapsed)
-        {
-            rate = Some(status);
-            outcome = taken.map_err(|seconds| {
-                retry_after_seconds = Some(seconds);
-                Denial::RateLimited
-            });
-        }
-        // What is held and allowed is counted when it is concluded.
-        if purpose == Purpose::Use || outcome.is_err() {
-            self.ledger.count(&entry.tally, outcome, now);
-        }
-        Verdict {
-            outcome,
-            record: Some(Known(entry)),
-            rate,
-            retry_after_seconds,
-            judged_at: elapsed,
-        }
+        let decision = Decision::with_rate(&found, need, now);
+        self.ledger.count(&found.entry.tally, decision.outcome, now);
+        decision.verdict(found.entry)
     }
 
-    async fn ask(
+    fn peek(&self, found: Option<Found>, need: &Need<'_>) -> Verdict {
+        let Some(Found { entry, .. }) = found else {
+            return Verdict::unknown();
+        };
+        Decision::without_rate(&entry, need, self.clock.now()).verdict(entry)
+    }
+
+    fn reserve(
+        self: &Arc<Self>,
+        found: Option<Found>,
+        need: &Need<'_>,
+    ) -> Result<Reservation, Verdict> {
+        let Some(found) = found else {
+            return Err(Verdict::unknown());
+        };
+        let now = self.clock.now();
+        let decision = Decision::with_rate(&found, need, now);
+        if decision.outcome.is_ok() {
+            let verifier = Arc::clone(self);
+            return Ok(Reservation::new(
+                found.entry,
+                decision.rate,
+                found.elapsed,
+                verifier,
+            ));
+        }
+        self.ledger.count(&found.entry.tally, decision.outcome, now);
+        Err(decision.verdict(found.entry))
+    }
+
+    async fn look_up(
         self: &Arc<Self>,
         digest: Digest,
-        need: &Need<'_>,
-        purpose: Purpose,
         requester: Requester,
-    ) -> Result<Verdict, SourceError> {
+    ) -> Result<Option<Found>, SourceError> {
         let (_, entry) = match self.runtime.get() {
             None => self.fetch(&digest, requester).await?,
             Some(runtime) => {
@@ -661,11 +660,9 @@ impl<S: Source> Inner<S> {
                     .unwrap_or(Err(SourceError::Unavailable))?
             }
         };
-        // An unknown key is not remembered: it could be created a moment later.
-        let Some(entry) = entry else {
-            return Ok(Verdict::unknown());
-        };
-        Ok(self.judge(entry, need, nanos(self.clock.elapsed()), purpose))
+        // An unknown key is not cached: it could be created a moment later.
+        let elapsed = nanos(self.clock.elapsed());
+        Ok(entry.map(|entry| Found { entry, elapsed }))
     }
 
     /// Asks the source for a key, and remembers it if that is safe.
@@ -778,6 +775,16 @@ impl<S: Source> Inner<S> {
             }
         }
         answer
+    }
+}
+
+impl<S: Source> Accounting for Inner<S> {
+    fn ledger(&self) -> &Ledger {
+        &self.ledger
+    }
+
+    fn clock(&self) -> &dyn Clock {
+        &*self.clock
     }
 }
 

@@ -60,7 +60,7 @@ async fn look(
     known(
         state
             .service
-            .look(|| requester(request, state), key, need)
+            .peek(|| requester(request, state), key, need)
             .await?,
         state,
         need,

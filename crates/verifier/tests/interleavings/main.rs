@@ -1,6 +1,6 @@
 //! The memory of verifiers under threads that come in every order a scheduler thinks of.
 //!
-//! `src/memory.rs` is compiled into this test once more, with the locks and atomics of
+//! `src/cache.rs` is compiled into this test once more, with the locks and atomics of
 //! [shuttle](https://docs.rs/shuttle) in the place of the real ones: it runs the same few threads thousands of times and
 //! each time lets others go first, at random and by priorities that find rare orders. A failure prints a schedule;
 //! `shuttle::replay` runs it again.
@@ -13,15 +13,19 @@
     reason = "the file is made for another crate"
 )]
 
+#[path = "../../src/cache.rs"]
+mod cache;
 mod locks;
-#[path = "../../src/memory.rs"]
-mod memory;
 #[path = "../../src/share.rs"]
 mod share;
-#[path = "../../src/subscribers.rs"]
+#[path = "../../src/subscription/subscribers.rs"]
 mod subscribers;
 #[path = "../../src/watches.rs"]
 mod watches;
+
+mod subscription {
+    pub(crate) use crate::subscribers;
+}
 
 mod testing {
     pub(crate) use tollkey_verifier::testing::record;
@@ -83,7 +87,7 @@ mod rate {
 
 use std::sync::Arc;
 
-use memory::{Acknowledged, Bounds, Memory};
+use cache::{Acknowledged, Bounds, Memory};
 use shuttle::{sync::Mutex, thread};
 use tollkey_core::{ChangeLog, Changed, Digest, KeyId, Position, Seq, ServiceKeyId, VerifierId};
 use tollkey_verifier::testing::record;

@@ -89,13 +89,14 @@ impl World {
         }
     }
 
-    /// How many of these keys are cached. Counts as a use of each.
+    /// How many of these keys are cached. Marks each as used lately, and counts nothing.
     fn cached(&self, keys: impl IntoIterator<Item = usize>) -> usize {
         keys.into_iter()
             .filter(|n| {
-                self.one
-                    .verifier
-                    .hold_remembered(&text(*n), &Need::default())
+                let verifier = &self.one.verifier;
+                let reserved = verifier.reserve_cached(&text(*n), &Need::default());
+                reserved
+                    .map(|reserved| reserved.map(|reservation| reservation.cancel()))
                     .is_some()
             })
             .count()

@@ -59,12 +59,12 @@ async fn an_answer_tells_what_is_left() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_look_takes_nothing_and_is_no_use() {
+async fn peek_takes_no_use_and_counts_nothing() {
     let world = limited(1, 60, Settings::default()).await;
     let verifier = &world.one.verifier;
     for _ in 0..3 {
         let seen = verifier
-            .look(text(0).as_str(), &Need::default())
+            .peek(text(0).as_str(), &Need::default())
             .await
             .unwrap();
         assert_eq!(
@@ -81,7 +81,7 @@ async fn a_look_takes_nothing_and_is_no_use() {
     // It tells every denial but that one.
     assert_eq!(
         verifier
-            .look(text(0).as_str(), &Need::default())
+            .peek(text(0).as_str(), &Need::default())
             .await
             .unwrap()
             .outcome,
@@ -91,7 +91,7 @@ async fn a_look_takes_nothing_and_is_no_use() {
     sleep(Duration::from_secs(3)).await;
     assert_eq!(
         verifier
-            .look(text(0).as_str(), &Need::default())
+            .peek(text(0).as_str(), &Need::default())
             .await
             .unwrap()
             .outcome,

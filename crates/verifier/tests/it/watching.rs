@@ -13,13 +13,14 @@ use crate::world::{LEASE, World, text};
 
 /// Waits until key `n` can no longer be used, as a request does that was authorized now.
 async fn watch(world: &World, n: usize) -> JoinHandle<Denial> {
-    let verdict = world
+    let reserved = world
         .one
         .verifier
-        .hold(&text(n), &Need::default())
+        .reserve(&text(n), &Need::default())
         .await
         .unwrap();
-    let (key, verifier) = (verdict.record.expect("a key"), world.one.verifier.clone());
+    let key = reserved.expect("the key is allowed").key().clone();
+    let verifier = world.one.verifier.clone();
     let watching = tokio::spawn(async move { verifier.until_unusable(&key).await });
     // It has read its key and waits.
     sleep(Duration::from_millis(1)).await;

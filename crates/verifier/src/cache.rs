@@ -33,7 +33,7 @@ use crate::{
     share::Shares,
     source::{News, PollIds},
     stats::count,
-    subscribers::{Arrival, NoLease, SharedId, Subscribers},
+    subscription::subscribers::{Arrival, NoLease, SharedId, Subscribers},
     usage::Tally,
     watches::Watches,
 };

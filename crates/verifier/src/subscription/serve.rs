@@ -9,10 +9,10 @@ use tokio::time::sleep;
 use tollkey_core::Digest;
 
 use crate::{
+    cache::Acknowledged,
     clock::nanos,
-    memory::Acknowledged,
     source::{Leave, News, Poll, PollError, Primary, Snapshot, Source, SourceError, Upstream},
-    subscribers::{NoLease, SharedId},
+    subscription::subscribers::{NoLease, SharedId},
     verifier::{Requester, Verifier},
 };
 

@@ -36,7 +36,8 @@ fn ask_for(verifier: &Verifier<MemorySource>, requester: Requester, key: String)
     let verifier = verifier.clone();
     tokio::spawn(async move {
         let verdict = verifier
-            .verify_for(|| requester, &key, &Need::default())
+            .on_behalf_of(|| requester)
+            .verify(&key, &Need::default())
             .await;
         verdict.map(|verdict| verdict.outcome)
     })
@@ -283,7 +284,7 @@ async fn key_that_cannot_be_read_fails_alone() {
     sleep(2 * crate::world::LEASE).await;
     let grace = Duration::from_secs(60);
     let late = verifier
-        .hold_without_immediate_revocation(&text(3), &Need::default(), grace)
+        .reserve_without_immediate_revocation(&text(3), &Need::default(), grace)
         .await;
     assert_eq!(late.unwrap_err(), Unavailable);
 }
@@ -297,10 +298,10 @@ async fn source_that_rejects_look_ups_gets_no_grace_period() {
     sleep(2 * crate::world::LEASE).await;
     let late = async || {
         let (need, grace) = (Need::default(), Duration::from_secs(60));
-        let verdict = verifier
-            .hold_without_immediate_revocation(&text(0), &need, grace)
+        let reserved = verifier
+            .reserve_without_immediate_revocation(&text(0), &need, grace)
             .await;
-        verdict.map(|verdict| verdict.outcome)
+        reserved.map(|reserved| reserved.map(drop).map_err(|verdict| verdict.outcome))
     };
     let finds = source.finds();
     for _ in 0..20 {

@@ -25,9 +25,9 @@ use tollkey_core::{Clock, Position, Usage, VerifierId};
 
 use crate::{
     clock::nanos,
-    follow::margin,
-    poll_watch::PollWatch,
+    lease::margin,
     source::{Leave, News, Poll, PollError, PollId, PollIds, Upstream},
+    subscription::poll_watch::PollWatch,
     verifier::{Settings, Verifier},
 };
 
@@ -325,7 +325,7 @@ mod tests {
     use tollkey_core::Seq;
 
     use super::*;
-    use crate::subscribers::{Arrival, SharedId, Subscribers};
+    use crate::subscription::subscribers::{Arrival, SharedId, Subscribers};
 
     const LEASE: Duration = Duration::from_secs(3);
     const ID: VerifierId = VerifierId::from_bytes([7; 16]);
