@@ -18,6 +18,7 @@ use crate::{
     routes::{self, SURFACES},
     signals::Signals,
     state::State,
+    surfaces::verification::DirectGateway,
     telemetry::{self, Metrics},
     transport::{self, Connections, Server, open_files},
 };
@@ -62,7 +63,9 @@ pub fn start(
     let listener = transport::listen(settings.server.listen)
         .with_context(|| format!("cannot listen on {}", settings.server.listen))?;
     let address = listener.local_addr().context("no socket was bound")?;
-    let server = Server::start(listener, &connections, &options, move || {
+    let for_gateways = state.clone();
+    let front = move || DirectGateway::new(for_gateways.clone());
+    let server = Server::start(listener, &connections, &options, front, move || {
         let (app, _) = App::new()
             .app_data(shared.clone())
             .into_utoipa_app()

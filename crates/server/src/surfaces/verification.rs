@@ -8,6 +8,7 @@ mod present;
 mod subscription;
 
 use ask::{introspect, verify, verify_batch};
+pub use gateway::DirectGateway;
 use gateway::{AuthRequest, ExtAuthz, ForwardAuth};
 use own::{revoke_whoami, whoami};
 use subscription::{sync, sync_lookup};

@@ -102,6 +102,79 @@ fn headers(reply: &Reply) -> Vec<(&str, &str)> {
         .collect()
 }
 
+/// A path that has to be decoded is left to the application, which has the same routes.
+#[actix_web::test]
+async fn direct_and_routed_requests_have_the_same_response() {
+    each_backend(async |app: &App| {
+        ecosystem(app).await;
+        let limited = async || {
+            let rate_limit = RateLimit::new(1, 60).ok();
+            let grants = Grants {
+                rate_limit,
+                ..scoped(Some(&["m_1"]), Some(&[Feature::Orders]))
+            };
+            commerce_key(app, grants).await
+        };
+        let free = commerce_key(app, scoped(None, None)).await;
+        let secret = app
+            .insert("acme", &app.mint(Family::Secret, Mode::Live), |_| ())
+            .await;
+        let unknown = app.mint(Family::Commerce, Mode::Live).expose().to_owned();
+        let token = app.merchant("acme");
+        for (dialect, direct, routed) in [
+            (ForwardAuth, "/authz/forward-auth", "/authz/forward%2Dauth"),
+            (AuthRequest, "/authz/auth-request", "/authz/auth%2Drequest"),
+        ] {
+            let (one, other) = (limited().await, limited().await);
+            // Each pair of keys, the query and the method; the limited keys are used up by their first request.
+            for (number, (direct_key, routed_key, query, method)) in [
+                (&free, &free, "", "GET"),
+                (&free, &free, "?scope=links:read&mode=live", "POST"),
+                (&free, &free, "?scope=links:read&mode=live", "HEAD"),
+                (&free, &free, "?mode=test", "GET"),
+                (&free, &free, "?scope=key_families:manage", "GET"),
+                (&free, &free, "?scope=nothing:read", "GET"),
+                (&free, &free, "?mode=live&mode=live", "HEAD"),
+                (&secret, &secret, "?scope=links:read", "DELETE"),
+                (&unknown, &unknown, "", "GET"),
+                (&token, &token, "", "GET"),
+                (&one, &other, "", "GET"),
+                (&one, &other, "", "GET"),
+                (&one, &other, "", "PROPFIND"),
+            ]
+            .into_iter()
+            .enumerate()
+            {
+                for merchant in [None, Some("m_1"), Some("m_2")] {
+                    let send = async |path: &str, key: &str| {
+                        let uri = "/api/orders/1?a=b";
+                        let mut call = app
+                            .call(method, &format!("{path}{query}"))
+                            .bearer(key)
+                            .header("x-forwarded-method", "GET")
+                            .header("x-forwarded-uri", uri)
+                            .header("x-original-method", "GET")
+                            .header("x-original-uri", uri)
+                            .header("x-request-id", format!("request-{number}"));
+                        if let Some(merchant) = merchant {
+                            call = call.header("x-merchant-id", merchant);
+                        }
+                        let mut reply = call.await;
+                        reply.headers.retain(|(name, _)| name != "date");
+                        (reply.status, reply.headers, reply.body)
+                    };
+                    assert_eq!(
+                        send(direct, direct_key).await,
+                        send(routed, routed_key).await,
+                        "{dialect:?} {number} {merchant:?}"
+                    );
+                }
+            }
+        }
+    })
+    .await;
+}
+
 #[actix_web::test]
 async fn an_allowing_answer_has_all_identity_headers_and_no_other_of_ours() {
     each_backend(async |app: &App| {

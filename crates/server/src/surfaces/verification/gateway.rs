@@ -5,12 +5,16 @@
 //! allowing answer is exactly 200 and always has all `X-Auth-*` headers, so that a gateway that copies them
 //! replaces whatever the client sent under those names.
 
+mod direct;
+
+use std::rc::Rc;
+
 use actix_web::{
     HttpRequest, HttpResponse,
-    dev::{AppService, HttpServiceFactory},
+    dev::{AppService, HttpServiceFactory, RequestHead},
     http::{
         StatusCode,
-        header::{HeaderName, HeaderValue},
+        header::{HeaderMap, HeaderName, HeaderValue},
     },
     web::{self, Bytes},
 };
@@ -20,10 +24,10 @@ use tollkey_core::{
 };
 use utoipa_actix_web::OpenApiFactory;
 
+pub use self::direct::DirectGateway;
 use crate::{
-    auth::{authorize_presented, forwarded_ip, look_at_presented},
+    auth::{RequestParts, authorize_presented, forwarded_ip, look_at_presented},
     rejection::HandlerResult,
-    request_id::request_id,
     state::State,
     surface::is_like_credential,
 };
@@ -87,11 +91,17 @@ impl Requirement {
         Self::read(state, form_urlencoded::parse(query.as_bytes()))
     }
 
-    /// From a raw path segment such as `scope=links:read;mode=live`, or `-` for none.
-    fn from_segment(state: &State, segment: &str) -> Result<Self, Invalid> {
-        if segment == "-" {
-            return Ok(Self::default());
-        }
+    /// Reads a raw path segment such as `scope=links:read;mode=live`, or `-` for none.
+    fn from_segment(state: &State, segment: Option<&str>) -> Result<Self, Invalid> {
+        let segment = match segment {
+            Some("-") => return Ok(Self::default()),
+            Some(segment) => segment,
+            None => {
+                return Err(Invalid::new(
+                    "path_prefix must end in the requirements, or in -",
+                ));
+            }
+        };
         let pairs: Option<Vec<_>> = segment
             .split(';')
             .map(|pair| pair.split_once('='))
@@ -123,16 +133,83 @@ fn unknown_scope(scope: &str) -> Invalid {
     }
 }
 
-/// The request a gateway asks about.
-struct Asked<'a> {
-    method: Option<&'a str>,
-    uri: Option<&'a str>,
-    requirement: Result<Requirement, Invalid>,
+/// How a gateway describes the request that it authorizes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Dialect {
+    /// Traefik, Caddy.
+    ForwardAuth,
+    /// nginx.
+    AuthRequest,
+    /// Envoy.
+    ExtAuthz,
 }
 
-/// The one answer of all dialects.
-async fn answer(request: &HttpRequest, state: &State, asked: Asked<'_>) -> HandlerResult {
-    let merchant = merchant(request, &state.policy.merchant_header);
+impl Dialect {
+    /// Returns the pattern of its route, as logs and metrics have it.
+    fn pattern(self) -> &'static str {
+        match self {
+            Self::ForwardAuth => "/api/v1/authz/forward-auth",
+            Self::AuthRequest => "/api/v1/authz/auth-request",
+            Self::ExtAuthz => "/api/v1/authz/ext-authz{tail:(/.*)?}",
+        }
+    }
+
+    /// Returns the request that a gateway authorizes, with these requirements.
+    fn authorization<'a>(
+        self,
+        head: &'a RequestHead,
+        path: &'a str,
+        requirement: Result<Rc<Requirement>, Invalid>,
+    ) -> Authorization<'a> {
+        let headers = head.headers();
+        let (method, uri) = match self {
+            Self::ForwardAuth => (
+                single(headers, X_FORWARDED_METHOD),
+                single(headers, X_FORWARDED_URI),
+            ),
+            Self::AuthRequest => (
+                single(headers, X_ORIGINAL_METHOD),
+                single(headers, X_ORIGINAL_URI),
+            ),
+            Self::ExtAuthz => {
+                let parts = ext_authz_parts(path);
+                (
+                    parts.map(|_| head.method.as_str()),
+                    parts.map(|(_, uri)| uri),
+                )
+            }
+        };
+        Authorization {
+            method,
+            uri,
+            requirement,
+        }
+    }
+}
+
+/// The path of external authorization, before the requirements.
+const EXT_AUTHZ: &str = "/api/v1/authz/ext-authz/";
+
+/// Returns the requirements and the path of the request that Envoy authorizes.
+fn ext_authz_parts(path: &str) -> Option<(&str, &str)> {
+    let rest = path.strip_prefix(EXT_AUTHZ)?;
+    Some(rest.split_at(rest.find('/')?))
+}
+
+/// The request that a gateway authorizes.
+struct Authorization<'a> {
+    method: Option<&'a str>,
+    uri: Option<&'a str>,
+    requirement: Result<Rc<Requirement>, Invalid>,
+}
+
+/// Authorizes a request, in every dialect.
+async fn authorize(
+    request: &impl RequestParts,
+    state: &State,
+    asked: Authorization<'_>,
+) -> HandlerResult {
+    let merchant = merchant(request.headers(), &state.policy.merchant_header);
     let client_ip = forwarded_ip(request, state);
     let is_client_ip_unreadable = client_ip.is_err();
     let client_ip = client_ip.unwrap_or_default();
@@ -153,7 +230,7 @@ async fn answer(request: &HttpRequest, state: &State, asked: Asked<'_>) -> Handl
                 .allows(state.service.clock.elapsed())
             {
                 tracing::warn!(
-                    request_id = %request_id(request), %rule,
+                    request_id = %request.request_id(), %rule,
                     "gateway route has invalid requirements; its requests are denied"
                 );
             }
@@ -178,7 +255,7 @@ async fn answer(request: &HttpRequest, state: &State, asked: Asked<'_>) -> Handl
         .await
         .map_err(|mut problem| {
             if problem.code == ProblemCode::Denied(Denial::InsufficientScope) {
-                problem.needed_scopes = requirement.names.into();
+                problem.needed_scopes = requirement.names.as_slice().into();
             }
             problem
         })?;
@@ -207,13 +284,13 @@ fn field_value(text: String) -> Result<HeaderValue, Problem> {
 }
 
 /// The merchant a request is about.
-fn merchant(request: &HttpRequest, name: &HeaderName) -> Option<String> {
-    reference_in(request.headers().get_all(name).map(HeaderValue::as_bytes))
+fn merchant(headers: &HeaderMap, name: &HeaderName) -> Option<String> {
+    reference_in(headers.get_all(name).map(HeaderValue::as_bytes))
 }
 
 /// A header that is there exactly once.
-fn single(request: &HttpRequest, name: HeaderName) -> Option<&str> {
-    match request.headers().get_all(name).as_slice() {
+fn single(headers: &HeaderMap, name: HeaderName) -> Option<&str> {
+    match headers.get_all(name).as_slice() {
         [value] => value.to_str().ok(),
         _ => None,
     }
@@ -241,12 +318,9 @@ fn single(request: &HttpRequest, name: HeaderName) -> Option<&str> {
     )))
 )]
 pub async fn forward_auth(request: HttpRequest, state: web::Data<State>) -> HandlerResult {
-    let asked = Asked {
-        method: single(&request, X_FORWARDED_METHOD),
-        uri: single(&request, X_FORWARDED_URI),
-        requirement: Requirement::from_query(&state, request.query_string()),
-    };
-    answer(&request, &state, asked).await
+    let requirement = Requirement::from_query(&state, request.query_string()).map(Rc::new);
+    let asked = Dialect::ForwardAuth.authorization(request.head(), request.path(), requirement);
+    authorize(&request, &state, asked).await
 }
 
 /// Authentication by subrequest (nginx).
@@ -271,12 +345,9 @@ pub async fn forward_auth(request: HttpRequest, state: web::Data<State>) -> Hand
     )))
 )]
 pub async fn auth_request(request: HttpRequest, state: web::Data<State>) -> HandlerResult {
-    let asked = Asked {
-        method: single(&request, X_ORIGINAL_METHOD),
-        uri: single(&request, X_ORIGINAL_URI),
-        requirement: Requirement::from_query(&state, request.query_string()),
-    };
-    answer(&request, &state, asked).await
+    let requirement = Requirement::from_query(&state, request.query_string()).map(Rc::new);
+    let asked = Dialect::AuthRequest.authorization(request.head(), request.path(), requirement);
+    authorize(&request, &state, asked).await
 }
 
 /// External authorization over HTTP (Envoy).
@@ -301,41 +372,23 @@ pub async fn auth_request(request: HttpRequest, state: web::Data<State>) -> Hand
 )]
 pub async fn ext_authz(request: HttpRequest, state: web::Data<State>) -> HandlerResult {
     // On the raw path: the router has already decoded what it matched.
-    let raw = request
-        .uri()
-        .path()
-        .strip_prefix("/api/v1/authz/ext-authz/");
-    let (requirement, uri) = match raw.and_then(|rest| Some(rest.split_at(rest.find('/')?))) {
-        Some((segment, uri)) => (Requirement::from_segment(&state, segment), Some(uri)),
-        None => (
-            Err(Invalid::new(
-                "path_prefix must end in the requirements, or in -",
-            )),
-            None,
-        ),
-    };
-    answer(
-        &request,
-        &state,
-        Asked {
-            method: Some(request.method().as_str()),
-            uri,
-            requirement,
-        },
-    )
-    .await
+    let path = request.uri().path();
+    let segment = ext_authz_parts(path).map(|(segment, _)| segment);
+    let requirement = Requirement::from_segment(&state, segment).map(Rc::new);
+    let asked = Dialect::ExtAuthz.authorization(request.head(), path, requirement);
+    authorize(&request, &state, asked).await
 }
 
 /// Mounts a handler for every method under one path, with its description. Actix's route macros need the methods
 /// listed, and a gateway may pass on any.
 macro_rules! any_method {
-    ($(#[$doc:meta])* $name:ident, $path:literal, $handler:ident, $described:ident) => {
+    ($(#[$doc:meta])* $name:ident, $dialect:expr, $handler:ident, $described:ident) => {
         $(#[$doc])*
         pub struct $name;
 
         impl HttpServiceFactory for $name {
             fn register(self, config: &mut AppService) {
-                web::resource($path).to($handler).register(config);
+                web::resource(&$dialect.pattern()["/api/v1".len()..]).to($handler).register(config);
             }
         }
         impl OpenApiFactory for $name {
@@ -351,13 +404,13 @@ macro_rules! any_method {
 }
 any_method!(
     /// `ANY /authz/forward-auth`
-    ForwardAuth, "/authz/forward-auth", forward_auth, __path_forward_auth
+    ForwardAuth, Dialect::ForwardAuth, forward_auth, __path_forward_auth
 );
 any_method!(
     /// `ANY /authz/auth-request`
-    AuthRequest, "/authz/auth-request", auth_request, __path_auth_request
+    AuthRequest, Dialect::AuthRequest, auth_request, __path_auth_request
 );
 any_method!(
     /// `ANY /authz/ext-authz/{requirements}/{tail}`
-    ExtAuthz, "/authz/ext-authz{tail:(/.*)?}", ext_authz, __path_ext_authz
+    ExtAuthz, Dialect::ExtAuthz, ext_authz, __path_ext_authz
 );
