@@ -9,7 +9,7 @@
 //! | [`open_files`] | the limit of open files |
 //!
 //! actix-web's own `HttpServer` has a place for none of these, so [`Server`] is made of the same parts. The limits and their
-//! reasons are in `docs/operations.md` and `docs/security.md`.
+//! reasons are in `docs/operating.md` and `docs/security.md`.
 
 mod connections;
 mod exchange;

@@ -77,3 +77,7 @@ pub use stats::Stats;
 pub use tollkey_core::{ChangeLog, Changed, Position, Seq, Usage, VerifierId};
 pub use verdict::{Known, RateStatus, Verdict};
 pub use verifier::{OnBehalfOf, Requester, Settings, Verifier};
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+mod readme {}
