@@ -90,6 +90,9 @@ pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
 /// What a client connects with: its stream, HTTP/1.1, and its address.
 type Accepted<T> = (Stream<T>, Protocol, Option<SocketAddr>);
 
+/// What responds to requests, once it has started.
+type Shared<F, S> = Rc<OnceCell<Rc<Responder<F, S>>>>;
+
 /// HTTP/1.1 over streams of any kind. Boxed, because its type cannot be named.
 fn http<I, S, B, T, F>(
     front: Rc<F>,
@@ -110,7 +113,7 @@ where
 {
     let application = Rc::new(application.into_factory());
     // The two services of actix-http share one application: a request goes from the first to the second.
-    let shared: Rc<OnceCell<Rc<Responder<F, S::Service>>>> = Rc::default();
+    let shared: Shared<F, S::Service> = Rc::default();
     let expectations = Rc::clone(&shared);
     let service = HttpService::build()
         .keep_alive(KEEP_ALIVE)
