@@ -311,10 +311,10 @@ pub fn record_verifier(stats: &Stats) {
     counter!(VERIFICATION_HITS).absolute(stats.hits);
     counter!(VERIFICATION_MISSES).absolute(stats.misses);
     counter!(EVICTIONS).absolute(stats.evictions + stats.changed);
-    counter!(SETTLE_LAPSES).absolute(stats.settles_over_a_lease);
-    counter!(SETTLES_WAITED, "for" => "replica").absolute(stats.settles_for_verifiers);
-    counter!(SETTLES_WAITED, "for" => "subscriber").absolute(stats.settles_for_subscribers);
-    counter!(FORGOTTEN).absolute(stats.forgotten);
+    counter!(SETTLE_LAPSES).absolute(stats.propagations_over_a_lease);
+    counter!(SETTLES_WAITED, "for" => "replica").absolute(stats.propagations_for_verifiers);
+    counter!(SETTLES_WAITED, "for" => "subscriber").absolute(stats.propagations_for_subscribers);
+    counter!(FORGOTTEN).absolute(stats.resets);
     gauge!(SUBSCRIBERS).set(stats.subscribers as f64);
     gauge!(CACHED_KEYS).set(stats.entries as f64);
     gauge!(CACHE_BYTES).set(stats.bytes as f64);

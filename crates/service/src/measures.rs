@@ -15,6 +15,6 @@ pub fn record_verifications(outcome: &'static str, count: u64) {
 }
 
 /// Counts a change that waited for propagation.
-pub(crate) fn record_settle(took: Duration) {
+pub(crate) fn record_propagation_wait(took: Duration) {
     histogram!(SETTLE_WAIT).record(took);
 }
