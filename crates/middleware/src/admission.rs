@@ -160,9 +160,9 @@ impl Guard {
         self.admit(reserved, (header, key), merchant, requirement, request.form)
     }
 
-    /// [`check`](Self::check) where that needs no network; `None` where the server has to be asked, and nothing was done.
+    /// [`check`](Self::check) without a request to the server. Returns `None`, and counts nothing, if it needs one.
     ///
-    /// A framework saves with it not the time of the decision but that of coming back to a request later.
+    /// It saves a framework a boxed future for the request.
     #[must_use]
     pub fn check_cached(
         &self,

@@ -145,15 +145,15 @@ impl VerifiedKey {
         self.rejected_unless(decision, &requirement)
     }
 
-    /// Whether the key meets a requirement, as [`require`](Self::require) decides it, for a handler that goes on either way:
-    /// it rejects nothing, and the request counts as a use of the key.
+    /// Whether the key meets a requirement, as [`require`](Self::require) decides it, for a handler that continues either
+    /// way: it rejects nothing, and the request counts as a use of the key.
     #[must_use]
     pub fn can(&self, requirement: impl Into<Requirement>) -> bool {
         self.decide_here(&requirement.into()) == Some(Ok(()))
     }
 
-    /// Rejects the request with this denial, for a rule of the application's own: with the response that the layer would
-    /// give, and without a use of the key. With [`Denial::RateLimited`] the response asks to retry after a second.
+    /// Rejects the request with this denial, for a rule of the application: with the response that the layer would send. The
+    /// request counts as denied, and gives back what it took from the key's rate limit. With [`Denial::RateLimited`] the response asks to retry after a second.
     #[must_use]
     pub fn reject(&self, denial: Denial) -> Rejection {
         self.0.reservation.reject(denial);
@@ -165,10 +165,10 @@ impl VerifiedKey {
         )
     }
 
-    /// Waits until the key can no longer be used, whatever for: it is revoked, expired or suspended, or its application is
-    /// disabled; and returns which. For responses that go on after the request was authorized, such as WebSockets and event
-    /// streams: end them when it resolves. It does as fast as a new request would be rejected, and never for a change of
-    /// scopes or other restrictions. While the server cannot be reached, it goes on waiting.
+    /// Waits until the key can no longer be used for any request: it is revoked, expired or suspended, or its application is
+    /// disabled. Returns which. For responses that continue after the request was authorized, such as WebSockets and event
+    /// streams: end them when it resolves. It resolves as fast as a new request would be rejected, and never for a change of
+    /// scopes or other restrictions. While the server cannot be reached, it keeps waiting.
     ///
     /// ```
     /// # async fn example(key: tollkey_middleware::VerifiedKey, next_event: impl Future<Output = String>) {

@@ -97,7 +97,7 @@ pub fn start(
     let listener = state
         .service
         .store
-        .listen(move || verifier.poke())
+        .listen(move || verifier.notify())
         .context("no thread to listen for changes")?;
     let background = background::start(&state, metrics, &stopping);
     Ok(Running {

@@ -311,10 +311,10 @@ pub fn record_verifier(stats: &Stats) {
     counter!(VERIFICATION_HITS).absolute(stats.hits);
     counter!(VERIFICATION_MISSES).absolute(stats.misses);
     counter!(EVICTIONS).absolute(stats.evictions + stats.changed);
-    counter!(PROPAGATION_LAPSES).absolute(stats.settles_over_a_lease);
-    counter!(PROPAGATION_WAITS, "for" => "replica").absolute(stats.settles_for_verifiers);
-    counter!(PROPAGATION_WAITS, "for" => "subscriber").absolute(stats.settles_for_subscribers);
-    counter!(CACHE_RESETS).absolute(stats.forgotten);
+    counter!(PROPAGATION_LAPSES).absolute(stats.propagations_over_a_lease);
+    counter!(PROPAGATION_WAITS, "for" => "replica").absolute(stats.propagations_for_verifiers);
+    counter!(PROPAGATION_WAITS, "for" => "subscriber").absolute(stats.propagations_for_subscribers);
+    counter!(CACHE_RESETS).absolute(stats.resets);
     gauge!(SUBSCRIBERS).set(stats.subscribers as f64);
     gauge!(CACHED_KEYS).set(stats.entries as f64);
     gauge!(CACHE_BYTES).set(stats.bytes as f64);

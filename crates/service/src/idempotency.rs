@@ -87,7 +87,7 @@ pub async fn begin<T, R: Record<T>>(
     };
     let outcome = request.open(&kept)?;
     // The earlier request may have crashed while it waited for the propagation of its change.
-    service.settle_current().await?;
+    service.wait_until_all_propagated().await?;
     Ok(Begun::Replay(outcome))
 }
 
@@ -122,7 +122,7 @@ pub async fn create<T: Send + 'static, R: Record<T> + Send + 'static>(
         })
         .await?;
     if !matches!(outcome, Outcome::Created(_)) {
-        service.settle_current().await?;
+        service.wait_until_all_propagated().await?;
     }
     Ok(outcome)
 }

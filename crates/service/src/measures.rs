@@ -15,6 +15,6 @@ pub fn record_verifications(outcome: &'static str, count: u64) {
 }
 
 /// Counts a change that waited for propagation.
-pub(crate) fn record_propagation(took: Duration) {
+pub(crate) fn record_propagation_wait(took: Duration) {
     histogram!(PROPAGATION_WAIT).record(took);
 }

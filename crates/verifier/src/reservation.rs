@@ -13,9 +13,9 @@ use tollkey_core::{Clock, Denial, Need, decide_further};
 use crate::{
     cache::Entry,
     clock::nanos,
-    rate::give_back_all,
+    rate::{RateStatus, give_back_all},
     usage::Ledger,
-    verdict::{Known, RateStatus},
+    verdict::Known,
 };
 
 /// What a reservation needs of its verifier, whatever the source.
@@ -129,7 +129,7 @@ impl Reservation {
     fn give_back(&self) {
         let now = nanos(self.verifier.clock().elapsed());
         let Known(entry) = &self.key;
-        give_back_all(&entry.allowances, self.taken_at, now);
+        give_back_all(&entry.limiters, self.taken_at, now);
     }
 }
 

@@ -4,7 +4,7 @@ use std::{fmt, ops::Deref, sync::Arc};
 
 use tollkey_core::{Denial, Digest, Record};
 
-use crate::cache::Entry;
+use crate::{cache::Entry, rate::RateStatus};
 
 /// The result of a verification: the decision and the key it is about.
 #[derive(Debug, Clone)]
@@ -36,32 +36,6 @@ impl Verdict {
     pub fn allowed(&self) -> Option<&Record> {
         self.outcome.ok()?;
         self.record.as_deref()
-    }
-}
-
-/// What remains of a key's rate limit after a verification.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct RateStatus {
-    /// How many uses the key has in a window.
-    pub limit: u32,
-    /// The window, in seconds.
-    pub window_seconds: u32,
-    /// How many uses remain now.
-    pub remaining: u32,
-    /// In how many whole seconds the whole limit is available again, if the key is not used until then.
-    pub reset_seconds: u32,
-}
-
-impl RateStatus {
-    /// The values of the fields `RateLimit-Policy` and `RateLimit` (draft-ietf-httpapi-ratelimit-headers-11). After a
-    /// denial, `t` is the time until another use is possible, as in `Retry-After`.
-    #[must_use]
-    pub fn fields(&self, retry_after_seconds: Option<u32>) -> [String; 2] {
-        let reset = retry_after_seconds.unwrap_or(self.reset_seconds);
-        [
-            format!("\"key\";q={};w={}", self.limit, self.window_seconds),
-            format!("\"key\";r={};t={reset}", self.remaining),
-        ]
     }
 }
 

@@ -465,7 +465,7 @@ async fn every_change_holds_everywhere_once_answered() {
                     .service
                     .verifier
                     .stats()
-                    .settles_over_a_lease,
+                    .propagations_over_a_lease,
                 0,
                 "nobody waited for a lease to end"
             );

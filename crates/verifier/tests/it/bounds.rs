@@ -106,7 +106,7 @@ impl World {
     async fn change(&self, name: &str) {
         self.source
             .change_all(Changed::Account(account(name)), |_| ());
-        self.one.verifier.settle_current().await.unwrap();
+        self.one.verifier.wait_until_all_propagated().await.unwrap();
     }
 }
 
@@ -341,7 +341,12 @@ async fn bound_holds_under_any_mix_of_changes() {
         match (random >> 60) as usize {
             0 => {
                 world.source.change(&text(n), |it| *it = made(n, step));
-                world.one.verifier.settle_current().await.unwrap();
+                world
+                    .one
+                    .verifier
+                    .wait_until_all_propagated()
+                    .await
+                    .unwrap();
             }
             1 if step.is_multiple_of(16) => world.change(&name(n)).await,
             2 if step.is_multiple_of(8) => {
@@ -349,7 +354,12 @@ async fn bound_holds_under_any_mix_of_changes() {
                 world
                     .source
                     .change_all(Changed::Application(application), |_| ());
-                world.one.verifier.settle_current().await.unwrap();
+                world
+                    .one
+                    .verifier
+                    .wait_until_all_propagated()
+                    .await
+                    .unwrap();
             }
             3 => drop(world.one.verifier.take_usage()),
             _ => world.verify_all([n], 3 * MIB).await,
@@ -361,7 +371,7 @@ async fn bound_holds_under_any_mix_of_changes() {
         world.change(&name(n)).await;
     }
     let stats = world.one.verifier.stats();
-    // Allowances outlive their keys: a change to a key gives it no new one.
+    // Limiters outlive their keys: a change to a key gives it no new one.
     assert!(
         stats.entries == 0 && stats.bytes < 3 * MIB / 16,
         "{stats:?}"

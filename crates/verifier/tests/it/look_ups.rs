@@ -14,9 +14,9 @@ use crate::world::{World, text};
 const SETTINGS: Settings = Settings {
     max_entries: 100,
     max_bytes: 1 << 20,
-    max_misses: 16,
+    max_look_ups: 16,
     max_waiting: 20,
-    miss_limit: Duration::from_secs(1),
+    look_up_limit: Duration::from_secs(1),
 };
 
 type Asked = JoinHandle<Result<Result<(), Denial>, Unavailable>>;
@@ -133,7 +133,7 @@ async fn waiting_look_ups_are_served_by_address_in_turn() {
     let world = World::with(
         2,
         Settings {
-            max_misses: 2,
+            max_look_ups: 2,
             ..SETTINGS
         },
     )
@@ -204,7 +204,7 @@ async fn a_flood_of_unknown_keys_neither_reaches_the_source_nor_queues_beyond_it
     assert_eq!(world.clock.elapsed(), begun, "no room: told at once");
 
     // Whoever gets no answer within the limit is told so, and makes room.
-    sleep(SETTINGS.miss_limit).await;
+    sleep(SETTINGS.look_up_limit).await;
     for asked in flood {
         assert!(asked.is_finished());
         assert_eq!(asked.await.unwrap(), Err(Unavailable));

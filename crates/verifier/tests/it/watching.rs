@@ -37,7 +37,7 @@ async fn watchers_of_a_key_are_told_of_its_revocation() {
         watch(&world, 1).await,
     );
     let (seq, since) = world.revoke(0);
-    world.one.verifier.settle(seq, since).await;
+    world.one.verifier.wait_until_propagated(seq, since).await;
     let told = timeout(Duration::from_millis(1), async {
         (first.await.unwrap(), second.await.unwrap())
     });
@@ -61,7 +61,7 @@ async fn watched_key_may_have_been_evicted_to_make_room() {
         world.one.verify(n).await;
     }
     let (seq, since) = world.revoke(0);
-    world.one.verifier.settle(seq, since).await;
+    world.one.verifier.wait_until_propagated(seq, since).await;
     assert_eq!(
         timeout(Duration::from_millis(1), watching)
             .await
