@@ -156,7 +156,8 @@ pub(crate) struct KeyRow {
     pub(crate) rotated_at: Option<i64>,
 }
 
-/// The columns of a key that use-cases change: never `last_used_at`, which verification writes meanwhile.
+/// The columns of a key that use-cases change: never `last_used_at`, which a server of the release before
+/// writes meanwhile.
 #[derive(AsChangeset)]
 #[diesel(table_name = api_keys, treat_none_as_null = true)]
 pub(crate) struct KeyState {

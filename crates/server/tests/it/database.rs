@@ -113,7 +113,7 @@ fn grants(role: &str) -> String {
          GRANT SELECT, INSERT ON audit_log, key_ancestors TO {role}; \
          GRANT SELECT, UPDATE ON change_counter TO {role}; \
          GRANT SELECT, INSERT, DELETE ON changes, kept_answers TO {role}; \
-         GRANT SELECT, INSERT, UPDATE ON accounts, api_keys, applications, audit_heads, service_keys TO {role}; \
+         GRANT SELECT, INSERT, UPDATE ON accounts, api_keys, applications, audit_heads, key_last_used, service_keys TO {role}; \
          GRANT SELECT, INSERT, UPDATE, DELETE ON key_usage, pending_revocations, sessions, verifiers TO {role};"
     )
 }

@@ -17,7 +17,7 @@ GRANT SELECT ON __diesel_schema_migrations, settings TO tollkey_server;
 GRANT SELECT, INSERT ON audit_log, key_ancestors TO tollkey_server;
 GRANT SELECT, UPDATE ON change_counter TO tollkey_server;
 GRANT SELECT, INSERT, DELETE ON changes, kept_answers TO tollkey_server;
-GRANT SELECT, INSERT, UPDATE ON accounts, api_keys, applications, audit_heads, service_keys TO tollkey_server;
+GRANT SELECT, INSERT, UPDATE ON accounts, api_keys, applications, audit_heads, key_last_used, service_keys TO tollkey_server;
 GRANT SELECT, INSERT, UPDATE, DELETE ON key_usage, pending_revocations, sessions, verifiers TO tollkey_server;
 ";
 
@@ -115,7 +115,7 @@ fn every_missing_right_is_named_at_start_and_by_readiness() {
             named += 1;
         }
     }
-    assert_eq!((named, store.check_schema()), (45, Ok(())));
+    assert_eq!((named, store.check_schema()), (48, Ok(())));
 
     database.sql("REVOKE INSERT, DELETE ON sessions FROM tollkey_lacks; REVOKE SELECT ON settings FROM tollkey_lacks");
     let all = store.check_schema().unwrap_err();
