@@ -12,18 +12,20 @@ use crate::{
     Error,
     connection::AnyConnection,
     rows::{self, KeyRow},
-    schema::{api_keys, applications, key_ancestors},
+    schema::{api_keys, applications, key_ancestors, key_last_used},
 };
 
 /// How many IDs one statement takes.
 const IDS: usize = 500;
 
-/// The keys of these rows, each bound to its ancestors and to its application. Reads nothing for keys that have neither.
+/// The keys of these rows, each with its last use, bound to its ancestors and to its application. Reads nothing of those for
+/// keys that have neither.
 pub(crate) fn keys(conn: &mut AnyConnection, rows: Vec<KeyRow>) -> Result<Vec<ApiKey>, Error> {
-    let keys: Vec<ApiKey> = rows
+    let mut keys: Vec<ApiKey> = rows
         .into_iter()
         .map(TryInto::try_into)
         .collect::<Result<_, _>>()?;
+    add_last_use(conn, &mut keys)?;
     let deleted = deleted_applications(conn, &keys)?;
     let keys = keys.into_iter().map(|key| {
         match key.application_id.and_then(|id| deleted.get(id.as_bytes())) {
@@ -89,6 +91,31 @@ pub(crate) fn with_ancestors(
             Ok(key.with_ancestors(lineage.collect::<Result<Vec<_>, _>>()?))
         })
         .collect()
+}
+
+/// Sets when keys were last used. A server of the release before writes that into the rows of the keys: the newer of the
+/// two times counts.
+fn add_last_use(conn: &mut AnyConnection, keys: &mut [ApiKey]) -> Result<(), Error> {
+    for keys in keys.chunks_mut(IDS) {
+        let ids: Vec<&[u8]> = keys
+            .iter()
+            .map(|key| key.id.as_bytes().as_slice())
+            .collect();
+        let used: Vec<(Vec<u8>, i64)> = key_last_used::table
+            .filter(key_last_used::key_id.eq_any(ids))
+            .select((key_last_used::key_id, key_last_used::last_used_at))
+            .load(conn)?;
+        let mut last: HashMap<KeyId, i64> = HashMap::with_capacity(used.len());
+        for (key, at) in used {
+            last.insert(rows::id(&key)?, at);
+        }
+        for key in keys {
+            if let Some(at) = last.get(&key.id) {
+                key.last_used_at = key.last_used_at.max(Some(rows::timestamp(*at)?));
+            }
+        }
+    }
+    Ok(())
 }
 
 /// When those of the keys' applications were deleted that were.

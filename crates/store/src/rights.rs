@@ -10,7 +10,7 @@ use diesel::{
 use crate::migrations::SchemaError;
 
 /// What the server does with each table. `FOR UPDATE` and `FOR SHARE` need UPDATE.
-const RIGHTS: [(&str, &str); 16] = [
+const RIGHTS: [(&str, &str); 17] = [
     ("__diesel_schema_migrations", "SELECT"),
     ("accounts", "SELECT, INSERT, UPDATE"),
     ("api_keys", "SELECT, INSERT, UPDATE"),
@@ -21,6 +21,7 @@ const RIGHTS: [(&str, &str); 16] = [
     ("changes", "SELECT, INSERT, DELETE"),
     ("kept_answers", "SELECT, INSERT, DELETE"),
     ("key_ancestors", "SELECT, INSERT"),
+    ("key_last_used", "SELECT, INSERT, UPDATE"),
     ("key_usage", "SELECT, INSERT, UPDATE, DELETE"),
     ("pending_revocations", "SELECT, INSERT, UPDATE, DELETE"),
     ("service_keys", "SELECT, INSERT, UPDATE"),

@@ -94,6 +94,13 @@ table! {
 }
 
 table! {
+    key_last_used (key_id) {
+        key_id -> Binary,
+        last_used_at -> BigInt,
+    }
+}
+
+table! {
     audit_log (account_id, seq) {
         account_id -> Text,
         seq -> BigInt,
@@ -183,6 +190,7 @@ diesel::allow_tables_to_appear_in_same_query!(
     change_counter,
     changes,
     key_ancestors,
+    key_last_used,
     key_usage,
     service_keys,
 );

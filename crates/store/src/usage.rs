@@ -3,27 +3,58 @@
 //! Not bound to a tenant: verifiers flush the counts of all accounts in one batch. Reading them is, see
 //! [`crate::AccountReader::usage`].
 
+use std::collections::BTreeMap;
+
 use diesel::{
     prelude::*,
     sql_query,
-    sql_types::{BigInt, Binary, Integer, Text},
+    sql_types::{Array, BigInt, Binary, Integer, Text},
 };
-use tollkey_core::{Usage, usage::outcome_code};
+use serde_json::json;
+use tollkey_core::{KeyId, Usage, usage::outcome_code};
 
 use crate::{
-    Error, Store, rows,
+    Error, Store,
+    connection::AnyConnection,
+    rows,
     store::{STEP, Writer},
 };
 
-/// The same text on both backends. A key that is not there, after a restore for instance, is skipped. A count that would
-/// not fit stays at the most: an error would hold up those of all other keys.
-const ADD: &str = "INSERT INTO key_usage (key_id, day, outcome, count) \
-    SELECT $1, $2, $3, $4 WHERE EXISTS (SELECT 1 FROM api_keys WHERE id = $1) \
-    ON CONFLICT (key_id, day, outcome) DO UPDATE SET count = CASE \
-    WHEN key_usage.count > 9223372036854775807 - excluded.count THEN 9223372036854775807 \
-    ELSE key_usage.count + excluded.count END";
-/// Touches only this column, and never takes it back: replicas flush in any order.
-const USED: &str = "UPDATE api_keys SET last_used_at = $1 WHERE id = $2 AND (last_used_at IS NULL OR last_used_at < $1)";
+/// The rows of a batch as arrays of columns, for PostgreSQL. Keys that do not exist, after a restore for instance, are
+/// skipped. The order is that of the arrays: two replicas lock rows in the same order, and do not wait for each other.
+const COUNTS_OF_ARRAYS: &str = "SELECT key_id, day, outcome, count \
+    FROM unnest($1, $2, $3, $4) WITH ORDINALITY AS batch (key_id, day, outcome, count, place) \
+    WHERE EXISTS (SELECT 1 FROM api_keys WHERE id = batch.key_id) ORDER BY place";
+const USES_OF_ARRAYS: &str = "SELECT key_id, last_used_at \
+    FROM unnest($1, $2) WITH ORDINALITY AS batch (key_id, last_used_at, place) \
+    WHERE EXISTS (SELECT 1 FROM api_keys WHERE id = batch.key_id) ORDER BY place";
+
+/// The rows of a batch as one JSON array of arrays, for SQLite. IDs are hexadecimal digits.
+const COUNTS_OF_JSON: &str = "SELECT unhex(value ->> 0), value ->> 1, value ->> 2, value ->> 3 FROM json_each($1) \
+    WHERE EXISTS (SELECT 1 FROM api_keys WHERE id = unhex(value ->> 0))";
+const USES_OF_JSON: &str = "SELECT unhex(value ->> 0), value ->> 1 FROM json_each($1) \
+    WHERE EXISTS (SELECT 1 FROM api_keys WHERE id = unhex(value ->> 0))";
+
+/// The statement that adds counts. A count that would not fit stays at the most: an error would hold up those of all other
+/// keys.
+fn add_counts(rows: &str) -> String {
+    format!(
+        "INSERT INTO key_usage (key_id, day, outcome, count) {rows} \
+         ON CONFLICT (key_id, day, outcome) DO UPDATE SET count = CASE \
+         WHEN key_usage.count > 9223372036854775807 - excluded.count THEN 9223372036854775807 \
+         ELSE key_usage.count + excluded.count END"
+    )
+}
+
+/// The statement that moves times of last use forward, and never back: replicas flush in any order.
+fn add_uses(rows: &str) -> String {
+    format!(
+        "INSERT INTO key_last_used (key_id, last_used_at) {rows} \
+         ON CONFLICT (key_id) DO UPDATE SET last_used_at = excluded.last_used_at \
+         WHERE key_last_used.last_used_at < excluded.last_used_at"
+    )
+}
+
 /// A step of forgetting; the same text on both backends.
 const PRUNE: &str = "DELETE FROM key_usage WHERE (key_id, day, outcome) IN \
     (SELECT key_id, day, outcome FROM key_usage WHERE day < $1 LIMIT $2)";
@@ -37,8 +68,9 @@ impl Store {
         if batch.is_empty() {
             return Ok(());
         }
+        let batch = UsageBatch::from(batch);
         // Nothing here is remembered by verifiers, so there is no change to wait for.
-        let _ = self.write(move |tx| tx.add_usage(batch)).await?;
+        let _ = self.write(move |tx| tx.add_usage(&batch)).await?;
         Ok(())
     }
 
@@ -57,24 +89,80 @@ impl Store {
     }
 }
 
+/// The rows of a batch. A map each, because no statement may write a row twice, and because their order is the same for all
+/// replicas, or two flushes could wait for each other's rows. A server of the release before has the same order of counts.
+#[derive(Debug, Clone, Default)]
+struct UsageBatch {
+    counts: BTreeMap<(KeyId, i32, &'static str), i64>,
+    uses: BTreeMap<KeyId, i64>,
+}
+
+impl From<Vec<Usage>> for UsageBatch {
+    fn from(usages: Vec<Usage>) -> Self {
+        let mut batch = Self::default();
+        for usage in usages {
+            let row = (usage.key_id, usage.day, outcome_code(usage.outcome));
+            let count = batch.counts.entry(row).or_default();
+            *count = count.saturating_add(i64::try_from(usage.count).unwrap_or(i64::MAX));
+            if let Some(at) = usage.last_used_at.map(rows::micros) {
+                let last = batch.uses.entry(usage.key_id).or_insert(at);
+                *last = at.max(*last);
+            }
+        }
+        batch
+    }
+}
+
 impl Writer<'_> {
-    fn add_usage(&mut self, mut batch: Vec<Usage>) -> Result<(), Error> {
-        // One order for all replicas, or two flushes could wait for each other's rows.
-        batch.sort_by_key(|usage| (usage.key_id, usage.day, outcome_code(usage.outcome)));
-        for usage in &batch {
-            sql_query(ADD)
-                .bind::<Binary, _>(usage.key_id.as_bytes().as_slice())
-                .bind::<Integer, _>(usage.day)
-                .bind::<Text, _>(outcome_code(usage.outcome))
-                .bind::<BigInt, _>(i64::try_from(usage.count).unwrap_or(i64::MAX))
-                .execute(self.conn)?;
-            if let Some(at) = usage.last_used_at {
-                sql_query(USED)
-                    .bind::<BigInt, _>(rows::micros(at))
-                    .bind::<Binary, _>(usage.key_id.as_bytes().as_slice())
-                    .execute(self.conn)?;
+    fn add_usage(&mut self, batch: &UsageBatch) -> Result<(), Error> {
+        match &mut *self.conn {
+            AnyConnection::Postgres(conn) => {
+                let keys = batch.counts.keys();
+                let ids: Vec<&[u8]> = keys
+                    .clone()
+                    .map(|(id, ..)| id.as_bytes().as_slice())
+                    .collect();
+                let days: Vec<i32> = keys.clone().map(|(_, day, _)| *day).collect();
+                let outcomes: Vec<&str> = keys.map(|(.., outcome)| *outcome).collect();
+                let counts: Vec<i64> = batch.counts.values().copied().collect();
+                sql_query(add_counts(COUNTS_OF_ARRAYS))
+                    .bind::<Array<Binary>, _>(ids)
+                    .bind::<Array<Integer>, _>(days)
+                    .bind::<Array<Text>, _>(outcomes)
+                    .bind::<Array<BigInt>, _>(counts)
+                    .execute(conn)?;
+                let ids: Vec<&[u8]> = batch
+                    .uses
+                    .keys()
+                    .map(|id| id.as_bytes().as_slice())
+                    .collect();
+                let times: Vec<i64> = batch.uses.values().copied().collect();
+                sql_query(add_uses(USES_OF_ARRAYS))
+                    .bind::<Array<Binary>, _>(ids)
+                    .bind::<Array<BigInt>, _>(times)
+                    .execute(conn)?;
+            }
+            AnyConnection::Sqlite(conn) => {
+                let counts = batch.counts.iter();
+                let counts: Vec<_> = counts
+                    .map(|((id, day, outcome), count)| {
+                        json!([hexadecimal(id), day, outcome, count])
+                    })
+                    .collect();
+                sql_query(add_counts(COUNTS_OF_JSON))
+                    .bind::<Text, _>(json!(counts).to_string())
+                    .execute(conn)?;
+                let uses = batch.uses.iter();
+                let uses: Vec<_> = uses.map(|(id, at)| json!([hexadecimal(id), at])).collect();
+                sql_query(add_uses(USES_OF_JSON))
+                    .bind::<Text, _>(json!(uses).to_string())
+                    .execute(conn)?;
             }
         }
         Ok(())
     }
+}
+
+fn hexadecimal(id: &KeyId) -> String {
+    format!("{:032x}", u128::from_be_bytes(*id.as_bytes()))
 }

@@ -24,7 +24,7 @@ pub struct Snapshot<T> {
 /// A key and all it depends on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FoundKey {
-    /// The key, whatever its status.
+    /// The key, whatever its status. Its `last_used_at` can be out of date: no verification depends on it.
     pub key: ApiKey,
     /// Its application; one that was deleted reads as disabled.
     pub application: Option<Application>,

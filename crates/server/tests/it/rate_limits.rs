@@ -237,7 +237,7 @@ async fn a_call_that_is_not_for_keys_of_that_family_costs_no_allowance() {
             }
             app.running().state().service.flush_usage().await;
             assert!(
-                !app.database.dump().contains("api_keys.last_used_at: "),
+                !app.database.dump().contains("key_last_used.last_used_at: "),
                 "{family:?}"
             );
             let statuses = [
@@ -247,10 +247,10 @@ async fn a_call_that_is_not_for_keys_of_that_family_costs_no_allowance() {
             assert_eq!(statuses, [200, 429], "{family:?}");
             app.running().state().service.flush_usage().await;
             assert!(
-                app.database.dump().contains("api_keys.last_used_at: "),
+                app.database.dump().contains("key_last_used.last_used_at: "),
                 "{family:?}"
             );
-            app.database.sql("UPDATE api_keys SET last_used_at = NULL");
+            app.database.sql("DELETE FROM key_last_used");
         }
     })
     .await;

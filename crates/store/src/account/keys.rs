@@ -563,9 +563,9 @@ impl AccountWriter<'_> {
         Ok(())
     }
 
-    /// Writes what use-cases change of a key: its name, grants, metadata, suspension, revocation and successor. Leaves
-    /// `last_used_at` alone, which verification may have moved meanwhile, and what never changes. Verifiers evict the key,
-    /// and its descendants with it.
+    /// Writes what use-cases change of a key: its name, grants, metadata, suspension, revocation and successor. Does not
+    /// write `last_used_at`, which usage may have moved meanwhile, and what never changes. Verifiers evict the key, and its
+    /// descendants with it.
     ///
     /// # Errors
     /// [`Error::NotFound`] when it is not there.

@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use diesel::{Connection as _, connection::SimpleConnection as _};
+use diesel::{Connection as _, RunQueryDsl as _, connection::SimpleConnection as _};
 use tollkey_core::{Family, Seq};
 use tollkey_store::{
     Backend, BadUrl, Error, OpenError, OpenOptions, SchemaError, Store,
@@ -37,6 +37,18 @@ fn a_reopened_database_has_everything() {
         assert_eq!(store.key(&acme(), id(1)).await, Some(key(1, &acme())));
         store.ping().await.unwrap();
     });
+}
+
+/// `.cargo/config.toml` sets the option. Without it SQLite compiles a statement again at each execution whose parameters
+/// could change its plan.
+#[test]
+fn sqlite_is_built_with_stable_query_plans() {
+    let mut conn = diesel::SqliteConnection::establish(":memory:").unwrap();
+    let option = "sqlite_compileoption_used('ENABLE_QPSG')";
+    let is_set: bool = diesel::select(diesel::dsl::sql::<diesel::sql_types::Bool>(option))
+        .get_result(&mut conn)
+        .unwrap();
+    assert!(is_set);
 }
 
 #[test]

@@ -115,7 +115,7 @@ fn every_missing_right_is_named_at_start_and_by_readiness() {
             named += 1;
         }
     }
-    assert_eq!((named, store.check_schema()), (45, Ok(())));
+    assert_eq!((named, store.check_schema()), (48, Ok(())));
 
     database.sql("REVOKE INSERT, DELETE ON sessions FROM tollkey_lacks; REVOKE SELECT ON settings FROM tollkey_lacks");
     let all = store.check_schema().unwrap_err();

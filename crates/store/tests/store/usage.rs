@@ -26,7 +26,10 @@ fn counts_add_up_by_key_day_and_outcome() {
             usage(1, 20_001, None, 1),
             usage(1, 20_000, Some(Denial::RateLimited), 2),
             usage(2, 20_000, None, 7),
-            usage(99, 20_000, None, 1), // no such key: skipped
+            Usage {
+                last_used_at: Some(at(1)),
+                ..usage(99, 20_000, None, 1) // no such key: skipped
+            },
         ];
         store.add_usage(batch.clone()).await.unwrap();
         store.add_usage(batch).await.unwrap();
@@ -60,6 +63,8 @@ fn counts_add_up_by_key_day_and_outcome() {
             .await
             .unwrap();
         assert_eq!(since.len(), 1);
+        let stranger = format!("key_id: {:032x}", 99);
+        assert!(!database.dump().contains(&stranger));
         assert_eq!(
             store
                 .read(|db| db.account(&acme()).usage(&id(99), 0))
@@ -168,6 +173,122 @@ fn every_outcome_is_kept() {
                 "{denial:?}"
             );
         }
+    });
+}
+
+#[test]
+fn batch_can_have_several_rows_of_one_key() {
+    each(async |database| {
+        let store = database.store();
+        store.add_key(&key(1, &acme())).await.unwrap();
+        let used = |second, count| Usage {
+            last_used_at: Some(at(second)),
+            ..usage(1, 1, None, count)
+        };
+        let batch = vec![used(7, 1), used(9, 2), used(8, 4), usage(1, 1, None, 8)];
+        store.add_usage(batch).await.unwrap();
+        let read = store.read(|db| db.account(&acme()).usage(&id(1), 0));
+        assert_eq!(read.await.unwrap()[0].count, 15);
+        let found = store.key(&acme(), id(1)).await.unwrap();
+        assert_eq!(found.last_used_at, Some(at(9)));
+    });
+}
+
+#[test]
+fn batch_that_fails_is_not_written_in_part() {
+    each(async |database| {
+        let store = database.store();
+        store.add_key(&key(1, &acme())).await.unwrap();
+        let batch = vec![Usage {
+            last_used_at: Some(at(1)),
+            ..usage(1, 1, None, 1)
+        }];
+        database.sql("ALTER TABLE key_last_used RENAME TO elsewhere");
+        assert!(store.add_usage(batch.clone()).await.is_err());
+        database.sql("ALTER TABLE elsewhere RENAME TO key_last_used");
+        let counted = async || {
+            let read = store.read(|db| db.account(&acme()).usage(&id(1), 0));
+            read.await.unwrap().len()
+        };
+        assert_eq!(counted().await, 0);
+        store.add_usage(batch).await.unwrap();
+        assert_eq!(counted().await, 1);
+    });
+}
+
+#[test]
+fn replicas_that_write_the_same_keys_lose_no_count() {
+    each(async |database| {
+        let (one, two) = (database.store(), database.store());
+        for number in 0..50 {
+            one.add_key(&key(number, &acme())).await.unwrap();
+        }
+        let writing = [one.clone(), two].map(|store| {
+            tokio::spawn(async move {
+                for round in 0..20 {
+                    // In another order each time.
+                    let numbers = (0..50).map(|i| (i * 7 + round) % 50);
+                    let batch = numbers.map(|number| Usage {
+                        last_used_at: Some(at(round as i64)),
+                        ..usage(number, 1, None, 1)
+                    });
+                    store.add_usage(batch.collect()).await.unwrap();
+                }
+            })
+        });
+        for task in writing {
+            task.await.unwrap();
+        }
+        for number in 0..50 {
+            let read = one.read(move |db| db.account(&acme()).usage(&id(number), 0));
+            assert_eq!(read.await.unwrap()[0].count, 40);
+            let found = one.key(&acme(), id(number)).await.unwrap();
+            assert_eq!(found.last_used_at, Some(at(19)));
+        }
+    });
+}
+
+#[test]
+fn last_use_that_the_release_before_wrote_is_shown() {
+    each(async |database| {
+        let store = database.store();
+        store.add_key(&key(1, &acme())).await.unwrap();
+        let write_as_before = |second| {
+            let micros = at(second).as_microsecond();
+            database.sql(&format!("UPDATE api_keys SET last_used_at = {micros}"));
+        };
+        let write = async |second| {
+            let used = Usage {
+                last_used_at: Some(at(second)),
+                ..usage(1, 1, None, 1)
+            };
+            store.add_usage(vec![used]).await.unwrap();
+        };
+        let shown = async || {
+            let found = store.key(&acme(), id(1)).await.unwrap();
+            let listed = store.read(|db| {
+                let filter = tollkey_store::KeyFilter {
+                    families: &tollkey_core::Family::ALL,
+                    ..Default::default()
+                };
+                db.account(&acme()).keys(&filter, None, 10)
+            });
+            assert_eq!(
+                listed.await.unwrap().keys[0].last_used_at,
+                found.last_used_at
+            );
+            found.last_used_at
+        };
+        write_as_before(10);
+        assert_eq!(shown().await, Some(at(10)));
+        write(5).await;
+        assert_eq!(shown().await, Some(at(10)));
+        write(20).await;
+        assert_eq!(shown().await, Some(at(20)));
+        write_as_before(15);
+        assert_eq!(shown().await, Some(at(20)));
+        write_as_before(30);
+        assert_eq!(shown().await, Some(at(30)));
     });
 }
 
