@@ -60,6 +60,39 @@ pub struct ApiKey {
     pub inherited: Option<Box<Inherited>>,
 }
 
+/// What the caller chooses of a key that it creates.
+#[derive(Debug, Clone, Default)]
+pub struct NewKey {
+    /// The label.
+    pub name: String,
+    /// Live or test.
+    pub mode: Mode,
+    /// What the key may do, and until when.
+    pub grants: Grants,
+    /// What the caller attaches.
+    pub metadata: Option<Metadata>,
+}
+
+impl NewKey {
+    /// The key as it is created. Its application and its parent key are the caller's to add.
+    #[must_use]
+    pub fn into_key(
+        self,
+        id: KeyId,
+        account_id: AccountId,
+        text: &KeyText,
+        family: Family,
+        now: Timestamp,
+    ) -> ApiKey {
+        ApiKey {
+            name: self.name,
+            grants: self.grants,
+            metadata: self.metadata,
+            ..ApiKey::new(id, account_id, text, (family, self.mode), now)
+        }
+    }
+}
+
 /// What a key may do, and until when. Each `None` is the absence of a restriction.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Grants {
@@ -189,8 +222,8 @@ pub enum Unchangeable {
 }
 
 impl ApiKey {
-    /// A key whose text was made just now. Nothing restricts it yet, and it has no name: what is wanted of it is
-    /// added by whoever makes it.
+    /// A key without a name and without a restriction: the start of every other one, in tests as well, so that a new field
+    /// is set here and where it matters.
     #[must_use]
     pub fn new(
         id: KeyId,
@@ -449,6 +482,27 @@ impl ApiKey {
             + self.inherited.as_ref().map_or(0, |it| {
                 heap::allocation(size_of::<Inherited>()) + it.heap_bytes()
             })
+    }
+
+    /// How many bytes the name, the restrictions and the metadata take in a list, roughly: what pages of keys are limited by.
+    #[must_use]
+    pub fn listed_bytes(&self) -> usize {
+        let Grants {
+            scopes,
+            merchants,
+            features: _, // at most five
+            allowed_ips,
+            rate_limit: _,
+            expires_at: _,
+        } = &self.grants;
+        self.name.len()
+            + 16 * scopes.len()
+            + merchants.iter().flatten().map(String::len).sum::<usize>()
+            + 20 * allowed_ips.as_ref().map_or(0, |list| list.networks().len())
+            + self
+                .metadata
+                .as_ref()
+                .map_or(0, |metadata| metadata.as_json().len())
     }
 
     /// Gives up spare capacity, and what no decision about the key needs.

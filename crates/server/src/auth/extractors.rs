@@ -313,7 +313,7 @@ impl PresentedKey {
     }
 }
 
-/// Actix asks for the same few lines for each extractor.
+/// Implements `FromRequest` by the extractor's `extract`. A blanket implementation is not possible: the trait is actix's.
 macro_rules! from_request {
     ($($extractor:ty),*) => {$(
         impl FromRequest for $extractor {

@@ -154,6 +154,7 @@ pub(super) fn new_key(
             mode: body.environment,
             grants,
             metadata: metadata?,
+            ..NewKey::default()
         },
     ))
 }

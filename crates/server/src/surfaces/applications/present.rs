@@ -101,5 +101,6 @@ pub(super) fn new_key(
         mode: body.mode.unwrap_or_default(),
         grants,
         metadata: metadata?,
+        ..NewKey::default()
     })
 }

@@ -64,29 +64,23 @@ pub(crate) fn filter(query: &api::ListAuditLog) -> Result<Filter, Problem> {
     );
     let since = checks.member("since", time(&query.since));
     let until = checks.member("until", time(&query.until));
-    let target = checks.member("target_id", filter_id(query.target_id.as_deref()));
-    let actor = checks.member("actor_id", filter_id(query.actor_id.as_deref()));
-    let (Some(limit), Some(before), Some(action), Some(since), Some(until), Some(()), Some(())) =
-        (limit, before, action, since, until, target, actor)
-    else {
-        return Err(checks.into_problem());
-    };
+    checks.member("target_id", filter_id(query.target_id.as_deref()));
+    checks.member("actor_id", filter_id(query.actor_id.as_deref()));
     // A key's id in either form; every other id as it is.
     let kept = |id: &String| {
         id.parse::<KeyId>()
             .map_or_else(|_| id.clone(), |id| id.to_string())
     };
-    let (target_id, actor_id) = (
-        query.target_id.as_ref().map(kept),
-        query.actor_id.as_ref().map(kept),
-    );
-    Ok(Filter {
-        limit,
-        before,
-        action,
-        target_id,
-        actor_id,
-        since,
-        until,
-    })
+    let filter = || {
+        Some(Filter {
+            limit: limit?,
+            before: before?,
+            action: action?,
+            target_id: query.target_id.as_ref().map(kept),
+            actor_id: query.actor_id.as_ref().map(kept),
+            since: since?,
+            until: until?,
+        })
+    };
+    checks.finish(filter())
 }
