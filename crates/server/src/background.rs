@@ -90,7 +90,9 @@ async fn keep_usage(
                 .await
                 .is_err()
             {
-                tracing::warn!("usage counts were lost: they could not be stored before the server stopped");
+                tracing::warn!(
+                    "usage counts were lost: they could not be stored before the server stopped"
+                );
             }
         }
         if let Some(metrics) = &metrics {

@@ -61,9 +61,8 @@ pub(super) async fn once<T, R: Record<T>>(
     (fields, body): (&Fields, &Body),
     create: impl AsyncFnOnce(Creating<R>) -> Result<Outcome<T, R>, Problem>,
 ) -> Result<Outcome<T, R>, Problem> {
-    let key = IdempotencyKey::parse(fields.get("once")).map_err(|_| {
-        Problem::field("once", "The form is invalid. Reload the page.")
-    })?;
+    let key = IdempotencyKey::parse(fields.get("once"))
+        .map_err(|_| Problem::field("once", "The form is invalid. Reload the page."))?;
     if !is_for(fields, account) {
         return Err(for_another_account(account));
     }

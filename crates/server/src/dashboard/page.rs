@@ -121,15 +121,11 @@ impl Frame {
             }
             Some("created") => "Application created. It has no keys yet.",
             Some("updated") => "Changes saved.",
-            Some("disabled") => {
-                "Application disabled. Its keys are rejected until you enable it."
-            }
+            Some("disabled") => "Application disabled. Its keys are rejected until you enable it.",
             Some("enabled") => "Application enabled. Its keys are valid again.",
             Some("deleted") => "Application deleted. Its keys are revoked.",
             Some("model") => "Operating model set. It applies to existing keys, too.",
-            Some("service-key-revoked") => {
-                "Service key revoked. It is rejected everywhere."
-            }
+            Some("service-key-revoked") => "Service key revoked. It is rejected everywhere.",
             Some("account") => "You manage this account now.",
             _ => return self,
         };

@@ -57,10 +57,7 @@ struct Model {
 
 fn models(chosen: OperatingModel) -> Vec<Model> {
     let words = |model| match model {
-        OperatingModel::PrimaryMerchant => (
-            "Primary merchant",
-            "One merchant. No scoped keys.",
-        ),
+        OperatingModel::PrimaryMerchant => ("Primary merchant", "One merchant. No scoped keys."),
         OperatingModel::Platform => ("Platform", "A platform or marketplace. No scoped keys."),
         OperatingModel::Ecosystem => (
             "Ecosystem",

@@ -418,15 +418,11 @@ async fn a_disabled_application_stops_its_keys() {
     }
     assert_eq!(statuses().await, [200, 200], "asking stops nothing");
     browser.press("Disable application").await;
-    browser
-        .reads(".notice", "Application disabled.")
-        .await;
+    browser.reads(".notice", "Application disabled.").await;
     assert_eq!(statuses().await, [403, 403]);
     browser.reads("h1", "Disabled").await;
     browser.press("Enable").await;
-    browser
-        .reads(".notice", "Application enabled.")
-        .await;
+    browser.reads(".notice", "Application enabled.").await;
     assert_eq!(statuses().await, [200, 200]);
     world.end().await;
 }

@@ -797,11 +797,7 @@ async fn form_that_would_be_rejected_is_not_offered() {
         app.clock.advance(std::time::Duration::from_secs(60));
         for (id, reason, offered) in [
             (&active, None, &["rotate", "suspend", "revoke"][..]),
-            (
-                &suspended,
-                Some("Key suspended."),
-                &["resume", "revoke"],
-            ),
+            (&suspended, Some("Key suspended."), &["resume", "revoke"]),
             (&revoked, Some("Key revoked."), &[]),
             (
                 &rotated,
@@ -1008,10 +1004,7 @@ async fn things_of_another_account_are_not_there() {
             {
                 let reply = browser.get(&ids.fill(path)).await;
                 assert_eq!(reply.status, 404, "{path}: {reply}");
-                assert!(
-                    words(&reply.body).starts_with("Page not found"),
-                    "{path}"
-                );
+                assert!(words(&reply.body).starts_with("Page not found"), "{path}");
             }
             let fields = [
                 ("confirm", "Commerce Server Key"),
@@ -1631,10 +1624,7 @@ async fn a_key_is_suspended_resumed_and_rotated() {
             ("valid".to_owned(), "valid".to_owned())
         );
         let page = words(&browser.page(&format!("/dashboard/keys/{id}")).await);
-        assert!(
-            page.contains("This key has not been used since."),
-            "{page}"
-        );
+        assert!(page.contains("This key has not been used since."), "{page}");
         app.clock.advance(std::time::Duration::from_secs(60));
         assert_eq!(app.code(&text).await, "valid");
         app.running().state().service.flush_usage().await;

@@ -111,14 +111,15 @@ async fn direct_and_routed_requests_have_the_same_response() {
             let rate_limit = RateLimit::new(1, 60).ok();
             let grants = Grants {
                 rate_limit,
-                ..scoped(Some(&["m_1"]), Some(&[Feature::Orders]))
+                ..scoped(Some(&["m_1"]), Some(&[Feature::TokensList]))
             };
             commerce_key(app, grants).await
         };
         let free = commerce_key(app, scoped(None, None)).await;
         let secret = app
             .insert("acme", &app.mint(Family::Secret, Mode::Live), |_| ())
-            .await;
+            .await
+            .text;
         let unknown = app.mint(Family::Commerce, Mode::Live).expose().to_owned();
         let token = app.merchant("acme");
         for (dialect, direct, routed) in [
@@ -147,7 +148,7 @@ async fn direct_and_routed_requests_have_the_same_response() {
             {
                 for merchant in [None, Some("m_1"), Some("m_2")] {
                     let send = async |path: &str, key: &str| {
-                        let uri = "/api/orders/1?a=b";
+                        let uri = "/api/tokens?a=b";
                         let mut call = app
                             .call(method, &format!("{path}{query}"))
                             .bearer(key)

@@ -168,7 +168,11 @@ async fn direct_and_routed_gateway_requests_have_the_same_lines() {
     let application = server.application(&token, "Web Store").await;
     let key = server.key(&token, &application).await.text;
     for path in ["/authz/forward-auth", "/authz/forward%2Dauth"] {
-        for (query, key) in [("", key.as_str()), ("?mode=live", "nothing"), ("?mode=x", &key)] {
+        for (query, key) in [
+            ("", key.as_str()),
+            ("?mode=live", "nothing"),
+            ("?mode=x", &key),
+        ] {
             let request = server.get(&format!("{path}{query}")).bearer(key);
             request.header("x-request-id", "of-the-gateway").await;
         }

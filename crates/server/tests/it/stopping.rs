@@ -247,7 +247,9 @@ async fn further_signal_cuts_off_requests_in_flight() {
             "{finished}"
         );
         assert!(
-            finished.stderr.contains("closed connections with requests in flight"),
+            finished
+                .stderr
+                .contains("closed connections with requests in flight"),
             "{finished}"
         );
     }

@@ -242,7 +242,9 @@ fn scopes(fields: &Fields, catalogue: &Catalogue) -> Result<Vec<Scope>, Invalid>
     }
     names.extend(fields.all("scope").map(str::to_owned));
     if names.is_empty() {
-        return Err(Invalid::new("Select at least one scope, or full commerce access."));
+        return Err(Invalid::new(
+            "Select at least one scope, or full commerce access.",
+        ));
     }
     catalogue.parse_list(names.iter().map(String::as_str))
 }

@@ -263,9 +263,7 @@ async fn no_page_is_hard_to_use_or_wider_than_its_window() {
     world.open("/dashboard/settings").await;
     browser.choose("operating_model", "ecosystem").await;
     browser.press("Set operating model").await;
-    browser
-        .reads(".notice", "Operating model set.")
-        .await;
+    browser.reads(".notice", "Operating model set.").await;
     browser.fill("name", "Gateway".repeat(14).as_str()).await;
     browser.press("Create service key").await;
     browser.css("#secret").await;
