@@ -20,6 +20,7 @@ mod merchant;
 mod rejection;
 mod request;
 mod requirement;
+pub mod source;
 #[cfg(feature = "test-util")]
 pub mod testing;
 
