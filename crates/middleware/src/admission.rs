@@ -11,11 +11,11 @@ use tollkey_core::{
 };
 #[cfg(feature = "test-util")]
 use tollkey_verifier::testing::MemorySource;
-use tollkey_verifier::{
-    Known, Reservation, Stats, Unavailable, Verdict, Verifier, http::HttpSource,
-};
+use tollkey_verifier::{Known, Reservation, Stats, Unavailable, Verdict, Verifier};
 
-use crate::{Guard, Rejection, RejectionForm, RequestHead, Requirement, VerifiedKey};
+use crate::{
+    Guard, Rejection, RejectionForm, RequestHead, Requirement, VerifiedKey, source::HttpSource,
+};
 
 /// The verifier of a guard.
 pub(crate) enum Verifiers {

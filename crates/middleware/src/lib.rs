@@ -13,6 +13,7 @@ mod merchant;
 mod rejection;
 mod request;
 mod requirement;
+pub mod source;
 #[cfg(feature = "test-util")]
 pub mod testing;
 

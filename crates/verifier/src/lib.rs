@@ -47,8 +47,6 @@
 
 mod cache;
 pub mod clock;
-#[cfg(feature = "http")]
-pub mod http;
 mod lease;
 mod locks;
 mod log_limit;

@@ -8,8 +8,9 @@ use tokio::{sync::oneshot, task::JoinHandle};
 use tollkey_core::{
     Catalogue, Denial, Need, RequestPath, RouteBase, VerifierId, usage::outcome_code,
 };
+use tollkey_middleware::source::HttpSource;
 use tollkey_server::server::Running;
-use tollkey_verifier::{Settings, Stats, Verifier, http::HttpSource};
+use tollkey_verifier::{Settings, Stats, Verifier};
 
 use crate::support::{App, Call, Key, each_backend_with_replica, source};
 

@@ -20,11 +20,12 @@ use tokio::{
 };
 use tollkey_client::{Auth, Client};
 use tollkey_core::{Need, VerifierId};
+use tollkey_middleware::source::HttpSource;
 use tollkey_store::{
     Backend,
     testing::{Database, backends},
 };
-use tollkey_verifier::{Settings, SystemClock, Verifier, http::HttpSource};
+use tollkey_verifier::{Settings, SystemClock, Verifier};
 
 use crate::{
     binary::{Server, Tollkey, merchant},

@@ -16,8 +16,9 @@ use tokio::{
     time::{sleep, timeout},
 };
 use tollkey_core::VerifierId;
+use tollkey_middleware::source::HttpSource;
 use tollkey_store::testing::backends;
-use tollkey_verifier::{Settings, SystemClock, Verifier, http::HttpSource};
+use tollkey_verifier::{Settings, SystemClock, Verifier};
 
 use crate::{
     binary::{Server, Tollkey, merchant},

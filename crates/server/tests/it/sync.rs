@@ -11,10 +11,11 @@ use tokio::time::{sleep, timeout};
 use tollkey_core::{
     Catalogue, Denial, Digest, Family, Grants, Mode, Need, Position, Scope, VerifierId,
 };
+use tollkey_middleware::source::HttpSource;
 use tollkey_store::testing::backends;
 use tollkey_verifier::{
     Poll, PollError, PollIds, Settings, Source as _, SourceError, SystemClock, Unavailable,
-    Upstream as _, Verifier, http::HttpSource,
+    Upstream as _, Verifier,
 };
 use tracing_subscriber::prelude::*;
 use wiremock::{Mock, MockServer, ResponseTemplate};
