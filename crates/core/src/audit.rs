@@ -86,7 +86,8 @@ pub struct Actor {
     pub id: String,
 }
 
-/// What sort of caller did something.
+/// The type of an actor: `merchant` is a management token of the account, `operator` a management token with the role
+/// `operator`, `api_key` an API key, and `cli` the command line of the server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[cfg_attr(
     feature = "serde",
@@ -101,7 +102,7 @@ pub enum ActorKind {
     Operator,
     /// An API key.
     ApiKey,
-    /// Somebody at the server's command line.
+    /// The command line of the server.
     Cli,
 }
 
@@ -164,7 +165,7 @@ impl Target {
     }
 }
 
-/// What sort of thing something was done to.
+/// The type of the resource that a change is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[cfg_attr(
     feature = "serde",

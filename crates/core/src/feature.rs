@@ -7,7 +7,9 @@ use crate::{
     route::{RequestPath, Template},
 };
 
-/// One feature of a scoped key: a method and a path template.
+/// A feature of a scoped key: `tokens.list` allows `GET /tokens`, `tokens.retrieve` allows `GET /tokens/{id}`,
+/// `payment_data.list` allows `GET /tokens/{id}/payment-data`, `payment_data.forward` allows `POST /payment-data/{id}/forward`,
+/// and `cardholder_data.forward` allows `POST /forward`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
@@ -76,7 +78,7 @@ impl Feature {
         }
         if features.is_empty() {
             return Err(Invalid::new(
-                "must not be empty; leave it out to have no such restriction",
+                "must not be empty; omit it to set no such restriction",
             ));
         }
         Ok(features)

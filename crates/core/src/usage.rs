@@ -39,5 +39,5 @@ pub fn parse_outcome(code: &str) -> Result<Option<Denial>, Invalid> {
     let denial = counted.into_iter().find(|denial| denial.code() == code);
     denial
         .map(Some)
-        .ok_or_else(|| Invalid::new("must be valid, or the code of a denial of a known key"))
+        .ok_or_else(|| Invalid::new("must be `valid`, or a denial code other than `unknown_key`"))
 }
