@@ -1,9 +1,9 @@
-//! Verification asked for by gateways in their own dialects: Traefik and Caddy, nginx, Envoy.
+//! Verification for gateways in their own protocols: Traefik and Caddy, nginx, Envoy.
 //!
-//! The key is the credential; the gateway needs none of its own. What is required comes only from what the
-//! operator writes into the gateway's configuration. Each dialect reads its own headers only. No body is read. An
-//! allowing answer is exactly 200 and always has all `X-Auth-*` headers, so that a gateway that copies them
-//! replaces whatever the client sent under those names.
+//! The presented key is the only credential; the gateway needs none. The requirements come only
+//! from the configuration of the gateway. Each operation reads only the headers of its gateway, and
+//! no body. A response that allows a request is exactly 200 with all `X-Auth-*` headers, so that a
+//! gateway that copies them replaces headers of the client with the same names.
 
 use actix_web::{
     HttpRequest, HttpResponse,
@@ -39,7 +39,7 @@ const X_AUTH_MODE: HeaderName = HeaderName::from_static("x-auth-mode");
 const X_AUTH_SCOPES: HeaderName = HeaderName::from_static("x-auth-scopes");
 const X_AUTH_MERCHANT_ID: HeaderName = HeaderName::from_static("x-auth-merchant-id");
 
-/// What the operator requires of every key on a route.
+/// The requirements that the operator configured for a route.
 #[derive(Debug, Default)]
 struct Requirement {
     scopes: ScopeSet,
@@ -48,7 +48,7 @@ struct Requirement {
 }
 
 impl Requirement {
-    /// Reads `scope` (repeatable) and `mode` (once).
+    /// Reads `scope` (repeatable) and `mode` (at most once).
     fn read<T: AsRef<str>>(
         state: &State,
         pairs: impl IntoIterator<Item = (T, T)>,
@@ -72,22 +72,26 @@ impl Requirement {
                     requirement.mode = Some(
                         value
                             .parse()
-                            .map_err(|_| Invalid::new("mode must be live or test"))?,
+                            .map_err(|_| Invalid::new("mode must be `live` or `test`"))?,
                     );
                 }
                 "mode" => return Err(Invalid::new("mode must not be repeated")),
-                _ => return Err(Invalid::new("only scope and mode can be required")),
+                _ => {
+                    return Err(Invalid::new(
+                        "the requirements can only have `scope` and `mode`",
+                    ));
+                }
             }
         }
         Ok(requirement)
     }
 
-    /// From the query of the URL that the operator configured.
+    /// Reads the query of the URL that the operator configured.
     fn from_query(state: &State, query: &str) -> Result<Self, Invalid> {
         Self::read(state, form_urlencoded::parse(query.as_bytes()))
     }
 
-    /// From a raw path segment such as `scope=links:read;mode=live`, or `-` for none.
+    /// Reads a raw path segment such as `scope=links:read;mode=live`. `-` means no requirements.
     fn from_segment(state: &State, segment: &str) -> Result<Self, Invalid> {
         if segment == "-" {
             return Ok(Self::default());
@@ -98,16 +102,17 @@ impl Requirement {
             .collect();
         Self::read(
             state,
-            pairs.ok_or_else(|| Invalid::new("must be -, or name=value pairs joined by ;"))?,
+            pairs.ok_or_else(|| Invalid::new("the requirements must be `-`, or pairs such as `scope=links:read` separated by `;`"))?,
         )
     }
 }
 
-/// The longest word of a scope that the log names. Scopes are made of short words; keys and tokens are not.
+/// The longest part of an unknown scope that the log shows. Parts of scopes are short; keys and
+/// tokens are not.
 const LONGEST_WORD: usize = 24;
 
-/// The rule that an unknown scope breaks. It names the scope only where that can be nothing else: an operator may have passed
-/// on what a client sent.
+/// The rule that an unknown scope breaks. It shows the scope only if that cannot be a credential:
+/// the gateway may have passed on text of a client.
 fn unknown_scope(scope: &str) -> Invalid {
     let is_scope = (1..=64).contains(&scope.len())
         && scope.bytes().all(|b| {
@@ -119,18 +124,18 @@ fn unknown_scope(scope: &str) -> Invalid {
     if is_scope && is_short && !is_like_credential(scope) {
         Invalid::new(format!("scope {scope:?} is unknown"))
     } else {
-        Invalid::new("it names an unknown scope")
+        Invalid::new("the requirements have an unknown scope")
     }
 }
 
-/// The request a gateway asks about.
+/// The request that a gateway wants to authorize.
 struct Asked<'a> {
     method: Option<&'a str>,
     uri: Option<&'a str>,
     requirement: Result<Requirement, Invalid>,
 }
 
-/// The one answer of all dialects.
+/// Authorizes the request of a gateway.
 async fn answer(request: &HttpRequest, state: &State, asked: Asked<'_>) -> HandlerResult {
     let merchant = merchant(request, &state.policy.merchant_header);
     let client_ip = forwarded_ip(request, state);
@@ -139,7 +144,7 @@ async fn answer(request: &HttpRequest, state: &State, asked: Asked<'_>) -> Handl
     let requirement = match asked.requirement {
         Ok(requirement) => requirement,
         Err(rule) => {
-            // Credentials are judged first, so that a mistake in the configuration tells a stranger nothing.
+            // The credential is verified first, so that a client without a key learns nothing about the configuration.
             let identity = Need {
                 identity_only: true,
                 client_ip,
@@ -157,7 +162,7 @@ async fn answer(request: &HttpRequest, state: &State, asked: Asked<'_>) -> Handl
                     "a gateway requires something that cannot be read; its requests are denied"
                 );
             }
-            let detail = "The gateway requires something unknown; its operator's log says what.";
+            let detail = "The gateway's requirement is not valid. The log of the Tollkey server has the reason.";
             return Err(Problem::new(ProblemCode::InvalidRequirement, detail).into());
         }
     };
@@ -201,17 +206,17 @@ async fn answer(request: &HttpRequest, state: &State, asked: Asked<'_>) -> Handl
     Ok(response)
 }
 
-/// A text as the value of a header, without a copy of it.
+/// Converts a text into the value of a header without copying it.
 fn field_value(text: String) -> Result<HeaderValue, Problem> {
     HeaderValue::from_maybe_shared(Bytes::from(text)).map_err(|_| Problem::internal())
 }
 
-/// The merchant a request is about.
+/// The merchant of the request.
 fn merchant(request: &HttpRequest, name: &HeaderName) -> Option<String> {
     reference_in(request.headers().get_all(name).map(HeaderValue::as_bytes))
 }
 
-/// A header that is there exactly once.
+/// The value of a header that is present exactly once.
 fn single(request: &HttpRequest, name: HeaderName) -> Option<&str> {
     match request.headers().get_all(name).as_slice() {
         [value] => value.to_str().ok(),
@@ -219,9 +224,11 @@ fn single(request: &HttpRequest, name: HeaderName) -> Option<&str> {
     }
 }
 
-/// Forward authentication (Traefik, Caddy).
+/// Authorize a request for Traefik or Caddy.
 ///
-/// Any method. The request judged is the one in `X-Forwarded-Method` and `X-Forwarded-Uri`.
+/// Verifies the presented key for the request in `X-Forwarded-Method` and `X-Forwarded-Uri`. Allows
+/// it with 200, and denies it with 400, 401, 403, 429 or 503. Accepts every method and reads no
+/// body. Each allowed request counts as one use of the key.
 #[utoipa::path(
     get,
     path = "/authz/forward-auth",
@@ -229,15 +236,19 @@ fn single(request: &HttpRequest, name: HeaderName) -> Option<&str> {
     operation_id = "forwardAuth",
     security(("api_key" = []), ("x_api_key" = []), ("x_commerce_api_key" = [])),
     params(
-        ("scope" = Option<Vec<String>>, Query, description = "A scope every key needs; repeatable."),
-        ("mode" = Option<Mode>, Query, description = "The mode every key needs."),
-        ("X-Forwarded-Method" = Option<String>, Header, description = "The method of the request."),
-        ("X-Forwarded-Uri" = Option<String>, Header, description = "Its path and query, as sent."),
-        ("X-Forwarded-For" = Option<String>, Header, description = "Where it came from."),
+        ("scope" = Option<Vec<String>>, Query, description = "A required scope. Can be repeated."),
+        ("mode" = Option<Mode>, Query, description = "The required mode."),
+        ("X-Forwarded-Method" = Option<String>, Header, description = "The method of the client's request."),
+        ("X-Forwarded-Uri" = Option<String>, Header, description = "The path and query of the client's request, as they were sent."),
+        ("X-Forwarded-For" = Option<String>, Header, description = "The IP addresses of the client and of proxies. The client is the rightmost one that is not a trusted proxy."),
     ),
-    responses((status = 200, description = "Allowed; who it is stands in the `X-Auth-*` headers, all of them present, empty when there is none.", headers(
-        ("X-Auth-Key-Id" = String), ("X-Auth-Account-Id" = String), ("X-Auth-Application-Id" = String),
-        ("X-Auth-Mode" = String), ("X-Auth-Scopes" = String), ("X-Auth-Merchant-Id" = String),
+    responses((status = 200, description = "The request is allowed. All `X-Auth-*` headers are present; a header without a value is empty.", headers(
+        ("X-Auth-Key-Id" = String, description = "The ID of the key."),
+        ("X-Auth-Account-Id" = String, description = "The ID of the account."),
+        ("X-Auth-Application-Id" = String, description = "The ID of the application of an application key."),
+        ("X-Auth-Mode" = String, description = "The mode of the key."),
+        ("X-Auth-Scopes" = String, description = "All scopes that the key has, separated by spaces."),
+        ("X-Auth-Merchant-Id" = String, description = "The merchant of the request."),
     )))
 )]
 pub async fn forward_auth(request: HttpRequest, state: web::Data<State>) -> HandlerResult {
@@ -249,9 +260,11 @@ pub async fn forward_auth(request: HttpRequest, state: web::Data<State>) -> Hand
     answer(&request, &state, asked).await
 }
 
-/// Authentication by subrequest (nginx).
+/// Authorize a request for nginx.
 ///
-/// Any method. The request judged is the one in `X-Original-Method` and `X-Original-URI`.
+/// Verifies the presented key for the request in `X-Original-Method` and `X-Original-URI`. Allows
+/// it with 200, and denies it with 400, 401, 403, 429 or 503. Accepts every method and reads no
+/// body. Each allowed request counts as one use of the key.
 #[utoipa::path(
     get,
     path = "/authz/auth-request",
@@ -259,15 +272,19 @@ pub async fn forward_auth(request: HttpRequest, state: web::Data<State>) -> Hand
     operation_id = "authRequest",
     security(("api_key" = []), ("x_api_key" = []), ("x_commerce_api_key" = [])),
     params(
-        ("scope" = Option<Vec<String>>, Query, description = "A scope every key needs; repeatable."),
-        ("mode" = Option<Mode>, Query, description = "The mode every key needs."),
-        ("X-Original-Method" = Option<String>, Header, description = "The method of the request."),
-        ("X-Original-URI" = Option<String>, Header, description = "Its path and query, as sent."),
-        ("X-Forwarded-For" = Option<String>, Header, description = "Where it came from."),
+        ("scope" = Option<Vec<String>>, Query, description = "A required scope. Can be repeated."),
+        ("mode" = Option<Mode>, Query, description = "The required mode."),
+        ("X-Original-Method" = Option<String>, Header, description = "The method of the client's request."),
+        ("X-Original-URI" = Option<String>, Header, description = "The path and query of the client's request, as they were sent."),
+        ("X-Forwarded-For" = Option<String>, Header, description = "The IP addresses of the client and of proxies. The client is the rightmost one that is not a trusted proxy."),
     ),
-    responses((status = 200, description = "Allowed; who it is stands in the `X-Auth-*` headers, all of them present, empty when there is none.", headers(
-        ("X-Auth-Key-Id" = String), ("X-Auth-Account-Id" = String), ("X-Auth-Application-Id" = String),
-        ("X-Auth-Mode" = String), ("X-Auth-Scopes" = String), ("X-Auth-Merchant-Id" = String),
+    responses((status = 200, description = "The request is allowed. All `X-Auth-*` headers are present; a header without a value is empty.", headers(
+        ("X-Auth-Key-Id" = String, description = "The ID of the key."),
+        ("X-Auth-Account-Id" = String, description = "The ID of the account."),
+        ("X-Auth-Application-Id" = String, description = "The ID of the application of an application key."),
+        ("X-Auth-Mode" = String, description = "The mode of the key."),
+        ("X-Auth-Scopes" = String, description = "All scopes that the key has, separated by spaces."),
+        ("X-Auth-Merchant-Id" = String, description = "The merchant of the request."),
     )))
 )]
 pub async fn auth_request(request: HttpRequest, state: web::Data<State>) -> HandlerResult {
@@ -279,10 +296,12 @@ pub async fn auth_request(request: HttpRequest, state: web::Data<State>) -> Hand
     answer(&request, &state, asked).await
 }
 
-/// External authorization over HTTP (Envoy).
+/// Authorize a request for Envoy.
 ///
-/// Any method. `path_prefix` of the filter ends in the requirements, then follow the real path and query of the
-/// request, which has its real method.
+/// Verifies the presented key for the request whose method, path and query follow the requirements
+/// in the URL. In the configuration of Envoy, `path_prefix` ends in the requirements. Allows the
+/// request with 200, and denies it with 400, 401, 403, 429 or 503. Accepts every method and reads
+/// no body. Each allowed request counts as one use of the key.
 #[utoipa::path(
     get,
     path = "/authz/ext-authz/{requirements}/{tail}",
@@ -290,17 +309,21 @@ pub async fn auth_request(request: HttpRequest, state: web::Data<State>) -> Hand
     operation_id = "extAuthz",
     security(("api_key" = []), ("x_api_key" = []), ("x_commerce_api_key" = [])),
     params(
-        ("requirements" = String, Path, description = "`-`, or pairs such as `scope=links:read;mode=live`.", example = "scope=links:read;mode=live"),
-        ("tail" = String, Path, description = "The path of the request, as sent."),
-        ("X-Forwarded-For" = Option<String>, Header, description = "Where it came from."),
+        ("requirements" = String, Path, description = "The requirements: `scope` (repeatable) and `mode` as pairs separated by `;`, or `-` for none.", example = "scope=links:read;mode=live"),
+        ("tail" = String, Path, description = "The path of the client's request, as it was sent."),
+        ("X-Forwarded-For" = Option<String>, Header, description = "The IP addresses of the client and of proxies. The client is the rightmost one that is not a trusted proxy."),
     ),
-    responses((status = 200, description = "Allowed; who it is stands in the `X-Auth-*` headers, all of them present, empty when there is none.", headers(
-        ("X-Auth-Key-Id" = String), ("X-Auth-Account-Id" = String), ("X-Auth-Application-Id" = String),
-        ("X-Auth-Mode" = String), ("X-Auth-Scopes" = String), ("X-Auth-Merchant-Id" = String),
+    responses((status = 200, description = "The request is allowed. All `X-Auth-*` headers are present; a header without a value is empty.", headers(
+        ("X-Auth-Key-Id" = String, description = "The ID of the key."),
+        ("X-Auth-Account-Id" = String, description = "The ID of the account."),
+        ("X-Auth-Application-Id" = String, description = "The ID of the application of an application key."),
+        ("X-Auth-Mode" = String, description = "The mode of the key."),
+        ("X-Auth-Scopes" = String, description = "All scopes that the key has, separated by spaces."),
+        ("X-Auth-Merchant-Id" = String, description = "The merchant of the request."),
     )))
 )]
 pub async fn ext_authz(request: HttpRequest, state: web::Data<State>) -> HandlerResult {
-    // On the raw path: the router has already decoded what it matched.
+    // The raw path, because the router has already decoded the path that it matched.
     let raw = request
         .uri()
         .path()
@@ -309,7 +332,7 @@ pub async fn ext_authz(request: HttpRequest, state: web::Data<State>) -> Handler
         Some((segment, uri)) => (Requirement::from_segment(&state, segment), Some(uri)),
         None => (
             Err(Invalid::new(
-                "path_prefix must end in the requirements, or in -",
+                "`path_prefix` must end in the requirements, or in `-`",
             )),
             None,
         ),
@@ -326,8 +349,8 @@ pub async fn ext_authz(request: HttpRequest, state: web::Data<State>) -> Handler
     .await
 }
 
-/// Mounts a handler for every method under one path, with its description. Actix's route macros need the methods
-/// listed, and a gateway may pass on any.
+/// Mounts a handler for all methods under one path, with its OpenAPI description. The route macros of Actix need a list of
+/// methods, but a gateway can send any method.
 macro_rules! any_method {
     ($(#[$doc:meta])* $name:ident, $path:literal, $handler:ident, $described:ident) => {
         $(#[$doc])*
