@@ -25,7 +25,7 @@ impl AccountId {
     pub fn stored(text: &str) -> Result<Self, Invalid> {
         if !is_reference(text) {
             return Err(Invalid::new(
-                "must be 1 to 128 characters out of A-Z a-z 0-9 . _ : @ -",
+                "must have 1 to 128 characters from A-Z a-z 0-9 . _ : @ -",
             ));
         }
         Ok(Self(text.into()))
@@ -44,7 +44,7 @@ impl FromStr for AccountId {
     fn from_str(text: &str) -> Result<Self, Invalid> {
         if matches!(text, "." | "..") {
             return Err(Invalid::new(
-                "must not be . or .., which URLs remove from a path",
+                "must not be . or .., because URLs drop these segments",
             ));
         }
         Self::stored(text)
@@ -81,7 +81,8 @@ impl Account {
     }
 }
 
-/// The four operating models of the hellgate document. They bound which features a scoped key can have.
+/// How an account does business. It limits the features that the account's scoped keys can have: `ecosystem` includes all
+/// five, `managed_ecosystem` the two that forward data, and the other models have no scoped keys.
 #[derive(
     Debug,
     Clone,
@@ -152,7 +153,9 @@ impl OperatingModel {
         if available.is_empty() {
             return Err(Problem::new(
                 ProblemCode::ScopedKeysUnavailable,
-                format!("Accounts with the operating model {self} have no scoped keys."),
+                format!(
+                    "Scoped keys are not available with the operating model `{self}`. Remove the merchants and features of the key."
+                ),
             ));
         }
         match grants
@@ -165,7 +168,7 @@ impl OperatingModel {
             Some(feature) => Err(Problem::new(
                 ProblemCode::FeatureUnavailable,
                 format!(
-                    "The feature {} is not available with the operating model {self}.",
+                    "The feature `{}` is not available with the operating model `{self}`. Remove it from the key.",
                     feature.as_str()
                 ),
             )),

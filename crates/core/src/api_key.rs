@@ -129,7 +129,7 @@ impl Grants {
     }
 }
 
-/// The status of a key: the first that applies, in this order.
+/// The status of a key: the first of these values that applies.
 #[derive(
     Debug,
     Clone,
@@ -204,20 +204,20 @@ pub enum Transition {
     AlreadySo,
 }
 
-/// Why a key cannot be changed as somebody wants.
+/// The reason why the status of a key does not allow a change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum Unchangeable {
     /// Revocation is final.
-    #[error("The key is revoked.")]
+    #[error("The key is revoked. Revocation is final; create another key.")]
     Revoked,
-    /// It has ended.
-    #[error("The key has expired.")]
+    /// The key has expired.
+    #[error("The key has expired. Create another key.")]
     Expired,
-    /// It is suspended; resume it first.
-    #[error("The key is suspended.")]
+    /// The key is suspended.
+    #[error("The key is suspended. Resume it first.")]
     Suspended,
-    /// It has a successor; rotate that one.
-    #[error("The key was rotated before; its successor can be rotated.")]
+    /// The key has a successor, which can be rotated instead.
+    #[error("The key is already rotated. Rotate its successor instead.")]
     AlreadyRotated,
 }
 
@@ -451,7 +451,7 @@ impl ApiKey {
         let later = |own: Timestamp| end.is_none_or(|end| end > own);
         if self.rotated_to.is_some() && self.grants.expires_at.is_some_and(later) {
             return Err(Invalid::new(
-                "cannot be later: the key was rotated, and its successor is there",
+                "must not be later than its current value, because the key is rotated",
             ));
         }
         self.grants.expires_at = end;
@@ -616,7 +616,10 @@ impl Overlap {
         if (0..=Self::MAX_SECONDS).contains(&seconds) {
             Ok(Self(SignedDuration::from_secs(seconds)))
         } else {
-            Err(Invalid::new(format!("must be 0 to {}", Self::MAX_SECONDS)))
+            Err(Invalid::new(format!(
+                "must be between 0 and {}",
+                Self::MAX_SECONDS
+            )))
         }
     }
 }

@@ -90,7 +90,8 @@ pub struct Actor {
     pub id: String,
 }
 
-/// What sort of caller did something.
+/// The type of an actor: `merchant` is a management token of the account, `operator` a management token with the role
+/// `operator`, `api_key` an API key, and `cli` the command line of the server.
 #[derive(
     Debug,
     Clone,
@@ -119,7 +120,7 @@ pub enum ActorKind {
     Operator,
     /// An API key.
     ApiKey,
-    /// Somebody at the server's command line.
+    /// The command line of the server.
     Cli,
 }
 
@@ -177,7 +178,7 @@ impl Target {
     }
 }
 
-/// What sort of thing something was done to.
+/// The type of the resource that a change is about.
 #[derive(
     Debug,
     Clone,

@@ -10,7 +10,9 @@ use crate::{
     spelling::{array, unknown_value},
 };
 
-/// One feature of a scoped key: a method and a path template.
+/// A feature of a scoped key: `tokens.list` allows `GET /tokens`, `tokens.retrieve` allows `GET /tokens/{id}`,
+/// `payment_data.list` allows `GET /tokens/{id}/payment-data`, `payment_data.forward` allows `POST /payment-data/{id}/forward`,
+/// and `cardholder_data.forward` allows `POST /forward`.
 #[derive(
     Debug,
     Clone,
@@ -88,7 +90,7 @@ impl Feature {
         }
         if features.is_empty() {
             return Err(Invalid::new(
-                "must not be empty; leave it out to have no such restriction",
+                "must not be empty; omit it to set no such restriction",
             ));
         }
         Ok(features)

@@ -19,7 +19,7 @@ use crate::{
 /// How many random characters end a key.
 pub const RANDOM_LEN: usize = 32;
 
-/// Which of the documented key systems a key belongs to.
+/// The family of a key: `commerce` (`ck_`), `application` (`ks_`), `secret` (`sk_`) or `publishable` (`pk_`).
 #[derive(
     Debug,
     Clone,
@@ -86,7 +86,7 @@ impl Family {
     }
 }
 
-/// Whether a key moves real money.
+/// The mode of a key: `live` for real payments, `test` for development.
 #[derive(
     Debug,
     Clone,

@@ -36,7 +36,7 @@ pub fn parse_outcome(code: &str) -> Result<Option<Denial>, Invalid> {
     match code.parse() {
         Ok(denial) if denial != Denial::UnknownKey => Ok(Some(denial)),
         _ => Err(Invalid::new(
-            "must be valid, or the code of a denial of a known key",
+            "must be `valid`, or a denial code other than `unknown_key`",
         )),
     }
 }

@@ -206,10 +206,13 @@ fn problem_of(error: &Error) -> Problem {
     let status = error.as_response_error().status_code();
     match status.as_u16() {
         404 => Problem::not_found(),
-        413 => Problem::new(ProblemCode::PayloadTooLarge, "The request is too large."),
+        413 => Problem::new(
+            ProblemCode::PayloadTooLarge,
+            "The request is too large. Send a smaller one.",
+        ),
         400..=499 => Problem::validation(vec![tollkey_core::FieldError {
             pointer: String::new(),
-            detail: "The request cannot be read.".to_owned(),
+            detail: "The request is malformed. Check its path, query and headers.".to_owned(),
         }]),
         _ => {
             tracing::error!(%error, "unexpected error of the web framework");
@@ -222,7 +225,12 @@ fn problem_of(error: &Error) -> Problem {
 fn unsaid<B>(response: &HttpResponse<B>) -> Option<Problem> {
     let silent = response.status() == StatusCode::NOT_FOUND
         && !response.headers().contains_key(header::CONTENT_TYPE);
-    silent.then(|| Problem::new(ProblemCode::NotFound, "There is nothing at this path."))
+    silent.then(|| {
+        Problem::new(
+            ProblemCode::NotFound,
+            "No resource exists at this path. Check the URL.",
+        )
+    })
 }
 
 /// The head of a problem, with the headers that belong to it. Its body is the surface's.

@@ -14,7 +14,7 @@ use tollkey_core::Problem;
 use tollkey_store::{Owner, Writer};
 
 pub(crate) use self::request::kept_since;
-use self::request::{Repeatable, Reservation, in_progress};
+use self::request::{Repeatable, Reservation};
 pub use self::{
     record::{Outcome, Record, Secret, StoredResponse},
     request::{IdempotencyKey, Place, Sealer},
@@ -107,7 +107,7 @@ pub async fn create<T: Send + 'static, R: Record<T> + Send + 'static>(
             let request = reservation.as_ref().map(|reservation| &reservation.request);
             if let Some(request) = request {
                 if !tx.reserve_answer(&request.id)? {
-                    return Err(in_progress());
+                    return Err(Problem::idempotency_in_progress());
                 }
                 // Another request may have been carried out since this one began.
                 if let Some(kept) = tx.kept_answer(&request.id, request.since())? {

@@ -10,7 +10,8 @@ use tollkey_verifier::{Known, RateStatus, Requester, Verdict};
 use super::{RequestParts, client_ip::client_ip, credential::credential, jwt};
 use crate::state::State;
 
-pub(super) const NEEDS_KEY: &str = "This needs an API key, not a management token.";
+pub(super) const NEEDS_KEY: &str =
+    "This operation requires an API key. Send an API key instead of a management token.";
 
 /// A credential that was verified.
 pub(super) enum Caller {
@@ -224,7 +225,7 @@ pub fn not_forwarded(request: &impl RequestParts, state: &State) -> Result<(), P
         names.any(|name| name == "forwarded" || name.as_str().starts_with("x-forwarded-"));
     if state.policy.development && is_forwarded {
         return Err(Problem::forbidden(
-            "Development mode takes no management requests that came through a proxy; configure a token source.",
+            "In development mode, the server rejects management requests with Forwarded or X-Forwarded-* headers. Connect to it directly, or configure management tokens.",
         ));
     }
     Ok(())

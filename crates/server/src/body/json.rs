@@ -78,7 +78,7 @@ fn malformed(error: &serde_json::Error) -> Problem {
         .map_or(message.as_str(), |(reason, _)| reason);
     Problem::new(
         ProblemCode::MalformedJson,
-        format!("Line {line}, column {column}: {reason}."),
+        format!("The body is not valid JSON at line {line}, column {column}: {reason}."),
     )
 }
 

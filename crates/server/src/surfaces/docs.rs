@@ -48,8 +48,12 @@ async fn file(state: web::Data<State>, path: web::Path<String>) -> HandlerResult
         tracing::error!(%error, "cannot serve a file of Swagger UI");
         Problem::internal()
     })?;
-    let file = found
-        .ok_or_else(|| Problem::new(ProblemCode::NotFound, "There is nothing at this path."))?;
+    let file = found.ok_or_else(|| {
+        Problem::new(
+            ProblemCode::NotFound,
+            "No resource exists at this path. Check the URL.",
+        )
+    })?;
     let mut response = HttpResponse::Ok();
     response.content_type(file.content_type);
     if file.gzpipped {

@@ -528,7 +528,7 @@ async fn wrong_input_stays_and_is_named() {
     browser
         .reads(
             "#name-error",
-            "An application of that name is there already.",
+            "The account already has an application with this name. Choose another name.",
         )
         .await;
     assert_eq!(browser.property("#name", "ariaInvalid").await, "true");
@@ -569,7 +569,7 @@ async fn a_session_that_is_over_leads_to_the_door_and_back() {
     browser
         .reads(
             "[role=alert]",
-            "The credential must not contain white space.",
+            "The credential contains white space. Remove it.",
         )
         .await;
     assert!(

@@ -801,7 +801,7 @@ async fn form_that_would_be_rejected_is_not_offered() {
             (&revoked, Some("Key revoked."), &[]),
             (
                 &rotated,
-                Some("The key was rotated before"),
+                Some("The key is already rotated."),
                 &["suspend", "revoke"],
             ),
             (&expired, Some("The key has expired."), &[]),

@@ -239,7 +239,7 @@ async fn gateway_warnings_name_the_request_and_a_plain_scope() {
         .iter()
         .map(|line| line["rule"].as_str().expect("a rule"))
         .collect();
-    let unnamed = "it names an unknown scope";
+    let unnamed = "the requirements have an unknown scope";
     assert_eq!(
         rules,
         [

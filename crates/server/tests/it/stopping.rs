@@ -73,7 +73,10 @@ async fn draining_server_responds_and_ends_each_connection() {
             }
             let reply = Call::new(address, "GET", "/readyz").await;
             assert_eq!((reply.code().as_str(), reply.status), ("unavailable", 503));
-            assert_eq!(reply.json()["detail"], "The server is stopping.");
+            assert_eq!(
+                reply.json()["detail"],
+                "The server is shutting down. Send the request to another replica."
+            );
         }
         let token = app.merchant("acme");
         let created = app

@@ -218,8 +218,8 @@ async fn what_breaks_a_rule_is_named_and_subscribes_nobody() {
         for (body, pointer, rule) in [
             (json!({}), "/subscriber", "is required"),
             (json!({"subscriber": "x"}), "/subscriber", "must be 32 hex digits"),
-            (json!({"subscriber": SUBSCRIBER, "cursor": "4"}), "/cursor", "must be a cursor as it was given"),
-            (json!({"subscriber": SUBSCRIBER, "wait_ms": 60001}), "/wait_ms", "must be 0 to 60000"),
+            (json!({"subscriber": SUBSCRIBER, "cursor": "4"}), "/cursor", "must be a cursor from an earlier response"),
+            (json!({"subscriber": SUBSCRIBER, "wait_ms": 60001}), "/wait_ms", "must be between 0 and 60000"),
             (json!({"subscriber": SUBSCRIBER, "lease": 1}), "/lease", "is unknown; did you mean `leave`?"),
             (
                 json!({"subscriber": SUBSCRIBER, "poll_id": "9F86D081884C7D65"}),
@@ -229,7 +229,7 @@ async fn what_breaks_a_rule_is_named_and_subscribes_nobody() {
             (
                 json!({"subscriber": SUBSCRIBER, "previous_poll_ids": ["9f86d081884c7d65"]}),
                 "/previous_poll_ids",
-                "requires poll_id",
+                "requires `/poll_id`",
             ),
             (
                 json!({
@@ -248,7 +248,7 @@ async fn what_breaks_a_rule_is_named_and_subscribes_nobody() {
             (
                 usage(json!({"key_id": key, "outcome": "unknown_key", "count": 1})),
                 "/usage/0/outcome",
-                "must be valid, or the code of a denial of a known key",
+                "must be `valid`, or a denial code other than `unknown_key`",
             ),
             (usage(json!({"key_id": key, "outcome": "valid", "count": 0})), "/usage/0/count", "must be at least 1"),
             (
