@@ -92,18 +92,9 @@ impl Denial {
     /// The title and the detail.
     fn texts(self) -> (&'static str, &'static str) {
         match self {
-            Self::UnknownKey => (
-                "Unknown key",
-                "The key is unknown. Check the key.",
-            ),
-            Self::Revoked => (
-                "Key revoked",
-                "The key is revoked. Use another key.",
-            ),
-            Self::Expired => (
-                "Key expired",
-                "The key has expired. Use another key.",
-            ),
+            Self::UnknownKey => ("Unknown key", "The key is unknown. Check the key."),
+            Self::Revoked => ("Key revoked", "The key is revoked. Use another key."),
+            Self::Expired => ("Key expired", "The key has expired. Use another key."),
             Self::Suspended => (
                 "Key suspended",
                 "The key is suspended. Resume it, or use another key.",

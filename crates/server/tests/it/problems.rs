@@ -148,7 +148,9 @@ async fn of_server(app: &App) -> Vec<Row> {
     let create = |path: &str, body| app.post(path, body).bearer(&token);
 
     let again = || create("/applications", json!({"name": "Third"}));
-    let repeated = again().header("idempotency-key", "EXAMPLE of a value").await;
+    let repeated = again()
+        .header("idempotency-key", "EXAMPLE of a value")
+        .await;
     assert_eq!(repeated.status, 201, "{repeated}");
     let mismatch = create("/applications", json!({"name": "Fourth"}));
     let sealing = ("TOLLKEY_SEALING_SECRET", "EXAMPLE0EXAMPLE0EXAMPLE0EXAMPLE0");
@@ -164,8 +166,7 @@ async fn of_server(app: &App) -> Vec<Row> {
 
     let poll = |id: &str, previous: &[&str]| {
         let subscriber = "0f1e2d3c4b5a69788796a5b4c3d2e1f0";
-        let body =
-            json!({"subscriber": subscriber, "poll_id": id, "previous_poll_ids": previous});
+        let body = json!({"subscriber": subscriber, "poll_id": id, "previous_poll_ids": previous});
         app.post("/sync", body).bearer(&service)
     };
     let (first, second) = ("00000000000000a1", "00000000000000a2");
@@ -187,7 +188,9 @@ async fn of_server(app: &App) -> Vec<Row> {
             .await,
         create(&keys, json!({"description": "d"})).await,
         app.delete(&revoke).bearer(&token).await,
-        app.get("/applications").bearer("eyEXAMPLE.eyEXAMPLE.EXAMPLE").await,
+        app.get("/applications")
+            .bearer("eyEXAMPLE.eyEXAMPLE.EXAMPLE")
+            .await,
         app.get("/applications").bearer(&key.text).await,
         app.get("/service-keys").bearer(&token).await,
         app.get("/whoami").bearer(&token).await,
@@ -195,15 +198,22 @@ async fn of_server(app: &App) -> Vec<Row> {
         app.get("/applications?account=globex").bearer(&token).await,
         app.get("/applications").bearer(&app.token(None, &[])).await,
         create("/api-keys", json!({"name": "n"})).await,
-        app.get("/authz/forward-auth?scope=nothing:read").bearer(&key.text).await,
+        app.get("/authz/forward-auth?scope=nothing:read")
+            .bearer(&key.text)
+            .await,
         app.get("/nothing").bearer(&token).await,
         app.call("PUT", "/applications").bearer(&token).await,
         create("/applications", json!({"name": "Web Store"})).await,
         unopened,
         poll("00000000000000b1", &[first]).await,
         create("/applications", json!({"name": "x".repeat(65_536)})).await,
-        app.call("POST", "/applications").bearer(&token).body("name=x").await,
-        mismatch.header("idempotency-key", "EXAMPLE of a value").await,
+        app.call("POST", "/applications")
+            .bearer(&token)
+            .body("name=x")
+            .await,
+        mismatch
+            .header("idempotency-key", "EXAMPLE of a value")
+            .await,
     ];
     replies.iter().map(of_reply).collect()
 }
