@@ -388,10 +388,19 @@ async fn an_unknown_scope_is_named_and_the_valid_ones_listed() {
             (json!(["links"]), "`links`; "),
             (json!(["links:read", "payments:read"]), "`payments:read`; "),
             (json!(["*"]), "`*`; "),
-            (json!(["link:read"]), "`link:read`; did you mean `links:read`? "),
+            (
+                json!(["link:read"]),
+                "`link:read`; did you mean `links:read`? ",
+            ),
             (json!(["events:write"]), "`events:write`; "),
-            (json!(["Links:Read"]), "`Links:Read`; did you mean `links:read`? "),
-            (json!([" links:read"]), "` links:read`; did you mean `links:read`? "),
+            (
+                json!(["Links:Read"]),
+                "`Links:Read`; did you mean `links:read`? ",
+            ),
+            (
+                json!([" links:read"]),
+                "` links:read`; did you mean `links:read`? ",
+            ),
             (json!([""]), "``; "),
         ] {
             let reply = app
