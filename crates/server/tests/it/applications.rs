@@ -205,7 +205,7 @@ async fn an_application_holds_twenty_keys_that_are_neither_revoked_nor_expired()
         x-content-type-options: nosniff
         x-request-id: req_01KDVDNA00PEY1B1FDHKH0P32S
 
-        {"type":"urn:tollkey:problem:application_key_limit_reached","title":"Maximum number of API keys reached","status":400,"detail":"The application has 3 keys that are neither revoked nor expired; revoke one first.","code":"application_key_limit_reached","request_id":"req_01KDVDNA00PEY1B1FDHKH0P32S"}
+        {"type":"urn:tollkey:problem:application_key_limit_reached","title":"Maximum number of API keys reached","status":400,"detail":"The application already has its maximum number of keys that are neither revoked nor expired (3). Revoke a key first.","code":"application_key_limit_reached","request_id":"req_01KDVDNA00PEY1B1FDHKH0P32S"}
         "#);
 
         let keys = app.get(&path).bearer(&token).await.json();

@@ -1618,7 +1618,7 @@ async fn an_account_has_as_many_usable_commerce_keys_as_the_setting_says() {
         x-content-type-options: nosniff
         x-request-id: req_01KDVDNA00PHGSG3NSVB3Y7GEW
 
-        {"type":"urn:tollkey:problem:key_limit_reached","title":"Maximum number of API keys reached","status":403,"detail":"The account can have at most 2 keys of this kind that are neither revoked nor expired. Revoke a key first.","code":"key_limit_reached","request_id":"req_01KDVDNA00PHGSG3NSVB3Y7GEW"}
+        {"type":"urn:tollkey:problem:key_limit_reached","title":"Maximum number of API keys reached","status":403,"detail":"The account already has its maximum number of keys of this kind that are neither revoked nor expired (2). Revoke a key first.","code":"key_limit_reached","request_id":"req_01KDVDNA00PHGSG3NSVB3Y7GEW"}
         "#);
         // A suspended key counts, a revoked one does not, an expired one neither.
         assert_eq!(act(app, &token, &second, "suspend").await.status, 200);

@@ -244,7 +244,103 @@ async fn all_problems_are_in_this_table() {
             }
             code = next(of);
         }
-        insta::assert_snapshot!(table, @"");
+        insta::assert_snapshot!(table, @r#"
+        validation_failed | 400 | The request is not valid
+            /name: must have 1 to 100 characters
+            /nmae: is unknown; did you mean `name`?
+            /scopes: unknown scope `link:read`; did you mean `links:read`? valid scopes are commerce, links:read, links:write, sessions:read, sessions:write, webhooks:read, webhooks:write, events:read, customers:read, customers:write
+            4 fields are invalid: /rate_limit/window_seconds, /name, /scopes, /rate_limit/limit
+            limit: must be between 1 and 1000
+            account: is required when an operator calls this operation
+        malformed_json | 400 | The body is not valid JSON
+            The body is not valid JSON at line 1, column 10: expected value.
+        multiple_credentials | 400 | More than one credential
+            The request has more than one credential. Send exactly one, in one header.
+        application_key_limit_reached | 400 | Maximum number of API keys reached
+            The application already has its maximum number of keys that are neither revoked nor expired (1). Revoke a key first.
+        key_already_revoked | 400 | The key is already revoked
+            The key is already revoked. Nothing was changed.
+        missing_credentials | 401 | A credential is required
+            Send a credential in the Authorization header with the scheme Bearer.
+            Send an API key in the Authorization header with the scheme Bearer.
+        invalid_token | 401 | The management token is not valid
+            The management token is invalid or has expired. Get a new token.
+        invalid_api_key | 401 | The API key is not valid
+            A placeholder was sent. Replace a variable such as $TOKEN with the credential.
+            The API key is unknown or revoked. Check the key, or use another one.
+        forbidden | 403 | Access denied
+            A test key cannot create live keys. Create a test key, or use a live key.
+            A key cannot create a key with a wider IP allowlist than its own. Use IP ranges within its own.
+            A key cannot create a key that expires later than itself. Choose an earlier expiration.
+            A key cannot create a key with a higher rate limit than its own. Choose a lower rate limit.
+            This operation requires a management token. Send a management token instead of a key.
+            This operation requires a management token with the role `operator`.
+            This operation requires an API key. Send an API key instead of a management token.
+            This operation requires a service key, a management token with the role `service`, or a secret key.
+            Only operators can use the query parameter `account`. Remove it.
+            The management token does not identify an account: its claim `account_id` is missing. Get a token with this claim.
+        scoped_keys_unavailable | 403 | Scoped keys are not available
+            Scoped keys are not available with the operating model `platform`. Remove the merchants and features of the key.
+        feature_unavailable | 403 | The feature is not available
+            The feature `tokens.list` is not available with the operating model `managed_ecosystem`. Remove it from the key.
+        key_limit_reached | 403 | Maximum number of API keys reached
+            The account already has its maximum number of keys of this kind that are neither revoked nor expired (1). Revoke a key first.
+        key_depth_limit_reached | 403 | Maximum key depth reached
+            A key with 3 ancestors cannot create keys. Create the key with a management token, or with an ancestor of this key.
+        invalid_requirement | 403 | The access requirement is not valid
+            The gateway's requirement is not valid. The log of the Tollkey server has the reason.
+        expired | 403 | Key expired
+            The key has expired. Use another key.
+        suspended | 403 | Key suspended
+            The key is suspended. Resume it, or use another key.
+        application_disabled | 403 | Application disabled
+            The key's application is disabled. Enable it, or use another key.
+        wrong_mode | 403 | Wrong mode
+            The key has the wrong mode. Use a live key for live requests and a test key for test requests.
+        ip_not_allowed | 403 | IP address not allowed
+            The client's IP address is not in the key's IP allowlist. Send the request from an allowed IP address.
+        route_not_allowed | 403 | Route not allowed
+            The key does not allow this method and path. Use a key that does.
+        merchant_not_allowed | 403 | Merchant not allowed
+            The key does not allow the merchant of this request. Check the merchant, or use another key.
+        insufficient_scope | 403 | Insufficient scope
+            The key lacks a required scope. Use a key with all required scopes.
+        not_found | 404 | Not found
+            The resource does not exist or belongs to another account. Check the ID.
+            No resource exists at this path. Check the URL.
+        method_not_allowed | 405 | Method not allowed
+            This path does not support the method of the request. Use one of GET, POST, HEAD.
+        request_timeout | 408 | The request timed out
+            The body did not arrive in time. Send the request again.
+        application_name_taken | 409 | The application name is already used
+            The account already has an application with this name. Choose another name.
+        key_revoked | 409 | The key is revoked
+            The key is revoked. Revocation is final; create another key.
+        key_expired | 409 | The key has expired
+            The key has expired. Create another key.
+        key_suspended | 409 | The key is suspended
+            The key is suspended. Resume it first.
+        key_already_rotated | 409 | The key is already rotated
+            The key is already rotated. Rotate its successor instead.
+        idempotency_in_progress | 409 | The first request is still running
+            The first request with this Idempotency-Key is still running. Try again later.
+        idempotency_replay_unavailable | 409 | The first response cannot be replayed
+            The first request succeeded, but its response cannot be decrypted: the sealing secret of the server was changed, or a newer release stored the response. Look up what the request created before you send another Idempotency-Key.
+        subscriber_id_shared | 409 | Another process uses this subscriber ID
+            Another process polls with this subscriber ID. Evict every cached key and continue with a new random ID.
+        payload_too_large | 413 | The body is too large
+            The body must have at most 65536 bytes.
+        unsupported_media_type | 415 | Unsupported media type
+            The Content-Type header must be application/json.
+        idempotency_mismatch | 422 | The Idempotency-Key was already used
+            This Idempotency-Key was already used with a different body. Send the same body, or another Idempotency-Key.
+        rate_limited | 429 | Too many requests
+            The key's rate limit is exceeded. Try again after the time in Retry-After.
+        internal_error | 500 | Internal server error
+            The server could not process the request. Try again; report the error to the operator if it persists.
+        unavailable | 503 | Temporarily unavailable
+            The service is temporarily unavailable. Try again later.
+        "#);
     })
     .await;
 }

@@ -377,7 +377,7 @@ async fn name_environment_and_access_are_required_and_of_their_kind() {
         x-content-type-options: nosniff
         x-request-id: req_01KDVDNA007YN2G8RB5BG00N8E
 
-        {"data":null,"error":{"code":"VALIDATION_ERROR","message":"3 fields are invalid: /name, /expiresAt, /allowedIps","details":{"code":"validation_failed","errors":[{"pointer":"/name","detail":"must have 1 to 100 characters"},{"pointer":"/expiresAt","detail":"must be in the future"},{"pointer":"/allowedIps","detail":"\"x\" is not a CIDR network such as 203.0.113.0/24"}]}},"meta":{"requestId":"req_01KDVDNA007YN2G8RB5BG00N8E","timestamp":"2026-01-01T00:00:00Z"}}
+        {"data":null,"error":{"code":"VALIDATION_ERROR","message":"3 fields are invalid: /name, /expiresAt, /allowedIps","details":{"code":"validation_failed","errors":[{"pointer":"/name","detail":"must have 1 to 100 characters"},{"pointer":"/expiresAt","detail":"must be in the future"},{"pointer":"/allowedIps","detail":"`x` is not in CIDR notation, such as 203.0.113.0/24"}]}},"meta":{"requestId":"req_01KDVDNA007YN2G8RB5BG00N8E","timestamp":"2026-01-01T00:00:00Z"}}
         "#);
         assert_eq!(data(app, KEYS, &token).await, Vec::<Value>::new());
         assert_eq!(data(app, AUDIT_LOG, &token).await, Vec::<Value>::new());

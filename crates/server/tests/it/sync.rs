@@ -244,7 +244,7 @@ async fn what_breaks_a_rule_is_named_and_subscribes_nobody() {
                 "/previous_poll_ids/0",
                 "must be 16 lower-case hex digits",
             ),
-            (usage(json!({"key_id": "x", "outcome": "valid", "count": 1})), "/usage/0/key_id", "not an id"),
+            (usage(json!({"key_id": "x", "outcome": "valid", "count": 1})), "/usage/0/key_id", "must be a valid ID"),
             (
                 usage(json!({"key_id": key, "outcome": "unknown_key", "count": 1})),
                 "/usage/0/outcome",

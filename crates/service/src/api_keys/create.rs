@@ -96,7 +96,7 @@ pub async fn create_for_application<R: Record<CreatedKey> + Send + 'static>(
         if account.count_usable(&application_id, key.created_at)? >= u64::from(limit) {
             return Err(Problem::new(
                 ProblemCode::ApplicationKeyLimitReached,
-                format!("The application already has the maximum of {limit} keys that are neither revoked nor expired. Revoke a key first."),
+                format!("The application already has its maximum number of keys that are neither revoked nor expired ({limit}). Revoke a key first."),
             ));
         }
         Ok(())

@@ -20,7 +20,7 @@ pub(super) fn check_limit(
         return Err(Problem::new(
             ProblemCode::KeyLimitReached,
             format!(
-                "The account can have at most {limit} keys of this kind that are neither revoked nor expired. Revoke a key first."
+                "The account already has its maximum number of keys of this kind that are neither revoked nor expired ({limit}). Revoke a key first."
             ),
         ));
     }
