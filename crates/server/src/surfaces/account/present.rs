@@ -154,7 +154,6 @@ pub(super) fn new_key(
             mode: body.environment,
             grants,
             metadata: metadata?,
-            ..NewKey::default()
         },
     ))
 }

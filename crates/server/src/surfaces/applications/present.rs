@@ -101,6 +101,5 @@ pub(super) fn new_key(
         mode: body.mode.unwrap_or_default(),
         grants,
         metadata: metadata?,
-        ..NewKey::default()
     })
 }
