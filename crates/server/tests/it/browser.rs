@@ -210,7 +210,7 @@ async fn a_first_key_from_the_printed_link_to_its_revocation() {
         "not before the secret is stored"
     );
     assert!(browser.has("[data-acknowledge]:focus").await);
-    let id = world.store_secret().await;
+    world.store_secret().await;
     assert_eq!(browser.text("h1").await, "Checkout server Test Active");
     assert!(
         !browser

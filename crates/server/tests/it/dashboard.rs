@@ -856,7 +856,7 @@ async fn form_that_would_be_rejected_is_not_offered() {
             .page(&format!("/dashboard/applications/{application}/disable"))
             .await;
         assert!(
-            page.contains("already disabled") && !page.contains("Disable application"),
+            page.contains("already disabled") && !page.contains("Disable application</button>"),
             "{page}"
         );
         let service_key = app.service_key().await.id;
